@@ -1,0 +1,1 @@
+"""Floor 2: the ext4 format, one file per structure; no behaviour."""

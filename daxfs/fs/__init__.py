@@ -1,0 +1,1 @@
+"""Floor 5: semantics; `FileSystem` is the one facade."""

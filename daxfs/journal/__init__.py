@@ -1,0 +1,1 @@
+"""Floor 3: atomicity; the jbd2 journal, its transactions and its recovery."""
