@@ -1,0 +1,158 @@
+"""Floor 2: the entries of a directory block.
+
+A linear directory block, and every leaf of an index, is a chain of entries whose ``rec_len`` leads to the
+next one and whose last one ends at the block's end, or, with metadata_csum, at a 12-byte tail that looks
+like an empty entry. Here are
+the layout, its checks and the checksum; which block to look in and where to insert is known to
+``structures/``. Callers: that floor, recovery and the tools.
+
+Entry: inode u32 0, rec_len u16 4, name_len u8 6, file_type u8 7, name at 8. Tail: det_reserved_zero1 u32 0,
+det_rec_len u16 4 (12), det_reserved_zero2 u8 6, det_reserved_ft u8 7 (0xDE), det_checksum u32 8.
+
+Sources: ``fs/ext4/ext4.h``, ``fs/ext4/dir.c`` (``__ext4_check_dir_entry``), ``fs/ext4/namei.c``,
+Documentation/filesystems/ext4/directory.rst.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from daxfs.errors import Corrupt
+from daxfs.ext4.checksum import Buffer, crc32c
+
+HEADER_SIZE = 8
+MIN_REC_LEN = 12  # an entry with a name of one byte
+TAIL_SIZE = 12
+EXT4_FT_DIR_CSUM = 0xDE
+
+FT_UNKNOWN = 0
+FT_REG_FILE = 1
+FT_DIR = 2
+FT_CHRDEV = 3
+FT_BLKDEV = 4
+FT_FIFO = 5
+FT_SOCK = 6
+FT_SYMLINK = 7
+
+_ENTRY = struct.Struct("<IHBB")
+_TAIL_HEAD = _ENTRY.pack(0, TAIL_SIZE, 0, EXT4_FT_DIR_CSUM)
+
+
+def space_needed(name_len: int) -> int:
+    """Bytes of an entry with a name of ``name_len`` bytes (EXT4_DIR_REC_LEN)."""
+    return name_len + 11 & ~3
+
+
+def decode_rec_len(raw: int, block_size: int) -> int:
+    """``rec_len`` in bytes; in 64 KiB blocks 0 and 65535 stand for the whole block."""
+    return block_size if block_size == 65536 and raw in (0, 65535) else raw
+
+
+def encode_rec_len(length: int) -> int:
+    """``rec_len`` as stored."""
+    return 65535 if length == 65536 else length
+
+
+def entries_end(block_size: int, metadata_csum: bool) -> int:
+    """Where the entries of a block end: at its end or at its tail."""
+    return block_size - TAIL_SIZE if metadata_csum else block_size
+
+
+def pack_entry(ino: int, rec_len: int, name: bytes, file_type: int) -> bytes:
+    """The bytes of an entry up to the end of its name (``rec_len`` may reach further)."""
+    return _ENTRY.pack(ino, rec_len, len(name), file_type) + name
+
+
+def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tuple[int, int, int, int, int]]:
+    """All entries of a block, the unused ones (inode 0) too: (offset, ino, rec_len, name_len, file_type).
+
+    Args:
+        buf: the block.
+        limit: where the entries end (``entries_end``).
+        where: names the block in the error.
+
+    Raises:
+        Corrupt: a ``rec_len`` is too small for the name, no multiple of 4, or leads past ``limit``.
+    """
+    unpack = _ENTRY.unpack_from
+    offset = 0
+    while offset < limit:
+        if limit - offset < HEADER_SIZE:
+            raise Corrupt("directory entry", f"{where}: no room for an entry at {offset}")
+        ino, rec_len, name_len, file_type = unpack(buf, offset)
+        if rec_len < 12 or rec_len & 3 or rec_len < name_len + 8 or rec_len > limit - offset:
+            raise _bad_entry(where, offset, rec_len, name_len)
+        yield offset, ino, rec_len, name_len, file_type
+        offset += rec_len
+
+
+def find(buf: Buffer, limit: int, name: bytes, where: str = "directory block") -> int:
+    """The offset of the used entry called ``name``, or -1.
+
+    A block without the name's bytes anywhere is dismissed by one memory search; only then the chain is
+    followed, as those bytes may also be in slack space or inside another name.
+
+    Raises:
+        Corrupt: as ``walk``, in the entries before the one found.
+    """
+    data = bytes(buf)
+    length = len(name)
+    candidate = data.find(name, HEADER_SIZE, limit)
+    if candidate < 0:
+        return -1
+    unpack = _ENTRY.unpack_from
+    offset = 0
+    while offset < limit:
+        if limit - offset < HEADER_SIZE:
+            raise Corrupt("directory entry", f"{where}: no room for an entry at {offset}")
+        ino, rec_len, name_len, _ = unpack(data, offset)
+        if rec_len < 12 or rec_len & 3 or rec_len < name_len + 8 or rec_len > limit - offset:
+            raise _bad_entry(where, offset, rec_len, name_len)
+        if name_len == length and ino and data.startswith(name, offset + HEADER_SIZE):
+            return offset
+        offset += rec_len
+        if offset > candidate:
+            candidate = data.find(name, offset, limit)
+            if candidate < 0:
+                return -1
+    return -1
+
+
+def _bad_entry(where: str, offset: int, rec_len: int, name_len: int) -> Corrupt:
+    return Corrupt(
+        "directory entry", f"{where}: rec_len {rec_len} at {offset} with a name of {name_len} bytes"
+    )
+
+
+# The tail
+
+
+def has_tail(buf: Buffer) -> bool:
+    """Whether the block's last 12 bytes are a checksum tail."""
+    return bytes(buf[-TAIL_SIZE : -TAIL_SIZE + HEADER_SIZE]) == _TAIL_HEAD
+
+
+def put_tail(buf: bytearray | memoryview) -> None:
+    """Store an empty tail; the checksum comes with ``seal_block``."""
+    size = len(buf)
+    buf[size - TAIL_SIZE : size] = _TAIL_HEAD + bytes(4)
+
+
+def verify_block(buf: Buffer, seed: int, where: str) -> None:
+    """Check the tail and the checksum of a block with entries; ``seed`` is the directory inode's.
+
+    Raises:
+        Corrupt: there is no tail, or its checksum is wrong.
+    """
+    if not has_tail(buf):
+        raise Corrupt("directory block without checksum tail", where)
+    view = memoryview(buf)
+    if crc32c(seed, view[:-TAIL_SIZE]) != int.from_bytes(view[-4:], "little"):
+        raise Corrupt("directory block checksum", where)
+
+
+def seal_block(buf: bytearray | memoryview, seed: int) -> None:
+    """Store the checksum of a block with entries and a tail; ``seed`` is the directory inode's."""
+    view = memoryview(buf)
+    view[-4:] = crc32c(seed, view[:-TAIL_SIZE]).to_bytes(4, "little")

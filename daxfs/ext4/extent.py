@@ -1,0 +1,272 @@
+"""Floor 2: the blocks of an extent tree.
+
+An extent block, and the 60 bytes of ``i_block`` that hold a tree's root, is an array of little-endian
+32-bit words: a header of three, then entries of three. All functions here take that array (``words``), so a
+lookup costs index operations and one C bisection. What a tree means, how it is walked, split and grown
+belongs to ``structures/``; callers are that floor and the tools.
+
+Word layout (offsets in bytes):
+
+- header: eh_magic u16 0, eh_entries u16 2 | eh_max u16 4, eh_depth u16 6 | eh_generation u32 8
+- leaf entry: ee_block u32 0 | ee_len u16 4, ee_start_hi u16 6 | ee_start_lo u32 8
+- index entry: ei_block u32 0 | ei_leaf_lo u32 4 | ei_leaf_hi u16 8, ei_unused u16 10
+- tail, after ``eh_max`` entries: et_checksum u32
+
+Sources: ``fs/ext4/ext4_extents.h``, ``fs/ext4/extents.c``, Documentation/filesystems/ext4/ifork.rst.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from typing import NamedTuple
+
+from daxfs.errors import Corrupt
+from daxfs.ext4.checksum import Buffer, crc32c
+
+EXT4_EXT_MAGIC = 0xF30A
+HEADER_SIZE = 12
+ENTRY_SIZE = 12
+TAIL_SIZE = 4
+ROOT_SIZE = 60
+HEADER_WORDS = 3
+ENTRY_WORDS = 3
+
+EXT_INIT_MAX_LEN = 1 << 15  # blocks of a written extent; exactly this many is still written
+EXT_UNWRITTEN_MAX_LEN = EXT_INIT_MAX_LEN - 1
+MAX_DEPTH = 5
+MAX_PBLK = (1 << 48) - 1
+
+_LEAF = struct.Struct("<IHHI")
+_INDEX = struct.Struct("<IIHH")
+
+
+class Extent(NamedTuple):
+    """``length`` logical blocks from ``lblk`` on ``length`` physical blocks from ``pblk`` (0: a hole)."""
+
+    lblk: int
+    pblk: int
+    length: int
+    unwritten: bool
+
+
+class Header(NamedTuple):
+    """The header of an extent block."""
+
+    eh_magic: int
+    eh_entries: int
+    eh_max: int
+    eh_depth: int
+    eh_generation: int
+
+
+def words(buf: Buffer) -> memoryview:
+    """The 32-bit words of a block or root (a multiple of 4 bytes); writable when ``buf`` is."""
+    return memoryview(buf).cast("B").cast("I")
+
+
+def capacity(size: int) -> int:
+    """Entries that fit ``size`` bytes of block or root (a block always has room left for the tail)."""
+    return (size - HEADER_SIZE) // ENTRY_SIZE
+
+
+def initialize(w: memoryview, depth: int, generation: int = 0) -> None:
+    """Make an empty node of ``depth`` (0: leaf); old entries are not cleared."""
+    w[0] = EXT4_EXT_MAGIC
+    w[1] = capacity(len(w) * 4) | depth << 16
+    w[2] = generation
+
+
+def header(w: memoryview) -> Header:
+    """The header's fields."""
+    first, second = w[0], w[1]
+    return Header(first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16, w[2])
+
+
+def entries(w: memoryview) -> int:
+    """How many entries are in use."""
+    count: int = w[0] >> 16
+    return count
+
+
+def set_entries(w: memoryview, count: int) -> None:
+    """Store the number of entries in use."""
+    w[0] = EXT4_EXT_MAGIC | count << 16
+
+
+def depth(w: memoryview) -> int:
+    """Levels below this node; 0 is a leaf."""
+    levels: int = w[1] >> 16
+    return levels
+
+
+def set_depth(w: memoryview, levels: int) -> None:
+    """Store the number of levels below this node."""
+    w[1] = (w[1] & 0xFFFF) | levels << 16
+
+
+def maximum(w: memoryview) -> int:
+    """Entries the node has room for."""
+    room: int = w[1] & 0xFFFF
+    return room
+
+
+def find(w: memoryview, lblk: int) -> int:
+    """The last entry (leaf or index) that begins at or before ``lblk``; -1 when all begin behind it."""
+    return bisect_right(w[3 : 3 + 3 * (w[0] >> 16) : 3], lblk) - 1
+
+
+# Leaf entries
+
+
+def leaf(w: memoryview, i: int) -> Extent:
+    """Leaf entry ``i``."""
+    at = 3 + 3 * i
+    middle = w[at + 1]
+    length = middle & 0xFFFF
+    pblk = w[at + 2] | middle >> 16 << 32
+    if length > EXT_INIT_MAX_LEN:
+        return Extent(w[at], pblk, length - EXT_INIT_MAX_LEN, True)
+    return Extent(w[at], pblk, length, False)
+
+
+def put_leaf(w: memoryview, i: int, lblk: int, pblk: int, length: int, unwritten: bool) -> None:  # noqa: PLR0917
+    """Store leaf entry ``i``; the number of entries stays as it is."""
+    at = 3 + 3 * i
+    w[at] = lblk
+    w[at + 1] = (length + EXT_INIT_MAX_LEN if unwritten else length) | pblk >> 32 << 16
+    w[at + 2] = pblk & 0xFFFFFFFF
+
+
+def leaves(w: memoryview) -> list[Extent]:
+    """All entries of a leaf."""
+    data = w.cast("B")[HEADER_SIZE : HEADER_SIZE + ENTRY_SIZE * (w[0] >> 16)]
+    return [
+        Extent(lblk, low | high << 32, length - 32768, True)
+        if length > 32768
+        else Extent(lblk, low | high << 32, length, False)
+        for lblk, length, high, low in _LEAF.iter_unpack(data)
+    ]
+
+
+# Index entries
+
+
+def index(w: memoryview, i: int) -> tuple[int, int]:
+    """Index entry ``i``: (first logical block, physical block of the node below)."""
+    at = 3 + 3 * i
+    return w[at], w[at + 1] | (w[at + 2] & 0xFFFF) << 32
+
+
+def put_index(w: memoryview, i: int, lblk: int, pblk: int) -> None:
+    """Store index entry ``i``; the number of entries stays as it is."""
+    at = 3 + 3 * i
+    w[at] = lblk
+    w[at + 1] = pblk & 0xFFFFFFFF
+    w[at + 2] = pblk >> 32
+
+
+def indexes(w: memoryview) -> list[tuple[int, int]]:
+    """All entries of an index node."""
+    data = w.cast("B")[HEADER_SIZE : HEADER_SIZE + ENTRY_SIZE * (w[0] >> 16)]
+    return [(lblk, low | high << 32) for lblk, low, high, _ in _INDEX.iter_unpack(data)]
+
+
+# Moving entries
+
+
+def open_gap(w: memoryview, i: int, count: int = 1) -> None:
+    """Move the entries from ``i`` on up by ``count``, which counts as used then; the caller checks the room."""
+    used = w[0] >> 16
+    start, end = 3 + 3 * i, 3 + 3 * used
+    w[start + 3 * count : end + 3 * count] = w[start:end]
+    w[0] = EXT4_EXT_MAGIC | used + count << 16
+
+
+def close_gap(w: memoryview, i: int, count: int = 1) -> None:
+    """Take the ``count`` entries from ``i`` out."""
+    used = w[0] >> 16
+    start, end = 3 + 3 * i, 3 + 3 * used
+    w[start : end - 3 * count] = w[start + 3 * count : end]
+    w[0] = EXT4_EXT_MAGIC | used - count << 16
+
+
+# Checks
+
+
+def check(w: memoryview, levels: int | None, blocks_count: int, where: str) -> None:
+    """Check a node's header and all its entries.
+
+    Args:
+        w: the node's words.
+        levels: the depth that the node must have; None for a root, which may have any up to ``MAX_DEPTH``.
+        blocks_count: of the file system; every block pointed to must be below.
+        where: names the node in the error.
+
+    Raises:
+        Corrupt: header out of bounds, entries empty, out of order or overlapping, blocks outside the file
+            system.
+    """
+    magic, used, room, found, _ = header(w)
+    if magic != EXT4_EXT_MAGIC:
+        raise Corrupt("extent header", f"{where}: magic {magic:#x}")
+    if found > MAX_DEPTH or (levels is not None and found != levels):
+        raise Corrupt("extent header", f"{where}: depth {found}, expected {levels}")
+    if not 0 < room <= capacity(len(w) * 4) or used > room:
+        raise Corrupt("extent header", f"{where}: {used} entries of {room}, {capacity(len(w) * 4)} fit")
+    if found:
+        _check_index(w, blocks_count, where)
+    else:
+        _check_leaf(w, blocks_count, where)
+
+
+def _check_leaf(w: memoryview, blocks_count: int, where: str) -> None:
+    free = 0  # first logical block that the entries so far leave free
+    for lblk, pblk, length, _ in leaves(w):
+        if not length or lblk < free or lblk + length > 0xFFFFFFFF:
+            raise Corrupt("extent entries", f"{where}: {length} blocks at {lblk}, {free} was free")
+        if not pblk or pblk + length > blocks_count:
+            raise Corrupt("extent entries", f"{where}: {length} blocks on {pblk} of {blocks_count}")
+        free = lblk + length
+
+
+def _check_index(w: memoryview, blocks_count: int, where: str) -> None:
+    previous = -1
+    for lblk, pblk in indexes(w):
+        if lblk <= previous:
+            raise Corrupt("extent index", f"{where}: block {lblk} comes after {previous}")
+        if not 0 < pblk < blocks_count:
+            raise Corrupt("extent index", f"{where}: node on {pblk} of {blocks_count}")
+        previous = lblk
+    if previous < 0:
+        raise Corrupt("extent index", f"{where}: a node with nodes below it has no entries")
+
+
+# The checksum of a block (roots have none of their own: the inode's covers them)
+
+
+def _tail(w: memoryview, where: str) -> int:
+    """The index of the word with the checksum."""
+    at: int = HEADER_WORDS + ENTRY_WORDS * (w[1] & 0xFFFF)
+    if at >= len(w):
+        raise Corrupt("extent header", f"{where}: {w[1] & 0xFFFF} entries leave no room for the checksum")
+    return at
+
+
+def verify_block(buf: Buffer, seed: int, where: str) -> None:
+    """Check the checksum of an extent block; ``seed`` is the inode's.
+
+    Raises:
+        Corrupt: it is wrong, or ``eh_max`` leaves no room for it.
+    """
+    w = words(buf)
+    at = _tail(w, where)
+    if crc32c(seed, w[:at]) != w[at]:
+        raise Corrupt("extent block checksum", where)
+
+
+def seal_block(buf: Buffer, seed: int) -> None:
+    """Store the checksum of an extent block; ``seed`` is the inode's."""
+    w = words(buf)
+    at = _tail(w, "block to be sealed")
+    w[at] = crc32c(seed, w[:at])

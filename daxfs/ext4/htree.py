@@ -1,0 +1,212 @@
+"""Floor 2: the index blocks of a hashed directory (htree).
+
+Block 0 of an indexed directory looks like a block with "." and ".." only; the index hides in the space of
+"..". Interior blocks look like one empty entry. Both end in an array of (hash, block) pairs whose first
+pair's hash is replaced by the array's limit and count, and, with metadata_csum, an 8-byte tail after the
+last possible pair. Functions take the block as 32-bit little-endian words and ``base``, the word where the
+array starts. Descending, splitting and choosing a hash belong to ``structures/``; callers are that floor
+and the tools.
+
+Sources: ``fs/ext4/namei.c`` (``dx_root``, ``dx_node``, ``dx_probe``, ``ext4_dx_csum``),
+Documentation/filesystems/ext4/directory.rst (hash tree directories).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+from daxfs.errors import Corrupt
+from daxfs.ext4.checksum import Buffer, crc32c
+from daxfs.ext4.limits import EXT4_HTREE_LEVEL, EXT4_HTREE_LEVEL_COMPAT
+
+ROOT_INFO_OFFSET = 24  # after the entries "." and ".." of 12 bytes each
+ROOT_INFO_SIZE = 8
+ROOT_BASE = 8  # word where the array of a root starts (byte 32)
+NODE_BASE = 2  # word where the array of a node starts (byte 8)
+ENTRY_SIZE = 8
+TAIL_SIZE = 8
+BLOCK_MASK = 0x0FFFFFFF
+
+_ZERO4 = bytes(4)
+
+
+class RootInfo(NamedTuple):
+    """``struct dx_root_info``."""
+
+    reserved_zero: int
+    hash_version: int
+    info_length: int
+    indirect_levels: int
+    unused_flags: int
+
+
+def words(buf: Buffer) -> memoryview:
+    """The 32-bit words of a block; writable when ``buf`` is."""
+    return memoryview(buf).cast("B").cast("I")
+
+
+def root_limit(block_size: int, metadata_csum: bool) -> int:
+    """Pairs that a root has room for."""
+    return (block_size - 4 * ROOT_BASE - (TAIL_SIZE if metadata_csum else 0)) // ENTRY_SIZE
+
+
+def node_limit(block_size: int, metadata_csum: bool) -> int:
+    """Pairs that an interior node has room for."""
+    return (block_size - 4 * NODE_BASE - (TAIL_SIZE if metadata_csum else 0)) // ENTRY_SIZE
+
+
+def root_info(w: memoryview, where: str, *, large_dir: bool = False) -> RootInfo:
+    """The checked parameters of a root.
+
+    Raises:
+        Corrupt: "." and ".." are not where a root has them, or a parameter is out of range.
+    """
+    size = len(w) * 4
+    if w[1] & 0xFFFF != 12 or w[4] & 0xFFFF != size - 12:
+        raise Corrupt("directory index root", f"{where}: rec_len {w[1] & 0xFFFF} and {w[4] & 0xFFFF}")
+    packed = w[7]
+    info = RootInfo(w[6], packed & 0xFF, packed >> 8 & 0xFF, packed >> 16 & 0xFF, packed >> 24)
+    levels = EXT4_HTREE_LEVEL if large_dir else EXT4_HTREE_LEVEL_COMPAT
+    if info.reserved_zero or info.info_length != ROOT_INFO_SIZE or info.unused_flags & 1:
+        raise Corrupt("directory index root", f"{where}: {info}")
+    if info.indirect_levels >= levels:
+        raise Corrupt("directory index root", f"{where}: {info.indirect_levels} levels")
+    return info
+
+
+def put_root_info(w: memoryview, hash_version: int, indirect_levels: int) -> None:
+    """Store the parameters of a root."""
+    w[6] = 0
+    w[7] = hash_version | ROOT_INFO_SIZE << 8 | indirect_levels << 16
+
+
+def initialize_node(w: memoryview, metadata_csum: bool) -> None:
+    """Make an interior node without pairs (count 0, the caller puts the first one in at once)."""
+    size = len(w) * 4
+    w[0] = 0
+    w[1] = size if size < 65536 else 65535
+    w[NODE_BASE] = node_limit(size, metadata_csum)
+
+
+def initialize_root(w: memoryview, hash_version: int, metadata_csum: bool, block: int) -> None:
+    """Make the index of a root whose "." and ".." are there already: no levels, one pair for ``block``."""
+    put_root_info(w, hash_version, 0)
+    w[ROOT_BASE] = root_limit(len(w) * 4, metadata_csum) | 1 << 16
+    w[ROOT_BASE + 1] = block
+
+
+def is_root(w: memoryview) -> bool:
+    """Whether the block has a root's two entries rather than a node's one (the checksum needs to know)."""
+    return w[1] & 0xFFFF == 12
+
+
+def is_node(w: memoryview) -> bool:
+    """Whether the block begins with a node's one empty entry."""
+    size = len(w) * 4
+    return w[0] == 0 and w[1] == (size if size < 65536 else 65535)
+
+
+def limit(w: memoryview, base: int) -> int:
+    """Pairs that the array has room for."""
+    room: int = w[base] & 0xFFFF
+    return room
+
+
+def count(w: memoryview, base: int) -> int:
+    """Pairs in use, the first included."""
+    used: int = w[base] >> 16
+    return used
+
+
+def set_count(w: memoryview, base: int, used: int) -> None:
+    """Store the number of pairs in use."""
+    w[base] = (w[base] & 0xFFFF) | used << 16
+
+
+def check(w: memoryview, base: int, metadata_csum: bool, where: str) -> None:
+    """Check the array of a root or node: limit and count fit the block, the hashes are in order.
+
+    Raises:
+        Corrupt: one of them is not so.
+    """
+    size = len(w) * 4
+    expected = root_limit(size, metadata_csum) if base == ROOT_BASE else node_limit(size, metadata_csum)
+    room, used = w[base] & 0xFFFF, w[base] >> 16
+    if room != expected or not 0 < used <= room:
+        raise Corrupt("directory index", f"{where}: {used} pairs of {room}, {expected} fit")
+    hashes = w[base + 2 : base + 2 * used : 2].tolist()
+    if hashes != sorted(hashes):
+        raise Corrupt("directory index", f"{where}: hashes are out of order")
+
+
+def find(w: memoryview, base: int, major: int) -> int:
+    """The pair whose block covers hash ``major``: the last one with a hash not above it."""
+    return bisect_right(w[base + 2 : base + 2 * (w[base] >> 16) : 2], major)
+
+
+def entry(w: memoryview, base: int, i: int) -> tuple[int, int]:
+    """Pair ``i``: (hash, logical block). The first pair covers all hashes from 0."""
+    at = base + 2 * i
+    return (w[at] if i else 0), w[at + 1] & BLOCK_MASK
+
+
+def put_block(w: memoryview, base: int, i: int, block: int) -> None:
+    """Store the block of pair ``i``."""
+    w[base + 2 * i + 1] = block
+
+
+def put_hash(w: memoryview, base: int, i: int, major: int) -> None:
+    """Store the hash of pair ``i`` > 0."""
+    w[base + 2 * i] = major
+
+
+def insert(w: memoryview, base: int, i: int, major: int, block: int) -> None:
+    """Put a pair in at ``i`` > 0; the caller has checked the room."""
+    used = w[base] >> 16
+    start, end = base + 2 * i, base + 2 * used
+    w[start + 2 : end + 2] = w[start:end]
+    w[start] = major
+    w[start + 1] = block
+    set_count(w, base, used + 1)
+
+
+# The checksum
+
+
+def _base(w: memoryview, where: str) -> int:
+    if is_node(w):
+        return NODE_BASE
+    if is_root(w):
+        return ROOT_BASE
+    raise Corrupt("directory index", f"{where}: neither root nor node")
+
+
+def _checksum(w: memoryview, seed: int, where: str) -> tuple[int, int]:
+    """(index of the checksum's word, the right value)."""
+    base = _base(w, where)
+    room, used = w[base] & 0xFFFF, w[base] >> 16
+    tail = base + 2 * room
+    if tail + 2 > len(w) or used > room:
+        raise Corrupt("directory index", f"{where}: {used} pairs of {room} leave no room for the checksum")
+    value = crc32c(seed, w[: base + 2 * used])
+    return tail + 1, crc32c(crc32c(value, w[tail : tail + 1]), _ZERO4)
+
+
+def verify_block(buf: Buffer, seed: int, where: str) -> None:
+    """Check the checksum of a root or node; ``seed`` is the directory inode's.
+
+    Raises:
+        Corrupt: it is wrong, or the block is no index block.
+    """
+    w = words(buf)
+    at, value = _checksum(w, seed, where)
+    if w[at] != value:
+        raise Corrupt("directory index checksum", where)
+
+
+def seal_block(buf: Buffer, seed: int) -> None:
+    """Store the checksum of a root or node; ``seed`` is the directory inode's."""
+    w = words(buf)
+    at, value = _checksum(w, seed, "block to be sealed")
+    w[at] = value
