@@ -1,0 +1,62 @@
+"""The two checksums of ext4: crc32c for everything under metadata_csum, crc16 for group descriptors under
+uninit_bg.
+
+Pure functions of bytes. The structures' own modules say what is covered and where the result is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crc32c import crc32c as _crc32c
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+
+Buffer = bytes | bytearray | memoryview
+_ONES = 0xFFFFFFFF
+
+
+def crc32c(seed: int, data: Buffer) -> int:
+    """Continue the crc32c ``seed`` over ``data``, without the inversions that the usual definition adds at
+    both ends.
+
+    That is the kernel's ``crc32c_le`` as ext4 and jbd2 use it: start with ``0xFFFFFFFF`` or with the result
+    of another call. ``data`` is any contiguous buffer; it is not copied.
+    """
+    return _crc32c(data, seed ^ _ONES) ^ _ONES
+
+
+def _crc16_table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ 0xA001 if value & 1 else value >> 1
+        table.append(value)
+    return tuple(table)
+
+
+_CRC16 = _crc16_table()
+
+
+def crc16(seed: int, data: Buffer) -> int:
+    """Continue the CRC-16 ``seed`` over ``data``: polynomial 0x8005, reflected, no inversions (lib/crc16.c)."""
+    table = _CRC16
+    for byte in bytes(data):
+        seed = seed >> 8 ^ table[(seed ^ byte) & 0xFF]
+    return seed
+
+
+def inode_seed(geometry: Geometry, ino: int, generation: int) -> int:
+    """The crc32c seed of everything that belongs to one inode: the slot itself, extent blocks, directory
+    blocks.
+
+    Source: ``ei->i_csum_seed`` in fs/ext4/inode.c.
+    """
+    return (
+        _crc32c(
+            ino.to_bytes(4, "little") + generation.to_bytes(4, "little"),
+            geometry.csum_seed ^ _ONES,
+        )
+        ^ _ONES
+    )

@@ -1,0 +1,377 @@
+"""The shape of a file system: every figure of the superblock that never changes while it is mounted, checked
+once.
+ ``Geometry.of`` is the gate through which untrusted superblocks pass: whatever it returns can be used in
+arithmetic without further checks. It reads no block but the superblock, and holds no counter that changes.
+Every floor above may use it.
+Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c, lib/ext2fs/openfs.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daxfs.errors import Corrupt, Unsupported
+from daxfs.ext4 import features
+from daxfs.ext4.checksum import crc32c
+from daxfs.ext4.features import Compat, Incompat, RoCompat
+from daxfs.ext4.superblock import (
+    EXT2_FLAGS_UNSIGNED_HASH,
+    EXT4_CRC32C_CHKSUM,
+    EXT4_DYNAMIC_REV,
+    EXT4_GOOD_OLD_FIRST_INO,
+    EXT4_GOOD_OLD_INODE_SIZE,
+    EXT4_SUPER_MAGIC,
+    Superblock,
+)
+
+SUPPORTED_BLOCK_SIZES = (1024, 2048, 4096)
+MAX_BLOCKS = 1 << 48
+MAX_LFS_FILESIZE = (1 << 63) - 1
+
+_DIRECT_BLOCKS = 12
+_MAX_DESC_SIZE = 1024
+_MAX_HASH_VERSION = 5
+_EXTRA_ISIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes in bytes or blocks as named; ``*_count`` and ``*_per_*`` are plain numbers."""
+
+    block_size: int
+    block_bits: int
+    blocks_count: int
+    first_data_block: int
+    blocks_per_group: int
+    clusters_per_group: int
+    cluster_bits: int
+    inodes_per_group: int
+    inodes_count: int
+    groups_count: int
+    inode_size: int
+    inodes_per_block: int
+    inode_blocks_per_group: int
+    desc_size: int
+    desc_per_block: int
+    desc_blocks: int
+    first_meta_bg: int
+    reserved_gdt_blocks: int
+    backup_groups: tuple[int, int]
+    compat: Compat
+    incompat: Incompat
+    ro_compat: RoCompat
+    metadata_csum: bool
+    gdt_csum: bool
+    csum_seed: int
+    uuid: bytes
+    is_64bit: bool
+    has_extents: bool
+    has_filetype: bool
+    has_journal: bool
+    has_dir_index: bool
+    has_dir_nlink: bool
+    has_huge_file: bool
+    has_large_dir: bool
+    has_meta_bg: bool
+    has_orphan_file: bool
+    has_project: bool
+    has_sparse_super: bool
+    has_sparse_super2: bool
+    flex_bg_size: int
+    first_ino: int
+    hash_version: int
+    hash_unsigned: bool
+    hash_seed: tuple[int, int, int, int]
+    want_extra_isize: int
+    max_extent_file_size: int
+    max_indirect_file_size: int
+    read_only_features: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sb: Superblock) -> Geometry:
+        """Read the shape of a file system from its superblock.
+
+        ``sb.verify()`` is a separate step: the checksum says whether it is damaged, this whether it makes
+        sense.
+
+        Raises:
+            Corrupt: A value is outside what the format allows.
+            Unsupported: Features or a block size that daxfs doesn't know. Unknown ro_compat features don't
+                raise; they are named in ``read_only_features``, and the file system must not be written to
+                while there are any.
+        """
+        _check_features(sb)
+        sizes = _sizes(sb)
+        groups = _groups(sb, sizes)
+        compat = Compat(sb.s_feature_compat)
+        incompat = Incompat(sb.s_feature_incompat)
+        ro_compat = RoCompat(sb.s_feature_ro_compat)
+        metadata_csum = bool(ro_compat & RoCompat.metadata_csum)
+        uuid = sb.s_uuid
+        seeded = bool(incompat & Incompat.metadata_csum_seed)
+        huge_file = bool(ro_compat & RoCompat.huge_file)
+        flex_bits = sb.s_log_groups_per_flex if incompat & Incompat.flex_bg else 0
+        return cls(
+            block_size=sizes.block_size,
+            block_bits=sizes.block_bits,
+            blocks_count=sb.blocks_count,
+            first_data_block=sb.s_first_data_block,
+            blocks_per_group=groups.blocks_per_group,
+            clusters_per_group=sb.s_clusters_per_group if sizes.cluster_bits else groups.blocks_per_group,
+            cluster_bits=sizes.cluster_bits,
+            inodes_per_group=groups.inodes_per_group,
+            inodes_count=sb.s_inodes_count,
+            groups_count=groups.count,
+            inode_size=sizes.inode_size,
+            inodes_per_block=sizes.block_size // sizes.inode_size,
+            inode_blocks_per_group=groups.inode_blocks,
+            desc_size=sizes.desc_size,
+            desc_per_block=sizes.block_size // sizes.desc_size,
+            desc_blocks=groups.desc_blocks,
+            first_meta_bg=groups.first_meta_bg,
+            reserved_gdt_blocks=sb.s_reserved_gdt_blocks,
+            backup_groups=(sb.s_backup_bgs_0, sb.s_backup_bgs_1),
+            compat=compat,
+            incompat=incompat,
+            ro_compat=ro_compat,
+            metadata_csum=metadata_csum,
+            gdt_csum=bool(ro_compat & RoCompat.uninit_bg) and not metadata_csum,
+            csum_seed=sb.s_checksum_seed if seeded else crc32c(0xFFFFFFFF, uuid),
+            uuid=uuid,
+            is_64bit=bool(incompat & Incompat.bit64),
+            has_extents=bool(incompat & Incompat.extent),
+            has_filetype=bool(incompat & Incompat.filetype),
+            has_journal=bool(compat & Compat.has_journal),
+            has_dir_index=bool(compat & Compat.dir_index),
+            has_dir_nlink=bool(ro_compat & RoCompat.dir_nlink),
+            has_huge_file=huge_file,
+            has_large_dir=bool(incompat & Incompat.large_dir),
+            has_meta_bg=bool(incompat & Incompat.meta_bg),
+            has_orphan_file=bool(compat & Compat.orphan_file),
+            has_project=bool(ro_compat & RoCompat.project),
+            has_sparse_super=bool(ro_compat & RoCompat.sparse_super),
+            has_sparse_super2=bool(compat & Compat.sparse_super2),
+            flex_bg_size=1 << flex_bits,
+            first_ino=sb.first_ino,
+            hash_version=sb.s_def_hash_version,
+            hash_unsigned=bool(sb.s_flags & EXT2_FLAGS_UNSIGNED_HASH),
+            hash_seed=sb.hash_seed,
+            want_extra_isize=_want_extra_isize(sb, sizes.inode_size),
+            max_extent_file_size=_max_extent_file_size(sizes.block_bits, huge_file),
+            max_indirect_file_size=_max_indirect_file_size(sizes.block_bits, huge_file),
+            read_only_features=features.unsupported_for_writing(sb),
+        )
+
+    def check_pool_size(self, size: int) -> None:
+        """Raise Corrupt when a pool of ``size`` bytes can't hold the file system (it was cut off)."""
+        needed = self.blocks_count << self.block_bits
+        if size < needed:
+            raise Corrupt("pool size", f"the file system needs {needed} bytes, the pool has {size}")
+
+    def group_of_inode(self, ino: int) -> int:
+        """The group whose table holds inode ``ino``; Corrupt when there is no such number."""
+        if not 0 < ino <= self.inodes_count:
+            raise Corrupt("inode number", f"{ino}, of {self.inodes_count}")
+        return (ino - 1) // self.inodes_per_group
+
+    def group_of_block(self, block: int) -> int:
+        """The group that block ``block`` lies in; Corrupt when there is no such block."""
+        if not self.first_data_block <= block < self.blocks_count:
+            raise Corrupt("block number", f"{block}, of {self.blocks_count}")
+        return (block - self.first_data_block) // self.blocks_per_group
+
+    def first_block(self, group: int) -> int:
+        """The first block of ``group``."""
+        return self.first_data_block + group * self.blocks_per_group
+
+    def blocks_in_group(self, group: int) -> int:
+        """Blocks of ``group``; the last one may be shorter than the others."""
+        first = self.first_data_block + group * self.blocks_per_group
+        return min(self.blocks_per_group, self.blocks_count - first)
+
+    def has_super(self, group: int) -> bool:
+        """Whether ``group`` starts with a copy of the superblock (``ext4_bg_has_super``)."""
+        if group == 0:
+            return True
+        if self.has_sparse_super2:
+            return group in self.backup_groups
+        if group == 1 or not self.has_sparse_super:
+            return True
+        return group % 2 == 1 and (_is_power(group, 3) or _is_power(group, 5) or _is_power(group, 7))
+
+    def descriptor_position(self, group: int) -> tuple[int, int]:
+        """Where the primary descriptor of ``group`` is kept: the block, and the byte in it (meta_bg too)."""
+        if not 0 <= group < self.groups_count:
+            raise Corrupt("group number", f"{group}, of {self.groups_count}")
+        index, slot = divmod(group, self.desc_per_block)
+        offset = slot * self.desc_size
+        # With 1 KiB blocks under bigalloc the first data block is 0, and yet the superblock is in block 1.
+        shift = 1 if index == 0 and self.cluster_bits and self.block_size == 1024 else 0
+        if not self.has_meta_bg or index < self.first_meta_bg:
+            return self.first_data_block + 1 + index + shift, offset
+        home = index * self.desc_per_block
+        return self.first_block(home) + self.has_super(home) + shift, offset
+
+    def base_blocks(self, group: int) -> int:
+        """Blocks at the start of ``group`` that hold the superblock and descriptors (or are reserved for
+        them).
+
+        Bitmaps and inode tables are not counted: flex_bg may put them anywhere. Source:
+        ``ext4_num_base_meta_blocks``.
+        """
+        has_super = self.has_super(group)
+        if not self.has_meta_bg or group < self.first_meta_bg * self.desc_per_block:
+            blocks = self.first_meta_bg if self.has_meta_bg else self.desc_blocks
+            return 1 + blocks + self.reserved_gdt_blocks if has_super else 0
+        slot = group % self.desc_per_block
+        return has_super + (slot in (0, 1, self.desc_per_block - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    block_size: int
+    block_bits: int
+    cluster_bits: int
+    inode_size: int
+    desc_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    count: int
+    blocks_per_group: int
+    inodes_per_group: int
+    inode_blocks: int
+    desc_blocks: int
+    first_meta_bg: int
+
+
+def _require(condition: bool, kind: str, found: object) -> None:
+    if not condition:
+        raise Corrupt(f"superblock {kind}", str(found))
+
+
+def _is_power(number: int, base: int) -> bool:
+    """Whether ``number`` is ``base`` to some power of at least 1; ``number`` is positive."""
+    power = base
+    while power < number:
+        power *= base
+    return power == number
+
+
+def _check_features(sb: Superblock) -> None:
+    _require(sb.s_magic == EXT4_SUPER_MAGIC, "magic", f"{sb.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
+    _require(sb.s_rev_level <= EXT4_DYNAMIC_REV, "revision", f"{sb.s_rev_level}, at most {EXT4_DYNAMIC_REV}")
+    refused = features.unsupported(sb)
+    if refused:
+        raise Unsupported(refused)
+    if sb.s_feature_ro_compat & RoCompat.metadata_csum:
+        _require(sb.s_checksum_type == EXT4_CRC32C_CHKSUM, "checksum type", sb.s_checksum_type)
+    if sb.s_feature_compat & Compat.dir_index:
+        _require(sb.s_def_hash_version <= _MAX_HASH_VERSION, "hash version", sb.s_def_hash_version)
+
+
+def _sizes(sb: Superblock) -> _Sizes:
+    block_size = sb.block_size
+    log_cluster = sb.s_log_cluster_size
+    _require(log_cluster <= 20, "cluster size", f"s_log_cluster_size {log_cluster}")
+    cluster_bits = log_cluster - sb.s_log_block_size
+    bigalloc = bool(sb.s_feature_ro_compat & RoCompat.bigalloc)
+    _require(
+        cluster_bits >= 0 if bigalloc else cluster_bits == 0, "cluster size", f"{1024 << log_cluster} bytes"
+    )
+    if block_size not in SUPPORTED_BLOCK_SIZES:
+        raise Unsupported([f"block_size_{block_size}"])
+    inode_size = sb.inode_size
+    _require(
+        EXT4_GOOD_OLD_INODE_SIZE <= inode_size <= block_size and inode_size & (inode_size - 1) == 0,
+        "inode size",
+        f"{inode_size} bytes, expected a power of two from 128 to {block_size}",
+    )
+    desc_size = sb.desc_size
+    smallest = 64 if sb.s_feature_incompat & Incompat.bit64 else 32
+    _require(
+        smallest <= desc_size <= _MAX_DESC_SIZE and desc_size & (desc_size - 1) == 0,
+        "descriptor size",
+        f"{desc_size} bytes, expected a power of two from {smallest} to {_MAX_DESC_SIZE}",
+    )
+    return _Sizes(block_size, block_size.bit_length() - 1, cluster_bits, inode_size, desc_size)
+
+
+def _groups(sb: Superblock, sizes: _Sizes) -> _Groups:
+    block_size, blocks, first = sizes.block_size, sb.blocks_count, sb.s_first_data_block
+    expected = 1 if block_size == 1024 and not sizes.cluster_bits else 0
+    _require(first == expected, "first data block", f"{first}, expected {expected}")
+    _require(first < blocks <= MAX_BLOCKS, "block count", blocks)
+
+    per_group, clusters = sb.s_blocks_per_group, sb.s_clusters_per_group
+    _require(
+        8 <= per_group >> sizes.cluster_bits <= 8 * block_size and per_group % 8 == 0,
+        "blocks per group",
+        f"{per_group}, a bitmap block covers {8 * block_size}",
+    )
+    if sizes.cluster_bits:
+        _require(per_group == clusters << sizes.cluster_bits, "clusters per group", clusters)
+    inodes, per_block = sb.s_inodes_per_group, block_size // sizes.inode_size
+    _require(
+        per_block <= inodes <= 8 * block_size and inodes % 8 == 0,
+        "inodes per group",
+        f"{inodes}, a bitmap block covers {8 * block_size}",
+    )
+    count = -(-(blocks - first) // per_group)
+    _require(
+        count * inodes == sb.s_inodes_count,
+        "inode count",
+        f"{sb.s_inodes_count}, expected {count} groups of {inodes}",
+    )
+    _require(EXT4_GOOD_OLD_FIRST_INO <= sb.first_ino <= sb.s_inodes_count, "first inode", sb.first_ino)
+    inode_blocks = -(-inodes // per_block)
+    _require(inode_blocks < min(per_group, blocks), "inode table", f"{inode_blocks} blocks in each group")
+    desc_per_block = block_size // sizes.desc_size
+    desc_blocks = -(-count // desc_per_block)
+    _require(desc_blocks < blocks, "descriptor blocks", desc_blocks)
+    _require(sb.s_reserved_gdt_blocks <= block_size // 4, "reserved GDT blocks", sb.s_reserved_gdt_blocks)
+    meta_bg = bool(sb.s_feature_incompat & Incompat.meta_bg)
+    _require(not meta_bg or sb.s_first_meta_bg <= desc_blocks, "first meta group", sb.s_first_meta_bg)
+    _require(
+        sb.s_log_groups_per_flex <= 31, "flex group size", f"s_log_groups_per_flex {sb.s_log_groups_per_flex}"
+    )
+    return _Groups(
+        count, per_group, inodes, inode_blocks, desc_blocks, sb.s_first_meta_bg if meta_bg else desc_blocks
+    )
+
+
+def _want_extra_isize(sb: Superblock, inode_size: int) -> int:
+    """Bytes of extra fields that new inodes get (``s_want_extra_isize`` of ``ext4_fill_super``)."""
+    room = inode_size - EXT4_GOOD_OLD_INODE_SIZE
+    if not room:
+        return 0
+    want = _EXTRA_ISIZE
+    if sb.s_feature_ro_compat & RoCompat.extra_isize:
+        want = max(want, sb.s_want_extra_isize, sb.s_min_extra_isize)
+    return want if want <= room and want % 4 == 0 else _EXTRA_ISIZE
+
+
+def _max_extent_file_size(block_bits: int, huge_file: bool) -> int:
+    """Bytes that an extent-mapped file can have (``ext4_max_size``)."""
+    size = 0xFFFFFFFF << block_bits
+    if not huge_file:
+        size = min(size, 0xFFFFFFFF >> (block_bits - 9) << block_bits)
+    return min(size, MAX_LFS_FILESIZE)
+
+
+def _max_indirect_file_size(block_bits: int, huge_file: bool) -> int:
+    """Bytes that a dense block-mapped file can have, indirect blocks counted (``ext4_max_bitmap_size``)."""
+    pointers = 1 << (block_bits - 2)
+    limit = (1 << 48) - 1 if huge_file else 0xFFFFFFFF >> (block_bits - 9)
+    data = _DIRECT_BLOCKS + pointers + pointers**2 + pointers**3
+    meta = 3 + 2 * pointers + pointers**2
+    if data + meta > limit:
+        rest = limit - _DIRECT_BLOCKS - pointers
+        if rest < pointers**2:
+            meta = 2 + -(-rest // pointers)
+        else:
+            rest -= pointers**2
+            meta = 3 + pointers + -(-rest // pointers) + -(-rest // pointers**2)
+        data = limit - meta
+    return min(data << block_bits, MAX_LFS_FILESIZE)
