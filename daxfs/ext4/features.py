@@ -121,11 +121,11 @@ def all_names(sb: Superblock) -> tuple[str, ...]:
     )
 
 
-def unsupported(sb: Superblock) -> tuple[str, ...]:
+def unsupported_incompat(sb: Superblock) -> tuple[str, ...]:
     """The names of the incompat features that refuse any mount."""
     return names(Incompat(sb.s_feature_incompat & ~SUPPORTED_INCOMPAT))
 
 
-def unsupported_for_writing(sb: Superblock) -> tuple[str, ...]:
+def unsupported_ro_compat(sb: Superblock) -> tuple[str, ...]:
     """The names of the ro_compat features that allow a read-only mount only."""
     return names(RoCompat(sb.s_feature_ro_compat & ~SUPPORTED_RO_COMPAT))

@@ -69,7 +69,7 @@ class Geometry:
     has_filetype: bool
     has_journal: bool
     has_dir_index: bool
-    has_dir_nlink: bool
+    dir_nlink: bool
     has_huge_file: bool
     has_large_dir: bool
     has_meta_bg: bool
@@ -143,7 +143,7 @@ class Geometry:
             has_filetype=bool(incompat & Incompat.filetype),
             has_journal=bool(compat & Compat.has_journal),
             has_dir_index=bool(compat & Compat.dir_index),
-            has_dir_nlink=bool(ro_compat & RoCompat.dir_nlink),
+            dir_nlink=bool(ro_compat & RoCompat.dir_nlink),
             has_huge_file=huge_file,
             has_large_dir=bool(incompat & Incompat.large_dir),
             has_meta_bg=bool(incompat & Incompat.meta_bg),
@@ -159,7 +159,7 @@ class Geometry:
             want_extra_isize=_want_extra_isize(sb, sizes.inode_size),
             max_extent_file_size=_max_extent_file_size(sizes.block_bits, huge_file),
             max_indirect_file_size=_max_indirect_file_size(sizes.block_bits, huge_file),
-            read_only_features=features.unsupported_for_writing(sb),
+            read_only_features=features.unsupported_ro_compat(sb),
         )
 
     def check_pool_size(self, size: int) -> None:
@@ -262,7 +262,7 @@ def _is_power(number: int, base: int) -> bool:
 def _check_features(sb: Superblock) -> None:
     _require(sb.s_magic == EXT4_SUPER_MAGIC, "magic", f"{sb.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
     _require(sb.s_rev_level <= EXT4_DYNAMIC_REV, "revision", f"{sb.s_rev_level}, at most {EXT4_DYNAMIC_REV}")
-    refused = features.unsupported(sb)
+    refused = features.unsupported_incompat(sb)
     if refused:
         raise Unsupported(refused)
     if sb.s_feature_ro_compat & RoCompat.metadata_csum:

@@ -92,7 +92,7 @@ class GroupDescriptor(Record):
         clusters = -(-geometry.blocks_in_group(group) >> geometry.cluster_bits)
         inodes = geometry.inodes_per_group
         if not (
-            self.free_blocks_count <= geometry.clusters_per_group
+            self.free_blocks_count <= clusters
             and self.free_inodes_count <= inodes
             and self.used_dirs_count <= inodes
             and self.itable_unused <= inodes
@@ -139,7 +139,7 @@ class GroupDescriptor(Record):
 
 
 class GroupDescriptor64(GroupDescriptor):
-    """The 64 bytes of the 64bit feature; a larger ``s_desc_size`` adds bytes that only the checksum covers."""
+    """The 64 bytes of the 64bit feature; a larger ``s_desc_size`` adds what only the checksum covers."""
 
     SIZE = 64
     __slots__ = ()

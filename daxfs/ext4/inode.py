@@ -126,7 +126,7 @@ _ATIME, _CTIME, _MTIME = 2, 3, 4
 _CTIME_EXTRA, _MTIME_EXTRA, _ATIME_EXTRA, _CRTIME, _CRTIME_EXTRA = 33, 34, 35, 36, 37
 
 
-def file_type(mode: int) -> int:
+def file_type_of_mode(mode: int) -> int:
     """The ``FT_*`` type for a directory entry of an inode with ``mode``."""
     return FILE_TYPE_OF_MODE[mode >> 12 & 15]
 
@@ -343,7 +343,7 @@ class InodeRecord(Record):
             seconds, nanoseconds = TIMESTAMP_MIN, 0
         words[index] = seconds & 0xFFFFFFFF
         if covered:
-            # The stored seconds are signed, so the epoch bits count the 2^32 s that lie between them and -2^31.
+            # Stored seconds are signed, so the epoch bits count the 2^32 s between them and the true ones.
             words[extra_index] = (seconds + 0x80000000) >> 32 | nanoseconds << 2
 
     @property
