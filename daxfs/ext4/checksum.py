@@ -40,7 +40,7 @@ _CRC16 = _crc16_table()
 
 
 def crc16(seed: int, data: Buffer) -> int:
-    """Continue the CRC-16 ``seed`` over ``data``: polynomial 0x8005, reflected, not inverted (lib/crc16.c)."""
+    """Continue CRC-16 ``seed`` over ``data``: polynomial 0x8005, reflected, no inversion (lib/crc16.c)."""
     table = _CRC16
     for byte in bytes(data):
         seed = seed >> 8 ^ table[(seed ^ byte) & 0xFF]

@@ -54,12 +54,12 @@ class GroupDescriptor(Record):
         """What ``bg_checksum`` must be; the record must be bound to all ``desc_size`` bytes."""
         number = group.to_bytes(4, "little")
         if geometry.metadata_csum:
-            content = bytearray(self.view)
+            content = bytearray(self.buffer)
             content[_CHECKSUM] = b"\0\0"
             return crc32c(crc32c(geometry.csum_seed, number), content) & 0xFFFF
-        view = self.view
-        head = crc16(crc16(crc16(0xFFFF, geometry.uuid), number), view[: _CHECKSUM.start])
-        return crc16(head, view[_CHECKSUM.stop :])
+        buffer = self.buffer
+        head = crc16(crc16(crc16(0xFFFF, geometry.uuid), number), buffer[: _CHECKSUM.start])
+        return crc16(head, buffer[_CHECKSUM.stop :])
 
     def verify(self, group: int, geometry: Geometry) -> None:
         """Check the checksum (where there is one) and every field against the geometry.

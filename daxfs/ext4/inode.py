@@ -190,13 +190,13 @@ class InodeRecord(Record):
             ValueError: ``offset`` is not aligned, or the buffer ends before the slot does.
         """
         size = geometry.inode_size
-        self.view = view = buf[offset : offset + size]
-        if offset & 3 or len(view) != size:
+        self.buffer = buffer = buf[offset : offset + size]
+        if offset & 3 or len(buffer) != size:
             raise ValueError(
                 f"an inode of {size} bytes cannot be bound at offset {offset} of {len(buf)} bytes"
             )
-        self.halves = halves = view.cast("H")
-        self.words = view.cast("I")
+        self.halves = halves = buffer.cast("H")
+        self.words = buffer.cast("I")
         self.geometry = geometry
         self.slot_size = size
         extra = halves[64] if size > GOOD_OLD_SIZE else 0
@@ -217,7 +217,7 @@ class InodeRecord(Record):
     @property
     def block_area(self) -> memoryview:
         """``i_block``: 60 bytes of extent root, block pointers, device number or short symlink target."""
-        return self.view[BLOCK_AREA]
+        return self.buffer[BLOCK_AREA]
 
     @property
     def size(self) -> int:
@@ -407,7 +407,7 @@ class InodeRecord(Record):
 
     def computed_checksum(self, ino: int, geometry: Geometry) -> int:
         """What ``stored_checksum`` must be (``ext4_inode_csum``)."""
-        content = bytearray(self.view)
+        content = bytearray(self.buffer)
         content[0x7C:0x7E] = b"\0\0"
         wide = self.extra_end >= 0x84
         if wide:

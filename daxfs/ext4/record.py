@@ -5,7 +5,7 @@ overlap, bounds) and every field becomes a ``property`` whose getter indexes a `
 made when the record was bound. A record copies nothing: it reads and writes the buffer it is bound to, be it
 the pool or a transaction's copy of a block. It knows nothing of checksums, journals or meaning; those live in
 the modules of the structures, the only callers of the declaring functions here. Every floor may bind records
-and read ``view``, ``halves`` and ``words`` directly in hot loops.
+and read ``buffer``, ``halves`` and ``words`` directly in hot loops.
  Casts are native-endian, so a little-endian machine is required (jbd2's big-endian records don't use this
 module).
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 if sys.byteorder != "little":
     raise ImportError("daxfs reads ext4 through native memory views and needs a little-endian machine")
 
-_VIEWS = {1: ("view", "B"), 2: ("halves", "H"), 4: ("words", "I"), 8: ("quads", "Q")}
+_VIEWS = {1: ("buffer", "B"), 2: ("halves", "H"), 4: ("words", "I"), 8: ("quads", "Q")}
 
 
 class FieldInfo(NamedTuple):
@@ -146,7 +146,7 @@ class Record:
     """A structure bound to memory; see the module.
 
     Attributes:
-        view: The bound bytes, format ``B``.
+        buffer: The bound bytes, format ``B``.
         halves, words, quads: The same bytes as u16, u32 and u64; only those that the fields of the class need
             exist.
     """
@@ -154,9 +154,9 @@ class Record:
     SIZE: ClassVar[int] = 0
     ALIGNMENT: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[FieldInfo, ...]] = ()
-    __slots__ = ("halves", "quads", "view", "words")
+    __slots__ = ("buffer", "halves", "quads", "words")
 
-    view: memoryview
+    buffer: memoryview
     halves: memoryview
     words: memoryview
     quads: memoryview
@@ -213,7 +213,7 @@ class Record:
 def _describe(name: str, item: _Declared) -> FieldInfo:
     if isinstance(item, RawField):
         return FieldInfo(
-            name, item.offset, item.size, f"bytes(self.view[{item.offset}:{item.offset + item.size}])"
+            name, item.offset, item.size, f"bytes(self.buffer[{item.offset}:{item.offset + item.size}])"
         )
     read = f"self.{_VIEWS[item.size][0]}[{item.offset // item.size}]"
     return FieldInfo(name, item.offset, item.size, read)
@@ -283,12 +283,12 @@ def _compile_joined(name: str, low: FieldInfo, high: FieldInfo | None) -> proper
 def _compile_binding(cls: type[Record], widths: set[int]) -> Callable[..., None]:
     """The ``__init__`` of ``cls``: one slice, and one cast for each width that its fields use."""
     casts = "".join(
-        f"    self.{_VIEWS[width][0]} = view.cast({_VIEWS[width][1]!r})\n" for width in sorted(widths - {1})
+        f"    self.{_VIEWS[width][0]} = buffer.cast({_VIEWS[width][1]!r})\n" for width in sorted(widths - {1})
     )
     return _function(
         f"def __init__(self, buf, offset=0, size={cls.SIZE}):\n"
-        f"    self.view = view = buf[offset : offset + size]\n"
-        f"    if offset & {cls.ALIGNMENT - 1} or len(view) < {cls.SIZE} or len(view) < size:\n"
+        f"    self.buffer = buffer = buf[offset : offset + size]\n"
+        f"    if offset & {cls.ALIGNMENT - 1} or len(buffer) < {cls.SIZE} or len(buffer) < size:\n"
         f"        raise ValueError('{cls.__name__} of %d bytes cannot be bound at offset %d of %d bytes'\n"
         f"                         % (size, offset, len(buf)))\n" + casts,
         "__init__",

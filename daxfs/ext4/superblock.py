@@ -250,7 +250,7 @@ class Superblock(Record):
 
     def computed_checksum(self) -> int:
         """What ``s_checksum`` must be (``ext4_superblock_csum``)."""
-        return crc32c(0xFFFFFFFF, self.view[:_CHECKSUM_OFFSET])
+        return crc32c(0xFFFFFFFF, self.buffer[:_CHECKSUM_OFFSET])
 
     def verify(self) -> None:
         """Check the magic number and, under metadata_csum, the checksum.
