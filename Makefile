@@ -1,0 +1,44 @@
+# Everything a user or CI runs. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint types floors check bench clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install what is missing: Debian packages (as root) and a virtual environment
+
+$(STAMP): pyproject.toml scripts/setup
+	@scripts/setup $(PYTHON) $(VENV)
+	@touch $@
+
+demo: setup ## the main job: a pool in /dev/shm, mounted, fio against it and against fuse2fs, e2fsck
+	@$(BIN)/python scripts/demo.py
+
+test: setup ## run all tests but the long sweeps
+	@$(BIN)/python -m pytest -m "not full" $(PYTEST)
+
+test-full: setup ## run all tests, the long sweeps too
+	@$(BIN)/python -m pytest --timeout=3600 $(PYTEST)
+
+lint: setup ## ruff: rules and formatting
+	@$(BIN)/ruff check daxfs tests scripts
+	@$(BIN)/ruff format --check daxfs tests scripts
+
+types: setup ## mypy --strict
+	@$(BIN)/mypy
+
+floors: setup ## import-linter: a module imports only from floors below its own
+	@$(BIN)/lint-imports
+
+check: lint types floors ## lint, types and floors
+
+bench: setup ## figures of docs/BENCHMARKS.md: data and metadata beside fuse2fs, mount time, directory sizes
+	@$(BIN)/python scripts/bench.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
