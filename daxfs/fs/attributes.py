@@ -1,0 +1,223 @@
+"""Attributes: stat, changes of mode, owner, size and times, extended attributes, ACLs, and who may access what.
+
+For a mount the kernel checks rights (default_permissions and POSIX ACLs); the functions here keep what is stored
+consistent: a mode and its ACL say the same, a change of owner drops set-id bits, times go where they belong.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+
+from daxfs.errors import FsError
+from daxfs.ext4 import acl
+from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
+from daxfs.fs import data
+from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
+from daxfs.fs.volume import Volume
+from daxfs.journal.transaction import Handle
+from daxfs.structures import inodes, xattrs
+from daxfs.structures.inodes import Inode
+
+CREDITS_INODE = 4
+CREDITS_XATTR = 12
+ACL_ACCESS = b"system.posix_acl_access"
+ACL_DEFAULT = b"system.posix_acl_default"
+ID_MAX = 0xFFFFFFFF
+
+
+def attributes_of(inode: Inode) -> Attributes:
+    """The attributes stored in the inode."""
+    return Attributes(
+        inode.number,
+        inode.mode,
+        inode.links_count,
+        inode.uid,
+        inode.gid,
+        inode.rdev if inode.mode & 0xF000 in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+        inode.size,
+        inode.blocks,
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
+        inode.crtime_ns,
+        inode.generation,
+        inode.flags,
+    )
+
+
+def read_attributes(volume: Volume, ino: int) -> Attributes:
+    """The attributes of an inode, with the times that wait for the commit."""
+    found = attributes_of(inodes.read(volume.view, ino))
+    node = volume.nodes.open.get(ino)
+    if node is not None and (node.mtime or node.atime or node.ctime):
+        found = found._replace(
+            atime_ns=node.atime or found.atime_ns,
+            mtime_ns=node.mtime or found.mtime_ns,
+            ctime_ns=node.ctime or found.ctime_ns,
+        )
+    return found
+
+
+def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Caller) -> Attributes:
+    """Apply the changes that are not None; everything but the size in one handle."""
+    if changes.size is not None:
+        data.truncate(volume, ino, changes.size, caller)
+    if any(value is not None for value in changes._replace(size=None)):
+        with volume.handle(CREDITS_XATTR) as tx:
+            inode = inodes.edit(tx, ino)
+            if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL) and not only_times(changes, inode):
+                raise FsError(errno.EPERM)
+            set_owner(inode, changes)
+            if changes.mode is not None:
+                set_mode(tx, inode, changes.mode)
+            set_times(volume, inode, changes)
+        volume.refresh(ino)
+    return read_attributes(volume, ino)
+
+
+def only_times(changes: SetAttributes, inode: Inode) -> bool:
+    """What an append-only inode still allows: setting its times to now comes as times only."""
+    return changes.mode is None and changes.uid is None and changes.gid is None and not inode.flags & EXT4_IMMUTABLE_FL
+
+
+def set_owner(inode: Inode, changes: SetAttributes) -> None:
+    """New owner or group; on a file that is no directory the set-id bits go with the old one (chown(2))."""
+    if changes.uid is None and changes.gid is None:
+        return
+    if changes.uid is not None:
+        inode.uid = changes.uid & ID_MAX
+    if changes.gid is not None:
+        inode.gid = changes.gid & ID_MAX
+    if changes.mode is None and not stat.S_ISDIR(inode.mode):
+        inode.mode = data.without_set_id(inode.mode)
+
+
+def set_mode(tx: Handle, inode: Inode, mode: int) -> None:
+    """New permission bits; an access ACL follows them (posix_acl_chmod in fs/posix_acl.c)."""
+    inode.mode = (inode.mode & 0xF000) | (mode & 0o7777)
+    if stat.S_ISLNK(inode.mode):
+        return
+    entries = xattrs.get_acl(tx, inode)
+    if entries is not None:
+        xattrs.set_acl(tx, inode, acl.chmod(entries, inode.mode))
+
+
+def set_times(volume: Volume, inode: Inode, changes: SetAttributes) -> None:
+    """New times; ctime is now unless it is given."""
+    if changes.atime_ns is not None:
+        inode.atime_ns = changes.atime_ns
+    if changes.mtime_ns is not None:
+        inode.mtime_ns = changes.mtime_ns
+    volume.nodes.drop_times(
+        inode.number, atime=changes.atime_ns is not None, mtime=changes.mtime_ns is not None, ctime=True
+    )
+    inode.ctime_ns = changes.ctime_ns if changes.ctime_ns is not None else time.time_ns()
+
+
+def check_xattr(inode: Inode, name: bytes) -> None:
+    """Which names may stand on which inodes (xattr(7)): ``user.`` only on files and directories."""
+    if len(name) > EXT4_NAME_LEN:
+        raise FsError(errno.ERANGE)
+    if name.startswith(b"user.") and not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)):
+        raise FsError(errno.EPERM)
+
+
+def get_xattr(volume: Volume, ino: int, name: bytes) -> bytes:
+    """The value of an extended attribute (ENODATA, EOPNOTSUPP). ACLs come in posix_acl_xattr form."""
+    inode = inodes.read(volume.view, ino)
+    if name.startswith(b"user.") and not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)):
+        raise FsError(errno.ENODATA)
+    return xattrs.get(volume.view, inode, name)
+
+
+def list_xattrs(volume: Volume, ino: int) -> list[bytes]:
+    """The names of all extended attributes."""
+    return xattrs.listing(volume.view, inodes.read(volume.view, ino))
+
+
+def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int) -> None:
+    """Set an extended attribute (flags XATTR_CREATE 1, XATTR_REPLACE 2); an access ACL also sets the mode."""
+    if len(value) > XATTR_SIZE_MAX:
+        raise FsError(errno.E2BIG)
+    with volume.handle(CREDITS_XATTR) as tx:
+        inode = inodes.edit(tx, ino)
+        check_xattr(inode, name)
+        refuse_protected(inode)
+        if name in (ACL_ACCESS, ACL_DEFAULT):
+            set_acl(tx, inode, name, value)
+        else:
+            xattrs.set(tx, inode, name, value, flags)
+        inode.ctime_ns = time.time_ns()
+    volume.nodes.drop_times(ino, ctime=True)
+
+
+def refuse_protected(inode: Inode) -> None:
+    """Immutable and append-only inodes keep their attributes."""
+    if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
+        raise FsError(errno.EPERM)
+
+
+def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes) -> None:
+    """Store an ACL; one that the mode says as well is not stored at all (posix_acl_update_mode)."""
+    if stat.S_ISLNK(inode.mode):
+        raise FsError(errno.EOPNOTSUPP)
+    entries = acl.from_wire(value)
+    if name == ACL_DEFAULT:
+        if not stat.S_ISDIR(inode.mode):
+            raise FsError(errno.EACCES)
+        xattrs.set_acl(tx, inode, entries, default=True)
+        return
+    if not entries:
+        xattrs.set_acl(tx, inode, None)
+        return
+    equivalent, permissions = acl.equiv_mode(entries)
+    inode.mode = (inode.mode & ~0o777) | permissions
+    xattrs.set_acl(tx, inode, None if equivalent else entries)
+
+
+def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
+    """Remove an extended attribute (ENODATA)."""
+    with volume.handle(CREDITS_XATTR) as tx:
+        inode = inodes.edit(tx, ino)
+        check_xattr(inode, name)
+        refuse_protected(inode)
+        xattrs.remove(tx, inode, name)
+        inode.ctime_ns = time.time_ns()
+    volume.nodes.drop_times(ino, ctime=True)
+
+
+def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
+    """Whether ``caller`` may read (4), write (2), execute (1): mode and ACL decide (acl_permission_check in fs/namei.c)."""
+    inode = inodes.read(volume.view, ino)
+    mode = inode.mode
+    if mask & 2 and (volume.read_only or inode.flags & EXT4_IMMUTABLE_FL):
+        return False
+    if caller.uid == 0:
+        return not mask & 1 or stat.S_ISDIR(mode) or bool(mode & 0o111)
+    groups = caller.groups | {caller.gid}
+    if caller.uid == inode.uid:
+        return mask & ~(mode >> 6) & 7 == 0
+    entries = None if stat.S_ISLNK(mode) else xattrs.get_acl(volume.view, inode)
+    if entries is not None:
+        return acl.permits(entries, inode.uid, inode.gid, caller.uid, groups, mask)
+    return mask & ~(mode >> 3 if inode.gid in groups else mode) & 7 == 0
+
+
+def statfs(volume: Volume) -> StatFs:
+    """Sizes and free space. Blocks freed in the running transaction count as free, since the commit returns them."""
+    geometry = volume.geometry
+    sb = volume.view.superblock()
+    free = sb.free_blocks_count + volume.pending_frees()
+    overhead = volume.overhead
+    return StatFs(
+        volume.block_size,
+        geometry.blocks_count - overhead,
+        free,
+        max(free - sb.reserved_blocks_count, 0),
+        geometry.inodes_count,
+        sb.s_free_inodes_count,
+        EXT4_NAME_LEN,
+    )

@@ -1,0 +1,335 @@
+"""File data: opening, reading, writing, cutting to size, making durable.
+
+Reads answer with a view of the pool; writes are one copy into it, flushed, and durable at the next fence. An overwrite
+of written blocks changes no metadata but the times, which wait for the commit. Everything else (holes, unwritten
+blocks, growth) goes through `write_piece`: one contiguous piece, one handle, so that a full pool leaves a short write
+and nothing half-done. New blocks are filled or zeroed before the handle that maps them can commit (ordered mode).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.fs.filemap import MAX_RUNS, FileMap
+from daxfs.fs.nodes import Node
+from daxfs.fs.types import Caller
+from daxfs.fs.volume import Volume
+from daxfs.structures import inodes, mapping, orphans
+from daxfs.structures.inodes import Inode
+from daxfs.structures.mapping import Extent
+
+if TYPE_CHECKING:
+    from daxfs.journal.view import View
+
+    Buffer = bytes | bytearray | memoryview
+
+CREDITS_PIECE = 32
+"""Blocks one piece of a write may change: a split at each level of the tree, bitmap, descriptor, inode, superblock."""
+CREDITS_CUT = 64
+BLOCKS_PER_CUT = 32
+SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+class OpenFile:
+    """An open file: its node, how it was opened and by whom."""
+
+    __slots__ = ("append", "caller", "flags", "ino", "node", "readable", "writable")
+
+    def __init__(self, node: Node, flags: int, caller: Caller) -> None:
+        access = flags & os.O_ACCMODE
+        self.node = node
+        self.ino = node.ino
+        self.flags = flags
+        self.caller = caller
+        self.append = bool(flags & os.O_APPEND)
+        self.readable = access != os.O_WRONLY
+        self.writable = access != os.O_RDONLY
+
+
+def open_file(volume: Volume, ino: int, flags: int, caller: Caller) -> OpenFile:
+    """Open an inode by number. O_TRUNC cuts a regular file to nothing (EISDIR, EROFS, EPERM as open(2))."""
+    inode = inodes.read(volume.view, ino)
+    wants_write = flags & os.O_ACCMODE != os.O_RDONLY
+    if wants_write or flags & os.O_TRUNC:
+        if stat.S_ISDIR(inode.mode):
+            raise FsError(errno.EISDIR)
+        volume.writable()
+        if inode.flags & EXT4_IMMUTABLE_FL:
+            raise FsError(errno.EPERM)
+        if inode.flags & EXT4_APPEND_FL and (flags & os.O_TRUNC or not flags & os.O_APPEND):
+            raise FsError(errno.EPERM)
+    node = volume.open_node(inode)
+    node.opens += 1
+    file = OpenFile(node, flags, caller)
+    if flags & os.O_TRUNC and stat.S_ISREG(inode.mode):
+        try:
+            truncate(volume, ino, 0, caller)
+        except BaseException:
+            node.opens -= 1
+            raise
+    return file
+
+
+def load_map(volume: Volume, node: Node) -> FileMap | None:
+    """The node's map, read from the extent tree; None when the file is in too many pieces to keep."""
+    inode = inodes.read(volume.view, node.ino)
+    mapped = FileMap()
+    bits = volume.block_bits
+    for count, run in enumerate(mapping.walk(volume.view, inode)):
+        if count >= MAX_RUNS:
+            return None
+        begin = run.lblk << bits
+        mapped.put(begin, begin + (run.length << bits), (run.pblk << bits) - begin, run.unwritten)
+    volume.nodes.remember_map(node, mapped)
+    return mapped
+
+
+def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
+    """Up to ``size`` bytes from ``offset``: a view of the pool where they lie together, else gathered bytes."""
+    if not file.readable:
+        raise FsError(errno.EBADF)
+    node = file.node
+    rest = node.size - offset
+    if rest <= 0:
+        return b""
+    size = min(size, rest)
+    if node.atime_due:
+        volume.touch_atime(node)
+    mapped = node.map or load_map(volume, node)
+    if mapped is not None:
+        run = mapped.find(offset)
+        if run is not None and offset + size <= run[1] and not run[3]:
+            start = offset + run[2]
+            return volume.memory[start : start + size]
+    return gather(volume, node, offset, size)
+
+
+def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
+    """The bytes [offset, offset + size) with zeros for holes and unwritten blocks."""
+    content = bytearray(size)
+    memory = volume.memory
+    for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
+        if not unwritten:
+            content[begin - offset : end - offset] = memory[begin + delta : end + delta]
+    return bytes(content)
+
+
+def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[tuple[int, int, int, bool]]:
+    """The mapped runs of the byte range, trimmed to it, in order."""
+    mapped = node.map
+    if mapped is None:
+        inode = inodes.read(volume.view, node.ino)
+        bits = volume.block_bits
+        for run in mapping.walk(volume.view, inode, begin >> bits, (end - 1) >> bits):
+            first = run.lblk << bits
+            last = first + (run.length << bits)
+            yield max(first, begin), min(last, end), (run.pblk << bits) - first, run.unwritten
+        return
+    position = begin
+    while position < end:
+        found = mapped.find(position)
+        if found is None:
+            following = mapped.next_begin(position)
+            if following is None:
+                return
+            position = following
+        else:
+            yield position, min(found[1], end), found[2], found[3]
+            position = found[1]
+
+
+def write(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> int:
+    """Write at ``offset`` (at the end with O_APPEND). Returns how much was written; ENOSPC only if nothing was."""
+    node = file.node
+    if not file.writable:
+        raise FsError(errno.EBADF)
+    if file.append:
+        offset = node.size
+    size = len(data)
+    end = offset + size
+    if end <= node.size and node.plain and not volume.read_only:
+        mapped = node.map or load_map(volume, node)
+        run = mapped.find(offset) if mapped is not None else None
+        if run is not None and end <= run[1] and not run[3]:
+            volume.pool.write(offset + run[2], data)
+            volume.touch_mtime(node)
+            return size
+    return write_slowly(volume, file, offset, data)
+
+
+def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> int:
+    """The write that changes metadata, piece by piece."""
+    node = file.node
+    size = len(data)
+    if offset + size > volume.max_size(node.ino):
+        size = max(volume.max_size(node.ino) - offset, 0)
+        if size == 0:
+            raise FsError(errno.EFBIG)
+    if not node.plain:
+        drop_set_id(volume, node, file.caller)
+    if node.map is None:
+        load_map(volume, node)
+    content = memoryview(data)
+    done = 0
+    while done < size:
+        try:
+            done += volume.retrying(write_piece, volume, file, offset + done, content[done:size])
+        except FsError as error:
+            if done and error.errno == errno.ENOSPC:
+                break
+            raise
+    return done
+
+
+def drop_set_id(volume: Volume, node: Node, caller: Caller) -> None:
+    """A write by anyone but the superuser takes the set-id bits away (file_remove_privs in fs/inode.c)."""
+    inode = inodes.read(volume.view, node.ino)
+    if inode.flags & EXT4_IMMUTABLE_FL:
+        raise FsError(errno.EPERM)
+    mode = inode.mode
+    if caller.uid == 0 or not mode & SET_ID:
+        return
+    kept = without_set_id(mode)
+    if kept != mode:
+        with volume.handle(4) as tx:
+            inodes.edit(tx, node.ino).mode = kept
+    volume.refresh_node(node)
+
+
+def without_set_id(mode: int) -> int:
+    """The mode less S_ISUID, and less S_ISGID where the group may execute (else that bit means locking)."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+
+
+def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -> int:
+    """Write the first contiguous piece of ``data`` in one handle; returns its length in bytes."""
+    node = file.node
+    bits, block_size = volume.block_bits, volume.block_size
+    end = offset + len(data)
+    lblk = offset >> bits
+    want = ((end - 1) >> bits) - lblk + 1
+    with volume.handle(CREDITS_PIECE, file.caller) as tx:
+        inode = inodes.edit(tx, node.ino)
+        run = mapping.lookup(tx, inode, lblk)
+        fresh = not run.pblk
+        if fresh:
+            run = mapping.allocate(tx, inode, lblk, min(want, run.length))
+        length = min(run.length, want)
+        stop = min((lblk + length) << bits, end)
+        delta = (run.pblk - lblk) << bits
+        if fresh or run.unwritten:
+            zero_edges(volume, delta, lblk << bits, (lblk + length) << bits, offset, stop)
+        if run.unwritten:
+            mapping.mark_written(tx, inode, lblk, length)
+        if offset > node.size:
+            zero_tail(volume, tx, inode, node.size)
+        volume.pool.write(offset + delta, data[: stop - offset])
+        inode.size = max(inode.size, stop)
+        inode.mtime_ns = inode.ctime_ns = time.time_ns()
+    node.size = max(node.size, stop)
+    node.mtime = node.ctime = 0
+    node.atime_due = volume.options.atime != "noatime"
+    if node.map is not None:
+        if len(node.map.runs) >= MAX_RUNS:
+            node.map = None
+        else:
+            node.map.put(lblk << bits, (lblk << bits) + length * block_size, delta, False)
+    return stop - offset
+
+
+def zero_edges(volume: Volume, delta: int, first: int, last: int, begin: int, end: int) -> None:
+    """Zero what a write to new blocks [first, last) leaves untouched before ``begin`` and from ``end`` on."""
+    if begin > first:
+        volume.pool.zero(first + delta, begin - first)
+    if end < last:
+        volume.pool.zero(end + delta, last - end)
+
+
+def zero_tail(volume: Volume, view: View, inode: Inode, size: int) -> None:
+    """The file is about to grow past ``size``: what lies behind its old end in the last block must read as zeros."""
+    rest = -size & (volume.block_size - 1)
+    if not rest:
+        return
+    run = mapping.lookup(view, inode, size >> volume.block_bits)
+    if run.pblk and not run.unwritten:
+        volume.pool.zero((run.pblk << volume.block_bits) + volume.block_size - rest, rest)
+
+
+def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
+    """Make the file ``size`` bytes long (EFBIG, EINVAL, EISDIR, EPERM). Blocks beyond are freed, growth is a hole."""
+    if size < 0:
+        raise FsError(errno.EINVAL)
+    inode = inodes.read(volume.view, ino)
+    if not stat.S_ISREG(inode.mode):
+        raise FsError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL)
+    if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
+        raise FsError(errno.EPERM)
+    if size > volume.max_size(ino):
+        raise FsError(errno.EFBIG)
+    shrinks = size < inode.size
+    now = time.time_ns()
+    node = volume.nodes.open.get(ino)
+    with volume.handle(CREDITS_CUT) as tx:
+        inode = inodes.edit(tx, ino)
+        if caller.uid != 0:
+            inode.mode = without_set_id(inode.mode)
+        if size > inode.size:
+            zero_tail(volume, tx, inode, inode.size)
+        inode.size = size
+        inode.mtime_ns = inode.ctime_ns = now
+        if shrinks:
+            first = (size + volume.block_size - 1) >> volume.block_bits
+            whole = mapping.remove(tx, inode, first, None, limit=BLOCKS_PER_CUT)
+            if not whole and ino not in volume.nodes.listed:
+                orphans.add(tx, ino)
+                volume.nodes.listed.add(ino)
+    if node is not None:
+        node.size = size
+        node.mtime = node.ctime = 0
+        node.map = None
+        volume.refresh_node(node)
+    if not shrinks:
+        return
+    if ino in volume.nodes.listed and ino not in volume.nodes.unlinked:
+        cut_blocks(volume, ino)
+        with volume.handle(8) as tx:
+            orphans.remove(tx, ino)
+        volume.nodes.listed.discard(ino)
+    if size & (volume.block_size - 1):
+        # The old bytes behind the new end go only when the new size is durable: a crash before that must find them.
+        volume.journal.commit()
+        zero_tail(volume, volume.view, inodes.read(volume.view, ino), size)
+
+
+def cut_blocks(volume: Volume, ino: int) -> None:
+    """Free every block beyond the inode's size, in as many handles as it takes."""
+    finished = False
+    while not finished:
+        with volume.handle(CREDITS_CUT) as tx:
+            inode = inodes.edit(tx, ino)
+            first = (inode.size + volume.block_size - 1) >> volume.block_bits
+            finished = mapping.remove(tx, inode, first, None, limit=BLOCKS_PER_CUT)
+
+
+def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
+    """Make the file's data and metadata durable; with ``data_only`` not its times (fdatasync)."""
+    if volume.read_only:
+        return
+    lazy = not data_only and ino in volume.nodes.lazy
+    if lazy or volume.journal.dirty:
+        volume.journal.commit()
+    else:
+        volume.journal.fence()
+
+
+def describe(volume: Volume, ino: int) -> list[Extent]:
+    """All extents of the file, in order (bounded by the tree)."""
+    return list(mapping.walk(volume.view, inodes.read(volume.view, ino)))

@@ -1,0 +1,75 @@
+"""The extents of one open file, held in DRAM as byte ranges so that a read or an overwrite finds its memory at once.
+
+A cache and nothing more: what it says is a copy of the extent tree, it is bounded (`MAX_RUNS` a file), and a file that
+has more pieces simply has no map and looks each block up. Whoever changes the tree tells the map (`put`, `cut`) or
+drops it. Offsets and lengths are in bytes; a pool offset is ``file offset + delta``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+MAX_RUNS = 8192
+"""More pieces than this are not worth a copy in DRAM (about 150 bytes each)."""
+
+Run = tuple[int, int, int, bool]
+"""``(begin, end, delta, unwritten)``: file bytes [begin, end) lie in the pool at the same offset plus delta."""
+
+
+class FileMap:
+    """Sorted, disjoint runs of one file. Gaps are holes."""
+
+    __slots__ = ("begins", "runs")
+
+    def __init__(self) -> None:
+        self.begins: list[int] = []
+        self.runs: list[Run] = []
+
+    def find(self, offset: int) -> Run | None:
+        """The run that contains the byte ``offset``, or None in a hole."""
+        index = bisect_right(self.begins, offset) - 1
+        if index < 0:
+            return None
+        run = self.runs[index]
+        return run if offset < run[1] else None
+
+    def next_begin(self, offset: int) -> int | None:
+        """Where the first run that begins after ``offset`` begins."""
+        index = bisect_right(self.begins, offset)
+        return self.begins[index] if index < len(self.begins) else None
+
+    def put(self, begin: int, end: int, delta: int, unwritten: bool) -> None:
+        """Say that [begin, end) is mapped so from now on, whatever was there; joined with its neighbours."""
+        begins, runs = self.begins, self.runs
+        if runs and begin >= runs[-1][1]:
+            index = len(runs)
+        else:
+            self.cut(begin, end)
+            index = bisect_left(begins, begin)
+        if index and runs[index - 1][1:] == (begin, delta, unwritten):
+            index -= 1
+            begin = begins[index]
+            del begins[index], runs[index]
+        if index < len(runs) and begins[index] == end and runs[index][2:] == (delta, unwritten):
+            end = runs[index][1]
+            del begins[index], runs[index]
+        begins.insert(index, begin)
+        runs.insert(index, (begin, end, delta, unwritten))
+
+    def cut(self, begin: int, end: int) -> None:
+        """Say that [begin, end) is a hole from now on."""
+        begins, runs = self.begins, self.runs
+        first = max(bisect_right(begins, begin) - 1, 0)
+        if first < len(runs) and runs[first][1] <= begin:
+            first += 1
+        last = bisect_left(begins, end)
+        if first >= last:
+            return
+        head, tail = runs[first], runs[last - 1]
+        kept: list[Run] = []
+        if head[0] < begin:
+            kept.append((head[0], begin, head[2], head[3]))
+        if tail[1] > end:
+            kept.append((end, tail[1], tail[2], tail[3]))
+        runs[first:last] = kept
+        begins[first:last] = [run[0] for run in kept]

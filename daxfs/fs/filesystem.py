@@ -1,0 +1,320 @@
+"""The facade: everything that can be done with a pool, mounted or not.
+
+`FileSystem` works on inode numbers and names in bytes, synchronously; each call is one whole operation. The FUSE
+sessions call it and so may any program (`paths.py` adds paths and file objects). It adds to the operations of this
+floor what they share: damage is recorded and turns the volume read-only, a full pool is asked once more after a commit,
+and with ``sync`` every change is durable when the call returns.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.fs import attributes, data, mounting, names, removal
+from daxfs.fs.data import OpenFile
+from daxfs.fs.nodes import Node
+from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, Options, SetAttributes, StatFs
+from daxfs.pmem.pool import Pool, open_pool
+from daxfs.structures import inodes
+
+if TYPE_CHECKING:
+    from daxfs.fs.volume import Volume
+
+P = ParamSpec("P")
+R = TypeVar("R")
+SUPERUSER = Caller()
+
+
+def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
+    """An operation that changes nothing: damage it meets is recorded."""
+
+    @wraps(method)
+    def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except Corrupt as error:
+            self.volume.report(error)
+            raise
+
+    return guarded
+
+
+def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
+    """An operation that changes the pool whole or not at all: asked again after a commit when the pool was full."""
+
+    @wraps(method)
+    def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
+        volume = self.volume
+        try:
+            try:
+                result = method(self, *args, **kwargs)
+            except FsError as error:
+                if error.errno != errno.ENOSPC or not volume.pending_frees():
+                    raise
+                volume.commit()
+                result = method(self, *args, **kwargs)
+        except Corrupt as error:
+            volume.report(error)
+            raise
+        if volume.options.sync:
+            volume.commit()
+        return result
+
+    return guarded
+
+
+class OpenDirectory:
+    """An open directory: listings may go on after any cookie as long as it is open."""
+
+    __slots__ = ("ino", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.ino = node.ino
+
+
+class FileSystem:
+    """An ext4 file system in a pool of persistent memory.
+
+    Example:
+        >>> with FileSystem.open("/dev/shm/pool") as fs:
+        ...     attributes = fs.lookup(ROOT_INO, b"lost+found")
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+
+    @classmethod
+    def open(cls, pool: str | os.PathLike[str] | Pool, options: Options | None = None) -> FileSystem:
+        """Open a pool by path, or one that is open already; replays its journal if the last user did not close it.
+
+        Raises:
+            PoolError: the path can't be opened as memory, or is in use.
+            FsError, Corrupt, Unsupported: what is in the pool is no ext4, damaged, or has unknown features.
+        """
+        options = options or Options()
+        opened = pool if isinstance(pool, Pool) else open_pool(os.fspath(pool), read_only=options.read_only)
+        try:
+            return cls(mounting.mount(opened, options))
+        except BaseException:
+            if opened is not pool:
+                opened.close()
+            raise
+
+    def __enter__(self) -> FileSystem:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit, mark the pool clean and give it back. Files still open are closed; views of it become invalid."""
+        try:
+            mounting.unmount(self.volume)
+        finally:
+            self.volume.memory = memoryview(b"")
+            self.volume.pool.close()
+
+    # Names
+
+    @reading
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        """Attributes of ``name`` in the directory ``parent``."""
+        return names.lookup(self.volume, parent, name)
+
+    @reading
+    def readlink(self, ino: int) -> bytes:
+        """The target of a symbolic link."""
+        return names.readlink(self.volume, ino)
+
+    @changing
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int = 0, caller: Caller = SUPERUSER) -> Attributes:
+        """Make a regular file, device node, FIFO or socket: the type bits of ``mode`` say which."""
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+            raise FsError(errno.EINVAL)
+        return names.make(self.volume, parent, name, mode, caller, rdev=rdev)
+
+    @changing
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller = SUPERUSER) -> Attributes:
+        """Make a directory."""
+        return names.make(self.volume, parent, name, stat.S_IFDIR | (mode & 0o7777), caller)
+
+    @changing
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller = SUPERUSER) -> Attributes:
+        """Make a symbolic link to ``target``."""
+        return names.make(self.volume, parent, name, stat.S_IFLNK | 0o777, caller, target=target)
+
+    @changing
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int = os.O_RDWR, caller: Caller = SUPERUSER
+    ) -> tuple[OpenFile, Attributes]:
+        """Make a regular file and open it (the open never fails on the mode just given)."""
+        made = names.make(self.volume, parent, name, stat.S_IFREG | (mode & 0o7777), caller)
+        return data.open_file(self.volume, made.ino, flags & ~os.O_TRUNC, caller), made
+
+    @changing
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        """One more name for an inode."""
+        return names.link(self.volume, ino, parent, name)
+
+    @changing
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Take a name away."""
+        names.unlink(self.volume, parent, name)
+
+    @changing
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Take an empty directory away."""
+        names.rmdir(self.volume, parent, name)
+
+    @changing
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        """renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE."""
+        names.rename(self.volume, parent, name, new_parent, new_name, flags)
+
+    # Attributes
+
+    @reading
+    def getattr(self, ino: int) -> Attributes:
+        """What stat(2) tells."""
+        return attributes.read_attributes(self.volume, ino)
+
+    @changing
+    def setattr(self, ino: int, changes: SetAttributes, caller: Caller = SUPERUSER) -> Attributes:
+        """Change mode, owner, group, size or times."""
+        return attributes.set_attributes(self.volume, ino, changes, caller)
+
+    @reading
+    def access(self, ino: int, mask: int, caller: Caller = SUPERUSER) -> bool:
+        """Whether ``caller`` may read (4), write (2) or execute (1)."""
+        return attributes.access(self.volume, ino, mask, caller)
+
+    @reading
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """The value of an extended attribute."""
+        return attributes.get_xattr(self.volume, ino, name)
+
+    @changing
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute."""
+        attributes.set_xattr(self.volume, ino, name, value, flags)
+
+    @reading
+    def listxattr(self, ino: int) -> list[bytes]:
+        """The names of the extended attributes."""
+        return attributes.list_xattrs(self.volume, ino)
+
+    @changing
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        attributes.remove_xattr(self.volume, ino, name)
+
+    @reading
+    def statfs(self) -> StatFs:
+        """Sizes and free space."""
+        return attributes.statfs(self.volume)
+
+    # Files
+
+    @reading
+    def open_file(self, ino: int, flags: int = os.O_RDONLY, caller: Caller = SUPERUSER) -> OpenFile:
+        """Open a file by inode number; `release` it when done."""
+        return data.open_file(self.volume, ino, flags, caller)
+
+    @reading
+    def release(self, file: OpenFile) -> None:
+        """Close an open file; the last close of a file without a name frees it."""
+        self.volume.close_node(file.node)
+        removal.collect(self.volume, file.ino)
+
+    def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
+        """Up to ``size`` bytes from ``offset``: a view of the pool's memory where they lie together, else bytes."""
+        try:
+            return data.read(self.volume, file, offset, size)
+        except Corrupt as error:
+            self.volume.report(error)
+            raise
+
+    def write(self, file: OpenFile, offset: int, content: bytes | bytearray | memoryview) -> int:
+        """Write at ``offset``, or at the end with O_APPEND; returns the number of bytes written."""
+        try:
+            written = data.write(self.volume, file, offset, content)
+        except Corrupt as error:
+            self.volume.report(error)
+            raise
+        if self.volume.options.sync:
+            self.volume.commit()
+        return written
+
+    @reading
+    def fsync(self, ino: int, datasync: bool = False) -> None:
+        """Make a file or directory durable."""
+        data.fsync(self.volume, ino, data_only=datasync)
+
+    @reading
+    def sync(self) -> None:
+        """Make everything durable."""
+        self.volume.commit()
+
+    # Directories
+
+    @reading
+    def opendir(self, ino: int) -> OpenDirectory:
+        """Open a directory; `releasedir` it when done."""
+        node = self.volume.open_node(names.read_directory_inode(self.volume, ino))
+        node.opens += 1
+        return OpenDirectory(node)
+
+    def readdir(self, directory: OpenDirectory, cookie: int = 0) -> Iterator[DirEntry]:
+        """The names strictly after ``cookie``; the iterator is valid until the next change of the file system."""
+        node = directory.node
+        if node.atime_due:
+            self.volume.touch_atime(node)
+        try:
+            yield from names.readdir(self.volume, directory.ino, cookie)
+        except Corrupt as error:
+            self.volume.report(error)
+            raise
+
+    @reading
+    def releasedir(self, directory: OpenDirectory) -> None:
+        """Close an open directory."""
+        self.volume.close_node(directory.node)
+        removal.collect(self.volume, directory.ino)
+
+    # References by number
+
+    def pin(self, ino: int) -> None:
+        """The inode is known by number to somebody (a FUSE lookup): it outlives its last name until `unpin`."""
+        self.volume.nodes.pin(ino)
+
+    @reading
+    def unpin(self, ino: int, count: int = 1) -> None:
+        """``count`` pins less (a FUSE forget)."""
+        self.volume.nodes.unpin(ino, count)
+        removal.collect(self.volume, ino)
+
+    def generation(self, ino: int) -> int:
+        """The inode's generation number: with the number it names a file for good."""
+        return inodes.read(self.volume.view, ino).generation
+
+    # Housekeeping
+
+    def tick(self) -> None:
+        """Commit when the commit interval has passed."""
+        self.volume.tick()
+
+    def abort(self, error: BaseException) -> None:
+        """Stop the journal after an unknown error; nothing is changed from then on."""
+        self.volume.abort(error)
+
+
+__all__ = ["ROOT_INO", "FileSystem", "OpenDirectory", "OpenFile"]

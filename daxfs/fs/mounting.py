@@ -1,0 +1,155 @@
+"""Making a volume of a pool, and a clean pool of a volume.
+
+Mounting checks the superblock, the features and the size, replays the journal, marks the pool as in use (the feature
+flag ``needs_recovery``) and frees the orphans; unmounting commits, empties the log and marks it clean. A pool that is
+refused is left as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt, FsError, Unsupported
+from daxfs.ext4 import features
+from daxfs.ext4.features import Incompat, RoCompat
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.superblock import Superblock
+from daxfs.fs import removal
+from daxfs.fs.types import Options
+from daxfs.fs.volume import Volume
+from daxfs.journal import recovery
+from daxfs.journal.journal import Journal
+from daxfs.journal.log import LogArea
+from daxfs.journal.view import PoolView, View
+from daxfs.structures import blocks, directories, inodes, mapping
+
+if TYPE_CHECKING:
+    from daxfs.pmem.pool import Pool
+
+log = logging.getLogger("daxfs.fs")
+
+SUPERBLOCK_OFFSET = 1024
+SUPERBLOCK_SIZE = 1024
+VALID_FS = 0x0001
+MIN_JOURNAL_BLOCKS = 1024
+
+
+def read_superblock(pool: Pool) -> Superblock:
+    """A checked copy of the pool's superblock."""
+    end = SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE
+    if pool.size < end:
+        raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: only {pool.size} bytes long")
+    sb = Superblock(memoryview(bytearray(pool.memory[SUPERBLOCK_OFFSET:end])))
+    if sb.s_magic != 0xEF53:
+        raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: no superblock magic (make one: daxfs mkfs)")
+    sb.verify()
+    return sb
+
+
+def write_superblock(pool: Pool, sb: Superblock) -> None:
+    """Put a superblock in place outside the journal: only while the log is empty."""
+    sb.s_wtime = int(time.time()) & 0xFFFFFFFF
+    sb.seal()
+    pool.write(SUPERBLOCK_OFFSET, bytes(sb.buffer))
+    pool.fence()
+
+
+def check_features(sb: Superblock, *, read_only: bool) -> bool:
+    """Refuse unknown incompatible features; returns whether unknown ro_compat features force a read-only mount."""
+    refused = features.unsupported_incompat(sb)
+    if refused:
+        raise Unsupported(refused)
+    unknown = features.unsupported_ro_compat(sb)
+    if unknown and not read_only:
+        log.warning("mounted read-only, unknown features: %s", " ".join(unknown))
+    return read_only or bool(unknown)
+
+
+def log_area(view: View, sb: Superblock) -> LogArea:
+    """Where the journal inode's blocks lie."""
+    if not sb.s_journal_inum or sb.s_journal_dev:
+        raise Unsupported(["journal on another device"])
+    inode = inodes.read(view, sb.s_journal_inum)
+    runs: list[tuple[int, int]] = []
+    expected = 0
+    total = inode.size >> view.geometry.block_bits
+    for extent in mapping.walk(view, inode, 0, total - 1):
+        if extent.lblk != expected:
+            raise Corrupt("journal inode has a hole", f"block {expected}")
+        runs.append((extent.pblk, extent.length))
+        expected += extent.length
+    if expected < MIN_JOURNAL_BLOCKS or expected < total:
+        raise Corrupt("journal too short", f"{expected} blocks")
+    return LogArea(runs)
+
+
+def mount(pool: Pool, options: Options) -> Volume:
+    """Mount the pool; raises FsError, Corrupt or Unsupported and changes nothing when it can't."""
+    sb = read_superblock(pool)
+    read_only = check_features(sb, read_only=options.read_only or pool.read_only)
+    geometry = Geometry.of(sb)
+    geometry.check_pool_size(pool.size)
+    view: View = PoolView(pool, geometry)
+    area = log_area(view, sb) if geometry.has_journal else None
+    if area is not None and sb.s_feature_incompat & Incompat.needs_recovery:
+        replay(pool, geometry, area)
+        sb = read_superblock(pool)
+        geometry = Geometry.of(sb)
+        view = PoolView(pool, geometry)
+    if read_only:
+        return Volume(pool, geometry, view, None, options)
+    mark_in_use(pool, sb, geometry, options)
+    journal = Journal.open(pool, geometry, area)
+    volume = Volume(pool, geometry, journal.view, journal, options)
+    journal.commit_hooks.extend((volume.write_times, lambda tx: removal.list_orphans(volume, tx), blocks.apply_frees))
+    journal.rollback_hooks.extend((volume.nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
+    found = removal.recover(volume)
+    if found:
+        log.info("%d orphaned inodes cleaned", found)
+        journal.commit()
+    return volume
+
+
+def replay(pool: Pool, geometry: Geometry, area: LogArea) -> None:
+    """Bring the pool to the state of its last commit."""
+    if pool.read_only:
+        raise FsError(errno.EROFS, f"{pool.path}: the journal needs replay and the pool can't be written")
+    report = recovery.replay(pool, geometry, area)
+    log.info("journal replayed: %s", report)
+    sb = read_superblock(pool)
+    sb.s_feature_incompat &= ~Incompat.needs_recovery
+    write_superblock(pool, sb)
+
+
+def mark_in_use(pool: Pool, sb: Superblock, geometry: Geometry, options: Options) -> None:
+    """The superblock of a mounted pool: recovery needed, one more mount (ext4_setup_super in fs/ext4/super.c)."""
+    sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
+    sb.s_mtime = int(time.time()) & 0xFFFFFFFF
+    if options.mountpoint:
+        sb.s_last_mounted = options.mountpoint.encode()[:63].ljust(64, b"\0")
+    if geometry.has_journal:
+        sb.s_feature_incompat |= Incompat.needs_recovery
+    else:
+        sb.s_state &= ~VALID_FS
+    if geometry.has_orphan_file:
+        sb.s_feature_ro_compat |= RoCompat.orphan_present
+    write_superblock(pool, sb)
+
+
+def unmount(volume: Volume) -> None:
+    """Commit, empty the log, mark the pool clean. After an abort the pool stays as it is, for recovery."""
+    if volume.aborted or volume.never_writable:
+        return
+    if not volume.read_only:
+        for ino in tuple(volume.nodes.unlinked):
+            volume.nodes.pins.pop(ino, None)
+            removal.free(volume, ino)
+    volume.journal.close()
+    sb = read_superblock(volume.pool)
+    sb.s_feature_incompat &= ~Incompat.needs_recovery
+    sb.s_feature_ro_compat &= ~RoCompat.orphan_present
+    sb.s_state |= VALID_FS
+    write_superblock(volume.pool, sb)

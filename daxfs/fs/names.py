@@ -1,0 +1,396 @@
+"""Names: looking up, making, linking, removing and renaming.
+
+Each function is one operation on the volume, done in one handle, so that it happens whole or not at all. Rights are the
+caller's business (the kernel checks them for a mount); the rules that the format and POSIX give to names are here.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from collections.abc import Iterator
+
+from daxfs.errors import FsError
+from daxfs.ext4 import acl
+from daxfs.ext4.inode import (
+    EXT4_APPEND_FL,
+    EXT4_FL_INHERITED,
+    EXT4_IMMUTABLE_FL,
+    EXT4_OTHER_FLMASK,
+    EXT4_REG_FLMASK,
+    file_type_of_mode,
+)
+from daxfs.ext4.limits import EXT4_LINK_MAX, EXT4_NAME_LEN, FAST_SYMLINK_MAX, symlink_max
+from daxfs.fs import removal
+from daxfs.fs.attributes import attributes_of, read_attributes
+from daxfs.fs.types import Attributes, Caller, DirEntry, RenameFlags
+from daxfs.fs.volume import Volume
+from daxfs.journal.transaction import Handle
+from daxfs.structures import directories, inodes, mapping, xattrs
+from daxfs.structures.directories import Entry
+from daxfs.structures.inodes import Inode
+
+CREDITS_NAME = 16
+"""Blocks that adding or removing a name may change: leaf, its split, two index levels, inodes, bitmap, descriptor."""
+CREDITS_CREATE = CREDITS_NAME + 12
+"""The same with a new inode, its first block and its attribute block."""
+
+
+def check_name(name: bytes) -> None:
+    """Refuse what can't be a directory entry's name. FUSE lets 256 bytes through, so the length is checked here."""
+    if len(name) > EXT4_NAME_LEN:
+        raise FsError(errno.ENAMETOOLONG)
+    if not name or b"/" in name or b"\0" in name:
+        raise FsError(errno.EINVAL, "a name must not be empty and must not contain a slash or a zero byte")
+
+
+def read_directory_inode(volume: Volume, ino: int) -> Inode:
+    """The directory's inode, or ENOTDIR."""
+    directory = inodes.read(volume.view, ino)
+    if not stat.S_ISDIR(directory.mode):
+        raise FsError(errno.ENOTDIR)
+    return directory
+
+
+def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
+    """Attributes of what ``name`` refers to (ENOENT, ENOTDIR, ENAMETOOLONG)."""
+    if len(name) > EXT4_NAME_LEN:
+        raise FsError(errno.ENAMETOOLONG)
+    entry = directories.find(volume.view, read_directory_inode(volume, parent), name)
+    if entry is None:
+        raise FsError(errno.ENOENT)
+    return read_attributes(volume, entry.ino)
+
+
+def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
+    """Names strictly after ``cookie`` (0: from the start), lazily; valid until the next change of the volume."""
+    for entry in directories.entries(volume.view, read_directory_inode(volume, ino), cookie):
+        yield DirEntry(*entry)
+
+
+def readlink(volume: Volume, ino: int) -> bytes:
+    """The target of a symbolic link (EINVAL for anything else)."""
+    inode = inodes.read(volume.view, ino)
+    if not stat.S_ISLNK(inode.mode):
+        raise FsError(errno.EINVAL)
+    size = inode.size
+    if inode.is_fast_symlink:
+        return bytes(inode.block_area[: min(size, FAST_SYMLINK_MAX)])
+    run = mapping.lookup(volume.view, inode, 0)
+    if size > volume.block_size or not run.pblk:
+        raise volume.corrupt("symbolic link without its block", f"inode {ino}")
+    return bytes(volume.view.block(run.pblk)[:size])
+
+
+def new_inode(tx: Handle, parent: Inode, mode: int, caller: Caller, now: int) -> tuple[Inode, acl.Inherited | None]:
+    """Allocate an inode below ``parent`` with owner, group, mode and default ACL as POSIX and ext4 give them."""
+    inherited = None
+    default = None if stat.S_ISLNK(mode) else xattrs.get_acl(tx, parent, default=True)
+    if default is not None:
+        inherited = acl.inherit(default, mode)
+        mode = inherited.mode
+    elif not stat.S_ISLNK(mode):
+        mode &= ~caller.umask
+    gid = caller.gid
+    if parent.mode & stat.S_ISGID:
+        gid = parent.gid
+        if stat.S_ISDIR(mode):
+            mode |= stat.S_ISGID
+    inode = inodes.allocate(tx, parent, mode)
+    inode.flags = inherited_flags(parent.flags, mode)
+    inode.uid = caller.uid
+    inode.gid = gid
+    inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = now
+    inode.links_count = 1
+    return inode, inherited
+
+
+def inherited_flags(flags: int, mode: int) -> int:
+    """The flags that a new inode takes from its directory (ext4_mask_flags in fs/ext4/ext4.h)."""
+    flags &= EXT4_FL_INHERITED
+    if stat.S_ISDIR(mode):
+        return flags
+    return flags & (EXT4_REG_FLMASK if stat.S_ISREG(mode) else EXT4_OTHER_FLMASK)
+
+
+def make(
+    volume: Volume,
+    parent: int,
+    name: bytes,
+    mode: int,
+    caller: Caller,
+    *,
+    rdev: int = 0,
+    target: bytes | None = None,
+) -> Attributes:
+    """Make a file, directory, symbolic link (to ``target``), device node, FIFO or socket: ``mode`` says which."""
+    check_name(name)
+    now = time.time_ns()
+    with volume.handle(CREDITS_CREATE, caller) as tx:
+        directory = edit_parent(tx, parent)
+        if directories.find(tx, directory, name) is not None:
+            raise FsError(errno.EEXIST)
+        if directory.links_count == 0:
+            raise FsError(errno.ENOENT)
+        inode, inherited = new_inode(tx, directory, mode, caller, now)
+        if stat.S_ISDIR(mode):
+            mapping.new_inode_map(tx, inode)
+            directories.create(tx, inode, parent)
+            inode.links_count = 2
+            add_link_for_subdirectory(volume, directory)
+        elif target is not None:
+            write_target(volume, tx, inode, target)
+        elif stat.S_ISREG(mode):
+            mapping.new_inode_map(tx, inode)
+        else:
+            inode.rdev = rdev
+        if inherited is not None:
+            xattrs.set_inherited(tx, inode, inherited)
+        directories.insert(tx, directory, name, inode.number, file_type_of_mode(mode))
+        directory.mtime_ns = directory.ctime_ns = now
+        return attributes_of(inode)
+
+
+def edit_parent(tx: Handle, ino: int) -> Inode:
+    """The directory that a name is added to or taken from, ready to be changed."""
+    directory = inodes.edit(tx, ino)
+    if not stat.S_ISDIR(directory.mode):
+        raise FsError(errno.ENOTDIR)
+    if directory.flags & EXT4_IMMUTABLE_FL:
+        raise FsError(errno.EPERM)
+    return directory
+
+
+def write_target(volume: Volume, tx: Handle, inode: Inode, target: bytes) -> None:
+    """Store a symbolic link's target: in the inode when it is short, else in one block."""
+    if not target:
+        raise FsError(errno.ENOENT)
+    if len(target) > symlink_max(volume.block_size):
+        raise FsError(errno.ENAMETOOLONG)
+    inode.size = len(target)
+    if len(target) <= FAST_SYMLINK_MAX:
+        inode.block_area[: len(target)] = target
+        return
+    mapping.new_inode_map(tx, inode)
+    run = mapping.allocate(tx, inode, 0, 1)
+    block = tx.create(run.pblk)
+    block[: len(target)] = target
+
+
+def add_link_for_subdirectory(volume: Volume, directory: Inode) -> None:
+    """One more ".." points at ``directory``; with dir_nlink a count of 1 means "too many to count"."""
+    links = directory.links_count
+    if links == 1 and volume.geometry.has_dir_nlink:
+        return
+    if links >= EXT4_LINK_MAX:
+        if not volume.geometry.has_dir_nlink:
+            raise FsError(errno.EMLINK)
+        directory.links_count = 1
+        return
+    directory.links_count = links + 1
+
+
+def drop_link_of_subdirectory(directory: Inode) -> None:
+    """One ".." less points at ``directory``; a count of 1 ("too many") stays."""
+    if directory.links_count > 2:
+        directory.links_count = directory.links_count - 1
+
+
+def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
+    """One more name for an inode that is not a directory (EPERM, EMLINK, EEXIST)."""
+    check_name(name)
+    now = time.time_ns()
+    with volume.handle(CREDITS_NAME) as tx:
+        directory = edit_parent(tx, parent)
+        inode = inodes.edit(tx, ino)
+        if stat.S_ISDIR(inode.mode) or inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
+            raise FsError(errno.EPERM)
+        if inode.links_count >= EXT4_LINK_MAX:
+            raise FsError(errno.EMLINK)
+        if inode.links_count == 0:
+            raise FsError(errno.ENOENT)
+        if directories.find(tx, directory, name) is not None:
+            raise FsError(errno.EEXIST)
+        directories.insert(tx, directory, name, ino, file_type_of_mode(inode.mode))
+        inode.links_count = inode.links_count + 1
+        inode.ctime_ns = directory.mtime_ns = directory.ctime_ns = now
+        volume.nodes.drop_times(ino, ctime=True)
+        return attributes_of(inode)
+
+
+def unlink(volume: Volume, parent: int, name: bytes) -> None:
+    """Take a name away; the inode goes with its last name, or when it is busy no more."""
+    now = time.time_ns()
+    with volume.handle(CREDITS_NAME) as tx:
+        directory = edit_parent(tx, parent)
+        entry = present(directories.find(tx, directory, name))
+        victim = inodes.edit(tx, entry.ino)
+        if stat.S_ISDIR(victim.mode):
+            raise FsError(errno.EISDIR)
+        refuse_protected(directory, victim)
+        directories.remove(tx, directory, name)
+        directory.mtime_ns = directory.ctime_ns = now
+        drop_name(volume, tx, victim, now)
+    removal.collect(volume, entry.ino)
+
+
+def present(entry: Entry | None) -> Entry:
+    """The entry, or ENOENT."""
+    if entry is None:
+        raise FsError(errno.ENOENT)
+    return entry
+
+
+def refuse_protected(directory: Inode, victim: Inode) -> None:
+    """Names of immutable and append-only inodes, or in append-only directories, stay (may_delete in fs/namei.c)."""
+    if directory.flags & EXT4_APPEND_FL or victim.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
+        raise FsError(errno.EPERM)
+
+
+def drop_name(volume: Volume, tx: Handle, victim: Inode, now: int) -> None:
+    """One name of ``victim`` is gone; a directory (already empty) goes whole."""
+    victim.ctime_ns = now
+    volume.nodes.drop_times(victim.number, ctime=True)
+    if stat.S_ISDIR(victim.mode):
+        victim.links_count = 0
+        victim.size = 0
+    elif victim.links_count > 0:
+        victim.links_count = victim.links_count - 1
+    if victim.links_count == 0:
+        removal.orphan(volume, tx, victim)
+
+
+def rmdir(volume: Volume, parent: int, name: bytes) -> None:
+    """Take an empty directory away (ENOTEMPTY, ENOTDIR)."""
+    if name == b".":
+        raise FsError(errno.EINVAL)
+    if name == b"..":
+        raise FsError(errno.ENOTEMPTY)
+    now = time.time_ns()
+    with volume.handle(CREDITS_NAME) as tx:
+        directory = edit_parent(tx, parent)
+        entry = present(directories.find(tx, directory, name))
+        victim = inodes.edit(tx, entry.ino)
+        if not stat.S_ISDIR(victim.mode):
+            raise FsError(errno.ENOTDIR)
+        if not directories.is_empty(tx, victim):
+            raise FsError(errno.ENOTEMPTY)
+        refuse_protected(directory, victim)
+        directories.remove(tx, directory, name)
+        drop_link_of_subdirectory(directory)
+        directory.mtime_ns = directory.ctime_ns = now
+        drop_name(volume, tx, victim, now)
+    removal.collect(volume, entry.ino)
+
+
+def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    """renameat2(2): replace, NOREPLACE or EXCHANGE (EINVAL for other flags)."""
+    check_name(new_name)
+    if flags not in (0, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE):
+        raise FsError(errno.EINVAL)
+    if name in (b".", b"..") or new_name in (b".", b".."):
+        raise FsError(errno.EBUSY)
+    replaced = 0
+    with volume.handle(2 * CREDITS_NAME) as tx:
+        source = edit_parent(tx, parent)
+        destination = source if new_parent == parent else edit_parent(tx, new_parent)
+        old = present(directories.find(tx, source, name))
+        new = directories.find(tx, destination, new_name)
+        if flags == RenameFlags.NOREPLACE and new is not None:
+            raise FsError(errno.EEXIST)
+        if flags == RenameFlags.EXCHANGE:
+            exchange(volume, tx, source, old, destination, present(new))
+        elif new is None or new.ino != old.ino:
+            replaced = move(volume, tx, source, old, destination, new_name, new)
+    if replaced:
+        removal.collect(volume, replaced)
+
+
+def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
+    """A directory can't move below itself (EINVAL): walk up from the destination, bounded by the number of inodes."""
+    current = destination
+    for _ in range(volume.geometry.inodes_count):
+        if current == moved:
+            raise FsError(errno.EINVAL)
+        above = directories.parent(volume.view, read_directory_inode(volume, current))
+        if above == current:
+            return
+        current = above
+    raise volume.corrupt("directories form a loop", f"inode {destination}")
+
+
+def move(
+    volume: Volume,
+    tx: Handle,
+    source: Inode,
+    old: Entry,
+    destination: Inode,
+    new_name: bytes,
+    new: Entry | None,
+) -> int:
+    """Give ``old`` its new place; what stood there loses its name. Returns the inode replaced, or 0."""
+    now = time.time_ns()
+    crosses = source.number != destination.number
+    if destination.links_count == 0:
+        raise FsError(errno.ENOENT)
+    inode = inodes.edit(tx, old.ino)
+    is_directory = stat.S_ISDIR(inode.mode)
+    refuse_protected(source, inode)
+    if is_directory and crosses:
+        refuse_loop(volume, old.ino, destination.number)
+    if new is not None:
+        victim = inodes.edit(tx, new.ino)
+        replace_checks(tx, is_directory, destination, victim)
+        directories.replace(tx, destination, new_name, old.ino, old.file_type)
+        if is_directory:
+            drop_link_of_subdirectory(destination)
+        drop_name(volume, tx, victim, now)
+    else:
+        directories.insert(tx, destination, new_name, old.ino, file_type_of_mode(inode.mode))
+    directories.remove(tx, source, old.name)
+    if is_directory and crosses:
+        drop_link_of_subdirectory(source)
+        add_link_for_subdirectory(volume, destination)
+        directories.set_parent(tx, inode, destination.number)
+    inode.ctime_ns = now
+    volume.nodes.drop_times(old.ino, ctime=True)
+    source.mtime_ns = source.ctime_ns = now
+    destination.mtime_ns = destination.ctime_ns = now
+    return 0 if new is None else new.ino
+
+
+def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: Inode) -> None:
+    """Whether ``victim`` may be renamed over (EISDIR, ENOTDIR, ENOTEMPTY, EPERM)."""
+    refuse_protected(destination, victim)
+    if stat.S_ISDIR(victim.mode):
+        if not is_directory:
+            raise FsError(errno.EISDIR)
+        if not directories.is_empty(tx, victim):
+            raise FsError(errno.ENOTEMPTY)
+    elif is_directory:
+        raise FsError(errno.ENOTDIR)
+
+
+def exchange(volume: Volume, tx: Handle, source: Inode, old: Entry, destination: Inode, new: Entry) -> None:
+    """RENAME_EXCHANGE: both names stay, each with the other's inode."""
+    now = time.time_ns()
+    first, second = inodes.edit(tx, old.ino), inodes.edit(tx, new.ino)
+    refuse_protected(source, first)
+    refuse_protected(destination, second)
+    for inode, joined in ((first, destination), (second, source)):
+        if stat.S_ISDIR(inode.mode):
+            refuse_loop(volume, inode.number, joined.number)
+    directories.replace(tx, source, old.name, new.ino, file_type_of_mode(second.mode))
+    directories.replace(tx, destination, new.name, old.ino, file_type_of_mode(first.mode))
+    if source.number != destination.number:
+        for moved, left, joined in ((first, source, destination), (second, destination, source)):
+            if stat.S_ISDIR(moved.mode):
+                drop_link_of_subdirectory(left)
+                add_link_for_subdirectory(volume, joined)
+                directories.set_parent(tx, moved, joined.number)
+    for inode in (first, second, source, destination):
+        inode.ctime_ns = now
+    source.mtime_ns = destination.mtime_ns = now
+    volume.nodes.drop_times(old.ino, ctime=True)
+    volume.nodes.drop_times(new.ino, ctime=True)

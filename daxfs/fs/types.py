@@ -1,0 +1,102 @@
+"""The plain values that cross the border of the file-system floor.
+
+Named tuples only: no record, no memory, no FUSE type. Any floor above may keep them as long as it likes, since none of
+them refers to the pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import NamedTuple
+
+ROOT_INO = 2
+
+
+class Attributes(NamedTuple):
+    """What stat(2) and statx(2) tell. Times in nanoseconds since the epoch, ``blocks`` in 512-byte units."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    crtime_ns: int
+    generation: int
+    flags: int
+
+
+class SetAttributes(NamedTuple):
+    """The attributes to change; ``None`` leaves one as it is. Times in nanoseconds since the epoch."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+class Caller(NamedTuple):
+    """Whose operation it is. ``groups`` are the supplementary groups, where they are known."""
+
+    uid: int = 0
+    gid: int = 0
+    pid: int = 0
+    umask: int = 0
+    groups: frozenset[int] = frozenset()
+
+
+class DirEntry(NamedTuple):
+    """One name of a directory; listing again from ``cookie`` goes on strictly after it."""
+
+    name: bytes
+    ino: int
+    file_type: int
+    cookie: int
+
+
+class StatFs(NamedTuple):
+    """What statvfs(3) tells; blocks in units of ``block_size`` bytes."""
+
+    block_size: int
+    blocks: int
+    free: int
+    available: int
+    files: int
+    files_free: int
+    name_max: int
+
+
+class RenameFlags(IntFlag):
+    """Flags of renameat2(2) (include/uapi/linux/fs.h)."""
+
+    NOREPLACE = 1
+    EXCHANGE = 2
+    WHITEOUT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a pool is mounted.
+
+    Attributes:
+        read_only: nothing is changed; a pool whose journal needs replay is refused unless the pool can be written.
+        sync: every operation that returned is durable (mount option ``sync``).
+        commit_interval: seconds until finished operations are durable anyway (``commit=``).
+        atime: ``relatime``, ``strictatime`` or ``noatime``, as mount(8) means them.
+        mountpoint: recorded in the superblock as the place last mounted on.
+    """
+
+    read_only: bool = False
+    sync: bool = False
+    commit_interval: float = 5.0
+    atime: str = "relatime"
+    mountpoint: str = ""

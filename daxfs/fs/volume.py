@@ -1,0 +1,197 @@
+"""A mounted pool: what the operations of this floor share.
+
+The volume owns the journal, the nodes and the mount's options. It opens handles, keeps times that wait for the commit,
+records corruption and turns read-only after it. Operations live in the sibling modules and take the volume first;
+`mounting.py` makes and unmakes volumes. Nothing here knows names or data.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
+from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
+from daxfs.fs.nodes import Node, Nodes
+from daxfs.fs.types import Caller, Options
+from daxfs.structures import inodes
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.journal import Journal
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.pmem.pool import Pool
+    from daxfs.structures.inodes import Inode
+
+log = logging.getLogger("daxfs.fs")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DAY_NS = 86_400 * 10**9
+SUPERUSER = Caller()
+
+
+class Volume:
+    """One mounted pool. ``journal`` is None exactly when the volume was mounted read-only."""
+
+    def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
+        self.pool = pool
+        self.memory = pool.memory
+        self.geometry = geometry
+        self.block_size = geometry.block_size
+        self.block_bits = geometry.block_bits
+        self.view = view
+        self.options = options
+        self.read_only = journal is None
+        self.nodes = Nodes()
+        self.overhead = view.superblock().s_overhead_clusters
+        self._journal = journal
+        self._last_commit = time.monotonic()
+
+    @property
+    def journal(self) -> Journal:
+        """The journal; EROFS on a read-only mount."""
+        if self._journal is None:
+            raise FsError(errno.EROFS)
+        return self._journal
+
+    def writable(self) -> None:
+        """Refuse a change of a read-only volume (EROFS)."""
+        if self.read_only:
+            raise FsError(errno.EROFS)
+
+    def handle(self, credits: int, caller: Caller = SUPERUSER) -> Handle:
+        """One operation's right to change up to ``credits`` blocks; reserved blocks are for the superuser."""
+        if self.read_only or self._journal is None:
+            raise FsError(errno.EROFS)
+        return self._journal.handle(credits, privileged=caller.uid == 0)
+
+    def retrying(self, operation: Callable[Concatenate[Volume, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run an operation that is atomic; if the pool is full, commit what was freed and run it once more."""
+        try:
+            return operation(self, *args, **kwargs)
+        except FsError as error:
+            if error.errno != errno.ENOSPC or not self.pending_frees():
+                raise
+            self.journal.commit()
+            return operation(self, *args, **kwargs)
+
+    def pending_frees(self) -> int:
+        """Blocks freed in the running transaction: they return with its commit."""
+        return self._journal.pending_free_blocks if self._journal is not None else 0
+
+    def max_size(self, ino: int) -> int:
+        """The largest size in bytes that the inode's map can express."""
+        flags = inodes.read(self.view, ino).flags
+        geometry = self.geometry
+        return geometry.max_extent_file_size if flags & EXT4_EXTENTS_FL else geometry.max_indirect_file_size
+
+    def open_node(self, inode: Inode) -> Node:
+        """The node of an inode, made if there is none."""
+        node = self.nodes.open.get(inode.number)
+        if node is None:
+            node = self.nodes.open[inode.number] = Node(inode.number)
+            self._load_node(node, inode)
+        return node
+
+    def close_node(self, node: Node) -> None:
+        """One opener less."""
+        node.opens -= 1
+        self.nodes.settle(node)
+
+    def refresh(self, ino: int) -> None:
+        """The inode changed other than through its node."""
+        node = self.nodes.open.get(ino)
+        if node is not None:
+            self.refresh_node(node)
+
+    def refresh_node(self, node: Node) -> None:
+        """Read again what the node keeps of its inode."""
+        self._load_node(node, inodes.read(self.view, node.ino))
+
+    def _load_node(self, node: Node, inode: Inode) -> None:
+        node.size = inode.size
+        node.plain = not (inode.mode & 0o6000 or inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL))
+        policy = self.options.atime
+        if policy == "relatime":
+            atime = node.atime or inode.atime_ns
+            modified = max(node.mtime or inode.mtime_ns, node.ctime or inode.ctime_ns)
+            node.atime_due = atime <= modified or time.time_ns() - atime > DAY_NS
+        else:
+            node.atime_due = policy == "strictatime"
+
+    def touch_atime(self, node: Node) -> None:
+        """The file was read and its access time is due."""
+        node.atime_due = self.options.atime == "strictatime"
+        if not self.read_only:
+            node.atime = time.time_ns()
+            self._wait_for_commit(node)
+
+    def touch_mtime(self, node: Node) -> None:
+        """The file's content was changed in place."""
+        node.mtime = node.ctime = time.time_ns()
+        node.atime_due = self.options.atime != "noatime"
+        if node.ino not in self.nodes.lazy:
+            self._wait_for_commit(node)
+
+    def _wait_for_commit(self, node: Node) -> None:
+        self.nodes.lazy[node.ino] = node
+
+    def write_times(self, tx: Handle) -> None:
+        """Commit hook: times that waited go into their inodes."""
+        nodes = self.nodes
+        waiting, nodes.lazy = nodes.lazy, {}
+        for node in waiting.values():
+            inode = inodes.edit(tx, node.ino)
+            if node.atime:
+                inode.atime_ns = node.atime
+            if node.mtime:
+                inode.mtime_ns = node.mtime
+            if node.ctime:
+                inode.ctime_ns = node.ctime
+            node.atime = node.mtime = node.ctime = 0
+            nodes.settle(node)
+
+    def commit(self) -> None:
+        """Make everything that returned durable."""
+        if self._journal is not None and not self.read_only:
+            self._journal.commit()
+            self._last_commit = time.monotonic()
+
+    def tick(self) -> None:
+        """Commit when the commit interval has passed; called now and then by whoever runs the volume."""
+        if self._journal is None or self.read_only:
+            return
+        waiting = self._journal.dirty or self.nodes.lazy
+        if waiting and time.monotonic() - self._last_commit >= self.options.commit_interval:
+            self.commit()
+
+    def corrupt(self, kind: str, where: str) -> Corrupt:
+        """The error to raise for damage found on this floor."""
+        return Corrupt(kind, where)
+
+    def report(self, error: Corrupt) -> None:
+        """Record damage in the superblock's error fields and change nothing from then on (errors=remount-ro)."""
+        log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", error.strerror, self.pool.path)
+        if self.read_only or self._journal is None:
+            return
+        try:
+            with self._journal.handle(2) as tx:
+                tx.edit_superblock().record_error(int(time.time()), EXT4_ERR_EFSCORRUPTED, error.kind)
+            self._journal.commit()
+        except FsError:
+            log.exception("the damage could not be recorded")
+        self.read_only = True
+
+    def abort(self, error: BaseException) -> None:
+        """Something unknown went wrong: the journal stops here, what is not committed never will be."""
+        log.critical("aborting the journal: %r", error)
+        if self._journal is not None and not self.read_only:
+            self._journal.abort(error)
+        self.read_only = True
