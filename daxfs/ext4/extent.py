@@ -130,7 +130,7 @@ def leaf(w: memoryview, i: int) -> Extent:
     return Extent(w[at], pblk, length, False)
 
 
-def put_leaf(w: memoryview, i: int, lblk: int, pblk: int, length: int, unwritten: bool) -> None:  # noqa: PLR0917
+def put_leaf(w: memoryview, i: int, lblk: int, pblk: int, length: int, unwritten: bool) -> None:
     """Store leaf entry ``i``; the number of entries stays as it is."""
     at = 3 + 3 * i
     w[at] = lblk
@@ -176,7 +176,7 @@ def indexes(w: memoryview) -> list[tuple[int, int]]:
 
 
 def open_gap(w: memoryview, i: int, count: int = 1) -> None:
-    """Move the entries from ``i`` on up by ``count``, which counts as used then; the caller checks the room."""
+    """Move the entries from ``i`` on up by ``count`` (all count as used then)."""
     used = w[0] >> 16
     start, end = 3 + 3 * i, 3 + 3 * used
     w[start + 3 * count : end + 3 * count] = w[start:end]

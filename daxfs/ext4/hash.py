@@ -121,7 +121,7 @@ def _legacy(name: bytes, signed: bool) -> int:
     return newer << 1 & _M
 
 
-def _tea(b0: int, b1: int, a: int, b: int, c: int, d: int) -> tuple[int, int]:  # noqa: PLR0917
+def _tea(b0: int, b1: int, a: int, b: int, c: int, d: int) -> tuple[int, int]:
     x, y = b0, b1
     for total in _TEA_SUMS:
         x = x + (((y << 4) + a) ^ (y + total) ^ ((y >> 5) + b)) & _M
@@ -129,7 +129,7 @@ def _tea(b0: int, b1: int, a: int, b: int, c: int, d: int) -> tuple[int, int]:  
     return b0 + x & _M, b1 + y & _M
 
 
-def _half_md4(  # noqa: PLR0917
+def _half_md4(
     a0: int, b0: int, c0: int, d0: int, i0: int, i1: int, i2: int, i3: int, i4: int, i5: int, i6: int, i7: int
 ) -> tuple[int, int, int, int]:
     """One block, unrolled (a loop takes twice as long).

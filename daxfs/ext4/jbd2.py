@@ -285,9 +285,7 @@ def _check_features(sb: JournalSuperblock) -> None:
             + [f"journal_ro_compat_{sb.s_feature_ro_compat:#x}"] * bool(sb.s_feature_ro_compat)
         )
     checksums = (
-        bool(sb.compat & Compat.CHECKSUM)
-        + bool(incompat & Incompat.CSUM_V2)
-        + bool(incompat & Incompat.CSUM_V3)
+        bool(sb.compat & Compat.CHECKSUM) + bool(incompat & Incompat.CSUM_V2) + bool(incompat & Incompat.CSUM_V3)
     )
     if checksums > 1:
         raise Corrupt("journal superblock", "more than one kind of checksum is enabled")

@@ -1,0 +1,229 @@
+"""Floor 2: POSIX access control lists, on the disk and on the wire.
+
+An ACL is a tuple of entries in canonical order. It has two encodings: ext4's compact one in the attribute's
+value on the disk (version 1), and the one of ``system.posix_acl_access`` and ``_default`` that system calls
+use (version 2). Here are both, the validity rules, and what ACLs and mode bits do to each other. Where they
+are kept, and when they are looked at, is up to the callers (``structures/xattrs.py``, ``fs/``).
+
+Sources: ``fs/posix_acl.c``, ``fs/ext4/acl.c``, ``include/uapi/linux/posix_acl_xattr.h``; POSIX
+1003.1e draft 17.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Collection
+from typing import NamedTuple
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.checksum import Buffer
+
+ACL_USER_OBJ = 0x01
+ACL_USER = 0x02
+ACL_GROUP_OBJ = 0x04
+ACL_GROUP = 0x08
+ACL_MASK = 0x10
+ACL_OTHER = 0x20
+ACL_UNDEFINED_ID = 0xFFFFFFFF
+
+EXT4_ACL_VERSION = 1
+POSIX_ACL_XATTR_VERSION = 2
+
+_VERSION = struct.Struct("<I")
+_SHORT = struct.Struct("<HH")
+_LONG = struct.Struct("<HHI")
+_NAMED = (ACL_USER, ACL_GROUP)
+_TAGS = frozenset((ACL_USER_OBJ, ACL_USER, ACL_GROUP_OBJ, ACL_GROUP, ACL_MASK, ACL_OTHER))
+
+
+class Entry(NamedTuple):
+    """Who (``tag``, and ``id`` of named users and groups) may do what (``perm``: 4 read, 2 write, 1 execute)."""
+
+    tag: int
+    perm: int
+    id: int = ACL_UNDEFINED_ID
+
+
+Acl = tuple[Entry, ...]
+
+
+def from_xattr(value: Buffer) -> Acl:
+    """Decode what a caller gave to ``setxattr``; an empty tuple means: no ACL.
+
+    Raises:
+        FsError: EINVAL for a wrong length, EOPNOTSUPP for an unknown version.
+    """
+    if len(value) < _VERSION.size or (len(value) - _VERSION.size) % _LONG.size:
+        raise FsError(errno.EINVAL, f"an ACL of {len(value)} bytes")
+    (version,) = _VERSION.unpack_from(value)
+    if version != POSIX_ACL_XATTR_VERSION:
+        raise FsError(errno.EOPNOTSUPP, f"ACL version {version}")
+    return tuple(
+        Entry(tag, perm, ident if tag in _NAMED else ACL_UNDEFINED_ID)
+        for tag, perm, ident in _LONG.iter_unpack(bytes(value)[_VERSION.size :])
+    )
+
+
+def to_xattr(acl: Acl) -> bytes:
+    """Encode an ACL for ``getxattr``."""
+    return _VERSION.pack(POSIX_ACL_XATTR_VERSION) + b"".join([_LONG.pack(*entry) for entry in acl])
+
+
+def from_disk(value: Buffer, where: str) -> Acl:
+    """Decode the value of an ACL attribute; an empty tuple means: no ACL.
+
+    Raises:
+        Corrupt: version, tag or length are wrong.
+    """
+    if len(value) < _VERSION.size or _VERSION.unpack_from(value)[0] != EXT4_ACL_VERSION:
+        raise Corrupt("access control list", f"{where}: no version {EXT4_ACL_VERSION} header")
+    acl = []
+    at = _VERSION.size
+    while at < len(value):
+        if at + _SHORT.size > len(value):
+            raise Corrupt("access control list", f"{where}: cut off at byte {at}")
+        tag, perm = _SHORT.unpack_from(value, at)
+        if tag not in _TAGS:
+            raise Corrupt("access control list", f"{where}: tag {tag:#x}")
+        ident = ACL_UNDEFINED_ID
+        if tag in _NAMED:
+            if at + _LONG.size > len(value):
+                raise Corrupt("access control list", f"{where}: cut off at byte {at}")
+            ident = _LONG.unpack_from(value, at)[2]
+            at += _LONG.size
+        else:
+            at += _SHORT.size
+        acl.append(Entry(tag, perm, ident))
+    return tuple(acl)
+
+
+def to_disk(acl: Acl) -> bytes:
+    """Encode an ACL as the value of its attribute."""
+    return _VERSION.pack(EXT4_ACL_VERSION) + b"".join(
+        [_LONG.pack(*entry) if entry.tag in _NAMED else _SHORT.pack(entry.tag, entry.perm) for entry in acl]
+    )
+
+
+# The order in which tags may follow one another; named entries may repeat, with rising ids.
+_NEXT = {
+    0: (ACL_USER_OBJ,),
+    ACL_USER_OBJ: (ACL_USER, ACL_GROUP_OBJ),
+    ACL_USER: (ACL_USER, ACL_GROUP_OBJ),
+    ACL_GROUP_OBJ: (ACL_GROUP, ACL_MASK, ACL_OTHER),
+    ACL_GROUP: (ACL_GROUP, ACL_MASK),
+    ACL_MASK: (ACL_OTHER,),
+    ACL_OTHER: (),
+}
+
+
+def validate(acl: Acl) -> None:
+    """Check that an ACL is complete and in canonical order (``posix_acl_valid``).
+
+    Raises:
+        FsError: EINVAL: permissions beyond rwx, an entry missing, doubled, out of order, or named entries
+            without mask.
+    """
+    previous = Entry(0, 0)
+    named = False
+    for entry in acl:
+        if entry.perm & ~7 or entry.tag not in _NEXT[previous.tag]:
+            raise FsError(errno.EINVAL, f"ACL entry {entry} after {previous}")
+        if entry.tag in _NAMED:
+            named = True
+            if entry.id == ACL_UNDEFINED_ID or (entry.tag == previous.tag and entry.id <= previous.id):
+                raise FsError(errno.EINVAL, f"ACL entry {entry} after {previous}")
+        if entry.tag == ACL_OTHER and named and previous.tag != ACL_MASK:
+            raise FsError(errno.EINVAL, "an ACL with named entries needs a mask")
+        previous = entry
+    if previous.tag != ACL_OTHER:
+        raise FsError(errno.EINVAL, "an ACL ends with the entry for others")
+
+
+def from_mode(mode: int) -> Acl:
+    """The ACL that says the same as the permission bits of ``mode``."""
+    return (
+        Entry(ACL_USER_OBJ, mode >> 6 & 7),
+        Entry(ACL_GROUP_OBJ, mode >> 3 & 7),
+        Entry(ACL_OTHER, mode & 7),
+    )
+
+
+def equivalent_mode(acl: Acl, mode: int) -> tuple[int, bool]:
+    """What an access ACL makes of ``mode`` (``posix_acl_equiv_mode``).
+
+    Returns:
+        ``mode`` with the ACL's permission bits, and whether these say everything, so that the ACL need not be
+        stored.
+    """
+    perms = {entry.tag: entry.perm & 7 for entry in acl}
+    group = perms.get(ACL_MASK, perms.get(ACL_GROUP_OBJ, 0))
+    bits = perms.get(ACL_USER_OBJ, 0) << 6 | group << 3 | perms.get(ACL_OTHER, 0)
+    return mode & ~0o777 | bits, is_minimal(acl)
+
+
+def is_minimal(acl: Acl) -> bool:
+    """Whether mode bits alone can say what ``acl`` says: owner, group and others, nothing else."""
+    return all(entry.tag in (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER) for entry in acl)
+
+
+def inherit(default: Acl, mode: int) -> tuple[Acl, int, bool]:
+    """The access ACL of a new inode in a directory with a default ACL (``posix_acl_create_masq``).
+
+    The umask has no say where a default ACL exists; without one the caller applies it and calls nothing here.
+
+    Args:
+        default: the directory's default ACL, valid.
+        mode: as given to ``open`` or ``mkdir``, before any umask.
+
+    Returns:
+        The new inode's ACL, its mode, and whether the mode says everything.
+    """
+    has_mask = any(entry.tag == ACL_MASK for entry in default)
+    group_tag = ACL_MASK if has_mask else ACL_GROUP_OBJ
+    shifts = {ACL_USER_OBJ: 6, group_tag: 3, ACL_OTHER: 0}
+    bits = 0
+    acl = []
+    for entry in default:
+        shift = shifts.get(entry.tag)
+        if shift is not None:
+            entry = entry._replace(perm=entry.perm & mode >> shift & 7)
+            bits |= entry.perm << shift
+        acl.append(entry)
+    return tuple(acl), mode & ~0o777 | bits, is_minimal(default)
+
+
+def chmod(acl: Acl, mode: int) -> Acl:
+    """The access ACL after ``chmod`` to ``mode``; the group's bits go to the mask if there is one."""
+    group_tag = ACL_MASK if any(entry.tag == ACL_MASK for entry in acl) else ACL_GROUP_OBJ
+    shifts = {ACL_USER_OBJ: 6, group_tag: 3, ACL_OTHER: 0}
+    return tuple(entry._replace(perm=mode >> shifts[entry.tag] & 7) if entry.tag in shifts else entry for entry in acl)
+
+
+def permits(acl: Acl, want: int, owner: tuple[int, int], uid: int, groups: Collection[int]) -> bool:
+    """Whether a caller may access an inode in the ways of ``want`` (``posix_acl_permission``).
+
+    Args:
+        acl: the inode's access ACL, valid.
+        want: any of 4 read, 2 write, 1 execute.
+        owner: the inode's (uid, gid).
+        uid: the caller's.
+        groups: the caller's group and supplementary groups.
+    """
+    mask = next((entry.perm for entry in acl if entry.tag == ACL_MASK), 7)
+    in_group = False
+    for tag, perm, ident in acl:
+        if tag == ACL_USER_OBJ:
+            if uid == owner[0]:
+                return perm & want == want
+        elif tag == ACL_USER:
+            if uid == ident:
+                return perm & mask & want == want
+        elif tag in (ACL_GROUP_OBJ, ACL_GROUP):
+            if (owner[1] if tag == ACL_GROUP_OBJ else ident) in groups:
+                in_group = True
+                if perm & mask & want == want:
+                    return True
+        elif tag == ACL_OTHER:
+            return not in_group and perm & want == want
+    return False
