@@ -1,0 +1,270 @@
+"""How stores become durable: libpmem's cache-line write-back, msync, or nothing at all for volatile memory.
+
+Each maker below returns a ``Persistence``: six closures over one mapping, bound once, because a closure call
+with local variables is the cheapest call CPython has and these run for every block that is written. This
+module chooses and makes them; it opens and maps nothing. Only the modules of this floor call it.
+
+Rules that hold for all of them:
+
+1. A range outside the mapping raises ``ValueError`` before anything is stored.
+2. A store is durable after the first ``fence`` that follows it; nothing is promised before.
+3. A failed msync stays failed: the kernel marks the pages clean after an error, so that a second msync would
+   report success for data that was lost. Every later fence raises the same EIO.
+4. After ``retire`` each call raises ``ValueError``; no closure keeps a way to write through a raw address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import mmap
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from daxfs.errors import FsError, PoolError
+from daxfs.pmem import kinds
+
+Buffer: TypeAlias = bytes | bytearray | memoryview  # of bytes: contiguous, format "B"
+
+LIBPMEM, MSYNC, VOLATILE = "libpmem", "msync", "volatile"
+
+_NODRAIN = 1  # PMEM_F_MEM_NODRAIN, libpmem.h
+_STREAM = 4096  # from here libpmem's non-temporal copy costs less than store + flush (1 MiB: a third)
+_ZEROS = memoryview(bytes(256 << 10))
+_PAGE_MASK = ~(mmap.PAGESIZE - 1)
+
+
+class Persistence(NamedTuple):
+    """The six operations of one mapping; ``name`` is what ``daxfs info`` shows."""
+
+    name: str
+    write: Callable[[int, Buffer], None]
+    zero: Callable[[int, int], None]
+    store_word: Callable[..., None]
+    flush: Callable[[int, int], None]
+    fence: Callable[[], None]
+    retire: Callable[[], None]
+
+
+class Library(NamedTuple):
+    """libpmem's functions that are used here (libpmem(7)); addresses are plain integers."""
+
+    flush: Callable[[int, int], None]
+    drain: Callable[[], None]
+    copy: Callable[[int, object, int, int], None]
+    fill: Callable[[int, int, int, int], None]
+
+
+@functools.cache
+def load_libpmem(name: str = "libpmem.so.1") -> Library | None:
+    """libpmem if it is installed, else None.
+
+    ``PyDLL`` keeps the interpreter lock: the calls last about as long as giving the lock away and taking it
+    again.
+    """
+    try:
+        library = ctypes.PyDLL(name)
+        flush, drain = library.pmem_flush, library.pmem_drain
+        copy, fill = library.pmem_memcpy, library.pmem_memset
+    except (OSError, AttributeError):
+        return None
+    flush.argtypes, flush.restype = [ctypes.c_void_p, ctypes.c_size_t], None
+    drain.argtypes, drain.restype = [], None
+    copy.argtypes, copy.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint], None
+    fill.argtypes, fill.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint], None
+    return Library(flush, drain, copy, fill)
+
+
+def choose(path: str, kind: str, forced: str | None, *, read_only: bool = False) -> str:
+    """Name the persistence for a pool of ``kind``: ``libpmem``, ``msync`` or ``volatile``.
+
+    Cache-line write-back makes a store durable only where the mapping is the medium itself (devdax, and fsdax
+    mapped with MAP_SYNC). Everywhere else a page cache lies between, and msync alone reaches the medium. That
+    includes block devices, /dev/pmem among them: the kernel maps those through the page cache (block/fops.c).
+    A tmpfs file has no medium.
+
+    Args:
+        path: for messages.
+        kind: one of ``kinds``' names; ``fsdax`` means that MAP_SYNC was granted.
+        forced: the user's choice, taken if it can work at all.
+        read_only: nothing will be stored, so that nothing is needed.
+
+    Raises:
+        PoolError: an unknown name, libpmem asked for or needed but not installed, or msync on devdax.
+    """
+    if forced not in (None, LIBPMEM, MSYNC, VOLATILE):
+        raise PoolError(f"persistence={forced} is unknown; use libpmem, msync or volatile", 1)
+    if forced == MSYNC and kind == kinds.DEVDAX:
+        raise PoolError(f"{path} is a devdax device, which can't msync; use persistence=libpmem", kinds.MOUNT_FAILED)
+    if forced in (MSYNC, VOLATILE):
+        return forced
+    if forced == LIBPMEM or kind == kinds.DEVDAX:
+        if load_libpmem() is not None:
+            return LIBPMEM
+        if read_only:
+            return VOLATILE
+        text = f"{path} needs libpmem to flush its stores, and it is not installed; apt install libpmem1"
+        raise PoolError(text, kinds.MOUNT_FAILED)
+    if kind == kinds.FSDAX:
+        return MSYNC if load_libpmem() is None else LIBPMEM
+    return VOLATILE if kind in (kinds.TMPFS, kinds.MEMORY) else MSYNC
+
+
+def refusing(name: str) -> Persistence:
+    """For a read-only mapping: each store raises EROFS; flush and fence have nothing to do."""
+
+    def refuse(*_: object) -> None:
+        raise FsError(errno.EROFS, "the pool is open read-only")
+
+    return Persistence(name, refuse, refuse, refuse, _nothing, _nothing, _nothing)
+
+
+def volatile(memory: memoryview) -> Persistence:
+    """For memory without a medium: a store is a copy, and that is all."""
+    size = len(memory)
+    store_word, release = _word_store(memory)
+
+    def write(offset: int, data: Buffer) -> None:
+        # The slice is cut at the end of the memory, and a copy of another length raises ValueError.
+        if offset < 0:
+            raise _outside(offset, len(data), size)
+        memory[offset : offset + len(data)] = data
+
+    def zero(offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > size:
+            raise _outside(offset, length, size)
+        _clear(memory, offset, length)
+
+    return Persistence(VOLATILE, write, zero, store_word, _nothing, _nothing, release)
+
+
+def msync(memory: memoryview, mapping: mmap.mmap) -> Persistence:
+    """For memory behind a page cache.
+
+    The fence is one msync over the hull of all ranges since the last one: msync writes dirty pages only, and
+    each call costs a commit or a cache flush of the device below (16 scattered pages: 0.25 ms, not 1.0 ms).
+    """
+    size = len(memory)
+    low, high = size, 0
+    failed: OSError | None = None
+    set_word, release = _word_store(memory)
+
+    def write(offset: int, data: Buffer) -> None:
+        nonlocal low, high
+        end = offset + len(data)
+        if offset < 0:
+            raise _outside(offset, len(data), size)
+        memory[offset:end] = data
+        low, high = min(low, offset), max(high, end)
+
+    def flush(offset: int, length: int) -> None:
+        nonlocal low, high
+        if offset < 0 or length < 0 or offset + length > size:
+            raise _outside(offset, length, size)
+        low, high = min(low, offset), max(high, offset + length)
+
+    def zero(offset: int, length: int) -> None:
+        flush(offset, length)
+        _clear(memory, offset, length)
+
+    def store_word(offset: int, value: int, size: int = 4) -> None:
+        set_word(offset, value, size)
+        flush(offset, size)
+
+    def fence() -> None:
+        nonlocal low, high, failed
+        if failed is not None:
+            raise FsError(errno.EIO, f"write-back of the pool failed before ({failed})")
+        if low < high:
+            start = low & _PAGE_MASK
+            try:
+                mapping.flush(start, high - start)
+            except OSError as error:
+                failed = error
+                raise FsError(errno.EIO, f"write-back of the pool failed ({error})") from error
+            low, high = size, 0
+
+    return Persistence(MSYNC, write, zero, store_word, flush, fence, release)
+
+
+def libpmem(memory: memoryview, library: Library) -> Persistence:
+    """For memory that is the medium: cache lines are written back when stored, the fence waits for them."""
+    # The ctypes object would count as an export of the mapping and keep it from closing; the number does not.
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    limit = len(memory)
+    write_back, drain, copy, fill = library
+    set_word, release = _word_store(memory)
+    address_of = ctypes.c_char.from_buffer
+
+    def write(offset: int, data: Buffer) -> None:
+        length = len(data)
+        end = offset + length
+        if offset < 0 or end > limit:
+            raise _outside(offset, length, limit)
+        if length >= _STREAM:
+            if type(data) is bytes:
+                copy(base + offset, data, length, _NODRAIN)
+                return
+            try:
+                copy(base + offset, ctypes.byref(address_of(data)), length, _NODRAIN)
+                return
+            except TypeError:  # a read-only view: ctypes gives no address of one
+                pass
+        memory[offset:end] = data
+        write_back(base + offset, length)
+
+    def flush(offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > limit:
+            raise _outside(offset, length, limit)
+        write_back(base + offset, length)
+
+    def zero(offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > limit:
+            raise _outside(offset, length, limit)
+        fill(base + offset, 0, length, _NODRAIN)
+
+    def store_word(offset: int, value: int, size: int = 4) -> None:
+        set_word(offset, value, size)
+        write_back(base + offset, size)
+
+    def retire() -> None:
+        nonlocal limit
+        limit = -1
+        release()
+
+    return Persistence(LIBPMEM, write, zero, store_word, flush, drain, retire)
+
+
+def _word_store(memory: memoryview) -> tuple[Callable[[int, int, int], None], Callable[[], None]]:
+    """A function that stores one aligned word with a single machine store; one that releases its views."""
+    words = {4: memory.cast("I"), 8: memory.cast("Q")}
+    total = len(memory)
+
+    def store_word(offset: int, value: int, size: int = 4) -> None:
+        if offset < 0 or offset % size or offset + size > total:
+            raise ValueError(f"no aligned word of {size} bytes at offset {offset} of {total}")
+        words[size][offset // size] = value
+
+    def release() -> None:
+        for view in words.values():
+            view.release()
+
+    return store_word, release
+
+
+def _clear(memory: memoryview, offset: int, length: int) -> None:
+    chunk = len(_ZEROS)
+    end = offset + length
+    while offset < end:
+        step = min(chunk, end - offset)
+        memory[offset : offset + step] = _ZEROS[:step]
+        offset += step
+
+
+def _outside(offset: int, length: int, size: int) -> ValueError:
+    return ValueError(f"{length} bytes at offset {offset} are outside the pool's {size} bytes, or the pool is closed")
+
+
+def _nothing(*_: object) -> None:
+    return None

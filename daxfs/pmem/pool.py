@@ -1,0 +1,246 @@
+"""The pool: one range of mapped memory, and the only ways to change it.
+
+Readers slice ``pool.memory``; whoever stores goes through the pool's operations, so that each store is
+flushed and a recording pool sees it. The pool knows nothing of what it holds: no block numbers, no format.
+All floors above use it.
+
+``write``, ``zero``, ``store_word``, ``flush`` and ``fence`` are attributes of the instance, not methods:
+closures that are bound to the mapping when the pool is opened (see ``persist``). A 4 KiB ``write`` to
+volatile memory costs 0.2 us. Keep ``write = pool.write`` in a local variable where it is called in a loop.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+from daxfs.pmem import exclusive, kinds, persist
+from daxfs.pmem.persist import Buffer, Persistence
+
+__all__ = ["Buffer", "Pool", "open_pool"]
+
+_MAP_SHARED_VALIDATE = 3
+_MAP_SYNC = 0x80000  # a store that left the CPU's caches is durable: no metadata is left for the kernel to write
+_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class Pool:
+    """A pool in memory.
+
+    Attributes:
+        path: as it was opened; messages name it.
+        kind: ``file``, ``tmpfs``, ``fsdax``, ``block``, ``devdax`` or ``memory``.
+        size: bytes in ``memory``: a multiple of 1 KiB, so that a torn tail of an odd-sized file is left out.
+        file_size: bytes of the file or device as the system reports it.
+        align: alignment of the medium's own mapping in bytes (2 MiB on most devdax devices, else a page).
+        read_only: whether stores raise EROFS.
+        persistence: ``libpmem``, ``msync`` or ``volatile``.
+        memory: the whole mapping, format "B"; read-only if the pool is.
+        write: ``write(offset, data)`` stores bytes and starts to flush them; durable after the next
+            ``fence()``.
+        zero: ``zero(offset, length)`` does the same with zeros.
+        store_word: ``store_word(offset, value, size=4)`` does the same with one aligned little-endian word of
+            4 or 8 bytes, in a single machine store: a reader and a power cut see the old or the new word.
+        flush: ``flush(offset, length)`` starts the write-back of stores made by someone else.
+        fence: ``fence()`` returns when everything flushed so far is durable; FsError EIO if the medium
+            failed.
+
+    A range outside the pool raises ``ValueError``.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        kind: str,
+        memory: memoryview,
+        operations: Persistence,
+        *,
+        read_only: bool = False,
+        file_size: int | None = None,
+        align: int = mmap.PAGESIZE,
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.memory = memory
+        self.size = len(memory)
+        self.file_size = self.size if file_size is None else file_size
+        self.align = align
+        self.read_only = read_only
+        self.persistence = operations.name
+        self.write: Callable[[int, Buffer], None] = operations.write
+        self.zero: Callable[[int, int], None] = operations.zero
+        self.store_word: Callable[..., None] = operations.store_word
+        self.flush: Callable[[int, int], None] = operations.flush
+        self.fence: Callable[[], None] = operations.fence
+        self._retire = operations.retire
+        self._open = True
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the range's memory back to the system where that is possible.
+
+        The range holds its old bytes or zeros afterwards. Here: nothing to give back.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at offset {offset} are outside the pool's {self.size} bytes")
+
+    def close(self) -> None:
+        """Release the mapping and the claim on the pool; what was not fenced stays undecided. May be called
+        twice.
+
+        A view of ``memory`` that someone still holds stays readable: the mapping then ends with the last
+        view.
+        """
+        if self._open:
+            self._open = False
+            self._retire()
+            _try_twice(self.memory.release)
+            self._unmap()
+
+    def _unmap(self) -> None:
+        """What a subclass has to let go of after the views are released."""
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path} {self.kind} {self.size} bytes, {self.persistence}>"
+
+
+class MappedPool(Pool):
+    """A pool in a mapped file or device; made by ``open_pool``."""
+
+    def __init__(
+        self,
+        target: kinds.Target,
+        kind: str,
+        mapping: mmap.mmap,
+        *,
+        memory: memoryview,
+        operations: Persistence,
+        descriptors: tuple[int, ...],
+        read_only: bool,
+    ) -> None:
+        super().__init__(
+            target.path,
+            kind,
+            memory,
+            operations,
+            read_only=read_only,
+            file_size=target.exact_size,
+            align=target.align,
+        )
+        self._mapping = mapping
+        self._descriptors = descriptors
+        self._punch = kind != kinds.DEVDAX and not read_only
+
+    def discard(self, offset: int, length: int) -> None:
+        """Punch a hole (fallocate(2)) into the file, or discard the range of the device; at best effort."""
+        super().discard(offset, length)
+        if self._punch and length:
+            # One refusal (EOPNOTSUPP, EPERM on a sealed file) is the answer for all later calls.
+            self._punch = _fallocate(self._descriptors[0], _PUNCH_HOLE, offset, length) == 0
+
+    def _unmap(self) -> None:
+        _try_twice(self._mapping.close)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+
+def open_pool(
+    path: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    persistence: str | None = None,
+    exclusively: bool = True,
+    sysfs: str = "/sys",
+) -> Pool:
+    """Map a pool.
+
+    Args:
+        path: a regular file, a block device or a /dev/dax device.
+        read_only: map without the right to store, and share the pool with other readers.
+        persistence: force ``libpmem``, ``msync`` or ``volatile``; chosen by the kind of pool if None.
+        exclusively: refuse a pool that is in use. A tool that only looks may say False, together with
+            ``read_only``.
+        sysfs: where sysfs is mounted (tests bring their own).
+
+    Raises:
+        PoolError: missing, no permission, empty, in use by daxfs or the kernel, or no way to flush it.
+    """
+    name = os.fspath(path)
+    if not (exclusively or read_only):
+        raise ValueError("only a read-only pool may be opened while someone else uses it")
+    target = kinds.identify(name, sysfs=sysfs)
+    descriptors: list[int] = []
+    try:
+        if exclusively:
+            descriptors.append(exclusive.claim(target, read_only=read_only, sysfs=sysfs))
+        access = os.O_RDONLY if read_only else os.O_RDWR
+        # A descriptor of its own: the mapping keeps it open as long as any view lives, the claim must not
+        # last so.
+        descriptors.insert(0, os.open(name, access | os.O_CLOEXEC))
+        return _map(target, tuple(descriptors), read_only, persistence)
+    except BaseException as error:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if isinstance(error, OSError):
+            raise kinds.pool_error(name, error) from None
+        raise
+
+
+def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, persistence: str | None) -> Pool:
+    protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+    kind = target.kind
+    mapping = None
+    if kind == kinds.FILE:
+        # Granted by fsdax mounts alone: elsewhere EOPNOTSUPP (EINVAL from kernels that don't know the flag).
+        try:
+            flags = _MAP_SHARED_VALIDATE | _MAP_SYNC
+            mapping = mmap.mmap(descriptors[0], target.size, flags=flags, prot=protection)
+            kind = kinds.FSDAX
+        except OSError:
+            mapping = None
+    way = persist.choose(target.path, kind, persistence, read_only=read_only)
+    if mapping is None:
+        mapping = mmap.mmap(descriptors[0], target.size, flags=mmap.MAP_SHARED, prot=protection)
+    memory = memoryview(mapping)
+    if read_only:
+        operations = persist.refusing(way)
+    elif way == persist.LIBPMEM and (library := persist.load_libpmem()) is not None:
+        operations = persist.libpmem(memory, library)
+    elif way == persist.MSYNC:
+        operations = persist.msync(memory, mapping)
+    else:
+        operations = persist.volatile(memory)
+    return MappedPool(
+        target,
+        kind,
+        mapping,
+        memory=memory,
+        operations=operations,
+        descriptors=descriptors,
+        read_only=read_only,
+    )
+
+
+def _try_twice(release: Callable[[], None]) -> None:
+    """Release something; views that only a reference cycle keeps alive are collected once."""
+    try:
+        release()
+    except BufferError:
+        gc.collect()
+        try:
+            release()
+        except BufferError:
+            return  # someone still reads: the mapping ends with the last view
