@@ -190,7 +190,7 @@ def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
 
 
 def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
-    """Whether ``caller`` may read (4), write (2), execute (1): mode and ACL decide (acl_permission_check in fs/namei.c)."""
+    """Whether ``caller`` may read (4), write (2), execute (1): mode and ACL decide (fs/namei.c)."""
     inode = inodes.read(volume.view, ino)
     mode = inode.mode
     if mask & 2 and (volume.read_only or inode.flags & EXT4_IMMUTABLE_FL):

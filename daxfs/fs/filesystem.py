@@ -19,6 +19,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.fs import attributes, data, mounting, names, removal
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
+from daxfs.fs.paths import Tree
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, Options, SetAttributes, StatFs
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.structures import inodes
@@ -84,11 +85,12 @@ class FileSystem:
 
     Example:
         >>> with FileSystem.open("/dev/shm/pool") as fs:
-        ...     attributes = fs.lookup(ROOT_INO, b"lost+found")
+        ...     fs.tree.write_bytes("/hello", b"persistent")
     """
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
+        self.tree = Tree(self)
 
     @classmethod
     def open(cls, pool: str | os.PathLike[str] | Pool, options: Options | None = None) -> FileSystem:

@@ -1,0 +1,185 @@
+"""What the demo and the benchmarks share: pools, mounts of daxfs and fuse2fs, fio runs. No figures are made up here.
+
+Every command that touches a mount has a time limit, and a mount is taken down whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+FIO_LIMIT = 120
+SYSTEM_PATHS = "/usr/sbin:/sbin"
+
+
+class Missing(Exception):
+    """A tool that the run needs is not here; the text says which and how to get it."""
+
+
+def tool(name: str) -> str:
+    """The path of a program, or `Missing`."""
+    found = shutil.which(name, path=f"{BIN}:{os.environ.get('PATH', '')}:{SYSTEM_PATHS}")
+    if found is None:
+        raise Missing(f"{name} is not installed (make setup installs it as root)")
+    return found
+
+
+def run(*command: str | Path, limit: float = 60, quiet: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command under a time limit; its output comes back, a failure raises with it."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=quiet,
+        text=True,
+        timeout=limit,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+    return done
+
+
+@contextlib.contextmanager
+def daxfs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
+    """A daxfs mount of ``pool``."""
+    extra = ["-o", ",".join(options)] if options else []
+    run(tool("daxfs"), "mount", pool, mountpoint, *extra)
+    try:
+        yield mountpoint
+    finally:
+        try:
+            run(tool("daxfs"), "umount", mountpoint)
+        except subprocess.SubprocessError:
+            detach(mountpoint)
+            raise
+
+
+@contextlib.contextmanager
+def fuse2fs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
+    """A fuse2fs mount of ``pool``, the peer."""
+    log = (mountpoint.parent / "fuse2fs.log").open("w")
+    server = subprocess.Popen(
+        [tool("fuse2fs"), "-f", "-o", ",".join(("rw", *options)), str(pool), str(mountpoint)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        wait_mounted(mountpoint, server)
+        yield mountpoint
+    finally:
+        with contextlib.suppress(subprocess.SubprocessError):
+            run(tool("fusermount3"), "-u", mountpoint, limit=20)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            detach(mountpoint)
+        log.close()
+
+
+def wait_mounted(mountpoint: Path, server: subprocess.Popen[bytes]) -> None:
+    """Return when the mountpoint is a mount; an error when its server ended before."""
+    for _ in range(200):
+        if any(line.split()[1] == str(mountpoint) for line in Path("/proc/mounts").read_text().splitlines()):
+            return
+        if server.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise RuntimeError(f"{server.args!r} did not mount {mountpoint}")
+
+
+def detach(mountpoint: Path) -> None:
+    """Take a mount out of the way when nothing else helped."""
+    subprocess.run(["umount", "-l", str(mountpoint)], capture_output=True, timeout=20, check=False)
+
+
+def make_peer_pool(path: Path, size: str) -> None:
+    """An ext4 image for fuse2fs, with mke2fs's own defaults."""
+    run("truncate", "-s", size, path)
+    run(tool("mke2fs"), "-q", "-F", "-t", "ext4", path)
+
+
+def check(pool: Path) -> str:
+    """``e2fsck -fn``: its closing line; raises when the pool is not clean."""
+    return run(tool("e2fsck"), "-fn", pool).stdout.strip().splitlines()[-1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fio job. ``size`` and ``block`` as fio writes them; ``verify`` names a checksum or is empty."""
+
+    name: str
+    mode: str
+    block: str
+    size: str = "256m"
+    verify: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What fio measured: operations and megabytes a second, mean and 99th percentile latency in microseconds."""
+
+    iops: float
+    megabytes: float
+    mean_us: float
+    p99_us: float
+
+
+def fio(job: Job, directory: Path, seconds: float) -> Result:
+    """Run one job, ``--direct=1`` and psync, one process; a verify error raises."""
+    command = [
+        tool("fio"),
+        f"--name={job.name.replace(' ', '-')}",
+        f"--filename={directory / 'fio.dat'}",
+        f"--rw={job.mode}",
+        f"--bs={job.block}",
+        f"--size={job.size}",
+        "--direct=1",
+        "--ioengine=psync",
+        "--fallocate=none",
+        "--output-format=json",
+    ]
+    command += [f"--verify={job.verify}", "--do_verify=1"] if job.verify else [f"--runtime={seconds}", "--time_based"]
+    output = run(*command, limit=FIO_LIMIT).stdout
+    measured = json.loads(output[output.index("{") :])["jobs"][0]
+    if measured["error"]:
+        raise RuntimeError(f"fio {job.name}: error {measured['error']}")
+    side = measured["read" if "read" in job.mode else "write"]
+    latency = side["clat_ns"]
+    p99 = latency.get("percentile", {}).get("99.000000", 0)
+    return Result(side["iops"], side["bw_bytes"] / 1e6, latency["mean"] / 1000, p99 / 1000)
+
+
+def lay_out(directory: Path, size: str) -> None:
+    """Write the file that the jobs use, once."""
+    fio(Job("layout", "write", "1m", size, verify="crc32c"), directory, 0)
+
+
+@contextlib.contextmanager
+def workplace(place: str = "/dev/shm") -> Iterator[Path]:
+    """A directory for pools and mountpoints that goes when the run ends."""
+    base = Path(place) / f"daxfs-{os.getpid()}"
+    base.mkdir()
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def mountpoints(base: Path, names: Sequence[str]) -> list[Path]:
+    """Empty directories to mount on."""
+    made = [base / name for name in names]
+    for path in made:
+        path.mkdir()
+    return made

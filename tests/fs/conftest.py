@@ -1,0 +1,66 @@
+"""File systems for the tests of the fs floor: each is checked by e2fsck when its test is over."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import Options
+
+SHARED = importlib.util.spec_from_file_location("shared_conftest", Path(__file__).parents[1] / "conftest.py")
+assert SHARED is not None
+assert SHARED.loader is not None
+shared = importlib.util.module_from_spec(SHARED)
+SHARED.loader.exec_module(shared)
+
+# Every axis of the format that the runtime must serve, one option set each.
+FORMATS = {
+    "default": (),
+    "no-csum": ("-O", "^metadata_csum,^metadata_csum_seed"),
+    "gdt-csum": ("-O", "^metadata_csum,uninit_bg"),
+    "no-64bit": ("-O", "^64bit"),
+    "inode128": ("-I", "128"),
+    "block1k": ("-b", "1024"),
+    "block2k": ("-b", "2048"),
+    "no-extents": ("-O", "^extent,^64bit"),
+    "no-dir-index": ("-O", "^dir_index"),
+    "no-journal": ("-O", "^has_journal"),
+    "no-flex-bg": ("-O", "^flex_bg"),
+    "orphan-file": ("-O", "orphan_file"),
+    "meta-bg": ("-O", "meta_bg,^resize_inode"),
+}
+
+
+@pytest.fixture(params=FORMATS, ids=list(FORMATS))
+def any_format(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The mke2fs options of each format in turn."""
+    return FORMATS[request.param]
+
+
+@pytest.fixture
+def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
+    """Make a pool and open it; after the test every one is closed and must be clean."""
+    opened: list[tuple[FileSystem, Path]] = []
+
+    def make(*options: str, size: str = "64M", mount: Options | None = None) -> FileSystem:
+        path = pool(*options, size=size)
+        fs = FileSystem.open(path, mount)
+        opened.append((fs, path))
+        return fs
+
+    yield make
+    for fs, path in opened:
+        with contextlib.suppress(ValueError):
+            fs.close()
+        shared.fsck(path)
+
+
+@pytest.fixture
+def fs(open_fs: Callable[..., FileSystem]) -> FileSystem:
+    """A file system with the default features."""
+    return open_fs()
