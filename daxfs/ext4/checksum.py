@@ -1,5 +1,4 @@
-"""The two checksums of ext4: crc32c for everything under metadata_csum, crc16 for group descriptors under
-uninit_bg.
+"""Floor 2: the checksums of ext4, crc32c (metadata_csum) and crc16 (group descriptors under uninit_bg).
 
 Pure functions of bytes. The structures' own modules say what is covered and where the result is kept.
 """
@@ -18,8 +17,7 @@ _ONES = 0xFFFFFFFF
 
 
 def crc32c(seed: int, data: Buffer) -> int:
-    """Continue the crc32c ``seed`` over ``data``, without the inversions that the usual definition adds at
-    both ends.
+    """Continue the crc32c ``seed`` over ``data``, without the usual inversions at both ends.
 
     That is the kernel's ``crc32c_le`` as ext4 and jbd2 use it: start with ``0xFFFFFFFF`` or with the result
     of another call. ``data`` is any contiguous buffer; it is not copied.
@@ -48,8 +46,7 @@ def crc16(seed: int, data: Buffer) -> int:
 
 
 def inode_seed(geometry: Geometry, ino: int, generation: int) -> int:
-    """The crc32c seed of everything that belongs to one inode: the slot itself, extent blocks, directory
-    blocks.
+    """The crc32c seed of all that belongs to one inode: its slot, its extent and directory blocks.
 
     Source: ``ei->i_csum_seed`` in fs/ext4/inode.c.
     """

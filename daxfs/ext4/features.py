@@ -1,8 +1,10 @@
-"""Feature flags of the superblock under the names that e2fsprogs prints, and which of them daxfs reads and
-writes.
- An unknown or unsupported incompat feature refuses the mount; an ro_compat one makes it read-only; compat
+"""Floor 2: feature flags under the names that e2fsprogs prints, and which of them daxfs reads and writes.
+
+An unknown or unsupported incompat feature refuses the mount; an ro_compat one makes it read-only; compat
 features never matter to a reader. The decision is the caller's: here are only the sets and the names. Source:
 lib/e2p/feature.c, fs/ext4/ext4.h.
+
+Mind that ``~`` of an IntFlag drops unknown bits: clear bits of a superblock with ``~int(...)``.
 """
 
 from __future__ import annotations
@@ -123,9 +125,9 @@ def all_names(sb: Superblock) -> tuple[str, ...]:
 
 def unsupported_incompat(sb: Superblock) -> tuple[str, ...]:
     """The names of the incompat features that refuse any mount."""
-    return names(Incompat(sb.s_feature_incompat & ~SUPPORTED_INCOMPAT))
+    return names(Incompat(sb.s_feature_incompat & ~int(SUPPORTED_INCOMPAT)))
 
 
 def unsupported_ro_compat(sb: Superblock) -> tuple[str, ...]:
     """The names of the ro_compat features that allow a read-only mount only."""
-    return names(RoCompat(sb.s_feature_ro_compat & ~SUPPORTED_RO_COMPAT))
+    return names(RoCompat(sb.s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT)))

@@ -1,9 +1,9 @@
-"""The shape of a file system: every figure of the superblock that never changes while it is mounted, checked
-once.
- ``Geometry.of`` is the gate through which untrusted superblocks pass: whatever it returns can be used in
+"""Floor 2: the shape of a file system, every figure that never changes while it is mounted, checked once.
+
+``Geometry.of`` is the gate through which untrusted superblocks pass: whatever it returns can be used in
 arithmetic without further checks. It reads no block but the superblock, and holds no counter that changes.
-Every floor above may use it.
-Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c, lib/ext2fs/openfs.c.
+Every floor above may use it. Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c,
+lib/ext2fs/openfs.c.
 """
 
 from __future__ import annotations
@@ -213,8 +213,7 @@ class Geometry:
         return self.first_block(home) + self.has_super(home) + shift, offset
 
     def base_blocks(self, group: int) -> int:
-        """Blocks at the start of ``group`` that hold the superblock and descriptors (or are reserved for
-        them).
+        """Blocks at the start of ``group`` held by, or reserved for, the superblock and descriptors.
 
         Bitmaps and inode tables are not counted: flex_bg may put them anywhere. Source:
         ``ext4_num_base_meta_blocks``.
@@ -277,9 +276,7 @@ def _sizes(sb: Superblock) -> _Sizes:
     _require(log_cluster <= 20, "cluster size", f"s_log_cluster_size {log_cluster}")
     cluster_bits = log_cluster - sb.s_log_block_size
     bigalloc = bool(sb.s_feature_ro_compat & RoCompat.bigalloc)
-    _require(
-        cluster_bits >= 0 if bigalloc else cluster_bits == 0, "cluster size", f"{1024 << log_cluster} bytes"
-    )
+    _require(cluster_bits >= 0 if bigalloc else cluster_bits == 0, "cluster size", f"{1024 << log_cluster} bytes")
     if block_size not in SUPPORTED_BLOCK_SIZES:
         raise Unsupported([f"block_size_{block_size}"])
     inode_size = sb.inode_size
@@ -333,12 +330,8 @@ def _groups(sb: Superblock, sizes: _Sizes) -> _Groups:
     _require(sb.s_reserved_gdt_blocks <= block_size // 4, "reserved GDT blocks", sb.s_reserved_gdt_blocks)
     meta_bg = bool(sb.s_feature_incompat & Incompat.meta_bg)
     _require(not meta_bg or sb.s_first_meta_bg <= desc_blocks, "first meta group", sb.s_first_meta_bg)
-    _require(
-        sb.s_log_groups_per_flex <= 31, "flex group size", f"s_log_groups_per_flex {sb.s_log_groups_per_flex}"
-    )
-    return _Groups(
-        count, per_group, inodes, inode_blocks, desc_blocks, sb.s_first_meta_bg if meta_bg else desc_blocks
-    )
+    _require(sb.s_log_groups_per_flex <= 31, "flex group size", f"s_log_groups_per_flex {sb.s_log_groups_per_flex}")
+    return _Groups(count, per_group, inodes, inode_blocks, desc_blocks, sb.s_first_meta_bg if meta_bg else desc_blocks)
 
 
 def _want_extra_isize(sb: Superblock, inode_size: int) -> int:

@@ -1,8 +1,9 @@
-"""Group descriptors: where a group keeps its bitmaps and inode table, how much of it is free, and three
-checksums.
- A descriptor holds its own checksum (crc32c under metadata_csum, crc16 under uninit_bg) and those of the two
-bitmaps. Which block a descriptor lies in is ``Geometry.descriptor_position``'s to say. Source: ``struct
-ext4_group_desc`` in fs/ext4/ext4.h, ``ext4_group_desc_csum`` in super.c, fs/ext4/bitmap.c.
+"""Floor 2: group descriptors, where a group keeps its bitmaps and inode table and how much of it is free.
+
+A descriptor holds its own checksum (crc32c under metadata_csum, crc16 under uninit_bg) and those of the two
+bitmaps. Which block a descriptor lies in is ``Geometry.descriptor_position``'s to say; what bitmaps mean is
+the allocators', the callers. Source: ``struct ext4_group_desc`` in fs/ext4/ext4.h, ``ext4_group_desc_csum`` in
+super.c, fs/ext4/bitmap.c.
 """
 
 from __future__ import annotations
@@ -86,8 +87,7 @@ class GroupDescriptor(Record):
         ):
             raise Corrupt(
                 "group descriptor block number",
-                f"group {group}: bitmaps {self.block_bitmap} and {self.inode_bitmap}, table {table}, "
-                f"of {end} blocks",
+                f"group {group}: bitmaps {self.block_bitmap} and {self.inode_bitmap}, table {table}, of {end} blocks",
             )
         clusters = -(-geometry.blocks_in_group(group) >> geometry.cluster_bits)
         inodes = geometry.inodes_per_group

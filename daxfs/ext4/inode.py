@@ -1,8 +1,10 @@
-"""The inode: a slot of 128 bytes or more in a group's inode table, and its checksum.
- Fields under the kernel's names; sizes, owners, times and block counts joined under plain names with the
+"""Floor 2: the inode, a slot of 128 bytes or more in a group's inode table, and its checksum.
+
+Fields under the kernel's names; sizes, owners, times and block counts joined under plain names with the
 kernel's rules for the features that change them. Fields past byte 128 exist only as far as ``i_extra_isize``
-reaches. What ``i_block`` maps, and the xattrs behind the extra fields, are other modules' matter. Source:
-``struct ext4_inode`` in fs/ext4/ext4.h, ``__ext4_iget`` and ``ext4_fill_raw_inode`` in inode.c.
+reaches. What ``i_block`` maps, and the xattrs behind the extra fields, are other modules' matter; where a slot
+lies is ``structures.inodes``', the main caller. Source: ``struct ext4_inode`` in fs/ext4/ext4.h,
+``__ext4_iget`` and ``ext4_fill_raw_inode`` in inode.c.
 """
 
 from __future__ import annotations
@@ -192,9 +194,7 @@ class InodeRecord(Record):
         size = geometry.inode_size
         self.buffer = buffer = buf[offset : offset + size]
         if offset & 3 or len(buffer) != size:
-            raise ValueError(
-                f"an inode of {size} bytes cannot be bound at offset {offset} of {len(buf)} bytes"
-            )
+            raise ValueError(f"an inode of {size} bytes cannot be bound at offset {offset} of {len(buf)} bytes")
         self.halves = halves = buffer.cast("H")
         self.words = buffer.cast("I")
         self.geometry = geometry
@@ -203,8 +203,7 @@ class InodeRecord(Record):
         self.extra_end = GOOD_OLD_SIZE + extra if extra <= size - GOOD_OLD_SIZE else GOOD_OLD_SIZE
 
     def set_extra_isize(self, size: int) -> None:
-        """Set ``i_extra_isize``; newly covered fields show what the slot held (allocation zeroes slots
-        first).
+        """Set ``i_extra_isize``; newly covered fields show what the slot held (new slots are zeroed first).
 
         Ignored in slots of 128 bytes.
         """
@@ -231,13 +230,10 @@ class InodeRecord(Record):
     @size.setter
     def size(self, value: int) -> None:
         words = self.words
-        if value >> 32 or words[0] & 0xF000 == stat.S_IFREG or self.geometry.has_large_dir:
-            if value >> 32 and not (words[0] & 0xF000 == stat.S_IFREG or self.geometry.has_large_dir):
-                raise FsError(errno.EFBIG, f"a size of {value} bytes does not fit in this kind of inode")
-            words[27] = value >> 32
-            words[1] = value & 0xFFFFFFFF
-        else:
-            words[1] = value
+        if value >> 32 and words[0] & 0xF000 != stat.S_IFREG and not self.geometry.has_large_dir:
+            raise FsError(errno.EFBIG, f"a size of {value} bytes does not fit in this kind of inode")
+        words[27] = value >> 32
+        words[1] = value & 0xFFFFFFFF
 
     @property
     def blocks(self) -> int:
@@ -384,11 +380,7 @@ class InodeRecord(Record):
     def is_fast_symlink(self) -> bool:
         """Whether it is a symbolic link whose target lies in ``block_area``."""
         words = self.words
-        return (
-            words[0] & 0xF000 == stat.S_IFLNK
-            and words[1] < BLOCK_AREA_SIZE
-            and not words[8] & EXT4_EXTENTS_FL
-        )
+        return words[0] & 0xF000 == stat.S_IFLNK and words[1] < BLOCK_AREA_SIZE and not words[8] & EXT4_EXTENTS_FL
 
     @property
     def has_extents(self) -> bool:
@@ -416,8 +408,7 @@ class InodeRecord(Record):
         return csum if wide else csum & 0xFFFF
 
     def verify(self, ino: int, geometry: Geometry) -> None:
-        """Check an inode that is in use: its checksum under metadata_csum, then the fields that could
-        mislead.
+        """Check an inode in use: its checksum under metadata_csum, then the fields that could mislead.
 
         Raises:
             Corrupt: With the name of what is wrong and the inode's number.
@@ -425,9 +416,7 @@ class InodeRecord(Record):
         if geometry.metadata_csum:
             expected = self.computed_checksum(ino, geometry)
             if self.stored_checksum != expected:
-                raise Corrupt(
-                    "inode checksum", f"inode {ino}: found {self.stored_checksum:#x}, expected {expected:#x}"
-                )
+                raise Corrupt("inode checksum", f"inode {ino}: found {self.stored_checksum:#x}, expected {expected:#x}")
         if self.slot_size > GOOD_OLD_SIZE:
             extra = self.halves[64]
             if extra & 3 or extra > self.slot_size - GOOD_OLD_SIZE:
@@ -437,9 +426,7 @@ class InodeRecord(Record):
         if mode and not FILE_TYPE_OF_MODE[mode >> 12]:
             raise Corrupt("inode mode", f"inode {ino}: {mode:#o}")
         if words[8] & _NEEDS_FEATURE:
-            raise Corrupt(
-                "inode flags", f"inode {ino}: {words[8]:#x} needs features that the superblock lacks"
-            )
+            raise Corrupt("inode flags", f"inode {ino}: {words[8]:#x} needs features that the superblock lacks")
         if words[27] >> 31 and self.size > _MAX_SIZE:
             raise Corrupt("inode size", f"inode {ino}: {self.size} bytes")
         acl = self.file_acl

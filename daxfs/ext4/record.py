@@ -1,13 +1,13 @@
-"""On-disk structures as classes: fields declared once with their offsets, compiled to plain properties over
-cast views.
- A class lists its fields (``i_mode = u16(0x00)``); when the class is made, offsets are checked (alignment,
+"""Floor 2: on-disk structures as classes, their fields compiled to plain properties over cast views.
+
+A class lists its fields (``i_mode = u16(0x00)``); when the class is made, offsets are checked (alignment,
 overlap, bounds) and every field becomes a ``property`` whose getter indexes a ``memoryview`` cast that was
 made when the record was bound. A record copies nothing: it reads and writes the buffer it is bound to, be it
 the pool or a transaction's copy of a block. It knows nothing of checksums, journals or meaning; those live in
 the modules of the structures, the only callers of the declaring functions here. Every floor may bind records
 and read ``buffer``, ``halves`` and ``words`` directly in hot loops.
- Casts are native-endian, so a little-endian machine is required (jbd2's big-endian records don't use this
-module).
+
+Casts are native-endian, so a little-endian machine is required (jbd2's big-endian records are not made here).
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class _Declared:
 
     __slots__ = ("offset", "signed", "size", "through", "within")
 
-    def __init__(
-        self, offset: int, size: int, *, signed: bool = False, within: str = "", through: str = ""
-    ) -> None:
+    def __init__(self, offset: int, size: int, *, signed: bool = False, within: str = "", through: str = "") -> None:
         self.offset = offset
         self.size = size
         self.signed = signed
@@ -212,9 +210,7 @@ class Record:
 
 def _describe(name: str, item: _Declared) -> FieldInfo:
     if isinstance(item, RawField):
-        return FieldInfo(
-            name, item.offset, item.size, f"bytes(self.buffer[{item.offset}:{item.offset + item.size}])"
-        )
+        return FieldInfo(name, item.offset, item.size, f"bytes(self.buffer[{item.offset}:{item.offset + item.size}])")
     read = f"self.{_VIEWS[item.size][0]}[{item.offset // item.size}]"
     return FieldInfo(name, item.offset, item.size, read)
 
@@ -272,9 +268,7 @@ def _compile_joined(name: str, low: FieldInfo, high: FieldInfo | None) -> proper
     getter = _function(f"def {name}(self): return {low.read} | {high.read} << {bits}", name)
     # The high half first: it is the one that refuses values out of range, before anything has changed.
     setter = _function(
-        f"def {name}(self, value):\n"
-        f"    {high.read} = value >> {bits}\n"
-        f"    {low.read} = value & {(1 << bits) - 1}",
+        f"def {name}(self, value):\n    {high.read} = value >> {bits}\n    {low.read} = value & {(1 << bits) - 1}",
         name,
     )
     return property(getter, setter, doc=f"{low.name} and {high.name} joined")

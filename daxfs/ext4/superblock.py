@@ -1,7 +1,8 @@
-"""The superblock: 1,024 bytes at byte 1,024 of the pool, and its checksum.
- Fields under the kernel's names, halves joined under plain names. It says what is written there, not whether
-that makes
-sense: ``Geometry.of`` decides. Source: ``struct ext4_super_block`` in fs/ext4/ext4.h.
+"""Floor 2: the superblock, 1,024 bytes at byte 1,024 of the pool, and its checksum.
+
+Fields under the kernel's names, halves joined under plain names. It says what is written there, not whether
+that makes sense: ``Geometry.of`` decides. Callers: geometry, the journal's views, mounting and the tools.
+Source: ``struct ext4_super_block`` in fs/ext4/ext4.h.
 """
 
 from __future__ import annotations
@@ -262,23 +263,17 @@ class Superblock(Record):
             raise Corrupt("superblock magic", f"found {self.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
         if self.s_feature_ro_compat & _METADATA_CSUM:
             if self.s_checksum_type != EXT4_CRC32C_CHKSUM:
-                raise Corrupt(
-                    "superblock checksum type", f"found {self.s_checksum_type}, expected crc32c (1)"
-                )
+                raise Corrupt("superblock checksum type", f"found {self.s_checksum_type}, expected crc32c (1)")
             expected = self.computed_checksum()
             if self.s_checksum != expected:
-                raise Corrupt(
-                    "superblock checksum", f"found {self.s_checksum:#010x}, expected {expected:#010x}"
-                )
+                raise Corrupt("superblock checksum", f"found {self.s_checksum:#010x}, expected {expected:#010x}")
 
     def seal(self) -> None:
         """Store the checksum, where the file system has one."""
         if self.s_feature_ro_compat & _METADATA_CSUM:
             self.s_checksum = self.computed_checksum()
 
-    def record_error(
-        self, when: int, errcode: int, where: str, *, line: int = 0, ino: int = 0, block: int = 0
-    ) -> None:
+    def record_error(self, when: int, errcode: int, where: str, *, line: int = 0, ino: int = 0, block: int = 0) -> None:
         """Record a fault as the kernel does (``ext4_update_super``): e2fsck will run, dumpe2fs shows it.
 
         Args:

@@ -1,6 +1,6 @@
-"""The distinct kinds of number that the format mixes freely: inode numbers, logical and physical blocks, byte
-offsets.
- Only names for the type checker; at run time they are plain ints. Used where a mix-up would be silent,
+"""Floor 2: the kinds of number that the format mixes freely: inodes, logical and physical blocks, byte offsets.
+
+Only names for the type checker; at run time they are plain ints. For places where a mix-up would be silent;
 anybody may import them.
 """
 
