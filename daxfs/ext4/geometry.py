@@ -69,7 +69,7 @@ class Geometry:
     has_filetype: bool
     has_journal: bool
     has_dir_index: bool
-    dir_nlink: bool
+    has_dir_nlink: bool
     has_huge_file: bool
     has_large_dir: bool
     has_meta_bg: bool
@@ -143,7 +143,7 @@ class Geometry:
             has_filetype=bool(incompat & Incompat.filetype),
             has_journal=bool(compat & Compat.has_journal),
             has_dir_index=bool(compat & Compat.dir_index),
-            dir_nlink=bool(ro_compat & RoCompat.dir_nlink),
+            has_dir_nlink=bool(ro_compat & RoCompat.dir_nlink),
             has_huge_file=huge_file,
             has_large_dir=bool(incompat & Incompat.large_dir),
             has_meta_bg=bool(incompat & Incompat.meta_bg),
