@@ -23,6 +23,7 @@ from daxfs.fs.paths import Tree
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, Options, SetAttributes, StatFs
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.structures import inodes
+from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
@@ -255,6 +256,11 @@ class FileSystem:
         if self.volume.options.sync:
             self.volume.commit()
         return written
+
+    @reading
+    def describe(self, ino: int) -> list[Extent]:
+        """The extents of a file, in order: (logical block, physical block, length in blocks, unwritten)."""
+        return data.describe(self.volume, ino)
 
     @reading
     def fsync(self, ino: int, datasync: bool = False) -> None:

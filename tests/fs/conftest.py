@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,12 +10,7 @@ import pytest
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
-
-SHARED = importlib.util.spec_from_file_location("shared_conftest", Path(__file__).parents[1] / "conftest.py")
-assert SHARED is not None
-assert SHARED.loader is not None
-shared = importlib.util.module_from_spec(SHARED)
-SHARED.loader.exec_module(shared)
+from support import fsck
 
 # Every axis of the format that the runtime must serve, one option set each.
 FORMATS = {
@@ -57,7 +51,7 @@ def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
     for fs, path in opened:
         with contextlib.suppress(ValueError):
             fs.close()
-        shared.fsck(path)
+        fsck(path)
 
 
 @pytest.fixture

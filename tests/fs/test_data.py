@@ -1,0 +1,205 @@
+"""File data on every format: what was written is read, holes are zeros, a full pool stops cleanly."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+from collections.abc import Callable
+
+import pytest
+
+from daxfs.errors import FsError
+from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from daxfs.fs.types import Caller, SetAttributes
+
+OpenFs = Callable[..., FileSystem]
+
+
+def make(fs: FileSystem, name: bytes = b"f", flags: int = os.O_RDWR) -> tuple[int, OpenFile]:
+    file, made = fs.create(ROOT_INO, name, 0o644, flags)
+    return made.ino, file
+
+
+def fill(fs: FileSystem, file: OpenFile) -> int:
+    """Write until the pool is full; returns how much went in."""
+    written = 0
+    try:
+        while True:
+            written += fs.write(file, written, b"x" * 100_000)
+    except FsError as error:
+        assert error.errno == errno.ENOSPC
+    return written
+
+
+def test_random_writes_and_cuts_equal_a_bytearray(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
+    fs = open_fs(*any_format)
+    chance = random.Random(7)
+    ino, file = make(fs)
+    model = bytearray()
+    for _ in range(250):
+        offset = chance.randrange(400_000)
+        if chance.random() < 0.15:
+            fs.setattr(ino, SetAttributes(size=offset))
+            model = model[:offset] + bytes(max(offset - len(model), 0))
+        elif chance.random() < 0.1:
+            fs.sync()
+        else:
+            content = chance.randbytes(chance.choice((1, 100, 4096, 5000, 40_000)))
+            assert fs.write(file, offset, content) == len(content)
+            model += bytes(max(offset + len(content) - len(model), 0))
+            model[offset : offset + len(content)] = content
+        start = chance.randrange(400_000)
+        assert bytes(fs.read(file, start, 50_000)) == model[start : start + 50_000]
+    assert bytes(fs.read(file, 0, 1 << 20)) == model
+    assert fs.getattr(ino).size == len(model)
+    fs.release(file)
+
+
+def test_reads_of_written_ranges_are_views_of_the_pool(fs: FileSystem) -> None:
+    _, file = make(fs)
+    fs.write(file, 0, b"a" * 65536)
+    view = fs.read(file, 4096, 8192)
+    assert isinstance(view, memoryview)
+    fs.write(file, 4096, b"b" * 4096)
+    assert bytes(view[:4096]) == b"b" * 4096
+    view.release()
+
+
+def test_sparse_files_of_many_terabytes(fs: FileSystem) -> None:
+    ino, file = make(fs)
+    far = 15 << 40
+    fs.write(file, far, b"end")
+    assert fs.getattr(ino).size == far + 3
+    assert fs.getattr(ino).blocks <= 64
+    assert fs.read(file, far, 10) == b"end"
+    assert fs.read(file, far - 4096, 4096) == bytes(4096)
+    with pytest.raises(FsError) as refused:
+        fs.write(file, 1 << 45, b"x")
+    assert refused.value.errno == errno.EFBIG
+    with pytest.raises(FsError) as refused:
+        fs.setattr(ino, SetAttributes(size=1 << 45))
+    assert refused.value.errno == errno.EFBIG
+    fs.release(file)
+
+
+def test_growing_shows_zeros_where_the_old_end_was(fs: FileSystem) -> None:
+    ino, file = make(fs)
+    fs.write(file, 0, b"\xff" * 8192)
+    fs.setattr(ino, SetAttributes(size=100))
+    fs.setattr(ino, SetAttributes(size=8192))
+    assert bytes(fs.read(file, 0, 8192)) == b"\xff" * 100 + bytes(8092)
+    fs.write(file, 0, b"\xee" * 5000)
+    fs.setattr(ino, SetAttributes(size=4500))
+    fs.write(file, 6000, b"z")
+    assert bytes(fs.read(file, 4400, 1601)) == b"\xee" * 100 + bytes(1500) + b"z"
+    fs.release(file)
+
+
+def test_append_goes_to_the_end(fs: FileSystem) -> None:
+    ino, file = make(fs, flags=os.O_WRONLY | os.O_APPEND)
+    for number in range(10):
+        fs.write(file, 0, b"%04d" % number)
+    fs.release(file)
+    reader = fs.open_file(ino)
+    assert bytes(fs.read(reader, 0, 100)) == b"".join(b"%04d" % number for number in range(10))
+    with pytest.raises(FsError) as refused:
+        fs.write(reader, 0, b"x")
+    assert refused.value.errno == errno.EBADF
+    fs.release(reader)
+
+
+def test_truncating_open_frees_the_blocks(fs: FileSystem) -> None:
+    free = fs.statfs().free
+    ino, file = make(fs)
+    fs.write(file, 0, b"x" * (1 << 20))
+    fs.release(file)
+    assert fs.statfs().free == free - 256
+    fs.release(fs.open_file(ino, os.O_RDWR | os.O_TRUNC))
+    assert fs.getattr(ino).size == 0
+    assert fs.statfs().free == free
+
+
+def test_a_full_pool_leaves_a_short_write_and_a_clean_pool(open_fs: OpenFs) -> None:
+    fs = open_fs("-m", "0", size="16M")
+    ino, file = make(fs)
+    written = fill(fs, file)
+    assert fs.statfs().free == 0
+    assert fs.getattr(ino).size == written
+    with pytest.raises(FsError):
+        fs.tree.mkdir("/no-room")
+    fs.setattr(ino, SetAttributes(size=written - 8192))
+    assert fs.write(file, written - 8192, b"y" * 4096) == 4096
+    fs.release(file)
+
+
+def test_reserved_blocks_are_the_superusers(open_fs: OpenFs) -> None:
+    fs = open_fs("-m", "10", size="16M")
+    user = Caller(uid=1000, gid=1000)
+    file, _ = fs.create(ROOT_INO, b"f", 0o666, os.O_RDWR, user)
+    fill(fs, file)
+    left = fs.statfs()
+    assert left.available == 0
+    assert left.free > 0
+    fs.release(file)
+    fs.tree.write_bytes("/root", b"x" * 65536)
+
+
+def test_writing_takes_set_id_bits_from_other_users_files(fs: FileSystem) -> None:
+    user = Caller(uid=1000, gid=1000)
+    ino = fs.mknod(ROOT_INO, b"f", 0o6777).ino
+    root = fs.open_file(ino, os.O_RDWR)
+    fs.write(root, 0, b"by root")
+    assert fs.getattr(ino).mode & 0o7777 == 0o6777
+    file = fs.open_file(ino, os.O_RDWR, user)
+    fs.write(file, 0, b"by a user")
+    assert fs.getattr(ino).mode & 0o7777 == 0o777
+    fs.setattr(ino, SetAttributes(mode=0o6777))
+    fs.setattr(ino, SetAttributes(size=1), user)
+    assert fs.getattr(ino).mode & 0o7777 == 0o777
+    fs.release(file)
+    fs.release(root)
+
+
+def test_set_gid_without_group_execute_is_locking_and_stays(fs: FileSystem) -> None:
+    user = Caller(uid=1000, gid=1000)
+    ino = fs.mknod(ROOT_INO, b"f", 0o2767).ino
+    file = fs.open_file(ino, os.O_RDWR, user)
+    fs.write(file, 0, b"x")
+    assert fs.getattr(ino).mode & stat.S_ISGID
+    fs.release(file)
+
+
+def test_times_follow_reads_and_writes(fs: FileSystem) -> None:
+    ino, file = make(fs)
+    fs.write(file, 0, b"x" * 4096)
+    first = fs.getattr(ino)
+    fs.write(file, 0, b"y" * 4096)
+    second = fs.getattr(ino)
+    assert second.mtime_ns > first.mtime_ns
+    assert second.ctime_ns == second.mtime_ns
+    fs.read(file, 0, 10)
+    assert fs.getattr(ino).atime_ns > second.mtime_ns
+    fs.setattr(ino, SetAttributes(mtime_ns=123_456_789_012_345_678, atime_ns=-1_000_000_001))
+    found = fs.getattr(ino)
+    assert (found.mtime_ns, found.atime_ns) == (123_456_789_012_345_678, -1_000_000_001)
+    fs.sync()
+    assert fs.getattr(ino)[8:10] == found[8:10]
+    fs.release(file)
+
+
+def test_a_file_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More pieces than a map may hold: every access then asks the tree."""
+    monkeypatch.setattr("daxfs.fs.data.MAX_RUNS", 20)
+    fs = open_fs("-b", "1024")
+    ino, file = make(fs)
+    for number in range(0, 600, 2):
+        fs.write(file, number * 1024, b"%04d" % number)
+    for number in range(0, 600, 2):
+        assert bytes(fs.read(file, number * 1024, 1028))[:4] == b"%04d" % number
+    whole = bytes(fs.read(file, 0, 600 * 1024))
+    assert [whole[at : at + 4] for at in range(0, 600 * 1024, 2048)] == [b"%04d" % n for n in range(0, 600, 2)]
+    assert len(fs.describe(ino)) == 300
+    fs.release(file)
+    fs.unlink(ROOT_INO, b"f")

@@ -1,0 +1,48 @@
+"""What tests of every floor call: the e2fsprogs tools, and pools made by them.
+
+A missing tool is an error, never a skip: a test that did not run proves nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+PATHS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def tool(name: str) -> str:
+    """The path of a program that the tests can't do without."""
+    found = shutil.which(name, path=PATHS)
+    assert found, f"{name} is not installed: run make setup as root"
+    return found
+
+
+def run(*command: str | Path, code: int = 0, limit: float = 60, stdin: str | None = None) -> str:
+    """Run a program, expect its exit code, return its output (standard error behind standard output)."""
+    done = subprocess.run(
+        [tool(str(command[0])), *map(str, command[1:])],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=limit,
+        input=stdin if stdin is not None else "",
+        check=False,
+    )
+    assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def fsck(pool: Path) -> None:
+    """The oracle: ``e2fsck -fn`` finds nothing."""
+    run("e2fsck", "-fn", pool)
+
+
+def mke2fs(pool: Path, *options: str, size: str = "64M") -> Path:
+    """Make an ext4 image with e2fsprogs' own defaults and these options."""
+    with pool.open("wb"):
+        pass
+    run("truncate", "-s", size, pool)
+    run("mke2fs", "-q", "-F", "-t", "ext4", *options, pool)
+    return pool
