@@ -1,0 +1,267 @@
+"""Changes to the shape of an extent tree: entries of one leaf replaced, nodes split, grown, joined and freed.
+
+`extents` decides what a leaf shall hold and calls this; nobody else does. A path (`extent_tree.descend`) is valid
+until the first change, except that `splice` and `drop_node` use one to the end. Invariants, which e2fsck checks:
+
+- the key of an index entry is the first logical block of the node below;
+- no node but the root is empty, and every level holds the same depth;
+- a tree whose only leaf has at most four extents has none: the extents are in the root.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.ext4 import extent as format_
+from daxfs.ext4.checksum import inode_seed
+from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, MAX_DEPTH, Extent
+from daxfs.structures import blocks, inodes
+from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, Node, descend, node, root, trust_root
+
+if TYPE_CHECKING:
+    from daxfs.journal.transaction import Handle
+    from daxfs.structures.inodes import Inode
+
+Seal = Callable[[memoryview], None]
+
+
+def sealer(tx: Handle, inode: Inode) -> Seal | None:
+    """What makes the checksum of one of the inode's extent blocks at commit."""
+    geometry = tx.geometry
+    if not geometry.metadata_csum:
+        return None
+    number, generation = inode.number, inode.generation
+    return lambda buf: format_.seal_block(buf, inode_seed(geometry, number, generation))
+
+
+def writable(tx: Handle, inode: Inode, number: int) -> memoryview:
+    """The words of a node, to be changed."""
+    return tx.edit(number, sealer(tx, inode)).cast("I") if number else inode.words[ROOT_WORDS]
+
+
+def fits(w: memoryview, begin: int, end: int, new: list[Extent]) -> bool:
+    """Whether the leaf has room for ``new`` in place of the entries [begin, end)."""
+    return (w[0] >> 16) + len(new) - (end - begin) <= (w[1] & 0xFFFF)
+
+
+def coalesce(w: memoryview, begin: int, end: int, new: list[Extent]) -> tuple[int, int, list[Extent]]:
+    """Widen the replacement of [begin, end) by ``new`` to the neighbours that ``new`` can be joined with."""
+    if begin:
+        joined = _join(format_.leaf(w, begin - 1), new[0])
+        if joined:
+            new[0] = joined
+            begin -= 1
+    if end < w[0] >> 16:
+        joined = _join(new[-1], format_.leaf(w, end))
+        if joined:
+            new[-1] = joined
+            end += 1
+    return begin, end, new
+
+
+def _join(left: Extent, right: Extent) -> Extent | None:
+    """Both extents as one, if they are adjacent in the file and in the pool, alike, and not too long."""
+    lblk, pblk, length, unwritten = left
+    if pblk + length != right.pblk or lblk + length != right.lblk or unwritten != right.unwritten:
+        return None
+    length += right.length
+    if length > (EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN):
+        return None
+    return Extent(lblk, pblk, length, unwritten)
+
+
+def splice(tx: Handle, inode: Inode, path: list[Node], begin: int, end: int, new: list[Extent]) -> None:
+    """Replace the entries [begin, end) of the path's leaf by ``new``, for which there is room.
+
+    Keys above follow the leaf's first block; a leaf that is left empty is freed, with every node that this empties.
+    """
+    number = path[-1].number
+    w = writable(tx, inode, number)
+    growth = len(new) - (end - begin)
+    if growth > 0:
+        format_.open_gap(w, end, growth)
+    elif growth < 0:
+        format_.close_gap(w, end + growth, -growth)
+    for at, extent in enumerate(new, begin):
+        format_.put_leaf(w, at, *extent)
+    if not number:
+        trust_root(tx, inode, w)
+    elif not w[0] >> 16:
+        drop_node(tx, inode, path, len(path) - 1)
+    elif begin == 0:
+        _set_key(tx, inode, path, len(path) - 1, w[3])
+
+
+def _set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -> None:
+    """The node at ``level`` begins with ``lblk`` now: make the index entries above say so."""
+    for step in reversed(path[:level]):
+        base = 3 + 3 * step.at
+        if step.words[base] == lblk:
+            return
+        w = writable(tx, inode, step.number)
+        w[base] = lblk
+        if not step.number:
+            trust_root(tx, inode, w)
+        if step.at:
+            return
+
+
+def drop_node(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
+    """Free the (empty) node at ``level`` of the path, and take it out of the node above."""
+    while level:
+        _free_node(tx, inode, path[level].number)
+        level -= 1
+        number, _, at = path[level]
+        w = writable(tx, inode, number)
+        format_.close_gap(w, at)
+        if w[0] >> 16:
+            if not number:
+                trust_root(tx, inode, w)
+            if at == 0:
+                _set_key(tx, inode, path, level, w[3])
+            return
+    w = writable(tx, inode, 0)
+    format_.initialize(w, 0, w[2])
+    format_.set_entries(w, 0)
+    trust_root(tx, inode, w)
+
+
+def _free_node(tx: Handle, inode: Inode, number: int) -> None:
+    blocks.free(tx, number, 1, metadata=True)
+    inodes.add_blocks(inode, -1, tx.geometry)
+
+
+def _new_node(tx: Handle, inode: Inode, goal: int, depth: int) -> tuple[int, memoryview]:
+    """A new, empty tree block near ``goal``: its number and words."""
+    number, _ = blocks.allocate(tx, goal, 1)
+    inodes.add_blocks(inode, 1, tx.geometry)
+    w = tx.create(number, sealer(tx, inode)).cast("I")
+    format_.initialize(w, depth)
+    return number, w
+
+
+# Making room
+
+
+def make_room(tx: Handle, inode: Inode, path: list[Node]) -> None:
+    """Bring the path's leaf, which is full, one step nearer to having room; descend again and see.
+
+    Raises:
+        FsError: ENOSPC; EFBIG when the tree has its greatest depth and is full.
+    """
+    level = len(path) - 1
+    while level and _full(path[level - 1].words):
+        level -= 1
+    if level:
+        _split(tx, inode, path, level)
+    else:
+        _grow(tx, inode)
+
+
+def _full(w: memoryview) -> bool:
+    full: bool = w[0] >> 16 >= w[1] & 0xFFFF
+    return full
+
+
+def _grow(tx: Handle, inode: Inode) -> None:
+    """Move what the root holds into a new block below it; the tree is one level deeper."""
+    top = writable(tx, inode, 0)
+    depth = format_.depth(top)
+    if depth >= MAX_DEPTH:
+        raise FsError(errno.EFBIG, f"inode {inode.number}: its extent tree is full")
+    geometry = tx.geometry
+    goal = geometry.first_block(geometry.group_of_inode(inode.number))
+    number, w = _new_node(tx, inode, goal, depth)
+    used = top[0] >> 16
+    w[3 : 3 + 3 * used] = top[3 : 3 + 3 * used]
+    format_.set_entries(w, used)
+    format_.set_depth(top, depth + 1)
+    format_.put_index(top, 0, w[3], number)
+    format_.set_entries(top, 1)
+    trust_root(tx, inode, top)
+
+
+def _split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
+    """Split the node at ``level`` of the path in two; the node above has room for the second one's key.
+
+    In the middle when the path goes through the middle. At the end only the last entry moves, so that a file that is
+    written in order fills its nodes.
+    """
+    number, old, at = path[level]
+    used = old[0] >> 16
+    first = used - 1 if at >= used - 1 else used // 2
+    right, w = _new_node(tx, inode, number, old[1] >> 16)
+    w[3 : 3 + 3 * (used - first)] = old[3 + 3 * first : 3 + 3 * used]
+    format_.set_entries(w, used - first)
+    format_.set_entries(writable(tx, inode, number), first)
+    parent, _, above = path[level - 1]
+    top = writable(tx, inode, parent)
+    format_.open_gap(top, above + 1)
+    format_.put_index(top, above + 1, w[3], right)
+    if not parent:
+        trust_root(tx, inode, top)
+
+
+# Getting smaller
+
+
+def shrink(tx: Handle, inode: Inode, lblk: int) -> None:
+    """After entries near ``lblk`` went: join nodes on its path with a neighbour, and take needless levels away."""
+    level = inode.words[ROOT_WORDS][1] >> 16
+    while level > 0:
+        path, _ = descend(tx, inode, lblk)
+        if level < len(path) and not _join_nodes(tx, inode, path, level):
+            level -= 1
+        level = min(level, len(path) - 1)
+    while _pull_up(tx, inode):
+        pass
+
+
+def _join_nodes(tx: Handle, inode: Inode, path: list[Node], level: int) -> bool:
+    """Join the node at ``level`` with its right or left neighbour, if one node can hold both and has room left."""
+    _, w, _ = path[level]
+    used, room = w[0] >> 16, w[1] & 0xFFFF
+    room -= room // 8  # so that the next insertion doesn't split what was joined
+    if used * 2 > room:
+        return False
+    _, above, at = path[level - 1]
+    for left in (at, at - 1):
+        if not 0 <= left < (above[0] >> 16) - 1:
+            continue
+        lblk, number = format_.index(above, left + 1)
+        near = node(tx, inode, number, w[1] >> 16, lblk) if left == at else w
+        first, target = format_.index(above, left)
+        far = w if left == at else node(tx, inode, target, w[1] >> 16, first)
+        more, have = near[0] >> 16, far[0] >> 16
+        if not have or more + have > room:
+            continue
+        joined = writable(tx, inode, target)
+        joined[3 + 3 * have : 3 + 3 * (have + more)] = near[3 : 3 + 3 * more]
+        format_.set_entries(joined, have + more)
+        drop = [*path[: level - 1], Node(path[level - 1].number, above, left + 1), Node(number, near, 0)]
+        drop_node(tx, inode, drop, level)
+        return True
+    return False
+
+
+def _pull_up(tx: Handle, inode: Inode) -> bool:
+    """Take the root's only child into the root, if it fits there."""
+    top = root(tx, inode)
+    depth = top[1] >> 16
+    if not depth or top[0] >> 16 != 1:
+        return False
+    lblk, number = format_.index(top, 0)
+    w = node(tx, inode, number, depth - 1, lblk)
+    used = w[0] >> 16
+    if used > ROOT_ENTRIES or used > top[1] & 0xFFFF:
+        return False
+    top = writable(tx, inode, 0)
+    top[3 : 3 + 3 * used] = w[3 : 3 + 3 * used]
+    format_.set_entries(top, used)
+    format_.set_depth(top, depth - 1)
+    trust_root(tx, inode, top)
+    _free_node(tx, inode, number)
+    return True

@@ -1,0 +1,153 @@
+"""The extent tree of an inode as a reader finds it: roots and blocks checked, paths from the root to a leaf.
+
+The root is the inode's ``i_block`` (4 entries); every other node is a block whose tail holds a checksum seeded by the
+inode. Nothing here changes a tree (`extent_edit` does) and nothing here knows what a caller wants of it (`extents`).
+
+A node is checked in full when its content is new to us: blocks through ``View.verified``, roots by comparing the 60
+bytes with those last found good. Whatever a hostile image then does, each step re-checks the header and the depth,
+which falls by one a step, so that a walk ends.
+
+Sources: ``fs/ext4/extents.c``, Documentation/filesystems/ext4/ifork.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4 import extent as format_
+from daxfs.ext4.checksum import inode_seed
+from daxfs.ext4.extent import EXT4_EXT_MAGIC, Extent
+from daxfs.structures import metadata_zone
+
+if TYPE_CHECKING:
+    from daxfs.journal.view import View
+    from daxfs.pmem.pool import Pool
+    from daxfs.structures.inodes import Inode
+
+MAX_BLOCKS = 0xFFFFFFFF
+"""Logical blocks a file can have; EXT_MAX_BLOCKS."""
+ROOT_ENTRIES = 4
+ROOT_WORDS = slice(10, 25)
+"""``i_block`` among the 32-bit words of an inode."""
+MAX_ROOTS = 4096
+"""Roots remembered as checked per pool, about 200 bytes each."""
+RESIZE_INO = 7  # its map lies over the reserved descriptor blocks on purpose
+
+_roots: WeakKeyDictionary[Pool, dict[int, bytes]] = WeakKeyDictionary()
+
+
+class Node(NamedTuple):
+    """One step of a path: block ``number`` (0: the root), its words, and the entry chosen (-1: before the first)."""
+
+    number: int
+    words: memoryview
+    at: int
+
+
+def root(view: View, inode: Inode) -> memoryview:
+    """The words of the inode's root, checked."""
+    w = inode.words[ROOT_WORDS]
+    known = _roots.get(view.pool)
+    if known is None or known.get(inode.number) != w.tobytes():
+        _check(view, inode, w, None, f"inode {inode.number}, extent root")
+        trust_root(view, inode, w)
+    return w
+
+
+def trust_root(view: View, inode: Inode, w: memoryview) -> None:
+    """Remember that this content of the root was checked, or was made by us."""
+    known = _roots.get(view.pool)
+    if known is None:
+        known = _roots[view.pool] = {}
+    elif len(known) >= MAX_ROOTS:
+        known.clear()
+    known[inode.number] = w.tobytes()
+
+
+def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memoryview:
+    """The words of the tree block ``number``, which must have ``levels`` levels below it and begin at block ``key``.
+
+    Raises:
+        Corrupt: checksum, header or entries are wrong; the message names the inode and the block.
+    """
+
+    def check(buf: memoryview) -> None:
+        where = f"inode {inode.number}, extent block {number}"
+        if view.geometry.metadata_csum:
+            seed = inode_seed(view.geometry, inode.number, inode.generation)
+            format_.verify_block(buf, seed, where)
+        _check(view, inode, buf.cast("I"), levels, where)
+
+    w: memoryview = view.verified(number, check).cast("I")
+    head, second = w[0], w[1]
+    used = head >> 16
+    # A block may have been checked as something else or for another inode, so what keeps us in bounds is checked again.
+    if (
+        head & 0xFFFF != EXT4_EXT_MAGIC
+        or second >> 16 != levels
+        or not used <= second & 0xFFFF <= (len(w) - 3) // 3
+        or (w[3] != key if used else levels)
+    ):
+        raise Corrupt(
+            "extent header",
+            f"inode {inode.number}, extent block {number}: depth {second >> 16}, expected {levels}; {used} entries, "
+            f"the first at {w[3]}, expected {key}",
+        )
+    return w
+
+
+def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: str) -> None:
+    """Header, order, bounds and place of all entries of a node."""
+    format_.check(w, levels, view.geometry.blocks_count, where)
+    if inode.number == RESIZE_INO:
+        return
+    if format_.depth(w):
+        runs = [(pblk, 1) for _, pblk in format_.indexes(w)]
+    else:
+        runs = [(extent.pblk, extent.length) for extent in format_.leaves(w)]
+    for pblk, length in runs:
+        if metadata_zone.overlaps(view, pblk, length):
+            raise Corrupt("extent entries", f"{where}: {length} blocks on {pblk} lie over a group's metadata")
+
+
+def descend(view: View, inode: Inode, lblk: int) -> tuple[list[Node], int]:
+    """The path to the leaf where ``lblk`` is or would be, and where the next leaf begins (``MAX_BLOCKS``: none)."""
+    w = root(view, inode)
+    levels = w[1] >> 16
+    number = 0
+    bound = MAX_BLOCKS
+    path: list[Node] = []
+    while levels:
+        used = w[0] >> 16
+        at = bisect_right(w[3 : 3 + 3 * used : 3], lblk) - 1
+        at = max(at, 0)
+        path.append(Node(number, w, at))
+        base = 3 + 3 * at
+        if at + 1 < used:
+            bound = w[base + 3]
+        number = w[base + 1] | (w[base + 2] & 0xFFFF) << 32
+        levels -= 1
+        w = node(view, inode, number, levels, w[base])
+    path.append(Node(number, w, bisect_right(w[3 : 3 + 3 * (w[0] >> 16) : 3], lblk) - 1))
+    if bound <= lblk:
+        raise out_of_order(inode, lblk, bound)
+    return path, bound
+
+
+def out_of_order(inode: Inode, lblk: int, bound: int) -> FsError:
+    """What to raise when whatever follows block ``lblk`` begins at ``bound``, which is not behind it."""
+    if lblk >= MAX_BLOCKS:
+        return FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is beyond what a file can have")
+    return Corrupt("extent index", f"inode {inode.number}: block {bound} comes after {lblk}")
+
+
+def check_bounds(view: View, inode: Inode, extent: Extent) -> Extent:
+    """The extent itself, after a check that it lies in the pool (its block may have been checked as something else)."""
+    pblk, length = extent.pblk, extent.length
+    if not pblk or not length or pblk + length > view.geometry.blocks_count:
+        raise Corrupt("extent entries", f"inode {inode.number}: {length} blocks at {extent.lblk} lie on {pblk}")
+    return extent

@@ -1,0 +1,374 @@
+"""Extent-mapped files: find, list, allocate, insert, convert and remove extents.
+
+The public face of the extent tree; `mapping` calls it for inodes with ``EXT4_EXTENTS_FL``. What a node looks like is
+``ext4.extent``'s matter, how a reader gets to one `extent_tree`'s, and how nodes are split, joined and freed
+`extent_edit`'s. Functions that take a ``tx`` change the tree: their ``inode`` must come from ``inodes.edit`` of the
+same handle. All lengths and positions are in blocks. Whatever is found is checked to lie in the pool and outside of
+the groups' metadata; ``Corrupt`` otherwise.
+
+Sources: ``fs/ext4/extents.c`` (``ext4_ext_map_blocks``, ``ext4_ext_convert_to_initialized``,
+``ext4_ext_remove_space``).
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4 import extent as format_
+from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
+from daxfs.ext4.inode import EXT4_EXTENTS_FL
+from daxfs.structures import blocks, extent_edit, inodes
+from daxfs.structures.extent_tree import (
+    MAX_BLOCKS,
+    ROOT_WORDS,
+    Node,
+    check_bounds,
+    descend,
+    node,
+    out_of_order,
+    root,
+    trust_root,
+)
+
+if TYPE_CHECKING:
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.structures.inodes import Inode
+
+HUGE_PAGE = 2 << 20
+MAX_ATTEMPTS = 16
+"""Splits until there is room: at most one a level and one of the root; more means that the tree contradicts itself."""
+
+
+# Reading
+
+
+def lookup(view: View, inode: Inode, lblk: int) -> Extent:
+    """The extent or hole (``pblk`` 0) that contains ``lblk``, trimmed to begin there."""
+    w = root(view, inode)
+    levels = w[1] >> 16
+    bound = MAX_BLOCKS
+    while levels:
+        used = w[0] >> 16
+        at = bisect_right(w[3 : 3 + 3 * used : 3], lblk) - 1
+        at = max(at, 0)
+        base = 3 + 3 * at
+        if at + 1 < used:
+            bound = w[base + 3]
+        levels -= 1
+        w = node(view, inode, w[base + 1] | (w[base + 2] & 0xFFFF) << 32, levels, w[base])
+    used = w[0] >> 16
+    at = bisect_right(w[3 : 3 + 3 * used : 3], lblk) - 1
+    if at >= 0:
+        base = 3 + 3 * at
+        middle = w[base + 1]
+        length = middle & 0xFFFF
+        unwritten = length > EXT_INIT_MAX_LEN
+        if unwritten:
+            length -= EXT_INIT_MAX_LEN
+        skipped = lblk - w[base]
+        if skipped < length:
+            pblk = w[base + 2] | middle >> 16 << 32
+            if not pblk or pblk + length > view.geometry.blocks_count:
+                check_bounds(view, inode, format_.leaf(w, at))
+            return Extent(lblk, pblk + skipped, length - skipped, unwritten)
+    if at + 1 < used:
+        bound = w[3 * at + 6]
+    if bound <= lblk:
+        raise out_of_order(inode, lblk, bound)
+    return Extent(lblk, 0, bound - lblk, False)
+
+
+def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> Iterator[Extent]:
+    """The mapped extents of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to that range.
+
+    The tree must not change while the iterator is in use.
+
+    Raises:
+        Corrupt: also when the leaves contradict each other's order.
+    """
+    end = MAX_BLOCKS if last is None else last + 1
+    position = first
+    while position < end:
+        path, bound = descend(view, inode, position)
+        w, at = path[-1].words, path[-1].at
+        for i in range(max(at, 0), w[0] >> 16):
+            extent = check_bounds(view, inode, format_.leaf(w, i))
+            lblk, pblk, length, unwritten = extent
+            stop = lblk + length
+            if stop <= position:
+                continue
+            if lblk >= end:
+                return
+            if stop > bound:
+                raise Corrupt("extent entries", f"inode {inode.number}: {length} blocks at {lblk} reach past {bound}")
+            if lblk < position or stop > end:
+                begin, stop = max(lblk, position), min(stop, end)
+                yield Extent(begin, pblk + begin - lblk, stop - begin, unwritten)
+            else:
+                yield extent
+            position = stop
+        position = bound
+
+
+def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:
+    """At most ``limit`` extents of `walk` as a list."""
+    return list(islice(walk(view, inode, first, last), limit))
+
+
+def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
+    """The first mapped extent that ends after ``lblk``, trimmed to begin there or later; None when there is none."""
+    return next(walk(view, inode, lblk), None)
+
+
+def count_blocks(view: View, inode: Inode) -> int:
+    """Blocks that the map takes: those mapped and those of the tree itself (what ``i_blocks`` counts of it)."""
+    total = 0
+    position = 0
+    seen = [-1] * format_.MAX_DEPTH
+    while position < MAX_BLOCKS:
+        path, position = descend(view, inode, position)
+        for level, step in enumerate(path[1:]):
+            if seen[level] != step.number:
+                seen[level] = step.number
+                total += 1
+        total += sum(extent.length for extent in format_.leaves(path[-1].words))
+    return total
+
+
+# Changing
+
+
+def new_inode_map(tx: Handle, inode: Inode) -> None:
+    """Give a new inode an empty extent tree."""
+    w = inode.words[ROOT_WORDS]
+    for at in range(len(w)):
+        w[at] = 0
+    format_.initialize(w, 0)
+    inode.flags |= EXT4_EXTENTS_FL
+    trust_root(tx, inode, w)
+
+
+def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
+    """Map blocks that are the caller's into a hole; joined with the neighbours in its leaf where that is possible.
+
+    ``i_blocks`` counts the tree's new blocks but not the extent's own, which the caller accounts.
+
+    Raises:
+        FsError: EEXIST when a block of the range is mapped, EFBIG beyond the last logical block, ENOSPC.
+    """
+    if not 0 < extent.length <= (EXT_UNWRITTEN_MAX_LEN if extent.unwritten else EXT_INIT_MAX_LEN):
+        raise ValueError(f"an extent of {extent.length} blocks")
+    if extent.lblk + extent.length > MAX_BLOCKS:
+        raise FsError(errno.EFBIG, f"inode {inode.number}: block {extent.lblk} is beyond what a file can have")
+    path, bound = descend(tx, inode, extent.lblk)
+    _insert_at(tx, inode, path, bound, extent)
+
+
+def _insert_at(tx: Handle, inode: Inode, path: list[Node], bound: int, extent: Extent) -> None:
+    """`insert`, when the path to the leaf is known already."""
+    lblk = extent.lblk
+    for _ in range(MAX_ATTEMPTS):
+        _, w, at = path[-1]
+        following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
+        if lblk + extent.length > following:
+            raise FsError(errno.EEXIST, f"inode {inode.number}: block {following} is mapped")
+        if at >= 0:
+            left = format_.leaf(w, at)
+            if left.lblk + left.length > lblk:
+                raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
+        begin, end, new = extent_edit.coalesce(w, at + 1, at + 1, [extent])
+        if extent_edit.fits(w, begin, end, new):
+            extent_edit.splice(tx, inode, path, begin, end, new)
+            return
+        extent_edit.make_room(tx, inode, path)
+        path, bound = descend(tx, inode, lblk)
+    raise _restless(inode, lblk)
+
+
+def allocate(
+    tx: Handle, inode: Inode, lblk: int, want: int, *, unwritten: bool = False, goal: int = 0, align: int = 1
+) -> Extent:
+    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them: one piece, counted in ``i_blocks``.
+
+    The neighbours decide where: behind the left one, in front of the right one, else ``goal``, else the inode's group.
+    Where a huge page (2 MiB) of the file begins and all of it is wanted, the piece begins on such a boundary if it can.
+
+    Returns:
+        What was mapped, at least one block.
+
+    Raises:
+        FsError: EEXIST when ``lblk`` is mapped, EFBIG, ENOSPC.
+    """
+    if lblk >= MAX_BLOCKS:
+        raise FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is beyond what a file can have")
+    geometry = tx.geometry
+    path, bound = descend(tx, inode, lblk)
+    _, w, at = path[-1]
+    used = w[0] >> 16
+    near = 0
+    following = bound
+    if at + 1 < used:
+        following = w[3 * at + 6]
+    if at >= 0:
+        left = format_.leaf(w, at)
+        distance = lblk - left.lblk
+        if distance < left.length:
+            raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
+        near = left.pblk + distance
+        if near >= geometry.blocks_count:
+            near = left.pblk + left.length - 1
+    elif at + 1 < used:
+        right = format_.leaf(w, at + 1)
+        near = max(right.pblk - (right.lblk - lblk), 0)
+    limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
+    want = min(want, following - lblk, limit)
+    huge = HUGE_PAGE >> geometry.block_bits
+    if align == 1 and want >= huge and not lblk % huge:
+        align = huge
+    near = near or goal or geometry.first_block(geometry.group_of_inode(inode.number))
+    start, count = blocks.allocate(tx, near, want, align=align)
+    extent = Extent(lblk, start, count, unwritten)
+    inodes.add_blocks(inode, count, geometry)
+    try:
+        _insert_at(tx, inode, path, bound, extent)
+    except FsError:
+        blocks.free(tx, start, count)
+        inodes.add_blocks(inode, -count, geometry)
+        raise
+    return extent
+
+
+def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
+    """Turn the unwritten blocks of the range into written ones; holes and written blocks in it stay as they are."""
+    position, end = lblk, lblk + length
+    attempts = 0
+    shrunk = False
+    while position < end:
+        path, bound = descend(tx, inode, position)
+        _, w, at = path[-1]
+        extent = format_.leaf(w, at) if at >= 0 else None
+        if extent is None or extent.lblk + extent.length <= position:
+            position = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
+            continue
+        stop = extent.lblk + extent.length
+        if not extent.unwritten:
+            position = stop
+            continue
+        stop = min(stop, end)
+        begin, last, new = extent_edit.coalesce(w, at, at + 1, _pieces(extent, position, stop))
+        if extent_edit.fits(w, begin, last, new):
+            shrunk |= len(new) < last - begin
+            extent_edit.splice(tx, inode, path, begin, last, new)
+            position = stop
+            attempts = 0
+            continue
+        extent_edit.make_room(tx, inode, path)
+        attempts += 1
+        if attempts > MAX_ATTEMPTS:
+            raise _restless(inode, position)
+    if shrunk:
+        extent_edit.shrink(tx, inode, lblk)
+
+
+def _pieces(extent: Extent, begin: int, end: int) -> list[Extent]:
+    """The unwritten extent in up to three, [begin, end) of it written."""
+    lblk, pblk, length, _ = extent
+    pieces = []
+    if lblk < begin:
+        pieces.append(Extent(lblk, pblk, begin - lblk, True))
+    pieces.append(Extent(begin, pblk + begin - lblk, end - begin, False))
+    if end < lblk + length:
+        pieces.append(Extent(end, pblk + end - lblk, lblk + length - end, True))
+    return pieces
+
+
+def remove(
+    tx: Handle, inode: Inode, first: int, last: int | None, *, metadata: bool = False, limit: int = 1 << 30
+) -> bool:
+    """Unmap the blocks ``first`` to ``last`` (included; None: to the end) and free them, from the end to the front.
+
+    Args:
+        tx: the handle.
+        inode: from ``inodes.edit``.
+        first: first logical block.
+        last: last one.
+        metadata: the blocks hold metadata (a directory's): the journal forgets them.
+        limit: stop after about so many freed runs of blocks, blocks of the tree included; at least one is freed.
+
+    Returns:
+        True when nothing is left to unmap; else call again in another handle. The tree is valid in between.
+    """
+    last = MAX_BLOCKS - 1 if last is None else last
+    near = last
+    work = attempts = 0
+    done = last < first
+    while not done and work < limit:
+        path, _ = descend(tx, inode, last)
+        number, w, at = path[-1]
+        if number and not w[0] >> 16:  # other writers may leave an empty leaf; ours are freed at once
+            extent_edit.drop_node(tx, inode, path, len(path) - 1)
+            work += 1
+            continue
+        cut = _within(w, at, first, limit - work)
+        if not cut:
+            done = True
+            break
+        begin = at + 1 - len(cut)
+        new = _remains(cut, first, last)
+        if not extent_edit.fits(w, begin, at + 1, new):
+            extent_edit.make_room(tx, inode, path)
+            attempts += 1
+            if attempts > MAX_ATTEMPTS:
+                raise _restless(inode, last)
+            continue
+        for extent in cut:
+            _free_part(tx, inode, extent, first, last, metadata)
+        near = cut[-1].lblk
+        done = near <= first
+        work += len(cut) + (not new and len(cut) == w[0] >> 16)
+        extent_edit.splice(tx, inode, path, begin, at + 1, new)
+    if work:
+        extent_edit.shrink(tx, inode, near)
+    return done
+
+
+def _within(w: memoryview, at: int, first: int, limit: int) -> list[Extent]:
+    """The leaf's entries from ``at`` down that reach into the blocks from ``first`` on: up to ``limit``, or one."""
+    found: list[Extent] = []
+    while at >= 0 and (len(found) < limit or not found):
+        extent = format_.leaf(w, at)
+        if extent.lblk + extent.length <= first:
+            break
+        found.append(extent)
+        at -= 1
+    return found
+
+
+def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
+    """What is left of extents (in descending order) without the blocks ``first`` to ``last``."""
+    remains = []
+    lblk, pblk, length, unwritten = cut[-1]
+    if lblk < first:
+        remains.append(Extent(lblk, pblk, first - lblk, unwritten))
+    lblk, pblk, length, unwritten = cut[0]
+    if lblk + length > last + 1:
+        remains.append(Extent(last + 1, pblk + last + 1 - lblk, lblk + length - last - 1, unwritten))
+    return remains
+
+
+def _free_part(tx: Handle, inode: Inode, extent: Extent, first: int, last: int, metadata: bool) -> None:
+    """Free the blocks of an extent that lie in ``first`` to ``last``."""
+    lblk, pblk, length, _ = check_bounds(tx, inode, extent)
+    begin, end = max(lblk, first), min(lblk + length, last + 1)
+    blocks.free(tx, pblk + begin - lblk, end - begin, metadata=metadata)
+    inodes.add_blocks(inode, begin - end, tx.geometry)
+
+
+def _restless(inode: Inode, lblk: int) -> Corrupt:
+    return Corrupt("extent tree", f"inode {inode.number}: splitting makes no room at block {lblk}")

@@ -1,0 +1,405 @@
+"""Block-mapped files, as ext2 and ext3 wrote them: 12 direct pointers, then single, double and triple indirect blocks.
+
+`mapping` calls it for inodes without ``EXT4_EXTENTS_FL``; it offers the same functions as `extents`, with the same
+meaning. Unwritten blocks don't exist here: EOPNOTSUPP. Pointers have 32 bits and indirect blocks no checksum: each
+pointer is checked to lie in the pool and outside of the groups' metadata. Index blocks are metadata, allocated with
+the first block below them and freed with the last. Functions that take a ``tx`` need an ``inode`` from
+``inodes.edit`` of the same handle.
+
+Sources: ``fs/ext4/indirect.c``, Documentation/filesystems/ext4/blockmap.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.extent import Extent
+from daxfs.ext4.inode import EXT4_EXTENTS_FL
+from daxfs.structures import blocks, inodes, metadata_zone
+from daxfs.structures.extent_tree import RESIZE_INO, ROOT_WORDS
+
+if TYPE_CHECKING:
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.structures.inodes import Inode
+
+    Pointers = np.ndarray[tuple[int], np.dtype[np.uint32]]
+
+DIRECT = 12
+LEVELS = 4
+"""Pointer areas of an inode: direct, single, double and triple indirect."""
+MAX_PBLK = 0xFFFFFFFF
+Piece = tuple[int, int, int]
+
+
+def max_blocks(view: View) -> int:
+    """Logical blocks that the pointers can reach."""
+    per = view.block_size >> 2
+    return min(DIRECT + per + per**2 + per**3, 0xFFFFFFFF)
+
+
+def _route(view: View, lblk: int) -> tuple[int, ...]:
+    """The slot in the inode, then the slot in each index block below, that lead to ``lblk``.
+
+    Raises:
+        FsError: EFBIG when no pointer leads there.
+    """
+    if lblk < DIRECT:
+        return (lblk,)
+    bits = view.geometry.block_bits - 2
+    mask = (1 << bits) - 1
+    rest = lblk - DIRECT
+    for depth in range(1, LEVELS):
+        if rest < 1 << bits * depth:
+            slots = tuple(rest >> bits * level & mask for level in range(depth - 1, -1, -1))
+            return (DIRECT - 1 + depth, *slots)
+        rest -= 1 << bits * depth
+    raise FsError(errno.EFBIG, f"block {lblk} is beyond what a block-mapped file can have")
+
+
+def _area(view: View, depth: int) -> int:
+    """The first logical block of the inode's pointers of ``depth``."""
+    bits = view.geometry.block_bits - 2
+    return 0 if not depth else DIRECT + sum(1 << bits * level for level in range(1, depth))
+
+
+def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) -> None:
+    """All pointers that are set lie in the pool, and not over metadata of the groups."""
+    used = pointers[pointers != 0]
+    if not used.size:
+        return
+    if int(used.max()) >= view.geometry.blocks_count:
+        raise Corrupt(
+            "block pointer", f"inode {inode.number}, {where}: {used.max()} of {view.geometry.blocks_count} blocks"
+        )
+    if inode.number == RESIZE_INO:
+        return
+    used.sort()
+    cuts = np.flatnonzero(np.diff(used) > 1) + 1
+    for run in np.split(used, cuts):
+        start = int(run[0])
+        if metadata_zone.overlaps(view, start, int(run[-1]) - start + 1):
+            raise Corrupt("block pointer", f"inode {inode.number}, {where}: {start} lies in a group's metadata")
+
+
+def _top(view: View, inode: Inode) -> memoryview:
+    """The 15 pointers in the inode, checked."""
+    w = inode.words[ROOT_WORDS]
+    _check_pointers(view, inode, np.array(w, dtype=np.uint32), "the inode's pointers")
+    return w
+
+
+def _index(view: View, inode: Inode, number: int) -> memoryview:
+    """The pointers in an index block, checked when its content is new to us."""
+
+    def check(buf: memoryview) -> None:
+        _check_pointers(view, inode, np.frombuffer(buf, "<u4"), f"index block {number}")
+
+    return view.verified(number, check).cast("I")
+
+
+def _run_length(w: memoryview, slot: int, end: int) -> int:
+    """How many slots from ``slot`` on, before ``end``, hold consecutive blocks; or zeros, if the first is one."""
+    first = w[slot]
+    step = 1 if first else 0
+    if slot + 1 >= end or w[slot + 1] != first + step:
+        return 1
+    part = np.frombuffer(w, "<u4")[slot:end].astype(np.int64)
+    breaks = np.flatnonzero(np.diff(part) != step)
+    return int(breaks[0]) + 1 if breaks.size else end - slot
+
+
+# Reading
+
+
+def lookup(view: View, inode: Inode, lblk: int) -> Extent:
+    """The run or hole (``pblk`` 0) that contains ``lblk``, from there to its end or to the end of its index block."""
+    route = _route(view, lblk)
+    w = _top(view, inode)
+    depth = len(route) - 1
+    bits = view.geometry.block_bits - 2
+    for level, slot in enumerate(route[:-1]):
+        number = w[slot]
+        if not number:
+            span = 1 << bits * (depth - level)
+            return Extent(lblk, 0, span - ((lblk - _area(view, depth)) & (span - 1)), False)
+        w = _index(view, inode, number)
+    slot = route[-1]
+    length = _run_length(w, slot, len(w) if depth else DIRECT)
+    pblk = w[slot]
+    if pblk + length > view.geometry.blocks_count:
+        raise Corrupt("block pointer", f"inode {inode.number}, block {lblk}: {length} blocks on {pblk}")
+    return Extent(lblk, pblk, length, False)
+
+
+class _Walk:
+    """One walk over the pointers, in order, of the blocks ``first`` to ``last``.
+
+    Yields (logical block, physical block, length) of runs cut at index blocks, and (-1, block, 1) for index blocks.
+    """
+
+    def __init__(self, view: View, inode: Inode, first: int, last: int) -> None:
+        self.view = view
+        self.inode = inode
+        self.first = first
+        self.last = last
+        self.budget = view.geometry.blocks_count  # no file has more: ends walks through blocks that are used twice
+
+    def pieces(self) -> Iterator[Piece]:
+        w = _top(self.view, self.inode)
+        yield from self._slots(w, 0, DIRECT, 0, 0)
+        for depth in range(1, LEVELS):
+            slot = DIRECT - 1 + depth
+            yield from self._slots(w, slot, slot + 1, depth, _area(self.view, depth))
+
+    def _slots(self, w: memoryview, slot: int, end: int, depth: int, origin: int) -> Iterator[Piece]:
+        """The slots [slot, end) of one block; the first leads to logical block ``origin``, over ``depth`` blocks."""
+        shift = (self.view.geometry.block_bits - 2) * depth
+        origin -= slot << shift
+        slot = max(slot, self.first - origin >> shift)
+        while slot < end:
+            lblk = origin + (slot << shift)
+            if lblk > self.last:
+                return
+            number = w[slot]
+            length = 1 if number and depth else _run_length(w, slot, end)
+            if number:
+                self._count(number, length, lblk)
+                if depth:
+                    yield -1, number, 1
+                    below = _index(self.view, self.inode, number)
+                    yield from self._slots(below, 0, len(below), depth - 1, lblk)
+                else:
+                    yield lblk, number, length
+            slot += length
+
+    def _count(self, number: int, length: int, lblk: int) -> None:
+        if number + length > self.view.geometry.blocks_count:
+            raise Corrupt("block pointer", f"inode {self.inode.number}, block {lblk}: {length} blocks on {number}")
+        self.budget -= length
+        if self.budget < 0:
+            raise Corrupt("block pointers", f"inode {self.inode.number} maps more blocks than there are")
+
+
+def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> Iterator[Extent]:
+    """The mapped runs of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to that range."""
+    last = 0xFFFFFFFF if last is None else last
+    held: Extent | None = None
+    for lblk, pblk, length in _Walk(view, inode, first, last).pieces():
+        if lblk < 0:
+            continue
+        begin, end = max(lblk, first), min(lblk + length, last + 1)
+        pblk += begin - lblk
+        if held is not None and held.lblk + held.length == begin and held.pblk + held.length == pblk:
+            held = Extent(held.lblk, held.pblk, held.length + end - begin, False)
+            continue
+        if held is not None:
+            yield held
+        held = Extent(begin, pblk, end - begin, False)
+    if held is not None:
+        yield held
+
+
+def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:
+    """At most ``limit`` runs of `walk` as a list."""
+    return list(islice(walk(view, inode, first, last), limit))
+
+
+def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
+    """The first mapped run that ends after ``lblk``, trimmed to begin there or later; None when there is none."""
+    return next(walk(view, inode, lblk), None)
+
+
+def count_blocks(view: View, inode: Inode) -> int:
+    """Blocks that the map takes: those mapped and the index blocks (what ``i_blocks`` counts of it)."""
+    return sum(length for _, _, length in _Walk(view, inode, 0, 0xFFFFFFFF).pieces())
+
+
+# Changing
+
+
+def new_inode_map(tx: Handle, inode: Inode) -> None:  # noqa: ARG001
+    """Give a new inode a map without blocks."""
+    w = inode.words[ROOT_WORDS]
+    for at in range(len(w)):
+        w[at] = 0
+    inode.flags &= ~EXT4_EXTENTS_FL
+
+
+def _writable(tx: Handle, inode: Inode, number: int) -> memoryview:
+    """The pointers in an index block, or in the inode (0), to be changed."""
+    return tx.edit(number).cast("I") if number else inode.words[ROOT_WORDS]
+
+
+def _reach(tx: Handle, inode: Inode, route: tuple[int, ...], goal: int) -> int:
+    """The number of the index block (0: the inode) that the route ends in; those missing on the way are allocated."""
+    number = 0
+    w = _top(tx, inode)
+    for slot in route[:-1]:
+        below = w[slot]
+        if not below:
+            below, _ = _allocate(tx, inode, goal, 1)
+            tx.create(below)
+            _writable(tx, inode, number)[slot] = below
+        number = below
+        w = _index(tx, inode, number)
+    return number
+
+
+def _allocate(tx: Handle, inode: Inode, goal: int, want: int, align: int = 1) -> tuple[int, int]:
+    """Blocks that a pointer can name, counted in ``i_blocks``."""
+    start, count = blocks.allocate(tx, goal, want, align=align)
+    if start + count - 1 > MAX_PBLK:
+        blocks.free(tx, start, count)
+        raise FsError(errno.ENOSPC, f"inode {inode.number} is block-mapped: no free block has a number of 32 bits")
+    inodes.add_blocks(inode, count, tx.geometry)
+    return start, count
+
+
+def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
+    """Map blocks that are the caller's into a hole. ``i_blocks`` counts new index blocks, not the extent's own.
+
+    Raises:
+        FsError: EEXIST when a block of the range is mapped, EOPNOTSUPP for unwritten ones, EFBIG, ENOSPC.
+    """
+    lblk, pblk, length, unwritten = extent
+    if unwritten:
+        raise FsError(errno.EOPNOTSUPP, f"inode {inode.number} is block-mapped: it can't have unwritten blocks")
+    if pblk + length - 1 > MAX_PBLK:
+        raise FsError(errno.EFBIG, f"inode {inode.number} is block-mapped: block {pblk} does not fit in its pointers")
+    while length:
+        route = _route(tx, lblk)
+        number = _reach(tx, inode, route, pblk)
+        w = _writable(tx, inode, number)
+        slot = route[-1]
+        count = min(length, (len(w) if number else DIRECT) - slot)
+        for at in range(count):
+            if w[slot + at]:
+                raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk + at} is mapped")
+            w[slot + at] = pblk + at
+        lblk, pblk, length = lblk + count, pblk + count, length - count
+
+
+def allocate(
+    tx: Handle, inode: Inode, lblk: int, want: int, *, unwritten: bool = False, goal: int = 0, align: int = 1
+) -> Extent:
+    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them: one piece, as `extents.allocate`."""
+    if unwritten:
+        raise FsError(errno.EOPNOTSUPP, f"inode {inode.number} is block-mapped: it can't have unwritten blocks")
+    hole = lookup(tx, inode, lblk)
+    if hole.pblk:
+        raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
+    before = lookup(tx, inode, lblk - 1).pblk if lblk else 0
+    geometry = tx.geometry
+    near = before + 1 if before else goal or geometry.first_block(geometry.group_of_inode(inode.number))
+    near = min(near, geometry.blocks_count - 1)
+    route = _route(tx, lblk)
+    number = _reach(tx, inode, route, near)
+    slot = route[-1]
+    w = _index(tx, inode, number) if number else _top(tx, inode)
+    want = min(want, _run_length(w, slot, len(w) if number else DIRECT))
+    start, count = _allocate(tx, inode, near, want, align)
+    w = _writable(tx, inode, number)
+    for at in range(count):
+        w[slot + at] = start + at
+    return Extent(lblk, start, count, False)
+
+
+def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
+    """Nothing is ever unwritten here."""
+
+
+def remove(
+    tx: Handle, inode: Inode, first: int, last: int | None, *, metadata: bool = False, limit: int = 1 << 30
+) -> bool:
+    """Unmap the blocks ``first`` to ``last`` (included; None: to the end) and free them, from the end to the front.
+
+    Arguments and result as `extents.remove`. Index blocks go with the last block below them.
+    """
+    last = 0xFFFFFFFF if last is None else last
+    return _Cut(tx, inode, first, last, metadata, limit).run()
+
+
+class _Cut:
+    """One step of removing the blocks ``first`` to ``last``: ends when ``left`` runs and index blocks were freed."""
+
+    def __init__(self, tx: Handle, inode: Inode, first: int, last: int, metadata: bool, limit: int) -> None:
+        self.tx = tx
+        self.inode = inode
+        self.first = first
+        self.last = last
+        self.metadata = metadata
+        self.left = max(limit, 1)
+        self.budget = tx.geometry.blocks_count
+
+    def run(self) -> bool:
+        w = _top(self.tx, self.inode)
+        for depth in range(LEVELS - 1, 0, -1):
+            slot = DIRECT - 1 + depth
+            for at in self._slots(w, slot, slot + 1, depth, _area(self.tx, depth)):
+                w[at] = 0
+        for at in self._slots(w, 0, DIRECT, 0, 0):
+            w[at] = 0
+        return self.left > 0
+
+    def _slots(self, w: memoryview, slot: int, end: int, depth: int, origin: int) -> list[int]:
+        """Free what the slots [slot, end) lead to; returns those that are to be cleared."""
+        shift = (self.tx.geometry.block_bits - 2) * depth
+        origin -= slot << shift
+        slot = max(slot, self.first - origin >> shift)
+        end = min(end, (self.last - origin >> shift) + 1)
+        if slot >= end:
+            return []
+        used = np.flatnonzero(np.frombuffer(w, "<u4")[slot:end]) + slot
+        if not depth:
+            return self._free_runs(w, used.tolist())
+        cleared = []
+        for at in reversed(used.tolist()):
+            if self.left <= 0:
+                break
+            if self._below(w[at], depth, origin + (at << shift)):
+                self._free(w[at], 1, metadata=True)
+                cleared.append(at)
+        return cleared
+
+    def _below(self, number: int, depth: int, origin: int) -> bool:
+        """Free what an index block leads to, in range; True when no pointer in it is left (it isn't written then)."""
+        self.budget -= 1
+        if self.budget < 0:
+            raise Corrupt("block pointers", f"inode {self.inode.number} maps more blocks than there are")
+        w = _index(self.tx, self.inode, number)
+        cleared = self._slots(w, 0, len(w), depth - 1, origin)
+        if len(cleared) == int(np.count_nonzero(np.frombuffer(w, "<u4"))):
+            return True
+        if cleared:
+            w = _writable(self.tx, self.inode, number)
+            for at in cleared:
+                w[at] = 0
+        return False
+
+    def _free_runs(self, w: memoryview, used: list[int]) -> list[int]:
+        """Free the blocks of these slots, run by run from the last."""
+        cleared: list[int] = []
+        while used and self.left > 0:
+            at = used.pop()
+            start, count = w[at], 1
+            cleared.append(at)
+            while used and used[-1] == at - 1 and w[used[-1]] == start - 1:
+                at = used.pop()
+                start, count = start - 1, count + 1
+                cleared.append(at)
+            self._free(start, count, metadata=self.metadata)
+        return cleared
+
+    def _free(self, start: int, count: int, *, metadata: bool) -> None:
+        if start + count > self.tx.geometry.blocks_count:
+            raise Corrupt("block pointer", f"inode {self.inode.number}: {count} blocks on {start}")
+        blocks.free(self.tx, start, count, metadata=metadata)
+        inodes.add_blocks(self.inode, -count, self.tx.geometry)
+        self.left -= 1
