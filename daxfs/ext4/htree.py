@@ -97,8 +97,9 @@ def initialize_root(w: memoryview, hash_version: int, metadata_csum: bool, block
 
 
 def is_root(w: memoryview) -> bool:
-    """Whether the block has a root's two entries rather than a node's one (the checksum needs to know)."""
-    return w[1] & 0xFFFF == 12
+    """Whether the block has a root's two entries and parameters behind them (the checksum needs to know)."""
+    size = len(w) * 4
+    return w[1] & 0xFFFF == 12 and w[4] & 0xFFFF == size - 12 and not w[6] and w[7] >> 8 & 0xFF == ROOT_INFO_SIZE
 
 
 def is_node(w: memoryview) -> bool:
