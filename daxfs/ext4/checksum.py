@@ -5,6 +5,7 @@ Pure functions of bytes. The structures' own modules say what is covered and whe
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from crc32c import crc32c as _crc32c
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 Buffer = bytes | bytearray | memoryview
 _ONES = 0xFFFFFFFF
+_PAIR = Struct("<II")
 
 
 def crc32c(seed: int, data: Buffer) -> int:
@@ -50,10 +52,4 @@ def inode_seed(geometry: Geometry, ino: int, generation: int) -> int:
 
     Source: ``ei->i_csum_seed`` in fs/ext4/inode.c.
     """
-    return (
-        _crc32c(
-            ino.to_bytes(4, "little") + generation.to_bytes(4, "little"),
-            geometry.csum_seed ^ _ONES,
-        )
-        ^ _ONES
-    )
+    return _crc32c(_PAIR.pack(ino, generation), geometry.csum_seed ^ _ONES) ^ _ONES

@@ -300,13 +300,3 @@ class Superblock(Record):
         self.s_last_error_ino = ino
         self.s_last_error_block = block
         self.s_error_count = min(self.s_error_count + 1, 0xFFFFFFFF)
-
-
-def verify(sb: Superblock) -> None:
-    """``sb.verify()`` as a function."""
-    sb.verify()
-
-
-def seal(sb: Superblock) -> None:
-    """``sb.seal()`` as a function."""
-    sb.seal()
