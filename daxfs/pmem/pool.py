@@ -21,7 +21,7 @@ from types import TracebackType
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.persist import Buffer, Persistence
 
-__all__ = ["Buffer", "Pool", "open_pool"]
+__all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
 _MAP_SHARED_VALIDATE = 3
 _MAP_SYNC = 0x80000  # a store that left the CPU's caches is durable: no metadata is left for the kernel to write
@@ -149,12 +149,17 @@ class MappedPool(Pool):
         super().discard(offset, length)
         if self._punch and length:
             # One refusal (EOPNOTSUPP, EPERM on a sealed file) is the answer for all later calls.
-            self._punch = _fallocate(self._descriptors[0], _PUNCH_HOLE, offset, length) == 0
+            self._punch = punch_hole(self._descriptors[0], offset, length)
 
     def _unmap(self) -> None:
         _try_twice(self._mapping.close)
         for descriptor in self._descriptors:
             os.close(descriptor)
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> bool:
+    """Make a range of an open file or block device read as zeros and free its memory; False if it can't be done."""
+    return bool(_fallocate(descriptor, _PUNCH_HOLE, offset, length) == 0)
 
 
 def open_pool(

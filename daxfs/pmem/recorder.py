@@ -19,6 +19,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
+import crc32c
 import numpy as np
 
 from daxfs.pmem import persist
@@ -126,8 +127,13 @@ class RecordingPool(MemoryPool):
                 shown_whole = False  # the same bytes have to satisfy a new promise
             else:
                 if position >= start and (pending or not shown_whole):
-                    for choice, image in _choices(durable, pending, rng, prefixes, subsets, not shown_whole):
-                        yield CrashImage(image, position, label, choice)
+                    # A single pending word has two outcomes, however often the coin is thrown.
+                    seen = {crc32c.crc32c(durable)} if shown_whole else set()
+                    for choice, image in _choices(durable, pending, rng, prefixes, subsets):
+                        digest = crc32c.crc32c(image)
+                        if digest not in seen:
+                            seen.add(digest)
+                            yield CrashImage(image, position, label, choice)
                     shown_whole = True
                 for piece in pending:
                     if piece.flushed:
@@ -196,11 +202,9 @@ def _choices(
     rng: random.Random,
     prefixes: int,
     subsets: int,
-    with_none: bool,
 ) -> Iterator[tuple[str, bytearray]]:
     count = len(pending)
-    if with_none:
-        yield "none", bytearray(durable)
+    yield "none", bytearray(durable)
     if not count:
         return
     inner = range(1, count)

@@ -1,0 +1,39 @@
+"""Finding and running the tools of e2fsprogs: mke2fs, e2fsck, dumpe2fs. The command line's helper."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from daxfs.errors import UserError
+
+_UNAVAILABLE = 69  # EX_UNAVAILABLE, sysexits.h
+
+
+def find_tool(name: str) -> str:
+    """The path of a tool, also where users without an administrator's PATH don't look.
+
+    Raises:
+        UserError: it isn't installed.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/sbin", "/usr/sbin", "/usr/local/sbin"))
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise UserError(f"{name} is not installed; apt install e2fsprogs", _UNAVAILABLE)
+    return found
+
+
+def run_tool(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run to the end without a terminal, with untranslated messages; the exit code is the caller's to judge."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
+        check=False,
+    )

@@ -1,0 +1,360 @@
+"""Making pools: mke2fs with options that suit persistent memory.
+
+This module decides, mke2fs makes. It picks defaults (block size, stripe, journal size, what may be left unwritten
+because it is zero), refuses to overwrite what is in use or holds a file system, and carries the image into memory that
+only a mapping can write (``/dev/dax``, hugetlbfs; see ``imagecopy``). The user's own mke2fs options are passed through
+and win. ``cli`` calls ``make_pool``; it prints nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import getopt
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from daxfs.errors import UserError
+from daxfs.pmem import exclusive, kinds
+from daxfs.pmem.pool import open_pool, punch_hole
+from daxfs.tools.e2fsprogs import find_tool, run_tool
+from daxfs.tools.imagecopy import Progress, copy_image
+from daxfs.tools.sizes import format_size
+
+_FAILED = 1  # what mke2fs itself exits with
+_MKE2FS_OPTIONS = "b:ce:g:i:jl:m:no:qr:s:t:d:vC:DE:FG:I:J:KL:M:N:O:R:ST:U:Vz:"
+_BLOCK_SIZE = 4096  # the kernel's dax refuses others, and mke2fs would take 1 KiB for small pools
+_JOURNAL_LARGEST = 128  # MiB
+_JOURNAL_SHARE = 64  # a journal of 1/64 of the pool
+_JOURNAL_FEWEST = 1024  # blocks, JBD2_MIN_JOURNAL_BLOCKS
+_NO_JOURNAL_BELOW = 2048  # blocks: mke2fs makes none on so small a file system
+
+_SIGNATURES = (  # byte offset, magic, what it is
+    (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
+    (0, b"XFSB", "an XFS file system"),
+    (0x10040, b"_BHRfS_M", "a btrfs file system"),
+    (1024, b"\x10\x20\xf5\xf2", "an F2FS file system"),
+    (1024, b"\xe2\xe1\xf5\xe0", "an EROFS file system"),
+    (0, b"hsqs", "a squashfs file system"),
+    (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
+    (512, b"LABELONE", "an LVM physical volume"),
+    (4086, b"SWAPSPACE2", "swap space"),
+    (0, b"PMEMOBJ", "a PMDK object pool"),
+    (0, b"PMEMBLK", "a PMDK block pool"),
+    (0, b"PMEMLOG", "a PMDK log pool"),
+    (512, b"EFI PART", "a partition table (GPT)"),
+    (510, b"\x55\xaa", "a boot sector or partition table"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was made.
+
+    Attributes:
+        path: the pool.
+        kind: ``file``, ``tmpfs``, ``block`` or ``devdax``.
+        size: bytes of the file or device that the file system may use.
+        block_size: bytes.
+        command: the mke2fs command that was run (for mapped devices: on a temporary image).
+        output: what mke2fs said.
+        copied: bytes copied from the temporary image, 0 without one.
+        zeroed: bytes zeroed in a mapping because the image has holes there that must read as zeros.
+        seconds: how long everything took.
+    """
+
+    path: str
+    kind: str
+    size: int
+    block_size: int
+    command: tuple[str, ...]
+    output: str
+    copied: int
+    zeroed: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The user's mke2fs options, as far as our defaults depend on them."""
+
+    passed: tuple[str, ...]  # all but the extended ones, in order
+    extended: tuple[str, ...]  # words of -E
+    given: frozenset[str]
+    block_size: int
+    journal: bool  # there will be one
+    journal_words: tuple[str, ...]  # words of -J
+
+    @property
+    def discards(self) -> bool:
+        return "-K" not in self.given and "nodiscard" not in self.extended
+
+
+def make_pool(
+    path: str | os.PathLike[str],
+    size: int | None = None,
+    extra: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Make an ext4 file system in a file or on a device.
+
+    Args:
+        path: the pool. A file that isn't there is made (sparse, mode 0600) if ``size`` is given.
+        size: bytes. An existing file is made that long; on a device, how much of it to use.
+        extra: mke2fs options. They override the defaults; ``-F`` overwrites an existing file system, ``-n`` only
+            shows what would be made.
+        progress: called as ``progress(what, done_bytes, total_bytes)`` while a mapping is filled.
+
+    Raises:
+        UserError: mke2fs is missing or refused; the pool is in use, holds something, or can't be opened (PoolError).
+            A file that was made for the pool is removed again.
+    """
+    started = time.monotonic()
+    name = os.fspath(path)
+    options = _parse(extra)
+    mke2fs = find_tool("mke2fs")
+    if "-n" in options.given:
+        kind, length, command, output = _rehearse(mke2fs, name, size, options)
+        return Report(name, kind, length, options.block_size, command, output, 0, 0, time.monotonic() - started)
+    with _file_of_size(name, size):
+        target = kinds.identify(name)
+        if size is not None and target.kind in (kinds.BLOCK, kinds.DEVDAX) and size > target.size:
+            raise UserError(
+                f"{name} has {format_size(target.size)}, less than the {format_size(size)} asked for", _FAILED
+            )
+        if target.kind == kinds.DEVDAX or target.filesystem == "hugetlbfs":
+            made = _make_mapped(mke2fs, target, size, options, progress)
+        else:
+            made = _make_direct(mke2fs, target, size, options)
+    length, command, output, copied, zeroed = made
+    seconds = time.monotonic() - started
+    return Report(name, target.kind, length, options.block_size, command, output, copied, zeroed, seconds)
+
+
+_Made = tuple[int, tuple[str, ...], str, int, int]  # length, command, output, copied, zeroed
+
+
+def _make_direct(mke2fs: str, target: kinds.Target, size: int | None, options: _Options) -> _Made:
+    """Let mke2fs write the file or block device itself, while our lock keeps other daxfs processes out."""
+    fresh = target.status.st_blocks == 0 and target.kind != kinds.BLOCK
+    guard = exclusive.claim(target)
+    try:
+        _refuse_content(target.path, options, lambda offset, length: os.pread(guard, length, offset))
+        arguments = [target.path]
+        length = target.size
+        if target.kind == kinds.BLOCK:
+            # mke2fs opens the device exclusively, as our claim does: give it free, keep the lock alone.
+            os.close(guard)
+            guard = os.open(target.path, os.O_RDWR | os.O_CLOEXEC)
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            zero = False
+            if size is not None:
+                length = size
+                arguments.append(f"{size // 1024}k")
+        else:
+            if size is not None and size != target.exact_size:
+                _rehearse(mke2fs, target.path, size, options)  # wrong options must not cost the file its size
+                _resize(target.path, guard, size)
+                length = size
+            # mke2fs discards (punches) the whole file first, unless told not to.
+            zero = fresh or (options.discards and punch_hole(guard, -(-length // 65536) * 65536, 4096))
+        command, output = _run(mke2fs, options, length, zero, arguments)
+    finally:
+        os.close(guard)
+    return length, command, output, 0, 0
+
+
+def _make_mapped(
+    mke2fs: str, target: kinds.Target, size: int | None, options: _Options, progress: Progress | None
+) -> _Made:
+    """Make a sparse image beside it and carry that into a mapping, the only way to write such a pool."""
+    length = target.size if size is None else size
+    with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
+        _refuse_content(target.path, options, lambda offset, count: bytes(pool.memory[offset : offset + count]))
+        image = os.path.join(folder, "image")
+        with open(image, "xb", buffering=0) as file:
+            _resize(image, file.fileno(), length)
+        command, output = _run(mke2fs, options, length, True, [image], name=target.path)
+        copied, zeroed = copy_image(image, pool, progress)
+    return length, command, output, copied, zeroed
+
+
+def _rehearse(mke2fs: str, name: str, size: int | None, options: _Options) -> tuple[str, int, tuple[str, ...], str]:
+    """``-n``: what mke2fs would make, shown on a sparse image of the same size, so that nothing can be touched."""
+    try:
+        target = kinds.identify(name)
+        kind, length = target.kind, target.size if size is None else size
+    except UserError:
+        if size is None:
+            raise
+        kind, length = kinds.FILE, size
+    with tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
+        image = os.path.join(folder, "image")
+        with open(image, "xb", buffering=0) as file:
+            _resize(image, file.fileno(), length)
+        if "-n" not in options.given:
+            options = replace(options, passed=(*options.passed, "-n"))
+        command, output = _run(mke2fs, options, length, True, [image], name=name)
+    return kind, length, command, output
+
+
+@contextlib.contextmanager
+def _file_of_size(path: str, size: int | None) -> Iterator[None]:
+    """A file that isn't there is made for the time of the work, and stays only if the work succeeds."""
+    try:
+        status = os.stat(path)
+        made = False
+    except FileNotFoundError:
+        if size is None:
+            text = f"{path} does not exist; say how large to make it: daxfs mkfs {path} --size 1G"
+            raise UserError(text, _FAILED) from None
+        made = True
+    except OSError as error:
+        raise kinds.pool_error(path, error) from None
+    if size is None or not (made or (stat.S_ISREG(status.st_mode) and status.st_size == 0)):
+        yield
+        return
+    try:
+        # The pool holds everybody's files: nobody but its owner may open it unless they say so.
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if made else 0), 0o600)
+    except OSError as error:
+        raise kinds.pool_error(path, error) from None
+    try:
+        _resize(path, descriptor, size)
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        else:
+            os.ftruncate(descriptor, 0)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _resize(path: str, descriptor: int, size: int) -> None:
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL, errno.ENOSPC):
+            text = f"{path} can't have {format_size(size)}: {os.strerror(error.errno)}; give a smaller --size"
+            raise UserError(text, _FAILED) from None
+        raise kinds.pool_error(path, error) from None
+
+
+def _refuse_content(path: str, options: _Options, read: Callable[[int, int], bytes]) -> None:
+    """Stop where something recognisable would be lost, unless the user said ``-F``."""
+    if "-F" in options.given:
+        return
+    for offset, magic, what in _SIGNATURES:
+        if read(offset, len(magic)) == magic:
+            raise UserError(f"{path} holds {what}; to overwrite it add -F", _FAILED)
+
+
+def _parse(extra: Sequence[str]) -> _Options:
+    try:
+        pairs, rest = getopt.gnu_getopt(list(extra), _MKE2FS_OPTIONS)
+    except getopt.GetoptError as error:
+        raise UserError(f"mke2fs knows no such option: {error}; see: man mke2fs", _FAILED) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; give the size with --size", _FAILED)
+    passed: list[str] = []
+    extended: list[str] = []
+    journal_words: list[str] = []
+    features: list[str] = []
+    values: dict[str, str] = {}
+    for flag, value in pairs:
+        values[flag] = value
+        words = [word for word in value.split(",") if word]
+        if flag in ("-E", "-R"):
+            extended += words
+            continue
+        if flag == "-J":
+            journal_words += words
+        elif flag == "-O":
+            features += words
+        passed += [flag, value] if value else [flag]
+    return _Options(
+        tuple(passed),
+        tuple(extended),
+        frozenset(values),
+        _block_size(values.get("-b", "")),
+        _has_journal(values, features),
+        tuple(journal_words),
+    )
+
+
+def _block_size(text: str) -> int:
+    """The block size of ``-b``; mke2fs itself refuses what is none (a negative one is a lower bound)."""
+    match = re.fullmatch(r"-?([0-9]{1,6})([kK]?)", text)
+    size = int(match[1]) * (1024 if match[2] else 1) if match else 0
+    return size if 1024 <= size <= 65536 and not size & (size - 1) else _BLOCK_SIZE
+
+
+def _has_journal(values: dict[str, str], features: list[str]) -> bool:
+    journal = values.get("-t", "ext4") != "ext2" or "-j" in values
+    for word in features:
+        if word in ("none", "^has_journal", "journal_dev"):
+            journal = False
+        elif word in ("has_journal", "+has_journal"):
+            journal = True
+    return journal
+
+
+def _run(
+    mke2fs: str, options: _Options, size: int, zero: bool, arguments: list[str], *, name: str = ""
+) -> tuple[tuple[str, ...], str]:
+    command = (mke2fs, *_defaults(options, size, zero), *options.passed, *arguments)
+    result = run_tool(command)
+    if result.returncode:
+        text = _complaint(result.stderr + "\n" + result.stdout).replace(arguments[0], name or arguments[0])
+        raise UserError(f"mke2fs could not make a file system on {name or arguments[0]}: {text}", _FAILED)
+    return command, (result.stdout + result.stderr).strip()
+
+
+def _defaults(options: _Options, size: int, zero: bool) -> list[str]:
+    """The options that mke2fs gets from us, before the user's own."""
+    given, block_size = options.given, options.block_size
+    arguments = [] if given & {"-q", "-v", "-n"} else ["-q"]
+    if "-F" not in given:
+        arguments.append("-F")  # what it would ask, we have checked
+    if "-t" not in given:
+        arguments += ["-t", "ext4"]
+    if "-b" not in given:
+        arguments += ["-b", str(block_size)]
+    blocks = size // block_size
+    sized = any(word.startswith(("size=", "device=")) for word in options.journal_words)
+    if options.journal and not sized and blocks >= _NO_JOURNAL_BELOW:
+        # daxfs checkpoints with each commit and the log only holds what one transaction changes, so a share of the
+        # pool does; mke2fs would take up to 1 GiB.
+        least = -(-_JOURNAL_FEWEST * block_size // (1 << 20))
+        share = (size >> 20) // _JOURNAL_SHARE
+        arguments += ["-J", f"size={max(least, min(share, _JOURNAL_LARGEST))}"]
+    return [*arguments, "-E", ",".join((*_extended(options, zero), *options.extended))]
+
+
+def _extended(options: _Options, zero: bool) -> list[str]:
+    stripe = str(kinds.HUGE_PAGE // options.block_size)  # of 2 MiB: what one page table entry of a dax mapping covers
+    # Where the pool reads as zeros, inode tables and journal are zero already. Elsewhere they are written now: no
+    # kernel thread will do it later, and stale blocks in a journal look like transactions.
+    lazy = "1" if zero else "0"
+    wanted = {"stride": stripe, "stripe_width": stripe, "lazy_itable_init": lazy, "lazy_journal_init": lazy}
+    if os.geteuid() != 0:
+        wanted["root_owner"] = f"{os.geteuid()}:{os.getegid()}"  # or its maker could not write into it
+    chosen = {word.partition("=")[0].replace("-", "_") for word in options.extended}
+    return [f"{key}={value}" for key, value in wanted.items() if key not in chosen]
+
+
+def _complaint(output: str) -> str:
+    """The line that says what was wrong, out of all that mke2fs prints."""
+    lines = [line.strip() for line in output.splitlines()]
+    lines = [line for line in lines if line and not re.match(r"mke2fs [0-9]|Warning|Usage", line)]
+    first = next((line for line in lines if line.startswith("mke2fs: ")), lines[0] if lines else "it did not say why")
+    return first.removeprefix("mke2fs: ")
