@@ -13,10 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import rig
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+import rig
 
 JOBS = (
     rig.Job("4 KiB random read", "randread", "4k"),
