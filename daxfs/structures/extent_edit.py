@@ -210,12 +210,16 @@ def _split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
 
 def shrink(tx: Handle, inode: Inode, lblk: int) -> None:
     """After entries near ``lblk`` went: join nodes on its path with a neighbour, and take needless levels away."""
-    level = inode.words[ROOT_WORDS][1] >> 16
-    while level > 0:
-        path, _ = descend(tx, inode, lblk)
-        if level < len(path) and not _join_nodes(tx, inode, path, level):
+    if not inode.words[ROOT_WORDS][1] >> 16:
+        return
+    path, _ = descend(tx, inode, lblk)
+    level = len(path) - 1
+    while level:
+        if _join_nodes(tx, inode, path, level):
+            path, _ = descend(tx, inode, lblk)
+            level = len(path) - 1
+        else:
             level -= 1
-        level = min(level, len(path) - 1)
     while _pull_up(tx, inode):
         pass
 

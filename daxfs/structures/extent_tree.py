@@ -15,17 +15,18 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.checksum import inode_seed
-from daxfs.ext4.extent import EXT4_EXT_MAGIC, Extent
+from daxfs.ext4.extent import EXT4_EXT_MAGIC, EXT_INIT_MAX_LEN, Extent
 from daxfs.structures import metadata_zone
+from daxfs.structures.trusted import Trusted
 
 if TYPE_CHECKING:
     from daxfs.journal.view import View
-    from daxfs.pmem.pool import Pool
     from daxfs.structures.inodes import Inode
 
 MAX_BLOCKS = 0xFFFFFFFF
@@ -33,11 +34,9 @@ MAX_BLOCKS = 0xFFFFFFFF
 ROOT_ENTRIES = 4
 ROOT_WORDS = slice(10, 25)
 """``i_block`` among the 32-bit words of an inode."""
-MAX_ROOTS = 4096
-"""Roots remembered as checked per pool, about 200 bytes each."""
 RESIZE_INO = 7  # its map lies over the reserved descriptor blocks on purpose
 
-_roots: WeakKeyDictionary[Pool, dict[int, bytes]] = WeakKeyDictionary()
+_roots = Trusted()
 
 
 class Node(NamedTuple):
@@ -51,21 +50,15 @@ class Node(NamedTuple):
 def root(view: View, inode: Inode) -> memoryview:
     """The words of the inode's root, checked."""
     w = inode.words[ROOT_WORDS]
-    known = _roots.get(view.pool)
-    if known is None or known.get(inode.number) != w.tobytes():
+    if not _roots.holds(view, inode.number, w):
         _check(view, inode, w, None, f"inode {inode.number}, extent root")
-        trust_root(view, inode, w)
+        _roots.put(view, inode.number, w)
     return w
 
 
 def trust_root(view: View, inode: Inode, w: memoryview) -> None:
-    """Remember that this content of the root was checked, or was made by us."""
-    known = _roots.get(view.pool)
-    if known is None:
-        known = _roots[view.pool] = {}
-    elif len(known) >= MAX_ROOTS:
-        known.clear()
-    known[inode.number] = w.tobytes()
+    """This content of the root was made by us."""
+    _roots.put(view, inode.number, w)
 
 
 def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memoryview:
@@ -105,13 +98,20 @@ def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: s
     format_.check(w, levels, view.geometry.blocks_count, where)
     if inode.number == RESIZE_INO:
         return
+    used = w[0] >> 16
+    entries = np.frombuffer(w, "<u4")[3 : 3 + 3 * used].reshape(used, 3).astype(np.int64)
     if format_.depth(w):
-        runs = [(pblk, 1) for _, pblk in format_.indexes(w)]
+        starts = entries[:, 1] | (entries[:, 2] & 0xFFFF) << 32
+        ends = starts + 1
     else:
-        runs = [(extent.pblk, extent.length) for extent in format_.leaves(w)]
-    for pblk, length in runs:
-        if metadata_zone.overlaps(view, pblk, length):
-            raise Corrupt("extent entries", f"{where}: {length} blocks on {pblk} lie over a group's metadata")
+        starts = entries[:, 2] | entries[:, 1] >> 16 << 32
+        lengths = entries[:, 1] & 0xFFFF
+        ends = starts + np.where(lengths > EXT_INIT_MAX_LEN, lengths - EXT_INIT_MAX_LEN, lengths)
+    at = metadata_zone.first_overlap(view, starts, ends)
+    if at is not None:
+        raise Corrupt(
+            "extent entries", f"{where}: block {entries[at, 0]} lies on {starts[at]}, over a group's metadata"
+        )
 
 
 def descend(view: View, inode: Inode, lblk: int) -> tuple[list[Node], int]:

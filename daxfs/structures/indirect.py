@@ -23,6 +23,7 @@ from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.structures import blocks, inodes, metadata_zone
 from daxfs.structures.extent_tree import RESIZE_INO, ROOT_WORDS
+from daxfs.structures.trusted import Trusted
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -36,6 +37,8 @@ LEVELS = 4
 """Pointer areas of an inode: direct, single, double and triple indirect."""
 MAX_PBLK = 0xFFFFFFFF
 Piece = tuple[int, int, int]
+
+_tops = Trusted()
 
 
 def max_blocks(view: View) -> int:
@@ -80,18 +83,18 @@ def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) ->
         )
     if inode.number == RESIZE_INO:
         return
-    used.sort()
-    cuts = np.flatnonzero(np.diff(used) > 1) + 1
-    for run in np.split(used, cuts):
-        start = int(run[0])
-        if metadata_zone.overlaps(view, start, int(run[-1]) - start + 1):
-            raise Corrupt("block pointer", f"inode {inode.number}, {where}: {start} lies in a group's metadata")
+    starts = used.astype(np.int64)
+    at = metadata_zone.first_overlap(view, starts, starts + 1)
+    if at is not None:
+        raise Corrupt("block pointer", f"inode {inode.number}, {where}: {used[at]} lies in a group's metadata")
 
 
 def _top(view: View, inode: Inode) -> memoryview:
     """The 15 pointers in the inode, checked."""
     w = inode.words[ROOT_WORDS]
-    _check_pointers(view, inode, np.array(w, dtype=np.uint32), "the inode's pointers")
+    if not _tops.holds(view, inode.number, w):
+        _check_pointers(view, inode, np.frombuffer(w, "<u4"), "the inode's pointers")
+        _tops.put(view, inode.number, w)
     return w
 
 
@@ -121,21 +124,35 @@ def _run_length(w: memoryview, slot: int, end: int) -> int:
 def lookup(view: View, inode: Inode, lblk: int) -> Extent:
     """The run or hole (``pblk`` 0) that contains ``lblk``, from there to its end or to the end of its index block."""
     route = _route(view, lblk)
-    w = _top(view, inode)
-    depth = len(route) - 1
-    bits = view.geometry.block_bits - 2
-    for level, slot in enumerate(route[:-1]):
-        number = w[slot]
-        if not number:
-            span = 1 << bits * (depth - level)
-            return Extent(lblk, 0, span - ((lblk - _area(view, depth)) & (span - 1)), False)
-        w = _index(view, inode, number)
+    w, missing = _follow(view, inode, route)
+    if missing:
+        depth = len(route) - 1
+        span = 1 << (view.geometry.block_bits - 2) * missing
+        return Extent(lblk, 0, span - ((lblk - _area(view, depth)) & (span - 1)), False)
     slot = route[-1]
-    length = _run_length(w, slot, len(w) if depth else DIRECT)
+    length = _run_length(w, slot, len(w) if len(route) > 1 else DIRECT)
     pblk = w[slot]
     if pblk + length > view.geometry.blocks_count:
         raise Corrupt("block pointer", f"inode {inode.number}, block {lblk}: {length} blocks on {pblk}")
     return Extent(lblk, pblk, length, False)
+
+
+def _follow(view: View, inode: Inode, route: tuple[int, ...]) -> tuple[memoryview, int]:
+    """The pointers that the last slot of the route is among; or those where it breaks off, and how many are missing."""
+    w = _top(view, inode)
+    for level, slot in enumerate(route[:-1]):
+        number = w[slot]
+        if not number:
+            return w, len(route) - 1 - level
+        w = _index(view, inode, number)
+    return w, 0
+
+
+def _pointer(view: View, inode: Inode, lblk: int) -> int:
+    """The block that ``lblk`` is mapped to, 0 for none."""
+    route = _route(view, lblk)
+    w, missing = _follow(view, inode, route)
+    return 0 if missing else w[route[-1]]
 
 
 class _Walk:
@@ -292,22 +309,22 @@ def allocate(
     """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them: one piece, as `extents.allocate`."""
     if unwritten:
         raise FsError(errno.EOPNOTSUPP, f"inode {inode.number} is block-mapped: it can't have unwritten blocks")
-    hole = lookup(tx, inode, lblk)
-    if hole.pblk:
-        raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
-    before = lookup(tx, inode, lblk - 1).pblk if lblk else 0
     geometry = tx.geometry
+    route = _route(tx, lblk)
+    slot = route[-1]
+    before = _pointer(tx, inode, lblk - 1) if lblk else 0
     near = before + 1 if before else goal or geometry.first_block(geometry.group_of_inode(inode.number))
     near = min(near, geometry.blocks_count - 1)
-    route = _route(tx, lblk)
     number = _reach(tx, inode, route, near)
-    slot = route[-1]
-    w = _index(tx, inode, number) if number else _top(tx, inode)
+    w = _writable(tx, inode, number)
+    if w[slot]:
+        raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
     want = min(want, _run_length(w, slot, len(w) if number else DIRECT))
     start, count = _allocate(tx, inode, near, want, align)
-    w = _writable(tx, inode, number)
     for at in range(count):
         w[slot + at] = start + at
+    if not number:
+        _tops.put(tx, inode.number, w)
     return Extent(lblk, start, count, False)
 
 

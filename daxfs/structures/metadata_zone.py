@@ -8,9 +8,10 @@ flexible group at a time, and kept per pool in a bounded table. It answers, it c
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from daxfs.structures import groups
 
@@ -21,32 +22,39 @@ if TYPE_CHECKING:
 MAX_ZONES = 512
 """Flexible groups remembered per pool; a few hundred bytes each."""
 
-Zone = tuple[list[int], list[int]]
+Blocks = np.ndarray[tuple[int], np.dtype[np.int64]]
+Zone = tuple[Blocks, Blocks]
 """Sorted, disjoint block ranges: where they begin, and where each ends."""
 
 _zones: WeakKeyDictionary[Pool, dict[int, Zone]] = WeakKeyDictionary()
 
 
-def overlaps(view: View, start: int, count: int) -> bool:
-    """Whether the blocks [start, start + count), which lie in the pool, touch metadata of their groups."""
-    geometry = view.geometry
+def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
+    """The index of the first of the block ranges [start, end) that touches metadata of the groups; None when none does.
+
+    All ranges are non-empty and lie in the pool.
+    """
+    if not starts.size:
+        return None
     known = _zones.get(view.pool)
     if known is None:
         known = _zones[view.pool] = {}
+    geometry = view.geometry
     width = geometry.flex_bg_size * geometry.blocks_per_group
-    first = (start - geometry.first_data_block) // width
-    last = (start + count - 1 - geometry.first_data_block) // width
-    for number in range(first, last + 1):
+    lasts = ends - 1
+    firsts = (starts - geometry.first_data_block) // width
+    numbers = np.unique(np.concatenate((firsts, (lasts - geometry.first_data_block) // width)))
+    bad = np.zeros(starts.size, dtype=bool)
+    for number in numbers.tolist():
         zone = known.get(number)
         if zone is None:
             if len(known) >= MAX_ZONES:
                 known.clear()
             zone = known[number] = _build(view, number)
-        begins, ends = zone
-        at = bisect_right(begins, start + count - 1) - 1
-        if at >= 0 and ends[at] > start:
-            return True
-    return False
+        begins, stops = zone
+        at = np.searchsorted(begins, lasts, "right") - 1
+        bad |= (at >= 0) & (stops[at] > starts)
+    return int(np.argmax(bad)) if bad.any() else None
 
 
 def _build(view: View, number: int) -> Zone:
@@ -71,4 +79,4 @@ def _build(view: View, number: int) -> Zone:
         else:
             begins.append(begin)
             ends.append(begin + count)
-    return begins, ends
+    return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64)
