@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.structures import extents, indirect
+from daxfs.structures.extent_tree import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -38,7 +39,7 @@ __all__ = [
 
 def max_blocks(view: View, inode: Inode) -> int:
     """Logical blocks that the inode's kind of map can reach."""
-    return extents.MAX_BLOCKS if inode.flags & EXT4_EXTENTS_FL else indirect.max_blocks(view)
+    return MAX_BLOCKS if inode.flags & EXT4_EXTENTS_FL else indirect.max_blocks(view)
 
 
 def lookup(view: View, inode: Inode, lblk: int) -> Extent:
