@@ -1,0 +1,370 @@
+"""Inodes: found by number, read and changed in their slots, given out and taken back.
+
+`read` and `edit` bind the slot in place (the pool's memory or the transaction's copy) and check its content once.
+Allocation spreads top-level directories over the groups (a simple Orlov), and keeps everything else near its directory.
+What ``i_block`` maps, names and link counts are other modules' matter, and so is the orphan list. Callers: the modules
+of this floor and the fs floor. Sources: fs/ext4/ialloc.c, ``__ext4_iget`` and ``__ext4_get_inode_loc`` in inode.c.
+
+Invariants:
+
+1. A slot's content is believed only after its checksum was found right in the pool, or when this mount has changed it.
+2. In a group, the lowest free inode is given out, so that below ``inodes_per_group - itable_unused`` every slot was
+   zeroed by mke2fs or written by an allocation: what lies above may hold anything.
+3. Reserved inodes are neither given out nor freed.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from functools import partial
+from random import getrandbits
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
+from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord
+from daxfs.journal.view import CHECKED_LIMIT
+from daxfs.structures import bitmaps, groups
+
+if TYPE_CHECKING:
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+
+_GENERATION = 25
+SECTOR_BITS = 9
+"""``i_blocks`` counts units of 512 bytes."""
+
+GROUPS_EXAMINED = 1024
+"""Groups whose counters a new directory's placement looks at, at most."""
+
+
+class Inode(InodeRecord):
+    """A slot of an inode table, and the inode's number. Valid until the handle ends."""
+
+    __slots__ = ("number",)
+
+    number: int
+
+    def __repr__(self) -> str:
+        return f"<Inode {self.number} mode {self.mode:o} links {self.links_count} size {self.size}>"
+
+
+# Finding
+
+
+def position(view: View, ino: int) -> tuple[int, int]:
+    """The block of the inode table that holds inode ``ino``, and the byte of its slot.
+
+    Raises:
+        Corrupt: there is no such inode, or the group's descriptor is damaged.
+    """
+    geometry = view.geometry
+    if not 0 < ino <= geometry.inodes_count:
+        raise Corrupt("inode number", f"{ino}, of {geometry.inodes_count}")
+    group, index = divmod(ino - 1, geometry.inodes_per_group)
+    content, offset = groups.locate(view, group)
+    words = content[offset : offset + geometry.desc_size].cast("I")
+    table = words[2] | words[10] << 32 if geometry.desc_size >= 64 else words[2]
+    block, slot = divmod(index, geometry.inodes_per_block)
+    return table + block, slot * geometry.inode_size
+
+
+def read(view: View, ino: int) -> Inode:
+    """The inode ``ino``, for reading.
+
+    An inode that was freed can still be read (``links_count`` 0, ``i_dtime`` set); callers that follow a number they
+    were given, not a directory entry, compare the generation.
+
+    Raises:
+        Corrupt: the number is out of range, or the slot's content is damaged.
+        FsError: ESTALE, the slot was never used.
+    """
+    number, offset = position(view, ino)
+    inode = Inode(view.block(number), offset, view.geometry)
+    inode.number = ino
+    if -ino not in view._checked:
+        _check(view, inode, number, offset)
+    return inode
+
+
+def edit(tx: Handle, ino: int) -> Inode:
+    """The inode ``ino``, for change: one credit. Its checksum is made at commit. Raises as `read`."""
+    geometry = tx.geometry
+    number, offset = position(tx, ino)
+    if -ino not in tx._checked:
+        inode = Inode(tx.block(number), offset, geometry)
+        inode.number = ino
+        _check(tx, inode, number, offset)
+    inode = Inode(tx.edit(number), offset, geometry)
+    inode.number = ino
+    if geometry.metadata_csum:
+        tx.seal_record(number, ino, partial(_seal, geometry, ino, offset))
+    return inode
+
+
+def nameable(view: View, ino: int) -> bool:
+    """Whether a directory entry or a file handle may name inode ``ino``: the root, or one not for internal use."""
+    geometry = view.geometry
+    if ino == EXT4_ROOT_INO:
+        return True
+    if not geometry.first_ino <= ino <= geometry.inodes_count:
+        return False
+    sb = view.superblock()
+    return ino not in (sb.s_orphan_file_inum, sb.s_usr_quota_inum, sb.s_grp_quota_inum, sb.s_prj_quota_inum)
+
+
+def in_use(view: View, ino: int) -> bool:
+    """Whether the inode bitmap says that ``ino`` is allocated; raises as `position`."""
+    geometry = view.geometry
+    group = geometry.group_of_inode(ino)
+    desc = groups.descriptor(view, group)
+    if groups.inodes_uninit(geometry, desc):
+        return False
+    return bitmaps.test(_bitmap(view, group, desc), (ino - 1) % geometry.inodes_per_group)
+
+
+def _check(view: View, inode: Inode, number: int, offset: int) -> None:
+    """Invariant 1, once for each inode.
+
+    A transaction's copy whose slot differs from the pool was changed by this mount, after a check: its checksum comes
+    at the commit. One that equals the pool has come along with a neighbour, and is checked as what it is.
+    """
+    geometry = view.geometry
+    start = (number << geometry.block_bits) + offset
+    if inode.buffer == view.pool.memory[start : start + geometry.inode_size]:
+        if not inode.mode and not inode.links_count:
+            raise FsError(errno.ESTALE, f"inode {inode.number} is not in use")
+        inode.verify(inode.number, geometry)
+    checked = view._checked
+    if len(checked) >= CHECKED_LIMIT:
+        checked.clear()
+    checked.add(-inode.number)
+
+
+def _seal(geometry: Geometry, ino: int, offset: int, content: memoryview) -> None:
+    InodeRecord(content, offset, geometry).seal(ino, geometry)
+
+
+# Accounting
+
+
+def add_blocks(inode: InodeRecord, fs_blocks: int, geometry: Geometry) -> None:
+    """Add to ``i_blocks`` (or subtract) so many blocks of the file system.
+
+    Raises:
+        Corrupt: it would fall below zero.
+        FsError: EFBIG, the field can't hold it.
+    """
+    total = inode.blocks + (fs_blocks << geometry.block_bits - SECTOR_BITS)
+    if total < 0:
+        raise Corrupt("inode block count", f"{inode.blocks} sectors, {-fs_blocks} blocks are being freed")
+    inode.blocks = total
+
+
+# Allocation
+
+
+def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
+    """A new inode for something of type and permissions ``mode`` in the directory ``parent``: three credits.
+
+    The slot is zeroed but for mode, generation and ``i_extra_isize``; links are 0.
+
+    Raises:
+        FsError: ENOSPC, no inode is free.
+        Corrupt: a bitmap or descriptor contradicts the others.
+    """
+    geometry = tx.geometry
+    directory = stat.S_ISDIR(mode)
+    home = (parent.number - 1) // geometry.inodes_per_group
+    group = _directory_group(tx, parent, home) if directory else home
+    desc = groups.descriptor(tx, group)
+    if not desc.free_inodes_count or not (directory or desc.free_blocks_count):
+        group = _other_group(tx, group)
+        desc = groups.descriptor(tx, group)
+    bit, untouched = _claim(tx, group, desc, directory)
+    inode = _empty_slot(tx, desc, group, bit, untouched)
+    inode.i_mode = mode
+    return inode
+
+
+def free(tx: Handle, inode: Inode) -> None:
+    """Take back an inode that was emptied: two credits (and the inode's own block, which the caller edits anyway).
+
+    Raises:
+        Corrupt: it is reserved, or it is free already.
+    """
+    geometry = tx.geometry
+    ino = inode.number
+    if ino < geometry.first_ino:
+        raise Corrupt("inode number", f"{ino} is reserved and can't be freed")
+    group, bit = divmod(ino - 1, geometry.inodes_per_group)
+    desc = groups.edit_descriptor(tx, group)
+    if groups.inodes_uninit(geometry, desc) or not bitmaps.test(_bitmap(tx, group, desc), bit):
+        raise Corrupt("inode bitmap", f"inode {ino} is being freed and is free already")
+    if desc.free_inodes_count >= geometry.inodes_per_group:
+        raise Corrupt("group descriptor counter", f"group {group}: {desc.free_inodes_count} inodes free")
+    bitmaps.clear_run(tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc)), bit, 1)
+    desc.free_inodes_count += 1
+    if inode.is_dir:
+        if not desc.used_dirs_count:
+            raise Corrupt("group descriptor counter", f"group {group}: no directories, and {ino} is one")
+        desc.used_dirs_count -= 1
+    sb = tx.edit_superblock()
+    sb.s_free_inodes_count = min(sb.s_free_inodes_count + 1, geometry.inodes_count)
+    inode.i_links_count = 0
+    if not inode.i_dtime:
+        # e2fsck takes a slot without links and without this time for damage.
+        inode.i_dtime = int(time.time()) & 0xFFFFFFFF
+
+
+def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
+    """The checked inode bitmap of a group that has one."""
+    return view.verified(desc.inode_bitmap, partial(_check_bitmap, view.geometry, group, desc))
+
+
+def _check_bitmap(geometry: Geometry, group: int, desc: GroupDescriptor, content: memoryview) -> None:
+    desc.verify_inode_bitmap(content, group, geometry)
+    free = bitmaps.count_free(content, geometry.inodes_per_group)
+    if free != desc.free_inodes_count:
+        raise Corrupt(
+            "inode bitmap", f"group {group}: {free} inodes free, the descriptor says {desc.free_inodes_count}"
+        )
+    if not group and bitmaps.used_run(content, 0, geometry.first_ino - 1) < geometry.first_ino - 1:
+        raise Corrupt("inode bitmap", "a reserved inode is said to be free")
+
+
+def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
+    # The descriptor is the transaction's copy, edited by whoever registered this seal; its own seal runs later.
+    desc.seal_inode_bitmap(content, geometry)
+
+
+def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tuple[int, bool]:
+    """Take the lowest free inode of the group, with all counters.
+
+    Returns:
+        Its bit, and whether its whole block of the inode table was never used.
+    """
+    geometry = tx.geometry
+    size = geometry.inodes_per_group
+    if groups.inodes_uninit(geometry, desc):
+        bit = 0
+        if group == 0 or desc.free_inodes_count != size:
+            raise Corrupt("group descriptor counter", f"group {group}: no inode bitmap, yet inodes are in use")
+        desc = groups.edit_descriptor(tx, group)
+        content = tx.create(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
+        bitmaps.set_run(content, size, 8 * geometry.block_size - size)
+        desc.bg_flags &= ~EXT4_BG_INODE_UNINIT
+    else:
+        bit = bitmaps.first_free(_bitmap(tx, group, desc), size)
+        if bit < 0 or not desc.free_inodes_count:
+            raise Corrupt("inode bitmap", f"group {group}: free inodes are counted, and none is free")
+        desc = groups.edit_descriptor(tx, group)
+        content = tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
+    untouched = False
+    if geometry.metadata_csum or geometry.gdt_csum:
+        used = size - desc.itable_unused
+        if bit >= used:
+            # A descriptor that lies about the unused part must not cost its neighbours their content.
+            per_block = geometry.inodes_per_block
+            untouched = not bit % per_block and bitmaps.free_run(content, bit, min(per_block, size - bit)) == per_block
+            desc.itable_unused = size - 1 - bit
+    bitmaps.set_run(content, bit, 1)
+    desc.free_inodes_count -= 1
+    if directory:
+        desc.used_dirs_count += 1
+    sb = tx.edit_superblock()
+    sb.s_free_inodes_count = max(sb.s_free_inodes_count - 1, 0)
+    return bit, untouched
+
+
+def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouched: bool) -> Inode:
+    """The slot of a claimed inode: zeros, a new generation, the extra size."""
+    geometry = tx.geometry
+    ino = group * geometry.inodes_per_group + bit + 1
+    block, slot = divmod(bit, geometry.inodes_per_block)
+    size = geometry.inode_size
+    offset = slot * size
+    number = desc.inode_table + block
+    content = tx.create(number) if untouched else tx.edit(number)
+    old = content[offset : offset + size].cast("I")[_GENERATION]
+    content[offset : offset + size] = bytes(size)
+    inode = Inode(content, offset, geometry)
+    inode.number = ino
+    inode.set_extra_isize(geometry.want_extra_isize)
+    generation = getrandbits(32)
+    # A handle to the slot's last inode must not name this one.
+    inode.i_generation = generation ^ 1 if generation == old else generation
+    if geometry.metadata_csum:
+        tx.seal_record(number, ino, partial(_seal, geometry, ino, offset))
+    return inode
+
+
+# Placement: which group
+
+
+def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
+    """Where a new directory goes (``find_group_orlov``, simplified).
+
+    A top-level directory goes to the group with the fewest directories among those with more than the average of free
+    inodes and blocks, beginning anywhere; every other one to its parent's group, or the next that is not far below the
+    average.
+    """
+    geometry = tx.geometry
+    if geometry.groups_count == 1:
+        return 0
+    sb = tx.superblock()
+    free_inodes = sb.s_free_inodes_count // geometry.groups_count
+    free_blocks = sb.free_blocks_count // geometry.groups_count
+    if parent.number == EXT4_ROOT_INO or parent.i_flags & EXT4_TOPDIR_FL:
+        return _roomy_group(tx, getrandbits(32) % geometry.groups_count, free_inodes, free_blocks, home)
+    free_inodes -= geometry.inodes_per_group // 4
+    free_blocks -= geometry.blocks_per_group // 4
+    desc = groups.descriptor(tx, home)
+    if desc.free_inodes_count > max(free_inodes, 0) and desc.free_blocks_count > max(free_blocks, 0):
+        return home
+    return _roomy_group(tx, home, free_inodes, free_blocks, home)
+
+
+def _roomy_group(tx: Handle, start: int, free_inodes: int, free_blocks: int, home: int) -> int:
+    """The group with the fewest directories that has so many free inodes and blocks, among those behind ``start``."""
+    geometry = tx.geometry
+    index, slot = divmod(start, geometry.desc_per_block)
+    best, fewest = home, geometry.inodes_per_group + 1
+    for step in range(min(geometry.desc_blocks, -(-GROUPS_EXAMINED // geometry.desc_per_block))):
+        found = groups.counts(tx, (index + step) % geometry.desc_blocks)
+        roomy = (found.free_inodes >= max(free_inodes, 1)) & (found.free_blocks >= max(free_blocks, 1))
+        dirs = np.where(roomy, found.used_dirs, geometry.inodes_per_group + 1)
+        if not step:
+            dirs = np.roll(dirs, -slot)
+        at = int(dirs.argmin())
+        if dirs[at] < fewest:
+            fewest = int(dirs[at])
+            best = found.first + (at if step else (at + slot) % len(dirs))
+            if not fewest:
+                break
+    return best
+
+
+def _other_group(tx: Handle, group: int) -> int:
+    """A group with a free inode when ``group`` has no room: at quadratic distances, then any (``find_group_other``)."""
+    geometry = tx.geometry
+    count = geometry.groups_count
+    step, probe = 1, group
+    while step < count:
+        probe = (probe + step) % count
+        desc = groups.descriptor(tx, probe)
+        if desc.free_inodes_count and desc.free_blocks_count:
+            return probe
+        step <<= 1
+    first = group // geometry.desc_per_block
+    for distance in range(geometry.desc_blocks):
+        found = groups.counts(tx, (first + distance) % geometry.desc_blocks)
+        with_room = np.flatnonzero(found.free_inodes)
+        if len(with_room):
+            return found.first + int(with_room[0])
+    raise FsError(errno.ENOSPC, "no inode is free")
