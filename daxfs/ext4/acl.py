@@ -12,6 +12,7 @@ Sources: ``fs/posix_acl.c``, ``fs/ext4/acl.c``, ``include/uapi/linux/posix_acl_x
 from __future__ import annotations
 
 import errno
+import stat
 import struct
 from collections.abc import Collection
 from typing import NamedTuple
@@ -48,24 +49,27 @@ class Entry(NamedTuple):
 Acl = tuple[Entry, ...]
 
 
-def from_xattr(value: Buffer) -> Acl:
-    """Decode what a caller gave to ``setxattr``; an empty tuple means: no ACL.
+def from_wire(value: Buffer) -> Acl:
+    """Decode and validate what a caller gave to ``setxattr``; an empty tuple means: no ACL.
 
     Raises:
-        FsError: EINVAL for a wrong length, EOPNOTSUPP for an unknown version.
+        FsError: EINVAL for a wrong length or an invalid ACL, EOPNOTSUPP for an unknown version.
     """
     if len(value) < _VERSION.size or (len(value) - _VERSION.size) % _LONG.size:
         raise FsError(errno.EINVAL, f"an ACL of {len(value)} bytes")
     (version,) = _VERSION.unpack_from(value)
     if version != POSIX_ACL_XATTR_VERSION:
         raise FsError(errno.EOPNOTSUPP, f"ACL version {version}")
-    return tuple(
+    acl = tuple(
         Entry(tag, perm, ident if tag in _NAMED else ACL_UNDEFINED_ID)
         for tag, perm, ident in _LONG.iter_unpack(bytes(value)[_VERSION.size :])
     )
+    if acl:
+        validate(acl)
+    return acl
 
 
-def to_xattr(acl: Acl) -> bytes:
+def to_wire(acl: Acl) -> bytes:
     """Encode an ACL for ``getxattr``."""
     return _VERSION.pack(POSIX_ACL_XATTR_VERSION) + b"".join([_LONG.pack(*entry) for entry in acl])
 
@@ -149,17 +153,15 @@ def from_mode(mode: int) -> Acl:
     )
 
 
-def equivalent_mode(acl: Acl, mode: int) -> tuple[int, bool]:
-    """What an access ACL makes of ``mode`` (``posix_acl_equiv_mode``).
+def equiv_mode(acl: Acl) -> tuple[bool, int]:
+    """What an access ACL makes of the mode (``posix_acl_equiv_mode``).
 
     Returns:
-        ``mode`` with the ACL's permission bits, and whether these say everything, so that the ACL need not be
-        stored.
+        Whether permission bits say all that the ACL says, so that it need not be stored; and these bits (0 to 0o777).
     """
-    perms = {entry.tag: entry.perm & 7 for entry in acl}
+    perms = {entry.tag: entry.perm for entry in acl}
     group = perms.get(ACL_MASK, perms.get(ACL_GROUP_OBJ, 0))
-    bits = perms.get(ACL_USER_OBJ, 0) << 6 | group << 3 | perms.get(ACL_OTHER, 0)
-    return mode & ~0o777 | bits, is_minimal(acl)
+    return is_minimal(acl), perms.get(ACL_USER_OBJ, 0) << 6 | group << 3 | perms.get(ACL_OTHER, 0)
 
 
 def is_minimal(acl: Acl) -> bool:
@@ -167,30 +169,43 @@ def is_minimal(acl: Acl) -> bool:
     return all(entry.tag in (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER) for entry in acl)
 
 
-def inherit(default: Acl, mode: int) -> tuple[Acl, int, bool]:
-    """The access ACL of a new inode in a directory with a default ACL (``posix_acl_create_masq``).
+class Inherited(NamedTuple):
+    """What a new inode gets from its directory's default ACL."""
+
+    mode: int
+    access: Acl | None  # None: the mode says everything
+    default: Acl | None  # directories only
+
+
+def inherit(default: Acl, mode: int) -> Inherited:
+    """The mode and ACLs of a new inode in a directory with a default ACL (``posix_acl_create_masq``).
 
     The umask has no say where a default ACL exists; without one the caller applies it and calls nothing here.
 
     Args:
         default: the directory's default ACL, valid.
-        mode: as given to ``open`` or ``mkdir``, before any umask.
-
-    Returns:
-        The new inode's ACL, its mode, and whether the mode says everything.
+        mode: type and permissions as given to ``open`` or ``mkdir``, before any umask.
     """
-    has_mask = any(entry.tag == ACL_MASK for entry in default)
-    group_tag = ACL_MASK if has_mask else ACL_GROUP_OBJ
-    shifts = {ACL_USER_OBJ: 6, group_tag: 3, ACL_OTHER: 0}
+    shifts = _mode_shifts(default)
     bits = 0
-    acl = []
+    access = []
     for entry in default:
         shift = shifts.get(entry.tag)
         if shift is not None:
             entry = entry._replace(perm=entry.perm & mode >> shift & 7)
             bits |= entry.perm << shift
-        acl.append(entry)
-    return tuple(acl), mode & ~0o777 | bits, is_minimal(default)
+        access.append(entry)
+    return Inherited(
+        mode & ~0o777 | bits,
+        None if is_minimal(default) else tuple(access),
+        default if stat.S_ISDIR(mode) else None,
+    )
+
+
+def _mode_shifts(acl: Acl) -> dict[int, int]:
+    """Which entry answers to which bits of the mode; the group's bits mean the mask if there is one."""
+    group_tag = ACL_MASK if any(entry.tag == ACL_MASK for entry in acl) else ACL_GROUP_OBJ
+    return {ACL_USER_OBJ: 6, group_tag: 3, ACL_OTHER: 0}
 
 
 def chmod(acl: Acl, mode: int) -> Acl:
@@ -200,27 +215,28 @@ def chmod(acl: Acl, mode: int) -> Acl:
     return tuple(entry._replace(perm=mode >> shifts[entry.tag] & 7) if entry.tag in shifts else entry for entry in acl)
 
 
-def permits(acl: Acl, want: int, owner: tuple[int, int], uid: int, groups: Collection[int]) -> bool:
+def permits(acl: Acl, owner: int, group: int, uid: int, groups: Collection[int], want: int) -> bool:
     """Whether a caller may access an inode in the ways of ``want`` (``posix_acl_permission``).
 
     Args:
         acl: the inode's access ACL, valid.
-        want: any of 4 read, 2 write, 1 execute.
-        owner: the inode's (uid, gid).
-        uid: the caller's.
+        owner: the inode's user.
+        group: the inode's group.
+        uid: the caller's user.
         groups: the caller's group and supplementary groups.
+        want: any of 4 read, 2 write, 1 execute.
     """
     mask = next((entry.perm for entry in acl if entry.tag == ACL_MASK), 7)
     in_group = False
     for tag, perm, ident in acl:
         if tag == ACL_USER_OBJ:
-            if uid == owner[0]:
+            if uid == owner:
                 return perm & want == want
         elif tag == ACL_USER:
             if uid == ident:
                 return perm & mask & want == want
         elif tag in (ACL_GROUP_OBJ, ACL_GROUP):
-            if (owner[1] if tag == ACL_GROUP_OBJ else ident) in groups:
+            if (group if tag == ACL_GROUP_OBJ else ident) in groups:
                 in_group = True
                 if perm & mask & want == want:
                     return True

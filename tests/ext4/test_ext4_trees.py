@@ -97,7 +97,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     options = ["-b", str(BLOCK), "-I", "256", "-N", "8000", "-O", "orphan_file,metadata_csum,64bit", "-J", "size=1"]
     run("mke2fs", "-q", "-F", "-t", "ext4", *options, "-d", tree, path, "32M")
     (folder / "long").write_bytes(bytes(range(1, 200)))
-    access = acl.to_xattr((acl.Entry(1, 6), acl.Entry(2, 4, 1000), acl.Entry(4, 4), acl.Entry(16, 6), acl.Entry(32, 0)))
+    access = acl.to_wire((acl.Entry(1, 6), acl.Entry(2, 4, 1000), acl.Entry(4, 4), acl.Entry(16, 6), acl.Entry(32, 0)))
     (folder / "acl").write_bytes(access)
     commands = [
         "ea_set /sparse user.b first",
