@@ -33,7 +33,7 @@ _BLOCK_SIZE = 4096  # the kernel's dax refuses others, and mke2fs would take 1 K
 _JOURNAL_LARGEST = 128  # MiB
 _JOURNAL_SHARE = 64  # a journal of 1/64 of the pool
 _JOURNAL_FEWEST = 1024  # blocks, JBD2_MIN_JOURNAL_BLOCKS
-_NO_JOURNAL_BELOW = 2048  # blocks: mke2fs makes none on so small a file system
+_SMALL = 4096  # blocks: below, mke2fs knows best how small a journal, or none, leaves room for files
 
 _SIGNATURES = (  # byte offset, magic, what it is
     (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
@@ -331,7 +331,7 @@ def _defaults(options: _Options, size: int, zero: bool) -> list[str]:
         arguments += ["-b", str(block_size)]
     blocks = size // block_size
     sized = any(word.startswith(("size=", "device=")) for word in options.journal_words)
-    if options.journal and not sized and blocks >= _NO_JOURNAL_BELOW:
+    if options.journal and not sized and blocks >= _SMALL:
         # daxfs checkpoints with each commit and the log only holds what one transaction changes, so a share of the
         # pool does; mke2fs would take up to 1 GiB.
         least = -(-_JOURNAL_FEWEST * block_size // (1 << 20))
