@@ -1,0 +1,205 @@
+"""The command line: arguments in, one line of error and an exit code out. The work is done by its neighbours.
+
+Each command loads what it needs when it runs, so that the command line starts at once. An error that the user can mend
+(`UserError`, `FsError`) is one line on standard error; a traceback is a bug.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from daxfs.errors import FsError, UserError
+
+USAGE = 64  # EX_USAGE, sysexits.h
+MOUNT_USAGE = 1  # mount(8)
+CHECK_USAGE = 16  # fsck(8)
+CHECK_FAILED = 8  # fsck(8): operational error
+DATA_ERROR = 65  # EX_DATAERR
+INTERRUPTED = 130
+
+USAGE_CODES = {"mount": MOUNT_USAGE, "umount": MOUNT_USAGE, "check": CHECK_USAGE}
+FAILURE_CODES = {"mount": 32, "umount": 32, "check": CHECK_FAILED}
+
+PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": True}
+
+PoolArgument = Annotated[str, typer.Argument(metavar="POOL", help="A file, block device or /dev/dax device.")]
+MountpointArgument = Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="A directory.")]
+
+app = typer.Typer(
+    help="A real ext4 file system in mapped persistent memory, served from user space.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command(
+    "mkfs",
+    context_settings={**PASS_THROUGH, "help_option_names": ["--help"]},
+    options_metavar="POOL [--size S] [MKE2FS OPTIONS]",
+)
+def mkfs_command(context: typer.Context) -> None:
+    """Make an ext4 file system in POOL with mke2fs; --size makes the file. Other options go to mke2fs."""
+    mkfs_arguments(context.args)
+
+
+@app.command("mount")
+def mount_command(
+    pool: PoolArgument,
+    mountpoint: MountpointArgument,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            metavar="OPTIONS",
+            help="ro, rw, sync, async, commit=SECONDS, poll=MICROSECONDS (0: off), relatime, noatime, strictatime,"
+            " allow_other, nosuid, nodev, noexec, log=FILE, and what fstab(5) has for mount(8).",
+        ),
+    ] = None,
+    foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Serve in this process.")] = False,
+) -> None:
+    """Mount POOL; returns when the mount answers."""
+    from daxfs.tools import mount
+
+    mount.mount(pool, mountpoint, given or (), foreground=foreground)
+
+
+@app.command("umount")
+def umount_command(
+    mountpoint: MountpointArgument,
+    lazy: Annotated[bool, typer.Option("-l", "--lazy", help="Detach now, end when no longer in use.")] = False,
+) -> None:
+    """Unmount; returns when the pool is closed."""
+    from daxfs.tools import mount
+
+    mount.umount(mountpoint, lazy=lazy)
+
+
+@app.command("info")
+def info_command(
+    place: Annotated[str, typer.Argument(metavar="POOL|MOUNTPOINT")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tell what a pool is and what is in it."""
+    from daxfs.tools import info
+
+    info.show(place, as_json=as_json)
+
+
+@app.command("check")
+def check_command(
+    pool: PoolArgument,
+    yes: Annotated[bool, typer.Option("-y", help="Repair without asking.")] = False,
+    no: Annotated[bool, typer.Option("-n", help="Change nothing.")] = False,
+    preen: Annotated[bool, typer.Option("-p", help="Repair what is safe to repair.")] = False,
+    force: Annotated[bool, typer.Option("-f", help="Check even if it is marked clean.")] = False,
+) -> None:
+    """Check POOL with e2fsck and end with its exit code."""
+    from daxfs.tools import check
+
+    chosen = [flag for flag, given in (("-y", yes), ("-n", no), ("-p", preen), ("-f", force)) if given]
+    raise typer.Exit(check.check(pool, chosen))
+
+
+@app.command("dump")
+def dump_command(
+    pool: PoolArgument,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WHAT",
+            help="superblock | group N | inode N | extents N | dir N | journal; N may be a /PATH for inodes.",
+        ),
+    ],
+) -> None:
+    """Show structures of POOL field by field, by the kernel's names."""
+    from daxfs.tools import dump
+
+    dump.show(pool, what)
+
+
+@app.command("map")
+def map_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file on a mount, or POOL:/PATH.")],
+    pool: Annotated[str, typer.Option("--pool", metavar="POOL", help="FILE is a path in this pool.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show where FILE lies in its pool, and how much of it can be mapped with 2 MiB pages."""
+    from daxfs.tools import mapview
+
+    mapview.show(file, pool=pool, as_json=as_json)
+
+
+def mkfs_arguments(arguments: list[str]) -> None:
+    """``POOL [SIZE] [--size SIZE] [mke2fs options]``, in any order."""
+    from daxfs.tools import make
+
+    make.run(arguments)
+
+
+def main() -> None:
+    """The ``daxfs`` command."""
+    arguments = sys.argv[1:] or ["--help"]
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    ended = _guarded(lambda: _run_command(arguments), USAGE_CODES.get(name, USAGE), FAILURE_CODES.get(name, DATA_ERROR))
+    sys.exit(ended if sys.argv[1:] else USAGE)
+
+
+def mkfs_main() -> None:
+    """The ``mkfs.daxfs`` command."""
+    sys.exit(_guarded(lambda: mkfs_arguments(sys.argv[1:]), USAGE, DATA_ERROR))
+
+
+def mount_main() -> None:
+    """The ``mount.fuse.daxfs`` command, which mount(8) calls."""
+    from daxfs.tools import mount
+
+    sys.exit(_guarded(lambda: mount.mount_arguments(sys.argv[1:]), MOUNT_USAGE, FAILURE_CODES["mount"]))
+
+
+def fsck_main() -> None:
+    """The ``fsck.daxfs`` command, which fsck(8) calls."""
+    from daxfs.tools import check
+
+    sys.exit(_guarded(lambda: check.check_arguments(sys.argv[1:]), CHECK_USAGE, CHECK_FAILED))
+
+
+def _run_command(arguments: list[str]) -> int | None:
+    result = typer.main.get_command(app).main(arguments, prog_name="daxfs", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _guarded(command: Callable[[], int | None], usage: int, failure: int) -> int:
+    """Run a command; errors become one line on standard error and an exit code."""
+    try:
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _complain(str(error), error.code)
+    except BrokenPipeError:
+        # The reader had enough. What is buffered has nowhere to go at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except FsError as error:
+        return _complain(error.strerror or str(error), failure)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", failure)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        text = getattr(error, "format_message", None)  # what the command line parser calls a usage error
+        if text is None:
+            raise
+        return _complain(f"{text()} See: daxfs --help", usage)
+
+
+def _complain(message: str, code: int) -> int:
+    print("daxfs:", " ".join(message.split()), file=sys.stderr)
+    return code

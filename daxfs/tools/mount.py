@@ -1,0 +1,225 @@
+"""Mounting and unmounting from the command line: checks with one clear line each, the daemon, and its end.
+
+``daxfs mount`` checks what it can before it forks; the daemon opens the pool, mounts and says so through a pipe; the
+parent returns only when the mount answers. ``daxfs umount`` returns only when the daemon has closed the pool, so that
+e2fsck may follow. Exit codes are those of mount(8).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import logging.handlers
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from daxfs.errors import FsError, UserError
+from daxfs.fs.types import Options
+from daxfs.fuse import mounts, options
+from daxfs.fuse.options import MountOptions
+
+SYSLOG = "/dev/log"
+DONE = b"ok\n"
+RELEASE_SECONDS = 60.0
+FIRST_PAUSE_SECONDS = 0.001
+LONGEST_PAUSE_SECONDS = 0.05
+
+log = logging.getLogger("daxfs")
+
+
+def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: bool = False) -> None:
+    """Mount ``pool`` on ``mountpoint``; in the foreground return when it is unmounted.
+
+    Args:
+        pool: path of the pool.
+        mountpoint: a directory.
+        given: mount options, comma-separated lists.
+        foreground: serve in this process.
+
+    Raises:
+        UserError: with one line and mount(8)'s exit code.
+    """
+    wanted = options.parse(given)
+    directory = mounts.check_mountpoint(mountpoint)
+    if not os.path.exists(pool):
+        raise UserError(f"{pool} does not exist; make it with: daxfs mkfs {pool} --size 1G", mounts.MOUNT_FAILED)
+    source = os.path.realpath(pool)
+    mounts.check_device()
+    if foreground:
+        logging.basicConfig(level=logging.INFO, format="daxfs: %(message)s", filename=wanted.log or None)
+        serve(source, directory, wanted, lambda: None)
+    else:
+        start_daemon(source, directory, wanted)
+
+
+def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:
+    """Open the pool, serve it until it is unmounted, close it."""
+    try:
+        from daxfs.fuse import session
+    except ImportError as error:
+        raise UserError(f"mounting needs pyfuse3 ({error}); pip install 'daxfs[fuse]'", mounts.SYSTEM_ERROR) from error
+    from daxfs.fs.filesystem import FileSystem
+
+    core = FileSystem.open(
+        source,
+        Options(
+            read_only=wanted.read_only,
+            sync=wanted.sync,
+            commit_interval=wanted.commit_seconds,
+            atime=wanted.atime,
+            mountpoint=mountpoint,
+        ),
+    )
+    try:
+        session.serve(core, source, mountpoint, wanted, ready)
+    except session.SessionFailed as error:
+        raise UserError(f"{error}; the pool is closed as it is, its journal will be replayed", 1) from error
+    finally:
+        core.close()
+
+
+def start_daemon(source: str, mountpoint: str, wanted: MountOptions) -> None:
+    """Fork the daemon and wait until it serves, or pass on why it does not."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        code = 1
+        try:
+            os.close(reader)
+            code = _daemon(source, mountpoint, wanted, writer)
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        said = answer.read()
+    if said != DONE:
+        code, _, message = said.decode(errors="replace").partition(" ")
+        if not message:
+            raise UserError("the daemon ended without a word; run with -f to see why", mounts.SYSTEM_ERROR)
+        raise UserError(message.strip(), int(code))
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        raise UserError(f"{mountpoint} does not answer: {error.strerror}", mounts.MOUNT_FAILED) from None
+
+
+def _daemon(source: str, mountpoint: str, wanted: MountOptions, writer: int) -> int:
+    """The life of the daemon, from the fork to its exit code."""
+    os.setsid()
+    os.chdir("/")
+    os.umask(0)
+    _detach(keep=writer)
+    _log_to(wanted.log)
+    told = False
+
+    def tell(what: bytes) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            os.write(writer, what)
+            os.close(writer)
+
+    try:
+        serve(source, mountpoint, wanted, lambda: tell(DONE))
+    except UserError as error:
+        log.error("%s", error)
+        tell(f"{error.code} {error}".encode())
+        return error.code
+    except FsError as error:
+        log.error("%s: %s", source, error.strerror)
+        tell(f"{mounts.MOUNT_FAILED} {source}: {error.strerror}".encode())
+        return mounts.MOUNT_FAILED
+    except BaseException as error:
+        log.critical("the daemon of %s ends", source, exc_info=True)
+        tell(f"{mounts.SYSTEM_ERROR} internal error: {error!r}".encode())
+        return mounts.SYSTEM_ERROR
+    return 0
+
+
+def _detach(keep: int) -> None:
+    """Standard streams to /dev/null; nothing else that was inherited stays open."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _log_to(path: str) -> None:
+    handler: logging.Handler
+    if path:
+        handler = logging.FileHandler(path, delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    elif os.path.exists(SYSLOG):
+        handler = logging.handlers.SysLogHandler(SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
+        handler.setFormatter(logging.Formatter(f"daxfs[{os.getpid()}]: %(message)s"))
+    else:
+        handler = logging.NullHandler()
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def umount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Unmount and wait until the daemon has closed the pool (not when ``lazy``: it may still be in use).
+
+    Raises:
+        UserError: not a mount of daxfs, busy, not allowed, or the pool is not given free.
+    """
+    place = mounts.real_mountpoint(mountpoint)
+    found = mounts.top_mount(place)
+    if found is None:
+        raise UserError(f"{mountpoint} is not mounted", mounts.MOUNT_FAILED)
+    if found.filesystem != mounts.FILESYSTEM_TYPE:
+        raise UserError(f"{mountpoint} is a mount of {found.filesystem}; use: umount {mountpoint}", mounts.MOUNT_FAILED)
+    mounts.unmount(place, lazy=lazy)
+    if not lazy:
+        wait_released(found.source)
+
+
+def wait_released(pool: str, limit: float = RELEASE_SECONDS) -> None:
+    """Wait until nobody holds the lock that a daemon has on its pool (`daxfs.pmem.exclusive`)."""
+    try:
+        descriptor = os.open(pool, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # Whoever may not look at the pool can't be told when it is free.
+    try:
+        pause, end = FIRST_PAUSE_SECONDS, time.monotonic() + limit
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            else:
+                return
+    finally:
+        os.close(descriptor)
+    raise UserError(f"unmounted, but {pool} is still in use after {limit:.0f} s", mounts.MOUNT_FAILED)
+
+
+def mount_arguments(arguments: Sequence[str]) -> None:
+    """``mount.fuse.daxfs POOL MOUNTPOINT [-sfnv] [-o OPTIONS]``, as mount(8) calls its helpers.
+
+    ``-f`` is mount(8)'s "fake": all but the mount itself.
+    """
+    import getopt
+
+    try:
+        pairs, places = getopt.gnu_getopt(list(arguments), "sfnvrwt:o:N:h")
+    except getopt.GetoptError as error:
+        raise UserError(f"mount.fuse.daxfs: {error}; usage: {_USAGE}", mounts.USAGE) from None
+    flags = {name for name, _ in pairs}
+    if "-h" in flags or len(places) != 2:
+        raise UserError(f"usage: {_USAGE}", mounts.USAGE)
+    given = [value for name, value in pairs if name == "-o"]
+    given += [{"-r": "ro", "-w": "rw"}[name] for name, _ in pairs if name in ("-r", "-w")]
+    if "-f" in flags:
+        options.parse(given)
+        mounts.check_mountpoint(places[1])
+        return
+    if "-v" in flags:
+        print(f"daxfs: mounting {places[0]} on {places[1]}", file=sys.stderr)
+    mount(places[0], places[1], given)
+
+
+_USAGE = "mount.fuse.daxfs POOL MOUNTPOINT [-sfnv] [-o OPTIONS]"

@@ -1,0 +1,230 @@
+"""A file system in dicts with the facade's methods: what the FUSE adapter is tested against without a pool.
+
+It keeps the rules that the adapter depends on (errno, lookup counts, handles) and none of the format.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from daxfs.errors import FsError
+from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, SetAttributes, StatFs
+
+FILE_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFLNK: 7}
+
+
+@dataclass
+class FakeInode:
+    """One inode; ``content`` is its data, or the target of a symbolic link."""
+
+    ino: int
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    rdev: int = 0
+    links: int = 1
+    times: list[int] = field(default_factory=lambda: [10**18 + 1, 10**18 + 2, 10**18 + 3])
+    content: bytearray = field(default_factory=bytearray)
+    names: dict[bytes, int] = field(default_factory=dict)
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+
+class FakeCore:
+    """The facade over a dict of inodes. ``refuse`` makes the named method raise; ``calls`` remembers what came."""
+
+    def __init__(self) -> None:
+        self.inodes = {ROOT_INO: FakeInode(ROOT_INO, stat.S_IFDIR | 0o755, links=2)}
+        self.pins: dict[int, int] = {}
+        self.refuse: dict[str, BaseException] = {}
+        self.calls: list[tuple[str, tuple[object, ...]]] = []
+        self.open_files = 0
+        self.aborted: BaseException | None = None
+        self.ticks = 0
+        self._next = 12
+
+    def _enter(self, name: str, *args: object) -> None:
+        self.calls.append((name, args))
+        if name in self.refuse:
+            raise self.refuse[name]
+
+    def _inode(self, ino: int) -> FakeInode:
+        try:
+            return self.inodes[ino]
+        except KeyError:
+            raise FsError(errno.ESTALE) from None
+
+    def _attributes(self, inode: FakeInode) -> Attributes:
+        size = len(inode.content)
+        return Attributes(
+            inode.ino, inode.mode, inode.links, inode.uid, inode.gid, inode.rdev, size, -(-size // 512), *inode.times,
+            crtime_ns=0, generation=inode.ino + 1000, flags=0,
+        )  # fmt: skip
+
+    def _new(self, parent: int, name: bytes, mode: int, caller: Caller) -> FakeInode:
+        directory = self._inode(parent)
+        if name in directory.names:
+            raise FsError(errno.EEXIST)
+        inode = FakeInode(self._next, mode & ~caller.umask, caller.uid, caller.gid)
+        self._next += 1
+        self.inodes[inode.ino] = inode
+        directory.names[name] = inode.ino
+        return inode
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        self._enter("lookup", parent, name)
+        if name == b"..":
+            return self._attributes(self._inode(ROOT_INO))
+        names = self._inode(parent).names
+        if name not in names:
+            raise FsError(errno.ENOENT)
+        return self._attributes(self._inode(names[name]))
+
+    def getattr(self, ino: int) -> Attributes:
+        self._enter("getattr", ino)
+        return self._attributes(self._inode(ino))
+
+    def setattr(self, ino: int, changes: SetAttributes, caller: Caller) -> Attributes:
+        self._enter("setattr", ino, changes, caller)
+        inode = self._inode(ino)
+        if changes.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | changes.mode
+        if changes.size is not None:
+            inode.content[changes.size :] = bytes(max(0, changes.size - len(inode.content)))
+        inode.uid = inode.uid if changes.uid is None else changes.uid
+        inode.gid = inode.gid if changes.gid is None else changes.gid
+        for index, given in enumerate((changes.atime_ns, changes.mtime_ns, changes.ctime_ns)):
+            if given is not None:
+                inode.times[index] = given
+        return self._attributes(inode)
+
+    def readlink(self, ino: int) -> bytes:
+        return bytes(self._inode(ino).content)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
+        self._enter("mknod", parent, name, mode, rdev, caller)
+        inode = self._new(parent, name, mode, caller)
+        inode.rdev = rdev
+        return self._attributes(inode)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
+        self._enter("mkdir", parent, name, mode, caller)
+        return self._attributes(self._new(parent, name, stat.S_IFDIR | mode & 0o7777, caller))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        self._enter("symlink", parent, name, target, caller)
+        inode = self._new(parent, name, stat.S_IFLNK | 0o777, caller)
+        inode.content[:] = target
+        return self._attributes(inode)
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        self._enter("link", ino, parent, name)
+        inode = self._inode(ino)
+        self._inode(parent).names[name] = ino
+        inode.links += 1
+        return self._attributes(inode)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        self._enter("unlink", parent, name)
+        self._inode(self._inode(parent).names.pop(name)).links -= 1
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        self._enter("rmdir", parent, name)
+        del self._inode(parent).names[name]
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        self._enter("rename", parent, name, new_parent, new_name, flags)
+        self._inode(new_parent).names[new_name] = self._inode(parent).names.pop(name)
+
+    def open_file(self, ino: int, flags: int, caller: Caller) -> SimpleNamespace:
+        self._enter("open_file", ino, flags, caller)
+        if flags & os.O_TRUNC:
+            del self._inode(ino).content[:]
+        self.open_files += 1
+        return SimpleNamespace(ino=ino, node=SimpleNamespace(plain=True))
+
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[SimpleNamespace, Attributes]:
+        self._enter("create", parent, name, mode, flags, caller)
+        inode = self._new(parent, name, stat.S_IFREG | mode & 0o7777, caller)
+        return self.open_file(inode.ino, 0, caller), self._attributes(inode)
+
+    def read(self, file: SimpleNamespace, offset: int, size: int) -> bytes:
+        self._enter("read", file.ino, offset, size)
+        return bytes(self._inode(file.ino).content[offset : offset + size])
+
+    def write(self, file: SimpleNamespace, offset: int, content: bytes) -> int:
+        self._enter("write", file.ino, offset, content)
+        data = self._inode(file.ino).content
+        data.extend(bytes(max(0, offset - len(data))))
+        data[offset : offset + len(content)] = content
+        return len(content)
+
+    def release(self, file: SimpleNamespace) -> None:
+        self._enter("release", file.ino)
+        self.open_files -= 1
+
+    def fsync(self, ino: int, datasync: bool) -> None:
+        self._enter("fsync", ino, datasync)
+
+    def opendir(self, ino: int) -> SimpleNamespace:
+        self._enter("opendir", ino)
+        self.open_files += 1
+        return SimpleNamespace(ino=ino)
+
+    def readdir(self, directory: SimpleNamespace, cookie: int) -> Iterator[DirEntry]:
+        self._enter("readdir", directory.ino, cookie)
+        entries = [(b".", directory.ino), (b"..", ROOT_INO), *self._inode(directory.ino).names.items()]
+        for number, (name, ino) in enumerate(entries, 1):
+            if number > cookie:
+                kind = stat.S_IFMT(self.inodes[ino].mode) if ino in self.inodes else stat.S_IFREG
+                yield DirEntry(name, ino, FILE_TYPES.get(kind, 0), number)
+
+    def releasedir(self, directory: SimpleNamespace) -> None:
+        self._enter("releasedir", directory.ino)
+        self.open_files -= 1
+
+    def statfs(self) -> StatFs:
+        return StatFs(4096, 1000, 600, 500, 300, 200, 255)
+
+    def access(self, ino: int, mask: int, caller: Caller) -> bool:
+        self._enter("access", ino, mask, caller)
+        return mask != os.X_OK
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        self._enter("getxattr", ino, name)
+        try:
+            return self._inode(ino).xattrs[name]
+        except KeyError:
+            raise FsError(errno.ENODATA) from None
+
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        self._enter("setxattr", ino, name, value)
+        self._inode(ino).xattrs[name] = value
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        return list(self._inode(ino).xattrs)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        self._enter("removexattr", ino, name)
+        del self._inode(ino).xattrs[name]
+
+    def pin(self, ino: int) -> None:
+        self.pins[ino] = self.pins.get(ino, 0) + 1
+
+    def unpin(self, ino: int, count: int) -> None:
+        self._enter("unpin", ino, count)
+        self.pins[ino] -= count
+        if not self.pins[ino]:
+            del self.pins[ino]
+
+    def tick(self) -> None:
+        self.ticks += 1
+
+    def abort(self, error: BaseException) -> None:
+        self.aborted = error
