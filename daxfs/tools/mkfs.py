@@ -31,6 +31,7 @@ _FAILED = 1  # what mke2fs itself exits with
 _MKE2FS_OPTIONS = "b:ce:g:i:jl:m:no:qr:s:t:d:vC:DE:FG:I:J:KL:M:N:O:R:ST:U:Vz:"
 _BLOCK_SIZE = 4096  # the kernel's dax refuses others, and mke2fs would take 1 KiB for small pools
 _JOURNAL_LARGEST = 128  # MiB
+_JOURNAL_SMALL = 4  # MiB, where that is no more than 1/16 of the pool
 _JOURNAL_SHARE = 64  # a journal of 1/64 of the pool
 _JOURNAL_FEWEST = 1024  # blocks, JBD2_MIN_JOURNAL_BLOCKS
 _SMALL = 4096  # blocks: below, mke2fs knows best how small a journal, or none, leaves room for files
@@ -334,9 +335,9 @@ def _defaults(options: _Options, size: int, zero: bool) -> list[str]:
     if options.journal and not sized and blocks >= _SMALL:
         # daxfs checkpoints with each commit and the log only holds what one transaction changes, so a share of the
         # pool does; mke2fs would take up to 1 GiB.
-        least = -(-_JOURNAL_FEWEST * block_size // (1 << 20))
-        share = (size >> 20) // _JOURNAL_SHARE
-        arguments += ["-J", f"size={max(least, min(share, _JOURNAL_LARGEST))}"]
+        pool = size >> 20
+        least = max(-(-_JOURNAL_FEWEST * block_size // (1 << 20)), min(pool // 16, _JOURNAL_SMALL))
+        arguments += ["-J", f"size={max(least, min(pool // _JOURNAL_SHARE, _JOURNAL_LARGEST))}"]
     return [*arguments, "-E", ",".join((*_extended(options, zero), *options.extended))]
 
 
