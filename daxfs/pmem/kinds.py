@@ -115,8 +115,7 @@ def identify(path: str, *, sysfs: str = "/sys", mountinfo: str = "/proc/self/mou
         mountinfo: the mount table to look file systems up in.
 
     Raises:
-        PoolError: missing, no permission, a directory or other thing that can't be a pool, empty or too
-            small.
+        PoolError: missing, no permission, a directory or other thing that can't be a pool, empty, too small.
     """
     try:
         status = os.stat(path)

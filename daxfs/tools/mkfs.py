@@ -315,8 +315,10 @@ def _run(
     command = (mke2fs, *_defaults(options, size, zero), *options.passed, *arguments)
     result = run_tool(command)
     if result.returncode:
-        text = _complaint(result.stderr + "\n" + result.stdout).replace(arguments[0], name or arguments[0])
-        raise UserError(f"mke2fs could not make a file system on {name or arguments[0]}: {text}", _FAILED)
+        text = _complaint(result.stderr + "\n" + result.stdout).removeprefix(f"{arguments[0]}: ")
+        pool = name or arguments[0]
+        text = text.replace(arguments[0], pool)
+        raise UserError(f"mke2fs could not make a file system on {pool}: {text}", _FAILED)
     return command, (result.stdout + result.stderr).strip()
 
 
