@@ -108,24 +108,27 @@ def metadata_runs(view: View, group: int) -> list[tuple[int, int]]:
     """The (start, count) runs of blocks inside ``group`` that hold metadata of groups, its own and its neighbours'.
 
     Neighbours are the groups of the same flexible group (flex_bg gathers their bitmaps and tables in the first of
-    them).
+    them). Runs may touch or overlap, and are in no order.
     """
     geometry = view.geometry
     low = geometry.first_block(group)
     high = low + geometry.blocks_in_group(group)
-    runs = []
-    own = geometry.base_blocks(group)
-    if own:
-        runs.append((low, min(own, high - low)))
-    width = geometry.flex_bg_size
-    first = group - group % width
-    table = geometry.inode_blocks_per_group
-    for other in range(first, min(first + width, geometry.groups_count)):
-        desc = descriptor(view, other)
-        for start, count in ((desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, table)):
-            begin, end = max(start, low), min(start + count, high)
-            if begin < end:
-                runs.append((begin, end - begin))
+    own = min(geometry.base_blocks(group), high - low)
+    runs = [(low, own)] if own else []
+    per_block = geometry.desc_per_block
+    first = group - group % geometry.flex_bg_size
+    end = min(first + geometry.flex_bg_size, geometry.groups_count)
+    for index in range(first // per_block, -(-end // per_block)):
+        content, _ = locate(view, index * per_block)
+        words = np.frombuffer(content, dtype="<u4").reshape(per_block, -1)
+        words = words[max(first - index * per_block, 0) : end - index * per_block]
+        starts = words[:, :3].astype(np.int64)
+        if geometry.desc_size >= 64:
+            starts += words[:, 8:11].astype(np.int64) << 32
+        ends = starts + np.array((1, 1, geometry.inode_blocks_per_group))
+        inside = (starts < high) & (ends > low)
+        for start, stop in zip(starts[inside].tolist(), ends[inside].tolist(), strict=True):
+            runs.append((max(start, low), min(stop, high) - max(start, low)))
     return runs
 
 

@@ -1,0 +1,453 @@
+"""The block allocator: runs of blocks given out from the groups' bitmaps, and taken back at the commit.
+
+Policy, in this order: the goal (a file's next block) if it is free; for large requests the first free run that starts
+on a 2 MiB boundary; for small ones the first fit among 2 MiB chunks that are in use already, so that whole chunks stay
+whole for large files; then the largest run that is found. Searching is bounded by counting groups, not blocks:
+descriptors are scanned as arrays, and at most `GROUPS_EXAMINED` bitmaps are opened in each pass. What blocks are for is
+the callers' matter: the maps of files, directories and attributes on this floor; the fs floor registers `apply_frees`
+and `drop_hints` with the journal. Sources: fs/ext4/mballoc.c and balloc.c for the rules of the format; the policy is
+daxfs's own.
+
+Invariants:
+
+1. A freed block keeps its bit until `apply_frees` clears it at the commit. So nothing is given out twice in one
+   transaction, and a crash before the commit finds the old owner's block untouched.
+2. A bitmap is believed after its checksum, its count and the bits of the groups' own metadata were found right; what is
+   free in it is then not metadata.
+3. Bitmap, descriptor and superblock change in the same handle. Their checksums are made at the commit, in that order.
+4. Hints only say where to look first. Whatever they say is looked up in the bitmap.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from itertools import islice
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
+from daxfs.structures import bitmaps, groups
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.ext4.superblock import Superblock
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.pmem.pool import Pool
+
+CHUNK_BYTES = 2 << 20
+"""What a huge page maps: requests of this size start on its multiples."""
+
+GROUPS_EXAMINED = 16
+"""Bitmaps that one pass of a search opens, at most."""
+
+MAX_HINTS = 4096
+"""Groups of one pool that hints are kept for, at most."""
+
+Found = tuple[int, int, int]
+"""Where a search ended: group, first bit, number of blocks."""
+
+
+class _Memory:
+    """What is remembered of one pool: hints, and where metadata lies.
+
+    Attributes:
+        packing: group -> the bit behind the last small request.
+        recent: group -> the group that helped out when it was full.
+        no_chunk: groups without a free aligned chunk.
+        metadata: group -> `groups.metadata_runs`; where metadata lies does not change while a pool is mounted.
+    """
+
+    __slots__ = ("metadata", "no_chunk", "packing", "recent")
+
+    def __init__(self) -> None:
+        self.packing: dict[int, int] = {}
+        self.recent: dict[int, int] = {}
+        self.no_chunk: set[int] = set()
+        self.metadata: dict[int, list[tuple[int, int]]] = {}
+
+
+_memories: WeakKeyDictionary[Pool, _Memory] = WeakKeyDictionary()
+
+
+def _memory_of(view: View) -> _Memory:
+    memory = _memories.get(view.pool)
+    if memory is None:
+        memory = _memories[view.pool] = _Memory()
+    return memory
+
+
+def drop_hints() -> None:
+    """Rollback hook: what was in use may be free again. The other hints stay, they can't mislead (invariant 4)."""
+    for memory in _memories.values():
+        memory.no_chunk.clear()
+
+
+# Counters
+
+
+def free_blocks(view: View) -> int:
+    """Free blocks, the reserved ones counted, those that wait for the commit not."""
+    return view.superblock().free_blocks_count
+
+
+def pending(tx: Handle) -> int:
+    """Blocks freed in the running transaction: they return with its commit."""
+    return sum(count for _, count in tx.frees)
+
+
+def settle_counts(tx: Handle) -> bool:
+    """Make the superblock's free counts the sums of the groups'; returns whether they were not.
+
+    After a crash of the kernel's ext4 they are not: it writes them at unmount. Call it when a pool is mounted.
+    """
+    blocks, inodes = groups.totals(tx)
+    sb = tx.superblock()
+    if sb.free_blocks_count == blocks and sb.s_free_inodes_count == inodes:
+        return False
+    sb = tx.edit_superblock()
+    sb.free_blocks_count = blocks
+    sb.s_free_inodes_count = inodes
+    return True
+
+
+# Taking
+
+
+def allocate(tx: Handle, goal: int, want: int, *, align: int = 1) -> tuple[int, int]:
+    """Give out a run of blocks: two credits.
+
+    Args:
+        tx: reserved blocks are for privileged handles.
+        goal: the block to take if it is free, else to search near; out of range (0) means no preference.
+        want: how many blocks would be good, at least 1.
+        align: of the first block, in blocks: the run starts at a multiple if a whole free unit of that size is found.
+            Requests of 2 MiB and more are aligned to 2 MiB anyway, unless the goal has room for them.
+
+    Returns:
+        The first block, and how many: 1 to ``want``.
+
+    Raises:
+        FsError: ENOSPC, and nothing has changed.
+        Corrupt: a bitmap or descriptor contradicts the others.
+    """
+    geometry = tx.geometry
+    sb = tx.edit_superblock()
+    room = sb.free_blocks_count if tx.privileged else sb.free_blocks_count - sb.reserved_blocks_count
+    if room < want:
+        if room <= 0:
+            raise FsError(errno.ENOSPC, "no block is free")
+        want = room
+    origin = geometry.first_data_block
+    if not origin <= goal < geometry.blocks_count:
+        goal = origin
+    group, bit = divmod(goal - origin, geometry.blocks_per_group)
+    content = _bitmap(tx, group, groups.descriptor(tx, group))
+    if not content[bit >> 3] >> (bit & 7) & 1:
+        limit = geometry.blocks_in_group(group) - bit
+        if align > 1 or want >= CHUNK_BYTES >> geometry.block_bits:
+            least = min(align if align > 1 else CHUNK_BYTES >> geometry.block_bits, limit)
+            count = bitmaps.free_run(content, bit, min(max(want, least), limit))
+            if count >= least and not goal % align:
+                return _take(tx, sb, group, bit, min(count, want))
+        else:
+            return _take(tx, sb, group, bit, bitmaps.free_run(content, bit, min(want, limit)))
+    return _take(tx, sb, *_search(tx, group, bit, want, align))
+
+
+def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple[int, int]:
+    """Set the bits and count them (invariant 3)."""
+    geometry = tx.geometry
+    desc = groups.edit_descriptor(tx, group)
+    free = desc.free_blocks_count - count
+    if free < 0:
+        raise Corrupt("group descriptor counter", f"group {group}: {count} free blocks found, {free + count} counted")
+    if groups.blocks_uninit(geometry, desc):
+        implied = _implied_bitmap(tx, group, desc)
+        content = tx.create(desc.block_bitmap, partial(_seal_bitmap, geometry, desc))
+        content[:] = implied
+        desc.bg_flags &= ~EXT4_BG_BLOCK_UNINIT
+    else:
+        content = tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc))
+    bitmaps.set_run(content, bit, count)
+    desc.free_blocks_count = free
+    sb.free_blocks_count = max(sb.free_blocks_count - count, 0)
+    return geometry.first_data_block + group * geometry.blocks_per_group + bit, count
+
+
+# Searching
+
+
+def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> Found:
+    """Everything but the goal itself."""
+    memory = _memory_of(tx)
+    chunk = CHUNK_BYTES >> tx.geometry.block_bits
+    found = None
+    if align > 1:
+        found = _aligned(tx, memory, group, bit, want, align)
+    elif want >= chunk:
+        found = _aligned(tx, memory, group, bit, want, chunk)
+    found = found or _packed(tx, memory, group, bit, want) or _largest(tx, memory, group, want)
+    if found is None:
+        raise FsError(errno.ENOSPC, "no block is free")
+    if found[0] != group:
+        if len(memory.recent) >= MAX_HINTS:
+            memory.recent.clear()
+        memory.recent[group] = found[0]
+    return found
+
+
+def _aligned(tx: Handle, memory: _Memory, group: int, bit: int, want: int, unit: int) -> Found | None:
+    """A free run that starts at a multiple of ``unit`` blocks and holds one at least, of ``want`` if there is one."""
+    geometry = tx.geometry
+    by_chunk = unit == CHUNK_BYTES >> geometry.block_bits
+    near = _groups_with(tx, memory, group, unit)
+    if by_chunk:
+        near = (other for other in near if other not in memory.no_chunk)
+    for other in islice(near, GROUPS_EXAMINED):
+        content = _bitmap(tx, other, groups.descriptor(tx, other))
+        bits = geometry.blocks_in_group(other)
+        phase = -geometry.first_block(other) % unit
+        starts = bitmaps.run_starts(bitmaps.free_mask(content, bits), unit) & _multiples(bits, unit, phase)
+        if starts:
+            start = _longest_units(starts, -(-want // unit), unit, bit if other == group else 0)
+            return other, start, bitmaps.free_run(content, start, min(want, bits - start))
+        if by_chunk:
+            if len(memory.no_chunk) >= MAX_HINTS:
+                memory.no_chunk.clear()
+            memory.no_chunk.add(other)
+    return None
+
+
+def _longest_units(starts: int, units: int, unit: int, bit: int) -> int:
+    """Where ``units`` free units follow each other, or half as many, and so on."""
+    while units > 1:
+        chains, covered = starts, 1
+        while covered < units and chains:
+            step = min(covered, units - covered)
+            chains &= chains >> step * unit
+            covered += step
+        if chains:
+            return bitmaps.lowest(chains, bit)
+        units >>= 1
+    return bitmaps.lowest(starts, bit)
+
+
+def _packed(tx: Handle, memory: _Memory, group: int, bit: int, want: int) -> Found | None:
+    """All that is wanted in one run, where possible without breaking into a chunk that is wholly free."""
+    geometry = tx.geometry
+    chunk = CHUNK_BYTES >> geometry.block_bits
+    for other in islice(_groups_with(tx, memory, group, want), GROUPS_EXAMINED):
+        content = _bitmap(tx, other, groups.descriptor(tx, other))
+        bits = geometry.blocks_in_group(other)
+        phase = -geometry.first_block(other) % chunk
+        start = memory.packing.get(other, phase)
+        rest = (phase - start) % chunk
+        # At the start of a chunk the cursor says nothing about whether that chunk is in use.
+        if not (want <= rest and start + want <= bits and bitmaps.free_run(content, start, want) == want):
+            start = _first_fit(content, bits, want, bit if other == group else 0, phase, chunk)
+        if start >= 0:
+            if len(memory.packing) >= MAX_HINTS:
+                memory.packing.clear()
+            memory.packing[other] = start + want
+            return other, start, want
+    return None
+
+
+def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, chunk: int) -> int:
+    """The first run of ``want`` free bits in partly used chunks, else in any; from ``bit`` on, else below; or -1."""
+    free = bitmaps.free_mask(content, bits)
+    starts = bitmaps.run_starts(free, chunk) & _multiples(bits, chunk, phase)
+    # Whole chunks don't overlap, so the sum of their masks is the union.
+    partly = free & ~((starts << chunk) - starts)
+    found = bitmaps.lowest(bitmaps.run_starts(partly, want), bit)
+    return found if found >= 0 else bitmaps.lowest(starts or bitmaps.run_starts(free, want), bit)
+
+
+def _largest(tx: Handle, memory: _Memory, group: int, want: int) -> Found | None:
+    """The largest run in the next groups that have anything free: there is one, unless nothing is."""
+    geometry = tx.geometry
+    best = None
+    most = 0
+    for other in islice(_groups_with(tx, memory, group, 1), GROUPS_EXAMINED):
+        content = _bitmap(tx, other, groups.descriptor(tx, other))
+        start, count = bitmaps.longest_run(content, geometry.blocks_in_group(other))
+        if count > most:
+            best, most = (other, start, min(count, want)), count
+            if count >= want:
+                break
+    return best
+
+
+def _groups_with(tx: Handle, memory: _Memory, group: int, least: int) -> Iterator[int]:
+    """Groups with that many free blocks: ``group``, then in order from the one that helped out last, all round."""
+    geometry = tx.geometry
+    if groups.descriptor(tx, group).free_blocks_count >= least:
+        yield group
+    if geometry.groups_count == 1:
+        return
+    index, slot = divmod(memory.recent.get(group, group), geometry.desc_per_block)
+    for step in range(geometry.desc_blocks + 1):
+        found = groups.counts(tx, (index + step) % geometry.desc_blocks)
+        roomy = np.flatnonzero(found.free_blocks >= least)
+        # The first block of descriptors comes twice: from the slot on at first, up to it at last.
+        if not step:
+            roomy = roomy[roomy >= slot]
+        elif step == geometry.desc_blocks:
+            roomy = roomy[roomy < slot]
+        for at in roomy.tolist():
+            if found.first + at != group:
+                yield found.first + at
+
+
+@lru_cache(maxsize=64)
+def _multiples(bits: int, align: int, phase: int) -> int:
+    return bitmaps.multiples(bits, align, phase)
+
+
+# Bitmaps
+
+
+def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
+    """The checked block bitmap of a group, for reading; made up while there is none on the disk."""
+    if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
+        return memoryview(_implied_bitmap(view, group, desc))
+    return view.verified(desc.block_bitmap, partial(_check_bitmap, view, group, desc))
+
+
+def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memoryview) -> None:
+    """Invariant 2."""
+    geometry = view.geometry
+    desc.verify_block_bitmap(content, group, geometry)
+    low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
+    free = bitmaps.count_free(content, bits)
+    if free != desc.free_blocks_count:
+        raise Corrupt("block bitmap", f"group {group}: {free} blocks free, {desc.free_blocks_count} counted")
+    for start, count in groups.metadata_runs(view, group):
+        if bitmaps.used_run(content, start - low, count) < count:
+            raise Corrupt("block bitmap", f"group {group}: metadata in the blocks from {start} on is said to be free")
+
+
+def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
+    """The bitmap of a group whose blocks were never used: its metadata, and padding (``ext4_init_block_bitmap``)."""
+    geometry = view.geometry
+    low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
+    content = bytearray(geometry.block_size)
+    bitmap = memoryview(content)
+    for start, count in groups.metadata_runs(view, group):
+        bitmaps.set_run(bitmap, start - low, count)
+    free = bitmaps.count_free(bitmap, bits)
+    if free != desc.free_blocks_count:
+        raise Corrupt(
+            "group descriptor counter", f"group {group} was never used: {free} free, it says {desc.free_blocks_count}"
+        )
+    bitmaps.set_run(bitmap, bits, 8 * geometry.block_size - bits)
+    return content
+
+
+def _metadata(view: View, group: int) -> list[tuple[int, int]]:
+    """`groups.metadata_runs`, remembered."""
+    known = _memory_of(view).metadata
+    runs = known.get(group)
+    if runs is None:
+        if len(known) >= MAX_HINTS:
+            known.clear()
+        runs = known[group] = groups.metadata_runs(view, group)
+    return runs
+
+
+def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
+    # The descriptor is the transaction's copy, edited by whoever registered this seal; its own seal runs later.
+    desc.seal_block_bitmap(content, geometry)
+
+
+# Giving back
+
+
+def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
+    """Take back a run of blocks at the commit (invariant 1); no credits now, those of the commit are reserved here.
+
+    Args:
+        tx: the handle.
+        start: the first block.
+        count: how many.
+        metadata: their copies in the log must not be replayed over what comes next: revoke them.
+
+    Raises:
+        Corrupt: the run is not in the file system, holds the groups' metadata, or is free already.
+    """
+    geometry = tx.geometry
+    if count <= 0 or start <= geometry.first_data_block or start + count > geometry.blocks_count:
+        raise Corrupt("block number", f"freeing {count} blocks from {start}, of {geometry.blocks_count}")
+    for group, bit, length in _pieces(geometry, start, count):
+        desc = groups.descriptor(tx, group)
+        if bitmaps.used_run(_bitmap(tx, group, desc), bit, length) < length:
+            raise _free_already(group, bit, length)
+        for begin, width in _metadata(tx, group):
+            if begin < start + count and start < begin + width:
+                raise Corrupt("block number", f"freeing {count} blocks from {start}, where groups have their metadata")
+        tx.reserve(("block bitmap", group))
+        tx.reserve(("descriptors", group // geometry.desc_per_block))
+    if metadata:
+        for number in range(start, start + count):
+            tx.forget(number)
+    tx.frees.append((start, count))
+
+
+def apply_frees(tx: Handle) -> None:
+    """Commit hook, the last one: what the transaction freed is free from the commit on.
+
+    Raises:
+        Corrupt: a block was freed twice.
+    """
+    if not tx.frees:
+        return
+    geometry = tx.geometry
+    memory = _memories.get(tx.pool)
+    total = 0
+    for start, count in _merged(tx.frees):
+        for group, bit, length in _pieces(geometry, start, count):
+            bitmap = _bitmap(tx, group, groups.descriptor(tx, group))
+            if bitmaps.used_run(bitmap, bit, length) < length:
+                raise _free_already(group, bit, length)
+            desc = groups.edit_descriptor(tx, group)
+            bitmaps.clear_run(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), bit, length)
+            desc.free_blocks_count += length
+            total += length
+            if memory is not None:
+                memory.no_chunk.discard(group)
+    sb = tx.edit_superblock()
+    sb.free_blocks_count = min(sb.free_blocks_count + total, geometry.blocks_count)
+
+
+def _merged(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The runs in order, neighbours joined; Corrupt when two overlap."""
+    first = end = 0
+    for start, count in sorted(runs):
+        if start < end:
+            raise Corrupt("block number", f"block {start} was freed twice")
+        if start > end:
+            if end:
+                yield first, end - first
+            first = start
+        end = start + count
+    yield first, end - first
+
+
+def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[Found]:
+    """A run of blocks cut at the borders of groups."""
+    while count > 0:
+        group, bit = divmod(start - geometry.first_data_block, geometry.blocks_per_group)
+        length = min(count, geometry.blocks_per_group - bit)
+        yield group, bit, length
+        start += length
+        count -= length
+
+
+def _free_already(group: int, bit: int, count: int) -> Corrupt:
+    return Corrupt("block bitmap", f"group {group}: freeing {count} blocks from bit {bit} on, some of which are free")
