@@ -35,6 +35,7 @@ FT_SOCK = 6
 FT_SYMLINK = 7
 
 _ENTRY = struct.Struct("<IHBB")
+_ZERO4 = bytes(4)
 _TAIL_HEAD = _ENTRY.pack(0, TAIL_SIZE, 0, EXT4_FT_DIR_CSUM)
 
 
@@ -89,32 +90,31 @@ def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tu
 def find(buf: Buffer, limit: int, name: bytes, where: str = "directory block") -> int:
     """The offset of the used entry called ``name``, or -1.
 
-    A block without the name's bytes anywhere is dismissed by one memory search; only then the chain is
-    followed, as those bytes may also be in slack space or inside another name.
+    A memory search finds where the name's bytes are, and the chain is followed only up to there: they may also be in
+    slack space or inside another name. A block without them is dismissed without a look at its entries.
 
     Raises:
-        Corrupt: as ``walk``, in the entries before the one found.
+        Corrupt: a ``rec_len`` up to the entry found is too small, no multiple of 4, or leads past ``limit``.
     """
     data = bytes(buf)
-    length = len(name)
-    candidate = data.find(name, HEADER_SIZE, limit)
+    candidate = data.find(name, HEADER_SIZE, limit) - HEADER_SIZE
     if candidate < 0:
         return -1
-    unpack = _ENTRY.unpack_from
+    halves = memoryview(data).cast("H")
+    length = len(name)
     offset = 0
-    while offset < limit:
-        if limit - offset < HEADER_SIZE:
-            raise Corrupt("directory entry", f"{where}: no room for an entry at {offset}")
-        ino, rec_len, name_len, _ = unpack(data, offset)
-        if rec_len < 12 or rec_len & 3 or rec_len < name_len + 8 or rec_len > limit - offset:
-            raise _bad_entry(where, offset, rec_len, name_len)
-        if name_len == length and ino and data.startswith(name, offset + HEADER_SIZE):
+    while candidate >= 0:
+        while offset < candidate:
+            rec_len = halves[(offset >> 1) + 2]
+            if rec_len < 12 or rec_len & 3 or rec_len > limit - offset:
+                raise _bad_entry(where, offset, rec_len, data[offset + 6])
+            offset += rec_len
+        if offset == candidate and data[offset + 6] == length and data[offset : offset + 4] != _ZERO4:
+            rec_len = halves[(offset >> 1) + 2]
+            if rec_len & 3 or not length + 8 <= rec_len <= limit - offset:
+                raise _bad_entry(where, offset, rec_len, length)
             return offset
-        offset += rec_len
-        if offset > candidate:
-            candidate = data.find(name, offset, limit)
-            if candidate < 0:
-                return -1
+        candidate = data.find(name, max(candidate + 1, offset) + HEADER_SIZE, limit) - HEADER_SIZE
     return -1
 
 
