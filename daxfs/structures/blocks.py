@@ -54,18 +54,20 @@ Found = tuple[int, int, int]
 
 
 class _Memory:
-    """What is remembered of one pool: hints, and where metadata lies.
+    """What is remembered of one pool while it is mounted: hints, and where metadata lies.
 
     Attributes:
+        geometry: of the mount this belongs to.
         packing: group -> the bit behind the last small request.
         recent: group -> the group that helped out when it was full.
         no_chunk: groups without a free aligned chunk.
         metadata: group -> `groups.metadata_runs`; where metadata lies does not change while a pool is mounted.
     """
 
-    __slots__ = ("metadata", "no_chunk", "packing", "recent")
+    __slots__ = ("geometry", "metadata", "no_chunk", "packing", "recent")
 
-    def __init__(self) -> None:
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
         self.packing: dict[int, int] = {}
         self.recent: dict[int, int] = {}
         self.no_chunk: set[int] = set()
@@ -77,8 +79,8 @@ _memories: WeakKeyDictionary[Pool, _Memory] = WeakKeyDictionary()
 
 def _memory_of(view: View) -> _Memory:
     memory = _memories.get(view.pool)
-    if memory is None:
-        memory = _memories[view.pool] = _Memory()
+    if memory is None or memory.geometry is not view.geometry:
+        memory = _memories[view.pool] = _Memory(view.geometry)
     return memory
 
 

@@ -1,0 +1,238 @@
+"""Orphans on the disk: inodes that recovery must free (no links) or cut to their size (links left).
+
+Two forms, for the same purpose: a list through ``i_dtime`` that begins in the superblock (``s_last_orphan``), and the
+blocks of the orphan file (feature orphan_file), which takes precedence while it has room. What to do with an orphan is
+the fs floor's matter, and it alone calls this module. Sources: fs/ext4/orphan.c,
+Documentation/filesystems/ext4/orphan.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from daxfs.errors import Corrupt
+from daxfs.ext4 import orphan
+from daxfs.ext4.checksum import inode_seed
+from daxfs.ext4.limits import EXT4_MAX_ORPHAN_FILE_BLOCKS
+from daxfs.structures import inodes, mapping
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.pmem.pool import Pool
+
+MAX_PLACES = 4096
+"""Orphans whose place in the file is remembered; others are searched for."""
+
+
+class _File:
+    """The orphan file of one mounted pool.
+
+    Attributes:
+        geometry: of the mount this was read for.
+        blocks: the physical block of each logical one.
+        seed: of the blocks' checksums.
+        places: inode -> (logical block, slot), a hint.
+        roomy: the logical block to look for room in first, a hint.
+    """
+
+    __slots__ = ("blocks", "geometry", "places", "roomy", "seed")
+
+    def __init__(self, geometry: Geometry, blocks: list[int], seed: int) -> None:
+        self.geometry = geometry
+        self.blocks = blocks
+        self.seed = seed
+        self.places: dict[int, tuple[int, int]] = {}
+        self.roomy = 0
+
+
+_files: WeakKeyDictionary[Pool, _File] = WeakKeyDictionary()
+
+
+def add(tx: Handle, ino: int) -> None:
+    """Note that ``ino``, which is not noted yet, must be looked after by recovery: one credit.
+
+    Raises:
+        Corrupt: the number is out of range, or the orphan file is damaged.
+    """
+    tx.geometry.group_of_inode(ino)
+    file = _file(tx)
+    if file is None or not _add_to_file(tx, file, ino):
+        sb = tx.edit_superblock()
+        inodes.edit(tx, ino).i_dtime = sb.s_last_orphan
+        sb.s_last_orphan = ino
+
+
+def remove(tx: Handle, ino: int) -> None:
+    """Take back `add`: one credit in the file, two in the list. ``i_dtime`` is 0 then, where the list has used it.
+
+    Raises:
+        Corrupt: ``ino`` is not noted, or the list or file is damaged.
+    """
+    file = _file(tx)
+    if file is None or not _remove_from_file(tx, file, ino):
+        _remove_from_list(tx, ino)
+
+
+def listing(view: View) -> Iterator[int]:
+    """All that is noted, each once: those of the file, then those of the list, the youngest first.
+
+    Raises:
+        Corrupt: the list or file is damaged, or names an inode that is reserved or free.
+    """
+    seen: set[int] = set()
+    file = _file(view)
+    if file is not None:
+        for index in range(len(file.blocks)):
+            slots = _slots(view, file, index)
+            for slot in np.flatnonzero(slots).tolist():
+                ino = int(slots[slot])
+                if ino not in seen:
+                    seen.add(ino)
+                    _remember(file, ino, index, slot)
+                    yield _believable(view, ino)
+    listed: set[int] = set()
+    ino = view.superblock().s_last_orphan
+    while ino:
+        if ino in listed:
+            raise Corrupt("orphan list", f"inode {ino} comes twice")
+        listed.add(ino)
+        # Fetched first: whoever asks for the list may remove each inode as it comes.
+        following = inodes.read(view, _believable(view, ino)).i_dtime
+        if ino not in seen:
+            yield ino
+        ino = following
+
+
+def _believable(view: View, ino: int) -> int:
+    geometry = view.geometry
+    if not geometry.first_ino <= ino <= geometry.inodes_count:
+        raise Corrupt("orphan inode", f"{ino} is not in {geometry.first_ino}..{geometry.inodes_count}")
+    if not inodes.in_use(view, ino):
+        raise Corrupt("orphan inode", f"{ino} is free")
+    return ino
+
+
+# The list
+
+
+def _remove_from_list(tx: Handle, ino: int) -> None:
+    sb = tx.edit_superblock()
+    inode = inodes.edit(tx, ino)
+    if sb.s_last_orphan == ino:
+        sb.s_last_orphan = inode.i_dtime
+    else:
+        before = _before(tx, ino)
+        inodes.edit(tx, before).i_dtime = inode.i_dtime
+    inode.i_dtime = 0
+
+
+def _before(view: View, ino: int) -> int:
+    """The listed inode whose successor is ``ino``."""
+    seen: set[int] = set()
+    at = view.superblock().s_last_orphan
+    while at and at not in seen:
+        seen.add(at)
+        following = inodes.read(view, at).i_dtime
+        if following == ino:
+            return at
+        at = following
+    raise Corrupt("orphan list", f"inode {ino} is not in it")
+
+
+# The file
+
+
+def _file(view: View) -> _File | None:
+    """The orphan file, or None without the feature."""
+    geometry = view.geometry
+    if not geometry.has_orphan_file:
+        return None
+    file = _files.get(view.pool)
+    if file is None or file.geometry is not geometry:
+        file = _files[view.pool] = _read_file(view)
+    return file
+
+
+def _read_file(view: View) -> _File:
+    geometry = view.geometry
+    ino = view.superblock().s_orphan_file_inum
+    inode = inodes.read(view, ino)
+    count = inode.size >> geometry.block_bits
+    if not inode.is_regular or not 0 < count <= EXT4_MAX_ORPHAN_FILE_BLOCKS:
+        raise Corrupt("orphan file", f"inode {ino} has mode {inode.mode:o} and {count} blocks")
+    blocks: list[int] = []
+    for extent in mapping.walk(view, inode, 0, count - 1):
+        if extent.lblk != len(blocks) or extent.unwritten:
+            break
+        blocks.extend(range(extent.pblk, extent.pblk + extent.length))
+    if len(blocks) != count:
+        raise Corrupt("orphan file", f"inode {ino} has a hole at block {len(blocks)} of {count}")
+    return _File(geometry, blocks, inode_seed(geometry, ino, inode.i_generation))
+
+
+def _check(geometry: Geometry, seed: int, number: int, content: memoryview) -> None:
+    where = f"block {number}"
+    if geometry.metadata_csum:
+        orphan.verify_block(content, seed, number, where)
+    else:
+        orphan.verify_magic(content, where)
+
+
+def _seal(seed: int, number: int, content: memoryview) -> None:
+    orphan.seal_block(content, seed, number)
+
+
+def _slots(view: View, file: _File, index: int) -> npt.NDArray[np.uint32]:
+    """The inode numbers of one block, 0 where there is room."""
+    geometry, number = view.geometry, file.blocks[index]
+    content = view.verified(number, partial(_check, geometry, file.seed, number))
+    return np.frombuffer(content, "<u4", orphan.inodes_per_block(geometry.block_size))
+
+
+def _store(tx: Handle, file: _File, index: int, slot: int, ino: int) -> None:
+    number = file.blocks[index]
+    seal = partial(_seal, file.seed, number) if tx.geometry.metadata_csum else None
+    orphan.words(tx.edit(number, seal))[slot] = ino
+
+
+def _remember(file: _File, ino: int, index: int, slot: int) -> None:
+    if len(file.places) >= MAX_PLACES:
+        file.places.clear()
+    file.places[ino] = index, slot
+
+
+def _add_to_file(tx: Handle, file: _File, ino: int) -> bool:
+    """Whether there was room."""
+    count = len(file.blocks)
+    for step in range(count):
+        index = (file.roomy + step) % count
+        empty = _slots(tx, file, index) == 0
+        slot = int(empty.argmax())
+        if empty[slot]:
+            file.roomy = index
+            _store(tx, file, index, slot, ino)
+            _remember(file, ino, index, slot)
+            return True
+    return False
+
+
+def _remove_from_file(tx: Handle, file: _File, ino: int) -> bool:
+    """Whether it was there."""
+    place = file.places.pop(ino, None)
+    if place is not None and _slots(tx, file, place[0])[place[1]] == ino:
+        _store(tx, file, *place, 0)
+        return True
+    for index in range(len(file.blocks)):
+        found = np.flatnonzero(_slots(tx, file, index) == ino)
+        if len(found):
+            _store(tx, file, index, int(found[0]), 0)
+            return True
+    return False
