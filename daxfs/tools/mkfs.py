@@ -28,7 +28,7 @@ from daxfs.tools.imagecopy import Progress, copy_image
 from daxfs.tools.sizes import format_size
 
 _FAILED = 1  # what mke2fs itself exits with
-_MKE2FS_OPTIONS = "b:ce:g:i:jl:m:no:qr:s:t:d:vC:DE:FG:I:J:KL:M:N:O:R:ST:U:Vz:"
+MKE2FS_OPTIONS = "b:ce:g:i:jl:m:no:qr:s:t:d:vC:DE:FG:I:J:KL:M:N:O:R:ST:U:Vz:"
 _BLOCK_SIZE = 4096  # the kernel's dax refuses others, and mke2fs would take 1 KiB for small pools
 _JOURNAL_LARGEST = 128  # MiB
 _JOURNAL_SMALL = 4  # MiB, where that is no more than 1/16 of the pool
@@ -261,7 +261,7 @@ def _refuse_content(path: str, options: _Options, read: Callable[[int, int], byt
 
 def _parse(extra: Sequence[str]) -> _Options:
     try:
-        pairs, rest = getopt.gnu_getopt(list(extra), _MKE2FS_OPTIONS)
+        pairs, rest = getopt.gnu_getopt(list(extra), MKE2FS_OPTIONS)
     except getopt.GetoptError as error:
         raise UserError(f"mke2fs knows no such option: {error}; see: man mke2fs", _FAILED) from None
     if rest:
