@@ -151,6 +151,15 @@ class Adapter:
         self._core.pin(attributes.ino)
         return entry_of(attributes)
 
+    def _by_handle(self, node: int) -> Attributes:
+        """The inode of a file handle, which may be old or made up (ESTALE): see fs/ext4/super.c, ext4_nfs_get_inode."""
+        if node != ROOT_NODE and not FIRST_ORDINARY_INO <= node <= self._core.statfs().files:
+            raise FsError(errno.ESTALE)
+        found = self._core.getattr(ino_of(node))
+        if not found.nlink:
+            raise FsError(errno.ESTALE)
+        return found
+
     def _opened(self, file: OpenFile) -> FileInfo:
         handle = next(self._handles)
         self._files[handle] = file
@@ -164,9 +173,7 @@ class Adapter:
     @handler
     def lookup(self, parent: int, name: bytes, _context: RequestContext) -> EntryAttributes:
         if name == b".":
-            if parent < FIRST_ORDINARY_INO and parent != ROOT_NODE:
-                raise FsError(errno.ESTALE)
-            return self._remembered(self._core.getattr(ino_of(parent)))
+            return self._remembered(self._by_handle(parent))
         try:
             found = self._core.lookup(ROOT_INO if parent == ROOT_NODE else parent, name)
         except FsError as error:

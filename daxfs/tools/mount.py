@@ -94,10 +94,10 @@ def start_daemon(source: str, mountpoint: str, wanted: MountOptions) -> None:
     with os.fdopen(reader, "rb") as answer:
         said = answer.read()
     if said != DONE:
-        code, _, message = said.decode(errors="replace").partition(" ")
+        number, _, message = said.decode(errors="replace").partition(" ")
         if not message:
             raise UserError("the daemon ended without a word; run with -f to see why", mounts.SYSTEM_ERROR)
-        raise UserError(message.strip(), int(code))
+        raise UserError(message.strip(), int(number))
     try:
         os.statvfs(mountpoint)
     except OSError as error:

@@ -213,12 +213,16 @@ def test_readdir_lists_a_damaged_inode(fuse: Adapter, core: FakeCore, monkeypatc
     assert [name for name, *_ in listing(fuse, monkeypatch, 9)] == [b".", b"..", b"a"]
 
 
-def test_lookups_by_file_handle(fuse: Adapter) -> None:
+def test_lookups_by_file_handle(fuse: Adapter, core: FakeCore) -> None:
     _, node = made(fuse)
     assert answer(fuse.lookup(node, b".", CONTEXT)).st_ino == node
     assert answer(fuse.lookup(1, b".", CONTEXT)).st_ino == 1
     assert refusal(fuse.lookup(8, b".", CONTEXT)) == errno.ESTALE
+    core.refuse = {"getattr": Corrupt("inode number", "what is not in the pool is not asked for")}
     assert refusal(fuse.lookup(999, b".", CONTEXT)) == errno.ESTALE
+    core.refuse = {}
+    answer(fuse.unlink(1, b"file", CONTEXT))
+    assert refusal(fuse.lookup(node, b".", CONTEXT)) == errno.ESTALE
 
 
 def test_the_rest(fuse: Adapter, core: FakeCore) -> None:

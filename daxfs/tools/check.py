@@ -1,0 +1,75 @@
+"""``daxfs check`` and ``fsck.daxfs``: e2fsck on a pool that nobody uses, with its output and its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import getopt
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from daxfs.errors import PoolError, UserError
+from daxfs.pmem import exclusive, kinds
+from daxfs.tools.e2fsprogs import find_tool
+
+OPERATIONAL_ERROR = 8  # fsck(8)
+USAGE = 16  # fsck(8)
+
+_E2FSCK_OPTIONS = "panyrcdfvtFVkDb:B:C:E:j:l:L:N:P:z:ST:AMRs"
+
+
+def check(path: str, options: Sequence[str]) -> int:
+    """Run e2fsck and return its exit code (fsck(8): 0 clean, 1 corrected, 4 left uncorrected, 8 failed, ...).
+
+    Raises:
+        UserError: the pool is in use, can't be opened, or is no file or block device.
+    """
+    program = find_tool("e2fsck")
+    target = _target(path)
+    with _held(target, read_only="-n" in options):
+        done = subprocess.run([program, *options, "--", path], check=False)
+    return done.returncode if done.returncode >= 0 else OPERATIONAL_ERROR
+
+
+def _target(path: str) -> kinds.Target:
+    try:
+        target = kinds.identify(path)
+    except PoolError as error:
+        raise PoolError(str(error), OPERATIONAL_ERROR) from None
+    if target.kind == kinds.DEVDAX:
+        raise UserError(
+            f"{path} is a character device, which e2fsck can't read; check a copy of its content", OPERATIONAL_ERROR
+        )
+    return target
+
+
+@contextlib.contextmanager
+def _held(target: kinds.Target, *, read_only: bool) -> Iterator[None]:
+    """Keep the pool to ourselves. A block device is only asked for: e2fsck takes it for itself, with O_EXCL."""
+    try:
+        guard = exclusive.claim(target, read_only=read_only)
+    except PoolError as error:
+        raise PoolError(str(error), OPERATIONAL_ERROR) from None
+    if target.kind == kinds.BLOCK:
+        os.close(guard)
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(guard)
+
+
+def check_arguments(arguments: Sequence[str]) -> int:
+    """``fsck.daxfs [options] POOL``, as fsck(8) calls it: options are e2fsck's.
+
+    Raises:
+        UserError: as `check`, or a wrong argument.
+    """
+    try:
+        pairs, places = getopt.gnu_getopt(list(arguments), _E2FSCK_OPTIONS)
+    except getopt.GetoptError as error:
+        raise UserError(f"fsck.daxfs: {error}; usage: fsck.daxfs [-panyfv] POOL", USAGE) from None
+    if len(places) != 1:
+        raise UserError("usage: fsck.daxfs [-panyfv] POOL", USAGE)
+    return check(places[0], [name + value for name, value in pairs])

@@ -1,0 +1,162 @@
+"""``daxfs info``: what a pool is (kind, size, how stores become durable) and the state of the file system in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+
+from daxfs.errors import UserError
+from daxfs.ext4 import features
+from daxfs.ext4.features import Incompat
+from daxfs.fuse import mounts
+from daxfs.pmem.kinds import read_mounts
+from daxfs.tools.reading import NO_INPUT, Reading, reading
+from daxfs.tools.sizes import format_size
+
+VALID_FS = 1
+ERROR_FS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What ``daxfs info`` tells; the names are those of its JSON. Sizes in bytes."""
+
+    pool: str
+    kind: str
+    size: int
+    persistence: str
+    mountpoint: str
+    state: str
+    errors: int
+    label: str
+    uuid: str
+    block_size: int
+    blocks: int
+    free_blocks: int
+    reserved_blocks: int
+    free: int
+    inodes: int
+    free_inodes: int
+    inode_size: int
+    journal: str
+    journal_size: int
+    mounts: int
+    last_mounted: str
+    last_written: str
+    features: list[str]
+    unsupported: list[str]
+
+
+def pool_of(place: str) -> tuple[str, str]:
+    """The pool and where it is mounted ("" if it is not), of a pool's path or a mountpoint.
+
+    Raises:
+        UserError: a directory on which no daxfs is mounted.
+    """
+    top = mounts.top_mount(mounts.real_mountpoint(place))
+    if top is not None and top.filesystem == mounts.FILESYSTEM_TYPE:
+        return top.source, top.mountpoint
+    if os.path.isdir(place):
+        raise UserError(f"no daxfs is mounted on {place}; name a pool or a mountpoint", NO_INPUT)
+    real = os.path.realpath(place)
+    for mount in read_mounts():
+        if mount.filesystem == mounts.FILESYSTEM_TYPE and mount.source == real:
+            return place, mount.mountpoint
+    return place, ""
+
+
+def examine(place: str) -> Info:
+    """Gather everything about a pool, by its path or its mountpoint."""
+    path, mountpoint = pool_of(place)
+    with reading(path) as found:
+        return _gather(found, mountpoint)
+
+
+def _gather(found: Reading, mountpoint: str) -> Info:
+    sb, geometry, pool = found.superblock, found.geometry, found.pool
+    journal, journal_size = _journal(found)
+    uuid = sb.s_uuid.hex()
+    return Info(
+        pool=pool.path,
+        kind=pool.kind,
+        size=pool.size,
+        persistence=pool.persistence,
+        mountpoint=mountpoint,
+        state=_state(found, mountpoint),
+        errors=sb.s_error_count,
+        label=sb.label,
+        uuid="-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:])),
+        block_size=geometry.block_size,
+        blocks=geometry.blocks_count,
+        free_blocks=sb.free_blocks_count,
+        reserved_blocks=sb.reserved_blocks_count,
+        free=sb.free_blocks_count * geometry.block_size,
+        inodes=geometry.inodes_count,
+        free_inodes=sb.s_free_inodes_count,
+        inode_size=geometry.inode_size,
+        journal=journal,
+        journal_size=journal_size,
+        mounts=sb.s_mnt_count,
+        last_mounted=_text(sb.s_last_mounted),
+        last_written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sb.s_wtime)) if sb.s_wtime else "",
+        features=list(features.all_names(sb)),
+        unsupported=[*features.unsupported_incompat(sb), *features.unsupported_ro_compat(sb)],
+    )
+
+
+def _text(field: bytes) -> str:
+    return bytes(field).split(b"\0", 1)[0].decode(errors="replace")
+
+
+def _state(found: Reading, mountpoint: str) -> str:
+    """One phrase; ``needs recovery`` is normal while the pool is mounted."""
+    sb = found.superblock
+    if sb.s_state & ERROR_FS or sb.s_error_count:
+        return "with errors: run daxfs check"
+    if mountpoint:
+        return "mounted"
+    if sb.s_feature_incompat & Incompat.needs_recovery:
+        return "not unmounted: the journal will be replayed by the next mount"
+    return "clean" if sb.s_state & VALID_FS else "not unmounted: run daxfs check"
+
+
+def _journal(found: Reading) -> tuple[str, int]:
+    if not found.geometry.has_journal:
+        return "none", 0
+    if not found.superblock.s_journal_inum:
+        return "on another device", 0
+    size = found.inode(str(found.superblock.s_journal_inum)).size
+    return f"inode {found.superblock.s_journal_inum}", size
+
+
+def show(place: str, *, as_json: bool = False) -> None:
+    """Print everything about a pool."""
+    info = examine(place)
+    if as_json:
+        print(json.dumps(asdict(info), indent=2))
+        return
+    used = 100 - 100 * info.free_blocks // max(info.blocks, 1)
+    rows = {
+        "pool": info.pool,
+        "kind": info.kind,
+        "size": f"{format_size(info.size)} ({info.size} bytes)",
+        "persistence": info.persistence,
+        "mounted on": info.mountpoint,
+        "state": info.state,
+        "errors": str(info.errors) if info.errors else "",
+        "label": info.label,
+        "uuid": info.uuid,
+        "blocks": f"{info.blocks} of {info.block_size} bytes, {info.reserved_blocks} reserved",
+        "free": f"{format_size(info.free)} ({used} % used)",
+        "inodes": f"{info.inodes} of {info.inode_size} bytes, {info.free_inodes} free",
+        "journal": f"{info.journal}, {format_size(info.journal_size)}" if info.journal_size else info.journal,
+        "mounts": f"{info.mounts}" + (f", last on {info.last_mounted}" if info.last_mounted else ""),
+        "last written": info.last_written,
+        "features": " ".join(info.features),
+        "unsupported": " ".join(info.unsupported),
+    }
+    for name, value in rows.items():
+        if value:
+            print(f"{name + ':':<14} {value}")

@@ -1,0 +1,89 @@
+"""Looking into a pool without a mount and without a lock: for info, dump and map.
+
+Nothing is replayed and nothing written: what is seen is what lies in place. On a pool in use by a daemon that is the
+state of its last commit (daxfs copies blocks home right after each commit), so `map` asks for one with fsync first. A
+pool that changes meanwhile may be seen half-way, and then gives a `Corrupt` that means nothing; look again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError, UserError
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.inode import EXT4_ROOT_INO
+from daxfs.fs.mounting import read_superblock
+from daxfs.journal.view import PoolView
+from daxfs.pmem.pool import open_pool
+from daxfs.structures import directories, inodes
+
+if TYPE_CHECKING:
+    from daxfs.ext4.superblock import Superblock
+    from daxfs.journal.view import View
+    from daxfs.pmem.pool import Pool
+    from daxfs.structures.inodes import Inode
+
+NO_INPUT = 66  # EX_NOINPUT, sysexits.h
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A pool opened for looking."""
+
+    pool: Pool
+    superblock: Superblock
+    geometry: Geometry
+    view: View
+
+    def inode(self, which: str) -> Inode:
+        """The inode of a number (``12`` or debugfs's ``<12>``) or of an absolute path; symbolic links are not followed.
+
+        Raises:
+            UserError: no such path, or neither path nor number.
+            FsError, Corrupt: no such inode.
+        """
+        number = which.strip("<>")
+        if number.isascii() and number.isdigit():
+            return inodes.read(self.view, int(number))
+        if not which.startswith("/"):
+            raise UserError(f"{which} is no inode: give a number or a path from the pool's root, /like/this", 64)
+        ino = EXT4_ROOT_INO
+        for name in which.encode(errors="surrogateescape").split(b"/"):
+            if name in (b"", b"."):
+                continue
+            inode = inodes.read(self.view, ino)
+            try:
+                found = directories.find(self.view, inode, name) if inode.mode & 0xF000 == 0x4000 else None
+            except FsError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                    raise
+                found = None
+            if found is None:
+                raise UserError(f"{which} is not in {self.pool.path}", NO_INPUT)
+            ino = found.ino
+        return inodes.read(self.view, ino)
+
+
+@contextmanager
+def reading(path: str) -> Iterator[Reading]:
+    """Open a pool for looking.
+
+    Raises:
+        PoolError: it can't be opened.
+        FsError, Corrupt: there is no ext4 in it that could be read.
+    """
+    pool = open_pool(path, read_only=True, exclusively=False)
+    try:
+        superblock = read_superblock(pool)
+        geometry = Geometry.of(superblock)
+        view = PoolView(pool, geometry)
+        try:
+            yield Reading(pool, superblock, geometry, view)
+        finally:
+            view.release()
+    finally:
+        pool.close()
