@@ -245,6 +245,11 @@ def _join_nodes(tx: Handle, inode: Inode, path: list[Node], level: int) -> bool:
         joined = writable(tx, inode, target)
         joined[3 + 3 * have : 3 + 3 * (have + more)] = near[3 : 3 + 3 * more]
         format_.set_entries(joined, have + more)
+        if not w[1] >> 16:
+            whole = _join(format_.leaf(joined, have - 1), format_.leaf(joined, have))
+            if whole:
+                format_.put_leaf(joined, have - 1, *whole)
+                format_.close_gap(joined, have)
         drop = [*path[: level - 1], Node(path[level - 1].number, above, left + 1), Node(number, near, 0)]
         drop_node(tx, inode, drop, level)
         return True

@@ -1,0 +1,155 @@
+"""A pool with a few empty files, whose maps the tests of extents and indirect blocks change beside a dict model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.superblock import Superblock
+from daxfs.journal.journal import Journal
+from daxfs.journal.transaction import Handle
+from daxfs.pmem.pool import open_pool
+from daxfs.structures import blocks, extents, indirect, inodes, mapping
+from daxfs.structures.inodes import Inode
+from support import fsck, mke2fs, run
+
+FILES = ("first", "second", "third")
+FIRST_INO = 12  # mke2fs numbers the files of -d in the order of the directory, behind lost+found
+
+
+def make_image(path: Path, *options: str, size: str = "16M") -> Path:
+    """A pool without a journal that holds `FILES`, all empty."""
+    source = path.with_suffix(".files")
+    source.mkdir()
+    for name in FILES:
+        (source / name).touch()
+    mke2fs(path, "-O", "^has_journal", "-d", str(source), *options, size=size)
+    shutil.rmtree(source)
+    return path
+
+
+class MapRig:
+    """An open pool. ``model`` says what the map of ``ino`` must be: {logical: (physical, unwritten)}."""
+
+    def __init__(self, path: Path, ino: int = FIRST_INO, *, extent_mapped: bool = True, fresh: bool = True) -> None:
+        self.path = path
+        self.pool = open_pool(path, persistence="volatile")
+        self.geometry = Geometry.of(Superblock(self.pool.memory[1024:2048]))
+        self.journal = Journal.open(self.pool, self.geometry, None)
+        self.journal.commit_hooks.append(blocks.apply_frees)
+        self.ino = ino
+        self.model: dict[int, tuple[int, bool]] = {}
+        if fresh:
+            with self.change() as (tx, inode):
+                (extents if extent_mapped else indirect).new_inode_map(tx, inode)
+
+    @contextmanager
+    def change(self, credits: int = 64) -> Iterator[tuple[Handle, Inode]]:
+        """A handle and the inode, for change."""
+        with self.journal.handle(credits) as tx:
+            yield tx, inodes.edit(tx, self.ino)
+
+    @property
+    def view(self):
+        return self.journal.view
+
+    @property
+    def inode(self) -> Inode:
+        """The inode, for reading."""
+        return inodes.read(self.view, self.ino)
+
+    @property
+    def depth(self) -> int:
+        return self.inode.words[11] >> 16
+
+    def allocate(self, lblk: int, want: int = 1, **options: int) -> mapping.Extent:
+        with self.change() as (tx, inode):
+            extent = mapping.allocate(tx, inode, lblk, want, **options)
+        assert extent.lblk == lblk
+        assert 1 <= extent.length <= want
+        for at in range(extent.length):
+            assert lblk + at not in self.model
+            self.model[lblk + at] = (extent.pblk + at, extent.unwritten)
+        return extent
+
+    def remove(self, first: int, last: int | None, limit: int = 1 << 20) -> int:
+        """Remove a range in as many handles as it takes; returns how many."""
+        handles, done = 0, False
+        while not done:
+            with self.change() as (tx, inode):
+                done = mapping.remove(tx, inode, first, last, limit=limit)
+            handles += 1
+            assert handles <= len(self.model) + 2
+        for lblk in [n for n in self.model if n >= first and (last is None or n <= last)]:
+            del self.model[lblk]
+        return handles
+
+    def mark_written(self, lblk: int, length: int) -> None:
+        with self.change() as (tx, inode):
+            mapping.mark_written(tx, inode, lblk, length)
+        for at in range(lblk, lblk + length):
+            if at in self.model:
+                self.model[at] = (self.model[at][0], False)
+
+    def check(self) -> None:
+        """The map says what the model says, and ``i_blocks`` counts it."""
+        inode = self.inode
+        assert spread(mapping.walk(self.view, inode)) == self.model
+        taken = mapping.count_blocks(self.view, inode)
+        assert inode.blocks == taken * (self.geometry.block_size // 512)
+
+    def check_lookup(self, lblk: int) -> None:
+        found = mapping.lookup(self.view, self.inode, lblk)
+        assert found.lblk == lblk
+        assert found.length > 0
+        for at in range(min(found.length, 100)):
+            expected = (found.pblk + at, found.unwritten) if found.pblk else None
+            assert self.model.get(lblk + at) == expected
+
+    def settle(self) -> None:
+        """Commit with a size that fits the map, so that e2fsck has nothing to say."""
+        with self.change() as (_, inode):
+            written = [lblk for lblk, (_, unwritten) in self.model.items() if not unwritten]
+            inode.size = (max(written, default=-1) + 1) * self.geometry.block_size
+        self.journal.commit()
+
+    def close(self) -> None:
+        """Check the map, then let e2fsck check the pool and debugfs list the map."""
+        self.check()
+        self.settle()
+        self.journal.close()
+        self.pool.close()
+        fsck(self.path)
+        if self.model and len(self.model) < 5000:
+            assert debugfs_map(self.path, self.ino) == self.model
+
+
+def spread(runs: Iterator[mapping.Extent]) -> dict[int, tuple[int, bool]]:
+    """{logical: (physical, unwritten)} of extents that must be in order."""
+    found: dict[int, tuple[int, bool]] = {}
+    end = 0
+    for lblk, pblk, length, unwritten in runs:
+        assert lblk >= end
+        assert length > 0
+        end = lblk + length
+        found.update({lblk + at: (pblk + at, unwritten) for at in range(length)})
+    return found
+
+
+def debugfs_map(path: Path, ino: int) -> dict[int, tuple[int, bool]]:
+    """The map as debugfs sees it."""
+    stat = run("debugfs", "-R", f"stat <{ino}>", path)
+    found: dict[int, tuple[int, bool]] = {}
+    listing = re.search(r"^(EXTENTS|BLOCKS):\n(.*?)(?:\nTOTAL:.*)?\n*\Z", stat, re.S | re.M)
+    if listing is None:
+        return found
+    for match in re.finditer(r"\((\d+)(\[u\])?(?:-(\d+)(\[u\])?)?\):(\d+)", listing[2]):
+        first, physical = int(match[1]), int(match[5])
+        last = int(match[3] or first)
+        for at in range(last - first + 1):
+            found[first + at] = (physical + at, bool(match[2] or match[4]))
+    return found
