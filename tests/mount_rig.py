@@ -1,0 +1,141 @@
+"""Mounts for tests: always taken down, never waited for without a limit, and checked by e2fsck afterwards.
+
+A request that a broken daemon never answers blocks its caller for good, so each mount has a watchdog that kills the
+daemon (by its own process id): the kernel then answers for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from daxfs.fuse import mounts
+from support import fsck, tool
+
+LIMIT = 90.0
+"""Seconds that one mount may live."""
+
+NOBODY = 65534
+COMMAND = (sys.executable, "-m", "daxfs.tools")
+
+SESSIONS: dict[str, tuple[str, ...]] = {"pyfuse3": ()}
+"""The kinds of session that must pass the same checks, with the mount options that choose them."""
+
+
+def daxfs(*arguments: str | Path, code: int = 0, limit: float = 60) -> str:
+    """Run the command line, expect its exit code, return its standard error, or its output if that is empty."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    assert done.returncode == code, f"daxfs {arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stderr or done.stdout
+
+
+@contextlib.contextmanager
+def mountpoint() -> Iterator[Path]:
+    """A directory that every user may reach; whatever is mounted there in the end is taken away."""
+    place = Path(tempfile.mkdtemp(prefix="daxfs-test-"))
+    place.chmod(0o755)
+    try:
+        yield place
+    finally:
+        while mounts.top_mount(str(place)) is not None:
+            subprocess.run([tool("umount"), "-l", place], timeout=10, check=True)
+        shutil.rmtree(place)
+
+
+class Mounted:
+    """A pool mounted by a daemon in the foreground, as a child of this process."""
+
+    def __init__(self, pool: Path, place: Path, options: tuple[str, ...] = ()) -> None:
+        self.pool = pool
+        self.place = place
+        given = ["-o", ",".join(options)] if options else []
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by down)
+        self.daemon = subprocess.Popen(
+            [*COMMAND, "mount", "-f", *given, str(pool), str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._watchdog = threading.Timer(LIMIT, self.daemon.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+        end = time.monotonic() + 20
+        while mounts.top_mount(str(place)) is None:
+            assert self.daemon.poll() is None, self.said()
+            assert time.monotonic() < end, "the mount did not come"
+            time.sleep(0.01)
+        os.statvfs(place)
+
+    def said(self) -> str:
+        """What the daemon printed."""
+        self._said.seek(0)
+        return self._said.read()
+
+    def unmount(self) -> None:
+        """A clean end; the daemon must end well too."""
+        daxfs("umount", self.place)
+        assert self.daemon.wait(10) == 0, self.said()
+
+    def down(self) -> None:
+        """Whatever happened, no daemon is left."""
+        self._watchdog.cancel()
+        if self.daemon.poll() is None:
+            self.daemon.send_signal(signal.SIGTERM)
+            try:
+                self.daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                self.daemon.kill()
+                self.daemon.wait(10)
+        self._said.close()
+
+
+@contextlib.contextmanager
+def mounted(pool: Path, *options: str) -> Iterator[Mounted]:
+    """Mount a pool; at the end it is unmounted cleanly and e2fsck finds nothing."""
+    with mountpoint() as place:
+        mount = Mounted(pool, place, options)
+        try:
+            yield mount
+            if mount.daemon.poll() is None and mounts.top_mount(str(place)) is not None:
+                mount.unmount()
+        finally:
+            mount.down()
+    fsck(pool)
+
+
+def as_user(action: Callable[[], object], uid: int = NOBODY, gid: int = NOBODY, groups: tuple[int, ...] = ()) -> int:
+    """Run ``action`` in a child process as an ordinary user; returns its errno, 0 if it went well."""
+    child = os.fork()
+    if child == 0:
+        code = 255
+        try:
+            os.setgroups(list(groups))
+            os.setgid(gid)
+            os.setuid(uid)
+            action()
+            code = 0
+        except OSError as error:
+            code = error.errno or 254
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert 0 <= code < 254, f"the child failed: {code}"
+    return code
