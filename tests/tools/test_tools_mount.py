@@ -1,0 +1,248 @@
+"""The daemon's life: it comes when it serves, goes when it is told, and leaves the mountpoint when it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mount_rig import COMMAND, Mounted, daxfs, mounted, mountpoint
+
+from daxfs.fuse import mounts
+from support import fsck, run
+
+Pool = Callable[..., Path]
+
+BROKEN_SESSION = """
+import sys
+from fake_core import FakeCore
+from daxfs.fuse import options, session
+
+core = FakeCore()
+core.refuse = {"mkdir": KeyError("a bug")}
+try:
+    session.serve(core, "/fake/pool", sys.argv[1], options.parse([]), lambda: print("ready", flush=True))
+except session.SessionFailed:
+    assert isinstance(core.aborted, BaseException)
+    sys.exit(7)
+"""
+
+
+def in_use(pool: Path) -> bool:
+    """Whether somebody holds the pool's lock."""
+    return subprocess.run(["flock", "-n", "-x", pool, "true"], check=False).returncode != 0
+
+
+def test_mount_returns_when_it_answers_and_umount_when_the_pool_is_closed(pool: Pool) -> None:
+    path = pool()
+    with mountpoint() as place:
+        for number in range(3):
+            daxfs("mount", path, place)
+            found = mounts.top_mount(str(place))
+            assert found is not None
+            assert (found.filesystem, found.source) == (mounts.FILESYSTEM_TYPE, str(path))
+            (place / f"file{number}").write_bytes(b"data")
+            daxfs("umount", place)
+            assert not in_use(path)
+            fsck(path)
+        assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unmounts(pool: Pool, number: signal.Signals) -> None:
+    path = pool()
+    with mountpoint() as place:
+        mount = Mounted(path, place)
+        try:
+            with open(place / "file", "wb", buffering=0) as file:
+                file.write(b"data")
+                (place / "unlinked").write_bytes(b"x")
+                held = os.open(place / "unlinked", os.O_RDONLY)
+                (place / "unlinked").unlink()
+                mount.daemon.send_signal(number)
+                assert mount.daemon.wait(10) == 0, mount.said()
+                os.close(held)
+            assert mounts.top_mount(str(place)) is None
+        finally:
+            mount.down()
+    fsck(path)
+    assert "data" in run("debugfs", "-R", "cat file", path)
+
+
+def test_a_busy_mount_stays(pool: Pool) -> None:
+    with mounted(pool()) as mount, open(mount.place / "file", "wb"):
+        assert "busy" in daxfs("umount", mount.place, code=32)
+        assert mount.daemon.poll() is None
+
+
+def test_a_killed_daemon_leaves_the_mountpoint(pool: Pool) -> None:
+    path = pool()
+    with mountpoint() as place:
+        mount = Mounted(path, place)
+        try:
+            (place / "file").write_bytes(b"data")
+            with open(place / "file", "rb") as file:
+                os.fsync(file.fileno())
+            mount.daemon.kill()
+            mount.daemon.wait(10)
+        finally:
+            mount.down()
+        with pytest.raises(OSError, match="not connected"):
+            os.listdir(place)
+        assert "daxfs umount" in daxfs("mount", path, place, code=32)
+        daxfs("umount", place)
+        with mounted(path) as again:
+            assert (again.place / "file").read_bytes() == b"data"
+
+
+def test_an_unknown_exception_aborts_and_leaves_the_mountpoint() -> None:
+    with mountpoint() as place:
+        tests = Path(__file__).parents[1]
+        daemon = subprocess.Popen(
+            [sys.executable, "-c", BROKEN_SESSION, str(place)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tests)},
+        )
+        try:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "ready\n"
+            assert os.path.exists(place)
+            with pytest.raises(OSError, match="not connected|abort") as caught:
+                os.mkdir(place / "d")
+            assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+            _, said = daemon.communicate(timeout=10)
+            assert daemon.returncode == 7
+            assert "a bug" in said
+        finally:
+            daemon.kill()
+            daemon.wait(10)
+        assert mounts.top_mount(str(place)) is not None
+
+
+def test_a_second_daemon_is_refused(pool: Pool) -> None:
+    path = pool()
+    with mounted(path) as mount, mountpoint() as other:
+        for arguments in (("mount", path, other), ("mount", "-f", path, other)):
+            said = daxfs(*arguments, code=32)
+            assert "in use" in said
+            assert str(mount.place) in said
+        assert "in use" in daxfs("check", path, code=8)
+        assert "in use" in daxfs("mkfs", "-F", path, code=32)
+
+
+def test_damage_is_refused_by_name(pool: Pool) -> None:
+    path = pool("-O", "metadata_csum")
+    with open(path, "r+b") as image:
+        image.seek(1024 + 0x78)
+        image.write(b"damage")
+    before = path.read_bytes()
+    with mountpoint() as place:
+        said = daxfs("mount", path, place, code=32)
+    assert "checksum" in said
+    assert said.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+def test_the_helper_of_mount8(pool: Pool) -> None:
+    path = pool()
+    command = [sys.executable, "-c", "from daxfs.tools.cli import mount_main; mount_main()"]
+    with mountpoint() as place:
+        fake = subprocess.run([*command, path, place, "-f", "-o", "ro"], capture_output=True, check=False)
+        assert fake.returncode == 0
+        assert mounts.top_mount(str(place)) is None
+        options = "rw,nosuid,noauto,x-systemd.requires=x,_netdev"
+        subprocess.run([*command, path, place, "-n", "-o", options], check=True, timeout=30)
+        flags = Path("/proc/self/mounts").read_text().split(str(place))[1].split()[1].split(",")
+        assert {"rw", "nosuid", "default_permissions", "allow_other"} <= set(flags)
+        assert "nodev" not in flags
+        daxfs("umount", place)
+        for wrong in ([], [path], [path, place, "-Q"], [path, place, "-o", "bogus"]):
+            done = subprocess.run([*command, *wrong], capture_output=True, text=True, check=False)
+            assert done.returncode == 1
+            assert done.stderr.count("\n") == 1
+
+
+def test_an_idle_mount_costs_nothing(pool: Pool) -> None:
+    with mounted(pool()) as mount:
+        (mount.place / "file").write_bytes(b"x" * 10_000)
+        assert (mount.place / "file").read_bytes() == b"x" * 10_000
+        time.sleep(0.2)
+        before = processor_seconds(mount.daemon.pid)
+        time.sleep(2)
+        assert processor_seconds(mount.daemon.pid) - before <= 0.02
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_commit_interval_makes_durable(pool: Pool) -> None:
+    path = pool()
+    with mounted(path, "commit=1") as mount:
+        (mount.place / "name").touch()
+        end = time.monotonic() + 5
+        while "name" not in daxfs("dump", path, "dir", "/"):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_info_of_a_pool_and_of_a_mount(pool: Pool) -> None:
+    path = pool("-L", "mylabel")
+    told = json.loads(daxfs("info", path, "--json"))
+    assert (told["state"], told["label"], told["size"], told["mountpoint"]) == ("clean", "mylabel", 64 << 20, "")
+    assert told["persistence"] in ("libpmem", "msync", "volatile")
+    assert "has_journal" in told["features"]
+    shown = daxfs("info", path)
+    assert "mylabel" in shown
+    assert "clean" in shown
+    with mounted(path) as mount:
+        told = json.loads(daxfs("info", mount.place, "--json"))
+        assert (told["pool"], told["mountpoint"], told["state"]) == (str(path), str(mount.place), "mounted")
+
+
+def test_dump_shows_what_debugfs_shows(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+    (tmp_path / "tree" / "d" / "file").write_bytes(b"x" * 100_000)
+    path = pool("-d", str(tmp_path / "tree"))
+    assert "s_blocks_count_lo" in daxfs("dump", path, "superblock")
+    assert "bg_free_blocks_count_lo" in daxfs("dump", path, "group", "0")
+    assert "lost+found" in daxfs("dump", path, "dir", "/")
+    inode = daxfs("dump", path, "inode", "/d/file")
+    assert "i_links_count" in inode
+    number = inode.split()[1].rstrip(":")
+    assert daxfs("dump", path, "extents", number) == daxfs("dump", path, "extents", "/d/file")
+    block = daxfs("dump", path, "extents", number).splitlines()[1].split()[3]
+    assert run("debugfs", "-R", "bmap /d/file 0", path).splitlines()[0] == block
+    assert "empty" in daxfs("dump", path, "journal")
+    for wrong in (("inode", "/nothing"), ("inode", "x"), ("group", "999"), ("dir", "/d/file"), ("inode",)):
+        done = subprocess.run([*COMMAND, "dump", path, *wrong], capture_output=True, text=True, check=False)
+        assert done.returncode in (64, 66)
+        assert done.stderr.count("\n") == 1
+
+
+def test_map_of_a_mounted_file_and_of_a_path_in_a_pool(pool: Pool) -> None:
+    path = pool("-b", "4096", size="128M")
+    with mounted(path) as mount:
+        file = mount.place / "file"
+        file.write_bytes(b"x" * (8 << 20))
+        told = json.loads(daxfs("map", file, "--json"))
+        assert told["ino"] == file.stat().st_ino
+        assert told["allocated"] == 8 << 20
+        assert sum(run["length"] for run in told["runs"]) == 8 << 20
+        content = path.read_bytes()
+        for piece in told["runs"]:
+            assert content[piece["pool_offset"] : piece["pool_offset"] + 100] == b"x" * 100
+        assert "can be mapped with 2 MiB pages" in daxfs("map", file)
+    assert json.loads(daxfs("map", f"{path}:/file", "--json")) == told
+    assert json.loads(daxfs("map", "/file", "--pool", path, "--json")) == told
+    assert "not on a mount" in daxfs("map", path, code=66)
