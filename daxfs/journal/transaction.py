@@ -1,0 +1,409 @@
+"""Floor 3: the running transaction, and the handle through which one operation changes it.
+
+A `Handle` gives writable DRAM copies of metadata blocks. The copies join the running transaction; the pool is not touched
+before `daxfs.journal.journal.Journal.commit`. One operation is one handle: ``with journal.handle(credits) as tx:``. Leaving
+the block normally makes its changes part of the transaction; leaving it with an exception undoes every one of them. This
+module knows neither the log nor what the blocks mean. `Transaction` and the underscored methods are the journal's; the
+floors above use `Handle` alone, which they call ``tx``.
+
+Invariants (docs/CRASH.md has the rest):
+
+1. ``copies`` and ``overlay`` have the same keys and the same memory: ``overlay`` is what views may read.
+2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo entry.
+3. Playing ``_undo`` backwards restores the transaction to what it was when the handle began.
+4. A block is never in ``copies`` and in ``revokes`` at once: a revoke record would suppress the block's own copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from daxfs.ext4.superblock import Superblock
+from daxfs.journal.view import SUPERBLOCK_KEY, SUPERBLOCK_OFFSET, View
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.pmem.pool import Pool
+
+Seal = Callable[[memoryview], None]
+SealTable = dict[int, dict[Hashable, Seal]]
+
+# What an undo entry, a tuple that begins with one of these, takes back.
+_ADDED = 0  # (number): the block joined the transaction
+_CHANGED = 1  # (number, content): the block was in the transaction, with this content
+_DROPPED = 2  # (number, copy, seals, late seals): the copy left the transaction
+_SEALED = 3  # (table, number, key)
+_REVOKED = 4  # (number)
+_UNREVOKED = 5  # (number)
+_RESERVED = 6  # (key, credits)
+
+
+class Transaction:
+    """What finished handles have changed since the last commit.
+
+    Attributes:
+        id: counts transactions of this mount, from 1. It is not the log's sequence number, which may jump.
+        copies: block number -> writable copy.
+        overlay: the same copies, read-only.
+        seals: block number -> key -> seal; ``late`` ones run after all of them.
+        revokes: forgotten blocks.
+        frees: runs to clear in the bitmaps at commit.
+        reserved: key -> credits kept for the commit hooks, ``reserved_credits`` in all (with those for revoke blocks).
+        superblock: the record on the copy of the superblock's block, when there is one.
+    """
+
+    __slots__ = (
+        "copies",
+        "frees",
+        "id",
+        "late",
+        "overlay",
+        "reserved",
+        "reserved_credits",
+        "revokes",
+        "seals",
+        "superblock",
+    )
+
+    def __init__(self) -> None:
+        self.id = 1
+        self.copies: dict[int, memoryview] = {}
+        self.overlay: dict[int, memoryview] = {}
+        self.seals: SealTable = {}
+        self.late: SealTable = {}
+        self.revokes: set[int] = set()
+        self.frees: list[tuple[int, int]] = []
+        self.reserved: dict[Hashable, int] = {}
+        self.reserved_credits = 0
+        self.superblock: Superblock | None = None
+
+    def clear(self) -> None:
+        """Begin the next transaction, in the same containers (views share them)."""
+        self.id += 1
+        self.copies.clear()
+        self.overlay.clear()
+        self.seals.clear()
+        self.late.clear()
+        self.revokes.clear()
+        self.frees.clear()
+        self.reserved.clear()
+        self.reserved_credits = 0
+        self.superblock = None
+
+    def run_seals(self) -> None:
+        """Make the checksums: in order of registration, the late ones after them, the superblock's last."""
+        copies = self.copies
+        for table in (self.seals, self.late):
+            for number, seals in table.items():
+                content = copies[number]
+                for seal in seals.values():
+                    seal(content)
+        if self.superblock is not None:
+            self.superblock.seal()
+
+
+class Handle(View):
+    """One operation's right to change metadata; use it in a ``with`` block, and not after it.
+
+    There is one object per journal, used again and again.
+
+    Attributes:
+        privileged: the operation may use reserved blocks.
+        transaction_id: of the running transaction; `daxfs.journal.journal.Journal.commit` makes it durable.
+        frees: (start, count) runs to be cleared in the bitmaps at commit. Only append: a rollback cuts it to its old length.
+        active: inside its ``with`` block.
+    """
+
+    __slots__ = (
+        "_copies",
+        "_credits",
+        "_frees_mark",
+        "_limit_credits",
+        "_revokes_per_block",
+        "_rollback_hooks",
+        "_seals",
+        "_strict",
+        "_touched",
+        "_tx",
+        "_undo",
+        "active",
+        "frees",
+        "privileged",
+        "transaction_id",
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        geometry: Geometry,
+        transaction: Transaction,
+        checked: set[int],
+        *,
+        limit: int,
+        revokes_per_block: int,
+        rollback_hooks: list[Callable[[], None]],
+        strict: bool,
+    ) -> None:
+        """The journal's handle on ``transaction``.
+
+        Args:
+            pool: where blocks are read.
+            geometry: the file system's shape.
+            transaction: the running one.
+            checked: the verified blocks, shared with the journal's view.
+            limit: blocks in one transaction.
+            revokes_per_block: block numbers in one revoke block of the log.
+            rollback_hooks: called after an undo.
+            strict: check that every handle stays within its credits (for tests).
+        """
+        super().__init__(pool, geometry, transaction.overlay, checked)
+        self._tx = transaction
+        self._copies = transaction.copies
+        self._seals = transaction.seals
+        self._touched: set[int] = set()
+        self._undo: list[tuple[Any, ...]] = []
+        self._limit_credits = limit
+        self._revokes_per_block = revokes_per_block
+        self._rollback_hooks = rollback_hooks
+        self._strict = strict
+        self._credits = 0
+        self._frees_mark = 0
+        self.frees = transaction.frees
+        self.active = False
+        self.privileged = True
+        self.transaction_id = transaction.id
+
+    # One operation
+
+    def _begin(self, credits: int, privileged: bool) -> Handle:
+        tx = self._tx
+        self._credits = credits
+        self.privileged = privileged
+        self.transaction_id = tx.id
+        self._frees_mark = len(tx.frees)
+        return self
+
+    def __enter__(self) -> Handle:
+        self.active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.active = False
+        if kind is not None:
+            self._roll_back()
+        self._undo.clear()
+        self._touched.clear()
+
+    # Blocks
+
+    def edit(self, number: int, seal: Seal | None = None) -> memoryview:
+        """The writable copy of a block, which joins the running transaction with it.
+
+        The caller has verified the block's content (`verified`) before it builds on it.
+
+        Args:
+            number: the block.
+            seal: makes the block's checksum; it runs once, at commit. Which of several is kept: the first.
+
+        Returns:
+            ``block_size`` bytes, valid until the handle ends.
+
+        Raises:
+            Corrupt: the number is 0 or beyond the file system.
+        """
+        if number not in self._touched:
+            self._touch(number)
+        if seal is not None:
+            seals = self._seals.get(number)
+            if seals is None or None not in seals:
+                self._add_seal(self._seals, number, None, seal)
+        return self._copies[number]
+
+    def create(self, number: int, seal: Seal | None = None) -> memoryview:
+        """As `edit` for a block that was just allocated: it starts from zeros, and no seal of an earlier use stays."""
+        if number in self._copies:
+            self._drop(number)
+        elif not 0 < number < self._limit:
+            raise self._bad_number(number)
+        self._add(number, bytearray(self.block_size))
+        if seal is not None:
+            self._add_seal(self._seals, number, None, seal)
+        return self._copies[number]
+
+    def seal_record(self, number: int, key: Hashable, seal: Seal, *, late: bool = False) -> None:
+        """Register the seal of one record inside a block that this transaction has a copy of.
+
+        Args:
+            number: the block.
+            key: tells the record's seal from others of the block; a second seal with the same key is ignored. None is
+                the key of the seal that `edit` takes.
+            seal: gets the whole block.
+            late: run it after all that are not late (for records that hold other blocks' checksums).
+        """
+        table = self._tx.late if late else self._seals
+        seals = table.get(number)
+        if seals is None or key not in seals:
+            self._add_seal(table, number, key, seal)
+
+    def edit_superblock(self) -> Superblock:
+        """The writable copy of the superblock, sealed at commit. It costs no credit: every transaction has room for it."""
+        if SUPERBLOCK_KEY not in self._touched:
+            self._touch_superblock()
+        superblock = self._tx.superblock
+        assert superblock is not None
+        return superblock
+
+    def forget(self, number: int) -> None:
+        """A metadata block is being freed: its copy is dropped, and older copies in the log are revoked.
+
+        Raises:
+            Corrupt: the number is 0 or beyond the file system.
+        """
+        if not 0 < number < self._limit:
+            raise self._bad_number(number)
+        self._assert_active()
+        if number in self._copies:
+            self._drop(number)
+        self._checked.discard(number)
+        revokes = self._tx.revokes
+        if number not in revokes:
+            if len(revokes) % self._revokes_per_block == 0:
+                self._tx.reserved_credits += 1
+            revokes.add(number)
+            self._undo.append((_REVOKED, number))
+
+    # Credits
+
+    def reserve(self, key: Hashable, credits: int = 1) -> None:
+        """Keep credits for what the commit hooks will change because of this handle; counted once for each key."""
+        tx = self._tx
+        if key not in tx.reserved:
+            self._assert_active()
+            tx.reserved[key] = credits
+            tx.reserved_credits += credits
+            self._undo.append((_RESERVED, key, credits))
+
+    def extend(self, credits: int) -> bool:
+        """More credits for this handle, if the transaction has room; else False, and nothing changed."""
+        tx = self._tx
+        unused = max(self._credits - len(self._touched), 0)
+        if len(tx.copies) + tx.reserved_credits + unused + credits > self._limit_credits:
+            return False
+        self._credits += credits
+        return True
+
+    # How it is done
+
+    def _assert_active(self) -> None:
+        if not self.active:
+            raise RuntimeError("this handle has ended; use it inside: with journal.handle(credits) as tx")
+
+    def _touch(self, number: int) -> None:
+        """The first edit of a block by this handle: its pre-image is kept, or that it was not there."""
+        copy = self._copies.get(number)
+        if copy is None:
+            if not 0 < number < self._limit:
+                raise self._bad_number(number)
+            start = number << self._bits
+            self._add(number, bytearray(self._memory[start : start + self.block_size]))
+            return
+        self._assert_active()
+        self._undo.append((_CHANGED, number, bytes(copy)))
+        self._touched.add(number)
+        if self._strict:
+            self._check_credits()
+
+    def _touch_superblock(self) -> None:
+        copy = self._copies.get(SUPERBLOCK_KEY)
+        self._assert_active()
+        if copy is None:
+            start = SUPERBLOCK_OFFSET >> self._bits << self._bits
+            copy = memoryview(bytearray(self._memory[start : start + self.block_size]))
+            self._copies[SUPERBLOCK_KEY] = copy
+            self._tx.overlay[SUPERBLOCK_KEY] = copy.toreadonly()
+            self._tx.superblock = Superblock(copy, SUPERBLOCK_OFFSET & (self.block_size - 1))
+            self._undo.append((_ADDED, SUPERBLOCK_KEY))
+        else:
+            self._undo.append((_CHANGED, SUPERBLOCK_KEY, bytes(copy)))
+        self._touched.add(SUPERBLOCK_KEY)
+        self._credits += 1
+
+    def _add(self, number: int, buffer: bytearray) -> None:
+        self._assert_active()
+        copy = memoryview(buffer)
+        self._copies[number] = copy
+        self._overlay[number] = copy.toreadonly()
+        self._undo.append((_ADDED, number))
+        self._touched.add(number)
+        revokes = self._tx.revokes
+        if number in revokes:
+            revokes.discard(number)
+            self._undo.append((_UNREVOKED, number))
+        if self._strict:
+            self._check_credits()
+
+    def _drop(self, number: int) -> None:
+        """The copy leaves the transaction; nothing writes to it any more, so that it is its own pre-image."""
+        self._assert_active()
+        tx = self._tx
+        copy = tx.copies.pop(number)
+        del tx.overlay[number]
+        self._undo.append((_DROPPED, number, copy, tx.seals.pop(number, None), tx.late.pop(number, None)))
+        self._touched.discard(number)
+
+    def _add_seal(self, table: SealTable, number: int, key: Hashable, seal: Seal) -> None:
+        self._assert_active()
+        if number not in self._copies:
+            raise ValueError(f"block {number} has no copy in the transaction: edit it before its records are sealed")
+        seals = table.get(number)
+        if seals is None:
+            table[number] = {key: seal}
+        else:
+            seals[key] = seal
+        self._undo.append((_SEALED, table, number, key))
+
+    def _check_credits(self) -> None:
+        if len(self._touched) > self._credits:
+            raise AssertionError(f"{len(self._touched)} blocks changed with {self._credits} credits")
+
+    def _roll_back(self) -> None:
+        """Undo everything since the handle began (invariant 3), then let the caches above drop what they hold."""
+        tx = self._tx
+        for entry in reversed(self._undo):
+            self._take_back(tx, entry)
+        del tx.frees[self._frees_mark :]
+        for hook in self._rollback_hooks:
+            hook()
+
+    @staticmethod
+    def _take_back(tx: Transaction, entry: tuple[Any, ...]) -> None:
+        kind, what, *rest = entry
+        if kind == _ADDED:
+            del tx.copies[what], tx.overlay[what]
+            if what == SUPERBLOCK_KEY:
+                tx.superblock = None
+        elif kind == _CHANGED:
+            tx.copies[what][:] = rest[0]
+        elif kind == _DROPPED:
+            copy, seals, late = rest
+            tx.copies[what], tx.overlay[what] = copy, copy.toreadonly()
+            if seals is not None:
+                tx.seals[what] = seals
+            if late is not None:
+                tx.late[what] = late
+        elif kind == _SEALED:
+            number, key = rest
+            del what[number][key]
+            if not what[number]:
+                del what[number]
+        elif kind == _REVOKED:
+            tx.revokes.discard(what)
+        elif kind == _UNREVOKED:
+            tx.revokes.add(what)
+        else:
+            del tx.reserved[what]
+            tx.reserved_credits -= rest[0]
