@@ -180,7 +180,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
     done = 0
     while done < size:
         try:
-            done += volume.retrying(write_piece, volume, file, offset + done, content[done:size])
+            done += volume.retrying(write_piece, file, offset + done, content[done:size])
         except FsError as error:
             if done and error.errno == errno.ENOSPC:
                 break

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs import attributes, data, mounting, names, removal
@@ -44,7 +44,7 @@ def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concate
             self.volume.report(error)
             raise
 
-    return guarded
+    return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
 
 
 def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
@@ -68,7 +68,7 @@ def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concat
             volume.commit()
         return result
 
-    return guarded
+    return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
 
 
 class OpenDirectory:

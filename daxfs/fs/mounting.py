@@ -22,7 +22,7 @@ from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
 from daxfs.journal.journal import Journal
-from daxfs.journal.log import LogArea
+from daxfs.journal.area import LogArea
 from daxfs.journal.view import PoolView, View
 from daxfs.structures import blocks, directories, inodes, mapping
 
@@ -120,7 +120,7 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> None:
     report = recovery.replay(pool, geometry, area)
     log.info("journal replayed: %s", report)
     sb = read_superblock(pool)
-    sb.s_feature_incompat &= ~Incompat.needs_recovery
+    sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
     write_superblock(pool, sb)
 
 
@@ -141,7 +141,7 @@ def mark_in_use(pool: Pool, sb: Superblock, geometry: Geometry, options: Options
 
 def unmount(volume: Volume) -> None:
     """Commit, empty the log, mark the pool clean. After an abort the pool stays as it is, for recovery."""
-    if volume.aborted or volume.never_writable:
+    if not volume.was_writable or volume.journal.aborted:
         return
     if not volume.read_only:
         for ino in tuple(volume.nodes.unlinked):
@@ -149,7 +149,7 @@ def unmount(volume: Volume) -> None:
             removal.free(volume, ino)
     volume.journal.close()
     sb = read_superblock(volume.pool)
-    sb.s_feature_incompat &= ~Incompat.needs_recovery
-    sb.s_feature_ro_compat &= ~RoCompat.orphan_present
+    sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
+    sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
     sb.s_state |= VALID_FS
     write_superblock(volume.pool, sb)

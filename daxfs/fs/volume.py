@@ -34,6 +34,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DAY_NS = 86_400 * 10**9
+MAX_LAZY = 64
+"""Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
 SUPERUSER = Caller()
 
 
@@ -53,6 +55,11 @@ class Volume:
         self.overhead = view.superblock().s_overhead_clusters
         self._journal = journal
         self._last_commit = time.monotonic()
+
+    @property
+    def was_writable(self) -> bool:
+        """Whether it was mounted for writing (damage may have made it read-only since)."""
+        return self._journal is not None
 
     @property
     def journal(self) -> Journal:
@@ -141,10 +148,14 @@ class Volume:
             self._wait_for_commit(node)
 
     def _wait_for_commit(self, node: Node) -> None:
+        lazy = self.nodes.lazy
+        if len(lazy) >= MAX_LAZY:
+            with self.handle(MAX_LAZY) as tx:
+                self.write_times(tx)
         self.nodes.lazy[node.ino] = node
 
     def write_times(self, tx: Handle) -> None:
-        """Commit hook: times that waited go into their inodes."""
+        """Times that waited go into their inodes: at each commit, and when too many wait."""
         nodes = self.nodes
         waiting, nodes.lazy = nodes.lazy, {}
         for node in waiting.values():
