@@ -13,6 +13,7 @@ from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.ext4.superblock import Superblock
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
+from daxfs.journal.view import View
 from daxfs.pmem.pool import open_pool
 from daxfs.structures import blocks, extents, indirect, inodes, mapping
 from daxfs.structures.inodes import Inode
@@ -40,7 +41,7 @@ class MapRig:
         self.path = path
         self.pool = open_pool(path, persistence="volatile")
         self.geometry = Geometry.of(Superblock(self.pool.memory[1024:2048]))
-        self.journal = Journal.open(self.pool, self.geometry, None)
+        self.journal = Journal.open(self.pool, self.geometry, None, check_credits=True)
         self.journal.commit_hooks.append(blocks.apply_frees)
         self.ino = ino
         self.model: dict[int, tuple[int, bool]] = {}
@@ -55,7 +56,7 @@ class MapRig:
             yield tx, inodes.edit(tx, self.ino)
 
     @property
-    def view(self):
+    def view(self) -> View:
         return self.journal.view
 
     @property
@@ -77,7 +78,7 @@ class MapRig:
             self.model[lblk + at] = (extent.pblk + at, extent.unwritten)
         return extent
 
-    def remove(self, first: int, last: int | None, limit: int = 1 << 20) -> int:
+    def remove(self, first: int, last: int | None, limit: int = 32) -> int:
         """Remove a range in as many handles as it takes; returns how many."""
         handles, done = 0, False
         while not done:

@@ -127,7 +127,13 @@ def allocate(
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
-    """Turn the unwritten blocks of the range into written ones; holes and written blocks in it stay as they are."""
+    """Turn the unwritten blocks of the range into written ones; holes and written blocks in it stay as they are.
+
+    Each leaf that the range lies in costs credits, so a caller with a long range gives it one extent at a time.
+
+    Raises:
+        FsError: ENOSPC, an extent must be split and the tree has no room and can get none.
+    """
     if inode.flags & EXT4_EXTENTS_FL:
         extents.mark_written(tx, inode, lblk, length)
     else:
