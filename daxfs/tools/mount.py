@@ -75,7 +75,9 @@ def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[]
     try:
         session.serve(core, source, mountpoint, wanted, ready)
     except session.SessionFailed as error:
-        raise UserError(f"{error}; the pool is closed as it is, its journal will be replayed", 1) from error
+        raise UserError(
+            f"{error}; the pool is closed as it is, its journal will be replayed", mounts.SYSTEM_ERROR
+        ) from error
     finally:
         core.close()
 
@@ -108,7 +110,7 @@ def _daemon(source: str, mountpoint: str, wanted: MountOptions, writer: int) -> 
     """The life of the daemon, from the fork to its exit code."""
     os.setsid()
     os.chdir("/")
-    os.umask(0)
+    os.umask(0o022)
     _detach(keep=writer)
     _log_to(wanted.log)
     told = False
