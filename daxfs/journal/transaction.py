@@ -1,15 +1,16 @@
 """Floor 3: the running transaction, and the handle through which one operation changes it.
 
-A `Handle` gives writable DRAM copies of metadata blocks. The copies join the running transaction; the pool is not touched
-before `daxfs.journal.journal.Journal.commit`. One operation is one handle: ``with journal.handle(credits) as tx:``. Leaving
-the block normally makes its changes part of the transaction; leaving it with an exception undoes every one of them. This
-module knows neither the log nor what the blocks mean. `Transaction` and the underscored methods are the journal's; the
-floors above use `Handle` alone, which they call ``tx``.
+A `Handle` gives writable DRAM copies of metadata blocks. The copies join the running transaction; the pool is not
+touched before `daxfs.journal.journal.Journal.commit`. One operation is one handle: ``with journal.handle(credits) as
+tx:``. Leaving the block normally makes its changes part of the transaction; leaving it with an exception undoes every
+one of them. This module knows neither the log nor what the blocks mean. `Transaction` and the underscored methods are
+the journal's; the floors above use `Handle` alone, which they call ``tx``.
 
 Invariants (docs/CRASH.md has the rest):
 
 1. ``copies`` and ``overlay`` have the same keys and the same memory: ``overlay`` is what views may read.
-2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo entry.
+2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo
+   entry.
 3. Playing ``_undo`` backwards restores the transaction to what it was when the handle began.
 4. A block is never in ``copies`` and in ``revokes`` at once: a revoke record would suppress the block's own copy.
 """
@@ -112,7 +113,8 @@ class Handle(View):
     Attributes:
         privileged: the operation may use reserved blocks.
         transaction_id: of the running transaction; `daxfs.journal.journal.Journal.commit` makes it durable.
-        frees: (start, count) runs to be cleared in the bitmaps at commit. Only append: a rollback cuts it to its old length.
+        frees: (start, count) runs to be cleared in the bitmaps at commit. Only append: a rollback cuts it to its old
+            length.
         active: inside its ``with`` block.
     """
 
@@ -175,15 +177,28 @@ class Handle(View):
         self.privileged = True
         self.transaction_id = transaction.id
 
-    # One operation
+    # The journal's side
 
-    def _begin(self, credits: int, privileged: bool) -> Handle:
+    def begin(self, credits: int, privileged: bool) -> Handle:
+        """The journal starts an operation."""
         tx = self._tx
         self._credits = credits
         self.privileged = privileged
         self.transaction_id = tx.id
         self._frees_mark = len(tx.frees)
         return self
+
+    def unlimited(self) -> None:
+        """Lift the check of credits: for the commit hooks, whose work no single operation can foresee."""
+        self._credits = 1 << 62
+
+    def detach(self) -> None:
+        """The transaction is given up while an operation may still be under way: nothing is left to undo."""
+        self._undo.clear()
+        self._touched.clear()
+        self._frees_mark = 0
+
+    # One operation
 
     def __enter__(self) -> Handle:
         self.active = True
@@ -250,7 +265,7 @@ class Handle(View):
             self._add_seal(table, number, key, seal)
 
     def edit_superblock(self) -> Superblock:
-        """The writable copy of the superblock, sealed at commit. It costs no credit: every transaction has room for it."""
+        """The writable copy of the superblock, sealed at commit. Costs no credit: every transaction has room for it."""
         if SUPERBLOCK_KEY not in self._touched:
             self._touch_superblock()
         superblock = self._tx.superblock

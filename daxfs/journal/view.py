@@ -1,11 +1,12 @@
 """Floor 3: the newest state of the pool's metadata, for reading.
 
-A `View` answers with the running transaction's copy of a block, or else with the pool's own memory; structures read through
-it and never touch the pool. It changes nothing: `daxfs.journal.transaction.Handle` is the view that can. `PoolView` is the
-plain one, before a journal is loaded and where nothing will be written. Callers: every floor above, and the tools.
+A `View` answers with the running transaction's copy of a block, or else with the pool's own memory; structures read
+through it and never touch the pool. It changes nothing: `daxfs.journal.transaction.Handle` is the view that can.
+`PoolView` is the plain one, before a journal is loaded and where nothing will be written. Callers: every floor above,
+and the tools.
 
-Blocks are handed out as read-only memoryviews of ``block_size`` bytes (format "B"). They are valid until the handle ends or
-the next commit; don't keep them. A view keeps the mapping alive: `View.release` before the pool is closed.
+Blocks are handed out as read-only memoryviews of ``block_size`` bytes (format "B"). They are valid until the handle
+ends or the next commit; don't keep them. A view keeps the mapping alive: `View.release` before the pool is closed.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class View:
     def verified(self, number: int, check: Check) -> memoryview:
         """`block`, after ``check`` accepted its content.
 
-        ``check`` runs when the content comes from the pool and was not accepted before. A transaction's copy is not checked:
-        it was made from accepted content, and its checksum is made at commit.
+        ``check`` runs when the content comes from the pool and was not accepted before. A transaction's copy is not
+        checked: it was made from accepted content, and its checksum is made at commit.
 
         Raises:
             Corrupt: as `block`, or raised by ``check``.

@@ -1,0 +1,69 @@
+"""Floor 3: where the blocks of the log are.
+
+The log counts its blocks from 0, the journal's superblock; `LogArea` turns such a position into a place in the pool.
+The fs floor makes one from the journal's inode. Used by `log` and `recovery`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from daxfs.errors import Corrupt
+
+
+class LogArea:
+    """The blocks of the journal's inode.
+
+    Attributes:
+        runs: (first block, count), in the order of the file.
+        blocks: how many in all.
+    """
+
+    __slots__ = ("_starts", "blocks", "runs")
+
+    def __init__(self, runs: Sequence[tuple[int, int]]) -> None:
+        """An area of these runs."""
+        self.runs = tuple(runs)
+        ends = list(accumulate(count for _, count in self.runs))
+        self.blocks = ends[-1] if ends else 0
+        self._starts = [0, *ends[:-1]]
+
+    def check(self, limit: int) -> None:
+        """Every run lies in the file system and none twice.
+
+        Args:
+            limit: blocks of the file system.
+
+        Raises:
+            Corrupt: otherwise, or there are no blocks.
+        """
+        end = 0
+        for start, count in sorted(self.runs):
+            if count <= 0 or start <= 0 or start < end or start + count > limit:
+                raise Corrupt("journal inode", f"blocks {start} to {start + count - 1} overlap or lie outside")
+            end = start + count
+        if not self.blocks:
+            raise Corrupt("journal inode", "it has no blocks")
+
+    def physical(self, position: int) -> int:
+        """The block of the pool that holds the log's block ``position`` (0 <= position < blocks)."""
+        index = bisect_right(self._starts, position) - 1
+        return self.runs[index][0] + position - self._starts[index]
+
+    def pieces(self, position: int, count: int) -> Iterator[tuple[int, int]]:
+        """The contiguous runs (first block of the pool, count) that hold ``count`` blocks from ``position``."""
+        index = bisect_right(self._starts, position) - 1
+        while count > 0:
+            start, length = self.runs[index]
+            skipped = position - self._starts[index]
+            taken = min(length - skipped, count)
+            yield start + skipped, taken
+            position += taken
+            count -= taken
+            index += 1
+
+    def holds(self, block: int) -> bool:
+        """Whether a block of the pool belongs to the journal."""
+        return any(start <= block < start + count for start, count in self.runs)

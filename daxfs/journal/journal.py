@@ -1,0 +1,307 @@
+"""Floor 3: the journal as the floors above know it: handles, commit, close.
+
+`Journal` owns the running transaction and decides when it ends. Where a commit is written is a `Keeper`'s business:
+the jbd2 log (`daxfs.journal.log.Log`), or nothing at all for pools without a journal (`NoLog`). Recovery comes
+before: a `Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. Single-threaded; nothing here
+waits. Callers: the fs floor, which mounts, and tests of the structures.
+
+The states of a journal::
+
+    open --handle()--> changing --end of with--> open (dirty) --commit()--> open (clean) --close()--> closed
+     |                    `--exception: undone--> open
+     `--abort(), or an error inside commit()--> aborted: no more handles (EROFS), nothing is written any more
+
+docs/CRASH.md numbers the invariants and says what a power cut leaves at each step.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from daxfs.errors import FsError
+from daxfs.journal.area import LogArea
+from daxfs.journal.log import Log
+from daxfs.journal.transaction import Handle, Transaction
+from daxfs.journal.view import SUPERBLOCK_KEY, SUPERBLOCK_OFFSET, View
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.pmem.pool import Pool
+
+UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: bounds the DRAM
+
+
+class Keeper(Protocol):
+    """Where transactions become durable.
+
+    Attributes:
+        limit: blocks that one transaction may have.
+        revokes_per_block: block numbers in one revoke block.
+    """
+
+    limit: int
+    revokes_per_block: int
+
+    def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
+        """Make the transaction durable, together with all stores flushed before; returns the log blocks it took.
+
+        On return the blocks may be copied home.
+        """
+
+    def settle(self) -> None:
+        """The home copies of the last commit were stored."""
+
+    def close(self) -> None:
+        """Everything is durable at home; the log is empty."""
+
+    def record_error(self, number: int) -> None:
+        """Keep the errno (negative) for whoever mounts next; 0 clears it."""
+
+
+class NoLog:
+    """The keeper of a pool without a journal: a commit is the home copies and a fence, not atomic."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.limit = UNLOGGED_LIMIT
+        self.revokes_per_block = UNLOGGED_LIMIT
+        self._pool = pool
+
+    def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:  # noqa: ARG002
+        """File data first: metadata must not name blocks that are not filled yet."""
+        self._pool.fence()
+        return 0
+
+    def settle(self) -> None:
+        """The home copies are all there is."""
+        self._pool.fence()
+
+    def close(self) -> None:
+        """Nothing to empty."""
+
+    def record_error(self, number: int) -> None:
+        """There is no place for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a journal did since it was opened.
+
+    Attributes:
+        commits: transactions made durable.
+        blocks_home: metadata blocks copied home.
+        blocks_logged: blocks stored in the log, descriptors, revokes and commit records included.
+        blocks_revoked: revoke records written.
+        tail_moves: times the log was full.
+        rollbacks: handles that were undone.
+    """
+
+    commits: int
+    blocks_home: int
+    blocks_logged: int
+    blocks_revoked: int
+    tail_moves: int
+    rollbacks: int
+
+
+class Journal:
+    """The running transaction and the log of one pool.
+
+    Attributes:
+        view: the newest state.
+        commit_hooks: called with a last handle at the start of every commit, in order.
+        rollback_hooks: called after a handle was undone.
+    """
+
+    def __init__(self, pool: Pool, geometry: Geometry, keeper: Keeper, *, check_credits: bool = False) -> None:
+        """Use `open`."""
+        self.pool = pool
+        self.commit_hooks: list[Callable[[Handle], None]] = []
+        self.rollback_hooks: list[Callable[[], None]] = [self._count_rollback]
+        self._keeper = keeper
+        self._transaction = Transaction()
+        checked: set[int] = set()
+        self.view = View(pool, geometry, self._transaction.overlay, checked)
+        self._handle = Handle(
+            pool,
+            geometry,
+            self._transaction,
+            checked,
+            limit=keeper.limit,
+            revokes_per_block=keeper.revokes_per_block,
+            rollback_hooks=self.rollback_hooks,
+            strict=check_credits,
+        )
+        self._room = keeper.limit  # -1 once there are no more handles
+        self._superblock_home = SUPERBLOCK_OFFSET & -geometry.block_size
+        self._closed = False
+        self._aborted = False
+        self._commits = self._blocks_home = self._blocks_logged = self._blocks_revoked = self._rollbacks = 0
+
+    @classmethod
+    def open(cls, pool: Pool, geometry: Geometry, area: LogArea | None, *, check_credits: bool = False) -> Journal:
+        """The journal of a pool that needs no replay (any more).
+
+        Args:
+            pool: writable.
+            geometry: the file system's shape.
+            area: the blocks of the journal's inode; None for a pool without a journal.
+            check_credits: a handle that changes more blocks than it asked for is an AssertionError (for tests).
+
+        Raises:
+            Corrupt: the journal's superblock is damaged, or the log still holds transactions.
+            Unsupported: the journal uses features that can't be written.
+        """
+        keeper: Keeper = NoLog(pool) if area is None else Log(pool, geometry, area)
+        return cls(pool, geometry, keeper, check_credits=check_credits)
+
+    def handle(self, credits: int, *, privileged: bool = True) -> Handle:
+        """The right to change up to ``credits`` blocks, as a context manager.
+
+        If the running transaction has no room for them, it is committed first.
+
+        Args:
+            credits: blocks that will be edited or created, at most.
+            privileged: the operation may use reserved blocks.
+
+        Raises:
+            FsError: EROFS after an abort; ENOSPC if no transaction of this journal can hold so many blocks.
+            RuntimeError: another handle is in use.
+        """
+        handle = self._handle
+        tx = self._transaction
+        if handle.active or len(tx.copies) + tx.reserved_credits + credits > self._room:
+            self._make_room(credits)
+        return handle.begin(credits, privileged)
+
+    def commit(self) -> None:
+        """Make every finished handle durable, and all stores to the pool before it.
+
+        Raises:
+            FsError: EROFS after an abort. Any error of a hook, a seal or the pool aborts the journal and comes out.
+        """
+        self._assert_usable()
+        try:
+            self._commit()
+        except BaseException as error:
+            self.abort(error)
+            raise
+
+    def fence(self) -> None:
+        """Make all stores to the pool durable (file data written in place); the transaction runs on."""
+        self.pool.fence()
+
+    def close(self) -> None:
+        """Commit and leave an empty log. After an abort: leave the pool as it is. May be called twice."""
+        if self._closed:
+            return
+        if not self._aborted:
+            self.commit()
+            self._keeper.close()
+        self._closed = True
+        self._room = -1
+        self.view.release()
+        self._handle.release()
+
+    def abort(self, error: BaseException | None = None) -> None:
+        """Allow no more changes, drop those that were not committed, and record the errno in the journal.
+
+        The pool then holds the state of the last commit; its log is left for recovery.
+        """
+        if self._aborted or self._closed:
+            return
+        self._aborted = True
+        self._room = -1
+        self._handle.detach()
+        self._transaction.clear()
+        for hook in self.rollback_hooks:
+            hook()
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        with suppress(OSError):  # the pool itself may be what failed
+            self._keeper.record_error(-number)
+
+    def clear_error(self) -> None:
+        """The errno that an earlier abort left was taken note of (`RecoveryReport.errno`)."""
+        self._keeper.record_error(0)
+
+    @property
+    def aborted(self) -> bool:
+        """No more handles until the pool is mounted again."""
+        return self._aborted
+
+    @property
+    def running_id(self) -> int:
+        """The transaction that handles change now; all smaller ids are durable."""
+        return self._transaction.id
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a commit has anything to write (hooks may have more)."""
+        tx = self._transaction
+        return bool(tx.copies or tx.frees or tx.revokes)
+
+    @property
+    def pending_free_blocks(self) -> int:
+        """Blocks that come back with the next commit."""
+        return sum(count for _, count in self._transaction.frees)
+
+    @property
+    def stats(self) -> Statistics:
+        """What was done so far."""
+        moves = self._keeper.tail_moves if isinstance(self._keeper, Log) else 0
+        return Statistics(
+            commits=self._commits,
+            blocks_home=self._blocks_home,
+            blocks_logged=self._blocks_logged,
+            blocks_revoked=self._blocks_revoked,
+            tail_moves=moves,
+            rollbacks=self._rollbacks,
+        )
+
+    def _assert_usable(self) -> None:
+        if self._handle.active:
+            raise RuntimeError("a handle is in use: end its with block first; handles don't nest")
+        if self._aborted or self._closed:
+            raise FsError(errno.EROFS, f"{self.pool.path}: the journal was {'closed' if self._closed else 'aborted'}")
+
+    def _make_room(self, credits: int) -> None:
+        self._assert_usable()
+        if credits > self._room:
+            raise FsError(
+                errno.ENOSPC,
+                f"{self.pool.path}: one operation needs {credits} blocks, a transaction of this journal holds "
+                f"{self._room} (make a larger journal: mke2fs -J size=)",
+            )
+        self.commit()
+
+    def _commit(self) -> None:
+        tx = self._transaction
+        if self.commit_hooks:
+            with self._handle.begin(tx.reserved_credits, True) as last:
+                last.unlimited()
+                for hook in self.commit_hooks:
+                    hook(last)
+        copies = tx.copies
+        if not copies and not tx.revokes:
+            tx.frees.clear()
+            self.pool.fence()
+            return
+        tx.run_seals()
+        keeper, write, size = self._keeper, self.pool.write, self.view.block_size
+        superblock = copies.pop(SUPERBLOCK_KEY, None)
+        if superblock is not None:
+            copies[self._superblock_home // size] = superblock
+        self._blocks_logged += keeper.commit(copies, tx.revokes)
+        for number, content in copies.items():
+            write(number * size, content)
+        keeper.settle()
+        self._commits += 1
+        self._blocks_home += len(copies)
+        self._blocks_revoked += len(tx.revokes)
+        tx.clear()
+
+    def _count_rollback(self) -> None:
+        self._rollbacks += 1

@@ -1,0 +1,266 @@
+"""Floor 3: writing the jbd2 log.
+
+`Log` makes one transaction durable: descriptors, copies of blocks, revoke blocks and a commit record go into the log
+in jbd2's own format, so that the kernel, e2fsck and `daxfs.journal.recovery` can replay them. It knows no handles and
+no hooks, and it never reads the log back. Its one caller is `daxfs.journal.journal.Journal`.
+
+The order of stores, and what a power cut leaves (docs/CRASH.md has the proof):
+
+1. all blocks of the transaction are stored, the commit record with a wrong sequence number; fence
+2. the sequence number of the commit record is stored, one atomic word; fence: the transaction is durable
+3. the journal copies the blocks home; the next fence of any kind makes those copies durable
+4. only when the log has no room, or at close: fence (the home copies), then the tail moves, by one atomic word; fence
+
+Invariants:
+
+1. Between ``tail`` and ``head`` lie whole, committed transactions; every one of them is stored at home.
+2. At least one block of the log is free, and the block at ``head`` does not look like one of the next transaction:
+   whoever scans the log stops there.
+3. ``s_start`` is 0 exactly as long as nothing was logged since the log was last empty.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt, FsError, Unsupported
+from daxfs.ext4 import jbd2
+from daxfs.ext4.checksum import crc32c
+from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
+from daxfs.journal.area import LogArea
+from daxfs.journal.tail import LogTail
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.pmem.pool import Buffer, Pool
+
+__all__ = ["Log", "LogArea", "load_superblock", "usable_features"]
+
+_M = 0xFFFFFFFF
+_MAGIC_FIRST = jbd2.MAGIC_BYTES[0]
+_ESCAPED = bytes(4)
+_GATHER = 64  # blocks joined for one store
+_SEQUENCE = slice(jbd2.SEQUENCE_OFFSET, jbd2.SEQUENCE_OFFSET + 4)
+
+
+def load_superblock(pool: Pool, geometry: Geometry, area: LogArea) -> JournalSuperblock:
+    """Read and check the journal's superblock, and that the area lies inside the file system.
+
+    Raises:
+        Corrupt: one of them is damaged.
+        Unsupported: features that nobody here knows.
+    """
+    area.check(min(geometry.blocks_count, pool.size // geometry.block_size))
+    start = area.physical(0) * geometry.block_size
+    content = pool.memory[start : start + jbd2.SUPERBLOCK_SIZE]
+    return jbd2.verify_superblock(content, geometry.block_size, area.blocks)
+
+
+def usable_features(superblock: JournalSuperblock, geometry: Geometry) -> JournalSuperblock:
+    """The superblock of an empty log, with the features that the kernel sets when it mounts such a file system.
+
+    csum v3 with metadata_csum and no checksums without, 64bit with 64bit, revoke always; async_commit and fast_commit
+    are given up (``ext4_load_journal``, ``set_journal_csum_feature_set`` in fs/ext4/super.c).
+    """
+    incompat = superblock.s_feature_incompat | Incompat.REVOKE
+    incompat &= ~int(Incompat.CSUM_V2 | Incompat.CSUM_V3 | Incompat.ASYNC_COMMIT | Incompat.FAST_COMMIT)
+    checksum_type = superblock.s_checksum_type
+    if geometry.metadata_csum:
+        incompat |= Incompat.CSUM_V3
+        checksum_type = jbd2.CRC32C_CHKSUM
+    if geometry.is_64bit:
+        incompat |= Incompat.BIT64
+    return superblock._replace(
+        s_feature_compat=superblock.s_feature_compat & ~int(Compat.CHECKSUM),
+        s_feature_incompat=int(incompat),
+        s_checksum_type=checksum_type,
+    )
+
+
+class Log:
+    """The jbd2 log of one pool, empty when it is opened.
+
+    Attributes:
+        limit: blocks that one transaction may have: a quarter of the log, as in jbd2.
+        revokes_per_block: block numbers in one revoke block.
+        tail_moves: how often the log was full.
+    """
+
+    def __init__(self, pool: Pool, geometry: Geometry, area: LogArea) -> None:
+        """Open the log and set its features; the log must be empty.
+
+        Raises:
+            Corrupt: the superblock is damaged, or there are transactions to replay.
+            Unsupported: a version 1 superblock, or features that nobody here knows.
+        """
+        superblock = load_superblock(pool, geometry, area)
+        if superblock.h_blocktype != jbd2.SUPERBLOCK_V2:
+            raise Unsupported(["journal superblock version 1"])
+        if superblock.s_start:
+            raise Corrupt("journal not empty", f"transaction {superblock.s_sequence} waits for recovery")
+        self._pool = pool
+        self._memory = pool.memory.toreadonly()
+        self._area = area
+        self._size = geometry.block_size
+        self._tail = LogTail(pool, area.physical(0) * self._size, superblock)
+        usable = usable_features(superblock, geometry)
+        if usable != superblock:
+            self._tail.rewrite(usable)
+            pool.fence()
+        self._form = Format.of(self._tail.superblock)
+        self._first = usable.s_first
+        self._end = usable.log_end
+        self._sequence = superblock.s_sequence + 1 & _M  # the next transaction's
+        self._head = self._first
+        self._free = 0  # nothing is logged before s_start is set
+        self._seconds = 0
+        self.limit = (self._end - self._first) // 4
+        self.revokes_per_block = self._form.revokes_per_block
+        self.tail_moves = 0
+
+    def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
+        """Make the transaction durable; returns the log blocks it took.
+
+        Args:
+            copies: block number -> content, checksums made.
+            revokes: forgotten blocks, none of which is in ``copies``.
+
+        Raises:
+            FsError: ENOSPC when the transaction is larger than the log.
+        """
+        needed = self._blocks_needed(len(copies), len(revokes))
+        if needed >= self._free:
+            if needed >= self._end - self._first:
+                raise FsError(
+                    errno.ENOSPC,
+                    f"{self._pool.path}: a transaction of {needed} blocks in a log of {self._end - self._first}",
+                )
+            self._make_room()
+        sequence = self._sequence
+        following = sequence + 1 & _M
+        at = self._wrapped(self._head + needed - 1)
+        head = self._wrapped(at + 1)
+        record = self._pending_record(at, sequence)
+        self._store(self._head, [*self._revoke_blocks(sequence, revokes), *self._data_blocks(sequence, copies), record])
+        if self._is_stale(head, following):
+            self._pool.store_word(self._place(head), 0)
+        self._pool.fence()
+        word = int.from_bytes(sequence.to_bytes(4, "big"), "little")
+        self._pool.store_word(self._place(at) + jbd2.SEQUENCE_OFFSET, word)
+        self._pool.fence()
+        self._head = head
+        self._free -= needed
+        self._sequence = following
+        return needed
+
+    def settle(self) -> None:
+        """The home copies need no fence of their own: the log has them until the tail moves, behind a fence."""
+
+    def close(self) -> None:
+        """Mark the log empty (invariant 3); what it holds is made durable at home first."""
+        if self._tail.superblock.s_start:
+            self._pool.fence()
+            self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)
+            self._free = 0
+        self._pool.fence()
+        self._memory.release()
+
+    def record_error(self, number: int) -> None:
+        """Store ``s_errno``; the log's contents stay."""
+        superblock = self._tail.superblock
+        if superblock.s_errno != number:
+            self._pool.fence()
+            self._tail.write(sequence=superblock.s_sequence, start=superblock.s_start, errno=number)
+            self._pool.fence()
+
+    # Positions
+
+    def _wrapped(self, position: int) -> int:
+        return position if position < self._end else position - (self._end - self._first)
+
+    def _place(self, position: int) -> int:
+        """The byte offset of a log block in the pool."""
+        return self._area.physical(position) * self._size
+
+    def _blocks_needed(self, blocks: int, revokes: int) -> int:
+        form = self._form
+        descriptors = -(-blocks // form.tags_per_descriptor)
+        return blocks + descriptors - (-revokes // form.revokes_per_block) + 1
+
+    def _make_room(self) -> None:
+        """Begin the log anew. The old transactions are no longer needed once their home copies are durable."""
+        pool = self._pool
+        pool.fence()
+        if self._tail.superblock.s_start:
+            self.tail_moves += 1
+        self._sequence, self._head = self._tail.restart(self._sequence, self._end, self._is_stale)
+        if self._is_stale(self._head, self._sequence):
+            pool.store_word(self._place(self._head), 0)
+        self._free = self._end - self._first
+        pool.fence()
+
+    def _is_stale(self, position: int, sequence: int) -> bool:
+        """Whether an old block at this position would pass for one of the transaction ``sequence``."""
+        at = self._place(position)
+        header = bytes(self._memory[at : at + jbd2.HEADER_SIZE])
+        return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] == sequence.to_bytes(4, "big")
+
+    # Blocks
+
+    def _revoke_blocks(self, sequence: int, revokes: Collection[int]) -> list[Buffer]:
+        if not revokes:
+            return []
+        numbers, size = sorted(revokes), self._form.revokes_per_block
+        return [jbd2.pack_revoke(self._form, sequence, numbers[at : at + size]) for at in range(0, len(numbers), size)]
+
+    def _data_blocks(self, sequence: int, copies: Mapping[int, memoryview]) -> list[Buffer]:
+        """Descriptors, each with the blocks that it describes."""
+        form = self._form
+        seed = jbd2.sequence_seed(form, sequence)
+        entries = list(copies.items())
+        parts: list[Buffer] = []
+        for first in range(0, len(entries), form.tags_per_descriptor):
+            tags: list[jbd2.Tag] = []
+            blocks: list[Buffer] = []
+            for number, content in entries[first : first + form.tags_per_descriptor]:
+                logged: Buffer = content
+                flags = 0
+                if content[0] == _MAGIC_FIRST and jbd2.escapes(content):
+                    logged = _ESCAPED + content[4:]
+                    flags = jbd2.FLAG_ESCAPE
+                tags.append(jbd2.Tag(number, flags, crc32c(seed, logged) if form.csum_version else 0))
+                blocks.append(logged)
+            parts.append(jbd2.pack_descriptor(form, sequence, tags))
+            parts += blocks
+        return parts
+
+    def _pending_record(self, position: int, sequence: int) -> bytes:
+        """The commit record, valid but for its sequence number.
+
+        Until the fence any of its words may be the old block's. The number's word must then be wrong in both cases,
+        which an old block could only break whose third word is, by chance or by design, this very number.
+        """
+        at = self._place(position)
+        wrong = (sequence ^ _M).to_bytes(4, "big")
+        if self._memory[at + jbd2.SEQUENCE_OFFSET : at + jbd2.HEADER_SIZE] == sequence.to_bytes(4, "big"):
+            self._pool.store_word(at + jbd2.SEQUENCE_OFFSET, int.from_bytes(wrong, "little"))
+            self._pool.fence()
+        now = time.time_ns()
+        self._seconds = max(self._seconds, now // 1_000_000_000)  # jbd2 takes earlier times for stale blocks
+        record = jbd2.pack_commit(self._form, sequence, self._seconds, now % 1_000_000_000)
+        return record[: jbd2.SEQUENCE_OFFSET] + wrong + record[jbd2.HEADER_SIZE :]
+
+    def _store(self, position: int, parts: list[Buffer]) -> None:
+        """Store blocks from ``position`` on, around the log's end."""
+        size = self._size
+        before_end = self._end - position
+        for start, stretch in ((position, parts[:before_end]), (self._first, parts[before_end:])):
+            done = 0
+            for block, count in self._area.pieces(start, len(stretch)):
+                for at in range(done, done + count, _GATHER):
+                    group = stretch[at : min(at + _GATHER, done + count)]
+                    self._pool.write((block + at - done) * size, b"".join(group))
+                done += count

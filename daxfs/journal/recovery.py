@@ -1,0 +1,316 @@
+"""Floor 3: bringing a pool to the state of its last commit.
+
+`replay` reads a jbd2 log that daxfs, the kernel or e2fsprogs left, copies what was committed home and marks the log
+empty. Like jbd2 it makes three passes: scan (where does the log end?), revoke (which copies must not be replayed?),
+replay. Unlike jbd2 it decides everything before the first store: a log that is refused leaves the pool as it was. It
+knows no transactions in progress; it runs before `daxfs.journal.journal.Journal.open`. Callers: the fs floor and the
+tools.
+
+Sources: ``fs/jbd2/recovery.c``, ``fs/jbd2/revoke.c``; e2fsprogs ``e2fsck/recovery.c``, ``e2fsck/journal.c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt, Unsupported
+from daxfs.ext4 import jbd2
+from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
+from daxfs.journal.area import LogArea
+from daxfs.journal.log import load_superblock
+from daxfs.journal.tail import LogTail
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.pmem.pool import Pool
+
+_M = 0xFFFFFFFF
+_HALF = 0x80000000
+_MAGIC_WORD = jbd2.MAGIC_BYTES
+_FC_TAG_HEAD = 9
+_FC_HEAD = slice(8, 12)  # fc_tid: after the tag, its length and fc_features
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What was found in the log, and done.
+
+    Attributes:
+        clean: the log was empty; nothing was done.
+        transactions: committed transactions in the log.
+        first_sequence: of the first of them.
+        next_sequence: the sequence number after the last one.
+        replayed: blocks copied home.
+        revoked: copies that a revoke record kept from being replayed.
+        errno: what an aborted journal left in ``s_errno`` (0: nothing). It stays there until `Journal.clear_error`.
+    """
+
+    clean: bool
+    transactions: int
+    first_sequence: int
+    next_sequence: int
+    replayed: int
+    revoked: int
+    errno: int
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A tag of a committed transaction: log block ``position`` belongs to ``home``."""
+
+    sequence: int
+    position: int
+    home: int
+    flags: int
+    checksum: int
+
+
+def is_newer(sequence: int, other: int) -> bool:
+    """Whether a sequence number comes after another one; they wrap (``tid_gt``)."""
+    return 0 < (sequence - other & _M) < _HALF
+
+
+def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
+    """Copy every committed block home, and mark the log empty.
+
+    Replaying again after a power cut in the middle gives the same pool: the log changes last, behind a fence.
+
+    Args:
+        pool: writable.
+        geometry: the file system's shape.
+        area: the blocks of the journal's inode.
+
+    Raises:
+        Corrupt: the journal's superblock, or a transaction that jbd2 would refuse: a bad checksum in a committed
+            transaction, a revoke list or a block number out of bounds, a log that loops. The pool is unchanged; e2fsck
+            can save what is left.
+        Unsupported: fast commits wait to be replayed, or the journal uses unknown features. The pool is unchanged.
+    """
+    superblock = load_superblock(pool, geometry, area)
+    if not superblock.s_start:
+        return _report(superblock, superblock.s_sequence + 1 & _M, 0, 0)
+    reader = _Reader(pool, geometry, area, superblock)
+    end = _Scan(reader).run()
+    _refuse_fast_commits(reader, end)
+    copies = list(reader.committed(end))
+    revokes = reader.revokes(end)
+    final: dict[int, _Copy] = {}
+    revoked = 0
+    for copy in copies:
+        until = revokes.get(copy.home)
+        if until is not None and not is_newer(copy.sequence, until):
+            revoked += 1
+            continue
+        reader.check_copy(copy)
+        final[copy.home] = copy
+    size = geometry.block_size
+    for home, copy in final.items():
+        content = reader.block(copy.position)
+        pool.write(home * size, _MAGIC_WORD + content[4:] if copy.flags & jbd2.FLAG_ESCAPE else content)
+    pool.fence()
+    _empty(pool, geometry, area, superblock, end + 1 & _M)
+    return _report(superblock, end, len(final), revoked)
+
+
+def wipe(pool: Pool, geometry: Geometry, area: LogArea) -> bool:
+    """Mark the log empty without replaying it, as the kernel does when ``needs_recovery`` is not set.
+
+    Returns:
+        Whether there was anything in it.
+
+    Raises:
+        Corrupt: the journal's superblock is damaged.
+        Unsupported: it uses unknown features.
+    """
+    superblock = load_superblock(pool, geometry, area)
+    if not superblock.s_start:
+        return False
+    try:
+        end = _Scan(_Reader(pool, geometry, area, superblock)).run()
+    except Corrupt:
+        end = superblock.s_sequence + area.blocks  # no transaction is shorter than a block
+    _empty(pool, geometry, area, superblock, end + 1 & _M)
+    return True
+
+
+def _empty(pool: Pool, geometry: Geometry, area: LogArea, superblock: JournalSuperblock, sequence: int) -> None:
+    tail = LogTail(pool, area.physical(0) * geometry.block_size, superblock)
+    tail.write(sequence=sequence, start=0, errno=superblock.s_errno)
+    pool.fence()
+
+
+def _report(superblock: JournalSuperblock, end: int, replayed: int, revoked: int) -> RecoveryReport:
+    clean = not superblock.s_start
+    return RecoveryReport(
+        clean=clean,
+        transactions=0 if clean else end - superblock.s_sequence & _M,
+        first_sequence=superblock.s_sequence,
+        next_sequence=end,
+        replayed=replayed,
+        revoked=revoked,
+        errno=superblock.s_errno,
+    )
+
+
+def _refuse_fast_commits(reader: _Reader, end: int) -> None:
+    """Fast commits continue the last transaction; without them the pool would lose what fsync promised."""
+    superblock = reader.superblock
+    if not superblock.incompat & Incompat.FAST_COMMIT:
+        return
+    position = superblock.log_end + 1  # j_fc_first
+    if position < superblock.s_maxlen:
+        start = bytes(reader.block(position)[:12])
+        if int.from_bytes(start[:2], "little") == _FC_TAG_HEAD and int.from_bytes(start[_FC_HEAD], "little") == end:
+            raise Unsupported(["fast_commit"])
+
+
+class _Reader:
+    """The blocks of one log, in the order that they were written."""
+
+    def __init__(self, pool: Pool, geometry: Geometry, area: LogArea, superblock: JournalSuperblock) -> None:
+        self.superblock = superblock
+        self.form = Format.of(superblock)
+        self._memory = pool.memory.toreadonly()
+        self._area = area
+        self._size = geometry.block_size
+        self._limit = min(geometry.blocks_count, pool.size // geometry.block_size)
+
+    def block(self, position: int) -> memoryview:
+        """A block of the log."""
+        start = self._area.physical(position) * self._size
+        return self._memory[start : start + self._size]
+
+    def after(self, position: int, count: int = 1) -> int:
+        """The position ``count`` blocks on (less than a lap), around the end."""
+        position += count
+        superblock = self.superblock
+        return position if position < superblock.log_end else position - (superblock.log_end - superblock.s_first)
+
+    def headers(self, end: int | None = None) -> Iterator[tuple[int, jbd2.Header, memoryview, list[jbd2.Tag]]]:
+        """The blocks with a header and their tags, from ``s_start`` until one doesn't belong or ``end`` is reached.
+
+        Raises:
+            Corrupt: a transaction is longer than the log.
+        """
+        position, sequence = self.superblock.s_start, self.superblock.s_sequence
+        left = self.superblock.log_end - self.superblock.s_first
+        while sequence != end:
+            content = self.block(position)
+            header = jbd2.header(content)
+            if header is None or header.h_sequence != sequence:
+                return
+            tags = jbd2.unpack_tags(content, self.form) if header.h_blocktype == jbd2.DESCRIPTOR_BLOCK else []
+            left -= 1 + len(tags)
+            if left < 0:
+                raise Corrupt("journal loop", f"transaction {sequence} does not fit the log")
+            yield position, header, content, tags
+            if header.h_blocktype == jbd2.COMMIT_BLOCK:
+                sequence = sequence + 1 & _M
+            position = self.after(position, 1 + len(tags))
+
+    def committed(self, end: int) -> Iterator[_Copy]:
+        """Every tag of the transactions before ``end``.
+
+        Raises:
+            Corrupt: a block number outside the file system, or inside the journal.
+        """
+        for position, header, _, tags in self.headers(end):
+            for index, tag in enumerate(tags, 1):
+                if tag.blocknr >= self._limit or self._area.holds(tag.blocknr):
+                    raise Corrupt("journal block number", f"{tag.blocknr} in transaction {header.h_sequence}")
+                where = self.after(position, index)
+                yield _Copy(header.h_sequence, where, tag.blocknr, tag.flags, tag.checksum)
+
+    def revokes(self, end: int) -> dict[int, int]:
+        """Block -> the last transaction before ``end`` that revoked it.
+
+        Raises:
+            Corrupt: a revoke list is longer than its block.
+        """
+        found: dict[int, int] = {}
+        for _, header, content, _ in self.headers(end):
+            if header.h_blocktype == jbd2.REVOKE_BLOCK:
+                for block in jbd2.unpack_revoke(content, self.form):
+                    found[block] = header.h_sequence
+        return found
+
+    def check_copy(self, copy: _Copy) -> None:
+        """The tag's checksum agrees with the block in the log.
+
+        Raises:
+            Corrupt: it doesn't; jbd2 refuses to mount such a pool.
+        """
+        if not self.form.csum_version:
+            return
+        if jbd2.block_checksum(self.form, copy.sequence, self.block(copy.position)) != copy.checksum:
+            raise Corrupt(
+                "journal block checksum",
+                f"copy of block {copy.home} in transaction {copy.sequence}, log block {copy.position}",
+            )
+
+
+class _Scan:
+    """The first pass: where the log ends. It keeps jbd2's rules for blocks whose checksum is wrong."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._form = reader.form
+        self._async = bool(reader.superblock.incompat & Incompat.ASYNC_COMMIT)
+        self._v1 = bool(reader.superblock.compat & Compat.CHECKSUM)
+        self._running = _M  # COMPAT_CHECKSUM: over descriptors and copies of the transaction
+        self._torn = False  # a descriptor or revoke block of the transaction has a bad checksum
+        self._failed: int | None = None  # async commit: the transaction whose commit checksum was wrong
+        self._last_seconds = 0
+
+    def run(self) -> int:
+        """The first sequence number that was not committed.
+
+        Raises:
+            Corrupt: a committed transaction is damaged, and is not a stale one of an earlier use of the log.
+        """
+        end = self._reader.superblock.s_sequence
+        for position, header, content, tags in self._reader.headers():
+            kind = header.h_blocktype
+            if kind == jbd2.DESCRIPTOR_BLOCK:
+                self._torn = self._torn or not jbd2.tail_is_valid(self._form, content)
+                if self._v1:
+                    self._sum(position, content, len(tags))
+            elif kind == jbd2.REVOKE_BLOCK:
+                self._torn = self._torn or not jbd2.tail_is_valid(self._form, content)
+            elif kind == jbd2.COMMIT_BLOCK:
+                if not self._accepts(header.h_sequence, content):
+                    break
+                end = header.h_sequence + 1 & _M
+            else:
+                break
+        return end if self._failed is None else self._failed
+
+    def _sum(self, position: int, content: memoryview, count: int) -> None:
+        self._running = jbd2.crc32_be(self._running, content)
+        for index in range(1, count + 1):
+            self._running = jbd2.crc32_be(self._running, self._reader.block(self._reader.after(position, index)))
+
+    def _accepts(self, sequence: int, content: memoryview) -> bool:
+        """Whether the scan goes on behind this commit record."""
+        commit = jbd2.unpack_commit(content)
+        stale = commit.h_commit_sec < self._last_seconds
+        if self._torn:
+            if not stale:
+                raise Corrupt("journal descriptor checksum", f"transaction {sequence}")
+            return False
+        wrong = not jbd2.commit_is_valid(self._form, content)
+        if self._v1:
+            if self._failed is not None:
+                raise Corrupt("journal commit checksum", f"transaction {self._failed}")
+            wrong = not commit.checksum_matches(self._running)
+            self._running = _M
+        if wrong:
+            if stale:
+                return False
+            if not self._async:
+                raise Corrupt("journal commit checksum", f"transaction {sequence}")
+            self._failed = sequence if self._failed is None else self._failed
+        self._last_seconds = commit.h_commit_sec
+        return True

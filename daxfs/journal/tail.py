@@ -1,0 +1,157 @@
+"""Floor 3: the journal superblock's changing words, stored so that its checksum is never wrong for longer than it
+must be.
+
+Memory keeps aligned 8-byte words whole, and nothing larger. ``s_sequence`` and ``s_start`` (0x18, 0x1C) share one
+word, but ``s_checksum`` (0xFC) lies three cache lines away, and the kernel and e2fsck refuse a journal whose checksum
+is wrong. CRC-32C is linear over GF(2), which gives two ways around that; `LogTail` uses both:
+
+- To begin the log anew (`restart`) any block of the log will do as ``s_start``, since every transaction in it is
+  home. For each of them exactly one ``s_sequence`` leaves the checksum as it is. The pair that skips fewest sequence
+  numbers is stored, in one atomic word. A log of n blocks skips about 2**32 / n numbers; they wrap.
+- To mark the log empty, or to keep an errno (`write`), the values are given. Then ``h_sequence`` (0x08), which the
+  checksum covers and nobody reads in a superblock, absorbs the difference: one cache line is written instead of two,
+  in two words.
+
+Used by `log` and `recovery` alone. Journals without checksums v2 or v3 need none of this: there one word is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daxfs.ext4.checksum import crc32c
+from daxfs.ext4.jbd2 import SUPERBLOCK_SIZE, JournalSuperblock
+
+if TYPE_CHECKING:
+    from daxfs.pmem.pool import Pool
+
+_H_SEQUENCE = 0x08
+_S_SEQUENCE = 0x18
+_S_START = 0x1C
+_S_ERRNO = 0x20
+_S_CHECKSUM = 0xFC
+_LINE = 64
+_M = 0xFFFFFFFF
+_CANDIDATES = 16  # pairs tried before any is taken
+
+
+class LogTail:
+    """The superblock of one journal, which begins at byte ``offset`` of the pool.
+
+    Attributes:
+        superblock: the fields as they are stored now.
+    """
+
+    def __init__(self, pool: Pool, offset: int, superblock: JournalSuperblock) -> None:
+        """For a superblock that was verified."""
+        self.superblock = superblock
+        self._pool = pool
+        self._offset = offset
+        self._image = bytearray(pool.memory[offset : offset + SUPERBLOCK_SIZE])
+
+    def rewrite(self, superblock: JournalSuperblock) -> None:
+        """Store all fields (features change): not atomic, so only while the log is empty. No fence."""
+        self._image = bytearray(superblock.pack())
+        self.superblock = JournalSuperblock.unpack(self._image)
+        self._pool.write(self._offset, self._image)
+
+    def restart(self, sequence: int, end: int, is_stale: Callable[[int, int], bool]) -> tuple[int, int]:
+        """Let the log begin anew, by one atomic store. No fence.
+
+        Args:
+            sequence: the next number that was never used.
+            end: the block after the log's last.
+            is_stale: whether the block at a log position looks like one of the transaction of that number.
+
+        Returns:
+            (sequence, position): where the next transaction has to be, with which number.
+        """
+        first = self.superblock.s_first
+        if self.superblock.has_checksum:
+            sequence, start = self._unchanged_checksum(sequence, end, is_stale)
+        else:
+            start = next(at for at in range(first, end) if not is_stale(at, sequence))
+        self._put(_S_SEQUENCE, sequence)
+        self._put(_S_START, start)
+        word = int.from_bytes(self._image[_S_SEQUENCE : _S_SEQUENCE + 8], "little")
+        self._pool.store_word(self._offset + _S_SEQUENCE, word, 8)
+        self.superblock = self.superblock._replace(s_sequence=sequence, s_start=start)
+        return sequence, start
+
+    def write(self, *, sequence: int, start: int, errno: int) -> None:
+        """Store these values and what keeps the checksum right, in one cache line. No fence."""
+        self._put(_S_SEQUENCE, sequence)
+        self._put(_S_START, start)
+        self._put(_S_ERRNO, errno)
+        if self.superblock.has_checksum:
+            stored = int.from_bytes(self._image[_S_CHECKSUM : _S_CHECKSUM + 4], "big")
+            difference = self._checksum() ^ stored
+            absorbed = int.from_bytes(self._image[_H_SEQUENCE : _H_SEQUENCE + 4], "big")
+            self._put(_H_SEQUENCE, absorbed ^ _apply(_inverse(_H_SEQUENCE), difference))
+        self._pool.write(self._offset, memoryview(self._image)[:_LINE])
+        self.superblock = JournalSuperblock.unpack(self._image)
+
+    def _put(self, at: int, value: int) -> None:
+        self._image[at : at + 4] = (value & _M).to_bytes(4, "big")
+
+    def _checksum(self) -> int:
+        image = bytearray(self._image)
+        image[_S_CHECKSUM : _S_CHECKSUM + 4] = bytes(4)
+        return crc32c(_M, image)
+
+    def _unchanged_checksum(self, sequence: int, end: int, is_stale: Callable[[int, int], bool]) -> tuple[int, int]:
+        """The pair of sequence and start, nearest above ``sequence``, that has the present checksum."""
+        first, old = self.superblock.s_first, self.superblock
+        starts = np.arange(first, end, dtype=np.uint32)
+        changed = starts ^ np.uint32(old.s_start)
+        sequences = np.full(len(starts), old.s_sequence, np.uint32)
+        inverse = _inverse(_S_SEQUENCE)
+        for bit in range(int(changed.max()).bit_length()):
+            balance = np.uint32(_apply(inverse, _columns(_S_START)[bit]))
+            sequences ^= (changed >> np.uint32(bit) & np.uint32(1)) * balance
+        skipped = sequences - np.uint32(sequence)  # modulo 2**32
+        best = np.argsort(skipped, kind="stable")[:_CANDIDATES]
+        pairs = [(int(sequences[at]), int(starts[at])) for at in best]
+        usable = (pair for pair in pairs if pair[0] and not is_stale(pair[1], pair[0]))
+        return next(usable, pairs[0])
+
+
+@cache
+def _columns(field: int) -> tuple[int, ...]:
+    """What each bit of a 32-bit big-endian field contributes to the checksum, from bit 0 up."""
+    found = []
+    for bit in range(32):
+        image = bytearray(SUPERBLOCK_SIZE)
+        image[field : field + 4] = (1 << bit).to_bytes(4, "big")
+        found.append(crc32c(0, image))
+    return tuple(found)
+
+
+@cache
+def _inverse(field: int) -> tuple[int, ...]:
+    """The inverse of `_columns`: which change of the field changes the checksum in each single bit.
+
+    It exists, because followed by zeros a 32-bit word is multiplied by a power of x, which the CRC's polynomial doesn't
+    divide.
+    """
+    rows = [(image, 1 << bit) for bit, image in enumerate(_columns(field))]
+    for bit in range(32):
+        pivot = next(at for at in range(bit, 32) if rows[at][0] >> bit & 1)
+        rows[bit], rows[pivot] = rows[pivot], rows[bit]
+        image, source = rows[bit]
+        for at in range(32):
+            if at != bit and rows[at][0] >> bit & 1:
+                rows[at] = rows[at][0] ^ image, rows[at][1] ^ source
+    return tuple(source for _, source in rows)
+
+
+def _apply(columns: tuple[int, ...], value: int) -> int:
+    result = 0
+    for bit, column in enumerate(columns):
+        if value >> bit & 1:
+            result ^= column
+    return result
