@@ -109,7 +109,7 @@ def to_disk(acl: Acl) -> bytes:
     )
 
 
-# The order in which tags may follow one another; named entries may repeat, with rising ids.
+# The order in which tags may follow one another; named entries may repeat, in any order of their ids.
 _NEXT = {
     0: (ACL_USER_OBJ,),
     ACL_USER_OBJ: (ACL_USER, ACL_GROUP_OBJ),
@@ -122,11 +122,13 @@ _NEXT = {
 
 
 def validate(acl: Acl) -> None:
-    """Check that an ACL is complete and in canonical order (``posix_acl_valid``).
+    """Check that an ACL is complete and its tags are in order (``posix_acl_valid``).
+
+    Like the kernel, it takes named entries in any order of their ids; of several for one id the first counts.
 
     Raises:
-        FsError: EINVAL: permissions beyond rwx, an entry missing, doubled, out of order, or named entries
-            without mask.
+        FsError: EINVAL: permissions beyond rwx, an entry missing, a tag doubled or out of order, a named entry
+            without id, or named entries without mask.
     """
     previous = Entry(0, 0)
     named = False
@@ -135,7 +137,7 @@ def validate(acl: Acl) -> None:
             raise FsError(errno.EINVAL, f"ACL entry {entry} after {previous}")
         if entry.tag in _NAMED:
             named = True
-            if entry.id == ACL_UNDEFINED_ID or (entry.tag == previous.tag and entry.id <= previous.id):
+            if entry.id == ACL_UNDEFINED_ID:
                 raise FsError(errno.EINVAL, f"ACL entry {entry} after {previous}")
         if entry.tag == ACL_OTHER and named and previous.tag != ACL_MASK:
             raise FsError(errno.EINVAL, "an ACL with named entries needs a mask")

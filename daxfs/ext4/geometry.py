@@ -206,11 +206,11 @@ class Geometry:
         index, slot = divmod(group, self.desc_per_block)
         offset = slot * self.desc_size
         # With 1 KiB blocks under bigalloc the first data block is 0, and yet the superblock is in block 1.
-        shift = 1 if index == 0 and self.cluster_bits and self.block_size == 1024 else 0
+        shift = 1 if self.cluster_bits and self.block_size == 1024 else 0
         if not self.has_meta_bg or index < self.first_meta_bg:
             return self.first_data_block + 1 + index + shift, offset
         home = index * self.desc_per_block
-        return self.first_block(home) + self.has_super(home) + shift, offset
+        return self.first_block(home) + self.has_super(home) + (shift if index == 0 else 0), offset
 
     def base_blocks(self, group: int) -> int:
         """Blocks at the start of ``group`` held by, or reserved for, the superblock and descriptors.

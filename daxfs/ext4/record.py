@@ -186,7 +186,8 @@ class Record:
             setattr(cls, name, _compile_field(name, item))
         by_name = {info.name: info for info in cls.FIELDS}
         for name, join in joins.items():
-            setattr(cls, name, _compile_joined(name, by_name[join.low], by_name.get(join.high)))
+            high = by_name[join.high] if join.high else None
+            setattr(cls, name, _compile_joined(name, by_name[join.low], high))
         widths = {info.size for info in cls.FIELDS if "[" in info.read and ":" not in info.read}
         cls.ALIGNMENT = max(widths, default=1)
         if cls.SIZE % cls.ALIGNMENT:

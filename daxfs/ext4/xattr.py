@@ -55,8 +55,9 @@ PREFIXES: dict[int, bytes] = {
     INDEX_SYSTEM: b"system.",
     INDEX_HURD: b"gnu.",
 }
-_WHOLE_NAMES = {prefix: index for index, prefix in PREFIXES.items() if not prefix.endswith(b".")}
-_FAMILIES = {prefix: index for index, prefix in PREFIXES.items() if prefix.endswith(b".")}
+# What callers may name. The kernel's ext4 has no handler for other names in system., and would not show them.
+_WHOLE_NAMES = {PREFIXES[index]: index for index in (INDEX_POSIX_ACL_ACCESS, INDEX_POSIX_ACL_DEFAULT)}
+_FAMILIES = {PREFIXES[index]: index for index in (INDEX_USER, INDEX_TRUSTED, INDEX_SECURITY, INDEX_HURD)}
 
 _M = 0xFFFFFFFF
 _ZERO4 = bytes(4)
@@ -88,7 +89,8 @@ def split_name(full: bytes) -> tuple[int, bytes]:
     """The (index, rest) that stand for a full name such as ``b"user.comment"``.
 
     Raises:
-        FsError: EOPNOTSUPP for an unknown prefix, EINVAL for a prefix alone, ERANGE for a name too long.
+        FsError: EOPNOTSUPP for an unknown prefix and for names in ``system.`` other than the ACLs, EINVAL for a
+            prefix alone, ERANGE for a name too long.
     """
     if len(full) > XATTR_NAME_MAX:
         raise FsError(errno.ERANGE, f"attribute name of {len(full)} bytes")

@@ -10,7 +10,7 @@ Rules that hold for all of them:
 2. A store is durable after the first ``fence`` that follows it; nothing is promised before.
 3. A failed msync stays failed: the kernel marks the pages clean after an error, so that a second msync would
    report success for data that was lost. Every later fence raises the same EIO.
-4. After ``retire`` each call raises ``ValueError``; no closure keeps a way to write through a raw address.
+4. After ``retire`` each store raises ``ValueError``; no closure keeps a way to write through a raw address.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from types import TracebackType
 
+from daxfs.errors import PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.persist import Buffer, Persistence
 
@@ -191,6 +192,10 @@ def open_pool(
     try:
         if exclusively:
             descriptors.append(exclusive.claim(target, read_only=read_only, sysfs=sysfs))
+            # Until we had it to ourselves, its last user may have resized or replaced it (mkfs).
+            target = kinds.identify(name, sysfs=sysfs)
+            if not os.path.samestat(os.fstat(descriptors[0]), target.status):
+                raise PoolError(f"{name} was just replaced by another file; try again", kinds.MOUNT_FAILED)
         access = os.O_RDONLY if read_only else os.O_RDWR
         # A descriptor of its own: the mapping keeps it open as long as any view lives, the claim must not
         # last so.

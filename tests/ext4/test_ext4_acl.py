@@ -65,8 +65,6 @@ def test_encodings_byte_for_byte() -> None:
         FULL[:5] + FULL[6:],  # named entries without mask
         (*FULL, Entry(OTHER, 1)),
         (FULL[0], *FULL),
-        (FULL[0], FULL[2], FULL[1], *FULL[3:]),  # ids fall
-        (FULL[0], FULL[1], FULL[1], *FULL[3:]),
         (Entry(USER_OBJ, 8), *FULL[1:]),
         (FULL[0], Entry(USER, 7), *FULL[3:]),  # no id
         (Entry(0x40, 7), *FULL[1:]),
@@ -78,6 +76,12 @@ def test_invalid_lists_are_refused(entries: Acl) -> None:
     with pytest.raises(FsError) as caught:
         acl.from_wire(acl.to_wire(entries))
     assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("named", [(2, 1), (1, 1)])
+def test_ids_may_come_in_any_order_as_in_the_kernel(named: tuple[int, int]) -> None:
+    entries = (FULL[0], *(FULL[at] for at in named), *FULL[3:])
+    assert acl.from_wire(acl.to_wire(entries)) == entries
 
 
 @pytest.mark.parametrize(

@@ -450,8 +450,7 @@ def test_no_magic_no_attributes() -> None:
         (b"security.capability", 6, b"capability"),
         (b"system.posix_acl_access", 2, b""),
         (b"system.posix_acl_default", 3, b""),
-        (b"system.richacl", 8, b""),
-        (b"system.data", 7, b"data"),
+        (b"gnu.translator", 10, b"translator"),
     ],
 )
 def test_names_are_split_and_joined(full: bytes, prefix: int, name: bytes) -> None:
@@ -463,6 +462,8 @@ def test_names_are_split_and_joined(full: bytes, prefix: int, name: bytes) -> No
     ("full", "number"),
     [
         (b"other.x", errno.EOPNOTSUPP),
+        (b"system.richacl", errno.EOPNOTSUPP),
+        (b"system.data", errno.EOPNOTSUPP),
         (b"user", errno.EOPNOTSUPP),
         (b"user.", errno.EINVAL),
         (b"user." + b"n" * 251, errno.ERANGE),
@@ -473,6 +474,11 @@ def test_names_that_nobody_has(full: bytes, number: int) -> None:
         xattr.split_name(full)
     assert caught.value.errno == number
     assert xattr.full_name(9, b"c") is None
+
+
+def test_names_that_only_others_may_have_set_are_shown() -> None:
+    assert xattr.full_name(8, b"") == b"system.richacl"
+    assert xattr.full_name(7, b"data") == b"system.data"
 
 
 # Small things

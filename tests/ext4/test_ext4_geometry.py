@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from daxfs.errors import Corrupt, Unsupported
 from daxfs.ext4.features import Compat, Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.group import descriptor
 from daxfs.ext4.superblock import Superblock
 
 MakeImage = Callable[..., Path]
@@ -52,6 +53,17 @@ def test_groups_lie_where_dumpe2fs_says(make_image: MakeImage, options: tuple[st
         assert geometry.group_of_block(last) == number
         assert geometry.has_super(number) == bool(re.search("superblock at", text)), number
         check_descriptors(geometry, number, text)
+
+
+def test_descriptors_of_small_blocks_in_clusters(make_image: MakeImage) -> None:
+    path = make_image("-b", "1024", "-O", "bigalloc", "-C", "16384", size="3G")
+    geometry = Geometry.of(load(path))
+    assert geometry.groups_count > geometry.desc_per_block
+    with path.open("rb") as file:
+        content = memoryview(file.read(1 << 20))
+    for group in range(geometry.groups_count):
+        block, offset = geometry.descriptor_position(group)
+        descriptor(content, block * geometry.block_size + offset, geometry).verify(group, geometry)
 
 
 def check_descriptors(geometry: Geometry, number: int, text: str) -> None:

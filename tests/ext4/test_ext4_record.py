@@ -137,6 +137,8 @@ def test_layout_mistakes_are_found_when_the_class_is_made() -> None:
         type("Bad", (Record,), {"SIZE": 6, "__slots__": (), "a": u32(0)})
     with pytest.raises(TypeError, match="__slots__"):
         type("Bad", (Record,), {"SIZE": 8, "a": u32(0)})
+    with pytest.raises(KeyError, match="hgih"):
+        type("Typo", (Record,), {"SIZE": 4, "__slots__": (), "a": u16(0), "b": u16(2), "c": joined("a", "hgih")})
     with pytest.raises(TypeError, match="no fields"):
         Record(memoryview(b""))
 

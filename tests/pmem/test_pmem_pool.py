@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from daxfs.errors import FsError, PoolError
-from daxfs.pmem import persist
+from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool, open_pool, punch_hole
 
@@ -201,6 +201,36 @@ def test_second_user_is_refused_by_name(plain: Path) -> None:
         with open_pool(plain, read_only=True, exclusively=False) as pool:
             assert pool.size == 1 << 20
         other.communicate(b"\n", timeout=20)
+    open_pool(plain).close()
+
+
+@pytest.mark.parametrize("size", [4096, 2 << 20])
+def test_a_size_that_changes_before_the_claim(plain: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = exclusive.claim
+
+    def resized(target: kinds.Target, **kwargs: bool) -> int:
+        os.truncate(plain, size)
+        return claim(target, **kwargs)
+
+    monkeypatch.setattr(exclusive, "claim", resized)
+    with open_pool(plain) as pool:
+        assert pool.size == size
+
+
+def test_a_file_that_is_replaced_before_the_claim(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = exclusive.claim
+
+    def replaced(target: kinds.Target, **kwargs: bool) -> int:
+        guard = claim(target, **kwargs)
+        other = plain.with_name("other")
+        other.write_bytes(bytes(1 << 20))
+        other.replace(plain)
+        return guard
+
+    monkeypatch.setattr(exclusive, "claim", replaced)
+    with pytest.raises(PoolError, match="replaced"):
+        open_pool(plain)
+    monkeypatch.undo()
     open_pool(plain).close()
 
 
