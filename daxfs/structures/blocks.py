@@ -268,7 +268,9 @@ def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, 
     # Whole chunks don't overlap, so the sum of their masks is the union.
     partly = free & ~((starts << chunk) - starts)
     found = bitmaps.lowest(bitmaps.run_starts(partly, want), bit)
-    return found if found >= 0 else bitmaps.lowest(starts or bitmaps.run_starts(free, want), bit)
+    if found < 0:
+        found = bitmaps.lowest(starts if starts and want <= chunk else bitmaps.run_starts(free, want), bit)
+    return found
 
 
 def _largest(tx: Handle, memory: _Memory, group: int, want: int) -> Found | None:

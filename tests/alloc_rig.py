@@ -1,0 +1,123 @@
+"""An open pool for the tests of the allocators, and e2fsck's opinion of what they did to it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.superblock import Superblock
+from daxfs.journal.journal import Journal
+from daxfs.journal.transaction import Handle
+from daxfs.pmem.pool import open_pool
+from daxfs.structures import blocks, groups
+from support import mke2fs, tool
+
+# name -> (options, size): with each kind of checksum, block size and layout that allocation depends on.
+LAYOUTS = {
+    "default": (("-b", "1024"), "48M"),
+    "crc16": (("-b", "1024", "-O", "^metadata_csum,^64bit,uninit_bg"), "48M"),
+    "plain": (("-b", "1024", "-O", "^metadata_csum,^uninit_bg", "-I", "128"), "48M"),
+    "no flex": (("-b", "2048", "-O", "^flex_bg", "-g", "4096"), "50001K"),
+    "meta_bg": (("-b", "1024", "-O", "meta_bg,^resize_inode", "-g", "1024"), "48M"),
+    "4k": (
+        (
+            "-b",
+            "4096",
+        ),
+        "400M",
+    ),
+}
+
+
+class AllocRig:
+    """A pool without a journal, and what a test has allocated in it."""
+
+    def __init__(self, path: Path, *options: str, size: str = "48M") -> None:
+        self.path = mke2fs(path, "-O", "^has_journal", *options, size=size)
+        self.open()
+
+    def open(self) -> None:
+        self.pool = open_pool(self.path, persistence="volatile")
+        self.geometry = Geometry.of(Superblock(self.pool.memory[1024:2048]))
+        self.journal = Journal.open(self.pool, self.geometry, None, check_credits=True)
+        self.journal.commit_hooks.append(blocks.apply_frees)
+        self.journal.rollback_hooks.append(blocks.drop_hints)
+        self.view = self.journal.view
+
+    def close(self) -> None:
+        self.journal.close()
+        self.pool.close()
+
+    def handle(self, credits: int = 32, *, privileged: bool = True) -> Handle:
+        return self.journal.handle(credits, privileged=privileged)
+
+    @contextmanager
+    def corrupting(self) -> Iterator[Superblock]:
+        """Change the pool behind the journal's back, then open it anew."""
+        self.close()
+        self.pool = open_pool(self.path, persistence="volatile")
+        yield Superblock(self.pool.memory[1024:2048])
+        self.pool.close()
+        self.open()
+
+    def allocate(self, goal: int = 0, want: int = 1, *, align: int = 1, privileged: bool = True) -> tuple[int, int]:
+        with self.handle(privileged=privileged) as tx:
+            return blocks.allocate(tx, goal, want, align=align)
+
+    def free(self, start: int, count: int) -> None:
+        with self.handle() as tx:
+            blocks.free(tx, start, count)
+
+    def used(self) -> npt.NDArray[np.bool_]:
+        """One flag for each block, from the bitmaps as they lie in the pool (commit first)."""
+        geometry = self.geometry
+        flags = np.ones(geometry.blocks_count, dtype=bool)
+        for group in range(geometry.groups_count):
+            desc = groups.descriptor(self.view, group)
+            first, count = geometry.first_block(group), geometry.blocks_in_group(group)
+            if groups.blocks_uninit(geometry, desc):
+                flags[first : first + count] = False
+                for start, length in groups.metadata_runs(self.view, group):
+                    flags[start : start + length] = True
+                continue
+            start = desc.block_bitmap << geometry.block_bits
+            bitmap = np.frombuffer(self.pool.memory[start : start + geometry.block_size], np.uint8)
+            bits = np.unpackbits(bitmap, bitorder="little")
+            assert bits[count:].all(), f"padding of group {group}"
+            flags[first : first + count] = bits[:count]
+        return flags
+
+    def check_counts(self) -> None:
+        """Bitmaps, descriptors and superblock say the same, in the pool."""
+        geometry, used = self.geometry, self.used()
+        sb = self.view.superblock()
+        free = 0
+        for group in range(geometry.groups_count):
+            first = geometry.first_block(group)
+            counted = int((~used[first : first + geometry.blocks_in_group(group)]).sum())
+            assert groups.descriptor(self.view, group).free_blocks_count == counted, group
+            free += counted
+        assert sb.free_blocks_count == free
+        assert groups.totals(self.view) == (free, sb.s_free_inodes_count)
+
+    def check_unattached(self, taken: set[int]) -> None:
+        """e2fsck finds nothing wrong, but that exactly these blocks are in use and belong to nobody. Closes the rig."""
+        self.close()
+        done = subprocess.run(
+            [tool("e2fsck"), "-fn", str(self.path)], capture_output=True, text=True, timeout=60, check=False
+        )
+        found: set[int] = set()
+        for line in done.stdout.splitlines():
+            if line.startswith("Block bitmap differences:"):
+                for first, last in re.findall(r"-\(?(\d+)(?:--(\d+)\))?", line):
+                    found.update(range(int(first), int(last or first) + 1))
+            elif not re.match(r"Pass \d|Fix\? no|Free blocks count wrong|\S+: (\*+ WARNING|\d+/\d+ files)|$", line):
+                raise AssertionError(f"{line}\n---\n{done.stdout}")
+        assert found == taken
