@@ -1,0 +1,358 @@
+"""The blocks of a directory: where they are, what makes and checks their checksums, and the entries of one block.
+
+What is here holds for every block with entries, be it part of a linear directory or a leaf of an index. Which block a
+name belongs to is known to `linear` and `htree`, the callers, with `dirlist` and the facade `directories`.
+
+Entries of a block are read without an object for each: its u16 and u32 views are stepped through, each ``rec_len``
+checked before it is followed, since the checksum of a hostile image is right and a block may have been checked as
+something else.
+
+Sources: ``fs/ext4/namei.c`` (``ext4_bread_dirblock``, ``ext4_find_dest_de``, ``ext4_insert_dentry``,
+``ext4_generic_delete_entry``), ``fs/ext4/dir.c`` (``__ext4_check_dir_entry``).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt
+from daxfs.ext4 import dirent
+from daxfs.ext4 import htree as format_
+from daxfs.ext4.checksum import inode_seed
+from daxfs.ext4.inode import EXT4_INDEX_FL
+from daxfs.structures import dirhints, mapping
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.structures.inodes import Inode
+
+
+def where(directory: Inode, number: int) -> str:
+    """Names a block in an error."""
+    return f"directory {directory.number}, block {number}"
+
+
+def is_indexed(view: View, directory: Inode) -> bool:
+    """Whether the directory has an index that counts (``is_dx``)."""
+    return bool(directory.words[8] & EXT4_INDEX_FL) and view.geometry.has_dir_index
+
+
+def count(view: View, directory: Inode) -> int:
+    """Blocks of the directory; 0 when it was removed.
+
+    Raises:
+        Corrupt: its size is no whole number of blocks, or zero though it has links.
+    """
+    size = directory.size
+    blocks, rest = divmod(size, view.block_size)
+    if rest or (not size and directory.links_count):
+        raise Corrupt("directory size", f"inode {directory.number}: {size} bytes")
+    return blocks
+
+
+def number_of(view: View, directory: Inode, lblk: int) -> int:
+    """The physical block of logical block ``lblk``.
+
+    Raises:
+        Corrupt: it is beyond the end, a hole, or unwritten.
+    """
+    hints = dirhints.of(view)
+    key = (directory.number, directory.words[25])
+    known = hints.maps.get(key)
+    if known is not None:
+        number = known.get(lblk)
+        if number is not None:
+            return number
+    if lblk >= count(view, directory):
+        raise Corrupt("directory block", f"inode {directory.number}: block {lblk} is beyond the end")
+    extent = mapping.lookup(view, directory, lblk)
+    if not extent.pblk or extent.unwritten:
+        raise Corrupt("directory block", f"inode {directory.number}: block {lblk} is a hole")
+    hints.put_map(key, lblk, extent.pblk)
+    return extent.pblk
+
+
+def limit_of(geometry: Geometry) -> int:
+    """Where the entries of a block end."""
+    return geometry.block_size - dirent.TAIL_SIZE if geometry.metadata_csum else geometry.block_size
+
+
+# Checksums
+
+
+def entries_block(view: View, directory: Inode, number: int) -> memoryview:
+    """A block that holds entries, its checksum checked; the entries are checked by whoever follows them."""
+    if view.geometry.metadata_csum:
+        return view.verified(number, partial(_check_entries, view.geometry, directory, number))
+    return view.block(number)
+
+
+def index_block(view: View, directory: Inode, number: int, base: int) -> memoryview:
+    """The words of a root or node (``base`` says which), its checksum and the order of its hashes checked."""
+    content = view.verified(number, partial(_check_index, view.geometry, directory, number, base))
+    return content.cast("I")
+
+
+def any_block(view: View, directory: Inode, number: int) -> memoryview:
+    """A block of whatever kind its content says it is, its checksum checked."""
+    return view.verified(number, partial(_check_any, view.geometry, directory, number))
+
+
+def _check_entries(geometry: Geometry, directory: Inode, number: int, content: memoryview) -> None:
+    seed = inode_seed(geometry, directory.number, directory.words[25])
+    dirent.verify_block(content, seed, where(directory, number))
+
+
+def _check_index(geometry: Geometry, directory: Inode, number: int, base: int, content: memoryview) -> None:
+    place = where(directory, number)
+    if geometry.metadata_csum:
+        format_.verify_block(content, inode_seed(geometry, directory.number, directory.words[25]), place)
+    w = content.cast("I")
+    if base == format_.ROOT_BASE:
+        format_.root_info(w, place, large_dir=geometry.has_large_dir)
+    elif not format_.is_node(w):
+        raise Corrupt("directory index", f"{place}: not a node")
+    format_.check(w, base, geometry.metadata_csum, place)
+
+
+def _check_any(geometry: Geometry, directory: Inode, number: int, content: memoryview) -> None:
+    if geometry.metadata_csum:
+        seed = inode_seed(geometry, directory.number, directory.words[25])
+        w = content.cast("I")
+        verify = format_.verify_block if format_.is_node(w) or format_.is_root(w) else dirent.verify_block
+        verify(content, seed, where(directory, number))
+
+
+def _seal(geometry: Geometry, ino: int, generation: int, content: memoryview) -> None:
+    """Make the checksum of a block of any kind: block 0 may change its kind after its seal was registered.
+
+    With checksums the kinds can't be confused: entries end before the tail, those of index blocks at the block's end.
+    """
+    w = content.cast("I")
+    seal = format_.seal_block if format_.is_node(w) or format_.is_root(w) else dirent.seal_block
+    seal(content, inode_seed(geometry, ino, generation))
+
+
+# Changing
+
+
+def writable(tx: Handle, directory: Inode, number: int) -> memoryview:
+    """A block of the directory, to be changed; its content was checked."""
+    geometry = tx.geometry
+    if geometry.metadata_csum:
+        return tx.edit(number, partial(_seal, geometry, directory.number, directory.words[25]))
+    return tx.edit(number)
+
+
+def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
+    """One more block for the directory, all zeros: (logical block, physical block, memory).
+
+    The caller fills it at once.
+
+    Raises:
+        FsError: ENOSPC; EFBIG when the directory can't grow any more.
+    """
+    geometry = tx.geometry
+    lblk = count(tx, directory)
+    number = mapping.allocate(tx, directory, lblk, 1).pblk
+    directory.size = (lblk + 1) << geometry.block_bits
+    if geometry.metadata_csum:
+        block = tx.create(number, partial(_seal, geometry, directory.number, directory.words[25]))
+    else:
+        block = tx.create(number)
+    hints = dirhints.of(tx)
+    hints.put_map((directory.number, directory.words[25]), lblk, number)
+    hints.rooms.pop(number, None)
+    hints.tails.pop(number, None)
+    return lblk, number, block
+
+
+def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> None:
+    """Make ``pieces`` (entries without slack, at least one) all that a block holds; the last one takes the rest."""
+    limit = limit_of(tx.geometry)
+    body = b"".join(pieces)
+    last = len(body) - len(pieces[-1])
+    block[: len(body)] = body
+    block[len(body) : limit] = bytes(limit - len(body))
+    block[last + 4 : last + 6] = (limit - last).to_bytes(2, "little")
+    if limit < len(block):
+        dirent.put_tail(block)
+    hints = dirhints.of(tx)
+    hints.put_tail(number, last)
+    hints.rooms.pop(number, None)
+
+
+# The entries of one block
+
+
+def bad_entry(directory: Inode, number: int, offset: int) -> Corrupt:
+    """What to raise for an entry whose ``rec_len`` or ``name_len`` is impossible."""
+    return Corrupt("directory entry", f"{where(directory, number)}: the lengths at byte {offset} are impossible")
+
+
+def find(view: View, directory: Inode, number: int, name: bytes) -> int:
+    """The offset of the entry called ``name`` in a block, or -1."""
+    geometry = view.geometry
+    if geometry.metadata_csum:
+        content = view.verified(number, partial(_check_entries, geometry, directory, number))
+        limit = geometry.block_size - dirent.TAIL_SIZE
+    else:
+        content = view.block(number)
+        limit = geometry.block_size
+    offset = dirent.find(content, limit, name)
+    if offset >= 0:
+        hints = dirhints.of(view)
+        hints.found = ((directory.number, directory.words[25]), name, number, offset)
+    return offset
+
+
+def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> tuple[list[int], list[bytes]]:
+    """The used entries of a block from byte ``start``: their offsets and names.
+
+    Raises:
+        Corrupt: a length is impossible, or a name has a byte that no name can have.
+    """
+    w = memoryview(data).cast("I")
+    offsets: list[int] = []
+    names: list[bytes] = []
+    offset = start
+    last = limit - dirent.MIN_REC_LEN
+    while offset <= last:
+        at = offset >> 2
+        head = w[at + 1]
+        rec_len = head & 0xFFFF
+        length = head >> 16 & 0xFF if w[at] else 4
+        if not length or rec_len < length + 8 or rec_len & 3 or offset + rec_len > limit:
+            raise bad_entry(directory, number, offset)
+        if w[at]:
+            offsets.append(offset)
+            names.append(data[offset + 8 : offset + 8 + length])
+        offset += rec_len
+    if offset != limit:
+        raise bad_entry(directory, number, offset)
+    joined = b"".join(names)
+    if b"/" in joined or b"\0" in joined:
+        raise Corrupt("directory entry", f"{where(directory, number)}: a name holds a slash or a zero byte")
+    return offsets, names
+
+
+def find_room(directory: Inode, number: int, content: memoryview, limit: int, need: int) -> tuple[int, int, int]:
+    """The first entry with a gap of ``need`` bytes: (offset, bytes it uses itself, ``rec_len``).
+
+    An offset of -1 means that there is none, and the second number then is the largest gap.
+    """
+    w = content.cast("I")
+    largest = 0
+    offset = 0
+    last = limit - dirent.MIN_REC_LEN
+    while offset <= last:
+        at = offset >> 2
+        head = w[at + 1]
+        rec_len = head & 0xFFFF
+        used = (head >> 16 & 0xFF) + 11 & 0x1FC if w[at] else 0
+        gap = rec_len - used
+        if gap < 0 or rec_len < 12 or rec_len & 3 or offset + rec_len > limit:
+            raise bad_entry(directory, number, offset)
+        if gap >= need:
+            return offset, used, rec_len
+        if gap > largest:  # noqa: PLR1730 (max() takes three times as long)
+            largest = gap
+        offset += rec_len
+    if offset != limit:
+        raise bad_entry(directory, number, offset)
+    return -1, largest, 0
+
+
+def _tail_room(content: memoryview, offset: int, limit: int, need: int) -> tuple[int, int, int] | None:
+    """As `find_room` for the last entry of the block, if it has room (and if it is the last entry indeed)."""
+    w = content.cast("I")
+    at = offset >> 2
+    head = w[at + 1]
+    rec_len = head & 0xFFFF
+    used = (head >> 16 & 0xFF) + 11 & 0x1FC if w[at] else 0
+    return (offset, used, rec_len) if offset + rec_len == limit and rec_len - used >= need else None
+
+
+def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file_type: int) -> bool:
+    """Put an entry into a block if it has room; False when it has not.
+
+    Args:
+        tx: the handle.
+        directory: from ``inodes.edit``.
+        number: the block.
+        name: of 1 to 255 bytes, not in the directory yet.
+        ino: the inode.
+        file_type: ``FT_*``.
+    """
+    geometry = tx.geometry
+    limit = limit_of(geometry)
+    need = len(name) + 11 & ~3
+    hints = dirhints.of(tx)
+    if hints.rooms.get(number, limit) < need:
+        return False
+    content = entries_block(tx, directory, number)
+    tail = hints.tails.get(number)
+    found = None if tail is None else _tail_room(content, tail, limit, need)
+    if found is None:
+        found = find_room(directory, number, content, limit, need)
+        if found[0] < 0:
+            hints.put_room(number, found[1])
+            return False
+    offset, used, rec_len = found
+    block = writable(tx, directory, number)
+    if used:
+        block[offset + 4 : offset + 6] = used.to_bytes(2, "little")
+        offset += used
+        rec_len -= used
+    entry = dirent.pack_entry(ino, rec_len, name, file_type if geometry.has_filetype else 0)
+    block[offset : offset + len(entry)] = entry
+    if offset + rec_len == limit:
+        hints.put_tail(number, offset)
+    return True
+
+
+def take(tx: Handle, directory: Inode, number: int, offset: int) -> None:
+    """Take the entry at ``offset`` (from `find`) out of a block: wipe its bytes, give its space to the one before."""
+    w = entries_block(tx, directory, number).cast("I")
+    before = -1
+    at = 0
+    while at < offset:
+        before = at
+        at += w[(at >> 2) + 1] & 0xFFFF
+        if at == before:
+            raise bad_entry(directory, number, at)
+    rec_len = w[(offset >> 2) + 1] & 0xFFFF
+    if at != offset or not 12 <= rec_len <= limit_of(tx.geometry) - offset:
+        raise bad_entry(directory, number, offset)
+    block = writable(tx, directory, number)
+    hints = dirhints.of(tx)
+    hints.rooms.pop(number, None)
+    if before < 0:
+        block[:4] = bytes(4)
+        block[6:rec_len] = bytes(rec_len - 6)
+        return
+    block[offset : offset + rec_len] = bytes(rec_len)
+    block[before + 4 : before + 6] = (offset + rec_len - before).to_bytes(2, "little")
+    if hints.tails.get(number) == offset:
+        hints.tails[number] = before
+
+
+def dots(view: View, directory: Inode) -> tuple[int, memoryview, int]:
+    """Where "." and ".." are: (block, its content, offset of "..").
+
+    Raises:
+        Corrupt: block 0 does not begin with them.
+    """
+    number = number_of(view, directory, 0)
+    content = any_block(view, directory, number)
+    w = content.cast("I")
+    at = w[1] & 0xFFFF
+    if w[1] >> 16 & 0xFF == 1 and content[8] == 0x2E and 12 <= at <= len(content) - 24 and not at & 3 and w[0]:
+        second = w[at // 4 + 1]
+        fits = 12 <= second & 0xFFFF <= len(content) - at
+        if second >> 16 & 0xFF == 2 and fits and w[at // 4 + 2] & 0xFFFF == 0x2E2E and w[at // 4]:
+            return number, content, at
+    raise Corrupt("directory entry", f"{where(directory, number)}: does not begin with . and ..")

@@ -1,0 +1,295 @@
+"""Listing a directory: all entries in an order that changes of the directory do not disturb.
+
+Where the file system has dir_index, an indexed directory, and one of a single block (which may become one), is listed
+in the order of hashes; the place of a name, its cookie, is made of its hash and so depends on nothing else in the
+directory. Other directories are listed in the order of their bytes, which entries never leave there. Both is what ext4
+does.
+
+A cookie is (major >> 1) << 32 | minor: 63 bits. The legacy hash has no minor, so another hash of the name stands in.
+"." is 1, ".." is 2. Names with all 63 bits in common get places one after the other, which are remembered (pinned) as
+long as the pool is open, so that a reader who stops between them finds the rest where it was.
+
+Entries are read in chunks of a few leaves, hashed together, of which the last one per directory is remembered: a caller
+who takes them in small portions does not pay for each portion. Called by `directories` alone.
+
+Sources: ``fs/ext4/dir.c`` (``ext4_readdir``, ``ext4_dx_readdir``, ``is_dx_dir``, ``hash2pos``), ``fs/ext4/namei.c``
+(``ext4_htree_fill_tree``).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daxfs.errors import Corrupt
+from daxfs.ext4.hash import (
+    HALF_MD4_UNSIGNED,
+    HTREE_EOF,
+    LEGACY,
+    LEGACY_UNSIGNED,
+    dirhash,
+    dirhash_many,
+    effective_version,
+)
+from daxfs.ext4.inode import FT_DIR, FT_MAX, FT_UNKNOWN
+from daxfs.structures import dirblocks, dirhints, htree
+from daxfs.structures.dirhints import Chunk, Entry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Majors = NDArray[np.uint32]
+    Cookies = NDArray[np.int64]
+
+    from daxfs.journal.view import View
+    from daxfs.structures.inodes import Inode
+
+COOKIE_DOT = 1
+COOKIE_DOTDOT = 2
+COOKIE_FIRST = 3
+COOKIE_EOF = (HTREE_EOF << 32) | 0xFFFFFFFF
+"""No entry has a cookie so high."""
+
+CHUNK_NAMES = 400
+CHUNK_LEAVES = 8
+MINOR_MAX = 0xFFFEFFFF
+"""What is above is room for the places of colliding names."""
+
+
+def entries(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
+    """The entries strictly behind ``cookie``; see `daxfs.structures.directories.entries`."""
+    blocks = dirblocks.count(view, directory)
+    if not blocks:
+        return
+    number, content, dotdot = dirblocks.dots(view, directory)
+    w = content.cast("I")
+    if cookie < COOKIE_DOT:
+        yield Entry(b".", directory.number, FT_DIR, COOKIE_DOT)
+    if cookie < COOKIE_DOTDOT:
+        yield Entry(b"..", checked_ino(view, directory, number, w[dotdot // 4]), FT_DIR, COOKIE_DOTDOT)
+    if is_hashed(view, directory, blocks):
+        yield from _by_hash(view, directory, max(cookie, COOKIE_DOTDOT))
+    else:
+        yield from _by_offset(view, directory, max(cookie, dotdot))
+
+
+def is_hashed(view: View, directory: Inode, blocks: int) -> bool:
+    """Whether the directory is listed by hash (``is_dx_dir``)."""
+    return view.geometry.has_dir_index and (blocks == 1 or dirblocks.is_indexed(view, directory))
+
+
+def checked_ino(view: View, directory: Inode, number: int, ino: int) -> int:
+    """An entry's inode number, after a check that there is such an inode."""
+    if 0 < ino <= view.geometry.inodes_count:
+        return ino
+    raise Corrupt("directory entry", f"{dirblocks.where(directory, number)}: inode {ino}")
+
+
+def _by_offset(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
+    bits = view.geometry.block_bits
+    limit = dirblocks.limit_of(view.geometry)
+    for lblk in range(cookie >> bits, dirblocks.count(view, directory)):
+        number = dirblocks.number_of(view, directory, lblk)
+        data = bytes(dirblocks.entries_block(view, directory, number))
+        offsets, names = dirblocks.live(directory, number, data, 0, limit)
+        inos, types = _fields(view, directory, number, data, offsets)
+        start = lblk << bits
+        for offset, name, ino, file_type in zip(offsets, names, inos, types, strict=True):
+            if start + offset > cookie:
+                yield Entry(name, ino, file_type, start + offset)
+
+
+def _fields(view: View, directory: Inode, number: int, data: bytes, offsets: list[int]) -> tuple[list[int], list[int]]:
+    """The inode numbers and file types of entries."""
+    w = memoryview(data).cast("I")
+    inos = [w[offset >> 2] for offset in offsets]
+    if inos:
+        checked_ino(view, directory, number, max(inos))
+    if not view.geometry.has_filetype:
+        return inos, [FT_UNKNOWN] * len(inos)
+    types = [data[offset + 7] for offset in offsets]
+    if types and max(types) >= FT_MAX:
+        types = [file_type if file_type < FT_MAX else FT_UNKNOWN for file_type in types]
+    return inos, types
+
+
+# In the order of hashes
+
+
+def _by_hash(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
+    key = (directory.number, directory.words[25])
+    hints = dirhints.of(view)
+    while cookie < COOKIE_EOF:
+        chunk = hints.chunks.get(key)
+        if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
+            chunk = _read_chunk(view, directory, cookie + 1)
+            hints.put_chunk(key, chunk)
+        end = chunk.end
+        yield from chunk.entries[bisect_right(chunk.cookies, cookie) :]
+        if end is None:
+            return
+        cookie = end - 1
+
+
+def _read_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
+    """The entries around ``cookie``: of the one block, or of the leaf where it belongs and some behind it."""
+    if dirblocks.is_indexed(view, directory):
+        return _read_leaves(view, directory, cookie)
+    number, content, dotdot = dirblocks.dots(view, directory)
+    data = bytes(content)
+    start = dotdot + int.from_bytes(data[dotdot + 4 : dotdot + 6], "little")
+    offsets, names = dirblocks.live(directory, number, data, start, dirblocks.limit_of(view.geometry))
+    inos, types = _fields(view, directory, number, data, offsets)
+    version = effective_version(view.geometry.hash_version, view.geometry.hash_unsigned)
+    cookies = _cookies(view, version, names)[1]
+    return _chunk(view, directory, Chunk(0, None, version), cookies, names, inos, types)
+
+
+def _read_leaves(view: View, directory: Inode, cookie: int) -> Chunk:
+    """The entries of the leaf where ``cookie`` belongs and of some behind it.
+
+    A chunk holds all names in its range: one whose hash fills several leaves is left to the next chunk if it is not
+    what was asked for, and read whole if it is.
+    """
+    root, w, version = htree.root(view, directory)
+    path, number = htree.descend(view, directory, root, w, cookie >> 32 << 1)
+    low = (htree.first_hash(path) + 1 >> 1) << 32
+    limit = dirblocks.limit_of(view.geometry)
+    names: list[bytes] = []
+    inos: list[int] = []
+    types: list[int] = []
+    leaves: list[tuple[int, int, int, int]] = []
+    for visited in range(1, dirblocks.count(view, directory)):
+        data = bytes(dirblocks.entries_block(view, directory, number))
+        offsets, found = dirblocks.live(directory, number, data, 0, limit)
+        more_inos, more_types = _fields(view, directory, number, data, offsets)
+        bound = htree.following(path)
+        if found:
+            leaves.append((number, len(names), htree.first_hash(path) & ~1, 1 << 32 if bound is None else bound))
+            names += found
+            inos += more_inos
+            types += more_types
+        end = None if bound is None else bound >> 1 << 32
+        if end is None or (end > cookie and (len(names) >= CHUNK_NAMES or visited >= CHUNK_LEAVES)):
+            majors, cookies = _cookies(view, version, names)
+            _check_ranges(directory, majors, leaves)
+            return _chunk(view, directory, Chunk(low, end, version), cookies, names, inos, types)
+        number = htree.advance(view, directory, path)
+    raise Corrupt("directory index", f"inode {directory.number}: more leaves than blocks")
+
+
+def _check_ranges(directory: Inode, majors: Majors, leaves: list[tuple[int, int, int, int]]) -> None:
+    """Check that the names of each leaf (block, index of its first name, range of hashes) belong to it."""
+    if leaves:
+        starts = [start for _, start, _, _ in leaves]
+        lowest = np.minimum.reduceat(majors, starts).tolist()
+        highest = np.maximum.reduceat(majors, starts).tolist()
+        for (number, _, low, bound), least, most in zip(leaves, lowest, highest, strict=True):
+            if least < low or most >= bound:
+                where = dirblocks.where(directory, number)
+                raise Corrupt("directory leaf", f"{where}: hashes {least:#x}..{most:#x}, expected {low:#x}..{bound:#x}")
+
+
+def _cookies(view: View, version: int, names: list[bytes]) -> tuple[Majors, Cookies]:
+    """The major hashes of names, and their cookies."""
+    seed = view.geometry.hash_seed
+    majors, minors = dirhash_many(names, version, seed)
+    if version in (LEGACY, LEGACY_UNSIGNED):
+        _, minors = dirhash_many(names, HALF_MD4_UNSIGNED, seed)
+    places = (majors.astype(np.int64) << 31) + np.minimum(minors, MINOR_MAX)
+    return majors, np.maximum(places, COOKIE_FIRST)
+
+
+def _cookie(view: View, version: int, name: bytes) -> int:
+    """The cookie of one name, as `_cookies` makes it."""
+    seed = view.geometry.hash_seed
+    major, minor = dirhash(name, version, seed)
+    if version in (LEGACY, LEGACY_UNSIGNED):
+        _, minor = dirhash(name, HALF_MD4_UNSIGNED, seed)
+    return max((major << 31) + min(minor, MINOR_MAX), COOKIE_FIRST)
+
+
+def _chunk(
+    view: View, directory: Inode, chunk: Chunk, cookies: Cookies, names: list[bytes], inos: list[int], types: list[int]
+) -> Chunk:
+    """Fill ``chunk`` with those entries that are in its range, in order."""
+    order = np.argsort(cookies, kind="stable")
+    cookies = cookies[order]
+    first = int(np.searchsorted(cookies, chunk.low))
+    stop = len(names) if chunk.end is None else int(np.searchsorted(cookies, chunk.end))
+    cookies, chosen = cookies[first:stop], order[first:stop].tolist()
+    hints = dirhints.of(view)
+    key = (directory.number, directory.words[25])
+    ranked: list[int] = cookies.tolist()
+    if key in hints.pins or bool((cookies[1:] == cookies[:-1]).any()):
+        ranked, chosen = _settle(directory, hints, ranked, chosen, names)
+    chunk.cookies = ranked
+    chunk.entries = list(
+        map(Entry, [names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked)
+    )
+    return chunk
+
+
+def _settle(
+    directory: Inode, hints: dirhints.Hints, ranked: list[int], chosen: list[int], names: list[bytes]
+) -> tuple[list[int], list[int]]:
+    """Give names with one cookie different ones, those that they had before if they had any: (cookies, order)."""
+    key = (directory.number, directory.words[25])
+    pins = hints.pins.get(key, {})
+    taken: dict[int, int] = {}
+    unplaced: list[tuple[int, int]] = []
+    for cookie, i in zip(ranked, chosen, strict=True):
+        pinned = pins.get(names[i])
+        if pinned is None:
+            unplaced.append((cookie, i))
+        elif taken.setdefault(pinned, i) != i:
+            raise Corrupt("directory entry", f"inode {directory.number}: {names[i]!r} is there twice")
+    after: dict[int, int] = {}
+    for cookie, i in sorted(unplaced, key=lambda row: (row[0], names[row[1]])):
+        place = cookie
+        if cookie in taken:
+            if names[taken[cookie]] == names[i]:
+                raise Corrupt("directory entry", f"inode {directory.number}: {names[i]!r} is there twice")
+            hints.pin(key, names[taken[cookie]], cookie)
+            place = after.get(cookie, cookie) + 1
+            while place in taken:
+                place += 1
+            after[cookie] = place
+            hints.pin(key, names[i], place)
+        taken[place] = i
+    cookies = sorted(taken)
+    return cookies, [taken[cookie] for cookie in cookies]
+
+
+# Keeping the remembered chunk right
+
+
+def amend(view: View, directory: Inode, name: bytes, entry: Entry | None) -> None:
+    """The directory has changed: ``name`` is now what ``entry`` says, or not there any more (None)."""
+    hints = dirhints.of(view)
+    key = (directory.number, directory.words[25])
+    chunk = hints.chunks.get(key)
+    if chunk is None:
+        return
+    cookie = _cookie(view, chunk.version, name)
+    if cookie < chunk.low or (chunk.end is not None and cookie >= chunk.end):
+        return
+    at = bisect_left(chunk.cookies, cookie)
+    there = at < len(chunk.cookies) and chunk.cookies[at] == cookie
+    known = there and chunk.entries[at].name == name
+    if key in hints.pins or (there and not known):
+        if there:
+            # Whoever read on up to here must not meet that name again behind the new one.
+            hints.pin(key, chunk.entries[at].name, cookie)
+        del hints.chunks[key]
+    elif entry is None:
+        if known:
+            del chunk.cookies[at], chunk.entries[at]
+    elif known:
+        chunk.entries[at] = entry._replace(cookie=cookie)
+    else:
+        chunk.cookies.insert(at, cookie)
+        chunk.entries.insert(at, entry._replace(cookie=cookie))

@@ -1,0 +1,145 @@
+"""A pool with directories that the tests of names change, held against a dict model and e2fsprogs."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.inode import FT_DIR, FT_REG_FILE
+from daxfs.ext4.superblock import Superblock
+from daxfs.journal.journal import Journal
+from daxfs.journal.transaction import Handle
+from daxfs.pmem.pool import open_pool
+from daxfs.structures import blocks, directories, inodes, mapping
+from daxfs.structures.directories import Entry
+from daxfs.structures.inodes import Inode
+from support import fsck, mke2fs, run
+
+ROOT = 2
+CREDITS = 200
+
+
+def make_image(path: Path, *options: str, size: str = "16M") -> Path:
+    """A pool without a journal."""
+    return mke2fs(path, "-O", "^has_journal", *options, size=size)
+
+
+class DirectoryRig:
+    """An open pool with one directory, ``model`` (name -> inode), whose names all are links to one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model: dict[bytes, int] = {}
+        self.target = self.ino = 0
+        self.open()
+        self.ino = self.make_directory(b"dir")
+        self.target = self.make_file(b"target")
+
+    def open(self) -> None:
+        self.pool = open_pool(self.path, persistence="volatile")
+        self.geometry = Geometry.of(Superblock(self.pool.memory[1024:2048]))
+        self.journal = Journal.open(self.pool, self.geometry, None)
+        self.journal.commit_hooks.append(blocks.apply_frees)
+        self.journal.rollback_hooks += [directories.drop_hints, blocks.drop_hints]
+
+    def remount(self) -> None:
+        self.settle()
+        self.journal.close()
+        self.pool.close()
+        self.open()
+
+    @property
+    def view(self):
+        return self.journal.view
+
+    @property
+    def inode(self) -> Inode:
+        return inodes.read(self.view, self.ino)
+
+    @contextmanager
+    def change(self, ino: int = 0, credits: int = CREDITS) -> Iterator[tuple[Handle, Inode]]:
+        with self.journal.handle(credits) as tx:
+            yield tx, inodes.edit(tx, ino or self.ino)
+
+    def make_directory(self, name: bytes, parent: int = ROOT) -> int:
+        with self.change(parent) as (tx, above):
+            inode = inodes.allocate(tx, above, stat.S_IFDIR | 0o755)
+            mapping.new_inode_map(tx, inode)
+            directories.create(tx, inode, parent)
+            inode.links_count = 2
+            above.links_count += 1
+            directories.insert(tx, above, name, inode.number, FT_DIR)
+            return inode.number
+
+    def make_file(self, name: bytes, parent: int = ROOT) -> int:
+        with self.change(parent) as (tx, above):
+            inode = inodes.allocate(tx, above, stat.S_IFREG | 0o644)
+            mapping.new_inode_map(tx, inode)
+            inode.links_count = 1
+            directories.insert(tx, above, name, inode.number, FT_REG_FILE)
+            return inode.number
+
+    def insert(self, *names: bytes) -> None:
+        with self.change() as (tx, inode):
+            for name in names:
+                assert directories.find(tx, inode, name) is None
+                directories.insert(tx, inode, name, self.target, FT_REG_FILE)
+        for name in names:
+            self.model[name] = self.target
+
+    def insert_many(self, names: list[bytes], step: int = 20) -> None:
+        for at in range(0, len(names), step):
+            self.insert(*names[at : at + step])
+
+    def remove(self, *names: bytes) -> None:
+        with self.change() as (tx, inode):
+            for name in names:
+                directories.remove(tx, inode, name)
+        for name in names:
+            del self.model[name]
+
+    def find(self, name: bytes) -> Entry | None:
+        return directories.find(self.view, self.inode, name)
+
+    def listing(self, cookie: int = 0) -> list[Entry]:
+        return list(directories.entries(self.view, self.inode, cookie))
+
+    def check(self) -> None:
+        """Every name is found and listed once."""
+        for name, ino in self.model.items():
+            entry = self.find(name)
+            assert entry is not None, name
+            assert entry.ino == ino
+        listed = self.listing()
+        assert listed[0][0] == b"."
+        assert listed[1][0] == b".."
+        assert sorted((e.name, e.ino) for e in listed[2:]) == sorted(self.model.items())
+        cookies = [entry.cookie for entry in listed]
+        assert cookies == sorted(set(cookies))
+        assert directories.is_empty(self.view, self.inode) == (not self.model)
+
+    def settle(self) -> None:
+        """Make the link counts fit, so that e2fsck has nothing to say, and commit."""
+        with self.change(self.target) as (_, inode):
+            inode.links_count = 1 + len(self.model)
+        self.journal.commit()
+
+    def close(self) -> None:
+        """Check, then let e2fsck check."""
+        self.check()
+        self.settle()
+        self.journal.close()
+        self.pool.close()
+        fsck(self.path)
+
+    def htree(self) -> str:
+        """What debugfs says about the index (of a settled pool)."""
+        self.settle()
+        return run("debugfs", "-R", f"htree <{self.ino}>", self.path)
+
+    def depth(self) -> int:
+        return int(re.search(r"Indirect levels: (\d+)", self.htree())[1])
