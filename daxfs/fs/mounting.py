@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,13 @@ from daxfs.errors import Corrupt, FsError, Unsupported
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
-from daxfs.ext4.superblock import Superblock
+from daxfs.ext4.superblock import EXT4_SUPER_MAGIC, EXT4_VALID_FS, Superblock
 from daxfs.fs import removal
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
-from daxfs.journal.journal import Journal
 from daxfs.journal.area import LogArea
+from daxfs.journal.journal import Journal
 from daxfs.journal.view import PoolView, View
 from daxfs.structures import blocks, directories, inodes, mapping
 
@@ -33,28 +34,18 @@ log = logging.getLogger("daxfs.fs")
 
 SUPERBLOCK_OFFSET = 1024
 SUPERBLOCK_SIZE = 1024
-VALID_FS = 0x0001
 MIN_JOURNAL_BLOCKS = 1024
 
 
 def read_superblock(pool: Pool) -> Superblock:
-    """A checked copy of the pool's superblock."""
+    """A copy of the pool's superblock. Its checksum is not checked yet: the log may have a better superblock."""
     end = SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE
     if pool.size < end:
         raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: only {pool.size} bytes long")
     sb = Superblock(memoryview(bytearray(pool.memory[SUPERBLOCK_OFFSET:end])))
-    if sb.s_magic != 0xEF53:
+    if sb.s_magic != EXT4_SUPER_MAGIC:
         raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: no superblock magic (make one: daxfs mkfs)")
-    sb.verify()
     return sb
-
-
-def write_superblock(pool: Pool, sb: Superblock) -> None:
-    """Put a superblock in place outside the journal: only while the log is empty."""
-    sb.s_wtime = int(time.time()) & 0xFFFFFFFF
-    sb.seal()
-    pool.write(SUPERBLOCK_OFFSET, bytes(sb.buffer))
-    pool.fence()
 
 
 def check_features(sb: Superblock, *, read_only: bool) -> bool:
@@ -92,64 +83,99 @@ def mount(pool: Pool, options: Options) -> Volume:
     read_only = check_features(sb, read_only=options.read_only or pool.read_only)
     geometry = Geometry.of(sb)
     geometry.check_pool_size(pool.size)
-    view: View = PoolView(pool, geometry)
-    area = log_area(view, sb) if geometry.has_journal else None
-    if area is not None and sb.s_feature_incompat & Incompat.needs_recovery:
-        replay(pool, geometry, area)
+    area = log_area(PoolView(pool, geometry), sb) if geometry.has_journal else None
+    if area is not None and needs_recovery(sb) and recovered(pool, geometry, area, read_only=read_only):
         sb = read_superblock(pool)
         geometry = Geometry.of(sb)
-        view = PoolView(pool, geometry)
+    sb.verify()
     if read_only:
-        return Volume(pool, geometry, view, None, options)
-    mark_in_use(pool, sb, geometry, options)
-    journal = Journal.open(pool, geometry, area)
-    volume = Volume(pool, geometry, journal.view, journal, options)
-    journal.commit_hooks.extend((volume.write_times, lambda tx: removal.list_orphans(volume, tx), blocks.apply_frees))
-    journal.rollback_hooks.extend((volume.nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
+        return Volume(pool, geometry, PoolView(pool, geometry), None, options)
+    if area is not None:
+        recovery.wipe(pool, geometry, area)
+    volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
+    mark_in_use(volume)
     found = removal.recover(volume)
     if found:
         log.info("%d orphaned inodes cleaned", found)
-        journal.commit()
+    volume.commit()
     return volume
 
 
-def replay(pool: Pool, geometry: Geometry, area: LogArea) -> None:
-    """Bring the pool to the state of its last commit."""
+def needs_recovery(sb: Superblock) -> bool:
+    """Whether the log may hold something newer than the pool.
+
+    The flag says so; and a wrong checksum may mean that the superblock was torn while it was copied home from the log.
+    """
+    if sb.s_feature_incompat & Incompat.needs_recovery:
+        return True
+    try:
+        sb.verify()
+    except Corrupt:
+        return True
+    return False
+
+
+def recovered(pool: Pool, geometry: Geometry, area: LogArea, *, read_only: bool) -> bool:
+    """Replay the log; whether there was anything in it."""
     if pool.read_only:
         raise FsError(errno.EROFS, f"{pool.path}: the journal needs replay and the pool can't be written")
     report = recovery.replay(pool, geometry, area)
-    log.info("journal replayed: %s", report)
-    sb = read_superblock(pool)
-    sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
-    write_superblock(pool, sb)
+    if report.clean:
+        return False
+    log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
+    if read_only:
+        sb = read_superblock(pool)
+        sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
+        sb.seal()
+        pool.write(SUPERBLOCK_OFFSET, bytes(sb.buffer))
+        pool.fence()
+    return True
 
 
-def mark_in_use(pool: Pool, sb: Superblock, geometry: Geometry, options: Options) -> None:
-    """The superblock of a mounted pool: recovery needed, one more mount (ext4_setup_super in fs/ext4/super.c)."""
-    sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
-    sb.s_mtime = int(time.time()) & 0xFFFFFFFF
-    if options.mountpoint:
-        sb.s_last_mounted = options.mountpoint.encode()[:63].ljust(64, b"\0")
-    if geometry.has_journal:
-        sb.s_feature_incompat |= Incompat.needs_recovery
-    else:
-        sb.s_state &= ~VALID_FS
-    if geometry.has_orphan_file:
-        sb.s_feature_ro_compat |= RoCompat.orphan_present
-    write_superblock(pool, sb)
+def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) -> Volume:
+    """A volume on an open journal, with the hooks of this floor and of the structures."""
+    volume = Volume(pool, geometry, journal.view, journal, options)
+    journal.commit_hooks.extend((volume.write_times, lambda tx: removal.list_orphans(volume, tx), blocks.apply_frees))
+    journal.rollback_hooks.extend((volume.nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
+    return volume
+
+
+def mark_in_use(volume: Volume) -> None:
+    """The superblock of a mounted pool: recovery needed, one more mount (ext4_setup_super in fs/ext4/super.c).
+
+    It goes through the log like every later change of the superblock, so that a power cut can't tear it. A crash before
+    the flag is in place finds a log that holds nothing but this.
+    """
+    geometry = volume.geometry
+    with volume.handle(1) as tx:
+        sb = tx.edit_superblock()
+        sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
+        sb.s_mtime = sb.s_wtime = int(time.time()) & 0xFFFFFFFF
+        if volume.options.mountpoint:
+            sb.s_last_mounted = os.fsencode(volume.options.mountpoint)[:63].ljust(64, b"\0")
+        if geometry.has_journal:
+            sb.s_feature_incompat |= Incompat.needs_recovery
+        else:
+            sb.s_state &= ~EXT4_VALID_FS
+        if geometry.has_orphan_file:
+            sb.s_feature_ro_compat |= RoCompat.orphan_present
+    volume.commit()
 
 
 def unmount(volume: Volume) -> None:
-    """Commit, empty the log, mark the pool clean. After an abort the pool stays as it is, for recovery."""
+    """Commit, mark the pool clean, empty the log. After an abort the pool stays as it is, for recovery."""
     if not volume.was_writable or volume.journal.aborted:
         return
+    journal = volume.journal
     if not volume.read_only:
+        volume.nodes.pins.clear()
         for ino in tuple(volume.nodes.unlinked):
-            volume.nodes.pins.pop(ino, None)
             removal.free(volume, ino)
-    volume.journal.close()
-    sb = read_superblock(volume.pool)
-    sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
-    sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
-    sb.s_state |= VALID_FS
-    write_superblock(volume.pool, sb)
+    journal.commit()
+    with journal.handle(1) as tx:
+        sb = tx.edit_superblock()
+        sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
+        sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
+        sb.s_state |= EXT4_VALID_FS
+        sb.s_wtime = int(time.time()) & 0xFFFFFFFF
+    journal.close()

@@ -102,7 +102,6 @@ def new_inode(tx: Handle, parent: Inode, mode: int, caller: Caller, now: int) ->
     inode.uid = caller.uid
     inode.gid = gid
     inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = now
-    inode.links_count = 1
     return inode, inherited
 
 
@@ -137,7 +136,6 @@ def make(
         if stat.S_ISDIR(mode):
             mapping.new_inode_map(tx, inode)
             directories.create(tx, inode, parent)
-            inode.links_count = 2
             add_link_for_subdirectory(volume, directory)
         elif target is not None:
             write_target(volume, tx, inode, target)
@@ -147,6 +145,7 @@ def make(
             inode.rdev = rdev
         if inherited is not None:
             xattrs.set_inherited(tx, inode, inherited)
+        inode.links_count = 2 if stat.S_ISDIR(mode) else 1
         directories.insert(tx, directory, name, inode.number, file_type_of_mode(mode))
         directory.mtime_ns = directory.ctime_ns = now
         return attributes_of(inode)
