@@ -560,3 +560,19 @@ def mingle(side: Side, chance: random.Random, tree: Tree, turns: int) -> None:
                 side.write(target, chance.randrange(200_000), chance.randbytes(chance.choice((10, 4096, 20_000))))
             if target is name:
                 files.append(name)
+
+
+def furnish(fs: FileSystem) -> None:
+    """A file in many pieces, one with an attribute block, an indexed directory."""
+    fs.tree.write_bytes("/f", b"content")
+    file, _ = fs.create(ROOT_INO, b"pieces", 0o644)
+    for number in range(20):
+        fs.write(file, number * 16384, b"piece")
+    fs.release(file)
+    ino = fs.mknod(ROOT_INO, b"attributes", 0o644).ino
+    fs.setxattr(ino, b"user.big", b"x" * 1000)
+    fs.tree.mkdir("/d")
+    directory = fs.tree.resolve("/d")
+    for number in range(400):
+        fs.link(ino, directory, b"%d" % number + b"n" * 50)
+    fs.tree.symlink("s" * 200, "/link")
