@@ -95,6 +95,14 @@ def splice(tx: Handle, inode: Inode, path: list[Node], begin: int, end: int, new
         _set_key(tx, inode, path, len(path) - 1, w[3])
 
 
+def lengthen(tx: Handle, inode: Inode, number: int, at: int, count: int) -> None:
+    """Add ``count`` blocks to entry ``at`` of the leaf ``number``: what an append comes down to."""
+    w = writable(tx, inode, number)
+    w[3 * at + 4] += count
+    if not number:
+        trust_root(tx, inode, w)
+
+
 def _set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -> None:
     """The node at ``level`` begins with ``lblk`` now: make the index entries above say so."""
     for step in reversed(path[:level]):

@@ -209,32 +209,28 @@ def allocate(
         raise FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is beyond what a file can have")
     geometry = tx.geometry
     path, bound = descend(tx, inode, lblk)
-    _, w, at = path[-1]
-    used = w[0] >> 16
-    near = 0
-    following = bound
-    if at + 1 < used:
-        following = w[3 * at + 6]
-    if at >= 0:
-        left = format_.leaf(w, at)
-        distance = lblk - left.lblk
-        if distance < left.length:
-            raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
-        near = left.pblk + distance
-        if near >= geometry.blocks_count:
-            near = left.pblk + left.length - 1
-    elif at + 1 < used:
-        right = format_.leaf(w, at + 1)
-        near = max(right.pblk - (right.lblk - lblk), 0)
+    number, w, at = path[-1]
+    following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
+    left = format_.leaf(w, at) if at >= 0 else None
+    if left is not None and lblk < left.lblk + left.length:
+        raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
+    near = _near(tx, w, left, lblk) or goal or geometry.first_block(geometry.group_of_inode(inode.number))
     limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
     want = min(want, following - lblk, limit)
     huge = HUGE_PAGE >> geometry.block_bits
     if align == 1 and want >= huge and not lblk % huge:
         align = huge
-    near = near or goal or geometry.first_block(geometry.group_of_inode(inode.number))
     start, count = blocks.allocate(tx, near, want, align=align)
     extent = Extent(lblk, start, count, unwritten)
     inodes.add_blocks(inode, count, geometry)
+    if (
+        left is not None
+        and start - left.pblk == lblk - left.lblk == left.length <= limit - count
+        and left.unwritten == unwritten
+        and lblk + count < following
+    ):
+        extent_edit.lengthen(tx, inode, number, at, count)
+        return extent
     try:
         _insert_at(tx, inode, path, bound, extent)
     except FsError:
@@ -242,6 +238,17 @@ def allocate(
         inodes.add_blocks(inode, -count, geometry)
         raise
     return extent
+
+
+def _near(tx: Handle, w: memoryview, left: Extent | None, lblk: int) -> int:
+    """Where the neighbours in the leaf would have ``lblk`` lie; 0 when there are none."""
+    if left is not None:
+        near = left.pblk + lblk - left.lblk
+        return near if near < tx.geometry.blocks_count else left.pblk + left.length - 1
+    if not w[0] >> 16:
+        return 0
+    right = format_.leaf(w, 0)
+    return max(right.pblk - (right.lblk - lblk), 0)
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
