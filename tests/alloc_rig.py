@@ -37,10 +37,10 @@ LAYOUTS = {
 
 
 class AllocRig:
-    """A pool without a journal, and what a test has allocated in it."""
+    """A pool whose journal, if there is one, is not used."""
 
-    def __init__(self, path: Path, *options: str, size: str = "48M") -> None:
-        self.path = mke2fs(path, "-O", "^has_journal", *options, size=size)
+    def __init__(self, path: Path, *options: str, size: str = "48M", feature: str = "^has_journal") -> None:
+        self.path = mke2fs(path, "-O", feature, *options, size=size)
         self.open()
 
     def open(self) -> None:

@@ -310,8 +310,8 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
 def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
     """Where a new directory goes (``find_group_orlov``, simplified).
 
-    A top-level directory goes to the group with the fewest directories among those with more than the average of free
-    inodes and blocks, beginning anywhere; every other one to its parent's group, or the next that is not far below the
+    A top-level directory goes to the group with the fewest directories among those with about the average of free
+    inodes and blocks or more, beginning anywhere; every other one to its parent's group, or the next that is not far below the
     average.
     """
     geometry = tx.geometry
@@ -321,6 +321,9 @@ def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
     free_inodes = sb.s_free_inodes_count // geometry.groups_count
     free_blocks = sb.free_blocks_count // geometry.groups_count
     if parent.number == EXT4_ROOT_INO or parent.i_flags & EXT4_TOPDIR_FL:
+        # A little under the average will do: on small pools the groups with superblock copies are always below it.
+        free_inodes -= free_inodes >> 3
+        free_blocks -= free_blocks >> 3
         return _roomy_group(tx, getrandbits(32) % geometry.groups_count, free_inodes, free_blocks, home)
     free_inodes -= geometry.inodes_per_group // 4
     free_blocks -= geometry.blocks_per_group // 4

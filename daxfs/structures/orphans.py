@@ -140,7 +140,7 @@ def _before(view: View, ino: int) -> int:
     at = view.superblock().s_last_orphan
     while at and at not in seen:
         seen.add(at)
-        following = inodes.read(view, at).i_dtime
+        following = inodes.read(view, _believable(view, at)).i_dtime
         if following == ino:
             return at
         at = following

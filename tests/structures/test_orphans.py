@@ -1,0 +1,204 @@
+"""Orphans in the list and in the orphan file: against a model, and e2fsck's recovery of them."""
+
+from __future__ import annotations
+
+import random
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from alloc_rig import AllocRig
+
+from daxfs.errors import Corrupt
+from daxfs.ext4 import orphan
+from daxfs.ext4.features import RoCompat
+from daxfs.structures import inodes, mapping, orphans
+from support import fsck, run
+
+FORMS = {
+    "list": ("-O", "^orphan_file"),
+    "list without checksums": ("-O", "^orphan_file,^metadata_csum", "-I", "128"),
+    "file": ("-O", "orphan_file"),
+    "file without checksums": ("-O", "orphan_file,^metadata_csum"),
+}
+Rigs = Callable[..., AllocRig]
+
+
+class Undo(Exception):
+    """Ends a handle whose changes a test takes back."""
+
+
+@pytest.fixture
+def rigs(tmp_path: Path) -> Iterator[Rigs]:
+    """``rigs("file")``: a pool whose orphans are kept in that way."""
+    made: list[AllocRig] = []
+
+    def make(form: str) -> AllocRig:
+        path = tmp_path / f"pool{len(made)}"
+        made.append(AllocRig(path, "-b", "1024", "-N", "2048", *FORMS[form], size="16M", feature="has_journal"))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.pool.close()
+
+
+def make_files(rig: AllocRig, count: int, *, links: int = 0, blocks: int = 0) -> list[int]:
+    """Inodes without a name."""
+    made = []
+    for _ in range(count):
+        with rig.handle(16) as tx:
+            inode = inodes.allocate(tx, inodes.read(tx, 2), stat.S_IFREG | 0o600)
+            inode.links_count = links
+            mapping.new_inode_map(tx, inode)
+            if blocks:
+                mapping.allocate(tx, inode, 0, blocks)
+            made.append(inode.number)
+    return made
+
+
+def add(rig: AllocRig, ino: int) -> None:
+    with rig.handle(2) as tx:
+        orphans.add(tx, ino)
+
+
+def remove(rig: AllocRig, ino: int) -> None:
+    with rig.handle(3) as tx:
+        orphans.remove(tx, ino)
+
+
+def listed(rig: AllocRig) -> list[int]:
+    return list(orphans.listing(rig.view))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_model(rigs: Rigs, form: str) -> None:
+    rig = rigs(form)
+    files = make_files(rig, 40)
+    chance = random.Random(form)
+    noted: set[int] = set()
+    for _ in range(300):
+        ino = chance.choice(files)
+        change = remove if ino in noted else add
+        if chance.random() < 0.2:
+            with suppress(Undo), rig.handle(8) as tx:
+                getattr(orphans, change.__name__)(tx, ino)
+                raise Undo
+        else:
+            change(rig, ino)
+            noted ^= {ino}
+        if chance.random() < 0.1:
+            rig.journal.commit()
+        if chance.random() < 0.1:
+            orphans._files.clear()
+        found = listed(rig)
+        assert set(found) == noted
+        assert len(found) == len(noted)
+    for ino in noted:
+        remove(rig, ino)
+    for ino in files:
+        with rig.handle(4) as tx:
+            inodes.free(tx, inodes.edit(tx, ino))
+    rig.close()
+    fsck(rig.path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_e2fsck_frees_them(rigs: Rigs, form: str) -> None:
+    rig = rigs(form)
+    for ino in make_files(rig, 5, blocks=3):
+        add(rig, ino)
+    if rig.geometry.has_orphan_file:
+        with rig.handle() as tx:
+            tx.edit_superblock().s_feature_ro_compat |= RoCompat.orphan_present
+    rig.close()
+    # It counts what it finds in the file as a repair, and what it finds in the list not.
+    said = run("e2fsck", "-fy", rig.path, code=int(rig.geometry.has_orphan_file))
+    assert said.lower().count("orphaned inode") >= 5
+    assert "bitmap differences" not in said
+    fsck(rig.path)
+
+
+def test_the_list_is_youngest_first(rigs: Rigs) -> None:
+    rig = rigs("list")
+    files = make_files(rig, 5)
+    for ino in files:
+        add(rig, ino)
+    assert listed(rig) == files[::-1]
+    for gone in (files[4], files[0], files[2]):
+        remove(rig, gone)
+        assert inodes.read(rig.view, gone).i_dtime == 0
+    assert listed(rig) == [files[3], files[1]]
+    with pytest.raises(Corrupt, match="orphan list"):
+        remove(rig, files[0])
+    # Recovery takes each away as it comes.
+    for ino in orphans.listing(rig.view):
+        remove(rig, ino)
+    assert listed(rig) == []
+
+
+def test_a_full_file_overflows_into_the_list(rigs: Rigs) -> None:
+    rig = rigs("file")
+    room = len(orphans._file(rig.view).blocks) * orphan.inodes_per_block(1024)
+    files = make_files(rig, 3)
+    filler = files[0]
+    with rig.handle(1024) as tx:
+        for _ in range(room - 1):
+            orphans.add(tx, filler)
+    add(rig, files[1])
+    assert rig.view.superblock().s_last_orphan == 0
+    add(rig, files[2])
+    assert rig.view.superblock().s_last_orphan == files[2]
+    assert set(listed(rig)) == set(files)
+    remove(rig, files[1])
+    remove(rig, files[2])
+    add(rig, files[2])
+    assert rig.view.superblock().s_last_orphan == 0
+    assert set(listed(rig)) == {filler, files[2]}
+
+
+# Damage
+
+
+def test_lists_that_loop_or_lead_astray(rigs: Rigs) -> None:
+    rig = rigs("list")
+    first, second, third, other = make_files(rig, 4)
+    for ino in (first, second, third):
+        add(rig, ino)
+    for following, kind in ((third, "comes twice"), (2, "is not in"), (1 << 30, "is not in"), (2000, "is free")):
+        with rig.handle() as tx:
+            inodes.edit(tx, first).i_dtime = following
+        with pytest.raises(Corrupt, match=kind):
+            listed(rig)
+        with pytest.raises(Corrupt):
+            remove(rig, other)
+
+
+@pytest.mark.parametrize("form", ["file", "file without checksums"])
+def test_damaged_orphan_files(rigs: Rigs, form: str) -> None:
+    rig = rigs(form)
+    (ino,) = make_files(rig, 1)
+    add(rig, ino)
+    rig.journal.commit()
+    number = orphans._file(rig.view).blocks[0]
+    with rig.corrupting():
+        rig.pool.memory[(number << 10) + 1016] ^= 1
+    with pytest.raises(Corrupt, match="orphan file block"):
+        listed(rig)
+    with rig.corrupting():
+        rig.pool.memory[(number << 10) + 1016] ^= 1
+        rig.pool.memory[(number << 10) + 1] ^= 0x40
+    with pytest.raises(Corrupt, match="orphan file block checksum" if form == "file" else "orphan inode"):
+        listed(rig)
+
+
+def test_an_orphan_file_that_is_none(rigs: Rigs) -> None:
+    rig = rigs("file")
+    for ino, kind in ((0, "inode number"), (2, "orphan file"), (11, "orphan file")):
+        with rig.corrupting() as sb:
+            sb.s_orphan_file_inum = ino
+            sb.seal()
+        with pytest.raises(Corrupt, match=kind):
+            listed(rig)
