@@ -311,8 +311,8 @@ def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
     """Where a new directory goes (``find_group_orlov``, simplified).
 
     A top-level directory goes to the group with the fewest directories among those with about the average of free
-    inodes and blocks or more, beginning anywhere; every other one to its parent's group, or the next that is not far below the
-    average.
+    inodes and blocks or more, beginning anywhere; every other one to its parent's group, or the next that is not far
+    below the average.
     """
     geometry = tx.geometry
     if geometry.groups_count == 1:
