@@ -1,0 +1,440 @@
+"""Handles: what they change, what they take back, and what they may."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from journal_rig import JournalRig
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.journal.journal import Journal
+from daxfs.journal.transaction import Handle
+from daxfs.journal.view import PoolView
+from daxfs.pmem.memory import MemoryPool
+
+
+class Undo(Exception):
+    """Ends a handle whose changes are taken back."""
+
+
+@contextmanager
+def undone(journal: Journal, credits: int) -> Iterator[Handle]:
+    """A handle that ends in an error."""
+
+    def operation() -> Iterator[Handle]:
+        with journal.handle(credits) as tx:
+            yield tx
+            raise Undo
+
+    steps = operation()
+    yield next(steps)
+    with pytest.raises(Undo):
+        next(steps)
+
+
+@pytest.fixture
+def rig() -> JournalRig:
+    return JournalRig()
+
+
+@pytest.fixture
+def pool(rig: JournalRig) -> MemoryPool:
+    return MemoryPool(rig.content)
+
+
+@pytest.fixture
+def journal(rig: JournalRig, pool: MemoryPool) -> Journal:
+    return Journal.open(pool, rig.geometry, rig.area, check_credits=True)
+
+
+def nothing(content: memoryview) -> None:
+    """A seal, or a check that accepts."""
+
+
+def test_a_change_is_seen_at_once_and_stored_by_the_commit(rig: JournalRig, pool: MemoryPool, journal: Journal) -> None:
+    block = rig.free[0]
+    with journal.handle(1) as tx:
+        tx.edit(block)[:] = rig.filled(7)
+        assert bytes(tx.block(block)) == rig.filled(7)
+    assert bytes(journal.view.block(block)) == rig.filled(7)
+    assert rig.block(pool, block) == bytes(rig.block_size)
+    assert journal.dirty
+    journal.commit()
+    assert rig.block(pool, block) == rig.filled(7)
+    assert not journal.dirty
+    assert bytes(journal.view.block(block)) == rig.filled(7)
+
+
+def test_readers_cannot_write(rig: JournalRig, journal: Journal) -> None:
+    with journal.handle(1) as tx:
+        tx.edit(rig.free[0])
+        for content in (tx.block(rig.free[0]), journal.view.block(rig.free[0]), tx.block(rig.free[1])):
+            assert content.readonly
+        with pytest.raises((TypeError, AttributeError, ValueError)):
+            tx.superblock().s_mnt_count = 3
+
+
+def test_an_exception_takes_everything_back(rig: JournalRig, journal: Journal) -> None:
+    old, fresh, gone = rig.free[0], rig.free[1], rig.free[2]
+    with journal.handle(8) as tx:
+        tx.edit(old, nothing)[:] = rig.filled(1)
+        tx.edit(gone)[:] = rig.filled(2)
+        tx.frees.append((5, 1))
+        tx.edit_superblock().s_mnt_count = 5
+        tx.forget(rig.free[5])
+        tx.reserve("a", 2)
+    tables = (dict(journal._transaction.seals[old]), dict(journal._transaction.reserved))
+    with undone(journal, 8) as tx:
+        tx.edit(old)[:] = rig.filled(3)
+        tx.create(fresh, nothing)[:] = rig.filled(4)
+        tx.seal_record(old, 9, nothing)
+        tx.forget(gone)
+        tx.create(gone)[:] = rig.filled(5)
+        tx.create(rig.free[5])
+        tx.frees.append((6, 1))
+        tx.edit_superblock().s_mnt_count = 6
+        tx.reserve("b", 3)
+    view, tx_state = journal.view, journal._transaction
+    assert bytes(view.block(old)) == rig.filled(1)
+    assert bytes(view.block(fresh)) == bytes(rig.block_size)
+    assert bytes(view.block(gone)) == rig.filled(2)
+    assert view.superblock().s_mnt_count == 5
+    assert tx_state.frees == [(5, 1)]
+    assert tx_state.revokes == {rig.free[5]}
+    assert (tx_state.seals[old], tx_state.reserved) == tables
+    assert tx_state.seals.keys() == {old}
+    assert journal.stats.rollbacks == 1
+
+
+def test_the_undone_superblock_is_not_stored(pool: MemoryPool, rig: JournalRig, journal: Journal) -> None:
+    with undone(journal, 1) as tx:
+        tx.edit_superblock().s_mnt_count = 77
+    assert not journal.dirty
+    journal.commit()
+    assert PoolView(pool, rig.geometry).superblock().s_mnt_count != 77
+
+
+@pytest.mark.parametrize("name", ["v3", "4k"])
+def test_the_superblock_is_sealed_and_stored(name: str) -> None:
+    rig = JournalRig(name)
+    pool = MemoryPool(rig.content)
+    journal = Journal.open(pool, rig.geometry, rig.area)
+    with journal.handle(0) as tx:
+        tx.edit_superblock().s_mnt_count = 77
+        assert tx.superblock().s_mnt_count == 77
+    journal.commit()
+    stored = PoolView(pool, rig.geometry).superblock()
+    stored.verify()
+    assert stored.s_mnt_count == 77
+
+
+def test_seals_run_once_at_commit_in_order(rig: JournalRig, journal: Journal) -> None:
+    ran: list[str] = []
+    a, b = rig.free[0], rig.free[1]
+    with journal.handle(2) as tx:
+        tx.edit(a, lambda _: ran.append("a"))
+        tx.seal_record(a, 1, lambda _: ran.append("late a1"), late=True)
+        tx.edit(b, lambda _: ran.append("b"))
+        tx.seal_record(b, 2, lambda _: ran.append("b2"))
+    with journal.handle(2) as tx:
+        tx.edit(a, lambda _: ran.append("never"))
+        tx.seal_record(b, 2, lambda _: ran.append("never"))
+    assert ran == []
+    journal.commit()
+    assert ran == ["a", "b", "b2", "late a1"]
+    journal.commit()
+    assert len(ran) == 4
+
+
+def test_what_a_seal_writes_is_stored(rig: JournalRig, pool: MemoryPool, journal: Journal) -> None:
+    def seal(content: memoryview) -> None:
+        content[-4:] = b"seal"
+
+    with journal.handle(1) as tx:
+        tx.create(rig.free[0], seal)[0] = 1
+    journal.commit()
+    assert rig.block(pool, rig.free[0]) == b"\x01" + bytes(rig.block_size - 5) + b"seal"
+
+
+def test_a_created_block_keeps_no_seal_of_its_earlier_use(rig: JournalRig, journal: Journal) -> None:
+    def wrong(_: memoryview) -> None:
+        raise AssertionError
+
+    with journal.handle(1) as tx:
+        tx.edit(rig.free[0], wrong)
+        tx.seal_record(rig.free[0], 1, wrong, late=True)
+    with journal.handle(1) as tx:
+        assert bytes(tx.create(rig.free[0])) == bytes(rig.block_size)
+    journal.commit()
+
+
+def test_forgotten_blocks_are_neither_logged_nor_stored(rig: JournalRig, pool: MemoryPool, journal: Journal) -> None:
+    with journal.handle(1) as tx:
+        tx.edit(rig.free[0])[:] = rig.filled(1)
+    with journal.handle(0) as tx:
+        tx.forget(rig.free[0])
+        assert bytes(tx.block(rig.free[0])) == bytes(rig.block_size)
+    journal.commit()
+    assert rig.contents(pool) == {}
+    assert journal.stats.blocks_revoked == 1
+    assert journal.stats.blocks_home == 0
+
+
+def test_checks_run_once_and_again_after_forget(rig: JournalRig, journal: Journal) -> None:
+    ran: list[int] = []
+
+    def check(content: memoryview) -> None:
+        ran.append(content[0])
+        if content[0] == 9:
+            raise Corrupt("kind", "where")
+
+    block = rig.free[0]
+    journal.view.verified(block, check)
+    with journal.handle(1) as tx:
+        tx.verified(block, check)
+        assert len(ran) == 1
+        tx.edit(block)[0] = 9
+        tx.verified(block, check)
+        assert len(ran) == 1
+        tx.forget(block)
+        tx.verified(block, check)
+        assert len(ran) == 2
+        tx.create(block)[0] = 9
+    journal.commit()
+    with journal.handle(0) as tx:
+        tx.forget(block)
+    for _ in range(2):
+        with pytest.raises(Corrupt):
+            journal.view.verified(block, check)
+
+
+def test_block_numbers_are_checked(rig: JournalRig, journal: Journal) -> None:
+    limit = rig.geometry.blocks_count
+    view = PoolView(journal.pool, rig.geometry)
+    with journal.handle(4) as tx:
+        tx.edit_superblock()
+        for number in (0, limit, limit + 5, 1 << 47, -1):
+            for call in (tx.block, tx.edit, tx.create, tx.forget, view.block, journal.view.block):
+                with pytest.raises(Corrupt, match="block number"):
+                    call(number)
+            with pytest.raises(Corrupt):
+                tx.verified(number, nothing)
+        assert len(tx.block(limit - 1)) == rig.block_size
+
+
+def test_a_handle_ends_with_its_block(rig: JournalRig, journal: Journal) -> None:
+    with journal.handle(4) as tx:
+        tx.edit(rig.free[0])
+        with pytest.raises(RuntimeError, match="nest"):
+            journal.handle(1)
+        with pytest.raises(RuntimeError, match="nest"):
+            journal.commit()
+    calls = (
+        lambda: tx.edit(rig.free[0]),
+        lambda: tx.edit(rig.free[1]),
+        lambda: tx.create(rig.free[2]),
+        lambda: tx.forget(rig.free[0]),
+        lambda: tx.seal_record(rig.free[0], 1, nothing),
+        tx.edit_superblock,
+        lambda: tx.reserve(1),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"with journal\.handle"):
+            call()
+
+
+def test_a_record_is_sealed_only_in_a_block_that_is_changed(rig: JournalRig, journal: Journal) -> None:
+    with journal.handle(1) as tx, pytest.raises(ValueError, match="edit it before"):
+        tx.seal_record(rig.free[0], 1, nothing)
+
+
+def test_credits_are_checked_when_asked_for(rig: JournalRig, journal: Journal) -> None:
+    with journal.handle(2) as tx:
+        tx.edit(rig.free[0])
+        tx.edit(rig.free[1])
+        with pytest.raises(AssertionError, match="3 blocks changed with 2 credits"):
+            tx.edit(rig.free[2])
+    with journal.handle(2) as tx:
+        tx.edit_superblock()
+        tx.edit(rig.free[0])
+        tx.edit(rig.free[1])
+        assert tx.extend(1)
+        tx.edit(rig.free[2])
+        assert not tx.extend(10_000)
+
+
+def test_a_full_transaction_is_committed_first(rig: JournalRig, journal: Journal) -> None:
+    limit = (1024 - 1) // 4
+    with journal.handle(limit) as tx:
+        for block in rig.free[:10]:
+            tx.edit(block)
+        tx.reserve("hook", 5)
+    first = journal.running_id
+    with journal.handle(limit - 15) as tx:
+        assert tx.transaction_id == first
+    with journal.handle(limit - 14) as tx:
+        assert tx.transaction_id == first + 1 == journal.running_id
+    with pytest.raises(FsError, match=rf"needs {limit + 1} blocks.*holds {limit}") as refused:
+        journal.handle(limit + 1)
+    assert refused.value.errno == errno.ENOSPC
+
+
+def test_hooks_change_the_transaction_they_end(rig: JournalRig, pool: MemoryPool, journal: Journal) -> None:
+    def hook(tx: Handle) -> None:
+        for start, _ in tx.frees:
+            tx.edit(start)[0] = 1
+
+    journal.commit_hooks.append(hook)
+    with journal.handle(0) as tx:
+        tx.frees.append((rig.free[3], 2))
+    assert journal.pending_free_blocks == 2
+    assert journal.dirty
+    journal.commit()
+    assert journal.pending_free_blocks == 0
+    assert rig.contents(pool).keys() == {rig.free[3]}
+
+
+@pytest.mark.parametrize("where", ["hook", "seal", "pool"])
+def test_an_error_in_a_commit_aborts(rig: JournalRig, pool: MemoryPool, journal: Journal, where: str) -> None:
+    def fail(*_: object) -> None:
+        raise FsError(errno.EIO, "poisoned")
+
+    with journal.handle(1) as tx:
+        tx.edit(rig.free[0], fail if where == "seal" else None)[:] = rig.filled(1)
+    if where == "hook":
+        journal.commit_hooks.append(fail)
+    if where == "pool":
+        pool.fence = fail
+    with pytest.raises(FsError, match="poisoned"):
+        journal.commit()
+    assert journal.aborted
+    assert not journal.dirty
+    assert rig.contents(pool) == {}
+    for call in (lambda: journal.handle(1), journal.commit):
+        with pytest.raises(FsError) as refused:
+            call()
+        assert refused.value.errno == errno.EROFS
+    journal.close()
+    if where != "pool":
+        assert rig.superblock(pool).s_errno == -errno.EIO
+
+
+def test_an_abort_inside_a_handle(rig: JournalRig, journal: Journal) -> None:
+    dropped: list[int] = []
+    journal.rollback_hooks.append(lambda: dropped.append(1))
+    with undone(journal, 2) as tx:
+        tx.edit(rig.free[0])
+        journal.abort(Corrupt("x", "y"))
+    assert dropped
+    assert journal.aborted
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_closing_commits_and_lets_go_of_the_pool(rig: JournalRig, pool: MemoryPool, logged: bool) -> None:
+    journal = Journal.open(pool, rig.geometry, rig.area if logged else None)
+    with journal.handle(1) as tx:
+        tx.edit(rig.free[0])[:] = rig.filled(1)
+    journal.close()
+    journal.close()
+    assert rig.contents(pool) == {rig.free[0]: rig.filled(1)}
+    assert rig.superblock(pool).s_start == 0
+    with pytest.raises(FsError, match="closed"):
+        journal.handle(1)
+    with pytest.raises(ValueError, match="released"):
+        journal.view.block(rig.free[0])
+    pool.memory.release()  # BufferError if anyone still held it
+
+
+class HandlesAgainstAModel(RuleBasedStateMachine):
+    """Operations of random changes, some of which fail; the model is a dict from block to content."""
+
+    blocks = st.integers(0, 5)
+
+    @initialize(logged=st.booleans())
+    def begin(self, logged: bool) -> None:
+        self.rig = JournalRig()  # its log is so long that nothing commits by itself
+        self.pool = MemoryPool(self.rig.content)
+        self.journal = Journal.open(self.pool, self.rig.geometry, self.rig.area if logged else None)
+        self.model: dict[int, int] = {}  # block -> first byte
+        self.sealed: set[int] = set()
+        self.gone: set[int] = set()  # forgotten since they were last created: content undefined
+        self.frees: list[tuple[int, int]] = []
+
+    @precondition(lambda self: hasattr(self, "rig"))
+    @rule(
+        steps=st.lists(
+            st.tuples(st.sampled_from(["edit", "create", "forget", "seal", "free"]), blocks, st.integers(1, 255))
+        ),
+        fails=st.booleans(),
+    )
+    def operate(self, steps: list[tuple[str, int, int]], fails: bool) -> None:
+        model, sealed, gone, frees = dict(self.model), set(self.sealed), set(self.gone), list(self.frees)
+        try:
+            with self.journal.handle(6) as tx:
+                for step, index, value in steps:
+                    self.do(tx, step, index, value)
+                if fails:
+                    raise Undo
+        except Undo:
+            self.model, self.sealed, self.gone, self.frees = model, sealed, gone, frees
+
+    def do(self, tx: Handle, step: str, index: int, value: int) -> None:
+        block = self.rig.free[index]
+        if step == "create" or (step == "edit" and block in self.gone):
+            tx.create(block)[0] = value
+            self.model[block] = value
+            self.sealed.discard(block)
+            self.gone.discard(block)
+        elif step == "edit":
+            tx.edit(block)[0] = value
+            self.model[block] = value
+        elif step == "forget":
+            tx.forget(block)
+            self.gone.add(block)
+            self.model.pop(block, None)
+            self.sealed.discard(block)
+        elif step == "seal" and block not in self.gone:
+            tx.edit(block, self.seal)
+            self.sealed.add(block)
+        elif step == "free":
+            tx.frees.append((block, 1))
+            self.frees.append((block, 1))
+
+    @staticmethod
+    def seal(content: memoryview) -> None:
+        content[1] ^= 0xFF
+
+    @precondition(lambda self: hasattr(self, "rig"))
+    @rule()
+    def commit(self) -> None:
+        before = {block: self.journal.view.block(block)[1] for block in self.sealed}
+        self.journal.commit()
+        for block, value in before.items():
+            assert self.pool.memory[block * self.rig.block_size + 1] == value ^ 0xFF
+        self.sealed.clear()
+        self.frees.clear()
+        for block, value in self.model.items():
+            assert self.pool.memory[block * self.rig.block_size] == value
+
+    @invariant()
+    def the_view_is_the_model(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        for block in self.rig.free[:6]:
+            if block not in self.gone:
+                assert self.journal.view.block(block)[0] == self.model.get(block, 0)
+        transaction = self.journal._transaction
+        assert transaction.frees == self.frees
+        assert not transaction.revokes & transaction.copies.keys()
+        assert transaction.copies.keys() == transaction.overlay.keys()
+        assert transaction.seals.keys() <= transaction.copies.keys()
+
+
+HandlesAgainstAModel.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestHandlesAgainstAModel = HandlesAgainstAModel.TestCase
