@@ -1,31 +1,38 @@
-"""Extended attributes of inodes: found, set and removed, in the inode's slot and in its attribute block.
+"""Extended attributes of an inode: read, set, removed, listed, and access control lists kept in them.
 
-Callers name attributes in full (``b"user.comment"``). ACLs have ext4's compact form on the disk and the one of system
-calls in `get` and `set`; `get_acl` and `set_acl` deal in entries. Who may see or change which attribute, what an ACL
-does to the mode, and times are the fs floor's matter, the only caller. Sources: fs/ext4/xattr.c and acl.c.
+Attributes live behind the fields of the inode's slot where there is room (256-byte inodes), and in one block
+(``i_file_acl``) that inodes with the same attributes may share. As in ext4, a value goes to the slot if it fits there
+and to the block if not, and others stay where they are. What an area looks like is ``ext4.xattr``'s matter; who may
+see or set which name, and on which kind of file, the fs floor's, which calls this.
 
-A new value goes into the slot if there is room, else into the block; if it fits neither, all are distributed anew, so
-that whatever can be stored is stored. Values in inodes of their own (ea_inode) are not supported.
+Names are whole: ``b"user.comment"``. The values of ``system.posix_acl_access`` and ``_default`` are what system calls
+exchange, and are kept in ext4's shorter form. Values in inodes of their own (ea_inode) are refused as ``Corrupt``:
+without that feature, which no mount accepts, there are none. Functions that take a ``tx`` change the inode, which must
+come from ``inodes.edit`` of the same handle; one attribute takes up to 6 credits.
 
-Invariants:
-
-1. A block with more than one reference is never changed but for its count: it is other inodes' too.
-2. An inode has an attribute block exactly when ``i_file_acl`` names it, and ``i_blocks`` counts it, shared or not.
-3. A function that raises FsError has changed nothing that the rollback of its handle does not take back.
+Source: ``fs/ext4/xattr.c``, ``fs/ext4/acl.c``.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.ext4 import acl, xattr
+from daxfs.ext4 import acl as acl_format
+from daxfs.ext4 import xattr as format_
 from daxfs.ext4.features import Compat
 from daxfs.ext4.inode import GOOD_OLD_SIZE
-from daxfs.ext4.xattr import EXT4_XATTR_MAGIC, Attribute
+from daxfs.ext4.xattr import (
+    EXT4_XATTR_MAGIC,
+    INDEX_POSIX_ACL_ACCESS,
+    INDEX_POSIX_ACL_DEFAULT,
+    INDEX_SECURITY,
+    INDEX_TRUSTED,
+    INDEX_USER,
+    Attribute,
+)
 from daxfs.structures import blocks, inodes
 
 if TYPE_CHECKING:
@@ -38,278 +45,247 @@ if TYPE_CHECKING:
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 
-_ACLS = (xattr.INDEX_POSIX_ACL_ACCESS, xattr.INDEX_POSIX_ACL_DEFAULT)
-_FILE_ACL_LO = 26  # of the slot's words
-_FILE_ACL_HI = 59  # of its halves
-
-_split = lru_cache(maxsize=256)(xattr.split_name)
+_ACLS = (INDEX_POSIX_ACL_ACCESS, INDEX_POSIX_ACL_DEFAULT)
+_SERVED = frozenset((INDEX_USER, INDEX_TRUSTED, INDEX_SECURITY, *_ACLS))
 
 
 # Reading
 
 
 def get(view: View, inode: Inode, name: bytes) -> bytes:
-    """The value of an attribute, an ACL in the form of system calls.
+    """The value of an attribute.
 
     Raises:
-        FsError: ENODATA, there is none of that name; EOPNOTSUPP, EINVAL or ERANGE for a name that can't be.
-        Corrupt: the attributes are damaged.
+        FsError: ENODATA: there is none; EOPNOTSUPP, EINVAL, ERANGE: the name can't be one.
+        Corrupt: an area is damaged.
     """
-    index, rest = _split(name)
-    value = None if _is_bare(inode) else _find(view, inode, index, rest)
-    if value is not None and index in _ACLS:
-        entries = acl.from_disk(value, _where(inode))
-        value = acl.to_wire(entries) if entries else None
+    prefix, rest = _split(name)
+    value = _value(view, inode, prefix, rest)
     if value is None:
         raise FsError(errno.ENODATA)
+    if prefix in _ACLS:
+        return acl_format.to_wire(acl_format.from_disk(value, f"inode {inode.number}"))
     return value
 
 
 def listing(view: View, inode: Inode) -> list[bytes]:
-    """The full names of all attributes that `get` would find; raises Corrupt as it does."""
-    if _is_bare(inode):
+    """The names of all attributes that have one (internal ones are left out). Raises Corrupt."""
+    if _has_none(inode):
         return []
-    names = dict.fromkeys((index, name) for index, name, _ in _inside(inode) + _outside(view, inode))
-    return [full for index, name in names if (full := xattr.full_name(index, name)) and _is_known(full)]
+    names: dict[bytes, None] = {}
+    for prefix, rest, _ in _in_slot(inode) + _in_block(view, inode):
+        name = format_.full_name(prefix, rest)
+        if name is not None and prefix in _SERVED:
+            names[name] = None
+    return list(names)
 
 
 def get_acl(view: View, inode: Inode, default: bool = False) -> Acl | None:
-    """The entries of the access or default ACL, or None.
+    """The access ACL of an inode or the default ACL of a directory; None when the mode says everything.
 
     Raises:
-        Corrupt: the attributes or the ACL are damaged.
+        Corrupt: an area or the ACL is damaged.
     """
-    if _is_bare(inode):
+    if _has_none(inode):
         return None
-    value = _find(view, inode, _ACLS[default], b"")
-    return None if value is None else acl.from_disk(value, _where(inode)) or None
+    value = _value(view, inode, INDEX_POSIX_ACL_DEFAULT if default else INDEX_POSIX_ACL_ACCESS, b"")
+    return None if value is None else acl_format.from_disk(value, f"inode {inode.number}") or None
 
 
-def _is_bare(inode: Inode) -> bool:
-    """Whether the inode has no attributes at all; every creation and every change of mode asks."""
+def _split(name: bytes) -> tuple[int, bytes]:
+    prefix, rest = format_.split_name(name)
+    if prefix not in _SERVED:
+        raise FsError(errno.EOPNOTSUPP, f"no attributes are called {name!r}")
+    return prefix, rest
+
+
+def _area_start(inode: Inode) -> int:
+    """Where the attributes of the slot begin, or the slot's end when it has no room for any."""
+    start = inode.extra_end
+    return start if start > GOOD_OLD_SIZE else inode.slot_size
+
+
+def _has_none(inode: Inode) -> bool:
+    """Whether there is no attribute at all: most inodes, and most callers, end here."""
+    start = _area_start(inode) >> 2
     words = inode.words
-    if words[_FILE_ACL_LO] or inode.halves[_FILE_ACL_HI]:
-        return False
-    end = inode.extra_end
-    return end >= inode.slot_size or words[end >> 2] != EXT4_XATTR_MAGIC
+    return (start >= len(words) or words[start] != EXT4_XATTR_MAGIC) and not inode.file_acl
 
 
-def _is_known(full: bytes) -> bool:
-    try:
-        _split(full)
-    except FsError:
-        return False
-    return True
+def _in_slot(inode: Inode) -> list[Attribute]:
+    return format_.parse_ibody(inode.buffer[_area_start(inode) :], f"inode {inode.number}")
 
 
-def _find(view: View, inode: Inode, index: int, name: bytes) -> bytes | None:
-    """The stored value; what lies in the slot comes first."""
-    for attribute in _inside(inode):
-        if attribute.name == name and attribute.prefix == index:
-            return attribute.value
-    for attribute in _outside(view, inode):
-        if attribute.name == name and attribute.prefix == index:
-            return attribute.value
+def _in_block(view: View, inode: Inode) -> list[Attribute]:
+    number = inode.file_acl
+    return format_.parse_block(_block(view, inode, number), _where(inode, number)) if number else []
+
+
+def _value(view: View, inode: Inode, prefix: int, rest: bytes) -> bytes | None:
+    for area in (_in_slot(inode), _in_block(view, inode)):
+        at = _index(area, prefix, rest)
+        if at >= 0:
+            return area[at].value
     return None
 
 
-def _where(inode: Inode) -> str:
-    return f"inode {inode.number}"
+def _index(attributes: list[Attribute], prefix: int, rest: bytes) -> int:
+    for at, attribute in enumerate(attributes):
+        if attribute.name == rest and attribute.prefix == prefix:
+            return at
+    return -1
 
 
-def _area(inode: Inode) -> memoryview:
-    """The slot's bytes behind the fields; none in slots without an ``i_extra_isize``, or where it is 0."""
-    end = inode.extra_end
-    return inode.buffer[end if end > GOOD_OLD_SIZE else inode.slot_size :]
+def _where(inode: Inode, number: int) -> str:
+    return f"inode {inode.number}, attribute block {number}"
 
 
-def _inside(inode: Inode) -> list[Attribute]:
-    """The attributes in the slot."""
-    return xattr.parse_ibody(_area(inode), _where(inode))
+def _block(view: View, inode: Inode, number: int) -> memoryview:
+    """The attribute block, its checksum checked; its header and entries are checked by whoever parses them."""
+    if view.geometry.metadata_csum:
+        return view.verified(number, partial(_check, view.geometry, inode, number))
+    return view.block(number)
 
 
-def _outside(view: View, inode: Inode) -> list[Attribute]:
-    """The attributes in the block."""
-    number = inode.file_acl
-    return xattr.parse_block(_block(view, number), f"block {number}") if number else []
+def _check(geometry: Geometry, inode: Inode, number: int, content: memoryview) -> None:
+    where = _where(inode, number)
+    format_.block_header(content, where)
+    format_.verify_block(content, geometry.csum_seed, number, where)
 
 
-def _block(view: View, number: int) -> memoryview:
-    """An attribute block; its header is for the caller to check, since `View.verified` trusts copies."""
-    geometry = view.geometry
-    if not geometry.metadata_csum:
-        return view.block(number)
-    return view.verified(number, partial(_check, geometry, number))
+# Changing
 
 
-def _check(geometry: Geometry, number: int, content: memoryview) -> None:
-    where = f"block {number}"
-    xattr.block_header(content, where)
-    xattr.verify_block(content, geometry.csum_seed, number, where)
-
-
-def _seal(geometry: Geometry, number: int, content: memoryview) -> None:
-    if geometry.metadata_csum:
-        xattr.seal_block(content, geometry.csum_seed, number)
-
-
-# Changing: the credits of each are four, two blocks and what `blocks.allocate` takes, besides the inode
-
-
-def set(tx: Handle, inode: Inode, name: bytes, value: bytes, flags: int) -> None:
-    """Set an attribute: four credits, besides the inode's. For ACLs, whose value is checked, flags mean nothing.
+def set(tx: Handle, inode: Inode, name: bytes, value: bytes, flags: int = 0) -> None:
+    """Set an attribute.
 
     Args:
         tx: the handle.
-        inode: for change.
-        name: in full.
-        value: an ACL in the form of system calls; one without entries removes it.
-        flags: `XATTR_CREATE`, `XATTR_REPLACE`, or 0 for either.
+        inode: from ``inodes.edit``.
+        name: the whole name.
+        value: any bytes; an ACL as in ``posix_acl_xattr.h``, of which an empty one is removed.
+        flags: `XATTR_CREATE` or `XATTR_REPLACE`.
 
     Raises:
-        FsError: ENOSPC, it does not fit or no block is free; EEXIST, ENODATA: against the flags; EOPNOTSUPP, EINVAL or
-            ERANGE for a name or ACL that can't be.
-        Corrupt: the attributes that are there are damaged.
+        FsError: EEXIST, ENODATA as the flags say; ENOSPC when slot and block have no room; EINVAL, EOPNOTSUPP, ERANGE
+            for the name or the ACL.
+        Corrupt: an area is damaged.
     """
-    index, rest = _split(name)
-    if index in _ACLS:
-        set_acl(tx, inode, acl.from_wire(value), index == xattr.INDEX_POSIX_ACL_DEFAULT)
-    else:
-        _change(tx, inode, index, rest, value, flags)
+    prefix, rest = _split(name)
+    stored: bytes | None = value
+    if prefix in _ACLS:
+        entries = acl_format.from_wire(value)
+        stored = acl_format.to_disk(entries) if entries else None
+    _put(tx, inode, Attribute(prefix, rest, stored or b""), flags, absent=stored is None)
 
 
 def remove(tx: Handle, inode: Inode, name: bytes) -> None:
-    """Remove an attribute: four credits, besides the inode's.
-
-    Raises:
-        FsError: ENODATA, there is none (but an ACL may be missing, as for the kernel); else as `set`.
-        Corrupt: the attributes are damaged.
-    """
-    index, rest = _split(name)
-    _change(tx, inode, index, rest, None, 0 if index in _ACLS else XATTR_REPLACE)
+    """Remove an attribute. Raises as `set`; ENODATA when there is none."""
+    prefix, rest = _split(name)
+    _put(tx, inode, Attribute(prefix, rest, b""), XATTR_REPLACE, absent=True)
 
 
 def set_acl(tx: Handle, inode: Inode, entries: Acl | None, default: bool = False) -> None:
-    """Store the access or default ACL as it is, or remove it; credits and errors as `set`."""
-    _change(tx, inode, _ACLS[default], b"", acl.to_disk(entries) if entries else None, 0)
+    """Store an ACL, or none (None or no entries). What it does to the mode is the caller's matter. ENOSPC, Corrupt."""
+    value = acl_format.to_disk(entries) if entries else b""
+    prefix = INDEX_POSIX_ACL_DEFAULT if default else INDEX_POSIX_ACL_ACCESS
+    _put(tx, inode, Attribute(prefix, b"", value), 0, absent=not entries)
 
 
 def set_inherited(tx: Handle, inode: Inode, inherited: Inherited) -> None:
-    """Give a new inode the ACLs from its directory (the mode is the caller's matter); credits and errors as `set`."""
-    if inherited.access:
-        set_acl(tx, inode, inherited.access)
+    """Store what a new inode takes from its directory's default ACL. Raises ENOSPC, Corrupt."""
     if inherited.default:
         set_acl(tx, inode, inherited.default, default=True)
+    if inherited.access:
+        set_acl(tx, inode, inherited.access)
 
 
 def drop(tx: Handle, inode: Inode) -> None:
-    """The inode is being freed: give up its attribute block, one credit. What its slot holds goes with the slot.
-
-    Raises:
-        Corrupt: the block's header is damaged.
-    """
+    """Give the attribute block back, or the inode's share in it: the inode is being freed. Raises Corrupt."""
     if inode.file_acl:
-        _release(tx, inode.file_acl)
-        inode.file_acl = 0
-        inodes.add_blocks(inode, -1, tx.geometry)
+        _release(tx, inode, inode.file_acl)
 
 
-def _change(tx: Handle, inode: Inode, index: int, name: bytes, value: bytes | None, flags: int) -> None:
-    """Set an attribute to a value as stored, or remove it for None."""
-    inside, outside = _inside(inode), _outside(tx, inode)
-    found = next((old for old in inside + outside if old.name == name and old.prefix == index), None)
-    if found is None:
-        if flags & XATTR_REPLACE:
-            raise FsError(errno.ENODATA)
-        if value is None:
-            return
-    elif flags & XATTR_CREATE:
+def _put(tx: Handle, inode: Inode, new: Attribute, flags: int, *, absent: bool) -> None:
+    """Make ``new`` an attribute, or (``absent``) see that there is none of its name (``ext4_xattr_set_handle``)."""
+    slot, block = _in_slot(inode), _in_block(tx, inode)
+    slot_at, block_at = _index(slot, new.prefix, new.name), _index(block, new.prefix, new.name)
+    there = slot_at >= 0 or block_at >= 0
+    if flags & XATTR_CREATE and there:
         raise FsError(errno.EEXIST)
-    elif found.value == value:
+    if flags & XATTR_REPLACE and not there:
+        raise FsError(errno.ENODATA)
+    if absent:
+        _write_slot(inode, slot, _without(slot, slot_at))
+        _write_block(tx, inode, block, _without(block, block_at))
         return
-    kept_inside, kept_outside = (
-        [old for old in olds if old.name != name or old.prefix != index] for olds in (inside, outside)
-    )
-    if value is not None:
-        new = Attribute(index, name, value)
-        kept_inside, kept_outside = _place(
-            kept_inside,
-            kept_outside,
-            new,
-            xattr.ibody_room(len(_area(inode))),
-            xattr.block_room(tx.block_size),
-        )
-        sb = tx.superblock()
-        if not sb.s_feature_compat & Compat.ext_attr:
-            tx.edit_superblock().s_feature_compat |= Compat.ext_attr
-    if kept_outside != outside:
-        _store_block(tx, inode, kept_outside)
-    if kept_inside != inside:
-        area = _area(inode)
-        area[:] = xattr.build_ibody(kept_inside, len(area))
-
-
-def _place(
-    inside: list[Attribute], outside: list[Attribute], new: Attribute, inside_room: int, outside_room: int
-) -> tuple[list[Attribute], list[Attribute]]:
-    """Where all attributes go: ENOSPC if there is no way."""
-    if xattr.space_needed([*inside, new]) <= inside_room:
-        return [*inside, new], outside
-    if xattr.space_needed([*outside, new]) <= outside_room:
-        return inside, [*outside, new]
-    everything = [*inside, *outside, new]
-    chosen = _fullest(everything, inside_room - xattr.TERMINATOR_SIZE)
-    inside = [one for one, taken in zip(everything, chosen, strict=True) if taken]
-    outside = [one for one, taken in zip(everything, chosen, strict=True) if not taken]
-    if xattr.space_needed(outside) > outside_room:
-        raise FsError(errno.ENOSPC, f"a value of {len(new.value)} bytes beside {len(everything) - 1} attributes")
-    return inside, outside
-
-
-def _fullest(attributes: Sequence[Attribute], room: int) -> list[bool]:
-    """Which attributes together come closest to ``room`` bytes: then the rest needs the least.
-
-    Sizes are multiples of 4, so that sums are kept as bits: bit n stands for 4 n bytes.
-    """
-    sizes = [xattr.space_needed([one]) - xattr.TERMINATOR_SIZE >> 2 for one in attributes]
-    mask = (1 << (max(room, 0) >> 2) + 1) - 1
-    sums = [1]
-    for size in sizes:
-        sums.append((sums[-1] | sums[-1] << size) & mask)
-    left = sums[-1].bit_length() - 1
-    chosen = [False] * len(sizes)
-    for at in range(len(sizes) - 1, -1, -1):
-        if not sums[at] >> left & 1:
-            chosen[at] = True
-            left -= sizes[at]
-    return chosen
-
-
-def _store_block(tx: Handle, inode: Inode, attributes: list[Attribute]) -> None:
-    """Make these the content of the inode's block; a shared one is left to the others (invariant 1)."""
-    geometry = tx.geometry
-    old = inode.file_acl
-    if not attributes:
-        drop(tx, inode)
-        return
-    content = xattr.build_block(attributes, tx.block_size)
-    if old and xattr.block_header(_block(tx, old), f"block {old}").h_refcount == 1:
-        tx.edit(old, partial(_seal, geometry, old))[:] = content
-        return
-    group = (inode.number - 1) // geometry.inodes_per_group
-    number, _ = blocks.allocate(tx, geometry.first_block(group), 1)
-    tx.create(number, partial(_seal, geometry, number))[:] = content
-    if old:
-        _release(tx, old)
+    wanted = _with(slot, slot_at, new)
+    if format_.space_needed(wanted) <= format_.ibody_room(inode.slot_size - _area_start(inode)):
+        _write_slot(inode, slot, wanted)
+        _write_block(tx, inode, block, _without(block, block_at))
     else:
+        wanted = _with(block, block_at, new)
+        if format_.space_needed(wanted) > format_.block_room(tx.block_size):
+            raise FsError(errno.ENOSPC, f"inode {inode.number}: no room for an attribute of {len(new.value)} bytes")
+        _write_block(tx, inode, block, wanted)
+        _write_slot(inode, slot, _without(slot, slot_at))
+    if not tx.geometry.compat & Compat.ext_attr:
+        tx.edit_superblock().s_feature_compat |= int(Compat.ext_attr)
+
+
+def _with(attributes: list[Attribute], at: int, new: Attribute) -> list[Attribute]:
+    if at < 0:
+        return [*attributes, new]
+    return [*attributes[:at], new, *attributes[at + 1 :]]
+
+
+def _without(attributes: list[Attribute], at: int) -> list[Attribute]:
+    return attributes if at < 0 else attributes[:at] + attributes[at + 1 :]
+
+
+def _write_slot(inode: Inode, old: list[Attribute], new: list[Attribute]) -> None:
+    if new != old:
+        start = _area_start(inode)
+        inode.buffer[start:] = format_.build_ibody(new, inode.slot_size - start)
+
+
+def _seal(csum_seed: int, number: int, content: memoryview) -> None:
+    format_.seal_block(content, csum_seed, number)
+
+
+def _write_block(tx: Handle, inode: Inode, old: list[Attribute], new: list[Attribute]) -> None:
+    """Make ``new`` the content of the inode's block: in place if nobody shares it, else in a block of its own."""
+    if new == old:
+        return
+    number = inode.file_acl
+    if number and (not new or format_.block_header(_block(tx, inode, number), _where(inode, number)).h_refcount > 1):
+        _release(tx, inode, number)
+        number = 0
+    if not new:
+        return
+    geometry = tx.geometry
+    if number:
+        block = tx.edit(number, _sealer(geometry, number))
+    else:
+        goal = geometry.first_block(geometry.group_of_inode(inode.number))
+        number, _ = blocks.allocate(tx, goal, 1)
         inodes.add_blocks(inode, 1, geometry)
-    inode.file_acl = number
+        inode.file_acl = number
+        block = tx.create(number, _sealer(geometry, number))
+    block[:] = format_.build_block(new, geometry.block_size)
 
 
-def _release(tx: Handle, number: int) -> None:
-    """One inode less refers to a block; without any it is free."""
-    count = xattr.block_header(_block(tx, number), f"block {number}").h_refcount - 1
-    if count:
-        xattr.set_refcount(tx.edit(number, partial(_seal, tx.geometry, number)), count)
+def _sealer(geometry: Geometry, number: int) -> partial[None] | None:
+    return partial(_seal, geometry.csum_seed, number) if geometry.metadata_csum else None
+
+
+def _release(tx: Handle, inode: Inode, number: int) -> None:
+    """The inode's block is its no more: one reference less, or a free block (``ext4_xattr_release_block``)."""
+    geometry = tx.geometry
+    header = format_.block_header(_block(tx, inode, number), _where(inode, number))
+    if header.h_refcount > 1:
+        format_.set_refcount(tx.edit(number, _sealer(geometry, number)), header.h_refcount - 1)
     else:
         blocks.free(tx, number, 1, metadata=True)
+    inode.file_acl = 0
+    inodes.add_blocks(inode, -1, geometry)
