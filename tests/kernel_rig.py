@@ -27,14 +27,16 @@ NO_LOG_FLUSH = 2
 
 @contextlib.contextmanager
 def kernel_mount(pool: Path, *options: str) -> Iterator[Path]:
-    """Mount a pool by the kernel; at the end it is unmounted and its loop device is gone."""
+    """Mount a pool by the kernel; at the end it is unmounted and its loop device is gone. No umask meanwhile."""
     with tempfile.TemporaryDirectory(prefix="daxfs-kernel-") as name:
         place = Path(name)
         run("mount", "-t", "ext4", "-o", ",".join(("loop", *options)), pool, place, limit=30)
+        umask = os.umask(0)
         try:
             yield place
             run("umount", place, limit=30)
         finally:
+            os.umask(umask)
             if os.path.ismount(place):
                 subprocess.run([tool("umount"), "-l", place], timeout=30, check=True)
             wait_for_loop(pool)

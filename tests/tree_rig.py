@@ -5,6 +5,7 @@ A `Side` changes a file system by paths; `kernel_tree` and `pool_tree` tell all 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from daxfs.errors import FsError
 from daxfs.ext4.inode import file_type_of_mode
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
@@ -173,16 +175,21 @@ def kernel_content(full: bytes, size: int) -> tuple[object, ...]:
 # Our view
 
 
+QUIET = Options(atime="noatime")
+"""For pools that are walked while they are open: looking changes nothing."""
+
+
 def pool_tree(pool: Path | FileSystem) -> Tree:
     """Everything in a pool, read by daxfs without changing it (a path is opened read-only)."""
     if isinstance(pool, FileSystem):
         return walk(pool)
-    with FileSystem.open(pool, Options(read_only=True)) as fs:
+    with FileSystem.open(pool, Options(read_only=True, atime="noatime")) as fs:
         return walk(fs)
 
 
 def walk(fs: FileSystem) -> Tree:
-    """Everything in an open file system."""
+    """Everything in an open file system; it must be mounted with noatime."""
+    assert fs.volume.options.atime == "noatime"
     tree: Tree = {}
     todo = [(b"", ROOT_INO)]
     while todo:
@@ -338,11 +345,11 @@ class PoolSide:
 
     def write(self, path: bytes, offset: int, content: bytes) -> None:
         fs = self.fs
-        above, name = self.above(path)
-        if name in fs.tree.listdir(os.path.dirname(path)):
+        try:
             file = fs.open_file(self.at(path), os.O_RDWR)
-        else:
-            file, _ = fs.create(above, name, 0o644)
+        except FsError as error:
+            assert error.errno == errno.ENOENT
+            file, _ = fs.create(*self.above(path), 0o644)
         try:
             assert fs.write(file, offset, content) == len(content)
         finally:

@@ -17,6 +17,7 @@ from kernel_rig import kernel_mount
 from tree_rig import (
     NAMED_ACL,
     PLAIN_ACL,
+    QUIET,
     SECOND,
     TIMES,
     KernelSide,
@@ -57,7 +58,7 @@ def ino(fs: FileSystem) -> int:
 
 
 def test_times_are_kept_to_the_nanosecond(open_fs: OpenFs) -> None:
-    fs = open_fs()
+    fs = open_fs("-b", "4096")
     ino = fs.mknod(ROOT_INO, b"f", 0o644).ino
     for atime, mtime in itertools.product(TIMES, TIMES):
         found = fs.setattr(ino, SetAttributes(atime_ns=atime, mtime_ns=mtime))
@@ -97,7 +98,7 @@ def test_every_change_moves_ctime(fs: FileSystem, ino: int) -> None:
 @pytest.mark.parametrize("any_format", ["default", "inode128"], indirect=True)
 def test_times_out_of_range_end_where_the_kernels_do(pool: MakePool, any_format: tuple[str, ...]) -> None:
     extremes = [*TIMES, *(sign * (SECOND << shift) + 7 for sign in (1, -1) for shift in (31, 32, 33, 34, 35, 40))]
-    ours, theirs = pool(*any_format), pool(*any_format)
+    ours, theirs = pool("-b", "4096", *any_format), pool("-b", "4096", *any_format)
 
     def apply(side: KernelSide | PoolSide) -> None:
         for number, moment in enumerate(extremes):
@@ -105,7 +106,7 @@ def test_times_out_of_range_end_where_the_kernels_do(pool: MakePool, any_format:
             side.utime(b"%02d" % number, moment, -moment)
         side.utime(b"", 0, 0)
 
-    with FileSystem.open(ours) as fs:
+    with FileSystem.open(ours, QUIET) as fs:
         apply(PoolSide(fs))
     with kernel_mount(theirs) as root:
         apply(KernelSide(root))
@@ -205,7 +206,7 @@ def test_user_attributes_stand_on_files_and_directories_alone(fs: FileSystem) ->
 
 @pytest.mark.parametrize("any_format", ["default", "block1k", "inode128", "no-csum"], indirect=True)
 def test_sizes_up_to_the_last_byte(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
-    fs = open_fs(*any_format)
+    fs = open_fs("-b", "4096", *any_format)
     ino = fs.mknod(ROOT_INO, b"f", 0o644).ino
     fs.setxattr(ino, b"user.stays", b"s" * 30)
     largest = 0
@@ -234,11 +235,11 @@ def test_sizes_up_to_the_last_byte(open_fs: OpenFs, any_format: tuple[str, ...])
 
 @pytest.mark.parametrize("any_format", ["default", "block1k", "inode128"], indirect=True)
 def test_random_changes_equal_a_dict_and_the_kernels(pool: MakePool, any_format: tuple[str, ...]) -> None:
-    path = pool(*any_format)
+    path = pool("-b", "4096", *any_format)
     chance = random.Random(11)
     model: dict[int, dict[bytes, bytes]] = {}
     keys = [family + b"n" * length for family in (b"user.", b"trusted.", b"security.") for length in (1, 7, 30)]
-    with FileSystem.open(path) as fs:
+    with FileSystem.open(path, QUIET) as fs:
         inodes = [fs.mknod(ROOT_INO, b"%d" % number, 0o644).ino for number in range(6)]
         for turn in range(600):
             ino, name = chance.choice(inodes), chance.choice(keys)
@@ -270,7 +271,7 @@ def test_random_changes_equal_a_dict_and_the_kernels(pool: MakePool, any_format:
 
 
 def test_attributes_go_with_their_inode(open_fs: OpenFs) -> None:
-    fs = open_fs()
+    fs = open_fs("-b", "4096")
     before = fs.statfs()
     for number in range(20):
         ino = fs.mknod(ROOT_INO, b"%d" % number, 0o644).ino
@@ -390,18 +391,14 @@ def acl_changes(side: KernelSide | PoolSide) -> None:
 
 
 def test_acls_and_modes_end_as_with_the_kernel(pool: MakePool) -> None:
-    ours, theirs = pool(), pool()
-    with FileSystem.open(ours) as fs:
+    ours, theirs = pool("-b", "4096"), pool("-b", "4096")
+    with FileSystem.open(ours, QUIET) as fs:
         acl_changes(PoolSide(fs))
         found = portable(pool_tree(fs))
     fsck(ours)
-    umask = os.umask(0)
-    try:
-        with kernel_mount(theirs) as root:
-            acl_changes(KernelSide(root))
-            same(found, portable(kernel_tree(root)))
-    finally:
-        os.umask(umask)
+    with kernel_mount(theirs) as root:
+        acl_changes(KernelSide(root))
+        same(found, portable(kernel_tree(root)))
 
 
 # Access
@@ -428,10 +425,10 @@ def asked_of_the_kernel(root: Path, caller: Caller, names: list[str]) -> list[bo
 
 
 def test_access_is_granted_as_by_the_kernel(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     chance = random.Random(17)
     names = [f"f{number}" for number in range(150)]
-    with FileSystem.open(path) as fs:
+    with FileSystem.open(path, QUIET) as fs:
         for name in names:
             ino = fs.mknod(ROOT_INO, name.encode(), chance.randrange(0o1000)).ino
             fs.setattr(ino, SetAttributes(uid=chance.choice((0, 500, 1000)), gid=chance.choice((0, 500, 1000))))
@@ -444,7 +441,7 @@ def test_access_is_granted_as_by_the_kernel(pool: MakePool) -> None:
     ]
     with kernel_mount(path) as root:
         expected = [asked_of_the_kernel(root, caller, names) for caller in callers]
-    with FileSystem.open(path) as fs:
+    with FileSystem.open(path, QUIET) as fs:
         found = [
             [fs.access(fs.tree.resolve(name), mask, caller) for name in names for mask in range(1, 8)]
             for caller in callers

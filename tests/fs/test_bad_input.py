@@ -103,7 +103,7 @@ def test_what_is_too_short_for_a_superblock(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.parametrize("size", [4096, 1 << 20, (64 << 20) - 4096])
 def test_a_truncated_pool(pool: MakePool, size: int) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     os.truncate(path, size)
     error = refusal(path)
     assert isinstance(error, Corrupt)
@@ -137,7 +137,7 @@ def test_a_truncated_pool(pool: MakePool, size: int) -> None:
     ids=str,
 )
 def test_a_superblock_that_makes_no_sense(pool: MakePool, fields: dict[str, int], kind: str) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     reshape(path, **fields)
     error = refusal(path)
     assert isinstance(error, Corrupt), repr(error)
@@ -146,7 +146,7 @@ def test_a_superblock_that_makes_no_sense(pool: MakePool, fields: dict[str, int]
 
 @pytest.mark.parametrize("offset", [0x0C, 0x68, 0x200, 0x3FC])
 def test_a_superblock_with_a_bad_checksum(pool: MakePool, offset: int) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     flip(path, SUPERBLOCK + offset)
     error = refusal(path)
     assert isinstance(error, Corrupt)
@@ -154,7 +154,7 @@ def test_a_superblock_with_a_bad_checksum(pool: MakePool, offset: int) -> None:
 
 
 def test_a_descriptor_with_a_bad_checksum(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     flip(path, 4096 + 0x0C)
     error = refusal(path)
     assert isinstance(error, Corrupt)
@@ -167,7 +167,7 @@ def journal_block(path: Path, lblk: int) -> int:
 
 
 def test_a_journal_with_a_bad_superblock(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     flip(path, journal_block(path, 0) + 0x18)
     error = refusal(path)
     assert isinstance(error, Corrupt)
@@ -175,7 +175,7 @@ def test_a_journal_with_a_bad_superblock(pool: MakePool) -> None:
 
 
 def test_a_journal_inode_with_a_bad_checksum(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     with FileSystem.open(path, Options(read_only=True)) as fs:
         block, offset = inodes.position(fs.volume.view, 8)
     flip(path, block * 4096 + offset + 0x64)
@@ -197,7 +197,7 @@ def test_a_journal_inode_with_a_bad_checksum(pool: MakePool) -> None:
     ],
 )
 def test_an_unknown_incompat_feature_is_named(pool: MakePool, bit: int, name: str) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     reshape(path, s_feature_incompat=superblock(path).s_feature_incompat | bit)
     for mount in (None, Options(read_only=True)):
         error = refusal(path, mount)
@@ -210,7 +210,7 @@ def test_an_unknown_incompat_feature_is_named(pool: MakePool, bit: int, name: st
 def test_an_unknown_ro_compat_feature_mounts_read_only(
     pool: MakePool, bit: int, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/f", b"content")
     reshape(path, s_feature_ro_compat=superblock(path).s_feature_ro_compat | bit)
@@ -253,7 +253,7 @@ def refuses_every_change(fs: FileSystem) -> None:
 
 
 def test_a_read_only_mount(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/f", b"content")
     before = digest(path)
@@ -264,7 +264,7 @@ def test_a_read_only_mount(pool: MakePool) -> None:
 
 
 def test_a_dirty_journal_needs_a_pool_that_can_be_written(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/f", b"content")
         fs.sync()
@@ -279,7 +279,7 @@ def test_a_dirty_journal_needs_a_pool_that_can_be_written(pool: MakePool) -> Non
 
 
 def test_a_pool_in_use_by_this_process(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/f", b"content")
         for mount in (None, Options(read_only=True)):
@@ -291,7 +291,7 @@ def test_a_pool_in_use_by_this_process(pool: MakePool) -> None:
 
 
 def test_a_pool_in_use_by_another_daxfs(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     script = (
         "import sys; from daxfs.fs.filesystem import FileSystem\n"
         f"with FileSystem.open({str(path)!r}): print('open', flush=True); sys.stdin.read()"
@@ -310,7 +310,7 @@ def test_a_pool_in_use_by_another_daxfs(pool: MakePool) -> None:
 
 
 def test_a_pool_that_the_kernel_has_mounted(pool: MakePool) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     with kernel_mount(path) as root:
         error = refusal(path)
         assert isinstance(error, PoolError)
@@ -373,7 +373,7 @@ DAMAGE: dict[str, Damage] = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
 def test_damage_is_named_recorded_and_stops_changes(pool: MakePool, damage: Damage) -> None:
     place, meet, kind = damage
-    path = pool(size="16M")
+    path = pool("-b", "4096", size="16M")
     with FileSystem.open(path) as fs:
         furnish(fs)
     with FileSystem.open(path, Options(read_only=True)) as fs:
@@ -413,7 +413,7 @@ def test_damage_is_named_recorded_and_stops_changes(pool: MakePool, damage: Dama
 
 
 def test_damage_of_a_read_only_mount_changes_nothing(pool: MakePool) -> None:
-    path = pool(size="16M")
+    path = pool("-b", "4096", size="16M")
     with FileSystem.open(path) as fs:
         furnish(fs)
         offset = inode_place(fs, "/f")
@@ -429,7 +429,7 @@ def test_damage_of_a_read_only_mount_changes_nothing(pool: MakePool) -> None:
 
 def test_a_pool_is_read_the_same_by_the_kernel_after_all_this(pool: MakePool) -> None:
     """The furniture of the tests above is sound."""
-    path = pool(size="16M")
+    path = pool("-b", "4096", size="16M")
     with FileSystem.open(path) as fs:
         furnish(fs)
     with kernel_mount(path, "ro") as root:

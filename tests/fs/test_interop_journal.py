@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from kernel_rig import LOG_FLUSH, NO_LOG_FLUSH, copy, kernel_mount, needs_recovery, shut_down, sync
-from tree_rig import KernelSide, PoolSide, Tree, kernel_tree, mingle, plant, pool_tree, portable, same, timeless
+from tree_rig import QUIET, KernelSide, PoolSide, Tree, kernel_tree, mingle, plant, pool_tree, portable, same, timeless
 
 from daxfs.fs import data
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
@@ -86,7 +86,7 @@ def replayed(dirty: Path) -> Tree:
 @journalled_formats
 @pytest.mark.parametrize("how", [LOG_FLUSH, NO_LOG_FLUSH], ids=["committed", "cut"])
 def test_a_log_of_the_kernel(pool: MakePool, any_format: tuple[str, ...], how: int) -> None:
-    path = pool(*any_format, size="96M")
+    path = pool("-b", "4096", *any_format, size="96M")
     with kernel_mount(path) as root:
         side = KernelSide(root)
         plant(side, 1024 if "1024" in any_format else 4096)
@@ -104,7 +104,7 @@ def test_a_log_of_the_kernel(pool: MakePool, any_format: tuple[str, ...], how: i
 
 @journalled_formats
 def test_orphans_of_the_kernel(pool: MakePool, any_format: tuple[str, ...]) -> None:
-    path = pool(*any_format)
+    path = pool("-b", "4096", *any_format)
     with kernel_mount(path) as root:
         opened = []
         for number in range(20):
@@ -133,7 +133,7 @@ def test_revokes_of_the_kernel(pool: MakePool) -> None:
         shut_down(root, NO_LOG_FLUSH)
     assert replayed(path)[b"data"].size == len(content)
     daxfs_replays(path)
-    with FileSystem.open(path) as fs:
+    with FileSystem.open(path, QUIET) as fs:
         assert fs.tree.read_bytes("/data") == content
 
 
@@ -165,7 +165,7 @@ def directories_become_data(side: KernelSide | PoolSide, durable: Callable[[], N
 
 
 def test_fast_commits_are_refused_by_name_or_replayed(pool: MakePool) -> None:
-    path = pool("-O", "fast_commit")
+    path = pool("-b", "4096", "-O", "fast_commit")
     with kernel_mount(path) as root:
         for number in range(10):
             with (root / f"f{number}").open("wb") as file:
@@ -184,8 +184,8 @@ def test_fast_commits_are_refused_by_name_or_replayed(pool: MakePool) -> None:
 @journalled_formats
 def test_a_log_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
     """A copy of the pool as it is between two commits: what was synced is there, what came later is not needed."""
-    path = pool(*any_format, size="96M")
-    with FileSystem.open(path) as fs:
+    path = pool("-b", "4096", *any_format, size="96M")
+    with FileSystem.open(path, QUIET) as fs:
         side = PoolSide(fs)
         plant(side, 1024 if "1024" in any_format else 4096)
         fs.sync()
@@ -202,8 +202,8 @@ def test_a_log_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("any_format", ["default", "block1k", "orphan-file"], indirect=True)
 def test_power_cuts_within_commits_of_daxfs(pool: MakePool, any_format: tuple[str, ...], tmp_path: Path) -> None:
     """Whatever a cut leaves of a commit, all three make the same of it."""
-    recorder = RecordingPool(pool(*any_format, size="16M").read_bytes())
-    fs = FileSystem.open(recorder)
+    recorder = RecordingPool(pool("-b", "4096", *any_format, size="16M").read_bytes())
+    fs = FileSystem.open(recorder, QUIET)
     fs.sync()
     begin = len(recorder.events)
     side = PoolSide(fs)
@@ -235,19 +235,19 @@ def test_replay_may_be_cut_and_repeated(pool: MakePool) -> None:
             (root / "gone").unlink()
             shut_down(root, LOG_FLUSH)
     recorder = RecordingPool(path.read_bytes())
-    with FileSystem.open(recorder) as fs:
+    with FileSystem.open(recorder, QUIET) as fs:
         expected = portable(pool_tree(fs))
     images = list(recorder.crash_images(random.Random(4), prefixes=1, subsets=3))
     assert len(images) > 10
     for cut in images[:: max(len(images) // 40, 1)]:
-        with FileSystem.open(MemoryPool(cut.image)) as fs:
+        with FileSystem.open(MemoryPool(cut.image), QUIET) as fs:
             same(portable(pool_tree(fs)), expected)
 
 
 CHILD = """
 import random, sys
 sys.path[:0] = {path!r}
-from tree_rig import PoolSide, mingle, pool_tree
+from tree_rig import QUIET, PoolSide, mingle, pool_tree
 from daxfs.fs.filesystem import FileSystem
 fs = FileSystem.open({pool!r})
 for turn in range(1000):
@@ -262,7 +262,7 @@ for turn in range(1000):
 
 @pytest.mark.parametrize("turns", [1, 4, 9])
 def test_a_killed_daxfs(pool: MakePool, turns: int) -> None:
-    path = pool()
+    path = pool("-b", "4096")
     script = CHILD.format(path=[p for p in sys.path if p], pool=str(path))
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
@@ -279,7 +279,7 @@ def test_a_killed_daxfs(pool: MakePool, turns: int) -> None:
 
 def test_revokes_of_daxfs(pool: MakePool) -> None:
     path = pool("-b", "1024", size="16M")
-    with FileSystem.open(path) as fs:
+    with FileSystem.open(path, QUIET) as fs:
         content = directories_become_data(PoolSide(fs), fs.sync)
         dirty = copy(path, "dirty")
     assert replayed(dirty)[b"data"].size == len(content)
@@ -290,8 +290,8 @@ def test_revokes_of_daxfs(pool: MakePool) -> None:
 
 @journalled_formats
 def test_orphans_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
-    path = pool(*any_format)
-    with FileSystem.open(path) as fs:
+    path = pool("-b", "4096", *any_format)
+    with FileSystem.open(path, QUIET) as fs:
         opened = []
         for number in range(20):
             file, made = fs.create(ROOT_INO, b"%d" % number, 0o644)
@@ -321,8 +321,8 @@ def test_a_cut_truncate_is_finished(
     pool: MakePool, any_format: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new size is durable and most blocks are still there: the orphan list says what is to be done."""
-    path = pool(*any_format)
-    with FileSystem.open(path) as fs:
+    path = pool("-b", "4096", *any_format)
+    with FileSystem.open(path, QUIET) as fs:
         file, made = fs.create(ROOT_INO, b"f", 0o644)
         for piece in range(300):
             fs.write(file, piece * 8192, b"%04d" % piece * 1024)
