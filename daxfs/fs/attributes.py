@@ -200,7 +200,8 @@ def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
     groups = caller.groups | {caller.gid}
     if caller.uid == inode.uid:
         return mask & ~(mode >> 6) & 7 == 0
-    entries = None if stat.S_ISLNK(mode) else xattrs.get_acl(volume.view, inode)
+    # Without group bits (the ACL's mask) the kernel does not look at the ACL: acl_permission_check.
+    entries = None if stat.S_ISLNK(mode) or not mode & stat.S_IRWXG else xattrs.get_acl(volume.view, inode)
     if entries is not None:
         return acl.permits(entries, inode.uid, inode.gid, caller.uid, groups, mask)
     return mask & ~(mode >> 3 if inode.gid in groups else mode) & 7 == 0

@@ -26,6 +26,7 @@ from tree_rig import (
     pool_tree,
     portable,
     same,
+    timeless,
     wire,
 )
 
@@ -219,7 +220,7 @@ def test_sizes_up_to_the_last_byte(open_fs: OpenFs, any_format: tuple[str, ...])
             break
         largest = size
         assert fs.getxattr(ino, b"user.x") == value
-    assert fs.volume.block_size - 100 < largest < fs.volume.block_size
+    assert fs.volume.block_size - 150 < largest < fs.volume.block_size
     assert len(fs.getxattr(ino, b"user.x")) == largest, "a refused change changed something"
     assert fs.getxattr(ino, b"user.stays") == b"s" * 30
     with refused(errno.E2BIG):
@@ -386,19 +387,17 @@ def acl_changes(side: KernelSide | PoolSide) -> None:
             side.chmod(chance.choice(names), chance.randrange(0o10000))
         else:
             side.chown(chance.choice(names), chance.choice((0, 500, 1000)), chance.choice((0, 500, 1000)))
-    for name in names:
-        side.utime(name, 0, 0)
 
 
 def test_acls_and_modes_end_as_with_the_kernel(pool: MakePool) -> None:
     ours, theirs = pool("-b", "4096"), pool("-b", "4096")
     with FileSystem.open(ours, QUIET) as fs:
         acl_changes(PoolSide(fs))
-        found = portable(pool_tree(fs))
+        found = timeless(pool_tree(fs))
     fsck(ours)
     with kernel_mount(theirs) as root:
         acl_changes(KernelSide(root))
-        same(found, portable(kernel_tree(root)))
+        same(found, timeless(kernel_tree(root)))
 
 
 # Access
