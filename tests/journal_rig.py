@@ -55,12 +55,13 @@ class JournalRig:
 
     Attributes:
         content: the pool; ``needs_recovery`` is set, as while it is mounted.
+        clean: the pool as mke2fs made it.
         free: blocks that tests may change.
     """
 
     def __init__(self, name: str = "v3", *, log_blocks: int = 0) -> None:
-        content, self.area = _made(FORMATS[name])
-        pool = MemoryPool(content)
+        self.clean, self.area = _made(FORMATS[name])
+        pool = MemoryPool(self.clean)
         sb = Superblock(memoryview(bytearray(pool.memory[1024:2048])))
         sb.s_feature_incompat |= Incompat.needs_recovery
         sb.seal()
