@@ -7,6 +7,7 @@ daemon (by its own process id): the kernel then answers for it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -18,7 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from daxfs.fs import filesystem as _loaded_before_the_fork  # noqa: F401
 from daxfs.fuse import mounts
+from daxfs.fuse import session as _also_loaded  # noqa: F401
+from daxfs.tools import cli
+from daxfs.tools.mount import mount, umount
 from support import fsck, tool
 
 LIMIT = 90.0
@@ -58,39 +63,79 @@ def mountpoint() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
+class Daemon:
+    """``daxfs mount -f`` in a fork of this process, which has loaded everything already."""
+
+    def __init__(self, pool: Path, place: Path, options: tuple[str, ...], output: int) -> None:
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 255
+            try:
+                os.setsid()
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                sys.stdout = sys.stderr = os.fdopen(os.dup(output), "w", buffering=1)
+                logging.getLogger().handlers.clear()
+                code = cli._guarded(lambda: mount(str(pool), str(place), options, foreground=True), 1, 32)
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        """The exit code (minus the signal's number), None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def wait(self, limit: float) -> int:
+        """The exit code, within ``limit`` seconds."""
+        end = time.monotonic() + limit
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"process {self.pid} is still there")
+            time.sleep(0.002)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it without its knowledge."""
+        self.send_signal(signal.SIGKILL)
+
+
 class Mounted:
-    """A pool mounted by a daemon in the foreground, as a child of this process."""
+    """A mounted pool and its daemon."""
 
     def __init__(self, pool: Path, place: Path, options: tuple[str, ...] = ()) -> None:
         self.pool = pool
         self.place = place
-        given = ["-o", ",".join(options)] if options else []
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by down)
-        self.daemon = subprocess.Popen(
-            [*COMMAND, "mount", "-f", *given, str(pool), str(place)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self.daemon = Daemon(pool, place, options, self._said.fileno())
         self._watchdog = threading.Timer(LIMIT, self.daemon.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
+        try:
+            self._wait_mounted()
+        except BaseException:
+            self.down()
+            raise
+
+    def _wait_mounted(self) -> None:
         end = time.monotonic() + 20
-        while mounts.top_mount(str(place)) is None:
+        while mounts.top_mount(str(self.place)) is None:
             assert self.daemon.poll() is None, self.said()
             assert time.monotonic() < end, "the mount did not come"
-            time.sleep(0.01)
-        os.statvfs(place)
-
-    def said(self) -> str:
-        """What the daemon printed."""
-        self._said.seek(0)
-        return self._said.read()
+            time.sleep(0.002)
+        os.statvfs(self.place)
 
     def unmount(self) -> None:
         """A clean end; the daemon must end well too."""
-        daxfs("umount", self.place)
+        umount(str(self.place))
         assert self.daemon.wait(10) == 0, self.said()
 
     def down(self) -> None:
@@ -100,7 +145,7 @@ class Mounted:
             self.daemon.send_signal(signal.SIGTERM)
             try:
                 self.daemon.wait(10)
-            except subprocess.TimeoutExpired:
+            except TimeoutError:
                 self.daemon.kill()
                 self.daemon.wait(10)
         self._said.close()

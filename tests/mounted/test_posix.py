@@ -10,6 +10,7 @@ import random
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from support import tool
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100
+CLOCK_REALTIME_COARSE = 5
+"""What FUSE in the kernel calls now (include/uapi/linux/time.h); Python has no name for it."""
 
 
 def refused(number: int) -> pytest.RaisesExc[OSError]:
@@ -309,7 +312,6 @@ def test_listing_is_complete_while_names_come_and_go(root: Path) -> None:
                 assert entry.inode() == (root / entry.name).lstat().st_ino
     stayed = [name for name in seen if name.startswith("stay")]
     assert len(stayed) == len(set(stayed)) == count
-    assert os.scandir in os.supports_fd
     for name in os.listdir(root):
         if name != "lost+found":
             (root / name).unlink()
@@ -333,12 +335,11 @@ def test_times_now_and_omit(root: Path) -> None:
     path = root / "file"
     path.touch()
     os.utime(path, ns=(5, 5))
-    ctime = path.stat().st_ctime_ns
-    run = [tool("touch"), "-m", path]
-    subprocess.run(run, check=True, timeout=10)
+    before = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    subprocess.run([tool("touch"), "-m", path], check=True, timeout=10)
     assert path.stat().st_atime_ns == 5
-    assert path.stat().st_mtime_ns >= ctime
-    assert path.stat().st_ctime_ns >= ctime
+    assert path.stat().st_mtime_ns >= before
+    assert path.stat().st_ctime_ns >= before
 
 
 def test_parents_times_follow_their_names(root: Path) -> None:
