@@ -1,0 +1,450 @@
+"""Names in directories of every format, held against debugfs and e2fsck; listings that are disturbed; damage."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from directory_rig import ROOT, DirectoryRig, make_image
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.hash import dirhash
+from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_REG_FILE, FT_SYMLINK
+from daxfs.structures import dirblocks, directories, dirhints, dirlist, inodes
+from support import fsck, mke2fs, run
+
+FORMATS = {
+    "default": (),
+    "1k": ("-b", "1024"),
+    "2k": ("-b", "2048"),
+    "no checksums": ("-O", "^metadata_csum"),
+    "no index": ("-O", "^dir_index"),
+    "no index, no checksums, 1k": ("-O", "^dir_index,^metadata_csum", "-b", "1024"),
+    "no file types": ("-O", "^filetype"),
+    "ext2": ("-O", "^metadata_csum,^extents,^64bit,^huge_file,^flex_bg", "-I", "128", "-b", "1024"),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> DirectoryRig:
+    return DirectoryRig(make_image(tmp_path / "pool", *FORMATS[request.param]))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> DirectoryRig:
+    return DirectoryRig(make_image(tmp_path / "pool", "-b", "1024"))
+
+
+def block_of(rig: DirectoryRig, lblk: int) -> int:
+    return dirblocks.number_of(rig.view, rig.inode, lblk)
+
+
+def test_names_come_and_go(rig: DirectoryRig) -> None:
+    names = [b"n%d" % i * (1 + i % 40) for i in range(400)]
+    rig.insert_many(names)
+    rig.check()
+    rig.remove(*names[::2])
+    rig.check()
+    rig.remount()
+    rig.insert_many([b"again %d" % i for i in range(200)])
+    rig.check()
+    rig.remove(*rig.model)
+    rig.close()
+
+
+def test_find_tells_names_apart(rig: DirectoryRig) -> None:
+    rig.insert(b"abc", b"abcd", b"xabc", b"b" * 255)
+    for name in (b"ab", b"bc", b"a", b"abcde", b"b" * 254, b"", b"c" * 300, b"\0", b"/"):
+        assert rig.find(name) is None
+    found = rig.find(b"abcd")
+    assert found is not None
+    assert found.file_type == (FT_REG_FILE if rig.geometry.has_filetype else 0)
+    dot, dotdot = rig.find(b"."), rig.find(b"..")
+    assert dot is not None
+    assert dotdot is not None
+    assert (dot.ino, dotdot.ino) == (rig.ino, ROOT)
+    rig.close()
+
+
+def test_a_new_directory(rig: DirectoryRig) -> None:
+    assert directories.is_empty(rig.view, rig.inode)
+    assert directories.parent(rig.view, rig.inode) == ROOT
+    assert rig.inode.size == rig.geometry.block_size
+    assert [(e.name, e.ino, e.cookie) for e in rig.listing()] == [(b".", rig.ino, 1), (b"..", ROOT, 2)]
+    rig.close()
+
+
+def test_names_refer_to_other_inodes(rig: DirectoryRig) -> None:
+    rig.insert_many([b"name %d" % i for i in range(120)])
+    other = rig.make_file(b"other")
+    with rig.change() as (tx, inode):
+        directories.replace(tx, inode, b"name 7", other, FT_SYMLINK)
+    found = rig.find(b"name 7")
+    assert found is not None
+    assert found.ino == other
+    assert next(e for e in rig.listing() if e.name == b"name 7").ino == other
+    with rig.change() as (tx, inode):
+        directories.replace(tx, inode, b"name 7", rig.target, FT_REG_FILE)
+    rig.close()
+
+
+def test_a_directory_moves_to_another_parent(rig: DirectoryRig) -> None:
+    rig.insert_many([b"some name %d" % i for i in range(120)])
+    above = rig.make_directory(b"above")
+    with rig.change() as (tx, inode):
+        directories.set_parent(tx, inode, above)
+        directories.insert(tx, inodes.edit(tx, above), b"dir", rig.ino, FT_DIR)
+        directories.remove(tx, inodes.edit(tx, ROOT), b"dir")
+        inodes.edit(tx, ROOT).links_count -= 1
+        inodes.edit(tx, above).links_count += 1
+    assert directories.parent(rig.view, rig.inode) == above
+    assert rig.listing()[1].ino == above
+    rig.close()
+
+
+def test_nothing_is_left_of_a_removed_name(rig: DirectoryRig) -> None:
+    rig.insert(b"aaaa-first", b"SECRET-name", b"zzzz-last")
+    rig.remove(b"SECRET-name")
+    rig.remove(b"zzzz-last")
+    rig.settle()
+    assert b"SECRET" not in rig.pool.memory.tobytes()
+    rig.insert(b"longer than the gap that was left")
+    assert rig.inode.size == rig.geometry.block_size
+    rig.close()
+
+
+def test_a_removed_name_is_gone_for_others(rig: DirectoryRig) -> None:
+    rig.insert(b"one", b"two")
+    with pytest.raises(FsError) as caught, rig.change() as (tx, inode):
+        directories.remove(tx, inode, b"three")
+    assert caught.value.errno == errno.ENOENT
+    rig.close()
+
+
+def change_and_fail(rig: DirectoryRig) -> None:
+    with rig.change() as (tx, inode):
+        for i in range(300):
+            directories.find(tx, inode, b"goes %d" % i)
+            directories.insert(tx, inode, b"goes %d" % i, rig.target, FT_REG_FILE)
+        directories.remove(tx, inode, b"stays 3")
+        directories.find(tx, inode, b"stays 4")
+        raise ZeroDivisionError
+
+
+def test_a_rollback_takes_names_back(rig: DirectoryRig) -> None:
+    rig.insert_many([b"stays %d" % i for i in range(30)])
+    rig.listing()
+    size = rig.inode.size
+    with pytest.raises(ZeroDivisionError):
+        change_and_fail(rig)
+    assert rig.inode.size == size
+    rig.check()
+    rig.insert_many([b"comes %d" % i for i in range(200)])
+    rig.close()
+
+
+def test_a_full_pool_refuses_names_and_stays_whole(tmp_path: Path) -> None:
+    rig = DirectoryRig(make_image(tmp_path / "pool", "-b", "1024", "-N", "32", size="300K"))
+    with pytest.raises(FsError) as caught:
+        rig.insert_many([b"%d" % i * 40 for i in range(10000)], 1)
+    assert caught.value.errno == errno.ENOSPC
+    rig.remove(*list(rig.model)[:50])
+    rig.insert(b"short")
+    rig.close()
+
+
+def test_trees_of_mke2fs(tmp_path: Path) -> None:
+    """Directories that libext2fs wrote: linear, however long they are."""
+    source = tmp_path / "tree"
+    (source / "many").mkdir(parents=True)
+    names = {b"f%d" % i for i in range(300)}
+    for name in names:
+        (source / "many" / name.decode()).touch()
+    (source / "link").symlink_to("many")
+    path = mke2fs(tmp_path / "pool", "-O", "^has_journal", "-b", "1024", "-d", str(source), size="8M")
+    rig = DirectoryRig(path)
+    root = inodes.read(rig.view, ROOT)
+    assert {e.name for e in directories.entries(rig.view, root)} >= {b".", b"..", b"many", b"link", b"lost+found"}
+    link = directories.find(rig.view, root, b"link")
+    assert link is not None
+    assert link.file_type == FT_SYMLINK
+    many = directories.find(rig.view, root, b"many")
+    assert many is not None
+    inode = inodes.read(rig.view, many.ino)
+    assert {e.name for e in directories.entries(rig.view, inode)} == names | {b".", b".."}
+    assert not inode.flags & EXT4_INDEX_FL
+    with rig.change(many.ino) as (tx, inode):
+        for i in range(100):
+            directories.insert(tx, inode, b"g%d" % i, rig.target, FT_REG_FILE)
+    rig.model = {b"g%d" % i: rig.target for i in range(100)}
+    rig.settle()
+    rig.journal.close()
+    rig.pool.close()
+    fsck(path)
+    listed = run("debugfs", "-R", f"ls <{many.ino}>", path)
+    assert all(name.decode() in listed for name in names)
+
+
+def test_an_index_nobody_keeps_is_not_believed(tmp_path: Path) -> None:
+    path = make_image(tmp_path / "pool", "-b", "1024", "-O", "^metadata_csum")
+    rig = DirectoryRig(path)
+    rig.insert_many([b"name %d" % i for i in range(150)])
+    assert rig.inode.flags & EXT4_INDEX_FL
+    rig.settle()
+    rig.journal.close()
+    rig.pool.close()
+    run("debugfs", "-w", "-R", "feature -dir_index", path)
+    rig.open()
+    rig.check()
+    rig.insert(b"one more")
+    assert not rig.inode.flags & EXT4_INDEX_FL
+    rig.close()
+
+
+# Listings
+
+
+def take(rig: DirectoryRig, cookie: int, count: int) -> list[directories.Entry]:
+    found = []
+    for entry in directories.entries(rig.view, rig.inode, cookie):
+        found.append(entry)
+        if len(found) == count:
+            break
+    return found
+
+
+@pytest.mark.parametrize("portion", [1, 3, 50])
+def test_a_listing_in_portions(rig: DirectoryRig, portion: int) -> None:
+    rig.insert_many([b"name %d" % i for i in range(250)])
+    whole = rig.listing()
+    found: list[directories.Entry] = []
+    while more := take(rig, found[-1].cookie if found else 0, portion):
+        found += more
+    assert found == whole
+    rig.close()
+
+
+def test_a_disturbed_listing(rig: DirectoryRig) -> None:
+    """Names that were there all the time are reported once, through the making of an index and splits."""
+    stays = [b"stays %d" % i for i in range(20)]
+    goes = [b"goes %d" % i for i in range(100)]
+    rig.insert(*stays, *goes[:15])
+    there = set(goes[:15])
+    seen: list[bytes] = []
+    cookie, round_ = 0, 0
+    while more := take(rig, cookie, 3):
+        seen += [entry.name for entry in more]
+        cookie = more[-1].cookie
+        round_ += 1
+        if round_ <= 40:
+            new = [b"new %d %d" % (round_, i) for i in range(10)]
+            rig.insert(*new)
+            if round_ % 2:
+                rig.remove(*new[::2])
+            if there:
+                rig.remove(there.pop())
+    assert [seen.count(name) for name in stays] == [1] * len(stays)
+    assert len(seen) == len(set(seen))
+    rig.close()
+
+
+def test_cookies_from_nowhere(rig: DirectoryRig) -> None:
+    rig.insert_many([b"name %d" % i for i in range(100)])
+    for cookie in (3, 12, 25, 1 << 20, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1):
+        assert all(entry.cookie > cookie for entry in rig.listing(cookie))
+    assert rig.listing((1 << 63) - 1) == []
+    assert rig.listing((1 << 64) - 1) == []
+    rig.close()
+
+
+@pytest.fixture
+def colliding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All names in listings share eight hashes."""
+
+    def weak(name: bytes, version: int, seed: tuple[int, int, int, int]) -> tuple[int, int]:
+        return dirhash(name, version, seed)[0] & 6, 7 if len(name) % 2 else 0xFFFFFFFF
+
+    def weak_many(names: list[bytes], version: int, seed: tuple[int, int, int, int]) -> tuple[object, object]:
+        pairs = [weak(name, version, seed) for name in names]
+        table = np.array(pairs, dtype=np.uint32).reshape(len(pairs), 2)
+        return table[:, 0].copy(), table[:, 1].copy()
+
+    monkeypatch.setattr(dirlist, "dirhash", weak)
+    monkeypatch.setattr(dirlist, "dirhash_many", weak_many)
+
+
+@pytest.mark.usefixtures("colliding")
+@pytest.mark.parametrize("forget", [False, True])
+def test_names_with_the_same_hash_keep_their_places(small: DirectoryRig, forget: bool) -> None:
+    """A listing that stops between two colliding names, of which one goes and one comes."""
+    names = [b"stays %d" % i for i in range(20)] + [b"goes%d" % i for i in range(10)]
+    small.insert(*names)
+    seen: list[bytes] = []
+    cookie, step = 0, 0
+    while more := take(small, cookie, 1):
+        seen.append(more[0].name)
+        cookie = more[0].cookie
+        step += 1
+        if seen[-1].startswith(b"goes"):
+            small.remove(seen[-1])
+        if step < 12:
+            small.insert(b"a%d" % step)
+        if forget:
+            dirhints.drop()
+    assert [seen.count(b"stays %d" % i) for i in range(20)] == [1] * 20
+    assert len(seen) == len(set(seen))
+    small.close()
+
+
+@pytest.mark.usefixtures("colliding")
+def test_pinned_names_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dirhints, "MAX_PINS", 10)
+    small.insert(*[b"name %d" % i for i in range(40)])
+    small.check()
+    assert dirhints.of(small.view).pinned <= 10
+    small.close()
+
+
+def test_hints_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAX_MAPPED", "MAX_TAILS", "MAX_CHUNKS"):
+        monkeypatch.setattr(dirhints, name, 3)
+    small.insert_many([b"name %d" % i for i in range(300)])
+    for i in range(6):
+        ino = small.make_directory(b"dir %d" % i)
+        assert len(list(directories.entries(small.view, inodes.read(small.view, ino)))) == 2
+    small.check()
+    hints = dirhints.of(small.view)
+    assert max(len(hints.tails), len(hints.rooms), len(hints.chunks), sum(map(len, hints.maps.values()))) <= 3
+    small.close()
+
+
+# Damage
+
+
+def damage(rig: DirectoryRig, lblk: int, change: Callable[[memoryview], None]) -> None:
+    """Change a block behind everybody's back, with the right checksum if there is one."""
+    rig.settle()
+    with rig.change() as (tx, inode):
+        change(dirblocks.writable(tx, inode, block_of(rig, lblk)))
+    rig.remount()
+
+
+def put(offset: int, data: bytes) -> Callable[[memoryview], None]:
+    def change(block: memoryview) -> None:
+        block[offset : offset + len(data)] = data
+
+    return change
+
+
+def refused(rig: DirectoryRig, kind: str, *, find: bool = True) -> None:
+    actions: list[Callable[[], object]] = [rig.listing, lambda: directories.is_empty(rig.view, rig.inode)]
+    if find:
+        actions.append(lambda: rig.find(b"zz"))
+    for action in actions:
+        with pytest.raises(Corrupt) as caught:
+            action()
+        assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("offset", "data"),
+    [
+        (28, b"\x00\x00"),  # rec_len 0
+        (28, b"\x08\x00"),  # too small
+        (28, b"\x0d\x00"),  # no multiple of 4
+        (28, b"\x00\xf0"),  # beyond the block
+        (30, b"\xff"),  # name_len beyond rec_len
+        (30, b"\x00"),  # no name
+        (32, b"/"),
+        (32, b"\x00"),
+        (24, b"\xff\xff\xff\xff"),  # inode number
+    ],
+)
+@pytest.mark.parametrize("checksums", [True, False])
+def test_damaged_entries(tmp_path: Path, offset: int, data: bytes, checksums: bool) -> None:
+    options = () if checksums else ("-O", "^metadata_csum")
+    rig = DirectoryRig(make_image(tmp_path / "pool", "-b", "1024", *options))
+    rig.insert(b"first", b"second", b"third")
+    damage(rig, 0, put(offset, data))
+    with pytest.raises(Corrupt) as caught:
+        rig.listing()
+    assert caught.value.kind == "directory entry"
+    for name in (b"first", b"third", b"absent"):
+        try:
+            found = rig.find(name)
+        except Corrupt:
+            continue
+        assert found is None or found.ino == rig.target
+    rig.pool.close()
+
+
+def test_a_hint_never_hides_damage_from_inserts(tmp_path: Path) -> None:
+    rig = DirectoryRig(make_image(tmp_path / "pool", "-b", "1024"))
+    rig.insert(b"first", b"second", b"third")
+    damage(rig, 0, put(28, b"\x08\x00"))
+    with pytest.raises(Corrupt):
+        rig.insert(b"fourth")
+    with pytest.raises(Corrupt), rig.change() as (tx, inode):
+        directories.remove(tx, inode, b"third")
+    rig.pool.close()
+
+
+@pytest.mark.parametrize(
+    ("offset", "data"),
+    [(0, bytes(4)), (4, b"\x00\x00"), (6, b"\x02"), (8, b"x"), (18, b"\x05"), (20, b"xx"), (12, bytes(4))],
+)
+def test_directories_without_their_dots(tmp_path: Path, offset: int, data: bytes) -> None:
+    rig = DirectoryRig(make_image(tmp_path / "pool", "-b", "1024"))
+    damage(rig, 0, put(offset, data))
+    with pytest.raises(Corrupt):
+        directories.parent(rig.view, rig.inode)
+    with pytest.raises(Corrupt):
+        rig.listing()
+    with pytest.raises(Corrupt):
+        directories.is_empty(rig.view, rig.inode)
+    rig.pool.close()
+
+
+def test_a_wrong_checksum(small: DirectoryRig) -> None:
+    small.insert(b"first")
+    small.settle()
+    start = block_of(small, 0) * small.geometry.block_size
+    small.pool.write(start + 32, b"F")
+    small.remount()
+    refused(small, "directory block checksum")
+    small.pool.close()
+
+
+def test_a_missing_tail(small: DirectoryRig) -> None:
+    small.settle()
+    start = (block_of(small, 0) + 1) * small.geometry.block_size
+    small.pool.write(start - 8, b"\x0d")
+    small.remount()
+    refused(small, "directory block without checksum tail")
+    small.pool.close()
+
+
+@pytest.mark.parametrize("size", [1000, 1, 1 << 30])
+def test_sizes_that_can_not_be(small: DirectoryRig, size: int) -> None:
+    with small.change() as (_, inode):
+        inode.size = size
+    with pytest.raises(Corrupt):
+        small.find(b"x")
+    with pytest.raises(Corrupt):
+        small.listing()
+    small.pool.close()
+
+
+def test_a_removed_directory_has_no_names(small: DirectoryRig) -> None:
+    small.insert_many([b"name %d" % i for i in range(100)])
+    with small.change() as (_, inode):
+        inode.size = 0
+        with pytest.raises(Corrupt):
+            dirblocks.count(small.view, inode)
+        inode.links_count = 0
+    assert small.find(b"name 1") is None
+    assert small.listing() == []
+    small.pool.close()
