@@ -84,8 +84,8 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
 
     Raises:
         Corrupt: the journal's superblock, or a transaction that jbd2 would refuse: a bad checksum in a committed
-            transaction, a revoke list or a block number out of bounds, a log that loops. The pool is unchanged; e2fsck
-            can save what is left.
+            transaction, a revoke list or a block number out of bounds. The pool is unchanged; e2fsck can save what
+            is left.
         Unsupported: fast commits wait to be replayed, or the journal uses unknown features. The pool is unchanged.
     """
     superblock = load_superblock(pool, geometry, area)
@@ -191,8 +191,9 @@ class _Reader:
     def headers(self, end: int | None = None) -> Iterator[tuple[int, jbd2.Header, memoryview, list[jbd2.Tag]]]:
         """The blocks with a header and their tags, from ``s_start`` until one doesn't belong or ``end`` is reached.
 
-        Raises:
-            Corrupt: a transaction is longer than the log.
+        It also stops where a transaction would reach around to ``s_start``. Such a one was never committed: the
+        descriptor that a power cut tore can claim more blocks than it had, and a forged log without an end would keep
+        jbd2 going in circles.
         """
         position, sequence = self.superblock.s_start, self.superblock.s_sequence
         left = self.superblock.log_end - self.superblock.s_first
@@ -204,7 +205,7 @@ class _Reader:
             tags = jbd2.unpack_tags(content, self.form) if header.h_blocktype == jbd2.DESCRIPTOR_BLOCK else []
             left -= 1 + len(tags)
             if left < 0:
-                raise Corrupt("journal loop", f"transaction {sequence} does not fit the log")
+                return
             yield position, header, content, tags
             if header.h_blocktype == jbd2.COMMIT_BLOCK:
                 sequence = sequence + 1 & _M
