@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import subprocess
 
 from daxfs.errors import UserError
@@ -96,11 +97,9 @@ def check_mountpoint(mountpoint: str) -> str:
         UserError: missing, no directory, or left behind by a daemon that ended.
     """
     try:
-        os.listdir(mountpoint)
+        is_directory = stat.S_ISDIR(os.stat(mountpoint).st_mode)
     except FileNotFoundError:
         raise UserError(f"mountpoint {mountpoint} does not exist; make it with: mkdir {mountpoint}", USAGE) from None
-    except NotADirectoryError:
-        raise UserError(f"mountpoint {mountpoint} is not a directory; name a directory", USAGE) from None
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise UserError(
@@ -108,6 +107,8 @@ def check_mountpoint(mountpoint: str) -> str:
                 MOUNT_FAILED,
             ) from None
         raise UserError(f"mountpoint {mountpoint}: {error.strerror}", USAGE) from None
+    if not is_directory:
+        raise UserError(f"mountpoint {mountpoint} is not a directory; name a directory", USAGE)
     return os.path.realpath(mountpoint)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import logging
 import os
 import signal
@@ -69,6 +70,9 @@ def serve(
     read_without_splice()
     gate = Gate(options.poll_seconds)
     vars(pyfuse3)["trio"] = gate.module()
+    # What is loaded by now stays: the collector need not look through it again while requests wait.
+    gc.collect()
+    gc.freeze()
     try:
         trio.run(_run, core, tick_seconds(options.commit_seconds), ready)
     except BaseException as error:
