@@ -71,19 +71,24 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller) -> OpenFile:
     if flags & os.O_TRUNC and stat.S_ISREG(inode.mode):
         try:
             truncate(volume, ino, 0, caller)
+            if volume.options.sync:
+                volume.commit()
         except BaseException:
-            node.opens -= 1
+            volume.close_node(node)
             raise
     return file
 
 
 def load_map(volume: Volume, node: Node) -> FileMap | None:
     """The node's map, read from the extent tree; None when the file is in too many pieces to keep."""
+    if node.scattered:
+        return None
     inode = inodes.read(volume.view, node.ino)
     mapped = FileMap()
     bits = volume.block_bits
     for count, run in enumerate(mapping.walk(volume.view, inode)):
         if count >= MAX_RUNS:
+            node.scattered = True
             return None
         begin = run.lblk << bits
         mapped.put(begin, begin + (run.length << bits), (run.pblk << bits) - begin, run.unwritten)
@@ -176,6 +181,8 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
         drop_set_id(volume, node, file.caller)
     if node.map is None:
         load_map(volume, node)
+    if offset + size > volume.large_file_from:
+        volume.allow_large_files()
     content = memoryview(data)
     done = 0
     while done < size:
@@ -221,7 +228,8 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
         run = mapping.lookup(tx, inode, lblk)
         fresh = not run.pblk
         if fresh:
-            run = mapping.allocate(tx, inode, lblk, min(want, run.length))
+            room = min(want, run.length)
+            run = mapping.allocate(tx, inode, lblk, room, align=volume.alignment(lblk, room))
         length = min(run.length, want)
         stop = min((lblk + length) << bits, end)
         delta = (run.pblk - lblk) << bits
@@ -240,6 +248,7 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
     if node.map is not None:
         if len(node.map.runs) >= MAX_RUNS:
             node.map = None
+            node.scattered = True
         else:
             node.map.put(lblk << bits, (lblk << bits) + length * block_size, delta, False)
     return stop - offset
@@ -274,7 +283,10 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
         raise FsError(errno.EPERM)
     if size > volume.max_size(ino):
         raise FsError(errno.EFBIG)
-    shrinks = size < inode.size
+    if size > volume.large_file_from:
+        volume.allow_large_files()
+    shrinks = size <= inode.size
+    whole, listed_here = True, False
     now = time.time_ns()
     node = volume.nodes.open.get(ino)
     with volume.handle(CREDITS_CUT) as tx:
@@ -288,21 +300,22 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
         if shrinks:
             first = (size + volume.block_size - 1) >> volume.block_bits
             whole = mapping.remove(tx, inode, first, None, limit=BLOCKS_PER_CUT)
-            if not whole and ino not in volume.nodes.listed:
+            if not whole and ino not in volume.nodes.unlinked:
                 orphans.add(tx, ino)
-                volume.nodes.listed.add(ino)
+                listed_here = True
     if node is not None:
         node.size = size
         node.mtime = node.ctime = 0
         node.map = None
+        node.scattered = False
         volume.refresh_node(node)
     if not shrinks:
         return
-    if ino in volume.nodes.listed and ino not in volume.nodes.unlinked:
+    if not whole:
         cut_blocks(volume, ino)
+    if listed_here:
         with volume.handle(8) as tx:
             orphans.remove(tx, ino)
-        volume.nodes.listed.discard(ino)
     if size & (volume.block_size - 1):
         # The old bytes behind the new end go only when the new size is durable: a crash before that must find them.
         volume.journal.commit()
@@ -321,8 +334,9 @@ def cut_blocks(volume: Volume, ino: int) -> None:
 
 def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
     """Make the file's data and metadata durable; with ``data_only`` not its times (fdatasync)."""
-    if volume.read_only:
+    if not volume.was_writable:
         return
+    volume.still_durable()
     lazy = not data_only and ino in volume.nodes.lazy
     if lazy or volume.journal.dirty:
         volume.journal.commit()

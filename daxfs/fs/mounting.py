@@ -25,7 +25,7 @@ from daxfs.journal import recovery
 from daxfs.journal.area import LogArea
 from daxfs.journal.journal import Journal
 from daxfs.journal.view import PoolView, View
-from daxfs.structures import blocks, directories, inodes, mapping
+from daxfs.structures import blocks, directories, inodes, mapping, metadata_zone
 
 if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
@@ -63,7 +63,10 @@ def log_area(view: View, sb: Superblock) -> LogArea:
     """Where the journal inode's blocks lie."""
     if not sb.s_journal_inum or sb.s_journal_dev:
         raise Unsupported(["journal on another device"])
-    inode = inodes.read(view, sb.s_journal_inum)
+    try:
+        inode = inodes.read(view, sb.s_journal_inum)
+    except FsError as error:
+        raise Corrupt("journal inode", f"inode {sb.s_journal_inum}: {error.strerror}") from None
     runs: list[tuple[int, int]] = []
     expected = 0
     total = inode.size >> view.geometry.block_bits
@@ -83,8 +86,9 @@ def mount(pool: Pool, options: Options) -> Volume:
     read_only = check_features(sb, read_only=options.read_only or pool.read_only)
     geometry = Geometry.of(sb)
     geometry.check_pool_size(pool.size)
+    was_clean = not needs_recovery(sb) and bool(sb.s_state & EXT4_VALID_FS)
     area = log_area(PoolView(pool, geometry), sb) if geometry.has_journal else None
-    if area is not None and needs_recovery(sb) and recovered(pool, geometry, area, read_only=read_only):
+    if area is not None and needs_recovery(sb) and recovered(pool, geometry, area):
         sb = read_superblock(pool)
         geometry = Geometry.of(sb)
     sb.verify()
@@ -93,7 +97,11 @@ def mount(pool: Pool, options: Options) -> Volume:
     if area is not None:
         recovery.wipe(pool, geometry, area)
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
-    mark_in_use(volume)
+    with volume.handle(1) as tx:
+        blocks.settle_counts(tx)
+    if area is not None:
+        metadata_zone.protect(volume.view, area.runs)
+    mark_in_use(volume, recount=not was_clean)
     found = removal.recover(volume)
     if found:
         log.info("%d orphaned inodes cleaned", found)
@@ -115,7 +123,7 @@ def needs_recovery(sb: Superblock) -> bool:
     return False
 
 
-def recovered(pool: Pool, geometry: Geometry, area: LogArea, *, read_only: bool) -> bool:
+def recovered(pool: Pool, geometry: Geometry, area: LogArea) -> bool:
     """Replay the log; whether there was anything in it."""
     if pool.read_only:
         raise FsError(errno.EROFS, f"{pool.path}: the journal needs replay and the pool can't be written")
@@ -123,12 +131,6 @@ def recovered(pool: Pool, geometry: Geometry, area: LogArea, *, read_only: bool)
     if report.clean:
         return False
     log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
-    if read_only:
-        sb = read_superblock(pool)
-        sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
-        sb.seal()
-        pool.write(SUPERBLOCK_OFFSET, bytes(sb.buffer))
-        pool.fence()
     return True
 
 
@@ -140,14 +142,17 @@ def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) ->
     return volume
 
 
-def mark_in_use(volume: Volume) -> None:
+def mark_in_use(volume: Volume, *, recount: bool) -> None:
     """The superblock of a mounted pool: recovery needed, one more mount (ext4_setup_super in fs/ext4/super.c).
 
     It goes through the log like every later change of the superblock, so that a power cut can't tear it. A crash before
-    the flag is in place finds a log that holds nothing but this.
+    the flag is in place finds a log that holds nothing but this. ``recount``: the free counts may be old, since the
+    kernel keeps them up to date in the group descriptors alone.
     """
     geometry = volume.geometry
     with volume.handle(1) as tx:
+        if recount:
+            blocks.settle_counts(tx)
         sb = tx.edit_superblock()
         sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
         sb.s_mtime = sb.s_wtime = int(time.time()) & 0xFFFFFFFF
@@ -176,6 +181,7 @@ def unmount(volume: Volume) -> None:
         sb = tx.edit_superblock()
         sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
         sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
-        sb.s_state |= EXT4_VALID_FS
+        # A pool without a journal that was not unmounted is not made clean by mounting it once more.
+        sb.s_state |= volume.mounted_state & EXT4_VALID_FS
         sb.s_wtime = int(time.time()) & 0xFFFFFFFF
     journal.close()

@@ -18,6 +18,7 @@ from daxfs.ext4.inode import (
     EXT4_FL_INHERITED,
     EXT4_IMMUTABLE_FL,
     EXT4_OTHER_FLMASK,
+    EXT4_PROJINHERIT_FL,
     EXT4_REG_FLMASK,
     file_type_of_mode,
 )
@@ -60,6 +61,8 @@ def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
     entry = directories.find(volume.view, read_directory_inode(volume, parent), name)
     if entry is None:
         raise FsError(errno.ENOENT)
+    if not inodes.nameable(volume.view, entry.ino):
+        raise volume.corrupt("directory entry of a reserved inode", f"inode {entry.ino} in {parent}")
     return read_attributes(volume, entry.ino)
 
 
@@ -99,6 +102,8 @@ def new_inode(tx: Handle, parent: Inode, mode: int, caller: Caller, now: int) ->
             mode |= stat.S_ISGID
     inode = inodes.allocate(tx, parent, mode)
     inode.flags = inherited_flags(parent.flags, mode)
+    if parent.flags & EXT4_PROJINHERIT_FL:
+        inode.i_projid = parent.i_projid
     inode.uid = caller.uid
     inode.gid = gid
     inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = now
@@ -196,6 +201,12 @@ def drop_link_of_subdirectory(directory: Inode) -> None:
         directory.links_count = directory.links_count - 1
 
 
+def refuse_other_project(directory: Inode, inode: Inode) -> None:
+    """What carries another project's number stays out of a directory that hands its own down (EXDEV)."""
+    if directory.flags & EXT4_PROJINHERIT_FL and directory.i_projid != inode.i_projid:
+        raise FsError(errno.EXDEV)
+
+
 def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
     """One more name for an inode that is not a directory (EPERM, EMLINK, EEXIST)."""
     check_name(name)
@@ -211,6 +222,7 @@ def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
             raise FsError(errno.ENOENT)
         if directories.find(tx, directory, name) is not None:
             raise FsError(errno.EEXIST)
+        refuse_other_project(directory, inode)
         directories.insert(tx, directory, name, ino, file_type_of_mode(inode.mode))
         inode.links_count = inode.links_count + 1
         inode.ctime_ns = directory.mtime_ns = directory.ctime_ns = now
@@ -220,6 +232,7 @@ def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
 
 def unlink(volume: Volume, parent: int, name: bytes) -> None:
     """Take a name away; the inode goes with its last name, or when it is busy no more."""
+    check_name(name)
     now = time.time_ns()
     with volume.handle(CREDITS_NAME) as tx:
         directory = edit_parent(tx, parent)
@@ -266,6 +279,7 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
         raise FsError(errno.EINVAL)
     if name == b"..":
         raise FsError(errno.ENOTEMPTY)
+    check_name(name)
     now = time.time_ns()
     with volume.handle(CREDITS_NAME) as tx:
         directory = edit_parent(tx, parent)
@@ -285,6 +299,7 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
 
 def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
     """renameat2(2): replace, NOREPLACE or EXCHANGE (EINVAL for other flags)."""
+    check_name(name)
     check_name(new_name)
     if flags not in (0, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE):
         raise FsError(errno.EINVAL)
@@ -307,11 +322,13 @@ def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_name: 
 
 
 def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
-    """A directory can't move below itself (EINVAL): walk up from the destination, bounded by the number of inodes."""
+    """A directory can't move below itself (EINVAL): walk up from the destination."""
     current = destination
-    for _ in range(volume.geometry.inodes_count):
+    seen = set()
+    while current not in seen:
         if current == moved:
             raise FsError(errno.EINVAL)
+        seen.add(current)
         above = directories.parent(volume.view, read_directory_inode(volume, current))
         if above == current:
             return
@@ -336,6 +353,7 @@ def move(
     inode = inodes.edit(tx, old.ino)
     is_directory = stat.S_ISDIR(inode.mode)
     refuse_protected(source, inode)
+    refuse_other_project(destination, inode)
     if is_directory and crosses:
         refuse_loop(volume, old.ino, destination.number)
     if new is not None:
@@ -377,6 +395,8 @@ def exchange(volume: Volume, tx: Handle, source: Inode, old: Entry, destination:
     first, second = inodes.edit(tx, old.ino), inodes.edit(tx, new.ino)
     refuse_protected(source, first)
     refuse_protected(destination, second)
+    refuse_other_project(destination, first)
+    refuse_other_project(source, second)
     for inode, joined in ((first, destination), (second, source)):
         if stat.S_ISDIR(inode.mode):
             refuse_loop(volume, inode.number, joined.number)

@@ -18,10 +18,11 @@ class Node:
 
     ``atime``, ``mtime`` and ``ctime`` are times not yet in the inode (0: none): as with the kernel's lazytime they are
     written by the commit, so that an overwrite changes no metadata block. ``plain`` is true while a write needs no
-    more than a copy: no set-id bits to clear, not immutable, not append-only.
+    more than a copy: no set-id bits to clear, not immutable, not append-only. ``scattered``: in too many pieces for
+    a map, each access asks the tree.
     """
 
-    __slots__ = ("atime", "atime_due", "ctime", "ino", "map", "mtime", "opens", "plain", "size")
+    __slots__ = ("atime", "atime_due", "ctime", "ino", "map", "mtime", "opens", "plain", "scattered", "size")
 
     def __init__(self, ino: int) -> None:
         self.ino = ino
@@ -33,6 +34,7 @@ class Node:
         self.ctime = 0
         self.atime_due = False
         self.plain = False
+        self.scattered = False
 
 
 class Nodes:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.features import RoCompat
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
 from daxfs.fs.nodes import Node, Nodes
@@ -34,6 +35,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DAY_NS = 86_400 * 10**9
+LARGE_FILE = 0x7FFFFFFF
+"""A larger file needs the feature ``large_file`` (ext4_update_inode in fs/ext4/inode.c)."""
+CHUNK_BYTES = 2 << 20
+"""What a huge page maps: large files begin on such a boundary."""
 MAX_LAZY = 64
 """Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
 SUPERUSER = Caller()
@@ -52,6 +57,11 @@ class Volume:
         self.options = options
         self.read_only = journal is None
         self.nodes = Nodes()
+        self.large_file_from = (
+            LARGE_FILE if not geometry.ro_compat & RoCompat.large_file else geometry.max_extent_file_size
+        )
+        self.mounted_state = view.superblock().s_state
+        self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
         self.overhead = view.superblock().s_overhead_clusters
         self._journal = journal
         self._last_commit = time.monotonic()
@@ -92,6 +102,17 @@ class Volume:
     def pending_frees(self) -> int:
         """Blocks freed in the running transaction: they return with its commit."""
         return self._journal.pending_free_blocks if self._journal is not None else 0
+
+    def allow_large_files(self) -> None:
+        """Set the feature ``large_file``: the first file beyond 2 GiB is about to be made."""
+        with self.handle(1) as tx:
+            tx.edit_superblock().s_feature_ro_compat |= RoCompat.large_file
+        self.large_file_from = self.geometry.max_extent_file_size
+
+    def alignment(self, lblk: int, want: int) -> int:
+        """In blocks, what a new run at logical block ``lblk`` should be aligned to: 2 MiB where a large file begins."""
+        chunk = self._chunk
+        return chunk if 4 * want >= chunk and lblk % chunk == 0 else 1
 
     def max_size(self, ino: int) -> int:
         """The largest size in bytes that the inode's map can express."""
@@ -171,9 +192,16 @@ class Volume:
 
     def commit(self) -> None:
         """Make everything that returned durable."""
+        if self._journal is not None:
+            self.still_durable()
         if self._journal is not None and not self.read_only:
             self._journal.commit()
             self._last_commit = time.monotonic()
+
+    def still_durable(self) -> None:
+        """Refuse to promise durability (EIO) when the journal was aborted: what was not committed is lost."""
+        if self._journal is not None and self._journal.aborted:
+            raise FsError(errno.EIO, "the journal was aborted")
 
     def tick(self) -> None:
         """Commit when the commit interval has passed; called now and then by whoever runs the volume."""

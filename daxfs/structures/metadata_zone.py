@@ -16,6 +16,9 @@ import numpy as np
 from daxfs.structures import groups
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from daxfs.ext4.geometry import Geometry
     from daxfs.journal.view import View
     from daxfs.pmem.pool import Pool
 
@@ -26,7 +29,35 @@ Blocks = np.ndarray[tuple[int], np.dtype[np.int64]]
 Zone = tuple[Blocks, Blocks]
 """Sorted, disjoint block ranges: where they begin, and where each ends."""
 
-_zones: WeakKeyDictionary[Pool, dict[int, Zone]] = WeakKeyDictionary()
+
+class _Known:
+    """What is remembered of one pool, as long as its shape stays the same.
+
+    Attributes:
+        geometry: the shape.
+        zones: by flexible group.
+        log: the journal's blocks, once `protect` was told of them.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.zones: dict[int, Zone] = {}
+        self.log: Zone | None = None
+
+
+_known: WeakKeyDictionary[Pool, _Known] = WeakKeyDictionary()
+
+
+def _known_of(view: View) -> _Known:
+    known = _known.get(view.pool)
+    if known is None or known.geometry is not view.geometry:
+        known = _known[view.pool] = _Known(view.geometry)
+    return known
+
+
+def protect(view: View, runs: Iterable[tuple[int, int]]) -> None:
+    """The journal's blocks (start, count) are metadata too: from now on no map may name them, not even its inode's."""
+    _known_of(view).log = _zone(runs)
 
 
 def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
@@ -36,9 +67,8 @@ def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
     """
     if not starts.size:
         return None
-    known = _zones.get(view.pool)
-    if known is None:
-        known = _zones[view.pool] = {}
+    memory = _known_of(view)
+    known = memory.zones
     geometry = view.geometry
     width = geometry.flex_bg_size * geometry.blocks_per_group
     lasts = ends - 1
@@ -51,10 +81,17 @@ def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
             if len(known) >= MAX_ZONES:
                 known.clear()
             zone = known[number] = _build(view, number)
-        begins, stops = zone
-        at = np.searchsorted(begins, lasts, "right") - 1
-        bad |= (at >= 0) & (stops[at] > starts)
+        bad |= _touches(zone, starts, lasts)
+    if memory.log is not None:
+        bad |= _touches(memory.log, starts, lasts)
     return int(np.argmax(bad)) if bad.any() else None
+
+
+def _touches(zone: Zone, starts: Blocks, lasts: Blocks) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    begins, stops = zone
+    at = np.searchsorted(begins, lasts, "right") - 1
+    touched: np.ndarray[tuple[int], np.dtype[np.bool_]] = (at >= 0) & (stops[at] > starts)
+    return touched
 
 
 def _build(view: View, number: int) -> Zone:
@@ -71,6 +108,11 @@ def _build(view: View, number: int) -> Zone:
         own = geometry.base_blocks(group)
         if own:
             ranges.append((geometry.first_block(group), own))
+    return _zone(ranges)
+
+
+def _zone(ranges: Iterable[tuple[int, int]]) -> Zone:
+    """Ranges (start, count) as a zone."""
     begins: list[int] = []
     ends: list[int] = []
     for begin, count in sorted(ranges):
