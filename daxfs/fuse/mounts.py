@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 import shutil
-import stat
 import subprocess
 
 from daxfs.errors import UserError
@@ -97,18 +96,20 @@ def check_mountpoint(mountpoint: str) -> str:
         UserError: missing, no directory, or left behind by a daemon that ended.
     """
     try:
-        is_directory = stat.S_ISDIR(os.stat(mountpoint).st_mode)
+        # An open is the cheapest call that the kernel's caches can't answer for a daemon that is gone.
+        os.close(os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except FileNotFoundError:
         raise UserError(f"mountpoint {mountpoint} does not exist; make it with: mkdir {mountpoint}", USAGE) from None
+    except NotADirectoryError:
+        raise UserError(f"mountpoint {mountpoint} is not a directory; name a directory", USAGE) from None
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise UserError(
                 f"mountpoint {mountpoint} is left from a daemon that ended; first: daxfs umount {mountpoint}",
                 MOUNT_FAILED,
             ) from None
-        raise UserError(f"mountpoint {mountpoint}: {error.strerror}", USAGE) from None
-    if not is_directory:
-        raise UserError(f"mountpoint {mountpoint} is not a directory; name a directory", USAGE)
+        if error.errno != errno.EACCES:  # Mounting on what one may not read is the kernel's to judge.
+            raise UserError(f"mountpoint {mountpoint}: {error.strerror}", USAGE) from None
     return os.path.realpath(mountpoint)
 
 
