@@ -92,13 +92,18 @@ def entries_block(view: View, directory: Inode, number: int) -> memoryview:
 
 def index_block(view: View, directory: Inode, number: int, base: int) -> memoryview:
     """The words of a root or node (``base`` says which), its checksum and the order of its hashes checked."""
-    content = view.verified(number, partial(_check_index, view.geometry, directory, number, base))
-    return content.cast("I")
+    return _verified_index(view, directory, number, base).cast("I")
+
+
+def _verified_index(view: View, directory: Inode, number: int, base: int) -> memoryview:
+    return view.verified(number, partial(_check_index, view.geometry, directory, number, base))
 
 
 def any_block(view: View, directory: Inode, number: int) -> memoryview:
-    """A block of whatever kind its content says it is, its checksum checked."""
-    return view.verified(number, partial(_check_any, view.geometry, directory, number))
+    """A block of whatever kind its content says it is, checked as that; the kinds can be confused without checksums."""
+    if view.geometry.metadata_csum:
+        return view.verified(number, partial(_check_any, view.geometry, directory, number))
+    return view.block(number)
 
 
 def _check_entries(geometry: Geometry, directory: Inode, number: int, content: memoryview) -> None:
@@ -119,11 +124,12 @@ def _check_index(geometry: Geometry, directory: Inode, number: int, base: int, c
 
 
 def _check_any(geometry: Geometry, directory: Inode, number: int, content: memoryview) -> None:
-    if geometry.metadata_csum:
-        seed = inode_seed(geometry, directory.number, directory.words[25])
-        w = content.cast("I")
-        verify = format_.verify_block if format_.is_node(w) or format_.is_root(w) else dirent.verify_block
-        verify(content, seed, where(directory, number))
+    w = content.cast("I")
+    if format_.is_node(w) or format_.is_root(w):
+        base = format_.NODE_BASE if format_.is_node(w) else format_.ROOT_BASE
+        _check_index(geometry, directory, number, base, content)
+    else:
+        _check_entries(geometry, directory, number, content)
 
 
 def _seal(geometry: Geometry, ino: int, generation: int, content: memoryview) -> None:
@@ -347,7 +353,10 @@ def dots(view: View, directory: Inode) -> tuple[int, memoryview, int]:
         Corrupt: block 0 does not begin with them.
     """
     number = number_of(view, directory, 0)
-    content = any_block(view, directory, number)
+    if is_indexed(view, directory):
+        content = _verified_index(view, directory, number, format_.ROOT_BASE)
+    else:
+        content = entries_block(view, directory, number)
     w = content.cast("I")
     at = w[1] & 0xFFFF
     if w[1] >> 16 & 0xFF == 1 and content[8] == 0x2E and 12 <= at <= len(content) - 24 and not at & 3 and w[0]:

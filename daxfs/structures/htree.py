@@ -76,7 +76,7 @@ def root(view: View, directory: Inode) -> tuple[int, memoryview, int]:
     info = w[7]
     version = info & 0xFF
     levels = EXT4_HTREE_LEVEL if view.geometry.has_large_dir else EXT4_HTREE_LEVEL_COMPAT
-    if w[6] or version > TEA or info >> 8 & 0xFF != ROOT_INFO_SIZE or info >> 16 & 0xFF >= levels:
+    if w[6] or version > TEA or info & 0x0100FF00 != ROOT_INFO_SIZE << 8 or info >> 16 & 0xFF >= levels:
         raise Corrupt("directory index root", f"{dirblocks.where(directory, number)}: parameters {w[6]:#x} {info:#x}")
     return number, w, effective_version(version, view.geometry.hash_unsigned)
 
