@@ -24,7 +24,7 @@ from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
 from daxfs.journal.area import LogArea
 from daxfs.journal.journal import Journal
-from daxfs.journal.view import PoolView, View
+from daxfs.journal.view import Check, PoolView, View
 from daxfs.structures import blocks, directories, inodes, mapping, metadata_zone
 
 if TYPE_CHECKING:
@@ -35,6 +35,21 @@ log = logging.getLogger("daxfs.fs")
 SUPERBLOCK_OFFSET = 1024
 SUPERBLOCK_SIZE = 1024
 MIN_JOURNAL_BLOCKS = 1024
+
+
+class TornView(PoolView):
+    """The pool before its log is replayed: what leads to the log is believed without the checksums of blocks.
+
+    A power cut tears the blocks that were just being copied home. The group descriptor and the neighbours of the
+    journal's inode may be among them, and are mended by the replay; what they say of the journal did not change. The
+    inode's own checksum and the bounds of its map are still checked.
+    """
+
+    __slots__ = ()
+
+    def verified(self, number: int, check: Check) -> memoryview:  # noqa: ARG002
+        """The block as it lies there."""
+        return self.block(number)
 
 
 def read_superblock(pool: Pool) -> Superblock:
@@ -65,6 +80,8 @@ def log_area(view: View, sb: Superblock) -> LogArea:
         raise Unsupported(["journal on another device"])
     try:
         inode = inodes.read(view, sb.s_journal_inum)
+    except Corrupt:
+        raise
     except FsError as error:
         raise Corrupt("journal inode", f"inode {sb.s_journal_inum}: {error.strerror}") from None
     runs: list[tuple[int, int]] = []
@@ -87,7 +104,12 @@ def mount(pool: Pool, options: Options) -> Volume:
     geometry = Geometry.of(sb)
     geometry.check_pool_size(pool.size)
     was_clean = not needs_recovery(sb) and bool(sb.s_state & EXT4_VALID_FS)
-    area = log_area(PoolView(pool, geometry), sb) if geometry.has_journal else None
+    try:
+        view = PoolView(pool, geometry) if was_clean else TornView(pool, geometry)
+    area = log_area(view, sb) if geometry.has_journal else None
+    except Corrupt:
+        sb.verify()  # a damaged superblock explains whatever it leads to
+        raise
     if area is not None and needs_recovery(sb) and recovered(pool, geometry, area):
         sb = read_superblock(pool)
         geometry = Geometry.of(sb)
