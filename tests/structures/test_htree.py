@@ -98,7 +98,7 @@ def test_three_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With large_dir; nodes pretend to be small, or it would take 30,000 names."""
     rig = make(tmp_path / "pool", "-O", "large_dir,^metadata_csum")
     monkeypatch.setattr(htree.Step, "full", property(lambda step: step.words[step.base] >> 16 >= 8))
-    rig.insert_many([b"%05d" % i * 50 for i in range(600)])
+    rig.insert_many([b"%05d" % i * 50 for i in range(350)])
     assert rig.depth() == 2
     rig.close()
 
