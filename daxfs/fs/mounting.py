@@ -106,7 +106,7 @@ def mount(pool: Pool, options: Options) -> Volume:
     was_clean = not needs_recovery(sb) and bool(sb.s_state & EXT4_VALID_FS)
     try:
         view = PoolView(pool, geometry) if was_clean else TornView(pool, geometry)
-    area = log_area(view, sb) if geometry.has_journal else None
+        area = log_area(view, sb) if geometry.has_journal else None
     except Corrupt:
         sb.verify()  # a damaged superblock explains whatever it leads to
         raise
