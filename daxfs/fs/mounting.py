@@ -119,8 +119,6 @@ def mount(pool: Pool, options: Options) -> Volume:
     if area is not None:
         recovery.wipe(pool, geometry, area)
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
-    with volume.handle(1) as tx:
-        blocks.settle_counts(tx)
     if area is not None:
         metadata_zone.protect(volume.view, area.runs)
     mark_in_use(volume, recount=not was_clean)
