@@ -17,11 +17,11 @@ from daxfs.structures import dirblocks, directories, dirhints, dirlist, inodes
 from support import fsck, mke2fs, run
 
 FORMATS = {
-    "default": (),
+    "default": ("-b", "4096"),
     "1k": ("-b", "1024"),
     "2k": ("-b", "2048"),
     "no checksums": ("-O", "^metadata_csum"),
-    "no index": ("-O", "^dir_index"),
+    "no index": ("-O", "^dir_index", "-b", "4096"),
     "no index, no checksums, 1k": ("-O", "^dir_index,^metadata_csum", "-b", "1024"),
     "no file types": ("-O", "^filetype"),
     "ext2": ("-O", "^metadata_csum,^extents,^64bit,^huge_file,^flex_bg", "-I", "128", "-b", "1024"),
