@@ -42,6 +42,7 @@ __all__ = ["Log", "LogArea", "load_superblock", "usable_features"]
 _M = 0xFFFFFFFF
 _MAGIC_FIRST = jbd2.MAGIC_BYTES[0]
 _ESCAPED = bytes(4)
+_SCRUB_AHEAD = 16  # blocks
 _GATHER = 64  # blocks joined for one store
 _SEQUENCE = slice(jbd2.SEQUENCE_OFFSET, jbd2.SEQUENCE_OFFSET + 4)
 
@@ -116,6 +117,7 @@ class Log:
         self._sequence = superblock.s_sequence + 1 & _M  # the next transaction's
         self._head = self._first
         self._free = 0  # nothing is logged before s_start is set
+        self._scrubbed = 0
         self._seconds = 0
         self.limit = (self._end - self._first) // 4
         self.revokes_per_block = self._form.revokes_per_block
@@ -139,21 +141,22 @@ class Log:
                     f"{self._pool.path}: a transaction of {needed} blocks in a log of {self._end - self._first}",
                 )
             self._make_room()
+        if needed > self._scrubbed and self._scrub(needed):
+            self._pool.fence()
         sequence = self._sequence
-        following = sequence + 1 & _M
         at = self._wrapped(self._head + needed - 1)
-        head = self._wrapped(at + 1)
         record = self._pending_record(at, sequence)
         self._store(self._head, [*self._revoke_blocks(sequence, revokes), *self._data_blocks(sequence, copies), record])
-        if self._is_stale(head, following):
-            self._pool.store_word(self._place(head), 0)
+        # Room for a transaction like this one, so that the next needs no fence of its own for it (invariant 2).
+        self._scrub(min(needed + max(needed, _SCRUB_AHEAD), self._free))
         self._pool.fence()
         word = int.from_bytes(sequence.to_bytes(4, "big"), "little")
         self._pool.store_word(self._place(at) + jbd2.SEQUENCE_OFFSET, word)
         self._pool.fence()
-        self._head = head
+        self._head = self._wrapped(at + 1)
         self._free -= needed
-        self._sequence = following
+        self._scrubbed -= needed
+        self._sequence = sequence + 1 & _M
         return needed
 
     def settle(self) -> None:
@@ -197,16 +200,29 @@ class Log:
         if self._tail.superblock.s_start:
             self.tail_moves += 1
         self._sequence, self._head = self._tail.restart(self._sequence, self._end, self._is_stale)
-        if self._is_stale(self._head, self._sequence):
-            pool.store_word(self._place(self._head), 0)
         self._free = self._end - self._first
-        pool.fence()
+        self._scrubbed = 0
+        pool.fence()  # before the first of the old transactions is scrubbed or written over
 
     def _is_stale(self, position: int, sequence: int) -> bool:
         """Whether an old block at this position would pass for one of the transaction ``sequence``."""
         at = self._place(position)
         header = bytes(self._memory[at : at + jbd2.HEADER_SIZE])
         return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] == sequence.to_bytes(4, "big")
+
+    def _scrub(self, count: int) -> bool:
+        """Take the magic from old blocks among the ``count`` from ``head`` on; whether anything was stored."""
+        done, stored = self._scrubbed, False
+        while done < count:
+            position = self._wrapped(self._head + done)
+            for block, length in self._area.pieces(position, min(count - done, self._end - position)):
+                for at in range(block * self._size, (block + length) * self._size, self._size):
+                    if self._memory[at] == _MAGIC_FIRST and jbd2.escapes(self._memory[at : at + 4]):
+                        self._pool.store_word(at, 0)
+                        stored = True
+                done += length
+        self._scrubbed = max(done, self._scrubbed)
+        return stored
 
     # Blocks
 

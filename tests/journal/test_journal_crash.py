@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from journal_rig import JournalRig
 
 from daxfs.errors import Corrupt
-from daxfs.ext4.jbd2 import MAGIC_BYTES
+from daxfs.ext4.jbd2 import MAGIC_BYTES, Format, pack_commit
 from daxfs.journal import recovery
 from daxfs.journal.journal import Journal
 from daxfs.pmem.memory import MemoryPool
@@ -115,6 +115,33 @@ def test_e2fsck_recovers_to_a_commit_too(tmp_path: Path, name: str) -> None:
     for crash in images:
         pool = story.rig.after_e2fsck(crash.image, tmp_path / "pool")
         story.check(pool, crash.label, f"cut at event {crash.position}, {crash.choice}")
+
+
+@pytest.mark.parametrize("name", ["v3", "no checksums"])
+def test_old_commit_records_under_new_blocks(name: str) -> None:
+    """A torn block must not mix an old record's magic and type with its own sequence number."""
+    rig = JournalRig(name, log_blocks=60)
+    pool = MemoryPool(rig.content)
+    Journal.open(pool, rig.geometry, rig.area).close()
+    form = Format.of(rig.superblock(pool))
+    for position in range(1, 60):
+        pool.write(rig.place(position), pack_commit(form, 0x77777777, 1 << 33, 0))
+    recorder = RecordingPool(pool.image())
+    journal = Journal.open(recorder, rig.geometry, rig.area)
+    for number in range(1, 5):
+        with journal.handle(6) as tx:
+            for block in rig.free[:6]:
+                tx.edit(block)[:] = rig.filled(number)
+            tx.forget(rig.free[9])
+        journal.commit()
+        recorder.mark(str(number))
+    for crash in recorder.crash_images(random.Random(1), prefixes=0, subsets=90):
+        after = MemoryPool(crash.image)
+        recovery.replay(after, rig.geometry, rig.area)
+        found = {rig.block(after, block) for block in rig.free[:6]}
+        assert len(found) == 1
+        promised = int(crash.label or 0)
+        assert found < {bytes(rig.block_size)} | {rig.filled(number) for number in (promised, promised + 1)}
 
 
 def test_a_cut_in_the_recovery() -> None:
