@@ -537,11 +537,10 @@ def set_times(side: Side, tree: Tree) -> None:
 def mingle(side: Side, chance: random.Random, tree: Tree, turns: int) -> None:
     """Change a tree at random: the same changes whoever makes them."""
     files = sorted(path for path, facts in tree.items() if stat.S_ISREG(facts.mode))
-    directories = sorted(
-        path for path, facts in tree.items() if stat.S_ISDIR(facts.mode) and not path.startswith(b"lost")
-    )
-    for turn in range(turns):
-        name = os.path.join(chance.choice(directories), b"%d-%d" % (len(tree), turn) + b"n" * chance.randrange(80))
+    directories = sorted(path for path, facts in tree.items() if stat.S_ISDIR(facts.mode)) or [b""]
+    directories = [path for path in directories if path != b"lost+found"]
+    for _ in range(turns):
+        name = os.path.join(chance.choice(directories), b"%x-" % chance.getrandbits(40) + b"n" * chance.randrange(80))
         what = chance.randrange(8)
         if what == 0:
             side.mkdir(name)
