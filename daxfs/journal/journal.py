@@ -139,6 +139,7 @@ class Journal:
         self._superblock_home = SUPERBLOCK_OFFSET & -geometry.block_size
         self._closed = False
         self._aborted = False
+        self._storing_home = False  # the log holds a transaction that is not at home
         self._commits = self._blocks_home = self._blocks_logged = self._blocks_revoked = self._rollbacks = 0
 
     @classmethod
@@ -219,9 +220,10 @@ class Journal:
         self._transaction.clear()
         for hook in self.rollback_hooks:
             hook()
-        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-        with suppress(OSError):  # the pool itself may be what failed
-            self._keeper.record_error(-number)
+        if not self._storing_home:  # else the log is needed whole: nothing in its superblock is risked
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            with suppress(OSError):  # the pool itself may be what failed
+                self._keeper.record_error(-number)
 
     def clear_error(self) -> None:
         """The errno that an earlier abort left was taken note of (`RecoveryReport.errno`)."""
@@ -295,9 +297,11 @@ class Journal:
         if superblock is not None:
             copies[self._superblock_home // size] = superblock
         self._blocks_logged += keeper.commit(copies, tx.revokes)
+        self._storing_home = True
         for number, content in copies.items():
             write(number * size, content)
         keeper.settle()
+        self._storing_home = False
         self._commits += 1
         self._blocks_home += len(copies)
         self._blocks_revoked += len(tx.revokes)

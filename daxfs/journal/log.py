@@ -112,6 +112,7 @@ class Log:
             self._tail.rewrite(usable)
             pool.fence()
         self._form = Format.of(self._tail.superblock)
+        self._tags_per_descriptor = self._form.tags_per_descriptor
         self._first = usable.s_first
         self._end = usable.log_end
         self._sequence = superblock.s_sequence + 1 & _M  # the next transaction's
@@ -189,9 +190,8 @@ class Log:
         return self._area.physical(position) * self._size
 
     def _blocks_needed(self, blocks: int, revokes: int) -> int:
-        form = self._form
-        descriptors = -(-blocks // form.tags_per_descriptor)
-        return blocks + descriptors - (-revokes // form.revokes_per_block) + 1
+        descriptors = -(-blocks // self._tags_per_descriptor)
+        return blocks + descriptors - (-revokes // self.revokes_per_block) + 1
 
     def _make_room(self) -> None:
         """Begin the log anew. The old transactions are no longer needed once their home copies are durable."""
@@ -229,19 +229,19 @@ class Log:
     def _revoke_blocks(self, sequence: int, revokes: Collection[int]) -> list[Buffer]:
         if not revokes:
             return []
-        numbers, size = sorted(revokes), self._form.revokes_per_block
+        numbers, size = sorted(revokes), self.revokes_per_block
         return [jbd2.pack_revoke(self._form, sequence, numbers[at : at + size]) for at in range(0, len(numbers), size)]
 
     def _data_blocks(self, sequence: int, copies: Mapping[int, memoryview]) -> list[Buffer]:
         """Descriptors, each with the blocks that it describes."""
-        form = self._form
+        form, most = self._form, self._tags_per_descriptor
         seed = jbd2.sequence_seed(form, sequence)
         entries = list(copies.items())
         parts: list[Buffer] = []
-        for first in range(0, len(entries), form.tags_per_descriptor):
+        for first in range(0, len(entries), most):
             tags: list[jbd2.Tag] = []
             blocks: list[Buffer] = []
-            for number, content in entries[first : first + form.tags_per_descriptor]:
+            for number, content in entries[first : first + most]:
                 logged: Buffer = content
                 flags = 0
                 if content[0] == _MAGIC_FIRST and jbd2.escapes(content):
