@@ -236,35 +236,56 @@ def _hash_rows(
 def _fill_rows(words: NDArray[np.uint64], rest: NDArray[np.int64], signed: bool) -> list[Words]:
     """The words of one block of each name, filled as in ``_words``; in 64 bits, so that shifts by 32 work."""
     fill = np.maximum(rest, 0).astype(np.uint64) * np.uint64(0x01010101)
-    result = []
-    for i in range(words.shape[1]):
-        chars = np.clip(rest - 4 * i, 0, 4).astype(np.uint64) * np.uint64(8)
-        value = words[:, i] >> np.uint64(32) - chars
-        if signed:
-            value = value - ((value & np.uint64(0x80808080)) << np.uint64(1))
-        value = value + (fill << chars)
-        result.append((value & np.uint64(_M)).astype(np.uint32))
-    return result
+    chars = rest[:, None] - np.arange(0, 4 * words.shape[1], 4)
+    np.maximum(chars, 0, out=chars)
+    np.minimum(chars, 4, out=chars)
+    bits = (chars << 3).astype(np.uint64)
+    value = words >> (np.uint64(32) - bits)
+    if signed:
+        value -= (value & np.uint64(0x80808080)) << np.uint64(1)
+    value += fill[:, None] << bits
+    return list(np.ascontiguousarray((value & np.uint64(_M)).astype(np.uint32).T))
 
 
-def _rotate(value: Words, bits: int) -> Words:
-    return value << np.uint32(bits) | value >> np.uint32(32 - bits)
-
-
+_SHIFTS = [np.uint32(bits) for bits in range(32)]
 _ROUND1 = ((0, 3), (1, 7), (2, 11), (3, 19), (4, 3), (5, 7), (6, 11), (7, 19))
 _ROUND2 = ((1, 3), (3, 5), (5, 9), (7, 13), (0, 3), (2, 5), (4, 9), (6, 13))
 _ROUND3 = ((3, 3), (7, 9), (2, 11), (6, 15), (1, 3), (5, 9), (0, 11), (4, 15))
+
+
+def _rotated(value: Words, bits: int) -> Words:
+    """``value`` rotated left; it is used up (most of the time goes into making arrays)."""
+    result = value << _SHIFTS[bits]
+    value >>= _SHIFTS[32 - bits]
+    result |= value
+    return result
 
 
 def _half_md4_rows(state: list[Words], words: list[Words]) -> list[Words]:
     """The transform on arrays; (a, b, c, d) turn by one place with each step."""
     a, b, c, d = state
     for i, bits in _ROUND1:
-        a, b, c, d = d, _rotate(a + (d ^ (b & (c ^ d))) + words[i], bits), b, c
+        t = c ^ d
+        t &= b
+        t ^= d
+        t += a
+        t += words[i]
+        a, b, c, d = d, _rotated(t, bits), b, c
+    added = [word + np.uint32(0x5A827999) for word in words]
     for i, bits in _ROUND2:
-        a, b, c, d = d, _rotate(a + ((b & c) + ((b ^ c) & d)) + words[i] + np.uint32(0x5A827999), bits), b, c
+        t = b ^ c
+        t &= d
+        t += b & c
+        t += a
+        t += added[i]
+        a, b, c, d = d, _rotated(t, bits), b, c
+    added = [word + np.uint32(0x6ED9EBA1) for word in words]
     for i, bits in _ROUND3:
-        a, b, c, d = d, _rotate(a + (b ^ c ^ d) + words[i] + np.uint32(0x6ED9EBA1), bits), b, c
+        t = b ^ c
+        t ^= d
+        t += a
+        t += added[i]
+        a, b, c, d = d, _rotated(t, bits), b, c
     return [old + new for old, new in zip(state, (a, b, c, d), strict=True)]
 
 
