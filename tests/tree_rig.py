@@ -576,7 +576,7 @@ def furnish(fs: FileSystem) -> None:
         fs.write(file, number * 16384, b"piece")
     fs.release(file)
     ino = fs.mknod(ROOT_INO, b"attributes", 0o644).ino
-    fs.setxattr(ino, b"user.big", b"x" * 1000)
+    fs.setxattr(ino, b"user.big", b"x" * 900)
     fs.tree.mkdir("/d")
     directory = fs.tree.resolve("/d")
     for number in range(400):
