@@ -220,6 +220,7 @@ class Volume:
         log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", error.strerror, self.pool.path)
         if self.read_only or self._journal is None:
             return
+        self.nodes.lazy.clear()
         try:
             with self._journal.handle(2) as tx:
                 tx.edit_superblock().record_error(int(time.time()), EXT4_ERR_EFSCORRUPTED, error.kind)
