@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 import rig
 
-console = Console()
+console = rig.console()
 ROUNDS = 5
 FILES = 10_000
 SYSTEMS: dict[str, Callable[..., object]] = {"daxfs": rig.daxfs, "fuse2fs": rig.fuse2fs}

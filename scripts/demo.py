@@ -77,11 +77,11 @@ def outcome(results: Measured, job: str) -> str:
 def table(results: Measured) -> Table:
     """Medians beside each other, with the ratio."""
     shown = Table(title="daxfs beside fuse2fs: medians of this run, psync, direct=1, queue depth 1")
-    shown.add_column("job")
+    shown.add_column("job", no_wrap=True)
     for name in SYSTEMS:
         for column in ("IOPS", "MB/s", "mean us", "p99 us"):
-            shown.add_column(f"{name}\n{column}", justify="right")
-    shown.add_column("ratio", justify="right")
+            shown.add_column(f"{name}\n{column}", justify="right", no_wrap=True)
+    shown.add_column("IOPS\nratio", justify="right", no_wrap=True)
     for job in JOBS:
         cells, medians = [], []
         for name in SYSTEMS:
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="how often each job runs; medians are shown")
     parser.add_argument("--place", default="/dev/shm", help="where the pools are made")
     options = parser.parse_args()
-    console = Console()
+    console = rig.console()
     lacking = missing()
     if lacking:
         for line in lacking:

@@ -16,9 +16,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 BIN = Path(sys.executable).parent
 FIO_LIMIT = 120
+MIN_WIDTH = 120
 SYSTEM_PATHS = "/usr/sbin:/sbin"
+
+
+def console() -> Console:
+    """A console wide enough for the tables, also where there is no terminal."""
+    made = Console(highlight=False, soft_wrap=True, log_path=False)
+    return (
+        made if made.width >= MIN_WIDTH else Console(highlight=False, soft_wrap=True, log_path=False, width=MIN_WIDTH)
+    )
 
 
 class Missing(Exception):
