@@ -306,10 +306,10 @@ def test_listing_is_complete_while_names_come_and_go(root: Path) -> None:
             seen.append(entry.name)
             if number % 10 == 0 and number < count:
                 (root / f"come{number}").touch()
-            if entry.name.startswith("come"):
-                (root / entry.name).unlink()
             if number % 500 == 0:
                 assert entry.inode() == (root / entry.name).lstat().st_ino
+            if entry.name.startswith("come"):
+                (root / entry.name).unlink()
     stayed = [name for name in seen if name.startswith("stay")]
     assert len(stayed) == len(set(stayed)) == count
     for name in os.listdir(root):
