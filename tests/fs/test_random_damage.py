@@ -26,14 +26,15 @@ TRIAL_LIMIT = 10.0
 
 
 def metadata_blocks(fs: FileSystem) -> list[int]:
-    """Every block that holds metadata and something else than zeros."""
+    """Every block that holds metadata, and something else than zeros; the log aside."""
     view, geometry = fs.volume.view, fs.volume.geometry
     data: set[int] = set()
-    for ino in range(1, geometry.inodes_count + 1):
+    log = [8] if geometry.has_journal else []
+    for ino in (*log, *range(geometry.first_ino, geometry.inodes_count + 1)):
         if not inodes.in_use(view, ino):
             continue
         inode = inodes.read(view, ino)
-        if stat.S_ISREG(inode.mode) and ino != 7:
+        if stat.S_ISREG(inode.mode):
             for run in mapping.walk(view, inode):
                 data.update(range(run.pblk, run.pblk + run.length))
     memory = fs.volume.pool.memory
