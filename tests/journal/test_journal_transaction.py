@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from journal_rig import JournalRig
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.journal import recovery
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
 from daxfs.journal.view import PoolView
@@ -323,6 +324,28 @@ def test_an_error_in_a_commit_aborts(rig: JournalRig, pool: MemoryPool, journal:
     journal.close()
     if where != "pool":
         assert rig.superblock(pool).s_errno == -errno.EIO
+
+
+def test_an_error_while_storing_home_leaves_the_log_to_recovery(
+    rig: JournalRig, pool: MemoryPool, journal: Journal
+) -> None:
+    store, home = pool.write, rig.free[0] * rig.block_size
+
+    def write(offset: int, data: bytes) -> None:
+        if offset == home:
+            raise FsError(errno.EIO, "poisoned")
+        store(offset, data)
+
+    with journal.handle(1) as tx:
+        tx.edit(rig.free[0])[:] = rig.filled(1)
+    pool.write = write
+    with pytest.raises(FsError, match="poisoned"):
+        journal.commit()
+    pool.write = store
+    assert rig.contents(pool) == {}
+    assert rig.superblock(pool).s_errno == 0
+    assert recovery.replay(pool, rig.geometry, rig.area).transactions == 1
+    assert rig.contents(pool) == {rig.free[0]: rig.filled(1)}
 
 
 def test_an_abort_inside_a_handle(rig: JournalRig, journal: Journal) -> None:
