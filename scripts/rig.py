@@ -161,7 +161,11 @@ def fio(job: Job, directory: Path, seconds: float) -> Result:
         "--fallocate=none",
         "--output-format=json",
     ]
-    command += [f"--verify={job.verify}", "--do_verify=1"] if job.verify else [f"--runtime={seconds}", "--time_based"]
+    command += (
+        [f"--verify={job.verify}", "--do_verify=1", "--verify_state_save=0"]
+        if job.verify
+        else [f"--runtime={seconds}", "--time_based"]
+    )
     output = run(*command, limit=FIO_LIMIT).stdout
     measured = json.loads(output[output.index("{") :])["jobs"][0]
     if measured["error"]:
