@@ -25,15 +25,6 @@ MIN_REC_LEN = 12  # an entry with a name of one byte
 TAIL_SIZE = 12
 EXT4_FT_DIR_CSUM = 0xDE
 
-FT_UNKNOWN = 0
-FT_REG_FILE = 1
-FT_DIR = 2
-FT_CHRDEV = 3
-FT_BLKDEV = 4
-FT_FIFO = 5
-FT_SOCK = 6
-FT_SYMLINK = 7
-
 _ENTRY = struct.Struct("<IHBB")
 _ZERO4 = bytes(4)
 _TAIL_HEAD = _ENTRY.pack(0, TAIL_SIZE, 0, EXT4_FT_DIR_CSUM)

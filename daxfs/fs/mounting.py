@@ -17,7 +17,7 @@ from daxfs.errors import Corrupt, FsError, Unsupported
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
-from daxfs.ext4.superblock import EXT4_SUPER_MAGIC, EXT4_VALID_FS, Superblock
+from daxfs.ext4.superblock import EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import removal
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daxfs.fs")
 
-SUPERBLOCK_OFFSET = 1024
-SUPERBLOCK_SIZE = 1024
 MIN_JOURNAL_BLOCKS = 1024
 
 
@@ -54,7 +52,7 @@ class TornView(PoolView):
 
 def read_superblock(pool: Pool) -> Superblock:
     """A copy of the pool's superblock. Its checksum is not checked yet: the log may have a better superblock."""
-    end = SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE
+    end = SUPERBLOCK_OFFSET + Superblock.SIZE
     if pool.size < end:
         raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: only {pool.size} bytes long")
     sb = Superblock(memoryview(bytearray(pool.memory[SUPERBLOCK_OFFSET:end])))

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
 from daxfs.journal.log import Log
 from daxfs.journal.transaction import Handle, Transaction
-from daxfs.journal.view import SUPERBLOCK_KEY, SUPERBLOCK_OFFSET, View
+from daxfs.journal.view import SUPERBLOCK_KEY, View
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry

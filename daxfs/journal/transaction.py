@@ -21,8 +21,8 @@ from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from daxfs.ext4.superblock import Superblock
-from daxfs.journal.view import SUPERBLOCK_KEY, SUPERBLOCK_OFFSET, View
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.journal.view import SUPERBLOCK_KEY, View
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt
-from daxfs.ext4.superblock import Superblock
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Check = Callable[[memoryview], None]
 
-SUPERBLOCK_OFFSET = 1024  # of the superblock in the pool, in bytes, whatever the block size
 SUPERBLOCK_KEY = 1 << 80  # of its block among the copies: no number out of a damaged structure can reach it
 CHECKED_LIMIT = 1 << 16  # verified blocks remembered before the memory of them starts anew
 

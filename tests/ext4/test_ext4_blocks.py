@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import dirent, extent, htree, limits, orphan, xattr
 from daxfs.ext4.extent import Extent
+from daxfs.ext4.inode import FT_REG_FILE
 
 BLOCK = 1024
 SEED = 0x12345678
@@ -30,7 +31,7 @@ def directory_block(names: list[bytes], limit: int) -> tuple[bytearray, list[byt
         size = dirent.space_needed(len(name))
         if at + size > limit:
             break
-        entry = dirent.pack_entry(100 + i, size, name, dirent.FT_REG_FILE)
+        entry = dirent.pack_entry(100 + i, size, name, FT_REG_FILE)
         block[at : at + len(entry)] = entry
         kept.append(name)
         last, at = at, at + size

@@ -19,7 +19,7 @@ from daxfs.ext4 import acl, dirent, extent, htree, orphan, xattr
 from daxfs.ext4.checksum import inode_seed
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.hash import dirhash, dirhash_many, effective_version
-from daxfs.ext4.inode import InodeRecord
+from daxfs.ext4.inode import FT_REG_FILE, InodeRecord
 from daxfs.ext4.superblock import Superblock
 
 BLOCK = 1024
@@ -143,7 +143,7 @@ def test_linear_directories_are_walked(image: Image) -> None:
         if ino
     }
     assert set(names) == {b".", b"..", *(b"n%d" % i for i in range(8))}
-    assert names[b"n3"] == (image.inode("/few/n3")[0], dirent.FT_REG_FILE)
+    assert names[b"n3"] == (image.inode("/few/n3")[0], FT_REG_FILE)
     for name in names:
         at = dirent.find(block, limit, name)
         assert int.from_bytes(block[at : at + 4], "little") == names[name][0]
