@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import stat
-import time
 
 from daxfs.errors import FsError
 from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
-from daxfs.fs import data
+from daxfs.fs import clock, data
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
@@ -114,7 +113,7 @@ def set_times(volume: Volume, inode: Inode, changes: SetAttributes) -> None:
     volume.nodes.drop_times(
         inode.number, atime=changes.atime_ns is not None, mtime=changes.mtime_ns is not None, ctime=True
     )
-    inode.ctime_ns = changes.ctime_ns if changes.ctime_ns is not None else time.time_ns()
+    inode.ctime_ns = changes.ctime_ns if changes.ctime_ns is not None else clock.now()
 
 
 def check_xattr(inode: Inode, name: bytes) -> None:
@@ -150,7 +149,7 @@ def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int) -
             set_acl(tx, inode, name, value)
         else:
             xattrs.set(tx, inode, name, value, flags)
-        inode.ctime_ns = time.time_ns()
+        inode.ctime_ns = clock.now()
     volume.nodes.drop_times(ino, ctime=True)
 
 
@@ -185,7 +184,7 @@ def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
         check_xattr(inode, name)
         refuse_protected(inode)
         xattrs.remove(tx, inode, name)
-        inode.ctime_ns = time.time_ns()
+        inode.ctime_ns = clock.now()
     volume.nodes.drop_times(ino, ctime=True)
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.fs import clock
 from daxfs.fs.filemap import MAX_RUNS, FileMap
 from daxfs.fs.nodes import Node
 from daxfs.fs.types import Caller
@@ -241,7 +241,7 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
             zero_tail(volume, tx, inode, node.size)
         volume.pool.write(offset + delta, data[: stop - offset])
         inode.size = max(inode.size, stop)
-        inode.mtime_ns = inode.ctime_ns = time.time_ns()
+        inode.mtime_ns = inode.ctime_ns = clock.now()
     node.size = max(node.size, stop)
     node.mtime = node.ctime = 0
     node.atime_due = volume.options.atime != "noatime"
@@ -287,7 +287,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
         volume.allow_large_files()
     shrinks = size <= inode.size
     whole, listed_here = True, False
-    now = time.time_ns()
+    now = clock.now()
     node = volume.nodes.open.get(ino)
     with volume.handle(CREDITS_CUT) as tx:
         inode = inodes.edit(tx, ino)

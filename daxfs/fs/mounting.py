@@ -17,7 +17,7 @@ from daxfs.errors import Corrupt, FsError, Unsupported
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
-from daxfs.ext4.superblock import EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
+from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import removal
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
@@ -28,6 +28,7 @@ from daxfs.journal.view import Check, PoolView, View
 from daxfs.structures import blocks, directories, inodes, mapping, metadata_zone
 
 if TYPE_CHECKING:
+    from daxfs.journal.recovery import RecoveryReport
     from daxfs.pmem.pool import Pool
 
 log = logging.getLogger("daxfs.fs")
@@ -108,7 +109,8 @@ def mount(pool: Pool, options: Options) -> Volume:
     except Corrupt:
         sb.verify()  # a damaged superblock explains whatever it leads to
         raise
-    if area is not None and needs_recovery(sb) and recovered(pool, geometry, area):
+    report = recover_log(pool, geometry, area) if area is not None and needs_recovery(sb) else None
+    if report is not None and not report.clean:
         sb = read_superblock(pool)
         geometry = Geometry.of(sb)
     sb.verify()
@@ -120,6 +122,8 @@ def mount(pool: Pool, options: Options) -> Volume:
     if area is not None:
         metadata_zone.protect(volume.view, area.runs)
     mark_in_use(volume, recount=not was_clean)
+    if report is not None and report.errno:
+        note_abort(volume, report.errno)
     found = removal.recover(volume)
     if found:
         log.info("%d orphaned inodes cleaned", found)
@@ -141,15 +145,23 @@ def needs_recovery(sb: Superblock) -> bool:
     return False
 
 
-def recovered(pool: Pool, geometry: Geometry, area: LogArea) -> bool:
-    """Replay the log; whether there was anything in it."""
+def recover_log(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
+    """Replay the log."""
     if pool.read_only:
         raise FsError(errno.EROFS, f"{pool.path}: the journal needs replay and the pool can't be written")
     report = recovery.replay(pool, geometry, area)
-    if report.clean:
-        return False
-    log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
-    return True
+    if not report.clean:
+        log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
+    return report
+
+
+def note_abort(volume: Volume, number: int) -> None:
+    """The last user aborted the journal: the superblock says so until e2fsck has looked (ext4_clear_journal_err)."""
+    log.warning("%s: the journal was aborted with errno %d; run: daxfs check", volume.pool.path, -number)
+    with volume.handle(1) as tx:
+        tx.edit_superblock().record_error(int(time.time()), EXT4_ERR_UNKNOWN, "journal aborted")
+    volume.commit()
+    volume.journal.clear_error()
 
 
 def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) -> Volume:

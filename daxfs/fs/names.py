@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import stat
-import time
 from collections.abc import Iterator
 
 from daxfs.errors import FsError
@@ -23,7 +22,7 @@ from daxfs.ext4.inode import (
     file_type_of_mode,
 )
 from daxfs.ext4.limits import EXT4_LINK_MAX, EXT4_NAME_LEN, FAST_SYMLINK_MAX, symlink_max
-from daxfs.fs import removal
+from daxfs.fs import clock, removal
 from daxfs.fs.attributes import attributes_of, read_attributes
 from daxfs.fs.types import Attributes, Caller, DirEntry, RenameFlags
 from daxfs.fs.volume import Volume
@@ -130,7 +129,7 @@ def make(
 ) -> Attributes:
     """Make a file, directory, symbolic link (to ``target``), device node, FIFO or socket: ``mode`` says which."""
     check_name(name)
-    now = time.time_ns()
+    now = clock.now()
     with volume.handle(CREDITS_CREATE, caller) as tx:
         directory = edit_parent(tx, parent)
         if directories.find(tx, directory, name) is not None:
@@ -210,7 +209,7 @@ def refuse_other_project(directory: Inode, inode: Inode) -> None:
 def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
     """One more name for an inode that is not a directory (EPERM, EMLINK, EEXIST)."""
     check_name(name)
-    now = time.time_ns()
+    now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
         directory = edit_parent(tx, parent)
         inode = inodes.edit(tx, ino)
@@ -233,7 +232,7 @@ def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
 def unlink(volume: Volume, parent: int, name: bytes) -> None:
     """Take a name away; the inode goes with its last name, or when it is busy no more."""
     check_name(name)
-    now = time.time_ns()
+    now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
         directory = edit_parent(tx, parent)
         entry = present(directories.find(tx, directory, name))
@@ -280,7 +279,7 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
     if name == b"..":
         raise FsError(errno.ENOTEMPTY)
     check_name(name)
-    now = time.time_ns()
+    now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
         directory = edit_parent(tx, parent)
         entry = present(directories.find(tx, directory, name))
@@ -346,7 +345,7 @@ def move(
     new: Entry | None,
 ) -> int:
     """Give ``old`` its new place; what stood there loses its name. Returns the inode replaced, or 0."""
-    now = time.time_ns()
+    now = clock.now()
     crosses = source.number != destination.number
     if destination.links_count == 0:
         raise FsError(errno.ENOENT)
@@ -391,7 +390,7 @@ def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: I
 
 def exchange(volume: Volume, tx: Handle, source: Inode, old: Entry, destination: Inode, new: Entry) -> None:
     """RENAME_EXCHANGE: both names stay, each with the other's inode."""
-    now = time.time_ns()
+    now = clock.now()
     first, second = inodes.edit(tx, old.ino), inodes.edit(tx, new.ino)
     refuse_protected(source, first)
     refuse_protected(destination, second)

@@ -17,6 +17,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.features import RoCompat
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
+from daxfs.fs import clock
 from daxfs.fs.nodes import Node, Nodes
 from daxfs.fs.types import Caller, Options
 from daxfs.structures import inodes
@@ -150,7 +151,7 @@ class Volume:
         if policy == "relatime":
             atime = node.atime or inode.atime_ns
             modified = max(node.mtime or inode.mtime_ns, node.ctime or inode.ctime_ns)
-            node.atime_due = atime <= modified or time.time_ns() - atime > DAY_NS
+            node.atime_due = atime <= modified or clock.now() - atime > DAY_NS
         else:
             node.atime_due = policy == "strictatime"
 
@@ -158,12 +159,12 @@ class Volume:
         """The file was read and its access time is due."""
         node.atime_due = self.options.atime == "strictatime"
         if not self.read_only:
-            node.atime = time.time_ns()
+            node.atime = clock.now()
             self._wait_for_commit(node)
 
     def touch_mtime(self, node: Node) -> None:
         """The file's content was changed in place."""
-        node.mtime = node.ctime = time.time_ns()
+        node.mtime = node.ctime = clock.now()
         node.atime_due = self.options.atime != "noatime"
         if node.ino not in self.nodes.lazy:
             self._wait_for_commit(node)
