@@ -1,0 +1,514 @@
+"""Random operations against a model, with syncs, remounts and power cuts among them; e2fsck at the end of each run.
+
+After a power cut the file system must be in the state of the last sync, or in one that came after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tree_model import NONE, Partial, State, Thing, descendants, differences, first_state, read_whole
+
+from daxfs.errors import FsError
+from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from daxfs.fs.types import Options, RenameFlags, SetAttributes
+from daxfs.pmem.recorder import RecordingPool
+from support import fsck, mke2fs
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "block4k": ("-b", "4096", "-J", "size=4"),
+    "block1k": ("-b", "1024", "-J", "size=1"),
+    "orphan-file": ("-b", "1024", "-J", "size=1", "-O", "orphan_file"),
+    "no-csum": ("-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit", "-I", "128"),
+    "no-extents": ("-b", "1024", "-J", "size=1", "-O", "^extent,^64bit"),
+    "no-journal": ("-b", "1024", "-O", "^has_journal"),
+}
+NAMES = [bytes([letter]) for letter in b"abcdef"] + [b"%d" % number + b"long" * 50 for number in range(4)]
+XATTRS = [b"user.a", b"user.bb", b"trusted.c", b"security.d"]
+SIZES = (0, 1, 1000, 1024, 4096, 5000, 20_000, 70_000)
+MAX_OPEN = 4
+
+picks = st.integers(0, 999)
+names = st.sampled_from(NAMES)
+offsets = st.one_of(st.sampled_from(SIZES), st.integers(0, 100_000))
+seeds = st.integers(0, 1 << 30)
+
+
+def anything(_: Thing) -> bool:
+    return True
+
+
+@cache
+def image(name: str) -> bytes:
+    """A fresh pool of the format."""
+    with tempfile.TemporaryDirectory() as place:
+        size = "12M" if name == "block4k" else "6M"
+        return mke2fs(Path(place) / "pool", *FORMATS[name], size=size).read_bytes()
+
+
+class Machine(RuleBasedStateMachine):
+    """``states``: the moments since the last sync, the present one last; ``partials``: what led to the next of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[OpenFile] = []
+        self.pinned: list[int] = []
+
+    @initialize(name=st.sampled_from(list(FORMATS)))
+    def make(self, name: str) -> None:
+        self.format = name
+        self.start(image(name))
+        self.durable(first_state(self.fs))
+
+    def start(self, content: bytes | bytearray) -> None:
+        self.content = bytearray(content)  # the pool works in it, and leaves it behind
+        self.pool = RecordingPool(self.content)
+        self.fs = FileSystem.open(self.pool, Options(atime="noatime"))
+
+    # The model's side
+
+    @property
+    def state(self) -> State:
+        return self.states[-1]
+
+    def durable(self, state: State) -> None:
+        """Nothing before this moment can come back."""
+        self.states = [state]
+        self.partials = [NONE]
+        self.position = len(self.pool.events)
+
+    def moment(self, changes: State, gone: set[int] = frozenset(), partial: Partial = NONE) -> None:  # type: ignore[assignment]
+        """A change was made."""
+        self.partials[-1] = partial
+        self.states.append({ino: thing for ino, thing in (self.state | changes).items() if ino not in gone})
+        self.partials.append(NONE)
+
+    def tried(self, action: Callable[[], object], expected: set[int]) -> bool:
+        """Do it; whether it was done. ``expected``: the errors of which one must come. A full pool is excused."""
+        try:
+            action()
+        except FsError as error:
+            assert error.errno in (expected or {errno.ENOSPC}), f"{error!r}, expected {expected or 'none'}"
+            return False
+        assert not expected, f"done, expected {sorted(map(errno.errorcode.get, expected))}"
+        return True
+
+    def choose(self, pick: int, wanted: Callable[[Thing], bool]) -> int:
+        """One of the inodes that have a name and are ``wanted``."""
+        found = [ino for ino, thing in sorted(self.state.items()) if thing.nlink and wanted(thing)]
+        return found[pick % len(found)] if found else 0
+
+    def directory(self, pick: int) -> int:
+        return self.choose(pick, lambda thing: thing.is_dir)
+
+    def file(self, pick: int) -> int:
+        return self.choose(pick, lambda thing: thing.is_file)
+
+    def busy(self, ino: int) -> bool:
+        return ino in self.pinned or any(file.ino == ino for file in self.opened)
+
+    def unnamed(self, ino: int) -> tuple[State, set[int]]:
+        """What becomes of an inode that loses a name."""
+        thing = self.state[ino]
+        left = 0 if thing.is_dir else thing.nlink - 1
+        if left or self.busy(ino):
+            return {ino: thing._replace(nlink=left, mtime_ns=None if thing.is_dir else thing.mtime_ns)}, set()
+        return {}, {ino}
+
+    # Names
+
+    def made(self, parent: int, name: bytes, thing: Thing, action: Callable[[], object]) -> None:
+        """Make an inode."""
+        directory = self.state[parent]
+        if not self.tried(action, {errno.EEXIST} if name in directory.names else set()):
+            return
+        ino = self.fs.lookup(parent, name).ino
+        assert ino not in self.state, f"inode {ino} is in use and was given out again"
+        directory = directory.with_name(name, ino)
+        if thing.is_dir:
+            directory = directory._replace(nlink=directory.nlink + 1)
+        self.moment({parent: directory, ino: thing})
+
+    @rule(pick=picks, name=names, mode=st.sampled_from((0o644, 0o755, 0o600)))
+    def mkdir(self, pick: int, name: bytes, mode: int) -> None:
+        parent = self.directory(pick)
+        handed_down = self.state[parent].mode & stat.S_ISGID
+        thing = Thing(stat.S_IFDIR | mode | handed_down, 2)
+        self.made(parent, name, thing, lambda: self.fs.mkdir(parent, name, mode))
+
+    @rule(pick=picks, name=names, kind=st.sampled_from((stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR)))
+    def mknod(self, pick: int, name: bytes, kind: int) -> None:
+        parent = self.directory(pick)
+        rdev = os.makedev(10, 300) if kind == stat.S_IFCHR else 0
+        thing = Thing(kind | 0o640, 1, rdev=rdev)
+        self.made(parent, name, thing, lambda: self.fs.mknod(parent, name, kind | 0o640, rdev))
+
+    @rule(pick=picks, name=names, length=st.sampled_from((1, 59, 60, 500)))
+    def symlink(self, pick: int, name: bytes, length: int) -> None:
+        parent = self.directory(pick)
+        thing = Thing(stat.S_IFLNK | 0o777, 1, content=b"t" * length)
+        self.made(parent, name, thing, lambda: self.fs.symlink(parent, name, b"t" * length))
+
+    @rule(pick=picks, name=names, offset=offsets, size=st.sampled_from(SIZES), seed=seeds)
+    def create(self, pick: int, name: bytes, offset: int, size: int, seed: int) -> None:
+        """A new file with something in it."""
+        parent = self.directory(pick)
+        self.made(parent, name, Thing(stat.S_IFREG | 0o644, 1), lambda: self.fs.mknod(parent, name, 0o644))
+        ino = self.state[parent].names[name]
+        if self.state[ino].is_file:
+            self.written(ino, offset, random.Random(seed).randbytes(size))
+
+    @rule(pick=picks, into=picks, name=names)
+    def link(self, pick: int, into: int, name: bytes) -> None:
+        ino, parent = self.choose(pick, anything), self.directory(into)
+        thing, directory = self.state[ino], self.state[parent]
+        expected = {errno.EPERM} if thing.is_dir else set()
+        if name in directory.names:
+            expected.add(errno.EEXIST)
+        if self.tried(lambda: self.fs.link(ino, parent, name), expected):
+            self.moment({parent: directory.with_name(name, ino), ino: thing._replace(nlink=thing.nlink + 1)})
+
+    @rule(pick=picks, into=picks, seed=st.integers(0, 9))
+    def crowd(self, pick: int, into: int, seed: int) -> None:
+        """Many names at once, so that directories split."""
+        ino, parent = self.file(pick), self.directory(into)
+        if not ino:
+            return
+        for number in range(40):
+            name = b"crowd-%d-%d" % (seed, number) + b"n" * 80
+            thing, directory = self.state[ino], self.state[parent]
+            expected = {errno.EEXIST} if name in directory.names else set()
+            if self.tried(lambda name=name: self.fs.link(ino, parent, name), expected):
+                self.moment({parent: directory.with_name(name, ino), ino: thing._replace(nlink=thing.nlink + 1)})
+
+    @rule(pick=picks)
+    def disperse(self, pick: int) -> None:
+        """All files leave a directory."""
+        parent = self.directory(pick)
+        for name, ino in list(self.state[parent].names.items()):
+            if not self.state[ino].is_dir:
+                self.fs.unlink(parent, name)
+                changes, gone = self.unnamed(ino)
+                self.moment({parent: self.state[parent].without_name(name), **changes}, gone)
+
+    @rule(pick=picks, which=picks, name=names)
+    def unlink(self, pick: int, which: int, name: bytes) -> None:
+        parent = self.directory(pick)
+        directory = self.state[parent]
+        name = self.likely(directory, which, name)
+        ino = directory.names.get(name)
+        expected = {errno.ENOENT} if ino is None else {errno.EISDIR} if self.state[ino].is_dir else set()
+        if self.tried(lambda: self.fs.unlink(parent, name), expected):
+            assert ino is not None
+            changes, gone = self.unnamed(ino)
+            self.moment({parent: directory.without_name(name), **changes}, gone)
+
+    def likely(self, directory: Thing, which: int, name: bytes) -> bytes:
+        """Mostly a name that is there."""
+        present = sorted(directory.names.keys() - {b"lost+found"})
+        return present[which % len(present)] if present and which % 4 else name
+
+    @rule(pick=picks, which=picks, name=names)
+    def rmdir(self, pick: int, which: int, name: bytes) -> None:
+        parent = self.directory(pick)
+        directory = self.state[parent]
+        name = self.likely(directory, which, name)
+        ino = directory.names.get(name)
+        expected = set()
+        if ino is None:
+            expected.add(errno.ENOENT)
+        elif not self.state[ino].is_dir:
+            expected.add(errno.ENOTDIR)
+        elif self.state[ino].names:
+            expected.add(errno.ENOTEMPTY)
+        if self.tried(lambda: self.fs.rmdir(parent, name), expected):
+            assert ino is not None
+            changes, gone = self.unnamed(ino)
+            shrunk = directory.without_name(name)._replace(nlink=directory.nlink - 1)
+            self.moment({parent: shrunk, **changes}, gone)
+
+    @rule(
+        pick=picks,
+        which=picks,
+        name=names,
+        into=picks,
+        other=names,
+        flags=st.sampled_from((0, 0, 0, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE)),
+    )
+    def rename(self, pick: int, which: int, name: bytes, into: int, other: bytes, flags: int) -> None:
+        source, target = self.directory(pick), self.directory(into)
+        name = self.likely(self.state[source], which, name)
+        old = self.state[source].names.get(name)
+        if flags == RenameFlags.EXCHANGE:
+            other = self.likely(self.state[target], which // 7, other)
+        new = self.state[target].names.get(other)
+        expected = self.rename_errors(source, old, target, new, flags)
+        if not self.tried(lambda: self.fs.rename(source, name, target, other, flags), expected):
+            return
+        assert old is not None
+        if old == new and flags != RenameFlags.EXCHANGE:
+            return
+        state = dict(self.state)
+        changes, gone = ({}, set()) if new is None or flags == RenameFlags.EXCHANGE else self.unnamed(new)
+        moves = [(old, source, target)]
+        if flags == RenameFlags.EXCHANGE:
+            assert new is not None
+            state[source] = state[source].with_name(name, new)
+            moves.append((new, target, source))
+        else:
+            state[source] = state[source].without_name(name)
+            if new is not None and state[new].is_dir:
+                state[target] = state[target]._replace(nlink=state[target].nlink - 1)
+        state[target] = state[target].with_name(other, old)
+        for ino, left, joined in moves:
+            if state[ino].is_dir:
+                state[left] = state[left]._replace(nlink=state[left].nlink - 1)
+                state[joined] = state[joined]._replace(nlink=state[joined].nlink + 1)
+        self.moment({source: state[source], target: state[target], **changes}, gone)
+
+    def rename_errors(self, source: int, old: int | None, target: int, new: int | None, flags: int) -> set[int]:
+        """Every error that rename may give; the order of checks is its own affair."""
+        state, expected = self.state, set()
+        if old is None:
+            return {errno.ENOENT}
+        if flags == RenameFlags.NOREPLACE and new is not None:
+            expected.add(errno.EEXIST)
+        if flags == RenameFlags.EXCHANGE:
+            if new is None:
+                return {errno.ENOENT}
+            if state[new].is_dir and source in descendants(state, new):
+                expected.add(errno.EINVAL)
+        elif new is not None and new != old:
+            if state[old].is_dir and not state[new].is_dir:
+                expected.add(errno.ENOTDIR)
+            elif state[new].is_dir and not state[old].is_dir:
+                expected.add(errno.EISDIR)
+            elif state[new].names:
+                expected.add(errno.ENOTEMPTY)
+        if state[old].is_dir and target in descendants(state, old) and not (new == old and not flags):
+            expected.add(errno.EINVAL)
+        return expected
+
+    # Data
+
+    def written(self, ino: int, offset: int, content: bytes, file: OpenFile | None = None) -> None:
+        """Write, and tell the model how much of it went in."""
+        handle = file or self.fs.open_file(ino, os.O_RDWR)
+        thing = self.state[ino]
+        done = [0]
+        try:
+            self.tried(lambda: done.append(self.fs.write(handle, offset, content)), set())
+        finally:
+            if file is None:
+                self.fs.release(handle)
+        count = done[-1]
+        if not count:
+            return
+        held = thing.content.ljust(offset, b"\0")
+        after = held[:offset] + content[:count] + held[offset + count :]
+        partial = Partial(ino, len(thing.content), len(after))
+        self.moment({ino: thing._replace(content=after, mtime_ns=None)}, partial=partial)
+        assert self.fs.getattr(ino).size == len(after)
+
+    @rule(pick=picks, offset=offsets, size=st.sampled_from(SIZES), seed=seeds)
+    def write(self, pick: int, offset: int, size: int, seed: int) -> None:
+        if ino := self.file(pick):
+            self.written(ino, offset, random.Random(seed).randbytes(size))
+
+    @rule(pick=picks, size=offsets)
+    def truncate(self, pick: int, size: int) -> None:
+        ino = self.file(pick)
+        if ino and self.tried(lambda: self.fs.setattr(ino, SetAttributes(size=size)), set()):
+            thing = self.state[ino]
+            self.moment({ino: thing._replace(content=thing.content[:size].ljust(size, b"\0"), mtime_ns=None)})
+
+    @precondition(lambda self: len(self.opened) < MAX_OPEN)
+    @rule(pick=picks)
+    def open(self, pick: int) -> None:
+        if ino := self.file(pick):
+            self.opened.append(self.fs.open_file(ino, os.O_RDWR))
+
+    @precondition(lambda self: self.opened)
+    @rule(pick=picks, offset=offsets, size=st.sampled_from(SIZES), seed=seeds)
+    def write_open(self, pick: int, offset: int, size: int, seed: int) -> None:
+        """Write to an open file, which may have no name any more."""
+        file = self.opened[pick % len(self.opened)]
+        self.written(file.ino, offset, random.Random(seed).randbytes(size), file)
+        assert bytes(self.fs.read(file, 0, 1 << 24)) == self.state[file.ino].content
+
+    @precondition(lambda self: self.opened)
+    @rule(pick=picks)
+    def release(self, pick: int) -> None:
+        file = self.opened.pop(pick % len(self.opened))
+        self.fs.release(file)
+        self.forget_idle(file.ino)
+
+    @rule(pick=picks)
+    def pin(self, pick: int) -> None:
+        ino = self.choose(pick, anything)
+        self.fs.pin(ino)
+        self.pinned.append(ino)
+
+    @precondition(lambda self: self.pinned)
+    @rule(pick=picks)
+    def unpin(self, pick: int) -> None:
+        ino = self.pinned.pop(pick % len(self.pinned))
+        self.fs.unpin(ino)
+        self.forget_idle(ino)
+
+    def forget_idle(self, ino: int) -> None:
+        if not self.state[ino].nlink and not self.busy(ino):
+            self.moment({}, {ino})
+
+    # Attributes
+
+    @rule(pick=picks, mode=st.sampled_from((0o600, 0o4755, 0o2755, 0o2644, 0o1777)), time=st.integers(0, 1 << 62))
+    def chmod(self, pick: int, mode: int, time: int) -> None:
+        ino = self.choose(pick, lambda thing: not stat.S_ISLNK(thing.mode))
+        thing = self.state[ino]
+        time = time if self.format != "no-csum" else time % (1 << 31) * 10**9
+        if self.tried(lambda: self.fs.setattr(ino, SetAttributes(mode=mode, mtime_ns=time)), set()):
+            self.moment({ino: thing._replace(mode=stat.S_IFMT(thing.mode) | mode, mtime_ns=time)})
+
+    @rule(pick=picks, uid=st.sampled_from((0, 1000, 70_000)), gid=st.sampled_from((0, 1000, 70_000)))
+    def chown(self, pick: int, uid: int, gid: int) -> None:
+        ino = self.choose(pick, lambda thing: not thing.is_dir)
+        if ino and self.tried(lambda: self.fs.setattr(ino, SetAttributes(uid=uid, gid=gid)), set()):
+            thing = self.state[ino]
+            mode = thing.mode & ~stat.S_ISUID
+            mode &= ~stat.S_ISGID if mode & stat.S_IXGRP else ~0
+            self.moment({ino: thing._replace(uid=uid, gid=gid, mode=mode)})
+
+    @rule(
+        pick=picks,
+        name=st.sampled_from(XATTRS),
+        size=st.sampled_from((0, 10, 60, 300, 900, 3900)),
+        fill=st.integers(0, 3),
+        flags=st.sampled_from((0, 0, os.XATTR_CREATE, os.XATTR_REPLACE)),
+    )
+    def setxattr(self, pick: int, name: bytes, size: int, fill: int, flags: int) -> None:
+        ino = self.choose(pick, anything)
+        thing = self.state[ino]
+        expected = set()
+        if name.startswith(b"user.") and not (thing.is_dir or thing.is_file):
+            expected.add(errno.EPERM)
+        if flags == os.XATTR_CREATE and name in thing.xattrs:
+            expected.add(errno.EEXIST)
+        if flags == os.XATTR_REPLACE and name not in thing.xattrs:
+            expected.add(errno.ENODATA)
+        value = bytes([fill]) * size
+        if self.tried(lambda: self.fs.setxattr(ino, name, value, flags), expected):
+            self.moment({ino: thing._replace(xattrs={**thing.xattrs, name: value})})
+
+    @rule(pick=picks, name=st.sampled_from(XATTRS))
+    def removexattr(self, pick: int, name: bytes) -> None:
+        ino = self.choose(pick, lambda thing: name in thing.xattrs or thing.is_dir)
+        thing = self.state[ino]
+        expected = set() if name in thing.xattrs else {errno.ENODATA}
+        if self.tried(lambda: self.fs.removexattr(ino, name), expected):
+            self.moment({ino: thing._replace(xattrs={key: v for key, v in thing.xattrs.items() if key != name})})
+
+    # Time passes
+
+    @rule()
+    def sync(self) -> None:
+        self.fs.sync()
+        self.durable(self.state)
+
+    @rule(pick=picks)
+    def fsync(self, pick: int) -> None:
+        """What one file has become is durable, and so is all that happened before."""
+        if ino := self.file(pick):
+            self.fs.fsync(ino)
+            first = len(self.states) - 1
+            while first and self.states[first - 1].get(ino) is self.state[ino]:
+                first -= 1
+            self.states, self.partials = self.states[first:], self.partials[first:]
+            self.position = len(self.pool.events)
+
+    @rule()
+    def compare(self) -> None:
+        assert not differences(self.fs, self.state)
+
+    @rule()
+    def remount(self) -> None:
+        self.fs.close()
+        self.start(self.content)
+        self.go_on(self.state)
+        assert not differences(self.fs, self.state)
+
+    @precondition(lambda self: self.format != "no-journal")
+    @rule(seed=seeds)
+    def crash(self, seed: int) -> None:
+        """A power cut at any moment since the last sync."""
+        chance = random.Random(seed)
+        cut = chance.randint(self.position, len(self.pool.events))
+        record = RecordingPool(self.pool.base)
+        record.events = self.pool.events[:cut]
+        wanted = chance.randrange(8)
+        for number, left in enumerate(record.crash_images(chance, start=cut, prefixes=2, subsets=4)):
+            content, choice = left.image, left.choice
+            if number == wanted:
+                break
+        self.start(content)
+        told = []
+        for index in reversed(range(len(self.states))):
+            found = differences(self.fs, self.states[index], self.states, self.partials[index], times=False)
+            if not found:
+                self.go_on(self.states[index])
+                return
+            told.append(f"state {index} of {len(self.states)}: {found}")
+        raise AssertionError(f"cut at {cut} of {len(self.pool.events)}, {choice}:\n" + "\n".join(told))
+
+    def go_on(self, state: State) -> None:
+        """With what has a name, and with the bytes that are really there."""
+        self.opened.clear()
+        self.pinned.clear()
+        self.durable(
+            {
+                ino: thing._replace(mtime_ns=None, content=read_whole(self.fs, ino) if thing.is_file else thing.content)
+                for ino, thing in state.items()
+                if thing.nlink
+            }
+        )
+
+    @invariant()
+    def nobody_is_read_only(self) -> None:
+        if hasattr(self, "fs"):
+            assert not self.fs.volume.read_only
+
+    def teardown(self) -> None:
+        if not hasattr(self, "fs"):
+            return
+        assert self.fs.getattr(ROOT_INO).ino == ROOT_INO
+        if not self.fs.volume.read_only:
+            assert not differences(self.fs, self.state)
+        self.fs.close()
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "pool"
+            path.write_bytes(self.content)
+            fsck(path)
+
+
+COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
+
+
+class TestMachine(Machine.TestCase):  # type: ignore[name-defined, misc]
+    settings = settings(COMMON, max_examples=60, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+class TestMachineLong(Machine.TestCase):  # type: ignore[name-defined, misc]
+    settings = settings(COMMON, max_examples=1500, stateful_step_count=80)
