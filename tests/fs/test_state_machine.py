@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from tree_model import NONE, Partial, State, Thing, descendants, differences, first_state, read_whole
 
 from daxfs.errors import FsError
-from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
-from daxfs.pmem.recorder import RecordingPool
+from daxfs.pmem.recorder import Fence, RecordingPool
 from support import fsck, mke2fs
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -60,14 +60,12 @@ def image(name: str) -> bytes:
 class Machine(RuleBasedStateMachine):
     """``states``: the moments since the last sync, the present one last; ``partials``: what led to the next of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self.format = name
         self.opened: list[OpenFile] = []
         self.pinned: list[int] = []
 
-    @initialize(name=st.sampled_from(list(FORMATS)))
-    def make(self, name: str) -> None:
-        self.format = name
         self.start(image(name))
         self.durable(first_state(self.fs))
 
@@ -449,13 +447,20 @@ class Machine(RuleBasedStateMachine):
         assert not differences(self.fs, self.state)
 
     @precondition(lambda self: self.format != "no-journal")
-    @rule(seed=seeds)
-    def crash(self, seed: int) -> None:
-        """A power cut at any moment since the last sync."""
+    @rule(seed=seeds, syncing=st.booleans())
+    def crash(self, seed: int, syncing: bool) -> None:
+        """A power cut at any moment since the last sync, or within one."""
         chance = random.Random(seed)
-        cut = chance.randint(self.position, len(self.pool.events))
+        if syncing:
+            self.fs.sync()
+        events = self.pool.events
+        fences = [at for at in range(self.position, len(events)) if isinstance(events[at], Fence)]
+        # Before a fence most is undecided.
+        cut = chance.choice(fences) if fences and chance.random() < 0.7 else chance.randint(self.position, len(events))
+        if syncing and cut == len(events):
+            self.durable(self.state)
         record = RecordingPool(self.pool.base)
-        record.events = self.pool.events[:cut]
+        record.events = events[:cut]
         wanted = chance.randrange(8)
         for number, left in enumerate(record.crash_images(chance, start=cut, prefixes=2, subsets=4)):
             content, choice = left.image, left.choice
@@ -469,7 +474,7 @@ class Machine(RuleBasedStateMachine):
                 self.go_on(self.states[index])
                 return
             told.append(f"state {index} of {len(self.states)}: {found}")
-        raise AssertionError(f"cut at {cut} of {len(self.pool.events)}, {choice}:\n" + "\n".join(told))
+        raise AssertionError(f"cut at {cut} of {len(events)}, {choice}:\n" + "\n".join(told))
 
     def go_on(self, state: State) -> None:
         """With what has a name, and with the bytes that are really there."""
@@ -485,13 +490,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_read_only(self) -> None:
-        if hasattr(self, "fs"):
-            assert not self.fs.volume.read_only
+        assert not self.fs.volume.read_only
 
     def teardown(self) -> None:
-        if not hasattr(self, "fs"):
-            return
-        assert self.fs.getattr(ROOT_INO).ino == ROOT_INO
         if not self.fs.volume.read_only:
             assert not differences(self.fs, self.state)
         self.fs.close()
@@ -504,11 +505,15 @@ class Machine(RuleBasedStateMachine):
 COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
 
 
-class TestMachine(Machine.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(COMMON, max_examples=60, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
+@pytest.mark.parametrize("name", FORMATS)
+def test_random_operations(name: str) -> None:
+    few = settings(COMMON, max_examples=15, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
+    run_state_machine_as_test(lambda: Machine(name), settings=few)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-class TestMachineLong(Machine.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(COMMON, max_examples=1500, stateful_step_count=80)
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_random_operations(name: str) -> None:
+    many = settings(COMMON, max_examples=1000, stateful_step_count=80)
+    run_state_machine_as_test(lambda: Machine(name), settings=many)
