@@ -25,6 +25,9 @@ CREDITS_XATTR = 12
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 ID_MAX = 0xFFFFFFFF
+SECOND = 10**9
+SMALL_INODE = 128
+"""Bytes of an inode that has no room for fractions of seconds; times that wait must not show any either."""
 
 
 def attributes_of(inode: Inode) -> Attributes:
@@ -52,10 +55,11 @@ def read_attributes(volume: Volume, ino: int) -> Attributes:
     found = attributes_of(inodes.read(volume.view, ino))
     node = volume.nodes.open.get(ino)
     if node is not None and (node.mtime or node.atime or node.ctime):
+        unit = SECOND if volume.geometry.inode_size == SMALL_INODE else 1
         found = found._replace(
-            atime_ns=node.atime or found.atime_ns,
-            mtime_ns=node.mtime or found.mtime_ns,
-            ctime_ns=node.ctime or found.ctime_ns,
+            atime_ns=node.atime // unit * unit or found.atime_ns,
+            mtime_ns=node.mtime // unit * unit or found.mtime_ns,
+            ctime_ns=node.ctime // unit * unit or found.ctime_ns,
         )
     return found
 
