@@ -8,7 +8,6 @@ import json
 import os
 import random
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tree_rig import (
 )
 
 from daxfs.errors import FsError
+from daxfs.fs import clock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Caller, SetAttributes
 from support import fsck
@@ -90,9 +90,9 @@ def test_every_change_moves_ctime(fs: FileSystem, ino: int) -> None:
         lambda: fs.unlink(ROOT_INO, b"less"),
     ]
     for change in changes:
-        before = time.time_ns()
+        before = clock.now()
         change()
-        assert before <= fs.getattr(ino).ctime_ns <= time.time_ns()
+        assert before <= fs.getattr(ino).ctime_ns <= clock.now()
     assert fs.getattr(ino).crtime_ns == born
 
 
