@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tree_model import NONE, Partial, State, Thing, descendants, differences, first_state, read_whole
 
 from daxfs.errors import FsError
-from daxfs.fs.filesystem import FileSystem, OpenFile
+from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
 from daxfs.pmem.recorder import Fence, RecordingPool
 from support import fsck, mke2fs
@@ -163,8 +163,8 @@ class Machine(RuleBasedStateMachine):
         """A new file with something in it."""
         parent = self.directory(pick)
         self.made(parent, name, Thing(stat.S_IFREG | 0o644, 1), lambda: self.fs.mknod(parent, name, 0o644))
-        ino = self.state[parent].names[name]
-        if self.state[ino].is_file:
+        ino = self.state[parent].names.get(name, 0)
+        if ino and self.state[ino].is_file:
             self.written(ino, offset, random.Random(seed).randbytes(size))
 
     @rule(pick=picks, into=picks, name=names)
@@ -196,9 +196,13 @@ class Machine(RuleBasedStateMachine):
         parent = self.directory(pick)
         for name, ino in list(self.state[parent].names.items()):
             if not self.state[ino].is_dir:
-                self.fs.unlink(parent, name)
-                changes, gone = self.unnamed(ino)
-                self.moment({parent: self.state[parent].without_name(name), **changes}, gone)
+                self.lose(parent, name)
+
+    def lose(self, parent: int, name: bytes) -> None:
+        """Unlink a name that is there."""
+        changes, gone = self.unnamed(self.state[parent].names[name])
+        self.fs.unlink(parent, name)
+        self.moment({parent: self.state[parent].without_name(name), **changes}, gone)
 
     @rule(pick=picks, which=picks, name=names)
     def unlink(self, pick: int, which: int, name: bytes) -> None:
@@ -207,10 +211,10 @@ class Machine(RuleBasedStateMachine):
         name = self.likely(directory, which, name)
         ino = directory.names.get(name)
         expected = {errno.ENOENT} if ino is None else {errno.EISDIR} if self.state[ino].is_dir else set()
-        if self.tried(lambda: self.fs.unlink(parent, name), expected):
-            assert ino is not None
-            changes, gone = self.unnamed(ino)
-            self.moment({parent: directory.without_name(name), **changes}, gone)
+        if expected:
+            self.tried(lambda: self.fs.unlink(parent, name), expected)
+        else:
+            self.lose(parent, name)
 
     def likely(self, directory: Thing, which: int, name: bytes) -> bytes:
         """Mostly a name that is there."""
@@ -230,9 +234,12 @@ class Machine(RuleBasedStateMachine):
             expected.add(errno.ENOTDIR)
         elif self.state[ino].names:
             expected.add(errno.ENOTEMPTY)
+        self.remove_directory(parent, name, expected)
+
+    def remove_directory(self, parent: int, name: bytes, expected: set[int]) -> None:
+        directory = self.state[parent]
         if self.tried(lambda: self.fs.rmdir(parent, name), expected):
-            assert ino is not None
-            changes, gone = self.unnamed(ino)
+            changes, gone = self.unnamed(directory.names[name])
             shrunk = directory.without_name(name)._replace(nlink=directory.nlink - 1)
             self.moment({parent: shrunk, **changes}, gone)
 
@@ -344,6 +351,54 @@ class Machine(RuleBasedStateMachine):
         file = self.opened[pick % len(self.opened)]
         self.written(file.ino, offset, random.Random(seed).randbytes(size), file)
         assert bytes(self.fs.read(file, 0, 1 << 24)) == self.state[file.ino].content
+
+    @rule(pick=picks, then=st.sampled_from(("", "sync", "crash")), seed=seeds)
+    def unlink_open(self, pick: int, then: str, seed: int) -> None:
+        """An open file loses a name, perhaps its last."""
+        if not self.opened:
+            self.open(pick)
+        if not self.opened:
+            return
+        ino = self.opened[pick % len(self.opened)].ino
+        places = [
+            (above, name) for above, thing in self.state.items() for name in thing.names if thing.names[name] == ino
+        ]
+        for parent, name in sorted(places)[:1]:
+            self.lose(parent, name)
+        if then:
+            self.sync()
+        if then == "crash" and self.format != "no-journal":
+            self.crash(seed, syncing=False)
+
+    @rule(pick=picks, seed=seeds, then=st.sampled_from(("", "fill", "crash")))
+    def raze(self, pick: int, seed: int, then: str) -> None:
+        """A directory goes with all that is in it; its blocks may be those of a file soon."""
+        self.empty(self.choose(pick, lambda thing: thing.is_dir and b"lost+found" not in thing.names) or ROOT_INO)
+        if then:
+            self.sync()
+            self.fill(pick, seed)
+        if then == "crash" and self.format != "no-journal":
+            self.crash(seed, syncing=bool(seed % 2))
+
+    def empty(self, parent: int) -> None:
+        """Nothing is left in a directory."""
+        for name, ino in list(self.state[parent].names.items()):
+            if self.state[ino].is_dir:
+                self.empty(ino)
+                self.remove_directory(parent, name, set())
+            else:
+                self.lose(parent, name)
+
+    @rule(pick=picks, seed=seeds)
+    def fill(self, pick: int, seed: int) -> None:
+        """Write until the pool is full: what was freed before is used again."""
+        if ino := self.file(pick):
+            chance = random.Random(seed)
+            for _ in range(30):
+                before = len(self.state[ino].content)
+                self.written(ino, before, chance.randbytes(400_000))
+                if len(self.state[ino].content) < before + 400_000:
+                    break
 
     @precondition(lambda self: self.opened)
     @rule(pick=picks)
@@ -507,7 +562,7 @@ COMMON = settings(deadline=None, database=None, suppress_health_check=list(Healt
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_random_operations(name: str) -> None:
-    few = settings(COMMON, max_examples=15, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
+    few = settings(COMMON, max_examples=25, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
     run_state_machine_as_test(lambda: Machine(name), settings=few)
 
 
