@@ -195,6 +195,7 @@ def mark_in_use(volume: Volume, *, recount: bool) -> None:
         if geometry.has_orphan_file:
             sb.s_feature_ro_compat |= RoCompat.orphan_present
     volume.commit()
+    volume.journal.store_superblock()  # the flag is what makes the next mount look into the log
 
 
 def unmount(volume: Volume) -> None:
@@ -207,6 +208,8 @@ def unmount(volume: Volume) -> None:
         for ino in tuple(volume.nodes.unlinked):
             removal.free(volume, ino)
     journal.commit()
+    # What follows changes one word that matters: without checksums a superblock in pieces would pass for a clean one.
+    journal.store_superblock()
     with journal.handle(1) as tx:
         sb = tx.edit_superblock()
         sb.s_feature_incompat &= ~int(Incompat.needs_recovery)

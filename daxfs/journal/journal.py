@@ -56,6 +56,15 @@ class Keeper(Protocol):
     def settle(self) -> None:
         """The home copies of the last commit were stored."""
 
+    def store_later(self, number: int, content: memoryview) -> bool:
+        """Offer a block of the last commit whose copy home may wait; True: it is stored when the log needs it to be.
+
+        ``content`` must not change from then on.
+        """
+
+    def store_waiting(self) -> None:
+        """Store at home what waits, if anything does. No fence."""
+
     def close(self) -> None:
         """Everything is durable at home; the log is empty."""
 
@@ -79,6 +88,13 @@ class NoLog:
     def settle(self) -> None:
         """The home copies are all there is."""
         self._pool.fence()
+
+    def store_later(self, number: int, content: memoryview) -> bool:  # noqa: ARG002
+        """Nothing may wait."""
+        return False
+
+    def store_waiting(self) -> None:
+        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing to empty."""
@@ -196,6 +212,12 @@ class Journal:
         """Make all stores to the pool durable (file data written in place); the transaction runs on."""
         self.pool.fence()
 
+    def store_superblock(self) -> None:
+        """Make the committed superblock durable at home now, for whoever looks at the pool before it reads the log."""
+        self._assert_usable()
+        self._keeper.store_waiting()
+        self.pool.fence()
+
     def close(self) -> None:
         """Commit and leave an empty log. After an abort: leave the pool as it is. May be called twice."""
         if self._closed:
@@ -295,10 +317,14 @@ class Journal:
         tx.run_seals()
         keeper, write, size = self._keeper, self.pool.write, self.view.block_size
         superblock = copies.pop(SUPERBLOCK_KEY, None)
+        superblock_home = self._superblock_home // size
         if superblock is not None:
-            copies[self._superblock_home // size] = superblock
+            copies[superblock_home] = superblock
         self._blocks_logged += keeper.commit(copies, tx.revokes)
         self._storing_home = True
+        if superblock is not None and keeper.store_later(superblock_home, superblock):
+            tx.waiting = superblock.toreadonly()
+            del copies[superblock_home]
         for number, content in copies.items():
             write(number * size, content)
         keeper.settle()

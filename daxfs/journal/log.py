@@ -13,7 +13,8 @@ The order of stores, and what a power cut leaves (docs/CRASH.md has the proof):
 
 Invariants:
 
-1. Between ``tail`` and ``head`` lie whole, committed transactions; every one of them is stored at home.
+1. Between ``tail`` and ``head`` lie whole, committed transactions; every one of them is stored at home, but for the
+   superblock, which is stored before the tail moves (`Log.store_later`).
 2. At least one block of the log is free, and the block at ``head`` does not look like one of the next transaction:
    whoever scans the log stops there.
 3. ``s_start`` is 0 exactly as long as nothing was logged since the log was last empty.
@@ -120,6 +121,7 @@ class Log:
         self._free = 0  # nothing is logged before s_start is set
         self._scrubbed = 0
         self._seconds = 0
+        self._waiting: dict[int, memoryview] = {}  # committed blocks that are not stored at home
         self.limit = (self._end - self._first) // 4
         self.revokes_per_block = self._form.revokes_per_block
         self.tail_moves = 0
@@ -163,9 +165,21 @@ class Log:
     def settle(self) -> None:
         """The home copies need no fence of their own: the log has them until the tail moves, behind a fence."""
 
+    def store_later(self, number: int, content: memoryview) -> bool:
+        """The log has the block until the tail moves; by then it is stored at home, in its last version."""
+        self._waiting[number] = content
+        return True
+
+    def store_waiting(self) -> None:
+        """Store at home what waits. No fence."""
+        for number, content in self._waiting.items():
+            self._pool.write(number * self._size, content)
+        self._waiting.clear()
+
     def close(self) -> None:
         """Mark the log empty (invariant 3); what it holds is made durable at home first."""
         if self._tail.superblock.s_start:
+            self.store_waiting()
             self._pool.fence()
             self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)
             self._free = 0
@@ -196,6 +210,7 @@ class Log:
     def _make_room(self) -> None:
         """Begin the log anew. The old transactions are no longer needed once their home copies are durable."""
         pool = self._pool
+        self.store_waiting()
         pool.fence()
         if self._tail.superblock.s_start:
             self.tail_moves += 1

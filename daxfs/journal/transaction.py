@@ -8,7 +8,8 @@ the journal's; the floors above use `Handle` alone, which they call ``tx``.
 
 Invariants (docs/CRASH.md has the rest):
 
-1. ``copies`` and ``overlay`` have the same keys and the same memory: ``overlay`` is what views may read.
+1. ``copies`` and ``overlay`` have the same keys and the same memory: ``overlay`` is what views may read. Only a
+   superblock that was committed and waits for its way home (``waiting``) is in ``overlay`` alone.
 2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo
    entry.
 3. Playing ``_undo`` backwards restores the transaction to what it was when the handle began.
@@ -53,6 +54,7 @@ class Transaction:
         frees: runs to clear in the bitmaps at commit.
         reserved: key -> credits kept for the commit hooks, ``reserved_credits`` in all (with those for revoke blocks).
         superblock: the record on the copy of the superblock's block, when there is one.
+        waiting: the committed content of the superblock's block, while the pool's own is older.
     """
 
     __slots__ = (
@@ -66,6 +68,7 @@ class Transaction:
         "revokes",
         "seals",
         "superblock",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -79,12 +82,15 @@ class Transaction:
         self.reserved: dict[Hashable, int] = {}
         self.reserved_credits = 0
         self.superblock: Superblock | None = None
+        self.waiting: memoryview | None = None
 
     def clear(self) -> None:
         """Begin the next transaction, in the same containers (views share them)."""
         self.id += 1
         self.copies.clear()
         self.overlay.clear()
+        if self.waiting is not None:
+            self.overlay[SUPERBLOCK_KEY] = self.waiting
         self.seals.clear()
         self.late.clear()
         self.revokes.clear()
@@ -337,7 +343,9 @@ class Handle(View):
         self._assert_active()
         if copy is None:
             start = SUPERBLOCK_OFFSET >> self._bits << self._bits
-            copy = memoryview(bytearray(self._memory[start : start + self.block_size]))
+            waiting = self._tx.waiting
+            newest = self._memory[start : start + self.block_size] if waiting is None else waiting
+            copy = memoryview(bytearray(newest))
             self._copies[SUPERBLOCK_KEY] = copy
             self._tx.overlay[SUPERBLOCK_KEY] = copy.toreadonly()
             self._tx.superblock = Superblock(copy, SUPERBLOCK_OFFSET & (self.block_size - 1))
@@ -401,6 +409,8 @@ class Handle(View):
             del tx.copies[what], tx.overlay[what]
             if what == SUPERBLOCK_KEY:
                 tx.superblock = None
+                if tx.waiting is not None:
+                    tx.overlay[what] = tx.waiting
         elif kind == _CHANGED:
             tx.copies[what][:] = rest[0]
         elif kind == _DROPPED:

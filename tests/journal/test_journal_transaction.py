@@ -130,9 +130,24 @@ def test_the_superblock_is_sealed_and_stored(name: str) -> None:
         tx.edit_superblock().s_mnt_count = 77
         assert tx.superblock().s_mnt_count == 77
     journal.commit()
+    assert journal.view.superblock().s_mnt_count == 77
+    assert PoolView(pool, rig.geometry).superblock().s_mnt_count == 0, "it waits for the tail to move"
+    with journal.handle(0) as tx:
+        tx.edit_superblock().s_mnt_count += 1
+    journal.store_superblock()
     stored = PoolView(pool, rig.geometry).superblock()
     stored.verify()
-    assert stored.s_mnt_count == 77
+    assert stored.s_mnt_count == 77, "nothing uncommitted is stored"
+    assert journal.view.superblock().s_mnt_count == 78
+    with pytest.raises(KeyError), journal.handle(0) as tx:
+        tx.edit_superblock().s_mnt_count = 99
+        raise KeyError
+    assert journal.view.superblock().s_mnt_count == 78
+    journal.commit()
+    with pytest.raises(KeyError), journal.handle(0) as tx:
+        tx.edit_superblock().s_mnt_count = 99
+        raise KeyError
+    assert journal.view.superblock().s_mnt_count == 78
 
 
 def test_seals_run_once_at_commit_in_order(rig: JournalRig, journal: Journal) -> None:
