@@ -266,7 +266,7 @@ def test_replay_may_be_cut_and_repeated(pool: MakePool) -> None:
         try:
             fs = FileSystem.open(MemoryPool(cut.image), QUIET)
         except Corrupt as error:
-            # Marking the log empty changes two words of one cache line (daxfs/journal/tail.py).
+            # Marking the log empty changes two words of one cache line (docs/CRASH.md, What remains).
             assert error.kind == "journal superblock checksum"
             continue
         with fs:

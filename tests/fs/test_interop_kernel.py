@@ -246,3 +246,17 @@ def test_taking_turns_with_the_kernel_on_one_pool(pool: MakePool, any_format: tu
         found = seen_by_kernel(mixed)
         same(pool_tree(mixed), found)
         same(timeless(found), timeless(tree))
+
+
+def test_statfs_tells_what_the_kernel_tells(pool: MakePool, any_format: tuple[str, ...]) -> None:
+    path = pool("-b", "4096", *any_format)
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/f", b"x" * 1_000_000)
+        fs.tree.unlink("/f")
+        fs.tree.write_bytes("/g", b"x" * 500_000)
+        found = fs.statfs()
+    with kernel_mount(path, "ro") as root:
+        told = os.statvfs(root)
+    assert (found.block_size, found.blocks, found.free) == (told.f_frsize, told.f_blocks, told.f_bfree)
+    assert (found.files, found.files_free, found.name_max) == (told.f_files, told.f_ffree, told.f_namemax)
+    assert found.available >= told.f_bavail  # the kernel also keeps some for delayed allocation
