@@ -21,6 +21,7 @@ from daxfs.structures import inodes, mapping
 MakePool = Callable[..., Path]
 
 SUPERBLOCK = 1024
+WORDS = [word.to_bytes(4, "little") for word in (0, 1, 2, 11, 12, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xF30A, 1 << 16)]
 TRIAL_LIMIT = 10.0
 """Seconds that one walk of a damaged pool may take, on a busy machine."""
 
@@ -124,10 +125,13 @@ def shake(image: bytes, blocks: list[int], block_size: int, trials: range) -> No
         chance = random.Random(seed)
         damaged = bytearray(image)
         for _ in range(chance.choice((1, 1, 2, 5, 20))):
-            offset = chance.choice(blocks) * block_size + chance.randrange(block_size)
-            damaged[offset] = chance.choice(
-                (damaged[offset] ^ 1 << chance.randrange(8), 0, 0xFF, chance.randrange(256))
-            )
+            place = chance.choice(blocks) * block_size
+            if chance.random() < 0.3:
+                at = place + chance.randrange(0, block_size, 4)
+                damaged[at : at + 4] = chance.choice(WORDS)
+            else:
+                at = place + chance.randrange(block_size)
+                damaged[at] = chance.choice((damaged[at] ^ 1 << chance.randrange(8), 0, 0xFF, chance.randrange(256)))
         started = time.monotonic()
         try:
             with FileSystem.open(MemoryPool(damaged)) as fs:
