@@ -1,0 +1,494 @@
+"""Power cuts of a whole file system: short workloads, what each image may hold afterwards, and who recovers it.
+
+A `Run` does a workload on a recording pool and takes a picture of the tree after each operation. `Run.judge` then says
+whether what a cut left is one of these pictures, not older than the last sync; see there for what it asks of bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from kernel_rig import kernel_mount
+from tree_rig import QUIET, Facts, walk
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from daxfs.fs.mounting import read_superblock
+from daxfs.fs.types import Options, RenameFlags, SetAttributes
+from daxfs.journal.view import PoolView
+from daxfs.pmem.memory import MemoryPool
+from daxfs.pmem.recorder import CrashImage, RecordingPool
+from daxfs.structures import groups
+from support import fsck, mke2fs, run, tool
+
+WORD = 8
+READ_ONLY = Options(read_only=True, atime="noatime")
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "1k": ("-b", "1024", "-O", "^resize_inode"),
+    "no-csum": ("-b", "1024", "-O", "^metadata_csum,^64bit,^resize_inode"),
+    "orphan-file": ("-b", "1024", "-O", "orphan_file,^resize_inode"),
+    "no-extents": ("-b", "1024", "-O", "^extent,^64bit,^resize_inode", "-I", "128"),
+    "4k": ("-b", "4096", "-O", "^resize_inode"),
+}
+
+
+def noise(size: int, seed: int) -> bytes:
+    """Bytes that no other seed gives, none of them in long runs of zeros."""
+    return random.Random(seed).randbytes(size)
+
+
+@cache
+def image(name: str) -> bytes:
+    """A pool with a small tree that every operation finds something in; it was unmounted cleanly."""
+    large = "4096" in FORMATS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        options = (*FORMATS[name], "-N", "64", "-m", "0", "-J", f"size={4 if large else 1}")
+        path = mke2fs(Path(folder) / "pool", *options, size="10M" if large else "2500K")
+        with FileSystem.open(path, QUIET) as fs:
+            plant(fs)
+        if "^extent" not in " ".join(options):
+            run("debugfs", "-w", "-R", "fallocate /unwritten 0 7", path)
+            run("debugfs", "-w", "-R", "set_inode_field /unwritten size 6000", path)
+        run("e2fsck", "-fy", path, code=0)
+        return path.read_bytes()
+
+
+def plant(fs: FileSystem) -> None:
+    """What is there before the workload."""
+    tree = fs.tree
+    for number, (name, size) in enumerate((("f", 3000), ("g", 700), ("d/x", 2048), ("big", 9000), ("unwritten", 0))):
+        if "/" in name:
+            tree.mkdir(os.path.dirname(name))
+        tree.write_bytes(name, noise(size, number))
+    file = fs.open_file(tree.resolve("big"), os.O_RDWR)
+    fs.write(file, 20_000, noise(3000, 9))
+    fs.release(file)
+    tree.mkdir("e")
+    tree.mkdir("d/sub")
+    tree.symlink("target", "l")
+    fs.link(tree.resolve("f"), ROOT_INO, b"h")
+    fs.setxattr(tree.resolve("g"), b"user.small", b"1")
+    fs.setxattr(tree.resolve("g"), b"user.large", noise(600, 10))
+
+
+# Operations
+
+
+class Workbench:
+    """An open file system and what a workload holds open in it."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self.fs = fs
+        self.opened: list[OpenFile] = []
+        self.serial = 100
+
+    def ino(self, path: str) -> int:
+        return self.fs.tree.resolve(path, follow=False)
+
+    def bytes(self, size: int) -> bytes:
+        """New bytes each time."""
+        self.serial += 1
+        return noise(size, self.serial)
+
+    def write(self, path: str, offset: int, size: int) -> None:
+        self.write_to(self.fs.open_file(self.ino(path), os.O_RDWR), offset, size, release=True)
+
+    def write_to(self, file: OpenFile, offset: int, size: int, *, release: bool = False) -> None:
+        content = self.bytes(size)
+        try:
+            done = self.fs.write(file, offset, content)
+            assert done == size, f"{done} of {size} bytes written"
+        finally:
+            if release:
+                self.fs.release(file)
+
+    def new(self, path: str, size: int) -> None:
+        file, _ = self.fs.create(*self.fs.tree.parent(path), 0o644)
+        self.write_to(file, 0, size, release=True)
+
+    def truncate(self, path: str, size: int) -> None:
+        self.fs.setattr(self.ino(path), SetAttributes(size=size))
+
+    def unlink(self, path: str) -> None:
+        self.fs.unlink(*self.fs.tree.parent(path))
+
+    def hold(self, path: str) -> None:
+        """Unlink it while it is open."""
+        self.opened.append(self.fs.open_file(self.ino(path), os.O_RDWR))
+        self.unlink(path)
+
+    def let_go(self) -> None:
+        while self.opened:
+            self.fs.release(self.opened.pop())
+
+    def rename(self, old: str, new: str, flags: int = 0) -> None:
+        self.fs.rename(*self.fs.tree.parent(old), *self.fs.tree.parent(new), flags)
+
+    def xattr(self, path: str, name: bytes, size: int) -> None:
+        self.fs.setxattr(self.ino(path), name, self.bytes(size))
+
+
+EXCHANGE = RenameFlags.EXCHANGE
+Operation = Callable[[Workbench], object]
+
+OPERATIONS: dict[str, Operation] = {
+    "create": lambda w: w.fs.mknod(ROOT_INO, b"new", stat.S_IFREG | 0o640),
+    "create long": lambda w: w.fs.mknod(w.ino("d"), b"n" * 250, stat.S_IFREG | 0o640),
+    "mkfifo": lambda w: w.fs.mknod(ROOT_INO, b"fifo", stat.S_IFIFO | 0o600),
+    "mkdir": lambda w: w.fs.mkdir(ROOT_INO, b"newdir", 0o755),
+    "mkdir below": lambda w: w.fs.mkdir(w.ino("d/sub"), b"x", 0o755),
+    "crowd": lambda w: [w.fs.link(w.ino("f"), w.ino("d"), b"%02d" % n + b"c" * 200) for n in range(1)],
+    "write new": lambda w: w.new("written", 2500),
+    "write new in d": lambda w: w.new("d/written", 5000),
+    "append": lambda w: w.write("f", 3000, 1700),
+    "append a byte": lambda w: w.write("g", 700, 1),
+    "overwrite": lambda w: w.write("f", 100, 1403),
+    "overwrite a word": lambda w: w.write("big", 1000, 8),
+    "overwrite and append": lambda w: w.write("d/x", 500, 4000),
+    "fill a hole": lambda w: w.write("big", 12_345, 3000),
+    "write beyond": lambda w: w.write("g", 5001, 333),
+    "write unwritten": lambda w: w.write("unwritten", 1500, 700),
+    "write unwritten whole": lambda w: w.write("unwritten", 0, 7168),
+    "write to unlinked": lambda w: w.write_to(w.opened[-1], 300, 2000),
+    "truncate to nothing": lambda w: w.truncate("f", 0),
+    "truncate to blocks": lambda w: w.truncate("big", 4096),
+    "truncate unaligned": lambda w: w.truncate("big", 2222),
+    "truncate within block": lambda w: w.truncate("g", 123),
+    "truncate at hole": lambda w: w.truncate("big", 15_001),
+    "truncate up": lambda w: w.truncate("g", 4000),
+    "truncate up a hole": lambda w: w.truncate("f", 30_000),
+    "truncate unwritten": lambda w: w.truncate("unwritten", 2500),
+    "unlink one name": lambda w: w.unlink("f"),
+    "unlink": lambda w: w.unlink("g"),
+    "unlink big": lambda w: w.unlink("big"),
+    "unlink symlink": lambda w: w.unlink("l"),
+    "unlink open": lambda w: w.hold("big"),
+    "unlink open g": lambda w: w.hold("g"),
+    "release": lambda w: w.let_go(),
+    "rename": lambda w: w.rename("f", "renamed"),
+    "rename replacing": lambda w: w.rename("f", "g"),
+    "rename replacing across": lambda w: w.rename("d/x", "big"),
+    "rename across": lambda w: w.rename("g", "d/g"),
+    "rename dir": lambda w: w.rename("d", "dd"),
+    "rename dir across": lambda w: w.rename("d/sub", "e/sub"),
+    "rename dir replacing": lambda w: w.rename("d/sub", "e"),
+    "rename back": lambda w: w.rename("g", "f"),
+    "exchange": lambda w: w.rename("f", "g", EXCHANGE),
+    "exchange across": lambda w: w.rename("d/x", "e", EXCHANGE),
+    "exchange dirs": lambda w: w.rename("d/sub", "e", EXCHANGE),
+    "link": lambda w: w.fs.link(w.ino("g"), w.ino("d"), b"linked"),
+    "link new": lambda w: w.fs.link(w.ino("new"), w.ino("e"), b"linked"),
+    "symlink": lambda w: w.fs.symlink(ROOT_INO, b"short", b"t" * 40),
+    "symlink long": lambda w: w.fs.symlink(ROOT_INO, b"long", b"t" * 300),
+    "unlink symlink long": lambda w: w.unlink("long"),
+    "set xattr": lambda w: w.xattr("f", b"user.new", 20),
+    "set large xattr": lambda w: w.xattr("f", b"user.new", 700),
+    "replace xattr": lambda w: w.xattr("g", b"user.large", 650),
+    "set dir xattr": lambda w: w.xattr("d", b"trusted.x", 300),
+    "remove xattr": lambda w: w.fs.removexattr(w.ino("g"), b"user.small"),
+    "remove large xattr": lambda w: w.fs.removexattr(w.ino("g"), b"user.large"),
+    "rmdir": lambda w: w.fs.rmdir(ROOT_INO, b"e"),
+    "rmdir new": lambda w: w.fs.rmdir(ROOT_INO, b"newdir"),
+    "scatter": lambda w: [w.write("f", block * 2048, 1024) for block in range(2, 130)],
+    "unlink h": lambda w: w.unlink("h"),
+    "unlink open h": lambda w: w.hold("h"),
+    "rename g to h": lambda w: w.rename("g", "h"),
+    "truncate f unaligned": lambda w: w.truncate("f", 10_250),
+    "append far": lambda w: w.write("f", 12_000, 900),
+    "chmod": lambda w: w.fs.setattr(w.ino("f"), SetAttributes(mode=0o4711)),
+    "chown": lambda w: w.fs.setattr(w.ino("d"), SetAttributes(uid=70_000, gid=80_000)),
+}
+
+AFTER = ("", "sync", "fsync", "fdatasync")
+"""What follows an operation; fsync and fdatasync are of one of the files f, g and big."""
+
+SINGLE = [name for name in OPERATIONS if name != "scatter"]
+"""The operations that are one handle, or have one that can be seen."""
+
+Step = tuple[str, str]
+
+
+# Pictures
+
+
+class Picture(NamedTuple):
+    """A tree: ``facts`` by path without times and contents, times by inode, file contents by inode."""
+
+    facts: dict[bytes, Facts]
+    times: dict[int, tuple[int, int]]
+    contents: dict[int, bytes]
+
+
+def take_picture(fs: FileSystem, opened: Iterable[OpenFile] = ()) -> Picture:
+    """The tree, and the contents of open files that may have no name any more."""
+    facts: dict[bytes, Facts] = {}
+    times, contents = {}, {}
+    for path, found in walk(fs).items():
+        times[found.ino] = found.mtime_ns, found.ctime_ns
+        if stat.S_ISREG(found.mode):
+            if found.ino not in contents:
+                contents[found.ino] = fs.tree.read_bytes(path)
+            found = found._replace(content=None)
+        facts[path] = found._replace(mtime_ns=0, ctime_ns=0, atime_ns=0)
+    contents.update((file.ino, bytes(fs.read(file, 0, 1 << 20))) for file in opened)
+    return Picture(facts, times, contents)
+
+
+class Moment(NamedTuple):
+    """After an operation: how many events were recorded when it began and had ended, and the tree."""
+
+    name: str
+    begun: int
+    ended: int
+    picture: Picture
+
+
+class Promise(NamedTuple):
+    """From event ``position`` on, what moment ``index`` showed is durable: all of it, or one inode (less its times)."""
+
+    position: int
+    index: int
+    ino: int = 0
+    data_only: bool = False
+
+
+class Run:
+    """A workload done on a recording pool.
+
+    Attributes:
+        pool: with the record of all stores.
+        moments: the states the tree went through, the first before the workload.
+        promises: what syncs have promised.
+        start: events before the workload began.
+        laps: events before the log began anew.
+    """
+
+    def __init__(self, content: bytes, steps: Iterable[Step], *, close: bool = False) -> None:
+        self.steps = list(steps)
+        self.pool = RecordingPool(bytearray(content))
+        self.promises: list[Promise] = [Promise(0, 0)]
+        fs = FileSystem.open(self.pool, QUIET)
+        self.fs = fs
+        self.bench = Workbench(fs)
+        self.start = len(self.pool.events)
+        self.laps: list[int] = []
+        self.moments = [Moment("start", 0, 0, take_picture(fs))]
+        for name, after in self.steps:
+            self._do(name, after)
+        fs.sync()
+        self._promise(Promise(len(self.pool.events), len(self.moments) - 1))
+        if close:
+            fs.close()
+
+    def _do(self, name: str, after: str) -> None:
+        begun = len(self.pool.events)
+        laps = self.fs.volume.journal.stats.tail_moves
+        try:
+            OPERATIONS[name](self.bench)
+        except (FsError, IndexError):
+            name += " (refused)"
+        self.moments.append(Moment(name, begun, len(self.pool.events), take_picture(self.fs, self.bench.opened)))
+        index = len(self.moments) - 1
+        if after == "sync":
+            self.fs.sync()
+            self._promise(Promise(len(self.pool.events), index))
+        elif after:
+            for path in ("f", "g", "big"):
+                try:
+                    ino = self.bench.ino(path)
+                except FsError:
+                    continue
+                self.fs.fsync(ino, after == "fdatasync")
+                self._promise(Promise(len(self.pool.events), index, ino, after == "fdatasync"))
+        if self.fs.volume.journal.stats.tail_moves != laps:
+            self.laps.append(begun)
+
+    def _promise(self, promise: Promise) -> None:
+        self.promises.append(promise)
+        self.pool.mark(str(promise.position))  # the recorder shows the bytes again under a new promise
+
+    def images(
+        self, rng: random.Random, share: float = 1.0, *, prefixes: int = 2, subsets: int = 3, start: int | None = None
+    ) -> Iterator[CrashImage]:
+        """A share of the images, with cuts from the beginning of the workload on."""
+        start = self.start if start is None else start
+        for left in self.pool.crash_images(rng, start=start, prefixes=prefixes, subsets=subsets):
+            if share == 1.0 or rng.random() < share:
+                yield left
+
+    def describe(self, left: CrashImage) -> str:
+        moments = [f"{moment.name} {moment.begun}..{moment.ended}" for moment in self.moments]
+        return f"{self.steps}, cut at {left.position} of {len(self.pool.events)} ({left.choice}); {moments}"
+
+    def judge(self, found: Picture, position: int) -> list[str]:
+        """Why ``found`` is nothing that a cut after this many events may leave; empty if it is all right.
+
+        It must be the tree of one moment: the last one that a sync promised, or a later one that had begun. Bytes are
+        those of this moment or, word by word, of a later one, because overwrites go in place without waiting for
+        anything; never of an earlier one, since a commit takes all data before it along. Times may be older than the
+        tree, down to the last sync of the inode.
+        """
+        kept = [promise for promise in self.promises if promise.position <= position]
+        floor = max(promise.index for promise in kept if not promise.ino)
+        last = max(index for index, moment in enumerate(self.moments) if moment.begun <= position)
+        told = []
+        for index in range(last, floor - 1, -1):
+            wrong = self._compare(found, index, last, floor, kept)
+            if not wrong:
+                return []
+            told.append(f"not as after {index} {self.moments[index].name}: {wrong[:4]}")
+        return told
+
+    def _compare(self, found: Picture, index: int, last: int, floor: int, kept: list[Promise]) -> list[str]:
+        expected = self.moments[index].picture
+        if found.facts != expected.facts:
+            return differing(found.facts, expected.facts)
+        wrong = []
+        later = self.moments[index : last + 1]
+        for ino, content in found.contents.items():
+            since = max((promise.index for promise in kept if promise.ino == ino), default=0)
+            if since > index and self.moments[since].picture.contents.get(ino) != expected.contents.get(ino):
+                later = self.moments[since : last + 1]
+            versions = [moment.picture.contents[ino] for moment in later if ino in moment.picture.contents]
+            if not words_agree(content, versions):
+                wrong.append(f"content of inode {ino}")
+        for ino, times in found.times.items():
+            since = max([floor, *(promise.index for promise in kept if promise.ino == ino and not promise.data_only)])
+            pictures = [moment.picture for moment in self.moments[min(since, index) : index + 1]]
+            if times not in [picture.times[ino] for picture in pictures if ino in picture.times]:
+                wrong.append(f"times of inode {ino}")
+        for promise in kept:
+            if promise.ino and promise.index > index and not self._kept(promise, found, last):
+                wrong.append(f"inode {promise.ino} is not as it was synced")
+        return wrong
+
+    def _kept(self, promise: Promise, found: Picture, last: int) -> bool:
+        """Whether a synced inode is as it was then or later."""
+        mine = {(path, facts) for path, facts in found.facts.items() if facts.ino == promise.ino}
+        return any(
+            mine == {(path, facts) for path, facts in moment.picture.facts.items() if facts.ino == promise.ino}
+            for moment in self.moments[promise.index : last + 1]
+        )
+
+
+def differing(found: dict[bytes, Facts], expected: dict[bytes, Facts]) -> list[str]:
+    """What two trees do not share, in words."""
+    if found.keys() != expected.keys():
+        return [f"names {sorted(found.keys() ^ expected.keys())}"]
+    return [
+        f"{path!r} {field}: {mine!r:.120}, expected {model!r:.120}"
+        for path in sorted(expected)
+        for field, mine, model in zip(Facts._fields, found[path], expected[path], strict=True)
+        if mine != model
+    ]
+
+
+def words_agree(content: bytes, versions: list[bytes]) -> bool:
+    """Whether each aligned word is that of one of the versions (the first has the right length)."""
+    if not versions or len(content) != len(versions[0]):
+        return False
+    if content in versions:
+        return True
+    size = len(content)
+    whole = -(-size // WORD) * WORD
+    mine = np.frombuffer(content.ljust(whole, b"\0"), np.uint64)
+    good = np.zeros(len(mine), bool)
+    for version in versions:
+        theirs = np.frombuffer(version[:size].ljust(whole, b"\0"), np.uint64)
+        agrees = mine == theirs
+        agrees[len(version) // WORD if len(version) < size else len(mine) :] = False
+        good |= agrees
+    return bool(good.all())
+
+
+# Recovery
+
+
+def recover(content: bytearray) -> Picture:
+    """Mount the image with daxfs, in place, and unmount it."""
+    with FileSystem.open(MemoryPool(content), QUIET) as fs:
+        return take_picture(fs)
+
+
+def grow_everything(content: bytearray) -> list[str]:
+    """Make every file of a recovered image longer: what appears must be zeros. Tells where it is not."""
+    wrong = []
+    with FileSystem.open(MemoryPool(content), QUIET) as fs:
+        for path, facts in walk(fs).items():
+            if stat.S_ISREG(facts.mode):
+                fs.setattr(facts.ino, SetAttributes(size=facts.size + 5000))
+                if fs.tree.read_bytes(path)[facts.size :].strip(b"\0"):
+                    wrong.append(f"{path!r} has bytes behind its end")
+    return wrong
+
+
+def torn_superblock(content: bytes | bytearray) -> bool:
+    """Whether the file system's superblock was cut while it was copied home; the kernel refuses such a pool."""
+    try:
+        Superblock(memoryview(bytearray(content[SUPERBLOCK_OFFSET : 2 * SUPERBLOCK_OFFSET]))).verify()
+    except Corrupt:
+        return True
+    return False
+
+
+def read_quietly(path: Path) -> Picture:
+    """The tree of a recovered pool, which nothing is changed in."""
+    with FileSystem.open(path, READ_ONLY) as fs:
+        return take_picture(fs)
+
+
+def recover_by_e2fsck(content: bytes, path: Path) -> Picture:
+    """What e2fsck makes of the image. It must be content with it afterwards."""
+    path.write_bytes(content)
+    done = subprocess.run(
+        [tool("e2fsck"), "-fy", "-E", "no_optimize_extents", path],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout
+    fsck(path)
+    return read_quietly(path)
+
+
+def recover_by_kernel(content: bytes, path: Path) -> Picture:
+    """What the kernel makes of the image by mounting it; e2fsck must be content with that."""
+    path.write_bytes(content)
+    with kernel_mount(path):
+        pass
+    fsck(path)
+    return read_quietly(path)
+
+
+def torn_descriptor(content: bytes | bytearray) -> bool:
+    """Whether a group descriptor was cut within its cache line; the kernel refuses such a pool, too."""
+    pool = MemoryPool(bytes(content))
+    geometry = Geometry.of(read_superblock(pool))
+    view = PoolView(pool, geometry)
+    try:
+        for group in range(geometry.groups_count):
+            groups.descriptor(view, group)
+    except Corrupt:
+        return True
+    return False
+
+
+def unlike(found: Picture, expected: Picture) -> list[str]:
+    """What two recoveries of one image disagree about; each may set the times of a truncate that it finishes."""
+    wrong = differing(found.facts, expected.facts)
+    return wrong + [
+        f"content of inode {ino}" for ino in expected.contents if found.contents[ino] != expected.contents[ino]
+    ]

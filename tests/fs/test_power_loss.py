@@ -1,0 +1,293 @@
+"""Power cuts of the whole file system: whatever a cut leaves, recovery brings back a state that the tree went through.
+
+Every single operation and a sample of sequences, each perhaps followed by a sync, are cut before each fence with every
+kind of subset of the stores that are not durable by then (`daxfs.pmem.recorder`). daxfs recovers each image and e2fsck
+checks the result; e2fsck and the kernel recover a sample of them to the same tree.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+from crash_rig import (
+    AFTER,
+    FORMATS,
+    QUIET,
+    SINGLE,
+    Run,
+    Step,
+    grow_everything,
+    image,
+    recover,
+    recover_by_e2fsck,
+    recover_by_kernel,
+    torn_descriptor,
+    torn_superblock,
+    unlike,
+)
+
+from daxfs.errors import Corrupt
+from daxfs.fs import data, removal
+from daxfs.fs.filesystem import FileSystem
+from daxfs.pmem.recorder import CrashImage, RecordingPool
+from support import fsck
+
+
+def check(run: Run, left: CrashImage, path: Path, *, grow: bool = False) -> None:
+    """daxfs recovers the image to a state that the workload may leave, and e2fsck finds nothing to say about it."""
+    found = recover(left.image)
+    told = run.judge(found, left.position)
+    assert not told, run.describe(left) + "\n" + "\n".join(told)
+    if grow:
+        assert not grow_everything(left.image), run.describe(left)
+    path.write_bytes(left.image)
+    try:
+        fsck(path)
+    except AssertionError as error:
+        raise AssertionError(run.describe(left)) from error
+
+
+def sweep(steps: list[Step], name: str, path: Path, share: float, *, prefixes: int = 2, subsets: int = 3) -> int:
+    """Cut one workload everywhere, and look at a share of the images. Returns how many."""
+    seed = zlib.crc32(repr((steps, name)).encode())
+    rng = random.Random(seed)
+    run = Run(image(name), steps)
+    count = 0
+    for left in run.images(rng, share, prefixes=prefixes, subsets=subsets):
+        check(run, left, path, grow=rng.random() < 0.25)
+        count += 1
+    return count
+
+
+def sequences(count: int, seed: int) -> list[tuple[list[Step], str]]:
+    """Random workloads of two and three operations with formats."""
+    rng = random.Random(seed)
+    return [
+        (
+            [(rng.choice(SINGLE), rng.choice(("", "", *AFTER))) for _ in range(rng.choice((2, 2, 3)))],
+            rng.choice(list(FORMATS)),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_one_operation(tmp_path: Path, after: str) -> None:
+    images = sum(sweep([(name, after)], "1k", tmp_path / "pool", 0.2) for name in SINGLE)
+    assert images > 50
+
+
+def test_sequences(tmp_path: Path) -> None:
+    images = sum(sweep(steps, name, tmp_path / "pool", 0.12) for steps, name in sequences(40, 1))
+    assert images > 50
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("after", AFTER)
+def test_one_operation_in_full(tmp_path: Path, name: str, after: str) -> None:
+    for operation in SINGLE:
+        sweep([(operation, after)], name, tmp_path / "pool", 1, prefixes=6, subsets=9)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(2, 10))
+def test_sequences_in_full(tmp_path: Path, seed: int) -> None:
+    for steps, name in sequences(100, seed):
+        sweep(steps, name, tmp_path / "pool", 0.7, prefixes=4, subsets=6)
+
+
+# Lifecycle
+
+
+LIFE: list[Step] = [
+    ("unlink open", ""),
+    ("write to unlinked", "sync"),
+    ("write new", ""),
+    ("overwrite", ""),
+    ("truncate unaligned", ""),
+    ("release", ""),
+    ("rmdir", ""),
+]
+REFUSED = "journal superblock checksum"
+
+
+def life(name: str, path: Path, share: float, *, prefixes: int, subsets: int) -> tuple[int, int]:
+    """Cuts from the first store of the mount to the last of the unmount; images, and how many were refused."""
+    rng = random.Random(zlib.crc32(name.encode()))
+    run = Run(image(name), LIFE, close=True)
+    count = refused = 0
+    for left in run.images(rng, share, prefixes=prefixes, subsets=subsets, start=0):
+        count += 1
+        try:
+            check(run, left, path)
+        except Corrupt as error:
+            assert error.kind == REFUSED, run.describe(left)
+            refused += 1
+    return count, refused
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_mount_and_unmount(tmp_path: Path, name: str) -> None:
+    count, refused = life(name, tmp_path / "pool", 0.5, prefixes=2, subsets=3)
+    assert count > 10
+    assert refused < count / 10
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FORMATS)
+def test_mount_and_unmount_in_full(tmp_path: Path, name: str) -> None:
+    assert life(name, tmp_path / "pool", 1, prefixes=30, subsets=90)[0] > 200
+
+
+def cut_recoveries(steps: list[Step], name: str, path: Path, share: float, inner: float) -> int:
+    """Cut the recovery of what cuts have left."""
+    rng = random.Random(zlib.crc32(repr(steps).encode()))
+    run = Run(image(name), steps)
+    count = 0
+    for left in run.images(rng, share):
+        recorder = RecordingPool(left.image)
+        FileSystem.open(recorder, QUIET).close()
+        for again in recorder.crash_images(rng, prefixes=2, subsets=3):
+            if rng.random() >= inner:
+                continue
+            try:
+                check(run, left._replace(image=again.image, choice=f"{left.choice}; then {again[1:]}"), path)
+            except Corrupt as error:
+                assert error.kind == REFUSED, run.describe(left)
+            count += 1
+    return count
+
+
+def test_cuts_of_the_recovery(tmp_path: Path) -> None:
+    assert sum(cut_recoveries(steps, name, tmp_path / "pool", 0.05, 0.2) for steps, name in sequences(16, 50)) > 30
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_cuts_of_the_recovery_in_full(tmp_path: Path) -> None:
+    assert sum(cut_recoveries(steps, name, tmp_path / "pool", 0.3, 0.5) for steps, name in sequences(60, 51)) > 3000
+
+
+# Long stories
+
+
+SLOW_ENDS: list[list[Step]] = [
+    [("unlink one name", ""), ("unlink h", "")],
+    [("truncate to nothing", "")],
+    [("truncate f unaligned", ""), ("append far", "")],
+    [("unlink one name", ""), ("rename g to h", "")],
+    [("unlink one name", ""), ("unlink open h", ""), ("mkdir", "sync"), ("release", "")],
+]
+
+
+def end_slowly(name: str, path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> int:
+    """A file in many pieces ends in many transactions; a cut between them leaves the rest to the orphan list."""
+    monkeypatch.setattr(data, "CREDITS_CUT", 254)
+    monkeypatch.setattr(data, "BLOCKS_PER_CUT", 8)
+    monkeypatch.setattr(removal, "CREDITS_FREE", 254)
+    monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 8)
+    count = 0
+    for steps in SLOW_ENDS:
+        rng = random.Random(len(steps))
+        run = Run(image(name), [("scatter", "sync"), *steps])
+        for left in run.images(rng, share, start=run.moments[2].begun, prefixes=1, subsets=2):
+            check(run, left, path, grow=rng.random() < 0.25)
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("name", ["1k", "no-extents"])
+def test_files_that_end_slowly(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert end_slowly(name, tmp_path / "pool", monkeypatch, 0.06) > 20
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "4k"])
+def test_files_that_end_slowly_in_full(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert end_slowly(name, tmp_path / "pool", monkeypatch, 1) > 300
+
+
+AGAIN = (
+    *("mkdir", "rmdir new", "symlink long", "unlink symlink long", "set large xattr", "replace xattr", "chmod"),
+    *("truncate up", "truncate within block", "write beyond", "exchange", "exchange across", "overwrite"),
+)
+"""Operations that can be done again and again."""
+
+
+def go_round(seed: int, name: str, path: Path, share: float) -> int:
+    """Fill the log until it begins anew, and cut about there."""
+    rng = random.Random(seed)
+    run = Run(image(name), [(rng.choice(AGAIN), "sync") for _ in range(330)])
+    assert run.laps
+    count = 0
+    for lap in run.laps[:1]:
+        before = next(moment.begun for moment in run.moments if moment.begun >= lap - 60)
+        after = next(moment.ended for moment in run.moments if moment.begun >= lap + 60)
+        for left in run.images(rng, share, start=before):
+            if left.position > after:
+                break
+            check(run, left, path)
+            count += 1
+    return count
+
+
+def test_a_log_that_begins_anew(tmp_path: Path) -> None:
+    assert go_round(1, "1k", tmp_path / "pool", 0.3) > 5
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "4k"])
+def test_a_log_that_begins_anew_in_full(tmp_path: Path, name: str) -> None:
+    for seed in range(2, 8):
+        assert go_round(seed, name, tmp_path / "pool", 1) > 20
+
+
+# Others recover
+
+
+def others_agree(steps: list[Step], name: str, path: Path, share: float) -> tuple[int, int]:
+    """e2fsck and the kernel recover the images to the tree that daxfs finds; how many, and how many the kernel refused.
+
+    The kernel checks the superblock and the group descriptors before it looks at the log (docs/CRASH.md).
+    """
+    rng = random.Random(zlib.crc32(repr((steps, name)).encode()))
+    run = Run(image(name), steps)
+    count = refused = 0
+    for left in run.images(rng, share):
+        content = bytes(left.image)
+        mine = recover(left.image)
+        torn = torn_superblock(content)
+        if not torn:
+            assert not unlike(recover_by_e2fsck(content, path), mine), run.describe(left)
+        if torn or torn_descriptor(content):
+            refused += 1
+        else:
+            assert not unlike(recover_by_kernel(content, path), mine), run.describe(left)
+        count += 1
+    return count, refused
+
+
+def test_others_recover_to_the_same_tree(tmp_path: Path) -> None:
+    results = [others_agree(steps, name, tmp_path / "pool", 0.06) for steps, name in sequences(30, 70)]
+    count, refused = map(sum, zip(*results, strict=True))
+    assert count > 20
+    assert refused < count / 3
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(71, 75))
+def test_others_recover_to_the_same_tree_in_full(tmp_path: Path, seed: int) -> None:
+    results = [others_agree(steps, name, tmp_path / "pool", 0.3) for steps, name in sequences(60, seed)]
+    count, refused = map(sum, zip(*results, strict=True))
+    assert count > 500
+    assert refused < count / 6
