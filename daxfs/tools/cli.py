@@ -183,9 +183,12 @@ def _guarded(command: Callable[[], int | None], usage: int, failure: int) -> int
     except UserError as error:
         return _complain(str(error), error.code)
     except BrokenPipeError:
-        # The reader had enough. What is buffered has nowhere to go at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_left()
+    except SystemExit as ended:
+        # The command line parser turns a broken pipe into an exit of its own.
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _reader_left()
+        raise
     except FsError as error:
         return _complain(error.strerror or str(error), failure)
     except OSError as error:
@@ -198,6 +201,12 @@ def _guarded(command: Callable[[], int | None], usage: int, failure: int) -> int
         if text is None:
             raise
         return _complain(f"{text()} See: daxfs --help", usage)
+
+
+def _reader_left() -> int:
+    """The reader had enough: no error. What is buffered has nowhere to go at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 0
 
 
 def _complain(message: str, code: int) -> int:
