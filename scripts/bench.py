@@ -107,14 +107,14 @@ def directory(base: Path) -> None:
     from daxfs import FileSystem
     from daxfs.fs.filesystem import ROOT_INO
 
-    pool = new_pool(base, "daxfs-dir")
+    pool = new_pool(base, "daxfs-dir", "4G")
     table = Table(title="directories of daxfs, as a library")
     for column in ("entries", "us a lookup", "us a create", "listing s"):
         table.add_column(column, justify="right")
     with FileSystem.open(pool) as fs:
         made = 0
         ino = fs.mkdir(ROOT_INO, b"big", 0o755).ino
-        for size in (1_000, 10_000, 50_000):
+        for size in (1_000, 10_000, 100_000):
             begin = time.perf_counter()
             for number in range(made, size):
                 fs.mknod(ino, b"entry-%08d" % number, 0o644)
@@ -133,7 +133,7 @@ def directory(base: Path) -> None:
             table.add_row(f"{size:,}", f"{looked * 1e6:.1f}", f"{created * 1e6:.1f}", f"{listed:.2f}")
     console.print(table)
     console.print(f"  e2fsck -fn: {rig.check(pool)}")
-    pool = new_pool(base, "daxfs-dir")
+    pool = new_pool(base, "daxfs-dir", "4G")
     point = base / "dir.mnt"
     point.mkdir(exist_ok=True)
     with rig.daxfs(pool, point):
