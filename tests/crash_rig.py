@@ -66,8 +66,13 @@ def image(name: str) -> bytes:
 
 
 def plant(fs: FileSystem) -> None:
-    """What is there before the workload."""
+    """What is there before the workload. Free blocks hold old bytes, so that a block that is not filled is noticed."""
     tree = fs.tree
+    file, _ = fs.create(ROOT_INO, b"junk", 0o600)
+    fs.write(file, 0, noise(16 << 20, 11))
+    fs.release(file)
+    tree.unlink("junk")
+    fs.sync()
     for number, (name, size) in enumerate((("f", 3000), ("g", 700), ("d/x", 2048), ("big", 9000), ("unwritten", 0))):
         if "/" in name:
             tree.mkdir(os.path.dirname(name))
