@@ -203,11 +203,11 @@ class FakeCore:
         except KeyError:
             raise FsError(errno.ENODATA) from None
 
-    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
         self._enter("setxattr", ino, name, value)
         self._inode(ino).xattrs[name] = value
 
-    def listxattr(self, ino: int) -> list[bytes]:
+    def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
         return list(self._inode(ino).xattrs)
 
     def removexattr(self, ino: int, name: bytes) -> None:

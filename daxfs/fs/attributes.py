@@ -73,7 +73,7 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
             inode = inodes.edit(tx, ino)
             if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL) and not only_times(changes, inode):
                 raise FsError(errno.EPERM)
-            set_owner(inode, changes)
+            set_owner(inode, changes, caller)
             if changes.mode is not None:
                 set_mode(tx, inode, changes.mode)
             set_times(volume, inode, changes)
@@ -86,16 +86,16 @@ def only_times(changes: SetAttributes, inode: Inode) -> bool:
     return changes.mode is None and changes.uid is None and changes.gid is None and not inode.flags & EXT4_IMMUTABLE_FL
 
 
-def set_owner(inode: Inode, changes: SetAttributes) -> None:
+def set_owner(inode: Inode, changes: SetAttributes, caller: Caller) -> None:
     """New owner or group; on a file that is no directory the set-id bits go with the old one (chown(2))."""
     if changes.uid is None and changes.gid is None:
         return
+    if changes.mode is None and not stat.S_ISDIR(inode.mode):
+        inode.mode = data.without_set_id(inode, caller)
     if changes.uid is not None:
         inode.uid = changes.uid & ID_MAX
     if changes.gid is not None:
         inode.gid = changes.gid & ID_MAX
-    if changes.mode is None and not stat.S_ISDIR(inode.mode):
-        inode.mode = data.without_set_id(inode.mode)
 
 
 def set_mode(tx: Handle, inode: Inode, mode: int) -> None:
@@ -136,12 +136,13 @@ def get_xattr(volume: Volume, ino: int, name: bytes) -> bytes:
     return xattrs.get(volume.view, inode, name)
 
 
-def list_xattrs(volume: Volume, ino: int) -> list[bytes]:
-    """The names of all extended attributes."""
-    return xattrs.listing(volume.view, inodes.read(volume.view, ino))
+def list_xattrs(volume: Volume, ino: int, caller: Caller) -> list[bytes]:
+    """The names of all extended attributes; only the superuser sees ``trusted.`` (fs/ext4/xattr_trusted.c)."""
+    names = xattrs.listing(volume.view, inodes.read(volume.view, ino))
+    return names if caller.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
 
-def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int) -> None:
+def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
     """Set an extended attribute (flags XATTR_CREATE 1, XATTR_REPLACE 2); an access ACL also sets the mode."""
     if len(value) > XATTR_SIZE_MAX:
         raise FsError(errno.E2BIG)
@@ -150,7 +151,7 @@ def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int) -
         check_xattr(inode, name)
         refuse_protected(inode)
         if name in (ACL_ACCESS, ACL_DEFAULT):
-            set_acl(tx, inode, name, value)
+            set_acl(tx, inode, name, value, caller)
         else:
             xattrs.set(tx, inode, name, value, flags)
         inode.ctime_ns = clock.now()
@@ -163,8 +164,11 @@ def refuse_protected(inode: Inode) -> None:
         raise FsError(errno.EPERM)
 
 
-def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes) -> None:
-    """Store an ACL; one that the mode says as well is not stored at all (posix_acl_update_mode)."""
+def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, caller: Caller) -> None:
+    """Store an ACL; one that the mode says as well is not stored at all.
+
+    As with chmod(2), S_ISGID goes if the caller is not in the group (posix_acl_update_mode in fs/posix_acl.c).
+    """
     if stat.S_ISLNK(inode.mode):
         raise FsError(errno.EOPNOTSUPP)
     entries = acl.from_wire(value)
@@ -178,16 +182,21 @@ def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes) -> None:
         return
     equivalent, permissions = acl.equiv_mode(entries)
     inode.mode = (inode.mode & ~0o777) | permissions
+    if not data.in_group(inode, caller):
+        inode.mode &= ~stat.S_ISGID
     xattrs.set_acl(tx, inode, None if equivalent else entries)
 
 
 def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
-    """Remove an extended attribute (ENODATA)."""
+    """Remove an extended attribute (ENODATA; but an ACL that is not there is no error, see vfs_remove_acl)."""
     with volume.handle(CREDITS_XATTR) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
-        xattrs.remove(tx, inode, name)
+        if name in (ACL_ACCESS, ACL_DEFAULT):
+            xattrs.set_acl(tx, inode, None, default=name == ACL_DEFAULT)
+        else:
+            xattrs.remove(tx, inode, name)
         inode.ctime_ns = clock.now()
     volume.nodes.drop_times(ino, ctime=True)
 

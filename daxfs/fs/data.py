@@ -203,17 +203,27 @@ def drop_set_id(volume: Volume, node: Node, caller: Caller) -> None:
     mode = inode.mode
     if caller.uid == 0 or not mode & SET_ID:
         return
-    kept = without_set_id(mode)
+    kept = without_set_id(inode, caller)
     if kept != mode:
         with volume.handle(4) as tx:
             inodes.edit(tx, node.ino).mode = kept
     volume.refresh_node(node)
 
 
-def without_set_id(mode: int) -> int:
-    """The mode less S_ISUID, and less S_ISGID where the group may execute (else that bit means locking)."""
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+def without_set_id(inode: Inode, caller: Caller) -> int:
+    """The mode less S_ISUID and S_ISGID (setattr_should_drop_sgid in fs/attr.c).
+
+    Where the group may not execute, S_ISGID means locking: who is in the group, and the superuser, leave it there.
+    """
+    mode = inode.mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP or not in_group(inode, caller):
+        mode &= ~stat.S_ISGID
+    return mode
+
+
+def in_group(inode: Inode, caller: Caller) -> bool:
+    """Whether the caller is in the inode's group, or the superuser (in_group_or_capable in fs/inode.c)."""
+    return caller.uid == 0 or inode.gid == caller.gid or inode.gid in caller.groups
 
 
 def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -> int:
@@ -292,7 +302,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
     with volume.handle(CREDITS_CUT) as tx:
         inode = inodes.edit(tx, ino)
         if caller.uid != 0:
-            inode.mode = without_set_id(inode.mode)
+            inode.mode = without_set_id(inode, caller)
         if size > inode.size:
             zero_tail(volume, tx, inode, inode.size)
         inode.size = size

@@ -206,14 +206,14 @@ class FileSystem:
         return attributes.get_xattr(self.volume, ino, name)
 
     @changing
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, caller: Caller = SUPERUSER) -> None:
         """Set an extended attribute."""
-        attributes.set_xattr(self.volume, ino, name, value, flags)
+        attributes.set_xattr(self.volume, ino, name, value, flags, caller)
 
     @reading
-    def listxattr(self, ino: int) -> list[bytes]:
-        """The names of the extended attributes."""
-        return attributes.list_xattrs(self.volume, ino)
+    def listxattr(self, ino: int, caller: Caller = SUPERUSER) -> list[bytes]:
+        """The names of the extended attributes that ``caller`` may see."""
+        return attributes.list_xattrs(self.volume, ino, caller)
 
     @changing
     def removexattr(self, ino: int, name: bytes) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import stat
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -21,6 +22,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.fs.attributes import ACL_ACCESS
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, SetAttributes
 
 if TYPE_CHECKING:
@@ -125,6 +127,14 @@ def caller_of(context: RequestContext) -> Caller:
     return Caller(context.uid, context.gid, context.pid, context.umask)
 
 
+def with_groups(caller: Caller) -> Caller:
+    """The same with supplementary groups, which only /proc knows: none if the process is not to be seen there."""
+    try:
+        return caller._replace(groups=frozenset(pyfuse3.get_sup_groups(caller.pid)))
+    except (OSError, RuntimeError, ValueError):
+        return caller
+
+
 def ino_of(node: int) -> int:
     """The inode number of a FUSE node id."""
     return ROOT_INO if node == ROOT_NODE else node
@@ -164,6 +174,11 @@ class Adapter:
         handle = next(self._handles)
         self._files[handle] = file
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
+
+    def _with_groups_that_matter(self, ino: int, caller: Caller) -> Caller:
+        """The caller of a change that may take S_ISGID away: being in the group matters where it may not execute."""
+        mode = self._core.getattr(ino).mode
+        return with_groups(caller) if mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID else caller
 
     def init(self) -> None:
         """The kernel has answered the handshake."""
@@ -244,7 +259,10 @@ class Adapter:
             mtime_ns=new.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=new.st_ctime_ns if fields.update_ctime else None,
         )
-        return entry_of(self._core.setattr(ino_of(node), changes, caller_of(context)))
+        caller = caller_of(context)
+        if caller.uid and not (changes.size is changes.uid is changes.gid is None):
+            caller = self._with_groups_that_matter(ino_of(node), caller)
+        return entry_of(self._core.setattr(ino_of(node), changes, caller))
 
     @handler
     def access(self, node: int, mode: int, context: RequestContext) -> bool:
@@ -255,13 +273,16 @@ class Adapter:
         return self._core.getxattr(ino_of(node), name)
 
     @handler
-    def setxattr(self, node: int, name: bytes, value: bytes, _context: RequestContext) -> None:
+    def setxattr(self, node: int, name: bytes, value: bytes, context: RequestContext) -> None:
         """pyfuse3 keeps XATTR_CREATE and XATTR_REPLACE to itself: it has asked for the attribute before."""
-        self._core.setxattr(ino_of(node), name, value)
+        caller = caller_of(context)
+        if caller.uid and name == ACL_ACCESS:
+            caller = with_groups(caller)
+        self._core.setxattr(ino_of(node), name, value, 0, caller)
 
     @handler
-    def listxattr(self, node: int, _context: RequestContext) -> list[bytes]:
-        return self._core.listxattr(ino_of(node))
+    def listxattr(self, node: int, context: RequestContext) -> list[bytes]:
+        return self._core.listxattr(ino_of(node), caller_of(context))
 
     @handler
     def removexattr(self, node: int, name: bytes, _context: RequestContext) -> None:
@@ -284,7 +305,10 @@ class Adapter:
 
     @handler
     def open(self, node: int, flags: int, context: RequestContext) -> FileInfo:
-        return self._opened(self._core.open_file(node, flags, caller_of(context)))
+        caller = caller_of(context)
+        if caller.uid and flags & (os.O_ACCMODE | os.O_TRUNC):
+            caller = self._with_groups_that_matter(node, caller)
+        return self._opened(self._core.open_file(node, flags, caller))
 
     @handler
     def create(

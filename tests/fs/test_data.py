@@ -164,13 +164,19 @@ def test_writing_takes_set_id_bits_from_other_users_files(fs: FileSystem) -> Non
     fs.release(root)
 
 
-def test_set_gid_without_group_execute_is_locking_and_stays(fs: FileSystem) -> None:
-    user = Caller(uid=1000, gid=1000)
-    ino = fs.mknod(ROOT_INO, b"f", 0o2767).ino
-    file = fs.open_file(ino, os.O_RDWR, user)
-    fs.write(file, 0, b"x")
-    assert fs.getattr(ino).mode & stat.S_ISGID
-    fs.release(file)
+def test_set_gid_without_group_execute_is_locking_and_stays_for_members(fs: FileSystem) -> None:
+    ino = fs.mknod(ROOT_INO, b"f", 0o2767, caller=Caller(uid=1, gid=1000)).ino
+    for user, stays in (
+        (Caller(uid=1000, gid=1000), True),
+        (Caller(uid=1000, gid=7, groups=frozenset({1000})), True),
+        (Caller(uid=0, gid=0), True),
+        (Caller(uid=1000, gid=7), False),
+    ):
+        file = fs.open_file(ino, os.O_RDWR, user)
+        fs.write(file, 0, b"x")
+        fs.setattr(ino, SetAttributes(size=1), user)
+        assert bool(fs.getattr(ino).mode & stat.S_ISGID) == stays
+        fs.release(file)
 
 
 def wait_a_tick() -> None:
