@@ -42,7 +42,8 @@ def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
     opened: list[tuple[FileSystem, Path]] = []
 
     def make(*options: str, size: str = "64M", mount: Options | None = None) -> FileSystem:
-        path = pool(*options, size=size)
+        # mke2fs gives small pools blocks of 1 KiB unless it is told otherwise.
+        path = pool(*(options if "-b" in options else ("-b", "4096", *options)), size=size)
         fs = FileSystem.open(path, mount)
         opened.append((fs, path))
         return fs
