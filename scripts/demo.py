@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -27,6 +28,7 @@ JOBS = (
     rig.Job("write and verify crc32c", "write", "64k", verify="crc32c"),
 )
 SYSTEMS = ("daxfs", "fuse2fs")
+UNAVAILABLE = 69  # EX_UNAVAILABLE, sysexits.h
 Measured = dict[tuple[str, str], list[rig.Result]]
 
 
@@ -35,6 +37,8 @@ def missing() -> list[str]:
     found = []
     if not os.path.exists("/dev/fuse"):
         found.append("/dev/fuse is not there: load the fuse module, or give the container --device /dev/fuse")
+    elif not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        found.append("/dev/fuse may not be opened by this user: run as root, or chmod 666 /dev/fuse as root")
     for name in ("mke2fs", "e2fsck", "fio", "fuse2fs", "fusermount3"):
         try:
             rig.tool(name)
@@ -67,6 +71,24 @@ def measure(base: Path, console: Console, rounds: int, seconds: float) -> Measur
     for name in SYSTEMS:
         console.print(f"e2fsck -fn {name}: {rig.check(pools[name])}")
     return results
+
+
+def without_mount(base: Path, console: Console) -> None:
+    """What works without FUSE: make a pool, write and read it as a library, check it."""
+    from daxfs import FileSystem
+
+    pool = base / "daxfs.pool"
+    console.print(rig.run(rig.tool("daxfs"), "mkfs", pool, "--size", "1G").stdout.strip())
+    content = os.urandom(1 << 20) * 256
+    with FileSystem.open(pool) as fs:
+        begin = time.perf_counter()
+        fs.tree.write_bytes("/big", content)
+        written = time.perf_counter()
+        same = fs.tree.read_bytes("/big") == content
+        read = time.perf_counter()
+    rates = (f"{len(content) / 1e6 / took:,.0f} MB/s" for took in (written - begin, read - written))
+    console.print(f"256 MiB written at {next(rates)}, read at {next(rates)}, {'equal' if same else 'DIFFERENT'}")
+    console.print(f"e2fsck -fn: {rig.check(pool)}")
 
 
 def outcome(results: Measured, job: str) -> str:
@@ -109,7 +131,10 @@ def main() -> int:
     if lacking:
         for line in lacking:
             console.print(f"[red]missing:[/red] {line}")
-        return 69
+        console.print("so nothing can be mounted here; what is left is the pool as a library:")
+        with rig.workplace(options.place) as base:
+            without_mount(base, console)
+        return UNAVAILABLE
     if os.getuid():
         console.print("not root: mounting through fusermount3, for this user only")
     try:
