@@ -116,9 +116,9 @@ def detach(mountpoint: Path) -> None:
 
 
 def make_peer_pool(path: Path, size: str) -> None:
-    """An ext4 image for fuse2fs, with mke2fs's own defaults."""
+    """An ext4 image for fuse2fs, with mke2fs's own defaults; its root directory is the caller's."""
     run("truncate", "-s", size, path)
-    run(tool("mke2fs"), "-q", "-F", "-t", "ext4", path)
+    run(tool("mke2fs"), "-q", "-F", "-t", "ext4", "-E", f"root_owner={os.getuid()}:{os.getgid()}", path)
 
 
 def check(pool: Path) -> str:
