@@ -10,7 +10,7 @@ import errno
 import stat
 from collections.abc import Iterator
 
-from daxfs.errors import FsError
+from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import acl
 from daxfs.ext4.inode import (
     EXT4_APPEND_FL,
@@ -61,7 +61,7 @@ def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
     if entry is None:
         raise FsError(errno.ENOENT)
     if not inodes.nameable(volume.view, entry.ino):
-        raise volume.corrupt("directory entry of a reserved inode", f"inode {entry.ino} in {parent}")
+        raise Corrupt("directory entry of a reserved inode", f"inode {entry.ino} in {parent}")
     return read_attributes(volume, entry.ino)
 
 
@@ -81,7 +81,7 @@ def readlink(volume: Volume, ino: int) -> bytes:
         return bytes(inode.block_area[: min(size, FAST_SYMLINK_MAX)])
     run = mapping.lookup(volume.view, inode, 0)
     if size > volume.block_size or not run.pblk:
-        raise volume.corrupt("symbolic link without its block", f"inode {ino}")
+        raise Corrupt("symbolic link without its block", f"inode {ino}")
     return bytes(volume.view.block(run.pblk)[:size])
 
 
@@ -332,7 +332,7 @@ def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
         if above == current:
             return
         current = above
-    raise volume.corrupt("directories form a loop", f"inode {destination}")
+    raise Corrupt("directories form a loop", f"inode {destination}")
 
 
 def move(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import stat
 import time
 
+from daxfs.fs.data import cut_blocks
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
 from daxfs.structures import inodes, mapping, orphans, xattrs
@@ -79,8 +80,6 @@ def free(volume: Volume, ino: int) -> None:
 
 def recover(volume: Volume) -> int:
     """After a crash: free the orphans without names, cut the others to their size. Returns how many there were."""
-    from daxfs.fs.data import cut_blocks
-
     found = list(orphans.listing(volume.view))
     for ino in found:
         volume.nodes.listed.add(ino)

@@ -212,10 +212,6 @@ class Volume:
         if waiting and time.monotonic() - self._last_commit >= self.options.commit_interval:
             self.commit()
 
-    def corrupt(self, kind: str, where: str) -> Corrupt:
-        """The error to raise for damage found on this floor."""
-        return Corrupt(kind, where)
-
     def report(self, error: Corrupt) -> None:
         """Record damage in the superblock's error fields and change nothing from then on (errors=remount-ro)."""
         log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", error.strerror, self.pool.path)
