@@ -76,6 +76,10 @@ def readlink(volume: Volume, ino: int) -> bytes:
     inode = inodes.read(volume.view, ino)
     if not stat.S_ISLNK(inode.mode):
         raise FsError(errno.EINVAL)
+    node = volume.open_node(inode)
+    if node.atime_due:
+        volume.touch_atime(node)
+    volume.nodes.settle(node)
     size = inode.size
     if inode.is_fast_symlink:
         return bytes(inode.block_area[: min(size, FAST_SYMLINK_MAX)])
