@@ -193,10 +193,9 @@ def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
-        if name in (ACL_ACCESS, ACL_DEFAULT):
-            xattrs.set_acl(tx, inode, None, default=name == ACL_DEFAULT)
-        else:
-            xattrs.remove(tx, inode, name)
+        if name in (ACL_ACCESS, ACL_DEFAULT) and xattrs.get_acl(tx, inode, default=name == ACL_DEFAULT) is None:
+            return
+        xattrs.remove(tx, inode, name)
         inode.ctime_ns = clock.now()
     volume.nodes.drop_times(ino, ctime=True)
 

@@ -101,12 +101,12 @@ def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview |
     if not file.readable:
         raise FsError(errno.EBADF)
     node = file.node
+    if node.atime_due:
+        volume.touch_atime(node)
     rest = node.size - offset
     if rest <= 0:
         return b""
     size = min(size, rest)
-    if node.atime_due:
-        volume.touch_atime(node)
     mapped = node.map or load_map(volume, node)
     if mapped is not None:
         run = mapped.find(offset)

@@ -241,9 +241,9 @@ def unlink(volume: Volume, parent: int, name: bytes) -> None:
         directory = edit_parent(tx, parent)
         entry = present(directories.find(tx, directory, name))
         victim = inodes.edit(tx, entry.ino)
+        refuse_protected(directory, victim)
         if stat.S_ISDIR(victim.mode):
             raise FsError(errno.EISDIR)
-        refuse_protected(directory, victim)
         directories.remove(tx, directory, name)
         directory.mtime_ns = directory.ctime_ns = now
         drop_name(volume, tx, victim, now)
@@ -288,11 +288,11 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
         directory = edit_parent(tx, parent)
         entry = present(directories.find(tx, directory, name))
         victim = inodes.edit(tx, entry.ino)
+        refuse_protected(directory, victim)
         if not stat.S_ISDIR(victim.mode):
             raise FsError(errno.ENOTDIR)
         if not directories.is_empty(tx, victim):
             raise FsError(errno.ENOTEMPTY)
-        refuse_protected(directory, victim)
         directories.remove(tx, directory, name)
         drop_link_of_subdirectory(directory)
         directory.mtime_ns = directory.ctime_ns = now
