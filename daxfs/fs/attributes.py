@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import stat
+from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError
+from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
@@ -19,6 +20,9 @@ from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
 from daxfs.structures import inodes, xattrs
 from daxfs.structures.inodes import Inode
+
+if TYPE_CHECKING:
+    from daxfs.journal.view import View
 
 CREDITS_INODE = 4
 CREDITS_XATTR = 12
@@ -150,12 +154,25 @@ def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int, c
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
+        before = inode.mode, stored(tx, inode, name)
         if name in (ACL_ACCESS, ACL_DEFAULT):
             set_acl(tx, inode, name, value, caller)
         else:
             xattrs.set(tx, inode, name, value, flags)
+        if before == (inode.mode, stored(tx, inode, name)):
+            return
         inode.ctime_ns = clock.now()
     volume.nodes.drop_times(ino, ctime=True)
+
+
+def stored(view: View, inode: Inode, name: bytes) -> bytes | None:
+    """The value of an attribute, None if there is none: setting what is there already does not move the ctime."""
+    try:
+        return xattrs.get(view, inode, name)
+    except Corrupt:
+        raise
+    except FsError:
+        return None
 
 
 def refuse_protected(inode: Inode) -> None:
