@@ -134,6 +134,12 @@ class Workbench:
         self.opened.append(self.fs.open_file(self.ino(path), os.O_RDWR))
         self.unlink(path)
 
+    def nameless(self, size: int) -> None:
+        """Open a file without a name and write to it."""
+        file, _ = self.fs.tmpfile(ROOT_INO, 0o640)
+        self.opened.append(file)
+        self.write_to(file, 0, size)
+
     def let_go(self) -> None:
         while self.opened:
             self.fs.release(self.opened.pop())
@@ -146,6 +152,7 @@ class Workbench:
 
 
 EXCHANGE = RenameFlags.EXCHANGE
+WHITEOUT = RenameFlags.WHITEOUT
 Operation = Callable[[Workbench], object]
 
 OPERATIONS: dict[str, Operation] = {
@@ -193,6 +200,13 @@ OPERATIONS: dict[str, Operation] = {
     "exchange": lambda w: w.rename("f", "g", EXCHANGE),
     "exchange across": lambda w: w.rename("d/x", "e", EXCHANGE),
     "exchange dirs": lambda w: w.rename("d/sub", "e", EXCHANGE),
+    "whiteout": lambda w: w.rename("f", "renamed", WHITEOUT),
+    "whiteout replacing": lambda w: w.rename("g", "h", WHITEOUT),
+    "whiteout across": lambda w: w.rename("d/x", "e/x", WHITEOUT),
+    "whiteout dir across": lambda w: w.rename("d/sub", "e/sub", WHITEOUT),
+    "tmpfile": lambda w: w.nameless(3000),
+    "name tmpfile": lambda w: w.fs.link(w.opened[-1].ino, w.ino("d"), b"named"),
+    "unlink named": lambda w: w.unlink("d/named"),
     "link": lambda w: w.fs.link(w.ino("g"), w.ino("d"), b"linked"),
     "link new": lambda w: w.fs.link(w.ino("new"), w.ino("e"), b"linked"),
     "symlink": lambda w: w.fs.symlink(ROOT_INO, b"short", b"t" * 40),

@@ -30,6 +30,9 @@ ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 ID_MAX = 0xFFFFFFFF
 SECOND = 10**9
+NOTHING = SetAttributes()
+TOUCH = SetAttributes(atime_now=True, mtime_now=True)
+"""What an append-only inode still allows: utimensat(2) without times (notify_change in fs/attr.c)."""
 SMALL_INODE = 128
 """Bytes of an inode that has no room for fractions of seconds; times that wait must not show any either."""
 
@@ -71,13 +74,14 @@ def read_attributes(volume: Volume, ino: int) -> Attributes:
 def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Caller) -> Attributes:
     """Apply the changes that are not None; everything but the size in one handle."""
     if changes.size is not None:
-        data.truncate(volume, ino, changes.size, caller)
-    if any(value is not None for value in changes._replace(size=None)):
+        data.truncate(volume, ino, changes.size, caller, changes.kill_privileges)
+    rest = changes._replace(size=None, kill_privileges=None)
+    if rest != NOTHING:
         with volume.handle(CREDITS_XATTR) as tx:
             inode = inodes.edit(tx, ino)
-            if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL) and not only_times(changes, inode):
-                raise FsError(errno.EPERM)
-            set_owner(inode, changes, caller)
+            if rest != TOUCH or inode.flags & EXT4_IMMUTABLE_FL:
+                refuse_protected(inode)
+            set_owner(tx, inode, changes, caller)
             if changes.mode is not None:
                 set_mode(tx, inode, changes.mode)
             set_times(volume, inode, changes)
@@ -85,17 +89,15 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
     return read_attributes(volume, ino)
 
 
-def only_times(changes: SetAttributes, inode: Inode) -> bool:
-    """What an append-only inode still allows: setting its times to now comes as times only."""
-    return changes.mode is None and changes.uid is None and changes.gid is None and not inode.flags & EXT4_IMMUTABLE_FL
-
-
-def set_owner(inode: Inode, changes: SetAttributes, caller: Caller) -> None:
-    """New owner or group; on a file that is no directory the set-id bits go with the old one (chown(2))."""
+def set_owner(tx: Handle, inode: Inode, changes: SetAttributes, caller: Caller) -> None:
+    """New owner or group; where it is no directory, set-id bits and capabilities go with the old one (chown(2))."""
     if changes.uid is None and changes.gid is None:
         return
-    if changes.mode is None and not stat.S_ISDIR(inode.mode):
-        inode.mode = data.without_set_id(inode, caller)
+    if not stat.S_ISDIR(inode.mode):
+        if changes.mode is None:
+            inode.mode = data.without_set_id(inode, caller)
+        if xattrs.holds(tx, inode, data.CAPABILITY):
+            xattrs.remove(tx, inode, data.CAPABILITY)
     if changes.uid is not None:
         inode.uid = changes.uid & ID_MAX
     if changes.gid is not None:
@@ -114,14 +116,15 @@ def set_mode(tx: Handle, inode: Inode, mode: int) -> None:
 
 def set_times(volume: Volume, inode: Inode, changes: SetAttributes) -> None:
     """New times; ctime is now unless it is given."""
-    if changes.atime_ns is not None:
-        inode.atime_ns = changes.atime_ns
-    if changes.mtime_ns is not None:
-        inode.mtime_ns = changes.mtime_ns
-    volume.nodes.drop_times(
-        inode.number, atime=changes.atime_ns is not None, mtime=changes.mtime_ns is not None, ctime=True
-    )
-    inode.ctime_ns = changes.ctime_ns if changes.ctime_ns is not None else clock.now()
+    now = clock.now()
+    atime = now if changes.atime_now else changes.atime_ns
+    mtime = now if changes.mtime_now else changes.mtime_ns
+    if atime is not None:
+        inode.atime_ns = atime
+    if mtime is not None:
+        inode.mtime_ns = mtime
+    volume.nodes.drop_times(inode.number, atime=atime is not None, mtime=mtime is not None, ctime=True)
+    inode.ctime_ns = changes.ctime_ns if changes.ctime_ns is not None else now
 
 
 def check_xattr(inode: Inode, name: bytes) -> None:
@@ -163,6 +166,7 @@ def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int, c
             return
         inode.ctime_ns = clock.now()
     volume.nodes.drop_times(ino, ctime=True)
+    volume.refresh(ino)  # a file capability changes what a write does
 
 
 def stored(view: View, inode: Inode, name: bytes) -> bytes | None:

@@ -20,8 +20,8 @@ from daxfs.fs import clock
 from daxfs.fs.filemap import MAX_RUNS, FileMap
 from daxfs.fs.nodes import Node
 from daxfs.fs.types import Caller
-from daxfs.fs.volume import Volume
-from daxfs.structures import inodes, mapping, orphans
+from daxfs.fs.volume import NOT_PLAIN, Volume
+from daxfs.structures import inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
@@ -34,7 +34,9 @@ CREDITS_PIECE = 32
 """Blocks one piece of a write may change: a split at each level of the tree, bitmap, descriptor, inode, superblock."""
 CREDITS_CUT = 64
 BLOCKS_PER_CUT = 32
+CREDITS_XATTR = 12
 SET_ID = stat.S_ISUID | stat.S_ISGID
+CAPABILITY = b"security.capability"
 
 
 class OpenFile:
@@ -53,8 +55,11 @@ class OpenFile:
         self.writable = access != os.O_RDONLY
 
 
-def open_file(volume: Volume, ino: int, flags: int, caller: Caller) -> OpenFile:
-    """Open an inode by number. O_TRUNC cuts a regular file to nothing (EISDIR, EROFS, EPERM as open(2))."""
+def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> OpenFile:
+    """Open an inode by number. O_TRUNC cuts a regular file to nothing (EISDIR, EROFS, EPERM as open(2)).
+
+    ``kill`` says whether that cut takes set-id bits away (`truncate`).
+    """
     inode = inodes.read(volume.view, ino)
     wants_write = flags & os.O_ACCMODE != os.O_RDONLY
     if wants_write or flags & os.O_TRUNC:
@@ -70,7 +75,7 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller) -> OpenFile:
     file = OpenFile(node, flags, caller)
     if flags & os.O_TRUNC and stat.S_ISREG(inode.mode):
         try:
-            truncate(volume, ino, 0, caller)
+            truncate(volume, ino, 0, caller, kill)
             if volume.options.sync:
                 volume.commit()
         except BaseException:
@@ -150,16 +155,23 @@ def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[tuple[i
             position = found[1]
 
 
-def write(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> int:
-    """Write at ``offset`` (at the end with O_APPEND). Returns how much was written; ENOSPC only if nothing was."""
+def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool | None = None) -> int:
+    """Write at ``offset`` (at the end with O_APPEND). Returns how much was written; ENOSPC only if nothing was.
+
+    ``kill`` says whether the write takes set-id bits away (`takes_set_id`).
+    """
     node = file.node
     if not file.writable:
         raise FsError(errno.EBADF)
     if file.append:
         offset = node.size
     size = len(data)
+    if not size:
+        return 0
     end = offset + size
-    if end <= node.size and node.plain and not volume.read_only:
+    if not node.plain:
+        drop_privileges(volume, node, file.caller, kill)
+    if end <= node.size and not volume.read_only:
         mapped = node.map or load_map(volume, node)
         run = mapped.find(offset) if mapped is not None else None
         if run is not None and end <= run[1] and not run[3]:
@@ -177,8 +189,6 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
         size = max(volume.max_size(node.ino) - offset, 0)
         if size == 0:
             raise FsError(errno.EFBIG)
-    if not node.plain:
-        drop_set_id(volume, node, file.caller)
     if node.map is None:
         load_map(volume, node)
     if offset + size > volume.large_file_from:
@@ -195,19 +205,33 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
     return done
 
 
-def drop_set_id(volume: Volume, node: Node, caller: Caller) -> None:
-    """A write by anyone but the superuser takes the set-id bits away (file_remove_privs in fs/inode.c)."""
+def drop_privileges(volume: Volume, node: Node, caller: Caller, kill: bool | None = None) -> None:
+    """The content is about to change: set-id bits and file capabilities go (file_remove_privs in fs/inode.c).
+
+    Bits stay if the caller may keep them (`takes_set_id`), capabilities go whoever writes. EPERM: it is immutable, and
+    a file that was opened before it became so is no exception (ext4_generic_write_checks in fs/ext4/file.c).
+    """
+    volume.writable()
     inode = inodes.read(volume.view, node.ino)
     if inode.flags & EXT4_IMMUTABLE_FL:
         raise FsError(errno.EPERM)
-    mode = inode.mode
-    if caller.uid == 0 or not mode & SET_ID:
-        return
-    kept = without_set_id(inode, caller)
-    if kept != mode:
-        with volume.handle(4) as tx:
-            inodes.edit(tx, node.ino).mode = kept
-    volume.refresh_node(node)
+    kept = inode.mode
+    if kept & SET_ID and takes_set_id(caller, kill):
+        kept = without_set_id(inode, caller)
+    capable = xattrs.holds(volume.view, inode, CAPABILITY)
+    if capable or kept != inode.mode:
+        with volume.handle(CREDITS_XATTR) as tx:
+            inode = inodes.edit(tx, node.ino)
+            inode.mode = kept
+            if capable:
+                xattrs.remove(tx, inode, CAPABILITY)
+    # Its attributes were looked at, so that the next write need not.
+    node.plain = not (kept & SET_ID or inode.flags & NOT_PLAIN)
+
+
+def takes_set_id(caller: Caller, kill: bool | None) -> bool:
+    """Whether a change of content takes set-id bits away: as ``kill`` says, else unless the superuser makes it."""
+    return caller.uid != 0 if kill is None else kill
 
 
 def without_set_id(inode: Inode, caller: Caller) -> int:
@@ -282,8 +306,11 @@ def zero_tail(volume: Volume, view: View, inode: Inode, size: int) -> None:
         volume.pool.zero((run.pblk << volume.block_bits) + volume.block_size - rest, rest)
 
 
-def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
-    """Make the file ``size`` bytes long (EFBIG, EINVAL, EISDIR, EPERM). Blocks beyond are freed, growth is a hole."""
+def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | None = None) -> None:
+    """Make the file ``size`` bytes long (EFBIG, EINVAL, EISDIR, EPERM). Blocks beyond are freed, growth is a hole.
+
+    Set-id bits go as `takes_set_id` says, file capabilities whoever does it.
+    """
     if size < 0:
         raise FsError(errno.EINVAL)
     inode = inodes.read(volume.view, ino)
@@ -296,12 +323,13 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
     if size > volume.large_file_from:
         volume.allow_large_files()
     shrinks = size <= inode.size
+    drop_capability(volume, inode)
     whole, listed_here = True, False
     now = clock.now()
     node = volume.nodes.open.get(ino)
     with volume.handle(CREDITS_CUT) as tx:
         inode = inodes.edit(tx, ino)
-        if caller.uid != 0:
+        if takes_set_id(caller, kill):
             inode.mode = without_set_id(inode, caller)
         if size > inode.size:
             zero_tail(volume, tx, inode, inode.size)
@@ -330,6 +358,13 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller) -> None:
         # The old bytes behind the new end go only when the new size is durable: a crash before that must find them.
         volume.journal.commit()
         zero_tail(volume, volume.view, inodes.read(volume.view, ino), size)
+
+
+def drop_capability(volume: Volume, inode: Inode) -> None:
+    """Take a file capability away, in a handle of its own: the cut that follows may need a whole transaction."""
+    if xattrs.holds(volume.view, inode, CAPABILITY):
+        with volume.handle(CREDITS_XATTR) as tx:
+            xattrs.remove(tx, inodes.edit(tx, inode.number), CAPABILITY)
 
 
 def cut_blocks(volume: Volume, ino: int) -> None:

@@ -164,6 +164,17 @@ class FileSystem:
         return data.open_file(self.volume, made.ino, flags & ~os.O_TRUNC, caller), made
 
     @changing
+    def tmpfile(
+        self, parent: int, mode: int, flags: int = os.O_RDWR, caller: Caller = SUPERUSER
+    ) -> tuple[OpenFile, Attributes]:
+        """Make and open a file without a name, as open(2) with O_TMPFILE.
+
+        It is gone with its last close, unless `link` gave it a name; with O_EXCL it can't get one.
+        """
+        made = names.make_nameless(self.volume, parent, mode, caller, linkable=not flags & os.O_EXCL)
+        return data.open_file(self.volume, made.ino, flags & ~os.O_TRUNC, caller), made
+
+    @changing
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         """One more name for an inode."""
         return names.link(self.volume, ino, parent, name)
@@ -179,9 +190,17 @@ class FileSystem:
         names.rmdir(self.volume, parent, name)
 
     @changing
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        """renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE."""
-        names.rename(self.volume, parent, name, new_parent, new_name, flags)
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        caller: Caller = SUPERUSER,
+    ) -> None:
+        """renameat2(2) with all its flags (`RenameFlags`); a whiteout that is left behind belongs to ``caller``."""
+        names.rename(self.volume, parent, name, new_parent, new_name, flags, caller)
 
     # Attributes
 
@@ -228,9 +247,11 @@ class FileSystem:
     # Files
 
     @reading
-    def open_file(self, ino: int, flags: int = os.O_RDONLY, caller: Caller = SUPERUSER) -> OpenFile:
-        """Open a file by inode number; `release` it when done."""
-        return data.open_file(self.volume, ino, flags, caller)
+    def open_file(
+        self, ino: int, flags: int = os.O_RDONLY, caller: Caller = SUPERUSER, kill_privileges: bool | None = None
+    ) -> OpenFile:
+        """Open a file by inode number; `release` it when done. ``kill_privileges`` is for O_TRUNC, as in `write`."""
+        return data.open_file(self.volume, ino, flags, caller, kill_privileges)
 
     @reading
     def release(self, file: OpenFile) -> None:
@@ -246,10 +267,19 @@ class FileSystem:
             self.volume.report(error)
             raise
 
-    def write(self, file: OpenFile, offset: int, content: bytes | bytearray | memoryview) -> int:
-        """Write at ``offset``, or at the end with O_APPEND; returns the number of bytes written."""
+    def write(
+        self,
+        file: OpenFile,
+        offset: int,
+        content: bytes | bytearray | memoryview,
+        kill_privileges: bool | None = None,
+    ) -> int:
+        """Write at ``offset``, or at the end with O_APPEND; returns the number of bytes written.
+
+        ``kill_privileges`` says whether set-id bits go (FUSE_WRITE_KILL_SUIDGID); None: unless the superuser opened it.
+        """
         try:
-            written = data.write(self.volume, file, offset, content)
+            written = data.write(self.volume, file, offset, content, kill_privileges)
         except Corrupt as error:
             self.volume.report(error)
             raise

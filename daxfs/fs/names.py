@@ -31,10 +31,15 @@ from daxfs.structures import directories, inodes, mapping, xattrs
 from daxfs.structures.directories import Entry
 from daxfs.structures.inodes import Inode
 
+ALL_RENAME_FLAGS = int(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE | RenameFlags.WHITEOUT)
+
 CREDITS_NAME = 16
 """Blocks that adding or removing a name may change: leaf, its split, two index levels, inodes, bitmap, descriptor."""
-CREDITS_CREATE = CREDITS_NAME + 12
-"""The same with a new inode, its first block and its attribute block."""
+CREDITS_INODE = 12
+"""A new inode, its first block and its attribute block."""
+CREDITS_CREATE = CREDITS_NAME + CREDITS_INODE
+WHITEOUT = stat.S_IFCHR
+"""The mode of a whiteout, a device 0/0 without any permission (WHITEOUT_MODE in include/linux/fs.h)."""
 
 
 def check_name(name: bytes) -> None:
@@ -138,8 +143,7 @@ def make(
         directory = edit_parent(tx, parent)
         if directories.find(tx, directory, name) is not None:
             raise FsError(errno.EEXIST)
-        if directory.links_count == 0:
-            raise FsError(errno.ENOENT)
+        refuse_addition(directory)
         inode, inherited = new_inode(tx, directory, mode, caller, now)
         if stat.S_ISDIR(mode):
             mapping.new_inode_map(tx, inode)
@@ -159,14 +163,42 @@ def make(
         return attributes_of(inode)
 
 
+def make_nameless(volume: Volume, parent: int, mode: int, caller: Caller, *, linkable: bool) -> Attributes:
+    """Make a regular file that no directory names, as if it were made in ``parent`` (ext4_tmpfile in fs/ext4/namei.c).
+
+    It goes with its last close, or with the power, unless `link` gave it a name; ``linkable`` says whether that may be.
+    The caller opens it at once.
+    """
+    with volume.handle(CREDITS_INODE, caller) as tx:
+        directory = inodes.read(tx, parent)
+        if not stat.S_ISDIR(directory.mode):
+            raise FsError(errno.ENOTDIR)
+        if directory.flags & EXT4_IMMUTABLE_FL or directory.links_count == 0:
+            raise FsError(errno.EPERM)
+        inode, inherited = new_inode(tx, directory, stat.S_IFREG | (mode & 0o7777), caller, clock.now())
+        mapping.new_inode_map(tx, inode)
+        if inherited is not None:
+            xattrs.set_inherited(tx, inode, inherited)
+        removal.orphan(volume, tx, inode)
+    if linkable:
+        volume.nodes.linkable.add(inode.number)
+    return read_attributes(volume, inode.number)
+
+
 def edit_parent(tx: Handle, ino: int) -> Inode:
     """The directory that a name is added to or taken from, ready to be changed."""
     directory = inodes.edit(tx, ino)
     if not stat.S_ISDIR(directory.mode):
         raise FsError(errno.ENOTDIR)
+    return directory
+
+
+def refuse_addition(directory: Inode) -> None:
+    """A directory that was removed, or is immutable, takes no new names (may_create in fs/namei.c)."""
+    if directory.links_count == 0:
+        raise FsError(errno.ENOENT)
     if directory.flags & EXT4_IMMUTABLE_FL:
         raise FsError(errno.EPERM)
-    return directory
 
 
 def write_target(volume: Volume, tx: Handle, inode: Inode, target: bytes) -> None:
@@ -211,25 +243,32 @@ def refuse_other_project(directory: Inode, inode: Inode) -> None:
 
 
 def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
-    """One more name for an inode that is not a directory (EPERM, EMLINK, EEXIST)."""
+    """One more name for an inode that is not a directory (EPERM, EMLINK, EEXIST).
+
+    One without a name gets none (ENOENT), unless it was made that way to get its first one (`make_nameless`).
+    """
     check_name(name)
     now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
         directory = edit_parent(tx, parent)
+        if directories.find(tx, directory, name) is not None:
+            raise FsError(errno.EEXIST)
+        refuse_addition(directory)
         inode = inodes.edit(tx, ino)
         if stat.S_ISDIR(inode.mode) or inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
             raise FsError(errno.EPERM)
+        nameless = inode.links_count == 0
+        if nameless and ino not in volume.nodes.linkable:
+            raise FsError(errno.ENOENT)
         if inode.links_count >= EXT4_LINK_MAX:
             raise FsError(errno.EMLINK)
-        if inode.links_count == 0:
-            raise FsError(errno.ENOENT)
-        if directories.find(tx, directory, name) is not None:
-            raise FsError(errno.EEXIST)
         refuse_other_project(directory, inode)
         directories.insert(tx, directory, name, ino, file_type_of_mode(inode.mode))
         inode.links_count = inode.links_count + 1
         inode.ctime_ns = directory.mtime_ns = directory.ctime_ns = now
         volume.nodes.drop_times(ino, ctime=True)
+        if nameless:
+            removal.named(volume, tx, ino)
         return attributes_of(inode)
 
 
@@ -258,8 +297,8 @@ def present(entry: Entry | None) -> Entry:
 
 
 def refuse_protected(directory: Inode, victim: Inode) -> None:
-    """Names of immutable and append-only inodes, or in append-only directories, stay (may_delete in fs/namei.c)."""
-    if directory.flags & EXT4_APPEND_FL or victim.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
+    """Names of immutable and append-only inodes, and in such directories, stay (may_delete in fs/namei.c)."""
+    if directory.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL) or victim.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
         raise FsError(errno.EPERM)
 
 
@@ -300,26 +339,32 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
     removal.collect(volume, entry.ino)
 
 
-def rename(volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-    """renameat2(2): replace, NOREPLACE or EXCHANGE (EINVAL for other flags)."""
+def rename(
+    volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
+) -> None:
+    """renameat2(2): replace, or as `RenameFlags` say (EINVAL for unknown ones and for EXCHANGE with others).
+
+    A whiteout that is left behind belongs to the caller.
+    """
     check_name(name)
     check_name(new_name)
-    if flags not in (0, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE):
+    if flags & ~ALL_RENAME_FLAGS or (flags & RenameFlags.EXCHANGE and flags != RenameFlags.EXCHANGE):
         raise FsError(errno.EINVAL)
     if name in (b".", b"..") or new_name in (b".", b".."):
         raise FsError(errno.EBUSY)
     replaced = 0
-    with volume.handle(2 * CREDITS_NAME) as tx:
+    with volume.handle(2 * CREDITS_NAME + CREDITS_INODE, caller) as tx:
         source = edit_parent(tx, parent)
         destination = source if new_parent == parent else edit_parent(tx, new_parent)
         old = present(directories.find(tx, source, name))
         new = directories.find(tx, destination, new_name)
-        if flags == RenameFlags.NOREPLACE and new is not None:
+        if flags & RenameFlags.NOREPLACE and new is not None:
             raise FsError(errno.EEXIST)
-        if flags == RenameFlags.EXCHANGE:
+        if flags & RenameFlags.EXCHANGE:
             exchange(volume, tx, source, old, destination, present(new))
         elif new is None or new.ino != old.ino:
-            replaced = move(volume, tx, source, old, destination, new_name, new)
+            whiteout_of = caller if flags & RenameFlags.WHITEOUT else None
+            replaced = move(volume, tx, source, old, destination, new_name, new, whiteout_of)
     if replaced:
         removal.collect(volume, replaced)
 
@@ -347,16 +392,20 @@ def move(
     destination: Inode,
     new_name: bytes,
     new: Entry | None,
+    whiteout_of: Caller | None,
 ) -> int:
-    """Give ``old`` its new place; what stood there loses its name. Returns the inode replaced, or 0."""
+    """Give ``old`` its new place; what stood there loses its name. Returns the inode replaced, or 0.
+
+    With ``whiteout_of`` a whiteout of this owner takes the old place (ext4_rename in fs/ext4/namei.c).
+    """
     now = clock.now()
     crosses = source.number != destination.number
-    if destination.links_count == 0:
-        raise FsError(errno.ENOENT)
     inode = inodes.edit(tx, old.ino)
     is_directory = stat.S_ISDIR(inode.mode)
     refuse_protected(source, inode)
     refuse_other_project(destination, inode)
+    if new is None:
+        refuse_addition(destination)
     if is_directory and crosses:
         refuse_loop(volume, old.ino, destination.number)
     if new is not None:
@@ -368,7 +417,14 @@ def move(
         drop_name(volume, tx, victim, now)
     else:
         directories.insert(tx, destination, new_name, old.ino, file_type_of_mode(inode.mode))
-    directories.remove(tx, source, old.name)
+    if whiteout_of is None:
+        directories.remove(tx, source, old.name)
+    else:
+        whiteout, inherited = new_inode(tx, source, WHITEOUT, whiteout_of, now)
+        if inherited is not None:
+            xattrs.set_inherited(tx, whiteout, inherited)
+        whiteout.links_count = 1
+        directories.replace(tx, source, old.name, whiteout.number, file_type_of_mode(WHITEOUT))
     if is_directory and crosses:
         drop_link_of_subdirectory(source)
         add_link_for_subdirectory(volume, destination)

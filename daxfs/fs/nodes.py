@@ -18,8 +18,8 @@ class Node:
 
     ``atime``, ``mtime`` and ``ctime`` are times not yet in the inode (0: none): as with the kernel's lazytime they are
     written by the commit, so that an overwrite changes no metadata block. ``plain`` is true while a write needs no
-    more than a copy: no set-id bits to clear, not immutable, not append-only. ``scattered``: in too many pieces for
-    a map, each access asks the tree.
+    more than a copy: no set-id bits or capabilities to drop, not immutable, not append-only. ``scattered``: in too
+    many pieces for a map, each access asks the tree.
     """
 
     __slots__ = ("atime", "atime_due", "ctime", "ino", "map", "mtime", "opens", "plain", "scattered", "size")
@@ -41,7 +41,8 @@ class Nodes:
     """The books of one volume, all by inode number.
 
     ``open``: nodes; ``pins``: lookup counts; ``lazy``: nodes whose times wait; ``unlinked``: inodes without a name that
-    are not freed yet; ``listed``: those of them, and of inodes being cut, that the disk's orphan list names.
+    are not freed yet; ``listed``: those of them, and of inodes being cut, that the disk's orphan list names;
+    ``linkable``: those that never had a name and may get one (the kernel's I_LINKABLE).
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Nodes:
         self.lazy: dict[int, Node] = {}
         self.unlinked: set[int] = set()
         self.listed: set[int] = set()
+        self.linkable: set[int] = set()
         self._mapped: dict[int, Node] = {}
 
     def busy(self, ino: int) -> bool:
@@ -107,3 +109,4 @@ class Nodes:
         self.open.pop(ino, None)
         self._mapped.pop(ino, None)
         self.unlinked.discard(ino)
+        self.linkable.discard(ino)

@@ -22,9 +22,19 @@ BLOCKS_PER_STEP = 32
 
 
 def orphan(volume: Volume, tx: Handle, inode: Inode) -> None:
-    """The inode has no name any more. It is freed by `collect`, or listed as an orphan at the commit."""
+    """The inode has no name (any more). It is freed by `collect`, or listed as an orphan at the commit."""
     volume.nodes.unlinked.add(inode.number)
     tx.reserve("orphans", 8)
+
+
+def named(volume: Volume, tx: Handle, ino: int) -> None:
+    """An inode without a name got one; the last that its handle does, since the books are not rolled back."""
+    nodes = volume.nodes
+    if ino in nodes.listed:
+        orphans.remove(tx, ino)
+        nodes.listed.discard(ino)
+    nodes.unlinked.discard(ino)
+    nodes.linkable.discard(ino)
 
 
 def collect(volume: Volume, ino: int) -> None:

@@ -33,7 +33,12 @@ class Attributes(NamedTuple):
 
 
 class SetAttributes(NamedTuple):
-    """The attributes to change; ``None`` leaves one as it is. Times in nanoseconds since the epoch."""
+    """The attributes to change; ``None`` leaves one as it is. Times in nanoseconds since the epoch.
+
+    ``atime_now`` and ``mtime_now`` set a time to the moment of the call; that they are not given as times matters to
+    append-only inodes, which may be touched but not dated. ``kill_privileges`` says whether a new size takes set-id
+    bits away (None: it does unless the caller is the superuser); a new owner always does.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -42,6 +47,9 @@ class SetAttributes(NamedTuple):
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    atime_now: bool = False
+    mtime_now: bool = False
+    kill_privileges: bool | None = None
 
 
 class Caller(NamedTuple):
@@ -75,6 +83,16 @@ class StatFs(NamedTuple):
     name_max: int
 
 
+class FsXattr(NamedTuple):
+    """Extended flags of an inode (struct fsxattr, include/uapi/linux/fs.h): ``xflags`` are FS_XFLAG_* bits."""
+
+    xflags: int
+    extsize: int
+    nextents: int
+    projid: int
+    cowextsize: int
+
+
 class RenameFlags(IntFlag):
     """Flags of renameat2(2) (include/uapi/linux/fs.h)."""
 
@@ -92,6 +110,7 @@ class Options:
         sync: every operation that returned is durable (mount option ``sync``).
         commit_interval: seconds until finished operations are durable anyway (``commit=``).
         atime: ``relatime``, ``strictatime`` or ``noatime``, as mount(8) means them.
+        dax: which files' data goes straight to memory: ``always`` all, ``inode`` those with the flag, ``never`` none.
         mountpoint: recorded in the superblock as the place last mounted on.
     """
 
@@ -99,4 +118,5 @@ class Options:
     sync: bool = False
     commit_interval: float = 5.0
     atime: str = "relatime"
+    dax: str = "always"
     mountpoint: str = ""

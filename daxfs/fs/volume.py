@@ -20,7 +20,7 @@ from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
 from daxfs.fs import clock
 from daxfs.fs.nodes import Node, Nodes
 from daxfs.fs.types import Caller, Options
-from daxfs.structures import inodes
+from daxfs.structures import inodes, xattrs
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -42,6 +42,8 @@ CHUNK_BYTES = 2 << 20
 """What a huge page maps: large files begin on such a boundary."""
 MAX_LAZY = 64
 """Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
+NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL
+"""Flags of files whose writes are more than a copy (`Node.plain`)."""
 SUPERUSER = Caller()
 
 
@@ -146,7 +148,8 @@ class Volume:
 
     def _load_node(self, node: Node, inode: Inode) -> None:
         node.size = inode.size
-        node.plain = not (inode.mode & 0o6000 or inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL))
+        # Of attributes only a file capability matters, but only a write looks for it: this must stay cheap.
+        node.plain = not (inode.mode & 0o6000 or inode.flags & NOT_PLAIN or xattrs.present(inode))
         policy = self.options.atime
         if policy == "relatime":
             atime = node.atime or inode.atime_ns

@@ -70,7 +70,7 @@ def get(view: View, inode: Inode, name: bytes) -> bytes:
 
 def listing(view: View, inode: Inode) -> list[bytes]:
     """The names of all attributes that have one (internal ones are left out). Raises Corrupt."""
-    if _has_none(inode):
+    if not present(inode):
         return []
     names: dict[bytes, None] = {}
     for prefix, rest, _ in _in_slot(inode) + _in_block(view, inode):
@@ -80,13 +80,25 @@ def listing(view: View, inode: Inode) -> list[bytes]:
     return list(names)
 
 
+def holds(view: View, inode: Inode, name: bytes) -> bool:
+    """Whether there is an attribute of this name. Raises as `get`, ENODATA excepted."""
+    return present(inode) and _value(view, inode, *_split(name)) is not None
+
+
+def present(inode: Inode) -> bool:
+    """Whether there may be any attribute: a look at two words."""
+    start = _area_start(inode) >> 2
+    words = inode.words
+    return bool(inode.file_acl) or (start < len(words) and words[start] == EXT4_XATTR_MAGIC)
+
+
 def get_acl(view: View, inode: Inode, default: bool = False) -> Acl | None:
     """The access ACL of an inode or the default ACL of a directory; None when the mode says everything.
 
     Raises:
         Corrupt: an area or the ACL is damaged.
     """
-    if _has_none(inode):
+    if not present(inode):
         return None
     value = _value(view, inode, INDEX_POSIX_ACL_DEFAULT if default else INDEX_POSIX_ACL_ACCESS, b"")
     return None if value is None else acl_format.from_disk(value, f"inode {inode.number}") or None
@@ -103,13 +115,6 @@ def _area_start(inode: Inode) -> int:
     """Where the attributes of the slot begin, or the slot's end when it has no room for any."""
     start = inode.extra_end
     return start if start > GOOD_OLD_SIZE else inode.slot_size
-
-
-def _has_none(inode: Inode) -> bool:
-    """Whether there is no attribute at all: most inodes, and most callers, end here."""
-    start = _area_start(inode) >> 2
-    words = inode.words
-    return (start >= len(words) or words[start] != EXT4_XATTR_MAGIC) and not inode.file_acl
 
 
 def _in_slot(inode: Inode) -> list[Attribute]:

@@ -166,13 +166,47 @@ def cut_recoveries(steps: list[Step], name: str, path: Path, share: float, inner
 
 
 def test_cuts_of_the_recovery(tmp_path: Path) -> None:
-    assert sum(cut_recoveries(steps, name, tmp_path / "pool", 0.05, 0.2) for steps, name in sequences(16, 50)) > 30
+    assert sum(cut_recoveries(steps, name, tmp_path / "pool", 0.05, 0.2) for steps, name in sequences(20, 50)) > 30
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_cuts_of_the_recovery_in_full(tmp_path: Path) -> None:
     assert sum(cut_recoveries(steps, name, tmp_path / "pool", 0.3, 0.5) for steps, name in sequences(60, 51)) > 3000
+
+
+# Files without a name
+
+NAMELESS: list[list[Step]] = [
+    [("tmpfile", ""), ("name tmpfile", "")],
+    [("tmpfile", "sync"), ("name tmpfile", ""), ("write to unlinked", "sync"), ("release", "")],
+    [("tmpfile", "sync"), ("tmpfile", "sync"), ("name tmpfile", "sync"), ("unlink named", ""), ("release", "")],
+    [
+        ("unlink open", ""),
+        ("tmpfile", "sync"),
+        ("write to unlinked", "sync"),
+        ("name tmpfile", ""),
+        ("release", "sync"),
+    ],
+    [("tmpfile", "sync"), ("release", ""), ("create", "sync")],
+]
+
+
+def nameless(name: str, path: Path, share: float, *, prefixes: int = 2, subsets: int = 3) -> int:
+    """Cuts in the lives of files that are made without a name; nothing may leak, which e2fsck would see."""
+    return sum(sweep(steps, name, path, share, prefixes=prefixes, subsets=subsets) for steps in NAMELESS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_without_a_name(tmp_path: Path, name: str) -> None:
+    assert nameless(name, tmp_path / "pool", 0.4) > 20
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_without_a_name_in_full(tmp_path: Path, name: str) -> None:
+    assert nameless(name, tmp_path / "pool", 1, prefixes=10, subsets=30) > 200
 
 
 # Long stories
