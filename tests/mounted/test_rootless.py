@@ -22,7 +22,8 @@ LIMIT = 90
 CHECKOUT = Path(__file__).parents[2]
 
 ALONE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
-AS_ROOT_OF_A_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child")
+AS_ROOT = ("unshare", "--user", "--map-root-user", "--mount")
+AS_ROOT_AND_ALONE = (*AS_ROOT, "--pid", "--fork", "--kill-child")
 
 PREPARE = """
 set -eu
@@ -107,6 +108,28 @@ e2fsck -fn pool
 echo ALL IS WELL
 """
 
+FIRST_PROCESS = """
+timeout 60 unshare --pid --fork --kill-child "$PYTHON" -B -m daxfs.tools mount -f pool mnt -o "$options" &
+tries=0
+until grep " $PWD/mnt fuse.daxfs " /proc/self/mounts; do
+    [ $tries -lt 400 ] || fail "the mount did not come"
+    tries=$((tries + 1))
+    sleep 0.05
+done
+echo data >mnt/file
+unshare=$(cat /proc/$!/task/$!/children)
+first=$(cat /proc/${unshare% }/task/${unshare% }/children)
+grep "^NSpid:.*[^0-9]1$" /proc/${first% }/status
+kill -TERM ${first% }
+wait $!
+refuses grep " $PWD/mnt " /proc/self/mounts
+e2fsck -fn pool
+same "$(dumpe2fs -h pool | grep -c needs_recovery)" 0 "journals to replay"
+same "$(debugfs -R 'cat file' pool)" data "what was written"
+echo ALL IS WELL
+"""
+"""The daemon as a container's first process, which an engine ends by SIGTERM."""
+
 
 @pytest.fixture
 def place() -> Iterator[Path]:
@@ -176,13 +199,13 @@ def test_an_ordinary_user_mounts_through_the_helper(session: str, place: Path) -
 
 @pytest.mark.parametrize("session", SESSIONS)
 def test_an_ordinary_user_mounts_in_a_user_namespace(session: str, place: Path) -> None:
-    said = run_as_somebody(place, LIFE, SESSIONS[session], *AS_ROOT_OF_A_NAMESPACE)
+    said = run_as_somebody(place, LIFE, SESSIONS[session], *AS_ROOT_AND_ALONE)
     assert {"user_id=0", "default_permissions", "allow_other"} <= mount_options(said)
 
 
 @pytest.mark.parametrize("session", SESSIONS)
 def test_whoever_runs_the_tests_mounts_in_a_user_namespace(session: str, place: Path) -> None:
-    said = run_as_oneself(place, LIFE, SESSIONS[session], *AS_ROOT_OF_A_NAMESPACE)
+    said = run_as_oneself(place, LIFE, SESSIONS[session], *AS_ROOT_AND_ALONE)
     assert {"user_id=0", "default_permissions", "allow_other"} <= mount_options(said)
 
 
@@ -197,3 +220,8 @@ def test_other_users_need_user_allow_other(session: str, place: Path, fuse_conf:
         configured = "user_allow_other" in Path("/etc/fuse.conf").read_text().splitlines()
         script = OTHERS_ALLOWED if configured else OTHERS_REFUSED
     run_as_somebody(place, script, SESSIONS[session], fuse_conf=fuse_conf)
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_the_first_process_of_a_container_unmounts_when_it_is_stopped(session: str, place: Path) -> None:
+    run_as_oneself(place, FIRST_PROCESS, SESSIONS[session], *AS_ROOT)
