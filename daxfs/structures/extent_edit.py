@@ -92,7 +92,7 @@ def splice(tx: Handle, inode: Inode, path: list[Node], begin: int, end: int, new
     elif not w[0] >> 16:
         drop_node(tx, inode, path, len(path) - 1)
     elif begin == 0:
-        _set_key(tx, inode, path, len(path) - 1, w[3])
+        set_key(tx, inode, path, len(path) - 1, w[3])
 
 
 def lengthen(tx: Handle, inode: Inode, number: int, at: int, count: int) -> None:
@@ -103,7 +103,7 @@ def lengthen(tx: Handle, inode: Inode, number: int, at: int, count: int) -> None
         trust_root(tx, inode, w)
 
 
-def _set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -> None:
+def set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -> None:
     """The node at ``level`` begins with ``lblk`` now: make the index entries above say so."""
     for step in reversed(path[:level]):
         base = 3 + 3 * step.at
@@ -129,7 +129,7 @@ def drop_node(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
             if not number:
                 trust_root(tx, inode, w)
             if at == 0:
-                _set_key(tx, inode, path, level, w[3])
+                set_key(tx, inode, path, level, w[3])
             return
     w = writable(tx, inode, 0)
     format_.initialize(w, 0, w[2])
@@ -161,20 +161,20 @@ def make_room(tx: Handle, inode: Inode, path: list[Node]) -> None:
         FsError: ENOSPC; EFBIG when the tree has its greatest depth and is full.
     """
     level = len(path) - 1
-    while level and _full(path[level - 1].words):
+    while level and full(path[level - 1].words):
         level -= 1
     if level:
-        _split(tx, inode, path, level)
+        split(tx, inode, path, level)
     else:
-        _grow(tx, inode)
+        grow(tx, inode)
 
 
-def _full(w: memoryview) -> bool:
+def full(w: memoryview) -> bool:
     full: bool = w[0] >> 16 >= w[1] & 0xFFFF
     return full
 
 
-def _grow(tx: Handle, inode: Inode) -> None:
+def grow(tx: Handle, inode: Inode) -> None:
     """Move what the root holds into a new block below it; the tree is one level deeper."""
     top = writable(tx, inode, 0)
     depth = format_.depth(top)
@@ -192,7 +192,7 @@ def _grow(tx: Handle, inode: Inode) -> None:
     trust_root(tx, inode, top)
 
 
-def _split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
+def split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
     """Split the node at ``level`` of the path in two; the node above has room for the second one's key.
 
     In the middle when the path goes through the middle. At the end only the last entry moves, so that a file that is

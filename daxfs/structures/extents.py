@@ -253,6 +253,16 @@ def _near(tx: Handle, w: memoryview, left: Extent | None, lblk: int) -> int:
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     """Turn the unwritten blocks of the range into written ones; holes and written blocks in it stay as they are."""
+    _mark(tx, inode, lblk, length, False)
+
+
+def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
+    """Turn the written blocks of the range into unwritten ones, which read as zeros."""
+    _mark(tx, inode, lblk, length, True)
+
+
+def _mark(tx: Handle, inode: Inode, lblk: int, length: int, unwritten: bool) -> None:
+    """Make all mapped blocks of the range unwritten, or written."""
     position, end = lblk, lblk + length
     attempts = 0
     shrunk = False
@@ -264,7 +274,7 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
             position = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
             continue
         stop = extent.lblk + extent.length
-        if not extent.unwritten:
+        if extent.unwritten == unwritten:
             position = stop
             continue
         stop = min(stop, end)
@@ -284,14 +294,16 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
 
 
 def _pieces(extent: Extent, begin: int, end: int) -> list[Extent]:
-    """The unwritten extent in up to three, [begin, end) of it written."""
-    lblk, pblk, length, _ = extent
+    """The extent in several, the blocks [begin, end) of it written if it is not, unwritten if it is."""
+    lblk, pblk, length, unwritten = extent
+    limit = EXT_INIT_MAX_LEN if unwritten else EXT_UNWRITTEN_MAX_LEN
     pieces = []
     if lblk < begin:
-        pieces.append(Extent(lblk, pblk, begin - lblk, True))
-    pieces.append(Extent(begin, pblk + begin - lblk, end - begin, False))
+        pieces.append(Extent(lblk, pblk, begin - lblk, unwritten))
+    for at in range(begin, end, limit):
+        pieces.append(Extent(at, pblk + at - lblk, min(end - at, limit), not unwritten))
     if end < lblk + length:
-        pieces.append(Extent(end, pblk + end - lblk, lblk + length - end, True))
+        pieces.append(Extent(end, pblk + end - lblk, lblk + length - end, unwritten))
     return pieces
 
 

@@ -8,12 +8,14 @@ inode, devices, FIFOs and sockets have no map: don't ask for it.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from daxfs.errors import FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.structures import extents, indirect
+from daxfs.structures import extent_tail, extents, indirect
 from daxfs.structures.extent_tree import MAX_BLOCKS
 
 if TYPE_CHECKING:
@@ -27,12 +29,14 @@ __all__ = [
     "count_blocks",
     "insert",
     "lookup",
+    "mark_unwritten",
     "mark_written",
     "max_blocks",
     "new_inode_map",
     "next_mapped",
     "remove",
     "runs",
+    "settle_tail",
     "walk",
 ]
 
@@ -138,6 +142,23 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
         extents.mark_written(tx, inode, lblk, length)
     else:
         indirect.mark_written(tx, inode, lblk, length)
+
+
+def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
+    """Turn the written blocks of the range into unwritten ones, which read as zeros; costs as `mark_written`.
+
+    Raises:
+        FsError: ENOSPC as `mark_written`; EOPNOTSUPP, a block-mapped file can't have unwritten blocks.
+    """
+    if not inode.flags & EXT4_EXTENTS_FL:
+        raise FsError(errno.EOPNOTSUPP, f"inode {inode.number} is block-mapped: it can't have unwritten blocks")
+    extents.mark_unwritten(tx, inode, lblk, length)
+
+
+def settle_tail(tx: Handle, inode: Inode) -> None:
+    """After the map or the size changed: give what lies behind the end of the file the shape that e2fsck wants."""
+    if inode.flags & EXT4_EXTENTS_FL:
+        extent_tail.settle(tx, inode)
 
 
 def remove(
