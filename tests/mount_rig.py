@@ -21,7 +21,7 @@ from pathlib import Path
 
 from daxfs.fs import filesystem as _loaded_before_the_fork  # noqa: F401
 from daxfs.fuse import mounts
-from daxfs.fuse import session as _also_loaded  # noqa: F401
+from daxfs.fuse.kernel import session as _also_loaded  # noqa: F401
 from daxfs.tools import cli
 from daxfs.tools.mount import mount, umount
 from support import fsck, tool
@@ -32,7 +32,7 @@ LIMIT = 90.0
 NOBODY = 65534
 COMMAND = (sys.executable, "-m", "daxfs.tools")
 
-SESSIONS: dict[str, tuple[str, ...]] = {"pyfuse3": ()}
+SESSIONS: dict[str, tuple[str, ...]] = {"kernel": ("-o", "session=kernel"), "pyfuse3": ("-o", "session=pyfuse3")}
 """The kinds of session that must pass the same checks, with the mount options that choose them."""
 
 

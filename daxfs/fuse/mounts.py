@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import socket
 import subprocess
 
 from daxfs.errors import UserError
@@ -26,6 +27,8 @@ MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_POSIXACL = 1 << 16
+_HELPER_WORDS = {"ro": MS_RDONLY, "noexec": MS_NOEXEC}
+"""Flags that the helper is told as words; it sets nosuid and nodev by itself."""
 MNT_DETACH = 2
 
 USAGE = 1
@@ -63,6 +66,38 @@ def mount_device(source: str, mountpoint: str, flags: int, options: list[str]) -
         os.close(descriptor)
         raise
     return descriptor
+
+
+def mount_by_helper(source: str, mountpoint: str, flags: int, options: list[str]) -> int:
+    """Have the set-uid helper mount; it passes /dev/fuse back through the socket that ``_FUSE_COMMFD`` names.
+
+    Raises:
+        UserError: it refused, in its own words.
+    """
+    if shutil.which(HELPER) is None:
+        raise UserError(f"{HELPER} is not installed; only root mounts without it (apt install fuse3)", SYSTEM_ERROR)
+    name = source.replace("\\", "\\\\").replace(",", "\\,")
+    asked = [*options, f"fsname={name}", "subtype=daxfs"]
+    asked += [word for word, flag in _HELPER_WORDS.items() if flags & flag]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(
+            [HELPER, "-o", ",".join(asked), "--", mountpoint],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            reason = (done.stderr.strip() or f"{HELPER} gave no reason").splitlines()[-1]
+            raise UserError(f"mount on {mountpoint} failed: {reason}", MOUNT_FAILED)
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    if not descriptors:
+        raise UserError(f"mount on {mountpoint} failed: {HELPER} sent no descriptor", MOUNT_FAILED)
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]
 
 
 def unmount_device(mountpoint: str, flags: int = 0) -> None:

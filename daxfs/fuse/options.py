@@ -16,6 +16,10 @@ from daxfs.fuse import mounts
 DEFAULT_POLL_SECONDS = 200e-6
 MAX_POLL_SECONDS = 0.1
 MAX_COMMIT_SECONDS = 3600.0
+SHALLOW_MICROSECONDS = 2
+MAX_WAKE_MICROSECONDS = 10_000
+CPUIDLE_DRIVER = "/sys/devices/system/cpu/cpuidle/current_driver"
+_CHOICES = {"session": ("kernel", "pyfuse3"), "dax": ("always", "inode", "never")}
 
 _FLAGS = {"nosuid": mounts.MS_NOSUID, "nodev": mounts.MS_NODEV, "noexec": mounts.MS_NOEXEC}
 _ATIME = {
@@ -57,6 +61,21 @@ def default_poll_seconds() -> float:
     return DEFAULT_POLL_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
 
 
+def default_wake_microseconds() -> int | None:
+    """0 in a guest, where an idle processor is given back to the host; else what the shallowest state takes.
+
+    Off where there is only one processor: then caller and daemon take turns on it, and nobody is woken from sleep.
+    """
+    if len(os.sched_getaffinity(0)) == 1:
+        return None
+    try:
+        with open(CPUIDLE_DRIVER) as driver:
+            guest = driver.read().strip() in ("haltpoll", "none")
+    except OSError:
+        guest = True
+    return 0 if guest else SHALLOW_MICROSECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """One mount's options.
@@ -64,7 +83,10 @@ class MountOptions:
     Attributes:
         flags: MS_* for mount(2).
         kernel: further options for the kernel (SELinux contexts).
-        poll_seconds: how long the session polls after work before it sleeps; 0 is off.
+        session: ``kernel`` (our own) or ``pyfuse3``.
+        dax: which files bypass the page cache: ``always``, ``inode`` (those with the flag), ``never``.
+        poll_seconds: how long the session asks again and again after work before it waits; 0 is off.
+        wake_microseconds: while requests come, no processor may sleep so deep that waking takes longer; None is off.
         log: a file for messages of the daemon; "" is syslog.
     """
 
@@ -75,7 +97,10 @@ class MountOptions:
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     flags: int = 0
     kernel: tuple[str, ...] = ()
+    session: str = "kernel"
+    dax: str = "always"
     poll_seconds: float = field(default_factory=default_poll_seconds)
+    wake_microseconds: int | None = field(default_factory=default_wake_microseconds)
     log: str = ""
 
 
@@ -111,6 +136,14 @@ def _apply(found: MountOptions, option: str) -> MountOptions:
         return replace(found, commit_seconds=_number(option, value, 1.0, MAX_COMMIT_SECONDS) or 5.0)
     if name == "poll":
         return replace(found, poll_seconds=_number(option, value, 1e-6, MAX_POLL_SECONDS))
+    if name == "wake":
+        if value == "off":
+            return replace(found, wake_microseconds=None)
+        return replace(found, wake_microseconds=round(_number(option, value, 1, MAX_WAKE_MICROSECONDS)))
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise UserError(f"bad mount option: {option}; one of {', '.join(_CHOICES[name])}", mounts.USAGE)
+        return replace(found, session=value) if name == "session" else replace(found, dax=value)
     if name == "log" and value:
         return replace(found, log=os.path.abspath(value))
     if option.startswith(_CONTEXTS):
@@ -122,6 +155,7 @@ def _apply(found: MountOptions, option: str) -> MountOptions:
 
 _SIMPLE: dict[str, Callable[[MountOptions], MountOptions]] = {
     "ro": lambda found: replace(found, read_only=True),
+    "dax": lambda found: replace(found, dax="always"),
     "rw": lambda found: replace(found, read_only=False),
     "sync": lambda found: replace(found, sync=True),
     "dirsync": lambda found: replace(found, sync=True),

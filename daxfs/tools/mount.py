@@ -14,11 +14,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, UserError
 from daxfs.fs.types import Options
 from daxfs.fuse import mounts, options
 from daxfs.fuse.options import MountOptions
+
+if TYPE_CHECKING:
+    from daxfs.fs.filesystem import FileSystem
 
 SYSLOG = "/dev/log"
 DONE = b"ok\n"
@@ -56,11 +60,10 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
 
 def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:
     """Open the pool, serve it until it is unmounted, close it."""
-    try:
-        from daxfs.fuse import session
-    except ImportError as error:
-        raise UserError(f"mounting needs pyfuse3 ({error}); pip install 'daxfs[fuse]'", mounts.SYSTEM_ERROR) from error
     from daxfs.fs.filesystem import FileSystem
+    from daxfs.fuse.serving import SessionFailed
+
+    session_of = load_session(wanted.session)
 
     core = FileSystem.open(
         source,
@@ -70,16 +73,32 @@ def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[]
             commit_interval=wanted.commit_seconds,
             atime=wanted.atime,
             mountpoint=mountpoint,
+            dax=wanted.dax,
         ),
     )
     try:
-        session.serve(core, source, mountpoint, wanted, ready)
-    except session.SessionFailed as error:
+        session_of(core, source, mountpoint, wanted, ready)
+    except SessionFailed as error:
         raise UserError(
             f"{error}; the pool is closed as it is, its journal will be replayed", mounts.SYSTEM_ERROR
         ) from error
     finally:
         core.close()
+
+
+def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Callable[[], None]], None]:
+    """The session of that name: its ``serve``."""
+    if name == "kernel":
+        from daxfs.fuse.kernel.session import serve as serve_kernel
+
+        return serve_kernel
+    try:
+        from daxfs.fuse.libfuse.session import serve as serve_libfuse
+    except ImportError as error:
+        raise UserError(
+            f"session=pyfuse3 needs pyfuse3 ({error}); pip install 'daxfs[fuse]'", mounts.SYSTEM_ERROR
+        ) from error
+    return serve_libfuse
 
 
 def start_daemon(source: str, mountpoint: str, wanted: MountOptions) -> None:

@@ -9,7 +9,7 @@ import pytest
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.fuse.options import MountOptions, parse
-from daxfs.fuse.session import tick_seconds
+from daxfs.fuse.serving import tick_seconds
 
 
 def test_defaults() -> None:

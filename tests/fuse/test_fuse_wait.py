@@ -11,7 +11,7 @@ import trio
 from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
 from daxfs.fuse import wait
-from daxfs.fuse.wait import Gate
+from daxfs.fuse.libfuse.wait import Gate
 
 pytestmark = pytest.mark.trio
 

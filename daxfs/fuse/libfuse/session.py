@@ -1,47 +1,34 @@
 """One pyfuse3 session: mount, serve until unmounted or told to stop, unmount.
 
-The session borrows an open `FileSystem`; whoever opened it closes it. It ends in one of three ways: the file system is
-unmounted from outside; SIGTERM, SIGINT or SIGHUP ask for a clean end, which unmounts; or an unknown exception aborts
-the journal and leaves the mountpoint in place, so that nobody takes an empty directory for the files (`SessionFailed`).
-
-pyfuse3 keeps its session in module globals: one session per process.
+The session borrows an open `FileSystem`; whoever opened it closes it. pyfuse3 keeps its session in module globals: one
+session per process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import gc
 import logging
 import os
-import signal
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import pyfuse3
-import trio
 
-from daxfs.errors import FsError, UserError
-from daxfs.fuse import mounts
-from daxfs.fuse.adapter import Adapter
+from daxfs.errors import UserError
+from daxfs.fuse import mounts, serving
+from daxfs.fuse.libfuse.adapter import Adapter
+from daxfs.fuse.libfuse.wait import Gate
 from daxfs.fuse.options import MountOptions
-from daxfs.fuse.wait import Gate
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
 
 log = logging.getLogger("daxfs.fuse")
 
-LONGEST_TICK_SECONDS = 1.0
-SHORTEST_TICK_SECONDS = 0.1
-
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_SYS_RESOURCE = 24
-
-
-class SessionFailed(Exception):
-    """The session met an exception that nobody expected; the journal is aborted, the mountpoint left in place."""
 
 
 def serve(
@@ -62,7 +49,7 @@ def serve(
 
     Raises:
         UserError: the mount was refused.
-        SessionFailed: see above.
+        SessionFailed: an unknown exception ended it.
     """
     adapter = Adapter(core)
     by_helper = _mount(adapter, source, mountpoint, options)
@@ -70,55 +57,19 @@ def serve(
     read_without_splice()
     gate = Gate(options.poll_seconds)
     vars(pyfuse3)["trio"] = gate.module()
-    # What is loaded by now stays: the collector need not look through it again while requests wait.
-    gc.collect()
-    gc.freeze()
     try:
-        trio.run(_run, core, tick_seconds(options.commit_seconds), ready)
-    except BaseException as error:
-        log.critical("the session failed and ends; %s stays mounted", mountpoint, exc_info=True)
-        core.abort(error)
+        serving.run(core, mountpoint, options.commit_seconds, _serve, pyfuse3.terminate, ready)
+    except serving.SessionFailed:
         pyfuse3.close(unmount=False)
-        raise SessionFailed(f"the session of {mountpoint} failed: {error!r}") from error
+        raise
     adapter.close_all()
     pyfuse3.close(unmount=by_helper)
     if not by_helper and mounted is not None and mounts.top_mount(mountpoint) == mounted:
         mounts.unmount_device(mountpoint, mounts.MNT_DETACH)
 
 
-async def _run(core: FileSystem, interval: float, ready: Callable[[], None]) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tick, core, interval)
-        await nursery.start(_stop_on_signal)
-        ready()
-        await pyfuse3.main(min_tasks=1, max_tasks=1)
-        nursery.cancel_scope.cancel()
-
-
-def tick_seconds(commit_seconds: float) -> float:
-    """How often to ask the core whether a commit is due: often enough to keep the promise within a fifth."""
-    return min(LONGEST_TICK_SECONDS, max(SHORTEST_TICK_SECONDS, commit_seconds / 5))
-
-
-async def _tick(core: FileSystem, interval: float) -> None:
-    """Let the core commit when it is time. A refusal is logged: the core has turned read-only if it had to."""
-    last = ""
-    while True:
-        await trio.sleep(interval)
-        try:
-            core.tick()
-        except FsError as error:
-            if str(error) != last:
-                last = str(error)
-                log.error("commit: %s", error.strerror)
-
-
-async def _stop_on_signal(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            pyfuse3.terminate()
+async def _serve() -> None:
+    await pyfuse3.main(min_tasks=1, max_tasks=1)
 
 
 def _mount(adapter: Adapter, source: str, mountpoint: str, options: MountOptions) -> bool:

@@ -1,0 +1,156 @@
+"""Handlers of attributes: stat, statx, changes, extended attributes, access, statfs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs.types import Attributes, Caller, SetAttributes
+from daxfs.fuse.kernel import abi, encoding
+from daxfs.fuse.kernel.abi import Init, Opcode, SetAttr
+from daxfs.fuse.kernel.encoding import BILLION
+from daxfs.fuse.kernel.request import BODY
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.request import Request
+
+log = logging.getLogger("daxfs.fuse")
+
+NOBODY = Caller(uid=0xFFFFFFFF, gid=0xFFFFFFFF)
+"""A caller who is in no file's group."""
+
+
+def getattr_(connection: Connection, request: Request) -> bytes:
+    """stat(2)."""
+    return encoding.attr_out(connection.core.getattr(request.ino), connection.block_size)
+
+
+def statx(connection: Connection, request: Request) -> bytes:
+    """statx(2), asked when somebody wants the time of birth."""
+    request.arguments(abi.STATX_IN)
+    found = connection.core.getattr(request.ino)
+    dax = stat.S_ISREG(found.mode) and connection.core.uses_dax(found.ino)
+    return encoding.statx_out(found, connection.block_size, dax=dax)
+
+
+def setattr_(connection: Connection, request: Request) -> bytes:
+    """Changes of mode, owner, size and times."""
+    valid, _, size, _, atime, mtime, ctime, ansec, mnsec, cnsec, mode, uid, gid = request.arguments(abi.SETATTR_IN)
+    if max(ansec, mnsec, cnsec) >= BILLION:
+        raise FsError(errno.EINVAL)
+    has = SetAttr(valid)
+    kill: bool | None = None
+    if connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
+        kill = bool(valid & SetAttr.KILL_SUIDGID)
+    changes = SetAttributes(
+        mode=mode & 0o7777 if has & SetAttr.MODE else None,
+        uid=uid if has & SetAttr.UID else None,
+        gid=gid if has & SetAttr.GID else None,
+        size=size if has & SetAttr.SIZE else None,
+        atime_ns=nanoseconds(atime, ansec) if has & SetAttr.ATIME and not has & SetAttr.ATIME_NOW else None,
+        mtime_ns=nanoseconds(mtime, mnsec) if has & SetAttr.MTIME and not has & SetAttr.MTIME_NOW else None,
+        ctime_ns=nanoseconds(ctime, cnsec) if has & SetAttr.CTIME else None,
+        atime_now=bool(has & SetAttr.ATIME_NOW),
+        mtime_now=bool(has & SetAttr.MTIME_NOW),
+        kill_privileges=kill if has & SetAttr.SIZE else None,
+    )
+    caller = request.caller()
+    if caller.uid and not (changes.uid is changes.gid is None):
+        caller = with_groups_that_matter(connection.core.getattr(request.ino), caller)
+    return encoding.attr_out(connection.core.setattr(request.ino, changes, caller), connection.block_size)
+
+
+def nanoseconds(seconds: int, rest: int) -> int:
+    """A time of the protocol, whose seconds are signed."""
+    return (seconds - (1 << 64) if seconds >> 63 else seconds) * BILLION + rest
+
+
+def with_groups_that_matter(found: Attributes, caller: Caller) -> Caller:
+    """The caller of a chown, which may take S_ISGID away: being in the group matters where it may not execute.
+
+    Supplementary groups are known to /proc only: none if the process is not to be seen there.
+    """
+    if found.mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:
+        return caller
+    try:
+        with open(f"/proc/{caller.pid}/status") as status:
+            for line in status:
+                if line.startswith("Groups:"):
+                    return caller._replace(groups=frozenset(map(int, line.split()[1:])))
+    except (OSError, ValueError):
+        log.debug("the groups of process %d are not to be seen", caller.pid)
+    return caller
+
+
+def access(connection: Connection, request: Request) -> bytes:
+    """access(2); not asked as long as the kernel checks rights."""
+    (mask,) = request.arguments(abi.ACCESS_IN)
+    if not connection.core.access(request.ino, mask & (os.R_OK | os.W_OK | os.X_OK), request.caller()):
+        raise FsError(errno.EACCES)
+    return b""
+
+
+def statfs(connection: Connection, _request: Request) -> bytes:
+    """statfs(2)."""
+    return encoding.statfs_out(connection.core.statfs())
+
+
+def getxattr(connection: Connection, request: Request) -> bytes:
+    """The value of an attribute, or its size when the caller has no room at all."""
+    (room,) = request.arguments(abi.GETXATTR_IN)
+    name = request.name(BODY + abi.GETXATTR_IN.size)
+    return sized(connection.core.getxattr(request.ino, name), room)
+
+
+def listxattr(connection: Connection, request: Request) -> bytes:
+    """The names of all attributes, each with a zero byte."""
+    (room,) = request.arguments(abi.GETXATTR_IN)
+    names = connection.core.listxattr(request.ino, request.caller())
+    return sized(b"".join(name + b"\0" for name in names), room)
+
+
+def sized(value: bytes, room: int) -> bytes:
+    """What fits, what is asked, or ERANGE."""
+    if not room:
+        return abi.GETXATTR_OUT.pack(len(value))
+    if len(value) > room:
+        raise FsError(errno.ERANGE)
+    return value
+
+
+def setxattr(connection: Connection, request: Request) -> bytes:
+    """Set an attribute; whether an ACL takes S_ISGID away is the kernel's to say, if it can."""
+    layout = connection.setxattr_in
+    size, flags, *more = request.arguments(layout)
+    at = BODY + layout.size
+    name = request.name(at)
+    value = request.data(at + len(name) + 1, size)
+    caller = request.caller()
+    if more:
+        caller = NOBODY if more[0] & abi.SETXATTR_ACL_KILL_SGID else Caller()
+    connection.core.setxattr(request.ino, name, bytes(value), flags, caller)
+    return b""
+
+
+def removexattr(connection: Connection, request: Request) -> bytes:
+    """Remove an attribute."""
+    connection.core.removexattr(request.ino, request.name())
+    return b""
+
+
+TABLE: dict[int, Handler] = {
+    Opcode.GETATTR: getattr_,
+    Opcode.STATX: statx,
+    Opcode.SETATTR: setattr_,
+    Opcode.ACCESS: access,
+    Opcode.STATFS: statfs,
+    Opcode.GETXATTR: getxattr,
+    Opcode.LISTXATTR: listxattr,
+    Opcode.SETXATTR: setxattr,
+    Opcode.REMOVEXATTR: removexattr,
+}

@@ -1,0 +1,131 @@
+"""What the handlers of one connection share: the core, open files, what was agreed, forgets that wait.
+
+The kernel names an open file by a handle that was given once and never again. Forgets need no answer, so they wait
+until no request does (`settle`), or until many of them do: freeing a large file must not delay a read.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import struct
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs.types import ROOT_INO
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.abi import Init
+from daxfs.fuse.kernel.negotiation import Agreement
+from daxfs.fuse.kernel.request import Request
+
+if TYPE_CHECKING:
+    from daxfs.fs.filesystem import FileSystem, OpenFile
+
+log = logging.getLogger("daxfs.fuse")
+
+Answer = bytes | memoryview | None
+"""The body of an answer; None: the request wants none."""
+Handler = Callable[["Connection", Request], Answer]
+
+MOST_FORGETS = 4096
+"""So many wait at most."""
+
+
+class Connection:
+    """One mount's side of the protocol, without the device.
+
+    Attributes:
+        core: the file system.
+        files: open files by handle.
+        agreement: what INIT settled.
+        notify: sends a message that answers no request: (code, body).
+        cache_links: the kernel may keep the targets of symbolic links.
+        block_size: of the pool, which stat(2) shows.
+        ended: DESTROY has come.
+        table: the handlers by opcode.
+    """
+
+    def __init__(
+        self,
+        core: FileSystem,
+        table: dict[int, Handler],
+        notify: Callable[[int, bytes], None] = lambda _code, _body: None,
+        *,
+        cache_links: bool = True,
+    ) -> None:
+        self.core = core
+        self.table = table
+        self.files: dict[int, OpenFile] = {}
+        self.agreement = Agreement(0, Init(0), 0)
+        self.notify = notify
+        self.cache_links = cache_links
+        sizes = core.statfs()
+        self.block_size = sizes.block_size
+        self.last_ino = sizes.files
+        self.ended = False
+        self.setxattr_in: struct.Struct = abi.SETXATTR_IN
+        self._handles = count(1)
+        self._forgets: list[tuple[int, int]] = []
+
+    def agreed(self, agreement: Agreement) -> None:
+        """INIT was answered."""
+        self.agreement = agreement
+        self.setxattr_in = abi.SETXATTR_IN_EXT if agreement.has(Init.SETXATTR_EXT) else abi.SETXATTR_IN
+
+    def opened(self, request: Request, file: OpenFile) -> bytes:
+        """Give an open file its handle: fuse_open_out."""
+        handle = next(self._handles)
+        self.files[handle] = file
+        # The kernel has put the offset of an appending write right already, and writes back mapped pages elsewhere.
+        file.append = False
+        request.undo = partial(self.closed, handle)
+        if self.core.uses_dax(file.ino):
+            return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES, 0)
+        return abi.OPEN_OUT.pack(handle, abi.FOPEN_KEEP_CACHE, 0)
+
+    def file(self, handle: int) -> OpenFile:
+        """The open file of a handle (EBADF)."""
+        found = self.files.get(handle)
+        if found is None:
+            raise FsError(errno.EBADF, f"file handle {handle}")
+        return found
+
+    def closed(self, handle: int) -> None:
+        """The kernel has closed an open file."""
+        self.core.release(self.file(handle))
+        del self.files[handle]
+
+    def forget(self, node: int, lookups: int) -> None:
+        """The kernel remembers a node ``lookups`` times less."""
+        self._forgets.append((node, lookups))
+        if len(self._forgets) >= MOST_FORGETS:
+            self.settle()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether forgets wait."""
+        return bool(self._forgets)
+
+    def settle(self) -> None:
+        """Do the forgets that wait. Nobody asked, so a refusal is only logged."""
+        waiting, self._forgets = self._forgets, []
+        unpin = self.core.unpin
+        for node, lookups in waiting:
+            try:
+                unpin(ROOT_INO if node == abi.ROOT_ID else node, lookups)
+            except FsError as error:
+                log.warning("forgetting inode %d: %s", node, error.strerror)
+
+    def forget_attributes_of(self, ino: int) -> None:
+        """Make the kernel ask again for the attributes of an inode."""
+        node = abi.ROOT_ID if ino == ROOT_INO else ino
+        self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(node, -1, 0))
+
+    def close_all(self) -> None:
+        """Close what the kernel left open when the session ended."""
+        self.settle()
+        for handle in tuple(self.files):
+            self.closed(handle)

@@ -1,0 +1,69 @@
+"""Handlers of the connection itself: INIT, DESTROY, INTERRUPT, SYNCFS, and what the kernel is told not to ask again."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fuse.kernel import abi, negotiation
+from daxfs.fuse.kernel.abi import Init, Opcode
+from daxfs.fuse.kernel.request import BODY
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.request import Request
+
+log = logging.getLogger("daxfs.fuse")
+
+
+def init(connection: Connection, request: Request) -> bytes:
+    """The handshake."""
+    major, minor, readahead, offered = request.arguments(abi.INIT_IN)
+    if offered & Init.INIT_EXT and BODY + abi.INIT_IN.size + abi.INIT_IN_EXT.size <= request.end:
+        (more,) = abi.INIT_IN_EXT.unpack_from(request.buffer, BODY + abi.INIT_IN.size)
+        offered |= more << 32
+    try:
+        agreement, answer = negotiation.agree(major, minor, readahead, offered, cache_links=connection.cache_links)
+    except FsError as error:
+        log.error("%s", error.strerror)
+        raise
+    if agreement.minor:
+        connection.agreed(agreement)
+        log.info("FUSE 7.%d, requests of %d KiB", agreement.minor, agreement.max_write >> 10)
+        for line in agreement.missing():
+            log.warning("this kernel: %s", line)
+    return answer
+
+
+def destroy(connection: Connection, _request: Request) -> bytes:
+    """The last request of a connection."""
+    connection.ended = True
+    return b""
+
+
+def interrupt(_connection: Connection, _request: Request) -> None:
+    """The caller of a request has a signal. Every request is answered before the next is read, so there is nothing."""
+    return
+
+
+def syncfs(connection: Connection, _request: Request) -> bytes:
+    """syncfs(2)."""
+    connection.core.sync()
+    return b""
+
+
+def needless(_connection: Connection, _request: Request) -> bytes:
+    """ENOSYS: done, and the kernel need not ask again (FLUSH: closing makes nothing durable; POLL: always ready)."""
+    raise FsError(errno.ENOSYS)
+
+
+TABLE: dict[int, Handler] = {
+    Opcode.INIT: init,
+    Opcode.DESTROY: destroy,
+    Opcode.INTERRUPT: interrupt,
+    Opcode.SYNCFS: syncfs,
+    Opcode.FLUSH: needless,
+    Opcode.POLL: needless,
+}

@@ -1,0 +1,107 @@
+"""Handlers of open directories, which need no handle: a node that is open is also remembered, so it can't go away.
+
+The kernel keeps listings (FOPEN_CACHE_DIR) until it changes the directory, and nobody else does.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fuse.kernel import abi, encoding
+from daxfs.fuse.kernel.abi import Init, Opcode
+
+if TYPE_CHECKING:
+    from daxfs.fs.types import DirEntry
+    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.request import Request
+
+log = logging.getLogger("daxfs.fuse")
+
+
+def opendir(connection: Connection, _request: Request) -> bytes:
+    """ENOSYS where that means that the kernel need not ask: every directory may be opened, and listings cached."""
+    if connection.agreement.has(Init.NO_OPENDIR_SUPPORT):
+        raise FsError(errno.ENOSYS)
+    return abi.OPEN_OUT.pack(0, abi.FOPEN_KEEP_CACHE | abi.FOPEN_CACHE_DIR, 0)
+
+
+def releasedir(_connection: Connection, _request: Request) -> bytes:
+    """Nothing was held."""
+    return b""
+
+
+def fsyncdir(connection: Connection, request: Request) -> bytes:
+    """fsync(2) on a directory."""
+    _, flags = request.arguments(abi.FSYNC_IN)
+    connection.core.fsync(request.ino, bool(flags & abi.FSYNC_FDATASYNC))
+    return b""
+
+
+def readdir(connection: Connection, request: Request) -> bytes:
+    """Names after a cookie, as many as there is room for."""
+    _, cookie, room, _, _, _ = request.arguments(abi.READ_IN)
+    core = connection.core
+    parts: list[bytes] = []
+    directory = core.opendir(request.ino)
+    try:
+        for found in core.readdir(directory, cookie):
+            entry = encoding.dirent(found.ino, found.cookie, encoding.d_type(found.file_type), found.name)
+            room -= len(entry)
+            if room < 0:
+                break
+            parts.append(entry)
+    finally:
+        core.releasedir(directory)
+    return b"".join(parts)
+
+
+def readdirplus(connection: Connection, request: Request) -> bytes:
+    """The same with attributes; each entry but ``.`` and ``..`` is a lookup that the kernel will forget."""
+    _, cookie, room, _, _, _ = request.arguments(abi.READ_IN)
+    core = connection.core
+    parts: list[bytes] = []
+    pinned: list[int] = []
+    directory = core.opendir(request.ino)
+    try:
+        for found in core.readdir(directory, cookie):
+            entry = encoding.dirent(found.ino, found.cookie, encoding.d_type(found.file_type), found.name)
+            room -= abi.ENTRY_OUT.size + len(entry)
+            if room < 0:
+                break
+            parts += (entry_of(connection, found, pinned), entry)
+    finally:
+        core.releasedir(directory)
+        for ino in pinned:
+            core.pin(ino)
+
+    def undo() -> None:
+        for ino in pinned:
+            core.unpin(ino)
+
+    request.undo = undo
+    return b"".join(parts)
+
+
+def entry_of(connection: Connection, found: DirEntry, pinned: list[int]) -> bytes:
+    """A name's node and attributes; ``pinned`` grows by its inode if that counts as a lookup."""
+    if found.name in (b".", b".."):
+        return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
+    try:
+        entry = encoding.entry_out(connection.core.getattr(found.ino), connection.block_size)
+    except FsError as error:
+        log.warning("inode %d: %s", found.ino, error.strerror)
+        return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
+    pinned.append(found.ino)
+    return entry
+
+
+TABLE: dict[int, Handler] = {
+    Opcode.OPENDIR: opendir,
+    Opcode.READDIR: readdir,
+    Opcode.READDIRPLUS: readdirplus,
+    Opcode.RELEASEDIR: releasedir,
+    Opcode.FSYNCDIR: fsyncdir,
+}

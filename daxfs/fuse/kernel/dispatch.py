@@ -1,0 +1,92 @@
+"""From a message to its answer: which handler, which error. A message, however malformed, has an answer or is dropped.
+
+Only an exception that nobody expected leaves this module; it ends the session.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
+from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.request import BODY
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.request import Request
+
+log = logging.getLogger("daxfs.fuse")
+
+Reply = tuple[bytes] | tuple[bytes, bytes | memoryview]
+
+TABLE: dict[int, Handler] = {
+    **control.TABLE,
+    **names.TABLE,
+    **attributes.TABLE,
+    **files.TABLE,
+    **directories.TABLE,
+    **ioctls.TABLE,
+}
+LEAST = {Opcode.READ: BODY + abi.READ_IN.size, Opcode.WRITE: BODY + abi.WRITE_IN.size}
+"""Lengths of requests whose handlers leave the check to us, for speed."""
+WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+
+_in_header = abi.IN_HEADER.unpack_from
+_out_header = abi.OUT_HEADER.pack
+OUT = abi.OUT_HEADER.size
+
+
+def answer(connection: Connection, request: Request, length: int, table: dict[int, Handler]) -> Reply | None:
+    """Answer the message of ``length`` bytes in the request's buffer.
+
+    Args:
+        connection: whose it is.
+        request: filled here; its ``undo`` is set if the answer must be taken back when it can't be delivered.
+        length: bytes.
+        table: the handlers.
+
+    Returns:
+        The buffers of the answer, valid until the next change of the file system; None: there is none.
+    """
+    if length < BODY:
+        log.error("a message of %d bytes", length)
+        return None
+    said, opcode, unique, request.node, request.uid, request.gid, request.pid, extensions, _ = _in_header(
+        request.buffer
+    )
+    request.opcode = opcode
+    request.unique = unique
+    request.length = length
+    request.end = length - 8 * extensions if extensions else length
+    request.undo = None
+    try:
+        handler = table.get(opcode)
+        if handler is None:
+            raise FsError(errno.ENOSYS)
+        if said != length or request.end < BODY or request.end < LEAST.get(opcode, 0):
+            raise FsError(errno.EINVAL, f"opcode {opcode}: {length} bytes, the header says {said}")
+        try:
+            body = handler(connection, request)
+        except FsError as error:
+            if error.errno != errno.ENOSPC or not connection.unsettled:
+                raise
+            connection.settle()
+            body = handler(connection, request)
+    except FsError as error:
+        return refusal(error, opcode, unique)
+    if body is None:
+        return None
+    return (_out_header(OUT + len(body), 0, unique), body) if body else (_out_header(OUT, 0, unique),)
+
+
+def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:
+    """The answer to a request that was refused."""
+    if isinstance(error, Corrupt):
+        log.warning("%s", error.strerror)
+    if opcode in WITHOUT_ANSWER:
+        log.error("opcode %d: %s", opcode, error.strerror)
+        return None
+    return (_out_header(OUT, -(error.errno or errno.EIO), unique),)

@@ -1,0 +1,117 @@
+"""Answers in bytes: attributes, entries, statx, names of a directory. Pure functions of the core's plain values.
+
+The kernel may keep names and attributes for a day: nobody else changes a mounted pool, and what an operation changes
+the kernel drops by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from daxfs.fs.types import ROOT_INO, Attributes, StatFs
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.abi import ROOT_ID
+
+CACHE_SECONDS = 3600 * 24
+BILLION = 10**9
+WORD = 0xFFFFFFFF
+LONG = 0xFFFFFFFFFFFFFFFF
+
+STATX_BASIC_STATS = 0x7FF
+STATX_BTIME = 0x800
+STATX_ATTR_IMMUTABLE = 0x10
+STATX_ATTR_APPEND = 0x20
+STATX_ATTR_NODUMP = 0x40
+STATX_ATTR_DAX = 0x00200000
+EXT4_IMMUTABLE_FL = 0x10
+EXT4_APPEND_FL = 0x20
+EXT4_NODUMP_FL = 0x40
+SHOWN_FLAGS = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_NODUMP_FL
+"""These have the same bits in an inode and in statx(2) (fs/ext4/inode.c: ext4_getattr)."""
+
+ABSENT = abi.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, *[0] * 18)
+"""The answer that lets the kernel remember that a name does not exist."""
+ALIGN = 8
+DT_OF_FILE_TYPE = (0, 8, 4, 2, 6, 1, 12, 10)
+"""d_type by ext4's file type: unknown, regular, directory, character, block, FIFO, socket, symbolic link."""
+
+
+def kernel_device(rdev: int) -> int:
+    """A device number as the kernel encodes it in 32 bits (new_encode_dev in include/linux/kdev_t.h)."""
+    major, minor = os.major(rdev), os.minor(rdev)
+    return (minor & 0xFF | major << 8 | (minor & ~0xFF) << 12) & WORD
+
+
+def device_of_kernel(encoded: int) -> int:
+    """The reverse of `kernel_device`."""
+    return os.makedev((encoded >> 8) & 0xFFF, (encoded & 0xFF) | (encoded >> 12) & 0xFFF00)
+
+
+def attr_out(found: Attributes, block_size: int) -> bytes:
+    """fuse_attr_out: the answer to GETATTR and SETATTR."""
+    ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, _, _, _ = found
+    asec, ansec = divmod(atime, BILLION)
+    msec, mnsec = divmod(mtime, BILLION)
+    csec, cnsec = divmod(ctime, BILLION)
+    return abi.ATTR_OUT.pack(
+        CACHE_SECONDS, 0, ino, size, blocks, asec & LONG, msec & LONG, csec & LONG, ansec, mnsec, cnsec,
+        mode, nlink, uid, gid, kernel_device(rdev) if rdev else 0, block_size, 0,
+    )  # fmt: skip
+
+
+def entry_out(found: Attributes, block_size: int) -> bytes:
+    """fuse_entry_out: a name's node and its attributes. Whoever sends it pins the inode."""
+    ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, _, generation, _ = found
+    asec, ansec = divmod(atime, BILLION)
+    msec, mnsec = divmod(mtime, BILLION)
+    csec, cnsec = divmod(ctime, BILLION)
+    return abi.ENTRY_OUT.pack(
+        ROOT_ID if ino == ROOT_INO else ino, generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0,
+        ino, size, blocks, asec & LONG, msec & LONG, csec & LONG, ansec, mnsec, cnsec,
+        mode, nlink, uid, gid, kernel_device(rdev) if rdev else 0, block_size, 0,
+    )  # fmt: skip
+
+
+def nameless_entry(ino: int, d_type: int) -> bytes:
+    """An entry without a node: ``.`` and ``..``, and a name whose inode can't be read (a lookup gives the error)."""
+    return abi.ENTRY_OUT.pack(0, 0, 0, 0, 0, 0, ino, *[0] * 8, d_type << 12, *[0] * 6)
+
+
+def statx_out(found: Attributes, block_size: int, *, dax: bool) -> bytes:
+    """fuse_statx_out, with the time of birth and the attributes that statx(2) knows."""
+    attributes = found.flags & SHOWN_FLAGS | (STATX_ATTR_DAX if dax else 0)
+    supported = STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND | STATX_ATTR_NODUMP | STATX_ATTR_DAX
+    times = [
+        part
+        for when in (found.atime_ns, found.crtime_ns, found.ctime_ns, found.mtime_ns)
+        for part in divmod(when, BILLION)
+    ]
+    return abi.STATX_OUT.pack(
+        CACHE_SECONDS, 0, 0, STATX_BASIC_STATS | STATX_BTIME, block_size, attributes,
+        found.nlink, found.uid, found.gid, found.mode & 0xFFFF, found.ino, found.size, found.blocks, supported,
+        *times, os.major(found.rdev), os.minor(found.rdev), 0, 0,
+    )  # fmt: skip
+
+
+def statfs_out(found: StatFs) -> bytes:
+    """fuse_statfs_out."""
+    return abi.STATFS_OUT.pack(
+        found.blocks, found.free, found.available, found.files, found.files_free,
+        found.block_size, found.name_max, found.block_size,
+    )  # fmt: skip
+
+
+def dirent(ino: int, cookie: int, d_type: int, name: bytes) -> bytes:
+    """fuse_dirent, padded to 8 bytes."""
+    return abi.DIRENT.pack(ino, cookie, len(name), d_type) + name + bytes(-len(name) % ALIGN)
+
+
+def d_type(file_type: int) -> int:
+    """The d_type of getdents(2) for ext4's file type."""
+    return DT_OF_FILE_TYPE[file_type] if file_type < len(DT_OF_FILE_TYPE) else 0
+
+
+def opens_by_itself(mode: int) -> bool:
+    """Whether a file of this mode is opened by the kernel without us: devices, FIFOs, sockets."""
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -1,0 +1,149 @@
+"""Handlers of open files: data, size changes by range, positions of data and holes, durability.
+
+Reads answer with the pool's memory itself: the session hands it to the kernel before it looks at the next request.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs.types import Attributes
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.abi import Init, Opcode
+from daxfs.fuse.kernel.names import remembered
+from daxfs.fuse.kernel.request import BODY
+
+if TYPE_CHECKING:
+    from daxfs.fs.filesystem import OpenFile
+    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.request import Request
+
+WRITE_DATA = BODY + abi.WRITE_IN.size
+LARGEST_COPY = 0x7FFFF000
+"""What an answer of COPY_FILE_RANGE can say, in whole pages."""
+
+
+def open_file(connection: Connection, request: Request) -> bytes:
+    """Open by node; the kernel has checked the rights."""
+    flags, open_flags = request.arguments(abi.OPEN_IN)
+    kill = bool(open_flags & abi.OPEN_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
+    return connection.opened(request, connection.core.open_file(request.ino, flags, request.caller(), kill))
+
+
+def create(connection: Connection, request: Request) -> bytes:
+    """Make a regular file and open it."""
+    flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
+    name = request.name(BODY + abi.CREATE_IN.size)
+    file, made = connection.core.create(request.ino, name, mode, flags, request.caller(umask))
+    return made_and_opened(connection, request, file, made)
+
+
+def tmpfile(connection: Connection, request: Request) -> bytes:
+    """Make a file without a name and open it (O_TMPFILE)."""
+    flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
+    file, made = connection.core.tmpfile(request.ino, mode, flags, request.caller(umask))
+    return made_and_opened(connection, request, file, made)
+
+
+def made_and_opened(connection: Connection, request: Request, file: OpenFile, made: Attributes) -> bytes:
+    """Entry and handle in one answer."""
+    entry = remembered(connection, request, made)
+    forget = request.undo
+    answer = connection.opened(request, file)
+    close = request.undo
+
+    def undo() -> None:
+        for step in (close, forget):
+            if step is not None:
+                step()
+
+    request.undo = undo
+    return entry + answer
+
+
+def read(connection: Connection, request: Request) -> memoryview | bytes:
+    """Data, as a view of the pool where it lies together."""
+    handle, offset, size, _, _, _ = abi.READ_IN.unpack_from(request.buffer, BODY)
+    file = connection.files.get(handle) or connection.file(handle)
+    return connection.core.read(file, offset, size)
+
+
+def write(connection: Connection, request: Request) -> bytes:
+    """Data into the file; what comes from the kernel's page cache never takes set-id bits away."""
+    buffer = request.buffer
+    handle, offset, size, flags, _, _ = abi.WRITE_IN.unpack_from(buffer, BODY)
+    file = connection.files.get(handle) or connection.file(handle)
+    end = WRITE_DATA + size
+    if end > request.end:
+        raise FsError(errno.EINVAL, "the request is cut short")
+    content = buffer[WRITE_DATA:end]
+    if file.node.plain:
+        return abi.WRITE_OUT.pack(connection.core.write(file, offset, content))
+    if flags & abi.WRITE_CACHE:
+        kill: bool | None = False
+    elif connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
+        kill = bool(flags & abi.WRITE_KILL_SUIDGID)
+    else:
+        kill = None
+    written = connection.core.write(file, offset, content, kill)
+    # The bits may be gone, and the kernel, which looks at its cached mode when it runs a program, does not know.
+    connection.forget_attributes_of(file.ino)
+    return abi.WRITE_OUT.pack(written)
+
+
+def release(connection: Connection, request: Request) -> bytes:
+    """The last user has closed it."""
+    handle, _, _, _ = request.arguments(abi.RELEASE_IN)
+    connection.closed(handle)
+    return b""
+
+
+def fsync(connection: Connection, request: Request) -> bytes:
+    """fsync(2) and fdatasync(2)."""
+    handle, flags = request.arguments(abi.FSYNC_IN)
+    connection.core.fsync(connection.file(handle).ino, bool(flags & abi.FSYNC_FDATASYNC))
+    return b""
+
+
+def fallocate(connection: Connection, request: Request) -> bytes:
+    """fallocate(2); the kernel itself refuses to collapse and insert ranges through FUSE."""
+    handle, offset, length, mode = request.arguments(abi.FALLOCATE_IN)
+    connection.core.fallocate(connection.file(handle), mode, offset, length)
+    return b""
+
+
+def lseek(connection: Connection, request: Request) -> bytes:
+    """SEEK_DATA and SEEK_HOLE; the kernel does the other kinds itself."""
+    handle, offset, whence = request.arguments(abi.LSEEK_IN)
+    if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        raise FsError(errno.EINVAL)
+    return abi.LSEEK_OUT.pack(connection.core.seek(connection.file(handle), offset, whence))
+
+
+def copy_file_range(connection: Connection, request: Request) -> bytes:
+    """copy_file_range(2); as much as the answer can say."""
+    source, offset, _, target, target_offset, length, flags = request.arguments(abi.COPY_FILE_RANGE_IN)
+    if flags:
+        raise FsError(errno.EINVAL)
+    wide = request.opcode == Opcode.COPY_FILE_RANGE_64
+    length = length if wide else min(length, LARGEST_COPY)
+    copied = connection.core.copy_range(connection.file(source), offset, connection.file(target), target_offset, length)
+    return abi.COPY_FILE_RANGE_OUT.pack(copied) if wide else abi.WRITE_OUT.pack(copied)
+
+
+TABLE: dict[int, Handler] = {
+    Opcode.OPEN: open_file,
+    Opcode.CREATE: create,
+    Opcode.TMPFILE: tmpfile,
+    Opcode.READ: read,
+    Opcode.WRITE: write,
+    Opcode.RELEASE: release,
+    Opcode.FSYNC: fsync,
+    Opcode.FALLOCATE: fallocate,
+    Opcode.LSEEK: lseek,
+    Opcode.COPY_FILE_RANGE: copy_file_range,
+    Opcode.COPY_FILE_RANGE_64: copy_file_range,
+}

@@ -1,0 +1,107 @@
+"""ioctl(2) on files and directories: inode flags, extended flags, version, label, trim, and daxfs's own commands.
+
+FUSE lets "restricted" commands through: the command's number says how many bytes go in and out, and no pointer is
+followed. chattr(1), lsattr(1) and xfs_io(8) arrive here by way of the kernel's fileattr interface, which has checked
+whose file it is. FIEMAP does not arrive: the kernel answers it for FUSE (EOPNOTSUPP).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs.types import FsXattr
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.request import BODY
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.request import Request
+
+    Command = Callable[[Connection, Request, memoryview], bytes]
+
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_IOC32_GETFLAGS = 0x80046601
+FS_IOC32_SETFLAGS = 0x40046602
+FS_IOC_GETVERSION = 0x80087601
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
+FITRIM = 0xC0185879
+
+FLAGS = Struct("=I")
+FSXATTR = Struct("=IIIII8x")  # xflags extsize nextents projid cowextsize
+FSTRIM_RANGE = Struct("=QQQ")  # start len minlen
+
+
+def fixed(layout: Struct, given: memoryview) -> tuple[int, ...]:
+    """The argument of a command."""
+    if len(given) < layout.size:
+        raise FsError(errno.EINVAL, "the argument is cut short")
+    found: tuple[int, ...] = layout.unpack_from(given)
+    return found
+
+
+def get_flags(connection: Connection, request: Request, _given: memoryview) -> bytes:
+    """lsattr(1)."""
+    return FLAGS.pack(connection.core.get_flags(request.ino))
+
+
+def set_flags(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """chattr(1)."""
+    (flags,) = fixed(FLAGS, given)
+    connection.core.set_flags(request.ino, flags, request.caller())
+    return b""
+
+
+def get_fsxattr(connection: Connection, request: Request, _given: memoryview) -> bytes:
+    """Extended flags and project id."""
+    return FSXATTR.pack(*connection.core.get_fsxattr(request.ino))
+
+
+def set_fsxattr(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """Change them."""
+    connection.core.set_fsxattr(request.ino, FsXattr(*fixed(FSXATTR, given)), request.caller())
+    return b""
+
+
+def get_version(connection: Connection, request: Request, _given: memoryview) -> bytes:
+    """The generation number, for file handles of user space."""
+    return FLAGS.pack(connection.core.generation(request.ino))
+
+
+def trim(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """fstrim(8): give free memory back to what the pool lies on."""
+    if request.uid:
+        raise FsError(errno.EPERM)
+    start, length, least = fixed(FSTRIM_RANGE, given)
+    return FSTRIM_RANGE.pack(start, connection.core.trim(start, length, least), least)
+
+
+COMMANDS: dict[int, Command] = {
+    FS_IOC_GETFLAGS: get_flags,
+    FS_IOC_SETFLAGS: set_flags,
+    FS_IOC32_GETFLAGS: get_flags,
+    FS_IOC32_SETFLAGS: set_flags,
+    FS_IOC_GETVERSION: get_version,
+    FS_IOC_FSGETXATTR: get_fsxattr,
+    FS_IOC_FSSETXATTR: set_fsxattr,
+    FITRIM: trim,
+}
+
+
+def ioctl(connection: Connection, request: Request) -> bytes:
+    """Find the command, hand it its argument, cut or fill its answer to what was asked (ENOTTY: unknown)."""
+    _, _, number, _, in_size, out_size = request.arguments(abi.IOCTL_IN)
+    command = COMMANDS.get(number)
+    if command is None:
+        raise FsError(errno.ENOTTY)
+    answer = command(connection, request, request.data(BODY + abi.IOCTL_IN.size, in_size))
+    return abi.IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size].ljust(out_size, b"\0")
+
+
+TABLE: dict[int, Handler] = {Opcode.IOCTL: ioctl}

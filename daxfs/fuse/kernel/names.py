@@ -1,0 +1,145 @@
+"""Handlers of names: LOOKUP and FORGET, making, linking, removing, renaming, symbolic links.
+
+A handler takes the connection and the request, and returns the body of the answer. An entry in an answer is one lookup
+that the kernel will forget again: `remembered` pins its inode and says how to take that back.
+"""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs.types import Attributes, RenameFlags
+from daxfs.fuse.kernel import abi, encoding
+from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.request import BODY
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.request import Request
+
+DOT = b"."
+
+
+def remembered(connection: Connection, request: Request, found: Attributes) -> bytes:
+    """The entry of an answer that the kernel counts as a lookup."""
+    core = connection.core
+    core.pin(found.ino)
+    request.undo = partial(core.unpin, found.ino)
+    return encoding.entry_out(found, connection.block_size)
+
+
+def lookup(connection: Connection, request: Request) -> bytes:
+    """A name, or by ``.`` and ``..`` the inode of a file handle that the kernel remembers no more."""
+    name = request.name()
+    if name == DOT:
+        return remembered(connection, request, by_handle(connection, request.ino))
+    try:
+        found = connection.core.lookup(request.ino, name)
+    except FsError as error:
+        if error.errno == errno.ENOENT:
+            return encoding.ABSENT
+        raise
+    return remembered(connection, request, found)
+
+
+def by_handle(connection: Connection, ino: int) -> Attributes:
+    """The inode of a file handle, which may be old (ESTALE): ext4_nfs_get_inode in fs/ext4/super.c."""
+    found = connection.core.getattr(ino)
+    if not found.nlink:
+        raise FsError(errno.ESTALE)
+    return found
+
+
+def forget(connection: Connection, request: Request) -> None:
+    """So many lookups less."""
+    (lookups,) = request.arguments(abi.FORGET_IN)
+    connection.forget(request.node, lookups)
+
+
+def batch_forget(connection: Connection, request: Request) -> None:
+    """The same for several nodes."""
+    (count,) = request.arguments(abi.BATCH_FORGET_IN)
+    begin = BODY + abi.BATCH_FORGET_IN.size
+    for node, lookups in abi.FORGET_ONE.iter_unpack(request.data(begin, count * abi.FORGET_ONE.size)):
+        connection.forget(node, lookups)
+
+
+def readlink(connection: Connection, request: Request) -> bytes:
+    """The target, without a zero byte."""
+    return connection.core.readlink(request.ino)
+
+
+def mknod(connection: Connection, request: Request) -> bytes:
+    """A file, device node, FIFO or socket."""
+    mode, rdev, umask, _ = request.arguments(abi.MKNOD_IN)
+    name = request.name(BODY + abi.MKNOD_IN.size)
+    device = encoding.device_of_kernel(rdev)
+    made = connection.core.mknod(request.ino, name, mode, device, request.caller(umask))
+    return remembered(connection, request, made)
+
+
+def mkdir(connection: Connection, request: Request) -> bytes:
+    """A directory."""
+    mode, umask = request.arguments(abi.MKDIR_IN)
+    name = request.name(BODY + abi.MKDIR_IN.size)
+    return remembered(connection, request, connection.core.mkdir(request.ino, name, mode, request.caller(umask)))
+
+
+def symlink(connection: Connection, request: Request) -> bytes:
+    """A symbolic link."""
+    name, target = request.names()
+    return remembered(connection, request, connection.core.symlink(request.ino, name, target, request.caller()))
+
+
+def link(connection: Connection, request: Request) -> bytes:
+    """One more name for a node."""
+    (node,) = request.arguments(abi.LINK_IN)
+    name = request.name(BODY + abi.LINK_IN.size)
+    return remembered(connection, request, connection.core.link(request.ino_of(node), request.ino, name))
+
+
+def unlink(connection: Connection, request: Request) -> bytes:
+    """Take a name away."""
+    connection.core.unlink(request.ino, request.name())
+    return b""
+
+
+def rmdir(connection: Connection, request: Request) -> bytes:
+    """Take a directory away."""
+    connection.core.rmdir(request.ino, request.name())
+    return b""
+
+
+def rename(connection: Connection, request: Request) -> bytes:
+    """rename(2)."""
+    (directory,) = request.arguments(abi.RENAME_IN)
+    old, new = request.names(BODY + abi.RENAME_IN.size)
+    connection.core.rename(request.ino, old, request.ino_of(directory), new)
+    return b""
+
+
+def rename2(connection: Connection, request: Request) -> bytes:
+    """renameat2(2)."""
+    directory, flags = request.arguments(abi.RENAME2_IN)
+    old, new = request.names(BODY + abi.RENAME2_IN.size)
+    connection.core.rename(request.ino, old, request.ino_of(directory), new, RenameFlags(flags), request.caller())
+    return b""
+
+
+TABLE: dict[int, Handler] = {
+    Opcode.LOOKUP: lookup,
+    Opcode.FORGET: forget,
+    Opcode.BATCH_FORGET: batch_forget,
+    Opcode.READLINK: readlink,
+    Opcode.MKNOD: mknod,
+    Opcode.MKDIR: mkdir,
+    Opcode.SYMLINK: symlink,
+    Opcode.LINK: link,
+    Opcode.UNLINK: unlink,
+    Opcode.RMDIR: rmdir,
+    Opcode.RENAME: rename,
+    Opcode.RENAME2: rename2,
+}

@@ -1,0 +1,135 @@
+"""INIT: what this session and the kernel agree on. docs/FUSE.md has each flag with its reason.
+
+`agree` reads the kernel's offer and makes the answer. What a kernel does not offer is left out, and `missing` says in
+plain words what the mount can't do then, for the log.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+from daxfs.errors import FsError
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.abi import Init
+
+MAX_PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
+PAGES_WITHOUT_LIMIT = 256
+"""The kernel's own limit where it has no sysctl: requests of 1 MiB."""
+MOST_PAGES = 4096
+"""A request of 16 MiB: more buys nothing, and the session has a buffer of that size."""
+MAX_BACKGROUND = 64
+CONGESTION_THRESHOLD = 48
+NANOSECOND = 1
+
+WANTED = (
+    Init.ASYNC_READ
+    | Init.ATOMIC_O_TRUNC
+    | Init.EXPORT_SUPPORT
+    | Init.BIG_WRITES
+    | Init.DONT_MASK
+    | Init.DO_READDIRPLUS
+    | Init.READDIRPLUS_AUTO
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS
+    | Init.POSIX_ACL
+    | Init.ABORT_ERROR
+    | Init.MAX_PAGES
+    | Init.NO_OPENDIR_SUPPORT
+    | Init.EXPLICIT_INVAL_DATA
+    | Init.HANDLE_KILLPRIV_V2
+    | Init.SETXATTR_EXT
+    | Init.INIT_EXT
+    | Init.CREATE_SUPP_GROUP
+    | Init.DIRECT_IO_ALLOW_MMAP
+)
+
+LOSSES = {
+    Init.DIRECT_IO_ALLOW_MMAP: "no shared mappings of files that bypass the page cache (Linux 6.6)",
+    Init.HANDLE_KILLPRIV_V2: "set-id bits go by who opened a file, not by who writes (Linux 5.12)",
+    Init.SETXATTR_EXT: "an ACL set by who is not in the group leaves the set-group-id bit (Linux 5.13)",
+    Init.CREATE_SUPP_GROUP: "supplementary groups are unknown when files are made (Linux 6.3)",
+    Init.POSIX_ACL: "no POSIX ACLs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What holds for this connection.
+
+    Attributes:
+        minor: of the protocol: the smaller of both sides'.
+        flags: those that both sides have.
+        max_write: bytes of data that one request carries at most.
+    """
+
+    minor: int
+    flags: Init
+    max_write: int
+
+    def has(self, flag: Init) -> bool:
+        """Whether ``flag`` was agreed."""
+        return bool(self.flags & flag)
+
+    def missing(self) -> list[str]:
+        """What does not work with this kernel, one line each."""
+        return [text for flag, text in LOSSES.items() if not self.flags & flag]
+
+
+def most_pages() -> int:
+    """Pages of data in one request: what the system allows."""
+    try:
+        allowed = int(MAX_PAGES_LIMIT.read_text())
+    except (OSError, ValueError):
+        allowed = PAGES_WITHOUT_LIMIT
+    return max(1, min(allowed, MOST_PAGES))
+
+
+def buffer_size() -> int:
+    """Bytes of the largest request: header, arguments, data."""
+    return max(abi.MIN_READ_BUFFER, most_pages() * mmap.PAGESIZE + mmap.PAGESIZE)
+
+
+def agree(major: int, minor: int, readahead: int, offered: int, *, cache_links: bool) -> tuple[Agreement, bytes]:
+    """Answer an INIT.
+
+    Args:
+        major: of the kernel.
+        minor: of the kernel.
+        readahead: bytes, as the kernel proposes.
+        offered: the flags, both words.
+        cache_links: the kernel may keep the targets of symbolic links.
+
+    Returns:
+        What was agreed, and the body of the answer.
+
+    Raises:
+        FsError: EPROTO, a protocol older than 7.31 (Linux 5.4).
+    """
+    if major > abi.MAJOR:  # It will ask again with our major version.
+        return Agreement(0, Init(0), 0), abi.INIT_OUT.pack(abi.MAJOR, abi.MINOR, *[0] * 10)
+    if major < abi.MAJOR or minor < abi.OLDEST_MINOR:
+        raise FsError(errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}, daxfs needs 7.{abi.OLDEST_MINOR}")
+    wanted = WANTED | Init.CACHE_SYMLINKS if cache_links else WANTED
+    flags = Init(offered) & wanted
+    if not flags & Init.INIT_EXT:
+        flags &= Init(0xFFFFFFFF)
+    pages = most_pages() if flags & Init.MAX_PAGES else 32
+    agreed = Agreement(min(minor, abi.MINOR), flags, pages * mmap.PAGESIZE)
+    answer = abi.INIT_OUT.pack(
+        abi.MAJOR,
+        agreed.minor,
+        readahead,
+        int(flags) & 0xFFFFFFFF,
+        MAX_BACKGROUND,
+        CONGESTION_THRESHOLD,
+        agreed.max_write,
+        NANOSECOND,
+        pages,
+        0,
+        int(flags) >> 32,
+        0,
+    )
+    return agreed, answer

@@ -1,0 +1,95 @@
+"""One request as it lies in the session's buffer. Everything that is read from it is checked against its length."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from struct import Struct
+
+from daxfs.errors import FsError
+from daxfs.fs.types import ROOT_INO, Caller
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.abi import ROOT_ID
+
+BODY = abi.IN_HEADER.size
+FIRST_ORDINARY_INO = 11
+
+
+class Request:
+    """The request that is being answered; one object serves all, filled anew each time.
+
+    Attributes:
+        buffer: the message, its header first.
+        end: where its arguments end (extensions follow, up to ``length``).
+        length: bytes of the message.
+        undo: what takes the operation back if the kernel does not want the answer any more (its caller was killed).
+        last_ino: the largest inode number there is.
+    """
+
+    __slots__ = ("buffer", "end", "gid", "last_ino", "length", "node", "opcode", "pid", "uid", "undo", "unique")
+
+    def __init__(self, buffer: memoryview, last_ino: int) -> None:
+        self.buffer = buffer
+        self.last_ino = last_ino
+        self.length = self.end = 0
+        self.opcode = self.unique = self.node = self.uid = self.gid = self.pid = 0
+        self.undo: Callable[[], None] | None = None
+
+    @property
+    def ino(self) -> int:
+        """The inode number of the request's node."""
+        return self.ino_of(self.node)
+
+    def ino_of(self, node: int) -> int:
+        """The inode number of a FUSE node id (ESTALE: no file's)."""
+        if FIRST_ORDINARY_INO <= node <= self.last_ino:
+            return node
+        if node == ROOT_ID:
+            return ROOT_INO
+        raise FsError(errno.ESTALE, f"node {node}")
+
+    def arguments(self, layout: Struct) -> tuple[int, ...]:
+        """The fixed arguments."""
+        if BODY + layout.size > self.end:
+            raise FsError(errno.EINVAL, "the request is cut short")
+        found: tuple[int, ...] = layout.unpack_from(self.buffer, BODY)
+        return found
+
+    def data(self, at: int, size: int) -> memoryview:
+        """``size`` bytes at offset ``at`` of the message."""
+        if at + size > self.end:
+            raise FsError(errno.EINVAL, "the request is cut short")
+        return self.buffer[at : at + size]
+
+    def name(self, at: int = BODY) -> bytes:
+        """The zero-terminated string at offset ``at`` of the message."""
+        text, zero, _ = bytes(self.buffer[at : self.end]).partition(b"\0")
+        if not zero:
+            raise FsError(errno.EINVAL, "a name has no end")
+        return text
+
+    def names(self, at: int = BODY) -> tuple[bytes, bytes]:
+        """Two of them in a row."""
+        first = self.name(at)
+        return first, self.name(at + len(first) + 1)
+
+    def caller(self, umask: int = 0) -> Caller:
+        """Who asks, with the supplementary group that the kernel found to matter."""
+        groups = self.groups() if self.length != self.end else frozenset()
+        return Caller(self.uid, self.gid, self.pid, umask, groups)
+
+    def groups(self) -> frozenset[int]:
+        """The groups of the extension FUSE_EXT_GROUPS; at most one in practice."""
+        at = self.end
+        while at + abi.EXT_HEADER.size <= self.length:
+            size, kind = abi.EXT_HEADER.unpack_from(self.buffer, at)
+            if size < abi.EXT_HEADER.size or at + size > self.length:
+                raise FsError(errno.EINVAL, "an extension is cut short")
+            if kind == abi.EXT_GROUPS and size >= abi.EXT_HEADER.size + abi.SUPP_GROUPS.size:
+                begin = at + abi.EXT_HEADER.size + abi.SUPP_GROUPS.size
+                (count,) = abi.SUPP_GROUPS.unpack_from(self.buffer, begin - abi.SUPP_GROUPS.size)
+                if begin + 4 * count > at + size:
+                    raise FsError(errno.EINVAL, "an extension is cut short")
+                return frozenset(self.buffer[begin : begin + 4 * count].cast("I"))
+            at += size
+        return frozenset()

@@ -1,0 +1,148 @@
+"""One session on /dev/fuse: mount, serve until unmounted or told to stop, unmount.
+
+The session borrows an open `FileSystem`; whoever opened it closes it. Requests are answered one after the other, each
+whole, in turns of some milliseconds; between turns other tasks run (the commit, signals). With nothing to do the
+session sleeps in trio.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from daxfs.errors import UserError
+from daxfs.fuse import mounts, serving
+from daxfs.fuse.kernel import abi, dispatch, negotiation
+from daxfs.fuse.kernel.connection import Connection
+from daxfs.fuse.kernel.device import Device
+from daxfs.fuse.kernel.request import Request
+from daxfs.fuse.kernel.wakefulness import Wakefulness
+
+if TYPE_CHECKING:
+    from daxfs.fs.filesystem import FileSystem
+    from daxfs.fuse.options import MountOptions
+
+log = logging.getLogger("daxfs.fuse")
+
+TURN_SECONDS = 0.010
+"""The longest time for which other tasks wait while requests are served without a pause."""
+DENSE = 50
+"""Requests in one turn from which on quick wake-ups are worth asking for."""
+
+
+class Session:
+    """The loop between the device and the handlers."""
+
+    def __init__(self, device: Device, connection: Connection, wakefulness: Wakefulness) -> None:
+        self._device = device
+        self._connection = connection
+        self._wakefulness = wakefulness
+        self._request = Request(device.buffer, connection.last_ino)
+        self._stopping = False
+
+    async def serve(self) -> None:
+        """Answer requests until the mount is gone or `stop` was called."""
+        device = self._device
+        try:
+            while not (self._stopping or device.ended or self._connection.ended):
+                if self.turn():
+                    await trio.lowlevel.checkpoint()
+                else:
+                    self._wakefulness.release()
+                    await trio.lowlevel.wait_readable(device.descriptor)
+        except trio.ClosedResourceError:
+            log.debug("told to stop")
+        finally:
+            self._wakefulness.release()
+
+    def stop(self) -> None:
+        """Make `serve` return soon."""
+        self._stopping = True
+        trio.lowlevel.notify_closing(self._device.descriptor)
+
+    def turn(self) -> bool:
+        """Serve for `TURN_SECONDS`; False: no request has come for a while."""
+        device, connection, request = self._device, self._connection, self._request
+        receive, wait, send = device.receive, device.wait, device.send
+        answer, table = dispatch.answer, connection.table
+        end = perf_counter() + TURN_SECONDS
+        served = 0
+        while True:
+            length = receive()
+            if length:
+                reply = answer(connection, request, length, table)
+                if reply is not None and not send(*reply) and request.undo is not None:
+                    request.undo()
+                served += 1
+            elif device.ended:
+                return True
+            if perf_counter() > end:
+                break
+            if connection.unsettled and not device.pending():
+                connection.settle()
+            if not wait():
+                return False
+        if served >= DENSE:
+            self._wakefulness.hold()
+        return True
+
+
+def serve(
+    core: FileSystem,
+    source: str,
+    mountpoint: str,
+    options: MountOptions,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Mount ``core`` on ``mountpoint`` (a real path) and serve it until the end.
+
+    Args:
+        core: the open file system.
+        source: what mount tables show as the device: the real path of the pool.
+        mountpoint: where.
+        options: of the mount.
+        ready: called once the kernel has the mount, before the first request is answered.
+
+    Raises:
+        UserError: the mount was refused.
+        SessionFailed: an unknown exception ended it.
+    """
+    descriptor, by_helper = _mount(source, mountpoint, options)
+    mounted = mounts.top_mount(mountpoint)
+    device = Device(descriptor, negotiation.buffer_size(), options.poll_seconds)
+
+    def notify(code: int, body: bytes) -> None:
+        device.send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body)
+
+    connection = Connection(core, dispatch.TABLE, notify, cache_links=options.atime != "strictatime")
+    session = Session(device, connection, Wakefulness(options.wake_microseconds))
+    try:
+        serving.run(core, mountpoint, options.commit_seconds, session.serve, session.stop, ready)
+    except serving.SessionFailed:
+        device.close()
+        raise
+    connection.close_all()
+    device.close()
+    if mounted is not None and mounts.top_mount(mountpoint) == mounted:
+        if by_helper:
+            mounts.unmount(mountpoint, lazy=True)
+        else:
+            mounts.unmount_device(mountpoint, mounts.MNT_DETACH)
+
+
+def _mount(source: str, mountpoint: str, options: MountOptions) -> tuple[int, bool]:
+    """Mount; returns the descriptor, and whether the helper did it, which then has to unmount too."""
+    kernel = ["default_permissions", *(["allow_other"] if options.allow_other else []), *options.kernel]
+    if os.geteuid() == 0:
+        try:
+            return mounts.mount_device(source, mountpoint, options.flags, kernel), False
+        except OSError as error:
+            if error.errno != errno.EPERM:
+                raise UserError(f"mount on {mountpoint} failed: {error.strerror}", mounts.MOUNT_FAILED) from None
+    return mounts.mount_by_helper(source, mountpoint, options.flags, kernel), True

@@ -1,0 +1,105 @@
+"""What every session does besides answering requests: commits in time, an end on signals, and how a session ends.
+
+A session ends in one of three ways: the file system is unmounted from outside; SIGTERM, SIGINT or SIGHUP ask for a
+clean end, which unmounts; or an unknown exception aborts the journal and leaves the mountpoint in place, so that nobody
+takes an empty directory for the files (`SessionFailed`).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from daxfs.errors import FsError
+
+if TYPE_CHECKING:
+    from daxfs.fs.filesystem import FileSystem
+
+log = logging.getLogger("daxfs.fuse")
+
+LONGEST_TICK_SECONDS = 1.0
+SHORTEST_TICK_SECONDS = 0.1
+
+
+class SessionFailed(Exception):
+    """The session met an exception that nobody expected; the journal is aborted, the mountpoint left in place."""
+
+
+def run(
+    core: FileSystem,
+    mountpoint: str,
+    commit_seconds: float,
+    serve: Callable[[], Awaitable[None]],
+    stop: Callable[[], None],
+    ready: Callable[[], None],
+) -> None:
+    """Serve until the end.
+
+    Args:
+        core: the open file system.
+        mountpoint: for messages.
+        commit_seconds: of the mount.
+        serve: answers requests until the mount is gone or ``stop`` was called.
+        stop: makes ``serve`` return soon.
+        ready: called before the first request is answered.
+
+    Raises:
+        SessionFailed: see above.
+    """
+    # What is loaded by now stays: the collector need not look through it again while requests wait.
+    gc.collect()
+    gc.freeze()
+    try:
+        trio.run(_run, core, tick_seconds(commit_seconds), serve, stop, ready)
+    except BaseException as error:
+        log.critical("the session failed and ends; %s stays mounted", mountpoint, exc_info=True)
+        core.abort(error)
+        raise SessionFailed(f"the session of {mountpoint} failed: {error!r}") from error
+
+
+async def _run(
+    core: FileSystem,
+    interval: float,
+    serve: Callable[[], Awaitable[None]],
+    stop: Callable[[], None],
+    ready: Callable[[], None],
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tick, core, interval)
+        await nursery.start(_stop_on_signal, stop)
+        ready()
+        await serve()
+        nursery.cancel_scope.cancel()
+
+
+def tick_seconds(commit_seconds: float) -> float:
+    """How often to ask the core whether a commit is due: often enough to keep the promise within a fifth."""
+    return min(LONGEST_TICK_SECONDS, max(SHORTEST_TICK_SECONDS, commit_seconds / 5))
+
+
+async def _tick(core: FileSystem, interval: float) -> None:
+    """Let the core commit when it is time. A refusal is logged: the core has turned read-only if it had to."""
+    last = ""
+    while True:
+        await trio.sleep(interval)
+        try:
+            core.tick()
+        except FsError as error:
+            if str(error) != last:
+                last = str(error)
+                log.error("commit: %s", error.strerror)
+
+
+async def _stop_on_signal(
+    stop: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            stop()
