@@ -275,6 +275,7 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
             zero_tail(volume, tx, inode, node.size)
         volume.pool.write(offset + delta, data[: stop - offset])
         inode.size = max(inode.size, stop)
+        mapping.settle_tail(tx, inode)
         inode.mtime_ns = inode.ctime_ns = clock.now()
     node.size = max(node.size, stop)
     node.mtime = node.ctime = 0
@@ -341,6 +342,8 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
             if not whole and ino not in volume.nodes.unlinked:
                 orphans.add(tx, ino)
                 listed_here = True
+        else:
+            mapping.settle_tail(tx, inode)
     if node is not None:
         node.size = size
         node.mtime = node.ctime = 0

@@ -16,7 +16,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import attributes, data, mounting, names, removal
+from daxfs.fs import attributes, data, mounting, names, ranges, removal
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
@@ -66,6 +66,23 @@ def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concat
             raise
         if volume.options.sync:
             volume.commit()
+        return result
+
+    return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
+
+
+def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
+    """An operation that may have done a part when it fails, and that itself asks again when the pool was full."""
+
+    @wraps(method)
+    def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            result = method(self, *args, **kwargs)
+        except Corrupt as error:
+            self.volume.report(error)
+            raise
+        if self.volume.options.sync:
+            self.volume.commit()
         return result
 
     return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
@@ -286,6 +303,16 @@ class FileSystem:
         if self.volume.options.sync:
             self.volume.commit()
         return written
+
+    @piecewise
+    def fallocate(self, file: OpenFile, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) with ext4's modes (``FALLOC_FL_*``); EOPNOTSUPP for all others."""
+        ranges.fallocate(self.volume, file, mode, offset, length)
+
+    @reading
+    def seek(self, file: OpenFile, offset: int, whence: int) -> int:
+        """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; ENXIO at the end of the file."""
+        return ranges.seek(self.volume, file, offset, whence)
 
     @reading
     def describe(self, ino: int) -> list[Extent]:

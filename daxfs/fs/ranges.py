@@ -1,0 +1,283 @@
+"""Ranges of a file: fallocate(2) in all modes that ext4 has, and SEEK_DATA and SEEK_HOLE.
+
+Work on blocks is cut into handles; between them the file is valid and holds what is done so far, as with ext4 after a
+full pool or a power cut (docs/CRASH.md). Bytes at the unaligned edges of a range are zeroed in place, like an
+overwrite. Errors and their order are those of ``vfs_fallocate`` (fs/open.c) and ``ext4_fallocate`` (fs/ext4/extents.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN
+from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
+from daxfs.fs import clock, data
+from daxfs.fs.data import OpenFile
+from daxfs.fs.filemap import MAX_RUNS
+from daxfs.fs.nodes import Node
+from daxfs.fs.volume import CHUNK_BYTES, Volume
+from daxfs.structures import inodes, mapping
+from daxfs.structures.inodes import Inode
+from daxfs.structures.mapping import Extent
+
+if TYPE_CHECKING:
+    from daxfs.journal.transaction import Handle
+
+# include/uapi/linux/falloc.h
+KEEP_SIZE = 0x01
+PUNCH_HOLE = 0x02
+COLLAPSE_RANGE = 0x08
+ZERO_RANGE = 0x10
+INSERT_RANGE = 0x20
+
+PAGE = 4096
+RUNS_PER_STEP = 8
+CREDITS_STEP = 96
+"""Blocks that allocating or converting so many runs may change: bitmaps and descriptors, leaves, splits up to the root,
+the inode."""
+
+Mode = Callable[[Volume, OpenFile, int, int], None]
+
+
+# What is asked for
+
+
+def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: int) -> None:
+    """Allocate, free, zero or move the bytes [offset, offset + length), as fallocate(2) does.
+
+    Raises:
+        FsError: EINVAL (offset or length; a range to collapse or insert not of whole blocks or up to the end),
+            EOPNOTSUPP (mode; a block-mapped file in any mode but PUNCH_HOLE), EBADF, EPERM, EROFS, EFBIG, ENODEV,
+            ENOSPC: what was allocated until then stays.
+    """
+    if offset < 0 or length <= 0:
+        raise FsError(errno.EINVAL)
+    run = MODES.get(mode)
+    if run is None:
+        raise FsError(errno.EOPNOTSUPP)
+    if not file.writable:
+        raise FsError(errno.EBADF)
+    volume.writable()
+    inode = inodes.read(volume.view, file.ino)
+    if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and mode & ~KEEP_SIZE):
+        raise FsError(errno.EPERM)
+    require_regular(inode, errno.ENODEV)
+    if offset + length > volume.geometry.max_extent_file_size:
+        raise FsError(errno.EFBIG)
+    if not inode.flags & EXT4_EXTENTS_FL and not mode & PUNCH_HOLE:
+        raise FsError(errno.EOPNOTSUPP)
+    node = file.node
+    if not node.plain:
+        data.drop_privileges(volume, node, file.caller)
+    if node.map is None:
+        data.load_map(volume, node)
+    run(volume, file, offset, length)
+
+
+def require_regular(inode: Inode, otherwise: int) -> None:
+    """Refuse what is no regular file: EISDIR, ESPIPE, else ``otherwise``."""
+    if not stat.S_ISREG(inode.mode):
+        kinds = {stat.S_IFDIR: errno.EISDIR, stat.S_IFIFO: errno.ESPIPE}
+        raise FsError(kinds.get(stat.S_IFMT(inode.mode), otherwise))
+
+
+def allocate(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """Blocks for the whole range, unwritten where there were none; the file reaches its end at least."""
+    provide(volume, file, offset, length, offset + length)
+
+
+def allocate_behind(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """As `allocate`, but the size stays, so that blocks may lie behind the end of the file."""
+    provide(volume, file, offset, length, 0)
+
+
+def zero(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """Make the range read as zeros and have blocks; the file reaches its end at least."""
+    provide(volume, file, offset, length, offset + length)
+    blank(volume, file, offset, offset + length)
+
+
+def zero_within(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """As `zero`, but the size stays."""
+    provide(volume, file, offset, length, 0)
+    blank(volume, file, offset, offset + length)
+
+
+def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """Free the whole blocks of the range and zero the rest of it.
+
+    A range that reaches behind the end of the file ends with the page that the end is in (ext4_punch_hole): the last
+    block goes whole, and what is reserved further behind stays.
+    """
+    size = file.node.size
+    end = offset + length
+    if end > size:
+        end = size + -size % PAGE if offset < size else offset
+    first, stop = whole_blocks(volume, offset, end)
+    finished = False
+    while not finished:
+        finished = volume.retrying(punch_step, file.node, first, stop)
+    zero_edges(volume, file, offset, end)
+
+
+MODES: dict[int, Mode] = {
+    0: allocate,
+    KEEP_SIZE: allocate_behind,
+    ZERO_RANGE: zero,
+    ZERO_RANGE | KEEP_SIZE: zero_within,
+    PUNCH_HOLE | KEEP_SIZE: punch,
+}
+
+
+# How it is done
+
+
+def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int) -> None:
+    """Allocate every block of the range that has none. The file gets ``size`` at least, as far as there are blocks."""
+    if size > volume.large_file_from:
+        volume.allow_large_files()
+    lblk = offset >> volume.block_bits
+    stop = (offset + length - 1 >> volume.block_bits) + 1
+    while lblk < stop:
+        lblk = volume.retrying(provide_step, file, lblk, stop, size)
+
+
+def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int) -> int:
+    """Allocate some runs in one handle; returns the block to go on with."""
+    node = file.node
+    made: list[Extent] = []
+    with volume.handle(CREDITS_STEP, file.caller) as tx:
+        inode = inodes.edit(tx, node.ino)
+        while lblk < stop and len(made) < RUNS_PER_STEP:
+            run = mapping.lookup(tx, inode, lblk)
+            if not run.pblk:
+                room = min(run.length, stop - lblk, longest(volume, lblk))
+                try:
+                    align = volume.alignment(lblk, room)
+                    run = mapping.allocate(tx, inode, lblk, room, unwritten=True, align=align)
+                except FsError as error:
+                    if error.errno != errno.ENOSPC or not made:
+                        raise
+                    break
+                made.append(run)
+            lblk = min(lblk + run.length, stop)
+        reached = min(lblk << volume.block_bits, size)
+        if reached > inode.size:
+            data.zero_tail(volume, tx, inode, inode.size)
+            inode.size = reached
+        finish(tx, inode)
+        reached = inode.size
+    node.size = reached
+    note(volume, node, made)
+    return lblk
+
+
+def longest(volume: Volume, lblk: int) -> int:
+    """Blocks of the longest unwritten extent from ``lblk`` on after which the next one begins on a 2 MiB boundary."""
+    chunk = max(CHUNK_BYTES >> volume.block_bits, 1)
+    return (lblk + EXT_UNWRITTEN_MAX_LEN) // chunk * chunk - lblk
+
+
+def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
+    """Make the range, which has blocks, read as zeros: whole blocks become unwritten."""
+    lblk, stop = whole_blocks(volume, begin, end)
+    while lblk < stop:
+        lblk = volume.retrying(blank_step, file, lblk, stop)
+    zero_edges(volume, file, begin, end)
+
+
+def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
+    """Turn some runs into unwritten ones in one handle; returns the block to go on with."""
+    with volume.handle(CREDITS_STEP, file.caller) as tx:
+        inode = inodes.edit(tx, file.ino)
+        runs = mapping.runs(tx, inode, lblk, stop - 1, limit=RUNS_PER_STEP)
+        for run in runs:
+            mapping.mark_unwritten(tx, inode, run.lblk, run.length)
+        finish(tx, inode)
+    note(volume, file.node, (run._replace(unwritten=True) for run in runs))
+    return stop if len(runs) < RUNS_PER_STEP else runs[-1].lblk + runs[-1].length
+
+
+def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:
+    """Free some of the blocks [first, stop), the last ones first; True when none is left. Times move in any case."""
+    with volume.handle(data.CREDITS_CUT) as tx:
+        inode = inodes.edit(tx, node.ino)
+        finished = first == stop or mapping.remove(tx, inode, first, stop - 1, limit=data.BLOCKS_PER_CUT)
+        finish(tx, inode)
+    if node.map is not None:
+        node.map.cut(first << volume.block_bits, stop << volume.block_bits)
+    note(volume, node, ())
+    return finished
+
+
+def finish(tx: Handle, inode: Inode) -> None:
+    """The last of a handle that changed the map: its times, and the tree's shape behind the end of the file."""
+    inode.mtime_ns = inode.ctime_ns = clock.now()
+    mapping.settle_tail(tx, inode)
+
+
+def note(volume: Volume, node: Node, runs: Iterable[Extent]) -> None:
+    """Tell an open file of the runs that it has now, and that its times are in the inode."""
+    node.mtime = node.ctime = 0
+    node.atime_due = volume.options.atime != "noatime"
+    if node.map is None:
+        return
+    bits = volume.block_bits
+    for lblk, pblk, length, unwritten in runs:
+        node.map.put(lblk << bits, (lblk + length) << bits, (pblk - lblk) << bits, unwritten)
+    if len(node.map.runs) > MAX_RUNS:
+        node.map = None
+        node.scattered = True
+
+
+def whole_blocks(volume: Volume, begin: int, end: int) -> tuple[int, int]:
+    """The first block that lies wholly in the byte range, and the one behind the last (the same if none does)."""
+    first = begin + volume.block_size - 1 >> volume.block_bits
+    return first, max(end >> volume.block_bits, first)
+
+
+def zero_edges(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
+    """Zero what the range has of blocks that are not wholly in it, where they are written."""
+    first, stop = whole_blocks(volume, begin, end)
+    for low, high in ((begin, min(first << volume.block_bits, end)), (max(stop << volume.block_bits, begin), end)):
+        for at, to, delta, unwritten in data.pieces(volume, file.node, low, high) if low < high else ():
+            if not unwritten:
+                volume.pool.zero(at + delta, to - at)
+
+
+# Looking for data
+
+
+def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
+    """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; the end of the file is a hole.
+
+    Unwritten blocks are holes, as they are in ext4 when no page of them is dirty.
+
+    Raises:
+        FsError: ENXIO at or behind the end, or when no data follows; EINVAL for another ``whence``; ESPIPE, no file.
+    """
+    if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        raise FsError(errno.EINVAL)
+    node = file.node
+    require_regular(inodes.read(volume.view, file.ino), errno.ESPIPE)
+    if not 0 <= offset < node.size:
+        raise FsError(errno.ENXIO)
+    if node.map is None:
+        data.load_map(volume, node)
+    position = offset
+    for begin, end, _, unwritten in data.pieces(volume, node, offset, node.size):
+        if unwritten:
+            continue
+        if whence == os.SEEK_DATA:
+            return begin
+        if begin > position:
+            break
+        position = end
+    if whence == os.SEEK_DATA:
+        raise FsError(errno.ENXIO)
+    return position

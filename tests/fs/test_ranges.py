@@ -1,0 +1,392 @@
+"""Ranges of files: fallocate and seek against a model of a file, against the kernel, and where the pool is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from kernel_rig import kernel_mount
+from range_rig import (
+    COLLAPSE,
+    INSERT,
+    KEEP_SIZE,
+    PUNCH,
+    PUNCH_HOLE,
+    UNSHARE,
+    ZERO,
+    KernelFile,
+    Model,
+    PoolFile,
+    check_credits,
+    zeroing_off,
+)
+
+from daxfs.errors import FsError
+from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.types import Caller, SetAttributes
+from daxfs.structures import inodes
+from support import fsck, mke2fs
+
+OpenFs = Callable[..., FileSystem]
+EVERY_MODE = (0, KEEP_SIZE, PUNCH, ZERO, ZERO | KEEP_SIZE)
+
+
+def refused(number: int) -> pytest.RaisesExc[FsError]:
+    """Expect an FsError with this errno."""
+    return pytest.RaisesExc(FsError, check=lambda error: error.errno == number)
+
+
+def depth(fs: FileSystem, ino: int) -> int:
+    """Levels below the root of the file's extent tree."""
+    return inodes.read(fs.volume.view, ino).words[11] >> 16
+
+
+# Against a model
+
+
+class Machine(RuleBasedStateMachine):
+    """One file in a pool of ``image``."""
+
+    image: Path
+    block_size: int
+    reach: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp())
+        self.path = self.directory / "pool"
+        shutil.copyfile(self.image, self.path)
+        self.open()
+        self.model = Model(self.block_size)
+        self.serial = 0
+
+    def open(self) -> None:
+        self.fs = FileSystem.open(self.path)
+        check_credits(self.fs)
+        self.file = PoolFile(self.fs, b"f")
+
+    @initialize(written=st.sampled_from((0, 3, 200)), behind=st.sampled_from((0, 5, 300)), step=st.integers(2, 3))
+    def fragment(self, written: int, behind: int, step: int) -> None:
+        for at in range(0, written * step, step):
+            self.write(at * self.block_size, self.block_size)
+        for at in range(written * step, (written + behind) * step, step):
+            self.fallocate(KEEP_SIZE, at * self.block_size, self.block_size)
+
+    def write(self, offset: int, size: int) -> None:
+        self.serial += 1
+        content = random.Random(self.serial).randbytes(size)
+        assert self.file.write(offset, content) == size
+        self.model.write(offset, content)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        assert self.file.fallocate(mode, offset, length) is None
+        self.model.fallocate(mode, offset, length)
+
+    @rule(data=st.data(), length=st.integers(1, 20_000))
+    def write_somewhere(self, data: st.DataObject, length: int) -> None:
+        self.write(self.place(data), length)
+
+    @rule(data=st.data(), mode=st.sampled_from(EVERY_MODE), length=st.integers(1, 40_000))
+    def change_bytes(self, data: st.DataObject, mode: int, length: int) -> None:
+        self.fallocate(mode, self.place(data), length)
+
+    @rule(data=st.data(), mode=st.sampled_from(EVERY_MODE), blocks=st.integers(1, 300))
+    def change_blocks(self, data: st.DataObject, mode: int, blocks: int) -> None:
+        offset = self.place(data) // self.block_size * self.block_size
+        self.fallocate(mode, offset, blocks * self.block_size)
+
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        size = self.place(data)
+        assert self.file.truncate(size) is None
+        self.model.truncate(size)
+
+    @rule(data=st.data(), whence=st.sampled_from((os.SEEK_DATA, os.SEEK_HOLE)))
+    def seek(self, data: st.DataObject, whence: int) -> None:
+        offset = self.place(data)
+        expected = self.model.seek(offset, whence)
+        assert self.file.seek(offset, whence) == ("ENXIO" if expected is None else expected)
+
+    @rule()
+    def sync(self) -> None:
+        self.fs.sync()
+
+    @rule()
+    def open_again(self) -> None:
+        self.fs.close()
+        fsck(self.path)
+        self.open()
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.file.size() == len(self.model.content)
+        assert self.file.content() == self.model.content
+        assert self.file.blocks() == self.model.blocks
+
+    def place(self, data: st.DataObject) -> int:
+        """A byte: often at the beginning or end of a block that is mapped, or at the end of the file."""
+        if data.draw(st.booleans(), "near"):
+            borders = [lblk * self.block_size for lblk in self.model.blocks] + [len(self.model.content)]
+            at = data.draw(st.integers(0, len(borders) - 1), "at")
+            return max(sorted(borders)[at] + data.draw(st.sampled_from((0, 0, -1, 1, 700)), "off"), 0)
+        return data.draw(st.integers(0, self.reach), "byte")
+
+    def teardown(self) -> None:
+        try:
+            self.open_again()
+            self.agrees()
+            self.fs.close()
+        finally:
+            shutil.rmtree(self.directory)
+
+
+@pytest.mark.parametrize("block_size", [1024, 4096])
+def test_any_sequence_agrees_with_the_model(tmp_path: Path, block_size: int) -> None:
+    image = mke2fs(tmp_path / "image", "-b", str(block_size), size="24M")
+    kind = type("MachineOf" + str(block_size), (Machine,), {"image": image, "block_size": block_size, "reach": 600_000})
+    run_state_machine_as_test(
+        kind,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+        ),
+    )
+
+
+# Behind the end of deep trees
+
+
+def scatter_behind(file: PoolFile, count: int, size: int = 1024) -> None:
+    """So many single blocks behind the end of the file, none beside another."""
+    for at in range(count):
+        assert file.fallocate(KEEP_SIZE, (10 + 2 * at) * size, size) is None
+
+
+def test_many_extents_behind_the_end_are_no_error_to_e2fsck(pool: Callable[..., Path]) -> None:
+    """Also while the file grows into them, and while they go."""
+    path = pool("-b", "1024")
+    fs = FileSystem.open(path)
+    check_credits(fs)
+    file = PoolFile(fs, b"f")
+    file.write(0, b"x" * 5000)
+    scatter_behind(file, 3000)
+    assert depth(fs, file.ino) == 2
+    for step in range(6):
+        fs.sync()
+        fs.close()
+        fsck(path)
+        fs = FileSystem.open(path)
+        check_credits(fs)
+        file = PoolFile(fs, b"f")
+        if step % 2:
+            file.fallocate(PUNCH, 1000 * step * 1024, 700 * 1024)
+            file.truncate(file.size() + 100_000)
+        else:
+            file.write(1000 * step * 1024 + 100, b"y" * 3000)
+    scatter_behind(file, 6000)
+    assert len(fs.describe(file.ino)) > 5000
+    fs.close()
+    fsck(path)
+
+
+# Errors and edges
+
+
+def test_refusals(open_fs: OpenFs) -> None:
+    fs = open_fs()
+    file = PoolFile(fs, b"f")
+    largest = fs.volume.geometry.max_extent_file_size
+    for mode in (*EVERY_MODE, 0x1000):
+        assert file.fallocate(mode, -1, 10) == "EINVAL"
+        assert file.fallocate(mode, 0, 0) == "EINVAL"
+        assert file.fallocate(mode, 5, -1) == "EINVAL"
+    for mode in (PUNCH_HOLE, PUNCH | ZERO, ZERO | COLLAPSE, COLLAPSE | KEEP_SIZE, INSERT | KEEP_SIZE, UNSHARE, 4, 0x80):
+        assert file.fallocate(mode, 0, 4096) == "ENOTSUP"
+    for mode in EVERY_MODE:
+        assert file.fallocate(mode, largest - 4095, 4096) == "EFBIG"
+    reader = fs.open_file(file.ino)
+    with refused(errno.EBADF):
+        fs.fallocate(reader, 0, 0, 10)
+    fs.release(reader)
+    for kind, number in ((stat.S_IFIFO, errno.ESPIPE), (stat.S_IFCHR, errno.ENODEV)):
+        ino = fs.mknod(ROOT_INO, b"special%d" % number, kind | 0o600).ino
+        special = fs.open_file(ino, os.O_RDWR)
+        with refused(number):
+            fs.fallocate(special, 0, 0, 10)
+        with refused(errno.ESPIPE):
+            fs.seek(special, 0, os.SEEK_DATA)
+        fs.release(special)
+    with refused(errno.EINVAL):
+        fs.seek(file.file, 0, os.SEEK_END)
+    assert file.size() == 0
+    assert not file.blocks()
+
+
+def set_flag(fs: FileSystem, ino: int, flag: int) -> None:
+    with fs.volume.handle(1) as tx:
+        inodes.edit(tx, ino).flags |= flag
+    fs.volume.refresh(ino)
+
+
+def test_protected_files(fs: FileSystem) -> None:
+    file = PoolFile(fs, b"f")
+    file.write(0, b"x" * 9000)
+    set_flag(fs, file.ino, EXT4_APPEND_FL)
+    assert [file.fallocate(mode, 0, 20_000) for mode in EVERY_MODE] == [None, None, "EPERM", "EPERM", "EPERM"]
+    assert file.content() == b"x" * 9000 + bytes(11_000)
+    set_flag(fs, file.ino, EXT4_IMMUTABLE_FL)
+    assert {file.fallocate(mode, 0, 20_000) for mode in EVERY_MODE} == {"EPERM"}
+
+
+def test_set_id_bits_go_and_times_move(fs: FileSystem) -> None:
+    file = PoolFile(fs, b"f")
+    file.write(0, b"x" * 9000)
+    user = fs.open_file(file.ino, os.O_RDWR, Caller(uid=1000, gid=1000))
+    for mode in EVERY_MODE:
+        fs.setattr(file.ino, SetAttributes(mode=0o6777, mtime_ns=0, ctime_ns=0))
+        fs.fallocate(user, mode, 0, 4096)
+        found = fs.getattr(file.ino)
+        assert found.mode & 0o7777 == 0o777
+        assert found.mtime_ns == found.ctime_ns > 0
+
+
+def test_block_mapped_files_can_only_be_punched(open_fs: OpenFs) -> None:
+    fs = open_fs("-O", "^extent,^64bit", "-b", "1024")
+    check_credits(fs)
+    file, model = PoolFile(fs, b"f"), Model(1024)
+    for mode in (0, KEEP_SIZE, ZERO, ZERO | KEEP_SIZE, COLLAPSE, INSERT):
+        assert file.fallocate(mode, 0, 4096) == "ENOTSUP"
+    content = random.Random(1).randbytes(700_000)
+    file.write(0, content)
+    model.write(0, content)
+    for offset, length in ((500, 100), (1000, 3000), (12 << 10, 256 << 10), (600_000, 1), (650_001, 90_000), (0, 1)):
+        assert file.fallocate(PUNCH, offset, length) is None
+        model.fallocate(PUNCH, offset, length)
+        assert file.content() == model.content
+        assert file.blocks() == model.blocks
+    for offset in range(0, 700_000, 5003):
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            expected = model.seek(offset, whence)
+            assert file.seek(offset, whence) == ("ENXIO" if expected is None else expected)
+
+
+def test_a_gibibyte_takes_few_extents_on_huge_pages(open_fs: OpenFs) -> None:
+    fs = open_fs(size="1500M")
+    file = PoolFile(fs, b"f")
+    assert file.fallocate(0, 0, 1 << 30) is None
+    runs = fs.describe(file.ino)
+    assert len(runs) < 20
+    assert all(run.unwritten for run in runs)
+    assert not [run for run in runs if (run.pblk - run.lblk) % 512]
+    assert file.size() == 1 << 30
+    assert file.seek(0, os.SEEK_HOLE) == 0
+    assert file.seek(0, os.SEEK_DATA) == "ENXIO"
+    file.write(300 << 20, b"here")
+    assert file.seek(0, os.SEEK_DATA) == 300 << 20
+    assert bytes(fs.read(file.file, (300 << 20) - 2, 8)) == b"\0\0here\0\0"
+
+
+def test_a_longest_extent_becomes_two_unwritten_ones(open_fs: OpenFs) -> None:
+    fs = open_fs("-b", "1024", size="80M")
+    file = PoolFile(fs, b"f")
+    chunk = b"x" * (1 << 20)
+    for at in range(48):
+        file.write(at << 20, chunk)
+    before = fs.describe(file.ino)
+    assert file.fallocate(ZERO, 0, 48 << 20) is None
+    after = fs.describe(file.ino)
+    assert {run.unwritten for run in after} == {True}
+    assert sum(run.length for run in after) == sum(run.length for run in before) == 48 << 10
+    assert not file.content().strip(b"\0")
+
+
+def test_a_full_pool_keeps_what_was_allocated(open_fs: OpenFs) -> None:
+    fs = open_fs("-m", "0", size="16M")
+    check_credits(fs)
+    for number in range(200):
+        PoolFile(fs, b"%d" % number).write(0, b"x" * 4096)
+    for number in range(0, 200, 2):
+        fs.unlink(ROOT_INO, b"%d" % number)
+    file = PoolFile(fs, b"f")
+    free = fs.statfs().free
+    assert file.fallocate(0, 1000, 1 << 30) == "ENOSPC"
+    assert fs.statfs().free < 10
+    blocks = file.blocks()
+    assert len(blocks) > free - 10
+    assert file.size() == len(blocks) * 4096
+    assert set(blocks.values()) == {True}
+    assert file.fallocate(PUNCH, 5000, 100_000) is None
+    assert file.fallocate(KEEP_SIZE, 0, 100_000) is None
+    assert file.blocks() == blocks
+
+
+def test_blocks_that_wait_for_the_commit_are_found(open_fs: OpenFs) -> None:
+    fs = open_fs("-m", "0", size="16M")
+    file = PoolFile(fs, b"f")
+    assert file.fallocate(0, 0, 1 << 30) == "ENOSPC"
+    size = file.size()
+    assert file.fallocate(PUNCH, 0, size) is None
+    assert file.fallocate(0, 0, size) is None
+    assert file.size() == size
+
+
+# Against the kernel
+
+
+SIZES = (1, 5, 1000, 4096, 8192, 20_000, 40_960, 100_000)
+
+
+def random_call(chance: random.Random, size: int) -> tuple[str, tuple[int, ...]]:
+    offset = chance.choice((0, size, max(size - 1, 0), chance.randrange(300_000)))
+    if chance.random() < 0.5:
+        offset &= -4096
+    name = chance.choice(("fallocate", "fallocate", "fallocate", "write", "truncate", "seek"))
+    if name == "fallocate":
+        return name, (chance.choice((*EVERY_MODE, *EVERY_MODE, UNSHARE, PUNCH_HOLE)), offset, chance.choice(SIZES))
+    if name == "write":
+        return name, (offset, chance.choice(SIZES))
+    if name == "seek":
+        return name, (offset, chance.choice((os.SEEK_DATA, os.SEEK_HOLE)))
+    return name, (offset,)
+
+
+@pytest.mark.parametrize("options", [("-b", "4096"), ("-b", "1024"), ("-b", "4096", "-O", "^extent,^64bit")])
+def test_the_kernel_answers_and_maps_the_same(pool: Callable[..., Path], options: tuple[str, ...]) -> None:
+    block_size = int(options[1])
+    theirs_path, ours_path = pool(*options), pool(*options)
+    chance = random.Random(str(options))
+    with kernel_mount(theirs_path) as root, FileSystem.open(ours_path) as fs:
+        zeroing_off(root)
+        for number in range(12):
+            theirs, ours = KernelFile(root / f"f{number}", block_size), PoolFile(fs, b"f%d" % number)
+            story: list[object] = []
+            for _ in range(25):
+                name, arguments = random_call(chance, ours.size())
+                story.append((name, arguments))
+                if name == "write":
+                    offset, size = arguments
+                    content = chance.randbytes(size)
+                    answers = theirs.write(offset, content), ours.write(offset, content)
+                else:
+                    answers = getattr(theirs, name)(*arguments), getattr(ours, name)(*arguments)
+                assert answers[0] == answers[1], story
+                assert theirs.size() == ours.size(), story
+            assert theirs.content() == ours.content(), story
+            assert theirs.blocks() == ours.blocks(), story
+            theirs.close()
+            ours.close()
+    fsck(ours_path)

@@ -1,0 +1,221 @@
+"""Ranges of files for the tests: a model of one file, and the same calls on a pool and on the kernel's ext4."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daxfs.errors import FsError
+from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from daxfs.fs.types import SetAttributes
+
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT, UNSHARE = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40
+PUNCH = PUNCH_HOLE | KEEP_SIZE
+FS_IOC_FIEMAP = 0xC020660B
+UNWRITTEN, LAST = 0x800, 0x1
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class Model:
+    """One file: its bytes, and its blocks as {logical block: unwritten}, those behind the end included."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.content = bytearray()
+        self.blocks: dict[int, bool] = {}
+
+    def touched(self, offset: int, length: int) -> range:
+        """The blocks that the bytes lie in."""
+        return range(offset // self.block_size, -(-(offset + length) // self.block_size))
+
+    def within(self, offset: int, length: int) -> range:
+        """The blocks that lie in the bytes."""
+        return range(-(-offset // self.block_size), (offset + length) // self.block_size)
+
+    def grow(self, size: int) -> None:
+        self.content += bytes(max(size - len(self.content), 0))
+
+    def clear(self, offset: int, length: int) -> None:
+        """Zeros, as far as there is a file."""
+        end = min(offset + length, len(self.content))
+        if offset < end:
+            self.content[offset:end] = bytes(end - offset)
+
+    def write(self, offset: int, content: bytes) -> None:
+        self.grow(offset + len(content))
+        self.content[offset : offset + len(content)] = content
+        self.blocks.update(dict.fromkeys(self.touched(offset, len(content)), False))
+
+    def truncate(self, size: int) -> None:
+        if size <= len(self.content):
+            end = -(-size // self.block_size)
+            self.blocks = {lblk: unwritten for lblk, unwritten in self.blocks.items() if lblk < end}
+        del self.content[size:]
+        self.grow(size)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """What `FileSystem.fallocate` does when it does not refuse."""
+        if mode in (COLLAPSE, INSERT):
+            self.move(offset, length if mode == INSERT else -length)
+            return
+        if mode == PUNCH:
+            size = len(self.content)
+            if offset + length > size:
+                length = size + -size % 4096 - offset if offset < size else 0
+            for lblk in self.within(offset, length):
+                self.blocks.pop(lblk, None)
+            self.clear(offset, length)
+            return
+        for lblk in self.touched(offset, length):
+            self.blocks.setdefault(lblk, True)
+        if not mode & KEEP_SIZE:
+            self.grow(offset + length)
+        if mode & ZERO:
+            self.blocks.update(dict.fromkeys(self.within(offset, length), True))
+            self.clear(offset, length)
+
+    def move(self, offset: int, by: int) -> None:
+        """Collapse (by < 0) or insert at ``offset``."""
+        if by < 0:
+            del self.content[offset : offset - by]
+        else:
+            self.content[offset:offset] = bytes(by)
+        first, end, steps = (value // self.block_size for value in (offset, offset - min(by, 0), by))
+        self.blocks = {
+            lblk + steps if lblk >= end else lblk: unwritten
+            for lblk, unwritten in self.blocks.items()
+            if lblk < first or lblk >= end
+        }
+
+    def seek(self, offset: int, whence: int) -> int | None:
+        """What lseek(2) returns; None for ENXIO."""
+        size = len(self.content)
+        if not 0 <= offset < size:
+            return None
+        for lblk in range(offset // self.block_size, -(-size // self.block_size)):
+            is_data = not self.blocks.get(lblk, True)
+            if is_data == (whence == os.SEEK_DATA):
+                return max(lblk * self.block_size, offset)
+        return size if whence == os.SEEK_HOLE else None
+
+
+class PoolFile:
+    """A file of a pool. Each call returns its result, or the name of its errno."""
+
+    def __init__(self, fs: FileSystem, name: bytes, *, flags: int = os.O_RDWR) -> None:
+        self.fs = fs
+        self.file: OpenFile
+        try:
+            ino = fs.lookup(ROOT_INO, name).ino
+            self.file = fs.open_file(ino, flags)
+        except FsError:
+            self.file, made = fs.create(ROOT_INO, name, 0o644, flags)
+            ino = made.ino
+        self.ino = ino
+
+    def write(self, offset: int, content: bytes) -> Any:
+        return outcome(self.fs.write, self.file, offset, content)
+
+    def truncate(self, size: int) -> Any:
+        return outcome(lambda: self.fs.setattr(self.ino, SetAttributes(size=size)) and None)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> Any:
+        return outcome(self.fs.fallocate, self.file, mode, offset, length)
+
+    def seek(self, offset: int, whence: int) -> Any:
+        return outcome(self.fs.seek, self.file, offset, whence)
+
+    def content(self) -> bytes:
+        return bytes(self.fs.read(self.file, 0, 1 << 40))
+
+    def size(self) -> int:
+        return self.fs.getattr(self.ino).size
+
+    def blocks(self) -> dict[int, bool]:
+        """{logical block: unwritten}."""
+        return {run.lblk + at: run.unwritten for run in self.fs.describe(self.ino) for at in range(run.length)}
+
+    def close(self) -> None:
+        self.fs.release(self.file)
+
+
+class KernelFile:
+    """The same calls on a file of a mounted file system."""
+
+    def __init__(self, path: Path, block_size: int, *, flags: int = os.O_RDWR) -> None:
+        self.block_size = block_size
+        self.descriptor = os.open(path, flags | os.O_CREAT, 0o644)
+
+    def write(self, offset: int, content: bytes) -> Any:
+        return outcome(os.pwrite, self.descriptor, content, offset)
+
+    def truncate(self, size: int) -> Any:
+        return outcome(os.ftruncate, self.descriptor, size)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> Any:
+        if libc.fallocate(self.descriptor, mode, offset, length):
+            return errno.errorcode[ctypes.get_errno()]
+        return None
+
+    def seek(self, offset: int, whence: int) -> Any:
+        os.fsync(self.descriptor)  # pages in the cache are data, too
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return outcome(os.lseek, self.descriptor, offset, whence)
+
+    def content(self) -> bytes:
+        return os.pread(self.descriptor, self.size(), 0)
+
+    def size(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def blocks(self) -> dict[int, bool]:
+        """{logical block: unwritten}."""
+        found = {}
+        for logical, _, length, flags in kernel_fiemap(self.descriptor):
+            for at in range(logical, logical + length, self.block_size):
+                found[at // self.block_size] = bool(flags & UNWRITTEN)
+        return found
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call returns, or the name of its errno."""
+    try:
+        return call(*arguments)
+    except OSError as error:
+        assert error.errno is not None
+        return errno.errorcode[error.errno]
+
+
+def kernel_fiemap(
+    descriptor: int, start: int = 0, length: int = (1 << 63) - 1, limit: int = 2000
+) -> list[tuple[int, int, int, int]]:
+    """FS_IOC_FIEMAP after a sync: (logical, physical, length, flags), in bytes."""
+    header = struct.pack("<QQIIII", start, length, 1, 0, limit, 0)
+    answer = bytearray(header + bytes(56 * limit))
+    fcntl.ioctl(descriptor, FS_IOC_FIEMAP, answer)
+    mapped = struct.unpack_from("<I", answer, 20)[0]
+    records = (struct.unpack_from("<QQQ16xI12x", answer, 32 + 56 * at) for at in range(mapped))
+    return [(logical, physical, size, flags) for logical, physical, size, flags in records]
+
+
+def zeroing_off(root: Path) -> None:
+    """Have the mounted ext4 never write zeros where it could keep a part of an extent unwritten."""
+    device = os.stat(root).st_dev
+    name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+    Path(f"/sys/fs/ext4/{name}/extent_max_zeroout_kb").write_text("0")
+
+
+def check_credits(fs: FileSystem) -> None:
+    """From now on a handle that changes more blocks than it asked for is an error."""
+    fs.volume.journal._handle._strict = True
