@@ -16,11 +16,11 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import attributes, data, mounting, names, ranges, removal
+from daxfs.fs import attributes, data, flags, mounting, names, ranges, removal
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
-from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, Options, SetAttributes, StatFs
+from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.structures import inodes
 from daxfs.structures.mapping import Extent
@@ -64,8 +64,7 @@ def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concat
         except Corrupt as error:
             volume.report(error)
             raise
-        if volume.options.sync:
-            volume.commit()
+        volume.finish()
         return result
 
     return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
@@ -81,8 +80,7 @@ def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Conca
         except Corrupt as error:
             self.volume.report(error)
             raise
-        if self.volume.options.sync:
-            self.volume.commit()
+        self.volume.finish()
         return result
 
     return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
@@ -232,6 +230,31 @@ class FileSystem:
         return attributes.set_attributes(self.volume, ino, changes, caller)
 
     @reading
+    def get_flags(self, ino: int) -> int:
+        """The inode's flags as lsattr(1) shows them (``FS_*_FL``)."""
+        return flags.get_flags(self.volume, ino)
+
+    @changing
+    def set_flags(self, ino: int, new: int, caller: Caller = SUPERUSER) -> None:
+        """Change the inode's flags as chattr(1) does."""
+        flags.set_flags(self.volume, ino, new, caller)
+
+    @reading
+    def get_fsxattr(self, ino: int) -> FsXattr:
+        """The flags that file systems share (``FS_XFLAG_*``), and the project."""
+        return flags.get_fsxattr(self.volume, ino)
+
+    @changing
+    def set_fsxattr(self, ino: int, new: FsXattr, caller: Caller = SUPERUSER) -> None:
+        """Change the flags that file systems share, and the project."""
+        flags.set_fsxattr(self.volume, ino, new, caller)
+
+    @reading
+    def uses_dax(self, ino: int) -> bool:
+        """Whether the file's data goes straight to memory, as the mount and the file's DAX flag say."""
+        return flags.uses_dax(self.volume, ino)
+
+    @reading
     def access(self, ino: int, mask: int, caller: Caller = SUPERUSER) -> bool:
         """Whether ``caller`` may read (4), write (2) or execute (1)."""
         return attributes.access(self.volume, ino, mask, caller)
@@ -300,8 +323,7 @@ class FileSystem:
         except Corrupt as error:
             self.volume.report(error)
             raise
-        if self.volume.options.sync:
-            self.volume.commit()
+        self.volume.finish()
         return written
 
     @piecewise

@@ -14,7 +14,7 @@ from fake_core import FakeCore
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.types import ROOT_INO, Caller, SetAttributes
-from daxfs.fuse import adapter as module
+from daxfs.fuse.libfuse import adapter as module
 from daxfs.fuse.libfuse.adapter import Adapter
 
 CONTEXT = SimpleNamespace(uid=1000, gid=100, pid=77, umask=0o022)

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
-from daxfs.fuse import wait
+from daxfs.fuse.libfuse import wait
 from daxfs.fuse.libfuse.wait import Gate
 
 pytestmark = pytest.mark.trio
