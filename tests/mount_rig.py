@@ -32,7 +32,7 @@ LIMIT = 90.0
 NOBODY = 65534
 COMMAND = (sys.executable, "-m", "daxfs.tools")
 
-SESSIONS: dict[str, tuple[str, ...]] = {"kernel": ("-o", "session=kernel"), "pyfuse3": ("-o", "session=pyfuse3")}
+SESSIONS: dict[str, tuple[str, ...]] = {"kernel": ("session=kernel",), "pyfuse3": ("session=pyfuse3",)}
 """The kinds of session that must pass the same checks, with the mount options that choose them."""
 
 
@@ -132,6 +132,16 @@ class Mounted:
             assert time.monotonic() < end, "the mount did not come"
             time.sleep(0.002)
         os.statvfs(self.place)
+
+    def said(self) -> str:
+        """What the daemon wrote so far."""
+        self._said.seek(0)
+        return self._said.read()
+
+    def said(self) -> str:
+        """What the daemon has printed."""
+        self._said.seek(0)
+        return self._said.read()
 
     def unmount(self) -> None:
         """A clean end; the daemon must end well too."""
