@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import COMMAND, Mounted, daxfs, mounted, mountpoint
+from mount_rig import SESSIONS, COMMAND, Mounted, daxfs, mounted, mountpoint
 
 from daxfs.fuse import mounts
 from support import fsck, run
@@ -23,13 +23,15 @@ Pool = Callable[..., Path]
 BROKEN_SESSION = """
 import sys
 from fake_core import FakeCore
-from daxfs.fuse import options, session
+from daxfs.fuse import options
+from daxfs.fuse.serving import SessionFailed
+from daxfs.tools.mount import load_session
 
 core = FakeCore()
 core.refuse = {"mkdir": KeyError("a bug")}
 try:
-    session.serve(core, "/fake/pool", sys.argv[1], options.parse([]), lambda: print("ready", flush=True))
-except session.SessionFailed:
+    load_session(sys.argv[2])(core, "/fake/pool", sys.argv[1], options.parse([]), lambda: print("ready", flush=True))
+except SessionFailed:
     assert isinstance(core.aborted, BaseException)
     sys.exit(7)
 """
@@ -102,11 +104,12 @@ def test_a_killed_daemon_leaves_the_mountpoint(pool: Pool) -> None:
             assert (again.place / "file").read_bytes() == b"data"
 
 
-def test_an_unknown_exception_aborts_and_leaves_the_mountpoint() -> None:
+@pytest.mark.parametrize("session", SESSIONS)
+def test_an_unknown_exception_aborts_and_leaves_the_mountpoint(session: str) -> None:
     with mountpoint() as place:
         tests = Path(__file__).parents[1]
         daemon = subprocess.Popen(
-            [sys.executable, "-c", BROKEN_SESSION, str(place)],
+            [sys.executable, "-c", BROKEN_SESSION, str(place), session],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
