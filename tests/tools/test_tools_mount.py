@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, COMMAND, Mounted, daxfs, mounted, mountpoint
+from mount_rig import COMMAND, SESSIONS, Mounted, daxfs, mounted, mountpoint
 
 from daxfs.fuse import mounts
 from support import fsck, run
