@@ -21,7 +21,8 @@ from daxfs.fs.data import OpenFile
 from daxfs.fs.filemap import MAX_RUNS
 from daxfs.fs.nodes import Node
 from daxfs.fs.volume import CHUNK_BYTES, Volume
-from daxfs.structures import inodes, mapping
+from daxfs.structures import extent_shift, extents, inodes, mapping
+from daxfs.structures.extent_tree import MAX_BLOCKS
 from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
@@ -40,6 +41,9 @@ RUNS_PER_STEP = 8
 CREDITS_STEP = 96
 """Blocks that allocating or converting so many runs may change: bitmaps and descriptors, leaves, splits up to the root,
 the inode."""
+CREDITS_MOVE = 64
+"""Blocks that moving extents may change besides the nodes they are in: index nodes, a split at the border, a join."""
+LEAVES_PER_MOVE = 64
 
 Mode = Callable[[Volume, OpenFile, int, int], None]
 
@@ -125,12 +129,90 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     zero_edges(volume, file, offset, end)
 
 
+def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """Take the range out of the file: what lies behind it moves down, without a copy.
+
+    One transaction where that can hold the part of the tree that moves; else several, and a crash in between leaves
+    the file as long as it was, the range punched, and a first part of what follows moved.
+    """
+    node = file.node
+    if (offset | length) & (volume.block_size - 1) or offset + length >= node.size:
+        raise FsError(errno.EINVAL)
+    first, stop = whole_blocks(volume, offset, offset + length)
+    if fits(volume, node, first, stop):
+        volume.retrying(collapse_at_once, node, first, stop)
+        return
+    while not volume.retrying(punch_step, node, first, stop):
+        pass
+    position = stop
+    while position < MAX_BLOCKS:
+        position = move_down(volume, node, position, stop - first)
+    with volume.handle(CREDITS_MOVE) as tx:
+        inode = inodes.edit(tx, node.ino)
+        extent_shift.join_at(tx, inode, first)
+        inode.size -= length
+        finish(tx, inode)
+    forget_map(volume, node)
+
+
+def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
+    """`collapse` in one handle."""
+    with volume.handle(move_credits(volume, node, first, stop)) as tx:
+        inode = inodes.edit(tx, node.ino)
+        mapping.remove(tx, inode, first, stop - 1)
+        extent_shift.move(tx, inode, stop, MAX_BLOCKS, first - stop)
+        extent_shift.join_at(tx, inode, first)
+        inode.size -= stop - first << volume.block_bits
+        finish(tx, inode)
+    forget_map(volume, node)
+
+
+def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """Put a hole into the file: what lies behind ``offset`` moves up, without a copy.
+
+    One transaction, or several as for `collapse`; a crash in between leaves the file longer, a hole somewhere behind
+    ``offset``, and what lies behind that moved.
+    """
+    node = file.node
+    if (offset | length) & (volume.block_size - 1):
+        raise FsError(errno.EINVAL)
+    if node.size + length > volume.geometry.max_extent_file_size:
+        raise FsError(errno.EFBIG)
+    first, stop = whole_blocks(volume, offset, offset + length)
+    if (
+        offset >= node.size
+        or extents.mapped_end(volume.view, inodes.read(volume.view, node.ino)) + stop - first > MAX_BLOCKS
+    ):
+        raise FsError(errno.EINVAL)
+    if node.size + length > volume.large_file_from:
+        volume.allow_large_files()
+    at_once = fits(volume, node, first, first)
+    volume.retrying(begin_insert, node, first, stop, at_once)
+    last = first - 1 if at_once else MAX_BLOCKS - 1
+    while last >= first:
+        last = move_up(volume, node, first, last, stop - first)
+    forget_map(volume, node)
+
+
+def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: bool) -> None:
+    """All that may fail of `insert`, and the move if it is done ``at_once``."""
+    with volume.handle(move_credits(volume, node, first, first) if at_once else CREDITS_MOVE) as tx:
+        inode = inodes.edit(tx, node.ino)
+        extent_shift.split_at(tx, inode, first)
+        inode.size += stop - first << volume.block_bits
+        if at_once:
+            extent_shift.move(tx, inode, first, MAX_BLOCKS, stop - first)
+        finish(tx, inode)
+
+
 MODES: dict[int, Mode] = {
     0: allocate,
     KEEP_SIZE: allocate_behind,
     ZERO_RANGE: zero,
     ZERO_RANGE | KEEP_SIZE: zero_within,
     PUNCH_HOLE | KEEP_SIZE: punch,
+    COLLAPSE_RANGE: collapse,
+    INSERT_RANGE: insert,
 }
 
 
@@ -215,6 +297,46 @@ def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:
     return finished
 
 
+def fits(volume: Volume, node: Node, first: int, stop: int) -> bool:
+    """Whether one transaction can hold a move of all behind ``stop``, and the removal of the blocks [first, stop)."""
+    return move_credits(volume, node, first, stop) <= volume.journal.capacity
+
+
+def move_credits(volume: Volume, node: Node, first: int, stop: int) -> int:
+    """Blocks that such a move may change, the bitmaps and descriptors included that the commit changes for it."""
+    inode = inodes.read(volume.view, node.ino)
+    freed = sum(1 for _ in mapping.walk(volume.view, inode, first, stop - 1))
+    return CREDITS_MOVE + extent_shift.nodes_from(volume.view, inode, first) + 2 * freed
+
+
+def move_down(volume: Volume, node: Node, position: int, count: int) -> int:
+    """Move the extents of some leaves, from ``position`` on, ``count`` blocks down; returns where the next begins."""
+    with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx:
+        inode = inodes.edit(tx, node.ino)
+        end = extent_shift.leaves_after(tx, inode, position, LEAVES_PER_MOVE)
+        extent_shift.move(tx, inode, position, end - 1, -count)
+        finish(tx, inode)
+    return end
+
+
+def move_up(volume: Volume, node: Node, first: int, last: int, count: int) -> int:
+    """Move the extents of some leaves, up to ``last``, ``count`` blocks up; returns the last one that did not move."""
+    with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx:
+        inode = inodes.edit(tx, node.ino)
+        begin = max(extent_shift.leaves_before(tx, inode, last, LEAVES_PER_MOVE), first)
+        extent_shift.move(tx, inode, begin, last, count)
+        finish(tx, inode)
+    return begin - 1
+
+
+def forget_map(volume: Volume, node: Node) -> None:
+    """Everything of an open file moved."""
+    node.map = None
+    node.scattered = False
+    note(volume, node, ())
+    volume.refresh_node(node)
+
+
 def finish(tx: Handle, inode: Inode) -> None:
     """The last of a handle that changed the map: its times, and the tree's shape behind the end of the file."""
     inode.mtime_ns = inode.ctime_ns = clock.now()
@@ -224,7 +346,7 @@ def finish(tx: Handle, inode: Inode) -> None:
 def note(volume: Volume, node: Node, runs: Iterable[Extent]) -> None:
     """Tell an open file of the runs that it has now, and that its times are in the inode."""
     node.mtime = node.ctime = 0
-    node.atime_due = volume.options.atime != "noatime"
+    node.atime_due = not node.noatime
     if node.map is None:
         return
     bits = volume.block_bits

@@ -269,6 +269,11 @@ class Journal:
         return bool(tx.copies or tx.frees or tx.revokes)
 
     @property
+    def capacity(self) -> int:
+        """Blocks that one transaction can hold: the most credits that a handle may ask for."""
+        return self._room
+
+    @property
     def pending_free_blocks(self) -> int:
         """Blocks that come back with the next commit."""
         return sum(count for _, count in self._transaction.frees)

@@ -126,6 +126,16 @@ def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     return next(walk(view, inode, lblk), None)
 
 
+def mapped_end(view: View, inode: Inode) -> int:
+    """The logical block behind the last one that is mapped."""
+    path, _ = descend(view, inode, MAX_BLOCKS - 1)
+    _, w, at = path[-1]
+    if at < 0:
+        return 0
+    last = format_.leaf(w, at)
+    return last.lblk + last.length
+
+
 def count_blocks(view: View, inode: Inode) -> int:
     """Blocks that the map takes: those mapped and those of the tree itself (what ``i_blocks`` counts of it)."""
     total = 0
