@@ -79,6 +79,7 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
     if rest != NOTHING:
         with volume.handle(CREDITS_XATTR) as tx:
             inode = inodes.edit(tx, ino)
+            volume.note_sync(inode)
             if rest != TOUCH or inode.flags & EXT4_IMMUTABLE_FL:
                 refuse_protected(inode)
             set_owner(tx, inode, changes, caller)
@@ -157,6 +158,7 @@ def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int, c
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
+        volume.note_sync(inode)
         before = inode.mode, stored(tx, inode, name)
         if name in (ACL_ACCESS, ACL_DEFAULT):
             set_acl(tx, inode, name, value, caller)
@@ -214,6 +216,7 @@ def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
+        volume.note_sync(inode)
         if name in (ACL_ACCESS, ACL_DEFAULT) and xattrs.get_acl(tx, inode, default=name == ACL_DEFAULT) is None:
             return
         xattrs.remove(tx, inode, name)

@@ -76,8 +76,7 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool |
     if flags & os.O_TRUNC and stat.S_ISREG(inode.mode):
         try:
             truncate(volume, ino, 0, caller, kill)
-            if volume.options.sync:
-                volume.commit()
+            volume.finish()
         except BaseException:
             volume.close_node(node)
             raise
@@ -215,6 +214,7 @@ def drop_privileges(volume: Volume, node: Node, caller: Caller, kill: bool | Non
     inode = inodes.read(volume.view, node.ino)
     if inode.flags & EXT4_IMMUTABLE_FL:
         raise FsError(errno.EPERM)
+    volume.note_sync(inode)
     kept = inode.mode
     if kept & SET_ID and takes_set_id(caller, kill):
         kept = without_set_id(inode, caller)
@@ -279,7 +279,7 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
         inode.mtime_ns = inode.ctime_ns = clock.now()
     node.size = max(node.size, stop)
     node.mtime = node.ctime = 0
-    node.atime_due = volume.options.atime != "noatime"
+    node.atime_due = not node.noatime
     if node.map is not None:
         if len(node.map.runs) >= MAX_RUNS:
             node.map = None
@@ -323,6 +323,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
         raise FsError(errno.EFBIG)
     if size > volume.large_file_from:
         volume.allow_large_files()
+    volume.note_sync(inode)
     shrinks = size <= inode.size
     drop_capability(volume, inode)
     whole, listed_here = True, False

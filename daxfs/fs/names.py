@@ -119,8 +119,12 @@ def new_inode(tx: Handle, parent: Inode, mode: int, caller: Caller, now: int) ->
 
 
 def inherited_flags(flags: int, mode: int) -> int:
-    """The flags that a new inode takes from its directory (ext4_mask_flags in fs/ext4/ext4.h)."""
-    flags &= EXT4_FL_INHERITED
+    """The flags that a new inode takes from its directory (__ext4_new_inode in fs/ext4/ialloc.c)."""
+    return suited_flags(flags & EXT4_FL_INHERITED, mode)
+
+
+def suited_flags(flags: int, mode: int) -> int:
+    """Those of the flags that suit the type of inode (ext4_mask_flags in fs/ext4/ext4.h)."""
     if stat.S_ISDIR(mode):
         return flags
     return flags & (EXT4_REG_FLMASK if stat.S_ISREG(mode) else EXT4_OTHER_FLMASK)
@@ -140,7 +144,7 @@ def make(
     check_name(name)
     now = clock.now()
     with volume.handle(CREDITS_CREATE, caller) as tx:
-        directory = edit_parent(tx, parent)
+        directory = edit_parent(volume, tx, parent)
         if directories.find(tx, directory, name) is not None:
             raise FsError(errno.EEXIST)
         refuse_addition(directory)
@@ -185,11 +189,12 @@ def make_nameless(volume: Volume, parent: int, mode: int, caller: Caller, *, lin
     return read_attributes(volume, inode.number)
 
 
-def edit_parent(tx: Handle, ino: int) -> Inode:
+def edit_parent(volume: Volume, tx: Handle, ino: int) -> Inode:
     """The directory that a name is added to or taken from, ready to be changed."""
     directory = inodes.edit(tx, ino)
     if not stat.S_ISDIR(directory.mode):
         raise FsError(errno.ENOTDIR)
+    volume.note_sync(directory)
     return directory
 
 
@@ -250,7 +255,7 @@ def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
     check_name(name)
     now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
-        directory = edit_parent(tx, parent)
+        directory = edit_parent(volume, tx, parent)
         if directories.find(tx, directory, name) is not None:
             raise FsError(errno.EEXIST)
         refuse_addition(directory)
@@ -277,7 +282,7 @@ def unlink(volume: Volume, parent: int, name: bytes) -> None:
     check_name(name)
     now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
-        directory = edit_parent(tx, parent)
+        directory = edit_parent(volume, tx, parent)
         entry = present(directories.find(tx, directory, name))
         victim = inodes.edit(tx, entry.ino)
         refuse_protected(directory, victim)
@@ -324,7 +329,7 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
     check_name(name)
     now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
-        directory = edit_parent(tx, parent)
+        directory = edit_parent(volume, tx, parent)
         entry = present(directories.find(tx, directory, name))
         victim = inodes.edit(tx, entry.ino)
         refuse_protected(directory, victim)
@@ -354,8 +359,8 @@ def rename(
         raise FsError(errno.EBUSY)
     replaced = 0
     with volume.handle(2 * CREDITS_NAME + CREDITS_INODE, caller) as tx:
-        source = edit_parent(tx, parent)
-        destination = source if new_parent == parent else edit_parent(tx, new_parent)
+        source = edit_parent(volume, tx, parent)
+        destination = source if new_parent == parent else edit_parent(volume, tx, new_parent)
         old = present(directories.find(tx, source, name))
         new = directories.find(tx, destination, new_name)
         if flags & RenameFlags.NOREPLACE and new is not None:

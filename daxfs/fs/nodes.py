@@ -18,11 +18,25 @@ class Node:
 
     ``atime``, ``mtime`` and ``ctime`` are times not yet in the inode (0: none): as with the kernel's lazytime they are
     written by the commit, so that an overwrite changes no metadata block. ``plain`` is true while a write needs no
-    more than a copy: no set-id bits or capabilities to drop, not immutable, not append-only. ``scattered``: in too
-    many pieces for a map, each access asks the tree.
+    more than a copy: no set-id bits or capabilities to drop, not immutable, append-only or sync. ``scattered``: in too
+    many pieces for a map, each access asks the tree. ``dax``: whether data goes straight to memory, decided when the
+    file is opened and nobody had it open. ``noatime``: reading it never moves its access time.
     """
 
-    __slots__ = ("atime", "atime_due", "ctime", "ino", "map", "mtime", "opens", "plain", "scattered", "size")
+    __slots__ = (
+        "atime",
+        "atime_due",
+        "ctime",
+        "dax",
+        "ino",
+        "map",
+        "mtime",
+        "noatime",
+        "opens",
+        "plain",
+        "scattered",
+        "size",
+    )
 
     def __init__(self, ino: int) -> None:
         self.ino = ino
@@ -33,6 +47,8 @@ class Node:
         self.mtime = 0
         self.ctime = 0
         self.atime_due = False
+        self.dax = False
+        self.noatime = False
         self.plain = False
         self.scattered = False
 

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.features import RoCompat
-from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
+from daxfs.ext4.inode import (
+    EXT4_APPEND_FL,
+    EXT4_DAX_FL,
+    EXT4_DIRSYNC_FL,
+    EXT4_EXTENTS_FL,
+    EXT4_IMMUTABLE_FL,
+    EXT4_JOURNAL_DATA_FL,
+    EXT4_NOATIME_FL,
+    EXT4_SYNC_FL,
+    EXT4_VERITY_FL,
+)
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
 from daxfs.fs import clock
 from daxfs.fs.nodes import Node, Nodes
@@ -42,13 +52,16 @@ CHUNK_BYTES = 2 << 20
 """What a huge page maps: large files begin on such a boundary."""
 MAX_LAZY = 64
 """Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
-NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL
+NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_SYNC_FL
 """Flags of files whose writes are more than a copy (`Node.plain`)."""
 SUPERUSER = Caller()
 
 
 class Volume:
-    """One mounted pool. ``journal`` is None exactly when the volume was mounted read-only."""
+    """One mounted pool. ``journal`` is None exactly when the volume was mounted read-only.
+
+    ``sync_due``: what the operation under way has changed must be durable when it returns (`finish`).
+    """
 
     def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
         self.pool = pool
@@ -58,6 +71,7 @@ class Volume:
         self.block_bits = geometry.block_bits
         self.view = view
         self.options = options
+        self.sync_due = options.sync
         self.read_only = journal is None
         self.nodes = Nodes()
         self.large_file_from = (
@@ -129,6 +143,8 @@ class Volume:
         if node is None:
             node = self.nodes.open[inode.number] = Node(inode.number)
             self._load_node(node, inode)
+        elif not node.opens:
+            node.dax = self.dax_of(inode)
         return node
 
     def close_node(self, node: Node) -> None:
@@ -150,13 +166,25 @@ class Volume:
         node.size = inode.size
         # Of attributes only a file capability matters, but only a write looks for it: this must stay cheap.
         node.plain = not (inode.mode & 0o6000 or inode.flags & NOT_PLAIN or xattrs.present(inode))
+        if not node.opens:
+            node.dax = self.dax_of(inode)
         policy = self.options.atime
-        if policy == "relatime":
+        node.noatime = policy == "noatime" or bool(inode.flags & EXT4_NOATIME_FL)
+        if node.noatime:
+            node.atime_due = False
+        elif policy == "relatime":
             atime = node.atime or inode.atime_ns
             modified = max(node.mtime or inode.mtime_ns, node.ctime or inode.ctime_ns)
             node.atime_due = atime <= modified or clock.now() - atime > DAY_NS
         else:
-            node.atime_due = policy == "strictatime"
+            node.atime_due = True
+
+    def dax_of(self, inode: Inode) -> bool:
+        """Whether a file that is opened now is served straight from memory (ext4_should_enable_dax)."""
+        policy, flags = self.options.dax, inode.flags
+        if policy == "never" or not inode.is_regular or flags & (EXT4_JOURNAL_DATA_FL | EXT4_VERITY_FL):
+            return False
+        return policy == "always" or bool(flags & EXT4_DAX_FL)
 
     def touch_atime(self, node: Node) -> None:
         """The file was read and its access time is due."""
@@ -168,7 +196,7 @@ class Volume:
     def touch_mtime(self, node: Node) -> None:
         """The file's content was changed in place."""
         node.mtime = node.ctime = clock.now()
-        node.atime_due = self.options.atime != "noatime"
+        node.atime_due = not node.noatime
         if node.ino not in self.nodes.lazy:
             self._wait_for_commit(node)
 
@@ -201,6 +229,17 @@ class Volume:
         if self._journal is not None and not self.read_only:
             self._journal.commit()
             self._last_commit = time.monotonic()
+
+    def note_sync(self, inode: Inode) -> None:
+        """The inode is being changed: with its flag for it the operation is durable when it returns (chattr +S, +D)."""
+        if inode.flags & (EXT4_SYNC_FL | EXT4_DIRSYNC_FL):
+            self.sync_due = True
+
+    def finish(self) -> None:
+        """An operation is done: make it durable if the mount or one of its inodes asks for that."""
+        if self.sync_due:
+            self.commit()
+            self.sync_due = self.options.sync
 
     def still_durable(self) -> None:
         """Refuse to promise durability (EIO) when the journal was aborted: what was not committed is lost."""
