@@ -20,7 +20,7 @@ from daxfs.fs import attributes, data, flags, mounting, names, ranges, removal
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
-from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs
+from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs, Statistics
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.structures import inodes
 from daxfs.structures.mapping import Extent
@@ -405,3 +405,7 @@ class FileSystem:
 
 
 __all__ = ["ROOT_INO", "FileSystem", "OpenDirectory", "OpenFile"]
+    def statistics(self) -> Statistics:
+        """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""
+        return self.volume.statistics()
+

@@ -1,14 +1,17 @@
 """The plain values that cross the border of the file-system floor.
 
-Named tuples only: no record, no memory, no FUSE type. Any floor above may keep them as long as it likes, since none of
-them refers to the pool.
+Tuples and frozen dataclasses of plain values only: no record, no memory, no FUSE type. Any floor above may keep them as
+long as it likes, since none of them refers to the pool.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from daxfs.journal.journal import Statistics as JournalStatistics
 
 ROOT_INO = 2
 
@@ -91,6 +94,21 @@ class FsXattr(NamedTuple):
     nextents: int
     projid: int
     cowextsize: int
+
+
+class Statistics(NamedTuple):
+    """What a volume keeps in DRAM now, and what its journal did since the mount.
+
+    ``open_files``: opens without a close. ``remembered``: inodes known by number to somebody (FUSE lookups).
+    ``lazy_times``: inodes whose times wait for the next commit. ``nameless``: inodes in use without a name.
+    ``journal``: None on a read-only mount.
+    """
+
+    open_files: int
+    remembered: int
+    lazy_times: int
+    nameless: int
+    journal: JournalStatistics | None
 
 
 class RenameFlags(IntFlag):

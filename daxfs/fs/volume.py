@@ -29,7 +29,7 @@ from daxfs.ext4.inode import (
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
 from daxfs.fs import clock
 from daxfs.fs.nodes import Node, Nodes
-from daxfs.fs.types import Caller, Options
+from daxfs.fs.types import Caller, Options, Statistics
 from daxfs.structures import inodes, xattrs
 
 if TYPE_CHECKING:
@@ -253,6 +253,17 @@ class Volume:
         waiting = self._journal.dirty or self.nodes.lazy
         if waiting and time.monotonic() - self._last_commit >= self.options.commit_interval:
             self.commit()
+
+    def statistics(self) -> Statistics:
+        """What is kept in DRAM now, and what the journal did."""
+        nodes = self.nodes
+        return Statistics(
+            open_files=sum(node.opens for node in nodes.open.values()),
+            remembered=len(nodes.pins),
+            lazy_times=len(nodes.lazy),
+            nameless=len(nodes.unlinked),
+            journal=self._journal.stats if self._journal is not None else None,
+        )
 
     def report(self, error: Corrupt) -> None:
         """Record damage in the superblock's error fields and change nothing from then on (errors=remount-ro)."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
 
 UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: bounds the DRAM
+SIZE_CLASSES = 33  # powers of two up to what a log can have: its block numbers have 32 bits
 
 
 class Keeper(Protocol):
@@ -114,6 +115,12 @@ class Statistics:
         blocks_revoked: revoke records written.
         tail_moves: times the log was full.
         rollbacks: handles that were undone.
+        sizes: commits by their blocks of metadata: ``sizes[n]`` had up to ``2**n - 1``, and more than those before.
+        largest: blocks of metadata in the largest.
+        running_blocks: changed by the transaction that runs.
+        pending_free_blocks: that come back with the next commit.
+        log_blocks: room of the log, 0 without one.
+        log_blocks_used: how many of them hold transactions.
     """
 
     commits: int
@@ -122,6 +129,12 @@ class Statistics:
     blocks_revoked: int
     tail_moves: int
     rollbacks: int
+    sizes: tuple[int, ...]
+    largest: int
+    running_blocks: int
+    pending_free_blocks: int
+    log_blocks: int
+    log_blocks_used: int
 
 
 class Journal:
@@ -158,6 +171,8 @@ class Journal:
         self._aborted = False
         self._storing_home = False  # the log holds a transaction that is not at home
         self._commits = self._blocks_home = self._blocks_logged = self._blocks_revoked = self._rollbacks = 0
+        self._sizes = [0] * SIZE_CLASSES
+        self._largest = 0
 
     @classmethod
     def open(cls, pool: Pool, geometry: Geometry, area: LogArea | None, *, check_credits: bool = False) -> Journal:
@@ -281,14 +296,20 @@ class Journal:
     @property
     def stats(self) -> Statistics:
         """What was done so far."""
-        moves = self._keeper.tail_moves if isinstance(self._keeper, Log) else 0
+        log = self._keeper if isinstance(self._keeper, Log) else None
         return Statistics(
             commits=self._commits,
             blocks_home=self._blocks_home,
             blocks_logged=self._blocks_logged,
             blocks_revoked=self._blocks_revoked,
-            tail_moves=moves,
+            tail_moves=log.tail_moves if log else 0,
             rollbacks=self._rollbacks,
+            sizes=tuple(self._sizes),
+            largest=self._largest,
+            running_blocks=len(self._transaction.copies),
+            pending_free_blocks=self.pending_free_blocks,
+            log_blocks=log.blocks if log else 0,
+            log_blocks_used=log.blocks_used if log else 0,
         )
 
     def _assert_usable(self) -> None:
@@ -325,6 +346,7 @@ class Journal:
         superblock_home = self._superblock_home // size
         if superblock is not None:
             copies[superblock_home] = superblock
+        metadata_blocks = len(copies)
         self._blocks_logged += keeper.commit(copies, tx.revokes)
         self._storing_home = True
         if superblock is not None and keeper.store_later(superblock_home, superblock):
@@ -335,6 +357,8 @@ class Journal:
         keeper.settle()
         self._storing_home = False
         self._commits += 1
+        self._sizes[metadata_blocks.bit_length()] += 1
+        self._largest = max(self._largest, metadata_blocks)
         self._blocks_home += len(copies)
         self._blocks_revoked += len(tx.revokes)
         tx.clear()

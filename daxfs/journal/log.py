@@ -89,6 +89,7 @@ class Log:
         limit: blocks that one transaction may have: a quarter of the log, as in jbd2.
         revokes_per_block: block numbers in one revoke block.
         tail_moves: how often the log was full.
+        blocks: that transactions may fill.
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, area: LogArea) -> None:
@@ -122,9 +123,15 @@ class Log:
         self._scrubbed = 0
         self._seconds = 0
         self._waiting: dict[int, memoryview] = {}  # committed blocks that are not stored at home
-        self.limit = (self._end - self._first) // 4
+        self.blocks = self._end - self._first
+        self.limit = self.blocks // 4
         self.revokes_per_block = self._form.revokes_per_block
         self.tail_moves = 0
+
+    @property
+    def blocks_used(self) -> int:
+        """How many hold transactions; the log begins anew when the next one has no room behind them."""
+        return self.blocks - self._free if self._tail.superblock.s_start else 0
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
         """Make the transaction durable; returns the log blocks it took.
