@@ -29,21 +29,21 @@ class ShiftRig(MapRig):
             position = first
             while position < MAX_BLOCKS:
                 end = extent_shift.leaves_after(self.view, self.inode, position, leaves)
-                handles += self.part(position, end - 1, by)
+                handles += self.part(position, end - 1, by, leaves)
                 position = end
         else:
             last = MAX_BLOCKS - 1
             while last >= first:
                 begin = max(extent_shift.leaves_before(self.view, self.inode, last, leaves), first)
-                handles += self.part(begin, last, by)
+                handles += self.part(begin, last, by, leaves)
                 last = begin - 1
         self.model = {lblk + by if lblk >= first else lblk: target for lblk, target in self.model.items()}
         self.check()
         return handles
 
-    def part(self, first: int, last: int, by: int) -> int:
+    def part(self, first: int, last: int, by: int, leaves: int) -> int:
         """One step of several: the tree is valid behind it."""
-        with self.change(24) as (tx, inode):
+        with self.change(leaves + 8) as (tx, inode):
             extent_shift.move(tx, inode, first, last, by)
         extents.count_blocks(self.view, self.inode)
         list(extents.walk(self.view, self.inode))
