@@ -134,11 +134,6 @@ class Mounted:
         os.statvfs(self.place)
 
     def said(self) -> str:
-        """What the daemon wrote so far."""
-        self._said.seek(0)
-        return self._said.read()
-
-    def said(self) -> str:
         """What the daemon has printed."""
         self._said.seek(0)
         return self._said.read()
