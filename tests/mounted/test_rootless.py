@@ -79,6 +79,13 @@ setfattr -n user.key -v value d/file
 same "$(getfattr --only-values -n user.key d/file)" value "attribute"
 setfacl -m u:$(id -u):rwx,g::r d/f
 getfacl -cn d/f | grep "^user:$(id -u):rwx"
+case $options in
+    *session=kernel*)
+        setfacl -d -m u::rwx,g::rwx,o::- d/f
+        touch d/f/new
+        same "$(stat -c %a d/f/new)" 660 "a default ACL in place of the umask"
+        ;;
+esac
 fio --name=job --rw=randwrite --bs=4k --size=2m --direct=1 --ioengine=psync --fallocate=none --verify=crc32c \\
     --verify_state_save=0 | grep -E 'err= 0'
 cd ..
