@@ -16,7 +16,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import attributes, data, flags, mounting, names, ranges, removal
+from daxfs.fs import attributes, data, flags, mounting, names, ranges, removal, trim
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
@@ -350,6 +350,11 @@ class FileSystem:
     def sync(self) -> None:
         """Make everything durable."""
         self.volume.commit()
+
+    @reading
+    def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> int:
+        """Give free memory of the pool back to the system (FITRIM); how many bytes."""
+        return trim.trim(self.volume, start, length, minimum)
 
     # Directories
 

@@ -39,6 +39,10 @@ class MemoryPool(Pool):
         """A copy of the whole pool."""
         return bytes(self.memory)
 
+    def discard(self, offset: int, length: int) -> None:
+        """Zero the range: what giving back memory looks like to a reader."""
+        self.zero(offset, length)
+
     def _operations(self, memory: memoryview) -> persist.Persistence:
         return persist.volatile(memory)
 

@@ -12,13 +12,16 @@ volatile memory costs 0.2 us. Keep ``write = pool.write`` in a local variable wh
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import gc
 import mmap
 import os
+import struct
 from collections.abc import Callable
 from types import TracebackType
 
-from daxfs.errors import PoolError
+from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.persist import Buffer, Persistence
 
@@ -27,6 +30,7 @@ __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 _MAP_SHARED_VALIDATE = 3
 _MAP_SYNC = 0x80000  # a store that left the CPU's caches is durable: no metadata is left for the kernel to write
 _PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -83,10 +87,17 @@ class Pool:
         self._open = True
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the range's memory back to the system where that is possible.
+        """Give the memory behind a range back to the system; nobody needs its content any more.
 
-        The range holds its old bytes or zeros afterwards. Here: nothing to give back.
+        The range reads as zeros afterwards, on block devices as whatever the device makes of it.
+
+        Raises:
+            FsError: EOPNOTSUPP, this kind of pool keeps what it has; another errno, the system failed.
         """
+        self._check_range(offset, length)
+        raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't give memory back")
+
+    def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at offset {offset} are outside the pool's {self.size} bytes")
 
@@ -143,14 +154,25 @@ class MappedPool(Pool):
         )
         self._mapping = mapping
         self._descriptors = descriptors
-        self._punch = kind != kinds.DEVDAX and not read_only
 
     def discard(self, offset: int, length: int) -> None:
-        """Punch a hole (fallocate(2)) into the file, or discard the range of the device; at best effort."""
-        super().discard(offset, length)
-        if self._punch and length:
-            # One refusal (EOPNOTSUPP, EPERM on a sealed file) is the answer for all later calls.
-            self._punch = punch_hole(self._descriptors[0], offset, length)
+        """Punch a hole (fallocate(2)) into the file, or discard the range of the block device (BLKDISCARD)."""
+        self._check_range(offset, length)
+        if self.read_only:
+            raise FsError(errno.EROFS, f"{self.path}: the pool is open for reading only")
+        if self.kind == kinds.DEVDAX:
+            super().discard(offset, length)
+        if not length:
+            return
+        try:
+            if self.kind == kinds.BLOCK:
+                # By the descriptor that claims the device: the kernel drops its page cache for nobody else.
+                fcntl.ioctl(self._descriptors[-1], _BLKDISCARD, struct.pack("=QQ", offset, length))
+            elif not punch_hole(self._descriptors[0], offset, length):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        except OSError as error:
+            raise FsError(error.errno or errno.EIO, f"{self.path}: discarding {length} bytes at {offset}") from None
 
     def _unmap(self) -> None:
         _try_twice(self._mapping.close)

@@ -8,6 +8,7 @@ costs less than a microsecond. Pure functions of the bits they are given; caller
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 
 def test(bitmap: memoryview, bit: int) -> bool:
@@ -108,12 +109,17 @@ def lowest(mask: int, start: int = 0) -> int:
     return (mask & -mask).bit_length() - 1
 
 
-def longest_run(bitmap: memoryview, bits: int) -> tuple[int, int]:
-    """The first of the longest runs of clear bits among the first ``bits``: its start and length, or (0, 0)."""
+def free_runs(bitmap: memoryview, bits: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All runs of clear bits among the first ``bits``, in order: their starts and their lengths."""
     used = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=bits, bitorder="little")
     edges = np.flatnonzero(np.diff(used, prepend=1, append=1))
-    if not len(edges):
+    return edges[::2], edges[1::2] - edges[::2]
+
+
+def longest_run(bitmap: memoryview, bits: int) -> tuple[int, int]:
+    """The first of the longest runs of clear bits among the first ``bits``: its start and length, or (0, 0)."""
+    starts, lengths = free_runs(bitmap, bits)
+    if not len(starts):
         return 0, 0
-    lengths = edges[1::2] - edges[::2]
     at = int(lengths.argmax())
-    return int(edges[2 * at]), int(lengths[at])
+    return int(starts[at]), int(lengths[at])

@@ -90,6 +90,27 @@ def drop_hints() -> None:
         memory.no_chunk.clear()
 
 
+# Looking
+
+
+def free_runs(view: View, group: int, least: int) -> Iterator[tuple[int, int]]:
+    """The free runs of ``least`` blocks or more in a group, in order: first block, and how many.
+
+    Blocks freed in the running transaction are not among them. The runs hold until the next change.
+
+    Raises:
+        Corrupt: the bitmap or the descriptor is damaged.
+    """
+    desc = groups.descriptor(view, group)
+    if desc.free_blocks_count < least:
+        return
+    low, bits = view.geometry.first_block(group), view.geometry.blocks_in_group(group)
+    starts, lengths = bitmaps.free_runs(_bitmap(view, group, desc), bits)
+    for start, count in zip(starts.tolist(), lengths.tolist(), strict=True):
+        if count >= least:
+            yield low + start, count
+
+
 # Counters
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import subprocess
@@ -17,7 +18,9 @@ from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool, open_pool, punch_hole
+from support import run
 
+F_SEAL_FUTURE_WRITE = 0x10  # include/uapi/linux/fcntl.h
 WAYS = ["libpmem", "msync", "volatile"]
 
 
@@ -165,8 +168,10 @@ def test_devdax(tmp_path: Path) -> None:
         assert (pool.align, pool.persistence) == (2 << 20, "libpmem")
         pool.write(0, b"x" * 5000)
         pool.fence()
-        pool.discard(0, 4096)
-        assert pool.memory[4999] == ord("x")
+        with pytest.raises(FsError) as caught:
+            pool.discard(0, 4096)
+        assert caught.value.errno == errno.EOPNOTSUPP
+        assert pool.memory[:5000] == b"x" * 5000
         with pytest.raises(PoolError, match="in use"):
             open_pool("/dev/zero", sysfs=sysfs)
     with pytest.raises(PoolError, match="can't msync"):
@@ -264,9 +269,57 @@ def test_discard(tmp_path: Path) -> None:
         if not punch_hole(file.fileno(), 0, 4096):
             pytest.skip("this file system punches no holes")
     with open_pool(path) as pool:
+        taken = path.stat().st_blocks
+        pool.discard(0, 0)
+        assert path.stat().st_blocks == taken
         pool.discard(65536, 65536)
+        assert path.stat().st_blocks == taken - 128
         assert bytes(pool.memory[65536:131072]) == bytes(65536)
+        pool.discard(201_000, 10_000)  # the pages of which a part stays keep that part
+        assert bytes(pool.memory[200_000:211_001]) == b"x" * 1000 + bytes(10_000) + b"x"
         assert pool.memory[131072] == ord("x")
+        pool.write(70_000, b"again")
+        pool.fence()
+    assert path.read_bytes()[70_000:70_006] == b"again\0"
+    with open_pool(path, read_only=True) as pool, pytest.raises(FsError) as caught:
+        pool.discard(0, 4096)
+    assert caught.value.errno == errno.EROFS
+
+
+def test_discard_of_a_block_device(tmp_path: Path) -> None:
+    path = tmp_path / "backing"
+    path.write_bytes(b"x" * (1 << 20))
+    device = run("losetup", "--find", "--show", path).strip()
+    try:
+        with open_pool(device) as pool:
+            assert pool.memory[100_000] == ord("x")
+            pool.write(300_000, b"kept")
+            pool.fence()
+            taken = path.stat().st_blocks
+            pool.discard(65536, 65536)
+            assert path.stat().st_blocks == taken - 128
+            assert bytes(pool.memory[65535:131073]) == b"x" + bytes(65536) + b"x"
+            assert bytes(pool.memory[300_000:300_005]) == b"keptx"
+            with pytest.raises(FsError) as caught:
+                pool.discard(100, 100)
+            assert caught.value.errno == errno.EINVAL
+    finally:
+        run("losetup", "-d", device)
+
+
+def test_a_file_that_refuses() -> None:
+    """A sealed memfd may not shrink in any way."""
+    descriptor = os.memfd_create("pool", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(descriptor, b"x" * 65536)
+        with open_pool(f"/proc/self/fd/{descriptor}") as pool:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+            with pytest.raises(FsError) as caught:
+                pool.discard(0, 4096)
+            assert caught.value.errno == errno.EPERM
+            assert pool.memory[0] == ord("x")
+    finally:
+        os.close(descriptor)
 
 
 def test_bad_paths(tmp_path: Path) -> None:
