@@ -408,9 +408,9 @@ class FileSystem:
         """Stop the journal after an unknown error; nothing is changed from then on."""
         self.volume.abort(error)
 
-
-__all__ = ["ROOT_INO", "FileSystem", "OpenDirectory", "OpenFile"]
     def statistics(self) -> Statistics:
         """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""
         return self.volume.statistics()
 
+
+__all__ = ["ROOT_INO", "FileSystem", "OpenDirectory", "OpenFile"]
