@@ -148,7 +148,7 @@ QUESTIONS = [
     (0, 1 << 30, 1 << 27),
     (0, 1 << 30, (1 << 27) + 4096),
 ]
-"""Up to the end: newer kernels go on to the end of a free run that begins in the range."""
+"""Up to the end: the kernel (6.18) goes on to the end of a free run that begins in the range."""
 
 
 @pytest.mark.parametrize("block_size", ["4096", "1024"])
