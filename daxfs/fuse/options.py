@@ -88,6 +88,7 @@ class MountOptions:
         poll_seconds: how long the session asks again and again after work before it waits; 0 is off.
         wake_microseconds: while requests come, no processor may sleep so deep that waking takes longer; None is off.
         log: a file for messages of the daemon; "" is syslog.
+        stats: requests are counted and timed from the mount on.
     """
 
     read_only: bool = False
@@ -102,6 +103,7 @@ class MountOptions:
     poll_seconds: float = field(default_factory=default_poll_seconds)
     wake_microseconds: int | None = field(default_factory=default_wake_microseconds)
     log: str = ""
+    stats: bool = False
 
 
 def parse(given: Iterable[str]) -> MountOptions:
@@ -115,6 +117,8 @@ def parse(given: Iterable[str]) -> MountOptions:
         for option in text.split(","):
             if option:
                 found = _apply(found, option)
+    if found.stats and found.session != "kernel":
+        raise UserError("bad mount option: stats; only session=kernel counts", mounts.USAGE)
     if found.read_only:
         found = replace(found, flags=found.flags | mounts.MS_RDONLY)
     return found
@@ -160,6 +164,8 @@ _SIMPLE: dict[str, Callable[[MountOptions], MountOptions]] = {
     "sync": lambda found: replace(found, sync=True),
     "dirsync": lambda found: replace(found, sync=True),
     "async": lambda found: replace(found, sync=False),
+    "stats": lambda found: replace(found, stats=True),
+    "nostats": lambda found: replace(found, stats=False),
     "allow_other": lambda found: replace(found, allow_other=True),
     "user": lambda found: replace(found, flags=found.flags | _USER_MOUNT | mounts.MS_NOEXEC),
     "users": lambda found: replace(found, flags=found.flags | _USER_MOUNT | mounts.MS_NOEXEC),

@@ -110,6 +110,7 @@ class Statistics:
 
     Attributes:
         commits: transactions made durable.
+        blocks: of metadata in them.
         blocks_home: metadata blocks copied home.
         blocks_logged: blocks stored in the log, descriptors, revokes and commit records included.
         blocks_revoked: revoke records written.
@@ -124,6 +125,7 @@ class Statistics:
     """
 
     commits: int
+    blocks: int
     blocks_home: int
     blocks_logged: int
     blocks_revoked: int
@@ -172,7 +174,7 @@ class Journal:
         self._storing_home = False  # the log holds a transaction that is not at home
         self._commits = self._blocks_home = self._blocks_logged = self._blocks_revoked = self._rollbacks = 0
         self._sizes = [0] * SIZE_CLASSES
-        self._largest = 0
+        self._blocks = self._largest = 0
 
     @classmethod
     def open(cls, pool: Pool, geometry: Geometry, area: LogArea | None, *, check_credits: bool = False) -> Journal:
@@ -299,6 +301,7 @@ class Journal:
         log = self._keeper if isinstance(self._keeper, Log) else None
         return Statistics(
             commits=self._commits,
+            blocks=self._blocks,
             blocks_home=self._blocks_home,
             blocks_logged=self._blocks_logged,
             blocks_revoked=self._blocks_revoked,
@@ -357,6 +360,7 @@ class Journal:
         keeper.settle()
         self._storing_home = False
         self._commits += 1
+        self._blocks += metadata_blocks
         self._sizes[metadata_blocks.bit_length()] += 1
         self._largest = max(self._largest, metadata_blocks)
         self._blocks_home += len(copies)

@@ -47,6 +47,7 @@ def test_transactions_and_their_sizes(pool: Pool) -> None:
         one = journal_of(fs.statistics())
         assert (one.commits, one.running_blocks) == (before.commits + 1, 0)
         assert one.sizes[running.running_blocks.bit_length()] == 1 + before.sizes[running.running_blocks.bit_length()]
+        assert one.blocks - before.blocks >= running.running_blocks
         assert one.log_blocks_used > before.log_blocks_used
         for number in range(300):
             fs.mkdir(ROOT_INO, b"%d" % number, 0o755)

@@ -36,6 +36,8 @@ def test_defaults() -> None:
         ("user,exec", "flags", mounts.MS_NOSUID | mounts.MS_NODEV),
         ("context=a_u:b_r:c_t", "kernel", ("context=a_u:b_r:c_t",)),
         ("log=/var/log/x", "log", "/var/log/x"),
+        ("stats", "stats", True),
+        ("stats,nostats", "stats", False),
     ],
 )
 def test_an_option_says_what_it_asks_for(text: str, field: str, value: object) -> None:
@@ -53,7 +55,19 @@ def test_what_fstab_holds_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["bogus", "ro,bogus", "commit=x", "commit=-1", "commit", "poll=1000000", "commit=99999", "remount", "log="]
+    "text",
+    [
+        "stats,session=pyfuse3",
+        "bogus",
+        "ro,bogus",
+        "commit=x",
+        "commit=-1",
+        "commit",
+        "poll=1000000",
+        "commit=99999",
+        "remount",
+        "log=",
+    ],
 )
 def test_the_unknown_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(UserError, match="mount option: ") as caught:

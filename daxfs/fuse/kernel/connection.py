@@ -23,6 +23,7 @@ from daxfs.fuse.kernel.request import Request
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem, OpenFile
+    from daxfs.fuse.kernel.statistics import Counting
 
 log = logging.getLogger("daxfs.fuse")
 
@@ -46,6 +47,7 @@ class Connection:
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
         table: the handlers by opcode.
+        counting: what counts requests, while somebody wants to know.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Connection:
     ) -> None:
         self.core = core
         self.table = table
+        self.counting: Counting | None = None
         self.files: dict[int, OpenFile] = {}
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify

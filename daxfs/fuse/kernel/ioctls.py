@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel import abi, statistics
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import BODY
 
@@ -91,6 +91,7 @@ COMMANDS: dict[int, Command] = {
     FS_IOC_FSGETXATTR: get_fsxattr,
     FS_IOC_FSSETXATTR: set_fsxattr,
     FITRIM: trim,
+    statistics.STATISTICS: statistics.query,
 }
 
 

@@ -22,6 +22,7 @@ from daxfs.fuse.kernel import abi, dispatch, negotiation
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.device import Device
 from daxfs.fuse.kernel.request import Request
+from daxfs.fuse.kernel.statistics import Counting
 from daxfs.fuse.kernel.wakefulness import Wakefulness
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def serve(
         device.send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body)
 
     connection = Connection(core, dispatch.TABLE, notify, cache_links=options.atime != "strictatime")
+    if options.stats:
+        Counting(connection, lasting=True)
     session = Session(device, connection, Wakefulness(options.wake_microseconds))
     try:
         serving.run(core, mountpoint, options.commit_seconds, session.serve, session.stop, ready)
