@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs.types import Attributes, Caller, SetAttributes
+from daxfs.fs.types import Caller, SetAttributes
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode, SetAttr
 from daxfs.fuse.kernel.encoding import BILLION
@@ -60,8 +60,8 @@ def setattr_(connection: Connection, request: Request) -> bytes:
         kill_privileges=kill if has & SetAttr.SIZE else None,
     )
     caller = request.caller()
-    if caller.uid and not (changes.uid is changes.gid is None):
-        caller = with_groups_that_matter(connection.core.getattr(request.ino), caller)
+    if not (changes.size is changes.uid is changes.gid is None):
+        caller = with_groups_that_matter(connection, request.ino, caller)
     return encoding.attr_out(connection.core.setattr(request.ino, changes, caller), connection.block_size)
 
 
@@ -70,12 +70,12 @@ def nanoseconds(seconds: int, rest: int) -> int:
     return (seconds - (1 << 64) if seconds >> 63 else seconds) * BILLION + rest
 
 
-def with_groups_that_matter(found: Attributes, caller: Caller) -> Caller:
-    """The caller of a chown, which may take S_ISGID away: being in the group matters where it may not execute.
+def with_groups_that_matter(connection: Connection, ino: int, caller: Caller) -> Caller:
+    """The caller of a change that may take S_ISGID away: being in the group matters where the group may not execute.
 
     Supplementary groups are known to /proc only: none if the process is not to be seen there.
     """
-    if found.mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:
+    if caller.uid == 0 or connection.core.getattr(ino).mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:
         return caller
     try:
         with open(f"/proc/{caller.pid}/status") as status:

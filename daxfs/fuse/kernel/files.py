@@ -13,6 +13,7 @@ from daxfs.errors import FsError
 from daxfs.fs.types import Attributes
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import Init, Opcode
+from daxfs.fuse.kernel.attributes import with_groups_that_matter
 from daxfs.fuse.kernel.names import remembered
 from daxfs.fuse.kernel.request import BODY
 
@@ -30,7 +31,10 @@ def open_file(connection: Connection, request: Request) -> bytes:
     """Open by node; the kernel has checked the rights."""
     flags, open_flags = request.arguments(abi.OPEN_IN)
     kill = bool(open_flags & abi.OPEN_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
-    return connection.opened(request, connection.core.open_file(request.ino, flags, request.caller(), kill))
+    caller = request.caller()
+    if flags & (os.O_ACCMODE | os.O_TRUNC):
+        caller = with_groups_that_matter(connection, request.ino, caller)
+    return connection.opened(request, connection.core.open_file(request.ino, flags, caller, kill))
 
 
 def create(connection: Connection, request: Request) -> bytes:
@@ -86,6 +90,7 @@ def write(connection: Connection, request: Request) -> bytes:
         kill: bool | None = False
     elif connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
         kill = bool(flags & abi.WRITE_KILL_SUIDGID)
+        file.caller = with_groups_that_matter(connection, file.ino, request.caller())
     else:
         kill = None
     written = connection.core.write(file, offset, content, kill)

@@ -44,7 +44,7 @@ class Session:
         self._device = device
         self._connection = connection
         self._wakefulness = wakefulness
-        self._request = Request(device.buffer, connection.last_ino)
+        self._request = Request(device.buffer, connection.core.pins)
         self._stopping = False
 
     async def serve(self) -> None:
@@ -133,10 +133,7 @@ def serve(
     connection.close_all()
     device.close()
     if mounted is not None and mounts.top_mount(mountpoint) == mounted:
-        if by_helper:
-            mounts.unmount(mountpoint, lazy=True)
-        else:
-            mounts.unmount_device(mountpoint, mounts.MNT_DETACH)
+        _unmount(mountpoint, by_helper=by_helper)
 
 
 def _mount(source: str, mountpoint: str, options: MountOptions) -> tuple[int, bool]:
@@ -149,3 +146,14 @@ def _mount(source: str, mountpoint: str, options: MountOptions) -> tuple[int, bo
             if error.errno != errno.EPERM:
                 raise UserError(f"mount on {mountpoint} failed: {error.strerror}", mounts.MOUNT_FAILED) from None
     return mounts.mount_by_helper(source, mountpoint, options.flags, kernel), True
+
+
+def _unmount(mountpoint: str, *, by_helper: bool) -> None:
+    """Take away a mount whose connection is closed already: nothing is lost if that fails."""
+    try:
+        if by_helper:
+            mounts.unmount(mountpoint, lazy=True)
+        else:
+            mounts.unmount_device(mountpoint, mounts.MNT_DETACH)
+    except (UserError, OSError) as error:
+        log.warning("%s stays behind: %s", mountpoint, error)
