@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from kernel_rig import kernel_mount
+from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
 from tree_rig import QUIET, Facts, walk
 
 from daxfs.errors import Corrupt, FsError
@@ -147,6 +148,21 @@ class Workbench:
     def rename(self, old: str, new: str, flags: int = 0) -> None:
         self.fs.rename(*self.fs.tree.parent(old), *self.fs.tree.parent(new), flags)
 
+    def fallocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        file = self.fs.open_file(self.ino(path), os.O_RDWR)
+        try:
+            self.fs.fallocate(file, mode, offset, length)
+        finally:
+            self.fs.release(file)
+
+    def copy(self, source: str, source_offset: int, target: str, offset: int, length: int) -> None:
+        files = [self.fs.open_file(self.ino(path), os.O_RDWR) for path in (source, target)]
+        try:
+            self.fs.copy_range(files[0], source_offset, files[1], offset, length)
+        finally:
+            for file in files:
+                self.fs.release(file)
+
     def xattr(self, path: str, name: bytes, size: int) -> None:
         self.fs.setxattr(self.ino(path), name, self.bytes(size))
 
@@ -183,6 +199,20 @@ OPERATIONS: dict[str, Operation] = {
     "truncate up": lambda w: w.truncate("g", 4000),
     "truncate up a hole": lambda w: w.truncate("f", 30_000),
     "truncate unwritten": lambda w: w.truncate("unwritten", 2500),
+    "allocate": lambda w: w.fallocate("big", 0, 7000, 20_000),
+    "allocate behind": lambda w: w.fallocate("g", KEEP_SIZE, 500, 6000),
+    "punch": lambda w: w.fallocate("big", PUNCH, 1024, 4096),
+    "punch unaligned": lambda w: w.fallocate("big", PUNCH, 1500, 6002),
+    "punch to the end": lambda w: w.fallocate("f", PUNCH, 1000, 100_000),
+    "zero": lambda w: w.fallocate("big", ZERO, 1024, 8192),
+    "zero unaligned": lambda w: w.fallocate("f", ZERO, 501, 4000),
+    "zero within": lambda w: w.fallocate("unwritten", ZERO | KEEP_SIZE, 3000, 9000),
+    "collapse": lambda w: w.fallocate("big", COLLAPSE, w.fs.volume.block_size, w.fs.volume.block_size),
+    "insert": lambda w: w.fallocate("big", INSERT, w.fs.volume.block_size, 2 * w.fs.volume.block_size),
+    "copy": lambda w: w.copy("big", 1000, "f", 2000, 30_000),
+    "copy blocks": lambda w: w.copy("big", 4096, "g", 0, 8192),
+    "copy within": lambda w: w.copy("big", 20_000, "big", 3000, 2500),
+    "copy holes": lambda w: w.copy("unwritten", 0, "big", 2048, 6000),
     "unlink one name": lambda w: w.unlink("f"),
     "unlink": lambda w: w.unlink("g"),
     "unlink big": lambda w: w.unlink("big"),

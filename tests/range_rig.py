@@ -95,6 +95,30 @@ class Model:
             if lblk < first or lblk >= end
         }
 
+    def copy(self, source: Model, source_offset: int, offset: int, length: int) -> int:
+        """`FileSystem.copy_range` into this file; returns how much."""
+        end = min(source_offset + length, len(source.content))
+        begin = source_offset
+        while begin < end:
+            hole = source.seek(begin, os.SEEK_DATA)
+            is_data = hole == begin
+            stop = source.seek(begin, os.SEEK_HOLE) if is_data else hole
+            stop = end if stop is None else min(stop, end)
+            at = offset + begin - source_offset
+            if is_data:
+                self.write(at, bytes(source.content[begin:stop]))
+            else:
+                self.put_hole(at, stop - begin)
+            begin = stop
+        return max(end - source_offset, 0)
+
+    def put_hole(self, offset: int, length: int) -> None:
+        """Zeros: blocks that are not written stay as they are if there are no others."""
+        inside = min(offset + length, len(self.content)) - offset
+        if inside > 0 and not all(self.blocks.get(lblk, True) for lblk in self.touched(offset, inside)):
+            self.fallocate(PUNCH, offset, inside)
+        self.grow(offset + length)
+
     def seek(self, offset: int, whence: int) -> int | None:
         """What lseek(2) returns; None for ENXIO."""
         size = len(self.content)
@@ -133,6 +157,9 @@ class PoolFile:
     def seek(self, offset: int, whence: int) -> Any:
         return outcome(self.fs.seek, self.file, offset, whence)
 
+    def copy(self, source: PoolFile, source_offset: int, offset: int, length: int) -> Any:
+        return outcome(self.fs.copy_range, source.file, source_offset, self.file, offset, length)
+
     def content(self) -> bytes:
         return bytes(self.fs.read(self.file, 0, 1 << 40))
 
@@ -169,6 +196,9 @@ class KernelFile:
         os.fsync(self.descriptor)  # pages in the cache are data, too
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return outcome(os.lseek, self.descriptor, offset, whence)
+
+    def copy(self, source: KernelFile, source_offset: int, offset: int, length: int) -> Any:
+        return outcome(os.copy_file_range, source.descriptor, self.descriptor, length, source_offset, offset)
 
     def content(self) -> bytes:
         return os.pread(self.descriptor, self.size(), 0)

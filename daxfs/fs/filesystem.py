@@ -16,11 +16,22 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import attributes, data, flags, mounting, names, ranges, removal, trim
+from daxfs.fs import attributes, copying, data, flags, mounting, names, ranges, removal, trim
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
-from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs, Statistics
+from daxfs.fs.types import (
+    ROOT_INO,
+    Attributes,
+    Caller,
+    DirEntry,
+    FileExtent,
+    FsXattr,
+    Options,
+    SetAttributes,
+    StatFs,
+    Statistics,
+)
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.structures import inodes
 from daxfs.structures.mapping import Extent
@@ -331,6 +342,13 @@ class FileSystem:
         """fallocate(2) with ext4's modes (``FALLOC_FL_*``); EOPNOTSUPP for all others."""
         ranges.fallocate(self.volume, file, mode, offset, length)
 
+    @piecewise
+    def copy_range(
+        self, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
+    ) -> int:
+        """copy_file_range(2): one copy from memory to memory, holes stay holes. Returns the number of bytes copied."""
+        return copying.copy_range(self.volume, source, source_offset, target, target_offset, length)
+
     @reading
     def seek(self, file: OpenFile, offset: int, whence: int) -> int:
         """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; ENXIO at the end of the file."""
@@ -340,6 +358,11 @@ class FileSystem:
     def describe(self, ino: int) -> list[Extent]:
         """The extents of a file, in order: (logical block, physical block, length in blocks, unwritten)."""
         return data.describe(self.volume, ino)
+
+    @reading
+    def fiemap(self, ino: int, start: int, length: int, limit: int) -> list[FileExtent]:
+        """FS_IOC_FIEMAP: the extents of a range of bytes, ``limit`` at most, those behind the end too."""
+        return ranges.fiemap(self.volume, ino, start, length, limit)
 
     @reading
     def fsync(self, ino: int, datasync: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Ranges of a file: fallocate(2) in all modes that ext4 has, and SEEK_DATA and SEEK_HOLE.
+"""Ranges of a file: fallocate(2) in all modes that ext4 has, SEEK_DATA and SEEK_HOLE, and FIEMAP.
 
 Work on blocks is cut into handles; between them the file is valid and holds what is done so far, as with ext4 after a
 full pool or a power cut (docs/CRASH.md). Bytes at the unaligned edges of a range are zeroed in place, like an
@@ -20,6 +20,7 @@ from daxfs.fs import clock, data
 from daxfs.fs.data import OpenFile
 from daxfs.fs.filemap import MAX_RUNS
 from daxfs.fs.nodes import Node
+from daxfs.fs.types import FileExtent
 from daxfs.fs.volume import CHUNK_BYTES, Volume
 from daxfs.structures import extent_shift, extents, inodes, mapping
 from daxfs.structures.extent_tree import MAX_BLOCKS
@@ -44,6 +45,11 @@ the inode."""
 CREDITS_MOVE = 64
 """Blocks that moving extents may change besides the nodes they are in: index nodes, a split at the border, a join."""
 LEAVES_PER_MOVE = 64
+
+# include/uapi/linux/fiemap.h
+FIEMAP_EXTENT_LAST = 0x0001
+FIEMAP_EXTENT_UNWRITTEN = 0x0800
+FIEMAP_EXTENT_MERGED = 0x1000
 
 Mode = Callable[[Volume, OpenFile, int, int], None]
 
@@ -403,3 +409,35 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
     if whence == os.SEEK_DATA:
         raise FsError(errno.ENXIO)
     return position
+
+
+def fiemap(volume: Volume, ino: int, start: int, length: int, limit: int) -> list[FileExtent]:
+    """What is mapped of the bytes from ``start`` on, also behind the end of the file: ``limit`` extents at most.
+
+    The last extent of the file is marked as such; those of block-mapped files as put together from blocks.
+
+    Raises:
+        FsError: EINVAL for no bytes, EFBIG behind the largest file, EOPNOTSUPP where there are no blocks to map.
+    """
+    inode = inodes.read(volume.view, ino)
+    if not inode.is_regular and not inode.is_dir:
+        raise FsError(errno.EOPNOTSUPP)
+    if length <= 0 or start < 0:
+        raise FsError(errno.EINVAL)
+    if start > volume.max_size(ino):
+        raise FsError(errno.EFBIG)
+    bits = volume.block_bits
+    found = mapping.runs(volume.view, inode, start >> bits, min(start + length - 1 >> bits, MAX_BLOCKS - 1), limit)
+    common = 0 if inode.flags & EXT4_EXTENTS_FL else FIEMAP_EXTENT_MERGED
+    listed = [
+        FileExtent(
+            run.lblk << bits,
+            run.pblk << bits,
+            run.length << bits,
+            common | (FIEMAP_EXTENT_UNWRITTEN if run.unwritten else 0),
+        )
+        for run in found
+    ]
+    if found and mapping.next_mapped(volume.view, inode, found[-1].lblk + found[-1].length) is None:
+        listed[-1] = listed[-1]._replace(flags=listed[-1].flags | FIEMAP_EXTENT_LAST)
+    return listed

@@ -74,6 +74,15 @@ class DirEntry(NamedTuple):
     cookie: int
 
 
+class FileExtent(NamedTuple):
+    """A part of a file and where it lies in the pool, in bytes; ``flags`` are FIEMAP's (``FIEMAP_EXTENT_*``)."""
+
+    logical: int
+    physical: int
+    length: int
+    flags: int
+
+
 class StatFs(NamedTuple):
     """What statvfs(3) tells; blocks in units of ``block_size`` bytes."""
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import crash_rig
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,22 +21,29 @@ from range_rig import (
     COLLAPSE,
     INSERT,
     KEEP_SIZE,
+    LAST,
     PUNCH,
     PUNCH_HOLE,
     UNSHARE,
+    UNWRITTEN,
     ZERO,
     KernelFile,
     Model,
     PoolFile,
     check_credits,
+    kernel_fiemap,
     zeroing_off,
 )
+from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import ranges
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Caller, SetAttributes
+from daxfs.fs.volume import Volume
+from daxfs.pmem.memory import MemoryPool
+from daxfs.pmem.recorder import RecordingPool
 from daxfs.structures import inodes
 from support import fsck, mke2fs
 
@@ -59,7 +67,7 @@ def depth(fs: FileSystem, ino: int) -> int:
 
 
 class Machine(RuleBasedStateMachine):
-    """One file in a pool of ``image``."""
+    """Two files in a pool of ``image``; all rules but one change the same of them, until they change places."""
 
     image: Path
     block_size: int
@@ -70,14 +78,15 @@ class Machine(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.path = self.directory / "pool"
         shutil.copyfile(self.image, self.path)
+        self.model, self.other_model = Model(self.block_size), Model(self.block_size)
+        self.names = [b"f", b"g"]
         self.open()
-        self.model = Model(self.block_size)
         self.serial = 0
 
     def open(self) -> None:
         self.fs = FileSystem.open(self.path)
         check_credits(self.fs)
-        self.file = PoolFile(self.fs, b"f")
+        self.file, self.other = (PoolFile(self.fs, name) for name in self.names)
 
     @initialize(written=st.sampled_from((0, 3, 200)), behind=st.sampled_from((0, 5, 300)), step=st.integers(2, 3))
     def fragment(self, written: int, behind: int, step: int) -> None:
@@ -85,6 +94,7 @@ class Machine(RuleBasedStateMachine):
             self.write(at * self.block_size, self.block_size)
         for at in range(written * step, (written + behind) * step, step):
             self.fallocate(KEEP_SIZE, at * self.block_size, self.block_size)
+        self.change_places()
 
     def write(self, offset: int, size: int) -> None:
         self.serial += 1
@@ -119,6 +129,23 @@ class Machine(RuleBasedStateMachine):
         else:
             assert self.file.fallocate(mode, offset, length) == "EINVAL"
 
+    @rule(data=st.data(), length=st.integers(1, 90_000), aligned=st.booleans(), within=st.booleans())
+    def copy(self, data: st.DataObject, length: int, aligned: bool, within: bool) -> None:
+        source, target = self.place(data), self.place(data)
+        if aligned:
+            source, target, length = (value // self.block_size * self.block_size for value in (source, target, length))
+        file, model = (self.file, self.model) if within else (self.other, self.other_model)
+        if within and abs(source - target) < min(length, len(model.content) - source):
+            assert self.file.copy(file, source, target, length) == "EINVAL"
+        else:
+            assert self.file.copy(file, source, target, length) == self.model.copy(model, source, target, length)
+
+    @rule()
+    def change_places(self) -> None:
+        self.file, self.other = self.other, self.file
+        self.model, self.other_model = self.other_model, self.model
+        self.names.reverse()
+
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
         size = self.place(data)
@@ -146,6 +173,8 @@ class Machine(RuleBasedStateMachine):
         assert self.file.size() == len(self.model.content)
         assert self.file.content() == self.model.content
         assert self.file.blocks() == self.model.blocks
+        assert self.other.content() == self.other_model.content
+        assert self.other.blocks() == self.other_model.blocks
 
     def place(self, data: st.DataObject) -> int:
         """A byte: often at the beginning or end of a block that is mapped, or at the end of the file."""
@@ -365,6 +394,168 @@ def test_blocks_that_wait_for_the_commit_are_found(open_fs: OpenFs) -> None:
     assert file.size() == size
 
 
+# Copies
+
+
+def test_copies_keep_holes_and_stop_at_the_end(fs: FileSystem) -> None:
+    source, target = PoolFile(fs, b"source"), PoolFile(fs, b"target")
+    source.write(0, b"a" * 10_000)
+    source.write(1 << 20, b"b" * 5000)
+    source.fallocate(KEEP_SIZE, 0, 2 << 20)
+    source.truncate(3 << 20)
+    before = fs.getattr(target.ino).mtime_ns
+    assert target.copy(source, 0, 0, 1 << 40) == 3 << 20
+    assert target.content() == source.content()
+    assert target.blocks() == dict.fromkeys((0, 1, 2, 256, 257), False)
+    assert fs.getattr(target.ino).mtime_ns >= before
+    assert target.copy(source, 3 << 20, 0, 10) == 0
+    assert target.copy(source, 4 << 20, 0, 10) == 0
+    assert target.copy(target, 0, 3 << 20, 1 << 40) == 3 << 20
+    assert target.content() == 2 * source.content()
+
+
+def test_copies_that_are_refused(fs: FileSystem) -> None:
+    file = PoolFile(fs, b"f")
+    file.write(0, b"x" * 9000)
+    directory = fs.opendir(ROOT_INO)
+    reader, writer = fs.open_file(file.ino), fs.open_file(file.ino, os.O_WRONLY)
+    appender = fs.open_file(file.ino, os.O_RDWR | os.O_APPEND)
+    largest = fs.volume.geometry.max_extent_file_size
+    for source, target in ((writer, writer), (reader, reader), (reader, appender)):
+        with refused(errno.EBADF):
+            fs.copy_range(source, 0, target, 20_000, 10)
+    for source_offset, offset, length in ((0, 100, 101), (100, 0, 101), (5, 5, 1), (-1, 0, 1), (0, -1, 1), (0, 9, -1)):
+        with refused(errno.EINVAL):
+            fs.copy_range(reader, source_offset, writer, offset, length)
+    with refused(errno.EFBIG):
+        fs.copy_range(reader, 0, writer, largest, 1)
+    assert fs.copy_range(reader, 0, writer, 100, 100) == 100
+    assert fs.copy_range(reader, 8990, writer, 9000, 100) == 10
+    set_flag(fs, file.ino, EXT4_IMMUTABLE_FL)
+    with refused(errno.EPERM):
+        fs.copy_range(reader, 0, writer, 9000, 100)
+    for opened in (reader, writer, appender):
+        fs.release(opened)
+    fs.releasedir(directory)
+
+
+def test_a_copy_into_a_full_pool_is_short(open_fs: OpenFs) -> None:
+    fs = open_fs("-m", "0", size="16M")
+    source, target = PoolFile(fs, b"source"), PoolFile(fs, b"target")
+    content = random.Random(1).randbytes(5 << 20)
+    source.write(0, content)
+    filler = PoolFile(fs, b"filler")
+    filler.fallocate(0, 0, (fs.statfs().free - 700) * 4096)
+    done = target.copy(source, 0, 0, 5 << 20)
+    assert 600 * 4096 < done <= 700 * 4096
+    assert target.content() == content[:done]
+    assert target.copy(source, done, done, 5 << 20) == "ENOSPC"
+
+
+def test_copies_of_files_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More pieces than maps may hold, in both files."""
+    monkeypatch.setattr("daxfs.fs.data.MAX_RUNS", 20)
+    monkeypatch.setattr(ranges, "MAX_RUNS", 20)
+    fs = open_fs("-b", "1024")
+    source, target = PoolFile(fs, b"source"), PoolFile(fs, b"target")
+    model, copied = Model(1024), Model(1024)
+    for at in range(300):
+        content = random.Random(at).randbytes(1024)
+        source.write(3 * at * 1024, content)
+        model.write(3 * at * 1024, content)
+        target.write((2 * at + 1) * 1024, content)
+        copied.write((2 * at + 1) * 1024, content)
+    for source_offset, offset, length in ((0, 0, 1 << 20), (5000, 700, 300_000), (3072, 1024, 90_000)):
+        assert target.copy(source, source_offset, offset, length) == copied.copy(model, source_offset, offset, length)
+        assert target.content() == copied.content
+        assert target.blocks() == copied.blocks
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            assert [target.seek(at, whence) for at in range(0, 200_000, 999)] == [
+                copied.seek(at, whence) for at in range(0, 200_000, 999)
+            ]
+
+
+# Moves in several transactions
+
+
+@pytest.mark.parametrize("mode", MOVES)
+def test_a_cut_between_two_parts_of_a_move(tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is sound, and none of its blocks is anything but one of the old ones or a hole."""
+    monkeypatch.setattr(ranges, "LEAVES_PER_MOVE", 1)
+    monkeypatch.setattr(ranges, "fits", lambda *_: False)
+    for name in ("move_up", "move_down", "punch_step"):
+        step = getattr(ranges, name)
+
+        def and_commit(volume: Volume, *arguments: object, step: Callable[..., object] = step) -> object:
+            result = step(volume, *arguments)
+            volume.commit()
+            return result
+
+        monkeypatch.setattr(ranges, name, and_commit)
+    pool = RecordingPool(bytearray(crash_rig.image("1k")))
+    fs = FileSystem.open(pool, QUIET)
+    file = PoolFile(fs, b"f")
+    for at in range(260):
+        file.write(at * 2048, crash_rig.noise(1024, at))
+    fs.sync()
+    start, old = len(pool.events), file.content()
+    file.fallocate(mode, 100 * 1024, 51 * 1024)
+    fs.sync()
+    new = file.content()
+    assert fs.volume.journal.stats.commits > 4
+    pieces = {old[at : at + 1024] for at in range(0, len(old), 1024)}
+    between = 0
+    for left in pool.crash_images(random.Random(mode), start=start, prefixes=1, subsets=1):
+        with FileSystem.open(MemoryPool(left.image), QUIET) as again:
+            found = again.tree.read_bytes("f")
+        assert {found[at : at + 1024] for at in range(0, len(found), 1024)} <= pieces | {bytes(1024)}
+        between += found not in (old, new)
+        (tmp_path / "pool").write_bytes(left.image)
+        fsck(tmp_path / "pool")
+    assert between
+
+
+# Where things lie
+
+
+def test_fiemap_tells_what_the_kernel_tells(pool: Callable[..., Path]) -> None:
+    path = pool("-b", "1024")
+    with FileSystem.open(path) as fs:
+        file = PoolFile(fs, b"f")
+        file.write(0, b"x" * 50_000)
+        file.fallocate(PUNCH, 5000, 9000)
+        file.fallocate(KEEP_SIZE, 90_000, 30_000)
+        file.fallocate(0, 300_000, 5000)
+        ranges_of_it = ((0, 1 << 62), (0, 1), (3000, 40_000), (7000, 10), (60_000, 1), (100_000, 500), (1 << 30, 5))
+        ours = [fs.fiemap(file.ino, start, length, 100) for start, length in ranges_of_it]
+        assert ours[0][-1].flags == UNWRITTEN | LAST
+        assert not [extent for extent in ours[0][:-1] if extent.flags & LAST]
+        assert fs.fiemap(file.ino, 0, 1 << 62, 2) == ours[0][:2]
+        assert fs.fiemap(file.ino, 0, 1 << 62, 0) == []
+        assert fs.fiemap(ROOT_INO, 0, 1 << 62, 10)[0].flags == LAST
+        for start, length, number in ((0, 0, errno.EINVAL), (-1, 1, errno.EINVAL), (1 << 60, 1, errno.EFBIG)):
+            with refused(number):
+                fs.fiemap(file.ino, start, length, 10)
+        with refused(errno.EOPNOTSUPP):
+            fs.fiemap(fs.symlink(ROOT_INO, b"l", b"target").ino, 0, 10, 10)
+    with kernel_mount(path, "ro") as root:
+        theirs = KernelFile(root / "f", 1024, flags=os.O_RDONLY)
+        for (start, length), mine in zip(ranges_of_it, ours, strict=True):
+            found = kernel_fiemap(theirs.descriptor, start, length)
+            # The kernel marks the last extent of what was asked for.
+            assert [(*extent[:3], extent[3] & UNWRITTEN) for extent in found] == [
+                (*extent[:3], extent.flags & UNWRITTEN) for extent in mine
+            ]
+        theirs.close()
+
+
+def test_block_mapped_files_have_merged_extents(open_fs: OpenFs) -> None:
+    fs = open_fs("-O", "^extent,^64bit", "-b", "1024")
+    file = PoolFile(fs, b"f")
+    file.write(0, b"x" * 5000)
+    assert {extent.flags & ~LAST for extent in fs.fiemap(file.ino, 0, 1 << 40, 10)} == {0x1000}
+
+
 # Against the kernel
 
 
@@ -410,4 +601,38 @@ def test_the_kernel_answers_and_maps_the_same(pool: Callable[..., Path], options
             assert theirs.blocks() == ours.blocks(), story
             theirs.close()
             ours.close()
+    fsck(ours_path)
+
+
+def test_copies_answer_as_the_kernel(pool: Callable[..., Path]) -> None:
+    """Results and bytes; which blocks are holes is our own matter."""
+    theirs_path, ours_path = pool("-b", "4096"), pool("-b", "4096")
+    chance = random.Random(8)
+    with kernel_mount(theirs_path) as root, FileSystem.open(ours_path) as fs:
+        theirs = [KernelFile(root / name, 4096) for name in "fg"]
+        ours = [PoolFile(fs, name) for name in (b"f", b"g")]
+        try:
+            for _ in range(250):
+                source, target = chance.randrange(2), chance.randrange(2)
+                offset, other = chance.randrange(200_000), chance.randrange(200_000)
+                kind = chance.randrange(4)
+                if not kind:
+                    content = chance.randbytes(chance.choice(SIZES))
+                    answers = theirs[target].write(offset, content), ours[target].write(offset, content)
+                elif kind == 1:
+                    call = chance.choice(IN_PLACE), offset, chance.choice(SIZES)
+                    answers = theirs[target].fallocate(*call), ours[target].fallocate(*call)
+                elif chance.random() < 0.1:
+                    answers = theirs[target].truncate(offset), ours[target].truncate(offset)
+                else:
+                    length = chance.choice(SIZES)
+                    answers = (
+                        theirs[target].copy(theirs[source], other, offset, length),
+                        ours[target].copy(ours[source], other, offset, length),
+                    )
+                assert answers[0] == answers[1]
+                assert [file.content() for file in theirs] == [file.content() for file in ours]
+        finally:
+            for file in theirs:
+                file.close()
     fsck(ours_path)

@@ -1,0 +1,109 @@
+"""Copies from file to file within the pool, in one copy from memory to memory.
+
+What is a hole in the source takes no blocks in the target: it stays a hole there or is made one. A copy is cut into
+pieces that are contiguous in both files; each is a write, a hole that is punched or growth, in handles of its own.
+Errors and their order are those of ``generic_copy_file_checks`` (fs/read_write.c).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from daxfs.errors import FsError
+from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
+from daxfs.fs import data, ranges
+from daxfs.fs.data import OpenFile
+from daxfs.fs.nodes import Node
+from daxfs.fs.volume import Volume
+from daxfs.structures import inodes
+
+
+def copy_range(
+    volume: Volume, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
+) -> int:
+    """Copy up to ``length`` bytes, no further than the source reaches; the target grows. Returns how many.
+
+    Raises:
+        FsError: EINVAL (negative numbers; both ranges overlap in one file; no regular file), EISDIR, EBADF (not open
+            for it, or for appending), EPERM, EROFS, EFBIG; ENOSPC only if nothing was copied.
+    """
+    for file in (source, target):
+        ranges.require_regular(inodes.read(volume.view, file.ino), errno.EINVAL)
+    if not source.readable or not target.writable or target.append:
+        raise FsError(errno.EBADF)
+    if inodes.read(volume.view, target.ino).flags & EXT4_IMMUTABLE_FL:
+        raise FsError(errno.EPERM)
+    if min(source_offset, target_offset, length) < 0:
+        raise FsError(errno.EINVAL)
+    limit = volume.max_size(target.ino)
+    if target_offset >= limit:
+        raise FsError(errno.EFBIG)
+    length = max(min(length, source.node.size - source_offset, limit - target_offset), 0)
+    if source.ino == target.ino and abs(source_offset - target_offset) < length:
+        raise FsError(errno.EINVAL)
+    volume.writable()
+    if not length:
+        return 0
+    if not target.node.plain:
+        data.drop_privileges(volume, target.node, target.caller)
+    done = copy(volume, source, source_offset, target, target_offset, length)
+    volume.touch_mtime(target.node)
+    if source.node.atime_due:
+        volume.touch_atime(source.node)
+    return done
+
+
+def copy(
+    volume: Volume, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
+) -> int:
+    """`copy_range` after its checks."""
+    for node in (source.node, target.node):
+        if node.map is None:
+            data.load_map(volume, node)
+    done = 0
+    while done < length:
+        try:
+            done += copy_piece(volume, source.node, source_offset + done, target, target_offset + done, length - done)
+        except FsError as error:
+            if done and error.errno == errno.ENOSPC:
+                break
+            raise
+    return done
+
+
+def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset: int, length: int) -> int:
+    """Copy what begins at ``source``: one run of data, or a hole. Returns how many bytes that was."""
+    hole = length
+    for begin, end, delta, unwritten in data.pieces(volume, node, source, source + length):
+        if unwritten:
+            continue
+        if begin == source:
+            return data.write(volume, target, offset, volume.memory[begin + delta : end + delta])
+        hole = begin - source
+        break
+    put_hole(volume, target, offset, hole)
+    return hole
+
+
+def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """Make the range read as zeros; the file reaches its end at least."""
+    node = file.node
+    end = offset + length
+    inside = min(end, node.size)
+    if offset < inside and any(not unwritten for _, _, _, unwritten in data.pieces(volume, node, offset, inside)):
+        ranges.punch(volume, file, offset, inside - offset)
+    if end > node.size:
+        grow(volume, node, end)
+
+
+def grow(volume: Volume, node: Node, size: int) -> None:
+    """Make the file longer by a hole."""
+    if size > volume.large_file_from:
+        volume.allow_large_files()
+    with volume.handle(data.CREDITS_PIECE) as tx:
+        inode = inodes.edit(tx, node.ino)
+        data.zero_tail(volume, tx, inode, inode.size)
+        inode.size = size
+        ranges.finish(tx, inode)
+    node.size = size
+    ranges.note(volume, node, ())
