@@ -40,7 +40,7 @@ floors: setup ## import-linter: a module imports only from floors below its own
 
 check: lint types floors ## lint, types and floors
 
-bench: setup ## figures of docs/BENCHMARKS.md: data and metadata beside fuse2fs, mount time, directory sizes
+bench: setup ## figures of docs/BENCHMARKS.md: beside fuse2fs and a null server, and by itself; some 15 minutes
 	@$(BIN)/python scripts/bench.py
 
 clean: ## remove the virtual environment and caches

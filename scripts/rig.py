@@ -1,4 +1,4 @@
-"""What the demo and the benchmarks share: pools, mounts of daxfs and fuse2fs, fio runs. No figures are made up here.
+"""What the demo and the benchmarks share: pools, mounts of daxfs and its peers, fio runs. No figures are made up here.
 
 Every command that touches a mount has a time limit, and a mount is taken down whatever happens.
 """
@@ -77,9 +77,23 @@ def daxfs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def fuse2fs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
     """A fuse2fs mount of ``pool``, the peer."""
-    log = (mountpoint.parent / "fuse2fs.log").open("w")
+    with served(mountpoint, tool("fuse2fs"), "-f", "-o", ",".join(("rw", *options)), pool, mountpoint):
+        yield mountpoint
+
+
+@contextlib.contextmanager
+def null_server(mountpoint: Path) -> Iterator[Path]:
+    """A mount of the null server: one file ``fio.dat`` of 256 MiB, the floor of what Python can do."""
+    with served(mountpoint, sys.executable, Path(__file__).with_name("null_server.py"), mountpoint):
+        yield mountpoint
+
+
+@contextlib.contextmanager
+def served(mountpoint: Path, *command: str | Path) -> Iterator[None]:
+    """A mount whose server runs in the foreground until it is unmounted."""
+    log = mountpoint.with_suffix(".log").open("w")
     server = subprocess.Popen(
-        [tool("fuse2fs"), "-f", "-o", ",".join(("rw", *options)), str(pool), str(mountpoint)],
+        [str(part) for part in command],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -87,7 +101,7 @@ def fuse2fs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
     )
     try:
         wait_mounted(mountpoint, server)
-        yield mountpoint
+        yield
     finally:
         with contextlib.suppress(subprocess.SubprocessError):
             run(tool("fusermount3"), "-u", mountpoint, limit=20)
@@ -128,13 +142,18 @@ def check(pool: Path) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One fio job. ``size`` and ``block`` as fio writes them; ``verify`` names a checksum or is empty."""
+    """One fio job. ``size`` and ``block`` as fio writes them; ``verify`` names a checksum or is empty.
+
+    ``processes`` do the same at once: on one file, ``fio.dat``, or with ``apart`` on ``fio.dat.0``, ``fio.dat.1``, ...
+    """
 
     name: str
     mode: str
     block: str
     size: str = "256m"
     verify: str = ""
+    processes: int = 1
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,11 +167,16 @@ class Result:
 
 
 def fio(job: Job, directory: Path, seconds: float) -> Result:
-    """Run one job, ``--direct=1`` and psync, one process; a verify error raises."""
+    """Run one job, ``--direct=1`` and psync; what several processes did is summed up. A verify error raises."""
+    place = [f"--filename={directory / 'fio.dat'}"]
+    if job.apart:
+        place = [f"--directory={directory}", "--filename_format=fio.dat.$jobnum"]
     command = [
         tool("fio"),
         f"--name={job.name.replace(' ', '-')}",
-        f"--filename={directory / 'fio.dat'}",
+        *place,
+        f"--numjobs={job.processes}",
+        "--group_reporting",
         f"--rw={job.mode}",
         f"--bs={job.block}",
         f"--size={job.size}",
@@ -176,9 +200,11 @@ def fio(job: Job, directory: Path, seconds: float) -> Result:
     return Result(side["iops"], side["bw_bytes"] / 1e6, latency["mean"] / 1000, p99 / 1000)
 
 
-def lay_out(directory: Path, size: str) -> None:
-    """Write the file that the jobs use, once."""
+def lay_out(directory: Path, size: str, processes: int = 1) -> None:
+    """Write the file that the jobs use, once; for several processes also those that they use apart."""
     fio(Job("layout", "write", "1m", size, verify="crc32c"), directory, 0)
+    if processes > 1:
+        fio(Job("layout", "write", "1m", size, "crc32c", processes, apart=True), directory, 0)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""The sections of scripts/bench.py: `beside` peers (data, metadata, fallocate), and daxfs `alone`."""

@@ -1,0 +1,110 @@
+"""Figures of daxfs by itself: directories by size, mounts by pool size, what ``sync`` costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from pathlib import Path
+
+from benchmarks import systems
+from benchmarks.report import Report
+from daxfs import FileSystem, Options
+from daxfs.fs.types import ROOT_INO
+
+SYNC_OPERATIONS = 2_000
+LOOKUPS = 1_000
+
+
+def directory(base: Path, report: Report) -> None:
+    """Lookup cost by directory size, and how long a listing takes (unmounted, then mounted)."""
+    system = systems.make(base, "daxfs", "4G")
+    rows = []
+    with FileSystem.open(system.pool) as fs:
+        made = 0
+        ino = fs.mkdir(ROOT_INO, b"big", 0o755).ino
+        for size in (report.scale.listed // 100, report.scale.listed // 10, report.scale.listed):
+            begin = time.perf_counter()
+            for number in range(made, size):
+                fs.mknod(ino, b"entry-%08d" % number, 0o644)
+            created = (time.perf_counter() - begin) / (size - made)
+            made = size
+            names = [b"entry-%08d" % number for number in range(0, size, max(size // LOOKUPS, 1))]
+            begin = time.perf_counter()
+            for name in names:
+                fs.lookup(ino, name)
+            looked = (time.perf_counter() - begin) / len(names)
+            begin = time.perf_counter()
+            opened = fs.opendir(ino)
+            assert sum(1 for _ in fs.readdir(opened)) == size + 2
+            fs.releasedir(opened)
+            listed = time.perf_counter() - begin
+            rows.append((f"{size:,}", f"{looked * 1e6:.1f}", f"{created * 1e6:.1f}", f"{listed:.2f}"))
+    report.table("directories, as a library", ("entries", "us a lookup", "us a create", "listing s"), rows)
+    report.say(system.check())
+    system = systems.make(base, "daxfs", "4G")
+    with system.mounted() as point:
+        (point / "big").mkdir()
+        for number in range(report.scale.listed):
+            os.mknod(point / "big" / f"entry-{number:08d}")
+    with system.mounted() as point:
+        begin = time.perf_counter()
+        found = len(os.listdir(point / "big"))
+        took = time.perf_counter() - begin
+    report.table("mounted, cold", ("entries", "listing s"), [(f"{found:,}", f"{took:.2f}")])
+    report.say(system.check())
+
+
+def resident(point: Path) -> float:
+    """Resident memory in MiB of the daxfs daemon that serves a mountpoint."""
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = status.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if os.fsencode(point) in words and any(b"daxfs" in word for word in words):
+            found = re.search(r"VmRSS:\s+(\d+)", (status.parent / "status").read_text())
+            if found:
+                return int(found.group(1)) / 1024
+    raise RuntimeError(f"no daemon serves {point}")
+
+
+def mount(base: Path, report: Report) -> None:
+    """Time to mount and resident memory, by pool size."""
+    rows = []
+    for size in ("16G", "1T"):
+        begin = time.perf_counter()
+        system = systems.make(base, "daxfs", size)
+        made = time.perf_counter() - begin
+        times, memory = [], []
+        for _ in range(report.scale.rounds):
+            begin = time.perf_counter()
+            with system.mounted() as point:
+                times.append(time.perf_counter() - begin)
+                memory.append(resident(point))
+        medians = (statistics.median(times), statistics.median(memory))
+        rows.append((size, f"{made:.2f}", f"{medians[0]:.2f}", f"{medians[1]:.1f}"))
+    report.table("mounting a clean sparse pool", ("pool", "mkfs s", "mount s", "resident MiB"), rows)
+
+
+def sync(base: Path, report: Report) -> None:
+    """What the mount option ``sync`` costs: a create, and a 4 KiB append, by library."""
+    rows = []
+    for mode in (False, True):
+        system = systems.make(base, "daxfs", "1G")
+        with FileSystem.open(system.pool, Options(sync=mode)) as fs:
+            begin = time.perf_counter()
+            for number in range(SYNC_OPERATIONS):
+                fs.mknod(ROOT_INO, b"file%d" % number, 0o644)
+            created = (time.perf_counter() - begin) / SYNC_OPERATIONS
+            file, _ = fs.create(ROOT_INO, b"appended", 0o644, os.O_RDWR)
+            block = b"x" * 4096
+            begin = time.perf_counter()
+            for number in range(SYNC_OPERATIONS):
+                fs.write(file, number * 4096, block)
+            appended = (time.perf_counter() - begin) / SYNC_OPERATIONS
+            fs.release(file)
+        rows.append(("sync" if mode else "async", f"{created * 1e6:.1f}", f"{appended * 1e6:.1f}"))
+        system.check()
+    report.table("what sync costs, as a library", ("mode", "us a create", "us a 4 KiB append"), rows)

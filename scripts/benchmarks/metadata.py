@@ -1,0 +1,127 @@
+"""Names and attributes beside fuse2fs: many files in one directory, and a source tree unpacked and removed.
+
+*Cold* is after a fresh mount: neither the kernel nor the daemon remembers anything of the files. *Warm* is the same
+once more. Only one system is mounted at a time, and the systems take turns.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import random
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import rig
+from benchmarks import systems
+from benchmarks.report import Ratio, Report, Samples
+from benchmarks.systems import System
+
+MEDIAN_SIZE = 4_500
+SPREAD = 1.3
+LARGEST_SIZE = 256 << 10
+FILES_PER_DIRECTORY = 20
+SEED = 20_000
+UNPACK_LIMIT = 300
+
+
+def metadata(base: Path, report: Report) -> None:
+    """Both systems in turn, round by round."""
+    archive = base / "tree.tar"
+    make_tree(archive, report.scale.tree)
+    found = [systems.make(base, name, "1G") for name in ("daxfs", "fuse2fs")]
+    samples = Samples("operations/s")
+    for _ in range(report.scale.rounds):
+        for system in found:
+            rates = many(system, report.scale.files) | tree(system, archive, report.scale.tree)
+            for what, rate in rates.items():
+                samples.add(what, system.name, rate)
+    title = f"{report.scale.files:,} files in one directory, a tree of {report.scale.tree:,} files"
+    report.compare(title, samples, (Ratio("daxfs", "fuse2fs", dict.fromkeys(samples.rows, 1.0)),))
+    for system in found:
+        report.say(f"{system.name}: {system.check()}")
+
+
+def many(system: System, count: int) -> dict[str, float]:
+    """Each operation on every file of one directory: operations a second."""
+    directory = f"{system.point}/many"
+    names = [f"{directory}/file{number:06d}" for number in range(count)]
+    rates: dict[str, float] = {}
+
+    def timed(what: str, action: Callable[[], object]) -> None:
+        begin = time.perf_counter()
+        action()
+        rates[what] = count / (time.perf_counter() - begin)
+
+    def each(action: Callable[[str], object]) -> Callable[[], object]:
+        def do() -> None:
+            for name in names:
+                action(name)
+
+        return do
+
+    def listing() -> None:
+        assert len(os.listdir(directory)) == count
+
+    def long_listing() -> None:
+        with os.scandir(directory) as found:
+            assert sum(entry.stat(follow_symlinks=False).st_nlink for entry in found) == count
+
+    with system.mounted():
+        os.mkdir(directory)
+        timed("create+close", each(lambda name: os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))))
+    with system.mounted():
+        timed("stat, cold", each(os.stat))
+        timed("stat, warm", each(os.stat))
+    with system.mounted():
+        timed("readdir, cold", listing)
+        timed("readdir, warm", listing)
+    with system.mounted():
+        timed("readdir and stat, cold", long_listing)
+        timed("rename", each(lambda name: os.rename(name, name + "x")))
+        names = [name + "x" for name in names]
+        timed("unlink", each(os.unlink))
+        os.rmdir(directory)
+    return rates
+
+
+def tree(system: System, archive: Path, count: int) -> dict[str, float]:
+    """tar(1) and rm(1) on a source tree: files a second."""
+    rates = {}
+    with system.mounted() as point:
+        for what, command in (
+            ("tree unpacked", ("tar", "-xf", archive, "-C", point)),
+            ("tree removed", ("rm", "-rf", point / "tree")),
+        ):
+            begin = time.perf_counter()
+            rig.run(*command, limit=UNPACK_LIMIT)
+            rates[what] = count / (time.perf_counter() - begin)
+    return rates
+
+
+def make_tree(archive: Path, count: int) -> None:
+    """A source tree as an archive, always the same: sizes as in source code, directories up to four deep."""
+    chance = random.Random(SEED)
+    text = bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyz_(){};=    \n", k=LARGEST_SIZE))
+    directories = ["tree"]
+    with tarfile.open(archive, "w") as packed:
+        add(packed, "tree", tarfile.DIRTYPE, 0o755)
+        for number in range(count):
+            if number % FILES_PER_DIRECTORY == 0:
+                above = [path for path in directories if path.count("/") < 3]
+                directories.append(f"{chance.choice(above)}/part{len(directories)}")
+                add(packed, directories[-1], tarfile.DIRTYPE, 0o755)
+            size = min(int(chance.lognormvariate(math.log(MEDIAN_SIZE), SPREAD)), LARGEST_SIZE)
+            name = f"{chance.choice(directories)}/module{number:04d}.c"
+            add(packed, name, tarfile.REGTYPE, 0o644, text[:size])
+
+
+def add(packed: tarfile.TarFile, name: str, kind: bytes, mode: int, content: bytes = b"") -> None:
+    """One member, with the owner who unpacks it."""
+    member = tarfile.TarInfo(name)
+    member.type, member.mode, member.size = kind, mode, len(content)
+    member.uid, member.gid, member.mtime = os.getuid(), os.getgid(), 1_700_000_000
+    packed.addfile(member, io.BytesIO(content))

@@ -1,0 +1,134 @@
+"""A null file system: one file that answers from memory, with as little Python per request as there can be.
+
+It is the floor of what a FUSE server in Python can do, and so what a session is held against. It speaks to /dev/fuse
+as daxfs's own session does, with the same handshake and the same waiting, and does nothing else: no core, no table of
+handlers, no checks, no time limits. Reads answer with anonymous memory that was written once; what is written is thrown
+away. It is a benchmark, never a file system.
+
+Usage: null_server.py MOUNTPOINT; as root, until it is unmounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import select
+import stat
+import sys
+
+from daxfs.fs.types import ROOT_INO, Attributes
+from daxfs.fuse import mounts
+from daxfs.fuse.kernel import abi, encoding, negotiation
+from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.device import Device
+from daxfs.fuse.kernel.request import BODY
+from daxfs.fuse.kernel.wakefulness import Wakefulness
+from daxfs.fuse.options import MountOptions
+
+SIZE = 256 << 20
+FILE_INO = 12
+BLOCK_SIZE = 4096
+NAME = b"fio.dat"
+READ = int(Opcode.READ)
+WRITE = int(Opcode.WRITE)
+
+
+def attributes(ino: int) -> Attributes:
+    """The root directory, or the file."""
+    mode = stat.S_IFDIR | 0o755 if ino == ROOT_INO else stat.S_IFREG | 0o644
+    size = BLOCK_SIZE if ino == ROOT_INO else SIZE
+    return Attributes(ino, mode, 1, 0, 0, 0, size, size // 512, 0, 0, 0, crtime_ns=0, generation=1, flags=0)
+
+
+def attr_out(node: int) -> bytes:
+    """The answer to GETATTR and SETATTR."""
+    return encoding.attr_out(attributes(ROOT_INO if node == abi.ROOT_ID else FILE_INO), BLOCK_SIZE)
+
+
+def lookup(request: memoryview) -> bytes:
+    """The file by its name; every other name is absent."""
+    if bytes(request[BODY:]).rstrip(b"\0") != NAME:
+        return encoding.ABSENT
+    return encoding.entry_out(attributes(FILE_INO), BLOCK_SIZE)
+
+
+def init(request: memoryview) -> bytes:
+    """The same handshake as the session's, so that requests are as large."""
+    major, minor, readahead, offered = abi.INIT_IN.unpack_from(request, BODY)
+    (more,) = abi.INIT_IN_EXT.unpack_from(request, BODY + abi.INIT_IN.size)
+    return negotiation.agree(major, minor, readahead, offered | more << 32, cache_links=True)[1]
+
+
+def rare(opcode: int, node: int, request: memoryview) -> bytes | int | None:
+    """What a benchmark asks now and then: the body of an answer, an errno, or None if none is wanted."""
+    if opcode == Opcode.INIT:
+        return init(request)
+    if opcode == Opcode.LOOKUP:
+        return lookup(request)
+    if opcode in (Opcode.GETATTR, Opcode.SETATTR):
+        return attr_out(node)
+    if opcode == Opcode.OPEN:
+        return abi.OPEN_OUT.pack(1, abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES, 0)
+    if opcode in (Opcode.RELEASE, Opcode.FSYNC, Opcode.DESTROY):
+        return b""
+    if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT):
+        return None
+    return errno.ENOSYS
+
+
+def serve(device: Device, wakefulness: Wakefulness, memory: memoryview) -> None:
+    """Answer until unmounted; what is not READ or WRITE is left to `rare`."""
+    descriptor, buffer, wait = device.descriptor, device.buffer, device.wait
+    buffers = [buffer]
+    readv, writev, out = os.readv, os.writev, abi.OUT_HEADER.size
+    in_header, out_header = abi.IN_HEADER.unpack_from, abi.OUT_HEADER.pack
+    read_in, written = abi.READ_IN.unpack_from, abi.WRITE_OUT.pack
+    idle = select.poll()
+    idle.register(descriptor, select.POLLIN)
+    while True:
+        if not wait():
+            wakefulness.release()
+            idle.poll()
+            wakefulness.hold()
+        try:
+            length = readv(descriptor, buffers)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return
+            if error.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT):
+                continue
+            raise
+        _, opcode, unique, node, _, _, _, _, _ = in_header(buffer)
+        if opcode == READ:
+            _, offset, size, _, _, _ = read_in(buffer, BODY)
+            writev(descriptor, (out_header(out + size, 0, unique), memory[offset : offset + size]))
+        elif opcode == WRITE:
+            _, _, size, _, _, _ = read_in(buffer, BODY)
+            writev(descriptor, (out_header(out + 8, 0, unique), written(size)))
+        else:
+            said = rare(opcode, node, buffer[:length])
+            if isinstance(said, int):
+                writev(descriptor, (out_header(out, -said, unique),))
+            elif said is not None:
+                writev(descriptor, (out_header(out + len(said), 0, unique), said))
+
+
+def main() -> int:
+    """Mount, serve, end."""
+    mountpoint = os.path.realpath(sys.argv[1])
+    options = MountOptions()
+    memory = mmap.mmap(-1, SIZE)
+    for offset in range(0, SIZE, 1 << 20):
+        memory[offset : offset + (1 << 20)] = b"\xa5" * (1 << 20)
+    descriptor = mounts.mount_device("null", mountpoint, 0, ["default_permissions", "allow_other"])
+    device = Device(descriptor, negotiation.buffer_size(), options.poll_seconds)
+    try:
+        serve(device, Wakefulness(options.wake_microseconds), memoryview(memory))
+    finally:
+        device.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
