@@ -1,6 +1,6 @@
-"""A file system in dicts with the facade's methods: what the FUSE adapter is tested against without a pool.
+"""A file system in dicts with the facade's methods: what the FUSE sessions are tested against without a pool.
 
-It keeps the rules that the adapter depends on (errno, lookup counts, handles) and none of the format.
+It keeps the rules that a session depends on (errno, lookup counts, handles) and none of the format.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from daxfs.errors import FsError
-from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, SetAttributes, StatFs
+from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, SetAttributes, StatFs
 
 FILE_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFLNK: 7}
 
@@ -35,13 +35,17 @@ class FakeInode:
 
 
 class FakeCore:
-    """The facade over a dict of inodes. ``refuse`` makes the named method raise; ``calls`` remembers what came."""
+    """The facade over a dict of inodes. ``refuse`` makes the named method raise; ``calls`` remembers what came.
+
+    ``cached`` names the inodes whose data the kernel may keep.
+    """
 
     def __init__(self) -> None:
         self.inodes = {ROOT_INO: FakeInode(ROOT_INO, stat.S_IFDIR | 0o755, links=2)}
         self.pins: dict[int, int] = {}
         self.refuse: dict[str, BaseException] = {}
         self.calls: list[tuple[str, tuple[object, ...]]] = []
+        self.cached: set[int] = set()
         self.open_files = 0
         self.aborted: BaseException | None = None
         self.ticks = 0
@@ -102,6 +106,13 @@ class FakeCore:
                 inode.times[index] = given
         return self._attributes(inode)
 
+    def by_number(self, ino: int) -> Attributes:
+        self._enter("by_number", ino)
+        inode = self._inode(ino)
+        if not inode.links:
+            raise FsError(errno.ESTALE)
+        return self._attributes(inode)
+
     def readlink(self, ino: int) -> bytes:
         return bytes(self._inode(ino).content)
 
@@ -136,16 +147,24 @@ class FakeCore:
         self._enter("rmdir", parent, name)
         del self._inode(parent).names[name]
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        self._enter("rename", parent, name, new_parent, new_name, flags)
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        caller: Caller | None = None,
+    ) -> None:
+        self._enter("rename", parent, name, new_parent, new_name, flags, *([caller] if caller else []))
         self._inode(new_parent).names[new_name] = self._inode(parent).names.pop(name)
 
-    def open_file(self, ino: int, flags: int, caller: Caller) -> SimpleNamespace:
-        self._enter("open_file", ino, flags, caller)
+    def open_file(self, ino: int, flags: int, caller: Caller, *kill_privileges: bool | None) -> SimpleNamespace:
+        self._enter("open_file", ino, flags, caller, *kill_privileges)
         if flags & os.O_TRUNC:
             del self._inode(ino).content[:]
         self.open_files += 1
-        return SimpleNamespace(ino=ino, node=SimpleNamespace(plain=True))
+        return SimpleNamespace(ino=ino, node=SimpleNamespace(plain=True), append=bool(flags & os.O_APPEND))
 
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
@@ -154,16 +173,63 @@ class FakeCore:
         inode = self._new(parent, name, stat.S_IFREG | mode & 0o7777, caller)
         return self.open_file(inode.ino, 0, caller), self._attributes(inode)
 
+    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[SimpleNamespace, Attributes]:
+        self._enter("tmpfile", parent, mode, flags, caller)
+        inode = self._new(parent, b"", stat.S_IFREG | mode & 0o7777, caller)
+        del self._inode(parent).names[b""]
+        inode.links = 0
+        return self.open_file(inode.ino, 0, caller), self._attributes(inode)
+
+    def uses_dax(self, ino: int) -> bool:
+        return ino not in self.cached
+
     def read(self, file: SimpleNamespace, offset: int, size: int) -> bytes:
         self._enter("read", file.ino, offset, size)
         return bytes(self._inode(file.ino).content[offset : offset + size])
 
-    def write(self, file: SimpleNamespace, offset: int, content: bytes) -> int:
-        self._enter("write", file.ino, offset, content)
+    def write(self, file: SimpleNamespace, offset: int, content: bytes, *kill_privileges: bool | None) -> int:
+        self._enter("write", file.ino, offset, bytes(content), *kill_privileges)
         data = self._inode(file.ino).content
         data.extend(bytes(max(0, offset - len(data))))
         data[offset : offset + len(content)] = content
         return len(content)
+
+    def fallocate(self, file: SimpleNamespace, mode: int, offset: int, length: int) -> None:
+        self._enter("fallocate", file.ino, mode, offset, length)
+
+    def seek(self, file: SimpleNamespace, offset: int, whence: int) -> int:
+        self._enter("seek", file.ino, offset, whence)
+        return offset + 1
+
+    def copy_range(
+        self, source: SimpleNamespace, offset: int, target: SimpleNamespace, target_offset: int, length: int
+    ) -> int:
+        self._enter("copy_range", source.ino, offset, target.ino, target_offset, length)
+        return length
+
+    def get_flags(self, ino: int) -> int:
+        self._enter("get_flags", ino)
+        return 0x80000
+
+    def set_flags(self, ino: int, flags: int, caller: Caller) -> None:
+        self._enter("set_flags", ino, flags, caller)
+
+    def get_fsxattr(self, ino: int) -> FsXattr:
+        self._enter("get_fsxattr", ino)
+        return FsXattr(0x8000, 1, 2, 3, 4)
+
+    def set_fsxattr(self, ino: int, wanted: FsXattr, caller: Caller) -> None:
+        self._enter("set_fsxattr", ino, wanted, caller)
+
+    def generation(self, ino: int) -> int:
+        return self._inode(ino).ino + 1000
+
+    def trim(self, start: int, length: int, minimum: int) -> int:
+        self._enter("trim", start, length, minimum)
+        return 12345
+
+    def sync(self) -> None:
+        self._enter("sync")
 
     def release(self, file: SimpleNamespace) -> None:
         self._enter("release", file.ino)
@@ -204,7 +270,7 @@ class FakeCore:
             raise FsError(errno.ENODATA) from None
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
-        self._enter("setxattr", ino, name, value)
+        self._enter("setxattr", ino, name, value, flags, caller)
         self._inode(ino).xattrs[name] = value
 
     def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
@@ -217,11 +283,11 @@ class FakeCore:
     def pin(self, ino: int) -> None:
         self.pins[ino] = self.pins.get(ino, 0) + 1
 
-    def unpin(self, ino: int, count: int) -> None:
+    def unpin(self, ino: int, count: int = 1) -> None:
         self._enter("unpin", ino, count)
-        self.pins[ino] -= count
-        if not self.pins[ino]:
-            del self.pins[ino]
+        left = self.pins.pop(ino, 0) - count
+        if left > 0:
+            self.pins[ino] = left
 
     def tick(self) -> None:
         self.ticks += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
@@ -407,6 +407,16 @@ class FileSystem:
 
     # References by number
 
+    @reading
+    def by_number(self, ino: int) -> Attributes:
+        """Attributes of a file whose number was kept, be it pinned or not; ESTALE if there is none (any more)."""
+        return names.by_number(self.volume, ino)
+
+    @property
+    def pins(self) -> Mapping[int, int]:
+        """How often each inode is pinned, those that are; always the same object."""
+        return self.volume.nodes.pins
+
     def pin(self, ino: int) -> None:
         """The inode is known by number to somebody (a FUSE lookup): it outlives its last name until `unpin`."""
         self.volume.nodes.pin(ino)
@@ -427,13 +437,13 @@ class FileSystem:
         """Commit when the commit interval has passed."""
         self.volume.tick()
 
-    def abort(self, error: BaseException) -> None:
-        """Stop the journal after an unknown error; nothing is changed from then on."""
-        self.volume.abort(error)
-
     def statistics(self) -> Statistics:
         """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""
         return self.volume.statistics()
+
+    def abort(self, error: BaseException) -> None:
+        """Stop the journal after an unknown error; nothing is changed from then on."""
+        self.volume.abort(error)
 
 
 __all__ = ["ROOT_INO", "FileSystem", "OpenDirectory", "OpenFile"]

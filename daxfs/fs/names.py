@@ -70,6 +70,19 @@ def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
     return read_attributes(volume, entry.ino)
 
 
+def by_number(volume: Volume, ino: int) -> Attributes:
+    """Attributes of a file that somebody kept the number of, as a file handle does (ESTALE: it is gone).
+
+    The inode bitmap is asked first: what lies in a slot that was never used may be anything, and is no damage.
+    """
+    if not (inodes.nameable(volume.view, ino) and inodes.in_use(volume.view, ino)):
+        raise FsError(errno.ESTALE)
+    found = read_attributes(volume, ino)
+    if not found.nlink:
+        raise FsError(errno.ESTALE)
+    return found
+
+
 def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
     """Names strictly after ``cookie`` (0: from the start), lazily; valid until the next change of the volume."""
     for entry in directories.entries(volume.view, read_directory_inode(volume, ino), cookie):

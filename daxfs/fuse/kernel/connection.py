@@ -65,9 +65,7 @@ class Connection:
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
         self.cache_links = cache_links
-        sizes = core.statfs()
-        self.block_size = sizes.block_size
-        self.last_ino = sizes.files
+        self.block_size = core.statfs().block_size
         self.ended = False
         self.setxattr_in: struct.Struct = abi.SETXATTR_IN
         self._handles = count(1)
@@ -98,8 +96,9 @@ class Connection:
 
     def closed(self, handle: int) -> None:
         """The kernel has closed an open file."""
-        self.core.release(self.file(handle))
+        file = self.file(handle)
         del self.files[handle]
+        self.core.release(file)
 
     def forget(self, node: int, lookups: int) -> None:
         """The kernel remembers a node ``lookups`` times less."""
@@ -128,7 +127,10 @@ class Connection:
         self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(node, -1, 0))
 
     def close_all(self) -> None:
-        """Close what the kernel left open when the session ended."""
+        """Close what the kernel left open when the session ended; all of it, even if the pool is damaged."""
         self.settle()
         for handle in tuple(self.files):
-            self.closed(handle)
+            try:
+                self.closed(handle)
+            except FsError as error:
+                log.warning("closing file handle %d: %s", handle, error.strerror)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs.types import Attributes, RenameFlags
+from daxfs.fs.types import ROOT_INO, Attributes, RenameFlags
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import BODY
@@ -35,7 +35,7 @@ def lookup(connection: Connection, request: Request) -> bytes:
     """A name, or by ``.`` and ``..`` the inode of a file handle that the kernel remembers no more."""
     name = request.name()
     if name == DOT:
-        return remembered(connection, request, by_handle(connection, request.ino))
+        return remembered(connection, request, by_handle(connection, request.node))
     try:
         found = connection.core.lookup(request.ino, name)
     except FsError as error:
@@ -45,12 +45,11 @@ def lookup(connection: Connection, request: Request) -> bytes:
     return remembered(connection, request, found)
 
 
-def by_handle(connection: Connection, ino: int) -> Attributes:
-    """The inode of a file handle, which may be old (ESTALE): ext4_nfs_get_inode in fs/ext4/super.c."""
-    found = connection.core.getattr(ino)
-    if not found.nlink:
+def by_handle(connection: Connection, node: int) -> Attributes:
+    """The inode of a file handle, which may be old or made up (ESTALE): ext4_nfs_get_inode in fs/ext4/super.c."""
+    if node == ROOT_INO:
         raise FsError(errno.ESTALE)
-    return found
+    return connection.core.by_number(ROOT_INO if node == abi.ROOT_ID else node)
 
 
 def forget(connection: Connection, request: Request) -> None:

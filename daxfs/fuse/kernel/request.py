@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from struct import Struct
 
 from daxfs.errors import FsError
@@ -12,7 +12,6 @@ from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import ROOT_ID
 
 BODY = abi.IN_HEADER.size
-FIRST_ORDINARY_INO = 11
 
 
 class Request:
@@ -23,14 +22,14 @@ class Request:
         end: where its arguments end (extensions follow, up to ``length``).
         length: bytes of the message.
         undo: what takes the operation back if the kernel does not want the answer any more (its caller was killed).
-        last_ino: the largest inode number there is.
+        known: the inode numbers that the kernel has been told and has not forgotten.
     """
 
-    __slots__ = ("buffer", "end", "gid", "last_ino", "length", "node", "opcode", "pid", "uid", "undo", "unique")
+    __slots__ = ("buffer", "end", "gid", "known", "length", "node", "opcode", "pid", "uid", "undo", "unique")
 
-    def __init__(self, buffer: memoryview, last_ino: int) -> None:
+    def __init__(self, buffer: memoryview, known: Container[int]) -> None:
         self.buffer = buffer
-        self.last_ino = last_ino
+        self.known = known
         self.length = self.end = 0
         self.opcode = self.unique = self.node = self.uid = self.gid = self.pid = 0
         self.undo: Callable[[], None] | None = None
@@ -41,8 +40,8 @@ class Request:
         return self.ino_of(self.node)
 
     def ino_of(self, node: int) -> int:
-        """The inode number of a FUSE node id (ESTALE: no file's)."""
-        if FIRST_ORDINARY_INO <= node <= self.last_ino:
+        """The inode number of a FUSE node id (ESTALE: not one that the kernel knows from us)."""
+        if node in self.known and node != ROOT_INO:
             return node
         if node == ROOT_ID:
             return ROOT_INO

@@ -1,0 +1,55 @@
+"""Connections without a mount: over a small pool, which e2fsck checks when the test is over, and over a fake core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_core import FakeCore
+from message_rig import Rig
+
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import Options
+from support import fsck
+
+
+@pytest.fixture
+def rig_of(pool: Callable[..., Path]) -> Iterator[Callable[..., Rig]]:
+    """Make a pool and a connection to it; after the test every pool is clean, and none has turned read-only."""
+    made: list[tuple[Rig, Path]] = []
+
+    def make(*options: str, size: str = "16M", mount: Options | None = None) -> Rig:
+        path = pool("-b", "4096", *options, size=size)
+        rig = Rig(FileSystem.open(path, mount))
+        made.append((rig, path))
+        return rig
+
+    yield make
+    for rig, path in made:
+        rig.connection.close_all()
+        damaged = rig.core.volume.read_only and not rig.core.volume.options.read_only
+        rig.core.close()
+        fsck(path)
+        assert not damaged, "the volume has turned read-only"
+
+
+@pytest.fixture
+def rig(rig_of: Callable[..., Rig]) -> Rig:
+    """A connection to a pool, before INIT."""
+    return rig_of()
+
+
+@pytest.fixture
+def agreed(rig: Rig) -> Rig:
+    """A connection to a pool with a kernel that has everything."""
+    rig.init()
+    return rig
+
+
+@pytest.fixture
+def fake() -> Rig:
+    """A connection to a fake core with a kernel that has everything; its calls up to now are not remembered."""
+    rig = Rig(FakeCore())
+    rig.init()
+    return rig
