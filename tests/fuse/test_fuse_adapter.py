@@ -246,7 +246,9 @@ def test_the_rest(fuse: Adapter, core: FakeCore) -> None:
     )
     assert (found.f_files, found.f_ffree, found.f_namemax) == (300, 200, 255)
     answer(fuse.rename(1, b"file", 1, b"new", 1, CONTEXT))
-    assert core.calls[-1] == ("rename", (ROOT_INO, b"file", ROOT_INO, b"new", 1))
+    name, (*arguments, caller) = core.calls[-1]
+    assert (name, arguments) == ("rename", [ROOT_INO, b"file", ROOT_INO, b"new", 1])
+    assert (caller.uid, caller.gid) == (CONTEXT.uid, CONTEXT.gid)
     assert refusal(fuse.poll(node, 1, None, CONTEXT)) == errno.ENOSYS
     made(fuse, b"open")
     answer(fuse.opendir(1, CONTEXT))

@@ -236,9 +236,10 @@ class Adapter:
 
     @handler
     def rename(
-        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, _context: RequestContext
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, context: RequestContext
     ) -> None:
-        self._core.rename(ino_of(parent), name, ino_of(new_parent), new_name, flags)
+        """A whiteout that is left behind belongs to the caller."""
+        self._core.rename(ino_of(parent), name, ino_of(new_parent), new_name, flags, caller_of(context))
 
     # Attributes
 
