@@ -145,20 +145,14 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     if (offset | length) & (volume.block_size - 1) or offset + length >= node.size:
         raise FsError(errno.EINVAL)
     first, stop = whole_blocks(volume, offset, offset + length)
-    if fits(volume, node, first, stop):
-        volume.retrying(collapse_at_once, node, first, stop)
-        return
-    while not volume.retrying(punch_step, node, first, stop):
-        pass
-    position = stop
-    while position < MAX_BLOCKS:
-        position = move_down(volume, node, position, stop - first)
-    with volume.handle(CREDITS_MOVE) as tx:
-        inode = inodes.edit(tx, node.ino)
-        extent_shift.join_at(tx, inode, first)
-        inode.size -= length
-        finish(tx, inode)
-    forget_map(volume, node)
+    try:
+        if fits(volume, node, first, stop):
+            volume.retrying(collapse_at_once, node, first, stop)
+        else:
+            collapse_in_parts(volume, node, first, stop)
+    finally:
+        forget_map(volume, node)
+    volume.commit()  # or what is written from now on may be found at its old place after a crash
 
 
 def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
@@ -167,10 +161,25 @@ def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
         inode = inodes.edit(tx, node.ino)
         mapping.remove(tx, inode, first, stop - 1)
         extent_shift.move(tx, inode, stop, MAX_BLOCKS, first - stop)
-        extent_shift.join_at(tx, inode, first)
-        inode.size -= stop - first << volume.block_bits
-        finish(tx, inode)
-    forget_map(volume, node)
+        close_gap(volume, tx, inode, first, stop)
+
+
+def collapse_in_parts(volume: Volume, node: Node, first: int, stop: int) -> None:
+    """`collapse` in many."""
+    while not volume.retrying(punch_step, node, first, stop):
+        pass
+    position = stop
+    while position < MAX_BLOCKS:
+        position = move_down(volume, node, position, stop - first)
+    with volume.handle(CREDITS_MOVE) as tx:
+        close_gap(volume, tx, inodes.edit(tx, node.ino), first, stop)
+
+
+def close_gap(volume: Volume, tx: Handle, inode: Inode, first: int, stop: int) -> None:
+    """The end of `collapse`: everything has moved."""
+    extent_shift.join_at(tx, inode, first)
+    inode.size -= stop - first << volume.block_bits
+    finish(tx, inode)
 
 
 def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
@@ -185,19 +194,20 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     if node.size + length > volume.geometry.max_extent_file_size:
         raise FsError(errno.EFBIG)
     first, stop = whole_blocks(volume, offset, offset + length)
-    if (
-        offset >= node.size
-        or extents.mapped_end(volume.view, inodes.read(volume.view, node.ino)) + stop - first > MAX_BLOCKS
-    ):
+    end = extents.mapped_end(volume.view, inodes.read(volume.view, node.ino))
+    if offset >= node.size or end + stop - first > MAX_BLOCKS:
         raise FsError(errno.EINVAL)
     if node.size + length > volume.large_file_from:
         volume.allow_large_files()
     at_once = fits(volume, node, first, first)
-    volume.retrying(begin_insert, node, first, stop, at_once)
-    last = first - 1 if at_once else MAX_BLOCKS - 1
-    while last >= first:
-        last = move_up(volume, node, first, last, stop - first)
-    forget_map(volume, node)
+    try:
+        volume.retrying(begin_insert, node, first, stop, at_once)
+        last = first - 1 if at_once else MAX_BLOCKS - 1
+        while last >= first:
+            last = move_up(volume, node, first, last, stop - first)
+    finally:
+        forget_map(volume, node)
+    volume.commit()  # as for `collapse`
 
 
 def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: bool) -> None:

@@ -18,7 +18,18 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from tree_model import NONE, Partial, State, Thing, descendants, differences, first_state, read_whole
+from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
+from tree_model import (
+    NONE,
+    Partial,
+    State,
+    Thing,
+    contents_agree,
+    descendants,
+    differences,
+    first_state,
+    read_whole,
+)
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
@@ -310,18 +321,20 @@ class Machine(RuleBasedStateMachine):
     def written(self, ino: int, offset: int, content: bytes, file: OpenFile | None = None) -> None:
         """Write, and tell the model how much of it went in."""
         handle = file or self.fs.open_file(ino, os.O_RDWR)
-        thing = self.state[ino]
         done = [0]
         try:
             self.tried(lambda: done.append(self.fs.write(handle, offset, content)), set())
         finally:
             if file is None:
                 self.fs.release(handle)
-        count = done[-1]
-        if not count:
-            return
+        if count := done[-1]:
+            self.grown(ino, offset, content[:count])
+
+    def grown(self, ino: int, offset: int, content: bytes) -> None:
+        """The bytes are in the file."""
+        thing = self.state[ino]
         held = thing.content.ljust(offset, b"\0")
-        after = held[:offset] + content[:count] + held[offset + count :]
+        after = held[:offset] + content + held[offset + len(content) :]
         partial = Partial(ino, len(thing.content), len(after))
         self.moment({ino: thing._replace(content=after, mtime_ns=None)}, partial=partial)
         assert self.fs.getattr(ino).size == len(after)
@@ -337,6 +350,78 @@ class Machine(RuleBasedStateMachine):
         if ino and self.tried(lambda: self.fs.setattr(ino, SetAttributes(size=size)), set()):
             thing = self.state[ino]
             self.moment({ino: thing._replace(content=thing.content[:size].ljust(size, b"\0"), mtime_ns=None)})
+
+    # Ranges of files
+
+    def extents(self) -> set[int]:
+        """The error of what only files with extents can have done to them, on other formats."""
+        return {errno.EOPNOTSUPP} if self.format == "no-extents" else set()
+
+    def fallocate(self, ino: int, mode: int, offset: int, length: int, expected: set[int]) -> bool:
+        file = self.fs.open_file(ino, os.O_RDWR)
+        try:
+            return self.tried(lambda: self.fs.fallocate(file, mode, offset, length), expected)
+        finally:
+            self.fs.release(file)
+
+    @rule(
+        pick=picks,
+        mode=st.sampled_from((0, KEEP_SIZE, PUNCH, ZERO, ZERO | KEEP_SIZE)),
+        offset=offsets,
+        length=st.sampled_from(SIZES[1:]),
+    )
+    def change_range(self, pick: int, mode: int, offset: int, length: int) -> None:
+        ino = self.file(pick)
+        if not ino:
+            return
+        before = self.state[ino].content
+        whole = before if mode & KEEP_SIZE else before.ljust(offset + length, b"\0")
+        if mode & (PUNCH | ZERO) & ~KEEP_SIZE:
+            whole = whole[:offset] + bytes(len(whole[offset : offset + length])) + whole[offset + length :]
+        done = self.fallocate(ino, mode, offset, length, set() if mode == PUNCH else self.extents())
+        after = read_whole(self.fs, ino)
+        if done:
+            assert after == whole
+        else:
+            # A full pool: whatever was done until then.
+            assert len(before) <= len(after) <= len(whole)
+            assert contents_agree(after, whole[: len(after)], [before], cut=True)
+        partial = Partial(ino, len(before), len(after))
+        self.moment({ino: self.state[ino]._replace(content=after, mtime_ns=None)}, partial=partial)
+
+    @rule(pick=picks, mode=st.sampled_from((COLLAPSE, INSERT)), first=st.integers(0, 30), blocks=st.integers(1, 30))
+    def move_range(self, pick: int, mode: int, first: int, blocks: int) -> None:
+        ino = self.file(pick)
+        if not ino:
+            return
+        thing = self.state[ino]
+        offset, length = first * self.fs.volume.block_size, blocks * self.fs.volume.block_size
+        reach = offset + length if mode == COLLAPSE else offset
+        expected = self.extents() or ({errno.EINVAL} if reach >= len(thing.content) else set())
+        if self.fallocate(ino, mode, offset, length, expected):
+            between = bytes(length) if mode == INSERT else b""
+            after = thing.content[:offset] + between + thing.content[reach:]
+            self.moment({ino: thing._replace(content=after, mtime_ns=None)})
+
+    @rule(pick=picks, into=picks, offset=offsets, place=offsets, length=st.sampled_from(SIZES))
+    def copy_range(self, pick: int, into: int, offset: int, place: int, length: int) -> None:
+        source, ino = self.file(pick), self.file(into)
+        if not source:
+            return
+        content = self.state[source].content[offset : offset + length]
+        overlaps = source == ino and abs(offset - place) < len(content)
+        files = [self.fs.open_file(number, os.O_RDWR) for number in (source, ino)]
+        done = [0]
+        try:
+            self.tried(
+                lambda: done.append(self.fs.copy_range(files[0], offset, files[1], place, length)),
+                {errno.EINVAL} if overlaps else set(),
+            )
+        finally:
+            for file in files:
+                self.fs.release(file)
+        if count := done[-1]:
+            self.grown(ino, place, content[:count])
 
     @precondition(lambda self: len(self.opened) < MAX_OPEN)
     @rule(pick=picks)
