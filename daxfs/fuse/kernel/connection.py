@@ -46,7 +46,7 @@ class Connection:
         cache_links: the kernel may keep the targets of symbolic links.
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
-        table: the handlers by opcode.
+        table: the handlers by opcode; its own, since counting changes it.
         counting: what counts requests, while somebody wants to know.
     """
 
@@ -59,7 +59,7 @@ class Connection:
         cache_links: bool = True,
     ) -> None:
         self.core = core
-        self.table = table
+        self.table = dict(table)
         self.counting: Counting | None = None
         self.files: dict[int, OpenFile] = {}
         self.agreement = Agreement(0, Init(0), 0)

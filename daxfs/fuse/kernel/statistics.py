@@ -1,9 +1,8 @@
 """Requests counted and timed by opcode, when somebody wants to know.
 
-The handlers of a connection are a table, which the session takes up once per turn. Counting puts another table in its
-place, whose handlers time the plain ones. So what is not asked for costs nothing, not even a comparison. Counting goes
-on as long as somebody asks, and ends `KEEP_SECONDS` after the last question; with the mount option ``stats`` it begins
-with the mount and does not end.
+The handlers of a connection are a table. Counting puts others into it, which time the plain ones. So what is not asked
+for costs nothing, not even a comparison. Counting goes on as long as somebody asks, and ends `KEEP_SECONDS` after the
+last question; with the mount option ``stats`` it begins with the mount and does not end.
 
 What is timed is a handler's own time, from the request in the buffer to the body of its answer. The system calls around
 it, with the kernel's copy of what was read or is written, are not in it.
@@ -103,7 +102,7 @@ class Counting:
         self.lasting = lasting
         self.deadline: float = math.inf
         self._connection = connection
-        self._plain = connection.table
+        self._plain = dict(connection.table)
         self._counters = {opcode: Counter() for opcode in self._plain}
         self._began = _clock()
         self._since = time.time()
@@ -111,7 +110,7 @@ class Counting:
         self._text = b""
         self.keep()
         connection.counting = self
-        connection.table = {opcode: self._timed(opcode, handler) for opcode, handler in self._plain.items()}
+        connection.table.update({opcode: self._timed(opcode, handler) for opcode, handler in self._plain.items()})
 
     def keep(self) -> None:
         """Somebody has asked."""
@@ -119,10 +118,10 @@ class Counting:
             self.deadline = _clock() + KEEP_SECONDS * BILLION
 
     def stop(self) -> None:
-        """Nobody has asked for long: the plain handlers again, from the next turn on."""
+        """Nobody has asked for long: the plain handlers again."""
         if self._connection.counting is self:
             self._connection.counting = None
-            self._connection.table = self._plain
+            self._connection.table.update(self._plain)
 
     def _timed(self, opcode: int, handler: Handler) -> Handler:
         counter, moves = self._counters[opcode], MOVES.get(opcode)
