@@ -58,7 +58,7 @@ def mount_command(
             "-o",
             metavar="OPTIONS",
             help="ro, rw, sync, async, commit=SECONDS, poll=MICROSECONDS (0: off), relatime, noatime, strictatime,"
-            " allow_other, nosuid, nodev, noexec, log=FILE, and what fstab(5) has for mount(8).",
+            " allow_other, nosuid, nodev, noexec, log=FILE, stats, and what fstab(5) has for mount(8).",
         ),
     ] = None,
     foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Serve in this process.")] = False,
@@ -133,6 +133,22 @@ def map_command(
     from daxfs.tools import mapview
 
     mapview.show(file, pool=pool, as_json=as_json)
+
+
+@app.command("stats")
+def stats_command(
+    mountpoint: MountpointArgument,
+    interval: Annotated[
+        float | None, typer.Option("--interval", metavar="SECONDS", help="How long to watch (default 1).")
+    ] = None,
+    total: Annotated[bool, typer.Option("--total", help="All since counting began, at once.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    prometheus: Annotated[bool, typer.Option("--prometheus", help="All, in Prometheus's text format.")] = False,
+) -> None:
+    """Show requests, their sizes and times by kind, the journal and open files. A mount counts while this is asked."""
+    from daxfs.tools import stats
+
+    stats.show(mountpoint, interval=interval, total=total, as_json=as_json, prometheus=prometheus)
 
 
 def mkfs_arguments(arguments: list[str]) -> None:

@@ -1,0 +1,114 @@
+"""Statistics of a mount in Prometheus's text format, for a scraper that runs ``daxfs stats --prometheus``.
+
+A new kind of number is a row of `METRICS`. What the daemon does not tell is left out: a read-only mount has no journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.statistics import MOVES
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric as Family
+
+    from daxfs.tools.stats import Snapshot
+
+BILLION = 10**9
+DURATIONS = [(n, (1 << n) / BILLION) for n in range(9, 34)]
+"""Classes of durations that are buckets, with their limits in seconds: 0.5 us to 8.6 s. The same at each scrape."""
+SIZES = [(n, (1 << n) - 1) for n in range(1, 17)]
+"""Classes of transactions with their limits in blocks."""
+
+
+class Metric(NamedTuple):
+    """One number: where the daemon's answer has it, and how Prometheus is told."""
+
+    section: str
+    key: str
+    counter: bool
+    name: str
+    text: str
+
+
+METRICS = (
+    Metric("files", "open_files", False, "daxfs_open_files", "Open files."),
+    Metric("files", "remembered", False, "daxfs_remembered_inodes", "Inodes that the kernel remembers."),
+    Metric("files", "lazy_times", False, "daxfs_lazy_times", "Inodes whose times wait for the next commit."),
+    Metric("files", "nameless", False, "daxfs_nameless_inodes", "Inodes in use that have no name."),
+    Metric("journal", "blocks_home", True, "daxfs_journal_home_blocks", "Blocks of metadata copied home."),
+    Metric("journal", "blocks_logged", True, "daxfs_journal_logged_blocks", "Blocks stored in the log."),
+    Metric("journal", "blocks_revoked", True, "daxfs_journal_revoked_blocks", "Blocks revoked."),
+    Metric("journal", "tail_moves", True, "daxfs_journal_log_laps", "Times that the log was full and began anew."),
+    Metric("journal", "rollbacks", True, "daxfs_journal_rollbacks", "Operations that were undone."),
+    Metric("journal", "running_blocks", False, "daxfs_journal_running_blocks", "Blocks changed since the last commit."),
+    Metric("journal", "pending_free_blocks", False, "daxfs_journal_pending_free_blocks", "Freed by the next commit."),
+    Metric("journal", "log_blocks", False, "daxfs_journal_log_blocks", "Room of the log."),
+    Metric("journal", "log_blocks_used", False, "daxfs_journal_log_used_blocks", "Blocks that hold transactions."),
+)
+
+
+class Mount(Collector):
+    """One snapshot as metrics; all have the label ``mountpoint``."""
+
+    def __init__(self, mountpoint: str, found: Snapshot) -> None:
+        self._mountpoint = mountpoint
+        self._found = found
+
+    def collect(self) -> Iterator[Family]:
+        """Requests, then what the table has, then the sizes of transactions."""
+        found, place = self._found, self._mountpoint
+        labels = ("mountpoint", "opcode")
+        durations = HistogramMetricFamily(
+            "daxfs_request_duration_seconds", "Time in the handler of a request.", labels=labels
+        )
+        longest = GaugeMetricFamily(
+            "daxfs_request_duration_max_seconds", "The longest since counting began.", labels=labels
+        )
+        errors = CounterMetricFamily("daxfs_request_errors", "Requests answered with an error.", labels=labels)
+        moved = CounterMetricFamily("daxfs_request_bytes", "Bytes of files read, written, copied.", labels=labels)
+        for name, operation in found.operations.items():
+            durations.add_metric(
+                (place, name),
+                buckets(operation.histogram, DURATIONS),
+                operation.nanoseconds / BILLION,
+            )
+            longest.add_metric((place, name), operation.longest / BILLION)
+            errors.add_metric((place, name), operation.errors)
+            if Opcode[name] in MOVES:
+                moved.add_metric((place, name), operation.bytes)
+        yield from (durations, longest, errors, moved)
+        sections = {"files": found.files, "journal": found.journal or {}}
+        for metric in METRICS:
+            value = sections[metric.section].get(metric.key)
+            if value is not None:
+                family = (CounterMetricFamily if metric.counter else GaugeMetricFamily)(
+                    metric.name, metric.text, labels=labels[:1]
+                )
+                family.add_metric((place,), value)
+                yield family
+        if found.journal is not None:
+            sizes = HistogramMetricFamily(
+                "daxfs_journal_commit_blocks", "Blocks of metadata in a transaction.", labels=labels[:1]
+            )
+            sizes.add_metric((place,), buckets(found.journal["sizes"], SIZES), found.journal["blocks"])
+            yield sizes
+
+
+def buckets(histogram: Sequence[int], classes: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
+    """Cumulative counts by limit."""
+    found = [(repr(float(limit)), float(sum(histogram[: n + 1]))) for n, limit in classes]
+    return [*found, ("+Inf", float(sum(histogram)))]
+
+
+def exposition(mountpoint: str, found: Snapshot) -> str:
+    """The text."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Mount(mountpoint, found))
+    return generate_latest(registry).decode()

@@ -1,0 +1,298 @@
+"""``daxfs stats``: what a mount has been asked for and how long that took, its journal, what it keeps in memory.
+
+The daemon counts only while somebody asks (`daxfs.fuse.kernel.statistics`). So the first question begins the counting,
+and what is shown is what happened in an interval after it; with the mount option ``stats`` it is all since the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from daxfs.errors import UserError
+from daxfs.fuse import mounts
+from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE, PIECE_HEADER, QUESTION, STATISTICS
+from daxfs.tools.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NO_INPUT = 66  # EX_NOINPUT, sysexits.h
+UNAVAILABLE = 69  # EX_UNAVAILABLE
+NO_PERMISSION = 77  # EX_NOPERM
+USAGE = 64
+INTERVAL_SECONDS = 1.0
+LONGEST_INTERVAL_SECONDS = KEEP_SECONDS - 10.0
+"""Counting must not end before the second question."""
+WIDTH = 160
+"""Columns that the table may take, on a narrow terminal too: a number that is cut off is worse than a line too long."""
+ATTEMPTS = 10
+JOURNAL_COUNTERS = ("commits", "blocks", "blocks_home", "blocks_logged", "blocks_revoked", "tail_moves", "rollbacks")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one kind of request came to. Nanoseconds; ``histogram[n]``: how many took less than 2**n, not 2**(n-1)."""
+
+    count: int
+    errors: int
+    bytes: int
+    nanoseconds: int
+    longest: int
+    histogram: list[int]
+
+    def after(self, earlier: Operation) -> Operation:
+        """What came after an earlier count."""
+        histogram = differences(self.histogram, earlier.histogram)
+        return Operation(
+            self.count - earlier.count,
+            self.errors - earlier.errors,
+            self.bytes - earlier.bytes,
+            self.nanoseconds - earlier.nanoseconds,
+            largest_after(histogram, self.longest, earlier.longest),
+            histogram,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a daemon told.
+
+    Attributes:
+        since: when the counting of requests began, in seconds since the epoch.
+        seconds: how long ago that was.
+        lasting: counting does not end (mount option ``stats``).
+        fresh: it has begun with this question.
+        operations: requests by the name of their opcode.
+        files: what is kept in memory, by name.
+        journal: what the journal has done since the mount, by name; None on a read-only mount.
+    """
+
+    since: float
+    seconds: float
+    lasting: bool
+    fresh: bool
+    operations: dict[str, Operation]
+    files: dict[str, int]
+    journal: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, text: bytes) -> Snapshot:
+        """From the daemon's JSON."""
+        told = json.loads(text)
+        told["operations"] = {name: Operation(**values) for name, values in told["operations"].items()}
+        return cls(**told)
+
+    def after(self, earlier: Snapshot) -> Snapshot:
+        """What happened since an earlier snapshot; what is a state and no count stays."""
+        if self.since != earlier.since:
+            return self
+        none = Operation(0, 0, 0, 0, 0, [])
+        operations = {
+            name: operation.after(earlier.operations.get(name, none)) for name, operation in self.operations.items()
+        }
+        journal = self.journal
+        if journal is not None and earlier.journal is not None:
+            sizes = differences(journal["sizes"], earlier.journal["sizes"])
+            journal = {
+                **journal,
+                **{name: journal[name] - earlier.journal[name] for name in JOURNAL_COUNTERS},
+                "sizes": sizes,
+                "largest": largest_after(sizes, journal["largest"], earlier.journal["largest"]),
+            }
+        return replace(
+            self,
+            since=earlier.since + earlier.seconds,
+            seconds=self.seconds - earlier.seconds,
+            fresh=earlier.fresh,
+            operations={name: operation for name, operation in operations.items() if operation.count},
+            journal=journal,
+        )
+
+
+def differences(later: Sequence[int], earlier: Sequence[int]) -> list[int]:
+    """Class by class; the earlier histogram may be shorter."""
+    return [number - (earlier[n] if n < len(earlier) else 0) for n, number in enumerate(later)]
+
+
+def largest_after(histogram: Sequence[int], largest: int, earlier: int) -> int:
+    """The largest value of an interval: exact if it is a new record, else no more than this."""
+    last = max((n for n, number in enumerate(histogram) if number), default=0)
+    return largest if largest > earlier else min(largest, (1 << last) - 1)
+
+
+def percentile(histogram: Sequence[int], share: float, largest: int) -> float:
+    """The value that ``share`` of all do not exceed, taking each class for evenly filled: right within its class."""
+    wanted = share * sum(histogram)
+    for n, number in enumerate(histogram):
+        if number and number >= wanted:
+            low, high = 1 << n >> 1, min(1 << n, largest)
+            return low + (high - low) * wanted / number if high > low else high
+        wanted -= number
+    return largest
+
+
+@contextmanager
+def opened(mountpoint: str) -> Iterator[tuple[int, str]]:
+    """The root directory of a mount, and its real path.
+
+    Raises:
+        UserError: no daxfs is mounted there.
+    """
+    place = mounts.real_mountpoint(mountpoint)
+    found = mounts.top_mount(place)
+    if found is None or found.filesystem != mounts.FILESYSTEM_TYPE:
+        raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor, place
+    finally:
+        os.close(descriptor)
+
+
+def ask(descriptor: int, mountpoint: str) -> Snapshot:
+    """One snapshot, in as many pieces as it takes.
+
+    Raises:
+        UserError: the session knows no statistics, or the caller may not begin to count.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return Snapshot.of(_fetch(descriptor))
+        except OSError as error:
+            if error.errno in (errno.ENOTTY, errno.ENOSYS):
+                text = f"{mountpoint}: its session keeps no statistics; mount it with session=kernel"
+                raise UserError(text, UNAVAILABLE) from None
+            if error.errno == errno.EPERM:
+                text = f"{mountpoint}: nothing is counted yet, and only root and the daemon's user may begin it"
+                raise UserError(text, NO_PERMISSION) from None
+            if error.errno != errno.ESTALE:
+                raise
+    raise UserError(f"{mountpoint}: others ask all the time; try again", UNAVAILABLE)
+
+
+def _fetch(descriptor: int) -> bytes:
+    text, snapshot, length = b"", 0, 1
+    while len(text) < length:
+        piece = bytearray(PIECE)
+        QUESTION.pack_into(piece, 0, snapshot, len(text))
+        fcntl.ioctl(descriptor, STATISTICS, piece)
+        snapshot, length = PIECE_HEADER.unpack_from(piece)
+        text += piece[PIECE_HEADER.size :][: length - len(text)]
+    return text
+
+
+def show(
+    mountpoint: str,
+    *,
+    interval: float | None = None,
+    total: bool = False,
+    as_json: bool = False,
+    prometheus: bool = False,
+) -> None:
+    """Print the statistics of a mount.
+
+    Args:
+        mountpoint: where.
+        interval: seconds to watch; None: `INTERVAL_SECONDS`, or all since the mount if that was counted.
+        total: all since counting began, at once.
+        as_json: for programs.
+        prometheus: all since counting began, in Prometheus's text format.
+
+    Raises:
+        UserError: see `opened` and `ask`; contradicting options.
+    """
+    if interval is not None and (total or prometheus):
+        raise UserError("--interval shows an interval, --total and --prometheus all: choose one", USAGE)
+    if interval is not None and not 0 < interval <= LONGEST_INTERVAL_SECONDS:
+        raise UserError(f"--interval is of up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
+    with opened(mountpoint) as (descriptor, place):
+        found = ask(descriptor, place)
+        if not (total or prometheus or (found.lasting and interval is None)):
+            time.sleep(interval or INTERVAL_SECONDS)
+            found = ask(descriptor, place).after(found)
+    if prometheus:
+        from daxfs.tools.metrics import exposition
+
+        print(exposition(place, found), end="")
+    elif as_json:
+        print(json.dumps({"mountpoint": place, **asdict(found)}, indent=2))
+    else:
+        _print(place, found)
+
+
+def _print(mountpoint: str, found: Snapshot) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, width=WIDTH)
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since))
+    more = f"; counting has begun now and ends {KEEP_SECONDS} s after the last question" if found.fresh else ""
+    print(f"{mountpoint}: {found.seconds:.1f} s from {began}{more}")
+    if found.operations:
+        console.print(_table(found))
+    else:
+        print("no requests")
+    for name, text in (("journal", _journal(found.journal)), ("log", _log(found.journal)), ("files", _files(found))):
+        if text:
+            print(f"{name + ':':<9} {text}")
+
+
+def _table(found: Snapshot) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("request", no_wrap=True)
+    for title in ("count", "per s", "errors", "bytes", "mean us", "p50 us", "p99 us", "max us"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, operation in sorted(found.operations.items(), key=lambda item: -item[1].nanoseconds):
+        times = (
+            operation.nanoseconds / operation.count,
+            percentile(operation.histogram, 0.5, operation.longest),
+            percentile(operation.histogram, 0.99, operation.longest),
+            operation.longest,
+        )
+        table.add_row(
+            name,
+            str(operation.count),
+            f"{operation.count / found.seconds:.0f}" if found.seconds else "",
+            str(operation.errors or ""),
+            format_size(operation.bytes) if operation.bytes else "",
+            *(f"{value / 1000:.1f}" for value in times),
+        )
+    return table
+
+
+def _journal(journal: dict[str, Any] | None) -> str:
+    if journal is None:
+        return "none: mounted read-only"
+    sizes, largest = journal["sizes"], journal["largest"]
+    text = f"{journal['commits']} commits"
+    if journal["commits"]:
+        middle = percentile(sizes, 0.5, largest)
+        text += f" of {journal['blocks']} blocks of metadata (median {middle:.0f}, largest {largest})"
+    return f"{text}, {journal['blocks_revoked']} revoked, {journal['rollbacks']} operations undone"
+
+
+def _log(journal: dict[str, Any] | None) -> str:
+    if journal is None:
+        return ""
+    running = f"{journal['running_blocks']} blocks and {journal['pending_free_blocks']} freed wait for the next commit"
+    room, used = journal["log_blocks"], journal["log_blocks_used"]
+    if not room:
+        return f"none; {running}"
+    return f"{used} of {room} blocks ({100 * used // room} %), begun anew {journal['tail_moves']} times; {running}"
+
+
+def _files(found: Snapshot) -> str:
+    files = found.files
+    return (
+        f"{files['open_files']} open, {files['remembered']} remembered by the kernel, "
+        f"{files['lazy_times']} with times that wait, {files['nameless']} without a name"
+    )
