@@ -11,12 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import SetAttributes
+from daxfs.structures import inodes
 
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT, UNSHARE = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40
 PUNCH = PUNCH_HOLE | KEEP_SIZE
+IN_PLACE = (0, KEEP_SIZE, PUNCH, ZERO, ZERO | KEEP_SIZE)
+MOVES = (COLLAPSE, INSERT)
+EVERY_MODE = (*IN_PLACE, *MOVES)
+SIZES = (1, 5, 1000, 4096, 8192, 20_000, 40_960, 100_000)
+"""Lengths that show where blocks and pages begin and end."""
 FS_IOC_FIEMAP = 0xC020660B
 UNWRITTEN, LAST = 0x800, 0x1
 
@@ -249,3 +257,15 @@ def zeroing_off(root: Path) -> None:
 def check_credits(fs: FileSystem) -> None:
     """From now on a handle that changes more blocks than it asked for is an error."""
     fs.volume.journal._handle._strict = True
+
+
+def refused(number: int) -> pytest.RaisesExc[FsError]:
+    """Expect an FsError with this errno."""
+    return pytest.RaisesExc(FsError, check=lambda error: error.errno == number)
+
+
+def set_flag(fs: FileSystem, ino: int, flag: int) -> None:
+    """Set one of the inode's flags (chattr)."""
+    with fs.volume.handle(1) as tx:
+        inodes.edit(tx, ino).flags |= flag
+    fs.volume.refresh(ino)

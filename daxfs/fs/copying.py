@@ -24,11 +24,11 @@ def copy_range(
     """Copy up to ``length`` bytes, no further than the source reaches; the target grows. Returns how many.
 
     Raises:
-        FsError: EINVAL (negative numbers; both ranges overlap in one file; no regular file), EISDIR, EBADF (not open
+        FsError: EINVAL (negative numbers; both ranges overlap in one file), EISDIR, EBADF (not open
             for it, or for appending), EPERM, EROFS, EFBIG; ENOSPC only if nothing was copied.
     """
     for file in (source, target):
-        ranges.require_regular(inodes.read(volume.view, file.ino), errno.EINVAL)
+        ranges.require_regular(inodes.read(volume.view, file.ino))
     if not source.readable or not target.writable or target.append:
         raise FsError(errno.EBADF)
     if inodes.read(volume.view, target.ino).flags & EXT4_IMMUTABLE_FL:

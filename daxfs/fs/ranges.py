@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -62,7 +61,7 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
 
     Raises:
         FsError: EINVAL (offset or length; a range to collapse or insert not of whole blocks or up to the end),
-            EOPNOTSUPP (mode; a block-mapped file in any mode but PUNCH_HOLE), EBADF, EPERM, EROFS, EFBIG, ENODEV,
+            EOPNOTSUPP (mode; a block-mapped file in any mode but PUNCH_HOLE), EBADF, EPERM, EROFS, EFBIG, EISDIR,
             ENOSPC: what was allocated until then stays.
     """
     if offset < 0 or length <= 0:
@@ -76,7 +75,7 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     inode = inodes.read(volume.view, file.ino)
     if inode.flags & EXT4_IMMUTABLE_FL or (inode.flags & EXT4_APPEND_FL and mode & ~KEEP_SIZE):
         raise FsError(errno.EPERM)
-    require_regular(inode, errno.ENODEV)
+    require_regular(inode)
     if offset + length > volume.geometry.max_extent_file_size:
         raise FsError(errno.EFBIG)
     if not inode.flags & EXT4_EXTENTS_FL and not mode & PUNCH_HOLE:
@@ -84,16 +83,13 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     node = file.node
     if not node.plain:
         data.drop_privileges(volume, node, file.caller)
-    if node.map is None:
-        data.load_map(volume, node)
     run(volume, file, offset, length)
 
 
-def require_regular(inode: Inode, otherwise: int) -> None:
-    """Refuse what is no regular file: EISDIR, ESPIPE, else ``otherwise``."""
-    if not stat.S_ISREG(inode.mode):
-        kinds = {stat.S_IFDIR: errno.EISDIR, stat.S_IFIFO: errno.ESPIPE}
-        raise FsError(kinds.get(stat.S_IFMT(inode.mode), otherwise))
+def require_regular(inode: Inode) -> None:
+    """Refuse a directory (EISDIR), the only other thing that can be open."""
+    if not inode.is_regular:
+        raise FsError(errno.EISDIR)
 
 
 def allocate(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
@@ -397,12 +393,12 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
     Unwritten blocks are holes, as they are in ext4 when no page of them is dirty.
 
     Raises:
-        FsError: ENXIO at or behind the end, or when no data follows; EINVAL for another ``whence``; ESPIPE, no file.
+        FsError: ENXIO at or behind the end, or when no data follows; EINVAL for another ``whence``; EISDIR.
     """
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise FsError(errno.EINVAL)
     node = file.node
-    require_regular(inodes.read(volume.view, file.ino), errno.ESPIPE)
+    require_regular(inodes.read(volume.view, file.ino))
     if not 0 <= offset < node.size:
         raise FsError(errno.ENXIO)
     if node.map is None:
