@@ -200,15 +200,14 @@ def test_copy_file_range(agreed: Rig, opcode: Opcode, answer: bytes) -> None:
     assert agreed.refused(opcode, source.nodeid, pack("copy_file_range_in", len=1, flags=1, **given)) == errno.EINVAL
 
 
-def test_a_copy_is_as_long_as_its_answer_can_say(fake: Rig) -> None:
+def test_a_copy_is_a_piece_of_what_was_asked(fake: Rig) -> None:
     node, fh = fake.create(b"a")
     given = {"fh_in": fh, "nodeid_out": node.nodeid, "fh_out": fh, "off_out": 1 << 40, "len": 1 << 36}
     body = pack("copy_file_range_in", **given)
-    small = unpack("write_out", fake.done(Opcode.COPY_FILE_RANGE, node.nodeid, body)).size
-    assert small % 4096 == 0
-    assert 1 << 30 < small < 1 << 31
+    small = fake.done(Opcode.COPY_FILE_RANGE, node.nodeid, body)
     large = fake.done(Opcode.COPY_FILE_RANGE_64, node.nodeid, body)
-    assert large == pack("copy_file_range_out", bytes_copied=1 << 36)
+    assert small == pack("write_out", size=64 << 20)
+    assert large == pack("copy_file_range_out", bytes_copied=64 << 20)
 
 
 # Directories

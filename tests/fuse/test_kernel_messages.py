@@ -120,7 +120,7 @@ def test_what_was_forgotten_makes_room(rig_of: Callable[..., Rig]) -> None:
     rig.release(fh, found.nodeid)
     assert rig.done(Opcode.UNLINK, body=b"large\0") == b""
     rig.forget(found.nodeid)
-    assert rig.connection.unsettled
+    assert rig.connection.forgets
     found, fh = rig.create(b"other")
     assert sum(iter_writes(rig, found.nodeid, fh, block)) >= written
     rig.release(fh, found.nodeid)
@@ -212,9 +212,9 @@ def test_many_forgets_do_not_wait_for_long(fake: Rig, monkeypatch: pytest.Monkey
     node = fake.mkdir(b"d").nodeid
     for _ in range(4):
         fake.forget(node)
-    assert fake.connection.unsettled
+    assert fake.connection.forgets
     fake.forget(node)
-    assert not fake.connection.unsettled
+    assert not fake.connection.forgets
 
 
 def test_a_refusal_to_forget_stops_nothing(fake: Rig) -> None:

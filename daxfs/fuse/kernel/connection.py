@@ -46,6 +46,7 @@ class Connection:
         cache_links: the kernel may keep the targets of symbolic links.
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
+        forgets: nodes and lookups that wait to be settled.
         table: the handlers by opcode; its own, since counting changes it.
         counting: what counts requests, while somebody wants to know.
     """
@@ -69,7 +70,7 @@ class Connection:
         self.ended = False
         self.setxattr_in: struct.Struct = abi.SETXATTR_IN
         self._handles = count(1)
-        self._forgets: list[tuple[int, int]] = []
+        self.forgets: list[tuple[int, int]] = []
 
     def agreed(self, agreement: Agreement) -> None:
         """INIT was answered."""
@@ -102,18 +103,13 @@ class Connection:
 
     def forget(self, node: int, lookups: int) -> None:
         """The kernel remembers a node ``lookups`` times less."""
-        self._forgets.append((node, lookups))
-        if len(self._forgets) >= MOST_FORGETS:
+        self.forgets.append((node, lookups))
+        if len(self.forgets) >= MOST_FORGETS:
             self.settle()
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether forgets wait."""
-        return bool(self._forgets)
 
     def settle(self) -> None:
         """Do the forgets that wait. Nobody asked, so a refusal is only logged."""
-        waiting, self._forgets = self._forgets, []
+        waiting, self.forgets = self.forgets, []
         unpin = self.core.unpin
         for node, lookups in waiting:
             try:

@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import select
+from collections.abc import Sequence
 from time import perf_counter
 
 LINGER_SECONDS = 0.010
@@ -49,7 +50,7 @@ class Device:
                 raise
             return 0
 
-    def send(self, *parts: bytes | memoryview) -> bool:
+    def send(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Write an answer or a notification; False: nobody wants it any more."""
         try:
             os.writev(self.descriptor, parts)

@@ -23,18 +23,12 @@ log = logging.getLogger("daxfs.fuse")
 Reply = tuple[bytes] | tuple[bytes, bytes | memoryview]
 
 TABLE: dict[int, Handler] = {
-    **control.TABLE,
-    **names.TABLE,
-    **attributes.TABLE,
-    **files.TABLE,
-    **directories.TABLE,
-    **ioctls.TABLE,
+    int(opcode): handler
+    for module in (control, names, attributes, files, directories, ioctls)
+    for opcode, handler in module.TABLE.items()
 }
-LEAST = {Opcode.READ: BODY + abi.READ_IN.size, Opcode.WRITE: BODY + abi.WRITE_IN.size}
-"""Lengths of requests whose handlers leave the check to us, for speed."""
 WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
-_in_header = abi.IN_HEADER.unpack_from
 _out_header = abi.OUT_HEADER.pack
 OUT = abi.OUT_HEADER.size
 
@@ -54,11 +48,9 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
     if length < BODY:
         log.error("a message of %d bytes", length)
         return None
-    said, opcode, unique, request.node, request.uid, request.gid, request.pid, extensions, _ = _in_header(
-        request.buffer
-    )
-    request.opcode = opcode
-    request.unique = unique
+    words = request.words
+    opcode, unique = words[1], request.longs[1]
+    extensions = request.halves[18]
     request.length = length
     request.end = length - 8 * extensions if extensions else length
     request.undo = None
@@ -66,12 +58,12 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
         handler = table.get(opcode)
         if handler is None:
             raise FsError(errno.ENOSYS)
-        if said != length or request.end < BODY or request.end < LEAST.get(opcode, 0):
-            raise FsError(errno.EINVAL, f"opcode {opcode}: {length} bytes, the header says {said}")
+        if words[0] != length or request.end < BODY:
+            raise FsError(errno.EINVAL, f"opcode {opcode}: {length} bytes, the header says {words[0]}")
         try:
             body = handler(connection, request)
         except FsError as error:
-            if error.errno != errno.ENOSPC or not connection.unsettled:
+            if error.errno != errno.ENOSPC or not connection.forgets:
                 raise
             connection.settle()
             body = handler(connection, request)

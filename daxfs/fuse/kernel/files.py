@@ -6,12 +6,13 @@ Reads answer with the pool's memory itself: the session hands it to the kernel b
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs.types import Attributes
-from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel import abi, negotiation
 from daxfs.fuse.kernel.abi import Init, Opcode
 from daxfs.fuse.kernel.attributes import with_groups_that_matter
 from daxfs.fuse.kernel.names import remembered
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
 
+READ_END = BODY + abi.READ_IN.size
 WRITE_DATA = BODY + abi.WRITE_IN.size
-LARGEST_COPY = 0x7FFFF000
-"""What an answer of COPY_FILE_RANGE can say, in whole pages."""
+_read_in, _write_in = abi.READ_IN.unpack_from, abi.WRITE_IN.unpack_from
+LARGEST_READ = negotiation.MOST_PAGES * mmap.PAGESIZE
+"""No request is larger, and zeros for the holes of a file must be made."""
+LARGEST_COPY = 64 << 20
+"""So much one request copies at most, in some milliseconds: others wait meanwhile, and the caller asks again."""
 
 
 def open_file(connection: Connection, request: Request) -> bytes:
@@ -70,15 +75,19 @@ def made_and_opened(connection: Connection, request: Request, file: OpenFile, ma
 
 def read(connection: Connection, request: Request) -> memoryview | bytes:
     """Data, as a view of the pool where it lies together."""
-    handle, offset, size, _, _, _ = abi.READ_IN.unpack_from(request.buffer, BODY)
+    if request.end < READ_END:
+        raise FsError(errno.EINVAL, "the request is cut short")
+    handle, offset, size, _, _, _ = _read_in(request.buffer, BODY)
     file = connection.files.get(handle) or connection.file(handle)
-    return connection.core.read(file, offset, size)
+    return connection.core.read(file, offset, size if size < LARGEST_READ else LARGEST_READ)
 
 
 def write(connection: Connection, request: Request) -> bytes:
     """Data into the file; what comes from the kernel's page cache never takes set-id bits away."""
+    if request.end < WRITE_DATA:
+        raise FsError(errno.EINVAL, "the request is cut short")
     buffer = request.buffer
-    handle, offset, size, flags, _, _ = abi.WRITE_IN.unpack_from(buffer, BODY)
+    handle, offset, size, flags, _, _ = _write_in(buffer, BODY)
     file = connection.files.get(handle) or connection.file(handle)
     end = WRITE_DATA + size
     if end > request.end:
@@ -129,12 +138,12 @@ def lseek(connection: Connection, request: Request) -> bytes:
 
 
 def copy_file_range(connection: Connection, request: Request) -> bytes:
-    """copy_file_range(2); as much as the answer can say."""
+    """copy_file_range(2), a piece of it."""
     source, offset, _, target, target_offset, length, flags = request.arguments(abi.COPY_FILE_RANGE_IN)
     if flags:
         raise FsError(errno.EINVAL)
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
-    length = length if wide else min(length, LARGEST_COPY)
+    length = min(length, LARGEST_COPY)
     copied = connection.core.copy_range(connection.file(source), offset, connection.file(target), target_offset, length)
     return abi.COPY_FILE_RANGE_OUT.pack(copied) if wide else abi.WRITE_OUT.pack(copied)
 

@@ -15,24 +15,55 @@ BODY = abi.IN_HEADER.size
 
 
 class Request:
-    """The request that is being answered; one object serves all, filled anew each time.
+    """The request that is being answered; one object serves all, filled anew each time (`dispatch.answer`).
+
+    The header's fields are read when they are asked for: the quickest requests need few of them.
 
     Attributes:
         buffer: the message, its header first.
-        end: where its arguments end (extensions follow, up to ``length``).
         length: bytes of the message.
+        end: where its arguments end (extensions follow, up to ``length``).
         undo: what takes the operation back if the kernel does not want the answer any more (its caller was killed).
         known: the inode numbers that the kernel has been told and has not forgotten.
+        longs: the header in words of 8 bytes.
+        words: the header in words of 4 bytes.
+        halves: the header in words of 2 bytes.
     """
 
-    __slots__ = ("buffer", "end", "gid", "known", "length", "node", "opcode", "pid", "uid", "undo", "unique")
+    __slots__ = ("buffer", "end", "halves", "known", "length", "longs", "undo", "words")
 
     def __init__(self, buffer: memoryview, known: Container[int]) -> None:
         self.buffer = buffer
         self.known = known
+        header = buffer[:BODY]
+        self.longs, self.words, self.halves = header.cast("Q"), header.cast("I"), header.cast("H")
         self.length = self.end = 0
-        self.opcode = self.unique = self.node = self.uid = self.gid = self.pid = 0
         self.undo: Callable[[], None] | None = None
+
+    @property
+    def opcode(self) -> int:
+        """What is asked."""
+        return self.words[1]
+
+    @property
+    def node(self) -> int:
+        """Of which node."""
+        return self.longs[2]
+
+    @property
+    def uid(self) -> int:
+        """The caller's file-system user."""
+        return self.words[6]
+
+    @property
+    def gid(self) -> int:
+        """The caller's file-system group."""
+        return self.words[7]
+
+    @property
+    def pid(self) -> int:
+        """The caller's process, in the daemon's pid namespace; 0: not to be seen there."""
+        return self.words[8]
 
     @property
     def ino(self) -> int:

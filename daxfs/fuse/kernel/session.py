@@ -78,14 +78,14 @@ class Session:
             length = receive()
             if length:
                 reply = answer(connection, request, length, table)
-                if reply is not None and not send(*reply) and request.undo is not None:
+                if reply is not None and not send(reply) and request.undo is not None:
                     request.undo()
                 served += 1
             elif device.ended:
                 return True
             if perf_counter() > end:
                 break
-            if connection.unsettled and not device.pending():
+            if connection.forgets and not device.pending():
                 connection.settle()
             if not wait():
                 return False
@@ -119,7 +119,7 @@ def serve(
     device = Device(descriptor, negotiation.buffer_size(), options.poll_seconds)
 
     def notify(code: int, body: bytes) -> None:
-        device.send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body)
+        device.send((abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body))
 
     connection = Connection(core, dispatch.TABLE, notify, cache_links=options.atime != "strictatime")
     if options.stats:
