@@ -59,8 +59,13 @@ def attributes_of(inode: Inode) -> Attributes:
 
 def read_attributes(volume: Volume, ino: int) -> Attributes:
     """The attributes of an inode, with the times that wait for the commit."""
-    found = attributes_of(inodes.read(volume.view, ino))
-    node = volume.nodes.open.get(ino)
+    return newest(volume, inodes.read(volume.view, ino))
+
+
+def newest(volume: Volume, inode: Inode) -> Attributes:
+    """The attributes of an inode that is read already, with the times that wait for the commit."""
+    found = attributes_of(inode)
+    node = volume.nodes.open.get(inode.number)
     if node is not None and (node.mtime or node.atime or node.ctime):
         unit = SECOND if volume.geometry.inode_size == SMALL_INODE else 1
         found = found._replace(
@@ -86,7 +91,8 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
             if changes.mode is not None:
                 set_mode(tx, inode, changes.mode)
             set_times(volume, inode, changes)
-        volume.refresh(ino)
+            volume.refresh_from(inode)
+            return newest(volume, inode)
     return read_attributes(volume, ino)
 
 

@@ -158,6 +158,12 @@ class Volume:
         if node is not None:
             self.refresh_node(node)
 
+    def refresh_from(self, inode: Inode) -> None:
+        """The same at the end of the handle that changed it."""
+        node = self.nodes.open.get(inode.number)
+        if node is not None:
+            self._load_node(node, inode)
+
     def refresh_node(self, node: Node) -> None:
         """Read again what the node keeps of its inode."""
         self._load_node(node, inodes.read(self.view, node.ino))

@@ -34,6 +34,8 @@ class View:
         pool: where the blocks are.
         geometry: the file system's shape.
         block_size: in bytes.
+        inode_tables: group -> first block of its inode table, where that was looked up (`daxfs.structures.inodes`).
+            It is fixed by the format, so no change of the pool and no rollback touches it.
     """
 
     __slots__ = (
@@ -44,6 +46,7 @@ class View:
         "_overlay",
         "block_size",
         "geometry",
+        "inode_tables",
         "pool",
     )
 
@@ -63,6 +66,7 @@ class View:
         self._memory = pool.memory.toreadonly()
         self._overlay: dict[int, memoryview] = {} if overlay is None else overlay
         self._checked: set[int] = set() if checked is None else checked
+        self.inode_tables: dict[int, int] = {}
 
     def block(self, number: int) -> memoryview:
         """The newest content of a block.

@@ -39,6 +39,8 @@ _GENERATION = 25
 SECTOR_BITS = 9
 """``i_blocks`` counts units of 512 bytes."""
 
+MAX_TABLES = 4096
+"""Places of inode tables remembered per view."""
 GROUPS_EXAMINED = 1024
 """Groups whose counters a new directory's placement looks at, at most."""
 
@@ -67,11 +69,20 @@ def position(view: View, ino: int) -> tuple[int, int]:
     if not 0 < ino <= geometry.inodes_count:
         raise Corrupt("inode number", f"{ino}, of {geometry.inodes_count}")
     group, index = divmod(ino - 1, geometry.inodes_per_group)
-    content, offset = groups.locate(view, group)
-    words = content[offset : offset + geometry.desc_size].cast("I")
-    table = words[2] | words[10] << 32 if geometry.desc_size >= 64 else words[2]
+    table = view.inode_tables.get(group)
+    if table is None:
+        table = _find_table(view, group)
     block, slot = divmod(index, geometry.inodes_per_block)
     return table + block, slot * geometry.inode_size
+
+
+def _find_table(view: View, group: int) -> int:
+    """The first block of the group's inode table, from its descriptor; remembered, since every inode asks for it."""
+    table = groups.descriptor(view, group).inode_table
+    if len(view.inode_tables) >= MAX_TABLES:
+        view.inode_tables.clear()
+    view.inode_tables[group] = table
+    return table
 
 
 def read(view: View, ino: int) -> Inode:

@@ -60,7 +60,7 @@ def get(view: View, inode: Inode, name: bytes) -> bytes:
         Corrupt: an area is damaged.
     """
     prefix, rest = _split(name)
-    value = _value(view, inode, prefix, rest)
+    value = _value(view, inode, prefix, rest) if present(inode) else None
     if value is None:
         raise FsError(errno.ENODATA)
     if prefix in _ACLS:

@@ -71,7 +71,7 @@ class Agreement:
 
     def has(self, flag: Init) -> bool:
         """Whether ``flag`` was agreed."""
-        return bool(self.flags & flag)
+        return bool(int.__and__(self.flags, flag))  # Flag's own & takes a microsecond, and some requests ask.
 
     def missing(self) -> list[str]:
         """What does not work with this kernel, one line each."""
