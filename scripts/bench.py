@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="one short round: whether it runs, not what it measures")
-    parser.add_argument("--json", default="", metavar="FILE", help="write everything that was measured to FILE, too")
+    parser.add_argument("--out", default="", metavar="FILE", help="write it to FILE: JSON, or Markdown tables (.md)")
     parser.add_argument("--place", default="/dev/shm", help="where the pools are made")
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):
@@ -45,7 +45,7 @@ def main() -> int:
         for name in given.sections or SECTIONS:
             with report.section(name):
                 SECTIONS[name](base, report)
-    report.close(given.json)
+    report.close(given.out)
     return 0
 
 

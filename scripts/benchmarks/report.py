@@ -153,16 +153,34 @@ class Report:
         tables.append({"title": title, "unit": unit, "rows": rows})
 
     def close(self, place: str) -> None:
-        """Say what was wanted and not reached; write the JSON to ``place`` unless that is empty."""
+        """Say what was wanted and not reached; write all to ``place`` unless that is empty: tables (.md), else JSON."""
         short = [what for what, met in self.wanted.items() if not met]
         if self.wanted:
             self.console.rule("wanted")
             self.say(f"{len(self.wanted) - len(short)} of {len(self.wanted)} figures as wanted")
             for what in short:
                 self.say(f"short: {what}")
-        if place:
+        if place.endswith(".md"):
+            Path(place).write_text("\n".join(self.markdown()))
+        elif place:
             run = {"machine": machine(), "scale": vars(self.scale), "sections": self.sections, "wanted": self.wanted}
             Path(place).write_text(json.dumps(run, indent=1) + "\n")
+
+    def markdown(self) -> Iterator[str]:
+        """The tables as docs/BENCHMARKS.md has them: medians and ratios."""
+        yield ", ".join(f"{name} {value}" for name, value in machine().items())
+        for name, section in self.sections.items():
+            tables = section["tables"]
+            assert isinstance(tables, list)
+            for table in tables:
+                columns = list(dict.fromkeys(column for row in table["rows"].values() for column in row))
+                yield f"\n{name}: {table['title']}{', ' + table['unit'] if table['unit'] else ''}\n"
+                yield "| what | " + " | ".join(columns) + " |"
+                yield "|---|" + "---|" * len(columns)
+                for what, row in table["rows"].items():
+                    cells = [cell(row.get(column, "")) for column in columns]
+                    yield f"| {what} | " + " | ".join(cells) + " |"
+        yield ""
 
 
 def shown(values: Sequence[float]) -> str:
@@ -177,6 +195,13 @@ def shown(values: Sequence[float]) -> str:
 def summary(values: Sequence[float]) -> dict[str, object]:
     """The same as plain data."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
+
+
+def cell(value: object) -> str:
+    """A cell of a Markdown table: of samples the median."""
+    if isinstance(value, dict):
+        return shown([value["median"]])
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def load() -> float:
