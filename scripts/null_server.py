@@ -16,12 +16,14 @@ import os
 import select
 import stat
 import sys
+from time import perf_counter
 
 from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel import abi, encoding, negotiation
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.device import Device
+from daxfs.fuse.kernel.pace import Pace
 from daxfs.fuse.kernel.request import BODY
 from daxfs.fuse.kernel.wakefulness import Wakefulness
 from daxfs.fuse.options import MountOptions
@@ -32,6 +34,7 @@ BLOCK_SIZE = 4096
 NAME = b"fio.dat"
 READ = int(Opcode.READ)
 WRITE = int(Opcode.WRITE)
+REQUESTS_A_TURN = 500
 
 
 def attributes(ino: int) -> Attributes:
@@ -86,11 +89,21 @@ def serve(device: Device, wakefulness: Wakefulness, memory: memoryview) -> None:
     read_in, written = abi.READ_IN.unpack_from, abi.WRITE_OUT.pack
     idle = select.poll()
     idle.register(descriptor, select.POLLIN)
+    pace = Pace(choice=device.spin_seconds > 0)
+    served = 0
+    begin = perf_counter()
     while True:
-        if not wait():
+        if served >= REQUESTS_A_TURN:
+            pace.learn(served / (perf_counter() - begin))
+            served = 0
+            begin = perf_counter()
+        if not wait(pace.spinning):
             wakefulness.release()
             idle.poll()
             wakefulness.hold()
+            served = 0
+            begin = perf_counter()
+        served += 1
         try:
             length = readv(descriptor, buffers)
         except OSError as error:

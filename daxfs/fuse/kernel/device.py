@@ -1,9 +1,8 @@
 """The descriptor of /dev/fuse: one request in, one answer out, and how to wait in between.
 
 Waiting decides the speed of small requests. The event loop's own wait costs more than a request, so while requests
-come the device waits by itself, for at most `LINGER_SECONDS`: a plain poll(2), which costs no processor time and lets
-the scheduler run caller and daemon on one processor by turns. Before it, `spin_seconds` may be spent asking again and
-again.
+come the device waits by itself, for at most 10 ms: in poll(2), which costs no processor time, or after asking
+again and again for a while (`pace.py` chooses).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import select
 from collections.abc import Sequence
 from time import perf_counter
 
-LINGER_SECONDS = 0.010
+LINGER_MILLISECONDS = 10
 SPINS_BEFORE_YIELD = 16
 NOT_NOW = (errno.EAGAIN, errno.EINTR, errno.ENOENT)
 """read(2): nothing there, or the request was interrupted before it was read."""
@@ -64,17 +63,17 @@ class Device:
         """Whether a request can be received at once."""
         return bool(self._poll(0))
 
-    def wait(self) -> bool:
-        """Wait for the next request; False: none came within `LINGER_SECONDS`."""
+    def wait(self, spinning: bool) -> bool:
+        """Wait for the next request, asking again and again first if ``spinning``; False: none came for a while."""
         poll = self._poll
-        if self.spin_seconds:
+        if spinning:
             end = perf_counter() + self.spin_seconds
             while perf_counter() < end:
                 for _ in range(SPINS_BEFORE_YIELD):
                     if poll(0):
                         return True
                 os.sched_yield()
-        return bool(poll(LINGER_SECONDS * 1000))
+        return bool(poll(LINGER_MILLISECONDS))
 
     def close(self) -> None:
         """Close the descriptor: callers get ENOTCONN from now on, if it is still mounted."""

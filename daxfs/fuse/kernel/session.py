@@ -21,6 +21,7 @@ from daxfs.fuse import mounts, serving
 from daxfs.fuse.kernel import abi, dispatch, negotiation
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.device import Device
+from daxfs.fuse.kernel.pace import Pace
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.statistics import Counting
 from daxfs.fuse.kernel.wakefulness import Wakefulness
@@ -33,7 +34,7 @@ log = logging.getLogger("daxfs.fuse")
 
 TURN_SECONDS = 0.010
 """The longest time for which other tasks wait while requests are served without a pause."""
-DENSE = 50
+DENSE = 20
 """Requests in one turn from which on quick wake-ups are worth asking for."""
 
 
@@ -44,6 +45,7 @@ class Session:
         self._device = device
         self._connection = connection
         self._wakefulness = wakefulness
+        self._pace = Pace(choice=device.spin_seconds > 0)
         self._request = Request(device.buffer, connection.core.pins)
         self._stopping = False
 
@@ -72,7 +74,9 @@ class Session:
         device, connection, request = self._device, self._connection, self._request
         receive, wait, send = device.receive, device.wait, device.send
         answer, table = dispatch.answer, connection.table
-        end = perf_counter() + TURN_SECONDS
+        spinning = self._pace.spinning
+        begin = perf_counter()
+        end = begin + TURN_SECONDS
         served = 0
         while True:
             length = receive()
@@ -83,14 +87,16 @@ class Session:
                 served += 1
             elif device.ended:
                 return True
-            if perf_counter() > end:
+            now = perf_counter()
+            if now > end:
                 break
             if connection.forgets and not device.pending():
                 connection.settle()
-            if not wait():
+            if not wait(spinning):
                 return False
         if served >= DENSE:
             self._wakefulness.hold()
+            self._pace.learn(served / (now - begin))
         return True
 
 
