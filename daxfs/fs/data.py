@@ -58,9 +58,12 @@ class OpenFile:
 def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> OpenFile:
     """Open an inode by number. O_TRUNC cuts a regular file to nothing (EISDIR, EROFS, EPERM as open(2)).
 
+    A symbolic link (ELOOP), a device, a FIFO or a socket (ENXIO) has no map of blocks that could be read or written.
     ``kill`` says whether that cut takes set-id bits away (`truncate`).
     """
     inode = inodes.read(volume.view, ino)
+    if not (inode.is_regular or inode.is_dir):
+        raise FsError(errno.ELOOP if inode.is_symlink else errno.ENXIO)
     wants_write = flags & os.O_ACCMODE != os.O_RDONLY
     if wants_write or flags & os.O_TRUNC:
         if stat.S_ISDIR(inode.mode):

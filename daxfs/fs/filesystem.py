@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 SUPERUSER = Caller()
+NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
+"""What mknod(2) makes."""
 
 
 def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
@@ -164,12 +166,11 @@ class FileSystem:
 
     @changing
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int = 0, caller: Caller = SUPERUSER) -> Attributes:
-        """Make a regular file, device node, FIFO or socket: the type bits of ``mode`` say which."""
-        if not stat.S_IFMT(mode):
-            mode |= stat.S_IFREG
-        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+        """Make a regular file, device node, FIFO or socket: the type bits of ``mode`` say which (EINVAL: another)."""
+        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        if kind not in NODE_KINDS:
             raise FsError(errno.EINVAL)
-        return names.make(self.volume, parent, name, mode, caller, rdev=rdev)
+        return names.make(self.volume, parent, name, kind | (mode & 0o7777), caller, rdev=rdev)
 
     @changing
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller = SUPERUSER) -> Attributes:

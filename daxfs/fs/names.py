@@ -115,7 +115,7 @@ def new_inode(tx: Handle, parent: Inode, mode: int, caller: Caller, now: int) ->
         inherited = acl.inherit(default, mode)
         mode = inherited.mode
     elif not stat.S_ISLNK(mode):
-        mode &= ~caller.umask
+        mode &= ~(caller.umask & 0o777)
     gid = caller.gid
     if parent.mode & stat.S_ISGID:
         gid = parent.gid

@@ -33,6 +33,9 @@ FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
 FITRIM = 0xC0185879
 
+LARGEST_ARGUMENT = 1 << 14
+"""A command's number has so many bits for the size (_IOC_SIZEBITS)."""
+
 FLAGS = Struct("=I")
 FSXATTR = Struct("=IIIII8x")  # xflags extsize nextents projid cowextsize
 FSTRIM_RANGE = Struct("=QQQ")  # start len minlen
@@ -101,6 +104,8 @@ def ioctl(connection: Connection, request: Request) -> bytes:
     command = COMMANDS.get(number)
     if command is None:
         raise FsError(errno.ENOTTY)
+    if out_size > LARGEST_ARGUMENT:
+        raise FsError(errno.EINVAL)
     answer = command(connection, request, request.data(BODY + abi.IOCTL_IN.size, in_size))
     return abi.IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size].ljust(out_size, b"\0")
 
