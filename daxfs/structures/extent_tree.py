@@ -96,9 +96,9 @@ def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memory
 def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: str) -> None:
     """Header, order, bounds and place of all entries of a node."""
     format_.check(w, levels, view.geometry.blocks_count, where)
-    if inode.number == RESIZE_INO:
-        return
     used = w[0] >> 16
+    if not used or inode.number == RESIZE_INO:
+        return
     entries = np.frombuffer(w, "<u4")[3 : 3 + 3 * used].reshape(used, 3).astype(np.int64)
     if format_.depth(w):
         starts = entries[:, 1] | (entries[:, 2] & 0xFFFF) << 32
