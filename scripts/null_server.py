@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import select
 import stat
 import sys
 from time import perf_counter
@@ -22,7 +21,7 @@ from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel import abi, encoding, negotiation
 from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.kernel.device import Device
+from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
 from daxfs.fuse.kernel.pace import Pace
 from daxfs.fuse.kernel.request import BODY
 from daxfs.fuse.kernel.wakefulness import Wakefulness
@@ -82,13 +81,11 @@ def rare(opcode: int, node: int, request: memoryview) -> bytes | int | None:
 
 def serve(device: Device, wakefulness: Wakefulness, memory: memoryview) -> None:
     """Answer until unmounted; what is not READ or WRITE is left to `rare`."""
-    descriptor, buffer, wait = device.descriptor, device.buffer, device.wait
-    buffers = [buffer]
+    descriptor, buffer, buffers = device.descriptor, device.buffer, device.buffers
+    poll, spin = device.poll, device.spin
     readv, writev, out = os.readv, os.writev, abi.OUT_HEADER.size
     in_header, out_header = abi.IN_HEADER.unpack_from, abi.OUT_HEADER.pack
     read_in, written = abi.READ_IN.unpack_from, abi.WRITE_OUT.pack
-    idle = select.poll()
-    idle.register(descriptor, select.POLLIN)
     pace = Pace(choice=device.spin_seconds > 0)
     served = 0
     begin = perf_counter()
@@ -97,9 +94,9 @@ def serve(device: Device, wakefulness: Wakefulness, memory: memoryview) -> None:
             pace.learn(served / (perf_counter() - begin))
             served = 0
             begin = perf_counter()
-        if not wait(pace.spinning):
+        if not (pace.spinning and spin()) and not poll(LINGER_MILLISECONDS):
             wakefulness.release()
-            idle.poll()
+            poll(None)
             wakefulness.hold()
             served = 0
             begin = perf_counter()

@@ -30,6 +30,8 @@ log = logging.getLogger("daxfs.fuse")
 Answer = bytes | memoryview | None
 """The body of an answer; None: the request wants none."""
 Handler = Callable[["Connection", Request], Answer]
+QuickHandler = Callable[["Connection", Request, int], Answer]
+"""Takes the length of the message too; None: the ordinary handler shall do it."""
 
 MOST_FORGETS = 4096
 """So many wait at most."""

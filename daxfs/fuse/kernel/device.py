@@ -11,8 +11,9 @@ import errno
 import mmap
 import os
 import select
-from collections.abc import Sequence
 from time import perf_counter
+
+from daxfs.fuse.kernel import abi
 
 LINGER_MILLISECONDS = 10
 SPINS_BEFORE_YIELD = 16
@@ -25,7 +26,19 @@ UNWANTED = (errno.ENOENT, errno.EINTR, *ENDED)
 
 
 class Device:
-    """One connection to the kernel. ``buffer`` holds the request that was received last."""
+    """One connection to the kernel.
+
+    The loop of the session reads, writes and polls by itself, since a call in between costs as much as a tenth of a
+    request; what it needs for that is here, and what to do when it fails.
+
+    Attributes:
+        descriptor: of /dev/fuse, not blocking.
+        buffer: the request that was received last.
+        buffers: the same, for readv(2).
+        poll: asks whether a request is there, waiting so many milliseconds.
+        spin_seconds: how long `spin` asks.
+        ended: no request will ever come again.
+    """
 
     def __init__(self, descriptor: int, size: int, spin_seconds: float) -> None:
         self.descriptor = descriptor
@@ -33,47 +46,40 @@ class Device:
         self.buffer = memoryview(mmap.mmap(-1, size))
         self.spin_seconds = spin_seconds
         self.ended = False
-        self._buffers = [self.buffer]
+        self.buffers = [self.buffer]
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
-        self._poll = poller.poll
+        self.poll = poller.poll
 
-    def receive(self) -> int:
-        """Read a request; 0: there is none, or the connection has ended (``ended``)."""
+    def not_received(self, error: OSError) -> None:
+        """readv(2) failed: there is no request now, or there never will be one (``ended``)."""
+        if error.errno in ENDED:
+            self.ended = True
+        elif error.errno not in NOT_NOW:
+            raise error
+
+    def not_sent(self, error: OSError) -> None:
+        """writev(2) failed: nobody wants the answer any more."""
+        if error.errno not in UNWANTED:
+            raise error
+
+    def notify(self, code: int, body: bytes) -> None:
+        """Send a message that answers no request."""
         try:
-            return os.readv(self.descriptor, self._buffers)
+            os.writev(self.descriptor, (abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body))
         except OSError as error:
-            if error.errno in ENDED:
-                self.ended = True
-            elif error.errno not in NOT_NOW:
-                raise
-            return 0
+            self.not_sent(error)
 
-    def send(self, parts: Sequence[bytes | memoryview]) -> bool:
-        """Write an answer or a notification; False: nobody wants it any more."""
-        try:
-            os.writev(self.descriptor, parts)
-        except OSError as error:
-            if error.errno not in UNWANTED:
-                raise
-            return False
-        return True
-
-    def pending(self) -> bool:
-        """Whether a request can be received at once."""
-        return bool(self._poll(0))
-
-    def wait(self, spinning: bool) -> bool:
-        """Wait for the next request, asking again and again first if ``spinning``; False: none came for a while."""
-        poll = self._poll
-        if spinning:
-            end = perf_counter() + self.spin_seconds
-            while perf_counter() < end:
-                for _ in range(SPINS_BEFORE_YIELD):
-                    if poll(0):
-                        return True
-                os.sched_yield()
-        return bool(poll(LINGER_MILLISECONDS))
+    def spin(self) -> bool:
+        """Ask again and again whether there is a request, for `spin_seconds` at most."""
+        poll = self.poll
+        end = perf_counter() + self.spin_seconds
+        while perf_counter() < end:
+            for _ in range(SPINS_BEFORE_YIELD):
+                if poll(0):
+                    return True
+            os.sched_yield()
+        return False
 
     def close(self) -> None:
         """Close the descriptor: callers get ENOTCONN from now on, if it is still mounted."""

@@ -27,6 +27,7 @@ TABLE: dict[int, Handler] = {
     for module in (control, names, attributes, files, directories, ioctls)
     for opcode, handler in module.TABLE.items()
 }
+QUICK = files.QUICK
 WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
 _out_header = abi.OUT_HEADER.pack
@@ -50,10 +51,20 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
         return None
     words = request.words
     opcode, unique = words[1], request.longs[1]
-    extensions = request.halves[18]
+    request.undo = None
+    quick = QUICK.get(opcode)
+    if quick is not None and words[0] == length and not words[9] and connection.counting is None:
+        try:
+            body = quick(connection, request, length)
+        except FsError as error:
+            if error.errno != errno.ENOSPC:
+                return refusal(error, opcode, unique)
+        else:
+            if body is not None:
+                return _out_header(OUT + len(body), 0, unique), body
+    extensions = words[9] & 0xFFFF
     request.length = length
     request.end = length - 8 * extensions if extensions else length
-    request.undo = None
     try:
         handler = table.get(opcode)
         if handler is None:

@@ -20,12 +20,12 @@ from daxfs.fuse.kernel.request import BODY
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import OpenFile
-    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.connection import Connection, Handler, QuickHandler
     from daxfs.fuse.kernel.request import Request
 
 READ_END = BODY + abi.READ_IN.size
 WRITE_DATA = BODY + abi.WRITE_IN.size
-_read_in, _write_in = abi.READ_IN.unpack_from, abi.WRITE_IN.unpack_from
+_write_out = abi.WRITE_OUT.pack
 LARGEST_READ = negotiation.MOST_PAGES * mmap.PAGESIZE
 """No request is larger, and zeros for the holes of a file must be made."""
 LARGEST_COPY = 64 << 20
@@ -77,7 +77,7 @@ def read(connection: Connection, request: Request) -> memoryview | bytes:
     """Data, as a view of the pool where it lies together."""
     if request.end < READ_END:
         raise FsError(errno.EINVAL, "the request is cut short")
-    handle, offset, size, _, _, _ = _read_in(request.buffer, BODY)
+    handle, offset, size, _, _, _ = abi.READ_IN.unpack_from(request.buffer, BODY)
     file = connection.files.get(handle) or connection.file(handle)
     return connection.core.read(file, offset, size if size < LARGEST_READ else LARGEST_READ)
 
@@ -87,7 +87,7 @@ def write(connection: Connection, request: Request) -> bytes:
     if request.end < WRITE_DATA:
         raise FsError(errno.EINVAL, "the request is cut short")
     buffer = request.buffer
-    handle, offset, size, flags, _, _ = _write_in(buffer, BODY)
+    handle, offset, size, flags, _, _ = abi.WRITE_IN.unpack_from(buffer, BODY)
     file = connection.files.get(handle) or connection.file(handle)
     end = WRITE_DATA + size
     if end > request.end:
@@ -106,6 +106,28 @@ def write(connection: Connection, request: Request) -> bytes:
     # The bits may be gone, and the kernel, which looks at its cached mode when it runs a program, does not know.
     connection.forget_attributes_of(file.ino)
     return abi.WRITE_OUT.pack(written)
+
+
+def quick_read(connection: Connection, request: Request, length: int) -> memoryview | bytes | None:
+    """What `read` does where nothing is unusual; None: something is. The arguments are read where they lie."""
+    if length != READ_END:
+        return None
+    longs, size = request.longs, request.words[14]
+    file = connection.files.get(longs[5])
+    if file is None or size > LARGEST_READ:
+        return None
+    return connection.core.read(file, longs[6], size)
+
+
+def quick_write(connection: Connection, request: Request, length: int) -> bytes | None:
+    """The same for `write`: a file that has no privileges to lose."""
+    if length < WRITE_DATA:
+        return None
+    longs = request.longs
+    file = connection.files.get(longs[5])
+    if file is None or length != WRITE_DATA + request.words[14] or not file.node.plain:
+        return None
+    return _write_out(connection.core.write(file, longs[6], request.buffer[WRITE_DATA:length]))
 
 
 def release(connection: Connection, request: Request) -> bytes:
@@ -148,6 +170,8 @@ def copy_file_range(connection: Connection, request: Request) -> bytes:
     return abi.COPY_FILE_RANGE_OUT.pack(copied) if wide else abi.WRITE_OUT.pack(copied)
 
 
+QUICK: dict[int, QuickHandler] = {int(Opcode.READ): quick_read, int(Opcode.WRITE): quick_write}
+"""The requests that carry data, as long as nobody counts them: a fifth of their time is what comes before the core."""
 TABLE: dict[int, Handler] = {
     Opcode.OPEN: open_file,
     Opcode.CREATE: create,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Container
 from struct import Struct
 
@@ -10,6 +11,8 @@ from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Caller
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import ROOT_ID
+
+log = logging.getLogger("daxfs.fuse")
 
 BODY = abi.IN_HEADER.size
 
@@ -25,20 +28,27 @@ class Request:
         end: where its arguments end (extensions follow, up to ``length``).
         undo: what takes the operation back if the kernel does not want the answer any more (its caller was killed).
         known: the inode numbers that the kernel has been told and has not forgotten.
-        longs: the header in words of 8 bytes.
-        words: the header in words of 4 bytes.
-        halves: the header in words of 2 bytes.
+        longs: the header and the first arguments in words of 8 bytes.
+        words: the same in words of 4 bytes.
     """
 
-    __slots__ = ("buffer", "end", "halves", "known", "length", "longs", "undo", "words")
+    __slots__ = ("buffer", "end", "known", "length", "longs", "undo", "words")
 
     def __init__(self, buffer: memoryview, known: Container[int]) -> None:
         self.buffer = buffer
         self.known = known
-        header = buffer[:BODY]
-        self.longs, self.words, self.halves = header.cast("Q"), header.cast("I"), header.cast("H")
+        begin = buffer[: 2 * BODY]
+        self.longs, self.words = begin.cast("Q"), begin.cast("I")
         self.length = self.end = 0
         self.undo: Callable[[], None] | None = None
+
+    def take_back(self) -> None:
+        """The answer could not be delivered. A refusal is only logged, since nobody asked."""
+        if self.undo is not None:
+            try:
+                self.undo()
+            except FsError as error:
+                log.warning("taking back opcode %d: %s", self.opcode, error.strerror)
 
     @property
     def opcode(self) -> int:

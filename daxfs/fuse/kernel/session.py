@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from os import readv, writev
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,9 @@ import trio
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts, serving
-from daxfs.fuse.kernel import abi, dispatch, negotiation
+from daxfs.fuse.kernel import dispatch, negotiation
 from daxfs.fuse.kernel.connection import Connection
-from daxfs.fuse.kernel.device import Device
+from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
 from daxfs.fuse.kernel.pace import Pace
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.statistics import Counting
@@ -58,7 +59,8 @@ class Session:
                     await trio.lowlevel.checkpoint()
                 else:
                     self._wakefulness.release()
-                    await trio.lowlevel.wait_readable(device.descriptor)
+                    if not self._connection.ended:
+                        await trio.lowlevel.wait_readable(device.descriptor)
         except trio.ClosedResourceError:
             log.debug("told to stop")
         finally:
@@ -72,28 +74,33 @@ class Session:
     def turn(self) -> bool:
         """Serve for `TURN_SECONDS`; False: no request has come for a while."""
         device, connection, request = self._device, self._connection, self._request
-        receive, wait, send = device.receive, device.wait, device.send
+        descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
         answer, table = dispatch.answer, connection.table
         spinning = self._pace.spinning
-        begin = perf_counter()
-        end = begin + TURN_SECONDS
         served = 0
-        while True:
-            length = receive()
-            if length:
+        now = begin = perf_counter()
+        end = begin + TURN_SECONDS
+        while now < end:
+            try:
+                length = readv(descriptor, buffers)
+            except OSError as error:
+                device.not_received(error)
+                if device.ended:
+                    return True
+            else:
                 reply = answer(connection, request, length, table)
-                if reply is not None and not send(reply) and request.undo is not None:
-                    request.undo()
+                if reply is not None:
+                    try:
+                        writev(descriptor, reply)
+                    except OSError as error:
+                        device.not_sent(error)
+                        request.take_back()
                 served += 1
-            elif device.ended:
-                return True
-            now = perf_counter()
-            if now > end:
-                break
-            if connection.forgets and not device.pending():
+            if connection.forgets and not poll(0):
                 connection.settle()
-            if not wait(spinning):
+            if not (spinning and spin()) and not poll(LINGER_MILLISECONDS):
                 return False
+            now = perf_counter()
         if served >= DENSE:
             self._wakefulness.hold()
             self._pace.learn(served / (now - begin))
@@ -123,11 +130,7 @@ def serve(
     descriptor, by_helper = _mount(source, mountpoint, options)
     mounted = mounts.top_mount(mountpoint)
     device = Device(descriptor, negotiation.buffer_size(), options.poll_seconds)
-
-    def notify(code: int, body: bytes) -> None:
-        device.send((abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body))
-
-    connection = Connection(core, dispatch.TABLE, notify, cache_links=options.atime != "strictatime")
+    connection = Connection(core, dispatch.TABLE, device.notify, cache_links=options.atime != "strictatime")
     if options.stats:
         Counting(connection, lasting=True)
     session = Session(device, connection, Wakefulness(options.wake_microseconds))
