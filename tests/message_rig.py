@@ -265,7 +265,7 @@ class Rig:
     def undo(self) -> None:
         """The kernel did not want the last answer."""
         assert self.request.undo is not None, "nothing to undo"
-        self.request.undo()
+        self.request.take_back()
 
     # What many tests begin with
 

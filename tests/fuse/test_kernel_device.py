@@ -1,0 +1,454 @@
+"""The device, the loop that serves it, and the wish for quick wake-ups, over a socket that keeps messages apart."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from fake_core import FakeCore
+from message_rig import ALL, ROOT, Rig, check, pack
+from trio.testing import wait_all_tasks_blocked
+
+from daxfs.errors import FsError
+from daxfs.fuse.kernel import dispatch, wakefulness
+from daxfs.fuse.kernel import session as session_module
+from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.connection import Connection
+from daxfs.fuse.kernel.device import Device
+from daxfs.fuse.kernel.session import DENSE, TURN_SECONDS, Session
+from daxfs.fuse.kernel.wakefulness import Wakefulness
+
+GETATTR = pack("getattr_in")
+
+
+class Kernel:
+    """The other end of the device, and a session on this end.
+
+    Attributes:
+        device, core, connection, session: what is served.
+        wakeful: what was asked of the processors.
+        failing: errno for the next writes of the session, one each; 0: none.
+        unreadable: the same for its reads.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, spin_seconds: float = 0.0) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours.setblocking(False)
+        self.device = Device(os.dup(self.theirs.fileno()), 1 << 16, spin_seconds)
+        self.core = FakeCore()
+        self.connection = Connection(self.core, dispatch.TABLE, self.device.notify)  # type: ignore[arg-type]
+        self.wakeful: list[str] = []
+        self.session = Session(self.device, self.connection, self)  # type: ignore[arg-type]
+        self.failing: list[int] = []
+        self.unreadable: list[int] = []
+        self.rig = Rig(FakeCore())
+        readv, writev = os.readv, os.writev
+
+        def reading(descriptor: int, buffers: Any) -> int:
+            if self.unreadable and (number := self.unreadable.pop(0)):
+                raise OSError(number, os.strerror(number))
+            return readv(descriptor, buffers)
+
+        def writing(descriptor: int, parts: Any) -> int:
+            if self.failing and (number := self.failing.pop(0)):
+                raise OSError(number, os.strerror(number))
+            return writev(descriptor, parts)
+
+        monkeypatch.setattr(session_module, "readv", reading)
+        monkeypatch.setattr(session_module, "writev", writing)
+
+    def hold(self) -> None:
+        self.wakeful.append("hold")
+
+    def release(self) -> None:
+        self.wakeful.append("release")
+
+    def ask(self, opcode: int, node: int = ROOT, body: bytes = b"") -> bytes:
+        """Put a request into the queue."""
+        message = self.rig.message(opcode, node, body)
+        self.ours.send(message)
+        return message
+
+    def answers(self) -> list[bytes]:
+        """What has been answered since the last time."""
+        found = []
+        while True:
+            try:
+                found.append(self.ours.recv(1 << 17))
+            except BlockingIOError:
+                return found
+
+    def init(self) -> None:
+        """The handshake, and its answer."""
+        body = pack("init_in", major=7, minor=45, flags=ALL & 0xFFFFFFFF, flags2=ALL >> 32)
+        self.ask(Opcode.INIT, 0, body)
+        assert self.session.turn() is False
+        assert len(self.answers()) == 1
+        self.core.calls.clear()
+
+    def close(self) -> None:
+        self.device.close()
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    made = Kernel(monkeypatch)
+    yield made
+    made.close()
+
+
+def names(kernel: Kernel) -> list[str]:
+    """The calls of the core since the handshake."""
+    return [name for name, _ in kernel.core.calls]
+
+
+# The device
+
+
+def test_the_descriptor_does_not_block(kernel: Kernel) -> None:
+    assert not os.get_blocking(kernel.device.descriptor)
+    assert not kernel.device.poll(0)
+    kernel.ask(Opcode.GETATTR)
+    assert kernel.device.poll(0)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EINTR, errno.ENOENT])
+def test_reads_that_bring_nothing(kernel: Kernel, number: int) -> None:
+    kernel.device.not_received(OSError(number, ""))
+    assert not kernel.device.ended
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN])
+def test_reads_that_tell_of_the_end(kernel: Kernel, number: int) -> None:
+    kernel.device.not_received(OSError(number, ""))
+    assert kernel.device.ended
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.EBADF, errno.ENOMEM])
+def test_other_errors_are_ours(kernel: Kernel, number: int) -> None:
+    with pytest.raises(OSError, match="ours"):
+        kernel.device.not_received(OSError(number, "ours"))
+    with pytest.raises(OSError, match="ours"):
+        kernel.device.not_sent(OSError(number, "ours"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EINTR, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN])
+def test_answers_that_nobody_wants(kernel: Kernel, number: int) -> None:
+    kernel.device.not_sent(OSError(number, ""))
+
+
+def test_a_notification_to_the_byte(kernel: Kernel) -> None:
+    kernel.device.notify(2, b"body of it")
+    assert kernel.answers() == [struct.pack("=IiQ", 26, 2, 0) + b"body of it"]
+
+
+def test_spinning_ends_when_something_comes_and_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.02)
+    begin = time.perf_counter()
+    assert kernel.device.spin() is False
+    assert time.perf_counter() - begin >= 0.02
+    kernel.ask(Opcode.GETATTR)
+    assert kernel.device.spin() is True
+    kernel.close()
+
+
+# A turn
+
+
+def test_a_turn_answers_what_is_there_in_order(kernel: Kernel) -> None:
+    kernel.init()
+    asked = [kernel.ask(Opcode.GETATTR, ROOT, GETATTR) for _ in range(5)]
+    asked.append(kernel.ask(Opcode.READLINK, 99))
+    assert kernel.session.turn() is False
+    found = [check(message, reply) for message, reply in zip(asked, kernel.answers(), strict=True)]
+    assert [answer.error for answer in found if answer] == [0] * 5 + [errno.ESTALE]
+    assert kernel.session.turn() is False
+    assert kernel.answers() == []
+
+
+def test_what_wants_no_answer_gets_none(kernel: Kernel) -> None:
+    kernel.init()
+    kernel.ask(Opcode.FORGET, 99, pack("forget_in", nlookup=1))
+    kernel.ask(Opcode.INTERRUPT, 0, pack("interrupt_in", unique=4))
+    kernel.ours.send(b"short")
+    assert kernel.session.turn() is False
+    assert kernel.answers() == []
+
+
+def test_a_turn_ends_in_time_however_many_requests_there_are(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.init()
+    clock = [100.0]
+
+    def later() -> float:
+        clock[0] += TURN_SECONDS / 8
+        return clock[0]
+
+    monkeypatch.setattr(session_module, "perf_counter", later)
+    for _ in range(20):
+        kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    assert kernel.session.turn() is True
+    first = len(kernel.answers())
+    assert 5 <= first <= 10
+    while kernel.session.turn():
+        pass
+    assert first + len(kernel.answers()) == 20
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EINTR, errno.ENOENT])
+def test_a_request_that_was_taken_back_before_it_was_read(kernel: Kernel, number: int) -> None:
+    kernel.init()
+    kernel.unreadable = [number]
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    assert kernel.session.turn() is False
+    assert len(kernel.answers()) == 1
+
+
+def test_a_turn_ends_with_the_device(kernel: Kernel) -> None:
+    kernel.unreadable = [errno.ENODEV]
+    assert kernel.session.turn() is True
+    assert kernel.device.ended
+
+
+def test_a_failure_of_the_device_is_no_silence(kernel: Kernel) -> None:
+    kernel.unreadable = [errno.EIO]
+    with pytest.raises(OSError, match="Input/output"):
+        kernel.session.turn()
+
+
+def test_an_unknown_exception_ends_the_session(kernel: Kernel) -> None:
+    kernel.init()
+    kernel.core.refuse = {"getattr": ZeroDivisionError()}
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    with pytest.raises(ZeroDivisionError):
+        kernel.session.turn()
+
+
+# Forgetting
+
+
+def test_forgets_wait_for_a_pause(kernel: Kernel) -> None:
+    kernel.init()
+    kernel.ask(Opcode.MKDIR, ROOT, pack("mkdir_in", mode=0o755) + b"d\0")
+    assert kernel.session.turn() is False
+    kernel.ask(Opcode.FORGET, 12, pack("forget_in", nlookup=1))
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    kernel.core.calls.clear()
+    assert kernel.session.turn() is False
+    assert names(kernel) == ["getattr", "getattr", "unpin"]
+    assert kernel.core.pins == {}
+
+
+def test_a_full_pool_does_not_wait_for_a_pause(kernel: Kernel) -> None:
+    kernel.init()
+    kernel.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
+    kernel.ask(Opcode.FORGET, 12, pack("forget_in", nlookup=1))
+    kernel.ask(Opcode.MKDIR, ROOT, pack("mkdir_in", mode=0o755) + b"d\0")
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    assert kernel.session.turn() is False
+    assert names(kernel) == ["mkdir", "unpin", "mkdir", "getattr"]
+
+
+# Answers that nobody wants
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EINTR, errno.ECONNABORTED])
+def test_what_nobody_wanted_is_undone(kernel: Kernel, number: int) -> None:
+    kernel.init()
+    kernel.failing = [number]
+    kernel.ask(Opcode.CREATE, ROOT, pack("create_in", flags=2, mode=0o100644) + b"f\0")
+    assert kernel.session.turn() is False
+    assert names(kernel) == ["create", "open_file", "release", "unpin"]
+    assert kernel.core.pins == {}
+    assert kernel.connection.files == {}
+
+
+def test_what_was_wanted_is_not_undone(kernel: Kernel) -> None:
+    kernel.init()
+    kernel.ask(Opcode.CREATE, ROOT, pack("create_in", flags=2, mode=0o100644) + b"f\0")
+    kernel.failing = [0, errno.ENOENT]
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    assert kernel.session.turn() is False
+    assert names(kernel) == ["create", "open_file", "getattr"]
+    assert kernel.core.pins == {12: 1}
+
+
+def test_undoing_may_be_refused(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    """The pool has turned out to be damaged: that is told, and the session goes on."""
+    kernel.init()
+    kernel.failing = [errno.ENOENT]
+    kernel.core.refuse = {"release": FsError(errno.EUCLEAN)}
+    kernel.ask(Opcode.CREATE, ROOT, pack("create_in", flags=2, mode=0o100644) + b"f\0")
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    assert kernel.session.turn() is False
+    assert names(kernel)[-1] == "getattr"
+    assert os.strerror(errno.EUCLEAN) in caplog.text
+
+
+def test_an_answer_that_the_kernel_refuses_is_our_mistake(kernel: Kernel) -> None:
+    kernel.init()
+    kernel.failing = [errno.EINVAL]
+    kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
+    with pytest.raises(OSError, match="Invalid"):
+        kernel.session.turn()
+
+
+# The loop
+
+
+@pytest.mark.trio
+async def test_others_run_while_requests_keep_coming(kernel: Kernel) -> None:
+    ran = 0
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.session.serve)
+            while ran < 5:
+                kernel.ask(Opcode.STATFS)
+                await trio.lowlevel.checkpoint()
+                ran += 1
+            kernel.session.stop()
+
+
+@pytest.mark.trio
+async def test_a_sleeping_session_costs_nothing_and_wakes_up(kernel: Kernel) -> None:
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.session.serve)
+            await wait_all_tasks_blocked()
+            busy = time.process_time()
+            await trio.sleep(0.1)
+            assert time.process_time() - busy < 0.03
+            message = kernel.ask(Opcode.STATFS)
+            await trio.lowlevel.wait_readable(kernel.ours)
+            assert check(message, kernel.answers()[0]) is not None
+            await wait_all_tasks_blocked()
+            kernel.session.stop()
+
+
+@pytest.mark.trio
+async def test_the_loop_ends_with_the_mount(kernel: Kernel) -> None:
+    with trio.fail_after(10):
+        kernel.unreadable = [errno.ENODEV]
+        kernel.ask(Opcode.STATFS)
+        await kernel.session.serve()
+
+
+@pytest.mark.trio
+async def test_the_loop_ends_with_destroy(kernel: Kernel) -> None:
+    with trio.fail_after(10):
+        message = kernel.ask(Opcode.DESTROY, 0)
+        await kernel.session.serve()
+    assert check(message, kernel.answers()[0]) == (0, b"")
+
+
+@pytest.mark.trio
+async def test_stopped_before_it_began(kernel: Kernel) -> None:
+    with trio.fail_after(10):
+        kernel.session.stop()
+        await kernel.session.serve()
+
+
+# Quick wake-ups
+
+
+def test_dense_requests_ask_for_quick_wake_ups(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+
+    def later() -> float:
+        clock[0] += TURN_SECONDS / (DENSE + 20)
+        return clock[0]
+
+    monkeypatch.setattr(session_module, "perf_counter", later)
+    for _ in range(DENSE + 30):
+        kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is True
+    assert kernel.wakeful == ["hold"]
+
+
+def test_few_requests_ask_for_nothing(kernel: Kernel) -> None:
+    for _ in range(3):
+        kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert kernel.wakeful == []
+
+
+@pytest.mark.trio
+async def test_a_pause_gives_the_wish_back(kernel: Kernel) -> None:
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.session.serve)
+            await wait_all_tasks_blocked()
+            assert kernel.wakeful == ["release"]
+            kernel.session.stop()
+    assert kernel.wakeful == ["release", "release"]
+
+
+@pytest.fixture
+def latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file in place of /dev/cpu_dma_latency."""
+    place = tmp_path / "cpu_dma_latency"
+    place.write_bytes(b"")
+    monkeypatch.setattr(wakefulness, "DEVICE", str(place))
+    return place
+
+
+def holders(place: Path) -> int:
+    """How often this process has the file open."""
+    links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+    return sum(os.path.realpath(link) == str(place) for link in links)
+
+
+@pytest.mark.parametrize("microseconds", [0, 2, 10_000])
+def test_the_wish_is_held_once_and_given_back(latency: Path, microseconds: int) -> None:
+    wish = Wakefulness(microseconds)
+    wish.release()
+    for _ in range(3):
+        wish.hold()
+        assert holders(latency) == 1
+    assert latency.read_bytes() == struct.pack("=i", microseconds)
+    for _ in range(2):
+        wish.release()
+        assert holders(latency) == 0
+    wish.hold()
+    assert holders(latency) == 1
+    wish.release()
+
+
+def test_without_a_wish_nothing_is_opened(latency: Path) -> None:
+    wish = Wakefulness(None)
+    wish.hold()
+    assert holders(latency) == 0
+    wish.release()
+
+
+def test_who_may_not_wish_is_told_once(latency: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "daxfs.fuse")
+    latency.unlink()
+    wish = Wakefulness(0)
+    wish.hold()
+    latency.write_bytes(b"")
+    wish.hold()
+    assert len(caplog.records) == 1
+    assert holders(latency) == 0
+
+
+def test_a_device_that_takes_no_number(latency: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = Wakefulness(0)
+
+    def refuse(_descriptor: int, _data: bytes) -> int:
+        raise OSError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "write", refuse)
+    wish.hold()
+    assert holders(latency) == 0
