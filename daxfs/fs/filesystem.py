@@ -335,7 +335,8 @@ class FileSystem:
         except Corrupt as error:
             self.volume.report(error)
             raise
-        self.volume.finish()
+        if self.volume.sync_due:
+            self.volume.finish()
         return written
 
     @piecewise

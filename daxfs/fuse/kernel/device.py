@@ -43,7 +43,9 @@ class Device:
     def __init__(self, descriptor: int, size: int, spin_seconds: float) -> None:
         self.descriptor = descriptor
         os.set_blocking(descriptor, False)
-        self.buffer = memoryview(mmap.mmap(-1, size))
+        # The data of a WRITE begins with a page, and so is copied by pages on both sides.
+        before = mmap.PAGESIZE - abi.IN_HEADER.size - abi.WRITE_IN.size
+        self.buffer = memoryview(mmap.mmap(-1, before + size))[before:]
         self.spin_seconds = spin_seconds
         self.ended = False
         self.buffers = [self.buffer]

@@ -32,6 +32,8 @@ WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
 _out_header = abi.OUT_HEADER.pack
 OUT = abi.OUT_HEADER.size
+SMALL = 1024
+"""Bytes that are sooner copied behind the header than handed to the kernel as a buffer of their own."""
 
 
 def answer(connection: Connection, request: Request, length: int, table: dict[int, Handler]) -> Reply | None:
@@ -61,7 +63,10 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
                 return refusal(error, opcode, unique)
         else:
             if body is not None:
-                return _out_header(OUT + len(body), 0, unique), body
+                size = len(body)
+                if size < SMALL:
+                    return (_out_header(OUT + size, 0, unique) + body,)
+                return _out_header(OUT + size, 0, unique), body
     extensions = words[9] & 0xFFFF
     request.length = length
     request.end = length - 8 * extensions if extensions else length
@@ -82,7 +87,9 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
         return refusal(error, opcode, unique)
     if body is None:
         return None
-    return (_out_header(OUT + len(body), 0, unique), body) if body else (_out_header(OUT, 0, unique),)
+    if len(body) < SMALL:
+        return (_out_header(OUT + len(body), 0, unique) + body,)
+    return _out_header(OUT + len(body), 0, unique), body
 
 
 def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:
