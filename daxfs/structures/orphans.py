@@ -54,6 +54,10 @@ class _File:
 
 
 _files: WeakKeyDictionary[Pool, _File] = WeakKeyDictionary()
+_befores: WeakKeyDictionary[Pool, dict[int, int]] = WeakKeyDictionary()
+"""By pool, the listed inode in front of a listed inode: a hint, which a handle that was undone may have made wrong. The
+list is linked one way, and open files without names are closed in any order. As many entries as there are such files,
+of which the floors above keep books anyway."""
 
 
 def add(tx: Handle, ino: int) -> None:
@@ -66,8 +70,11 @@ def add(tx: Handle, ino: int) -> None:
     file = _file(tx)
     if file is None or not _add_to_file(tx, file, ino):
         sb = tx.edit_superblock()
-        inodes.edit(tx, ino).i_dtime = sb.s_last_orphan
+        first = sb.s_last_orphan
+        inodes.edit(tx, ino).i_dtime = first
         sb.s_last_orphan = ino
+        if first:
+            _hints(tx)[first] = ino
 
 
 def remove(tx: Handle, ino: int) -> None:
@@ -123,19 +130,32 @@ def _believable(view: View, ino: int) -> int:
 # The list
 
 
+def _hints(view: View) -> dict[int, int]:
+    return _befores.setdefault(view.pool, {})
+
+
 def _remove_from_list(tx: Handle, ino: int) -> None:
     sb = tx.edit_superblock()
     inode = inodes.edit(tx, ino)
+    following = inode.i_dtime
+    hints = _hints(tx)
     if sb.s_last_orphan == ino:
-        sb.s_last_orphan = inode.i_dtime
+        sb.s_last_orphan = following
+        hints.pop(following, None)
     else:
         before = _before(tx, ino)
-        inodes.edit(tx, before).i_dtime = inode.i_dtime
+        inodes.edit(tx, before).i_dtime = following
+        if following:
+            hints[following] = before
+    hints.pop(ino, None)
     inode.i_dtime = 0
 
 
 def _before(view: View, ino: int) -> int:
     """The listed inode whose successor is ``ino``."""
+    hint = _hints(view).get(ino, 0)
+    if hint and inodes.read(view, hint).i_dtime == ino and inodes.in_use(view, hint):
+        return hint
     seen: set[int] = set()
     at = view.superblock().s_last_orphan
     while at and at not in seen:

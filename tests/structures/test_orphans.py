@@ -202,3 +202,29 @@ def test_an_orphan_file_that_is_none(rigs: Rigs) -> None:
             sb.seal()
         with pytest.raises(Corrupt, match=kind):
             listed(rig)
+
+
+def test_the_list_is_not_searched_for_what_was_just_put_in(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and whichever goes first; also after changes that were taken back."""
+    rig = rigs("list")
+    made = make_files(rig, 300)
+    for ino in made:
+        with rig.handle(8) as tx:
+            orphans.add(tx, ino)
+    searched = []
+    believable = orphans._believable
+    monkeypatch.setattr(orphans, "_believable", lambda view, ino: searched.append(ino) or believable(view, ino))
+    random.Random(3).shuffle(made)
+    for number, ino in enumerate(made[:-2]):
+        if number % 10 == 0:
+            with suppress(Undo), rig.handle(8) as tx:
+                orphans.remove(tx, made[number + 1])
+                raise Undo
+        with rig.handle(8) as tx:
+            orphans.remove(tx, ino)
+    assert len(searched) < 40 * len(made)
+    assert set(orphans.listing(rig.view)) == set(made[-2:])
+    with rig.handle(16) as tx:
+        for ino in made[-2:]:
+            orphans.remove(tx, ino)
+    assert not list(orphans.listing(rig.view))

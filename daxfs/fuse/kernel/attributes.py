@@ -97,7 +97,8 @@ def access(connection: Connection, request: Request) -> bytes:
 
 
 def statfs(connection: Connection, _request: Request) -> bytes:
-    """statfs(2)."""
+    """statfs(2): what waits to be freed counts as free."""
+    connection.settle()
     return encoding.statfs_out(connection.core.statfs())
 
 

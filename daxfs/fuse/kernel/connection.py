@@ -109,9 +109,10 @@ class Connection:
         if len(self.forgets) >= MOST_FORGETS:
             self.settle()
 
-    def settle(self) -> None:
-        """Do the forgets that wait. Nobody asked, so a refusal is only logged."""
-        waiting, self.forgets = self.forgets, []
+    def settle(self, most: int = MOST_FORGETS) -> None:
+        """Do up to ``most`` of the forgets that wait. Nobody asked, so a refusal is only logged."""
+        waiting = self.forgets[:most]
+        del self.forgets[:most]
         unpin = self.core.unpin
         for node, lookups in waiting:
             try:

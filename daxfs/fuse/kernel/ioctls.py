@@ -1,4 +1,4 @@
-"""ioctl(2) on files and directories: inode flags, extended flags, version, label, trim, and daxfs's own commands.
+"""ioctl(2) on files and directories: inode flags, extended flags, version, trim, and daxfs's own commands.
 
 FUSE lets "restricted" commands through: the command's number says how many bytes go in and out, and no pointer is
 followed. chattr(1), lsattr(1) and xfs_io(8) arrive here by way of the kernel's fileattr interface, which has checked

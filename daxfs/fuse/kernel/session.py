@@ -35,6 +35,8 @@ log = logging.getLogger("daxfs.fuse")
 
 TURN_SECONDS = 0.010
 """The longest time for which other tasks wait while requests are served without a pause."""
+FORGETS_AT_ONCE = 16
+"""So many forgets, each of which may free a file, are done before looking again whether somebody waits."""
 DENSE = 20
 """Requests in one turn from which on quick wake-ups are worth asking for."""
 
@@ -96,8 +98,8 @@ class Session:
                         device.not_sent(error)
                         request.take_back()
                 served += 1
-            if connection.forgets and not poll(0):
-                connection.settle()
+            while connection.forgets and not poll(0):
+                connection.settle(FORGETS_AT_ONCE)
             if not (spinning and spin()) and not poll(LINGER_MILLISECONDS):
                 return False
             now = perf_counter()
