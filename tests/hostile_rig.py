@@ -142,7 +142,7 @@ VALID: dict[int, Callable[[Target], Message]] = {
     Opcode.LINK: lambda t: packed("link_in", t.directory, t.fresh(), oldnodeid=t.other),
     Opcode.OPEN: lambda t: packed("open_in", t.file, flags=os.O_RDWR),
     Opcode.READ: lambda t: packed("read_in", t.file, fh=t.fh, offset=100, size=4096),
-    Opcode.WRITE: lambda t: packed("write_in", t.file, b"data", fh=t.fh, offset=100, size=4),
+    Opcode.WRITE: lambda t: packed("write_in", t.other, b"data", fh=t.other_fh, offset=100, size=4),
     Opcode.STATFS: lambda _: Message(ROOT, b""),
     Opcode.RELEASE: lambda t: packed("release_in", t.spare, fh=t.spare_fh),
     Opcode.FSYNC: lambda t: packed("fsync_in", t.file, fh=t.fh, fsync_flags=1),

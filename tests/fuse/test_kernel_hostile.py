@@ -37,6 +37,7 @@ from message_rig import HEADER, ROOT, UNANSWERED, Answer, group_extension, heade
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.statistics import Counting
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import inodes
 
@@ -101,6 +102,10 @@ def test_every_opcode_has_a_valid_message(target: Target) -> None:
 
 @EVERY
 def test_cut_short_at_every_length(target: Target, opcode: Opcode) -> None:
+    cut_short(target, opcode)
+
+
+def cut_short(target: Target, opcode: Opcode) -> None:
     message = target.valid(opcode)
     for length in range(HEADER + len(message.body)):
         whole = header(opcode, message.node, length, 77) + message.body
@@ -238,6 +243,18 @@ def test_the_kernels_own_inodes_are_nobodys(tmp_path: Path) -> None:
 
 @EVERY
 def test_wild_numbers_in_every_field(target: Target, opcode: Opcode) -> None:
+    wild_numbers(target, opcode)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.READ, Opcode.WRITE])
+def test_data_the_long_way(target: Target, opcode: Opcode) -> None:
+    """While requests are counted, those that carry data go through the table as all others do."""
+    Counting(target.rig.connection, lasting=True)
+    cut_short(target, opcode)
+    wild_numbers(target, opcode)
+
+
+def wild_numbers(target: Target, opcode: Opcode) -> None:
     layout = target.valid(opcode).layout
     for _, offset, size in numbers_of(layout) if layout else ():
         for number in WILD_NUMBERS:
@@ -493,13 +510,15 @@ def altered(target: Target, opcode: Opcode, changes: list[tuple[str, int, int]])
     return target.rig.message(opcode, node, body, uid=caller, gid=caller)
 
 
-def storm(content: bytes, examples: int) -> None:
-    """Series of noise and of changed messages, each against a pool of its own."""
+def storm(content: bytes, examples: int, *, counted: bool = False) -> None:
+    """Series of noise and of changed messages, each against a pool of its own; the requests are counted or not."""
 
     @settings(max_examples=examples, deadline=None)
     @given(st.lists(st.one_of(noise(), changed()), min_size=5, max_size=60))
     def blow(series: list[bytes | tuple[Opcode, list[tuple[str, int, int]]]]) -> None:
         with bounded_memory(), target_in(content) as target:
+            if counted:
+                Counting(target.rig.connection, lasting=True)
             for item in series:
                 message = item if isinstance(item, bytes) else altered(target, *item)
                 answered = target.send(message) is not None
@@ -510,8 +529,9 @@ def storm(content: bytes, examples: int) -> None:
     blow()
 
 
-def test_noise(content: bytes) -> None:
-    storm(content, 40)
+@pytest.mark.parametrize("counted", [False, True])
+def test_noise(content: bytes, counted: bool) -> None:
+    storm(content, 25, counted=counted)
 
 
 @pytest.mark.full

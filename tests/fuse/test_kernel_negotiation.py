@@ -169,6 +169,12 @@ def test_what_was_agreed_decides_how_messages_are_read(rig: Rig) -> None:
     assert rig.core.inodes[2].xattrs == {b"user.name": b"value"}
 
 
+def test_the_second_word_counts_only_if_the_kernel_reads_it() -> None:
+    agreed, answer = negotiation.agree(7, 45, 0, (1 << 64) - 1 & ~INIT_EXT, cache_links=True)
+    assert int(agreed.flags) == unpack("init_out", answer).flags == WANTED & FIRST_WORD & ~INIT_EXT
+    assert unpack("init_out", answer).flags2 == 0
+
+
 # The size of requests
 
 
