@@ -4,8 +4,8 @@
 
 mounts a small pool for each of `MODES`, runs `workload` on it and writes down every message, as root on the machine
 whose kernel is to be remembered. A recording is text: ``#`` a remark, ``>`` a request, ``<`` its answer, ``!`` a
-notification, ``?`` an answer that the kernel did not want, all in hexadecimal; ``.`` what was forgotten is settled,
-which decides when an inode is given out again.
+notification, ``?`` an answer that the kernel did not want, ``.`` so many forgets are settled, which decides when an
+inode is given out again; all in hexadecimal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from mount_rig import as_user, mounted
 
 from daxfs.fuse.kernel import session
-from daxfs.fuse.kernel.connection import Connection
+from daxfs.fuse.kernel.connection import MOST_FORGETS, Connection
 from daxfs.fuse.kernel.device import Device
 from support import mke2fs, run
 
@@ -85,9 +85,9 @@ class Recorder:
             self.say("!", struct.pack("=i", code), body)
             notify(device, code, body)
 
-        def settling(connection: Connection) -> None:
-            self.say(".")
-            settle(connection)
+        def settling(connection: Connection, most: int = MOST_FORGETS) -> None:
+            self.say(".", struct.pack("=I", most))
+            settle(connection, most)
 
         self._patches.setattr(session, "readv", reading)
         self._patches.setattr(session, "writev", writing)
