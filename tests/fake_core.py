@@ -49,6 +49,7 @@ class FakeCore:
         self.open_files = 0
         self.aborted: BaseException | None = None
         self.ticks = 0
+        self.holds_forgettable = False
         self._next = 12
 
     def _enter(self, name: str, *args: object) -> None:

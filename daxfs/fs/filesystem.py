@@ -415,6 +415,12 @@ class FileSystem:
         return names.by_number(self.volume, ino)
 
     @property
+    def holds_forgettable(self) -> bool:
+        """Whether files without a name take room though nobody has them open: only pins keep them."""
+        nodes = self.volume.nodes
+        return any(ino not in nodes.open or not nodes.open[ino].opens for ino in nodes.unlinked)
+
+    @property
     def pins(self) -> Mapping[int, int]:
         """How often each inode is pinned, those that are; always the same object."""
         return self.volume.nodes.pins

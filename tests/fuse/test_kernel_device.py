@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 from fake_core import FakeCore
-from message_rig import ALL, ROOT, Rig, check, pack
+from message_rig import ALL, ROOT, Rig, check, pack, unpack
 from trio.testing import wait_all_tasks_blocked
 
 from daxfs.errors import FsError
@@ -258,6 +258,39 @@ def test_a_full_pool_does_not_wait_for_a_pause(kernel: Kernel) -> None:
     kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
     assert kernel.session.turn() is False
     assert names(kernel) == ["mkdir", "unpin", "mkdir", "getattr"]
+
+
+MKDIR = pack("mkdir_in", mode=0o755) + b"d\0"
+
+
+def test_a_full_pool_waits_for_what_was_removed_to_be_forgotten(kernel: Kernel) -> None:
+    """The kernel sends the forget of a removed file some time after the request that needs its room."""
+    kernel.init()
+    kernel.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
+    kernel.core.holds_forgettable = True
+    kernel.ask(Opcode.MKDIR, ROOT, MKDIR)
+    assert kernel.session.turn() is True
+    assert kernel.answers() == []
+    kernel.core.refuse = {}
+    kernel.core.holds_forgettable = False
+    kernel.ask(Opcode.FORGET, 12, pack("forget_in", nlookup=1))
+    assert kernel.session.turn() is False
+    (answer,) = kernel.answers()
+    assert unpack("out_header", answer).error == 0
+    assert names(kernel) == ["mkdir", "unpin", "mkdir"]
+
+
+def test_a_full_pool_does_not_wait_for_long(kernel: Kernel) -> None:
+    kernel.init()
+    kernel.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
+    kernel.core.holds_forgettable = True
+    kernel.ask(Opcode.MKDIR, ROOT, MKDIR)
+    begin = time.monotonic()
+    while kernel.session.turn():
+        assert time.monotonic() - begin < 5
+    (answer,) = kernel.answers()
+    assert unpack("out_header", answer).error == -errno.ENOSPC
+    assert names(kernel) == ["mkdir", "mkdir"]
 
 
 # Answers that nobody wants

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -33,6 +34,8 @@ Handler = Callable[["Connection", Request], Answer]
 QuickHandler = Callable[["Connection", Request, int], Answer]
 """Takes the length of the message too; None: the ordinary handler shall do it."""
 
+PATIENCE_SECONDS = 0.05
+"""How long a request that found the pool full waits for files to be forgotten."""
 MOST_FORGETS = 4096
 """So many wait at most."""
 
@@ -49,6 +52,9 @@ class Connection:
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
         forgets: nodes and lookups that wait to be settled.
+        postponed: requests that found the pool full, to be asked again when the kernel's forgets have come.
+        deadline: when they are asked again in any case (``time.perf_counter``).
+        last_chance: a postponed request is being asked again.
         table: the handlers by opcode; its own, since counting changes it.
         counting: what counts requests, while somebody wants to know.
     """
@@ -73,6 +79,9 @@ class Connection:
         self.setxattr_in: struct.Struct = abi.SETXATTR_IN
         self._handles = count(1)
         self.forgets: list[tuple[int, int]] = []
+        self.postponed: list[bytes] = []
+        self.last_chance = False
+        self.deadline = 0.0
 
     def agreed(self, agreement: Agreement) -> None:
         """INIT was answered."""
@@ -119,6 +128,23 @@ class Connection:
                 unpin(ROOT_INO if node == abi.ROOT_ID else node, lookups)
             except FsError as error:
                 log.warning("forgetting inode %d: %s", node, error.strerror)
+
+    def postpone(self, request: Request) -> bool:
+        """The pool is full for this request; whether it shall be asked again.
+
+        A file that was just removed takes its room until the kernel forgets it, which it does a little later.
+        """
+        if self.last_chance or not self.core.holds_forgettable:
+            return False
+        if not self.postponed:
+            self.deadline = perf_counter() + PATIENCE_SECONDS
+        self.postponed.append(bytes(request.buffer[: request.length]))
+        return True
+
+    @property
+    def due(self) -> bool:
+        """Whether postponed requests should be asked again: what was removed is forgotten, or they waited enough."""
+        return bool(self.postponed) and (perf_counter() > self.deadline or not self.core.holds_forgettable)
 
     def forget_attributes_of(self, ino: int) -> None:
         """Make the kernel ask again for the attributes of an inode."""

@@ -84,6 +84,8 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
             connection.settle()
             body = handler(connection, request)
     except FsError as error:
+        if error.errno == errno.ENOSPC and connection.postpone(request):
+            return None
         return refusal(error, opcode, unique)
     if body is None:
         return None

@@ -98,15 +98,44 @@ class Session:
                         device.not_sent(error)
                         request.take_back()
                 served += 1
-            while connection.forgets and not poll(0):
-                connection.settle(FORGETS_AT_ONCE)
-            if not (spinning and spin()) and not poll(LINGER_MILLISECONDS):
+            if (connection.forgets or connection.postponed) and not poll(0):
+                self._catch_up()
+            if not (spinning and spin()) and not poll(LINGER_MILLISECONDS) and not connection.postponed:
                 return False
             now = perf_counter()
+        if connection.due:
+            self._ask_again()
         if served >= DENSE:
             self._wakefulness.hold()
             self._pace.learn(served / (now - begin))
         return True
+
+    def _catch_up(self) -> None:
+        """Nobody waits: do what was put off, until somebody does."""
+        connection, poll = self._connection, self._device.poll
+        while connection.forgets:
+            connection.settle(FORGETS_AT_ONCE)
+            if poll(0):
+                return
+        if connection.due:
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        """The last chance of requests that found the pool full: what was removed before them is forgotten now."""
+        connection, request = self._connection, self._request
+        connection.settle()
+        postponed, connection.postponed = connection.postponed, []
+        connection.last_chance = True
+        for message in postponed:
+            request.buffer[: len(message)] = message
+            reply = dispatch.answer(connection, request, len(message), connection.table)
+            if reply is not None:
+                try:
+                    writev(self._device.descriptor, reply)
+                except OSError as error:
+                    self._device.not_sent(error)
+                    request.take_back()
+        connection.last_chance = False
 
 
 def serve(
