@@ -268,6 +268,7 @@ def test_a_listing_without_room_is_empty(fake: Rig, plus: bool) -> None:
 
 def test_readdirplus_has_entries_and_pins_them(agreed: Rig) -> None:
     node = agreed.mknod(b"f", stat.S_IFREG | 0o640).nodeid
+    agreed.core.unpin(node)
     found = {item.name: item for item in agreed.names(plus=True)}
     assert set(found) == {b".", b"..", b"lost+found", b"f"}
     for name in (b".", b".."):
@@ -275,9 +276,17 @@ def test_readdirplus_has_entries_and_pins_them(agreed: Rig) -> None:
         assert (dot.nodeid, dot.ino, stat.S_IFMT(dot.mode)) == (0, ROOT_INO, stat.S_IFDIR)
     attributes = agreed.core.getattr(node)
     assert found[b"f"].entry == SimpleNamespace(**vars(unpack("entry_out", entry(attributes))))
-    assert agreed.core.pins == {node: 2, found[b"lost+found"].ino: 1}
+    assert agreed.core.pins == {node: 1, found[b"lost+found"].ino: 1}
     agreed.undo()
-    assert agreed.core.pins == {node: 1}
+    assert agreed.core.pins == {}
+
+
+def test_readdirplus_does_not_tell_twice(agreed: Rig) -> None:
+    """What the kernel knows is listed without a node, which is no lookup."""
+    node = agreed.mknod(b"f", stat.S_IFREG | 0o640).nodeid
+    found = {item.name: item for item in agreed.names(plus=True)}
+    assert (found[b"f"].ino, found[b"f"].type, found[b"f"].entry.nodeid) == (node, stat.S_IFREG >> 12, 0)
+    assert agreed.core.pins[node] == 1
 
 
 def test_readdirplus_pins_only_what_there_was_room_for(fake: Rig) -> None:

@@ -333,6 +333,7 @@ def test_rename2(agreed: Rig, fake: Rig) -> None:
 )
 def test_a_lookup_that_nobody_wanted_is_taken_back(fake: Rig, opcode: Opcode, body: bytes) -> None:
     fake.mkdir(b"d")
+    fake.core.pins.clear()
     before = dict(fake.core.pins), fake.core.open_files
     fake.done(opcode, ROOT, body)
     assert (fake.core.pins, fake.core.open_files) != before

@@ -86,8 +86,11 @@ def readdirplus(connection: Connection, request: Request) -> bytes:
 
 
 def entry_of(connection: Connection, found: DirEntry, pinned: list[int]) -> bytes:
-    """A name's node and attributes; ``pinned`` grows by its inode if that counts as a lookup."""
-    if found.name in (b".", b".."):
+    """A name's node and attributes; ``pinned`` grows by its inode if that counts as a lookup.
+
+    A node that the kernel knows is not told again: it has its attributes, or asks for them if somebody wants them.
+    """
+    if found.ino in connection.core.pins or found.name in (b".", b".."):
         return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
     try:
         entry = encoding.entry_out(connection.core.getattr(found.ino), connection.block_size)
