@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 
+SECTOR = 512
+"""The unit of ``i_blocks``."""
+FEW_BLOCKS = 16
+"""A directory that claims more must have them: otherwise a damaged size would be walked through for minutes."""
+
 
 def where(directory: Inode, number: int) -> str:
     """Names a block in an error."""
@@ -44,11 +49,12 @@ def count(view: View, directory: Inode) -> int:
     """Blocks of the directory; 0 when it was removed.
 
     Raises:
-        Corrupt: its size is no whole number of blocks, or zero though it has links.
+        Corrupt: its size is no whole number of blocks, zero though it has links, or more than it has blocks.
     """
     size = directory.size
     blocks, rest = divmod(size, view.block_size)
-    if rest or (not size and directory.links_count):
+    beyond = blocks > FEW_BLOCKS and size > directory.blocks * SECTOR
+    if rest or beyond or (not size and directory.links_count):
         raise Corrupt("directory size", f"inode {directory.number}: {size} bytes")
     return blocks
 
