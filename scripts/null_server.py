@@ -3,9 +3,9 @@
 It is the floor of what a FUSE server in Python can do, and so what a session is held against. It speaks to /dev/fuse
 as daxfs's own session does, with the same handshake and the same waiting, and does nothing else: no core, no table of
 handlers, no checks, no time limits. Reads answer with anonymous memory that was written once; what is written is thrown
-away. It is a benchmark, never a file system.
+away, or with ``--store`` copied into that memory. It is a benchmark, never a file system.
 
-Usage: null_server.py MOUNTPOINT; as root, until it is unmounted.
+Usage: null_server.py MOUNTPOINT [--store]; as root, until it is unmounted.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ BLOCK_SIZE = 4096
 NAME = b"fio.dat"
 READ = int(Opcode.READ)
 WRITE = int(Opcode.WRITE)
+WRITE_DATA = BODY + abi.WRITE_IN.size
 REQUESTS_A_TURN = 500
 
 
@@ -79,7 +80,7 @@ def rare(opcode: int, node: int, request: memoryview) -> bytes | int | None:
     return errno.ENOSYS
 
 
-def serve(device: Device, wakefulness: Wakefulness, memory: memoryview) -> None:
+def serve(device: Device, wakefulness: Wakefulness, memory: memoryview, store: bool) -> None:
     """Answer until unmounted; what is not READ or WRITE is left to `rare`."""
     descriptor, buffer, buffers = device.descriptor, device.buffer, device.buffers
     poll, spin = device.poll, device.spin
@@ -114,7 +115,9 @@ def serve(device: Device, wakefulness: Wakefulness, memory: memoryview) -> None:
             _, offset, size, _, _, _ = read_in(buffer, BODY)
             writev(descriptor, (out_header(out + size, 0, unique), memory[offset : offset + size]))
         elif opcode == WRITE:
-            _, _, size, _, _, _ = read_in(buffer, BODY)
+            _, offset, size, _, _, _ = read_in(buffer, BODY)
+            if store:
+                memory[offset : offset + size] = buffer[WRITE_DATA : WRITE_DATA + size]
             writev(descriptor, (out_header(out + 8, 0, unique), written(size)))
         else:
             said = rare(opcode, node, buffer[:length])
@@ -134,7 +137,7 @@ def main() -> int:
     descriptor = mounts.mount_device("null", mountpoint, 0, ["default_permissions", "allow_other"])
     device = Device(descriptor, negotiation.buffer_size(), options.poll_seconds)
     try:
-        serve(device, Wakefulness(options.wake_microseconds), memoryview(memory))
+        serve(device, Wakefulness(options.wake_microseconds), memoryview(memory), "--store" in sys.argv)
     finally:
         device.close()
     return 0
