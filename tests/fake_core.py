@@ -165,7 +165,8 @@ class FakeCore:
         if flags & os.O_TRUNC:
             del self._inode(ino).content[:]
         self.open_files += 1
-        return SimpleNamespace(ino=ino, node=SimpleNamespace(plain=True), append=bool(flags & os.O_APPEND))
+        node = SimpleNamespace(plain=True, size=len(self._inode(ino).content))
+        return SimpleNamespace(ino=ino, node=node, append=bool(flags & os.O_APPEND), durable=False)
 
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller

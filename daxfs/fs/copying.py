@@ -45,6 +45,7 @@ def copy_range(
     if not length:
         return 0
     if not target.node.plain:
+        data.refuse_overwrite(volume, target, target_offset)
         data.drop_privileges(volume, target.node, target.caller)
     done = copy(volume, source, source_offset, target, target_offset, length)
     volume.touch_mtime(target.node)

@@ -40,9 +40,9 @@ CAPABILITY = b"security.capability"
 
 
 class OpenFile:
-    """An open file: its node, how it was opened and by whom."""
+    """An open file: its node, how it was opened and by whom; ``durable``: with O_SYNC or O_DSYNC."""
 
-    __slots__ = ("append", "caller", "flags", "ino", "node", "readable", "writable")
+    __slots__ = ("append", "caller", "durable", "flags", "ino", "node", "readable", "writable")
 
     def __init__(self, node: Node, flags: int, caller: Caller) -> None:
         access = flags & os.O_ACCMODE
@@ -51,6 +51,7 @@ class OpenFile:
         self.flags = flags
         self.caller = caller
         self.append = bool(flags & os.O_APPEND)
+        self.durable = bool(flags & os.O_DSYNC)
         self.readable = access != os.O_WRONLY
         self.writable = access != os.O_RDONLY
 
@@ -172,6 +173,7 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
         return 0
     end = offset + size
     if not node.plain:
+        refuse_overwrite(volume, file, offset)
         drop_privileges(volume, node, file.caller, kill)
     if end <= node.size and not volume.read_only:
         mapped = node.map or load_map(volume, node)
@@ -205,6 +207,17 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
                 break
             raise
     return done
+
+
+def refuse_overwrite(volume: Volume, file: OpenFile, offset: int) -> None:
+    """An append-only file that was opened for appending keeps what it holds (EPERM).
+
+    For its own ext4 the kernel refuses to take O_APPEND off again and to map such a file for writing; of our inodes it
+    does not know the flag. Who had the file open before it became append-only may go on.
+    """
+    overwrites = file.flags & os.O_APPEND and offset < file.node.size
+    if overwrites and inodes.read(volume.view, file.ino).flags & EXT4_APPEND_FL:
+        raise FsError(errno.EPERM)
 
 
 def drop_privileges(volume: Volume, node: Node, caller: Caller, kill: bool | None = None) -> None:
@@ -394,6 +407,11 @@ def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
         volume.journal.commit()
     else:
         volume.journal.fence()
+
+
+def make_durable(volume: Volume, file: OpenFile) -> None:
+    """What a change through a file opened with O_SYNC or O_DSYNC ends with (generic_write_sync in linux/fs.h)."""
+    fsync(volume, file.ino, data_only=file.flags & os.O_SYNC != os.O_SYNC)
 
 
 def describe(volume: Volume, ino: int) -> list[Extent]:

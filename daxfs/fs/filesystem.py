@@ -337,19 +337,26 @@ class FileSystem:
             raise
         if self.volume.sync_due:
             self.volume.finish()
+        elif file.durable:
+            data.make_durable(self.volume, file)
         return written
 
     @piecewise
     def fallocate(self, file: OpenFile, mode: int, offset: int, length: int) -> None:
         """fallocate(2) with ext4's modes (``FALLOC_FL_*``); EOPNOTSUPP for all others."""
         ranges.fallocate(self.volume, file, mode, offset, length)
+        if file.durable:
+            data.make_durable(self.volume, file)
 
     @piecewise
     def copy_range(
         self, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
     ) -> int:
         """copy_file_range(2): one copy from memory to memory, holes stay holes. Returns the number of bytes copied."""
-        return copying.copy_range(self.volume, source, source_offset, target, target_offset, length)
+        copied = copying.copy_range(self.volume, source, source_offset, target, target_offset, length)
+        if target.durable:
+            data.make_durable(self.volume, target)
+        return copied
 
     @reading
     def seek(self, file: OpenFile, offset: int, whence: int) -> int:

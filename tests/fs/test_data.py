@@ -8,10 +8,12 @@ import random
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from daxfs.errors import FsError
+from daxfs.ext4.inode import EXT4_APPEND_FL
 from daxfs.fs import clock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Caller, SetAttributes
@@ -220,3 +222,43 @@ def test_a_file_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyP
     assert len(fs.describe(ino)) == 300
     fs.release(file)
     fs.unlink(ROOT_INO, b"f")
+
+
+@pytest.mark.parametrize("flag", [0, os.O_DSYNC, os.O_SYNC])
+def test_what_is_changed_with_o_sync_is_durable(fs: FileSystem, tmp_path: Path, flag: int) -> None:
+    """Without it, nothing is left of the same changes after a power cut."""
+    fs.tree.write_bytes("/source", b"s" * 4096)
+    _, file = make(fs, flags=os.O_RDWR | flag)
+    source = fs.open_file(fs.tree.resolve("/source"))
+    fs.sync()
+    changes: list[tuple[Callable[[], object], int]] = [
+        (lambda: fs.write(file, 0, b"w" * 5000), 5000),
+        (lambda: fs.copy_range(source, 0, file, 8192, 4096), 12288),
+        (lambda: fs.fallocate(file, 0, 0, 20_000), 20_000),
+    ]
+    for change, size in changes:
+        change()
+        cut = tmp_path / "cut"
+        cut.write_bytes(fs.volume.pool.memory)
+        with FileSystem.open(cut) as after:
+            assert after.getattr(after.tree.resolve("/f")).size == (size if flag else 0)
+    fs.release(file)
+    fs.release(source)
+
+
+def test_append_only_files_keep_what_they_hold(fs: FileSystem) -> None:
+    """Also when O_APPEND was taken off an open file, as a mount's session always does."""
+    ino, before = make(fs)
+    fs.write(before, 0, b"kept")
+    fs.set_flags(ino, fs.get_flags(ino) | EXT4_APPEND_FL)
+    file = fs.open_file(ino, os.O_RDWR | os.O_APPEND)
+    file.append = False
+    for change in (lambda: fs.write(file, 3, b"x"), lambda: fs.copy_range(before, 0, file, 2, 1)):
+        with pytest.raises(FsError) as raised:
+            change()
+        assert raised.value.errno == errno.EPERM
+    fs.write(file, 4, b" more")
+    assert fs.read(file, 0, 100) == b"kept more"
+    fs.write(before, 0, b"K")
+    fs.release(file)
+    fs.release(before)

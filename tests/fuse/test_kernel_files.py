@@ -110,7 +110,7 @@ def test_open_says_whether_set_id_bits_go(fake: Rig) -> None:
     assert fake.core.calls[-1] == ("open_file", (node, os.O_TRUNC, CALLER, None))
 
 
-@pytest.mark.parametrize(("flags", "kill"), [(0, False), (WRITE_KILL_SUIDGID, True), (WRITE_CACHE, False)])
+@pytest.mark.parametrize(("flags", "kill"), [(0, False), (WRITE_KILL_SUIDGID, True)])
 def test_a_write_says_whether_set_id_bits_go(fake: Rig, flags: int, kill: bool) -> None:
     found, fh = fake.create(b"f")
     node = found.nodeid
@@ -123,16 +123,68 @@ def test_a_write_says_whether_set_id_bits_go(fake: Rig, flags: int, kill: bool) 
     assert fake.told == [(2, pack("notify_inval_inode_out", ino=node, off=-1))]
     fake.init(ALL & ~Init.HANDLE_KILLPRIV_V2)
     fake.write(node, fh, b"x", flags=flags)
-    assert fake.core.calls[-1] == ("write", (node, 0, b"x", False if flags == WRITE_CACHE else None))
+    assert fake.core.calls[-1] == ("write", (node, 0, b"x", None))
 
 
 def test_set_id_bits_go_with_a_write(agreed: Rig) -> None:
     found, fh = agreed.create(b"f", mode=0o106755)
-    agreed.write(found.nodeid, fh, b"x", flags=WRITE_CACHE)
+    agreed.write(found.nodeid, fh, b"x")
+    agreed.write(found.nodeid, fh, b"y", flags=WRITE_CACHE)
+    assert agreed.read(found.nodeid, fh) == b"y"
     assert stat.S_IMODE(agreed.getattr(found.nodeid).mode) == 0o6755
     agreed.write(found.nodeid, fh, b"x", flags=WRITE_KILL_SUIDGID)
     assert stat.S_IMODE(agreed.getattr(found.nodeid).mode) == 0o755
     assert agreed.told[-1] == (2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))
+
+
+@pytest.mark.parametrize("how", ["truncate", "fallocate", "copy"])
+def test_the_kernel_is_told_that_set_id_bits_went(agreed: Rig, how: str) -> None:
+    """Or it goes on running what somebody else put into the file with the rights of its owner."""
+    found, fh = agreed.create(b"f", mode=0o106777)
+    agreed.getattr(found.nodeid)
+    _, source = agreed.create(b"source")
+    agreed.write(found.nodeid, source, b"program")
+    agreed.told.clear()
+    if how == "truncate":
+        agreed.done(Opcode.OPEN, found.nodeid, pack("open_in", flags=os.O_RDWR | os.O_TRUNC, open_flags=1), **ANYBODY)
+    elif how == "fallocate":
+        agreed.done(Opcode.FALLOCATE, found.nodeid, pack("fallocate_in", fh=fh, length=5), **ANYBODY)
+    else:
+        body = pack("copy_file_range_in", fh_in=source, nodeid_out=found.nodeid, fh_out=fh, len=7)
+        agreed.done(Opcode.COPY_FILE_RANGE, found.nodeid, body, **ANYBODY)
+    assert stat.S_IMODE(agreed.getattr(found.nodeid).mode) == 0o777
+    assert agreed.told == [(2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))]
+
+
+def test_pages_never_make_a_file_longer(agreed: Rig) -> None:
+    """The kernel may write back what was mapped while the open that cuts the file is being answered."""
+    found, fh = agreed.create(b"f")
+    agreed.write(found.nodeid, fh, bytes(8192))
+    assert agreed.write(found.nodeid, fh, b"a" * 4096, 4096, WRITE_CACHE) == 4096
+    cut = agreed.open(found.nodeid, os.O_RDWR | os.O_TRUNC)
+    assert agreed.write(found.nodeid, fh, b"b" * 4096, 4096, WRITE_CACHE) == 4096
+    assert agreed.getattr(found.nodeid).size == 0
+    agreed.write(found.nodeid, cut, b"short")
+    assert agreed.write(found.nodeid, fh, b"c" * 4096, 0, WRITE_CACHE) == 4096
+    assert agreed.read(found.nodeid, fh) == b"ccccc"
+
+
+def test_one_write_that_shall_be_durable(agreed: Rig) -> None:
+    """RWF_DSYNC through a file that was opened without O_DSYNC."""
+    found, fh = agreed.create(b"f")
+    body = pack("write_in", fh=fh, size=1, flags=os.O_RDWR) + b"x"
+    agreed.done(Opcode.WRITE, found.nodeid, body)
+    assert agreed.core.volume.journal.dirty
+    agreed.done(Opcode.WRITE, found.nodeid, pack("write_in", fh=fh, offset=1, size=1, flags=os.O_DSYNC) + b"x")
+    assert not agreed.core.volume.journal.dirty
+
+
+def test_changed_flags_move_the_time_of_change(agreed: Rig) -> None:
+    found, fh = agreed.create(b"f")
+    agreed.told.clear()
+    body = pack("ioctl_in", fh=fh, cmd=0x40086602, in_size=8) + (0x80000 | 0x40).to_bytes(8, "little")
+    agreed.done(Opcode.IOCTL, found.nodeid, body)
+    assert agreed.told == [(2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))]
 
 
 def test_tmpfile_and_its_first_name(agreed: Rig) -> None:

@@ -231,3 +231,36 @@ def test_set_id_programs(sides: tuple[Path, Path]) -> None:
     assert "egid=1002" in ours[0]
     assert all(f"uid={NOBODY}" in text for text in ours)
     assert "euid" not in ours[1]
+
+
+@pytest.mark.parametrize("session", ["kernel"], indirect=True)
+@pytest.mark.parametrize("how", ["truncate", "fallocate", "copy"])
+def test_a_set_id_program_of_somebody_else(mount: Mounted, how: str) -> None:
+    """Whoever replaces its content, in whatever way, does not run that with the rights of its owner."""
+    mount.place.chmod(0o755)
+    program, identity, out = (mount.place / name for name in ("program", "id", "out"))
+    shutil.copy(tool("id"), identity)
+    content = identity.read_bytes()
+    program.write_bytes(bytes(len(content)))
+    program.chmod(0o6777)
+    program.stat()
+    out.touch()
+    out.chmod(0o666)
+
+    def replace() -> None:
+        file = os.open(program, os.O_RDWR | (os.O_TRUNC if how == "truncate" else 0))
+        if how == "fallocate":
+            os.posix_fallocate(file, 0, 1)
+        if how == "copy":
+            source = os.open(identity, os.O_RDONLY)
+            assert os.copy_file_range(source, file, len(content)) == len(content)
+        else:
+            assert os.write(file, content) == len(content)
+        os.close(file)
+        with open(out, "wb") as answer:
+            subprocess.run([program], stdout=answer, stdin=subprocess.DEVNULL, timeout=10, check=True)
+
+    assert as_user(replace) == 0
+    assert out.read_text().startswith(f"uid={NOBODY}")
+    assert "euid" not in out.read_text()
+    assert "egid" not in out.read_text()

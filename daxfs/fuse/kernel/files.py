@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -39,7 +41,10 @@ def open_file(connection: Connection, request: Request) -> bytes:
     caller = request.caller()
     if flags & (os.O_ACCMODE | os.O_TRUNC):
         caller = with_groups_that_matter(connection, request.ino, caller)
-    return connection.opened(request, connection.core.open_file(request.ino, flags, caller, kill))
+    file = connection.core.open_file(request.ino, flags, caller, kill)
+    if flags & os.O_TRUNC and kill is not False:
+        connection.forget_attributes_of(file.ino)
+    return connection.opened(request, file)
 
 
 def create(connection: Connection, request: Request) -> bytes:
@@ -87,25 +92,41 @@ def write(connection: Connection, request: Request) -> bytes:
     if request.end < WRITE_DATA:
         raise FsError(errno.EINVAL, "the request is cut short")
     buffer = request.buffer
-    handle, offset, size, flags, _, _ = abi.WRITE_IN.unpack_from(buffer, BODY)
+    handle, offset, size, flags, _, wanted = abi.WRITE_IN.unpack_from(buffer, BODY)
     file = connection.files.get(handle) or connection.file(handle)
     end = WRITE_DATA + size
     if end > request.end:
         raise FsError(errno.EINVAL, "the request is cut short")
     content = buffer[WRITE_DATA:end]
-    if file.node.plain:
-        return abi.WRITE_OUT.pack(connection.core.write(file, offset, content))
     if flags & abi.WRITE_CACHE:
-        kill: bool | None = False
-    elif connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
-        kill = bool(flags & abi.WRITE_KILL_SUIDGID)
-        file.caller = with_groups_that_matter(connection, file.ino, request.caller())
-    else:
-        kill = None
-    written = connection.core.write(file, offset, content, kill)
-    # The bits may be gone, and the kernel, which looks at its cached mode when it runs a program, does not know.
-    connection.forget_attributes_of(file.ino)
+        # Pages never make a file longer. What was behind the end may be on its way while the file is being cut.
+        content = content[: max(file.node.size - offset, 0)]
+        written = connection.core.write(file, offset, content, False)
+        return abi.WRITE_OUT.pack(size if written == len(content) else written)
+    kill = bool(flags & abi.WRITE_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
+    with privileges_of(connection, request, file):
+        written = connection.core.write(file, offset, content, kill)
+    if wanted & os.O_DSYNC and not file.durable:
+        connection.core.fsync(file.ino, datasync=True)
     return abi.WRITE_OUT.pack(written)
+
+
+@contextmanager
+def privileges_of(connection: Connection, request: Request, file: OpenFile) -> Iterator[None]:
+    """Change content for this caller, who need not be the one that opened the file.
+
+    Set-id bits may go, even if the change fails then; and the kernel, which looks at its cached mode when it runs a
+    program, does not know.
+    """
+    if file.node.plain:
+        yield
+        return
+    if connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
+        file.caller = with_groups_that_matter(connection, file.ino, request.caller())
+    try:
+        yield
+    finally:
+        connection.forget_attributes_of(file.ino)
 
 
 def quick_read(connection: Connection, request: Request, length: int) -> memoryview | bytes | None:
@@ -120,12 +141,14 @@ def quick_read(connection: Connection, request: Request, length: int) -> memoryv
 
 
 def quick_write(connection: Connection, request: Request, length: int) -> bytes | None:
-    """The same for `write`: a file that has no privileges to lose."""
+    """The same for `write`: no page, not to be made durable, a file that has no privileges to lose."""
     if length < WRITE_DATA:
         return None
-    longs = request.longs
+    longs, words = request.longs, request.words
     file = connection.files.get(longs[5])
-    if file is None or length != WRITE_DATA + request.words[14] or not file.node.plain:
+    if file is None or length != WRITE_DATA + words[14] or not file.node.plain:
+        return None
+    if words[15] & abi.WRITE_CACHE or words[18] & os.O_DSYNC:
         return None
     return _write_out(connection.core.write(file, longs[6], request.buffer[WRITE_DATA:length]))
 
@@ -147,7 +170,9 @@ def fsync(connection: Connection, request: Request) -> bytes:
 def fallocate(connection: Connection, request: Request) -> bytes:
     """fallocate(2); the kernel itself refuses to collapse and insert ranges through FUSE."""
     handle, offset, length, mode = request.arguments(abi.FALLOCATE_IN)
-    connection.core.fallocate(connection.file(handle), mode, offset, length)
+    file = connection.file(handle)
+    with privileges_of(connection, request, file):
+        connection.core.fallocate(file, mode, offset, length)
     return b""
 
 
@@ -166,7 +191,9 @@ def copy_file_range(connection: Connection, request: Request) -> bytes:
         raise FsError(errno.EINVAL)
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
     length = min(length, LARGEST_COPY)
-    copied = connection.core.copy_range(connection.file(source), offset, connection.file(target), target_offset, length)
+    file, changed = connection.file(source), connection.file(target)
+    with privileges_of(connection, request, changed):
+        copied = connection.core.copy_range(file, offset, changed, target_offset, length)
     return abi.COPY_FILE_RANGE_OUT.pack(copied) if wide else abi.WRITE_OUT.pack(copied)
 
 
