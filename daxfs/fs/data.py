@@ -364,8 +364,9 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
     if node is not None:
         node.size = size
         node.mtime = node.ctime = 0
-        node.map = None
-        node.scattered = False
+        if shrinks:
+            node.map = None
+            node.scattered = False
         volume.refresh_node(node)
     if not shrinks:
         return

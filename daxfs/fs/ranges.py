@@ -148,7 +148,7 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
             collapse_in_parts(volume, node, first, stop)
     finally:
         forget_map(volume, node)
-    volume.commit()  # or what is written from now on may be found at its old place after a crash
+        settle_moves(volume)
 
 
 def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
@@ -203,7 +203,7 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
             last = move_up(volume, node, first, last, stop - first)
     finally:
         forget_map(volume, node)
-    volume.commit()  # as for `collapse`
+        settle_moves(volume)
 
 
 def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: bool) -> None:
@@ -347,6 +347,12 @@ def forget_map(volume: Volume, node: Node) -> None:
     node.scattered = False
     note(volume, node, ())
     volume.refresh_node(node)
+
+
+def settle_moves(volume: Volume) -> None:
+    """Extents moved, perhaps not all: what is written from now on must not be found at its old place after a crash."""
+    if not volume.read_only:
+        volume.commit()
 
 
 def finish(tx: Handle, inode: Inode) -> None:

@@ -293,6 +293,25 @@ def test_a_full_pool_does_not_wait_for_long(kernel: Kernel) -> None:
     assert names(kernel) == ["mkdir", "mkdir"]
 
 
+def test_waiting_in_vain_is_not_repeated(kernel: Kernel) -> None:
+    """Until a name is taken away, whose file may be forgotten soon."""
+    kernel.init()
+    kernel.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
+    kernel.core.holds_forgettable = True
+    kernel.ask(Opcode.MKDIR, ROOT, MKDIR)
+    while kernel.session.turn():
+        pass
+    kernel.core.calls.clear()
+    kernel.ask(Opcode.MKDIR, ROOT, MKDIR)
+    assert kernel.session.turn() is False
+    assert names(kernel) == ["mkdir"]
+    kernel.core.refuse["unlink"] = FsError(errno.ENOENT)
+    kernel.ask(Opcode.UNLINK, ROOT, b"f\0")
+    kernel.ask(Opcode.MKDIR, ROOT, MKDIR)
+    assert kernel.session.turn() is True
+    assert names(kernel) == ["mkdir", "unlink", "mkdir"]
+
+
 # Answers that nobody wants
 
 

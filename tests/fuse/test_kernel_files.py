@@ -371,7 +371,8 @@ GETVERSION, FSGETXATTR, FSSETXATTR, FITRIM = 0x80087601, 0x801C581F, 0x401C5820,
 
 def ioctl(rig: Rig, command: int, given: bytes = b"", room: int = 0, node: int = ROOT, **who: int) -> Any:
     """The answer's argument, or the errno."""
-    body = pack("ioctl_in", cmd=command, in_size=len(given), out_size=room, flags=16) + given
+    compat = command in (GETFLAGS32, SETFLAGS32)
+    body = pack("ioctl_in", cmd=command, in_size=len(given), out_size=room, flags=16 | compat) + given
     found = rig.ask(Opcode.IOCTL, node, body, **who)
     if found.error:
         return found.error
@@ -386,6 +387,12 @@ def test_inode_flags(fake: Rig) -> None:
         assert ioctl(fake, command, struct.pack("=I", 0x80010), **ANYBODY) == b""
         assert fake.core.calls[-1] == ("set_flags", (ROOT_INO, 0x80010, CALLER))
         assert ioctl(fake, command, b"123") == errno.EINVAL
+
+
+def test_commands_of_32_bit_programs_are_theirs_alone(fake: Rig) -> None:
+    for command, given, room in ((GETFLAGS32, b"", 4), (SETFLAGS32, bytes(4), 0)):
+        body = pack("ioctl_in", cmd=command, in_size=len(given), out_size=room, flags=16) + given
+        assert fake.refused(Opcode.IOCTL, ROOT, body) == errno.ENOTTY
 
 
 def test_extended_flags(fake: Rig) -> None:

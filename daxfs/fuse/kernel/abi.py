@@ -150,7 +150,7 @@ WRITE_CACHE = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2
 FSYNC_FDATASYNC = 1 << 0
 SETXATTR_ACL_KILL_SGID = 1 << 0
-IOCTL_DIR = 1 << 4
+IOCTL_COMPAT = 1 << 0
 
 NOTIFY_INVAL_INODE = 2
 """Notifications are answers to no request: unique 0, and this code where an error would stand."""

@@ -55,6 +55,7 @@ class Connection:
         postponed: requests that found the pool full, to be asked again when the kernel's forgets have come.
         deadline: when they are asked again in any case (``time.perf_counter``).
         last_chance: a postponed request is being asked again.
+        patient: a name was taken away since waiting was in vain.
         table: the handlers by opcode; its own, since counting changes it.
         counting: what counts requests, while somebody wants to know.
     """
@@ -81,6 +82,7 @@ class Connection:
         self.forgets: list[tuple[int, int]] = []
         self.postponed: list[bytes] = []
         self.last_chance = False
+        self.patient = True
         self.deadline = 0.0
 
     def agreed(self, agreement: Agreement) -> None:
@@ -134,7 +136,9 @@ class Connection:
 
         A file that was just removed takes its room until the kernel forgets it, which it does a little later.
         """
-        if self.last_chance or not self.core.holds_forgettable:
+        if self.last_chance:
+            self.patient = False
+        if not self.patient or not self.core.holds_forgettable:
             return False
         if not self.postponed:
             self.deadline = perf_counter() + PATIENCE_SECONDS

@@ -90,8 +90,6 @@ def trim(connection: Connection, request: Request, given: memoryview) -> bytes:
 COMMANDS: dict[int, Command] = {
     FS_IOC_GETFLAGS: get_flags,
     FS_IOC_SETFLAGS: set_flags,
-    FS_IOC32_GETFLAGS: get_flags,
-    FS_IOC32_SETFLAGS: set_flags,
     FS_IOC_GETVERSION: get_version,
     FS_IOC_FSGETXATTR: get_fsxattr,
     FS_IOC_FSSETXATTR: set_fsxattr,
@@ -99,11 +97,15 @@ COMMANDS: dict[int, Command] = {
     statistics.STATISTICS: statistics.query,
 }
 
+COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}
+"""Those of 32-bit programs, whose numbers differ because their arguments are shorter."""
+
 
 def ioctl(connection: Connection, request: Request) -> bytes:
     """Find the command, hand it its argument, cut or fill its answer to what was asked (ENOTTY: unknown)."""
-    _, _, number, _, in_size, out_size = request.arguments(abi.IOCTL_IN)
-    command = COMMANDS.get(number)
+    _, flags, number, _, in_size, out_size = request.arguments(abi.IOCTL_IN)
+    command = COMPAT_COMMANDS.get(number) if flags & abi.IOCTL_COMPAT else None
+    command = command or COMMANDS.get(number)
     if command is None:
         raise FsError(errno.ENOTTY)
     if out_size > LARGEST_ARGUMENT:

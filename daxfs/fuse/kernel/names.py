@@ -102,12 +102,14 @@ def link(connection: Connection, request: Request) -> bytes:
 
 def unlink(connection: Connection, request: Request) -> bytes:
     """Take a name away."""
+    connection.patient = True
     connection.core.unlink(request.ino, request.name())
     return b""
 
 
 def rmdir(connection: Connection, request: Request) -> bytes:
     """Take a directory away."""
+    connection.patient = True
     connection.core.rmdir(request.ino, request.name())
     return b""
 
@@ -116,6 +118,7 @@ def rename(connection: Connection, request: Request) -> bytes:
     """rename(2)."""
     (directory,) = request.arguments(abi.RENAME_IN)
     old, new = request.names(BODY + abi.RENAME_IN.size)
+    connection.patient = True
     connection.core.rename(request.ino, old, request.ino_of(directory), new)
     return b""
 
@@ -124,6 +127,7 @@ def rename2(connection: Connection, request: Request) -> bytes:
     """renameat2(2)."""
     directory, flags = request.arguments(abi.RENAME2_IN)
     old, new = request.names(BODY + abi.RENAME2_IN.size)
+    connection.patient = True
     connection.core.rename(request.ino, old, request.ino_of(directory), new, RenameFlags(flags), request.caller())
     return b""
 

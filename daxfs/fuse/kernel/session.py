@@ -79,6 +79,7 @@ class Session:
         descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
         answer, table = dispatch.answer, connection.table
         spinning = self._pace.spinning
+        crowded = False  # the next request was there already when the last was answered: so may be the one after
         served = 0
         now = begin = perf_counter()
         end = begin + TURN_SECONDS
@@ -89,6 +90,7 @@ class Session:
                 device.not_received(error)
                 if device.ended:
                     return True
+                crowded = False
             else:
                 reply = answer(connection, request, length, table)
                 if reply is not None:
@@ -100,8 +102,11 @@ class Session:
                 served += 1
             if (connection.forgets or connection.postponed) and not poll(0):
                 self._catch_up()
-            if not (spinning and spin()) and not poll(LINGER_MILLISECONDS) and not connection.postponed:
-                return False
+            if not crowded:
+                if spinning and poll(0):
+                    crowded = True
+                elif not (spinning and spin()) and not poll(LINGER_MILLISECONDS) and not connection.postponed:
+                    return False
             now = perf_counter()
         if connection.due:
             self._ask_again()
