@@ -70,7 +70,7 @@ def jobs(base: Path, report: Report) -> None:
 
 def fallocate(base: Path, report: Report) -> None:
     """posix_fallocate(3) of 1 GiB for a new file."""
-    found = [systems.make(base, name, "4G") for name in ("daxfs", "fuse2fs")]
+    found = [systems.make(base, name, "8G") for name in ("daxfs", "fuse2fs")]
     samples = Samples("ms")
     with systems.together(found) as points:
         for number in range(report.scale.rounds):
