@@ -97,7 +97,7 @@ def test_python_runs_from_the_mount(root: Path) -> None:
         shutil.copy(library, root / "lib", follow_symlinks=False)
     (root / "bin").mkdir()
     shutil.copy(PYTHON, root / "bin" / version)
-    code = "import ctypes, json, math, sys; print(json.dumps([sys.executable, math.__file__, json.__file__]))"
+    code = "import _ctypes, json, sys; print(json.dumps([sys.executable, _ctypes.__file__, json.__file__]))"
     environment = {"PYTHONHOME": str(root), "LD_LIBRARY_PATH": str(root / "lib"), "PYTHONDONTWRITEBYTECODE": ""}
     for _ in range(2):
         files = said(root / "bin" / version, "-S", "-c", code, **environment)
