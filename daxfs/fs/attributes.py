@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from daxfs.journal.view import View
 
 CREDITS_INODE = 4
-CREDITS_XATTR = 12
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 ID_MAX = 0xFFFFFFFF
@@ -82,7 +81,7 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
         data.truncate(volume, ino, changes.size, caller, changes.kill_privileges)
     rest = changes._replace(size=None, kill_privileges=None)
     if rest != NOTHING:
-        with volume.handle(CREDITS_XATTR) as tx:
+        with volume.handle(data.CREDITS_XATTR) as tx:
             inode = inodes.edit(tx, ino)
             volume.note_sync(inode)
             if rest != TOUCH or inode.flags & EXT4_IMMUTABLE_FL:
@@ -160,7 +159,7 @@ def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int, c
     """Set an extended attribute (flags XATTR_CREATE 1, XATTR_REPLACE 2); an access ACL also sets the mode."""
     if len(value) > XATTR_SIZE_MAX:
         raise FsError(errno.E2BIG)
-    with volume.handle(CREDITS_XATTR) as tx:
+    with volume.handle(data.CREDITS_XATTR) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
@@ -218,7 +217,7 @@ def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, caller: Caller)
 
 def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
     """Remove an extended attribute (ENODATA; but an ACL that is not there is no error, see vfs_remove_acl)."""
-    with volume.handle(CREDITS_XATTR) as tx:
+    with volume.handle(data.CREDITS_XATTR) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)

@@ -1,4 +1,4 @@
-"""What every session does besides answering requests: commits in time, an end on signals, and how a session ends.
+"""What every session does besides answering requests: the mount, commits in time, an end on signals or failure.
 
 A session ends in one of three ways: the file system is unmounted from outside; SIGTERM, SIGINT or SIGHUP ask for a
 clean end, which unmounts; or an unknown exception aborts the journal and leaves the mountpoint in place, so that nobody
@@ -7,18 +7,22 @@ takes an empty directory for the files (`SessionFailed`).
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, UserError
+from daxfs.fuse import mounts
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
+    from daxfs.fuse.options import MountOptions
 
 log = logging.getLogger("daxfs.fuse")
 
@@ -28,6 +32,44 @@ SHORTEST_TICK_SECONDS = 0.1
 
 class SessionFailed(Exception):
     """The session met an exception that nobody expected; the journal is aborted, the mountpoint left in place."""
+
+
+class Attachment:
+    """A mount that a session has made: by mount(2) where it may, else through the helper.
+
+    Attributes:
+        descriptor: of /dev/fuse; the session's to close.
+
+    Raises:
+        UserError: the mount was refused.
+    """
+
+    def __init__(self, source: str, mountpoint: str, options: MountOptions) -> None:
+        kernel = ["default_permissions", *(["allow_other"] if options.allow_other else []), *options.kernel]
+        self._mountpoint = mountpoint
+        self._by_helper = os.geteuid() != 0
+        if not self._by_helper:
+            try:
+                self.descriptor = mounts.mount_device(source, mountpoint, options.flags, kernel)
+            except OSError as error:
+                if error.errno != errno.EPERM:
+                    raise UserError(f"mount on {mountpoint} failed: {error.strerror}", mounts.MOUNT_FAILED) from None
+                self._by_helper = True
+        if self._by_helper:
+            self.descriptor = mounts.mount_by_helper(source, mountpoint, options.flags, kernel)
+        self._mounted = mounts.top_mount(mountpoint)
+
+    def detach(self) -> None:
+        """Take it away, if it is still there. Its connection is closed already: nothing is lost if that fails."""
+        if self._mounted is None or mounts.top_mount(self._mountpoint) != self._mounted:
+            return
+        try:
+            if self._by_helper:
+                mounts.unmount(self._mountpoint, lazy=True)
+            else:
+                mounts.unmount_device(self._mountpoint, mounts.MNT_DETACH)
+        except (UserError, OSError) as error:
+            log.warning("%s stays behind: %s", self._mountpoint, error)
 
 
 def run(

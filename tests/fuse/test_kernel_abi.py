@@ -57,7 +57,7 @@ LAYOUT_OF = {
     "COPY_FILE_RANGE_OUT": "copy_file_range_out",
     "INVAL_INODE_OUT": "notify_inval_inode_out",
 }
-IN_PIECES = ("INIT_IN", "INIT_IN_EXT", "SETXATTR_IN")
+IN_PIECES = ("ENTRY_HEAD", "INIT_IN", "INIT_IN_EXT", "SETXATTR_IN")
 """Layouts of parts of a structure; they have tests of their own."""
 UNUSED = re.compile(r"(^|\.)(padding|dummy|unused\d*|spare|reserved|__spare\d|__reserved)$")
 
@@ -186,6 +186,12 @@ def test_the_layouts_in_two_pieces() -> None:
     first = abi.INIT_IN.size
     both = fields(abi.INIT_IN) + [(first + offset, size) for offset, size in fields(abi.INIT_IN_EXT)]
     assert_same(both, first + abi.INIT_IN_EXT.size, "init_in")
+
+
+def test_an_entry_is_its_head_and_attributes() -> None:
+    head, attributes = range(1, 7), range(7, 23)
+    both = abi.ENTRY_HEAD.pack(*head) + abi.ATTR.pack(*attributes)
+    assert both == abi.ENTRY_OUT.pack(*head, *attributes)
 
 
 def test_no_layout_is_forgotten() -> None:

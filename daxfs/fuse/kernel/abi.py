@@ -172,8 +172,8 @@ INIT_OUT = Struct("=IIIIHHIIHHII24x")
 ATTR = Struct("=QQQQQQIIIIIIIIII")
 # ino size blocks atime mtime ctime atimensec mtimensec ctimensec mode nlink uid gid rdev blksize flags
 ATTR_OUT = Struct("=QI4x" + ATTR.format[1:])  # attr_valid attr_valid_nsec attr
-ENTRY_OUT = Struct("=QQQQII" + ATTR.format[1:])
-# nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec attr
+ENTRY_HEAD = Struct("=QQQQII")  # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec
+ENTRY_OUT = Struct(ENTRY_HEAD.format + ATTR.format[1:])  # attr follows
 DIRENT = Struct("=QQII")  # ino off namelen type, then the name, padded to 8 bytes
 STATX_IN = Struct("=I4xQII")  # getattr_flags fh sx_flags sx_mask
 STATX_OUT = Struct("=QII16x" + "IIQIIIH2xQQQQ" + "qI4x" * 4 + "IIII112x")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs.types import Caller, SetAttributes
+from daxfs.fuse.groups import with_groups_that_matter
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode, SetAttr
 from daxfs.fuse.kernel.encoding import BILLION
@@ -18,8 +18,6 @@ from daxfs.fuse.kernel.request import BODY
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
-
-log = logging.getLogger("daxfs.fuse")
 
 (MODE, UID, GID, SIZE, ATIME, MTIME, _, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
 """Plain numbers: a flag's own ``&`` takes half a microsecond, and every change of attributes asks for all of them."""
@@ -62,30 +60,13 @@ def setattr_(connection: Connection, request: Request) -> bytes:
     )
     caller = request.caller()
     if not (changes.size is changes.uid is changes.gid is None):
-        caller = with_groups_that_matter(connection, request.ino, caller)
+        caller = with_groups_that_matter(connection.core, request.ino, caller)
     return encoding.attr_out(connection.core.setattr(request.ino, changes, caller), connection.block_size)
 
 
 def nanoseconds(seconds: int, rest: int) -> int:
     """A time of the protocol, whose seconds are signed."""
     return (seconds - (1 << 64) if seconds >> 63 else seconds) * BILLION + rest
-
-
-def with_groups_that_matter(connection: Connection, ino: int, caller: Caller) -> Caller:
-    """The caller of a change that may take S_ISGID away: being in the group matters where the group may not execute.
-
-    Supplementary groups are known to /proc only: none if the process is not to be seen there.
-    """
-    if caller.uid == 0 or connection.core.getattr(ino).mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:
-        return caller
-    try:
-        with open(f"/proc/{caller.pid}/status") as status:
-            for line in status:
-                if line.startswith("Groups:"):
-                    return caller._replace(groups=frozenset(map(int, line.split()[1:])))
-    except (OSError, ValueError):
-        log.debug("the groups of process %d are not to be seen", caller.pid)
-    return caller
 
 
 def access(connection: Connection, request: Request) -> bytes:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO
-from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.kernel.request import Request
@@ -152,8 +152,7 @@ class Connection:
 
     def forget_attributes_of(self, ino: int) -> None:
         """Make the kernel ask again for the attributes of an inode."""
-        node = abi.ROOT_ID if ino == ROOT_INO else ino
-        self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(node, -1, 0))
+        self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(encoding.node_of(ino), -1, 0))
 
     def close_all(self) -> None:
         """Close what the kernel left open when the session ended; all of it, even if the pool is damaged."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -40,42 +41,36 @@ def fsyncdir(connection: Connection, request: Request) -> bytes:
     return b""
 
 
-def readdir(connection: Connection, request: Request) -> bytes:
-    """Names after a cookie, as many as there is room for."""
+def listing(connection: Connection, request: Request, head: int) -> Iterator[tuple[DirEntry, bytes]]:
+    """Names after a cookie with their fuse_dirent, as many as there is room for with ``head`` bytes before each."""
     _, cookie, room, _, _, _ = request.arguments(abi.READ_IN)
     core = connection.core
-    parts: list[bytes] = []
     directory = core.opendir(request.ino)
     try:
         for found in core.readdir(directory, cookie):
             entry = encoding.dirent(found.ino, found.cookie, encoding.d_type(found.file_type), found.name)
-            room -= len(entry)
+            room -= head + len(entry)
             if room < 0:
-                break
-            parts.append(entry)
+                return
+            yield found, entry
     finally:
         core.releasedir(directory)
-    return b"".join(parts)
+
+
+def readdir(connection: Connection, request: Request) -> bytes:
+    """The names of a directory."""
+    return b"".join(entry for _, entry in listing(connection, request, 0))
 
 
 def readdirplus(connection: Connection, request: Request) -> bytes:
     """The same with attributes; each entry but ``.`` and ``..`` is a lookup that the kernel will forget."""
-    _, cookie, room, _, _, _ = request.arguments(abi.READ_IN)
     core = connection.core
     parts: list[bytes] = []
     pinned: list[int] = []
-    directory = core.opendir(request.ino)
-    try:
-        for found in core.readdir(directory, cookie):
-            entry = encoding.dirent(found.ino, found.cookie, encoding.d_type(found.file_type), found.name)
-            room -= abi.ENTRY_OUT.size + len(entry)
-            if room < 0:
-                break
-            parts += (entry_of(connection, found, pinned), entry)
-    finally:
-        core.releasedir(directory)
-        for ino in pinned:
-            core.pin(ino)
+    for found, entry in listing(connection, request, abi.ENTRY_OUT.size):
+        parts += (entry_of(connection, found, pinned), entry)
+    for ino in pinned:
+        core.pin(ino)
 
     def undo() -> None:
         for ino in pinned:

@@ -15,7 +15,7 @@ from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import BODY
 
 if TYPE_CHECKING:
-    from daxfs.fuse.kernel.connection import Connection, Handler
+    from daxfs.fuse.kernel.connection import Answer, Connection, Handler
     from daxfs.fuse.kernel.request import Request
 
 log = logging.getLogger("daxfs.fuse")
@@ -54,44 +54,46 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
     words = request.words
     opcode, unique = words[1], request.longs[1]
     request.undo = None
+    body: Answer = None
     quick = QUICK.get(opcode)
-    if quick is not None and words[0] == length and not words[9] and connection.counting is None:
-        try:
-            body = quick(connection, request, length)
-        except FsError as error:
-            if error.errno != errno.ENOSPC:
-                return refusal(error, opcode, unique)
-        else:
-            if body is not None:
-                size = len(body)
-                if size < SMALL:
-                    return (_out_header(OUT + size, 0, unique) + body,)
-                return _out_header(OUT + size, 0, unique), body
-    extensions = words[9] & 0xFFFF
-    request.length = length
-    request.end = length - 8 * extensions if extensions else length
     try:
-        handler = table.get(opcode)
-        if handler is None:
-            raise FsError(errno.ENOSYS)
-        if words[0] != length or request.end < BODY:
-            raise FsError(errno.EINVAL, f"opcode {opcode}: {length} bytes, the header says {words[0]}")
-        try:
-            body = handler(connection, request)
-        except FsError as error:
-            if error.errno != errno.ENOSPC or not connection.forgets:
-                raise
-            connection.settle()
-            body = handler(connection, request)
+        if quick is not None and words[0] == length and not words[9] and connection.counting is None:
+            try:
+                body = quick(connection, request, length)
+            except FsError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        if body is None:
+            body = ordinarily(connection, request, length, table.get(opcode))
     except FsError as error:
         if error.errno == errno.ENOSPC and connection.postpone(request):
             return None
         return refusal(error, opcode, unique)
     if body is None:
         return None
-    if len(body) < SMALL:
-        return (_out_header(OUT + len(body), 0, unique) + body,)
-    return _out_header(OUT + len(body), 0, unique), body
+    size = len(body)
+    if size < SMALL:
+        return (_out_header(OUT + size, 0, unique) + body,)
+    return _out_header(OUT + size, 0, unique), body
+
+
+def ordinarily(connection: Connection, request: Request, length: int, handler: Handler | None) -> Answer:
+    """The body of an answer, by the handler; asked again if the pool was full and forgets wait that may free room."""
+    words = request.words
+    extensions = words[9] & 0xFFFF
+    request.length = length
+    request.end = length - 8 * extensions
+    if handler is None:
+        raise FsError(errno.ENOSYS)
+    if words[0] != length or request.end < BODY:
+        raise FsError(errno.EINVAL, f"opcode {words[1]}: {length} bytes, the header says {words[0]}")
+    try:
+        return handler(connection, request)
+    except FsError as error:
+        if error.errno != errno.ENOSPC or not connection.forgets:
+            raise
+    connection.settle()
+    return handler(connection, request)
 
 
 def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:

@@ -7,8 +7,8 @@ the kernel drops by itself.
 from __future__ import annotations
 
 import os
-import stat
 
+from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_NODUMP_FL
 from daxfs.fs.types import ROOT_INO, Attributes, StatFs
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import ROOT_ID
@@ -24,12 +24,11 @@ STATX_ATTR_IMMUTABLE = 0x10
 STATX_ATTR_APPEND = 0x20
 STATX_ATTR_NODUMP = 0x40
 STATX_ATTR_DAX = 0x00200000
-EXT4_IMMUTABLE_FL = 0x10
-EXT4_APPEND_FL = 0x20
-EXT4_NODUMP_FL = 0x40
 SHOWN_FLAGS = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_NODUMP_FL
 """These have the same bits in an inode and in statx(2) (fs/ext4/inode.c: ext4_getattr)."""
 
+ATTR_VALID = abi.ATTR_OUT.pack(CACHE_SECONDS, *[0] * 17)[: -abi.ATTR.size]
+"""What stands before the attributes in every fuse_attr_out."""
 ABSENT = abi.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, *[0] * 18)
 """The answer that lets the kernel remember that a name does not exist."""
 ALIGN = 8
@@ -48,29 +47,32 @@ def device_of_kernel(encoded: int) -> int:
     return os.makedev((encoded >> 8) & 0xFFF, (encoded & 0xFF) | (encoded >> 12) & 0xFFF00)
 
 
-def attr_out(found: Attributes, block_size: int) -> bytes:
-    """fuse_attr_out: the answer to GETATTR and SETATTR."""
+def attr(found: Attributes, block_size: int) -> bytes:
+    """fuse_attr."""
     ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, _, _, _ = found
     asec, ansec = divmod(atime, BILLION)
     msec, mnsec = divmod(mtime, BILLION)
     csec, cnsec = divmod(ctime, BILLION)
-    return abi.ATTR_OUT.pack(
-        CACHE_SECONDS, 0, ino, size, blocks, asec & LONG, msec & LONG, csec & LONG, ansec, mnsec, cnsec,
+    return abi.ATTR.pack(
+        ino, size, blocks, asec & LONG, msec & LONG, csec & LONG, ansec, mnsec, cnsec,
         mode, nlink, uid, gid, kernel_device(rdev) if rdev else 0, block_size, 0,
     )  # fmt: skip
+
+
+def attr_out(found: Attributes, block_size: int) -> bytes:
+    """fuse_attr_out: the answer to GETATTR and SETATTR."""
+    return ATTR_VALID + attr(found, block_size)
 
 
 def entry_out(found: Attributes, block_size: int) -> bytes:
     """fuse_entry_out: a name's node and its attributes. Whoever sends it pins the inode."""
-    ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, _, generation, _ = found
-    asec, ansec = divmod(atime, BILLION)
-    msec, mnsec = divmod(mtime, BILLION)
-    csec, cnsec = divmod(ctime, BILLION)
-    return abi.ENTRY_OUT.pack(
-        ROOT_ID if ino == ROOT_INO else ino, generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0,
-        ino, size, blocks, asec & LONG, msec & LONG, csec & LONG, ansec, mnsec, cnsec,
-        mode, nlink, uid, gid, kernel_device(rdev) if rdev else 0, block_size, 0,
-    )  # fmt: skip
+    head = abi.ENTRY_HEAD.pack(node_of(found.ino), found.generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0)
+    return head + attr(found, block_size)
+
+
+def node_of(ino: int) -> int:
+    """The FUSE node id of an inode."""
+    return ROOT_ID if ino == ROOT_INO else ino
 
 
 def nameless_entry(ino: int, d_type: int) -> bytes:
@@ -110,8 +112,3 @@ def dirent(ino: int, cookie: int, d_type: int, name: bytes) -> bytes:
 def d_type(file_type: int) -> int:
     """The d_type of getdents(2) for ext4's file type."""
     return DT_OF_FILE_TYPE[file_type] if file_type < len(DT_OF_FILE_TYPE) else 0
-
-
-def opens_by_itself(mode: int) -> bool:
-    """Whether a file of this mode is opened by the kernel without us: devices, FIFOs, sockets."""
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs.types import Attributes
+from daxfs.fuse.groups import with_groups_that_matter
 from daxfs.fuse.kernel import abi, negotiation
 from daxfs.fuse.kernel.abi import Init, Opcode
-from daxfs.fuse.kernel.attributes import with_groups_that_matter
 from daxfs.fuse.kernel.names import remembered
 from daxfs.fuse.kernel.request import BODY
 
@@ -40,7 +40,7 @@ def open_file(connection: Connection, request: Request) -> bytes:
     kill = bool(open_flags & abi.OPEN_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
     caller = request.caller()
     if flags & (os.O_ACCMODE | os.O_TRUNC):
-        caller = with_groups_that_matter(connection, request.ino, caller)
+        caller = with_groups_that_matter(connection.core, request.ino, caller)
     file = connection.core.open_file(request.ino, flags, caller, kill)
     if flags & os.O_TRUNC and kill is not False:
         connection.forget_attributes_of(file.ino)
@@ -80,24 +80,15 @@ def made_and_opened(connection: Connection, request: Request, file: OpenFile, ma
 
 def read(connection: Connection, request: Request) -> memoryview | bytes:
     """Data, as a view of the pool where it lies together."""
-    if request.end < READ_END:
-        raise FsError(errno.EINVAL, "the request is cut short")
-    handle, offset, size, _, _, _ = abi.READ_IN.unpack_from(request.buffer, BODY)
-    file = connection.files.get(handle) or connection.file(handle)
-    return connection.core.read(file, offset, size if size < LARGEST_READ else LARGEST_READ)
+    handle, offset, size, _, _, _ = request.arguments(abi.READ_IN)
+    return connection.core.read(connection.file(handle), offset, min(size, LARGEST_READ))
 
 
 def write(connection: Connection, request: Request) -> bytes:
     """Data into the file; what comes from the kernel's page cache never takes set-id bits away."""
-    if request.end < WRITE_DATA:
-        raise FsError(errno.EINVAL, "the request is cut short")
-    buffer = request.buffer
-    handle, offset, size, flags, _, wanted = abi.WRITE_IN.unpack_from(buffer, BODY)
-    file = connection.files.get(handle) or connection.file(handle)
-    end = WRITE_DATA + size
-    if end > request.end:
-        raise FsError(errno.EINVAL, "the request is cut short")
-    content = buffer[WRITE_DATA:end]
+    handle, offset, size, flags, _, wanted = request.arguments(abi.WRITE_IN)
+    file = connection.file(handle)
+    content = request.data(WRITE_DATA, size)
     if flags & abi.WRITE_CACHE:
         # Pages never make a file longer. What was behind the end may be on its way while the file is being cut.
         content = content[: max(file.node.size - offset, 0)]
@@ -122,7 +113,7 @@ def privileges_of(connection: Connection, request: Request, file: OpenFile) -> I
         yield
         return
     if connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
-        file.caller = with_groups_that_matter(connection, file.ino, request.caller())
+        file.caller = with_groups_that_matter(connection.core, file.ino, request.caller())
     try:
         yield
     finally:

@@ -7,9 +7,7 @@ session sleeps in trio.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from collections.abc import Callable
 from os import readv, writev
 from time import perf_counter
@@ -17,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from daxfs.errors import UserError
-from daxfs.fuse import mounts, serving
+from daxfs.fuse import serving
 from daxfs.fuse.kernel import dispatch, negotiation
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
@@ -163,9 +160,8 @@ def serve(
         UserError: the mount was refused.
         SessionFailed: an unknown exception ended it.
     """
-    descriptor, by_helper = _mount(source, mountpoint, options)
-    mounted = mounts.top_mount(mountpoint)
-    device = Device(descriptor, negotiation.buffer_size(), options.poll_seconds)
+    attachment = serving.Attachment(source, mountpoint, options)
+    device = Device(attachment.descriptor, negotiation.buffer_size(), options.poll_seconds)
     connection = Connection(core, dispatch.TABLE, device.notify, cache_links=options.atime != "strictatime")
     if options.stats:
         Counting(connection, lasting=True)
@@ -177,28 +173,4 @@ def serve(
         raise
     connection.close_all()
     device.close()
-    if mounted is not None and mounts.top_mount(mountpoint) == mounted:
-        _unmount(mountpoint, by_helper=by_helper)
-
-
-def _mount(source: str, mountpoint: str, options: MountOptions) -> tuple[int, bool]:
-    """Mount; returns the descriptor, and whether the helper did it, which then has to unmount too."""
-    kernel = ["default_permissions", *(["allow_other"] if options.allow_other else []), *options.kernel]
-    if os.geteuid() == 0:
-        try:
-            return mounts.mount_device(source, mountpoint, options.flags, kernel), False
-        except OSError as error:
-            if error.errno != errno.EPERM:
-                raise UserError(f"mount on {mountpoint} failed: {error.strerror}", mounts.MOUNT_FAILED) from None
-    return mounts.mount_by_helper(source, mountpoint, options.flags, kernel), True
-
-
-def _unmount(mountpoint: str, *, by_helper: bool) -> None:
-    """Take away a mount whose connection is closed already: nothing is lost if that fails."""
-    try:
-        if by_helper:
-            mounts.unmount(mountpoint, lazy=True)
-        else:
-            mounts.unmount_device(mountpoint, mounts.MNT_DETACH)
-    except (UserError, OSError) as error:
-        log.warning("%s stays behind: %s", mountpoint, error)
+    attachment.detach()

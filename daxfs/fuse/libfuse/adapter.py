@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.attributes import ACL_ACCESS
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, SetAttributes
+from daxfs.fuse.groups import with_groups, with_groups_that_matter
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem, OpenDirectory, OpenFile
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("daxfs.fuse")
 
 ROOT_NODE = 1
-FIRST_ORDINARY_INO = 11
 CACHE_SECONDS = 3600 * 24
 ARGUMENTS_OF_MOST = 4
 """``self`` and three more: read, write, lookup, unlink, open, readdir, getxattr."""
@@ -127,14 +127,6 @@ def caller_of(context: RequestContext) -> Caller:
     return Caller(context.uid, context.gid, context.pid, context.umask)
 
 
-def with_groups(caller: Caller) -> Caller:
-    """The same with supplementary groups, which only /proc knows: none if the process is not to be seen there."""
-    try:
-        return caller._replace(groups=frozenset(pyfuse3.get_sup_groups(caller.pid)))
-    except (OSError, RuntimeError, ValueError):
-        return caller
-
-
 def ino_of(node: int) -> int:
     """The inode number of a FUSE node id."""
     return ROOT_INO if node == ROOT_NODE else node
@@ -163,22 +155,14 @@ class Adapter:
 
     def _by_handle(self, node: int) -> Attributes:
         """The inode of a file handle, which may be old or made up (ESTALE): see fs/ext4/super.c, ext4_nfs_get_inode."""
-        if node != ROOT_NODE and not FIRST_ORDINARY_INO <= node <= self._core.statfs().files:
+        if node == ROOT_INO:
             raise FsError(errno.ESTALE)
-        found = self._core.getattr(ino_of(node))
-        if not found.nlink:
-            raise FsError(errno.ESTALE)
-        return found
+        return self._core.by_number(ino_of(node))
 
     def _opened(self, file: OpenFile) -> FileInfo:
         handle = next(self._handles)
         self._files[handle] = file
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
-
-    def _with_groups_that_matter(self, ino: int, caller: Caller) -> Caller:
-        """The caller of a change that may take S_ISGID away: being in the group matters where it may not execute."""
-        mode = self._core.getattr(ino).mode
-        return with_groups(caller) if mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID else caller
 
     def init(self) -> None:
         """The kernel has answered the handshake."""
@@ -262,7 +246,7 @@ class Adapter:
         )
         caller = caller_of(context)
         if caller.uid and not (changes.size is changes.uid is changes.gid is None):
-            caller = self._with_groups_that_matter(ino_of(node), caller)
+            caller = with_groups_that_matter(self._core, ino_of(node), caller)
         return entry_of(self._core.setattr(ino_of(node), changes, caller))
 
     @handler
@@ -308,7 +292,7 @@ class Adapter:
     def open(self, node: int, flags: int, context: RequestContext) -> FileInfo:
         caller = caller_of(context)
         if caller.uid and flags & (os.O_ACCMODE | os.O_TRUNC):
-            caller = self._with_groups_that_matter(node, caller)
+            caller = with_groups_that_matter(self._core, node, caller)
         return self._opened(self._core.open_file(node, flags, caller))
 
     @handler

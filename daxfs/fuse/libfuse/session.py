@@ -7,17 +7,14 @@ session per process.
 from __future__ import annotations
 
 import ctypes
-import errno
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import pyfuse3
 
-from daxfs.errors import UserError
-from daxfs.fuse import mounts, serving
+from daxfs.fuse import serving
 from daxfs.fuse.libfuse.adapter import Adapter
 from daxfs.fuse.libfuse.wait import Gate
 from daxfs.fuse.options import MountOptions
@@ -52,8 +49,9 @@ def serve(
         SessionFailed: an unknown exception ended it.
     """
     adapter = Adapter(core)
-    by_helper = _mount(adapter, source, mountpoint, options)
-    mounted = mounts.top_mount(mountpoint)
+    attachment = serving.Attachment(source, mountpoint, options)
+    place = f"/dev/fd/{attachment.descriptor}"
+    pyfuse3.init(cast("pyfuse3.Operations", adapter), place, set(pyfuse3.default_options))
     read_without_splice()
     gate = Gate(options.poll_seconds)
     vars(pyfuse3)["trio"] = gate.module()
@@ -63,54 +61,12 @@ def serve(
         pyfuse3.close(unmount=False)
         raise
     adapter.close_all()
-    pyfuse3.close(unmount=by_helper)
-    if not by_helper and mounted is not None and mounts.top_mount(mountpoint) == mounted:
-        mounts.unmount_device(mountpoint, mounts.MNT_DETACH)
+    pyfuse3.close(unmount=False)
+    attachment.detach()
 
 
 async def _serve() -> None:
     await pyfuse3.main(min_tasks=1, max_tasks=1)
-
-
-def _mount(adapter: Adapter, source: str, mountpoint: str, options: MountOptions) -> bool:
-    """Mount and start the session; returns whether the helper did it, which then has to unmount too."""
-    if os.geteuid() == 0:
-        kernel = ["default_permissions", *(["allow_other"] if options.allow_other else []), *options.kernel]
-        try:
-            descriptor = mounts.mount_device(source, mountpoint, options.flags, kernel)
-        except OSError as error:
-            if error.errno != errno.EPERM:
-                raise UserError(f"mount on {mountpoint} failed: {error.strerror}", mounts.MOUNT_FAILED) from None
-        else:
-            pyfuse3.init(cast("pyfuse3.Operations", adapter), f"/dev/fd/{descriptor}", set(pyfuse3.default_options))
-            return False
-    _mount_by_helper(adapter, source, mountpoint, options)
-    return True
-
-
-def _mount_by_helper(adapter: Adapter, source: str, mountpoint: str, options: MountOptions) -> None:
-    """Mount through libfuse and its set-uid helper, which write their errors to descriptor 2: it is read back."""
-    asked = {"default_permissions", "subtype=daxfs", "fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")}
-    asked.update(options.kernel)
-    if options.allow_other:
-        asked.add("allow_other")
-    if options.read_only:
-        asked.add("ro")
-    if options.flags & mounts.MS_NOEXEC:
-        asked.add("noexec")
-    with tempfile.TemporaryFile() as said:
-        kept = os.dup(2)
-        try:
-            os.dup2(said.fileno(), 2)
-            pyfuse3.init(cast("pyfuse3.Operations", adapter), mountpoint, asked)
-        except RuntimeError:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-            reason = lines[-1] if lines else f"{mounts.HELPER} gave no reason"
-            raise UserError(f"mount on {mountpoint} failed: {reason}", mounts.MOUNT_FAILED) from None
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def read_without_splice() -> None:
