@@ -1,0 +1,102 @@
+/* What a program says to daxfs when it wants the memory of a file: three ioctls on an open file, and the board.
+ *
+ * docs/DIRECT.md has the rules. daxfs/direct/wire.py is the same in Python; a test compares the two.
+ * All numbers are of the machine's own byte order: nothing here is stored or sent to another machine.
+ */
+#ifndef DAXFS_H
+#define DAXFS_H
+
+#include <stdint.h>
+#include <sys/ioctl.h>
+
+#define DAXFS_VERSION 1
+
+/* Which pool: open `path`, compare with fstat(2) (`device` and `inode`; `rdevice` for a device), map `size` bytes. */
+struct daxfs_pool {
+    uint32_t version;     /* DAXFS_VERSION */
+    uint32_t persistence; /* DAXFS_VOLATILE, ... */
+    uint64_t device;      /* st_dev of the pool */
+    uint64_t inode;       /* st_ino */
+    uint64_t rdevice;     /* st_rdev */
+    uint64_t size;        /* bytes that can be mapped */
+    uint32_t block_size;  /* bytes */
+    uint32_t reserved;
+    uint8_t uuid[16];     /* of the file system */
+    char path[960];       /* absolute, ends with NUL */
+};
+
+enum {                  /* how stores become durable */
+    DAXFS_VOLATILE = 0, /* never: the pool is ordinary memory */
+    DAXFS_MSYNC = 1,    /* msync(2) of the mapping */
+    DAXFS_LINES = 2,    /* write back cache lines and fence (libpmem) */
+};
+
+/* A part of the file. */
+struct daxfs_extent {
+    uint64_t offset;      /* in the file, bytes */
+    uint64_t pool_offset; /* DAXFS_MEMORY: in the pool, bytes */
+    uint64_t length;      /* bytes */
+    uint32_t kind;
+    uint32_t reserved;
+};
+
+enum {
+    DAXFS_HOLE = 0,   /* reads as zeros */
+    DAXFS_MEMORY = 1, /* lies in the pool */
+    DAXFS_KERNEL = 2, /* somebody maps these bytes through the kernel: use the file itself */
+};
+
+enum {                       /* flags of a request */
+    DAXFS_WRITE = 1,         /* to store; the file must be open for writing */
+    DAXFS_FILL = 2,          /* with WRITE: give holes blocks of zeros up to the end of the file */
+    DAXFS_GROW = 4,          /* with WRITE and FILL: also behind the end of the file (DAXFS_IOC_STORED moves it) */
+    DAXFS_MAP = 8,           /* for mmap(2): what is no memory is answered, and from now on kept, as DAXFS_KERNEL */
+    DAXFS_RENEW = 16,        /* this holder uses nothing any more that it was told before this request */
+};
+
+/* Question and answer. Extents come in order, without gaps, from `offset` to `next`; ask again from there. */
+struct daxfs_lease {
+    uint64_t holder;      /* in: any number that no other process uses for the same open file */
+    uint64_t offset;      /* in: first byte */
+    uint64_t length;      /* in: bytes; 0 with DAXFS_RENEW: tell me nothing, just take it all back */
+    uint32_t flags;       /* in */
+    uint32_t count;       /* out: extents in the answer */
+    uint64_t next;        /* out: where they end: at offset + length, or the end of the file's last block, or sooner */
+    uint64_t size;        /* out: of the file, bytes */
+    uint64_t slot;        /* out: pool offset of the file's struct daxfs_slot; 0: nothing will change (read-only) */
+    uint64_t epoch;       /* out: the answer holds as long as the slot says so */
+    uint64_t device;      /* out: of the pool, as in struct daxfs_pool */
+    uint64_t inode;       /* out */
+    uint64_t reserved[6];
+    struct daxfs_extent extents[124];
+};
+
+/* The same with room for four extents: one page less to carry. */
+struct daxfs_short_lease {
+    uint64_t head[16];
+    struct daxfs_extent extents[4];
+};
+
+/* Tell that this open file's holder has stored: times move, and the file reaches `size` if it was shorter. */
+struct daxfs_stored {
+    uint64_t size;  /* 0: as it is */
+    uint32_t flags; /* DAXFS_DURABLE: as fsync(2); the stores themselves must be flushed before */
+    uint32_t reserved;
+};
+
+enum { DAXFS_DURABLE = 1 };
+
+/* What changes while a file is leased, in the pool itself: one cache line for each file. The daemon alone writes. */
+struct daxfs_slot {
+    uint64_t epoch; /* other than told: forget the extents and ask again */
+    uint64_t size;  /* of the file, bytes */
+    uint64_t ino;   /* of the file */
+    uint64_t reserved[5];
+};
+
+#define DAXFS_IOC_POOL _IOR(0xda, 2, struct daxfs_pool)
+#define DAXFS_IOC_LEASE _IOWR(0xda, 3, struct daxfs_lease)
+#define DAXFS_IOC_SHORT_LEASE _IOWR(0xda, 3, struct daxfs_short_lease)
+#define DAXFS_IOC_STORED _IOW(0xda, 4, struct daxfs_stored)
+
+#endif
