@@ -20,10 +20,12 @@ struct daxfs_pool {
     uint64_t rdevice;     /* st_rdev */
     uint64_t size;        /* bytes that can be mapped */
     uint32_t block_size;  /* bytes */
-    uint32_t reserved;
+    uint32_t lock;        /* hold a shared lock (F_OFD_SETLK) of the byte DAXFS_LOCKS + lock of the pool while you map it */
     uint8_t uuid[16];     /* of the file system */
     char path[960];       /* absolute, ends with NUL */
 };
+
+#define DAXFS_LOCKS (1ULL << 62)
 
 enum {                  /* how stores become durable */
     DAXFS_VOLATILE = 0, /* never: the pool is ordinary memory */
