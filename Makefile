@@ -12,7 +12,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## install what is missing: Debian packages (as root) and a virtual environment
 
-$(STAMP): pyproject.toml scripts/setup
+$(STAMP): pyproject.toml setup.py scripts/setup daxfs/direct/daxfs.h $(wildcard daxfs/direct/preload/*.[ch])
 	@scripts/setup $(PYTHON) $(VENV)
 	@touch $@
 
@@ -29,8 +29,8 @@ container: ## the mounted tests and fio in a privileged container, or where no e
 	@scripts/container/run
 
 lint: setup ## ruff: rules and formatting
-	@$(BIN)/ruff check daxfs tests scripts
-	@$(BIN)/ruff format --check daxfs tests scripts
+	@$(BIN)/ruff check daxfs tests scripts setup.py
+	@$(BIN)/ruff format --check daxfs tests scripts setup.py
 
 types: setup ## mypy --strict
 	@$(BIN)/mypy

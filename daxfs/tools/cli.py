@@ -19,11 +19,12 @@ USAGE = 64  # EX_USAGE, sysexits.h
 MOUNT_USAGE = 1  # mount(8)
 CHECK_USAGE = 16  # fsck(8)
 CHECK_FAILED = 8  # fsck(8): operational error
+EXEC_FAILED = 125  # env(1)
 DATA_ERROR = 65  # EX_DATAERR
 INTERRUPTED = 130
 
-USAGE_CODES = {"mount": MOUNT_USAGE, "umount": MOUNT_USAGE, "check": CHECK_USAGE}
-FAILURE_CODES = {"mount": 32, "umount": 32, "check": CHECK_FAILED}
+USAGE_CODES = {"mount": MOUNT_USAGE, "umount": MOUNT_USAGE, "check": CHECK_USAGE, "exec": EXEC_FAILED}
+FAILURE_CODES = {"mount": 32, "umount": 32, "check": CHECK_FAILED, "exec": EXEC_FAILED}
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": True}
 
@@ -149,6 +150,22 @@ def stats_command(
     from daxfs.tools import stats
 
     stats.show(mountpoint, interval=interval, total=total, as_json=as_json, prometheus=prometheus)
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def exec_command(
+    program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGUMENTS]")],
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Say what is run, and at its end what was direct.")
+    ] = False,
+) -> None:
+    """Run PROGRAM with files of daxfs read, written and mapped without the daemon; DAXFS_DIRECT=0 switches that off.
+
+    Programs that are statically linked or set-user-ID run through FUSE, as without this.
+    """
+    from daxfs.tools import exec
+
+    exec.run(program, verbose=verbose)
 
 
 def mkfs_arguments(arguments: list[str]) -> None:

@@ -1,0 +1,43 @@
+"""What pyproject.toml can't say: how the preload library is compiled. It is no module, so nothing of Python is in it.
+
+It is optional: without a compiler daxfs installs as well, and `daxfs exec` says what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from glob import glob
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = "daxfs/direct/preload"
+
+
+class BuildPreload(build_ext):
+    """A shared library with a name that does not depend on the Python that built it."""
+
+    def get_ext_filename(self, ext_name: str) -> str:
+        """Without the interpreter's version in it: programs of every kind load it."""
+        return os.path.join(*ext_name.split(".")) + ".so"
+
+    def get_libraries(self, ext: Extension) -> list[str]:
+        """Without libpython, which a Python that is itself a shared library would add."""
+        return list(ext.libraries)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "daxfs.direct._preload",
+            sources=sorted(glob(f"{SOURCES}/*.c")),
+            depends=["daxfs/direct/daxfs.h", *sorted(glob(f"{SOURCES}/*.h"))],
+            include_dirs=["daxfs/direct"],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],
+            # dlopen of libpmem and threads are libraries of their own before glibc 2.34.
+            libraries=["dl", "pthread"],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildPreload},
+)
