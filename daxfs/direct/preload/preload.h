@@ -1,0 +1,209 @@
+/* What the parts of the preload library share: mounts, files, the table of descriptors, the calls of the C library.
+ *
+ * Nothing declared here takes memory from malloc, waits for another thread without a limit, or changes errno unless
+ * it says so: all of it may be called from a signal handler. When anything can't be done, the answer says so and the
+ * caller does the plain system call, which is always right.
+ *
+ * pool.c   mounts and their pools, copies, flushing
+ * lease.c  open files: what is known of their memory, pins
+ * table.c  which descriptor is which open file
+ * io.c     open, close, read, write and their kin
+ */
+#ifndef DAXFS_PRELOAD_H
+#define DAXFS_PRELOAD_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "../daxfs.h"
+
+#define PUBLIC __attribute__((visibility("default")))
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define PL_THREAD __thread __attribute__((tls_model("initial-exec")))
+
+#pragma GCC visibility push(hidden)
+
+/* ---- pool.c */
+
+/* A mount of daxfs, for as long as the process lives; its pool stays mapped. */
+struct pl_mount {
+    dev_t device;            /* st_dev of its files */
+    _Atomic int state;       /* PL_FREE, PL_BUSY, PL_NOT_DAXFS, PL_READY */
+    bool writable;           /* the pool could be opened for writing */
+    bool reported;           /* (debugging) */
+    int fd;                  /* of the pool: what mmap(2) of a part of it needs; holds the lock */
+    char *base;              /* the pool, all of it, shared */
+    struct daxfs_pool pool;  /* pool.persistence, pool.size, pool.block_size */
+};
+
+enum { PL_FREE, PL_BUSY, PL_NOT_DAXFS, PL_READY };
+
+/* The mount that an open file is of, NULL if it is none whose pool can be mapped. Asks once for each st_dev. */
+struct pl_mount *pl_mount_of(int fd, const struct stat *status);
+/* Whether `fd` is the pool's own descriptor of some mount: the program must not close it. */
+bool pl_is_pool(int fd);
+/* Copies out of and into the pool. What was stored is durable after pl_fence (DAXFS_LINES), pl_flush (else). */
+void pl_load(void *to, const char *from, size_t length);
+void pl_store(const struct pl_mount *mount, char *to, const void *from, size_t length);
+/* Write back what was stored by other means (a mapping): lines (and fence), msync, or nothing. 0 or an errno. */
+int pl_flush(const struct pl_mount *mount, const char *address, size_t length);
+void pl_fence(void);
+
+/* ---- lease.c */
+
+/* A part of a file, as pl_extents keeps it: sorted by start, no overlaps, perhaps gaps (unknown parts). */
+struct pl_extent {
+    uint64_t start, end;  /* in the file, bytes */
+    uint64_t pool;        /* DAXFS_MEMORY: where `start` lies in the pool */
+    uint32_t kind;        /* DAXFS_HOLE, DAXFS_MEMORY, DAXFS_KERNEL */
+    uint32_t unused;
+};
+
+#define PL_STRIPES 4
+
+/* Threads at work in the memory of a file: several counters so that threads don't share a cache line. */
+struct pl_stripe {
+    _Alignas(64) _Atomic int pins;
+};
+
+/* An open file description of the kernel's, shared by its duplicates. Never given back to the system: a thread that
+ * comes late finds an object of the same type, and notices (pl_pin checks the table again). */
+struct pl_file {
+    struct pl_stripe stripes[PL_STRIPES];
+    _Alignas(64) _Atomic int gate;  /* 1: somebody changes what stands below, nobody may pin */
+    _Atomic int references;         /* descriptors, and mappings (pl_hold); 0: free */
+    struct pl_mount *mount;
+    const struct daxfs_slot *slot;  /* NULL: no lease yet, or nothing will change (fixed) */
+    uint64_t epoch;                 /* the extents hold while slot->epoch is the same */
+    uint64_t size;                  /* of the file if it is fixed */
+    struct pl_extent *extents;
+    uint32_t count, room;           /* of extents */
+    bool leased;                    /* the extents mean something */
+    bool fixed;                     /* leased and nothing will change */
+    bool stores;                    /* the lease is for writing */
+    bool readable, writable;        /* as opened */
+    _Atomic bool slow_writes;       /* O_APPEND, O_SYNC, O_DSYNC: writes take the system call */
+    _Atomic bool stored;            /* memory was stored to since the last DAXFS_IOC_STORED */
+    _Atomic bool shared;            /* a child has mappings of this lease: never renew */
+    _Atomic bool refused;           /* no lease to be had */
+    _Atomic int mappings;           /* live mappings in this process: don't renew */
+    _Atomic uint32_t patience;      /* system calls to be done before the next request */
+    _Atomic uint32_t penalty;       /* and how many next time: grows while leases don't last */
+    _Atomic uint64_t used;          /* accesses since the last answer (roughly) */
+    _Atomic uint64_t dirty_low, dirty_high; /* DAXFS_MSYNC: pool range stored to */
+    _Atomic int spare;              /* a descriptor to close when the last pin goes; -1 */
+    uint64_t inode;                 /* st_ino of the file */
+    struct pl_extent few[8];        /* room for extents before any is mapped */
+};
+
+/* Enter the memory of the file: from here to pl_unpin nothing of it is given back. False: do the system call. */
+bool pl_pin(int fd, struct pl_file *file);
+void pl_unpin(struct pl_file *file);
+
+/* The file's own memory (call it pinned). The epoch still holds? True also proves that all copied so far was good. */
+static inline bool pl_holds(const struct pl_file *file);
+static inline uint64_t pl_size(const struct pl_file *file);
+/* The known part that has `offset`, NULL if it isn't known. */
+const struct pl_extent *pl_find(const struct pl_file *file, uint64_t offset);
+
+/* Learn of [offset, offset + length) (not pinned); `store` for a WRITE lease. False: not now, do the system call. */
+bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, bool store);
+
+/* DAXFS_IOC_LEASE with this process's holder filled in; no DAXFS_RENEW here, that is pl_learn's. 0 or an errno.
+ * What map.c asks with (DAXFS_MAP). The answer holds while mappings > 0: call pl_mapping(file, 1) before asking,
+ * pl_mapping(file, -1) after munmap or if it failed. */
+int pl_ask(int fd, struct daxfs_lease *lease);
+/* False: a renewal is under way, so no new mapping now. */
+bool pl_mapping(struct pl_file *file, int change);
+/* Memory of the file was stored to (a mapping, pl_store): fsync and close tell the daemon. */
+void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length);
+/* Make durable all that was stored directly: flush, then DAXFS_IOC_STORED. 0, or -1 with errno. */
+int pl_sync(int fd, struct pl_file *file, bool *done);
+/* Tell the daemon that something was stored, if so: before the last close. */
+void pl_tell(int fd, struct pl_file *file);
+
+static inline bool pl_holds(const struct pl_file *file) {
+    return file->fixed || (file->slot && __atomic_load_n(&file->slot->epoch, __ATOMIC_ACQUIRE) == file->epoch);
+}
+
+static inline uint64_t pl_size(const struct pl_file *file) {
+    return file->fixed ? file->size : __atomic_load_n(&file->slot->size, __ATOMIC_ACQUIRE);
+}
+
+/* ---- table.c */
+
+#define PL_DESCRIPTORS 65536 /* higher numbers take the system calls */
+
+extern struct pl_file *_Atomic pl_table[PL_DESCRIPTORS];
+
+/* The open file of a descriptor, NULL if it is not ours: all that a foreign file costs. */
+static inline struct pl_file *pl_file_of(int fd) {
+    if (unlikely((unsigned)fd >= PL_DESCRIPTORS))
+        return NULL;
+    return atomic_load_explicit(&pl_table[fd], memory_order_acquire);
+}
+
+/* A descriptor that open(2) just gave with these flags: ours from now on if it is a file of daxfs. */
+void pl_adopt(int fd, int flags);
+/* `copy` is a duplicate of `fd`, just made. */
+void pl_duplicated(int fd, int copy);
+/* Before the kernel closes `fd` (or dup2 overwrites it): nobody uses it directly any more. Also for fclose(3). */
+void pl_forget(int fd);
+/* A reference for longer than a call (a mapping that outlives close). NULL: not ours. */
+struct pl_file *pl_hold(int fd);
+void pl_drop(struct pl_file *file);
+/* Called for every file in use (fork). */
+void pl_each_file(void (*action)(struct pl_file *file));
+/* The process that this memory belongs to; a child of vfork(2) runs in its parent's: it must touch nothing. */
+bool pl_foreign(void);
+extern PL_THREAD bool pl_vforked;
+
+/* ---- start.c: the C library's own functions, found at the start or at first use */
+
+struct pl_real {
+    int (*open)(const char *, int, ...);
+    int (*openat)(int, const char *, int, ...);
+    int (*close)(int);
+    int (*close_range)(unsigned, unsigned, int);
+    int (*dup)(int);
+    int (*dup2)(int, int);
+    int (*dup3)(int, int, int);
+    int (*fcntl)(int, int, ...);
+    ssize_t (*read)(int, void *, size_t);
+    ssize_t (*write)(int, const void *, size_t);
+    ssize_t (*pread)(int, void *, size_t, off_t);
+    ssize_t (*pwrite)(int, const void *, size_t, off_t);
+    ssize_t (*readv)(int, const struct iovec *, int);
+    ssize_t (*writev)(int, const struct iovec *, int);
+    ssize_t (*preadv)(int, const struct iovec *, int, off_t);
+    ssize_t (*pwritev)(int, const struct iovec *, int, off_t);
+    ssize_t (*preadv2)(int, const struct iovec *, int, off_t, int);
+    ssize_t (*pwritev2)(int, const struct iovec *, int, off_t, int);
+    int (*fsync)(int);
+    int (*fdatasync)(int);
+    int (*sync_file_range)(int, off_t, off_t, unsigned);
+    pid_t (*vfork)(void);
+};
+
+extern struct pl_real pl_real;
+extern _Atomic bool pl_started;
+
+/* Find the functions, read the environment (DAXFS_DIRECT=0: do nothing), prepare for fork. Any number of times. */
+void pl_start(void);
+
+/* REAL(read)(fd, ...): the C library's function. */
+#define REAL(name) ((likely(pl_started) ? (void)0 : pl_start()), pl_real.name)
+
+#pragma GCC visibility pop
+
+#endif
