@@ -8,6 +8,8 @@
  * lease.c  open files: what is known of their memory, pins
  * table.c  which descriptor is which open file
  * io.c     open, close, read, write and their kin
+ * copy.c   copies and the write-back of cache lines
+ * start.c  the constructor
  */
 #ifndef DAXFS_PRELOAD_H
 #define DAXFS_PRELOAD_H
@@ -38,26 +40,27 @@
 /* A mount of daxfs, for as long as the process lives; its pool stays mapped. */
 struct pl_mount {
     dev_t device;            /* st_dev of its files */
-    _Atomic int state;       /* PL_FREE, PL_BUSY, PL_NOT_DAXFS, PL_READY */
+    _Atomic int state;       /* PL_FREE, ... */
     bool writable;           /* the pool could be opened for writing */
-    bool reported;           /* (debugging) */
-    int fd;                  /* of the pool: what mmap(2) of a part of it needs; holds the lock */
-    char *base;              /* the pool, all of it, shared */
+    char *base;              /* the pool, all of it, shared; holds the lock: there is no descriptor to be lost */
     struct daxfs_pool pool;  /* pool.persistence, pool.size, pool.block_size */
 };
 
-enum { PL_FREE, PL_BUSY, PL_NOT_DAXFS, PL_READY };
+enum { PL_FREE, PL_BUSY, PL_NOT_DAXFS, PL_STALE, PL_READY };
 
 /* The mount that an open file is of, NULL if it is none whose pool can be mapped. Asks once for each st_dev. */
-struct pl_mount *pl_mount_of(int fd, const struct stat *status);
-/* Whether `fd` is the pool's own descriptor of some mount: the program must not close it. */
-bool pl_is_pool(int fd);
-/* Copies out of and into the pool. What was stored is durable after pl_fence (DAXFS_LINES), pl_flush (else). */
+struct pl_mount *pl_mount_of(int fd, dev_t device);
+/* Map a part of the pool a second time, at `address` (over what is there). MAP_FAILED with errno. */
+void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address);
+/* Copies out of and into the pool. DAXFS_LINES: what was stored is durable; DAXFS_MSYNC: it needs pl_flush. */
 void pl_load(void *to, const char *from, size_t length);
 void pl_store(const struct pl_mount *mount, char *to, const void *from, size_t length);
+/* Whether this machine's cache lines can be written back; write them back, and fence. */
+bool pl_lines_known(void);
+void pl_find_lines(void);
+void pl_write_back(const char *address, size_t length);
 /* Write back what was stored by other means (a mapping): lines (and fence), msync, or nothing. 0 or an errno. */
 int pl_flush(const struct pl_mount *mount, const char *address, size_t length);
-void pl_fence(void);
 
 /* ---- lease.c */
 
@@ -82,6 +85,7 @@ struct pl_file {
     struct pl_stripe stripes[PL_STRIPES];
     _Alignas(64) _Atomic int gate;  /* 1: somebody changes what stands below, nobody may pin */
     _Atomic int references;         /* descriptors, and mappings (pl_hold); 0: free */
+    _Atomic int descriptors;
     struct pl_mount *mount;
     const struct daxfs_slot *slot;  /* NULL: no lease yet, or nothing will change (fixed) */
     uint64_t epoch;                 /* the extents hold while slot->epoch is the same */
@@ -140,6 +144,13 @@ static inline uint64_t pl_size(const struct pl_file *file) {
     return file->fixed ? file->size : __atomic_load_n(&file->slot->size, __ATOMIC_ACQUIRE);
 }
 
+/* For start.c: a new holder, forks, the end of the program. */
+void pl_new_holder(void);
+void pl_before_fork(void);
+void pl_after_fork_parent(void);
+void pl_after_fork_child(void);
+void pl_tell_all(void);
+
 /* ---- table.c */
 
 #define PL_DESCRIPTORS 65536 /* higher numbers take the system calls */
@@ -162,8 +173,9 @@ void pl_forget(int fd);
 /* A reference for longer than a call (a mapping that outlives close). NULL: not ours. */
 struct pl_file *pl_hold(int fd);
 void pl_drop(struct pl_file *file);
-/* Called for every file in use (fork). */
-void pl_each_file(void (*action)(struct pl_file *file));
+/* All files there may be; references != 0: in use. */
+#define PL_FILES 1024
+extern struct pl_file pl_files[PL_FILES];
 /* The process that this memory belongs to; a child of vfork(2) runs in its parent's: it must touch nothing. */
 bool pl_foreign(void);
 extern PL_THREAD bool pl_vforked;
@@ -197,6 +209,7 @@ struct pl_real {
 
 extern struct pl_real pl_real;
 extern _Atomic bool pl_started;
+extern bool pl_disabled; /* by the environment */
 
 /* Find the functions, read the environment (DAXFS_DIRECT=0: do nothing), prepare for fork. Any number of times. */
 void pl_start(void);

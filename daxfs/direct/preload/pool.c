@@ -1,0 +1,115 @@
+/* The pools of mounts: found, opened, locked and mapped once; copies into and out of them; write-back.
+ *
+ * Attaching happens within the first open(2) of a file of a mount, perhaps in a signal handler: raw system calls only.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "preload.h"
+
+#define MOUNTS 64
+#define FUSE_MAGIC 0x65735546
+#define LOCK_BYTE (1LL << 62) /* a shared lock on it says: somebody maps this pool */
+#define PAGE 4096UL
+
+static struct pl_mount mounts[MOUNTS];
+
+/* Map what was opened, if it is the pool meant and can be locked. The mapping keeps the open file, and so the lock. */
+static bool map_pool(struct pl_mount *mount, int fd) {
+    const struct daxfs_pool *pool = &mount->pool;
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = LOCK_BYTE, .l_len = 1};
+    int protection = mount->writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    struct stat status;
+    void *base;
+
+    if (syscall(SYS_fstat, fd, &status) || status.st_dev != pool->device || status.st_ino != pool->inode)
+        return false;
+    if ((S_ISBLK(status.st_mode) || S_ISCHR(status.st_mode)) && status.st_rdev != pool->rdevice)
+        return false;
+    /* A kind of file that knows no locks says EINVAL. */
+    if (syscall(SYS_fcntl, fd, F_OFD_SETLK, &lock) && errno != EINVAL)
+        return false;
+    base = (void *)syscall(SYS_mmap, NULL, pool->size, protection, MAP_SHARED, fd, 0L);
+    if (base == MAP_FAILED)
+        return false;
+    mount->base = base;
+    return true;
+}
+
+/* Ask the daemon for the pool and map it. */
+static bool attach(struct pl_mount *mount, int fd) {
+    struct statfs system;
+    bool mapped;
+    int pool;
+
+    if (syscall(SYS_fstatfs, fd, &system) || system.f_type != FUSE_MAGIC)
+        return false;
+    if (syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
+        return false;
+    if (mount->pool.version != DAXFS_VERSION || !memchr(mount->pool.path, 0, sizeof(mount->pool.path)))
+        return false;
+    mount->writable = true;
+    pool = (int)syscall(SYS_openat, AT_FDCWD, mount->pool.path, O_RDWR | O_CLOEXEC);
+    if (pool < 0) {
+        mount->writable = false;
+        pool = (int)syscall(SYS_openat, AT_FDCWD, mount->pool.path, O_RDONLY | O_CLOEXEC);
+    }
+    if (pool < 0)
+        return false;
+    if (mount->writable && mount->pool.persistence == DAXFS_LINES && !pl_lines_known())
+        mount->writable = false;
+    mapped = map_pool(mount, pool);
+    syscall(SYS_close, pool);
+    return mapped;
+}
+
+struct pl_mount *pl_mount_of(int fd, dev_t device) {
+    int saved = errno;
+
+    for (int i = 0; i < MOUNTS; i++) {
+        struct pl_mount *mount = &mounts[i];
+        int state = atomic_load_explicit(&mount->state, memory_order_acquire);
+
+        if (state == PL_FREE && atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY)) {
+            bool ready;
+
+            mount->device = device;
+            ready = attach(mount, fd);
+            errno = saved;
+            atomic_store_explicit(&mount->state, ready ? PL_READY : PL_NOT_DAXFS, memory_order_release);
+            return ready ? mount : NULL;
+        }
+        if (state == PL_BUSY)
+            return NULL; /* another thread is asking, perhaps for the same one: this file goes without */
+        if (state != PL_STALE && mount->device == device)
+            return state == PL_READY ? mount : NULL;
+    }
+    return NULL;
+}
+
+void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address) {
+    void *made;
+
+    /* A length of 0 copies a shared mapping: there is no descriptor of the pool that a program could have closed. */
+    made = (void *)syscall(SYS_mremap, mount->base + pool_offset, 0UL, length, MREMAP_MAYMOVE | MREMAP_FIXED, address);
+    if (made != MAP_FAILED && protection != (PROT_READ | PROT_WRITE))
+        syscall(SYS_mprotect, made, length, protection);
+    return made;
+}
+
+int pl_flush(const struct pl_mount *mount, const char *address, size_t length) {
+    uintptr_t first = (uintptr_t)address & ~(PAGE - 1);
+
+    if (mount->pool.persistence == DAXFS_LINES)
+        pl_write_back(address, length);
+    if (mount->pool.persistence == DAXFS_MSYNC &&
+        syscall(SYS_msync, first, (uintptr_t)address + length - first, MS_SYNC))
+        return errno;
+    return 0;
+}
