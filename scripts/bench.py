@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rig
-from benchmarks import alone, data, metadata
+from benchmarks import alone, data, direct, metadata
 from benchmarks.report import FULL, QUICK, Report, load, machine
 
 SECTIONS: dict[str, Callable[[Path, Report], None]] = {
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "directory": alone.directory,
     "mount": alone.mount,
     "sync": alone.sync,
+    "direct": direct.direct,
 }
 IDLE = 0.5
 

@@ -145,6 +145,7 @@ class Job:
     """One fio job. ``size`` and ``block`` as fio writes them; ``verify`` names a checksum or is empty.
 
     ``processes`` do the same at once: on one file, ``fio.dat``, or with ``apart`` on ``fio.dat.0``, ``fio.dat.1``, ...
+    The ``engine`` is fio's, with O_DIRECT where it can have it; ``options`` are more of fio's options.
     """
 
     name: str
@@ -154,6 +155,8 @@ class Job:
     verify: str = ""
     processes: int = 1
     apart: bool = False
+    engine: str = "psync"
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,12 +169,16 @@ class Result:
     p99_us: float
 
 
-def fio(job: Job, directory: Path, seconds: float) -> Result:
-    """Run one job, ``--direct=1`` and psync; what several processes did is summed up. A verify error raises."""
+def fio(job: Job, directory: Path, seconds: float, below: Sequence[str] = ()) -> Result:
+    """Run one job, ``--direct=1`` and psync unless it says otherwise; what several processes did is summed up.
+
+    A verify error raises. ``below`` is a command that runs fio, with its arguments.
+    """
     place = [f"--filename={directory / 'fio.dat'}"]
     if job.apart:
         place = [f"--directory={directory}", "--filename_format=fio.dat.$jobnum"]
     command = [
+        *below,
         tool("fio"),
         f"--name={job.name.replace(' ', '-')}",
         *place,
@@ -180,15 +187,16 @@ def fio(job: Job, directory: Path, seconds: float) -> Result:
         f"--rw={job.mode}",
         f"--bs={job.block}",
         f"--size={job.size}",
-        "--direct=1",
-        "--ioengine=psync",
+        f"--direct={int(job.engine != 'mmap')}",
+        f"--ioengine={job.engine}",
         "--fallocate=none",
         "--output-format=json",
+        *job.options,
     ]
     command += (
         [f"--verify={job.verify}", "--do_verify=1", "--verify_state_save=0"]
         if job.verify
-        else [f"--runtime={seconds}", "--time_based"]
+        else [f"--runtime={round(1000 * seconds)}ms", "--time_based"]  # a fraction would be cut off
     )
     output = run(*command, limit=FIO_LIMIT).stdout
     measured = json.loads(output[output.index("{") :])["jobs"][0]

@@ -56,18 +56,24 @@ def directory(base: Path, report: Report) -> None:
     report.say(system.check())
 
 
-def resident(point: Path) -> float:
-    """Resident memory in MiB of the daxfs daemon that serves a mountpoint."""
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
+def daemon(point: Path) -> Path:
+    """The directory in /proc of the daxfs daemon that serves a mountpoint."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = status.read_bytes().split(b"\0")
+            words = command.read_bytes().split(b"\0")
         except OSError:
             continue
         if os.fsencode(point) in words and any(b"daxfs" in word for word in words):
-            found = re.search(r"VmRSS:\s+(\d+)", (status.parent / "status").read_text())
-            if found:
-                return int(found.group(1)) / 1024
+            return command.parent
     raise RuntimeError(f"no daemon serves {point}")
+
+
+def resident(point: Path) -> float:
+    """Resident memory in MiB of the daemon."""
+    found = re.search(r"VmRSS:\s+(\d+)", (daemon(point) / "status").read_text())
+    if found is None:
+        raise RuntimeError(f"the daemon that serves {point} has ended")
+    return int(found[1]) / 1024
 
 
 def mount(base: Path, report: Report) -> None:

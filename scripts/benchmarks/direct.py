@@ -1,0 +1,186 @@
+"""Direct mapping: programs that read, write and map files of a daxfs mount as their own memory.
+
+Four systems in turn: ``shm``, a plain file in the place where the pools are; ``direct``, a daxfs mount below
+`daxfs exec`; ``daxfs``, the same kind of mount without it; ``fuse2fs``. All have the same files, written fully before.
+Each fio job runs in a process of its own, with O_DIRECT where it does not map or append (tmpfs takes that flag as well,
+and without it fuse2fs would be the kernel's cache), draws blocks with repetition, and warms up before it is measured, so that no side pays for the first touch of a page.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import rig
+from benchmarks import systems
+from benchmarks.alone import daemon
+from benchmarks.report import Ratio, Report, Samples
+from daxfs.tools import stats
+
+SHM, DIRECT, PLAIN, PEER = "shm", "direct", "daxfs", "fuse2fs"
+SIZE = "128m"
+SECONDS = 0.7
+WARM = "300ms"
+COMMON = ("--norandommap", "--invalidate=0", f"--ramp_time={WARM}")
+
+RANDOM_READ = rig.Job("4 KiB random read", "randread", "4k", SIZE, options=COMMON)
+RANDOM_WRITE = rig.Job("4 KiB random write", "randwrite", "4k", SIZE, options=COMMON)
+READ = rig.Job("1 MiB sequential read", "read", "1m", SIZE, options=COMMON)
+WRITE = rig.Job("1 MiB sequential write", "write", "1m", SIZE, options=COMMON)
+MAP_READ = rig.Job("4 KiB random read, mmap", "randread", "4k", SIZE, engine="mmap", options=COMMON)
+MAP_WRITE = rig.Job("4 KiB random write, mmap", "randwrite", "4k", SIZE, engine="mmap", options=COMMON)
+JOBS = (RANDOM_READ, RANDOM_WRITE, READ, WRITE, MAP_READ, MAP_WRITE)
+APPEND = rig.Job("4 KiB append and fsync", "write", "4k", "1g", options=("--fsync=1", "--invalidate=0", "--direct=0"))
+TWO = 2
+ONE_FILE, TWO_FILES = "1 process", "2 processes, 2 files"
+WATCHED_SECONDS = 2.0
+BEGUN_SECONDS = 1.0
+"""By then a job that was started has warmed up."""
+IDLE_CPU_MS = 10.0
+"""Of the daemon in a second in which programs work: one tick of the clock that counts it."""
+IDLE_REQUESTS = 2.0
+"""Our own second question may take a piece more than the one that it is held against."""
+SMALL_WHAT = "open, map, read, close"
+SMALL_BYTES = 2048
+SMALL_LOOP = Path(__file__).with_name("small_files.py")
+
+
+def exec_command() -> list[str]:
+    """What runs a program with direct mapping."""
+    return [rig.tool("daxfs"), "exec", "--"]
+
+
+def below(name: str) -> list[str]:
+    """What a system's programs run below."""
+    return exec_command() if name == DIRECT else []
+
+
+def direct(base: Path, report: Report) -> None:
+    """All of it, on one set of mounts."""
+    found = [systems.make(base, name, "4G") for name in (DIRECT, PLAIN, PEER)]
+    shm = base / SHM
+    shm.mkdir(exist_ok=True)
+    with systems.together(found) as points:
+        places = {SHM: shm, **points}
+        for place in places.values():
+            lay_out(place)
+        one_process(places, report)
+        appends(places, report)
+        two_processes(places, report)
+        idle(places[DIRECT], report)
+        small_files(places[DIRECT], report)
+    for system in found:
+        report.say(f"{system.name}: {system.check()}")
+
+
+def lay_out(place: Path) -> None:
+    """Write the files of the fio jobs."""
+    rig.lay_out(place, SIZE, TWO)
+
+
+def one_process(places: Mapping[str, Path], report: Report) -> None:
+    """Each job on each system, again and again."""
+    samples = Samples("operations/s")
+    for _ in range(report.scale.rounds):
+        for job in JOBS:
+            for name, place in places.items():
+                samples.add(job.name, name, rig.fio(job, place, SECONDS, below(name)).iops)
+    small = (RANDOM_READ.name, RANDOM_WRITE.name)
+    large = (READ.name, WRITE.name, MAP_READ.name, MAP_WRITE.name)
+    ratios = (
+        Ratio(DIRECT, SHM, dict.fromkeys(small, 0.8) | dict.fromkeys(large, 0.95)),
+        Ratio(DIRECT, PEER, dict.fromkeys(small, 10.0)),
+        Ratio(DIRECT, PLAIN),
+    )
+    report.compare("fio, queue depth 1", samples, ratios)
+
+
+def appends(places: Mapping[str, Path], report: Report) -> None:
+    """A file that grows by 4 KiB, each of them made durable before the next."""
+    samples = Samples("operations/s")
+    for _ in range(report.scale.rounds):
+        for name, place in places.items():
+            folder = place / "grows"
+            folder.mkdir(exist_ok=True)
+            try:
+                samples.add(APPEND.name, name, rig.fio(APPEND, folder, SECONDS, below(name)).iops)
+            finally:
+                (folder / "fio.dat").unlink()
+    report.compare("appending", samples, (Ratio(DIRECT, PEER, {APPEND.name: 5.0}), Ratio(PLAIN, PEER)))
+
+
+def two_processes(places: Mapping[str, Path], report: Report) -> None:
+    """One process on its file, two on two files: what they do in total; of ``shm`` too, what this machine can."""
+    samples = Samples("operations/s in total")
+    for _ in range(report.scale.rounds):
+        for job in (RANDOM_READ, RANDOM_WRITE):
+            for name in (SHM, DIRECT):
+                for column, processes in ((ONE_FILE, 1), (TWO_FILES, TWO)):
+                    several = replace(job, processes=processes, apart=True)
+                    measured = rig.fio(several, places[name], SECONDS, below(name)).iops
+                    samples.add(f"{job.name}, {name}", column, measured)
+    least = {f"{job.name}, {DIRECT}": 1.8 for job in (RANDOM_READ, RANDOM_WRITE)}
+    report.compare("processes side by side", samples, (Ratio(TWO_FILES, ONE_FILE, least),))
+
+
+def idle(place: Path, report: Report) -> None:
+    """What the daemon has to do in a second in which two processes work on two files."""
+    rows = []
+    for job in (RANDOM_READ, RANDOM_WRITE):
+        with ThreadPoolExecutor(1) as pool:
+            at_work = pool.submit(
+                rig.fio, replace(job, processes=TWO, apart=True), place, WATCHED_SECONDS, below(DIRECT)
+            )
+            time.sleep(BEGUN_SECONDS)
+            milliseconds, requests = watch(place, 1.0)
+            operations = at_work.result().iops
+        cpu = report.bound(f"{job.name}, daemon's CPU", milliseconds, most=IDLE_CPU_MS)
+        count = report.bound(f"{job.name}, requests", requests, most=IDLE_REQUESTS)
+        rows.append((job.name, f"{operations:,.0f}", cpu, count))
+    report.table("the daemon meanwhile, a second", ("two processes", "operations", "CPU ms", "requests"), rows)
+
+
+def watch(place: Path, seconds: float) -> tuple[float, float]:
+    """Milliseconds of CPU that the daemon takes, and requests that it answers but for our own, in so many seconds."""
+    process = daemon(place)
+    with stats.opened(str(place)) as (descriptor, mountpoint):
+        stats.ask(descriptor, mountpoint)
+        alone = stats.ask(descriptor, mountpoint)
+        begin = stats.ask(descriptor, mountpoint)
+        own = requests(begin.after(alone))
+        before = cpu_ms(process)
+        time.sleep(seconds)
+        after = cpu_ms(process)
+        end = stats.ask(descriptor, mountpoint)
+    return after - before, float(requests(end.after(begin)) - own)
+
+
+def requests(seen: stats.Snapshot) -> int:
+    """Requests of all kinds."""
+    return sum(operation.count for operation in seen.operations.values())
+
+
+def cpu_ms(process: Path) -> float:
+    """CPU that a process has taken, in milliseconds (proc_pid_stat(5), utime and stime)."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def small_files(place: Path, report: Report) -> None:
+    """Open, map, read and close many small files, with and without direct mapping, on one mount."""
+    folder = place / "small"
+    folder.mkdir()
+    count = report.scale.files
+    for number in range(count):
+        (folder / str(number)).write_bytes(b"s" * SMALL_BYTES)
+    samples = Samples("us a file")
+    for _ in range(report.scale.rounds):
+        for name in (DIRECT, PLAIN):
+            output = rig.run(*below(name), sys.executable, SMALL_LOOP, folder, str(count)).stdout
+            samples.add(SMALL_WHAT, name, float(output))
+    report.compare("small files", samples, (Ratio(PLAIN, DIRECT, {SMALL_WHAT: 1.0}),))
