@@ -3,9 +3,9 @@
  * x86-64 does it with its own instructions; other machines copy with memcpy and write lines back through libpmem,
  * looked for by the constructor. Nothing here may take memory or a lock.
  */
-#include <string.h>
-
 #include "preload.h"
+
+#include <string.h>
 
 #define LINE 64UL
 

@@ -2,6 +2,8 @@
  *
  * Attaching happens within the first open(2) of a file of a mount, perhaps in a signal handler: raw system calls only.
  */
+#include "preload.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -11,11 +13,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "preload.h"
-
 #define MOUNTS 64
 #define FUSE_MAGIC 0x65735546
-#define LOCK_BYTE (1LL << 62) /* a shared lock on it says: somebody maps this pool */
 #define PAGE 4096UL
 
 static struct pl_mount mounts[MOUNTS];
@@ -23,7 +22,7 @@ static struct pl_mount mounts[MOUNTS];
 /* Map what was opened, if it is the pool meant and can be locked. The mapping keeps the open file, and so the lock. */
 static bool map_pool(struct pl_mount *mount, int fd) {
     const struct daxfs_pool *pool = &mount->pool;
-    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = LOCK_BYTE, .l_len = 1};
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1};
     int protection = mount->writable ? PROT_READ | PROT_WRITE : PROT_READ;
     struct stat status;
     void *base;
@@ -32,6 +31,7 @@ static bool map_pool(struct pl_mount *mount, int fd) {
         return false;
     if ((S_ISBLK(status.st_mode) || S_ISCHR(status.st_mode)) && status.st_rdev != pool->rdevice)
         return false;
+    lock.l_start = (off_t)(DAXFS_LOCKS + pool->lock);
     /* A kind of file that knows no locks says EINVAL. */
     if (syscall(SYS_fcntl, fd, F_OFD_SETLK, &lock) && errno != EINVAL)
         return false;

@@ -74,6 +74,8 @@ struct pl_extent {
 
 #define PL_STRIPES 4
 
+enum { PL_UNKNOWN, PL_SPARSE, PL_ALLOCATED };
+
 /* Threads at work in the memory of a file: several counters so that threads don't share a cache line. */
 struct pl_stripe {
     _Alignas(64) _Atomic int pins;
@@ -100,6 +102,9 @@ struct pl_file {
     _Atomic bool stored;            /* memory was stored to since the last DAXFS_IOC_STORED */
     _Atomic bool shared;            /* a child has mappings of this lease: never renew */
     _Atomic bool refused;           /* no lease to be had */
+    _Atomic uint8_t allocated;      /* PL_UNKNOWN, PL_SPARSE, PL_ALLOCATED: whether filling holes costs space */
+    _Atomic uint8_t growing;        /* so many writes go to the kernel: they probably make the file longer */
+    _Atomic uint64_t hole_end;      /* where the last write to a hole ended */
     _Atomic int mappings;           /* live mappings in this process: don't renew */
     _Atomic uint32_t patience;      /* system calls to be done before the next request */
     _Atomic uint32_t penalty;       /* and how many next time: grows while leases don't last */
@@ -120,8 +125,9 @@ static inline uint64_t pl_size(const struct pl_file *file);
 /* The known part that has `offset`, NULL if it isn't known. */
 const struct pl_extent *pl_find(const struct pl_file *file, uint64_t offset);
 
-/* Learn of [offset, offset + length) (not pinned); `store` for a WRITE lease. False: not now, do the system call. */
-bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, bool store);
+/* Learn of [offset, offset + length) (not pinned); flags: DAXFS_WRITE, DAXFS_FILL. False: not now, do the system
+ * call. */
+bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags);
 
 /* DAXFS_IOC_LEASE with this process's holder filled in; no DAXFS_RENEW here, that is pl_learn's. 0 or an errno.
  * What map.c asks with (DAXFS_MAP). The answer holds while mappings > 0: call pl_mapping(file, 1) before asking,
@@ -144,6 +150,10 @@ static inline uint64_t pl_size(const struct pl_file *file) {
     return file->fixed ? file->size : __atomic_load_n(&file->slot->size, __ATOMIC_ACQUIRE);
 }
 
+/* For table.c: what must be done with a file when its last descriptor goes, or its last pin after that. */
+void pl_last_close(int fd, struct pl_file *file);
+void pl_let_go(struct pl_file *file);
+void pl_free_extents(struct pl_file *file);
 /* For start.c: a new holder, forks, the end of the program. */
 void pl_new_holder(void);
 void pl_before_fork(void);
@@ -170,6 +180,14 @@ void pl_adopt(int fd, int flags);
 void pl_duplicated(int fd, int copy);
 /* Before the kernel closes `fd` (or dup2 overwrites it): nobody uses it directly any more. Also for fclose(3). */
 void pl_forget(int fd);
+void pl_forget_from(unsigned first, unsigned last);
+/* `fd` was closed unseen. */
+void pl_gone(int fd);
+/* F_SETFL was done. */
+void pl_set_flags(int fd);
+/* Of a regular file, without asking the daemon; false: none. */
+bool pl_identify(int fd, dev_t *device, uint64_t *inode);
+extern _Atomic int pl_highest; /* the highest descriptor that was ever ours, -1 */
 /* A reference for longer than a call (a mapping that outlives close). NULL: not ours. */
 struct pl_file *pl_hold(int fd);
 void pl_drop(struct pl_file *file);
@@ -178,6 +196,7 @@ void pl_drop(struct pl_file *file);
 extern struct pl_file pl_files[PL_FILES];
 /* The process that this memory belongs to; a child of vfork(2) runs in its parent's: it must touch nothing. */
 bool pl_foreign(void);
+void pl_before_vfork(void);
 extern PL_THREAD bool pl_vforked;
 
 /* ---- start.c: the C library's own functions, found at the start or at first use */
@@ -204,6 +223,7 @@ struct pl_real {
     int (*fsync)(int);
     int (*fdatasync)(int);
     int (*sync_file_range)(int, off_t, off_t, unsigned);
+    void (*closefrom)(int);
     pid_t (*vfork)(void);
 };
 

@@ -3,14 +3,12 @@
  * The one file that may call what takes memory (dlsym, pthread_atfork): all in pl_start, which the constructor runs
  * before the program has threads; another library's constructor may be earlier and runs it then.
  */
+#include "preload.h"
+
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include "preload.h"
 
 struct pl_real pl_real;
 _Atomic bool pl_started;
@@ -42,9 +40,11 @@ void pl_start(void) {
     FIND(fsync);
     FIND(fdatasync);
     FIND(sync_file_range);
+    FIND(closefrom);
     FIND(vfork);
     if (wanted && !strcmp(wanted, "0"))
         pl_disabled = true;
+    pl_find_lines();
     pl_new_holder();
     if (!atomic_exchange(&pl_started, true))
         pthread_atfork(pl_before_fork, pl_after_fork_parent, pl_after_fork_child);

@@ -1,0 +1,182 @@
+/* The book of mapped files: which piece of address space shows which part of which file.
+ *
+ * A sorted array in memory of its own, below one lock. Nothing here is read by the data path: mapping, unmapping and
+ * changing the size of mapped files are the only ones to come by. Raw system calls only; the lock is never held while
+ * another is waited for, but for questions to the daemon.
+ */
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "map.h"
+
+#define GROUPS 16384
+#define FIRST_ROOM 1024
+
+struct pl_book pl_book;
+
+static struct pl_group groups[GROUPS];
+static size_t next_group;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static sigset_t saved_by_fork;
+static _Atomic uintptr_t lowest = UINTPTR_MAX, highest; /* of all that was ever booked */
+
+bool pl_booked(const char *start, const char *end) {
+    return (uintptr_t)start < atomic_load_explicit(&highest, memory_order_acquire) &&
+           (uintptr_t)end > atomic_load_explicit(&lowest, memory_order_acquire) && !(unlikely(pl_vforked) && pl_foreign());
+}
+
+void pl_book_lock(sigset_t *saved) {
+    sigset_t all;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, saved);
+    pthread_mutex_lock(&lock);
+}
+
+void pl_book_unlock(const sigset_t *saved) {
+    pthread_mutex_unlock(&lock);
+    pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+void pl_book_fork(int change) {
+    if (change < 0) {
+        sigset_t saved;
+
+        pl_book_lock(&saved);
+        saved_by_fork = saved;
+        return;
+    }
+    if (change > 0)
+        lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    else
+        pthread_mutex_unlock(&lock);
+    pthread_sigmask(SIG_SETMASK, &saved_by_fork, NULL);
+}
+
+size_t pl_book_find(const char *address) {
+    size_t low = 0, high = pl_book.count;
+
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+
+        if (pl_book.pieces[middle].end <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+bool pl_book_room(struct pl_book *book, size_t more) {
+    size_t room = book->room ? book->room : FIRST_ROOM;
+    void *made;
+
+    if (book->count + more <= book->room)
+        return true;
+    while (room < book->count + more)
+        room *= 2;
+    made = (void *)syscall(SYS_mmap, NULL, room * sizeof(struct pl_piece), PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
+    if (made == MAP_FAILED)
+        return false;
+    if (book->pieces) {
+        memcpy(made, book->pieces, book->count * sizeof(struct pl_piece));
+        syscall(SYS_munmap, book->pieces, book->room * sizeof(struct pl_piece));
+    }
+    book->pieces = made;
+    book->room = room;
+    return true;
+}
+
+static void open_gap(size_t at, size_t count) {
+    memmove(&pl_book.pieces[at + count], &pl_book.pieces[at], (pl_book.count - at) * sizeof(struct pl_piece));
+    pl_book.count += count;
+}
+
+void pl_book_split(const char *address) {
+    size_t at = pl_book_find(address);
+    struct pl_piece *piece = &pl_book.pieces[at];
+    size_t before;
+
+    if (at == pl_book.count || piece->start >= address)
+        return;
+    open_gap(at, 1);
+    before = (size_t)(address - piece->start);
+    piece[1].start = piece[0].end = piece[0].start + before;
+    piece[1].offset += before;
+    piece[1].pool += before;
+    piece->group->pieces++;
+}
+
+void pl_book_put(const struct pl_piece *pieces, size_t count) {
+    uintptr_t start = (uintptr_t)pieces[0].start, end = (uintptr_t)pieces[count - 1].end;
+    size_t at = pl_book_find(pieces[0].start);
+
+    open_gap(at, count);
+    memcpy(&pl_book.pieces[at], pieces, count * sizeof(*pieces));
+    for (size_t i = 0; i < count; i++)
+        pieces[i].group->pieces++;
+    if (start < atomic_load(&lowest))
+        atomic_store(&lowest, start);
+    if (end > atomic_load(&highest))
+        atomic_store(&highest, end);
+}
+
+void pl_book_cut(const char *start, const char *end) {
+    size_t first, last;
+
+    pl_book_split(start);
+    pl_book_split(end);
+    first = last = pl_book_find(start);
+    for (; last < pl_book.count && pl_book.pieces[last].start < end; last++)
+        pl_book.pieces[last].group->pieces--;
+    for (size_t i = first; i < last; i++)
+        if (!pl_book.pieces[i].group->pieces)
+            pl_group_end(pl_book.pieces[i].group);
+    memmove(&pl_book.pieces[first], &pl_book.pieces[last], (pl_book.count - last) * sizeof(struct pl_piece));
+    pl_book.count -= last - first;
+    if (!pl_book.count) {
+        atomic_store(&lowest, UINTPTR_MAX);
+        atomic_store(&highest, 0);
+    }
+}
+
+struct pl_group *pl_group_begin(int fd, struct pl_file *file, int flags) {
+    for (size_t i = 0; i < GROUPS; i++) {
+        struct pl_group *group = &groups[(next_group + i) % GROUPS];
+
+        if (group->file)
+            continue;
+        if (!pl_mapping(file, 1))
+            return NULL;
+        next_group += i + 1;
+        *group = (struct pl_group){.file = file, .fd = fd, .flags = flags};
+        return group;
+    }
+    return NULL;
+}
+
+void pl_group_end(struct pl_group *group) {
+    struct pl_file *file = group->file;
+
+    if (!file)
+        return;
+    if (group->anchor)
+        syscall(SYS_munmap, group->anchor, (size_t)sysconf(_SC_PAGESIZE));
+    group->file = NULL;
+    pl_mapping(file, -1);
+    pl_drop(file);
+}
+
+int pl_group_fd(const struct pl_group *group) {
+    dev_t device;
+    uint64_t inode;
+
+    if (pl_file_of(group->fd) != group->file || !pl_identify(group->fd, &device, &inode) ||
+        device != group->file->mount->device || inode != group->file->inode)
+        return -1;
+    return group->fd;
+}

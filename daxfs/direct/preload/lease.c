@@ -1,0 +1,483 @@
+/* What is known of the memory of open files: pins, questions to the daemon, forks, what was stored.
+ *
+ * Two rules keep memory from being used after it was given back (DAXFS_RENEW):
+ * - whoever uses it raises a counter first, then looks whether the gate is open; whoever renews shuts the gate first,
+ *   then looks whether all counters are 0. One of the two sees the other.
+ * - nobody waits without a limit: the thread that holds a pin may be the very one that runs this, below a signal.
+ */
+#include "preload.h"
+
+#include <errno.h>
+#include <string.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WINDOW (2UL << 20)    /* bytes that are filled at once, and that questions are aligned to */
+#define EXTENTS_MOST (1U << 20)
+#define QUESTIONS 16          /* for one access */
+#define WORTH_IT 8            /* accesses that pay for a question */
+#define PENALTY_MOST 256U
+#define YIELDS 200            /* until a pin is taken to be one that waits for us */
+
+static uint64_t holder;
+static pid_t owner; /* the process that `holder` stands for */
+static _Atomic unsigned threads;
+static PL_THREAD unsigned stripe; /* 1 ... PL_STRIPES, 0: none yet */
+static PL_THREAD int depth;       /* pins of this thread */
+
+void pl_new_holder(void) {
+    struct timespec now;
+
+    owner = (pid_t)syscall(SYS_getpid);
+    if (syscall(SYS_getrandom, &holder, sizeof(holder), GRND_NONBLOCK) == sizeof(holder))
+        return;
+    syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+    holder = ((uint64_t)owner << 40) ^ ((uint64_t)now.tv_sec << 30) ^ (uint64_t)now.tv_nsec;
+}
+
+/* ---- pins */
+
+static _Atomic int *my_pins(struct pl_file *file) {
+    if (unlikely(!stripe))
+        stripe = 1 + atomic_fetch_add(&threads, 1) % PL_STRIPES;
+    return &file->stripes[stripe - 1].pins;
+}
+
+static bool no_pins(struct pl_file *file) {
+    int sum = 0;
+
+    for (int i = 0; i < PL_STRIPES; i++)
+        sum |= atomic_load(&file->stripes[i].pins);
+    return sum == 0;
+}
+
+/* Wait a moment for the pins to go: only this thread's own, below a signal, and very long copies don't. */
+static bool drained(struct pl_file *file) {
+    for (int i = 0; i < YIELDS; i++) {
+        if (no_pins(file))
+            return true;
+        if (depth)
+            return false;
+        sched_yield();
+    }
+    return false;
+}
+
+bool pl_pin(int fd, struct pl_file *file) {
+    if (unlikely(pl_vforked) && pl_foreign())
+        return false;
+    depth++;
+    atomic_fetch_add(my_pins(file), 1);
+    if (likely(!atomic_load(&file->gate) && atomic_load(&pl_table[fd]) == file))
+        return true;
+    pl_unpin(file);
+    return false;
+}
+
+void pl_unpin(struct pl_file *file) {
+    atomic_fetch_sub(my_pins(file), 1);
+    depth--;
+    if (unlikely(atomic_load(&file->spare) >= 0))
+        pl_let_go(file);
+}
+
+/* The file's last descriptor is about to be closed. If a copy is under way, the kernel must not release the file yet:
+ * a descriptor of our own keeps it until the last pin goes. */
+void pl_last_close(int fd, struct pl_file *file) {
+    int spare;
+
+    if (drained(file))
+        return;
+    spare = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 256);
+    if (spare < 0)
+        spare = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+    if (spare < 0)
+        return;
+    atomic_fetch_add(&file->references, 1);
+    atomic_store(&file->spare, spare);
+    if (no_pins(file))
+        pl_let_go(file);
+}
+
+/* Close the descriptor that kept the file, if the last pin is gone. */
+void pl_let_go(struct pl_file *file) {
+    int spare = atomic_load(&file->spare);
+
+    if (spare < 0 || !no_pins(file) || !atomic_compare_exchange_strong(&file->spare, &spare, -1))
+        return;
+    pl_tell(spare, file);
+    syscall(SYS_close, spare);
+    pl_drop(file);
+}
+
+/* ---- extents */
+
+const struct pl_extent *pl_find(const struct pl_file *file, uint64_t offset) {
+    uint32_t low = 0, high = file->count;
+
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+
+        if (file->extents[middle].end <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low < file->count && file->extents[low].start <= offset)
+        return &file->extents[low];
+    return NULL;
+}
+
+/* Room for `count` extents. Memory straight from the kernel: the gate is shut, nobody reads the old place. */
+static bool make_room(struct pl_file *file, uint32_t count) {
+    uint32_t room = 128;
+    void *made;
+
+    if (count <= file->room)
+        return true;
+    if (count > EXTENTS_MOST)
+        return false;
+    while (room < count)
+        room *= 2;
+    made = (void *)syscall(SYS_mmap, NULL, room * sizeof(struct pl_extent), PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
+    if (made == MAP_FAILED)
+        return false;
+    memcpy(made, file->extents, file->count * sizeof(struct pl_extent));
+    pl_free_extents(file);
+    file->extents = made;
+    file->room = room;
+    return true;
+}
+
+void pl_free_extents(struct pl_file *file) {
+    if (file->extents && file->extents != file->few)
+        syscall(SYS_munmap, file->extents, file->room * sizeof(struct pl_extent));
+    file->extents = file->few;
+    file->room = sizeof(file->few) / sizeof(file->few[0]);
+}
+
+static bool put(struct pl_file *file, uint32_t at, const struct pl_extent *extent) {
+    struct pl_extent *before = at ? &file->extents[at - 1] : NULL;
+
+    if (before && before->end == extent->start && before->kind == extent->kind &&
+        (extent->kind != DAXFS_MEMORY || before->pool + (before->end - before->start) == extent->pool)) {
+        before->end = extent->end;
+        return true;
+    }
+    if (!make_room(file, file->count + 1))
+        return false;
+    memmove(&file->extents[at + 1], &file->extents[at], (file->count - at) * sizeof(*extent));
+    file->extents[at] = *extent;
+    file->count++;
+    return true;
+}
+
+/* Forget what is known of [start, end). */
+static bool cut(struct pl_file *file, uint64_t start, uint64_t end) {
+    uint32_t i = 0;
+
+    while (i < file->count) {
+        struct pl_extent *extent = &file->extents[i], rest = *extent;
+
+        if (extent->end <= start || extent->start >= end) {
+            i++;
+        } else if (extent->start < start) {
+            extent->end = start;
+            i++;
+            if (rest.end > end) {
+                rest.pool += end - rest.start;
+                rest.start = end;
+                return put(file, i, &rest);
+            }
+        } else if (extent->end > end) {
+            extent->pool += end - extent->start;
+            extent->start = end;
+            i++;
+        } else {
+            file->count--;
+            memmove(extent, extent + 1, (file->count - i) * sizeof(*extent));
+        }
+    }
+    return true;
+}
+
+/* Take over an answer; what lies outside of the mapped pool is unknown (the pool has grown since). */
+static bool take(struct pl_file *file, const struct daxfs_lease *lease) {
+    if (!cut(file, lease->offset, lease->next))
+        return false;
+    for (uint32_t i = 0; i < lease->count; i++) {
+        const struct daxfs_extent *told = &lease->extents[i];
+        struct pl_extent extent = {told->offset, told->offset + told->length, told->pool_offset, told->kind, 0};
+        uint32_t at = 0;
+
+        if (told->kind == DAXFS_MEMORY && (told->pool_offset > file->mount->pool.size ||
+                                           told->length > file->mount->pool.size - told->pool_offset))
+            extent.kind = DAXFS_KERNEL;
+        while (at < file->count && file->extents[at].start < extent.start)
+            at++;
+        if (!put(file, at, &extent))
+            return false;
+    }
+    return true;
+}
+
+/* ---- questions */
+
+int pl_ask(int fd, struct daxfs_lease *lease) {
+    int saved = errno, failed;
+
+    lease->holder = holder;
+    failed = syscall(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease) ? errno : 0;
+    errno = saved;
+    return failed;
+}
+
+static void forget_extents(struct pl_file *file) {
+    file->leased = file->fixed = false;
+    file->count = 0;
+    file->slot = NULL;
+}
+
+/* What the daemon answered about epoch and size is what the file object says from now on. */
+static bool same_lease(struct pl_file *file, const struct daxfs_lease *lease, bool store) {
+    struct pl_mount *mount = file->mount;
+    const struct daxfs_slot *slot = NULL;
+
+    if (lease->device != mount->pool.device || lease->inode != mount->pool.inode) {
+        atomic_store(&mount->state, PL_STALE); /* another mount has got this st_dev */
+        atomic_store(&file->refused, true);
+        return false;
+    }
+    if (lease->count > sizeof(lease->extents) / sizeof(lease->extents[0]) ||
+        (lease->slot && lease->slot > mount->pool.size - sizeof(*slot)))
+        return false;
+    if (lease->slot)
+        slot = (const struct daxfs_slot *)(mount->base + lease->slot);
+    if (file->leased && (file->slot != slot || file->epoch != lease->epoch))
+        file->count = 0; /* it changed between two questions: the later one counts */
+    file->slot = slot;
+    file->epoch = lease->epoch;
+    file->size = lease->size;
+    file->fixed = !slot;
+    file->stores = store;
+    file->leased = true;
+    return true;
+}
+
+/* Some answers hold for good: for stores, or for all. */
+static void refused(struct pl_file *file, int failed, bool store) {
+    if (failed == EAGAIN || failed == EINTR || failed == ENOSPC)
+        return;
+    if (store && failed != ENOTTY)
+        file->writable = file->stores = false;
+    else
+        atomic_store(&file->refused, true);
+}
+
+/* Ask until [offset, end) is known. The gate is shut and nobody is inside. */
+static bool ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, uint32_t flags) {
+    struct daxfs_lease lease;
+    uint64_t last = flags & DAXFS_FILL ? (end + WINDOW - 1) / WINDOW * WINDOW : UINT64_MAX / 2;
+    bool store = flags & DAXFS_WRITE;
+
+    offset = offset / WINDOW * WINDOW;
+    for (int i = 0; i < QUESTIONS; i++) {
+        int failed;
+
+        memset(&lease, 0, offsetof(struct daxfs_lease, extents));
+        lease.offset = offset;
+        lease.length = last - offset;
+        lease.flags = flags;
+        failed = pl_ask(fd, &lease);
+        if (failed) {
+            refused(file, failed, store);
+            return false;
+        }
+        flags &= ~(uint32_t)DAXFS_RENEW;
+        if (!same_lease(file, &lease, store) || !take(file, &lease)) {
+            forget_extents(file);
+            return false;
+        }
+        if (lease.next >= end || lease.next >= lease.size || lease.next <= offset)
+            return true;
+        offset = lease.next;
+    }
+    return true;
+}
+
+/* Whether the descriptor still is that file: one that was closed behind our back may be another by now. */
+static bool still_it(int fd, struct pl_file *file) {
+    dev_t device;
+    uint64_t inode;
+
+    if (pl_identify(fd, &device, &inode) && device == file->mount->device && inode == file->inode)
+        return true;
+    atomic_store(&pl_table[fd], NULL);
+    return false;
+}
+
+/* Leases that don't last are asked for less and less often. */
+static bool worth_it(struct pl_file *file, uint64_t length) {
+    uint32_t patience = atomic_load(&file->patience);
+
+    if (patience && length < 65536) {
+        atomic_store(&file->patience, patience - 1);
+        return false;
+    }
+    return true;
+}
+
+static void learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
+    bool held = file->leased && pl_holds(file);
+
+    if (!held && file->leased) {
+        uint32_t penalty = atomic_load(&file->penalty);
+
+        penalty = atomic_load(&file->used) < WORTH_IT ? (penalty * 2 + 1) % (2 * PENALTY_MOST) : 0;
+        atomic_store(&file->penalty, penalty);
+        atomic_store(&file->patience, penalty);
+        atomic_store(&file->used, 0);
+    }
+    if (!held || (flags & DAXFS_WRITE && !file->stores)) {
+        if (file->leased && !atomic_load(&file->mappings) && !atomic_load(&file->shared))
+            flags |= DAXFS_RENEW;
+        forget_extents(file);
+    }
+    if (file->stores)
+        flags |= DAXFS_WRITE; /* one that may store stays so, else each read would end it */
+    ask_all(fd, file, offset, offset + length, flags);
+}
+
+bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
+    int saved = errno, open = 0;
+    bool known = false;
+
+    if (atomic_load(&file->refused) || (flags & DAXFS_WRITE && !(file->writable && file->mount->writable)))
+        return false;
+    if (!worth_it(file, length))
+        return false;
+    if (unlikely(syscall(SYS_getpid) != owner))
+        pl_after_fork_child(); /* forked without the C library's knowledge */
+    if (!atomic_compare_exchange_strong(&file->gate, &open, 1))
+        return false;
+    if (drained(file) && still_it(fd, file)) {
+        learn(fd, file, offset, length, flags);
+        known = file->leased;
+    }
+    atomic_store(&file->gate, 0);
+    errno = saved;
+    return known;
+}
+
+bool pl_mapping(struct pl_file *file, int change) {
+    atomic_fetch_add(&file->mappings, change);
+    if (change < 0 || !atomic_load(&file->gate))
+        return true;
+    atomic_fetch_sub(&file->mappings, change);
+    return false;
+}
+
+/* ---- what was stored */
+
+void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length) {
+    if (!atomic_load_explicit(&file->stored, memory_order_relaxed))
+        atomic_store(&file->stored, true);
+    if (file->mount->pool.persistence != DAXFS_MSYNC)
+        return;
+    for (uint64_t low = atomic_load(&file->dirty_low); pool_offset < low;)
+        if (atomic_compare_exchange_weak(&file->dirty_low, &low, pool_offset))
+            break;
+    for (uint64_t high = atomic_load(&file->dirty_high); pool_offset + length > high;)
+        if (atomic_compare_exchange_weak(&file->dirty_high, &high, pool_offset + length))
+            break;
+}
+
+static int tell(int fd, struct pl_file *file, uint32_t flags) {
+    struct daxfs_stored stored = {.flags = flags};
+
+    atomic_store(&file->stored, false);
+    if (!syscall(SYS_ioctl, fd, DAXFS_IOC_STORED, &stored))
+        return 0;
+    atomic_store(&file->stored, true);
+    return -1;
+}
+
+int pl_sync(int fd, struct pl_file *file, bool *done) {
+    uint64_t low, high;
+    int failed = 0;
+
+    *done = false;
+    if (!atomic_load(&file->stored) || (pl_vforked && pl_foreign()))
+        return 0;
+    low = atomic_exchange(&file->dirty_low, UINT64_MAX);
+    high = atomic_exchange(&file->dirty_high, 0);
+    if (low < high)
+        failed = pl_flush(file->mount, file->mount->base + low, high - low);
+    if (failed) {
+        *done = true;
+        errno = failed;
+        return -1;
+    }
+    failed = errno;
+    *done = tell(fd, file, DAXFS_DURABLE) == 0;
+    errno = failed; /* not understood: the plain system call answers */
+    return 0;
+}
+
+void pl_tell(int fd, struct pl_file *file) {
+    int saved = errno;
+
+    if (atomic_load(&file->stored))
+        tell(fd, file, 0);
+    errno = saved;
+}
+
+void pl_tell_all(void) {
+    if (pl_disabled || (pl_vforked && pl_foreign()) || syscall(SYS_getpid) != owner)
+        return;
+    for (int fd = 0; fd <= pl_highest; fd++) {
+        struct pl_file *file = pl_file_of(fd);
+
+        if (file)
+            pl_tell(fd, file);
+    }
+}
+
+/* ---- forks */
+
+void pl_before_fork(void) {
+    for (int i = 0; i < PL_FILES; i++)
+        if (atomic_load(&pl_files[i].references) && atomic_load(&pl_files[i].mappings))
+            atomic_store(&pl_files[i].shared, true);
+}
+
+void pl_after_fork_parent(void) {
+}
+
+/* In the child: another holder, which knows nothing yet. Other threads' pins and gates have no one to open them; if
+ * this thread itself is inside a copy (a fork in a signal handler), its file stays with the system calls. */
+void pl_after_fork_child(void) {
+    pl_new_holder();
+    for (int i = 0; i < PL_FILES; i++) {
+        struct pl_file *file = &pl_files[i];
+
+        if (!atomic_load(&file->references))
+            continue;
+        if (depth)
+            atomic_store(&file->refused, true);
+        else
+            for (int j = 0; j < PL_STRIPES; j++)
+                atomic_store(&file->stripes[j].pins, 0);
+        forget_extents(file);
+        atomic_store(&file->stored, false);
+        atomic_store(&file->gate, 0);
+        if (atomic_load(&file->spare) >= 0)
+            pl_let_go(file);
+    }
+}
