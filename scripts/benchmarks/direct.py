@@ -2,8 +2,9 @@
 
 Four systems in turn: ``shm``, a plain file in the place where the pools are; ``direct``, a daxfs mount below
 `daxfs exec`; ``daxfs``, the same kind of mount without it; ``fuse2fs``. All have the same files, written fully before.
-Each fio job runs in a process of its own, with O_DIRECT where it does not map or append (tmpfs takes that flag as well,
-and without it fuse2fs would be the kernel's cache), draws blocks with repetition, and warms up before it is measured, so that no side pays for the first touch of a page.
+Each fio job runs in a process of its own, draws blocks with repetition, and warms up before it is measured, so that no
+side pays for the first touch of a page. Where it does not map or append it has O_DIRECT: tmpfs takes that flag as well,
+and without it fuse2fs would be the kernel's cache.
 """
 
 from __future__ import annotations
