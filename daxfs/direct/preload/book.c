@@ -24,8 +24,10 @@ static sigset_t saved_by_fork;
 static _Atomic uintptr_t lowest = UINTPTR_MAX, highest; /* of all that was ever booked */
 
 bool pl_booked(const char *start, const char *end) {
-    return (uintptr_t)start < atomic_load_explicit(&highest, memory_order_acquire) &&
-           (uintptr_t)end > atomic_load_explicit(&lowest, memory_order_acquire) && !(unlikely(pl_vforked) && pl_foreign());
+    if (likely((uintptr_t)start >= atomic_load_explicit(&highest, memory_order_acquire) ||
+               (uintptr_t)end <= atomic_load_explicit(&lowest, memory_order_acquire)))
+        return false;
+    return !(unlikely(pl_vforked) && pl_foreign());
 }
 
 void pl_book_lock(sigset_t *saved) {
@@ -41,18 +43,22 @@ void pl_book_unlock(const sigset_t *saved) {
     pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
-void pl_book_fork(int change) {
-    if (change < 0) {
-        sigset_t saved;
+/* The child gets a book that nobody is writing in. */
+void pl_book_before_fork(void) {
+    sigset_t saved;
 
-        pl_book_lock(&saved);
-        saved_by_fork = saved;
-        return;
-    }
-    if (change > 0)
-        lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    else
-        pthread_mutex_unlock(&lock);
+    pl_book_lock(&saved);
+    saved_by_fork = saved;
+}
+
+void pl_book_after_fork_parent(void) {
+    sigset_t saved = saved_by_fork;
+
+    pl_book_unlock(&saved);
+}
+
+void pl_book_after_fork_child(void) {
+    lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     pthread_sigmask(SIG_SETMASK, &saved_by_fork, NULL);
 }
 

@@ -394,11 +394,11 @@ PUBLIC ssize_t __pread_chk(int fd, void *buffer, size_t length, off_t offset, si
 
 static int synchronise(int fd, int (*real)(int)) {
     struct pl_file *file = pl_file_of(fd);
-    bool done = false;
+    bool done = false, kernel = file && pl_map_settle(file);
 
     if (file && pl_sync(fd, file, &done))
         return -1;
-    return done ? 0 : real(fd);
+    return done && !kernel ? 0 : real(fd);
 }
 
 PUBLIC int fsync(int fd) {
@@ -423,6 +423,8 @@ PUBLIC int sync_file_range(int fd, off_t offset, off_t length, unsigned flags) {
 static int adopted(int fd, int flags) {
     if (fd >= 0)
         pl_adopt(fd, flags);
+    if (unlikely(flags & O_TRUNC) && fd >= 0)
+        pl_map_check(fd);
     return fd;
 }
 

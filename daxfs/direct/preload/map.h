@@ -1,17 +1,32 @@
-/* What book.c keeps of mapped files, and map.c changes: pieces of address space, and the mmap calls they come from. */
+/* Mapped files: the book of pieces of address space (book.c), how they are laid out (plan.c), the calls (map.c). */
 #ifndef DAXFS_MAP_H
 #define DAXFS_MAP_H
 
-#include <signal.h>
-
 #include "preload.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+
+#if defined(__LP64__) && !defined(__s390x__)
+#define PL_MAPS /* elsewhere the system calls have other arguments: mappings stay the kernel's */
+#endif
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+#ifndef MAP_SYNC
+#define MAP_SYNC 0x80000
+#endif
+#ifndef MAP_32BIT
+#define MAP_32BIT 0
+#endif
 
 #pragma GCC visibility push(hidden)
 
 /* What one call of mmap(2) gave, as long as a piece of it is mapped. */
 struct pl_group {
     struct pl_file *file;           /* held */
-    char *anchor;                   /* a page of the file itself, mapped without rights: the kernel keeps the file open */
+    char *anchor;                   /* a page of the file, mapped without rights: so the kernel keeps the file open */
     const struct daxfs_slot *slot;  /* NULL: nothing will change */
     uint64_t epoch;
     uint32_t pieces;                /* in the book; 0: free */
@@ -19,7 +34,7 @@ struct pl_group {
     int flags;                      /* of mmap(2) */
 };
 
-enum { PL_BEHIND = 16 }; /* a kind of piece: gives SIGBUS, since the file ended before it and could not be mapped anew */
+enum { PL_BEHIND = 16 }; /* a kind of piece: gives SIGBUS, as the file ended before it and could not be mapped anew */
 
 /* A part of it that is mapped from one place: DAXFS_MEMORY, DAXFS_KERNEL (the file itself), PL_BEHIND. */
 struct pl_piece {
@@ -44,8 +59,6 @@ bool pl_booked(const char *start, const char *end);
 /* The lock, with all signals blocked: a handler that maps must not wait for the thread it interrupted. */
 void pl_book_lock(sigset_t *saved);
 void pl_book_unlock(const sigset_t *saved);
-/* Forked: `change` is -1 before it, 0 after it in the parent, 1 in the child. */
-void pl_book_fork(int change);
 
 /* The first piece that ends behind `address`. */
 size_t pl_book_find(const char *address);
@@ -65,8 +78,41 @@ void pl_group_end(struct pl_group *group);
 /* A descriptor of the very file that it was mapped from, -1 if it was closed. */
 int pl_group_fd(const struct pl_group *group);
 
+/* ---- plan.c: below the lock, all of it */
+
+/* What is to be mapped: [offset, offset + length) of a file. */
+struct pl_question {
+    int fd;
+    struct pl_group *group;
+    uint64_t offset, length;
+    int protection;
+    uint64_t size;  /* answered: of the file */
+    uint64_t holes; /* answered: bytes without memory, up to the end of the file */
+};
+
+extern struct pl_book pl_plan; /* what is to be laid out, at addresses from 0 on */
+
+/* Ask the daemon and make the plan. False: leave it to the kernel. */
+bool pl_plan_make(struct pl_question *question);
+/* Address space for the plan, such that its first large piece of memory can be mapped with huge pages. */
+char *pl_plan_reserve(void *wish, size_t length, int flags);
+/* Lay the plan out from `start` on; what is mapped there is replaced. Its pieces have their addresses then. */
+bool pl_plan_lay(char *start, int fd, struct pl_group *group);
+/* Whether something may have been stored through it. */
+bool pl_may_be_dirty(const struct pl_piece *piece);
+/* What was stored to [start, end) of a piece is for the next fsync of `file`, or is durable now (cache lines). */
+void pl_settle(const struct pl_piece *piece, struct pl_file *file, const char *start, const char *end);
+void pl_settle_range(char *start, char *end);
+/* Map anew what has changed below mappings; `fd` may help if it is the same file. */
+void pl_check_groups(int fd);
+
+#define PAGE pl_page_size()
+uintptr_t pl_page_size(void);
+uintptr_t pl_page_up(uintptr_t value);
+void *pl_raw_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);
+
 static inline bool pl_is_shared(const struct pl_group *group) {
-    return (group->flags & 0x03) != 2 /* MAP_PRIVATE; shared are MAP_SHARED (1) and MAP_SHARED_VALIDATE (3) */;
+    return (group->flags & MAP_TYPE) != MAP_PRIVATE; /* MAP_SHARED, MAP_SHARED_VALIDATE */
 }
 
 #pragma GCC visibility pop

@@ -199,6 +199,17 @@ bool pl_foreign(void);
 void pl_before_vfork(void);
 extern PL_THREAD bool pl_vforked;
 
+/* ---- book.c, map.c: mapped files */
+
+/* For fsync: what was stored through mappings of this file counts as stored (pl_stored). True: there are some through
+ * the kernel too, so the plain system call is needed as well. */
+bool pl_map_settle(struct pl_file *file);
+/* Files were cut or punched, perhaps by way of `fd` (or -1): mappings follow. */
+void pl_map_check(int fd);
+void pl_book_before_fork(void);
+void pl_book_after_fork_parent(void);
+void pl_book_after_fork_child(void);
+
 /* ---- start.c: the C library's own functions, found at the start or at first use */
 
 struct pl_real {

@@ -46,8 +46,10 @@ void pl_start(void) {
         pl_disabled = true;
     pl_find_lines();
     pl_new_holder();
-    if (!atomic_exchange(&pl_started, true))
+    if (!atomic_exchange(&pl_started, true)) {
         pthread_atfork(pl_before_fork, pl_after_fork_parent, pl_after_fork_child);
+        pthread_atfork(pl_book_before_fork, pl_book_after_fork_parent, pl_book_after_fork_child);
+    }
 }
 
 __attribute__((constructor)) static void begin(void) {
