@@ -199,7 +199,10 @@ static bool eligible(const struct pl_file *file, const struct iovec *vector, int
 
     if (atomic_load_explicit(&file->refused, memory_order_relaxed) || count <= 0 || count > VECTORS)
         return false;
-    if (write ? !file->writable || atomic_load_explicit(&file->slow_writes, memory_order_relaxed) : !file->readable)
+    if (!(write ? file->writable : file->readable))
+        return false;
+    if (write && (atomic_load_explicit(&file->slow_writes, memory_order_relaxed) ||
+                  atomic_load_explicit(&file->unstorable, memory_order_relaxed)))
         return false;
     for (int i = 0; i < count; i++) {
         if (vector[i].iov_len > MOST - sum)

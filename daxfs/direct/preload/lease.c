@@ -21,8 +21,9 @@
 #define FURTHEST (1UL << 62)  /* where a question may end */
 #define EXTENTS_MOST (1U << 20)
 #define QUESTIONS 16          /* for one access */
+#define LARGE 65536           /* bytes of an access that pays for a question by itself */
 #define WORTH_IT 8            /* accesses that pay for a question */
-#define PENALTY_MOST 256U
+#define PENALTY_MOST 255U     /* system calls until the next question */
 #define YIELDS 200            /* until a pin is taken to be one that waits for us */
 
 static uint64_t holder;
@@ -97,9 +98,16 @@ void pl_last_close(int fd, struct pl_file *file) {
     spare = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 256);
     if (spare < 0)
         spare = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
-    if (spare < 0)
-        return;
     atomic_fetch_add(&file->references, 1);
+    if (spare < 0) {
+        /* None to be had: wait for other threads. In a signal handler that is no use: the object is never used again,
+         * so that at least nobody copies to another file's memory. */
+        while (!depth && !no_pins(file))
+            sched_yield();
+        if (!depth)
+            pl_drop(file);
+        return;
+    }
     atomic_store(&file->spare, spare);
     if (no_pins(file))
         pl_let_go(file);
@@ -118,7 +126,8 @@ void pl_let_go(struct pl_file *file) {
 
 /* ---- extents */
 
-const struct pl_extent *pl_find(const struct pl_file *file, uint64_t offset) {
+/* The first extent that ends behind `offset`. */
+static uint32_t first_behind(const struct pl_file *file, uint64_t offset) {
     uint32_t low = 0, high = file->count;
 
     while (low < high) {
@@ -129,9 +138,13 @@ const struct pl_extent *pl_find(const struct pl_file *file, uint64_t offset) {
         else
             high = middle;
     }
-    if (low < file->count && file->extents[low].start <= offset)
-        return &file->extents[low];
-    return NULL;
+    return low;
+}
+
+const struct pl_extent *pl_find(const struct pl_file *file, uint64_t offset) {
+    uint32_t at = first_behind(file, offset);
+
+    return at < file->count && file->extents[at].start <= offset ? &file->extents[at] : NULL;
 }
 
 /* Room for `count` extents. Memory straight from the kernel: the gate is shut, nobody reads the old place. */
@@ -181,14 +194,12 @@ static bool put(struct pl_file *file, uint32_t at, const struct pl_extent *exten
 
 /* Forget what is known of [start, end). */
 static bool cut(struct pl_file *file, uint64_t start, uint64_t end) {
-    uint32_t i = 0;
+    uint32_t i = first_behind(file, start);
 
-    while (i < file->count) {
+    while (i < file->count && file->extents[i].start < end) {
         struct pl_extent *extent = &file->extents[i], rest = *extent;
 
-        if (extent->end <= start || extent->start >= end) {
-            i++;
-        } else if (extent->start < start) {
+        if (extent->start < start) {
             extent->end = start;
             i++;
             if (rest.end > end) {
@@ -215,14 +226,11 @@ static bool take(struct pl_file *file, const struct daxfs_lease *lease) {
     for (uint32_t i = 0; i < lease->count; i++) {
         const struct daxfs_extent *told = &lease->extents[i];
         struct pl_extent extent = {told->offset, told->offset + told->length, told->pool_offset, told->kind, 0};
-        uint32_t at = 0;
 
         if (told->kind == DAXFS_MEMORY && (told->pool_offset > file->mount->pool.size ||
                                            told->length > file->mount->pool.size - told->pool_offset))
             extent.kind = DAXFS_KERNEL;
-        while (at < file->count && file->extents[at].start < extent.start)
-            at++;
-        if (!put(file, at, &extent))
+        if (!put(file, first_behind(file, extent.start), &extent))
             return false;
     }
     return true;
@@ -242,7 +250,6 @@ int pl_ask(int fd, struct daxfs_lease *lease) {
 static void forget_extents(struct pl_file *file) {
     file->leased = file->fixed = false;
     file->count = 0;
-    file->slot = NULL;
 }
 
 /* What the daemon answered about epoch and size is what the file object says from now on. */
@@ -275,10 +282,12 @@ static bool same_lease(struct pl_file *file, const struct daxfs_lease *lease, bo
 static void refused(struct pl_file *file, int failed, bool store) {
     if (failed == EAGAIN || failed == EINTR || failed == ENOSPC)
         return;
-    if (store && failed != ENOTTY)
-        file->writable = file->stores = false;
-    else
+    if (store && failed != ENOTTY) {
+        atomic_store(&file->unstorable, true);
+        file->stores = false;
+    } else {
         atomic_store(&file->refused, true);
+    }
 }
 
 /* Ask until [offset, end) is known. The gate is shut and nobody is inside. */
@@ -327,22 +336,29 @@ static bool still_it(int fd, struct pl_file *file) {
 static bool worth_it(struct pl_file *file, uint64_t length) {
     uint32_t patience = atomic_load(&file->patience);
 
-    if (patience && length < 65536) {
-        atomic_store(&file->patience, patience - 1);
-        return false;
-    }
-    return true;
+    if (!patience || (length >= LARGE && !atomic_load(&file->penalty)))
+        return true;
+    atomic_store(&file->patience, patience - 1);
+    return false;
+}
+
+static void punish(struct pl_file *file) {
+    uint32_t penalty = atomic_load(&file->penalty) * 2 + 1;
+
+    if (penalty > PENALTY_MOST)
+        penalty = PENALTY_MOST;
+    atomic_store(&file->penalty, penalty);
+    atomic_store(&file->patience, penalty);
 }
 
 static void learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
     bool held = file->leased && pl_holds(file);
 
     if (!held && file->leased) {
-        uint32_t penalty = atomic_load(&file->penalty);
-
-        penalty = atomic_load(&file->used) < WORTH_IT ? (penalty * 2 + 1) % (2 * PENALTY_MOST) : 0;
-        atomic_store(&file->penalty, penalty);
-        atomic_store(&file->patience, penalty);
+        if (atomic_load(&file->used) < WORTH_IT)
+            punish(file);
+        else
+            atomic_store(&file->penalty, 0);
         atomic_store(&file->used, 0);
     }
     if (!held || (flags & DAXFS_WRITE && !file->stores)) {
@@ -359,7 +375,7 @@ bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, ui
     int saved = errno, open = 0;
     bool known = false;
 
-    if (atomic_load(&file->refused) || (flags & DAXFS_WRITE && !(file->writable && file->mount->writable)))
+    if (atomic_load(&file->refused) || (flags & DAXFS_WRITE && (atomic_load(&file->unstorable) || !file->writable)))
         return false;
     if (!worth_it(file, length))
         return false;
@@ -371,6 +387,8 @@ bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, ui
         learn(fd, file, offset, length, flags);
         known = file->leased;
     }
+    if (!known)
+        punish(file);
     atomic_store(&file->gate, 0);
     errno = saved;
     return known;

@@ -99,6 +99,7 @@ struct pl_file {
     bool stores;                    /* the lease is for writing */
     bool readable, writable;        /* as opened */
     _Atomic bool slow_writes;       /* O_APPEND, O_SYNC, O_DSYNC: writes take the system call */
+    _Atomic bool unstorable;        /* no lease for writing to be had */
     _Atomic bool stored;            /* memory was stored to since the last DAXFS_IOC_STORED */
     _Atomic bool shared;            /* a child has mappings of this lease: never renew */
     _Atomic bool refused;           /* no lease to be had */
@@ -143,7 +144,9 @@ int pl_sync(int fd, struct pl_file *file, bool *done);
 void pl_tell(int fd, struct pl_file *file);
 
 static inline bool pl_holds(const struct pl_file *file) {
-    return file->fixed || (file->slot && __atomic_load_n(&file->slot->epoch, __ATOMIC_ACQUIRE) == file->epoch);
+    const struct daxfs_slot *slot = __atomic_load_n(&file->slot, __ATOMIC_RELAXED);
+
+    return file->fixed || (slot && __atomic_load_n(&slot->epoch, __ATOMIC_ACQUIRE) == file->epoch);
 }
 
 static inline uint64_t pl_size(const struct pl_file *file) {

@@ -77,6 +77,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     file->readable = (flags & O_ACCMODE) != O_WRONLY;
     file->writable = (flags & O_ACCMODE) != O_RDONLY;
     atomic_store(&file->slow_writes, slow(flags));
+    atomic_store(&file->unstorable, !mount->writable);
     atomic_store(&file->stored, false);
     atomic_store(&file->shared, false);
     atomic_store(&file->refused, false);
