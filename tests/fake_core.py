@@ -294,5 +294,8 @@ class FakeCore:
     def tick(self) -> None:
         self.ticks += 1
 
+    def part(self) -> None:
+        """Nobody maps what this core has."""
+
     def abort(self, error: BaseException) -> None:
         self.aborted = error

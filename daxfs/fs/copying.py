@@ -106,5 +106,5 @@ def grow(volume: Volume, node: Node, size: int) -> None:
         data.zero_tail(volume, tx, inode, inode.size)
         inode.size = size
         ranges.finish(tx, inode)
-    node.size = size
+    volume.resize(node, size)
     ranges.note(volume, node, ())

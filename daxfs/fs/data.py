@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import clock
+from daxfs.fs import clock, parking
 from daxfs.fs.filemap import MAX_RUNS, FileMap
 from daxfs.fs.nodes import Node
 from daxfs.fs.types import Caller
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CREDITS_PIECE = 32
 """Blocks one piece of a write may change: a split at each level of the tree, bitmap, descriptor, inode, superblock."""
-CREDITS_CUT = 64
+CREDITS_CUT = 64 + parking.CREDITS_PARK
 BLOCKS_PER_CUT = 32
 CREDITS_XATTR = 12
 SET_ID = stat.S_ISUID | stat.S_ISGID
@@ -145,17 +145,7 @@ def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[tuple[i
             last = first + (run.length << bits)
             yield max(first, begin), min(last, end), (run.pblk << bits) - first, run.unwritten
         return
-    position = begin
-    while position < end:
-        found = mapped.find(position)
-        if found is None:
-            following = mapped.next_begin(position)
-            if following is None:
-                return
-            position = following
-        else:
-            yield position, min(found[1], end), found[2], found[3]
-            position = found[1]
+    yield from mapped.within(begin, end)
 
 
 def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool | None = None) -> int:
@@ -293,7 +283,9 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
         inode.size = max(inode.size, stop)
         mapping.settle_tail(tx, inode)
         inode.mtime_ns = inode.ctime_ns = clock.now()
-    node.size = max(node.size, stop)
+    if node.lease is not None and (fresh or run.unwritten) and offset < node.size:
+        node.lease.moved()
+    volume.resize(node, max(node.size, stop))
     node.mtime = node.ctime = 0
     node.atime_due = not node.noatime
     if node.map is not None:
@@ -355,24 +347,32 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
         inode.mtime_ns = inode.ctime_ns = now
         if shrinks:
             first = (size + volume.block_size - 1) >> volume.block_bits
-            whole = mapping.remove(tx, inode, first, None, limit=BLOCKS_PER_CUT)
+            whole = parking.remove(volume, tx, inode, first, None, limit=BLOCKS_PER_CUT)
             if not whole and ino not in volume.nodes.unlinked:
                 orphans.add(tx, ino)
                 listed_here = True
         else:
             mapping.settle_tail(tx, inode)
     if node is not None:
-        node.size = size
+        volume.resize(node, size)
         node.mtime = node.ctime = 0
         if shrinks:
             node.map = None
             node.scattered = False
         volume.refresh_node(node)
-    if not shrinks:
-        return
+    if shrinks:
+        finish_cut(volume, ino, size, whole=whole, listed=listed_here)
+
+
+def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool, listed: bool) -> None:
+    """The end of a `truncate` that made a file shorter: the rest of its blocks, and what is behind its new end."""
     if not whole:
         cut_blocks(volume, ino)
-    if listed_here:
+    node = volume.nodes.open.get(ino)
+    if node is not None and node.lease is not None:
+        node.lease.grown.cut(size, volume.geometry.max_extent_file_size)
+        node.lease.moved()
+    if listed:
         with volume.handle(8) as tx:
             orphans.remove(tx, ino)
     if size & (volume.block_size - 1):
@@ -395,7 +395,7 @@ def cut_blocks(volume: Volume, ino: int) -> None:
         with volume.handle(CREDITS_CUT) as tx:
             inode = inodes.edit(tx, ino)
             first = (inode.size + volume.block_size - 1) >> volume.block_bits
-            finished = mapping.remove(tx, inode, first, None, limit=BLOCKS_PER_CUT)
+            finished = parking.remove(volume, tx, inode, first, None, limit=BLOCKS_PER_CUT)
 
 
 def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:

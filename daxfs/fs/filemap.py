@@ -8,6 +8,7 @@ drops it. Offsets and lengths are in bytes; a pool offset is ``file offset + del
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 
 MAX_RUNS = 8192
 """More pieces than this are not worth a copy in DRAM (about 150 bytes each)."""
@@ -37,6 +38,30 @@ class FileMap:
         """Where the first run that begins after ``offset`` begins."""
         index = bisect_right(self.begins, offset)
         return self.begins[index] if index < len(self.begins) else None
+
+    def within(self, begin: int, end: int) -> Iterator[Run]:
+        """The runs that lie in [begin, end), trimmed to it, in order; what is found next is looked up then."""
+        position = begin
+        while position < end:
+            found = self.find(position)
+            if found is None:
+                following = self.next_begin(position)
+                if following is None:
+                    return
+                position = following
+            else:
+                yield position, min(found[1], end), found[2], found[3]
+                position = found[1]
+
+    def gaps(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """What of [begin, end) is in no run."""
+        position = begin
+        for low, high, _, _ in self.within(begin, end):
+            if low > position:
+                yield position, low
+            position = high
+        if position < end:
+            yield position, end
 
     def put(self, begin: int, end: int, delta: int, unwritten: bool) -> None:
         """Say that [begin, end) is mapped so from now on, whatever was there; joined with its neighbours."""

@@ -16,7 +16,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import attributes, copying, data, flags, mounting, names, ranges, removal, trim
+from daxfs.fs import attributes, copying, data, flags, leasing, mounting, names, ranges, removal, trim
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
@@ -27,7 +27,10 @@ from daxfs.fs.types import (
     DirEntry,
     FileExtent,
     FsXattr,
+    Grant,
+    LeaseRequest,
     Options,
+    PoolIdentity,
     SetAttributes,
     StatFs,
     Statistics,
@@ -308,6 +311,8 @@ class FileSystem:
     @reading
     def release(self, file: OpenFile) -> None:
         """Close an open file; the last close of a file without a name frees it."""
+        if file.node.lease is not None:
+            leasing.give_back(self.volume, file)
         self.volume.close_node(file.node)
         removal.collect(self.volume, file.ino)
 
@@ -388,6 +393,27 @@ class FileSystem:
         """Give free memory of the pool back to the system (FITRIM); how many bytes."""
         return trim.trim(self.volume, start, length, minimum)
 
+    # Memory, for clients that load and store by themselves
+
+    @reading
+    def pool_identity(self) -> PoolIdentity:
+        """Which pool to map."""
+        return leasing.identity(self.volume)
+
+    @piecewise
+    def lease(self, file: OpenFile, request: LeaseRequest) -> Grant:
+        """Where bytes of the file lie in the pool, for a client to use until the board says otherwise, or `release`."""
+        return leasing.grant(self.volume, file, request)
+
+    @piecewise
+    def stored(self, file: OpenFile, size: int = 0, durable: bool = False) -> None:
+        """A client has stored by itself: the times move, the file reaches ``size``; ``durable``: as `fsync`."""
+        leasing.stored(self.volume, file, size, durable)
+
+    def part(self) -> None:
+        """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""
+        leasing.part(self.volume)
+
     # Directories
 
     @reading
@@ -451,6 +477,7 @@ class FileSystem:
     def tick(self) -> None:
         """Commit when the commit interval has passed."""
         self.volume.tick()
+        leasing.look_for_strangers(self.volume)
 
     def statistics(self) -> Statistics:
         """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""

@@ -124,6 +124,9 @@ def mount(pool: Pool, options: Options) -> Volume:
     mark_in_use(volume, recount=not was_clean)
     if report is not None and report.errno:
         note_abort(volume, report.errno)
+    volume.leases.strangers = pool.mapped_elsewhere()
+    if volume.leases.strangers:
+        log.warning("%s: programs still map it from before; what they may touch is freed when they end", pool.path)
     found = removal.recover(volume)
     if found:
         log.info("%d orphaned inodes cleaned", found)
@@ -168,7 +171,9 @@ def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) ->
     """A volume on an open journal, with the hooks of this floor and of the structures."""
     volume = Volume(pool, geometry, journal.view, journal, options)
     journal.commit_hooks.extend((volume.write_times, lambda tx: removal.list_orphans(volume, tx), blocks.apply_frees))
-    journal.rollback_hooks.extend((volume.nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
+    journal.rollback_hooks.extend(
+        (volume.leases.roll_back, volume.nodes.drop_maps, directories.drop_hints, blocks.drop_hints)
+    )
     return volume
 
 
@@ -205,9 +210,15 @@ def unmount(volume: Volume) -> None:
     journal = volume.journal
     if not volume.read_only:
         volume.nodes.pins.clear()
-        for ino in tuple(volume.nodes.unlinked):
-            removal.free(volume, ino)
+        if volume.leases.strangers:
+            log.warning("%s: programs still map it; what they may touch is freed by a later mount", volume.pool.path)
+        else:
+            for ino in tuple(volume.nodes.unlinked):
+                removal.free(volume, ino)
     journal.commit()
+    if volume.nodes.listed and volume.leases.strangers:
+        # Not clean: whoever mounts or checks it next has orphans to look after, as after a crash.
+        return
     # What follows changes one word that matters: without checksums a superblock in pieces would pass for a clean one.
     journal.store_superblock()
     with journal.handle(1) as tx:

@@ -7,7 +7,12 @@ the books; it changes nothing on the pool (`volume.py` writes the times, `remova
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from daxfs.fs.filemap import FileMap
+
+if TYPE_CHECKING:
+    from daxfs.fs.leases import Lease
 
 MAX_MAPPED_FILES = 1024
 """How many files may keep a `FileMap` at the same time; the one opened longest ago loses its map first."""
@@ -20,7 +25,8 @@ class Node:
     written by the commit, so that an overwrite changes no metadata block. ``plain`` is true while a write needs no
     more than a copy: no set-id bits or capabilities to drop, not immutable, append-only or sync. ``scattered``: in too
     many pieces for a map, each access asks the tree. ``dax``: whether data goes straight to memory, decided when the
-    file is opened and nobody had it open. ``noatime``: reading it never moves its access time.
+    file is opened and nobody had it open. ``noatime``: reading it never moves its access time. ``lease``: clients may
+    load or store by themselves (`leases.py`).
     """
 
     __slots__ = (
@@ -29,6 +35,7 @@ class Node:
         "ctime",
         "dax",
         "ino",
+        "lease",
         "map",
         "mtime",
         "noatime",
@@ -43,6 +50,7 @@ class Node:
         self.opens = 0
         self.size = 0
         self.map: FileMap | None = None
+        self.lease: Lease | None = None
         self.atime = 0
         self.mtime = 0
         self.ctime = 0
@@ -58,7 +66,8 @@ class Nodes:
 
     ``open``: nodes; ``pins``: lookup counts; ``lazy``: nodes whose times wait; ``unlinked``: inodes without a name that
     are not freed yet; ``listed``: those of them, and of inodes being cut, that the disk's orphan list names;
-    ``linkable``: those that never had a name and may get one (the kernel's I_LINKABLE).
+    ``linkable``: those that never had a name and may get one (the kernel's I_LINKABLE); ``kept``: those that hold
+    blocks which belong to no file (`parking.py`).
     """
 
     def __init__(self) -> None:
@@ -68,12 +77,23 @@ class Nodes:
         self.unlinked: set[int] = set()
         self.listed: set[int] = set()
         self.linkable: set[int] = set()
+        self.kept: set[int] = set()
         self._mapped: dict[int, Node] = {}
 
     def busy(self, ino: int) -> bool:
         """Whether the inode must outlive its last name."""
         node = self.open.get(ino)
-        return ino in self.pins or (node is not None and node.opens > 0)
+        return ino in self.pins or (node is not None and node.opens > 0) or ino in self.kept
+
+    def keep(self, ino: int) -> None:
+        """A new inode without a name is busy until nobody needs what it holds."""
+        self.kept.add(ino)
+        self.unlinked.add(ino)
+
+    def unkeep(self, ino: int) -> None:
+        """Take back `keep`: the inode was not made."""
+        self.kept.discard(ino)
+        self.unlinked.discard(ino)
 
     def pin(self, ino: int) -> None:
         """One more reference by number (a FUSE lookup)."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import clock, data
+from daxfs.fs import clock, data, parking
 from daxfs.fs.data import OpenFile
 from daxfs.fs.filemap import MAX_RUNS
 from daxfs.fs.nodes import Node
@@ -41,7 +41,7 @@ RUNS_PER_STEP = 8
 CREDITS_STEP = 96
 """Blocks that allocating or converting so many runs may change: bitmaps and descriptors, leaves, splits up to the root,
 the inode."""
-CREDITS_MOVE = 64
+CREDITS_MOVE = 64 + parking.CREDITS_PARK
 """Blocks that moving extents may change besides the nodes they are in: index nodes, a split at the border, a join."""
 LEAVES_PER_MOVE = 64
 
@@ -128,6 +128,7 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     finished = False
     while not finished:
         finished = volume.retrying(punch_step, file.node, first, stop)
+    moved(file.node, first << volume.block_bits, stop << volume.block_bits)
     zero_edges(volume, file, offset, end)
 
 
@@ -155,7 +156,7 @@ def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
     """`collapse` in one handle."""
     with volume.handle(move_credits(volume, node, first, stop)) as tx:
         inode = inodes.edit(tx, node.ino)
-        mapping.remove(tx, inode, first, stop - 1)
+        parking.remove(volume, tx, inode, first, stop - 1)
         extent_shift.move(tx, inode, stop, MAX_BLOCKS, first - stop)
         close_gap(volume, tx, inode, first, stop)
 
@@ -266,7 +267,7 @@ def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int
             inode.size = reached
         finish(tx, inode)
         reached = inode.size
-    node.size = reached
+    volume.resize(node, reached)
     note(volume, node, made)
     return lblk
 
@@ -278,7 +279,16 @@ def longest(volume: Volume, lblk: int) -> int:
 
 
 def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
-    """Make the range, which has blocks, read as zeros: whole blocks become unwritten."""
+    """Make the range, which has blocks, read as zeros: whole blocks become unwritten, but for those of a leased file.
+
+    Its clients go on storing into them, so these are zeroed where they are.
+    """
+    node = file.node
+    if node.lease is not None:
+        zero_pieces(volume, node, begin, end)
+        node.lease.grown.cut(begin, end)
+        volume.touch_mtime(node)
+        return
     lblk, stop = whole_blocks(volume, begin, end)
     while lblk < stop:
         lblk = volume.retrying(blank_step, file, lblk, stop)
@@ -301,7 +311,7 @@ def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:
     """Free some of the blocks [first, stop), the last ones first; True when none is left. Times move in any case."""
     with volume.handle(data.CREDITS_CUT) as tx:
         inode = inodes.edit(tx, node.ino)
-        finished = first == stop or mapping.remove(tx, inode, first, stop - 1, limit=data.BLOCKS_PER_CUT)
+        finished = first == stop or parking.remove(volume, tx, inode, first, stop - 1, limit=data.BLOCKS_PER_CUT)
         finish(tx, inode)
     if node.map is not None:
         node.map.cut(first << volume.block_bits, stop << volume.block_bits)
@@ -347,6 +357,14 @@ def forget_map(volume: Volume, node: Node) -> None:
     node.scattered = False
     note(volume, node, ())
     volume.refresh_node(node)
+    moved(node, 0, volume.geometry.max_extent_file_size)
+
+
+def moved(node: Node, begin: int, end: int) -> None:
+    """The bytes [begin, end) of a file lie elsewhere now, or nowhere."""
+    if node.lease is not None:
+        node.lease.grown.cut(begin, end)
+        node.lease.moved()
 
 
 def settle_moves(volume: Volume) -> None:
@@ -385,9 +403,14 @@ def zero_edges(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
     """Zero what the range has of blocks that are not wholly in it, where they are written."""
     first, stop = whole_blocks(volume, begin, end)
     for low, high in ((begin, min(first << volume.block_bits, end)), (max(stop << volume.block_bits, begin), end)):
-        for at, to, delta, unwritten in data.pieces(volume, file.node, low, high) if low < high else ():
-            if not unwritten:
-                volume.pool.zero(at + delta, to - at)
+        zero_pieces(volume, file.node, low, high)
+
+
+def zero_pieces(volume: Volume, node: Node, begin: int, end: int) -> None:
+    """Zero the bytes [begin, end) where they are written."""
+    for at, to, delta, unwritten in data.pieces(volume, node, begin, end) if begin < end else ():
+        if not unwritten:
+            volume.pool.zero(at + delta, to - at)
 
 
 # Looking for data

@@ -38,9 +38,9 @@ def named(volume: Volume, tx: Handle, ino: int) -> None:
 
 
 def collect(volume: Volume, ino: int) -> None:
-    """Free the inode if it has no name and is busy no more; else do nothing."""
+    """Free the inode if it has no name and is busy no more; else, or while strangers may touch it, do nothing."""
     nodes = volume.nodes
-    if ino in nodes.unlinked and not nodes.busy(ino):
+    if ino in nodes.unlinked and not nodes.busy(ino) and not volume.leases.strangers:
         free(volume, ino)
 
 
@@ -94,7 +94,8 @@ def recover(volume: Volume) -> int:
     for ino in found:
         volume.nodes.listed.add(ino)
         if inodes.read(volume.view, ino).links_count == 0:
-            free(volume, ino)
+            volume.nodes.unlinked.add(ino)
+            collect(volume, ino)
         else:
             cut_blocks(volume, ino)
             with volume.handle(CREDITS_FREE) as tx:

@@ -7,7 +7,7 @@ long as it likes, since none of them refers to the pool.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Statistics(NamedTuple):
 
     ``open_files``: opens without a close. ``remembered``: inodes known by number to somebody (FUSE lookups).
     ``lazy_times``: inodes whose times wait for the next commit. ``nameless``: inodes in use without a name.
+    ``leases``: holders that may load or store without asking.
     ``journal``: None on a read-only mount.
     """
 
@@ -117,7 +118,76 @@ class Statistics(NamedTuple):
     remembered: int
     lazy_times: int
     nameless: int
+    leases: int
     journal: JournalStatistics | None
+
+
+class LeaseFlags(IntFlag):
+    """What a client asks for (``DAXFS_*`` in direct/daxfs.h)."""
+
+    WRITE = 1
+    FILL = 2
+    GROW = 4
+    MAP = 8
+    RENEW = 16
+
+
+class LeaseKind(IntEnum):
+    """What a piece of an answer is: zeros, memory of the pool, or bytes that somebody maps through the kernel."""
+
+    HOLE = 0
+    MEMORY = 1
+    KERNEL = 2
+
+
+class LeaseRequest(NamedTuple):
+    """A client's question about the bytes [offset, offset + length); ``room``: pieces that it can take."""
+
+    holder: int
+    offset: int
+    length: int
+    flags: LeaseFlags
+    room: int
+
+
+class Piece(NamedTuple):
+    """A part of a file, in bytes; ``pool_offset`` only of memory."""
+
+    offset: int
+    pool_offset: int
+    length: int
+    kind: LeaseKind
+
+
+class Grant(NamedTuple):
+    """The answer: pieces without gaps from the request's offset to ``next``; ``made``: blocks were allocated for it.
+
+    It holds while the slot at pool offset ``slot`` says ``epoch``; without a slot for good.
+    """
+
+    next: int
+    size: int
+    slot: int
+    epoch: int
+    pieces: list[Piece]
+    made: bool
+
+
+class PoolIdentity(NamedTuple):
+    """Which pool: how to find it, how to know it (stat(2)), how stores become durable, what to lock while it is mapped.
+
+    ``persistence`` is ``libpmem``, ``msync`` or ``volatile``.
+    """
+
+    path: str
+    device: int
+    inode: int
+    rdevice: int
+    size: int
+    persistence: str
+    block_size: int
+    lock: int
+    uuid: bytes
 
 
 class RenameFlags(IntFlag):

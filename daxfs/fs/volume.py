@@ -28,6 +28,8 @@ from daxfs.ext4.inode import (
 )
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
 from daxfs.fs import clock
+from daxfs.fs.board import Board
+from daxfs.fs.leases import Leases
 from daxfs.fs.nodes import Node, Nodes
 from daxfs.fs.types import Caller, Options, Statistics
 from daxfs.structures import inodes, xattrs
@@ -74,6 +76,8 @@ class Volume:
         self.sync_due = options.sync
         self.read_only = journal is None
         self.nodes = Nodes()
+        self.leases = Leases()
+        self.board = Board(self)
         self.large_file_from = (
             LARGE_FILE if not geometry.ro_compat & RoCompat.large_file else geometry.max_extent_file_size
         )
@@ -104,6 +108,7 @@ class Volume:
         """One operation's right to change up to ``credits`` blocks; reserved blocks are for the superuser."""
         if self.read_only or self._journal is None:
             raise FsError(errno.EROFS)
+        self.leases.undo.clear()
         return self._journal.handle(credits, privileged=caller.uid == 0)
 
     def retrying(self, operation: Callable[Concatenate[Volume, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -169,9 +174,11 @@ class Volume:
         self._load_node(node, inodes.read(self.view, node.ino))
 
     def _load_node(self, node: Node, inode: Inode) -> None:
-        node.size = inode.size
+        self.resize(node, inode.size)
         # Of attributes only a file capability matters, but only a write looks for it: this must stay cheap.
         node.plain = not (inode.mode & 0o6000 or inode.flags & NOT_PLAIN or xattrs.present(inode))
+        if node.lease is not None and not node.plain:
+            node.lease.moved()
         if not node.opens:
             node.dax = self.dax_of(inode)
         policy = self.options.atime
@@ -184,6 +191,12 @@ class Volume:
             node.atime_due = atime <= modified or clock.now() - atime > DAY_NS
         else:
             node.atime_due = True
+
+    def resize(self, node: Node, size: int) -> None:
+        """The file is ``size`` bytes long now."""
+        node.size = size
+        if node.lease is not None:
+            node.lease.resized(size)
 
     def dax_of(self, inode: Inode) -> bool:
         """Whether a file that is opened now is served straight from memory (ext4_should_enable_dax)."""
@@ -268,6 +281,7 @@ class Volume:
             remembered=len(nodes.pins),
             lazy_times=len(nodes.lazy),
             nameless=len(nodes.unlinked),
+            leases=self.leases.holders,
             journal=self._journal.stats if self._journal is not None else None,
         )
 
@@ -283,11 +297,17 @@ class Volume:
             self._journal.commit()
         except FsError:
             log.exception("the damage could not be recorded")
-        self.read_only = True
+        self._only_read()
 
     def abort(self, error: BaseException) -> None:
         """Something unknown went wrong: the journal stops here, what is not committed never will be."""
         log.critical("aborting the journal: %r", error)
         if self._journal is not None and not self.read_only:
             self._journal.abort(error)
+        self._only_read()
+
+    def _only_read(self) -> None:
+        """Nothing is changed from now on, by clients neither: those that may store must ask again."""
         self.read_only = True
+        for lease in self.leases.by_ino.values():
+            lease.moved()

@@ -294,5 +294,6 @@ def _files(found: Snapshot) -> str:
     files = found.files
     return (
         f"{files['open_files']} open, {files['remembered']} remembered by the kernel, "
-        f"{files['lazy_times']} with times that wait, {files['nameless']} without a name"
+        f"{files['lazy_times']} with times that wait, {files['nameless']} without a name, "
+        f"{files['leases']} leases"
     )

@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
     """What the module knows of a connection."""
-    core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, None))
+    core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, None))
     return SimpleNamespace(core=core, table=table, counting=None)
 
 
@@ -91,7 +91,7 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
     }  # fmt: skip
     assert found["operations"]["WRITE"]["bytes"] == 100
     assert found["operations"]["FORGET"]["histogram"] == [1]
-    assert found["files"] == {"open_files": 1, "remembered": 2, "lazy_times": 3, "nameless": 4}
+    assert found["files"] == {"open_files": 1, "remembered": 2, "lazy_times": 3, "nameless": 4, "leases": 5}
     assert found["journal"] is None
 
 

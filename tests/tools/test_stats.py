@@ -23,7 +23,7 @@ from daxfs.tools.metrics import METRICS, exposition
 from daxfs.tools.stats import Operation, Snapshot, largest_after, percentile
 
 TITLES = ["request", "count", "per s", "errors", "bytes", "mean us", "p50 us", "p99 us", "max us"]
-FILES = {"open_files": 3, "remembered": 40, "lazy_times": 2, "nameless": 1}
+FILES = {"open_files": 3, "remembered": 40, "lazy_times": 2, "nameless": 1, "leases": 7}
 
 
 def histogram_of(values: list[int]) -> list[int]:

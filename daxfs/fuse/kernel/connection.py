@@ -157,6 +157,7 @@ class Connection:
     def close_all(self) -> None:
         """Close what the kernel left open when the session ended; all of it, even if the pool is damaged."""
         self.settle()
+        self.core.part()
         for handle in tuple(self.files):
             try:
                 self.closed(handle)

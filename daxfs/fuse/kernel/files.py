@@ -95,6 +95,10 @@ def write(connection: Connection, request: Request) -> bytes:
         written = connection.core.write(file, offset, content, False)
         return abi.WRITE_OUT.pack(size if written == len(content) else written)
     kill = bool(flags & abi.WRITE_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
+    if wanted & os.O_APPEND and offset < file.node.size:
+        # A client has made it longer by itself; the kernel does not know the size until it asks again.
+        offset = file.node.size
+        connection.forget_attributes_of(file.ino)
     with privileges_of(connection, request, file):
         written = connection.core.write(file, offset, content, kill)
     if wanted & os.O_DSYNC and not file.durable:
@@ -139,7 +143,7 @@ def quick_write(connection: Connection, request: Request, length: int) -> bytes 
     file = connection.files.get(longs[5])
     if file is None or length != WRITE_DATA + words[14] or not file.node.plain:
         return None
-    if words[15] & abi.WRITE_CACHE or words[18] & os.O_DSYNC:
+    if words[15] & abi.WRITE_CACHE or words[18] & (os.O_DSYNC | os.O_APPEND):
         return None
     return _write_out(connection.core.write(file, longs[6], request.buffer[WRITE_DATA:length]))
 

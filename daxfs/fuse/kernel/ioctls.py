@@ -12,11 +12,12 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from daxfs.direct import wire
 from daxfs.errors import FsError
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi, statistics
+from daxfs.fuse.kernel import abi, leases, statistics
 from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.kernel.request import BODY
+from daxfs.fuse.kernel.request import BODY, fixed
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -39,14 +40,6 @@ LARGEST_ARGUMENT = 1 << 14
 FLAGS = Struct("=I")
 FSXATTR = Struct("=IIIII8x")  # xflags extsize nextents projid cowextsize
 FSTRIM_RANGE = Struct("=QQQ")  # start len minlen
-
-
-def fixed(layout: Struct, given: memoryview) -> tuple[int, ...]:
-    """The argument of a command."""
-    if len(given) < layout.size:
-        raise FsError(errno.EINVAL, "the argument is cut short")
-    found: tuple[int, ...] = layout.unpack_from(given)
-    return found
 
 
 def get_flags(connection: Connection, request: Request, _given: memoryview) -> bytes:
@@ -95,6 +88,10 @@ COMMANDS: dict[int, Command] = {
     FS_IOC_FSSETXATTR: set_fsxattr,
     FITRIM: trim,
     statistics.STATISTICS: statistics.query,
+    wire.IOC_POOL: leases.pool,
+    wire.IOC_LEASE: leases.lease,
+    wire.IOC_SHORT_LEASE: leases.lease,
+    wire.IOC_STORED: leases.stored,
 }
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}

@@ -17,6 +17,14 @@ log = logging.getLogger("daxfs.fuse")
 BODY = abi.IN_HEADER.size
 
 
+def fixed(layout: Struct, given: memoryview) -> tuple[int, ...]:
+    """The argument of an ioctl."""
+    if len(given) < layout.size:
+        raise FsError(errno.EINVAL, "the argument is cut short")
+    found: tuple[int, ...] = layout.unpack_from(given)
+    return found
+
+
 class Request:
     """The request that is being answered; one object serves all, filled anew each time (`dispatch.answer`).
 

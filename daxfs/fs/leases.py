@@ -1,0 +1,153 @@
+"""Books of what clients may touch by themselves: leases, who holds them, what they were told, what waits for them.
+
+A *lease* belongs to an inode, its *holders* to open files: a process that has asked, by a number of its own. A holder
+was told extents; it may use them until it says that it does no more (it renews) or its file is closed. Each change that
+makes an answer wrong ends an *epoch*. What the file gave up in an epoch waits (`Lease.parked`) until no holder is left
+that was there in it. *Strangers* are programs that still map the pool from an earlier mount, and may touch anything
+that was in it then. Only `leasing.py` (asking), `parking.py` (giving up) and `board.py` write here; the rest of this
+floor says `moved`, `resized`. Nothing here changes the pool but the two words of a lease's slot on the board.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
+
+from daxfs.fs.filemap import FileMap
+
+if TYPE_CHECKING:
+    from daxfs.fs.data import OpenFile
+    from daxfs.pmem.pool import Pool
+
+MAX_TOLD = 8192
+"""Pieces of the pool that are kept apart for one lease; of more, all between the first and the last counts as told."""
+MAX_HOLDERS = 1024
+"""Holders of one open file: processes that share it, and those that are gone without a word."""
+ENDED = (1 << 64) - 1
+"""The epoch of a lease whose daemon goes."""
+SLOT_SIZE = 8
+"""Where in a slot the file's size lies; the epoch is its first word."""
+
+
+class Parked(NamedTuple):
+    """An inode that holds what was given up until the end of an epoch."""
+
+    epoch: int
+    ino: int
+
+
+class KernelRange(NamedTuple):
+    """Bytes of a file that a holder maps through the kernel."""
+
+    file: OpenFile
+    holder: int
+    begin: int
+    end: int
+
+
+class Lease:
+    """One leased inode.
+
+    Attributes:
+        ino: its number.
+        slot: pool offset of its slot on the board, 0 without one (read-only).
+        epoch: the running one.
+        holders: open file -> holder -> the epoch that it has renewed in.
+        told: bytes of the pool that holders were told of and that are the file's.
+        grown: bytes of the file behind its end that were zeroed and told.
+        kernel: what is mapped through the kernel.
+        parked: what was given up, oldest first.
+    """
+
+    __slots__ = ("_epochs", "_pool", "epoch", "grown", "holders", "ino", "kernel", "parked", "slot", "told")
+
+    def __init__(self, ino: int, slot: int, epochs: count[int], pool: Pool) -> None:
+        self.ino = ino
+        self.slot = slot
+        self.epoch = 0
+        self.holders: dict[OpenFile, dict[int, int]] = {}
+        self.told = FileMap()
+        self.grown = FileMap()
+        self.kernel: list[KernelRange] = []
+        self.parked: list[Parked] = []
+        self._epochs = epochs
+        self._pool = pool
+
+    def moved(self) -> None:
+        """What holders were told holds no more: a new epoch."""
+        self._begin(next(self._epochs))
+
+    def end(self) -> None:
+        """Nobody will tell them anything any more."""
+        self._begin(ENDED)
+
+    def _begin(self, epoch: int) -> None:
+        if self.slot:
+            self.epoch = epoch
+            self._pool.store_word(self.slot, epoch, 8)
+
+    def resized(self, size: int) -> None:
+        """The file has another size."""
+        if self.slot:
+            self._pool.store_word(self.slot + SLOT_SIZE, size, 8)
+
+    def tell(self, begin: int, end: int) -> None:
+        """The bytes [begin, end) of the pool are about to be told."""
+        told = self.told
+        told.put(begin, end, 0, False)
+        if len(told.runs) > MAX_TOLD:
+            told.put(told.runs[0][0], told.runs[-1][1], 0, False)
+
+    def held_since(self) -> int:
+        """The oldest epoch that any holder may still live in; behind all epochs when there is none."""
+        return min((since for holders in self.holders.values() for since in holders.values()), default=ENDED)
+
+    def drop(self, file: OpenFile, holder: int | None = None) -> None:
+        """A holder, or all of an open file, use nothing any more."""
+        holders = self.holders.get(file, {})
+        if holder is None:
+            holders.clear()
+        else:
+            holders.pop(holder, None)
+        if not holders:
+            self.holders.pop(file, None)
+        self.kernel = [
+            held for held in self.kernel if held.file is not file or (holder is not None and held.holder != holder)
+        ]
+
+
+class Leases:
+    """The books of one volume.
+
+    Attributes:
+        by_ino: leased inodes.
+        lock: which byte of the pool this mount's clients lock (`Pool.mapped_elsewhere`).
+        strangers: programs map the pool whose leases are not in these books.
+        undo: takes back what the books say of the handle that runs, or ran last.
+    """
+
+    def __init__(self) -> None:
+        self.by_ino: dict[int, Lease] = {}
+        self.lock = secrets.randbits(31)
+        self.strangers = False
+        self.undo: list[Callable[[], object]] = []
+        # A client that outlives its daemon must not take the next one's epochs for those it knows.
+        self._epochs = count(secrets.randbits(48) + 1)
+
+    def begin(self, ino: int, slot: int, pool: Pool) -> Lease:
+        """Lease an inode that is not leased."""
+        lease = self.by_ino[ino] = Lease(ino, slot, self._epochs, pool)
+        lease.moved()
+        return lease
+
+    def roll_back(self) -> None:
+        """Rollback hook."""
+        while self.undo:
+            self.undo.pop()()
+
+    @property
+    def holders(self) -> int:
+        """How many there are."""
+        return sum(len(holders) for lease in self.by_ino.values() for holders in lease.holders.values())

@@ -1,0 +1,87 @@
+"""The ioctls of direct mapping (direct/daxfs.h): which pool, where a file lies in it, and what a client has stored.
+
+They translate and nothing else; `daxfs.fs.leasing` has the policy. A lease ends when the kernel releases the open file
+that it was asked through: closed by all that share it, and mapped by nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from daxfs.direct import wire
+from daxfs.errors import FsError
+from daxfs.fs.types import LeaseFlags, LeaseRequest
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.files import privileges_of
+from daxfs.fuse.kernel.request import fixed
+
+if TYPE_CHECKING:
+    from daxfs.fs.filesystem import OpenFile
+    from daxfs.fuse.kernel.connection import Connection
+    from daxfs.fuse.kernel.request import Request
+
+PERSISTENCE = {
+    "volatile": wire.Persistence.VOLATILE,
+    "msync": wire.Persistence.MSYNC,
+    "libpmem": wire.Persistence.LINES,
+}
+ALL_FLAGS = LeaseFlags.WRITE | LeaseFlags.FILL | LeaseFlags.GROW | LeaseFlags.MAP | LeaseFlags.RENEW
+
+
+def opened(connection: Connection, request: Request) -> OpenFile:
+    """The open file that the command came through (EBADF: a directory)."""
+    return connection.file(request.arguments(abi.IOCTL_IN)[0])
+
+
+def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes:
+    """DAXFS_IOC_POOL."""
+    found = connection.core.pool_identity()
+    return wire.Pool(
+        persistence=PERSISTENCE[found.persistence],
+        device=found.device,
+        inode=found.inode,
+        rdevice=found.rdevice,
+        size=found.size,
+        block_size=found.block_size,
+        lock=found.lock,
+        uuid=found.uuid,
+        path=found.path.encode(errors="surrogateescape"),
+    ).pack()
+
+
+def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """DAXFS_IOC_LEASE, of either length: the answer has room for as many pieces as the question."""
+    holder, offset, length, flags, *_ = fixed(wire.LEASE, given)
+    if flags & ~ALL_FLAGS:
+        raise FsError(errno.EINVAL, f"flags {flags:#x}")
+    file = opened(connection, request)
+    question = LeaseRequest(holder, offset, length, LeaseFlags(flags), wire.room(len(given)))
+    with privileges_of(connection, request, file) if flags & LeaseFlags.WRITE else nullcontext():
+        answer = connection.core.lease(file, question)
+    if answer.made:
+        connection.forget_attributes_of(file.ino)
+    identity = connection.core.pool_identity()
+    return wire.Lease(
+        holder,
+        offset,
+        length,
+        flags,
+        next=answer.next,
+        size=answer.size,
+        slot=answer.slot,
+        epoch=answer.epoch,
+        device=identity.device,
+        inode=identity.inode,
+        extents=tuple(wire.Extent(*piece) for piece in answer.pieces),
+    ).pack()
+
+
+def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """DAXFS_IOC_STORED."""
+    size, flags, _ = fixed(wire.STORED, given)
+    file = opened(connection, request)
+    connection.core.stored(file, size, bool(flags & wire.DURABLE))
+    connection.forget_attributes_of(file.ino)
+    return b""
