@@ -9,7 +9,9 @@ and without it fuse2fs would be the kernel's cache.
 
 from __future__ import annotations
 
+import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -46,6 +48,9 @@ IDLE_CPU_MS = 10.0
 """Of the daemon in a second in which programs work: one tick of the clock that counts it."""
 IDLE_REQUESTS = 2.0
 """Our own second question may take a piece more than the one that it is held against."""
+CLIENT_LOOP = Path(__file__).with_name("client_loop.py")
+CLIENT_US, MAP_MS = 2.0, 10.0
+GIB = 1 << 30
 SMALL_WHAT = "open, map, read, close"
 SMALL_BYTES = 2048
 SMALL_LOOP = Path(__file__).with_name("small_files.py")
@@ -74,6 +79,7 @@ def direct(base: Path, report: Report) -> None:
         appends(places, report)
         two_processes(places, report)
         idle(places[DIRECT], report)
+        client(places[DIRECT], report)
         small_files(places[DIRECT], report)
     for system in found:
         report.say(f"{system.name}: {system.check()}")
@@ -170,6 +176,28 @@ def cpu_ms(process: Path) -> float:
     """CPU that a process has taken, in milliseconds (proc_pid_stat(5), utime and stime)."""
     fields = (process / "stat").read_text().rpartition(")")[2].split()
     return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def client(place: Path, report: Report) -> None:
+    """The Python client, each time in a process of its own."""
+    large = place / "large"
+    with large.open("wb") as content:
+        for _ in range(GIB >> 20):
+            content.write(b"m" * (1 << 20))
+    told = [
+        json.loads(rig.run(sys.executable, CLIENT_LOOP, place / "fio.dat", large).stdout)
+        for _ in range(report.scale.rounds)
+    ]
+    rows = []
+    for name, what, most in (
+        ("read", "4 KiB read, us", CLIENT_US),
+        ("write", "4 KiB write, us", CLIENT_US),
+        ("map", "first map of 1 GiB, ms", MAP_MS),
+    ):
+        rows.append((what, report.bound(what, statistics.median(run[name] for run in told), most=most)))
+    rows.append(("in memory", str(all(run["direct"] for run in told))))
+    report.table("Python client", ("what", "median"), rows)
+    large.unlink()
 
 
 def small_files(place: Path, report: Report) -> None:
