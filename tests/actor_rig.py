@@ -19,6 +19,7 @@ import resource
 import signal
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -243,15 +244,7 @@ class Actor:
         if self._pid == 0:
             try:
                 self._pipe.close()
-                os.chdir(root)
-                os.umask(0)
-                # Children die of SIGBUS, as they should: nobody wants to hear of it.
-                faulthandler.disable()
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                calls = Calls()
-                with contextlib.suppress(EOFError):
-                    while (step := theirs.recv()) is not None:
-                        theirs.send(answer(calls, step))
+                perform(root, theirs)
             finally:
                 os._exit(0)
         theirs.close()
@@ -283,6 +276,19 @@ class Actor:
             self._pipe.send(None)
         self._pipe.close()
         os.waitpid(self._pid, 0)
+
+
+def perform(root: Path, pipe: Connection) -> None:
+    """What an actor's process does: answer what is asked until it is let go."""
+    os.chdir(root)
+    os.umask(0)
+    # Children die of SIGBUS, as they should: nobody wants to hear of it.
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    calls = Calls()
+    with contextlib.suppress(EOFError):
+        while (step := pipe.recv()) is not None:
+            pipe.send(answer(calls, step))
 
 
 def answer(calls: Calls, step: Step) -> Outcome:
