@@ -1,1 +1,28 @@
-"""Floor of programs: memory of a file of a mounted daxfs, without asking for each read and write."""
+"""Files of a mounted daxfs, read, written and mapped in memory by the program itself (docs/DIRECT.md).
+
+``open`` and ``map`` are for programs; every other module here is theirs, but ``wire``, the protocol, which the daemon
+shares. Whoever may open the pool gets memory; whoever may not gets the same bytes through the kernel, and ``why``.
+"""
+
+from __future__ import annotations
+
+import os
+
+from daxfs.direct import holding, maps, pool
+from daxfs.direct.files import DirectFile, open
+from daxfs.direct.maps import Mapping, map
+
+__all__ = ["DirectFile", "Mapping", "map", "open"]
+
+
+def _before_fork() -> None:
+    holding.before_fork()
+    maps.before_fork()
+
+
+def _after_fork() -> None:
+    pool.forked()
+    holding.after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

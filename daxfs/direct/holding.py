@@ -1,0 +1,414 @@
+"""What one open file was told of its memory, and how more is asked for.
+
+A ``Holding`` is a cache of lease answers under one holder number. ``files`` reads its two windows, the parts that were
+used last, without asking anybody; everything else goes through ``plan``. Nothing here copies data.
+
+Why a copy can never hit memory that became somebody else's (the daemon gives freed blocks on as soon as no holder uses
+them any more, so that saying RENEW too early is the one mistake a client can make):
+
+1. A store is made with ``active`` raised, and only after the slot's epoch was found to be the one of the answer.
+2. RENEW is said only after both windows were taken away and with ``active`` at zero. Whoever raises ``active`` later
+   finds no window, or a plan whose epoch the slot does not have any more, and stores nothing.
+3. A read is checked behind the copy: the same epoch means that nothing was freed while it ran.
+
+Single statements without calls are not interrupted by other threads (the global interpreter lock changes hands at calls
+and backward jumps); ``active += 1`` relies on it, and ``pool.attach`` refuses Pythons without that lock.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import fcntl
+import os
+import threading
+import weakref
+from typing import NamedTuple, TypeAlias
+
+from daxfs.direct import wire
+from daxfs.direct.pool import Pool, Refused
+from daxfs.direct.wire import Flag, Kind
+
+Window: TypeAlias = tuple[int, int, int, int, memoryview]
+"""First byte, end, distance from file to pool, epoch, the slot's words (epoch, size)."""
+
+NOWHERE: Window = (1, 0, 0, 0, memoryview(bytes(64)).cast("Q"))
+HOLE = -1
+"""Start of a range of a plan that reads as zeros."""
+
+FURTHEST = 1 << 62
+"""Where a question may end."""
+
+PERMANENT = {errno.ENOTTY, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EROFS, errno.ENOSYS, errno.EACCES}
+
+_SMALL = (
+    64 << 10
+)  # a write in a hole or behind the end of less than this is the kernel's, unless another went before it
+_FIRST_STEP, _LAST_STEP = 256 << 10, 32 << 20  # what is taken behind the end of a file at once
+_STORE_WINDOW = 64 << 20  # a lease to write makes blocks that were only reserved into zeros: not of more than this
+_PARTS = 4096  # remembered at most; a file in more pieces is asked for anew
+_TRIES = 4
+
+
+class Part(NamedTuple):
+    """A part of the file."""
+
+    start: int
+    end: int
+    delta: int  # from offset in the file to offset in the pool
+    kind: int
+    writable: bool
+
+
+class Plan(NamedTuple):
+    """Where a range of the file lies, as long as ``words[0]`` is ``epoch``."""
+
+    ranges: list[tuple[int, int]]  # start in the pool (or HOLE) and length
+    epoch: int
+    words: memoryview
+
+
+def random_holder() -> int:
+    """A number that no other process has; never 0."""
+    return int.from_bytes(os.urandom(8), "little") or 1
+
+
+def lease(pool: Pool, descriptor: int, request: wire.Lease, buffer: bytearray) -> wire.Lease:
+    """Ask, and check that the answer is about this pool.
+
+    Raises:
+        OSError: the daemon's.
+        Refused: the answer is about another pool, or a part of it that is not mapped here.
+    """
+    wire.LEASE.pack_into(buffer, 0, *request[:4], *bytes(7))
+    control(descriptor, wire.IOC_LEASE, buffer)
+    answer = wire.Lease.unpack(buffer)
+    if (answer.device, answer.inode) != (pool.record.device, pool.record.inode):
+        raise Refused("the file lies in another pool now")
+    ends = [extent.pool_offset + extent.length for extent in answer.extents if extent.kind == Kind.MEMORY]
+    if max(ends, default=0) > pool.size or answer.slot + wire.SLOT.size > pool.size or answer.slot % 8:
+        raise Refused("the pool has grown; open the file again")
+    return answer
+
+
+def control(descriptor: int, request: int, record: bytes | bytearray) -> None:
+    """ioctl(2); a bytearray is question and answer.
+
+    Raises:
+        OSError: the daemon's.
+    """
+    fcntl.ioctl(descriptor, request, record, True)
+
+
+class Holding:
+    """The leases of one open file.
+
+    Attributes:
+        reads: window to copy from.
+        stores: window to copy to.
+        active: stores that run now.
+        end: the file is this long for whoever uses this object, though the daemon was not told; 0 if it knows.
+        stored: something was stored that the daemon was not told of.
+        words: the slot.
+        why: why nothing more is asked, "" as long as it is.
+        may_store: whether stores may go to memory.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_base",
+        "_buffer",
+        "_descriptor",
+        "_epoch",
+        "_granted",
+        "_holder",
+        "_lock",
+        "_next",
+        "_parts",
+        "_readable",
+        "_skip",
+        "_skips",
+        "_step",
+        "active",
+        "end",
+        "may_store",
+        "pool",
+        "reads",
+        "stored",
+        "stores",
+        "why",
+        "words",
+    )
+
+    def __init__(self, pool: Pool, descriptor: int, *, readable: bool, may_store: bool) -> None:
+        self.pool = pool
+        self.may_store = may_store and pool.writable
+        self.why = ""
+        self._descriptor = descriptor
+        self._readable = readable
+        self._buffer = bytearray(wire.LEASE_SIZE)
+        self.end = self._base = self._granted = 0
+        self.stored = False
+        self._next = -1  # where the last small write that needed blocks ended
+        self._step = _FIRST_STEP
+        self._skip, self._skips = 0, 1
+        self.forget()
+        _holdings.add(self)
+
+    def forget(self) -> None:
+        """As if nothing had been asked, under a new holder: at the start, and in a forked child."""
+        self._holder = random_holder()
+        self._lock = threading.Lock()
+        self._parts: list[Part] = []
+        self.reads = self.stores = NOWHERE
+        self.words = NOWHERE[4]
+        self._epoch = -1
+        self.active = self._granted = 0
+
+    def first(self) -> None:
+        """Ask once, to know whether direct access is given at all.
+
+        Raises:
+            Refused: it is not.
+        """
+        with self._lock:
+            if not self._ask_about_size() and self.why:
+                raise Refused(self.why)
+
+    def size(self) -> int | None:
+        """Bytes in the file, for the user of this object; None if only the kernel can say."""
+        if self.words[0] != self._epoch:
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._ask_about_size()
+                finally:
+                    self._lock.release()
+            if self.words[0] != self._epoch:
+                return None
+        return max(self.words[1], self.end)
+
+    def plan(self, offset: int, end: int, *, store: bool) -> Plan | None:
+        """Where the range lies, asking where that is unknown; None: let the kernel do it.
+
+        The window becomes the part that the range ends in.
+        """
+        if self.why or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            if self._skip:
+                self._skip -= 1
+                return None
+            for _ in range(_TRIES):
+                epoch = self._epoch
+                if self.words[0] == epoch:
+                    ranges = self._ranges(offset, end, store)
+                    if ranges is None or self._epoch == epoch:
+                        return None if ranges is None else Plan(ranges, epoch, self.words)
+                elif not self._ask(offset, self._want(offset, end, store), Flag.WRITE if store else Flag(0)):
+                    return None
+            return None
+        finally:
+            self._lock.release()
+
+    def settle(self, flags: int = 0) -> None:
+        """Tell the daemon what was stored: times move, and the file is as long as it was made.
+
+        A file that somebody cut since stays cut: what was stored behind the cut counts as written before it.
+
+        Raises:
+            OSError: the daemon's.
+        """
+        end = self.end
+        if not (end or self.stored or flags):
+            return
+        size = 0 if end and self.words[1] < self._base else end
+        self.stored = False
+        try:
+            control(self._descriptor, wire.IOC_STORED, wire.Stored(size, flags).pack())
+        except OSError:
+            self.stored = True
+            raise
+        if self.end == end:
+            self.end = 0
+        self._base = self.words[1]
+
+    def surplus(self) -> int | None:
+        """The size to cut the file to, so that blocks taken behind its end are given back; None: there are none.
+
+        None too if the file has another size than it was left with: somebody else writes behind its end.
+        """
+        size = self.words[1]
+        return size if self._granted > size == self._base and self.words[0] == self._epoch else None
+
+    def give_up(self, why: str) -> None:
+        """From now on the kernel does it."""
+        self.why = why
+        self.reads = self.stores = NOWHERE
+
+    def end_lease(self) -> None:
+        """Nothing of it is used any more, though the open file lives on."""
+        self.give_up("closed")
+        take_back(self._descriptor, self._holder)
+
+    def _ranges(self, offset: int, end: int, store: bool) -> list[tuple[int, int]] | None:
+        """``plan`` while the epoch holds; a lease that is asked for may change it."""
+        ranges = []
+        place = offset
+        while place < end:
+            part = self._find(place)
+            if part is None or (store and (part.kind == Kind.HOLE or not part.writable)):
+                flags = Flag.WRITE if store else Flag(0)
+                length = self._want(place, end, store)
+                if store and (part is None or part.kind == Kind.HOLE):
+                    behind = end > self.words[1]
+                    if (behind or part is not None) and not self._worth(place, end, behind):
+                        return None
+                    flags |= Flag.FILL
+                    if behind:
+                        flags, length = flags | Flag.GROW, max(end - place, self._step)
+                        self._step = min(self._step * 4, _LAST_STEP)
+                    elif part is not None:
+                        length = min(max(end - place, self._step), part.end - place)
+                epoch = self._epoch
+                if not self._ask(place, length, flags):
+                    return None
+                if self._epoch != epoch:
+                    return []  # the caller sees it
+                part = self._find(place)
+            if part is None or part.kind == Kind.KERNEL:
+                return None
+            if store and (part.kind == Kind.HOLE or not part.writable):
+                return None
+            stop = min(end, part.end)
+            ranges.append((HOLE if part.kind == Kind.HOLE else place + part.delta, stop - place))
+            place = stop
+            self._look_at(part)
+        return ranges
+
+    def _worth(self, place: int, end: int, behind: bool) -> bool:
+        """Whether blocks are taken for a write: not for a single small one, which the kernel does as well.
+
+        A settled size comes first, so that the kernel's write finds the file as long as it is.
+        """
+        follows = place == self._next or (behind and self._granted > 0)
+        self._next = end
+        return follows or end - place >= _SMALL
+
+    def _want(self, place: int, end: int, store: bool) -> int:
+        rest = max(self.words[1], end) - place
+        return max(end - place, min(rest, _STORE_WINDOW)) if store else rest
+
+    def _ask_about_size(self) -> bool:
+        """Ask for the whole file in passing; for one byte if that would make zeros of reserved blocks."""
+        return self._ask(0, FURTHEST, Flag(0)) if self._readable else self._ask(0, 1, Flag.WRITE)
+
+    def _look_at(self, part: Part) -> None:
+        if part.kind == Kind.MEMORY:
+            window = (part.start, part.end, part.delta, self._epoch, self.words)
+            if self._readable:
+                self.reads = window
+            if part.writable and self.may_store:
+                self.stores = window
+
+    def _find(self, place: int) -> Part | None:
+        parts = self._parts
+        index = bisect.bisect_right(parts, place, key=_start_of) - 1
+        return parts[index] if index >= 0 and place < parts[index].end else None
+
+    def _ask(self, offset: int, length: int, flags: Flag) -> bool:
+        """One request; False if there is no answer to use. The lock is held."""
+        if self.words[0] != self._epoch:
+            self.reads = self.stores = NOWHERE
+            self._parts = []
+            if self.end:
+                self.settle()
+            self._granted = 0
+            if not self.active:
+                flags |= Flag.RENEW
+        start = offset - offset % self.pool.record.block_size
+        request = wire.Lease(self._holder, start, min(offset + length, FURTHEST) - start, flags)
+        try:
+            answer = lease(self.pool, self._descriptor, request, self._buffer)
+        except OSError as error:
+            if error.errno in PERMANENT:
+                if flags & Flag.WRITE and self._readable:
+                    self.may_store, self.stores = False, NOWHERE
+                else:
+                    self.give_up(f"the daemon gives no lease: {error.strerror}")
+            else:
+                self._skip = self._skips = min(self._skips * 2, 1024)
+            return False
+        except Refused as refusal:
+            self.give_up(str(refusal))
+            return False
+        self._skips = 1
+        self._take(answer, bool(flags & Flag.WRITE))
+        if flags & Flag.GROW:
+            self._granted = max(self._granted, answer.next)
+        return True
+
+    def _take(self, answer: wire.Lease, writable: bool) -> None:
+        """Remember an answer in place of what was known of its range."""
+        if not answer.slot:
+            self.words = memoryview(wire.Slot(answer.epoch, answer.size, 0).pack()).cast("Q")
+        else:
+            self.words = self.pool.memory[answer.slot : answer.slot + wire.SLOT.size].cast("Q")
+        old = self._parts if answer.epoch == self._epoch and len(self._parts) < _PARTS else []
+        self._epoch = answer.epoch
+        if not self.end:
+            self._base = answer.size
+        self.reads = self.stores = NOWHERE
+        new = [
+            Part(offset, offset + length, pool_offset - offset if kind == Kind.MEMORY else 0, kind, writable)
+            for offset, pool_offset, length, kind in answer.extents
+        ]
+        if new:
+            low, high = new[0].start, new[-1].end
+            new += [part._replace(end=min(part.end, low)) for part in old if part.start < low]
+            new += [part._replace(start=max(part.start, high)) for part in old if part.end > high]
+            new.sort()
+        self._parts = _joined(new or old)
+
+
+def take_back(descriptor: int, holder: int) -> None:
+    """Tell the daemon that a holder uses nothing any more; it need not hear it (the lease ends with the open file)."""
+    buffer = bytearray(wire.Lease(holder, 0, 0, Flag.RENEW).pack(wire.SHORT_LEASE_SIZE))
+    try:
+        control(descriptor, wire.IOC_SHORT_LEASE, buffer)
+    except OSError:
+        return
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Neighbours that lie together become one."""
+    joined: list[Part] = []
+    for part in parts:
+        if joined and joined[-1][1:] == (part.start, *part[2:]):
+            joined[-1] = joined[-1]._replace(end=part.end)
+        else:
+            joined.append(part)
+    return joined
+
+
+def _start_of(part: Part) -> int:
+    return part.start
+
+
+_holdings: weakref.WeakSet[Holding] = weakref.WeakSet()
+
+
+def before_fork() -> None:
+    """The child shall not find a file shorter than it is, nor tell of what the parent stored."""
+    for holding in list(_holdings):
+        if holding.end and not holding.why:
+            try:
+                holding.settle()
+            except OSError:
+                continue  # told again by the parent's next flush
+
+
+def after_fork() -> None:
+    """In the child: what the parent was told is the parent's."""
+    for holding in list(_holdings):
+        holding.forget()
+        holding.end, holding.stored = 0, False

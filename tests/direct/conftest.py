@@ -1,0 +1,5 @@
+"""Fixtures of this folder."""
+
+from direct_rig import daemon
+
+__all__ = ["daemon"]

@@ -1,0 +1,119 @@
+"""A daemon's side of direct mapping without a daemon: ``fcntl.ioctl`` is answered here.
+
+The "mounted" file is an ordinary one whose content differs from the pool's, so that a test sees which of them was used.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from daxfs.direct import wire
+from daxfs.direct.wire import Extent, Flag, Kind, Lease, Stored
+
+POOL_SIZE = 1 << 20
+SLOT = 512
+DATA = 64 << 10  # where the file's first byte lies in the pool
+
+
+class FakeDaemon:
+    """One file in one pool.
+
+    Attributes:
+        file: what is opened.
+        pool: the pool's file.
+        record: the answer to DAXFS_IOC_POOL.
+        size: of the file.
+        epoch: of its lease.
+        extents: where it lies.
+        refuse: error number for the ioctl of this name ("pool", "lease", "stored"), instead of an answer.
+        leases, stored: what was asked.
+    """
+
+    def __init__(self, folder: Path, size: int = 16 << 10, persistence: int = wire.Persistence.VOLATILE) -> None:
+        self.pool = folder / "pool"
+        with self.pool.open("wb") as pool:
+            pool.truncate(POOL_SIZE)
+            pool.seek(DATA)
+            pool.write(b"m" * size)
+        self.file = folder / "file"
+        self.file.write_bytes(b"k" * size)
+        status = self.pool.stat()
+        identity = (status.st_dev, status.st_ino, status.st_rdev)
+        path = os.fsencode(self.pool)
+        self.record = wire.Pool(persistence, *identity, POOL_SIZE, 4096, 7, bytes(16), path)
+        self.size = size
+        self.epoch = 1
+        self.extents = [Extent(0, DATA, size, Kind.MEMORY)]
+        self.refuse: dict[str, int] = {}
+        self.leases: list[Lease] = []
+        self.stored: list[Stored] = []
+        self.post()
+
+    def post(self) -> None:
+        """Show epoch and size on the board."""
+        with self.pool.open("r+b") as pool:
+            pool.seek(SLOT)
+            pool.write(wire.Slot(self.epoch, self.size, 12).pack())
+
+    def move(self, place: int, content: bytes) -> None:
+        """The file lies elsewhere from now on."""
+        with self.pool.open("r+b") as pool:
+            pool.seek(place)
+            pool.write(content)
+        self.extents = [Extent(0, place, self.size, Kind.MEMORY)]
+        self.epoch += 1
+        self.post()
+
+    def ioctl(self, descriptor: int, request: int, record: bytearray | bytes = b"", mutate: bool = True) -> int:
+        """In place of ``fcntl.ioctl``."""
+        assert os.fstat(descriptor).st_ino == self.file.stat().st_ino
+        assert mutate
+        names = {wire.IOC_POOL: "pool", wire.IOC_STORED: "stored"}
+        name = names.get(request, "lease")
+        if name == "pool":
+            assert isinstance(record, bytearray)
+            record[:] = self.record.pack()
+        elif name == "stored":
+            self.stored.append(Stored.unpack(record))
+        else:
+            assert isinstance(record, bytearray)
+            asked = Lease.unpack(record)
+            self.leases.append(asked)
+        if name in self.refuse:
+            raise OSError(self.refuse[name], os.strerror(self.refuse[name]))
+        if name == "stored" and self.stored[-1].size > self.size:
+            self.size = self.stored[-1].size
+            self.post()
+        if name == "lease" and asked.length:
+            extents = tuple(extent for extent in self.extents if extent.offset + extent.length > asked.offset)
+            asked._replace(
+                next=extents[-1].offset + extents[-1].length if extents else asked.offset,
+                size=self.size,
+                slot=SLOT,
+                epoch=self.epoch,
+                device=self.record.device,
+                inode=self.record.inode,
+                extents=extents,
+            ).pack_into(record)
+        return 0
+
+    @property
+    def renewals(self) -> list[bool]:
+        """Of each lease that was asked for: whether it gave back what was told before."""
+        return [bool(lease.flags & Flag.RENEW) for lease in self.leases]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
+    """A fake daemon that answers this process."""
+    fake = FakeDaemon(tmp_path)
+    monkeypatch.setattr(fcntl, "ioctl", fake.ioctl)
+    return fake
+
+
+REFUSALS = [errno.ENOTTY, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EROFS, errno.ENOSYS]
