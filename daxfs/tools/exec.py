@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from daxfs import direct
 from daxfs.errors import UserError
 
 FAILED = 125  # env(1): the command itself, not the program
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
+LIBRARY = Path(__file__).resolve().parent.parent / "direct" / "_preload.so"
 SEPARATORS = " :"  # ld.so(8), LD_PRELOAD
 
 
@@ -30,16 +30,15 @@ def library() -> Path:
     Raises:
         UserError: it was not built, or lies where LD_PRELOAD can't name it.
     """
-    path = Path(direct.__file__).with_name("_preload.so").resolve()
-    if not path.exists():
+    if not LIBRARY.exists():
         raise UserError(
-            f"{path} was not built, which takes a C compiler: install gcc and libc6-dev, then daxfs again"
+            f"{LIBRARY} was not built, which takes a C compiler: install gcc and libc6-dev, then daxfs again"
             " (make setup); DAXFS_DIRECT=0 runs programs without it",
             FAILED,
         )
-    if any(separator in str(path) for separator in SEPARATORS):
-        raise UserError(f"{path}: LD_PRELOAD can't name a file with a space or colon in its path", FAILED)
-    return path
+    if any(separator in str(LIBRARY) for separator in SEPARATORS):
+        raise UserError(f"{LIBRARY}: LD_PRELOAD can't name a file with a space or colon in its path", FAILED)
+    return LIBRARY
 
 
 def environment(given: Mapping[str, str], *, verbose: bool = False) -> dict[str, str]:

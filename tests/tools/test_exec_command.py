@@ -11,8 +11,6 @@ from mount_rig import COMMAND, daxfs
 from daxfs.errors import UserError
 from daxfs.tools import exec as execute
 
-LIBRARY = Path(execute.direct.__file__).with_name("_preload.so")
-
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> str:
@@ -42,7 +40,7 @@ def test_switched_off_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_library_that_was_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(execute.direct, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(execute, "LIBRARY", tmp_path / "_preload.so")
     with pytest.raises(UserError, match="C compiler") as caught:
         execute.run(["true"])
     assert caught.value.code == 125
@@ -52,7 +50,7 @@ def test_a_place_that_ld_preload_cannot_name(monkeypatch: pytest.MonkeyPatch, tm
     place = tmp_path / "a b"
     place.mkdir()
     (place / "_preload.so").touch()
-    monkeypatch.setattr(execute.direct, "__file__", str(place / "__init__.py"))
+    monkeypatch.setattr(execute, "LIBRARY", place / "_preload.so")
     with pytest.raises(UserError, match="space or colon"):
         execute.library()
 
@@ -81,9 +79,9 @@ def test_arguments_and_the_exit_code_are_the_programs() -> None:
     )
 
 
-@pytest.mark.skipif(not LIBRARY.exists(), reason="the library was not built: no C compiler")
+@pytest.mark.skipif(not execute.LIBRARY.exists(), reason="the library was not built: no C compiler")
 def test_the_program_has_the_library_loaded() -> None:
-    assert str(LIBRARY.resolve()) in daxfs("exec", "cat", "/proc/self/maps")
+    assert str(execute.LIBRARY) in daxfs("exec", "cat", "/proc/self/maps")
     assert "LD_PRELOAD=" in daxfs("exec", "--verbose", "true")
 
 

@@ -1,0 +1,77 @@
+"""Programs below the preload library: where it is, how they are started, actors that have it loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import actor_rig
+import pytest
+from actor_rig import Actor, Stage
+
+from daxfs.tools.exec import LIBRARY
+
+needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the preload library was not built: no C compiler")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, with the library to be loaded."""
+    return {**os.environ, "LD_PRELOAD": str(LIBRARY), "PYTHONPATH": str(Path(__file__).parent), **more}
+
+
+def run_python(script: str, *arguments: str | Path, limit: float = 60, code: int = 0, **more: str) -> str:
+    """Run a Python script below the library, expect its exit code, return its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+        env=environment(**more),
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+class PreloadedActor(Actor):
+    """An actor in a program of its own: a fork of the tests would not have the library."""
+
+    def __init__(self, root: Path) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        os.set_inheritable(theirs.fileno(), True)
+        script = "import preloaded_actors; preloaded_actors.act()"
+        command = [sys.executable, "-c", script, str(root), str(theirs.fileno())]
+        self._pid = os.posix_spawn(sys.executable, command, environment())
+        theirs.close()
+
+
+class PreloadedStage(Stage):
+    """Actors with the library."""
+
+    def __getitem__(self, name: str) -> Actor:
+        if name not in self._actors:
+            self._actors[name] = PreloadedActor(self.root)
+        return self._actors[name]
+
+
+@contextlib.contextmanager
+def preloaded_stage(root: Path) -> Iterator[PreloadedStage]:
+    """A stage of such actors."""
+    stage = PreloadedStage(root)
+    try:
+        yield stage
+    finally:
+        stage.close()
+
+
+def act() -> None:
+    """What the program of an actor does."""
+    root, number = sys.argv[1:]
+    actor_rig.perform(Path(root), Connection(int(number)))
