@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from friend_rig import LIMIT, PROGRAMS, WAYS, at_work, command, compile_program, said, script
-from mount_rig import SESSIONS, mounted
+from mount_rig import SESSIONS, Mounted, mounted
 
 ROUNDS = 60
 """Transactions of each of two processes."""
@@ -21,10 +21,16 @@ KILLS = 2
 
 
 @pytest.fixture
-def root(pool: Callable[..., Path]) -> Iterator[Path]:
-    """The root directory of a mount."""
+def mount(pool: Callable[..., Path]) -> Iterator[Mounted]:
+    """A pool with blocks of 4 KiB, mounted."""
     with mounted(pool("-b", "4096", size="128M"), *SESSIONS["kernel"]) as mount:
-        yield mount.place
+        yield mount
+
+
+@pytest.fixture
+def root(mount: Mounted) -> Path:
+    """The root directory of the mount."""
+    return mount.place
 
 
 @pytest.fixture(params=WAYS)
@@ -41,6 +47,15 @@ def accounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PMEM_IS_PMEM_FORCE is not set: through FUSE it would make the program flush cache lines of the page cache.
     """
     return compile_program(PROGRAMS / "accounts.c", tmp_path_factory.mktemp("friends") / "accounts", "-lpmemobj")
+
+
+def kill_at_work(way: str, mount: Mounted, *words: str | Path) -> None:
+    """Kill a program -9 that has done two rounds of reports; the pool is its memory exactly if the way is direct."""
+    with at_work(way, *words) as friend:
+        friend.hear("round", 2)
+        maps = Path(f"/proc/{friend.process.pid}/maps").read_text()
+        assert (str(mount.pool) in maps) == (way == "exec"), maps
+        friend.kill()
 
 
 def objects(way: str, root: Path) -> Path:
@@ -67,7 +82,7 @@ def test_pmempool_makes_knows_and_checks_a_pool(way: str, root: Path, accounts: 
     assert checked.returncode != 0, "damage was not seen"
 
 
-def test_libpmemobj_is_killed_in_a_transaction(way: str, root: Path, accounts: Path) -> None:
+def test_libpmemobj_is_killed_in_a_transaction(way: str, mount: Mounted, root: Path, accounts: Path) -> None:
     file = objects(way, root)
     said(way, accounts, "work", file, str(ROUNDS))
     ended = subprocess.run(command(way, accounts, "die", file), timeout=LIMIT, check=False)
@@ -75,9 +90,7 @@ def test_libpmemobj_is_killed_in_a_transaction(way: str, root: Path, accounts: P
     assert said(way, accounts, "check", file) == f"{ROUNDS}\n"
     least = ROUNDS
     for _ in range(KILLS):
-        with at_work(way, accounts, "work", file, "0") as friend:
-            friend.hear("round", 2)
-            friend.kill()
+        kill_at_work(way, mount, accounts, "work", file, "0")
         seen = int(said(way, accounts, "check", file))
         assert seen >= least + 100
         least = seen
@@ -85,7 +98,7 @@ def test_libpmemobj_is_killed_in_a_transaction(way: str, root: Path, accounts: P
 
 
 @pytest.mark.parametrize("writemap", [False, True])
-def test_lmdb(way: str, root: Path, writemap: bool) -> None:
+def test_lmdb(way: str, mount: Mounted, root: Path, writemap: bool) -> None:
     base = root / "lmdb"
     program = script("with_lmdb.py")
     base.mkdir()
@@ -98,9 +111,7 @@ def test_lmdb(way: str, root: Path, writemap: bool) -> None:
     assert said(way, *program, "check", base, str(writemap)) == f"{2 * ROUNDS}\n"
     least = 2 * ROUNDS
     for _ in range(KILLS):
-        with at_work(way, *program, "work", base, str(writemap), "0") as friend:
-            friend.hear("round", 2)
-            friend.kill()
+        kill_at_work(way, mount, *program, "work", base, str(writemap), "0")
         seen = int(said(way, *program, "check", base, str(writemap)))
         assert seen >= least + 40
         least = seen
@@ -110,7 +121,7 @@ def test_lmdb(way: str, root: Path, writemap: bool) -> None:
 
 
 @pytest.mark.parametrize("journal", ["wal", "truncate"])
-def test_sqlite(way: str, root: Path, journal: str) -> None:
+def test_sqlite(way: str, mount: Mounted, root: Path, journal: str) -> None:
     base = root / "base.sqlite"
     program = script("with_sqlite.py")
     with at_work(way, *program, "work", base, journal, str(ROUNDS)) as one:
@@ -121,9 +132,7 @@ def test_sqlite(way: str, root: Path, journal: str) -> None:
     assert said(way, *program, "check", base, journal) == f"{2 * ROUNDS}\n"
     least = 2 * ROUNDS
     for _ in range(KILLS):
-        with at_work(way, *program, "work", base, journal, "0") as friend:
-            friend.hear("round", 2)
-            friend.kill()
+        kill_at_work(way, mount, *program, "work", base, journal, "0")
         seen = int(said(way, *program, "check", base, journal))
         assert seen >= least + 40
         least = seen
