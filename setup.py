@@ -5,6 +5,7 @@ It is optional: without a compiler daxfs installs as well, and `daxfs exec` says
 
 from __future__ import annotations
 
+import contextlib
 import os
 from glob import glob
 
@@ -24,6 +25,12 @@ class BuildPreload(build_ext):
     def get_libraries(self, ext: Extension) -> list[str]:
         """Without libpython, which a Python that is itself a shared library would add."""
         return list(ext.libraries)
+
+    def copy_file(self, infile: str, outfile: str, *how: object, **more: object) -> tuple[str, bool]:
+        """A new file in the place of the old one, which programs may have mapped: written over, it would be SIGBUS."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(outfile)
+        return super().copy_file(infile, outfile, *how, **more)
 
 
 setup(
