@@ -390,6 +390,8 @@ bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, ui
     if (!known)
         punish(file);
     atomic_store(&file->gate, 0);
+    if (atomic_load(&file->mappings))
+        pl_map_check(fd);
     errno = saved;
     return known;
 }

@@ -99,6 +99,9 @@ PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int f
 
     if (likely(!ours && !fixed))
         return pl_raw_mmap(address, length, protection, flags, fd, offset);
+    /* Before the mapping counts, while what was told before can still be given back. */
+    if (ours && (!file->leased || !pl_holds(file)))
+        pl_learn(fd, file, (uint64_t)offset, length, pl_stores(file, flags) ? DAXFS_WRITE : 0);
     pl_book_lock(&saved);
     if (ours)
         made = map_file(address, length, protection, flags, fd, (uint64_t)offset);

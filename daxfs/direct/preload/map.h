@@ -115,6 +115,11 @@ static inline bool pl_is_shared(const struct pl_group *group) {
     return (group->flags & MAP_TYPE) != MAP_PRIVATE; /* MAP_SHARED, MAP_SHARED_VALIDATE */
 }
 
+/* Whether a mapping with such flags can ever be stored to, mprotect(2) allowing it. */
+static inline bool pl_stores(const struct pl_file *file, int flags) {
+    return (flags & MAP_TYPE) != MAP_PRIVATE && file->writable && file->mount->writable;
+}
+
 #pragma GCC visibility pop
 
 #endif

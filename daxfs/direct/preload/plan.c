@@ -130,12 +130,39 @@ static bool ask(struct pl_question *question, uint32_t flags) {
     return offset >= end || add(question, pl_page_up(offset), end, 0, DAXFS_KERNEL);
 }
 
+/* Make the plan of what reads and writes have learned of the file, if all of it is memory. */
+static bool recall(struct pl_question *question, bool store) {
+    struct pl_group *group = question->group;
+    struct pl_file *file = group->file;
+    uint64_t offset = question->offset, end = question->offset + question->length;
+    bool good;
+
+    if (!pl_pin(question->fd, file))
+        return false;
+    pl_plan.count = 0;
+    good = file->leased && file->slot && (file->stores || !store) && pl_holds(file);
+    while (good && offset < end) {
+        const struct pl_extent *extent = pl_find(file, offset);
+
+        good = extent && extent->kind == DAXFS_MEMORY && extent->end > offset &&
+               add(question, offset, extent->end < end ? extent->end : end, extent->pool + (offset - extent->start),
+                   DAXFS_MEMORY);
+        offset = extent ? extent->end : end;
+    }
+    group->slot = file->slot;
+    group->epoch = file->epoch;
+    pl_unpin(file);
+    return good;
+}
+
 /* Make the plan. First as if nothing were to be changed: holes that become DAXFS_KERNEL stay so for everybody. */
 bool pl_plan_make(struct pl_question *question) {
     struct pl_group *group = question->group;
-    bool store = pl_is_shared(group) && group->file->writable && group->file->mount->writable;
+    bool store = pl_stores(group->file, group->flags);
     uint32_t flags = DAXFS_MAP | (store ? DAXFS_WRITE : 0U);
 
+    if (recall(question, store))
+        return true;
     if (store && question->protection & PROT_WRITE) {
         if (!ask(question, DAXFS_WRITE))
             return false;
