@@ -1,78 +1,151 @@
-"""Programs below the preload library: where it is, how they are started, actors that have it loaded."""
+"""The preload library for tests: compiled from the sources as they are, and processes that run below it.
+
+An agent is a Python process below the library that evaluates what it is told, so that a test can do things in turn
+with it through plain FUSE.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO
 
-import actor_rig
-import pytest
-from actor_rig import Actor, Stage
+from support import tool
 
-from daxfs import direct
-
-LIBRARY = Path(direct.__file__).with_name("_preload.so")
-
-needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the preload library was not built: no C compiler")
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's, with the library to be loaded."""
-    return {**os.environ, "LD_PRELOAD": str(LIBRARY.resolve()), "PYTHONPATH": str(Path(__file__).parent), **more}
+SOURCES = Path(__file__).parent.parent / "daxfs" / "direct" / "preload"
+PROGRAMS = Path(__file__).parent / "direct" / "programs"
+STRICT = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
+LIMIT = 60.0
+"""Seconds that a program below the library may take."""
 
 
-def run_python(script: str, *arguments: str | Path, limit: float = 60, code: int = 0, **more: str) -> str:
-    """Run a Python script below the library, expect its exit code, return its output."""
+def compile_library(target: Path) -> Path:
+    """Compile as setup.py does, with warnings as errors."""
+    sources = sorted(SOURCES.glob("*.c"))
+    subprocess.run(
+        [tool("gcc"), "-shared", "-fPIC", *STRICT, "-fvisibility=hidden", "-o", target, *sources, "-ldl"], check=True
+    )
+    return target
+
+
+def compile_program(name: str, target: Path, *options: str) -> Path:
+    """Compile one of the test programs."""
+    subprocess.run([tool("gcc"), *STRICT, *options, "-o", target, PROGRAMS / f"{name}.c"], check=True)
+    return target
+
+
+def below(library: Path | None, **more: str) -> dict[str, str]:
+    """An environment with the library, or without."""
+    environment = {**os.environ, **more}
+    environment.pop("LD_PRELOAD", None)
+    if library:
+        environment["LD_PRELOAD"] = str(library)
+    return environment
+
+
+def said(library: Path | None, *command: str | Path, **more: str) -> str:
+    """Run a program to its good end; what it has printed."""
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
+        list(map(str, command)),
+        env=below(library, **more),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=limit,
+        timeout=LIMIT,
         check=False,
-        env=environment(**more),
     )
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
-class PreloadedActor(Actor):
-    """An actor in a program of its own: a fork of the tests would not have the library."""
+AGENT = """
+import os, fcntl, ctypes, sys, struct
+def calls():
+    # Reads and writes that the kernel has done for this process: those from memory are not among them.
+    lines = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
+    return int(lines["syscr"]) + int(lines["syscw"])
+def direct(action, most=2):
+    # Do it often enough for a lease, then once more without the kernel.
+    for _ in range(3):
+        action()
+    before = calls()
+    between = calls() - before
+    result = action()
+    after = calls()
+    return result, after - before - 2 * between
+scope = globals()
+for line in sys.stdin:
+    text = eval(line)
+    try:
+        try:
+            code = compile(text, "agent", "eval")
+        except SyntaxError:
+            exec(text, scope)
+            said = None
+        else:
+            said = eval(code, scope)
+        answer = ("ok", said)
+    except OSError as error:
+        answer = ("errno", error.errno)
+    except BaseException as error:
+        answer = ("failed", repr(error))
+    os.write(1, (repr(answer) + "\\n").encode())
+"""
 
-    def __init__(self, root: Path) -> None:
-        self._pipe, theirs = multiprocessing.Pipe()
-        os.set_inheritable(theirs.fileno(), True)
-        command = [sys.executable, "-c", "import preload_rig; preload_rig.act()", str(root), str(theirs.fileno())]
-        self._pid = os.posix_spawn(sys.executable, command, environment())
-        theirs.close()
 
+class Agent:
+    """A Python process below the library (or without)."""
 
-class PreloadedStage(Stage):
-    """Actors with the library."""
+    def __init__(self, library: Path | None, **more: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", AGENT],
+            env=below(library, **more),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
-    def __getitem__(self, name: str) -> Actor:
-        if name not in self._actors:
-            self._actors[name] = PreloadedActor(self.root)
-        return self._actors[name]
+    def __call__(self, text: str, /, **values: object) -> object:
+        """Let it evaluate an expression or run statements, with ``{name}`` replaced; OSError comes back as such."""
+        for name, value in values.items():
+            text = text.replace(f"{{{name}}}", repr(value))
+        self._pipe(self.process.stdin).write(repr(text) + "\n")
+        self._pipe(self.process.stdin).flush()
+        line = self._pipe(self.process.stdout).readline()
+        assert line, f"the agent is gone after {text!r}: {self.process.wait(10)}"
+        kind, answer = ast.literal_eval(line)
+        if kind == "errno":
+            raise OSError(answer, os.strerror(answer))
+        assert kind == "ok", f"{text!r}: {answer}"
+        result: object = answer
+        return result
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+    def end(self) -> None:
+        """Let it end by itself; kill it if it doesn't."""
+        self._pipe(self.process.stdin).close()
+        try:
+            assert self.process.wait(10) == 0
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._pipe(self.process.stdout).close()
 
 
 @contextlib.contextmanager
-def preloaded_stage(root: Path) -> Iterator[PreloadedStage]:
-    """A stage of such actors."""
-    stage = PreloadedStage(root)
+def agent(library: Path | None, **more: str) -> Iterator[Agent]:
+    """An agent, for a while."""
+    made = Agent(library, **more)
     try:
-        yield stage
+        yield made
     finally:
-        stage.close()
-
-
-def act() -> None:
-    """What the program of an actor does."""
-    root, number = sys.argv[1:]
-    actor_rig.perform(Path(root), Connection(int(number)))
+        made.end()

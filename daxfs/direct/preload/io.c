@@ -11,6 +11,7 @@
 #include <linux/close_range.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -223,6 +224,7 @@ static ssize_t at_offset(int fd, struct pl_file *file, const struct iovec *vecto
 
 /* Whether it makes sense to take bytes at the file's position: a lease is there, or to be had now. */
 static bool promising(int fd, struct pl_file *file, size_t total, bool write) {
+    bool leased;
     off_t position;
     uint8_t growing = atomic_load_explicit(&file->growing, memory_order_relaxed);
 
@@ -230,7 +232,11 @@ static bool promising(int fd, struct pl_file *file, size_t total, bool write) {
         atomic_store_explicit(&file->growing, growing - 1, memory_order_relaxed);
         return false;
     }
-    if (file->leased && (!write || file->stores) && pl_holds(file))
+    if (!pl_pin(fd, file))
+        return false;
+    leased = file->leased && (!write || file->stores) && pl_holds(file);
+    pl_unpin(file);
+    if (leased)
         return true;
     position = syscall(SYS_lseek, fd, 0L, SEEK_CUR);
     return position >= 0 && pl_learn(fd, file, (uint64_t)position, total, write ? DAXFS_WRITE : 0);
@@ -393,13 +399,39 @@ PUBLIC ssize_t __pread_chk(int fd, void *buffer, size_t length, off_t offset, si
     return pread(fd, buffer, length, offset);
 }
 
+/* ---- what the kernel carries from file to file by way of its page cache, which knows nothing of stores to memory */
+
+static void drop_pages(int fd, const off_t *offset, size_t length) {
+    int saved = errno;
+    off_t start = offset ? *offset : syscall(SYS_lseek, fd, 0L, SEEK_CUR);
+
+    /* Pages that are only partly in the range stay: so it begins and ends on pages. */
+    if (start >= 0 && length < MOST)
+        syscall(SYS_fadvise64, fd, start & -4096L, (start & 4095) + (off_t)length + 4095, POSIX_FADV_DONTNEED);
+    else
+        syscall(SYS_fadvise64, fd, 0L, 0L, POSIX_FADV_DONTNEED);
+    errno = saved;
+}
+
+PUBLIC ssize_t sendfile(int to, int from, off_t *offset, size_t length) {
+    if (pl_file_of(from))
+        drop_pages(from, offset, length);
+    return REAL(sendfile)(to, from, offset, length);
+}
+
+PUBLIC ssize_t splice(int from, off_t *offset, int to, off_t *to_offset, size_t length, unsigned flags) {
+    if (pl_file_of(from))
+        drop_pages(from, offset, length);
+    return REAL(splice)(from, offset, to, to_offset, length, flags);
+}
+
 /* ---- durability */
 
 static int synchronise(int fd, int (*real)(int)) {
     struct pl_file *file = pl_file_of(fd);
     bool done = false, kernel = file && pl_map_settle(file);
 
-    if (file && pl_sync(fd, file, &done))
+    if (file && pl_sync(fd, &done))
         return -1;
     return done && !kernel ? 0 : real(fd);
 }
@@ -413,10 +445,9 @@ PUBLIC int fdatasync(int fd) {
 }
 
 PUBLIC int sync_file_range(int fd, off_t offset, off_t length, unsigned flags) {
-    struct pl_file *file = pl_file_of(fd);
     bool done;
 
-    if (file && flags && pl_sync(fd, file, &done))
+    if (flags && pl_file_of(fd) && pl_sync(fd, &done))
         return -1;
     return REAL(sync_file_range)(fd, offset, length, flags);
 }
@@ -589,3 +620,4 @@ ALSO(preadv64, preadv);
 ALSO(pwritev64, pwritev);
 ALSO(preadv64v2, preadv2);
 ALSO(pwritev64v2, pwritev2);
+ALSO(sendfile64, sendfile);

@@ -239,8 +239,11 @@ static bool take(struct pl_file *file, const struct daxfs_lease *lease) {
 /* ---- questions */
 
 int pl_ask(int fd, struct daxfs_lease *lease) {
+    struct pl_file *file = pl_file_of(fd);
     int saved = errno, failed;
 
+    if (!file || !pl_attach(fd, file->mount))
+        return EOPNOTSUPP;
     lease->holder = holder;
     failed = syscall(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease) ? errno : 0;
     errno = saved;
@@ -351,9 +354,18 @@ static void punish(struct pl_file *file) {
     atomic_store(&file->patience, penalty);
 }
 
-static void learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
+static bool learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
     bool held = file->leased && pl_holds(file);
 
+    if (!pl_attach(fd, file->mount)) {
+        if (atomic_load(&file->mount->state) == PL_NOT_DAXFS)
+            atomic_store(&file->refused, true);
+        return false;
+    }
+    if (flags & DAXFS_WRITE && !file->mount->writable) {
+        atomic_store(&file->unstorable, true);
+        return false;
+    }
     if (!held && file->leased) {
         if (atomic_load(&file->used) < WORTH_IT)
             punish(file);
@@ -369,6 +381,7 @@ static void learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length
     if (file->stores)
         flags |= DAXFS_WRITE; /* one that may store stays so, else each read would end it */
     ask_all(fd, file, offset, offset + length, flags);
+    return file->leased;
 }
 
 bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
@@ -384,8 +397,7 @@ bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, ui
     if (!atomic_compare_exchange_strong(&file->gate, &open, 1))
         return false;
     if (drained(file) && still_it(fd, file)) {
-        learn(fd, file, offset, length, flags);
-        known = file->leased;
+        known = learn(fd, file, offset, length, flags);
     }
     if (!known)
         punish(file);
@@ -429,26 +441,28 @@ static int tell(int fd, struct pl_file *file, uint32_t flags) {
     return -1;
 }
 
-int pl_sync(int fd, struct pl_file *file, bool *done) {
-    uint64_t low, high;
-    int failed = 0;
+/* The file is held: its pool stays mapped. */
+static int flush(struct pl_file *file) {
+    uint64_t low = atomic_exchange(&file->dirty_low, UINT64_MAX), high = atomic_exchange(&file->dirty_high, 0);
+
+    return low < high ? pl_flush(file->mount, file->mount->base + low, high - low) : 0;
+}
+
+int pl_sync(int fd, bool *done) {
+    struct pl_file *file = pl_hold(fd);
+    int failed = 0, saved = errno;
 
     *done = false;
-    if (!atomic_load(&file->stored) || (pl_vforked && pl_foreign()))
+    if (!file)
         return 0;
-    low = atomic_exchange(&file->dirty_low, UINT64_MAX);
-    high = atomic_exchange(&file->dirty_high, 0);
-    if (low < high)
-        failed = pl_flush(file->mount, file->mount->base + low, high - low);
-    if (failed) {
-        *done = true;
-        errno = failed;
-        return -1;
+    if (atomic_load(&file->stored)) {
+        failed = flush(file);
+        *done = !failed && tell(fd, file, DAXFS_DURABLE) == 0;
     }
-    failed = errno;
-    *done = tell(fd, file, DAXFS_DURABLE) == 0;
-    errno = failed; /* not understood: the plain system call answers */
-    return 0;
+    pl_drop(file);
+    /* If the daemon doesn't take it, the plain system call answers. */
+    errno = failed ? failed : saved;
+    return failed ? -1 : 0;
 }
 
 void pl_tell(int fd, struct pl_file *file) {

@@ -80,7 +80,7 @@ static void *map_file(void *address, size_t length, int protection, int flags, i
         pl_drop(file);
         return MAP_FAILED;
     }
-    if (pl_group_fd(question.group) == fd && pl_plan_make(&question))
+    if (pl_group_fd(question.group) == fd && pl_plan_make(&question, true))
         made = map_plan(address, question.length, flags, question.group, fd);
     if (made == MAP_FAILED)
         pl_group_end(question.group);
@@ -92,7 +92,8 @@ static void *map_file(void *address, size_t length, int protection, int flags, i
 PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
     struct pl_file *file = flags & MAP_ANONYMOUS ? NULL : pl_file_of(fd);
     bool fixed = flags & MAP_FIXED && pl_booked(address, (char *)address + length);
-    bool ours = file && !(unlikely(pl_vforked) && pl_foreign()) && eligible(file, length, protection, flags, offset);
+    bool ours = file && !(unlikely(pl_vforked) && pl_foreign()) && pl_attach(fd, file->mount) &&
+                eligible(file, length, protection, flags, offset);
     void *made = MAP_FAILED;
     int error = errno;
     sigset_t saved;
@@ -108,6 +109,8 @@ PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int f
     if (made != MAP_FAILED) {
         errno = error;
     } else {
+        if (ours)
+            atomic_store(&file->refused, true); /* its pages and the memory would not agree */
         if (fixed)
             pl_settle_range(address, (char *)address + pl_page_up(length));
         made = pl_raw_mmap(address, length, protection, flags, fd, offset);
@@ -331,7 +334,7 @@ static bool grow(const struct pl_piece *piece, char *old, size_t old_length, siz
         return false;
     made = pl_raw_mmap(more, question.length, PROT_NONE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-    if (made == more && pl_plan_make(&question) && pl_book_room(&pl_book, pl_plan.count + 3) &&
+    if (made == more && pl_plan_make(&question, true) && pl_book_room(&pl_book, pl_plan.count + 3) &&
         pl_plan_lay(more, question.fd, group)) {
         group->epoch = epoch; /* of what was there before: it may have changed */
         pl_book_cut(more, more + question.length);

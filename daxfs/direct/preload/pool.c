@@ -1,6 +1,7 @@
-/* The pools of mounts: found, opened, locked and mapped once; copies into and out of them; write-back.
+/* The pools of mounts: found, opened, locked and mapped while files of the mount are open; mapped again in parts.
  *
- * Attaching happens within the first open(2) of a file of a mount, perhaps in a signal handler: raw system calls only.
+ * Attaching happens within the first read or write that wants memory, perhaps in a signal handler: raw system calls
+ * only, and who finds another thread at it goes without.
  */
 #include "preload.h"
 
@@ -44,12 +45,9 @@ static bool map_pool(struct pl_mount *mount, int fd) {
 
 /* Ask the daemon for the pool and map it. */
 static bool attach(struct pl_mount *mount, int fd) {
-    struct statfs system;
     bool mapped;
     int pool;
 
-    if (syscall(SYS_fstatfs, fd, &system) || system.f_type != FUSE_MAGIC)
-        return false;
     if (syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
         return false;
     if (mount->pool.version != DAXFS_VERSION || !memchr(mount->pool.path, 0, sizeof(mount->pool.path)))
@@ -70,27 +68,58 @@ static bool attach(struct pl_mount *mount, int fd) {
 }
 
 struct pl_mount *pl_mount_of(int fd, dev_t device) {
-    int saved = errno;
+    struct statfs system;
 
     for (int i = 0; i < MOUNTS; i++) {
         struct pl_mount *mount = &mounts[i];
-        int state = atomic_load_explicit(&mount->state, memory_order_acquire);
+        int state = atomic_load(&mount->state);
 
-        if (state == PL_FREE && atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY)) {
-            bool ready;
-
+        if (state == PL_FREE && atomic_compare_exchange_strong(&mount->state, &state, PL_NEW)) {
             mount->device = device;
-            ready = attach(mount, fd);
-            errno = saved;
-            atomic_store_explicit(&mount->state, ready ? PL_READY : PL_NOT_DAXFS, memory_order_release);
-            return ready ? mount : NULL;
+            mount->writable = true;
+            state = syscall(SYS_fstatfs, fd, &system) || system.f_type != FUSE_MAGIC ? PL_NOT_DAXFS : PL_KNOWN;
+            atomic_store(&mount->state, state);
         }
-        if (state == PL_BUSY)
-            return NULL; /* another thread is asking, perhaps for the same one: this file goes without */
-        if (state != PL_STALE && mount->device == device)
-            return state == PL_READY ? mount : NULL;
+        if (state == PL_NEW)
+            return NULL; /* another thread is at it, perhaps with the same one: this file goes without */
+        if (state == PL_STALE || mount->device != device)
+            continue;
+        if (state == PL_NOT_DAXFS)
+            return NULL;
+        atomic_fetch_add(&mount->users, 1);
+        return mount;
     }
     return NULL;
+}
+
+bool pl_attach(int fd, struct pl_mount *mount) {
+    int state = atomic_load(&mount->state), saved = errno;
+
+    if (likely(state == PL_READY))
+        return true;
+    if (state != PL_KNOWN || !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
+        return false;
+    state = attach(mount, fd) ? PL_READY : PL_NOT_DAXFS;
+    atomic_store(&mount->state, state);
+    errno = saved;
+    return state == PL_READY;
+}
+
+void pl_leave(struct pl_mount *mount) {
+    int state = PL_READY, saved = errno;
+
+    if (atomic_fetch_sub(&mount->users, 1) != 1 ||
+        !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
+        return;
+    /* Somebody who came meanwhile counted itself before it looked whether the pool is mapped. */
+    if (atomic_load(&mount->users)) {
+        atomic_store(&mount->state, PL_READY);
+        return;
+    }
+    syscall(SYS_munmap, mount->base, mount->pool.size);
+    mount->base = NULL;
+    atomic_store(&mount->state, PL_KNOWN);
+    errno = saved;
 }
 
 void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address) {

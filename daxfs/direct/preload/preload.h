@@ -37,19 +37,25 @@
 
 /* ---- pool.c */
 
-/* A mount of daxfs, for as long as the process lives; its pool stays mapped. */
+/* A FUSE mount that files were opened on. Its pool is mapped from the first need to the last close: the daemon takes
+ * whoever holds the lock that the mapping keeps for a user of memory, even after it was unmounted. */
 struct pl_mount {
     dev_t device;            /* st_dev of its files */
     _Atomic int state;       /* PL_FREE, ... */
-    bool writable;           /* the pool could be opened for writing */
-    char *base;              /* the pool, all of it, shared; holds the lock: there is no descriptor to be lost */
-    struct daxfs_pool pool;  /* pool.persistence, pool.size, pool.block_size */
+    _Atomic int users;       /* file objects */
+    bool writable;           /* the pool could be opened for writing; true until then */
+    char *base;              /* PL_READY: the pool, all of it, shared; there is no descriptor to be lost */
+    struct daxfs_pool pool;  /* PL_READY: pool.persistence, pool.size, pool.block_size */
 };
 
-enum { PL_FREE, PL_BUSY, PL_NOT_DAXFS, PL_STALE, PL_READY };
+enum { PL_FREE, PL_NEW, PL_NOT_DAXFS, PL_STALE, PL_KNOWN, PL_BUSY, PL_READY };
 
-/* The mount that an open file is of, NULL if it is none whose pool can be mapped. Asks once for each st_dev. */
+/* The mount that an open file is of, with one user more; NULL if it is certainly not one of daxfs. */
 struct pl_mount *pl_mount_of(int fd, dev_t device);
+/* Its pool, mapped now if it wasn't. False: not possible, or not now. The caller has a file of it. */
+bool pl_attach(int fd, struct pl_mount *mount);
+/* One user less; the last one takes the mapping away. */
+void pl_leave(struct pl_mount *mount);
 /* Map a part of the pool a second time, at `address` (over what is there). MAP_FAILED with errno. */
 void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address);
 /* Copies out of and into the pool. DAXFS_LINES: what was stored is durable; DAXFS_MSYNC: it needs pl_flush. */
@@ -139,7 +145,7 @@ bool pl_mapping(struct pl_file *file, int change);
 /* Memory of the file was stored to (a mapping, pl_store): fsync and close tell the daemon. */
 void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length);
 /* Make durable all that was stored directly: flush, then DAXFS_IOC_STORED. 0, or -1 with errno. */
-int pl_sync(int fd, struct pl_file *file, bool *done);
+int pl_sync(int fd, bool *done);
 /* Tell the daemon that something was stored, if so: before the last close. */
 void pl_tell(int fd, struct pl_file *file);
 
@@ -237,6 +243,8 @@ struct pl_real {
     int (*fsync)(int);
     int (*fdatasync)(int);
     int (*sync_file_range)(int, off_t, off_t, unsigned);
+    ssize_t (*sendfile)(int, int, off_t *, size_t);
+    ssize_t (*splice)(int, off_t *, int, off_t *, size_t, unsigned);
     void (*closefrom)(int);
     pid_t (*vfork)(void);
 };

@@ -40,6 +40,8 @@ void pl_start(void) {
     FIND(fsync);
     FIND(fdatasync);
     FIND(sync_file_range);
+    FIND(sendfile);
+    FIND(splice);
     FIND(closefrom);
     FIND(vfork);
     if (wanted && !strcmp(wanted, "0"))

@@ -77,7 +77,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     file->readable = (flags & O_ACCMODE) != O_WRONLY;
     file->writable = (flags & O_ACCMODE) != O_RDONLY;
     atomic_store(&file->slow_writes, slow(flags));
-    atomic_store(&file->unstorable, !mount->writable);
+    atomic_store(&file->unstorable, false);
     atomic_store(&file->stored, false);
     atomic_store(&file->shared, false);
     atomic_store(&file->refused, false);
@@ -120,6 +120,8 @@ void pl_adopt(int fd, int flags) {
         if (file) {
             set_up(file, mount, inode, flags);
             enter(fd, file);
+        } else if (mount) {
+            pl_leave(mount);
         }
     }
     errno = saved;
@@ -191,7 +193,10 @@ struct pl_file *pl_hold(int fd) {
 }
 
 void pl_drop(struct pl_file *file) {
-    atomic_fetch_sub(&file->references, 1);
+    struct pl_mount *mount = file->mount;
+
+    if (atomic_fetch_sub(&file->references, 1) == 1)
+        pl_leave(mount);
 }
 
 void pl_set_flags(int fd) {
