@@ -92,8 +92,8 @@ struct pl_question {
 
 extern struct pl_book pl_plan; /* what is to be laid out, at addresses from 0 on */
 
-/* Ask the daemon and make the plan. False: leave it to the kernel. */
-bool pl_plan_make(struct pl_question *question);
+/* Ask the daemon, if need be, and make the plan; `fill` small holes. False: leave it to the kernel. */
+bool pl_plan_make(struct pl_question *question, bool fill);
 /* Address space for the plan, such that its first large piece of memory can be mapped with huge pages. */
 char *pl_plan_reserve(void *wish, size_t length, int flags);
 /* Lay the plan out from `start` on; what is mapped there is replaced. Its pieces have their addresses then. */

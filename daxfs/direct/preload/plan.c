@@ -156,16 +156,14 @@ static bool recall(struct pl_question *question, bool store) {
 }
 
 /* Make the plan. First as if nothing were to be changed: holes that become DAXFS_KERNEL stay so for everybody. */
-bool pl_plan_make(struct pl_question *question) {
+bool pl_plan_make(struct pl_question *question, bool fill) {
     struct pl_group *group = question->group;
     bool store = pl_stores(group->file, group->flags);
     uint32_t flags = DAXFS_MAP | (store ? DAXFS_WRITE : 0U);
 
     if (recall(question, store))
         return true;
-    if (store && question->protection & PROT_WRITE) {
-        if (!ask(question, DAXFS_WRITE))
-            return false;
+    if (fill && store && question->protection & PROT_WRITE && ask(question, DAXFS_WRITE)) {
         if (!question->holes && pl_page_up(question->size) >= question->offset + question->length)
             return true;
         if (question->holes && (question->holes <= MOST_FILLED || group->flags & (MAP_POPULATE | MAP_LOCKED)) &&
@@ -347,8 +345,9 @@ static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
                                 .protection = pl_book.pieces[first].protection};
     size_t kept = 0;
 
-    /* Pages of a private mapping that were stored to are the program's own: only what is cut off goes. */
-    if (pl_is_shared(group) && fd >= 0 ? !pl_plan_make(&question) : !plan_end(&question, group->slot, fd >= 0))
+    /* Who has just punched a hole wants no blocks in it. Pages of a private mapping that were stored to are the
+     * program's own: there only what is cut off goes. */
+    if (pl_is_shared(group) && fd >= 0 ? !pl_plan_make(&question, false) : !plan_end(&question, group->slot, fd >= 0))
         return;
     for (size_t i = 0; i < pl_plan.count; i++)
         if (!laid_out(&pl_plan.pieces[i], start))
@@ -385,7 +384,7 @@ static void renew_group(struct pl_group *group, int fd) {
         for (next = i + 1; next < pl_book.count; next++) {
             const struct pl_piece *other = &pl_book.pieces[next], *before = other - 1;
 
-            if (other->group != group || other->start != before->end || other->protection != piece->protection ||
+            if (other->group != piece->group || other->start != before->end || other->protection != piece->protection ||
                 other->offset != before->offset + (uint64_t)(before->end - before->start))
                 break;
         }
