@@ -278,14 +278,14 @@ class Actor:
         os.waitpid(self._pid, 0)
 
 
-def perform(root: Path, pipe: Connection) -> None:
+def perform(root: Path, pipe: Connection, kind: type[Calls] = Calls) -> None:
     """What an actor's process does: answer what is asked until it is let go."""
     os.chdir(root)
     os.umask(0)
     # Children die of SIGBUS, as they should: nobody wants to hear of it.
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    calls = Calls()
+    calls = kind()
     with contextlib.suppress(EOFError):
         while (step := pipe.recv()) is not None:
             pipe.send(answer(calls, step))

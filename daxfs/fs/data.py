@@ -283,7 +283,7 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
         inode.size = max(inode.size, stop)
         mapping.settle_tail(tx, inode)
         inode.mtime_ns = inode.ctime_ns = clock.now()
-    if node.lease is not None and (fresh or run.unwritten) and offset < node.size:
+    if node.lease is not None and (fresh or run.unwritten) and lblk << bits < node.size:
         node.lease.moved()
     volume.resize(node, max(node.size, stop))
     node.mtime = node.ctime = 0

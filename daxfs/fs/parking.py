@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daxfs.fs import clock
 from daxfs.fs.leases import Lease, Parked
 from daxfs.fs.types import ROOT_INO
-from daxfs.structures import inodes, mapping
+from daxfs.structures import blocks, inodes, mapping
 from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 CREDITS_PARK = 24
 """What parking adds to a handle: a new inode, its map's last leaf and what splits above it."""
+FEW_BLOCKS = 64
+"""So few free blocks are taken for none: giving something up must not fail because the pool is full."""
+RUNS_INSIDE = 4
+"""Runs for which an inode has room in itself."""
 MAX_PARKED = 8
 """Keepers of one lease; what is given up after that joins the last one and goes with it."""
 
@@ -70,8 +74,16 @@ def withheld(volume: Volume, tx: Handle, mark: int, lease: Lease | None) -> list
 
 
 def park(volume: Volume, tx: Handle, lease: Lease | None, runs: list[Run]) -> None:
-    """Map the runs into a keeper, the lease's last one if it will do."""
-    number = reusable(lease) if lease is not None else 0
+    """Map the runs into a keeper, the lease's last one if it will do; in a full pool into as many as need no block."""
+    if blocks.free_blocks(tx) < FEW_BLOCKS + (0 if tx.privileged else tx.superblock().reserved_blocks_count):
+        for first in range(0, len(runs), RUNS_INSIDE):
+            park_on(volume, tx, lease, 0, runs[first : first + RUNS_INSIDE])
+    else:
+        park_on(volume, tx, lease, reusable(lease) if lease is not None else 0, runs)
+
+
+def park_on(volume: Volume, tx: Handle, lease: Lease | None, number: int, runs: list[Run]) -> None:
+    """Map the runs into this keeper (0: a new one)."""
     keeper = inodes.edit(tx, number) if number else new_keeper(tx)
     bits = volume.block_bits
     for start, count in runs:

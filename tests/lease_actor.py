@@ -1,0 +1,336 @@
+"""Clients of direct mapping that speak the raw protocol: what `daxfs.direct.wire` describes, ioctl(2) and mmap(2).
+
+A `Client` is a process of its own whose calls are `LeaseCalls`: those of `actor_rig`, and leases. It keeps the rules of
+daxfs.h where a call says so (`put`, `get`), and breaks them where a test wants to see what comes of it (`put_blindly`).
+Files go by the slots that `open` was given, leases by the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from actor_rig import PRIVATE, Actor, Calls, perform
+
+from daxfs.direct import wire
+from daxfs.direct.wire import Flag, Kind
+from daxfs.tools import stats
+
+F_OFD_SETLK = 37
+FLOCK = struct.Struct("hhqqi4x")
+TO_STORE = Flag.WRITE | Flag.FILL
+
+
+def ask(descriptor: int, request: wire.Lease, *, size: int = wire.LEASE_SIZE) -> wire.Lease:
+    """One DAXFS_IOC_LEASE (of either length) through an open file."""
+    buffer = bytearray(request.pack(size))
+    fcntl.ioctl(descriptor, wire.IOC_LEASE if size == wire.LEASE_SIZE else wire.IOC_SHORT_LEASE, buffer)
+    return wire.Lease.unpack(buffer)
+
+
+def identity(descriptor: int) -> wire.Pool:
+    """DAXFS_IOC_POOL."""
+    buffer = bytearray(wire.POOL.size)
+    fcntl.ioctl(descriptor, wire.IOC_POOL, buffer)
+    return wire.Pool.unpack(buffer)
+
+
+def opened_pool(found: wire.Pool) -> int:
+    """A descriptor of the pool with the lock that says so."""
+    descriptor = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    assert (status.st_dev, status.st_ino) == (found.device, found.inode)
+    lock = FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, wire.LOCKS + found.lock, 1, 0)
+    fcntl.fcntl(descriptor, F_OFD_SETLK, lock)
+    return descriptor
+
+
+class LeaseCalls(Calls):
+    """The calls of one client."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holder = random.SystemRandom().getrandbits(64)
+        self.pool: mmap.mmap | None = None
+        self.leases: dict[int, list[wire.Lease]] = {}
+        self.children: list[int] = []
+
+    # The protocol
+
+    def attach(self, slot: int) -> None:
+        """Map the pool of the mount that the file is on; its descriptor does not stay."""
+        found = identity(self.files[slot])
+        descriptor = opened_pool(found)
+        self.pool = mmap.mmap(descriptor, found.size)
+        os.close(descriptor)
+
+    def lease(self, slot: int, offset: int, length: int, flags: int, holder: int | None = None) -> wire.Lease:
+        """Ask once, and remember the answer."""
+        found = ask(self.files[slot], wire.Lease(self.holder if holder is None else holder, offset, length, flags))
+        if length:
+            if self.pool is None:
+                self.attach(slot)
+            self.leases.setdefault(slot, []).append(found)
+        return found
+
+    def renew(self, slot: int) -> None:
+        """Say that nothing is used any more, and forget it."""
+        self.leases.pop(slot, None)
+        ask(self.files[slot], wire.Lease(self.holder, 0, 0, Flag.RENEW))
+
+    def stored(self, slot: int, size: int = 0, flags: int = 0) -> None:
+        fcntl.ioctl(self.files[slot], wire.IOC_STORED, wire.Stored(size, flags).pack())
+
+    def board(self, slot: int) -> wire.Slot:
+        """What the board says of the file."""
+        place = self.leases[slot][-1].slot
+        return wire.Slot.unpack(self._mapped()[place : place + wire.SLOT.size])
+
+    def get(self, slot: int, offset: int, size: int) -> bytes | None:
+        """Load as the rules allow: of an answer that holds, cut at the end of the file; None if there is no such."""
+        for found in self.leases.get(slot, ()):
+            epoch, length = self._state(found)
+            if epoch != found.epoch:
+                continue
+            stop = max(min(offset + size, length), offset)
+            parts = self._parts(found, offset, stop)
+            if parts is not None:
+                return b"".join(self._mapped()[at : at + count] if at else bytes(count) for at, count in parts)
+        return None
+
+    def put(self, slot: int, offset: int, content: bytes) -> bool:
+        """Store as the rules allow, or do nothing."""
+        for found in self.leases.get(slot, ()):
+            epoch, length = self._state(found)
+            if epoch != found.epoch or offset + len(content) > length or not found.flags & Flag.WRITE:
+                continue
+            parts = self._parts(found, offset, offset + len(content))
+            if parts is not None and all(at for at, _ in parts):
+                self._put_parts(parts, content)
+                return True
+        return False
+
+    def append_directly(self, slot: int, content: bytes) -> int:
+        """Store at the end of the file as the board has it, and say so; returns where that was, -1: no memory there."""
+        end = self.lease(slot, 0, 1, 0).size
+        found = self.lease(slot, end, len(content), TO_STORE | Flag.GROW)
+        parts = self._parts(found, end, end + len(content))
+        if parts is None or not all(at for at, _ in parts):
+            return -1
+        self._put_parts(parts, content)
+        self.stored(slot, end + len(content))
+        return end
+
+    # Against the rules
+
+    def told(self, slot: int | None = None) -> list[tuple[int, int]]:
+        """All memory that was ever told: begin and end in the pool."""
+        chosen = self.leases if slot is None else [slot]
+        answers = [found for each in chosen for found in self.leases.get(each, ())]
+        pieces = [piece for found in answers for piece in found.extents if piece.kind == Kind.MEMORY]
+        return [(piece.pool_offset, piece.pool_offset + piece.length) for piece in pieces]
+
+    def put_blindly(self, pieces: list[tuple[int, int]], pattern: bytes) -> None:
+        """Store a pattern all over parts of the pool, whatever the board says."""
+        memory = self._mapped()
+        for begin, end in pieces:
+            memory[begin:end] = (pattern * (-(-(end - begin) // len(pattern))))[: end - begin]
+
+    def put_again_and_again(self, pattern: bytes) -> None:
+        """Do so with all that was ever told until somebody ends this process. There is no answer."""
+        pieces = self.told()
+        while True:
+            self.put_blindly(pieces, pattern)
+
+    # Others that have the file too
+
+    def duplicate(self, slot: int, other: int) -> None:
+        self.files[other] = os.dup(self.files[slot])
+
+    def fork(self) -> int:
+        """A child that has everything, until somebody ends it."""
+        child = os.fork()
+        if child == 0:
+            _sleep()
+        self.children.append(child)
+        return child
+
+    def execute(self, slot: int, inherit: bool) -> int:
+        """A child that becomes another program, with the file or without; returns when it has."""
+        os.set_inheritable(self.files[slot], inherit)
+        begun, begins = os.pipe2(os.O_CLOEXEC)
+        child = os.fork()
+        if child == 0:
+            with suppress(OSError):
+                os.execv("/bin/sleep", ["sleep", "100"])
+            os._exit(1)
+        os.close(begins)
+        os.read(begun, 1)
+        os.close(begun)
+        self.children.append(child)
+        return child
+
+    def end_children(self) -> None:
+        while self.children:
+            child = self.children.pop()
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    def send(self, slot: int, name: str) -> None:
+        """Pass the open file on (SCM_RIGHTS)."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(name)
+            socket.send_fds(sender, [b"."], [self.files[slot]])
+
+    def listen(self, name: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(name)
+
+    def receive(self, slot: int) -> None:
+        with self.socket:
+            _, (self.files[slot],), _, _ = socket.recv_fds(self.socket, 1, 1)
+
+    def anchor(self, number: int, slot: int) -> None:
+        """A page of the file itself that nobody can touch: it holds the open file."""
+        self.map(number, slot, mmap.PAGESIZE, 0, PRIVATE)
+
+    def detach(self) -> None:
+        """The pool is not mapped any more."""
+        self._mapped().close()
+        self.pool = None
+
+    def become(self, uid: int) -> None:
+        """Go on as another user."""
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+
+    # Below
+
+    def _mapped(self) -> mmap.mmap:
+        assert self.pool is not None
+        return self.pool
+
+    def _state(self, found: wire.Lease) -> tuple[int, int]:
+        """Epoch and size as they are now."""
+        if not found.slot:
+            return found.epoch, found.size
+        state = wire.Slot.unpack(self._mapped()[found.slot : found.slot + wire.SLOT.size])
+        return state.epoch, state.size
+
+    def _parts(self, found: wire.Lease, begin: int, end: int) -> list[tuple[int, int]] | None:
+        """Where the bytes lie in the pool (0: a hole) and how many; None if the answer does not say it of all."""
+        parts = []
+        for piece in found.extents:
+            low, high = max(begin, piece.offset), min(end, piece.offset + piece.length)
+            if low < high:
+                if piece.kind == Kind.KERNEL:
+                    return None
+                at = piece.pool_offset + low - piece.offset if piece.kind == Kind.MEMORY else 0
+                parts.append((at, high - low))
+        return parts if sum(count for _, count in parts) == end - begin else None
+
+    def _put_parts(self, parts: list[tuple[int, int]], content: bytes) -> None:
+        memory, done = self._mapped(), 0
+        for at, count in parts:
+            memory[at : at + count] = content[done : done + count]
+            done += count
+
+
+def _sleep() -> None:
+    try:
+        time.sleep(100)
+    finally:
+        os._exit(0)
+
+
+class Client(Actor):
+    """A process with `LeaseCalls`."""
+
+    def __init__(self, root: Path) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        self.gone = False
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                self._pipe.close()
+                perform(root, theirs, LeaseCalls)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def must(self, call: str, *arguments: Any) -> Any:
+        """A call that may not fail."""
+        outcome = self.do(call, *arguments)
+        assert not (isinstance(outcome, str) and hasattr(errno, outcome)), f"{call}{arguments}: {outcome}"
+        return outcome
+
+    def kill(self) -> None:
+        """SIGKILL, wherever it is."""
+        if not self.gone:
+            self.gone = True
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pipe.close()
+
+    def end(self) -> None:
+        """An orderly exit."""
+        if not self.gone:
+            self.gone = True
+            super().end()
+
+
+Clients = Callable[[], Client]
+
+
+@contextlib.contextmanager
+def clients(root: Path) -> Iterator[Clients]:
+    made: list[Client] = []
+
+    def make() -> Client:
+        made.append(Client(root))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            each.kill()
+
+
+def holders(place: Path) -> int:
+    with stats.opened(str(place)) as (descriptor, real):
+        return stats.ask(descriptor, real).files["leases"]
+
+
+def free_blocks(place: Path) -> int:
+    """With nothing left to commit."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return os.statvfs(place).f_bfree
+
+
+def becomes(condition: Callable[[], bool], limit: float = 5) -> bool:
+    """Whether it comes true in time: the kernel tells of closed files when it gets to it."""
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
