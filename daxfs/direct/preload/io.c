@@ -214,12 +214,22 @@ static bool eligible(const struct pl_file *file, const struct iovec *vector, int
     return sum > 0;
 }
 
+static ssize_t counted(const struct pl_file *file, ssize_t done, bool write) {
+    if (done < 0 && atomic_load_explicit(&file->mount->state, memory_order_relaxed) == PL_READY)
+        PL_COUNT(passed);
+    else if (write && done >= 0)
+        PL_COUNT(writes);
+    else if (done >= 0)
+        PL_COUNT(reads);
+    return done;
+}
+
 static ssize_t at_offset(int fd, struct pl_file *file, const struct iovec *vector, int count, off_t offset, bool write) {
     size_t total;
 
     if (!eligible(file, vector, count, write, &total) || offset < 0 || offset > LLONG_MAX - (off_t)total)
-        return NO;
-    return direct(fd, file, vector, total, (uint64_t)offset, write);
+        return counted(file, NO, write);
+    return counted(file, direct(fd, file, vector, total, (uint64_t)offset, write), write);
 }
 
 /* Whether it makes sense to take bytes at the file's position: a lease is there, or to be had now. */
@@ -251,17 +261,17 @@ static ssize_t at_position(int fd, struct pl_file *file, const struct iovec *vec
     off_t end;
 
     if (!eligible(file, vector, count, write, &total) || (unlikely(pl_vforked) && pl_foreign()))
-        return NO;
+        return counted(file, NO, write);
     if (!promising(fd, file, total, write)) {
         errno = saved;
-        return NO;
+        return counted(file, NO, write);
     }
     end = syscall(SYS_lseek, fd, total, SEEK_CUR);
     if (end < 0) {
         errno = saved;
         return NO;
     }
-    done = direct(fd, file, vector, total, (uint64_t)end - total, write);
+    done = counted(file, direct(fd, file, vector, total, (uint64_t)end - total, write), write);
     if (done == NO) {
         off_t start = end - (off_t)total;
 

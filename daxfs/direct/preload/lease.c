@@ -244,6 +244,7 @@ int pl_ask(int fd, struct daxfs_lease *lease) {
 
     if (!file || !pl_attach(fd, file->mount))
         return EOPNOTSUPP;
+    PL_COUNT(leases);
     lease->holder = holder;
     failed = syscall(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease) ? errno : 0;
     errno = saved;

@@ -101,14 +101,16 @@ PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int f
     if (likely(!ours && !fixed))
         return pl_raw_mmap(address, length, protection, flags, fd, offset);
     /* Before the mapping counts, while what was told before can still be given back. */
-    if (ours && (!file->leased || !pl_holds(file)))
+    if (ours && !pl_known(fd, file, (uint64_t)offset, length, pl_stores(file, flags)))
         pl_learn(fd, file, (uint64_t)offset, length, pl_stores(file, flags) ? DAXFS_WRITE : 0);
     pl_book_lock(&saved);
     if (ours)
         made = map_file(address, length, protection, flags, fd, (uint64_t)offset);
     if (made != MAP_FAILED) {
         errno = error;
+        PL_COUNT(maps);
     } else {
+        PL_COUNT(plain_maps);
         if (ours)
             atomic_store(&file->refused, true); /* its pages and the memory would not agree */
         if (fixed)

@@ -92,6 +92,8 @@ struct pl_question {
 
 extern struct pl_book pl_plan; /* what is to be laid out, at addresses from 0 on */
 
+/* Whether reads and writes have learned where all of a range lies, before the lock. */
+bool pl_known(int fd, struct pl_file *file, uint64_t offset, uint64_t length, bool store);
 /* Ask the daemon, if need be, and make the plan; `fill` small holes. False: leave it to the kernel. */
 bool pl_plan_make(struct pl_question *question, bool fill);
 /* Address space for the plan, such that its first large piece of memory can be mapped with huge pages. */

@@ -130,6 +130,25 @@ static bool ask(struct pl_question *question, uint32_t flags) {
     return offset >= end || add(question, pl_page_up(offset), end, 0, DAXFS_KERNEL);
 }
 
+bool pl_known(int fd, struct pl_file *file, uint64_t offset, uint64_t length, bool store) {
+    uint64_t end = offset + length;
+    bool good;
+
+    if (!pl_pin(fd, file))
+        return false;
+    good = file->leased && (file->stores || !store) && pl_holds(file);
+    if (good && end > pl_size(file))
+        end = pl_size(file);
+    while (good && offset < end) {
+        const struct pl_extent *extent = pl_find(file, offset);
+
+        good = extent != NULL;
+        offset = extent ? extent->end : end;
+    }
+    pl_unpin(file);
+    return good;
+}
+
 /* Make the plan of what reads and writes have learned of the file, if all of it is memory. */
 static bool recall(struct pl_question *question, bool store) {
     struct pl_group *group = question->group;

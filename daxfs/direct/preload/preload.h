@@ -219,6 +219,28 @@ void pl_book_before_fork(void);
 void pl_book_after_fork_parent(void);
 void pl_book_after_fork_child(void);
 
+/* ---- stats.c */
+
+/* Calls on files of mounts whose pool is mapped, since the start or the fork. */
+struct pl_counts {
+    _Atomic uint64_t reads, writes;     /* from and to memory */
+    _Atomic uint64_t passed;            /* reads and writes by system calls */
+    _Atomic uint64_t leases;            /* questions to the daemon */
+    _Atomic uint64_t maps, plain_maps;  /* of the pool; left to the kernel */
+};
+
+extern struct pl_counts pl_counts;
+extern bool pl_counting;
+void pl_count_start(void);
+void pl_count_again(void);
+void pl_count_say(void);
+
+#define PL_COUNT(what)                                                                                                 \
+    do {                                                                                                               \
+        if (unlikely(pl_counting))                                                                                     \
+            atomic_fetch_add_explicit(&pl_counts.what, 1, memory_order_relaxed);                                       \
+    } while (0)
+
 /* ---- start.c: the C library's own functions, found at the start or at first use */
 
 struct pl_real {

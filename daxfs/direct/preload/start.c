@@ -46,11 +46,13 @@ void pl_start(void) {
     FIND(vfork);
     if (wanted && !strcmp(wanted, "0"))
         pl_disabled = true;
+    pl_count_start();
     pl_find_lines();
     pl_new_holder();
     if (!atomic_exchange(&pl_started, true)) {
         pthread_atfork(pl_before_fork, pl_after_fork_parent, pl_after_fork_child);
         pthread_atfork(pl_book_before_fork, pl_book_after_fork_parent, pl_book_after_fork_child);
+        pthread_atfork(NULL, NULL, pl_count_again);
     }
 }
 
@@ -62,4 +64,5 @@ __attribute__((constructor)) static void begin(void) {
 /* What a program leaves open at its end still gets its times. */
 __attribute__((destructor)) static void end(void) {
     pl_tell_all();
+    pl_count_say();
 }

@@ -1,0 +1,52 @@
+/* What DAXFS_DIRECT_STATS=1 shows at the end of a program: one line with what was done in memory and what was not.
+ *
+ * Counting costs nothing while it is off but one look at a flag. A child starts from zero.
+ */
+#include "preload.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+bool pl_counting;
+struct pl_counts pl_counts;
+
+static int output = -1; /* standard error, which many programs close before their end */
+
+void pl_count_start(void) {
+    const char *wanted = getenv("DAXFS_DIRECT_STATS");
+
+    pl_counting = !pl_disabled && wanted && !strcmp(wanted, "1");
+    if (pl_counting && output < 0)
+        output = (int)syscall(SYS_fcntl, STDERR_FILENO, F_DUPFD_CLOEXEC, 200);
+}
+
+void pl_count_again(void) {
+    atomic_store(&pl_counts.reads, 0);
+    atomic_store(&pl_counts.writes, 0);
+    atomic_store(&pl_counts.passed, 0);
+    atomic_store(&pl_counts.leases, 0);
+    atomic_store(&pl_counts.maps, 0);
+    atomic_store(&pl_counts.plain_maps, 0);
+}
+
+/* Without stdio: the program may have closed or borrowed it. */
+void pl_count_say(void) {
+    char line[256];
+    int length;
+
+    if (!pl_counting || !(pl_counts.reads | pl_counts.writes | pl_counts.passed | pl_counts.maps |
+                          pl_counts.plain_maps | pl_counts.leases))
+        return;
+    length = snprintf(line, sizeof(line),
+                      "daxfs: process %d: direct: %llu reads, %llu writes, %llu maps; through the kernel: %llu calls,"
+                      " %llu maps; %llu leases asked for\n",
+                      (int)getpid(), (unsigned long long)pl_counts.reads, (unsigned long long)pl_counts.writes,
+                      (unsigned long long)pl_counts.maps, (unsigned long long)pl_counts.passed,
+                      (unsigned long long)pl_counts.plain_maps, (unsigned long long)pl_counts.leases);
+    if (syscall(SYS_write, output, line, (size_t)length) < 0)
+        syscall(SYS_write, STDERR_FILENO, line, (size_t)length);
+}
