@@ -212,6 +212,9 @@ class LeaseCalls(Calls):
         self._mapped().close()
         self.pool = None
 
+    def chdir(self, name: str) -> None:
+        os.chdir(name)
+
     def become(self, uid: int) -> None:
         """Go on as another user."""
         os.setgroups([])

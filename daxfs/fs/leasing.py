@@ -350,11 +350,13 @@ def let_go(volume: Volume, lease: Lease) -> None:
 def part(volume: Volume) -> None:
     """The daemon goes: no answer holds any more, and who still maps the pool is a stranger for it.
 
-    What strangers may touch stays where it is, nameless, for the next mount to free.
+    What strangers may touch stays where it is, nameless, for the next mount to free. Who has closed all files has
+    nothing to touch, even if it keeps the pool mapped.
     """
-    for lease in volume.leases.by_ino.values():
+    leases = volume.leases
+    for lease in leases.by_ino.values():
         lease.end()
-    volume.leases.strangers = volume.leases.strangers or volume.pool.mapped_elsewhere()
+    leases.strangers = leases.strangers or (bool(leases.by_ino) and volume.pool.mapped_elsewhere())
 
 
 def look_for_strangers(volume: Volume) -> None:

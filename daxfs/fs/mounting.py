@@ -208,6 +208,7 @@ def unmount(volume: Volume) -> None:
     if not volume.was_writable or volume.journal.aborted:
         return
     journal = volume.journal
+    volume.leases.strangers = volume.leases.strangers and volume.pool.mapped_elsewhere()
     if not volume.read_only:
         volume.nodes.pins.clear()
         if volume.leases.strangers:

@@ -5,6 +5,9 @@ processes and mkfs honour, opens block devices with O_EXCL, which the kernel's o
 through the loop devices, which honour neither. It changes nothing on the pool. ``pool.open_pool`` and mkfs
 call it.
 
+Clients of a mount map the pool too, and may do so longer than its daemon lives. `mapped_by_clients` tells whether any
+does; a mount works with that (``daxfs.fs.leasing``), mkfs and e2fsck do not: `refuse_clients`.
+
 The claim lives in a file descriptor of its own, not in the mapping's: a view that somebody still holds keeps
 a mapping open, and must not keep the pool locked.
 """
@@ -16,6 +19,7 @@ import fcntl
 import os
 import re
 import stat
+import struct
 import time
 
 from daxfs.errors import PoolError
@@ -23,6 +27,10 @@ from daxfs.pmem import kinds
 
 _PATIENCE = 0.5  # seconds: udev locks a device while it probes it; a loop device outlives its unmount a bit
 _PAUSE = 0.02
+CLIENT_LOCKS = 1 << 62
+"""Where the bytes begin that clients lock, shared, while they map a pool: far behind its end, one for each mount."""
+LOCKS = 1 << 31
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit machines
 
 
 def claim(target: kinds.Target, *, read_only: bool = False, sysfs: str = "/sys", proc: str = "/proc") -> int:
@@ -49,6 +57,23 @@ def claim(target: kinds.Target, *, read_only: bool = False, sysfs: str = "/sys",
         os.close(guard)
         raise
     return guard
+
+
+def mapped_by_clients(descriptor: int, first: int = 0, end: int = LOCKS) -> bool:
+    """Whether a client of the mounts whose locks are [first, end) still maps the pool that is open here."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, CLIENT_LOCKS + first, end - first, 0)
+    kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0]
+    return kind != fcntl.F_UNLCK
+
+
+def refuse_clients(descriptor: int, path: str) -> None:
+    """Stop where memory that programs still store into would be given to others.
+
+    Raises:
+        PoolError: clients of an earlier mount map the pool.
+    """
+    if mapped_by_clients(descriptor):
+        raise _busy(path, f"programs still map it from an earlier mount; end them; see: fuser -v {path}")
 
 
 def _lock(guard: int, target: kinds.Target, mode: int, proc: str) -> None:

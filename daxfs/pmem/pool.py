@@ -31,10 +31,6 @@ _MAP_SHARED_VALIDATE = 3
 _MAP_SYNC = 0x80000  # a store that left the CPU's caches is durable: no metadata is left for the kernel to write
 _PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
-CLIENT_LOCKS = 1 << 62
-"""Where the bytes begin that clients lock, shared, while they map a pool: far behind its end, one for each mount."""
-LOCKS = 1 << 31
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit machines
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -106,6 +102,9 @@ class Pool:
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
         """Whether clients of this pool still map it, other than those of the mount that gave them the lock ``but``."""
         return False
+
+    def refuse_clients(self) -> None:
+        """Raise PoolError if clients still map it."""
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
@@ -186,9 +185,14 @@ class MappedPool(Pool):
             raise FsError(error.errno or errno.EIO, f"{self.path}: discarding {length} bytes at {offset}") from None
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:
-        """By the locks that they hold until their last mapping is gone (`CLIENT_LOCKS`)."""
-        ranges = [(0, LOCKS)] if but is None else [(0, but), (but + 1, LOCKS)]
-        return any(_locked(self._descriptors[0], first, end) for first, end in ranges if first < end)
+        """By the locks that they hold until their last mapping is gone (`exclusive.CLIENT_LOCKS`)."""
+        ranges = [(0, exclusive.LOCKS)] if but is None else [(0, but), (but + 1, exclusive.LOCKS)]
+        found = exclusive.mapped_by_clients
+        return any(found(self._descriptors[0], first, end) for first, end in ranges if first < end)
+
+    def refuse_clients(self) -> None:
+        """By the same locks."""
+        exclusive.refuse_clients(self._descriptors[0], self.path)
 
     def _unmap(self) -> None:
         _try_twice(self._mapping.close)
@@ -199,13 +203,6 @@ class MappedPool(Pool):
 def punch_hole(descriptor: int, offset: int, length: int) -> bool:
     """Make a range of an open file or block device read as zeros and free its memory; False if it can't be done."""
     return bool(_fallocate(descriptor, _PUNCH_HOLE, offset, length) == 0)
-
-
-def _locked(descriptor: int, first: int, end: int) -> bool:
-    """Whether somebody else holds one of the locks [first, end)."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, CLIENT_LOCKS + first, end - first, 0)
-    kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0]
-    return kind != fcntl.F_UNLCK
 
 
 def open_pool(

@@ -48,6 +48,13 @@ def _held(target: kinds.Target, *, read_only: bool) -> Iterator[None]:
     """Keep the pool to ourselves. A block device is only asked for: e2fsck takes it for itself, with O_EXCL."""
     try:
         guard = exclusive.claim(target, read_only=read_only)
+        try:
+            if not read_only:
+                # It would give to others what these programs may still store into; a mount does not.
+                exclusive.refuse_clients(guard, target.path)
+        except PoolError:
+            os.close(guard)
+            raise
     except PoolError as error:
         raise PoolError(str(error), OPERATIONAL_ERROR) from None
     if target.kind == kinds.BLOCK:

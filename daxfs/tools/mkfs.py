@@ -146,6 +146,7 @@ def _make_direct(mke2fs: str, target: kinds.Target, size: int | None, options: _
     fresh = target.status.st_blocks == 0 and target.kind != kinds.BLOCK
     guard = exclusive.claim(target)
     try:
+        exclusive.refuse_clients(guard, target.path)
         _refuse_content(target.path, options, lambda offset, length: os.pread(guard, length, offset))
         arguments = [target.path]
         length = target.size
@@ -177,6 +178,7 @@ def _make_mapped(
     """Make a sparse image beside it and carry that into a mapping, the only way to write such a pool."""
     length = target.size if size is None else size
     with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
+        pool.refuse_clients()
         _refuse_content(target.path, options, lambda offset, count: bytes(pool.memory[offset : offset + count]))
         image = os.path.join(folder, "image")
         with open(image, "xb", buffering=0) as file:
