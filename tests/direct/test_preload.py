@@ -268,7 +268,7 @@ def test_the_daemon_may_die(pool: Callable[..., Path], library: Path) -> None:
     fsck(made)
 
 
-@pytest.mark.parametrize("kind", ["signals", "forks", "closes"])
+@pytest.mark.parametrize("kind", ["signals", "forks", "closes", "streams"])
 def test_what_comes_in_between(root: Path, library: Path, signals: Path, kind: str) -> None:
     assert said(library, signals, kind, root / "file") == "good\n"
 

@@ -3,6 +3,7 @@
  * signals signals FILE   a timer's handler reads, writes, opens and closes below what the program does
  * signals forks FILE     children of all kinds, some of which close and replace their descriptors
  * signals closes FILE    a thread closes descriptors that another one copies with
+ * signals streams FILE   descriptors that the C library closes by itself
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -178,6 +180,32 @@ static void closes(void) {
         pthread_join(threads[i], NULL);
 }
 
+static void streams(void) {
+    char buffer[8] = "";
+    int number;
+    FILE *stream;
+
+    /* Another descriptor keeps the lease alive, so that only the table can tell. */
+    for (int i = 0; i < 2; i++) {
+        number = open(path, O_RDWR);
+        EXPECT(number >= 0);
+        same(number, 0, PART);
+        same(number, PART, PART);
+        stream = fdopen(number, "r+");
+        EXPECT(stream && fputs("stream", stream) >= 0);
+        if (i)
+            EXPECT(freopen("/dev/null", "r", stream) && read(fileno(stream), buffer, 8) == 0);
+        EXPECT(fclose(stream) == 0);
+        EXPECT(pread(fd, buffer, 6, 0) == 6 && !memcmp(buffer, "stream", 6));
+        EXPECT(pwrite(fd, pattern, 6, 0) == 6);
+        EXPECT(memfd_create("other", 0) == number);
+        EXPECT(pwrite(number, "memory", 6, 0) == 6);
+        EXPECT(pread(number, buffer, 8, 0) == 6 && !memcmp(buffer, "memory", 6));
+        EXPECT(pread(fd, buffer, 6, 0) == 6 && !memcmp(buffer, pattern, 6));
+        close(number);
+    }
+}
+
 int main(int count, char **arguments) {
     (void)count;
     path = arguments[2];
@@ -186,6 +214,8 @@ int main(int count, char **arguments) {
         signals();
     else if (!strcmp(arguments[1], "forks"))
         forks();
+    else if (!strcmp(arguments[1], "streams"))
+        streams();
     else
         closes();
     same(fd, PART, PART);
