@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from enum import IntFlag
+from functools import lru_cache
 from typing import NamedTuple
 
 from daxfs.errors import Corrupt, Unsupported
@@ -52,10 +53,11 @@ _M = 0xFFFFFFFF
 _HEADER = struct.Struct(">III")
 _SUPERBLOCK = struct.Struct(">III III II i III 16s II II B3x II 160s I 768s")
 _REVOKE_HEADER = struct.Struct(">IIII")
-_COMMIT = struct.Struct(">IIIBB2x8IQI")
+_COMMIT = struct.Struct(">IIIBB2xI28xQI")  # of h_chksum the first word; the other seven are never used
 _TAG = struct.Struct(">IHH")  # t_blocknr, t_checksum, t_flags
 _TAG_HIGH = struct.Struct(">IHHI")  # ... t_blocknr_high
 _TAG3 = struct.Struct(">IIII")  # t_blocknr, t_flags, t_blocknr_high, t_checksum
+_TAG_CODES = {8: "IHH", 10: "IHH2x", 12: "IHHI", 14: "IHHI2x", 16: "IIII"}  # the same by their `tag_bytes`
 _BE32 = struct.Struct(">I")
 _CHKSUM_OFFSET = 16  # of h_chksum[0] in a commit record
 _SB_CHECKSUM_OFFSET = 0xFC
@@ -346,20 +348,29 @@ def unpack_tags(buf: Buffer, form: Format) -> list[Tag]:
     return tags
 
 
-def pack_descriptor(form: Format, sequence: int, tags: Sequence[Tag]) -> bytes:
-    """A whole descriptor block with its tail checksum.
+def pack_descriptor(form: Format, sequence: int, tags: Sequence[tuple[int, int, int]]) -> bytes:
+    """A whole descriptor block; see `fill_descriptor`. The number of tags is checked here."""
+    if not 0 < len(tags) <= form.tags_per_descriptor:
+        raise ValueError(f"{len(tags)} tags in one descriptor, the limit is {form.tags_per_descriptor}")
+    block = bytearray(form.block_size)
+    fill_descriptor(form, block, sequence, tags)
+    return bytes(block)
+
+
+def fill_descriptor(
+    form: Format, block: bytearray | memoryview, sequence: int, tags: Sequence[tuple[int, int, int]]
+) -> None:
+    """Make ``block`` a descriptor block, with its tail checksum; whatever it held is gone.
 
     Args:
         form: the journal's layout.
+        block: ``form.block_size`` writable bytes.
         sequence: the transaction's id.
-        tags: 1 to ``form.tags_per_descriptor`` tags; ``SAME_UUID`` and ``LAST_TAG`` are set here, the rest
+        tags: 1 to ``form.tags_per_descriptor``, as `Tag`; ``SAME_UUID`` and ``LAST_TAG`` are set here, the rest
             of the flags and the checksums are the caller's (``block_checksum``).
     """
-    if not 0 < len(tags) <= form.tags_per_descriptor:
-        raise ValueError(f"{len(tags)} tags in one descriptor, the limit is {form.tags_per_descriptor}")
-    parts = [pack_header(DESCRIPTOR_BLOCK, sequence)]
+    fields: list[int | bytes] = [MAGIC, DESCRIPTOR_BLOCK, sequence & _M]
     version, is_64bit = form.csum_version, form.is_64bit
-    filler = bytes(2) if version == 2 else b""
     last = len(tags) - 1
     for i, (blocknr, flags, checksum) in enumerate(tags):
         flags &= FLAG_ESCAPE | FLAG_DELETED
@@ -370,16 +381,24 @@ def pack_descriptor(form: Format, sequence: int, tags: Sequence[Tag]) -> bytes:
         high = blocknr >> 32
         if high and not is_64bit:
             raise ValueError(f"block {blocknr} does not fit a 32-bit journal")
-        low = blocknr & _M
         if version == 3:
-            parts.append(_TAG3.pack(low, flags, high, checksum))
+            fields += blocknr & _M, flags, high, checksum
         elif is_64bit:
-            parts.append(_TAG_HIGH.pack(low, checksum, flags, high) + filler)
+            fields += blocknr & _M, checksum, flags, high
         else:
-            parts.append(_TAG.pack(low, checksum, flags) + filler)
+            fields += blocknr, checksum, flags
         if not i:
-            parts.append(form.uuid)
-    return _with_tail(form, b"".join(parts))
+            fields.append(form.uuid)
+    _descriptor_layout(form.block_size, form.tag_bytes, last).pack_into(block, 0, *fields)
+    _seal_tail(form, block)
+
+
+@lru_cache(maxsize=64)
+def _descriptor_layout(block_size: int, tag_size: int, more: int) -> struct.Struct:
+    """A whole descriptor block, with so many tags behind the first: packing it also makes the zeros behind them."""
+    tag = _TAG_CODES[tag_size]
+    used = HEADER_SIZE + UUID_SIZE + tag_size * (1 + more)
+    return struct.Struct(f">III{tag}{UUID_SIZE}s{tag * more}{block_size - used}x")
 
 
 def block_checksum(form: Format, sequence: int, block: Buffer) -> int:
@@ -399,12 +418,10 @@ def sequence_seed(form: Format, sequence: int) -> int:
     return crc32c(form.seed, _BE32.pack(sequence & _M))
 
 
-def _with_tail(form: Format, content: bytes) -> bytes:
-    """``content`` filled with zeros to a block, and the tail's checksum."""
-    if not form.csum_version:
-        return content.ljust(form.block_size, b"\0")
-    body = content.ljust(form.block_size - TAIL_SIZE, b"\0")
-    return body + _BE32.pack(crc32c(crc32c(form.seed, body), _ZERO4))
+def _seal_tail(form: Format, block: bytearray | memoryview) -> None:
+    """Store the checksum of a descriptor or revoke block in its tail, which holds zeros."""
+    if form.csum_version:
+        _BE32.pack_into(block, form.block_size - TAIL_SIZE, crc32c(form.seed, block))
 
 
 def tail_is_valid(form: Format, block: Buffer) -> bool:
@@ -430,8 +447,11 @@ def pack_revoke(form: Format, sequence: int, blocks: Sequence[int]) -> bytes:
         raise ValueError(f"{len(blocks)} revoked blocks, the limit is {form.revokes_per_block}")
     width, code = (8, "Q") if form.is_64bit else (4, "I")
     used = REVOKE_HEADER_SIZE + width * len(blocks)
-    start = _REVOKE_HEADER.pack(MAGIC, REVOKE_BLOCK, sequence & _M, used)
-    return _with_tail(form, start + struct.pack(f">{len(blocks)}{code}", *blocks))
+    block = bytearray(form.block_size)
+    _REVOKE_HEADER.pack_into(block, 0, MAGIC, REVOKE_BLOCK, sequence & _M, used)
+    struct.pack_into(f">{len(blocks)}{code}", block, REVOKE_HEADER_SIZE, *blocks)
+    _seal_tail(form, block)
+    return bytes(block)
 
 
 def unpack_revoke(buf: Buffer, form: Format) -> list[int]:
@@ -457,7 +477,7 @@ class Commit(NamedTuple):
     h_sequence: int
     h_chksum_type: int
     h_chksum_size: int
-    h_chksum: int  # h_chksum[0]; the other seven words are never used
+    h_chksum: int  # h_chksum[0]
     h_commit_sec: int
     h_commit_nsec: int
 
@@ -471,10 +491,25 @@ class Commit(NamedTuple):
 def pack_commit(
     form: Format, sequence: int, seconds: int, nanoseconds: int, transaction_checksum: int | None = None
 ) -> bytes:
-    """A whole commit block.
+    """A whole commit block; see `fill_commit`."""
+    block = bytearray(form.block_size)
+    fill_commit(form, block, sequence, seconds, nanoseconds, transaction_checksum)
+    return bytes(block)
+
+
+def fill_commit(
+    form: Format,
+    block: bytearray | memoryview,
+    sequence: int,
+    seconds: int,
+    nanoseconds: int,
+    transaction_checksum: int | None = None,
+) -> None:
+    """Make ``block`` a commit block, with its checksum; whatever it held is gone.
 
     Args:
         form: the journal's layout.
+        block: ``form.block_size`` writable bytes.
         sequence: the transaction's id.
         seconds: and ``nanoseconds``: the time of the commit.
         transaction_checksum: the running ``crc32_be`` over the transaction, for COMPAT_CHECKSUM journals.
@@ -482,18 +517,21 @@ def pack_commit(
     kind, size, checksum = 0, 0, 0
     if transaction_checksum is not None:
         kind, size, checksum = CRC32_CHKSUM, CRC32_CHKSUM_SIZE, transaction_checksum
-    words = (checksum, 0, 0, 0, 0, 0, 0, 0)
-    record = _COMMIT.pack(MAGIC, COMMIT_BLOCK, sequence & _M, kind, size, *words, seconds, nanoseconds)
-    block = record.ljust(form.block_size, b"\0")
-    if not form.csum_version:
-        return block
-    return block[:_CHKSUM_OFFSET] + _BE32.pack(crc32c(form.seed, block)) + block[_CHKSUM_OFFSET + 4 :]
+    layout = _commit_layout(form.block_size)
+    layout.pack_into(block, 0, MAGIC, COMMIT_BLOCK, sequence & _M, kind, size, checksum, seconds, nanoseconds)
+    if form.csum_version:
+        _BE32.pack_into(block, _CHKSUM_OFFSET, crc32c(form.seed, block))
+
+
+@lru_cache
+def _commit_layout(block_size: int) -> struct.Struct:
+    """A commit record and the zeros behind it."""
+    return struct.Struct(f"{_COMMIT.format}{block_size - _COMMIT.size}x")
 
 
 def unpack_commit(buf: Buffer) -> Commit:
     """The fields of a commit block (its checksum is not verified here)."""
-    fields = _COMMIT.unpack_from(buf)
-    return Commit(fields[2], fields[3], fields[4], fields[5], fields[13], fields[14])
+    return Commit._make(_COMMIT.unpack_from(buf)[2:])
 
 
 def commit_is_valid(form: Format, block: Buffer) -> bool:

@@ -7,7 +7,7 @@ The fs floor makes one from the journal's inode. Used by `log` and `recovery`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from daxfs.errors import Corrupt
@@ -52,17 +52,12 @@ class LogArea:
         index = bisect_right(self._starts, position) - 1
         return self.runs[index][0] + position - self._starts[index]
 
-    def pieces(self, position: int, count: int) -> Iterator[tuple[int, int]]:
-        """The contiguous runs (first block of the pool, count) that hold ``count`` blocks from ``position``."""
+    def run(self, position: int) -> tuple[int, int, int]:
+        """The run that holds the log's block ``position``: its first position, the one behind it, its first block."""
         index = bisect_right(self._starts, position) - 1
-        while count > 0:
-            start, length = self.runs[index]
-            skipped = position - self._starts[index]
-            taken = min(length - skipped, count)
-            yield start + skipped, taken
-            position += taken
-            count -= taken
-            index += 1
+        first = self._starts[index]
+        start, count = self.runs[index]
+        return first, first + count, start
 
     def holds(self, block: int) -> bool:
         """Whether a block of the pool belongs to the journal."""

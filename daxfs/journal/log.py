@@ -42,9 +42,10 @@ __all__ = ["Log", "LogArea", "load_superblock", "usable_features"]
 
 _M = 0xFFFFFFFF
 _MAGIC_FIRST = jbd2.MAGIC_BYTES[0]
+_MAGIC_WORD = int.from_bytes(jbd2.MAGIC_BYTES, "little")  # as the pool's words are read
 _ESCAPED = bytes(4)
 _SCRUB_AHEAD = 16  # blocks
-_GATHER = 64  # blocks joined for one store
+_SCRUB_STOCK = 64  # blocks scrubbed at once when fewer than those are left: looking costs less for many
 _SEQUENCE = slice(jbd2.SEQUENCE_OFFSET, jbd2.SEQUENCE_OFFSET + 4)
 
 
@@ -105,7 +106,7 @@ class Log:
         if superblock.s_start:
             raise Corrupt("journal not empty", f"transaction {superblock.s_sequence} waits for recovery")
         self._pool = pool
-        self._memory = pool.memory.toreadonly()
+        self._words = pool.memory.toreadonly().cast("I")
         self._area = area
         self._size = geometry.block_size
         self._tail = LogTail(pool, area.physical(0) * self._size, superblock)
@@ -122,6 +123,8 @@ class Log:
         self._free = 0  # nothing is logged before s_start is set
         self._scrubbed = 0
         self._seconds = 0
+        self._run = (0, 0, 0)  # of the area, the last that was asked for
+        self._image = memoryview(bytearray())  # where blocks are put together before they are stored, used again
         self._waiting: dict[int, memoryview] = {}  # committed blocks that are not stored at home
         self.blocks = self._end - self._first
         self.limit = self.blocks // 4
@@ -153,17 +156,23 @@ class Log:
             self._make_room()
         if needed > self._scrubbed and self._scrub(needed):
             self._pool.fence()
-        sequence = self._sequence
-        at = self._wrapped(self._head + needed - 1)
-        record = self._pending_record(at, sequence)
-        self._store(self._head, [*self._revoke_blocks(sequence, revokes), *self._data_blocks(sequence, copies), record])
-        # Room for a transaction like this one, so that the next needs no fence of its own for it (invariant 2).
-        self._scrub(min(needed + max(needed, _SCRUB_AHEAD), self._free))
-        self._pool.fence()
+        pool, sequence = self._pool, self._sequence
+        last = self._wrapped(self._head + needed - 1)
+        number = self._place(last) + jbd2.SEQUENCE_OFFSET
         word = int.from_bytes(sequence.to_bytes(4, "big"), "little")
-        self._pool.store_word(self._place(at) + jbd2.SEQUENCE_OFFSET, word)
-        self._pool.fence()
-        self._head = self._wrapped(at + 1)
+        if self._words[number >> 2] == word:
+            # Until the fence any word of the commit record may be the old block's. The number's must be wrong in both
+            # cases, which an old block could only break whose third word is, by chance or by design, this very number.
+            pool.store_word(number, word ^ _M)
+            pool.fence()
+        self._write(sequence, copies, revokes)
+        # Room for a transaction like this one, so that the next needs no fence of its own for it (invariant 2).
+        if self._scrubbed < needed + max(needed, _SCRUB_AHEAD):
+            self._scrub(min(needed + max(needed, _SCRUB_STOCK), self._free))
+        pool.fence()
+        pool.store_word(number, word)
+        pool.fence()
+        self._head = self._wrapped(last + 1)
         self._free -= needed
         self._scrubbed -= needed
         self._sequence = sequence + 1 & _M
@@ -191,7 +200,7 @@ class Log:
             self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)
             self._free = 0
         self._pool.fence()
-        self._memory.release()
+        self._words.release()
 
     def record_error(self, number: int) -> None:
         """Store ``s_errno``; the log's contents stay."""
@@ -207,8 +216,12 @@ class Log:
         return position if position < self._end else position - (self._end - self._first)
 
     def _place(self, position: int) -> int:
-        """The byte offset of a log block in the pool."""
-        return self._area.physical(position) * self._size
+        """The byte offset of a log block in the pool; the log runs on from there to position ``_run[1]``."""
+        first, end, start = self._run
+        if not first <= position < end:
+            first, end, start = self._area.run(position)
+            self._run = first, min(end, self._end), start
+        return (start + position - first) * self._size
 
     def _blocks_needed(self, blocks: int, revokes: int) -> int:
         descriptors = -(-blocks // self._tags_per_descriptor)
@@ -228,77 +241,83 @@ class Log:
 
     def _is_stale(self, position: int, sequence: int) -> bool:
         """Whether an old block at this position would pass for one of the transaction ``sequence``."""
-        at = self._place(position)
-        header = bytes(self._memory[at : at + jbd2.HEADER_SIZE])
+        at = self._place(position) >> 2
+        header = self._words[at : at + jbd2.HEADER_SIZE // 4].tobytes()
         return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] == sequence.to_bytes(4, "big")
 
     def _scrub(self, count: int) -> bool:
         """Take the magic from old blocks among the ``count`` from ``head`` on; whether anything was stored."""
-        done, stored = self._scrubbed, False
+        done, stored, size = self._scrubbed, False, self._size
         while done < count:
             position = self._wrapped(self._head + done)
-            for block, length in self._area.pieces(position, min(count - done, self._end - position)):
-                for at in range(block * self._size, (block + length) * self._size, self._size):
-                    if self._memory[at] == _MAGIC_FIRST and jbd2.escapes(self._memory[at : at + 4]):
-                        self._pool.store_word(at, 0)
-                        stored = True
-                done += length
+            place = self._place(position)
+            length = min(count - done, self._run[1] - position)
+            for first in self._words[place >> 2 : place + length * size >> 2 : size >> 2].tolist():
+                if first == _MAGIC_WORD:
+                    self._pool.store_word(place, 0)
+                    stored = True
+                place += size
+            done += length
         self._scrubbed = max(done, self._scrubbed)
         return stored
 
     # Blocks
 
-    def _revoke_blocks(self, sequence: int, revokes: Collection[int]) -> list[Buffer]:
-        if not revokes:
-            return []
-        numbers, size = sorted(revokes), self.revokes_per_block
-        return [jbd2.pack_revoke(self._form, sequence, numbers[at : at + size]) for at in range(0, len(numbers), size)]
+    def _revoke_blocks(self, sequence: int, revokes: Collection[int]) -> bytes:
+        numbers, most = sorted(revokes), self.revokes_per_block
+        groups = (numbers[at : at + most] for at in range(0, len(numbers), most))
+        return b"".join(jbd2.pack_revoke(self._form, sequence, group) for group in groups)
 
-    def _data_blocks(self, sequence: int, copies: Mapping[int, memoryview]) -> list[Buffer]:
-        """Descriptors, each with the blocks that it describes."""
-        form, most = self._form, self._tags_per_descriptor
-        seed = jbd2.sequence_seed(form, sequence)
-        entries = list(copies.items())
-        parts: list[Buffer] = []
-        for first in range(0, len(entries), most):
-            tags: list[jbd2.Tag] = []
-            blocks: list[Buffer] = []
-            for number, content in entries[first : first + most]:
-                logged: Buffer = content
+    def _write(self, sequence: int, copies: Mapping[int, memoryview], revokes: Collection[int]) -> None:
+        """Store the transaction from ``head`` on, with a wrong number in its commit record."""
+        position = self._head
+        if revokes:
+            position = self._store(position, self._revoke_blocks(sequence, revokes))
+        entries, most = list(copies.items()), self._tags_per_descriptor
+        while len(entries) > most:
+            position = self._store(position, self._stretch(sequence, entries[:most], last=False))
+            del entries[:most]
+        self._store(position, self._stretch(sequence, entries, last=True))
+
+    def _stretch(self, sequence: int, entries: list[tuple[int, memoryview]], *, last: bool) -> memoryview:
+        """A descriptor with the blocks that it describes, behind the ``last`` ones the commit record."""
+        form, size, image = self._form, self._size, self._image
+        length = (len(entries) + bool(entries) + last) * size
+        if len(image) < length:
+            image = self._image = memoryview(bytearray(length))
+        at = 0
+        if entries:
+            seed = jbd2.sequence_seed(form, sequence)
+            tags: list[tuple[int, int, int]] = []
+            for number, content in entries:
+                at += size
+                image[at : at + size] = content
                 flags = 0
                 if content[0] == _MAGIC_FIRST and jbd2.escapes(content):
-                    logged = _ESCAPED + content[4:]
-                    flags = jbd2.FLAG_ESCAPE
-                tags.append(jbd2.Tag(number, flags, crc32c(seed, logged) if form.csum_version else 0))
-                blocks.append(logged)
-            parts.append(jbd2.pack_descriptor(form, sequence, tags))
-            parts += blocks
-        return parts
+                    image[at : at + 4] = _ESCAPED
+                    content, flags = image[at : at + size], jbd2.FLAG_ESCAPE
+                tags.append((number, flags, crc32c(seed, content) if form.csum_version else 0))
+            jbd2.fill_descriptor(form, image[:size], sequence, tags)
+            at += size
+        if last:
+            seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+            self._seconds = max(self._seconds, seconds)  # jbd2 takes earlier times for stale blocks
+            jbd2.fill_commit(form, image[at:length], sequence, self._seconds, nanoseconds)
+            at += jbd2.SEQUENCE_OFFSET
+            image[at : at + 4] = (sequence ^ _M).to_bytes(4, "big")
+        return image[:length]
 
-    def _pending_record(self, position: int, sequence: int) -> bytes:
-        """The commit record, valid but for its sequence number.
-
-        Until the fence any of its words may be the old block's. The number's word must then be wrong in both cases,
-        which an old block could only break whose third word is, by chance or by design, this very number.
-        """
-        at = self._place(position)
-        wrong = (sequence ^ _M).to_bytes(4, "big")
-        if self._memory[at + jbd2.SEQUENCE_OFFSET : at + jbd2.HEADER_SIZE] == sequence.to_bytes(4, "big"):
-            self._pool.store_word(at + jbd2.SEQUENCE_OFFSET, int.from_bytes(wrong, "little"))
-            self._pool.fence()
-        now = time.time_ns()
-        self._seconds = max(self._seconds, now // 1_000_000_000)  # jbd2 takes earlier times for stale blocks
-        record = jbd2.pack_commit(self._form, sequence, self._seconds, now % 1_000_000_000)
-        return record[: jbd2.SEQUENCE_OFFSET] + wrong + record[jbd2.HEADER_SIZE :]
-
-    def _store(self, position: int, parts: list[Buffer]) -> None:
-        """Store blocks from ``position`` on, around the log's end."""
+    def _store(self, position: int, content: Buffer) -> int:
+        """Store blocks from ``position`` on, around the log's end; returns the position behind them."""
         size = self._size
-        before_end = self._end - position
-        for start, stretch in ((position, parts[:before_end]), (self._first, parts[before_end:])):
-            done = 0
-            for block, count in self._area.pieces(start, len(stretch)):
-                for at in range(done, done + count, _GATHER):
-                    group = stretch[at : min(at + _GATHER, done + count)]
-                    self._pool.write((block + at - done) * size, b"".join(group))
-                done += count
+        blocks = len(content) // size
+        while True:
+            place = self._place(position)
+            room = self._run[1] - position
+            if blocks <= room:
+                self._pool.write(place, content)
+                return self._wrapped(position + blocks)
+            self._pool.write(place, content[: room * size])
+            content = content[room * size :]
+            blocks -= room
+            position = self._wrapped(position + room)

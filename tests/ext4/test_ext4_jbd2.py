@@ -202,6 +202,20 @@ def test_tags_come_back_as_they_were_given(incompat: int, data: st.DataObject) -
 
 
 @pytest.mark.parametrize("incompat", LAYOUTS)
+def test_what_a_block_held_is_gone_when_it_is_filled(incompat: int) -> None:
+    """The log puts its blocks together in the same memory again and again."""
+    form = layout(incompat)
+    memory = memoryview(bytearray(b"\xa5" * 3 * BLOCK))
+    block = memory[BLOCK : 2 * BLOCK]
+    for tags in ([Tag(5, 0, 7)], [Tag(i + 1, 0, 9) for i in range(20)], [Tag(6, jbd2.FLAG_ESCAPE)]):
+        jbd2.fill_descriptor(form, block, 3, tags)
+        assert block == jbd2.pack_descriptor(form, 3, tags)
+    jbd2.fill_commit(form, block, 4, 1 << 33, 8)
+    assert block == jbd2.pack_commit(form, 4, 1 << 33, 8)
+    assert memory[:BLOCK] == memory[2 * BLOCK :] == b"\xa5" * BLOCK
+
+
+@pytest.mark.parametrize("incompat", LAYOUTS)
 def test_a_full_descriptor_fits_and_one_more_is_refused(incompat: int) -> None:
     form = layout(incompat)
     full = [Tag(i + 1, 0) for i in range(form.tags_per_descriptor)]

@@ -330,8 +330,8 @@ def test_areas_of_several_runs() -> None:
     blocks = [10, 11, 12, 100, 50, 51, 52, 53]
     assert area.blocks == 8
     assert [area.physical(position) for position in range(8)] == blocks
-    for start in range(8):
-        for count in range(8 - start + 1):
-            got = [first + more for first, length in area.pieces(start, count) for more in range(length)]
-            assert got == blocks[start : start + count]
+    for position in range(8):
+        first, end, start = area.run(position)
+        assert first <= position < end
+        assert list(range(start, start + end - first)) == blocks[first:end]
     assert [block for block in range(200) if area.holds(block)] == sorted(blocks)
