@@ -295,3 +295,7 @@ def test_threads_while_the_file_is_cut(root: Path, library: Path, crowd: Path, w
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         assert int(out) > 0
+
+
+def test_stores_past_the_caches_are_copies(tmp_path: Path) -> None:
+    assert said(None, compile_program("copies", tmp_path / "copies")) == "good\n"
