@@ -395,7 +395,7 @@ assert os.stat("times").st_mtime > 1
 
 
 def test_small_blocks_may_lie_across_pages(pool: Callable[..., Path]) -> None:
-    """Then the kernel maps the file, and reads and writes are the kernel's too."""
+    """Then the kernel maps the file there, and everybody's reads and writes are the kernel's too."""
     image = pool("-b", "1024")
     with mounted(image, *SESSIONS["kernel"]) as mount:
         run_python(
@@ -409,6 +409,17 @@ for turn in range(20):
     assert os.pread(fd, 4, turn * 1000) == b"%04d" % turn
     os.pwrite(fd, b"%04d" % (turn + 1), turn * 1000)
     assert get(at + turn * 1000, 4) == b"%04d" % (turn + 1)
+child = os.fork()
+if not child:
+    other = os.open("small", os.O_RDWR)
+    for turn in range(20):
+        assert os.pread(other, 4, turn * 1000) == b"%04d" % (turn + 1)
+        os.pwrite(other, b"%04d" % (turn + 7), turn * 1000)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+for turn in range(20):
+    assert get(at + turn * 1000, 4) == b"%04d" % (turn + 7)
+assert os.pread(fd, MIB, 100000) == get(at + 100000, MIB + 1024 - 100000)
 """,
             mount.place,
             image.resolve(),
