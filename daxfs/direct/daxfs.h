@@ -51,7 +51,9 @@ enum {
 enum {                       /* flags of a request */
     DAXFS_WRITE = 1,         /* to store; the file must be open for writing */
     DAXFS_FILL = 2,          /* with WRITE: give holes blocks of zeros up to the end of the file */
-    DAXFS_GROW = 4,          /* with WRITE and FILL: also behind the end of the file (DAXFS_IOC_STORED moves it) */
+    DAXFS_GROW = 4,          /* with WRITE and FILL: also behind the end of the file, which DAXFS_IOC_STORED or
+                              * DAXFS_IOC_APPENDED moves; one holder at a time (EAGAIN). It ends, and what was stored
+                              * there and not told is lost, when the file is made longer in any other way. */
     DAXFS_MAP = 8,           /* for mmap(2): what is no memory is answered, and from now on kept, as DAXFS_KERNEL */
     DAXFS_RENEW = 16,        /* this holder uses nothing any more that it was told before this request */
 };
@@ -86,7 +88,19 @@ struct daxfs_stored {
     uint32_t reserved;
 };
 
-enum { DAXFS_DURABLE = 1 };
+/* The same of what was stored behind the end, if nobody else has moved the end meanwhile: else EAGAIN, and nothing has
+ * changed; what was stored there is lost. */
+struct daxfs_appended {
+    uint64_t base;  /* the size as the slot said it */
+    uint64_t size;  /* the size now */
+    uint32_t flags; /* as above */
+    uint32_t reserved;
+};
+
+enum {
+    DAXFS_DURABLE = 1,
+    DAXFS_DATA_ONLY = 2, /* with DAXFS_DURABLE: as fdatasync(2) */
+};
 
 /* What changes while a file is leased, in the pool itself: one cache line for each file. The daemon alone writes. */
 struct daxfs_slot {
@@ -100,5 +114,6 @@ struct daxfs_slot {
 #define DAXFS_IOC_LEASE _IOWR(0xda, 3, struct daxfs_lease)
 #define DAXFS_IOC_SHORT_LEASE _IOWR(0xda, 3, struct daxfs_short_lease)
 #define DAXFS_IOC_STORED _IOW(0xda, 4, struct daxfs_stored)
+#define DAXFS_IOC_APPENDED _IOW(0xda, 5, struct daxfs_appended)
 
 #endif

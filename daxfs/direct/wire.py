@@ -42,12 +42,14 @@ class Flag(IntFlag):
     RENEW = 16  # this holder uses nothing any more that it was told before this request
 
 
-DURABLE = 1  # flag of STORED: as fsync(2)
+DURABLE = 1  # flag of STORED and APPENDED: as fsync(2)
+DATA_ONLY = 2  # with DURABLE: as fdatasync(2)
 
 POOL = struct.Struct("=IIQQQQII16s960s")
 EXTENT = struct.Struct("=QQQII")
 LEASE = struct.Struct("=QQQIIQQQQQQ48x")  # the head; EXTENTs follow
 STORED = struct.Struct("=QII")
+APPENDED = struct.Struct("=QQII")
 SLOT = struct.Struct("=QQQ40x")
 
 EXTENTS = 124  # in a full request
@@ -67,6 +69,7 @@ IOC_POOL = _request(2, 2, POOL.size)
 IOC_LEASE = _request(3, 3, LEASE_SIZE)
 IOC_SHORT_LEASE = _request(3, 3, SHORT_LEASE_SIZE)
 IOC_STORED = _request(1, 4, STORED.size)
+IOC_APPENDED = _request(1, 5, APPENDED.size)
 
 
 class Pool(NamedTuple):
@@ -175,6 +178,23 @@ class Stored(NamedTuple):
     def unpack(cls, buffer: Buffer) -> Stored:
         """From a record."""
         return cls(*STORED.unpack_from(buffer)[:2])
+
+
+class Appended(NamedTuple):
+    """``struct daxfs_appended``: this open file's holder has stored behind the end of the file."""
+
+    base: int  # the end as the holder knew it; EAGAIN if it is another by now
+    size: int  # the end now
+    flags: int = 0  # DURABLE
+
+    def pack(self) -> bytes:
+        """The record."""
+        return APPENDED.pack(*self, 0)
+
+    @classmethod
+    def unpack(cls, buffer: Buffer) -> Appended:
+        """From a record."""
+        return cls(*APPENDED.unpack_from(buffer)[:3])
 
 
 class Slot(NamedTuple):

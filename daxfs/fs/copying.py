@@ -11,7 +11,7 @@ import errno
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
-from daxfs.fs import data, ranges
+from daxfs.fs import data, parking, ranges
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.volume import Volume
@@ -99,6 +99,7 @@ def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
 
 def grow(volume: Volume, node: Node, size: int) -> None:
     """Make the file longer by a hole."""
+    parking.end_growth(volume, node)
     if size > volume.large_file_from:
         volume.allow_large_files()
     with volume.handle(data.CREDITS_PIECE) as tx:

@@ -179,6 +179,8 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
     """The write that changes metadata, piece by piece."""
     node = file.node
     size = len(data)
+    if offset + size > node.size:
+        parking.end_growth(volume, node)
     if offset + size > volume.max_size(node.ino):
         size = max(volume.max_size(node.ino) - offset, 0)
         if size == 0:
@@ -337,6 +339,8 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
     whole, listed_here = True, False
     now = clock.now()
     node = volume.nodes.open.get(ino)
+    if node is not None:
+        parking.end_growth(volume, node)
     with volume.handle(CREDITS_CUT) as tx:
         inode = inodes.edit(tx, ino)
         if takes_set_id(caller, kill):
@@ -366,12 +370,14 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
 
 def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool, listed: bool) -> None:
     """The end of a `truncate` that made a file shorter: the rest of its blocks, and what is behind its new end."""
-    if not whole:
-        cut_blocks(volume, ino)
-    node = volume.nodes.open.get(ino)
-    if node is not None and node.lease is not None:
-        node.lease.grown.cut(size, volume.geometry.max_extent_file_size)
-        node.lease.moved()
+    try:
+        if not whole:
+            cut_blocks(volume, ino)
+    finally:
+        node = volume.nodes.open.get(ino)
+        if node is not None and node.lease is not None:
+            node.lease.grown.cut(size, volume.geometry.max_extent_file_size)
+            node.lease.moved()
     if listed:
         with volume.handle(8) as tx:
             orphans.remove(tx, ino)

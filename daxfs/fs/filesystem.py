@@ -34,6 +34,7 @@ from daxfs.fs.types import (
     SetAttributes,
     StatFs,
     Statistics,
+    Stored,
 )
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.structures import inodes
@@ -311,9 +312,11 @@ class FileSystem:
     @reading
     def release(self, file: OpenFile) -> None:
         """Close an open file; the last close of a file without a name frees it."""
-        if file.node.lease is not None:
-            leasing.give_back(self.volume, file)
-        self.volume.close_node(file.node)
+        try:
+            if file.node.lease is not None:
+                leasing.give_back(self.volume, file)
+        finally:
+            self.volume.close_node(file.node)
         removal.collect(self.volume, file.ino)
 
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
@@ -406,9 +409,9 @@ class FileSystem:
         return leasing.grant(self.volume, file, request)
 
     @piecewise
-    def stored(self, file: OpenFile, size: int = 0, durable: bool = False) -> None:
-        """A client has stored by itself: the times move, the file reaches ``size``; ``durable``: as `fsync`."""
-        leasing.stored(self.volume, file, size, durable)
+    def stored(self, file: OpenFile, told: Stored) -> None:
+        """A client has stored by itself: the times move, and it may have made the file longer."""
+        leasing.stored(self.volume, file, told)
 
     def part(self) -> None:
         """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""

@@ -19,6 +19,7 @@ from daxfs.fs.filemap import FileMap
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
+    from daxfs.fs.types import PoolIdentity
     from daxfs.pmem.pool import Pool
 
 MAX_TOLD = 8192
@@ -56,12 +57,13 @@ class Lease:
         epoch: the running one.
         holders: open file -> holder -> the epoch that it has renewed in.
         told: bytes of the pool that holders were told of and that are the file's.
-        grown: bytes of the file behind its end that were zeroed and told.
+        grown: bytes of the file behind its end that were zeroed and told to the grower.
+        grower: the open file and holder that may make the file longer by itself; one at a time.
         kernel: what is mapped through the kernel.
         parked: what was given up, oldest first.
     """
 
-    __slots__ = ("_epochs", "_pool", "epoch", "grown", "holders", "ino", "kernel", "parked", "slot", "told")
+    __slots__ = ("_epochs", "_pool", "epoch", "grower", "grown", "holders", "ino", "kernel", "parked", "slot", "told")
 
     def __init__(self, ino: int, slot: int, epochs: count[int], pool: Pool) -> None:
         self.ino = ino
@@ -70,6 +72,7 @@ class Lease:
         self.holders: dict[OpenFile, dict[int, int]] = {}
         self.told = FileMap()
         self.grown = FileMap()
+        self.grower: tuple[OpenFile, int] | None = None
         self.kernel: list[KernelRange] = []
         self.parked: list[Parked] = []
         self._epochs = epochs
@@ -113,6 +116,8 @@ class Lease:
             holders.pop(holder, None)
         if not holders:
             self.holders.pop(file, None)
+        if self.grower is not None and self.grower[0] is file and holder in (None, self.grower[1]):
+            self.grower = None
         self.kernel = [
             held for held in self.kernel if held.file is not file or (holder is not None and held.holder != holder)
         ]
@@ -125,6 +130,8 @@ class Leases:
         by_ino: leased inodes.
         lock: which byte of the pool this mount's clients lock (`Pool.mapped_elsewhere`).
         strangers: programs map the pool whose leases are not in these books.
+        stray: the inode that keeps what they may touch and no file holds any more; 0, or not kept any more: none.
+        identity: what clients are told of the pool, once somebody has asked (its path takes a few system calls).
         undo: takes back what the books say of the handle that runs, or ran last.
     """
 
@@ -132,6 +139,8 @@ class Leases:
         self.by_ino: dict[int, Lease] = {}
         self.lock = secrets.randbits(31)
         self.strangers = False
+        self.stray = 0
+        self.identity: PoolIdentity | None = None
         self.undo: list[Callable[[], object]] = []
         # A client that outlives its daemon must not take the next one's epochs for those it knows.
         self._epochs = count(secrets.randbits(48) + 1)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.fs import data, ranges, removal
+from daxfs.fs import data, parking, ranges, removal
 from daxfs.fs.leases import MAX_HOLDERS, KernelRange, Lease
-from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity
-from daxfs.structures import inodes, mapping
+from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity, Stored
+from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
@@ -34,10 +34,12 @@ Range = tuple[int, int]
 
 def identity(volume: Volume) -> PoolIdentity:
     """Which pool it is, for a client to find and to compare; EOPNOTSUPP when there is no file or device to open."""
-    pool = volume.pool
+    pool, books = volume.pool, volume.leases
+    if books.identity is not None:
+        return books.identity
     if pool.status is None:
         raise FsError(errno.EOPNOTSUPP, f"{pool.path}: nobody else can map a pool of kind {pool.kind}")
-    return PoolIdentity(
+    books.identity = PoolIdentity(
         path=os.path.realpath(pool.path),
         device=pool.status.st_dev,
         inode=pool.status.st_ino,
@@ -45,9 +47,10 @@ def identity(volume: Volume) -> PoolIdentity:
         size=pool.size,
         persistence=pool.persistence,
         block_size=volume.block_size,
-        lock=volume.leases.lock,
+        lock=books.lock,
         uuid=bytes(volume.view.superblock().s_uuid),
     )
+    return books.identity
 
 
 # Asking
@@ -77,7 +80,8 @@ def grant(volume: Volume, file: OpenFile, request: LeaseRequest) -> Grant:
         if end - first > MAX_FILL:
             end = upto = first + MAX_FILL
         made = fill(volume, file, lease, first, end)
-    if request.flags & LeaseFlags.WRITE and volume.journal.dirty:
+    if not volume.read_only and volume.journal.dirty:
+        # Else a crash could make free, for the next mount, what programs go on reading.
         volume.commit()
     pieces, told_to = tell(volume, file, lease, request, upto)
     return Grant(told_to, file.node.size, lease.slot, lease.epoch, pieces, made)
@@ -124,10 +128,17 @@ def join(volume: Volume, file: OpenFile, request: LeaseRequest) -> Lease:
         slot = volume.board.take(node.ino, node.size) if not volume.read_only else 0
         lease = node.lease = volume.leases.begin(node.ino, slot, volume.pool)
     elif request.flags & LeaseFlags.RENEW:
+        grower = lease.grower
         lease.drop(file, request.holder)
+        if lease.grower != grower and not request.flags & LeaseFlags.GROW and not volume.read_only:
+            parking.end_growth(volume, node)
         if not lease.holders:
             lease.told.cut(0, volume.pool.size)
         let_go(volume, lease)
+    if request.flags & LeaseFlags.GROW:
+        if lease.grower not in {None, (file, request.holder)}:
+            raise FsError(errno.EAGAIN, f"inode {node.ino}: somebody else makes it longer by itself")
+        lease.grower = file, request.holder
     holders = lease.holders.setdefault(file, {})
     if request.holder not in holders:
         if len(holders) >= MAX_HOLDERS:
@@ -156,11 +167,16 @@ def fill(volume: Volume, file: OpenFile, lease: Lease, begin: int, end: int) -> 
         blank_tail(volume, lease, node)
     if provided(volume, lease, node, begin, end):
         return False
+    missing = end - begin - sum(high - low for low, high, _, _ in data.pieces(volume, node, begin, end))
+    if missing >> volume.block_bits > blocks.free_blocks(volume.view) + volume.pending_frees():
+        raise FsError(errno.ENOSPC, "no room for all of the range, so it stays as it is")
     lblk, stop = begin >> volume.block_bits, end >> volume.block_bits
-    while lblk < stop:
-        lblk = volume.retrying(fill_step, file, lease, lblk, stop)
-    if begin < node.size:
-        lease.moved()
+    try:
+        while lblk < stop:
+            lblk = volume.retrying(fill_step, file, lease, lblk, stop)
+    finally:
+        if begin < node.size:
+            lease.moved()
     return True
 
 
@@ -205,8 +221,8 @@ def fill_step(volume: Volume, file: OpenFile, lease: Lease, lblk: int, stop: int
                     if run.unwritten:
                         mapping.mark_written(tx, inode, lblk, run.length)
                     run = run._replace(unwritten=False)
-                else:
-                    grown.append((begin, end))
+                if end > node.size:
+                    grown.append((max(begin, node.size), end))
                 made.append(run)
             lblk += run.length
         ranges.finish(tx, inode)
@@ -217,11 +233,15 @@ def fill_step(volume: Volume, file: OpenFile, lease: Lease, lblk: int, stop: int
 
 
 def blank_tail(volume: Volume, lease: Lease, node: Node) -> None:
-    """The bytes behind the end of the file in its last block are about to be told: they must be zeros, once."""
+    """The bytes behind the end of the file in its last block are about to be told: they must be zeros, once.
+
+    Where that block is not written, `fill_step` sees to it.
+    """
     end = node.size + -node.size % volume.block_size
-    for low, high in lease.grown.gaps(node.size, end):
-        ranges.zero_pieces(volume, node, low, high)
-        lease.grown.put(low, high, 0, False)
+    for begin, stop, delta, unwritten in data.pieces(volume, node, node.size, end) if end > node.size else ():
+        for low, high in () if unwritten else tuple(lease.grown.gaps(begin, stop)):
+            volume.pool.zero(low + delta, high - low)
+            lease.grown.put(low, high, 0, False)
 
 
 # Telling
@@ -234,13 +254,18 @@ def tell(volume: Volume, file: OpenFile, lease: Lease, request: LeaseRequest, up
     """
     pieces: list[Piece] = []
     position = request.offset
-    for piece in joined(overlaid(lease, found(volume, file, lease, request, upto))):
+    answer = overlaid(lease, found(volume, file, lease, request, upto))
+    if request.flags & LeaseFlags.MAP and volume.block_size < ranges.PAGE:
+        answer = in_pages(joined(answer))
+    for piece in joined(answer):
         if len(pieces) == request.room:
             break
         pieces.append(piece)
         position = piece.offset + piece.length
         if piece.kind == LeaseKind.MEMORY:
-            lease.tell(piece.pool_offset, piece.pool_offset + piece.length)
+            # Whole blocks: what is given up later is looked up by blocks.
+            begin, end = piece.pool_offset, piece.pool_offset + piece.length
+            lease.tell(begin & -volume.block_size, end + -end % volume.block_size)
     if request.flags & LeaseFlags.MAP and not volume.read_only:
         through_kernel(lease, file, request.holder, pieces)
     return pieces, position
@@ -287,6 +312,22 @@ def overlaid(lease: Lease, pieces: Iterator[Piece]) -> Iterator[Piece]:
             at = border
 
 
+def in_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces, where blocks are smaller than pages: what is no whole page of memory is mapped through the kernel."""
+    for piece in pieces:
+        begin, end = piece.offset, piece.offset + piece.length
+        low, high = begin + -begin % ranges.PAGE, end & -ranges.PAGE
+        if piece.kind != LeaseKind.MEMORY or low >= high or (piece.pool_offset - begin) % ranges.PAGE:
+            low = high = end
+        if begin < low:
+            kind = LeaseKind.KERNEL if piece.kind == LeaseKind.MEMORY else piece.kind
+            yield Piece(begin, 0, low - begin, kind)
+        if low < high:
+            yield Piece(low, piece.pool_offset + low - begin, high - low, LeaseKind.MEMORY)
+        if high < end:
+            yield Piece(high, 0, end - high, LeaseKind.KERNEL)
+
+
 def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """Neighbours of one kind that lie together as one."""
     held: Piece | None = None
@@ -324,8 +365,10 @@ def give_back(volume: Volume, file: OpenFile, holder: int | None = None) -> None
     lease = file.node.lease
     if lease is None:
         return
-    kernel = len(lease.kernel)
+    kernel, grower = len(lease.kernel), lease.grower
     lease.drop(file, holder)
+    if grower != lease.grower and not volume.read_only:
+        parking.end_growth(volume, file.node)
     if lease.holders:
         if len(lease.kernel) != kernel:
             lease.moved()
@@ -364,6 +407,7 @@ def look_for_strangers(volume: Volume) -> None:
     if not volume.leases.strangers or volume.pool.mapped_elsewhere(volume.leases.lock):
         return
     volume.leases.strangers = False
+    volume.leases.stray = 0
     nodes, held = volume.nodes, {parked.ino for lease in volume.leases.by_ino.values() for parked in lease.parked}
     nodes.kept -= {ino for ino in nodes.kept if ino not in held and ino != volume.board.ino}
     for ino in tuple(nodes.unlinked):
@@ -373,11 +417,12 @@ def look_for_strangers(volume: Volume) -> None:
 # Telling the daemon
 
 
-def stored(volume: Volume, file: OpenFile, size: int, durable: bool) -> None:
-    """A client has stored: times move, the file reaches ``size`` at least, and what it has made durable stays so.
+def stored(volume: Volume, file: OpenFile, told: Stored) -> None:
+    """A client has stored: times move, and the file reaches ``told.size`` at least.
 
     Raises:
-        FsError: EBADF, EROFS, EFBIG, EINVAL (it holds no lease), ENOSPC.
+        FsError: EBADF, EROFS, EFBIG, EINVAL (it holds no lease), ENOSPC; EAGAIN, and nothing has changed: the file has
+            not the size any more that ``told.base`` says, or somebody else has ended the growth.
     """
     node = file.node
     if not file.writable:
@@ -386,34 +431,37 @@ def stored(volume: Volume, file: OpenFile, size: int, durable: bool) -> None:
     lease = node.lease
     if lease is None or file not in lease.holders:
         raise FsError(errno.EINVAL, f"inode {node.ino}: this open file has no lease")
-    if size > volume.max_size(node.ino):
-        raise FsError(errno.EFBIG)
-    if size > volume.large_file_from:
-        volume.allow_large_files()
-    if size > node.size or (lease.grown.begins and lease.grown.begins[0] < node.size):
-        grow(volume, file, lease, max(size, node.size))
+    if told.size > node.size or told.base is not None:
+        if told.base not in {None, node.size} or lease.grower is None or lease.grower[0] is not file:
+            raise FsError(errno.EAGAIN)
+        if told.size > volume.max_size(node.ino):
+            raise FsError(errno.EFBIG)
+        if told.size > volume.large_file_from:
+            volume.allow_large_files()
+    if told.size > node.size:
+        grow(volume, node, lease, told.size)
     else:
         volume.touch_mtime(node)
-    if durable:
-        data.fsync(volume, node.ino)
+    if told.durable:
+        data.fsync(volume, node.ino, data_only=told.data_only)
 
 
-def grow(volume: Volume, file: OpenFile, lease: Lease, size: int) -> None:
+def grow(volume: Volume, node: Node, lease: Lease, size: int) -> None:
     """Blocks that a client has filled become written up to ``size``, and the file reaches it."""
-    node, bits = file.node, volume.block_bits
+    bits = volume.block_bits
     if node.map is None:
         data.load_map(volume, node)
-    last = size + -size % volume.block_size
+    begin = node.size & -volume.block_size
     filled = [
-        mapping.Extent(begin >> bits, begin + delta >> bits, end - begin >> bits, False)
-        for low, high, _, _ in lease.grown.within(0, last)
-        for begin, end, delta, unwritten in data.pieces(volume, node, low, high)
-        if unwritten
+        mapping.Extent(low >> bits, low + delta >> bits, high - low >> bits, False)
+        for low, high, delta, unwritten in data.pieces(volume, node, begin, size + -size % volume.block_size)
+        if unwritten and lease.grown.find(low)
     ]
     for run in filled:
         volume.retrying(grow_step, node, lease, run, min(run.lblk + run.length << bits, size))
-    volume.retrying(grow_step, node, lease, None, size)
-    lease.grown.cut(0, node.size)
+    if node.size < size:
+        volume.retrying(grow_step, node, lease, None, size)
+    lease.grown.cut(0, size)
 
 
 def grow_step(volume: Volume, node: Node, lease: Lease, run: mapping.Extent | None, size: int) -> None:
@@ -422,10 +470,9 @@ def grow_step(volume: Volume, node: Node, lease: Lease, run: mapping.Extent | No
         inode = inodes.edit(tx, node.ino)
         if run is not None:
             mapping.mark_written(tx, inode, run.lblk, run.length)
-        if size > inode.size:
-            if not lease.grown.find(inode.size):
-                data.zero_tail(volume, tx, inode, inode.size)
-            inode.size = size
+        if not lease.grown.find(inode.size):
+            data.zero_tail(volume, tx, inode, inode.size)
+        inode.size = size
         ranges.finish(tx, inode)
-    volume.resize(node, max(node.size, size))
+    volume.resize(node, size)
     ranges.note(volume, node, () if run is None else (run,))

@@ -170,10 +170,11 @@ def note_abort(volume: Volume, number: int) -> None:
 def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) -> Volume:
     """A volume on an open journal, with the hooks of this floor and of the structures."""
     volume = Volume(pool, geometry, journal.view, journal, options)
-    journal.commit_hooks.extend((volume.write_times, lambda tx: removal.list_orphans(volume, tx), blocks.apply_frees))
-    journal.rollback_hooks.extend(
-        (volume.leases.roll_back, volume.nodes.drop_maps, directories.drop_hints, blocks.drop_hints)
-    )
+    nodes = volume.nodes
+    journal.add_commit_hook(volume.write_times, lambda: nodes.lazy)
+    journal.add_commit_hook(lambda tx: removal.list_orphans(volume, tx), lambda: not nodes.unlinked <= nodes.listed)
+    journal.add_commit_hook(blocks.apply_frees, journal.has_frees)
+    journal.rollback_hooks.extend((volume.leases.roll_back, nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
     return volume
 
 

@@ -13,18 +13,22 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.fs import clock
+from daxfs.fs.filemap import FileMap
 from daxfs.fs.leases import Lease, Parked
 from daxfs.fs.types import ROOT_INO
 from daxfs.structures import blocks, inodes, mapping
 from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
+    from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
     from daxfs.structures.inodes import Inode
 
 CREDITS_PARK = 24
 """What parking adds to a handle: a new inode, its map's last leaf and what splits above it."""
+CREDITS_END = 64 + CREDITS_PARK
+RUNS_PER_END = 32
 FEW_BLOCKS = 64
 """So few free blocks are taken for none: giving something up must not fail because the pool is full."""
 RUNS_INSIDE = 4
@@ -48,6 +52,34 @@ def remove(volume: Volume, tx: Handle, inode: Inode, first: int, last: int | Non
         if runs:
             park(volume, tx, lease, runs)
     return finished
+
+
+def end_growth(volume: Volume, node: Node) -> None:
+    """Nobody makes the file longer by itself any more: what lies behind its end for that goes, as a cut does.
+
+    Whoever is about to make the file longer in another way calls it first, so that a client that goes on storing there
+    does not store into what others write.
+    """
+    lease = node.lease
+    if lease is None or not lease.grown.runs:
+        return
+    lease.grower = None
+    bits = volume.block_bits
+    first = node.size + volume.block_size - 1 >> bits
+    runs = [(max(begin >> bits, first), (end >> bits) - 1) for begin, end, _, _ in lease.grown.runs]
+    lease.grown = FileMap()
+    try:
+        for low, high in reversed(runs):
+            if node.map is not None:
+                node.map.cut(low << bits, high + 1 << bits)
+            finished = low > high
+            while not finished:
+                with volume.handle(CREDITS_END) as tx:
+                    inode = inodes.edit(tx, node.ino)
+                    finished = remove(volume, tx, inode, low, high, limit=RUNS_PER_END)
+                    mapping.settle_tail(tx, inode)
+    finally:
+        lease.moved()
 
 
 def withheld(volume: Volume, tx: Handle, mark: int, lease: Lease | None) -> list[Run]:
@@ -79,7 +111,7 @@ def park(volume: Volume, tx: Handle, lease: Lease | None, runs: list[Run]) -> No
         for first in range(0, len(runs), RUNS_INSIDE):
             park_on(volume, tx, lease, 0, runs[first : first + RUNS_INSIDE])
     else:
-        park_on(volume, tx, lease, reusable(lease) if lease is not None else 0, runs)
+        park_on(volume, tx, lease, reusable(lease) if lease is not None else strays(volume), runs)
 
 
 def park_on(volume: Volume, tx: Handle, lease: Lease | None, number: int, runs: list[Run]) -> None:
@@ -92,6 +124,8 @@ def park_on(volume: Volume, tx: Handle, lease: Lease | None, number: int, runs: 
         keeper.size += count << bits
     keep(volume, keeper.number)
     if lease is None:
+        volume.leases.undo.append(partial(setattr, volume.leases, "stray", volume.leases.stray))
+        volume.leases.stray = keeper.number
         return
     volume.leases.undo.append(partial(setattr, lease, "parked", lease.parked[:]))
     for start, count in runs:
@@ -109,6 +143,11 @@ def reusable(lease: Lease) -> int:
         return 0
     last = lease.parked[-1]
     return last.ino if last.epoch == lease.epoch or len(lease.parked) >= MAX_PARKED else 0
+
+
+def strays(volume: Volume) -> int:
+    """The keeper of what only strangers may touch: one for all, since they end together."""
+    return volume.leases.stray if volume.leases.stray in volume.nodes.kept else 0
 
 
 def new_keeper(tx: Handle) -> Inode:

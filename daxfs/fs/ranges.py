@@ -126,9 +126,11 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
         end = size + -size % PAGE if offset < size else offset
     first, stop = whole_blocks(volume, offset, end)
     finished = False
-    while not finished:
-        finished = volume.retrying(punch_step, file.node, first, stop)
-    moved(file.node, first << volume.block_bits, stop << volume.block_bits)
+    try:
+        while not finished:
+            finished = volume.retrying(punch_step, file.node, first, stop)
+    finally:
+        moved(file.node, first << volume.block_bits, stop << volume.block_bits)
     zero_edges(volume, file, offset, end)
 
 
@@ -236,6 +238,8 @@ def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int)
     """Allocate every block of the range that has none. The file gets ``size`` at least, as far as there are blocks."""
     if size > volume.large_file_from:
         volume.allow_large_files()
+    if size > file.node.size:
+        parking.end_growth(volume, file.node)
     lblk = offset >> volume.block_bits
     stop = (offset + length - 1 >> volume.block_bits) + 1
     while lblk < stop:
@@ -286,7 +290,9 @@ def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
     node = file.node
     if node.lease is not None:
         zero_pieces(volume, node, begin, end)
-        node.lease.grown.cut(begin, end)
+        for low, high, delta, unwritten in data.pieces(volume, node, max(begin, node.size), max(end, node.size)):
+            for at, to, _, _ in node.lease.grown.within(low, high) if unwritten else ():
+                volume.pool.zero(at + delta, to - at)
         volume.touch_mtime(node)
         return
     lblk, stop = whole_blocks(volume, begin, end)

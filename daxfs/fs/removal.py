@@ -38,9 +38,12 @@ def named(volume: Volume, tx: Handle, ino: int) -> None:
 
 
 def collect(volume: Volume, ino: int) -> None:
-    """Free the inode if it has no name and is busy no more; else, or while strangers may touch it, do nothing."""
+    """Free the inode if it has no name and is busy no more.
+
+    While strangers may touch it, nothing is done; nor after an abort, for recovery frees it then.
+    """
     nodes = volume.nodes
-    if ino in nodes.unlinked and not nodes.busy(ino) and not volume.leases.strangers:
+    if ino in nodes.unlinked and not nodes.busy(ino) and not volume.leases.strangers and not volume.read_only:
         free(volume, ino)
 
 

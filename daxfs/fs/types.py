@@ -173,6 +173,19 @@ class Grant(NamedTuple):
     made: bool
 
 
+class Stored(NamedTuple):
+    """What a client says of its own stores.
+
+    ``size``: the file is so long now, at least; ``base``: if it was so long before (None: in any case). ``durable``:
+    as fsync(2), and with ``data_only`` as fdatasync(2).
+    """
+
+    size: int = 0
+    base: int | None = None
+    durable: bool = False
+    data_only: bool = False
+
+
 class PoolIdentity(NamedTuple):
     """Which pool: how to find it, how to know it (stat(2)), how stores become durable, what to lock while it is mapped.
 

@@ -20,16 +20,19 @@ FIELDS = {
     ),
     "daxfs_short_lease": ("head extents", wire.SHORT_LEASE_SIZE),
     "daxfs_stored": ("size flags reserved", wire.STORED.size),
+    "daxfs_appended": ("base size flags reserved", wire.APPENDED.size),
     "daxfs_slot": ("epoch size ino reserved", wire.SLOT.size),
 }
 NUMBERS = {
     "DAXFS_VERSION": wire.VERSION,
     "DAXFS_LOCKS": wire.LOCKS,
     "DAXFS_DURABLE": wire.DURABLE,
+    "DAXFS_DATA_ONLY": wire.DATA_ONLY,
     "DAXFS_IOC_POOL": wire.IOC_POOL,
     "DAXFS_IOC_LEASE": wire.IOC_LEASE,
     "DAXFS_IOC_SHORT_LEASE": wire.IOC_SHORT_LEASE,
     "DAXFS_IOC_STORED": wire.IOC_STORED,
+    "DAXFS_IOC_APPENDED": wire.IOC_APPENDED,
     **{f"DAXFS_{item.name}": item.value for group in (wire.Persistence, wire.Kind, wire.Flag) for item in group},
 }
 
@@ -120,6 +123,9 @@ def test_lease_fields_are_where_c_has_them(header: dict[str, int]) -> None:
 
 
 def test_stored_and_slot_fields_are_where_c_has_them(header: dict[str, int]) -> None:
+    appended = wire.Appended(4, 5, wire.DATA_ONLY)
+    assert spread(header, "daxfs_appended", appended.pack()) == {"base": 4, "size": 5, "flags": 2, "reserved": 0}
+    assert wire.Appended.unpack(appended.pack()) == appended
     stored = wire.Stored(5, wire.DURABLE)
     assert spread(header, "daxfs_stored", stored.pack()) == {"size": 5, "flags": 1, "reserved": 0}
     assert wire.Stored.unpack(stored.pack()) == stored

@@ -92,6 +92,7 @@ COMMANDS: dict[int, Command] = {
     wire.IOC_LEASE: leases.lease,
     wire.IOC_SHORT_LEASE: leases.lease,
     wire.IOC_STORED: leases.stored,
+    wire.IOC_APPENDED: leases.appended,
 }
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}

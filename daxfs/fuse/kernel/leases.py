@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.direct import wire
 from daxfs.errors import FsError
-from daxfs.fs.types import LeaseFlags, LeaseRequest
+from daxfs.fs.types import LeaseFlags, LeaseRequest, Stored
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.files import privileges_of
 from daxfs.fuse.kernel.request import fixed
@@ -81,7 +81,21 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
 def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_STORED."""
     size, flags, _ = fixed(wire.STORED, given)
+    return tell(connection, request, flags, Stored(size))
+
+
+def appended(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """DAXFS_IOC_APPENDED."""
+    base, size, flags, _ = fixed(wire.APPENDED, given)
+    return tell(connection, request, flags, Stored(size, base))
+
+
+def tell(connection: Connection, request: Request, flags: int, told: Stored) -> bytes:
+    """Tell the core what a client has stored."""
+    if flags & ~(wire.DURABLE | wire.DATA_ONLY):
+        raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    connection.core.stored(file, size, bool(flags & wire.DURABLE))
+    told = told._replace(durable=bool(flags & wire.DURABLE), data_only=bool(flags & wire.DATA_ONLY))
+    connection.core.stored(file, told)
     connection.forget_attributes_of(file.ino)
     return b""
