@@ -15,9 +15,9 @@
 #ifdef PL_MAPS
 
 #define HUGE_PAGE (2UL << 20)
-/* Holes that a shared mapping gets blocks of zeros for, at once: some ten milliseconds at most, and less than the page
- * by page requests that they cost otherwise when they are stored to. Larger ones may be a sparse file's, whose owner
- * wants no such room taken; they are mapped through the kernel. */
+/* Holes that a shared mapping gets blocks of zeros for, at once: less than a tenth of a second, during which the daemon
+ * serves nobody else, and what one or two thousand pages cost that are stored to through the kernel. Larger ones may be
+ * a sparse file's, whose owner wants no such room taken; they are mapped through the kernel. */
 #define MOST_FILLED (64UL << 20)
 #define MOST_QUESTIONS 64 /* 124 extents each: a file in more pieces is mapped through the kernel */
 
