@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from daxfs.errors import FsError, PoolError
@@ -266,6 +267,10 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
     way = persist.choose(target.path, kind, persistence, read_only=read_only)
     if mapping is None:
         mapping = mmap.mmap(descriptors[0], target.size, flags=mmap.MAP_SHARED, prot=protection)
+    if kind == kinds.TMPFS:
+        with suppress(OSError):  # a kernel without huge pages
+            # Means something where the tmpfs is mounted with huge=advise: whoever touches memory first decides.
+            mapping.madvise(mmap.MADV_HUGEPAGE)
     memory = memoryview(mapping)
     if read_only:
         operations = persist.refusing(way)
