@@ -31,6 +31,8 @@ from daxfs.tools import stats
 
 F_OFD_SETLK = 37
 FLOCK = struct.Struct("hhqqi4x")
+UNIT = 1024
+"""Bytes of the smallest block."""
 TO_STORE = Flag.WRITE | Flag.FILL
 
 
@@ -154,6 +156,34 @@ class LeaseCalls(Calls):
         pieces = self.told()
         while True:
             self.put_blindly(pieces, pattern)
+
+    def put_where_it_was(self, slot: int, pattern: bytes) -> int:
+        """Do so with what was ever told of the file and is not its memory now; returns how much that is."""
+        at, size, now = 0, os.fstat(self.files[slot]).st_size, []
+        while at < size:
+            found = ask(self.files[slot], wire.Lease(self.holder, at, size - at, 0))
+            now += [(piece.pool_offset, piece.length) for piece in found.extents if piece.kind == Kind.MEMORY]
+            at = found.next
+        mine = {begin + step for begin, length in now for step in range(0, length, UNIT)}
+        old = {step for begin, end in self.told(slot) for step in range(begin & -UNIT, end, UNIT)} - mine
+        self.put_blindly([(begin, begin + UNIT) for begin in old], pattern)
+        return len(old) * UNIT
+
+    def put_in_child(self, slot: int, offset: int, content: bytes) -> bool:
+        """`put` by a child, which ends."""
+        child = os.fork()
+        if child == 0:
+            os._exit(self.put(slot, offset, content))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+    def attach_once(self, slot: int) -> None:
+        if self.pool is None:
+            self.attach(slot)
+
+    def forget(self, slot: int) -> None:
+        """Close the file, and use nothing of it any more."""
+        self.leases.pop(slot, None)
+        self.close(slot)
 
     # Others that have the file too
 

@@ -246,35 +246,35 @@ def check_others(place: Path, others: dict[str, bytes]) -> None:
 
 
 def test_what_a_client_goes_on_storing_shows_in_no_other_file(mount: Mounted, client: Clients) -> None:
-    """The file loses its memory, and other files are made: none of them may get it."""
-    others: dict[str, bytes] = {}
-    for turn in range(3):
-        for loss, lose in LOSSES.items():
-            one = client()
-            path = mount.place / "file"
-            path.write_bytes(bytes(SIZE))
-            storing(one, "file")
-            assert becomes(lambda path=path: PATTERN in path.read_bytes())  # type: ignore[misc]
-            lose(path)
-            for number in range(6):
-                name = f"{turn}-{loss}-{number}"
-                others[name] = name.encode().ljust(SIZE // 2, b".")
-                (mount.place / name).write_bytes(others[name])
-            os.sync()
-            check_others(mount.place, others)
-            if loss in {"truncate", "O_TRUNC"}:
-                path.write_bytes(b"other")
-                assert path.read_bytes() == b"other"
-            elif loss == "punch":
-                assert path.read_bytes() == bytes(SIZE)
-            elif loss == "rename":
-                assert path.read_bytes() == b"n" * SIZE
-            one.kill()
-            check_others(mount.place, others)
-            path.unlink(missing_ok=True)
-        for name in list(others)[: len(others) // 2]:
+    """The file loses its memory, and other files are made, of all blocks that are free: none of them may get it."""
+    ballast = mount.place / "ballast"
+    with ballast.open("wb") as file:
+        checked(libc.posix_fallocate(file.fileno(), 0, (free_blocks(mount.place) - 3 * BLOCKS - 16) * BLOCK))
+    for loss, lose in LOSSES.items():
+        one = client()
+        path = mount.place / "file"
+        path.write_bytes(bytes(SIZE))
+        storing(one, "file")
+        assert becomes(lambda path=path: PATTERN in path.read_bytes())  # type: ignore[misc]
+        lose(path)
+        others = {}
+        for number in range(max(free_blocks(mount.place) - 8, 8) // 8):
+            name = f"{loss}-{number}"
+            others[name] = name.encode().ljust(8 * BLOCK, b".")
+            (mount.place / name).write_bytes(others[name])
+        assert free_blocks(mount.place) < 16
+        time.sleep(0.02)
+        check_others(mount.place, others)
+        if loss == "punch":
+            assert path.read_bytes() == bytes(SIZE)
+        elif loss == "rename":
+            assert path.read_bytes() == b"n" * SIZE
+        one.kill()
+        check_others(mount.place, others)
+        path.unlink(missing_ok=True)
+        for name in others:
             (mount.place / name).unlink()
-            del others[name]
+        assert becomes(lambda: free_blocks(mount.place) >= 3 * BLOCKS)
 
 
 def test_pieces_come_back_one_epoch_after_the_other(mount: Mounted, client: Clients) -> None:
