@@ -31,6 +31,10 @@ RUNS_PER_STEP = 8
 
 Range = tuple[int, int]
 
+# Plain numbers: sums of an IntFlag's members cost more than all else that an ordinary answer needs.
+WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in LeaseFlags)
+HOLE, MEMORY, KERNEL = LeaseKind
+
 
 def identity(volume: Volume) -> PoolIdentity:
     """Which pool it is, for a client to find and to compare; EOPNOTSUPP when there is no file or device to open."""
@@ -73,9 +77,9 @@ def grant(volume: Volume, file: OpenFile, request: LeaseRequest) -> Grant:
     made = False
     end = reach(volume, file.node, request)
     upto = request.offset + request.length
-    if not request.flags & LeaseFlags.MAP:
+    if not request.flags & MAP:
         upto = min(upto, end)
-    if request.flags & LeaseFlags.FILL and end > request.offset:
+    if request.flags & FILL and end > request.offset:
         first = request.offset & -volume.block_size
         if end - first > MAX_FILL:
             end = upto = first + MAX_FILL
@@ -92,15 +96,15 @@ def check(volume: Volume, file: OpenFile, request: LeaseRequest) -> None:
     node, flags = file.node, request.flags
     if request.offset < 0 or request.length < 0 or request.offset + request.length > 1 << 62:
         raise FsError(errno.EINVAL)
-    if flags & (LeaseFlags.FILL | LeaseFlags.GROW) and not flags & LeaseFlags.WRITE:
+    if flags & (FILL | GROW) and not flags & WRITE:
         raise FsError(errno.EINVAL)
-    if flags & LeaseFlags.GROW and not flags & LeaseFlags.FILL:
+    if flags & GROW and not flags & FILL:
         raise FsError(errno.EINVAL)
-    if not request.length and not flags & LeaseFlags.RENEW:
+    if not request.length and not flags & RENEW:
         raise FsError(errno.EINVAL)
     if not node.dax:
         raise FsError(errno.EOPNOTSUPP)
-    if not flags & LeaseFlags.WRITE:
+    if not flags & WRITE:
         if not file.readable:
             raise FsError(errno.EBADF)
         return
@@ -112,9 +116,8 @@ def check(volume: Volume, file: OpenFile, request: LeaseRequest) -> None:
     if not node.plain:
         # Each of its writes means more than a store.
         raise FsError(errno.EOPNOTSUPP)
-    limit = volume.max_size(node.ino)
-    if flags & LeaseFlags.GROW:
-        if request.offset + request.length > limit:
+    if flags & GROW:
+        if request.offset + request.length > volume.max_size(node.ino):
             raise FsError(errno.EFBIG)
         if not inodes.read(volume.view, node.ino).flags & EXT4_EXTENTS_FL:
             raise FsError(errno.EOPNOTSUPP)
@@ -127,15 +130,15 @@ def join(volume: Volume, file: OpenFile, request: LeaseRequest) -> Lease:
     if lease is None:
         slot = volume.board.take(node.ino, node.size) if not volume.read_only else 0
         lease = node.lease = volume.leases.begin(node.ino, slot, volume.pool)
-    elif request.flags & LeaseFlags.RENEW:
+    elif request.flags & RENEW:
         grower = lease.grower
         lease.drop(file, request.holder)
-        if lease.grower != grower and not request.flags & LeaseFlags.GROW and not volume.read_only:
+        if lease.grower != grower and not request.flags & GROW and not volume.read_only:
             parking.end_growth(volume, node)
         if not lease.holders:
             lease.told.cut(0, volume.pool.size)
         let_go(volume, lease)
-    if request.flags & LeaseFlags.GROW:
+    if request.flags & GROW:
         if lease.grower not in {None, (file, request.holder)}:
             raise FsError(errno.EAGAIN, f"inode {node.ino}: somebody else makes it longer by itself")
         lease.grower = file, request.holder
@@ -150,7 +153,7 @@ def join(volume: Volume, file: OpenFile, request: LeaseRequest) -> Lease:
 def reach(volume: Volume, node: Node, request: LeaseRequest) -> int:
     """Where what can be memory ends: with the block that the end of the file is in, or where a growing file asks."""
     end = request.offset + request.length
-    if not request.flags & LeaseFlags.GROW:
+    if not request.flags & GROW:
         end = min(end, node.size)
     return end + -end % volume.block_size
 
@@ -252,42 +255,61 @@ def tell(volume: Volume, file: OpenFile, lease: Lease, request: LeaseRequest, up
 
     What a holder maps through the kernel is for all others out of reach too: pages and memory would not agree.
     """
+    if (whole := one_piece(volume, file.node, lease, request, upto)) is not None:
+        lease.tell(whole.pool_offset & -volume.block_size, pool_end(volume, whole))
+        return [whole], upto
     pieces: list[Piece] = []
     position = request.offset
     answer = overlaid(lease, found(volume, file, lease, request, upto))
-    if request.flags & LeaseFlags.MAP and volume.block_size < ranges.PAGE:
+    if request.flags & MAP and volume.block_size < ranges.PAGE:
         answer = in_pages(joined(answer))
     for piece in joined(answer):
         if len(pieces) == request.room:
             break
         pieces.append(piece)
         position = piece.offset + piece.length
-        if piece.kind == LeaseKind.MEMORY:
+        if piece.kind == MEMORY:
             # Whole blocks: what is given up later is looked up by blocks.
-            begin, end = piece.pool_offset, piece.pool_offset + piece.length
-            lease.tell(begin & -volume.block_size, end + -end % volume.block_size)
-    if request.flags & LeaseFlags.MAP and not volume.read_only:
+            lease.tell(piece.pool_offset & -volume.block_size, pool_end(volume, piece))
+    if request.flags & MAP and not volume.read_only:
         through_kernel(lease, file, request.holder, pieces)
     return pieces, position
+
+
+def one_piece(volume: Volume, node: Node, lease: Lease, request: LeaseRequest, upto: int) -> Piece | None:
+    """The answer where it is the ordinary one: all that is asked lies together in the pool."""
+    if lease.kernel or volume.block_size < ranges.PAGE or not request.room:
+        return None
+    mapped = node.map or data.load_map(volume, node)
+    run = mapped.find(request.offset) if mapped is not None else None
+    if run is None or run[3] or run[1] < upto:
+        return None
+    return Piece(request.offset, request.offset + run[2], upto - request.offset, MEMORY)
+
+
+def pool_end(volume: Volume, piece: Piece) -> int:
+    """Where in the pool the block ends that a piece ends in."""
+    end = piece.pool_offset + piece.length
+    return end + -end % volume.block_size
 
 
 def found(volume: Volume, file: OpenFile, lease: Lease, request: LeaseRequest, upto: int) -> Iterator[Piece]:
     """The file's pieces up to there as its map has them, holes too."""
     node = file.node
-    nothing: LeaseKind = LeaseKind.KERNEL if request.flags & LeaseFlags.MAP else LeaseKind.HOLE
+    nothing: LeaseKind = KERNEL if request.flags & MAP else HOLE
     position = request.offset
     for begin, end, delta, unwritten in data.pieces(volume, node, position, upto):
         if begin > position:
             yield Piece(position, 0, begin - position, nothing)
         position = end
         if not unwritten:
-            yield Piece(begin, begin + delta, end - begin, LeaseKind.MEMORY)
+            yield Piece(begin, begin + delta, end - begin, MEMORY)
             continue
         at = begin
-        for low, high, _, _ in lease.grown.within(begin, end) if request.flags & LeaseFlags.GROW else ():
+        for low, high, _, _ in lease.grown.within(begin, end) if request.flags & GROW else ():
             if low > at:
                 yield Piece(at, 0, low - at, nothing)
-            yield Piece(low, low + delta, high - low, LeaseKind.MEMORY)
+            yield Piece(low, low + delta, high - low, MEMORY)
             at = high
         if at < end:
             yield Piece(at, 0, end - at, nothing)
@@ -305,9 +327,9 @@ def overlaid(lease: Lease, pieces: Iterator[Piece]) -> Iterator[Piece]:
         at, stop = piece.offset, piece.offset + piece.length
         for border in [*(b for b in borders if at < b < stop), stop]:
             if any(held.begin <= at < held.end for held in lease.kernel):
-                yield Piece(at, 0, border - at, LeaseKind.KERNEL)
+                yield Piece(at, 0, border - at, KERNEL)
             else:
-                place = piece.pool_offset + at - piece.offset if piece.kind == LeaseKind.MEMORY else 0
+                place = piece.pool_offset + at - piece.offset if piece.kind == MEMORY else 0
                 yield Piece(at, place, border - at, piece.kind)
             at = border
 
@@ -317,15 +339,15 @@ def in_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length
         low, high = begin + -begin % ranges.PAGE, end & -ranges.PAGE
-        if piece.kind != LeaseKind.MEMORY or low >= high or (piece.pool_offset - begin) % ranges.PAGE:
+        if piece.kind != MEMORY or low >= high or (piece.pool_offset - begin) % ranges.PAGE:
             low = high = end
         if begin < low:
-            kind = LeaseKind.KERNEL if piece.kind == LeaseKind.MEMORY else piece.kind
+            kind = KERNEL if piece.kind == MEMORY else piece.kind
             yield Piece(begin, 0, low - begin, kind)
         if low < high:
-            yield Piece(low, piece.pool_offset + low - begin, high - low, LeaseKind.MEMORY)
+            yield Piece(low, piece.pool_offset + low - begin, high - low, MEMORY)
         if high < end:
-            yield Piece(high, 0, end - high, LeaseKind.KERNEL)
+            yield Piece(high, 0, end - high, KERNEL)
 
 
 def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -335,7 +357,7 @@ def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
         if held is None:
             held = piece
         elif held.kind == piece.kind and (
-            piece.kind != LeaseKind.MEMORY or held.pool_offset + held.length == piece.pool_offset
+            piece.kind != MEMORY or held.pool_offset + held.length == piece.pool_offset
         ):
             held = held._replace(length=held.length + piece.length)
         else:
@@ -349,7 +371,7 @@ def through_kernel(lease: Lease, file: OpenFile, holder: int, pieces: list[Piece
     """Keep what the answer says is mapped through the kernel; who was told of holes there must ask again."""
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length
-        if piece.kind == LeaseKind.KERNEL and not any(
+        if piece.kind == KERNEL and not any(
             held.file is file and held.holder == holder and held.begin <= begin and end <= held.end
             for held in lease.kernel
         ):
@@ -412,67 +434,3 @@ def look_for_strangers(volume: Volume) -> None:
     nodes.kept -= {ino for ino in nodes.kept if ino not in held and ino != volume.board.ino}
     for ino in tuple(nodes.unlinked):
         removal.collect(volume, ino)
-
-
-# Telling the daemon
-
-
-def stored(volume: Volume, file: OpenFile, told: Stored) -> None:
-    """A client has stored: times move, and the file reaches ``told.size`` at least.
-
-    Raises:
-        FsError: EBADF, EROFS, EFBIG, EINVAL (it holds no lease), ENOSPC; EAGAIN, and nothing has changed: the file has
-            not the size any more that ``told.base`` says, or somebody else has ended the growth.
-    """
-    node = file.node
-    if not file.writable:
-        raise FsError(errno.EBADF)
-    volume.writable()
-    lease = node.lease
-    if lease is None or file not in lease.holders:
-        raise FsError(errno.EINVAL, f"inode {node.ino}: this open file has no lease")
-    if told.size > node.size or told.base is not None:
-        if told.base not in {None, node.size} or lease.grower is None or lease.grower[0] is not file:
-            raise FsError(errno.EAGAIN)
-        if told.size > volume.max_size(node.ino):
-            raise FsError(errno.EFBIG)
-        if told.size > volume.large_file_from:
-            volume.allow_large_files()
-    if told.size > node.size:
-        grow(volume, node, lease, told.size)
-    else:
-        volume.touch_mtime(node)
-    if told.durable:
-        data.fsync(volume, node.ino, data_only=told.data_only)
-
-
-def grow(volume: Volume, node: Node, lease: Lease, size: int) -> None:
-    """Blocks that a client has filled become written up to ``size``, and the file reaches it."""
-    bits = volume.block_bits
-    if node.map is None:
-        data.load_map(volume, node)
-    begin = node.size & -volume.block_size
-    filled = [
-        mapping.Extent(low >> bits, low + delta >> bits, high - low >> bits, False)
-        for low, high, delta, unwritten in data.pieces(volume, node, begin, size + -size % volume.block_size)
-        if unwritten and lease.grown.find(low)
-    ]
-    for run in filled:
-        volume.retrying(grow_step, node, lease, run, min(run.lblk + run.length << bits, size))
-    if node.size < size:
-        volume.retrying(grow_step, node, lease, None, size)
-    lease.grown.cut(0, size)
-
-
-def grow_step(volume: Volume, node: Node, lease: Lease, run: mapping.Extent | None, size: int) -> None:
-    """Mark one run as written and move the end of the file, in one handle."""
-    with volume.handle(ranges.CREDITS_STEP) as tx:
-        inode = inodes.edit(tx, node.ino)
-        if run is not None:
-            mapping.mark_written(tx, inode, run.lblk, run.length)
-        if not lease.grown.find(inode.size):
-            data.zero_tail(volume, tx, inode, inode.size)
-        inode.size = size
-        ranges.finish(tx, inode)
-    volume.resize(node, size)
-    ranges.note(volume, node, () if run is None else (run,))

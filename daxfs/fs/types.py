@@ -141,12 +141,15 @@ class LeaseKind(IntEnum):
 
 
 class LeaseRequest(NamedTuple):
-    """A client's question about the bytes [offset, offset + length); ``room``: pieces that it can take."""
+    """A client's question about the bytes [offset, offset + length).
+
+    ``flags`` are `LeaseFlags`; ``room``: pieces that it can take.
+    """
 
     holder: int
     offset: int
     length: int
-    flags: LeaseFlags
+    flags: int
     room: int
 
 
@@ -176,14 +179,16 @@ class Grant(NamedTuple):
 class Stored(NamedTuple):
     """What a client says of its own stores.
 
-    ``size``: the file is so long now, at least; ``base``: if it was so long before (None: in any case). ``durable``:
-    as fsync(2), and with ``data_only`` as fdatasync(2).
+    ``size``: the file is so long now, at least; ``base``: if it was so long before (None: in any case), ``holder``: and
+    if this one makes it longer (None: any of the open file). ``durable``: as fsync(2), and with ``data_only`` as
+    fdatasync(2).
     """
 
     size: int = 0
     base: int | None = None
     durable: bool = False
     data_only: bool = False
+    holder: int | None = None
 
 
 class PoolIdentity(NamedTuple):

@@ -27,7 +27,8 @@ PERSISTENCE = {
     "msync": wire.Persistence.MSYNC,
     "libpmem": wire.Persistence.LINES,
 }
-ALL_FLAGS = LeaseFlags.WRITE | LeaseFlags.FILL | LeaseFlags.GROW | LeaseFlags.MAP | LeaseFlags.RENEW
+KNOWN = wire.DURABLE | wire.DATA_ONLY
+ALL_FLAGS = sum(LeaseFlags)
 
 
 def opened(connection: Connection, request: Request) -> OpenFile:
@@ -57,8 +58,8 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     if flags & ~ALL_FLAGS:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    question = LeaseRequest(holder, offset, length, LeaseFlags(flags), wire.room(len(given)))
-    with privileges_of(connection, request, file) if flags & LeaseFlags.WRITE else nullcontext():
+    question = LeaseRequest(holder, offset, length, flags, wire.room(len(given)))
+    with privileges_of(connection, request, file) if flags & wire.Flag.WRITE else nullcontext():
         answer = connection.core.lease(file, question)
     if answer.made:
         connection.forget_attributes_of(file.ino)
@@ -81,21 +82,25 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
 def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_STORED."""
     size, flags, _ = fixed(wire.STORED, given)
-    return tell(connection, request, flags, Stored(size))
+    tell(connection, request, flags, size)
+    return b""
 
 
 def appended(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_APPENDED."""
-    base, size, flags, _ = fixed(wire.APPENDED, given)
-    return tell(connection, request, flags, Stored(size, base))
+    base, size, holder, flags, _, _ = fixed(wire.APPENDED, given)
+    changes = tell(connection, request, flags, size, base, holder)
+    return wire.APPENDED.pack(base, size, holder, flags, 0, changes)
 
 
-def tell(connection: Connection, request: Request, flags: int, told: Stored) -> bytes:
-    """Tell the core what a client has stored."""
-    if flags & ~(wire.DURABLE | wire.DATA_ONLY):
+def tell(
+    connection: Connection, request: Request, flags: int, size: int, base: int | None = None, holder: int | None = None
+) -> int:
+    """Tell the core what a client has stored; how many changes the file has had then."""
+    if flags & ~KNOWN:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    told = told._replace(durable=bool(flags & wire.DURABLE), data_only=bool(flags & wire.DATA_ONLY))
-    connection.core.stored(file, told)
+    told = Stored(size, base, flags & wire.DURABLE != 0, flags & wire.DATA_ONLY != 0, holder)
+    changes = connection.core.stored(file, told)
     connection.forget_attributes_of(file.ino)
-    return b""
+    return changes
