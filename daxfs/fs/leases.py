@@ -16,6 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.fs.filemap import FileMap
+from daxfs.pmem.exclusive import READERS
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
@@ -135,9 +136,9 @@ class Leases:
         undo: takes back what the books say of the handle that runs, or ran last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, readers: bool) -> None:
         self.by_ino: dict[int, Lease] = {}
-        self.lock = secrets.randbits(31)
+        self.lock = secrets.randbits(30) | (READERS if readers else 0)
         self.strangers = False
         self.stray = 0
         self.identity: PoolIdentity | None = None

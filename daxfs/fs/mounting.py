@@ -124,7 +124,8 @@ def mount(pool: Pool, options: Options) -> Volume:
     mark_in_use(volume, recount=not was_clean)
     if report is not None and report.errno:
         note_abort(volume, report.errno)
-    volume.leases.strangers = pool.mapped_elsewhere()
+    # A clean end of a mount means that its clients had closed all files: they keep the pool mapped and touch nothing.
+    volume.leases.strangers = pool.mapped_by_readers() if was_clean else pool.mapped_elsewhere()
     if volume.leases.strangers:
         log.warning("%s: programs still map it from before; what they may touch is freed when they end", pool.path)
     found = removal.recover(volume)
@@ -218,8 +219,8 @@ def unmount(volume: Volume) -> None:
             for ino in tuple(volume.nodes.unlinked):
                 removal.free(volume, ino)
     journal.commit()
-    if volume.nodes.listed and volume.leases.strangers:
-        # Not clean: whoever mounts or checks it next has orphans to look after, as after a crash.
+    if volume.leases.strangers:
+        # Not clean: whoever mounts or checks it next must look for them, and after their orphans, as after a crash.
         return
     # What follows changes one word that matters: without checksums a superblock in pieces would pass for a clean one.
     journal.store_superblock()

@@ -76,7 +76,7 @@ class Volume:
         self.sync_due = options.sync
         self.read_only = journal is None
         self.nodes = Nodes()
-        self.leases = Leases()
+        self.leases = Leases(readers=self.read_only)
         self.board = Board(self)
         self.large_file_from = (
             LARGE_FILE if not geometry.ro_compat & RoCompat.large_file else geometry.max_extent_file_size

@@ -30,6 +30,8 @@ _PAUSE = 0.02
 CLIENT_LOCKS = 1 << 62
 """Where the bytes begin that clients lock, shared, while they map a pool: far behind its end, one for each mount."""
 LOCKS = 1 << 31
+READERS = 1 << 30
+"""From here on the locks are of read-only mounts, whose end the pool does not show."""
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit machines
 
 

@@ -104,6 +104,10 @@ class Pool:
         """Whether clients of this pool still map it, other than those of the mount that gave them the lock ``but``."""
         return False
 
+    def mapped_by_readers(self) -> bool:
+        """Whether clients of read-only mounts still map it."""
+        return self.mapped_elsewhere()
+
     def refuse_clients(self) -> None:
         """Raise PoolError if clients still map it."""
 
@@ -190,6 +194,10 @@ class MappedPool(Pool):
         ranges = [(0, exclusive.LOCKS)] if but is None else [(0, but), (but + 1, exclusive.LOCKS)]
         found = exclusive.mapped_by_clients
         return any(found(self._descriptors[0], first, end) for first, end in ranges if first < end)
+
+    def mapped_by_readers(self) -> bool:
+        """By the same locks."""
+        return exclusive.mapped_by_clients(self._descriptors[0], exclusive.READERS)
 
     def refuse_clients(self) -> None:
         """By the same locks."""

@@ -41,9 +41,9 @@ class Life:
         self.mount: Mounted | None = None
         self.others: dict[str, bytes] = {}
 
-    def begin(self) -> Mounted:
+    def begin(self, *options: str) -> Mounted:
         """Mount it somewhere."""
-        self.mount = Mounted(self.pool, self.stack.enter_context(mountpoint()), self.options)
+        self.mount = Mounted(self.pool, self.stack.enter_context(mountpoint()), (*self.options, *options))
         self.stack.callback(self.mount.down)
         return self.mount
 
@@ -232,9 +232,9 @@ def test_mkfs_and_check_wait_for_the_last_one(life: Life) -> None:
     life.unmount()
 
 
-def test_who_has_closed_all_files_is_no_reason_for_an_unclean_pool(life: Life) -> None:
+def test_who_has_closed_all_files_is_no_stranger(life: Life) -> None:
     """It keeps the pool mapped, as a program below `daxfs exec` does until it ends."""
-    life.begin()
+    before = free_blocks(life.begin().place)
     one = life.client()
     (life.place / "a").write_bytes(bytes(SIZE))
     one.must("open", 0, "a", os.O_RDWR)
@@ -245,6 +245,31 @@ def test_who_has_closed_all_files_is_no_reason_for_an_unclean_pool(life: Life) -
     life.unmount()
     assert not dirty(life.pool)
     fsck(life.pool)
+    assert "still map it" not in life.begin().said()
+    os.truncate(life.place / "a", 0)
+    life.all_free(before)
+    life.unmount()
+    assert "still map it" in daxfs("mkfs", life.pool, "-F", code=32), "it may come back"
+
+
+def test_readers_of_a_read_only_mount_are_strangers_for_the_next(life: Life) -> None:
+    """The pool is clean all the time; what they read stays what it was."""
+    content = b"read by somebody" * (SIZE // 16)
+    before = free_blocks(life.begin().place)
+    (life.place / "a").write_bytes(content)
+    life.unmount()
+    life.begin("ro")
+    one = life.client()
+    one.must("open", 0, "a", os.O_RDONLY)
+    one.must("lease", 0, 0, SIZE, 0)
+    life.kill()
+    assert "still map it" in life.begin().said()
+    os.truncate(life.place / "a", 0)
+    life.make("new")
+    assert one.must("get", 0, 0, SIZE) == content
+    one.kill()
+    life.all_free(before)
+    life.unmount()
 
 
 @pytest.mark.parametrize("command", ["umount", "daxfs"])
