@@ -43,7 +43,7 @@ class DirectoryRig:
         self.pool = open_pool(self.path, persistence="volatile")
         self.geometry = Geometry.of(Superblock(self.pool.memory[1024:2048]))
         self.journal = Journal.open(self.pool, self.geometry, None)
-        self.journal.commit_hooks.append(blocks.apply_frees)
+        self.journal.add_commit_hook(blocks.apply_frees, self.journal.has_frees)
         self.journal.rollback_hooks += [directories.drop_hints, blocks.drop_hints]
 
     def remount(self) -> None:

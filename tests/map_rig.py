@@ -42,7 +42,7 @@ class MapRig:
         self.pool = open_pool(path, persistence="volatile")
         self.geometry = Geometry.of(Superblock(self.pool.memory[1024:2048]))
         self.journal = Journal.open(self.pool, self.geometry, None, check_credits=True)
-        self.journal.commit_hooks.append(blocks.apply_frees)
+        self.journal.add_commit_hook(blocks.apply_frees, self.journal.has_frees)
         self.ino = ino
         self.model: dict[int, tuple[int, bool]] = {}
         if fresh:

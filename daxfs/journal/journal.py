@@ -144,15 +144,14 @@ class Journal:
 
     Attributes:
         view: the newest state.
-        commit_hooks: called with a last handle at the start of every commit, in order.
         rollback_hooks: called after a handle was undone.
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, keeper: Keeper, *, check_credits: bool = False) -> None:
         """Use `open`."""
         self.pool = pool
-        self.commit_hooks: list[Callable[[Handle], None]] = []
         self.rollback_hooks: list[Callable[[], None]] = [self._count_rollback]
+        self._commit_hooks: list[tuple[Callable[[], object], Callable[[Handle], None]]] = []
         self._keeper = keeper
         self._transaction = Transaction()
         checked: set[int] = set()
@@ -168,13 +167,12 @@ class Journal:
             strict=check_credits,
         )
         self._room = keeper.limit  # -1 once there are no more handles
-        self._superblock_home = SUPERBLOCK_OFFSET & -geometry.block_size
+        self._superblock_home = SUPERBLOCK_OFFSET // geometry.block_size
         self._closed = False
         self._aborted = False
         self._storing_home = False  # the log holds a transaction that is not at home
-        self._commits = self._blocks_home = self._blocks_logged = self._blocks_revoked = self._rollbacks = 0
-        self._sizes = [0] * SIZE_CLASSES
-        self._blocks = self._largest = 0
+        self._blocks_home = self._blocks_logged = self._blocks_revoked = self._rollbacks = 0
+        self._sizes: dict[int, int] = {}  # blocks of metadata -> how many commits had so many
 
     @classmethod
     def open(cls, pool: Pool, geometry: Geometry, area: LogArea | None, *, check_credits: bool = False) -> Journal:
@@ -211,6 +209,16 @@ class Journal:
         if handle.active or len(tx.copies) + tx.reserved_credits + credits > self._room:
             self._make_room(credits)
         return handle.begin(credits, privileged)
+
+    def add_commit_hook(self, hook: Callable[[Handle], None], due: Callable[[], object]) -> None:
+        """Have ``hook`` called with a last handle at the start of every commit, after those added before.
+
+        Args:
+            hook: changes what the transaction still lacks; credits for that are reserved by handles (`Handle.reserve`).
+            due: whether it has anything to do, asked at each commit: a handle that changes nothing is not worth its
+                time. It need not foresee what hooks before it leave to this one: all behind one that is due are called.
+        """
+        self._commit_hooks.append((due, hook))
 
     def commit(self) -> None:
         """Make every finished handle durable, and all stores to the pool before it.
@@ -290,6 +298,10 @@ class Journal:
         """Blocks that one transaction can hold: the most credits that a handle may ask for."""
         return self._room
 
+    def has_frees(self) -> bool:
+        """Whether blocks come back with the next commit."""
+        return bool(self._transaction.frees)
+
     @property
     def pending_free_blocks(self) -> int:
         """Blocks that come back with the next commit."""
@@ -299,16 +311,19 @@ class Journal:
     def stats(self) -> Statistics:
         """What was done so far."""
         log = self._keeper if isinstance(self._keeper, Log) else None
+        sizes = [0] * SIZE_CLASSES
+        for blocks, commits in self._sizes.items():
+            sizes[blocks.bit_length()] += commits
         return Statistics(
-            commits=self._commits,
-            blocks=self._blocks,
+            commits=sum(sizes),
+            blocks=sum(blocks * commits for blocks, commits in self._sizes.items()),
             blocks_home=self._blocks_home,
             blocks_logged=self._blocks_logged,
             blocks_revoked=self._blocks_revoked,
             tail_moves=log.tail_moves if log else 0,
             rollbacks=self._rollbacks,
-            sizes=tuple(self._sizes),
-            largest=self._largest,
+            sizes=tuple(sizes),
+            largest=max(self._sizes, default=0),
             running_blocks=len(self._transaction.copies),
             pending_free_blocks=self.pending_free_blocks,
             log_blocks=log.blocks if log else 0,
@@ -333,11 +348,10 @@ class Journal:
 
     def _commit(self) -> None:
         tx = self._transaction
-        if self.commit_hooks:
-            with self._handle.begin(tx.reserved_credits, True) as last:
-                last.unlimited()
-                for hook in self.commit_hooks:
-                    hook(last)
+        for at, (due, _) in enumerate(self._commit_hooks):
+            if due():
+                self._run_hooks(at)
+                break
         copies = tx.copies
         if not copies and not tx.revokes:
             tx.frees.clear()
@@ -346,26 +360,28 @@ class Journal:
         tx.run_seals()
         keeper, write, size = self._keeper, self.pool.write, self.view.block_size
         superblock = copies.pop(SUPERBLOCK_KEY, None)
-        superblock_home = self._superblock_home // size
         if superblock is not None:
-            copies[superblock_home] = superblock
+            copies[self._superblock_home] = superblock
         metadata_blocks = len(copies)
         self._blocks_logged += keeper.commit(copies, tx.revokes)
         self._storing_home = True
-        if superblock is not None and keeper.store_later(superblock_home, superblock):
+        if superblock is not None and keeper.store_later(self._superblock_home, superblock):
             tx.waiting = superblock.toreadonly()
-            del copies[superblock_home]
+            del copies[self._superblock_home]
         for number, content in copies.items():
             write(number * size, content)
         keeper.settle()
         self._storing_home = False
-        self._commits += 1
-        self._blocks += metadata_blocks
-        self._sizes[metadata_blocks.bit_length()] += 1
-        self._largest = max(self._largest, metadata_blocks)
+        self._sizes[metadata_blocks] = self._sizes.get(metadata_blocks, 0) + 1
         self._blocks_home += len(copies)
         self._blocks_revoked += len(tx.revokes)
         tx.clear()
+
+    def _run_hooks(self, first: int) -> None:
+        with self._handle.begin(self._transaction.reserved_credits, True) as last:
+            last.unlimited()
+            for _, hook in self._commit_hooks[first:]:
+                hook(last)
 
     def _count_rollback(self) -> None:
         self._rollbacks += 1

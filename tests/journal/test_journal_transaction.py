@@ -304,7 +304,7 @@ def test_hooks_change_the_transaction_they_end(rig: JournalRig, pool: MemoryPool
         for start, _ in tx.frees:
             tx.edit(start)[0] = 1
 
-    journal.commit_hooks.append(hook)
+    journal.add_commit_hook(hook, journal.has_frees)
     with journal.handle(0) as tx:
         tx.frees.append((rig.free[3], 2))
     assert journal.pending_free_blocks == 2
@@ -312,6 +312,17 @@ def test_hooks_change_the_transaction_they_end(rig: JournalRig, pool: MemoryPool
     journal.commit()
     assert journal.pending_free_blocks == 0
     assert rig.contents(pool).keys() == {rig.free[3]}
+
+
+def test_hooks_are_called_from_the_first_that_is_due(journal: Journal) -> None:
+    called: list[str] = []
+    due = [""]
+    for name in "abc":
+        journal.add_commit_hook(lambda _, name=name: called.append(name), lambda name=name: due == [name])  # type: ignore[misc]
+    for due[0], expected in (("", ""), ("a", "abc"), ("b", "bc"), ("c", "c")):
+        called.clear()
+        journal.commit()
+        assert called == list(expected)
 
 
 @pytest.mark.parametrize("where", ["hook", "seal", "pool"])
@@ -322,7 +333,7 @@ def test_an_error_in_a_commit_aborts(rig: JournalRig, pool: MemoryPool, journal:
     with journal.handle(1) as tx:
         tx.edit(rig.free[0], fail if where == "seal" else None)[:] = rig.filled(1)
     if where == "hook":
-        journal.commit_hooks.append(fail)
+        journal.add_commit_hook(fail, lambda: True)
     if where == "pool":
         pool.fence = fail
     with pytest.raises(FsError, match="poisoned"):
