@@ -104,8 +104,8 @@ class Life:
 
 
 @pytest.fixture
-def life(pool: Pool) -> Iterator[Life]:
-    life = Life(pool("-b", "4096", "-J", "size=4"))
+def life(pool: Pool, request: pytest.FixtureRequest) -> Iterator[Life]:
+    life = Life(pool(*getattr(request, "param", ("-b", "4096", "-J", "size=4"))))
     with life.stack:
         yield life
         assert life.mount is None or life.mount.daemon.poll() is not None, "a test unmounts in the end"
@@ -157,6 +157,16 @@ def test_it_stores_into_nothing_that_others_get(life: Life, end: str) -> None:
     life.unmount()
 
 
+OTHERS = [("-O", "orphan_file"), ("-O", "^has_journal"), ("-O", "^metadata_csum", "-b", "1024")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("life", OTHERS, indirect=True, ids=" ".join)
+@pytest.mark.parametrize("end", ["SIGTERM"])
+def test_it_stores_into_nothing_in_other_pools(life: Life, end: str) -> None:
+    test_it_stores_into_nothing_that_others_get(life, end)
+
+
 def test_blocks_come_back_a_moment_after_the_last_one_ends(life: Life) -> None:
     life.begin()
     one, other = holding(life), life.client()
@@ -206,6 +216,7 @@ def test_an_unmount_that_leaves_somebody_behind_is_like_a_crash(life: Life) -> N
     life.begin()
     life.unmount()
     assert dirty(life.pool)
+    run("e2fsck", "-fn", life.pool, code=4)
     copy = life.pool.with_name("copy")
     copy.write_bytes(life.pool.read_bytes())
     one.kill()
