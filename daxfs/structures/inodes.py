@@ -27,7 +27,7 @@ import numpy as np
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
-from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord
+from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord, seal_slot
 from daxfs.journal.view import CHECKED_LIMIT
 from daxfs.structures import bitmaps, groups
 
@@ -114,7 +114,7 @@ def edit(tx: Handle, ino: int) -> Inode:
     inode = Inode(tx.edit(number), offset, geometry)
     inode.number = ino
     if geometry.metadata_csum:
-        tx.seal_record(number, ino, partial(_seal, geometry, ino, offset))
+        tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))
     return inode
 
 
@@ -155,10 +155,6 @@ def _check(view: View, inode: Inode, number: int, offset: int) -> None:
     if len(checked) >= CHECKED_LIMIT:
         checked.clear()
     checked.add(-inode.number)
-
-
-def _seal(geometry: Geometry, ino: int, offset: int, content: memoryview) -> None:
-    InodeRecord(content, offset, geometry).seal(ino, geometry)
 
 
 # Accounting
@@ -311,7 +307,7 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
     # A handle to the slot's last inode must not name this one.
     inode.i_generation = generation ^ 1 if generation == old else generation
     if geometry.metadata_csum:
-        tx.seal_record(number, ino, partial(_seal, geometry, ino, offset))
+        tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))
     return inode
 
 

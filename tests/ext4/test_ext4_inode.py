@@ -173,6 +173,23 @@ def test_checksums_verify_and_seal_identically(populated: Callable[..., Image], 
     assert image.memory == before
 
 
+@pytest.mark.parametrize(("size", "extra"), [(128, 0), (256, 0), (256, 2), (256, 4), (256, 32), (256, 128), (256, 132)])
+def test_a_slot_is_sealed_where_it_lies(blank: Callable[..., InodeRecord], size: int, extra: int) -> None:
+    """Inside a block, with both halves of the checksum if the extra fields reach that far, else with one."""
+    geometry = blank("-I", str(size)).geometry
+    block = memoryview(bytearray(b"\xff" * 4 * size))
+    if size > 128:
+        block[2 * size + 128 : 2 * size + 130] = extra.to_bytes(2, "little")
+    before = bytes(block)
+    ext4_inode.seal_slot(geometry, 12, 2 * size, block)
+    record = InodeRecord(block, 2 * size, geometry)
+    assert record.stored_checksum == record.computed_checksum(12, geometry)
+    assert record.i_extra_isize == (0 if size == 128 else extra)
+    changed = {at - 2 * size for at in range(len(before)) if before[at] != block[at]}
+    assert changed <= {0x7C, 0x7D} | ({0x82, 0x83} if 4 <= extra <= size - 128 else set())
+    assert changed
+
+
 @pytest.mark.parametrize("options", [(), ("-I", "128"), ("-I", "1024")])
 def test_any_damaged_byte_is_noticed(populated: Callable[..., Image], options: tuple[str, ...]) -> None:
     image = populated(*options)
