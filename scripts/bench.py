@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "fallocate": data.fallocate,
     "directory": alone.directory,
     "mount": alone.mount,
+    "commit": alone.commit,
     "sync": alone.sync,
     "direct": direct.direct,
 }

@@ -35,6 +35,7 @@ FLAG_ESCAPE = 1  # the block began with the magic; the log holds zeros there
 FLAG_SAME_UUID = 2  # no UUID follows this tag
 FLAG_DELETED = 4
 FLAG_LAST_TAG = 8
+_GIVEN_FLAGS = FLAG_ESCAPE | FLAG_DELETED  # the others follow from where the tag stands
 
 CRC32_CHKSUM = 1
 CRC32C_CHKSUM = 4
@@ -373,7 +374,7 @@ def fill_descriptor(
     version, is_64bit = form.csum_version, form.is_64bit
     last = len(tags) - 1
     for i, (blocknr, flags, checksum) in enumerate(tags):
-        flags &= FLAG_ESCAPE | FLAG_DELETED
+        flags &= _GIVEN_FLAGS
         if i:
             flags |= FLAG_SAME_UUID
         if i == last:

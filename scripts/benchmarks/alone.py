@@ -1,4 +1,4 @@
-"""Figures of daxfs by itself: directories by size, mounts by pool size, what ``sync`` costs."""
+"""Figures of daxfs by itself: directories by size, mounts by pool size, what commits and the option ``sync`` cost."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import os
 import re
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import systems
 from benchmarks.report import Report
 from daxfs import FileSystem, Options
 from daxfs.fs.types import ROOT_INO
+from daxfs.structures import inodes
 
+FALLOC_FL_KEEP_SIZE = 1
 SYNC_OPERATIONS = 2_000
 LOOKUPS = 1_000
 
@@ -114,3 +117,36 @@ def sync(base: Path, report: Report) -> None:
         rows.append(("sync" if mode else "async", f"{created * 1e6:.1f}", f"{appended * 1e6:.1f}"))
         system.check()
     report.table("what sync costs, as a library", ("mode", "us a create", "us a 4 KiB append"), rows)
+
+
+def commit(base: Path, report: Report) -> None:
+    """What a change costs and what the fsync behind it does, as a library: medians, since the log's laps stand out."""
+    system = systems.make(base, "daxfs", "1G")
+    with FileSystem.open(system.pool) as fs:
+        file, _ = fs.create(ROOT_INO, b"grown", 0o644, os.O_RDWR)
+        fs.fallocate(file, FALLOC_FL_KEEP_SIZE, 0, 1 << 20)
+        other, _ = fs.create(ROOT_INO, b"appended", 0o644, os.O_RDWR)
+
+        def edit(number: int) -> None:
+            with fs.volume.handle(1) as tx:
+                inodes.edit(tx, file.ino).mtime_ns = number
+
+        changes: dict[str, Callable[[int], object]] = {
+            "a handle that edits an inode": edit,
+            "8 bytes more in allocated blocks": lambda number: fs.write(file, 8 * number, b"12345678"),
+            "4 KiB appended": lambda number: fs.write(other, 4096 * number, bytes(4096)),
+        }
+        rows = []
+        for name, change in changes.items():
+            taken: list[tuple[int, int]] = []
+            for number in range(SYNC_OPERATIONS):
+                begin = time.perf_counter_ns()
+                change(number)
+                changed = time.perf_counter_ns()
+                fs.fsync(file.ino)
+                taken.append((changed - begin, time.perf_counter_ns() - changed))
+            rows.append((name, *(f"{statistics.median(part) / 1000:.1f}" for part in zip(*taken, strict=True))))
+        fs.release(file)
+        fs.release(other)
+    report.table("changes made durable, as a library", ("change", "us", "us fsync"), rows)
+    report.say(system.check())
