@@ -1,0 +1,455 @@
+"""Every operation on a file in every state of its lease: nobody gets what a client may still touch, until it is done.
+
+The blocks of a small pool are all given out after the operation, and every client then overwrites all that it was ever
+told. What others own must not change by that, and everything comes back with the last holder.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+from lease_rig import (
+    GROW,
+    OPERATIONS,
+    RENEW,
+    STATES,
+    STORE,
+    WRITE,
+    Client,
+    Pair,
+    SharedPool,
+    another,
+    check,
+    client,
+    free_blocks,
+    make,
+    opened,
+    owners,
+    pairs,
+    plant,
+    truncate,
+    with_flags,
+)
+from range_rig import PUNCH, check_credits
+from tree_rig import QUIET
+
+from daxfs.errors import FsError
+from daxfs.fs import leases, parking
+from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.structures import inodes, orphans
+from support import fsck, mke2fs
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "4k": ("-b", "4096", "-J", "size=4", "-N", "64", "-m", "0"),
+    "1k": ("-b", "1024", "-J", "size=1", "-N", "64", "-m", "0"),
+    "orphan-file": ("-b", "1024", "-J", "size=1", "-N", "64", "-O", "orphan_file"),
+    "no-extents": ("-b", "1024", "-J", "size=1", "-N", "64", "-O", "^extent,^64bit"),
+}
+
+
+@cache
+def image(folder: Path, name: str) -> bytes:
+    path = mke2fs(folder / name, *FORMATS[name], size="9M" if name == "4k" else "2500K")
+    with FileSystem.open(path, QUIET) as fs:
+        plant(fs)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
+
+
+class Bench:
+    """A pool in memory and the file system in it."""
+
+    def __init__(self, content: bytes | bytearray, *, strangers: bool = False) -> None:
+        self.content = bytearray(content)
+        self.pool = SharedPool(self.content)
+        self.pool.strangers = strangers
+        self.fs = FileSystem.open(self.pool, QUIET)
+        check_credits(self.fs)
+
+    def close(self, path: Path) -> None:
+        """Orderly, and e2fsck is content."""
+        self.fs.close()
+        path.write_bytes(self.content)
+        fsck(path)
+
+
+def settled(fs: FileSystem) -> int:
+    """Blocks that are free or belong to somebody, after a commit: always the same number."""
+    fs.sync()
+    found = owners(fs)
+    return len(found.free) + len(found.data) + len(found.metadata)
+
+
+def nameless(fs: FileSystem) -> set[int]:
+    """What has no name and is not the board."""
+    return fs.volume.nodes.unlinked - {fs.volume.board.ino}
+
+
+def give_out_everything(fs: FileSystem) -> bytes:
+    """Fill the pool with a new file; what it holds."""
+    fs.sync()
+    file = make(fs, b"eater")
+    piece = random.Random(5).randbytes(16 * fs.volume.block_size)
+    with suppress(FsError):
+        while True:
+            fs.write(file, fs.getattr(file.ino).size, piece)
+    fs.release(file)
+    return fs.tree.read_bytes("eater")
+
+
+def overwrite_all(client: Client) -> None:
+    """Store into every block that this client was told of, as a mapping does that nobody can take back."""
+    pool, size = client.fs.volume.pool, client.fs.volume.block_size
+    for block in client.told:
+        pool.write(block * size, b"\xee" * size)
+
+
+def go_through(bench: Bench, state: str, operation: str, path: Path) -> None:
+    """One pair, to its end."""
+    fs = bench.fs
+    total = settled(fs)
+    pair = STATES[state](fs)
+    check(fs, pair.clients)
+    OPERATIONS[operation](pair)
+    check(fs, pair.clients)
+    expected = give_out_everything(fs)
+    check(fs, pair.clients)
+    for one in pair.clients:
+        overwrite_all(one)
+    assert fs.tree.read_bytes("eater") == expected
+    assert fs.tree.read_bytes("source") == random.Random(12).randbytes(12 * fs.volume.block_size)
+    fs.unlink(ROOT_INO, b"eater")
+    fs.sync()
+    assert settled(fs) == total
+    while pair.clients:
+        one = pair.clients.pop(0)
+        if pair.clients and pair.clients[0].file is one.file:
+            one.renew()
+            check(fs, pair.clients)
+            continue
+        if pair.clients:
+            one.ask(flags=RENEW)
+            check(fs, [one, *pair.clients])
+        one.close()
+        check(fs, pair.clients)
+    for file in pair.others:
+        fs.release(file)
+    assert not nameless(fs)
+    assert not fs.volume.leases.by_ino
+    assert settled(fs) == total
+    bench.close(path)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_pairs(folder: Path, tmp_path: Path, state: str) -> None:
+    for operation in random.Random(state).sample(list(OPERATIONS), 8):
+        go_through(Bench(image(folder, "4k")), state, operation, tmp_path / "pool")
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "4k"])
+def test_some_pairs_in_other_formats(folder: Path, tmp_path: Path, name: str) -> None:
+    for state, operation in random.Random(name).sample(pairs(name), 6):
+        go_through(Bench(image(folder, name)), state, operation, tmp_path / "pool")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FORMATS)
+def test_pairs_in_full(folder: Path, tmp_path: Path, name: str) -> None:
+    for state, operation in pairs(name):
+        go_through(Bench(image(folder, name)), state, operation, tmp_path / "pool")
+
+
+# Who is done, and who is not
+
+
+def test_one_renews_the_other_does_not(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(image(folder, "4k"))
+    fs = bench.fs
+    pair = STATES["two files"](fs)
+    eager, lazy = pair.clients
+    lazy_blocks = set(lazy.told)
+    truncate(fs, pair.ino, 0)
+    for _ in range(3):
+        eager.ask(flags=RENEW)
+        assert lazy.told == lazy_blocks
+        check(fs, pair.clients)
+        fs.write(eager.file, 0, b"again" * 5000)
+        eager.ask(flags=RENEW | STORE)
+        truncate(fs, pair.ino, 0)
+        check(fs, pair.clients)
+    kept = nameless(fs)
+    eager.ask(flags=RENEW)
+    assert nameless(fs) <= kept
+    assert nameless(fs)
+    lazy.ask(flags=RENEW)
+    assert not nameless(fs)
+    for one in pair.clients:
+        one.close()
+    bench.close(tmp_path / "pool")
+
+
+def test_who_comes_later_holds_up_nothing(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(image(folder, "4k"))
+    fs = bench.fs
+    pair = STATES["write"](fs)
+    old = pair.clients[0]
+    truncate(fs, pair.ino, 5)
+    late = another(old, 9)
+    late.ask(flags=STORE)
+    old.close()
+    assert not nameless(fs)
+    check(fs, [late])
+    late.close()
+    bench.close(tmp_path / "pool")
+
+
+def test_many_epochs(folder: Path, tmp_path: Path) -> None:
+    """What is given up again and again joins few inodes, and all of it stays for who was there from the beginning."""
+    bench = Bench(image(folder, "1k"))
+    fs = bench.fs
+    held = client(fs, b"new")
+    witness = another(held, 2)
+    for round_ in range(60):
+        fs.write(held.file, 0, b"%d" % round_ * 3000)
+        for one in (held, witness):
+            one.ask()
+        fs.fallocate(held.file, PUNCH, 0, 3 * 1024)
+        check(fs, [held, witness])
+        held.ask(flags=RENEW)
+    assert len(nameless(fs)) <= parking.MAX_PARKED + 1
+    assert len(witness.told) > 100
+    witness.close()
+    assert not nameless(fs)
+    held.close()
+    bench.close(tmp_path / "pool")
+
+
+def test_more_pieces_than_are_told_apart(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "MAX_TOLD", 4)
+    for operation in ("truncate to nothing", "punch", "collapse"):
+        bench = Bench(image(folder, "1k"))
+        fs = bench.fs
+        held = Client(fs, opened(fs))
+        for block in range(0, 40, 3):
+            held.ask(block * 1024 + 5, 100)
+        OPERATIONS[operation](Pair(fs, [held], []))
+        check(fs, [held])
+        held.close()
+        assert not nameless(fs)
+        bench.close(tmp_path / "pool")
+
+
+def test_a_part_of_a_block_is_told(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(image(folder, "4k"))
+    held = Client(bench.fs, opened(bench.fs))
+    held.ask(100, 50)
+    held.ask(3 * 4096 - 1, 2)
+    assert len(held.told) == 3
+    truncate(bench.fs, held.file.ino, 0)
+    check(bench.fs, [held])
+    held.close()
+    bench.close(tmp_path / "pool")
+
+
+@pytest.mark.parametrize("name", ["4k", "1k"])
+def test_a_cut_in_a_full_pool(folder: Path, tmp_path: Path, name: str) -> None:
+    """It frees nothing yet, but it is done."""
+    bench = Bench(image(folder, name))
+    fs = bench.fs
+    size = fs.volume.block_size
+    held = client(fs, b"scattered")
+    for block in range(0, 140, 2):
+        fs.write(held.file, block * size, b"x" * size)
+    held.ask_all(0, 140 * size, WRITE)
+    total = settled(fs)
+    give_out_everything(fs)
+    for end in (100 * size, 3, 0):
+        truncate(fs, held.file.ino, end)
+        check(fs, [held])
+    held.close()
+    assert not nameless(fs)
+    assert free_blocks(fs) >= 70
+    assert settled(fs) == total
+    bench.close(tmp_path / "pool")
+
+
+@pytest.mark.parametrize("operation", ["truncate to nothing", "punch", "unlink", "collapse", "zero"])
+def test_no_inode_is_free(folder: Path, tmp_path: Path, operation: str) -> None:
+    """What can't be given up is kept, the file is as it was, and who was told is told the truth."""
+    bench = Bench(image(folder, "4k"))
+    fs = bench.fs
+    pair = STATES["two files"](fs)
+    with suppress(FsError):
+        for number in range(100):
+            fs.release(make(fs, b"%d" % number))
+    assert not fs.statfs().files_free
+    try:
+        OPERATIONS[operation](pair)
+    except FsError as error:
+        assert error.errno == errno.ENOSPC
+    check(fs, pair.clients)
+    fs.unlink(ROOT_INO, b"0")
+    if operation != "unlink":
+        OPERATIONS[operation](pair)
+    check(fs, pair.clients)
+    for one in pair.clients:
+        one.close()
+    assert not nameless(fs)
+    bench.close(tmp_path / "pool")
+
+
+def test_a_change_that_is_undone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The books are as before when the handle that parked fails."""
+    bench = Bench(image(folder, "4k"))
+    fs = bench.fs
+    held = STATES["write"](fs).clients[0]
+    lease = held.file.node.lease
+    assert lease is not None
+    truncate(fs, held.file.ino, 30 * 4096)
+    told, parked, kept = list(lease.told.runs), list(lease.parked), set(fs.volume.nodes.kept)
+    whole = parking.remove
+
+    def fail(*arguments: object, **options: object) -> bool:
+        whole(*arguments, **options)  # type: ignore[arg-type]
+        raise FsError(errno.EIO)
+
+    monkeypatch.setattr(parking, "remove", fail)
+    with pytest.raises(FsError):
+        truncate(fs, held.file.ino, 10)
+    with pytest.raises(FsError):
+        OPERATIONS["punch"](Pair(fs, [held], []))
+    monkeypatch.undo()
+    assert (lease.told.runs, lease.parked, fs.volume.nodes.kept) == (told, parked, kept)
+    check(fs, [held])
+    held.close()
+    assert not nameless(fs)
+    bench.close(tmp_path / "pool")
+
+
+# The daemon goes
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state not in ("none", "gone")])
+@pytest.mark.parametrize("how", ["unmount", "crash", "crash after a commit", "abort"])
+def test_clients_outlive_the_daemon(folder: Path, tmp_path: Path, state: str, how: str) -> None:
+    """What they may touch is nobody's until they end, over as many mounts as that takes."""
+    for operation in random.Random(state + how).sample(("truncate to nothing", "punch", "unlink", "overwrite"), 1):
+        bench = Bench(image(folder, "1k"))
+        fs = bench.fs
+        total = settled(fs)
+        pair = STATES[state](fs)
+        ghosts = [(one.file.ino, set(one.told)) for one in pair.clients]
+        OPERATIONS[operation](pair)
+        bench.pool.ours = True
+        if how == "unmount":
+            leave(pair)
+        elif how == "abort":
+            fs.abort(RuntimeError("for the test"))
+            leave(pair)
+        elif how == "crash after a commit":
+            fs.sync()
+        content = bytes(bench.pool.image()) if how.startswith("crash") else bytes(bench.content)
+        for _ in range(2):
+            bench = Bench(content, strangers=True)
+            fs = bench.fs
+            check(fs, [], ghosts)
+            with suppress(FsError):
+                OPERATIONS["truncate unaligned"](Pair(fs, [], [opened(fs)]))
+            check(fs, [], ghosts)
+            give_out_everything(fs)
+            check(fs, [], ghosts)
+            fs.unlink(ROOT_INO, b"eater")
+            fs.tick()
+            check(fs, [], ghosts)
+            fs.close()
+            content = bytes(bench.content)
+        bench = Bench(content, strangers=True)
+        bench.pool.strangers = False
+        bench.fs.tick()
+        assert not nameless(bench.fs)
+        assert settled(bench.fs) == total
+        bench.close(tmp_path / "pool")
+
+
+def leave(pair: Pair) -> None:
+    """What the session does when it ends."""
+    pair.fs.part()
+    for file in {id(one.file): one.file for one in pair.clients}.values():
+        pair.fs.release(file)
+    for file in pair.others:
+        pair.fs.release(file)
+    pair.fs.close()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_unmounted_with_nobody_left(folder: Path, tmp_path: Path, state: str) -> None:
+    for operation in random.Random(state).sample(list(OPERATIONS), 2):
+        bench = Bench(image(folder, "1k"))
+        pair = STATES[state](bench.fs)
+        OPERATIONS[operation](pair)
+        leave(pair)
+        (tmp_path / "pool").write_bytes(bench.content)
+        fsck(tmp_path / "pool")
+
+
+def test_strangers_take_one_inode(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(image(folder, "1k"), strangers=True)
+    fs = bench.fs
+    file = make(fs, b"new")
+    for _ in range(100):
+        fs.write(file, 0, b"x" * 3000)
+        truncate(fs, file.ino, 0)
+    assert len(fs.volume.nodes.kept) == 1
+    fs.release(file)
+    bench.pool.strangers = False
+    fs.tick()
+    assert not fs.volume.nodes.unlinked
+    bench.close(tmp_path / "pool")
+
+
+def test_strangers_end_while_others_hold(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(image(folder, "4k"), strangers=True)
+    fs = bench.fs
+    held = with_flags(STORE)(fs).clients[0]
+    truncate(fs, held.file.ino, 5)
+    truncate(fs, fs.tree.resolve("g"), 0)
+    bench.pool.strangers = False
+    fs.tick()
+    check(fs, [held])
+    assert len(nameless(fs)) == 1
+    held.close()
+    assert not nameless(fs)
+    assert not list(orphans.listing(fs.volume.view)) or fs.volume.board.ino
+    bench.close(tmp_path / "pool")
+
+
+def test_grown_pieces_of_a_scattered_pool(folder: Path, tmp_path: Path) -> None:
+    """Room behind the end in hundreds of pieces goes again, within the credits of a handle."""
+    bench = Bench(image(folder, "1k"))
+    fs = bench.fs
+    give_out_everything(fs)
+    eater = fs.open_file(fs.tree.resolve("eater"), 2)
+    for block in range(0, 400, 2):
+        fs.fallocate(eater, PUNCH, block * 1024, 1024)
+    fs.sync()
+    held = client(fs, b"new", b"x")
+    held.ask_all(0, 150 * 1024, STORE | GROW)
+    assert len(fs.describe(held.file.ino)) > 100
+    fs.write(held.file, 1, b"more")
+    check(fs, [held])
+    held.ask_all(0, 150 * 1024, STORE | GROW | RENEW)
+    held.close()
+    fs.release(eater)
+    assert not nameless(fs)
+    assert not inodes.read(fs.volume.view, fs.tree.resolve("new")).size > 5
+    bench.close(tmp_path / "pool")
