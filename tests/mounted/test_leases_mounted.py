@@ -377,7 +377,7 @@ def test_the_board_says_that_an_answer_is_old(mount: Mounted, client: Clients) -
     one = client()
     path = leased(one, mount.place, b"a" * SIZE)
     found = one.must("lease", 1, 0, SIZE, TO_STORE)
-    assert one.must("board", 1) == (found.epoch, SIZE, path.stat().st_ino)
+    assert one.must("board", 1)[:3] == (found.epoch, SIZE, path.stat().st_ino)
     with path.open("r+b", buffering=0) as file:
         file.write(b"in place")
     assert one.must("board", 1).epoch == found.epoch, "nothing moved"

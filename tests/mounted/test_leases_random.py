@@ -258,7 +258,7 @@ def machines(pool: Callable[..., Path], *options: str) -> Callable[[], Machine]:
 
 
 def test_random_operations(pool: Callable[..., Path]) -> None:
-    few = settings(COMMON, max_examples=8, stateful_step_count=80, derandomize=True, phases=[Phase.generate])
+    few = settings(COMMON, max_examples=6, stateful_step_count=80, derandomize=True, phases=[Phase.generate])
     run_state_machine_as_test(machines(pool, "-b", "4096"), settings=few)
 
 
