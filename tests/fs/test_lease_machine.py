@@ -26,7 +26,6 @@ from lease_rig import (
     STORE,
     WRITE,
     Client,
-    LeaseFlags,
     SharedPool,
     check,
 )
@@ -35,7 +34,7 @@ from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
-from daxfs.fs.types import SetAttributes
+from daxfs.fs.types import LeaseFlags, SetAttributes
 from support import fsck, mke2fs
 
 FORMATS: dict[str, tuple[str, ...]] = {

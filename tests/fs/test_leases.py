@@ -23,7 +23,6 @@ from lease_rig import (
     STORE,
     WRITE,
     Client,
-    LeaseFlags,
     SharedPool,
     another,
     check,
@@ -41,7 +40,7 @@ from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
 from daxfs.fs import leasing
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.leases import MAX_HOLDERS
-from daxfs.fs.types import Caller, LeaseRequest, Options, Piece, SetAttributes, Stored
+from daxfs.fs.types import Caller, LeaseFlags, LeaseRequest, Options, Piece, SetAttributes, Stored
 from daxfs.pmem.memory import MemoryPool
 from support import fsck, mke2fs
 
@@ -616,7 +615,7 @@ def test_a_fill_that_fails_midway(open_fs: OpenFs, monkeypatch: pytest.MonkeyPat
     reader = another(held, 2)
     reader.ask(0, 4000 * BLOCK)
     fill_up(fs, 50)
-    monkeypatch.setattr(leasing.blocks, "free_blocks", lambda _: 1 << 30)
+    monkeypatch.setattr("daxfs.structures.blocks.free_blocks", lambda _: 1 << 30)
     with refused(errno.ENOSPC):
         held.ask(0, 4000 * BLOCK, STORE)
     check(fs, [reader])
