@@ -30,8 +30,8 @@ class FakeDaemon:
         size: of the file.
         epoch: of its lease.
         extents: where it lies.
-        refuse: error number for the ioctl of this name ("pool", "lease", "stored"), instead of an answer.
-        leases, stored: what was asked.
+        refuse: error number for the ioctl of this name ("pool", "lease", ...), instead of an answer.
+        leases, stored, appended: what was asked.
     """
 
     def __init__(self, folder: Path, size: int = 16 << 10, persistence: int = wire.Persistence.VOLATILE) -> None:
@@ -52,6 +52,7 @@ class FakeDaemon:
         self.refuse: dict[str, int] = {}
         self.leases: list[Lease] = []
         self.stored: list[Stored] = []
+        self.appended: list[wire.Appended] = []
         self.post()
 
     def post(self) -> None:
@@ -73,22 +74,25 @@ class FakeDaemon:
         """In place of ``fcntl.ioctl``."""
         assert os.fstat(descriptor).st_ino == self.file.stat().st_ino
         assert mutate
-        names = {wire.IOC_POOL: "pool", wire.IOC_STORED: "stored"}
+        names = {wire.IOC_POOL: "pool", wire.IOC_STORED: "stored", wire.IOC_APPENDED: "appended"}
         name = names.get(request, "lease")
         if name == "pool":
             assert isinstance(record, bytearray)
             record[:] = self.record.pack()
         elif name == "stored":
             self.stored.append(Stored.unpack(record))
+        elif name == "appended":
+            self.appended.append(wire.Appended.unpack(record))
+            if self.appended[-1].base != self.size:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self.size = self.appended[-1].size
+            self.post()
         else:
             assert isinstance(record, bytearray)
             asked = Lease.unpack(record)
             self.leases.append(asked)
         if name in self.refuse:
             raise OSError(self.refuse[name], os.strerror(self.refuse[name]))
-        if name == "stored" and self.stored[-1].size > self.size:
-            self.size = self.stored[-1].size
-            self.post()
         if name == "lease" and asked.length:
             extents = tuple(extent for extent in self.extents if extent.offset + extent.length > asked.offset)
             asked._replace(

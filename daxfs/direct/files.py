@@ -151,7 +151,7 @@ class DirectFile(io.RawIOBase):
         held.active += 1
         try:
             low, high, delta, epoch, words = held.stores
-            if low <= offset <= end <= high and words[0] == epoch:
+            if low <= offset <= end <= high and words[0] == epoch and offset <= (held.end or words[1]):
                 if self._store is None:
                     self._memory[offset + delta : end + delta] = data
                 else:
@@ -285,7 +285,7 @@ class DirectFile(io.RawIOBase):
         end = offset + len(view)
         held.active += 1
         try:
-            if held.words is not plan.words or plan.words[0] != plan.epoch:
+            if held.words is not plan.words or plan.words[0] != plan.epoch or offset > (held.end or plan.words[1]):
                 return False
             place = 0
             for start, length in plan.ranges:
@@ -347,8 +347,8 @@ class DirectFile(io.RawIOBase):
     def flush(self, offset: int = 0, length: int | None = None) -> None:
         """Return when what was written is durable.
 
-        With ``length`` only the bytes of that range, in a file whose size did not grow: nothing is asked of the
-        daemon, and times and other writes are left to a later flush.
+        With ``length`` only the bytes of that range, if all of them were written in memory and none behind the end:
+        nothing is asked of the daemon, and times and other writes are left to a later flush.
 
         Raises:
             OSError: the system's; EIO if the medium failed.
@@ -359,13 +359,11 @@ class DirectFile(io.RawIOBase):
             if self._writable:
                 os.fsync(self._descriptor)
             return
-        if length is not None and not held.end:
-            plan = held.plan(offset, min(offset + length, held.size() or 0), store=False)
-            if plan is not None and held.pool.writable:
-                for start, count in plan.ranges:
-                    if start != HOLE:
-                        held.pool.flush(held.pool.address + start, count)
-                return
+        known = None if length is None or held.end else held.committed(offset, offset + length)
+        if known is not None:
+            for start, count in known:
+                held.pool.flush(held.pool.address + start, count)
+            return
         held.pool.sync()
         if held.stored or held.end:
             held.settle(DURABLE)
@@ -411,13 +409,12 @@ class DirectFile(io.RawIOBase):
         try:
             if held is not None:
                 held.settle()
-                surplus = held.surplus()
-                if surplus is not None:
-                    os.ftruncate(descriptor, surplus)
         finally:
             if held is not None:
-                held.give_up("closed")
+                held.end_lease()
             self._held, self._view = None, self._idle
+            # The pool is unmapped with the last file that needs it, whoever keeps this object.
+            self._memory, self._store = holding.NOWHERE[4].cast("B"), None
             self._why = "closed"
             self._descriptor = -1
             os.close(descriptor)

@@ -28,6 +28,7 @@ from typing import NamedTuple, TypeAlias
 from daxfs.direct import wire
 from daxfs.direct.pool import Pool, Refused
 from daxfs.direct.wire import Flag, Kind
+from daxfs.errors import FsError
 
 Window: TypeAlias = tuple[int, int, int, int, memoryview]
 """First byte, end, distance from file to pool, epoch, the slot's words (epoch, size)."""
@@ -210,35 +211,66 @@ class Holding:
         finally:
             self._lock.release()
 
+    def committed(self, offset: int, end: int) -> list[tuple[int, int]] | None:
+        """Where the range lies, if a lease to store has told all of it, so that its blocks are durable; else None."""
+        ranges = []
+        while offset < end:
+            part = self._find(offset)
+            if part is None or not part.writable or part.kind != Kind.MEMORY or self.words[0] != self._epoch:
+                return None
+            stop = min(end, part.end)
+            ranges.append((offset + part.delta, stop - offset))
+            offset = stop
+        return ranges
+
     def settle(self, flags: int = 0) -> None:
         """Tell the daemon what was stored: times move, and the file is as long as it was made.
 
-        A file that somebody cut since stays cut: what was stored behind the cut counts as written before it.
-
         Raises:
-            OSError: the daemon's.
+            OSError: the daemon's; EIO as `_rescue`.
         """
-        end = self.end
+        begin, end = self._base, self.end
         if not (end or self.stored or flags):
             return
-        size = 0 if end and self.words[1] < self._base else end
         self.stored = False
         try:
-            control(self._descriptor, wire.IOC_STORED, wire.Stored(size, flags).pack())
-        except OSError:
-            self.stored = True
-            raise
+            if end:
+                control(self._descriptor, wire.IOC_APPENDED, wire.Appended(begin, end, self._holder, flags).pack())
+            else:
+                control(self._descriptor, wire.IOC_STORED, wire.Stored(0, flags).pack())
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                self.stored = True
+                raise
+            self._rescue(begin, end)
+            return
         if self.end == end:
             self.end = 0
         self._base = self.words[1]
 
-    def surplus(self) -> int | None:
-        """The size to cut the file to, so that blocks taken behind its end are given back; None: there are none.
+    def _rescue(self, begin: int, end: int) -> None:
+        """Somebody else made the file longer or shorter, which ended the growth; what was stored there is left.
 
-        None too if the file has another size than it was left with: somebody else writes behind its end.
+        The blocks behind the end went, but until this holder renews they are nobody else's: what lies in them is
+        written again, through the kernel. A file that was cut stays cut: the stores count as made before it.
+
+        Raises:
+            FsError: EIO, the growth began in the middle of a block, which is the file's and had to be cleared.
+            OSError: the system's.
         """
-        size = self.words[1]
-        return size if self._granted > size == self._base and self.words[0] == self._epoch else None
+        if self.end == end:
+            self.end = 0
+        self._granted, self.stores = 0, NOWHERE
+        if self.words[1] < begin:
+            return
+        place = min(begin + -begin % self.pool.record.block_size, end)
+        lost = place - begin
+        while place < end and (part := self._find(place)) is not None:
+            start, stop = place + part.delta, min(end, part.end) + part.delta
+            place += os.pwrite(self._descriptor, self.pool.memory[start:stop], place)
+        lost += end - place
+        if lost:
+            raise FsError(errno.EIO, f"{lost} bytes from {begin} on are lost: another program made the file longer too")
 
     def give_up(self, why: str) -> None:
         """From now on the kernel does it."""
@@ -246,7 +278,7 @@ class Holding:
         self.reads = self.stores = NOWHERE
 
     def end_lease(self) -> None:
-        """Nothing of it is used any more, though the open file lives on."""
+        """Nothing of it is used any more; blocks that were taken behind the end of the file go."""
         self.give_up("closed")
         take_back(self._descriptor, self._holder)
 
@@ -254,21 +286,17 @@ class Holding:
         """``plan`` while the epoch holds; a lease that is asked for may change it."""
         ranges = []
         place = offset
+        if store and end > max(self.words[1], self._granted) and not self._grow(offset, end):
+            return None
         while place < end:
             part = self._find(place)
             if part is None or (store and (part.kind == Kind.HOLE or not part.writable)):
-                flags = Flag.WRITE if store else Flag(0)
-                length = self._want(place, end, store)
-                if store and (part is None or part.kind == Kind.HOLE):
-                    behind = end > self.words[1]
-                    if (behind or part is not None) and not self._worth(place, end, behind):
+                flags, length = Flag.WRITE if store else Flag(0), self._want(place, end, store)
+                if store and part is not None and part.kind == Kind.HOLE:
+                    if not self._worth(place, end):
                         return None
                     flags |= Flag.FILL
-                    if behind:
-                        flags, length = flags | Flag.GROW, max(end - place, self._step)
-                        self._step = min(self._step * 4, _LAST_STEP)
-                    elif part is not None:
-                        length = min(max(end - place, self._step), part.end - place)
+                    length = min(max(end, place + self._next_step()), part.end) - place
                 epoch = self._epoch
                 if not self._ask(place, length, flags):
                     return None
@@ -285,18 +313,31 @@ class Holding:
             self._look_at(part)
         return ranges
 
-    def _worth(self, place: int, end: int, behind: bool) -> bool:
-        """Whether blocks are taken for a write: not for a single small one, which the kernel does as well.
+    def _grow(self, offset: int, end: int) -> bool:
+        """Take blocks behind the end of the file, for a write that begins there; not for one that leaves a gap.
 
-        A settled size comes first, so that the kernel's write finds the file as long as it is.
+        What is stored there and not told yet is thus one range, which `_rescue` counts on.
         """
-        follows = place == self._next or (behind and self._granted > 0)
-        self._next = end
+        size = max(self.words[1], self.end)
+        if offset > size or not (self._granted or self._worth(offset, end)):
+            return False
+        if self.end:
+            self.settle()
+        return self._ask(offset, max(end - offset, self._next_step()), Flag.WRITE | Flag.FILL | Flag.GROW)
+
+    def _worth(self, place: int, end: int) -> bool:
+        """Whether blocks are taken for a write: not for a single small one, which the kernel does as well."""
+        follows, self._next = place == self._next, end
         return follows or end - place >= _SMALL
 
     def _want(self, place: int, end: int, store: bool) -> int:
         rest = max(self.words[1], end) - place
         return max(end - place, min(rest, _STORE_WINDOW)) if store else rest
+
+    def _next_step(self) -> int:
+        step = self._step
+        self._step = min(step * 4, _LAST_STEP)
+        return step
 
     def _ask_about_size(self) -> bool:
         """Ask for the whole file in passing; for one byte if that would make zeros of reserved blocks."""
@@ -308,7 +349,9 @@ class Holding:
             if self._readable:
                 self.reads = window
             if part.writable and self.may_store:
-                self.stores = window
+                # Behind the end stores are this holder's only as far as blocks were given for it to grow.
+                limit = max(self._granted, self.words[1])
+                self.stores = (part.start, min(part.end, limit), *window[2:])
 
     def _find(self, place: int) -> Part | None:
         parts = self._parts
@@ -319,14 +362,15 @@ class Holding:
         """One request; False if there is no answer to use. The lock is held."""
         if self.words[0] != self._epoch:
             self.reads = self.stores = NOWHERE
-            self._parts = []
             if self.end:
                 self.settle()
+            self._parts = []
             self._granted = 0
             if not self.active:
                 flags |= Flag.RENEW
-        start = offset - offset % self.pool.record.block_size
-        request = wire.Lease(self._holder, start, min(offset + length, FURTHEST) - start, flags)
+        block = self.pool.record.block_size
+        start, end = offset - offset % block, offset + length
+        request = wire.Lease(self._holder, start, min(end + -end % block, FURTHEST) - start, flags)
         try:
             answer = lease(self.pool, self._descriptor, request, self._buffer)
         except OSError as error:

@@ -81,6 +81,8 @@ class Mapping:
         self.why = ""
         total = self._skip + length
         self._ground: _Ground | None = None
+        self._view: memoryview | None = None
+        self._mapped: mmap.mmap | None = None
         try:
             self._ground = _lay(descriptor, offset - self._skip, total, writable=writable, fill=fill)
         except Refused as refusal:
@@ -94,10 +96,10 @@ class Mapping:
                 mapped = mmap.mmap(descriptor, total, offset=offset - self._skip, access=access)
             finally:
                 os.close(descriptor)
-            self._mapped: mmap.mmap | None = mapped
+            self._mapped = mapped
             whole = memoryview(mapped)
         view = whole[self._skip : total]
-        self._view: memoryview | None = view if writable else view.toreadonly()
+        self._view = view if writable else view.toreadonly()
 
     @property
     def view(self) -> memoryview:

@@ -251,32 +251,50 @@ def test_parts_of_all_kinds(daemon: FakeDaemon) -> None:
         assert buffer == b"m" * 96 + bytes(4904)
 
 
+def growing(daemon: FakeDaemon, records: int) -> direct.DirectFile:
+    """A file to which so many KiB were appended without a word to the daemon."""
+    file = direct.open(daemon.file, "r+b")
+    daemon.extents = [Extent(0, DATA, 32 << 10, Kind.MEMORY)]
+    file.seek(daemon.size)
+    for _ in range(records + 1):
+        file.write(b"w" * 1024)
+        if daemon.size == 16 << 10:  # the first write was the kernel's
+            daemon.size += 1024
+            daemon.post()
+    return file
+
+
 def test_what_another_cut_is_not_made_longer_again(daemon: FakeDaemon) -> None:
-    with direct.open(daemon.file, "r+b") as file:
-        daemon.extents = [Extent(0, DATA, 32 << 10, Kind.MEMORY)]
-        file.seek(daemon.size)
-        for _ in range(3):
-            file.write(b"w" * 1024)
+    with growing(daemon, 3) as file:
         daemon.size = 100
         daemon.epoch += 1
         daemon.post()
         assert file.size == 100
-    assert all(stored.size <= 100 for stored in daemon.stored)
+    assert daemon.size == 100
+
+
+def test_what_was_appended_is_saved_when_another_makes_the_file_longer(daemon: FakeDaemon) -> None:
+    """But not what lay in the block that the file ended in."""
+    file = growing(daemon, 10)
+    daemon.size = 200 << 10
+    daemon.epoch += 1
+    daemon.post()
+    with pytest.raises(OSError, match="3072 bytes from 17408 on are lost: another program"):
+        file.size  # noqa: B018
+    assert daemon.file.read_bytes()[20 << 10 :] == b"w" * (7 << 10)
+    file.close()
 
 
 @pytest.mark.parametrize("cause", ["size", "flush", "fileno", "close"])
 def test_the_new_size_is_told_once(daemon: FakeDaemon, cause: str) -> None:
-    file = direct.open(daemon.file, "r+b")
-    daemon.extents = [Extent(0, DATA, 32 << 10, Kind.MEMORY)]
-    start = file.size
-    for place in range(start, start + 8192, 1024):
-        file.pwrite(place, b"w" * 1024)
-    assert daemon.stored == []
+    file = growing(daemon, 8)
+    assert (daemon.stored, daemon.appended) == ([], [])
     {"size": lambda: file.size, "flush": file.flush, "fileno": file.fileno, "close": file.close}[cause]()
-    assert daemon.stored[0].size == start + 8192
-    assert daemon.size == start + 8192
+    flags = wire.DURABLE if cause == "flush" else 0
+    holder = daemon.leases[0].holder
+    assert daemon.appended == [wire.Appended(17 << 10, 25 << 10, holder, flags)]
     file.close()
-    assert [stored.size for stored in daemon.stored if stored.size] == [start + 8192]
+    assert len(daemon.appended) == 1
 
 
 class Recorder:
