@@ -91,10 +91,12 @@ struct daxfs_stored {
 /* The same of what was stored behind the end, if nobody else has moved the end meanwhile: else EAGAIN, and nothing has
  * changed; what was stored there is lost. */
 struct daxfs_appended {
-    uint64_t base;  /* the size as the slot said it */
-    uint64_t size;  /* the size now */
-    uint32_t flags; /* as above */
+    uint64_t base;    /* in: the size as the slot said it */
+    uint64_t size;    /* in: the size now */
+    uint64_t holder;  /* in: who was told of the memory there */
+    uint32_t flags;   /* in: as above */
     uint32_t reserved;
+    uint64_t changes; /* out: what the slot says right after this; with DAXFS_DURABLE all changes until then are durable */
 };
 
 enum {
@@ -104,16 +106,17 @@ enum {
 
 /* What changes while a file is leased, in the pool itself: one cache line for each file. The daemon alone writes. */
 struct daxfs_slot {
-    uint64_t epoch; /* other than told: forget the extents and ask again */
-    uint64_t size;  /* of the file, bytes */
-    uint64_t ino;   /* of the file */
-    uint64_t reserved[5];
+    uint64_t epoch;   /* other than told: forget the extents and ask again */
+    uint64_t size;    /* of the file, bytes */
+    uint64_t ino;     /* of the file */
+    uint64_t changes; /* goes up with all that the daemon changes of the file: content, size, blocks, times, names */
+    uint64_t reserved[4];
 };
 
 #define DAXFS_IOC_POOL _IOR(0xda, 2, struct daxfs_pool)
 #define DAXFS_IOC_LEASE _IOWR(0xda, 3, struct daxfs_lease)
 #define DAXFS_IOC_SHORT_LEASE _IOWR(0xda, 3, struct daxfs_short_lease)
 #define DAXFS_IOC_STORED _IOW(0xda, 4, struct daxfs_stored)
-#define DAXFS_IOC_APPENDED _IOW(0xda, 5, struct daxfs_appended)
+#define DAXFS_IOC_APPENDED _IOWR(0xda, 5, struct daxfs_appended)
 
 #endif

@@ -49,8 +49,8 @@ POOL = struct.Struct("=IIQQQQII16s960s")
 EXTENT = struct.Struct("=QQQII")
 LEASE = struct.Struct("=QQQIIQQQQQQ48x")  # the head; EXTENTs follow
 STORED = struct.Struct("=QII")
-APPENDED = struct.Struct("=QQII")
-SLOT = struct.Struct("=QQQ40x")
+APPENDED = struct.Struct("=QQQIIQ")
+SLOT = struct.Struct("=QQQQ32x")
 
 EXTENTS = 124  # in a full request
 SHORT_EXTENTS = 4
@@ -69,7 +69,7 @@ IOC_POOL = _request(2, 2, POOL.size)
 IOC_LEASE = _request(3, 3, LEASE_SIZE)
 IOC_SHORT_LEASE = _request(3, 3, SHORT_LEASE_SIZE)
 IOC_STORED = _request(1, 4, STORED.size)
-IOC_APPENDED = _request(1, 5, APPENDED.size)
+IOC_APPENDED = _request(3, 5, APPENDED.size)
 
 
 class Pool(NamedTuple):
@@ -185,16 +185,19 @@ class Appended(NamedTuple):
 
     base: int  # the end as the holder knew it; EAGAIN if it is another by now
     size: int  # the end now
+    holder: int  # who was told of the memory there
     flags: int = 0  # DURABLE
+    changes: int = 0  # answer: what the slot says right after this
 
     def pack(self) -> bytes:
         """The record."""
-        return APPENDED.pack(*self, 0)
+        return APPENDED.pack(*self[:4], 0, self.changes)
 
     @classmethod
     def unpack(cls, buffer: Buffer) -> Appended:
         """From a record."""
-        return cls(*APPENDED.unpack_from(buffer)[:3])
+        base, size, holder, flags, _, changes = APPENDED.unpack_from(buffer)
+        return cls(base, size, holder, flags, changes)
 
 
 class Slot(NamedTuple):
@@ -203,6 +206,7 @@ class Slot(NamedTuple):
     epoch: int
     size: int  # of the file, bytes
     ino: int
+    changes: int = 0  # goes up with all that the daemon changes of the file
 
     def pack(self) -> bytes:
         """The record."""

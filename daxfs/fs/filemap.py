@@ -81,6 +81,30 @@ class FileMap:
         begins.insert(index, begin)
         runs.insert(index, (begin, end, delta, unwritten))
 
+    def covers(self, begin: int, end: int) -> bool:
+        """Whether one run has all of [begin, end)."""
+        found = self.find(begin)
+        return found is not None and end <= found[1]
+
+    def move_border(self, begin: int, end: int) -> bool:
+        """`put` of written bytes for [begin, end) at the start of an unwritten run that goes on; the one before grows.
+
+        Returns:
+            False: they do not lie so, and nothing has changed.
+        """
+        begins, runs = self.begins, self.runs
+        index = bisect_right(begins, begin) - 1
+        if index < 1:
+            return False
+        first, stop, delta, unwritten = runs[index]
+        head, border, place, before = runs[index - 1]
+        if first != begin or border != begin or stop <= end or delta != place or before or not unwritten:
+            return False
+        runs[index - 1] = head, end, delta, False
+        runs[index] = end, stop, delta, True
+        begins[index] = end
+        return True
+
     def cut(self, begin: int, end: int) -> None:
         """Say that [begin, end) is a hole from now on."""
         begins, runs = self.begins, self.runs

@@ -16,7 +16,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import attributes, copying, data, flags, leasing, mounting, names, ranges, removal, trim
+from daxfs.fs import attributes, copying, data, flags, growing, leasing, mounting, names, ranges, removal, trim
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
@@ -381,10 +381,13 @@ class FileSystem:
         """FS_IOC_FIEMAP: the extents of a range of bytes, ``limit`` at most, those behind the end too."""
         return ranges.fiemap(self.volume, ino, start, length, limit)
 
-    @reading
     def fsync(self, ino: int, datasync: bool = False) -> None:
         """Make a file or directory durable."""
-        data.fsync(self.volume, ino, data_only=datasync)
+        try:
+            data.fsync(self.volume, ino, data_only=datasync)
+        except Corrupt as error:
+            self.volume.report(error)
+            raise
 
     @reading
     def sync(self) -> None:
@@ -409,9 +412,9 @@ class FileSystem:
         return leasing.grant(self.volume, file, request)
 
     @piecewise
-    def stored(self, file: OpenFile, told: Stored) -> None:
-        """A client has stored by itself: the times move, and it may have made the file longer."""
-        leasing.stored(self.volume, file, told)
+    def stored(self, file: OpenFile, told: Stored) -> int:
+        """A client has stored by itself: the times move, and it may have made the file longer. See `growing.stored`."""
+        return growing.stored(self.volume, file, told)
 
     def part(self) -> None:
         """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""

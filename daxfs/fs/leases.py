@@ -5,7 +5,7 @@ was told extents; it may use them until it says that it does no more (it renews)
 makes an answer wrong ends an *epoch*. What the file gave up in an epoch waits (`Lease.parked`) until no holder is left
 that was there in it. *Strangers* are programs that still map the pool from an earlier mount, and may touch anything
 that was in it then. Only `leasing.py` (asking), `parking.py` (giving up) and `board.py` write here; the rest of this
-floor says `moved`, `resized`. Nothing here changes the pool but the two words of a lease's slot on the board.
+floor says `moved`, `resized`. Nothing here changes the pool but the words of a lease's slot on the board.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 MAX_TOLD = 8192
 """Pieces of the pool that are kept apart for one lease; of more, all between the first and the last counts as told."""
+MAX_KERNEL = 1024
+"""Ranges mapped through the kernel that are kept apart for one lease, or one for each holder."""
 MAX_HOLDERS = 1024
 """Holders of one open file: processes that share it, and those that are gone without a word."""
 ENDED = (1 << 64) - 1
 """The epoch of a lease whose daemon goes."""
 SLOT_SIZE = 8
 """Where in a slot the file's size lies; the epoch is its first word."""
+SLOT_CHANGES = 24
+"""Where in a slot the changes are counted."""
 
 
 class Parked(NamedTuple):
@@ -56,6 +60,8 @@ class Lease:
         ino: its number.
         slot: pool offset of its slot on the board, 0 without one (read-only).
         epoch: the running one.
+        changes: goes up with all that changes of the inode or its content through this daemon, so that a client whose
+            stores were made durable knows whether they and all before them still are all there is.
         holders: open file -> holder -> the epoch that it has renewed in.
         told: bytes of the pool that holders were told of and that are the file's.
         grown: bytes of the file behind its end that were zeroed and told to the grower.
@@ -64,12 +70,26 @@ class Lease:
         parked: what was given up, oldest first.
     """
 
-    __slots__ = ("_epochs", "_pool", "epoch", "grower", "grown", "holders", "ino", "kernel", "parked", "slot", "told")
+    __slots__ = (
+        "_epochs",
+        "_pool",
+        "changes",
+        "epoch",
+        "grower",
+        "grown",
+        "holders",
+        "ino",
+        "kernel",
+        "parked",
+        "slot",
+        "told",
+    )
 
     def __init__(self, ino: int, slot: int, epochs: count[int], pool: Pool) -> None:
         self.ino = ino
         self.slot = slot
         self.epoch = 0
+        self.changes = 0
         self.holders: dict[OpenFile, dict[int, int]] = {}
         self.told = FileMap()
         self.grown = FileMap()
@@ -90,12 +110,20 @@ class Lease:
     def _begin(self, epoch: int) -> None:
         if self.slot:
             self.epoch = epoch
+            self.changed()
             self._pool.store_word(self.slot, epoch, 8)
 
     def resized(self, size: int) -> None:
         """The file has another size."""
         if self.slot:
+            self.changed()
             self._pool.store_word(self.slot + SLOT_SIZE, size, 8)
+
+    def changed(self) -> None:
+        """Something of the inode or its content is no more what it was."""
+        if self.slot:
+            self.changes += 1
+            self._pool.store_word(self.slot + SLOT_CHANGES, self.changes, 8)
 
     def tell(self, begin: int, end: int) -> None:
         """The bytes [begin, end) of the pool are about to be told."""
@@ -103,6 +131,15 @@ class Lease:
         told.put(begin, end, 0, False)
         if len(told.runs) > MAX_TOLD:
             told.put(told.runs[0][0], told.runs[-1][1], 0, False)
+
+    def map_through_kernel(self, held: KernelRange) -> None:
+        """A holder maps bytes through the kernel; of many ranges, all between its first and its last count."""
+        self.kernel.append(held)
+        if len(self.kernel) > MAX_KERNEL:
+            own = [other for other in self.kernel if other[:2] == held[:2]]
+            whole = held._replace(begin=min(other.begin for other in own), end=max(other.end for other in own))
+            self.kernel = [*(other for other in self.kernel if other[:2] != held[:2]), whole]
+        self.moved()
 
     def held_since(self) -> int:
         """The oldest epoch that any holder may still live in; behind all epochs when there is none."""

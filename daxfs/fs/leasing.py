@@ -1,9 +1,9 @@
-"""Asking for a file's memory: what a client is told, how it gives it back, and what it says that it has stored.
+"""Asking for a file's memory: what a client is told, and how it gives it back.
 
 An answer holds until the slot on the board shows another epoch or the open file is closed. For storing, the range gets
 blocks of zeros first and all of it is committed, so that the client's own flush and fence make its stores durable
 (what MAP_SYNC means in the kernel). Who may ask is who has the file open; the memory itself is for those who may open
-the pool. docs/DIRECT.md has the rules of both sides.
+the pool. What clients say that they have stored is `growing.py`'s. docs/DIRECT.md has the rules of both sides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs import data, parking, ranges, removal
 from daxfs.fs.leases import MAX_HOLDERS, KernelRange, Lease
-from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity, Stored
+from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity
 from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
@@ -356,9 +356,7 @@ def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
     for piece in pieces:
         if held is None:
             held = piece
-        elif held.kind == piece.kind and (
-            piece.kind != MEMORY or held.pool_offset + held.length == piece.pool_offset
-        ):
+        elif held.kind == piece.kind and (piece.kind != MEMORY or held.pool_offset + held.length == piece.pool_offset):
             held = held._replace(length=held.length + piece.length)
         else:
             yield held
@@ -375,8 +373,7 @@ def through_kernel(lease: Lease, file: OpenFile, holder: int, pieces: list[Piece
             held.file is file and held.holder == holder and held.begin <= begin and end <= held.end
             for held in lease.kernel
         ):
-            lease.kernel.append(KernelRange(file, holder, begin, end))
-            lease.moved()
+            lease.map_through_kernel(KernelRange(file, holder, begin, end))
 
 
 # Giving back

@@ -109,6 +109,9 @@ class Nodes:
 
     def drop_times(self, ino: int, *, atime: bool = False, mtime: bool = False, ctime: bool = False) -> None:
         """The inode got newer times than those that wait for the commit."""
+        opened = self.open.get(ino)
+        if opened is not None and opened.lease is not None:
+            opened.lease.changed()
         node = self.lazy.get(ino)
         if node is not None:
             if atime:

@@ -389,6 +389,8 @@ def note(volume: Volume, node: Node, runs: Iterable[Extent]) -> None:
     """Tell an open file of the runs that it has now, and that its times are in the inode."""
     node.mtime = node.ctime = 0
     node.atime_due = not node.noatime
+    if node.lease is not None:
+        node.lease.changed()
     if node.map is None:
         return
     bits = volume.block_bits

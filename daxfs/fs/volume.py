@@ -210,12 +210,16 @@ class Volume:
         node.atime_due = self.options.atime == "strictatime"
         if not self.read_only:
             node.atime = clock.now()
+            if node.lease is not None:
+                node.lease.changed()
             self._wait_for_commit(node)
 
     def touch_mtime(self, node: Node) -> None:
         """The file's content was changed in place."""
         node.mtime = node.ctime = clock.now()
         node.atime_due = not node.noatime
+        if node.lease is not None:
+            node.lease.changed()
         if node.ino not in self.nodes.lazy:
             self._wait_for_commit(node)
 

@@ -266,6 +266,28 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     _mark(tx, inode, lblk, length, False)
 
 
+def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
+    """Give the first blocks of an unwritten extent to the written one before; see `mapping.move_border`."""
+    path, _ = descend(tx, inode, lblk)
+    number, w, at = path[-1]
+    if at < 1:
+        return False
+    begin, pblk, have, unwritten = format_.leaf(w, at)
+    before = format_.leaf(w, at - 1)
+    if begin != lblk or not unwritten or have <= length or before.unwritten:
+        return False
+    if before.lblk + before.length != lblk or before.pblk + before.length != pblk:
+        return False
+    if before.length + length > EXT_INIT_MAX_LEN:
+        return False
+    w = extent_edit.writable(tx, inode, number)
+    format_.put_leaf(w, at - 1, before.lblk, before.pblk, before.length + length, False)
+    format_.put_leaf(w, at, lblk + length, pblk + length, have - length, True)
+    if not number:
+        trust_root(tx, inode, w)
+    return True
+
+
 def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     """Turn the written blocks of the range into unwritten ones, which read as zeros."""
     _mark(tx, inode, lblk, length, True)

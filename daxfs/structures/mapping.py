@@ -32,6 +32,7 @@ __all__ = [
     "mark_unwritten",
     "mark_written",
     "max_blocks",
+    "move_border",
     "new_inode_map",
     "next_mapped",
     "remove",
@@ -142,6 +143,16 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
         extents.mark_written(tx, inode, lblk, length)
     else:
         indirect.mark_written(tx, inode, lblk, length)
+
+
+def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
+    """`mark_written` where an unwritten extent that begins at ``lblk`` goes on behind the range, and follows a written
+    one which it lies behind in the pool too: only the border between the two moves, which is what appends come down to.
+
+    Returns:
+        False: it is not so, and nothing has changed.
+    """
+    return bool(inode.flags & EXT4_EXTENTS_FL) and extents.move_border(tx, inode, lblk, length)
 
 
 def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:

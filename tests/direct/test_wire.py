@@ -20,8 +20,8 @@ FIELDS = {
     ),
     "daxfs_short_lease": ("head extents", wire.SHORT_LEASE_SIZE),
     "daxfs_stored": ("size flags reserved", wire.STORED.size),
-    "daxfs_appended": ("base size flags reserved", wire.APPENDED.size),
-    "daxfs_slot": ("epoch size ino reserved", wire.SLOT.size),
+    "daxfs_appended": ("base size holder flags reserved changes", wire.APPENDED.size),
+    "daxfs_slot": ("epoch size ino changes reserved", wire.SLOT.size),
 }
 NUMBERS = {
     "DAXFS_VERSION": wire.VERSION,
@@ -123,14 +123,15 @@ def test_lease_fields_are_where_c_has_them(header: dict[str, int]) -> None:
 
 
 def test_stored_and_slot_fields_are_where_c_has_them(header: dict[str, int]) -> None:
-    appended = wire.Appended(4, 5, wire.DATA_ONLY)
-    assert spread(header, "daxfs_appended", appended.pack()) == {"base": 4, "size": 5, "flags": 2, "reserved": 0}
+    appended = wire.Appended(4, 5, 6, wire.DATA_ONLY, 7)
+    fields = {"base": 4, "size": 5, "holder": 6, "flags": 2, "reserved": 0, "changes": 7}
+    assert spread(header, "daxfs_appended", appended.pack()) == fields
     assert wire.Appended.unpack(appended.pack()) == appended
     stored = wire.Stored(5, wire.DURABLE)
     assert spread(header, "daxfs_stored", stored.pack()) == {"size": 5, "flags": 1, "reserved": 0}
     assert wire.Stored.unpack(stored.pack()) == stored
-    slot = wire.Slot(1, 2, 3)
-    assert spread(header, "daxfs_slot", slot.pack()) == {"epoch": 1, "size": 2, "ino": 3}
+    slot = wire.Slot(1, 2, 3, 4)
+    assert spread(header, "daxfs_slot", slot.pack()) == {"epoch": 1, "size": 2, "ino": 3, "changes": 4}
     assert wire.Slot.unpack(slot.pack()) == slot
 
 

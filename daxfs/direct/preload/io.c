@@ -18,8 +18,8 @@
 #define MOST 0x7ffff000UL /* bytes of one read or write: MAX_RW_COUNT of the kernel */
 #define VECTORS 1024     /* IOV_MAX */
 #define GROWING 16        /* writes in a row that are taken for growth after one that was */
+#define LEAST_BLOCK 1024  /* no file system has smaller ones */
 
-enum { NO = -1, UNKNOWN = -2, IN_HOLE = -3, BEYOND = -4 }; /* why memory didn't serve */
 
 extern void __chk_fail(void) __attribute__((noreturn));
 
@@ -80,10 +80,10 @@ static ssize_t load(const struct pl_file *file, const struct iovec *vector, size
         if (!extent || ++extent == file->extents + file->count || extent->start != offset) {
             extent = pl_find(file, offset);
             if (!extent)
-                return UNKNOWN;
+                return PL_UNKNOWN_PLACE;
         }
         if (extent->kind == DAXFS_KERNEL)
-            return NO;
+            return PL_NO;
         if (extent->kind == DAXFS_MEMORY)
             from = file->mount->base + extent->pool + (offset - extent->start);
         copy_out(&cursor, from, (extent->end < end ? extent->end : end) - offset);
@@ -97,24 +97,19 @@ static ssize_t storable(const struct pl_file *file, uint64_t offset, uint64_t en
         const struct pl_extent *extent = pl_find(file, offset);
 
         if (!extent)
-            return UNKNOWN;
+            return PL_UNKNOWN_PLACE;
         if (extent->kind != DAXFS_MEMORY)
-            return extent->kind == DAXFS_HOLE ? IN_HOLE : NO;
+            return extent->kind == DAXFS_HOLE ? PL_IN_HOLE : PL_NO;
         offset = extent->end;
     }
     return 0;
 }
 
-static ssize_t store(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t offset) {
+ssize_t pl_put(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t offset) {
     uint64_t end = offset + total;
     struct cursor cursor = {vector, 0};
-    ssize_t found;
+    ssize_t found = storable(file, offset, end);
 
-    if (!file->stores)
-        return UNKNOWN;
-    if (end > pl_size(file))
-        return BEYOND;
-    found = storable(file, offset, end);
     if (found)
         return found;
     while (offset < end) {
@@ -123,13 +118,28 @@ static ssize_t store(struct pl_file *file, const struct iovec *vector, size_t to
         uint64_t pool = extent->pool + (offset - extent->start);
 
         copy_in(file->mount, &cursor, file->mount->base + pool, length);
-        pl_stored(file, pool, length);
+        pl_dirtied(file, pool, length);
         offset += length;
     }
+    return 0;
+}
+
+static ssize_t store(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t offset) {
+    ssize_t found;
+
+    if (!file->stores)
+        return PL_UNKNOWN_PLACE;
+    if (offset + total > pl_size(file))
+        return PL_BEYOND;
+    found = pl_put(file, vector, total, offset);
+    if (found)
+        return found;
+    if (!atomic_load_explicit(&file->stored, memory_order_relaxed))
+        atomic_store(&file->stored, true);
     return (ssize_t)total;
 }
 
-/* ---- access: memory, questions, memory again, else NO */
+/* ---- access: memory, questions, memory again, else PL_NO */
 
 static void count_use(struct pl_file *file) {
     uint64_t used = atomic_load_explicit(&file->used, memory_order_relaxed);
@@ -141,14 +151,14 @@ static void count_use(struct pl_file *file) {
 /* One attempt. What was copied counts only if the lease still holds afterwards. */
 static ssize_t attempt(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t offset,
                        bool write) {
-    ssize_t done = UNKNOWN;
+    ssize_t done = PL_UNKNOWN_PLACE;
 
     if (!pl_pin(fd, file))
-        return NO;
+        return PL_NO;
     if (file->leased && pl_holds(file)) {
         done = write ? store(file, vector, total, offset) : load(file, vector, total, offset);
         if (done >= 0 && !pl_holds(file))
-            done = NO;
+            done = PL_NO;
     }
     pl_unpin(file);
     if (likely(done >= 0))
@@ -179,19 +189,22 @@ static ssize_t direct(int fd, struct pl_file *file, const struct iovec *vector, 
     uint32_t flags = write ? DAXFS_WRITE : 0;
     ssize_t done = attempt(fd, file, vector, total, offset, write);
 
-    for (int i = 0; i < 2 && (done == UNKNOWN || done == IN_HOLE); i++) {
-        if (done == IN_HOLE) {
+    for (int i = 0; i < 2 && (done == PL_UNKNOWN_PLACE || done == PL_IN_HOLE); i++) {
+        if (done == PL_IN_HOLE) {
             if (flags & DAXFS_FILL || !may_fill(fd, file, offset, total))
-                return NO;
+                return PL_NO;
             flags |= DAXFS_FILL;
         }
         if (!pl_learn(fd, file, offset, total, flags))
-            return NO;
+            return PL_NO;
         done = attempt(fd, file, vector, total, offset, write);
     }
-    if (done == BEYOND)
-        atomic_store_explicit(&file->growing, GROWING, memory_order_relaxed);
-    return done < 0 ? NO : done;
+    if (done == PL_BEYOND) {
+        done = pl_append(fd, file, vector, total, offset);
+        if (done == PL_NO)
+            atomic_store_explicit(&file->growing, GROWING, memory_order_relaxed);
+    }
+    return done < 0 ? PL_NO : done;
 }
 
 /* Whether the call is one that memory can serve at all; the sum of the lengths. */
@@ -224,11 +237,46 @@ static ssize_t counted(const struct pl_file *file, ssize_t done, bool write) {
     return done;
 }
 
+/* A write to a file opened with O_APPEND: where the end is now. */
+static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, size_t total, bool position) {
+    ssize_t done = PL_NO;
+
+    if (total % LEAST_BLOCK)
+        return PL_NO;
+    for (int i = 0; i < 2; i++) {
+        uint64_t base = 0;
+        bool known;
+
+        if (!pl_pin(fd, file))
+            return PL_NO;
+        known = file->leased && file->stores && pl_holds(file);
+        if (known)
+            base = pl_size(file);
+        pl_unpin(file);
+        if (known) {
+            done = pl_append(fd, file, vector, total, base);
+            if (done > 0 && position) {
+                int saved = errno;
+
+                syscall(SYS_lseek, fd, base + (uint64_t)done, SEEK_SET);
+                errno = saved;
+            }
+            return done < 0 ? PL_NO : done;
+        }
+        if (!pl_learn(fd, file, 0, 1, DAXFS_WRITE))
+            return PL_NO;
+    }
+    return done;
+}
+
 static ssize_t at_offset(int fd, struct pl_file *file, const struct iovec *vector, int count, off_t offset, bool write) {
     size_t total;
 
+    if (write && unlikely(atomic_load_explicit(&file->at_end, memory_order_relaxed)))
+        return counted(file, eligible(file, vector, count, true, &total) ? at_end(fd, file, vector, total, false)
+                                                                         : PL_NO, true);
     if (!eligible(file, vector, count, write, &total) || offset < 0 || offset > LLONG_MAX - (off_t)total)
-        return counted(file, NO, write);
+        return counted(file, PL_NO, write);
     return counted(file, direct(fd, file, vector, total, (uint64_t)offset, write), write);
 }
 
@@ -261,18 +309,20 @@ static ssize_t at_position(int fd, struct pl_file *file, const struct iovec *vec
     off_t end;
 
     if (!eligible(file, vector, count, write, &total) || (unlikely(pl_vforked) && pl_foreign()))
-        return counted(file, NO, write);
+        return counted(file, PL_NO, write);
+    if (write && unlikely(atomic_load_explicit(&file->at_end, memory_order_relaxed)))
+        return counted(file, at_end(fd, file, vector, total, true), true);
     if (!promising(fd, file, total, write)) {
         errno = saved;
-        return counted(file, NO, write);
+        return counted(file, PL_NO, write);
     }
     end = syscall(SYS_lseek, fd, total, SEEK_CUR);
     if (end < 0) {
         errno = saved;
-        return NO;
+        return PL_NO;
     }
     done = counted(file, direct(fd, file, vector, total, (uint64_t)end - total, write), write);
-    if (done == NO) {
+    if (done == PL_NO) {
         off_t start = end - (off_t)total;
 
         done = write ? REAL(pwritev)(fd, vector, count, start) : REAL(preadv)(fd, vector, count, start);
@@ -282,7 +332,7 @@ static ssize_t at_position(int fd, struct pl_file *file, const struct iovec *vec
         syscall(SYS_lseek, fd, (done > 0 ? done : 0) - (off_t)total, SEEK_CUR);
         errno = saved;
     }
-    return done < 0 ? UNKNOWN : done;
+    return done < 0 ? PL_UNKNOWN_PLACE : done;
 }
 
 /* ---- reading and writing */
@@ -317,7 +367,7 @@ PUBLIC ssize_t read(int fd, void *buffer, size_t length) {
     if (file) {
         ssize_t done = at_position(fd, file, &(struct iovec){buffer, length}, 1, false);
 
-        if (done != NO)
+        if (done != PL_NO)
             return done >= 0 ? done : -1;
     }
     return REAL(read)(fd, buffer, length);
@@ -329,7 +379,7 @@ PUBLIC ssize_t write(int fd, const void *buffer, size_t length) {
     if (file) {
         ssize_t done = at_position(fd, file, &(struct iovec){(void *)buffer, length}, 1, true);
 
-        if (done != NO)
+        if (done != PL_NO)
             return done >= 0 ? done : -1;
     }
     return REAL(write)(fd, buffer, length);
@@ -341,7 +391,7 @@ PUBLIC ssize_t readv(int fd, const struct iovec *vector, int count) {
     if (file) {
         ssize_t done = at_position(fd, file, vector, count, false);
 
-        if (done != NO)
+        if (done != PL_NO)
             return done >= 0 ? done : -1;
     }
     return REAL(readv)(fd, vector, count);
@@ -353,7 +403,7 @@ PUBLIC ssize_t writev(int fd, const struct iovec *vector, int count) {
     if (file) {
         ssize_t done = at_position(fd, file, vector, count, true);
 
-        if (done != NO)
+        if (done != PL_NO)
             return done >= 0 ? done : -1;
     }
     return REAL(writev)(fd, vector, count);
@@ -437,27 +487,29 @@ PUBLIC ssize_t splice(int from, off_t *offset, int to, off_t *to_offset, size_t 
 
 /* ---- durability */
 
-static int synchronise(int fd, int (*real)(int)) {
+static int synchronise(int fd, bool data_only, int (*real)(int)) {
     struct pl_file *file = pl_file_of(fd);
     bool done = false, kernel = file && pl_map_settle(file);
 
-    if (file && pl_sync(fd, &done))
+    if (file && !kernel && pl_append_settled(fd, file, data_only))
+        return 0;
+    if (file && pl_sync(fd, data_only, &done))
         return -1;
     return done && !kernel ? 0 : real(fd);
 }
 
 PUBLIC int fsync(int fd) {
-    return synchronise(fd, REAL(fsync));
+    return synchronise(fd, false, REAL(fsync));
 }
 
 PUBLIC int fdatasync(int fd) {
-    return synchronise(fd, REAL(fdatasync));
+    return synchronise(fd, true, REAL(fdatasync));
 }
 
 PUBLIC int sync_file_range(int fd, off_t offset, off_t length, unsigned flags) {
     bool done;
 
-    if (flags && pl_file_of(fd) && pl_sync(fd, &done))
+    if (flags && pl_file_of(fd) && pl_sync(fd, false, &done))
         return -1;
     return REAL(sync_file_range)(fd, offset, length, flags);
 }

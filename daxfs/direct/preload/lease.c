@@ -42,6 +42,18 @@ void pl_new_holder(void) {
     holder = ((uint64_t)owner << 40) ^ ((uint64_t)now.tv_sec << 30) ^ (uint64_t)now.tv_nsec;
 }
 
+uint64_t pl_holder(void) {
+    return holder;
+}
+
+bool pl_own_process(void) {
+    if (likely(syscall(SYS_getpid) == owner))
+        return true;
+    if (!pl_vforked || !pl_foreign())
+        pl_after_fork_child();
+    return false;
+}
+
 /* ---- pins */
 
 static _Atomic int *my_pins(struct pl_file *file) {
@@ -254,6 +266,7 @@ int pl_ask(int fd, struct daxfs_lease *lease) {
 static void forget_extents(struct pl_file *file) {
     file->leased = file->fixed = false;
     file->count = 0;
+    file->granted = 0;
 }
 
 /* What the daemon answered about epoch and size is what the file object says from now on. */
@@ -272,7 +285,7 @@ static bool same_lease(struct pl_file *file, const struct daxfs_lease *lease, bo
     if (lease->slot)
         slot = (const struct daxfs_slot *)(mount->base + lease->slot);
     if (file->leased && (file->slot != slot || file->epoch != lease->epoch))
-        file->count = 0; /* it changed between two questions: the later one counts */
+        file->count = 0, file->granted = 0; /* it changed between two questions: the later one counts */
     file->slot = slot;
     file->epoch = lease->epoch;
     file->size = lease->size;
@@ -294,13 +307,16 @@ static void refused(struct pl_file *file, int failed, bool store) {
     }
 }
 
-/* Ask until [offset, end) is known. The gate is shut and nobody is inside. */
-static bool ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, uint32_t flags) {
+/* Ask until [offset, end) is known. The gate is shut and nobody is inside. 0 or an errno. */
+static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, uint32_t flags) {
     struct daxfs_lease lease;
     uint64_t last = flags & DAXFS_FILL ? (end + WINDOW - 1) / WINDOW * WINDOW : FURTHEST;
     bool store = flags & DAXFS_WRITE;
 
-    offset = offset / WINDOW * WINDOW;
+    if (flags & DAXFS_GROW)
+        last = end;
+    else
+        offset = offset / WINDOW * WINDOW;
     for (int i = 0; i < QUESTIONS; i++) {
         int failed;
 
@@ -310,19 +326,22 @@ static bool ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end,
         lease.flags = flags;
         failed = pl_ask(fd, &lease);
         if (failed) {
-            refused(file, failed, store);
-            return false;
+            if (!(flags & DAXFS_GROW))
+                refused(file, failed, store);
+            return failed;
         }
         flags &= ~(uint32_t)DAXFS_RENEW;
         if (!same_lease(file, &lease, store) || !take(file, &lease)) {
             forget_extents(file);
-            return false;
+            return EAGAIN;
         }
+        if (flags & DAXFS_GROW)
+            file->granted = lease.next;
         if (lease.next >= end || lease.next >= lease.size || lease.next <= offset)
-            return true;
+            return 0;
         offset = lease.next;
     }
-    return true;
+    return 0;
 }
 
 /* Whether the descriptor still is that file: one that was closed behind our back may be another by now. */
@@ -355,17 +374,17 @@ static void punish(struct pl_file *file) {
     atomic_store(&file->patience, penalty);
 }
 
-static bool learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
+static int learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
     bool held = file->leased && pl_holds(file);
 
     if (!pl_attach(fd, file->mount)) {
         if (atomic_load(&file->mount->state) == PL_NOT_DAXFS)
             atomic_store(&file->refused, true);
-        return false;
+        return EOPNOTSUPP;
     }
     if (flags & DAXFS_WRITE && !file->mount->writable) {
         atomic_store(&file->unstorable, true);
-        return false;
+        return EOPNOTSUPP;
     }
     if (!held && file->leased) {
         if (atomic_load(&file->used) < WORTH_IT)
@@ -381,32 +400,46 @@ static bool learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length
     }
     if (file->stores)
         flags |= DAXFS_WRITE; /* one that may store stays so, else each read would end it */
-    ask_all(fd, file, offset, offset + length, flags);
-    return file->leased;
+    return ask_all(fd, file, offset, offset + length, flags);
+}
+
+/* Shut the gate and learn. 0 or an errno; whether anything is known now. */
+static int learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags, bool *known) {
+    int saved = errno, open = 0, failed = EAGAIN;
+
+    *known = false;
+    if (!pl_own_process() && pl_vforked)
+        return EAGAIN;
+    if (!atomic_compare_exchange_strong(&file->gate, &open, 1))
+        return EAGAIN;
+    if (drained(file) && still_it(fd, file)) {
+        failed = learn(fd, file, offset, length, flags);
+        *known = file->leased;
+    }
+    if (!*known)
+        punish(file);
+    atomic_store(&file->gate, 0);
+    if (atomic_load(&file->mappings))
+        pl_map_check(fd);
+    errno = saved;
+    return failed;
 }
 
 bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
-    int saved = errno, open = 0;
     bool known = false;
 
     if (atomic_load(&file->refused) || (flags & DAXFS_WRITE && (atomic_load(&file->unstorable) || !file->writable)))
         return false;
     if (!worth_it(file, length))
         return false;
-    if (unlikely(syscall(SYS_getpid) != owner))
-        pl_after_fork_child(); /* forked without the C library's knowledge */
-    if (!atomic_compare_exchange_strong(&file->gate, &open, 1))
-        return false;
-    if (drained(file) && still_it(fd, file)) {
-        known = learn(fd, file, offset, length, flags);
-    }
-    if (!known)
-        punish(file);
-    atomic_store(&file->gate, 0);
-    if (atomic_load(&file->mappings))
-        pl_map_check(fd);
-    errno = saved;
+    learn_alone(fd, file, offset, length, flags, &known);
     return known;
+}
+
+int pl_grow(int fd, struct pl_file *file, uint64_t offset, uint64_t length) {
+    bool known;
+
+    return learn_alone(fd, file, offset, length, DAXFS_WRITE | DAXFS_FILL | DAXFS_GROW, &known);
 }
 
 bool pl_mapping(struct pl_file *file, int change) {
@@ -422,6 +455,10 @@ bool pl_mapping(struct pl_file *file, int change) {
 void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length) {
     if (!atomic_load_explicit(&file->stored, memory_order_relaxed))
         atomic_store(&file->stored, true);
+    pl_dirtied(file, pool_offset, length);
+}
+
+void pl_dirtied(struct pl_file *file, uint64_t pool_offset, uint64_t length) {
     if (file->mount->pool.persistence != DAXFS_MSYNC)
         return;
     for (uint64_t low = atomic_load(&file->dirty_low); pool_offset < low;)
@@ -434,11 +471,16 @@ void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length) {
 
 static int tell(int fd, struct pl_file *file, uint32_t flags) {
     struct daxfs_stored stored = {.flags = flags};
+    bool before = atomic_exchange(&file->stored, false), untold = false;
 
-    atomic_store(&file->stored, false);
+    if (flags & DAXFS_DURABLE)
+        untold = atomic_exchange(&file->appends.untold, false);
     if (!syscall(SYS_ioctl, fd, DAXFS_IOC_STORED, &stored))
         return 0;
-    atomic_store(&file->stored, true);
+    if (before)
+        atomic_store(&file->stored, true);
+    if (untold)
+        atomic_store(&file->appends.untold, true);
     return -1;
 }
 
@@ -449,16 +491,16 @@ static int flush(struct pl_file *file) {
     return low < high ? pl_flush(file->mount, file->mount->base + low, high - low) : 0;
 }
 
-int pl_sync(int fd, bool *done) {
+int pl_sync(int fd, bool data_only, bool *done) {
     struct pl_file *file = pl_hold(fd);
     int failed = 0, saved = errno;
 
     *done = false;
     if (!file)
         return 0;
-    if (atomic_load(&file->stored)) {
+    if (atomic_load(&file->stored) || atomic_load(&file->appends.untold)) {
         failed = flush(file);
-        *done = !failed && tell(fd, file, DAXFS_DURABLE) == 0;
+        *done = !failed && tell(fd, file, data_only ? DAXFS_DURABLE | DAXFS_DATA_ONLY : DAXFS_DURABLE) == 0;
     }
     pl_drop(file);
     /* If the daemon doesn't take it, the plain system call answers. */
@@ -512,6 +554,7 @@ void pl_after_fork_child(void) {
                 atomic_store(&file->stripes[j].pins, 0);
         forget_extents(file);
         atomic_store(&file->stored, false);
+        pl_append_start(file);
         atomic_store(&file->gate, 0);
         if (atomic_load(&file->spare) >= 0)
             pl_let_go(file);

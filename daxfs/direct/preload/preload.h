@@ -8,6 +8,7 @@
  * lease.c  open files: what is known of their memory, pins
  * table.c  which descriptor is which open file
  * io.c     open, close, read, write and their kin
+ * append.c writes at the end of the file
  * copy.c   copies and the write-back of cache lines
  * start.c  the constructor
  */
@@ -82,6 +83,23 @@ struct pl_extent {
 
 enum { PL_UNKNOWN, PL_SPARSE, PL_ALLOCATED };
 
+/* What is known of writes at the end of a file. All but `untold` belongs to the thread that has set `busy`. */
+struct pl_appends {
+    _Atomic int busy;
+    _Atomic bool untold;  /* something was appended that no DAXFS_DURABLE came after */
+    uint64_t appended;    /* bytes */
+    uint64_t changes;     /* settled: what the slot said then */
+    uint32_t patience;    /* system calls to be done before memory is asked for again */
+    uint32_t penalty;
+    uint32_t used;        /* appends since memory was asked for */
+    uint8_t seen;         /* appends in a row */
+    uint8_t pairs;        /* of them, the last ones that were synchronised at once */
+    bool waiting;         /* the last one was not, so far */
+    bool data_only;       /* they are by fdatasync(2) */
+    bool settled;         /* all is durable as long as slot->changes is the same and nothing is stored */
+    bool settled_data;    /* as after fdatasync(2) */
+};
+
 /* Threads at work in the memory of a file: several counters so that threads don't share a cache line. */
 struct pl_stripe {
     _Alignas(64) _Atomic int pins;
@@ -104,7 +122,8 @@ struct pl_file {
     bool fixed;                     /* leased and nothing will change */
     bool stores;                    /* the lease is for writing */
     bool readable, writable;        /* as opened */
-    _Atomic bool slow_writes;       /* O_APPEND, O_SYNC, O_DSYNC: writes take the system call */
+    _Atomic bool slow_writes;       /* O_SYNC, O_DSYNC: writes take the system call */
+    _Atomic bool at_end;            /* O_APPEND: only pl_append does them */
     _Atomic bool unstorable;        /* no lease for writing to be had */
     _Atomic bool stored;            /* memory was stored to since the last DAXFS_IOC_STORED */
     _Atomic bool shared;            /* a child has mappings of this lease: never renew */
@@ -119,6 +138,8 @@ struct pl_file {
     _Atomic uint64_t dirty_low, dirty_high; /* DAXFS_MSYNC: pool range stored to */
     _Atomic int spare;              /* a descriptor to close when the last pin goes; -1 */
     uint64_t inode;                 /* st_ino of the file */
+    uint64_t granted;               /* 0, or where the memory ends that was given to make the file longer */
+    struct pl_appends appends;
     struct pl_extent few[8];        /* room for extents before any is mapped */
 };
 
@@ -136,6 +157,9 @@ const struct pl_extent *pl_find(const struct pl_file *file, uint64_t offset);
  * call. */
 bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags);
 
+/* Learn of [offset, offset + length) behind the end of the file, to make it longer: `granted`. 0 or an errno. */
+int pl_grow(int fd, struct pl_file *file, uint64_t offset, uint64_t length);
+
 /* DAXFS_IOC_LEASE with this process's holder filled in; no DAXFS_RENEW here, that is pl_learn's. 0 or an errno.
  * What map.c asks with (DAXFS_MAP). The answer holds while mappings > 0: call pl_mapping(file, 1) before asking,
  * pl_mapping(file, -1) after munmap or if it failed. */
@@ -144,8 +168,10 @@ int pl_ask(int fd, struct daxfs_lease *lease);
 bool pl_mapping(struct pl_file *file, int change);
 /* Memory of the file was stored to (a mapping, pl_store): fsync and close tell the daemon. */
 void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length);
+/* The same of what is not the file's yet. */
+void pl_dirtied(struct pl_file *file, uint64_t pool_offset, uint64_t length);
 /* Make durable all that was stored directly: flush, then DAXFS_IOC_STORED. 0, or -1 with errno. */
-int pl_sync(int fd, bool *done);
+int pl_sync(int fd, bool data_only, bool *done);
 /* Tell the daemon that something was stored, if so: before the last close. */
 void pl_tell(int fd, struct pl_file *file);
 
@@ -165,10 +191,26 @@ void pl_let_go(struct pl_file *file);
 void pl_free_extents(struct pl_file *file);
 /* For start.c: a new holder, forks, the end of the program. */
 void pl_new_holder(void);
+uint64_t pl_holder(void);
+/* False: forked without the C library's knowledge; noticed now. */
+bool pl_own_process(void);
 void pl_before_fork(void);
 void pl_after_fork_parent(void);
 void pl_after_fork_child(void);
 void pl_tell_all(void);
+
+/* ---- append.c, io.c */
+
+/* Why memory didn't serve; PL_NOT_YET: it may next time. */
+enum { PL_NO = -1, PL_UNKNOWN_PLACE = -2, PL_IN_HOLE = -3, PL_BEYOND = -4, PL_NOT_YET = -5 };
+
+/* A write at `base`, which was the end of the file. Its length, or a reason to do the system call. */
+ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base);
+/* For fsync and fdatasync: what was appended is durable already, and nothing has changed since. */
+bool pl_append_settled(int fd, struct pl_file *file, bool data_only);
+void pl_append_start(struct pl_file *file);
+/* Copy to the memory at `offset` of the file (pinned), where there is enough; 0 or a reason. Nobody is told. */
+ssize_t pl_put(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t offset);
 
 /* ---- table.c */
 

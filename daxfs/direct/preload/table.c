@@ -63,7 +63,7 @@ static struct pl_file *new_file(void) {
 }
 
 static bool slow(int flags) {
-    return flags & (O_APPEND | O_DSYNC | (O_SYNC & ~O_DSYNC));
+    return flags & (O_DSYNC | (O_SYNC & ~O_DSYNC));
 }
 
 /* All fields but pins and references: latecomers may still touch those. */
@@ -73,10 +73,12 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     file->inode = inode;
     file->slot = NULL;
     file->count = 0;
+    file->granted = 0;
     file->leased = file->fixed = file->stores = false;
     file->readable = (flags & O_ACCMODE) != O_WRONLY;
     file->writable = (flags & O_ACCMODE) != O_RDONLY;
     atomic_store(&file->slow_writes, slow(flags));
+    atomic_store(&file->at_end, flags & O_APPEND);
     atomic_store(&file->unstorable, false);
     atomic_store(&file->stored, false);
     atomic_store(&file->shared, false);
@@ -88,6 +90,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     atomic_store(&file->allocated, PL_UNKNOWN);
     atomic_store(&file->growing, 0);
     atomic_store(&file->hole_end, 0);
+    pl_append_start(file);
     atomic_store(&file->dirty_low, UINT64_MAX);
     atomic_store(&file->dirty_high, 0);
     atomic_store(&file->spare, -1);
@@ -206,6 +209,8 @@ void pl_set_flags(int fd) {
     if (!file || pl_foreign())
         return;
     flags = syscall(SYS_fcntl, fd, F_GETFL);
-    if (flags >= 0)
+    if (flags >= 0) {
         atomic_store(&file->slow_writes, slow((int)flags));
+        atomic_store(&file->at_end, flags & O_APPEND);
+    }
 }

@@ -1,0 +1,189 @@
+/* Writes that begin at the end of the file: stored in memory behind it, which the daemon makes part of the file.
+ *
+ * What is stored behind the end is nobody's until DAXFS_IOC_APPENDED, which the daemon takes only while the end is where
+ * it was and this holder alone may grow the file. So a write that it refuses is simply done by the system call. Only
+ * whole blocks are appended so: another end is moved by the next write's system call anyway, which ends the growth.
+ *
+ * Programs that synchronise after each append are noticed, and their appends ask for durability right away: one request
+ * instead of two. The fsync(2) that follows then looks at the slot, whether all is as it was.
+ */
+#include "preload.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define FIRST_STEP (256UL << 10) /* bytes that are taken behind the end, as much again as was appended, not more than */
+#define LAST_STEP (64UL << 20)
+#define IN_A_ROW 2               /* appends before memory is taken for more */
+#define PAIRS 2                  /* appends that were synchronised at once before the next one asks for it */
+#define WORTH_IT 8               /* appends that pay for the memory taken */
+#define PENALTY_MOST 255U        /* system calls until memory is taken again */
+
+/* One thread at a time: two would store to the same place. */
+static bool enter(struct pl_appends *appends) {
+    int free = 0;
+
+    return atomic_compare_exchange_strong(&appends->busy, &free, 1);
+}
+
+static void leave(struct pl_appends *appends) {
+    atomic_store(&appends->busy, 0);
+}
+
+static void punish(struct pl_appends *appends) {
+    appends->penalty = appends->penalty * 2 + 1;
+    if (appends->penalty > PENALTY_MOST)
+        appends->penalty = PENALTY_MOST;
+    appends->patience = appends->penalty;
+}
+
+/* Somebody else has made the file longer, which ended the growth. */
+static void ended(struct pl_appends *appends) {
+    if (appends->used < WORTH_IT)
+        punish(appends);
+    else
+        appends->penalty = 0;
+}
+
+/* Take memory for the write and for more like it. */
+static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total) {
+    struct pl_appends *appends = &file->appends;
+    uint64_t step = appends->appended;
+    int failed;
+
+    if (appends->patience) {
+        appends->patience--;
+        return false;
+    }
+    if (step < FIRST_STEP)
+        step = FIRST_STEP;
+    if (step > LAST_STEP)
+        step = LAST_STEP;
+    if (step < total)
+        step = total;
+    failed = pl_grow(fd, file, base, step);
+    if (failed == ENOSPC && step > total)
+        failed = pl_grow(fd, file, base, total);
+    appends->used = 0;
+    if (failed)
+        punish(appends);
+    return !failed;
+}
+
+/* Pinned: store the bytes behind the end. PL_UNKNOWN_PLACE: memory must be taken for them first. */
+static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
+    if (!file->leased || !file->stores || !pl_holds(file))
+        return PL_UNKNOWN_PLACE;
+    if (pl_size(file) != base)
+        return PL_NO;
+    if (base + total > file->granted)
+        return PL_UNKNOWN_PLACE;
+    return pl_put(file, vector, total, base);
+}
+
+/* Pinned: make what was stored part of the file. */
+static ssize_t tell(int fd, struct pl_file *file, uint64_t base, size_t total) {
+    struct pl_appends *appends = &file->appends;
+    struct daxfs_appended said = {.base = base, .size = base + total, .holder = pl_holder()};
+    bool durable = appends->pairs >= PAIRS && file->mount->pool.persistence != DAXFS_MSYNC;
+    uint64_t now;
+
+    if (durable)
+        said.flags = DAXFS_DURABLE | (appends->data_only ? DAXFS_DATA_ONLY : 0);
+    if (syscall(SYS_ioctl, fd, DAXFS_IOC_APPENDED, &said)) {
+        if (errno == EAGAIN) {
+            ended(appends);
+            return PL_NO;
+        }
+        /* It may have gone wrong behind the middle: what the file has is written. */
+        now = pl_size(file);
+        appends->settled = false;
+        atomic_store(&appends->untold, true);
+        return now > base && now <= base + total ? (ssize_t)(now - base) : PL_NO;
+    }
+    appends->settled = durable;
+    appends->settled_data = appends->data_only;
+    appends->changes = said.changes;
+    if (!durable)
+        atomic_store(&appends->untold, true);
+    appends->waiting = true;
+    appends->appended += total;
+    appends->used++;
+    return (ssize_t)total;
+}
+
+static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
+    ssize_t done = PL_UNKNOWN_PLACE;
+
+    for (int i = 0; i < 2 && done == PL_UNKNOWN_PLACE; i++) {
+        if (i && !grow(fd, file, base, total))
+            return PL_NO;
+        if (!pl_pin(fd, file))
+            return PL_NO;
+        done = stage(file, vector, total, base);
+        if (!done)
+            done = tell(fd, file, base, total);
+        pl_unpin(file);
+    }
+    return done;
+}
+
+ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
+    struct pl_appends *appends = &file->appends;
+    uint64_t block = file->mount->pool.block_size;
+    ssize_t done = PL_NO;
+    int saved = errno;
+
+    if (!block || !pl_own_process() || !enter(appends))
+        return PL_NO;
+    if (appends->waiting)
+        appends->pairs = 0;
+    appends->waiting = false;
+    if ((base | total) % block) {
+        appends->seen = 0;
+    } else if (appends->seen < IN_A_ROW) {
+        appends->seen++;
+        done = PL_NOT_YET;
+    } else {
+        done = append(fd, file, vector, total, base);
+    }
+    leave(appends);
+    errno = saved;
+    return done;
+}
+
+bool pl_append_settled(int fd, struct pl_file *file, bool data_only) {
+    struct pl_appends *appends = &file->appends;
+    bool settled;
+
+    if (!enter(appends))
+        return false;
+    if (appends->waiting && appends->pairs < PAIRS)
+        appends->pairs++;
+    if (appends->waiting)
+        appends->data_only = data_only;
+    appends->waiting = false;
+    settled = appends->settled && (data_only || !appends->settled_data) && !atomic_load(&file->stored);
+    if (settled) {
+        settled = pl_pin(fd, file);
+        if (settled) {
+            settled = file->leased && !file->fixed && pl_holds(file) &&
+                      __atomic_load_n(&file->slot->changes, __ATOMIC_ACQUIRE) == appends->changes;
+            pl_unpin(file);
+        }
+    }
+    leave(appends);
+    return settled;
+}
+
+void pl_append_start(struct pl_file *file) {
+    struct pl_appends *appends = &file->appends;
+
+    appends->appended = appends->changes = 0;
+    appends->patience = appends->penalty = appends->used = 0;
+    appends->seen = appends->pairs = 0;
+    appends->waiting = appends->data_only = appends->settled = appends->settled_data = false;
+    atomic_store(&appends->untold, false);
+    atomic_store(&appends->busy, 0);
+}

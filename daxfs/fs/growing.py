@@ -1,0 +1,113 @@
+"""What clients say that they have stored by themselves: times move, and the file grows over what they stored behind it.
+
+`leasing.py` gave the memory, `parking.py` ends the growth when the file is made longer in another way. Programs that
+append and synchronise say both in one request, so what is usual there has a short way: some blocks of the unwritten
+run behind the end become the end of the written run before it.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs import clock, data, ranges
+from daxfs.structures import inodes, mapping
+
+if TYPE_CHECKING:
+    from daxfs.fs.data import OpenFile
+    from daxfs.fs.leases import Lease
+    from daxfs.fs.nodes import Node
+    from daxfs.fs.types import Stored
+    from daxfs.fs.volume import Volume
+
+
+def stored(volume: Volume, file: OpenFile, told: Stored) -> int:
+    """A client has stored: times move, and the file reaches ``told.size`` at least.
+
+    Returns:
+        How many changes the file has had (`Lease.changes`), this one included.
+
+    Raises:
+        FsError: EBADF, EROFS, EFBIG, EINVAL (it holds no lease), ENOSPC; EAGAIN, and nothing has changed: the file has
+            not the size any more that ``told.base`` says, or somebody else has ended the growth.
+    """
+    node = file.node
+    if not file.writable:
+        raise FsError(errno.EBADF)
+    volume.writable()
+    lease = node.lease
+    if lease is None or file not in lease.holders:
+        raise FsError(errno.EINVAL, f"inode {node.ino}: this open file has no lease")
+    size, base, durable, data_only, holder = told
+    if size > node.size or base is not None:
+        grower = lease.grower
+        if base not in {None, node.size} or grower is None or grower[0] is not file:
+            raise FsError(errno.EAGAIN)
+        if holder is not None and grower[1] != holder:
+            raise FsError(errno.EAGAIN)
+        if size > volume.large_file_from:
+            volume.allow_large_files()
+    if size <= node.size:
+        volume.touch_mtime(node)
+    elif not lengthened(volume, node, lease, size):
+        if size > volume.max_size(node.ino):
+            raise FsError(errno.EFBIG)
+        grow(volume, node, lease, size)
+    if durable:
+        data.fsync(volume, node.ino, data_only=data_only)
+    return lease.changes
+
+
+def lengthened(volume: Volume, node: Node, lease: Lease, size: int) -> bool:
+    """`grow` where whole blocks change from one run of the file to the other; False: it is not so simple."""
+    begin, mapped = node.size, node.map
+    if mapped is None or (begin | size) & volume.block_size - 1 or not lease.grown.covers(begin, size):
+        return False
+    bits = volume.block_bits
+    with volume.handle(ranges.CREDITS_STEP) as tx:
+        inode = inodes.edit(tx, node.ino)
+        if not mapping.move_border(tx, inode, begin >> bits, size - begin >> bits):
+            return False
+        inode.size = size
+        inode.mtime_ns = inode.ctime_ns = clock.now()
+        mapping.settle_tail(tx, inode)
+    node.mtime = node.ctime = 0
+    node.atime_due = not node.noatime
+    if not mapped.move_border(begin, size):
+        node.map = None
+    lease.grown.cut(0, size)
+    volume.resize(node, size)
+    return True
+
+
+def grow(volume: Volume, node: Node, lease: Lease, size: int) -> None:
+    """Blocks that a client has filled become written up to ``size``, and the file reaches it."""
+    bits = volume.block_bits
+    if node.map is None:
+        data.load_map(volume, node)
+    begin = node.size & -volume.block_size
+    filled = [
+        mapping.Extent(low >> bits, low + delta >> bits, high - low >> bits, False)
+        for low, high, delta, unwritten in data.pieces(volume, node, begin, size + -size % volume.block_size)
+        if unwritten and lease.grown.find(low)
+    ]
+    for run in filled:
+        volume.retrying(grow_step, node, lease, run, min(run.lblk + run.length << bits, size))
+    if node.size < size:
+        volume.retrying(grow_step, node, lease, None, size)
+    lease.grown.cut(0, size)
+
+
+def grow_step(volume: Volume, node: Node, lease: Lease, run: mapping.Extent | None, size: int) -> None:
+    """Mark one run as written and move the end of the file, in one handle."""
+    with volume.handle(ranges.CREDITS_STEP) as tx:
+        inode = inodes.edit(tx, node.ino)
+        if run is not None:
+            mapping.mark_written(tx, inode, run.lblk, run.length)
+        if not lease.grown.find(inode.size):
+            data.zero_tail(volume, tx, inode, inode.size)
+        inode.size = size
+        ranges.finish(tx, inode)
+    volume.resize(node, size)
+    ranges.note(volume, node, () if run is None else (run,))
