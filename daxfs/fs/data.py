@@ -409,11 +409,11 @@ def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
     if not volume.was_writable:
         return
     volume.still_durable()
-    lazy = not data_only and ino in volume.nodes.lazy
-    if lazy or volume.journal.dirty:
-        volume.journal.commit()
+    journal = volume.journal
+    if journal.dirty or (not data_only and ino in volume.nodes.lazy):
+        journal.commit()
     else:
-        volume.journal.fence()
+        journal.fence()
 
 
 def make_durable(volume: Volume, file: OpenFile) -> None:
