@@ -27,7 +27,7 @@ NOBODY = Caller(uid=0xFFFFFFFF, gid=0xFFFFFFFF)
 
 def getattr_(connection: Connection, request: Request) -> bytes:
     """stat(2)."""
-    return encoding.attr_out(connection.core.getattr(request.ino), connection.block_size)
+    return connection.attributes(connection.core.getattr(request.ino))
 
 
 def statx(connection: Connection, request: Request) -> bytes:
@@ -35,6 +35,7 @@ def statx(connection: Connection, request: Request) -> bytes:
     request.arguments(abi.STATX_IN)
     found = connection.core.getattr(request.ino)
     dax = stat.S_ISREG(found.mode) and connection.core.uses_dax(found.ino)
+    connection.outdated.discard(found.ino)
     return encoding.statx_out(found, connection.block_size, dax=dax)
 
 
@@ -61,7 +62,7 @@ def setattr_(connection: Connection, request: Request) -> bytes:
     caller = request.caller()
     if not (changes.size is changes.uid is changes.gid is None):
         caller = with_groups_that_matter(connection.core, request.ino, caller)
-    return encoding.attr_out(connection.core.setattr(request.ino, changes, caller), connection.block_size)
+    return connection.attributes(connection.core.setattr(request.ino, changes, caller))
 
 
 def nanoseconds(seconds: int, rest: int) -> int:

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs.types import ROOT_INO
+from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
@@ -36,6 +36,7 @@ QuickHandler = Callable[["Connection", Request, int], Answer]
 
 PATIENCE_SECONDS = 0.05
 """How long a request that found the pool full waits for files to be forgotten."""
+MOST_OUTDATED = 4096
 MOST_FORGETS = 4096
 """So many wait at most."""
 
@@ -51,6 +52,7 @@ class Connection:
         cache_links: the kernel may keep the targets of symbolic links.
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
+        outdated: inodes whose attributes the kernel was told to forget because of stores, and was not given since.
         forgets: nodes and lookups that wait to be settled.
         postponed: requests that found the pool full, to be asked again when the kernel's forgets have come.
         deadline: when they are asked again in any case (``time.perf_counter``).
@@ -79,6 +81,7 @@ class Connection:
         self.ended = False
         self.setxattr_in: struct.Struct = abi.SETXATTR_IN
         self._handles = count(1)
+        self.outdated: set[int] = set()
         self.forgets: list[tuple[int, int]] = []
         self.postponed: list[bytes] = []
         self.last_chance = False
@@ -153,6 +156,24 @@ class Connection:
     def forget_attributes_of(self, ino: int) -> None:
         """Make the kernel ask again for the attributes of an inode."""
         self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(encoding.node_of(ino), -1, 0))
+
+    def stored_in_memory(self, ino: int) -> None:
+        """Attributes moved without the kernel; it is told once, until it has been given them again."""
+        if ino not in self.outdated:
+            self.forget_attributes_of(ino)
+            if len(self.outdated) >= MOST_OUTDATED:
+                self.outdated.clear()
+            self.outdated.add(ino)
+
+    def attributes(self, found: Attributes) -> bytes:
+        """fuse_attr_out: the kernel knows them from now on."""
+        self.outdated.discard(found.ino)
+        return encoding.attr_out(found, self.block_size)
+
+    def entry(self, found: Attributes) -> bytes:
+        """fuse_entry_out; so it does of these."""
+        self.outdated.discard(found.ino)
+        return encoding.entry_out(found, self.block_size)
 
     def close_all(self) -> None:
         """Close what the kernel left open when the session ended; all of it, even if the pool is damaged."""

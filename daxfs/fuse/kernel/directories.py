@@ -88,7 +88,7 @@ def entry_of(connection: Connection, found: DirEntry, pinned: list[int]) -> byte
     if found.ino in connection.core.pins or found.name in (b".", b".."):
         return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
     try:
-        entry = encoding.entry_out(connection.core.getattr(found.ino), connection.block_size)
+        entry = connection.entry(connection.core.getattr(found.ino))
     except FsError as error:
         log.warning("inode %d: %s", found.ino, error.strerror)
         return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))

@@ -62,7 +62,7 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     with privileges_of(connection, request, file) if flags & wire.Flag.WRITE else nullcontext():
         answer = connection.core.lease(file, question)
     if answer.made:
-        connection.forget_attributes_of(file.ino)
+        connection.stored_in_memory(file.ino)
     identity = connection.core.pool_identity()
     return wire.Lease(
         holder,
@@ -102,5 +102,5 @@ def tell(
     file = opened(connection, request)
     told = Stored(size, base, flags & wire.DURABLE != 0, flags & wire.DATA_ONLY != 0, holder)
     changes = connection.core.stored(file, told)
-    connection.forget_attributes_of(file.ino)
+    connection.stored_in_memory(file.ino)
     return changes

@@ -28,7 +28,7 @@ def remembered(connection: Connection, request: Request, found: Attributes) -> b
     core = connection.core
     core.pin(found.ino)
     request.undo = partial(core.unpin, found.ino)
-    return encoding.entry_out(found, connection.block_size)
+    return connection.entry(found)
 
 
 def lookup(connection: Connection, request: Request) -> bytes:
