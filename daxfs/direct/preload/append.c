@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #define FIRST_STEP (256UL << 10) /* bytes that are taken behind the end, as much again as was appended, not more than */
-#define LAST_STEP (64UL << 20)
+#define LAST_STEP (4UL << 20) /* zeroing more would keep everybody waiting */
 #define IN_A_ROW 2               /* appends before memory is taken for more */
 #define PAIRS 2                  /* appends that were synchronised at once before the next one asks for it */
 #define WORTH_IT 8               /* appends that pay for the memory taken */
