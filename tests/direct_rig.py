@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from daxfs.direct import wire
+from daxfs.direct import trust, wire
 from daxfs.direct.wire import Extent, Flag, Kind, Lease, Stored
 
 POOL_SIZE = 1 << 20
@@ -38,6 +38,8 @@ class FakeDaemon:
         self.pool = folder / "pool"
         with self.pool.open("wb") as pool:
             pool.truncate(POOL_SIZE)
+            pool.seek(trust.MAGIC.start)
+            pool.write(b"\x53\xef")
             pool.seek(DATA)
             pool.write(b"m" * size)
         self.file = folder / "file"
@@ -54,6 +56,11 @@ class FakeDaemon:
         self.stored: list[Stored] = []
         self.appended: list[wire.Appended] = []
         self.post()
+
+    def serve(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Answer this process, which trusts it."""
+        monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
+        monkeypatch.setattr(trust, "check_mount", lambda _: None)
 
     def post(self) -> None:
         """Show epoch and size on the board."""
@@ -116,7 +123,7 @@ class FakeDaemon:
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
     """A fake daemon that answers this process."""
     fake = FakeDaemon(tmp_path)
-    monkeypatch.setattr(fcntl, "ioctl", fake.ioctl)
+    fake.serve(monkeypatch)
     return fake
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from daxfs.direct import holding
 from daxfs.direct.holding import HOLE, Holding, Plan
-from daxfs.direct.pool import Refused, attach
+from daxfs.direct.pool import attach
+from daxfs.direct.trust import Refused
 from daxfs.direct.wire import DURABLE
 
 if TYPE_CHECKING:

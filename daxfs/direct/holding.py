@@ -26,7 +26,8 @@ import weakref
 from typing import NamedTuple, TypeAlias
 
 from daxfs.direct import wire
-from daxfs.direct.pool import Pool, Refused
+from daxfs.direct.pool import Pool
+from daxfs.direct.trust import Refused
 from daxfs.direct.wire import Flag, Kind
 from daxfs.errors import FsError
 

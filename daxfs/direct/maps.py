@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from daxfs.direct import holding
-from daxfs.direct.pool import Pool, Refused, attach, libc, os_error
+from daxfs.direct.pool import Pool, attach, libc, os_error
+from daxfs.direct.trust import Refused
 from daxfs.direct.wire import DURABLE, IOC_STORED, LEASE_SIZE, SLOT, Flag, Kind, Lease, Stored
 
 HUGE_PAGE = 2 << 20

@@ -27,7 +27,8 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from daxfs.direct import wire
+from daxfs.direct import trust, wire
+from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
 from daxfs.pmem import persist
 
@@ -41,10 +42,6 @@ _MS_SYNC = 4
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-
-class Refused(Exception):
-    """There is no direct access; the text says why. The file itself can be used as ever."""
 
 
 def os_error() -> OSError:
@@ -145,7 +142,7 @@ def attach(descriptor: int) -> Pool:
     """The pool of an open file.
 
     Asked each time, because another mount may have come to the same place: its answer then differs, in the lock at
-    least.
+    least, unless it lies.
 
     Raises:
         Refused: the file is not on a daxfs mount that serves direct access, or this process can't map the pool.
@@ -157,6 +154,7 @@ def attach(descriptor: int) -> Pool:
         fcntl.ioctl(descriptor, wire.IOC_POOL, answer, True)
     except OSError as error:
         raise Refused(f"the file gives no pool: {error.strerror}") from None
+    trust.check_mount(descriptor)
     key = bytes(answer)
     with _attaching:
         pool = _pools.get(key)
@@ -178,11 +176,11 @@ def _open(record: wire.Pool) -> Pool:
         raise Refused(f"the mount speaks version {record.version} of the protocol, this client {wire.VERSION}")
     writable = True
     try:
-        descriptor = os.open(record.path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = trust.open_pool(record, os.O_RDWR)
     except OSError:
         writable = False
         try:
-            descriptor = os.open(record.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = trust.open_pool(record, os.O_RDONLY)
         except OSError as error:
             raise Refused(f"the pool can't be opened: {error.strerror}") from None
     try:
@@ -193,9 +191,6 @@ def _open(record: wire.Pool) -> Pool:
 
 
 def _map(record: wire.Pool, descriptor: int, writable: bool) -> Pool:
-    status = os.fstat(descriptor)
-    if (status.st_dev, status.st_ino, status.st_rdev) != (record.device, record.inode, record.rdevice):
-        raise Refused(f"{os.fsdecode(record.path)} is not the pool that is mounted (seen from this process)")
     lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, wire.LOCKS + record.lock, 1, 0)
     try:
         fcntl.fcntl(descriptor, _OFD_SETLK, lock)
@@ -207,7 +202,7 @@ def _map(record: wire.Pool, descriptor: int, writable: bool) -> Pool:
     if writable and lines and persist.load_libpmem() is None:
         raise Refused("the pool's stores need libpmem, and it is not installed")
     flags = mmap.MAP_SHARED
-    if lines and stat.S_ISREG(status.st_mode):
+    if lines and stat.S_ISREG(os.fstat(descriptor).st_mode):
         # Without MAP_SYNC a written-back line may lie in a block that the pool's file system does not know yet.
         flags = _MAP_SHARED_VALIDATE | _MAP_SYNC
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -215,4 +210,5 @@ def _map(record: wire.Pool, descriptor: int, writable: bool) -> Pool:
         mapping = mmap.mmap(descriptor, record.size, flags=flags, prot=protection)
     except (OSError, ValueError) as error:
         raise Refused(f"the pool can't be mapped: {error}") from None
+    trust.check_superblock(record, memoryview(mapping))
     return Pool(record, descriptor, mapping, flags)

@@ -327,7 +327,7 @@ def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, recorder = FakeDaemon(tmp_path, persistence=wire.Persistence.LINES), Recorder()
-    monkeypatch.setattr(fcntl, "ioctl", fake.ioctl)
+    fake.serve(monkeypatch)
     monkeypatch.setattr(persist, "load_libpmem", recorder.library)
     monkeypatch.setattr(pools, "_MAP_SYNC", 0)  # this pool lies on no fsdax mount
     with direct.open(fake.file, "r+b") as file:
@@ -351,7 +351,7 @@ def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
 
 def test_without_libpmem_lines_are_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeDaemon(tmp_path, persistence=wire.Persistence.LINES)
-    monkeypatch.setattr(fcntl, "ioctl", fake.ioctl)
+    fake.serve(monkeypatch)
     monkeypatch.setattr(persist, "load_libpmem", lambda: None)
     with direct.open(fake.file, "r+b") as file:
         assert "libpmem" in file.why
@@ -360,7 +360,7 @@ def test_without_libpmem_lines_are_the_kernels(tmp_path: Path, monkeypatch: pyte
 
 def test_a_pool_without_map_sync_can_not_be_flushed_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeDaemon(tmp_path, persistence=wire.Persistence.LINES)
-    monkeypatch.setattr(fcntl, "ioctl", fake.ioctl)
+    fake.serve(monkeypatch)
     with direct.open(fake.file, "r+b") as file:
         assert "can't be mapped" in file.why
         through_kernel(file)
@@ -368,7 +368,7 @@ def test_a_pool_without_map_sync_can_not_be_flushed_by_lines(tmp_path: Path, mon
 
 def test_msync_is_called_for_what_was_stored_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake, recorder = FakeDaemon(tmp_path, persistence=wire.Persistence.MSYNC), Recorder()
-    monkeypatch.setattr(fcntl, "ioctl", fake.ioctl)
+    fake.serve(monkeypatch)
     monkeypatch.setattr(pools.libc, "msync", recorder.msync)
     with direct.open(fake.file, "r+b") as file:
         held = file._held
@@ -389,7 +389,7 @@ def test_msync_is_called_for_what_was_stored_and_only_once(tmp_path: Path, monke
 
 def test_an_msync_that_failed_stays_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeDaemon(tmp_path, persistence=wire.Persistence.MSYNC)
-    monkeypatch.setattr(fcntl, "ioctl", fake.ioctl)
+    fake.serve(monkeypatch)
 
     def fail(*_: int) -> int:
         ctypes.set_errno(errno.EIO)

@@ -194,19 +194,6 @@ bool pl_plan_make(struct pl_question *question, bool fill) {
 
 /* ---- layout */
 
-/* A descriptor of the pool, for what a copy of the library's own mapping of it can't give. */
-static int open_pool(const struct pl_mount *mount, bool writable) {
-    int fd = (int)syscall(SYS_openat, AT_FDCWD, mount->pool.path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-    struct stat status;
-
-    if (fd < 0)
-        return -1;
-    if (!fstat(fd, &status) && status.st_dev == mount->pool.device && status.st_ino == mount->pool.inode)
-        return fd;
-    syscall(SYS_close, fd);
-    return -1;
-}
-
 /* Map one piece where it says. */
 static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
     const struct pl_group *group = piece->group;
@@ -238,12 +225,12 @@ static bool needs_pool(const struct pl_group *group) {
 
 /* Lay the plan out from `start` on; what is mapped there is replaced. Its pieces have their addresses then. */
 bool pl_plan_lay(char *start, int fd, struct pl_group *group) {
-    bool good = true;
+    bool good = true, store = pl_is_shared(group) && group->file->writable;
     int pool = -1;
 
     for (size_t i = 0; i < pl_plan.count; i++)
         if (pl_plan.pieces[i].kind == PL_BEHIND || (pl_plan.pieces[i].kind == DAXFS_MEMORY && needs_pool(group)))
-            pool = pool >= 0 ? pool : open_pool(group->file->mount, pl_is_shared(group) && group->file->writable);
+            pool = pool >= 0 ? pool : pl_open_pool(&group->file->mount->pool, store ? O_RDWR : O_RDONLY);
     for (size_t i = 0; good && i < pl_plan.count; i++) {
         struct pl_piece *piece = &pl_plan.pieces[i];
 

@@ -20,18 +20,13 @@
 
 static struct pl_mount mounts[MOUNTS];
 
-/* Map what was opened, if it is the pool meant and can be locked. The mapping keeps the open file, and so the lock. */
+/* Map the pool that was opened, if it can be locked. The mapping keeps the open file, and so the lock. */
 static bool map_pool(struct pl_mount *mount, int fd) {
     const struct daxfs_pool *pool = &mount->pool;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1};
     int protection = mount->writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    struct stat status;
     void *base;
 
-    if (syscall(SYS_fstat, fd, &status) || status.st_dev != pool->device || status.st_ino != pool->inode)
-        return false;
-    if ((S_ISBLK(status.st_mode) || S_ISCHR(status.st_mode)) && status.st_rdev != pool->rdevice)
-        return false;
     lock.l_start = (off_t)(DAXFS_LOCKS + pool->lock);
     /* A kind of file that knows no locks says EINVAL. */
     if (syscall(SYS_fcntl, fd, F_OFD_SETLK, &lock) && errno != EINVAL)
@@ -39,24 +34,28 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     base = (void *)syscall(SYS_mmap, NULL, pool->size, protection, MAP_SHARED, fd, 0L);
     if (base == MAP_FAILED)
         return false;
+    if (!pl_has_superblock(pool, base)) {
+        syscall(SYS_munmap, base, pool->size);
+        return false;
+    }
     mount->base = base;
     return true;
 }
 
-/* Ask the daemon for the pool and map it. */
+/* Ask the daemon for the pool and map it, if it is one to be trusted. */
 static bool attach(struct pl_mount *mount, int fd) {
     bool mapped;
     int pool;
 
-    if (syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
+    if (!pl_trusted(mount->device) || syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
         return false;
     if (mount->pool.version != DAXFS_VERSION || !memchr(mount->pool.path, 0, sizeof(mount->pool.path)))
         return false;
     mount->writable = true;
-    pool = (int)syscall(SYS_openat, AT_FDCWD, mount->pool.path, O_RDWR | O_CLOEXEC);
+    pool = pl_open_pool(&mount->pool, O_RDWR);
     if (pool < 0) {
         mount->writable = false;
-        pool = (int)syscall(SYS_openat, AT_FDCWD, mount->pool.path, O_RDONLY | O_CLOEXEC);
+        pool = pl_open_pool(&mount->pool, O_RDONLY);
     }
     if (pool < 0)
         return false;

@@ -5,6 +5,7 @@
  * caller does the plain system call, which is always right.
  *
  * pool.c   mounts and their pools, copies, flushing
+ * trust.c  which mounts and pools are to be believed
  * lease.c  open files: what is known of their memory, pins
  * table.c  which descriptor is which open file
  * io.c     open, close, read, write and their kin
@@ -68,6 +69,15 @@ void pl_find_lines(void);
 void pl_write_back(const char *address, size_t length);
 /* Write back what was stored by other means (a mapping): lines (and fence), msync, or nothing. 0 or an errno. */
 int pl_flush(const struct pl_mount *mount, const char *address, size_t length);
+
+/* ---- trust.c */
+
+/* Whether the mount with this st_dev is one of daxfs, by root or by this process's own user. */
+bool pl_trusted(dev_t device);
+/* Open it with O_RDWR or O_RDONLY; -1: it isn't what was named, or can't be opened. */
+int pl_open_pool(const struct daxfs_pool *pool, int flags);
+/* Whether the file system that was named lies in what was mapped. */
+bool pl_has_superblock(const struct daxfs_pool *pool, const char *base);
 
 /* ---- lease.c */
 

@@ -1,0 +1,152 @@
+/* Whose word counts: the mount that names a pool, and what it names.
+ *
+ * Whoever answers DAXFS_IOC_POOL has this process open and map a file of the answerer's choice, with the rights of this
+ * process; and any user can mount a file system of his own that calls itself daxfs. So only mounts by root or by the
+ * user that this process is are asked, and only what they have named is opened. Raw system calls, as in pool.c.
+ */
+#include "preload.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#define PROC_MAGIC 0x9fa0
+#define SUPERBLOCK 1024 /* where ext4 has it, and in it: */
+#define EXT4_MAGIC 56
+#define EXT4_UUID 104
+
+/* The table of mounts in words: what stands between blanks, and between commas within. */
+struct words {
+    int fd;
+    size_t at, count;
+    char buffer[1024];
+    char word[64]; /* longer ones are cut off */
+    int field;     /* of this line, from 0 on */
+    bool whole;    /* the word is the field */
+    char end;      /* what follows the word */
+};
+
+static bool next_word(struct words *words) {
+    size_t length = 0;
+    bool first = words->end != ',';
+
+    words->field = words->end == '\n' ? 0 : words->field + first;
+    for (;;) {
+        if (words->at == words->count) {
+            long count = syscall(SYS_read, words->fd, words->buffer, sizeof(words->buffer));
+
+            if (count <= 0)
+                return false;
+            words->at = 0;
+            words->count = (size_t)count;
+        }
+        words->end = words->buffer[words->at++];
+        if (words->end == ' ' || words->end == ',' || words->end == '\n')
+            break;
+        if (length < sizeof(words->word) - 1)
+            words->word[length++] = words->end;
+    }
+    words->word[length] = 0;
+    words->whole = first && words->end != ',';
+    return true;
+}
+
+static bool number(const char **text, uint64_t *value) {
+    const char *start = *text;
+
+    for (*value = 0; **text >= '0' && **text <= '9' && *value < UINT32_MAX; (*text)++)
+        *value = *value * 10 + (uint64_t)(**text - '0');
+    return *text != start;
+}
+
+static bool same_device(const char *text, dev_t device) {
+    uint64_t high, low;
+
+    return number(&text, &high) && *text++ == ':' && number(&text, &low) && !*text && high == major(device) &&
+           low == minor(device);
+}
+
+/* `user_id=`: who has mounted it. Root could do anything to this process anyway, and so could its own user. */
+static bool trusted_user(const char *text) {
+    uid_t real, effective, saved;
+    uint64_t user;
+
+    if (!number(&text, &user) || *text)
+        return false;
+    return !user || (!syscall(SYS_getresuid, &real, &effective, &saved) && user == real && user == effective &&
+                     user == saved);
+}
+
+static bool find(struct words *words, dev_t device) {
+    static const char user[] = "user_id=";
+    bool same = false, daxfs = false, owned = false;
+    int dash = 0; /* the field before the type */
+
+    while (next_word(words)) {
+        if (words->field == 0)
+            same = daxfs = owned = false, dash = 0;
+        if (words->field == 2)
+            same = same_device(words->word, device);
+        if (dash && words->field == dash + 1)
+            daxfs = words->whole && !strcmp(words->word, "fuse.daxfs");
+        if (!dash && words->field > 5 && words->whole && !strcmp(words->word, "-"))
+            dash = words->field;
+        if (same && daxfs && words->field == dash + 3 && !strncmp(words->word, user, sizeof(user) - 1)) {
+            owned = trusted_user(words->word + sizeof(user) - 1);
+            if (!owned)
+                return false;
+        }
+        if (owned && words->end == '\n')
+            return true;
+    }
+    return false;
+}
+
+bool pl_trusted(dev_t device) {
+    struct words words = {.end = '\n'};
+    struct statfs system;
+    bool found;
+
+    words.fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+    if (words.fd < 0)
+        return false;
+    found = !syscall(SYS_fstatfs, words.fd, &system) && system.f_type == PROC_MAGIC && find(&words, device);
+    syscall(SYS_close, words.fd);
+    return found;
+}
+
+/* Whether that is the file or device that was named. */
+static bool is_pool(const struct daxfs_pool *pool, const struct stat *status) {
+    if (status->st_dev != pool->device || status->st_ino != pool->inode)
+        return false;
+    if (S_ISREG(status->st_mode))
+        return (uint64_t)status->st_size >= pool->size;
+    return (S_ISBLK(status->st_mode) || S_ISCHR(status->st_mode)) && status->st_rdev == pool->rdevice;
+}
+
+/* To open some devices is to do something: so look first. Who puts something else there in between finds that nothing
+ * is followed, waited for or written. */
+int pl_open_pool(const struct daxfs_pool *pool, int flags) {
+    struct stat status;
+    int fd;
+
+    if (pool->size < SUPERBLOCK * 2 || syscall(SYS_newfstatat, AT_FDCWD, pool->path, &status, AT_SYMLINK_NOFOLLOW) ||
+        !is_pool(pool, &status))
+        return -1;
+    fd = (int)syscall(SYS_openat, AT_FDCWD, pool->path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd >= 0 && (syscall(SYS_fstat, fd, &status) || !is_pool(pool, &status))) {
+        syscall(SYS_close, fd);
+        return -1;
+    }
+    return fd;
+}
+
+bool pl_has_superblock(const struct daxfs_pool *pool, const char *base) {
+    const char *superblock = base + SUPERBLOCK;
+
+    return !memcmp(superblock + EXT4_MAGIC, "\x53\xef", 2) &&
+           !memcmp(superblock + EXT4_UUID, pool->uuid, sizeof(pool->uuid));
+}
