@@ -46,6 +46,8 @@ def stored(volume: Volume, file: OpenFile, told: Stored) -> int:
             raise FsError(errno.EAGAIN)
         if holder is not None and grower[1] != holder:
             raise FsError(errno.EAGAIN)
+        if not node.plain:
+            data.drop_privileges(volume, node, file.caller)
         if size > volume.large_file_from:
             volume.allow_large_files()
     if size <= node.size:

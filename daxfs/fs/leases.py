@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 MAX_TOLD = 8192
 """Pieces of the pool that are kept apart for one lease; of more, all between the first and the last counts as told."""
 MAX_KERNEL = 1024
-"""Ranges mapped through the kernel that are kept apart for one lease, or one for each holder."""
+"""Ranges mapped through the kernel that are kept apart for one lease; beyond, each holder that adds one has one."""
 MAX_HOLDERS = 1024
 """Holders of one open file: processes that share it, and those that are gone without a word."""
+MAX_ALL_HOLDERS = 4096
+"""Holders of one lease: some requests look at all of them, while everybody waits."""
 ENDED = (1 << 64) - 1
 """The epoch of a lease whose daemon goes."""
 SLOT_SIZE = 8
@@ -44,15 +46,6 @@ class Parked(NamedTuple):
     ino: int
 
 
-class KernelRange(NamedTuple):
-    """Bytes of a file that a holder maps through the kernel."""
-
-    file: OpenFile
-    holder: int
-    begin: int
-    end: int
-
-
 class Lease:
     """One leased inode.
 
@@ -66,13 +59,15 @@ class Lease:
         told: bytes of the pool that holders were told of and that are the file's.
         grown: bytes of the file behind its end that were zeroed and told to the grower.
         grower: the open file and holder that may make the file longer by itself; one at a time.
-        kernel: what is mapped through the kernel.
+        kernel: bytes of the file that are mapped through the kernel, by open file and holder.
+        barred: all of them together.
         parked: what was given up, oldest first.
     """
 
     __slots__ = (
         "_epochs",
         "_pool",
+        "barred",
         "changes",
         "epoch",
         "grower",
@@ -94,7 +89,8 @@ class Lease:
         self.told = FileMap()
         self.grown = FileMap()
         self.grower: tuple[OpenFile, int] | None = None
-        self.kernel: list[KernelRange] = []
+        self.kernel: dict[tuple[OpenFile, int], FileMap] = {}
+        self.barred = FileMap()
         self.parked: list[Parked] = []
         self._epochs = epochs
         self._pool = pool
@@ -132,13 +128,14 @@ class Lease:
         if len(told.runs) > MAX_TOLD:
             told.put(told.runs[0][0], told.runs[-1][1], 0, False)
 
-    def map_through_kernel(self, held: KernelRange) -> None:
+    def map_through_kernel(self, file: OpenFile, holder: int, begin: int, end: int) -> None:
         """A holder maps bytes through the kernel; of many ranges, all between its first and its last count."""
-        self.kernel.append(held)
-        if len(self.kernel) > MAX_KERNEL:
-            own = [other for other in self.kernel if other[:2] == held[:2]]
-            whole = held._replace(begin=min(other.begin for other in own), end=max(other.end for other in own))
-            self.kernel = [*(other for other in self.kernel if other[:2] != held[:2]), whole]
+        own = self.kernel.setdefault((file, holder), FileMap())
+        own.put(begin, end, 0, False)
+        if sum(len(held.runs) for held in self.kernel.values()) > MAX_KERNEL:
+            begin, end = own.runs[0][0], own.runs[-1][1]
+            own.put(begin, end, 0, False)
+        self.barred.put(begin, end, 0, False)
         self.moved()
 
     def held_since(self) -> int:
@@ -156,9 +153,19 @@ class Lease:
             self.holders.pop(file, None)
         if self.grower is not None and self.grower[0] is file and holder in (None, self.grower[1]):
             self.grower = None
-        self.kernel = [
-            held for held in self.kernel if held.file is not file or (holder is not None and held.holder != holder)
-        ]
+        gone = [held for held in self.kernel if held[0] is file and holder in (None, held[1])]
+        for held in gone:
+            del self.kernel[held]
+        if gone:
+            self.barred = FileMap()
+            for ranges in self.kernel.values():
+                for begin, end, _, _ in ranges.runs:
+                    self.barred.put(begin, end, 0, False)
+
+    @property
+    def all_holders(self) -> int:
+        """How many there are."""
+        return sum(len(holders) for holders in self.holders.values())
 
 
 class Leases:
@@ -197,4 +204,4 @@ class Leases:
     @property
     def holders(self) -> int:
         """How many there are."""
-        return sum(len(holders) for lease in self.by_ino.values() for holders in lease.holders.values())
+        return sum(lease.all_holders for lease in self.by_ino.values())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs import data, parking, ranges, removal
-from daxfs.fs.leases import MAX_HOLDERS, KernelRange, Lease
+from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, Lease
 from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity
 from daxfs.structures import blocks, inodes, mapping
 
@@ -138,15 +138,16 @@ def join(volume: Volume, file: OpenFile, request: LeaseRequest) -> Lease:
         if not lease.holders:
             lease.told.cut(0, volume.pool.size)
         let_go(volume, lease)
-    if request.flags & GROW:
-        if lease.grower not in {None, (file, request.holder)}:
-            raise FsError(errno.EAGAIN, f"inode {node.ino}: somebody else makes it longer by itself")
-        lease.grower = file, request.holder
-    holders = lease.holders.setdefault(file, {})
+    if request.flags & GROW and lease.grower not in {None, (file, request.holder)}:
+        raise FsError(errno.EAGAIN, f"inode {node.ino}: somebody else makes it longer by itself")
+    holders = lease.holders.get(file, {})
     if request.holder not in holders:
-        if len(holders) >= MAX_HOLDERS:
-            raise FsError(errno.EAGAIN, f"inode {node.ino}: an open file with {MAX_HOLDERS} holders of its lease")
+        if len(holders) >= MAX_HOLDERS or lease.all_holders >= MAX_ALL_HOLDERS:
+            raise FsError(errno.EAGAIN, f"inode {node.ino}: too many holders of its lease")
         holders[request.holder] = lease.epoch
+        lease.holders[file] = holders
+    if request.flags & GROW:
+        lease.grower = file, request.holder
     return lease
 
 
@@ -322,16 +323,22 @@ def overlaid(lease: Lease, pieces: Iterator[Piece]) -> Iterator[Piece]:
     if not lease.kernel:
         yield from pieces
         return
-    borders = sorted({border for held in lease.kernel for border in (held.begin, held.end)})
     for piece in pieces:
         at, stop = piece.offset, piece.offset + piece.length
-        for border in [*(b for b in borders if at < b < stop), stop]:
-            if any(held.begin <= at < held.end for held in lease.kernel):
-                yield Piece(at, 0, border - at, KERNEL)
-            else:
-                place = piece.pool_offset + at - piece.offset if piece.kind == MEMORY else 0
-                yield Piece(at, place, border - at, piece.kind)
-            at = border
+        for begin, end, _, _ in lease.barred.within(at, stop):
+            if begin > at:
+                yield part_of(piece, at, begin)
+            yield Piece(begin, 0, end - begin, KERNEL)
+            at = end
+        if at < stop:
+            yield part_of(piece, at, stop)
+
+
+def part_of(piece: Piece, begin: int, end: int) -> Piece:
+    """The bytes [begin, end) of the file, which are in the piece."""
+    return Piece(
+        begin, piece.pool_offset + begin - piece.offset if piece.kind == MEMORY else 0, end - begin, piece.kind
+    )
 
 
 def in_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -369,11 +376,9 @@ def through_kernel(lease: Lease, file: OpenFile, holder: int, pieces: list[Piece
     """Keep what the answer says is mapped through the kernel; who was told of holes there must ask again."""
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length
-        if piece.kind == KERNEL and not any(
-            held.file is file and held.holder == holder and held.begin <= begin and end <= held.end
-            for held in lease.kernel
-        ):
-            lease.map_through_kernel(KernelRange(file, holder, begin, end))
+        own = lease.kernel.get((file, holder))
+        if piece.kind == KERNEL and (own is None or not own.covers(begin, end)):
+            lease.map_through_kernel(file, holder, begin, end)
 
 
 # Giving back

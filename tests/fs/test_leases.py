@@ -39,7 +39,7 @@ from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
 from daxfs.fs import leasing
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
-from daxfs.fs.leases import MAX_HOLDERS
+from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, MAX_KERNEL
 from daxfs.fs.types import Caller, LeaseFlags, LeaseRequest, Options, Piece, SetAttributes, Stored
 from daxfs.pmem.memory import MemoryPool
 from support import fsck, mke2fs
@@ -573,6 +573,56 @@ def test_too_many_holders(fs: FileSystem) -> None:
     assert held.ask().pieces
     held.renew()
     assert fs.lease(held.file, LeaseRequest(MAX_HOLDERS, 0, 1, NOTHING, ROOM)).pieces
+
+
+def test_too_many_holders_of_one_file(fs: FileSystem) -> None:
+    held = [client(fs, content=b"x")]
+    held += [another(held[0]) for _ in range(MAX_ALL_HOLDERS // MAX_HOLDERS)]
+    for one in held[:-1]:
+        for number in range(MAX_HOLDERS):
+            fs.lease(one.file, LeaseRequest(number, 0, 1, NOTHING, ROOM))
+    for flags in (NOTHING, STORE | GROW):
+        with refused(errno.EAGAIN):
+            held[-1].ask(flags=flags, length=BLOCK)
+    with refused(errno.EINVAL):
+        held[-1].stored()
+    held[0].close()
+    assert held[-1].ask(BLOCK, BLOCK, STORE | GROW).pieces
+
+
+def test_many_ranges_through_the_kernel(fs: FileSystem) -> None:
+    """Those of one holder become one when there are too many; what everybody is told is cut out of all of them."""
+    held = client(fs)
+    truncate(fs, held.file.ino, 4 * MAX_KERNEL * BLOCK)
+    second = another(held, 2)
+    for number in range(MAX_KERNEL):
+        held.ask(2 * number * BLOCK, BLOCK, MAP, keep=False)
+    assert kinds(second.ask(0, 4 * BLOCK).pieces) == [
+        (kind, number * BLOCK, BLOCK) for number, kind in enumerate([KERNEL, HOLE, KERNEL, HOLE])
+    ]
+    second.ask(BLOCK, BLOCK, MAP, keep=False)
+    assert kinds(second.ask(0, 4 * BLOCK).pieces) == [(KERNEL, 0, 3 * BLOCK), (HOLE, 3 * BLOCK, BLOCK)]
+    held.ask(2 * MAX_KERNEL * BLOCK, BLOCK, MAP, keep=False)
+    whole = kinds(second.ask(0, 4 * MAX_KERNEL * BLOCK).pieces)
+    assert whole[0] == (KERNEL, 0, (2 * MAX_KERNEL + 1) * BLOCK)
+    assert len(whole) == 2
+    held.renew()
+    assert kinds(second.ask(0, 4 * BLOCK).pieces) == [
+        (HOLE, 0, BLOCK),
+        (KERNEL, BLOCK, BLOCK),
+        (HOLE, 2 * BLOCK, 2 * BLOCK),
+    ]
+
+
+def test_set_id_bits_go_when_what_was_appended_is_told(fs: FileSystem) -> None:
+    """They came after the memory behind the end was given, and while the client may still store there."""
+    file = make(fs, b"f", b"x" * BLOCK)
+    held = Client(fs, fs.open_file(file.ino, os.O_RDWR, Caller(1000, 1000)))
+    held.ask(BLOCK, BLOCK, STORE | GROW)
+    fs.setattr(file.ino, SetAttributes(mode=0o6755))
+    held.stored(2 * BLOCK)
+    attributes = fs.getattr(file.ino)
+    assert (attributes.size, attributes.mode & 0o6000) == (2 * BLOCK, 0)
 
 
 # Full pools, other formats
