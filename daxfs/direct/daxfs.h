@@ -71,7 +71,8 @@ struct daxfs_lease {
     uint64_t epoch;       /* out: the answer holds as long as the slot says so */
     uint64_t device;      /* out: of the pool, as in struct daxfs_pool */
     uint64_t inode;       /* out */
-    uint64_t reserved[6];
+    uint64_t lock;        /* out: as in struct daxfs_pool; another one: it was mounted anew, map the pool again */
+    uint64_t reserved[5];
     struct daxfs_extent extents[124];
 };
 

@@ -47,7 +47,7 @@ DATA_ONLY = 2  # with DURABLE: as fdatasync(2)
 
 POOL = struct.Struct("=IIQQQQII16s960s")
 EXTENT = struct.Struct("=QQQII")
-LEASE = struct.Struct("=QQQIIQQQQQQ48x")  # the head; EXTENTs follow
+LEASE = struct.Struct("=QQQIIQQQQQQQ40x")  # the head; EXTENTs follow
 STORED = struct.Struct("=QII")
 APPENDED = struct.Struct("=QQQIIQ")
 SLOT = struct.Struct("=QQQQ32x")
@@ -129,6 +129,7 @@ class Lease(NamedTuple):
     epoch: int = 0
     device: int = 0  # of the pool
     inode: int = 0
+    lock: int = 0  # as in Pool
     extents: tuple[Extent, ...] = ()
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
@@ -137,7 +138,7 @@ class Lease(NamedTuple):
         Raises:
             struct.error: the buffer is too short for them.
         """
-        head = (self.holder, self.offset, self.length, self.flags, len(self.extents), *self[4:10])
+        head = (self.holder, self.offset, self.length, self.flags, len(self.extents), *self[4:11])
         LEASE.pack_into(buffer, 0, *head)
         place = LEASE.size
         for extent in self.extents:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daxfs.fs import parking
+from daxfs.fs.leases import ENDED
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ SLOT_BYTES = 64
 CREDITS_BOARD = 24
 FAR = 64
 """Blocks from the end of the pool, where the first block of slots is looked for."""
-INO_WORD = 16
-"""Where in a slot the inode number lies."""
 
 
 class Board:
@@ -31,18 +30,15 @@ class Board:
         self.ino = 0
         self._free: list[int] = []
 
-    def take(self, ino: int, size: int) -> int:
-        """A slot for an inode: its pool offset; ENOSPC when there is none and no block for more."""
+    def take(self) -> int:
+        """A slot: its pool offset; ENOSPC when there is none and no block for more."""
         if not self._free:
             self._volume.retrying(lambda _: self._grow())
-        slot = self._free.pop()
-        store = self._volume.pool.store_word
-        store(slot + INO_WORD, ino, 8)
-        store(slot + SLOT_BYTES // 8, size, 8)
-        return slot
+        return self._free.pop()
 
     def give(self, slot: int) -> None:
-        """The slot is for another inode from now on."""
+        """The slot is for another inode from now on; who looks at it late finds that nothing holds any more."""
+        self._volume.pool.store_word(slot, ENDED, 8)
         self._free.append(slot)
 
     def _grow(self) -> None:

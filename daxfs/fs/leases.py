@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from itertools import count
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.fs.filemap import FileMap
@@ -33,10 +34,10 @@ MAX_ALL_HOLDERS = 4096
 """Holders of one lease: some requests look at all of them, while everybody waits."""
 ENDED = (1 << 64) - 1
 """The epoch of a lease whose daemon goes."""
-SLOT_SIZE = 8
-"""Where in a slot the file's size lies; the epoch is its first word."""
-SLOT_CHANGES = 24
-"""Where in a slot the changes are counted."""
+SLOT = Struct("<QQQQ")
+"""A slot's words: epoch, size of the file, inode number, changes (struct daxfs_slot in direct/daxfs.h)."""
+SLOT_SIZE, SLOT_CHANGES = 8, 24
+"""Where in a slot two of them lie."""
 
 
 class Parked(NamedTuple):
@@ -176,6 +177,7 @@ class Leases:
         lock: which byte of the pool this mount's clients lock (`Pool.mapped_elsewhere`).
         strangers: programs map the pool whose leases are not in these books.
         stray: the inode that keeps what they may touch and no file holds any more; 0, or not kept any more: none.
+        forsaken: files behind whose end nothing is left that strangers may touch.
         identity: what clients are told of the pool, once somebody has asked (its path takes a few system calls).
         undo: takes back what the books say of the handle that runs, or ran last.
     """
@@ -185,15 +187,18 @@ class Leases:
         self.lock = secrets.randbits(30) | (READERS if readers else 0)
         self.strangers = False
         self.stray = 0
+        self.forsaken: set[int] = set()
         self.identity: PoolIdentity | None = None
         self.undo: list[Callable[[], object]] = []
         # A client that outlives its daemon must not take the next one's epochs for those it knows.
         self._epochs = count(secrets.randbits(48) + 1)
 
-    def begin(self, ino: int, slot: int, pool: Pool) -> Lease:
-        """Lease an inode that is not leased."""
+    def begin(self, ino: int, slot: int, size: int, pool: Pool) -> Lease:
+        """Lease an inode that is not leased; its slot, if it has one, is nobody's before."""
         lease = self.by_ino[ino] = Lease(ino, slot, self._epochs, pool)
-        lease.moved()
+        if slot:
+            lease.epoch = next(self._epochs)
+            pool.write(slot, SLOT.pack(lease.epoch, size, ino, 0))
         return lease
 
     def roll_back(self) -> None:

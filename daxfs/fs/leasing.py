@@ -128,8 +128,8 @@ def join(volume: Volume, file: OpenFile, request: LeaseRequest) -> Lease:
     node = file.node
     lease = node.lease
     if lease is None:
-        slot = volume.board.take(node.ino, node.size) if not volume.read_only else 0
-        lease = node.lease = volume.leases.begin(node.ino, slot, volume.pool)
+        slot = volume.board.take() if not volume.read_only else 0
+        lease = node.lease = volume.leases.begin(node.ino, slot, node.size, volume.pool)
     elif request.flags & RENEW:
         grower = lease.grower
         lease.drop(file, request.holder)
@@ -165,6 +165,8 @@ def reach(volume: Volume, node: Node, request: LeaseRequest) -> int:
 def fill(volume: Volume, file: OpenFile, lease: Lease, begin: int, end: int) -> bool:
     """Give every block of the range memory that is zeroed and, within the file, written; whether any had none."""
     node = file.node
+    if end > node.size:
+        parking.forsake(volume, node.ino)
     if node.map is None:
         data.load_map(volume, node)
     if end > node.size:
@@ -432,6 +434,7 @@ def look_for_strangers(volume: Volume) -> None:
         return
     volume.leases.strangers = False
     volume.leases.stray = 0
+    volume.leases.forsaken.clear()
     nodes, held = volume.nodes, {parked.ino for lease in volume.leases.by_ino.values() for parked in lease.parked}
     nodes.kept -= {ino for ino in nodes.kept if ino not in held and ino != volume.board.ino}
     for ino in tuple(nodes.unlinked):

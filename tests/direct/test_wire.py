@@ -15,7 +15,7 @@ FIELDS = {
     "daxfs_pool": ("version persistence device inode rdevice size block_size lock uuid path", wire.POOL.size),
     "daxfs_extent": ("offset pool_offset length kind reserved", wire.EXTENT.size),
     "daxfs_lease": (
-        "holder offset length flags count next size slot epoch device inode reserved extents",
+        "holder offset length flags count next size slot epoch device inode lock reserved extents",
         wire.LEASE_SIZE,
     ),
     "daxfs_short_lease": ("head extents", wire.SHORT_LEASE_SIZE),
@@ -104,11 +104,13 @@ def test_pool_fields_are_where_c_has_them(header: dict[str, int]) -> None:
 
 def test_lease_fields_are_where_c_has_them(header: dict[str, int]) -> None:
     extents = (wire.Extent(11, 12, 13, 1), wire.Extent(24, 0, 5, 0))
-    lease = wire.Lease(1, 2, 3, 4, 6, 7, 8, 9, 10, 11, extents)
+    lease = wire.Lease(1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, extents)
     record = lease.pack(wire.LEASE_SIZE)
     assert len(record) == header["daxfs_lease"]
-    names = FIELDS["daxfs_lease"][0].split()[:11]
-    assert spread(header, "daxfs_lease", record) == dict(zip(names, [1, 2, 3, 4, 2, 6, 7, 8, 9, 10, 11], strict=True))
+    names = FIELDS["daxfs_lease"][0].split()[:12]
+    assert spread(header, "daxfs_lease", record) == dict(
+        zip(names, [1, 2, 3, 4, 2, 6, 7, 8, 9, 10, 11, 12], strict=True)
+    )
     first = record[header["daxfs_lease.extents"] :]
     assert spread(header, "daxfs_extent", first) == {
         "offset": 11,

@@ -274,14 +274,10 @@ static bool same_lease(struct pl_file *file, const struct daxfs_lease *lease, bo
     struct pl_mount *mount = file->mount;
     const struct daxfs_slot *slot = NULL;
 
-    if (lease->device != mount->pool.device || lease->inode != mount->pool.inode) {
-        atomic_store(&mount->state, PL_STALE); /* another mount has got this st_dev */
+    if (!pl_same_pool(mount, lease)) {
         atomic_store(&file->refused, true);
         return false;
     }
-    if (lease->count > sizeof(lease->extents) / sizeof(lease->extents[0]) ||
-        (lease->slot && lease->slot > mount->pool.size - sizeof(*slot)))
-        return false;
     if (lease->slot)
         slot = (const struct daxfs_slot *)(mount->base + lease->slot);
     if (file->leased && (file->slot != slot || file->epoch != lease->epoch))

@@ -89,15 +89,9 @@ static bool take(struct pl_question *question, const struct daxfs_lease *lease, 
     return true;
 }
 
-static bool same_pool(const struct pl_mount *mount, const struct daxfs_lease *lease) {
-    return lease->device == mount->pool.device && lease->inode == mount->pool.inode &&
-           lease->count <= sizeof(lease->extents) / sizeof(lease->extents[0]) &&
-           (!lease->slot || lease->slot <= mount->pool.size - sizeof(struct daxfs_slot));
-}
-
 /* Ask for all of the range, with these flags. */
 static bool ask(struct pl_question *question, uint32_t flags) {
-    const struct pl_mount *mount = question->group->file->mount;
+    struct pl_mount *mount = question->group->file->mount;
     uint64_t offset = question->offset, end = question->offset + question->length;
     struct daxfs_lease lease;
 
@@ -108,7 +102,7 @@ static bool ask(struct pl_question *question, uint32_t flags) {
         lease.offset = offset;
         lease.length = end - offset;
         lease.flags = flags;
-        if (i == MOST_QUESTIONS || pl_ask(question->fd, &lease) || !same_pool(mount, &lease))
+        if (i == MOST_QUESTIONS || pl_ask(question->fd, &lease) || !pl_same_pool(mount, &lease))
             return false;
         if (offset != question->offset && question->group->epoch != lease.epoch) {
             /* It changed between two questions: the answers don't fit together. */

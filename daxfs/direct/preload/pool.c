@@ -17,6 +17,7 @@
 #define MOUNTS 64
 #define FUSE_MAGIC 0x65735546
 #define PAGE 4096UL
+#define OFTEN 8 /* times that a pool was mapped before it stays so while no file is open */
 
 static struct pl_mount mounts[MOUNTS];
 
@@ -63,6 +64,8 @@ static bool attach(struct pl_mount *mount, int fd) {
         mount->writable = false;
     mapped = map_pool(mount, pool);
     syscall(SYS_close, pool);
+    mount->attached++;
+    atomic_store(&mount->stays, mount->attached > OFTEN);
     return mapped;
 }
 
@@ -107,7 +110,7 @@ bool pl_attach(int fd, struct pl_mount *mount) {
 void pl_leave(struct pl_mount *mount) {
     int state = PL_READY, saved = errno;
 
-    if (atomic_fetch_sub(&mount->users, 1) != 1 ||
+    if (atomic_fetch_sub(&mount->users, 1) != 1 || atomic_load(&mount->stays) ||
         !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return;
     /* Somebody who came meanwhile counted itself before it looked whether the pool is mapped. */
@@ -119,6 +122,19 @@ void pl_leave(struct pl_mount *mount) {
     mount->base = NULL;
     atomic_store(&mount->state, PL_KNOWN);
     errno = saved;
+}
+
+bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease) {
+    if (lease->device != mount->pool.device || lease->inode != mount->pool.inode) {
+        atomic_store(&mount->state, PL_STALE); /* another mount has got this st_dev */
+        return false;
+    }
+    if (lease->lock != mount->pool.lock) {
+        atomic_store(&mount->stays, false); /* it was mounted anew: asked again when no file is open */
+        return false;
+    }
+    return lease->count <= sizeof(lease->extents) / sizeof(lease->extents[0]) &&
+           (!lease->slot || lease->slot <= mount->pool.size - sizeof(struct daxfs_slot));
 }
 
 void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address) {

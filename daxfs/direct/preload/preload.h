@@ -45,6 +45,8 @@ struct pl_mount {
     dev_t device;            /* st_dev of its files */
     _Atomic int state;       /* PL_FREE, ... */
     _Atomic int users;       /* file objects */
+    _Atomic bool stays;      /* mapped even while no file is open: files come and go */
+    unsigned attached;       /* times that it was mapped */
     bool writable;           /* the pool could be opened for writing; true until then */
     char *base;              /* PL_READY: the pool, all of it, shared; there is no descriptor to be lost */
     struct daxfs_pool pool;  /* PL_READY: pool.persistence, pool.size, pool.block_size */
@@ -54,6 +56,8 @@ enum { PL_FREE, PL_NEW, PL_NOT_DAXFS, PL_STALE, PL_KNOWN, PL_BUSY, PL_READY };
 
 /* The mount that an open file is of, with one user more; NULL if it is certainly not one of daxfs. */
 struct pl_mount *pl_mount_of(int fd, dev_t device);
+/* Whether an answer is about the pool that is mapped, and can be used. */
+bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease);
 /* Its pool, mapped now if it wasn't. False: not possible, or not now. The caller has a file of it. */
 bool pl_attach(int fd, struct pl_mount *mount);
 /* One user less; the last one takes the mapping away. */

@@ -64,19 +64,21 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     if answer.made:
         connection.stored_in_memory(file.ino)
     identity = connection.core.pool_identity()
-    return wire.Lease(
+    head = wire.LEASE.pack(
         holder,
         offset,
         length,
         flags,
-        next=answer.next,
-        size=answer.size,
-        slot=answer.slot,
-        epoch=answer.epoch,
-        device=identity.device,
-        inode=identity.inode,
-        extents=tuple(wire.Extent(*piece) for piece in answer.pieces),
-    ).pack()
+        len(answer.pieces),
+        answer.next,
+        answer.size,
+        answer.slot,
+        answer.epoch,
+        identity.device,
+        identity.inode,
+        identity.lock,
+    )
+    return head + b"".join([wire.EXTENT.pack(*piece, 0) for piece in answer.pieces])
 
 
 def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
