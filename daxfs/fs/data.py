@@ -341,6 +341,8 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
     node = volume.nodes.open.get(ino)
     if node is not None:
         parking.end_growth(volume, node)
+    elif not shrinks:
+        parking.forsake(volume, ino)
     with volume.handle(CREDITS_CUT) as tx:
         inode = inodes.edit(tx, ino)
         if takes_set_id(caller, kill):

@@ -60,6 +60,7 @@ def end_growth(volume: Volume, node: Node) -> None:
     Whoever is about to make the file longer in another way calls it first, so that a client that goes on storing there
     does not store into what others write.
     """
+    forsake(volume, node.ino)
     lease = node.lease
     if lease is None or not lease.grown.runs:
         return
@@ -80,6 +81,30 @@ def end_growth(volume: Volume, node: Node) -> None:
                     mapping.settle_tail(tx, inode)
     finally:
         lease.moved()
+
+
+def forsake(volume: Volume, ino: int) -> None:
+    """Before a file gets longer while there are strangers: none of what lies behind its end becomes part of it.
+
+    A stranger may have been given those blocks to make the file longer, and tries again and again to append there. They
+    park; with them goes what other programs have reserved there.
+    """
+    leases = volume.leases
+    if not leases.strangers or ino in leases.forsaken:
+        return
+    finished = False
+    while not finished:
+        with volume.handle(CREDITS_END) as tx:
+            inode = inodes.edit(tx, ino)
+            first = inode.size + volume.block_size - 1 >> volume.block_bits
+            finished = remove(volume, tx, inode, first, None, limit=RUNS_PER_END)
+            mapping.settle_tail(tx, inode)
+    node = volume.nodes.open.get(ino)
+    if node is not None:
+        node.map = None
+        if node.lease is not None:
+            node.lease.moved()
+    leases.forsaken.add(ino)
 
 
 def withheld(volume: Volume, tx: Handle, mark: int, lease: Lease | None) -> list[Run]:

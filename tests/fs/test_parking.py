@@ -7,7 +7,9 @@ told. What others own must not change by that, and everything comes back with th
 from __future__ import annotations
 
 import errno
+import os
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -430,6 +432,60 @@ def test_strangers_end_while_others_hold(folder: Path, tmp_path: Path) -> None:
     held.close()
     assert not nameless(fs)
     assert not list(orphans.listing(fs.volume.view)) or fs.volume.board.ino
+    bench.close(tmp_path / "pool")
+
+
+def by_write(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
+    file = fs.open_file(ino, os.O_RDWR | os.O_APPEND)
+    fs.write(file, size, content)
+    fs.release(file)
+
+
+def by_truncate(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
+    truncate(fs, ino, size + len(content))
+    file = fs.open_file(ino, os.O_RDWR)
+    fs.write(file, size, content)
+    fs.release(file)
+
+
+def by_allocation(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
+    file = fs.open_file(ino, os.O_RDWR)
+    fs.fallocate(file, 0, size, len(content))
+    fs.write(file, size, content)
+    fs.release(file)
+
+
+def by_client(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
+    one = Client(fs, fs.open_file(ino, os.O_RDWR))
+    one.ask(size, len(content), STORE | GROW)
+    one.store(size, content)
+    one.stored(size + len(content))
+    one.close()
+
+
+@pytest.mark.parametrize("how", [by_write, by_truncate, by_allocation, by_client])
+@pytest.mark.parametrize("name", ["4k", "1k"])
+def test_strangers_that_go_on_appending(
+    folder: Path, tmp_path: Path, name: str, how: Callable[[FileSystem, int, int, bytes], None]
+) -> None:
+    """What they were given behind the end of a file does not become part of it in the next mount."""
+    old = Bench(image(folder, name)).fs
+    block = old.volume.block_size
+    one = client(old, b"log", content=b"x" * 3 * block)
+    one.ask(3 * block, 16 * block, STORE | GROW)
+    old.sync()
+    bench = Bench(bytes(old.volume.pool.memory), strangers=True)
+    fs = bench.fs
+    content = random.Random(7).randbytes(4 * block)
+    for number in range(2):
+        how(fs, one.file.ino, (3 + 4 * number) * block, content)
+    check(fs, [], [(one.file.ino, one.told)])
+    for at in one.told:
+        fs.volume.pool.write(at * block, b"\xee" * block)
+    assert fs.tree.read_bytes("log") == b"x" * 3 * block + content * 2
+    bench.pool.strangers = False
+    fs.tick()
+    assert not nameless(fs)
     bench.close(tmp_path / "pool")
 
 
