@@ -13,6 +13,7 @@ from preload_rig import agent, compile_library, compile_program, said
 
 from daxfs import direct
 from daxfs.direct import trust
+from daxfs.fs import leases
 
 LINE = "{id} 1 {device} / /mnt/a\\040b rw,nosuid shared:7 - {kind} {source} rw,{options},default_permissions\n"
 OWN = os.getuid()
@@ -60,6 +61,35 @@ def test_only_the_mounts_of_root_and_of_the_own_user_give_memory(
             assert file.pread(0, 2) == b"xx"
     finally:
         mount.__exit__(None, None, None)
+
+
+def test_a_mount_that_takes_the_place_of_a_trusted_one(
+    pool: Callable[..., Path], library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool may stay mapped while no file is open; who comes then, and says all that its mount said, is looked at."""
+    made = pool("-b", "4096")
+    monkeypatch.setattr(leases.secrets, "randbits", lambda _: 4711)
+    content = b"x" * 4096
+    with agent(library) as worker:
+        devices = []
+        for user in (0, NOBODY):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getuid", lambda user=user: user)
+                mount = mounted(made, *SESSIONS["kernel"], "allow_other")
+                place = mount.__enter__().place
+            try:
+                path = place / "file"
+                path.write_bytes(content)
+                devices.append(path.stat().st_dev)
+                for _ in range(20):
+                    worker("fd = os.open({path}, os.O_RDWR)", path=str(path))
+                    got, calls = worker("direct(lambda: os.pread(fd, 4096, 0))")  # type: ignore[misc]
+                    assert (got, calls) == (content, 0 if user == 0 else 1)
+                    worker("os.close(fd)")
+                assert user or worker("{pool} in open('/proc/self/maps').read()", pool=str(made))
+            finally:
+                mount.__exit__(None, None, None)
+        assert devices[0] == devices[1], "this kernel gave the second mount another number"
 
 
 @pytest.mark.parametrize(

@@ -402,14 +402,23 @@ static int learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length,
 /* Shut the gate and learn. 0 or an errno; whether anything is known now. */
 static int learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags, bool *known) {
     int saved = errno, open = 0, failed = EAGAIN;
+    struct pl_file *held;
 
     *known = false;
     if (!pl_own_process() && pl_vforked)
         return EAGAIN;
-    if (!atomic_compare_exchange_strong(&file->gate, &open, 1))
+    /* Held, so that it is no other file's object when the answer comes, even if the descriptor is closed meanwhile. */
+    held = pl_hold(fd);
+    if (held != file || !atomic_compare_exchange_strong(&file->gate, &open, 1)) {
+        if (held)
+            pl_drop(held);
+        errno = saved;
         return EAGAIN;
+    }
     if (drained(file) && still_it(fd, file)) {
         failed = learn(fd, file, offset, length, flags);
+        if (atomic_load(&pl_table[fd]) != file)
+            forget_extents(file); /* it may have been answered for another */
         *known = file->leased;
     }
     if (!*known)
@@ -417,6 +426,7 @@ static int learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t l
     atomic_store(&file->gate, 0);
     if (atomic_load(&file->mappings))
         pl_map_check(fd);
+    pl_drop(file);
     errno = saved;
     return failed;
 }

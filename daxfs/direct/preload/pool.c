@@ -62,6 +62,8 @@ static bool attach(struct pl_mount *mount, int fd) {
         return false;
     if (mount->writable && mount->pool.persistence == DAXFS_LINES && !pl_lines_known())
         mount->writable = false;
+    atomic_store(&mount->id, pl_mount_id(fd));
+    atomic_store(&mount->doubtful, false);
     mapped = map_pool(mount, pool);
     syscall(SYS_close, pool);
     mount->attached++;
@@ -94,11 +96,33 @@ struct pl_mount *pl_mount_of(int fd, dev_t device) {
     return NULL;
 }
 
+/* Whether the mapped pool is this file's, though no file of its mount was open for a while. What a mount says of itself
+ * does not count, since it may lie; from here on the file keeps the mount. */
+static bool still_trusted(int fd, struct pl_mount *mount) {
+    uint64_t id = pl_mount_id(fd);
+    int state = PL_READY;
+
+    if (!id || id != atomic_load(&mount->id)) {
+        if (!pl_trusted(mount->device)) {
+            atomic_compare_exchange_strong(&mount->state, &state, PL_STALE);
+            return false;
+        }
+        atomic_store(&mount->id, id);
+    }
+    atomic_store(&mount->doubtful, false);
+    return true;
+}
+
 bool pl_attach(int fd, struct pl_mount *mount) {
     int state = atomic_load(&mount->state), saved = errno;
+    bool good = true;
 
-    if (likely(state == PL_READY))
-        return true;
+    if (likely(state == PL_READY)) {
+        if (unlikely(atomic_load(&mount->doubtful)))
+            good = still_trusted(fd, mount);
+        errno = saved;
+        return good;
+    }
     if (state != PL_KNOWN || !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return false;
     state = attach(mount, fd) ? PL_READY : PL_NOT_DAXFS;
@@ -110,6 +134,8 @@ bool pl_attach(int fd, struct pl_mount *mount) {
 void pl_leave(struct pl_mount *mount) {
     int state = PL_READY, saved = errno;
 
+    if (atomic_load(&mount->stays))
+        atomic_store(&mount->doubtful, true); /* before anybody could count himself as the first */
     if (atomic_fetch_sub(&mount->users, 1) != 1 || atomic_load(&mount->stays) ||
         !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return;

@@ -46,6 +46,8 @@ struct pl_mount {
     _Atomic int state;       /* PL_FREE, ... */
     _Atomic int users;       /* file objects */
     _Atomic bool stays;      /* mapped even while no file is open: files come and go */
+    _Atomic bool doubtful;   /* no file was open: another mount may have this st_dev now */
+    _Atomic uint64_t id;     /* pl_mount_id of what was trusted last */
     unsigned attached;       /* times that it was mapped */
     bool writable;           /* the pool could be opened for writing; true until then */
     char *base;              /* PL_READY: the pool, all of it, shared; there is no descriptor to be lost */
@@ -78,6 +80,8 @@ int pl_flush(const struct pl_mount *mount, const char *address, size_t length);
 
 /* Whether the mount with this st_dev is one of daxfs, by root or by this process's own user. */
 bool pl_trusted(dev_t device);
+/* A number that only this mount has, and no later one; 0 where the kernel has none (before 6.8). */
+uint64_t pl_mount_id(int fd);
 /* Open it with O_RDWR or O_RDONLY; -1: it isn't what was named, or can't be opened. */
 int pl_open_pool(const struct daxfs_pool *pool, int flags);
 /* Whether the file system that was named lies in what was mapped. */

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define PROC_MAGIC 0x9fa0
+#define MNT_ID_UNIQUE 0x4000U /* STATX_MNT_ID_UNIQUE */
 #define SUPERBLOCK 1024 /* where ext4 has it, and in it: */
 #define EXT4_MAGIC 56
 #define EXT4_UUID 104
@@ -116,6 +117,19 @@ bool pl_trusted(dev_t device) {
     found = !syscall(SYS_fstatfs, words.fd, &system) && system.f_type == PROC_MAGIC && find(&words, device);
     syscall(SYS_close, words.fd);
     return found;
+}
+
+uint64_t pl_mount_id(int fd) {
+    struct {
+        uint32_t mask;
+        char before[140];
+        uint64_t id;
+        char behind[104];
+    } status;
+
+    if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, MNT_ID_UNIQUE, &status))
+        return 0;
+    return status.mask & MNT_ID_UNIQUE ? status.id : 0;
 }
 
 /* Whether that is the file or device that was named. */
