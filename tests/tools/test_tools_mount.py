@@ -174,14 +174,22 @@ def test_the_helper_of_mount8(pool: Pool) -> None:
             assert done.stderr.count("\n") == 1
 
 
+def wake_ups(pid: int) -> int:
+    """How often a process has gone to sleep of its own accord."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
 def test_an_idle_mount_costs_nothing(pool: Pool) -> None:
     with mounted(pool()) as mount:
         (mount.place / "file").write_bytes(b"x" * 10_000)
         assert (mount.place / "file").read_bytes() == b"x" * 10_000
         time.sleep(0.2)
-        before = processor_seconds(mount.daemon.pid)
+        before, woken = processor_seconds(mount.daemon.pid), wake_ups(mount.daemon.pid)
         time.sleep(2)
-        assert processor_seconds(mount.daemon.pid) - before <= 0.02
+        # Its clock ticks once a second. What a tick costs in time is up to how fast the machine brings rested memory back.
+        assert wake_ups(mount.daemon.pid) - woken <= 8
+        assert processor_seconds(mount.daemon.pid) - before <= 0.2
 
 
 def processor_seconds(pid: int) -> float:
