@@ -187,7 +187,7 @@ def test_an_idle_mount_costs_nothing(pool: Pool) -> None:
         time.sleep(0.2)
         before, woken = processor_seconds(mount.daemon.pid), wake_ups(mount.daemon.pid)
         time.sleep(2)
-        # Its clock ticks once a second. What a tick costs in time is up to how fast the machine brings rested memory back.
+        # Its clock ticks once a second. What that costs is up to how fast the machine brings rested memory back.
         assert wake_ups(mount.daemon.pid) - woken <= 8
         assert processor_seconds(mount.daemon.pid) - before <= 0.2
 
