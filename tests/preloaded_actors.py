@@ -12,17 +12,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import actor_rig
-import pytest
 from actor_rig import Actor, Stage
 
-from daxfs.tools.exec import LIBRARY
-
-needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the preload library was not built: no C compiler")
+from daxfs.tools.exec import library
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, with the library to be loaded."""
-    return {**os.environ, "LD_PRELOAD": str(LIBRARY), "PYTHONPATH": str(Path(__file__).parent), **more}
+    """This process's, with the library to be loaded; an error that says so if it was not built."""
+    return {**os.environ, "LD_PRELOAD": str(library()), "PYTHONPATH": str(Path(__file__).parent), **more}
 
 
 def run_python(script: str, *arguments: str | Path, limit: float = 60, code: int = 0, **more: str) -> str:

@@ -82,7 +82,7 @@ def lease(pool: Pool, descriptor: int, request: wire.Lease, buffer: bytearray) -
         OSError: the daemon's.
         Refused: the answer is about another pool, or a part of it that is not mapped here.
     """
-    wire.LEASE.pack_into(buffer, 0, *request[:4], *bytes(8))
+    request.pack_into(buffer)
     control(descriptor, wire.IOC_LEASE, buffer)
     answer = wire.Lease.unpack(buffer)
     if (answer.device, answer.inode) != (pool.record.device, pool.record.inode):

@@ -23,17 +23,16 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from daxfs.direct import holding
-from daxfs.direct.pool import Pool, attach, libc, os_error
+from daxfs.direct.pool import Pool, attach, libc, os_error, write_back
 from daxfs.direct.trust import Refused
 from daxfs.direct.wire import DURABLE, IOC_STORED, LEASE_SIZE, SLOT, Flag, Kind, Lease, Stored
+from daxfs.pmem.kinds import HUGE_PAGE
 
-HUGE_PAGE = 2 << 20
 FILLED = 64 << 20
 """Holes of this many bytes together get blocks of zeros when a file is mapped to be stored to; more stay holes."""
 
 _NORESERVE = 0x4000
 _FIXED = 0x10
-_MADV_HUGEPAGE = 14
 _TRIES = 8
 
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
@@ -258,7 +257,7 @@ class _Ground:
             flags = self._pool.map_flags | _FIXED
             _mmap(base + start, length, protection, flags, self._pool.descriptor, place)
             if length >= HUGE_PAGE:
-                libc.madvise(base + start, length, _MADV_HUGEPAGE)
+                libc.madvise(base + start, length, mmap.MADV_HUGEPAGE)
         if not self._anchor:
             self._anchor = _mmap(0, mmap.PAGESIZE, 0, mmap.MAP_PRIVATE, self._descriptor, 0)
 
@@ -278,8 +277,7 @@ class _Ground:
         self._pool.flush(self._base + start, length)
         if self._through_kernel:
             low = (self._base + start) & -mmap.PAGESIZE
-            if libc.msync(low, self._base + start + length - low, 4):
-                raise os_error()
+            write_back(low, self._base + start + length - low)
 
     def tell(self, flags: int) -> None:
         """The file was stored to."""

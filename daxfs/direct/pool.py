@@ -21,7 +21,6 @@ import fcntl
 import mmap
 import os
 import stat
-import struct
 import sys
 import threading
 import weakref
@@ -30,14 +29,11 @@ from collections.abc import Callable
 from daxfs.direct import trust, wire
 from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
-from daxfs.pmem import persist
+from daxfs.pmem import exclusive, persist
+from daxfs.pmem.pool import MAP_SYNC
 
 CHUNK = 21  # bits: what is marked dirty together
 
-_OFD_SETLK = 37  # F_OFD_SETLK, include/uapi/asm-generic/fcntl.h
-_FLOCK = struct.Struct("@hhqqi0q")
-_MAP_SHARED_VALIDATE = 3
-_MAP_SYNC = 0x80000
 _MS_SYNC = 4
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -48,6 +44,16 @@ def os_error() -> OSError:
     """The error of the last call of ``libc``."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))
+
+
+def write_back(address: int, length: int) -> None:
+    """Return when a mapped range, which begins on a page, is with the medium (msync(2)).
+
+    Raises:
+        OSError: the system's.
+    """
+    if libc.msync(address, length, _MS_SYNC):
+        raise os_error()
 
 
 class Pool:
@@ -124,8 +130,11 @@ class Pool:
                 self._write_back(start, address + length - start)
 
     def _write_back(self, address: int, length: int) -> None:
-        if self._failed is None and libc.msync(address, length, _MS_SYNC):
-            self._failed = os_error()
+        if self._failed is None:
+            try:
+                write_back(address, length)
+            except OSError as error:
+                self._failed = error
         if self._failed is not None:
             raise FsError(errno.EIO, f"write-back of the pool failed ({self._failed})")
 
@@ -191,11 +200,9 @@ def _open(record: wire.Pool) -> Pool:
 
 
 def _map(record: wire.Pool, descriptor: int, writable: bool) -> Pool:
-    lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, wire.LOCKS + record.lock, 1, 0)
     try:
-        fcntl.fcntl(descriptor, _OFD_SETLK, lock)
+        exclusive.lock_as_client(descriptor, record.lock)
     except OSError as error:
-        # Devices without locks (EINVAL): the daemon has none to look at either.
         if error.errno != errno.EINVAL:
             raise Refused(f"the pool can't be locked: {error.strerror}") from None
     lines = record.persistence == wire.Persistence.LINES
@@ -204,7 +211,7 @@ def _map(record: wire.Pool, descriptor: int, writable: bool) -> Pool:
     flags = mmap.MAP_SHARED
     if lines and stat.S_ISREG(os.fstat(descriptor).st_mode):
         # Without MAP_SYNC a written-back line may lie in a block that the pool's file system does not know yet.
-        flags = _MAP_SHARED_VALIDATE | _MAP_SYNC
+        flags = MAP_SYNC
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
         mapping = mmap.mmap(descriptor, record.size, flags=flags, prot=protection)

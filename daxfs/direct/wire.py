@@ -10,10 +10,12 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
+from daxfs.pmem.exclusive import CLIENT_LOCKS
+
 Buffer = bytes | bytearray | memoryview
 
 VERSION = 1
-LOCKS = 1 << 62  # offset in the pool of the first byte that clients lock
+LOCKS = CLIENT_LOCKS
 
 
 class Persistence(IntEnum):

@@ -11,7 +11,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import clock, data, ranges
+from daxfs.fs import data, ranges
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def lengthened(volume: Volume, node: Node, lease: Lease, size: int) -> bool:
         if not mapping.move_border(tx, inode, begin >> bits, size - begin >> bits):
             return False
         inode.size = size
-        inode.mtime_ns = inode.ctime_ns = clock.now()
-        mapping.settle_tail(tx, inode)
+        ranges.finish(tx, inode)
     node.mtime = node.ctime = 0
     node.atime_due = not node.noatime
     if not mapped.move_border(begin, size):

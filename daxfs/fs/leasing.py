@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MAX_FILL = 64 << 20
 """So many bytes one request provides with blocks, in some ten milliseconds; the client asks on from there."""
-RUNS_PER_STEP = 8
 
 Range = tuple[int, int]
 
@@ -207,7 +206,7 @@ def fill_step(volume: Volume, file: OpenFile, lease: Lease, lblk: int, stop: int
     grown: list[Range] = []
     with volume.handle(ranges.CREDITS_STEP, file.caller) as tx:
         inode = inodes.edit(tx, node.ino)
-        while lblk < stop and len(made) < RUNS_PER_STEP:
+        while lblk < stop and len(made) < ranges.RUNS_PER_STEP:
             border = min(stop, inside) if lblk < inside else stop
             run = mapping.lookup(tx, inode, lblk)
             room = min(run.length, border - lblk)

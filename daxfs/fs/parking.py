@@ -73,12 +73,8 @@ def end_growth(volume: Volume, node: Node) -> None:
         for low, high in reversed(runs):
             if node.map is not None:
                 node.map.cut(low << bits, high + 1 << bits)
-            finished = low > high
-            while not finished:
-                with volume.handle(CREDITS_END) as tx:
-                    inode = inodes.edit(tx, node.ino)
-                    finished = remove(volume, tx, inode, low, high, limit=RUNS_PER_END)
-                    mapping.settle_tail(tx, inode)
+            if low <= high:
+                give_up(volume, node.ino, low, high)
     finally:
         lease.moved()
 
@@ -92,19 +88,24 @@ def forsake(volume: Volume, ino: int) -> None:
     leases = volume.leases
     if not leases.strangers or ino in leases.forsaken:
         return
-    finished = False
-    while not finished:
-        with volume.handle(CREDITS_END) as tx:
-            inode = inodes.edit(tx, ino)
-            first = inode.size + volume.block_size - 1 >> volume.block_bits
-            finished = remove(volume, tx, inode, first, None, limit=RUNS_PER_END)
-            mapping.settle_tail(tx, inode)
+    size = inodes.read(volume.view, ino).size
+    give_up(volume, ino, size + volume.block_size - 1 >> volume.block_bits, None)
     node = volume.nodes.open.get(ino)
     if node is not None:
         node.map = None
         if node.lease is not None:
             node.lease.moved()
     leases.forsaken.add(ino)
+
+
+def give_up(volume: Volume, ino: int, first: int, last: int | None) -> None:
+    """`remove` blocks behind the end of a file, in as many handles as it takes."""
+    finished = False
+    while not finished:
+        with volume.handle(CREDITS_END) as tx:
+            inode = inodes.edit(tx, ino)
+            finished = remove(volume, tx, inode, first, last, limit=RUNS_PER_END)
+            mapping.settle_tail(tx, inode)
 
 
 def withheld(volume: Volume, tx: Handle, mark: int, lease: Lease | None) -> list[Run]:

@@ -68,6 +68,15 @@ def mapped_by_clients(descriptor: int, first: int = 0, end: int = LOCKS) -> bool
     return kind != fcntl.F_UNLCK
 
 
+def lock_as_client(descriptor: int, lock: int) -> None:
+    """Take a client's lock of the mount that gave it ``lock``; it lasts as long as the open file or a mapping of it.
+
+    Raises:
+        OSError: the system's; EINVAL, the device has no locks, and the daemon none to look at either.
+    """
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, CLIENT_LOCKS + lock, 1, 0))
+
+
 def refuse_clients(descriptor: int, path: str) -> None:
     """Stop where memory that programs still store into would be given to others.
 

@@ -28,8 +28,8 @@ from daxfs.pmem.persist import Buffer, Persistence
 
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
-_MAP_SHARED_VALIDATE = 3
-_MAP_SYNC = 0x80000  # a store that left the CPU's caches is durable: no metadata is left for the kernel to write
+MAP_SYNC = 0x80000 | 3
+"""With MAP_SHARED_VALIDATE: a store that left the CPU's caches is durable; no metadata is left for the kernel to write."""
 _PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
@@ -267,8 +267,7 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
     if kind == kinds.FILE:
         # Granted by fsdax mounts alone: elsewhere EOPNOTSUPP (EINVAL from kernels that don't know the flag).
         try:
-            flags = _MAP_SHARED_VALIDATE | _MAP_SYNC
-            mapping = mmap.mmap(descriptors[0], target.size, flags=flags, prot=protection)
+            mapping = mmap.mmap(descriptors[0], target.size, flags=MAP_SYNC, prot=protection)
             kind = kinds.FSDAX
         except OSError:
             mapping = None

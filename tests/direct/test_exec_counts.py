@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 from mount_rig import COMMAND, SESSIONS, Mounted, mounted
-from preloaded_actors import needs_library
 
 from support import mke2fs
-
-pytestmark = needs_library
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 from mount_rig import SESSIONS, Mounted, mounted
-from preloaded_actors import needs_library, run_python
-
-pytestmark = needs_library
+from preloaded_actors import run_python
 
 HELPERS = """
 import ctypes, mmap, os, signal, sys

@@ -15,9 +15,7 @@ import pytest
 from actor_rig import KEEP_SIZE, PAGE, PRIVATE, PUNCH_HOLE, READ, SHARED, WRITE, ZERO_RANGE, Stage, Step, play, stages
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, mounted
-from preloaded_actors import needs_library, preloaded_stage
-
-pytestmark = needs_library
+from preloaded_actors import preloaded_stage
 
 RDWR, CREATE = os.O_RDWR, os.O_RDWR | os.O_CREAT
 BOTH = READ | WRITE

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from mount_rig import SESSIONS, Mounted, mounted
-from preloaded_actors import needs_library, run_python
+from preloaded_actors import run_python
 
 from support import mke2fs
-
-pytestmark = needs_library
 
 HELPERS = """
 import ctypes, mmap, os, random, sys

@@ -79,7 +79,6 @@ def test_arguments_and_the_exit_code_are_the_programs() -> None:
     )
 
 
-@pytest.mark.skipif(not execute.LIBRARY.exists(), reason="the library was not built: no C compiler")
 def test_the_program_has_the_library_loaded() -> None:
     assert str(execute.LIBRARY) in daxfs("exec", "cat", "/proc/self/maps")
     assert "LD_PRELOAD=" in daxfs("exec", "--verbose", "true")

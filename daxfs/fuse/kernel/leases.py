@@ -64,21 +64,20 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     if answer.made:
         connection.stored_in_memory(file.ino)
     identity = connection.core.pool_identity()
-    head = wire.LEASE.pack(
+    return wire.Lease(
         holder,
         offset,
         length,
         flags,
-        len(answer.pieces),
-        answer.next,
-        answer.size,
-        answer.slot,
-        answer.epoch,
-        identity.device,
-        identity.inode,
-        identity.lock,
-    )
-    return head + b"".join([wire.EXTENT.pack(*piece, 0) for piece in answer.pieces])
+        next=answer.next,
+        size=answer.size,
+        slot=answer.slot,
+        epoch=answer.epoch,
+        device=identity.device,
+        inode=identity.inode,
+        lock=identity.lock,
+        extents=tuple(wire.Extent(*piece) for piece in answer.pieces),
+    ).pack()
 
 
 def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
