@@ -29,7 +29,7 @@ from daxfs.pmem.persist import Buffer, Persistence
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
 MAP_SYNC = 0x80000 | 3
-"""With MAP_SHARED_VALIDATE: a store that left the CPU's caches is durable; no metadata is left for the kernel to write."""
+"""Flags of a mapping whose flushed stores are durable: no metadata is left for the kernel to write."""
 _PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import gc
+import mmap
 import os
 import struct
 import threading
@@ -329,7 +330,7 @@ def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
     fake, recorder = FakeDaemon(tmp_path, persistence=wire.Persistence.LINES), Recorder()
     fake.serve(monkeypatch)
     monkeypatch.setattr(persist, "load_libpmem", recorder.library)
-    monkeypatch.setattr(pools, "_MAP_SYNC", 0)  # this pool lies on no fsdax mount
+    monkeypatch.setattr(pools, "MAP_SYNC", mmap.MAP_SHARED)  # this pool lies on no fsdax mount
     with direct.open(fake.file, "r+b") as file:
         assert file.direct
         held = file._held
