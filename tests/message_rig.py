@@ -18,6 +18,7 @@ from daxfs.fuse.kernel import dispatch
 from daxfs.fuse.kernel.abi import Init, Opcode
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.request import Request
+from daxfs.fuse.options import MountOptions
 
 ROOT = 1
 HEADER = 40
@@ -217,11 +218,11 @@ class Rig:
         told: the notifications that were sent, (code, body).
     """
 
-    def __init__(self, core: Any, *, cache_links: bool = True, buffer: int = BUFFER) -> None:
+    def __init__(self, core: Any, *, options: MountOptions | None = None, buffer: int = BUFFER) -> None:
         self.core = core
         self.told: list[tuple[int, bytes]] = []
         self.connection = Connection(
-            core, dispatch.TABLE, lambda code, body: self.told.append((code, bytes(body))), cache_links=cache_links
+            core, dispatch.TABLE, lambda code, body: self.told.append((code, bytes(body))), options
         )
         self.buffer = bytearray(buffer)
         self.request = Request(memoryview(self.buffer), core.pins)

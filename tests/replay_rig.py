@@ -16,6 +16,7 @@ from recording_rig import LONG_AGO, pool_of_recordings
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.options import MountOptions
 from support import fsck
 
 OPTIONS = {"direct": Options(), "cached": Options(dax="never", atime="strictatime")}
@@ -143,7 +144,7 @@ def recorded_pages(recording: Path) -> int:
 def replay_in(recording: Path, pool: Path) -> set[int]:
     """The same over a new pool, which e2fsck checks in the end; every file must have been closed."""
     mode = recording.stem.rpartition("-")[2]
-    rig = Rig(FileSystem.open(pool_of_recordings(pool), OPTIONS[mode]), cache_links=mode == "direct")
+    rig = Rig(FileSystem.open(pool_of_recordings(pool), OPTIONS[mode]), options=MountOptions(atime=OPTIONS[mode].atime))
     seen = replay(recording, rig)
     assert rig.connection.files == {}
     rig.connection.close_all()

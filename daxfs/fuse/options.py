@@ -105,6 +105,26 @@ class MountOptions:
     log: str = ""
     stats: bool = False
 
+    def listed(self) -> list[str]:
+        """The options that make such a mount, those left to their defaults too."""
+        flags = [name for name, flag in _FLAGS.items() if self.flags & flag]
+        wake = "off" if self.wake_microseconds is None else self.wake_microseconds
+        return [
+            "ro" if self.read_only else "rw",
+            *flags,
+            "sync" if self.sync else "async",
+            self.atime,
+            f"commit={self.commit_seconds:.0f}",
+            f"dax={self.dax}",
+            f"session={self.session}",
+            f"poll={self.poll_seconds * 1e6:.0f}",
+            f"wake={wake}",
+            *(["allow_other"] if self.allow_other else []),
+            *(["stats"] if self.stats else []),
+            *([f"log={self.log}"] if self.log else []),
+            *self.kernel,
+        ]
+
 
 def parse(given: Iterable[str]) -> MountOptions:
     """Read option lists (``"ro,commit=30"``); later ones win.

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from daxfs.errors import UserError
 from daxfs.ext4 import features
@@ -14,6 +15,7 @@ from daxfs.fuse import mounts
 from daxfs.pmem.kinds import read_mounts
 from daxfs.tools.reading import NO_INPUT, Reading, reading
 from daxfs.tools.sizes import format_size
+from daxfs.tools.status import status
 
 VALID_FS = 1
 ERROR_FS = 2
@@ -21,7 +23,10 @@ ERROR_FS = 2
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What ``daxfs info`` tells; the names are those of its JSON. Sizes in bytes."""
+    """What ``daxfs info`` tells; the names are those of its JSON. Sizes in bytes.
+
+    ``mount``: what the daemon tells of the mount (`daxfs.fuse.kernel.status`); empty without one.
+    """
 
     pool: str
     kind: str
@@ -47,6 +52,7 @@ class Info:
     last_written: str
     features: list[str]
     unsupported: list[str]
+    mount: dict[str, Any]
 
 
 def pool_of(place: str) -> tuple[str, str]:
@@ -103,6 +109,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         last_written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sb.s_wtime)) if sb.s_wtime else "",
         features=list(features.all_names(sb)),
         unsupported=[*features.unsupported_incompat(sb), *features.unsupported_ro_compat(sb)],
+        mount=status(mountpoint) if mountpoint else {},
     )
 
 
@@ -144,6 +151,7 @@ def show(place: str, *, as_json: bool = False) -> None:
         "size": f"{format_size(info.size)} ({info.size} bytes)",
         "persistence": info.persistence,
         "mounted on": info.mountpoint,
+        "options": ",".join(info.mount.get("options", ())),
         "state": info.state,
         "errors": str(info.errors) if info.errors else "",
         "label": info.label,

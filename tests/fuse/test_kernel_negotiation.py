@@ -14,6 +14,7 @@ from message_rig import ALL, HEADER, Rig, pack, size_of, unpack
 
 from daxfs.fuse.kernel import negotiation
 from daxfs.fuse.kernel.abi import Init, Opcode
+from daxfs.fuse.options import MountOptions
 
 ACCEPTED = {
     "ASYNC_READ": 0,
@@ -141,7 +142,7 @@ def test_readahead_is_the_kernels_choice(rig: Rig, readahead: int) -> None:
 
 def test_links_whose_targets_the_kernel_may_not_keep() -> None:
     """With strictatime every readlink(2) moves a time, so every one must come here."""
-    rig = Rig(FakeCore(), cache_links=False)
+    rig = Rig(FakeCore(), options=MountOptions(atime="strictatime"))
     assert not rig.init().flags & 1 << ACCEPTED["CACHE_SYMLINKS"]
 
 

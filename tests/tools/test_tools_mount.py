@@ -216,9 +216,15 @@ def test_info_of_a_pool_and_of_a_mount(pool: Pool) -> None:
     shown = daxfs("info", path)
     assert "mylabel" in shown
     assert "clean" in shown
-    with mounted(path) as mount:
+    assert told["mount"] == {}
+    with mounted(path, "commit=7,noatime") as mount:
         told = json.loads(daxfs("info", mount.place, "--json"))
         assert (told["pool"], told["mountpoint"], told["state"]) == (str(path), str(mount.place), "mounted")
+        assert {"rw", "commit=7", "noatime", "dax=always"} <= {*told["mount"]["options"]}
+        assert json.loads(daxfs("info", path, "--json"))["mount"] == told["mount"]
+        assert "commit=7," in daxfs("info", mount.place)
+    with mounted(path, "session=pyfuse3") as mount:
+        assert json.loads(daxfs("info", mount.place, "--json"))["mount"] == {}
 
 
 def test_dump_shows_what_debugfs_shows(pool: Pool, tmp_path: Path) -> None:

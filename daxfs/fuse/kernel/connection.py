@@ -21,6 +21,7 @@ from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.kernel.request import Request
+from daxfs.fuse.options import MountOptions
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem, OpenFile
@@ -49,7 +50,7 @@ class Connection:
         files: open files by handle.
         agreement: what INIT settled.
         notify: sends a message that answers no request: (code, body).
-        cache_links: the kernel may keep the targets of symbolic links.
+        options: in force.
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
         outdated: inodes whose attributes the kernel was told to forget because of stores, and was not given since.
@@ -67,8 +68,7 @@ class Connection:
         core: FileSystem,
         table: dict[int, Handler],
         notify: Callable[[int, bytes], None] = lambda _code, _body: None,
-        *,
-        cache_links: bool = True,
+        options: MountOptions | None = None,
     ) -> None:
         self.core = core
         self.table = dict(table)
@@ -76,7 +76,7 @@ class Connection:
         self.files: dict[int, OpenFile] = {}
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
-        self.cache_links = cache_links
+        self.options = options or MountOptions()
         self.block_size = core.statfs().block_size
         self.ended = False
         self.setxattr_in: struct.Struct = abi.SETXATTR_IN

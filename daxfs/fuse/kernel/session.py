@@ -162,7 +162,7 @@ def serve(
     """
     attachment = serving.Attachment(source, mountpoint, options)
     device = Device(attachment.descriptor, negotiation.buffer_size(), options.poll_seconds)
-    connection = Connection(core, dispatch.TABLE, device.notify, cache_links=options.atime != "strictatime")
+    connection = Connection(core, dispatch.TABLE, device.notify, options)
     if options.stats:
         Counting(connection, lasting=True)
     session = Session(device, connection, Wakefulness(options.wake_microseconds))

@@ -1,0 +1,46 @@
+"""The status of a mount: what is told, to whom, and that the answer fits."""
+
+from __future__ import annotations
+
+import errno
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from daxfs.errors import FsError
+from daxfs.fuse.kernel import abi, ioctls, status
+from daxfs.fuse.options import parse
+
+
+def query(text: str, node: int = abi.ROOT_ID) -> dict[str, Any]:
+    connection: Any = SimpleNamespace(options=parse([text]))
+    request: Any = SimpleNamespace(uid=1000, node=node)
+    found: dict[str, Any] = json.loads(ioctls.COMMANDS[status.STATUS](connection, request, memoryview(b"")))
+    return found
+
+
+def test_the_options_in_force() -> None:
+    told = query("noatime,commit=30,nosuid,nodev,poll=0,wake=off,dax=inode,log=/l,context=a,stats")["options"]
+    assert told[:5] == ["rw", "nosuid", "nodev", "async", "noatime"]
+    assert {"commit=30", "poll=0", "wake=off", "dax=inode", "session=kernel", "log=/l", "context=a", "stats"} <= {*told}
+    assert query("ro,sync")["options"][:3] == ["ro", "sync", "relatime"]
+
+
+@pytest.mark.parametrize("text", ["", "ro,nosuid,strictatime,sync", "wake=20,poll=7,commit=9,dax=never,allow_other"])
+def test_the_options_in_force_make_the_same_mount_again(text: str) -> None:
+    assert parse([",".join(query(text)["options"])]) == parse([text])
+
+
+def test_only_the_root_directory_tells() -> None:
+    with pytest.raises(FsError) as caught:
+        query("", node=12)
+    assert caught.value.errno == errno.ENOTTY
+
+
+def test_an_answer_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(status.FACTS, "long", lambda _: "x" * status.SIZE)
+    with pytest.raises(FsError) as caught:
+        query("")
+    assert caught.value.errno == errno.EOVERFLOW
