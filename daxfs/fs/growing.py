@@ -1,8 +1,11 @@
-"""What clients say that they have stored by themselves: times move, and the file grows over what they stored behind it.
+"""Write notifications: a client says what it has stored, so times move and the file reaches what was stored past EOF.
 
-`leasing.py` gave the memory, `parking.py` ends the growth when the file is made longer in another way. Programs that
+`leasing.py` grants the memory, `parking.py` ends the grant when the file is made longer in another way. Programs that
 append and synchronise say both in one request, so what is usual there has a short way: some blocks of the unwritten
-run behind the end become the end of the written run before it.
+run past EOF become the end of the written run before it.
+
+Invariant: a block past EOF becomes readable only if it was granted to the grower and zeroed for that (`Lease.grown`).
+What a client claims decides nothing: other blocks past EOF (fallocate with KEEP_SIZE) hold what was deleted there.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ def stored(volume: Volume, file: OpenFile, told: Stored) -> int:
         How many changes the file has had (`Lease.changes`), this one included.
 
     Raises:
-        FsError: EBADF, EROFS, EFBIG, EINVAL (it holds no lease), ENOSPC; EAGAIN, and nothing has changed: the file has
-            not the size any more that ``told.base`` says, or somebody else has ended the growth.
+        FsError: EBADF, EROFS, EFBIG, ENOSPC; EINVAL: it holds no lease, or claims more than was granted to it past EOF;
+            EAGAIN: the file no longer has the size ``told.base``, or somebody else has ended the growth. Nothing has
+            changed after any of them but ENOSPC.
     """
     node = file.node
     if not file.writable:
@@ -46,6 +50,12 @@ def stored(volume: Volume, file: OpenFile, told: Stored) -> int:
             raise FsError(errno.EAGAIN)
         if holder is not None and grower[1] != holder:
             raise FsError(errno.EAGAIN)
+        if size > volume.max_size(node.ino):
+            raise FsError(errno.EFBIG)
+        if size > node.size and not lease.grown.covers(node.size, size):
+            raise FsError(
+                errno.EINVAL, f"inode {node.ino}: bytes {node.size} to {size} were not granted to be stored to"
+            )
         if not node.plain:
             data.drop_privileges(volume, node, file.caller)
         if size > volume.large_file_from:
@@ -53,8 +63,6 @@ def stored(volume: Volume, file: OpenFile, told: Stored) -> int:
     if size <= node.size:
         volume.touch_mtime(node)
     elif not lengthened(volume, node, lease, size):
-        if size > volume.max_size(node.ino):
-            raise FsError(errno.EFBIG)
         grow(volume, node, lease, size)
     if durable:
         data.fsync(volume, node.ino, data_only=data_only)
@@ -64,7 +72,7 @@ def stored(volume: Volume, file: OpenFile, told: Stored) -> int:
 def lengthened(volume: Volume, node: Node, lease: Lease, size: int) -> bool:
     """`grow` where whole blocks change from one run of the file to the other; False: it is not so simple."""
     begin, mapped = node.size, node.map
-    if mapped is None or (begin | size) & volume.block_size - 1 or not lease.grown.covers(begin, size):
+    if mapped is None or (begin | size) & volume.block_size - 1:
         return False
     bits = volume.block_bits
     with volume.handle(ranges.CREDITS_STEP) as tx:
@@ -83,31 +91,34 @@ def lengthened(volume: Volume, node: Node, lease: Lease, size: int) -> bool:
 
 
 def grow(volume: Volume, node: Node, lease: Lease, size: int) -> None:
-    """Blocks that a client has filled become written up to ``size``, and the file reaches it."""
+    """The blocks past EOF become written up to ``size``, all of which was granted, and the file reaches it.
+
+    The block that EOF is in is written: it was when its tail was granted.
+    """
     bits = volume.block_bits
     if node.map is None:
         data.load_map(volume, node)
-    begin = node.size & -volume.block_size
+    begin, end = node.size + -node.size % volume.block_size, size + -size % volume.block_size
     filled = [
         mapping.Extent(low >> bits, low + delta >> bits, high - low >> bits, False)
-        for low, high, delta, unwritten in data.pieces(volume, node, begin, size + -size % volume.block_size)
-        if unwritten and lease.grown.find(low)
+        for at, to, delta, unwritten in (data.pieces(volume, node, begin, end) if begin < end else ())
+        for low, high, _, _ in (lease.grown.within(at, to) if unwritten else ())
     ]
-    for run in filled:
-        volume.retrying(grow_step, node, lease, run, min(run.lblk + run.length << bits, size))
-    if node.size < size:
-        volume.retrying(grow_step, node, lease, None, size)
-    lease.grown.cut(0, size)
+    try:
+        for run in filled:
+            volume.retrying(grow_step, node, run, min(run.lblk + run.length << bits, size))
+        if node.size < size:
+            volume.retrying(grow_step, node, None, size)
+    finally:
+        lease.grown.cut(0, node.size)
 
 
-def grow_step(volume: Volume, node: Node, lease: Lease, run: mapping.Extent | None, size: int) -> None:
-    """Mark one run as written and move the end of the file, in one handle."""
+def grow_step(volume: Volume, node: Node, run: mapping.Extent | None, size: int) -> None:
+    """Mark one run as written and move EOF, in one handle."""
     with volume.handle(ranges.CREDITS_STEP) as tx:
         inode = inodes.edit(tx, node.ino)
         if run is not None:
             mapping.mark_written(tx, inode, run.lblk, run.length)
-        if not lease.grown.find(inode.size):
-            data.zero_tail(volume, tx, inode, inode.size)
         inode.size = size
         ranges.finish(tx, inode)
     volume.resize(node, size)

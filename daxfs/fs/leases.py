@@ -58,7 +58,8 @@ class Lease:
             stores were made durable knows whether they and all before them still are all there is.
         holders: open file -> holder -> the epoch that it has renewed in.
         told: bytes of the pool that holders were told of and that are the file's.
-        grown: bytes of the file behind its end that were zeroed and told to the grower.
+        grown: bytes of the file past EOF that were granted to the grower: zeroed before, and no other way to get there
+            since. A write notification makes these readable and nothing else.
         grower: the open file and holder that may make the file longer by itself; one at a time.
         kernel: bytes of the file that are mapped through the kernel, by open file and holder.
         barred: all of them together.

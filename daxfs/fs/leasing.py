@@ -186,10 +186,12 @@ def fill(volume: Volume, file: OpenFile, lease: Lease, begin: int, end: int) -> 
 
 
 def provided(volume: Volume, lease: Lease, node: Node, begin: int, end: int) -> bool:
-    """Whether all of [begin, end) is memory that may be told."""
-    position = begin
+    """Whether all of [begin, end) is memory that may be told: written within the file, granted past EOF."""
+    position, eof = begin, node.size + -node.size % volume.block_size
     for low, high, _, unwritten in data.pieces(volume, node, begin, end):
-        if low > position or (unwritten and any(True for _ in lease.grown.gaps(low, high))):
+        if low > position or (unwritten and low < eof):
+            return False
+        if high > eof and any(True for _ in lease.grown.gaps(max(low, eof), high)):
             return False
         position = high
     return position >= end
@@ -198,7 +200,8 @@ def provided(volume: Volume, lease: Lease, node: Node, begin: int, end: int) -> 
 def fill_step(volume: Volume, file: OpenFile, lease: Lease, lblk: int, stop: int) -> int:
     """Provide some runs in one handle; returns the block to go on with.
 
-    Behind the end of the file blocks stay unwritten, which is what ext4 has there, until `stored` moves the end.
+    Past EOF blocks stay unwritten, which is what ext4 has there, until `growing.stored` moves EOF. Written ones, which
+    a damaged or foreign pool may have there, are zeroed as unwritten ones are.
     """
     node, bits = file.node, volume.block_bits
     inside = node.size + volume.block_size - 1 >> bits
@@ -216,7 +219,7 @@ def fill_step(volume: Volume, file: OpenFile, lease: Lease, lblk: int, stop: int
                 run = mapping.allocate(tx, inode, lblk, room, unwritten=lblk >= inside, align=align)
                 fresh = True
             else:
-                fresh = run.unwritten
+                fresh = run.unwritten or lblk >= inside
                 run = run._replace(length=room)
             begin, end, delta = lblk << bits, lblk + run.length << bits, run.pblk - lblk << bits
             if fresh:

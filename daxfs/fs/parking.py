@@ -94,6 +94,7 @@ def forsake(volume: Volume, ino: int) -> None:
     if node is not None:
         node.map = None
         if node.lease is not None:
+            node.lease.grown = FileMap()
             node.lease.moved()
     leases.forsaken.add(ino)
 
