@@ -109,7 +109,7 @@ class Target:
 
     def close(self) -> None:
         """As the session does it at its end."""
-        self.rig.connection.close_all()
+        self.rig.connection.close_all(unmounted=False)
         self.core.close()
 
 

@@ -147,7 +147,7 @@ def replay_in(recording: Path, pool: Path) -> set[int]:
     rig = Rig(FileSystem.open(pool_of_recordings(pool), OPTIONS[mode]), options=MountOptions(atime=OPTIONS[mode].atime))
     seen = replay(recording, rig)
     assert rig.connection.files == {}
-    rig.connection.close_all()
+    rig.connection.close_all(unmounted=False)
     rig.core.close()
     fsck(pool)
     return seen

@@ -27,7 +27,7 @@ def rig_of(pool: Callable[..., Path]) -> Iterator[Callable[..., Rig]]:
 
     yield make
     for rig, path in made:
-        rig.connection.close_all()
+        rig.connection.close_all(unmounted=False)
         damaged = rig.core.volume.read_only and not rig.core.volume.options.read_only
         rig.core.close()
         fsck(path)

@@ -562,7 +562,7 @@ def test_close_all_closes_and_forgets(fake: Rig) -> None:
     found, _ = fake.create(b"a")
     fake.create(b"b")
     fake.forget(found.nodeid)
-    fake.connection.close_all()
+    fake.connection.close_all(unmounted=False)
     assert fake.core.open_files == 0
     assert fake.connection.files == {}
     assert found.nodeid not in fake.core.pins
@@ -573,7 +573,7 @@ def test_close_all_goes_on_after_a_refusal(fake: Rig, caplog: pytest.LogCaptureF
     fake.create(b"a")
     fake.create(b"b")
     fake.core.refuse = {"release": Corrupt("inode", "12")}
-    fake.connection.close_all()
+    fake.connection.close_all(unmounted=False)
     assert [name for name, _ in fake.core.calls].count("release") == 2
     assert fake.connection.files == {}
     assert "inode: 12" in caplog.text

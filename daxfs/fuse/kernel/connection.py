@@ -175,10 +175,16 @@ class Connection:
         self.outdated.discard(found.ino)
         return encoding.entry_out(found, self.block_size)
 
-    def close_all(self) -> None:
-        """Close what the kernel left open when the session ended; all of it, even if the pool is damaged."""
+    def close_all(self, *, unmounted: bool) -> None:
+        """Close what is still open when the session ends; all of it, even if the pool is damaged.
+
+        Args:
+            unmounted: the kernel has closed all files. An unmount can overtake the messages that say so (RELEASE), and
+                the leases of these files have ended. Otherwise clients go on without the daemon.
+        """
         self.settle()
-        self.core.part()
+        if not unmounted:
+            self.core.part()
         for handle in tuple(self.files):
             try:
                 self.closed(handle)

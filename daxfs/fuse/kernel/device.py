@@ -38,6 +38,7 @@ class Device:
         poll: asks whether a request is there, waiting so many milliseconds.
         spin_seconds: how long `spin` asks.
         ended: no request will ever come again.
+        unmounted: because the last mount of it is gone, and with it every open file and mapping.
     """
 
     def __init__(self, descriptor: int, size: int, spin_seconds: float) -> None:
@@ -48,6 +49,7 @@ class Device:
         self.buffer = memoryview(mmap.mmap(-1, before + size))[before:]
         self.spin_seconds = spin_seconds
         self.ended = False
+        self.unmounted = False
         self.buffers = [self.buffer]
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
@@ -57,6 +59,7 @@ class Device:
         """readv(2) failed: there is no request now, or there never will be one (``ended``)."""
         if error.errno in ENDED:
             self.ended = True
+            self.unmounted = error.errno == errno.ENODEV
         elif error.errno not in NOT_NOW:
             raise error
 

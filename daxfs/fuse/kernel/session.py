@@ -171,6 +171,6 @@ def serve(
     except serving.SessionFailed:
         device.close()
         raise
-    connection.close_all()
+    connection.close_all(unmounted=device.unmounted)
     device.close()
     attachment.detach()
