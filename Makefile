@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full container lint types floors check bench clean
+.PHONY: help setup demo test test-full test-crash container lint types floors check bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: setup ## run all tests but the long sweeps
 
 test-full: setup ## run all tests, the long sweeps too
 	@$(BIN)/python -m pytest --timeout=3600 $(PYTEST)
+
+test-crash: setup ## every power cut of all workloads of one and two operations, on every processor; hours
+	@cd tests && ../$(BIN)/python -m explorer.explore $(EXPLORE)
 
 container: ## the mounted tests and fio in a privileged container, or where no engine runs in a debootstrap root
 	@scripts/container/run

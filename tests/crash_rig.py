@@ -12,11 +12,14 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from kernel_rig import kernel_mount
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
 from tree_rig import QUIET, Facts, walk
@@ -24,6 +27,7 @@ from tree_rig import QUIET, Facts, walk
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.fs import clock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.mounting import read_superblock
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
@@ -34,6 +38,8 @@ from daxfs.structures import groups
 from support import fsck, mke2fs, run, tool
 
 WORD = 8
+EPOCH_NS = 1_700_000_000 * 10**9
+TICK_NS = 4_000_000
 READ_ONLY = Options(read_only=True, atime="noatime")
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -43,6 +49,17 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "no-extents": ("-b", "1024", "-O", "^extent,^64bit,^resize_inode", "-I", "128"),
     "4k": ("-b", "4096", "-O", "^resize_inode"),
 }
+PLAIN = {"no-journal": ("-b", "1024", "-O", "^has_journal,^resize_inode")}
+"""Formats whose commits are not atomic."""
+
+
+@contextmanager
+def steady_clock() -> Iterator[None]:
+    """The clock begins anew and moves a tick with each question: the same workload makes the same stores."""
+    ticks = count(EPOCH_NS, TICK_NS)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(clock, "now", lambda: next(ticks))
+        yield
 
 
 def noise(size: int, seed: int) -> bytes:
@@ -53,9 +70,12 @@ def noise(size: int, seed: int) -> bytes:
 @cache
 def image(name: str) -> bytes:
     """A pool with a small tree that every operation finds something in; it was unmounted cleanly."""
-    large = "4096" in FORMATS[name]
+    given = {**FORMATS, **PLAIN}[name]
+    large = "4096" in given
     with tempfile.TemporaryDirectory() as folder:
-        options = (*FORMATS[name], "-N", "64", "-m", "0", "-J", f"size={4 if large else 1}")
+        options = (*given, "-N", "64", "-m", "0")
+        if name not in PLAIN:
+            options = (*options, "-J", f"size={4 if large else 1}")
         path = mke2fs(Path(folder) / "pool", *options, size="10M" if large else "2500K")
         with FileSystem.open(path, QUIET) as fs:
             plant(fs)
@@ -267,6 +287,12 @@ AFTER = ("", "sync", "fsync", "fdatasync")
 SINGLE = [name for name in OPERATIONS if name != "scatter"]
 """The operations that are one handle, or have one that can be seen."""
 
+AGAIN = (
+    *("mkdir", "rmdir new", "symlink long", "unlink symlink long", "set large xattr", "replace xattr", "chmod"),
+    *("truncate up", "truncate within block", "write beyond", "exchange", "exchange across", "overwrite"),
+)
+"""Operations that can be done again and again."""
+
 Step = tuple[str, str]
 
 
@@ -322,6 +348,7 @@ class Run:
         moments: the states the tree went through, the first before the workload.
         promises: what syncs have promised.
         start: events before the workload began.
+        last: the pool's bytes at the end.
         laps: events before the log began anew.
     """
 
@@ -329,6 +356,10 @@ class Run:
         self.steps = list(steps)
         self.pool = RecordingPool(bytearray(content))
         self.promises: list[Promise] = [Promise(0, 0)]
+        with steady_clock():
+            self._work(close=close)
+
+    def _work(self, *, close: bool) -> None:
         fs = FileSystem.open(self.pool, QUIET)
         self.fs = fs
         self.bench = Workbench(fs)
@@ -340,7 +371,13 @@ class Run:
         fs.sync()
         self._promise(Promise(len(self.pool.events), len(self.moments) - 1))
         if close:
+            # A closed pool shows its memory no more.
+            fs.volume.pool.close, closing = lambda: None, fs.volume.pool.close  # type: ignore[method-assign]
             fs.close()
+            self.last = self.pool.image()
+            closing()
+        else:
+            self.last = self.pool.image()
 
     def _do(self, name: str, after: str) -> None:
         begun = len(self.pool.events)
@@ -382,6 +419,14 @@ class Run:
         moments = [f"{moment.name} {moment.begun}..{moment.ended}" for moment in self.moments]
         return f"{self.steps}, cut at {left.position} of {len(self.pool.events)} ({left.choice}); {moments}"
 
+    def stage(self, position: int) -> tuple[int, int]:
+        """What `judge` takes from a position: how many promises hold by then, and the last moment that had begun."""
+        kept = sum(promise.position <= position for promise in self.promises)
+        return kept, self._last(position)
+
+    def _last(self, position: int) -> int:
+        return max(index for index, moment in enumerate(self.moments) if moment.begun <= position)
+
     def judge(self, found: Picture, position: int) -> list[str]:
         """Why ``found`` is nothing that a cut after this many events may leave; empty if it is all right.
 
@@ -392,7 +437,7 @@ class Run:
         """
         kept = [promise for promise in self.promises if promise.position <= position]
         floor = max(promise.index for promise in kept if not promise.ino)
-        last = max(index for index, moment in enumerate(self.moments) if moment.begun <= position)
+        last = self._last(position)
         told = []
         for index in range(last, floor - 1, -1):
             wrong = self._compare(found, index, last, floor, kept)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from crash_rig import (
     AFTER,
+    AGAIN,
     FORMATS,
     QUIET,
     SINGLE,
@@ -247,13 +248,6 @@ def test_files_that_end_slowly(tmp_path: Path, name: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "4k"])
 def test_files_that_end_slowly_in_full(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert end_slowly(name, tmp_path / "pool", monkeypatch, 1) > 300
-
-
-AGAIN = (
-    *("mkdir", "rmdir new", "symlink long", "unlink symlink long", "set large xattr", "replace xattr", "chmod"),
-    *("truncate up", "truncate within block", "write beyond", "exchange", "exchange across", "overwrite"),
-)
-"""Operations that can be done again and again."""
 
 
 def go_round(seed: int, name: str, path: Path, share: float) -> int:

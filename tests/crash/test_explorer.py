@@ -1,0 +1,128 @@
+"""A bounded sample of the explorer, and the explorer itself: what it must see if the file system were wrong."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from crash_rig import FORMATS, PLAIN, SINGLE, Run, image
+from explorer import workloads
+from explorer.examine import Depth, Examiner, Tally, Wrong, complete
+from explorer.explore import explore
+from explorer.lines import Line, choices, cuts
+from explorer.workloads import Workload
+
+from daxfs.pmem.recorder import CACHE_LINE, Event, Fence, Flush, Store
+
+SAMPLE = Depth(alone=6, subsets=1, others=0.002)
+
+
+def explored(work: list[Workload], depth: Depth = SAMPLE) -> Tally:
+    """Examine these workloads on all processors; the first wrong image fails the test."""
+    total = Tally()
+    for found in explore(work, depth):
+        assert isinstance(found, Tally), found
+        total.add(found)
+    assert total.workloads == len(work)
+    return total
+
+
+def test_every_operation() -> None:
+    work = list(workloads.ones("1k"))
+    found = explored(work, Depth(alone=2, subsets=1))
+    assert found.cuts >= 2 * found.workloads
+    assert found.distinct > 5 * found.workloads
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_operations(name: str) -> None:
+    explored(workloads.sample(name, 12, 1))
+
+
+def test_three_operations() -> None:
+    explored(list(workloads.threes("1k", 12, 1)))
+
+
+def test_mounts_and_unmounts() -> None:
+    explored([work for name in FORMATS for work in workloads.lives(name, 2, 1)])
+
+
+def test_a_log_that_begins_anew() -> None:
+    assert explored(list(workloads.laps("1k", 1, 1))).cuts > 10
+
+
+def test_without_a_journal() -> None:
+    explored(workloads.sample(*PLAIN, 12, 1), Depth(alone=4, subsets=1))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_record_is_complete(name: str) -> None:
+    """The bytes at the start and the stores since make up the memory, the unmount included."""
+    chance = random.Random(name)
+    for operation in SINGLE:
+        assert complete(Run(image(name), [(operation, chance.choice(("", "sync")))], close=True)), operation
+
+
+# The explorer itself
+
+
+def test_cuts_of_lines() -> None:
+    events: list[Event] = [
+        Store(0, b"a" * 8),
+        Flush(0, 8),
+        Store(60, b"b" * 8),
+        Fence(),
+        Store(0, b"c" * 8),
+        Store(0, b"d" * 8),
+        Flush(0, 8),
+    ]
+    durable = bytearray(256)
+    found = cuts(events, durable)
+    first = next(found)
+    assert first.position == 3
+    assert [line.offset for line in first.lines] == [0, 64]
+    assert len(first.lines[0].versions) == 2
+    second = next(found)
+    assert bytes(durable[:8]) == b"a" * 8, "flushed before the fence"
+    assert bytes(durable[60:64]) == bytes(4), "not flushed after it was stored"
+    assert [line.offset for line in second.lines] == [0, 64]
+    assert second.lines[0].versions[0][60:] == b"b" * 4, "still undecided"
+    assert not list(found)
+    assert bytes(durable[:8]) == b"d" * 8
+
+
+def test_choices_of_lines() -> None:
+    lines = tuple(Line(at * CACHE_LINE, bytes(64), (b"x" * 64,)) for at in range(3))
+    labels = [
+        (label, len(common.ground), len(own))
+        for common in choices(lines, random.Random(1), alone=9, subsets=1)
+        for label, own in common.images
+    ]
+    assert len(labels) == 1 + 3 + 1 + 3 + 2
+    assert labels[0] == ("none", 0, 0)
+    assert ("all", 1, 0) in labels, "neighbours are one piece"
+
+
+@pytest.mark.parametrize(
+    ("event", "steps"),
+    [("fence", (("append", "sync"),)), ("flush", (("unlink", "sync"),))],
+)
+def test_a_record_that_lacks_a_fence_or_a_flush_is_found_out(
+    tmp_path: Path, event: str, steps: tuple[tuple[str, str], ...]
+) -> None:
+    """Without the last fence before a promise, or without any write-back, what was promised can be lost."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("time.time", lambda: 0.0)
+        examiner = Examiner(Workload("1k", steps), tmp_path, Depth(others=0))
+        events = examiner.run.pool.events
+        if event == "fence":
+            promised = max(promise.position for promise in examiner.run.promises[:-1])
+            last = max(at for at in range(promised) if isinstance(events[at], Fence))
+            events[last] = Flush(0, 0)
+        else:
+            events[examiner.run.start :] = [
+                Flush(0, 0) if isinstance(found, Flush) else found for found in events[examiner.run.start :]
+            ]
+        with pytest.raises(Wrong):
+            examiner.explore()

@@ -1,0 +1,255 @@
+"""Recover each crash image of a workload and judge what comes out.
+
+daxfs mounts every image. Most images recover to a state that another one led to before: a state is read, checked by
+e2fsck and judged once for each set of promises. A share of the images is recovered by e2fsck and by the kernel too,
+which must find the same tree; in another share the recovery itself is cut.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from crash_rig import (
+    EPOCH_NS,
+    QUIET,
+    Picture,
+    Run,
+    grow_everything,
+    image,
+    recover_by_e2fsck,
+    recover_by_kernel,
+    take_picture,
+    torn_descriptor,
+    torn_superblock,
+    unlike,
+)
+
+from daxfs.errors import Corrupt
+from daxfs.fs import clock
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.mounting import log_area, read_superblock
+from daxfs.journal.view import PoolView
+from daxfs.pmem.memory import MemoryPool
+from daxfs.pmem.recorder import RecordingPool, Store
+from explorer.disk import Disk, UndoPool
+from explorer.sweep import sweep
+from explorer.workloads import Part, Workload
+from support import fsck
+
+TORN_TAIL = "journal superblock checksum"
+"""What a cut between two words of the journal's superblock leaves while the log is marked empty (docs/CRASH.md)."""
+FEW = {"alone": 2, "subsets": 1}
+"""How much is looked at of a recovery that is cut."""
+
+
+@dataclass(slots=True)
+class Depth:
+    """How much is looked at.
+
+    Attributes:
+        alone: lines of a cut that go missing alone, and that are there alone, at most.
+        subsets: random subsets of lines and of words at each cut.
+        others: the share of images that e2fsck and the kernel recover too.
+        grow: the share of states in which every file is made longer, to see that only zeros appear.
+        again: the share of images whose recovery is cut, too.
+    """
+
+    alone: int = 512
+    subsets: int = 6
+    others: float = 0.002
+    grow: float = 0.1
+    again: float = 0.01
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was looked at.
+
+    Attributes:
+        workloads: how many.
+        cuts: crash points.
+        images: what was tried at them.
+        distinct: of these, how many were not the same bytes with the same promises.
+        states: different ones after recovery.
+        others: images that e2fsck and the kernel have recovered as well.
+        again: images of recoveries that were cut.
+    """
+
+    workloads: int = 0
+    cuts: int = 0
+    images: int = 0
+    distinct: int = 0
+    states: int = 0
+    others: int = 0
+    again: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Count another's as well."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Wrong(AssertionError):
+    """An image that recovers to something that the workload may not leave."""
+
+
+def freeze_clocks() -> None:
+    """Stop this process's clocks, as far as recovery asks them: equal images then recover to equal bytes."""
+    time.time = lambda: EPOCH_NS / 1e9  # type: ignore[assignment]
+    clock.now = lambda: EPOCH_NS  # type: ignore[assignment]
+
+
+class Examiner:
+    """One workload's images.
+
+    Args:
+        workload: done once, on a recording pool.
+        folder: for files that e2fsck and the kernel look at.
+        depth: how much is looked at.
+    """
+
+    def __init__(self, workload: Workload, folder: Path, depth: Depth) -> None:
+        content = image(workload.format)
+        self.run = Run(content, workload.steps, close=workload.part is Part.LIFE)
+        self.tally = Tally(workloads=1)
+        self._workload = workload
+        self._depth = depth
+        self._rng = random.Random(zlib.crc32(repr(workload).encode()))
+        self._file = folder / "image"
+        self._disk = Disk(content, self.run.fs.volume.block_size)
+        self._journal = journal_blocks(content)
+        self._seen: set[tuple[bytes, tuple[int, int]]] = set()
+        self._pictures: dict[bytes, Picture] = {}
+        self._checked: set[bytes] = set()
+        self._judged: set[tuple[bytes, tuple[int, int]]] = set()
+
+    def explore(self) -> Tally:
+        """Look at every image.
+
+        Raises:
+            Wrong: recovery makes something of an image that the workload may not leave.
+        """
+        run, depth = self.run, self._depth
+        events = run.pool.events
+        start, stop = self._workload.part.window(run)
+        for shown in sweep(
+            events, self._disk, self._rng, alone=depth.alone, subsets=depth.subsets, start=start, stop=stop
+        ):
+            self.tally.cuts += shown.first
+            self.tally.images += 1
+            try:
+                self._image(shown.position)
+            except (AssertionError, Corrupt) as error:
+                if isinstance(error, Corrupt) and error.kind == TORN_TAIL and self._workload.part is not Part.WORK:
+                    continue
+                where = f"{self._workload}, cut at {shown.position} of {len(events)}, {shown.label}"
+                raise Wrong(f"{where}\n{error}") from error
+        return self.tally
+
+    def _image(self, position: int) -> None:
+        """Recover and judge what is on the disk."""
+        disk, chance = self._disk, self._rng.random
+        stage = self.run.stage(position)
+        exact = disk.digest(), stage
+        if exact in self._seen:
+            return
+        self._seen.add(exact)
+        self.tally.distinct += 1
+        others, again = chance() < self._depth.others, chance() < self._depth.again
+        content = bytes(disk.content) if others or again else b""
+        fs = FileSystem.open(UndoPool(disk), QUIET)
+        state = disk.digest(self._journal)
+        picture = self._pictures.get(state)
+        if picture is None:
+            picture = self._pictures[state] = self._look(fs)
+        else:
+            fs.volume.pool.close()
+        if (state, stage) not in self._judged:
+            told = self.run.judge(picture, position)
+            assert not told, "\n".join(told)
+            self._judged.add((state, stage))
+        if others:
+            self._compare(content, picture)
+        if again:
+            self._cut_recovery(content, position)
+
+    def _look(self, fs: FileSystem) -> Picture:
+        """Read a state that was not seen before; e2fsck checks it, unless it differs in nothing but file data."""
+        self.tally.states += 1
+        picture = take_picture(fs)
+        metadata = self._disk.digest(self._journal | data_blocks(fs, picture))
+        if metadata in self._checked:
+            fs.volume.pool.close()
+            return picture
+        self._checked.add(metadata)
+        fs.close()
+        self._file.write_bytes(self._disk.content)
+        fsck(self._file)
+        if self._rng.random() < self._depth.grow:
+            wrong = grow_everything(bytearray(self._disk.content))
+            assert not wrong, "\n".join(wrong)
+        return picture
+
+    def _compare(self, content: bytes, mine: Picture) -> None:
+        """e2fsck and the kernel recover the image to the same tree; what they refuse to look at is documented."""
+        self.tally.others += 1
+        torn = torn_superblock(content)
+        if not torn:
+            wrong = unlike(recover_by_e2fsck(content, self._file), mine)
+            assert not wrong, f"e2fsck: {wrong[:4]}"
+        if not torn and not torn_descriptor(content):
+            wrong = unlike(recover_by_kernel(content, self._file), mine)
+            assert not wrong, f"the kernel: {wrong[:4]}"
+
+    def _cut_recovery(self, content: bytes, position: int) -> None:
+        """The power fails once more, between the mount that recovers the image and its unmount."""
+        recorder = RecordingPool(bytearray(content))
+        FileSystem.open(recorder, QUIET).close()
+        disk = Disk(content, self.run.fs.volume.block_size)
+        for shown in sweep(recorder.events, disk, self._rng, **FEW):
+            self.tally.again += 1
+            try:
+                with FileSystem.open(UndoPool(disk), QUIET) as fs:
+                    picture = take_picture(fs)
+            except Corrupt as error:
+                if error.kind == TORN_TAIL:
+                    continue
+                raise
+            told = self.run.judge(picture, position)
+            assert not told, "\n".join((f"its recovery cut at {shown.position}, {shown.label}", *told))
+            self._file.write_bytes(disk.content)
+            fsck(self._file)
+
+
+def journal_blocks(content: bytes) -> set[int]:
+    """The blocks of the journal, none without one."""
+    with FileSystem.open(MemoryPool(content), QUIET) as fs:
+        geometry = fs.volume.geometry
+    if not geometry.has_journal:
+        return set()
+    pool = MemoryPool(content)
+    area = log_area(PoolView(pool, geometry), read_superblock(pool))
+    return {block for first, count in area.runs for block in range(first, first + count)}
+
+
+def data_blocks(fs: FileSystem, picture: Picture) -> set[int]:
+    """Blocks with content of files, which e2fsck does not read."""
+    return {
+        block
+        for ino in picture.contents
+        for run in fs.describe(ino)
+        for block in range(run.pblk, run.pblk + run.length)
+    }
+
+
+def complete(run: Run) -> bool:
+    """Whether the record has every store: the bytes it began with and its stores make up the memory."""
+    memory = bytearray(run.pool.base)
+    for event in run.pool.events:
+        if isinstance(event, Store):
+            memory[event.offset : event.offset + len(event.data)] = event.data
+    return memory == run.last

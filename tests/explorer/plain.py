@@ -1,0 +1,98 @@
+"""Workloads on pools without a journal, which promise less.
+
+A commit is not atomic there. After a cut `e2fsck -fy` must make a sound file system without losing what the workload
+did not touch: files that were as they are before its first operation and after its last. A superblock that was cut in
+the middle needs a backup superblock, which so small a pool does not have (docs/CRASH.md): such images are left out.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import zlib
+from pathlib import Path
+
+from crash_rig import Picture, Run, image, read_quietly, torn_superblock
+
+from explorer.disk import Disk
+from explorer.examine import Depth, Tally, Wrong
+from explorer.sweep import sweep
+from explorer.workloads import Workload
+from support import fsck, tool
+
+
+RUNS = 2
+"""e2fsck gives up once where an orphan's inode was cut in the middle, having taken it off the list."""
+
+
+class PlainExaminer:
+    """One workload's images; arguments as `examine.Examiner`."""
+
+    def __init__(self, workload: Workload, folder: Path, depth: Depth) -> None:
+        content = image(workload.format)
+        self.run = Run(content, workload.steps)
+        self.tally = Tally(workloads=1)
+        self._workload = workload
+        self._depth = depth
+        self._rng = random.Random(zlib.crc32(repr(workload).encode()))
+        self._file = folder / "image"
+        self._disk = Disk(content, self.run.fs.volume.block_size)
+        self._seen: set[bytes] = set()
+        self._kept = untouched(self.run)
+
+    def explore(self) -> Tally:
+        """Look at every image.
+
+        Raises:
+            Wrong: e2fsck can't mend an image, or something is gone that the workload did not touch.
+        """
+        run, depth = self.run, self._depth
+        few = min(depth.alone, 16)
+        for shown in sweep(run.pool.events, self._disk, self._rng, alone=few, subsets=depth.subsets, start=run.start):
+            self.tally.cuts += shown.first
+            self.tally.images += 1
+            exact = self._disk.digest()
+            if exact not in self._seen:
+                self._seen.add(exact)
+                self.tally.distinct += 1
+                if torn_superblock(self._disk.content):
+                    continue
+                try:
+                    self._image()
+                except AssertionError as error:
+                    where = f"{self._workload}, cut at {shown.position} of {len(run.pool.events)}, {shown.label}"
+                    raise Wrong(f"{where}\n{error}") from error
+        return self.tally
+
+    def _image(self) -> None:
+        """Have e2fsck mend what is on the disk, and look for what must be there."""
+        self._file.write_bytes(self._disk.content)
+        command = [tool("e2fsck"), "-fy", "-E", "no_optimize_extents", str(self._file)]
+        for _ in range(RUNS):
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+            if done.returncode in (0, 1):
+                break
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        fsck(self._file)
+        found = read_quietly(self._file)
+        self.tally.states += 1
+        for path, content in self._kept.items():
+            facts = found.facts.get(path)
+            assert facts is not None, f"{path!r} is gone"
+            assert found.contents[facts.ino] == content, f"content of {path!r}"
+
+
+def untouched(run: Run) -> dict[bytes, bytes]:
+    """Files that no operation has touched: content by path."""
+    first, *later = [moment.picture for moment in run.moments]
+    return {
+        path: first.contents[facts.ino]
+        for path, facts in first.facts.items()
+        if facts.ino in first.contents and all(same(picture, first, path) for picture in later)
+    }
+
+
+def same(picture: Picture, first: Picture, path: bytes) -> bool:
+    """Whether two pictures have the same file at a path."""
+    facts = picture.facts.get(path)
+    return facts == first.facts[path] and picture.contents[facts.ino] == first.contents[facts.ino]

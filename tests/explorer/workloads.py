@@ -1,0 +1,84 @@
+"""What the explorer tries: all workloads of one and of two operations, and a sample of those of three (ACE's plan).
+
+The operations are those of `crash_rig.OPERATIONS`, the formats those of `crash_rig.FORMATS`: whatever is registered
+there is tried here, alone and after and before everything else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from crash_rig import AFTER, AGAIN, SINGLE, Run, Step
+
+ROUND = 330
+"""Operations, each followed by a sync, after which the log of the smallest journal has begun anew."""
+NEAR = 40
+"""Events before and after the log begins anew between which the power fails."""
+
+
+class Part(Enum):
+    """When the power fails: while the workload runs, at any time from mount to unmount, or as the log begins anew."""
+
+    WORK = "work"
+    LIFE = "life"
+    LAP = "lap"
+
+    def window(self, run: Run) -> tuple[int, int | None]:
+        """The events between which the power fails."""
+        if self is Part.LIFE:
+            return 0, None
+        if self is Part.LAP:
+            return run.laps[0] - NEAR, run.laps[0] + NEAR
+        return run.start, None
+
+
+class Workload(NamedTuple):
+    """Steps on a pool of a format."""
+
+    format: str
+    steps: tuple[Step, ...]
+    part: Part = Part.WORK
+
+
+def ones(name: str) -> Iterator[Workload]:
+    """Every operation, followed by nothing and by each kind of sync."""
+    return (Workload(name, ((operation, after),)) for operation in SINGLE for after in AFTER)
+
+
+def twos(name: str) -> Iterator[Workload]:
+    """Every two operations, in one transaction and with a sync between them."""
+    return (
+        Workload(name, ((first, between), (second, "")))
+        for first in SINGLE
+        for second in SINGLE
+        for between in ("", "sync")
+    )
+
+
+def sample(name: str, count: int, seed: int) -> list[Workload]:
+    """A seeded sample of two operations."""
+    return random.Random(f"{name} {seed}").sample(list(twos(name)), count)
+
+
+def threes(name: str, count: int, seed: int) -> Iterator[Workload]:
+    """A seeded sample of three operations, each followed by something."""
+    rng = random.Random(f"{name} {seed}")
+    for _ in range(count):
+        yield Workload(name, tuple((rng.choice(SINGLE), rng.choice(AFTER)) for _ in range(3)))
+
+
+def lives(name: str, count: int, seed: int) -> Iterator[Workload]:
+    """Mount, a few operations, unmount: the power fails anywhere."""
+    rng = random.Random(f"{name} {seed}")
+    for _ in range(count):
+        yield Workload(name, tuple((rng.choice(SINGLE), rng.choice(AFTER)) for _ in range(4)), Part.LIFE)
+
+
+def laps(name: str, count: int, seed: int) -> Iterator[Workload]:
+    """Operations until the log begins anew: the power fails about there."""
+    rng = random.Random(f"{name} {seed}")
+    for _ in range(count):
+        yield Workload(name, tuple((rng.choice(AGAIN), "sync") for _ in range(ROUND)), Part.LAP)
