@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from support import run, tool
+from support import HANG_SECONDS, run, tool
 
 FS_IOC_SHUTDOWN = 0x8004587D
 LOG_FLUSH = 1
@@ -30,19 +30,19 @@ def kernel_mount(pool: Path, *options: str) -> Iterator[Path]:
     """Mount a pool by the kernel; at the end it is unmounted and its loop device is gone. No umask meanwhile."""
     with tempfile.TemporaryDirectory(prefix="daxfs-kernel-") as name:
         place = Path(name)
-        run("mount", "-t", "ext4", "-o", ",".join(("loop", *options)), pool, place, limit=30)
+        run("mount", "-t", "ext4", "-o", ",".join(("loop", *options)), pool, place, limit=HANG_SECONDS)
         umask = os.umask(0)
         try:
             yield place
-            run("umount", place, limit=30)
+            run("umount", place, limit=HANG_SECONDS)
         finally:
             os.umask(umask)
             if os.path.ismount(place):
-                subprocess.run([tool("umount"), "-l", place], timeout=30, check=True)
+                subprocess.run([tool("umount"), "-l", place], timeout=HANG_SECONDS, check=True)
             wait_for_loop(pool)
 
 
-def wait_for_loop(pool: Path, limit: float = 10) -> None:
+def wait_for_loop(pool: Path, limit: float = HANG_SECONDS) -> None:
     """An unmounted loop device lets go of its file a moment later."""
     end = time.monotonic() + limit
     while any(backing(device) == str(pool) for device in Path("/sys/block").glob("loop*")):
@@ -69,7 +69,7 @@ def shut_down(root: Path, how: int) -> None:
 
 def sync(root: Path) -> None:
     """Make everything on the mounted file system durable."""
-    run("sync", "-f", root, limit=30)
+    run("sync", "-f", root, limit=HANG_SECONDS)
 
 
 def copy(pool: Path, name: str) -> Path:

@@ -28,6 +28,7 @@ from actor_rig import PRIVATE, Actor, Calls, perform
 from daxfs.direct import wire
 from daxfs.direct.wire import Flag, Kind
 from daxfs.tools import stats
+from support import HANG_SECONDS
 
 F_OFD_SETLK = 37
 FLOCK = struct.Struct("hhqqi4x")
@@ -359,7 +360,7 @@ def free_blocks(place: Path) -> int:
     return os.statvfs(place).f_bfree
 
 
-def becomes(condition: Callable[[], bool], limit: float = 5) -> bool:
+def becomes(condition: Callable[[], bool], limit: float = HANG_SECONDS) -> bool:
     """Whether it comes true in time: the kernel tells of closed files when it gets to it."""
     end = time.monotonic() + limit
     while not condition():

@@ -24,7 +24,7 @@ from daxfs.fuse import mounts
 from daxfs.fuse.kernel import session as _also_loaded  # noqa: F401
 from daxfs.tools import cli
 from daxfs.tools.mount import mount, umount
-from support import fsck, tool
+from support import HANG_SECONDS, fsck, tool
 
 LIMIT = 90.0
 """Seconds that one mount may live."""
@@ -126,7 +126,7 @@ class Mounted:
             raise
 
     def _wait_mounted(self) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + HANG_SECONDS
         while mounts.top_mount(str(self.place)) is None:
             assert self.daemon.poll() is None, self.said()
             assert time.monotonic() < end, "the mount did not come"
@@ -141,7 +141,7 @@ class Mounted:
     def unmount(self) -> None:
         """A clean end; the daemon must end well too."""
         umount(str(self.place))
-        assert self.daemon.wait(10) == 0, self.said()
+        assert self.daemon.wait(HANG_SECONDS) == 0, self.said()
 
     def down(self) -> None:
         """Whatever happened, no daemon is left."""
@@ -149,10 +149,10 @@ class Mounted:
         if self.daemon.poll() is None:
             self.daemon.send_signal(signal.SIGTERM)
             try:
-                self.daemon.wait(10)
+                self.daemon.wait(HANG_SECONDS)
             except TimeoutError:
                 self.daemon.kill()
-                self.daemon.wait(10)
+                self.daemon.wait(HANG_SECONDS)
         self._said.close()
 
 

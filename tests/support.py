@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
+from daxfs.fs import clock
+
+HANG_SECONDS = 60.0
+"""A limit that only a hang exceeds: on a loaded machine what takes a second otherwise may take many."""
 PATHS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -19,7 +24,7 @@ def tool(name: str) -> str:
     return found
 
 
-def run(*command: str | Path, code: int = 0, limit: float = 60, stdin: str | None = None) -> str:
+def run(*command: str | Path, code: int = 0, limit: float = HANG_SECONDS, stdin: str | None = None) -> str:
     """Run a program, expect its exit code, return its output (standard error behind standard output)."""
     done = subprocess.run(
         [tool(str(command[0])), *map(str, command[1:])],
@@ -46,3 +51,10 @@ def mke2fs(pool: Path, *options: str, size: str = "64M") -> Path:
     run("truncate", "-s", size, pool)
     run("mke2fs", "-q", "-F", "-t", "ext4", *options, pool)
     return pool
+
+
+def wait_a_tick() -> None:
+    """Return when the clock of inode times has moved on, so that the next time that is taken is a later one."""
+    begin = clock.now()
+    while clock.now() == begin:
+        time.sleep(0.001)

@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import pytest
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL
-from daxfs.fs import clock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Caller, SetAttributes
+from support import wait_a_tick
 
 OpenFs = Callable[..., FileSystem]
 
@@ -179,13 +178,6 @@ def test_set_gid_without_group_execute_is_locking_and_stays_for_members(fs: File
         fs.setattr(ino, SetAttributes(size=1), user)
         assert bool(fs.getattr(ino).mode & stat.S_ISGID) == stays
         fs.release(file)
-
-
-def wait_a_tick() -> None:
-    """Until the coarse clock has moved on."""
-    begin = clock.now()
-    while clock.now() == begin:
-        time.sleep(0.001)
 
 
 def test_times_follow_reads_and_writes(fs: FileSystem) -> None:

@@ -42,7 +42,7 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, MAX_KERNEL
 from daxfs.fs.types import Caller, LeaseFlags, LeaseRequest, Options, Piece, SetAttributes, Stored
 from daxfs.pmem.memory import MemoryPool
-from support import fsck, mke2fs
+from support import fsck, mke2fs, wait_a_tick
 
 OpenFs = Callable[..., FileSystem]
 BLOCK = 4096
@@ -372,6 +372,7 @@ def test_stored(fs: FileSystem) -> None:
     held.ask(0, BLOCK, STORE)
     held.store(0, b"new")
     ctime = fs.getattr(held.file.ino).ctime_ns
+    wait_a_tick()
     held.stored()
     facts = fs.getattr(held.file.ino)
     assert facts.mtime_ns > 5

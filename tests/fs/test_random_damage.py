@@ -132,7 +132,7 @@ def shake(image: bytes, blocks: list[int], block_size: int, trials: range) -> No
             else:
                 at = place + chance.randrange(block_size)
                 damaged[at] = chance.choice((damaged[at] ^ 1 << chance.randrange(8), 0, 0xFF, chance.randrange(256)))
-        started = time.monotonic()
+        started = time.process_time()
         try:
             with FileSystem.open(MemoryPool(damaged)) as fs:
                 if seed % 2:
@@ -143,7 +143,7 @@ def shake(image: bytes, blocks: list[int], block_size: int, trials: range) -> No
             pass
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error!r}") from error
-        assert time.monotonic() - started < TRIAL_LIMIT, f"seed {seed} took too long"
+        assert time.process_time() - started < TRIAL_LIMIT, f"seed {seed} took too long"
 
 
 FUZZED = {

@@ -16,7 +16,7 @@ import pytest
 from kernel_rig import kernel_mount
 from mount_rig import NOBODY, Mounted, as_user
 
-from support import tool
+from support import HANG_SECONDS, tool
 
 PYTHON = Path(sys.executable).resolve()
 LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -209,7 +209,7 @@ def test_set_id_programs(sides: tuple[Path, Path]) -> None:
 
         def identity() -> None:
             with open(root / "out", "wb") as out:
-                subprocess.run([program], stdout=out, stdin=subprocess.DEVNULL, timeout=10, check=True)
+                subprocess.run([program], stdout=out, stdin=subprocess.DEVNULL, timeout=HANG_SECONDS, check=True)
 
         def append() -> None:
             with open(program, "ab") as file:
@@ -258,7 +258,7 @@ def test_a_set_id_program_of_somebody_else(mount: Mounted, how: str) -> None:
             assert os.write(file, content) == len(content)
         os.close(file)
         with open(out, "wb") as answer:
-            subprocess.run([program], stdout=answer, stdin=subprocess.DEVNULL, timeout=10, check=True)
+            subprocess.run([program], stdout=answer, stdin=subprocess.DEVNULL, timeout=HANG_SECONDS, check=True)
 
     assert as_user(replace) == 0
     assert out.read_text().startswith(f"uid={NOBODY}")

@@ -14,7 +14,7 @@ import pytest
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, Mounted, as_user, mounted
 
-from support import run, tool
+from support import HANG_SECONDS, run, tool
 
 pytestmark = pytest.mark.parametrize("session", ["kernel"], indirect=True)
 
@@ -84,7 +84,7 @@ def set_fsxattr(path: Path, *values: int) -> None:
 def chattr(path: Path, change: str) -> str:
     """chattr(1); what it complains of."""
     command = [tool("chattr"), change, path.name]
-    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     return done.stderr.splitlines()[-1] if done.returncode else ""
 
 
@@ -296,7 +296,7 @@ def test_extents_are_not_told(root: Path) -> None:
     """The kernel answers FIEMAP itself for FUSE; filefrag(8) falls back or says so, and nothing breaks."""
     (root / "f").write_bytes(bytes(MIB))
     assert outcome(ioctl, root / "f", FS_IOC_FIEMAP, bytes(32)) == errno.errorcode[errno.EOPNOTSUPP]
-    subprocess.run([tool("filefrag"), "-v", root / "f"], capture_output=True, timeout=20, check=False)
+    subprocess.run([tool("filefrag"), "-v", root / "f"], capture_output=True, timeout=HANG_SECONDS, check=False)
     assert (root / "f").stat().st_size == MIB
 
 

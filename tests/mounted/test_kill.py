@@ -16,7 +16,7 @@ from mount_rig import SESSIONS, Mounted, mountpoint
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
-from support import fsck, tool
+from support import HANG_SECONDS, fsck, tool
 
 WORKERS = 3
 Synced = dict[str, bytes]
@@ -112,7 +112,7 @@ def killed_amid_work(pool: Path, options: tuple[str, ...], seed: int) -> list[Wo
         finally:
             mount.down()
             if mounts.top_mount(str(place)) is not None:
-                subprocess.run([tool("umount"), "-l", place], timeout=10, check=True)
+                subprocess.run([tool("umount"), "-l", place], timeout=HANG_SECONDS, check=True)
     return workers
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from mount_rig import NOBODY, SESSIONS, Mounted, as_user, mounted
 
-from support import tool
+from support import HANG_SECONDS, tool
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100
@@ -151,7 +151,7 @@ def test_open_unlinked_file_lives_until_closed(root: Path) -> None:
         assert os.fstat(file.fileno()).st_nlink == 0
         os.pwrite(file.fileno(), b"y", 0)
         assert os.pread(file.fileno(), 2, 0) == b"yx"
-    end = time.monotonic() + 5
+    end = time.monotonic() + HANG_SECONDS
     while os.statvfs(root).f_bfree < full + 2048:  # close(2) does not wait for FUSE's RELEASE
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -336,7 +336,7 @@ def test_times_now_and_omit(root: Path) -> None:
     path.touch()
     os.utime(path, ns=(5, 5))
     before = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-    subprocess.run([tool("touch"), "-m", path], check=True, timeout=10)
+    subprocess.run([tool("touch"), "-m", path], check=True, timeout=HANG_SECONDS)
     assert path.stat().st_atime_ns == 5
     assert path.stat().st_mtime_ns >= before
     assert path.stat().st_ctime_ns >= before
@@ -474,7 +474,7 @@ def test_user_attributes_stand_on_files_and_directories_only(root: Path) -> None
 
 
 def setfacl(*arguments: str | Path) -> None:
-    subprocess.run([tool("setfacl"), *arguments], check=True, timeout=10)
+    subprocess.run([tool("setfacl"), *arguments], check=True, timeout=HANG_SECONDS)
 
 
 def test_an_acl_is_enforced(root: Path) -> None:
@@ -586,7 +586,7 @@ def test_programs_run_from_the_mount(root: Path) -> None:
     program = root / "true"
     program.write_bytes(Path(tool("true")).read_bytes())
     program.chmod(0o755)
-    assert subprocess.run([program], timeout=10, check=False).returncode == 0
+    assert subprocess.run([program], timeout=HANG_SECONDS, check=False).returncode == 0
     assert as_user(lambda: os.execv(program, ["true"])) == 0
 
 

@@ -31,6 +31,8 @@ from actor_rig import (
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, Mounted, as_user, mounted
 
+from support import HANG_SECONDS
+
 whole = pytest.mark.parametrize("session", ["kernel"], indirect=True)
 """What only daxfs's own session offers."""
 
@@ -50,7 +52,7 @@ def sides(mount: Mounted, pool: Callable[..., Path]) -> Iterator[tuple[Stage, ..
 
 def wait_until_free(root: Path, before: os.statvfs_result) -> None:
     """What was removed is free again: the kernel tells of closed and forgotten files a moment later."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while (now := os.statvfs(root)).f_bfree != before.f_bfree or now.f_ffree != before.f_ffree:
         assert time.monotonic() < deadline, f"{now}, expected {before}"
         os.sync()
