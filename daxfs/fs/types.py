@@ -225,6 +225,7 @@ class Options:
         sync: every operation that returned is durable (mount option ``sync``).
         commit_interval: seconds until finished operations are durable anyway (``commit=``).
         atime: ``relatime``, ``strictatime`` or ``noatime``, as mount(8) means them.
+        directory_atime: listing a directory moves its time of access as ``atime`` says.
         dax: which files' data goes straight to memory: ``always`` all, ``inode`` those with the flag, ``never`` none.
         mountpoint: recorded in the superblock as the place last mounted on.
     """
@@ -233,5 +234,6 @@ class Options:
     sync: bool = False
     commit_interval: float = 5.0
     atime: str = "relatime"
+    directory_atime: bool = True
     dax: str = "always"
     mountpoint: str = ""

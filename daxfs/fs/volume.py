@@ -181,8 +181,11 @@ class Volume:
             node.lease.moved()
         if not node.opens:
             node.dax = self.dax_of(inode)
-        policy = self.options.atime
+        options = self.options
+        policy = options.atime
         node.noatime = policy == "noatime" or bool(inode.flags & EXT4_NOATIME_FL)
+        if not options.directory_atime and inode.is_dir:
+            node.noatime = True
         if node.noatime:
             node.atime_due = False
         elif policy == "relatime":

@@ -26,9 +26,16 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
+MS_REMOUNT = 32
+MS_NOSYMFOLLOW = 256
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
 MS_POSIXACL = 1 << 16
-_HELPER_WORDS = {"ro": MS_RDONLY, "noexec": MS_NOEXEC}
-"""Flags that the helper is told as words; it sets nosuid and nodev by itself."""
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+_HELPER_WORDS = {"ro": MS_RDONLY, "noexec": MS_NOEXEC, "sync": MS_SYNCHRONOUS, "noatime": MS_NOATIME}
+"""Flags that the helper is told as words; it sets nosuid and nodev by itself, and knows no others of ours."""
 MNT_DETACH = 2
 
 USAGE = 1

@@ -50,13 +50,13 @@ class Attachment:
         self._by_helper = os.geteuid() != 0
         if not self._by_helper:
             try:
-                self.descriptor = mounts.mount_device(source, mountpoint, options.flags, kernel)
+                self.descriptor = mounts.mount_device(source, mountpoint, options.mount_flags, kernel)
             except OSError as error:
                 if error.errno != errno.EPERM:
                     raise UserError(f"mount on {mountpoint} failed: {error.strerror}", mounts.MOUNT_FAILED) from None
                 self._by_helper = True
         if self._by_helper:
-            self.descriptor = mounts.mount_by_helper(source, mountpoint, options.flags, kernel)
+            self.descriptor = mounts.mount_by_helper(source, mountpoint, options.mount_flags, kernel)
         self._mounted = mounts.top_mount(mountpoint)
 
     def detach(self) -> None:

@@ -64,7 +64,10 @@ def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[]
     from daxfs.fuse.serving import SessionFailed
 
     session_of = load_session(wanted.session)
-
+    if wanted.debug:
+        log.setLevel(logging.DEBUG)
+    for note in wanted.notes:
+        log.info("%s", note)
     core = FileSystem.open(
         source,
         Options(
@@ -72,6 +75,7 @@ def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[]
             sync=wanted.sync,
             commit_interval=wanted.commit_seconds,
             atime=wanted.atime,
+            directory_atime=wanted.directory_atime,
             mountpoint=mountpoint,
             dax=wanted.dax,
         ),

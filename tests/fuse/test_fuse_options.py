@@ -45,7 +45,7 @@ def test_an_option_says_what_it_asks_for(text: str, field: str, value: object) -
 
 
 def test_read_only_is_for_the_kernel_too() -> None:
-    assert parse(["ro"]).flags & mounts.MS_RDONLY
+    assert parse(["ro"]).mount_flags & mounts.MS_RDONLY
     assert parse(["ro,rw"]) == MountOptions()
 
 
