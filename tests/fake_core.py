@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from daxfs.errors import FsError
-from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, SetAttributes, StatFs
+from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs
 
 FILE_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFLNK: 7}
 
@@ -49,6 +49,7 @@ class FakeCore:
         self.open_files = 0
         self.aborted: BaseException | None = None
         self.ticks = 0
+        self.options = Options()
         self.holds_forgettable = False
         self._next = 12
 

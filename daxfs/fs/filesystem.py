@@ -16,7 +16,20 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import attributes, copying, data, flags, growing, leasing, mounting, names, ranges, removal, trim
+from daxfs.fs import (
+    attributes,
+    copying,
+    data,
+    flags,
+    growing,
+    leasing,
+    mounting,
+    names,
+    ranges,
+    remounting,
+    removal,
+    trim,
+)
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.paths import Tree
@@ -479,6 +492,16 @@ class FileSystem:
         return inodes.read(self.volume.view, ino).generation
 
     # Housekeeping
+
+    @property
+    def options(self) -> Options:
+        """How the pool is mounted now."""
+        return self.volume.options
+
+    @reading
+    def remount(self, options: Options) -> None:
+        """Mount in another way, to read-only or back too; see `remounting.remount`. Files stay open."""
+        remounting.remount(self.volume, options)
 
     def tick(self) -> None:
         """Commit when the commit interval has passed."""

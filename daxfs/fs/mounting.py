@@ -119,8 +119,7 @@ def mount(pool: Pool, options: Options) -> Volume:
     if area is not None:
         recovery.wipe(pool, geometry, area)
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
-    if area is not None:
-        metadata_zone.protect(volume.view, area.runs)
+    protect_log(volume, area)
     mark_in_use(volume, recount=not was_clean)
     if report is not None and report.errno:
         note_abort(volume, report.errno)
@@ -133,6 +132,13 @@ def mount(pool: Pool, options: Options) -> Volume:
         log.info("%d orphaned inodes cleaned", found)
     volume.commit()
     return volume
+
+
+def protect_log(volume: Volume, area: LogArea | None) -> None:
+    """From now on no file may claim the log's blocks; the volume knows where they are."""
+    volume.log_area = area
+    if area is not None:
+        metadata_zone.protect(volume.view, area.runs)
 
 
 def needs_recovery(sb: Superblock) -> bool:
@@ -171,12 +177,17 @@ def note_abort(volume: Volume, number: int) -> None:
 def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) -> Volume:
     """A volume on an open journal, with the hooks of this floor and of the structures."""
     volume = Volume(pool, geometry, journal.view, journal, options)
-    nodes = volume.nodes
+    add_hooks(volume)
+    return volume
+
+
+def add_hooks(volume: Volume) -> None:
+    """Have the volume's journal call this floor and the structures at commits and rollbacks."""
+    nodes, journal = volume.nodes, volume.journal
     journal.add_commit_hook(volume.write_times, lambda: nodes.lazy)
     journal.add_commit_hook(lambda tx: removal.list_orphans(volume, tx), lambda: not nodes.unlinked <= nodes.listed)
     journal.add_commit_hook(blocks.apply_frees, journal.has_frees)
     journal.rollback_hooks.extend((volume.leases.roll_back, nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
-    return volume
 
 
 def mark_in_use(volume: Volume, *, recount: bool) -> None:
@@ -222,6 +233,12 @@ def unmount(volume: Volume) -> None:
     if volume.leases.strangers:
         # Not clean: whoever mounts or checks it next must look for them, and after their orphans, as after a crash.
         return
+    mark_clean(volume)
+
+
+def mark_clean(volume: Volume) -> None:
+    """Say in the superblock that nothing is to be recovered, empty the log and close it. All is committed."""
+    journal = volume.journal
     # What follows changes one word that matters: without checksums a superblock in pieces would pass for a clean one.
     journal.store_superblock()
     with journal.handle(1) as tx:

@@ -36,6 +36,7 @@ from daxfs.structures import inodes, xattrs
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.area import LogArea
     from daxfs.journal.journal import Journal
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
@@ -62,7 +63,8 @@ SUPERUSER = Caller()
 class Volume:
     """One mounted pool. ``journal`` is None exactly when the volume was mounted read-only.
 
-    ``sync_due``: what the operation under way has changed must be durable when it returns (`finish`).
+    ``log_area``: the blocks of its log, None without one and before the volume is first changed. ``sync_due``: what the
+    operation under way has changed must be durable when it returns (`finish`).
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
@@ -84,8 +86,23 @@ class Volume:
         self.mounted_state = view.superblock().s_state
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
         self.overhead = view.superblock().s_overhead_clusters
+        self.log_area: LogArea | None = None
         self._journal = journal
         self._last_commit = time.monotonic()
+
+    def begin_writing(self, journal: Journal) -> None:
+        """The pool is changed through ``journal`` from now on (`remounting`)."""
+        self._journal = journal
+        self.view = journal.view
+        self.read_only = False
+        self.mounted_state = journal.view.superblock().s_state
+        self._last_commit = time.monotonic()
+
+    def end_writing(self, view: View) -> None:
+        """Nothing is changed from now on; the journal was closed, ``view`` shows the pool (`remounting`)."""
+        self._journal = None
+        self.view = view
+        self.read_only = True
 
     @property
     def was_writable(self) -> bool:

@@ -107,6 +107,19 @@ def mount_by_helper(source: str, mountpoint: str, flags: int, options: list[str]
     return descriptors[0]
 
 
+def remount_device(mountpoint: str, flags: int) -> None:
+    """mount(2) with MS_REMOUNT: the mount and its file system have exactly these flags from now on.
+
+    Raises:
+        OSError: EBUSY, files are open for writing or removed files are open; EPERM.
+    """
+    libc = _libc()
+    remount = ctypes.c_ulong(flags | MS_REMOUNT | MS_POSIXACL)
+    if libc.mount(b"none", os.fsencode(mountpoint), None, remount, None) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), mountpoint)
+
+
 def unmount_device(mountpoint: str, flags: int = 0) -> None:
     """umount2(2)."""
     if _libc().umount2(os.fsencode(mountpoint), flags) != 0:

@@ -30,6 +30,7 @@ _ATIME_FLAGS = {
     "noatime": mounts.MS_NOATIME,
 }
 REMOUNT = "remount"
+"""The option that makes of a mount a change of one."""
 _OF_THE_KERNEL = frozenset({REMOUNT, "fd", "rootmode", "user_id", "group_id", "max_read", "blksize", "seclabel"})
 """What mount(8) takes from /proc/self/mountinfo when it remounts: the kernel says so of a mount, nobody changes it."""
 

@@ -75,7 +75,6 @@ class Attachment:
 def run(
     core: FileSystem,
     mountpoint: str,
-    commit_seconds: float,
     serve: Callable[[], Awaitable[None]],
     stop: Callable[[], None],
     ready: Callable[[], None],
@@ -85,7 +84,6 @@ def run(
     Args:
         core: the open file system.
         mountpoint: for messages.
-        commit_seconds: of the mount.
         serve: answers requests until the mount is gone or ``stop`` was called.
         stop: makes ``serve`` return soon.
         ready: called before the first request is answered.
@@ -97,7 +95,7 @@ def run(
     gc.collect()
     gc.freeze()
     try:
-        trio.run(_run, core, tick_seconds(commit_seconds), serve, stop, ready)
+        trio.run(_run, core, serve, stop, ready)
     except BaseException as error:
         log.critical("the session failed and ends; %s stays mounted", mountpoint, exc_info=True)
         core.abort(error)
@@ -106,13 +104,12 @@ def run(
 
 async def _run(
     core: FileSystem,
-    interval: float,
     serve: Callable[[], Awaitable[None]],
     stop: Callable[[], None],
     ready: Callable[[], None],
 ) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tick, core, interval)
+        nursery.start_soon(_tick, core)
         await nursery.start(_stop_on_signal, stop)
         ready()
         await serve()
@@ -124,11 +121,11 @@ def tick_seconds(commit_seconds: float) -> float:
     return min(LONGEST_TICK_SECONDS, max(SHORTEST_TICK_SECONDS, commit_seconds / 5))
 
 
-async def _tick(core: FileSystem, interval: float) -> None:
+async def _tick(core: FileSystem) -> None:
     """Let the core commit when it is time. A refusal is logged: the core has turned read-only if it had to."""
     last = ""
     while True:
-        await trio.sleep(interval)
+        await trio.sleep(tick_seconds(core.options.commit_interval))
         try:
             core.tick()
         except FsError as error:

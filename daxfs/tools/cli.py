@@ -52,7 +52,7 @@ def mkfs_command(context: typer.Context) -> None:
 @app.command("mount")
 def mount_command(
     pool: PoolArgument,
-    mountpoint: MountpointArgument,
+    mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="A directory.")] = "",
     given: Annotated[
         list[str] | None,
         typer.Option(

@@ -45,6 +45,13 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
     Raises:
         UserError: with one line and mount(8)'s exit code.
     """
+    if options.REMOUNT in options.split(given):
+        from daxfs.tools.remount import remount
+
+        remount(mountpoint or pool, given)
+        return
+    if not mountpoint:
+        raise UserError(f"where to mount {pool}? usage: daxfs mount POOL MOUNTPOINT", mounts.USAGE)
     wanted = options.parse(given)
     directory = mounts.check_mountpoint(mountpoint)
     if not os.path.exists(pool):

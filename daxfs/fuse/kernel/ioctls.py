@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daxfs.direct import wire
 from daxfs.errors import FsError
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi, leases, statistics, status
+from daxfs.fuse.kernel import abi, leases, remount, statistics, status
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import BODY, fixed
 
@@ -89,6 +89,7 @@ COMMANDS: dict[int, Command] = {
     FITRIM: trim,
     statistics.STATISTICS: statistics.query,
     status.STATUS: status.query,
+    remount.REMOUNT: remount.change,
     wire.IOC_POOL: leases.pool,
     wire.IOC_LEASE: leases.lease,
     wire.IOC_SHORT_LEASE: leases.lease,

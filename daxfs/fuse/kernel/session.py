@@ -167,7 +167,7 @@ def serve(
         Counting(connection, lasting=True)
     session = Session(device, connection, Wakefulness(options.wake_microseconds))
     try:
-        serving.run(core, mountpoint, options.commit_seconds, session.serve, session.stop, ready)
+        serving.run(core, mountpoint, session.serve, session.stop, ready)
     except serving.SessionFailed:
         device.close()
         raise

@@ -56,7 +56,7 @@ def serve(
     gate = Gate(options.poll_seconds)
     vars(pyfuse3)["trio"] = gate.module()
     try:
-        serving.run(core, mountpoint, options.commit_seconds, _serve, pyfuse3.terminate, ready)
+        serving.run(core, mountpoint, _serve, pyfuse3.terminate, ready)
     except serving.SessionFailed:
         pyfuse3.close(unmount=False)
         raise

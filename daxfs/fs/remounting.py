@@ -1,0 +1,99 @@
+"""Changing how a mounted volume is mounted: from read-write to read-only and back, and the options that allow it.
+
+A volume that has become read-only is as after an unmount: everything is durable at home, the log is empty, the pool is
+marked clean, so e2fsck finds nothing to do. Open files and what the kernel remembers stay valid across both changes,
+since inode numbers and content do. Leases do not: their status page lies in blocks that no file names, which a clean
+pool must not have.
+
+Source: ``ext4_remount`` in fs/ext4/super.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs import mounting, removal
+from daxfs.fs.board import Board
+from daxfs.fs.leases import Leases
+from daxfs.journal.journal import Journal
+from daxfs.journal.view import PoolView
+
+if TYPE_CHECKING:
+    from daxfs.fs.types import Options
+    from daxfs.fs.volume import Volume
+
+
+def remount(volume: Volume, options: Options) -> None:
+    """Put ``options`` in force. What is decided once for a mount (``dax``, ``mountpoint``) stays as it was.
+
+    The caller sees to it that no file is open for writing when the volume becomes read-only.
+
+    Raises:
+        FsError: EBUSY, clients hold leases or an inode without a name is in use; EROFS, the pool can't be written or
+            damage has made the volume read-only. The volume stays as it was.
+    """
+    if options.read_only and not volume.read_only:
+        stop_writing(volume)
+    elif volume.read_only and not options.read_only:
+        start_writing(volume)
+    changed = volume.options
+    volume.options = replace(
+        changed,
+        read_only=options.read_only,
+        sync=options.sync,
+        commit_interval=options.commit_interval,
+        atime=options.atime,
+        directory_atime=options.directory_atime,
+    )
+    volume.sync_due = options.sync
+    for node in volume.nodes.open.values():
+        volume.refresh_node(node)
+
+
+def stop_writing(volume: Volume) -> None:
+    """Commit, free what has no name, mark the pool clean."""
+    refuse_leases(volume)
+    nodes = volume.nodes
+    if any(nodes.busy(ino) for ino in nodes.unlinked - nodes.kept):
+        raise FsError(errno.EBUSY, "a file without a name is in use")
+    for ino in tuple(nodes.unlinked):
+        removal.free(volume, ino)
+    nodes.kept.clear()
+    volume.commit()
+    mounting.mark_clean(volume)
+    volume.end_writing(PoolView(volume.pool, volume.geometry))
+    volume.board = Board(volume)
+    volume.leases = Leases(readers=True)
+
+
+def start_writing(volume: Volume) -> None:
+    """What a mount does with a clean pool."""
+    if volume.was_writable:
+        raise FsError(errno.EROFS, "damage has made the volume read-only; unmount it and run: daxfs check")
+    pool, geometry = volume.pool, volume.geometry
+    if pool.read_only:
+        raise FsError(errno.EROFS, "the pool is open for reading only; unmount it and mount it with rw")
+    sb = volume.view.superblock()
+    if mounting.check_features(sb, read_only=False):
+        raise FsError(errno.EROFS, "unknown features of the pool make it read-only")
+    refuse_leases(volume)
+    area = volume.log_area
+    if area is None and geometry.has_journal:
+        area = mounting.log_area(volume.view, sb)
+    leases = Leases(readers=False)
+    leases.strangers = pool.mapped_by_readers()
+    volume.leases = leases
+    volume.begin_writing(Journal.open(pool, geometry, area))
+    mounting.add_hooks(volume)
+    mounting.protect_log(volume, area)
+    mounting.mark_in_use(volume, recount=False)
+
+
+def refuse_leases(volume: Volume) -> None:
+    """Clients that load and store by themselves can't be told that the answers they hold end with the mount's mode."""
+    leases = volume.leases
+    if leases.by_ino or leases.strangers:
+        raise FsError(errno.EBUSY, "programs map files of the mount; end them or have them close the files")

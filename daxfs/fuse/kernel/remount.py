@@ -1,0 +1,64 @@
+"""The daemon's half of ``mount -o remount``: its options change by an ioctl on the root directory (`REMOUNT`).
+
+The other half is mount(2) with MS_REMOUNT, which changes the kernel's flags and does not reach the daemon. Whoever
+remounts (`daxfs.tools.remount`) orders the two so that the kernel never lets writers in while the daemon reads only.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError, UserError
+from daxfs.fuse import options
+from daxfs.fuse.kernel import abi
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.connection import Connection
+    from daxfs.fuse.kernel.request import Request
+
+log = logging.getLogger("daxfs.fuse")
+
+SIZE = 4096
+"""Bytes of the argument: options with commas between them, padded with zeros."""
+REMOUNT = 0x4000DA07 | SIZE << 16
+"""_IOW(0xda, 7, char[SIZE])."""
+
+
+def change(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """The command `REMOUNT`.
+
+    Raises:
+        FsError: ENOTTY, not the root directory; EPERM, not root; EINVAL, an option that can't be changed; EBUSY, files
+            are open for writing, files without a name are in use, or clients hold leases; EROFS, see
+            `daxfs.fs.remounting`.
+    """
+    if request.node != abi.ROOT_ID:
+        raise FsError(errno.ENOTTY)
+    if request.uid:
+        raise FsError(errno.EPERM)
+    core = connection.core
+    try:
+        text = bytes(given).partition(b"\0")[0].decode()
+        wanted = options.remounted(connection.options, [text])
+    except (UserError, UnicodeDecodeError) as error:
+        log.warning("remount refused: %s", error)
+        raise FsError(errno.EINVAL, str(error)) from None
+    connection.settle()
+    if wanted.read_only and any(file.writable for file in connection.files.values()):
+        raise FsError(errno.EBUSY, "files are open for writing")
+    core.remount(
+        replace(
+            core.options,
+            read_only=wanted.read_only,
+            sync=wanted.sync,
+            commit_interval=wanted.commit_seconds,
+            atime=wanted.atime,
+            directory_atime=wanted.directory_atime,
+        )
+    )
+    connection.options = wanted
+    log.info("remounted: %s", ",".join(wanted.listed()))
+    return b""

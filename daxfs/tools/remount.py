@@ -1,0 +1,96 @@
+"""``daxfs mount -o remount,...``: change a mount without taking it down, as mount(8) does with MS_REMOUNT.
+
+Two parties have to agree: the daemon, which keeps the pool, and the kernel, which keeps writers out of a read-only
+mount. FUSE lets through what mount(2) itself keeps: ``ro``, ``sync``, nosuid and its kin, how times are shown. It
+ignores all other options of a remount, and tells the daemon nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Sequence
+
+from daxfs.errors import UserError
+from daxfs.fuse import mounts, options
+from daxfs.fuse.kernel.remount import REMOUNT, SIZE
+from daxfs.fuse.options import MountOptions
+from daxfs.tools.status import status
+
+PATIENCE_SECONDS = 1.0
+"""How long closed files may take to be closed in the daemon too: the kernel does not wait for its answer."""
+PAUSE_SECONDS = 0.01
+REASONS = {
+    errno.EBUSY: "programs hold files open for writing, removed files open, or map files; see: fuser -vm {place}",
+    errno.EROFS: "the pool is open for reading only, or damaged (the log says which); unmount it first",
+    errno.EPERM: "only root remounts",
+    errno.ENOTTY: "its session can't be remounted; unmount it and mount it again",
+}
+
+
+def remount(mountpoint: str, given: Sequence[str]) -> None:
+    """Put options in force; those not given stay.
+
+    Raises:
+        UserError: no daxfs is mounted there, an option can't be changed, the mount is busy, or the caller is not root.
+    """
+    place = mounts.real_mountpoint(mountpoint)
+    found = mounts.top_mount(place)
+    if found is None or found.filesystem != mounts.FILESYSTEM_TYPE:
+        raise UserError(f"no daxfs is mounted on {mountpoint}; remount needs a mountpoint", mounts.MOUNT_FAILED)
+    told = status(place)
+    if "options" not in told:
+        raise _refusal(place, errno.ENOTTY)
+    current = options.parse(told["options"])
+    wanted = options.remounted(current, given)
+    if wanted.read_only:
+        # Writers are kept out first: nobody meets a daemon that reads only on a mount that writes.
+        _tell_kernel(place, wanted)
+        try:
+            _tell_daemon(place, wanted)
+        except UserError:
+            _tell_kernel(place, current)
+            raise
+    else:
+        _tell_daemon(place, wanted)
+        try:
+            _tell_kernel(place, wanted)
+        except UserError:
+            _tell_daemon(place, current)
+            raise
+
+
+def _tell_kernel(place: str, wanted: MountOptions) -> None:
+    try:
+        mounts.remount_device(place, wanted.mount_flags)
+    except OSError as error:
+        raise _refusal(place, error.errno) from None
+
+
+def _tell_daemon(place: str, wanted: MountOptions) -> None:
+    text = ",".join(wanted.listed()).encode()
+    if len(text) >= SIZE:
+        raise UserError("the options of the mount are too long to be changed", mounts.USAGE)
+    argument = bytearray(text.ljust(SIZE, b"\0"))  # the module passes on long arguments only if it may change them
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.ioctl(descriptor, REMOUNT, argument)
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > end:
+                    raise _refusal(place, error.errno) from None
+                time.sleep(PAUSE_SECONDS)
+            else:
+                return
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(place: str, number: int | None) -> UserError:
+    number = number or errno.EIO
+    reason = REASONS.get(number, os.strerror(number)).format(place=place)
+    return UserError(f"{place} can't be remounted: {reason}", mounts.MOUNT_FAILED)
