@@ -58,6 +58,11 @@ enum {                       /* flags of a request */
     DAXFS_RENEW = 16,        /* this holder uses nothing any more that it was told before this request */
 };
 
+/* Bytes past EOF that a client asks for at once with GROW: the first time, and at most. Zeroing more in one request would
+ * keep every other user of the mount waiting. */
+#define DAXFS_FIRST_STEP (256 << 10)
+#define DAXFS_LAST_STEP (4 << 20)
+
 /* Question and answer. Extents come in order, without gaps, from `offset` to `next`; ask again from there. */
 struct daxfs_lease {
     uint64_t holder;      /* in: any number that no other process uses for the same open file */

@@ -25,7 +25,8 @@ import threading
 import weakref
 from typing import NamedTuple, TypeAlias
 
-from daxfs.direct import wire
+from daxfs.direct import answers, wire
+from daxfs.direct.answers import FURTHEST
 from daxfs.direct.pool import Pool
 from daxfs.direct.trust import Refused
 from daxfs.direct.wire import Flag, Kind
@@ -38,15 +39,9 @@ NOWHERE: Window = (1, 0, 0, 0, memoryview(bytes(64)).cast("Q"))
 HOLE = -1
 """Start of a range of a plan that reads as zeros."""
 
-FURTHEST = 1 << 62
-"""Where a question may end."""
-
 PERMANENT = {errno.ENOTTY, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EROFS, errno.ENOSYS, errno.EACCES}
 
-_SMALL = (
-    64 << 10
-)  # a write in a hole or behind the end of less than this is the kernel's, unless another went before it
-_FIRST_STEP, _LAST_STEP = 256 << 10, 32 << 20  # what is taken behind the end of a file at once
+_SMALL = 64 << 10  # bytes: a smaller write into a hole or past EOF is the kernel's, unless another went before it
 _STORE_WINDOW = 64 << 20  # a lease to write makes blocks that were only reserved into zeros: not of more than this
 _PARTS = 4096  # remembered at most; a file in more pieces is asked for anew
 _TRIES = 4
@@ -80,15 +75,15 @@ def lease(pool: Pool, descriptor: int, request: wire.Lease, buffer: bytearray) -
 
     Raises:
         OSError: the daemon's.
-        Refused: the answer is about another pool, or a part of it that is not mapped here.
+        Refused: the answer makes no sense, is about another pool, or about a part of it that is not mapped here.
     """
     request.pack_into(buffer)
     control(descriptor, wire.IOC_LEASE, buffer)
-    answer = wire.Lease.unpack(buffer)
+    answer = answers.read_lease(request, buffer)
     if (answer.device, answer.inode) != (pool.record.device, pool.record.inode):
         raise Refused("the file lies in another pool now")
     ends = [extent.pool_offset + extent.length for extent in answer.extents if extent.kind == Kind.MEMORY]
-    if max(ends, default=0) > pool.size or answer.slot + wire.SLOT.size > pool.size or answer.slot % 8:
+    if max(ends, default=0) > pool.size or answer.slot + wire.SLOT.size > pool.size:
         raise Refused("the pool has grown; open the file again")
     return answer
 
@@ -152,7 +147,7 @@ class Holding:
         self.end = self._base = self._granted = 0
         self.stored = False
         self._next = -1  # where the last small write that needed blocks ended
-        self._step = _FIRST_STEP
+        self._step = wire.FIRST_STEP
         self._skip, self._skips = 0, 1
         self.forget()
         _holdings.add(self)
@@ -187,7 +182,8 @@ class Holding:
                     self._lock.release()
             if self.words[0] != self._epoch:
                 return None
-        return max(self.words[1], self.end)
+        size = max(self.words[1], self.end)
+        return size if size <= FURTHEST else None
 
     def plan(self, offset: int, end: int, *, store: bool) -> Plan | None:
         """Where the range lies, asking where that is unknown; None: let the kernel do it.
@@ -337,7 +333,7 @@ class Holding:
 
     def _next_step(self) -> int:
         step = self._step
-        self._step = min(step * 4, _LAST_STEP)
+        self._step = min(step * 4, wire.LAST_STEP)
         return step
 
     def _ask_about_size(self) -> bool:

@@ -26,7 +26,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from daxfs.direct import trust, wire
+from daxfs.direct import answers, trust, wire
 from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
 from daxfs.pmem import exclusive, persist
@@ -168,7 +168,7 @@ def attach(descriptor: int) -> Pool:
     with _attaching:
         pool = _pools.get(key)
         if pool is None:
-            pool = _pools[key] = _open(wire.Pool.unpack(answer))
+            pool = _pools[key] = _open(answers.read_pool(answer))
     return pool
 
 
@@ -181,8 +181,6 @@ def forked() -> None:
 
 
 def _open(record: wire.Pool) -> Pool:
-    if record.version != wire.VERSION:
-        raise Refused(f"the mount speaks version {record.version} of the protocol, this client {wire.VERSION}")
     writable = True
     try:
         descriptor = trust.open_pool(record, os.O_RDWR)
@@ -215,7 +213,7 @@ def _map(record: wire.Pool, descriptor: int, writable: bool) -> Pool:
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
         mapping = mmap.mmap(descriptor, record.size, flags=flags, prot=protection)
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise Refused(f"the pool can't be mapped: {error}") from None
     trust.check_superblock(record, memoryview(mapping))
     return Pool(record, descriptor, mapping, flags)

@@ -44,6 +44,11 @@ class Flag(IntFlag):
     RENEW = 16  # this holder uses nothing any more that it was told before this request
 
 
+FIRST_STEP, LAST_STEP = (
+    256 << 10,
+    4 << 20,
+)  # bytes past EOF that a client asks for with GROW: first, and at most at once
+
 DURABLE = 1  # flag of STORED and APPENDED: as fsync(2)
 DATA_ONLY = 2  # with DURABLE: as fdatasync(2)
 
@@ -54,6 +59,7 @@ STORED = struct.Struct("=QII")
 APPENDED = struct.Struct("=QQQIIQ")
 SLOT = struct.Struct("=QQQQ32x")
 
+PATH_SIZE = 960  # bytes of a pool's path, the NUL behind it included
 EXTENTS = 124  # in a full request
 SHORT_EXTENTS = 4
 LEASE_SIZE = LEASE.size + EXTENTS * EXTENT.size
@@ -94,8 +100,8 @@ class Pool(NamedTuple):
         Raises:
             ValueError: the path does not fit.
         """
-        if len(self.path) > 959:
-            raise ValueError(f"a pool's path of {len(self.path)} bytes; 959 fit")
+        if len(self.path) >= PATH_SIZE:
+            raise ValueError(f"a pool's path of {len(self.path)} bytes; {PATH_SIZE - 1} fit")
         return POOL.pack(self.version, *self[:-1])
 
     @classmethod
@@ -219,6 +225,12 @@ class Slot(NamedTuple):
     def unpack(cls, buffer: Buffer) -> Slot:
         """From a record."""
         return cls(*SLOT.unpack_from(buffer))
+
+
+def extent_count(buffer: Buffer) -> int:
+    """How many extents the head of a lease record counts; there may be room for less."""
+    count: int = LEASE.unpack_from(buffer)[4]
+    return count
 
 
 def room(size: int) -> int:

@@ -13,8 +13,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define FIRST_STEP (256UL << 10) /* bytes that are taken behind the end, as much again as was appended, not more than */
-#define LAST_STEP (4UL << 20) /* zeroing more would keep everybody waiting */
 #define IN_A_ROW 2               /* appends before memory is taken for more */
 #define PAIRS 2                  /* appends that were synchronised at once before the next one asks for it */
 #define WORTH_IT 8               /* appends that pay for the memory taken */
@@ -56,10 +54,10 @@ static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total) {
         appends->patience--;
         return false;
     }
-    if (step < FIRST_STEP)
-        step = FIRST_STEP;
-    if (step > LAST_STEP)
-        step = LAST_STEP;
+    if (step < DAXFS_FIRST_STEP)
+        step = DAXFS_FIRST_STEP;
+    if (step > DAXFS_LAST_STEP)
+        step = DAXFS_LAST_STEP;
     if (step < total)
         step = total;
     failed = pl_grow(fd, file, base, step);

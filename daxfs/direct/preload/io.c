@@ -253,6 +253,8 @@ static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, 
         if (known)
             base = pl_size(file);
         pl_unpin(file);
+        if (known && base > LLONG_MAX - total)
+            return PL_NO;
         if (known) {
             done = pl_append(fd, file, vector, total, base);
             if (done > 0 && position) {

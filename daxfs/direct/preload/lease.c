@@ -252,6 +252,8 @@ static bool take(struct pl_file *file, const struct daxfs_lease *lease) {
 
 int pl_ask(int fd, struct daxfs_lease *lease) {
     struct pl_file *file = pl_file_of(fd);
+    uint64_t offset = lease->offset, length = lease->length;
+    uint32_t flags = lease->flags;
     int saved = errno, failed;
 
     if (!file || !pl_attach(fd, file->mount))
@@ -259,6 +261,10 @@ int pl_ask(int fd, struct daxfs_lease *lease) {
     PL_COUNT(leases);
     lease->holder = holder;
     failed = syscall(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease) ? errno : 0;
+    if (!failed && unlikely(!pl_sound_lease(lease, offset, length, flags))) {
+        atomic_store(&file->refused, true);
+        failed = EPROTO;
+    }
     errno = saved;
     return failed;
 }

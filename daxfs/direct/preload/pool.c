@@ -50,7 +50,7 @@ static bool attach(struct pl_mount *mount, int fd) {
 
     if (!pl_trusted(mount->device) || syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
         return false;
-    if (mount->pool.version != DAXFS_VERSION || !memchr(mount->pool.path, 0, sizeof(mount->pool.path)))
+    if (!pl_sound_pool(&mount->pool))
         return false;
     mount->writable = true;
     pool = pl_open_pool(&mount->pool, O_RDWR);
@@ -159,8 +159,7 @@ bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease) {
         atomic_store(&mount->stays, false); /* it was mounted anew: asked again when no file is open */
         return false;
     }
-    return lease->count <= sizeof(lease->extents) / sizeof(lease->extents[0]) &&
-           (!lease->slot || lease->slot <= mount->pool.size - sizeof(struct daxfs_slot));
+    return !lease->slot || lease->slot <= mount->pool.size - sizeof(struct daxfs_slot);
 }
 
 void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address) {

@@ -6,6 +6,7 @@
  *
  * pool.c   mounts and their pools, copies, flushing
  * trust.c  which mounts and pools are to be believed
+ * answers.c  what the daemon answers, looked at first
  * lease.c  open files: what is known of their memory, pins
  * table.c  which descriptor is which open file
  * io.c     open, close, read, write and their kin
@@ -86,6 +87,13 @@ uint64_t pl_mount_id(int fd);
 int pl_open_pool(const struct daxfs_pool *pool, int flags);
 /* Whether the file system that was named lies in what was mapped. */
 bool pl_has_superblock(const struct daxfs_pool *pool, const char *base);
+
+/* ---- answers.c */
+
+/* Whether an answer describes a pool at all. */
+bool pl_sound_pool(const struct daxfs_pool *pool);
+/* Whether an answer fits the question, and its extents each other. */
+bool pl_sound_lease(const struct daxfs_lease *lease, uint64_t offset, uint64_t length, uint32_t flags);
 
 /* ---- lease.c */
 
@@ -178,7 +186,8 @@ bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, ui
 /* Learn of [offset, offset + length) behind the end of the file, to make it longer: `granted`. 0 or an errno. */
 int pl_grow(int fd, struct pl_file *file, uint64_t offset, uint64_t length);
 
-/* DAXFS_IOC_LEASE with this process's holder filled in; no DAXFS_RENEW here, that is pl_learn's. 0 or an errno.
+/* DAXFS_IOC_LEASE with this process's holder filled in; no DAXFS_RENEW here, that is pl_learn's. 0 or an errno; EPROTO:
+ * the answer makes no sense, so no more is asked about this file.
  * What map.c asks with (DAXFS_MAP). The answer holds while mappings > 0: call pl_mapping(file, 1) before asking,
  * pl_mapping(file, -1) after munmap or if it failed. */
 int pl_ask(int fd, struct daxfs_lease *lease);

@@ -1,0 +1,74 @@
+"""What the daemon answers, looked at before anything of it is used: every number in it is a place or a length.
+
+``pool`` and ``holding`` read answers through this module. A sound answer may still name memory that this process has
+not mapped (the pool has grown): ``holding.lease`` compares with the mapped size. preload/answers.c is the same in C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from daxfs.direct import wire
+from daxfs.direct.trust import SUPERBLOCK, Refused
+from daxfs.direct.wire import Kind
+
+FURTHEST = 1 << 62
+"""Nothing begins or ends past it, so that numbers fit every system call."""
+
+_BLOCK_SIZES = {1 << bits for bits in range(10, 17)}
+
+
+def read_pool(answer: wire.Buffer) -> wire.Pool:
+    """The answer to DAXFS_IOC_POOL.
+
+    Raises:
+        Refused: another version of the protocol, or a record that describes no pool.
+    """
+    pool = wire.Pool.unpack(answer)
+    if pool.version != wire.VERSION:
+        raise Refused(f"the mount speaks version {pool.version} of the protocol, this client {wire.VERSION}")
+    _check("persistence", pool.persistence, pool.persistence <= max(wire.Persistence))
+    _check("size", pool.size, 2 * SUPERBLOCK <= pool.size <= FURTHEST)
+    _check("block size", pool.block_size, pool.block_size in _BLOCK_SIZES)
+    _check("path", pool.path, pool.path.startswith(b"/") and len(pool.path) < wire.PATH_SIZE)
+    return pool
+
+
+def read_lease(asked: wire.Lease, answer: wire.Buffer) -> wire.Lease:
+    """The answer to DAXFS_IOC_LEASE.
+
+    Its extents follow each other without gaps from the offset that was asked for to ``next``; what an answer has before
+    that offset is cut off.
+
+    Raises:
+        Refused: a record that does not fit the question, or itself.
+    """
+    count = wire.extent_count(answer)
+    _check("number of extents", count, count <= wire.room(len(answer)))
+    lease = wire.Lease.unpack(answer)
+    _check("question", lease[:4], lease[:4] == asked[:4])
+    _check("end", lease.next, asked.offset <= lease.next <= FURTHEST)
+    _check("file size", lease.size, lease.size <= FURTHEST)
+    _check("slot", lease.slot, lease.slot <= FURTHEST and lease.slot % 8 == 0)
+    place = min(lease.extents[0].offset, asked.offset) if lease.extents else asked.offset
+    for extent in lease.extents:
+        _check("extent", extent, extent.offset == place and 0 < extent.length <= lease.next - place)
+        _check("kind", extent.kind, extent.kind <= max(Kind))
+        _check("pool offset", extent.pool_offset, extent.kind != Kind.MEMORY or extent.pool_offset <= FURTHEST)
+        place += extent.length
+    _check("end", lease.next, place == lease.next)
+    return lease._replace(extents=tuple(_cut(lease.extents, asked.offset)))
+
+
+def _cut(extents: tuple[wire.Extent, ...], offset: int) -> Iterator[wire.Extent]:
+    """The extents from ``offset`` on."""
+    for extent in extents:
+        before = max(offset - extent.offset, 0)
+        if before < extent.length:
+            place = extent.pool_offset + before if extent.kind == Kind.MEMORY else extent.pool_offset
+            yield wire.Extent(extent.offset + before, place, extent.length - before, extent.kind)
+
+
+def _check(what: str, found: object, sound: bool) -> None:
+    if not sound:
+        raise Refused(f"the daemon's answer makes no sense: {what} {found}")
