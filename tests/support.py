@@ -49,7 +49,8 @@ def mke2fs(pool: Path, *options: str, size: str = "64M") -> Path:
     with pool.open("wb"):
         pass
     run("truncate", "-s", size, pool)
-    run("mke2fs", "-q", "-F", "-t", "ext4", *options, pool)
+    kind = () if "-t" in options else ("-t", "ext4")
+    run("mke2fs", "-q", "-F", *kind, *options, pool)
     return pool
 
 

@@ -25,6 +25,7 @@ from daxfs.fs import (
     leasing,
     mounting,
     names,
+    opening,
     ranges,
     remounting,
     removal,
@@ -49,7 +50,7 @@ from daxfs.fs.types import (
     Statistics,
     Stored,
 )
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.structures import inodes
 from daxfs.structures.mapping import Extent
 
@@ -147,7 +148,7 @@ class FileSystem:
             FsError, Corrupt, Unsupported: what is in the pool is no ext4, damaged, or has unknown features.
         """
         options = options or Options()
-        opened = pool if isinstance(pool, Pool) else open_pool(os.fspath(pool), read_only=options.read_only)
+        opened = pool if isinstance(pool, Pool) else opening.open_for(os.fspath(pool), options)
         try:
             return cls(mounting.mount(opened, options))
         except BaseException:

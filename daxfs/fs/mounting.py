@@ -1,8 +1,8 @@
 """Making a volume of a pool, and a clean pool of a volume.
 
 Mounting checks the superblock, the features and the size, replays the journal, marks the pool as in use (the feature
-flag ``needs_recovery``) and frees the orphans; unmounting commits, empties the log and marks it clean. A pool that is
-refused is left as it was.
+flag ``needs_recovery``, `recovery_flag.py`) and frees the orphans; unmounting commits, empties the log and marks it
+clean. A pool that is refused is left as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import removal
+from daxfs.fs import recovery_flag, removal
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
@@ -98,6 +98,8 @@ def log_area(view: View, sb: Superblock) -> LogArea:
 
 def mount(pool: Pool, options: Options) -> Volume:
     """Mount the pool; raises FsError, Corrupt or Unsupported and changes nothing when it can't."""
+    if not options.replay and not options.read_only:
+        raise FsError(errno.EINVAL, "noload leaves the log as it is, and is for read-only mounts only; add ro")
     sb = read_superblock(pool)
     read_only = check_features(sb, read_only=options.read_only or pool.read_only)
     geometry = Geometry.of(sb)
@@ -109,8 +111,9 @@ def mount(pool: Pool, options: Options) -> Volume:
     except Corrupt:
         sb.verify()  # a damaged superblock explains whatever it leads to
         raise
-    report = recover_log(pool, geometry, area) if area is not None and needs_recovery(sb) else None
-    if report is not None and not report.clean:
+    report = None
+    if area is not None and options.replay and needs_recovery(sb):
+        report = recover(pool, geometry, area)
         sb = read_superblock(pool)
         geometry = Geometry.of(sb)
     sb.verify()
@@ -146,23 +149,56 @@ def needs_recovery(sb: Superblock) -> bool:
 
     The flag says so; and a wrong checksum may mean that the superblock was torn while it was copied home from the log.
     """
-    if sb.s_feature_incompat & Incompat.needs_recovery:
-        return True
+    return bool(sb.s_feature_incompat & Incompat.needs_recovery) or is_torn(sb)
+
+
+def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
+    """Replay the log; beside an empty log, mend the flag that says to look."""
+    if pool.read_only:
+        raise FsError(errno.EROFS, "the journal needs replay and the pool is open for reading only")
+    report = recovery.replay(pool, geometry, area)
+    if not report.clean:
+        log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
+    elif recovery_flag.mend(pool):
+        log.info("%s: the superblock was cut while its recovery flag was stored; mended", pool.path)
+    return report
+
+
+def mend_superblock(pool: Pool) -> bool:
+    """Recover a pool whose superblock a power cut has torn: from the log, or by its flag. Whether it was torn.
+
+    e2fsck looks at the superblock's checksum before it looks at the log, and ``e2fsck -p`` goes no further.
+
+    Raises:
+        FsError, Corrupt, Unsupported: as `mount`; the pool is unchanged.
+    """
+    if not is_torn(read_superblock(pool)):
+        return False
+    recover_in_place(pool)
+    return not is_torn(read_superblock(pool))
+
+
+def recover_in_place(pool: Pool) -> None:
+    """`recover` on a pool that nobody mounts; orphans and the recovery flag stay.
+
+    Raises:
+        FsError, Corrupt, Unsupported: as `mount`; the pool is unchanged.
+    """
+    sb = read_superblock(pool)
+    check_features(sb, read_only=True)
+    geometry = Geometry.of(sb)
+    geometry.check_pool_size(pool.size)
+    if geometry.has_journal:
+        recover(pool, geometry, log_area(TornView(pool, geometry), sb))
+
+
+def is_torn(sb: Superblock) -> bool:
+    """Whether the superblock has a wrong checksum."""
     try:
         sb.verify()
     except Corrupt:
         return True
     return False
-
-
-def recover_log(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
-    """Replay the log."""
-    if pool.read_only:
-        raise FsError(errno.EROFS, f"{pool.path}: the journal needs replay and the pool can't be written")
-    report = recovery.replay(pool, geometry, area)
-    if not report.clean:
-        log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
-    return report
 
 
 def note_abort(volume: Volume, number: int) -> None:
@@ -191,13 +227,14 @@ def add_hooks(volume: Volume) -> None:
 
 
 def mark_in_use(volume: Volume, *, recount: bool) -> None:
-    """The superblock of a mounted pool: recovery needed, one more mount (ext4_setup_super in fs/ext4/super.c).
+    """The superblock of a mounted pool: one more mount (ext4_setup_super in fs/ext4/super.c).
 
-    It goes through the log like every later change of the superblock, so that a power cut can't tear it. A crash before
-    the flag is in place finds a log that holds nothing but this. ``recount``: the free counts may be old, since the
-    kernel keeps them up to date in the group descriptors alone.
+    It goes through the log like every later change of the superblock, so that a power cut can't tear it. ``recount``:
+    the free counts may be old, since the kernel keeps them up to date in the group descriptors alone.
     """
     geometry = volume.geometry
+    if geometry.has_journal:
+        recovery_flag.store(volume.pool, raised=True)
     with volume.handle(1) as tx:
         if recount:
             blocks.settle_counts(tx)
@@ -206,14 +243,11 @@ def mark_in_use(volume: Volume, *, recount: bool) -> None:
         sb.s_mtime = sb.s_wtime = int(time.time()) & 0xFFFFFFFF
         if volume.options.mountpoint:
             sb.s_last_mounted = os.fsencode(volume.options.mountpoint)[:63].ljust(64, b"\0")
-        if geometry.has_journal:
-            sb.s_feature_incompat |= Incompat.needs_recovery
-        else:
+        if not geometry.has_journal:
             sb.s_state &= ~EXT4_VALID_FS
         if geometry.has_orphan_file:
             sb.s_feature_ro_compat |= RoCompat.orphan_present
     volume.commit()
-    volume.journal.store_superblock()  # the flag is what makes the next mount look into the log
 
 
 def unmount(volume: Volume) -> None:
@@ -239,13 +273,11 @@ def unmount(volume: Volume) -> None:
 def mark_clean(volume: Volume) -> None:
     """Say in the superblock that nothing is to be recovered, empty the log and close it. All is committed."""
     journal = volume.journal
-    # What follows changes one word that matters: without checksums a superblock in pieces would pass for a clean one.
-    journal.store_superblock()
     with journal.handle(1) as tx:
         sb = tx.edit_superblock()
-        sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
         sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
         # A pool without a journal that was not unmounted is not made clean by mounting it once more.
         sb.s_state |= volume.mounted_state & EXT4_VALID_FS
         sb.s_wtime = int(time.time()) & 0xFFFFFFFF
     journal.close()
+    recovery_flag.store(volume.pool, raised=False)

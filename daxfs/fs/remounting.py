@@ -74,7 +74,7 @@ def start_writing(volume: Volume) -> None:
     if volume.was_writable:
         raise FsError(errno.EROFS, "damage has made the volume read-only; unmount it and run: daxfs check")
     pool, geometry = volume.pool, volume.geometry
-    if pool.read_only:
+    if pool.read_only or pool.private or not volume.options.replay:
         raise FsError(errno.EROFS, "the pool is open for reading only; unmount it and mount it with rw")
     sb = volume.view.superblock()
     if mounting.check_features(sb, read_only=False):

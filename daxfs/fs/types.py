@@ -221,7 +221,8 @@ class Options:
     """How a pool is mounted.
 
     Attributes:
-        read_only: nothing is changed; a pool whose journal needs replay is refused unless the pool can be written.
+        read_only: nothing is changed but by recovery; where the pool can't be written, that is done in memory.
+        replay: the log is replayed; False (mount option ``noload``, read-only mounts only) looks without.
         sync: every operation that returned is durable (mount option ``sync``).
         commit_interval: seconds until finished operations are durable anyway (``commit=``).
         atime: ``relatime``, ``strictatime`` or ``noatime``, as mount(8) means them.
@@ -231,6 +232,7 @@ class Options:
     """
 
     read_only: bool = False
+    replay: bool = True
     sync: bool = False
     commit_interval: float = 5.0
     atime: str = "relatime"

@@ -60,6 +60,7 @@ class MountOptions:
     """One mount's options.
 
     Attributes:
+        replay: False (``noload``): a read-only mount does not replay the journal.
         atime: ``relatime``, ``strictatime`` or ``noatime``.
         directory_atime: reading a directory moves its time of access as ``atime`` says.
         flags: MS_* of mount(2) that the kernel alone acts on.
@@ -75,6 +76,7 @@ class MountOptions:
     """
 
     read_only: bool = False
+    replay: bool = True
     sync: bool = False
     commit_seconds: float = float(optiontable.DEFAULT_COMMIT_SECONDS)
     atime: str = "relatime"
@@ -109,6 +111,7 @@ class MountOptions:
         wake = "off" if self.wake_microseconds is None else self.wake_microseconds
         return [
             "ro" if self.read_only else "rw",
+            *([] if self.replay else ["noload"]),
             *(name for name, flag in _FLAGS.items() if flags & flag),
             "sync" if self.sync else "async",
             self.atime,

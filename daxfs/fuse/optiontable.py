@@ -139,6 +139,11 @@ def _outside(spellings: str, text: str) -> Option:
 OPTIONS: tuple[Option, ...] = (
     _served("ro", "read-only", _set(read_only=True), live=True),
     _served("rw", "read-write (default)", _set(read_only=False), live=True),
+    _served(
+        "noload norecovery",
+        "with ro: the journal is not replayed; a pool that was not unmounted shows an older state",
+        _set(replay=False),
+    ),
     _served("sync dirsync", "an operation that returned is durable", _set(sync=True), live=True),
     _served("async", "durable at fsync, fdatasync, or after commit= (default)", _set(sync=False), live=True),
     _served("commit=SECONDS", "finished operations are durable after so long anyway (default 5)", _commit, live=True),

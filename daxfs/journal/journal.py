@@ -63,9 +63,6 @@ class Keeper(Protocol):
         ``content`` must not change from then on.
         """
 
-    def store_waiting(self) -> None:
-        """Store at home what waits, if anything does. No fence."""
-
     def close(self) -> None:
         """Everything is durable at home; the log is empty."""
 
@@ -93,9 +90,6 @@ class NoLog:
     def store_later(self, number: int, content: memoryview) -> bool:  # noqa: ARG002
         """Nothing may wait."""
         return False
-
-    def store_waiting(self) -> None:
-        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing to empty."""
@@ -235,12 +229,6 @@ class Journal:
 
     def fence(self) -> None:
         """Make all stores to the pool durable (file data written in place); the transaction runs on."""
-        self.pool.fence()
-
-    def store_superblock(self) -> None:
-        """Make the committed superblock durable at home now, for whoever looks at the pool before it reads the log."""
-        self._assert_usable()
-        self._keeper.store_waiting()
         self.pool.fence()
 
     def close(self) -> None:

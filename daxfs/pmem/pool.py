@@ -46,6 +46,7 @@ class Pool:
         file_size: bytes of the file or device as the system reports it.
         align: alignment of the medium's own mapping in bytes (2 MiB on most devdax devices, else a page).
         read_only: whether stores raise EROFS.
+        private: stores stay in this process's memory.
         persistence: ``libpmem``, ``msync`` or ``volatile``.
         status: of the file or device, when it was opened; None for one without either.
         memory: the whole mapping, format "B"; read-only if the pool is.
@@ -80,6 +81,7 @@ class Pool:
         self.align = align
         self.read_only = read_only
         self.persistence = operations.name
+        self.private = False
         self.status: os.stat_result | None = None
         self.write: Callable[[int, Buffer], None] = operations.write
         self.zero: Callable[[int, int], None] = operations.zero
@@ -220,6 +222,7 @@ def open_pool(
     read_only: bool = False,
     persistence: str | None = None,
     exclusively: bool = True,
+    private: bool = False,
     sysfs: str = "/sys",
 ) -> Pool:
     """Map a pool.
@@ -229,28 +232,33 @@ def open_pool(
         read_only: map without the right to store, and share the pool with other readers.
         persistence: force ``libpmem``, ``msync`` or ``volatile``; chosen by the kind of pool if None.
         exclusively: refuse a pool that is in use. A tool that only looks may say False, together with
-            ``read_only``.
+            ``read_only`` or ``private``.
+        private: stores go to memory of this process and never to the pool, which is opened for reading and shared
+            with other readers. Only pages that are stored to take memory.
         sysfs: where sysfs is mounted (tests bring their own).
 
     Raises:
         PoolError: missing, no permission, empty, in use by daxfs or the kernel, or no way to flush it.
     """
     name = os.fspath(path)
-    if not (exclusively or read_only):
+    reading = read_only or private
+    if not (exclusively or reading):
         raise ValueError("only a read-only pool may be opened while someone else uses it")
     target = kinds.identify(name, sysfs=sysfs)
     descriptors: list[int] = []
     try:
         if exclusively:
-            descriptors.append(exclusive.claim(target, read_only=read_only, sysfs=sysfs))
+            descriptors.append(exclusive.claim(target, read_only=reading, sysfs=sysfs))
             # Until we had it to ourselves, its last user may have resized or replaced it (mkfs).
             target = kinds.identify(name, sysfs=sysfs)
             if not os.path.samestat(os.fstat(descriptors[0]), target.status):
                 raise PoolError(f"{name} was just replaced by another file; try again", kinds.MOUNT_FAILED)
-        access = os.O_RDONLY if read_only else os.O_RDWR
+        access = os.O_RDONLY if reading else os.O_RDWR
         # A descriptor of its own: the mapping keeps it open as long as any view lives, the claim must not
         # last so.
         descriptors.insert(0, os.open(name, access | os.O_CLOEXEC))
+        if private:
+            return _map_privately(target, tuple(descriptors))
         return _map(target, tuple(descriptors), read_only, persistence)
     except BaseException as error:
         for descriptor in descriptors:
@@ -296,6 +304,24 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
         descriptors=descriptors,
         read_only=read_only,
     )
+
+
+def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
+    """Copy on write. A devdax device can't be mapped so (EINVAL)."""
+    mapping = mmap.mmap(descriptors[0], target.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    memory = memoryview(mapping)
+    pool = MappedPool(
+        target,
+        target.kind,
+        mapping,
+        memory=memory,
+        operations=persist.volatile(memory),
+        descriptors=descriptors,
+        read_only=False,
+    )
+    pool.private = True
+    pool.status = None  # what others can map is another content
+    return pool
 
 
 def _try_twice(release: Callable[[], None]) -> None:

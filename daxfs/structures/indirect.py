@@ -132,7 +132,7 @@ def lookup(view: View, inode: Inode, lblk: int) -> Extent:
     slot = route[-1]
     length = _run_length(w, slot, len(w) if len(route) > 1 else DIRECT)
     pblk = w[slot]
-    if pblk + length > view.geometry.blocks_count:
+    if pblk and pblk + length > view.geometry.blocks_count:
         raise Corrupt("block pointer", f"inode {inode.number}, block {lblk}: {length} blocks on {pblk}")
     return Extent(lblk, pblk, length, False)
 

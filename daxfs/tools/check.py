@@ -8,13 +8,17 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 
-from daxfs.errors import PoolError, UserError
+from daxfs.errors import FsError, PoolError, UserError
+from daxfs.fs import mounting
 from daxfs.pmem import exclusive, kinds
+from daxfs.pmem.pool import open_pool
 from daxfs.tools.e2fsprogs import find_tool
 
 OPERATIONAL_ERROR = 8  # fsck(8)
 USAGE = 16  # fsck(8)
 
+UNASKED = frozenset(("-p", "-a", "-y"))
+"""Options with which e2fsck repairs without asking."""
 _E2FSCK_OPTIONS = "panyrcdfvtFVkDb:B:C:E:j:l:L:N:P:z:ST:AMRs"
 
 
@@ -26,9 +30,28 @@ def check(path: str, options: Sequence[str]) -> int:
     """
     program = find_tool("e2fsck")
     target = _target(path)
+    mended = bool(UNASKED.intersection(options)) and _mend(path)
     with _held(target, read_only="-n" in options):
         done = subprocess.run([program, *options, "--", path], check=False)
-    return done.returncode if done.returncode >= 0 else OPERATIONAL_ERROR
+    return done.returncode | mended if done.returncode >= 0 else OPERATIONAL_ERROR
+
+
+def _mend(path: str) -> bool:
+    """Mend a superblock that a power cut has torn, at which ``e2fsck -p`` stops; whether it was (docs/CRASH.md)."""
+    try:
+        with open_pool(path, read_only=True, exclusively=False) as pool:
+            if not mounting.is_torn(mounting.read_superblock(pool)):
+                return False
+        with open_pool(path) as pool:
+            pool.refuse_clients()
+            mended = mounting.mend_superblock(pool)
+    except PoolError as error:
+        raise PoolError(str(error), OPERATIONAL_ERROR) from None
+    except FsError:
+        return False  # e2fsck says what is wrong
+    if mended:
+        print(f"{path}: the superblock was torn by a power cut; recovered from the journal")
+    return mended
 
 
 def _target(path: str) -> kinds.Target:

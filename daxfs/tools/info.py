@@ -83,6 +83,12 @@ def examine(place: str) -> Info:
 def _gather(found: Reading, mountpoint: str) -> Info:
     sb, geometry, pool = found.superblock, found.geometry, found.pool
     journal, journal_size = _journal(found)
+    facts = status(mountpoint) if mountpoint else {}
+    free_blocks, free_inodes = sb.free_blocks_count, sb.s_free_inodes_count
+    if facts:
+        # The superblock waits in the log of a mounted pool; a mount that has just told its facts answers this, too.
+        told = os.statvfs(mountpoint)
+        free_blocks, free_inodes = told.f_bfree, told.f_ffree
     uuid = sb.s_uuid.hex()
     return Info(
         pool=pool.path,
@@ -96,11 +102,11 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         uuid="-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:])),
         block_size=geometry.block_size,
         blocks=geometry.blocks_count,
-        free_blocks=sb.free_blocks_count,
+        free_blocks=free_blocks,
         reserved_blocks=sb.reserved_blocks_count,
-        free=sb.free_blocks_count * geometry.block_size,
+        free=free_blocks * geometry.block_size,
         inodes=geometry.inodes_count,
-        free_inodes=sb.s_free_inodes_count,
+        free_inodes=free_inodes,
         inode_size=geometry.inode_size,
         journal=journal,
         journal_size=journal_size,
@@ -109,7 +115,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         last_written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sb.s_wtime)) if sb.s_wtime else "",
         features=list(features.all_names(sb)),
         unsupported=[*features.unsupported_incompat(sb), *features.unsupported_ro_compat(sb)],
-        mount=status(mountpoint) if mountpoint else {},
+        mount=facts,
     )
 
 

@@ -79,6 +79,7 @@ def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[]
         source,
         Options(
             read_only=wanted.read_only,
+            replay=wanted.replay,
             sync=wanted.sync,
             commit_interval=wanted.commit_seconds,
             atime=wanted.atime,

@@ -1,8 +1,10 @@
 """Looking into a pool without a mount and without a lock: for info, dump and map.
 
-Nothing is replayed and nothing written: what is seen is what lies in place. On a pool in use by a daemon that is the
-state of its last commit (daxfs copies blocks home right after each commit), so `map` asks for one with fsync first. A
-pool that changes meanwhile may be seen half-way, and then gives a `Corrupt` that means nothing; look again.
+Nothing is written. A pool that was not unmounted is seen as recovery will leave it: its log is replayed on a private
+mapping. On a pool in use by a daemon what lies in place is the state of its last commit (daxfs copies blocks home right
+after each commit) but for the superblock, which waits in the log; so `map` asks for a commit with fsync first, and
+`info` asks the mount for free space. A pool that changes meanwhile may be seen half-way, and then gives a `Corrupt`
+that means nothing; look again.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError, UserError
+from daxfs.errors import FsError, PoolError, UserError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
+from daxfs.fs import mounting
 from daxfs.fs.mounting import read_superblock
 from daxfs.journal.view import PoolView
 from daxfs.pmem.pool import open_pool
@@ -68,6 +71,24 @@ class Reading:
         return inodes.read(self.view, ino)
 
 
+def _open(path: str) -> Pool:
+    """Map the pool as it lies there or, if a crash left it and nobody uses it, as recovery will leave it."""
+    pool = open_pool(path, read_only=True, exclusively=False)
+    try:
+        if not mounting.needs_recovery(read_superblock(pool)):
+            return pool
+        private = open_pool(path, private=True)
+    except (PoolError, FsError):
+        return pool  # in use, or not to be recovered
+    try:
+        mounting.recover_in_place(private)
+    except FsError:
+        private.close()  # a log that can't be replayed: what lies in place is all there is to see
+        return pool
+    pool.close()
+    return private
+
+
 @contextmanager
 def reading(path: str) -> Iterator[Reading]:
     """Open a pool for looking.
@@ -76,7 +97,7 @@ def reading(path: str) -> Iterator[Reading]:
         PoolError: it can't be opened.
         FsError, Corrupt: there is no ext4 in it that could be read.
     """
-    pool = open_pool(path, read_only=True, exclusively=False)
+    pool = _open(path)
     try:
         superblock = read_superblock(pool)
         geometry = Geometry.of(superblock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from map_rig import FIRST_INO, MapRig, debugfs_map, make_image, spread
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import Superblock
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import SetAttributes
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import inodes, mapping
@@ -213,3 +216,29 @@ def test_index_blocks_that_point_to_themselves_end(tmp_path: Path) -> None:
     for call in (lambda: list(mapping.walk(view, inode)), lambda: mapping.count_blocks(view, inode)):
         with pytest.raises(Corrupt, match=f"inode {FIRST_INO}"):
             call()
+
+
+def test_a_hole_may_be_longer_than_the_pool(pool: Callable[..., Path]) -> None:
+    """What is checked against the end of the pool is where blocks lie, not how long holes are."""
+    path = pool("-t", "ext2", "-b", "4096", "-N", "32", size="4M")
+    with FileSystem.open(path) as fs:
+        file, _ = fs.create(2, b"f", 0o600)
+        fs.setattr(file.ino, SetAttributes(size=4 << 20))
+        for block in (12, 20):
+            assert fs.write(file, block * 4096, bytes([block]) * 4096) == 4096
+        assert fs.read(file, 20 * 4096, 10) == bytes([20]) * 10
+        fs.release(file)
+    fsck(path)
+
+
+def test_a_full_pool_of_small_blocks_says_so(pool: Callable[..., Path]) -> None:
+    path = pool("-t", "ext2", "-b", "1024", "-N", "32", size="1M")
+    with FileSystem.open(path) as fs:
+        file, _ = fs.create(2, b"f", 0o600)
+        fs.setattr(file.ino, SetAttributes(size=8 << 20))
+        places = iter(range(0, 8 << 20, 2048))
+        with pytest.raises(FsError) as refused:
+            deque(fs.write(file, place, b"x" * 1024) for place in places)
+        assert refused.value.errno == errno.ENOSPC
+        fs.release(file)
+    fsck(path)

@@ -1,0 +1,64 @@
+"""The feature flag ``needs_recovery`` in the pool's own superblock: raised before the log is used, lowered after.
+
+The flag can't go through the log: a log that holds something while the flag is clear makes ``e2fsck -p`` stop, since it
+may be left from long ago. So, as in the kernel (ext4_load_journal and ext4_put_super in fs/ext4/super.c), the flag is
+stored at home while the log is empty, and so is the superblock's checksum. Flag and checksum lie in different cache
+lines. A power cut between the two leaves the *torn flag*: a superblock that has its right checksum again when the flag
+is inverted, beside an empty log. `mend` finds and mends it. `mounting.py` alone calls this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt
+from daxfs.ext4.features import Incompat
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+
+if TYPE_CHECKING:
+    from daxfs.pmem.pool import Pool
+
+_INCOMPAT = 0x60
+_CHECKSUM = 0x3FC
+
+
+def store(pool: Pool, *, raised: bool) -> None:
+    """Raise or lower the flag, durably. The log is empty, and nothing of the superblock waits in it."""
+    sb = _copy(pool)
+    flags = _with_flag(sb.s_feature_incompat, raised=raised)
+    if flags == sb.s_feature_incompat:
+        return
+    sb.s_feature_incompat = flags
+    sb.seal()
+    pool.store_word(SUPERBLOCK_OFFSET + _INCOMPAT, flags)
+    pool.store_word(SUPERBLOCK_OFFSET + _CHECKSUM, sb.s_checksum)
+    pool.fence()
+
+
+def mend(pool: Pool) -> bool:
+    """Give a torn flag the value that the checksum is right for, by one aligned word. Whether it was torn."""
+    sb = _copy(pool)
+    if _is_right(sb):
+        return False
+    sb.s_feature_incompat ^= Incompat.needs_recovery
+    if not _is_right(sb):
+        return False
+    pool.store_word(SUPERBLOCK_OFFSET + _INCOMPAT, sb.s_feature_incompat)
+    pool.fence()
+    return True
+
+
+def _is_right(sb: Superblock) -> bool:
+    try:
+        sb.verify()
+    except Corrupt:
+        return False
+    return True
+
+
+def _copy(pool: Pool) -> Superblock:
+    return Superblock(memoryview(bytearray(pool.memory[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + Superblock.SIZE])))
+
+
+def _with_flag(flags: int, *, raised: bool) -> int:
+    return flags | Incompat.needs_recovery if raised else flags & ~int(Incompat.needs_recovery)
