@@ -26,6 +26,7 @@ from tree_rig import QUIET, Facts, walk
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.hash import dirhash
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import clock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
@@ -34,7 +35,7 @@ from daxfs.fs.types import Options, RenameFlags, SetAttributes
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.recorder import CrashImage, RecordingPool
-from daxfs.structures import groups
+from daxfs.structures import dirblocks, groups, htree, inodes
 from support import fsck, mke2fs, run, tool
 
 WORD = 8
@@ -103,10 +104,41 @@ def plant(fs: FileSystem) -> None:
     fs.release(file)
     tree.mkdir("e")
     tree.mkdir("d/sub")
+    crowd(fs)
     tree.symlink("target", "l")
     fs.link(tree.resolve("f"), ROOT_INO, b"h")
     fs.setxattr(tree.resolve("g"), b"user.small", b"1")
     fs.setxattr(tree.resolve("g"), b"user.large", noise(600, 10))
+
+
+def crowd(fs: FileSystem) -> None:
+    """The directory ``i`` has an index, and its next name splits a leaf."""
+    fs.tree.mkdir("i")
+    ino = fs.tree.resolve("i")
+    file, made = fs.create(ino, crowd_name(0), 0o600)
+    fs.release(file)
+    for number in count(1):
+        if splits(fs, ino, crowd_name(number)):
+            return
+        fs.link(made.ino, ino, crowd_name(number))
+
+
+def crowd_name(number: int) -> bytes:
+    return b"%03d" % number + b"i" * 247
+
+
+def splits(fs: FileSystem, ino: int, name: bytes) -> bool:
+    """Whether a directory has an index, and no room for the name in the leaf that it belongs to."""
+    view = fs.volume.view
+    directory = inodes.read(view, ino)
+    if not dirblocks.is_indexed(view, directory):
+        return False
+    number, words, version = htree.root(view, directory)
+    major, _ = dirhash(name, version, view.geometry.hash_seed)
+    _, leaf = htree.descend(view, directory, number, words, major)
+    content = dirblocks.entries_block(view, directory, leaf)
+    limit = dirblocks.limit_of(view.geometry)
+    return dirblocks.find_room(directory, leaf, content, limit, len(name) + 11 & ~3)[0] < 0
 
 
 # Operations
@@ -186,6 +218,19 @@ class Workbench:
     def xattr(self, path: str, name: bytes, size: int) -> None:
         self.fs.setxattr(self.ino(path), name, self.bytes(size))
 
+    def crowd(self) -> None:
+        """The next name in the directory with an index."""
+        names = len(self.fs.tree.listdir("i"))
+        self.fs.link(self.fs.lookup(self.ino("i"), crowd_name(0)).ino, self.ino("i"), crowd_name(names))
+
+    def fill(self) -> None:
+        """A file takes all blocks that are free."""
+        file, _ = self.fs.create(ROOT_INO, b"full", 0o644)
+        try:
+            assert self.fs.write(file, 0, self.bytes(16 << 20)) < 16 << 20
+        finally:
+            self.fs.release(file)
+
 
 EXCHANGE = RenameFlags.EXCHANGE
 WHITEOUT = RenameFlags.WHITEOUT
@@ -199,12 +244,15 @@ OPERATIONS: dict[str, Operation] = {
     "trim": lambda w: w.fs.trim(),
     "mkdir below": lambda w: w.fs.mkdir(w.ino("d/sub"), b"x", 0o755),
     "crowd": lambda w: [w.fs.link(w.ino("f"), w.ino("d"), b"%02d" % n + b"c" * 200) for n in range(1)],
+    "split leaf": lambda w: w.crowd(),
+    "fill": lambda w: w.fill(),
     "write new": lambda w: w.new("written", 2500),
     "write new in d": lambda w: w.new("d/written", 5000),
     "append": lambda w: w.write("f", 3000, 1700),
     "append a byte": lambda w: w.write("g", 700, 1),
     "overwrite": lambda w: w.write("f", 100, 1403),
     "overwrite a word": lambda w: w.write("big", 1000, 8),
+    "overwrite moved": lambda w: w.write("big", 5000, 2000),
     "overwrite and append": lambda w: w.write("d/x", 500, 4000),
     "fill a hole": lambda w: w.write("big", 12_345, 3000),
     "write beyond": lambda w: w.write("g", 5001, 333),
@@ -284,8 +332,22 @@ OPERATIONS: dict[str, Operation] = {
 AFTER = ("", "sync", "fsync", "fdatasync")
 """What follows an operation; fsync and fdatasync are of one of the files f, g and big."""
 
-SINGLE = [name for name in OPERATIONS if name != "scatter"]
+LARGE = ("scatter", "fill")
+"""Operations that take much longer than others."""
+
+SINGLE = [name for name in OPERATIONS if name not in LARGE]
 """The operations that are one handle, or have one that can be seen."""
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "write to unlinked": ("unlink open",),
+    "release": ("unlink open",),
+    "name tmpfile": ("tmpfile",),
+    "unlink named": ("tmpfile", "name tmpfile"),
+    "link new": ("create",),
+    "unlink symlink long": ("symlink long",),
+    "rmdir new": ("mkdir",),
+}
+"""What must have been done before an operation: it finds nothing to do else. A `Run` does it first."""
 
 AGAIN = (
     *("mkdir", "rmdir new", "symlink long", "unlink symlink long", "set large xattr", "replace xattr", "chmod"),
@@ -294,6 +356,18 @@ AGAIN = (
 """Operations that can be done again and again."""
 
 Step = tuple[str, str]
+
+
+def prelude(steps: Iterable[Step]) -> list[Step]:
+    """What `NEEDS` says must be done, and be durable, before these steps; less what they do themselves."""
+    done: set[str] = set()
+    missing: dict[str, None] = {}
+    for name, _ in steps:
+        needed = NEEDS.get(name, ())
+        if needed and needed[-1] not in done:
+            missing.update(dict.fromkeys(needed))
+        done.add(name)
+    return [(name, "sync") for name in missing]
 
 
 # Pictures
@@ -347,13 +421,14 @@ class Run:
         pool: with the record of all stores.
         moments: the states the tree went through, the first before the workload.
         promises: what syncs have promised.
-        start: events before the workload began.
+        start: events before the workload began; what it needs (`NEEDS`) was done by then.
         last: the pool's bytes at the end.
         laps: events before the log began anew.
     """
 
     def __init__(self, content: bytes, steps: Iterable[Step], *, close: bool = False) -> None:
         self.steps = list(steps)
+        self.needed = prelude(self.steps)
         self.pool = RecordingPool(bytearray(content))
         self.promises: list[Promise] = [Promise(0, 0)]
         with steady_clock():
@@ -363,9 +438,11 @@ class Run:
         fs = FileSystem.open(self.pool, QUIET)
         self.fs = fs
         self.bench = Workbench(fs)
-        self.start = len(self.pool.events)
         self.laps: list[int] = []
         self.moments = [Moment("start", 0, 0, take_picture(fs))]
+        for name, after in self.needed:
+            self._do(name, after)
+        self.start = len(self.pool.events)
         for name, after in self.steps:
             self._do(name, after)
         fs.sync()
@@ -409,11 +486,9 @@ class Run:
     def images(
         self, rng: random.Random, share: float = 1.0, *, prefixes: int = 2, subsets: int = 3, start: int | None = None
     ) -> Iterator[CrashImage]:
-        """A share of the images, with cuts from the beginning of the workload on."""
+        """A share of the images, one at least, with cuts from the beginning of the workload on."""
         start = self.start if start is None else start
-        for left in self.pool.crash_images(rng, start=start, prefixes=prefixes, subsets=subsets):
-            if share == 1.0 or rng.random() < share:
-                yield left
+        yield from some(self.pool.crash_images(rng, start=start, prefixes=prefixes, subsets=subsets), rng, share)
 
     def describe(self, left: CrashImage) -> str:
         moments = [f"{moment.name} {moment.begun}..{moment.ended}" for moment in self.moments]
@@ -476,6 +551,23 @@ class Run:
             mine == {(path, facts) for path, facts in moment.picture.facts.items() if facts.ino == promise.ino}
             for moment in self.moments[promise.index : last + 1]
         )
+
+
+def some(images: Iterable[CrashImage], rng: random.Random, share: float, least: int = 1) -> Iterator[CrashImage]:
+    """A random share of the images, ``least`` of them if there are so many."""
+    shown = passed = 0
+    kept: list[CrashImage] = []  # a fair choice of those that were passed over
+    for left in images:
+        if share == 1.0 or rng.random() < share:
+            shown += 1
+            yield left
+            continue
+        passed += 1
+        if len(kept) < least:
+            kept.append(left)
+        elif (at := rng.randrange(passed)) < least:
+            kept[at] = left
+    yield from kept[: max(least - shown, 0)]
 
 
 def differing(found: dict[bytes, Facts], expected: dict[bytes, Facts]) -> list[str]:

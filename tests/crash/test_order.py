@@ -1,0 +1,127 @@
+"""The order of stores and fences at the ends of a mount, and the superblock that waits while the log goes round."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from crash_rig import FORMATS, QUIET, Workbench, image, recover
+
+from daxfs.errors import Corrupt
+from daxfs.ext4.features import Incompat
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.fs import mounting
+from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.types import SetAttributes
+from daxfs.journal.area import LogArea
+from daxfs.journal.view import PoolView
+from daxfs.pmem.recorder import Event, Fence, RecordingPool, Store
+from support import fsck
+
+REFUSED = "journal superblock checksum"
+
+
+class Watched:
+    """A file system on a recording pool, and what kinds of stores it makes."""
+
+    def __init__(self, name: str) -> None:
+        self.pool = RecordingPool(bytearray(image(name)))
+        sb = mounting.read_superblock(self.pool)
+        geometry = Geometry.of(sb)
+        self.size = geometry.block_size
+        self.area: LogArea = mounting.log_area(PoolView(self.pool, geometry), sb)
+        self.fs = FileSystem.open(self.pool, QUIET)
+
+    def kind(self, event: Event) -> str:
+        """What a store is of, "fence", or nothing."""
+        if isinstance(event, Fence):
+            return "fence"
+        if not isinstance(event, Store):
+            return ""
+        if event.offset <= SUPERBLOCK_OFFSET < event.offset + len(event.data):
+            start = SUPERBLOCK_OFFSET - event.offset
+            sb = Superblock(memoryview(bytearray(event.data[start : start + Superblock.SIZE])))
+            return "superblock in use" if sb.s_feature_incompat & Incompat.needs_recovery else "clean superblock"
+        block = event.offset // self.size
+        if block == self.area.physical(0):
+            return "tail"
+        return "log" if self.area.holds(block) else "home"
+
+    def order(self, events: Iterable[Event]) -> list[str]:
+        """The kinds in order, runs of one kind as one."""
+        return [kind for kind, _ in groupby(filter(None, map(self.kind, events)))]
+
+
+COMMIT = ["log", "fence", "log", "fence"]
+"""All of a transaction but the number in its commit record, that number."""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_order_of_an_unmount(name: str) -> None:
+    """Everything is at home before the superblock says clean, and that is at home before the log is empty."""
+    watched = Watched(name)
+    fs = watched.fs
+    fs.mkdir(ROOT_INO, b"before", 0o755)
+    fs.sync()
+    fs.mkdir(ROOT_INO, b"made", 0o755)
+    start = len(watched.pool.events)
+    fs.close()
+    assert watched.order(watched.pool.events[start:]) == [
+        *COMMIT, "home",
+        "superblock in use", "fence",
+        *COMMIT,
+        "clean superblock", "fence",
+        "tail", "fence",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_order_of_a_mount(name: str) -> None:
+    """The flag that makes the next mount look into the log is at home before anything else is."""
+    watched = Watched(name)
+    order = watched.order(watched.pool.events)
+    flag = order.index("superblock in use")
+    assert order[:3] == ["fence", "tail", "fence"]
+    assert order[flag - 4 : flag + 2] == [*COMMIT, "superblock in use", "fence"]
+    assert set(order[3:flag]) == {"log", "fence"}
+
+
+@pytest.mark.parametrize("name", ["1k", "no-csum", "no-extents"])
+def test_an_orphan_held_while_the_log_goes_round(tmp_path: Path, name: str) -> None:
+    """The superblock names it, and goes home before the transactions that have it are given up.
+
+    Nothing else changes the superblock meanwhile, so that what the log loses is lost.
+    """
+    watched = Watched(name)
+    fs, pool = watched.fs, watched.pool
+    bench = Workbench(fs)
+    bench.hold("big")
+    fs.sync()
+    ino = fs.tree.resolve("f")
+    turns = 0
+    while not fs.volume.journal.stats.tail_moves:
+        start = len(pool.events)
+        fs.setattr(ino, SetAttributes(mode=0o600 + turns % 2))
+        fs.sync()
+        turns += 1
+    for mode in (0o640, 0o644):
+        fs.setattr(ino, SetAttributes(mode=mode))
+        fs.sync()
+    assert turns > 100
+    path = tmp_path / "pool"
+    seen = 0
+    for left in pool.crash_images(random.Random(1), start=start, prefixes=2, subsets=3):
+        try:
+            found = recover(left.image)
+        except Corrupt as error:
+            assert error.kind == REFUSED, left[1:]
+            continue
+        assert b"big" not in found.facts
+        path.write_bytes(left.image)
+        fsck(path)
+        seen += 1
+    assert seen > 10

@@ -1,0 +1,119 @@
+"""Sequence numbers: they wrap at 2^32, and an old block that bears the next one is never taken for it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from journal_rig import JournalRig
+
+from daxfs.ext4 import jbd2
+from daxfs.ext4.jbd2 import Format
+from daxfs.journal import recovery, tail
+from daxfs.journal.journal import Journal
+from daxfs.pmem.memory import MemoryPool
+from daxfs.pmem.pool import Pool
+from daxfs.pmem.recorder import RecordingPool
+
+NAMES = ["v3", "no checksums"]
+LOG = 120
+"""Blocks."""
+LAST = 0xFFFFFFFF
+
+
+def change(rig: JournalRig, journal: Journal, number: int, blocks: int = 2) -> None:
+    """One transaction that fills some of the free blocks."""
+    with journal.handle(blocks) as tx:
+        for block in rig.free[:blocks]:
+            tx.edit(block)[:] = rig.filled(number)
+    journal.commit()
+
+
+def numbered(rig: JournalRig, sequence: int) -> MemoryPool:
+    """A pool whose next transaction has the number after ``sequence``."""
+    pool = MemoryPool(rig.content)
+    Journal.open(pool, rig.geometry, rig.area)  # features are set
+    rig.change_superblock(pool, s_sequence=sequence)
+    return pool
+
+
+def before_the_wrap(rig: JournalRig, checksums: bool) -> MemoryPool:
+    """A pool whose log begins with one of the last eight numbers.
+
+    Without checksums that is the number after the superblock's. With them the log takes the nearest pair of a number
+    and a place that leaves the checksum as it is (`daxfs.journal.tail`); superblocks are tried until that is one.
+    """
+    last = range(LAST - 7, LAST + 1)
+    if not checksums:
+        return numbered(rig, last[0] - 1)
+    for number in last:
+        for place in range(1, LOG):
+            balance = 0
+            for bit in range(place.bit_length()):
+                if place >> bit & 1:
+                    balance ^= tail._apply(tail._inverse(tail._S_SEQUENCE), tail._columns(tail._S_START)[bit])
+            pool = numbered(rig, number ^ balance)
+            found = tail.LogTail(pool, rig.place(0), rig.superblock(pool))
+            if found._unchanged_checksum((number ^ balance) + 1 & LAST, LOG, lambda *_: False)[0] in last:
+                return pool
+    raise AssertionError("no superblock brings the log near the wrap")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_wrap_in_the_log(tmp_path: Path, name: str) -> None:
+    """The log is replayed, by daxfs and by e2fsck, after each of the transactions about the wrap."""
+    rig = JournalRig(name, log_blocks=LOG)
+    pool = before_the_wrap(rig, name == "v3")
+    journal = Journal.open(pool, rig.geometry, rig.area)
+    numbers = set()
+    for number in range(1, 13):
+        change(rig, journal, number)
+        after = MemoryPool(pool.image())
+        for block in rig.free[:2]:
+            after.zero(block * rig.block_size, rig.block_size)
+        report = recovery.replay(after, rig.geometry, rig.area)
+        assert (report.transactions, report.replayed) == (number, 2)
+        numbers.add(report.next_sequence)
+        assert rig.contents(after) == dict.fromkeys(rig.free[:2], rig.filled(number))
+    assert {LAST, 0, 1} <= numbers
+    left = bytearray(pool.image())
+    assert rig.contents(rig.after_e2fsck(left, tmp_path / "pool")) == dict.fromkeys(rig.free[:2], rig.filled(12))
+    journal.close()
+    assert rig.superblock(pool).s_sequence < 20
+    again = Journal.open(pool, rig.geometry, rig.area)
+    change(rig, again, 20)
+    assert recovery.replay(MemoryPool(pool.image()), rig.geometry, rig.area).transactions == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_block_of_the_next_number_at_the_new_tail(name: str) -> None:
+    """A whole old transaction with the number that the log would take, where it would begin: it takes another."""
+    rig = JournalRig(name, log_blocks=LOG)
+    plain = numbered(rig, 1000)
+    change(rig, Journal.open(plain, rig.geometry, rig.area), 1)
+    would = rig.superblock(plain)
+    forged = numbered(rig, 1000)
+    forge(rig, forged, would.s_start, would.s_sequence)
+    pool = RecordingPool(forged.image())
+    journal = Journal.open(pool, rig.geometry, rig.area)
+    change(rig, journal, 1)
+    taken = rig.superblock(pool)
+    assert (taken.s_start, taken.s_sequence) != (would.s_start, would.s_sequence)
+    for left in pool.crash_images(random.Random(1), prefixes=2, subsets=6):
+        after = MemoryPool(left.image)
+        recovery.replay(after, rig.geometry, rig.area)
+        assert rig.free[7] not in rig.contents(after), left[1:]
+
+
+def forge(rig: JournalRig, pool: Pool, position: int, sequence: int) -> None:
+    """A committed transaction of one block at a place of the log."""
+    form = Format.of(rig.superblock(pool))
+    content = rig.filled(99)
+    descriptor = memoryview(bytearray(rig.block_size))
+    checksum = jbd2.block_checksum(form, sequence, memoryview(content)) if form.csum_version else 0
+    jbd2.fill_descriptor(form, descriptor, sequence, [(rig.free[7], 0, checksum)])
+    blocks = [bytes(descriptor), content, jbd2.pack_commit(form, sequence, 1 << 33, 0)]
+    for at, block in enumerate(blocks):
+        wrapped = position + at
+        pool.write(rig.place(wrapped if wrapped < LOG else wrapped - LOG + 1), block)
