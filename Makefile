@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-crash container lint types floors check bench clean
+.PHONY: help setup demo test test-full test-crash test-teeth container lint types floors check bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test-full: setup ## run all tests, the long sweeps too
 
 test-crash: setup ## every power cut of all workloads of one and two operations, on every processor; hours
 	@cd tests && ../$(BIN)/python -m explorer.explore $(EXPLORE)
+
+test-teeth: setup ## apply known faults one by one: the tests must catch each; TEETH="part of a name" for some
+	@cd tests && ../$(BIN)/python -m teeth $(TEETH)
 
 container: ## the mounted tests and fio in a privileged container, or where no engine runs in a debootstrap root
 	@scripts/container/run

@@ -117,3 +117,25 @@ def forge(rig: JournalRig, pool: Pool, position: int, sequence: int) -> None:
     for at, block in enumerate(blocks):
         wrapped = position + at
         pool.write(rig.place(wrapped if wrapped < LOG else wrapped - LOG + 1), block)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_commit_record_over_a_block_that_holds_its_number(name: str) -> None:
+    """Old data whose third word is the number of the record that is stored over it: torn, it must not be one."""
+    rig = JournalRig(name, log_blocks=LOG)
+    plain = numbered(rig, 1000)
+    change(rig, Journal.open(plain, rig.geometry, rig.area), 1)
+    would = rig.superblock(plain)
+    pool = numbered(rig, 1000)
+    record = would.s_start + 3  # behind the descriptor and two blocks
+    record = record if record < LOG else record - LOG + 1
+    pool.write(rig.place(record) + jbd2.SEQUENCE_OFFSET, would.s_sequence.to_bytes(4, "big"))
+    recorder = RecordingPool(pool.image())
+    journal = Journal.open(recorder, rig.geometry, rig.area)
+    change(rig, journal, 1)
+    assert rig.superblock(recorder).s_sequence == would.s_sequence
+    whole = dict.fromkeys(rig.free[:2], rig.filled(1))
+    for left in recorder.crash_images(random.Random(1), prefixes=2, subsets=36):
+        after = MemoryPool(left.image)
+        recovery.replay(after, rig.geometry, rig.area)
+        assert rig.contents(after) in ({}, whole), left[1:]

@@ -1,0 +1,618 @@
+"""Faults of mounting, names, data, allocation and the structures of the format."""
+
+from __future__ import annotations
+
+from teeth.mutant import Mutant
+
+ATTRIBUTES = "daxfs/structures/xattrs.py"
+BLOCKS = "daxfs/structures/blocks.py"
+COPYING = "daxfs/fs/copying.py"
+DATA = "daxfs/fs/data.py"
+DIRECTORY = "daxfs/structures/dirblocks.py"
+INDEX = "daxfs/structures/htree.py"
+MOUNTING = "daxfs/fs/mounting.py"
+NAMES = "daxfs/fs/names.py"
+PARKING = "daxfs/fs/parking.py"
+RANGES = "daxfs/fs/ranges.py"
+REMOVAL = "daxfs/fs/removal.py"
+TREE = "daxfs/structures/extent_edit.py"
+VOLUME = "daxfs/fs/volume.py"
+
+GROWTH = "tests/crash/test_growth_after_recovery.py"
+HANDLES = "tests/crash/test_handles.py"
+LEASED = "tests/fs/test_lease_power_loss.py"
+NAMELESS = "tests/fs/test_power_loss.py::test_files_without_a_name"
+OPERATIONS = "tests/fs/test_power_loss.py::test_one_operation"
+ORDER = "tests/crash/test_order.py"
+REUSE = "tests/crash/test_reuse.py"
+SEQUENCES = "tests/fs/test_power_loss.py::test_sequences"
+SLOW_ENDS = "tests/fs/test_power_loss.py::test_files_that_end_slowly"
+STORIES = "tests/fs/test_power_loss.py::test_stories"
+SYNC = "tests/crash/test_sync_mount.py"
+
+MUTANTS = [
+    # Mounting
+    Mutant(
+        "a torn superblock is final",
+        MOUNTING,
+        "    except Corrupt:\n        return True\n    return False\n",
+        "    except Corrupt:\n        return False\n    return False\n",
+        "A superblock that was torn on its way home is not mended from the log.",
+        (ORDER, "tests/fs/test_power_loss.py::test_mount_and_unmount"),
+    ),
+    Mutant(
+        "the pool is not marked as mounted",
+        MOUNTING,
+        "    volume.journal.store_superblock()  # the flag is what makes the next mount look into the log\n",
+        "",
+        "A cut finds a superblock that says there is nothing in the log.",
+        (ORDER,),
+    ),
+    Mutant(
+        "an unmount stores two versions of the superblock as one",
+        MOUNTING,
+        "    journal.store_superblock()\n    with journal.handle(1) as tx:\n",
+        "    with journal.handle(1) as tx:\n",
+        "Without checksums a superblock in pieces passes for a clean one.",
+        (ORDER,),
+    ),
+    Mutant(
+        "an unmount leaves the log full",
+        MOUNTING,
+        "        sb.s_wtime = int(time.time()) & 0xFFFFFFFF\n    journal.close()\n",
+        "        sb.s_wtime = int(time.time()) & 0xFFFFFFFF\n    journal.commit()\n    journal.store_superblock()\n",
+        "The log of a clean pool is not empty.",
+        (ORDER,),
+    ),
+    Mutant(
+        "orphans are not freed by a mount",
+        MOUNTING,
+        "    found = removal.recover(volume)\n",
+        "    found = 0\n",
+        "The blocks of files that were open without a name leak.",
+        (NAMELESS,),
+    ),
+    # Durability
+    Mutant(
+        "a sync mount is async after its first operation",
+        VOLUME,
+        "            self.sync_due = self.options.sync\n",
+        "            self.sync_due = False\n",
+        "Only the first operation is durable when it returns.",
+        (SYNC,),
+    ),
+    Mutant(
+        "a sync mount forgets writes",
+        "daxfs/fs/filesystem.py",
+        "        if self.volume.sync_due:\n            self.volume.finish()\n        elif file.durable:",
+        "        if file.durable:",
+        "Data is not durable when write(2) returns.",
+        (SYNC,),
+    ),
+    Mutant(
+        "O_SYNC means nothing",
+        "daxfs/fs/filesystem.py",
+        "        elif file.durable:\n            data.make_durable(self.volume, file)\n        return written\n",
+        "        return written\n",
+        "A write through O_SYNC is not durable when it returns.",
+        (SYNC,),
+    ),
+    Mutant(
+        "chattr +S means nothing",
+        VOLUME,
+        "        if inode.flags & (EXT4_SYNC_FL | EXT4_DIRSYNC_FL):\n            self.sync_due = True\n",
+        "",
+        "Changes of such inodes are not durable when they return.",
+        (SYNC,),
+    ),
+    Mutant(
+        "fsync does not commit",
+        DATA,
+        "        journal.commit()\n    else:\n        journal.fence()\n",
+        "        journal.fence()\n    else:\n        journal.fence()\n",
+        "What fsync promised is lost with the running transaction.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "fsync does not wait for data in place",
+        DATA,
+        "        journal.commit()\n    else:\n        journal.fence()\n",
+        "        journal.commit()\n",
+        "An overwrite is not durable after fdatasync.",
+        (SYNC, OPERATIONS),
+    ),
+    Mutant(
+        "fdatasync skips the size",
+        DATA,
+        "    if journal.dirty or (not data_only and ino in volume.nodes.lazy):\n",
+        "    if not data_only and (journal.dirty or ino in volume.nodes.lazy):\n",
+        "What was appended is lost after fdatasync.",
+        (SYNC, OPERATIONS),
+    ),
+    Mutant(
+        "fsync forgets times",
+        DATA,
+        "    if journal.dirty or (not data_only and ino in volume.nodes.lazy):\n",
+        "    if journal.dirty:\n",
+        "The time of an overwrite is not durable after fsync.",
+        (SYNC, OPERATIONS),
+    ),
+    # Orphans
+    Mutant(
+        "an open file without a name is not listed",
+        REMOVAL,
+        "            orphans.add(tx, ino)\n            nodes.listed.add(ino)\n",
+        "            pass\n",
+        "After a cut nobody frees it.",
+        (NAMELESS,),
+    ),
+    Mutant(
+        "an orphan is taken off the list too early",
+        REMOVAL,
+        "            metadata = not stat.S_ISREG(inode.mode)\n",
+        "            if ino in nodes.listed:\n"
+        "                orphans.remove(tx, ino)\n"
+        "                nodes.listed.discard(ino)\n"
+        "            metadata = not stat.S_ISREG(inode.mode)\n",
+        "A cut between two steps of the end of a large file leaves the rest of it to nobody.",
+        (SLOW_ENDS,),
+    ),
+    Mutant(
+        "an orphan stays listed when it is freed",
+        REMOVAL,
+        "            if ino in nodes.listed:\n                orphans.remove(tx, ino)\n            inode.i_dtime",
+        "            inode.i_dtime",
+        "The list names a free inode.",
+        (NAMELESS,),
+    ),
+    Mutant(
+        "a file that got a name stays listed",
+        REMOVAL,
+        "        orphans.remove(tx, ino)\n        nodes.listed.discard(ino)\n    nodes.unlinked",
+        "        nodes.listed.discard(ino)\n    nodes.unlinked",
+        "The list names a file that has a name.",
+        (NAMELESS,),
+    ),
+    Mutant(
+        "the orphan list has one entry",
+        "daxfs/structures/orphans.py",
+        "        inodes.edit(tx, ino).i_dtime = first\n",
+        "        inodes.edit(tx, ino).i_dtime = 0\n",
+        "The second orphan makes the list forget the first.",
+        ("tests/structures/test_orphans.py", NAMELESS),
+    ),
+    Mutant(
+        "a truncate in several transactions is not listed",
+        DATA,
+        "                orphans.add(tx, ino)\n                listed_here = True\n",
+        "                pass\n",
+        "A cut between two steps leaves blocks behind the end.",
+        (SLOW_ENDS,),
+    ),
+    # Names
+    Mutant(
+        "rename is two handles",
+        NAMES,
+        "    if whiteout_of is None:\n",
+        "    tx.__exit__(None, None, None)\n"
+        "    tx = volume.handle(2 * CREDITS_NAME).__enter__()\n"
+        "    source, destination, inode = (inodes.edit(tx, one.number) for one in (source, destination, inode))\n"
+        "    if whiteout_of is None:\n",
+        "A cut in the middle leaves a file with both names.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "unlink changes the link count in another handle",
+        NAMES,
+        "        drop_name(volume, tx, victim, now)\n    removal.collect(volume, entry.ino)\n\n\ndef present",
+        "    with volume.handle(CREDITS_NAME) as tx:\n"
+        "        drop_name(volume, tx, inodes.edit(tx, entry.ino), now)\n"
+        "    removal.collect(volume, entry.ino)\n\n\ndef present",
+        "A cut in the middle leaves a file with one link more than names.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "rename does not drop what it replaces",
+        NAMES,
+        "        drop_name(volume, tx, victim, now)\n    else:\n        directories.insert",
+        "    else:\n        directories.insert",
+        "The replaced file keeps its link and its blocks.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "link does not count",
+        NAMES,
+        "        inode.links_count = inode.links_count + 1\n        inode.ctime_ns = directory.mtime_ns",
+        "        inode.ctime_ns = directory.mtime_ns",
+        "A file is freed while it has a name.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "mkdir does not count",
+        NAMES,
+        "            add_link_for_subdirectory(volume, directory)\n        elif target",
+        "        elif target",
+        "A directory has one link less than directories below it.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a moved directory keeps its parent",
+        NAMES,
+        "        directories.set_parent(tx, inode, destination.number)\n",
+        "",
+        "The entry .. leads elsewhere.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "exchanged directories keep their parents",
+        NAMES,
+        "                directories.set_parent(tx, moved, joined.number)\n",
+        "",
+        "The entry .. leads elsewhere.",
+        (HANDLES, "tests/fs/test_names.py"),
+    ),
+    # Directories
+    Mutant(
+        "a split leaf's old half goes home before the commit",
+        INDEX,
+        "    dirblocks.fill(tx, number, old, [_piece(data, offsets[i], len(names[i])) for i in stay])\n",
+        "    dirblocks.fill(tx, number, old, [_piece(data, offsets[i], len(names[i])) for i in stay])\n"
+        "    tx.pool.write(number * geometry.block_size, bytes(old))\n",
+        "A cut before the commit loses the names that moved.",
+        (STORIES,),
+    ),
+    Mutant(
+        "a split leaf's new half is not in the index",
+        INDEX,
+        "    format_.insert(w, step.base, step.at + 1, hashes[split] + continued, lblk)\n",
+        "",
+        "Half of the names of a full leaf can't be found.",
+        ("tests/structures/test_htree.py", STORIES),
+    ),
+    Mutant(
+        "an index entry is one off",
+        INDEX,
+        "step.at + 1, hashes[split] + continued, lblk)",
+        "step.at + 1, hashes[split] + continued + 2, lblk)",
+        "The first name of a new leaf can't be found.",
+        ("tests/structures/test_htree.py", STORIES),
+    ),
+    Mutant(
+        "hashes that go on in the next leaf are not marked",
+        INDEX,
+        "    continued = hashes[split] == hashes[split - 1]\n",
+        "    continued = False\n",
+        "Names whose hash fills more than a leaf can't be found.",
+        ("tests/structures/test_htree.py",),
+    ),
+    Mutant(
+        "a directory block keeps its old checksum",
+        DIRECTORY,
+        "        return tx.edit(number, partial(_seal, geometry, directory.number, directory.words[25]))\n",
+        "        return tx.edit(number)\n",
+        "The next mount refuses the directory.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a new directory block has no checksum",
+        DIRECTORY,
+        "        block = tx.create(number, partial(_seal, geometry, directory.number, directory.words[25]))\n",
+        "        block = tx.create(number)\n",
+        "The next mount refuses the directory.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a new directory block has no tail",
+        DIRECTORY,
+        "    if limit < len(block):\n        dirent.put_tail(block)\n",
+        "",
+        "The checksum of a new directory block is nowhere.",
+        (HANDLES,),
+    ),
+    # Allocation
+    Mutant(
+        "freed blocks are given out at once",
+        BLOCKS,
+        "    tx.frees.append((start, count))\n\n\ndef apply_frees",
+        "    tx.frees.append((start, count))\n    apply_frees(tx)\n    del tx.frees[:]\n\n\ndef apply_frees",
+        "A new file stores into blocks that are another's after a cut.",
+        (STORIES,),
+    ),
+    Mutant(
+        "freed blocks stay in use",
+        BLOCKS,
+        "    tx.frees.append((start, count))\n\n\ndef apply_frees",
+        "\n\ndef apply_frees",
+        "What is freed is lost.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a group's free blocks are not counted",
+        BLOCKS,
+        "            desc.free_blocks_count += length\n",
+        "",
+        "The descriptor and the bitmap contradict each other.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "the superblock's free blocks are not counted",
+        BLOCKS,
+        "    sb.free_blocks_count = min(sb.free_blocks_count + total, geometry.blocks_count)\n",
+        "",
+        "The superblock and the groups contradict each other.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a bitmap keeps its old checksum",
+        BLOCKS,
+        "bitmaps.clear_run(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), bit, length)",
+        "bitmaps.clear_run(tx.edit(desc.block_bitmap), bit, length)",
+        "The next mount refuses the group.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a descriptor keeps its old checksum",
+        "daxfs/structures/groups.py",
+        "        tx.seal_record(number, group, partial(_seal, geometry, group, offset), late=True)\n",
+        "        pass\n",
+        "The next mount refuses the group.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "an inode keeps its old checksum",
+        "daxfs/structures/inodes.py",
+        "    if geometry.metadata_csum:\n"
+        "        tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))\n"
+        "    return inode\n\n\ndef nameable",
+        "    return inode\n\n\ndef nameable",
+        "The next mount refuses the inode.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a freed inode stays in use",
+        "daxfs/structures/inodes.py",
+        "    bitmaps.clear_run(tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc)), bit, 1)\n",
+        "",
+        "The bitmap and the counter contradict each other.",
+        (HANDLES,),
+    ),
+    # Blocks that are freed without a revoke
+    Mutant(
+        "an attribute block is freed without a revoke",
+        ATTRIBUTES,
+        "        blocks.free(tx, number, 1, metadata=True)\n",
+        "        blocks.free(tx, number, 1)\n",
+        "Its old copy in the log is replayed over the data that lies there next.",
+        (REUSE,),
+    ),
+    Mutant(
+        "an extent tree block is freed without a revoke",
+        TREE,
+        "    blocks.free(tx, number, 1, metadata=True)\n",
+        "    blocks.free(tx, number, 1)\n",
+        "Its old copy in the log is replayed over the data that lies there next.",
+        (REUSE,),
+    ),
+    Mutant(
+        "an index block is freed without a revoke",
+        "daxfs/structures/indirect.py",
+        "                self._free(w[at], 1, metadata=True)\n",
+        "                self._free(w[at], 1, metadata=False)\n",
+        "Its old copy in the log is replayed over the data that lies there next.",
+        (REUSE,),
+    ),
+    Mutant(
+        "a directory is freed without a revoke",
+        REMOVAL,
+        "            metadata = not stat.S_ISREG(inode.mode)\n",
+        "            metadata = False\n",
+        "Old copies of its blocks in the log are replayed over the data that lies there next.",
+        (REUSE,),
+    ),
+    # Attributes
+    Mutant(
+        "a shared attribute block keeps its count",
+        ATTRIBUTES,
+        "header.h_refcount - 1)",
+        "header.h_refcount)",
+        "The block is never freed.",
+        ("tests/structures/test_xattrs.py",),
+    ),
+    Mutant(
+        "a shared attribute block is changed in place",
+        ATTRIBUTES,
+        ".h_refcount > 1):",
+        ".h_refcount > 1 << 20):",
+        "Another file's attributes change too.",
+        ("tests/structures/test_xattrs.py",),
+    ),
+    Mutant(
+        "a shared attribute block is freed",
+        ATTRIBUTES,
+        "    if header.h_refcount > 1:\n",
+        "    if False:\n",
+        "Another file's attributes are lost.",
+        ("tests/structures/test_xattrs.py",),
+    ),
+    Mutant(
+        "an attribute block has no checksum",
+        ATTRIBUTES,
+        "    return partial(_seal, geometry.csum_seed, number) if geometry.metadata_csum else None\n",
+        "    return None\n",
+        "The next mount refuses the attributes.",
+        (HANDLES,),
+    ),
+    # Data
+    Mutant(
+        "the edges of new blocks are not zeroed",
+        DATA,
+        "            zero_edges(volume, delta, lblk << bits, (lblk + length) << bits, offset, stop)\n",
+        "            pass\n",
+        "A write into a hole shows what the block held before.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "unwritten blocks become written without zeros",
+        DATA,
+        "        if fresh or run.unwritten:\n            zero_edges",
+        "        if fresh:\n            zero_edges",
+        "A write into reserved blocks shows what they held before.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "one block too many becomes written",
+        DATA,
+        "            mapping.mark_written(tx, inode, lblk, length)\n",
+        "            mapping.mark_written(tx, inode, lblk, length + 1)\n",
+        "A block that nobody has filled is shown.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "the size is durable before the data",
+        DATA,
+        "        volume.pool.write(offset + delta, data[: stop - offset])\n"
+        "        inode.size = max(inode.size, stop)\n"
+        "        mapping.settle_tail(tx, inode)\n"
+        "        inode.mtime_ns = inode.ctime_ns = clock.now()\n",
+        "        inode.size = max(inode.size, stop)\n"
+        "        mapping.settle_tail(tx, inode)\n"
+        "        inode.mtime_ns = inode.ctime_ns = clock.now()\n"
+        "    volume.journal.commit()\n"
+        "    volume.pool.write(offset + delta, data[: stop - offset])\n",
+        "A cut leaves a longer file that shows what its blocks held before.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "an old tail appears after a write",
+        DATA,
+        "        if offset > node.size:\n            zero_tail(volume, tx, inode, node.size)\n",
+        "",
+        "What a cut left behind the end becomes part of the file.",
+        (GROWTH,),
+    ),
+    Mutant(
+        "an old tail appears after a truncate",
+        DATA,
+        "        if size > inode.size:\n            zero_tail(volume, tx, inode, inode.size)\n",
+        "",
+        "What a cut left behind the end becomes part of the file.",
+        (GROWTH,),
+    ),
+    Mutant(
+        "an old tail appears after a copy",
+        COPYING,
+        "        data.zero_tail(volume, tx, inode, inode.size)\n",
+        "",
+        "What a cut left behind the end becomes part of the file.",
+        (GROWTH,),
+    ),
+    Mutant(
+        "an old tail appears after an allocation",
+        RANGES,
+        "            data.zero_tail(volume, tx, inode, inode.size)\n",
+        "",
+        "What a cut left behind the end becomes part of the file.",
+        (GROWTH,),
+    ),
+    Mutant(
+        "an old tail is granted to a client",
+        "daxfs/fs/leasing.py",
+        "        for low, high in () if unwritten else tuple(lease.grown.gaps(begin, stop)):\n"
+        "            volume.pool.zero(low + delta, high - low)\n",
+        "        for low, high in () if unwritten else tuple(lease.grown.gaps(begin, stop)):\n",
+        "What a cut left behind the end becomes part of the file that a client makes longer.",
+        (GROWTH,),
+    ),
+    Mutant(
+        "a truncate zeroes before it commits",
+        DATA,
+        "        volume.journal.commit()\n        zero_tail(",
+        "        zero_tail(",
+        "A cut leaves the old size with zeros at the end.",
+        (OPERATIONS, HANDLES),
+    ),
+    Mutant(
+        "a truncate keeps the blocks",
+        DATA,
+        "            whole = parking.remove(volume, tx, inode, first, None, limit=BLOCKS_PER_CUT)\n",
+        "",
+        "Blocks behind the end belong to the file for ever.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "a punch leaves its edges",
+        RANGES,
+        "    zero_edges(volume, file, offset, end)\n",
+        "",
+        "The unaligned ends of a hole keep their bytes.",
+        ("tests/fs/test_ranges.py",),
+    ),
+    Mutant(
+        "a zeroed range leaves its edges",
+        RANGES,
+        "    zero_edges(volume, file, begin, end)\n",
+        "",
+        "The unaligned ends of a zeroed range keep their bytes.",
+        ("tests/fs/test_ranges.py",),
+    ),
+    Mutant(
+        "collapse and insert do not commit",
+        RANGES,
+        "    if not volume.read_only:\n        volume.commit()\n",
+        "    pass\n",
+        "After a cut a later overwrite is found at another offset.",
+        (STORIES,),
+    ),
+    Mutant(
+        "a copy makes the file longer first",
+        COPYING,
+        "    done = copy(volume, source, source_offset, target, target_offset, length)\n",
+        "    if target_offset + length > target.node.size:\n"
+        "        grow(volume, target.node, target_offset + length)\n"
+        "        volume.commit()\n"
+        "    done = copy(volume, source, source_offset, target, target_offset, length)\n",
+        "A cut leaves a file of the new size without the bytes.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "an extent tree block has no checksum",
+        TREE,
+        "    return lambda buf: format_.seal_block(buf, inode_seed(geometry, number, generation))\n",
+        "    return None\n",
+        "The next mount refuses the file.",
+        ("tests/structures/test_extents.py", REUSE),
+    ),
+    Mutant(
+        "a split node keeps what moved",
+        TREE,
+        "    format_.set_entries(writable(tx, inode, number), first)\n    parent",
+        "    parent",
+        "Two nodes map the same blocks.",
+        ("tests/structures/test_extents.py",),
+    ),
+    # Leases
+    Mutant(
+        "leased blocks become free at once",
+        PARKING,
+        "    if volume.leases.strangers or lease is not None:\n",
+        "    if False:\n",
+        "A client stores into what is another file's by now.",
+        ("tests/fs/test_parking.py",),
+    ),
+    Mutant(
+        "what is kept for a client is no orphan",
+        PARKING,
+        "    if ino not in nodes.kept:\n        nodes.keep(ino)\n",
+        "    if ino not in nodes.kept:\n        nodes.keep(ino)\n        nodes.unlinked.discard(ino)\n",
+        "After a cut nobody frees it.",
+        ("tests/fs/test_parking.py", LEASED),
+    ),
+    Mutant(
+        "a client's word makes anything part of the file",
+        "daxfs/fs/growing.py",
+        "        if size > node.size and not lease.grown.covers(node.size, size):\n",
+        "        if False:\n",
+        "Blocks behind the end that hold what was deleted become readable.",
+        ("tests/fs/test_dishonest_client.py",),
+    ),
+]

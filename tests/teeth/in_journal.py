@@ -1,0 +1,359 @@
+"""Faults of the log, of transactions and of recovery."""
+
+from __future__ import annotations
+
+from teeth.mutant import Mutant
+
+LOG = "daxfs/journal/log.py"
+JOURNAL = "daxfs/journal/journal.py"
+TRANSACTION = "daxfs/journal/transaction.py"
+RECOVERY = "daxfs/journal/recovery.py"
+
+CUTS = "tests/journal/test_journal_crash.py"
+LOGS = "tests/journal/test_journal_log.py"
+NUMBERS = "tests/journal/test_journal_numbers.py"
+REPLAYS = "tests/journal/test_journal_recovery.py"
+HANDLES = "tests/journal/test_journal_transaction.py"
+ORDER = "tests/crash/test_order.py"
+REUSE = "tests/crash/test_reuse.py"
+OPERATIONS = "tests/fs/test_power_loss.py::test_one_operation"
+LAP = "tests/fs/test_power_loss.py::test_a_log_that_begins_anew"
+OTHERS = "tests/fs/test_power_loss.py::test_others_recover_to_the_same_tree"
+
+MUTANTS = [
+    # The commit
+    Mutant(
+        "commit record valid at once",
+        LOG,
+        'image[at : at + 4] = (sequence ^ _M).to_bytes(4, "big")',
+        'image[at : at + 4] = sequence.to_bytes(4, "big")',
+        "The commit record may be durable before the blocks that it commits.",
+        (CUTS,),
+    ),
+    Mutant(
+        "no fence before the commit word",
+        LOG,
+        "        pool.fence()\n        pool.store_word(number, word)\n",
+        "        pool.store_word(number, word)\n",
+        "The commit record's number may be durable before the blocks and the file data that it commits.",
+        (CUTS,),
+    ),
+    Mutant(
+        "no fence behind the commit word",
+        LOG,
+        "        pool.store_word(number, word)\n        pool.fence()\n",
+        "        pool.store_word(number, word)\n",
+        "The blocks go home before the transaction is durable in the log, and a sync returns too early.",
+        (CUTS,),
+    ),
+    Mutant(
+        "home before the log",
+        JOURNAL,
+        "        self._blocks_logged += keeper.commit(copies, tx.revokes)\n",
+        "        for number, content in copies.items():\n"
+        "            write(number * size, content)\n"
+        "        self._blocks_logged += keeper.commit(copies, tx.revokes)\n",
+        "A cut before the commit leaves a part of the transaction at home.",
+        (CUTS,),
+    ),
+    Mutant(
+        "commit word that was right before",
+        LOG,
+        "        if self._words[number >> 2] == word:\n",
+        "        if False:\n",
+        "An old block whose third word is the new number makes the record valid before it is complete.",
+        (NUMBERS,),
+    ),
+    Mutant(
+        "nothing is scrubbed",
+        LOG,
+        "                if first == _MAGIC_WORD:\n",
+        "                if first == 0:\n",
+        "A torn block mixes the first word of an old record with its own number.",
+        (CUTS,),
+    ),
+    Mutant(
+        "scrubbed without a fence",
+        LOG,
+        "        if needed > self._scrubbed and self._scrub(needed):\n            self._pool.fence()\n",
+        "        if needed > self._scrubbed:\n            self._scrub(needed)\n",
+        "The magic is taken from old blocks in the same epoch as new ones are stored over them.",
+        (CUTS, NUMBERS),
+    ),
+    Mutant(
+        "a block with the magic is not escaped",
+        LOG,
+        "content, flags = image[at : at + size], jbd2.FLAG_ESCAPE",
+        "content = image[at : at + size]",
+        "A block that begins with jbd2's magic comes back without it.",
+        (CUTS, LOGS),
+    ),
+    Mutant(
+        "revokes are not logged",
+        LOG,
+        "        if revokes:\n            position = self._store(",
+        "        if False:\n            position = self._store(",
+        "Old copies of freed metadata blocks are replayed over what lies there now.",
+        (CUTS, REUSE),
+    ),
+    Mutant(
+        "checksums are not made",
+        JOURNAL,
+        "        tx.run_seals()\n",
+        "",
+        "Metadata is stored with the checksums of its old content.",
+        (HANDLES, OPERATIONS),
+    ),
+    Mutant(
+        "descriptors are sealed before bitmaps",
+        TRANSACTION,
+        "for table in (self.seals, self.late):",
+        "for table in (self.late, self.seals):",
+        "Group descriptors hold the checksums of the bitmaps before the transaction.",
+        (HANDLES, OPERATIONS),
+    ),
+    Mutant(
+        "without a journal, metadata before data",
+        JOURNAL,
+        "        self._pool.fence()\n        return 0\n",
+        "        return 0\n",
+        "A pool without a journal may name blocks that are not filled.",
+        (CUTS,),
+    ),
+    Mutant(
+        "without a journal, a commit is not durable",
+        JOURNAL,
+        '        """The home copies are all there is."""\n        self._pool.fence()\n',
+        '        """The home copies are all there is."""\n',
+        "A sync of a pool without a journal returns before its metadata is durable.",
+        (CUTS,),
+    ),
+    # The tail
+    Mutant(
+        "the tail moves before the home copies are durable",
+        LOG,
+        "        self.store_waiting()\n        pool.fence()\n        if self._tail",
+        "        self.store_waiting()\n        if self._tail",
+        "The log gives up transactions whose home copies may be lost.",
+        (CUTS, LAP),
+    ),
+    Mutant(
+        "the log is written over before the tail has moved",
+        LOG,
+        "        pool.fence()  # before the first of the old transactions is scrubbed or written over\n",
+        "",
+        "A cut finds the old tail and a log that begins with new transactions.",
+        (CUTS, LAP),
+    ),
+    Mutant(
+        "the superblock is forgotten when the tail moves",
+        LOG,
+        "        self.store_waiting()\n        pool.fence()\n        if self._tail",
+        "        pool.fence()\n        if self._tail",
+        "What the superblock says (an orphan, free counts) is in given up transactions alone.",
+        (ORDER,),
+    ),
+    Mutant(
+        "sequence numbers do not wrap",
+        LOG,
+        "        self._sequence = sequence + 1 & _M\n        return needed\n",
+        "        self._sequence = sequence + 1\n        return needed\n",
+        "After 2^32 numbers the log can't be written.",
+        (NUMBERS,),
+    ),
+    Mutant(
+        "no block is stale",
+        LOG,
+        "        return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] ==",
+        "        return False and header[_SEQUENCE] ==",
+        "The log begins anew at an old block that passes for the next transaction.",
+        (NUMBERS,),
+    ),
+    Mutant(
+        "the checksum of the tail's word is not balanced",
+        "daxfs/journal/tail.py",
+        "        if self.superblock.has_checksum:\n            sequence, start =",
+        "        if False:\n            sequence, start =",
+        "Whenever the log begins anew its superblock has a wrong checksum.",
+        (LOGS, NUMBERS),
+    ),
+    Mutant(
+        "the tail moves in two words",
+        "daxfs/journal/tail.py",
+        "        self._pool.store_word(self._offset + _S_SEQUENCE, word, 8)\n",
+        "        self._pool.store_word(self._offset + _S_SEQUENCE, word & 0xFFFFFFFF)\n"
+        "        self._pool.fence()\n"
+        "        self._pool.store_word(self._offset + _S_START, word >> 32)\n",
+        "A cut between the two leaves a tail that never was.",
+        (CUTS, LOGS),
+    ),
+    # The ends of a mount
+    Mutant(
+        "the log is marked empty before the superblock is home",
+        LOG,
+        "            self.store_waiting()\n"
+        "            self._pool.fence()\n"
+        "            self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)\n",
+        "            self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)\n"
+        "            self._pool.fence()\n"
+        "            self.store_waiting()\n",
+        "A torn superblock can't be mended from the log any more.",
+        (ORDER,),
+    ),
+    Mutant(
+        "the log is marked empty in the epoch of the last home copies",
+        LOG,
+        "            self.store_waiting()\n            self._pool.fence()\n            self._tail.write(",
+        "            self.store_waiting()\n            self._tail.write(",
+        "An empty log may be durable before what it held is durable at home.",
+        (ORDER,),
+    ),
+    Mutant(
+        "numbers begin anew with each mount",
+        LOG,
+        "self._tail.write(sequence=self._sequence, start=0",
+        "self._tail.write(sequence=1, start=0",
+        "Old blocks in the log bear numbers that are used again.",
+        (LOGS,),
+    ),
+    Mutant(
+        "the superblock's store is not fenced",
+        JOURNAL,
+        "        self._keeper.store_waiting()\n        self.pool.fence()\n",
+        "        self._keeper.store_waiting()\n",
+        "The flag that makes the next mount look into the log may be lost when its first transactions are not.",
+        (ORDER,),
+    ),
+    # Transactions
+    Mutant(
+        "a forgotten block keeps its copy",
+        TRANSACTION,
+        "        if number in self._copies:\n            self._drop(number)\n        self._checked.discard",
+        "        self._checked.discard",
+        "The copy of a freed block goes home over the data that lies there next.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "a block that is used again stays revoked",
+        TRANSACTION,
+        "            revokes.discard(number)\n            self._undo.append((_UNREVOKED, number))\n",
+        "            pass\n",
+        "The revoke keeps the block's own new copy from being replayed.",
+        (CUTS, HANDLES),
+    ),
+    Mutant(
+        "an undone handle leaves its changes",
+        TRANSACTION,
+        "            tx.copies[what][:] = rest[0]\n",
+        "            pass\n",
+        "An operation that failed is committed in part.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "an undone handle leaves its frees",
+        TRANSACTION,
+        "        del tx.frees[self._frees_mark :]\n",
+        "",
+        "Blocks of a file become free though the operation that freed them was undone.",
+        (HANDLES, "tests/structures/test_blocks.py"),
+    ),
+    # Recovery
+    Mutant(
+        "revokes are ignored by the replay",
+        RECOVERY,
+        "        if until is not None and not is_newer(copy.sequence, until):\n",
+        "        if False:\n",
+        "Old copies of freed metadata blocks are replayed over what lies there now.",
+        (REPLAYS, CUTS, REUSE),
+    ),
+    Mutant(
+        "a revoke covers later copies too",
+        RECOVERY,
+        "        if until is not None and not is_newer(copy.sequence, until):\n",
+        "        if until is not None:\n",
+        "A block that became metadata again is not replayed.",
+        (REPLAYS, CUTS),
+    ),
+    Mutant(
+        "the oldest copy wins",
+        RECOVERY,
+        "        final[copy.home] = copy\n",
+        "        final.setdefault(copy.home, copy)\n",
+        "The replay brings back the first version of a block.",
+        (CUTS, REPLAYS),
+    ),
+    Mutant(
+        "the replay does not put the magic back",
+        RECOVERY,
+        "_MAGIC_WORD + content[4:] if copy.flags & jbd2.FLAG_ESCAPE else content",
+        "content",
+        "A block that begins with jbd2's magic comes back without it.",
+        (REPLAYS, CUTS),
+    ),
+    Mutant(
+        "the log is emptied in the epoch of the replay",
+        RECOVERY,
+        "    pool.fence()\n    _empty(pool, geometry, area, superblock, end + 1 & _M)\n    return _report",
+        "    _empty(pool, geometry, area, superblock, end + 1 & _M)\n    return _report",
+        "A cut in the replay leaves an empty log and a part of the home copies.",
+        (CUTS,),
+    ),
+    Mutant(
+        "the log is emptied before the replay",
+        RECOVERY,
+        "    size = geometry.block_size\n    for home, copy in final.items():\n",
+        "    size = geometry.block_size\n"
+        "    _empty(pool, geometry, area, superblock, end + 1 & _M)\n"
+        "    for home, copy in final.items():\n",
+        "A replay that is cut can't be done again.",
+        (CUTS,),
+    ),
+    Mutant(
+        "the log is not emptied by the replay",
+        RECOVERY,
+        "    _empty(pool, geometry, area, superblock, end + 1 & _M)\n    return _report(superblock, end, len(final)",
+        "    return _report(superblock, end, len(final)",
+        "A replayed pool can't be mounted.",
+        (REPLAYS,),
+    ),
+    Mutant(
+        "the scan's numbers do not wrap",
+        RECOVERY,
+        "                end = header.h_sequence + 1 & _M\n",
+        "                end = header.h_sequence + 1\n",
+        "What follows the last number of 32 bits is lost.",
+        (NUMBERS, REPLAYS),
+    ),
+    Mutant(
+        "numbers are compared as they are",
+        RECOVERY,
+        "    return 0 < (sequence - other & _M) < _HALF\n",
+        "    return sequence > other\n",
+        "About the wrap a revoke covers the wrong copies.",
+        (REPLAYS,),
+    ),
+    Mutant(
+        "a damaged descriptor is believed",
+        RECOVERY,
+        "        if self._torn:\n",
+        "        if False:\n",
+        "Blocks go to wherever damaged tags say.",
+        (REPLAYS,),
+    ),
+    Mutant(
+        "a damaged copy is replayed",
+        RECOVERY,
+        "        reader.check_copy(copy)\n",
+        "",
+        "A damaged block of the log goes home.",
+        (REPLAYS,),
+    ),
+    Mutant(
+        "a descriptor around the end of the log",
+        RECOVERY,
+        "position if position < superblock.log_end else position - (superblock.log_end - superblock.s_first)",
+        "position if position <= superblock.log_end else position - (superblock.log_end - superblock.s_first)",
+        "A transaction that goes around the log's end is read one block too far.",
+        (LOGS, CUTS),
+    ),
+]
