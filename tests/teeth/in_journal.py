@@ -216,14 +216,6 @@ MUTANTS = [
         "Old blocks in the log bear numbers that are used again.",
         (LOGS,),
     ),
-    Mutant(
-        "the superblock's store is not fenced",
-        JOURNAL,
-        "        self._keeper.store_waiting()\n        self.pool.fence()\n",
-        "        self._keeper.store_waiting()\n",
-        "The flag that makes the next mount look into the log may be lost when its first transactions are not.",
-        (ORDER,),
-    ),
     # Transactions
     Mutant(
         "a forgotten block keeps its copy",
