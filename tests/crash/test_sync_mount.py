@@ -19,6 +19,7 @@ from daxfs.ext4.inode import EXT4_SYNC_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Options
 from daxfs.pmem.recorder import RecordingPool
+from support import wait_a_tick
 
 SYNC = Options(sync=True, atime="noatime")
 PLAIN = Options(atime="noatime")
@@ -86,6 +87,39 @@ def test_each_write_to_a_synchronous_file_is_durable(how: str) -> None:
         write()
         content = bytes(fs.read(file, 0, 1 << 20))
         assert recover(durable(pool)).contents[file.ino] == content, f"write {number}"
+
+
+ON_F = (
+    *(
+        "overwrite",
+        "append",
+        "overwrite",
+        "chmod",
+        "set xattr",
+        "overwrite and append",
+        "overwrite",
+        "truncate up a hole",
+    ),
+    *("truncate f unaligned", "append far", "overwrite", "set large xattr", "truncate to nothing", "append"),
+)
+"""Operations on the file ``f``, one after the other."""
+
+
+@pytest.mark.parametrize("data_only", [False, True])
+def test_each_fsync_is_durable(data_only: bool) -> None:
+    """Content and attributes; times too, but for fdatasync."""
+    pool = RecordingPool(bytearray(image("1k")))
+    fs = FileSystem.open(pool, PLAIN)
+    bench = Workbench(fs)
+    ino = bench.ino("f")
+    for number, operation in enumerate(ON_F):
+        OPERATIONS[operation](bench)
+        fs.fsync(ino, data_only)
+        now, left = take_picture(fs), recover(durable(pool))
+        assert left.contents[ino] == now.contents[ino], (number, operation)
+        assert left.facts[b"f"] == now.facts[b"f"], (number, operation)
+        assert data_only or left.times[ino] == now.times[ino], (number, operation)
+        wait_a_tick()
 
 
 def test_a_directory_with_the_flag() -> None:

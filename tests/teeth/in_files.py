@@ -25,6 +25,7 @@ LEASED = "tests/fs/test_lease_power_loss.py"
 LIVES = "tests/fs/test_power_loss.py::test_mount_and_unmount"
 NAMELESS = "tests/fs/test_power_loss.py::test_files_without_a_name"
 OPERATIONS = "tests/fs/test_power_loss.py::test_one_operation"
+OLD = "tests/crash/test_old_bytes.py"
 ORDER = "tests/crash/test_order.py"
 REUSE = "tests/crash/test_reuse.py"
 SEQUENCES = "tests/fs/test_power_loss.py::test_sequences"
@@ -137,7 +138,7 @@ MUTANTS = [
         "        journal.commit()\n    else:\n        journal.fence()\n",
         "        journal.fence()\n    else:\n        journal.fence()\n",
         "What fsync promised is lost with the running transaction.",
-        (OPERATIONS,),
+        (SYNC, OPERATIONS),
     ),
     Mutant(
         "fsync does not wait for data in place",
@@ -179,6 +180,7 @@ MUTANTS = [
         "            if ino in nodes.listed:\n"
         "                orphans.remove(tx, ino)\n"
         "                nodes.listed.discard(ino)\n"
+        "                nodes.unlinked.discard(ino)\n"
         "            metadata = not stat.S_ISREG(inode.mode)\n",
         "A cut between two steps of the end of a large file leaves the rest of it to nobody.",
         (SLOW_ENDS,),
@@ -197,7 +199,7 @@ MUTANTS = [
         "        orphans.remove(tx, ino)\n        nodes.listed.discard(ino)\n    nodes.unlinked",
         "        nodes.listed.discard(ino)\n    nodes.unlinked",
         "The list names a file that has a name.",
-        (NAMELESS,),
+        ("tests/fs/test_nameless.py", NAMELESS),
     ),
     Mutant(
         "the orphan list has one entry",
@@ -475,7 +477,7 @@ MUTANTS = [
         "            zero_edges(volume, delta, lblk << bits, (lblk + length) << bits, offset, stop)\n",
         "            pass\n",
         "A write into a hole shows what the block held before.",
-        (OPERATIONS,),
+        (OLD,),
     ),
     Mutant(
         "unwritten blocks become written without zeros",
@@ -483,7 +485,7 @@ MUTANTS = [
         "        if fresh or run.unwritten:\n            zero_edges",
         "        if fresh:\n            zero_edges",
         "A write into reserved blocks shows what they held before.",
-        (OPERATIONS,),
+        (OLD,),
     ),
     Mutant(
         "one block too many becomes written",
@@ -491,7 +493,7 @@ MUTANTS = [
         "            mapping.mark_written(tx, inode, lblk, length)\n",
         "            mapping.mark_written(tx, inode, lblk, length + 1)\n",
         "A block that nobody has filled is shown.",
-        (OPERATIONS,),
+        (OLD, OPERATIONS),
     ),
     Mutant(
         "the size is durable before the data",
