@@ -72,6 +72,7 @@ class MountOptions:
         log: a file for messages of the daemon; "" is syslog.
         debug: the log has debug messages too.
         stats: requests are counted and timed from the mount on.
+        trust_owner: accept a pool that others can change; the mount is nosuid and nodev then, whatever else is given.
         notes: what the log should say of options that change nothing, one line each.
     """
 
@@ -91,6 +92,7 @@ class MountOptions:
     log: str = ""
     debug: bool = False
     stats: bool = False
+    trust_owner: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -103,6 +105,7 @@ class MountOptions:
         flags = self.flags | _ATIME_FLAGS[self.atime]
         flags |= mounts.MS_RDONLY if self.read_only else 0
         flags |= mounts.MS_SYNCHRONOUS if self.sync else 0
+        flags |= mounts.MS_NOSUID | mounts.MS_NODEV if self.trust_owner else 0
         return flags if self.directory_atime else flags | mounts.MS_NODIRATIME
 
     def listed(self) -> list[str]:
@@ -123,6 +126,7 @@ class MountOptions:
             f"wake={wake}",
             *(["allow_other"] if self.allow_other else []),
             *(["stats"] if self.stats else []),
+            *(["trust_owner"] if self.trust_owner else []),
             *(["debug"] if self.debug else []),
             *([f"log={self.log}"] if self.log else []),
             *self.kernel,

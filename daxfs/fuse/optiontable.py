@@ -182,6 +182,11 @@ OPTIONS: tuple[Option, ...] = (
     _served("exec", "they do (default)", _clear_flags(mounts.MS_NOEXEC), live=True),
     _served("nosymfollow", "symbolic links are not followed", _raise_flags(mounts.MS_NOSYMFOLLOW), live=True),
     _served("symfollow", "they are (default)", _clear_flags(mounts.MS_NOSYMFOLLOW), live=True),
+    _served(
+        "trust_owner",
+        "accept a pool that others than root and its mounter can change; the mount is nosuid and nodev",
+        _set(trust_owner=True),
+    ),
     _served("stats", "requests are counted from the mount on, not only while `daxfs stats` asks", _set(stats=True)),
     _served("nostats", "they are not (default)", _set(stats=False)),
     _served("log=FILE", "messages of the daemon go to FILE, not to syslog", _log),

@@ -20,10 +20,12 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
+from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.persist import Buffer, Persistence
 
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
@@ -48,7 +50,7 @@ class Pool:
         read_only: whether stores raise EROFS.
         private: stores stay in this process's memory.
         persistence: ``libpmem``, ``msync`` or ``volatile``.
-        status: of the file or device, when it was opened; None for one without either.
+        status: fstat(2) of the descriptor that is mapped, when it was opened; None for a pool without one.
         memory: the whole mapping, format "B"; read-only if the pool is.
         write: ``write(offset, data)`` stores bytes and starts to flush them; durable after the next
             ``fence()``.
@@ -246,26 +248,28 @@ def open_pool(
         raise ValueError("only a read-only pool may be opened while someone else uses it")
     target = kinds.identify(name, sysfs=sysfs)
     descriptors: list[int] = []
-    try:
-        if exclusively:
-            descriptors.append(exclusive.claim(target, read_only=reading, sysfs=sysfs))
-            # Until we had it to ourselves, its last user may have resized or replaced it (mkfs).
-            target = kinds.identify(name, sysfs=sysfs)
-            if not os.path.samestat(os.fstat(descriptors[0]), target.status):
+    with above_standard():
+        try:
+            if exclusively:
+                descriptors.append(exclusive.claim(target, read_only=reading, sysfs=sysfs))
+                # Until we had it to ourselves, its last user may have resized or replaced it (mkfs).
+                target = kinds.identify(name, sysfs=sysfs)
+            access = os.O_RDONLY if reading else os.O_RDWR
+            # A descriptor of its own: the mapping keeps it open as long as any view lives, the claim must not
+            # last so.
+            descriptors.insert(0, os.open(name, access | os.O_CLOEXEC))
+            if not all(os.path.samestat(os.fstat(opened), target.status) for opened in descriptors):
                 raise PoolError(f"{name} was just replaced by another file; try again", kinds.MOUNT_FAILED)
-        access = os.O_RDONLY if reading else os.O_RDWR
-        # A descriptor of its own: the mapping keeps it open as long as any view lives, the claim must not
-        # last so.
-        descriptors.insert(0, os.open(name, access | os.O_CLOEXEC))
-        if private:
-            return _map_privately(target, tuple(descriptors))
-        return _map(target, tuple(descriptors), read_only, persistence)
-    except BaseException as error:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if isinstance(error, OSError):
-            raise kinds.pool_error(name, error) from None
-        raise
+            target = replace(target, status=os.fstat(descriptors[0]))
+            if private:
+                return _map_privately(target, tuple(descriptors))
+            return _map(target, tuple(descriptors), read_only, persistence)
+        except BaseException as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if isinstance(error, OSError):
+                raise kinds.pool_error(name, error) from None
+            raise
 
 
 def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, persistence: str | None) -> Pool:

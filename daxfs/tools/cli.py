@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from daxfs.errors import FsError, UserError
+from daxfs.pmem.descriptors import fill_standard
 
 USAGE = 64  # EX_USAGE, sysexits.h
 MOUNT_USAGE = 1  # mount(8)
@@ -42,10 +43,14 @@ app = typer.Typer(
 @app.command(
     "mkfs",
     context_settings={**PASS_THROUGH, "help_option_names": ["--help"]},
-    options_metavar="POOL [--size S] [MKE2FS OPTIONS]",
+    options_metavar="POOL [--size S] [--keep-mode] [--trust-owner] [MKE2FS OPTIONS]",
 )
 def mkfs_command(context: typer.Context) -> None:
-    """Make an ext4 file system in POOL with mke2fs; --size makes the file. Other options go to mke2fs."""
+    """Make an ext4 file system in POOL with mke2fs; --size makes the file. Other options go to mke2fs.
+
+    A file gets mode 0600, since who may read it reads every file in it, unless --keep-mode is given. A pool that others
+    can change is refused without --trust-owner.
+    """
     mkfs_arguments(context.args)
 
 
@@ -63,11 +68,15 @@ def mount_command(
         ),
     ] = None,
     foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Serve in this process.")] = False,
+    trust_owner: Annotated[
+        bool, typer.Option("--trust-owner", help="Mount a pool that others can change, nosuid and nodev.")
+    ] = False,
 ) -> None:
     """Mount POOL; returns when the mount answers."""
     from daxfs.tools import mount
 
-    mount.mount(pool, mountpoint, given or (), foreground=foreground)
+    options = [*(given or ()), *(["trust_owner"] if trust_owner else [])]
+    mount.mount(pool, mountpoint, options, foreground=foreground)
 
 
 @app.command("umount")
@@ -175,8 +184,17 @@ def mkfs_arguments(arguments: list[str]) -> None:
     make.run(arguments)
 
 
+def prepare_streams() -> None:
+    """Give a process that was started with closed standard streams open ones, before it opens anything else."""
+    fill_standard()
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """The ``daxfs`` command."""
+    prepare_streams()
     arguments = sys.argv[1:] or ["--help"]
     name = next((word for word in arguments if not word.startswith("-")), "")
     ended = _guarded(lambda: _run_command(arguments), USAGE_CODES.get(name, USAGE), FAILURE_CODES.get(name, DATA_ERROR))
@@ -185,11 +203,13 @@ def main() -> None:
 
 def mkfs_main() -> None:
     """The ``mkfs.daxfs`` command."""
+    prepare_streams()
     sys.exit(_guarded(lambda: mkfs_arguments(sys.argv[1:]), USAGE, DATA_ERROR))
 
 
 def mount_main() -> None:
     """The ``mount.fuse.daxfs`` command, which mount(8) calls."""
+    prepare_streams()
     from daxfs.tools import mount
 
     sys.exit(_guarded(lambda: mount.mount_arguments(sys.argv[1:]), MOUNT_USAGE, FAILURE_CODES["mount"]))
@@ -197,6 +217,7 @@ def mount_main() -> None:
 
 def fsck_main() -> None:
     """The ``fsck.daxfs`` command, which fsck(8) calls."""
+    prepare_streams()
     from daxfs.tools import check
 
     sys.exit(_guarded(lambda: check.check_arguments(sys.argv[1:]), CHECK_USAGE, CHECK_FAILED))

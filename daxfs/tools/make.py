@@ -5,12 +5,14 @@ from __future__ import annotations
 import getopt
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 from daxfs.errors import UserError
 from daxfs.tools import mkfs
 from daxfs.tools.sizes import format_size, parse_size
 
-_USAGE_TEXT = "usage: daxfs mkfs POOL [--size SIZE] [mke2fs options]"
+_USAGE_TEXT = "usage: daxfs mkfs POOL [--size SIZE] [--keep-mode] [--trust-owner] [mke2fs options]"
 _USAGE = 1  # mke2fs
 
 
@@ -20,36 +22,57 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: a wrong argument, or what `mkfs.make_pool` refuses.
     """
-    pool, size, extra = split(arguments)
-    report = _make(pool, size, extra)
+    asked = split(arguments)
+    report = _make(asked)
     if report.output.strip():
         print(report.output.rstrip())
-    if "-q" not in extra:
+    if report.readable:
+        print(f"{report.path} keeps its mode {report.mode:04o}: whoever may read it reads every file in it")
+    if "-q" not in asked.extra:
         print(f"{report.path}: {format_size(report.size)} ext4 on {report.kind}, {report.seconds:.2f} s")
 
 
-def split(arguments: Sequence[str]) -> tuple[str, int | None, list[str]]:
-    """The pool, its size and the options for mke2fs."""
+class Asked(NamedTuple):
+    """What the command line asks for; ``extra`` are the options for mke2fs."""
+
+    pool: str
+    size: int | None
+    extra: list[str]
+    keep_mode: bool
+    trust_owner: bool
+
+
+def split(arguments: Sequence[str]) -> Asked:
+    """Take a command line apart."""
     try:
-        pairs, places = getopt.gnu_getopt(list(arguments), mkfs.MKE2FS_OPTIONS, ["size="])
+        pairs, places = getopt.gnu_getopt(list(arguments), mkfs.MKE2FS_OPTIONS, ["size=", "keep-mode", "trust-owner"])
     except getopt.GetoptError as error:
         raise UserError(f"{error}; {_USAGE_TEXT}", _USAGE) from None
     size = next((parse_size(value) for name, value in pairs if name == "--size"), None)
     extra = []
     for name, value in pairs:
-        if name == "--size" or (name, value) == ("-t", "daxfs") or (name, value) == ("-t", "fuse.daxfs"):
+        if name.startswith("--") or (name, value) == ("-t", "daxfs") or (name, value) == ("-t", "fuse.daxfs"):
             continue
         extra += [name, value] if value else [name]
     if not places or len(places) > 2 or (len(places) == 2 and size is not None):
         raise UserError(_USAGE_TEXT, _USAGE)
     if len(places) == 2:
         size = parse_size(places[1])
-    return places[0], size, extra
+    given = {name for name, _ in pairs}
+    return Asked(places[0], size, extra, "--keep-mode" in given, "--trust-owner" in given)
 
 
-def _make(pool: str, size: int | None, extra: list[str]) -> mkfs.Report:
+def _make(asked: Asked) -> mkfs.Report:
+    make = partial(
+        mkfs.make_pool,
+        asked.pool,
+        asked.size,
+        asked.extra,
+        keep_mode=asked.keep_mode,
+        trust_owner=asked.trust_owner,
+    )
     if not sys.stderr.isatty():
-        return mkfs.make_pool(pool, size, extra)
+        return make()
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -62,4 +85,4 @@ def _make(pool: str, size: int | None, extra: list[str]) -> mkfs.Report:
                 shown[what] = bars.add_task(what, total=total)
             bars.update(shown[what], completed=done)  # type: ignore[arg-type]
 
-        return mkfs.make_pool(pool, size, extra, progress)
+        return make(progress=progress)

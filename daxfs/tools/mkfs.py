@@ -1,8 +1,9 @@
 """Making pools: mke2fs with options that suit persistent memory.
 
 This module decides, mke2fs makes. It picks defaults (block size, stripe, journal size, what may be left unwritten
-because it is zero), refuses to overwrite what is in use or holds a file system, and carries the image into memory that
-only a mapping can write (``/dev/dax``, hugetlbfs; see ``imagecopy``). The user's own mke2fs options are passed through
+because it is zero), refuses to overwrite what is in use or holds a file system, and judges who else can change the pool
+(``pmem.ownership``), and carries the image into memory that only a mapping can write (``/dev/dax``, hugetlbfs; see
+``imagecopy``). The user's own mke2fs options are passed through
 and win. ``cli`` calls ``make_pool``; it prints nothing.
 """
 
@@ -19,9 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from daxfs.errors import UserError
-from daxfs.pmem import exclusive, kinds
+from daxfs.pmem import exclusive, kinds, ownership
 from daxfs.pmem.pool import open_pool, punch_hole
 from daxfs.tools.e2fsprogs import find_tool, run_tool
 from daxfs.tools.imagecopy import Progress, copy_image
@@ -68,6 +70,7 @@ class Report:
         copied: bytes copied from the temporary image, 0 without one.
         zeroed: bytes zeroed in a mapping because the image has holes there that must read as zeros.
         seconds: how long everything took.
+        mode: permission bits of the file; 0 for a device, whose node is not ours to change.
     """
 
     path: str
@@ -79,6 +82,12 @@ class Report:
     copied: int
     zeroed: int
     seconds: float
+    mode: int
+
+    @property
+    def readable(self) -> bool:
+        """Whether others than the owner may read the pool, and with it every file in it."""
+        return bool(self.mode & 0o044)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,9 @@ def make_pool(
     size: int | None = None,
     extra: Sequence[str] = (),
     progress: Progress | None = None,
+    *,
+    keep_mode: bool = False,
+    trust_owner: bool = False,
 ) -> Report:
     """Make an ext4 file system in a file or on a device.
 
@@ -111,10 +123,12 @@ def make_pool(
         extra: mke2fs options. They override the defaults; ``-F`` overwrites an existing file system, ``-n`` only
             shows what would be made.
         progress: called as ``progress(what, done_bytes, total_bytes)`` while a mapping is filled.
+        keep_mode: an existing file keeps its mode. It gets 0600 otherwise.
+        trust_owner: accept a pool that others than root and this user can change (`daxfs.pmem.ownership`).
 
     Raises:
-        UserError: mke2fs is missing or refused; the pool is in use, holds something, or can't be opened (PoolError).
-            A file that was made for the pool is removed again.
+        UserError: mke2fs is missing or refused; the pool is in use, holds something, can be changed by others or can't
+            be opened (PoolError). A file that was made for the pool is removed again.
     """
     started = time.monotonic()
     name = os.fspath(path)
@@ -122,32 +136,50 @@ def make_pool(
     mke2fs = find_tool("mke2fs")
     if "-n" in options.given:
         kind, length, command, output = _rehearse(mke2fs, name, size, options)
-        return Report(name, kind, length, options.block_size, command, output, 0, 0, time.monotonic() - started)
-    with _file_of_size(name, size):
+        return Report(name, kind, length, options.block_size, command, output, 0, 0, time.monotonic() - started, 0)
+    with _file_of_size(name, size, trust_owner=trust_owner) as descriptor:
         target = kinds.identify(name)
         if size is not None and target.kind in (kinds.BLOCK, kinds.DEVDAX) and size > target.size:
             raise UserError(
                 f"{name} has {format_size(target.size)}, less than the {format_size(size)} asked for", _FAILED
             )
+        regular = stat.S_ISREG(target.status.st_mode)
+        restrict = partial(_restrict, name, descriptor) if regular and not keep_mode else _leave
         if target.kind == kinds.DEVDAX or target.filesystem == "hugetlbfs":
-            made = _make_mapped(mke2fs, target, size, options, progress)
+            made = _make_mapped(mke2fs, target, size, options, restrict, progress)
         else:
-            made = _make_direct(mke2fs, target, size, options)
+            made = _make_direct(mke2fs, target, size, options, restrict)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode) if regular else 0
     length, command, output, copied, zeroed = made
     seconds = time.monotonic() - started
-    return Report(name, target.kind, length, options.block_size, command, output, copied, zeroed, seconds)
+    return Report(name, target.kind, length, options.block_size, command, output, copied, zeroed, seconds, mode)
+
+
+def _restrict(path: str, descriptor: int) -> None:
+    """The pool holds everybody's files: nobody but its owner may open it unless they say so."""
+    try:
+        os.fchmod(descriptor, 0o600)
+    except OSError as error:
+        raise UserError(f"{path} can't get mode 0600: {error.strerror}; to leave it: --keep-mode", _FAILED) from None
+
+
+def _leave() -> None:
+    """The mode stays."""
 
 
 _Made = tuple[int, tuple[str, ...], str, int, int]  # length, command, output, copied, zeroed
 
 
-def _make_direct(mke2fs: str, target: kinds.Target, size: int | None, options: _Options) -> _Made:
+def _make_direct(
+    mke2fs: str, target: kinds.Target, size: int | None, options: _Options, restrict: Callable[[], None]
+) -> _Made:
     """Let mke2fs write the file or block device itself, while our lock keeps other daxfs processes out."""
     fresh = target.status.st_blocks == 0 and target.kind != kinds.BLOCK
     guard = exclusive.claim(target)
     try:
         exclusive.refuse_clients(guard, target.path)
         _refuse_content(target.path, options, lambda offset, length: os.pread(guard, length, offset))
+        restrict()
         arguments = [target.path]
         length = target.size
         if target.kind == kinds.BLOCK:
@@ -173,13 +205,19 @@ def _make_direct(mke2fs: str, target: kinds.Target, size: int | None, options: _
 
 
 def _make_mapped(
-    mke2fs: str, target: kinds.Target, size: int | None, options: _Options, progress: Progress | None
+    mke2fs: str,
+    target: kinds.Target,
+    size: int | None,
+    options: _Options,
+    restrict: Callable[[], None],
+    progress: Progress | None,
 ) -> _Made:
     """Make a sparse image beside it and carry that into a mapping, the only way to write such a pool."""
     length = target.size if size is None else size
     with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
         pool.refuse_clients()
         _refuse_content(target.path, options, lambda offset, count: bytes(pool.memory[offset : offset + count]))
+        restrict()
         image = os.path.join(folder, "image")
         with open(image, "xb", buffering=0) as file:
             _resize(image, file.fileno(), length)
@@ -208,34 +246,31 @@ def _rehearse(mke2fs: str, name: str, size: int | None, options: _Options) -> tu
 
 
 @contextlib.contextmanager
-def _file_of_size(path: str, size: int | None) -> Iterator[None]:
-    """A file that isn't there is made for the time of the work, and stays only if the work succeeds."""
+def _file_of_size(path: str, size: int | None, *, trust_owner: bool) -> Iterator[int]:
+    """Open the pool; a file that isn't there is made for the time of the work, and stays only if the work succeeds."""
+    made = not os.path.lexists(path)
+    if made and size is None:
+        raise UserError(f"{path} does not exist; say how large to make it: daxfs mkfs {path} --size 1G", _FAILED)
     try:
-        status = os.stat(path)
-        made = False
-    except FileNotFoundError:
-        if size is None:
-            text = f"{path} does not exist; say how large to make it: daxfs mkfs {path} --size 1G"
-            raise UserError(text, _FAILED) from None
-        made = True
-    except OSError as error:
-        raise kinds.pool_error(path, error) from None
-    if size is None or not (made or (stat.S_ISREG(status.st_mode) and status.st_size == 0)):
-        yield
-        return
-    try:
-        # The pool holds everybody's files: nobody but its owner may open it unless they say so.
+        if not (made or os.path.isfile(path)):
+            kinds.identify(path)  # some devices do something when they are opened
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if made else 0), 0o600)
     except OSError as error:
         raise kinds.pool_error(path, error) from None
+    empty = False
     try:
-        _resize(path, descriptor, size)
-        yield
+        status = os.fstat(descriptor)
+        if not trust_owner:
+            ownership.refuse(os.path.join(os.getcwd(), path), status, "make it there all the same with --trust-owner")
+        empty = stat.S_ISREG(status.st_mode) and status.st_size == 0
+        if empty and size is not None:
+            _resize(path, descriptor, size)
+        yield descriptor
     except BaseException:
         if made:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        else:
+        elif empty:
             os.ftruncate(descriptor, 0)
         raise
     finally:

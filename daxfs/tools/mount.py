@@ -20,6 +20,7 @@ from daxfs.errors import FsError, UserError
 from daxfs.fs.types import Options
 from daxfs.fuse import mounts, options
 from daxfs.fuse.options import MountOptions
+from daxfs.pmem import ownership
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
@@ -56,18 +57,18 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
     directory = mounts.check_mountpoint(mountpoint)
     if not os.path.exists(pool):
         raise UserError(f"{pool} does not exist; make it with: daxfs mkfs {pool} --size 1G", mounts.MOUNT_FAILED)
-    source = os.path.realpath(pool)
+    # The daemon leaves this directory. Names stay as they were given: who made a symbolic link matters.
+    place = os.path.join(os.getcwd(), pool)
     mounts.check_device()
     if foreground:
         logging.basicConfig(level=logging.INFO, format="daxfs: %(message)s", filename=wanted.log or None)
-        serve(source, directory, wanted, lambda: None)
+        serve(place, directory, wanted, lambda: None)
     else:
-        start_daemon(source, directory, wanted)
+        start_daemon(place, directory, wanted)
 
 
-def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:
-    """Open the pool, serve it until it is unmounted, close it."""
-    from daxfs.fs.filesystem import FileSystem
+def serve(pool: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:
+    """Open the pool, serve it until it is unmounted, close it. ``pool`` is an absolute path."""
     from daxfs.fuse.serving import SessionFailed
 
     session_of = load_session(wanted.session)
@@ -75,7 +76,28 @@ def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[]
         log.setLevel(logging.DEBUG)
     for note in wanted.notes:
         log.info("%s", note)
-    core = FileSystem.open(
+    source = os.path.realpath(pool)
+    core = open_core(pool, source, mountpoint, wanted)
+    try:
+        session_of(core, source, mountpoint, wanted, ready)
+    except SessionFailed as error:
+        raise UserError(
+            f"{error}; the pool is closed as it is, its journal will be replayed", mounts.SYSTEM_ERROR
+        ) from error
+    finally:
+        core.close()
+
+
+def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> FileSystem:
+    """The file system in ``source``, the real path of ``pool``, if all who can change the pool are trusted.
+
+    What is judged is what is opened: only those who were found to be trusted could put something else in its place.
+    """
+    from daxfs.fs.filesystem import FileSystem
+
+    if not wanted.trust_owner:
+        ownership.refuse(pool, os.stat(source), "mount it nosuid,nodev with --trust-owner (-o trust_owner)")
+    return FileSystem.open(
         source,
         Options(
             read_only=wanted.read_only,
@@ -88,14 +110,6 @@ def serve(source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[]
             dax=wanted.dax,
         ),
     )
-    try:
-        session_of(core, source, mountpoint, wanted, ready)
-    except SessionFailed as error:
-        raise UserError(
-            f"{error}; the pool is closed as it is, its journal will be replayed", mounts.SYSTEM_ERROR
-        ) from error
-    finally:
-        core.close()
 
 
 def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Callable[[], None]], None]:
@@ -113,14 +127,14 @@ def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Cal
     return serve_libfuse
 
 
-def start_daemon(source: str, mountpoint: str, wanted: MountOptions) -> None:
+def start_daemon(pool: str, mountpoint: str, wanted: MountOptions) -> None:
     """Fork the daemon and wait until it serves, or pass on why it does not."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         code = 1
         try:
             os.close(reader)
-            code = _daemon(source, mountpoint, wanted, writer)
+            code = _daemon(pool, mountpoint, wanted, writer)
         finally:
             os._exit(code)
     os.close(writer)
@@ -137,7 +151,7 @@ def start_daemon(source: str, mountpoint: str, wanted: MountOptions) -> None:
         raise UserError(f"{mountpoint} does not answer: {error.strerror}", mounts.MOUNT_FAILED) from None
 
 
-def _daemon(source: str, mountpoint: str, wanted: MountOptions, writer: int) -> int:
+def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> int:
     """The life of the daemon, from the fork to its exit code."""
     os.setsid()
     os.chdir("/")
@@ -154,17 +168,17 @@ def _daemon(source: str, mountpoint: str, wanted: MountOptions, writer: int) -> 
             os.close(writer)
 
     try:
-        serve(source, mountpoint, wanted, lambda: tell(DONE))
+        serve(pool, mountpoint, wanted, lambda: tell(DONE))
     except UserError as error:
         log.error("%s", error)
         tell(f"{error.code} {error}".encode())
         return error.code
     except FsError as error:
-        log.error("%s: %s", source, error.strerror)
-        tell(f"{mounts.MOUNT_FAILED} {source}: {error.strerror}".encode())
+        log.error("%s: %s", pool, error.strerror)
+        tell(f"{mounts.MOUNT_FAILED} {pool}: {error.strerror}".encode())
         return mounts.MOUNT_FAILED
     except BaseException as error:
-        log.critical("the daemon of %s ends", source, exc_info=True)
+        log.critical("the daemon of %s ends", pool, exc_info=True)
         tell(f"{mounts.SYSTEM_ERROR} internal error: {error!r}".encode())
         return mounts.SYSTEM_ERROR
     return 0

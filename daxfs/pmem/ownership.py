@@ -1,0 +1,194 @@
+"""Who else may change a pool: the owner of the file, everybody its mode lets write, and whoever can replace it.
+
+A user who can store into a pool between mounts, or put another one in its place, decides what the mount shows: a set-uid
+program that belongs to root, for instance. So mounting and mkfs accept a pool only if all who can change it are trusted:
+root and the user of this process. `refuse` judges an opened descriptor and the path that led to it; it opens nothing but
+the directories of the path, changes nothing and knows no options.
+
+What is trusted besides:
+
+- the groups ``root`` and ``disk``: whoever may write to every disk of the machine is root. Debian's ``/dev/pmem0`` is
+  ``root:disk 0660``.
+- a user's own group, the one of the user's name without another member (what ``useradd`` makes): it is the user.
+- in a user namespace, directories and devices of an owner that has no number there. They are the machine's; the set-id
+  bits of the mount count inside of the namespace only.
+
+POSIX ACLs need no look of their own: what they let others write shows in the bits of the group (acl(5)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+from daxfs.errors import PoolError
+from daxfs.pmem import kinds
+
+ROOT = 0
+MOST_LINKS = 40
+"""Symbolic links in one path, as the kernel has it (MAXSYMLINKS)."""
+EVERY_ID = 0xFFFFFFFF
+"""Numbers in the map of a namespace that hides nobody (user_namespaces(7))."""
+_STOP_AT = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Step(NamedTuple):
+    """One name of a path: the directory that it was found in and what it is, by path and status."""
+
+    directory: str
+    holder: os.stat_result
+    place: str
+    found: os.stat_result
+
+
+def refuse(path: str, opened: os.stat_result, mend: str) -> None:
+    """Stop where somebody who is not trusted can change the pool.
+
+    Args:
+        path: absolute, by which the pool was named; symbolic links are followed and judged.
+        opened: fstat(2) of the descriptor that is going to be used.
+        mend: how to accept the pool all the same, as the end of the message.
+
+    Raises:
+        PoolError: names who can change it, and how.
+    """
+    why = _writer_of_pool(path, opened) or _writer_of_path(path, opened)
+    if why:
+        raise PoolError(f"{why}, or {mend}", kinds.MOUNT_FAILED)
+
+
+def _writer_of_pool(path: str, opened: os.stat_result) -> str:
+    device = stat.S_ISBLK(opened.st_mode) or stat.S_ISCHR(opened.st_mode)
+    if not _trusted(opened.st_uid, hidden=device):
+        return f"{path} belongs to {_user(opened.st_uid)}, who can change it unseen; chown it"
+    if writers := _writers(opened, hidden=device):
+        return f"{writers} may write to {path} unseen; chmod go-w {path}"
+    return ""
+
+
+def _writer_of_path(path: str, opened: os.stat_result) -> str:
+    last = None
+    try:
+        for step in _steps(path):
+            if why := _writer_of_step(step):
+                return f"{path} can be replaced: {why}; move the pool to a directory of your own"
+            last = step.found
+    except OSError as error:
+        raise kinds.pool_error(path, error) from None
+    if last is None or not os.path.samestat(last, opened):
+        raise PoolError(f"{path} was just replaced by another file; try again", kinds.MOUNT_FAILED)
+    return ""
+
+
+def _writer_of_step(step: Step) -> str:
+    """Who can put something else in the place of this name."""
+    directory, holder, place, found = step
+    if not _trusted(holder.st_uid, hidden=True):
+        return f"{directory} belongs to {_user(holder.st_uid)}"
+    writers = _writers(holder, hidden=False)
+    if not writers:
+        return ""
+    if not holder.st_mode & stat.S_ISVTX:
+        return f"{writers} may write to {directory}"
+    # In a sticky directory (/tmp, /dev/shm) a name can be replaced by the owner of what it names.
+    if not _trusted(found.st_uid, hidden=stat.S_ISDIR(found.st_mode)):
+        return f"{place} belongs to {_user(found.st_uid)}"
+    return ""
+
+
+def _steps(path: str) -> Iterator[Step]:
+    """The names of a path one by one, each opened in the directory before it, so that nothing changes in between."""
+    names = deque(path.split("/"))
+    at, directory, links = os.open("/", _STOP_AT), "/", 0
+    try:
+        while names:
+            name = names.popleft()
+            if name in ("", "."):
+                continue
+            entry = os.open(name, _STOP_AT, dir_fd=at)
+            try:
+                place = os.path.join(directory, name)
+                found = os.fstat(entry)
+                yield Step(directory, os.fstat(at), place, found)
+                if not stat.S_ISLNK(found.st_mode):
+                    at, entry, directory = entry, at, place
+                    continue
+                target = os.readlink("", dir_fd=entry)
+            finally:
+                os.close(entry)
+            links += 1
+            if links > MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            names.extendleft(reversed(target.split("/")))
+            if target.startswith("/"):
+                os.close(at)
+                at, directory = os.open("/", _STOP_AT), "/"
+    finally:
+        os.close(at)
+
+
+def _writers(status: os.stat_result, *, hidden: bool) -> str:
+    """Who besides the owner may write, "" if only the trusted may."""
+    if status.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if status.st_mode & stat.S_IWGRP and not _trusted_group(status.st_gid, status.st_uid):
+        if hidden and _hides("gid", status.st_gid):
+            return ""
+        return f"group {_group_name(status.st_gid) or status.st_gid}"
+    return ""
+
+
+def _trusted(uid: int, *, hidden: bool) -> bool:
+    return uid in (ROOT, os.geteuid()) or (hidden and _hides("uid", uid))
+
+
+def _trusted_group(gid: int, owner: int) -> bool:
+    if gid == 0:
+        return True
+    name = _group_name(gid)
+    return bool(name) and (name == "disk" or _is_private(gid, name, owner))
+
+
+def _is_private(gid: int, name: str, owner: int) -> bool:
+    """Whether the group is its owner's alone, by the convention of useradd(8)."""
+    import grp
+    import pwd
+
+    try:
+        user = pwd.getpwuid(owner)
+        members = grp.getgrgid(gid).gr_mem
+    except KeyError:
+        return False
+    return user.pw_name == name and user.pw_gid == gid and set(members) <= {name}
+
+
+def _group_name(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
+
+
+@cache
+def _hides(which: str, number: int) -> bool:
+    """Whether ``number`` is what this user namespace shows for owners that have no number in it."""
+    if kinds.read_text(f"/proc/sys/kernel/overflow{which}") != str(number):
+        return False
+    lengths = [int(line.split()[2]) for line in kinds.read_text(f"/proc/self/{which}_map").splitlines()]
+    return bool(lengths) and EVERY_ID not in lengths
