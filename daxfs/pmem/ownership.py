@@ -1,9 +1,10 @@
 """Who else may change a pool: the owner of the file, everybody its mode lets write, and whoever can replace it.
 
-A user who can store into a pool between mounts, or put another one in its place, decides what the mount shows: a set-uid
-program that belongs to root, for instance. So mounting and mkfs accept a pool only if all who can change it are trusted:
-root and the user of this process. `refuse` judges an opened descriptor and the path that led to it; it opens nothing but
-the directories of the path, changes nothing and knows no options.
+A user who can store into a pool between mounts, or put another one in its place, decides what the mount shows: a
+set-uid program that belongs to root, for instance. So mounting and mkfs accept a pool only if all who can change it are
+trusted: root and the user of this process. `refuse` judges an opened descriptor and the path that led to it; it opens
+nothing but the directories of the path, changes nothing and knows no options. A library or a tool that only reads a
+pool, and e2fsck, show nobody a set-id bit: they take any pool.
 
 What is trusted besides:
 
