@@ -3,7 +3,8 @@
 This module decides, mke2fs makes. It picks defaults (block size, stripe, journal size, what may be left unwritten
 because it is zero), refuses to overwrite what is in use, holds a file system or can be changed by others
 (``pmem.ownership``), and carries the image into memory that only a mapping can write (``/dev/dax``, hugetlbfs; see
-``imagecopy``). The user's own mke2fs options are passed through and win. ``cli`` calls ``make_pool``; it prints nothing.
+``imagecopy``). The user's own mke2fs options are passed through and win.
+``cli`` calls ``make_pool``; it prints nothing.
 """
 
 from __future__ import annotations
