@@ -240,8 +240,8 @@ class Actor:
 
     def __init__(self, root: Path) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             try:
                 self._pipe.close()
                 perform(root, theirs)
@@ -275,7 +275,7 @@ class Actor:
         with contextlib.suppress(OSError):
             self._pipe.send(None)
         self._pipe.close()
-        os.waitpid(self._pid, 0)
+        os.waitpid(self.pid, 0)
 
 
 def perform(root: Path, pipe: Connection, kind: type[Calls] = Calls) -> None:

@@ -37,8 +37,18 @@ UNIT = 1024
 TO_STORE = Flag.WRITE | Flag.FILL
 
 
+def token(descriptor: int) -> bytes:
+    """What lies in the pool of an open file, to be quoted."""
+    found = identity(descriptor)
+    with open(found.path, "rb") as pool:
+        pool.seek(found.token)
+        return pool.read(wire.TOKEN_SIZE) if found.token else b""
+
+
 def ask(descriptor: int, request: wire.Lease, *, size: int = wire.LEASE_SIZE) -> wire.Lease:
-    """One DAXFS_IOC_LEASE (of either length) through an open file."""
+    """One DAXFS_IOC_LEASE (of either length) through an open file; quotes the token unless the request has one."""
+    if not request.token:
+        request = request._replace(token=token(descriptor))
     buffer = bytearray(request.pack(size))
     fcntl.ioctl(descriptor, wire.IOC_LEASE if size == wire.LEASE_SIZE else wire.IOC_SHORT_LEASE, buffer)
     return wire.Lease.unpack(buffer)
@@ -68,6 +78,7 @@ class LeaseCalls(Calls):
         super().__init__()
         self.holder = random.SystemRandom().getrandbits(64)
         self.pool: mmap.mmap | None = None
+        self.token = b""
         self.leases: dict[int, list[wire.Lease]] = {}
         self.children: list[int] = []
 
@@ -80,9 +91,14 @@ class LeaseCalls(Calls):
         self.pool = mmap.mmap(descriptor, found.size)
         os.close(descriptor)
 
+    def know(self, slot: int) -> None:
+        """Read the token, to quote it from now on: also as a user who can't open the pool's path."""
+        self.token = token(self.files[slot])
+
     def lease(self, slot: int, offset: int, length: int, flags: int, holder: int | None = None) -> wire.Lease:
         """Ask once, and remember the answer."""
-        found = ask(self.files[slot], wire.Lease(self.holder if holder is None else holder, offset, length, flags))
+        request = wire.Lease(self.holder if holder is None else holder, offset, length, flags, token=self.token)
+        found = ask(self.files[slot], request)
         if length:
             if self.pool is None:
                 self.attach(slot)
@@ -297,8 +313,8 @@ class Client(Actor):
     def __init__(self, root: Path) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
         self.gone = False
-        self._pid = os.fork()
-        if self._pid == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             try:
                 self._pipe.close()
                 perform(root, theirs, LeaseCalls)
@@ -316,8 +332,8 @@ class Client(Actor):
         """SIGKILL, wherever it is."""
         if not self.gone:
             self.gone = True
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
             self._pipe.close()
 
     def end(self) -> None:

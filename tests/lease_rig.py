@@ -52,6 +52,13 @@ def slot(fs: FileSystem, offset: int) -> Slot:
     return Slot(*struct.unpack_from("=QQQ", fs.volume.pool.memory, offset))
 
 
+def token(fs: FileSystem) -> bytes:
+    """What a client finds in the pool and quotes."""
+    fs.volume.board.make()
+    place = fs.volume.board.token
+    return bytes(fs.volume.pool.memory[place : place + 16]) if place else b""
+
+
 class Client:
     """One process with one open file.
 
@@ -73,7 +80,7 @@ class Client:
         """One question; ``keep``: the answer joins what is known, to be checked from now on."""
         if flags & RENEW:
             self.forget()
-        answer = self.fs.lease(self.file, LeaseRequest(self.holder, offset, length, flags, room))
+        answer = self.fs.lease(self.file, LeaseRequest(self.holder, offset, length, flags, room, token(self.fs)))
         bits = self.fs.volume.block_bits
         for piece in answer.pieces:
             if piece.kind == MEMORY:
@@ -224,7 +231,10 @@ def check(fs: FileSystem, clients: Iterable[Client], ghosts: Iterable[tuple[int,
     ``ghosts``: (inode, blocks) of clients of an earlier mount that still map the pool.
     """
     found = owners(fs)
-    nodes = fs.volume.nodes
+    nodes, books = fs.volume.nodes, fs.volume.leases
+    leases = books.by_ino.values()
+    assert books.deferred == sum(parked.size for lease in leases for parked in lease.parked)
+    assert books.holders == sum(lease.all_holders for lease in leases)
     keepers = {ino for ino in nodes.unlinked if not inodes.read(fs.volume.view, ino).links_count}
     keepers.discard(fs.volume.board.ino)
     for holder in clients:

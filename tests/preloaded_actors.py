@@ -45,7 +45,7 @@ class PreloadedActor(Actor):
         os.set_inheritable(theirs.fileno(), True)
         script = "import preloaded_actors; preloaded_actors.act()"
         command = [sys.executable, "-c", script, str(root), str(theirs.fileno())]
-        self._pid = os.posix_spawn(sys.executable, command, environment())
+        self.pid = os.posix_spawn(sys.executable, command, environment())
         theirs.close()
 
 

@@ -31,6 +31,7 @@ def read_pool(answer: wire.Buffer) -> wire.Pool:
     _check("size", pool.size, 2 * SUPERBLOCK <= pool.size <= FURTHEST)
     _check("block size", pool.block_size, pool.block_size in _BLOCK_SIZES)
     _check("path", pool.path, pool.path.startswith(b"/") and len(pool.path) < wire.PATH_SIZE)
+    _check("place of the token", pool.token, pool.token <= pool.size - wire.TOKEN_SIZE)
     return pool
 
 

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 
-#define DAXFS_VERSION 1
+#define DAXFS_VERSION 2 /* 1 had no token: its clients are refused, and go through the kernel */
 
 /* Which pool: open `path`, compare with fstat(2) (`device` and `inode`; `rdevice` for a device), map `size` bytes. */
 struct daxfs_pool {
@@ -22,8 +22,11 @@ struct daxfs_pool {
     uint32_t block_size;  /* bytes */
     uint32_t lock;        /* hold a shared lock (F_OFD_SETLK) of the byte DAXFS_LOCKS + lock of the pool while you map it */
     uint8_t uuid[16];     /* of the file system */
-    char path[960];       /* absolute, ends with NUL */
+    char path[952];       /* absolute, ends with NUL */
+    uint64_t token;       /* pool offset of the DAXFS_TOKEN bytes that every lease request quotes; 0: none is needed */
 };
+
+#define DAXFS_TOKEN 16 /* bytes: random, new with each mount, and in no file. Who can read them can open the pool. */
 
 #define DAXFS_LOCKS (1ULL << 62)
 
@@ -77,7 +80,8 @@ struct daxfs_lease {
     uint64_t device;      /* out: of the pool, as in struct daxfs_pool */
     uint64_t inode;       /* out */
     uint64_t lock;        /* out: as in struct daxfs_pool; another one: it was mounted anew, map the pool again */
-    uint64_t reserved[5];
+    uint8_t token[DAXFS_TOKEN]; /* in: from the pool; EOPNOTSUPP without it */
+    uint64_t reserved[3];
     struct daxfs_extent extents[124];
 };
 

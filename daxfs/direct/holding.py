@@ -77,7 +77,7 @@ def lease(pool: Pool, descriptor: int, request: wire.Lease, buffer: bytearray) -
         OSError: the daemon's.
         Refused: the answer makes no sense, is about another pool, or about a part of it that is not mapped here.
     """
-    request.pack_into(buffer)
+    request._replace(token=pool.token).pack_into(buffer)
     control(descriptor, wire.IOC_LEASE, buffer)
     answer = answers.read_lease(request, buffer)
     if (answer.device, answer.inode) != (pool.record.device, pool.record.inode):
@@ -277,7 +277,7 @@ class Holding:
     def end_lease(self) -> None:
         """Nothing of it is used any more; blocks that were taken behind the end of the file go."""
         self.give_up("closed")
-        take_back(self._descriptor, self._holder)
+        take_back(self.pool, self._descriptor, self._holder)
 
     def _ranges(self, offset: int, end: int, store: bool) -> list[tuple[int, int]] | None:
         """``plan`` while the epoch holds; a lease that is asked for may change it."""
@@ -411,9 +411,10 @@ class Holding:
         self._parts = _joined(new or old)
 
 
-def take_back(descriptor: int, holder: int) -> None:
+def take_back(pool: Pool, descriptor: int, holder: int) -> None:
     """Tell the daemon that a holder uses nothing any more; it need not hear it (the lease ends with the open file)."""
-    buffer = bytearray(wire.Lease(holder, 0, 0, Flag.RENEW).pack(wire.SHORT_LEASE_SIZE))
+    request = wire.Lease(holder, 0, 0, Flag.RENEW, token=pool.token)
+    buffer = bytearray(request.pack(wire.SHORT_LEASE_SIZE))
     try:
         control(descriptor, wire.IOC_SHORT_LEASE, buffer)
     except OSError:

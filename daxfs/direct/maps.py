@@ -303,7 +303,7 @@ class _Ground:
         """Unmap and give back; a forked process that has the same mapping keeps the lease by its anchor."""
         self.clear()
         if not self.shared:
-            holding.take_back(self._descriptor, self._holder)
+            holding.take_back(self._pool, self._descriptor, self._holder)
         if self._anchor:
             libc.munmap(self._anchor, mmap.PAGESIZE)
 

@@ -64,6 +64,7 @@ class Pool:
         memory: all of it, format "B"; read-only if the pool could be opened for reading only.
         address: of its first byte.
         descriptor: the open pool, for further mappings.
+        token: what lease requests quote, to prove that this process can open the pool.
         writable: whether stores are possible.
         map_flags: what mmap(2) must be given for a piece of it: MAP_SHARED, or MAP_SYNC where the pool has it.
         store: ``store(offset, data)`` copies and cares for durability; None where a plain copy into ``memory`` does.
@@ -75,6 +76,7 @@ class Pool:
         self.descriptor = descriptor
         self.memory = memoryview(mapping)
         self.size = len(mapping)
+        self.token = self.memory[record.token : record.token + wire.TOKEN_SIZE].tobytes() if record.token else b""
         self.writable = not self.memory.readonly
         self.map_flags = map_flags
         self.dirty: dict[int, None] = {}

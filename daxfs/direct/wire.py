@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from daxfs.pmem.exclusive import CLIENT_LOCKS
 
 Buffer = bytes | bytearray | memoryview
 
-VERSION = 1
+VERSION = 2
 LOCKS = CLIENT_LOCKS
 
 
@@ -52,14 +52,15 @@ FIRST_STEP, LAST_STEP = (
 DURABLE = 1  # flag of STORED and APPENDED: as fsync(2)
 DATA_ONLY = 2  # with DURABLE: as fdatasync(2)
 
-POOL = struct.Struct("=IIQQQQII16s960s")
+POOL = struct.Struct("=IIQQQQII16s952sQ")
 EXTENT = struct.Struct("=QQQII")
-LEASE = struct.Struct("=QQQIIQQQQQQQ40x")  # the head; EXTENTs follow
+LEASE = struct.Struct("=QQQIIQQQQQQQ16s24x")  # the head; EXTENTs follow
 STORED = struct.Struct("=QII")
 APPENDED = struct.Struct("=QQQIIQ")
 SLOT = struct.Struct("=QQQQ32x")
 
-PATH_SIZE = 960  # bytes of a pool's path, the NUL behind it included
+PATH_SIZE = 952  # bytes of a pool's path, the NUL behind it included
+TOKEN_SIZE = 16  # bytes that lie in the pool at Pool.token
 EXTENTS = 124  # in a full request
 SHORT_EXTENTS = 4
 LEASE_SIZE = LEASE.size + EXTENTS * EXTENT.size
@@ -92,6 +93,7 @@ class Pool(NamedTuple):
     lock: int  # a client holds a shared lock (F_OFD_SETLK) of the pool's byte LOCKS + lock while it maps the pool
     uuid: bytes
     path: bytes
+    token: int = 0  # pool offset of the token that lease requests quote; 0: none is needed
     version: int = VERSION
 
     def pack(self) -> bytes:
@@ -107,8 +109,8 @@ class Pool(NamedTuple):
     @classmethod
     def unpack(cls, buffer: Buffer) -> Pool:
         """From a record."""
-        version, *fields, path = POOL.unpack_from(buffer)
-        return cls._make([*fields, path.partition(b"\0")[0], version])
+        version, *fields, path, token = POOL.unpack_from(buffer)
+        return cls._make([*fields, path.partition(b"\0")[0], token, version])
 
 
 class Extent(NamedTuple):
@@ -125,7 +127,7 @@ class Extent(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """``struct daxfs_lease``: question (the first four) and answer, with as many extents as the buffer has room for."""
+    """``struct daxfs_lease``: question (the first four fields and the token) and answer, with its extents."""
 
     holder: int
     offset: int
@@ -138,6 +140,7 @@ class Lease(NamedTuple):
     device: int = 0  # of the pool
     inode: int = 0
     lock: int = 0  # as in Pool
+    token: bytes = b""  # question: what lies in the pool at Pool.token
     extents: tuple[Extent, ...] = ()
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
@@ -146,7 +149,7 @@ class Lease(NamedTuple):
         Raises:
             struct.error: the buffer is too short for them.
         """
-        head = (self.holder, self.offset, self.length, self.flags, len(self.extents), *self[4:11])
+        head = (self.holder, self.offset, self.length, self.flags, len(self.extents), *self[4:12])
         LEASE.pack_into(buffer, 0, *head)
         place = LEASE.size
         for extent in self.extents:
@@ -166,8 +169,8 @@ class Lease(NamedTuple):
         Raises:
             struct.error: the buffer is shorter than the head, or than the extents that the head counts.
         """
-        head: tuple[int, ...] = LEASE.unpack_from(buffer)
-        count = head[4]
+        head: tuple[Any, ...] = LEASE.unpack_from(buffer)
+        count: int = head[4]
         places = range(LEASE.size, LEASE.size + count * EXTENT.size, EXTENT.size)
         extents = tuple(Extent(*EXTENT.unpack_from(buffer, place)[:4]) for place in places)
         return cls._make([*head[:4], *head[5:], extents])

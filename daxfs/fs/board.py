@@ -1,12 +1,18 @@
-"""The board: what clients look at before they use what they were told, one cache line of the pool for each leased file.
+"""The lease status page: what clients look at before they use what they were granted, and the token that they quote.
 
-A slot says which epoch it is and how long the file is (struct daxfs_slot in direct/daxfs.h). The slots lie in blocks of
-a nameless inode, so that they are where a client has access anyway, and recovery frees them. They are never logged: a
-crash ends what they are about. `leasing.py` takes and gives slots, `leases.py` writes the words that change.
+An entry is one cache line of the pool for each leased file: which epoch it is and how long the file is (struct
+daxfs_slot in direct/daxfs.h). The first entry of the first block holds the mount's token instead: 128 random bits, new
+with each mount. A client quotes it in every lease request, and so proves that it can open the pool.
+
+The blocks belong to a nameless inode, so that they are where a client has access anyway, and recovery frees them. They
+are never logged: a crash ends what they are about. No name or file handle leads to that inode, and nothing logs or
+answers the token. It is erased before its block is freed; what a crash leaves of it is no longer any mount's token.
+`leasing.py` takes and gives entries, `leases.py` writes the words that change.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 from daxfs.fs import parking
@@ -17,27 +23,52 @@ if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
 
 SLOT_BYTES = 64
+TOKEN_BYTES = 16
 CREDITS_BOARD = 24
 FAR = 64
-"""Blocks from the end of the pool, where the first block of slots is looked for."""
+"""Blocks from the end of the pool, where the first block of entries is looked for."""
 
 
 class Board:
-    """The slots of one volume, all made from blocks of one inode, ``ino`` (0: none yet)."""
+    """The status page of one volume, all made from blocks of one inode.
+
+    Attributes:
+        ino: that inode; 0: no block is needed yet.
+        token: pool offset of the token; 0 as long as there is none.
+    """
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self.ino = 0
+        self.token = 0
+        self._secret = b""
         self._free: list[int] = []
 
+    def make(self) -> None:
+        """Make the first block, with the token, if there is none and the volume can be changed; ENOSPC."""
+        if not self.ino and not self._volume.read_only:
+            self._volume.retrying(lambda _: self._grow())
+
+    def proves(self, quoted: bytes) -> bool:
+        """Whether a request quotes the token. A volume that was read-only all the time has none: nothing is pinned."""
+        if not self.token:
+            return self._volume.read_only
+        return secrets.compare_digest(quoted, self._secret)
+
+    def erase(self) -> None:
+        """The mount ends: the token proves nothing from now on."""
+        if self.token:
+            self._volume.pool.zero(self.token, TOKEN_BYTES)
+            self._secret = secrets.token_bytes(TOKEN_BYTES)
+
     def take(self) -> int:
-        """A slot: its pool offset; ENOSPC when there is none and no block for more."""
+        """An entry: its pool offset; ENOSPC when there is none and no block for more."""
         if not self._free:
             self._volume.retrying(lambda _: self._grow())
         return self._free.pop()
 
     def give(self, slot: int) -> None:
-        """The slot is for another inode from now on; who looks at it late finds that nothing holds any more."""
+        """The entry is for another inode from now on; who looks at it late finds that nothing holds any more."""
         self._volume.pool.store_word(slot, ENDED, 8)
         self._free.append(slot)
 
@@ -54,3 +85,8 @@ class Board:
             parking.keep(volume, inode.number)
         self.ino = inode.number
         self._free.extend(range(begin, begin + (1 << bits), SLOT_BYTES))
+        if not self.token:
+            self._free.remove(begin)
+            self._secret = secrets.token_bytes(TOKEN_BYTES)
+            volume.pool.write(begin, self._secret)
+            self.token = begin

@@ -20,6 +20,7 @@ from daxfs.fs import (
     attributes,
     copying,
     data,
+    deferred,
     flags,
     growing,
     leasing,
@@ -64,6 +65,14 @@ NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, 
 """What mknod(2) makes."""
 
 
+def note_failure(volume: Volume, error: FsError) -> None:
+    """An operation failed: damage is recorded, and a full pool is explained in the log."""
+    if isinstance(error, Corrupt):
+        volume.report(error)
+    elif error.errno == errno.ENOSPC:
+        deferred.explain_full(volume)
+
+
 def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
     """An operation that changes nothing: damage it meets is recorded."""
 
@@ -92,8 +101,8 @@ def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concat
                     raise
                 volume.commit()
                 result = method(self, *args, **kwargs)
-        except Corrupt as error:
-            volume.report(error)
+        except FsError as error:
+            note_failure(volume, error)
             raise
         volume.finish()
         return result
@@ -108,8 +117,8 @@ def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Conca
     def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             result = method(self, *args, **kwargs)
-        except Corrupt as error:
-            self.volume.report(error)
+        except FsError as error:
+            note_failure(self.volume, error)
             raise
         self.volume.finish()
         return result
@@ -354,8 +363,8 @@ class FileSystem:
         """
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)
-        except Corrupt as error:
-            self.volume.report(error)
+        except FsError as error:
+            note_failure(self.volume, error)
             raise
         if self.volume.sync_due:
             self.volume.finish()
@@ -415,7 +424,7 @@ class FileSystem:
 
     # Memory, for clients that load and store by themselves
 
-    @reading
+    @piecewise
     def pool_identity(self) -> PoolIdentity:
         """Which pool to map."""
         return leasing.identity(self.volume)

@@ -32,6 +32,8 @@ MAX_HOLDERS = 1024
 """Holders of one open file: processes that share it, and those that are gone without a word."""
 MAX_ALL_HOLDERS = 4096
 """Holders of one lease: some requests look at all of them, while everybody waits."""
+MAX_HOLDERS_OF_ALL_FILES = 32_768
+"""Holders of all leases together: some 10 MiB of DRAM."""
 ENDED = (1 << 64) - 1
 """The epoch of a lease whose daemon goes."""
 SLOT = Struct("<QQQQ")
@@ -41,10 +43,11 @@ SLOT_SIZE, SLOT_CHANGES = 8, 24
 
 
 class Parked(NamedTuple):
-    """An inode that holds what was given up until the end of an epoch."""
+    """An inode that holds what was given up until the end of an epoch; ``size`` in bytes."""
 
     epoch: int
     ino: int
+    size: int
 
 
 class Lease:
@@ -144,13 +147,15 @@ class Lease:
         """The oldest epoch that any holder may still live in; behind all epochs when there is none."""
         return min((since for holders in self.holders.values() for since in holders.values()), default=ENDED)
 
-    def drop(self, file: OpenFile, holder: int | None = None) -> None:
-        """A holder, or all of an open file, use nothing any more."""
+    def drop(self, file: OpenFile, holder: int | None = None) -> int:
+        """A holder, or all of an open file, no longer use anything; returns how many holders that were."""
         holders = self.holders.get(file, {})
+        before = len(holders)
         if holder is None:
             holders.clear()
         else:
             holders.pop(holder, None)
+        gone_holders = before - len(holders)
         if not holders:
             self.holders.pop(file, None)
         if self.grower is not None and self.grower[0] is file and holder in (None, self.grower[1]):
@@ -163,6 +168,7 @@ class Lease:
             for ranges in self.kernel.values():
                 for begin, end, _, _ in ranges.runs:
                     self.barred.put(begin, end, 0, False)
+        return gone_holders
 
     @property
     def all_holders(self) -> int:
@@ -175,6 +181,9 @@ class Leases:
 
     Attributes:
         by_ino: leased inodes.
+        holders: how many there are, of all leases.
+        deferred: bytes that wait to be freed, of all leases.
+        said: when the log last spoke of what waits (`deferred.py`), in seconds of the monotonic clock.
         lock: which byte of the pool this mount's clients lock (`Pool.mapped_elsewhere`).
         strangers: programs map the pool whose leases are not in these books.
         stray: the inode that keeps what they may touch and no file holds any more; 0, or not kept any more: none.
@@ -185,6 +194,9 @@ class Leases:
 
     def __init__(self, *, readers: bool) -> None:
         self.by_ino: dict[int, Lease] = {}
+        self.holders = 0
+        self.deferred = 0
+        self.said: dict[str, float] = {}
         self.lock = secrets.randbits(30) | (READERS if readers else 0)
         self.strangers = False
         self.stray = 0
@@ -206,8 +218,3 @@ class Leases:
         """Rollback hook."""
         while self.undo:
             self.undo.pop()()
-
-    @property
-    def holders(self) -> int:
-        """How many there are."""
-        return sum(lease.all_holders for lease in self.by_ino.values())

@@ -2,8 +2,9 @@
 
 An answer holds until the slot on the board shows another epoch or the open file is closed. For storing, the range gets
 blocks of zeros first and all of it is committed, so that the client's own flush and fence make its stores durable
-(what MAP_SYNC means in the kernel). Who may ask is who has the file open; the memory itself is for those who may open
-the pool. What clients say that they have stored is `growing.py`'s. docs/DIRECT.md has the rules of both sides.
+(what MAP_SYNC means in the kernel). A process may ask if it has the file open and can open the pool, which it proves by
+quoting the token that lies in it (`board.py`). What clients say that they have stored is `growing.py`'s. docs/DIRECT.md
+has the rules of both sides.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.fs import data, parking, ranges, removal
-from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, Lease
+from daxfs.fs import data, deferred, parking, ranges, removal
+from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, MAX_HOLDERS_OF_ALL_FILES, Lease
 from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity
 from daxfs.structures import blocks, inodes, mapping
 
@@ -36,12 +37,17 @@ HOLE, MEMORY, KERNEL = LeaseKind
 
 
 def identity(volume: Volume) -> PoolIdentity:
-    """Which pool it is, for a client to find and to compare; EOPNOTSUPP when there is no file or device to open."""
+    """Which pool it is, for a client to find and to compare.
+
+    Raises:
+        FsError: EOPNOTSUPP when there is no file or device to open; ENOSPC when there is no block for the token.
+    """
     pool, books = volume.pool, volume.leases
     if books.identity is not None:
         return books.identity
     if pool.status is None:
         raise FsError(errno.EOPNOTSUPP, f"{pool.path}: nobody else can map a pool of kind {pool.kind}")
+    volume.board.make()
     books.identity = PoolIdentity(
         path=os.path.realpath(pool.path),
         device=pool.status.st_dev,
@@ -52,6 +58,7 @@ def identity(volume: Volume) -> PoolIdentity:
         block_size=volume.block_size,
         lock=books.lock,
         uuid=bytes(volume.view.superblock().s_uuid),
+        token=volume.board.token,
     )
     return books.identity
 
@@ -63,13 +70,16 @@ def grant(volume: Volume, file: OpenFile, request: LeaseRequest) -> Grant:
     """Answer a request.
 
     Raises:
-        FsError: EINVAL (range), EOPNOTSUPP (not served from memory, or synchronous by its flags), EBADF, EPERM, EROFS,
-            ENOSPC, EAGAIN (too many holders; set-id bits that a write takes away).
+        FsError: EINVAL (range), EOPNOTSUPP (no token or not this mount's; not served from memory, or synchronous by its
+            flags), EBADF, EPERM, EROFS, ENOSPC, EAGAIN (too many holders, or too much waits for this user to be freed;
+            somebody else grows the file).
     """
     check(volume, file, request)
     if not request.length:
         give_back(volume, file, request.holder)
         return Grant(request.offset, file.node.size, 0, 0, [], False)
+    if deferred.over_limit(volume, file.caller.uid):
+        refuse_debtor(volume, file, request)
     lease = join(volume, file, request)
     if file.node.atime_due:
         volume.touch_atime(file.node)
@@ -101,6 +111,8 @@ def check(volume: Volume, file: OpenFile, request: LeaseRequest) -> None:
         raise FsError(errno.EINVAL)
     if not request.length and not flags & RENEW:
         raise FsError(errno.EINVAL)
+    if not volume.board.proves(request.token):
+        raise FsError(errno.EOPNOTSUPP, "the request does not quote this mount's token")
     if not node.dax:
         raise FsError(errno.EOPNOTSUPP)
     if not flags & WRITE:
@@ -122,16 +134,27 @@ def check(volume: Volume, file: OpenFile, request: LeaseRequest) -> None:
             raise FsError(errno.EOPNOTSUPP)
 
 
+def refuse_debtor(volume: Volume, file: OpenFile, request: LeaseRequest) -> None:
+    """Too much waits to be freed for the user who opened the file: EAGAIN, unless what is renewed now is enough."""
+    if request.flags & RENEW:
+        give_back(volume, file, request.holder)
+        if not deferred.over_limit(volume, file.caller.uid):
+            return
+    raise FsError(errno.EAGAIN, f"user {file.caller.uid}: too much waits to be freed")
+
+
 def join(volume: Volume, file: OpenFile, request: LeaseRequest) -> Lease:
     """The file's lease, with this holder in it."""
     node = file.node
     lease = node.lease
     if lease is None:
+        if volume.leases.holders >= MAX_HOLDERS_OF_ALL_FILES:
+            raise FsError(errno.EAGAIN, "too many holders of leases")
         slot = volume.board.take() if not volume.read_only else 0
         lease = node.lease = volume.leases.begin(node.ino, slot, node.size, volume.pool)
     elif request.flags & RENEW:
         grower = lease.grower
-        lease.drop(file, request.holder)
+        volume.leases.holders -= lease.drop(file, request.holder)
         if lease.grower != grower and not request.flags & GROW and not volume.read_only:
             parking.end_growth(volume, node)
         if not lease.holders:
@@ -141,10 +164,15 @@ def join(volume: Volume, file: OpenFile, request: LeaseRequest) -> Lease:
         raise FsError(errno.EAGAIN, f"inode {node.ino}: somebody else makes it longer by itself")
     holders = lease.holders.get(file, {})
     if request.holder not in holders:
-        if len(holders) >= MAX_HOLDERS or lease.all_holders >= MAX_ALL_HOLDERS:
+        if (
+            len(holders) >= MAX_HOLDERS
+            or lease.all_holders >= MAX_ALL_HOLDERS
+            or volume.leases.holders >= MAX_HOLDERS_OF_ALL_FILES
+        ):
             raise FsError(errno.EAGAIN, f"inode {node.ino}: too many holders of its lease")
         holders[request.holder] = lease.epoch
         lease.holders[file] = holders
+        volume.leases.holders += 1
     if request.flags & GROW:
         lease.grower = file, request.holder
     return lease
@@ -394,7 +422,7 @@ def give_back(volume: Volume, file: OpenFile, holder: int | None = None) -> None
     if lease is None:
         return
     kernel, grower = len(lease.kernel), lease.grower
-    lease.drop(file, holder)
+    volume.leases.holders -= lease.drop(file, holder)
     if grower != lease.grower and not volume.read_only:
         parking.end_growth(volume, file.node)
     if lease.holders:
@@ -413,9 +441,10 @@ def let_go(volume: Volume, lease: Lease) -> None:
     """Free what was given up before any holder that is left has renewed."""
     since = lease.held_since()
     while lease.parked and lease.parked[0].epoch < since:
-        ino = lease.parked.pop(0).ino
-        volume.nodes.kept.discard(ino)
-        removal.collect(volume, ino)
+        first = lease.parked.pop(0)
+        volume.leases.deferred -= first.size
+        volume.nodes.kept.discard(first.ino)
+        removal.collect(volume, first.ino)
 
 
 def part(volume: Volume) -> None:

@@ -258,6 +258,7 @@ def unmount(volume: Volume) -> None:
     volume.leases.strangers = volume.leases.strangers and volume.pool.mapped_elsewhere()
     if not volume.read_only:
         volume.nodes.pins.clear()
+        volume.board.erase()
         if volume.leases.strangers:
             log.warning("%s: programs still map it; what they may touch is freed by a later mount", volume.pool.path)
         else:

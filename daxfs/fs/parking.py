@@ -154,14 +154,18 @@ def park_on(volume: Volume, tx: Handle, lease: Lease | None, number: int, runs: 
         volume.leases.undo.append(partial(setattr, volume.leases, "stray", volume.leases.stray))
         volume.leases.stray = keeper.number
         return
-    volume.leases.undo.append(partial(setattr, lease, "parked", lease.parked[:]))
+    books = volume.leases
+    books.undo.append(partial(setattr, lease, "parked", lease.parked[:]))
+    books.undo.append(partial(setattr, books, "deferred", books.deferred))
+    size = sum(count for _, count in runs) << bits
+    books.deferred += size
     for start, count in runs:
         begin, end = start << bits, start + count << bits
         lease.told.cut(begin, end)
         volume.leases.undo.append(partial(lease.told.put, begin, end, 0, False))
     if number:
-        lease.parked.pop()
-    lease.parked.append(Parked(lease.epoch, keeper.number))
+        size += lease.parked.pop().size
+    lease.parked.append(Parked(lease.epoch, keeper.number, size))
 
 
 def reusable(lease: Lease) -> int:

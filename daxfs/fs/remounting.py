@@ -59,6 +59,7 @@ def stop_writing(volume: Volume) -> None:
     nodes = volume.nodes
     if any(nodes.busy(ino) for ino in nodes.unlinked - nodes.kept):
         raise FsError(errno.EBUSY, "a file without a name is in use")
+    volume.board.erase()
     for ino in tuple(nodes.unlinked):
         removal.free(volume, ino)
     nodes.kept.clear()

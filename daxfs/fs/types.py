@@ -105,12 +105,25 @@ class FsXattr(NamedTuple):
     cowextsize: int
 
 
+class Deferral(NamedTuple):
+    """Bytes of a leased inode that wait for one open file before they are freed, and who opened that file.
+
+    ``pid`` is 0 where the daemon can't see the process. The file may be another process's by now.
+    """
+
+    ino: int
+    uid: int
+    pid: int
+    size: int
+
+
 class Statistics(NamedTuple):
     """What a volume keeps in DRAM now, and what its journal did since the mount.
 
     ``open_files``: opens without a close. ``remembered``: inodes known by number to somebody (FUSE lookups).
     ``lazy_times``: inodes whose times wait for the next commit. ``nameless``: inodes in use without a name.
-    ``leases``: holders that may load or store without asking.
+    ``leases``: holders that may load or store without asking. ``deferred``: bytes that files gave up and that wait for
+    such holders; ``holding``: which open files they wait for, those with most of it.
     ``journal``: None on a read-only mount.
     """
 
@@ -119,6 +132,8 @@ class Statistics(NamedTuple):
     lazy_times: int
     nameless: int
     leases: int
+    deferred: int
+    holding: tuple[Deferral, ...]
     journal: JournalStatistics | None
 
 
@@ -143,7 +158,8 @@ class LeaseKind(IntEnum):
 class LeaseRequest(NamedTuple):
     """A client's question about the bytes [offset, offset + length).
 
-    ``flags`` are `LeaseFlags`; ``room``: pieces that it can take.
+    ``flags`` are `LeaseFlags`; ``room``: pieces that it can take; ``token``: what lies in the pool at
+    `PoolIdentity.token`, to prove that the client can open it.
     """
 
     holder: int
@@ -151,6 +167,7 @@ class LeaseRequest(NamedTuple):
     length: int
     flags: int
     room: int
+    token: bytes = b""
 
 
 class Piece(NamedTuple):
@@ -194,7 +211,8 @@ class Stored(NamedTuple):
 class PoolIdentity(NamedTuple):
     """Which pool: how to find it, how to know it (stat(2)), how stores become durable, what to lock while it is mapped.
 
-    ``persistence`` is ``libpmem``, ``msync`` or ``volatile``.
+    ``persistence`` is ``libpmem``, ``msync`` or ``volatile``. ``token``: pool offset of the token that lease requests
+    quote; 0: none is needed.
     """
 
     path: str
@@ -206,6 +224,7 @@ class PoolIdentity(NamedTuple):
     block_size: int
     lock: int
     uuid: bytes
+    token: int
 
 
 class RenameFlags(IntFlag):

@@ -27,7 +27,7 @@ from daxfs.ext4.inode import (
     EXT4_VERITY_FL,
 )
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
-from daxfs.fs import clock
+from daxfs.fs import clock, deferred
 from daxfs.fs.board import Board
 from daxfs.fs.leases import Leases
 from daxfs.fs.nodes import Node, Nodes
@@ -306,6 +306,8 @@ class Volume:
             lazy_times=len(nodes.lazy),
             nameless=len(nodes.unlinked),
             leases=self.leases.holders,
+            deferred=self.leases.deferred,
+            holding=deferred.holding(self),
             journal=self._journal.stats if self._journal is not None else None,
         )
 

@@ -42,6 +42,7 @@ METRICS = (
     Metric("files", "remembered", False, "daxfs_remembered_inodes", "Inodes that the kernel remembers."),
     Metric("files", "lazy_times", False, "daxfs_lazy_times", "Inodes whose times wait for the next commit."),
     Metric("files", "leases", False, "daxfs_lease_holders", "Holders of leases, who load and store by themselves."),
+    Metric("files", "deferred", False, "daxfs_deferred_free_bytes", "Freed bytes that wait for holders of leases."),
     Metric("files", "nameless", False, "daxfs_nameless_inodes", "Inodes in use that have no name."),
     Metric("journal", "blocks_home", True, "daxfs_journal_home_blocks", "Blocks of metadata copied home."),
     Metric("journal", "blocks_logged", True, "daxfs_journal_logged_blocks", "Blocks stored in the log."),

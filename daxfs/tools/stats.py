@@ -72,6 +72,7 @@ class Snapshot:
         fresh: it has begun with this question.
         operations: requests by the name of their opcode.
         files: what is kept in memory, by name.
+        holding: for which open files freed blocks wait: inode number, user and process that opened it, bytes.
         journal: what the journal has done since the mount, by name; None on a read-only mount.
     """
 
@@ -81,6 +82,7 @@ class Snapshot:
     fresh: bool
     operations: dict[str, Operation]
     files: dict[str, int]
+    holding: list[dict[str, int]]
     journal: dict[str, Any] | None
 
     @classmethod
@@ -239,7 +241,12 @@ def _print(mountpoint: str, found: Snapshot) -> None:
         console.print(_table(found))
     else:
         print("no requests")
-    for name, text in (("journal", _journal(found.journal)), ("log", _log(found.journal)), ("files", _files(found))):
+    for name, text in (
+        ("journal", _journal(found.journal)),
+        ("log", _log(found.journal)),
+        ("files", _files(found)),
+        ("freed", _freed(found)),
+    ):
         if text:
             print(f"{name + ':':<9} {text}")
 
@@ -288,6 +295,18 @@ def _log(journal: dict[str, Any] | None) -> str:
     if not room:
         return f"none; {running}"
     return f"{used} of {room} blocks ({100 * used // room} %), begun anew {journal['tail_moves']} times; {running}"
+
+
+def _freed(found: Snapshot) -> str:
+    """What waits to be freed until programs that may touch it are done; "" if nothing does."""
+    waiting = found.files["deferred"]
+    if not waiting:
+        return ""
+    named = ", ".join(
+        f"process {each['pid']} of user {each['uid']} holds {format_size(each['size'])} of inode {each['ino']}"
+        for each in found.holding
+    )
+    return f"{format_size(waiting)} wait for direct clients: {named}"
 
 
 def _files(found: Snapshot) -> str:

@@ -42,9 +42,10 @@ WRONG_POOLS: list[tuple[str, int]] = [
     *(("persistence", value) for value in (3, (1 << 32) - 1)),
     *(("size", value) for value in (0, 1, TOP, SIGN, 1 << 62)),
     *(("block_size", value) for value in (0, 1, 3 << 10, 1 << 31)),
+    *(("token", value) for value in (TOP, SIGN)),
     *(("version", value) for value in (0, 99)),
 ]
-POOL_FIELDS = {"version": "=I0", "persistence": "=I4", "size": "=Q32", "block_size": "=I40"}
+POOL_FIELDS = {"version": "=I0", "persistence": "=I4", "size": "=Q32", "block_size": "=I40", "token": "=Q1016"}
 
 
 def spoil(record: bytearray, field: str, value: int) -> None:
@@ -126,7 +127,7 @@ def test_python_does_not_believe_a_pool(daemon: FakeDaemon, field: str, value: i
         assert not mapping.direct
 
 
-@pytest.mark.parametrize("path", [b"", b"relative", b"x" * 959])
+@pytest.mark.parametrize("path", [b"", b"relative", b"x" * (wire.PATH_SIZE - 1)])
 def test_python_does_not_follow_a_path_that_is_none(daemon: FakeDaemon, path: bytes) -> None:
     daemon.record = daemon.record._replace(path=path)
     with direct.open(daemon.file, "r+b") as file:

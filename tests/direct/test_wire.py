@@ -12,10 +12,10 @@ from daxfs.direct import wire
 from support import run
 
 FIELDS = {
-    "daxfs_pool": ("version persistence device inode rdevice size block_size lock uuid path", wire.POOL.size),
+    "daxfs_pool": ("version persistence device inode rdevice size block_size lock uuid path token", wire.POOL.size),
     "daxfs_extent": ("offset pool_offset length kind reserved", wire.EXTENT.size),
     "daxfs_lease": (
-        "holder offset length flags count next size slot epoch device inode lock reserved extents",
+        "holder offset length flags count next size slot epoch device inode lock token reserved extents",
         wire.LEASE_SIZE,
     ),
     "daxfs_short_lease": ("head extents", wire.SHORT_LEASE_SIZE),
@@ -28,6 +28,7 @@ NUMBERS = {
     "DAXFS_LOCKS": wire.LOCKS,
     "DAXFS_FIRST_STEP": wire.FIRST_STEP,
     "DAXFS_LAST_STEP": wire.LAST_STEP,
+    "DAXFS_TOKEN": wire.TOKEN_SIZE,
     "DAXFS_DURABLE": wire.DURABLE,
     "DAXFS_DATA_ONLY": wire.DATA_ONLY,
     "DAXFS_IOC_POOL": wire.IOC_POOL,
@@ -95,10 +96,10 @@ def spread(header: dict[str, int], name: str, record: bytes) -> dict[str, int]:
 
 
 def test_pool_fields_are_where_c_has_them(header: dict[str, int]) -> None:
-    pool = wire.Pool(2, 3, 4, 5, 6, 7, 8, bytes(range(16)), b"/dev/dax0.0", version=1)
+    pool = wire.Pool(2, 3, 4, 5, 6, 7, 8, bytes(range(16)), b"/dev/dax0.0", token=9, version=1)
     record = pool.pack()
     expected = {"version": 1, "persistence": 2, "device": 3, "inode": 4, "rdevice": 5, "size": 6, "block_size": 7}
-    assert spread(header, "daxfs_pool", record) == {**expected, "lock": 8}
+    assert spread(header, "daxfs_pool", record) == {**expected, "lock": 8, "token": 9}
     assert record[header["daxfs_pool.uuid"] :][:16] == bytes(range(16))
     assert record[header["daxfs_pool.path"] :].startswith(b"/dev/dax0.0\0")
     assert wire.Pool.unpack(record) == pool
@@ -106,13 +107,14 @@ def test_pool_fields_are_where_c_has_them(header: dict[str, int]) -> None:
 
 def test_lease_fields_are_where_c_has_them(header: dict[str, int]) -> None:
     extents = (wire.Extent(11, 12, 13, 1), wire.Extent(24, 0, 5, 0))
-    lease = wire.Lease(1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, extents)
+    lease = wire.Lease(1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, bytes(range(16)), extents)
     record = lease.pack(wire.LEASE_SIZE)
     assert len(record) == header["daxfs_lease"]
     names = FIELDS["daxfs_lease"][0].split()[:12]
     assert spread(header, "daxfs_lease", record) == dict(
         zip(names, [1, 2, 3, 4, 2, 6, 7, 8, 9, 10, 11, 12], strict=True)
     )
+    assert record[header["daxfs_lease.token"] :][:16] == bytes(range(16))
     first = record[header["daxfs_lease.extents"] :]
     assert spread(header, "daxfs_extent", first) == {
         "offset": 11,
@@ -152,6 +154,6 @@ def test_more_extents_than_the_record_has_room_for_are_an_error() -> None:
 
 
 def test_a_path_that_is_too_long_is_an_error() -> None:
-    assert wire.Pool.unpack(wire.Pool(0, 0, 0, 0, 0, 0, 0, bytes(16), b"x" * 959).pack()).path == b"x" * 959
-    with pytest.raises(ValueError, match="959 fit"):
-        wire.Pool(0, 0, 0, 0, 0, 0, 0, bytes(16), b"x" * 960).pack()
+    assert wire.Pool.unpack(wire.Pool(0, 0, 0, 0, 0, 0, 0, bytes(16), b"x" * 951).pack()).path == b"x" * 951
+    with pytest.raises(ValueError, match="951 fit"):
+        wire.Pool(0, 0, 0, 0, 0, 0, 0, bytes(16), b"x" * 952).pack()

@@ -30,6 +30,7 @@ from lease_rig import (
     free_blocks,
     make,
     slot,
+    token,
     truncate,
 )
 from range_rig import COLLAPSE, KEEP_SIZE, PUNCH, ZERO, check_credits, refused, set_flag
@@ -568,12 +569,12 @@ def test_after_an_abort(tmp_path: Path) -> None:
 def test_too_many_holders(fs: FileSystem) -> None:
     held = client(fs, content=b"x")
     for number in range(MAX_HOLDERS):
-        fs.lease(held.file, LeaseRequest(number, 0, 1, NOTHING, ROOM))
+        fs.lease(held.file, LeaseRequest(number, 0, 1, NOTHING, ROOM, token(fs)))
     with refused(errno.EAGAIN):
-        fs.lease(held.file, LeaseRequest(MAX_HOLDERS, 0, 1, NOTHING, ROOM))
+        fs.lease(held.file, LeaseRequest(MAX_HOLDERS, 0, 1, NOTHING, ROOM, token(fs)))
     assert held.ask().pieces
     held.renew()
-    assert fs.lease(held.file, LeaseRequest(MAX_HOLDERS, 0, 1, NOTHING, ROOM)).pieces
+    assert fs.lease(held.file, LeaseRequest(MAX_HOLDERS, 0, 1, NOTHING, ROOM, token(fs))).pieces
 
 
 def test_too_many_holders_of_one_file(fs: FileSystem) -> None:
@@ -581,7 +582,7 @@ def test_too_many_holders_of_one_file(fs: FileSystem) -> None:
     held += [another(held[0]) for _ in range(MAX_ALL_HOLDERS // MAX_HOLDERS)]
     for one in held[:-1]:
         for number in range(MAX_HOLDERS):
-            fs.lease(one.file, LeaseRequest(number, 0, 1, NOTHING, ROOM))
+            fs.lease(one.file, LeaseRequest(number, 0, 1, NOTHING, ROOM, token(fs)))
     for flags in (NOTHING, STORE | GROW):
         with refused(errno.EAGAIN):
             held[-1].ask(flags=flags, length=BLOCK)

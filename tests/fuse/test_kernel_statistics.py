@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from daxfs.errors import FsError
-from daxfs.fs.types import Statistics
+from daxfs.fs.types import Deferral, Statistics
 from daxfs.fuse.kernel import abi, dispatch, ioctls, statistics
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE, PIECE_HEADER, QUESTION, ROOM, Counting
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
     """What the module knows of a connection."""
-    core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, None))
+    core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, 6, (Deferral(7, 8, 9, 6),), None))
     return SimpleNamespace(core=core, table=table, counting=None)
 
 
@@ -91,7 +91,15 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
     }  # fmt: skip
     assert found["operations"]["WRITE"]["bytes"] == 100
     assert found["operations"]["FORGET"]["histogram"] == [1]
-    assert found["files"] == {"open_files": 1, "remembered": 2, "lazy_times": 3, "nameless": 4, "leases": 5}
+    assert found["files"] == {
+        "open_files": 1,
+        "remembered": 2,
+        "lazy_times": 3,
+        "nameless": 4,
+        "leases": 5,
+        "deferred": 6,
+    }
+    assert found["holding"] == [{"ino": 7, "uid": 8, "pid": 9, "size": 6}]
     assert found["journal"] is None
 
 

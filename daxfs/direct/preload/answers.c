@@ -16,7 +16,7 @@ bool pl_sound_pool(const struct daxfs_pool *pool) {
     return pool->version == DAXFS_VERSION && pool->persistence <= DAXFS_LINES && pool->size >= LEAST_POOL &&
            pool->size <= FURTHEST && pool->block_size >= LEAST_BLOCK && pool->block_size <= MOST_BLOCK &&
            !(pool->block_size & (pool->block_size - 1)) && pool->path[0] == '/' &&
-           memchr(pool->path, 0, sizeof(pool->path));
+           memchr(pool->path, 0, sizeof(pool->path)) && pool->token <= pool->size - DAXFS_TOKEN;
 }
 
 static bool sound_extent(const struct daxfs_extent *extent, uint64_t offset, uint64_t end) {

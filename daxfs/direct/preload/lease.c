@@ -260,7 +260,10 @@ int pl_ask(int fd, struct daxfs_lease *lease) {
         return EOPNOTSUPP;
     PL_COUNT(leases);
     lease->holder = holder;
+    memcpy(lease->token, file->mount->token, sizeof(lease->token));
     failed = syscall(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease) ? errno : 0;
+    if (failed == EOPNOTSUPP)
+        atomic_store(&file->mount->stays, false); /* perhaps mounted anew: its token is read when no file is open */
     if (!failed && unlikely(!pl_sound_lease(lease, offset, length, flags))) {
         atomic_store(&file->refused, true);
         failed = EPROTO;

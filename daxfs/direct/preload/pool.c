@@ -40,18 +40,23 @@ static bool map_pool(struct pl_mount *mount, int fd) {
         return false;
     }
     mount->base = base;
+    memset(mount->token, 0, sizeof(mount->token));
+    if (pool->token)
+        memcpy(mount->token, mount->base + pool->token, sizeof(mount->token));
     return true;
 }
 
-/* Ask the daemon for the pool and map it, if it is one to be trusted. */
-static bool attach(struct pl_mount *mount, int fd) {
+/* Ask the daemon for the pool and map it, if it is one to be trusted. The mount's state from now on. */
+static int attach(struct pl_mount *mount, int fd) {
     bool mapped;
     int pool;
 
-    if (!pl_trusted(mount->device) || syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
-        return false;
+    if (!pl_trusted(mount->device))
+        return PL_NOT_DAXFS;
+    if (syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
+        return errno == ENOSPC ? PL_KNOWN : PL_NOT_DAXFS; /* no block for the token, now */
     if (!pl_sound_pool(&mount->pool))
-        return false;
+        return PL_NOT_DAXFS;
     mount->writable = true;
     pool = pl_open_pool(&mount->pool, O_RDWR);
     if (pool < 0) {
@@ -59,7 +64,7 @@ static bool attach(struct pl_mount *mount, int fd) {
         pool = pl_open_pool(&mount->pool, O_RDONLY);
     }
     if (pool < 0)
-        return false;
+        return PL_NOT_DAXFS;
     if (mount->writable && mount->pool.persistence == DAXFS_LINES && !pl_lines_known())
         mount->writable = false;
     atomic_store(&mount->id, pl_mount_id(fd));
@@ -68,7 +73,7 @@ static bool attach(struct pl_mount *mount, int fd) {
     syscall(SYS_close, pool);
     mount->attached++;
     atomic_store(&mount->stays, mount->attached > OFTEN);
-    return mapped;
+    return mapped ? PL_READY : PL_NOT_DAXFS;
 }
 
 struct pl_mount *pl_mount_of(int fd, dev_t device) {
@@ -125,7 +130,7 @@ bool pl_attach(int fd, struct pl_mount *mount) {
     }
     if (state != PL_KNOWN || !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return false;
-    state = attach(mount, fd) ? PL_READY : PL_NOT_DAXFS;
+    state = attach(mount, fd);
     atomic_store(&mount->state, state);
     errno = saved;
     return state == PL_READY;

@@ -52,6 +52,7 @@ struct pl_mount {
     unsigned attached;       /* times that it was mapped */
     bool writable;           /* the pool could be opened for writing; true until then */
     char *base;              /* PL_READY: the pool, all of it, shared; there is no descriptor to be lost */
+    uint8_t token[DAXFS_TOKEN]; /* PL_READY: what lease requests quote */
     struct daxfs_pool pool;  /* PL_READY: pool.persistence, pool.size, pool.block_size */
 };
 

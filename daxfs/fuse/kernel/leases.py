@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daxfs.direct import wire
 from daxfs.errors import FsError
@@ -49,16 +49,18 @@ def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes
         lock=found.lock,
         uuid=found.uuid,
         path=found.path.encode(errors="surrogateescape"),
+        token=found.token,
     ).pack()
 
 
 def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_LEASE, of either length: the answer has room for as many pieces as the question."""
-    holder, offset, length, flags, *_ = fixed(wire.LEASE, given)
+    head: tuple[Any, ...] = fixed(wire.LEASE, given)
+    holder, offset, length, flags, *_, token = head
     if flags & ~ALL_FLAGS:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    question = LeaseRequest(holder, offset, length, flags, wire.room(len(given)))
+    question = LeaseRequest(holder, offset, length, flags, wire.room(len(given)), token)
     with privileges_of(connection, request, file) if flags & wire.Flag.WRITE else nullcontext():
         answer = connection.core.lease(file, question)
     if answer.made:

@@ -170,7 +170,8 @@ class Counting:
                 for opcode, counter in sorted(self._counters.items())
                 if any(counter.histogram)
             },
-            "files": {name: value for name, value in files._asdict().items() if name != "journal"},
+            "files": {name: value for name, value in files._asdict().items() if name not in {"holding", "journal"}},
+            "holding": [each._asdict() for each in files.holding],
             "journal": asdict(files.journal) if files.journal is not None else None,
         }
 

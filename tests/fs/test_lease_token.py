@@ -1,0 +1,195 @@
+"""The token that a lease request quotes: nothing is granted without it, and only the pool's own memory shows it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lease_rig import (
+    FAR,
+    GROW,
+    MAP,
+    NOTHING,
+    RENEW,
+    ROOM,
+    STORE,
+    Client,
+    SharedPool,
+    client,
+    make,
+    token,
+    truncate,
+)
+from range_rig import refused
+from tree_rig import QUIET
+
+from daxfs.errors import FsError
+from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.types import Caller, LeaseRequest, Options
+from daxfs.pmem.memory import MemoryPool
+from support import fsck, mke2fs
+
+OpenFs = Callable[..., FileSystem]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> bytearray:
+    """A small pool."""
+    return bytearray(mke2fs(tmp_path / "image", "-b", "4096", "-N", "64", "-J", "size=4", size="10M").read_bytes())
+
+
+@pytest.fixture
+def fs(image: bytearray) -> FileSystem:
+    return FileSystem.open(MemoryPool(image), QUIET)
+
+
+@pytest.mark.parametrize("quoted", [b"", bytes(16), b"x" * 16], ids=repr)
+@pytest.mark.parametrize("flags", [NOTHING, STORE | GROW, MAP, RENEW], ids=repr)
+def test_nothing_is_granted_without_it(fs: FileSystem, quoted: bytes, flags: int) -> None:
+    held = client(fs, content=b"x" * 5000)
+    for _ in range(2):
+        with refused(errno.EOPNOTSUPP):
+            fs.lease(held.file, LeaseRequest(1, 0, 4096, flags, ROOM, quoted))
+        assert held.file.node.lease is None
+        assert fs.statistics().leases == 0
+        token(fs)
+
+
+def test_a_holder_is_not_dropped_without_it(fs: FileSystem) -> None:
+    """Else a process that was passed the open file could free what its owner goes on using."""
+    held = client(fs, content=b"x" * 5000)
+    held.ask()
+    with refused(errno.EOPNOTSUPP):
+        fs.lease(held.file, LeaseRequest(held.holder, 0, 0, RENEW, ROOM, bytes(16)))
+    assert fs.statistics().leases == 1
+
+
+def test_no_block_is_taken_before_somebody_asks(fs: FileSystem) -> None:
+    make(fs, b"f", b"x")
+    assert fs.volume.board.ino == 0
+    token(fs)
+    assert fs.volume.board.ino
+
+
+def test_each_mount_has_another(image: bytearray) -> None:
+    found = set()
+    for crash in (True, False, True):
+        fs = FileSystem.open(MemoryPool(image), QUIET)
+        found.add(token(fs))
+        client(fs, b"f%d" % len(found), b"x").ask()
+        if not crash:
+            fs.close()
+    assert len(found) == 3
+
+
+def test_an_orderly_unmount_erases_it(image: bytearray, tmp_path: Path) -> None:
+    fs = FileSystem.open(MemoryPool(image), QUIET)
+    held = client(fs, content=b"x" * 5000)
+    held.ask()
+    secret = token(fs)
+    fs.part()
+    fs.release(held.file)
+    fs.close()
+    assert secret not in image
+    (tmp_path / "pool").write_bytes(image)
+    fsck(tmp_path / "pool")
+
+
+def test_a_remount_erases_it_and_makes_another(fs: FileSystem, image: bytearray) -> None:
+    held = client(fs, content=b"x" * 5000)
+    held.ask()
+    old = token(fs)
+    held.renew()
+    fs.remount(Options(read_only=True))
+    assert old not in image
+    assert held.ask().slot == 0
+    held.renew()
+    fs.remount(Options())
+    with refused(errno.EOPNOTSUPP):
+        fs.lease(held.file, LeaseRequest(1, 0, 1, NOTHING, ROOM, old))
+    assert token(fs) != old
+    assert held.ask().slot
+
+
+def test_it_lies_in_one_place_and_in_no_log(image: bytearray) -> None:
+    """Commits, power cuts and replays copy it nowhere."""
+    pool = SharedPool(image)
+    fs = FileSystem.open(pool, QUIET)
+    secret = token(fs)
+    held = client(fs, content=b"x" * 50_000)
+    held.ask(0, FAR, STORE)
+    truncate(fs, held.file.ino, 0)
+    fs.sync()
+    for left in pool.crash_images(random.Random(1), start=len(pool.events), prefixes=2, subsets=2):
+        assert bytes(left.image).count(secret) == 1
+        with FileSystem.open(MemoryPool(bytearray(left.image)), QUIET) as again:
+            assert token(again) != secret
+
+
+def test_no_file_shows_it(fs: FileSystem) -> None:
+    """Its inode has no name, and a number does not open one without."""
+    secret = token(fs)
+    with refused(errno.ESTALE):
+        fs.by_number(fs.volume.board.ino)
+    with pytest.raises(FsError) as error:
+        fs.lease(make(fs, b"f", b"x"), LeaseRequest(1, 0, 1, NOTHING, ROOM, bytes(16)))
+    assert secret.hex() not in repr(error.value)
+    fs.close()
+
+
+def test_a_freed_token_proves_nothing(image: bytearray) -> None:
+    """The block of an earlier mount's token, left by a crash, may become any file's: it opens nothing then."""
+    fs = FileSystem.open(MemoryPool(image), QUIET)
+    old = token(fs)
+    fs = FileSystem.open(MemoryPool(image), QUIET)
+    token(fs)
+    with refused(errno.EOPNOTSUPP):
+        fs.lease(make(fs, b"f", b"x"), LeaseRequest(1, 0, 1, NOTHING, ROOM, old))
+
+
+def test_a_read_only_mount_has_none_and_needs_none(tmp_path: Path) -> None:
+    path = mke2fs(tmp_path / "pool", size="16M")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("f", b"content")
+    with FileSystem.open(path, Options(read_only=True)) as fs:
+        assert fs.pool_identity().token == 0
+        held = Client(fs, fs.open_file(fs.tree.resolve("f")))
+        assert held.ask().slot == 0
+    fsck(path)
+
+
+def test_it_is_where_the_pool_identity_says(open_fs: OpenFs) -> None:
+    fs = open_fs(size="16M")
+    place = fs.pool_identity().token
+    assert place
+    assert bytes(fs.volume.pool.memory[place : place + 16]) == token(fs)
+    answer = client(fs, content=b"x").ask()
+    assert answer.slot != place
+    assert answer.slot // 4096 == place // 4096
+
+
+def test_a_full_pool_has_no_room_for_it(open_fs: OpenFs) -> None:
+    """Now: the same question is answered when there is room."""
+    fs = open_fs(size="16M")
+    eater = make(fs, b"eater")
+    with refused(errno.ENOSPC):
+        while True:
+            fs.write(eater, fs.getattr(eater.ino).size, bytes(1 << 16))
+    with refused(errno.ENOSPC):
+        while True:
+            fs.write(eater, fs.getattr(eater.ino).size, bytes(1))
+    with refused(errno.ENOSPC):
+        fs.pool_identity()
+    truncate(fs, eater.ino, 0)
+    assert fs.pool_identity().token
+
+
+def test_a_file_without_read_permission_needs_it_too(fs: FileSystem) -> None:
+    file = fs.open_file(make(fs, b"f", b"x").ino, os.O_WRONLY, Caller(1000, 1000))
+    with refused(errno.EOPNOTSUPP):
+        fs.lease(file, LeaseRequest(1, 0, 1, STORE, ROOM, b""))
+    assert fs.lookup(ROOT_INO, b"f").size == 1
