@@ -75,9 +75,15 @@ class GroupDescriptor(Record):
                     "group descriptor checksum",
                     f"group {group}: found {self.bg_checksum:#06x}, expected {expected:#06x}",
                 )
-        self._check(group, geometry)
+        self.check_places(group, geometry)
+        self._check_counters(group, geometry)
 
-    def _check(self, group: int, geometry: Geometry) -> None:
+    def check_places(self, group: int, geometry: Geometry) -> None:
+        """Check that bitmaps and inode table lie in the file system, which any arithmetic with their numbers relies on.
+
+        Raises:
+            Corrupt: one doesn't.
+        """
         lowest, end = geometry.first_data_block + 1, geometry.blocks_count
         table = self.inode_table
         if not (
@@ -89,6 +95,8 @@ class GroupDescriptor(Record):
                 "group descriptor block number",
                 f"group {group}: bitmaps {self.block_bitmap} and {self.inode_bitmap}, table {table}, of {end} blocks",
             )
+
+    def _check_counters(self, group: int, geometry: Geometry) -> None:
         clusters = -(-geometry.blocks_in_group(group) >> geometry.cluster_bits)
         inodes = geometry.inodes_per_group
         if not (

@@ -95,13 +95,18 @@ def _touches(zone: Zone, starts: Blocks, lasts: Blocks) -> np.ndarray[tuple[int]
 
 
 def _build(view: View, number: int) -> Zone:
-    """The zone of one flexible group, from the descriptors of its groups."""
+    """The zone of one flexible group, from the descriptors of its groups.
+
+    Raises:
+        Corrupt: a descriptor names blocks outside of the file system.
+    """
     geometry = view.geometry
     ranges: list[tuple[int, int]] = []
     table = -(-geometry.inodes_per_group * geometry.inode_size // geometry.block_size)
     first = number * geometry.flex_bg_size
     for group in range(max(first, 0), min(first + geometry.flex_bg_size, geometry.groups_count)):
         descriptor = groups.descriptor(view, group)
+        descriptor.check_places(group, geometry)  # a view of a pool before its recovery has not
         ranges.append((descriptor.block_bitmap, 1))
         ranges.append((descriptor.inode_bitmap, 1))
         ranges.append((descriptor.inode_table, table))
