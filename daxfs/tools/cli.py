@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from daxfs.errors import FsError, UserError
 from daxfs.pmem.descriptors import fill_standard
@@ -34,7 +35,6 @@ MountpointArgument = Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="A
 
 app = typer.Typer(
     help="A real ext4 file system in mapped persistent memory, served from user space.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -54,7 +54,17 @@ def mkfs_command(context: typer.Context) -> None:
     mkfs_arguments(context.args)
 
 
-@app.command("mount")
+class MountCommand(TyperCommand):
+    """``daxfs mount``, whose help ends with the table of mount options."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The usual help, then every mount option."""
+        from daxfs.tools import optionlist
+
+        return f"{super().get_help(ctx)}\n\nMount options (-o).\n{optionlist.as_help()}".rstrip()
+
+
+@app.command("mount", cls=MountCommand)
 def mount_command(
     pool: PoolArgument,
     mountpoint: Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="A directory.")] = "",
@@ -63,8 +73,7 @@ def mount_command(
         typer.Option(
             "-o",
             metavar="OPTIONS",
-            help="ro, rw, sync, async, commit=SECONDS, poll=MICROSECONDS (0: off), relatime, noatime, strictatime,"
-            " allow_other, nosuid, nodev, noexec, log=FILE, stats, and what fstab(5) has for mount(8).",
+            help="Mount options with commas between them; see below.",
         ),
     ] = None,
     foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Serve in this process.")] = False,
@@ -72,7 +81,7 @@ def mount_command(
         bool, typer.Option("--trust-owner", help="Mount a pool that others can change, nosuid and nodev.")
     ] = False,
 ) -> None:
-    """Mount POOL; returns when the mount answers."""
+    """Mount POOL; returns when the mount answers. With -o remount,... the options of MOUNTPOINT change (no POOL)."""
     from daxfs.tools import mount
 
     options = [*(given or ()), *(["trust_owner"] if trust_owner else [])]
