@@ -292,6 +292,9 @@ class FakeCore:
         if left > 0:
             self.pins[ino] = left
 
+    def look_for_owners(self) -> None:
+        """There are none."""
+
     def tick(self) -> None:
         self.ticks += 1
 

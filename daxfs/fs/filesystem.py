@@ -518,6 +518,12 @@ class FileSystem:
         self.volume.tick()
         leasing.look_for_strangers(self.volume)
 
+    def look_for_owners(self) -> None:
+        """Stop storing if somebody else has taken the pool through a loop device; called now and then."""
+        owner = self.volume.pool.other_owner()
+        if owner and not self.volume.read_only:
+            self.volume.disown(owner)
+
     def statistics(self) -> Statistics:
         """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""
         return self.volume.statistics()

@@ -332,6 +332,19 @@ class Volume:
             self._journal.abort(error)
         self._only_read()
 
+    def disown(self, owner: str) -> None:
+        """Somebody else changes the pool: nothing is stored in it any more, not even that. ``owner``: for the log."""
+        log.critical(
+            "%s has another user, through %s: nothing is stored any more; unmount both and run: daxfs check -f %s",
+            self.pool.path,
+            owner,
+            self.pool.path,
+        )
+        if self._journal is not None:
+            self.nodes.lazy.clear()
+            self._journal.abort(record=False)
+        self._only_read()
+
     def _only_read(self) -> None:
         """Nothing is changed from now on, by clients neither: those that may store must ask again."""
         self.read_only = True

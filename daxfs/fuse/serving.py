@@ -28,6 +28,8 @@ log = logging.getLogger("daxfs.fuse")
 
 LONGEST_TICK_SECONDS = 1.0
 SHORTEST_TICK_SECONDS = 0.1
+LOOK_SECONDS = 1.5
+"""The shortest time between two looks for other owners of the pool: with ticks of a second, every second one looks."""
 
 
 class SessionFailed(Exception):
@@ -123,9 +125,12 @@ def tick_seconds(commit_seconds: float) -> float:
 
 async def _tick(core: FileSystem) -> None:
     """Let the core commit when it is time. A refusal is logged: the core has turned read-only if it had to."""
-    last = ""
+    last, look_at = "", 0.0
     while True:
         await trio.sleep(tick_seconds(core.options.commit_interval))
+        if trio.current_time() >= look_at:
+            look_at = trio.current_time() + LOOK_SECONDS
+            core.look_for_owners()
         try:
             core.tick()
         except FsError as error:

@@ -243,10 +243,11 @@ class Journal:
         self.view.release()
         self._handle.release()
 
-    def abort(self, error: BaseException | None = None) -> None:
+    def abort(self, error: BaseException | None = None, *, record: bool = True) -> None:
         """Allow no more changes, drop those that were not committed, and record the errno in the journal.
 
-        The pool then holds the state of the last commit; its log is left for recovery.
+        The pool then holds the state of the last commit; its log is left for recovery. Without ``record`` nothing is
+        stored.
         """
         if self._aborted or self._closed:
             return
@@ -256,7 +257,7 @@ class Journal:
         self._transaction.clear()
         for hook in self.rollback_hooks:
             hook()
-        if not self._storing_home:  # else the log is needed whole: nothing in its superblock is risked
+        if record and not self._storing_home:  # else the log is needed whole: nothing in its superblock is risked
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             with suppress(OSError):  # the pool itself may be what failed
                 self._keeper.record_error(-number)

@@ -119,7 +119,7 @@ def _loop_user(target: kinds.Target, sysfs: str, proc: str) -> tuple[str, bool] 
         return None
     for name in names:
         backing = kinds.read_text(f"{sysfs}/block/{name}/loop/backing_file")
-        if not backing or not _same(backing, target):
+        if not backing or not is_pool(backing, target):
             continue
         device = kinds.read_text(f"{sysfs}/block/{name}/dev")
         mountpoint = _mountpoint(device, proc)
@@ -130,7 +130,7 @@ def _loop_user(target: kinds.Target, sysfs: str, proc: str) -> tuple[str, bool] 
     return None
 
 
-def _same(backing: str, target: kinds.Target) -> bool:
+def is_pool(backing: str, target: kinds.Target) -> bool:
     """Whether a backing path is the pool: by device and inode, by name if it can't be looked up."""
     try:
         status = os.stat(backing)

@@ -26,6 +26,7 @@ from types import TracebackType
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.descriptors import above_standard
+from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Persistence
 
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
@@ -112,6 +113,10 @@ class Pool:
         """Whether clients of read-only mounts still map it."""
         return self.mapped_elsewhere()
 
+    def other_owner(self) -> str:
+        """A loop device through which somebody else has taken the pool, "" if there is none. See `loopguard`."""
+        return ""
+
     def refuse_clients(self) -> None:
         """Raise PoolError if clients still map it."""
 
@@ -173,6 +178,7 @@ class MappedPool(Pool):
         self.status = target.status
         self._mapping = mapping
         self._descriptors = descriptors
+        self._loops = LoopGuard(target)
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole (fallocate(2)) into the file, or discard the range of the block device (BLKDISCARD)."""
@@ -199,6 +205,10 @@ class MappedPool(Pool):
         found = exclusive.mapped_by_clients
         return any(found(self._descriptors[0], first, end) for first, end in ranges if first < end)
 
+    def other_owner(self) -> str:
+        """Loop devices that nobody uses are claimed."""
+        return self._loops.look()
+
     def mapped_by_readers(self) -> bool:
         """By the same locks."""
         return exclusive.mapped_by_clients(self._descriptors[0], exclusive.READERS)
@@ -209,6 +219,7 @@ class MappedPool(Pool):
 
     def _unmap(self) -> None:
         _try_twice(self._mapping.close)
+        self._loops.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
 
