@@ -76,7 +76,7 @@ def start_writing(volume: Volume) -> None:
         raise FsError(errno.EROFS, "damage has made the volume read-only; unmount it and run: daxfs check")
     pool, geometry = volume.pool, volume.geometry
     if pool.read_only or pool.private or not volume.options.replay:
-        raise FsError(errno.EROFS, "the pool is open for reading only; unmount it and mount it with rw")
+        raise FsError(errno.EROFS, "the mount began read-only, so the pool is open for reading; unmount it first")
     sb = volume.view.superblock()
     if mounting.check_features(sb, read_only=False):
         raise FsError(errno.EROFS, "unknown features of the pool make it read-only")

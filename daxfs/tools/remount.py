@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 1.0
 PAUSE_SECONDS = 0.01
 REASONS = {
     errno.EBUSY: "programs hold files open for writing, removed files open, or map files; see: fuser -vm {place}",
-    errno.EROFS: "the pool is open for reading only, or damaged (the log says which); unmount it first",
+    errno.EROFS: "it was read-only from the start, or it met damage (see the log); unmount it and mount it again",
     errno.EPERM: "only root remounts",
     errno.ENOTTY: "its session can't be remounted; unmount it and mount it again",
 }

@@ -36,7 +36,15 @@ def ask(connection: Any, text: bytes, *, uid: int = 0, node: int = abi.ROOT_ID) 
 def test_options_reach_the_core() -> None:
     connection = connection_with(SimpleNamespace(writable=False))
     ask(connection, b"ro,commit=7,noatime,sync,nodiratime,nosuid")
-    assert connection.core.options == Options(True, True, 7.0, "noatime", False, "inode", "/m")
+    assert connection.core.options == Options(
+        read_only=True,
+        sync=True,
+        commit_interval=7.0,
+        atime="noatime",
+        directory_atime=False,
+        dax="inode",
+        mountpoint="/m",
+    )
     assert connection.options == parse(["dax=inode,ro,commit=7,noatime,sync,nodiratime,nosuid"])
 
 
