@@ -297,9 +297,13 @@ class Holding:
                 epoch = self._epoch
                 if not self._ask(place, length, flags):
                     return None
+                if flags & Flag.FILL and (filled := self._find(place)) is not None:
+                    self._next = filled.end  # a write that begins there goes on in order
                 if self._epoch != epoch:
                     return []  # the caller sees it
                 part = self._find(place)
+                if store and part is not None and part.kind == Kind.HOLE and not flags & Flag.FILL:
+                    continue  # now that it is known as a hole, it may be worth filling
             if part is None or part.kind == Kind.KERNEL:
                 return None
             if store and (part.kind == Kind.HOLE or not part.writable):
