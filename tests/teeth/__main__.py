@@ -50,7 +50,9 @@ def run(mutants: list[Mutant], jobs: int, limit: float) -> dict[str, Verdict]:
                 alive = sum(not verdict.outcome.good for verdict in verdicts.values())
                 progress.update(task, advance=1, description=f"{name}: {verdicts[name].outcome.value}, {alive} alive")
                 if not watched:
-                    print(len(verdicts), name, *verdicts[name], sep=" | ", file=sys.stderr, flush=True)
+                    outcome, by, seconds = verdicts[name]
+                    told = f"{len(verdicts)} of {len(mutants)}: {name}: {outcome.value} {by} {seconds:.1f} s"
+                    print(told, file=sys.stderr, flush=True)
     return verdicts
 
 
@@ -71,9 +73,12 @@ def main() -> int:
             console.print(f"[bold]{mutant.name}[/] ({mutant.path})\n    {escape(mutant.reason)}")
         return 0
     begin = time.monotonic()
-    if not given.no_sanity and (said := try_unchanged(mutants, given.limit)):
-        console.print(f"The tests fail on the sources as they are:\n{said}", markup=False)
-        return 1
+    if not given.no_sanity:
+        with console.status("The same tests on the sources as they are"):
+            said = try_unchanged(mutants, given.limit)
+        if said:
+            console.print(f"The tests fail on the sources as they are:\n{said}", markup=False)
+            return 1
     verdicts = run(mutants, given.jobs, given.limit)
     console.print(table(mutants, verdicts))
     caught = sum(verdict.outcome.good for verdict in verdicts.values())
