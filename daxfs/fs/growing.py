@@ -50,12 +50,9 @@ def stored(volume: Volume, file: OpenFile, told: Stored) -> int:
             raise FsError(errno.EAGAIN)
         if holder is not None and grower[1] != holder:
             raise FsError(errno.EAGAIN)
-        if size > volume.max_size(node.ino):
-            raise FsError(errno.EFBIG)
         if size > node.size and not lease.grown.covers(node.size, size):
-            raise FsError(
-                errno.EINVAL, f"inode {node.ino}: bytes {node.size} to {size} were not granted to be stored to"
-            )
+            number = errno.EINVAL if size <= volume.max_size(node.ino) else errno.EFBIG
+            raise FsError(number, f"inode {node.ino}: bytes {node.size} to {size} were not granted")
         if not node.plain:
             data.drop_privileges(volume, node, file.caller)
         if size > volume.large_file_from:

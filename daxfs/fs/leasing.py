@@ -78,7 +78,7 @@ def grant(volume: Volume, file: OpenFile, request: LeaseRequest) -> Grant:
     if not request.length:
         give_back(volume, file, request.holder)
         return Grant(request.offset, file.node.size, 0, 0, [], False)
-    if deferred.over_limit(volume, file.caller.uid):
+    if volume.leases.deferred and deferred.over_limit(volume, file.caller.uid):
         refuse_debtor(volume, file, request)
     lease = join(volume, file, request)
     if file.node.atime_due:
