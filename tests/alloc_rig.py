@@ -67,9 +67,12 @@ class AllocRig:
         self.pool.close()
         self.open()
 
-    def allocate(self, goal: int = 0, want: int = 1, *, align: int = 1, privileged: bool = True) -> tuple[int, int]:
+    def allocate(
+        self, goal: int = 0, want: int = 1, *, align: int = 1, privileged: bool = True, tree: bool = True
+    ) -> tuple[int, int]:
+        """As a tree block, which may be the last one, unless ``tree`` is False."""
         with self.handle(privileged=privileged) as tx:
-            return blocks.allocate(tx, goal, want, align=align)
+            return blocks.allocate(tx, goal, want, align=align, tree=tree)
 
     def free(self, start: int, count: int) -> None:
         with self.handle() as tx:
