@@ -18,7 +18,7 @@ from daxfs.fs import clock, data
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
-from daxfs.structures import inodes, xattrs
+from daxfs.structures import blocks, inodes, xattrs
 from daxfs.structures.inodes import Inode
 
 if TYPE_CHECKING:
@@ -252,12 +252,11 @@ def statfs(volume: Volume) -> StatFs:
     geometry = volume.geometry
     sb = volume.view.superblock()
     free = sb.free_blocks_count + volume.pending_frees()
-    overhead = volume.overhead
     return StatFs(
         volume.block_size,
-        geometry.blocks_count - overhead,
+        geometry.blocks_count - volume.overhead,
         free,
-        max(free - sb.reserved_blocks_count, 0),
+        max(free - blocks.kept(geometry, sb, privileged=False), 0),
         geometry.inodes_count,
         sb.s_free_inodes_count,
         EXT4_NAME_LEN,

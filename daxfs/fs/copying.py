@@ -79,7 +79,7 @@ def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset
         if unwritten:
             continue
         if begin == source:
-            return data.write(volume, target, offset, volume.memory[begin + delta : end + delta])
+            return data.write(volume, target, offset, volume.pool.memory[begin + delta : end + delta])
         hole = begin - source
         break
     put_hole(volume, target, offset, hole)

@@ -201,7 +201,8 @@ def fill(volume: Volume, file: OpenFile, lease: Lease, begin: int, end: int) -> 
     if provided(volume, lease, node, begin, end):
         return False
     missing = end - begin - sum(high - low for low, high, _, _ in data.pieces(volume, node, begin, end))
-    if missing >> volume.block_bits > blocks.free_blocks(volume.view) + volume.pending_frees():
+    kept = blocks.kept(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
+    if missing >> volume.block_bits > blocks.free_blocks(volume.view) + volume.pending_frees() - kept:
         raise FsError(errno.ENOSPC, "no room for all of the range, so it stays as it is")
     lblk, stop = begin >> volume.block_bits, end >> volume.block_bits
     try:

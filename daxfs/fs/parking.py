@@ -134,7 +134,7 @@ def withheld(volume: Volume, tx: Handle, mark: int, lease: Lease | None) -> list
 
 def park(volume: Volume, tx: Handle, lease: Lease | None, runs: list[Run]) -> None:
     """Map the runs into a keeper, the lease's last one if it will do; in a full pool into as many as need no block."""
-    if blocks.free_blocks(tx) < FEW_BLOCKS + (0 if tx.privileged else tx.superblock().reserved_blocks_count):
+    if blocks.free_blocks(tx) < FEW_BLOCKS:
         for first in range(0, len(runs), RUNS_INSIDE):
             park_on(volume, tx, lease, 0, runs[first : first + RUNS_INSIDE])
     else:

@@ -53,7 +53,7 @@ class PoolFile(io.RawIOBase):
         return True
 
     def view(self, offset: int, size: int) -> memoryview | bytes:
-        """The pool's own memory where the range lies together, else a copy; valid until the next change."""
+        """The pool's own memory where the range lies together, else a copy; read-only, valid until the next change."""
         return self._fs.read(self._file, offset, size)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]

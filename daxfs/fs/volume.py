@@ -69,7 +69,7 @@ class Volume:
 
     def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
         self.pool = pool
-        self.memory = pool.memory
+        self.memory = pool.memory.toreadonly()  # what reads hand out
         self.geometry = geometry
         self.block_size = geometry.block_size
         self.block_bits = geometry.block_bits
@@ -126,7 +126,11 @@ class Volume:
         if self.read_only or self._journal is None:
             raise FsError(errno.EROFS)
         self.leases.undo.clear()
-        return self._journal.handle(credits, privileged=caller.uid == 0)
+        return self._journal.handle(credits, privileged=self.privileged(caller))
+
+    def privileged(self, caller: Caller) -> bool:
+        """Whether the caller may take the superuser's reserved blocks."""
+        return caller.uid == 0
 
     def retrying(self, operation: Callable[Concatenate[Volume, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run an operation that is atomic; if the pool is full, commit what was freed and run it once more."""

@@ -16,6 +16,8 @@ Invariants:
    free in it is then not metadata.
 3. Bitmap, descriptor and superblock change in the same handle. Their checksums are made at the commit, in that order.
 4. Hints only say where to look first. Whatever they say is looked up in the bitmap.
+5. The last blocks of the pool are given out as tree blocks only (`tree_reserve`), so that a store into blocks that a
+   file has already can't fail for want of room in its map.
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ GROUPS_EXAMINED = 16
 
 MAX_HINTS = 4096
 """Groups of one pool that hints are kept for, at most."""
+
+TREE_RESERVE_SHARE = 50
+MAX_TREE_RESERVE = 4096
+"""The reserve for extent trees is one cluster in 50, at most 4,096 clusters."""
 
 Found = tuple[int, int, int]
 """Where a search ended: group, first bit, number of blocks."""
@@ -119,6 +125,23 @@ def free_blocks(view: View) -> int:
     return view.superblock().free_blocks_count
 
 
+def tree_reserve(geometry: Geometry) -> int:
+    """Blocks that only extent trees may take (``ext4_calculate_resv_clusters`` in fs/ext4/super.c).
+
+    Storing into reserved space or cutting a range out of a file splits extents, which may need a tree block even on a
+    full pool. Without extents a map is as large as the blocks it names, so nothing is kept.
+    """
+    if not geometry.has_extents:
+        return 0
+    clusters = geometry.blocks_count >> geometry.cluster_bits
+    return min(clusters // TREE_RESERVE_SHARE, MAX_TREE_RESERVE) << geometry.cluster_bits
+
+
+def kept(geometry: Geometry, sb: Superblock, *, privileged: bool) -> int:
+    """Blocks that data must leave free (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
+    return tree_reserve(geometry) + (0 if privileged else sb.reserved_blocks_count)
+
+
 def pending(tx: Handle) -> int:
     """Blocks freed in the running transaction: they return with its commit."""
     return sum(count for _, count in tx.frees)
@@ -142,15 +165,16 @@ def settle_counts(tx: Handle) -> bool:
 # Taking
 
 
-def allocate(tx: Handle, goal: int, want: int, *, align: int = 1) -> tuple[int, int]:
+def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = False) -> tuple[int, int]:
     """Give out a run of blocks: two credits.
 
     Args:
-        tx: reserved blocks are for privileged handles.
+        tx: the superuser's reserved blocks are for privileged handles.
         goal: the block to take if it is free, else to search near; out of range (0) means no preference.
         want: how many blocks would be good, at least 1.
         align: of the first block, in blocks: the run starts at a multiple if a whole free unit of that size is found.
             Requests of 2 MiB and more are aligned to 2 MiB anyway, unless the goal has room for them.
+        tree: the blocks are for an extent tree, which may take the last ones (invariant 5).
 
     Returns:
         The first block, and how many: 1 to ``want``.
@@ -161,7 +185,9 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1) -> tuple[int, 
     """
     geometry = tx.geometry
     sb = tx.edit_superblock()
-    room = sb.free_blocks_count if tx.privileged else sb.free_blocks_count - sb.reserved_blocks_count
+    room = sb.free_blocks_count
+    if not tree:
+        room -= kept(geometry, sb, privileged=tx.privileged)
     if room < want:
         if room <= 0:
             raise FsError(errno.ENOSPC, "no block is free")

@@ -144,7 +144,7 @@ def _free_node(tx: Handle, inode: Inode, number: int) -> None:
 
 def _new_node(tx: Handle, inode: Inode, goal: int, depth: int) -> tuple[int, memoryview]:
     """A new, empty tree block near ``goal``: its number and words."""
-    number, _ = blocks.allocate(tx, goal, 1)
+    number, _ = blocks.allocate(tx, goal, 1, tree=True)
     inodes.add_blocks(inode, 1, tx.geometry)
     w = tx.create(number, sealer(tx, inode)).cast("I")
     format_.initialize(w, depth)

@@ -128,7 +128,7 @@ def test_a_full_pool_leaves_a_short_write_and_a_clean_pool(open_fs: OpenFs) -> N
     fs = open_fs("-m", "0", size="16M")
     ino, file = make(fs)
     written = fill(fs, file)
-    assert fs.statfs().free == 0
+    assert fs.statfs().available == 0
     assert fs.getattr(ino).size == written
     with pytest.raises(FsError):
         fs.tree.mkdir("/no-room")
@@ -254,3 +254,22 @@ def test_append_only_files_keep_what_they_hold(fs: FileSystem) -> None:
     fs.write(before, 0, b"K")
     fs.release(file)
     fs.release(before)
+
+
+def test_views_of_the_pool_can_t_be_written_through(fs: FileSystem) -> None:
+    """A store through a view would be neither flushed nor dated, and would not ask how the file was opened."""
+    ino, file = make(fs)
+    fs.write(file, 0, b"x" * 8192)
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        opened = fs.open_file(ino, flags)
+        found = fs.read(opened, 0, 4096)
+        assert isinstance(found, memoryview)
+        assert found.readonly
+        fs.release(opened)
+    with fs.tree.open("/f") as again:
+        view = again.view(0, 4096)
+        assert isinstance(view, memoryview)
+        with pytest.raises(TypeError):
+            view[0] = 0
+        view.release()
+    found.release()

@@ -53,10 +53,11 @@ def test_every_block_can_be_taken_and_given_back(rigs: Rigs, layout: str) -> Non
     with rig.corrupting() as sb:
         sb.reserved_blocks_count = 100
         sb.seal()
-    free = blocks.free_blocks(rig.view)
+    free, kept = blocks.free_blocks(rig.view), blocks.tree_reserve(rig.geometry)
+    assert kept == rig.geometry.blocks_count // 50
     taken: list[tuple[int, int]] = []
     goal = 0
-    while blocks.free_blocks(rig.view) > 100:
+    while blocks.free_blocks(rig.view) > 100 + kept:
         want = random.Random(len(taken)).choice((1, 7, 300, 2500))
         start, count = rig.allocate(goal, want, privileged=False, tree=False)
         assert 1 <= count <= want
@@ -65,9 +66,13 @@ def test_every_block_can_be_taken_and_given_back(rigs: Rigs, layout: str) -> Non
     with pytest.raises(FsError) as full:
         rig.allocate(goal, 1, privileged=False, tree=False)
     assert full.value.errno == errno.ENOSPC
-    assert blocks.free_blocks(rig.view) == 100 + blocks.tree_reserve(rig.geometry)
     for _ in range(100):
-        taken.append(rig.allocate(goal, 1))
+        taken.append(rig.allocate(goal, 1, tree=False))
+    with pytest.raises(FsError):
+        rig.allocate(goal, 1, tree=False)
+    assert blocks.free_blocks(rig.view) == kept
+    for _ in range(kept):
+        taken.append(rig.allocate(goal, 1, privileged=False))
     with pytest.raises(FsError):
         rig.allocate(goal, 1)
     assert blocks.free_blocks(rig.view) == 0
