@@ -36,7 +36,7 @@ LAYOUT = (
 )  # fmt: skip
 """The pool of every recording: the same inodes are given out again."""
 SIZE = "16M"
-MODES: dict[str, tuple[str, ...]] = {"direct": (), "cached": ("dax=never", "strictatime")}
+MODES: dict[str, tuple[str, ...]] = {"direct": (), "cached": ("dax=never",), "strict": ("dax=never", "strictatime")}
 """Mount options by the name of the recording."""
 LONG_AGO = 1_000_000_000
 """Times that the workload sets are no later than this, so that a replay can tell them from those of the clock."""

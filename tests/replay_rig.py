@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from message_rig import OUT, Rig, pack, size_of, unpack
-from recording_rig import LONG_AGO, pool_of_recordings
+from recording_rig import LONG_AGO, MODES, pool_of_recordings
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.options import parse
 from support import fsck
 
-OPTIONS = {"direct": Options(), "cached": Options(dax="never", atime="strictatime")}
-"""What the mount options of each mode come to."""
+OPTIONS = {mode: parse(given) for mode, given in MODES.items()}
 ENTRIES = (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK)
 MADE = (Opcode.CREATE, Opcode.TMPFILE)
 ATTRIBUTES = (Opcode.GETATTR, Opcode.SETATTR)
@@ -144,7 +143,9 @@ def recorded_pages(recording: Path) -> int:
 def replay_in(recording: Path, pool: Path) -> set[int]:
     """The same over a new pool, which e2fsck checks in the end; every file must have been closed."""
     mode = recording.stem.rpartition("-")[2]
-    rig = Rig(FileSystem.open(pool_of_recordings(pool), OPTIONS[mode]), options=MountOptions(atime=OPTIONS[mode].atime))
+    options = OPTIONS[mode]
+    core = FileSystem.open(pool_of_recordings(pool), Options(dax=options.dax, atime=options.atime))
+    rig = Rig(core, options=options)
     seen = replay(recording, rig)
     assert rig.connection.files == {}
     rig.connection.close_all(unmounted=False)

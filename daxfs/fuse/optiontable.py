@@ -149,7 +149,7 @@ OPTIONS: tuple[Option, ...] = (
     _served("commit=SECONDS", "finished operations are durable after so long anyway (default 5)", _commit, live=True),
     _served(
         "dax dax=always|inode|never",
-        "files that bypass the page cache: all (default), those with chattr +x, none",
+        "files that bypass the page cache: all (default), those with chattr +x, none (with strictatime all do)",
         lambda found, value: replace(found, dax=value or "always"),
     ),
     _served(

@@ -11,6 +11,7 @@ from message_rig import Rig
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
+from daxfs.fuse.options import MountOptions
 from support import fsck
 
 
@@ -21,7 +22,8 @@ def rig_of(pool: Callable[..., Path]) -> Iterator[Callable[..., Rig]]:
 
     def make(*options: str, size: str = "16M", mount: Options | None = None) -> Rig:
         path = pool("-b", "4096", *options, size=size)
-        rig = Rig(FileSystem.open(path, mount))
+        core = FileSystem.open(path, mount)
+        rig = Rig(core, options=MountOptions(dax=core.options.dax, atime=core.options.atime))
         made.append((rig, path))
         return rig
 

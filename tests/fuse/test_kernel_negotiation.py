@@ -14,7 +14,7 @@ from message_rig import ALL, HEADER, Rig, pack, size_of, unpack
 
 from daxfs.fuse.kernel import negotiation
 from daxfs.fuse.kernel.abi import Init, Opcode
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.options import MountOptions, parse
 
 ACCEPTED = {
     "ASYNC_READ": 0,
@@ -146,6 +146,22 @@ def test_links_whose_targets_the_kernel_may_not_keep() -> None:
     assert not rig.init().flags & 1 << ACCEPTED["CACHE_SYMLINKS"]
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("dax=always", True),
+        ("dax=inode", False),
+        ("dax=never", False),
+        ("dax=never,strictatime", True),
+        ("dax=inode,noatime", False),
+    ],
+)
+def test_direct_writes_are_asynchronous_only_where_no_file_is_cached(given: str, taken: bool) -> None:
+    """Pages read while such a write is under way would stay old: docs/FUSE.md, Caches."""
+    rig = Rig(FakeCore(), options=parse([given]))
+    assert bool(rig.init().flags & 1 << ACCEPTED["ASYNC_DIO"]) is taken
+
+
 @pytest.mark.parametrize(("major", "minor"), [(8, 0), (8, 31), (100, 0)])
 def test_a_newer_major_version_is_told_ours_and_asks_again(rig: Rig, major: int, minor: int) -> None:
     answer = rig.done(Opcode.INIT, 0, offer(ALL, minor, major))
@@ -171,7 +187,7 @@ def test_what_was_agreed_decides_how_messages_are_read(rig: Rig) -> None:
 
 
 def test_the_second_word_counts_only_if_the_kernel_reads_it() -> None:
-    agreed, answer = negotiation.agree(7, 45, 0, (1 << 64) - 1 & ~INIT_EXT, cache_links=True)
+    agreed, answer = negotiation.agree(7, 45, 0, (1 << 64) - 1 & ~INIT_EXT, Init(WANTED))
     assert int(agreed.flags) == unpack("init_out", answer).flags == WANTED & FIRST_WORD & ~INIT_EXT
     assert unpack("init_out", answer).flags2 == 0
 
@@ -189,7 +205,7 @@ def test_pages_are_what_the_system_allows(
     (tmp_path / "limit").write_text(text)
     monkeypatch.setattr(negotiation, "MAX_PAGES_LIMIT", tmp_path / "limit")
     assert negotiation.most_pages() == pages
-    _, answer = negotiation.agree(7, 45, 0, ALL, cache_links=True)
+    _, answer = negotiation.agree(7, 45, 0, ALL, negotiation.WANTED)
     found = unpack("init_out", answer)
     assert (found.max_pages, found.max_write) == (pages, pages * mmap.PAGESIZE)
     # What the kernel asks of a buffer (fuse_dev_do_read in fs/fuse/dev.c), and what it may send.

@@ -51,6 +51,7 @@ class Connection:
         agreement: what INIT settled.
         notify: sends a message that answers no request: (code, body).
         options: in force.
+        caches_data: files without DAX are opened for the kernel's page cache; settled for as long as the mount lives.
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
         outdated: inodes whose attributes the kernel was told to forget because of stores, and was not given since.
@@ -77,6 +78,8 @@ class Connection:
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
         self.options = options or MountOptions()
+        # A read that the page cache answers does not come here, so with strictatime all files bypass it.
+        self.caches_data = self.options.dax != "always" and self.options.atime != "strictatime"
         self.block_size = core.statfs().block_size
         self.ended = False
         self.setxattr_in: struct.Struct = abi.SETXATTR_IN
@@ -100,7 +103,7 @@ class Connection:
         # The kernel has put the offset of an appending write right already, and writes back mapped pages elsewhere.
         file.append = False
         request.undo = partial(self.closed, handle)
-        if self.core.uses_dax(file.ino):
+        if not self.caches_data or self.core.uses_dax(file.ino):
             return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES, 0)
         return abi.OPEN_OUT.pack(handle, abi.FOPEN_KEEP_CACHE, 0)
 

@@ -24,9 +24,11 @@ def init(connection: Connection, request: Request) -> bytes:
     if offered & Init.INIT_EXT and BODY + abi.INIT_IN.size + abi.INIT_IN_EXT.size <= request.end:
         (more,) = abi.INIT_IN_EXT.unpack_from(request.buffer, BODY + abi.INIT_IN.size)
         offered |= more << 32
-    cache_links = connection.options.atime != "strictatime"
+    wanted = negotiation.wanted(
+        cache_links=connection.options.atime != "strictatime", cache_data=connection.caches_data
+    )
     try:
-        agreement, answer = negotiation.agree(major, minor, readahead, offered, cache_links=cache_links)
+        agreement, answer = negotiation.agree(major, minor, readahead, offered, wanted)
     except FsError as error:
         log.error("%s", error.strerror)
         raise

@@ -32,7 +32,6 @@ WANTED = (
     | Init.DONT_MASK
     | Init.DO_READDIRPLUS
     | Init.READDIRPLUS_AUTO
-    | Init.ASYNC_DIO
     | Init.PARALLEL_DIROPS
     | Init.POSIX_ACL
     | Init.ABORT_ERROR
@@ -45,6 +44,7 @@ WANTED = (
     | Init.CREATE_SUPP_GROUP
     | Init.DIRECT_IO_ALLOW_MMAP
 )
+"""What every mount takes; `wanted` adds what depends on its options."""
 
 LOSSES = {
     Init.DIRECT_IO_ALLOW_MMAP: "no shared mappings of files that bypass the page cache (Linux 6.6)",
@@ -92,7 +92,23 @@ def buffer_size() -> int:
     return max(abi.MIN_READ_BUFFER, most_pages() * mmap.PAGESIZE + mmap.PAGESIZE)
 
 
-def agree(major: int, minor: int, readahead: int, offered: int, *, cache_links: bool) -> tuple[Agreement, bytes]:
+def wanted(*, cache_links: bool, cache_data: bool) -> Init:
+    """The flags that a mount takes where the kernel offers them.
+
+    Args:
+        cache_links: the kernel may keep the targets of symbolic links.
+        cache_data: files may be read and written through the kernel's page cache. An asynchronous direct write to such
+            a file drops its pages before the request is sent and not when it is answered (``generic_file_direct_write``
+            in mm/filemap.c, ``fuse_aio_complete`` in fs/fuse/file.c), so a page that is read in between would stay old.
+            Without ASYNC_DIO the kernel waits for the answer and drops the pages then.
+    """
+    flags = WANTED
+    if cache_links:
+        flags |= Init.CACHE_SYMLINKS
+    return flags if cache_data else flags | Init.ASYNC_DIO
+
+
+def agree(major: int, minor: int, readahead: int, offered: int, wanted: Init) -> tuple[Agreement, bytes]:
     """Answer an INIT.
 
     Args:
@@ -100,7 +116,7 @@ def agree(major: int, minor: int, readahead: int, offered: int, *, cache_links: 
         minor: of the kernel.
         readahead: bytes, as the kernel proposes.
         offered: the flags, both words.
-        cache_links: the kernel may keep the targets of symbolic links.
+        wanted: the flags to take where they are offered.
 
     Returns:
         What was agreed, and the body of the answer.
@@ -112,7 +128,6 @@ def agree(major: int, minor: int, readahead: int, offered: int, *, cache_links: 
         return Agreement(0, Init(0), 0), abi.INIT_OUT.pack(abi.MAJOR, abi.MINOR, *[0] * 10)
     if major < abi.MAJOR or minor < abi.OLDEST_MINOR:
         raise FsError(errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}, daxfs needs 7.{abi.OLDEST_MINOR}")
-    wanted = WANTED | Init.CACHE_SYMLINKS if cache_links else WANTED
     flags = Init(offered) & wanted
     if not flags & Init.INIT_EXT:
         flags &= Init(0xFFFFFFFF)
