@@ -19,7 +19,7 @@ from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import clock, parking
 from daxfs.fs.filemap import MAX_RUNS, FileMap
 from daxfs.fs.nodes import Node
-from daxfs.fs.types import Caller
+from daxfs.fs.types import ROOT_INO, Caller
 from daxfs.fs.volume import NOT_PLAIN, Volume
 from daxfs.structures import inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
@@ -412,7 +412,9 @@ def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
         return
     volume.still_durable()
     journal = volume.journal
-    if journal.dirty or (not data_only and ino in volume.nodes.lazy):
+    waiting = volume.nodes.lazy
+    # An fsync of the root directory makes everything durable, times of other files too, which wait outside the journal.
+    if journal.dirty or (not data_only and (ino in waiting or (ino == ROOT_INO and waiting))):
         journal.commit()
     else:
         journal.fence()

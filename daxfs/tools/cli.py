@@ -154,6 +154,14 @@ def map_command(
     mapview.show(file, pool=pool, as_json=as_json)
 
 
+@app.command("sync")
+def sync_command(mountpoint: MountpointArgument) -> None:
+    """Make everything durable that was done on MOUNTPOINT; sync(1) does not, where the kernel does not pass it on."""
+    from daxfs.tools import sync
+
+    sync.sync(mountpoint)
+
+
 @app.command("stats")
 def stats_command(
     mountpoint: MountpointArgument,

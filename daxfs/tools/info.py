@@ -174,3 +174,7 @@ def show(place: str, *, as_json: bool = False) -> None:
     for name, value in rows.items():
         if value:
             print(f"{name + ':':<14} {value}")
+    if durability := info.mount.get("durability"):
+        print("durable when it has returned:")
+        for call, what in durability.items():
+            print(f"  {call + ':':<42} {what}")

@@ -37,6 +37,7 @@ ACCEPTED = {
     "INIT_EXT": 30,
     "CREATE_SUPP_GROUP": 34,
     "DIRECT_IO_ALLOW_MMAP": 36,
+    "HAS_SYNCFS": 43,
 }
 """By bit. Not among them: locks (the kernel's own do), the writeback cache, splicing, and what is not served at all."""
 WANTED = sum(1 << bit for bit in ACCEPTED.values())

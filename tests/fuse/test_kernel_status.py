@@ -11,11 +11,13 @@ import pytest
 
 from daxfs.errors import FsError
 from daxfs.fuse.kernel import abi, ioctls, status
+from daxfs.fuse.kernel.abi import Init
+from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.options import parse
 
 
-def query(text: str, node: int = abi.ROOT_ID) -> dict[str, Any]:
-    connection: Any = SimpleNamespace(options=parse([text]))
+def query(text: str, node: int = abi.ROOT_ID, agreed: int = 0) -> dict[str, Any]:
+    connection: Any = SimpleNamespace(options=parse([text]), agreement=Agreement(45, Init(agreed), 0))
     request: Any = SimpleNamespace(uid=1000, node=node)
     found: dict[str, Any] = json.loads(ioctls.COMMANDS[status.STATUS](connection, request, memoryview(b"")))
     return found
@@ -44,3 +46,13 @@ def test_an_answer_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FsError) as caught:
         query("")
     assert caught.value.errno == errno.EOVERFLOW
+
+
+def test_what_makes_changes_durable() -> None:
+    """sync(2) does where the kernel passes it on; a read-only mount has nothing to make durable."""
+    assert query("")["durability"]["sync"].startswith("nothing")
+    told = query("commit=7", agreed=Init.HAS_SYNCFS)["durability"]
+    assert told["sync"] == told["syncfs"] == "everything"
+    assert "7 s" in told["time"]
+    assert next(iter(query("sync")["durability"].values())) == "the change (sync)"
+    assert query("ro")["durability"] == {}

@@ -121,6 +121,7 @@ class Init(IntFlag):
     ALLOW_IDMAP = 1 << 40
     OVER_IO_URING = 1 << 41
     REQUEST_TIMEOUT = 1 << 42
+    HAS_SYNCFS = 1 << 43
 
 
 class SetAttr(IntFlag):

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fuse.kernel import abi, negotiation
+from daxfs.fuse.kernel import abi, durability, negotiation
 from daxfs.fuse.kernel.abi import Init, Opcode
 from daxfs.fuse.kernel.request import BODY
 
@@ -37,6 +37,8 @@ def init(connection: Connection, request: Request) -> bytes:
         log.info("FUSE 7.%d, requests of %d KiB", agreement.minor, agreement.max_write >> 10)
         for line in agreement.missing():
             log.warning("this kernel: %s", line)
+        if (warning := durability.warning(connection)) is not None:
+            log.info("%s", warning)
     return answer
 
 

@@ -43,6 +43,7 @@ WANTED = (
     | Init.INIT_EXT
     | Init.CREATE_SUPP_GROUP
     | Init.DIRECT_IO_ALLOW_MMAP
+    | Init.HAS_SYNCFS
 )
 """What every mount takes; `wanted` adds what depends on its options."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel import abi, durability
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection
@@ -29,7 +29,7 @@ def options(connection: Connection) -> list[str]:
     return connection.options.listed()
 
 
-FACTS: dict[str, Callable[[Connection], object]] = {"options": options}
+FACTS: dict[str, Callable[[Connection], object]] = {"options": options, "durability": durability.table}
 """Name in the JSON object -> what tells its value (anything that JSON can hold) of a connection."""
 
 

@@ -1,0 +1,45 @@
+"""``daxfs sync MOUNTPOINT``: everything that was done on a mount is durable when it returns.
+
+sync(2) and syncfs(2) do this only where the kernel passes them on (`daxfs.fuse.kernel.durability`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from daxfs.errors import UserError
+from daxfs.fuse import mounts
+from daxfs.tools.reading import NO_INPUT
+
+FAILED = 74
+"""EX_IOERR of sysexits.h."""
+
+
+def sync(mountpoint: str) -> None:
+    """Have the kernel write back what it holds of mapped and cached files, then the daemon commit.
+
+    Whoever may read the root directory may ask.
+
+    Raises:
+        UserError: no daxfs is mounted there (66), or it could not be made durable (74).
+    """
+    top = mounts.top_mount(mounts.real_mountpoint(mountpoint))
+    if top is None or top.filesystem != mounts.FILESYSTEM_TYPE:
+        raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
+    try:
+        descriptor = os.open(top.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _syncfs(descriptor)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{mountpoint} could not be made durable: {error.strerror}", FAILED) from None
+
+
+def _syncfs(descriptor: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
