@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from daxfs.fuse import unexpected
 from support import mke2fs
+
+
+@pytest.fixture(autouse=True)
+def _bugs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions of this process and its forks pass on what they would refuse and log: a bug must fail its test."""
+
+    def passed_on(_core: object, error: Exception, _what: str) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(unexpected, "refusal", passed_on)
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ class FakeCore:
         self.aborted: BaseException | None = None
         self.ticks = 0
         self.options = Options()
+        self.interrupted = False
         self.holds_forgettable = False
         self._next = 12
 

@@ -528,6 +528,15 @@ class FileSystem:
         """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""
         return self.volume.statistics()
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether an exception that nobody expected (no `FsError`) met a change of metadata half done.
+
+        The change is undone, but what was kept in memory beside it is not to be trusted: `abort`, or close without more
+        changes.
+        """
+        return self.volume.interrupted
+
     def abort(self, error: BaseException) -> None:
         """Stop the journal after an unknown error; nothing is changed from then on."""
         self.volume.abort(error)

@@ -329,12 +329,17 @@ class Volume:
             log.exception("the damage could not be recorded")
         self._only_read()
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether an exception that nobody expected met a change half done."""
+        return self._journal is not None and self._journal.interrupted
+
     def abort(self, error: BaseException) -> None:
         """Something unknown went wrong: the journal stops here, what is not committed never will be."""
-        log.critical("aborting the journal: %r", error)
         if self._journal is not None and not self.read_only:
             self._journal.abort(error)
         self._only_read()
+        log.critical("the journal is aborted: %r", error)
 
     def disown(self, owner: str) -> None:
         """Somebody else changes the pool: nothing is stored in it any more, not even that. ``owner``: for the log."""

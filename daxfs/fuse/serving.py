@@ -1,8 +1,8 @@
 """What every session does besides answering requests: the mount, commits in time, an end on signals or failure.
 
 A session ends in one of three ways: the file system is unmounted from outside; SIGTERM, SIGINT or SIGHUP ask for a
-clean end, which unmounts; or an unknown exception aborts the journal and leaves the mountpoint in place, so that nobody
-takes an empty directory for the files (`SessionFailed`).
+clean end, which unmounts; or an exception that interrupted a change aborts the journal and leaves the mountpoint in
+place, so that nobody takes an empty directory for the files (`SessionFailed`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from daxfs.errors import FsError, UserError
-from daxfs.fuse import mounts
+from daxfs.fuse import mounts, unexpected
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
@@ -30,6 +31,8 @@ LONGEST_TICK_SECONDS = 1.0
 SHORTEST_TICK_SECONDS = 0.1
 LOOK_SECONDS = 1.5
 """The shortest time between two looks for other owners of the pool: with ticks of a second, every second one looks."""
+LAST_SECONDS = 30
+"""How long a process may take to end after its session failed."""
 
 
 class SessionFailed(Exception):
@@ -96,12 +99,33 @@ def run(
     # What is loaded by now stays: the collector need not look through it again while requests wait.
     gc.collect()
     gc.freeze()
-    try:
+    with failing(core, mountpoint):
         trio.run(_run, core, serve, stop, ready)
+
+
+@contextmanager
+def failing(core: FileSystem, mountpoint: str) -> Iterator[None]:
+    """Whatever comes out of the body ends the session: nothing is changed from then on, and the process ends soon.
+
+    Raises:
+        SessionFailed: something came out.
+    """
+    try:
+        yield
     except BaseException as error:
-        log.critical("the session failed and ends; %s stays mounted", mountpoint, exc_info=True)
+        end_by(LAST_SECONDS)
         core.abort(error)
+        log.critical("the session failed and ends; %s stays mounted", mountpoint, exc_info=error)
         raise SessionFailed(f"the session of {mountpoint} failed: {error!r}") from error
+
+
+def end_by(seconds: int) -> None:
+    """Have the kernel end this process after some seconds.
+
+    A process without memory may not even come to its end: what it does for that needs memory too. A timer needs none.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 async def _run(
@@ -137,6 +161,8 @@ async def _tick(core: FileSystem) -> None:
             if str(error) != last:
                 last = str(error)
                 log.error("commit: %s", error.strerror)
+        except Exception as error:
+            unexpected.refusal(core, error, "commit")
 
 
 async def _stop_on_signal(

@@ -224,6 +224,7 @@ class Journal:
         try:
             self._commit()
         except BaseException as error:
+            self._handle.interrupted = self._handle.interrupted or not isinstance(error, FsError)
             self.abort(error)
             raise
 
@@ -270,6 +271,11 @@ class Journal:
     def aborted(self) -> bool:
         """No more handles until the pool is mounted again."""
         return self._aborted
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an exception that is no refusal (`FsError`) came out of a handle or a commit, ever."""
+        return self._handle.interrupted
 
     @property
     def running_id(self) -> int:

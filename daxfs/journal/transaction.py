@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from daxfs.errors import FsError
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.journal.view import SUPERBLOCK_KEY, View
 
@@ -122,6 +123,8 @@ class Handle(View):
         frees: (start, count) runs to be cleared in the bitmaps at commit. Only append: a rollback cuts it to its old
             length.
         active: inside its ``with`` block.
+        interrupted: an exception that is no refusal (`FsError`) came out of a ``with`` block. What it changed is
+            undone, but what the floors above keep of it may not be.
     """
 
     __slots__ = (
@@ -138,6 +141,7 @@ class Handle(View):
         "_undo",
         "active",
         "frees",
+        "interrupted",
         "privileged",
         "transaction_id",
     )
@@ -180,6 +184,7 @@ class Handle(View):
         self._frees_mark = 0
         self.frees = transaction.frees
         self.active = False
+        self.interrupted = False
         self.privileged = True
         self.transaction_id = transaction.id
 
@@ -215,6 +220,7 @@ class Handle(View):
     ) -> None:
         self.active = False
         if kind is not None:
+            self.interrupted = self.interrupted or not issubclass(kind, FsError)
             self._roll_back()
         self._undo.clear()
         self._touched.clear()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from daxfs.direct import wire
 from daxfs.errors import FsError, UserError
 from daxfs.fs.types import Options
 from daxfs.fuse import mounts, options
@@ -57,6 +58,7 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
     directory = mounts.check_mountpoint(mountpoint)
     if not os.path.exists(pool):
         raise UserError(f"{pool} does not exist; make it with: daxfs mkfs {pool} --size 1G", mounts.MOUNT_FAILED)
+    check_path(pool)
     # The daemon leaves this directory. Names stay as they were given: who made a symbolic link matters.
     place = os.path.join(os.getcwd(), pool)
     mounts.check_device()
@@ -65,6 +67,21 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
         serve(place, directory, wanted, lambda: None)
     else:
         start_daemon(place, directory, wanted)
+
+
+def check_path(pool: str) -> None:
+    """Refuse a pool whose real path does not fit into what clients of direct mapping are told (`wire.Pool`).
+
+    Raises:
+        UserError: it is too long.
+    """
+    length = len(os.fsencode(os.path.realpath(pool)))
+    if length >= wire.PATH_SIZE:
+        raise UserError(
+            f"the real path of {pool} has {length} bytes, more than the {wire.PATH_SIZE - 1} that clients can be told;"
+            " move the pool, or bind-mount a directory of its path to a shorter one",
+            mounts.MOUNT_FAILED,
+        )
 
 
 def serve(pool: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from mount_rig import COMMAND, SESSIONS, Mounted, daxfs, mounted, mountpoint
 
+from daxfs.direct import wire
 from daxfs.fuse import mounts
 from support import fsck, run
 
@@ -29,6 +30,7 @@ from daxfs.tools.mount import load_session
 
 core = FakeCore()
 core.refuse = {"mkdir": KeyError("a bug")}
+core.interrupted = len(sys.argv) > 3
 try:
     load_session(sys.argv[2])(core, "/fake/pool", sys.argv[1], options.parse([]), lambda: print("ready", flush=True))
 except SessionFailed:
@@ -104,17 +106,44 @@ def test_a_killed_daemon_leaves_the_mountpoint(pool: Pool) -> None:
             assert (again.place / "file").read_bytes() == b"data"
 
 
+def broken_session(*arguments: object) -> subprocess.Popen[str]:
+    """A session over a core that has a bug."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BROKEN_SESSION, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+
+
 @pytest.mark.parametrize("session", SESSIONS)
-def test_an_unknown_exception_aborts_and_leaves_the_mountpoint(session: str) -> None:
+def test_an_unknown_exception_is_one_requests_error(session: str) -> None:
     with mountpoint() as place:
-        tests = Path(__file__).parents[1]
-        daemon = subprocess.Popen(
-            [sys.executable, "-c", BROKEN_SESSION, str(place), session],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(tests)},
-        )
+        daemon = broken_session(place, session)
+        try:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "ready\n"
+            for _ in range(3):
+                with pytest.raises(OSError, match="Input/output") as caught:
+                    os.mkdir(place / "d")
+                assert caught.value.errno == errno.EIO
+            (place / "file").write_bytes(b"data")
+            assert (place / "file").read_bytes() == b"data"
+            daemon.send_signal(signal.SIGTERM)
+            _, said = daemon.communicate(timeout=10)
+            assert daemon.returncode == 0
+            assert "a bug" in said
+        finally:
+            daemon.kill()
+            daemon.wait(10)
+        assert mounts.top_mount(str(place)) is None
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_an_interrupted_change_aborts_and_leaves_the_mountpoint(session: str) -> None:
+    with mountpoint() as place:
+        daemon = broken_session(place, session, "interrupted")
         try:
             assert daemon.stdout is not None
             assert daemon.stdout.readline() == "ready\n"
@@ -140,6 +169,27 @@ def test_a_second_daemon_is_refused(pool: Pool) -> None:
             assert str(mount.place) in said
         assert "in use" in daxfs("check", path, code=8)
         assert "in use" in daxfs("mkfs", "-F", path, code=32)
+
+
+def test_a_path_that_clients_cannot_be_told_is_refused(pool: Pool, tmp_path: Path) -> None:
+    made = pool()
+    folder = tmp_path
+    while len(str(folder)) < wire.PATH_SIZE - 250:
+        folder /= "f" * 200
+    folder.mkdir(parents=True)
+    longest = folder / ("p" * (wire.PATH_SIZE - 2 - len(str(folder))))
+    assert len(str(longest)) == wire.PATH_SIZE - 1
+    made.rename(longest)
+    with mounted(longest):
+        pass
+    link = tmp_path / "link"
+    longer = longest.rename(longest.with_name(longest.name + "p"))
+    link.symlink_to(longer)
+    with mountpoint() as place:
+        for path in (longer, link):
+            said = daxfs("mount", path, place, code=32)
+            assert f"{wire.PATH_SIZE} bytes, more than the {wire.PATH_SIZE - 1}" in said
+            assert said.count("\n") == 1
 
 
 def test_damage_is_refused_by_name(pool: Pool) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Attributes
+from daxfs.fuse import unexpected
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
@@ -136,6 +137,8 @@ class Connection:
                 unpin(ROOT_INO if node == abi.ROOT_ID else node, lookups)
             except FsError as error:
                 log.warning("forgetting inode %d: %s", node, error.strerror)
+            except Exception as error:
+                unexpected.refusal(self.core, error, f"forgetting inode {node}")
 
     def postpone(self, request: Request) -> bool:
         """The pool is full for this request; whether it shall be asked again.
@@ -193,3 +196,5 @@ class Connection:
                 self.closed(handle)
             except FsError as error:
                 log.warning("closing file handle %d: %s", handle, error.strerror)
+            except Exception as error:
+                unexpected.refusal(self.core, error, f"closing file handle {handle}")

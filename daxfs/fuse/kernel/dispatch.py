@@ -1,6 +1,6 @@
 """From a message to its answer: which handler, which error. A message, however malformed, has an answer or is dropped.
 
-Only an exception that nobody expected leaves this module; it ends the session.
+Only an exception that interrupted a change leaves this module; it ends the session (`daxfs.fuse.unexpected`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.fuse import unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import BODY
@@ -69,6 +70,9 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
         if error.errno == errno.ENOSPC and connection.postpone(request):
             return None
         return refusal(error, opcode, unique)
+    except Exception as error:
+        request.take_back()
+        return refusal(unexpected.refusal(connection.core, error, f"opcode {opcode}"), opcode, unique)
     if body is None:
         return None
     size = len(body)

@@ -37,8 +37,11 @@ def opened(connection: Connection, request: Request) -> OpenFile:
 
 
 def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes:
-    """DAXFS_IOC_POOL."""
+    """DAXFS_IOC_POOL (ENAMETOOLONG: the pool's path does not fit)."""
     found = connection.core.pool_identity()
+    path = found.path.encode(errors="surrogateescape")
+    if len(path) >= wire.PATH_SIZE:
+        raise FsError(errno.ENAMETOOLONG, f"a pool's path of {len(path)} bytes")
     return wire.Pool(
         persistence=PERSISTENCE[found.persistence],
         device=found.device,
@@ -48,7 +51,7 @@ def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes
         block_size=found.block_size,
         lock=found.lock,
         uuid=found.uuid,
-        path=found.path.encode(errors="surrogateescape"),
+        path=path,
         token=found.token,
     ).pack()
 

@@ -171,6 +171,7 @@ def serve(
     except serving.SessionFailed:
         device.close()
         raise
-    connection.close_all(unmounted=device.unmounted)
+    with serving.failing(core, mountpoint):
+        connection.close_all(unmounted=device.unmounted)
     device.close()
     attachment.detach()

@@ -3,8 +3,8 @@
 Inode numbers are node ids, but for the root: FUSE's 1 is ext4's 2 (ext4's own inode 1, the bad blocks, has no name).
 The kernel checks rights (``default_permissions`` and POSIX ACLs) and caches names and attributes for as long as it
 likes, since nobody else changes the pool. Every entry that an answer carries is one lookup that the kernel will forget
-again: it is pinned here, forgotten in `forget`. A refusal (`FsError`) becomes its errno; any other exception goes up
-and ends the session (`session.py`, the only user of this module).
+again: it is pinned here, forgotten in `forget`. A refusal (`FsError`) becomes its errno; an exception that interrupted
+a change goes up and ends the session (`session.py`, the only user of this module).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.attributes import ACL_ACCESS
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, SetAttributes
+from daxfs.fuse import unexpected
 from daxfs.fuse.groups import with_groups, with_groups_that_matter
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ def handler(method: Method) -> AsyncMethod:
                 return method(self, a, b, c)
             except FsError as error:
                 raise refusal(error) from None
+            except FUSEError:
+                raise
+            except Exception as error:
+                raise self.unexpected(error, method.__name__) from None
 
         return translated
 
@@ -69,6 +74,10 @@ def handler(method: Method) -> AsyncMethod:
             return method(self, *args)
         except FsError as error:
             raise refusal(error) from None
+        except FUSEError:
+            raise
+        except Exception as error:
+            raise self.unexpected(error, method.__name__) from None
 
     return translated_any
 
@@ -148,6 +157,10 @@ class Adapter:
         self._handles = count(1)
         self._absent = absent_entry()
 
+    def unexpected(self, error: Exception, what: str) -> FUSEError:
+        """The answer to a request that met an exception that nobody expected; raises it if it interrupted a change."""
+        return refusal(unexpected.refusal(self._core, error, what))
+
     def _remembered(self, attributes: Attributes) -> EntryAttributes:
         """The entry of an answer that the kernel counts as a lookup."""
         self._core.pin(attributes.ino)
@@ -189,6 +202,8 @@ class Adapter:
                 unpin(ino_of(node), lookups)
             except FsError as error:
                 log.warning("forgetting inode %d: %s", node, error.strerror)
+            except Exception as error:
+                self.unexpected(error, f"forgetting inode {node}")
 
     @handler
     def readlink(self, node: int, _context: RequestContext) -> bytes:

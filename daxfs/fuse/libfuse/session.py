@@ -60,7 +60,8 @@ def serve(
     except serving.SessionFailed:
         pyfuse3.close(unmount=False)
         raise
-    adapter.close_all()
+    with serving.failing(core, mountpoint):
+        adapter.close_all()
     pyfuse3.close(unmount=False)
     attachment.detach()
 

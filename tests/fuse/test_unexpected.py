@@ -1,0 +1,137 @@
+"""Exceptions that nobody expected: one request's error where no change was half done, else the end of the session."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+
+import pytest
+from fake_core import FakeCore
+from message_rig import ROOT, Rig, pack
+
+from daxfs.direct import wire
+from daxfs.errors import FsError
+from daxfs.fs import names
+from daxfs.fuse import serving, unexpected
+from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.unexpected import refusal
+from daxfs.structures import blocks, inodes
+
+Bug = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_is(_bugs_are_seen: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests want bugs to come up."""
+    monkeypatch.setattr(unexpected, "refusal", refusal)
+
+
+def raising(error: BaseException) -> Bug:
+    """A function with a bug."""
+
+    def bug(*_: object, **__: object) -> None:
+        raise error
+
+    return bug
+
+
+@pytest.mark.parametrize(
+    ("error", "number"), [(KeyError("bug"), errno.EIO), (MemoryError(), errno.ENOMEM), (OverflowError(), errno.EIO)]
+)
+def test_outside_of_a_change(
+    rig: Rig, error: Exception, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.init()
+    made, handle = rig.create(b"file")
+    with monkeypatch.context() as broken:
+        broken.setattr(names, "lookup", raising(error))
+        assert rig.refused(Opcode.LOOKUP, body=b"file\0") == number
+    (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
+    assert "opcode 1" in record.getMessage()
+    assert (record.exc_info is not None) is (number == errno.EIO)
+    assert rig.lookup(b"file").nodeid == made.nodeid
+    rig.write(made.nodeid, handle, b"data")
+    assert not rig.core.volume.read_only
+
+
+def test_inside_a_change(rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = rig_of()
+    rig.init()
+    with monkeypatch.context() as broken:
+        broken.setattr(inodes, "allocate", raising(KeyError("bug")))
+        with pytest.raises(KeyError):
+            rig.ask(Opcode.MKDIR, body=pack("mkdir_in", mode=0o755) + b"d\0")
+    assert rig.core.interrupted
+    with pytest.raises(serving.SessionFailed), serving.failing(rig.core, "/mnt"):
+        raise KeyError("bug")
+    with pytest.raises(FsError) as caught:
+        rig.core.mkdir(2, b"e", 0o755)
+    assert caught.value.errno == errno.EROFS
+    rig.core.volume.options = rig.core.volume.options.__class__(read_only=True)  # the fixture is not surprised
+
+
+def test_inside_a_commit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.init()
+    made, handle = rig.create(b"file")
+    with monkeypatch.context() as broken:
+        broken.setattr(rig.core.volume.journal._keeper, "commit", raising(MemoryError()))
+        with pytest.raises(MemoryError):
+            rig.ask(Opcode.FSYNC, made.nodeid, pack("fsync_in", fh=handle))
+    assert rig.core.volume.journal.aborted
+
+
+def test_a_refusal_interrupts_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.init()
+    with monkeypatch.context() as broken:
+        broken.setattr(blocks, "allocate", raising(FsError(errno.ENOSPC)))
+        assert rig.refused(Opcode.MKDIR, body=pack("mkdir_in", mode=0o755) + b"d\0") == errno.ENOSPC
+    assert not rig.core.interrupted
+
+
+def test_what_was_gathered_is_given_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback holds the frames and so the memory that was too little."""
+    rig.init()
+    held: list[bytearray] = []
+
+    class Counted(bytearray):
+        def __del__(self) -> None:
+            held.append(bytearray(1))
+
+    def gather(*_: object, **__: object) -> None:
+        part = Counted(1000)
+        del _, __
+        assert part
+        raise MemoryError
+
+    made, handle = rig.create(b"file")
+    rig.write(made.nodeid, handle, b"x" * 5000)
+    monkeypatch.setattr(type(rig.core), "read", gather)
+    body = pack("read_in", fh=handle, offset=0, size=4096)
+    assert rig.refused(Opcode.READ, made.nodeid, body) == errno.ENOMEM
+    assert held
+
+
+def test_what_nobody_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(FakeCore())
+    rig.init()
+    node = rig.create(b"file")[0].nodeid
+    rig.core.refuse = {"unpin": KeyError("bug"), "release": KeyError("bug")}
+    rig.forget(node)
+    rig.connection.settle()
+    rig.connection.close_all(unmounted=True)
+    assert sum("a bug in daxfs" in record.getMessage() for record in caplog.records) == 2
+    rig.core.interrupted = True
+    rig.forget(node)
+    with pytest.raises(KeyError):
+        rig.connection.settle()
+
+
+def test_a_path_that_clients_cannot_be_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.init()
+    found = rig.core.pool_identity()
+    for length, number in ((wire.PATH_SIZE - 1, 0), (wire.PATH_SIZE, errno.ENAMETOOLONG), (4000, errno.ENAMETOOLONG)):
+        told = found._replace(path="/" * length)
+        monkeypatch.setattr(type(rig.core), "pool_identity", lambda _, told=told: told)
+        body = pack("ioctl_in", cmd=wire.IOC_POOL, out_size=wire.POOL.size)
+        assert rig.ask(Opcode.IOCTL, ROOT, body).error == number
