@@ -152,17 +152,17 @@ async def _tick(core: FileSystem) -> None:
     last, look_at = "", 0.0
     while True:
         await trio.sleep(tick_seconds(core.options.commit_interval))
-        if trio.current_time() >= look_at:
-            look_at = trio.current_time() + LOOK_SECONDS
-            core.look_for_owners()
         try:
+            if trio.current_time() >= look_at:
+                look_at = trio.current_time() + LOOK_SECONDS
+                core.look_for_owners()
             core.tick()
         except FsError as error:
             if str(error) != last:
                 last = str(error)
                 log.error("commit: %s", error.strerror)
         except Exception as error:
-            unexpected.refusal(core, error, "commit")
+            unexpected.refusal(core, error, "looking whether a commit is due")
 
 
 async def _stop_on_signal(
