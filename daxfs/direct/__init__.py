@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from daxfs.direct import holding, maps, pool
+from daxfs.direct import holding, limits, maps, pool
 from daxfs.direct.files import DirectFile, open
 from daxfs.direct.maps import Mapping, map
 
@@ -25,4 +25,5 @@ def _after_fork() -> None:
     holding.after_fork()
 
 
+limits.watch(holding.close_windows)
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -277,7 +277,12 @@ class DirectFile(io.RawIOBase):
         view = memoryview(data)
         done = 0
         while True:
-            done += os.pwrite(self._descriptor, view[done:], offset + done)
+            try:
+                done += os.pwrite(self._descriptor, view[done:], offset + done)
+            except OSError:
+                if not done:
+                    raise
+                return done
             if done >= len(view):
                 return done
 

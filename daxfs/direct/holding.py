@@ -27,6 +27,7 @@ from typing import NamedTuple, TypeAlias
 
 from daxfs.direct import answers, wire
 from daxfs.direct.answers import FURTHEST
+from daxfs.direct.limits import file_size
 from daxfs.direct.pool import Pool
 from daxfs.direct.trust import Refused
 from daxfs.direct.wire import Flag, Kind
@@ -190,7 +191,7 @@ class Holding:
 
         The window becomes the part that the range ends in.
         """
-        if self.why or not self._lock.acquire(blocking=False):
+        if self.why or (store and end > file_size()) or not self._lock.acquire(blocking=False):
             return None
         try:
             if self._skip:
@@ -352,7 +353,7 @@ class Holding:
             if part.writable and self.may_store:
                 # Behind the end stores are this holder's only as far as blocks were given for it to grow.
                 limit = max(self._granted, self.words[1])
-                self.stores = (part.start, min(part.end, limit), *window[2:])
+                self.stores = (part.start, min(part.end, limit, file_size()), *window[2:])
 
     def _find(self, place: int) -> Part | None:
         parts = self._parts
@@ -441,6 +442,12 @@ def _start_of(part: Part) -> int:
 
 
 _holdings: weakref.WeakSet[Holding] = weakref.WeakSet()
+
+
+def close_windows() -> None:
+    """Every store asks for its place again: the limit of file sizes changes."""
+    for holding in list(_holdings):
+        holding.stores = NOWHERE
 
 
 def before_fork() -> None:

@@ -89,7 +89,7 @@ static ssize_t tell(int fd, struct pl_file *file, uint64_t base, size_t total) {
 
     if (durable)
         said.flags = DAXFS_DURABLE | (appends->data_only ? DAXFS_DATA_ONLY : 0);
-    if (syscall(SYS_ioctl, fd, DAXFS_IOC_APPENDED, &said)) {
+    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_APPENDED, &said)) {
         if (errno == EAGAIN) {
             ended(appends);
             return PL_NO;

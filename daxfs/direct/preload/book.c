@@ -21,26 +21,33 @@ static struct pl_group groups[GROUPS];
 static size_t next_group;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static sigset_t saved_by_fork;
+static bool blocked; /* whether the holder of the lock has blocked its signals */
 static _Atomic uintptr_t lowest = UINTPTR_MAX, highest; /* of all that was ever booked */
 
 bool pl_booked(const char *start, const char *end) {
     if (likely((uintptr_t)start >= atomic_load_explicit(&highest, memory_order_acquire) ||
                (uintptr_t)end <= atomic_load_explicit(&lowest, memory_order_acquire)))
         return false;
-    return !(unlikely(pl_vforked) && pl_foreign());
+    return !pl_foreign();
 }
 
 void pl_book_lock(sigset_t *saved) {
     sigset_t all;
 
+    sigemptyset(saved);
     sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, saved);
+    if (!pl_filtered)
+        pthread_sigmask(SIG_SETMASK, &all, saved);
     pthread_mutex_lock(&lock);
+    blocked = !pl_filtered;
 }
 
 void pl_book_unlock(const sigset_t *saved) {
+    bool restore = blocked;
+
     pthread_mutex_unlock(&lock);
-    pthread_sigmask(SIG_SETMASK, saved, NULL);
+    if (restore)
+        pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
 /* The child gets a book that nobody is writing in. */
@@ -59,7 +66,8 @@ void pl_book_after_fork_parent(void) {
 
 void pl_book_after_fork_child(void) {
     lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    pthread_sigmask(SIG_SETMASK, &saved_by_fork, NULL);
+    if (blocked)
+        pthread_sigmask(SIG_SETMASK, &saved_by_fork, NULL);
 }
 
 size_t pl_book_find(const char *address) {
@@ -84,13 +92,13 @@ bool pl_book_room(struct pl_book *book, size_t more) {
         return true;
     while (room < book->count + more)
         room *= 2;
-    made = (void *)syscall(SYS_mmap, NULL, room * sizeof(struct pl_piece), PROT_READ | PROT_WRITE,
+    made = (void *)pl_call(SYS_mmap, NULL, room * sizeof(struct pl_piece), PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
     if (made == MAP_FAILED)
         return false;
     if (book->pieces) {
         memcpy(made, book->pieces, book->count * sizeof(struct pl_piece));
-        syscall(SYS_munmap, book->pieces, book->room * sizeof(struct pl_piece));
+        pl_call(SYS_munmap, book->pieces, book->room * sizeof(struct pl_piece));
     }
     book->pieces = made;
     book->room = room;
@@ -159,6 +167,7 @@ struct pl_group *pl_group_begin(int fd, struct pl_file *file, int flags) {
         if (!pl_mapping(file, 1))
             return NULL;
         next_group += i + 1;
+        pl_count_mapping(file->mount, 1);
         *group = (struct pl_group){.file = file, .fd = fd, .flags = flags};
         return group;
     }
@@ -171,17 +180,24 @@ void pl_group_end(struct pl_group *group) {
     if (!file)
         return;
     if (group->anchor)
-        syscall(SYS_munmap, group->anchor, (size_t)sysconf(_SC_PAGESIZE));
+        pl_call(SYS_munmap, group->anchor, (size_t)sysconf(_SC_PAGESIZE));
     group->file = NULL;
     pl_mapping(file, -1);
+    pl_count_mapping(file->mount, -1);
     pl_drop(file);
+}
+
+void pl_book_freeze(const struct pl_mount *mount) {
+    for (size_t i = 0; i < GROUPS; i++)
+        if (groups[i].file && groups[i].file->mount == mount)
+            groups[i].slot = NULL;
 }
 
 int pl_group_fd(const struct pl_group *group) {
     dev_t device;
     uint64_t inode;
 
-    if (pl_file_of(group->fd) != group->file || !pl_identify(group->fd, &device, &inode) ||
+    if (pl_filtered || pl_file_of(group->fd) != group->file || !pl_identify(group->fd, &device, &inode) ||
         device != group->file->mount->device || inode != group->file->inode)
         return -1;
     return group->fd;

@@ -176,7 +176,7 @@ static bool may_fill(int fd, struct pl_file *file, uint64_t offset, size_t total
     if (in_order)
         return true;
     if (atomic_load(&file->allocated) == PL_UNKNOWN) {
-        bool all = !syscall(SYS_fstat, fd, &status) && status.st_blocks * 512 >= status.st_size;
+        bool all = !pl_call(SYS_fstat, fd, &status) && status.st_blocks * 512 >= status.st_size;
 
         atomic_store(&file->allocated, all ? PL_ALLOCATED : PL_SPARSE);
         errno = saved;
@@ -187,8 +187,11 @@ static bool may_fill(int fd, struct pl_file *file, uint64_t offset, size_t total
 static ssize_t direct(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t offset,
                       bool write) {
     uint32_t flags = write ? DAXFS_WRITE : 0;
-    ssize_t done = attempt(fd, file, vector, total, offset, write);
+    ssize_t done;
 
+    if (write && !pl_within_limit(offset, total))
+        return PL_NO;
+    done = attempt(fd, file, vector, total, offset, write);
     for (int i = 0; i < 2 && (done == PL_UNKNOWN_PLACE || done == PL_IN_HOLE); i++) {
         if (done == PL_IN_HOLE) {
             if (flags & DAXFS_FILL || !may_fill(fd, file, offset, total))
@@ -215,7 +218,8 @@ static bool eligible(const struct pl_file *file, const struct iovec *vector, int
         return false;
     if (!(write ? file->writable : file->readable))
         return false;
-    if (write && (atomic_load_explicit(&file->slow_writes, memory_order_relaxed) ||
+    /* Under a filter a store could not be told any more. */
+    if (write && (pl_filtered || atomic_load_explicit(&file->slow_writes, memory_order_relaxed) ||
                   atomic_load_explicit(&file->unstorable, memory_order_relaxed)))
         return false;
     for (int i = 0; i < count; i++) {
@@ -253,14 +257,14 @@ static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, 
         if (known)
             base = pl_size(file);
         pl_unpin(file);
-        if (known && base > LLONG_MAX - total)
+        if (known && (base > LLONG_MAX - total || !pl_within_limit(base, total)))
             return PL_NO;
         if (known) {
             done = pl_append(fd, file, vector, total, base);
             if (done > 0 && position) {
                 int saved = errno;
 
-                syscall(SYS_lseek, fd, base + (uint64_t)done, SEEK_SET);
+                pl_call(SYS_lseek, fd, base + (uint64_t)done, SEEK_SET);
                 errno = saved;
             }
             return done < 0 ? PL_NO : done;
@@ -292,13 +296,19 @@ static bool promising(int fd, struct pl_file *file, size_t total, bool write) {
         atomic_store_explicit(&file->growing, growing - 1, memory_order_relaxed);
         return false;
     }
+    if (write && pl_file_limit != RLIM_INFINITY) {
+        /* A signal handler may jump out of the kernel's refusal: the position must not be moved by then. */
+        position = pl_call(SYS_lseek, fd, 0L, SEEK_CUR);
+        if (position < 0 || !pl_within_limit((uint64_t)position, total))
+            return false;
+    }
     if (!pl_pin(fd, file))
         return false;
     leased = file->leased && (!write || file->stores) && pl_holds(file);
     pl_unpin(file);
     if (leased)
         return true;
-    position = syscall(SYS_lseek, fd, 0L, SEEK_CUR);
+    position = pl_call(SYS_lseek, fd, 0L, SEEK_CUR);
     return position >= 0 && pl_learn(fd, file, (uint64_t)position, total, write ? DAXFS_WRITE : 0);
 }
 
@@ -310,7 +320,7 @@ static ssize_t at_position(int fd, struct pl_file *file, const struct iovec *vec
     ssize_t done;
     off_t end;
 
-    if (!eligible(file, vector, count, write, &total) || (unlikely(pl_vforked) && pl_foreign()))
+    if (!eligible(file, vector, count, write, &total) || pl_foreign() || pl_filtered)
         return counted(file, PL_NO, write);
     if (write && unlikely(atomic_load_explicit(&file->at_end, memory_order_relaxed)))
         return counted(file, at_end(fd, file, vector, total, true), true);
@@ -318,7 +328,7 @@ static ssize_t at_position(int fd, struct pl_file *file, const struct iovec *vec
         errno = saved;
         return counted(file, PL_NO, write);
     }
-    end = syscall(SYS_lseek, fd, total, SEEK_CUR);
+    end = pl_call(SYS_lseek, fd, total, SEEK_CUR);
     if (end < 0) {
         errno = saved;
         return PL_NO;
@@ -331,7 +341,7 @@ static ssize_t at_position(int fd, struct pl_file *file, const struct iovec *vec
     }
     if (done < (ssize_t)total) {
         saved = errno;
-        syscall(SYS_lseek, fd, (done > 0 ? done : 0) - (off_t)total, SEEK_CUR);
+        pl_call(SYS_lseek, fd, (done > 0 ? done : 0) - (off_t)total, SEEK_CUR);
         errno = saved;
     }
     return done < 0 ? PL_UNKNOWN_PLACE : done;
@@ -465,13 +475,16 @@ PUBLIC ssize_t __pread_chk(int fd, void *buffer, size_t length, off_t offset, si
 
 static void drop_pages(int fd, const off_t *offset, size_t length) {
     int saved = errno;
-    off_t start = offset ? *offset : syscall(SYS_lseek, fd, 0L, SEEK_CUR);
+    off_t start;
 
+    if (pl_filtered)
+        return;
+    start = offset ? *offset : pl_call(SYS_lseek, fd, 0L, SEEK_CUR);
     /* Pages that are only partly in the range stay: so it begins and ends on pages. */
     if (start >= 0 && length < MOST)
-        syscall(SYS_fadvise64, fd, start & -4096L, (start & 4095) + (off_t)length + 4095, POSIX_FADV_DONTNEED);
+        pl_call(SYS_fadvise64, fd, start & -4096L, (start & 4095) + (off_t)length + 4095, POSIX_FADV_DONTNEED);
     else
-        syscall(SYS_fadvise64, fd, 0L, 0L, POSIX_FADV_DONTNEED);
+        pl_call(SYS_fadvise64, fd, 0L, 0L, POSIX_FADV_DONTNEED);
     errno = saved;
 }
 
@@ -629,14 +642,17 @@ PUBLIC int fcntl(int fd, int command, ...) {
     return result;
 }
 
-/* ---- vfork: parent and child share memory and this very stack frame, so the C library's is jumped to */
+/* ---- vfork: child and parent share memory and this very stack, one after the other, so the return address is kept in a
+ * register meanwhile. Where the parent goes on, this thread's memory is its own again. */
 
 #ifdef __x86_64__
-__attribute__((used, visibility("hidden"))) void *pl_prepare_vfork(void) {
-    void *real = (void *)REAL(vfork);
+__attribute__((used)) static void before_vfork(void) {
+    pl_vforked = true;
+}
 
-    pl_before_vfork();
-    return real;
+__attribute__((used)) static long failed_vfork(long number) {
+    errno = (int)-number;
+    return -1;
 }
 
 __asm__(".text\n"
@@ -647,9 +663,23 @@ __asm__(".text\n"
         "vfork:\n"
         "__vfork:\n"
         "    sub $8, %rsp\n"
-        "    call pl_prepare_vfork\n"
+        "    call before_vfork\n"
         "    add $8, %rsp\n"
-        "    jmp *%rax\n"
+        "    pop %rdi\n"
+        "    mov $58, %eax\n" /* SYS_vfork */
+        "    syscall\n"
+        "    push %rdi\n"
+        "    test %rax, %rax\n"
+        "    jz 1f\n"
+        "    mov pl_vforked@gottpoff(%rip), %rcx\n"
+        "    movb $0, %fs:(%rcx)\n"
+        "    js 2f\n"
+        "1:  ret\n"
+        "2:  mov %rax, %rdi\n"
+        "    sub $8, %rsp\n"
+        "    call failed_vfork\n"
+        "    add $8, %rsp\n"
+        "    ret\n"
         ".size vfork, . - vfork\n"
         ".size __vfork, . - __vfork\n");
 #else

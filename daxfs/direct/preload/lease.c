@@ -24,21 +24,42 @@
 #define LARGE 65536           /* bytes of an access that pays for a question by itself */
 #define WORTH_IT 8            /* accesses that pay for a question */
 #define PENALTY_MOST 255U     /* system calls until the next question */
+#define PATIENT_YIELDS 1000000 /* until a thread that asks the daemon is taken to wait for good */
+#define PAGE 4096UL
 #define YIELDS 200            /* until a pin is taken to be one that waits for us */
 
 static uint64_t holder;
 static pid_t owner; /* the process that `holder` stands for */
+static _Atomic int *alive; /* a word that a child finds wiped; NULL: the kernel can't (before 4.14) */
 static _Atomic unsigned threads;
 static PL_THREAD unsigned stripe; /* 1 ... PL_STRIPES, 0: none yet */
 static PL_THREAD int depth;       /* pins of this thread */
+static PL_THREAD int asking;      /* gates that this thread has shut */
+
+static void watch_forks(void) {
+    void *page = (void *)pl_call(SYS_mmap, NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (page == MAP_FAILED)
+        return;
+    if (pl_call(SYS_madvise, page, PAGE, MADV_WIPEONFORK))
+        pl_call(SYS_munmap, page, PAGE);
+    else
+        alive = page;
+}
 
 void pl_new_holder(void) {
     struct timespec now;
 
-    owner = (pid_t)syscall(SYS_getpid);
-    if (syscall(SYS_getrandom, &holder, sizeof(holder), GRND_NONBLOCK) == sizeof(holder))
+    if (pl_filtered)
+        return; /* a child, which asks nothing either */
+    if (!alive)
+        watch_forks();
+    if (alive)
+        atomic_store(alive, 1);
+    owner = (pid_t)pl_call(SYS_getpid);
+    if (pl_call(SYS_getrandom, &holder, sizeof(holder), GRND_NONBLOCK) == sizeof(holder))
         return;
-    syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+    pl_call(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
     holder = ((uint64_t)owner << 40) ^ ((uint64_t)now.tv_sec << 30) ^ (uint64_t)now.tv_nsec;
 }
 
@@ -46,11 +67,16 @@ uint64_t pl_holder(void) {
     return holder;
 }
 
+pid_t pl_process(void) {
+    return owner;
+}
+
 bool pl_own_process(void) {
-    if (likely(syscall(SYS_getpid) == owner))
+    if (pl_foreign())
+        return false;
+    if (likely(alive ? atomic_load_explicit(alive, memory_order_relaxed) : pl_call(SYS_getpid) == owner))
         return true;
-    if (!pl_vforked || !pl_foreign())
-        pl_after_fork_child();
+    pl_after_fork_child();
     return false;
 }
 
@@ -70,6 +96,11 @@ static bool no_pins(struct pl_file *file) {
     return sum == 0;
 }
 
+static void wait_a_moment(void) {
+    if (!pl_filtered)
+        sched_yield();
+}
+
 /* Wait a moment for the pins to go: only this thread's own, below a signal, and very long copies don't. */
 static bool drained(struct pl_file *file) {
     for (int i = 0; i < YIELDS; i++) {
@@ -77,13 +108,13 @@ static bool drained(struct pl_file *file) {
             return true;
         if (depth)
             return false;
-        sched_yield();
+        wait_a_moment();
     }
     return false;
 }
 
 bool pl_pin(int fd, struct pl_file *file) {
-    if (unlikely(pl_vforked) && pl_foreign())
+    if (pl_foreign())
         return false;
     depth++;
     atomic_fetch_add(my_pins(file), 1);
@@ -107,15 +138,15 @@ void pl_last_close(int fd, struct pl_file *file) {
 
     if (drained(file))
         return;
-    spare = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 256);
-    if (spare < 0)
-        spare = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+    spare = pl_filtered ? -1 : (int)pl_call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 256);
+    if (spare < 0 && !pl_filtered)
+        spare = (int)pl_call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
     atomic_fetch_add(&file->references, 1);
     if (spare < 0) {
         /* None to be had: wait for other threads. In a signal handler that is no use: the object is never used again,
          * so that at least nobody copies to another file's memory. */
         while (!depth && !no_pins(file))
-            sched_yield();
+            wait_a_moment();
         if (!depth)
             pl_drop(file);
         return;
@@ -132,7 +163,7 @@ void pl_let_go(struct pl_file *file) {
     if (spare < 0 || !no_pins(file) || !atomic_compare_exchange_strong(&file->spare, &spare, -1))
         return;
     pl_tell(spare, file);
-    syscall(SYS_close, spare);
+    pl_call(SYS_close, spare);
     pl_drop(file);
 }
 
@@ -170,7 +201,7 @@ static bool make_room(struct pl_file *file, uint32_t count) {
         return false;
     while (room < count)
         room *= 2;
-    made = (void *)syscall(SYS_mmap, NULL, room * sizeof(struct pl_extent), PROT_READ | PROT_WRITE,
+    made = (void *)pl_call(SYS_mmap, NULL, room * sizeof(struct pl_extent), PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
     if (made == MAP_FAILED)
         return false;
@@ -183,7 +214,7 @@ static bool make_room(struct pl_file *file, uint32_t count) {
 
 void pl_free_extents(struct pl_file *file) {
     if (file->extents && file->extents != file->few)
-        syscall(SYS_munmap, file->extents, file->room * sizeof(struct pl_extent));
+        pl_call(SYS_munmap, file->extents, file->room * sizeof(struct pl_extent));
     file->extents = file->few;
     file->room = sizeof(file->few) / sizeof(file->few[0]);
 }
@@ -250,6 +281,18 @@ static bool take(struct pl_file *file, const struct daxfs_lease *lease) {
 
 /* ---- questions */
 
+/* 0 or an errno. */
+static int ask(int fd, struct pl_mount *mount, struct daxfs_lease *lease) {
+    int failed;
+
+    lease->holder = holder;
+    memcpy(lease->token, mount->token, sizeof(lease->token));
+    failed = pl_call(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease) ? errno : 0;
+    if (failed == EOPNOTSUPP)
+        atomic_store(&mount->stays, false); /* perhaps mounted anew: its token is read when no file is open */
+    return failed;
+}
+
 int pl_ask(int fd, struct daxfs_lease *lease) {
     struct pl_file *file = pl_file_of(fd);
     uint64_t offset = lease->offset, length = lease->length;
@@ -259,11 +302,7 @@ int pl_ask(int fd, struct daxfs_lease *lease) {
     if (!file || !pl_attach(fd, file->mount))
         return EOPNOTSUPP;
     PL_COUNT(leases);
-    lease->holder = holder;
-    memcpy(lease->token, file->mount->token, sizeof(lease->token));
-    failed = syscall(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease) ? errno : 0;
-    if (failed == EOPNOTSUPP)
-        atomic_store(&file->mount->stays, false); /* perhaps mounted anew: its token is read when no file is open */
+    failed = ask(fd, file->mount, lease);
     if (!failed && unlikely(!pl_sound_lease(lease, offset, length, flags))) {
         atomic_store(&file->refused, true);
         failed = EPROTO;
@@ -414,7 +453,7 @@ static int learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t l
     struct pl_file *held;
 
     *known = false;
-    if (!pl_own_process() && pl_vforked)
+    if (pl_filtered || (!pl_own_process() && pl_foreign()))
         return EAGAIN;
     /* Held, so that it is no other file's object when the answer comes, even if the descriptor is closed meanwhile. */
     held = pl_hold(fd);
@@ -424,6 +463,7 @@ static int learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t l
         errno = saved;
         return EAGAIN;
     }
+    asking++;
     if (drained(file) && still_it(fd, file)) {
         failed = learn(fd, file, offset, length, flags);
         if (atomic_load(&pl_table[fd]) != file)
@@ -433,6 +473,7 @@ static int learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t l
     if (!*known)
         punish(file);
     atomic_store(&file->gate, 0);
+    asking--;
     if (atomic_load(&file->mappings))
         pl_map_check(fd);
     pl_drop(file);
@@ -443,7 +484,7 @@ static int learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t l
 bool pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
     bool known = false;
 
-    if (atomic_load(&file->refused) || (flags & DAXFS_WRITE && (atomic_load(&file->unstorable) || !file->writable)))
+    if (pl_filtered || atomic_load(&file->refused) || (flags & DAXFS_WRITE && (atomic_load(&file->unstorable) || !file->writable)))
         return false;
     if (!worth_it(file, length))
         return false;
@@ -488,9 +529,11 @@ static int tell(int fd, struct pl_file *file, uint32_t flags) {
     struct daxfs_stored stored = {.flags = flags};
     bool before = atomic_exchange(&file->stored, false), untold = false;
 
+    if (pl_filtered)
+        return -1;
     if (flags & DAXFS_DURABLE)
         untold = atomic_exchange(&file->appends.untold, false);
-    if (!syscall(SYS_ioctl, fd, DAXFS_IOC_STORED, &stored))
+    if (!pl_call(SYS_ioctl, fd, DAXFS_IOC_STORED, &stored))
         return 0;
     if (before)
         atomic_store(&file->stored, true);
@@ -499,11 +542,23 @@ static int tell(int fd, struct pl_file *file, uint32_t flags) {
     return -1;
 }
 
-/* The file is held: its pool stays mapped. */
-static int flush(struct pl_file *file) {
+/* What was stored with a pool that needs msync(2). Nobody unmaps it meanwhile. */
+static int flush_mapped(struct pl_file *file) {
     uint64_t low = atomic_exchange(&file->dirty_low, UINT64_MAX), high = atomic_exchange(&file->dirty_high, 0);
 
     return low < high ? pl_flush(file->mount, file->mount->base + low, high - low) : 0;
+}
+
+/* The file is held: only a change of rights unmaps its pool, which waits for this pin and flushes the rest itself. */
+static int flush(struct pl_file *file) {
+    int failed = 0;
+
+    depth++;
+    atomic_fetch_add(my_pins(file), 1);
+    if (atomic_load(&file->mount->state) != PL_BUSY && file->mount->base)
+        failed = flush_mapped(file);
+    pl_unpin(file);
+    return failed;
 }
 
 int pl_sync(int fd, bool data_only, bool *done) {
@@ -532,13 +587,101 @@ void pl_tell(int fd, struct pl_file *file) {
 }
 
 void pl_tell_all(void) {
-    if (pl_disabled || (pl_vforked && pl_foreign()) || syscall(SYS_getpid) != owner)
+    if (pl_disabled || pl_filtered || !pl_own_process())
         return;
     for (int fd = 0; fd <= pl_highest; fd++) {
         struct pl_file *file = pl_file_of(fd);
 
         if (file)
             pl_tell(fd, file);
+    }
+}
+
+void pl_settle_all(void) {
+    int saved = errno;
+
+    if (!pl_own_process())
+        return;
+    for (int fd = 0; fd <= pl_highest; fd++) {
+        struct pl_file *file = pl_hold(fd);
+
+        if (!file)
+            continue;
+        pl_map_settle(file);
+        flush(file);
+        pl_tell(fd, file);
+        /* Pages of before would be sent by sendfile(2) and splice(2). */
+        pl_call(SYS_fadvise64, fd, 0, 0, POSIX_FADV_DONTNEED);
+        pl_drop(file);
+    }
+    errno = saved;
+}
+
+/* ---- the end of all leases of a mount */
+
+static int descriptor_of(const struct pl_file *file) {
+    for (int fd = 0; fd <= pl_highest; fd++)
+        if (pl_file_of(fd) == file)
+            return fd;
+    return -1;
+}
+
+/* Shut the gate and wait for those who are inside, or ask just now. False: it is this thread, below a signal. */
+static bool shut_out(struct pl_file *file) {
+    for (int i = 0, open = 0; i < PATIENT_YIELDS && !depth && !asking; i++, open = 0) {
+        if (!atomic_compare_exchange_strong(&file->gate, &open, 1)) {
+            wait_a_moment();
+            continue;
+        }
+        while (!no_pins(file))
+            wait_a_moment();
+        file->shut_out = true;
+        return true;
+    }
+    return false;
+}
+
+static void give_back(int fd, struct pl_file *file) {
+    struct daxfs_lease lease;
+
+    memset(&lease, 0, offsetof(struct daxfs_lease, extents));
+    lease.flags = DAXFS_RENEW;
+    ask(fd, file->mount, &lease);
+}
+
+bool pl_shut_out(struct pl_mount *mount) {
+    for (int i = 0; i < PL_FILES; i++) {
+        struct pl_file *file = &pl_files[i];
+        int fd;
+
+        if (!atomic_load(&file->references) || file->mount != mount)
+            continue;
+        if (!shut_out(file))
+            return false;
+        flush_mapped(file);
+        fd = pl_filtered ? -1 : descriptor_of(file);
+        if (fd >= 0)
+            pl_tell(fd, file);
+        if (fd >= 0 && file->leased && !atomic_load(&file->mappings) && !atomic_load(&file->shared))
+            give_back(fd, file);
+        forget_extents(file);
+        file->slot = NULL;
+        file->stores = false; /* the pool may be mapped for reading only next time */
+    }
+    return true;
+}
+
+void pl_let_in(struct pl_mount *mount, bool for_good) {
+    for (int i = 0; i < PL_FILES; i++) {
+        struct pl_file *file = &pl_files[i];
+
+        if (!atomic_load(&file->references) || file->mount != mount)
+            continue;
+        if (for_good)
+            atomic_store(&file->refused, true);
+        if (file->shut_out)
+            atomic_store(&file->gate, 0);
+        file->shut_out = false;
     }
 }
 

@@ -56,7 +56,7 @@ static void *map_plan(void *address, size_t length, int flags, struct pl_group *
         pl_settle_range(start, start + length);
     if (!pl_plan_lay(start, fd, group)) {
         if (!fixed)
-            syscall(SYS_munmap, start, length);
+            pl_call(SYS_munmap, start, length);
         return MAP_FAILED;
     }
     /* An address that is free for the kernel is free: it was unmapped behind our back if the book has it. */
@@ -92,12 +92,14 @@ static void *map_file(void *address, size_t length, int protection, int flags, i
 PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
     struct pl_file *file = flags & MAP_ANONYMOUS ? NULL : pl_file_of(fd);
     bool fixed = flags & MAP_FIXED && pl_booked(address, (char *)address + length);
-    bool ours = file && !(unlikely(pl_vforked) && pl_foreign()) && pl_attach(fd, file->mount) &&
+    bool ours = file && !pl_foreign() && !pl_filtered && pl_attach(fd, file->mount) &&
                 eligible(file, length, protection, flags, offset);
     void *made = MAP_FAILED;
     int error = errno;
     sigset_t saved;
 
+    if (unlikely(file && pl_filtered) && !pl_foreign())
+        atomic_store(&file->refused, true); /* its pages and the memory would not agree */
     if (likely(!ours && !fixed))
         return pl_raw_mmap(address, length, protection, flags, fd, offset);
     /* Before the mapping counts, while what was told before can still be given back. */
@@ -135,7 +137,7 @@ static int unmap(char *start, size_t length) {
         return -1;
     }
     pl_settle_range(start, start + pl_page_up(length));
-    failed = (int)syscall(SYS_munmap, start, length);
+    failed = (int)pl_call(SYS_munmap, start, length);
     if (!failed)
         pl_book_cut(start, start + pl_page_up(length));
     return failed;
@@ -146,7 +148,7 @@ PUBLIC int munmap(void *address, size_t length) {
     int failed;
 
     if (likely(!pl_booked(address, (char *)address + length)))
-        return (int)syscall(SYS_munmap, address, length);
+        return (int)pl_call(SYS_munmap, address, length);
     pl_book_lock(&saved);
     failed = unmap(address, length);
     pl_book_unlock(&saved);
@@ -170,7 +172,7 @@ PUBLIC int mprotect(void *address, size_t length, int protection) {
     int failed;
 
     if (likely(!pl_booked(start, end)))
-        return (int)syscall(SYS_mprotect, address, length, protection);
+        return (int)pl_call(SYS_mprotect, address, length, protection);
     pl_book_lock(&saved);
     if (!allowed(start, end, protection)) {
         failed = -1;
@@ -180,7 +182,7 @@ PUBLIC int mprotect(void *address, size_t length, int protection) {
         errno = ENOMEM;
     } else {
         pl_settle_range(start, end);
-        failed = (int)syscall(SYS_mprotect, address, length, protection);
+        failed = (int)pl_call(SYS_mprotect, address, length, protection);
     }
     if (!failed) {
         pl_book_split(start);
@@ -211,7 +213,7 @@ static int remove_range(char *start, char *end) {
             errno = EINVAL;
             failed = -1;
         } else {
-            failed = (int)syscall(SYS_fallocate, fd, 3 /* PUNCH_HOLE, KEEP_SIZE */,
+            failed = (int)pl_call(SYS_fallocate, fd, 3 /* PUNCH_HOLE, KEEP_SIZE */,
                                   (off_t)(piece->offset + (uint64_t)(first - piece->start)), (off_t)(last - first));
         }
     }
@@ -228,7 +230,7 @@ PUBLIC int madvise(void *address, size_t length, int advice) {
     /* A child without the mapping would still find it in its book. */
     if (unlikely(advice == MADV_DONTFORK) && pl_booked(start, end))
         return 0;
-    return (int)syscall(SYS_madvise, address, length, advice);
+    return (int)pl_call(SYS_madvise, address, length, advice);
 }
 
 /* Write back [start, end) of a piece: what the pool's kind asks for, or what the kernel does for pages of the file. */
@@ -236,7 +238,7 @@ static int write_back(const struct pl_piece *piece, char *start, char *end, int 
     int failed = 0;
 
     if (piece->kind != DAXFS_MEMORY)
-        return (int)syscall(SYS_msync, start, (size_t)(end - start), flags);
+        return (int)pl_call(SYS_msync, start, (size_t)(end - start), flags);
     if (flags & MS_SYNC && pl_may_be_dirty(piece))
         failed = pl_flush(piece->group->file->mount, start, (size_t)(end - start));
     if (!failed)
@@ -251,7 +253,7 @@ static void tell(const struct pl_piece *piece, int flags) {
     int fd = pl_may_be_dirty(piece) ? pl_group_fd(piece->group) : -1;
 
     if (fd >= 0)
-        syscall(SYS_ioctl, fd, DAXFS_IOC_STORED, &stored);
+        pl_call(SYS_ioctl, fd, DAXFS_IOC_STORED, &stored);
 }
 
 static int sync_range(char *start, char *end, int flags) {
@@ -263,9 +265,9 @@ static int sync_range(char *start, char *end, int flags) {
         char *to;
 
         if (!piece || piece->start >= end)
-            return (int)syscall(SYS_msync, start, (size_t)(end - start), flags) | failed;
+            return (int)pl_call(SYS_msync, start, (size_t)(end - start), flags) | failed;
         if (piece->start > start)
-            failed |= (int)syscall(SYS_msync, start, (size_t)(piece->start - start), flags);
+            failed |= (int)pl_call(SYS_msync, start, (size_t)(piece->start - start), flags);
         start = piece->start > start ? piece->start : start;
         to = piece->end < end ? piece->end : end;
         failed |= write_back(piece, start, to, flags);
@@ -284,7 +286,7 @@ PUBLIC int msync(void *address, size_t length, int flags) {
     sigset_t saved;
 
     if (!pl_booked(start, end) || !valid || (uintptr_t)start & (PAGE - 1))
-        return (int)syscall(SYS_msync, address, length, flags);
+        return (int)pl_call(SYS_msync, address, length, flags);
     pl_book_lock(&saved);
     pl_check_groups(-1);
     failed = sync_range(start, end, flags);
@@ -344,7 +346,7 @@ static bool grow(const struct pl_piece *piece, char *old, size_t old_length, siz
         return true;
     }
     if (made != MAP_FAILED)
-        syscall(SYS_munmap, made, question.length);
+        pl_call(SYS_munmap, made, question.length);
     return false;
 }
 
@@ -405,7 +407,7 @@ PUBLIC void *mremap(void *old, size_t old_length, size_t length, int flags, ...)
     }
     over = flags & MREMAP_FIXED && pl_booked(to, (char *)to + length);
     if (likely(!pl_booked(old, (char *)old + old_length + 1) && !over))
-        return (void *)syscall(SYS_mremap, old, old_length, length, flags, to);
+        return (void *)pl_call(SYS_mremap, old, old_length, length, flags, to);
     old_length = pl_page_up(old_length);
     length = pl_page_up(length);
     pl_book_lock(&saved);
@@ -414,7 +416,7 @@ PUBLIC void *mremap(void *old, size_t old_length, size_t length, int flags, ...)
     } else {
         if (over)
             pl_settle_range(to, (char *)to + length);
-        made = (void *)syscall(SYS_mremap, old, old_length, length, flags, to);
+        made = (void *)pl_call(SYS_mremap, old, old_length, length, flags, to);
         if (over && made != MAP_FAILED && pl_book_room(&pl_book, 2))
             pl_book_cut(made, (char *)made + length);
     }
@@ -425,7 +427,7 @@ PUBLIC void *mremap(void *old, size_t old_length, size_t length, int flags, ...)
 /* ---- files that change their blocks */
 
 PUBLIC int ftruncate(int fd, off_t length) {
-    int failed = (int)syscall(SYS_ftruncate, fd, length);
+    int failed = (int)pl_call(SYS_ftruncate, fd, length);
 
     if (!failed)
         pl_map_check(fd);
@@ -435,7 +437,7 @@ PUBLIC int ftruncate(int fd, off_t length) {
 ALSO(ftruncate64, ftruncate);
 
 PUBLIC int truncate(const char *path, off_t length) {
-    int failed = (int)syscall(SYS_truncate, path, length);
+    int failed = (int)pl_call(SYS_truncate, path, length);
 
     if (!failed)
         pl_map_check(-1);
@@ -445,7 +447,7 @@ PUBLIC int truncate(const char *path, off_t length) {
 ALSO(truncate64, truncate);
 
 PUBLIC int fallocate(int fd, int mode, off_t offset, off_t length) {
-    int failed = (int)syscall(SYS_fallocate, fd, mode, offset, length);
+    int failed = (int)pl_call(SYS_fallocate, fd, mode, offset, length);
 
     if (!failed)
         pl_map_check(fd);

@@ -56,10 +56,6 @@ extern struct pl_book pl_book;
 
 /* Whether anything in [start, end) may be in the book: without the lock, for everybody else's memory. */
 bool pl_booked(const char *start, const char *end);
-/* The lock, with all signals blocked: a handler that maps must not wait for the thread it interrupted. */
-void pl_book_lock(sigset_t *saved);
-void pl_book_unlock(const sigset_t *saved);
-
 /* The first piece that ends behind `address`. */
 size_t pl_book_find(const char *address);
 /* Room for `more` pieces; false: no memory. */

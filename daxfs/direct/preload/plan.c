@@ -24,7 +24,7 @@
 struct pl_book pl_plan;
 
 void *pl_raw_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
-    return (void *)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
+    return (void *)pl_call(SYS_mmap, address, length, protection, flags, fd, offset);
 }
 
 uintptr_t pl_page_size(void) {
@@ -208,7 +208,7 @@ static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
     if (made == MAP_FAILED)
         return false;
     if (piece->kind == DAXFS_MEMORY && mount->pool.persistence == DAXFS_VOLATILE && length >= HUGE_PAGE)
-        syscall(SYS_madvise, made, length, MADV_HUGEPAGE);
+        pl_call(SYS_madvise, made, length, MADV_HUGEPAGE);
     return true;
 }
 
@@ -236,7 +236,7 @@ bool pl_plan_lay(char *start, int fd, struct pl_group *group) {
             good = lay_piece(piece, fd, pool);
     }
     if (pool >= 0)
-        syscall(SYS_close, pool);
+        pl_call(SYS_close, pool);
     return good;
 }
 
@@ -261,9 +261,9 @@ char *pl_plan_reserve(void *wish, size_t length, int flags) {
     start = (uintptr_t)made;
     ahead = (residue - start) % HUGE_PAGE;
     if (ahead)
-        syscall(SYS_munmap, made, ahead);
+        pl_call(SYS_munmap, made, ahead);
     if (slack - ahead)
-        syscall(SYS_munmap, made + ahead + length, slack - ahead);
+        pl_call(SYS_munmap, made + ahead + length, slack - ahead);
     return made + ahead;
 }
 
@@ -280,7 +280,8 @@ void pl_settle(const struct pl_piece *piece, struct pl_file *file, const char *s
 
     if (piece->kind != DAXFS_MEMORY || !pl_may_be_dirty(piece))
         return;
-    if (mount->pool.persistence == DAXFS_LINES && !(piece->group->flags & MAP_SYNC))
+    /* Without the pool's own mapping, pl_sync would find nothing to flush. */
+    if (mount->pool.persistence == DAXFS_LINES ? !(piece->group->flags & MAP_SYNC) : !mount->base)
         pl_flush(mount, start, (size_t)(end - start));
     pl_stored(file, piece->pool + (uint64_t)(start - piece->start), (uint64_t)(end - start));
 }
@@ -410,7 +411,7 @@ void pl_map_check(int fd) {
     int error = errno;
     sigset_t saved;
 
-    if (!pl_booked(NULL, (char *)UINTPTR_MAX))
+    if (pl_filtered || !pl_booked(NULL, (char *)UINTPTR_MAX))
         return;
     pl_book_lock(&saved);
     pl_check_groups(fd);

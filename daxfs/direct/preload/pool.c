@@ -30,15 +30,20 @@ static bool map_pool(struct pl_mount *mount, int fd) {
 
     lock.l_start = (off_t)(DAXFS_LOCKS + pool->lock);
     /* A kind of file that knows no locks says EINVAL. */
-    if (syscall(SYS_fcntl, fd, F_OFD_SETLK, &lock) && errno != EINVAL)
+    if (pl_call(SYS_fcntl, fd, F_OFD_SETLK, &lock) && errno != EINVAL)
         return false;
-    base = (void *)syscall(SYS_mmap, NULL, pool->size, protection, MAP_SHARED, fd, 0L);
+    base = (void *)pl_call(SYS_mmap, NULL, pool->size, protection, MAP_SHARED, fd, 0L);
     if (base == MAP_FAILED)
         return false;
     if (!pl_has_superblock(pool, base)) {
-        syscall(SYS_munmap, base, pool->size);
+        pl_call(SYS_munmap, base, pool->size);
         return false;
     }
+    if (mount->anchor)
+        pl_call(SYS_munmap, mount->anchor, PAGE);
+    mount->anchor = (void *)pl_call(SYS_mmap, NULL, PAGE, PROT_NONE, MAP_PRIVATE, fd, 0);
+    if (mount->anchor == MAP_FAILED)
+        mount->anchor = NULL; /* a device that can only be shared */
     mount->base = base;
     memset(mount->token, 0, sizeof(mount->token));
     if (pool->token)
@@ -51,9 +56,10 @@ static int attach(struct pl_mount *mount, int fd) {
     bool mapped;
     int pool;
 
-    if (!pl_trusted(mount->device))
+    mount->denied = !pl_trusted(mount->device);
+    if (mount->denied)
         return PL_NOT_DAXFS;
-    if (syscall(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
+    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
         return errno == ENOSPC ? PL_KNOWN : PL_NOT_DAXFS; /* no block for the token, now */
     if (!pl_sound_pool(&mount->pool))
         return PL_NOT_DAXFS;
@@ -63,6 +69,7 @@ static int attach(struct pl_mount *mount, int fd) {
         mount->writable = false;
         pool = pl_open_pool(&mount->pool, O_RDONLY);
     }
+    mount->denied = pool < 0;
     if (pool < 0)
         return PL_NOT_DAXFS;
     if (mount->writable && mount->pool.persistence == DAXFS_LINES && !pl_lines_known())
@@ -70,7 +77,7 @@ static int attach(struct pl_mount *mount, int fd) {
     atomic_store(&mount->id, pl_mount_id(fd));
     atomic_store(&mount->doubtful, false);
     mapped = map_pool(mount, pool);
-    syscall(SYS_close, pool);
+    pl_call(SYS_close, pool);
     mount->attached++;
     atomic_store(&mount->stays, mount->attached > OFTEN);
     return mapped ? PL_READY : PL_NOT_DAXFS;
@@ -86,7 +93,7 @@ struct pl_mount *pl_mount_of(int fd, dev_t device) {
         if (state == PL_FREE && atomic_compare_exchange_strong(&mount->state, &state, PL_NEW)) {
             mount->device = device;
             mount->writable = true;
-            state = syscall(SYS_fstatfs, fd, &system) || system.f_type != FUSE_MAGIC ? PL_NOT_DAXFS : PL_KNOWN;
+            state = pl_call(SYS_fstatfs, fd, &system) || system.f_type != FUSE_MAGIC ? PL_NOT_DAXFS : PL_KNOWN;
             atomic_store(&mount->state, state);
         }
         if (state == PL_NEW)
@@ -124,11 +131,11 @@ bool pl_attach(int fd, struct pl_mount *mount) {
 
     if (likely(state == PL_READY)) {
         if (unlikely(atomic_load(&mount->doubtful)))
-            good = still_trusted(fd, mount);
+            good = !pl_filtered && still_trusted(fd, mount);
         errno = saved;
         return good;
     }
-    if (state != PL_KNOWN || !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
+    if (state != PL_KNOWN || pl_filtered || !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return false;
     state = attach(mount, fd);
     atomic_store(&mount->state, state);
@@ -136,12 +143,24 @@ bool pl_attach(int fd, struct pl_mount *mount) {
     return state == PL_READY;
 }
 
+/* The lock goes with what keeps the open pool: the anchor, where no mapping of a file needs it. */
+static void release(struct pl_mount *mount) {
+    if (mount->anchor && !mount->mappings)
+        pl_call(SYS_munmap, mount->anchor, PAGE), mount->anchor = NULL;
+}
+
+static void unmap(struct pl_mount *mount) {
+    pl_call(SYS_munmap, mount->base, mount->pool.size);
+    mount->base = NULL;
+    release(mount);
+}
+
 void pl_leave(struct pl_mount *mount) {
     int state = PL_READY, saved = errno;
 
     if (atomic_load(&mount->stays))
         atomic_store(&mount->doubtful, true); /* before anybody could count himself as the first */
-    if (atomic_fetch_sub(&mount->users, 1) != 1 || atomic_load(&mount->stays) ||
+    if (atomic_fetch_sub(&mount->users, 1) != 1 || atomic_load(&mount->stays) || pl_filtered ||
         !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return;
     /* Somebody who came meanwhile counted itself before it looked whether the pool is mapped. */
@@ -149,9 +168,75 @@ void pl_leave(struct pl_mount *mount) {
         atomic_store(&mount->state, PL_READY);
         return;
     }
-    syscall(SYS_munmap, mount->base, mount->pool.size);
-    mount->base = NULL;
+    unmap(mount);
     atomic_store(&mount->state, PL_KNOWN);
+    errno = saved;
+}
+
+void pl_keep_pools(void) {
+    for (int i = 0; i < MOUNTS; i++)
+        if (atomic_load(&mounts[i].state) == PL_READY)
+            atomic_store(&mounts[i].stays, true);
+}
+
+void pl_count_mapping(struct pl_mount *mount, int change) {
+    mount->mappings += (unsigned)change;
+    if (!mount->mappings && !mount->base)
+        release(mount);
+}
+
+/* ---- rights */
+
+/* Whether the pool could be mapped with the rights of now as it is. */
+static bool still_allowed(const struct pl_mount *mount) {
+    int fd;
+
+    if (pl_filtered || !pl_trusted(mount->device))
+        return false;
+    fd = pl_open_pool(&mount->pool, mount->writable ? O_RDWR : O_RDONLY);
+    if (fd >= 0)
+        pl_call(SYS_close, fd);
+    return fd >= 0;
+}
+
+/* Unmap it; it is asked for again, with the rights of then, when a file is next used. Nobody can attach or leave while it
+ * is PL_BUSY, nor map while this thread has the book's lock. A signal handler that interrupted a copy can't wait for it:
+ * then files that are open are the kernel's from now on, and the last of them takes the mapping away. */
+static void withdraw(struct pl_mount *mount) {
+    int state = PL_READY;
+    sigset_t saved;
+
+    pl_book_lock(&saved);
+    if (atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY)) {
+        if (pl_shut_out(mount)) {
+            pl_book_freeze(mount);
+            atomic_store(&mount->stays, false);
+            unmap(mount);
+            atomic_store(&mount->state, PL_KNOWN);
+            pl_let_in(mount, false);
+        } else {
+            atomic_store(&mount->stays, false);
+            atomic_store(&mount->state, PL_READY);
+            pl_let_in(mount, true);
+        }
+    }
+    pl_book_unlock(&saved);
+}
+
+void pl_check_rights(void) {
+    int saved = errno;
+
+    if (pl_disabled || pl_foreign())
+        return;
+    for (int i = 0; i < MOUNTS && atomic_load(&mounts[i].state) != PL_FREE; i++) {
+        struct pl_mount *mount = &mounts[i];
+        int state = atomic_load(&mount->state);
+
+        if (state == PL_READY && !still_allowed(mount))
+            withdraw(mount);
+        else if (state == PL_NOT_DAXFS && mount->denied)
+            atomic_compare_exchange_strong(&mount->state, &state, PL_KNOWN);
+    }
     errno = saved;
 }
 
@@ -171,9 +256,9 @@ void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, 
     void *made;
 
     /* A length of 0 copies a shared mapping: there is no descriptor of the pool that a program could have closed. */
-    made = (void *)syscall(SYS_mremap, mount->base + pool_offset, 0UL, length, MREMAP_MAYMOVE | MREMAP_FIXED, address);
+    made = (void *)pl_call(SYS_mremap, mount->base + pool_offset, 0UL, length, MREMAP_MAYMOVE | MREMAP_FIXED, address);
     if (made != MAP_FAILED && protection != (PROT_READ | PROT_WRITE))
-        syscall(SYS_mprotect, made, length, protection);
+        pl_call(SYS_mprotect, made, length, protection);
     return made;
 }
 
@@ -183,7 +268,7 @@ int pl_flush(const struct pl_mount *mount, const char *address, size_t length) {
     if (mount->pool.persistence == DAXFS_LINES)
         pl_write_back(address, length);
     if (mount->pool.persistence == DAXFS_MSYNC &&
-        syscall(SYS_msync, first, (uintptr_t)address + length - first, MS_SYNC))
+        pl_call(SYS_msync, first, (uintptr_t)address + length - first, MS_SYNC))
         return errno;
     return 0;
 }

@@ -12,6 +12,10 @@
  * io.c     open, close, read, write and their kin
  * append.c writes at the end of the file
  * copy.c   copies and the write-back of cache lines
+ * limits.c the limit of file sizes
+ * filter.c system calls that a program has forbidden itself
+ * rights.c user and group ids, capabilities
+ * calls.c  what programs ask for by syscall(2)
  * start.c  the constructor
  */
 #ifndef DAXFS_PRELOAD_H
@@ -21,13 +25,18 @@
 #define _GNU_SOURCE
 #endif
 
+#include <errno.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include "../daxfs.h"
 
@@ -37,6 +46,53 @@
 #define PL_THREAD __thread __attribute__((tls_model("initial-exec")))
 
 #pragma GCC visibility push(hidden)
+
+/* ---- system calls of the library's own: raw, since syscall(2) is one of the functions that it takes the place of */
+
+#if defined(__x86_64__)
+#define PL_RAW_CALLS
+static inline long pl_kernel(long number, long a, long b, long c, long d, long e, long f) {
+    register long fourth __asm__("r10") = d;
+    register long fifth __asm__("r8") = e;
+    register long sixth __asm__("r9") = f;
+    long answer;
+
+    __asm__ volatile("syscall"
+                     : "=a"(answer)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth), "r"(fifth), "r"(sixth)
+                     : "rcx", "r11", "memory");
+    return answer;
+}
+#elif defined(__aarch64__)
+#define PL_RAW_CALLS
+static inline long pl_kernel(long number, long a, long b, long c, long d, long e, long f) {
+    register long which __asm__("x8") = number;
+    register long answer __asm__("x0") = a;
+    register long second __asm__("x1") = b, third __asm__("x2") = c, fourth __asm__("x3") = d;
+    register long fifth __asm__("x4") = e, sixth __asm__("x5") = f;
+
+    __asm__ volatile("svc 0"
+                     : "+r"(answer)
+                     : "r"(which), "r"(second), "r"(third), "r"(fourth), "r"(fifth), "r"(sixth)
+                     : "memory");
+    return answer;
+}
+#endif
+
+#ifdef PL_RAW_CALLS
+static inline long pl_checked(long answer) {
+    if (likely((unsigned long)answer < -4095UL))
+        return answer;
+    errno = (int)-answer;
+    return -1;
+}
+
+#define PL_SIX(number, a, b, c, d, e, f, ...)                                                                          \
+    pl_checked(pl_kernel((long)(number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f)))
+#define pl_call(...) PL_SIX(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+#else
+#define pl_call syscall
+#endif
 
 /* ---- pool.c */
 
@@ -51,6 +107,9 @@ struct pl_mount {
     _Atomic uint64_t id;     /* pl_mount_id of what was trusted last */
     unsigned attached;       /* times that it was mapped */
     bool writable;           /* the pool could be opened for writing; true until then */
+    bool denied;             /* PL_NOT_DAXFS: not trusted, or not to be opened, with the rights of then */
+    unsigned mappings;       /* of files, by the program; changed below the book's lock */
+    char *anchor;            /* a page without rights: keeps the lock while only mappings of files are left; or NULL */
     char *base;              /* PL_READY: the pool, all of it, shared; there is no descriptor to be lost */
     uint8_t token[DAXFS_TOKEN]; /* PL_READY: what lease requests quote */
     struct daxfs_pool pool;  /* PL_READY: pool.persistence, pool.size, pool.block_size */
@@ -66,6 +125,12 @@ bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease);
 bool pl_attach(int fd, struct pl_mount *mount);
 /* One user less; the last one takes the mapping away. */
 void pl_leave(struct pl_mount *mount);
+/* After a change of user, group or capabilities: a pool that could not be mapped so any more is unmapped. */
+void pl_check_rights(void);
+/* A mapping of a file more or less (below the book's lock). */
+void pl_count_mapping(struct pl_mount *mount, int change);
+/* Pools stay mapped from now on. */
+void pl_keep_pools(void);
 /* Map a part of the pool a second time, at `address` (over what is there). MAP_FAILED with errno. */
 void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address);
 /* Copies out of and into the pool. DAXFS_LINES: what was stored is durable; DAXFS_MSYNC: it needs pl_flush. */
@@ -149,6 +214,7 @@ struct pl_file {
     bool fixed;                     /* leased and nothing will change */
     bool stores;                    /* the lease is for writing */
     bool readable, writable;        /* as opened */
+    bool shut_out;                  /* the gate was shut by pl_shut_out */
     _Atomic bool slow_writes;       /* O_SYNC, O_DSYNC: writes take the system call */
     _Atomic bool at_end;            /* O_APPEND: only pl_append does them */
     _Atomic bool unstorable;        /* no lease for writing to be had */
@@ -226,6 +292,13 @@ void pl_before_fork(void);
 void pl_after_fork_parent(void);
 void pl_after_fork_child(void);
 void pl_tell_all(void);
+pid_t pl_process(void);
+/* Before system calls of the library's own are forbidden: all that was stored is told, and flushed where it must be. */
+void pl_settle_all(void);
+/* Shut the gates of a mount's files, wait until nobody is inside, give the leases back. False: somebody stays inside. */
+bool pl_shut_out(struct pl_mount *mount);
+/* Open the gates; whether the files go to memory again is up to what is asked then, or for_good: they don't. */
+void pl_let_in(struct pl_mount *mount, bool for_good);
 
 /* ---- append.c, io.c */
 
@@ -273,10 +346,12 @@ void pl_drop(struct pl_file *file);
 /* All files there may be; references != 0: in use. */
 #define PL_FILES 1024
 extern struct pl_file pl_files[PL_FILES];
-/* The process that this memory belongs to; a child of vfork(2) runs in its parent's: it must touch nothing. */
-bool pl_foreign(void);
-void pl_before_vfork(void);
+/* A child of vfork(2) runs in its parent's memory, which it must not change; this thread's flag is the child's too. */
 extern PL_THREAD bool pl_vforked;
+
+static inline bool pl_foreign(void) {
+    return unlikely(pl_vforked);
+}
 
 /* ---- book.c, map.c: mapped files */
 
@@ -285,9 +360,34 @@ extern PL_THREAD bool pl_vforked;
 bool pl_map_settle(struct pl_file *file);
 /* Files were cut or punched, perhaps by way of `fd` (or -1): mappings follow. */
 void pl_map_check(int fd);
+/* The book's lock, with all signals blocked (without a filter): a handler that maps must not wait for the thread that it
+ * interrupted. */
+void pl_book_lock(sigset_t *saved);
+void pl_book_unlock(const sigset_t *saved);
+/* The mappings of a mount's files follow no changes any more (below the lock). */
+void pl_book_freeze(const struct pl_mount *mount);
 void pl_book_before_fork(void);
 void pl_book_after_fork_parent(void);
 void pl_book_after_fork_child(void);
+
+/* ---- limits.c */
+
+/* RLIMIT_FSIZE: what a write has past it is the kernel's. */
+extern _Atomic uint64_t pl_file_limit;
+void pl_learn_limit(void);
+
+static inline bool pl_within_limit(uint64_t offset, size_t total) {
+    return likely(offset + total <= atomic_load_explicit(&pl_file_limit, memory_order_relaxed));
+}
+
+/* ---- filter.c */
+
+/* The program has a seccomp filter: the library makes no system call that is not the program's own. */
+extern _Atomic bool pl_filtered;
+int pl_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
+/* Before and after a filter is set; whether it was. */
+void pl_filter_comes(void);
+void pl_filter_came(bool good);
 
 /* ---- stats.c */
 
@@ -338,7 +438,6 @@ struct pl_real {
     ssize_t (*sendfile)(int, int, off_t *, size_t);
     ssize_t (*splice)(int, off_t *, int, off_t *, size_t, unsigned);
     void (*closefrom)(int);
-    pid_t (*vfork)(void);
 };
 
 extern struct pl_real pl_real;

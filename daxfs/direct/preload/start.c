@@ -43,11 +43,11 @@ void pl_start(void) {
     FIND(sendfile);
     FIND(splice);
     FIND(closefrom);
-    FIND(vfork);
     if (wanted && !strcmp(wanted, "0"))
         pl_disabled = true;
     pl_count_start();
     pl_find_lines();
+    pl_learn_limit();
     pl_new_holder();
     if (!atomic_exchange(&pl_started, true)) {
         pthread_atfork(pl_before_fork, pl_after_fork_parent, pl_after_fork_child);

@@ -21,7 +21,7 @@ void pl_count_start(void) {
 
     pl_counting = !pl_disabled && wanted && !strcmp(wanted, "1");
     if (pl_counting && output < 0)
-        output = (int)syscall(SYS_fcntl, STDERR_FILENO, F_DUPFD_CLOEXEC, 200);
+        output = (int)pl_call(SYS_fcntl, STDERR_FILENO, F_DUPFD_CLOEXEC, 200);
 }
 
 void pl_count_again(void) {
@@ -44,9 +44,9 @@ void pl_count_say(void) {
     length = snprintf(line, sizeof(line),
                       "daxfs: process %d: direct: %llu reads, %llu writes, %llu maps; through the kernel: %llu calls,"
                       " %llu maps; %llu leases asked for\n",
-                      (int)getpid(), (unsigned long long)pl_counts.reads, (unsigned long long)pl_counts.writes,
+                      (int)pl_process(), (unsigned long long)pl_counts.reads, (unsigned long long)pl_counts.writes,
                       (unsigned long long)pl_counts.maps, (unsigned long long)pl_counts.passed,
                       (unsigned long long)pl_counts.plain_maps, (unsigned long long)pl_counts.leases);
-    if (syscall(SYS_write, output, line, (size_t)length) < 0)
-        syscall(SYS_write, STDERR_FILENO, line, (size_t)length);
+    if (pl_call(SYS_write, output, line, (size_t)length) < 0)
+        pl_call(SYS_write, STDERR_FILENO, line, (size_t)length);
 }

@@ -33,8 +33,8 @@ static void *next(const char *name, void *_Atomic *found) {
 }
 
 static int adopted(int fd) {
-    if (fd >= 0) {
-        int flags = (int)syscall(SYS_fcntl, fd, F_GETFL);
+    if (fd >= 0 && !pl_filtered) {
+        int flags = (int)pl_call(SYS_fcntl, fd, F_GETFL);
 
         pl_adopt(fd, flags);
         if (flags & O_ACCMODE)

@@ -36,8 +36,8 @@ PUBLIC FILE *freopen(const char *path, const char *mode, FILE *stream) {
         *(void **)&real = dlsym(RTLD_NEXT, "freopen");
     forget(stream);
     made = real(path, mode, stream);
-    if (made && fileno_unlocked(made) >= 0)
-        pl_adopt(fileno_unlocked(made), (int)syscall(SYS_fcntl, fileno_unlocked(made), F_GETFL));
+    if (made && fileno_unlocked(made) >= 0 && !pl_filtered)
+        pl_adopt(fileno_unlocked(made), (int)pl_call(SYS_fcntl, fileno_unlocked(made), F_GETFL));
     return made;
 }
 

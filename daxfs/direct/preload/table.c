@@ -17,33 +17,17 @@ _Atomic int pl_highest = -1;
 PL_THREAD bool pl_vforked;
 
 static _Atomic unsigned next_file;
-static PL_THREAD pid_t parent; /* while pl_vforked */
 
 /* Device and inode of a regular file, as the kernel knows them: the daemon isn't asked. */
 bool pl_identify(int fd, dev_t *device, uint64_t *inode) {
     struct statx status;
 
-    if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status) ||
+    if (pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status) ||
         !S_ISREG(status.stx_mode))
         return false;
     *device = makedev(status.stx_dev_major, status.stx_dev_minor);
     *inode = status.stx_ino;
     return true;
-}
-
-/* Before vfork(2): child and parent share this memory, one after the other. */
-void pl_before_vfork(void) {
-    parent = (pid_t)syscall(SYS_getpid);
-    pl_vforked = true;
-}
-
-bool pl_foreign(void) {
-    if (!pl_vforked)
-        return false;
-    if ((pid_t)syscall(SYS_getpid) != parent)
-        return true;
-    pl_vforked = false;
-    return false;
 }
 
 /* A free object with one reference, NULL if there is none. */
@@ -74,7 +58,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     file->slot = NULL;
     file->count = 0;
     file->granted = 0;
-    file->leased = file->fixed = file->stores = false;
+    file->leased = file->fixed = file->stores = file->shut_out = false;
     file->readable = (flags & O_ACCMODE) != O_WRONLY;
     file->writable = (flags & O_ACCMODE) != O_RDONLY;
     atomic_store(&file->slow_writes, slow(flags));
@@ -117,7 +101,7 @@ void pl_adopt(int fd, int flags) {
         return;
     if (unlikely(pl_file_of(fd) != NULL))
         pl_gone(fd);
-    if (!(flags & (O_PATH | O_DIRECTORY)) && pl_identify(fd, &device, &inode)) {
+    if (!pl_filtered && !(flags & (O_PATH | O_DIRECTORY)) && pl_identify(fd, &device, &inode)) {
         mount = pl_mount_of(fd, device);
         file = mount ? new_file() : NULL;
         if (file) {
@@ -206,9 +190,9 @@ void pl_set_flags(int fd) {
     struct pl_file *file = pl_file_of(fd);
     long flags;
 
-    if (!file || pl_foreign())
+    if (!file || pl_foreign() || pl_filtered)
         return;
-    flags = syscall(SYS_fcntl, fd, F_GETFL);
+    flags = pl_call(SYS_fcntl, fd, F_GETFL);
     if (flags >= 0) {
         atomic_store(&file->slow_writes, slow((int)flags));
         atomic_store(&file->at_end, flags & O_APPEND);

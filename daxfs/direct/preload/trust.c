@@ -37,7 +37,7 @@ static bool next_word(struct words *words) {
     words->field = words->end == '\n' ? 0 : words->field + first;
     for (;;) {
         if (words->at == words->count) {
-            long count = syscall(SYS_read, words->fd, words->buffer, sizeof(words->buffer));
+            long count = pl_call(SYS_read, words->fd, words->buffer, sizeof(words->buffer));
 
             if (count <= 0)
                 return false;
@@ -77,7 +77,7 @@ static bool trusted_user(const char *text) {
 
     if (!number(&text, &user) || *text)
         return false;
-    return !user || (!syscall(SYS_getresuid, &real, &effective, &saved) && user == real && user == effective &&
+    return !user || (!pl_call(SYS_getresuid, &real, &effective, &saved) && user == real && user == effective &&
                      user == saved);
 }
 
@@ -111,11 +111,11 @@ bool pl_trusted(dev_t device) {
     struct statfs system;
     bool found;
 
-    words.fd = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+    words.fd = (int)pl_call(SYS_openat, AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
     if (words.fd < 0)
         return false;
-    found = !syscall(SYS_fstatfs, words.fd, &system) && system.f_type == PROC_MAGIC && find(&words, device);
-    syscall(SYS_close, words.fd);
+    found = !pl_call(SYS_fstatfs, words.fd, &system) && system.f_type == PROC_MAGIC && find(&words, device);
+    pl_call(SYS_close, words.fd);
     return found;
 }
 
@@ -127,7 +127,7 @@ uint64_t pl_mount_id(int fd) {
         char behind[104];
     } status;
 
-    if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, MNT_ID_UNIQUE, &status))
+    if (pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, MNT_ID_UNIQUE, &status))
         return 0;
     return status.mask & MNT_ID_UNIQUE ? status.id : 0;
 }
@@ -147,12 +147,12 @@ int pl_open_pool(const struct daxfs_pool *pool, int flags) {
     struct stat status;
     int fd;
 
-    if (pool->size < SUPERBLOCK * 2 || syscall(SYS_newfstatat, AT_FDCWD, pool->path, &status, AT_SYMLINK_NOFOLLOW) ||
+    if (pool->size < SUPERBLOCK * 2 || pl_call(SYS_newfstatat, AT_FDCWD, pool->path, &status, AT_SYMLINK_NOFOLLOW) ||
         !is_pool(pool, &status))
         return -1;
-    fd = (int)syscall(SYS_openat, AT_FDCWD, pool->path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-    if (fd >= 0 && (syscall(SYS_fstat, fd, &status) || !is_pool(pool, &status))) {
-        syscall(SYS_close, fd);
+    fd = (int)pl_call(SYS_openat, AT_FDCWD, pool->path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd >= 0 && (pl_call(SYS_fstat, fd, &status) || !is_pool(pool, &status))) {
+        pl_call(SYS_close, fd);
         return -1;
     }
     return fd;

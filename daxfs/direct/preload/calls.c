@@ -1,0 +1,70 @@
+/* What programs ask for by syscall(2), where a function of the C library would have been noticed.
+ *
+ * libseccomp sets filters so, libcap capabilities, and there is no other way to ask for Landlock.
+ */
+#include "preload.h"
+
+#ifdef PL_RAW_CALLS
+
+#include <linux/seccomp.h>
+#include <stdarg.h>
+
+#ifndef SYS_landlock_restrict_self
+#define SYS_landlock_restrict_self 446
+#endif
+
+static bool changes_rights(long number) {
+    switch (number) {
+    case SYS_setuid:
+    case SYS_setreuid:
+    case SYS_setresuid:
+    case SYS_setfsuid:
+    case SYS_setgid:
+    case SYS_setregid:
+    case SYS_setresgid:
+    case SYS_setfsgid:
+    case SYS_setgroups:
+    case SYS_capset:
+    case SYS_setns:
+    case SYS_unshare:
+    case SYS_landlock_restrict_self:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static long set_filter(long operation, long flags, long filter) {
+    bool sets = operation == SECCOMP_SET_MODE_STRICT || operation == SECCOMP_SET_MODE_FILTER;
+    long result;
+
+    if (sets)
+        pl_filter_comes();
+    result = pl_call(SYS_seccomp, operation, flags, filter);
+    if (sets)
+        pl_filter_came(result >= 0);
+    return result;
+}
+
+PUBLIC long syscall(long number, ...) {
+    long given[6], result;
+    va_list rest;
+
+    va_start(rest, number);
+    for (int i = 0; i < 6; i++)
+        given[i] = va_arg(rest, long);
+    va_end(rest);
+    if (unlikely(number == SYS_seccomp))
+        return set_filter(given[0], given[1], given[2]);
+    if (unlikely(number == SYS_prctl))
+        return pl_prctl((int)given[0], (unsigned long)given[1], (unsigned long)given[2], (unsigned long)given[3],
+                        (unsigned long)given[4]);
+    result = pl_call(number, given[0], given[1], given[2], given[3], given[4], given[5]);
+    if (unlikely(changes_rights(number)))
+        pl_check_rights();
+    else if (unlikely(number == SYS_prlimit64 || number == SYS_setrlimit) && !pl_foreign())
+        pl_learn_limit();
+    return result;
+}
+
+#endif

@@ -1,0 +1,48 @@
+/* Programs that give up rights: a pool that they could not map any more with those that are left is unmapped.
+ *
+ * Who maps a pool for storing can change every file of every user, so nothing of it may outlive the rights that opened it.
+ * After each change of user, groups or capabilities the pool is opened once more, as it was; where that fails, leases are
+ * given back and it is unmapped. Mappings of files that the program made itself stay, as the kernel's do.
+ */
+#include "preload.h"
+
+#include <dlfcn.h>
+#include <grp.h>
+#include <sys/fsuid.h>
+
+static void *next(const char *name, void *_Atomic *found) {
+    void *function = atomic_load_explicit(found, memory_order_relaxed);
+
+    if (!function) {
+        function = dlsym(RTLD_NEXT, name);
+        atomic_store_explicit(found, function, memory_order_relaxed);
+    }
+    return function;
+}
+
+/* The C library changes all threads; for the kernel a thread is what has rights. */
+#define CHANGES(type, name, parameters, arguments)                                                                     \
+    PUBLIC type name parameters {                                                                                      \
+        static void *_Atomic found;                                                                                    \
+        type (*real) parameters = (type(*) parameters)next(#name, &found);                                             \
+        type result = real arguments;                                                                                  \
+                                                                                                                       \
+        pl_check_rights();                                                                                             \
+        return result;                                                                                                 \
+    }
+
+CHANGES(int, setuid, (uid_t user), (user))
+CHANGES(int, seteuid, (uid_t user), (user))
+CHANGES(int, setreuid, (uid_t real_user, uid_t user), (real_user, user))
+CHANGES(int, setresuid, (uid_t real_user, uid_t user, uid_t saved), (real_user, user, saved))
+CHANGES(int, setfsuid, (uid_t user), (user))
+CHANGES(int, setgid, (gid_t group), (group))
+CHANGES(int, setegid, (gid_t group), (group))
+CHANGES(int, setregid, (gid_t real_group, gid_t group), (real_group, group))
+CHANGES(int, setresgid, (gid_t real_group, gid_t group, gid_t saved), (real_group, group, saved))
+CHANGES(int, setfsgid, (gid_t group), (group))
+CHANGES(int, setgroups, (size_t count, const gid_t *groups), (count, groups))
+CHANGES(int, initgroups, (const char *user, gid_t group), (user, group))
+CHANGES(int, capset, (void *header, const void *data), (header, data))
+CHANGES(int, setns, (int fd, int kind), (fd, kind))
+CHANGES(int, unshare, (int flags), (flags))
