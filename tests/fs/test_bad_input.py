@@ -19,6 +19,7 @@ from daxfs.errors import Corrupt, FsError, PoolError, Unsupported
 from daxfs.ext4.superblock import EXT4_ERROR_FS, Superblock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
+from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import groups, inodes, mapping
 from support import fsck, run
 
