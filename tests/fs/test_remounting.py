@@ -13,7 +13,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options
 from daxfs.pmem.pool import open_pool
-from support import fsck
+from support import fsck, wait_a_tick
 
 OpenFs = Callable[..., FileSystem]
 
@@ -88,6 +88,7 @@ def test_options_are_in_force_at_once(open_fs: OpenFs) -> None:
     fs.mkdir(ROOT_INO, b"d", 0o755)
     assert fs.volume.journal.stats.commits == commits + 1
     before = fs.getattr(made.ino).atime_ns
+    wait_a_tick()
     fs.read(file, 0, 1)
     assert fs.getattr(made.ino).atime_ns > before
     fs.release(file)
