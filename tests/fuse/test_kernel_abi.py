@@ -64,6 +64,7 @@ UNUSED = re.compile(r"(^|\.)(padding|dummy|unused\d*|spare|reserved|__spare\d|__
 NEWER = {
     "Opcode": {"STATX": 52, "COPY_FILE_RANGE_64": 53},
     "Init": {
+        "HAS_SYNCFS": 1 << 43,
         "CREATE_SUPP_GROUP": 1 << 34,
         "HAS_EXPIRE_ONLY": 1 << 35,
         "DIRECT_IO_ALLOW_MMAP": 1 << 36,
