@@ -268,6 +268,14 @@ class Superblock(Record):
             if self.s_checksum != expected:
                 raise Corrupt("superblock checksum", f"found {self.s_checksum:#010x}, expected {expected:#010x}")
 
+    def is_torn(self) -> bool:
+        """Whether `verify` refuses it, as it does after a power cut in the middle of a store."""
+        try:
+            self.verify()
+        except Corrupt:
+            return True
+        return False
+
     def seal(self) -> None:
         """Store the checksum, where the file system has one."""
         if self.s_feature_ro_compat & _METADATA_CSUM:

@@ -149,7 +149,7 @@ def needs_recovery(sb: Superblock) -> bool:
 
     The flag says so; and a wrong checksum may mean that the superblock was torn while it was copied home from the log.
     """
-    return bool(sb.s_feature_incompat & Incompat.needs_recovery) or is_torn(sb)
+    return bool(sb.s_feature_incompat & Incompat.needs_recovery) or sb.is_torn()
 
 
 def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
@@ -172,10 +172,10 @@ def mend_superblock(pool: Pool) -> bool:
     Raises:
         FsError, Corrupt, Unsupported: as `mount`; the pool is unchanged.
     """
-    if not is_torn(read_superblock(pool)):
+    if not read_superblock(pool).is_torn():
         return False
     recover_in_place(pool)
-    return not is_torn(read_superblock(pool))
+    return not read_superblock(pool).is_torn()
 
 
 def recover_in_place(pool: Pool) -> None:
@@ -190,15 +190,6 @@ def recover_in_place(pool: Pool) -> None:
     geometry.check_pool_size(pool.size)
     if geometry.has_journal:
         recover(pool, geometry, log_area(TornView(pool, geometry), sb))
-
-
-def is_torn(sb: Superblock) -> bool:
-    """Whether the superblock has a wrong checksum."""
-    try:
-        sb.verify()
-    except Corrupt:
-        return True
-    return False
 
 
 def note_abort(volume: Volume, number: int) -> None:

@@ -40,7 +40,7 @@ def _mend(path: str) -> bool:
     """Mend a superblock that a power cut has torn, at which ``e2fsck -p`` stops; whether it was (docs/CRASH.md)."""
     try:
         with open_pool(path, read_only=True, exclusively=False) as pool:
-            if not mounting.is_torn(mounting.read_superblock(pool)):
+            if not mounting.read_superblock(pool).is_torn():
                 return False
         with open_pool(path) as pool:
             pool.refuse_clients()

@@ -446,6 +446,8 @@ extern bool pl_disabled; /* by the environment */
 
 /* Find the functions, read the environment (DAXFS_DIRECT=0: do nothing), prepare for fork. Any number of times. */
 void pl_start(void);
+/* The C library's function of a name, looked for at its first call: `found` keeps it. For what few programs call. */
+void *pl_next(const char *name, void *_Atomic *found);
 
 /* REAL(read)(fd, ...): the C library's function. */
 #define REAL(name) ((likely(pl_started) ? (void)0 : pl_start()), pl_real.name)

@@ -6,25 +6,14 @@
  */
 #include "preload.h"
 
-#include <dlfcn.h>
 #include <grp.h>
 #include <sys/fsuid.h>
-
-static void *next(const char *name, void *_Atomic *found) {
-    void *function = atomic_load_explicit(found, memory_order_relaxed);
-
-    if (!function) {
-        function = dlsym(RTLD_NEXT, name);
-        atomic_store_explicit(found, function, memory_order_relaxed);
-    }
-    return function;
-}
 
 /* The C library changes all threads; for the kernel a thread is what has rights. */
 #define CHANGES(type, name, parameters, arguments)                                                                     \
     PUBLIC type name parameters {                                                                                      \
         static void *_Atomic found;                                                                                    \
-        type (*real) parameters = (type(*) parameters)next(#name, &found);                                             \
+        type (*real) parameters = (type(*) parameters)pl_next(#name, &found);                                          \
         type result = real arguments;                                                                                  \
                                                                                                                        \
         pl_check_rights();                                                                                             \

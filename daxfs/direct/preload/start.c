@@ -1,6 +1,6 @@
 /* The start of the preload library: the C library's functions, the environment, forks.
  *
- * The one file that may call what takes memory (dlsym, pthread_atfork): all in pl_start, which the constructor runs
+ * The file that may call what takes memory (dlsym, pthread_atfork): in pl_start, which the constructor runs
  * before the program has threads; another library's constructor may be earlier and runs it then.
  */
 #include "preload.h"
@@ -59,6 +59,16 @@ void pl_start(void) {
 __attribute__((constructor)) static void begin(void) {
     if (!pl_started)
         pl_start();
+}
+
+void *pl_next(const char *name, void *_Atomic *found) {
+    void *function = atomic_load_explicit(found, memory_order_relaxed);
+
+    if (!function) {
+        function = dlsym(RTLD_NEXT, name);
+        atomic_store_explicit(found, function, memory_order_relaxed);
+    }
+    return function;
 }
 
 /* What a program leaves open at its end still gets its times. */

@@ -6,7 +6,6 @@
  */
 #include "preload.h"
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,22 +14,12 @@
 
 #define ALSO(name, of) PUBLIC __typeof__(of) name __attribute__((alias(#of), copy(of)))
 /* The C library's function: looked up when it is first used, since nothing here is for signal handlers. */
-#define FOUND(name) ((__typeof__(&name))next(#name, &found_##name))
+#define FOUND(name) ((__typeof__(&name))pl_next(#name, &found_##name))
 #define KNOWN(name) static void *_Atomic found_##name
 
 KNOWN(fopen);
 KNOWN(tmpfile);
 KNOWN(mkostemps);
-
-static void *next(const char *name, void *_Atomic *found) {
-    void *function = atomic_load_explicit(found, memory_order_relaxed);
-
-    if (!function) {
-        function = dlsym(RTLD_NEXT, name);
-        atomic_store_explicit(found, function, memory_order_relaxed);
-    }
-    return function;
-}
 
 static int adopted(int fd) {
     if (fd >= 0 && !pl_filtered) {
