@@ -15,7 +15,7 @@ from crash_rig import AFTER, AGAIN, SINGLE, Run, Step
 
 ROUND = 330
 """Operations, each followed by a sync, after which the log of the smallest journal has begun anew."""
-NEAR = 40
+NEAR = 80
 """Events before and after the log begins anew between which the power fails."""
 
 
