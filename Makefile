@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Tests run in as many processes as there are processors, four at most: mounted tests beside more would wait for each other.
+WORKERS := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-crash test-teeth container lint types floors check bench clean
@@ -20,10 +22,10 @@ demo: setup ## the main job: a pool in /dev/shm, mounted, fio against it and aga
 	@$(BIN)/python scripts/demo.py
 
 test: setup ## run all tests but the long sweeps
-	@$(BIN)/python -m pytest -m "not full" $(PYTEST)
+	@$(BIN)/python -m pytest -m "not full" $(WORKERS) $(PYTEST)
 
 test-full: setup ## run all tests, the long sweeps too
-	@$(BIN)/python -m pytest --timeout=3600 $(PYTEST)
+	@$(BIN)/python -m pytest --timeout=3600 $(WORKERS) $(PYTEST)
 
 test-crash: setup ## every power cut of all workloads of one and two operations, on every processor; hours
 	@cd tests && ../$(BIN)/python -m explorer.explore $(EXPLORE)

@@ -34,10 +34,27 @@ PoolArgument = Annotated[str, typer.Argument(metavar="POOL", help="A file, block
 MountpointArgument = Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="A directory.")]
 
 app = typer.Typer(
-    help="A real ext4 file system in mapped persistent memory, served from user space.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Print the name and version, and end."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"daxfs {version('daxfs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common_options(
+    _version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A real ext4 file system in mapped persistent memory, served from user space."""
 
 
 @app.command(

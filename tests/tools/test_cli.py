@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -47,6 +48,10 @@ def test_an_error_is_one_line_and_a_code(arguments: list[str], code: int) -> Non
     said = daxfs(*arguments, code=code)
     assert said.startswith("daxfs: ")
     assert said.count("\n") == 1
+
+
+def test_version() -> None:
+    assert daxfs("--version") == daxfs("-V") == f"daxfs {importlib.metadata.version('daxfs')}\n"
 
 
 def test_help_and_nothing() -> None:
