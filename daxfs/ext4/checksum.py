@@ -5,17 +5,10 @@ Pure functions of bytes. The structures' own modules say what is covered and whe
 
 from __future__ import annotations
 
-from struct import Struct
-from typing import TYPE_CHECKING
-
 from crc32c import crc32c as _crc32c
-
-if TYPE_CHECKING:
-    from daxfs.ext4.geometry import Geometry
 
 Buffer = bytes | bytearray | memoryview
 _ONES = 0xFFFFFFFF
-_PAIR = Struct("<II")
 
 
 def crc32c(seed: int, data: Buffer) -> int:
@@ -45,11 +38,3 @@ def crc16(seed: int, data: Buffer) -> int:
     for byte in bytes(data):
         seed = seed >> 8 ^ table[(seed ^ byte) & 0xFF]
     return seed
-
-
-def inode_seed(geometry: Geometry, ino: int, generation: int) -> int:
-    """The crc32c seed of all that belongs to one inode: its slot, its extent and directory blocks.
-
-    Source: ``ei->i_csum_seed`` in fs/ext4/inode.c.
-    """
-    return _crc32c(_PAIR.pack(ino, generation), geometry.csum_seed ^ _ONES) ^ _ONES

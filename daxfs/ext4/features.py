@@ -10,10 +10,6 @@ Mind that ``~`` of an IntFlag drops unknown bits: clear bits of a superblock wit
 from __future__ import annotations
 
 from enum import IntFlag
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from daxfs.ext4.superblock import Superblock
 
 
 class Compat(IntFlag):
@@ -114,20 +110,11 @@ def names(flags: IntFlag) -> tuple[str, ...]:
     return tuple(found)
 
 
-def all_names(sb: Superblock) -> tuple[str, ...]:
-    """Every feature of the file system, in the three sets' order (compat, incompat, ro_compat)."""
-    return (
-        *names(Compat(sb.s_feature_compat)),
-        *names(Incompat(sb.s_feature_incompat)),
-        *names(RoCompat(sb.s_feature_ro_compat)),
-    )
-
-
-def unsupported_incompat(sb: Superblock) -> tuple[str, ...]:
+def unsupported_incompat(s_feature_incompat: int) -> tuple[str, ...]:
     """The names of the incompat features that refuse any mount."""
-    return names(Incompat(sb.s_feature_incompat & ~int(SUPPORTED_INCOMPAT)))
+    return names(Incompat(s_feature_incompat & ~int(SUPPORTED_INCOMPAT)))
 
 
-def unsupported_ro_compat(sb: Superblock) -> tuple[str, ...]:
+def unsupported_ro_compat(s_feature_ro_compat: int) -> tuple[str, ...]:
     """The names of the ro_compat features that allow a read-only mount only."""
-    return names(RoCompat(sb.s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT)))
+    return names(RoCompat(s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT)))

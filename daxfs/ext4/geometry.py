@@ -9,6 +9,7 @@ lib/ext2fs/openfs.c.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import Struct
 
 from daxfs.errors import Corrupt, Unsupported
 from daxfs.ext4 import features
@@ -32,6 +33,7 @@ _DIRECT_BLOCKS = 12
 _MAX_DESC_SIZE = 1024
 _MAX_HASH_VERSION = 5
 _EXTRA_ISIZE = 32
+_PAIR = Struct("<II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +161,15 @@ class Geometry:
             want_extra_isize=_want_extra_isize(sb, sizes.inode_size),
             max_extent_file_size=_max_extent_file_size(sizes.block_bits, huge_file),
             max_indirect_file_size=_max_indirect_file_size(sizes.block_bits, huge_file),
-            read_only_features=features.unsupported_ro_compat(sb),
+            read_only_features=features.unsupported_ro_compat(sb.s_feature_ro_compat),
         )
+
+    def inode_seed(self, ino: int, generation: int) -> int:
+        """The crc32c seed of all that belongs to one inode: its slot, its extent and directory blocks.
+
+        Source: ``ei->i_csum_seed`` in fs/ext4/inode.c.
+        """
+        return crc32c(self.csum_seed, _PAIR.pack(ino, generation))
 
     def check_pool_size(self, size: int) -> None:
         """Raise Corrupt when a pool of ``size`` bytes can't hold the file system (it was cut off)."""
@@ -261,7 +270,7 @@ def _is_power(number: int, base: int) -> bool:
 def _check_features(sb: Superblock) -> None:
     _require(sb.s_magic == EXT4_SUPER_MAGIC, "magic", f"{sb.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
     _require(sb.s_rev_level <= EXT4_DYNAMIC_REV, "revision", f"{sb.s_rev_level}, at most {EXT4_DYNAMIC_REV}")
-    refused = features.unsupported_incompat(sb)
+    refused = features.unsupported_incompat(sb.s_feature_incompat)
     if refused:
         raise Unsupported(refused)
     if sb.s_feature_ro_compat & RoCompat.metadata_csum:

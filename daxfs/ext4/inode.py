@@ -14,7 +14,7 @@ import stat
 from struct import Struct
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.ext4.checksum import crc32c, inode_seed
+from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.record import Record, joined, u16, u32
 
@@ -409,7 +409,7 @@ class InodeRecord(Record):
         wide = self.extra_end >= 0x84
         if wide:
             content[0x82:0x84] = b"\0\0"
-        csum = crc32c(inode_seed(geometry, ino, self.words[25]), content)
+        csum = crc32c(geometry.inode_seed(ino, self.words[25]), content)
         return csum if wide else csum & 0xFFFF
 
     def verify(self, ino: int, geometry: Geometry) -> None:
@@ -451,7 +451,7 @@ def seal_slot(geometry: Geometry, ino: int, offset: int, block: memoryview) -> N
     """
     size = geometry.inode_size
     generation: int = _U32.unpack_from(block, offset + _GENERATION)[0]
-    seed = inode_seed(geometry, ino, generation)
+    seed = geometry.inode_seed(ino, generation)
     at = offset + _CHECKSUM_LO
     if size == GOOD_OLD_SIZE:
         _U16.pack_into(block, at, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from daxfs.errors import Corrupt
 from daxfs.ext4.checksum import crc32c
-from daxfs.ext4.features import Incompat, RoCompat
+from daxfs.ext4.features import Compat, Incompat, RoCompat, names
 from daxfs.ext4.record import Record, i16, joined, raw, u8, u16, u32, u64
 
 SUPERBLOCK_OFFSET = 1024
@@ -248,6 +248,15 @@ class Superblock(Record):
     def label(self) -> str:
         """The volume name."""
         return self.s_volume_name.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Every feature of the file system, in the three sets' order (compat, incompat, ro_compat)."""
+        return (
+            *names(Compat(self.s_feature_compat)),
+            *names(Incompat(self.s_feature_incompat)),
+            *names(RoCompat(self.s_feature_ro_compat)),
+        )
 
     def computed_checksum(self) -> int:
         """What ``s_checksum`` must be (``ext4_superblock_csum``)."""

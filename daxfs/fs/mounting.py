@@ -64,10 +64,10 @@ def read_superblock(pool: Pool) -> Superblock:
 
 def check_features(sb: Superblock, *, read_only: bool) -> bool:
     """Refuse unknown incompatible features; returns whether unknown ro_compat features force a read-only mount."""
-    refused = features.unsupported_incompat(sb)
+    refused = features.unsupported_incompat(sb.s_feature_incompat)
     if refused:
         raise Unsupported(refused)
-    unknown = features.unsupported_ro_compat(sb)
+    unknown = features.unsupported_ro_compat(sb.s_feature_ro_compat)
     if unknown and not read_only:
         log.warning("mounted read-only, unknown features: %s", " ".join(unknown))
     return read_only or bool(unknown)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from daxfs.errors import Corrupt
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
-from daxfs.ext4.checksum import inode_seed
 from daxfs.ext4.inode import EXT4_INDEX_FL
 from daxfs.structures import dirhints, mapping
 
@@ -113,14 +112,14 @@ def any_block(view: View, directory: Inode, number: int) -> memoryview:
 
 
 def _check_entries(geometry: Geometry, directory: Inode, number: int, content: memoryview) -> None:
-    seed = inode_seed(geometry, directory.number, directory.words[25])
+    seed = geometry.inode_seed(directory.number, directory.words[25])
     dirent.verify_block(content, seed, where(directory, number))
 
 
 def _check_index(geometry: Geometry, directory: Inode, number: int, base: int, content: memoryview) -> None:
     place = where(directory, number)
     if geometry.metadata_csum:
-        format_.verify_block(content, inode_seed(geometry, directory.number, directory.words[25]), place)
+        format_.verify_block(content, geometry.inode_seed(directory.number, directory.words[25]), place)
     w = content.cast("I")
     if base == format_.ROOT_BASE:
         format_.root_info(w, place, large_dir=geometry.has_large_dir)
@@ -145,7 +144,7 @@ def _seal(geometry: Geometry, ino: int, generation: int, content: memoryview) ->
     """
     w = content.cast("I")
     seal = format_.seal_block if format_.is_node(w) or format_.is_root(w) else dirent.seal_block
-    seal(content, inode_seed(geometry, ino, generation))
+    seal(content, geometry.inode_seed(ino, generation))
 
 
 # Changing

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4 import extent as format_
-from daxfs.ext4.checksum import inode_seed
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, MAX_DEPTH, Extent
 from daxfs.structures import blocks, inodes
 from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, Node, descend, node, root, trust_root
@@ -34,7 +33,7 @@ def sealer(tx: Handle, inode: Inode) -> Seal | None:
     if not geometry.metadata_csum:
         return None
     number, generation = inode.number, inode.generation
-    return lambda buf: format_.seal_block(buf, inode_seed(geometry, number, generation))
+    return lambda buf: format_.seal_block(buf, geometry.inode_seed(number, generation))
 
 
 def writable(tx: Handle, inode: Inode, number: int) -> memoryview:

@@ -20,7 +20,6 @@ import numpy as np
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import extent as format_
-from daxfs.ext4.checksum import inode_seed
 from daxfs.ext4.extent import EXT4_EXT_MAGIC, EXT_INIT_MAX_LEN, Extent
 from daxfs.structures import metadata_zone
 from daxfs.structures.trusted import Trusted
@@ -71,7 +70,7 @@ def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memory
     def check(buf: memoryview) -> None:
         where = f"inode {inode.number}, extent block {number}"
         if view.geometry.metadata_csum:
-            seed = inode_seed(view.geometry, inode.number, inode.generation)
+            seed = view.geometry.inode_seed(inode.number, inode.generation)
             format_.verify_block(buf, seed, where)
         _check(view, inode, buf.cast("I"), levels, where)
 

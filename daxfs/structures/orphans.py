@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from daxfs.errors import Corrupt
 from daxfs.ext4 import orphan
-from daxfs.ext4.checksum import inode_seed
 from daxfs.ext4.limits import EXT4_MAX_ORPHAN_FILE_BLOCKS
 from daxfs.structures import inodes, mapping
 
@@ -195,7 +194,7 @@ def _read_file(view: View) -> _File:
         blocks.extend(range(extent.pblk, extent.pblk + extent.length))
     if len(blocks) != count:
         raise Corrupt("orphan file", f"inode {ino} has a hole at block {len(blocks)} of {count}")
-    return _File(geometry, blocks, inode_seed(geometry, ino, inode.i_generation))
+    return _File(geometry, blocks, geometry.inode_seed(ino, inode.i_generation))
 
 
 def _check(geometry: Geometry, seed: int, number: int, content: memoryview) -> None:

@@ -113,8 +113,11 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         mounts=sb.s_mnt_count,
         last_mounted=_text(sb.s_last_mounted),
         last_written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sb.s_wtime)) if sb.s_wtime else "",
-        features=list(features.all_names(sb)),
-        unsupported=[*features.unsupported_incompat(sb), *features.unsupported_ro_compat(sb)],
+        features=list(sb.feature_names),
+        unsupported=[
+            *features.unsupported_incompat(sb.s_feature_incompat),
+            *features.unsupported_ro_compat(sb.s_feature_ro_compat),
+        ],
         mount=facts,
     )
 

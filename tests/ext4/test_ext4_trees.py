@@ -16,7 +16,6 @@ import pytest
 
 from daxfs.errors import Corrupt
 from daxfs.ext4 import acl, dirent, extent, htree, orphan, xattr
-from daxfs.ext4.checksum import inode_seed
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.hash import dirhash, dirhash_many, effective_version
 from daxfs.ext4.inode import FT_REG_FILE, InodeRecord
@@ -52,7 +51,7 @@ class Image:
 
     def seed(self, name: str) -> int:
         ino, inode = self.inode(name)
-        return inode_seed(self.geometry, ino, inode.i_generation)
+        return self.geometry.inode_seed(ino, inode.i_generation)
 
     def block(self, number: int) -> memoryview:
         return self.view[number * BLOCK : (number + 1) * BLOCK]

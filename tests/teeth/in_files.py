@@ -605,7 +605,7 @@ MUTANTS = [
     Mutant(
         "an extent tree block has no checksum",
         TREE,
-        "    return lambda buf: format_.seal_block(buf, inode_seed(geometry, number, generation))\n",
+        "    return lambda buf: format_.seal_block(buf, geometry.inode_seed(number, generation))\n",
         "    return None\n",
         "The next mount refuses the file.",
         ("tests/structures/test_extents.py", REUSE),
