@@ -209,8 +209,8 @@ MUTANTS = [
     Mutant(
         "preload: msync of a part",
         POOL,
-        "syscall(SYS_msync, first, (uintptr_t)address + length - first, MS_SYNC)",
-        "syscall(SYS_msync, first, length, MS_SYNC)",
+        "pl_call(SYS_msync, first, (uintptr_t)address + length - first, MS_SYNC)",
+        "pl_call(SYS_msync, first, length, MS_SYNC)",
         "The end of a range that begins within a page is not synced.",
         LIBRARY,
     ),

@@ -37,9 +37,9 @@ MUTANTS = [
     # Mounting
     Mutant(
         "a torn superblock is final",
-        MOUNTING,
-        "    except Corrupt:\n        return True\n    return False\n",
-        "    except Corrupt:\n        return False\n    return False\n",
+        "daxfs/ext4/superblock.py",
+        "        except Corrupt:\n            return True\n        return False\n",
+        "        except Corrupt:\n            return False\n        return False\n",
         "A superblock that was torn on its way home is not mended from the log.",
         (LIVES,),
     ),
@@ -151,15 +151,15 @@ MUTANTS = [
     Mutant(
         "fdatasync skips the size",
         DATA,
-        "    if journal.dirty or (not data_only and ino in volume.nodes.lazy):\n",
-        "    if not data_only and (journal.dirty or ino in volume.nodes.lazy):\n",
+        "    if journal.dirty or (not data_only and (",
+        "    if not data_only and (journal.dirty or (",
         "What was appended is lost after fdatasync.",
         (SYNC, OPERATIONS),
     ),
     Mutant(
         "fsync forgets times",
         DATA,
-        "    if journal.dirty or (not data_only and ino in volume.nodes.lazy):\n",
+        "    if journal.dirty or (not data_only and (ino in waiting or (ino == ROOT_INO and waiting))):\n",
         "    if journal.dirty:\n",
         "The time of an overwrite is not durable after fsync.",
         (SYNC, OPERATIONS),
