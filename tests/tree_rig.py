@@ -187,8 +187,8 @@ def pool_tree(pool: Path | FileSystem) -> Tree:
         return walk(fs)
 
 
-def walk(fs: FileSystem) -> Tree:
-    """Everything in an open file system; it must be mounted with noatime."""
+def walk(fs: FileSystem, *, contents: bool = True) -> Tree:
+    """Everything in an open file system, which must be mounted with noatime; ``contents`` of files too."""
     assert fs.volume.options.atime == "noatime"
     tree: Tree = {}
     todo = [(b"", ROOT_INO)]
@@ -204,19 +204,19 @@ def walk(fs: FileSystem) -> Tree:
             if kind == file_type_of_mode(stat.S_IFDIR):
                 todo.append((below, child))
             else:
-                tree[below] = pool_facts(fs, child)
+                tree[below] = pool_facts(fs, child, contents=contents)
     for path, facts in list(tree.items()):
         if stat.S_ISDIR(facts.mode) and path:
             assert fs.lookup(facts.ino, b"..").ino == tree[os.path.dirname(path)].ino
     return tree
 
 
-def pool_facts(fs: FileSystem, ino: int, content: object = None) -> Facts:
+def pool_facts(fs: FileSystem, ino: int, content: object = None, *, contents: bool = True) -> Facts:
     """What daxfs says of one inode."""
     found = fs.getattr(ino)
     if stat.S_ISLNK(found.mode):
         content = fs.readlink(ino)
-    elif stat.S_ISREG(found.mode):
+    elif stat.S_ISREG(found.mode) and contents:
         content = pool_content(fs, ino, found.size)
     return Facts(
         ino,

@@ -191,10 +191,15 @@ def _half_md4(
 
 # Many names at once
 
+FEW_NAMES = 16
+"""Arrays pay from so many names on: an operation on them costs about as much as a short name, which may be cached."""
+
 
 def dirhash_many(names: Sequence[bytes], version: int, seed: Seed) -> tuple[Words, Words]:
     """``dirhash`` of all names: two arrays (major, minor) of uint32, in the order of ``names``."""
     state = seed if any(seed) else _DEFAULT_SEED
+    if len(names) < FEW_NAMES:
+        return _one_by_one(names, version, seed)
     if version in (HALF_MD4, HALF_MD4_UNSIGNED):
         rows = _hash_rows(names, version == HALF_MD4, state, 8, _half_md4_rows)
         major, minor = rows[1], rows[2]
@@ -202,12 +207,15 @@ def dirhash_many(names: Sequence[bytes], version: int, seed: Seed) -> tuple[Word
         rows = _hash_rows(names, version == TEA, state[:2], 4, _tea_rows)
         major, minor = rows[0], rows[1]
     else:
-        pairs = [dirhash(name, version, seed) for name in names]
-        table = np.array(pairs, dtype=np.uint32).reshape(len(pairs), 2)
-        return table[:, 0].copy(), table[:, 1].copy()
+        return _one_by_one(names, version, seed)
     major &= np.uint32(0xFFFFFFFE)
     major[major == HTREE_EOF << 1] = (HTREE_EOF - 1) << 1
     return major, minor
+
+
+def _one_by_one(names: Sequence[bytes], version: int, seed: Seed) -> tuple[Words, Words]:
+    table = np.array([dirhash(name, version, seed) for name in names], dtype=np.uint32).reshape(len(names), 2)
+    return table[:, 0].copy(), table[:, 1].copy()
 
 
 def _hash_rows(

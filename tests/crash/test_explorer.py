@@ -9,28 +9,28 @@ import pytest
 from crash_rig import FORMATS, PLAIN, SINGLE, Run, image
 from explorer import workloads
 from explorer.examine import Depth, Examiner, Tally, Wrong, complete
-from explorer.explore import explore
+from explorer.explore import Task, explore
 from explorer.lines import Line, choices, cuts
 from explorer.workloads import Workload
 
 from daxfs.pmem.recorder import CACHE_LINE, Event, Fence, Flush, Store
 
-SAMPLE = Depth(alone=6, subsets=1, others=0.002)
+SAMPLE = Depth(alone=6, subsets=1, again=0.003)
 
 
 def explored(work: list[Workload], depth: Depth = SAMPLE) -> Tally:
     """Examine these workloads on all processors; the first wrong image fails the test."""
     total = Tally()
-    for found in explore(work, depth):
-        assert isinstance(found, Tally), found
-        total.add(found)
+    for found in explore([Task(each, depth) for each in work]):
+        assert not found.wrong, found.wrong
+        total.add(found.tally)
     assert total.workloads == len(work)
     return total
 
 
 def test_every_operation() -> None:
     work = list(workloads.ones("1k"))
-    found = explored(work, Depth(alone=2, subsets=1))
+    found = explored(work, Depth(alone=2, subsets=1, again=0.001))
     assert found.cuts >= 2 * found.workloads
     assert found.distinct > 5 * found.workloads
 
@@ -53,7 +53,7 @@ def test_a_log_that_begins_anew() -> None:
 
 
 def test_without_a_journal() -> None:
-    explored(workloads.sample(*PLAIN, 12, 1), Depth(alone=4, subsets=1))
+    explored(workloads.sample(*PLAIN, 8, 1), Depth(alone=2, subsets=1))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -18,11 +18,13 @@ class Disk:
     """Bytes with an undo list.
 
     Attributes:
-        content: the bytes; `put` and the stores of `UndoPool` change them.
+        base: the bytes that it began with.
+        content: the bytes now; `put` and the stores of `UndoPool` change them.
         changed: the blocks that differ, or may differ, from those the disk began with.
     """
 
     def __init__(self, content: bytes | bytearray, block_size: int) -> None:
+        self.base = bytes(content)
         self.content = bytearray(content)
         self.changed: set[int] = set()
         self._block_size = block_size
@@ -63,13 +65,21 @@ class Disk:
 
     def digest(self, without: Container[int] = ()) -> bytes:
         """Tells two states of the disk apart, but for the blocks ``without``."""
-        size, view = self._block_size, memoryview(self.content)
+        size, view, base = self._block_size, memoryview(self.content), memoryview(self.base)
         found = hashlib.blake2b(digest_size=16)
         for block in sorted(self.changed):
-            if block not in without:
+            begin, end = block * size, (block + 1) * size
+            if block not in without and view[begin:end] != base[begin:end]:
                 found.update(block.to_bytes(8, "little"))
-                found.update(view[block * size : (block + 1) * size])
+                found.update(view[begin:end])
         return found.digest()
+
+    def copy(self) -> Disk:
+        """Another disk that began with the same bytes and has the same now; nothing of that can be taken back."""
+        made = Disk(self.base, self._block_size)
+        made.content[:] = self.content
+        made.changed = set(self.changed)
+        return made
 
 
 class UndoPool(MemoryPool):

@@ -20,6 +20,7 @@ from crash_rig import (
     Run,
     grow_everything,
     image,
+    preen,
     recover_by_e2fsck,
     recover_by_kernel,
     take_picture,
@@ -35,6 +36,7 @@ from daxfs.fs.mounting import log_area, read_superblock
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.recorder import RecordingPool, Store
+from daxfs.structures.mapping import Extent
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
 from explorer.workloads import Part, Workload
@@ -53,7 +55,7 @@ class Depth:
     Attributes:
         alone: lines of a cut that go missing alone, and that are there alone, at most.
         subsets: random subsets of lines and of words at each cut.
-        others: the share of images that e2fsck and the kernel recover too.
+        others: the share of images that e2fsck and the kernel recover too, and that ``e2fsck -p`` must mend.
         grow: the share of states in which every file is made longer, to see that only zeros appear.
         again: the share of images whose recovery is cut, too.
     """
@@ -103,6 +105,37 @@ def freeze_clocks() -> None:
     clock.now = lambda: EPOCH_NS  # type: ignore[assignment]
 
 
+class Layout:
+    """Where the files of a recovered state lie: states with the same metadata differ only in what lies there.
+
+    Attributes:
+        blocks: with content of files, which e2fsck does not read.
+    """
+
+    def __init__(self, picture: Picture, runs: dict[int, list[Extent]], block_size: int) -> None:
+        self.blocks = frozenset(
+            block for found in runs.values() for run in found for block in range(run.pblk, run.pblk + run.length)
+        )
+        self._picture = picture
+        self._runs = runs
+        self._block_size = block_size
+
+    def picture(self, content: bytearray) -> Picture:
+        """The tree, with the content that files have in these bytes of a pool."""
+        contents = {ino: self._content(ino, content) for ino in self._picture.contents}
+        return self._picture._replace(contents=contents)
+
+    def _content(self, ino: int, content: bytearray) -> bytes:
+        size = self._block_size
+        length = len(self._picture.contents[ino])
+        made = bytearray(-(-length // size) * size)
+        for run in self._runs[ino]:
+            begin, end = run.lblk * size, min((run.lblk + run.length) * size, len(made))
+            if not run.unwritten and begin < end:
+                made[begin:end] = content[run.pblk * size : run.pblk * size + end - begin]
+        return bytes(made[:length])
+
+
 class Examiner:
     """One workload's images.
 
@@ -122,9 +155,9 @@ class Examiner:
         self._file = folder / "image"
         self._disk = Disk(content, self.run.fs.volume.block_size)
         self._journal = journal_blocks(content)
+        self._layouts: dict[frozenset[int], dict[bytes, Layout]] = {}
         self._seen: set[tuple[bytes, tuple[int, int]]] = set()
         self._pictures: dict[bytes, Picture] = {}
-        self._checked: set[bytes] = set()
         self._judged: set[tuple[bytes, tuple[int, int]]] = set()
 
     def explore(self) -> Tally:
@@ -160,37 +193,49 @@ class Examiner:
         self._seen.add(exact)
         self.tally.distinct += 1
         others, again = chance() < self._depth.others, chance() < self._depth.again
-        content = bytes(disk.content) if others or again else b""
+        crashed = disk.copy() if others or again else disk
+        picture = self._recover(disk, position)
+        if others:
+            self._compare(bytes(crashed.content), picture)
+        if again:
+            self._cut_recovery(crashed, position)
+
+    def _recover(self, disk: Disk, position: int) -> Picture:
+        """Mount what is on the disk, and judge the tree that the mount finds if its state is new at this stage."""
         fs = FileSystem.open(UndoPool(disk), QUIET)
         state = disk.digest(self._journal)
         picture = self._pictures.get(state)
         if picture is None:
-            picture = self._pictures[state] = self._look(fs)
+            picture = self._pictures[state] = self._look(fs, disk)
         else:
             fs.volume.pool.close()
-        if (state, stage) not in self._judged:
+        judged = state, self.run.stage(position)
+        if judged not in self._judged:
             told = self.run.judge(picture, position)
             assert not told, "\n".join(told)
-            self._judged.add((state, stage))
-        if others:
-            self._compare(content, picture)
-        if again:
-            self._cut_recovery(content, position)
+            self._judged.add(judged)
+        return picture
 
-    def _look(self, fs: FileSystem) -> Picture:
-        """Read a state that was not seen before; e2fsck checks it, unless it differs in nothing but file data."""
+    def _look(self, fs: FileSystem, disk: Disk) -> Picture:
+        """Read a state that was not seen before.
+
+        If only file data is new in it, that is read where the files are known to lie; else e2fsck checks it, too.
+        """
         self.tally.states += 1
+        for data, known in self._layouts.items():
+            layout = known.get(disk.digest(self._journal | data))
+            if layout is not None:
+                fs.volume.pool.close()
+                return layout.picture(disk.content)
         picture = take_picture(fs)
-        metadata = self._disk.digest(self._journal | data_blocks(fs, picture))
-        if metadata in self._checked:
-            fs.volume.pool.close()
-            return picture
-        self._checked.add(metadata)
+        runs = {ino: fs.describe(ino) for ino in picture.contents}
+        layout = Layout(picture, runs, fs.volume.block_size)
+        self._layouts.setdefault(layout.blocks, {})[disk.digest(self._journal | layout.blocks)] = layout
         fs.close()
-        self._file.write_bytes(self._disk.content)
+        self._file.write_bytes(disk.content)
         fsck(self._file)
         if self._rng.random() < self._depth.grow:
-            wrong = grow_everything(bytearray(self._disk.content))
+            wrong = grow_everything(bytearray(disk.content))
             assert not wrong, "\n".join(wrong)
         return picture
 
@@ -202,27 +247,22 @@ class Examiner:
             wrong = unlike(recover_by_e2fsck(content, self._file), mine)
             assert not wrong, f"e2fsck: {wrong[:4]}"
         if not torn and not torn_descriptor(content):
+            preen(content, self._file)
             wrong = unlike(recover_by_kernel(content, self._file), mine)
             assert not wrong, f"the kernel: {wrong[:4]}"
 
-    def _cut_recovery(self, content: bytes, position: int) -> None:
+    def _cut_recovery(self, crashed: Disk, position: int) -> None:
         """The power fails once more, between the mount that recovers the image and its unmount."""
-        recorder = RecordingPool(bytearray(content))
+        recorder = RecordingPool(bytearray(crashed.content))
         FileSystem.open(recorder, QUIET).close()
-        disk = Disk(content, self.run.fs.volume.block_size)
-        for shown in sweep(recorder.events, disk, self._rng, **FEW):
+        for shown in sweep(recorder.events, crashed, self._rng, **FEW):
             self.tally.again += 1
             try:
-                with FileSystem.open(UndoPool(disk), QUIET) as fs:
-                    picture = take_picture(fs)
-            except Corrupt as error:
-                if error.kind == TORN_TAIL:
+                self._recover(crashed, position)
+            except (AssertionError, Corrupt) as error:
+                if isinstance(error, Corrupt) and error.kind == TORN_TAIL:
                     continue
-                raise
-            told = self.run.judge(picture, position)
-            assert not told, "\n".join((f"its recovery cut at {shown.position}, {shown.label}", *told))
-            self._file.write_bytes(disk.content)
-            fsck(self._file)
+                raise AssertionError(f"its recovery cut at {shown.position}, {shown.label}\n{error}") from error
 
 
 def journal_blocks(content: bytes) -> set[int]:
@@ -234,16 +274,6 @@ def journal_blocks(content: bytes) -> set[int]:
     pool = MemoryPool(content)
     area = log_area(PoolView(pool, geometry), read_superblock(pool))
     return {block for first, count in area.runs for block in range(first, first + count)}
-
-
-def data_blocks(fs: FileSystem, picture: Picture) -> set[int]:
-    """Blocks with content of files, which e2fsck does not read."""
-    return {
-        block
-        for ino in picture.contents
-        for run in fs.describe(ino)
-        for block in range(run.pblk, run.pblk + run.length)
-    }
 
 
 def complete(run: Run) -> bool:

@@ -47,8 +47,10 @@ class PlainExaminer:
             Wrong: e2fsck can't mend an image, or something is gone that the workload did not touch.
         """
         run, depth = self.run, self._depth
-        few = min(depth.alone, 16)
-        for shown in sweep(run.pool.events, self._disk, self._rng, alone=few, subsets=depth.subsets, start=run.start):
+        few, (start, stop) = min(depth.alone, 16), self._workload.part.window(run)
+        for shown in sweep(
+            run.pool.events, self._disk, self._rng, alone=few, subsets=depth.subsets, start=start, stop=stop
+        ):
             self.tally.cuts += shown.first
             self.tally.images += 1
             exact = self._disk.digest()

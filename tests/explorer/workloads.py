@@ -20,9 +20,14 @@ NEAR = 80
 
 
 class Part(Enum):
-    """When the power fails: while the workload runs, at any time from mount to unmount, or as the log begins anew."""
+    """When the power fails.
+
+    WORK: while the workload runs. LAST: from the beginning of its last operation on (what came before is cut in shorter
+    workloads). LIFE: at any time from mount to unmount. LAP: as the log begins anew.
+    """
 
     WORK = "work"
+    LAST = "last"
     LIFE = "life"
     LAP = "lap"
 
@@ -32,6 +37,8 @@ class Part(Enum):
             return 0, None
         if self is Part.LAP:
             return run.laps[0] - NEAR, run.laps[0] + NEAR
+        if self is Part.LAST:
+            return run.moments[-1].begun, None
         return run.start, None
 
 
@@ -51,7 +58,7 @@ def ones(name: str) -> Iterator[Workload]:
 def twos(name: str) -> Iterator[Workload]:
     """Every two operations, in one transaction and with a sync between them."""
     return (
-        Workload(name, ((first, between), (second, "")))
+        Workload(name, ((first, between), (second, "")), Part.LAST)
         for first in SINGLE
         for second in SINGLE
         for between in ("", "sync")

@@ -18,6 +18,8 @@ from daxfs.ext4 import hash as dxhash
 
 SEED = (0xC0FFEE, 0, 0x12345678, 0xFFFFFFFF)
 NAMES = st.lists(st.binary(min_size=0, max_size=255), max_size=12)
+MANY = [b"name %d" % number for number in range(dxhash.FEW_NAMES)]
+"""With these before them names are hashed in arrays."""
 
 
 @settings(max_examples=60, deadline=None)
@@ -25,10 +27,11 @@ NAMES = st.lists(st.binary(min_size=0, max_size=255), max_size=12)
 def test_many_names_at_once_hash_like_each_alone(
     names: list[bytes], version: int, seed: tuple[int, int, int, int]
 ) -> None:
+    alone = [dxhash.dirhash(name, version, seed) for name in (*MANY, *names)]
+    major, minor = dxhash.dirhash_many([*MANY, *names], version, seed)
+    assert list(zip(major.tolist(), minor.tolist(), strict=True)) == alone
     major, minor = dxhash.dirhash_many(names, version, seed)
-    assert list(zip(major.tolist(), minor.tolist(), strict=True)) == [
-        dxhash.dirhash(name, version, seed) for name in names
-    ]
+    assert list(zip(major.tolist(), minor.tolist(), strict=True)) == alone[len(MANY) :]
 
 
 @settings(max_examples=30, deadline=None)
