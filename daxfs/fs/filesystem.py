@@ -439,6 +439,7 @@ class FileSystem:
         """A client has stored by itself: the times move, and it may have made the file longer. See `growing.stored`."""
         return growing.stored(self.volume, file, told)
 
+    @reading
     def part(self) -> None:
         """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""
         leasing.part(self.volume)
@@ -497,6 +498,7 @@ class FileSystem:
         self.volume.nodes.unpin(ino, count)
         removal.collect(self.volume, ino)
 
+    @reading
     def generation(self, ino: int) -> int:
         """The inode's generation number: with the number it names a file for good."""
         return inodes.read(self.volume.view, ino).generation
@@ -513,6 +515,7 @@ class FileSystem:
         """Mount in another way, to read-only or back too; see `remounting.remount`. Files stay open."""
         remounting.remount(self.volume, options)
 
+    @reading
     def tick(self) -> None:
         """Commit when the commit interval has passed."""
         self.volume.tick()

@@ -469,5 +469,4 @@ def look_for_strangers(volume: Volume) -> None:
     volume.leases.forsaken.clear()
     nodes, held = volume.nodes, {parked.ino for lease in volume.leases.by_ino.values() for parked in lease.parked}
     nodes.kept -= {ino for ino in nodes.kept if ino not in held and ino != volume.board.ino}
-    for ino in tuple(nodes.unlinked):
-        removal.collect(volume, ino)
+    removal.collect_all(volume)

@@ -130,9 +130,7 @@ def mount(pool: Pool, options: Options) -> Volume:
     volume.leases.strangers = pool.mapped_by_readers() if was_clean else pool.mapped_elsewhere()
     if volume.leases.strangers:
         log.warning("%s: programs still map it from before; what they may touch is freed when they end", pool.path)
-    found = removal.recover(volume)
-    if found:
-        log.info("%d orphaned inodes cleaned", found)
+    removal.recover(volume)
     volume.commit()
     return volume
 

@@ -7,6 +7,7 @@ Freeing a large file takes several handles: the tree is valid between them, and 
 
 from __future__ import annotations
 
+import logging
 import stat
 import time
 
@@ -15,6 +16,8 @@ from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
 from daxfs.structures import inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
+
+log = logging.getLogger("daxfs.fs")
 
 CREDITS_FREE = 64
 """Blocks one step of freeing may change: index blocks, inode, descriptors, attribute block, orphan block."""
@@ -91,8 +94,22 @@ def free(volume: Volume, ino: int) -> None:
     nodes.listed.discard(ino)
 
 
-def recover(volume: Volume) -> int:
-    """After a crash: free the orphans without names, cut the others to their size. Returns how many there were."""
+def collect_all(volume: Volume) -> None:
+    """Free every inode without a name that is busy no more; the log says how many there were."""
+    waiting = tuple(volume.nodes.unlinked)
+    for ino in waiting:
+        collect(volume, ino)
+    note_cleaned(len(waiting) - len(volume.nodes.unlinked))
+
+
+def note_cleaned(count: int) -> None:
+    """Say how many orphans are gone, if any are."""
+    if count:
+        log.info("%d orphaned inodes cleaned", count)
+
+
+def recover(volume: Volume) -> None:
+    """After a crash: free the orphans without names, cut the others to their size."""
     found = list(orphans.listing(volume.view))
     for ino in found:
         volume.nodes.listed.add(ino)
@@ -104,4 +121,4 @@ def recover(volume: Volume) -> int:
             with volume.handle(CREDITS_FREE) as tx:
                 orphans.remove(tx, ino)
             volume.nodes.listed.discard(ino)
-    return len(found)
+    note_cleaned(sum(ino not in volume.nodes.unlinked for ino in found))

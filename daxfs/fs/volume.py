@@ -317,16 +317,17 @@ class Volume:
 
     def report(self, error: Corrupt) -> None:
         """Record damage in the superblock's error fields and change nothing from then on (errors=remount-ro)."""
-        log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", error.strerror, self.pool.path)
         if self.read_only or self._journal is None:
+            log.error("%s; run: daxfs check -y %s", error.strerror, self.pool.path)
             return
+        log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", error.strerror, self.pool.path)
         self.nodes.lazy.clear()
         try:
             with self._journal.handle(2) as tx:
                 tx.edit_superblock().record_error(int(time.time()), EXT4_ERR_EFSCORRUPTED, error.kind)
             self._journal.commit()
-        except FsError:
-            log.exception("the damage could not be recorded")
+        except FsError as failed:
+            log.error("%s: the damage could not be recorded: %s", self.pool.path, failed.strerror)
         self._only_read()
 
     @property
@@ -339,7 +340,6 @@ class Volume:
         if self._journal is not None and not self.read_only:
             self._journal.abort(error)
         self._only_read()
-        log.critical("the journal is aborted: %r", error)
 
     def disown(self, owner: str) -> None:
         """Somebody else changes the pool: nothing is stored in it any more, not even that. ``owner``: for the log."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from daxfs.errors import FsError, UserError
-from daxfs.fuse import mounts, unexpected
+from daxfs.fuse import logs, mounts, unexpected
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
@@ -115,7 +115,11 @@ def failing(core: FileSystem, mountpoint: str) -> Iterator[None]:
     except BaseException as error:
         end_by(LAST_SECONDS)
         core.abort(error)
-        log.critical("the session failed and ends; %s stays mounted", mountpoint, exc_info=error)
+        log.critical(
+            "the session failed: nothing is stored any more, the journal will be replayed; %s stays mounted",
+            mountpoint,
+            exc_info=error,
+        )
         raise SessionFailed(f"the session of {mountpoint} failed: {error!r}") from error
 
 
@@ -123,8 +127,8 @@ def end_by(seconds: int) -> None:
     """Have the kernel end this process after some seconds.
 
     A process without memory may not even come to its end: what it does for that needs memory too. A timer needs none.
+    Nobody handles its signal but the fault handler (`logs.start`), which leaves a traceback.
     """
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
 
 
@@ -149,7 +153,7 @@ def tick_seconds(commit_seconds: float) -> float:
 
 async def _tick(core: FileSystem) -> None:
     """Let the core commit when it is time. A refusal is logged: the core has turned read-only if it had to."""
-    last, look_at = "", 0.0
+    look_at = 0.0
     while True:
         await trio.sleep(tick_seconds(core.options.commit_interval))
         try:
@@ -158,11 +162,10 @@ async def _tick(core: FileSystem) -> None:
                 core.look_for_owners()
             core.tick()
         except FsError as error:
-            if str(error) != last:
-                last = str(error)
-                log.error("commit: %s", error.strerror)
+            logs.unanswered("commit", error)
         except Exception as error:
             unexpected.refusal(core, error, "looking whether a commit is due")
+        logs.flush()
 
 
 async def _stop_on_signal(

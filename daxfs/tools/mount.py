@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import logging.handlers
 import os
 import sys
 import time
@@ -19,14 +18,13 @@ from typing import TYPE_CHECKING
 from daxfs.direct import wire
 from daxfs.errors import FsError, UserError
 from daxfs.fs.types import Options
-from daxfs.fuse import mounts, options
+from daxfs.fuse import logs, mounts, options
 from daxfs.fuse.options import MountOptions
 from daxfs.pmem import ownership
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
 
-SYSLOG = "/dev/log"
 DONE = b"ok\n"
 RELEASE_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.001
@@ -63,7 +61,7 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
     place = os.path.join(os.getcwd(), pool)
     mounts.check_device()
     if foreground:
-        logging.basicConfig(level=logging.INFO, format="daxfs: %(message)s", filename=wanted.log or None)
+        logs.start(wanted.log, foreground=True)
         serve(place, directory, wanted, lambda: None)
     else:
         start_daemon(place, directory, wanted)
@@ -174,7 +172,6 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
     os.chdir("/")
     os.umask(0o022)
     _detach(keep=writer)
-    _log_to(wanted.log)
     told = False
 
     def tell(what: bytes) -> None:
@@ -185,9 +182,11 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
             os.close(writer)
 
     try:
+        logs.start(wanted.log)
         serve(pool, mountpoint, wanted, lambda: tell(DONE))
     except UserError as error:
-        log.error("%s", error)
+        if not told:  # else the session has said it
+            log.error("%s", error)
         tell(f"{error.code} {error}".encode())
         return error.code
     except FsError as error:
@@ -198,6 +197,8 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
         log.critical("the daemon of %s ends", pool, exc_info=True)
         tell(f"{mounts.SYSTEM_ERROR} internal error: {error!r}".encode())
         return mounts.SYSTEM_ERROR
+    finally:
+        logs.finish()
     return 0
 
 
@@ -208,19 +209,6 @@ def _detach(keep: int) -> None:
         os.dup2(null, stream)
     os.closerange(3, keep)
     os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
-
-
-def _log_to(path: str) -> None:
-    handler: logging.Handler
-    if path:
-        handler = logging.FileHandler(path, delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    elif os.path.exists(SYSLOG):
-        handler = logging.handlers.SysLogHandler(SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-        handler.setFormatter(logging.Formatter(f"daxfs[{os.getpid()}]: %(message)s"))
-    else:
-        handler = logging.NullHandler()
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def umount(mountpoint: str, *, lazy: bool = False) -> None:

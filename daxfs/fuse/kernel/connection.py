@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Attributes
-from daxfs.fuse import unexpected
+from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
@@ -136,7 +136,7 @@ class Connection:
             try:
                 unpin(ROOT_INO if node == abi.ROOT_ID else node, lookups)
             except FsError as error:
-                log.warning("forgetting inode %d: %s", node, error.strerror)
+                logs.unanswered(f"forgetting inode {node}", error)
             except Exception as error:
                 unexpected.refusal(self.core, error, f"forgetting inode {node}")
 
@@ -195,6 +195,6 @@ class Connection:
             try:
                 self.closed(handle)
             except FsError as error:
-                log.warning("closing file handle %d: %s", handle, error.strerror)
+                logs.unanswered(f"closing file handle {handle}", error)
             except Exception as error:
                 unexpected.refusal(self.core, error, f"closing file handle {handle}")

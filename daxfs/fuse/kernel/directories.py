@@ -6,11 +6,11 @@ The kernel keeps listings (FOPEN_CACHE_DIR) until it changes the directory, and 
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
+from daxfs.fuse import logs
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from daxfs.fs.types import DirEntry
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
-
-log = logging.getLogger("daxfs.fuse")
 
 
 def opendir(connection: Connection, _request: Request) -> bytes:
@@ -90,7 +88,7 @@ def entry_of(connection: Connection, found: DirEntry, pinned: list[int]) -> byte
     try:
         entry = connection.entry(connection.core.getattr(found.ino))
     except FsError as error:
-        log.warning("inode %d: %s", found.ino, error.strerror)
+        logs.unanswered(f"inode {found.ino}", error)
         return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
     pinned.append(found.ino)
     return entry

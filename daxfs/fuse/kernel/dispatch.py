@@ -9,8 +9,8 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError
-from daxfs.fuse import unexpected
+from daxfs.errors import FsError
+from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import BODY
@@ -102,9 +102,7 @@ def ordinarily(connection: Connection, request: Request, length: int, handler: H
 
 def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:
     """The answer to a request that was refused."""
-    if isinstance(error, Corrupt):
-        log.warning("%s", error.strerror)
     if opcode in WITHOUT_ANSWER:
-        log.error("opcode %d: %s", opcode, error.strerror)
+        logs.unanswered(f"opcode {opcode}", error)
         return None
     return (_out_header(OUT, -(error.errno or errno.EIO), unique),)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable, Container
 from struct import Struct
 
 from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Caller
+from daxfs.fuse import logs
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import ROOT_ID
-
-log = logging.getLogger("daxfs.fuse")
 
 BODY = abi.IN_HEADER.size
 
@@ -56,7 +54,7 @@ class Request:
             try:
                 self.undo()
             except FsError as error:
-                log.warning("taking back opcode %d: %s", self.opcode, error.strerror)
+                logs.unanswered(f"taking back opcode {self.opcode}", error)
 
     @property
     def opcode(self) -> int:

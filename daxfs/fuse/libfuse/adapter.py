@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import FsError
 from daxfs.fs.attributes import ACL_ACCESS
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, SetAttributes
-from daxfs.fuse import unexpected
+from daxfs.fuse import logs, unexpected
 from daxfs.fuse.groups import with_groups, with_groups_that_matter
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ AsyncMethod = Callable[..., Awaitable[Any]]
 
 def refusal(error: FsError) -> FUSEError:
     """The FUSE answer to an operation that the core refused."""
-    if isinstance(error, Corrupt):
-        log.warning("%s", error.strerror)
     return FUSEError(error.errno or errno.EIO)
 
 
@@ -201,7 +199,7 @@ class Adapter:
             try:
                 unpin(ino_of(node), lookups)
             except FsError as error:
-                log.warning("forgetting inode %d: %s", node, error.strerror)
+                logs.unanswered(f"forgetting inode {node}", error)
             except Exception as error:
                 self.unexpected(error, f"forgetting inode {node}")
 
@@ -366,7 +364,7 @@ class Adapter:
             try:
                 entry = entry_of(core.getattr(found.ino))
             except FsError as error:
-                log.warning("inode %d: %s", found.ino, error.strerror)
+                logs.unanswered(f"inode {found.ino}", error)
                 entry = damaged_entry(found)
             if not reply(token, found.name, entry, found.cookie):
                 return
