@@ -25,7 +25,7 @@ test: setup ## run all tests but the long sweeps
 	@$(BIN)/python -m pytest -m "not full" $(WORKERS) $(PYTEST)
 
 test-full: setup ## run all tests, the long sweeps too
-	@$(BIN)/python -m pytest --timeout=3600 $(WORKERS) $(PYTEST)
+	@$(BIN)/python -m pytest --timeout=3600 --crash-images=400 $(WORKERS) $(PYTEST)
 
 test-crash: setup ## every power cut of all workloads of one and two operations, on every processor; hours
 	@cd tests && ../$(BIN)/python -m explorer.explore $(EXPLORE)

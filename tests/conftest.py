@@ -6,10 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import crash_marker
 import pytest
 
 from daxfs.fuse import unexpected
 from support import mke2fs
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of ours."""
+    parser.addoption(
+        "--crash-images", type=int, default=crash_marker.IMAGES, help="crash images of a test with the marker crash"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
+from crash_marker import complete
 from crash_rig import FORMATS, PLAIN, SINGLE, Run, image
 from explorer import workloads
-from explorer.examine import Depth, Examiner, Tally, Wrong, complete
+from explorer.examine import Depth, Examiner, Tally, Wrong
 from explorer.explore import Task, explore
 from explorer.lines import Line, choices, cuts
 from explorer.workloads import Workload
@@ -61,7 +62,8 @@ def test_the_record_is_complete(name: str) -> None:
     """The bytes at the start and the stores since make up the memory, the unmount included."""
     chance = random.Random(name)
     for operation in SINGLE:
-        assert complete(Run(image(name), [(operation, chance.choice(("", "sync")))], close=True)), operation
+        run = Run(image(name), [(operation, chance.choice(("", "sync")))], close=True)
+        assert complete(run.pool, run.last), operation
 
 
 # The explorer itself

@@ -35,7 +35,7 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.mounting import log_area, read_superblock
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import RecordingPool, Store
+from daxfs.pmem.recorder import RecordingPool
 from daxfs.structures.mapping import Extent
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
@@ -274,12 +274,3 @@ def journal_blocks(content: bytes) -> set[int]:
     pool = MemoryPool(content)
     area = log_area(PoolView(pool, geometry), read_superblock(pool))
     return {block for first, count in area.runs for block in range(first, first + count)}
-
-
-def complete(run: Run) -> bool:
-    """Whether the record has every store: the bytes it began with and its stores make up the memory."""
-    memory = bytearray(run.pool.base)
-    for event in run.pool.events:
-        if isinstance(event, Store):
-            memory[event.offset : event.offset + len(event.data)] = event.data
-    return memory == run.last

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import crash_marker
 import pytest
 
 from daxfs.fs.filesystem import FileSystem
@@ -56,6 +58,19 @@ def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
 
 
 @pytest.fixture
-def fs(open_fs: Callable[..., FileSystem]) -> FileSystem:
-    """A file system with the default features."""
-    return open_fs()
+def fs(
+    request: pytest.FixtureRequest,
+    open_fs: Callable[..., FileSystem],
+    pool: Callable[..., Path],
+    tmp_path: Path,
+) -> Iterator[FileSystem]:
+    """A file system with the default features; of a test with the marker ``crash`` on a pool that records."""
+    if request.node.get_closest_marker("crash") is None:
+        yield open_fs()
+        return
+    recorded = crash_marker.Recorded(pool("-b", "4096", size=crash_marker.SIZE).read_bytes())
+    yield recorded.fs
+    content = recorded.close()
+    assert crash_marker.complete(recorded.pool, content)
+    rng = random.Random(request.node.nodeid)
+    assert recorded.check(request.config.getoption("--crash-images"), rng, tmp_path)

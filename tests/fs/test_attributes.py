@@ -68,6 +68,7 @@ def test_times_are_kept_to_the_nanosecond(open_fs: OpenFs) -> None:
     assert fs.getattr(ino).atime_ns == TIMES[-1]
 
 
+@pytest.mark.crash
 def test_one_time_alone_leaves_the_other(fs: FileSystem, ino: int) -> None:
     fs.setattr(ino, SetAttributes(atime_ns=1, mtime_ns=2))
     fs.setattr(ino, SetAttributes(atime_ns=3))
@@ -75,6 +76,7 @@ def test_one_time_alone_leaves_the_other(fs: FileSystem, ino: int) -> None:
     assert fs.getattr(ino)[8:11] == (3, 4, 5)
 
 
+@pytest.mark.crash
 def test_every_change_moves_ctime(fs: FileSystem, ino: int) -> None:
     born = fs.getattr(ino).crtime_ns
     changes: list[Callable[[], object]] = [
@@ -119,6 +121,7 @@ def test_times_out_of_range_end_where_the_kernels_do(pool: MakePool, any_format:
 # Owners and modes
 
 
+@pytest.mark.crash
 def test_a_new_owner_takes_no_set_id_bits(fs: FileSystem, ino: int) -> None:
     for changes in (SetAttributes(uid=5), SetAttributes(gid=6), SetAttributes(uid=7, gid=8)):
         fs.setattr(ino, SetAttributes(mode=0o6755))
@@ -129,21 +132,25 @@ def test_a_new_owner_takes_no_set_id_bits(fs: FileSystem, ino: int) -> None:
     assert fs.setattr(directory, SetAttributes(gid=6)).mode & 0o7777 == 0o2755
 
 
+@pytest.mark.crash
 def test_set_gid_that_means_locking_stays_with_a_new_owner(fs: FileSystem, ino: int) -> None:
     fs.setattr(ino, SetAttributes(mode=0o2644))
     assert fs.setattr(ino, SetAttributes(uid=5)).mode & 0o7777 == 0o2644
 
 
+@pytest.mark.crash
 def test_large_owners(fs: FileSystem, ino: int) -> None:
     found = fs.setattr(ino, SetAttributes(uid=0xFFFFFFFE, gid=65536))
     assert (found.uid, found.gid) == (0xFFFFFFFE, 65536)
 
 
+@pytest.mark.crash
 def test_the_type_can_not_be_changed(fs: FileSystem, ino: int) -> None:
     fs.setattr(ino, SetAttributes(mode=stat.S_IFDIR | 0o777))
     assert fs.getattr(ino).mode == stat.S_IFREG | 0o777
 
 
+@pytest.mark.crash
 def test_everything_at_once(fs: FileSystem, ino: int) -> None:
     found = fs.setattr(ino, SetAttributes(0o4711, 1, 2, 3000, 4, 5, 6))
     assert found.mode == stat.S_IFREG | 0o4711
@@ -154,6 +161,7 @@ def test_everything_at_once(fs: FileSystem, ino: int) -> None:
 # Extended attributes
 
 
+@pytest.mark.crash
 def test_create_and_replace(fs: FileSystem, ino: int) -> None:
     with refused(errno.ENODATA):
         fs.setxattr(ino, b"user.x", b"1", REPLACE)
@@ -170,6 +178,7 @@ def test_create_and_replace(fs: FileSystem, ino: int) -> None:
             missing(ino, b"user.x")
 
 
+@pytest.mark.crash
 def test_names_that_are_refused(fs: FileSystem, ino: int) -> None:
     for name, number in (
         (b"other.x", errno.EOPNOTSUPP),
@@ -184,6 +193,7 @@ def test_names_that_are_refused(fs: FileSystem, ino: int) -> None:
     assert fs.listxattr(ino) == [longest]
 
 
+@pytest.mark.crash
 def test_user_attributes_stand_on_files_and_directories_alone(fs: FileSystem) -> None:
     made = [
         fs.symlink(ROOT_INO, b"link", b"target").ino,
@@ -287,6 +297,7 @@ def test_attributes_go_with_their_inode(open_fs: OpenFs) -> None:
 # ACLs
 
 
+@pytest.mark.crash
 def test_an_acl_and_the_mode_say_the_same(fs: FileSystem, ino: int) -> None:
     fs.setxattr(ino, ACCESS, wire(NAMED_ACL))
     assert fs.getattr(ino).mode & 0o777 == 0o751
@@ -300,6 +311,7 @@ def test_an_acl_and_the_mode_say_the_same(fs: FileSystem, ino: int) -> None:
     assert fs.getattr(ino).mode & 0o777 == 0o640
 
 
+@pytest.mark.crash
 def test_an_acl_that_the_mode_says_as_well_is_not_stored(fs: FileSystem, ino: int) -> None:
     fs.setxattr(ino, ACCESS, wire(PLAIN_ACL))
     assert fs.getattr(ino).mode & 0o777 == 0o640
@@ -308,6 +320,7 @@ def test_an_acl_that_the_mode_says_as_well_is_not_stored(fs: FileSystem, ino: in
         fs.getxattr(ino, ACCESS)
 
 
+@pytest.mark.crash
 def test_acls_that_are_refused(fs: FileSystem, ino: int) -> None:
     with refused(errno.EACCES):
         fs.setxattr(ino, DEFAULT, wire(NAMED_ACL))
@@ -331,6 +344,7 @@ def test_acls_that_are_refused(fs: FileSystem, ino: int) -> None:
     assert fs.listxattr(ino) == []
 
 
+@pytest.mark.crash
 def test_a_default_acl_is_handed_down(fs: FileSystem) -> None:
     heir = fs.mkdir(ROOT_INO, b"heir", 0o755).ino
     fs.setxattr(heir, DEFAULT, wire(NAMED_ACL))

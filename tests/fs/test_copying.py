@@ -20,6 +20,7 @@ from support import fsck
 OpenFs = Callable[..., FileSystem]
 
 
+@pytest.mark.crash
 def test_copies_keep_holes_and_stop_at_the_end(fs: FileSystem) -> None:
     source, target = PoolFile(fs, b"source"), PoolFile(fs, b"target")
     source.write(0, b"a" * 10_000)
@@ -37,6 +38,7 @@ def test_copies_keep_holes_and_stop_at_the_end(fs: FileSystem) -> None:
     assert target.content() == 2 * source.content()
 
 
+@pytest.mark.crash
 def test_copies_that_are_refused(fs: FileSystem) -> None:
     file = PoolFile(fs, b"f")
     file.write(0, b"x" * 9000)

@@ -60,6 +60,7 @@ def test_random_writes_and_cuts_equal_a_bytearray(open_fs: OpenFs, any_format: t
     fs.release(file)
 
 
+@pytest.mark.crash
 def test_reads_of_written_ranges_are_views_of_the_pool(fs: FileSystem) -> None:
     _, file = make(fs)
     fs.write(file, 0, b"a" * 65536)
@@ -87,6 +88,7 @@ def test_sparse_files_of_many_terabytes(fs: FileSystem) -> None:
     fs.release(file)
 
 
+@pytest.mark.crash
 def test_growing_shows_zeros_where_the_old_end_was(fs: FileSystem) -> None:
     ino, file = make(fs)
     fs.write(file, 0, b"\xff" * 8192)
@@ -100,6 +102,7 @@ def test_growing_shows_zeros_where_the_old_end_was(fs: FileSystem) -> None:
     fs.release(file)
 
 
+@pytest.mark.crash
 def test_append_goes_to_the_end(fs: FileSystem) -> None:
     ino, file = make(fs, flags=os.O_WRONLY | os.O_APPEND)
     for number in range(10):
@@ -113,6 +116,7 @@ def test_append_goes_to_the_end(fs: FileSystem) -> None:
     fs.release(reader)
 
 
+@pytest.mark.crash
 def test_truncating_open_frees_the_blocks(fs: FileSystem) -> None:
     free = fs.statfs().free
     ino, file = make(fs)
@@ -149,6 +153,7 @@ def test_reserved_blocks_are_the_superusers(open_fs: OpenFs) -> None:
     fs.tree.write_bytes("/root", b"x" * 65536)
 
 
+@pytest.mark.crash
 def test_writing_takes_set_id_bits_from_other_users_files(fs: FileSystem) -> None:
     user = Caller(uid=1000, gid=1000)
     ino = fs.mknod(ROOT_INO, b"f", 0o6777).ino
@@ -165,6 +170,7 @@ def test_writing_takes_set_id_bits_from_other_users_files(fs: FileSystem) -> Non
     fs.release(root)
 
 
+@pytest.mark.crash
 def test_set_gid_without_group_execute_is_locking_and_stays_for_members(fs: FileSystem) -> None:
     ino = fs.mknod(ROOT_INO, b"f", 0o2767, caller=Caller(uid=1, gid=1000)).ino
     for user, stays in (
@@ -217,6 +223,7 @@ def test_a_file_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("flag", [0, os.O_DSYNC, os.O_SYNC])
+@pytest.mark.crash
 def test_what_is_changed_with_o_sync_is_durable(fs: FileSystem, tmp_path: Path, flag: int) -> None:
     """Without it, nothing is left of the same changes after a power cut."""
     fs.tree.write_bytes("/source", b"s" * 4096)
@@ -238,6 +245,7 @@ def test_what_is_changed_with_o_sync_is_durable(fs: FileSystem, tmp_path: Path, 
     fs.release(source)
 
 
+@pytest.mark.crash
 def test_append_only_files_keep_what_they_hold(fs: FileSystem) -> None:
     """Also when O_APPEND was taken off an open file, as a mount's session always does."""
     ino, before = make(fs)
@@ -256,6 +264,7 @@ def test_append_only_files_keep_what_they_hold(fs: FileSystem) -> None:
     fs.release(before)
 
 
+@pytest.mark.crash
 def test_views_of_the_pool_can_t_be_written_through(fs: FileSystem) -> None:
     """A store through a view would be neither flushed nor dated, and would not ask how the file was opened."""
     ino, file = make(fs)

@@ -85,6 +85,7 @@ def force(fs: FileSystem, ino: int, flags: int) -> None:
 # Who may change what
 
 
+@pytest.mark.crash
 def test_what_is_kept(fs: FileSystem, ino: int) -> None:
     for flags in (0, EXT4_NODUMP_FL, EXT4_NOATIME_FL | EXT4_SYNC_FL, EXT4_DAX_FL, IMMUTABLE, APPEND, 0):
         before = fs.setattr(ino, SetAttributes(ctime_ns=5))
@@ -96,6 +97,7 @@ def test_what_is_kept(fs: FileSystem, ino: int) -> None:
         fs.set_flags(ino, EXT4_EXTENTS_FL)
 
 
+@pytest.mark.crash
 def test_flags_nobody_may_change_stay(fs: FileSystem) -> None:
     for number in range(600):
         fs.mknod(ROOT_INO, b"%d" % number + b"n" * 40, 0o644)
@@ -107,6 +109,7 @@ def test_flags_nobody_may_change_stay(fs: FileSystem) -> None:
     assert fs.getattr(ROOT_INO).flags == root
 
 
+@pytest.mark.crash
 def test_owners_and_others(fs: FileSystem, ino: int) -> None:
     own = fs.mknod(ROOT_INO, b"own", 0o644, 0, USER).ino
     fs.set_flags(own, EXT4_EXTENTS_FL | EXT4_NODUMP_FL, USER)
@@ -121,6 +124,7 @@ def test_owners_and_others(fs: FileSystem, ino: int) -> None:
     fs.set_flags(own, EXT4_EXTENTS_FL | APPEND | EXT4_SYNC_FL, USER)
 
 
+@pytest.mark.crash
 def test_data_is_not_logged(fs: FileSystem, ino: int) -> None:
     """JOURNAL_DATA that the kernel has set can be taken away, not set; and it excludes DAX."""
     with refused(errno.EOPNOTSUPP):
@@ -134,6 +138,7 @@ def test_data_is_not_logged(fs: FileSystem, ino: int) -> None:
     assert fs.uses_dax(ino)
 
 
+@pytest.mark.crash
 def test_what_has_no_flags(fs: FileSystem) -> None:
     fifo = fs.mknod(ROOT_INO, b"fifo", stat.S_IFIFO | 0o644).ino
     link = fs.symlink(ROOT_INO, b"link", b"target").ino
@@ -256,6 +261,7 @@ def test_the_kernel_takes_the_same(pool: MakePool) -> None:
     assert {said for *_, said, _ in theirs} >= {None, "ENOTSUP", "EPERM", "EINVAL"}
 
 
+@pytest.mark.crash
 def test_flags_suit_the_kind(fs: FileSystem, ino: int) -> None:
     directory = fs.mkdir(ROOT_INO, b"d", 0o755).ino
     for flag in (EXT4_DIRSYNC_FL, EXT4_TOPDIR_FL, EXT4_PROJINHERIT_FL):
@@ -613,6 +619,7 @@ def test_the_kernel_forbids_the_same(pool: MakePool) -> None:
     assert sum(said == "EPERM" for said in expected.values()) > 150
 
 
+@pytest.mark.crash
 def test_a_touch_is_no_date(fs: FileSystem, ino: int) -> None:
     fs.setattr(ino, SetAttributes(atime_ns=1, mtime_ns=2, ctime_ns=3))
     found = fs.setattr(ino, SetAttributes(mtime_now=True))
@@ -647,6 +654,7 @@ def test_reads_of_a_noatime_file(open_fs: OpenFs) -> None:
     fs.releasedir(directory)
 
 
+@pytest.mark.crash
 def test_what_is_done_to_a_sync_inode_is_durable(fs: FileSystem) -> None:
     def commits(change: Callable[[], object]) -> int:
         before = fs.volume.journal.stats.commits

@@ -68,6 +68,7 @@ def test_it_lives_from_open_to_close(open_fs: OpenFs, any_format: tuple[str, ...
             fs.release(file)
 
 
+@pytest.mark.crash
 def test_a_pinned_one_lives_until_it_is_forgotten(fs: FileSystem) -> None:
     with nothing_is_lost(fs):
         file, made = fs.tmpfile(ROOT_INO, 0o600)
@@ -115,6 +116,7 @@ def test_it_gets_a_name(open_fs: OpenFs, any_format: tuple[str, ...], synced: bo
     assert listed(fs) == []
 
 
+@pytest.mark.crash
 def test_what_gets_no_name(fs: FileSystem) -> None:
     closed, _ = fs.tmpfile(ROOT_INO, 0o600, os.O_RDWR | os.O_EXCL)
     with refused(errno.ENOENT):
@@ -132,6 +134,7 @@ def test_what_gets_no_name(fs: FileSystem) -> None:
         fs.release(file)
 
 
+@pytest.mark.crash
 def test_a_refused_name_changes_nothing(fs: FileSystem) -> None:
     fs.tree.mkdir("/d")
     file, _ = fs.tmpfile(ROOT_INO, 0o600)
@@ -152,6 +155,7 @@ def test_a_refused_name_changes_nothing(fs: FileSystem) -> None:
         fs.tmpfile(fs.tree.resolve("/n"), 0o600)
 
 
+@pytest.mark.crash
 def test_a_number_used_again_is_not_linkable(fs: FileSystem) -> None:
     file, _ = fs.tmpfile(ROOT_INO, 0o600)
     fs.release(file)
@@ -163,6 +167,7 @@ def test_a_number_used_again_is_not_linkable(fs: FileSystem) -> None:
     fs.release(again)
 
 
+@pytest.mark.crash
 def test_it_inherits_as_a_named_file_does(fs: FileSystem) -> None:
     heir = fs.mkdir(ROOT_INO, b"heir", 0o2775).ino
     fs.setattr(heir, SetAttributes(gid=77))

@@ -53,6 +53,7 @@ def test_every_kind_of_inode_on_every_format(open_fs: OpenFs, any_format: tuple[
     assert names(fs) == {b"lost+found"}
 
 
+@pytest.mark.crash
 def test_a_name_of_256_bytes_is_refused(fs: FileSystem) -> None:
     fs.mknod(ROOT_INO, b"n" * 255, 0o644)
     for attempt in (
@@ -65,6 +66,7 @@ def test_a_name_of_256_bytes_is_refused(fs: FileSystem) -> None:
             attempt()
 
 
+@pytest.mark.crash
 def test_existing_and_missing_names(fs: FileSystem) -> None:
     fs.mkdir(ROOT_INO, b"d", 0o755)
     fs.mknod(ROOT_INO, b"f", 0o644)
@@ -86,6 +88,7 @@ def test_existing_and_missing_names(fs: FileSystem) -> None:
         fs.rmdir(ROOT_INO, b"d")
 
 
+@pytest.mark.crash
 def test_a_setgid_directory_hands_down_its_group(fs: FileSystem) -> None:
     parent = fs.mkdir(ROOT_INO, b"shared", 0o2775, Caller(uid=10, gid=20))
     assert parent.gid == 20
@@ -95,6 +98,7 @@ def test_a_setgid_directory_hands_down_its_group(fs: FileSystem) -> None:
     assert (made.uid, made.gid, made.mode & 0o7777) == (11, 20, 0o644)
 
 
+@pytest.mark.crash
 def test_umask_applies(fs: FileSystem) -> None:
     made = fs.mknod(ROOT_INO, b"f", 0o666, 0, Caller(umask=0o027))
     assert made.mode & 0o7777 == 0o640
@@ -158,6 +162,7 @@ class TestRename:
         assert fs.tree.stat("/b/same").nlink == 2
 
 
+@pytest.mark.crash
 def test_an_open_file_without_a_name_lives_until_closed(fs: FileSystem) -> None:
     before = fs.statfs()
     file, made = fs.create(ROOT_INO, b"f", 0o600)
@@ -171,6 +176,7 @@ def test_an_open_file_without_a_name_lives_until_closed(fs: FileSystem) -> None:
     assert (after.free, after.files_free) == (before.free, before.files_free)
 
 
+@pytest.mark.crash
 def test_a_pinned_inode_without_a_name_lives_until_forgotten(fs: FileSystem) -> None:
     made = fs.mknod(ROOT_INO, b"f", 0o600)
     fs.pin(made.ino)
@@ -212,6 +218,7 @@ def test_many_thousands_of_names(open_fs: OpenFs) -> None:
     assert names(fs) == set(sorted(expected)[1::2]) | {b"lost+found"}
 
 
+@pytest.mark.crash
 def test_a_listing_goes_on_while_names_come_and_go(fs: FileSystem) -> None:
     stay = {b"stay-%04d" % number for number in range(800)}
     for name in stay:

@@ -278,6 +278,7 @@ def test_refusals(open_fs: OpenFs) -> None:
     assert not file.blocks()
 
 
+@pytest.mark.crash
 def test_protected_files(fs: FileSystem) -> None:
     file = PoolFile(fs, b"f")
     file.write(0, b"x" * 9000)
@@ -289,6 +290,7 @@ def test_protected_files(fs: FileSystem) -> None:
     assert {file.fallocate(mode, 0, 20_000) for mode in EVERY_MODE} == {"EPERM"}
 
 
+@pytest.mark.crash
 def test_set_id_bits_go_and_times_move(fs: FileSystem) -> None:
     file = PoolFile(fs, b"f")
     file.write(0, b"x" * 9000)

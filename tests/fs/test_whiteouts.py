@@ -45,6 +45,7 @@ def test_what_is_left_behind(open_fs: OpenFs, any_format: tuple[str, ...]) -> No
     fs.tree.rmdir("/d")
 
 
+@pytest.mark.crash
 def test_flags_that_go_together(fs: FileSystem) -> None:
     fs.tree.write_bytes("/f", b"f")
     fs.tree.write_bytes("/g", b"g")
