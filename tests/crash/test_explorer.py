@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 from crash_marker import complete
-from crash_rig import FORMATS, PLAIN, SINGLE, Run, image
+from crash_rig import AFTER, FORMATS, PLAIN, SINGLE, Run, image
 from explorer import workloads
 from explorer.examine import Depth, Examiner, Tally, Wrong
 from explorer.explore import Task, explore
@@ -30,40 +31,70 @@ def explored(work: list[Workload], depth: Depth = SAMPLE) -> Tally:
 
 
 def test_every_operation() -> None:
+    """Each with one kind of sync after it."""
     work = list(workloads.ones("1k"))
-    found = explored(work, Depth(alone=2, subsets=1, again=0.001))
+    chance = random.Random(1)
+    some = [chance.choice(work[at : at + len(AFTER)]) for at in range(0, len(work), len(AFTER))]
+    found = explored(some, Depth(alone=1, subsets=1, again=0.001))
     assert found.cuts >= 2 * found.workloads
-    assert found.distinct > 5 * found.workloads
+    assert found.distinct > 4 * found.workloads
+
+
+@pytest.mark.full
+def test_every_operation_with_every_sync() -> None:
+    explored(list(workloads.ones("1k")), Depth(alone=2, subsets=1, again=0.001))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_two_operations(name: str) -> None:
-    explored(workloads.sample(name, 12, 1))
+    explored(workloads.sample(name, 3, 1))
 
 
 def test_three_operations() -> None:
-    explored(list(workloads.threes("1k", 12, 1)))
+    explored(list(workloads.threes("1k", 4, 1)))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_and_three_operations(name: str) -> None:
+    explored([*workloads.sample(name, 24, 2), *workloads.threes(name, 24, 2)])
 
 
 def test_mounts_and_unmounts() -> None:
-    explored([work for name in FORMATS for work in workloads.lives(name, 2, 1)])
+    explored([work for name in FORMATS for work in workloads.lives(name, 1, 1)], Depth(alone=2, subsets=1, again=0.003))
+
+
+@pytest.mark.full
+def test_more_mounts_and_unmounts() -> None:
+    explored([work for name in FORMATS for work in workloads.lives(name, 4, 2)])
 
 
 def test_a_log_that_begins_anew() -> None:
-    assert explored(list(workloads.laps("1k", 1, 1))).cuts > 10
+    assert explored(list(workloads.laps("1k", 1, 1)), Depth(alone=2, subsets=1, again=0.003)).cuts > 10
 
 
 def test_without_a_journal() -> None:
-    explored(workloads.sample(*PLAIN, 8, 1), Depth(alone=2, subsets=1))
+    explored(workloads.sample(*PLAIN, 4, 1), Depth(alone=2, subsets=1))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_record_is_complete(name: str) -> None:
+def record_is_complete(name: str, operation: str, after: str) -> bool:
     """The bytes at the start and the stores since make up the memory, the unmount included."""
-    chance = random.Random(name)
+    run = Run(image(name), [(operation, after)], close=True)
+    return complete(run.pool, run.last)
+
+
+def test_the_record_is_complete() -> None:
+    """Of every operation, on a format of its own."""
+    for operation, name, after in zip(SINGLE, cycle(FORMATS), cycle(("", "sync", "sync", ""))):
+        assert record_is_complete(name, operation, after), (name, operation)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_record_is_complete_on_every_format(name: str) -> None:
     for operation in SINGLE:
-        run = Run(image(name), [(operation, chance.choice(("", "sync")))], close=True)
-        assert complete(run.pool, run.last), operation
+        for after in ("", "sync"):
+            assert record_is_complete(name, operation, after), operation
 
 
 # The explorer itself

@@ -1,8 +1,8 @@
 """Recover each crash image of a workload and judge what comes out.
 
-daxfs mounts every image. Most images recover to a state that another one led to before: a state is read, checked by
-e2fsck and judged once for each set of promises. A share of the images is recovered by e2fsck and by the kernel too,
-which must find the same tree; in another share the recovery itself is cut.
+daxfs replays the log of every image. Most images become a state that another one has become before: a state is mounted,
+read and checked by e2fsck once, and judged once for each set of promises. A share of the images is recovered by e2fsck
+and by the kernel too, which must find the same tree; in another share the recovery itself is cut.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from crash_rig import (
 from daxfs.errors import Corrupt
 from daxfs.fs import clock
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fs.mounting import log_area, read_superblock
+from daxfs.fs.mounting import log_area, needs_recovery, read_superblock, recover_in_place
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.recorder import RecordingPool
@@ -201,14 +201,18 @@ class Examiner:
             self._cut_recovery(crashed, position)
 
     def _recover(self, disk: Disk, position: int) -> Picture:
-        """Mount what is on the disk, and judge the tree that the mount finds if its state is new at this stage."""
-        fs = FileSystem.open(UndoPool(disk), QUIET)
+        """Recover what is on the disk, and judge the tree that a mount finds if the state is new at this stage.
+
+        The log is replayed for each image. Images that replay makes the same are mounted once, since the mount that
+        follows is the same as well.
+        """
+        mark = disk.mark()
+        replay(UndoPool(disk))
         state = disk.digest(self._journal)
         picture = self._pictures.get(state)
         if picture is None:
-            picture = self._pictures[state] = self._look(fs, disk)
-        else:
-            fs.volume.pool.close()
+            disk.rewind(mark)
+            picture = self._pictures[state] = self._look(FileSystem.open(UndoPool(disk), QUIET), disk)
         judged = state, self.run.stage(position)
         if judged not in self._judged:
             told = self.run.judge(picture, position)
@@ -263,6 +267,13 @@ class Examiner:
                 if isinstance(error, Corrupt) and error.kind == TORN_TAIL:
                     continue
                 raise AssertionError(f"its recovery cut at {shown.position}, {shown.label}\n{error}") from error
+
+
+def replay(pool: UndoPool) -> None:
+    """The first part of a mount: the log is replayed, if it may hold something, and is empty then."""
+    if needs_recovery(read_superblock(pool)):
+        recover_in_place(pool)
+    pool.close()
 
 
 def journal_blocks(content: bytes) -> set[int]:
