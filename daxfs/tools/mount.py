@@ -21,6 +21,7 @@ from daxfs.fs.types import Options
 from daxfs.fuse import logs, mounts, options
 from daxfs.fuse.options import MountOptions
 from daxfs.pmem import ownership
+from daxfs.tools.status import status
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
@@ -65,6 +66,15 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
         serve(place, directory, wanted, lambda: None)
     else:
         start_daemon(place, directory, wanted)
+        if sys.stderr.isatty():
+            _warn(directory)
+
+
+def _warn(mountpoint: str) -> None:
+    """Tell the person at the terminal what the log tells everybody else: that sync(2) does nothing on this mount."""
+    line = status(mountpoint).get("warning")
+    if line:
+        print(f"daxfs: {mountpoint}: {line}", file=sys.stderr)
 
 
 def check_path(pool: str) -> None:

@@ -6,16 +6,17 @@ import ctypes
 import json
 import mmap
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, Mounted, as_user, daxfs, mounted, mountpoint
+from mount_rig import COMMAND, SESSIONS, Mounted, as_user, daxfs, mounted, mountpoint
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
 from daxfs.tools.sync import sync
-from support import fsck, run
+from support import HANG_SECONDS, fsck, run
 
 OLD = 10**9
 
@@ -108,6 +109,27 @@ def exists(fs: FileSystem) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_line_on_the_terminal_of_who_mounts(pool: Callable[..., Path]) -> None:
+    """Only there: what mount(8) and scripts read stays empty, and the log has the line."""
+    ours, theirs = os.openpty()
+    with mountpoint() as place:
+        try:
+            command = [*COMMAND, "mount", str(pool("-b", "4096")), str(place)]
+            subprocess.run(command, stdin=subprocess.DEVNULL, stderr=theirs, timeout=HANG_SECONDS, check=True)
+            said = json.loads(daxfs("info", "--json", place))["mount"]["durability"]
+            os.set_blocking(ours, False)
+            try:
+                shown = os.read(ours, 4096).decode()
+            except BlockingIOError:
+                shown = ""
+            assert ("make nothing durable" in shown) is said["sync"].startswith("nothing")
+            assert shown.count("\n") == bool(shown)
+        finally:
+            daxfs("umount", place)
+            os.close(ours)
+            os.close(theirs)
 
 
 def test_a_line_at_the_mount(pool: Callable[..., Path]) -> None:

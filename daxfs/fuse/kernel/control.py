@@ -38,7 +38,7 @@ def init(connection: Connection, request: Request) -> bytes:
         for line in agreement.missing():
             log.warning("this kernel: %s", line)
         if (warning := durability.warning(connection)) is not None:
-            log.info("%s", warning)
+            log.warning("%s", warning)
     return answer
 
 

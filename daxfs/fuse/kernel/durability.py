@@ -1,4 +1,4 @@
-"""What makes changes durable on a mount: one table for ``daxfs info``, one line for the log.
+"""What makes changes durable on a mount: one table for ``daxfs info``, one line for the log and for who mounts.
 
 The kernel passes sync(2) and syncfs(2) on to the daemon (SYNCFS) only if INIT has agreed on HAS_SYNCFS. Without it they
 write dirty pages of mapped and cached files back to the daemon and return, and the journal stays as it is.
@@ -36,7 +36,7 @@ def table(connection: Connection) -> dict[str, str]:
 
 
 def warning(connection: Connection) -> str | None:
-    """A line for the log of a mount on which sync(2) does nothing that a caller could rely on."""
+    """A line for the log, and for the terminal of who mounts, where sync(2) does nothing to rely on."""
     options = connection.options
     if options.read_only or options.sync or connection.agreement.has(Init.HAS_SYNCFS):
         return None

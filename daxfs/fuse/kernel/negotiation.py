@@ -23,6 +23,8 @@ MOST_PAGES = 4096
 MAX_BACKGROUND = 64
 CONGESTION_THRESHOLD = 48
 NANOSECOND = 1
+SYNCFS_MINOR = 46
+"""The protocol that gives bit 43 to HAS_SYNCFS. Patched kernels of 7.45 use the bit for other things (famfs, iomap)."""
 
 WANTED = (
     Init.ASYNC_READ
@@ -130,6 +132,8 @@ def agree(major: int, minor: int, readahead: int, offered: int, wanted: Init) ->
     if major < abi.MAJOR or minor < abi.OLDEST_MINOR:
         raise FsError(errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}, daxfs needs 7.{abi.OLDEST_MINOR}")
     flags = Init(offered) & wanted
+    if minor < SYNCFS_MINOR:
+        flags &= ~Init.HAS_SYNCFS
     if not flags & Init.INIT_EXT:
         flags &= Init(0xFFFFFFFF)
     pages = most_pages() if flags & Init.MAX_PAGES else 32

@@ -29,7 +29,11 @@ def options(connection: Connection) -> list[str]:
     return connection.options.listed()
 
 
-FACTS: dict[str, Callable[[Connection], object]] = {"options": options, "durability": durability.table}
+FACTS: dict[str, Callable[[Connection], object]] = {
+    "options": options,
+    "durability": durability.table,
+    "warning": durability.warning,
+}
 """Name in the JSON object -> what tells its value (anything that JSON can hold) of a connection."""
 
 
