@@ -139,9 +139,10 @@ def top_mount(mountpoint: str) -> Mount | None:
 def real_mountpoint(mountpoint: str) -> str:
     """The real path of a mountpoint. Its last component is not looked at: the daemon behind it may be gone."""
     parent, name = os.path.split(os.path.abspath(mountpoint))
-    if os.path.islink(mountpoint):
+    place = os.path.join(os.path.realpath(parent), name)
+    if top_mount(place) is None and os.path.islink(mountpoint):
         return os.path.realpath(mountpoint)
-    return os.path.join(os.path.realpath(parent), name)
+    return place
 
 
 def check_mountpoint(mountpoint: str) -> str:

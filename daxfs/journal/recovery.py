@@ -114,6 +114,33 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
     return _report(superblock, end, len(final), revoked)
 
 
+def newest_copy(pool: Pool, geometry: Geometry, area: LogArea, block: int) -> bytearray | None:
+    """What the last committed transaction that changed ``block`` made of it; None if the log does not have it.
+
+    For looking beside the pool's user, who goes on: the log is read, and nothing is stored.
+
+    Raises:
+        Corrupt: as `replay`; also when the log began anew meanwhile, so that asking again helps.
+        Unsupported: as `replay`.
+    """
+    superblock = load_superblock(pool, geometry, area)
+    if not superblock.s_start:
+        return None
+    reader = _Reader(pool, geometry, area, superblock)
+    end = _Scan(reader).run()
+    until = reader.revokes(end).get(block)
+    copies = [copy for copy in reader.committed(end) if copy.home == block]
+    if not copies or (until is not None and not is_newer(copies[-1].sequence, until)):
+        return None
+    reader.check_copy(copies[-1])
+    content = bytearray(reader.block(copies[-1].position))
+    if copies[-1].flags & jbd2.FLAG_ESCAPE:
+        content[:4] = _MAGIC_WORD
+    if load_superblock(pool, geometry, area) != superblock:
+        raise Corrupt("journal", "it began anew while it was read")
+    return content
+
+
 def wipe(pool: Pool, geometry: Geometry, area: LogArea) -> bool:
     """Mark the log empty without replaying it, as the kernel does when ``needs_recovery`` is not set.
 

@@ -13,6 +13,7 @@ from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
 from daxfs.fuse import mounts
 from daxfs.pmem.kinds import read_mounts
+from daxfs.tools.asking import ask
 from daxfs.tools.reading import NO_INPUT, Reading, reading
 from daxfs.tools.sizes import format_size
 from daxfs.tools.status import status
@@ -83,12 +84,15 @@ def examine(place: str) -> Info:
 def _gather(found: Reading, mountpoint: str) -> Info:
     sb, geometry, pool = found.superblock, found.geometry, found.pool
     journal, journal_size = _journal(found)
-    facts = status(mountpoint) if mountpoint else {}
-    free_blocks, free_inodes = sb.free_blocks_count, sb.s_free_inodes_count
-    if facts:
-        # The superblock waits in the log of a mounted pool; a mount that has just told its facts answers this, too.
-        told = os.statvfs(mountpoint)
-        free_blocks, free_inodes = told.f_bfree, told.f_ffree
+    state = _state(found, mountpoint)
+    told = None
+    if mountpoint:
+        try:
+            told = ask(lambda: _facts(mountpoint))
+        except TimeoutError:
+            state += ", but its daemon does not answer"
+    # The mount knows more than the last commit, which is all that the pool can tell.
+    facts, free_blocks, free_inodes = told or ({}, sb.free_blocks_count, sb.s_free_inodes_count)
     uuid = sb.s_uuid.hex()
     return Info(
         pool=pool.path,
@@ -96,7 +100,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         size=pool.size,
         persistence=pool.persistence,
         mountpoint=mountpoint,
-        state=_state(found, mountpoint),
+        state=state,
         errors=sb.s_error_count,
         label=sb.label,
         uuid="-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:])),
@@ -120,6 +124,12 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         ],
         mount=facts,
     )
+
+
+def _facts(mountpoint: str) -> tuple[dict[str, Any], int, int]:
+    """What a mount tells of itself, its free blocks and its free inodes."""
+    space = os.statvfs(mountpoint)
+    return status(mountpoint), space.f_bfree, space.f_ffree
 
 
 def _text(field: bytes) -> str:

@@ -2,7 +2,7 @@
 
 Nothing is written. A pool that was not unmounted is seen as recovery will leave it: its log is replayed on a private
 mapping. On a pool in use by a daemon what lies in place is the state of its last commit (daxfs copies blocks home right
-after each commit) but for the superblock, which waits in the log; so `map` asks for a commit with fsync first, and
+after each commit) but for the superblock, which is read from the log; so `map` asks for a commit with fsync first, and
 `info` asks the mount for free space. A pool that changes meanwhile may be seen half-way, and then gives a `Corrupt`
 that means nothing; look again.
 """
@@ -18,19 +18,22 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError, PoolError, UserError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import mounting
 from daxfs.fs.mounting import read_superblock
+from daxfs.journal import recovery
 from daxfs.journal.view import PoolView
 from daxfs.pmem.pool import open_pool
 from daxfs.structures import directories, inodes
 
 if TYPE_CHECKING:
-    from daxfs.ext4.superblock import Superblock
     from daxfs.journal.view import View
     from daxfs.pmem.pool import Pool
     from daxfs.structures.inodes import Inode
 
 NO_INPUT = 66  # EX_NOINPUT, sysexits.h
+ATTEMPTS = 5
+"""How often the log of a pool in use is read until it does not change meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,36 @@ def _open(path: str) -> Pool:
     return private
 
 
+def _newest_superblock(pool: Pool) -> Superblock:
+    """The superblock as of the last commit."""
+    superblock = read_superblock(pool)
+    if not mounting.needs_recovery(superblock):
+        return superblock
+    for _ in range(ATTEMPTS):
+        superblock = read_superblock(pool)
+        try:
+            content = _logged_superblock(pool, superblock)
+        except FsError:
+            continue  # a log that changes while it is read
+        if content is None:
+            break
+        newest = Superblock(content)
+        if not newest.is_torn():
+            return newest
+    return superblock
+
+
+def _logged_superblock(pool: Pool, superblock: Superblock) -> memoryview | None:
+    """The bytes of the newest superblock in the log."""
+    geometry = Geometry.of(superblock)
+    if not geometry.has_journal:
+        return None
+    area = mounting.log_area(mounting.TornView(pool, geometry), superblock)
+    block, offset = divmod(SUPERBLOCK_OFFSET, geometry.block_size)
+    content = recovery.newest_copy(pool, geometry, area, block)
+    return None if content is None else memoryview(content)[offset : offset + Superblock.SIZE]
+
+
 @contextmanager
 def reading(path: str) -> Iterator[Reading]:
     """Open a pool for looking.
@@ -99,7 +132,7 @@ def reading(path: str) -> Iterator[Reading]:
     """
     pool = _open(path)
     try:
-        superblock = read_superblock(pool)
+        superblock = _newest_superblock(pool)
         geometry = Geometry.of(superblock)
         view = PoolView(pool, geometry)
         try:

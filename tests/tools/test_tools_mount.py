@@ -16,7 +16,10 @@ import pytest
 from mount_rig import COMMAND, SESSIONS, Mounted, daxfs, mounted, mountpoint
 
 from daxfs.direct import wire
+from daxfs.errors import Corrupt
+from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
+from daxfs.tools import info
 from support import fsck, run
 
 Pool = Callable[..., Path]
@@ -313,3 +316,47 @@ def test_map_of_a_mounted_file_and_of_a_path_in_a_pool(pool: Pool) -> None:
     assert json.loads(daxfs("map", f"{path}:/file", "--json")) == told
     assert json.loads(daxfs("map", "/file", "--pool", path, "--json")) == told
     assert "not on a mount" in daxfs("map", path, code=66)
+
+
+@pytest.mark.parametrize("session", SESSIONS.values(), ids=list(SESSIONS))
+def test_info_tells_what_is_free_now(pool: Pool, session: tuple[str, ...]) -> None:
+    path = pool("-b", "4096")
+    with mounted(path, *session) as mount:
+        (mount.place / "file").write_bytes(b"x" * (20 << 20))
+        os.sync()
+        for place in (path, mount.place):
+            told = json.loads(daxfs("info", place, "--json"))
+            space = os.statvfs(mount.place)
+            assert (told["free_blocks"], told["free_inodes"]) == (space.f_bfree, space.f_ffree)
+
+
+def test_a_daemon_that_is_stopped_does_not_stop_info(pool: Pool) -> None:
+    path = pool("-b", "4096")
+    with mounted(path) as mount:
+        with (mount.place / "file").open("wb") as file:
+            file.write(b"x" * (20 << 20))
+            os.fsync(file.fileno())
+        free = os.statvfs(mount.place).f_bfree
+        mount.daemon.send_signal(signal.SIGSTOP)
+        try:
+            for place in (path, mount.place):
+                told = json.loads(daxfs("info", place, "--json", limit=30))
+                assert told["state"] == "mounted, but its daemon does not answer"
+                assert told["free_blocks"] == free, "as of the last commit"
+        finally:
+            mount.daemon.send_signal(signal.SIGCONT)
+
+
+def test_looks_beside_a_user_see_the_last_commit(pool: Pool) -> None:
+    """Nobody can ask the user: the superblock, which waits in the log, is read there."""
+    path = pool("-b", "4096")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/file", b"x" * (20 << 20))
+        fs.sync()
+        space = fs.statfs()
+        told = info.examine(str(path))
+        assert (told.free_blocks, told.free_inodes) == (space.free, space.files_free)
+        fs.volume.report(Corrupt("extent index", "for a test"))
+        told = info.examine(str(path))
+        assert (told.state, told.errors) == ("with errors: run daxfs check", 1)
+    run("e2fsck", "-fy", path)
