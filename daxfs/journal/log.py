@@ -113,7 +113,6 @@ class Log:
         usable = usable_features(superblock, geometry)
         if usable != superblock:
             self._tail.rewrite(usable)
-            pool.fence()
         self._form = Format.of(self._tail.superblock)
         self._tags_per_descriptor = self._form.tags_per_descriptor
         self._first = usable.s_first
@@ -197,17 +196,16 @@ class Log:
         if self._tail.superblock.s_start:
             self.store_waiting()
             self._pool.fence()
-            self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)
+            self._tail.empty(self._sequence)
             self._free = 0
         self._pool.fence()
         self._words.release()
 
     def record_error(self, number: int) -> None:
         """Store ``s_errno``; the log's contents stay."""
-        superblock = self._tail.superblock
-        if superblock.s_errno != number:
+        if self._tail.superblock.s_errno != number:
             self._pool.fence()
-            self._tail.write(sequence=superblock.s_sequence, start=superblock.s_start, errno=number)
+            self._tail.write(errno=number)
             self._pool.fence()
 
     # Positions

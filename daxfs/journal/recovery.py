@@ -163,8 +163,7 @@ def wipe(pool: Pool, geometry: Geometry, area: LogArea) -> bool:
 
 
 def _empty(pool: Pool, geometry: Geometry, area: LogArea, superblock: JournalSuperblock, sequence: int) -> None:
-    tail = LogTail(pool, area.physical(0) * geometry.block_size, superblock)
-    tail.write(sequence=sequence, start=0, errno=superblock.s_errno)
+    LogTail(pool, area.physical(0) * geometry.block_size, superblock).empty(sequence)
     pool.fence()
 
 

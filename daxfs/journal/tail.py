@@ -7,10 +7,10 @@ is wrong. CRC-32C is linear over GF(2), which gives two ways around that; `LogTa
 
 - To begin the log anew (`restart`) any block of the log will do as ``s_start``, since every transaction in it is
   home. For each of them exactly one ``s_sequence`` leaves the checksum as it is. The pair that skips fewest sequence
-  numbers is stored, in one atomic word. A log of n blocks skips about 2**32 / n numbers; they wrap.
-- To mark the log empty, or to keep an errno (`write`), the values are given. Then ``h_sequence`` (0x08), which the
-  checksum covers and nobody reads in a superblock, absorbs the difference: one cache line is written instead of two,
-  in two words.
+  numbers is stored, in one atomic word. A log of n blocks skips about 2**32 / n numbers; they wrap. To mark the log
+  empty (`empty`) is the same with ``s_start`` 0, for which there is one number.
+- To keep an errno (`write`), the values are given. Then ``h_sequence`` (0x08), which the checksum covers and nobody
+  reads in a superblock, absorbs the difference: one cache line is written instead of two, in two words.
 
 Used by `log` and `recovery` alone. Journals without checksums v2 or v3 need none of this: there one word is enough.
 """
@@ -29,14 +29,16 @@ from daxfs.ext4.jbd2 import SUPERBLOCK_SIZE, JournalSuperblock
 if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
 
+    Words = np.ndarray[tuple[int], np.dtype[np.uint32]]
+
 _H_SEQUENCE = 0x08
 _S_SEQUENCE = 0x18
 _S_START = 0x1C
 _S_ERRNO = 0x20
+_S_FEATURE_INCOMPAT = 0x28
 _S_CHECKSUM = 0xFC
 _LINE = 64
 _M = 0xFFFFFFFF
-_CANDIDATES = 16  # pairs tried before any is taken
 
 
 class LogTail:
@@ -54,10 +56,25 @@ class LogTail:
         self._image = bytearray(pool.memory[offset : offset + SUPERBLOCK_SIZE])
 
     def rewrite(self, superblock: JournalSuperblock) -> None:
-        """Store all fields (features change): not atomic, so only while the log is empty. No fence."""
-        self._image = bytearray(superblock.pack())
-        self.superblock = JournalSuperblock.unpack(self._image)
-        self._pool.write(self._offset, self._image)
+        """Store all fields (features change), durably. Only while the log is empty.
+
+        One of the features says whether the checksum counts. So the word of features is stored last where the journal
+        gains checksums, and first where it loses them: the checksum is right whenever it counts. Of a journal that had
+        checksums and keeps them it is wrong in between.
+        """
+        pool, features = self._pool, slice(_S_FEATURE_INCOMPAT, _S_FEATURE_INCOMPAT + 8)
+        image = bytearray(superblock.pack())
+        word = int.from_bytes(image[features], "little")
+        self._image = image[:]
+        self.superblock = JournalSuperblock.unpack(image)
+        if not self.superblock.has_checksum:
+            pool.store_word(self._offset + _S_FEATURE_INCOMPAT, word, 8)
+            pool.fence()
+        image[features] = pool.memory[self._offset :][features]
+        pool.write(self._offset, image)
+        pool.fence()
+        pool.store_word(self._offset + _S_FEATURE_INCOMPAT, word, 8)
+        pool.fence()
 
     def restart(self, sequence: int, end: int, is_stale: Callable[[int, int], bool]) -> tuple[int, int]:
         """Let the log begin anew, by one atomic store. No fence.
@@ -75,17 +92,23 @@ class LogTail:
             sequence, start = self._unchanged_checksum(sequence, end, is_stale)
         else:
             start = next(at for at in range(first, end) if not is_stale(at, sequence))
-        self._put(_S_SEQUENCE, sequence)
-        self._put(_S_START, start)
-        word = int.from_bytes(self._image[_S_SEQUENCE : _S_SEQUENCE + 8], "little")
-        self._pool.store_word(self._offset + _S_SEQUENCE, word, 8)
-        self.superblock = self.superblock._replace(s_sequence=sequence, s_start=start)
+        self._move(sequence, start)
         return sequence, start
 
-    def write(self, *, sequence: int, start: int, errno: int) -> None:
-        """Store these values and what keeps the checksum right, in one cache line. No fence."""
-        self._put(_S_SEQUENCE, sequence)
-        self._put(_S_START, start)
+    def empty(self, sequence: int) -> None:
+        """Mark the log empty, by one atomic store. No fence.
+
+        Args:
+            sequence: what ``s_sequence`` becomes where there is no checksum. With one it becomes the only number that
+                leaves the checksum as it is. So the numbers of an earlier mount come again; `restart` keeps away from
+                the blocks that bear them.
+        """
+        if self.superblock.has_checksum:
+            sequence = int(self._balanced(np.zeros(1, np.uint32))[0])
+        self._move(sequence, 0)
+
+    def write(self, *, errno: int) -> None:
+        """Store ``s_errno`` and what keeps the checksum right, in one cache line. No fence."""
         self._put(_S_ERRNO, errno)
         if self.superblock.has_checksum:
             stored = int.from_bytes(self._image[_S_CHECKSUM : _S_CHECKSUM + 4], "big")
@@ -94,6 +117,13 @@ class LogTail:
             self._put(_H_SEQUENCE, absorbed ^ _apply(_inverse(_H_SEQUENCE), difference))
         self._pool.write(self._offset, memoryview(self._image)[:_LINE])
         self.superblock = JournalSuperblock.unpack(self._image)
+
+    def _move(self, sequence: int, start: int) -> None:
+        self._put(_S_SEQUENCE, sequence)
+        self._put(_S_START, start)
+        word = int.from_bytes(self._image[_S_SEQUENCE : _S_SEQUENCE + 8], "little")
+        self._pool.store_word(self._offset + _S_SEQUENCE, word, 8)
+        self.superblock = self.superblock._replace(s_sequence=sequence, s_start=start)
 
     def _put(self, at: int, value: int) -> None:
         self._image[at : at + 4] = (value & _M).to_bytes(4, "big")
@@ -105,19 +135,24 @@ class LogTail:
 
     def _unchanged_checksum(self, sequence: int, end: int, is_stale: Callable[[int, int], bool]) -> tuple[int, int]:
         """The pair of sequence and start, nearest above ``sequence``, that has the present checksum."""
-        first, old = self.superblock.s_first, self.superblock
-        starts = np.arange(first, end, dtype=np.uint32)
+        starts = np.arange(self.superblock.s_first, end, dtype=np.uint32)
+        sequences = self._balanced(starts)
+        skipped = sequences - np.uint32(sequence)  # modulo 2**32
+        nearest = np.argsort(skipped, kind="stable")
+        pairs = ((int(sequences[at]), int(starts[at])) for at in nearest)
+        usable = (pair for pair in pairs if pair[0] and not is_stale(pair[1], pair[0]))
+        return next(usable, (int(sequences[nearest[0]]), int(starts[nearest[0]])))
+
+    def _balanced(self, starts: Words) -> Words:
+        """For each value of ``s_start`` the ``s_sequence`` that leaves the checksum as it is."""
+        old = self.superblock
         changed = starts ^ np.uint32(old.s_start)
         sequences = np.full(len(starts), old.s_sequence, np.uint32)
         inverse = _inverse(_S_SEQUENCE)
         for bit in range(int(changed.max()).bit_length()):
             balance = np.uint32(_apply(inverse, _columns(_S_START)[bit]))
             sequences ^= (changed >> np.uint32(bit) & np.uint32(1)) * balance
-        skipped = sequences - np.uint32(sequence)  # modulo 2**32
-        best = np.argsort(skipped, kind="stable")[:_CANDIDATES]
-        pairs = [(int(sequences[at]), int(starts[at])) for at in best]
-        usable = (pair for pair in pairs if pair[0] and not is_stale(pair[1], pair[0]))
-        return next(usable, pairs[0])
+        return sequences
 
 
 @cache

@@ -42,8 +42,6 @@ from explorer.sweep import sweep
 from explorer.workloads import Part, Workload
 from support import fsck
 
-TORN_TAIL = "journal superblock checksum"
-"""What a cut between two words of the journal's superblock leaves while the log is marked empty (docs/CRASH.md)."""
 FEW = {"alone": 2, "subsets": 1}
 """How much is looked at of a recovery that is cut."""
 
@@ -177,8 +175,6 @@ class Examiner:
             try:
                 self._image(shown.position)
             except (AssertionError, Corrupt) as error:
-                if isinstance(error, Corrupt) and error.kind == TORN_TAIL and self._workload.part is not Part.WORK:
-                    continue
                 where = f"{self._workload}, cut at {shown.position} of {len(events)}, {shown.label}"
                 raise Wrong(f"{where}\n{error}") from error
         return self.tally
@@ -264,8 +260,6 @@ class Examiner:
             try:
                 self._recover(crashed, position)
             except (AssertionError, Corrupt) as error:
-                if isinstance(error, Corrupt) and error.kind == TORN_TAIL:
-                    continue
                 raise AssertionError(f"its recovery cut at {shown.position}, {shown.label}\n{error}") from error
 
 

@@ -30,7 +30,6 @@ from crash_rig import (
     unlike,
 )
 
-from daxfs.errors import Corrupt
 from daxfs.fs import data, removal
 from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.recorder import CrashImage, RecordingPool
@@ -145,36 +144,29 @@ LIFE: list[Step] = [
     ("release", ""),
     ("rmdir", ""),
 ]
-REFUSED = "journal superblock checksum"
 
 
-def life(name: str, path: Path, share: float, *, prefixes: int, subsets: int) -> tuple[int, int]:
-    """Cuts from the first store of the mount to the last of the unmount; images, and how many were refused."""
+def life(name: str, path: Path, share: float, *, prefixes: int, subsets: int) -> int:
+    """Cuts from the first store of the mount to the last of the unmount; how many images. None is refused."""
     rng = random.Random(zlib.crc32(name.encode()))
     run = Run(image(name), LIFE, close=True)
-    count = refused = 0
+    count = 0
     for left in run.images(rng, share, prefixes=prefixes, subsets=subsets, start=0):
+        check(run, left, path)
         count += 1
-        try:
-            check(run, left, path)
-        except Corrupt as error:
-            assert error.kind == REFUSED, run.describe(left)
-            refused += 1
-    return count, refused
+    return count
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_mount_and_unmount(tmp_path: Path, name: str) -> None:
-    count, refused = life(name, tmp_path / "pool", 0.5, prefixes=2, subsets=3)
-    assert count > 10
-    assert refused < count / 10
+    assert life(name, tmp_path / "pool", 0.5, prefixes=2, subsets=3) > 10
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FORMATS)
 def test_mount_and_unmount_in_full(tmp_path: Path, name: str) -> None:
-    assert life(name, tmp_path / "pool", 1, prefixes=30, subsets=90)[0] > 200
+    assert life(name, tmp_path / "pool", 1, prefixes=30, subsets=90) > 200
 
 
 def cut_recoveries(steps: list[Step], name: str, path: Path, share: float, inner: float) -> int:
@@ -188,10 +180,7 @@ def cut_recoveries(steps: list[Step], name: str, path: Path, share: float, inner
         for again in recorder.crash_images(rng, prefixes=2, subsets=3):
             if rng.random() >= inner:
                 continue
-            try:
-                check(run, left._replace(image=again.image, choice=f"{left.choice}; then {again[1:]}"), path)
-            except Corrupt as error:
-                assert error.kind == REFUSED, run.describe(left)
+            check(run, left._replace(image=again.image, choice=f"{left.choice}; then {again[1:]}"), path)
             count += 1
     return count
 

@@ -193,8 +193,8 @@ MUTANTS = [
         LOG,
         "            self.store_waiting()\n"
         "            self._pool.fence()\n"
-        "            self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)\n",
-        "            self._tail.write(sequence=self._sequence, start=0, errno=self._tail.superblock.s_errno)\n"
+        "            self._tail.empty(self._sequence)\n",
+        "            self._tail.empty(self._sequence)\n"
         "            self._pool.fence()\n"
         "            self.store_waiting()\n",
         "A torn superblock can't be mended from the log any more.",
@@ -203,17 +203,17 @@ MUTANTS = [
     Mutant(
         "the log is marked empty in the epoch of the last home copies",
         LOG,
-        "            self.store_waiting()\n            self._pool.fence()\n            self._tail.write(",
-        "            self.store_waiting()\n            self._tail.write(",
+        "            self.store_waiting()\n            self._pool.fence()\n            self._tail.empty(",
+        "            self.store_waiting()\n            self._tail.empty(",
         "An empty log may be durable before what it held is durable at home.",
         (ORDER,),
     ),
     Mutant(
         "numbers begin anew with each mount",
         LOG,
-        "self._tail.write(sequence=self._sequence, start=0",
-        "self._tail.write(sequence=1, start=0",
-        "Old blocks in the log bear numbers that are used again.",
+        "self._tail.empty(self._sequence)",
+        "self._tail.empty(1)",
+        "Old blocks in a log without checksums bear numbers that are used again.",
         (LOGS,),
     ),
     # Transactions
