@@ -27,7 +27,7 @@ test: setup ## run all tests but the long sweeps
 test-full: setup ## run all tests, the long sweeps too
 	@$(BIN)/python -m pytest --timeout=3600 --crash-images=400 $(WORKERS) $(PYTEST)
 
-test-crash: setup ## every power cut of all workloads of one and two operations, on every processor; hours
+test-crash: setup ## power cuts of all single operations and pairs of operations, on every processor; some 40 minutes
 	@cd tests && ../$(BIN)/python -m explorer.explore $(EXPLORE)
 
 test-teeth: setup ## apply known faults one by one: the tests must catch each; TEETH="part of a name" for some

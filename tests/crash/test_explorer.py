@@ -100,6 +100,14 @@ def test_the_record_is_complete_on_every_format(name: str) -> None:
 # The explorer itself
 
 
+def test_a_workload_in_one_line() -> None:
+    work = [next(workloads.ones("4k")), *workloads.sample("1k", 5, 1), *workloads.lives(*PLAIN, 1, 1)]
+    assert [Workload.read(each.spell()) for each in work] == work
+    for line in ("5k/last: append", "4k/last: no such operation", "4k/last: append>never", "4k/first: append", ""):
+        with pytest.raises(ValueError, match="is no workload"):
+            Workload.read(line)
+
+
 def test_cuts_of_lines() -> None:
     events: list[Event] = [
         Store(0, b"a" * 8),

@@ -1,15 +1,17 @@
 """Run the explorer on every processor: ``python -m explorer.explore`` in the folder ``tests`` (`make test-crash`).
 
-    --formats 1k,4k     of `crash_rig.FORMATS` and `crash_rig.PLAIN`; all if not given
-    --twos N            workloads of two operations for each format; all if not given
-    --threes N          workloads of three operations for each format (default 200); half as many from mount to unmount
+    --formats 4k,1k     of `crash_rig.FORMATS` and `crash_rig.PLAIN`; all if not given. All pairs of the first are done
+    --twos N            pairs of operations of each other format, a seeded sample (default 400)
+    --threes N          workloads of three operations for each format (default 60); half as many from mount to unmount
     --laps N            workloads in which the log begins anew, for each format (default 2)
-    --alone N           lines of a cut that go missing or are there alone, at most (default 512; 8 for two operations)
-    --minutes M         stop after so many; what was done until then is a random sample
-    --seed N            of all samples
+    --alone N           lines of a cut that go missing or are there alone, at most (default 512); in formats other than
+                        the first no more than 128, for pairs no more than 8
+    --minutes M         stop after so many. The order is: single operations, all pairs of the first format, the rest
+    --seed N            of all samples, and of the order within those three
+    --workload LINE     this one only, as a failure names it: "4k/last: append>sync, unlink"
 
-It ends with the figures of docs/CRASH.md and exit code 0, or with the first image that recovers to something that its
-workload may not leave, and exit code 1.
+It ends with the figures of docs/CRASH.md. Each workload with an image that recovers to something it may not leave is
+reported with the command that tries it again; then the exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,11 +36,16 @@ from rich.table import Table
 from explorer import workloads
 from explorer.examine import Depth, Examiner, Tally, Wrong, freeze_clocks
 from explorer.plain import PlainExaminer
-from explorer.workloads import Workload
+from explorer.workloads import Part, Workload
 
 SHARED_MEMORY = Path("/dev/shm")
+EVERY_FORMAT = ("4k", *(name for name in FORMATS if name != "4k"), *PLAIN)
+MOST_WRONG = 20
+"""Wrong workloads after which a run ends."""
 THIN = {"alone": 8, "subsets": 2}
 """Of two operations all are tried, with fewer images at each cut than of one."""
+ALONE_IN_OTHERS = 128
+"""Lines alone of a cut in formats other than the first."""
 REPORT_SECONDS = 30.0
 """Between two lines about progress where there is no terminal for a bar."""
 
@@ -52,23 +60,21 @@ class Task(NamedTuple):
 class Result(NamedTuple):
     """What became of a task; ``wrong`` says what is wrong, if anything."""
 
-    format: str
+    workload: Workload
     tally: Tally
-    seconds: float
     wrong: str = ""
 
 
 def examine(task: Task) -> Result:
     """One workload, in a process whose clocks stand still."""
     workload, depth = task
-    begin = time.monotonic()
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="daxfs-explorer-") as folder:
         try:
             examiner = PlainExaminer if workload.format in PLAIN else Examiner
             tally = examiner(workload, Path(folder), depth).explore()
         except Wrong as error:
-            return Result(workload.format, Tally(), 0.0, str(error))
-    return Result(workload.format, tally, time.monotonic() - begin)
+            return Result(workload, Tally(workloads=1), str(error))
+    return Result(workload, tally)
 
 
 def explore(tasks: list[Task]) -> Iterator[Result]:
@@ -78,78 +84,133 @@ def explore(tasks: list[Task]) -> Iterator[Result]:
         yield from pool.imap_unordered(examine, tasks, chunksize=4)
 
 
-def plan(formats: Iterable[str], twos: int | None, threes: int, laps: int, alone: int, seed: int) -> list[Task]:
-    """All ones, all twos or a sample of them, samples of threes and lives, and laps of the log; in random order."""
-    close = Depth(alone=alone)
-    thin = Depth(alone=min(THIN["alone"], alone), subsets=THIN["subsets"])
-    tasks: list[Task] = []
+def depth_of(workload: Workload, alone: int, first: str) -> Depth:
+    """How closely a workload is looked at; ``first`` is the format that is looked at most closely."""
+    if workload.part is Part.LAST:
+        return Depth(alone=min(THIN["alone"], alone), subsets=THIN["subsets"])
+    return Depth(alone=alone if workload.format == first else min(ALONE_IN_OTHERS, alone))
+
+
+def plan(formats: list[str], twos: int, threes: int, laps: int, seed: int) -> list[Workload]:
+    """All single operations, all pairs of the first format, then samples of the rest; in random order within these."""
+    ones = [workload for name in formats for workload in workloads.ones(name)]
+    pairs = list(workloads.twos(formats[0]))
+    rest: list[Workload] = []
     for name in formats:
-        pairs = list(workloads.twos(name)) if twos is None else workloads.sample(name, twos, seed)
-        work = [*workloads.ones(name), *workloads.threes(name, threes, seed)]
+        rest += workloads.sample(name, twos, seed) if name != formats[0] else ()
+        rest += workloads.threes(name, threes, seed)
         if name not in PLAIN:
-            work += workloads.lives(name, threes // 2, seed)
-            work += workloads.laps(name, laps, seed) if "4k" not in name else ()
-        tasks += [Task(workload, thin) for workload in pairs]
-        tasks += [Task(workload, close) for workload in work]
-    random.Random(seed).shuffle(tasks)
-    return tasks
+            rest += workloads.lives(name, threes // 2, seed)
+            rest += workloads.laps(name, laps, seed) if "4k" not in name else ()
+    rng = random.Random(seed)
+    for part in (ones, pairs, rest):
+        rng.shuffle(part)
+    return [*ones, *pairs, *rest]
 
 
-def report(found: dict[str, Tally], planned: dict[str, int], seconds: float) -> None:
-    """The figures, for people."""
-    total = Tally()
-    columns = ("format", "workloads", "of", "crash points", "images", "distinct", "states", "others", "recoveries cut")
-    table = Table(title="Power cuts", caption="others: images that e2fsck and the kernel have recovered, too")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "format" else "right")
-    for name, tally in found.items():
-        total.add(tally)
-        row = (tally.workloads, planned[name], tally.cuts, tally.images, tally.distinct, tally.states, tally.others)
-        table.add_row(name, *(f"{number:,}" for number in (*row, tally.again)))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    tried = total.images + total.again
-    print(f"{tried:,} images, {seconds:,.0f} s, {tried / seconds:,.0f} images a second")
+class Progressed:
+    """What was found so far, told while it goes on: by a bar, or in lines where there is no terminal."""
+
+    def __init__(self, work: list[Workload]) -> None:
+        self.planned = Counter((workload.format, workload.kind) for workload in work)
+        self.found = {row: Tally() for row in self.planned}
+        self.wrong: list[Workload] = []
+        self.begin = self._said = time.monotonic()
+        self._count = len(work)
+        self._watched = sys.stderr.isatty()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.bar = Progress(*columns, disable=not self._watched, transient=True, console=Console(stderr=True))
+        self._task = self.bar.add_task("workloads", total=len(work))
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self.begin
+
+    @property
+    def total(self) -> Tally:
+        """Of all rows."""
+        total = Tally()
+        for tally in self.found.values():
+            total.add(tally)
+        return total
+
+    def add(self, result: Result) -> None:
+        """Count one workload."""
+        workload, tally, wrong = result
+        self.found[workload.format, workload.kind].add(tally)
+        if wrong:
+            self.wrong.append(workload)
+            self.bar.console.print(f"wrong: {again(workload)}\n{wrong}", markup=False, soft_wrap=True)
+        total = self.total
+        tried = total.images + total.again
+        told = f"{tried:,} images, {tried / self.seconds:,.0f} a second"
+        self.bar.update(self._task, advance=1, description=told)
+        if not self._watched and self.seconds - (self._said - self.begin) > REPORT_SECONDS:
+            self._said = time.monotonic()
+            print(f"{total.workloads:,} of {self._count:,} workloads, {told}", file=sys.stderr, flush=True)
+
+    def report(self) -> None:
+        """The figures, for people."""
+        columns = ("workloads", "of", "crash points", "images", "distinct", "states", "others", "recoveries cut")
+        table = Table(title="Power cuts", caption="others: images that e2fsck and the kernel have recovered, too")
+        table.add_column("format")
+        table.add_column("kind")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for (name, kind), tally in sorted(self.found.items()):
+            row = (tally.workloads, self.planned[name, kind], tally.cuts, tally.images, tally.distinct, tally.states)
+            table.add_row(name, kind, *(f"{number:,}" for number in (*row, tally.others, tally.again)))
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+        total = self.total
+        tried = total.images + total.again
+        print(
+            f"{total.workloads:,} workloads, {total.cuts:,} crash points, {tried:,} images, {self.seconds:,.0f} s, "
+            f"{tried / self.seconds:,.0f} images a second; {len(self.wrong)} workloads wrong"
+        )
+
+
+def again(workload: Workload) -> str:
+    """The command that tries one workload."""
+    return f"make test-crash EXPLORE=\"--workload '{workload.spell()}'\""
+
+
+def chosen(parser: argparse.ArgumentParser, given: argparse.Namespace) -> list[Workload]:
+    """What the command line asks for."""
+    if given.workload:
+        try:
+            return [Workload.read(given.workload)]
+        except ValueError as error:
+            parser.error(str(error))
+    formats = given.formats.split(",")
+    unknown = [name for name in formats if name not in EVERY_FORMAT]
+    if unknown:
+        parser.error(f"no format is called {', '.join(unknown)}: choose from {', '.join(EVERY_FORMAT)}")
+    return plan(formats, given.twos, given.threes, given.laps, given.seed)
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make test-crash", description="Try every power cut of short workloads.")
-    parser.add_argument("--formats", default=",".join((*FORMATS, *PLAIN)))
-    parser.add_argument("--twos", type=int)
-    parser.add_argument("--threes", type=int, default=200)
+    parser.add_argument("--formats", default=",".join(EVERY_FORMAT))
+    parser.add_argument("--twos", type=int, default=400)
+    parser.add_argument("--threes", type=int, default=60)
     parser.add_argument("--laps", type=int, default=2)
     parser.add_argument("--alone", type=int, default=Depth().alone)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workload")
     given = parser.parse_args()
-    formats = given.formats.split(",")
-    unknown = [name for name in formats if name not in FORMATS and name not in PLAIN]
-    if unknown:
-        parser.error(f"no format is called {', '.join(unknown)}: choose from {', '.join((*FORMATS, *PLAIN))}")
-    tasks = plan(formats, given.twos, given.threes, given.laps, given.alone, given.seed)
-    found = {name: Tally() for name in formats}
-    begin = said = time.monotonic()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    watched = sys.stderr.isatty()
-    with Progress(*columns, disable=not watched, transient=True, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("workloads", total=len(tasks))
-        for done, result in enumerate(explore(tasks), 1):
-            if result.wrong:
-                print(result.wrong, file=sys.stderr)
-                return 1
-            found[result.format].add(result.tally)
-            now = time.monotonic()
-            images = sum(tally.images + tally.again for tally in found.values())
-            told = f"{images:,} images, {images / (now - begin):,.0f} a second"
-            progress.update(bar, advance=1, description=told)
-            if not watched and now - said > REPORT_SECONDS:
-                said = now
-                print(f"{done:,} of {len(tasks):,} workloads, {told}", file=sys.stderr, flush=True)
-            if now - begin > given.minutes * 60:
+    work = chosen(parser, given)
+    first = given.formats.partition(",")[0]
+    seen = Progressed(work)
+    with seen.bar:
+        for result in explore([Task(workload, depth_of(workload, given.alone, first)) for workload in work]):
+            seen.add(result)
+            if seen.seconds > given.minutes * 60 or len(seen.wrong) == MOST_WRONG:
                 break
-    planned = {name: sum(task.workload.format == name for task in tasks) for name in formats}
-    report(found, planned, time.monotonic() - begin)
-    return 0
+    seen.report()
+    return 1 if seen.wrong else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
-from crash_rig import AFTER, AGAIN, SINGLE, Run, Step
+from crash_rig import AFTER, AGAIN, FORMATS, OPERATIONS, PLAIN, SINGLE, Run, Step
 
 ROUND = 330
 """Operations, each followed by a sync, after which the log of the smallest journal has begun anew."""
@@ -48,6 +48,32 @@ class Workload(NamedTuple):
     format: str
     steps: tuple[Step, ...]
     part: Part = Part.WORK
+
+    @property
+    def kind(self) -> str:
+        """Which of the functions below makes such workloads."""
+        count = len(self.steps)
+        return {Part.LIFE: "lives", Part.LAP: "laps"}.get(self.part) or ("ones", "twos", "threes")[min(count, 3) - 1]
+
+    def spell(self) -> str:
+        """One line that `read` understands: ``4k/last: append>sync, unlink``."""
+        steps = ", ".join(f"{name}>{after}" if after else name for name, after in self.steps)
+        return f"{self.format}/{self.part.value}: {steps}"
+
+    @classmethod
+    def read(cls, line: str) -> Workload:
+        """What `spell` has written.
+
+        Raises:
+            ValueError: there is no such format, part or operation.
+        """
+        head, _, steps = line.partition(":")
+        name, _, part = head.partition("/")
+        pairs = [step.strip().partition(">")[::2] for step in steps.split(",")]
+        known = (name in FORMATS or name in PLAIN) and part in {each.value for each in Part}
+        if not known or any(done not in OPERATIONS or then not in AFTER for done, then in pairs):
+            raise ValueError(f"{line!r} is no workload; one is '4k/last: append>sync, unlink'")
+        return cls(name, tuple(pairs), Part(part))
 
 
 def ones(name: str) -> Iterator[Workload]:
