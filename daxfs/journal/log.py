@@ -194,10 +194,14 @@ class Log:
     def close(self) -> None:
         """Mark the log empty (invariant 3); what it holds is made durable at home first."""
         if self._tail.superblock.s_start:
+            used = self.blocks if self.tail_moves else self.blocks_used
+            self._head, self._scrubbed = self._tail.superblock.s_start, 0
             self.store_waiting()
             self._pool.fence()
             self._tail.empty(self._sequence)
             self._free = 0
+            self._pool.fence()
+            self._scrub(used)  # numbers come again, and the kernel does not look whether an old block bears them
         self._pool.fence()
         self._words.release()
 

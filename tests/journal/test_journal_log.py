@@ -255,6 +255,21 @@ def test_the_errno_is_kept_and_cleared(rig_of_30: JournalRig) -> None:
     assert rig.superblock(pool).s_errno == 0
 
 
+@pytest.mark.parametrize("name", ["v3", "no checksums"])
+@pytest.mark.parametrize("commits", [1, 3, 60])
+def test_nothing_that_was_logged_outlives_an_unmount(name: str, commits: int) -> None:
+    """The kernel takes the emptied log's number and does not look for old blocks that bear the next ones."""
+    rig = JournalRig(name, log_blocks=30)
+    pool = MemoryPool(rig.content)
+    journal = Journal.open(pool, rig.geometry, rig.area)
+    write_some(rig, journal, commits, random.Random(commits))
+    places = [rig.place(position) for position in range(1, 30)]
+    logged = [jbd2.header(pool.memory[place:][:12]) for place in places]
+    assert any(logged)
+    journal.close()
+    assert [jbd2.header(pool.memory[place:][:12]) for place in places] == [None] * len(places)
+
+
 def test_a_block_left_in_the_log_never_passes_for_a_new_one(rig_of_30: JournalRig) -> None:
     """The block behind the head, and the place of the commit record, hold what the next scan would take for its own."""
     rig = rig_of_30

@@ -209,6 +209,14 @@ MUTANTS = [
         (ORDER,),
     ),
     Mutant(
+        "what was logged outlives an unmount",
+        LOG,
+        "            self._scrub(used)",
+        "            self._scrub(0)",
+        "The kernel's log comes to old blocks that bear the numbers of its own.",
+        (LOGS,),
+    ),
+    Mutant(
         "numbers begin anew with each mount",
         LOG,
         "self._tail.empty(self._sequence)",
