@@ -16,6 +16,8 @@ import pytest
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, mounted
 
+from support import fsck
+
 Pool = Callable[..., Path]
 RESERVED = 8 << 20
 PIECE = 65_536
@@ -107,3 +109,40 @@ def test_free_space_is_the_kernel_s(pool: Pool, options: tuple[str, ...]) -> Non
         theirs = os.statvfs(place)
     for name in ("f_bsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree"):
         assert getattr(mine, name) == getattr(theirs, name), name
+
+
+def store_one_more_block(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_SYNC)
+    try:
+        os.write(descriptor, b"l" * 4096)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("block", ["1024", "4096"])
+def test_reserved_space_past_the_end_on_a_full_pool(pool: Pool, block: str) -> None:
+    """Every other piece makes the file longer and splits what is reserved, the rest then joins it (generic/274)."""
+    path = pool("-b", block, "-m", "0", size="64M")
+    order = [*range(1, RESERVED // PIECE + 1, 2), *range(2, RESERVED // PIECE + 1, 2)]
+    with mounted(path, *SESSIONS["kernel"]) as mount:
+        file = mount.place / "file"
+        file.write_bytes(b"0" * PIECE)
+        descriptor = os.open(file, os.O_RDWR)
+        try:
+            keep_size = 1
+            assert libc.fallocate(descriptor, keep_size, ctypes.c_long(PIECE), ctypes.c_long(RESERVED)) == 0
+            fill(mount.place)
+            os.sync()
+            with pytest.raises(OSError, match="No space"):
+                store_one_more_block(mount.place / "last")
+            for number in order:
+                assert os.pwrite(descriptor, b"%08d" % number * (PIECE // 8), number * PIECE) == PIECE, number
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    fsck(path)
+    with mounted(path, *SESSIONS["kernel"]) as mount:
+        content = (mount.place / "file").read_bytes()
+    assert len(content) == PIECE + RESERVED
+    for number in order:
+        assert content[number * PIECE : number * PIECE + PIECE] == b"%08d" % number * (PIECE // 8), number
