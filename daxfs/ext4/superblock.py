@@ -31,14 +31,44 @@ EXT2_FLAGS_UNSIGNED_HASH = 0x0002
 EXT2_FLAGS_TEST_FILESYS = 0x0004
 
 # s_default_mount_opts
+EXT4_DEFM_DEBUG = 0x0001
+EXT4_DEFM_BSDGROUPS = 0x0002
 EXT4_DEFM_XATTR_USER = 0x0004
 EXT4_DEFM_ACL = 0x0008
+EXT4_DEFM_UID16 = 0x0010
+EXT4_DEFM_JMODE = 0x0060
+EXT4_DEFM_JMODE_DATA = 0x0020
+EXT4_DEFM_JMODE_ORDERED = 0x0040
+EXT4_DEFM_JMODE_WBACK = 0x0060
+EXT4_DEFM_NOBARRIER = 0x0100
+EXT4_DEFM_BLOCK_VALIDITY = 0x0200
+EXT4_DEFM_DISCARD = 0x0400
+EXT4_DEFM_NODELALLOC = 0x0800
 
 # s_first_error_errcode, s_last_error_errcode
 EXT4_ERR_UNKNOWN = 1
 EXT4_ERR_EIO = 2
 EXT4_ERR_EFSBADCRC = 4
 EXT4_ERR_EFSCORRUPTED = 5
+
+DEFAULT_MOUNT_OPTIONS = {
+    EXT4_DEFM_DEBUG: "debug",
+    EXT4_DEFM_BSDGROUPS: "bsdgroups",
+    EXT4_DEFM_XATTR_USER: "user_xattr",
+    EXT4_DEFM_ACL: "acl",
+    EXT4_DEFM_UID16: "uid16",
+    EXT4_DEFM_NOBARRIER: "nobarrier",
+    EXT4_DEFM_BLOCK_VALIDITY: "block_validity",
+    EXT4_DEFM_DISCARD: "discard",
+    EXT4_DEFM_NODELALLOC: "nodelalloc",
+}
+"""The single bits of s_default_mount_opts, by the names of tune2fs -o."""
+JOURNAL_MODES = {
+    EXT4_DEFM_JMODE_DATA: "journal_data",
+    EXT4_DEFM_JMODE_ORDERED: "journal_data_ordered",
+    EXT4_DEFM_JMODE_WBACK: "journal_data_writeback",
+}
+"""The values of its two bits EXT4_DEFM_JMODE."""
 
 EXT4_GOOD_OLD_REV = 0
 EXT4_DYNAMIC_REV = 1
@@ -257,6 +287,13 @@ class Superblock(Record):
             *names(Incompat(self.s_feature_incompat)),
             *names(RoCompat(self.s_feature_ro_compat)),
         )
+
+    @property
+    def default_options(self) -> list[str]:
+        """The default mount options, by the names of tune2fs -o."""
+        bits = self.s_default_mount_opts
+        mode = JOURNAL_MODES.get(bits & EXT4_DEFM_JMODE)
+        return [name for bit, name in DEFAULT_MOUNT_OPTIONS.items() if bits & bit] + ([mode] if mode else [])
 
     def computed_checksum(self) -> int:
         """What ``s_checksum`` must be (``ext4_superblock_csum``)."""

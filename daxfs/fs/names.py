@@ -107,8 +107,14 @@ def readlink(volume: Volume, ino: int) -> bytes:
     return bytes(volume.view.block(run.pblk)[:size])
 
 
-def new_inode(tx: Handle, parent: Inode, mode: int, caller: Caller, now: int) -> tuple[Inode, acl.Inherited | None]:
-    """Allocate an inode below ``parent`` with owner, group, mode and default ACL as POSIX and ext4 give them."""
+def new_inode(
+    volume: Volume, tx: Handle, parent: Inode, mode: int, caller: Caller, now: int
+) -> tuple[Inode, acl.Inherited | None]:
+    """Allocate an inode below ``parent`` with owner, group, mode and default ACL as POSIX and ext4 give them.
+
+    With the mount option ``grpid`` a directory hands its group down, but no set-group-ID bit (__ext4_new_inode in
+    fs/ext4/ialloc.c).
+    """
     inherited = None
     default = None if stat.S_ISLNK(mode) else xattrs.get_acl(tx, parent, default=True)
     if default is not None:
@@ -117,7 +123,9 @@ def new_inode(tx: Handle, parent: Inode, mode: int, caller: Caller, now: int) ->
     elif not stat.S_ISLNK(mode):
         mode &= ~(caller.umask & 0o777)
     gid = caller.gid
-    if parent.mode & stat.S_ISGID:
+    if volume.defaults.group_of_directory:
+        gid = parent.gid
+    elif parent.mode & stat.S_ISGID:
         gid = parent.gid
         if stat.S_ISDIR(mode):
             mode |= stat.S_ISGID
@@ -161,7 +169,7 @@ def make(
         if directories.find(tx, directory, name) is not None:
             raise FsError(errno.EEXIST)
         refuse_addition(directory)
-        inode, inherited = new_inode(tx, directory, mode, caller, now)
+        inode, inherited = new_inode(volume, tx, directory, mode, caller, now)
         if stat.S_ISDIR(mode):
             mapping.new_inode_map(tx, inode)
             directories.create(tx, inode, parent)
@@ -192,7 +200,7 @@ def make_nameless(volume: Volume, parent: int, mode: int, caller: Caller, *, lin
             raise FsError(errno.ENOTDIR)
         if directory.flags & EXT4_IMMUTABLE_FL or directory.links_count == 0:
             raise FsError(errno.EPERM)
-        inode, inherited = new_inode(tx, directory, stat.S_IFREG | (mode & 0o7777), caller, clock.now())
+        inode, inherited = new_inode(volume, tx, directory, stat.S_IFREG | (mode & 0o7777), caller, clock.now())
         mapping.new_inode_map(tx, inode)
         if inherited is not None:
             xattrs.set_inherited(tx, inode, inherited)
@@ -438,7 +446,7 @@ def move(
     if whiteout_of is None:
         directories.remove(tx, source, old.name)
     else:
-        whiteout, inherited = new_inode(tx, source, WHITEOUT, whiteout_of, now)
+        whiteout, inherited = new_inode(volume, tx, source, WHITEOUT, whiteout_of, now)
         if inherited is not None:
             xattrs.set_inherited(tx, whiteout, inherited)
         whiteout.links_count = 1

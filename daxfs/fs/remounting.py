@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import mounting, removal
+from daxfs.fs import defaults, mounting, removal
 from daxfs.fs.board import Board
 from daxfs.fs.leases import Leases
 from daxfs.journal.journal import Journal
@@ -47,7 +47,11 @@ def remount(volume: Volume, options: Options) -> None:
         commit_interval=options.commit_interval,
         atime=options.atime,
         directory_atime=options.directory_atime,
+        grpid=options.grpid,
+        resuid=options.resuid,
+        resgid=options.resgid,
     )
+    volume.defaults = defaults.in_force(volume.view.superblock(), volume.options)
     volume.sync_due = options.sync
     for node in volume.nodes.open.values():
         volume.refresh_node(node)

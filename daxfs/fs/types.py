@@ -248,6 +248,9 @@ class Options:
         directory_atime: listing a directory moves its time of access as ``atime`` says.
         dax: which files' data goes straight to memory: ``always`` all, ``inode`` those with the flag, ``never`` none.
         mountpoint: recorded in the superblock as the place last mounted on.
+        grpid: new files take their directory's group; None: as the superblock says.
+        resuid: the user that may take reserved blocks, beside the superuser; None: as the superblock says.
+        resgid: the group that may; 0 is nobody's, None: as the superblock says.
     """
 
     read_only: bool = False
@@ -258,3 +261,6 @@ class Options:
     directory_atime: bool = True
     dax: str = "always"
     mountpoint: str = ""
+    grpid: bool | None = None
+    resuid: int | None = None
+    resgid: int | None = None

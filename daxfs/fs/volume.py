@@ -27,7 +27,7 @@ from daxfs.ext4.inode import (
     EXT4_VERITY_FL,
 )
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
-from daxfs.fs import clock, deferred
+from daxfs.fs import clock, defaults, deferred
 from daxfs.fs.board import Board
 from daxfs.fs.leases import Leases
 from daxfs.fs.nodes import Node, Nodes
@@ -64,7 +64,8 @@ class Volume:
     """One mounted pool. ``journal`` is None exactly when the volume was mounted read-only.
 
     ``log_area``: the blocks of its log, None without one and before the volume is first changed. ``sync_due``: what the
-    operation under way has changed must be durable when it returns (`finish`).
+    operation under way has changed must be durable when it returns (`finish`). ``groups_of``: tells the supplementary
+    groups of a caller.
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
@@ -75,6 +76,8 @@ class Volume:
         self.block_bits = geometry.block_bits
         self.view = view
         self.options = options
+        self.defaults = defaults.in_force(view.superblock(), options)
+        self.groups_of: Callable[[Caller], frozenset[int]] = lambda caller: caller.groups
         self.sync_due = options.sync
         self.read_only = journal is None
         self.nodes = Nodes()
@@ -122,15 +125,18 @@ class Volume:
             raise FsError(errno.EROFS)
 
     def handle(self, credits: int, caller: Caller = SUPERUSER) -> Handle:
-        """One operation's right to change up to ``credits`` blocks; reserved blocks are for the superuser."""
+        """One operation's right to change up to ``credits`` blocks; reserved blocks are for the privileged."""
         if self.read_only or self._journal is None:
             raise FsError(errno.EROFS)
         self.leases.undo.clear()
         return self._journal.handle(credits, privileged=self.privileged(caller))
 
     def privileged(self, caller: Caller) -> bool:
-        """Whether the caller may take the superuser's reserved blocks."""
-        return caller.uid == 0
+        """Whether the caller may take reserved blocks (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
+        _, uid, gid = self.defaults
+        if caller.uid in (0, uid):
+            return True
+        return gid != 0 and (caller.gid == gid or gid in self.groups_of(caller))
 
     def retrying(self, operation: Callable[Concatenate[Volume, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run an operation that is atomic; if the pool is full, commit what was freed and run it once more."""

@@ -25,6 +25,11 @@ def with_groups(caller: Caller) -> Caller:
     return caller
 
 
+def groups_of(caller: Caller) -> frozenset[int]:
+    """The supplementary groups of a caller, as far as they can be seen (`Volume.groups_of`)."""
+    return with_groups(caller).groups
+
+
 def with_groups_that_matter(core: FileSystem, ino: int, caller: Caller) -> Caller:
     """The caller of a change that may take S_ISGID away: being in the group matters where the group may not execute."""
     if caller.uid == 0 or core.getattr(ino).mode & (stat.S_ISGID | stat.S_IXGRP) != stat.S_ISGID:

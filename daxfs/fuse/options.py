@@ -63,6 +63,9 @@ class MountOptions:
         replay: False (``noload``): a read-only mount does not replay the journal.
         atime: ``relatime``, ``strictatime`` or ``noatime``.
         directory_atime: reading a directory moves its time of access as ``atime`` says.
+        grpid: new files take the group of their directory; None: as the superblock says.
+        resuid: the user that may take reserved blocks; None: as the superblock says.
+        resgid: the group that may; None: as the superblock says.
         flags: MS_* of mount(2) that the kernel alone acts on.
         kernel: further options for the kernel (SELinux contexts).
         session: ``kernel`` (our own) or ``pyfuse3``.
@@ -82,6 +85,9 @@ class MountOptions:
     commit_seconds: float = float(optiontable.DEFAULT_COMMIT_SECONDS)
     atime: str = "relatime"
     directory_atime: bool = True
+    grpid: bool | None = None
+    resuid: int | None = None
+    resgid: int | None = None
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     flags: int = 0
     kernel: tuple[str, ...] = ()
@@ -119,6 +125,9 @@ class MountOptions:
             "sync" if self.sync else "async",
             self.atime,
             *([] if self.directory_atime else ["nodiratime"]),
+            *([] if self.grpid is None else ["grpid" if self.grpid else "nogrpid"]),
+            *([] if self.resuid is None else [f"resuid={self.resuid}"]),
+            *([] if self.resgid is None else [f"resgid={self.resgid}"]),
             f"commit={self.commit_seconds:.0f}",
             f"dax={self.dax}",
             f"session={self.session}",

@@ -104,6 +104,10 @@ def _wake(found: MountOptions, value: str) -> MountOptions:
     return replace(found, wake_microseconds=number("wake", value, MAX_WAKE_MICROSECONDS))
 
 
+def _number(name: str) -> Action:
+    return lambda found, value: _set(**{name: number(name, value, MAX_NUMBER)})(found, value)
+
+
 def _log(found: MountOptions, value: str) -> MountOptions:
     return replace(found, log=os.path.abspath(value))
 
@@ -174,6 +178,24 @@ OPTIONS: tuple[Option, ...] = (
         "nodiratime", "reading a directory does not move its time of access", _set(directory_atime=False), live=True
     ),
     _served("allow_other", "other users may use the mount (default for root)", _set(allow_other=True)),
+    _served(
+        "grpid bsdgroups",
+        "new files take the group of their directory (tune2fs -o bsdgroups)",
+        _set(grpid=True),
+        live=True,
+    ),
+    _served(
+        "nogrpid sysvgroups",
+        "new files take the group of their maker, or of a set-group-ID directory (default)",
+        _set(grpid=False),
+        live=True,
+    ),
+    _served(
+        "resuid=N", "this user may take the reserved blocks, as root may (tune2fs -u)", _number("resuid"), live=True
+    ),
+    _served(
+        "resgid=N", "this group may take the reserved blocks (tune2fs -g); 0 is none", _number("resgid"), live=True
+    ),
     _served("nosuid", "set-id bits and capabilities of files do nothing", _raise_flags(mounts.MS_NOSUID), live=True),
     _served("suid", "they do (default for root)", _clear_flags(mounts.MS_NOSUID), live=True),
     _served("nodev", "device files do not work", _raise_flags(mounts.MS_NODEV), live=True),
@@ -218,7 +240,6 @@ OPTIONS: tuple[Option, ...] = (
     _always("auto_da_alloc auto_da_alloc=1", "a file that replaces another is on the pool when its name is"),
     _always("nodiscard", "freed memory is given back by fstrim only"),
     _always("noquota usrjquota= grpjquota= offusrjquota offgrpjquota offprjquota", "no quota is enforced"),
-    _always("nogrpid sysvgroups", "new files take the group of their maker, or of a set-group-ID directory"),
     _always("bsddf", "df counts what files can use"),
     _always("sb=1", "the superblock of block 0 or 1 is the one that is read"),
     _always("block_validity", "each block number is checked before it is used"),
@@ -253,8 +274,6 @@ OPTIONS: tuple[Option, ...] = (
         "no quota is enforced",
     ),
     _refused("minixdf", "df counts what files can use"),
-    _refused("grpid bsdgroups", "new files take the group of their maker; use chmod g+s on directories"),
-    _refused("resuid=N resgid=N", "only root may use the reserved blocks"),
     _refused("sb=N", "only the first superblock is read; e2fsck -b repairs it from a backup"),
     _refused("journal_dev=DEVICE journal_path=FILE", "the journal must be inside the pool"),
     _refused("abort", "a mount can't begin aborted; use ro"),

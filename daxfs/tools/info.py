@@ -48,6 +48,8 @@ class Info:
     inode_size: int
     journal: str
     journal_size: int
+    default_options: list[str]
+    reserved_for: dict[str, int]
     mounts: int
     last_mounted: str
     last_written: str
@@ -114,6 +116,8 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         inode_size=geometry.inode_size,
         journal=journal,
         journal_size=journal_size,
+        default_options=sb.default_options,
+        reserved_for={"uid": sb.s_def_resuid, "gid": sb.s_def_resgid},
         mounts=sb.s_mnt_count,
         last_mounted=_text(sb.s_last_mounted),
         last_written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sb.s_wtime)) if sb.s_wtime else "",
@@ -130,6 +134,12 @@ def _facts(mountpoint: str) -> tuple[dict[str, Any], int, int]:
     """What a mount tells of itself, its free blocks and its free inodes."""
     space = os.statvfs(mountpoint)
     return status(mountpoint), space.f_bfree, space.f_ffree
+
+
+def _reserved_for(info: Info) -> str:
+    """Who may take the reserved blocks beside root; "" if nobody."""
+    found = [f"{kind} {number}" for kind, number in info.reserved_for.items() if number]
+    return " and ".join(found)
 
 
 def _text(field: bytes) -> str:
@@ -179,6 +189,8 @@ def show(place: str, *, as_json: bool = False) -> None:
         "free": f"{format_size(info.free)} ({used} % used)",
         "inodes": f"{info.inodes} of {info.inode_size} bytes, {info.free_inodes} free",
         "journal": f"{info.journal}, {format_size(info.journal_size)}" if info.journal_size else info.journal,
+        "defaults": ",".join(info.default_options),
+        "reserved for": _reserved_for(info),
         "mounts": f"{info.mounts}" + (f", last on {info.last_mounted}" if info.last_mounted else ""),
         "last written": info.last_written,
         "features": " ".join(info.features),

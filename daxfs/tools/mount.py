@@ -94,6 +94,7 @@ def check_path(pool: str) -> None:
 
 def serve(pool: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:
     """Open the pool, serve it until it is unmounted, close it. ``pool`` is an absolute path."""
+    from daxfs.fuse import groups
     from daxfs.fuse.serving import SessionFailed
 
     session_of = load_session(wanted.session)
@@ -103,6 +104,7 @@ def serve(pool: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], 
         log.info("%s", note)
     source = os.path.realpath(pool)
     core = open_core(pool, source, mountpoint, wanted)
+    core.volume.groups_of = groups.groups_of
     try:
         session_of(core, source, mountpoint, wanted, ready)
     except SessionFailed as error:
@@ -131,6 +133,9 @@ def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> 
             commit_interval=wanted.commit_seconds,
             atime=wanted.atime,
             directory_atime=wanted.directory_atime,
+            grpid=wanted.grpid,
+            resuid=wanted.resuid,
+            resgid=wanted.resgid,
             mountpoint=mountpoint,
             dax=wanted.dax,
         ),

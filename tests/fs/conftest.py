@@ -12,7 +12,7 @@ import pytest
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
-from support import fsck
+from support import fsck, run
 
 # Every axis of the format that the runtime must serve, one option set each.
 FORMATS = {
@@ -43,9 +43,11 @@ def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
     """Make a pool and open it; after the test every one is closed and must be clean."""
     opened: list[tuple[FileSystem, Path]] = []
 
-    def make(*options: str, size: str = "64M", mount: Options | None = None) -> FileSystem:
+    def make(*options: str, size: str = "64M", mount: Options | None = None, tune: tuple[str, ...] = ()) -> FileSystem:
         # mke2fs gives small pools blocks of 1 KiB unless it is told otherwise.
         path = pool(*(options if "-b" in options else ("-b", "4096", *options)), size=size)
+        if tune:
+            run("tune2fs", *tune, path)
         fs = FileSystem.open(path, mount)
         opened.append((fs, path))
         return fs

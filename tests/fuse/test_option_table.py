@@ -10,6 +10,7 @@ from daxfs.fuse.options import MountOptions, parse, remounted
 from daxfs.fuse.optiontable import OPTIONS, Kind, find
 
 SERVED = "sync dirsync async commit=9 dax dax=always dax=inode relatime atime noatime diratime nodiratime ro rw suid"
+SERVED += " grpid bsdgroups nogrpid sysvgroups resuid=5 resgid=70000"
 SERVED += " nosuid dev nodev exec noexec nosymfollow symfollow strictatime norelatime debug user users owner group"
 ALWAYS = "acl user_xattr errors=remount-ro data=ordered barrier barrier=1 nodelalloc auto_da_alloc nodiscard noquota"
 ALWAYS += " usrjquota= grpjquota= bsddf sb=1 block_validity nowarn_on_error"

@@ -57,6 +57,9 @@ def change(connection: Connection, request: Request, given: memoryview) -> bytes
             commit_interval=wanted.commit_seconds,
             atime=wanted.atime,
             directory_atime=wanted.directory_atime,
+            grpid=wanted.grpid,
+            resuid=wanted.resuid,
+            resgid=wanted.resgid,
         )
     )
     connection.options = wanted

@@ -1,0 +1,39 @@
+"""The settings of a mount that the superblock decides where the mount options do not.
+
+New files take the group of their directory where ``s_default_mount_opts`` has EXT4_DEFM_BSDGROUPS; the reserved blocks
+are for the superuser, the user ``s_def_resuid`` and the group ``s_def_resgid``. The other bits of
+``s_default_mount_opts`` ask for what daxfs does on every mount or on none (docs/FORMAT.md lists them).
+
+Source: ``ext4_set_def_opts`` in fs/ext4/super.c, ``ext4_has_free_clusters`` in fs/ext4/balloc.c.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from daxfs.ext4.superblock import EXT4_DEFM_BSDGROUPS, Superblock
+from daxfs.fs.types import Options
+
+
+class Defaults(NamedTuple):
+    """What is in force on a mount.
+
+    Attributes:
+        group_of_directory: new files take their directory's group; otherwise that of their maker, or of a set-group-ID
+            directory.
+        reserve_uid: the user that may take reserved blocks, beside the superuser.
+        reserve_gid: the group that may; 0 is nobody's.
+    """
+
+    group_of_directory: bool
+    reserve_uid: int
+    reserve_gid: int
+
+
+def in_force(sb: Superblock, options: Options) -> Defaults:
+    """The mount's options where they say something, else the superblock."""
+    return Defaults(
+        bool(sb.s_default_mount_opts & EXT4_DEFM_BSDGROUPS) if options.grpid is None else options.grpid,
+        sb.s_def_resuid if options.resuid is None else options.resuid,
+        sb.s_def_resgid if options.resgid is None else options.resgid,
+    )
