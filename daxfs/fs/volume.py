@@ -32,7 +32,7 @@ from daxfs.fs.board import Board
 from daxfs.fs.leases import Leases
 from daxfs.fs.nodes import Node, Nodes
 from daxfs.fs.types import Caller, Options, Statistics
-from daxfs.structures import inodes, xattrs
+from daxfs.structures import inodes, overhead, xattrs
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -88,7 +88,7 @@ class Volume:
         )
         self.mounted_state = view.superblock().s_state
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
-        self.overhead = view.superblock().s_overhead_clusters
+        self._overhead: int | None = None
         self.log_area: LogArea | None = None
         self._journal = journal
         self._last_commit = time.monotonic()
@@ -157,6 +157,17 @@ class Volume:
         with self.handle(1) as tx:
             tx.edit_superblock().s_feature_ro_compat |= RoCompat.large_file
         self.large_file_from = self.geometry.max_extent_file_size
+
+    @property
+    def overhead(self) -> int:
+        """Blocks that are never data, counted when they are first asked for: they stay the same."""
+        if self._overhead is None:
+            sb = self.view.superblock()
+            log_blocks = 0
+            if self.geometry.has_journal and sb.s_journal_inum:
+                log_blocks = inodes.read(self.view, sb.s_journal_inum).size >> self.block_bits
+            self._overhead = overhead.blocks(self.view, log_blocks)
+        return self._overhead
 
     def alignment(self, lblk: int, want: int) -> int:
         """In blocks, what a new run at logical block ``lblk`` should be aligned to: 2 MiB where a large file begins."""
