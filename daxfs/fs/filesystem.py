@@ -23,6 +23,7 @@ from daxfs.fs import (
     deferred,
     flags,
     growing,
+    label,
     leasing,
     mounting,
     names,
@@ -322,6 +323,16 @@ class FileSystem:
     def statfs(self) -> StatFs:
         """Sizes and free space."""
         return attributes.statfs(self.volume)
+
+    @reading
+    def get_label(self) -> bytes:
+        """The label of the file system."""
+        return label.get_label(self.volume)
+
+    @changing
+    def set_label(self, new: bytes, caller: Caller = SUPERUSER) -> None:
+        """Change the label, durably: EPERM, not the superuser; EINVAL, more than 16 bytes."""
+        label.set_label(self.volume, new, caller)
 
     # Files
 

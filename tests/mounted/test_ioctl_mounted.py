@@ -332,3 +332,23 @@ def test_which_ranges_are_trimmed(sides: tuple[Path, Path]) -> None:
 
     ours, theirs = map(attempts, sides)
     assert [answer for answer in ours if isinstance(answer, str)] == [text for text in theirs if isinstance(text, str)]
+
+
+def test_the_label_as_the_kernels_ext4(sides: tuple[Path, Path]) -> None:
+    get, put = 0x81009431, 0x41009432
+
+    def attempts(root: Path) -> list[object]:
+        descriptor = os.open(root, os.O_RDONLY)
+
+        def call(number: int, given: bytes) -> bytes:
+            return fcntl.ioctl(descriptor, number, given.ljust(256, b"\0"))
+
+        try:
+            found = [outcome(call, put, label) for label in (b"one", b"sixteen bytes it", b"seventeen bytes it")]
+            return [type(answer) if isinstance(answer, bytes) else answer for answer in found] + [
+                outcome(call, get, b"")
+            ]
+        finally:
+            os.close(descriptor)
+
+    assert agree(sides, attempts)[-1] == b"sixteen bytes it".ljust(256, b"\0")

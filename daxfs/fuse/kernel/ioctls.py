@@ -1,4 +1,4 @@
-"""ioctl(2) on files and directories: inode flags, extended flags, version, trim, and daxfs's own commands.
+"""ioctl(2) on files and directories: inode flags, extended flags, version, label, trim, and daxfs's own commands.
 
 FUSE lets "restricted" commands through: the command's number says how many bytes go in and out, and no pointer is
 followed. chattr(1), lsattr(1) and xfs_io(8) arrive here by way of the kernel's fileattr interface, which has checked
@@ -33,6 +33,8 @@ FS_IOC_GETVERSION = 0x80087601
 FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
 FITRIM = 0xC0185879
+FS_IOC_GETFSLABEL = 0x81009431
+FS_IOC_SETFSLABEL = 0x41009432
 
 LARGEST_ARGUMENT = 1 << 14
 """A command's number has so many bits for the size (_IOC_SIZEBITS)."""
@@ -80,6 +82,17 @@ def trim(connection: Connection, request: Request, given: memoryview) -> bytes:
     return FSTRIM_RANGE.pack(start, connection.core.trim(start, length, least), least)
 
 
+def get_label(connection: Connection, _request: Request, _given: memoryview) -> bytes:
+    """The label of the file system."""
+    return connection.core.get_label()
+
+
+def set_label(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """e2label(8), tune2fs -L. The label ends at the first zero byte."""
+    connection.core.set_label(bytes(given).partition(b"\0")[0], request.caller())
+    return b""
+
+
 COMMANDS: dict[int, Command] = {
     FS_IOC_GETFLAGS: get_flags,
     FS_IOC_SETFLAGS: set_flags,
@@ -87,6 +100,8 @@ COMMANDS: dict[int, Command] = {
     FS_IOC_FSGETXATTR: get_fsxattr,
     FS_IOC_FSSETXATTR: set_fsxattr,
     FITRIM: trim,
+    FS_IOC_GETFSLABEL: get_label,
+    FS_IOC_SETFSLABEL: set_label,
     statistics.STATISTICS: statistics.query,
     status.STATUS: status.query,
     remount.REMOUNT: remount.change,
