@@ -35,7 +35,7 @@ from daxfs.fs.types import Options, RenameFlags, SetAttributes
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.recorder import CrashImage, RecordingPool
-from daxfs.structures import dirblocks, groups, htree, inodes
+from daxfs.structures import blocks, dirblocks, groups, htree, inodes
 from support import fsck, mke2fs, run, tool
 
 WORD = 8
@@ -84,17 +84,23 @@ def image(name: str) -> bytes:
             run("debugfs", "-w", "-R", "fallocate /unwritten 0 7", path)
             run("debugfs", "-w", "-R", "set_inode_field /unwritten size 6000", path)
         run("e2fsck", "-fy", path, code=0)
-        return path.read_bytes()
+        return littered(path.read_bytes())
+
+
+def littered(content: bytes) -> bytes:
+    """The pool with old bytes in every free block, so that a block that is not filled is noticed."""
+    made = bytearray(content)
+    with FileSystem.open(MemoryPool(content), QUIET) as fs:
+        size, groups_count = fs.volume.block_size, fs.volume.geometry.groups_count
+        for group in range(groups_count):
+            for start, count in blocks.free_runs(fs.volume.view, group, 1):
+                made[start * size : (start + count) * size] = noise(count * size, start)
+    return bytes(made)
 
 
 def plant(fs: FileSystem) -> None:
-    """What is there before the workload. Free blocks hold old bytes, so that a block that is not filled is noticed."""
+    """What is there before the workload."""
     tree = fs.tree
-    file, _ = fs.create(ROOT_INO, b"junk", 0o600)
-    fs.write(file, 0, noise(16 << 20, 11))
-    fs.release(file)
-    tree.unlink("junk")
-    fs.sync()
     for number, (name, size) in enumerate((("f", 3000), ("g", 700), ("d/x", 2048), ("big", 9000), ("unwritten", 0))):
         if "/" in name:
             tree.mkdir(os.path.dirname(name))
@@ -424,10 +430,12 @@ class Run:
         laps: events before the log began anew.
     """
 
+    recorder = RecordingPool
+
     def __init__(self, content: bytes, steps: Iterable[Step], *, close: bool = False) -> None:
         self.steps = list(steps)
         self.needed = prelude(self.steps)
-        self.pool = RecordingPool(bytearray(content))
+        self.pool = self.recorder(bytearray(content))
         self.promises: list[Promise] = [Promise(0, 0)]
         with steady_clock():
             self._work(close=close)
@@ -524,13 +532,8 @@ class Run:
         if found.facts != expected.facts:
             return differing(found.facts, expected.facts)
         wrong = []
-        later = self.moments[index : last + 1]
         for ino, content in found.contents.items():
-            since = max((promise.index for promise in kept if promise.ino == ino), default=0)
-            if since > index and self.moments[since].picture.contents.get(ino) != expected.contents.get(ino):
-                later = self.moments[since : last + 1]
-            versions = [moment.picture.contents[ino] for moment in later if ino in moment.picture.contents]
-            if not words_agree(content, versions):
+            if not words_agree(content, self._versions(ino, index, last, kept)):
                 wrong.append(f"content of inode {ino}")
         for ino, times in found.times.items():
             since = max([floor, *(promise.index for promise in kept if promise.ino == ino and not promise.data_only)])
@@ -541,6 +544,15 @@ class Run:
             if promise.ino and promise.index > index and not self._kept(promise, found, last):
                 wrong.append(f"inode {promise.ino} is not as it was synced")
         return wrong
+
+    def _versions(self, ino: int, index: int, last: int, kept: list[Promise]) -> list[bytes]:
+        """What a file may hold, word by word, in a tree of moment ``index``."""
+        later = self.moments[index : last + 1]
+        since = max((promise.index for promise in kept if promise.ino == ino), default=0)
+        contents = self.moments[index].picture.contents
+        if since > index and self.moments[since].picture.contents.get(ino) != contents.get(ino):
+            later = self.moments[since : last + 1]
+        return [moment.picture.contents[ino] for moment in later if ino in moment.picture.contents]
 
     def _kept(self, promise: Promise, found: Picture, last: int) -> bool:
         """Whether a synced inode is as it was then or later."""

@@ -101,9 +101,21 @@ def test_the_record_is_complete_on_every_format(name: str) -> None:
 
 
 def test_a_workload_in_one_line() -> None:
-    work = [next(workloads.ones("4k")), *workloads.sample("1k", 5, 1), *workloads.lives(*PLAIN, 1, 1)]
+    work = [
+        next(workloads.ones("4k")),
+        *workloads.sample("1k", 5, 1),
+        *workloads.lives(*PLAIN, 1, 1),
+        *workloads.clients("1k", 2, 1),
+    ]
     assert [Workload.read(each.spell()) for each in work] == work
-    for line in ("5k/last: append", "4k/last: no such operation", "4k/last: append>never", "4k/first: append", ""):
+    for line in (
+        "5k/last: append",
+        "4k/last: no such operation",
+        "4k/last: append>never",
+        "4k/first: append",
+        "4k/work/never: append",
+        "",
+    ):
         with pytest.raises(ValueError, match="is no workload"):
             Workload.read(line)
 

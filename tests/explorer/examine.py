@@ -17,7 +17,6 @@ from crash_rig import (
     EPOCH_NS,
     QUIET,
     Picture,
-    Run,
     grow_everything,
     image,
     preen,
@@ -39,7 +38,7 @@ from daxfs.pmem.recorder import RecordingPool
 from daxfs.structures.mapping import Extent
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
-from explorer.workloads import Part, Workload
+from explorer.workloads import Workload
 from support import fsck
 
 FEW = {"alone": 2, "subsets": 1}
@@ -145,7 +144,7 @@ class Examiner:
 
     def __init__(self, workload: Workload, folder: Path, depth: Depth) -> None:
         content = image(workload.format)
-        self.run = Run(content, workload.steps, close=workload.part is Part.LIFE)
+        self.run = workload.run(content)
         self.tally = Tally(workloads=1)
         self._workload = workload
         self._depth = depth

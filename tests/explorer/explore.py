@@ -2,7 +2,8 @@
 
     --formats 4k,1k     of `crash_rig.FORMATS` and `crash_rig.PLAIN`; all if not given. All pairs of the first are done
     --twos N            pairs of operations of each other format, a seeded sample (default 400)
-    --threes N          workloads of three operations for each format (default 60); half as many from mount to unmount
+    --threes N          workloads of three operations for each format (default 60); half as many from mount to unmount,
+                        and of clients
     --laps N            workloads in which the log begins anew, for each format (default 2)
     --alone N           lines of a cut that go missing or are there alone, at most (default 512); in formats other than
                         the first no more than 128, for pairs no more than 8
@@ -34,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from explorer import workloads
-from explorer.examine import Depth, Examiner, Tally, Wrong, freeze_clocks
+from explorer.examine import Depth, Examiner, Tally, freeze_clocks
 from explorer.plain import PlainExaminer
 from explorer.workloads import Part, Workload
 
@@ -72,7 +73,7 @@ def examine(task: Task) -> Result:
         try:
             examiner = PlainExaminer if workload.format in PLAIN else Examiner
             tally = examiner(workload, Path(folder), depth).explore()
-        except Wrong as error:
+        except AssertionError as error:
             return Result(workload, Tally(workloads=1), str(error))
     return Result(workload, tally)
 
@@ -99,6 +100,7 @@ def plan(formats: list[str], twos: int, threes: int, laps: int, seed: int) -> li
     for name in formats:
         rest += workloads.sample(name, twos, seed) if name != formats[0] else ()
         rest += workloads.threes(name, threes, seed)
+        rest += workloads.clients(name, threes // 2, seed)
         if name not in PLAIN:
             rest += workloads.lives(name, threes // 2, seed)
             rest += workloads.laps(name, laps, seed) if "4k" not in name else ()

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from crash_rig import AFTER, AGAIN, FORMATS, OPERATIONS, PLAIN, SINGLE, Run, Step
 
+from explorer.clients import OPERATIONS as CLIENT_OPERATIONS
+from explorer.clients import POOLS, ClientRun
+
 ROUND = 330
 """Operations, each followed by a sync, after which the log of the smallest journal has begun anew."""
 NEAR = 80
@@ -43,22 +46,32 @@ class Part(Enum):
 
 
 class Workload(NamedTuple):
-    """Steps on a pool of a format."""
+    """Steps on a pool of a format; ``clients``: steps of a client, whose stores become durable in that way."""
 
     format: str
     steps: tuple[Step, ...]
     part: Part = Part.WORK
+    clients: str = ""
+
+    def run(self, content: bytes) -> Run:
+        """Do it on a recording pool that begins with these bytes."""
+        if self.clients:
+            return ClientRun(content, self.steps, self.clients)
+        return Run(content, self.steps, close=self.part is Part.LIFE)
 
     @property
     def kind(self) -> str:
         """Which of the functions below makes such workloads."""
         count = len(self.steps)
+        if self.clients:
+            return "clients"
         return {Part.LIFE: "lives", Part.LAP: "laps"}.get(self.part) or ("ones", "twos", "threes")[min(count, 3) - 1]
 
     def spell(self) -> str:
-        """One line that `read` understands: ``4k/last: append>sync, unlink``."""
+        """One line that `read` understands: ``4k/last: append>sync, unlink``; of a client ``4k/work/lines: append``."""
         steps = ", ".join(f"{name}>{after}" if after else name for name, after in self.steps)
-        return f"{self.format}/{self.part.value}: {steps}"
+        place = "/".join((self.format, self.part.value, *filter(None, (self.clients,))))
+        return f"{place}: {steps}"
 
     @classmethod
     def read(cls, line: str) -> Workload:
@@ -68,12 +81,13 @@ class Workload(NamedTuple):
             ValueError: there is no such format, part or operation.
         """
         head, _, steps = line.partition(":")
-        name, _, part = head.partition("/")
+        name, part, clients, *_ = [*head.split("/"), "", ""]
+        operations = CLIENT_OPERATIONS if clients else OPERATIONS
         pairs = [step.strip().partition(">")[::2] for step in steps.split(",")]
-        known = (name in FORMATS or name in PLAIN) and part in {each.value for each in Part}
-        if not known or any(done not in OPERATIONS or then not in AFTER for done, then in pairs):
+        known = (name in FORMATS or name in PLAIN) and part in {each.value for each in Part} and clients in {"", *POOLS}
+        if not known or any(done not in operations or then not in AFTER for done, then in pairs):
             raise ValueError(f"{line!r} is no workload; one is '4k/last: append>sync, unlink'")
-        return cls(name, tuple(pairs), Part(part))
+        return cls(name, tuple(pairs), Part(part), clients)
 
 
 def ones(name: str) -> Iterator[Workload]:
@@ -115,3 +129,19 @@ def laps(name: str, count: int, seed: int) -> Iterator[Workload]:
     rng = random.Random(f"{name} {seed}")
     for _ in range(count):
         yield Workload(name, tuple((rng.choice(AGAIN), "sync") for _ in range(ROUND)), Part.LAP)
+
+
+def clients(name: str, count: int, seed: int) -> Iterator[Workload]:
+    """Everything that a client does, and a seeded sample of two such operations, for each way to be durable.
+
+    Files without extents are not made longer by clients.
+    """
+    if name in PLAIN or name == "no-extents":
+        return
+    rng = random.Random(f"{name} {seed}")
+    for way in POOLS:
+        for operation in CLIENT_OPERATIONS:
+            yield Workload(name, ((operation, "sync"),), clients=way)
+        for _ in range(count):
+            steps = [(rng.choice(list(CLIENT_OPERATIONS)), rng.choice(("", "sync"))) for _ in range(2)]
+            yield Workload(name, tuple(steps), clients=way)

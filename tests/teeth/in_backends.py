@@ -12,6 +12,7 @@ LEASE = "daxfs/direct/preload/lease.c"
 
 BACKENDS = ("tests/pmem/test_pmem_backends.py",)
 LIBRARY = ("tests/direct/test_write_back.py",)
+CLIENTS = ("tests/crash/test_clients.py",)
 
 MUTANTS = [
     Mutant(
@@ -229,5 +230,46 @@ MUTANTS = [
         "pool_offset + length != high;)",
         "An fsync covers only stores below the last one.",
         LIBRARY,
+    ),
+    Mutant(
+        "client: the size is told before the flush",
+        "daxfs/direct/files.py",
+        "        held.pool.sync()\n        if held.stored or held.end:\n            held.settle(DURABLE)\n",
+        "        if held.stored or held.end:\n            held.settle(DURABLE)\n            held.pool.sync()\n",
+        "An appended file is durable with its new size before its bytes are.",
+        CLIENTS,
+    ),
+    Mutant(
+        "client: nothing is marked for msync",
+        CLIENT,
+        "            dirty[chunk] = None\n",
+        "            pass\n",
+        "A flush over a page cache writes nothing back, and the size is made durable.",
+        CLIENTS,
+    ),
+    Mutant(
+        "client: a flush of a range waits for nothing",
+        CLIENT,
+        "            self._library.flush(address, length)\n            self._library.drain()\n",
+        "            self._library.flush(address, length)\n",
+        "What was flushed may still be on its way when the call returns.",
+        CLIENTS,
+    ),
+    Mutant(
+        "client: a mapping's range is not written back",
+        CLIENT,
+        "            self._library.flush(address, length)\n            self._library.drain()\n",
+        "            self._library.drain()\n",
+        "Plain stores of a mapping stay in the caches.",
+        CLIENTS,
+    ),
+    Mutant(
+        "granted blocks are not zeroed",
+        "daxfs/fs/leasing.py",
+        "                for low, high in lease.grown.gaps(begin, end):\n"
+        "                    volume.pool.zero(low + delta, high - low)\n",
+        "",
+        "What another file has deleted appears between a client's stores.",
+        CLIENTS,
     ),
 ]
