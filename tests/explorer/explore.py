@@ -69,7 +69,7 @@ class Result(NamedTuple):
 def examine(task: Task) -> Result:
     """One workload, in a process whose clocks stand still."""
     workload, depth = task
-    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="daxfs-explorer-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         try:
             examiner = PlainExaminer if workload.format in PLAIN else Examiner
             tally = examiner(workload, Path(folder), depth).explore()
@@ -78,10 +78,20 @@ def examine(task: Task) -> Result:
     return Result(workload, tally)
 
 
+def prepare(folder: str) -> None:
+    """A worker's clocks stand still, and its files lie in the folder."""
+    freeze_clocks()
+    tempfile.tempdir = folder
+
+
 def explore(tasks: list[Task]) -> Iterator[Result]:
     """Do the tasks on all processors; results come in any order."""
-    spawn = multiprocessing.get_context("fork")
-    with spawn.Pool(len(os.sched_getaffinity(0)), initializer=freeze_clocks) as pool:
+    spawn, count = multiprocessing.get_context("fork"), len(os.sched_getaffinity(0))
+    # The folder outlives the workers, which are ended in the middle of a task when a run is stopped.
+    with (
+        tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="daxfs-explorer-") as folder,
+        spawn.Pool(count, initializer=prepare, initargs=(folder,)) as pool,
+    ):
         yield from pool.imap_unordered(examine, tasks, chunksize=4)
 
 
