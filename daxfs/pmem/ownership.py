@@ -14,7 +14,8 @@ What is trusted besides:
 - in a user namespace, directories and devices of an owner that has no number there. They are the machine's; the set-id
   bits of the mount count inside of the namespace only.
 
-POSIX ACLs need no look of their own: what they let others write shows in the bits of the group (acl(5)).
+Where there is a POSIX ACL, the bits of the group are its mask: any user or group may be behind them (acl(5)), and nobody
+behind them is trusted.
 """
 
 from __future__ import annotations
@@ -35,16 +36,20 @@ MOST_LINKS = 40
 """Symbolic links in one path, as the kernel has it (MAXSYMLINKS)."""
 EVERY_ID = 0xFFFFFFFF
 """Numbers in the map of a namespace that hides nobody (user_namespaces(7))."""
+ACCESS_ACL = "system.posix_acl_access"
+NAMED = "somebody whom an ACL names"
 _STOP_AT = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Step(NamedTuple):
-    """One name of a path: the directory that it was found in and what it is, by path and status."""
+    """One name of a path: the directory that it was found in and what it is, each by path, status and having an ACL."""
 
     directory: str
     holder: os.stat_result
+    holder_acl: bool
     place: str
     found: os.stat_result
+    found_acl: bool
 
 
 def refuse(path: str, opened: os.stat_result, mend: str) -> None:
@@ -78,20 +83,22 @@ def _writer_of_path(path: str, opened: os.stat_result) -> str:
         for step in _steps(path):
             if why := _writer_of_step(step):
                 return f"{path} can be replaced: {why}; move the pool to a directory of your own"
-            last = step.found
+            last = step
     except OSError as error:
         raise kinds.pool_error(path, error) from None
-    if last is None or not os.path.samestat(last, opened):
+    if last is None or not os.path.samestat(last.found, opened):
         raise PoolError(f"{path} was just replaced by another file; try again", kinds.MOUNT_FAILED)
+    if last.found_acl and opened.st_mode & stat.S_IWGRP:
+        return f"{NAMED} may write to {path} unseen; setfacl -b {path}"
     return ""
 
 
 def _writer_of_step(step: Step) -> str:
     """Who can put something else in the place of this name."""
-    directory, holder, place, found = step
+    directory, holder, holder_acl, place, found, _ = step
     if not _trusted(holder.st_uid, hidden=True):
         return f"{directory} belongs to {_user(holder.st_uid)}"
-    writers = _writers(holder, hidden=False)
+    writers = NAMED if holder_acl and holder.st_mode & stat.S_IWGRP else _writers(holder, hidden=False)
     if not writers:
         return ""
     if not holder.st_mode & stat.S_ISVTX:
@@ -115,7 +122,7 @@ def _steps(path: str) -> Iterator[Step]:
             try:
                 place = os.path.join(directory, name)
                 found = os.fstat(entry)
-                yield Step(directory, os.fstat(at), place, found)
+                yield Step(directory, os.fstat(at), _has_acl(at), place, found, _has_acl(entry))
                 if not stat.S_ISLNK(found.st_mode):
                     at, entry, directory = entry, at, place
                     continue
@@ -131,6 +138,17 @@ def _steps(path: str) -> Iterator[Step]:
                 at, directory = os.open("/", _STOP_AT), "/"
     finally:
         os.close(at)
+
+
+def _has_acl(descriptor: int) -> bool:
+    """Whether an O_PATH descriptor's file has an ACL that says more than its mode."""
+    try:
+        os.getxattr(f"/proc/self/fd/{descriptor}", ACCESS_ACL)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
 
 
 def _writers(status: os.stat_result, *, hidden: bool) -> str:

@@ -57,21 +57,35 @@ def test_a_pool_that_others_may_write(place: Path, mode: int, who: str) -> None:
     assert complaint(place / "pool").startswith(f"{who} may write to {place}/pool")
 
 
-def test_what_an_acl_lets_others_write(place: Path) -> None:
-    pool = place / "pool"
-    os.chown(pool, 0, ALICE)
+def let_alice_write(path: Path) -> None:
+    """What ``setfacl -m u:12345:rwx`` does: the bits of the group become the mask."""
+    entries = (1, 7, 0xFFFFFFFF), (2, 7, ALICE), (4, 0, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF)
     acl = b"\2\0\0\0" + b"".join(
-        tag.to_bytes(2, "little") + bits.to_bytes(2, "little") + who.to_bytes(4, "little", signed=False)
-        for tag, bits, who in (
-            (1, 6, 0xFFFFFFFF),
-            (2, 6, ALICE),
-            (4, 0, 0xFFFFFFFF),
-            (16, 6, 0xFFFFFFFF),
-            (32, 0, 0xFFFFFFFF),
-        )
+        tag.to_bytes(2, "little") + bits.to_bytes(2, "little") + who.to_bytes(4, "little") for tag, bits, who in entries
     )
-    os.setxattr(pool, "system.posix_acl_access", acl)
+    os.setxattr(path, "system.posix_acl_access", acl)
+
+
+@pytest.mark.parametrize("group", [0, ALICE])
+def test_what_an_acl_lets_others_write(place: Path, group: int) -> None:
+    """Though the group itself is trusted."""
+    pool = place / "pool"
+    os.chown(pool, 0, group)
+    let_alice_write(pool)
     assert "may write to" in complaint(pool)
+    pool.chmod(0o600)  # the mask is nothing
+    assert complaint(pool) == ""
+
+
+def test_a_directory_whose_acl_lets_others_write(place: Path) -> None:
+    (place / "d").mkdir()
+    pool = (place / "pool").rename(place / "d" / "pool")
+    let_alice_write(place / "d")
+    assert f"somebody whom an ACL names may write to {place}/d" in complaint(pool)
+    (place / "d").chmod(0o1770)
+    assert complaint(pool) == "", "a sticky directory keeps the names of others"
+    (place / "d").chmod(0o750)
+    assert complaint(pool) == ""
 
 
 def test_a_directory_of_another_user(place: Path) -> None:
