@@ -135,8 +135,8 @@ class FakeCore:
         inode.content[:] = target
         return self._attributes(inode)
 
-    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
-        self._enter("link", ino, parent, name)
+    def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Attributes:
+        self._enter("link", ino, parent, name, caller)
         inode = self._inode(ino)
         self._inode(parent).names[name] = ino
         inode.links += 1
@@ -273,8 +273,10 @@ class FakeCore:
         except KeyError:
             raise FsError(errno.ENODATA) from None
 
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
-        self._enter("setxattr", ino, name, value, flags, caller)
+    def setxattr(
+        self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller, kill_set_gid: bool | None = None
+    ) -> None:
+        self._enter("setxattr", ino, name, value, flags, caller, kill_set_gid)
         self._inode(ino).xattrs[name] = value
 
     def listxattr(self, ino: int, caller: Caller) -> list[bytes]:

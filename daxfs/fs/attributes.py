@@ -81,7 +81,7 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
         data.truncate(volume, ino, changes.size, caller, changes.kill_privileges)
     rest = changes._replace(size=None, kill_privileges=None)
     if rest != NOTHING:
-        with volume.handle(data.CREDITS_XATTR) as tx:
+        with volume.handle(data.CREDITS_XATTR, caller) as tx:
             inode = inodes.edit(tx, ino)
             volume.note_sync(inode)
             if rest != TOUCH or inode.flags & EXT4_IMMUTABLE_FL:
@@ -155,18 +155,24 @@ def list_xattrs(volume: Volume, ino: int, caller: Caller) -> list[bytes]:
     return names if caller.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
 
-def set_xattr(volume: Volume, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
-    """Set an extended attribute (flags XATTR_CREATE 1, XATTR_REPLACE 2); an access ACL also sets the mode."""
+def set_xattr(
+    volume: Volume, ino: int, name: bytes, value: bytes, flags: int, caller: Caller, kill_set_gid: bool | None = None
+) -> None:
+    """Set an extended attribute (flags XATTR_CREATE 1, XATTR_REPLACE 2); an access ACL also sets the mode.
+
+    ``kill_set_gid`` says whether that ACL takes S_ISGID away; None: unless the caller is in the file's group.
+    """
     if len(value) > XATTR_SIZE_MAX:
         raise FsError(errno.E2BIG)
-    with volume.handle(data.CREDITS_XATTR) as tx:
+    with volume.handle(data.CREDITS_XATTR, caller) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
         volume.note_sync(inode)
         before = inode.mode, stored(tx, inode, name)
         if name in (ACL_ACCESS, ACL_DEFAULT):
-            set_acl(tx, inode, name, value, caller)
+            kill = not data.in_group(inode, caller) if kill_set_gid is None else kill_set_gid
+            set_acl(tx, inode, name, value, kill_set_gid=kill)
         else:
             xattrs.set(tx, inode, name, value, flags)
         if before == (inode.mode, stored(tx, inode, name)):
@@ -192,10 +198,10 @@ def refuse_protected(inode: Inode) -> None:
         raise FsError(errno.EPERM)
 
 
-def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, caller: Caller) -> None:
+def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, *, kill_set_gid: bool) -> None:
     """Store an ACL; one that the mode says as well is not stored at all.
 
-    As with chmod(2), S_ISGID goes if the caller is not in the group (posix_acl_update_mode in fs/posix_acl.c).
+    S_ISGID goes as with chmod(2) by somebody who is not in the group (posix_acl_update_mode in fs/posix_acl.c).
     """
     if stat.S_ISLNK(inode.mode):
         raise FsError(errno.EOPNOTSUPP)
@@ -210,7 +216,7 @@ def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, caller: Caller)
         return
     equivalent, permissions = acl.equiv_mode(entries)
     inode.mode = (inode.mode & ~0o777) | permissions
-    if not data.in_group(inode, caller):
+    if kill_set_gid:
         inode.mode &= ~stat.S_ISGID
     xattrs.set_acl(tx, inode, None if equivalent else entries)
 

@@ -230,9 +230,9 @@ class FileSystem:
         return data.open_file(self.volume, made.ino, flags & ~os.O_TRUNC, caller), made
 
     @changing
-    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+    def link(self, ino: int, parent: int, name: bytes, caller: Caller = SUPERUSER) -> Attributes:
         """One more name for an inode."""
-        return names.link(self.volume, ino, parent, name)
+        return names.link(self.volume, ino, parent, name, caller)
 
     @changing
     def unlink(self, parent: int, name: bytes) -> None:
@@ -305,9 +305,20 @@ class FileSystem:
         return attributes.get_xattr(self.volume, ino, name)
 
     @changing
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, caller: Caller = SUPERUSER) -> None:
-        """Set an extended attribute."""
-        attributes.set_xattr(self.volume, ino, name, value, flags, caller)
+    def setxattr(
+        self,
+        ino: int,
+        name: bytes,
+        value: bytes,
+        flags: int = 0,
+        caller: Caller = SUPERUSER,
+        kill_set_gid: bool | None = None,
+    ) -> None:
+        """Set an extended attribute.
+
+        ``kill_set_gid`` says whether an access ACL takes S_ISGID away; None: unless the caller is in the file's group.
+        """
+        attributes.set_xattr(self.volume, ino, name, value, flags, caller, kill_set_gid)
 
     @reading
     def listxattr(self, ino: int, caller: Caller = SUPERUSER) -> list[bytes]:

@@ -268,14 +268,14 @@ def refuse_other_project(directory: Inode, inode: Inode) -> None:
         raise FsError(errno.EXDEV)
 
 
-def link(volume: Volume, ino: int, parent: int, name: bytes) -> Attributes:
+def link(volume: Volume, ino: int, parent: int, name: bytes, caller: Caller) -> Attributes:
     """One more name for an inode that is not a directory (EPERM, EMLINK, EEXIST).
 
     One without a name gets none (ENOENT), unless it was made that way to get its first one (`make_nameless`).
     """
     check_name(name)
     now = clock.now()
-    with volume.handle(CREDITS_NAME) as tx:
+    with volume.handle(CREDITS_NAME, caller) as tx:
         directory = edit_parent(volume, tx, parent)
         if directories.find(tx, directory, name) is not None:
             raise FsError(errno.EEXIST)

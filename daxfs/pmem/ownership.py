@@ -14,8 +14,8 @@ What is trusted besides:
 - in a user namespace, directories and devices of an owner that has no number there. They are the machine's; the set-id
   bits of the mount count inside of the namespace only.
 
-Where there is a POSIX ACL, the bits of the group are its mask: any user or group may be behind them (acl(5)), and nobody
-behind them is trusted.
+Where there is a POSIX ACL, the bits of the group are its mask: any user or group may be behind them (acl(5)), and
+nobody behind them is trusted.
 """
 
 from __future__ import annotations

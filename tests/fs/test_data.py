@@ -153,6 +153,33 @@ def test_reserved_blocks_are_the_superusers(open_fs: OpenFs) -> None:
     fs.tree.write_bytes("/root", b"x" * 65536)
 
 
+def test_no_change_of_a_users_takes_reserved_blocks(open_fs: OpenFs) -> None:
+    """Attributes and names need blocks too, and there are none for users."""
+    fs = open_fs("-m", "10", size="16M")
+    user = Caller(uid=1000, gid=1000)
+    full = fs.mkdir(ROOT_INO, b"d", 0o777, user).ino
+    file, made = fs.create(ROOT_INO, b"f", 0o666, os.O_RDWR, user)
+    names = [bytes([letter]) * 255 for letter in range(65, 81)]
+    for name in names[:-1]:
+        fs.link(made.ino, full, name, user)
+    assert fs.getattr(full).size == 4096, "the next name takes a block"
+    fill(fs, file)
+    fs.release(file)
+    left = fs.statfs().free
+    for change in (
+        lambda caller: fs.setxattr(made.ino, b"user.x", b"v" * 900, 0, caller),
+        lambda caller: fs.link(made.ino, full, names[-1], caller),
+        lambda caller: fs.rename(ROOT_INO, b"f", full, names[-1][:-1], caller=caller),
+    ):
+        with pytest.raises(FsError) as caught:
+            change(user)
+        assert caught.value.errno == errno.ENOSPC
+        assert fs.statfs().free == left
+    fs.setxattr(made.ino, b"user.x", b"v" * 900)
+    fs.link(made.ino, full, names[-1])
+    assert fs.statfs().free < left
+
+
 @pytest.mark.crash
 def test_writing_takes_set_id_bits_from_other_users_files(fs: FileSystem) -> None:
     user = Caller(uid=1000, gid=1000)

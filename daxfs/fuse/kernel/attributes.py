@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs.types import Caller, SetAttributes
+from daxfs.fs.types import SetAttributes
 from daxfs.fuse.groups import with_groups_that_matter
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode, SetAttr
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 (MODE, UID, GID, SIZE, ATIME, MTIME, _, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
 """Plain numbers: a flag's own ``&`` takes half a microsecond, and every change of attributes asks for all of them."""
-NOBODY = Caller(uid=0xFFFFFFFF, gid=0xFFFFFFFF)
 """A caller who is in no file's group."""
 
 
@@ -114,10 +113,8 @@ def setxattr(connection: Connection, request: Request) -> bytes:
     at = BODY + layout.size
     name = request.name(at)
     value = request.data(at + len(name) + 1, size)
-    caller = request.caller()
-    if more:
-        caller = NOBODY if more[0] & abi.SETXATTR_ACL_KILL_SGID else Caller()
-    connection.core.setxattr(request.ino, name, bytes(value), flags, caller)
+    kill_set_gid = bool(more[0] & abi.SETXATTR_ACL_KILL_SGID) if more else None
+    connection.core.setxattr(request.ino, name, bytes(value), flags, request.caller(), kill_set_gid)
     return b""
 
 

@@ -97,7 +97,9 @@ def link(connection: Connection, request: Request) -> bytes:
     """One more name for a node."""
     (node,) = request.arguments(abi.LINK_IN)
     name = request.name(BODY + abi.LINK_IN.size)
-    return remembered(connection, request, connection.core.link(request.ino_of(node), request.ino, name))
+    return remembered(
+        connection, request, connection.core.link(request.ino_of(node), request.ino, name, request.caller())
+    )
 
 
 def unlink(connection: Connection, request: Request) -> bytes:
@@ -119,7 +121,7 @@ def rename(connection: Connection, request: Request) -> bytes:
     (directory,) = request.arguments(abi.RENAME_IN)
     old, new = request.names(BODY + abi.RENAME_IN.size)
     connection.patient = True
-    connection.core.rename(request.ino, old, request.ino_of(directory), new)
+    connection.core.rename(request.ino, old, request.ino_of(directory), new, caller=request.caller())
     return b""
 
 

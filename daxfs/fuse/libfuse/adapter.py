@@ -220,8 +220,8 @@ class Adapter:
         return self._remembered(self._core.symlink(ino_of(parent), name, target, caller_of(context)))
 
     @handler
-    def link(self, node: int, parent: int, name: bytes, _context: RequestContext) -> EntryAttributes:
-        return self._remembered(self._core.link(node, ino_of(parent), name))
+    def link(self, node: int, parent: int, name: bytes, context: RequestContext) -> EntryAttributes:
+        return self._remembered(self._core.link(node, ino_of(parent), name, caller_of(context)))
 
     @handler
     def unlink(self, parent: int, name: bytes, _context: RequestContext) -> None:
