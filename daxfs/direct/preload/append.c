@@ -1,8 +1,12 @@
-/* Writes that begin at the end of the file: stored in memory behind it, which the daemon makes part of the file.
+/* Writes that reach past EOF: stored in memory there, which the daemon makes part of the file.
  *
- * What is stored behind the end is nobody's until DAXFS_IOC_APPENDED, which the daemon takes only while the end is where
- * it was and this holder alone may grow the file. So a write that it refuses is simply done by the system call. Only
- * whole blocks are appended so: another end is moved by the next write's system call anyway, which ends the growth.
+ * What is stored past EOF is nobody's until DAXFS_IOC_APPENDED, which the daemon takes only while EOF is where it was and
+ * this holder alone may grow the file. So a write that it refuses is simply done by the system call.
+ *
+ * A store may come late, when another process has made the file longer meanwhile. In a block of its own it hits nothing,
+ * since such blocks are taken out of the file first. In the block that EOF was in it overwrites what the other has
+ * written, as a write at this offset does that comes second; the system call then writes the same. A write at whatever is
+ * EOF (O_APPEND) must not do that, so only whole blocks from a block's start on are appended there.
  *
  * Programs that synchronise after each append are noticed, and their appends ask for durability right away: one request
  * instead of two. The fsync(2) that follows then looks at the slot, whether all is as it was.
@@ -29,6 +33,10 @@ static void leave(struct pl_appends *appends) {
     atomic_store(&appends->busy, 0);
 }
 
+static bool at_end(const struct pl_file *file) {
+    return atomic_load(&file->at_end);
+}
+
 static void punish(struct pl_appends *appends) {
     appends->penalty = appends->penalty * 2 + 1;
     if (appends->penalty > PENALTY_MOST)
@@ -42,6 +50,14 @@ static void ended(struct pl_appends *appends) {
         punish(appends);
     else
         appends->penalty = 0;
+}
+
+/* Take the blocks of [base, base + length). 0 or an errno. */
+static int grow_by(int fd, struct pl_file *file, uint64_t base, uint64_t length) {
+    uint64_t block = file->mount->pool.block_size, end = (base + length + block - 1) / block * block;
+
+    base = base / block * block;
+    return pl_grow(fd, file, base, end - base);
 }
 
 /* Take memory for the write and for more like it. */
@@ -60,20 +76,21 @@ static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total) {
         step = DAXFS_LAST_STEP;
     if (step < total)
         step = total;
-    failed = pl_grow(fd, file, base, step);
+    failed = grow_by(fd, file, base, step);
     if (failed == ENOSPC && step > total)
-        failed = pl_grow(fd, file, base, total);
+        failed = grow_by(fd, file, base, total);
     appends->used = 0;
     if (failed)
         punish(appends);
     return !failed;
 }
 
-/* Pinned: store the bytes behind the end. PL_UNKNOWN_PLACE: memory must be taken for them first. */
-static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
+/* Pinned: store the bytes; `size` is EOF then. PL_UNKNOWN_PLACE: memory must be taken for them first. */
+static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base, uint64_t *size) {
     if (!file->leased || !file->stores || !pl_holds(file))
         return PL_UNKNOWN_PLACE;
-    if (pl_size(file) != base)
+    *size = pl_size(file);
+    if (base > *size || base + total <= *size || (at_end(file) && base != *size))
         return PL_NO;
     if (base + total > file->granted)
         return PL_UNKNOWN_PLACE;
@@ -81,9 +98,9 @@ static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t to
 }
 
 /* Pinned: make what was stored part of the file. */
-static ssize_t tell(int fd, struct pl_file *file, uint64_t base, size_t total) {
+static ssize_t tell(int fd, struct pl_file *file, uint64_t base, size_t total, uint64_t size) {
     struct pl_appends *appends = &file->appends;
-    struct daxfs_appended said = {.base = base, .size = base + total, .holder = pl_holder()};
+    struct daxfs_appended said = {.base = size, .size = base + total, .holder = pl_holder()};
     bool durable = appends->pairs >= PAIRS && file->mount->pool.persistence != DAXFS_MSYNC;
     uint64_t now;
 
@@ -98,7 +115,7 @@ static ssize_t tell(int fd, struct pl_file *file, uint64_t base, size_t total) {
         now = pl_size(file);
         appends->settled = false;
         atomic_store(&appends->untold, true);
-        return now > base && now <= base + total ? (ssize_t)(now - base) : PL_NO;
+        return now > size && now <= base + total ? (ssize_t)(now - base) : PL_NO;
     }
     appends->settled = durable;
     appends->settled_data = appends->data_only;
@@ -113,15 +130,16 @@ static ssize_t tell(int fd, struct pl_file *file, uint64_t base, size_t total) {
 
 static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
     ssize_t done = PL_UNKNOWN_PLACE;
+    uint64_t size;
 
     for (int i = 0; i < 2 && done == PL_UNKNOWN_PLACE; i++) {
         if (i && !grow(fd, file, base, total))
             return PL_NO;
         if (!pl_pin(fd, file))
             return PL_NO;
-        done = stage(file, vector, total, base);
+        done = stage(file, vector, total, base, &size);
         if (!done)
-            done = tell(fd, file, base, total);
+            done = tell(fd, file, base, total, size);
         pl_unpin(file);
     }
     return done;
@@ -129,16 +147,16 @@ static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, 
 
 ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
     struct pl_appends *appends = &file->appends;
-    uint64_t block = file->mount->pool.block_size;
+    bool whole = !((base | total) % file->mount->pool.block_size);
     ssize_t done = PL_NO;
     int saved = errno;
 
-    if (!block || !pl_own_process() || !enter(appends))
+    if (!pl_own_process() || !enter(appends))
         return PL_NO;
     if (appends->waiting)
         appends->pairs = 0;
     appends->waiting = false;
-    if ((base | total) % block) {
+    if (at_end(file) && !whole) {
         appends->seen = 0;
     } else if (appends->seen < IN_A_ROW) {
         appends->seen++;

@@ -305,7 +305,7 @@ void pl_let_in(struct pl_mount *mount, bool for_good);
 /* Why memory didn't serve; PL_NOT_YET: it may next time. */
 enum { PL_NO = -1, PL_UNKNOWN_PLACE = -2, PL_IN_HOLE = -3, PL_BEYOND = -4, PL_NOT_YET = -5 };
 
-/* A write at `base`, which was the end of the file. Its length, or a reason to do the system call. */
+/* A write at `base` that reaches past EOF. Its length, or a reason to do the system call. */
 ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base);
 /* For fsync and fdatasync: what was appended is durable already, and nothing has changed since. */
 bool pl_append_settled(int fd, struct pl_file *file, bool data_only);
