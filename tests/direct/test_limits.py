@@ -152,6 +152,30 @@ def test_appends_below_the_library(root: Path, library: Path, flags: int) -> Non
     assert (root / "log0").stat().st_size == (root / "log1").stat().st_size == LIMIT
 
 
+@pytest.mark.parametrize("length", [250, 4096, 8192])
+@pytest.mark.parametrize("flags", [0, os.O_APPEND])
+def test_appends_of_a_program_that_does_nothing_else(root: Path, library: Path, flags: int, length: int) -> None:
+    """The kernel, to which the write at the limit is left, learns the size that the appends before have made."""
+    path = root / "log"
+    path.write_bytes(b"")
+    with agent(library) as worker:
+        worker(SCENE, path=str(path))
+        worker("os.close(fd); fd = os.open({path}, {flags})", path=str(path), flags=os.O_RDWR | flags)
+        worker("os.ftruncate(fd, 0)")
+        worker("resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))")
+        worker(
+            "def append(length):\n"
+            "    written = 0\n"
+            "    try:\n"
+            "        while True:\n"
+            "            written += os.write(fd, b'a' * length)\n"
+            "    except OSError as error:\n"
+            "        return written, error.errno"
+        )
+        assert worker("append({length})", length=length) == (100_000, errno.EFBIG)
+    assert path.stat().st_size == 100_000
+
+
 def test_the_limit_in_python(root: Path, limited: Callable[[int], None]) -> None:
     path = root / "file"
     path.write_bytes(bytes(10 * PART))

@@ -241,8 +241,8 @@ static ssize_t counted(const struct pl_file *file, ssize_t done, bool write) {
     return done;
 }
 
-/* A write to a file opened with O_APPEND: where the end is now. */
-static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, size_t total, bool position) {
+/* A write to a file opened with O_APPEND: where EOF is now. */
+static ssize_t at_known_end(int fd, struct pl_file *file, const struct iovec *vector, size_t total, bool position) {
     ssize_t done = PL_NO;
 
     if (total % LEAST_BLOCK)
@@ -275,12 +275,28 @@ static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, 
     return done;
 }
 
+/* The same; what memory does not serve meets a kernel that knows the size, which it looks at for the limit of sizes. */
+static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, int count, bool position) {
+    ssize_t done = PL_NO;
+    size_t total;
+
+    if (eligible(file, vector, count, true, &total))
+        done = at_known_end(fd, file, vector, total, position);
+    if (done == PL_NO && pl_file_limit != RLIM_INFINITY) {
+        struct statx told;
+        int saved = errno;
+
+        pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_SIZE, &told);
+        errno = saved;
+    }
+    return counted(file, done, true);
+}
+
 static ssize_t at_offset(int fd, struct pl_file *file, const struct iovec *vector, int count, off_t offset, bool write) {
     size_t total;
 
     if (write && unlikely(atomic_load_explicit(&file->at_end, memory_order_relaxed)))
-        return counted(file, eligible(file, vector, count, true, &total) ? at_end(fd, file, vector, total, false)
-                                                                         : PL_NO, true);
+        return at_end(fd, file, vector, count, false);
     if (!eligible(file, vector, count, write, &total) || offset < 0 || offset > LLONG_MAX - (off_t)total)
         return counted(file, PL_NO, write);
     return counted(file, direct(fd, file, vector, total, (uint64_t)offset, write), write);
@@ -320,10 +336,10 @@ static ssize_t at_position(int fd, struct pl_file *file, const struct iovec *vec
     ssize_t done;
     off_t end;
 
+    if (write && unlikely(atomic_load_explicit(&file->at_end, memory_order_relaxed)) && !pl_foreign() && !pl_filtered)
+        return at_end(fd, file, vector, count, true);
     if (!eligible(file, vector, count, write, &total) || pl_foreign() || pl_filtered)
         return counted(file, PL_NO, write);
-    if (write && unlikely(atomic_load_explicit(&file->at_end, memory_order_relaxed)))
-        return counted(file, at_end(fd, file, vector, total, true), true);
     if (!promising(fd, file, total, write)) {
         errno = saved;
         return counted(file, PL_NO, write);
