@@ -7,6 +7,7 @@ An option that nobody knows is refused, because an option that is silently ignor
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -142,9 +143,12 @@ class MountOptions:
         ]
 
 
+_OPTION = re.compile(r'(?:"[^"]*"?|[^,"])+')
+
+
 def split(given: Iterable[str]) -> list[str]:
-    """Options one by one, of lists with commas."""
-    return [option for text in given for option in text.split(",") if option]
+    """Options one by one, of lists with commas; one between double quotes is a value's (SELinux labels have them)."""
+    return [option for text in given for option in _OPTION.findall(text)]
 
 
 def parse(given: Iterable[str]) -> MountOptions:

@@ -106,6 +106,16 @@ def read_text(path: str) -> str:
         return ""
 
 
+def lasting_path(path: str) -> str:
+    """The absolute path, by the names that were given, for a process without our directory and our descriptors.
+
+    ``/dev/fd/9`` and ``/proc/self/fd/9`` are names of this process alone: the path that they lead to takes their place.
+    """
+    place = os.path.join(os.getcwd(), path)
+    ours = os.path.realpath(os.path.dirname(place)) == f"/proc/{os.getpid()}/fd"
+    return os.path.realpath(place) if ours else place
+
+
 def identify(path: str, *, sysfs: str = "/sys", mountinfo: str = "/proc/self/mountinfo") -> Target:
     """Find out what ``path`` is.
 

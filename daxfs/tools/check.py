@@ -29,6 +29,7 @@ def check(path: str, options: Sequence[str]) -> int:
         UserError: the pool is in use, can't be opened, or is no file or block device.
     """
     program = find_tool("e2fsck")
+    path = kinds.lasting_path(path)
     target = _target(path)
     mended = bool(UNASKED.intersection(options)) and _mend(path)
     with _held(target, read_only="-n" in options):

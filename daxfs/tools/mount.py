@@ -20,7 +20,7 @@ from daxfs.errors import FsError, UserError
 from daxfs.fs.types import Options
 from daxfs.fuse import logs, mounts, options
 from daxfs.fuse.options import MountOptions
-from daxfs.pmem import ownership
+from daxfs.pmem import kinds, ownership
 from daxfs.tools.status import status
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
     if not os.path.exists(pool):
         raise UserError(f"{pool} does not exist; make it with: daxfs mkfs {pool} --size 1G", mounts.MOUNT_FAILED)
     check_path(pool)
-    # The daemon leaves this directory. Names stay as they were given: who made a symbolic link matters.
-    place = os.path.join(os.getcwd(), pool)
+    if wanted.log and os.path.exists(wanted.log) and os.path.samefile(wanted.log, pool):
+        raise UserError(f"bad mount option: log={wanted.log}; that is the pool", mounts.USAGE)
+    place = kinds.lasting_path(pool)
     mounts.check_device()
     if foreground:
         logs.start(wanted.log, foreground=True)

@@ -35,6 +35,7 @@ def test_defaults() -> None:
         ("nosuid,nodev,suid", "flags", mounts.MS_NODEV),
         ("user,exec", "flags", mounts.MS_NOSUID | mounts.MS_NODEV),
         ("context=a_u:b_r:c_t", "kernel", ("context=a_u:b_r:c_t",)),
+        ('ro,context="a_u:b_r:c_t:s0:c1,c2",sync', "kernel", ('context="a_u:b_r:c_t:s0:c1,c2"',)),
         ("log=/var/log/x", "log", "/var/log/x"),
         ("stats", "stats", True),
         ("stats,nostats", "stats", False),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import daxfs, mountpoint
+from mount_rig import COMMAND, daxfs, mountpoint
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
@@ -153,3 +153,26 @@ def test_a_reader_that_leaves_is_no_error(pool: Pool) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["/proc/self/fd/{}", "/dev/fd/{}"])
+def test_a_pool_named_by_a_descriptor(pool: Pool, name: str) -> None:
+    """Of the command line: the daemon and e2fsck do not have it."""
+    path = pool()
+    with path.open("rb") as file, mountpoint() as place:
+        named = name.format(file.fileno())
+        command = [*COMMAND, "mount", named, place]
+        subprocess.run(command, pass_fds=[file.fileno()], check=True, timeout=60, stdin=subprocess.DEVNULL)
+        assert mounts.top_mount(str(place)).source == str(path)  # type: ignore[union-attr]
+        daxfs("umount", place)
+        subprocess.run([*COMMAND, "check", "-n", named], pass_fds=[file.fileno()], check=True, timeout=60)
+
+
+def test_the_log_is_not_the_pool(pool: Pool) -> None:
+    path = pool()
+    content = path.read_bytes()
+    with mountpoint() as place:
+        said = daxfs("mount", "-o", f"log={path}", path, place, code=1)
+        assert said == f"daxfs: bad mount option: log={path}; that is the pool\n"
+        assert not os.path.ismount(place)
+    assert path.read_bytes() == content
