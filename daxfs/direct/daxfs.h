@@ -1,4 +1,4 @@
-/* What a program says to daxfs when it wants the memory of a file: three ioctls on an open file, and the board.
+/* What a program says to daxfs when it wants the memory of a file: five ioctls on an open file, and the board.
  *
  * docs/DIRECT.md has the rules. daxfs/direct/wire.py is the same in Python; a test compares the two.
  * All numbers are of the machine's own byte order: nothing here is stored or sent to another machine.
@@ -128,5 +128,6 @@ struct daxfs_slot {
 #define DAXFS_IOC_SHORT_LEASE _IOWR(0xda, 3, struct daxfs_short_lease)
 #define DAXFS_IOC_STORED _IOW(0xda, 4, struct daxfs_stored)
 #define DAXFS_IOC_APPENDED _IOWR(0xda, 5, struct daxfs_appended)
+#define DAXFS_IOC_SYNC _IO(0xda, 6) /* as syncfs(2), by any open file or directory of the mount */
 
 #endif

@@ -79,6 +79,7 @@ IOC_LEASE = _request(3, 3, LEASE_SIZE)
 IOC_SHORT_LEASE = _request(3, 3, SHORT_LEASE_SIZE)
 IOC_STORED = _request(1, 4, STORED.size)
 IOC_APPENDED = _request(3, 5, APPENDED.size)
+IOC_SYNC = _request(0, 6, 0)
 
 
 class Pool(NamedTuple):

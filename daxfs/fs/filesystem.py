@@ -436,7 +436,8 @@ class FileSystem:
 
     @reading
     def sync(self) -> None:
-        """Make everything durable."""
+        """Make everything durable, what clients have stored in memory by themselves too."""
+        leasing.flush_stores(self.volume)
         self.volume.commit()
 
     @reading

@@ -19,6 +19,7 @@ from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs import data, deferred, parking, ranges, removal
 from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, MAX_HOLDERS_OF_ALL_FILES, Lease
 from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity
+from daxfs.pmem.persist import MSYNC
 from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
@@ -446,6 +447,15 @@ def let_go(volume: Volume, lease: Lease) -> None:
         volume.leases.deferred -= first.size
         volume.nodes.kept.discard(first.ino)
         removal.collect(volume, first.ino)
+
+
+def flush_stores(volume: Volume) -> None:
+    """Have the next fence write back what clients have stored, whoever they are and whether or not they still live.
+
+    msync(2) writes all dirty pages of the pool's file, whoever stored. Cache lines are the clients' own to flush.
+    """
+    if volume.was_writable and volume.pool.persistence == MSYNC:
+        volume.pool.flush(0, volume.pool.size)
 
 
 def part(volume: Volume) -> None:

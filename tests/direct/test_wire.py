@@ -36,6 +36,7 @@ NUMBERS = {
     "DAXFS_IOC_SHORT_LEASE": wire.IOC_SHORT_LEASE,
     "DAXFS_IOC_STORED": wire.IOC_STORED,
     "DAXFS_IOC_APPENDED": wire.IOC_APPENDED,
+    "DAXFS_IOC_SYNC": wire.IOC_SYNC,
     **{f"DAXFS_{item.name}": item.value for group in (wire.Persistence, wire.Kind, wire.Flag) for item in group},
 }
 

@@ -59,6 +59,10 @@ PUBLIC long syscall(long number, ...) {
     if (unlikely(number == SYS_prctl))
         return pl_prctl((int)given[0], (unsigned long)given[1], (unsigned long)given[2], (unsigned long)given[3],
                         (unsigned long)given[4]);
+    if (unlikely(number == SYS_sync))
+        return pl_sync_mounts(), 0;
+    if (unlikely(number == SYS_syncfs))
+        return pl_syncfs((int)given[0]);
     result = pl_call(number, given[0], given[1], given[2], given[3], given[4], given[5]);
     if (unlikely(changes_rights(number)))
         pl_check_rights();

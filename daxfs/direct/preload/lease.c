@@ -597,23 +597,52 @@ void pl_tell_all(void) {
     }
 }
 
-void pl_settle_all(void) {
-    int saved = errno;
+/* One that is held. Without a descriptor, when only mappings are left, there is nothing to tell by. */
+static int settle(int fd, struct pl_file *file) {
+    int failed;
+
+    pl_map_settle(file);
+    failed = flush(file);
+    if (fd >= 0)
+        pl_tell(fd, file);
+    return failed;
+}
+
+int pl_settle_mount(dev_t device) {
+    int saved = errno, failed = 0, answer;
 
     if (!pl_own_process())
-        return;
+        return 0;
     for (int fd = 0; fd <= pl_highest; fd++) {
         struct pl_file *file = pl_hold(fd);
 
         if (!file)
             continue;
-        pl_map_settle(file);
-        flush(file);
-        pl_tell(fd, file);
-        /* Pages of before would be sent by sendfile(2) and splice(2). */
-        pl_call(SYS_fadvise64, fd, 0, 0, POSIX_FADV_DONTNEED);
+        answer = !device || file->mount->device == device ? settle(fd, file) : 0;
+        failed = answer ? answer : failed;
         pl_drop(file);
     }
+    for (int i = 0; i < PL_FILES; i++) {
+        struct pl_file *file = &pl_files[i];
+
+        if (!atomic_load(&file->mappings) || atomic_load(&file->descriptors) || !pl_hold_object(file))
+            continue;
+        answer = !device || file->mount->device == device ? settle(-1, file) : 0;
+        failed = answer ? answer : failed;
+        pl_drop(file);
+    }
+    errno = saved;
+    return failed;
+}
+
+void pl_settle_all(void) {
+    int saved = errno;
+
+    pl_settle_mount(0);
+    /* Pages of before would be sent by sendfile(2) and splice(2). */
+    for (int fd = 0; fd <= pl_highest; fd++)
+        if (pl_file_of(fd))
+            pl_call(SYS_fadvise64, fd, 0, 0, POSIX_FADV_DONTNEED);
     errno = saved;
 }
 

@@ -13,6 +13,7 @@
  * append.c writes at the end of the file
  * copy.c   copies and the write-back of cache lines
  * limits.c the limit of file sizes
+ * sync.c   sync(2) and syncfs(2)
  * filter.c system calls that a program has forbidden itself
  * rights.c user and group ids, capabilities
  * calls.c  what programs ask for by syscall(2)
@@ -293,7 +294,10 @@ void pl_after_fork_parent(void);
 void pl_after_fork_child(void);
 void pl_tell_all(void);
 pid_t pl_process(void);
-/* Before system calls of the library's own are forbidden: all that was stored is told, and flushed where it must be. */
+/* What this process has stored in files of the mount with this st_dev (0: of all), by mappings too, is flushed where it
+ * must be, and told. 0 or an errno: a flush failed. */
+int pl_settle_mount(dev_t device);
+/* The same of all, before system calls of the library's own are forbidden. */
 void pl_settle_all(void);
 /* Shut the gates of a mount's files, wait until nobody is inside, give the leases back. False: somebody stays inside. */
 bool pl_shut_out(struct pl_mount *mount);
@@ -342,6 +346,8 @@ bool pl_identify(int fd, dev_t *device, uint64_t *inode);
 extern _Atomic int pl_highest; /* the highest descriptor that was ever ours, -1 */
 /* A reference for longer than a call (a mapping that outlives close). NULL: not ours. */
 struct pl_file *pl_hold(int fd);
+/* The same of an object of pl_files; false: it is free. */
+bool pl_hold_object(struct pl_file *file);
 void pl_drop(struct pl_file *file);
 /* All files there may be; references != 0: in use. */
 #define PL_FILES 1024
@@ -379,6 +385,12 @@ void pl_learn_limit(void);
 static inline bool pl_within_limit(uint64_t offset, size_t total) {
     return likely(offset + total <= atomic_load_explicit(&pl_file_limit, memory_order_relaxed));
 }
+
+/* ---- sync.c */
+
+/* As sync(2) and syncfs(2), and the daemons of trusted mounts are asked. */
+void pl_sync_mounts(void);
+int pl_syncfs(int fd);
 
 /* ---- filter.c */
 

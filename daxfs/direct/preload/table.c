@@ -162,17 +162,21 @@ void pl_forget_from(unsigned first, unsigned last) {
         pl_forget((int)fd);
 }
 
-struct pl_file *pl_hold(int fd) {
-    struct pl_file *file = pl_file_of(fd);
-    int references;
+bool pl_hold_object(struct pl_file *file) {
+    int references = atomic_load(&file->references);
 
-    if (!file || pl_foreign())
-        return NULL;
-    references = atomic_load(&file->references);
     do {
         if (references <= 0)
-            return NULL;
+            return false;
     } while (!atomic_compare_exchange_weak(&file->references, &references, references + 1));
+    return true;
+}
+
+struct pl_file *pl_hold(int fd) {
+    struct pl_file *file = pl_file_of(fd);
+
+    if (!file || pl_foreign() || !pl_hold_object(file))
+        return NULL;
     if (atomic_load(&pl_table[fd]) == file)
         return file;
     pl_drop(file);

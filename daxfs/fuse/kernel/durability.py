@@ -1,7 +1,8 @@
 """What makes changes durable on a mount: one table for ``daxfs info``, one line for the log and for who mounts.
 
 The kernel passes sync(2) and syncfs(2) on to the daemon (SYNCFS) only if INIT has agreed on HAS_SYNCFS. Without it they
-write dirty pages of mapped and cached files back to the daemon and return, and the journal stays as it is.
+write dirty pages of mapped and cached files back to the daemon and return, and the journal stays as it is. Programs
+below `daxfs exec` do not depend on it: its library asks the daemon itself (DAXFS_IOC_SYNC).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def table(connection: Connection) -> dict[str, str]:
         "fsync of the root directory, daxfs sync": EVERYTHING,
         "syncfs": passed_on,
         "sync": passed_on,
+        "sync, syncfs below daxfs exec": EVERYTHING,
         "umount": "nothing when it returns, everything soon after; daxfs umount waits for it",
         "time": f"everything, {options.commit_seconds:.0f} s after it was done (commit=)",
     }

@@ -110,6 +110,7 @@ COMMANDS: dict[int, Command] = {
     wire.IOC_SHORT_LEASE: leases.lease,
     wire.IOC_STORED: leases.stored,
     wire.IOC_APPENDED: leases.appended,
+    wire.IOC_SYNC: leases.sync,
 }
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}

@@ -99,6 +99,12 @@ def appended(connection: Connection, request: Request, given: memoryview) -> byt
     return wire.APPENDED.pack(base, size, holder, flags, 0, changes)
 
 
+def sync(connection: Connection, _request: Request, _given: memoryview) -> bytes:
+    """DAXFS_IOC_SYNC: as SYNCFS, which many kernels never send."""
+    connection.core.sync()
+    return b""
+
+
 def tell(
     connection: Connection, request: Request, flags: int, size: int, base: int | None = None, holder: int | None = None
 ) -> int:

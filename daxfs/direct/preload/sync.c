@@ -1,0 +1,181 @@
+/* sync(2) and syncfs(2): all that was done on a mount of daxfs, by any process, is durable when they return.
+ *
+ * Kernels without HAS_SYNCFS write their own pages back to a FUSE daemon, and return. So the library makes the call,
+ * tells what this process has stored, and then asks the daemon by DAXFS_IOC_SYNC, which any open file or directory of
+ * the mount carries. syncfs(2) has one. sync(2) takes those that are open, and the directories that mounts are on, since
+ * programs close their files first. Only mounts that trust.c believes are asked.
+ */
+#include "preload.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+#define TYPE " - fuse.daxfs "
+#define LONGEST 8192 /* line of the table of mounts; longer ones are left out */
+#define MOUNTS 64    /* with open files */
+
+/* 0 or an errno. A session without the ioctl knows fsync(2), which makes everything durable on the root directory, and
+ * everything but times of other files elsewhere. */
+static int ask(int fd) {
+    if (!pl_call(SYS_ioctl, fd, DAXFS_IOC_SYNC) || (errno == ENOTTY && !pl_call(SYS_fsync, fd)))
+        return 0;
+    return errno;
+}
+
+/* Whether a descriptor is of a mount to be asked: one that is detached, or hidden, may have been believed before. */
+static bool believed(int fd, dev_t device) {
+    const struct pl_file *file = pl_file_of(fd);
+
+    return (file && atomic_load(&file->mount->state) == PL_READY) || pl_trusted(device);
+}
+
+/* Through open files: the root of a mount may be out of this process's reach. */
+static void ask_by_files(void) {
+    const struct pl_mount *asked[MOUNTS];
+    size_t count = 0;
+
+    for (int fd = 0; fd <= pl_highest && count < MOUNTS; fd++) {
+        struct pl_file *file = pl_hold(fd);
+        size_t i = 0;
+
+        if (!file)
+            continue;
+        while (i < count && asked[i] != file->mount)
+            i++;
+        if (i == count) {
+            asked[count++] = file->mount;
+            if (believed(fd, file->mount->device))
+                ask(fd);
+        }
+        pl_drop(file);
+    }
+}
+
+/* Another mount may lie over the path. 0 or an errno. */
+static int ask_by_path(const char *path, dev_t device) {
+    int fd = (int)pl_call(SYS_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NONBLOCK), failed = 0;
+    struct stat status;
+
+    if (fd < 0)
+        return errno;
+    if (!pl_call(SYS_fstat, fd, &status) && status.st_dev == device)
+        failed = ask(fd);
+    pl_call(SYS_close, fd);
+    return failed;
+}
+
+/* A field of a line; NULL: there are fewer. */
+static char *field(char *line, int number) {
+    while (line && number--) {
+        line = strchr(line, ' ');
+        line = line ? line + 1 : NULL;
+    }
+    return line;
+}
+
+/* The table has blanks, among others, as a backslash and three octal digits. */
+static void unescape(char *text) {
+    char *to = text;
+
+    for (; *text && *text != ' '; text++) {
+        if (text[0] == '\\' && text[1] && text[2] && text[3]) {
+            *to++ = (char)((text[1] - '0') << 6 | (text[2] - '0') << 3 | (text[3] - '0'));
+            text += 3;
+        } else {
+            *to++ = *text;
+        }
+    }
+    *to = 0;
+}
+
+/* A line is: id, parent, major:minor, root, mountpoint, ..., a dash, type, ... */
+static int ask_by_line(char *line, dev_t wanted) {
+    char *device = field(line, 2), *path = field(line, 4);
+    unsigned major;
+    dev_t found;
+
+    if (!path || !strstr(path, TYPE))
+        return 0;
+    major = (unsigned)strtoul(device, &device, 10);
+    found = makedev(major, (unsigned)strtoul(device + 1, NULL, 10));
+    if ((wanted && found != wanted) || !pl_trusted(found))
+        return 0;
+    unescape(path);
+    return ask_by_path(path, found);
+}
+
+/* All mounts of daxfs that this process sees, or the one with this st_dev. 0 or the last errno. */
+static int ask_by_table(dev_t wanted) {
+    char text[LONGEST];
+    size_t have = 0;
+    long count;
+    int table = (int)pl_call(SYS_openat, AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC), failed = 0;
+
+    if (table < 0)
+        return errno;
+    while ((count = pl_call(SYS_read, table, text + have, sizeof(text) - have)) > 0) {
+        char *line = text, *end;
+
+        have += (size_t)count;
+        while ((end = memchr(line, '\n', have))) {
+            int answer;
+
+            *end = 0;
+            answer = ask_by_line(line, wanted);
+            failed = answer ? answer : failed;
+            have -= (size_t)(end + 1 - line);
+            line = end + 1;
+        }
+        if (have == sizeof(text))
+            have = 0;
+        memmove(text, line, have);
+    }
+    pl_call(SYS_close, table);
+    return failed;
+}
+
+static bool mute(void) {
+    return pl_disabled || pl_filtered || pl_foreign();
+}
+
+void pl_sync_mounts(void) {
+    int saved = errno;
+
+    pl_call(SYS_sync);
+    if (!mute()) {
+        pl_settle_mount(0);
+        ask_by_files();
+        ask_by_table(0);
+    }
+    errno = saved;
+}
+
+int pl_syncfs(int fd) {
+    int saved = errno, failed;
+    struct statx status;
+    dev_t device;
+
+    if (pl_call(SYS_syncfs, fd))
+        return -1;
+    /* As the kernel knows it: a daemon that is gone must not look like another file system. */
+    if (mute() || pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) ||
+        !believed(fd, device = makedev(status.stx_dev_major, status.stx_dev_minor))) {
+        errno = saved;
+        return 0;
+    }
+    failed = pl_settle_mount(device);
+    if (!failed)
+        failed = S_ISREG(status.stx_mode) || S_ISDIR(status.stx_mode) ? ask(fd) : ask_by_table(device);
+    errno = failed ? failed : saved;
+    return failed ? -1 : 0;
+}
+
+PUBLIC void sync(void) {
+    pl_sync_mounts();
+}
+
+PUBLIC int syncfs(int fd) {
+    return pl_syncfs(fd);
+}
