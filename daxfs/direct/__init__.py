@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 
 from daxfs.direct import holding, limits, maps, pool
-from daxfs.direct.files import DirectFile, open
+from daxfs.direct.files import DirectFile, detach, leave_memory, open
 from daxfs.direct.maps import Mapping, map
 
-__all__ = ["DirectFile", "Mapping", "map", "open"]
+__all__ = ["DirectFile", "Mapping", "detach", "map", "open"]
 
 
 def _before_fork() -> None:
@@ -26,4 +26,5 @@ def _after_fork() -> None:
 
 
 limits.watch(holding.close_windows)
+pool.when_rights_go(leave_memory)
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

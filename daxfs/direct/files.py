@@ -16,12 +16,13 @@ import errno
 import io
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.direct import holding
 from daxfs.direct.holding import HOLE, Holding, Plan
-from daxfs.direct.pool import attach
+from daxfs.direct.pool import Pool, attach
 from daxfs.direct.trust import Refused
 from daxfs.direct.wire import DURABLE
 
@@ -104,6 +105,7 @@ class DirectFile(io.RawIOBase):
         self._held = self._view = held
         self._memory = pool.memory
         self._store = pool.store
+        _direct.add(self)
         if may_store and not pool.writable:
             self._why = "the pool can be read only: writes go through the kernel"
 
@@ -255,7 +257,7 @@ class DirectFile(io.RawIOBase):
                 if start == HOLE:
                     pieces += _zeros(length)
                 else:
-                    pieces.append(self._memory[start : start + length])
+                    pieces.append(held.pool.memory[start : start + length])
             yield pieces, plan
         if held.end:
             held.settle()
@@ -295,10 +297,10 @@ class DirectFile(io.RawIOBase):
                 return False
             place = 0
             for start, length in plan.ranges:
-                if self._store is None:
-                    self._memory[start : start + length] = view[place : place + length]
+                if held.pool.store is None:
+                    held.pool.memory[start : start + length] = view[place : place + length]
                 else:
-                    self._store(start, view[place : place + length])
+                    held.pool.store(start, view[place : place + length])
                 place += length
             held.stored = True
             if end > plan.words[1] and end > held.end:
@@ -411,19 +413,25 @@ class DirectFile(io.RawIOBase):
         descriptor = self._descriptor
         if descriptor < 0:
             return
+        try:
+            self._leave_memory("closed")
+        finally:
+            self._descriptor = -1
+            os.close(descriptor)
+
+    def _leave_memory(self, why: str) -> None:
+        """Tell and give back; what follows goes through the kernel. Threads in a copy keep what they copy from."""
         held = self._held
         try:
             if held is not None:
                 held.settle()
         finally:
             if held is not None:
-                held.end_lease()
+                held.end_lease(why)
             self._held, self._view = None, self._idle
             # The pool is unmapped with the last file that needs it, whoever keeps this object.
             self._memory, self._store = holding.NOWHERE[4].cast("B"), None
-            self._why = "closed"
-            self._descriptor = -1
-            os.close(descriptor)
+            self._why = why
 
     def _check(self, *, reading: bool = False, writing: bool = False) -> None:
         if self._descriptor < 0:
@@ -474,3 +482,39 @@ def open(path: str | bytes | os.PathLike[str], mode: str = "rb", permissions: in
         OSError: open(2)'s.
     """
     return DirectFile(path, mode, permissions)
+
+
+_direct: weakref.WeakSet[DirectFile] = weakref.WeakSet()
+
+
+def leave_memory(pool: Pool | None, why: str) -> None:
+    """Let all open files of a pool (None: of every pool) go through the kernel; what they stored is written back.
+
+    Raises:
+        OSError: of one of them; all have left nevertheless.
+    """
+    failed: OSError | None = None
+    for file in list(_direct):
+        held = file._held
+        if held is None or (pool is not None and held.pool is not pool):
+            continue
+        try:
+            try:
+                held.pool.sync()
+            finally:
+                file._leave_memory(why)
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def detach() -> None:
+    """Unmap every pool that no live `Mapping` uses: for a program that is about to give up rights.
+
+    Files that are open go through the kernel from now on. Those that are opened later attach with the rights of then.
+
+    Raises:
+        OSError: what was stored in a file could not be told or written back (the system's; EIO if the medium failed).
+    """
+    leave_memory(None, "detached")

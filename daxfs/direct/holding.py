@@ -275,10 +275,16 @@ class Holding:
         self.why = why
         self.reads = self.stores = NOWHERE
 
-    def end_lease(self) -> None:
-        """Nothing of it is used any more; blocks that were taken behind the end of the file go."""
-        self.give_up("closed")
-        take_back(self.pool, self._descriptor, self._holder)
+    def end_lease(self, why: str) -> None:
+        """Nothing of it is used any more; blocks that were taken behind the end of the file go.
+
+        A store that runs in another thread keeps the lease until the file is closed. One that has a plan and has not
+        begun finds other words.
+        """
+        self.give_up(why)
+        self.words = NOWHERE[4]
+        if not self.active:
+            take_back(self.pool, self._descriptor, self._holder)
 
     def _ranges(self, offset: int, end: int, store: bool) -> list[tuple[int, int]] | None:
         """``plan`` while the epoch holds; a lease that is asked for may change it."""
@@ -370,6 +376,11 @@ class Holding:
             self._granted = 0
             if not self.active:
                 flags |= Flag.RENEW
+        try:
+            self.pool.check_rights()
+        except Refused as refusal:
+            self.give_up(str(refusal))
+            return False
         block = self.pool.record.block_size
         start, end = offset - offset % block, offset + length
         request = wire.Lease(self._holder, start, min(end + -end % block, FURTHEST) - start, flags)

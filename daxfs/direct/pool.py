@@ -56,6 +56,10 @@ def write_back(address: int, length: int) -> None:
         raise os_error()
 
 
+def _rights() -> tuple[int, int, list[int]]:
+    return os.geteuid(), os.getegid(), os.getgroups()
+
+
 class Pool:
     """A mapped pool.
 
@@ -84,6 +88,7 @@ class Pool:
         self._failed: OSError | None = None
         self._syncing = threading.Lock()
         self.address = 0
+        self._rights = _rights()
         self._library: persist.Library | None = None
         if self.writable:
             self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
@@ -140,6 +145,24 @@ class Pool:
         if self._failed is not None:
             raise FsError(errno.EIO, f"write-back of the pool failed ({self._failed})")
 
+    def check_rights(self) -> None:
+        """Look whether a process that has changed its effective ids or groups may still map the pool as it is.
+
+        Raises:
+            Refused: it may not; all files of the pool have gone over to the kernel.
+            OSError: the same, and what one of them had stored was lost.
+        """
+        now = _rights()
+        if now == self._rights:
+            return
+        try:
+            os.close(trust.open_pool(self.record, os.O_RDWR if self.writable else os.O_RDONLY))
+        except (OSError, Refused):
+            for leave in _leavers:
+                leave(self, DROPPED)
+            raise Refused(DROPPED) from None
+        self._rights = now
+
     def forked(self) -> None:
         """In a forked child: the lock may belong to a thread that is not here."""
         self._syncing = threading.Lock()
@@ -147,6 +170,14 @@ class Pool:
 
 _pools: weakref.WeakValueDictionary[bytes, Pool] = weakref.WeakValueDictionary()
 _attaching = threading.Lock()
+_leavers: list[Callable[[Pool, str], None]] = []
+
+DROPPED = "the rights that are left do not open the pool"
+
+
+def when_rights_go(leave: Callable[[Pool, str], None]) -> None:
+    """Call ``leave`` with a pool that this process may map no longer, and the reason."""
+    _leavers.append(leave)
 
 
 def attach(descriptor: int) -> Pool:
@@ -171,6 +202,7 @@ def attach(descriptor: int) -> Pool:
         pool = _pools.get(key)
         if pool is None:
             pool = _pools[key] = _open(answers.read_pool(answer))
+        pool.check_rights()
     return pool
 
 
