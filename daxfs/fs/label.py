@@ -38,6 +38,7 @@ def set_label(volume: Volume, label: bytes, caller: Caller) -> None:
     field = label.ljust(LABEL_MAX, b"\0")
     with volume.handle(1) as tx:
         tx.edit_superblock().s_volume_name = field
+    volume.label_was_set = True
     geometry = volume.geometry
     for group in filter(geometry.has_super, range(1, geometry.groups_count)):
         block = geometry.first_block(group)

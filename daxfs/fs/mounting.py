@@ -18,7 +18,7 @@ from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import recovery_flag, removal
+from daxfs.fs import outside, recovery_flag, removal
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
@@ -212,6 +212,7 @@ def add_hooks(volume: Volume) -> None:
     journal.add_commit_hook(volume.write_times, lambda: nodes.lazy)
     journal.add_commit_hook(lambda tx: removal.list_orphans(volume, tx), lambda: not nodes.unlinked <= nodes.listed)
     journal.add_commit_hook(blocks.apply_frees, journal.has_frees)
+    journal.before_superblock_home(lambda content: outside.keep(volume, content))
     journal.rollback_hooks.extend((volume.leases.roll_back, nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
 
 
@@ -253,6 +254,7 @@ def unmount(volume: Volume) -> None:
         else:
             for ino in tuple(volume.nodes.unlinked):
                 removal.free(volume, ino)
+    outside.take_over(volume)
     journal.commit()
     if volume.leases.strangers:
         # Not clean: whoever mounts or checks it next must look for them, and after their orphans, as after a crash.

@@ -27,7 +27,7 @@ from daxfs.ext4.inode import (
     EXT4_VERITY_FL,
 )
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
-from daxfs.fs import clock, defaults, deferred
+from daxfs.fs import clock, defaults, deferred, outside
 from daxfs.fs.board import Board
 from daxfs.fs.leases import Leases
 from daxfs.fs.nodes import Node, Nodes
@@ -65,7 +65,7 @@ class Volume:
 
     ``log_area``: the blocks of its log, None without one and before the volume is first changed. ``sync_due``: what the
     operation under way has changed must be durable when it returns (`finish`). ``groups_of``: tells the supplementary
-    groups of a caller.
+    groups of a caller. ``label_was_set``: through this mount, so that a label from outside of it is older (`outside`).
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
@@ -87,6 +87,7 @@ class Volume:
             LARGE_FILE if not geometry.ro_compat & RoCompat.large_file else geometry.max_extent_file_size
         )
         self.mounted_state = view.superblock().s_state
+        self.label_was_set = False
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
         self._overhead: int | None = None
         self.log_area: LogArea | None = None
@@ -99,6 +100,7 @@ class Volume:
         self.view = journal.view
         self.read_only = False
         self.mounted_state = journal.view.superblock().s_state
+        self.label_was_set = False
         self._last_commit = time.monotonic()
 
     def end_writing(self, view: View) -> None:
@@ -314,6 +316,7 @@ class Volume:
         """Commit when the commit interval has passed; called now and then by whoever runs the volume."""
         if self._journal is None or self.read_only:
             return
+        outside.take_over(self)
         waiting = self._journal.dirty or self.nodes.lazy
         if waiting and time.monotonic() - self._last_commit >= self.options.commit_interval:
             self.commit()

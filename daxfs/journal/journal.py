@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from daxfs.errors import FsError
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
-from daxfs.journal.log import Log
+from daxfs.journal.log import Log, unchanged
 from daxfs.journal.transaction import Handle, Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, View
 
@@ -43,10 +43,12 @@ class Keeper(Protocol):
     Attributes:
         limit: blocks that one transaction may have.
         revokes_per_block: block numbers in one revoke block.
+        before_home: called with a block that `store_later` was offered, right before its store at home.
     """
 
     limit: int
     revokes_per_block: int
+    before_home: Callable[[memoryview], None]
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
         """Make the transaction durable, together with all stores flushed before; returns the log blocks it took.
@@ -60,7 +62,7 @@ class Keeper(Protocol):
     def store_later(self, number: int, content: memoryview) -> bool:
         """Offer a block of the last commit whose copy home may wait; True: it is stored when the log needs it to be.
 
-        ``content`` must not change from then on.
+        From then on ``before_home`` alone may change ``content``.
         """
 
     def close(self) -> None:
@@ -76,6 +78,7 @@ class NoLog:
     def __init__(self, pool: Pool) -> None:
         self.limit = UNLOGGED_LIMIT
         self.revokes_per_block = UNLOGGED_LIMIT
+        self.before_home: Callable[[memoryview], None] = unchanged
         self._pool = pool
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:  # noqa: ARG002
@@ -88,7 +91,8 @@ class NoLog:
         self._pool.fence()
 
     def store_later(self, number: int, content: memoryview) -> bool:  # noqa: ARG002
-        """Nothing may wait."""
+        """Nothing may wait: the caller stores the block at once."""
+        self.before_home(content)
         return False
 
     def close(self) -> None:
@@ -213,6 +217,14 @@ class Journal:
                 time. It need not foresee what hooks before it leave to this one: all behind one that is due are called.
         """
         self._commit_hooks.append((due, hook))
+
+    def before_superblock_home(self, hook: Callable[[memoryview], None]) -> None:
+        """Have ``hook`` called with the block of a committed superblock right before it is stored at home.
+
+        Args:
+            hook: may change the content in place, and makes its checksum then. What it changes is not in the log.
+        """
+        self._keeper.before_home = hook
 
     def commit(self) -> None:
         """Make every finished handle durable, and all stores to the pool before it.

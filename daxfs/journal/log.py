@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError, Unsupported
@@ -83,10 +83,15 @@ def usable_features(superblock: JournalSuperblock, geometry: Geometry) -> Journa
     )
 
 
+def unchanged(content: memoryview) -> None:
+    """The hook ``before_home`` of a keeper that was given none."""
+
+
 class Log:
     """The jbd2 log of one pool, empty when it is opened.
 
     Attributes:
+        before_home: called with a block that waited (`store_later`) right before its store; may change it in place.
         limit: blocks that one transaction may have: a quarter of the log, as in jbd2.
         revokes_per_block: block numbers in one revoke block.
         tail_moves: how often the log was full.
@@ -125,6 +130,7 @@ class Log:
         self._run = (0, 0, 0)  # of the area, the last that was asked for
         self._image = memoryview(bytearray())  # where blocks are put together before they are stored, used again
         self._waiting: dict[int, memoryview] = {}  # committed blocks that are not stored at home
+        self.before_home: Callable[[memoryview], None] = unchanged
         self.blocks = self._end - self._first
         self.limit = self.blocks // 4
         self.revokes_per_block = self._form.revokes_per_block
@@ -188,6 +194,7 @@ class Log:
     def store_waiting(self) -> None:
         """Store at home what waits. No fence."""
         for number, content in self._waiting.items():
+            self.before_home(content)
             self._pool.write(number * self._size, content)
         self._waiting.clear()
 

@@ -55,7 +55,8 @@ class Transaction:
         frees: runs to clear in the bitmaps at commit.
         reserved: key -> credits kept for the commit hooks, ``reserved_credits`` in all (with those for revoke blocks).
         superblock: the record on the copy of the superblock's block, when there is one.
-        waiting: the committed content of the superblock's block, while the pool's own is older.
+        waiting: the committed content of the superblock's block, while the pool's own is older. Right before its store
+            at home the keeper may change it (``before_home``).
     """
 
     __slots__ = (

@@ -18,6 +18,7 @@ ORDER = "tests/crash/test_order.py"
 REUSE = "tests/crash/test_reuse.py"
 OPERATIONS = "tests/fs/test_power_loss.py::test_one_operation"
 LAP = "tests/fs/test_power_loss.py::test_a_log_that_begins_anew"
+OUTSIDE = "tests/fs/test_outside.py"
 OTHERS = "tests/fs/test_power_loss.py::test_others_recover_to_the_same_tree"
 
 MUTANTS = [
@@ -207,6 +208,14 @@ MUTANTS = [
         "            self.store_waiting()\n            self._tail.empty(",
         "An empty log may be durable before what it held is durable at home.",
         (ORDER,),
+    ),
+    Mutant(
+        "the superblock goes home without a last look",
+        LOG,
+        "            self.before_home(content)\n            self._pool.write(",
+        "            self._pool.write(",
+        "What tune2fs has stored into the superblock of a mounted pool is lost when the log begins anew.",
+        (OUTSIDE,),
     ),
     Mutant(
         "what was logged outlives an unmount",
