@@ -148,7 +148,6 @@ def test_mounted_elsewhere_by_daxfs_is_named(tmp_path: Path) -> None:
         os.close(holder)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a loop device")
 def test_real_loop_device(tmp_path: Path) -> None:
     path = mke2fs(tmp_path / "pool", size="4M")
     mountpoint = tmp_path / "mnt"
@@ -179,7 +178,6 @@ def test_real_loop_device(tmp_path: Path) -> None:
         assert bytes(pool.memory[3 << 20 : (3 << 20) + 16]) == b"through the loop"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a loop mount")
 def test_pool_is_free_right_after_the_kernel_unmounts(tmp_path: Path) -> None:
     path = mke2fs(tmp_path / "pool", size="4M")
     mountpoint = tmp_path / "mnt"

@@ -213,7 +213,6 @@ def test_populated(tmp_path: Path) -> None:
     assert "content" in run("debugfs", "-R", "cat /file", tmp_path / "pool")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a loop device")
 def test_block_device(tmp_path: Path) -> None:
     backing = tmp_path / "backing"
     backing.write_bytes(b"\xa5" * (16 * MIB))
