@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 
 from daxfs.errors import UserError
 from daxfs.pmem.kinds import Mount, read_mounts
@@ -37,6 +38,9 @@ MS_STRICTATIME = 1 << 24
 _HELPER_WORDS = {"ro": MS_RDONLY, "noexec": MS_NOEXEC, "sync": MS_SYNCHRONOUS, "noatime": MS_NOATIME}
 """Flags that the helper is told as words; it sets nosuid and nodev by itself, and knows no others of ours."""
 MNT_DETACH = 2
+
+BUSY_SECONDS = 0.2
+"""How long unmounting waits for those who use the mount for a moment only."""
 
 USAGE = 1
 SYSTEM_ERROR = 2
@@ -182,14 +186,28 @@ def check_device() -> None:
         raise UserError(f"{HELPER} is not installed; only root mounts without it (apt install fuse3)", SYSTEM_ERROR)
 
 
+def _unmount_patiently(mountpoint: str, flags: int) -> None:
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            unmount_device(mountpoint, flags)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+        time.sleep(BUSY_SECONDS / 20)
+
+
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """Take a mount of daxfs down, as root by umount(2), else through the helper.
+
+    A mount is also busy while somebody just looks at it (statfs(2) of a table of mounts), so it gets `BUSY_SECONDS`.
 
     Raises:
         UserError: busy, or not allowed.
     """
     try:
-        unmount_device(mountpoint, MNT_DETACH if lazy else 0)
+        _unmount_patiently(mountpoint, MNT_DETACH if lazy else 0)
         return
     except OSError as error:
         if error.errno == errno.EBUSY:

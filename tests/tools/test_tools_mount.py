@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from daxfs.errors import Corrupt
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
 from daxfs.tools import info
-from support import fsck, run
+from support import HANG_SECONDS, fsck, run
 
 Pool = Callable[..., Path]
 
@@ -81,6 +82,18 @@ def test_a_signal_unmounts(pool: Pool, number: signal.Signals) -> None:
             mount.down()
     fsck(path)
     assert "data" in run("debugfs", "-R", "cat file", path)
+
+
+def test_who_only_looks_does_not_keep_a_mount(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a table of mounts does, whose statfs(2) of another process comes at this moment."""
+    monkeypatch.setattr(mounts, "BUSY_SECONDS", HANG_SECONDS)
+    with mounted(pool()) as mount:
+        seen = os.open(mount.place, os.O_RDONLY)
+        threading.Timer(0.05, os.close, [seen]).start()
+        mounts.unmount(str(mount.place))
+        assert mounts.top_mount(str(mount.place)) is None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(seen)
 
 
 def test_a_busy_mount_stays(pool: Pool) -> None:
