@@ -6,8 +6,11 @@ sync(2) and syncfs(2) do this only where the kernel passes them on (`daxfs.fuse.
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 
+from daxfs.direct import wire
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.tools.reading import NO_INPUT
@@ -31,11 +34,21 @@ def sync(mountpoint: str) -> None:
         descriptor = os.open(top.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _syncfs(descriptor)
-            os.fsync(descriptor)
+            _sync_daemon(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise UserError(f"{mountpoint} could not be made durable: {error.strerror}", FAILED) from None
+
+
+def _sync_daemon(descriptor: int) -> None:
+    """By the ioctl that the daemon's own session knows; for another one fsync(2) of the root directory is a sync."""
+    try:
+        fcntl.ioctl(descriptor, wire.IOC_SYNC)
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        os.fsync(descriptor)
 
 
 def _syncfs(descriptor: int) -> None:
