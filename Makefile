@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-# Tests run in as many processes as there are processors, four at most: mounted tests beside more would wait for each other.
-WORKERS := --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# Tests run in half as many processes again as there are processors, since some of them wait for clocks and for others;
+# six at most: mounted tests beside more would wait for each other.
+WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6 --dist=worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-crash test-teeth container lint types floors check bench clean

@@ -17,7 +17,7 @@ from aio_rig import Writer
 from mount_rig import mounted
 
 SIZE = 655_360
-CYCLES_SECONDS = 3.0
+CYCLES_SECONDS = 1.5
 READERS = 2
 PATTERNS = (0x55, 0xAA)
 
