@@ -43,7 +43,7 @@ def set_label(volume: Volume, label: bytes, caller: Caller) -> None:
     for group in filter(geometry.has_super, range(1, geometry.groups_count)):
         block = geometry.first_block(group)
         with volume.handle(1) as tx:
-            if Superblock(memoryview(bytearray(tx.block(block)[: Superblock.SIZE]))).is_torn():
+            if Superblock(tx.block(block)[: Superblock.SIZE]).is_torn():
                 continue  # a damaged backup stays as it is, for e2fsck
             backup = Superblock(tx.edit(block)[: Superblock.SIZE])
             backup.s_volume_name = field

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def remount(volume: Volume, options: Options) -> None:
-    """Put ``options`` in force. What is decided once for a mount (``dax``, ``mountpoint``) stays as it was.
+    """Put ``options`` in force. What is decided once for a mount (``replay``, ``dax``, ``mountpoint``) stays as it was.
 
     The caller sees to it that no file is open for writing when the volume becomes read-only.
 
@@ -39,18 +39,8 @@ def remount(volume: Volume, options: Options) -> None:
         stop_writing(volume)
     elif volume.read_only and not options.read_only:
         start_writing(volume)
-    changed = volume.options
-    volume.options = replace(
-        changed,
-        read_only=options.read_only,
-        sync=options.sync,
-        commit_interval=options.commit_interval,
-        atime=options.atime,
-        directory_atime=options.directory_atime,
-        grpid=options.grpid,
-        resuid=options.resuid,
-        resgid=options.resgid,
-    )
+    before = volume.options
+    volume.options = replace(options, replay=before.replay, dax=before.dax, mountpoint=before.mountpoint)
     volume.defaults = defaults.in_force(volume.view.superblock(), volume.options)
     volume.sync_due = options.sync
     for node in volume.nodes.open.values():

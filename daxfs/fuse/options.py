@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from daxfs.errors import UserError
+from daxfs.fs.types import Options
 from daxfs.fuse import mounts, optiontable
 from daxfs.fuse.optiontable import Kind, Option
 
@@ -114,6 +115,22 @@ class MountOptions:
         flags |= mounts.MS_SYNCHRONOUS if self.sync else 0
         flags |= mounts.MS_NOSUID | mounts.MS_NODEV if self.trust_owner else 0
         return flags if self.directory_atime else flags | mounts.MS_NODIRATIME
+
+    def of_volume(self, mountpoint: str) -> Options:
+        """What the core is told of them."""
+        return Options(
+            read_only=self.read_only,
+            replay=self.replay,
+            sync=self.sync,
+            commit_interval=self.commit_seconds,
+            atime=self.atime,
+            directory_atime=self.directory_atime,
+            grpid=self.grpid,
+            resuid=self.resuid,
+            resgid=self.resgid,
+            mountpoint=mountpoint,
+            dax=self.dax,
+        )
 
     def listed(self) -> list[str]:
         """The options that make such a mount, those left to their defaults too."""

@@ -42,14 +42,17 @@ _STOP_AT = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Step(NamedTuple):
-    """One name of a path: the directory that it was found in and what it is, each by path, status and having an ACL."""
+    """One name of a path: the directory that it was found in and what it is, by path and status.
+
+    ``holder_named`` and ``found_named``: an ACL may let somebody it names write.
+    """
 
     directory: str
     holder: os.stat_result
-    holder_acl: bool
+    holder_named: bool
     place: str
     found: os.stat_result
-    found_acl: bool
+    found_named: bool
 
 
 def refuse(path: str, opened: os.stat_result, mend: str) -> None:
@@ -88,17 +91,17 @@ def _writer_of_path(path: str, opened: os.stat_result) -> str:
         raise kinds.pool_error(path, error) from None
     if last is None or not os.path.samestat(last.found, opened):
         raise PoolError(f"{path} was just replaced by another file; try again", kinds.MOUNT_FAILED)
-    if last.found_acl and opened.st_mode & stat.S_IWGRP:
+    if last.found_named:
         return f"{NAMED} may write to {path} unseen; setfacl -b {path}"
     return ""
 
 
 def _writer_of_step(step: Step) -> str:
     """Who can put something else in the place of this name."""
-    directory, holder, holder_acl, place, found, _ = step
+    directory, holder, holder_named, place, found, _ = step
     if not _trusted(holder.st_uid, hidden=True):
         return f"{directory} belongs to {_user(holder.st_uid)}"
-    writers = NAMED if holder_acl and holder.st_mode & stat.S_IWGRP else _writers(holder, hidden=False)
+    writers = NAMED if holder_named else _writers(holder, hidden=False)
     if not writers:
         return ""
     if not holder.st_mode & stat.S_ISVTX:
@@ -121,8 +124,8 @@ def _steps(path: str) -> Iterator[Step]:
             entry = os.open(name, _STOP_AT, dir_fd=at)
             try:
                 place = os.path.join(directory, name)
-                found = os.fstat(entry)
-                yield Step(directory, os.fstat(at), _has_acl(at), place, found, _has_acl(entry))
+                holder, found = os.fstat(at), os.fstat(entry)
+                yield Step(directory, holder, _lets_named(at, holder), place, found, _lets_named(entry, found))
                 if not stat.S_ISLNK(found.st_mode):
                     at, entry, directory = entry, at, place
                     continue
@@ -140,8 +143,10 @@ def _steps(path: str) -> Iterator[Step]:
         os.close(at)
 
 
-def _has_acl(descriptor: int) -> bool:
-    """Whether an O_PATH descriptor's file has an ACL that says more than its mode."""
+def _lets_named(descriptor: int, status: os.stat_result) -> bool:
+    """Whether an O_PATH descriptor's file has an ACL behind whose mask somebody may write."""
+    if stat.S_ISLNK(status.st_mode) or not status.st_mode & stat.S_IWGRP:
+        return False
     try:
         os.getxattr(f"/proc/self/fd/{descriptor}", ACCESS_ACL)
     except OSError as error:

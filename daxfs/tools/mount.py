@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from daxfs.direct import wire
 from daxfs.errors import FsError, UserError
-from daxfs.fs.types import Options
 from daxfs.fuse import logs, mounts, options
 from daxfs.fuse.options import MountOptions
 from daxfs.pmem import kinds, ownership
@@ -125,22 +124,7 @@ def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> 
 
     if not wanted.trust_owner:
         ownership.refuse(pool, os.stat(source), "mount it nosuid,nodev with --trust-owner (-o trust_owner)")
-    return FileSystem.open(
-        source,
-        Options(
-            read_only=wanted.read_only,
-            replay=wanted.replay,
-            sync=wanted.sync,
-            commit_interval=wanted.commit_seconds,
-            atime=wanted.atime,
-            directory_atime=wanted.directory_atime,
-            grpid=wanted.grpid,
-            resuid=wanted.resuid,
-            resgid=wanted.resgid,
-            mountpoint=mountpoint,
-            dax=wanted.dax,
-        ),
-    )
+    return FileSystem.open(source, wanted.of_volume(mountpoint))
 
 
 def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Callable[[], None]], None]:

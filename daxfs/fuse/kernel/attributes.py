@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 (MODE, UID, GID, SIZE, ATIME, MTIME, _, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
 """Plain numbers: a flag's own ``&`` takes half a microsecond, and every change of attributes asks for all of them."""
-"""A caller who is in no file's group."""
 
 
 def getattr_(connection: Connection, request: Request) -> bytes:

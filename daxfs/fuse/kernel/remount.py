@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, UserError
@@ -49,19 +48,7 @@ def change(connection: Connection, request: Request, given: memoryview) -> bytes
     connection.settle()
     if wanted.read_only and any(file.writable for file in connection.files.values()):
         raise FsError(errno.EBUSY, "files are open for writing")
-    core.remount(
-        replace(
-            core.options,
-            read_only=wanted.read_only,
-            sync=wanted.sync,
-            commit_interval=wanted.commit_seconds,
-            atime=wanted.atime,
-            directory_atime=wanted.directory_atime,
-            grpid=wanted.grpid,
-            resuid=wanted.resuid,
-            resgid=wanted.resgid,
-        )
-    )
+    core.remount(wanted.of_volume(core.options.mountpoint))
     connection.options = wanted
     log.info("remounted: %s", ",".join(wanted.listed()))
     return b""
