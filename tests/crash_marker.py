@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from crash_rig import Picture, differing, take_picture
+from crash_rig import Picture, bytes_after_close, take_picture, unlike
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
 from tree_rig import QUIET
@@ -70,16 +70,10 @@ class Recorded:
 
     def close(self) -> bytes:
         """Sync once more, then unmount; the bytes then."""
-        pool = self.pool
         with contextlib.suppress(ValueError, FsError):  # the test has closed it, or it was mounted read-only
             self.sync()
-        self._end = len(pool.events)
-        pool.close, closing = lambda: None, pool.close  # type: ignore[method-assign]
-        with contextlib.suppress(ValueError):
-            self.fs.close()
-        content = bytes(pool.image())
-        closing()
-        return content
+        self._end = len(self.pool.events)
+        return bytes_after_close(self.fs, self.pool)
 
     def check(self, images: int, rng: random.Random, folder: Path) -> int:
         """Cut the power at a sample of moments, at the promises' too; returns how many images were looked at."""
@@ -113,10 +107,7 @@ def missing(promise: Promise, found: Picture) -> list[str]:
     """What of a promise is not as it was."""
     expected = promise.picture
     if not promise.ino:
-        wrong = differing(found.facts, expected.facts)
-        return wrong or [
-            f"content of inode {ino}" for ino in expected.contents if found.contents[ino] != expected.contents[ino]
-        ]
+        return unlike(found, expected)
     mine = {path: facts for path, facts in expected.facts.items() if facts.ino == promise.ino}
     wrong = [f"{path!r}" for path, facts in mine.items() if found.facts.get(path) != facts]
     if promise.ino in expected.contents and found.contents.get(promise.ino) != expected.contents[promise.ino]:

@@ -189,3 +189,29 @@ def as_user(action: Callable[[], object], uid: int = NOBODY, gid: int = NOBODY, 
     code = os.waitstatus_to_exitcode(status)
     assert 0 <= code < 254, f"the child failed: {code}"
     return code
+
+
+def in_child(action: Callable[[], object]) -> None:
+    """Run ``action`` in a child process, which must end well; what fails there shows on standard error."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@contextlib.contextmanager
+def mounted_by_root(pool: Path) -> Iterator[Mounted]:
+    """Mount a copy of a pool that root alone may open, by a path that everybody may walk, for everybody."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        os.chmod(folder, 0o755)
+        made = Path(shutil.copy(pool, folder))
+        made.chmod(0o600)
+        with mounted(made, *SESSIONS["kernel"], "allow_other") as mount:
+            yield mount

@@ -10,13 +10,12 @@ import io
 import mmap
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mount_rig import SESSIONS, Mounted, as_user, mounted, mountpoint
+from mount_rig import SESSIONS, Mounted, as_user, in_child, mounted, mountpoint
 
 from daxfs import direct
 from daxfs.direct import wire
@@ -54,21 +53,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
     return numbers
-
-
-def in_child(action: Callable[[], object]) -> None:
-    """Run it in a fork, which must end well."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        except BaseException as error:
-            print(repr(error), file=sys.__stderr__)
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def noise(size: int, seed: int = 0) -> bytes:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mount_rig import NOBODY, SESSIONS, Mounted, mounted
+from mount_rig import NOBODY, Mounted, in_child, mounted_by_root
 
 from daxfs import direct
 
@@ -23,34 +21,15 @@ DROPS: dict[str, Callable[[], None]] = {
 @pytest.fixture
 def mount(pool: Callable[..., Path]) -> Iterator[Mounted]:
     """A mount whose pool root alone may open."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        os.chmod(folder, 0o755)
-        made = Path(shutil.copy(pool("-b", "4096"), folder))
-        made.chmod(0o600)
-        with mounted(made, *SESSIONS["kernel"], "allow_other") as mount:
-            (mount.place / "file").write_bytes(b"x" * 65536)
-            (mount.place / "file").chmod(0o666)
-            yield mount
+    with mounted_by_root(pool("-b", "4096")) as mount:
+        (mount.place / "file").write_bytes(b"x" * 65536)
+        (mount.place / "file").chmod(0o666)
+        yield mount
 
 
 def mapped(mount: Mounted) -> bool:
     """Whether this process maps anything of the pool."""
     return str(mount.pool) in Path("/proc/self/maps").read_text()
-
-
-def in_child(work: Callable[[], None]) -> None:
-    """Its rights are its own; a failed assertion shows above."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("how", DROPS)

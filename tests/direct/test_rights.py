@@ -6,14 +6,12 @@ Mappings of files that the program made itself stay. Whether the pool is mapped 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from lease_actor import holders
-from mount_rig import NOBODY, SESSIONS, Mounted, mounted
+from mount_rig import NOBODY, Mounted, mounted_by_root
 from preload_rig import Agent, agent, compile_library
 
 PART = 4096
@@ -50,12 +48,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def mount(pool: Callable[..., Path]) -> Iterator[Mounted]:
     """A mount whose pool root alone may open."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        os.chmod(folder, 0o755)
-        made = Path(shutil.copy(pool("-b", "4096"), folder))
-        made.chmod(0o600)
-        with mounted(made, *SESSIONS["kernel"], "allow_other") as mount:
-            yield mount
+    with mounted_by_root(pool("-b", "4096")) as mount:
+        yield mount
 
 
 @pytest.fixture
