@@ -41,6 +41,7 @@ _SEALED = 3  # (table, number, key)
 _REVOKED = 4  # (number)
 _UNREVOKED = 5  # (number)
 _RESERVED = 6  # (key, credits)
+_TOLD = 7  # (function): what a floor above keeps in DRAM changed with the handle
 
 
 class Transaction:
@@ -304,6 +305,18 @@ class Handle(View):
             revokes.add(number)
             self._undo.append((_REVOKED, number))
 
+    def on_rollback(self, undo: Callable[[], object]) -> None:
+        """Have ``undo`` called if this handle is undone.
+
+        For what the floors above keep in DRAM and change together with blocks. Such calls and the changes of blocks are
+        taken back in the reverse of the order in which they were made.
+
+        Args:
+            undo: takes the change back; it changes nothing through a handle and does not raise.
+        """
+        self._assert_active()
+        self._undo.append((_TOLD, undo))
+
     # Credits
 
     def reserve(self, key: Hashable, credits: int = 1) -> None:
@@ -436,6 +449,8 @@ class Handle(View):
             tx.revokes.discard(what)
         elif kind == _UNREVOKED:
             tx.revokes.add(what)
+        elif kind == _TOLD:
+            what()
         else:
             del tx.reserved[what]
             tx.reserved_credits -= rest[0]

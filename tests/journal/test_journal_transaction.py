@@ -113,6 +113,32 @@ def test_an_exception_takes_everything_back(rig: JournalRig, journal: Journal) -
     assert journal.stats.rollbacks == 1
 
 
+def test_what_is_kept_beside_blocks_is_undone_with_them(rig: JournalRig, journal: Journal) -> None:
+    """Last change first, in turn with the blocks, for the handle that fails alone."""
+    kept: list[str] = []
+    seen: list[bytes] = []
+
+    def undo() -> None:
+        seen.append(bytes(journal.view.block(rig.free[0])))
+        kept.pop()
+
+    with journal.handle(2) as tx:
+        kept.append("first")
+        tx.on_rollback(lambda: kept.remove("first"))
+        tx.edit(rig.free[0])[:] = rig.filled(1)
+    with undone(journal, 2) as tx:
+        tx.edit(rig.free[0])[:] = rig.filled(2)
+        kept.append("second")
+        tx.on_rollback(undo)
+        tx.create(rig.free[1])
+        kept.append("third")
+        tx.on_rollback(undo)
+    assert kept == ["first"]
+    assert seen == [rig.filled(2)] * 2
+    with pytest.raises(RuntimeError, match="ended"):
+        tx.on_rollback(undo)
+
+
 def test_the_undone_superblock_is_not_stored(pool: MemoryPool, rig: JournalRig, journal: Journal) -> None:
     with undone(journal, 1) as tx:
         tx.edit_superblock().s_mnt_count = 77
