@@ -2,8 +2,8 @@
 
 `FileSystem` works on inode numbers and names in bytes, synchronously; each call is one whole operation. The FUSE
 sessions call it and so may any program (`paths.py` adds paths and file objects). It adds to the operations of this
-floor what they share: damage is recorded and turns the volume read-only, a full pool is asked once more after a commit,
-and with ``sync`` every change is durable when the call returns.
+floor what they share: damage is recorded and turns the volume read-only, what finds the pool full is tried once more
+after room was reclaimed, and with ``sync`` every change is durable when the call returns.
 """
 
 from __future__ import annotations
@@ -89,19 +89,13 @@ def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concate
 
 
 def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """An operation that changes the pool whole or not at all: asked again after a commit when the pool was full."""
+    """An operation that changes the pool whole or not at all: in a full pool it is tried once more (`reclaim.py`)."""
 
     @wraps(method)
     def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
         volume = self.volume
         try:
-            try:
-                result = method(self, *args, **kwargs)
-            except FsError as error:
-                if error.errno != errno.ENOSPC or not volume.pending_frees():
-                    raise
-                volume.commit()
-                result = method(self, *args, **kwargs)
+            result = volume.reclaimers.retrying(method, self, *args, **kwargs)
         except FsError as error:
             note_failure(volume, error)
             raise
@@ -527,6 +521,15 @@ class FileSystem:
         return inodes.read(self.volume.view, ino).generation
 
     # Housekeeping
+
+    def add_reclaimer(self, reclaim: Callable[[], bool]) -> None:
+        """Have ``reclaim`` called when an operation finds the pool full, before that is tried once more.
+
+        Args:
+            reclaim: gives back room that it keeps, such as files that nobody knows any more (`unpin`), and answers
+                whether it gave any. It may call this file system.
+        """
+        self.volume.reclaimers.add(reclaim)
 
     @property
     def options(self) -> Options:

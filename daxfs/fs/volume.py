@@ -31,6 +31,7 @@ from daxfs.fs import clock, defaults, deferred, outside
 from daxfs.fs.board import Board
 from daxfs.fs.leases import Leases
 from daxfs.fs.nodes import Node, Nodes
+from daxfs.fs.reclaim import Reclaimers
 from daxfs.fs.types import Caller, Options, Statistics
 from daxfs.structures import inodes, overhead, xattrs
 
@@ -81,6 +82,8 @@ class Volume:
         self.sync_due = options.sync
         self.read_only = journal is None
         self.nodes = Nodes()
+        self.reclaimers = Reclaimers()
+        self.reclaimers.add(self.commit_frees)
         self.leases = Leases(readers=self.read_only)
         self.board = Board(self)
         self.large_file_from = (
@@ -141,14 +144,15 @@ class Volume:
         return gid != 0 and (caller.gid == gid or gid in self.groups_of(caller))
 
     def retrying(self, operation: Callable[Concatenate[Volume, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run an operation that is atomic; if the pool is full, commit what was freed and run it once more."""
-        try:
-            return operation(self, *args, **kwargs)
-        except FsError as error:
-            if error.errno != errno.ENOSPC or not self.pending_frees():
-                raise
-            self.journal.commit()
-            return operation(self, *args, **kwargs)
+        """Run an operation that is atomic; in a full pool once more, after all reclaimers (`reclaim.py`)."""
+        return self.reclaimers.retrying(operation, self, *args, **kwargs)
+
+    def commit_frees(self) -> bool:
+        """Reclaimer: blocks freed in the running transaction return with its commit."""
+        if not self.pending_frees():
+            return False
+        self.commit()
+        return True
 
     def pending_frees(self) -> int:
         """Blocks freed in the running transaction: they return with its commit."""
