@@ -25,7 +25,7 @@ from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
 from daxfs.fuse.kernel.pace import Pace
 from daxfs.fuse.kernel.request import BODY
 from daxfs.fuse.kernel.wakefulness import Wakefulness
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.mountoptions import MountOptions
 
 SIZE = 256 << 20
 FILE_INO = 12

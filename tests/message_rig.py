@@ -18,7 +18,7 @@ from daxfs.fuse.kernel import dispatch
 from daxfs.fuse.kernel.abi import Init, Opcode
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.request import Request
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.mountoptions import MountOptions
 
 ROOT = 1
 HEADER = 40

@@ -17,22 +17,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
+from daxfs.fuse.mountoptions import DEFAULT_COMMIT_SECONDS, MountOptions
 
-if TYPE_CHECKING:
-    from daxfs.fuse.options import MountOptions
-
-    Action = Callable[[MountOptions, str], MountOptions]
-    """Takes what is asked for so far and the option's value; returns what is asked for with it."""
+Action = Callable[[MountOptions, str], MountOptions]
+"""Takes what is asked for so far and the option's value; returns what is asked for with it."""
 
 MAX_POLL_MICROSECONDS = 100_000
 MAX_COMMIT_SECONDS = 3600
 MAX_WAKE_MICROSECONDS = 10_000
 MAX_NUMBER = (1 << 32) - 1
-DEFAULT_COMMIT_SECONDS = 5
 _USER_MOUNT = mounts.MS_NOSUID | mounts.MS_NODEV
 
 

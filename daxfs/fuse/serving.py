@@ -23,7 +23,7 @@ from daxfs.fuse import logs, mounts, unexpected
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
-    from daxfs.fuse.options import MountOptions
+    from daxfs.fuse.mountoptions import MountOptions
 
 log = logging.getLogger("daxfs.fuse")
 

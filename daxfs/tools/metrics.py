@@ -18,7 +18,7 @@ from daxfs.fuse.kernel.statistics import MOVES
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
 
-    from daxfs.tools.stats import Snapshot
+    from daxfs.tools.snapshot import Snapshot
 
 BILLION = 10**9
 DURATIONS = [(n, (1 << n) / BILLION) for n in range(9, 34)]

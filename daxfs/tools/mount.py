@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from daxfs.direct import wire
 from daxfs.errors import FsError, UserError
 from daxfs.fuse import logs, mounts, options
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.mountoptions import MountOptions
 from daxfs.pmem import kinds, ownership
 from daxfs.tools.status import status
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from daxfs.errors import UserError
 from daxfs.fuse import mounts, options
 from daxfs.fuse.kernel.remount import REMOUNT, SIZE
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.mountoptions import MountOptions
 from daxfs.tools.status import status
 
 PATIENCE_SECONDS = 1.0

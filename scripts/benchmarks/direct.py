@@ -24,6 +24,7 @@ from benchmarks import systems
 from benchmarks.alone import daemon
 from benchmarks.report import Ratio, Report, Samples
 from daxfs.tools import stats
+from daxfs.tools.snapshot import Snapshot
 
 SHM, DIRECT, PLAIN, PEER = "shm", "direct", "daxfs", "fuse2fs"
 SIZE = "128m"
@@ -167,7 +168,7 @@ def watch(place: Path, seconds: float) -> tuple[float, float]:
     return after - before, float(requests(end.after(begin)) - own)
 
 
-def requests(seen: stats.Snapshot) -> int:
+def requests(seen: Snapshot) -> int:
     """Requests of all kinds."""
     return sum(operation.count for operation in seen.operations.values())
 

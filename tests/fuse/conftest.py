@@ -11,7 +11,7 @@ from message_rig import Rig
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.mountoptions import MountOptions
 from support import fsck
 
 

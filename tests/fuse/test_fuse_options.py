@@ -8,7 +8,8 @@ import pytest
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
-from daxfs.fuse.options import MountOptions, parse
+from daxfs.fuse.mountoptions import MountOptions
+from daxfs.fuse.options import parse
 from daxfs.fuse.serving import tick_seconds
 
 

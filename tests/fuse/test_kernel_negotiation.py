@@ -14,7 +14,8 @@ from message_rig import ALL, HEADER, Rig, pack, size_of, unpack
 
 from daxfs.fuse.kernel import negotiation
 from daxfs.fuse.kernel.abi import Init, Opcode
-from daxfs.fuse.options import MountOptions, parse
+from daxfs.fuse.mountoptions import MountOptions
+from daxfs.fuse.options import parse
 
 ACCEPTED = {
     "ASYNC_READ": 0,

@@ -6,7 +6,8 @@ import pytest
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
-from daxfs.fuse.options import MountOptions, parse, remounted
+from daxfs.fuse.mountoptions import MountOptions
+from daxfs.fuse.options import parse, remounted
 from daxfs.fuse.optiontable import OPTIONS, Kind, find
 
 SERVED = "sync dirsync async commit=9 dax dax=always dax=inode relatime atime noatime diratime nodiratime ro rw suid"

@@ -15,7 +15,7 @@ from mount_rig import SESSIONS, as_user, daxfs, mounted
 from prometheus_client.parser import text_string_to_metric_families
 
 from daxfs.tools import stats
-from daxfs.tools.stats import Snapshot
+from daxfs.tools.snapshot import Snapshot
 
 Pool = Callable[..., Path]
 

@@ -20,7 +20,7 @@ from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.statistics import PIECE_HEADER, QUESTION, ROOM
 from daxfs.tools import stats
 from daxfs.tools.metrics import METRICS, exposition
-from daxfs.tools.stats import Operation, Snapshot, largest_after, percentile
+from daxfs.tools.snapshot import Operation, Snapshot, largest_after, percentile
 
 TITLES = ["request", "count", "per s", "errors", "bytes", "mean us", "p50 us", "p99 us", "max us"]
 FILES = {"open_files": 3, "remembered": 40, "lazy_times": 2, "nameless": 1, "leases": 7, "deferred": 0}

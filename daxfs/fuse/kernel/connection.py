@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Attributes
@@ -22,11 +22,10 @@ from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.kernel.request import Request
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.mountoptions import MountOptions
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem, OpenFile
-    from daxfs.fuse.kernel.statistics import Counting
 
 log = logging.getLogger("daxfs.fuse")
 
@@ -41,6 +40,16 @@ PATIENCE_SECONDS = 0.05
 MOST_OUTDATED = 4096
 MOST_FORGETS = 4096
 """So many wait at most."""
+
+
+class RequestCounting(Protocol):
+    """What counts and times the requests of a connection (`statistics.Counting`)."""
+
+    def keep(self) -> None:
+        """Somebody has asked."""
+
+    def piece(self, snapshot: int, offset: int, *, fresh: bool) -> bytes:
+        """A piece of the answer."""
 
 
 class Connection:
@@ -74,7 +83,7 @@ class Connection:
     ) -> None:
         self.core = core
         self.table = dict(table)
-        self.counting: Counting | None = None
+        self.counting: RequestCounting | None = None
         self.files: dict[int, OpenFile] = {}
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify

@@ -26,7 +26,7 @@ from daxfs.fuse.kernel.wakefulness import Wakefulness
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
-    from daxfs.fuse.options import MountOptions
+    from daxfs.fuse.mountoptions import MountOptions
 
 log = logging.getLogger("daxfs.fuse")
 

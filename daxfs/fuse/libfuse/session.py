@@ -17,7 +17,7 @@ import pyfuse3
 from daxfs.fuse import serving
 from daxfs.fuse.libfuse.adapter import Adapter
 from daxfs.fuse.libfuse.wait import Gate
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.mountoptions import MountOptions
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem

@@ -1,0 +1,152 @@
+"""What one mount was asked for: the options in force, and what they mean to the kernel and to the core.
+
+`options` reads them from what mount(8), fstab(5) and ``daxfs mount -o`` give, by the table in `optiontable`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from daxfs.fs.types import Options
+from daxfs.fuse import mounts
+
+DEFAULT_COMMIT_SECONDS = 5
+DEFAULT_POLL_SECONDS = 200e-6
+SHALLOW_MICROSECONDS = 2
+CPUIDLE_DRIVER = "/sys/devices/system/cpu/cpuidle/current_driver"
+
+_FLAGS = {
+    "nosuid": mounts.MS_NOSUID,
+    "nodev": mounts.MS_NODEV,
+    "noexec": mounts.MS_NOEXEC,
+    "nosymfollow": mounts.MS_NOSYMFOLLOW,
+}
+_ATIME_FLAGS = {
+    "relatime": mounts.MS_RELATIME,
+    "strictatime": mounts.MS_STRICTATIME,
+    "noatime": mounts.MS_NOATIME,
+}
+
+
+def default_poll_seconds() -> float:
+    """Polling needs a processor of its own: off where there is only one."""
+    return DEFAULT_POLL_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
+
+
+def default_wake_microseconds() -> int | None:
+    """0 in a guest, where an idle processor is given back to the host; else what the shallowest state takes.
+
+    Off where there is only one processor: then caller and daemon take turns on it, and nobody is woken from sleep.
+    """
+    if len(os.sched_getaffinity(0)) == 1:
+        return None
+    try:
+        with open(CPUIDLE_DRIVER) as driver:
+            guest = driver.read().strip() in ("haltpoll", "none")
+    except OSError:
+        guest = True
+    return 0 if guest else SHALLOW_MICROSECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """One mount's options.
+
+    Attributes:
+        replay: False (``noload``): a read-only mount does not replay the journal.
+        atime: ``relatime``, ``strictatime`` or ``noatime``.
+        directory_atime: reading a directory moves its time of access as ``atime`` says.
+        grpid: new files take the group of their directory; None: as the superblock says.
+        resuid: the user that may take reserved blocks; None: as the superblock says.
+        resgid: the group that may; None: as the superblock says.
+        flags: MS_* of mount(2) that the kernel alone acts on.
+        kernel: further options for the kernel (SELinux contexts).
+        session: ``kernel`` (our own) or ``pyfuse3``.
+        dax: which files bypass the page cache: ``always``, ``inode`` (those with the flag), ``never``.
+        poll_seconds: how long the session asks again and again after work before it waits; 0 is off.
+        wake_microseconds: while requests come, no processor may sleep so deep that waking takes longer; None is off.
+        log: a file for messages of the daemon; "" is syslog.
+        debug: the log has debug messages too.
+        stats: requests are counted and timed from the mount on.
+        trust_owner: accept a pool that others can change; the mount is nosuid and nodev then, whatever else is given.
+        notes: what the log should say of options that change nothing, one line each.
+    """
+
+    read_only: bool = False
+    replay: bool = True
+    sync: bool = False
+    commit_seconds: float = float(DEFAULT_COMMIT_SECONDS)
+    atime: str = "relatime"
+    directory_atime: bool = True
+    grpid: bool | None = None
+    resuid: int | None = None
+    resgid: int | None = None
+    allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
+    flags: int = 0
+    kernel: tuple[str, ...] = ()
+    session: str = "kernel"
+    dax: str = "always"
+    poll_seconds: float = field(default_factory=default_poll_seconds)
+    wake_microseconds: int | None = field(default_factory=default_wake_microseconds)
+    log: str = ""
+    debug: bool = False
+    stats: bool = False
+    trust_owner: bool = False
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def mount_flags(self) -> int:
+        """MS_* for mount(2).
+
+        The kernel acts on read-only and on `flags`; it leaves times and durability of a FUSE mount to the daemon, and
+        shows them in /proc/mounts.
+        """
+        flags = self.flags | _ATIME_FLAGS[self.atime]
+        flags |= mounts.MS_RDONLY if self.read_only else 0
+        flags |= mounts.MS_SYNCHRONOUS if self.sync else 0
+        flags |= mounts.MS_NOSUID | mounts.MS_NODEV if self.trust_owner else 0
+        return flags if self.directory_atime else flags | mounts.MS_NODIRATIME
+
+    def of_volume(self, mountpoint: str) -> Options:
+        """What the core is told of them."""
+        return Options(
+            read_only=self.read_only,
+            replay=self.replay,
+            sync=self.sync,
+            commit_interval=self.commit_seconds,
+            atime=self.atime,
+            directory_atime=self.directory_atime,
+            grpid=self.grpid,
+            resuid=self.resuid,
+            resgid=self.resgid,
+            mountpoint=mountpoint,
+            dax=self.dax,
+        )
+
+    def listed(self) -> list[str]:
+        """The options that make such a mount, those left to their defaults too."""
+        flags = self.mount_flags
+        wake = "off" if self.wake_microseconds is None else self.wake_microseconds
+        return [
+            "ro" if self.read_only else "rw",
+            *([] if self.replay else ["noload"]),
+            *(name for name, flag in _FLAGS.items() if flags & flag),
+            "sync" if self.sync else "async",
+            self.atime,
+            *([] if self.directory_atime else ["nodiratime"]),
+            *([] if self.grpid is None else ["grpid" if self.grpid else "nogrpid"]),
+            *([] if self.resuid is None else [f"resuid={self.resuid}"]),
+            *([] if self.resgid is None else [f"resgid={self.resgid}"]),
+            f"commit={self.commit_seconds:.0f}",
+            f"dax={self.dax}",
+            f"session={self.session}",
+            f"poll={self.poll_seconds * 1e6:.0f}",
+            f"wake={wake}",
+            *(["allow_other"] if self.allow_other else []),
+            *(["stats"] if self.stats else []),
+            *(["trust_owner"] if self.trust_owner else []),
+            *(["debug"] if self.debug else []),
+            *([f"log={self.log}"] if self.log else []),
+            *self.kernel,
+        ]
