@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from daxfs.direct import trust, wire
-from daxfs.direct.wire import Extent, Flag, Kind, Lease, Stored
+from daxfs import protocol
+from daxfs.direct import trust
+from daxfs.protocol import Extent, Flag, Kind, Lease, Stored
 
 POOL_SIZE = 1 << 20
-SLOT = 512
+ENTRY = 512
 DATA = 64 << 10  # where the file's first byte lies in the pool
 
 
@@ -34,7 +35,7 @@ class FakeDaemon:
         leases, stored, appended: what was asked.
     """
 
-    def __init__(self, folder: Path, size: int = 16 << 10, persistence: int = wire.Persistence.VOLATILE) -> None:
+    def __init__(self, folder: Path, size: int = 16 << 10, persistence: int = protocol.Persistence.VOLATILE) -> None:
         self.pool = folder / "pool"
         with self.pool.open("wb") as pool:
             pool.truncate(POOL_SIZE)
@@ -47,14 +48,14 @@ class FakeDaemon:
         status = self.pool.stat()
         identity = (status.st_dev, status.st_ino, status.st_rdev)
         path = os.fsencode(self.pool)
-        self.record = wire.Pool(persistence, *identity, POOL_SIZE, 4096, 7, bytes(16), path)
+        self.record = protocol.Pool(persistence, *identity, POOL_SIZE, 4096, 7, bytes(16), path)
         self.size = size
         self.epoch = 1
         self.extents = [Extent(0, DATA, size, Kind.MEMORY)]
         self.refuse: dict[str, int] = {}
         self.leases: list[Lease] = []
         self.stored: list[Stored] = []
-        self.appended: list[wire.Appended] = []
+        self.appended: list[protocol.Appended] = []
         self.post()
 
     def serve(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +66,8 @@ class FakeDaemon:
     def post(self) -> None:
         """Show epoch and size on the board."""
         with self.pool.open("r+b") as pool:
-            pool.seek(SLOT)
-            pool.write(wire.Slot(self.epoch, self.size, 12).pack())
+            pool.seek(ENTRY)
+            pool.write(protocol.StatusEntry(self.epoch, self.size, 12).pack())
 
     def move(self, place: int, content: bytes) -> None:
         """The file lies elsewhere from now on."""
@@ -81,7 +82,7 @@ class FakeDaemon:
         """In place of ``fcntl.ioctl``."""
         assert os.fstat(descriptor).st_ino == self.file.stat().st_ino
         assert mutate
-        names = {wire.IOC_POOL: "pool", wire.IOC_STORED: "stored", wire.IOC_APPENDED: "appended"}
+        names = {protocol.IOC_POOL: "pool", protocol.IOC_STORED: "stored", protocol.IOC_APPENDED: "appended"}
         name = names.get(request, "lease")
         if name == "pool":
             assert isinstance(record, bytearray)
@@ -89,7 +90,7 @@ class FakeDaemon:
         elif name == "stored":
             self.stored.append(Stored.unpack(record))
         elif name == "appended":
-            self.appended.append(wire.Appended.unpack(record))
+            self.appended.append(protocol.Appended.unpack(record))
             if self.appended[-1].base != self.size:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             self.size = self.appended[-1].size
@@ -105,7 +106,7 @@ class FakeDaemon:
             asked._replace(
                 next=extents[-1].offset + extents[-1].length if extents else asked.offset,
                 size=self.size,
-                slot=SLOT,
+                entry=ENTRY,
                 epoch=self.epoch,
                 device=self.record.device,
                 inode=self.record.inode,

@@ -1,4 +1,4 @@
-"""Clients of direct mapping that speak the raw protocol: what `daxfs.direct.wire` describes, ioctl(2) and mmap(2).
+"""Clients of direct mapping that speak the raw protocol: what `daxfs.protocol` describes, ioctl(2) and mmap(2).
 
 A `Client` is a process of its own whose calls are `LeaseCalls`: those of `actor_rig`, and leases. It keeps the rules of
 daxfs.h where a call says so (`put`, `get`), and breaks them where a test wants to see what comes of it (`put_blindly`).
@@ -25,8 +25,8 @@ from typing import Any
 
 from actor_rig import PRIVATE, Actor, Calls, perform
 
-from daxfs.direct import wire
-from daxfs.direct.wire import Flag, Kind
+from daxfs import protocol
+from daxfs.protocol import Flag, Kind
 from daxfs.tools import stats
 from support import HANG_SECONDS
 
@@ -42,31 +42,31 @@ def token(descriptor: int) -> bytes:
     found = identity(descriptor)
     with open(found.path, "rb") as pool:
         pool.seek(found.token)
-        return pool.read(wire.TOKEN_SIZE) if found.token else b""
+        return pool.read(protocol.TOKEN_SIZE) if found.token else b""
 
 
-def ask(descriptor: int, request: wire.Lease, *, size: int = wire.LEASE_SIZE) -> wire.Lease:
+def ask(descriptor: int, request: protocol.Lease, *, size: int = protocol.LEASE_SIZE) -> protocol.Lease:
     """One DAXFS_IOC_LEASE (of either length) through an open file; quotes the token unless the request has one."""
     if not request.token:
         request = request._replace(token=token(descriptor))
     buffer = bytearray(request.pack(size))
-    fcntl.ioctl(descriptor, wire.IOC_LEASE if size == wire.LEASE_SIZE else wire.IOC_SHORT_LEASE, buffer)
-    return wire.Lease.unpack(buffer)
+    fcntl.ioctl(descriptor, protocol.IOC_LEASE if size == protocol.LEASE_SIZE else protocol.IOC_SHORT_LEASE, buffer)
+    return protocol.Lease.unpack(buffer)
 
 
-def identity(descriptor: int) -> wire.Pool:
+def identity(descriptor: int) -> protocol.Pool:
     """DAXFS_IOC_POOL."""
-    buffer = bytearray(wire.POOL.size)
-    fcntl.ioctl(descriptor, wire.IOC_POOL, buffer)
-    return wire.Pool.unpack(buffer)
+    buffer = bytearray(protocol.POOL.size)
+    fcntl.ioctl(descriptor, protocol.IOC_POOL, buffer)
+    return protocol.Pool.unpack(buffer)
 
 
-def opened_pool(found: wire.Pool) -> int:
+def opened_pool(found: protocol.Pool) -> int:
     """A descriptor of the pool with the lock that says so."""
     descriptor = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
     status = os.fstat(descriptor)
     assert (status.st_dev, status.st_ino) == (found.device, found.inode)
-    lock = FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, wire.LOCKS + found.lock, 1, 0)
+    lock = FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, protocol.LOCKS + found.lock, 1, 0)
     fcntl.fcntl(descriptor, F_OFD_SETLK, lock)
     return descriptor
 
@@ -79,7 +79,7 @@ class LeaseCalls(Calls):
         self.holder = random.SystemRandom().getrandbits(64)
         self.pool: mmap.mmap | None = None
         self.token = b""
-        self.leases: dict[int, list[wire.Lease]] = {}
+        self.leases: dict[int, list[protocol.Lease]] = {}
         self.children: list[int] = []
 
     # The protocol
@@ -95,9 +95,9 @@ class LeaseCalls(Calls):
         """Read the token, to quote it from now on: also as a user who can't open the pool's path."""
         self.token = token(self.files[slot])
 
-    def lease(self, slot: int, offset: int, length: int, flags: int, holder: int | None = None) -> wire.Lease:
+    def lease(self, slot: int, offset: int, length: int, flags: int, holder: int | None = None) -> protocol.Lease:
         """Ask once, and remember the answer."""
-        request = wire.Lease(self.holder if holder is None else holder, offset, length, flags, token=self.token)
+        request = protocol.Lease(self.holder if holder is None else holder, offset, length, flags, token=self.token)
         found = ask(self.files[slot], request)
         if length:
             if self.pool is None:
@@ -108,15 +108,15 @@ class LeaseCalls(Calls):
     def renew(self, slot: int) -> None:
         """Say that nothing is used any more, and forget it."""
         self.leases.pop(slot, None)
-        ask(self.files[slot], wire.Lease(self.holder, 0, 0, Flag.RENEW))
+        ask(self.files[slot], protocol.Lease(self.holder, 0, 0, Flag.RENEW))
 
     def stored(self, slot: int, size: int = 0, flags: int = 0) -> None:
-        fcntl.ioctl(self.files[slot], wire.IOC_STORED, wire.Stored(size, flags).pack())
+        fcntl.ioctl(self.files[slot], protocol.IOC_STORED, protocol.Stored(size, flags).pack())
 
-    def board(self, slot: int) -> wire.Slot:
+    def board(self, slot: int) -> protocol.StatusEntry:
         """What the board says of the file."""
-        place = self.leases[slot][-1].slot
-        return wire.Slot.unpack(self._mapped()[place : place + wire.SLOT.size])
+        place = self.leases[slot][-1].entry
+        return protocol.StatusEntry.unpack(self._mapped()[place : place + protocol.ENTRY.size])
 
     def get(self, slot: int, offset: int, size: int) -> bytes | None:
         """Load as the rules allow: of an answer that holds, cut at the end of the file; None if there is no such."""
@@ -178,7 +178,7 @@ class LeaseCalls(Calls):
         """Do so with what was ever told of the file and is not its memory now; returns how much that is."""
         at, size, now = 0, os.fstat(self.files[slot]).st_size, []
         while at < size:
-            found = ask(self.files[slot], wire.Lease(self.holder, at, size - at, 0))
+            found = ask(self.files[slot], protocol.Lease(self.holder, at, size - at, 0))
             now += [(piece.pool_offset, piece.length) for piece in found.extents if piece.kind == Kind.MEMORY]
             at = found.next
         mine = {begin + step for begin, length in now for step in range(0, length, UNIT)}
@@ -274,14 +274,14 @@ class LeaseCalls(Calls):
         assert self.pool is not None
         return self.pool
 
-    def _state(self, found: wire.Lease) -> tuple[int, int]:
+    def _state(self, found: protocol.Lease) -> tuple[int, int]:
         """Epoch and size as they are now."""
-        if not found.slot:
+        if not found.entry:
             return found.epoch, found.size
-        state = wire.Slot.unpack(self._mapped()[found.slot : found.slot + wire.SLOT.size])
+        state = protocol.StatusEntry.unpack(self._mapped()[found.entry : found.entry + protocol.ENTRY.size])
         return state.epoch, state.size
 
-    def _parts(self, found: wire.Lease, begin: int, end: int) -> list[tuple[int, int]] | None:
+    def _parts(self, found: protocol.Lease, begin: int, end: int) -> list[tuple[int, int]] | None:
         """Where the bytes lie in the pool (0: a hole) and how many; None if the answer does not say it of all."""
         parts = []
         for piece in found.extents:

@@ -17,15 +17,16 @@ from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.removal import holds_blocks
-from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, SetAttributes, Stored
+from daxfs.fs.types import Grant, LeaseRequest, Piece, SetAttributes, Stored
 from daxfs.pmem.recorder import RecordingPool
+from daxfs.protocol import EXTENTS, Flag, Kind
 from daxfs.structures import blocks, extent_tree, indirect, inodes, mapping
 
-WRITE, FILL, GROW, MAP, RENEW = LeaseFlags.WRITE, LeaseFlags.FILL, LeaseFlags.GROW, LeaseFlags.MAP, LeaseFlags.RENEW
+WRITE, FILL, GROW, MAP, RENEW = Flag.WRITE, Flag.FILL, Flag.GROW, Flag.MAP, Flag.RENEW
 STORE = WRITE | FILL
-NOTHING = LeaseFlags(0)
-HOLE, MEMORY, KERNEL = LeaseKind.HOLE, LeaseKind.MEMORY, LeaseKind.KERNEL
-ROOM = 124
+NOTHING = Flag(0)
+HOLE, MEMORY, KERNEL = Kind.HOLE, Kind.MEMORY, Kind.KERNEL
+ROOM = EXTENTS
 FAR = 1 << 40
 
 
@@ -75,7 +76,7 @@ class Client:
         self.answers: list[Grant] = []
 
     def ask(
-        self, offset: int = 0, length: int = FAR, flags: LeaseFlags = NOTHING, room: int = ROOM, *, keep: bool = True
+        self, offset: int = 0, length: int = FAR, flags: Flag = NOTHING, room: int = ROOM, *, keep: bool = True
     ) -> Grant:
         """One question; ``keep``: the answer joins what is known, to be checked from now on."""
         if flags & RENEW:
@@ -90,7 +91,7 @@ class Client:
             self.answers.append(answer)
         return answer
 
-    def ask_all(self, offset: int, length: int, flags: LeaseFlags = NOTHING, room: int = ROOM) -> list[Piece]:
+    def ask_all(self, offset: int, length: int, flags: Flag = NOTHING, room: int = ROOM) -> list[Piece]:
         """All of a range, in as many questions as it takes."""
         pieces: list[Piece] = []
         position, end = offset, offset + length
@@ -347,7 +348,7 @@ def opened(fs: FileSystem) -> OpenFile:
     return fs.open_file(fs.lookup(ROOT_INO, b"f").ino, os.O_RDWR)
 
 
-def with_flags(flags: LeaseFlags, end: int = BLOCKS + 20) -> Callable[[FileSystem], Pair]:
+def with_flags(flags: Flag, end: int = BLOCKS + 20) -> Callable[[FileSystem], Pair]:
     """One client that has asked for everything."""
 
     def begin(fs: FileSystem) -> Pair:

@@ -1,7 +1,7 @@
 """Files of a mounted daxfs, read, written and mapped in memory by the program itself (docs/DIRECT.md).
 
-``open`` and ``map`` are for programs; every other module here is theirs, but ``wire``, the protocol, which the daemon
-shares. Whoever may open the pool gets memory; whoever may not gets the same bytes through the kernel, and ``why``.
+``open`` and ``map`` are for programs; every other module here is theirs. Whoever may open the pool gets memory; whoever
+may not gets the same bytes through the kernel, and ``why``.
 """
 
 from __future__ import annotations

@@ -8,34 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from daxfs.direct import wire
+from daxfs import protocol
 from daxfs.direct.trust import SUPERBLOCK, Refused
-from daxfs.direct.wire import Kind
+from daxfs.protocol import FURTHEST, LEAST_BLOCK, MOST_BLOCK, Kind
 
-FURTHEST = 1 << 62
-"""Nothing begins or ends past it, so that numbers fit every system call."""
-
-_BLOCK_SIZES = {1 << bits for bits in range(10, 17)}
+_BLOCK_SIZES = {1 << bits for bits in range(64) if LEAST_BLOCK <= 1 << bits <= MOST_BLOCK}
 
 
-def read_pool(answer: wire.Buffer) -> wire.Pool:
+def read_pool(answer: protocol.Buffer) -> protocol.Pool:
     """The answer to DAXFS_IOC_POOL.
 
     Raises:
         Refused: another version of the protocol, or a record that describes no pool.
     """
-    pool = wire.Pool.unpack(answer)
-    if pool.version != wire.VERSION:
-        raise Refused(f"the mount speaks version {pool.version} of the protocol, this client {wire.VERSION}")
-    _check("persistence", pool.persistence, pool.persistence <= max(wire.Persistence))
+    pool = protocol.Pool.unpack(answer)
+    if pool.version != protocol.VERSION:
+        raise Refused(f"the mount speaks version {pool.version} of the protocol, this client {protocol.VERSION}")
+    _check("persistence", pool.persistence, pool.persistence <= max(protocol.Persistence))
     _check("size", pool.size, 2 * SUPERBLOCK <= pool.size <= FURTHEST)
     _check("block size", pool.block_size, pool.block_size in _BLOCK_SIZES)
-    _check("path", pool.path, pool.path.startswith(b"/") and len(pool.path) < wire.PATH_SIZE)
-    _check("place of the token", pool.token, pool.token <= pool.size - wire.TOKEN_SIZE)
+    _check("path", pool.path, pool.path.startswith(b"/") and len(pool.path) < protocol.PATH_SIZE)
+    _check("place of the token", pool.token, pool.token <= pool.size - protocol.TOKEN_SIZE)
     return pool
 
 
-def read_lease(asked: wire.Lease, answer: wire.Buffer) -> wire.Lease:
+def read_lease(asked: protocol.Lease, answer: protocol.Buffer) -> protocol.Lease:
     """The answer to DAXFS_IOC_LEASE.
 
     Its extents follow each other without gaps from the offset that was asked for to ``next``; what an answer has before
@@ -44,13 +41,13 @@ def read_lease(asked: wire.Lease, answer: wire.Buffer) -> wire.Lease:
     Raises:
         Refused: a record that does not fit the question, or itself.
     """
-    count = wire.extent_count(answer)
-    _check("number of extents", count, count <= wire.room(len(answer)))
-    lease = wire.Lease.unpack(answer)
+    count = protocol.extent_count(answer)
+    _check("number of extents", count, count <= protocol.room(len(answer)))
+    lease = protocol.Lease.unpack(answer)
     _check("question", lease[:4], lease[:4] == asked[:4])
     _check("end", lease.next, asked.offset <= lease.next <= FURTHEST)
     _check("file size", lease.size, lease.size <= FURTHEST)
-    _check("slot", lease.slot, lease.slot <= FURTHEST and lease.slot % 8 == 0)
+    _check("status entry", lease.entry, lease.entry <= FURTHEST and lease.entry % 8 == 0)
     place = min(lease.extents[0].offset, asked.offset) if lease.extents else asked.offset
     for extent in lease.extents:
         _check("extent", extent, extent.offset == place and 0 < extent.length <= lease.next - place)
@@ -61,13 +58,13 @@ def read_lease(asked: wire.Lease, answer: wire.Buffer) -> wire.Lease:
     return lease._replace(extents=tuple(_cut(lease.extents, asked.offset)))
 
 
-def _cut(extents: tuple[wire.Extent, ...], offset: int) -> Iterator[wire.Extent]:
+def _cut(extents: tuple[protocol.Extent, ...], offset: int) -> Iterator[protocol.Extent]:
     """The extents from ``offset`` on."""
     for extent in extents:
         before = max(offset - extent.offset, 0)
         if before < extent.length:
             place = extent.pool_offset + before if extent.kind == Kind.MEMORY else extent.pool_offset
-            yield wire.Extent(extent.offset + before, place, extent.length - before, extent.kind)
+            yield protocol.Extent(extent.offset + before, place, extent.length - before, extent.kind)
 
 
 def _check(what: str, found: object, sound: bool) -> None:

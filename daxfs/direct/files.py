@@ -24,7 +24,7 @@ from daxfs.direct import holding
 from daxfs.direct.holding import HOLE, Holding, Plan
 from daxfs.direct.pool import Pool, attach
 from daxfs.direct.trust import Refused
-from daxfs.direct.wire import DURABLE
+from daxfs.protocol import DURABLE
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

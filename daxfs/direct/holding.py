@@ -6,9 +6,9 @@ used last, without asking anybody; everything else goes through ``plan``. Nothin
 Why a copy can never hit memory that became somebody else's (the daemon gives freed blocks on as soon as no holder uses
 them any more, so that saying RENEW too early is the one mistake a client can make):
 
-1. A store is made with ``active`` raised, and only after the slot's epoch was found to be the one of the answer.
+1. A store is made with ``active`` raised, and only after the status entry's epoch was found to be the answer's.
 2. RENEW is said only after both windows were taken away and with ``active`` at zero. Whoever raises ``active`` later
-   finds no window, or a plan whose epoch the slot does not have any more, and stores nothing.
+   finds no window, or a plan whose epoch the status entry no longer has, and stores nothing.
 3. A read is checked behind the copy: the same epoch means that nothing was freed while it ran.
 
 Single statements without calls are not interrupted by other threads (the global interpreter lock changes hands at calls
@@ -25,16 +25,16 @@ import threading
 import weakref
 from typing import NamedTuple, TypeAlias
 
-from daxfs.direct import answers, wire
-from daxfs.direct.answers import FURTHEST
+from daxfs import protocol
+from daxfs.direct import answers
 from daxfs.direct.limits import file_size
 from daxfs.direct.pool import Pool
 from daxfs.direct.trust import Refused
-from daxfs.direct.wire import Flag, Kind
 from daxfs.errors import FsError
+from daxfs.protocol import FURTHEST, MOST_FILLED, Flag, Kind
 
 Window: TypeAlias = tuple[int, int, int, int, memoryview]
-"""First byte, end, distance from file to pool, epoch, the slot's words (epoch, size)."""
+"""First byte, end, distance from file to pool, epoch, the status entry's words (epoch, size)."""
 
 NOWHERE: Window = (1, 0, 0, 0, memoryview(bytes(64)).cast("Q"))
 HOLE = -1
@@ -43,7 +43,6 @@ HOLE = -1
 PERMANENT = {errno.ENOTTY, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EROFS, errno.ENOSYS, errno.EACCES}
 
 _SMALL = 64 << 10  # bytes: a smaller write into a hole or past EOF is the kernel's, unless another went before it
-_STORE_WINDOW = 64 << 20  # a lease to write makes blocks that were only reserved into zeros: not of more than this
 _PARTS = 4096  # remembered at most; a file in more pieces is asked for anew
 _TRIES = 4
 
@@ -71,7 +70,7 @@ def random_holder() -> int:
     return int.from_bytes(os.urandom(8), "little") or 1
 
 
-def lease(pool: Pool, descriptor: int, request: wire.Lease, buffer: bytearray) -> wire.Lease:
+def lease(pool: Pool, descriptor: int, request: protocol.Lease, buffer: bytearray) -> protocol.Lease:
     """Ask, and check that the answer is about this pool.
 
     Raises:
@@ -79,12 +78,12 @@ def lease(pool: Pool, descriptor: int, request: wire.Lease, buffer: bytearray) -
         Refused: the answer makes no sense, is about another pool, or about a part of it that is not mapped here.
     """
     request._replace(token=pool.token).pack_into(buffer)
-    control(descriptor, wire.IOC_LEASE, buffer)
+    control(descriptor, protocol.IOC_LEASE, buffer)
     answer = answers.read_lease(request, buffer)
     if (answer.device, answer.inode) != (pool.record.device, pool.record.inode):
         raise Refused("the file lies in another pool now")
     ends = [extent.pool_offset + extent.length for extent in answer.extents if extent.kind == Kind.MEMORY]
-    if max(ends, default=0) > pool.size or answer.slot + wire.SLOT.size > pool.size:
+    if max(ends, default=0) > pool.size or answer.entry + protocol.ENTRY.size > pool.size:
         raise Refused("the pool has grown; open the file again")
     return answer
 
@@ -107,7 +106,7 @@ class Holding:
         active: stores that run now.
         end: the file is this long for whoever uses this object, though the daemon was not told; 0 if it knows.
         stored: something was stored that the daemon was not told of.
-        words: the slot.
+        words: the status entry.
         why: why nothing more is asked, "" as long as it is.
         may_store: whether stores may go to memory.
     """
@@ -144,11 +143,11 @@ class Holding:
         self.why = ""
         self._descriptor = descriptor
         self._readable = readable
-        self._buffer = bytearray(wire.LEASE_SIZE)
+        self._buffer = bytearray(protocol.LEASE_SIZE)
         self.end = self._base = self._granted = 0
         self.stored = False
         self._next = -1  # where the last small write that needed blocks ended
-        self._step = wire.FIRST_STEP
+        self._step = protocol.FIRST_STEP
         self._skip, self._skips = 0, 1
         self.forget()
         _holdings.add(self)
@@ -233,9 +232,10 @@ class Holding:
         self.stored = False
         try:
             if end:
-                control(self._descriptor, wire.IOC_APPENDED, wire.Appended(begin, end, self._holder, flags).pack())
+                appended = protocol.Appended(begin, end, self._holder, flags)
+                control(self._descriptor, protocol.IOC_APPENDED, appended.pack())
             else:
-                control(self._descriptor, wire.IOC_STORED, wire.Stored(0, flags).pack())
+                control(self._descriptor, protocol.IOC_STORED, protocol.Stored(0, flags).pack())
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 self.stored = True
@@ -340,11 +340,11 @@ class Holding:
 
     def _want(self, place: int, end: int, store: bool) -> int:
         rest = max(self.words[1], end) - place
-        return max(end - place, min(rest, _STORE_WINDOW)) if store else rest
+        return max(end - place, min(rest, MOST_FILLED)) if store else rest
 
     def _next_step(self) -> int:
         step = self._step
-        self._step = min(step * 4, wire.LAST_STEP)
+        self._step = min(step * 4, protocol.LAST_STEP)
         return step
 
     def _ask_about_size(self) -> bool:
@@ -383,7 +383,7 @@ class Holding:
             return False
         block = self.pool.record.block_size
         start, end = offset - offset % block, offset + length
-        request = wire.Lease(self._holder, start, min(end + -end % block, FURTHEST) - start, flags)
+        request = protocol.Lease(self._holder, start, min(end + -end % block, FURTHEST) - start, flags)
         try:
             answer = lease(self.pool, self._descriptor, request, self._buffer)
         except OSError as error:
@@ -404,12 +404,12 @@ class Holding:
             self._granted = max(self._granted, answer.next)
         return True
 
-    def _take(self, answer: wire.Lease, writable: bool) -> None:
+    def _take(self, answer: protocol.Lease, writable: bool) -> None:
         """Remember an answer in place of what was known of its range."""
-        if not answer.slot:
-            self.words = memoryview(wire.Slot(answer.epoch, answer.size, 0).pack()).cast("Q")
+        if not answer.entry:
+            self.words = memoryview(protocol.StatusEntry(answer.epoch, answer.size, 0).pack()).cast("Q")
         else:
-            self.words = self.pool.memory[answer.slot : answer.slot + wire.SLOT.size].cast("Q")
+            self.words = self.pool.memory[answer.entry : answer.entry + protocol.ENTRY.size].cast("Q")
         old = self._parts if answer.epoch == self._epoch and len(self._parts) < _PARTS else []
         self._epoch = answer.epoch
         if not self.end:
@@ -429,10 +429,10 @@ class Holding:
 
 def take_back(pool: Pool, descriptor: int, holder: int) -> None:
     """Tell the daemon that a holder uses nothing any more; it need not hear it (the lease ends with the open file)."""
-    request = wire.Lease(holder, 0, 0, Flag.RENEW, token=pool.token)
-    buffer = bytearray(request.pack(wire.SHORT_LEASE_SIZE))
+    request = protocol.Lease(holder, 0, 0, Flag.RENEW, token=pool.token)
+    buffer = bytearray(request.pack(protocol.SHORT_LEASE_SIZE))
     try:
-        control(descriptor, wire.IOC_SHORT_LEASE, buffer)
+        control(descriptor, protocol.IOC_SHORT_LEASE, buffer)
     except OSError:
         return
 

@@ -25,11 +25,19 @@ from typing import NamedTuple, Protocol
 from daxfs.direct import holding
 from daxfs.direct.pool import Pool, attach, libc, os_error, write_back
 from daxfs.direct.trust import Refused
-from daxfs.direct.wire import DURABLE, IOC_STORED, LEASE_SIZE, SLOT, Flag, Kind, Lease, Stored
 from daxfs.pmem.kinds import HUGE_PAGE
-
-FILLED = 64 << 20
-"""Holes of this many bytes together get blocks of zeros when a file is mapped to be stored to; more stay holes."""
+from daxfs.protocol import (
+    DURABLE,
+    ENTRY,
+    IOC_STORED,
+    LEASE_SIZE,
+    MOST_FILLED,
+    Flag,
+    Kind,
+    Lease,
+    StatusEntry,
+    Stored,
+)
 
 _NORESERVE = 0x4000
 _FIXED = 0x10
@@ -57,10 +65,10 @@ class Piece(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """All pieces, and as long as the slot says what they are right."""
+    """All pieces, and they are right as long as the status entry shows the epoch."""
 
     pieces: list[Piece]
-    slot: int
+    entry: int
     epoch: int
 
 
@@ -200,7 +208,7 @@ class _Ground:
             seen = self._ask(offset, total, Flag.WRITE)
             if seen is None:
                 return None
-            if sum(piece.length for piece in seen.pieces if piece.place is None) <= FILLED:
+            if sum(piece.length for piece in seen.pieces if piece.place is None) <= MOST_FILLED:
                 flags |= Flag.FILL
         return self._ask(offset, total, flags)
 
@@ -209,12 +217,12 @@ class _Ground:
         end = offset + total + -total % mmap.PAGESIZE
         pieces: list[Piece] = []
         epochs: set[int] = set()
-        place, slot = offset, 0
+        place, entry = offset, 0
         while place < end:
             request = Lease(self._holder, place, end - place, flags if not epochs else flags & ~Flag.RENEW)
             answer = holding.lease(self._pool, self._descriptor, request, buffer)
             epochs.add(answer.epoch)
-            slot = answer.slot
+            entry = answer.entry
             for extent in answer.extents:
                 where = extent.pool_offset if extent.kind == Kind.MEMORY else None
                 stop = min(extent.offset + extent.length, end)
@@ -228,7 +236,7 @@ class _Ground:
         if place < end:
             _add(pieces, Piece(place - offset, end - place, None))
         # Filling changes the epoch, but not when it is all asked for again.
-        return Layout(pieces, slot, epochs.pop()) if len(epochs) == 1 else None
+        return Layout(pieces, entry, epochs.pop()) if len(epochs) == 1 else None
 
     def lay(self, layout: Layout, total: int, offset: int) -> None:
         """Map the pieces; ``offset`` is the mapping's in the file.
@@ -350,9 +358,9 @@ def _add(pieces: list[Piece], new: Piece) -> None:
 
 
 def _words(pool: Pool, layout: Layout) -> memoryview:
-    if not layout.slot:
-        return memoryview(layout.epoch.to_bytes(8, "little") + bytes(56)).cast("Q")
-    return pool.memory[layout.slot : layout.slot + SLOT.size].cast("Q")
+    if not layout.entry:
+        return memoryview(StatusEntry(layout.epoch, 0, 0).pack()).cast("Q")
+    return pool.memory[layout.entry : layout.entry + ENTRY.size].cast("Q")
 
 
 def _mmap(address: int, length: int, protection: int, flags: int, descriptor: int, offset: int) -> int:

@@ -26,7 +26,8 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from daxfs.direct import answers, trust, wire
+from daxfs import protocol
+from daxfs.direct import answers, trust
 from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
 from daxfs.pmem import exclusive, persist
@@ -75,12 +76,12 @@ class Pool:
         dirty: chunks that were stored to and not synced yet (MSYNC).
     """
 
-    def __init__(self, record: wire.Pool, descriptor: int, mapping: mmap.mmap, map_flags: int) -> None:
+    def __init__(self, record: protocol.Pool, descriptor: int, mapping: mmap.mmap, map_flags: int) -> None:
         self.record = record
         self.descriptor = descriptor
         self.memory = memoryview(mapping)
         self.size = len(mapping)
-        self.token = self.memory[record.token : record.token + wire.TOKEN_SIZE].tobytes() if record.token else b""
+        self.token = self.memory[record.token : record.token + protocol.TOKEN_SIZE].tobytes() if record.token else b""
         self.writable = not self.memory.readonly
         self.map_flags = map_flags
         self.dirty: dict[int, None] = {}
@@ -92,11 +93,11 @@ class Pool:
         self._library: persist.Library | None = None
         if self.writable:
             self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-            if record.persistence == wire.Persistence.LINES:
+            if record.persistence == protocol.Persistence.LINES:
                 self._library = persist.load_libpmem()
                 assert self._library is not None, "attach looked"
                 self.store = persist.libpmem(self.memory, self._library).write
-            elif record.persistence == wire.Persistence.MSYNC:
+            elif record.persistence == protocol.Persistence.MSYNC:
                 self.store = self._store_and_mark
         weakref.finalize(self, os.close, descriptor).atexit = False
 
@@ -131,7 +132,7 @@ class Pool:
         if self._library is not None:
             self._library.flush(address, length)
             self._library.drain()
-        elif self.record.persistence != wire.Persistence.VOLATILE:
+        elif self.record.persistence != protocol.Persistence.VOLATILE:
             with self._syncing:
                 start = address & -mmap.PAGESIZE
                 self._write_back(start, address + length - start)
@@ -191,9 +192,9 @@ def attach(descriptor: int) -> Pool:
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise Refused("this Python runs threads without a global interpreter lock")
-    answer = bytearray(wire.POOL.size)
+    answer = bytearray(protocol.POOL.size)
     try:
-        fcntl.ioctl(descriptor, wire.IOC_POOL, answer, True)
+        fcntl.ioctl(descriptor, protocol.IOC_POOL, answer, True)
     except OSError as error:
         raise Refused(f"the file gives no pool: {error.strerror}") from None
     trust.check_mount(descriptor)
@@ -214,7 +215,7 @@ def forked() -> None:
         pool.forked()
 
 
-def _open(record: wire.Pool) -> Pool:
+def _open(record: protocol.Pool) -> Pool:
     writable = True
     try:
         descriptor = trust.open_pool(record, os.O_RDWR)
@@ -231,13 +232,13 @@ def _open(record: wire.Pool) -> Pool:
         raise
 
 
-def _map(record: wire.Pool, descriptor: int, writable: bool) -> Pool:
+def _map(record: protocol.Pool, descriptor: int, writable: bool) -> Pool:
     try:
         exclusive.lock_as_client(descriptor, record.lock)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise Refused(f"the pool can't be locked: {error.strerror}") from None
-    lines = record.persistence == wire.Persistence.LINES
+    lines = record.persistence == protocol.Persistence.LINES
     if writable and lines and persist.load_libpmem() is None:
         raise Refused("the pool's stores need libpmem, and it is not installed")
     flags = mmap.MAP_SHARED

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
-from daxfs.direct import wire
+from daxfs import protocol
 
 MOUNTS = "/proc/self/mountinfo"
 TYPE = b"fuse.daxfs"
@@ -52,7 +52,7 @@ def check_mount(descriptor: int) -> None:
     raise Refused("the mount can't be seen from this process")
 
 
-def open_pool(record: wire.Pool, flags: int) -> int:
+def open_pool(record: protocol.Pool, flags: int) -> int:
     """Open what was named.
 
     To open some devices is to do something, so it is looked at first. Who puts something else there in between finds
@@ -72,7 +72,7 @@ def open_pool(record: wire.Pool, flags: int) -> int:
     return descriptor
 
 
-def check_pool(record: wire.Pool, status: os.stat_result) -> None:
+def check_pool(record: protocol.Pool, status: os.stat_result) -> None:
     """Compare what is there with what was named.
 
     Raises:
@@ -87,7 +87,7 @@ def check_pool(record: wire.Pool, status: os.stat_result) -> None:
         raise Refused(f"{os.fsdecode(record.path)} is not the pool that is mounted (seen from this process)")
 
 
-def check_superblock(record: wire.Pool, memory: memoryview) -> None:
+def check_superblock(record: protocol.Pool, memory: memoryview) -> None:
     """Look whether the file system that was named lies in what was mapped.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Floor 2: the ext4 format, one file per structure; no behaviour."""
+"""Floor 3: the ext4 format, one file per structure; no behaviour."""

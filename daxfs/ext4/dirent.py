@@ -1,4 +1,4 @@
-"""Floor 2: the entries of a directory block.
+"""Floor 3: the entries of a directory block.
 
 A linear directory block, and every leaf of an index, is a chain of entries whose ``rec_len`` leads to the
 next one and whose last one ends at the block's end, or, with metadata_csum, at a 12-byte tail that looks

@@ -1,4 +1,4 @@
-"""Floor 2: the blocks of an extent tree.
+"""Floor 3: the blocks of an extent tree.
 
 An extent block, and the 60 bytes of ``i_block`` that hold a tree's root, is an array of little-endian
 32-bit words: a header of three, then entries of three. All functions here take that array (``words``), so a

@@ -1,4 +1,4 @@
-"""Floor 2: the shape of a file system, every figure that never changes while it is mounted, checked once.
+"""Floor 3: the shape of a file system, every figure that never changes while it is mounted, checked once.
 
 ``Geometry.of`` is the gate through which untrusted superblocks pass: whatever it returns can be used in
 arithmetic without further checks. It reads no block but the superblock, and holds no counter that changes.

@@ -1,4 +1,4 @@
-"""Floor 2: the index blocks of a hashed directory (htree).
+"""Floor 3: the index blocks of a hashed directory (htree).
 
 Block 0 of an indexed directory looks like a block with "." and ".." only; the index hides in the space of
 "..". Interior blocks look like one empty entry. Both end in an array of (hash, block) pairs whose first

@@ -1,4 +1,4 @@
-"""Floor 2: the jbd2 log format (big-endian).
+"""Floor 3: the jbd2 log format (big-endian).
 
 Turns log blocks into named tuples and back: journal superblock, block header, descriptor tags in their four
 layouts, revoke lists, commit records, and every checksum over them. It reads and makes plain byte strings;

@@ -1,4 +1,4 @@
-"""Floor 2: the numbers ext4 allows at most.
+"""Floor 3: the numbers ext4 allows at most.
 
 Constants only, each with the kernel's name for it. Any floor above may read them.
 """

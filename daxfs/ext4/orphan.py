@@ -1,4 +1,4 @@
-"""Floor 2: the blocks of the orphan file (feature orphan_file).
+"""Floor 3: the blocks of the orphan file (feature orphan_file).
 
 Each block is an array of little-endian 32-bit inode numbers, 0 for a free place, and an 8-byte tail. Finding
 a place and replaying the orphans belongs to ``structures/``; callers are that floor and the tools.

@@ -1,4 +1,4 @@
-"""Floor 2: on-disk structures as classes, their fields compiled to plain properties over cast views.
+"""Floor 3: on-disk structures as classes, their fields compiled to plain properties over cast views.
 
 A class lists its fields (``i_mode = u16(0x00)``); when the class is made, offsets are checked (alignment,
 overlap, bounds) and every field becomes a ``property`` whose getter indexes a ``memoryview`` cast that was

@@ -1,1 +1,1 @@
-"""Floor 5: semantics; `FileSystem` is the one facade."""
+"""Floor 6: semantics; `FileSystem` is the one facade."""

@@ -1,7 +1,7 @@
 """The lease status page: what clients look at before they use what they were granted, and the token that they quote.
 
-An entry is one cache line of the pool for each leased file: which epoch it is and how long the file is (struct
-daxfs_slot in direct/daxfs.h). The first entry of the first block holds the mount's token instead: 128 random bits, new
+An entry is one cache line of the pool for each leased file: which epoch it is and how long the file is
+(`protocol.StatusEntry`). The first entry of the first block holds the mount's token instead: 128 random bits, new
 with each mount. A client quotes it in every lease request, and so proves that it can open the pool.
 
 The blocks belong to a nameless inode, so that they are where a client has access anyway, and recovery frees them. They
@@ -16,14 +16,12 @@ import secrets
 from typing import TYPE_CHECKING
 
 from daxfs.fs import parking
-from daxfs.fs.leases import ENDED
+from daxfs.protocol import ENDED, ENTRY, EPOCH_AT, TOKEN_SIZE
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
 
-SLOT_BYTES = 64
-TOKEN_BYTES = 16
 CREDITS_BOARD = 24
 FAR = 64
 """Blocks from the end of the pool, where the first block of entries is looked for."""
@@ -58,8 +56,8 @@ class Board:
     def erase(self) -> None:
         """The mount ends: the token proves nothing from now on."""
         if self.token:
-            self._volume.pool.zero(self.token, TOKEN_BYTES)
-            self._secret = secrets.token_bytes(TOKEN_BYTES)
+            self._volume.pool.zero(self.token, TOKEN_SIZE)
+            self._secret = secrets.token_bytes(TOKEN_SIZE)
 
     def take(self) -> int:
         """An entry: its pool offset; ENOSPC when there is none and no block for more."""
@@ -69,7 +67,7 @@ class Board:
 
     def give(self, slot: int) -> None:
         """The entry is for another inode from now on; who looks at it late finds that nothing holds any more."""
-        self._volume.pool.store_word(slot, ENDED, 8)
+        self._volume.pool.store_word(slot + EPOCH_AT, ENDED, 8)
         self._free.append(slot)
 
     def _grow(self) -> None:
@@ -84,9 +82,9 @@ class Board:
             volume.pool.zero(begin, 1 << bits)
             parking.keep(volume, inode.number)
         self.ino = inode.number
-        self._free.extend(range(begin, begin + (1 << bits), SLOT_BYTES))
+        self._free.extend(range(begin, begin + (1 << bits), ENTRY.size))
         if not self.token:
             self._free.remove(begin)
-            self._secret = secrets.token_bytes(TOKEN_BYTES)
+            self._secret = secrets.token_bytes(TOKEN_SIZE)
             volume.pool.write(begin, self._secret)
             self.token = begin

@@ -13,11 +13,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from itertools import count
-from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.fs.filemap import FileMap
-from daxfs.pmem.exclusive import READERS
+from daxfs.protocol import CHANGES_AT, ENDED, EPOCH_AT, READER_LOCKS, SIZE_AT, StatusEntry
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
@@ -34,12 +33,6 @@ MAX_ALL_HOLDERS = 4096
 """Holders of one lease: some requests look at all of them, while everybody waits."""
 MAX_HOLDERS_OF_ALL_FILES = 32_768
 """Holders of all leases together: some 10 MiB of DRAM."""
-ENDED = (1 << 64) - 1
-"""The epoch of a lease whose daemon goes."""
-SLOT = Struct("<QQQQ")
-"""A slot's words: epoch, size of the file, inode number, changes (struct daxfs_slot in direct/daxfs.h)."""
-SLOT_SIZE, SLOT_CHANGES = 8, 24
-"""Where in a slot two of them lie."""
 
 
 class Parked(NamedTuple):
@@ -112,19 +105,19 @@ class Lease:
         if self.slot:
             self.epoch = epoch
             self.changed()
-            self._pool.store_word(self.slot, epoch, 8)
+            self._pool.store_word(self.slot + EPOCH_AT, epoch, 8)
 
     def resized(self, size: int) -> None:
         """The file has another size."""
         if self.slot:
             self.changed()
-            self._pool.store_word(self.slot + SLOT_SIZE, size, 8)
+            self._pool.store_word(self.slot + SIZE_AT, size, 8)
 
     def changed(self) -> None:
         """Something of the inode or its content is no more what it was."""
         if self.slot:
             self.changes += 1
-            self._pool.store_word(self.slot + SLOT_CHANGES, self.changes, 8)
+            self._pool.store_word(self.slot + CHANGES_AT, self.changes, 8)
 
     def tell(self, begin: int, end: int) -> None:
         """The bytes [begin, end) of the pool are about to be told."""
@@ -197,7 +190,7 @@ class Leases:
         self.holders = 0
         self.deferred = 0
         self.said: dict[str, float] = {}
-        self.lock = secrets.randbits(30) | (READERS if readers else 0)
+        self.lock = secrets.randbelow(READER_LOCKS) | (READER_LOCKS if readers else 0)
         self.strangers = False
         self.stray = 0
         self.forsaken: set[int] = set()
@@ -211,7 +204,7 @@ class Leases:
         lease = self.by_ino[ino] = Lease(ino, slot, self._epochs, pool)
         if slot:
             lease.epoch = next(self._epochs)
-            pool.write(slot, SLOT.pack(lease.epoch, size, ino, 0))
+            pool.write(slot, StatusEntry(lease.epoch, size, ino).pack())
         return lease
 
     def roll_back(self) -> None:

@@ -18,8 +18,9 @@ from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs import data, deferred, parking, ranges, removal
 from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, MAX_HOLDERS_OF_ALL_FILES, Lease
-from daxfs.fs.types import Grant, LeaseFlags, LeaseKind, LeaseRequest, Piece, PoolIdentity
+from daxfs.fs.types import Grant, LeaseRequest, Piece, PoolIdentity
 from daxfs.pmem.persist import MSYNC
+from daxfs.protocol import FURTHEST, MOST_FILLED, Flag, Kind
 from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
@@ -27,14 +28,11 @@ if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
 
-MAX_FILL = 64 << 20
-"""So many bytes one request provides with blocks, in some ten milliseconds; the client asks on from there."""
-
 Range = tuple[int, int]
 
 # Plain numbers: sums of an IntFlag's members cost more than all else that an ordinary answer needs.
-WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in LeaseFlags)
-HOLE, MEMORY, KERNEL = LeaseKind
+WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in Flag)
+HOLE, MEMORY, KERNEL = Kind
 
 
 def identity(volume: Volume) -> PoolIdentity:
@@ -91,8 +89,8 @@ def grant(volume: Volume, file: OpenFile, request: LeaseRequest) -> Grant:
         upto = min(upto, end)
     if request.flags & FILL and end > request.offset:
         first = request.offset & -volume.block_size
-        if end - first > MAX_FILL:
-            end = upto = first + MAX_FILL
+        if end - first > MOST_FILLED:
+            end = upto = first + MOST_FILLED
         made = fill(volume, file, lease, first, end)
     if not volume.read_only and volume.journal.dirty:
         # Else a crash could make free, for the next mount, what programs go on reading.
@@ -104,7 +102,7 @@ def grant(volume: Volume, file: OpenFile, request: LeaseRequest) -> Grant:
 def check(volume: Volume, file: OpenFile, request: LeaseRequest) -> None:
     """Refuse what can't be granted."""
     node, flags = file.node, request.flags
-    if request.offset < 0 or request.length < 0 or request.offset + request.length > 1 << 62:
+    if request.offset < 0 or request.length < 0 or request.offset + request.length > FURTHEST:
         raise FsError(errno.EINVAL)
     if flags & (FILL | GROW) and not flags & WRITE:
         raise FsError(errno.EINVAL)
@@ -331,7 +329,7 @@ def pool_end(volume: Volume, piece: Piece) -> int:
 def found(volume: Volume, file: OpenFile, lease: Lease, request: LeaseRequest, upto: int) -> Iterator[Piece]:
     """The file's pieces up to there as its map has them, holes too."""
     node = file.node
-    nothing: LeaseKind = KERNEL if request.flags & MAP else HOLE
+    nothing: Kind = KERNEL if request.flags & MAP else HOLE
     position = request.offset
     for begin, end, delta, unwritten in data.pieces(volume, node, position, upto):
         if begin > position:

@@ -7,8 +7,10 @@ long as it likes, since none of them refers to the pool.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
+
+from daxfs.protocol import Kind
 
 if TYPE_CHECKING:
     from daxfs.journal.journal import Statistics as JournalStatistics
@@ -137,28 +139,10 @@ class Statistics(NamedTuple):
     journal: JournalStatistics | None
 
 
-class LeaseFlags(IntFlag):
-    """What a client asks for (``DAXFS_*`` in direct/daxfs.h)."""
-
-    WRITE = 1
-    FILL = 2
-    GROW = 4
-    MAP = 8
-    RENEW = 16
-
-
-class LeaseKind(IntEnum):
-    """What a piece of an answer is: zeros, memory of the pool, or bytes that somebody maps through the kernel."""
-
-    HOLE = 0
-    MEMORY = 1
-    KERNEL = 2
-
-
 class LeaseRequest(NamedTuple):
     """A client's question about the bytes [offset, offset + length).
 
-    ``flags`` are `LeaseFlags`; ``room``: pieces that it can take; ``token``: what lies in the pool at
+    ``flags`` are `protocol.Flag`; ``room``: pieces that it can take; ``token``: what lies in the pool at
     `PoolIdentity.token`, to prove that the client can open it.
     """
 
@@ -176,7 +160,7 @@ class Piece(NamedTuple):
     offset: int
     pool_offset: int
     length: int
-    kind: LeaseKind
+    kind: Kind
 
 
 class Grant(NamedTuple):

@@ -1,1 +1,1 @@
-"""Floor 3: atomicity; the jbd2 journal, its transactions and its recovery."""
+"""Floor 4: atomicity; the jbd2 journal, its transactions and its recovery."""

@@ -1,4 +1,4 @@
-"""Floor 3: the journal as the floors above know it: handles, commit, close.
+"""Floor 4: the journal as the floors above know it: handles, commit, close.
 
 `Journal` owns the running transaction and decides when it ends. Where a commit is written is a `Keeper`'s business:
 the jbd2 log (`daxfs.journal.log.Log`), or nothing at all for pools without a journal (`NoLog`). Recovery comes

@@ -1,4 +1,4 @@
-"""Floor 3: bringing a pool to the state of its last commit.
+"""Floor 4: bringing a pool to the state of its last commit.
 
 `replay` reads a jbd2 log that daxfs, the kernel or e2fsprogs left, copies what was committed home and marks the log
 empty. Like jbd2 it makes three passes: scan (where does the log end?), revoke (which copies must not be replayed?),

@@ -1,4 +1,4 @@
-"""Floor 3: the running transaction, and the handle through which one operation changes it.
+"""Floor 4: the running transaction, and the handle through which one operation changes it.
 
 A `Handle` gives writable DRAM copies of metadata blocks. The copies join the running transaction; the pool is not
 touched before `daxfs.journal.journal.Journal.commit`. One operation is one handle: ``with journal.handle(credits) as

@@ -1,4 +1,4 @@
-"""Floor 3: the newest state of the pool's metadata, for reading.
+"""Floor 4: the newest state of the pool's metadata, for reading.
 
 A `View` answers with the running transaction's copy of a block, or else with the pool's own memory; structures read
 through it and never touch the pool. It changes nothing: `daxfs.journal.transaction.Handle` is the view that can.

@@ -1,1 +1,1 @@
-"""Floor 1: the pool as memory: open, map, store, flush, fence. It knows nothing of what the pool holds."""
+"""Floor 2: the pool as memory: open, map, store, flush, fence. It knows nothing of what the pool holds."""

@@ -24,14 +24,10 @@ import time
 
 from daxfs.errors import PoolError
 from daxfs.pmem import kinds
+from daxfs.protocol import LOCK_NUMBERS, LOCKS
 
 _PATIENCE = 0.5  # seconds: udev locks a device while it probes it; a loop device outlives its unmount a bit
 _PAUSE = 0.02
-CLIENT_LOCKS = 1 << 62
-"""Where the bytes begin that clients lock, shared, while they map a pool: far behind its end, one for each mount."""
-LOCKS = 1 << 31
-READERS = 1 << 30
-"""From here on the locks are of read-only mounts, whose end the pool does not show."""
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit machines
 
 
@@ -61,9 +57,9 @@ def claim(target: kinds.Target, *, read_only: bool = False, sysfs: str = "/sys",
     return guard
 
 
-def mapped_by_clients(descriptor: int, first: int = 0, end: int = LOCKS) -> bool:
+def mapped_by_clients(descriptor: int, first: int = 0, end: int = LOCK_NUMBERS) -> bool:
     """Whether a client of the mounts whose locks are [first, end) still maps the pool that is open here."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, CLIENT_LOCKS + first, end - first, 0)
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCKS + first, end - first, 0)
     kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0]
     return kind != fcntl.F_UNLCK
 
@@ -74,7 +70,7 @@ def lock_as_client(descriptor: int, lock: int) -> None:
     Raises:
         OSError: the system's; EINVAL, the device has no locks, and the daemon none to look at either.
     """
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, CLIENT_LOCKS + lock, 1, 0))
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, LOCKS + lock, 1, 0))
 
 
 def refuse_clients(descriptor: int, path: str) -> None:

@@ -28,6 +28,7 @@ from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Persistence
+from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
@@ -200,8 +201,8 @@ class MappedPool(Pool):
             raise FsError(error.errno or errno.EIO, f"{self.path}: discarding {length} bytes at {offset}") from None
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:
-        """By the locks that they hold until their last mapping is gone (`exclusive.CLIENT_LOCKS`)."""
-        ranges = [(0, exclusive.LOCKS)] if but is None else [(0, but), (but + 1, exclusive.LOCKS)]
+        """By the locks that they hold until their last mapping is gone (`protocol.LOCKS`)."""
+        ranges = [(0, LOCK_NUMBERS)] if but is None else [(0, but), (but + 1, LOCK_NUMBERS)]
         found = exclusive.mapped_by_clients
         return any(found(self._descriptors[0], first, end) for first, end in ranges if first < end)
 
@@ -211,7 +212,7 @@ class MappedPool(Pool):
 
     def mapped_by_readers(self) -> bool:
         """By the same locks."""
-        return exclusive.mapped_by_clients(self._descriptors[0], exclusive.READERS)
+        return exclusive.mapped_by_clients(self._descriptors[0], READER_LOCKS)
 
     def refuse_clients(self) -> None:
         """By the same locks."""

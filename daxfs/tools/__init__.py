@@ -1,1 +1,1 @@
-"""Floor 6: the command line."""
+"""Floor 8: the command line."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from daxfs.direct import wire
+from daxfs import protocol
 from daxfs.errors import FsError, UserError
 from daxfs.fuse import logs, mounts, options
 from daxfs.fuse.mountoptions import MountOptions
@@ -78,16 +78,16 @@ def _warn(mountpoint: str) -> None:
 
 
 def check_path(pool: str) -> None:
-    """Refuse a pool whose real path does not fit into what clients of direct mapping are told (`wire.Pool`).
+    """Refuse a pool whose real path does not fit into what clients of direct mapping are told (`protocol.Pool`).
 
     Raises:
         UserError: it is too long.
     """
     length = len(os.fsencode(os.path.realpath(pool)))
-    if length >= wire.PATH_SIZE:
+    if length >= protocol.PATH_SIZE:
         raise UserError(
-            f"the real path of {pool} has {length} bytes, more than the {wire.PATH_SIZE - 1} that clients can be told;"
-            " move the pool, or bind-mount a directory of its path to a shorter one",
+            f"the real path of {pool} has {length} bytes, more than the {protocol.PATH_SIZE - 1}"
+            " that clients can be told; move the pool, or bind-mount a directory of its path to a shorter one",
             mounts.MOUNT_FAILED,
         )
 

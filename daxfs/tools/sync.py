@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 
-from daxfs.direct import wire
+from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.tools.reading import NO_INPUT
@@ -44,7 +44,7 @@ def sync(mountpoint: str) -> None:
 def _sync_daemon(descriptor: int) -> None:
     """By the ioctl that the daemon's own session knows; for another one fsync(2) of the root directory is a sync."""
     try:
-        fcntl.ioctl(descriptor, wire.IOC_SYNC)
+        fcntl.ioctl(descriptor, protocol.IOC_SYNC)
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise

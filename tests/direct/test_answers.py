@@ -14,9 +14,8 @@ from direct_rig import DATA, FakeDaemon
 from mount_rig import SESSIONS, Mounted, mounted
 from preload_rig import Agent, agent, compile_library
 
-from daxfs import direct
-from daxfs.direct import wire
-from daxfs.direct.wire import EXTENT
+from daxfs import direct, protocol
+from daxfs.protocol import EXTENT
 
 TOP = (1 << 64) - 1
 SIGN = 1 << 63
@@ -51,7 +50,7 @@ POOL_FIELDS = {"version": "=I0", "persistence": "=I4", "size": "=Q32", "block_si
 def spoil(record: bytearray, field: str, value: int) -> None:
     """Put a wrong number into an answer."""
     if field.startswith("first "):
-        place = wire.LEASE.size + FIRST[field[6:]]
+        place = protocol.LEASE.size + FIRST[field[6:]]
         form = "=I" if field == "first kind" else "=Q"
     else:
         place, form = HEAD[field], "=I" if field in {"flags", "count"} else "=Q"
@@ -64,7 +63,7 @@ def spoiled(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, field: str, val
 
     def ioctl(descriptor: int, request: int, record: bytearray | bytes = b"", mutate: bool = True) -> int:
         done = daemon.ioctl(descriptor, request, record, mutate)
-        if request == wire.IOC_LEASE and isinstance(record, bytearray):
+        if request == protocol.IOC_LEASE and isinstance(record, bytearray):
             spoil(record, field, value)
         return done
 
@@ -127,7 +126,7 @@ def test_python_does_not_believe_a_pool(daemon: FakeDaemon, field: str, value: i
         assert not mapping.direct
 
 
-@pytest.mark.parametrize("path", [b"", b"relative", b"x" * (wire.PATH_SIZE - 1)])
+@pytest.mark.parametrize("path", [b"", b"relative", b"x" * (protocol.PATH_SIZE - 1)])
 def test_python_does_not_follow_a_path_that_is_none(daemon: FakeDaemon, path: bytes) -> None:
     daemon.record = daemon.record._replace(path=path)
     with direct.open(daemon.file, "r+b") as file:
@@ -138,8 +137,8 @@ def test_python_does_not_follow_a_path_that_is_none(daemon: FakeDaemon, path: by
 def test_a_path_without_end_is_refused(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     def ioctl(descriptor: int, request: int, record: bytearray | bytes = b"", mutate: bool = True) -> int:
         done = daemon.ioctl(descriptor, request, record, mutate)
-        if request == wire.IOC_POOL and isinstance(record, bytearray):
-            record[64 : 64 + wire.PATH_SIZE] = b"/" * wire.PATH_SIZE
+        if request == protocol.IOC_POOL and isinstance(record, bytearray):
+            record[64 : 64 + protocol.PATH_SIZE] = b"/" * protocol.PATH_SIZE
         return done
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
@@ -168,17 +167,17 @@ def orders(tmp_path: Path) -> Path:
 @pytest.fixture
 def mount(pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, orders: Path) -> Iterator[Mounted]:
     """A mount whose daemon, a fork of this process, follows the orders."""
-    honest_lease, honest_pool = wire.Lease.pack, wire.Pool.pack
+    honest_lease, honest_pool = protocol.Lease.pack, protocol.Pool.pack
 
-    def lease(self: wire.Lease, size: int | None = None) -> bytes:
+    def lease(self: protocol.Lease, size: int | None = None) -> bytes:
         record = bytearray(honest_lease(self, size))
-        record += bytes(max(wire.LEASE.size + EXTENT.size - len(record), 0))
+        record += bytes(max(protocol.LEASE.size + EXTENT.size - len(record), 0))
         words = orders.read_text().split("=")
         if len(words) == 2 and not words[0].startswith("pool "):
             spoil(record, words[0], int(words[1]))
         return bytes(record)
 
-    def told(self: wire.Pool) -> bytes:
+    def told(self: protocol.Pool) -> bytes:
         record = bytearray(honest_pool(self))
         words = orders.read_text().split("=")
         if len(words) == 2 and words[0].startswith("pool "):
@@ -187,8 +186,8 @@ def mount(pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, orders: Pa
         return bytes(record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(wire.Lease, "pack", lease)
-        patch.setattr(wire.Pool, "pack", told)
+        patch.setattr(protocol.Lease, "pack", lease)
+        patch.setattr(protocol.Pool, "pack", told)
         made = mounted(pool("-b", "4096"), *SESSIONS["kernel"])
         served = made.__enter__()
     try:

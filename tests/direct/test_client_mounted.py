@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from mount_rig import SESSIONS, Mounted, as_user, in_child, mounted, mountpoint
 
-from daxfs import direct
-from daxfs.direct import wire
+from daxfs import direct, protocol
 
 KIB, MIB = 1 << 10, 1 << 20
 PUNCH = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -172,7 +171,7 @@ def test_a_range_is_flushed_without_a_word_where_a_lease_told_it(root: Path, ask
         file.flush(5000, 1)
         assert len(asked) == count
         file.flush(0, 2 * MIB)
-        assert asked[count:] == [wire.IOC_STORED]
+        assert asked[count:] == [protocol.IOC_STORED]
     with direct.open(root / "b", "wb") as file:
         file.write(b"small")
         file.flush(0, 5)
@@ -407,7 +406,7 @@ def test_large_files_are_mapped_congruent_to_the_pool(root: Path) -> None:
     mapping = direct.map(root / "a")
     ground = mapping._ground
     assert ground is not None
-    layout = ground.ask(0, 32 * MIB, wire.Flag(0))
+    layout = ground.ask(0, 32 * MIB, protocol.Flag(0))
     assert layout is not None
     largest = max(layout.pieces, key=lambda piece: piece.length)
     assert largest.place is not None

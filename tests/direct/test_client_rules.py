@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 from direct_rig import DATA, POOL_SIZE, REFUSALS, FakeDaemon
 
-from daxfs import direct
+from daxfs import direct, protocol
 from daxfs.direct import pool as pools
-from daxfs.direct import wire
-from daxfs.direct.wire import Extent, Flag, Kind
 from daxfs.pmem import persist
+from daxfs.protocol import Extent, Flag, Kind
 
 
 def pool_bytes(daemon: FakeDaemon, start: int, length: int) -> bytes:
@@ -106,7 +105,7 @@ def test_another_pool_at_its_path_is_refused(daemon: FakeDaemon, field: str) -> 
 
 
 def test_the_clients_byte_of_the_pool_is_locked_as_long_as_it_is_mapped(daemon: FakeDaemon) -> None:
-    question = struct.pack("@hhqqi0q", fcntl.F_WRLCK, 0, wire.LOCKS + daemon.record.lock, 1, 0)
+    question = struct.pack("@hhqqi0q", fcntl.F_WRLCK, 0, protocol.LOCKS + daemon.record.lock, 1, 0)
 
     def locked() -> bool:
         with daemon.pool.open("r+b") as pool:
@@ -129,7 +128,7 @@ def test_the_clients_byte_of_the_pool_is_locked_as_long_as_it_is_mapped(daemon: 
 
 def test_a_pool_that_the_daemon_keeps_locked_is_refused(daemon: FakeDaemon) -> None:
     with daemon.pool.open("r+b") as pool:
-        fcntl.fcntl(pool, 37, struct.pack("@hhqqi0q", fcntl.F_WRLCK, 0, wire.LOCKS + 7, 1, 0))
+        fcntl.fcntl(pool, 37, struct.pack("@hhqqi0q", fcntl.F_WRLCK, 0, protocol.LOCKS + 7, 1, 0))
         with direct.open(daemon.file, "r+b") as file:
             assert "locked" in file.why
             through_kernel(file)
@@ -291,9 +290,9 @@ def test_the_new_size_is_told_once(daemon: FakeDaemon, cause: str) -> None:
     file = growing(daemon, 8)
     assert (daemon.stored, daemon.appended) == ([], [])
     {"size": lambda: file.size, "flush": file.flush, "fileno": file.fileno, "close": file.close}[cause]()
-    flags = wire.DURABLE if cause == "flush" else 0
+    flags = protocol.DURABLE if cause == "flush" else 0
     holder = daemon.leases[0].holder
-    assert daemon.appended == [wire.Appended(17 << 10, 25 << 10, holder, flags)]
+    assert daemon.appended == [protocol.Appended(17 << 10, 25 << 10, holder, flags)]
     file.close()
     assert len(daemon.appended) == 1
 
@@ -327,7 +326,7 @@ class Recorder:
 def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake, recorder = FakeDaemon(tmp_path, persistence=wire.Persistence.LINES), Recorder()
+    fake, recorder = FakeDaemon(tmp_path, persistence=protocol.Persistence.LINES), Recorder()
     fake.serve(monkeypatch)
     monkeypatch.setattr(persist, "load_libpmem", recorder.library)
     monkeypatch.setattr(pools, "MAP_SYNC", mmap.MAP_SHARED)  # this pool lies on no fsdax mount
@@ -339,7 +338,7 @@ def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
         assert recorder.calls == [("flush", held.pool.address + DATA + 64, 3)]
         file.flush()
         assert recorder.calls[1:] == [("drain",)]
-        assert fake.stored == [wire.Stored(0, wire.DURABLE)]
+        assert fake.stored == [protocol.Stored(0, protocol.DURABLE)]
         file.pwrite(0, b"x" * 8192)
         assert recorder.calls[2] == ("copy", held.pool.address + DATA, 8192)
         del recorder.calls[:]
@@ -351,7 +350,7 @@ def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
 
 
 def test_without_libpmem_lines_are_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeDaemon(tmp_path, persistence=wire.Persistence.LINES)
+    fake = FakeDaemon(tmp_path, persistence=protocol.Persistence.LINES)
     fake.serve(monkeypatch)
     monkeypatch.setattr(persist, "load_libpmem", lambda: None)
     with direct.open(fake.file, "r+b") as file:
@@ -360,7 +359,7 @@ def test_without_libpmem_lines_are_the_kernels(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_pool_without_map_sync_can_not_be_flushed_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeDaemon(tmp_path, persistence=wire.Persistence.LINES)
+    fake = FakeDaemon(tmp_path, persistence=protocol.Persistence.LINES)
     fake.serve(monkeypatch)
     with direct.open(fake.file, "r+b") as file:
         assert "can't be mapped" in file.why
@@ -368,7 +367,7 @@ def test_a_pool_without_map_sync_can_not_be_flushed_by_lines(tmp_path: Path, mon
 
 
 def test_msync_is_called_for_what_was_stored_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, recorder = FakeDaemon(tmp_path, persistence=wire.Persistence.MSYNC), Recorder()
+    fake, recorder = FakeDaemon(tmp_path, persistence=protocol.Persistence.MSYNC), Recorder()
     fake.serve(monkeypatch)
     monkeypatch.setattr(pools.libc, "msync", recorder.msync)
     with direct.open(fake.file, "r+b") as file:
@@ -389,7 +388,7 @@ def test_msync_is_called_for_what_was_stored_and_only_once(tmp_path: Path, monke
 
 
 def test_an_msync_that_failed_stays_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeDaemon(tmp_path, persistence=wire.Persistence.MSYNC)
+    fake = FakeDaemon(tmp_path, persistence=protocol.Persistence.MSYNC)
     fake.serve(monkeypatch)
 
     def fail(*_: int) -> int:

@@ -27,7 +27,8 @@ from crash_rig import Moment, Picture, Promise, Run, noise, take_picture, words_
 from lease_rig import token
 from tree_rig import QUIET
 
-from daxfs.direct import files, holding, wire
+from daxfs import protocol
+from daxfs.direct import files, holding
 from daxfs.direct import pool as client_pool
 from daxfs.direct.files import DirectFile
 from daxfs.fs.filesystem import FileSystem, OpenFile
@@ -44,7 +45,7 @@ REFUSED = ("pread", "pwrite", "preadv", "fsync", "ftruncate")
 class LinesPool(RecordingPool):
     """A recorded pool that a client can map: ``mapped`` is the memory that it stores to."""
 
-    persistence_of_clients = wire.Persistence.LINES
+    persistence_of_clients = protocol.Persistence.LINES
 
     def __init__(self, content: bytearray) -> None:
         super().__init__(len(content))  # memory that begins on a page
@@ -59,7 +60,7 @@ class LinesPool(RecordingPool):
 class MsyncPool(LinesPool):
     """One whose fence is an msync over the hull of what was stored since the last one (`persist.msync`)."""
 
-    persistence_of_clients = wire.Persistence.MSYNC
+    persistence_of_clients = protocol.Persistence.MSYNC
 
     def _operations(self, memory: memoryview) -> Persistence:
         plain = persist.volatile(memory)
@@ -107,7 +108,7 @@ def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
     """The pool as a client has it after `daxfs.direct.pool.attach`; what it stores and flushes goes into the record."""
     fs.volume.board.make()
     assert token(fs)
-    record = wire.Pool(
+    record = protocol.Pool(
         pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", fs.volume.board.token
     )
     events = pool.events
@@ -196,23 +197,23 @@ class Client:
     def control(self, descriptor: int, number: int, record: bytes | bytearray) -> None:
         """In place of ioctl(2)."""
         file, durable = self._opened[descriptor], False
-        if number in (wire.IOC_LEASE, wire.IOC_SHORT_LEASE):
-            asked = wire.Lease.unpack(record)
-            room = wire.room(len(record))
+        if number in (protocol.IOC_LEASE, protocol.IOC_SHORT_LEASE):
+            asked = protocol.Lease.unpack(record)
+            room = protocol.room(len(record))
             request = LeaseRequest(asked.holder, asked.offset, asked.length, asked.flags, room, asked.token)
             found = self.fs.lease(file, request)
-            extents = tuple(wire.Extent(*piece) for piece in found.pieces)
-            answer = asked._replace(next=found.next, size=found.size, slot=found.slot, epoch=found.epoch)
+            extents = tuple(protocol.Extent(*piece) for piece in found.pieces)
+            answer = asked._replace(next=found.next, size=found.size, entry=found.slot, epoch=found.epoch)
             answer = answer._replace(device=1, inode=2, extents=extents)
             assert isinstance(record, bytearray)
             answer.pack_into(record)
-        elif number == wire.IOC_APPENDED:
-            base, size, holder, flags, _ = wire.Appended.unpack(record)
-            durable = bool(flags & wire.DURABLE)
-            self.fs.stored(file, Stored(size, base, durable, bool(flags & wire.DATA_ONLY), holder))
+        elif number == protocol.IOC_APPENDED:
+            base, size, holder, flags, _ = protocol.Appended.unpack(record)
+            durable = bool(flags & protocol.DURABLE)
+            self.fs.stored(file, Stored(size, base, durable, bool(flags & protocol.DATA_ONLY), holder))
         else:
-            size, flags = wire.Stored.unpack(record)
-            durable = bool(flags & wire.DURABLE)
+            size, flags = protocol.Stored.unpack(record)
+            durable = bool(flags & protocol.DURABLE)
             self.fs.stored(file, Stored(size, durable=durable))
         self.run.moment("request")
         if durable:

@@ -34,7 +34,8 @@ from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
-from daxfs.fs.types import LeaseFlags, SetAttributes
+from daxfs.fs.types import SetAttributes
+from daxfs.protocol import Flag
 from support import fsck, mke2fs
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -114,7 +115,7 @@ class Machine(RuleBasedStateMachine):
         self.clients.append(Client(self.fs, file, holder))
 
     @rule(pick=picks, offset=offsets, length=offsets, flags=flags, renew=st.booleans(), few=st.booleans())
-    def ask(self, pick: int, offset: int, length: int, flags: LeaseFlags, renew: bool, few: bool) -> None:
+    def ask(self, pick: int, offset: int, length: int, flags: Flag, renew: bool, few: bool) -> None:
         client = self.choose(pick)
         if client is None:
             return

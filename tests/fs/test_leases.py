@@ -41,8 +41,9 @@ from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
 from daxfs.fs import leasing
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, MAX_KERNEL
-from daxfs.fs.types import Caller, LeaseFlags, LeaseRequest, Options, Piece, SetAttributes, Stored
+from daxfs.fs.types import Caller, LeaseRequest, Options, Piece, SetAttributes, Stored
 from daxfs.pmem.memory import MemoryPool
+from daxfs.protocol import Flag
 from support import fsck, mke2fs, wait_a_tick
 
 OpenFs = Callable[..., FileSystem]
@@ -423,7 +424,7 @@ def recorded(path: Path, *options: str) -> FileSystem:
 
 
 @pytest.mark.parametrize("flags", [WRITE, STORE, STORE | GROW, MAP, NOTHING], ids=repr)
-def test_answers_are_committed(tmp_path: Path, flags: LeaseFlags) -> None:
+def test_answers_are_committed(tmp_path: Path, flags: Flag) -> None:
     """A power cut right after an answer finds the file as it was told, and zeros where it was filled."""
     fs = recorded(tmp_path / "pool")
     pool = fs.volume.pool
@@ -688,7 +689,7 @@ def test_no_room_for_the_board(open_fs: OpenFs) -> None:
 
 
 def test_large_requests_come_in_parts(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leasing, "MAX_FILL", 10 * BLOCK)
+    monkeypatch.setattr(leasing, "MOST_FILLED", 10 * BLOCK)
     fs = open_fs(size="16M")
     held = client(fs)
     truncate(fs, held.file.ino, 35 * BLOCK)

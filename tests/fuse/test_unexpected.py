@@ -10,7 +10,7 @@ import pytest
 from fake_core import FakeCore
 from message_rig import ROOT, Rig, pack
 
-from daxfs.direct import wire
+from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs import names
 from daxfs.fuse import serving, unexpected
@@ -130,8 +130,9 @@ def test_what_nobody_asked_for(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_path_that_clients_cannot_be_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.init()
     found = rig.core.pool_identity()
-    for length, number in ((wire.PATH_SIZE - 1, 0), (wire.PATH_SIZE, errno.ENAMETOOLONG), (4000, errno.ENAMETOOLONG)):
+    fits = protocol.PATH_SIZE - 1
+    for length, number in ((fits, 0), (fits + 1, errno.ENAMETOOLONG), (4000, errno.ENAMETOOLONG)):
         told = found._replace(path="/" * length)
         monkeypatch.setattr(type(rig.core), "pool_identity", lambda _, told=told: told)
-        body = pack("ioctl_in", cmd=wire.IOC_POOL, out_size=wire.POOL.size)
+        body = pack("ioctl_in", cmd=protocol.IOC_POOL, out_size=protocol.POOL.size)
         assert rig.ask(Opcode.IOCTL, ROOT, body).error == number

@@ -18,15 +18,15 @@ from actor_rig import KEEP_SIZE, checked, libc
 from lease_actor import TO_STORE, ask, becomes, clients, free_blocks, holders, identity, token
 from mount_rig import NOBODY, SESSIONS, Mounted, as_user, daxfs, mounted
 
-from daxfs.direct import wire
-from daxfs.direct.wire import Flag
+from daxfs import protocol
 from daxfs.fs.deferred import SHARE
 from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.pool import open_pool
+from daxfs.protocol import Flag
 from daxfs.structures import blocks
 
 MIB = 1 << 20
-NO_TOKEN = bytes(wire.TOKEN_SIZE)
+NO_TOKEN = bytes(protocol.TOKEN_SIZE)
 MARKER = b"\xa5"
 MODES = (0, 0x01, 0x03, 0x08, 0x10, 0x11, 0x20)
 LENGTHS = (1, 1024, 4096, 5000, 65_536, 300_000)
@@ -72,7 +72,7 @@ def test_a_reader_without_the_pool_holds_nothing_of_it(mount: Mounted) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         assert identity(descriptor).token
         while True:
-            ask(descriptor, wire.Lease(7, 0, 1 << 40, 0, token=NO_TOKEN))
+            ask(descriptor, protocol.Lease(7, 0, 1 << 40, 0, token=NO_TOKEN))
             os.close(os.open(mount.place / "asked", os.O_WRONLY | os.O_CREAT))
 
     for _ in range(20):
@@ -88,7 +88,7 @@ def test_a_client_of_the_old_protocol_goes_through_the_kernel(mount: Mounted) ->
     descriptor = os.open(shared_file(mount), os.O_RDONLY)
     assert identity(descriptor).version == 2
     with pytest.raises(OSError, match="not supported") as error:
-        ask(descriptor, wire.Lease(7, 0, 4096, 0, token=NO_TOKEN))
+        ask(descriptor, protocol.Lease(7, 0, 4096, 0, token=NO_TOKEN))
     assert error.value.errno == errno.EOPNOTSUPP
     os.close(descriptor)
 
@@ -96,10 +96,10 @@ def test_a_client_of_the_old_protocol_goes_through_the_kernel(mount: Mounted) ->
 def test_the_token_is_read_in_the_pool_and_nowhere_else(mount: Mounted) -> None:
     descriptor = os.open(shared_file(mount), os.O_RDONLY)
     place = identity(descriptor).token
-    secret = mount.pool.read_bytes()[place : place + wire.TOKEN_SIZE]
-    buffer = bytearray(wire.Lease(7, 0, 4096, 0, token=secret).pack(wire.LEASE_SIZE))
-    fcntl.ioctl(descriptor, wire.IOC_LEASE, buffer)
-    assert wire.Lease.unpack(buffer).slot // 4096 == place // 4096
+    secret = mount.pool.read_bytes()[place : place + protocol.TOKEN_SIZE]
+    buffer = bytearray(protocol.Lease(7, 0, 4096, 0, token=secret).pack(protocol.LEASE_SIZE))
+    fcntl.ioctl(descriptor, protocol.IOC_LEASE, buffer)
+    assert protocol.Lease.unpack(buffer).entry // 4096 == place // 4096
     assert secret not in buffer, "an answer does not repeat it"
     assert secret.hex() not in mount.said()
     os.close(descriptor)
@@ -186,20 +186,20 @@ def somewhere(end: int, choice: random.Random) -> int:
 def lease(file: int, end: int, secret: bytes, choice: random.Random) -> None:
     flags = choice.choice((TO_STORE | Flag.GROW, TO_STORE, Flag.WRITE, 0)) | choice.choice((0, 0, Flag.RENEW))
     offset = somewhere(end, choice)
-    ask(file, wire.Lease(choice.randrange(2), offset, choice.choice(LENGTHS), flags, token=secret))
+    ask(file, protocol.Lease(choice.randrange(2), offset, choice.choice(LENGTHS), flags, token=secret))
 
 
 def grow(file: int, end: int, secret: bytes, choice: random.Random) -> None:
-    ask(file, wire.Lease(0, end & -1024, choice.choice(LENGTHS), TO_STORE | Flag.GROW, token=secret))
+    ask(file, protocol.Lease(0, end & -1024, choice.choice(LENGTHS), TO_STORE | Flag.GROW, token=secret))
 
 
 def store(file: int, end: int, _: bytes, choice: random.Random) -> None:
     size = choice.choice((end + choice.choice(LENGTHS), choice.randrange(1 << 22)))
-    fcntl.ioctl(file, wire.IOC_STORED, wire.Stored(size).pack())
+    fcntl.ioctl(file, protocol.IOC_STORED, protocol.Stored(size).pack())
 
 
 def append(file: int, end: int, _: bytes, choice: random.Random) -> None:
-    fcntl.ioctl(file, wire.IOC_APPENDED, wire.Appended(end, end + choice.choice(LENGTHS), 0).pack())
+    fcntl.ioctl(file, protocol.IOC_APPENDED, protocol.Appended(end, end + choice.choice(LENGTHS), 0).pack())
 
 
 def allocate(file: int, end: int, _: bytes, choice: random.Random) -> None:

@@ -16,8 +16,8 @@ from actor_rig import KEEP_SIZE, PUNCH_HOLE, checked, libc
 from lease_actor import TO_STORE, Client, Clients, ask, becomes, clients, free_blocks, holders
 from mount_rig import NOBODY, SESSIONS, Mounted, daxfs, mounted
 
-from daxfs.direct import wire
-from daxfs.direct.wire import Flag, Kind
+from daxfs import protocol
+from daxfs.protocol import Flag, Kind
 
 BLOCK = 4096
 BLOCKS = 64
@@ -105,7 +105,7 @@ def test_a_client_that_is_killed_before_it_maps_the_pool(mount: Mounted) -> None
         if child == 0:
             descriptor = os.open(path, os.O_RDWR)
             while True:
-                ask(descriptor, wire.Lease(os.getpid(), 0, SIZE, TO_STORE | Flag.RENEW))
+                ask(descriptor, protocol.Lease(os.getpid(), 0, SIZE, TO_STORE | Flag.RENEW))
         assert becomes(lambda: holders(mount.place) == 1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -448,7 +448,7 @@ def test_a_read_only_mount_tells_and_keeps_no_board(pool: Pool) -> None:
         one = make()
         one.must("open", 1, "file", os.O_RDONLY)
         found = one.must("lease", 1, 0, SIZE, 0)
-        assert found.slot == 0
+        assert found.entry == 0
         assert one.must("get", 1, 0, SIZE) == content
         assert one.do("lease", 1, 0, SIZE, Flag.WRITE) in {"EBADF", "EROFS"}
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from lease_actor import TO_STORE, Client, becomes, free_blocks
 from mount_rig import SESSIONS, mounted
 
-from daxfs.direct.wire import Flag
+from daxfs.protocol import Flag
 
 BLOCK = 4096
 REACH = 24 * BLOCK

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from daxfs import protocol
 from daxfs.direct import pool as client
-from daxfs.direct import wire
 from daxfs.errors import FsError
 from daxfs.pmem import persist
 from daxfs.pmem.persist import Library, Persistence
@@ -203,7 +203,7 @@ def mapped(
         monkeypatch.setattr(persist, "load_libpmem", library)
         monkeypatch.setattr(client, "write_back", write_back)
         descriptor = os.open(path, os.O_RDWR)
-        record = wire.Pool(persistence, 0, 0, 0, 5 << 20, 4096, 7, bytes(16), b"")
+        record = protocol.Pool(persistence, 0, 0, 0, 5 << 20, 4096, 7, bytes(16), b"")
         made.append(client.Pool(record, descriptor, mmap.mmap(descriptor, 5 << 20), mmap.MAP_SHARED))
         return made[0], calls
 
@@ -213,7 +213,7 @@ def mapped(
 
 
 def test_a_client_of_lines(mapped: Callable[[int], tuple[client.Pool, list[Call]]]) -> None:
-    one, calls = mapped(wire.Persistence.LINES)
+    one, calls = mapped(protocol.Persistence.LINES)
     assert one.store is not None
     one.store(100, b"x" * 10)
     one.store(8192, b"x" * LARGE)
@@ -230,7 +230,7 @@ def test_a_client_of_lines(mapped: Callable[[int], tuple[client.Pool, list[Call]
 
 def test_a_client_of_msync(mapped: Callable[[int], tuple[client.Pool, list[Call]]]) -> None:
     """All chunks of 2 MiB that were stored to, each once; the last one ends with the pool."""
-    one, calls = mapped(wire.Persistence.MSYNC)
+    one, calls = mapped(protocol.Persistence.MSYNC)
     assert one.store is not None
     one.store((2 << 20) - 1, b"xy")
     one.store((5 << 20) - 1, b"z")
@@ -248,7 +248,7 @@ def test_a_client_of_a_medium_that_failed(
     mapped: Callable[[int], tuple[client.Pool, list[Call]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel reports an error once; whoever syncs later learns of it too."""
-    one, _ = mapped(wire.Persistence.MSYNC)
+    one, _ = mapped(protocol.Persistence.MSYNC)
     assert one.store is not None
 
     def fail(*_: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from mount_rig import COMMAND, SESSIONS, Mounted, daxfs, mounted, mountpoint
 
-from daxfs.direct import wire
+from daxfs import protocol
 from daxfs.errors import Corrupt
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
@@ -190,11 +190,11 @@ def test_a_second_daemon_is_refused(pool: Pool) -> None:
 def test_a_path_that_clients_cannot_be_told_is_refused(pool: Pool, tmp_path: Path) -> None:
     made = pool()
     folder = tmp_path
-    while len(str(folder)) < wire.PATH_SIZE - 250:
+    while len(str(folder)) < protocol.PATH_SIZE - 250:
         folder /= "f" * 200
     folder.mkdir(parents=True)
-    longest = folder / ("p" * (wire.PATH_SIZE - 2 - len(str(folder))))
-    assert len(str(longest)) == wire.PATH_SIZE - 1
+    longest = folder / ("p" * (protocol.PATH_SIZE - 2 - len(str(folder))))
+    assert len(str(longest)) == protocol.PATH_SIZE - 1
     made.rename(longest)
     with mounted(longest):
         pass
@@ -204,7 +204,7 @@ def test_a_path_that_clients_cannot_be_told_is_refused(pool: Pool, tmp_path: Pat
     with mountpoint() as place:
         for path in (longer, link):
             said = daxfs("mount", path, place, code=32)
-            assert f"{wire.PATH_SIZE} bytes, more than the {wire.PATH_SIZE - 1}" in said
+            assert f"{protocol.PATH_SIZE} bytes, more than the {protocol.PATH_SIZE - 1}" in said
             assert said.count("\n") == 1
 
 

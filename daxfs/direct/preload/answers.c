@@ -8,13 +8,10 @@
 #include <string.h>
 
 #define LEAST_POOL 2048U        /* bytes: the superblock lies in front of that */
-#define LEAST_BLOCK 1024U
-#define MOST_BLOCK 65536U
-#define FURTHEST (1ULL << 62)   /* nothing begins or ends past it, so that sums of two do not overflow */
 
 bool pl_sound_pool(const struct daxfs_pool *pool) {
     return pool->version == DAXFS_VERSION && pool->persistence <= DAXFS_LINES && pool->size >= LEAST_POOL &&
-           pool->size <= FURTHEST && pool->block_size >= LEAST_BLOCK && pool->block_size <= MOST_BLOCK &&
+           pool->size <= DAXFS_FURTHEST && pool->block_size >= DAXFS_LEAST_BLOCK && pool->block_size <= DAXFS_MOST_BLOCK &&
            !(pool->block_size & (pool->block_size - 1)) && pool->path[0] == '/' &&
            memchr(pool->path, 0, sizeof(pool->path)) && pool->token <= pool->size - DAXFS_TOKEN;
 }
@@ -22,16 +19,16 @@ bool pl_sound_pool(const struct daxfs_pool *pool) {
 static bool sound_extent(const struct daxfs_extent *extent, uint64_t offset, uint64_t end) {
     if (extent->offset != offset || !extent->length || extent->length > end - offset || extent->kind > DAXFS_KERNEL)
         return false;
-    return extent->kind != DAXFS_MEMORY || extent->pool_offset <= FURTHEST;
+    return extent->kind != DAXFS_MEMORY || extent->pool_offset <= DAXFS_FURTHEST;
 }
 
 bool pl_sound_lease(const struct daxfs_lease *lease, uint64_t offset, uint64_t length, uint32_t flags) {
     uint64_t place = offset;
 
-    if (lease->offset != offset || lease->length != length || lease->flags != flags || lease->size > FURTHEST)
+    if (lease->offset != offset || lease->length != length || lease->flags != flags || lease->size > DAXFS_FURTHEST)
         return false;
     if (lease->count > sizeof(lease->extents) / sizeof(lease->extents[0]) || lease->next < offset ||
-        lease->next > offset + length || lease->slot > FURTHEST || lease->slot % sizeof(uint64_t))
+        lease->next > offset + length || lease->slot > DAXFS_FURTHEST || lease->slot % sizeof(uint64_t))
         return false;
     for (uint32_t i = 0; i < lease->count; i++) {
         if (!sound_extent(&lease->extents[i], place, lease->next))

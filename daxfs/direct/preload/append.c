@@ -9,7 +9,7 @@
  * EOF (O_APPEND) must not do that, so only whole blocks from a block's start on are appended there.
  *
  * Programs that synchronise after each append are noticed, and their appends ask for durability right away: one request
- * instead of two. The fsync(2) that follows then looks at the slot, whether all is as it was.
+ * instead of two. The fsync(2) that follows then looks at the status entry, whether all is as it was.
  */
 #include "preload.h"
 

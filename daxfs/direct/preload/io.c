@@ -18,7 +18,6 @@
 #define MOST 0x7ffff000UL /* bytes of one read or write: MAX_RW_COUNT of the kernel */
 #define VECTORS 1024     /* IOV_MAX */
 #define GROWING 16        /* writes in a row that are taken for growth after one that was */
-#define LEAST_BLOCK 1024  /* no file system has smaller ones */
 
 
 extern void __chk_fail(void) __attribute__((noreturn));
@@ -245,7 +244,7 @@ static ssize_t counted(const struct pl_file *file, ssize_t done, bool write) {
 static ssize_t at_known_end(int fd, struct pl_file *file, const struct iovec *vector, size_t total, bool position) {
     ssize_t done = PL_NO;
 
-    if (total % LEAST_BLOCK)
+    if (total % DAXFS_LEAST_BLOCK)
         return PL_NO;
     for (int i = 0; i < 2; i++) {
         uint64_t base = 0;

@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 #define WINDOW (2UL << 20)    /* bytes that are filled at once, and that questions are aligned to */
-#define FURTHEST (1UL << 62)  /* where a question may end */
 #define EXTENTS_MOST (1U << 20)
 #define QUESTIONS 16          /* for one access */
 #define LARGE 65536           /* bytes of an access that pays for a question by itself */
@@ -354,7 +353,7 @@ static void refused(struct pl_file *file, int failed, bool store) {
 /* Ask until [offset, end) is known. The gate is shut and nobody is inside. 0 or an errno. */
 static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, uint32_t flags) {
     struct daxfs_lease lease;
-    uint64_t last = flags & DAXFS_FILL ? (end + WINDOW - 1) / WINDOW * WINDOW : FURTHEST;
+    uint64_t last = flags & DAXFS_FILL ? (end + WINDOW - 1) / WINDOW * WINDOW : DAXFS_FURTHEST;
     bool store = flags & DAXFS_WRITE;
 
     if (flags & DAXFS_GROW)

@@ -15,11 +15,7 @@
 #ifdef PL_MAPS
 
 #define HUGE_PAGE (2UL << 20)
-/* Holes that a shared mapping gets blocks of zeros for, at once: less than a tenth of a second, during which the daemon
- * serves nobody else, and what one or two thousand pages cost that are stored to through the kernel. Larger ones may be
- * a sparse file's, whose owner wants no such room taken; they are mapped through the kernel. */
-#define MOST_FILLED (64UL << 20)
-#define MOST_QUESTIONS 64 /* 124 extents each: a file in more pieces is mapped through the kernel */
+#define MOST_QUESTIONS 64 /* DAXFS_EXTENTS each: a file in more pieces is mapped through the kernel */
 
 struct pl_book pl_plan;
 
@@ -179,7 +175,9 @@ bool pl_plan_make(struct pl_question *question, bool fill) {
     if (fill && store && question->protection & PROT_WRITE && ask(question, DAXFS_WRITE)) {
         if (!question->holes && pl_page_up(question->size) >= question->offset + question->length)
             return true;
-        if (question->holes && (question->holes <= MOST_FILLED || group->flags & (MAP_POPULATE | MAP_LOCKED)) &&
+        /* Filling DAXFS_MOST_FILLED costs what one or two thousand pages do that are stored to through the kernel. More
+         * holes may be a sparse file's, whose owner wants no such room taken. */
+        if (question->holes && (question->holes <= DAXFS_MOST_FILLED || group->flags & (MAP_POPULATE | MAP_LOCKED)) &&
             ask(question, flags | DAXFS_FILL))
             return true;
     }

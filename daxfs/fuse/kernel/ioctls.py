@@ -12,7 +12,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from daxfs.direct import wire
+from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs.types import FsXattr
 from daxfs.fuse.kernel import abi, leases, remount, statistics, status
@@ -105,12 +105,12 @@ COMMANDS: dict[int, Command] = {
     statistics.STATISTICS: statistics.query,
     status.STATUS: status.query,
     remount.REMOUNT: remount.change,
-    wire.IOC_POOL: leases.pool,
-    wire.IOC_LEASE: leases.lease,
-    wire.IOC_SHORT_LEASE: leases.lease,
-    wire.IOC_STORED: leases.stored,
-    wire.IOC_APPENDED: leases.appended,
-    wire.IOC_SYNC: leases.sync,
+    protocol.IOC_POOL: leases.pool,
+    protocol.IOC_LEASE: leases.lease,
+    protocol.IOC_SHORT_LEASE: leases.lease,
+    protocol.IOC_STORED: leases.stored,
+    protocol.IOC_APPENDED: leases.appended,
+    protocol.IOC_SYNC: leases.sync,
 }
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}

@@ -1,4 +1,4 @@
-"""The ioctls of direct mapping (direct/daxfs.h): which pool, where a file lies in it, and what a client has stored.
+"""The ioctls of direct mapping (`daxfs.protocol`): which pool, where a file lies in it, and what a client has stored.
 
 They translate and nothing else; `daxfs.fs.leasing` has the policy. A lease ends when the kernel releases the open file
 that it was asked through: closed by all that share it, and mapped by nobody.
@@ -10,12 +10,13 @@ import errno
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from daxfs.direct import wire
+from daxfs import protocol
 from daxfs.errors import FsError
-from daxfs.fs.types import LeaseFlags, LeaseRequest, Stored
+from daxfs.fs.types import LeaseRequest, Stored
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.files import privileges_of
 from daxfs.fuse.kernel.request import fixed
+from daxfs.pmem import persist
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import OpenFile
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
 
 PERSISTENCE = {
-    "volatile": wire.Persistence.VOLATILE,
-    "msync": wire.Persistence.MSYNC,
-    "libpmem": wire.Persistence.LINES,
+    persist.VOLATILE: protocol.Persistence.VOLATILE,
+    persist.MSYNC: protocol.Persistence.MSYNC,
+    persist.LIBPMEM: protocol.Persistence.LINES,
 }
-KNOWN = wire.DURABLE | wire.DATA_ONLY
-ALL_FLAGS = sum(LeaseFlags)
+KNOWN = protocol.DURABLE | protocol.DATA_ONLY
+ALL_FLAGS = sum(protocol.Flag)
 
 
 def opened(connection: Connection, request: Request) -> OpenFile:
@@ -40,9 +41,9 @@ def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes
     """DAXFS_IOC_POOL (ENAMETOOLONG: the pool's path does not fit)."""
     found = connection.core.pool_identity()
     path = found.path.encode(errors="surrogateescape")
-    if len(path) >= wire.PATH_SIZE:
+    if len(path) >= protocol.PATH_SIZE:
         raise FsError(errno.ENAMETOOLONG, f"a pool's path of {len(path)} bytes")
-    return wire.Pool(
+    return protocol.Pool(
         persistence=PERSISTENCE[found.persistence],
         device=found.device,
         inode=found.inode,
@@ -58,45 +59,45 @@ def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes
 
 def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_LEASE, of either length: the answer has room for as many pieces as the question."""
-    head: tuple[Any, ...] = fixed(wire.LEASE, given)
+    head: tuple[Any, ...] = fixed(protocol.LEASE, given)
     holder, offset, length, flags, *_, token = head
     if flags & ~ALL_FLAGS:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    question = LeaseRequest(holder, offset, length, flags, wire.room(len(given)), token)
-    with privileges_of(connection, request, file) if flags & wire.Flag.WRITE else nullcontext():
+    question = LeaseRequest(holder, offset, length, flags, protocol.room(len(given)), token)
+    with privileges_of(connection, request, file) if flags & protocol.Flag.WRITE else nullcontext():
         answer = connection.core.lease(file, question)
     if answer.made:
         connection.stored_in_memory(file.ino)
     identity = connection.core.pool_identity()
-    return wire.Lease(
+    return protocol.Lease(
         holder,
         offset,
         length,
         flags,
         next=answer.next,
         size=answer.size,
-        slot=answer.slot,
+        entry=answer.slot,
         epoch=answer.epoch,
         device=identity.device,
         inode=identity.inode,
         lock=identity.lock,
-        extents=tuple(wire.Extent(*piece) for piece in answer.pieces),
+        extents=tuple(protocol.Extent(*piece) for piece in answer.pieces),
     ).pack()
 
 
 def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_STORED."""
-    size, flags, _ = fixed(wire.STORED, given)
+    size, flags = fixed(protocol.STORED, given)
     tell(connection, request, flags, size)
     return b""
 
 
 def appended(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_APPENDED."""
-    base, size, holder, flags, _, _ = fixed(wire.APPENDED, given)
+    base, size, holder, flags, _ = fixed(protocol.APPENDED, given)
     changes = tell(connection, request, flags, size, base, holder)
-    return wire.APPENDED.pack(base, size, holder, flags, 0, changes)
+    return protocol.APPENDED.pack(base, size, holder, flags, changes)
 
 
 def sync(connection: Connection, _request: Request, _given: memoryview) -> bytes:
@@ -112,7 +113,7 @@ def tell(
     if flags & ~KNOWN:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    told = Stored(size, base, flags & wire.DURABLE != 0, flags & wire.DATA_ONLY != 0, holder)
+    told = Stored(size, base, flags & protocol.DURABLE != 0, flags & protocol.DATA_ONLY != 0, holder)
     changes = connection.core.stored(file, told)
     connection.stored_in_memory(file.ino)
     return changes
