@@ -48,7 +48,6 @@ class AllocRig:
         self.geometry = Geometry.of(Superblock(self.pool.memory[1024:2048]))
         self.journal = Journal.open(self.pool, self.geometry, None, check_credits=True)
         self.journal.add_commit_hook(blocks.apply_frees, self.journal.has_frees)
-        self.journal.rollback_hooks.append(blocks.drop_hints)
         self.view = self.journal.view
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from daxfs.journal import recovery
 from daxfs.journal.area import LogArea
 from daxfs.journal.journal import Journal
 from daxfs.journal.view import Check, PoolView, View
-from daxfs.structures import blocks, directories, inodes, mapping, metadata_zone
+from daxfs.structures import blocks, inodes, mapping, metadata_zone
 
 if TYPE_CHECKING:
     from daxfs.journal.recovery import RecoveryReport
@@ -213,7 +213,7 @@ def add_hooks(volume: Volume) -> None:
     journal.add_commit_hook(lambda tx: removal.list_orphans(volume, tx), lambda: not nodes.unlinked <= nodes.listed)
     journal.add_commit_hook(blocks.apply_frees, journal.has_frees)
     journal.before_superblock_home(lambda content: outside.keep(volume, content))
-    journal.rollback_hooks.extend((volume.leases.roll_back, nodes.drop_maps, directories.drop_hints, blocks.drop_hints))
+    journal.rollback_hooks.extend((volume.leases.roll_back, nodes.drop_maps))
 
 
 def mark_in_use(volume: Volume, *, recount: bool) -> None:

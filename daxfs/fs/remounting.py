@@ -59,7 +59,7 @@ def stop_writing(volume: Volume) -> None:
     nodes.kept.clear()
     volume.commit()
     mounting.mark_clean(volume)
-    volume.end_writing(PoolView(volume.pool, volume.geometry))
+    volume.end_writing(PoolView(volume.pool, volume.geometry, volume.view.caches))
     volume.board = Board(volume)
     volume.leases = Leases(readers=True)
 
@@ -81,7 +81,7 @@ def start_writing(volume: Volume) -> None:
     leases = Leases(readers=False)
     leases.strangers = pool.mapped_by_readers()
     volume.leases = leases
-    volume.begin_writing(Journal.open(pool, geometry, area))
+    volume.begin_writing(Journal.open(pool, geometry, area, volume.view.caches))
     mounting.add_hooks(volume)
     mounting.protect_log(volume, area)
     mounting.mark_in_use(volume, recount=False)

@@ -31,6 +31,7 @@ from daxfs.journal.view import SUPERBLOCK_KEY, View
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.caches import Caches
     from daxfs.pmem.pool import Pool
 
 UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: bounds the DRAM
@@ -145,7 +146,15 @@ class Journal:
         rollback_hooks: called after a handle was undone.
     """
 
-    def __init__(self, pool: Pool, geometry: Geometry, keeper: Keeper, *, check_credits: bool = False) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        geometry: Geometry,
+        keeper: Keeper,
+        caches: Caches | None = None,
+        *,
+        check_credits: bool = False,
+    ) -> None:
         """Use `open`."""
         self.pool = pool
         self.rollback_hooks: list[Callable[[], None]] = [self._count_rollback]
@@ -153,12 +162,13 @@ class Journal:
         self._keeper = keeper
         self._transaction = Transaction()
         checked: set[int] = set()
-        self.view = View(pool, geometry, self._transaction.overlay, checked)
+        self.view = View(pool, geometry, self._transaction.overlay, checked, caches)
         self._handle = Handle(
             pool,
             geometry,
             self._transaction,
             checked,
+            self.view.caches,
             limit=keeper.limit,
             revokes_per_block=keeper.revokes_per_block,
             rollback_hooks=self.rollback_hooks,
@@ -173,13 +183,22 @@ class Journal:
         self._sizes: dict[int, int] = {}  # blocks of metadata -> how many commits had so many
 
     @classmethod
-    def open(cls, pool: Pool, geometry: Geometry, area: LogArea | None, *, check_credits: bool = False) -> Journal:
+    def open(
+        cls,
+        pool: Pool,
+        geometry: Geometry,
+        area: LogArea | None,
+        caches: Caches | None = None,
+        *,
+        check_credits: bool = False,
+    ) -> Journal:
         """The journal of a pool that needs no replay (any more).
 
         Args:
             pool: writable.
             geometry: the file system's shape.
             area: the blocks of the journal's inode; None for a pool without a journal.
+            caches: those of the volume's view before, when it is remounted.
             check_credits: a handle that changes more blocks than it asked for is an AssertionError (for tests).
 
         Raises:
@@ -187,7 +206,7 @@ class Journal:
             Unsupported: the journal uses features that can't be written.
         """
         keeper: Keeper = NoLog(pool) if area is None else Log(pool, geometry, area)
-        return cls(pool, geometry, keeper, check_credits=check_credits)
+        return cls(pool, geometry, keeper, caches, check_credits=check_credits)
 
     def handle(self, credits: int, *, privileged: bool = True) -> Handle:
         """The right to change up to ``credits`` blocks, as a context manager.
@@ -268,6 +287,7 @@ class Journal:
         self._room = -1
         self._handle.detach()
         self._transaction.clear()
+        self.view.caches.drop()
         for hook in self.rollback_hooks:
             hook()
         if record and not self._storing_home:  # else the log is needed whole: nothing in its superblock is risked

@@ -28,6 +28,7 @@ from daxfs.journal.view import SUPERBLOCK_KEY, View
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.caches import Caches
     from daxfs.pmem.pool import Pool
 
 Seal = Callable[[memoryview], None]
@@ -154,6 +155,7 @@ class Handle(View):
         geometry: Geometry,
         transaction: Transaction,
         checked: set[int],
+        caches: Caches,
         *,
         limit: int,
         revokes_per_block: int,
@@ -167,12 +169,13 @@ class Handle(View):
             geometry: the file system's shape.
             transaction: the running one.
             checked: the verified blocks, shared with the journal's view.
+            caches: those of the journal's view.
             limit: blocks in one transaction.
             revokes_per_block: block numbers in one revoke block of the log.
             rollback_hooks: called after an undo.
             strict: check that every handle stays within its credits (for tests).
         """
-        super().__init__(pool, geometry, transaction.overlay, checked)
+        super().__init__(pool, geometry, transaction.overlay, checked, caches)
         self._tx = transaction
         self._copies = transaction.copies
         self._seals = transaction.seals

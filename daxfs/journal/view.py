@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.journal.caches import Caches
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -34,8 +35,7 @@ class View:
         pool: where the blocks are.
         geometry: the file system's shape.
         block_size: in bytes.
-        inode_tables: group -> first block of its inode table, where that was looked up (`daxfs.structures.inodes`).
-            It is fixed by the format, so no change of the pool and no rollback touches it.
+        caches: what the floors above remember of the pool.
     """
 
     __slots__ = (
@@ -45,8 +45,8 @@ class View:
         "_memory",
         "_overlay",
         "block_size",
+        "caches",
         "geometry",
-        "inode_tables",
         "pool",
     )
 
@@ -56,8 +56,17 @@ class View:
         geometry: Geometry,
         overlay: dict[int, memoryview] | None = None,
         checked: set[int] | None = None,
+        caches: Caches | None = None,
     ) -> None:
-        """A view of ``pool``, under the read-only copies of ``overlay`` (which its owner goes on changing)."""
+        """A view of ``pool``, under the read-only copies of ``overlay`` (which its owner goes on changing).
+
+        Args:
+            pool: where the blocks are.
+            geometry: the file system's shape.
+            overlay: block number -> its newest content, where that is not the pool's own.
+            checked: the blocks whose content in the pool was verified, where another view of the pool shares them.
+            caches: those of an earlier or another view of the same mount; else they begin empty.
+        """
         self.pool = pool
         self.geometry = geometry
         self.block_size = geometry.block_size
@@ -66,7 +75,7 @@ class View:
         self._memory = pool.memory.toreadonly()
         self._overlay: dict[int, memoryview] = {} if overlay is None else overlay
         self._checked: set[int] = set() if checked is None else checked
-        self.inode_tables: dict[int, int] = {}
+        self.caches = Caches() if caches is None else caches
 
     def block(self, number: int) -> memoryview:
         """The newest content of a block.
@@ -126,6 +135,6 @@ class PoolView(View):
 
     __slots__ = ()
 
-    def __init__(self, pool: Pool, geometry: Geometry) -> None:
-        """A view straight on ``pool``."""
-        super().__init__(pool, geometry)
+    def __init__(self, pool: Pool, geometry: Geometry, caches: Caches | None = None) -> None:
+        """A view straight on ``pool``; ``caches``: those of an earlier view of the same mount."""
+        super().__init__(pool, geometry, caches=caches)

@@ -5,8 +5,7 @@ on a 2 MiB boundary; for small ones the first fit among 2 MiB chunks that are in
 whole for large files; then the largest run that is found. Searching is bounded by counting groups, not blocks:
 descriptors are scanned as arrays, and at most `GROUPS_EXAMINED` bitmaps are opened in each pass. What blocks are for is
 the callers' matter: the maps of files, directories and attributes on this floor; the fs floor registers `apply_frees`
-and `drop_hints` with the journal. Sources: fs/ext4/mballoc.c and balloc.c for the rules of the format; the policy is
-daxfs's own.
+with the journal. Sources: fs/ext4/mballoc.c and balloc.c for the rules of the format; the policy is daxfs's own.
 
 Invariants:
 
@@ -27,12 +26,12 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
+from daxfs.journal.caches import Cache
 from daxfs.structures import bitmaps, groups
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from daxfs.ext4.superblock import Superblock
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
-    from daxfs.pmem.pool import Pool
 
 CHUNK_BYTES = 2 << 20
 """What a huge page maps: requests of this size start on its multiples."""
@@ -49,7 +47,7 @@ GROUPS_EXAMINED = 16
 """Bitmaps that one pass of a search opens, at most."""
 
 MAX_HINTS = 4096
-"""Groups of one pool that hints are kept for, at most."""
+"""Groups that hints are kept for, at most."""
 
 TREE_RESERVE_SHARE = 50
 MAX_TREE_RESERVE = 4096
@@ -59,41 +57,28 @@ Found = tuple[int, int, int]
 """Where a search ended: group, first bit, number of blocks."""
 
 
-class _Memory:
+class _Hints(Cache):
     """What is remembered of one pool while it is mounted: hints, and where metadata lies.
 
     Attributes:
-        geometry: of the mount this belongs to.
         packing: group -> the bit behind the last small request.
         recent: group -> the group that helped out when it was full.
-        no_chunk: groups without a free aligned chunk.
+        no_chunk: groups without a free aligned chunk. Undoing what took the last one takes the group out again; the
+            other hints can't mislead (invariant 4).
         metadata: group -> `groups.metadata_runs`; where metadata lies does not change while a pool is mounted.
     """
 
-    __slots__ = ("geometry", "metadata", "no_chunk", "packing", "recent")
+    __slots__ = ("metadata", "no_chunk", "packing", "recent")
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self) -> None:
         self.packing: dict[int, int] = {}
         self.recent: dict[int, int] = {}
         self.no_chunk: set[int] = set()
         self.metadata: dict[int, list[tuple[int, int]]] = {}
 
-
-_memories: WeakKeyDictionary[Pool, _Memory] = WeakKeyDictionary()
-
-
-def _memory_of(view: View) -> _Memory:
-    memory = _memories.get(view.pool)
-    if memory is None or memory.geometry is not view.geometry:
-        memory = _memories[view.pool] = _Memory(view.geometry)
-    return memory
-
-
-def drop_hints() -> None:
-    """Rollback hook: what was in use may be free again. The other hints stay, they can't mislead (invariant 4)."""
-    for memory in _memories.values():
-        memory.no_chunk.clear()
+    def drop(self) -> None:
+        """What was in use may be free again."""
+        self.no_chunk.clear()
 
 
 # Looking
@@ -234,30 +219,30 @@ def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple
 
 def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> Found:
     """Everything but the goal itself."""
-    memory = _memory_of(tx)
+    hints = tx.caches[_Hints]
     chunk = CHUNK_BYTES >> tx.geometry.block_bits
     found = None
     if align > 1:
-        found = _aligned(tx, memory, group, bit, want, align)
+        found = _aligned(tx, hints, group, bit, want, align)
     elif want >= chunk:
-        found = _aligned(tx, memory, group, bit, want, chunk)
-    found = found or _packed(tx, memory, group, bit, want) or _largest(tx, memory, group, want)
+        found = _aligned(tx, hints, group, bit, want, chunk)
+    found = found or _packed(tx, hints, group, bit, want) or _largest(tx, hints, group, want)
     if found is None:
         raise FsError(errno.ENOSPC, "no block is free")
     if found[0] != group:
-        if len(memory.recent) >= MAX_HINTS:
-            memory.recent.clear()
-        memory.recent[group] = found[0]
+        if len(hints.recent) >= MAX_HINTS:
+            hints.recent.clear()
+        hints.recent[group] = found[0]
     return found
 
 
-def _aligned(tx: Handle, memory: _Memory, group: int, bit: int, want: int, unit: int) -> Found | None:
+def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: int) -> Found | None:
     """A free run that starts at a multiple of ``unit`` blocks and holds one at least, of ``want`` if there is one."""
     geometry = tx.geometry
     by_chunk = unit == CHUNK_BYTES >> geometry.block_bits
-    near = _groups_with(tx, memory, group, unit)
+    near = _groups_with(tx, hints, group, unit)
     if by_chunk:
-        near = (other for other in near if other not in memory.no_chunk)
+        near = (other for other in near if other not in hints.no_chunk)
     for other in islice(near, GROUPS_EXAMINED):
         content = _bitmap(tx, other, groups.descriptor(tx, other))
         bits = geometry.blocks_in_group(other)
@@ -267,9 +252,10 @@ def _aligned(tx: Handle, memory: _Memory, group: int, bit: int, want: int, unit:
             start = _longest_units(starts, -(-want // unit), unit, bit if other == group else 0)
             return other, start, bitmaps.free_run(content, start, min(want, bits - start))
         if by_chunk:
-            if len(memory.no_chunk) >= MAX_HINTS:
-                memory.no_chunk.clear()
-            memory.no_chunk.add(other)
+            if len(hints.no_chunk) >= MAX_HINTS:
+                hints.no_chunk.clear()
+            hints.no_chunk.add(other)
+            tx.on_rollback(partial(hints.no_chunk.discard, other))
     return None
 
 
@@ -287,23 +273,23 @@ def _longest_units(starts: int, units: int, unit: int, bit: int) -> int:
     return bitmaps.lowest(starts, bit)
 
 
-def _packed(tx: Handle, memory: _Memory, group: int, bit: int, want: int) -> Found | None:
+def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> Found | None:
     """All that is wanted in one run, where possible without breaking into a chunk that is wholly free."""
     geometry = tx.geometry
     chunk = CHUNK_BYTES >> geometry.block_bits
-    for other in islice(_groups_with(tx, memory, group, want), GROUPS_EXAMINED):
+    for other in islice(_groups_with(tx, hints, group, want), GROUPS_EXAMINED):
         content = _bitmap(tx, other, groups.descriptor(tx, other))
         bits = geometry.blocks_in_group(other)
         phase = -geometry.first_block(other) % chunk
-        start = memory.packing.get(other, phase)
+        start = hints.packing.get(other, phase)
         rest = (phase - start) % chunk
         # At the start of a chunk the cursor says nothing about whether that chunk is in use.
         if not (want <= rest and start + want <= bits and bitmaps.free_run(content, start, want) == want):
             start = _first_fit(content, bits, want, bit if other == group else 0, phase, chunk)
         if start >= 0:
-            if len(memory.packing) >= MAX_HINTS:
-                memory.packing.clear()
-            memory.packing[other] = start + want
+            if len(hints.packing) >= MAX_HINTS:
+                hints.packing.clear()
+            hints.packing[other] = start + want
             return other, start, want
     return None
 
@@ -320,12 +306,12 @@ def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, 
     return found
 
 
-def _largest(tx: Handle, memory: _Memory, group: int, want: int) -> Found | None:
+def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> Found | None:
     """The largest run in the next groups that have anything free: there is one, unless nothing is."""
     geometry = tx.geometry
     best = None
     most = 0
-    for other in islice(_groups_with(tx, memory, group, 1), GROUPS_EXAMINED):
+    for other in islice(_groups_with(tx, hints, group, 1), GROUPS_EXAMINED):
         content = _bitmap(tx, other, groups.descriptor(tx, other))
         start, count = bitmaps.longest_run(content, geometry.blocks_in_group(other))
         if count > most:
@@ -335,14 +321,14 @@ def _largest(tx: Handle, memory: _Memory, group: int, want: int) -> Found | None
     return best
 
 
-def _groups_with(tx: Handle, memory: _Memory, group: int, least: int) -> Iterator[int]:
+def _groups_with(tx: Handle, hints: _Hints, group: int, least: int) -> Iterator[int]:
     """Groups with that many free blocks: ``group``, then in order from the one that helped out last, all round."""
     geometry = tx.geometry
     if groups.descriptor(tx, group).free_blocks_count >= least:
         yield group
     if geometry.groups_count == 1:
         return
-    index, slot = divmod(memory.recent.get(group, group), geometry.desc_per_block)
+    index, slot = divmod(hints.recent.get(group, group), geometry.desc_per_block)
     for step in range(geometry.desc_blocks + 1):
         found = groups.counts(tx, (index + step) % geometry.desc_blocks)
         roomy = np.flatnonzero(found.free_blocks >= least)
@@ -403,7 +389,7 @@ def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
 
 def _metadata(view: View, group: int) -> list[tuple[int, int]]:
     """`groups.metadata_runs`, remembered."""
-    known = _memory_of(view).metadata
+    known = view.caches[_Hints].metadata
     runs = known.get(group)
     if runs is None:
         if len(known) >= MAX_HINTS:
@@ -459,7 +445,7 @@ def apply_frees(tx: Handle) -> None:
     if not tx.frees:
         return
     geometry = tx.geometry
-    memory = _memories.get(tx.pool)
+    no_chunk = tx.caches[_Hints].no_chunk
     total = 0
     for start, count in _merged(tx.frees):
         for group, bit, length in _pieces(geometry, start, count):
@@ -470,8 +456,7 @@ def apply_frees(tx: Handle) -> None:
             bitmaps.clear_run(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), bit, length)
             desc.free_blocks_count += length
             total += length
-            if memory is not None:
-                memory.no_chunk.discard(group)
+            no_chunk.discard(group)
     sb = tx.edit_superblock()
     sb.free_blocks_count = min(sb.free_blocks_count + total, geometry.blocks_count)
 

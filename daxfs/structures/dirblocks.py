@@ -20,7 +20,8 @@ from daxfs.errors import Corrupt
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL
-from daxfs.structures import dirhints, mapping
+from daxfs.structures import mapping
+from daxfs.structures.dirhints import Hints
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -64,7 +65,7 @@ def number_of(view: View, directory: Inode, lblk: int) -> int:
     Raises:
         Corrupt: it is beyond the end, a hole, or unwritten.
     """
-    hints = dirhints.of(view)
+    hints = view.caches[Hints]
     key = (directory.number, directory.words[25])
     known = hints.maps.get(key)
     if known is not None:
@@ -152,6 +153,7 @@ def _seal(geometry: Geometry, ino: int, generation: int, content: memoryview) ->
 
 def writable(tx: Handle, directory: Inode, number: int) -> memoryview:
     """A block of the directory, to be changed; its content was checked."""
+    tx.caches[Hints].changing(tx)
     geometry = tx.geometry
     if geometry.metadata_csum:
         return tx.edit(number, partial(_seal, geometry, directory.number, directory.words[25]))
@@ -167,6 +169,8 @@ def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
         FsError: ENOSPC; EFBIG when the directory can't grow any more.
     """
     geometry = tx.geometry
+    hints = tx.caches[Hints]
+    hints.changing(tx)
     lblk = count(tx, directory)
     number = mapping.allocate(tx, directory, lblk, 1).pblk
     directory.size = (lblk + 1) << geometry.block_bits
@@ -174,7 +178,6 @@ def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
         block = tx.create(number, partial(_seal, geometry, directory.number, directory.words[25]))
     else:
         block = tx.create(number)
-    hints = dirhints.of(tx)
     hints.put_map((directory.number, directory.words[25]), lblk, number)
     hints.rooms.pop(number, None)
     hints.tails.pop(number, None)
@@ -191,7 +194,7 @@ def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> Non
     block[last + 4 : last + 6] = (limit - last).to_bytes(2, "little")
     if limit < len(block):
         dirent.put_tail(block)
-    hints = dirhints.of(tx)
+    hints = tx.caches[Hints]
     hints.put_tail(number, last)
     hints.rooms.pop(number, None)
 
@@ -215,7 +218,7 @@ def find(view: View, directory: Inode, number: int, name: bytes) -> int:
         limit = geometry.block_size
     offset = dirent.find(content, limit, name)
     if offset >= 0:
-        hints = dirhints.of(view)
+        hints = view.caches[Hints]
         hints.found = ((directory.number, directory.words[25]), name, number, offset)
     return offset
 
@@ -301,7 +304,7 @@ def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file
     geometry = tx.geometry
     limit = limit_of(geometry)
     need = len(name) + 11 & ~3
-    hints = dirhints.of(tx)
+    hints = tx.caches[Hints]
     if hints.rooms.get(number, limit) < need:
         return False
     content = entries_block(tx, directory, number)
@@ -339,7 +342,7 @@ def take(tx: Handle, directory: Inode, number: int, offset: int) -> None:
     if at != offset or not 12 <= rec_len <= limit_of(tx.geometry) - offset:
         raise bad_entry(directory, number, offset)
     block = writable(tx, directory, number)
-    hints = dirhints.of(tx)
+    hints = tx.caches[Hints]
     hints.rooms.pop(number, None)
     if before < 0:
         block[:4] = bytes(4)

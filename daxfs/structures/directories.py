@@ -21,9 +21,8 @@ from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.ext4.limits import EXT4_NAME_LEN
-from daxfs.structures import dirblocks, dirhints, dirlist, htree, linear
-from daxfs.structures.dirhints import Entry
-from daxfs.structures.dirhints import drop as drop_hints
+from daxfs.structures import dirblocks, dirlist, htree, linear
+from daxfs.structures.dirhints import Entry, Hints
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Entry",
     "create",
-    "drop_hints",
     "entries",
     "find",
     "insert",
@@ -159,7 +157,7 @@ def insert(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) 
     if directory.words[8] & EXT4_INDEX_FL and not tx.geometry.has_dir_index:
         # Nobody keeps the index right, so it must not be believed when the feature is on again.
         directory.flags &= ~EXT4_INDEX_FL
-    hints = dirhints.of(tx)
+    hints = tx.caches[Hints]
     missed = hints.missed
     hints.found = hints.missed = None
     leaf = 0
@@ -185,7 +183,7 @@ def _insert_linear(tx: Handle, directory: Inode, name: bytes, ino: int, file_typ
 
 def _known(tx: Handle, directory: Inode, name: bytes) -> tuple[int, int]:
     """Where a name is that must be there; `find` has looked for it just before, in most cases."""
-    hints = dirhints.of(tx)
+    hints = tx.caches[Hints]
     found = hints.found
     hints.found = hints.missed = None
     if found is not None and found[1] == name and found[0] == (directory.number, directory.words[25]):

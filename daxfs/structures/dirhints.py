@@ -1,23 +1,24 @@
 """What directories remember in DRAM: hints that save time, and the places of colliding names in listings.
 
-Nothing here is needed for correctness but `pins` (see `dirlist`), nothing survives a closed pool, and everything is
-bounded. Hints are kept per pool and hold under these rules, kept by the modules of directories, the only callers:
+Nothing here is needed for correctness but `pins` (see `dirlist`), nothing survives an unmount, and everything is
+bounded. The hints of a pool are ``view.caches[Hints]``; they hold under these rules, kept by the modules of
+directories, the only callers:
 
 1. A directory's blocks stay where they are as long as its inode number and generation do. Whoever moves them (a tool
    that shrinks a pool, say) calls `drop`.
 2. Whoever changes a block's entries keeps ``tails`` and ``rooms`` right, resets ``found`` and ``missed``, and keeps the
    listing in ``chunks`` right (`dirlist.amend`) or takes it away.
-3. A rollback takes everything back, so it drops everything: `drop` is a rollback hook of the journal.
+3. Whoever is about to change a block has called `changing` in the same handle: if that is undone, all hints go.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary, ref
+
+from daxfs.journal.caches import Cache
 
 if TYPE_CHECKING:
-    from daxfs.journal.view import View
-    from daxfs.pmem.pool import Pool
+    from daxfs.journal.transaction import Handle
 
 MAX_MAPPED = 1 << 16
 """Blocks whose place is remembered, of all directories together."""
@@ -62,7 +63,7 @@ class Chunk:
         self.entries: list[Entry] = []
 
 
-class Hints:
+class Hints(Cache):
     """What is remembered of one pool.
 
     Attributes:
@@ -96,6 +97,10 @@ class Hints:
         self.rooms.clear()
         self.found = self.missed = None
         self.chunks.clear()
+
+    def changing(self, tx: Handle) -> None:
+        """Blocks of directories are changed with ``tx`` (rule 3)."""
+        tx.on_rollback(self.drop)
 
     def put_map(self, key: Key, lblk: int, pblk: int) -> None:
         """Remember where a block is."""
@@ -135,33 +140,3 @@ class Hints:
         if name not in names:
             self.pinned += 1
         names[name] = cookie
-
-
-class _Latest:
-    """The pool asked for last and its hints: a look-up in a weak dictionary costs ten times as much."""
-
-    pool: ref[Pool] | None = None
-    hints = Hints()
-
-
-_all: WeakKeyDictionary[Pool, Hints] = WeakKeyDictionary()
-
-
-def of(view: View) -> Hints:
-    """The hints of the view's pool."""
-    pool = view.pool
-    latest = _Latest.pool
-    if latest is not None and latest() is pool:
-        return _Latest.hints
-    hints = _all.get(pool)
-    if hints is None:
-        hints = _all[pool] = Hints()
-    _Latest.pool = ref(pool)
-    _Latest.hints = hints
-    return hints
-
-
-def drop() -> None:
-    """Forget all hints (rule 3)."""
-    for hints in _all.values():
-        hints.drop()

@@ -35,8 +35,8 @@ from daxfs.ext4.hash import (
     effective_version,
 )
 from daxfs.ext4.inode import FT_DIR, FT_MAX, FT_UNKNOWN
-from daxfs.structures import dirblocks, dirhints, htree
-from daxfs.structures.dirhints import Chunk, Entry
+from daxfs.structures import dirblocks, htree
+from daxfs.structures.dirhints import Chunk, Entry, Hints
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,7 +121,7 @@ def _fields(view: View, directory: Inode, number: int, data: bytes, offsets: lis
 
 def _by_hash(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
     key = (directory.number, directory.words[25])
-    hints = dirhints.of(view)
+    hints = view.caches[Hints]
     while cookie < COOKIE_EOF:
         chunk = hints.chunks.get(key)
         if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
@@ -221,7 +221,7 @@ def _chunk(
     first = int(np.searchsorted(cookies, chunk.low))
     stop = len(names) if chunk.end is None else int(np.searchsorted(cookies, chunk.end))
     cookies, chosen = cookies[first:stop], order[first:stop].tolist()
-    hints = dirhints.of(view)
+    hints = view.caches[Hints]
     key = (directory.number, directory.words[25])
     ranked: list[int] = cookies.tolist()
     if key in hints.pins or bool((cookies[1:] == cookies[:-1]).any()):
@@ -234,7 +234,7 @@ def _chunk(
 
 
 def _settle(
-    directory: Inode, hints: dirhints.Hints, ranked: list[int], chosen: list[int], names: list[bytes]
+    directory: Inode, hints: Hints, ranked: list[int], chosen: list[int], names: list[bytes]
 ) -> tuple[list[int], list[int]]:
     """Give names with one cookie different ones, those that they had before if they had any: (cookies, order)."""
     key = (directory.number, directory.words[25])
@@ -269,7 +269,7 @@ def _settle(
 
 def amend(view: View, directory: Inode, name: bytes, entry: Entry | None) -> None:
     """The directory has changed: ``name`` is now what ``entry`` says, or not there any more (None)."""
-    hints = dirhints.of(view)
+    hints = view.caches[Hints]
     key = (directory.number, directory.words[25])
     chunk = hints.chunks.get(key)
     if chunk is None:

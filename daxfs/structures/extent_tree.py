@@ -35,7 +35,11 @@ ROOT_WORDS = slice(10, 25)
 """``i_block`` among the 32-bit words of an inode."""
 RESIZE_INO = 7  # its map lies over the reserved descriptor blocks on purpose
 
-_roots = Trusted()
+
+class _Roots(Trusted):
+    """Roots of extent trees."""
+
+    __slots__ = ()
 
 
 class Node(NamedTuple):
@@ -49,15 +53,16 @@ class Node(NamedTuple):
 def root(view: View, inode: Inode) -> memoryview:
     """The words of the inode's root, checked."""
     w = inode.words[ROOT_WORDS]
-    if not _roots.holds(view, inode.number, w):
+    roots = view.caches[_Roots]
+    if not roots.holds(inode.number, w):
         _check(view, inode, w, None, f"inode {inode.number}, extent root")
-        _roots.put(view, inode.number, w)
+        roots.put(inode.number, w)
     return w
 
 
 def trust_root(view: View, inode: Inode, w: memoryview) -> None:
     """This content of the root was made by us."""
-    _roots.put(view, inode.number, w)
+    view.caches[_Roots].put(inode.number, w)
 
 
 def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memoryview:

@@ -30,7 +30,8 @@ from daxfs.ext4.hash import TEA, dirhash, dirhash_many, effective_version
 from daxfs.ext4.htree import BLOCK_MASK, NODE_BASE, ROOT_BASE, ROOT_INFO_SIZE
 from daxfs.ext4.inode import EXT4_INDEX_FL
 from daxfs.ext4.limits import EXT4_HTREE_LEVEL, EXT4_HTREE_LEVEL_COMPAT
-from daxfs.structures import dirblocks, dirhints
+from daxfs.structures import dirblocks
+from daxfs.structures.dirhints import Hints
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -163,7 +164,7 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int] | None:
             return number, offset
         bound = following(path)
         if bound is None or bound & ~1 != major:
-            dirhints.of(view).missed = ((directory.number, directory.words[25]), name, first)
+            view.caches[Hints].missed = ((directory.number, directory.words[25]), name, first)
             return None
         number = advance(view, directory, path)
     raise Corrupt("directory index", f"inode {directory.number}: more leaves than blocks")

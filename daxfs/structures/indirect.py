@@ -38,7 +38,11 @@ LEVELS = 4
 MAX_PBLK = 0xFFFFFFFF
 Piece = tuple[int, int, int]
 
-_tops = Trusted()
+
+class _Tops(Trusted):
+    """The 15 pointers of inodes."""
+
+    __slots__ = ()
 
 
 def max_blocks(view: View) -> int:
@@ -92,9 +96,10 @@ def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) ->
 def _top(view: View, inode: Inode) -> memoryview:
     """The 15 pointers in the inode, checked."""
     w = inode.words[ROOT_WORDS]
-    if not _tops.holds(view, inode.number, w):
+    tops = view.caches[_Tops]
+    if not tops.holds(inode.number, w):
         _check_pointers(view, inode, np.frombuffer(w, "<u4"), "the inode's pointers")
-        _tops.put(view, inode.number, w)
+        tops.put(inode.number, w)
     return w
 
 
@@ -324,7 +329,7 @@ def allocate(
     for at in range(count):
         w[slot + at] = start + at
     if not number:
-        _tops.put(tx, inode.number, w)
+        tx.caches[_Tops].put(inode.number, w)
     return Extent(lblk, start, count, False)
 
 

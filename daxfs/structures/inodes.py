@@ -7,7 +7,8 @@ of this floor and the fs floor. Sources: fs/ext4/ialloc.c, ``__ext4_iget`` and `
 
 Invariants:
 
-1. A slot's content is believed only after its checksum was found right in the pool, or when this mount has changed it.
+1. A slot's content is believed only after its checksum was found right in the pool, or when this mount has changed it
+   (and the change stands).
 2. In a group, the lowest free inode is given out, so that below ``inodes_per_group - itable_unused`` every slot was
    zeroed by mke2fs or written by an allocation: what lies above may hold anything.
 3. Reserved inodes are neither given out nor freed.
@@ -28,7 +29,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord, seal_slot
-from daxfs.journal.view import CHECKED_LIMIT
+from daxfs.journal.caches import Cache
 from daxfs.structures import bitmaps, groups
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ SECTOR_BITS = 9
 """``i_blocks`` counts units of 512 bytes."""
 
 MAX_TABLES = 4096
-"""Places of inode tables remembered per view."""
+"""Places of inode tables remembered."""
+MAX_CHECKED = 1 << 16
+"""Inodes whose slot needs no check remembered."""
 GROUPS_EXAMINED = 1024
 """Groups whose counters a new directory's placement looks at, at most."""
 
@@ -56,6 +59,31 @@ class Inode(InodeRecord):
         return f"<Inode {self.number} mode {self.mode:o} links {self.links_count} size {self.size}>"
 
 
+class _Known(Cache):
+    """What is remembered of one pool's inodes.
+
+    Attributes:
+        tables: group -> first block of its inode table. It is fixed by the format, so nothing has to be undone.
+        checked: inodes whose slot is believed (invariant 1).
+    """
+
+    __slots__ = ("checked", "tables")
+
+    def __init__(self) -> None:
+        self.tables: dict[int, int] = {}
+        self.checked: set[int] = set()
+
+    def drop(self) -> None:
+        """The slots of new inodes are what they were."""
+        self.checked.clear()
+
+    def put(self, ino: int) -> None:
+        """The slot is believed."""
+        if len(self.checked) >= MAX_CHECKED:
+            self.checked.clear()
+        self.checked.add(ino)
+
+
 # Finding
 
 
@@ -69,19 +97,20 @@ def position(view: View, ino: int) -> tuple[int, int]:
     if not 0 < ino <= geometry.inodes_count:
         raise Corrupt("inode number", f"{ino}, of {geometry.inodes_count}")
     group, index = divmod(ino - 1, geometry.inodes_per_group)
-    table = view.inode_tables.get(group)
+    tables = view.caches[_Known].tables
+    table = tables.get(group)
     if table is None:
-        table = _find_table(view, group)
+        table = _find_table(view, tables, group)
     block, slot = divmod(index, geometry.inodes_per_block)
     return table + block, slot * geometry.inode_size
 
 
-def _find_table(view: View, group: int) -> int:
+def _find_table(view: View, tables: dict[int, int], group: int) -> int:
     """The first block of the group's inode table, from its descriptor; remembered, since every inode asks for it."""
     table = groups.descriptor(view, group).inode_table
-    if len(view.inode_tables) >= MAX_TABLES:
-        view.inode_tables.clear()
-    view.inode_tables[group] = table
+    if len(tables) >= MAX_TABLES:
+        tables.clear()
+    tables[group] = table
     return table
 
 
@@ -98,7 +127,7 @@ def read(view: View, ino: int) -> Inode:
     number, offset = position(view, ino)
     inode = Inode(view.block(number), offset, view.geometry)
     inode.number = ino
-    if -ino not in view._checked:
+    if ino not in view.caches[_Known].checked:
         _check(view, inode, number, offset)
     return inode
 
@@ -107,7 +136,7 @@ def edit(tx: Handle, ino: int) -> Inode:
     """The inode ``ino``, for change: one credit. Its checksum is made at commit. Raises as `read`."""
     geometry = tx.geometry
     number, offset = position(tx, ino)
-    if -ino not in tx._checked:
+    if ino not in tx.caches[_Known].checked:
         inode = Inode(tx.block(number), offset, geometry)
         inode.number = ino
         _check(tx, inode, number, offset)
@@ -151,10 +180,7 @@ def _check(view: View, inode: Inode, number: int, offset: int) -> None:
         if not inode.mode and not inode.links_count:
             raise FsError(errno.ESTALE, f"inode {inode.number} is not in use")
         inode.verify(inode.number, geometry)
-    checked = view._checked
-    if len(checked) >= CHECKED_LIMIT:
-        checked.clear()
-    checked.add(-inode.number)
+    view.caches[_Known].put(inode.number)
 
 
 # Accounting
@@ -306,6 +332,9 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
     generation = getrandbits(32)
     # A handle to the slot's last inode must not name this one.
     inode.i_generation = generation ^ 1 if generation == old else generation
+    known = tx.caches[_Known]
+    known.put(ino)
+    tx.on_rollback(partial(known.checked.discard, ino))
     if geometry.metadata_csum:
         tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))
     return inode

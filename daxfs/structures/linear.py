@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daxfs.ext4 import dirent
-from daxfs.structures import dirblocks, dirhints
+from daxfs.structures import dirblocks
+from daxfs.structures.dirhints import Hints
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -29,7 +30,7 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int] | None:
         if offset >= 0:
             return number, offset
     if blocks == 1:
-        dirhints.of(view).missed = ((directory.number, directory.words[25]), name, number)
+        view.caches[Hints].missed = ((directory.number, directory.words[25]), name, number)
     return None
 
 

@@ -1,7 +1,7 @@
 """Where a group's own metadata lies, so that no file's map is ever believed to lie there too.
 
 Superblock copies, group descriptors, bitmaps and inode tables are found from the geometry and the descriptors, one
-flexible group at a time, and kept per pool in a bounded table. It answers, it changes nothing. The maps of files
+flexible group at a time, and kept per mount in a bounded table. It answers, it changes nothing. The maps of files
 (`extent_tree`, `indirect`) ask it once for each block pointer they have not seen before. Like the kernel's
 (``fs/ext4/block_validity.c``) it is a net under hostile images, not an allocator.
 """
@@ -9,55 +9,43 @@ flexible group at a time, and kept per pool in a bounded table. It answers, it c
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from daxfs.journal.caches import Cache
 from daxfs.structures import groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from daxfs.ext4.geometry import Geometry
     from daxfs.journal.view import View
-    from daxfs.pmem.pool import Pool
 
 MAX_ZONES = 512
-"""Flexible groups remembered per pool; a few hundred bytes each."""
+"""Flexible groups remembered; a few hundred bytes each."""
 
 Blocks = np.ndarray[tuple[int], np.dtype[np.int64]]
 Zone = tuple[Blocks, Blocks]
 """Sorted, disjoint block ranges: where they begin, and where each ends."""
 
 
-class _Known:
-    """What is remembered of one pool, as long as its shape stays the same.
+class _Zones(Cache):
+    """What is remembered of one pool. It follows from the shape, which no change of a mounted pool touches.
 
     Attributes:
-        geometry: the shape.
-        zones: by flexible group.
+        by_group: the zones by flexible group.
         log: the journal's blocks, once `protect` was told of them.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
-        self.zones: dict[int, Zone] = {}
+    __slots__ = ("by_group", "log")
+
+    def __init__(self) -> None:
+        self.by_group: dict[int, Zone] = {}
         self.log: Zone | None = None
-
-
-_known: WeakKeyDictionary[Pool, _Known] = WeakKeyDictionary()
-
-
-def _known_of(view: View) -> _Known:
-    known = _known.get(view.pool)
-    if known is None or known.geometry is not view.geometry:
-        known = _known[view.pool] = _Known(view.geometry)
-    return known
 
 
 def protect(view: View, runs: Iterable[tuple[int, int]]) -> None:
     """The journal's blocks (start, count) are metadata too: from now on no map may name them, not even its inode's."""
-    _known_of(view).log = _zone(runs)
+    view.caches[_Zones].log = _zone(runs)
 
 
 def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
@@ -67,8 +55,8 @@ def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
     """
     if not starts.size:
         return None
-    memory = _known_of(view)
-    known = memory.zones
+    zones = view.caches[_Zones]
+    known = zones.by_group
     geometry = view.geometry
     width = geometry.flex_bg_size * geometry.blocks_per_group
     lasts = ends - 1
@@ -82,8 +70,8 @@ def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
                 known.clear()
             zone = known[number] = _build(view, number)
         bad |= _touches(zone, starts, lasts)
-    if memory.log is not None:
-        bad |= _touches(memory.log, starts, lasts)
+    if zones.log is not None:
+        bad |= _touches(zones.log, starts, lasts)
     return int(np.argmax(bad)) if bad.any() else None
 
 

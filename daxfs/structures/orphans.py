@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,13 @@ import numpy.typing as npt
 from daxfs.errors import Corrupt
 from daxfs.ext4 import orphan
 from daxfs.ext4.limits import EXT4_MAX_ORPHAN_FILE_BLOCKS
+from daxfs.journal.caches import Cache
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
-    from daxfs.pmem.pool import Pool
 
 MAX_PLACES = 4096
 """Orphans whose place in the file is remembered; others are searched for."""
@@ -35,28 +34,36 @@ class _File:
     """The orphan file of one mounted pool.
 
     Attributes:
-        geometry: of the mount this was read for.
         blocks: the physical block of each logical one.
         seed: of the blocks' checksums.
         places: inode -> (logical block, slot), a hint.
         roomy: the logical block to look for room in first, a hint.
     """
 
-    __slots__ = ("blocks", "geometry", "places", "roomy", "seed")
+    __slots__ = ("blocks", "places", "roomy", "seed")
 
-    def __init__(self, geometry: Geometry, blocks: list[int], seed: int) -> None:
-        self.geometry = geometry
+    def __init__(self, blocks: list[int], seed: int) -> None:
         self.blocks = blocks
         self.seed = seed
         self.places: dict[int, tuple[int, int]] = {}
         self.roomy = 0
 
 
-_files: WeakKeyDictionary[Pool, _File] = WeakKeyDictionary()
-_befores: WeakKeyDictionary[Pool, dict[int, int]] = WeakKeyDictionary()
-"""By pool, the listed inode in front of a listed inode: a hint, which a handle that was undone may have made wrong. The
-list is linked one way, and open files without names are closed in any order. As many entries as there are such files,
-of which the floors above keep books anyway."""
+class _Known(Cache):
+    """What is remembered of one pool's orphans. Its hints are compared with the pool, so that none has to be undone.
+
+    Attributes:
+        file: the orphan file, once it was read.
+        before: listed inode -> the one in front of it, a hint. The list is linked one way, and open files without names
+            are closed in any order. As many entries as there are such files, of which the floors above keep books
+            anyway.
+    """
+
+    __slots__ = ("before", "file")
+
+    def __init__(self) -> None:
+        self.file: _File | None = None
+        self.before: dict[int, int] = {}
 
 
 def add(tx: Handle, ino: int) -> None:
@@ -73,7 +80,7 @@ def add(tx: Handle, ino: int) -> None:
         inodes.edit(tx, ino).i_dtime = first
         sb.s_last_orphan = ino
         if first:
-            _hints(tx)[first] = ino
+            tx.caches[_Known].before[first] = ino
 
 
 def remove(tx: Handle, ino: int) -> None:
@@ -129,15 +136,11 @@ def _believable(view: View, ino: int) -> int:
 # The list
 
 
-def _hints(view: View) -> dict[int, int]:
-    return _befores.setdefault(view.pool, {})
-
-
 def _remove_from_list(tx: Handle, ino: int) -> None:
     sb = tx.edit_superblock()
     inode = inodes.edit(tx, ino)
     following = inode.i_dtime
-    hints = _hints(tx)
+    hints = tx.caches[_Known].before
     if sb.s_last_orphan == ino:
         sb.s_last_orphan = following
         hints.pop(following, None)
@@ -152,8 +155,8 @@ def _remove_from_list(tx: Handle, ino: int) -> None:
 
 def _before(view: View, ino: int) -> int:
     """The listed inode whose successor is ``ino``."""
-    hint = _hints(view).get(ino, 0)
-    if hint and inodes.read(view, hint).i_dtime == ino and inodes.in_use(view, hint):
+    hint = view.caches[_Known].before.get(ino, 0)
+    if hint and inodes.in_use(view, hint) and inodes.read(view, hint).i_dtime == ino:
         return hint
     seen: set[int] = set()
     at = view.superblock().s_last_orphan
@@ -171,13 +174,12 @@ def _before(view: View, ino: int) -> int:
 
 def _file(view: View) -> _File | None:
     """The orphan file, or None without the feature."""
-    geometry = view.geometry
-    if not geometry.has_orphan_file:
+    if not view.geometry.has_orphan_file:
         return None
-    file = _files.get(view.pool)
-    if file is None or file.geometry is not geometry:
-        file = _files[view.pool] = _read_file(view)
-    return file
+    known = view.caches[_Known]
+    if known.file is None:
+        known.file = _read_file(view)
+    return known.file
 
 
 def _read_file(view: View) -> _File:
@@ -194,7 +196,7 @@ def _read_file(view: View) -> _File:
         blocks.extend(range(extent.pblk, extent.pblk + extent.length))
     if len(blocks) != count:
         raise Corrupt("orphan file", f"inode {ino} has a hole at block {len(blocks)} of {count}")
-    return _File(geometry, blocks, geometry.inode_seed(ino, inode.i_generation))
+    return _File(blocks, geometry.inode_seed(ino, inode.i_generation))
 
 
 def _check(geometry: Geometry, seed: int, number: int, content: memoryview) -> None:

@@ -6,14 +6,13 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from directory_rig import ROOT, DirectoryRig, make_image
+from directory_rig import ROOT, DirectoryRig, make_image, weaken_hashes
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.ext4.hash import dirhash
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_REG_FILE, FT_SYMLINK
-from daxfs.structures import dirblocks, directories, dirhints, dirlist, inodes
+from daxfs.structures import dirblocks, directories, dirhints, inodes
+from daxfs.structures.dirhints import Hints
 from support import fsck, mke2fs, run
 
 FORMATS = {
@@ -262,18 +261,7 @@ def test_cookies_from_nowhere(rig: DirectoryRig) -> None:
 
 @pytest.fixture
 def colliding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All names in listings share eight hashes."""
-
-    def weak(name: bytes, version: int, seed: tuple[int, int, int, int]) -> tuple[int, int]:
-        return dirhash(name, version, seed)[0] & 6, 7 if len(name) % 2 else 0xFFFFFFFF
-
-    def weak_many(names: list[bytes], version: int, seed: tuple[int, int, int, int]) -> tuple[object, object]:
-        pairs = [weak(name, version, seed) for name in names]
-        table = np.array(pairs, dtype=np.uint32).reshape(len(pairs), 2)
-        return table[:, 0].copy(), table[:, 1].copy()
-
-    monkeypatch.setattr(dirlist, "dirhash", weak)
-    monkeypatch.setattr(dirlist, "dirhash_many", weak_many)
+    weaken_hashes(monkeypatch)
 
 
 @pytest.mark.usefixtures("colliding")
@@ -293,7 +281,7 @@ def test_names_with_the_same_hash_keep_their_places(small: DirectoryRig, forget:
         if step < 12:
             small.insert(b"a%d" % step)
         if forget:
-            dirhints.drop()
+            small.view.caches[Hints].drop()
     assert [seen.count(b"stays %d" % i) for i in range(20)] == [1] * 20
     assert len(seen) == len(set(seen))
     small.close()
@@ -304,7 +292,7 @@ def test_pinned_names_are_bounded(small: DirectoryRig, monkeypatch: pytest.Monke
     monkeypatch.setattr(dirhints, "MAX_PINS", 10)
     small.insert(*[b"name %d" % i for i in range(40)])
     small.check()
-    assert dirhints.of(small.view).pinned <= 10
+    assert small.view.caches[Hints].pinned <= 10
     small.close()
 
 
@@ -316,7 +304,7 @@ def test_hints_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch)
         ino = small.make_directory(b"dir %d" % i)
         assert len(list(directories.entries(small.view, inodes.read(small.view, ino)))) == 2
     small.check()
-    hints = dirhints.of(small.view)
+    hints = small.view.caches[Hints]
     assert max(len(hints.tails), len(hints.rooms), len(hints.chunks), sum(map(len, hints.maps.values()))) <= 3
     small.close()
 

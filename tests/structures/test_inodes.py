@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -341,13 +342,29 @@ def test_an_edited_inode_is_believed_when_the_memory_of_checks_is_lost(rigs: Rig
     with rig.handle() as tx:
         inodes.edit(tx, old).i_size_lo = 99
         new = inodes.allocate(tx, inodes.read(tx, ROOT), FILE).number
-        tx._checked.clear()
+        tx.caches[inodes._Known].drop()
         assert inodes.read(tx, old).size == 99
         assert inodes.read(tx, new).mode == FILE
-        tx._checked.clear()
+        tx.caches[inodes._Known].drop()
         inodes.edit(tx, old).i_size_lo = 0
         inodes.edit(tx, new).links_count = 1
     check_unattached(rig, {old, new})
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_an_inode_that_was_never_made_is_not_believed(rigs: Rigs, aborted: bool) -> None:
+    """Its slot was changed when it was believed, and is what it was before."""
+    rig = rigs()
+    with suppress(Undo), rig.handle() as tx:
+        ino = inodes.allocate(tx, inodes.read(tx, ROOT), FILE).number
+        assert inodes.edit(tx, ino).mode == FILE
+        if not aborted:
+            raise Undo
+    if aborted:
+        rig.journal.abort()
+    with pytest.raises(FsError) as caught:
+        inodes.read(rig.view, ino)
+    assert caught.value.errno == errno.ESTALE
 
 
 @pytest.mark.parametrize("counted", [False, True])
