@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-crash test-teeth container lint types floors check bench clean
+.PHONY: help setup demo test test-full test-crash test-teeth container lint types floors circles check bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,10 @@ types: setup ## mypy --strict
 floors: setup ## import-linter: a module imports only from floors below its own
 	@$(BIN)/lint-imports
 
-check: lint types floors ## lint, types and floors
+circles: setup ## no modules import each other, by however many steps, not for type checking either
+	@$(BIN)/python scripts/circles.py
+
+check: lint types floors circles ## lint, types, floors and circles
 
 bench: setup ## figures of docs/BENCHMARKS.md: beside fuse2fs and a null server, and by itself; some 15 minutes
 	@$(BIN)/python scripts/bench.py

@@ -1,0 +1,53 @@
+"""Find import circles: modules that import each other by however many steps, imports for type checking included.
+
+Usage: circles.py [PACKAGE] (daxfs). Of each import that is part of a circle it prints the shortest one, each on a line:
+``a:3 -> b:1 -> a`` says that line 3 of a imports b and line 1 of b imports a. The exit code is 1 if there is any.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import grimp
+
+LEFT = ("daxfs.fs",)
+"""Packages that still have circles: those among their own modules are left out."""
+
+
+def circles(package: str) -> list[str]:
+    """The circles among the modules of a package that can be imported from here, as lines."""
+    graph = grimp.build_graph(package, cache_dir=None)
+    found = set()
+    for importer in graph.modules:
+        for imported in graph.find_modules_directly_imported_by(importer):
+            chain = graph.find_shortest_chain(imported, importer)
+            if chain is not None and not any(is_inside(chain, left) for left in LEFT):
+                first = chain.index(min(chain))
+                found.add((*chain[first:], *chain[:first]))
+    return sorted(line(graph, circle) for circle in found)
+
+
+def is_inside(chain: tuple[str, ...], package: str) -> bool:
+    """Whether all modules are a package's."""
+    return all(f"{module}.".startswith(f"{package}.") for module in chain)
+
+
+def line(graph: grimp.ImportGraph, circle: tuple[str, ...]) -> str:
+    """Modules, each with the line of its first import of the next."""
+    steps = zip(circle, (*circle[1:], circle[0]), strict=True)
+    places = [
+        f"{one}:{min(found['line_number'] for found in graph.get_import_details(importer=one, imported=other))}"
+        for one, other in steps
+    ]
+    return " -> ".join([*places, circle[0]])
+
+
+def main() -> int:
+    """Print the circles; the exit code."""
+    found = circles(sys.argv[1] if len(sys.argv) > 1 else "daxfs")
+    print("\n".join(f"import circle: {text}" for text in found) or "No import circles.")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
