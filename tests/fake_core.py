@@ -34,6 +34,21 @@ class FakeInode:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
+class FakeFile:
+    """An open file."""
+
+    def __init__(self, inode: FakeInode, flags: int, positioned: bool) -> None:
+        self._inode = inode
+        self.ino = inode.ino
+        self.append = bool(flags & os.O_APPEND) and not positioned
+        self.durable = False
+        self.keeps_privileges = True
+
+    @property
+    def size(self) -> int:
+        return len(self._inode.content)
+
+
 class FakeCore:
     """The facade over a dict of inodes. ``refuse`` makes the named method raise; ``calls`` remembers what came.
 
@@ -162,53 +177,62 @@ class FakeCore:
         self._enter("rename", parent, name, new_parent, new_name, flags, *([caller] if caller else []))
         self._inode(new_parent).names[new_name] = self._inode(parent).names.pop(name)
 
-    def open_file(self, ino: int, flags: int, caller: Caller, *kill_privileges: bool | None) -> SimpleNamespace:
+    def open_file(
+        self, ino: int, flags: int, caller: Caller, *kill_privileges: bool | None, positioned: bool = False
+    ) -> FakeFile:
         self._enter("open_file", ino, flags, caller, *kill_privileges)
         if flags & os.O_TRUNC:
             del self._inode(ino).content[:]
         self.open_files += 1
-        node = SimpleNamespace(plain=True, size=len(self._inode(ino).content))
-        return SimpleNamespace(ino=ino, node=node, append=bool(flags & os.O_APPEND), durable=False)
+        return FakeFile(self._inode(ino), flags, positioned)
 
     def create(
-        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
-    ) -> tuple[SimpleNamespace, Attributes]:
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller, *, positioned: bool = False
+    ) -> tuple[FakeFile, Attributes]:
         self._enter("create", parent, name, mode, flags, caller)
         inode = self._new(parent, name, stat.S_IFREG | mode & 0o7777, caller)
-        return self.open_file(inode.ino, 0, caller), self._attributes(inode)
+        return self.open_file(inode.ino, 0, caller, positioned=positioned), self._attributes(inode)
 
-    def tmpfile(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[SimpleNamespace, Attributes]:
+    def tmpfile(
+        self, parent: int, mode: int, flags: int, caller: Caller, *, positioned: bool = False
+    ) -> tuple[FakeFile, Attributes]:
         self._enter("tmpfile", parent, mode, flags, caller)
         inode = self._new(parent, b"", stat.S_IFREG | mode & 0o7777, caller)
         del self._inode(parent).names[b""]
         inode.links = 0
-        return self.open_file(inode.ino, 0, caller), self._attributes(inode)
+        return self.open_file(inode.ino, 0, caller, positioned=positioned), self._attributes(inode)
 
     def uses_dax(self, ino: int) -> bool:
         return ino not in self.cached
 
-    def read(self, file: SimpleNamespace, offset: int, size: int) -> bytes:
+    def read(self, file: FakeFile, offset: int, size: int) -> bytes:
         self._enter("read", file.ino, offset, size)
         return bytes(self._inode(file.ino).content[offset : offset + size])
 
-    def write(self, file: SimpleNamespace, offset: int, content: bytes, *kill_privileges: bool | None) -> int:
-        self._enter("write", file.ino, offset, bytes(content), *kill_privileges)
+    def write(self, file: FakeFile, offset: int, content: bytes, *how: bool | Caller | None) -> int:
+        self._enter("write", file.ino, offset, bytes(content), *how)
         data = self._inode(file.ino).content
         data.extend(bytes(max(0, offset - len(data))))
         data[offset : offset + len(content)] = content
         return len(content)
 
-    def fallocate(self, file: SimpleNamespace, mode: int, offset: int, length: int) -> None:
-        self._enter("fallocate", file.ino, mode, offset, length)
+    def fallocate(self, file: FakeFile, mode: int, offset: int, length: int, caller: Caller | None) -> None:
+        self._enter("fallocate", file.ino, mode, offset, length, caller)
 
-    def seek(self, file: SimpleNamespace, offset: int, whence: int) -> int:
+    def seek(self, file: FakeFile, offset: int, whence: int) -> int:
         self._enter("seek", file.ino, offset, whence)
         return offset + 1
 
     def copy_range(
-        self, source: SimpleNamespace, offset: int, target: SimpleNamespace, target_offset: int, length: int
+        self,
+        source: FakeFile,
+        offset: int,
+        target: FakeFile,
+        target_offset: int,
+        length: int,
+        caller: Caller | None,
     ) -> int:
-        self._enter("copy_range", source.ino, offset, target.ino, target_offset, length)
+        self._enter("copy_range", source.ino, offset, target.ino, target_offset, length, caller)
         return length
 
     def get_flags(self, ino: int) -> int:
@@ -235,7 +259,7 @@ class FakeCore:
     def sync(self) -> None:
         self._enter("sync")
 
-    def release(self, file: SimpleNamespace) -> None:
+    def release(self, file: FakeFile) -> None:
         self._enter("release", file.ino)
         self.open_files -= 1
 

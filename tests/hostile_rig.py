@@ -86,7 +86,7 @@ class Target:
         found = self.rig.answer(message) if len(message) >= HEADER else self.nothing(message)
         taken = time.perf_counter() - begin
         assert taken < SECONDS, f"{taken:.1f} s for {message[:200].hex()}"
-        assert not self.core.volume.read_only, f"read-only after {message[:200].hex()}"
+        assert not self.core.read_only, f"read-only after {message[:200].hex()}"
         assert found is None or len(found.body) < LARGEST_ANSWER
         assert (found is None) <= (len(message) < HEADER or struct.unpack_from("=I", message, 4)[0] in UNANSWERED)
         return found

@@ -216,7 +216,10 @@ class Rig:
 
     Attributes:
         told: the notifications that were sent, (code, body).
+        may_turn_read_only: the test stops the journal.
     """
+
+    may_turn_read_only = False
 
     def __init__(self, core: Any, *, options: MountOptions | None = None, buffer: int = BUFFER) -> None:
         self.core = core

@@ -55,6 +55,16 @@ class OpenFile:
         self.readable = access != os.O_WRONLY
         self.writable = access != os.O_RDONLY
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return self.node.size
+
+    @property
+    def keeps_privileges(self) -> bool:
+        """Whether it is known that a change of content takes no set-id bit and no capability away, whoever makes it."""
+        return self.node.plain
+
 
 def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> OpenFile:
     """Open an inode by number. O_TRUNC cuts a regular file to nothing (EISDIR, EROFS, EPERM as open(2)).

@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
@@ -74,8 +75,8 @@ def note_failure(volume: Volume, error: FsError) -> None:
         deferred.explain_full(volume)
 
 
-def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """An operation that changes nothing: damage it meets is recorded."""
+def recording_damage(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
+    """Damage that the operation meets is recorded."""
 
     @wraps(method)
     def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -86,6 +87,19 @@ def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concate
             raise
 
     return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
+
+
+def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
+    """An operation that changes nothing on the pool: it opens no handle and commits nothing."""
+    return recording_damage(method)
+
+
+def maintaining(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
+    """An operation that may change the pool but takes no room: it frees, cuts, commits, trims, or remounts.
+
+    What of it must be durable when it returns, it makes durable itself.
+    """
+    return recording_damage(method)
 
 
 def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
@@ -119,6 +133,17 @@ def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Conca
         return result
 
     return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
+
+
+@contextmanager
+def made_by(file: OpenFile, caller: Caller | None) -> Iterator[None]:
+    """The changes inside are those of ``caller``, who need not have opened the file; None: of the one who opened it."""
+    opener = file.caller
+    file.caller = opener if caller is None else caller
+    try:
+        yield
+    finally:
+        file.caller = opener
 
 
 class OpenDirectory:
@@ -206,22 +231,35 @@ class FileSystem:
 
     @changing
     def create(
-        self, parent: int, name: bytes, mode: int, flags: int = os.O_RDWR, caller: Caller = SUPERUSER
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        flags: int = os.O_RDWR,
+        caller: Caller = SUPERUSER,
+        *,
+        positioned: bool = False,
     ) -> tuple[OpenFile, Attributes]:
-        """Make a regular file and open it (the open never fails on the mode just given)."""
+        """Make a regular file and open it (the open never fails on the mode just given); `open_file` has the rest."""
         made = names.make(self.volume, parent, name, stat.S_IFREG | (mode & 0o7777), caller)
-        return data.open_file(self.volume, made.ino, flags & ~os.O_TRUNC, caller), made
+        return self._open(made.ino, flags & ~os.O_TRUNC, caller, positioned=positioned), made
 
     @changing
     def tmpfile(
-        self, parent: int, mode: int, flags: int = os.O_RDWR, caller: Caller = SUPERUSER
+        self,
+        parent: int,
+        mode: int,
+        flags: int = os.O_RDWR,
+        caller: Caller = SUPERUSER,
+        *,
+        positioned: bool = False,
     ) -> tuple[OpenFile, Attributes]:
         """Make and open a file without a name, as open(2) with O_TMPFILE.
 
         It is gone with its last close, unless `link` gave it a name; with O_EXCL it can't get one.
         """
         made = names.make_nameless(self.volume, parent, mode, caller, linkable=not flags & os.O_EXCL)
-        return data.open_file(self.volume, made.ino, flags & ~os.O_TRUNC, caller), made
+        return self._open(made.ino, flags & ~os.O_TRUNC, caller, positioned=positioned), made
 
     @changing
     def link(self, ino: int, parent: int, name: bytes, caller: Caller = SUPERUSER) -> Attributes:
@@ -341,14 +379,36 @@ class FileSystem:
 
     # Files
 
-    @reading
+    @maintaining
     def open_file(
-        self, ino: int, flags: int = os.O_RDONLY, caller: Caller = SUPERUSER, kill_privileges: bool | None = None
+        self,
+        ino: int,
+        flags: int = os.O_RDONLY,
+        caller: Caller = SUPERUSER,
+        kill_privileges: bool | None = None,
+        *,
+        positioned: bool = False,
     ) -> OpenFile:
-        """Open a file by inode number; `release` it when done. ``kill_privileges`` is for O_TRUNC, as in `write`."""
-        return data.open_file(self.volume, ino, flags, caller, kill_privileges)
+        """Open a file by inode number; `release` it when done.
 
-    @reading
+        Args:
+            ino: of a regular file or a directory.
+            flags: of open(2).
+            caller: who opens it.
+            kill_privileges: whether O_TRUNC takes set-id bits away, as in `write`.
+            positioned: every write says where it goes, with O_APPEND too: whoever sends them has put appends in place.
+        """
+        return self._open(ino, flags, caller, kill_privileges, positioned=positioned)
+
+    def _open(
+        self, ino: int, flags: int, caller: Caller, kill_privileges: bool | None = None, *, positioned: bool
+    ) -> OpenFile:
+        file = data.open_file(self.volume, ino, flags, caller, kill_privileges)
+        if positioned:
+            file.append = False
+        return file
+
+    @maintaining
     def release(self, file: OpenFile) -> None:
         """Close an open file; the last close of a file without a name frees it."""
         try:
@@ -372,11 +432,23 @@ class FileSystem:
         offset: int,
         content: bytes | bytearray | memoryview,
         kill_privileges: bool | None = None,
+        caller: Caller | None = None,
     ) -> int:
-        """Write at ``offset``, or at the end with O_APPEND; returns the number of bytes written.
+        """Write at ``offset``, or at the end with O_APPEND unless the file was opened ``positioned``.
 
-        ``kill_privileges`` says whether set-id bits go (FUSE_WRITE_KILL_SUIDGID); None: unless the superuser opened it.
+        Args:
+            file: open for writing.
+            offset: bytes.
+            content: what to write.
+            kill_privileges: whether set-id bits go (FUSE_WRITE_KILL_SUIDGID); None: unless the superuser writes.
+            caller: who writes; None: the one who opened the file.
+
+        Returns:
+            The number of bytes written.
         """
+        if caller is not None:
+            with made_by(file, caller):
+                return self.write(file, offset, content, kill_privileges)
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)
         except FsError as error:
@@ -389,18 +461,30 @@ class FileSystem:
         return written
 
     @piecewise
-    def fallocate(self, file: OpenFile, mode: int, offset: int, length: int) -> None:
-        """fallocate(2) with ext4's modes (``FALLOC_FL_*``); EOPNOTSUPP for all others."""
-        ranges.fallocate(self.volume, file, mode, offset, length)
+    def fallocate(self, file: OpenFile, mode: int, offset: int, length: int, caller: Caller | None = None) -> None:
+        """fallocate(2) with ext4's modes (``FALLOC_FL_*``); EOPNOTSUPP for all others. ``caller`` as in `write`."""
+        with made_by(file, caller):
+            ranges.fallocate(self.volume, file, mode, offset, length)
         if file.durable:
             data.make_durable(self.volume, file)
 
     @piecewise
     def copy_range(
-        self, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
+        self,
+        source: OpenFile,
+        source_offset: int,
+        target: OpenFile,
+        target_offset: int,
+        length: int,
+        caller: Caller | None = None,
     ) -> int:
-        """copy_file_range(2): one copy from memory to memory, holes stay holes. Returns the number of bytes copied."""
-        copied = copying.copy_range(self.volume, source, source_offset, target, target_offset, length)
+        """copy_file_range(2): one copy from memory to memory, holes stay holes. ``caller`` as in `write`.
+
+        Returns:
+            The number of bytes copied.
+        """
+        with made_by(target, caller):
+            copied = copying.copy_range(self.volume, source, source_offset, target, target_offset, length)
         if target.durable:
             data.make_durable(self.volume, target)
         return copied
@@ -428,13 +512,13 @@ class FileSystem:
             self.volume.report(error)
             raise
 
-    @reading
+    @maintaining
     def sync(self) -> None:
         """Make everything durable, what clients have stored in memory by themselves too."""
         leasing.flush_stores(self.volume)
         self.volume.commit()
 
-    @reading
+    @maintaining
     def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> int:
         """Give free memory of the pool back to the system (FITRIM); how many bytes."""
         return trim.trim(self.volume, start, length, minimum)
@@ -447,16 +531,20 @@ class FileSystem:
         return leasing.identity(self.volume)
 
     @piecewise
-    def lease(self, file: OpenFile, request: LeaseRequest) -> Grant:
-        """Where bytes of the file lie in the pool, for a client to use until the board says otherwise, or `release`."""
-        return leasing.grant(self.volume, file, request)
+    def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Grant:
+        """Where bytes of the file lie in the pool, for a client to use until the board says otherwise, or `release`.
+
+        ``caller`` as in `write`: a client that may store takes privileges away as one that writes.
+        """
+        with made_by(file, caller):
+            return leasing.grant(self.volume, file, request)
 
     @piecewise
     def stored(self, file: OpenFile, told: Stored) -> int:
         """A client has stored by itself: the times move, and it may have made the file longer. See `growing.stored`."""
         return growing.stored(self.volume, file, told)
 
-    @reading
+    @maintaining
     def part(self) -> None:
         """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""
         leasing.part(self.volume)
@@ -481,7 +569,7 @@ class FileSystem:
             self.volume.report(error)
             raise
 
-    @reading
+    @maintaining
     def releasedir(self, directory: OpenDirectory) -> None:
         """Close an open directory."""
         self.volume.close_node(directory.node)
@@ -509,7 +597,7 @@ class FileSystem:
         """The inode is known by number to somebody (a FUSE lookup): it outlives its last name until `unpin`."""
         self.volume.nodes.pin(ino)
 
-    @reading
+    @maintaining
     def unpin(self, ino: int, count: int = 1) -> None:
         """``count`` pins less (a FUSE forget)."""
         self.volume.nodes.unpin(ino, count)
@@ -536,12 +624,21 @@ class FileSystem:
         """How the pool is mounted now."""
         return self.volume.options
 
-    @reading
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be changed: so mounted, damaged, aborted, or in somebody else's hands."""
+        return self.volume.read_only
+
+    def find_groups_by(self, groups_of: Callable[[Caller], frozenset[int]]) -> None:
+        """How to find the supplementary groups of a caller, asked where they decide about reserved blocks."""
+        self.volume.groups_of = groups_of
+
+    @maintaining
     def remount(self, options: Options) -> None:
         """Mount in another way, to read-only or back too; see `remounting.remount`. Files stay open."""
         remounting.remount(self.volume, options)
 
-    @reading
+    @maintaining
     def tick(self) -> None:
         """Commit when the commit interval has passed."""
         self.volume.tick()

@@ -26,7 +26,7 @@ def with_groups(caller: Caller) -> Caller:
 
 
 def groups_of(caller: Caller) -> frozenset[int]:
-    """The supplementary groups of a caller, as far as they can be seen (`Volume.groups_of`)."""
+    """The supplementary groups of a caller, as far as they can be seen (`FileSystem.find_groups_by`)."""
     return with_groups(caller).groups
 
 

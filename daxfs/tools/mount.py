@@ -104,7 +104,7 @@ def serve(pool: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], 
         log.info("%s", note)
     source = os.path.realpath(pool)
     core = open_core(pool, source, mountpoint, wanted)
-    core.volume.groups_of = groups.groups_of
+    core.find_groups_by(groups.groups_of)
     try:
         session_of(core, source, mountpoint, wanted, ready)
     except SessionFailed as error:

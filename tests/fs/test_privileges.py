@@ -77,6 +77,21 @@ def test_writes_cuts_and_opens(
     fs.release(file)
 
 
+def test_a_change_by_somebody_who_did_not_open_the_file(fs: FileSystem, ino: int) -> None:
+    """FUSE tells who writes. The next change is the opener's again."""
+    file = fs.open_file(ino, os.O_RDWR)
+    source = fs.create(ROOT_INO, b"source", 0o644)[0]
+    fs.write(source, 0, b"content")
+    assert modes_after(fs, ino, lambda: fs.write(file, 0, b"xy", None, OTHER)) == STRANGER
+    assert modes_after(fs, ino, lambda: fs.write(file, 0, b"xy")) == KEPT
+    assert modes_after(fs, ino, lambda: fs.fallocate(file, 0, 0, 10, OTHER)) == STRANGER
+    assert modes_after(fs, ino, lambda: fs.fallocate(file, 0, 0, 10)) == KEPT
+    assert modes_after(fs, ino, lambda: fs.copy_range(source, 0, file, 0, 7, USER)) == MEMBER
+    assert modes_after(fs, ino, lambda: fs.copy_range(source, 0, file, 0, 7)) == KEPT
+    fs.release(source)
+    fs.release(file)
+
+
 def test_a_new_owner_takes_them_whatever_is_said_of_the_size(fs: FileSystem, ino: int) -> None:
     changes = SetAttributes(gid=3000, kill_privileges=False)
     assert modes_after(fs, ino, lambda: fs.setattr(ino, changes, OTHER))[0] == 0o755
@@ -114,7 +129,7 @@ def test_a_capability_goes_with_every_change_of_content_or_owner(
     ]
     for change in changes:
         fs.setxattr(ino, CAPABILITY, VALUE)
-        assert not file.node.plain
+        assert not file.keeps_privileges
         change()
         assert fs.listxattr(ino) == [b"user.stays"]
     for harmless in (
@@ -138,16 +153,16 @@ def test_a_directory_keeps_what_means_nothing_there(fs: FileSystem) -> None:
 def test_other_attributes_cost_one_look(fs: FileSystem, ino: int) -> None:
     fs.setxattr(ino, b"user.x", b"1")
     file = fs.open_file(ino, os.O_RDWR, USER)
-    assert not file.node.plain
+    assert not file.keeps_privileges
     fs.write(file, 0, b"x")
-    assert file.node.plain
+    assert file.keeps_privileges
     fs.setxattr(ino, CAPABILITY, VALUE)
     fs.write(file, 0, b"x")
     assert fs.listxattr(ino) == [b"user.x"]
     fs.release(file)
     fs.removexattr(ino, b"user.x")
     file = fs.open_file(ino, os.O_RDWR, USER)
-    assert file.node.plain
+    assert file.keeps_privileges
     fs.release(file)
 
 

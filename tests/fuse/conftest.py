@@ -30,7 +30,7 @@ def rig_of(pool: Callable[..., Path]) -> Iterator[Callable[..., Rig]]:
     yield make
     for rig, path in made:
         rig.connection.close_all(unmounted=False)
-        damaged = rig.core.volume.read_only and not rig.core.volume.options.read_only
+        damaged = rig.core.read_only and not (rig.core.options.read_only or rig.may_turn_read_only)
         rig.core.close()
         fsck(path)
         assert not damaged, "the volume has turned read-only"

@@ -172,7 +172,7 @@ def test_a_write_that_may_drop_set_id_bits_tells_the_kernel(fuse: Adapter, monke
     monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda ino, attr_only: told.append((ino, attr_only)))
     answer(fuse.write(handle, 0, b"x"))
     assert told == []
-    fuse._files[handle].node.plain = False
+    fuse._files[handle].keeps_privileges = False
     answer(fuse.write(handle, 0, b"x"))
     assert told == [(node, True)]
 

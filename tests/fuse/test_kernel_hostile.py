@@ -35,9 +35,12 @@ from hypothesis import strategies as st
 from message_rig import HEADER, ROOT, UNANSWERED, Answer, group_extension, header, pack, size_of, unpack
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs.filesystem import FileSystem
+from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.superblock import Superblock
+from daxfs.fs import names
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.statistics import Counting
+from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import inodes
 
@@ -209,10 +212,10 @@ def test_nodes_that_nobody_was_told(target: Target, opcode: Opcode) -> None:
 def test_file_handles_of_inodes_that_were_never_used(tmp_path: Path) -> None:
     """open_by_handle_at(2) asks for any number; a slot that was never used may hold anything, and is no damage."""
     store = bytearray(image(tmp_path, "-E", "lazy_itable_init=1", size="32M"))
-    with FileSystem.open(MemoryPool(store)) as fs:
-        view, geometry = fs.volume.view, fs.volume.geometry
-        unused = [ino for ino in range(13, geometry.inodes_count + 1) if not inodes.in_use(view, ino)]
-        places = [divmod_of(inodes.position(view, ino), geometry.block_size) for ino in unused]
+    geometry = Geometry.of(Superblock(memoryview(store)[1024:2048]))
+    view = PoolView(MemoryPool(store), geometry)
+    unused = [ino for ino in range(13, geometry.inodes_count + 1) if not inodes.in_use(view, ino)]
+    places = [divmod_of(inodes.position(view, ino), geometry.block_size) for ino in unused]
     garbage = random.Random(5)
     for place in places[64:]:
         store[place : place + 256] = garbage.randbytes(256)
@@ -232,9 +235,10 @@ def divmod_of(position: tuple[int, int], block_size: int) -> int:
 
 def test_the_kernels_own_inodes_are_nobodys(tmp_path: Path) -> None:
     """The orphan file has an ordinary number."""
-    with target_in(image(tmp_path, "-O", "orphan_file")) as target:
-        number = target.core.volume.view.superblock().s_orphan_file_inum
-        assert number >= 11
+    content = image(tmp_path, "-O", "orphan_file")
+    number = Superblock(memoryview(bytearray(content))[1024:2048]).s_orphan_file_inum
+    assert number >= 11
+    with target_in(content) as target:
         assert errno_of(target.ask(Opcode.LOOKUP, number, b".\0")) == errno.ESTALE
 
 
@@ -445,14 +449,23 @@ def test_extended_attributes(target: Target, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("aborted", [False, True])
-def test_a_volume_that_has_turned_read_only_goes_on_answering(content: bytes, aborted: bool) -> None:
+def test_a_volume_that_has_turned_read_only_goes_on_answering(
+    content: bytes, aborted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The pool itself was damaged, or the journal had to stop."""
+
+    def damage(*_: object) -> None:
+        raise Corrupt("bitmap", "group 0")
+
     with target_in(content, check=False) as target:
         target.core.sync()
         if aborted:
-            target.core.volume.abort(FsError(errno.EIO))
+            target.core.abort(FsError(errno.EIO))
         else:
-            target.core.volume.report(Corrupt("bitmap", "group 0"))
+            with monkeypatch.context() as damaged:
+                damaged.setattr(names, "lookup", damage)
+                assert target.rig.refused(Opcode.LOOKUP, body=b"d\0") == errno.EUCLEAN
+        assert target.core.read_only
         for opcode in OPCODES:
             message = target.valid(opcode)
             found = target.rig.answer(target.rig.message(opcode, message.node, message.body))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -20,8 +21,7 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fuse import logs
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.pmem.memory import MemoryPool
-from daxfs.structures import inodes
-from support import HANG_SECONDS, fsck
+from support import HANG_SECONDS, fsck, run
 
 Pool = Callable[..., Path]
 
@@ -114,9 +114,10 @@ def damaged(path: Path) -> Path:
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/file", b"x" * 100)
         fs.tree.write_bytes("/good", b"x" * 100)
-        ino = fs.tree.stat("/file").ino
-        block, slot = inodes.position(fs.volume.view, ino)
-        place = (block << fs.volume.block_bits) + slot
+        block_size = fs.statfs().block_size
+    found = re.search(r"block (\d+), offset (\w+)", run("debugfs", "-R", "imap /file", path))
+    assert found is not None
+    place = int(found[1]) * block_size + int(found[2], 16)
     with path.open("r+b") as image:
         image.seek(place + 0x20)
         image.write(b"damage")

@@ -16,6 +16,7 @@ from daxfs.fs import names
 from daxfs.fuse import serving, unexpected
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.unexpected import refusal
+from daxfs.journal.log import Log
 from daxfs.structures import blocks, inodes
 
 Bug = Callable[..., None]
@@ -52,7 +53,7 @@ def test_outside_of_a_change(
     assert (record.exc_info is not None) is (number == errno.EIO)
     assert rig.lookup(b"file").nodeid == made.nodeid
     rig.write(made.nodeid, handle, b"data")
-    assert not rig.core.volume.read_only
+    assert not rig.core.read_only
 
 
 def test_inside_a_change(rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,17 +69,19 @@ def test_inside_a_change(rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyP
     with pytest.raises(FsError) as caught:
         rig.core.mkdir(2, b"e", 0o755)
     assert caught.value.errno == errno.EROFS
-    rig.core.volume.options = rig.core.volume.options.__class__(read_only=True)  # the fixture is not surprised
+    rig.may_turn_read_only = True
 
 
 def test_inside_a_commit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.init()
     made, handle = rig.create(b"file")
     with monkeypatch.context() as broken:
-        broken.setattr(rig.core.volume.journal._keeper, "commit", raising(MemoryError()))
+        broken.setattr(Log, "commit", raising(MemoryError()))
         with pytest.raises(MemoryError):
             rig.ask(Opcode.FSYNC, made.nodeid, pack("fsync_in", fh=handle))
-    assert rig.core.volume.journal.aborted
+    with pytest.raises(FsError) as caught:
+        rig.core.sync()
+    assert caught.value.errno == errno.EIO, "the journal was aborted"
 
 
 def test_a_refusal_interrupts_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from mount_rig import COMMAND, SESSIONS, Mounted, daxfs, mounted, mountpoint
 
 from daxfs import protocol
 from daxfs.errors import Corrupt
-from daxfs.fs.filesystem import FileSystem
+from daxfs.fs import names
+from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fuse import mounts
 from daxfs.tools import info
 from support import HANG_SECONDS, fsck, run
@@ -360,8 +361,12 @@ def test_a_daemon_that_is_stopped_does_not_stop_info(pool: Pool) -> None:
             mount.daemon.send_signal(signal.SIGCONT)
 
 
-def test_looks_beside_a_user_see_the_last_commit(pool: Pool) -> None:
+def test_looks_beside_a_user_see_the_last_commit(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can ask the user: the superblock, which waits in the log, is read there."""
+
+    def damage(*_: object) -> None:
+        raise Corrupt("extent index", "for a test")
+
     path = pool("-b", "4096")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/file", b"x" * (20 << 20))
@@ -369,7 +374,9 @@ def test_looks_beside_a_user_see_the_last_commit(pool: Pool) -> None:
         space = fs.statfs()
         told = info.examine(str(path))
         assert (told.free_blocks, told.free_inodes) == (space.free, space.files_free)
-        fs.volume.report(Corrupt("extent index", "for a test"))
+        monkeypatch.setattr(names, "lookup", damage)
+        with pytest.raises(Corrupt):
+            fs.lookup(ROOT_INO, b"file")
         told = info.examine(str(path))
         assert (told.state, told.errors) == ("with errors: run daxfs check", 1)
     run("e2fsck", "-fy", path)

@@ -110,8 +110,6 @@ class Connection:
         """Give an open file its handle: fuse_open_out."""
         handle = next(self._handles)
         self.files[handle] = file
-        # The kernel has put the offset of an appending write right already, and writes back mapped pages elsewhere.
-        file.append = False
         request.undo = partial(self.closed, handle)
         if not self.caches_data or self.core.uses_dax(file.ino):
             return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES, 0)

@@ -1,6 +1,8 @@
 """Handlers of open files: data, size changes by range, positions of data and holes, durability.
 
 Reads answer with the pool's memory itself: the session hands it to the kernel before it looks at the next request.
+Files are opened ``positioned``: the kernel has put the offset of an appending write right already, and pages that it
+writes back go where they were mapped.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs.types import Attributes
+from daxfs.fs.types import Attributes, Caller
 from daxfs.fuse.groups import with_groups_that_matter
 from daxfs.fuse.kernel import abi, negotiation
 from daxfs.fuse.kernel.abi import Init, Opcode
@@ -41,7 +43,7 @@ def open_file(connection: Connection, request: Request) -> bytes:
     caller = request.caller()
     if flags & (os.O_ACCMODE | os.O_TRUNC):
         caller = with_groups_that_matter(connection.core, request.ino, caller)
-    file = connection.core.open_file(request.ino, flags, caller, kill)
+    file = connection.core.open_file(request.ino, flags, caller, kill, positioned=True)
     if flags & os.O_TRUNC and kill is not False:
         connection.forget_attributes_of(file.ino)
     return connection.opened(request, file)
@@ -51,14 +53,14 @@ def create(connection: Connection, request: Request) -> bytes:
     """Make a regular file and open it."""
     flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
     name = request.name(BODY + abi.CREATE_IN.size)
-    file, made = connection.core.create(request.ino, name, mode, flags, request.caller(umask))
+    file, made = connection.core.create(request.ino, name, mode, flags, request.caller(umask), positioned=True)
     return made_and_opened(connection, request, file, made)
 
 
 def tmpfile(connection: Connection, request: Request) -> bytes:
     """Make a file without a name and open it (O_TMPFILE)."""
     flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
-    file, made = connection.core.tmpfile(request.ino, mode, flags, request.caller(umask))
+    file, made = connection.core.tmpfile(request.ino, mode, flags, request.caller(umask), positioned=True)
     return made_and_opened(connection, request, file, made)
 
 
@@ -91,35 +93,36 @@ def write(connection: Connection, request: Request) -> bytes:
     content = request.data(WRITE_DATA, size)
     if flags & abi.WRITE_CACHE:
         # Pages never make a file longer. What was behind the end may be on its way while the file is being cut.
-        content = content[: max(file.node.size - offset, 0)]
+        content = content[: max(file.size - offset, 0)]
         written = connection.core.write(file, offset, content, False)
         return abi.WRITE_OUT.pack(size if written == len(content) else written)
     kill = bool(flags & abi.WRITE_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
-    if wanted & os.O_APPEND and offset < file.node.size:
+    if wanted & os.O_APPEND and offset < file.size:
         # A client has made it longer by itself; the kernel does not know the size until it asks again.
-        offset = file.node.size
+        offset = file.size
         connection.forget_attributes_of(file.ino)
-    with privileges_of(connection, request, file):
-        written = connection.core.write(file, offset, content, kill)
+    with change_of_content(connection, request, file) as caller:
+        written = connection.core.write(file, offset, content, kill, caller)
     if wanted & os.O_DSYNC and not file.durable:
         connection.core.fsync(file.ino, datasync=True)
     return abi.WRITE_OUT.pack(written)
 
 
 @contextmanager
-def privileges_of(connection: Connection, request: Request, file: OpenFile) -> Iterator[None]:
-    """Change content for this caller, who need not be the one that opened the file.
+def change_of_content(connection: Connection, request: Request, file: OpenFile) -> Iterator[Caller | None]:
+    """A change of the file's content, made inside by the caller that is yielded; None: by the one who opened the file.
 
     Set-id bits may go, even if the change fails then; and the kernel, which looks at its cached mode when it runs a
-    program, does not know.
+    program, does not know: it is told to ask again.
     """
-    if file.node.plain:
-        yield
+    if file.keeps_privileges:
+        yield None
         return
+    caller = None
     if connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
-        file.caller = with_groups_that_matter(connection.core, file.ino, request.caller())
+        caller = with_groups_that_matter(connection.core, file.ino, request.caller())
     try:
-        yield
+        yield caller
     finally:
         connection.forget_attributes_of(file.ino)
 
@@ -141,7 +144,7 @@ def quick_write(connection: Connection, request: Request, length: int) -> bytes 
         return None
     longs, words = request.longs, request.words
     file = connection.files.get(longs[5])
-    if file is None or length != WRITE_DATA + words[14] or not file.node.plain:
+    if file is None or length != WRITE_DATA + words[14] or not file.keeps_privileges:
         return None
     if words[15] & abi.WRITE_CACHE or words[18] & (os.O_DSYNC | os.O_APPEND):
         return None
@@ -166,8 +169,8 @@ def fallocate(connection: Connection, request: Request) -> bytes:
     """fallocate(2); the kernel itself refuses to collapse and insert ranges through FUSE."""
     handle, offset, length, mode = request.arguments(abi.FALLOCATE_IN)
     file = connection.file(handle)
-    with privileges_of(connection, request, file):
-        connection.core.fallocate(file, mode, offset, length)
+    with change_of_content(connection, request, file) as caller:
+        connection.core.fallocate(file, mode, offset, length, caller)
     return b""
 
 
@@ -187,8 +190,8 @@ def copy_file_range(connection: Connection, request: Request) -> bytes:
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
     length = min(length, LARGEST_COPY)
     file, changed = connection.file(source), connection.file(target)
-    with privileges_of(connection, request, changed):
-        copied = connection.core.copy_range(file, offset, changed, target_offset, length)
+    with change_of_content(connection, request, changed) as caller:
+        copied = connection.core.copy_range(file, offset, changed, target_offset, length, caller)
     return abi.COPY_FILE_RANGE_OUT.pack(copied) if wide else abi.WRITE_OUT.pack(copied)
 
 

@@ -14,7 +14,7 @@ from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs.types import LeaseRequest, Stored
 from daxfs.fuse.kernel import abi
-from daxfs.fuse.kernel.files import privileges_of
+from daxfs.fuse.kernel.files import change_of_content
 from daxfs.fuse.kernel.request import fixed
 from daxfs.pmem import persist
 
@@ -65,8 +65,8 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
     question = LeaseRequest(holder, offset, length, flags, protocol.room(len(given)), token)
-    with privileges_of(connection, request, file) if flags & protocol.Flag.WRITE else nullcontext():
-        answer = connection.core.lease(file, question)
+    with change_of_content(connection, request, file) if flags & protocol.Flag.WRITE else nullcontext() as caller:
+        answer = connection.core.lease(file, question, caller)
     if answer.made:
         connection.stored_in_memory(file.ino)
     identity = connection.core.pool_identity()

@@ -322,7 +322,7 @@ class Adapter:
     @handler
     def write(self, handle: int, offset: int, content: bytes) -> int:
         file = self._files[handle]
-        if file.node.plain:
+        if file.keeps_privileges:
             return self._write(file, offset, content)
         # The write may take away set-id bits, which the kernel has in its cache and asks for at exec only there.
         written = self._write(file, offset, content)
