@@ -3,8 +3,7 @@
 A ``Holding`` is a cache of lease answers under one holder number. ``files`` reads its two windows, the parts that were
 used last, without asking anybody; everything else goes through ``plan``. Nothing here copies data.
 
-Why a copy can never hit memory that became somebody else's (the daemon gives freed blocks on as soon as no holder uses
-them any more, so that saying RENEW too early is the one mistake a client can make):
+Why a copy never hits memory that became somebody else's (docs/DIRECT.md, rules 3 to 5, as they are kept here):
 
 1. A store is made with ``active`` raised, and only after the status entry's epoch was found to be the answer's.
 2. RENEW is said only after both windows were taken away and with ``active`` at zero. Whoever raises ``active`` later

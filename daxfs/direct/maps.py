@@ -2,12 +2,10 @@
 
 ``map`` is what programs call. Address space is reserved first, at an address that is congruent with the pool's so that
 the kernel can use pages of 2 MiB, and then filled piece by piece with mappings of the pool, and of the file itself for
-what has no memory (DAXFS_KERNEL). The lease is a holder of its own that never renews: what it was told stays the
-mapping's until the mapping ends.
+what has no memory (DAXFS_KERNEL). Holder and anchor are those of docs/DIRECT.md, rule 6.
 
 The mapping ends when ``close`` was called, or the object is gone, *and* nobody has a view of it any more: a NumPy array
-made of it stays valid. Until then one page of the file itself stays mapped (the anchor), for which the kernel keeps the
-open file, and the daemon the lease, even if somebody closes all descriptors.
+made of it stays valid.
 
 Threads: everything but ``close`` may be called by several at once.
 """

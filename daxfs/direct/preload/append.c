@@ -1,12 +1,7 @@
 /* Writes that reach past EOF: stored in memory there, which the daemon makes part of the file.
  *
- * What is stored past EOF is nobody's until DAXFS_IOC_APPENDED, which the daemon takes only while EOF is where it was and
- * this holder alone may grow the file. So a write that it refuses is simply done by the system call.
- *
- * A store may come late, when another process has made the file longer meanwhile. In a block of its own it hits nothing,
- * since such blocks are taken out of the file first. In the block that EOF was in it overwrites what the other has
- * written, as a write at this offset does that comes second; the system call then writes the same. A write at whatever is
- * EOF (O_APPEND) must not do that, so only whole blocks from a block's start on are appended there.
+ * What may be stored there and when it counts: docs/DIRECT.md, rules 8 and 9. A write that the daemon refuses is simply
+ * done by the system call, which writes the same at the same offset.
  *
  * Programs that synchronise after each append are noticed, and their appends ask for durability right away: one request
  * instead of two. The fsync(2) that follows then looks at the status entry, whether all is as it was.

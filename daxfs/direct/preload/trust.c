@@ -1,8 +1,7 @@
 /* Whose word counts: the mount that names a pool, and what it names.
  *
- * Whoever answers DAXFS_IOC_POOL has this process open and map a file of the answerer's choice, with the rights of this
- * process; and any user can mount a file system of his own that calls itself daxfs. So only mounts by root or by the
- * user that this process is are asked, and only what they have named is opened. Raw system calls, as in pool.c.
+ * Only mounts by root or by the user that this process is are asked, and only what they have named is opened
+ * (docs/DIRECT.md, rule 2, has the reason). direct/trust.py is the same in Python. Raw system calls, as in pool.c.
  */
 #include "preload.h"
 
