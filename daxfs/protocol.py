@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 Buffer = bytes | bytearray | memoryview
 
+FILESYSTEM_TYPE = "fuse.daxfs"
+"""What /proc/self/mountinfo calls a mount: clients believe no other."""
 VERSION = 2
 """Clients of version 1 quote no token: they are refused, and go through the kernel."""
 
@@ -55,6 +57,10 @@ DURABLE, DATA_ONLY = (int(flag) for flag in Durability)
 
 FURTHEST = 1 << 62
 """No file, pool or range ends past this byte, so that the sum of two places does not overflow."""
+LEAST_POOL = 2048
+"""Bytes of the smallest pool: the superblock ends there."""
+MAGIC, MAGIC_AT, UUID_AT = b"\x53\xef", 1080, 1128
+"""What each pool has in ext4's superblock (s_magic, s_uuid), and where in the pool: a client compares both."""
 LEAST_BLOCK, MOST_BLOCK = 1 << 10, 1 << 16
 """Sizes that a block may have, in bytes."""
 FIRST_STEP, LAST_STEP = 256 << 10, 4 << 20

@@ -39,8 +39,8 @@ class FakeDaemon:
         self.pool = folder / "pool"
         with self.pool.open("wb") as pool:
             pool.truncate(POOL_SIZE)
-            pool.seek(trust.MAGIC.start)
-            pool.write(b"\x53\xef")
+            pool.seek(protocol.MAGIC_AT)
+            pool.write(protocol.MAGIC)
             pool.seek(DATA)
             pool.write(b"m" * size)
         self.file = folder / "file"

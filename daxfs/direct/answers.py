@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from daxfs import protocol
-from daxfs.direct.trust import SUPERBLOCK, Refused
-from daxfs.protocol import FURTHEST, LEAST_BLOCK, MOST_BLOCK, Kind
+from daxfs.direct.trust import Refused
+from daxfs.protocol import FURTHEST, LEAST_BLOCK, LEAST_POOL, MOST_BLOCK, Kind
 
 _BLOCK_SIZES = {1 << bits for bits in range(64) if LEAST_BLOCK <= 1 << bits <= MOST_BLOCK}
 
@@ -25,7 +25,7 @@ def read_pool(answer: protocol.Buffer) -> protocol.Pool:
     if pool.version != protocol.VERSION:
         raise Refused(f"the mount speaks version {pool.version} of the protocol, this client {protocol.VERSION}")
     _check("persistence", pool.persistence, pool.persistence <= max(protocol.Persistence))
-    _check("size", pool.size, 2 * SUPERBLOCK <= pool.size <= FURTHEST)
+    _check("size", pool.size, LEAST_POOL <= pool.size <= FURTHEST)
     _check("block size", pool.block_size, pool.block_size in _BLOCK_SIZES)
     _check("path", pool.path, pool.path.startswith(b"/") and len(pool.path) < protocol.PATH_SIZE)
     _check("place of the token", pool.token, pool.token <= pool.size - protocol.TOKEN_SIZE)

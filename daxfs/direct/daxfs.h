@@ -13,6 +13,8 @@
 
 #define DAXFS_VERSION 2 /* 1 had no token: its clients are refused, and go through the kernel */
 
+#define DAXFS_FILESYSTEM_TYPE "fuse.daxfs" /* of a mount in /proc/self/mountinfo: believe no other */
+
 #define DAXFS_PATH_SIZE 952 /* bytes of a pool's path, with the NUL that ends it */
 
 /* Which pool: open `path`, compare with fstat(2) (`device` and `inode`; `rdevice` for a device), map `size` bytes. */
@@ -37,6 +39,10 @@ struct daxfs_pool {
 #define DAXFS_READER_LOCKS (1ULL << 30) /* `lock` is at least this on read-only mounts, whose end no pool shows */
 
 #define DAXFS_FURTHEST (1ULL << 62) /* no file, pool or range ends past this byte: sums of two do not overflow */
+#define DAXFS_LEAST_POOL 2048       /* bytes of the smallest pool: the superblock ends there */
+#define DAXFS_MAGIC "\x53\xef"      /* the bytes of s_magic in ext4's superblock, */
+#define DAXFS_MAGIC_AT 1080         /* where they lie in the pool, */
+#define DAXFS_UUID_AT 1128          /* and where s_uuid does: compare both */
 #define DAXFS_LEAST_BLOCK 1024      /* bytes that `block_size` may be: a power of two from this */
 #define DAXFS_MOST_BLOCK 65536      /* to this */
 

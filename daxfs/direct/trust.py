@@ -10,13 +10,11 @@ import os
 import stat
 
 from daxfs import protocol
+from daxfs.protocol import LEAST_POOL, MAGIC, MAGIC_AT, UUID_AT
 
 MOUNTS = "/proc/self/mountinfo"
-TYPE = b"fuse.daxfs"
+TYPE = protocol.FILESYSTEM_TYPE.encode()
 CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-SUPERBLOCK = 1024
-MAGIC = slice(SUPERBLOCK + 56, SUPERBLOCK + 58)
-UUID = slice(SUPERBLOCK + 104, SUPERBLOCK + 120)
 
 
 class Refused(Exception):
@@ -79,7 +77,7 @@ def check_pool(record: protocol.Pool, status: os.stat_result) -> None:
     """
     same = (status.st_dev, status.st_ino, status.st_rdev) == (record.device, record.inode, record.rdevice)
     if stat.S_ISREG(status.st_mode):
-        right = status.st_size >= record.size >= SUPERBLOCK * 2
+        right = status.st_size >= record.size >= LEAST_POOL
     else:
         right = stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode)
     if not (same and right):
@@ -92,5 +90,7 @@ def check_superblock(record: protocol.Pool, memory: memoryview) -> None:
     Raises:
         Refused: it doesn't.
     """
-    if bytes(memory[MAGIC]) != b"\x53\xef" or bytes(memory[UUID]) != record.uuid:
+    magic = memory[MAGIC_AT : MAGIC_AT + len(MAGIC)]
+    uuid = memory[UUID_AT : UUID_AT + len(record.uuid)]
+    if magic != MAGIC or uuid != record.uuid:
         raise Refused(f"{os.fsdecode(record.path)} does not hold the file system that is mounted")

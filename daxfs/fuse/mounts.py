@@ -18,8 +18,8 @@ import time
 
 from daxfs.errors import UserError
 from daxfs.pmem.kinds import Mount, read_mounts
+from daxfs.protocol import FILESYSTEM_TYPE
 
-FILESYSTEM_TYPE = "fuse.daxfs"
 DEVICE = "/dev/fuse"
 HELPER = "fusermount3"
 
@@ -88,7 +88,7 @@ def mount_by_helper(source: str, mountpoint: str, flags: int, options: list[str]
     if shutil.which(HELPER) is None:
         raise UserError(f"{HELPER} is not installed; only root mounts without it (apt install fuse3)", SYSTEM_ERROR)
     name = source.replace("\\", "\\\\").replace(",", "\\,")
-    asked = [*options, f"fsname={name}", "subtype=daxfs"]
+    asked = [*options, f"fsname={name}", f"subtype={FILESYSTEM_TYPE.removeprefix('fuse.')}"]
     asked += [word for word, flag in _HELPER_WORDS.items() if flags & flag]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:

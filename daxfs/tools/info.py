@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
@@ -65,13 +66,13 @@ def pool_of(place: str) -> tuple[str, str]:
         UserError: a directory on which no daxfs is mounted.
     """
     top = mounts.top_mount(mounts.real_mountpoint(place))
-    if top is not None and top.filesystem == mounts.FILESYSTEM_TYPE:
+    if top is not None and top.filesystem == protocol.FILESYSTEM_TYPE:
         return top.source, top.mountpoint
     if os.path.isdir(place):
         raise UserError(f"no daxfs is mounted on {place}; name a pool or a mountpoint", NO_INPUT)
     real = os.path.realpath(place)
     for mount in read_mounts():
-        if mount.filesystem == mounts.FILESYSTEM_TYPE and mount.source == real:
+        if mount.filesystem == protocol.FILESYSTEM_TYPE and mount.source == real:
             return place, mount.mountpoint
     return place, ""
 

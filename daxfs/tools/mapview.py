@@ -12,9 +12,9 @@ import os
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fs.types import ROOT_INO
-from daxfs.fuse import mounts
 from daxfs.pmem.kinds import HUGE_PAGE, read_mounts
 from daxfs.structures import mapping
 from daxfs.tools.reading import NO_INPUT, Reading, reading
@@ -66,7 +66,7 @@ def locate(file: str, pool: str = "") -> tuple[str, str]:
         status = os.fstat(descriptor)
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
         found = next((mount for mount in read_mounts() if mount.device == device), None)
-        if found is None or found.filesystem != mounts.FILESYSTEM_TYPE:
+        if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
             raise UserError(f"{file} is not on a mount of daxfs; name one that is, or POOL:/PATH", NO_INPUT)
         os.fsync(descriptor)
     finally:

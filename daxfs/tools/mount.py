@@ -221,7 +221,7 @@ def umount(mountpoint: str, *, lazy: bool = False) -> None:
     found = mounts.top_mount(place)
     if found is None:
         raise UserError(f"{mountpoint} is not mounted", mounts.MOUNT_FAILED)
-    if found.filesystem != mounts.FILESYSTEM_TYPE:
+    if found.filesystem != protocol.FILESYSTEM_TYPE:
         raise UserError(f"{mountpoint} is a mount of {found.filesystem}; use: umount {mountpoint}", mounts.MOUNT_FAILED)
     mounts.unmount(place, lazy=lazy)
     if not lazy:

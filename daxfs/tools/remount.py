@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 
+from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts, options
 from daxfs.fuse.kernel.remount import REMOUNT, SIZE
@@ -38,7 +39,7 @@ def remount(mountpoint: str, given: Sequence[str]) -> None:
     """
     place = mounts.real_mountpoint(mountpoint)
     found = mounts.top_mount(place)
-    if found is None or found.filesystem != mounts.FILESYSTEM_TYPE:
+    if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
         raise UserError(f"no daxfs is mounted on {mountpoint}; remount needs a mountpoint", mounts.MOUNT_FAILED)
     told = status(place)
     if "options" not in told:

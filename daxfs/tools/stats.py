@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE, PIECE_HEADER, QUESTION, STATISTICS
@@ -46,7 +47,7 @@ def opened(mountpoint: str) -> Iterator[tuple[int, str]]:
     """
     place = mounts.real_mountpoint(mountpoint)
     found = mounts.top_mount(place)
-    if found is None or found.filesystem != mounts.FILESYSTEM_TYPE:
+    if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
         raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
     descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

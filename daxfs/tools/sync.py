@@ -28,7 +28,7 @@ def sync(mountpoint: str) -> None:
         UserError: no daxfs is mounted there (66), or it could not be made durable (74).
     """
     top = mounts.top_mount(mounts.real_mountpoint(mountpoint))
-    if top is None or top.filesystem != mounts.FILESYSTEM_TYPE:
+    if top is None or top.filesystem != protocol.FILESYSTEM_TYPE:
         raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
     try:
         descriptor = os.open(top.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

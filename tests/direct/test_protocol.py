@@ -5,6 +5,7 @@ What each side declares is found, not listed here, so that a name which only one
 
 from __future__ import annotations
 
+import ast
 import re
 import struct
 from enum import IntEnum, IntFlag
@@ -16,6 +17,7 @@ import pytest
 
 import daxfs.direct
 from daxfs import protocol
+from daxfs.ext4.superblock import EXT4_SUPER_MAGIC, SUPERBLOCK_OFFSET, Superblock
 from support import run
 
 HEADER = Path(daxfs.direct.__file__).parent / "daxfs.h"
@@ -56,6 +58,7 @@ class Header(NamedTuple):
     """What the header declares, values as the compiler has them."""
 
     numbers: dict[str, int]
+    texts: dict[str, bytes]
     enums: dict[str, dict[str, int]]
     sizes: dict[str, int]
     fields: dict[str, dict[str, Field]]
@@ -75,7 +78,8 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
     lone.write_text('#include "daxfs.h"\n')
     include = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-I", HEADER.parent)
     text = run("gcc", *include, "-E", "-P", lone)
-    macros = re.findall(r"#define (DAXFS_\w+)[ (](?=.)", run("gcc", *include, "-E", "-dM", lone))
+    macros = dict(re.findall(r"#define (DAXFS_\w+)[ (](.+)", run("gcc", *include, "-E", "-dM", lone)))
+    texts = {name: ast.literal_eval(f"b{value}") for name, value in macros.items() if value.startswith('"')}
     structs = {
         tag: [re.sub(r".*?(\w+)(\[.*)?$", r"\1", field.strip()) for field in body.split(";")[:-1]]
         for tag, body in declared(text, "struct").items()
@@ -88,7 +92,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
     }
     assert len(re.findall(r"\bDAXFS_\w+\s*=", text)) == sum(map(len, enums.values())), "an enum without a name"
 
-    values = {f"number {name}": name for name in macros}
+    values = {f"number {name}": name for name in macros.keys() - texts}
     values |= {f"enum {tag}.{name}": name for tag, names in enums.items() for name in names}
     values |= {f"size {tag}": f"sizeof(struct {tag})" for tag in structs}
     values |= {f"derived {name}": value for name, value in DERIVED.items()}
@@ -107,7 +111,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
         f'#include "daxfs.h"\n#include <stddef.h>\n#include <stdio.h>\nint main(void)\n{{\n    {body}\n}}\n'
     )
     run("gcc", *include, source, "-o", folder / "print")
-    found = Header({}, {tag: {} for tag in enums}, {}, {tag: {} for tag in structs}, {})
+    found = Header({}, texts, {tag: {} for tag in enums}, {}, {tag: {} for tag in structs}, {})
     for line in run(folder / "print").splitlines():
         what, name, *words = line.split(" ")
         tag, _, member = name.partition(".")
@@ -134,6 +138,23 @@ def test_numbers_are_the_headers(header: Header) -> None:
     }
     assert ours == {SPELLED.get(name, name.removeprefix("DAXFS_")): value for name, value in header.numbers.items()}
     assert {name: getattr(protocol, name) for name in DERIVED} == header.derived
+
+
+def test_texts_are_the_headers(header: Header) -> None:
+    ours = {
+        f"DAXFS_{name}": value if isinstance(value, bytes) else value.encode()
+        for name, value in vars(protocol).items()
+        if isinstance(value, str | bytes) and name.isupper() and name[0] != "_"
+    }
+    assert ours == header.texts
+
+
+def test_the_superblock_is_where_ext4_has_it() -> None:
+    pool = bytearray(protocol.LEAST_POOL)
+    pool[protocol.MAGIC_AT : protocol.MAGIC_AT + len(protocol.MAGIC)] = protocol.MAGIC
+    pool[protocol.UUID_AT : protocol.UUID_AT + 16] = bytes(range(16))
+    found = Superblock(memoryview(pool)[SUPERBLOCK_OFFSET:])
+    assert (found.s_magic, bytes(found.s_uuid)) == (EXT4_SUPER_MAGIC, bytes(range(16)))
 
 
 def enumerations() -> dict[str, type[IntEnum]]:

@@ -56,7 +56,7 @@ def test_mount_returns_when_it_answers_and_umount_when_the_pool_is_closed(pool: 
             daxfs("mount", path, place)
             found = mounts.top_mount(str(place))
             assert found is not None
-            assert (found.filesystem, found.source) == (mounts.FILESYSTEM_TYPE, str(path))
+            assert (found.filesystem, found.source) == (protocol.FILESYSTEM_TYPE, str(path))
             (place / f"file{number}").write_bytes(b"data")
             daxfs("umount", place)
             assert not in_use(path)

@@ -7,10 +7,8 @@
 
 #include <string.h>
 
-#define LEAST_POOL 2048U        /* bytes: the superblock lies in front of that */
-
 bool pl_sound_pool(const struct daxfs_pool *pool) {
-    return pool->version == DAXFS_VERSION && pool->persistence <= DAXFS_LINES && pool->size >= LEAST_POOL &&
+    return pool->version == DAXFS_VERSION && pool->persistence <= DAXFS_LINES && pool->size >= DAXFS_LEAST_POOL &&
            pool->size <= DAXFS_FURTHEST && pool->block_size >= DAXFS_LEAST_BLOCK && pool->block_size <= DAXFS_MOST_BLOCK &&
            !(pool->block_size & (pool->block_size - 1)) && pool->path[0] == '/' &&
            memchr(pool->path, 0, sizeof(pool->path)) && pool->token <= pool->size - DAXFS_TOKEN;

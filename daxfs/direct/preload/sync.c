@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 
-#define TYPE " - fuse.daxfs "
+#define TYPE " - " DAXFS_FILESYSTEM_TYPE " "
 #define LONGEST 8192 /* line of the table of mounts; longer ones are left out */
 #define MOUNTS 64    /* with open files */
 

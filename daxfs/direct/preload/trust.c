@@ -14,9 +14,6 @@
 
 #define PROC_MAGIC 0x9fa0
 #define MNT_ID_UNIQUE 0x4000U /* STATX_MNT_ID_UNIQUE */
-#define SUPERBLOCK 1024 /* where ext4 has it, and in it: */
-#define EXT4_MAGIC 56
-#define EXT4_UUID 104
 
 /* The table of mounts in words: what stands between blanks, and between commas within. */
 struct words {
@@ -91,7 +88,7 @@ static bool find(struct words *words, dev_t device) {
         if (words->field == 2)
             same = same_device(words->word, device);
         if (dash && words->field == dash + 1)
-            daxfs = words->whole && !strcmp(words->word, "fuse.daxfs");
+            daxfs = words->whole && !strcmp(words->word, DAXFS_FILESYSTEM_TYPE);
         if (!dash && words->field > 5 && words->whole && !strcmp(words->word, "-"))
             dash = words->field;
         if (same && daxfs && words->field == dash + 3 && !strncmp(words->word, user, sizeof(user) - 1)) {
@@ -146,7 +143,7 @@ int pl_open_pool(const struct daxfs_pool *pool, int flags) {
     struct stat status;
     int fd;
 
-    if (pool->size < SUPERBLOCK * 2 || pl_call(SYS_newfstatat, AT_FDCWD, pool->path, &status, AT_SYMLINK_NOFOLLOW) ||
+    if (pool->size < DAXFS_LEAST_POOL || pl_call(SYS_newfstatat, AT_FDCWD, pool->path, &status, AT_SYMLINK_NOFOLLOW) ||
         !is_pool(pool, &status))
         return -1;
     fd = (int)pl_call(SYS_openat, AT_FDCWD, pool->path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
@@ -158,8 +155,6 @@ int pl_open_pool(const struct daxfs_pool *pool, int flags) {
 }
 
 bool pl_has_superblock(const struct daxfs_pool *pool, const char *base) {
-    const char *superblock = base + SUPERBLOCK;
-
-    return !memcmp(superblock + EXT4_MAGIC, "\x53\xef", 2) &&
-           !memcmp(superblock + EXT4_UUID, pool->uuid, sizeof(pool->uuid));
+    return !memcmp(base + DAXFS_MAGIC_AT, DAXFS_MAGIC, sizeof(DAXFS_MAGIC) - 1) &&
+           !memcmp(base + DAXFS_UUID_AT, pool->uuid, sizeof(pool->uuid));
 }
