@@ -19,7 +19,7 @@ from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
 from daxfs.pmem.pool import open_pool
 from daxfs.structures import blocks, directories, dirlist, inodes, mapping
-from daxfs.structures.directories import Entry
+from daxfs.structures.directories import Entry, Place
 from daxfs.structures.inodes import Inode
 from support import fsck, mke2fs, run
 
@@ -90,7 +90,7 @@ class DirectoryRig:
             directories.create(tx, inode, parent)
             inode.links_count = 2
             above.links_count += 1
-            directories.insert(tx, above, name, inode.number, FT_DIR)
+            directories.insert(tx, directories.find(tx, above, name), inode.number, FT_DIR)
             return inode.number
 
     def make_file(self, name: bytes, parent: int = ROOT) -> int:
@@ -98,14 +98,15 @@ class DirectoryRig:
             inode = inodes.allocate(tx, above, stat.S_IFREG | 0o644)
             mapping.new_inode_map(tx, inode)
             inode.links_count = 1
-            directories.insert(tx, above, name, inode.number, FT_REG_FILE)
+            directories.insert(tx, directories.find(tx, above, name), inode.number, FT_REG_FILE)
             return inode.number
 
     def insert(self, *names: bytes) -> None:
+        """In one handle; all are looked for before the first is changed, so that places grow old."""
         with self.change() as (tx, inode):
-            for name in names:
-                assert directories.find(tx, inode, name) is None
-                directories.insert(tx, inode, name, self.target, FT_REG_FILE)
+            for place in [directories.find(tx, inode, name) for name in names]:
+                assert not place.ino
+                directories.insert(tx, place, self.target, FT_REG_FILE)
         for name in names:
             self.model[name] = self.target
 
@@ -114,14 +115,16 @@ class DirectoryRig:
             self.insert(*names[at : at + step])
 
     def remove(self, *names: bytes) -> None:
+        """As `insert`."""
         with self.change() as (tx, inode):
-            for name in names:
-                directories.remove(tx, inode, name)
+            for place in [directories.find(tx, inode, name) for name in names]:
+                directories.remove(tx, place)
         for name in names:
             del self.model[name]
 
-    def find(self, name: bytes) -> Entry | None:
-        return directories.find(self.view, self.inode, name)
+    def find(self, name: bytes) -> Place | None:
+        place = directories.find(self.view, self.inode, name)
+        return place if place.ino else None
 
     def listing(self, cookie: int = 0) -> list[Entry]:
         return list(directories.entries(self.view, self.inode, cookie))

@@ -28,7 +28,7 @@ from daxfs.fs.types import Attributes, Caller, DirEntry, RenameFlags
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
 from daxfs.structures import directories, inodes, mapping, xattrs
-from daxfs.structures.directories import Entry
+from daxfs.structures.directories import Place
 from daxfs.structures.inodes import Inode
 
 ALL_RENAME_FLAGS = int(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE | RenameFlags.WHITEOUT)
@@ -63,7 +63,7 @@ def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
     if len(name) > EXT4_NAME_LEN:
         raise FsError(errno.ENAMETOOLONG)
     entry = directories.find(volume.view, read_directory_inode(volume, parent), name)
-    if entry is None:
+    if not entry.ino:
         raise FsError(errno.ENOENT)
     if not inodes.nameable(volume.view, entry.ino):
         raise Corrupt("directory entry of a reserved inode", f"inode {entry.ino} in {parent}")
@@ -166,7 +166,8 @@ def make(
     now = clock.now()
     with volume.handle(CREDITS_CREATE, caller) as tx:
         directory = edit_parent(volume, tx, parent)
-        if directories.find(tx, directory, name) is not None:
+        place = directories.find(tx, directory, name)
+        if place.ino:
             raise FsError(errno.EEXIST)
         refuse_addition(directory)
         inode, inherited = new_inode(volume, tx, directory, mode, caller, now)
@@ -183,7 +184,7 @@ def make(
         if inherited is not None:
             xattrs.set_inherited(tx, inode, inherited)
         inode.links_count = 2 if stat.S_ISDIR(mode) else 1
-        directories.insert(tx, directory, name, inode.number, file_type_of_mode(mode))
+        directories.insert(tx, place, inode.number, file_type_of_mode(mode))
         directory.mtime_ns = directory.ctime_ns = now
         return attributes_of(inode)
 
@@ -277,7 +278,8 @@ def link(volume: Volume, ino: int, parent: int, name: bytes, caller: Caller) -> 
     now = clock.now()
     with volume.handle(CREDITS_NAME, caller) as tx:
         directory = edit_parent(volume, tx, parent)
-        if directories.find(tx, directory, name) is not None:
+        place = directories.find(tx, directory, name)
+        if place.ino:
             raise FsError(errno.EEXIST)
         refuse_addition(directory)
         inode = inodes.edit(tx, ino)
@@ -289,7 +291,7 @@ def link(volume: Volume, ino: int, parent: int, name: bytes, caller: Caller) -> 
         if inode.links_count >= EXT4_LINK_MAX:
             raise FsError(errno.EMLINK)
         refuse_other_project(directory, inode)
-        directories.insert(tx, directory, name, ino, file_type_of_mode(inode.mode))
+        directories.insert(tx, place, ino, file_type_of_mode(inode.mode))
         inode.links_count = inode.links_count + 1
         inode.ctime_ns = directory.mtime_ns = directory.ctime_ns = now
         volume.nodes.drop_times(ino, ctime=True)
@@ -309,15 +311,15 @@ def unlink(volume: Volume, parent: int, name: bytes) -> None:
         refuse_protected(directory, victim)
         if stat.S_ISDIR(victim.mode):
             raise FsError(errno.EISDIR)
-        directories.remove(tx, directory, name)
+        directories.remove(tx, entry)
         directory.mtime_ns = directory.ctime_ns = now
         drop_name(volume, tx, victim, now)
     removal.collect(volume, entry.ino)
 
 
-def present(entry: Entry | None) -> Entry:
-    """The entry, or ENOENT."""
-    if entry is None:
+def present(entry: Place) -> Place:
+    """The place of a name that is there, else ENOENT."""
+    if not entry.ino:
         raise FsError(errno.ENOENT)
     return entry
 
@@ -358,7 +360,7 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
             raise FsError(errno.ENOTDIR)
         if not directories.is_empty(tx, victim):
             raise FsError(errno.ENOTEMPTY)
-        directories.remove(tx, directory, name)
+        directories.remove(tx, entry)
         drop_link_of_subdirectory(directory)
         directory.mtime_ns = directory.ctime_ns = now
         drop_name(volume, tx, victim, now)
@@ -384,13 +386,13 @@ def rename(
         destination = source if new_parent == parent else edit_parent(volume, tx, new_parent)
         old = present(directories.find(tx, source, name))
         new = directories.find(tx, destination, new_name)
-        if flags & RenameFlags.NOREPLACE and new is not None:
+        if flags & RenameFlags.NOREPLACE and new.ino:
             raise FsError(errno.EEXIST)
         if flags & RenameFlags.EXCHANGE:
-            exchange(volume, tx, source, old, destination, present(new))
-        elif new is None or new.ino != old.ino:
+            exchange(volume, tx, old, present(new))
+        elif new.ino != old.ino:
             whiteout_of = caller if flags & RenameFlags.WHITEOUT else None
-            replaced = move(volume, tx, source, old, destination, new_name, new, whiteout_of)
+            replaced = move(volume, tx, old, new, whiteout_of)
     if replaced:
         removal.collect(volume, replaced)
 
@@ -410,47 +412,39 @@ def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
     raise Corrupt("directories form a loop", f"inode {destination}")
 
 
-def move(
-    volume: Volume,
-    tx: Handle,
-    source: Inode,
-    old: Entry,
-    destination: Inode,
-    new_name: bytes,
-    new: Entry | None,
-    whiteout_of: Caller | None,
-) -> int:
+def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None) -> int:
     """Give ``old`` its new place; what stood there loses its name. Returns the inode replaced, or 0.
 
     With ``whiteout_of`` a whiteout of this owner takes the old place (ext4_rename in fs/ext4/namei.c).
     """
     now = clock.now()
+    source, destination = old.directory, new.directory
     crosses = source.number != destination.number
     inode = inodes.edit(tx, old.ino)
     is_directory = stat.S_ISDIR(inode.mode)
     refuse_protected(source, inode)
     refuse_other_project(destination, inode)
-    if new is None:
+    if not new.ino:
         refuse_addition(destination)
     if is_directory and crosses:
         refuse_loop(volume, old.ino, destination.number)
-    if new is not None:
+    if new.ino:
         victim = inodes.edit(tx, new.ino)
         replace_checks(tx, is_directory, destination, victim)
-        directories.replace(tx, destination, new_name, old.ino, old.file_type)
+        directories.replace(tx, new, old.ino, old.file_type)
         if is_directory:
             drop_link_of_subdirectory(destination)
         drop_name(volume, tx, victim, now)
     else:
-        directories.insert(tx, destination, new_name, old.ino, file_type_of_mode(inode.mode))
+        directories.insert(tx, new, old.ino, file_type_of_mode(inode.mode))
     if whiteout_of is None:
-        directories.remove(tx, source, old.name)
+        directories.remove(tx, old)
     else:
         whiteout, inherited = new_inode(volume, tx, source, WHITEOUT, whiteout_of, now)
         if inherited is not None:
             xattrs.set_inherited(tx, whiteout, inherited)
         whiteout.links_count = 1
-        directories.replace(tx, source, old.name, whiteout.number, file_type_of_mode(WHITEOUT))
+        directories.replace(tx, old, whiteout.number, file_type_of_mode(WHITEOUT))
     if is_directory and crosses:
         drop_link_of_subdirectory(source)
         add_link_for_subdirectory(volume, destination)
@@ -459,7 +453,7 @@ def move(
     volume.nodes.drop_times(old.ino, ctime=True)
     source.mtime_ns = source.ctime_ns = now
     destination.mtime_ns = destination.ctime_ns = now
-    return 0 if new is None else new.ino
+    return new.ino
 
 
 def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: Inode) -> None:
@@ -474,9 +468,10 @@ def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: I
         raise FsError(errno.ENOTDIR)
 
 
-def exchange(volume: Volume, tx: Handle, source: Inode, old: Entry, destination: Inode, new: Entry) -> None:
+def exchange(volume: Volume, tx: Handle, old: Place, new: Place) -> None:
     """RENAME_EXCHANGE: both names stay, each with the other's inode."""
     now = clock.now()
+    source, destination = old.directory, new.directory
     first, second = inodes.edit(tx, old.ino), inodes.edit(tx, new.ino)
     refuse_protected(source, first)
     refuse_protected(destination, second)
@@ -485,8 +480,8 @@ def exchange(volume: Volume, tx: Handle, source: Inode, old: Entry, destination:
     for inode, joined in ((first, destination), (second, source)):
         if stat.S_ISDIR(inode.mode):
             refuse_loop(volume, inode.number, joined.number)
-    directories.replace(tx, source, old.name, new.ino, file_type_of_mode(second.mode))
-    directories.replace(tx, destination, new.name, old.ino, file_type_of_mode(first.mode))
+    directories.replace(tx, old, new.ino, file_type_of_mode(second.mode))
+    directories.replace(tx, new, old.ino, file_type_of_mode(first.mode))
     if source.number != destination.number:
         for moved, left, joined in ((first, source, destination), (second, destination, source)):
             if stat.S_ISDIR(moved.mode):

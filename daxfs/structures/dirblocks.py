@@ -186,6 +186,8 @@ def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
 
 def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> None:
     """Make ``pieces`` (entries without slack, at least one) all that a block holds; the last one takes the rest."""
+    hints = tx.caches[Hints]
+    hints.moves += 1
     limit = limit_of(tx.geometry)
     body = b"".join(pieces)
     last = len(body) - len(pieces[-1])
@@ -194,7 +196,6 @@ def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> Non
     block[last + 4 : last + 6] = (limit - last).to_bytes(2, "little")
     if limit < len(block):
         dirent.put_tail(block)
-    hints = tx.caches[Hints]
     hints.put_tail(number, last)
     hints.rooms.pop(number, None)
 
@@ -216,11 +217,7 @@ def find(view: View, directory: Inode, number: int, name: bytes) -> int:
     else:
         content = view.block(number)
         limit = geometry.block_size
-    offset = dirent.find(content, limit, name)
-    if offset >= 0:
-        hints = view.caches[Hints]
-        hints.found = ((directory.number, directory.words[25]), name, number, offset)
-    return offset
+    return dirent.find(content, limit, name)
 
 
 def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> tuple[list[int], list[bytes]]:
@@ -343,6 +340,7 @@ def take(tx: Handle, directory: Inode, number: int, offset: int) -> None:
         raise bad_entry(directory, number, offset)
     block = writable(tx, directory, number)
     hints = tx.caches[Hints]
+    hints.moves += 1
     hints.rooms.pop(number, None)
     if before < 0:
         block[:4] = bytes(4)

@@ -4,6 +4,8 @@ The facade over both kinds: linear ones (`linear`) and those with an index (`htr
 (`dirblocks`); `dirlist` lists them. The fs floor calls what is here and nothing below it. Link counts, times and what
 POSIX says about names are its matter: here names are bytes that are, or are not, in a directory.
 
+A name is looked for once: `find` returns its `Place`, which `insert`, `replace` and `remove` take.
+
 Functions that take a ``tx`` change the directory, which must come from ``inodes.edit`` of the same handle. One that
 raises leaves things half done: the handle's rollback, which the error causes, undoes them.
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import dirent
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Entry",
+    "Place",
     "create",
     "entries",
     "find",
@@ -42,31 +45,58 @@ __all__ = [
     "set_parent",
 ]
 
+
+class Place(NamedTuple):
+    """Where a name is in a directory, or would be.
+
+    It is good, as its ``directory`` is, until the end of the handle it was found in, and stays good whatever that
+    handle does: where entries have moved meanwhile, the name is looked for again.
+
+    Attributes:
+        directory: the inode of the directory.
+        name: the name.
+        ino: what it refers to, 0 if there is no such name.
+        file_type: of that, ``FT_*``.
+        block: the physical block of the entry. If there is none: of the block that it belongs into, 0 if there are
+            several.
+        offset: of the entry in the block, -1 if there is none.
+        moves: ``Hints.moves`` when this was found.
+    """
+
+    directory: Inode
+    name: bytes
+    ino: int
+    file_type: int
+    block: int
+    offset: int
+    moves: int
+
+
 # Reading
 
 
-def find(view: View, directory: Inode, name: bytes) -> Entry | None:
-    """The entry called ``name``, "." and ".." included; its ``cookie`` is 0.
+def find(view: View, directory: Inode, name: bytes) -> Place:
+    """Look for a name, "." and ".." included.
 
     Raises:
         Corrupt: a block that the search comes through is damaged, or the entry's inode number is.
     """
-    found = _locate(view, directory, name)
-    if found is None:
-        return None
-    number, offset = found
+    moves = view.caches[Hints].moves
+    number, offset = _locate(view, directory, name)
+    if offset < 0:
+        return Place(directory, name, 0, FT_UNKNOWN, number, offset, moves)
     start = view.block(number)[offset : offset + dirent.HEADER_SIZE]
     ino = int.from_bytes(start[:4], "little")
     if not 0 < ino <= view.geometry.inodes_count:
         raise Corrupt("directory entry", f"{dirblocks.where(directory, number)}: inode {ino}")
     file_type = start[7] if view.geometry.has_filetype else FT_UNKNOWN
-    return Entry(name, ino, file_type if file_type < FT_MAX else FT_UNKNOWN, 0)
+    return Place(directory, name, ino, file_type if file_type < FT_MAX else FT_UNKNOWN, number, offset, moves)
 
 
-def _locate(view: View, directory: Inode, name: bytes) -> tuple[int, int] | None:
-    """The block and offset of an entry."""
+def _locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
+    """The block and offset of a `Place`."""
     if not directory.size or not 0 < len(name) <= EXT4_NAME_LEN:
-        return None
+        return 0, -1
     if name in (b".", b".."):
         number, _, offset = dirblocks.dots(view, directory)
         return number, (0 if name == b"." else offset)
@@ -138,31 +168,28 @@ def create(tx: Handle, directory: Inode, parent_ino: int) -> None:
     dirblocks.fill(tx, number, block, [dot, dirent.pack_entry(parent_ino, 0, b"..", file_type)])
 
 
-def insert(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) -> None:
-    """Add a name; the caller knows that it is not there.
+def insert(tx: Handle, place: Place, ino: int, file_type: int) -> None:
+    """Add a name.
 
     Args:
         tx: the handle; a name takes about 3 credits, one that makes an index grow up to 12.
-        directory: from ``inodes.edit``.
-        name: 1 to 255 bytes.
+        place: of a name of 1 to 255 bytes that is not there.
         ino: what it refers to.
         file_type: ``FT_*``; not stored without the filetype feature.
 
     Raises:
-        FsError: ENOSPC: no block is free, or the directory's index is full.
+        FsError: EEXIST: it is there. ENOSPC: no block is free, or the directory's index is full.
         Corrupt: a block is damaged.
     """
+    directory, name = place.directory, place.name
+    if place.ino:
+        raise FsError(errno.EEXIST, f"inode {directory.number} has an entry {name!r}")
     if not 0 < len(name) <= EXT4_NAME_LEN:
         raise ValueError(f"a name of {len(name)} bytes")
     if directory.words[8] & EXT4_INDEX_FL and not tx.geometry.has_dir_index:
         # Nobody keeps the index right, so it must not be believed when the feature is on again.
         directory.flags &= ~EXT4_INDEX_FL
-    hints = tx.caches[Hints]
-    missed = hints.missed
-    hints.found = hints.missed = None
-    leaf = 0
-    if missed is not None and missed[1] == name and missed[0] == (directory.number, directory.words[25]):
-        leaf = missed[2]
+    leaf = place.block if place.moves == tx.caches[Hints].moves else 0
     if not leaf or not dirblocks.place(tx, directory, leaf, name, ino, file_type):
         if dirblocks.is_indexed(tx, directory):
             htree.insert(tx, directory, name, ino, file_type)
@@ -181,35 +208,32 @@ def _insert_linear(tx: Handle, directory: Inode, name: bytes, ino: int, file_typ
         linear.append(tx, directory, name, ino, file_type)
 
 
-def _known(tx: Handle, directory: Inode, name: bytes) -> tuple[int, int]:
-    """Where a name is that must be there; `find` has looked for it just before, in most cases."""
-    hints = tx.caches[Hints]
-    found = hints.found
-    hints.found = hints.missed = None
-    if found is not None and found[1] == name and found[0] == (directory.number, directory.words[25]):
-        return found[2], found[3]
-    place = _locate(tx, directory, name)
-    hints.found = hints.missed = None
-    if place is None:
-        raise FsError(errno.ENOENT, f"inode {directory.number} has no entry {name!r}")
-    return place
+def _entry(tx: Handle, place: Place) -> tuple[int, int]:
+    """The block and offset of an entry that must be there, looked for again where entries have moved."""
+    if place.offset >= 0 and place.moves == tx.caches[Hints].moves:
+        return place.block, place.offset
+    number, offset = _locate(tx, place.directory, place.name)
+    if offset < 0:
+        raise FsError(errno.ENOENT, f"inode {place.directory.number} has no entry {place.name!r}")
+    return number, offset
 
 
-def remove(tx: Handle, directory: Inode, name: bytes) -> None:
+def remove(tx: Handle, place: Place) -> None:
     """Take away a name that is there. Blocks that this leaves empty stay, as ext4 leaves them.
 
     Raises:
         FsError: ENOENT: it is not there.
         Corrupt: a block is damaged.
     """
-    number, offset = _known(tx, directory, name)
-    dirblocks.take(tx, directory, number, offset)
-    dirlist.amend(tx, directory, name, None)
+    number, offset = _entry(tx, place)
+    dirblocks.take(tx, place.directory, number, offset)
+    dirlist.amend(tx, place.directory, place.name, None)
 
 
-def replace(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) -> None:
+def replace(tx: Handle, place: Place, ino: int, file_type: int) -> None:
     """Make a name that is there refer to another inode. Raises as `remove`."""
-    number, offset = _known(tx, directory, name)
+    number, offset = _entry(tx, place)
+    directory, name = place.directory, place.name
     file_type = file_type if tx.geometry.has_filetype else FT_UNKNOWN
     block = dirblocks.writable(tx, directory, number)
     block[offset : offset + 4] = ino.to_bytes(4, "little")

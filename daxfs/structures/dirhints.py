@@ -6,8 +6,8 @@ directories, the only callers:
 
 1. A directory's blocks stay where they are as long as its inode number and generation do. Whoever moves them (a tool
    that shrinks a pool, say) calls `drop`.
-2. Whoever changes a block's entries keeps ``tails`` and ``rooms`` right, resets ``found`` and ``missed``, and keeps the
-   listing in ``chunks`` right (`dirlist.amend`) or takes it away.
+2. Whoever changes a block's entries keeps ``tails`` and ``rooms`` right, counts in ``moves`` when entries move or go,
+   and keeps the listing in ``chunks`` right (`dirlist.amend`) or takes it away.
 3. Whoever is about to change a block has called `changing` in the same handle: if that is undone, all hints go.
 """
 
@@ -70,21 +70,20 @@ class Hints(Cache):
         maps: directory -> logical block -> physical block; ``mapped`` blocks in all.
         tails: physical block -> offset of its last entry.
         rooms: physical block -> no gap in it is larger than this.
-        found: (directory, name, physical block, offset) of the name looked for last, if it was there.
-        missed: (directory, name, physical block of the leaf) if it was not there.
+        moves: how often entries, of whatever directory, have moved or gone: a place that was found before the last time
+            may be another's now.
         chunks: directory -> the piece of it that was listed last.
         pins: directory -> name -> cookie, for names whose hash is not theirs alone; ``pinned`` names in all.
     """
 
-    __slots__ = ("chunks", "found", "mapped", "maps", "missed", "pinned", "pins", "rooms", "tails")
+    __slots__ = ("chunks", "mapped", "maps", "moves", "pinned", "pins", "rooms", "tails")
 
     def __init__(self) -> None:
         self.maps: dict[Key, dict[int, int]] = {}
         self.mapped = 0
         self.tails: dict[int, int] = {}
         self.rooms: dict[int, int] = {}
-        self.found: tuple[Key, bytes, int, int] | None = None
-        self.missed: tuple[Key, bytes, int] | None = None
+        self.moves = 0
         self.chunks: dict[Key, Chunk] = {}
         self.pins: dict[Key, dict[bytes, int]] = {}
         self.pinned = 0
@@ -95,7 +94,7 @@ class Hints(Cache):
         self.mapped = 0
         self.tails.clear()
         self.rooms.clear()
-        self.found = self.missed = None
+        self.moves += 1
         self.chunks.clear()
 
     def changing(self, tx: Handle) -> None:

@@ -31,7 +31,6 @@ from daxfs.ext4.htree import BLOCK_MASK, NODE_BASE, ROOT_BASE, ROOT_INFO_SIZE
 from daxfs.ext4.inode import EXT4_INDEX_FL
 from daxfs.ext4.limits import EXT4_HTREE_LEVEL, EXT4_HTREE_LEVEL_COMPAT
 from daxfs.structures import dirblocks
-from daxfs.structures.dirhints import Hints
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -152,8 +151,8 @@ def advance(view: View, directory: Inode, path: list[Step]) -> int:
     return number
 
 
-def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int] | None:
-    """The block and offset of the entry called ``name``, or None."""
+def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
+    """The block and offset of the entry called ``name``; or the leaf where it would be, and -1."""
     number, w, version = root(view, directory)
     major, _ = dirhash(name, version, view.geometry.hash_seed)
     path, number = descend(view, directory, number, w, major)
@@ -164,8 +163,7 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int] | None:
             return number, offset
         bound = following(path)
         if bound is None or bound & ~1 != major:
-            view.caches[Hints].missed = ((directory.number, directory.words[25]), name, first)
-            return None
+            return first, -1
         number = advance(view, directory, path)
     raise Corrupt("directory index", f"inode {directory.number}: more leaves than blocks")
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from daxfs.ext4 import dirent
 from daxfs.structures import dirblocks
-from daxfs.structures.dirhints import Hints
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 
-def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int] | None:
-    """The block and offset of the entry called ``name``, or None."""
+def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
+    """The block and offset of the entry called ``name``; or the directory's only block (0: it has more), and -1."""
     number = 0
     blocks = dirblocks.count(view, directory)
     for lblk in range(blocks):
@@ -29,9 +28,7 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int] | None:
         offset = dirblocks.find(view, directory, number, name)
         if offset >= 0:
             return number, offset
-    if blocks == 1:
-        view.caches[Hints].missed = ((directory.number, directory.words[25]), name, number)
-    return None
+    return number if blocks == 1 else 0, -1
 
 
 def place(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) -> bool:

@@ -68,7 +68,7 @@ class Reading:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
                     raise
                 found = None
-            if found is None:
+            if found is None or not found.ino:
                 raise UserError(f"{which} is not in {self.pool.path}", NO_INPUT)
             ino = found.ino
         return inodes.read(self.view, ino)

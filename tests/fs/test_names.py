@@ -12,6 +12,9 @@ import pytest
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Caller, RenameFlags
+from daxfs.journal.view import View
+from daxfs.structures import htree
+from daxfs.structures.inodes import Inode
 
 OpenFs = Callable[..., FileSystem]
 
@@ -246,3 +249,24 @@ def test_a_listing_goes_on_while_names_come_and_go(fs: FileSystem) -> None:
     kept = [name for name in seen if name.startswith(b"stay")]
     assert len(kept) == len(set(kept)) == 800
     assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+@pytest.mark.parametrize("flags", [RenameFlags(0), RenameFlags.WHITEOUT, RenameFlags.EXCHANGE])
+def test_a_rename_looks_for_each_name_once(
+    fs: FileSystem, monkeypatch: pytest.MonkeyPatch, flags: RenameFlags, replaces: bool
+) -> None:
+    for i in range(500):
+        fs.mknod(ROOT_INO, b"file %d" % i, stat.S_IFREG | 0o644)
+    if replaces or flags == RenameFlags.EXCHANGE:
+        fs.mknod(ROOT_INO, b"new", stat.S_IFREG | 0o644)
+    sought: list[bytes] = []
+    locate = htree.locate
+
+    def count(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
+        sought.append(name)
+        return locate(view, directory, name)
+
+    monkeypatch.setattr(htree, "locate", count)
+    fs.rename(ROOT_INO, b"file 7", ROOT_INO, b"new", flags)
+    assert sought == [b"file 7", b"new"]

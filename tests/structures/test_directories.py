@@ -80,13 +80,13 @@ def test_names_refer_to_other_inodes(rig: DirectoryRig) -> None:
     rig.insert_many([b"name %d" % i for i in range(120)])
     other = rig.make_file(b"other")
     with rig.change() as (tx, inode):
-        directories.replace(tx, inode, b"name 7", other, FT_SYMLINK)
+        directories.replace(tx, directories.find(tx, inode, b"name 7"), other, FT_SYMLINK)
     found = rig.find(b"name 7")
     assert found is not None
     assert found.ino == other
     assert next(e for e in rig.listing() if e.name == b"name 7").ino == other
     with rig.change() as (tx, inode):
-        directories.replace(tx, inode, b"name 7", rig.target, FT_REG_FILE)
+        directories.replace(tx, directories.find(tx, inode, b"name 7"), rig.target, FT_REG_FILE)
     rig.close()
 
 
@@ -95,8 +95,8 @@ def test_a_directory_moves_to_another_parent(rig: DirectoryRig) -> None:
     above = rig.make_directory(b"above")
     with rig.change() as (tx, inode):
         directories.set_parent(tx, inode, above)
-        directories.insert(tx, inodes.edit(tx, above), b"dir", rig.ino, FT_DIR)
-        directories.remove(tx, inodes.edit(tx, ROOT), b"dir")
+        directories.insert(tx, directories.find(tx, inodes.edit(tx, above), b"dir"), rig.ino, FT_DIR)
+        directories.remove(tx, directories.find(tx, inodes.edit(tx, ROOT), b"dir"))
         inodes.edit(tx, ROOT).links_count -= 1
         inodes.edit(tx, above).links_count += 1
     assert directories.parent(rig.view, rig.inode) == above
@@ -118,18 +118,52 @@ def test_nothing_is_left_of_a_removed_name(rig: DirectoryRig) -> None:
 def test_a_removed_name_is_gone_for_others(rig: DirectoryRig) -> None:
     rig.insert(b"one", b"two")
     with pytest.raises(FsError) as caught, rig.change() as (tx, inode):
-        directories.remove(tx, inode, b"three")
+        directories.remove(tx, directories.find(tx, inode, b"three"))
     assert caught.value.errno == errno.ENOENT
+    rig.close()
+
+
+def test_a_name_that_is_there_comes_no_second_time(rig: DirectoryRig) -> None:
+    rig.insert(b"one")
+    with pytest.raises(FsError) as caught, rig.change() as (tx, inode):
+        directories.insert(tx, directories.find(tx, inode, b"one"), rig.target, FT_REG_FILE)
+    assert caught.value.errno == errno.EEXIST
+    rig.close()
+
+
+@pytest.mark.parametrize("count", [1, 30, 300])
+@pytest.mark.parametrize("first_removed", [False, True])
+def test_places_stay_good_while_entries_move(rig: DirectoryRig, count: int, first_removed: bool) -> None:
+    """All are looked for first: then leaves are split, or an index is made, or the first of the names goes."""
+    rig.insert_many([b"stays %d" % i for i in range(20)])
+    other = rig.make_file(b"other")
+    with rig.change() as (tx, inode):
+        new = [directories.find(tx, inode, b"new %d" % i) for i in range(count)]
+        goes, changes, comes, first = (directories.find(tx, inode, b"stays %d" % i) for i in (3, 4, 20, 0))
+        if first_removed:
+            directories.remove(tx, first)
+        for place in new:
+            directories.insert(tx, place, rig.target, FT_REG_FILE)
+        directories.replace(tx, changes, other, FT_REG_FILE)
+        directories.insert(tx, comes, rig.target, FT_REG_FILE)
+        directories.remove(tx, goes)
+        for place in (goes, first)[: 1 + first_removed]:
+            with pytest.raises(FsError) as caught:
+                directories.remove(tx, place)
+            assert caught.value.errno == errno.ENOENT
+        directories.replace(tx, changes, rig.target, FT_REG_FILE)
+    rig.model.update({b"new %d" % i: rig.target for i in range(count)} | {b"stays 20": rig.target})
+    del rig.model[b"stays 3"]
+    if first_removed:
+        del rig.model[b"stays 0"]
     rig.close()
 
 
 def change_and_fail(rig: DirectoryRig) -> None:
     with rig.change() as (tx, inode):
         for i in range(300):
-            directories.find(tx, inode, b"goes %d" % i)
-            directories.insert(tx, inode, b"goes %d" % i, rig.target, FT_REG_FILE)
-        directories.remove(tx, inode, b"stays 3")
-        directories.find(tx, inode, b"stays 4")
+            directories.insert(tx, directories.find(tx, inode, b"goes %d" % i), rig.target, FT_REG_FILE)
+        directories.remove(tx, directories.find(tx, inode, b"stays 3"))
         raise ZeroDivisionError
 
 
@@ -168,16 +202,14 @@ def test_trees_of_mke2fs(tmp_path: Path) -> None:
     root = inodes.read(rig.view, ROOT)
     assert {e.name for e in directories.entries(rig.view, root)} >= {b".", b"..", b"many", b"link", b"lost+found"}
     link = directories.find(rig.view, root, b"link")
-    assert link is not None
     assert link.file_type == FT_SYMLINK
     many = directories.find(rig.view, root, b"many")
-    assert many is not None
     inode = inodes.read(rig.view, many.ino)
     assert {e.name for e in directories.entries(rig.view, inode)} == names | {b".", b".."}
     assert not inode.flags & EXT4_INDEX_FL
     with rig.change(many.ino) as (tx, inode):
         for i in range(100):
-            directories.insert(tx, inode, b"g%d" % i, rig.target, FT_REG_FILE)
+            directories.insert(tx, directories.find(tx, inode, b"g%d" % i), rig.target, FT_REG_FILE)
     rig.model = {b"g%d" % i: rig.target for i in range(100)}
     rig.settle()
     rig.journal.close()
@@ -376,7 +408,7 @@ def test_a_hint_never_hides_damage_from_inserts(tmp_path: Path) -> None:
     with pytest.raises(Corrupt):
         rig.insert(b"fourth")
     with pytest.raises(Corrupt), rig.change() as (tx, inode):
-        directories.remove(tx, inode, b"third")
+        directories.remove(tx, directories.find(tx, inode, b"third"))
     rig.pool.close()
 
 

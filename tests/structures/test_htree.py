@@ -347,7 +347,7 @@ class Walk(RuleBasedStateMachine):
         if self.rig.model:
             name = data.draw(st.sampled_from(sorted(self.rig.model)))
             with self.rig.change() as (tx, inode):
-                directories.replace(tx, inode, name, self.rig.target, FT_REG_FILE)
+                directories.replace(tx, directories.find(tx, inode, name), self.rig.target, FT_REG_FILE)
 
     @rule(count=st.integers(1, 100))
     def fail(self, count: int) -> None:
@@ -356,10 +356,11 @@ class Walk(RuleBasedStateMachine):
 
     def _fail(self, count: int) -> None:
         with self.rig.change() as (tx, inode):
+            gone = [directories.find(tx, inode, name) for name in list(self.rig.model)[:count]]
             for i in range(count):
-                directories.insert(tx, inode, b"never.%d" % i * 9, self.rig.target, FT_REG_FILE)
-            for name in list(self.rig.model)[:count]:
-                directories.remove(tx, inode, name)
+                directories.insert(tx, directories.find(tx, inode, b"never.%d" % i * 9), self.rig.target, FT_REG_FILE)
+            for place in gone:
+                directories.remove(tx, place)
             raise ZeroDivisionError
 
     @rule()

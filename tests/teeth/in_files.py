@@ -337,6 +337,38 @@ MUTANTS = [
         "The checksum of a new directory block is nowhere.",
         (HANDLES,),
     ),
+    Mutant(
+        "an undone handle leaves the hints of directories",
+        "daxfs/structures/dirhints.py",
+        "        tx.on_rollback(self.drop)\n",
+        "",
+        "The next name is put where a block's last entry never was.",
+        ("tests/structures/test_caches.py", "tests/structures/test_htree.py"),
+    ),
+    Mutant(
+        "the place of a name is believed after entries have moved",
+        "daxfs/structures/directories.py",
+        "    if place.offset >= 0 and place.moves == tx.caches[Hints].moves:\n",
+        "    if place.offset >= 0:\n",
+        "A rename that splits a leaf takes another name away.",
+        ("tests/structures/test_directories.py",),
+    ),
+    Mutant(
+        "the leaf of a new name is believed after it was split",
+        "daxfs/structures/directories.py",
+        "    leaf = place.block if place.moves == tx.caches[Hints].moves else 0\n",
+        "    leaf = place.block\n",
+        "The name is put where no search comes by.",
+        ("tests/structures/test_directories.py",),
+    ),
+    Mutant(
+        "an inode whose making was undone is believed",
+        "daxfs/structures/inodes.py",
+        "    tx.on_rollback(partial(known.checked.discard, ino))\n",
+        "",
+        "What lies in a slot that was never used is taken for an inode.",
+        ("tests/structures/test_inodes.py",),
+    ),
     # Allocation
     Mutant(
         "freed blocks are given out at once",
