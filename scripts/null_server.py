@@ -20,10 +20,9 @@ from time import perf_counter
 from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel import abi, encoding, negotiation
-from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
 from daxfs.fuse.kernel.pace import Pace
-from daxfs.fuse.kernel.request import BODY
 from daxfs.fuse.kernel.wakefulness import Wakefulness
 from daxfs.fuse.mountoptions import MountOptions
 
@@ -58,8 +57,8 @@ def lookup(request: memoryview) -> bytes:
 
 def init(request: memoryview) -> bytes:
     """The same handshake as the session's, so that requests are as large."""
-    major, minor, readahead, offered = abi.INIT_IN.unpack_from(request, BODY)
-    (more,) = abi.INIT_IN_EXT.unpack_from(request, BODY + abi.INIT_IN.size)
+    major, minor, readahead, offered = abi.INIT_IN.read(request, BODY)
+    (more,) = abi.INIT_IN_EXT.read(request, BODY + abi.INIT_IN.size)
     return negotiation.agree(major, minor, readahead, offered | more << 32, cache_links=True)[1]
 
 
@@ -85,8 +84,8 @@ def serve(device: Device, wakefulness: Wakefulness, memory: memoryview, store: b
     descriptor, buffer, buffers = device.descriptor, device.buffer, device.buffers
     poll, spin = device.poll, device.spin
     readv, writev, out = os.readv, os.writev, abi.OUT_HEADER.size
-    in_header, out_header = abi.IN_HEADER.unpack_from, abi.OUT_HEADER.pack
-    read_in, written = abi.READ_IN.unpack_from, abi.WRITE_OUT.pack
+    in_header, out_header = abi.IN_HEADER.struct.unpack_from, abi.OUT_HEADER.pack
+    read_in, written = abi.READ_IN.struct.unpack_from, abi.WRITE_OUT.pack
     pace = Pace(choice=device.spin_seconds > 0)
     served = 0
     begin = perf_counter()

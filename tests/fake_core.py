@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -67,12 +67,20 @@ class FakeCore:
         self.options = Options()
         self.interrupted = False
         self.holds_forgettable = False
+        self._reclaimers: list[Callable[[], bool]] = []
         self._next = 12
+
+    def add_reclaimer(self, reclaim: Callable[[], bool]) -> None:
+        self._reclaimers.append(reclaim)
 
     def _enter(self, name: str, *args: object) -> None:
         self.calls.append((name, args))
-        if name in self.refuse:
-            raise self.refuse[name]
+        error = self.refuse.get(name)
+        if isinstance(error, FsError) and error.errno == errno.ENOSPC and any([each() for each in self._reclaimers]):
+            self.calls.append((name, args))
+            error = self.refuse.get(name)
+        if error is not None:
+            raise error
 
     def _inode(self, ino: int) -> FakeInode:
         try:

@@ -7,11 +7,13 @@ import struct
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from message_rig import LAYOUTS, STRUCTS
+from message_rig import HEADER, LAYOUTS, STRUCTS
 
 from daxfs.fuse.kernel import abi, ioctls
+from daxfs.fuse.kernel.layout import Layout
 from support import run
 
 LAYOUT_OF = {
@@ -59,6 +61,9 @@ LAYOUT_OF = {
 }
 IN_PIECES = ("ENTRY_HEAD", "INIT_IN", "INIT_IN_EXT", "SETXATTR_IN")
 """Layouts of parts of a structure; they have tests of their own."""
+REQUESTS = sorted(
+    name for name, value in vars(abi).items() if isinstance(value, Layout) and name not in ("INIT_IN_EXT", *IN_PIECES)
+)
 UNUSED = re.compile(r"(^|\.)(padding|dummy|unused\d*|spare|reserved|__spare\d|__reserved)$")
 
 NEWER = {
@@ -94,7 +99,7 @@ PLAIN = {
     "IOCTL_COMPAT": "FUSE_IOCTL_COMPAT",
     "NOTIFY_INVAL_INODE": "FUSE_NOTIFY_INVAL_INODE",
 }
-BY_HAND = {"MINOR": 45, "OLDEST_MINOR": 31, "EXT_GROUPS": 32}
+BY_HAND = {"BODY": 40, "MINOR": 45, "OLDEST_MINOR": 31, "EXT_GROUPS": 32}
 
 
 @cache
@@ -166,7 +171,28 @@ def fields(layout: struct.Struct) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("name", LAYOUT_OF)
 def test_a_layout_of_the_session(name: str) -> None:
-    assert_same(fields(getattr(abi, name)), getattr(abi, name).size, LAYOUT_OF[name])
+    assert_same(fields(struct_of(name)), struct_of(name).size, LAYOUT_OF[name])
+
+
+def struct_of(name: str) -> struct.Struct:
+    layout = getattr(abi, name)
+    return layout.struct if isinstance(layout, Layout) else layout
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_fields_of_a_request_have_their_c_names_and_lie_where_they_do(name: str) -> None:
+    """In the header, or in the arguments behind it."""
+    layout: Layout[Any] = getattr(abi, name)
+    begin = 0 if name == "IN_HEADER" else HEADER
+    expected = [(member, (begin + at) // size) for member, at, size in LAYOUTS["fuse_" + LAYOUT_OF[name]].offsets()]
+    assert list(layout.index._asdict().items()) == expected
+    content = bytes(range(layout.size))
+    assert tuple(layout.read(b"\0" * 8 + content, 8)) == LAYOUTS["fuse_" + LAYOUT_OF[name]].struct.unpack(content)
+
+
+def test_the_rest_of_init_behind_its_beginning() -> None:
+    assert abi.INIT_IN_EXT.index == ((HEADER + abi.INIT_IN.size) // 4,)
+    assert abi.INIT_IN.index._fields + abi.INIT_IN_EXT.index._fields == tuple(LAYOUTS["fuse_init_in"].names[:5])
 
 
 def assert_same(found: list[tuple[int, int]], size: int, name: str) -> None:
@@ -183,9 +209,10 @@ def assert_same(found: list[tuple[int, int]], size: int, name: str) -> None:
 
 def test_the_layouts_in_two_pieces() -> None:
     assert abi.SETXATTR_IN.size == c_words('SAY("size", FUSE_COMPAT_SETXATTR_IN_SIZE);')["size"]
-    assert fields(abi.SETXATTR_IN) == fields(abi.SETXATTR_IN_EXT)[:2]
+    assert fields(abi.SETXATTR_IN.struct) == fields(abi.SETXATTR_IN_EXT.struct)[:2]
+    assert abi.SETXATTR_IN.index._asdict().items() <= abi.SETXATTR_IN_EXT.index._asdict().items()
     first = abi.INIT_IN.size
-    both = fields(abi.INIT_IN) + [(first + offset, size) for offset, size in fields(abi.INIT_IN_EXT)]
+    both = fields(abi.INIT_IN.struct) + [(first + offset, size) for offset, size in fields(abi.INIT_IN_EXT.struct)]
     assert_same(both, first + abi.INIT_IN_EXT.size, "init_in")
 
 
@@ -196,7 +223,7 @@ def test_an_entry_is_its_head_and_attributes() -> None:
 
 
 def test_no_layout_is_forgotten() -> None:
-    every = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct)}
+    every = {name for name, value in vars(abi).items() if isinstance(value, struct.Struct | Layout)}
     assert every == {*LAYOUT_OF, *IN_PIECES}
 
 

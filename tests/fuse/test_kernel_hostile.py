@@ -251,8 +251,8 @@ def test_wild_numbers_in_every_field(target: Target, opcode: Opcode) -> None:
 
 
 @pytest.mark.parametrize("opcode", [Opcode.READ, Opcode.WRITE])
-def test_data_the_long_way(target: Target, opcode: Opcode) -> None:
-    """While requests are counted, those that carry data go through the table as all others do."""
+def test_data_while_requests_are_counted(target: Target, opcode: Opcode) -> None:
+    """While requests are counted, the handlers that read their arguments in place are called by another one."""
     Counting(target.rig.connection, lasting=True)
     cut_short(target, opcode)
     wild_numbers(target, opcode)

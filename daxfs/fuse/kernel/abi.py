@@ -1,8 +1,8 @@
 """The messages of the kernel's FUSE protocol: opcodes, flags and layouts, by the kernel's names. No behaviour.
 
-All integers are in the machine's byte order. Every request begins with `IN_HEADER`, every answer with `OUT_HEADER`. A
-layout is a ``struct.Struct`` whose fields stand in the order of the C structure beside it; padding is a field or
-``x``. Offsets of what follows a layout are ``IN_HEADER.size + LAYOUT.size``.
+All integers are in the machine's byte order. Every request begins with `IN_HEADER`, its arguments with a layout of
+named fields; what follows them begins at ``BODY + LAYOUT.size``. Every answer begins with `OUT_HEADER`, its body is a
+``struct.Struct`` whose fields stand in the order of the C structure beside it; padding is a field or ``x``.
 
 Source: include/uapi/linux/fuse.h, protocol 7.31 to 7.45.
 """
@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 from struct import Struct
+from typing import NamedTuple
+
+from daxfs.fuse.kernel.layout import U16, U32, U64, Layout
 
 MAJOR = 7
 MINOR = 45
@@ -159,13 +162,285 @@ NOTIFY_INVAL_INODE = 2
 EXT_GROUPS = 32
 """The extension that names a supplementary group (FUSE_EXT_GROUPS)."""
 
-IN_HEADER = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
+
+# Requests: a named type for each structure, and where it lies in a message
+
+
+class InHeader(NamedTuple):
+    """fuse_in_header: every request begins with it."""
+
+    len: U32
+    opcode: U32
+    unique: U64
+    nodeid: U64
+    uid: U32
+    gid: U32
+    pid: U32
+    total_extlen: U16
+    padding: U16
+
+
+class InitIn(NamedTuple):
+    """fuse_init_in, as far as every kernel sends it."""
+
+    major: U32
+    minor: U32
+    max_readahead: U32
+    flags: U32
+
+
+class InitInExt(NamedTuple):
+    """The rest of fuse_init_in, with INIT_EXT."""
+
+    flags2: U32
+
+
+class ForgetIn(NamedTuple):
+    """fuse_forget_in."""
+
+    nlookup: U64
+
+
+class BatchForgetIn(NamedTuple):
+    """fuse_batch_forget_in."""
+
+    count: U32  # type: ignore[assignment]  # a tuple has a method of that name
+    dummy: U32
+
+
+class SetattrIn(NamedTuple):
+    """fuse_setattr_in."""
+
+    valid: U32
+    padding: U32
+    fh: U64
+    size: U64
+    lock_owner: U64
+    atime: U64
+    mtime: U64
+    ctime: U64
+    atimensec: U32
+    mtimensec: U32
+    ctimensec: U32
+    mode: U32
+    unused4: U32
+    uid: U32
+    gid: U32
+    unused5: U32
+
+
+class MknodIn(NamedTuple):
+    """fuse_mknod_in."""
+
+    mode: U32
+    rdev: U32
+    umask: U32
+    padding: U32
+
+
+class MkdirIn(NamedTuple):
+    """fuse_mkdir_in."""
+
+    mode: U32
+    umask: U32
+
+
+class RenameIn(NamedTuple):
+    """fuse_rename_in."""
+
+    newdir: U64
+
+
+class Rename2In(NamedTuple):
+    """fuse_rename2_in."""
+
+    newdir: U64
+    flags: U32
+    padding: U32
+
+
+class LinkIn(NamedTuple):
+    """fuse_link_in."""
+
+    oldnodeid: U64
+
+
+class OpenIn(NamedTuple):
+    """fuse_open_in."""
+
+    flags: U32
+    open_flags: U32
+
+
+class CreateIn(NamedTuple):
+    """fuse_create_in, of TMPFILE too."""
+
+    flags: U32
+    mode: U32
+    umask: U32
+    open_flags: U32
+
+
+class ReleaseIn(NamedTuple):
+    """fuse_release_in."""
+
+    fh: U64
+    flags: U32
+    release_flags: U32
+    lock_owner: U64
+
+
+class ReadIn(NamedTuple):
+    """fuse_read_in, of READDIR and READDIRPLUS too."""
+
+    fh: U64
+    offset: U64
+    size: U32
+    read_flags: U32
+    lock_owner: U64
+    flags: U32
+    padding: U32
+
+
+class WriteIn(NamedTuple):
+    """fuse_write_in."""
+
+    fh: U64
+    offset: U64
+    size: U32
+    write_flags: U32
+    lock_owner: U64
+    flags: U32
+    padding: U32
+
+
+class FsyncIn(NamedTuple):
+    """fuse_fsync_in."""
+
+    fh: U64
+    fsync_flags: U32
+    padding: U32
+
+
+class SetxattrIn(NamedTuple):
+    """fuse_setxattr_in without SETXATTR_EXT."""
+
+    size: U32
+    flags: U32
+
+
+class SetxattrInExt(NamedTuple):
+    """fuse_setxattr_in."""
+
+    size: U32
+    flags: U32
+    setxattr_flags: U32
+    padding: U32
+
+
+class GetxattrIn(NamedTuple):
+    """fuse_getxattr_in, of LISTXATTR too."""
+
+    size: U32
+    padding: U32
+
+
+class AccessIn(NamedTuple):
+    """fuse_access_in."""
+
+    mask: U32
+    padding: U32
+
+
+class IoctlIn(NamedTuple):
+    """fuse_ioctl_in."""
+
+    fh: U64
+    flags: U32
+    cmd: U32
+    arg: U64
+    in_size: U32
+    out_size: U32
+
+
+class FallocateIn(NamedTuple):
+    """fuse_fallocate_in."""
+
+    fh: U64
+    offset: U64
+    length: U64
+    mode: U32
+    padding: U32
+
+
+class LseekIn(NamedTuple):
+    """fuse_lseek_in."""
+
+    fh: U64
+    offset: U64
+    whence: U32
+    padding: U32
+
+
+class CopyFileRangeIn(NamedTuple):
+    """fuse_copy_file_range_in."""
+
+    fh_in: U64
+    off_in: U64
+    nodeid_out: U64
+    fh_out: U64
+    off_out: U64
+    len: U64
+    flags: U64
+
+
+class StatxIn(NamedTuple):
+    """fuse_statx_in."""
+
+    getattr_flags: U32
+    reserved: U32
+    fh: U64
+    sx_flags: U32
+    sx_mask: U32
+
+
+IN_HEADER = Layout(InHeader, 0)
+BODY = IN_HEADER.size
+"""Where the arguments of a request begin."""
+
+INIT_IN = Layout(InitIn, BODY)
+INIT_IN_EXT = Layout(InitInExt, BODY + INIT_IN.size, unused=44)
+FORGET_IN = Layout(ForgetIn, BODY)
+BATCH_FORGET_IN = Layout(BatchForgetIn, BODY)
+SETATTR_IN = Layout(SetattrIn, BODY)
+MKNOD_IN = Layout(MknodIn, BODY)
+MKDIR_IN = Layout(MkdirIn, BODY)
+RENAME_IN = Layout(RenameIn, BODY)
+RENAME2_IN = Layout(Rename2In, BODY)
+LINK_IN = Layout(LinkIn, BODY)
+OPEN_IN = Layout(OpenIn, BODY)
+CREATE_IN = Layout(CreateIn, BODY)
+RELEASE_IN = Layout(ReleaseIn, BODY)
+READ_IN = Layout(ReadIn, BODY)
+WRITE_IN = Layout(WriteIn, BODY)
+FSYNC_IN = Layout(FsyncIn, BODY)
+SETXATTR_IN = Layout(SetxattrIn, BODY)
+SETXATTR_IN_EXT = Layout(SetxattrInExt, BODY)
+GETXATTR_IN = Layout(GetxattrIn, BODY)
+ACCESS_IN = Layout(AccessIn, BODY)
+IOCTL_IN = Layout(IoctlIn, BODY)
+FALLOCATE_IN = Layout(FallocateIn, BODY)
+LSEEK_IN = Layout(LseekIn, BODY)
+COPY_FILE_RANGE_IN = Layout(CopyFileRangeIn, BODY)
+STATX_IN = Layout(StatxIn, BODY)
+
+# Answers, and what follows the arguments of a request
+
 OUT_HEADER = Struct("=IiQ")  # len error unique
 EXT_HEADER = Struct("=II")  # size type
 SUPP_GROUPS = Struct("=I")  # nr_groups, then so many u32
+FORGET_ONE = Struct("=QQ")  # nodeid nlookup
 
-INIT_IN = Struct("=IIII")  # major minor max_readahead flags
-INIT_IN_EXT = Struct("=I44x")  # flags2 unused[11]
 INIT_OUT = Struct("=IIIIHHIIHHII24x")
 # major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages map_alignment flags2
 # max_stack_depth, then request_timeout and unused
@@ -176,40 +451,15 @@ ATTR_OUT = Struct("=QI4x" + ATTR.format[1:])  # attr_valid attr_valid_nsec attr
 ENTRY_HEAD = Struct("=QQQQII")  # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec
 ENTRY_OUT = Struct(ENTRY_HEAD.format + ATTR.format[1:])  # attr follows
 DIRENT = Struct("=QQII")  # ino off namelen type, then the name, padded to 8 bytes
-STATX_IN = Struct("=I4xQII")  # getattr_flags fh sx_flags sx_mask
 STATX_OUT = Struct("=QII16x" + "IIQIIIH2xQQQQ" + "qI4x" * 4 + "IIII112x")
 # attr_valid attr_valid_nsec flags; mask blksize attributes nlink uid gid mode ino size blocks attributes_mask;
 # atime btime ctime mtime; rdev_major rdev_minor dev_major dev_minor
 
-FORGET_IN = Struct("=Q")  # nlookup
-BATCH_FORGET_IN = Struct("=I4x")  # count
-FORGET_ONE = Struct("=QQ")  # nodeid nlookup
-SETATTR_IN = Struct("=I4xQQQQQQIIII4xII4x")
-# valid fh size lock_owner atime mtime ctime atimensec mtimensec ctimensec mode uid gid
-MKNOD_IN = Struct("=IIII")  # mode rdev umask padding
-MKDIR_IN = Struct("=II")  # mode umask
-RENAME_IN = Struct("=Q")  # newdir
-RENAME2_IN = Struct("=QI4x")  # newdir flags
-LINK_IN = Struct("=Q")  # oldnodeid
-OPEN_IN = Struct("=II")  # flags open_flags
 OPEN_OUT = Struct("=QII")  # fh open_flags backing_id
-CREATE_IN = Struct("=IIII")  # flags mode umask open_flags
-RELEASE_IN = Struct("=QIIQ")  # fh flags release_flags lock_owner
-READ_IN = Struct("=QQIIQI4x")  # fh offset size read_flags lock_owner flags
-WRITE_IN = Struct("=QQIIQI4x")  # fh offset size write_flags lock_owner flags
 WRITE_OUT = Struct("=I4x")  # size
 STATFS_OUT = Struct("=QQQQQIII28x")  # blocks bfree bavail files ffree bsize namelen frsize
-FSYNC_IN = Struct("=QI4x")  # fh fsync_flags
-SETXATTR_IN = Struct("=II")  # size flags
-SETXATTR_IN_EXT = Struct("=IIII")  # size flags setxattr_flags padding
-GETXATTR_IN = Struct("=I4x")  # size
 GETXATTR_OUT = Struct("=I4x")  # size
-ACCESS_IN = Struct("=I4x")  # mask
-IOCTL_IN = Struct("=QIIQII")  # fh flags cmd arg in_size out_size
 IOCTL_OUT = Struct("=iIII")  # result flags in_iovs out_iovs
-FALLOCATE_IN = Struct("=QQQI4x")  # fh offset length mode
-LSEEK_IN = Struct("=QQI4x")  # fh offset whence
 LSEEK_OUT = Struct("=Q")  # offset
-COPY_FILE_RANGE_IN = Struct("=QQQQQQQ")  # fh_in off_in nodeid_out fh_out off_out len flags
 COPY_FILE_RANGE_OUT = Struct("=Q")  # bytes_copied
 INVAL_INODE_OUT = Struct("=Qqq")  # ino off len

@@ -11,9 +11,8 @@ from daxfs.errors import FsError
 from daxfs.fs.types import SetAttributes
 from daxfs.fuse.groups import with_groups_that_matter
 from daxfs.fuse.kernel import abi, encoding
-from daxfs.fuse.kernel.abi import Init, Opcode, SetAttr
+from daxfs.fuse.kernel.abi import BODY, Init, Opcode, SetAttr
 from daxfs.fuse.kernel.encoding import BILLION
-from daxfs.fuse.kernel.request import BODY
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -39,20 +38,21 @@ def statx(connection: Connection, request: Request) -> bytes:
 
 def setattr_(connection: Connection, request: Request) -> bytes:
     """Changes of mode, owner, size and times."""
-    valid, _, size, _, atime, mtime, ctime, ansec, mnsec, cnsec, mode, uid, gid = request.arguments(abi.SETATTR_IN)
-    if max(ansec, mnsec, cnsec) >= BILLION:
+    given = request.arguments(abi.SETATTR_IN)
+    valid = given.valid
+    if max(given.atimensec, given.mtimensec, given.ctimensec) >= BILLION:
         raise FsError(errno.EINVAL)
     kill: bool | None = None
     if connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
         kill = bool(valid & KILL_SUIDGID)
     changes = SetAttributes(
-        mode=mode & 0o7777 if valid & MODE else None,
-        uid=uid if valid & UID else None,
-        gid=gid if valid & GID else None,
-        size=size if valid & SIZE else None,
-        atime_ns=nanoseconds(atime, ansec) if valid & ATIME and not valid & ATIME_NOW else None,
-        mtime_ns=nanoseconds(mtime, mnsec) if valid & MTIME and not valid & MTIME_NOW else None,
-        ctime_ns=nanoseconds(ctime, cnsec) if valid & CTIME else None,
+        mode=given.mode & 0o7777 if valid & MODE else None,
+        uid=given.uid if valid & UID else None,
+        gid=given.gid if valid & GID else None,
+        size=given.size if valid & SIZE else None,
+        atime_ns=nanoseconds(given.atime, given.atimensec) if valid & ATIME and not valid & ATIME_NOW else None,
+        mtime_ns=nanoseconds(given.mtime, given.mtimensec) if valid & MTIME and not valid & MTIME_NOW else None,
+        ctime_ns=nanoseconds(given.ctime, given.ctimensec) if valid & CTIME else None,
         atime_now=bool(valid & ATIME_NOW),
         mtime_now=bool(valid & MTIME_NOW),
         kill_privileges=kill if valid & SIZE else None,
@@ -70,7 +70,7 @@ def nanoseconds(seconds: int, rest: int) -> int:
 
 def access(connection: Connection, request: Request) -> bytes:
     """access(2); not asked as long as the kernel checks rights."""
-    (mask,) = request.arguments(abi.ACCESS_IN)
+    mask = request.arguments(abi.ACCESS_IN).mask
     if not connection.core.access(request.ino, mask & (os.R_OK | os.W_OK | os.X_OK), request.caller()):
         raise FsError(errno.EACCES)
     return b""
@@ -84,14 +84,14 @@ def statfs(connection: Connection, _request: Request) -> bytes:
 
 def getxattr(connection: Connection, request: Request) -> bytes:
     """The value of an attribute, or its size when the caller has no room at all."""
-    (room,) = request.arguments(abi.GETXATTR_IN)
+    room = request.arguments(abi.GETXATTR_IN).size
     name = request.name(BODY + abi.GETXATTR_IN.size)
     return sized(connection.core.getxattr(request.ino, name), room)
 
 
 def listxattr(connection: Connection, request: Request) -> bytes:
     """The names of all attributes, each with a zero byte."""
-    (room,) = request.arguments(abi.GETXATTR_IN)
+    room = request.arguments(abi.GETXATTR_IN).size
     names = connection.core.listxattr(request.ino, request.caller())
     return sized(b"".join(name + b"\0" for name in names), room)
 
@@ -107,13 +107,14 @@ def sized(value: bytes, room: int) -> bytes:
 
 def setxattr(connection: Connection, request: Request) -> bytes:
     """Set an attribute; whether an ACL takes S_ISGID away is the kernel's to say, if it can."""
-    layout = connection.setxattr_in
-    size, flags, *more = request.arguments(layout)
-    at = BODY + layout.size
+    given = request.arguments(abi.SETXATTR_IN)
+    at, kill_set_gid = BODY + abi.SETXATTR_IN.size, None
+    if connection.agreement.has(Init.SETXATTR_EXT):
+        at = BODY + abi.SETXATTR_IN_EXT.size
+        kill_set_gid = bool(request.arguments(abi.SETXATTR_IN_EXT).setxattr_flags & abi.SETXATTR_ACL_KILL_SGID)
     name = request.name(at)
-    value = request.data(at + len(name) + 1, size)
-    kill_set_gid = bool(more[0] & abi.SETXATTR_ACL_KILL_SGID) if more else None
-    connection.core.setxattr(request.ino, name, bytes(value), flags, request.caller(), kill_set_gid)
+    value = request.data(at + len(name) + 1, given.size)
+    connection.core.setxattr(request.ino, name, bytes(value), given.flags, request.caller(), kill_set_gid)
     return b""
 
 

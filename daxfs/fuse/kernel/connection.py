@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import struct
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -32,14 +31,17 @@ log = logging.getLogger("daxfs.fuse")
 Answer = bytes | memoryview | None
 """The body of an answer; None: the request wants none."""
 Handler = Callable[["Connection", Request], Answer]
-QuickHandler = Callable[["Connection", Request, int], Answer]
-"""Takes the length of the message too; None: the ordinary handler shall do it."""
 
 PATIENCE_SECONDS = 0.05
 """How long a request that found the pool full waits for files to be forgotten."""
 MOST_OUTDATED = 4096
 MOST_FORGETS = 4096
 """So many wait at most."""
+
+
+def unknown_handle(handle: int) -> FsError:
+    """The refusal of a file handle that the kernel was not given, or has given back."""
+    return FsError(errno.EBADF, f"file handle {handle}")
 
 
 class RequestCounting(Protocol):
@@ -82,6 +84,7 @@ class Connection:
         options: MountOptions | None = None,
     ) -> None:
         self.core = core
+        core.add_reclaimer(self.reclaim)
         self.table = dict(table)
         self.counting: RequestCounting | None = None
         self.files: dict[int, OpenFile] = {}
@@ -92,7 +95,6 @@ class Connection:
         self.caches_data = self.options.dax != "always" and self.options.atime != "strictatime"
         self.block_size = core.statfs().block_size
         self.ended = False
-        self.setxattr_in: struct.Struct = abi.SETXATTR_IN
         self._handles = count(1)
         self.outdated: set[int] = set()
         self.forgets: list[tuple[int, int]] = []
@@ -100,11 +102,6 @@ class Connection:
         self.last_chance = False
         self.patient = True
         self.deadline = 0.0
-
-    def agreed(self, agreement: Agreement) -> None:
-        """INIT was answered."""
-        self.agreement = agreement
-        self.setxattr_in = abi.SETXATTR_IN_EXT if agreement.has(Init.SETXATTR_EXT) else abi.SETXATTR_IN
 
     def opened(self, request: Request, file: OpenFile) -> bytes:
         """Give an open file its handle: fuse_open_out."""
@@ -117,10 +114,10 @@ class Connection:
 
     def file(self, handle: int) -> OpenFile:
         """The open file of a handle (EBADF)."""
-        found = self.files.get(handle)
-        if found is None:
-            raise FsError(errno.EBADF, f"file handle {handle}")
-        return found
+        try:
+            return self.files[handle]
+        except KeyError:
+            raise unknown_handle(handle) from None
 
     def closed(self, handle: int) -> None:
         """The kernel has closed an open file."""
@@ -133,6 +130,12 @@ class Connection:
         self.forgets.append((node, lookups))
         if len(self.forgets) >= MOST_FORGETS:
             self.settle()
+
+    def reclaim(self) -> bool:
+        """Give back the files that the kernel has forgotten, since the pool is full; whether there were any."""
+        waiting = bool(self.forgets)
+        self.settle()
+        return waiting
 
     def settle(self, most: int = MOST_FORGETS) -> None:
         """Do up to ``most`` of the forgets that wait. Nobody asked, so a refusal is only logged."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fuse.kernel import abi, durability, negotiation
-from daxfs.fuse.kernel.abi import Init, Opcode
-from daxfs.fuse.kernel.request import BODY
+from daxfs.fuse.kernel.abi import BODY, Init, Opcode
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -20,20 +19,20 @@ log = logging.getLogger("daxfs.fuse")
 
 def init(connection: Connection, request: Request) -> bytes:
     """The handshake."""
-    major, minor, readahead, offered = request.arguments(abi.INIT_IN)
-    if offered & Init.INIT_EXT and BODY + abi.INIT_IN.size + abi.INIT_IN_EXT.size <= request.end:
-        (more,) = abi.INIT_IN_EXT.unpack_from(request.buffer, BODY + abi.INIT_IN.size)
-        offered |= more << 32
+    given = request.arguments(abi.INIT_IN)
+    offered, more = given.flags, BODY + abi.INIT_IN.size
+    if offered & Init.INIT_EXT and more + abi.INIT_IN_EXT.size <= request.end:
+        offered |= abi.INIT_IN_EXT.read(request.buffer, more).flags2 << 32
     wanted = negotiation.wanted(
         cache_links=connection.options.atime != "strictatime", cache_data=connection.caches_data
     )
     try:
-        agreement, answer = negotiation.agree(major, minor, readahead, offered, wanted)
+        agreement, answer = negotiation.agree(given.major, given.minor, given.max_readahead, offered, wanted)
     except FsError as error:
         log.error("%s", error.strerror)
         raise
     if agreement.minor:
-        connection.agreed(agreement)
+        connection.agreement = agreement
         log.info("FUSE 7.%d, requests of %d KiB", agreement.minor, agreement.max_write >> 10)
         for line in agreement.missing():
             log.warning("this kernel: %s", line)

@@ -34,18 +34,19 @@ def releasedir(_connection: Connection, _request: Request) -> bytes:
 
 def fsyncdir(connection: Connection, request: Request) -> bytes:
     """fsync(2) on a directory."""
-    _, flags = request.arguments(abi.FSYNC_IN)
+    flags = request.arguments(abi.FSYNC_IN).fsync_flags
     connection.core.fsync(request.ino, bool(flags & abi.FSYNC_FDATASYNC))
     return b""
 
 
 def listing(connection: Connection, request: Request, head: int) -> Iterator[tuple[DirEntry, bytes]]:
     """Names after a cookie with their fuse_dirent, as many as there is room for with ``head`` bytes before each."""
-    _, cookie, room, _, _, _ = request.arguments(abi.READ_IN)
+    given = request.arguments(abi.READ_IN)
+    room = given.size
     core = connection.core
     directory = core.opendir(request.ino)
     try:
-        for found in core.readdir(directory, cookie):
+        for found in core.readdir(directory, given.offset):
             entry = encoding.dirent(found.ino, found.cookie, encoding.d_type(found.file_type), found.name)
             room -= head + len(entry)
             if room < 0:

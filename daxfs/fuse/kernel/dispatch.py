@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
-from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.kernel.request import BODY
+from daxfs.fuse.kernel.abi import BODY, Opcode
 
 if TYPE_CHECKING:
-    from daxfs.fuse.kernel.connection import Answer, Connection, Handler
+    from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
 
 log = logging.getLogger("daxfs.fuse")
+
+_HEADER = abi.IN_HEADER.index
+LENGTH, OPCODE, UNIQUE, EXTENSIONS = _HEADER.len, _HEADER.opcode, _HEADER.unique, _HEADER.total_extlen
 
 Reply = tuple[bytes] | tuple[bytes, bytes | memoryview]
 
@@ -28,7 +30,6 @@ TABLE: dict[int, Handler] = {
     for module in (control, names, attributes, files, directories, ioctls)
     for opcode, handler in module.TABLE.items()
 }
-QUICK = files.QUICK
 WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
 _out_header = abi.OUT_HEADER.pack
@@ -53,19 +54,19 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
         log.error("a message of %d bytes", length)
         return None
     words = request.words
-    opcode, unique = words[1], request.longs[1]
+    opcode, unique = words[OPCODE], request.longs[UNIQUE]
     request.undo = None
-    body: Answer = None
-    quick = QUICK.get(opcode)
+    request.end = length
     try:
-        if quick is not None and words[0] == length and not words[9] and connection.counting is None:
-            try:
-                body = quick(connection, request, length)
-            except FsError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-        if body is None:
-            body = ordinarily(connection, request, length, table.get(opcode))
+        handler = table[opcode]
+    except KeyError:
+        return refusal(FsError(errno.ENOSYS), opcode, unique)
+    try:
+        if words[LENGTH] != length:
+            raise FsError(errno.EINVAL, f"opcode {opcode}: {length} bytes, the header says {words[LENGTH]}")
+        if request.halves[EXTENSIONS]:
+            request.leave_out_extensions()
+        body = handler(connection, request)
     except FsError as error:
         if error.errno == errno.ENOSPC and connection.postpone(request):
             return None
@@ -79,25 +80,6 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
     if size < SMALL:
         return (_out_header(OUT + size, 0, unique) + body,)
     return _out_header(OUT + size, 0, unique), body
-
-
-def ordinarily(connection: Connection, request: Request, length: int, handler: Handler | None) -> Answer:
-    """The body of an answer, by the handler; asked again if the pool was full and forgets wait that may free room."""
-    words = request.words
-    extensions = words[9] & 0xFFFF
-    request.length = length
-    request.end = length - 8 * extensions
-    if handler is None:
-        raise FsError(errno.ENOSYS)
-    if words[0] != length or request.end < BODY:
-        raise FsError(errno.EINVAL, f"opcode {words[1]}: {length} bytes, the header says {words[0]}")
-    try:
-        return handler(connection, request)
-    except FsError as error:
-        if error.errno != errno.ENOSPC or not connection.forgets:
-            raise
-    connection.settle()
-    return handler(connection, request)
 
 
 def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:

@@ -18,17 +18,25 @@ from daxfs.errors import FsError
 from daxfs.fs.types import Attributes, Caller
 from daxfs.fuse.groups import with_groups_that_matter
 from daxfs.fuse.kernel import abi, negotiation
-from daxfs.fuse.kernel.abi import Init, Opcode
+from daxfs.fuse.kernel.abi import BODY, Init, Opcode
+from daxfs.fuse.kernel.connection import unknown_handle
 from daxfs.fuse.kernel.names import remembered
-from daxfs.fuse.kernel.request import BODY
+from daxfs.fuse.kernel.request import cut_short
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import OpenFile
-    from daxfs.fuse.kernel.connection import Connection, Handler, QuickHandler
+    from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
 
+# The arguments of READ and WRITE are read where they lie: a fifth of the time of a small one is what precedes the core.
+_READ, _WRITE = abi.READ_IN.index, abi.WRITE_IN.index
+READ_FH, READ_OFFSET, READ_SIZE = _READ.fh, _READ.offset, _READ.size
+WRITE_FH, WRITE_OFFSET, WRITE_SIZE = _WRITE.fh, _WRITE.offset, _WRITE.size
+WRITE_FLAGS, WRITE_OPEN_FLAGS = _WRITE.write_flags, _WRITE.flags
 READ_END = BODY + abi.READ_IN.size
 WRITE_DATA = BODY + abi.WRITE_IN.size
+WRITE_CACHE = abi.WRITE_CACHE
+APPENDING_OR_DURABLE = os.O_APPEND | os.O_DSYNC
 _write_out = abi.WRITE_OUT.pack
 LARGEST_READ = negotiation.MOST_PAGES * mmap.PAGESIZE
 """No request is larger, and zeros for the holes of a file must be made."""
@@ -82,30 +90,59 @@ def made_and_opened(connection: Connection, request: Request, file: OpenFile, ma
 
 def read(connection: Connection, request: Request) -> memoryview | bytes:
     """Data, as a view of the pool where it lies together."""
-    handle, offset, size, _, _, _ = request.arguments(abi.READ_IN)
-    return connection.core.read(connection.file(handle), offset, min(size, LARGEST_READ))
+    if request.end < READ_END:
+        raise cut_short()
+    longs, size = request.longs, request.words[READ_SIZE]
+    try:
+        file = connection.files[longs[READ_FH]]
+    except KeyError:
+        raise unknown_handle(longs[READ_FH]) from None
+    return connection.core.read(file, longs[READ_OFFSET], size if size < LARGEST_READ else LARGEST_READ)
 
 
 def write(connection: Connection, request: Request) -> bytes:
-    """Data into the file; what comes from the kernel's page cache never takes set-id bits away."""
-    handle, offset, size, flags, _, wanted = request.arguments(abi.WRITE_IN)
-    file = connection.file(handle)
-    content = request.data(WRITE_DATA, size)
-    if flags & abi.WRITE_CACHE:
-        # Pages never make a file longer. What was behind the end may be on its way while the file is being cut.
-        content = content[: max(file.size - offset, 0)]
-        written = connection.core.write(file, offset, content, False)
-        return abi.WRITE_OUT.pack(size if written == len(content) else written)
+    """Data into the file."""
+    longs, words = request.longs, request.words
+    end = WRITE_DATA + words[WRITE_SIZE]
+    if request.end < end:
+        raise cut_short()
+    try:
+        file = connection.files[longs[WRITE_FH]]
+    except KeyError:
+        raise unknown_handle(longs[WRITE_FH]) from None
+    offset, content = longs[WRITE_OFFSET], request.buffer[WRITE_DATA:end]
+    if words[WRITE_FLAGS] & WRITE_CACHE:
+        return _write_out(written_back(connection, file, offset, content))
+    if words[WRITE_OPEN_FLAGS] & APPENDING_OR_DURABLE or not file.keeps_privileges:
+        return _write_out(written_with_care(connection, request, file, offset, content))
+    return _write_out(connection.core.write(file, offset, content))
+
+
+def written_back(connection: Connection, file: OpenFile, offset: int, content: memoryview) -> int:
+    """Write what comes from the kernel's page cache, which takes no set-id bits away.
+
+    Pages never make a file longer: what was behind the end may be on its way while the file is being cut.
+    """
+    inside = content[: max(file.size - offset, 0)]
+    written = connection.core.write(file, offset, inside, False)
+    return len(content) if written == len(inside) else written
+
+
+def written_with_care(
+    connection: Connection, request: Request, file: OpenFile, offset: int, content: memoryview
+) -> int:
+    """A write that appends, that shall be durable when it returns, or that may take privileges away."""
+    flags, open_flags = request.words[WRITE_FLAGS], request.words[WRITE_OPEN_FLAGS]
     kill = bool(flags & abi.WRITE_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
-    if wanted & os.O_APPEND and offset < file.size:
+    if open_flags & os.O_APPEND and offset < file.size:
         # A client has made it longer by itself; the kernel does not know the size until it asks again.
         offset = file.size
         connection.forget_attributes_of(file.ino)
     with change_of_content(connection, request, file) as caller:
         written = connection.core.write(file, offset, content, kill, caller)
-    if wanted & os.O_DSYNC and not file.durable:
+    if open_flags & os.O_DSYNC and not file.durable:
         connection.core.fsync(file.ino, datasync=True)
-    return abi.WRITE_OUT.pack(written)
+    return written
 
 
 @contextmanager
@@ -127,76 +164,49 @@ def change_of_content(connection: Connection, request: Request, file: OpenFile) 
         connection.forget_attributes_of(file.ino)
 
 
-def quick_read(connection: Connection, request: Request, length: int) -> memoryview | bytes | None:
-    """What `read` does where nothing is unusual; None: something is. The arguments are read where they lie."""
-    if length != READ_END:
-        return None
-    longs, size = request.longs, request.words[14]
-    file = connection.files.get(longs[5])
-    if file is None or size > LARGEST_READ:
-        return None
-    return connection.core.read(file, longs[6], size)
-
-
-def quick_write(connection: Connection, request: Request, length: int) -> bytes | None:
-    """The same for `write`: no page, not to be made durable, a file that has no privileges to lose."""
-    if length < WRITE_DATA:
-        return None
-    longs, words = request.longs, request.words
-    file = connection.files.get(longs[5])
-    if file is None or length != WRITE_DATA + words[14] or not file.keeps_privileges:
-        return None
-    if words[15] & abi.WRITE_CACHE or words[18] & (os.O_DSYNC | os.O_APPEND):
-        return None
-    return _write_out(connection.core.write(file, longs[6], request.buffer[WRITE_DATA:length]))
-
-
 def release(connection: Connection, request: Request) -> bytes:
     """The last user has closed it."""
-    handle, _, _, _ = request.arguments(abi.RELEASE_IN)
-    connection.closed(handle)
+    connection.closed(request.arguments(abi.RELEASE_IN).fh)
     return b""
 
 
 def fsync(connection: Connection, request: Request) -> bytes:
     """fsync(2) and fdatasync(2)."""
-    handle, flags = request.arguments(abi.FSYNC_IN)
-    connection.core.fsync(connection.file(handle).ino, bool(flags & abi.FSYNC_FDATASYNC))
+    given = request.arguments(abi.FSYNC_IN)
+    connection.core.fsync(connection.file(given.fh).ino, bool(given.fsync_flags & abi.FSYNC_FDATASYNC))
     return b""
 
 
 def fallocate(connection: Connection, request: Request) -> bytes:
     """fallocate(2); the kernel itself refuses to collapse and insert ranges through FUSE."""
-    handle, offset, length, mode = request.arguments(abi.FALLOCATE_IN)
-    file = connection.file(handle)
+    given = request.arguments(abi.FALLOCATE_IN)
+    file = connection.file(given.fh)
     with change_of_content(connection, request, file) as caller:
-        connection.core.fallocate(file, mode, offset, length, caller)
+        connection.core.fallocate(file, given.mode, given.offset, given.length, caller)
     return b""
 
 
 def lseek(connection: Connection, request: Request) -> bytes:
     """SEEK_DATA and SEEK_HOLE; the kernel does the other kinds itself."""
-    handle, offset, whence = request.arguments(abi.LSEEK_IN)
-    if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+    given = request.arguments(abi.LSEEK_IN)
+    if given.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise FsError(errno.EINVAL)
-    return abi.LSEEK_OUT.pack(connection.core.seek(connection.file(handle), offset, whence))
+    return abi.LSEEK_OUT.pack(connection.core.seek(connection.file(given.fh), given.offset, given.whence))
 
 
 def copy_file_range(connection: Connection, request: Request) -> bytes:
     """copy_file_range(2), a piece of it."""
-    source, offset, _, target, target_offset, length, flags = request.arguments(abi.COPY_FILE_RANGE_IN)
-    if flags:
+    given = request.arguments(abi.COPY_FILE_RANGE_IN)
+    if given.flags:
         raise FsError(errno.EINVAL)
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
-    length = min(length, LARGEST_COPY)
-    file, changed = connection.file(source), connection.file(target)
-    with change_of_content(connection, request, changed) as caller:
-        copied = connection.core.copy_range(file, offset, changed, target_offset, length, caller)
+    length = min(given.len, LARGEST_COPY)
+    source, target = connection.file(given.fh_in), connection.file(given.fh_out)
+    with change_of_content(connection, request, target) as caller:
+        copied = connection.core.copy_range(source, given.off_in, target, given.off_out, length, caller)
     return abi.COPY_FILE_RANGE_OUT.pack(copied) if wide else abi.WRITE_OUT.pack(copied)
 
 
-QUICK: dict[int, QuickHandler] = {int(Opcode.READ): quick_read, int(Opcode.WRITE): quick_write}
-"""The requests that carry data, as long as nobody counts them: a fifth of their time is what comes before the core."""
 TABLE: dict[int, Handler] = {
     Opcode.OPEN: open_file,
     Opcode.CREATE: create,

@@ -16,8 +16,8 @@ from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs.types import FsXattr
 from daxfs.fuse.kernel import abi, leases, remount, statistics, status
-from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.kernel.request import BODY, fixed
+from daxfs.fuse.kernel.abi import BODY, Opcode
+from daxfs.fuse.kernel.request import fixed
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -119,15 +119,15 @@ COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SE
 
 def ioctl(connection: Connection, request: Request) -> bytes:
     """Find the command, hand it its argument, cut or fill its answer to what was asked (ENOTTY: unknown)."""
-    _, flags, number, _, in_size, out_size = request.arguments(abi.IOCTL_IN)
-    command = COMPAT_COMMANDS.get(number) if flags & abi.IOCTL_COMPAT else None
-    command = command or COMMANDS.get(number)
+    given = request.arguments(abi.IOCTL_IN)
+    command = COMPAT_COMMANDS.get(given.cmd) if given.flags & abi.IOCTL_COMPAT else None
+    command = command or COMMANDS.get(given.cmd)
     if command is None:
         raise FsError(errno.ENOTTY)
-    if out_size > LARGEST_ARGUMENT:
+    if given.out_size > LARGEST_ARGUMENT:
         raise FsError(errno.EINVAL)
-    answer = command(connection, request, request.data(BODY + abi.IOCTL_IN.size, in_size))
-    return abi.IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size].ljust(out_size, b"\0")
+    answer = command(connection, request, request.data(BODY + abi.IOCTL_IN.size, given.in_size))
+    return abi.IOCTL_OUT.pack(0, 0, 0, 0) + answer[: given.out_size].ljust(given.out_size, b"\0")
 
 
 TABLE: dict[int, Handler] = {Opcode.IOCTL: ioctl}

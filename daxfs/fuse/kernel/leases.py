@@ -34,7 +34,7 @@ ALL_FLAGS = sum(protocol.Flag)
 
 def opened(connection: Connection, request: Request) -> OpenFile:
     """The open file that the command came through (EBADF: a directory)."""
-    return connection.file(request.arguments(abi.IOCTL_IN)[0])
+    return connection.file(request.arguments(abi.IOCTL_IN).fh)
 
 
 def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Attributes, RenameFlags
 from daxfs.fuse.kernel import abi, encoding
-from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.kernel.request import BODY
+from daxfs.fuse.kernel.abi import BODY, Opcode
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -54,13 +53,12 @@ def by_handle(connection: Connection, node: int) -> Attributes:
 
 def forget(connection: Connection, request: Request) -> None:
     """So many lookups less."""
-    (lookups,) = request.arguments(abi.FORGET_IN)
-    connection.forget(request.node, lookups)
+    connection.forget(request.node, request.arguments(abi.FORGET_IN).nlookup)
 
 
 def batch_forget(connection: Connection, request: Request) -> None:
     """The same for several nodes."""
-    (count,) = request.arguments(abi.BATCH_FORGET_IN)
+    count = request.arguments(abi.BATCH_FORGET_IN).count
     begin = BODY + abi.BATCH_FORGET_IN.size
     for node, lookups in abi.FORGET_ONE.iter_unpack(request.data(begin, count * abi.FORGET_ONE.size)):
         connection.forget(node, lookups)
@@ -73,18 +71,19 @@ def readlink(connection: Connection, request: Request) -> bytes:
 
 def mknod(connection: Connection, request: Request) -> bytes:
     """A file, device node, FIFO or socket."""
-    mode, rdev, umask, _ = request.arguments(abi.MKNOD_IN)
+    given = request.arguments(abi.MKNOD_IN)
     name = request.name(BODY + abi.MKNOD_IN.size)
-    device = encoding.device_of_kernel(rdev)
-    made = connection.core.mknod(request.ino, name, mode, device, request.caller(umask))
+    device = encoding.device_of_kernel(given.rdev)
+    made = connection.core.mknod(request.ino, name, given.mode, device, request.caller(given.umask))
     return remembered(connection, request, made)
 
 
 def mkdir(connection: Connection, request: Request) -> bytes:
     """A directory."""
-    mode, umask = request.arguments(abi.MKDIR_IN)
+    given = request.arguments(abi.MKDIR_IN)
     name = request.name(BODY + abi.MKDIR_IN.size)
-    return remembered(connection, request, connection.core.mkdir(request.ino, name, mode, request.caller(umask)))
+    made = connection.core.mkdir(request.ino, name, given.mode, request.caller(given.umask))
+    return remembered(connection, request, made)
 
 
 def symlink(connection: Connection, request: Request) -> bytes:
@@ -95,7 +94,7 @@ def symlink(connection: Connection, request: Request) -> bytes:
 
 def link(connection: Connection, request: Request) -> bytes:
     """One more name for a node."""
-    (node,) = request.arguments(abi.LINK_IN)
+    node = request.arguments(abi.LINK_IN).oldnodeid
     name = request.name(BODY + abi.LINK_IN.size)
     return remembered(
         connection, request, connection.core.link(request.ino_of(node), request.ino, name, request.caller())
@@ -118,19 +117,20 @@ def rmdir(connection: Connection, request: Request) -> bytes:
 
 def rename(connection: Connection, request: Request) -> bytes:
     """rename(2)."""
-    (directory,) = request.arguments(abi.RENAME_IN)
+    directory = request.ino_of(request.arguments(abi.RENAME_IN).newdir)
     old, new = request.names(BODY + abi.RENAME_IN.size)
     connection.patient = True
-    connection.core.rename(request.ino, old, request.ino_of(directory), new, caller=request.caller())
+    connection.core.rename(request.ino, old, directory, new, caller=request.caller())
     return b""
 
 
 def rename2(connection: Connection, request: Request) -> bytes:
     """renameat2(2)."""
-    directory, flags = request.arguments(abi.RENAME2_IN)
+    given = request.arguments(abi.RENAME2_IN)
+    directory, flags = request.ino_of(given.newdir), RenameFlags(given.flags)
     old, new = request.names(BODY + abi.RENAME2_IN.size)
     connection.patient = True
-    connection.core.rename(request.ino, old, request.ino_of(directory), new, RenameFlags(flags), request.caller())
+    connection.core.rename(request.ino, old, directory, new, flags, request.caller())
     return b""
 
 

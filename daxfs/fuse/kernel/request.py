@@ -5,14 +5,29 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Container
 from struct import Struct
+from typing import TypeVar
 
 from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Caller
 from daxfs.fuse import logs
 from daxfs.fuse.kernel import abi
-from daxfs.fuse.kernel.abi import ROOT_ID
+from daxfs.fuse.kernel.abi import BODY, ROOT_ID
+from daxfs.fuse.kernel.layout import Layout
 
-BODY = abi.IN_HEADER.size
+_HEADER = abi.IN_HEADER.index
+_LENGTH, _OPCODE, _NODE, _EXTENSIONS = _HEADER.len, _HEADER.opcode, _HEADER.nodeid, _HEADER.total_extlen
+_UID, _GID, _PID = _HEADER.uid, _HEADER.gid, _HEADER.pid
+EXTENSION_UNIT = 8
+"""Extensions are counted in units of so many bytes."""
+ARGUMENTS = abi.WRITE_IN.size
+"""So much of the arguments can be read in place: all of the requests that carry data."""
+
+Fields = TypeVar("Fields", bound=tuple[int, ...])
+
+
+def cut_short() -> FsError:
+    """The refusal of a request that ends before what its arguments say."""
+    return FsError(errno.EINVAL, "the request is cut short")
 
 
 def fixed(layout: Struct, given: memoryview) -> tuple[int, ...]:
@@ -30,23 +45,29 @@ class Request:
 
     Attributes:
         buffer: the message, its header first.
-        length: bytes of the message.
-        end: where its arguments end (extensions follow, up to ``length``).
+        end: where its arguments end (extensions follow, up to its length).
         undo: what takes the operation back if the kernel does not want the answer any more (its caller was killed).
         known: the inode numbers that the kernel has been told and has not forgotten.
-        longs: the header and the first arguments in words of 8 bytes.
+        longs: the header and the first arguments in words of 8 bytes, by `Layout.index`.
         words: the same in words of 4 bytes.
+        halves: the same in words of 2 bytes.
     """
 
-    __slots__ = ("buffer", "end", "known", "length", "longs", "undo", "words")
+    __slots__ = ("buffer", "end", "halves", "known", "longs", "undo", "words")
 
     def __init__(self, buffer: memoryview, known: Container[int]) -> None:
         self.buffer = buffer
         self.known = known
-        begin = buffer[: 2 * BODY]
-        self.longs, self.words = begin.cast("Q"), begin.cast("I")
-        self.length = self.end = 0
+        begin = buffer[: BODY + ARGUMENTS]
+        self.longs, self.words, self.halves = begin.cast("Q"), begin.cast("I"), begin.cast("H")
+        self.end = 0
         self.undo: Callable[[], None] | None = None
+
+    def leave_out_extensions(self) -> None:
+        """Let the arguments end where the extensions begin."""
+        self.end = self.length - EXTENSION_UNIT * self.halves[_EXTENSIONS]
+        if self.end < BODY:
+            raise cut_short()
 
     def take_back(self) -> None:
         """The answer could not be delivered. A refusal is only logged, since nobody asked."""
@@ -57,29 +78,34 @@ class Request:
                 logs.unanswered(f"taking back opcode {self.opcode}", error)
 
     @property
+    def length(self) -> int:
+        """Bytes of the message."""
+        return self.words[_LENGTH]
+
+    @property
     def opcode(self) -> int:
         """What is asked."""
-        return self.words[1]
+        return self.words[_OPCODE]
 
     @property
     def node(self) -> int:
         """Of which node."""
-        return self.longs[2]
+        return self.longs[_NODE]
 
     @property
     def uid(self) -> int:
         """The caller's file-system user."""
-        return self.words[6]
+        return self.words[_UID]
 
     @property
     def gid(self) -> int:
         """The caller's file-system group."""
-        return self.words[7]
+        return self.words[_GID]
 
     @property
     def pid(self) -> int:
         """The caller's process, in the daemon's pid namespace; 0: not to be seen there."""
-        return self.words[8]
+        return self.words[_PID]
 
     @property
     def ino(self) -> int:
@@ -94,17 +120,16 @@ class Request:
             return ROOT_INO
         raise FsError(errno.ESTALE, f"node {node}")
 
-    def arguments(self, layout: Struct) -> tuple[int, ...]:
+    def arguments(self, layout: Layout[Fields]) -> Fields:
         """The fixed arguments."""
         if BODY + layout.size > self.end:
-            raise FsError(errno.EINVAL, "the request is cut short")
-        found: tuple[int, ...] = layout.unpack_from(self.buffer, BODY)
-        return found
+            raise cut_short()
+        return layout.read(self.buffer, BODY)
 
     def data(self, at: int, size: int) -> memoryview:
         """``size`` bytes at offset ``at`` of the message."""
         if at + size > self.end:
-            raise FsError(errno.EINVAL, "the request is cut short")
+            raise cut_short()
         return self.buffer[at : at + size]
 
     def name(self, at: int = BODY) -> bytes:
