@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError
@@ -20,6 +19,7 @@ from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
+from daxfs.fuse.kernel.postponing import Postponing
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.mountoptions import MountOptions
 
@@ -32,8 +32,6 @@ Answer = bytes | memoryview | None
 """The body of an answer; None: the request wants none."""
 Handler = Callable[["Connection", Request], Answer]
 
-PATIENCE_SECONDS = 0.05
-"""How long a request that found the pool full waits for files to be forgotten."""
 MOST_OUTDATED = 4096
 MOST_FORGETS = 4096
 """So many wait at most."""
@@ -67,11 +65,8 @@ class Connection:
         block_size: of the pool, which stat(2) shows.
         ended: DESTROY has come.
         outdated: inodes whose attributes the kernel was told to forget because of stores, and was not given since.
-        forgets: nodes and lookups that wait to be settled.
-        postponed: requests that found the pool full, to be asked again when the kernel's forgets have come.
-        deadline: when they are asked again in any case (``time.perf_counter``).
-        last_chance: a postponed request is being asked again.
-        patient: a name was taken away since waiting was in vain.
+        forgets: nodes and lookups that wait to be settled; always the same list.
+        postponing: requests that found the pool full, and when they are answered.
         table: the handlers by opcode; its own, since counting changes it.
         counting: what counts requests, while somebody wants to know.
     """
@@ -98,10 +93,7 @@ class Connection:
         self._handles = count(1)
         self.outdated: set[int] = set()
         self.forgets: list[tuple[int, int]] = []
-        self.postponed: list[bytes] = []
-        self.last_chance = False
-        self.patient = True
-        self.deadline = 0.0
+        self.postponing = Postponing(core)
 
     def opened(self, request: Request, file: OpenFile) -> bytes:
         """Give an open file its handle: fuse_open_out."""
@@ -149,25 +141,6 @@ class Connection:
                 logs.unanswered(f"forgetting inode {node}", error)
             except Exception as error:
                 unexpected.refusal(self.core, error, f"forgetting inode {node}")
-
-    def postpone(self, request: Request) -> bool:
-        """The pool is full for this request; whether it shall be asked again.
-
-        A file that was just removed takes its room until the kernel forgets it, which it does a little later.
-        """
-        if self.last_chance:
-            self.patient = False
-        if not self.patient or not self.core.holds_forgettable:
-            return False
-        if not self.postponed:
-            self.deadline = perf_counter() + PATIENCE_SECONDS
-        self.postponed.append(bytes(request.buffer[: request.length]))
-        return True
-
-    @property
-    def due(self) -> bool:
-        """Whether postponed requests should be asked again: what was removed is forgotten, or they waited enough."""
-        return bool(self.postponed) and (perf_counter() > self.deadline or not self.core.holds_forgettable)
 
     def forget_attributes_of(self, ino: int) -> None:
         """Make the kernel ask again for the attributes of an inode."""

@@ -68,7 +68,7 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
             request.leave_out_extensions()
         body = handler(connection, request)
     except FsError as error:
-        if error.errno == errno.ENOSPC and connection.postpone(request):
+        if error.errno == errno.ENOSPC and connection.postponing.put_off(request):
             return None
         return refusal(error, opcode, unique)
     except Exception as error:

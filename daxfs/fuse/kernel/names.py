@@ -103,14 +103,14 @@ def link(connection: Connection, request: Request) -> bytes:
 
 def unlink(connection: Connection, request: Request) -> bytes:
     """Take a name away."""
-    connection.patient = True
+    connection.postponing.name_removed()
     connection.core.unlink(request.ino, request.name())
     return b""
 
 
 def rmdir(connection: Connection, request: Request) -> bytes:
     """Take a directory away."""
-    connection.patient = True
+    connection.postponing.name_removed()
     connection.core.rmdir(request.ino, request.name())
     return b""
 
@@ -119,7 +119,7 @@ def rename(connection: Connection, request: Request) -> bytes:
     """rename(2)."""
     directory = request.ino_of(request.arguments(abi.RENAME_IN).newdir)
     old, new = request.names(BODY + abi.RENAME_IN.size)
-    connection.patient = True
+    connection.postponing.name_removed()
     connection.core.rename(request.ino, old, directory, new, caller=request.caller())
     return b""
 
@@ -129,7 +129,7 @@ def rename2(connection: Connection, request: Request) -> bytes:
     given = request.arguments(abi.RENAME2_IN)
     directory, flags = request.ino_of(given.newdir), RenameFlags(given.flags)
     old, new = request.names(BODY + abi.RENAME2_IN.size)
-    connection.patient = True
+    connection.postponing.name_removed()
     connection.core.rename(request.ino, old, directory, new, flags, request.caller())
     return b""
 

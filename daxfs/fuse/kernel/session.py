@@ -75,6 +75,7 @@ class Session:
         device, connection, request = self._device, self._connection, self._request
         descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
         answer, table = dispatch.answer, connection.table
+        forgets, postponed = connection.forgets, connection.postponing.messages
         spinning = self._pace.spinning
         crowded = False  # the next request was there already when the last was answered: so may be the one after
         served = 0
@@ -97,16 +98,16 @@ class Session:
                         device.not_sent(error)
                         request.take_back()
                 served += 1
-            if (connection.forgets or connection.postponed) and not poll(0):
+            if (forgets or postponed) and not poll(0):
                 self._catch_up()
             if not crowded:
                 if spinning and poll(0):
                     crowded = True
-                elif not (spinning and spin()) and not poll(LINGER_MILLISECONDS) and not connection.postponed:
+                elif not (spinning and spin()) and not poll(LINGER_MILLISECONDS) and not postponed:
                     return False
             now = perf_counter()
-        if connection.due:
-            self._ask_again()
+        if connection.postponing.due:
+            self._answer_postponed()
         if served >= DENSE:
             self._wakefulness.hold()
             self._pace.learn(served / (now - begin))
@@ -119,16 +120,13 @@ class Session:
             connection.settle(FORGETS_AT_ONCE)
             if poll(0):
                 return
-        if connection.due:
-            self._ask_again()
+        if connection.postponing.due:
+            self._answer_postponed()
 
-    def _ask_again(self) -> None:
-        """The last chance of requests that found the pool full: what was removed before them is forgotten now."""
+    def _answer_postponed(self) -> None:
+        """Answer what found the pool full and has waited enough."""
         connection, request = self._connection, self._request
-        connection.settle()
-        postponed, connection.postponed = connection.postponed, []
-        connection.last_chance = True
-        for message in postponed:
+        for message in connection.postponing.last_chances():
             request.buffer[: len(message)] = message
             reply = dispatch.answer(connection, request, len(message), connection.table)
             if reply is not None:
@@ -137,7 +135,6 @@ class Session:
                 except OSError as error:
                     self._device.not_sent(error)
                     request.take_back()
-        connection.last_chance = False
 
 
 def serve(
