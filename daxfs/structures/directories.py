@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import dirent
@@ -46,7 +47,8 @@ __all__ = [
 ]
 
 
-class Place(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Place:
     """Where a name is in a directory, or would be.
 
     It is good, as its ``directory`` is, until the end of the handle it was found in, and stays good whatever that

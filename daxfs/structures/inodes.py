@@ -93,14 +93,17 @@ def position(view: View, ino: int) -> tuple[int, int]:
     Raises:
         Corrupt: there is no such inode, or the group's descriptor is damaged.
     """
+    return _position(view, view.caches[_Known], ino)
+
+
+def _position(view: View, known: _Known, ino: int) -> tuple[int, int]:
     geometry = view.geometry
     if not 0 < ino <= geometry.inodes_count:
         raise Corrupt("inode number", f"{ino}, of {geometry.inodes_count}")
     group, index = divmod(ino - 1, geometry.inodes_per_group)
-    tables = view.caches[_Known].tables
-    table = tables.get(group)
+    table = known.tables.get(group)
     if table is None:
-        table = _find_table(view, tables, group)
+        table = _find_table(view, known.tables, group)
     block, slot = divmod(index, geometry.inodes_per_block)
     return table + block, slot * geometry.inode_size
 
@@ -124,22 +127,24 @@ def read(view: View, ino: int) -> Inode:
         Corrupt: the number is out of range, or the slot's content is damaged.
         FsError: ESTALE, the slot was never used.
     """
-    number, offset = position(view, ino)
+    known = view.caches[_Known]
+    number, offset = _position(view, known, ino)
     inode = Inode(view.block(number), offset, view.geometry)
     inode.number = ino
-    if ino not in view.caches[_Known].checked:
-        _check(view, inode, number, offset)
+    if ino not in known.checked:
+        _check(view, known, inode, number, offset)
     return inode
 
 
 def edit(tx: Handle, ino: int) -> Inode:
     """The inode ``ino``, for change: one credit. Its checksum is made at commit. Raises as `read`."""
     geometry = tx.geometry
-    number, offset = position(tx, ino)
-    if ino not in tx.caches[_Known].checked:
+    known = tx.caches[_Known]
+    number, offset = _position(tx, known, ino)
+    if ino not in known.checked:
         inode = Inode(tx.block(number), offset, geometry)
         inode.number = ino
-        _check(tx, inode, number, offset)
+        _check(tx, known, inode, number, offset)
     inode = Inode(tx.edit(number), offset, geometry)
     inode.number = ino
     if geometry.metadata_csum:
@@ -168,7 +173,7 @@ def in_use(view: View, ino: int) -> bool:
     return bitmaps.test(_bitmap(view, group, desc), (ino - 1) % geometry.inodes_per_group)
 
 
-def _check(view: View, inode: Inode, number: int, offset: int) -> None:
+def _check(view: View, known: _Known, inode: Inode, number: int, offset: int) -> None:
     """Invariant 1, once for each inode.
 
     A transaction's copy whose slot differs from the pool was changed by this mount, after a check: its checksum comes
@@ -180,7 +185,7 @@ def _check(view: View, inode: Inode, number: int, offset: int) -> None:
         if not inode.mode and not inode.links_count:
             raise FsError(errno.ESTALE, f"inode {inode.number} is not in use")
         inode.verify(inode.number, geometry)
-    view.caches[_Known].put(inode.number)
+    known.put(inode.number)
 
 
 # Accounting
