@@ -35,7 +35,7 @@ from daxfs.fs import (
     trim,
 )
 from daxfs.fs.data import OpenFile
-from daxfs.fs.nodes import Node
+from daxfs.fs.opendirectory import OpenDirectory
 from daxfs.fs.paths import Tree
 from daxfs.fs.types import (
     ROOT_INO,
@@ -144,16 +144,6 @@ def made_by(file: OpenFile, caller: Caller | None) -> Iterator[None]:
         yield
     finally:
         file.caller = opener
-
-
-class OpenDirectory:
-    """An open directory: listings may go on after any cookie as long as it is open."""
-
-    __slots__ = ("ino", "node")
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.ino = node.ino
 
 
 class FileSystem:

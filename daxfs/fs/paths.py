@@ -12,14 +12,14 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError
-from daxfs.fs.types import ROOT_INO, Attributes, SetAttributes
+from daxfs.fs.types import ROOT_INO, Attributes, DirEntry, SetAttributes
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
-    from daxfs.fs.filesystem import FileSystem
+    from daxfs.fs.opendirectory import OpenDirectory
 
 MAX_LINKS = 40
 """Symbolic links followed in one path before ELOOP, as in the kernel."""
@@ -34,10 +34,50 @@ MODES = {
 }
 
 
+class Operations(Protocol):
+    """What paths and file objects ask of the file system below them: operations of `FileSystem`."""
+
+    def lookup(self, parent: int, name: bytes) -> Attributes: ...
+
+    def readlink(self, ino: int) -> bytes: ...
+
+    def mkdir(self, parent: int, name: bytes, mode: int) -> Attributes: ...
+
+    def symlink(self, parent: int, name: bytes, target: bytes) -> Attributes: ...
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int) -> tuple[OpenFile, Attributes]: ...
+
+    def unlink(self, parent: int, name: bytes) -> None: ...
+
+    def rmdir(self, parent: int, name: bytes) -> None: ...
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None: ...
+
+    def getattr(self, ino: int) -> Attributes: ...
+
+    def setattr(self, ino: int, changes: SetAttributes) -> Attributes: ...
+
+    def open_file(self, ino: int, flags: int) -> OpenFile: ...
+
+    def release(self, file: OpenFile) -> None: ...
+
+    def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes: ...
+
+    def write(self, file: OpenFile, offset: int, content: bytes | bytearray | memoryview) -> int: ...
+
+    def fsync(self, ino: int) -> None: ...
+
+    def opendir(self, ino: int) -> OpenDirectory: ...
+
+    def readdir(self, directory: OpenDirectory) -> Iterator[DirEntry]: ...
+
+    def releasedir(self, directory: OpenDirectory) -> None: ...
+
+
 class PoolFile(io.RawIOBase):
     """An open file of a pool: unbuffered, binary, seekable."""
 
-    def __init__(self, fs: FileSystem, file: OpenFile) -> None:
+    def __init__(self, fs: Operations, file: OpenFile) -> None:
         super().__init__()
         self._fs = fs
         self._file = file
@@ -92,7 +132,7 @@ class PoolFile(io.RawIOBase):
 class Tree:
     """The names of a pool as paths. Paths are ``str`` (surrogateescape) or ``bytes``, always from the root."""
 
-    def __init__(self, fs: FileSystem) -> None:
+    def __init__(self, fs: Operations) -> None:
         self.fs = fs
 
     def resolve(self, path: str | bytes, *, follow: bool = True) -> int:
