@@ -1,4 +1,4 @@
-"""Floor 3: what the floors above remember of one mounted pool, as long as it is mounted.
+"""Floor 4: what the floors above remember of one mounted pool, as long as it is mounted.
 
 A `daxfs.journal.view.View` has the caches, and shares them with the handle of its journal; a volume that is remounted
 hands them on to its next view. So they belong to a pool and end with its mount: nothing that is undone in one pool is
