@@ -1,7 +1,8 @@
 """What the handlers of one connection share: the core, open files, what was agreed, forgets that wait.
 
 The kernel names an open file by a handle that was given once and never again. Forgets need no answer, so they wait
-until no request does (`settle`), or until many of them do: freeing a large file must not delay a read.
+until no request does (`settle`), until many of them do, or until the core finds the pool full (`reclaim`): freeing a
+large file must not delay a read.
 """
 
 from __future__ import annotations
