@@ -10,9 +10,6 @@ import sys
 
 import grimp
 
-LEFT = ("daxfs.fs",)
-"""Packages that still have circles: those among their own modules are left out."""
-
 
 def circles(package: str) -> list[str]:
     """The circles among the modules of a package that can be imported from here, as lines."""
@@ -21,15 +18,10 @@ def circles(package: str) -> list[str]:
     for importer in graph.modules:
         for imported in graph.find_modules_directly_imported_by(importer):
             chain = graph.find_shortest_chain(imported, importer)
-            if chain is not None and not any(is_inside(chain, left) for left in LEFT):
+            if chain is not None:
                 first = chain.index(min(chain))
                 found.add((*chain[first:], *chain[:first]))
     return sorted(line(graph, circle) for circle in found)
-
-
-def is_inside(chain: tuple[str, ...], package: str) -> bool:
-    """Whether all modules are a package's."""
-    return all(f"{module}.".startswith(f"{package}.") for module in chain)
 
 
 def line(graph: grimp.ImportGraph, circle: tuple[str, ...]) -> str:

@@ -55,8 +55,8 @@ def slot(fs: FileSystem, offset: int) -> Slot:
 
 def token(fs: FileSystem) -> bytes:
     """What a client finds in the pool and quotes."""
-    fs.volume.board.make()
-    place = fs.volume.board.token
+    fs.grants.page.make()
+    place = fs.grants.page.token
     return bytes(fs.volume.pool.memory[place : place + 16]) if place else b""
 
 
@@ -119,7 +119,7 @@ class Client:
     def current(self) -> list[Grant]:
         """The answers that still hold."""
         return [
-            answer for answer in self.answers if not answer.slot or slot(self.fs, answer.slot).epoch == answer.epoch
+            answer for answer in self.answers if not answer.entry or slot(self.fs, answer.entry).epoch == answer.epoch
         ]
 
     def place(self, offset: int) -> int | None:
@@ -232,12 +232,8 @@ def check(fs: FileSystem, clients: Iterable[Client], ghosts: Iterable[tuple[int,
     ``ghosts``: (inode, blocks) of clients of an earlier mount that still map the pool.
     """
     found = owners(fs)
-    nodes, books = fs.volume.nodes, fs.volume.leases
-    leases = books.by_ino.values()
-    assert books.deferred == sum(parked.size for lease in leases for parked in lease.parked)
-    assert books.holders == sum(lease.all_holders for lease in leases)
-    keepers = {ino for ino in nodes.unlinked if not inodes.read(fs.volume.view, ino).links_count}
-    keepers.discard(fs.volume.board.ino)
+    fs.check()
+    keepers = fs.volume.lives.nameless - {fs.grants.page.ino}
     for holder in clients:
         expect_owned(found, holder.told, holder.file.ino, keepers)
         for answer in holder.current:
@@ -258,8 +254,8 @@ def expect_owned(found: Owners, told: set[int], ino: int, keepers: set[int]) -> 
 
 def expect_true(fs: FileSystem, holder: Client, answer: Grant) -> None:
     """An answer whose epoch runs still says where the file lies, and what reads as zeros."""
-    if answer.slot:
-        now = slot(fs, answer.slot)
+    if answer.entry:
+        now = slot(fs, answer.entry)
         assert (now.size, now.ino) == (fs.getattr(holder.file.ino).size, holder.file.ino)
     bits = fs.volume.block_bits
     runs = fs.describe(holder.file.ino)

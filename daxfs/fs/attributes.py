@@ -89,8 +89,8 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
             set_owner(tx, inode, changes, caller)
             if changes.mode is not None:
                 set_mode(tx, inode, changes.mode)
-            set_times(volume, inode, changes)
-            volume.refresh_from(inode)
+            set_times(volume, tx, inode, changes)
+            volume.nodes.reloaded(inode)
             return newest(volume, inode)
     return read_attributes(volume, ino)
 
@@ -120,7 +120,7 @@ def set_mode(tx: Handle, inode: Inode, mode: int) -> None:
         xattrs.set_acl(tx, inode, acl.chmod(entries, inode.mode))
 
 
-def set_times(volume: Volume, inode: Inode, changes: SetAttributes) -> None:
+def set_times(volume: Volume, tx: Handle, inode: Inode, changes: SetAttributes) -> None:
     """New times; ctime is now unless it is given."""
     now = clock.now()
     atime = now if changes.atime_now else changes.atime_ns
@@ -129,7 +129,7 @@ def set_times(volume: Volume, inode: Inode, changes: SetAttributes) -> None:
         inode.atime_ns = atime
     if mtime is not None:
         inode.mtime_ns = mtime
-    volume.nodes.drop_times(inode.number, atime=atime is not None, mtime=mtime is not None, ctime=True)
+    volume.nodes.stamped(tx, inode.number, atime=atime is not None, mtime=mtime is not None, ctime=True)
     inode.ctime_ns = changes.ctime_ns if changes.ctime_ns is not None else now
 
 
@@ -178,7 +178,7 @@ def set_xattr(
         if before == (inode.mode, stored(tx, inode, name)):
             return
         inode.ctime_ns = clock.now()
-    volume.nodes.drop_times(ino, ctime=True)
+        volume.nodes.stamped(tx, ino, ctime=True)
     volume.refresh(ino)  # a file capability changes what a write does
 
 
@@ -232,7 +232,7 @@ def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
             return
         xattrs.remove(tx, inode, name)
         inode.ctime_ns = clock.now()
-    volume.nodes.drop_times(ino, ctime=True)
+        volume.nodes.stamped(tx, ino, ctime=True)
 
 
 def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:

@@ -11,7 +11,8 @@ import errno
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
-from daxfs.fs import data, parking, ranges
+from daxfs.fs import data, ranges
+from daxfs.fs.change import Change
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
 from daxfs.fs.volume import Volume
@@ -48,9 +49,9 @@ def copy_range(
         data.refuse_overwrite(volume, target, target_offset)
         data.drop_privileges(volume, target.node, target.caller)
     done = copy(volume, source, source_offset, target, target_offset, length)
-    volume.touch_mtime(target.node)
+    target.node.overwritten()
     if source.node.atime_due:
-        volume.touch_atime(source.node)
+        source.node.accessed()
     return done
 
 
@@ -99,13 +100,9 @@ def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
 
 def grow(volume: Volume, node: Node, size: int) -> None:
     """Make the file longer by a hole."""
-    parking.end_growth(volume, node)
+    volume.notifier.before_growth(node.ino)
     if size > volume.large_file_from:
         volume.allow_large_files()
-    with volume.handle(data.CREDITS_PIECE) as tx:
-        inode = inodes.edit(tx, node.ino)
-        data.zero_tail(volume, tx, inode, inode.size)
-        inode.size = size
-        ranges.finish(tx, inode)
-    volume.resize(node, size)
-    ranges.note(volume, node, ())
+    with volume.handle(data.CREDITS_PIECE) as tx, Change(volume, tx, node.ino) as change:
+        data.zero_tail(volume, tx, change.inode, change.inode.size)
+        change.inode.size = size

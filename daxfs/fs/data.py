@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import clock, parking
+from daxfs.fs.change import Change
 from daxfs.fs.filemap import MAX_RUNS, FileMap
-from daxfs.fs.nodes import Node
+from daxfs.fs.nodes import END, Node
+from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.types import ROOT_INO, Caller
-from daxfs.fs.volume import NOT_PLAIN, Volume
-from daxfs.structures import inodes, mapping, orphans, xattrs
+from daxfs.fs.volume import Volume
+from daxfs.structures import inodes, mapping, xattrs
 from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 CREDITS_PIECE = 32
 """Blocks one piece of a write may change: a split at each level of the tree, bitmap, descriptor, inode, superblock."""
-CREDITS_CUT = 64 + parking.CREDITS_PARK
+CREDITS_CUT = 64 + CREDITS_QUARANTINE
 BLOCKS_PER_CUT = 32
 CREDITS_XATTR = 12
 SET_ID = stat.S_ISUID | stat.S_ISGID
@@ -84,15 +85,14 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool |
             raise FsError(errno.EPERM)
         if inode.flags & EXT4_APPEND_FL and (flags & os.O_TRUNC or not flags & os.O_APPEND):
             raise FsError(errno.EPERM)
-    node = volume.open_node(inode)
-    node.opens += 1
+    node = volume.nodes.opened(inode)
     file = OpenFile(node, flags, caller)
     if flags & os.O_TRUNC and stat.S_ISREG(inode.mode):
         try:
             truncate(volume, ino, 0, caller, kill)
             volume.finish()
         except BaseException:
-            volume.close_node(node)
+            volume.nodes.closed(node)
             raise
     return file
 
@@ -120,7 +120,7 @@ def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview |
         raise FsError(errno.EBADF)
     node = file.node
     if node.atime_due:
-        volume.touch_atime(node)
+        node.accessed()
     rest = node.size - offset
     if rest <= 0:
         return b""
@@ -180,7 +180,7 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
         run = mapped.find(offset) if mapped is not None else None
         if run is not None and end <= run[1] and not run[3]:
             volume.pool.write(offset + run[2], data)
-            volume.touch_mtime(node)
+            node.overwritten()
             return size
     return write_slowly(volume, file, offset, data)
 
@@ -190,7 +190,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
     node = file.node
     size = len(data)
     if offset + size > node.size:
-        parking.end_growth(volume, node)
+        volume.notifier.before_growth(node.ino)
     if offset + size > volume.max_size(node.ino):
         size = max(volume.max_size(node.ino) - offset, 0)
         if size == 0:
@@ -243,8 +243,7 @@ def drop_privileges(volume: Volume, node: Node, caller: Caller, kill: bool | Non
             inode.mode = kept
             if capable:
                 xattrs.remove(tx, inode, CAPABILITY)
-    # Its attributes were looked at, so that the next write need not.
-    node.plain = not (kept & SET_ID or inode.flags & NOT_PLAIN)
+    node.privileges_dropped(kept, inode.flags)
 
 
 def takes_set_id(caller: Caller, kill: bool | None) -> bool:
@@ -271,12 +270,12 @@ def in_group(inode: Inode, caller: Caller) -> bool:
 def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -> int:
     """Write the first contiguous piece of ``data`` in one handle; returns its length in bytes."""
     node = file.node
-    bits, block_size = volume.block_bits, volume.block_size
+    bits = volume.block_bits
     end = offset + len(data)
     lblk = offset >> bits
     want = ((end - 1) >> bits) - lblk + 1
-    with volume.handle(CREDITS_PIECE, file.caller) as tx:
-        inode = inodes.edit(tx, node.ino)
+    with volume.handle(CREDITS_PIECE, file.caller) as tx, Change(volume, tx, node.ino) as change:
+        inode = change.inode
         run = mapping.lookup(tx, inode, lblk)
         fresh = not run.pblk
         if fresh:
@@ -287,25 +286,13 @@ def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -
         delta = (run.pblk - lblk) << bits
         if fresh or run.unwritten:
             zero_edges(volume, delta, lblk << bits, (lblk + length) << bits, offset, stop)
+            change.maps(Extent(lblk, run.pblk, length, False))
         if run.unwritten:
             mapping.mark_written(tx, inode, lblk, length)
         if offset > node.size:
             zero_tail(volume, tx, inode, node.size)
         volume.pool.write(offset + delta, data[: stop - offset])
         inode.size = max(inode.size, stop)
-        mapping.settle_tail(tx, inode)
-        inode.mtime_ns = inode.ctime_ns = clock.now()
-    if node.lease is not None and (fresh or run.unwritten) and lblk << bits < node.size:
-        node.lease.moved()
-    volume.resize(node, max(node.size, stop))
-    node.mtime = node.ctime = 0
-    node.atime_due = not node.noatime
-    if node.map is not None:
-        if len(node.map.runs) >= MAX_RUNS:
-            node.map = None
-            node.scattered = True
-        else:
-            node.map.put(lblk << bits, (lblk << bits) + length * block_size, delta, False)
     return stop - offset
 
 
@@ -346,53 +333,34 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
     volume.note_sync(inode)
     shrinks = size <= inode.size
     drop_capability(volume, inode)
-    whole, listed_here = True, False
-    now = clock.now()
-    node = volume.nodes.open.get(ino)
-    if node is not None:
-        parking.end_growth(volume, node)
-    elif not shrinks:
-        parking.forsake(volume, ino)
-    with volume.handle(CREDITS_CUT) as tx:
-        inode = inodes.edit(tx, ino)
+    whole = True
+    volume.notifier.before_growth(ino)
+    with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino) as change:
+        inode = change.inode
         if takes_set_id(caller, kill):
             inode.mode = without_set_id(inode, caller)
         if size > inode.size:
             zero_tail(volume, tx, inode, inode.size)
         inode.size = size
-        inode.mtime_ns = inode.ctime_ns = now
         if shrinks:
             first = (size + volume.block_size - 1) >> volume.block_bits
-            whole = parking.remove(volume, tx, inode, first, None, limit=BLOCKS_PER_CUT)
-            if not whole and ino not in volume.nodes.unlinked:
-                orphans.add(tx, ino)
-                listed_here = True
-        else:
-            mapping.settle_tail(tx, inode)
-    if node is not None:
-        volume.resize(node, size)
-        node.mtime = node.ctime = 0
-        if shrinks:
-            node.map = None
-            node.scattered = False
-        volume.refresh_node(node)
+            whole = change.unmap(first, None, limit=BLOCKS_PER_CUT)
+            if not whole:
+                volume.lives.being_cut(tx, ino)
+    volume.refresh(ino)
     if shrinks:
-        finish_cut(volume, ino, size, whole=whole, listed=listed_here)
+        finish_cut(volume, ino, size, whole=whole)
 
 
-def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool, listed: bool) -> None:
+def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> None:
     """The end of a `truncate` that made a file shorter: the rest of its blocks, and what is behind its new end."""
     try:
         if not whole:
             cut_blocks(volume, ino)
     finally:
         node = volume.nodes.open.get(ino)
-        if node is not None and node.lease is not None:
-            node.lease.grown.cut(size, volume.geometry.max_extent_file_size)
-            node.lease.moved()
-    if listed:
-        with volume.handle(8) as tx:
-            orphans.remove(tx, ino)
+        if node is not None:
+            node.moved(size, END)
     if size & (volume.block_size - 1):
         # The old bytes behind the new end go only when the new size is durable: a crash before that must find them.
         volume.journal.commit()
@@ -407,13 +375,14 @@ def drop_capability(volume: Volume, inode: Inode) -> None:
 
 
 def cut_blocks(volume: Volume, ino: int) -> None:
-    """Free every block beyond the inode's size, in as many handles as it takes."""
+    """Free every block beyond the inode's size, in as many handles as it takes; recovery need not do it any more."""
     finished = False
     while not finished:
-        with volume.handle(CREDITS_CUT) as tx:
-            inode = inodes.edit(tx, ino)
-            first = (inode.size + volume.block_size - 1) >> volume.block_bits
-            finished = parking.remove(volume, tx, inode, first, None, limit=BLOCKS_PER_CUT)
+        with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
+            first = (change.inode.size + volume.block_size - 1) >> volume.block_bits
+            finished = change.unmap(first, None, limit=BLOCKS_PER_CUT)
+            if finished:
+                volume.lives.cut(tx, ino)
 
 
 def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:

@@ -21,20 +21,20 @@ from daxfs.fs import (
     attributes,
     copying,
     data,
-    deferred,
     flags,
-    growing,
     label,
-    leasing,
     mounting,
     names,
     opening,
+    outside,
     ranges,
     remounting,
     removal,
     trim,
 )
 from daxfs.fs.data import OpenFile
+from daxfs.fs.grants import requests, stored, waiting
+from daxfs.fs.grants.table import Grants
 from daxfs.fs.opendirectory import OpenDirectory
 from daxfs.fs.paths import Tree
 from daxfs.fs.types import (
@@ -72,7 +72,7 @@ def note_failure(volume: Volume, error: FsError) -> None:
     if isinstance(error, Corrupt):
         volume.report(error)
     elif error.errno == errno.ENOSPC:
-        deferred.explain_full(volume)
+        waiting.explain_full(mounting.grants_of(volume))
 
 
 def recording_damage(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
@@ -157,6 +157,7 @@ class FileSystem:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.tree = Tree(self)
+        self.add_reclaimer(self._reclaim_grants)
 
     @classmethod
     def open(cls, pool: str | os.PathLike[str] | Pool, options: Options | None = None) -> FileSystem:
@@ -174,6 +175,14 @@ class FileSystem:
             if opened is not pool:
                 opened.close()
             raise
+
+    @property
+    def grants(self) -> Grants:
+        """What clients were granted, of the mount as it is now."""
+        return mounting.grants_of(self.volume)
+
+    def _reclaim_grants(self) -> bool:
+        return self.grants.reclaim()
 
     def __enter__(self) -> FileSystem:
         return self
@@ -402,10 +411,10 @@ class FileSystem:
     def release(self, file: OpenFile) -> None:
         """Close an open file; the last close of a file without a name frees it."""
         try:
-            if file.node.lease is not None:
-                leasing.give_back(self.volume, file)
+            if file.node.grants is not None:
+                self.grants.leave(file)
         finally:
-            self.volume.close_node(file.node)
+            self.volume.nodes.closed(file.node)
         removal.collect(self.volume, file.ino)
 
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
@@ -505,7 +514,7 @@ class FileSystem:
     @maintaining
     def sync(self) -> None:
         """Make everything durable, what clients have stored in memory by themselves too."""
-        leasing.flush_stores(self.volume)
+        requests.flush_stores(self.volume)
         self.volume.commit()
 
     @maintaining
@@ -518,41 +527,39 @@ class FileSystem:
     @piecewise
     def pool_identity(self) -> PoolIdentity:
         """Which pool to map."""
-        return leasing.identity(self.volume)
+        return requests.identity(self.grants)
 
     @piecewise
     def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Grant:
-        """Where bytes of the file lie in the pool, for a client to use until the board says otherwise, or `release`.
+        """Where bytes of the file lie in the pool, for a client to use until its status entry changes, or `release`.
 
         ``caller`` as in `write`: a client that may store takes privileges away as one that writes.
         """
         with made_by(file, caller):
-            return leasing.grant(self.volume, file, request)
+            return requests.grant(self.grants, file, request)
 
     @piecewise
     def stored(self, file: OpenFile, told: Stored) -> int:
-        """A client has stored by itself: the times move, and it may have made the file longer. See `growing.stored`."""
-        return growing.stored(self.volume, file, told)
+        """A client has stored by itself: the times move, and it may have made the file longer. See `stored.stored`."""
+        return stored.stored(self.grants, file, told)
 
     @maintaining
     def part(self) -> None:
         """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""
-        leasing.part(self.volume)
+        self.grants.part()
 
     # Directories
 
     @reading
     def opendir(self, ino: int) -> OpenDirectory:
         """Open a directory; `releasedir` it when done."""
-        node = self.volume.open_node(names.read_directory_inode(self.volume, ino))
-        node.opens += 1
-        return OpenDirectory(node)
+        return OpenDirectory(self.volume.nodes.opened(names.read_directory_inode(self.volume, ino)))
 
     def readdir(self, directory: OpenDirectory, cookie: int = 0) -> Iterator[DirEntry]:
         """The names strictly after ``cookie``; the iterator is valid until the next change of the file system."""
         node = directory.node
         if node.atime_due:
-            self.volume.touch_atime(node)
+            node.accessed()
         try:
             yield from names.readdir(self.volume, directory.ino, cookie)
         except Corrupt as error:
@@ -562,7 +569,7 @@ class FileSystem:
     @maintaining
     def releasedir(self, directory: OpenDirectory) -> None:
         """Close an open directory."""
-        self.volume.close_node(directory.node)
+        self.volume.nodes.closed(directory.node)
         removal.collect(self.volume, directory.ino)
 
     # References by number
@@ -575,22 +582,22 @@ class FileSystem:
     @property
     def holds_forgettable(self) -> bool:
         """Whether files without a name take room though nobody has them open: only pins keep them."""
-        nodes = self.volume.nodes
-        return any(ino not in nodes.open or not nodes.open[ino].opens for ino in nodes.unlinked)
+        volume = self.volume
+        return any(not volume.nodes.is_open(ino) for ino in volume.lives.nameless)
 
     @property
     def pins(self) -> Mapping[int, int]:
         """How often each inode is pinned, those that are; always the same object."""
-        return self.volume.nodes.pins
+        return self.volume.lives.pins
 
     def pin(self, ino: int) -> None:
         """The inode is known by number to somebody (a FUSE lookup): it outlives its last name until `unpin`."""
-        self.volume.nodes.pin(ino)
+        self.volume.lives.pin(ino)
 
     @maintaining
     def unpin(self, ino: int, count: int = 1) -> None:
         """``count`` pins less (a FUSE forget)."""
-        self.volume.nodes.unpin(ino, count)
+        self.volume.lives.unpin(ino, count)
         removal.collect(self.volume, ino)
 
     @reading
@@ -631,8 +638,11 @@ class FileSystem:
     @maintaining
     def tick(self) -> None:
         """Commit when the commit interval has passed."""
-        self.volume.tick()
-        leasing.look_for_strangers(self.volume)
+        volume = self.volume
+        if not volume.read_only:
+            outside.take_over(volume)
+            volume.tick()
+        self.grants.reclaim()
 
     def look_for_owners(self) -> None:
         """Stop storing if somebody else has taken the pool through a loop device; called now and then."""
@@ -642,7 +652,28 @@ class FileSystem:
 
     def statistics(self) -> Statistics:
         """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""
-        return self.volume.statistics()
+        volume = self.volume
+        grants = self.grants
+        return Statistics(
+            open_files=sum(node.opens for node in volume.nodes.open.values()),
+            remembered=len(volume.lives.pins),
+            lazy_times=len(volume.nodes.lazy),
+            nameless=len(volume.lives.nameless),
+            leases=grants.holders,
+            deferred=grants.epochs.deferred,
+            holding=waiting.holding(grants),
+            journal=volume.journal.stats if volume.was_writable else None,
+        )
+
+    def check(self) -> None:
+        """Hold all that is kept in DRAM of open inodes and grants against the pool: for tests, between two operations.
+
+        Raises:
+            AssertionError: they do not agree.
+        """
+        self.volume.check()
+        if not self.volume.read_only:
+            self.grants.check()
 
     @property
     def interrupted(self) -> bool:

@@ -107,10 +107,9 @@ def set_fsxattr(volume: Volume, ino: int, wanted: FsXattr, caller: Caller) -> No
 
 def uses_dax(volume: Volume, ino: int) -> bool:
     """Whether a file's data goes straight to memory. The flag of an open file counts from its next first open on."""
-    node = volume.nodes.open.get(ino)
-    if node is not None and node.opens:
-        return node.dax
-    return volume.dax_of(inodes.read(volume.view, ino))
+    if volume.nodes.is_open(ino):
+        return volume.nodes.open[ino].dax
+    return volume.nodes.dax_of(inodes.read(volume.view, ino))
 
 
 def changeable(inode: Inode) -> Inode:
@@ -153,7 +152,7 @@ def change(volume: Volume, ino: int, flags: int, wanted: FsXattr | None, caller:
         inode.flags = (inode.flags & ~EXT4_FL_USER_MODIFIABLE) | flags
         inode.ctime_ns = clock.now()
         volume.note_sync(inode)
-    volume.nodes.drop_times(ino, ctime=True)
+        volume.nodes.stamped(tx, ino, ctime=True)
     volume.refresh(ino)
 
 

@@ -19,6 +19,7 @@ from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import outside, recovery_flag, removal
+from daxfs.fs.grants.table import Grants
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
@@ -118,7 +119,9 @@ def mount(pool: Pool, options: Options) -> Volume:
         geometry = Geometry.of(sb)
     sb.verify()
     if read_only:
-        return Volume(pool, geometry, PoolView(pool, geometry), None, options)
+        volume = Volume(pool, geometry, PoolView(pool, geometry), None, options)
+        volume.notifier = Grants(volume)
+        return volume
     if area is not None:
         recovery.wipe(pool, geometry, area)
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
@@ -127,8 +130,9 @@ def mount(pool: Pool, options: Options) -> Volume:
     if report is not None and report.errno:
         note_abort(volume, report.errno)
     # A clean end of a mount means that its clients had closed all files: they keep the pool mapped and touch nothing.
-    volume.leases.strangers = pool.mapped_by_readers() if was_clean else pool.mapped_elsewhere()
-    if volume.leases.strangers:
+    grants = grants_of(volume)
+    grants.epochs.stale = pool.mapped_by_readers() if was_clean else pool.mapped_elsewhere()
+    if grants.stale:
         log.warning("%s: programs still map it from before; what they may touch is freed when they end", pool.path)
     removal.recover(volume)
     volume.commit()
@@ -139,7 +143,7 @@ def protect_log(volume: Volume, area: LogArea | None) -> None:
     """From now on no file may claim the log's blocks; the volume knows where they are."""
     volume.log_area = area
     if area is not None:
-        metadata_zone.protect(volume.view, area.runs)
+        metadata_zone.protect(volume.view, volume.view.superblock().s_journal_inum, area.runs)
 
 
 def needs_recovery(sb: Superblock) -> bool:
@@ -202,18 +206,25 @@ def note_abort(volume: Volume, number: int) -> None:
 def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) -> Volume:
     """A volume on an open journal, with the hooks of this floor and of the structures."""
     volume = Volume(pool, geometry, journal.view, journal, options)
+    volume.notifier = Grants(volume)
     add_hooks(volume)
     return volume
 
 
+def grants_of(volume: Volume) -> Grants:
+    """The grants of a volume: its notifier, as the floors above know it."""
+    assert isinstance(volume.notifier, Grants)
+    return volume.notifier
+
+
 def add_hooks(volume: Volume) -> None:
     """Have the volume's journal call this floor and the structures at commits and rollbacks."""
-    nodes, journal = volume.nodes, volume.journal
-    journal.add_commit_hook(volume.write_times, lambda: nodes.lazy)
-    journal.add_commit_hook(lambda tx: removal.list_orphans(volume, tx), lambda: not nodes.unlinked <= nodes.listed)
+    nodes, lives, journal = volume.nodes, volume.lives, volume.journal
+    journal.add_commit_hook(nodes.write_times, lambda: nodes.lazy)
+    journal.add_commit_hook(lives.list_orphans, lambda: lives.unlisted)
     journal.add_commit_hook(blocks.apply_frees, journal.has_frees)
     journal.before_superblock_home(lambda content: outside.keep(volume, content))
-    journal.rollback_hooks.extend((volume.leases.roll_back, nodes.drop_maps))
+    journal.abort_hooks.append(nodes.drop_maps)
 
 
 def mark_in_use(volume: Volume, *, recount: bool) -> None:
@@ -245,18 +256,19 @@ def unmount(volume: Volume) -> None:
     if not volume.was_writable or volume.journal.aborted:
         return
     journal = volume.journal
-    volume.leases.strangers = volume.leases.strangers and volume.pool.mapped_elsewhere()
+    grants = grants_of(volume)
+    grants.epochs.stale = grants.stale and volume.pool.mapped_elsewhere()
     if not volume.read_only:
-        volume.nodes.pins.clear()
-        volume.board.erase()
-        if volume.leases.strangers:
+        volume.lives.pins.clear()
+        grants.page.erase()
+        if grants.stale:
             log.warning("%s: programs still map it; what they may touch is freed by a later mount", volume.pool.path)
         else:
-            for ino in tuple(volume.nodes.unlinked):
+            for ino in tuple(volume.lives.nameless):
                 removal.free(volume, ino)
     outside.take_over(volume)
     journal.commit()
-    if volume.leases.strangers:
+    if grants.stale:
         # Not clean: whoever mounts or checks it next must look for them, and after their orphans, as after a crash.
         return
     mark_clean(volume)

@@ -94,10 +94,10 @@ def readlink(volume: Volume, ino: int) -> bytes:
     inode = inodes.read(volume.view, ino)
     if not stat.S_ISLNK(inode.mode):
         raise FsError(errno.EINVAL)
-    node = volume.open_node(inode)
+    node = volume.nodes.of(inode)
     if node.atime_due:
-        volume.touch_atime(node)
-    volume.nodes.settle(node)
+        node.accessed()
+    volume.nodes.drop_idle(node)
     size = inode.size
     if inode.is_fast_symlink:
         return bytes(inode.block_area[: min(size, FAST_SYMLINK_MAX)])
@@ -205,9 +205,7 @@ def make_nameless(volume: Volume, parent: int, mode: int, caller: Caller, *, lin
         mapping.new_inode_map(tx, inode)
         if inherited is not None:
             xattrs.set_inherited(tx, inode, inherited)
-        removal.orphan(volume, tx, inode)
-    if linkable:
-        volume.nodes.linkable.add(inode.number)
+        volume.lives.made_nameless(tx, inode.number, linkable=linkable)
     return read_attributes(volume, inode.number)
 
 
@@ -286,7 +284,7 @@ def link(volume: Volume, ino: int, parent: int, name: bytes, caller: Caller) -> 
         if stat.S_ISDIR(inode.mode) or inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
             raise FsError(errno.EPERM)
         nameless = inode.links_count == 0
-        if nameless and ino not in volume.nodes.linkable:
+        if nameless and ino not in volume.lives.linkable:
             raise FsError(errno.ENOENT)
         if inode.links_count >= EXT4_LINK_MAX:
             raise FsError(errno.EMLINK)
@@ -294,9 +292,9 @@ def link(volume: Volume, ino: int, parent: int, name: bytes, caller: Caller) -> 
         directories.insert(tx, place, ino, file_type_of_mode(inode.mode))
         inode.links_count = inode.links_count + 1
         inode.ctime_ns = directory.mtime_ns = directory.ctime_ns = now
-        volume.nodes.drop_times(ino, ctime=True)
+        volume.nodes.stamped(tx, ino, ctime=True)
         if nameless:
-            removal.named(volume, tx, ino)
+            volume.lives.named(tx, ino)
         return attributes_of(inode)
 
 
@@ -333,14 +331,14 @@ def refuse_protected(directory: Inode, victim: Inode) -> None:
 def drop_name(volume: Volume, tx: Handle, victim: Inode, now: int) -> None:
     """One name of ``victim`` is gone; a directory (already empty) goes whole."""
     victim.ctime_ns = now
-    volume.nodes.drop_times(victim.number, ctime=True)
+    volume.nodes.stamped(tx, victim.number, ctime=True)
     if stat.S_ISDIR(victim.mode):
         victim.links_count = 0
         victim.size = 0
     elif victim.links_count > 0:
         victim.links_count = victim.links_count - 1
     if victim.links_count == 0:
-        removal.orphan(volume, tx, victim)
+        volume.lives.unnamed(tx, victim.number)
 
 
 def rmdir(volume: Volume, parent: int, name: bytes) -> None:
@@ -450,7 +448,7 @@ def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller
         add_link_for_subdirectory(volume, destination)
         directories.set_parent(tx, inode, destination.number)
     inode.ctime_ns = now
-    volume.nodes.drop_times(old.ino, ctime=True)
+    volume.nodes.stamped(tx, old.ino, ctime=True)
     source.mtime_ns = source.ctime_ns = now
     destination.mtime_ns = destination.ctime_ns = now
     return new.ino
@@ -491,5 +489,5 @@ def exchange(volume: Volume, tx: Handle, old: Place, new: Place) -> None:
     for inode in (first, second, source, destination):
         inode.ctime_ns = now
     source.mtime_ns = destination.mtime_ns = now
-    volume.nodes.drop_times(old.ino, ctime=True)
-    volume.nodes.drop_times(new.ino, ctime=True)
+    volume.nodes.stamped(tx, old.ino, ctime=True)
+    volume.nodes.stamped(tx, new.ino, ctime=True)

@@ -1,41 +1,81 @@
-"""Inodes in use: which are open, which the kernel remembers, and what of them is held in DRAM meanwhile.
+"""Inodes in use, and all that happens to one while it is: each happening is one transition of `Node`.
 
-A `Node` exists for an inode that is open, or whose times wait for the next commit. Pins are the kernel's lookup counts.
-An inode that is open or pinned is *busy*: when its last name goes it stays until it is busy no more. This module keeps
-the books; it changes nothing on the pool (`volume.py` writes the times, `removal.py` frees the inode).
+A `Node` exists for an inode that is open, or whose times wait for the next commit. It keeps in DRAM what reads and
+writes need: size, a map of the blocks, times that wait. Whoever changes the inode calls the transition that says so,
+once the handle that did it has succeeded (`change.py` does it for blocks and size); a node is never ahead of its inode,
+so nothing of it is undone. Those who gave the file's memory to clients hear of it here (`Node.grants`), and nowhere
+else.
+
+`Nodes` has all nodes of a volume. The lives of inodes beyond being open are in `lifetimes.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from daxfs.fs.filemap import FileMap
+from daxfs.ext4.inode import (
+    EXT4_APPEND_FL,
+    EXT4_DAX_FL,
+    EXT4_IMMUTABLE_FL,
+    EXT4_JOURNAL_DATA_FL,
+    EXT4_NOATIME_FL,
+    EXT4_SYNC_FL,
+    EXT4_VERITY_FL,
+)
+from daxfs.fs import clock
+from daxfs.fs.filemap import MAX_RUNS, FileMap
+from daxfs.structures import inodes, mapping, xattrs
 
 if TYPE_CHECKING:
-    from daxfs.fs.leases import Lease
+    from daxfs.fs.notifiers import InodeNotifier
+    from daxfs.fs.types import Options
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.structures.inodes import Inode
+    from daxfs.structures.mapping import Extent
 
 MAX_MAPPED_FILES = 1024
 """How many files may keep a `FileMap` at the same time; the one opened longest ago loses its map first."""
+MAX_LAZY = 64
+"""Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
+NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_SYNC_FL
+"""Flags of files whose writes are more than a copy (`Node.plain`)."""
+SET_ID = 0o6000
+DAY_NS = 86_400 * 10**9
+END = 1 << 62
+"""Behind the last byte of any file."""
 
 
 class Node:
     """One inode in use.
 
-    ``atime``, ``mtime`` and ``ctime`` are times not yet in the inode (0: none): as with the kernel's lazytime they are
-    written by the commit, so that an overwrite changes no metadata block. ``plain`` is true while a write needs no
-    more than a copy: no set-id bits or capabilities to drop, not immutable, append-only or sync. ``scattered``: in too
-    many pieces for a map, each access asks the tree. ``dax``: whether data goes straight to memory, decided when the
-    file is opened and nobody had it open. ``noatime``: reading it never moves its access time. ``lease``: clients may
-    load or store by themselves (`leases.py`).
+    Attributes:
+        ino: its number.
+        opens: how often it is open.
+        size: of the file in bytes.
+        map: where its blocks lie; None: not read yet, or too many pieces.
+        scattered: in too many pieces for a map, each access asks the tree.
+        atime: a time that is not in the inode yet, in nanoseconds; 0: none. As with the kernel's lazytime the commit
+            writes it, so that an overwrite changes no metadata block.
+        mtime: as ``atime``.
+        ctime: as ``atime``.
+        atime_due: the next read moves the time of access.
+        noatime: reading it never does.
+        plain: a write needs no more than a copy: no set-id bits or capabilities to drop, not immutable, append-only or
+            sync.
+        dax: data goes straight to memory; decided when the file is opened and nobody had it open.
+        grants: those who gave its memory to clients.
     """
 
     __slots__ = (
+        "_nodes",
         "atime",
         "atime_due",
         "ctime",
         "dax",
+        "grants",
         "ino",
-        "lease",
         "map",
         "mtime",
         "noatime",
@@ -45,12 +85,13 @@ class Node:
         "size",
     )
 
-    def __init__(self, ino: int) -> None:
-        self.ino = ino
+    def __init__(self, nodes: Nodes, inode: Inode) -> None:
+        self._nodes = nodes
+        self.ino = inode.number
         self.opens = 0
-        self.size = 0
+        self.size = inode.size
         self.map: FileMap | None = None
-        self.lease: Lease | None = None
+        self.grants: InodeNotifier | None = None
         self.atime = 0
         self.mtime = 0
         self.ctime = 0
@@ -59,67 +100,225 @@ class Node:
         self.noatime = False
         self.plain = False
         self.scattered = False
+        self.reloaded(inode)
+
+    # What happens to it
+
+    def accessed(self) -> None:
+        """It was read, and its time of access was due."""
+        nodes = self._nodes
+        self.atime_due = nodes.options.atime == "strictatime"
+        if nodes.writable:
+            self.atime = clock.now()
+            if self.grants is not None:
+                self.grants.changed()
+            nodes.wait_for_commit(self)
+
+    def overwritten(self) -> None:
+        """Its content was changed in place."""
+        self.mtime = self.ctime = clock.now()
+        self.atime_due = not self.noatime
+        if self.grants is not None:
+            self.grants.changed()
+        if self.ino not in self._nodes.lazy:
+            self._nodes.wait_for_commit(self)
+
+    def blanked(self, begin: int, end: int) -> None:
+        """The bytes [begin, end), which have blocks, were zeroed in place."""
+        if self.grants is not None:
+            self.grants.blanked(begin, end)
+        self.overwritten()
+
+    def changed(self, size: int) -> None:
+        """A handle has changed its blocks or size, and written its times; the map is the caller's to keep right."""
+        self.mtime = self.ctime = 0
+        self.atime_due = not self.noatime
+        before, self.size = self.size, size
+        if self.grants is None:
+            return
+        if size == before:
+            self.grants.changed()
+        else:
+            self.grants.resized(size)
+
+    def mapped(self, runs: Iterable[Extent]) -> None:
+        """These runs of its blocks are what they say from now on."""
+        held, bits = self.map, self._nodes.block_bits
+        if held is None:
+            return
+        for lblk, pblk, length, unwritten in runs:
+            held.put(lblk << bits, (lblk + length) << bits, (pblk - lblk) << bits, unwritten)
+        if len(held.runs) > MAX_RUNS:
+            self.map = None
+            self.scattered = True
+
+    def unmapped(self, begin: int, end: int) -> None:
+        """The bytes [begin, end) have no blocks any more."""
+        self.scattered = False
+        if self.map is not None:
+            self.map.cut(begin, end)
+
+    def remapped(self) -> None:
+        """Any of its blocks may lie elsewhere now."""
+        self.scattered = False
+        self.map = None
+
+    def moved(self, begin: int, end: int) -> None:
+        """All is done that takes the bytes [begin, end) elsewhere, or that failed at it."""
+        if self.grants is not None:
+            self.grants.moved(begin, end)
+
+    def invalidated(self) -> None:
+        """Holes in it were filled: who was told of them must ask again."""
+        if self.grants is not None:
+            self.grants.invalidated()
+
+    def reloaded(self, inode: Inode) -> None:
+        """Its attributes changed; all that is kept of them is read again."""
+        nodes = self._nodes
+        self.size = inode.size
+        # Of attributes only a file capability matters, but only a write looks for it: this must stay cheap.
+        self.plain = not (inode.mode & SET_ID or inode.flags & NOT_PLAIN or xattrs.present(inode))
+        if self.grants is not None:
+            self.grants.resized(inode.size)
+            if not self.plain:
+                self.grants.invalidated()
+        if not self.opens:
+            self.dax = nodes.dax_of(inode)
+        options = nodes.options
+        policy = options.atime
+        self.noatime = policy == "noatime" or bool(inode.flags & EXT4_NOATIME_FL)
+        if not options.directory_atime and inode.is_dir:
+            self.noatime = True
+        if self.noatime:
+            self.atime_due = False
+        elif policy == "relatime":
+            atime = self.atime or inode.atime_ns
+            modified = max(self.mtime or inode.mtime_ns, self.ctime or inode.ctime_ns)
+            self.atime_due = atime <= modified or clock.now() - atime > DAY_NS
+        else:
+            self.atime_due = True
+
+    def privileges_dropped(self, mode: int, flags: int) -> None:
+        """A write looked at the inode's attributes and took away what a write takes, so that the next need not."""
+        self.plain = not (mode & SET_ID or flags & NOT_PLAIN)
+
+    def check(self, view: View) -> None:
+        """Hold what is kept against the inode, for tests, between two operations.
+
+        Raises:
+            AssertionError: they do not agree.
+        """
+        inode = inodes.read(view, self.ino)
+        assert self.opens >= 0
+        if inode.is_regular:
+            assert self.size == inode.size, f"inode {self.ino}: {self.size} bytes, on the disk {inode.size}"
+        if self.map is not None:
+            bits = self._nodes.block_bits
+            kept = FileMap()
+            for run in mapping.walk(view, inode):
+                begin = run.lblk << bits
+                kept.put(begin, begin + (run.length << bits), (run.pblk << bits) - begin, run.unwritten)
+            assert self.map.runs == kept.runs, f"inode {self.ino}: {self.map.runs}, on the disk {kept.runs}"
 
 
 class Nodes:
-    """The books of one volume, all by inode number.
+    """The nodes of one volume.
 
-    ``open``: nodes; ``pins``: lookup counts; ``lazy``: nodes whose times wait; ``unlinked``: inodes without a name that
-    are not freed yet; ``listed``: those of them, and of inodes being cut, that the disk's orphan list names;
-    ``linkable``: those that never had a name and may get one (the kernel's I_LINKABLE); ``kept``: those that hold
-    blocks which belong to no file (`parking.py`).
+    Attributes:
+        block_bits: log2 of the block size in bytes.
+        options: how the volume is mounted.
+        writable: times may wait for a commit; false as long as the volume is read-only.
+        open: inode number -> node.
+        lazy: inode number -> node, of those whose times wait.
+        write_soon: writes all times that wait, in a handle of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: Options, block_bits: int, write_soon: Callable[[], None]) -> None:
+        self.block_bits = block_bits
+        self.options = options
+        self.writable = False
         self.open: dict[int, Node] = {}
-        self.pins: dict[int, int] = {}
         self.lazy: dict[int, Node] = {}
-        self.unlinked: set[int] = set()
-        self.listed: set[int] = set()
-        self.linkable: set[int] = set()
-        self.kept: set[int] = set()
+        self.write_soon = write_soon
         self._mapped: dict[int, Node] = {}
 
-    def busy(self, ino: int) -> bool:
-        """Whether the inode must outlive its last name."""
+    # Opening
+
+    def of(self, inode: Inode) -> Node:
+        """The node of an inode, made if there is none."""
+        node = self.open.get(inode.number)
+        if node is None:
+            node = self.open[inode.number] = Node(self, inode)
+        elif not node.opens:
+            node.dax = self.dax_of(inode)
+        return node
+
+    def opened(self, inode: Inode) -> Node:
+        """One opener more."""
+        node = self.of(inode)
+        node.opens += 1
+        return node
+
+    def closed(self, node: Node) -> None:
+        """One opener less."""
+        node.opens -= 1
+        self.drop_idle(node)
+
+    def is_open(self, ino: int) -> bool:
+        """Whether anybody has it open."""
         node = self.open.get(ino)
-        return ino in self.pins or (node is not None and node.opens > 0) or ino in self.kept
+        return node is not None and node.opens > 0
 
-    def keep(self, ino: int) -> None:
-        """A new inode without a name is busy until nobody needs what it holds."""
-        self.kept.add(ino)
-        self.unlinked.add(ino)
+    def drop_idle(self, node: Node) -> None:
+        """Drop the node if nothing needs it: not open, no times to write."""
+        if node.opens == 0 and node.ino not in self.lazy:
+            self.open.pop(node.ino, None)
+            self._mapped.pop(node.ino, None)
 
-    def unkeep(self, ino: int) -> None:
-        """Take back `keep`: the inode was not made."""
-        self.kept.discard(ino)
-        self.unlinked.discard(ino)
+    def forget(self, ino: int) -> None:
+        """The inode is being freed: nothing of it may reach the pool again."""
+        self.lazy.pop(ino, None)
+        self.open.pop(ino, None)
+        self._mapped.pop(ino, None)
 
-    def pin(self, ino: int) -> None:
-        """One more reference by number (a FUSE lookup)."""
-        self.pins[ino] = self.pins.get(ino, 0) + 1
+    def dax_of(self, inode: Inode) -> bool:
+        """Whether a file that is opened now is served straight from memory (ext4_should_enable_dax)."""
+        policy, flags = self.options.dax, inode.flags
+        if policy == "never" or not inode.is_regular or flags & (EXT4_JOURNAL_DATA_FL | EXT4_VERITY_FL):
+            return False
+        return policy == "always" or bool(flags & EXT4_DAX_FL)
 
-    def unpin(self, ino: int, count: int = 1) -> None:
-        """``count`` references by number are gone (a FUSE forget)."""
-        left = self.pins.get(ino, 0) - count
-        if left > 0:
-            self.pins[ino] = left
-        else:
-            self.pins.pop(ino, None)
+    # Changes of inodes that may have a node
 
-    def drop_times(self, ino: int, *, atime: bool = False, mtime: bool = False, ctime: bool = False) -> None:
-        """The inode got newer times than those that wait for the commit."""
-        opened = self.open.get(ino)
-        if opened is not None and opened.lease is not None:
-            opened.lease.changed()
-        node = self.lazy.get(ino)
+    def reloaded(self, inode: Inode) -> None:
+        """An inode's attributes changed: `Node.reloaded` where there is a node."""
+        node = self.open.get(inode.number)
         if node is not None:
-            if atime:
-                node.atime = 0
-            if mtime:
-                node.mtime = 0
-            if ctime:
-                node.ctime = 0
+            node.reloaded(inode)
+
+    def stamped(self, tx: Handle, ino: int, *, atime: bool = False, mtime: bool = False, ctime: bool = False) -> None:
+        """The handle gives the inode newer times than those that wait for the commit. Undone with the handle."""
+        opened = self.open.get(ino)
+        if opened is not None and opened.grants is not None:
+            opened.grants.changed()
+        node = self.lazy.get(ino)
+        if node is None:
+            return
+        before = node.atime, node.mtime, node.ctime
+
+        def undo() -> None:
+            node.atime, node.mtime, node.ctime = before
+
+        tx.on_rollback(undo)
+        if atime:
+            node.atime = 0
+        if mtime:
+            node.mtime = 0
+        if ctime:
+            node.ctime = 0
+
+    # Maps
 
     def remember_map(self, node: Node, mapped: FileMap) -> None:
         """Give the node its map, within the bound on all maps."""
@@ -131,21 +330,47 @@ class Nodes:
             self._mapped.pop(oldest).map = None
 
     def drop_maps(self) -> None:
-        """Forget all maps: a change was rolled back and they may say too much."""
+        """Forget all maps: changes that had succeeded were given up with the journal."""
         for node in self._mapped.values():
             node.map = None
         self._mapped.clear()
 
-    def settle(self, node: Node) -> None:
-        """Drop the node when nothing needs it: not open, no times to write."""
-        if node.opens == 0 and node.ino not in self.lazy:
-            self.open.pop(node.ino, None)
-            self._mapped.pop(node.ino, None)
+    # Times that wait
 
-    def forget(self, ino: int) -> None:
-        """The inode is freed: nothing of it may reach the pool again."""
-        self.lazy.pop(ino, None)
-        self.open.pop(ino, None)
-        self._mapped.pop(ino, None)
-        self.unlinked.discard(ino)
-        self.linkable.discard(ino)
+    def wait_for_commit(self, node: Node) -> None:
+        """The node has times that the next commit writes."""
+        if len(self.lazy) >= MAX_LAZY:
+            self.write_soon()
+        self.lazy[node.ino] = node
+
+    def write_times(self, tx: Handle) -> None:
+        """Commit hook: times that waited go into their inodes."""
+        waiting, self.lazy = self.lazy, {}
+        before = [(node, node.atime, node.mtime, node.ctime) for node in waiting.values()]
+
+        def undo() -> None:
+            self.lazy = waiting
+            for node, *times in before:
+                node.atime, node.mtime, node.ctime = times
+                self.open[node.ino] = node
+
+        tx.on_rollback(undo)
+        for node in waiting.values():
+            inode = inodes.edit(tx, node.ino)
+            if node.atime:
+                inode.atime_ns = node.atime
+            if node.mtime:
+                inode.mtime_ns = node.mtime
+            if node.ctime:
+                inode.ctime_ns = node.ctime
+            node.atime = node.mtime = node.ctime = 0
+            self.drop_idle(node)
+
+    def check(self, view: View) -> None:
+        """`Node.check` of all nodes, and that they are where they belong. For tests, between two operations."""
+        assert self.lazy.keys() <= self.open.keys()
+        for ino, node in self.open.items():
+            assert node.ino == ino
+            assert node.opens or ino in self.lazy, f"inode {ino}: a node that nothing needs"
+            assert self.lazy.get(ino, node) is node
+            node.check(view)

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import clock, data, parking
+from daxfs.fs import data
+from daxfs.fs.change import Change
 from daxfs.fs.data import OpenFile
-from daxfs.fs.filemap import MAX_RUNS
-from daxfs.fs.nodes import Node
+from daxfs.fs.nodes import END, Node
+from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.types import FileExtent
 from daxfs.fs.volume import CHUNK_BYTES, Volume
 from daxfs.structures import extent_shift, extents, inodes, mapping
 from daxfs.structures.extent_tree import MAX_BLOCKS
 from daxfs.structures.inodes import Inode
-from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -41,7 +41,7 @@ RUNS_PER_STEP = 8
 CREDITS_STEP = 96
 """Blocks that allocating or converting so many runs may change: bitmaps and descriptors, leaves, splits up to the root,
 the inode."""
-CREDITS_MOVE = 64 + parking.CREDITS_PARK
+CREDITS_MOVE = 64 + CREDITS_QUARANTINE
 """Blocks that moving extents may change besides the nodes they are in: index nodes, a split at the border, a join."""
 LEAVES_PER_MOVE = 64
 
@@ -130,7 +130,7 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
         while not finished:
             finished = volume.retrying(punch_step, file.node, first, stop)
     finally:
-        moved(file.node, first << volume.block_bits, stop << volume.block_bits)
+        file.node.moved(first << volume.block_bits, stop << volume.block_bits)
     zero_edges(volume, file, offset, end)
 
 
@@ -150,17 +150,16 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
         else:
             collapse_in_parts(volume, node, first, stop)
     finally:
-        forget_map(volume, node)
+        node.moved(0, END)
         settle_moves(volume)
 
 
 def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
     """`collapse` in one handle."""
-    with volume.handle(move_credits(volume, node, first, stop)) as tx:
-        inode = inodes.edit(tx, node.ino)
-        parking.remove(volume, tx, inode, first, stop - 1)
-        extent_shift.move(tx, inode, stop, MAX_BLOCKS, first - stop)
-        close_gap(volume, tx, inode, first, stop)
+    with volume.handle(move_credits(volume, node, first, stop)) as tx, Change(volume, tx, node.ino) as change:
+        change.unmap(first, stop - 1)
+        extent_shift.move(tx, change.inode, stop, MAX_BLOCKS, first - stop)
+        close_gap(volume, tx, change, first, stop)
 
 
 def collapse_in_parts(volume: Volume, node: Node, first: int, stop: int) -> None:
@@ -170,15 +169,15 @@ def collapse_in_parts(volume: Volume, node: Node, first: int, stop: int) -> None
     position = stop
     while position < MAX_BLOCKS:
         position = move_down(volume, node, position, stop - first)
-    with volume.handle(CREDITS_MOVE) as tx:
-        close_gap(volume, tx, inodes.edit(tx, node.ino), first, stop)
+    with volume.handle(CREDITS_MOVE) as tx, Change(volume, tx, node.ino) as change:
+        close_gap(volume, tx, change, first, stop)
 
 
-def close_gap(volume: Volume, tx: Handle, inode: Inode, first: int, stop: int) -> None:
+def close_gap(volume: Volume, tx: Handle, change: Change, first: int, stop: int) -> None:
     """The end of `collapse`: everything has moved."""
-    extent_shift.join_at(tx, inode, first)
-    inode.size -= stop - first << volume.block_bits
-    finish(tx, inode)
+    extent_shift.join_at(tx, change.inode, first)
+    change.inode.size -= stop - first << volume.block_bits
+    change.remaps()
 
 
 def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
@@ -205,19 +204,19 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
         while last >= first:
             last = move_up(volume, node, first, last, stop - first)
     finally:
-        forget_map(volume, node)
+        node.moved(0, END)
         settle_moves(volume)
 
 
 def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: bool) -> None:
     """All that may fail of `insert`, and the move if it is done ``at_once``."""
-    with volume.handle(move_credits(volume, node, first, first) if at_once else CREDITS_MOVE) as tx:
-        inode = inodes.edit(tx, node.ino)
-        extent_shift.split_at(tx, inode, first)
-        inode.size += stop - first << volume.block_bits
+    credits = move_credits(volume, node, first, first) if at_once else CREDITS_MOVE
+    with volume.handle(credits) as tx, Change(volume, tx, node.ino) as change:
+        extent_shift.split_at(tx, change.inode, first)
+        change.inode.size += stop - first << volume.block_bits
         if at_once:
-            extent_shift.move(tx, inode, first, MAX_BLOCKS, stop - first)
-        finish(tx, inode)
+            extent_shift.move(tx, change.inode, first, MAX_BLOCKS, stop - first)
+        change.remaps()
 
 
 MODES: dict[int, Mode] = {
@@ -239,7 +238,7 @@ def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int)
     if size > volume.large_file_from:
         volume.allow_large_files()
     if size > file.node.size:
-        parking.end_growth(volume, file.node)
+        volume.notifier.before_growth(file.ino)
     lblk = offset >> volume.block_bits
     stop = (offset + length - 1 >> volume.block_bits) + 1
     while lblk < stop:
@@ -249,10 +248,10 @@ def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int)
 def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int) -> int:
     """Allocate some runs in one handle; returns the block to go on with."""
     node = file.node
-    made: list[Extent] = []
-    with volume.handle(CREDITS_STEP, file.caller) as tx:
-        inode = inodes.edit(tx, node.ino)
-        while lblk < stop and len(made) < RUNS_PER_STEP:
+    made = 0
+    with volume.handle(CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
+        inode = change.inode
+        while lblk < stop and made < RUNS_PER_STEP:
             run = mapping.lookup(tx, inode, lblk)
             if not run.pblk:
                 room = min(run.length, stop - lblk, longest(volume, lblk))
@@ -263,16 +262,13 @@ def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int
                     if error.errno != errno.ENOSPC or not made:
                         raise
                     break
-                made.append(run)
+                change.maps(run)
+                made += 1
             lblk = min(lblk + run.length, stop)
         reached = min(lblk << volume.block_bits, size)
         if reached > inode.size:
             data.zero_tail(volume, tx, inode, inode.size)
             inode.size = reached
-        finish(tx, inode)
-        reached = inode.size
-    volume.resize(node, reached)
-    note(volume, node, made)
     return lblk
 
 
@@ -288,12 +284,9 @@ def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
     Its clients go on storing into them, so these are zeroed where they are.
     """
     node = file.node
-    if node.lease is not None:
+    if node.grants is not None:
         zero_pieces(volume, node, begin, end)
-        for low, high, delta, unwritten in data.pieces(volume, node, max(begin, node.size), max(end, node.size)):
-            for at, to, _, _ in node.lease.grown.within(low, high) if unwritten else ():
-                volume.pool.zero(at + delta, to - at)
-        volume.touch_mtime(node)
+        node.blanked(begin, end)
         return
     lblk, stop = whole_blocks(volume, begin, end)
     while lblk < stop:
@@ -303,26 +296,18 @@ def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
 
 def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
     """Turn some runs into unwritten ones in one handle; returns the block to go on with."""
-    with volume.handle(CREDITS_STEP, file.caller) as tx:
-        inode = inodes.edit(tx, file.ino)
-        runs = mapping.runs(tx, inode, lblk, stop - 1, limit=RUNS_PER_STEP)
+    with volume.handle(CREDITS_STEP, file.caller) as tx, Change(volume, tx, file.ino) as change:
+        runs = mapping.runs(tx, change.inode, lblk, stop - 1, limit=RUNS_PER_STEP)
         for run in runs:
-            mapping.mark_unwritten(tx, inode, run.lblk, run.length)
-        finish(tx, inode)
-    note(volume, file.node, (run._replace(unwritten=True) for run in runs))
+            mapping.mark_unwritten(tx, change.inode, run.lblk, run.length)
+            change.maps(run._replace(unwritten=True))
     return stop if len(runs) < RUNS_PER_STEP else runs[-1].lblk + runs[-1].length
 
 
 def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:
     """Free some of the blocks [first, stop), the last ones first; True when none is left. Times move in any case."""
-    with volume.handle(data.CREDITS_CUT) as tx:
-        inode = inodes.edit(tx, node.ino)
-        finished = first == stop or parking.remove(volume, tx, inode, first, stop - 1, limit=data.BLOCKS_PER_CUT)
-        finish(tx, inode)
-    if node.map is not None:
-        node.map.cut(first << volume.block_bits, stop << volume.block_bits)
-    note(volume, node, ())
-    return finished
+    with volume.handle(data.CREDITS_CUT) as tx, Change(volume, tx, node.ino) as change:
+        return first == stop or change.unmap(first, stop - 1, limit=data.BLOCKS_PER_CUT)
 
 
 def fits(volume: Volume, node: Node, first: int, stop: int) -> bool:
@@ -339,66 +324,26 @@ def move_credits(volume: Volume, node: Node, first: int, stop: int) -> int:
 
 def move_down(volume: Volume, node: Node, position: int, count: int) -> int:
     """Move the extents of some leaves, from ``position`` on, ``count`` blocks down; returns where the next begins."""
-    with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx:
-        inode = inodes.edit(tx, node.ino)
-        end = extent_shift.leaves_after(tx, inode, position, LEAVES_PER_MOVE)
-        extent_shift.move(tx, inode, position, end - 1, -count)
-        finish(tx, inode)
+    with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx, Change(volume, tx, node.ino) as change:
+        end = extent_shift.leaves_after(tx, change.inode, position, LEAVES_PER_MOVE)
+        extent_shift.move(tx, change.inode, position, end - 1, -count)
+        change.remaps()
     return end
 
 
 def move_up(volume: Volume, node: Node, first: int, last: int, count: int) -> int:
     """Move the extents of some leaves, up to ``last``, ``count`` blocks up; returns the last one that did not move."""
-    with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx:
-        inode = inodes.edit(tx, node.ino)
-        begin = max(extent_shift.leaves_before(tx, inode, last, LEAVES_PER_MOVE), first)
-        extent_shift.move(tx, inode, begin, last, count)
-        finish(tx, inode)
+    with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx, Change(volume, tx, node.ino) as change:
+        begin = max(extent_shift.leaves_before(tx, change.inode, last, LEAVES_PER_MOVE), first)
+        extent_shift.move(tx, change.inode, begin, last, count)
+        change.remaps()
     return begin - 1
-
-
-def forget_map(volume: Volume, node: Node) -> None:
-    """Everything of an open file moved."""
-    node.map = None
-    node.scattered = False
-    note(volume, node, ())
-    volume.refresh_node(node)
-    moved(node, 0, volume.geometry.max_extent_file_size)
-
-
-def moved(node: Node, begin: int, end: int) -> None:
-    """The bytes [begin, end) of a file lie elsewhere now, or nowhere."""
-    if node.lease is not None:
-        node.lease.grown.cut(begin, end)
-        node.lease.moved()
 
 
 def settle_moves(volume: Volume) -> None:
     """Extents moved, perhaps not all: what is written from now on must not be found at its old place after a crash."""
     if not volume.read_only:
         volume.commit()
-
-
-def finish(tx: Handle, inode: Inode) -> None:
-    """The last of a handle that changed the map: its times, and the tree's shape behind the end of the file."""
-    inode.mtime_ns = inode.ctime_ns = clock.now()
-    mapping.settle_tail(tx, inode)
-
-
-def note(volume: Volume, node: Node, runs: Iterable[Extent]) -> None:
-    """Tell an open file of the runs that it has now, and that its times are in the inode."""
-    node.mtime = node.ctime = 0
-    node.atime_due = not node.noatime
-    if node.lease is not None:
-        node.lease.changed()
-    if node.map is None:
-        return
-    bits = volume.block_bits
-    for lblk, pblk, length, unwritten in runs:
-        node.map.put(lblk << bits, (lblk + length) << bits, (pblk - lblk) << bits, unwritten)
-    if len(node.map.runs) > MAX_RUNS:
-        node.map = None
-        node.scattered = True
 
 
 def whole_blocks(volume: Volume, begin: int, end: int) -> tuple[int, int]:

@@ -15,9 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import defaults, mounting, removal
-from daxfs.fs.board import Board
-from daxfs.fs.leases import Leases
+from daxfs.fs import mounting, removal
+from daxfs.fs.grants.table import Grants
 from daxfs.journal.journal import Journal
 from daxfs.journal.view import PoolView
 
@@ -40,28 +39,22 @@ def remount(volume: Volume, options: Options) -> None:
     elif volume.read_only and not options.read_only:
         start_writing(volume)
     before = volume.options
-    volume.options = replace(options, replay=before.replay, dax=before.dax, mountpoint=before.mountpoint)
-    volume.defaults = defaults.in_force(volume.view.superblock(), volume.options)
-    volume.sync_due = options.sync
-    for node in volume.nodes.open.values():
-        volume.refresh_node(node)
+    volume.adopt(replace(options, replay=before.replay, dax=before.dax, mountpoint=before.mountpoint))
 
 
 def stop_writing(volume: Volume) -> None:
     """Commit, free what has no name, mark the pool clean."""
     refuse_leases(volume)
-    nodes = volume.nodes
-    if any(nodes.busy(ino) for ino in nodes.unlinked - nodes.kept):
+    lives = volume.lives
+    if any(volume.is_busy(ino) for ino in lives.nameless - lives.quarantine):
         raise FsError(errno.EBUSY, "a file without a name is in use")
-    volume.board.erase()
-    for ino in tuple(nodes.unlinked):
+    mounting.grants_of(volume).page.erase()
+    for ino in tuple(lives.nameless):
         removal.free(volume, ino)
-    nodes.kept.clear()
     volume.commit()
     mounting.mark_clean(volume)
     volume.end_writing(PoolView(volume.pool, volume.geometry, volume.view.caches))
-    volume.board = Board(volume)
-    volume.leases = Leases(readers=True)
+    volume.notifier = Grants(volume)
 
 
 def start_writing(volume: Volume) -> None:
@@ -78,10 +71,11 @@ def start_writing(volume: Volume) -> None:
     area = volume.log_area
     if area is None and geometry.has_journal:
         area = mounting.log_area(volume.view, sb)
-    leases = Leases(readers=False)
-    leases.strangers = pool.mapped_by_readers()
-    volume.leases = leases
+    stale = pool.mapped_by_readers()
     volume.begin_writing(Journal.open(pool, geometry, area, volume.view.caches))
+    grants = Grants(volume)
+    grants.epochs.stale = stale
+    volume.notifier = grants
     mounting.add_hooks(volume)
     mounting.protect_log(volume, area)
     mounting.mark_in_use(volume, recount=False)
@@ -89,6 +83,6 @@ def start_writing(volume: Volume) -> None:
 
 def refuse_leases(volume: Volume) -> None:
     """Clients that load and store by themselves can't be told that the answers they hold end with the mount's mode."""
-    leases = volume.leases
-    if leases.by_ino or leases.strangers:
+    grants = mounting.grants_of(volume)
+    if grants.by_ino or grants.stale:
         raise FsError(errno.EBUSY, "programs map files of the mount; end them or have them close the files")

@@ -166,12 +166,12 @@ class Piece(NamedTuple):
 class Grant(NamedTuple):
     """The answer: pieces without gaps from the request's offset to ``next``; ``made``: blocks were allocated for it.
 
-    It holds while the slot at pool offset ``slot`` says ``epoch``; without a slot for good.
+    It holds while the status entry at pool offset ``entry`` says ``epoch``; without an entry (0) for good.
     """
 
     next: int
     size: int
-    slot: int
+    entry: int
     epoch: int
     pieces: list[Piece]
     made: bool

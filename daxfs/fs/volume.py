@@ -15,25 +15,15 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.features import RoCompat
-from daxfs.ext4.inode import (
-    EXT4_APPEND_FL,
-    EXT4_DAX_FL,
-    EXT4_DIRSYNC_FL,
-    EXT4_EXTENTS_FL,
-    EXT4_IMMUTABLE_FL,
-    EXT4_JOURNAL_DATA_FL,
-    EXT4_NOATIME_FL,
-    EXT4_SYNC_FL,
-    EXT4_VERITY_FL,
-)
+from daxfs.ext4.inode import EXT4_DIRSYNC_FL, EXT4_EXTENTS_FL, EXT4_SYNC_FL
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
-from daxfs.fs import clock, defaults, deferred, outside
-from daxfs.fs.board import Board
-from daxfs.fs.leases import Leases
-from daxfs.fs.nodes import Node, Nodes
+from daxfs.fs import defaults
+from daxfs.fs.lifetimes import Lifetimes
+from daxfs.fs.nodes import MAX_LAZY, Nodes
+from daxfs.fs.notifiers import BlockNotifier, Nobody
 from daxfs.fs.reclaim import Reclaimers
-from daxfs.fs.types import Caller, Options, Statistics
-from daxfs.structures import inodes, overhead, xattrs
+from daxfs.fs.types import Caller, Options
+from daxfs.structures import inodes, overhead
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -49,15 +39,10 @@ log = logging.getLogger("daxfs.fs")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DAY_NS = 86_400 * 10**9
 LARGE_FILE = 0x7FFFFFFF
 """A larger file needs the feature ``large_file`` (ext4_update_inode in fs/ext4/inode.c)."""
 CHUNK_BYTES = 2 << 20
 """What a huge page maps: large files begin on such a boundary."""
-MAX_LAZY = 64
-"""Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
-NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_SYNC_FL
-"""Flags of files whose writes are more than a copy (`Node.plain`)."""
 SUPERUSER = Caller()
 
 
@@ -81,11 +66,12 @@ class Volume:
         self.groups_of: Callable[[Caller], frozenset[int]] = lambda caller: caller.groups
         self.sync_due = options.sync
         self.read_only = journal is None
-        self.nodes = Nodes()
+        self.nodes = Nodes(options, geometry.block_bits, self.write_times)
+        self.nodes.writable = not self.read_only
+        self.lives = Lifetimes()
+        self.notifier: BlockNotifier = Nobody()
         self.reclaimers = Reclaimers()
         self.reclaimers.add(self.commit_frees)
-        self.leases = Leases(readers=self.read_only)
-        self.board = Board(self)
         self.large_file_from = (
             LARGE_FILE if not geometry.ro_compat & RoCompat.large_file else geometry.max_extent_file_size
         )
@@ -97,11 +83,20 @@ class Volume:
         self._journal = journal
         self._last_commit = time.monotonic()
 
+    def adopt(self, options: Options) -> None:
+        """Other options are in force from now on (`remounting`)."""
+        self.options = self.nodes.options = options
+        self.defaults = defaults.in_force(self.view.superblock(), options)
+        self.sync_due = options.sync
+        for node in self.nodes.open.values():
+            node.reloaded(inodes.read(self.view, node.ino))
+
     def begin_writing(self, journal: Journal) -> None:
         """The pool is changed through ``journal`` from now on (`remounting`)."""
         self._journal = journal
         self.view = journal.view
         self.read_only = False
+        self.nodes.writable = True
         self.mounted_state = journal.view.superblock().s_state
         self.label_was_set = False
         self._last_commit = time.monotonic()
@@ -111,6 +106,7 @@ class Volume:
         self._journal = None
         self.view = view
         self.read_only = True
+        self.nodes.writable = False
 
     @property
     def was_writable(self) -> bool:
@@ -133,7 +129,6 @@ class Volume:
         """One operation's right to change up to ``credits`` blocks; reserved blocks are for the privileged."""
         if self.read_only or self._journal is None:
             raise FsError(errno.EROFS)
-        self.leases.undo.clear()
         return self._journal.handle(credits, privileged=self.privileged(caller))
 
     def privileged(self, caller: Caller) -> bool:
@@ -186,111 +181,16 @@ class Volume:
         geometry = self.geometry
         return geometry.max_extent_file_size if flags & EXT4_EXTENTS_FL else geometry.max_indirect_file_size
 
-    def open_node(self, inode: Inode) -> Node:
-        """The node of an inode, made if there is none."""
-        node = self.nodes.open.get(inode.number)
-        if node is None:
-            node = self.nodes.open[inode.number] = Node(inode.number)
-            self._load_node(node, inode)
-        elif not node.opens:
-            node.dax = self.dax_of(inode)
-        return node
-
-    def close_node(self, node: Node) -> None:
-        """One opener less."""
-        node.opens -= 1
-        self.nodes.settle(node)
-
     def refresh(self, ino: int) -> None:
-        """The inode changed other than through its node."""
+        """The inode's attributes changed: its node, if there is one, reads them again."""
         node = self.nodes.open.get(ino)
         if node is not None:
-            self.refresh_node(node)
+            node.reloaded(inodes.read(self.view, ino))
 
-    def refresh_from(self, inode: Inode) -> None:
-        """The same at the end of the handle that changed it."""
-        node = self.nodes.open.get(inode.number)
-        if node is not None:
-            self._load_node(node, inode)
-
-    def refresh_node(self, node: Node) -> None:
-        """Read again what the node keeps of its inode."""
-        self._load_node(node, inodes.read(self.view, node.ino))
-
-    def _load_node(self, node: Node, inode: Inode) -> None:
-        self.resize(node, inode.size)
-        # Of attributes only a file capability matters, but only a write looks for it: this must stay cheap.
-        node.plain = not (inode.mode & 0o6000 or inode.flags & NOT_PLAIN or xattrs.present(inode))
-        if node.lease is not None and not node.plain:
-            node.lease.moved()
-        if not node.opens:
-            node.dax = self.dax_of(inode)
-        options = self.options
-        policy = options.atime
-        node.noatime = policy == "noatime" or bool(inode.flags & EXT4_NOATIME_FL)
-        if not options.directory_atime and inode.is_dir:
-            node.noatime = True
-        if node.noatime:
-            node.atime_due = False
-        elif policy == "relatime":
-            atime = node.atime or inode.atime_ns
-            modified = max(node.mtime or inode.mtime_ns, node.ctime or inode.ctime_ns)
-            node.atime_due = atime <= modified or clock.now() - atime > DAY_NS
-        else:
-            node.atime_due = True
-
-    def resize(self, node: Node, size: int) -> None:
-        """The file is ``size`` bytes long now."""
-        node.size = size
-        if node.lease is not None:
-            node.lease.resized(size)
-
-    def dax_of(self, inode: Inode) -> bool:
-        """Whether a file that is opened now is served straight from memory (ext4_should_enable_dax)."""
-        policy, flags = self.options.dax, inode.flags
-        if policy == "never" or not inode.is_regular or flags & (EXT4_JOURNAL_DATA_FL | EXT4_VERITY_FL):
-            return False
-        return policy == "always" or bool(flags & EXT4_DAX_FL)
-
-    def touch_atime(self, node: Node) -> None:
-        """The file was read and its access time is due."""
-        node.atime_due = self.options.atime == "strictatime"
-        if not self.read_only:
-            node.atime = clock.now()
-            if node.lease is not None:
-                node.lease.changed()
-            self._wait_for_commit(node)
-
-    def touch_mtime(self, node: Node) -> None:
-        """The file's content was changed in place."""
-        node.mtime = node.ctime = clock.now()
-        node.atime_due = not node.noatime
-        if node.lease is not None:
-            node.lease.changed()
-        if node.ino not in self.nodes.lazy:
-            self._wait_for_commit(node)
-
-    def _wait_for_commit(self, node: Node) -> None:
-        lazy = self.nodes.lazy
-        if len(lazy) >= MAX_LAZY:
-            with self.handle(MAX_LAZY) as tx:
-                self.write_times(tx)
-        self.nodes.lazy[node.ino] = node
-
-    def write_times(self, tx: Handle) -> None:
-        """Times that waited go into their inodes: at each commit, and when too many wait."""
-        nodes = self.nodes
-        waiting, nodes.lazy = nodes.lazy, {}
-        for node in waiting.values():
-            inode = inodes.edit(tx, node.ino)
-            if node.atime:
-                inode.atime_ns = node.atime
-            if node.mtime:
-                inode.mtime_ns = node.mtime
-            if node.ctime:
-                inode.ctime_ns = node.ctime
-            node.atime = node.mtime = node.ctime = 0
-            nodes.settle(node)
+    def write_times(self) -> None:
+        """Times that wait go into their inodes, before the commit does it: too many wait."""
+        with self.handle(MAX_LAZY) as tx:
+            self.nodes.write_times(tx)
 
     def commit(self) -> None:
         """Make everything that returned durable."""
@@ -320,24 +220,25 @@ class Volume:
         """Commit when the commit interval has passed; called now and then by whoever runs the volume."""
         if self._journal is None or self.read_only:
             return
-        outside.take_over(self)
         waiting = self._journal.dirty or self.nodes.lazy
         if waiting and time.monotonic() - self._last_commit >= self.options.commit_interval:
             self.commit()
 
-    def statistics(self) -> Statistics:
-        """What is kept in DRAM now, and what the journal did."""
-        nodes = self.nodes
-        return Statistics(
-            open_files=sum(node.opens for node in nodes.open.values()),
-            remembered=len(nodes.pins),
-            lazy_times=len(nodes.lazy),
-            nameless=len(nodes.unlinked),
-            leases=self.leases.holders,
-            deferred=self.leases.deferred,
-            holding=deferred.holding(self),
-            journal=self._journal.stats if self._journal is not None else None,
-        )
+    def is_busy(self, ino: int) -> bool:
+        """Whether the inode must outlive its last name."""
+        lives = self.lives
+        return ino in lives.pins or ino in lives.quarantine or self.nodes.is_open(ino)
+
+    def check(self) -> None:
+        """Hold all that is kept of inodes in DRAM against the pool, for tests, between two operations.
+
+        Raises:
+            AssertionError: they do not agree.
+        """
+        if self._journal is not None and self._journal.aborted:
+            return
+        self.lives.check(self.view, readable=not self.read_only)
+        self.nodes.check(self.view)
 
     def report(self, error: Corrupt) -> None:
         """Record damage in the superblock's error fields and change nothing from then on (errors=remount-ro)."""
@@ -381,5 +282,5 @@ class Volume:
     def _only_read(self) -> None:
         """Nothing is changed from now on, by clients neither: those that may store must ask again."""
         self.read_only = True
-        for lease in self.leases.by_ino.values():
-            lease.moved()
+        self.nodes.writable = False
+        self.notifier.invalidated()

@@ -143,7 +143,7 @@ class Journal:
 
     Attributes:
         view: the newest state.
-        rollback_hooks: called after a handle was undone.
+        abort_hooks: called after an abort, which gives up what handles have done since the last commit.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Journal:
     ) -> None:
         """Use `open`."""
         self.pool = pool
-        self.rollback_hooks: list[Callable[[], None]] = [self._count_rollback]
+        self.abort_hooks: list[Callable[[], None]] = []
         self._commit_hooks: list[tuple[Callable[[], object], Callable[[Handle], None]]] = []
         self._keeper = keeper
         self._transaction = Transaction()
@@ -171,7 +171,6 @@ class Journal:
             self.view.caches,
             limit=keeper.limit,
             revokes_per_block=keeper.revokes_per_block,
-            rollback_hooks=self.rollback_hooks,
             strict=check_credits,
         )
         self._room = keeper.limit  # -1 once there are no more handles
@@ -179,7 +178,7 @@ class Journal:
         self._closed = False
         self._aborted = False
         self._storing_home = False  # the log holds a transaction that is not at home
-        self._blocks_home = self._blocks_logged = self._blocks_revoked = self._rollbacks = 0
+        self._blocks_home = self._blocks_logged = self._blocks_revoked = 0
         self._sizes: dict[int, int] = {}  # blocks of metadata -> how many commits had so many
 
     @classmethod
@@ -288,7 +287,7 @@ class Journal:
         self._handle.detach()
         self._transaction.clear()
         self.view.caches.drop()
-        for hook in self.rollback_hooks:
+        for hook in self.abort_hooks:
             hook()
         if record and not self._storing_home:  # else the log is needed whole: nothing in its superblock is risked
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
@@ -348,7 +347,7 @@ class Journal:
             blocks_logged=self._blocks_logged,
             blocks_revoked=self._blocks_revoked,
             tail_moves=log.tail_moves if log else 0,
-            rollbacks=self._rollbacks,
+            rollbacks=self._handle.rollbacks,
             sizes=tuple(sizes),
             largest=max(self._sizes, default=0),
             running_blocks=len(self._transaction.copies),
@@ -409,6 +408,3 @@ class Journal:
             last.unlimited()
             for _, hook in self._commit_hooks[first:]:
                 hook(last)
-
-    def _count_rollback(self) -> None:
-        self._rollbacks += 1

@@ -126,6 +126,7 @@ class Handle(View):
         frees: (start, count) runs to be cleared in the bitmaps at commit. Only append: a rollback cuts it to its old
             length.
         active: inside its ``with`` block.
+        rollbacks: how many operations were undone.
         interrupted: an exception that is no refusal (`FsError`) came out of a ``with`` block. What it changed is
             undone, but what the floors above keep of it may not be.
     """
@@ -136,7 +137,6 @@ class Handle(View):
         "_frees_mark",
         "_limit_credits",
         "_revokes_per_block",
-        "_rollback_hooks",
         "_seals",
         "_strict",
         "_touched",
@@ -146,6 +146,7 @@ class Handle(View):
         "frees",
         "interrupted",
         "privileged",
+        "rollbacks",
         "transaction_id",
     )
 
@@ -159,7 +160,6 @@ class Handle(View):
         *,
         limit: int,
         revokes_per_block: int,
-        rollback_hooks: list[Callable[[], None]],
         strict: bool,
     ) -> None:
         """The journal's handle on ``transaction``.
@@ -172,7 +172,6 @@ class Handle(View):
             caches: those of the journal's view.
             limit: blocks in one transaction.
             revokes_per_block: block numbers in one revoke block of the log.
-            rollback_hooks: called after an undo.
             strict: check that every handle stays within its credits (for tests).
         """
         super().__init__(pool, geometry, transaction.overlay, checked, caches)
@@ -183,7 +182,7 @@ class Handle(View):
         self._undo: list[tuple[Any, ...]] = []
         self._limit_credits = limit
         self._revokes_per_block = revokes_per_block
-        self._rollback_hooks = rollback_hooks
+        self.rollbacks = 0
         self._strict = strict
         self._credits = 0
         self._frees_mark = 0
@@ -422,8 +421,7 @@ class Handle(View):
         for entry in reversed(self._undo):
             self._take_back(tx, entry)
         del tx.frees[self._frees_mark :]
-        for hook in self._rollback_hooks:
-            hook()
+        self.rollbacks += 1
 
     @staticmethod
     def _take_back(tx: Transaction, entry: tuple[Any, ...]) -> None:

@@ -111,7 +111,7 @@ def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: s
         starts = entries[:, 2] | entries[:, 1] >> 16 << 32
         lengths = entries[:, 1] & 0xFFFF
         ends = starts + np.where(lengths > EXT_INIT_MAX_LEN, lengths - EXT_INIT_MAX_LEN, lengths)
-    at = metadata_zone.first_overlap(view, starts, ends)
+    at = metadata_zone.first_overlap(view, inode.number, starts, ends)
     if at is not None:
         raise Corrupt(
             "extent entries", f"{where}: block {entries[at, 0]} lies on {starts[at]}, over a group's metadata"

@@ -88,7 +88,7 @@ def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) ->
     if inode.number == RESIZE_INO:
         return
     starts = used.astype(np.int64)
-    at = metadata_zone.first_overlap(view, starts, starts + 1)
+    at = metadata_zone.first_overlap(view, inode.number, starts, starts + 1)
     if at is not None:
         raise Corrupt("block pointer", f"inode {inode.number}, {where}: {used[at]} lies in a group's metadata")
 

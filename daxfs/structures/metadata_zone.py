@@ -34,24 +34,28 @@ class _Zones(Cache):
     Attributes:
         by_group: the zones by flexible group.
         log: the journal's blocks, once `protect` was told of them.
+        log_owner: the inode that they belong to.
     """
 
-    __slots__ = ("by_group", "log")
+    __slots__ = ("by_group", "log", "log_owner")
 
     def __init__(self) -> None:
         self.by_group: dict[int, Zone] = {}
         self.log: Zone | None = None
+        self.log_owner = 0
 
 
-def protect(view: View, runs: Iterable[tuple[int, int]]) -> None:
-    """The journal's blocks (start, count) are metadata too: from now on no map may name them, not even its inode's."""
-    view.caches[_Zones].log = _zone(runs)
+def protect(view: View, owner: int, runs: Iterable[tuple[int, int]]) -> None:
+    """The journal's blocks (start, count) are metadata too: from now on no map but its inode's may name them."""
+    zones = view.caches[_Zones]
+    zones.log = _zone(runs)
+    zones.log_owner = owner
 
 
-def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
+def first_overlap(view: View, ino: int, starts: Blocks, ends: Blocks) -> int | None:
     """The index of the first of the block ranges [start, end) that touches metadata of the groups; None when none does.
 
-    All ranges are non-empty and lie in the pool.
+    They are in the map of inode ``ino``, non-empty, and lie in the pool.
     """
     if not starts.size:
         return None
@@ -70,7 +74,7 @@ def first_overlap(view: View, starts: Blocks, ends: Blocks) -> int | None:
                 known.clear()
             zone = known[number] = _build(view, number)
         bad |= _touches(zone, starts, lasts)
-    if zones.log is not None:
+    if zones.log is not None and ino != zones.log_owner:
         bad |= _touches(zones.log, starts, lasts)
     return int(np.argmax(bad)) if bad.any() else None
 

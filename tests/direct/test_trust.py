@@ -13,7 +13,7 @@ from preload_rig import agent, compile_library, compile_program, said
 
 from daxfs import direct
 from daxfs.direct import trust
-from daxfs.fs import leases
+from daxfs.fs.grants import epochs
 
 LINE = "{id} 1 {device} / /mnt/a\\040b rw,nosuid shared:7 - {kind} {source} rw,{options},default_permissions\n"
 OWN = os.getuid()
@@ -68,7 +68,7 @@ def test_a_mount_that_takes_the_place_of_a_trusted_one(
 ) -> None:
     """A pool may stay mapped while no file is open; who comes then, and says all that its mount said, is looked at."""
     made = pool("-b", "4096")
-    monkeypatch.setattr(leases.secrets, "randbits", lambda _: 4711)
+    monkeypatch.setattr(epochs.secrets, "randbits", lambda _: 4711)
     content = b"x" * 4096
     with agent(library) as worker:
         devices = []

@@ -106,10 +106,10 @@ def pages(offset: int, length: int) -> Flush:
 
 def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
     """The pool as a client has it after `daxfs.direct.pool.attach`; what it stores and flushes goes into the record."""
-    fs.volume.board.make()
+    fs.grants.page.make()
     assert token(fs)
     record = protocol.Pool(
-        pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", fs.volume.board.token
+        pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", fs.grants.page.token
     )
     events = pool.events
     first = ctypes.addressof(ctypes.c_char.from_buffer(pool.mapped))
@@ -203,7 +203,7 @@ class Client:
             request = LeaseRequest(asked.holder, asked.offset, asked.length, asked.flags, room, asked.token)
             found = self.fs.lease(file, request)
             extents = tuple(protocol.Extent(*piece) for piece in found.pieces)
-            answer = asked._replace(next=found.next, size=found.size, entry=found.slot, epoch=found.epoch)
+            answer = asked._replace(next=found.next, size=found.size, entry=found.entry, epoch=found.epoch)
             answer = answer._replace(device=1, inode=2, extents=extents)
             assert isinstance(record, bytearray)
             answer.pack_into(record)

@@ -38,6 +38,47 @@ def any_format(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return FORMATS[request.param]
 
 
+CHECKED = [
+    *(
+        "create",
+        "fallocate",
+        "copy_range",
+        "fsync",
+        "lease",
+        "link",
+        "mkdir",
+        "mknod",
+        "open_file",
+        "release",
+        "rename",
+    ),
+    *("rmdir", "setattr", "setxattr", "stored", "symlink", "sync", "tick", "tmpfile", "unlink", "unpin", "write"),
+]
+"""Operations after which what is kept in DRAM is held against the pool."""
+OFTEN, SELDOM = 100, 25
+"""Each of the first operations of a file system, and one in so many of those that follow."""
+
+
+def check_after_operations(fs: FileSystem) -> None:
+    """Call `FileSystem.check` after the operations of this file system, failed ones too."""
+    count = 0
+
+    def checked(operation: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object, **options: object) -> object:
+            nonlocal count
+            try:
+                return operation(*arguments, **options)
+            finally:
+                count += 1
+                if count < OFTEN or count % SELDOM == 0:
+                    fs.check()
+
+        return run
+
+    for name in CHECKED:
+        setattr(fs, name, checked(getattr(fs, name)))
+
+
 @pytest.fixture
 def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
     """Make a pool and open it; after the test every one is closed and must be clean."""
@@ -49,6 +90,7 @@ def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
         if tune:
             run("tune2fs", *tune, path)
         fs = FileSystem.open(path, mount)
+        check_after_operations(fs)
         opened.append((fs, path))
         return fs
 

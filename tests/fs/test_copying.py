@@ -13,7 +13,6 @@ from kernel_rig import kernel_mount
 from range_rig import IN_PLACE, KEEP_SIZE, SIZES, KernelFile, Model, PoolFile, refused, set_flag
 
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
-from daxfs.fs import ranges
 from daxfs.fs.filesystem import FileSystem
 from support import fsck
 
@@ -78,7 +77,7 @@ def test_a_copy_into_a_full_pool_is_short(open_fs: OpenFs) -> None:
 def test_copies_of_files_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
     """More pieces than maps may hold, in both files."""
     monkeypatch.setattr("daxfs.fs.data.MAX_RUNS", 20)
-    monkeypatch.setattr(ranges, "MAX_RUNS", 20)
+    monkeypatch.setattr("daxfs.fs.nodes.MAX_RUNS", 20)
     fs = open_fs("-b", "1024")
     source, target = PoolFile(fs, b"source"), PoolFile(fs, b"target")
     model, copied = Model(1024), Model(1024)

@@ -236,6 +236,7 @@ def test_times_follow_reads_and_writes(fs: FileSystem) -> None:
 def test_a_file_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
     """More pieces than a map may hold: every access then asks the tree."""
     monkeypatch.setattr("daxfs.fs.data.MAX_RUNS", 20)
+    monkeypatch.setattr("daxfs.fs.nodes.MAX_RUNS", 20)
     fs = open_fs("-b", "1024")
     ino, file = make(fs)
     for number in range(0, 600, 2):

@@ -12,10 +12,10 @@ from lease_rig import FAR, NOTHING, RENEW, ROOM, STORE, Client, another, check, 
 from range_rig import refused
 
 from daxfs.errors import FsError
-from daxfs.fs import deferred, leasing, parking
+from daxfs.fs.change import Change
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.grants import requests, waiting
 from daxfs.fs.types import Caller, LeaseRequest
-from daxfs.structures import inodes
 
 OpenFs = Callable[..., FileSystem]
 MIB = 1 << 20
@@ -62,7 +62,7 @@ def test_a_reader_with_the_pool_holds_no_more_than_the_bound(fs: FileSystem) -> 
     fs.release(make(fs, b"f", b"x"))
     rewrite(fs)
     reader = reader_of(fs)
-    before, most = free(fs), deferred.limit(fs.volume)
+    before, most = free(fs), waiting.limit(fs.grants)
     granted = 0
     for _ in range(100):
         try:
@@ -101,7 +101,7 @@ def test_one_user_is_bounded_over_all_his_files_and_opens(fs: FileSystem) -> Non
                 assert error.errno == errno.EAGAIN
                 reader.close()
             rewrite(fs, MIB, name)
-    assert deferred.waiting_for(fs.volume, READER.uid) <= deferred.limit(fs.volume) + MIB
+    assert waiting.waiting_for(fs.grants, READER.uid) <= waiting.limit(fs.grants) + MIB
     with refused(errno.EAGAIN):
         reader_of(fs, names[0]).ask()
     assert reader_of(fs, names[0], OTHER).ask().pieces
@@ -131,7 +131,7 @@ def test_who_renews_is_not_refused(fs: FileSystem) -> None:
     for _ in range(10):
         assert reader.ask(0, FAR, RENEW).pieces
         rewrite(fs, 12 * MIB)
-        assert fs.statistics().deferred == 12 * MIB > deferred.limit(fs.volume)
+        assert fs.statistics().deferred == 12 * MIB > waiting.limit(fs.grants)
     assert reader.ask(0, FAR, RENEW).pieces
     assert fs.statistics().deferred == 0
     check(fs, [reader])
@@ -148,7 +148,7 @@ def test_what_is_renewed_at_the_bound_is_freed_though_more_is_refused(fs: FileSy
         rewrite(fs, 1, name)
     with refused(errno.EAGAIN):
         held.ask(flags=RENEW)
-    assert held.file.node.lease is None
+    assert held.file.node.grants is None
     assert fs.statistics().deferred == 10 * MIB
     mapped.close()
     assert held.ask(flags=RENEW).pieces
@@ -200,7 +200,7 @@ def test_the_bound_is_said_once(fs: FileSystem, caplog: pytest.LogCaptureFixture
 
 
 def test_holders_are_bounded_over_all_files(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leasing, "MAX_HOLDERS_OF_ALL_FILES", 50)
+    monkeypatch.setattr(requests, "MAX_HOLDERS_OF_ALL_FILES", 50)
     held = [client(fs, b"f%d" % number, b"x") for number in range(10)]
     for number in range(5):
         for one in held:
@@ -210,7 +210,7 @@ def test_holders_are_bounded_over_all_files(fs: FileSystem, monkeypatch: pytest.
     for one in (held[0], late):
         with refused(errno.EAGAIN):
             fs.lease(one.file, LeaseRequest(99, 0, 1, NOTHING, ROOM, token(fs)))
-    assert late.file.node.lease is None
+    assert late.file.node.grants is None
     assert fs.lease(held[3].file, LeaseRequest(2, 0, 1, NOTHING, ROOM, token(fs))).pieces
     held.pop().close()
     assert fs.statistics().leases == 45
@@ -228,15 +228,15 @@ def test_undone_operations_leave_the_books_as_they_were(fs: FileSystem) -> None:
 
     def cut_and_fail() -> None:
         with volume.handle(200) as tx:
-            parking.remove(volume, tx, inodes.edit(tx, held.file.ino), 0, None)
-            assert volume.leases.deferred == MIB
+            Change(volume, tx, held.file.ino).unmap(0, None)
+            assert fs.statistics().deferred == MIB
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         cut_and_fail()
-    assert volume.leases.deferred == 0
+    assert fs.statistics().deferred == 0
     check(fs, [held])
     truncate(fs, held.file.ino, 0)
-    assert volume.leases.deferred == MIB
+    assert fs.statistics().deferred == MIB
     held.close()
-    assert volume.leases.deferred == 0
+    assert fs.statistics().deferred == 0

@@ -142,8 +142,8 @@ class Crook:
 
     def appended(self) -> None:
         file, holder = self.file, self.random.randrange(1, 3)
-        if file.node.lease is not None and file.node.lease.grower is not None:
-            file, holder = file.node.lease.grower
+        if file.node.grants is not None and file.node.grants.grower is not None:
+            file, holder = file.node.grants.grower
         base = self.random.choice((*(file.node.size,) * 5, self.offset()))
         size = self.random.choice((*(base + self.length() for _ in range(4)), self.offset()))
         self.fs.stored(file, Stored(size, base=base, holder=holder))

@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
     def stored(self, pick: int, more: int, durable: bool) -> None:
         """Grow as far as memory was told; what was stored there is in the file then."""
         client = self.choose(pick)
-        if client is None or client.file.node.lease is None:
+        if client is None or client.file.node.grants is None:
             return
         size = self.fs.getattr(client.file.ino).size
         end = size
@@ -278,8 +278,7 @@ class Machine(RuleBasedStateMachine):
         self.exorcise()
         for client in self.clients:
             client.close()
-        nodes = self.fs.volume.nodes
-        assert nodes.unlinked <= {self.fs.volume.board.ino}
+        assert self.fs.volume.lives.nameless <= {self.fs.grants.page.ino}
         self.fs.close()
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "pool"

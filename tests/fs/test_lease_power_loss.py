@@ -122,7 +122,7 @@ def recover(story: Story, left: CrashImage, operation: str, path: Path) -> Files
     """By daxfs: what the files are then."""
     with FileSystem.open(MemoryPool(left.image), QUIET) as fs:
         found = files(fs)
-        assert not fs.volume.nodes.unlinked
+        assert not fs.volume.lives.nameless
         assert not list(orphans.listing(fs.volume.view))
         assert settled(fs) == story.total
     judge(story, operation, found, left.position)

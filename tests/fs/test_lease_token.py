@@ -54,7 +54,7 @@ def test_nothing_is_granted_without_it(fs: FileSystem, quoted: bytes, flags: int
     for _ in range(2):
         with refused(errno.EOPNOTSUPP):
             fs.lease(held.file, LeaseRequest(1, 0, 4096, flags, ROOM, quoted))
-        assert held.file.node.lease is None
+        assert held.file.node.grants is None
         assert fs.statistics().leases == 0
         token(fs)
 
@@ -70,9 +70,9 @@ def test_a_holder_is_not_dropped_without_it(fs: FileSystem) -> None:
 
 def test_no_block_is_taken_before_somebody_asks(fs: FileSystem) -> None:
     make(fs, b"f", b"x")
-    assert fs.volume.board.ino == 0
+    assert fs.grants.page.ino == 0
     token(fs)
-    assert fs.volume.board.ino
+    assert fs.grants.page.ino
 
 
 def test_each_mount_has_another(image: bytearray) -> None:
@@ -106,13 +106,13 @@ def test_a_remount_erases_it_and_makes_another(fs: FileSystem, image: bytearray)
     held.renew()
     fs.remount(Options(read_only=True))
     assert old not in image
-    assert held.ask().slot == 0
+    assert held.ask().entry == 0
     held.renew()
     fs.remount(Options())
     with refused(errno.EOPNOTSUPP):
         fs.lease(held.file, LeaseRequest(1, 0, 1, NOTHING, ROOM, old))
     assert token(fs) != old
-    assert held.ask().slot
+    assert held.ask().entry
 
 
 def test_it_lies_in_one_place_and_in_no_log(image: bytearray) -> None:
@@ -134,7 +134,7 @@ def test_no_file_shows_it(fs: FileSystem) -> None:
     """Its inode has no name, and a number does not open one without."""
     secret = token(fs)
     with refused(errno.ESTALE):
-        fs.by_number(fs.volume.board.ino)
+        fs.by_number(fs.grants.page.ino)
     with pytest.raises(FsError) as error:
         fs.lease(make(fs, b"f", b"x"), LeaseRequest(1, 0, 1, NOTHING, ROOM, bytes(16)))
     assert secret.hex() not in repr(error.value)
@@ -158,7 +158,7 @@ def test_a_read_only_mount_has_none_and_needs_none(tmp_path: Path) -> None:
     with FileSystem.open(path, Options(read_only=True)) as fs:
         assert fs.pool_identity().token == 0
         held = Client(fs, fs.open_file(fs.tree.resolve("f")))
-        assert held.ask().slot == 0
+        assert held.ask().entry == 0
     fsck(path)
 
 
@@ -168,8 +168,8 @@ def test_it_is_where_the_pool_identity_says(open_fs: OpenFs) -> None:
     assert place
     assert bytes(fs.volume.pool.memory[place : place + 16]) == token(fs)
     answer = client(fs, content=b"x").ask()
-    assert answer.slot != place
-    assert answer.slot // 4096 == place // 4096
+    assert answer.entry != place
+    assert answer.entry // 4096 == place // 4096
 
 
 def test_a_full_pool_has_no_room_for_it(open_fs: OpenFs) -> None:

@@ -38,9 +38,10 @@ from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_SYNC_FL
-from daxfs.fs import leasing
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
-from daxfs.fs.leases import MAX_ALL_HOLDERS, MAX_HOLDERS, MAX_KERNEL
+from daxfs.fs.grants import requests
+from daxfs.fs.grants.inode_grants import MAX_KERNEL
+from daxfs.fs.grants.requests import MAX_ALL_HOLDERS, MAX_HOLDERS
 from daxfs.fs.types import Caller, LeaseRequest, Options, Piece, SetAttributes, Stored
 from daxfs.pmem.memory import MemoryPool
 from daxfs.protocol import Flag
@@ -92,11 +93,11 @@ def test_a_part(fs: FileSystem) -> None:
 def test_the_slot(fs: FileSystem) -> None:
     held = sparse(fs)
     answer = held.ask()
-    assert slot(fs, answer.slot) == (answer.epoch, answer.size, held.file.ino)
+    assert slot(fs, answer.entry) == (answer.epoch, answer.size, held.file.ino)
     fs.write(held.file, answer.size, b"more")
-    assert slot(fs, answer.slot) == (answer.epoch, answer.size + 4, held.file.ino)
+    assert slot(fs, answer.entry) == (answer.epoch, answer.size + 4, held.file.ino)
     other = client(fs, b"g", b"x").ask()
-    assert other.slot != answer.slot
+    assert other.entry != answer.entry
     assert other.epoch != answer.epoch
 
 
@@ -122,7 +123,7 @@ def test_little_room(fs: FileSystem) -> None:
 
 def test_a_scattered_file(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """In more pieces than a file may have in DRAM."""
-    for module in ("data", "ranges"):
+    for module in ("data", "nodes"):
         monkeypatch.setattr(f"daxfs.fs.{module}.MAX_RUNS", 20)
     held = client(fs)
     truncate(fs, held.file.ino, 400 * BLOCK)
@@ -293,7 +294,7 @@ def test_growing(fs: FileSystem) -> None:
     for size in (150, BLOCK, BLOCK + 1, 7 * BLOCK - 5):
         held.stored(size)
         assert bytes(fs.read(held.file, 0, FAR)) == b"x" * 100 + content[100:size]
-        assert slot(fs, held.answers[-1].slot).size == size
+        assert slot(fs, held.answers[-1].entry).size == size
         check(fs, [held])
         held.ask(0, 10 * BLOCK, STORE | GROW)
     held.stored(10 * BLOCK)
@@ -334,7 +335,7 @@ def test_growth_ends_when_others_move_the_end(fs: FileSystem, name: str) -> None
     before = held.ask(0, 8 * BLOCK, STORE | GROW)
     held.store(BLOCK, b"staged" * 2000)
     others_grow()[name](fs, held)
-    assert slot(fs, before.slot).epoch != before.epoch
+    assert slot(fs, before.entry).epoch != before.epoch
     size = fs.getattr(held.file.ino).size
     with refused(errno.EAGAIN):
         fs.stored(held.file, Stored(BLOCK + 12_000, base=BLOCK))
@@ -402,17 +403,17 @@ def test_statistics(fs: FileSystem) -> None:
     assert fs.statistics().leases == 1
     other.close()
     assert fs.statistics().leases == 0
-    assert not fs.volume.leases.by_ino
+    assert not fs.grants.by_ino
 
 
 def test_slots_are_used_again(fs: FileSystem) -> None:
     held = [client(fs, b"f%d" % number, b"x") for number in range(100)]
-    slots = [one.ask().slot for one in held]
+    slots = [one.ask().entry for one in held]
     assert len(set(slots)) == 100
     assert len({address // BLOCK for address in slots}) == 2
     for one in held:
         one.close()
-    assert {client(fs, b"g%d" % number, b"x").ask().slot for number in range(100)} == set(slots)
+    assert {client(fs, b"g%d" % number, b"x").ask().entry for number in range(100)} == set(slots)
 
 
 # Durability
@@ -478,7 +479,7 @@ def test_ranges_that_are_none(fs: FileSystem) -> None:
             held.ask(offset, length, flags)
     with refused(errno.EFBIG):
         held.ask(1 << 60, 5, STORE | GROW)
-    assert held.file.node.lease is None
+    assert held.file.node.grants is None
 
 
 def test_rights(fs: FileSystem) -> None:
@@ -543,7 +544,7 @@ def test_reading_only(tmp_path: Path) -> None:
     with FileSystem.open(path, Options(read_only=True)) as fs:
         held = Client(fs, fs.open_file(fs.tree.resolve("f")))
         answer = held.ask()
-        assert (answer.slot, answer.size) == (0, 7)
+        assert (answer.entry, answer.size) == (0, 7)
         assert kinds(held.ask(0, 8192, MAP).pieces)[-1][0] == KERNEL
         held.close()
     fsck(path)
@@ -684,12 +685,12 @@ def test_no_room_for_the_board(open_fs: OpenFs) -> None:
     assert fs.statfs().available == 0
     with refused(errno.ENOSPC):
         held.ask()
-    assert held.file.node.lease is None
+    assert held.file.node.grants is None
     assert bytes(fs.read(held.file, 0, 5)) == b"x"
 
 
 def test_large_requests_come_in_parts(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leasing, "MOST_FILLED", 10 * BLOCK)
+    monkeypatch.setattr(requests, "MOST_FILLED", 10 * BLOCK)
     fs = open_fs(size="16M")
     held = client(fs)
     truncate(fs, held.file.ino, 35 * BLOCK)

@@ -400,7 +400,7 @@ def test_an_error_while_storing_home_leaves_the_log_to_recovery(
 
 def test_an_abort_inside_a_handle(rig: JournalRig, journal: Journal) -> None:
     dropped: list[int] = []
-    journal.rollback_hooks.append(lambda: dropped.append(1))
+    journal.abort_hooks.append(lambda: dropped.append(1))
     with undone(journal, 2) as tx:
         tx.edit(rig.free[0])
         journal.abort(Corrupt("x", "y"))

@@ -19,8 +19,8 @@ from lease_actor import TO_STORE, ask, becomes, clients, free_blocks, holders, i
 from mount_rig import NOBODY, SESSIONS, Mounted, as_user, daxfs, mounted
 
 from daxfs import protocol
-from daxfs.fs.deferred import SHARE
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.grants.waiting import SHARE
 from daxfs.pmem.pool import open_pool
 from daxfs.protocol import Flag
 from daxfs.structures import blocks

@@ -425,9 +425,9 @@ def test_zones_are_the_groups_metadata(tmp_path: Path, options: tuple[str, ...])
     groups_ = range(view.geometry.groups_count)
     taken = {b for g in groups_ for start, n in groups.metadata_runs(view, g) for b in range(start, start + n)}
     every = np.arange(view.geometry.first_data_block, view.geometry.blocks_count, dtype=np.int64)
-    found = {b for b in every.tolist() if metadata_zone.first_overlap(view, np.array([b]), np.array([b + 1])) == 0}
+    found = {b for b in every.tolist() if metadata_zone.first_overlap(view, 12, np.array([b]), np.array([b + 1])) == 0}
     assert found == taken
-    assert metadata_zone.first_overlap(view, every[:0], every[:0]) is None
+    assert metadata_zone.first_overlap(view, 12, every[:0], every[:0]) is None
     free = [b for b in every.tolist() if b not in taken][:40]
     pick = np.array([*free, min(taken)])
-    assert metadata_zone.first_overlap(view, pick, pick + 1) == 40
+    assert metadata_zone.first_overlap(view, 12, pick, pick + 1) == 40

@@ -265,8 +265,8 @@ MUTANTS = [
     ),
     Mutant(
         "granted blocks are not zeroed",
-        "daxfs/fs/leasing.py",
-        "                for low, high in lease.grown.gaps(begin, end):\n"
+        "daxfs/fs/grants/requests.py",
+        "                for low, high in grants.growth.gaps(begin, end):\n"
         "                    volume.pool.zero(low + delta, high - low)\n",
         "",
         "What another file has deleted appears between a client's stores.",

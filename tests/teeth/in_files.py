@@ -6,14 +6,16 @@ from teeth.mutant import Mutant
 
 ATTRIBUTES = "daxfs/structures/xattrs.py"
 BLOCKS = "daxfs/structures/blocks.py"
+CHANGE = "daxfs/fs/change.py"
 COPYING = "daxfs/fs/copying.py"
 DATA = "daxfs/fs/data.py"
 DIRECTORY = "daxfs/structures/dirblocks.py"
 FLAG = "daxfs/fs/recovery_flag.py"
+GRANTS = "daxfs/fs/grants/"
 INDEX = "daxfs/structures/htree.py"
+LIFETIMES = "daxfs/fs/lifetimes.py"
 MOUNTING = "daxfs/fs/mounting.py"
 NAMES = "daxfs/fs/names.py"
-PARKING = "daxfs/fs/parking.py"
 RANGES = "daxfs/fs/ranges.py"
 REMOVAL = "daxfs/fs/removal.py"
 TREE = "daxfs/structures/extent_edit.py"
@@ -22,7 +24,7 @@ VOLUME = "daxfs/fs/volume.py"
 GROWTH = "tests/crash/test_growth_after_recovery.py"
 HANDLES = "tests/crash/test_handles.py"
 LEASED = "tests/fs/test_lease_power_loss.py"
-LIVES = "tests/fs/test_power_loss.py::test_mount_and_unmount"
+MOUNTS = "tests/fs/test_power_loss.py::test_mount_and_unmount"
 NAMELESS = "tests/fs/test_power_loss.py::test_files_without_a_name"
 OPERATIONS = "tests/fs/test_power_loss.py::test_one_operation"
 OLD = "tests/crash/test_old_bytes.py"
@@ -41,7 +43,7 @@ MUTANTS = [
         "        except Corrupt:\n            return True\n        return False\n",
         "        except Corrupt:\n            return False\n        return False\n",
         "A superblock that was torn on its way home is not mended from the log.",
-        (LIVES,),
+        (MOUNTS,),
     ),
     Mutant(
         "the pool is not marked as mounted",
@@ -73,7 +75,7 @@ MUTANTS = [
         "    elif recovery_flag.mend(pool):\n",
         "    elif False:\n",
         "A pool whose flag was torn by a cut can't be mounted.",
-        ("tests/fs/test_preening.py", LIVES),
+        ("tests/fs/test_preening.py", MOUNTS),
     ),
     Mutant(
         "the recovery flag is lowered before the log is empty",
@@ -167,9 +169,9 @@ MUTANTS = [
     # Orphans
     Mutant(
         "an open file without a name is not listed",
-        REMOVAL,
-        "            orphans.add(tx, ino)\n            nodes.listed.add(ino)\n",
-        "            pass\n",
+        LIFETIMES,
+        "        for ino in sorted(self.nameless - self.listed):\n            self._list(tx, ino)\n",
+        "        pass\n",
         "After a cut nobody frees it.",
         (NAMELESS,),
     ),
@@ -177,27 +179,24 @@ MUTANTS = [
         "an orphan is taken off the list too early",
         REMOVAL,
         "            metadata = not stat.S_ISREG(inode.mode)\n",
-        "            if ino in nodes.listed:\n"
-        "                orphans.remove(tx, ino)\n"
-        "                nodes.listed.discard(ino)\n"
-        "                nodes.unlinked.discard(ino)\n"
-        "            metadata = not stat.S_ISREG(inode.mode)\n",
+        "            volume.lives.freed(tx, ino)\n            metadata = not stat.S_ISREG(inode.mode)\n",
         "A cut between two steps of the end of a large file leaves the rest of it to nobody.",
         (SLOW_ENDS,),
     ),
     Mutant(
         "an orphan stays listed when it is freed",
         REMOVAL,
-        "            if ino in nodes.listed:\n                orphans.remove(tx, ino)\n            inode.i_dtime",
+        "            volume.lives.freed(tx, ino)\n            inode.i_dtime",
         "            inode.i_dtime",
         "The list names a free inode.",
         (NAMELESS,),
     ),
     Mutant(
         "a file that got a name stays listed",
-        REMOVAL,
-        "        orphans.remove(tx, ino)\n        nodes.listed.discard(ino)\n    nodes.unlinked",
-        "        nodes.listed.discard(ino)\n    nodes.unlinked",
+        LIFETIMES,
+        "            self._unlist(tx, ino)\n        _take(tx, self.nameless, ino)\n        _take(tx, self.linkable",
+        "            _take(tx, self.listed, ino)\n"
+        "        _take(tx, self.nameless, ino)\n        _take(tx, self.linkable",
         "The list names a file that has a name.",
         ("tests/fs/test_nameless.py", NAMELESS),
     ),
@@ -212,7 +211,7 @@ MUTANTS = [
     Mutant(
         "a truncate in several transactions is not listed",
         DATA,
-        "                orphans.add(tx, ino)\n                listed_here = True\n",
+        "                volume.lives.being_cut(tx, ino)\n",
         "                pass\n",
         "A cut between two steps leaves blocks behind the end.",
         (SLOW_ENDS,),
@@ -531,12 +530,8 @@ MUTANTS = [
         "the size is durable before the data",
         DATA,
         "        volume.pool.write(offset + delta, data[: stop - offset])\n"
+        "        inode.size = max(inode.size, stop)\n",
         "        inode.size = max(inode.size, stop)\n"
-        "        mapping.settle_tail(tx, inode)\n"
-        "        inode.mtime_ns = inode.ctime_ns = clock.now()\n",
-        "        inode.size = max(inode.size, stop)\n"
-        "        mapping.settle_tail(tx, inode)\n"
-        "        inode.mtime_ns = inode.ctime_ns = clock.now()\n"
         "    volume.journal.commit()\n"
         "    volume.pool.write(offset + delta, data[: stop - offset])\n",
         "A cut leaves a longer file that shows what its blocks held before.",
@@ -561,7 +556,7 @@ MUTANTS = [
     Mutant(
         "an old tail appears after a copy",
         COPYING,
-        "        data.zero_tail(volume, tx, inode, inode.size)\n",
+        "        data.zero_tail(volume, tx, change.inode, change.inode.size)\n",
         "",
         "What a cut left behind the end becomes part of the file.",
         (GROWTH,),
@@ -576,10 +571,10 @@ MUTANTS = [
     ),
     Mutant(
         "an old tail is granted to a client",
-        "daxfs/fs/leasing.py",
-        "        for low, high in () if unwritten else tuple(lease.grown.gaps(begin, stop)):\n"
+        GRANTS + "requests.py",
+        "        for low, high in () if unwritten else tuple(grants.growth.gaps(begin, stop)):\n"
         "            volume.pool.zero(low + delta, high - low)\n",
-        "        for low, high in () if unwritten else tuple(lease.grown.gaps(begin, stop)):\n",
+        "        for low, high in () if unwritten else tuple(grants.growth.gaps(begin, stop)):\n",
         "What a cut left behind the end becomes part of the file that a client makes longer.",
         (GROWTH,),
     ),
@@ -594,7 +589,7 @@ MUTANTS = [
     Mutant(
         "a truncate keeps the blocks",
         DATA,
-        "            whole = parking.remove(volume, tx, inode, first, None, limit=BLOCKS_PER_CUT)\n",
+        "            whole = change.unmap(first, None, limit=BLOCKS_PER_CUT)\n",
         "",
         "Blocks behind the end belong to the file for ever.",
         (OPERATIONS,),
@@ -650,29 +645,110 @@ MUTANTS = [
         "Two nodes map the same blocks.",
         ("tests/structures/test_extents.py",),
     ),
-    # Leases
+    # Grants
     Mutant(
-        "leased blocks become free at once",
-        PARKING,
-        "    if volume.leases.strangers or lease is not None:\n",
-        "    if False:\n",
+        "granted blocks become free at once",
+        GRANTS + "epochs.py",
+        "        if grants is None and not self.stale:\n",
+        "        if True:\n",
         "A client stores into what is another file's by now.",
-        ("tests/fs/test_parking.py",),
+        ("tests/fs/test_quarantine.py",),
     ),
     Mutant(
-        "what is kept for a client is no orphan",
-        PARKING,
-        "    if ino not in nodes.kept:\n        nodes.keep(ino)\n",
-        "    if ino not in nodes.kept:\n        nodes.keep(ino)\n        nodes.unlinked.discard(ino)\n",
+        "a quarantine inode is no orphan",
+        LIFETIMES,
+        "        self.unnamed(tx, ino)\n        _put(tx, self.quarantine, ino)\n",
+        "        _put(tx, self.quarantine, ino)\n",
         "After a cut nobody frees it.",
-        ("tests/fs/test_parking.py", LEASED),
+        ("tests/fs/test_quarantine.py", LEASED),
     ),
     Mutant(
         "a client's word makes anything part of the file",
-        "daxfs/fs/growing.py",
-        "        if size > node.size and not lease.grown.covers(node.size, size):\n",
+        GRANTS + "stored.py",
+        "        if size > node.size and not grants.growth.covers(node.size, size):\n",
         "        if False:\n",
         "Blocks behind the end that hold what was deleted become readable.",
         ("tests/fs/test_dishonest_client.py",),
+    ),
+    Mutant(
+        "a deferred free does not wait for its epoch",
+        GRANTS + "epochs.py",
+        "        while grants.deferred and grants.deferred[0].epoch < since:\n",
+        "        while grants.deferred and grants.deferred[0].epoch <= since:\n",
+        "A holder that has not renewed stores into what is another file's by now.",
+        ("tests/fs/test_quarantine.py",),
+    ),
+    Mutant(
+        "an undone cut stays deferred",
+        GRANTS + "epochs.py",
+        "            grants.deferred, grants.granted = before, granted\n            self.deferred -= size\n",
+        "            self.deferred -= size\n",
+        "The blocks are the file's and wait to be freed.",
+        ("tests/fs/test_quarantine.py",),
+    ),
+    Mutant(
+        "a quarantine inode outlives the handle that made it",
+        LIFETIMES,
+        "        members.add(ino)\n        tx.on_rollback(partial(members.discard, ino))\n",
+        "        members.add(ino)\n",
+        "The books name an inode that does not exist.",
+        ("tests/fs/test_quarantine.py", "tests/fs/test_lifetimes.py"),
+    ),
+    Mutant(
+        "moved blocks do not end the epoch",
+        GRANTS + "inode_grants.py",
+        "        self.growth.cut(begin, end)\n        self.invalidated()\n",
+        "        self.growth.cut(begin, end)\n",
+        "Clients go on where the file's bytes no longer lie.",
+        ("tests/fs/test_leases.py",),
+    ),
+    Mutant(
+        "filled holes do not end the epoch",
+        CHANGE,
+        "            node.invalidated()\n",
+        "            pass\n",
+        "Clients go on reading zeros where bytes were written.",
+        ("tests/fs/test_leases.py",),
+    ),
+    Mutant(
+        "growth goes on beside a write",
+        GRANTS + "table.py",
+        "            self._end_growth(grants)\n",
+        "            pass\n",
+        "What a client stores behind the end and what is written there become one file.",
+        ("tests/fs/test_leases.py", "tests/fs/test_dishonest_client.py"),
+    ),
+    # The owner of an open inode
+    Mutant(
+        "a map keeps what was cut",
+        CHANGE,
+        "            node.unmapped(*self._unmapped)\n",
+        "            pass\n",
+        "Reads and writes go to blocks that are another file's by now.",
+        ("tests/fs/test_ranges.py", "tests/fs/test_owner.py"),
+    ),
+    Mutant(
+        "a map does not hear of a collapse",
+        CHANGE,
+        "        if self._remapped:\n            node.remapped()\n        elif",
+        "        if False:\n            node.remapped()\n        elif",
+        "Reads go to where the bytes lay before.",
+        ("tests/fs/test_ranges.py", "tests/fs/test_owner.py"),
+    ),
+    Mutant(
+        "a node hears of a change that fails",
+        CHANGE,
+        "        if kind is not None:\n            return\n",
+        "",
+        "The file seems longer than it is.",
+        ("tests/fs/test_owner.py",),
+    ),
+    Mutant(
+        "an undone change loses the times that waited",
+        "daxfs/fs/nodes.py",
+        "            node.atime, node.mtime, node.ctime = before\n\n        tx.on_rollback(undo)\n        if atime:",
+        "            pass\n\n        tx.on_rollback(undo)\n        if atime:",
+        "A refused operation takes back the time of a write before it.",
+        ("tests/fs/test_owner.py",),
     ),
 ]

@@ -1,6 +1,6 @@
 """The ioctls of direct mapping (`daxfs.protocol`): which pool, where a file lies in it, and what a client has stored.
 
-They translate and nothing else; `daxfs.fs.leasing` has the policy. A lease ends when the kernel releases the open file
+They translate and nothing else; `daxfs.fs.grants` has the policy. A lease ends when the kernel releases the open file
 that it was asked through: closed by all that share it, and mapped by nobody.
 """
 
@@ -77,7 +77,7 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
         flags,
         next=answer.next,
         size=answer.size,
-        entry=answer.slot,
+        entry=answer.entry,
         epoch=answer.epoch,
         device=identity.device,
         inode=identity.inode,

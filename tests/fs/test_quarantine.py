@@ -41,8 +41,9 @@ from range_rig import PUNCH, check_credits
 from tree_rig import QUIET
 
 from daxfs.errors import FsError
-from daxfs.fs import leases, parking
+from daxfs.fs.change import Change
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.grants import epochs, inode_grants
 from daxfs.structures import inodes, orphans
 from support import fsck, mke2fs
 
@@ -93,7 +94,7 @@ def settled(fs: FileSystem) -> int:
 
 def nameless(fs: FileSystem) -> set[int]:
     """What has no name and is not the board."""
-    return fs.volume.nodes.unlinked - {fs.volume.board.ino}
+    return fs.volume.lives.nameless - {fs.grants.page.ino}
 
 
 def give_out_everything(fs: FileSystem) -> bytes:
@@ -146,7 +147,7 @@ def go_through(bench: Bench, state: str, operation: str, path: Path) -> None:
     for file in pair.others:
         fs.release(file)
     assert not nameless(fs)
-    assert not fs.volume.leases.by_ino
+    assert not fs.grants.by_ino
     assert settled(fs) == total
     bench.close(path)
 
@@ -228,7 +229,7 @@ def test_many_epochs(folder: Path, tmp_path: Path) -> None:
         fs.fallocate(held.file, PUNCH, 0, 3 * 1024)
         check(fs, [held, witness])
         held.ask(flags=RENEW)
-    assert len(nameless(fs)) <= parking.MAX_PARKED + 1
+    assert len(nameless(fs)) <= epochs.MAX_DEFERRED + 1
     assert len(witness.told) > 100
     witness.close()
     assert not nameless(fs)
@@ -237,7 +238,7 @@ def test_many_epochs(folder: Path, tmp_path: Path) -> None:
 
 
 def test_more_pieces_than_are_told_apart(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "MAX_TOLD", 4)
+    monkeypatch.setattr(inode_grants, "MAX_GRANTED", 4)
     for operation in ("truncate to nothing", "punch", "collapse"):
         bench = Bench(image(folder, "1k"))
         fs = bench.fs
@@ -315,23 +316,22 @@ def test_a_change_that_is_undone(folder: Path, tmp_path: Path, monkeypatch: pyte
     bench = Bench(image(folder, "4k"))
     fs = bench.fs
     held = STATES["write"](fs).clients[0]
-    lease = held.file.node.lease
-    assert lease is not None
     truncate(fs, held.file.ino, 30 * 4096)
-    told, parked, kept = list(lease.told.runs), list(lease.parked), set(fs.volume.nodes.kept)
-    whole = parking.remove
+    grants = fs.grants.by_ino[held.file.ino]
+    granted, deferred, kept = list(grants.granted.runs), list(grants.deferred), set(fs.volume.lives.quarantine)
+    whole = Change.unmap
 
     def fail(*arguments: object, **options: object) -> bool:
         whole(*arguments, **options)  # type: ignore[arg-type]
         raise FsError(errno.EIO)
 
-    monkeypatch.setattr(parking, "remove", fail)
+    monkeypatch.setattr(Change, "unmap", fail)
     with pytest.raises(FsError):
         truncate(fs, held.file.ino, 10)
     with pytest.raises(FsError):
         OPERATIONS["punch"](Pair(fs, [held], []))
     monkeypatch.undo()
-    assert (lease.told.runs, lease.parked, fs.volume.nodes.kept) == (told, parked, kept)
+    assert (grants.granted.runs, grants.deferred, fs.volume.lives.quarantine) == (granted, deferred, kept)
     check(fs, [held])
     held.close()
     assert not nameless(fs)
@@ -411,11 +411,11 @@ def test_strangers_take_one_inode(folder: Path, tmp_path: Path) -> None:
     for _ in range(100):
         fs.write(file, 0, b"x" * 3000)
         truncate(fs, file.ino, 0)
-    assert len(fs.volume.nodes.kept) == 1
+    assert len(fs.volume.lives.quarantine) == 1
     fs.release(file)
     bench.pool.strangers = False
     fs.tick()
-    assert not fs.volume.nodes.unlinked
+    assert not fs.volume.lives.nameless
     bench.close(tmp_path / "pool")
 
 
@@ -431,7 +431,7 @@ def test_strangers_end_while_others_hold(folder: Path, tmp_path: Path) -> None:
     assert len(nameless(fs)) == 1
     held.close()
     assert not nameless(fs)
-    assert not list(orphans.listing(fs.volume.view)) or fs.volume.board.ino
+    assert not list(orphans.listing(fs.volume.view)) or fs.grants.page.ino
     bench.close(tmp_path / "pool")
 
 

@@ -1,34 +1,45 @@
-"""The lease status page: what clients look at before they use what they were granted, and the token that they quote.
+"""The status page: what clients look at before they use what they were granted, and the token that they quote.
 
-An entry is one cache line of the pool for each leased file: which epoch it is and how long the file is
-(`protocol.StatusEntry`). The first entry of the first block holds the mount's token instead: 128 random bits, new
-with each mount. A client quotes it in every lease request, and so proves that it can open the pool.
+An entry is one cache line of the pool for each granted file: which epoch it is and how long the file is
+(`protocol.StatusEntry`). The first entry of the first block holds the mount's token instead: 128 random bits, new with
+each mount. A client quotes it in every lease request, and so proves that it can open the pool.
 
-The blocks belong to a nameless inode, so that they are where a client has access anyway, and recovery frees them. They
-are never logged: a crash ends what they are about. No name or file handle leads to that inode, and nothing logs or
+The blocks belong to a quarantine inode, so that they are where a client has access anyway, and recovery frees them.
+They are never logged: a crash ends what they are about. No name or file handle leads to that inode, and nothing logs or
 answers the token. It is erased before its block is freed; what a crash leaves of it is no longer any mount's token.
-`leasing.py` takes and gives entries, `leases.py` writes the words that change.
 """
 
 from __future__ import annotations
 
 import secrets
+import stat
 from typing import TYPE_CHECKING
 
-from daxfs.fs import parking
-from daxfs.protocol import ENDED, ENTRY, EPOCH_AT, TOKEN_SIZE
+from daxfs.fs import clock
+from daxfs.fs.types import ROOT_INO
+from daxfs.protocol import ENDED, ENTRY, TOKEN_SIZE
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
+    from daxfs.journal.transaction import Handle
+    from daxfs.structures.inodes import Inode
 
-CREDITS_BOARD = 24
+CREDITS_PAGE = 24
 FAR = 64
 """Blocks from the end of the pool, where the first block of entries is looked for."""
 
 
-class Board:
-    """The status page of one volume, all made from blocks of one inode.
+def new_quarantine_inode(tx: Handle) -> Inode:
+    """An inode for blocks that belong to no file. The caller says so to the books (`Lifetimes.quarantined`)."""
+    inode = inodes.allocate(tx, inodes.read(tx, ROOT_INO), stat.S_IFREG)
+    mapping.new_inode_map(tx, inode)
+    inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = clock.now()
+    return inode
+
+
+class StatusPage:
+    """The status page of one volume: blocks of one inode, as many as are needed.
 
     Attributes:
         ino: that inode; 0: no block is needed yet.
@@ -65,22 +76,22 @@ class Board:
             self._volume.retrying(lambda _: self._grow())
         return self._free.pop()
 
-    def give(self, slot: int) -> None:
-        """The entry is for another inode from now on; who looks at it late finds that nothing holds any more."""
-        self._volume.pool.store_word(slot + EPOCH_AT, ENDED, 8)
-        self._free.append(slot)
+    def give(self, entry: int) -> None:
+        """The entry is for another inode from now on; a client that looks at it late finds that nothing holds."""
+        self._volume.pool.store_word(entry, ENDED, 8)
+        self._free.append(entry)
 
     def _grow(self) -> None:
         volume = self._volume
         bits = volume.block_bits
-        with volume.handle(CREDITS_BOARD) as tx:
-            inode = inodes.edit(tx, self.ino) if self.ino else parking.new_keeper(tx)
+        with volume.handle(CREDITS_PAGE) as tx:
+            inode = inodes.edit(tx, self.ino) if self.ino else new_quarantine_inode(tx)
             # Far from where files are being written, whose blocks should stay together.
             run = mapping.allocate(tx, inode, inode.size >> bits, 1, goal=volume.geometry.blocks_count - FAR)
             inode.size += 1 << bits
             begin = run.pblk << bits
             volume.pool.zero(begin, 1 << bits)
-            parking.keep(volume, inode.number)
+            volume.lives.quarantined(tx, inode.number)
         self.ino = inode.number
         self._free.extend(range(begin, begin + (1 << bits), ENTRY.size))
         if not self.token:

@@ -1,0 +1,122 @@
+"""One handle's change of a file's blocks or size, and what all who have it open learn of it.
+
+Every handle that maps or frees blocks of a regular file, or moves its end, is a `Change`. Within it the caller edits
+``change.inode`` and the tree, and says what becomes of blocks (`maps`, `unmap`, `remaps`). At its end the inode gets
+its times; only when nothing has failed, the file's node, if it has one, learns of all that was said.
+
+    with volume.handle(CREDITS, caller) as tx, Change(volume, tx, ino) as change:
+        run = mapping.allocate(tx, change.inode, lblk, count, unwritten=True)
+        change.maps(run)
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from daxfs.fs import clock
+from daxfs.fs.nodes import END
+from daxfs.structures import inodes, mapping
+from daxfs.structures.extent_tree import MAX_BLOCKS
+
+if TYPE_CHECKING:
+    from daxfs.fs.volume import Volume
+    from daxfs.journal.transaction import Handle
+    from daxfs.structures.mapping import Extent
+
+
+class Change:
+    """A change of the file ``inode``, in the handle ``tx``; the innermost ``with`` of that handle.
+
+    Attributes:
+        inode: to be edited.
+        dated: whether the file's times move: its content or size becomes another.
+    """
+
+    __slots__ = ("_advanced", "_lowest", "_remapped", "_runs", "_tx", "_unmapped", "_volume", "dated", "inode")
+
+    def __init__(self, volume: Volume, tx: Handle, ino: int, *, dated: bool = True) -> None:
+        self._volume = volume
+        self._tx = tx
+        self.inode = inodes.edit(tx, ino)
+        self.dated = dated
+        self._runs: list[Extent] = []
+        self._lowest = MAX_BLOCKS  # logical block of the first that is written now
+        self._unmapped: tuple[int, int] | None = None
+        self._advanced: tuple[int, int] | None = None
+        self._remapped = False
+
+    def maps(self, run: Extent) -> None:
+        """These blocks are the file's, in this state, from now on: allocated or converted."""
+        self._runs.append(run)
+        if not run.unwritten and run.lblk < self._lowest:
+            self._lowest = run.lblk
+
+    def unmap(self, first: int, last: int | None, *, limit: int = 1 << 30) -> bool:
+        """Free the blocks [first, last] (None: all from ``first`` on), the last ones first; once in a change.
+
+        What clients may still touch does not become free yet (`BlockNotifier.freed`, `CREDITS_QUARANTINE`).
+
+        Args:
+            first: logical block.
+            last: logical block.
+            limit: runs to free at most.
+
+        Returns:
+            Whether none is left.
+        """
+        volume, tx = self._volume, self._tx
+        mark = len(tx.frees)
+        finished = mapping.remove(tx, self.inode, first, last, limit=limit)
+        volume.notifier.freed(tx, self.inode.number, mark)
+        if finished:
+            bits = volume.block_bits
+            self._unmapped = first << bits, END if last is None else last + 1 << bits
+        else:
+            self._remapped = True
+        return finished
+
+    def remaps(self) -> None:
+        """Blocks moved within the file."""
+        self._remapped = True
+
+    def advances(self, begin: int, size: int) -> bool:
+        """Move the end of the file from ``begin`` to ``size``, both of whole blocks, over unwritten blocks.
+
+        They become the end of the written run before them. False: it is not so simple, and nothing has changed.
+        """
+        bits = self._volume.block_bits
+        if not mapping.move_border(self._tx, self.inode, begin >> bits, size - begin >> bits):
+            return False
+        self.inode.size = size
+        self._advanced = begin, size
+        return True
+
+    def __enter__(self) -> Change:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            return
+        inode = self.inode
+        if self.dated:
+            inode.mtime_ns = inode.ctime_ns = clock.now()
+        mapping.settle_tail(self._tx, inode)
+        node = self._volume.nodes.open.get(inode.number)
+        if node is None:
+            return
+        before, bits = node.size, self._volume.block_bits
+        if self._remapped:
+            node.remapped()
+        elif self._unmapped is not None:
+            node.unmapped(*self._unmapped)
+        if self._advanced is not None and node.map is not None and not node.map.move_border(*self._advanced):
+            node.remapped()
+        if self._runs:
+            node.mapped(self._runs)
+        if self.dated:
+            node.changed(inode.size)
+        if self._lowest << bits < before:
+            node.invalidated()

@@ -1,0 +1,152 @@
+"""The pieces of an answer: where in the pool the bytes of a file lie that a client asks for.
+
+What is mapped in the file's tree is memory, what is not is a hole. What a holder maps through the kernel is for all
+others out of reach too, since the kernel's pages and the pool's memory would not agree. Nothing here changes the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from daxfs.fs import data, ranges
+from daxfs.fs.types import LeaseRequest, Piece
+from daxfs.protocol import Flag, Kind
+
+if TYPE_CHECKING:
+    from daxfs.fs.data import OpenFile
+    from daxfs.fs.grants.inode_grants import InodeGrants
+    from daxfs.fs.nodes import Node
+    from daxfs.fs.volume import Volume
+
+GROW, MAP = int(Flag.GROW), int(Flag.MAP)
+HOLE, MEMORY, KERNEL = Kind
+
+
+def tell(
+    volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int
+) -> tuple[list[Piece], int]:
+    """The pieces of the answer, up to there at most, and where they end."""
+    if (whole := one_piece(volume, file.node, grants, request, upto)) is not None:
+        grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole))
+        return [whole], upto
+    pieces: list[Piece] = []
+    position = request.offset
+    answer = overlaid(grants, found(volume, file, grants, request, upto))
+    if request.flags & MAP and volume.block_size < ranges.PAGE:
+        answer = in_pages(joined(answer))
+    for piece in joined(answer):
+        if len(pieces) == request.room:
+            break
+        pieces.append(piece)
+        position = piece.offset + piece.length
+        if piece.kind == MEMORY:
+            # Whole blocks: what is given up later is looked up by blocks.
+            grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece))
+    if request.flags & MAP and not volume.read_only:
+        through_kernel(grants, file, request.holder, pieces)
+    return pieces, position
+
+
+def one_piece(volume: Volume, node: Node, grants: InodeGrants, request: LeaseRequest, upto: int) -> Piece | None:
+    """The answer where it is the ordinary one: all that is asked lies together in the pool."""
+    if grants.through_kernel or volume.block_size < ranges.PAGE or not request.room:
+        return None
+    mapped = node.map or data.load_map(volume, node)
+    run = mapped.find(request.offset) if mapped is not None else None
+    if run is None or run[3] or run[1] < upto:
+        return None
+    return Piece(request.offset, request.offset + run[2], upto - request.offset, MEMORY)
+
+
+def pool_end(volume: Volume, piece: Piece) -> int:
+    """Where in the pool the block ends that a piece ends in."""
+    end = piece.pool_offset + piece.length
+    return end + -end % volume.block_size
+
+
+def found(volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int) -> Iterator[Piece]:
+    """The file's pieces up to there as its map has them, holes too."""
+    node = file.node
+    nothing: Kind = KERNEL if request.flags & MAP else HOLE
+    position = request.offset
+    for begin, end, delta, unwritten in data.pieces(volume, node, position, upto):
+        if begin > position:
+            yield Piece(position, 0, begin - position, nothing)
+        position = end
+        if not unwritten:
+            yield Piece(begin, begin + delta, end - begin, MEMORY)
+            continue
+        at = begin
+        for low, high, _, _ in grants.growth.within(begin, end) if request.flags & GROW else ():
+            if low > at:
+                yield Piece(at, 0, low - at, nothing)
+            yield Piece(low, low + delta, high - low, MEMORY)
+            at = high
+        if at < end:
+            yield Piece(at, 0, end - at, nothing)
+    if position < upto:
+        yield Piece(position, 0, upto - position, nothing)
+
+
+def overlaid(grants: InodeGrants, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces, with what is mapped through the kernel cut out."""
+    if not grants.through_kernel:
+        yield from pieces
+        return
+    for piece in pieces:
+        at, stop = piece.offset, piece.offset + piece.length
+        for begin, end, _, _ in grants.kernel_mapped.within(at, stop):
+            if begin > at:
+                yield part_of(piece, at, begin)
+            yield Piece(begin, 0, end - begin, KERNEL)
+            at = end
+        if at < stop:
+            yield part_of(piece, at, stop)
+
+
+def part_of(piece: Piece, begin: int, end: int) -> Piece:
+    """The bytes [begin, end) of the file, which are in the piece."""
+    return Piece(
+        begin, piece.pool_offset + begin - piece.offset if piece.kind == MEMORY else 0, end - begin, piece.kind
+    )
+
+
+def in_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces, where blocks are smaller than pages: what is no whole page of memory is mapped through the kernel."""
+    for piece in pieces:
+        begin, end = piece.offset, piece.offset + piece.length
+        low, high = begin + -begin % ranges.PAGE, end & -ranges.PAGE
+        if piece.kind != MEMORY or low >= high or (piece.pool_offset - begin) % ranges.PAGE:
+            low = high = end
+        if begin < low:
+            kind = KERNEL if piece.kind == MEMORY else piece.kind
+            yield Piece(begin, 0, low - begin, kind)
+        if low < high:
+            yield Piece(low, piece.pool_offset + low - begin, high - low, MEMORY)
+        if high < end:
+            yield Piece(high, 0, end - high, KERNEL)
+
+
+def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Neighbours of one kind that lie together as one."""
+    held: Piece | None = None
+    for piece in pieces:
+        if held is None:
+            held = piece
+        elif held.kind == piece.kind and (piece.kind != MEMORY or held.pool_offset + held.length == piece.pool_offset):
+            held = held._replace(length=held.length + piece.length)
+        else:
+            yield held
+            held = piece
+    if held is not None:
+        yield held
+
+
+def through_kernel(grants: InodeGrants, file: OpenFile, holder: int, pieces: list[Piece]) -> None:
+    """Keep what the answer says is mapped through the kernel; who was told of holes there must ask again."""
+    for piece in pieces:
+        begin, end = piece.offset, piece.offset + piece.length
+        own = grants.through_kernel.get((file, holder))
+        if piece.kind == KERNEL and (own is None or not own.covers(begin, end)):
+            grants.map_through_kernel(file, holder, begin, end)

@@ -1,0 +1,211 @@
+"""Epoch-based reclamation: which of the blocks that files give up become free when.
+
+A client that was told where a file lies loads and stores there without asking. So of what a handle frees, the runs that
+holders were granted are taken back and mapped into a *quarantine inode*, which only holds blocks. It is nameless and on
+the disk's orphan list from that transaction on, so that whatever happens, recovery frees it. It is freed when the last
+holder that was there in the epoch has renewed or is gone.
+
+While there are *stale clients*, which map the pool from before this mount, nobody knows what they may touch: all that
+is freed waits, until the last of them has closed the pool.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from itertools import count
+from typing import TYPE_CHECKING
+
+from daxfs.fs import removal
+from daxfs.fs.change import Change
+from daxfs.fs.filemap import FileMap
+from daxfs.fs.grants.inode_grants import DeferredFree, InodeGrants
+from daxfs.fs.grants.status_page import new_quarantine_inode
+from daxfs.fs.notifiers import CREDITS_QUARANTINE
+from daxfs.protocol import READER_LOCKS
+from daxfs.structures import blocks, inodes, mapping
+from daxfs.structures.mapping import Extent
+
+if TYPE_CHECKING:
+    from daxfs.fs.volume import Volume
+    from daxfs.journal.transaction import Handle
+
+CREDITS_CUT = 64 + CREDITS_QUARANTINE
+RUNS_PER_CUT = 32
+FEW_BLOCKS = 64
+"""So few free blocks are taken for none: giving something up must not fail because the pool is full."""
+RUNS_INSIDE = 4
+"""Runs for which an inode has room in itself."""
+MAX_DEFERRED = 8
+"""Quarantine inodes of one file; what is given up after that joins the last one and goes with it."""
+
+Run = tuple[int, int]
+"""First block and number of blocks."""
+
+
+class Epochs:
+    """The epochs, quarantine inodes and stale clients of one volume.
+
+    Attributes:
+        numbers: the epochs to come, of all files.
+        lock: which byte of the pool this mount's clients lock (`Pool.mapped_elsewhere`).
+        deferred: bytes that wait to be freed until holders renew, of all files.
+        stale: there are stale clients.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        # A client that outlives its daemon must not take the next one's epochs for those it knows.
+        self.numbers = count(secrets.randbits(48) + 1)
+        self.lock = secrets.randbits(30) | (READER_LOCKS if volume.read_only else 0)
+        self.deferred = 0
+        self.stale = False
+        self._stale_inode = 0  # holds what only stale clients may touch: one for all, since they end together
+        self._detached: set[int] = set()  # files behind whose end nothing is left that stale clients may touch
+
+    def freed(self, tx: Handle, grants: InodeGrants | None, mark: int) -> None:
+        """Defer those of the runs in ``tx.frees`` from ``mark`` on that clients may touch.
+
+        Args:
+            tx: the handle that freed them. All is undone with it.
+            grants: of the file that they belonged to; None: it has none.
+            mark: where in ``tx.frees`` they begin.
+        """
+        if grants is None and not self.stale:
+            return
+        runs = self._withheld(tx, mark, grants)
+        if not runs:
+            return
+        if blocks.free_blocks(tx) < FEW_BLOCKS:
+            for first in range(0, len(runs), RUNS_INSIDE):
+                self._defer(tx, grants, 0, runs[first : first + RUNS_INSIDE])
+        else:
+            self._defer(tx, grants, self._reusable(grants), runs)
+
+    def release(self, grants: InodeGrants) -> None:
+        """Free what was given up before any holder that is left has renewed."""
+        if not grants.deferred:
+            return
+        volume, since = self._volume, grants.held_since()
+        while grants.deferred and grants.deferred[0].epoch < since:
+            first = grants.deferred.pop(0)
+            self.deferred -= first.size
+            volume.lives.released(first.ino)
+            removal.collect(volume, first.ino)
+
+    # Stale clients
+
+    def detach(self, ino: int) -> bool:
+        """Before a file gets longer while there are stale clients: nothing behind its end becomes part of it.
+
+        A stale client may have been given those blocks to make the file longer, and tries again and again to append
+        there. They are deferred; with them goes what other programs have reserved there.
+
+        Returns:
+            Whether anything was done.
+        """
+        if not self.stale or ino in self._detached:
+            return False
+        size = inodes.read(self._volume.view, ino).size
+        self.cut(ino, size + self._volume.block_size - 1 >> self._volume.block_bits, None)
+        self._detached.add(ino)
+        return True
+
+    def cut(self, ino: int, first: int, last: int | None) -> None:
+        """Free the blocks [first, last] behind the end of a file, in as many handles as it takes."""
+        volume, finished = self._volume, False
+        while not finished:
+            with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
+                finished = change.unmap(first, last, limit=RUNS_PER_CUT)
+
+    def reclaim(self, all_grants: Iterable[InodeGrants], page: int) -> bool:
+        """Free what waits for stale clients if the last of them is gone; whether it is (reclaimer).
+
+        Args:
+            all_grants: of the volume.
+            page: the inode of the status page.
+        """
+        volume = self._volume
+        if not self.stale or volume.pool.mapped_elsewhere(self.lock):
+            return False
+        self.stale = False
+        self._stale_inode = 0
+        self._detached.clear()
+        held = {each.ino for grants in all_grants for each in grants.deferred} | {page}
+        for ino in tuple(volume.lives.quarantine - held):
+            volume.lives.released(ino)
+        removal.collect_all(volume)
+        return True
+
+    # How blocks are deferred
+
+    def _withheld(self, tx: Handle, mark: int, grants: InodeGrants | None) -> list[Run]:
+        """What of that which was freed since ``mark`` must wait; it is taken off the list of what becomes free."""
+        freed = tx.frees[mark:]
+        if self.stale or grants is None:
+            del tx.frees[mark:]
+            return freed
+        bits = self._volume.block_bits
+        kept: list[Run] = []
+        free: list[Run] = []
+        for start, length in freed:
+            position, end = start, start + length
+            for begin, stop, _, _ in grants.granted.within(start << bits, end << bits):
+                low, high = begin >> bits, stop >> bits
+                if low > position:
+                    free.append((position, low - position))
+                kept.append((low, high - low))
+                position = high
+            if position < end:
+                free.append((position, end - position))
+        tx.frees[mark:] = free
+        return kept
+
+    def _defer(self, tx: Handle, grants: InodeGrants | None, number: int, runs: list[Run]) -> None:
+        """Map the runs into this quarantine inode (0: a new one)."""
+        volume = self._volume
+        bits = volume.block_bits
+        inode = inodes.edit(tx, number) if number else new_quarantine_inode(tx)
+        for start, length in runs:
+            mapping.insert(tx, inode, Extent(inode.size >> bits, start, length, False))
+            inodes.add_blocks(inode, length, tx.geometry)
+            inode.size += length << bits
+        volume.lives.quarantined(tx, inode.number)
+        if grants is None:
+            self._keep_for_stale(tx, inode.number)
+            return
+        before, granted = grants.deferred, FileMap()
+        granted.runs, granted.begins = grants.granted.runs[:], grants.granted.begins[:]
+        size = sum(length for _, length in runs) << bits
+
+        def undo() -> None:
+            grants.deferred, grants.granted = before, granted
+            self.deferred -= size
+
+        tx.on_rollback(undo)
+        self.deferred += size
+        for start, length in runs:
+            grants.granted.cut(start << bits, start + length << bits)
+        kept, joins = (before[:-1], before[-1].size) if number else (before[:], 0)
+        grants.deferred = [*kept, DeferredFree(grants.epoch, inode.number, size + joins)]
+
+    def _keep_for_stale(self, tx: Handle, number: int) -> None:
+        before = self._stale_inode
+
+        def undo() -> None:
+            self._stale_inode = before
+
+        tx.on_rollback(undo)
+        self._stale_inode = number
+
+    def _reusable(self, grants: InodeGrants | None) -> int:
+        """The quarantine inode that more can be put on; 0: none.
+
+        Of a file's own the last, if that keeps nothing longer than it must or there are many.
+        """
+        if grants is None:
+            return self._stale_inode if self._stale_inode in self._volume.lives.quarantine else 0
+        if not grants.deferred:
+            return 0
+        last = grants.deferred[-1]
+        return last.ino if last.epoch == grants.epoch or len(grants.deferred) >= MAX_DEFERRED else 0

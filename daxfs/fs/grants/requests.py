@@ -1,0 +1,299 @@
+"""Asking for a file's memory, and giving it back.
+
+An answer holds until the file's status entry shows another epoch or the open file is closed. For storing, the range
+gets blocks of zeros first and all of it is committed, so that the client's own flush and fence make its stores durable
+(what MAP_SYNC means in the kernel). A process may ask if it has the file open and can open the pool, which it proves by
+quoting the token that lies in it (`status_page.py`). What clients say that they have stored is `stored.py`'s.
+docs/DIRECT.md has the rules of both sides.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.ext4.inode import EXT4_EXTENTS_FL
+from daxfs.fs import data, ranges
+from daxfs.fs.change import Change
+from daxfs.fs.grants import answers, waiting
+from daxfs.fs.grants.inode_grants import InodeGrants
+from daxfs.fs.types import Grant, LeaseRequest, PoolIdentity
+from daxfs.pmem.persist import MSYNC
+from daxfs.protocol import MOST_FILLED, Flag
+from daxfs.structures import blocks, inodes, mapping
+
+if TYPE_CHECKING:
+    from daxfs.fs.data import OpenFile
+    from daxfs.fs.grants.table import Grants
+    from daxfs.fs.nodes import Node
+    from daxfs.fs.volume import Volume
+
+MAX_HOLDERS = 1024
+"""Holders of one open file: processes that share it, and those that are gone without a word."""
+MAX_ALL_HOLDERS = 4096
+"""Holders of one file's grants: some requests look at all of them, while everybody waits."""
+MAX_HOLDERS_OF_ALL_FILES = 32_768
+"""Holders of all grants together: some 10 MiB of DRAM."""
+
+Range = tuple[int, int]
+
+# Plain numbers: sums of an IntFlag's members cost more than all else that an ordinary answer needs.
+WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in Flag)
+
+
+def identity(table: Grants) -> PoolIdentity:
+    """Which pool it is, for a client to find and to compare.
+
+    Raises:
+        FsError: EOPNOTSUPP when there is no file or device to open; ENOSPC when there is no block for the token.
+    """
+    if table.identity is not None:
+        return table.identity
+    volume = table.volume
+    pool = volume.pool
+    if pool.status is None:
+        raise FsError(errno.EOPNOTSUPP, f"{pool.path}: nobody else can map a pool of kind {pool.kind}")
+    table.page.make()
+    table.identity = PoolIdentity(
+        path=os.path.realpath(pool.path),
+        device=pool.status.st_dev,
+        inode=pool.status.st_ino,
+        rdevice=pool.status.st_rdev,
+        size=pool.size,
+        persistence=pool.persistence,
+        block_size=volume.block_size,
+        lock=table.epochs.lock,
+        uuid=bytes(volume.view.superblock().s_uuid),
+        token=table.page.token,
+    )
+    return table.identity
+
+
+# Asking
+
+
+def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
+    """Answer a request.
+
+    Raises:
+        FsError: EINVAL (range), EOPNOTSUPP (no token or not this mount's; not served from memory, or synchronous by its
+            flags), EBADF, EPERM, EROFS, ENOSPC, EAGAIN (too many holders, or too much waits for this user to be freed;
+            another holder grows the file; the range is being recalled).
+    """
+    volume = table.volume
+    check(table, file, request)
+    if not request.length:
+        table.leave(file, request.holder)
+        return Grant(request.offset, file.node.size, 0, 0, [], False)
+    if table.epochs.deferred and waiting.over_limit(table, file.caller.uid):
+        refuse_debtor(table, file, request)
+    grants = join(table, file, request)
+    if file.node.atime_due:
+        file.node.accessed()
+    made = False
+    end = reach(volume, file.node, request)
+    upto = request.offset + request.length
+    if not request.flags & MAP:
+        upto = min(upto, end)
+    if request.flags & FILL and end > request.offset:
+        first = request.offset & -volume.block_size
+        if end - first > MOST_FILLED:
+            end = upto = first + MOST_FILLED
+        made = fill(table, file, grants, first, end)
+    if not volume.read_only and volume.journal.dirty:
+        # Else a crash could make free, for the next mount, what programs go on reading.
+        volume.commit()
+    pieces, told_to = answers.tell(volume, file, grants, request, upto)
+    return Grant(told_to, file.node.size, grants.entry, grants.epoch, pieces, made)
+
+
+def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
+    """Refuse what can't be granted."""
+    volume, node, flags = table.volume, file.node, request.flags
+    if request.offset < 0 or request.length < 0 or request.offset + request.length > 1 << 62:
+        raise FsError(errno.EINVAL)
+    if flags & (FILL | GROW) and not flags & WRITE:
+        raise FsError(errno.EINVAL)
+    if flags & GROW and not flags & FILL:
+        raise FsError(errno.EINVAL)
+    if not request.length and not flags & RENEW:
+        raise FsError(errno.EINVAL)
+    if not table.page.proves(request.token):
+        raise FsError(errno.EOPNOTSUPP, "the request does not quote this mount's token")
+    if not node.dax:
+        raise FsError(errno.EOPNOTSUPP)
+    if not flags & WRITE:
+        if not file.readable:
+            raise FsError(errno.EBADF)
+        return
+    if not file.writable:
+        raise FsError(errno.EBADF)
+    volume.writable()
+    if not node.plain:
+        data.drop_privileges(volume, node, file.caller)
+    if not node.plain:
+        # Each of its writes means more than a store.
+        raise FsError(errno.EOPNOTSUPP)
+    if flags & GROW:
+        if request.offset + request.length > volume.max_size(node.ino):
+            raise FsError(errno.EFBIG)
+        if not inodes.read(volume.view, node.ino).flags & EXT4_EXTENTS_FL:
+            raise FsError(errno.EOPNOTSUPP)
+
+
+def refuse_debtor(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
+    """Too much waits to be freed for the user who opened the file: EAGAIN, unless what is renewed now is enough."""
+    if request.flags & RENEW:
+        table.leave(file, request.holder)
+        if not waiting.over_limit(table, file.caller.uid):
+            return
+    raise FsError(errno.EAGAIN, f"user {file.caller.uid}: too much waits to be freed")
+
+
+def join(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGrants:
+    """The file's grants, with this holder in them."""
+    node, holder, flags = file.node, request.holder, request.flags
+    grants = table.by_ino.get(node.ino)
+    recalled = table.recalls.refuse(node.ino, request.offset, request.offset + request.length)
+    if grants is not None and flags & RENEW:
+        table.renew(grants, file, holder, grows=bool(flags & GROW) and not recalled)
+    if recalled:
+        if grants is not None:
+            table.end_if_unheld(grants)
+        raise FsError(errno.EAGAIN, f"inode {node.ino}: these bytes are being recalled")
+    if grants is None:
+        if table.holders >= MAX_HOLDERS_OF_ALL_FILES:
+            raise FsError(errno.EAGAIN, "too many holders of leases")
+        grants = table.begin(node)
+    if flags & GROW and grants.grower not in {None, (file, holder)}:
+        raise FsError(errno.EAGAIN, f"inode {node.ino}: another holder makes it longer by itself")
+    holders = grants.holders.get(file, {})
+    if holder not in holders:
+        if (
+            len(holders) >= MAX_HOLDERS
+            or grants.all_holders >= MAX_ALL_HOLDERS
+            or table.holders >= MAX_HOLDERS_OF_ALL_FILES
+        ):
+            raise FsError(errno.EAGAIN, f"inode {node.ino}: too many holders of its lease")
+        grants.joined(file, holder)
+        table.holders += 1
+    if flags & GROW:
+        grants.grower = file, holder
+    return grants
+
+
+def reach(volume: Volume, node: Node, request: LeaseRequest) -> int:
+    """Where what can be memory ends: with the block that the end of the file is in, or where a growing file asks."""
+    end = request.offset + request.length
+    if not request.flags & GROW:
+        end = min(end, node.size)
+    return end + -end % volume.block_size
+
+
+# Providing
+
+
+# Providing
+
+
+def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: int) -> bool:
+    """Give every block of the range memory that is zeroed and, within the file, written; whether any had none."""
+    volume, node = table.volume, file.node
+    if end > node.size:
+        table.detach(node.ino)
+    if node.map is None:
+        data.load_map(volume, node)
+    if end > node.size:
+        blank_tail(volume, grants, node)
+    if provided(volume, grants, node, begin, end):
+        return False
+    missing = end - begin - sum(high - low for low, high, _, _ in data.pieces(volume, node, begin, end))
+    volume.retrying(refuse_without_room, file, missing >> volume.block_bits)
+    lblk, stop = begin >> volume.block_bits, end >> volume.block_bits
+    while lblk < stop:
+        lblk = volume.retrying(fill_step, file, grants, lblk, stop)
+    return True
+
+
+def refuse_without_room(volume: Volume, file: OpenFile, missing: int) -> None:
+    """ENOSPC unless there are so many blocks for the user who opened the file: a part of the range helps nobody."""
+    kept = blocks.kept(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
+    if missing > blocks.free_blocks(volume.view) - kept:
+        raise FsError(errno.ENOSPC, "no room for all of the range, so it stays as it is")
+
+
+def provided(volume: Volume, grants: InodeGrants, node: Node, begin: int, end: int) -> bool:
+    """Whether all of [begin, end) is memory that may be told: written within the file, granted past EOF."""
+    position, eof = begin, node.size + -node.size % volume.block_size
+    for low, high, _, unwritten in data.pieces(volume, node, begin, end):
+        if low > position or (unwritten and low < eof):
+            return False
+        if high > eof and any(True for _ in grants.growth.gaps(max(low, eof), high)):
+            return False
+        position = high
+    return position >= end
+
+
+def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, stop: int) -> int:
+    """Provide some runs in one handle; returns the block to go on with.
+
+    Past EOF blocks stay unwritten, which is what ext4 has there, until `stored` moves EOF. Written ones, which
+    a damaged or foreign pool may have there, are zeroed as unwritten ones are.
+    """
+    node, bits = file.node, volume.block_bits
+    inside = node.size + volume.block_size - 1 >> bits
+    made = 0
+    grown: list[Range] = []
+    with volume.handle(ranges.CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
+        inode = change.inode
+        while lblk < stop and made < ranges.RUNS_PER_STEP:
+            border = min(stop, inside) if lblk < inside else stop
+            run = mapping.lookup(tx, inode, lblk)
+            room = min(run.length, border - lblk)
+            if not run.pblk:
+                room = min(room, ranges.longest(volume, lblk))
+                align = volume.alignment(lblk, room)
+                run = mapping.allocate(tx, inode, lblk, room, unwritten=lblk >= inside, align=align)
+                fresh = True
+            else:
+                fresh = run.unwritten or lblk >= inside
+                run = run._replace(length=room)
+            begin, end, delta = lblk << bits, lblk + run.length << bits, run.pblk - lblk << bits
+            if fresh:
+                for low, high in grants.growth.gaps(begin, end):
+                    volume.pool.zero(low + delta, high - low)
+                if lblk < inside:
+                    if run.unwritten:
+                        mapping.mark_written(tx, inode, lblk, run.length)
+                    run = run._replace(unwritten=False)
+                if end > node.size:
+                    grown.append((max(begin, node.size), end))
+                change.maps(run)
+                made += 1
+            lblk += run.length
+    for begin, end in grown:
+        grants.growth.put(begin, end, 0, False)
+    return lblk
+
+
+def blank_tail(volume: Volume, grants: InodeGrants, node: Node) -> None:
+    """The bytes behind the end of the file in its last block are about to be told: they must be zeros, once.
+
+    Where that block is not written, `fill_step` sees to it.
+    """
+    end = node.size + -node.size % volume.block_size
+    for begin, stop, delta, unwritten in data.pieces(volume, node, node.size, end) if end > node.size else ():
+        for low, high in () if unwritten else tuple(grants.growth.gaps(begin, stop)):
+            volume.pool.zero(low + delta, high - low)
+            grants.growth.put(low, high, 0, False)
+
+
+def flush_stores(volume: Volume) -> None:
+    """Have the next fence write back what clients have stored, whoever they are and whether or not they still live.
+
+    msync(2) writes all dirty pages of the pool's file, whoever stored. Cache lines are the clients' own to flush.
+    """
+    if volume.was_writable and volume.pool.persistence == MSYNC:
+        volume.pool.flush(0, volume.pool.size)

@@ -1,0 +1,177 @@
+"""The life of an inode: which have no name, which of those are listed on the disk, who keeps them from being freed.
+
+::
+
+                 named(tx)                     unnamed(tx)
+    [named] <------------------ [nameless] <---------------- [named]       made_nameless(tx): a new inode
+       |                         |   |   ^                                 begins nameless, perhaps linkable
+       | being_cut(tx)           |   |   | quarantined(tx): a new inode that holds blocks of no file
+       v             list_orphans|   |
+    [listed] --cut(tx)-->        |   | not held any more: freed(tx)
+                                 v   v
+                            [listed] [freed]
+
+- *Nameless*: no directory names the inode; it is freed when nothing holds it. If it lives when the transaction commits,
+  the commit puts it on the disk's orphan list, so that recovery frees it. One that is freed before never gets there.
+- *Listed*: the disk's orphan list names it, because it is nameless or because it is being cut to its size.
+- *Linkable*: nameless from the start and may get its first name (the kernel's I_LINKABLE).
+- *Quarantined*: nameless for good, and holds blocks that belong to no file as long as clients may touch them.
+- *Pinned*: somebody knows its number (a FUSE lookup count), or has it open (`daxfs.fs.nodes`).
+
+This module keeps the books and the disk's list. Each transition belongs to a handle and is undone with it. `removal.py`
+decides when an inode is freed, and frees it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from daxfs.structures import inodes, orphans
+
+if TYPE_CHECKING:
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+
+CREDITS_LISTED = 8
+"""Blocks that noting orphans at a commit may change, for all of them together."""
+
+
+class Lifetimes:
+    """The books of one volume, by inode number. Others read the sets and call the transitions.
+
+    Attributes:
+        pins: lookup counts, of those that have any.
+        nameless: see the module.
+        listed: see the module.
+        linkable: see the module.
+        quarantine: see the module.
+    """
+
+    def __init__(self) -> None:
+        self.pins: dict[int, int] = {}
+        self.nameless: set[int] = set()
+        self.listed: set[int] = set()
+        self.linkable: set[int] = set()
+        self.quarantine: set[int] = set()
+
+    # Pins
+
+    def pin(self, ino: int) -> None:
+        """One more reference by number (a FUSE lookup)."""
+        self.pins[ino] = self.pins.get(ino, 0) + 1
+
+    def unpin(self, ino: int, count: int = 1) -> None:
+        """``count`` references by number are gone (a FUSE forget)."""
+        left = self.pins.get(ino, 0) - count
+        if left > 0:
+            self.pins[ino] = left
+        else:
+            self.pins.pop(ino, None)
+
+    # Names
+
+    def unnamed(self, tx: Handle, ino: int) -> None:
+        """The inode lost its last name, or is new and has none. Call once the handle has set its link count to 0."""
+        _put(tx, self.nameless, ino)
+        tx.reserve("orphans", CREDITS_LISTED)
+
+    def made_nameless(self, tx: Handle, ino: int, *, linkable: bool) -> None:
+        """A new inode without a name, which may get one or not."""
+        self.unnamed(tx, ino)
+        if linkable:
+            _put(tx, self.linkable, ino)
+
+    def named(self, tx: Handle, ino: int) -> None:
+        """A nameless inode got its first name."""
+        if ino in self.listed:
+            self._unlist(tx, ino)
+        _take(tx, self.nameless, ino)
+        _take(tx, self.linkable, ino)
+
+    # The list on the disk
+
+    def list_orphans(self, tx: Handle) -> None:
+        """Commit hook: what is nameless and lives on is named on the disk's orphan list."""
+        for ino in sorted(self.nameless - self.listed):
+            self._list(tx, ino)
+
+    @property
+    def unlisted(self) -> bool:
+        """Whether `list_orphans` has anything to do."""
+        return not self.nameless <= self.listed
+
+    def being_cut(self, tx: Handle, ino: int) -> None:
+        """The inode is cut in several handles: after a crash recovery goes on, up to `cut`. Costs two credits."""
+        if ino not in self.nameless and ino not in self.listed:
+            self._list(tx, ino)
+
+    def cut(self, tx: Handle, ino: int) -> None:
+        """Nothing is left behind the inode's end. Costs two credits."""
+        if ino in self.listed and ino not in self.nameless:
+            self._unlist(tx, ino)
+
+    def found_listed(self, ino: int, *, nameless: bool) -> None:
+        """Recovery found the inode on the disk's list."""
+        self.listed.add(ino)
+        if nameless:
+            self.nameless.add(ino)
+
+    # Quarantine and the end
+
+    def quarantined(self, tx: Handle, ino: int) -> None:
+        """A new inode that holds blocks of no file (more of them, if it is one already)."""
+        self.unnamed(tx, ino)
+        _put(tx, self.quarantine, ino)
+
+    def released(self, ino: int) -> None:
+        """No client may touch any more what the inode holds; it may be freed."""
+        self.quarantine.discard(ino)
+
+    def freed(self, tx: Handle, ino: int) -> None:
+        """The handle frees the inode. Costs two credits."""
+        if ino in self.listed:
+            self._unlist(tx, ino)
+        for members in (self.nameless, self.linkable, self.quarantine):
+            _take(tx, members, ino)
+
+    def check(self, view: View, *, readable: bool) -> None:
+        """Hold the books against the pool, for tests, between two operations.
+
+        Args:
+            view: the newest state.
+            readable: whether the disk's list is what the books say: there is none on a read-only volume.
+
+        Raises:
+            AssertionError: they do not agree.
+        """
+        assert all(count > 0 for count in self.pins.values()), self.pins
+        assert self.linkable <= self.nameless, (self.linkable, self.nameless)
+        assert self.quarantine <= self.nameless, (self.quarantine, self.nameless)
+        assert not self.linkable & self.quarantine
+        for ino in self.nameless | self.pins.keys():
+            assert inodes.in_use(view, ino), f"inode {ino} was freed"
+        for ino in self.nameless:
+            assert not inodes.read(view, ino).links_count, f"inode {ino} has a name"
+        if readable:
+            assert set(orphans.listing(view)) == self.listed
+
+    def _list(self, tx: Handle, ino: int) -> None:
+        orphans.add(tx, ino)
+        _put(tx, self.listed, ino)
+
+    def _unlist(self, tx: Handle, ino: int) -> None:
+        orphans.remove(tx, ino)
+        _take(tx, self.listed, ino)
+
+
+def _put(tx: Handle, members: set[int], ino: int) -> None:
+    if ino not in members:
+        members.add(ino)
+        tx.on_rollback(partial(members.discard, ino))
+
+
+def _take(tx: Handle, members: set[int], ino: int) -> None:
+    if ino in members:
+        members.discard(ino)
+        tx.on_rollback(partial(members.add, ino))

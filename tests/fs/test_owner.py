@@ -1,0 +1,170 @@
+"""What an open inode keeps of itself agrees with the pool, whatever happens to it and whatever fails on the way."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from daxfs.errors import FsError
+from daxfs.fs import ranges
+from daxfs.fs.change import Change
+from daxfs.fs.filesystem import FileSystem, OpenFile
+from daxfs.fs.types import ROOT_INO, SetAttributes
+from daxfs.structures import mapping
+from support import wait_a_tick
+
+OpenFs = Callable[..., FileSystem]
+BLOCK = 4096
+
+
+def truncate(fs: FileSystem, file: OpenFile, size: int) -> None:
+    fs.setattr(file.ino, SetAttributes(size=size))
+
+
+OPERATIONS: dict[str, Callable[[FileSystem, OpenFile], object]] = {
+    "overwrite": lambda fs, file: fs.write(file, BLOCK, b"x" * BLOCK),
+    "append": lambda fs, file: fs.write(file, 40 * BLOCK, b"x" * 5000),
+    "fill a hole": lambda fs, file: fs.write(file, 12 * BLOCK + 5, b"x" * 100),
+    "beyond the end": lambda fs, file: fs.write(file, 60 * BLOCK, b"x"),
+    "cut": lambda fs, file: truncate(fs, file, 10 * BLOCK + 7),
+    "cut to nothing": lambda fs, file: truncate(fs, file, 0),
+    "lengthen": lambda fs, file: truncate(fs, file, 99 * BLOCK),
+    "punch": lambda fs, file: fs.fallocate(file, ranges.PUNCH_HOLE | ranges.KEEP_SIZE, 3 * BLOCK + 9, 20 * BLOCK),
+    "zero": lambda fs, file: fs.fallocate(file, ranges.ZERO_RANGE, 3 * BLOCK + 9, 20 * BLOCK),
+    "collapse": lambda fs, file: fs.fallocate(file, ranges.COLLAPSE_RANGE, 3 * BLOCK, 4 * BLOCK),
+    "insert": lambda fs, file: fs.fallocate(file, ranges.INSERT_RANGE, 3 * BLOCK, 4 * BLOCK),
+    "allocate": lambda fs, file: fs.fallocate(file, 0, 0, 80 * BLOCK),
+    "allocate behind": lambda fs, file: fs.fallocate(file, ranges.KEEP_SIZE, 0, 80 * BLOCK),
+    "copy": lambda fs, file: fs.copy_range(file, 0, file, 50 * BLOCK, 20 * BLOCK),
+}
+
+
+def made(fs: FileSystem) -> OpenFile:
+    """A file of 40 blocks with two holes, whose map is in DRAM."""
+    file, _ = fs.create(ROOT_INO, b"f", 0o600)
+    for begin, end in ((0, 10), (15, 25), (30, 40)):
+        fs.write(file, begin * BLOCK, b"." * (end - begin) * BLOCK)
+    fs.read(file, 0, BLOCK)
+    assert file.node.map is not None
+    return file
+
+
+@pytest.mark.parametrize("second", OPERATIONS)
+@pytest.mark.parametrize("first", OPERATIONS)
+def test_two_operations(open_fs: OpenFs, first: str, second: str) -> None:
+    fs = open_fs(size="16M")
+    file = made(fs)
+    for name in (first, second):
+        try:
+            OPERATIONS[name](fs, file)
+        except FsError as error:
+            assert (error.errno, first, name) in {
+                (errno.EINVAL, "cut to nothing", "collapse"),
+                (errno.EINVAL, "cut to nothing", "insert"),
+            }
+        fs.check()
+    fs.release(file)
+
+
+@pytest.mark.parametrize("step", range(1, 4))
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_that_fails_half_way(
+    open_fs: OpenFs, name: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of its first, second or third handle, when all else of that is done."""
+    fs = open_fs(size="16M")
+    file = made(fs)
+    wait_a_tick()
+    OPERATIONS["overwrite"](fs, file)
+    before = fs.getattr(file.ino)
+    settle, count = mapping.settle_tail, 0
+
+    def fail(*arguments: object) -> None:
+        nonlocal count
+        settle(*arguments)  # type: ignore[arg-type]
+        count += 1
+        if count == step:
+            raise FsError(errno.EIO)
+
+    monkeypatch.setattr(mapping, "settle_tail", fail)
+    try:
+        OPERATIONS[name](fs, file)
+    except FsError as error:
+        assert error.errno == errno.EIO
+        if step == 1:
+            assert fs.getattr(file.ino).size == before.size
+            assert file.node.size == before.size
+    monkeypatch.undo()
+    fs.check()
+    assert len(bytes(fs.read(file, 0, 1 << 20))) == fs.getattr(file.ino).size
+    fs.release(file)
+
+
+def test_a_refused_operation_keeps_the_times_that_wait(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = open_fs(size="16M")
+    file = made(fs)
+    fs.sync()
+    wait_a_tick()
+    fs.write(file, 0, b"x")
+    written = fs.getattr(file.ino)
+    assert file.ino in fs.volume.nodes.lazy
+
+    def fail(*_: object) -> None:
+        raise FsError(errno.EIO)
+
+    monkeypatch.setattr(type(fs.volume.lives), "named", fail)
+    monkeypatch.setattr(type(fs.volume.nodes), "reloaded", fail)
+    with pytest.raises(FsError):
+        fs.setattr(file.ino, SetAttributes(mtime_now=True))
+    monkeypatch.undo()
+    assert fs.getattr(file.ino) == written
+    fs.release(file)
+
+
+def test_a_change_that_fails_says_nothing(open_fs: OpenFs) -> None:
+    fs = open_fs(size="16M")
+    file = made(fs)
+    volume, size = fs.volume, file.node.size
+
+    def change_and_fail() -> None:
+        with volume.handle(200) as tx, Change(volume, tx, file.ino) as change:
+            change.unmap(0, None)
+            change.inode.size = 0
+            raise FsError(errno.EIO)
+
+    with pytest.raises(FsError):
+        change_and_fail()
+    assert file.node.size == size
+    fs.check()
+    fs.release(file)
+
+
+def test_files_cut_in_steps_leave_the_list(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A truncate that failed between its handles stays listed, once, and the end of the file takes it off."""
+    monkeypatch.setattr("daxfs.fs.data.BLOCKS_PER_CUT", 1)
+    fs = open_fs(size="16M")
+    file = made(fs)
+    remove, count = mapping.remove, 0
+
+    def fail(*arguments: object, **options: object) -> bool:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise FsError(errno.EIO)
+        return remove(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mapping, "remove", fail)
+    with pytest.raises(FsError):
+        truncate(fs, file, 0)
+    monkeypatch.setattr(mapping, "remove", remove)
+    assert fs.volume.lives.listed == {file.ino}
+    fs.unlink(ROOT_INO, b"f")
+    fs.sync()
+    fs.check()
+    fs.release(file)
+    assert not fs.volume.lives.listed
+    with pytest.raises(FsError) as caught:
+        fs.by_number(file.ino)
+    assert caught.value.errno == errno.ESTALE
