@@ -57,7 +57,7 @@ class Epochs:
         self._volume = volume
         # A client that outlives its daemon must not take the next one's epochs for those it knows.
         self.numbers = count(secrets.randbits(48) + 1)
-        self.lock = secrets.randbits(30) | (READER_LOCKS if volume.read_only else 0)
+        self.lock = secrets.randbelow(READER_LOCKS) | (READER_LOCKS if volume.read_only else 0)
         self.deferred = 0
         self.stale = False
         self._stale_inode = 0  # holds what only stale clients may touch: one for all, since they end together

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from daxfs.fs import data
 from daxfs.fs.data import OpenFile
 from daxfs.fs.filemap import FileMap
-from daxfs.protocol import CHANGES_AT, ENDED, ENTRY, SIZE_AT
+from daxfs.protocol import CHANGES_AT, ENDED, ENTRY, EPOCH_AT, SIZE_AT
 
 if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
@@ -142,7 +142,7 @@ class InodeGrants:
         if self.entry:
             self.epoch = epoch
             self.changed()
-            self._volume.pool.store_word(self.entry, epoch, 8)
+            self._volume.pool.store_word(self.entry + EPOCH_AT, epoch, 8)
 
     # Holders
 

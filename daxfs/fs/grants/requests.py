@@ -21,7 +21,7 @@ from daxfs.fs.grants import answers, waiting
 from daxfs.fs.grants.inode_grants import InodeGrants
 from daxfs.fs.types import Grant, LeaseRequest, PoolIdentity
 from daxfs.pmem.persist import MSYNC
-from daxfs.protocol import MOST_FILLED, Flag
+from daxfs.protocol import FURTHEST, MOST_FILLED, Flag
 from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
 def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
     """Refuse what can't be granted."""
     volume, node, flags = table.volume, file.node, request.flags
-    if request.offset < 0 or request.length < 0 or request.offset + request.length > 1 << 62:
+    if request.offset < 0 or request.length < 0 or request.offset + request.length > FURTHEST:
         raise FsError(errno.EINVAL)
     if flags & (FILL | GROW) and not flags & WRITE:
         raise FsError(errno.EINVAL)

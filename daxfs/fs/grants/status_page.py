@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.fs import clock
 from daxfs.fs.types import ROOT_INO
-from daxfs.protocol import ENDED, ENTRY, TOKEN_SIZE
+from daxfs.protocol import ENDED, ENTRY, EPOCH_AT, TOKEN_SIZE
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class StatusPage:
 
     def give(self, entry: int) -> None:
         """The entry is for another inode from now on; a client that looks at it late finds that nothing holds."""
-        self._volume.pool.store_word(entry, ENDED, 8)
+        self._volume.pool.store_word(entry + EPOCH_AT, ENDED, 8)
         self._free.append(entry)
 
     def _grow(self) -> None:
