@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from enum import StrEnum
 
 
 class FsError(OSError):
@@ -21,10 +22,114 @@ class FsError(OSError):
         super().__init__(number, message or os.strerror(number))
 
 
+class CorruptKind(StrEnum):
+    """What contradicts the format. The value is the text that users see, and what ``s_last_error_func`` records.
+
+    One member for each kind of check: no caller of `Corrupt` invents a text. docs/FORMAT.md says what to do about each.
+    """
+
+    # The pool and its superblock
+    POOL_SIZE = "pool size"
+    SUPERBLOCK_MAGIC = "superblock magic"
+    SUPERBLOCK_CHECKSUM = "superblock checksum"
+    SUPERBLOCK_CHECKSUM_TYPE = "superblock checksum type"
+    SUPERBLOCK_REVISION = "superblock revision"
+    SUPERBLOCK_HASH_VERSION = "superblock hash version"
+    SUPERBLOCK_BLOCK_SIZE = "superblock block size"
+    SUPERBLOCK_BLOCK_COUNT = "superblock block count"
+    SUPERBLOCK_BLOCKS_PER_GROUP = "superblock blocks per group"
+    SUPERBLOCK_CLUSTER_SIZE = "superblock cluster size"
+    SUPERBLOCK_CLUSTERS_PER_GROUP = "superblock clusters per group"
+    SUPERBLOCK_DESCRIPTOR_BLOCKS = "superblock descriptor blocks"
+    SUPERBLOCK_DESCRIPTOR_SIZE = "superblock descriptor size"
+    SUPERBLOCK_FIRST_DATA_BLOCK = "superblock first data block"
+    SUPERBLOCK_FIRST_INODE = "superblock first inode"
+    SUPERBLOCK_FIRST_META_GROUP = "superblock first meta group"
+    SUPERBLOCK_FLEX_GROUP_SIZE = "superblock flex group size"
+    SUPERBLOCK_INODE_COUNT = "superblock inode count"
+    SUPERBLOCK_INODE_SIZE = "superblock inode size"
+    SUPERBLOCK_INODE_TABLE = "superblock inode table"
+    SUPERBLOCK_INODES_PER_GROUP = "superblock inodes per group"
+    SUPERBLOCK_RESERVED_GDT_BLOCKS = "superblock reserved GDT blocks"
+
+    # Groups and their bitmaps
+    GROUP_NUMBER = "group number"
+    GROUP_DESCRIPTOR_BLOCK_NUMBER = "group descriptor block number"
+    GROUP_DESCRIPTOR_CHECKSUM = "group descriptor checksum"
+    GROUP_DESCRIPTOR_COUNTER = "group descriptor counter"
+    BLOCK_BITMAP = "block bitmap"
+    BLOCK_BITMAP_CHECKSUM = "block bitmap checksum"
+    INODE_BITMAP = "inode bitmap"
+    INODE_BITMAP_CHECKSUM = "inode bitmap checksum"
+
+    # Inodes
+    INODE_NUMBER = "inode number"
+    INODE_CHECKSUM = "inode checksum"
+    INODE_EXTRA_SIZE = "inode extra size"
+    INODE_FLAGS = "inode flags"
+    INODE_MODE = "inode mode"
+    INODE_SIZE = "inode size"
+    INODE_BLOCK_COUNT = "inode block count"
+    INODE_XATTR_BLOCK = "inode xattr block"
+    SYMBOLIC_LINK_WITHOUT_ITS_BLOCK = "symbolic link without its block"
+
+    # Maps of files
+    BLOCK_NUMBER = "block number"
+    BLOCK_POINTER = "block pointer"
+    BLOCK_POINTERS = "block pointers"
+    EXTENT_HEADER = "extent header"
+    EXTENT_INDEX = "extent index"
+    EXTENT_ENTRIES = "extent entries"
+    EXTENT_TREE = "extent tree"
+    EXTENT_BLOCK_CHECKSUM = "extent block checksum"
+
+    # Directories
+    DIRECTORY_SIZE = "directory size"
+    DIRECTORY_BLOCK = "directory block"
+    DIRECTORY_BLOCK_CHECKSUM = "directory block checksum"
+    DIRECTORY_BLOCK_WITHOUT_CHECKSUM_TAIL = "directory block without checksum tail"
+    DIRECTORY_ENTRY = "directory entry"
+    DIRECTORY_ENTRY_OF_A_RESERVED_INODE = "directory entry of a reserved inode"
+    DIRECTORY_HASH_VERSION = "directory hash version"
+    DIRECTORY_INDEX = "directory index"
+    DIRECTORY_INDEX_CHECKSUM = "directory index checksum"
+    DIRECTORY_INDEX_ROOT = "directory index root"
+    DIRECTORY_LEAF = "directory leaf"
+    DIRECTORIES_FORM_A_LOOP = "directories form a loop"
+
+    # Extended attributes
+    EXTENDED_ATTRIBUTES = "extended attributes"
+    ATTRIBUTE_BLOCK = "attribute block"
+    ATTRIBUTE_BLOCK_CHECKSUM = "attribute block checksum"
+    ACCESS_CONTROL_LIST = "access control list"
+
+    # The orphan list and the orphan file
+    ORPHAN_LIST = "orphan list"
+    ORPHAN_INODE = "orphan inode"
+    ORPHAN_FILE = "orphan file"
+    ORPHAN_FILE_BLOCK = "orphan file block"
+    ORPHAN_FILE_BLOCK_CHECKSUM = "orphan file block checksum"
+
+    # The journal
+    JOURNAL = "journal"
+    JOURNAL_INODE = "journal inode"
+    JOURNAL_INODE_HAS_A_HOLE = "journal inode has a hole"
+    JOURNAL_INODE_WITHOUT_BLOCKS = "journal inode without blocks"
+    JOURNAL_TOO_SHORT = "journal too short"
+    JOURNAL_NOT_EMPTY = "journal not empty"
+    JOURNAL_SUPERBLOCK = "journal superblock"
+    JOURNAL_SUPERBLOCK_CHECKSUM = "journal superblock checksum"
+    JOURNAL_BLOCK_NUMBER = "journal block number"
+    JOURNAL_BLOCK_CHECKSUM = "journal block checksum"
+    JOURNAL_DESCRIPTOR_CHECKSUM = "journal descriptor checksum"
+    JOURNAL_COMMIT_CHECKSUM = "journal commit checksum"
+    JOURNAL_REVOKE_BLOCK = "journal revoke block"
+
+
 class Corrupt(FsError):
     """The pool's content contradicts the format: ``kind`` says what, ``where`` says in which structure (EUCLEAN)."""
 
-    def __init__(self, kind: str, where: str) -> None:
+    def __init__(self, kind: CorruptKind, where: str) -> None:
         super().__init__(errno.EUCLEAN, f"{kind}: {where}")
         self.kind = kind
         self.where = where

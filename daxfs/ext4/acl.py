@@ -17,7 +17,7 @@ import struct
 from collections.abc import Collection
 from typing import NamedTuple
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.checksum import Buffer
 
 ACL_USER_OBJ = 0x01
@@ -81,19 +81,19 @@ def from_disk(value: Buffer, where: str) -> Acl:
         Corrupt: version, tag or length are wrong.
     """
     if len(value) < _VERSION.size or _VERSION.unpack_from(value)[0] != EXT4_ACL_VERSION:
-        raise Corrupt("access control list", f"{where}: no version {EXT4_ACL_VERSION} header")
+        raise Corrupt(CorruptKind.ACCESS_CONTROL_LIST, f"{where}: no version {EXT4_ACL_VERSION} header")
     acl = []
     at = _VERSION.size
     while at < len(value):
         if at + _SHORT.size > len(value):
-            raise Corrupt("access control list", f"{where}: cut off at byte {at}")
+            raise Corrupt(CorruptKind.ACCESS_CONTROL_LIST, f"{where}: cut off at byte {at}")
         tag, perm = _SHORT.unpack_from(value, at)
         if tag not in _TAGS:
-            raise Corrupt("access control list", f"{where}: tag {tag:#x}")
+            raise Corrupt(CorruptKind.ACCESS_CONTROL_LIST, f"{where}: tag {tag:#x}")
         ident = ACL_UNDEFINED_ID
         if tag in _NAMED:
             if at + _LONG.size > len(value):
-                raise Corrupt("access control list", f"{where}: cut off at byte {at}")
+                raise Corrupt(CorruptKind.ACCESS_CONTROL_LIST, f"{where}: cut off at byte {at}")
             ident = _LONG.unpack_from(value, at)[2]
             at += _LONG.size
         else:

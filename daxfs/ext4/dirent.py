@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
 
 HEADER_SIZE = 8
@@ -70,7 +70,7 @@ def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tu
     offset = 0
     while offset < limit:
         if limit - offset < HEADER_SIZE:
-            raise Corrupt("directory entry", f"{where}: no room for an entry at {offset}")
+            raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{where}: no room for an entry at {offset}")
         ino, rec_len, name_len, file_type = unpack(buf, offset)
         if rec_len < 12 or rec_len & 3 or rec_len < name_len + 8 or rec_len > limit - offset:
             raise _bad_entry(where, offset, rec_len, name_len)
@@ -110,7 +110,9 @@ def find(buf: Buffer, limit: int, name: bytes, where: str = "directory block") -
 
 
 def _bad_entry(where: str, offset: int, rec_len: int, name_len: int) -> Corrupt:
-    return Corrupt("directory entry", f"{where}: rec_len {rec_len} at {offset} with a name of {name_len} bytes")
+    return Corrupt(
+        CorruptKind.DIRECTORY_ENTRY, f"{where}: rec_len {rec_len} at {offset} with a name of {name_len} bytes"
+    )
 
 
 # The tail
@@ -134,10 +136,10 @@ def verify_block(buf: Buffer, seed: int, where: str) -> None:
         Corrupt: there is no tail, or its checksum is wrong.
     """
     if not has_tail(buf):
-        raise Corrupt("directory block without checksum tail", where)
+        raise Corrupt(CorruptKind.DIRECTORY_BLOCK_WITHOUT_CHECKSUM_TAIL, where)
     view = memoryview(buf)
     if crc32c(seed, view[:-TAIL_SIZE]) != int.from_bytes(view[-4:], "little"):
-        raise Corrupt("directory block checksum", where)
+        raise Corrupt(CorruptKind.DIRECTORY_BLOCK_CHECKSUM, where)
 
 
 def seal_block(buf: bytearray | memoryview, seed: int) -> None:

@@ -21,7 +21,7 @@ import struct
 from bisect import bisect_right
 from typing import NamedTuple
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
 
 EXT4_EXT_MAGIC = 0xF30A
@@ -211,11 +211,11 @@ def check(w: memoryview, levels: int | None, blocks_count: int, where: str) -> N
     first, second = w[0], w[1]
     magic, used, room, found = first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16
     if magic != EXT4_EXT_MAGIC:
-        raise Corrupt("extent header", f"{where}: magic {magic:#x}")
+        raise Corrupt(CorruptKind.EXTENT_HEADER, f"{where}: magic {magic:#x}")
     if found > MAX_DEPTH or (levels is not None and found != levels):
-        raise Corrupt("extent header", f"{where}: depth {found}, expected {levels}")
+        raise Corrupt(CorruptKind.EXTENT_HEADER, f"{where}: depth {found}, expected {levels}")
     if not 0 < room <= capacity(len(w) * 4) or used > room:
-        raise Corrupt("extent header", f"{where}: {used} entries of {room}, {capacity(len(w) * 4)} fit")
+        raise Corrupt(CorruptKind.EXTENT_HEADER, f"{where}: {used} entries of {room}, {capacity(len(w) * 4)} fit")
     if found:
         _check_index(w, blocks_count, where)
     else:
@@ -230,9 +230,9 @@ def _check_leaf(w: memoryview, blocks_count: int, where: str) -> None:
         if length > 32768:
             length -= 32768
         if not length or lblk < free or lblk + length > 0xFFFFFFFF:
-            raise Corrupt("extent entries", f"{where}: {length} blocks at {lblk}, {free} was free")
+            raise Corrupt(CorruptKind.EXTENT_ENTRIES, f"{where}: {length} blocks at {lblk}, {free} was free")
         if not pblk or pblk + length > blocks_count:
-            raise Corrupt("extent entries", f"{where}: {length} blocks on {pblk} of {blocks_count}")
+            raise Corrupt(CorruptKind.EXTENT_ENTRIES, f"{where}: {length} blocks on {pblk} of {blocks_count}")
         free = lblk + length
 
 
@@ -240,12 +240,12 @@ def _check_index(w: memoryview, blocks_count: int, where: str) -> None:
     previous = -1
     for lblk, pblk in indexes(w):
         if lblk <= previous:
-            raise Corrupt("extent index", f"{where}: block {lblk} comes after {previous}")
+            raise Corrupt(CorruptKind.EXTENT_INDEX, f"{where}: block {lblk} comes after {previous}")
         if not 0 < pblk < blocks_count:
-            raise Corrupt("extent index", f"{where}: node on {pblk} of {blocks_count}")
+            raise Corrupt(CorruptKind.EXTENT_INDEX, f"{where}: node on {pblk} of {blocks_count}")
         previous = lblk
     if previous < 0:
-        raise Corrupt("extent index", f"{where}: a node with nodes below it has no entries")
+        raise Corrupt(CorruptKind.EXTENT_INDEX, f"{where}: a node with nodes below it has no entries")
 
 
 # The checksum of a block (roots have none of their own: the inode's covers them)
@@ -255,7 +255,7 @@ def _tail(w: memoryview, where: str) -> int:
     """The index of the word with the checksum."""
     at: int = HEADER_WORDS + ENTRY_WORDS * (w[1] & 0xFFFF)
     if at >= len(w):
-        raise Corrupt("extent header", f"{where}: {w[1] & 0xFFFF} entries leave no room for the checksum")
+        raise Corrupt(CorruptKind.EXTENT_HEADER, f"{where}: {w[1] & 0xFFFF} entries leave no room for the checksum")
     return at
 
 
@@ -268,7 +268,7 @@ def verify_block(buf: Buffer, seed: int, where: str) -> None:
     w = words(buf)
     at = _tail(w, where)
     if crc32c(seed, w[:at]) != w[at]:
-        raise Corrupt("extent block checksum", where)
+        raise Corrupt(CorruptKind.EXTENT_BLOCK_CHECKSUM, where)
 
 
 def seal_block(buf: Buffer, seed: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 
-from daxfs.errors import Corrupt, Unsupported
+from daxfs.errors import Corrupt, CorruptKind, Unsupported
 from daxfs.ext4 import features
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.features import Compat, Incompat, RoCompat
@@ -175,18 +175,18 @@ class Geometry:
         """Raise Corrupt when a pool of ``size`` bytes can't hold the file system (it was cut off)."""
         needed = self.blocks_count << self.block_bits
         if size < needed:
-            raise Corrupt("pool size", f"the file system needs {needed} bytes, the pool has {size}")
+            raise Corrupt(CorruptKind.POOL_SIZE, f"the file system needs {needed} bytes, the pool has {size}")
 
     def group_of_inode(self, ino: int) -> int:
         """The group whose table holds inode ``ino``; Corrupt when there is no such number."""
         if not 0 < ino <= self.inodes_count:
-            raise Corrupt("inode number", f"{ino}, of {self.inodes_count}")
+            raise Corrupt(CorruptKind.INODE_NUMBER, f"{ino}, of {self.inodes_count}")
         return (ino - 1) // self.inodes_per_group
 
     def group_of_block(self, block: int) -> int:
         """The group that block ``block`` lies in; Corrupt when there is no such block."""
         if not self.first_data_block <= block < self.blocks_count:
-            raise Corrupt("block number", f"{block}, of {self.blocks_count}")
+            raise Corrupt(CorruptKind.BLOCK_NUMBER, f"{block}, of {self.blocks_count}")
         return (block - self.first_data_block) // self.blocks_per_group
 
     def first_block(self, group: int) -> int:
@@ -211,7 +211,7 @@ class Geometry:
     def descriptor_position(self, group: int) -> tuple[int, int]:
         """Where the primary descriptor of ``group`` is kept: the block, and the byte in it (meta_bg too)."""
         if not 0 <= group < self.groups_count:
-            raise Corrupt("group number", f"{group}, of {self.groups_count}")
+            raise Corrupt(CorruptKind.GROUP_NUMBER, f"{group}, of {self.groups_count}")
         index, slot = divmod(group, self.desc_per_block)
         offset = slot * self.desc_size
         # With 1 KiB blocks under bigalloc the first data block is 0, and yet the superblock is in block 1.
@@ -254,9 +254,9 @@ class _Groups:
     first_meta_bg: int
 
 
-def _require(condition: bool, kind: str, found: object) -> None:
+def _require(condition: bool, kind: CorruptKind, found: object) -> None:
     if not condition:
-        raise Corrupt(f"superblock {kind}", str(found))
+        raise Corrupt(kind, str(found))
 
 
 def _is_power(number: int, base: int) -> bool:
@@ -268,37 +268,49 @@ def _is_power(number: int, base: int) -> bool:
 
 
 def _check_features(sb: Superblock) -> None:
-    _require(sb.s_magic == EXT4_SUPER_MAGIC, "magic", f"{sb.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
-    _require(sb.s_rev_level <= EXT4_DYNAMIC_REV, "revision", f"{sb.s_rev_level}, at most {EXT4_DYNAMIC_REV}")
+    _require(
+        sb.s_magic == EXT4_SUPER_MAGIC,
+        CorruptKind.SUPERBLOCK_MAGIC,
+        f"{sb.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}",
+    )
+    _require(
+        sb.s_rev_level <= EXT4_DYNAMIC_REV,
+        CorruptKind.SUPERBLOCK_REVISION,
+        f"{sb.s_rev_level}, at most {EXT4_DYNAMIC_REV}",
+    )
     refused = features.unsupported_incompat(sb.s_feature_incompat)
     if refused:
         raise Unsupported(refused)
     if sb.s_feature_ro_compat & RoCompat.metadata_csum:
-        _require(sb.s_checksum_type == EXT4_CRC32C_CHKSUM, "checksum type", sb.s_checksum_type)
+        _require(sb.s_checksum_type == EXT4_CRC32C_CHKSUM, CorruptKind.SUPERBLOCK_CHECKSUM_TYPE, sb.s_checksum_type)
     if sb.s_feature_compat & Compat.dir_index:
-        _require(sb.s_def_hash_version <= _MAX_HASH_VERSION, "hash version", sb.s_def_hash_version)
+        _require(sb.s_def_hash_version <= _MAX_HASH_VERSION, CorruptKind.SUPERBLOCK_HASH_VERSION, sb.s_def_hash_version)
 
 
 def _sizes(sb: Superblock) -> _Sizes:
     block_size = sb.block_size
     log_cluster = sb.s_log_cluster_size
-    _require(log_cluster <= 20, "cluster size", f"s_log_cluster_size {log_cluster}")
+    _require(log_cluster <= 20, CorruptKind.SUPERBLOCK_CLUSTER_SIZE, f"s_log_cluster_size {log_cluster}")
     cluster_bits = log_cluster - sb.s_log_block_size
     bigalloc = bool(sb.s_feature_ro_compat & RoCompat.bigalloc)
-    _require(cluster_bits >= 0 if bigalloc else cluster_bits == 0, "cluster size", f"{1024 << log_cluster} bytes")
+    _require(
+        cluster_bits >= 0 if bigalloc else cluster_bits == 0,
+        CorruptKind.SUPERBLOCK_CLUSTER_SIZE,
+        f"{1024 << log_cluster} bytes",
+    )
     if block_size not in SUPPORTED_BLOCK_SIZES:
         raise Unsupported([f"block_size_{block_size}"])
     inode_size = sb.inode_size
     _require(
         EXT4_GOOD_OLD_INODE_SIZE <= inode_size <= block_size and inode_size & (inode_size - 1) == 0,
-        "inode size",
+        CorruptKind.SUPERBLOCK_INODE_SIZE,
         f"{inode_size} bytes, expected a power of two from 128 to {block_size}",
     )
     desc_size = sb.desc_size
     smallest = 64 if sb.s_feature_incompat & Incompat.bit64 else 32
     _require(
         smallest <= desc_size <= _MAX_DESC_SIZE and desc_size & (desc_size - 1) == 0,
-        "descriptor size",
+        CorruptKind.SUPERBLOCK_DESCRIPTOR_SIZE,
         f"{desc_size} bytes, expected a power of two from {smallest} to {_MAX_DESC_SIZE}",
     )
     return _Sizes(block_size, block_size.bit_length() - 1, cluster_bits, inode_size, desc_size)
@@ -307,39 +319,55 @@ def _sizes(sb: Superblock) -> _Sizes:
 def _groups(sb: Superblock, sizes: _Sizes) -> _Groups:
     block_size, blocks, first = sizes.block_size, sb.blocks_count, sb.s_first_data_block
     expected = 1 if block_size == 1024 and not sizes.cluster_bits else 0
-    _require(first == expected, "first data block", f"{first}, expected {expected}")
-    _require(first < blocks <= MAX_BLOCKS, "block count", blocks)
+    _require(first == expected, CorruptKind.SUPERBLOCK_FIRST_DATA_BLOCK, f"{first}, expected {expected}")
+    _require(first < blocks <= MAX_BLOCKS, CorruptKind.SUPERBLOCK_BLOCK_COUNT, blocks)
 
     per_group, clusters = sb.s_blocks_per_group, sb.s_clusters_per_group
     _require(
         8 <= per_group >> sizes.cluster_bits <= 8 * block_size and per_group % 8 == 0,
-        "blocks per group",
+        CorruptKind.SUPERBLOCK_BLOCKS_PER_GROUP,
         f"{per_group}, a bitmap block covers {8 * block_size}",
     )
     if sizes.cluster_bits:
-        _require(per_group == clusters << sizes.cluster_bits, "clusters per group", clusters)
+        _require(per_group == clusters << sizes.cluster_bits, CorruptKind.SUPERBLOCK_CLUSTERS_PER_GROUP, clusters)
     inodes, per_block = sb.s_inodes_per_group, block_size // sizes.inode_size
     _require(
         per_block <= inodes <= 8 * block_size and inodes % 8 == 0,
-        "inodes per group",
+        CorruptKind.SUPERBLOCK_INODES_PER_GROUP,
         f"{inodes}, a bitmap block covers {8 * block_size}",
     )
     count = -(-(blocks - first) // per_group)
     _require(
         count * inodes == sb.s_inodes_count,
-        "inode count",
+        CorruptKind.SUPERBLOCK_INODE_COUNT,
         f"{sb.s_inodes_count}, expected {count} groups of {inodes}",
     )
-    _require(EXT4_GOOD_OLD_FIRST_INO <= sb.first_ino <= sb.s_inodes_count, "first inode", sb.first_ino)
+    _require(
+        EXT4_GOOD_OLD_FIRST_INO <= sb.first_ino <= sb.s_inodes_count, CorruptKind.SUPERBLOCK_FIRST_INODE, sb.first_ino
+    )
     inode_blocks = -(-inodes // per_block)
-    _require(inode_blocks < min(per_group, blocks), "inode table", f"{inode_blocks} blocks in each group")
+    _require(
+        inode_blocks < min(per_group, blocks),
+        CorruptKind.SUPERBLOCK_INODE_TABLE,
+        f"{inode_blocks} blocks in each group",
+    )
     desc_per_block = block_size // sizes.desc_size
     desc_blocks = -(-count // desc_per_block)
-    _require(desc_blocks < blocks, "descriptor blocks", desc_blocks)
-    _require(sb.s_reserved_gdt_blocks <= block_size // 4, "reserved GDT blocks", sb.s_reserved_gdt_blocks)
+    _require(desc_blocks < blocks, CorruptKind.SUPERBLOCK_DESCRIPTOR_BLOCKS, desc_blocks)
+    _require(
+        sb.s_reserved_gdt_blocks <= block_size // 4,
+        CorruptKind.SUPERBLOCK_RESERVED_GDT_BLOCKS,
+        sb.s_reserved_gdt_blocks,
+    )
     meta_bg = bool(sb.s_feature_incompat & Incompat.meta_bg)
-    _require(not meta_bg or sb.s_first_meta_bg <= desc_blocks, "first meta group", sb.s_first_meta_bg)
-    _require(sb.s_log_groups_per_flex <= 31, "flex group size", f"s_log_groups_per_flex {sb.s_log_groups_per_flex}")
+    _require(
+        not meta_bg or sb.s_first_meta_bg <= desc_blocks, CorruptKind.SUPERBLOCK_FIRST_META_GROUP, sb.s_first_meta_bg
+    )
+    _require(
+        sb.s_log_groups_per_flex <= 31,
+        CorruptKind.SUPERBLOCK_FLEX_GROUP_SIZE,
+        f"s_log_groups_per_flex {sb.s_log_groups_per_flex}",
+    )
     return _Groups(count, per_group, inodes, inode_blocks, desc_blocks, sb.s_first_meta_bg if meta_bg else desc_blocks)
 
 

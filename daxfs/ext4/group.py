@@ -8,7 +8,7 @@ super.c, fs/ext4/bitmap.c.
 
 from __future__ import annotations
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import crc16, crc32c
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.record import Record, joined, u16, u32
@@ -72,7 +72,7 @@ class GroupDescriptor(Record):
             expected = self.computed_checksum(group, geometry)
             if self.bg_checksum != expected:
                 raise Corrupt(
-                    "group descriptor checksum",
+                    CorruptKind.GROUP_DESCRIPTOR_CHECKSUM,
                     f"group {group}: found {self.bg_checksum:#06x}, expected {expected:#06x}",
                 )
         self.check_places(group, geometry)
@@ -92,7 +92,7 @@ class GroupDescriptor(Record):
             and lowest <= table <= end - geometry.inode_blocks_per_group
         ):
             raise Corrupt(
-                "group descriptor block number",
+                CorruptKind.GROUP_DESCRIPTOR_BLOCK_NUMBER,
                 f"group {group}: bitmaps {self.block_bitmap} and {self.inode_bitmap}, table {table}, of {end} blocks",
             )
 
@@ -106,7 +106,7 @@ class GroupDescriptor(Record):
             and self.itable_unused <= inodes
         ):
             raise Corrupt(
-                "group descriptor counter",
+                CorruptKind.GROUP_DESCRIPTOR_COUNTER,
                 f"group {group}: {self.free_blocks_count} free of {clusters}, "
                 f"{self.free_inodes_count} inodes free, {self.used_dirs_count} directories, "
                 f"{self.itable_unused} unused, of {inodes}",
@@ -122,7 +122,7 @@ class GroupDescriptor(Record):
         if geometry.metadata_csum:
             found = self._bitmap_csum(bitmap, geometry.clusters_per_group >> 3, geometry)
             if found != self.block_bitmap_csum:
-                raise Corrupt("block bitmap checksum", _differ(group, self.block_bitmap_csum, found))
+                raise Corrupt(CorruptKind.BLOCK_BITMAP_CHECKSUM, _differ(group, self.block_bitmap_csum, found))
 
     def seal_block_bitmap(self, bitmap: memoryview, geometry: Geometry) -> None:
         """Store the checksum of a block bitmap (a whole block)."""
@@ -134,7 +134,7 @@ class GroupDescriptor(Record):
         if geometry.metadata_csum:
             found = self._bitmap_csum(bitmap, geometry.inodes_per_group >> 3, geometry)
             if found != self.inode_bitmap_csum:
-                raise Corrupt("inode bitmap checksum", _differ(group, self.inode_bitmap_csum, found))
+                raise Corrupt(CorruptKind.INODE_BITMAP_CHECKSUM, _differ(group, self.inode_bitmap_csum, found))
 
     def seal_inode_bitmap(self, bitmap: memoryview, geometry: Geometry) -> None:
         """Store the checksum of an inode bitmap (a whole block)."""

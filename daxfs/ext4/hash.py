@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 
 LEGACY = 0
 HALF_MD4 = 1
@@ -76,7 +76,7 @@ def dirhash(name: bytes, version: int, seed: Seed) -> tuple[int, int]:
     elif version in (LEGACY, LEGACY_UNSIGNED):
         major, minor = _legacy(name, version == LEGACY), 0
     else:
-        raise Corrupt("directory hash version", str(version))
+        raise Corrupt(CorruptKind.DIRECTORY_HASH_VERSION, str(version))
     major &= 0xFFFFFFFE
     return (major if major != HTREE_EOF << 1 else (HTREE_EOF - 1) << 1), minor
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
 from daxfs.ext4.limits import EXT4_HTREE_LEVEL, EXT4_HTREE_LEVEL_COMPAT
 
@@ -64,14 +64,14 @@ def root_info(w: memoryview, where: str, *, large_dir: bool = False) -> RootInfo
     """
     size = len(w) * 4
     if w[1] & 0xFFFF != 12 or w[4] & 0xFFFF != size - 12:
-        raise Corrupt("directory index root", f"{where}: rec_len {w[1] & 0xFFFF} and {w[4] & 0xFFFF}")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX_ROOT, f"{where}: rec_len {w[1] & 0xFFFF} and {w[4] & 0xFFFF}")
     packed = w[7]
     info = RootInfo(w[6], packed & 0xFF, packed >> 8 & 0xFF, packed >> 16 & 0xFF, packed >> 24)
     levels = EXT4_HTREE_LEVEL if large_dir else EXT4_HTREE_LEVEL_COMPAT
     if info.reserved_zero or info.info_length != ROOT_INFO_SIZE or info.unused_flags & 1:
-        raise Corrupt("directory index root", f"{where}: {info}")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX_ROOT, f"{where}: {info}")
     if info.indirect_levels >= levels:
-        raise Corrupt("directory index root", f"{where}: {info.indirect_levels} levels")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX_ROOT, f"{where}: {info.indirect_levels} levels")
     return info
 
 
@@ -135,10 +135,10 @@ def check(w: memoryview, base: int, metadata_csum: bool, where: str) -> None:
     expected = root_limit(size, metadata_csum) if base == ROOT_BASE else node_limit(size, metadata_csum)
     room, used = w[base] & 0xFFFF, w[base] >> 16
     if room != expected or not 0 < used <= room:
-        raise Corrupt("directory index", f"{where}: {used} pairs of {room}, {expected} fit")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"{where}: {used} pairs of {room}, {expected} fit")
     hashes = w[base + 2 : base + 2 * used : 2].tolist()
     if hashes != sorted(hashes):
-        raise Corrupt("directory index", f"{where}: hashes are out of order")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"{where}: hashes are out of order")
 
 
 def find(w: memoryview, base: int, major: int) -> int:
@@ -180,7 +180,7 @@ def _base(w: memoryview, where: str) -> int:
         return NODE_BASE
     if is_root(w):
         return ROOT_BASE
-    raise Corrupt("directory index", f"{where}: neither root nor node")
+    raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"{where}: neither root nor node")
 
 
 def _checksum(w: memoryview, seed: int, where: str) -> tuple[int, int]:
@@ -189,7 +189,7 @@ def _checksum(w: memoryview, seed: int, where: str) -> tuple[int, int]:
     room, used = w[base] & 0xFFFF, w[base] >> 16
     tail = base + 2 * room
     if tail + 2 > len(w) or used > room:
-        raise Corrupt("directory index", f"{where}: {used} pairs of {room} leave no room for the checksum")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"{where}: {used} pairs of {room} leave no room for the checksum")
     value = crc32c(seed, w[: base + 2 * used])
     return tail + 1, crc32c(crc32c(value, w[tail : tail + 1]), _ZERO4)
 
@@ -203,7 +203,7 @@ def verify_block(buf: Buffer, seed: int, where: str) -> None:
     w = words(buf)
     at, value = _checksum(w, seed, where)
     if w[at] != value:
-        raise Corrupt("directory index checksum", where)
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX_CHECKSUM, where)
 
 
 def seal_block(buf: Buffer, seed: int) -> None:

@@ -13,7 +13,7 @@ import errno
 import stat
 from struct import Struct
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.record import Record, joined, u16, u32
@@ -421,22 +421,26 @@ class InodeRecord(Record):
         if geometry.metadata_csum:
             expected = self.computed_checksum(ino, geometry)
             if self.stored_checksum != expected:
-                raise Corrupt("inode checksum", f"inode {ino}: found {self.stored_checksum:#x}, expected {expected:#x}")
+                raise Corrupt(
+                    CorruptKind.INODE_CHECKSUM, f"inode {ino}: found {self.stored_checksum:#x}, expected {expected:#x}"
+                )
         if self.slot_size > GOOD_OLD_SIZE:
             extra = self.halves[64]
             if extra & 3 or extra > self.slot_size - GOOD_OLD_SIZE:
-                raise Corrupt("inode extra size", f"inode {ino}: {extra} bytes in a slot of {self.slot_size}")
+                raise Corrupt(CorruptKind.INODE_EXTRA_SIZE, f"inode {ino}: {extra} bytes in a slot of {self.slot_size}")
         words = self.words
         mode = words[0] & 0xFFFF
         if mode and not FILE_TYPE_OF_MODE[mode >> 12]:
-            raise Corrupt("inode mode", f"inode {ino}: {mode:#o}")
+            raise Corrupt(CorruptKind.INODE_MODE, f"inode {ino}: {mode:#o}")
         if words[8] & _NEEDS_FEATURE:
-            raise Corrupt("inode flags", f"inode {ino}: {words[8]:#x} needs features that the superblock lacks")
+            raise Corrupt(
+                CorruptKind.INODE_FLAGS, f"inode {ino}: {words[8]:#x} needs features that the superblock lacks"
+            )
         if words[27] >> 31 and self.size > _MAX_SIZE:
-            raise Corrupt("inode size", f"inode {ino}: {self.size} bytes")
+            raise Corrupt(CorruptKind.INODE_SIZE, f"inode {ino}: {self.size} bytes")
         acl = self.file_acl
         if acl and not geometry.first_data_block < acl < geometry.blocks_count:
-            raise Corrupt("inode xattr block", f"inode {ino}: {acl}, of {geometry.blocks_count}")
+            raise Corrupt(CorruptKind.INODE_XATTR_BLOCK, f"inode {ino}: {acl}, of {geometry.blocks_count}")
 
     def seal(self, ino: int, geometry: Geometry) -> None:
         """Store the checksum, where the file system has one."""

@@ -18,7 +18,7 @@ from enum import IntFlag
 from functools import lru_cache
 from typing import NamedTuple
 
-from daxfs.errors import Corrupt, Unsupported
+from daxfs.errors import Corrupt, CorruptKind, Unsupported
 from daxfs.ext4.checksum import Buffer, crc32c
 
 MAGIC = 0xC03B3998
@@ -181,7 +181,7 @@ class JournalSuperblock(NamedTuple):
     def unpack(cls, buf: Buffer) -> JournalSuperblock:
         """Read the fields; nothing is checked (``verify_superblock`` does)."""
         if len(buf) < SUPERBLOCK_SIZE:
-            raise Corrupt("journal superblock", f"{len(buf)} bytes are too few")
+            raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"{len(buf)} bytes are too few")
         return cls._make(_SUPERBLOCK.unpack_from(buf))
 
     @classmethod
@@ -259,23 +259,23 @@ def verify_superblock(buf: Buffer, block_size: int, blocks: int) -> JournalSuper
     """
     sb = JournalSuperblock.unpack(buf)
     if sb.h_magic != MAGIC or sb.h_blocktype not in (SUPERBLOCK_V1, SUPERBLOCK_V2):
-        raise Corrupt("journal superblock", f"magic {sb.h_magic:#x}, block type {sb.h_blocktype}")
+        raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"magic {sb.h_magic:#x}, block type {sb.h_blocktype}")
     _check_features(sb)
     if sb.has_checksum:
         if sb.s_checksum_type != CRC32C_CHKSUM:
-            raise Corrupt("journal superblock", f"checksum type {sb.s_checksum_type} is not crc32c")
+            raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"checksum type {sb.s_checksum_type} is not crc32c")
         data = bytes(buf[:SUPERBLOCK_SIZE])
         data = data[:_SB_CHECKSUM_OFFSET] + _ZERO4 + data[_SB_CHECKSUM_OFFSET + 4 :]
         if crc32c(_M, data) != sb.s_checksum:
-            raise Corrupt("journal superblock checksum", f"{sb.s_checksum:#x} stored")
+            raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK_CHECKSUM, f"{sb.s_checksum:#x} stored")
     if sb.s_blocksize != block_size:
-        raise Corrupt("journal superblock", f"block size {sb.s_blocksize}, the file system's is {block_size}")
+        raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"block size {sb.s_blocksize}, the file system's is {block_size}")
     if sb.s_maxlen > blocks:
-        raise Corrupt("journal superblock", f"{sb.s_maxlen} blocks claimed, the inode has {blocks}")
+        raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"{sb.s_maxlen} blocks claimed, the inode has {blocks}")
     if not 0 < sb.s_first < sb.log_end:
-        raise Corrupt("journal superblock", f"log from block {sb.s_first} to {sb.log_end}")
+        raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"log from block {sb.s_first} to {sb.log_end}")
     if sb.s_start and not sb.s_first <= sb.s_start < sb.log_end:
-        raise Corrupt("journal superblock", f"log starts at {sb.s_start}, outside {sb.s_first}..{sb.log_end}")
+        raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"log starts at {sb.s_start}, outside {sb.s_first}..{sb.log_end}")
     return sb
 
 
@@ -291,7 +291,7 @@ def _check_features(sb: JournalSuperblock) -> None:
         bool(sb.compat & Compat.CHECKSUM) + bool(incompat & Incompat.CSUM_V2) + bool(incompat & Incompat.CSUM_V3)
     )
     if checksums > 1:
-        raise Corrupt("journal superblock", "more than one kind of checksum is enabled")
+        raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, "more than one kind of checksum is enabled")
 
 
 # Blocks of the log
@@ -463,7 +463,7 @@ def unpack_revoke(buf: Buffer, form: Format) -> list[int]:
     """
     used = _REVOKE_HEADER.unpack_from(buf)[3]
     if used > form.block_size - form.tail_size:
-        raise Corrupt("journal revoke block", f"{used} bytes used of {form.block_size}")
+        raise Corrupt(CorruptKind.JOURNAL_REVOKE_BLOCK, f"{used} bytes used of {form.block_size}")
     width, code = (8, "Q") if form.is_64bit else (4, "I")
     count = max(used - REVOKE_HEADER_SIZE, 0) // width
     return list(struct.unpack_from(f">{count}{code}", buf, REVOKE_HEADER_SIZE))

@@ -10,7 +10,7 @@ Sources: ``fs/ext4/orphan.c``, Documentation/filesystems/ext4/orphan.rst.
 
 from __future__ import annotations
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
 
 EXT4_ORPHAN_BLOCK_MAGIC = 0x0B10CA04
@@ -42,7 +42,7 @@ def verify_magic(buf: Buffer, where: str) -> None:
     """
     magic = words(buf)[-2]
     if magic != EXT4_ORPHAN_BLOCK_MAGIC:
-        raise Corrupt("orphan file block", f"{where}: magic {magic:#x}")
+        raise Corrupt(CorruptKind.ORPHAN_FILE_BLOCK, f"{where}: magic {magic:#x}")
 
 
 def verify_block(buf: Buffer, seed: int, block: int, where: str) -> None:
@@ -54,7 +54,7 @@ def verify_block(buf: Buffer, seed: int, block: int, where: str) -> None:
     verify_magic(buf, where)
     w = words(buf)
     if _checksum(w, seed, block) != w[-1]:
-        raise Corrupt("orphan file block checksum", where)
+        raise Corrupt(CorruptKind.ORPHAN_FILE_BLOCK_CHECKSUM, where)
 
 
 def seal_block(buf: bytearray | memoryview, seed: int, block: int) -> None:

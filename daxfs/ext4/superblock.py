@@ -7,7 +7,7 @@ Source: ``struct ext4_super_block`` in fs/ext4/ext4.h.
 
 from __future__ import annotations
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.features import Compat, Incompat, RoCompat, names
 from daxfs.ext4.record import Record, i16, joined, raw, u8, u16, u32, u64
@@ -250,7 +250,7 @@ class Superblock(Record):
         """
         log = self.s_log_block_size
         if log > _MAX_LOG_BLOCK_SIZE:
-            raise Corrupt("superblock block size", f"s_log_block_size {log}, at most {_MAX_LOG_BLOCK_SIZE}")
+            raise Corrupt(CorruptKind.SUPERBLOCK_BLOCK_SIZE, f"s_log_block_size {log}, at most {_MAX_LOG_BLOCK_SIZE}")
         return 1024 << log
 
     @property
@@ -306,13 +306,17 @@ class Superblock(Record):
             Corrupt: It is no ext4 superblock, or a damaged one.
         """
         if self.s_magic != EXT4_SUPER_MAGIC:
-            raise Corrupt("superblock magic", f"found {self.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
+            raise Corrupt(CorruptKind.SUPERBLOCK_MAGIC, f"found {self.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
         if self.s_feature_ro_compat & _METADATA_CSUM:
             if self.s_checksum_type != EXT4_CRC32C_CHKSUM:
-                raise Corrupt("superblock checksum type", f"found {self.s_checksum_type}, expected crc32c (1)")
+                raise Corrupt(
+                    CorruptKind.SUPERBLOCK_CHECKSUM_TYPE, f"found {self.s_checksum_type}, expected crc32c (1)"
+                )
             expected = self.computed_checksum()
             if self.s_checksum != expected:
-                raise Corrupt("superblock checksum", f"found {self.s_checksum:#010x}, expected {expected:#010x}")
+                raise Corrupt(
+                    CorruptKind.SUPERBLOCK_CHECKSUM, f"found {self.s_checksum:#010x}, expected {expected:#010x}"
+                )
 
     def is_torn(self) -> bool:
         """Whether `verify` refuses it, as it does after a power cut in the middle of a store."""

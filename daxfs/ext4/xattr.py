@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.checksum import Buffer, crc32c
 from daxfs.ext4.limits import EXT4_XATTR_REFCOUNT_MAX, XATTR_NAME_MAX
 
@@ -211,9 +211,9 @@ def block_header(buf: Buffer, where: str) -> BlockHeader:
     """
     fields = BlockHeader._make(_BLOCK_HEADER.unpack_from(buf))
     if fields.h_magic != EXT4_XATTR_MAGIC or fields.h_blocks != 1:
-        raise Corrupt("attribute block", f"{where}: magic {fields.h_magic:#x}, {fields.h_blocks} blocks")
+        raise Corrupt(CorruptKind.ATTRIBUTE_BLOCK, f"{where}: magic {fields.h_magic:#x}, {fields.h_blocks} blocks")
     if not 0 < fields.h_refcount <= EXT4_XATTR_REFCOUNT_MAX:
-        raise Corrupt("attribute block", f"{where}: {fields.h_refcount} references")
+        raise Corrupt(CorruptKind.ATTRIBUTE_BLOCK, f"{where}: {fields.h_refcount} references")
     return fields
 
 
@@ -228,19 +228,19 @@ def _parse(data: bytes, first: int, base: int, where: str) -> list[Attribute]:
     at = first
     while data[at : at + TERMINATOR_SIZE] != _ZERO4:
         if at + ENTRY_SIZE > end:
-            raise Corrupt("extended attributes", f"{where}: entries run out of the {end} bytes")
+            raise Corrupt(CorruptKind.EXTENDED_ATTRIBUTES, f"{where}: entries run out of the {end} bytes")
         name_len, index, offset, inum, size, _ = _ENTRY.unpack_from(data, at)
         name = data[at + ENTRY_SIZE : at + ENTRY_SIZE + name_len]
         at += _padded(ENTRY_SIZE + name_len)
         if at + TERMINATOR_SIZE > end or b"\0" in name:
-            raise Corrupt("extended attributes", f"{where}: bad name of {name_len} bytes before {at}")
+            raise Corrupt(CorruptKind.EXTENDED_ATTRIBUTES, f"{where}: bad name of {name_len} bytes before {at}")
         if inum:
-            raise Corrupt("extended attributes", f"{where}: {name!r} has its value in inode {inum}")
+            raise Corrupt(CorruptKind.EXTENDED_ATTRIBUTES, f"{where}: {name!r} has its value in inode {inum}")
         found.append((index, name, base + offset, size))
     lowest = at + TERMINATOR_SIZE
     for _, name, start, size in found:
         if size and (start < lowest or start + _padded(size) > end):
-            raise Corrupt("extended attributes", f"{where}: value of {name!r}: {size} bytes at {start}")
+            raise Corrupt(CorruptKind.EXTENDED_ATTRIBUTES, f"{where}: value of {name!r}: {size} bytes at {start}")
     return [Attribute(index, name, data[start : start + size]) for index, name, start, size in found]
 
 
@@ -309,7 +309,7 @@ def verify_block(buf: Buffer, csum_seed: int, block: int, where: str) -> None:
     """
     view = memoryview(buf)
     if _checksum(view, csum_seed, block) != _WORD.unpack_from(view, _CHECKSUM_OFFSET)[0]:
-        raise Corrupt("attribute block checksum", where)
+        raise Corrupt(CorruptKind.ATTRIBUTE_BLOCK_CHECKSUM, where)
 
 
 def seal_block(buf: bytearray | memoryview, csum_seed: int, block: int) -> None:

@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError, Unsupported
+from daxfs.errors import Corrupt, CorruptKind, FsError, Unsupported
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
@@ -83,17 +83,17 @@ def log_area(view: View, sb: Superblock) -> LogArea:
     except Corrupt:
         raise
     except FsError as error:
-        raise Corrupt("journal inode", f"inode {sb.s_journal_inum}: {error.strerror}") from None
+        raise Corrupt(CorruptKind.JOURNAL_INODE, f"inode {sb.s_journal_inum}: {error.strerror}") from None
     runs: list[tuple[int, int]] = []
     expected = 0
     total = inode.size >> view.geometry.block_bits
     for extent in mapping.walk(view, inode, 0, total - 1):
         if extent.lblk != expected:
-            raise Corrupt("journal inode has a hole", f"block {expected}")
+            raise Corrupt(CorruptKind.JOURNAL_INODE_HAS_A_HOLE, f"block {expected}")
         runs.append((extent.pblk, extent.length))
         expected += extent.length
     if expected < MIN_JOURNAL_BLOCKS or expected < total:
-        raise Corrupt("journal too short", f"{expected} blocks")
+        raise Corrupt(CorruptKind.JOURNAL_TOO_SHORT, f"{expected} blocks")
     return LogArea(runs)
 
 

@@ -10,7 +10,7 @@ import errno
 import stat
 from collections.abc import Iterator
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import acl
 from daxfs.ext4.inode import (
     EXT4_APPEND_FL,
@@ -66,7 +66,7 @@ def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
     if not entry.ino:
         raise FsError(errno.ENOENT)
     if not inodes.nameable(volume.view, entry.ino):
-        raise Corrupt("directory entry of a reserved inode", f"inode {entry.ino} in {parent}")
+        raise Corrupt(CorruptKind.DIRECTORY_ENTRY_OF_A_RESERVED_INODE, f"inode {entry.ino} in {parent}")
     return read_attributes(volume, entry.ino)
 
 
@@ -103,7 +103,7 @@ def readlink(volume: Volume, ino: int) -> bytes:
         return bytes(inode.block_area[: min(size, FAST_SYMLINK_MAX)])
     run = mapping.lookup(volume.view, inode, 0)
     if size > volume.block_size or not run.pblk:
-        raise Corrupt("symbolic link without its block", f"inode {ino}")
+        raise Corrupt(CorruptKind.SYMBOLIC_LINK_WITHOUT_ITS_BLOCK, f"inode {ino}")
     return bytes(volume.view.block(run.pblk)[:size])
 
 
@@ -407,7 +407,7 @@ def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
         if above == current:
             return
         current = above
-    raise Corrupt("directories form a loop", f"inode {destination}")
+    raise Corrupt(CorruptKind.DIRECTORIES_FORM_A_LOOP, f"inode {destination}")
 
 
 def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None) -> int:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 
 
 class LogArea:
@@ -42,10 +42,12 @@ class LogArea:
         end = 0
         for start, count in sorted(self.runs):
             if count <= 0 or start <= 0 or start < end or start + count > limit:
-                raise Corrupt("journal inode", f"blocks {start} to {start + count - 1} overlap or lie outside")
+                raise Corrupt(
+                    CorruptKind.JOURNAL_INODE, f"blocks {start} to {start + count - 1} overlap or lie outside"
+                )
             end = start + count
         if not self.blocks:
-            raise Corrupt("journal inode", "it has no blocks")
+            raise Corrupt(CorruptKind.JOURNAL_INODE, "it has no blocks")
 
     def physical(self, position: int) -> int:
         """The block of the pool that holds the log's block ``position`` (0 <= position < blocks)."""

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError, Unsupported
+from daxfs.errors import Corrupt, CorruptKind, FsError, Unsupported
 from daxfs.ext4 import jbd2
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
@@ -109,7 +109,7 @@ class Log:
         if superblock.h_blocktype != jbd2.SUPERBLOCK_V2:
             raise Unsupported(["journal superblock version 1"])
         if superblock.s_start:
-            raise Corrupt("journal not empty", f"transaction {superblock.s_sequence} waits for recovery")
+            raise Corrupt(CorruptKind.JOURNAL_NOT_EMPTY, f"transaction {superblock.s_sequence} waits for recovery")
         self._pool = pool
         self._words = pool.memory.toreadonly().cast("I")
         self._area = area

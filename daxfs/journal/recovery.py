@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, Unsupported
+from daxfs.errors import Corrupt, CorruptKind, Unsupported
 from daxfs.ext4 import jbd2
 from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
 from daxfs.journal.area import LogArea
@@ -137,7 +137,7 @@ def newest_copy(pool: Pool, geometry: Geometry, area: LogArea, block: int) -> by
     if copies[-1].flags & jbd2.FLAG_ESCAPE:
         content[:4] = _MAGIC_WORD
     if load_superblock(pool, geometry, area) != superblock:
-        raise Corrupt("journal", "it began anew while it was read")
+        raise Corrupt(CorruptKind.JOURNAL, "it began anew while it was read")
     return content
 
 
@@ -246,7 +246,7 @@ class _Reader:
         for position, header, _, tags in self.headers(end):
             for index, tag in enumerate(tags, 1):
                 if tag.blocknr >= self._limit or self._area.holds(tag.blocknr):
-                    raise Corrupt("journal block number", f"{tag.blocknr} in transaction {header.h_sequence}")
+                    raise Corrupt(CorruptKind.JOURNAL_BLOCK_NUMBER, f"{tag.blocknr} in transaction {header.h_sequence}")
                 where = self.after(position, index)
                 yield _Copy(header.h_sequence, where, tag.blocknr, tag.flags, tag.checksum)
 
@@ -273,7 +273,7 @@ class _Reader:
             return
         if jbd2.block_checksum(self.form, copy.sequence, self.block(copy.position)) != copy.checksum:
             raise Corrupt(
-                "journal block checksum",
+                CorruptKind.JOURNAL_BLOCK_CHECKSUM,
                 f"copy of block {copy.home} in transaction {copy.sequence}, log block {copy.position}",
             )
 
@@ -325,19 +325,19 @@ class _Scan:
         stale = commit.h_commit_sec < self._last_seconds
         if self._torn:
             if not stale:
-                raise Corrupt("journal descriptor checksum", f"transaction {sequence}")
+                raise Corrupt(CorruptKind.JOURNAL_DESCRIPTOR_CHECKSUM, f"transaction {sequence}")
             return False
         wrong = not jbd2.commit_is_valid(self._form, content)
         if self._v1:
             if self._failed is not None:
-                raise Corrupt("journal commit checksum", f"transaction {self._failed}")
+                raise Corrupt(CorruptKind.JOURNAL_COMMIT_CHECKSUM, f"transaction {self._failed}")
             wrong = not commit.checksum_matches(self._running)
             self._running = _M
         if wrong:
             if stale:
                 return False
             if not self._async:
-                raise Corrupt("journal commit checksum", f"transaction {sequence}")
+                raise Corrupt(CorruptKind.JOURNAL_COMMIT_CHECKSUM, f"transaction {sequence}")
             self._failed = sequence if self._failed is None else self._failed
         self._last_seconds = commit.h_commit_sec
         return True

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.journal.caches import Caches
 
@@ -127,7 +127,7 @@ class View:
         self._memory.release()
 
     def _bad_number(self, number: int) -> Corrupt:
-        return Corrupt("block number", f"{number} is not in 1..{self._limit - 1}")
+        return Corrupt(CorruptKind.BLOCK_NUMBER, f"{number} is not in 1..{self._limit - 1}")
 
 
 class PoolView(View):

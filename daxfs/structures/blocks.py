@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
 from daxfs.journal.caches import Cache
 from daxfs.structures import bitmaps, groups
@@ -200,7 +200,9 @@ def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple
     desc = groups.edit_descriptor(tx, group)
     free = desc.free_blocks_count - count
     if free < 0:
-        raise Corrupt("group descriptor counter", f"group {group}: {count} free blocks found, {free + count} counted")
+        raise Corrupt(
+            CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: {count} free blocks found, {free + count} counted"
+        )
     if groups.blocks_uninit(geometry, desc):
         implied = _implied_bitmap(tx, group, desc)
         content = tx.create(desc.block_bitmap, partial(_seal_bitmap, geometry, desc))
@@ -364,10 +366,12 @@ def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memory
     low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
     free = bitmaps.count_free(content, bits)
     if free != desc.free_blocks_count:
-        raise Corrupt("block bitmap", f"group {group}: {free} blocks free, {desc.free_blocks_count} counted")
+        raise Corrupt(CorruptKind.BLOCK_BITMAP, f"group {group}: {free} blocks free, {desc.free_blocks_count} counted")
     for start, count in groups.metadata_runs(view, group):
         if bitmaps.used_run(content, start - low, count) < count:
-            raise Corrupt("block bitmap", f"group {group}: metadata in the blocks from {start} on is said to be free")
+            raise Corrupt(
+                CorruptKind.BLOCK_BITMAP, f"group {group}: metadata in the blocks from {start} on is said to be free"
+            )
 
 
 def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
@@ -381,7 +385,8 @@ def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
     free = bitmaps.count_free(bitmap, bits)
     if free != desc.free_blocks_count:
         raise Corrupt(
-            "group descriptor counter", f"group {group} was never used: {free} free, it says {desc.free_blocks_count}"
+            CorruptKind.GROUP_DESCRIPTOR_COUNTER,
+            f"group {group} was never used: {free} free, it says {desc.free_blocks_count}",
         )
     bitmaps.set_run(bitmap, bits, 8 * geometry.block_size - bits)
     return content
@@ -420,14 +425,16 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     """
     geometry = tx.geometry
     if count <= 0 or start <= geometry.first_data_block or start + count > geometry.blocks_count:
-        raise Corrupt("block number", f"freeing {count} blocks from {start}, of {geometry.blocks_count}")
+        raise Corrupt(CorruptKind.BLOCK_NUMBER, f"freeing {count} blocks from {start}, of {geometry.blocks_count}")
     for group, bit, length in _pieces(geometry, start, count):
         desc = groups.descriptor(tx, group)
         if bitmaps.used_run(_bitmap(tx, group, desc), bit, length) < length:
             raise _free_already(group, bit, length)
         for begin, width in _metadata(tx, group):
             if begin < start + count and start < begin + width:
-                raise Corrupt("block number", f"freeing {count} blocks from {start}, where groups have their metadata")
+                raise Corrupt(
+                    CorruptKind.BLOCK_NUMBER, f"freeing {count} blocks from {start}, where groups have their metadata"
+                )
         tx.reserve(("block bitmap", group))
         tx.reserve(("descriptors", group // geometry.desc_per_block))
     if metadata:
@@ -466,7 +473,7 @@ def _merged(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     first = end = 0
     for start, count in sorted(runs):
         if start < end:
-            raise Corrupt("block number", f"block {start} was freed twice")
+            raise Corrupt(CorruptKind.BLOCK_NUMBER, f"block {start} was freed twice")
         if start > end:
             if end:
                 yield first, end - first
@@ -486,4 +493,6 @@ def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[Found]:
 
 
 def _free_already(group: int, bit: int, count: int) -> Corrupt:
-    return Corrupt("block bitmap", f"group {group}: freeing {count} blocks from bit {bit} on, some of which are free")
+    return Corrupt(
+        CorruptKind.BLOCK_BITMAP, f"group {group}: freeing {count} blocks from bit {bit} on, some of which are free"
+    )

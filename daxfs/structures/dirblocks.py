@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL
@@ -55,7 +55,7 @@ def count(view: View, directory: Inode) -> int:
     blocks, rest = divmod(size, view.block_size)
     beyond = blocks > FEW_BLOCKS and size > directory.blocks * SECTOR
     if rest or beyond or (not size and directory.links_count):
-        raise Corrupt("directory size", f"inode {directory.number}: {size} bytes")
+        raise Corrupt(CorruptKind.DIRECTORY_SIZE, f"inode {directory.number}: {size} bytes")
     return blocks
 
 
@@ -73,10 +73,10 @@ def number_of(view: View, directory: Inode, lblk: int) -> int:
         if number is not None:
             return number
     if lblk >= count(view, directory):
-        raise Corrupt("directory block", f"inode {directory.number}: block {lblk} is beyond the end")
+        raise Corrupt(CorruptKind.DIRECTORY_BLOCK, f"inode {directory.number}: block {lblk} is beyond the end")
     extent = mapping.lookup(view, directory, lblk)
     if not extent.pblk or extent.unwritten:
-        raise Corrupt("directory block", f"inode {directory.number}: block {lblk} is a hole")
+        raise Corrupt(CorruptKind.DIRECTORY_BLOCK, f"inode {directory.number}: block {lblk} is a hole")
     hints.put_map(key, lblk, extent.pblk)
     return extent.pblk
 
@@ -125,7 +125,7 @@ def _check_index(geometry: Geometry, directory: Inode, number: int, base: int, c
     if base == format_.ROOT_BASE:
         format_.root_info(w, place, large_dir=geometry.has_large_dir)
     elif not format_.is_node(w):
-        raise Corrupt("directory index", f"{place}: not a node")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"{place}: not a node")
     format_.check(w, base, geometry.metadata_csum, place)
 
 
@@ -205,7 +205,9 @@ def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> Non
 
 def bad_entry(directory: Inode, number: int, offset: int) -> Corrupt:
     """What to raise for an entry whose ``rec_len`` or ``name_len`` is impossible."""
-    return Corrupt("directory entry", f"{where(directory, number)}: the lengths at byte {offset} are impossible")
+    return Corrupt(
+        CorruptKind.DIRECTORY_ENTRY, f"{where(directory, number)}: the lengths at byte {offset} are impossible"
+    )
 
 
 def find(view: View, directory: Inode, number: int, name: bytes) -> int:
@@ -246,7 +248,7 @@ def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> 
         raise bad_entry(directory, number, offset)
     joined = b"".join(names)
     if b"/" in joined or b"\0" in joined:
-        raise Corrupt("directory entry", f"{where(directory, number)}: a name holds a slash or a zero byte")
+        raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{where(directory, number)}: a name holds a slash or a zero byte")
     return offsets, names
 
 
@@ -370,4 +372,4 @@ def dots(view: View, directory: Inode) -> tuple[int, memoryview, int]:
         fits = 12 <= second & 0xFFFF <= len(content) - at
         if second >> 16 & 0xFF == 2 and fits and w[at // 4 + 2] & 0xFFFF == 0x2E2E and w[at // 4]:
             return number, content, at
-    raise Corrupt("directory entry", f"{where(directory, number)}: does not begin with . and ..")
+    raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{where(directory, number)}: does not begin with . and ..")

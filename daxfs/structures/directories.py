@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
@@ -90,7 +90,7 @@ def find(view: View, directory: Inode, name: bytes) -> Place:
     start = view.block(number)[offset : offset + dirent.HEADER_SIZE]
     ino = int.from_bytes(start[:4], "little")
     if not 0 < ino <= view.geometry.inodes_count:
-        raise Corrupt("directory entry", f"{dirblocks.where(directory, number)}: inode {ino}")
+        raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{dirblocks.where(directory, number)}: inode {ino}")
     file_type = start[7] if view.geometry.has_filetype else FT_UNKNOWN
     return Place(directory, name, ino, file_type if file_type < FT_MAX else FT_UNKNOWN, number, offset, moves)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.hash import (
     HALF_MD4_UNSIGNED,
     HTREE_EOF,
@@ -85,7 +85,7 @@ def checked_ino(view: View, directory: Inode, number: int, ino: int) -> int:
     """An entry's inode number, after a check that there is such an inode."""
     if 0 < ino <= view.geometry.inodes_count:
         return ino
-    raise Corrupt("directory entry", f"{dirblocks.where(directory, number)}: inode {ino}")
+    raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{dirblocks.where(directory, number)}: inode {ino}")
 
 
 def _by_offset(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
@@ -178,7 +178,7 @@ def _read_leaves(view: View, directory: Inode, cookie: int) -> Chunk:
             _check_ranges(directory, majors, leaves)
             return _chunk(view, directory, Chunk(low, end, version), cookies, names, inos, types)
         number = htree.advance(view, directory, path)
-    raise Corrupt("directory index", f"inode {directory.number}: more leaves than blocks")
+    raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: more leaves than blocks")
 
 
 def _check_ranges(directory: Inode, majors: Majors, leaves: list[tuple[int, int, int, int]]) -> None:
@@ -190,7 +190,9 @@ def _check_ranges(directory: Inode, majors: Majors, leaves: list[tuple[int, int,
         for (number, _, low, bound), least, most in zip(leaves, lowest, highest, strict=True):
             if least < low or most >= bound:
                 where = dirblocks.where(directory, number)
-                raise Corrupt("directory leaf", f"{where}: hashes {least:#x}..{most:#x}, expected {low:#x}..{bound:#x}")
+                raise Corrupt(
+                    CorruptKind.DIRECTORY_LEAF, f"{where}: hashes {least:#x}..{most:#x}, expected {low:#x}..{bound:#x}"
+                )
 
 
 def _cookies(view: View, version: int, names: list[bytes]) -> tuple[Majors, Cookies]:
@@ -246,13 +248,13 @@ def _settle(
         if pinned is None:
             unplaced.append((cookie, i))
         elif taken.setdefault(pinned, i) != i:
-            raise Corrupt("directory entry", f"inode {directory.number}: {names[i]!r} is there twice")
+            raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} is there twice")
     after: dict[int, int] = {}
     for cookie, i in sorted(unplaced, key=lambda row: (row[0], names[row[1]])):
         place = cookie
         if cookie in taken:
             if names[taken[cookie]] == names[i]:
-                raise Corrupt("directory entry", f"inode {directory.number}: {names[i]!r} is there twice")
+                raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} is there twice")
             hints.pin(key, names[taken[cookie]], cookie)
             place = after.get(cookie, cookie) + 1
             while place in taken:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import Extent
 from daxfs.structures import extent_edit
@@ -111,7 +111,7 @@ def split_at(tx: Handle, inode: Inode, lblk: int) -> None:
             extent_edit.splice(tx, inode, path, at, at + 1, pieces)
             return
         extent_edit.make_room(tx, inode, path)
-    raise Corrupt("extent tree", f"inode {inode.number}: splitting makes no room at block {lblk}")
+    raise Corrupt(CorruptKind.EXTENT_TREE, f"inode {inode.number}: splitting makes no room at block {lblk}")
 
 
 def join_at(tx: Handle, inode: Inode, lblk: int) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import extent as format_
 from daxfs.structures import extent_edit
 from daxfs.structures.extent_tree import MAX_BLOCKS, ROOT_WORDS, Node, descend
@@ -45,7 +45,7 @@ def settle(tx: Handle, inode: Inode) -> None:
         if _key(path[0]) > end or all(_key(step) <= end for step in path[1:-1]):
             return
         _separate(tx, inode, path)
-    raise Corrupt("extent tree", f"inode {inode.number}: its last leaf can't be moved up to the root")
+    raise Corrupt(CorruptKind.EXTENT_TREE, f"inode {inode.number}: its last leaf can't be moved up to the root")
 
 
 def _key(step: Node) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT4_EXT_MAGIC, EXT_INIT_MAX_LEN, Extent
 from daxfs.structures import metadata_zone
@@ -90,7 +90,7 @@ def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memory
         or (w[3] != key if used else levels)
     ):
         raise Corrupt(
-            "extent header",
+            CorruptKind.EXTENT_HEADER,
             f"inode {inode.number}, extent block {number}: depth {second >> 16}, expected {levels}; {used} entries, "
             f"the first at {w[3]}, expected {key}",
         )
@@ -114,7 +114,7 @@ def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: s
     at = metadata_zone.first_overlap(view, inode.number, starts, ends)
     if at is not None:
         raise Corrupt(
-            "extent entries", f"{where}: block {entries[at, 0]} lies on {starts[at]}, over a group's metadata"
+            CorruptKind.EXTENT_ENTRIES, f"{where}: block {entries[at, 0]} lies on {starts[at]}, over a group's metadata"
         )
 
 
@@ -146,12 +146,14 @@ def out_of_order(inode: Inode, lblk: int, bound: int) -> FsError:
     """What to raise when whatever follows block ``lblk`` begins at ``bound``, which is not behind it."""
     if lblk >= MAX_BLOCKS:
         return FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is beyond what a file can have")
-    return Corrupt("extent index", f"inode {inode.number}: block {bound} comes after {lblk}")
+    return Corrupt(CorruptKind.EXTENT_INDEX, f"inode {inode.number}: block {bound} comes after {lblk}")
 
 
 def check_bounds(view: View, inode: Inode, extent: Extent) -> Extent:
     """The extent itself, after a check that it lies in the pool (its block may have been checked as something else)."""
     pblk, length = extent.pblk, extent.length
     if not pblk or not length or pblk + length > view.geometry.blocks_count:
-        raise Corrupt("extent entries", f"inode {inode.number}: {length} blocks at {extent.lblk} lie on {pblk}")
+        raise Corrupt(
+            CorruptKind.EXTENT_ENTRIES, f"inode {inode.number}: {length} blocks at {extent.lblk} lie on {pblk}"
+        )
     return extent

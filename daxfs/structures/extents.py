@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
@@ -106,7 +106,9 @@ def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> I
             if lblk >= end:
                 return
             if stop > bound:
-                raise Corrupt("extent entries", f"inode {inode.number}: {length} blocks at {lblk} reach past {bound}")
+                raise Corrupt(
+                    CorruptKind.EXTENT_ENTRIES, f"inode {inode.number}: {length} blocks at {lblk} reach past {bound}"
+                )
             if lblk < position or stop > end:
                 begin, stop = max(lblk, position), min(stop, end)
                 yield Extent(begin, pblk + begin - lblk, stop - begin, unwritten)
@@ -422,4 +424,4 @@ def _free_part(tx: Handle, inode: Inode, extent: Extent, first: int, last: int, 
 
 
 def _restless(inode: Inode, lblk: int) -> Corrupt:
-    return Corrupt("extent tree", f"inode {inode.number}: splitting makes no room at block {lblk}")
+    return Corrupt(CorruptKind.EXTENT_TREE, f"inode {inode.number}: splitting makes no room at block {lblk}")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.ext4.hash import TEA, dirhash, dirhash_many, effective_version
@@ -77,7 +77,9 @@ def root(view: View, directory: Inode) -> tuple[int, memoryview, int]:
     version = info & 0xFF
     levels = EXT4_HTREE_LEVEL if view.geometry.has_large_dir else EXT4_HTREE_LEVEL_COMPAT
     if w[6] or version > TEA or info & 0x0100FF00 != ROOT_INFO_SIZE << 8 or info >> 16 & 0xFF >= levels:
-        raise Corrupt("directory index root", f"{dirblocks.where(directory, number)}: parameters {w[6]:#x} {info:#x}")
+        raise Corrupt(
+            CorruptKind.DIRECTORY_INDEX_ROOT, f"{dirblocks.where(directory, number)}: parameters {w[6]:#x} {info:#x}"
+        )
     return number, w, effective_version(version, view.geometry.hash_unsigned)
 
 
@@ -104,7 +106,7 @@ def _used(directory: Inode, number: int, w: memoryview, base: int) -> int:
     used = head >> 16
     if not 0 < used <= head & 0xFFFF or base + 2 * (head & 0xFFFF) > len(w):
         where = dirblocks.where(directory, number)
-        raise Corrupt("directory index", f"{where}: {used} pairs of {head & 0xFFFF}")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"{where}: {used} pairs of {head & 0xFFFF}")
     return used
 
 
@@ -112,7 +114,7 @@ def _child(view: View, directory: Inode, word: int) -> int:
     """The physical block that a pair leads to; never the root's."""
     lblk = word & BLOCK_MASK
     if not lblk:
-        raise Corrupt("directory index", f"inode {directory.number}: leads to its own root")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: leads to its own root")
     return dirblocks.number_of(view, directory, lblk)
 
 
@@ -165,7 +167,7 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
         if bound is None or bound & ~1 != major:
             return first, -1
         number = advance(view, directory, path)
-    raise Corrupt("directory index", f"inode {directory.number}: more leaves than blocks")
+    raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: more leaves than blocks")
 
 
 # Changing
@@ -189,7 +191,8 @@ def insert(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) 
         else:
             _split_leaf(tx, directory, path, number, version)
     raise Corrupt(
-        "directory index", f"inode {directory.number}: no room for hash {major:#x} after {MAX_ATTEMPTS} splits"
+        CorruptKind.DIRECTORY_INDEX,
+        f"inode {directory.number}: no room for hash {major:#x} after {MAX_ATTEMPTS} splits",
     )
 
 
@@ -252,7 +255,9 @@ def _split_leaf(tx: Handle, directory: Inode, path: list[Step], number: int, ver
     check_range(directory, number, path, hashes)
     split = _split_point([len(names[i]) + 11 & ~3 for i in order], geometry.block_size)
     if not split:
-        raise Corrupt("directory leaf", f"{dirblocks.where(directory, number)}: no room, and {len(names)} names")
+        raise Corrupt(
+            CorruptKind.DIRECTORY_LEAF, f"{dirblocks.where(directory, number)}: no room, and {len(names)} names"
+        )
     continued = hashes[split] == hashes[split - 1]
     lblk, new_number, new = dirblocks.append(tx, directory)
     dirblocks.fill(tx, new_number, new, [_piece(data, offsets[i], len(names[i])) for i in order[split:]])
@@ -270,7 +275,7 @@ def check_range(directory: Inode, number: int, path: list[Step], hashes: list[in
         bound = following(path)
         if hashes[0] < first_hash(path) & ~1 or (bound is not None and hashes[-1] >= bound):
             raise Corrupt(
-                "directory leaf",
+                CorruptKind.DIRECTORY_LEAF,
                 f"{dirblocks.where(directory, number)}: hashes {hashes[0]:#x}..{hashes[-1]:#x} are not all in "
                 f"{first_hash(path):#x}..{bound or 1 << 32:#x}",
             )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.structures import blocks, inodes, metadata_zone
@@ -83,14 +83,17 @@ def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) ->
         return
     if int(used.max()) >= view.geometry.blocks_count:
         raise Corrupt(
-            "block pointer", f"inode {inode.number}, {where}: {used.max()} of {view.geometry.blocks_count} blocks"
+            CorruptKind.BLOCK_POINTER,
+            f"inode {inode.number}, {where}: {used.max()} of {view.geometry.blocks_count} blocks",
         )
     if inode.number == RESIZE_INO:
         return
     starts = used.astype(np.int64)
     at = metadata_zone.first_overlap(view, inode.number, starts, starts + 1)
     if at is not None:
-        raise Corrupt("block pointer", f"inode {inode.number}, {where}: {used[at]} lies in a group's metadata")
+        raise Corrupt(
+            CorruptKind.BLOCK_POINTER, f"inode {inode.number}, {where}: {used[at]} lies in a group's metadata"
+        )
 
 
 def _top(view: View, inode: Inode) -> memoryview:
@@ -138,7 +141,7 @@ def lookup(view: View, inode: Inode, lblk: int) -> Extent:
     length = _run_length(w, slot, len(w) if len(route) > 1 else DIRECT)
     pblk = w[slot]
     if pblk and pblk + length > view.geometry.blocks_count:
-        raise Corrupt("block pointer", f"inode {inode.number}, block {lblk}: {length} blocks on {pblk}")
+        raise Corrupt(CorruptKind.BLOCK_POINTER, f"inode {inode.number}, block {lblk}: {length} blocks on {pblk}")
     return Extent(lblk, pblk, length, False)
 
 
@@ -203,10 +206,12 @@ class _Walk:
 
     def _count(self, number: int, length: int, lblk: int) -> None:
         if number + length > self.view.geometry.blocks_count:
-            raise Corrupt("block pointer", f"inode {self.inode.number}, block {lblk}: {length} blocks on {number}")
+            raise Corrupt(
+                CorruptKind.BLOCK_POINTER, f"inode {self.inode.number}, block {lblk}: {length} blocks on {number}"
+            )
         self.budget -= length
         if self.budget < 0:
-            raise Corrupt("block pointers", f"inode {self.inode.number} maps more blocks than there are")
+            raise Corrupt(CorruptKind.BLOCK_POINTERS, f"inode {self.inode.number} maps more blocks than there are")
 
 
 def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> Iterator[Extent]:
@@ -394,7 +399,7 @@ class _Cut:
         """Free what an index block leads to, in range; True when no pointer in it is left (it isn't written then)."""
         self.budget -= 1
         if self.budget < 0:
-            raise Corrupt("block pointers", f"inode {self.inode.number} maps more blocks than there are")
+            raise Corrupt(CorruptKind.BLOCK_POINTERS, f"inode {self.inode.number} maps more blocks than there are")
         w = _index(self.tx, self.inode, number)
         cleared = self._slots(w, 0, len(w), depth - 1, origin)
         if len(cleared) == int(np.count_nonzero(np.frombuffer(w, "<u4"))):
@@ -421,7 +426,7 @@ class _Cut:
 
     def _free(self, start: int, count: int, *, metadata: bool) -> None:
         if start + count > self.tx.geometry.blocks_count:
-            raise Corrupt("block pointer", f"inode {self.inode.number}: {count} blocks on {start}")
+            raise Corrupt(CorruptKind.BLOCK_POINTER, f"inode {self.inode.number}: {count} blocks on {start}")
         blocks.free(self.tx, start, count, metadata=metadata)
         inodes.add_blocks(self.inode, -count, self.tx.geometry)
         self.left -= 1

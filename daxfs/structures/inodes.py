@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord, seal_slot
@@ -99,7 +99,7 @@ def position(view: View, ino: int) -> tuple[int, int]:
 def _position(view: View, known: _Known, ino: int) -> tuple[int, int]:
     geometry = view.geometry
     if not 0 < ino <= geometry.inodes_count:
-        raise Corrupt("inode number", f"{ino}, of {geometry.inodes_count}")
+        raise Corrupt(CorruptKind.INODE_NUMBER, f"{ino}, of {geometry.inodes_count}")
     group, index = divmod(ino - 1, geometry.inodes_per_group)
     table = known.tables.get(group)
     if table is None:
@@ -200,7 +200,7 @@ def add_blocks(inode: InodeRecord, fs_blocks: int, geometry: Geometry) -> None:
     """
     total = inode.blocks + (fs_blocks << geometry.block_bits - SECTOR_BITS)
     if total < 0:
-        raise Corrupt("inode block count", f"{inode.blocks} sectors, {-fs_blocks} blocks are being freed")
+        raise Corrupt(CorruptKind.INODE_BLOCK_COUNT, f"{inode.blocks} sectors, {-fs_blocks} blocks are being freed")
     inode.blocks = total
 
 
@@ -239,18 +239,18 @@ def free(tx: Handle, inode: Inode) -> None:
     geometry = tx.geometry
     ino = inode.number
     if ino < geometry.first_ino:
-        raise Corrupt("inode number", f"{ino} is reserved and can't be freed")
+        raise Corrupt(CorruptKind.INODE_NUMBER, f"{ino} is reserved and can't be freed")
     group, bit = divmod(ino - 1, geometry.inodes_per_group)
     desc = groups.edit_descriptor(tx, group)
     if groups.inodes_uninit(geometry, desc) or not bitmaps.test(_bitmap(tx, group, desc), bit):
-        raise Corrupt("inode bitmap", f"inode {ino} is being freed and is free already")
+        raise Corrupt(CorruptKind.INODE_BITMAP, f"inode {ino} is being freed and is free already")
     if desc.free_inodes_count >= geometry.inodes_per_group:
-        raise Corrupt("group descriptor counter", f"group {group}: {desc.free_inodes_count} inodes free")
+        raise Corrupt(CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: {desc.free_inodes_count} inodes free")
     bitmaps.clear_run(tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc)), bit, 1)
     desc.free_inodes_count += 1
     if inode.is_dir:
         if not desc.used_dirs_count:
-            raise Corrupt("group descriptor counter", f"group {group}: no directories, and {ino} is one")
+            raise Corrupt(CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no directories, and {ino} is one")
         desc.used_dirs_count -= 1
     sb = tx.edit_superblock()
     sb.s_free_inodes_count = min(sb.s_free_inodes_count + 1, geometry.inodes_count)
@@ -270,10 +270,10 @@ def _check_bitmap(geometry: Geometry, group: int, desc: GroupDescriptor, content
     free = bitmaps.count_free(content, geometry.inodes_per_group)
     if free != desc.free_inodes_count:
         raise Corrupt(
-            "inode bitmap", f"group {group}: {free} inodes free, the descriptor says {desc.free_inodes_count}"
+            CorruptKind.INODE_BITMAP, f"group {group}: {free} inodes free, the descriptor says {desc.free_inodes_count}"
         )
     if not group and bitmaps.used_run(content, 0, geometry.first_ino - 1) < geometry.first_ino - 1:
-        raise Corrupt("inode bitmap", "a reserved inode is said to be free")
+        raise Corrupt(CorruptKind.INODE_BITMAP, "a reserved inode is said to be free")
 
 
 def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
@@ -292,7 +292,9 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
     if groups.inodes_uninit(geometry, desc):
         bit = 0
         if group == 0 or desc.free_inodes_count != size:
-            raise Corrupt("group descriptor counter", f"group {group}: no inode bitmap, yet inodes are in use")
+            raise Corrupt(
+                CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no inode bitmap, yet inodes are in use"
+            )
         desc = groups.edit_descriptor(tx, group)
         content = tx.create(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
         bitmaps.set_run(content, size, 8 * geometry.block_size - size)
@@ -300,7 +302,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
     else:
         bit = bitmaps.first_free(_bitmap(tx, group, desc), size)
         if bit < 0 or not desc.free_inodes_count:
-            raise Corrupt("inode bitmap", f"group {group}: free inodes are counted, and none is free")
+            raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: free inodes are counted, and none is free")
         desc = groups.edit_descriptor(tx, group)
         content = tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
     untouched = False

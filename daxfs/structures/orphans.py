@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import orphan
 from daxfs.ext4.limits import EXT4_MAX_ORPHAN_FILE_BLOCKS
 from daxfs.journal.caches import Cache
@@ -115,7 +115,7 @@ def listing(view: View) -> Iterator[int]:
     ino = view.superblock().s_last_orphan
     while ino:
         if ino in listed:
-            raise Corrupt("orphan list", f"inode {ino} comes twice")
+            raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} comes twice")
         listed.add(ino)
         # Fetched first: whoever asks for the list may remove each inode as it comes.
         following = inodes.read(view, _believable(view, ino)).i_dtime
@@ -127,9 +127,9 @@ def listing(view: View) -> Iterator[int]:
 def _believable(view: View, ino: int) -> int:
     geometry = view.geometry
     if not geometry.first_ino <= ino <= geometry.inodes_count:
-        raise Corrupt("orphan inode", f"{ino} is not in {geometry.first_ino}..{geometry.inodes_count}")
+        raise Corrupt(CorruptKind.ORPHAN_INODE, f"{ino} is not in {geometry.first_ino}..{geometry.inodes_count}")
     if not inodes.in_use(view, ino):
-        raise Corrupt("orphan inode", f"{ino} is free")
+        raise Corrupt(CorruptKind.ORPHAN_INODE, f"{ino} is free")
     return ino
 
 
@@ -166,7 +166,7 @@ def _before(view: View, ino: int) -> int:
         if following == ino:
             return at
         at = following
-    raise Corrupt("orphan list", f"inode {ino} is not in it")
+    raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} is not in it")
 
 
 # The file
@@ -188,14 +188,14 @@ def _read_file(view: View) -> _File:
     inode = inodes.read(view, ino)
     count = inode.size >> geometry.block_bits
     if not inode.is_regular or not 0 < count <= EXT4_MAX_ORPHAN_FILE_BLOCKS:
-        raise Corrupt("orphan file", f"inode {ino} has mode {inode.mode:o} and {count} blocks")
+        raise Corrupt(CorruptKind.ORPHAN_FILE, f"inode {ino} has mode {inode.mode:o} and {count} blocks")
     blocks: list[int] = []
     for extent in mapping.walk(view, inode, 0, count - 1):
         if extent.lblk != len(blocks) or extent.unwritten:
             break
         blocks.extend(range(extent.pblk, extent.pblk + extent.length))
     if len(blocks) != count:
-        raise Corrupt("orphan file", f"inode {ino} has a hole at block {len(blocks)} of {count}")
+        raise Corrupt(CorruptKind.ORPHAN_FILE, f"inode {ino} has a hole at block {len(blocks)} of {count}")
     return _File(blocks, geometry.inode_seed(ino, inode.i_generation))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError, UserError
+from daxfs.errors import Corrupt, CorruptKind, FsError, UserError
 from daxfs.ext4 import jbd2
 from daxfs.structures import directories, groups, mapping
 from daxfs.tools.reading import Reading, reading
@@ -92,7 +92,7 @@ def _journal(found: Reading) -> Iterator[str]:
     pieces = (range(extent.pblk, extent.pblk + extent.length) for extent in mapping.walk(found.view, inode))
     blocks = list(islice(chain.from_iterable(pieces), MAX_LOG_BLOCKS))
     if not blocks:
-        raise Corrupt("journal inode without blocks", f"inode {inode.number}")
+        raise Corrupt(CorruptKind.JOURNAL_INODE_WITHOUT_BLOCKS, f"inode {inode.number}")
     sb = jbd2.verify_superblock(found.view.block(blocks[0]), found.geometry.block_size, len(blocks))
     for name, value in zip(sb._fields, sb, strict=True):
         yield f"{name:<20} {value.hex() if isinstance(value, bytes) else value}"

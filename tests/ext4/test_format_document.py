@@ -14,6 +14,7 @@ from typing import Literal
 
 import pytest
 
+from daxfs.errors import CorruptKind
 from daxfs.ext4 import acl, dirent, extent, features, group, htree, inode, jbd2, limits, orphan, superblock, xattr
 from daxfs.ext4.record import Record
 from daxfs.tools import mkfs
@@ -222,6 +223,18 @@ def test_words_of_refusal_are_those_of_the_code() -> None:
     for quoted in words:
         for part in re.split(r"<[^>]*>|: ", quoted):
             assert part.strip(" ,_") in source, quoted
+
+
+def test_kinds_of_damage_are_those_of_the_code() -> None:
+    shown = [
+        kind for row in rows("Kinds of damage") if row[0] != "structure" for kind in re.findall(r"`([^`]+)`", row[1])
+    ]
+    assert sorted(shown) == sorted(CorruptKind)
+
+
+def test_each_kind_of_damage_is_found_somewhere() -> None:
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "daxfs").rglob("*.py")))
+    assert {f"CorruptKind.{kind.name}" for kind in CorruptKind} == set(re.findall(r"CorruptKind\.[A-Z_]+", source))
 
 
 def test_journal_sizes() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from directory_rig import weaken_hashes
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options
 from daxfs.pmem.pool import open_pool
@@ -82,7 +82,7 @@ def test_what_is_in_use_without_a_name(open_fs: OpenFs) -> None:
 
 def test_damage_is_not_undone(pool: Callable[..., Path]) -> None:
     with FileSystem.open(pool()) as fs:
-        fs.volume.report(Corrupt("test", "nowhere"))
+        fs.volume.report(Corrupt(CorruptKind.INODE_NUMBER, "nowhere"))
         refused(errno.EROFS, fs, fs.options)
         fs.remount(replace(fs.options, read_only=True))
         refused(errno.EROFS, fs, replace(fs.options, read_only=False))

@@ -12,7 +12,7 @@ import pyfuse3
 import pytest
 from fake_core import FakeCore
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.types import ROOT_INO, Caller, SetAttributes
 from daxfs.fuse.libfuse import adapter as module
 from daxfs.fuse.libfuse.adapter import Adapter
@@ -108,7 +108,7 @@ def test_a_refusal_becomes_its_errno(fuse: Adapter, core: FakeCore, number: int)
 
 
 def test_damage_is_euclean(fuse: Adapter, core: FakeCore) -> None:
-    core.refuse = {"getattr": Corrupt("inode checksum", "inode 12")}
+    core.refuse = {"getattr": Corrupt(CorruptKind.INODE_CHECKSUM, "inode 12")}
     assert refusal(fuse.getattr(12, CONTEXT)) == errno.EUCLEAN
 
 
@@ -209,7 +209,7 @@ def test_readdir_pins_what_was_taken_and_nothing_else(
 
 def test_readdir_lists_a_damaged_inode(fuse: Adapter, core: FakeCore, monkeypatch: pytest.MonkeyPatch) -> None:
     made(fuse, b"a")
-    core.refuse = {"getattr": Corrupt("inode checksum", "inode 12")}
+    core.refuse = {"getattr": Corrupt(CorruptKind.INODE_CHECKSUM, "inode 12")}
     assert [name for name, *_ in listing(fuse, monkeypatch, 9)] == [b".", b"..", b"a"]
 
 
@@ -218,7 +218,7 @@ def test_lookups_by_file_handle(fuse: Adapter, core: FakeCore) -> None:
     assert answer(fuse.lookup(node, b".", CONTEXT)).st_ino == node
     assert answer(fuse.lookup(1, b".", CONTEXT)).st_ino == 1
     assert refusal(fuse.lookup(8, b".", CONTEXT)) == errno.ESTALE
-    core.refuse = {"getattr": Corrupt("inode number", "what is not in the pool is not asked for")}
+    core.refuse = {"getattr": Corrupt(CorruptKind.INODE_NUMBER, "what is not in the pool is not asked for")}
     assert refusal(fuse.lookup(999, b".", CONTEXT)) == errno.ESTALE
     core.refuse = {}
     answer(fuse.unlink(1, b"file", CONTEXT))

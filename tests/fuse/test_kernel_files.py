@@ -24,7 +24,7 @@ from message_rig import (
     unpack,
 )
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.fs.types import ROOT_INO, Caller, FsXattr, Options
 from daxfs.fuse.kernel import dispatch
 from daxfs.fuse.kernel.abi import Init, Opcode
@@ -373,7 +373,7 @@ def test_readdirplus_pins_only_what_there_was_room_for(fake: Rig) -> None:
 def test_readdirplus_lists_an_inode_that_is_damaged(fake: Rig) -> None:
     fake.mkdir(b"d")
     fake.core.pins.clear()
-    fake.core.refuse = {"getattr": Corrupt("inode checksum", "inode 12")}
+    fake.core.refuse = {"getattr": Corrupt(CorruptKind.INODE_CHECKSUM, "inode 12")}
     found = fake.names(plus=True)[2]
     assert (found.name, found.entry.nodeid, found.entry.ino, stat.S_IFMT(found.entry.mode)) == (
         b"d", 0, 12, stat.S_IFDIR,

@@ -34,7 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from message_rig import HEADER, ROOT, UNANSWERED, Answer, group_extension, header, pack, size_of, unpack
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import Superblock
 from daxfs.fs import names
@@ -455,7 +455,7 @@ def test_a_volume_that_has_turned_read_only_goes_on_answering(
     """The pool itself was damaged, or the journal had to stop."""
 
     def damage(*_: object) -> None:
-        raise Corrupt("bitmap", "group 0")
+        raise Corrupt(CorruptKind.BLOCK_BITMAP, "group 0")
 
     with target_in(content, check=False) as target:
         target.core.sync()

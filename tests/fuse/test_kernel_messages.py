@@ -29,7 +29,7 @@ from message_rig import (
     unpack,
 )
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.types import ROOT_INO, Caller, Options, RenameFlags, SetAttributes
 from daxfs.fuse.kernel import connection as connection_module
 from daxfs.fuse.kernel.abi import Init, Opcode
@@ -89,7 +89,7 @@ def test_a_refusal_is_answered_by_its_number(fake: Rig, number: int) -> None:
 
 
 def test_damage_is_euclean(fake: Rig) -> None:
-    fake.core.refuse = {"getattr": Corrupt("inode checksum", "inode 2")}
+    fake.core.refuse = {"getattr": Corrupt(CorruptKind.INODE_CHECKSUM, "inode 2")}
     assert fake.refused(Opcode.GETATTR, body=pack("getattr_in")) == errno.EUCLEAN
 
 
@@ -565,7 +565,7 @@ def test_close_all_closes_and_forgets(fake: Rig) -> None:
     assert found.nodeid not in fake.core.pins
 
 
-@pytest.mark.parametrize("error", [Corrupt("inode", "12"), FsError(errno.EIO)])
+@pytest.mark.parametrize("error", [Corrupt(CorruptKind.INODE_NUMBER, "12"), FsError(errno.EIO)])
 def test_close_all_goes_on_after_a_refusal(fake: Rig, error: FsError, caplog: pytest.LogCaptureFixture) -> None:
     """The pool may have turned out to be damaged; it is closed all the same. The core has logged damage already."""
     fake.create(b"a")

@@ -16,7 +16,7 @@ import pytest
 from message_rig import Rig
 from mount_rig import COMMAND, Mounted, daxfs, mounted, mountpoint
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fuse import logs
 from daxfs.fuse.kernel.abi import Opcode
@@ -189,7 +189,7 @@ def test_orphans_are_cleaned_when_they_are(pool: Pool, caplog: pytest.LogCapture
 
 def test_a_refusal_that_nobody_waits_for(caplog: pytest.LogCaptureFixture) -> None:
     logs.unanswered("forgetting inode 12", FsError(5))
-    logs.unanswered("forgetting inode 12", Corrupt("inode", "12"))
+    logs.unanswered("forgetting inode 12", Corrupt(CorruptKind.INODE_NUMBER, "12"))
     assert [record.getMessage() for record in caplog.records] == ["forgetting inode 12: Input/output error"]
 
 

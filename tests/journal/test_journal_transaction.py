@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from journal_rig import JournalRig
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.journal import recovery
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
@@ -232,7 +232,7 @@ def test_checks_run_once_and_again_after_forget(rig: JournalRig, journal: Journa
     def check(content: memoryview) -> None:
         ran.append(content[0])
         if content[0] == 9:
-            raise Corrupt("kind", "where")
+            raise Corrupt(CorruptKind.JOURNAL, "where")
 
     block = rig.free[0]
     journal.view.verified(block, check)
@@ -403,7 +403,7 @@ def test_an_abort_inside_a_handle(rig: JournalRig, journal: Journal) -> None:
     journal.abort_hooks.append(lambda: dropped.append(1))
     with undone(journal, 2) as tx:
         tx.edit(rig.free[0])
-        journal.abort(Corrupt("x", "y"))
+        journal.abort(Corrupt(CorruptKind.JOURNAL, "y"))
     assert dropped
     assert journal.aborted
 

@@ -17,7 +17,7 @@ import pytest
 from mount_rig import COMMAND, SESSIONS, Mounted, daxfs, mounted, mountpoint
 
 from daxfs import protocol
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.fs import names
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fuse import mounts
@@ -365,7 +365,7 @@ def test_looks_beside_a_user_see_the_last_commit(pool: Pool, monkeypatch: pytest
     """Nobody can ask the user: the superblock, which waits in the log, is read there."""
 
     def damage(*_: object) -> None:
-        raise Corrupt("extent index", "for a test")
+        raise Corrupt(CorruptKind.EXTENT_INDEX, "for a test")
 
     path = pool("-b", "4096")
     with FileSystem.open(path) as fs:
