@@ -10,7 +10,7 @@ COPY = "daxfs/direct/preload/copy.c"
 POOL = "daxfs/direct/preload/pool.c"
 LEASE = "daxfs/direct/preload/lease.c"
 
-BACKENDS = ("tests/pmem/test_pmem_backends.py",)
+BACKENDS = ("tests/pmem/test_backends.py",)
 LIBRARY = ("tests/direct/test_write_back.py",)
 CLIENTS = ("tests/crash/test_clients.py",)
 

@@ -725,7 +725,7 @@ MUTANTS = [
         "            node.unmapped(*self._unmapped)\n",
         "            pass\n",
         "Reads and writes go to blocks that are another file's by now.",
-        ("tests/fs/test_ranges.py", "tests/fs/test_owner.py"),
+        ("tests/fs/test_ranges.py", "tests/fs/test_nodes.py"),
     ),
     Mutant(
         "a map does not hear of a collapse",
@@ -733,7 +733,7 @@ MUTANTS = [
         "        if self._remapped:\n            node.remapped()\n        elif",
         "        if False:\n            node.remapped()\n        elif",
         "Reads go to where the bytes lay before.",
-        ("tests/fs/test_ranges.py", "tests/fs/test_owner.py"),
+        ("tests/fs/test_ranges.py", "tests/fs/test_nodes.py"),
     ),
     Mutant(
         "a node hears of a change that fails",
@@ -741,7 +741,7 @@ MUTANTS = [
         "        if kind is not None:\n            return\n",
         "",
         "The file seems longer than it is.",
-        ("tests/fs/test_owner.py",),
+        ("tests/fs/test_nodes.py",),
     ),
     Mutant(
         "an undone change loses the times that waited",
@@ -749,6 +749,6 @@ MUTANTS = [
         "            node.atime, node.mtime, node.ctime = before\n\n        tx.on_rollback(undo)\n        if atime:",
         "            pass\n\n        tx.on_rollback(undo)\n        if atime:",
         "A refused operation takes back the time of a write before it.",
-        ("tests/fs/test_owner.py",),
+        ("tests/fs/test_nodes.py",),
     ),
 ]

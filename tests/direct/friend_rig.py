@@ -15,7 +15,7 @@ from support import run, tool
 WAYS = ("fuse", "exec")
 """How a program gets at its files: through the kernel alone, or through the preload library where that can."""
 
-PROGRAMS = Path(__file__).parent / "direct" / "friends"
+PROGRAMS = Path(__file__).parent / "friends"
 LIMIT = 40.0
 """Seconds that one program may take."""
 

@@ -19,7 +19,8 @@ from daxfs.tools.exec import library
 
 def environment(**more: str) -> dict[str, str]:
     """This process's, with the library to be loaded; an error that says so if it was not built."""
-    return {**os.environ, "LD_PRELOAD": str(library()), "PYTHONPATH": str(Path(__file__).parent), **more}
+    here = Path(__file__).parent
+    return {**os.environ, "LD_PRELOAD": str(library()), "PYTHONPATH": f"{here}:{here.parent}", **more}
 
 
 def run_python(script: str, *arguments: str | Path, limit: float = 60, code: int = 0, **more: str) -> str:

@@ -17,8 +17,8 @@ from typing import IO
 
 from support import tool
 
-SOURCES = Path(__file__).parent.parent / "daxfs" / "direct" / "preload"
-PROGRAMS = Path(__file__).parent / "direct" / "programs"
+SOURCES = Path(__file__).parents[2] / "daxfs" / "direct" / "preload"
+PROGRAMS = Path(__file__).parent / "programs"
 STRICT = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 LIMIT = 60.0
 """Seconds that a program below the library may take."""
