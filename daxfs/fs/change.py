@@ -1,4 +1,4 @@
-"""One handle's change of a file's blocks or size, and what all who have it open learn of it.
+"""One handle's change of a file's blocks or size, and how its node learns of it.
 
 Every handle that maps or frees blocks of a regular file, or moves its end, is a `Change`. Within it the caller edits
 ``change.inode`` and the tree, and says what becomes of blocks (`maps`, `unmap`, `remaps`). At its end the inode gets

@@ -254,7 +254,7 @@ def takes_set_id(caller: Caller, kill: bool | None) -> bool:
 def without_set_id(inode: Inode, caller: Caller) -> int:
     """The mode less S_ISUID and S_ISGID (setattr_should_drop_sgid in fs/attr.c).
 
-    Where the group may not execute, S_ISGID means locking: who is in the group, and the superuser, leave it there.
+    Where the group may not execute, S_ISGID means locking: members of the group, and the superuser, leave it there.
     """
     mode = inode.mode & ~stat.S_ISUID
     if mode & stat.S_IXGRP or not in_group(inode, caller):
@@ -305,7 +305,7 @@ def zero_edges(volume: Volume, delta: int, first: int, last: int, begin: int, en
 
 
 def zero_tail(volume: Volume, view: View, inode: Inode, size: int) -> None:
-    """The file is about to grow past ``size``: what lies behind its old end in the last block must read as zeros."""
+    """The file is about to grow past ``size``: the bytes past its old EOF in the last block must read as zeros."""
     rest = -size & (volume.block_size - 1)
     if not rest:
         return
@@ -353,7 +353,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
 
 
 def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> None:
-    """The end of a `truncate` that made a file shorter: the rest of its blocks, and what is behind its new end."""
+    """The end of a `truncate` that made a file shorter: free the rest of its blocks, zero the last block past EOF."""
     try:
         if not whole:
             cut_blocks(volume, ino)
@@ -362,7 +362,7 @@ def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> None:
         if node is not None:
             node.moved(size, END)
     if size & (volume.block_size - 1):
-        # The old bytes behind the new end go only when the new size is durable: a crash before that must find them.
+        # The old bytes past the new EOF go only when the new size is durable: a crash before that must find them.
         volume.journal.commit()
         zero_tail(volume, volume.view, inodes.read(volume.view, ino), size)
 

@@ -500,7 +500,7 @@ class FileSystem:
 
     @reading
     def fiemap(self, ino: int, start: int, length: int, limit: int) -> list[FileExtent]:
-        """FS_IOC_FIEMAP: the extents of a range of bytes, ``limit`` at most, those behind the end too."""
+        """FS_IOC_FIEMAP: the extents of a range of bytes, ``limit`` at most, those past EOF too."""
         return ranges.fiemap(self.volume, ino, start, length, limit)
 
     def fsync(self, ino: int, datasync: bool = False) -> None:
@@ -539,9 +539,9 @@ class FileSystem:
             return requests.grant(self.grants, file, request)
 
     @piecewise
-    def stored(self, file: OpenFile, told: Stored) -> int:
+    def stored(self, file: OpenFile, claim: Stored) -> int:
         """A client has stored by itself: the times move, and it may have made the file longer. See `stored.stored`."""
-        return stored.stored(self.grants, file, told)
+        return stored.stored(self.grants, file, claim)
 
     @maintaining
     def part(self) -> None:

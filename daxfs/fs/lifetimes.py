@@ -1,4 +1,4 @@
-"""The life of an inode: which have no name, which of those are listed on the disk, who keeps them from being freed.
+"""The life of an inode: whether it has a name, whether the disk's orphan list has it, what keeps it from being freed.
 
 ::
 
@@ -107,7 +107,7 @@ class Lifetimes:
             self._list(tx, ino)
 
     def cut(self, tx: Handle, ino: int) -> None:
-        """Nothing is left behind the inode's end. Costs two credits."""
+        """The inode has no blocks past EOF any more. Costs two credits."""
         if ino in self.listed and ino not in self.nameless:
             self._unlist(tx, ino)
 

@@ -1,10 +1,9 @@
 """Inodes in use, and all that happens to one while it is: each happening is one transition of `Node`.
 
 A `Node` exists for an inode that is open, or whose times wait for the next commit. It keeps in DRAM what reads and
-writes need: size, a map of the blocks, times that wait. Whoever changes the inode calls the transition that says so,
-once the handle that did it has succeeded (`change.py` does it for blocks and size); a node is never ahead of its inode,
-so nothing of it is undone. Those who gave the file's memory to clients hear of it here (`Node.grants`), and nowhere
-else.
+writes need: size, a map of the blocks, times that wait. A change of the inode ends with the transition that says so,
+once its handle has succeeded (`change.py` does it for blocks and size); a node is never ahead of its inode,
+so nothing of it is undone. The grants of the file's memory hear of it here (`Node.grants`), and nowhere else.
 
 `Nodes` has all nodes of a volume. The lives of inodes beyond being open are in `lifetimes.py`.
 """
@@ -65,7 +64,7 @@ class Node:
         plain: a write needs no more than a copy: no set-id bits or capabilities to drop, not immutable, append-only or
             sync.
         dax: data goes straight to memory; decided when the file is opened and nobody had it open.
-        grants: those who gave its memory to clients.
+        grants: what clients were granted of its memory hears of all that happens to it.
     """
 
     __slots__ = (
@@ -169,7 +168,7 @@ class Node:
             self.grants.moved(begin, end)
 
     def invalidated(self) -> None:
-        """Holes in it were filled: who was told of them must ask again."""
+        """Holes in it were filled: clients that know of holes must ask again."""
         if self.grants is not None:
             self.grants.invalidated()
 

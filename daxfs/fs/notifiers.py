@@ -1,7 +1,7 @@
-"""What those learn who gave memory of files to clients: the calls that the owner of open inodes makes.
+"""Notifiers: how the owner of open inodes says what happens to them, without knowing who listens.
 
-They are to daxfs what MMU notifiers are to the kernel (include/linux/mmu_notifier.h): the owner of an inode says what
-happens to it, and does not know who listens. `daxfs.fs.grants` listens. Nothing below that package imports it.
+They are to daxfs what MMU notifiers are to the kernel (include/linux/mmu_notifier.h). `daxfs.fs.grants` listens, which
+gives memory of files to clients. Nothing below that package imports it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class InodeNotifier(Protocol):
         """The file is ``size`` bytes long now."""
 
     def invalidated(self) -> None:
-        """What clients were told of where the file's bytes lie, or of what a write means, holds no more."""
+        """What clients know of where the file's bytes lie, or of what a write means, is no longer true."""
 
     def moved(self, begin: int, end: int) -> None:
         """The bytes [begin, end) of the file lie elsewhere now, or nowhere."""
 
     def blanked(self, begin: int, end: int) -> None:
-        """The bytes [begin, end) read as zeros; what clients were given of them behind the file's end must, too."""
+        """The bytes [begin, end) read as zeros; so must what clients were granted of them past EOF."""
 
 
 class BlockNotifier(Protocol):
@@ -67,7 +67,7 @@ class Nobody:
         """Nobody else makes it longer."""
 
     def invalidated(self) -> None:
-        """Nobody was told anything."""
+        """No client knows anything."""
 
 
 CREDITS_QUARANTINE = 24

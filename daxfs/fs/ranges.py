@@ -98,7 +98,7 @@ def allocate(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
 
 
 def allocate_behind(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """As `allocate`, but the size stays, so that blocks may lie behind the end of the file."""
+    """As `allocate`, but the size stays, so that blocks may lie past EOF."""
     provide(volume, file, offset, length, 0)
 
 
@@ -117,8 +117,8 @@ def zero_within(volume: Volume, file: OpenFile, offset: int, length: int) -> Non
 def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     """Free the whole blocks of the range and zero the rest of it.
 
-    A range that reaches behind the end of the file ends with the page that the end is in (ext4_punch_hole): the last
-    block goes whole, and what is reserved further behind stays.
+    A range that reaches past EOF ends with the page that EOF is in (ext4_punch_hole): the last block is freed whole,
+    and what is reserved after it stays.
     """
     size = file.node.size
     end = offset + length
@@ -135,7 +135,7 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
 
 
 def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Take the range out of the file: what lies behind it moves down, without a copy.
+    """Take the range out of the file: what follows moves down, without a copy.
 
     One transaction where that can hold the part of the tree that moves; else several, and a crash in between leaves
     the file as long as it was, the range punched, and a first part of what follows moved.
@@ -181,10 +181,10 @@ def close_gap(volume: Volume, tx: Handle, change: Change, first: int, stop: int)
 
 
 def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Put a hole into the file: what lies behind ``offset`` moves up, without a copy.
+    """Put a hole into the file: what lies from ``offset`` on moves up, without a copy.
 
-    One transaction, or several as for `collapse`; a crash in between leaves the file longer, a hole somewhere behind
-    ``offset``, and what lies behind that moved.
+    One transaction, or several as for `collapse`; a crash in between leaves the file longer, a hole somewhere after
+    ``offset``, and what follows it moved.
     """
     node = file.node
     if (offset | length) & (volume.block_size - 1):
@@ -311,7 +311,7 @@ def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:
 
 
 def fits(volume: Volume, node: Node, first: int, stop: int) -> bool:
-    """Whether one transaction can hold a move of all behind ``stop``, and the removal of the blocks [first, stop)."""
+    """Whether one transaction can hold a move of all from ``stop`` on, and the removal of the blocks [first, stop)."""
     return move_credits(volume, node, first, stop) <= volume.journal.capacity
 
 
@@ -347,7 +347,7 @@ def settle_moves(volume: Volume) -> None:
 
 
 def whole_blocks(volume: Volume, begin: int, end: int) -> tuple[int, int]:
-    """The first block that lies wholly in the byte range, and the one behind the last (the same if none does)."""
+    """The first block that lies wholly in the byte range, and the one after the last (the same if none does)."""
     first = begin + volume.block_size - 1 >> volume.block_bits
     return first, max(end >> volume.block_bits, first)
 
@@ -375,7 +375,7 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
     Unwritten blocks are holes, as they are in ext4 when no page of them is dirty.
 
     Raises:
-        FsError: ENXIO at or behind the end, or when no data follows; EINVAL for another ``whence``; EISDIR.
+        FsError: ENXIO at or past EOF, or when no data follows; EINVAL for another ``whence``; EISDIR.
     """
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise FsError(errno.EINVAL)
@@ -400,12 +400,12 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
 
 
 def fiemap(volume: Volume, ino: int, start: int, length: int, limit: int) -> list[FileExtent]:
-    """What is mapped of the bytes from ``start`` on, also behind the end of the file: ``limit`` extents at most.
+    """What is mapped of the bytes from ``start`` on, also past EOF: ``limit`` extents at most.
 
     The last extent of the file is marked as such; those of block-mapped files as put together from blocks.
 
     Raises:
-        FsError: EINVAL for no bytes, EFBIG behind the largest file, EOPNOTSUPP where there are no blocks to map.
+        FsError: EINVAL for no bytes, EFBIG past the largest file size, EOPNOTSUPP where there are no blocks to map.
     """
     inode = inodes.read(volume.view, ino)
     if not inode.is_regular and not inode.is_dir:

@@ -1,9 +1,9 @@
-"""What to do about a full pool: those who can give room back, and one more try of what found none.
+"""The policy for a full pool: reclaimers give room back, and the operation that found none is tried once more.
 
 The one policy for ENOSPC. Room that nobody uses may not be free yet: blocks freed in the running transaction return
 with its commit, blocks that clients could touch when they are gone, files without a name when nobody knows them any
-more. Whoever keeps such room registers a *reclaimer*, here or from a floor above. An operation that is atomic, and that
-finds the pool full, is tried once more after all of them were called. Nothing else of the file system tries again.
+more. The code that keeps such room registers a *reclaimer*, on this floor or above. An operation that is atomic and
+finds the pool full is tried once more after all of them were called. Nothing else of the file system tries again.
 """
 
 from __future__ import annotations

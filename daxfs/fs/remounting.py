@@ -82,7 +82,7 @@ def start_writing(volume: Volume) -> None:
 
 
 def refuse_leases(volume: Volume) -> None:
-    """Clients that load and store by themselves can't be told that the answers they hold end with the mount's mode."""
+    """Refuse while there are clients: they can't be told that the answers they hold end with the mount's mode."""
     grants = mounting.grants_of(volume)
     if grants.by_ino or grants.stale:
         raise FsError(errno.EBUSY, "programs map files of the mount; end them or have them close the files")

@@ -1,8 +1,8 @@
-"""Memory of files that clients load from and store to by themselves: who was granted what, and when blocks come free.
+"""Memory of files that clients load from and store to by themselves: what is granted, and when blocks come free.
 
 Epoch-based reclamation, as databases without locks know it, with blocks in place of objects:
 
-- a client that was told where bytes lie has a *grant*, and is a *holder* of the file's grants;
+- an answer that says where bytes lie is a *grant*; the client is a *holder* of the file's grants from then on;
 - each change that makes an answer wrong ends an *epoch* of the file; a holder *renews* when it asks again;
 - blocks that a file gives up are *deferred frees*: a *quarantine inode* holds them until every holder of that epoch has
   renewed or is gone;
@@ -12,6 +12,6 @@ Epoch-based reclamation, as databases without locks know it, with blocks in plac
 The modules, each of which imports only those before it: `status_page` (the entries and the token), `inode_grants` (one
 file's grants), `epochs` (what is freed when), `recall` (taking grants back), `table` (all grants of a volume; it hears
 what happens to inodes), `waiting` (for whom blocks wait), `answers` (the pieces of an answer), `requests` (asking and
-giving back), `stored` (what clients say that they have stored). docs/DIRECT.md tells the whole of it. The rest of
+giving back), `stored` (what clients say that they have stored). docs/DIRECT.md has the whole of it. The rest of
 the file system knows none of this: it calls `daxfs.fs.notifiers`.
 """

@@ -23,7 +23,7 @@ GROW, MAP = int(Flag.GROW), int(Flag.MAP)
 HOLE, MEMORY, KERNEL = Kind
 
 
-def tell(
+def compose(
     volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int
 ) -> tuple[list[Piece], int]:
     """The pieces of the answer, up to there at most, and where they end."""
@@ -144,7 +144,7 @@ def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def through_kernel(grants: InodeGrants, file: OpenFile, holder: int, pieces: list[Piece]) -> None:
-    """Keep what the answer says is mapped through the kernel; who was told of holes there must ask again."""
+    """Note what the answer says is mapped through the kernel; holders that were told of holes there must ask again."""
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length
         own = grants.through_kernel.get((file, holder))

@@ -1,6 +1,6 @@
 """Epoch-based reclamation: which of the blocks that files give up become free when.
 
-A client that was told where a file lies loads and stores there without asking. So of what a handle frees, the runs that
+A client that knows where a file lies loads and stores there without asking. So of what a handle frees, the runs that
 holders were granted are taken back and mapped into a *quarantine inode*, which only holds blocks. It is nameless and on
 the disk's orphan list from that transaction on, so that whatever happens, recovery frees it. It is freed when the last
 holder that was there in the epoch has renewed or is gone.
@@ -61,7 +61,7 @@ class Epochs:
         self.deferred = 0
         self.stale = False
         self._stale_inode = 0  # holds what only stale clients may touch: one for all, since they end together
-        self._detached: set[int] = set()  # files behind whose end nothing is left that stale clients may touch
+        self._detached: set[int] = set()  # files that have nothing past EOF that stale clients may touch
 
     def freed(self, tx: Handle, grants: InodeGrants | None, mark: int) -> None:
         """Defer those of the runs in ``tx.frees`` from ``mark`` on that clients may touch.
@@ -96,7 +96,7 @@ class Epochs:
     # Stale clients
 
     def detach(self, ino: int) -> bool:
-        """Before a file gets longer while there are stale clients: nothing behind its end becomes part of it.
+        """Take all blocks past EOF from a file that is about to be made longer while there are stale clients.
 
         A stale client may have been given those blocks to make the file longer, and tries again and again to append
         there. They are deferred; with them goes what other programs have reserved there.
@@ -112,7 +112,7 @@ class Epochs:
         return True
 
     def cut(self, ino: int, first: int, last: int | None) -> None:
-        """Free the blocks [first, last] behind the end of a file, in as many handles as it takes."""
+        """Free the blocks [first, last] past EOF of a file, in as many handles as it takes."""
         volume, finished = self._volume, False
         while not finished:
             with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:

@@ -1,4 +1,4 @@
-"""The grants of one file: who holds them, since which epoch, of which bytes of the pool.
+"""The grants of one file: its holders, the epoch each has renewed in, and the bytes of the pool that they may touch.
 
 *Holders* belong to open files: a process that has asked, by a number of its own. A holder may use what it was granted
 until it renews (it says that it uses nothing any more that it was granted before) or its file is closed. A file's node
@@ -57,7 +57,7 @@ class InodeGrants:
         changes: goes up with all that changes of the inode or its content through this daemon, so that a client whose
             stores were made durable knows whether they and all before them still are all there is.
         holders: open file -> holder -> the epoch that it has renewed in.
-        granted: bytes of the pool that holders were told of and that are the file's.
+        granted: bytes of the pool that are the file's and that some holder may touch.
         growth: bytes of the file past EOF that were granted to the grower: zeroed before, and no other way to get there
             since. A write notification makes these readable and nothing else.
         grower: the open file and holder that may make the file longer by itself; one at a time.
@@ -118,7 +118,7 @@ class InodeGrants:
             self._volume.pool.store_word(self.entry + SIZE_AT, size, 8)
 
     def invalidated(self) -> None:
-        """What holders were told holds no more: a new epoch."""
+        """The answers that holders have are no longer true: a new epoch begins."""
         self._begin(next(self._epochs))
 
     def moved(self, begin: int, end: int) -> None:
@@ -135,7 +135,7 @@ class InodeGrants:
                 pool.zero(at + delta, to - at)
 
     def ended(self) -> None:
-        """The daemon goes: nobody tells the holders anything any more."""
+        """The daemon ends: no epoch follows that holders could wait for."""
         self._begin(ENDED)
 
     def _begin(self, epoch: int) -> None:
@@ -186,7 +186,7 @@ class InodeGrants:
                     self.kernel_mapped.put(begin, end, 0, False)
 
     def held_since(self) -> int:
-        """The oldest epoch that any holder may still live in; behind all epochs when there is none."""
+        """The oldest epoch that any holder has renewed in; without holders `ENDED`, which is larger than all epochs."""
         return min((since for holders in self.holders.values() for since in holders.values()), default=ENDED)
 
     def each_holder(self) -> Iterator[tuple[Holder, int]]:
@@ -198,7 +198,7 @@ class InodeGrants:
     # What they were granted
 
     def grant(self, begin: int, end: int) -> None:
-        """The bytes [begin, end) of the pool are about to be told."""
+        """An answer is about to name the bytes [begin, end) of the pool."""
         granted = self.granted
         granted.put(begin, end, 0, False)
         if len(granted.runs) > MAX_GRANTED:

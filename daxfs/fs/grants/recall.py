@@ -47,7 +47,7 @@ class Recall:
     Attributes:
         ino: of the file.
         begin: first byte.
-        end: behind the last byte.
+        end: the byte after the last.
         mapped: in `State.MAPPED` the holders that did not renew in time; none of them if they are stale clients.
     """
 

@@ -105,8 +105,8 @@ def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
     if not volume.read_only and volume.journal.dirty:
         # Else a crash could make free, for the next mount, what programs go on reading.
         volume.commit()
-    pieces, told_to = answers.tell(volume, file, grants, request, upto)
-    return Grant(told_to, file.node.size, grants.entry, grants.epoch, pieces, made)
+    pieces, reached = answers.compose(volume, file, grants, request, upto)
+    return Grant(reached, file.node.size, grants.entry, grants.epoch, pieces, made)
 
 
 def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
@@ -218,14 +218,14 @@ def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: in
 
 
 def refuse_without_room(volume: Volume, file: OpenFile, missing: int) -> None:
-    """ENOSPC unless there are so many blocks for the user who opened the file: a part of the range helps nobody."""
+    """Raise ENOSPC unless ``missing`` blocks are free for the file's opener: a part of the range helps nobody."""
     kept = blocks.kept(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
     if missing > blocks.free_blocks(volume.view) - kept:
         raise FsError(errno.ENOSPC, "no room for all of the range, so it stays as it is")
 
 
 def provided(volume: Volume, grants: InodeGrants, node: Node, begin: int, end: int) -> bool:
-    """Whether all of [begin, end) is memory that may be told: written within the file, granted past EOF."""
+    """Whether all of [begin, end) can be granted as it is: written within the file, in ``growth`` past EOF."""
     position, eof = begin, node.size + -node.size % volume.block_size
     for low, high, _, unwritten in data.pieces(volume, node, begin, end):
         if low > position or (unwritten and low < eof):
@@ -279,7 +279,7 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
 
 
 def blank_tail(volume: Volume, grants: InodeGrants, node: Node) -> None:
-    """The bytes behind the end of the file in its last block are about to be told: they must be zeros, once.
+    """Zero the bytes past EOF in the file's last block before they are granted, once.
 
     Where that block is not written, `fill_step` sees to it.
     """
@@ -291,9 +291,10 @@ def blank_tail(volume: Volume, grants: InodeGrants, node: Node) -> None:
 
 
 def flush_stores(volume: Volume) -> None:
-    """Have the next fence write back what clients have stored, whoever they are and whether or not they still live.
+    """Have the next fence write back what clients have stored, those that have ended included.
 
-    msync(2) writes all dirty pages of the pool's file, whoever stored. Cache lines are the clients' own to flush.
+    msync(2) writes all dirty pages of the pool's file, its own and those of other processes. Clients flush their cache
+    lines themselves.
     """
     if volume.was_writable and volume.pool.persistence == MSYNC:
         volume.pool.flush(0, volume.pool.size)

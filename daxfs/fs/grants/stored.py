@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
 
 
-def stored(table: Grants, file: OpenFile, told: Stored) -> int:
-    """A client has stored: times move, and the file reaches ``told.size`` at least.
+def stored(table: Grants, file: OpenFile, claim: Stored) -> int:
+    """A client has stored: times move, and the file reaches ``claim.size`` at least.
 
     Returns:
         How many changes the file has had (`InodeGrants.changes`), this one included.
 
     Raises:
         FsError: EBADF, EROFS, EFBIG, ENOSPC; EINVAL: it holds no grant, or claims more than was granted to it past EOF;
-            EAGAIN: the file no longer has the size ``told.base``, or somebody else has ended the growth. Nothing has
+            EAGAIN: the file no longer has the size ``claim.base``, or somebody else has ended the growth. Nothing has
             changed after any of them but ENOSPC.
     """
     volume, node = table.volume, file.node
@@ -46,7 +46,7 @@ def stored(table: Grants, file: OpenFile, told: Stored) -> int:
     grants = table.by_ino.get(node.ino)
     if grants is None or file not in grants.holders:
         raise FsError(errno.EINVAL, f"inode {node.ino}: this open file has no lease")
-    size, base, durable, data_only, holder = told
+    size, base, durable, data_only, holder = claim
     if size > node.size or base is not None:
         grower = grants.grower
         if base not in {None, node.size} or grower is None or grower[0] is not file:

@@ -33,7 +33,7 @@ class Grants:
         holders: how many there are, of all files.
         recalls: those under way.
         said: when the log last spoke of what waits (`waiting.py`), in seconds of the monotonic clock.
-        identity: what clients are told of the pool, once somebody has asked (its path takes a few system calls).
+        identity: the answer to a client that asks for the pool, once one has asked (the path takes a few system calls).
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -61,7 +61,7 @@ class Grants:
     def before_growth(self, ino: int) -> None:
         """The file is about to be made longer other than by a client, or to be cut: no client makes it longer any more.
 
-        A client that goes on storing behind its end must not store into what others write there.
+        A client that goes on storing past EOF must not store into what others write there.
         """
         if self.epochs.stale:
             self.detach(ino)
@@ -131,7 +131,7 @@ class Grants:
     # The end of the mount, and of an earlier one's clients
 
     def part(self) -> None:
-        """The daemon goes: no answer holds any more, and whoever still maps the pool is a stale client for it.
+        """The daemon ends: no answer holds any more, and programs that still map the pool are stale clients.
 
         What they may touch stays where it is, nameless, for the next mount to free. A client that has closed all files
         has nothing to touch, even if it keeps the pool mapped.
@@ -172,7 +172,7 @@ class Grants:
             self.page.give(grants.entry)
 
     def _end_growth(self, grants: InodeGrants) -> None:
-        """What lies behind the file's end for a client to grow into goes, as a cut does."""
+        """Free what the grower was granted past EOF."""
         node, bits = grants.node, self.volume.block_bits
         grants.grower = None
         first = node.size + self.volume.block_size - 1 >> bits
