@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-crash test-teeth container lint types floors circles check bench clean
+.PHONY: help setup demo test test-full test-crash test-teeth container lint types floors circles layers check bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,10 @@ floors: setup ## import-linter: a module imports only from floors below its own
 circles: setup ## no modules import each other, by however many steps, not for type checking either
 	@$(BIN)/python scripts/circles.py
 
-check: lint types floors circles ## lint, types, floors and circles
+layers: setup ## the preload library's C files include only what is below them
+	@$(BIN)/python scripts/c_layers.py
+
+check: lint types floors circles layers ## lint, types, floors, circles and layers
 
 bench: setup ## figures of docs/BENCHMARKS.md: beside fuse2fs and a null server, and by itself; some 15 minutes
 	@$(BIN)/python scripts/bench.py

@@ -7,8 +7,9 @@ from teeth.mutant import Mutant
 PERSIST = "daxfs/pmem/persist.py"
 CLIENT = "daxfs/direct/pool.py"
 COPY = "daxfs/direct/preload/copy.c"
+MEMORY = "daxfs/direct/preload/memory.c"
 POOL = "daxfs/direct/preload/pool.c"
-LEASE = "daxfs/direct/preload/lease.c"
+STORES = "daxfs/direct/preload/stores.c"
 
 BACKENDS = ("tests/pmem/test_backends.py",)
 LIBRARY = ("tests/direct/test_write_back.py",)
@@ -200,6 +201,14 @@ MUTANTS = [
         LIBRARY,
     ),
     Mutant(
+        "preload: no pool has its lines written back",
+        MEMORY,
+        "bool lines = file->mount->pool.persistence == DAXFS_LINES;",
+        "bool lines = file->mount->pool.persistence > DAXFS_LINES;",
+        "Stores that must leave the caches are taken for stores into ordinary memory.",
+        LIBRARY,
+    ),
+    Mutant(
         "preload: a flush of lines does nothing",
         POOL,
         "    if (mount->pool.persistence == DAXFS_LINES)\n        pl_write_back(address, length);\n",
@@ -217,7 +226,7 @@ MUTANTS = [
     ),
     Mutant(
         "preload: a store forgets lower ones",
-        LEASE,
+        STORES,
         "pool_offset < low;)",
         "pool_offset != low;)",
         "An fsync covers only stores above the last one.",
@@ -225,7 +234,7 @@ MUTANTS = [
     ),
     Mutant(
         "preload: a store forgets higher ones",
-        LEASE,
+        STORES,
         "pool_offset + length > high;)",
         "pool_offset + length != high;)",
         "An fsync covers only stores below the last one.",

@@ -1,23 +1,25 @@
-/* Writes that reach past EOF: stored in memory there, which the daemon makes part of the file.
+/* What may be stored past EOF and when it counts: docs/DIRECT.md, rules 8 and 9. A write that the daemon refuses is
+ * done by the system call, which writes the same bytes at the same offset.
  *
- * What may be stored there and when it counts: docs/DIRECT.md, rules 8 and 9. A write that the daemon refuses is simply
- * done by the system call, which writes the same at the same offset.
- *
- * Programs that synchronise after each append are noticed, and their appends ask for durability right away: one request
- * instead of two. The fsync(2) that follows then looks at the status entry, whether all is as it was.
+ * Programs that synchronise after each append are noticed, and their appends ask for durability at once: one request
+ * instead of two. The fsync(2) that follows looks at the status entry, whether all is as it was.
  */
-#include "preload.h"
+#include "append.h"
 
 #include <errno.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#define IN_A_ROW 2               /* appends before memory is taken for more */
-#define PAIRS 2                  /* appends that were synchronised at once before the next one asks for it */
-#define WORTH_IT 8               /* appends that pay for the memory taken */
-#define PENALTY_MOST 255U        /* system calls until memory is taken again */
+#include "fork.h"
+#include "ioctls.h"
+#include "lease.h"
+#include "memory.h"
+#include "pins.h"
 
-/* One thread at a time: two would store to the same place. */
+#define IN_A_ROW 2        /* appends before memory is requested for more */
+#define PAIRS 2           /* appends, each synchronised at once, before the next one asks for durability */
+#define WORTH_IT 8        /* appends that pay for the memory */
+#define PENALTY_MOST 255U /* system calls until memory is requested again */
+
+/* One thread at a time, because two would store to the same place. */
 static bool enter(struct pl_appends *appends) {
     int free = 0;
 
@@ -39,7 +41,7 @@ static void punish(struct pl_appends *appends) {
     appends->patience = appends->penalty;
 }
 
-/* Somebody else has made the file longer, which ended the growth. */
+/* Another client has made the file longer, which ended the grant. */
 static void ended(struct pl_appends *appends) {
     if (appends->used < WORTH_IT)
         punish(appends);
@@ -47,16 +49,19 @@ static void ended(struct pl_appends *appends) {
         appends->penalty = 0;
 }
 
-/* Take the blocks of [base, base + length). 0 or an errno. */
-static int grow_by(int fd, struct pl_file *file, uint64_t base, uint64_t length) {
+/* Request the blocks of [base, base + length). 0 or an errno. */
+static int grow_by(int fd, struct pl_file *file, uint64_t base, uint64_t length, bool *moved) {
     uint64_t block = file->mount->pool.block_size, end = (base + length + block - 1) / block * block;
+    struct pl_learned learned;
 
     base = base / block * block;
-    return pl_grow(fd, file, base, end - base);
+    learned = pl_grow(fd, file, base, end - base);
+    *moved = *moved || learned.moved;
+    return learned.failed;
 }
 
-/* Take memory for the write and for more like it. */
-static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total) {
+/* Request memory for the write and for more like it. */
+static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total, bool *moved) {
     struct pl_appends *appends = &file->appends;
     uint64_t step = appends->appended;
     int failed;
@@ -71,16 +76,16 @@ static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total) {
         step = DAXFS_LAST_STEP;
     if (step < total)
         step = total;
-    failed = grow_by(fd, file, base, step);
+    failed = grow_by(fd, file, base, step, moved);
     if (failed == ENOSPC && step > total)
-        failed = grow_by(fd, file, base, total);
+        failed = grow_by(fd, file, base, total, moved);
     appends->used = 0;
     if (failed)
         punish(appends);
     return !failed;
 }
 
-/* Pinned: store the bytes; `size` is EOF then. PL_UNKNOWN_PLACE: memory must be taken for them first. */
+/* Pinned: store the bytes; `size` is EOF then. PL_UNKNOWN_PLACE: memory must be requested first. */
 static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base, uint64_t *size) {
     if (!file->leased || !file->stores || !pl_holds(file))
         return PL_UNKNOWN_PLACE;
@@ -93,54 +98,57 @@ static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t to
 }
 
 /* Pinned: make what was stored part of the file. */
-static ssize_t tell(int fd, struct pl_file *file, uint64_t base, size_t total, uint64_t size) {
+static ssize_t publish(int fd, struct pl_file *file, uint64_t base, size_t total, uint64_t size) {
     struct pl_appends *appends = &file->appends;
-    struct daxfs_appended said = {.base = size, .size = base + total, .holder = pl_holder()};
+    struct daxfs_appended said = {.base = size, .size = base + total};
     bool durable = appends->pairs >= PAIRS && file->mount->pool.persistence != DAXFS_MSYNC;
     uint64_t now;
+    int failed;
 
     if (durable)
         said.flags = DAXFS_DURABLE | (appends->data_only ? DAXFS_DATA_ONLY : 0);
-    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_APPENDED, &said)) {
-        if (errno == EAGAIN) {
+    failed = pl_ioctl_appended(fd, &said);
+    if (failed) {
+        if (failed == EAGAIN) {
             ended(appends);
             return PL_NO;
         }
-        /* It may have gone wrong behind the middle: what the file has is written. */
+        /* It may have failed halfway: what the file has is written. */
         now = pl_size(file);
-        appends->settled = false;
-        atomic_store(&appends->untold, true);
+        appends->durable = false;
+        atomic_store(&appends->unsynced, true);
         return now > size && now <= base + total ? (ssize_t)(now - base) : PL_NO;
     }
-    appends->settled = durable;
-    appends->settled_data = appends->data_only;
+    appends->durable = durable;
+    appends->durable_data = appends->data_only;
     appends->changes = said.changes;
     if (!durable)
-        atomic_store(&appends->untold, true);
+        atomic_store(&appends->unsynced, true);
     appends->waiting = true;
     appends->appended += total;
     appends->used++;
     return (ssize_t)total;
 }
 
-static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
+static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base,
+                      bool *moved) {
     ssize_t done = PL_UNKNOWN_PLACE;
     uint64_t size;
 
     for (int i = 0; i < 2 && done == PL_UNKNOWN_PLACE; i++) {
-        if (i && !grow(fd, file, base, total))
+        if (i && !grow(fd, file, base, total, moved))
             return PL_NO;
         if (!pl_pin(fd, file))
             return PL_NO;
         done = stage(file, vector, total, base, &size);
         if (!done)
-            done = tell(fd, file, base, total, size);
+            done = publish(fd, file, base, total, size);
         pl_unpin(file);
     }
     return done;
 }
 
-ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
+ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base, bool *moved) {
     struct pl_appends *appends = &file->appends;
     bool whole = !((base | total) % file->mount->pool.block_size);
     ssize_t done = PL_NO;
@@ -157,16 +165,16 @@ ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size
         appends->seen++;
         done = PL_NOT_YET;
     } else {
-        done = append(fd, file, vector, total, base);
+        done = append(fd, file, vector, total, base, moved);
     }
     leave(appends);
     errno = saved;
     return done;
 }
 
-bool pl_append_settled(int fd, struct pl_file *file, bool data_only) {
+bool pl_append_durable(int fd, struct pl_file *file, bool data_only) {
     struct pl_appends *appends = &file->appends;
-    bool settled;
+    bool durable;
 
     if (!enter(appends))
         return false;
@@ -175,26 +183,15 @@ bool pl_append_settled(int fd, struct pl_file *file, bool data_only) {
     if (appends->waiting)
         appends->data_only = data_only;
     appends->waiting = false;
-    settled = appends->settled && (data_only || !appends->settled_data) && !atomic_load(&file->stored);
-    if (settled) {
-        settled = pl_pin(fd, file);
-        if (settled) {
-            settled = file->leased && !file->fixed && pl_holds(file) &&
-                      __atomic_load_n(&file->slot->changes, __ATOMIC_ACQUIRE) == appends->changes;
+    durable = appends->durable && (data_only || !appends->durable_data) && !atomic_load(&file->stored);
+    if (durable) {
+        durable = pl_pin(fd, file);
+        if (durable) {
+            durable = file->leased && !file->fixed && pl_holds(file) &&
+                      __atomic_load_n(&file->entry->changes, __ATOMIC_ACQUIRE) == appends->changes;
             pl_unpin(file);
         }
     }
     leave(appends);
-    return settled;
-}
-
-void pl_append_start(struct pl_file *file) {
-    struct pl_appends *appends = &file->appends;
-
-    appends->appended = appends->changes = 0;
-    appends->patience = appends->penalty = appends->used = 0;
-    appends->seen = appends->pairs = 0;
-    appends->waiting = appends->data_only = appends->settled = appends->settled_data = false;
-    atomic_store(&appends->untold, false);
-    atomic_store(&appends->busy, 0);
+    return durable;
 }

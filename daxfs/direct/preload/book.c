@@ -1,16 +1,13 @@
-/* The book of mapped files: which piece of address space shows which part of which file.
- *
- * A sorted array in memory of its own, below one lock. Nothing here is read by the data path: mapping, unmapping and
- * changing the size of mapped files are the only ones to come by. Raw system calls only; the lock is never held while
- * another is waited for, but for questions to the daemon.
+/* A sorted array in memory of its own. Reads and writes don't look at it: only calls that map, unmap or change the size
+ * of mapped files do.
  */
+#include "book.h"
+
 #include <pthread.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include "map.h"
+#include "pins.h"
+#include "process.h"
 
 #define GROUPS 16384
 #define FIRST_ROOM 1024
@@ -23,6 +20,25 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static sigset_t saved_by_fork;
 static bool blocked; /* whether the holder of the lock has blocked its signals */
 static _Atomic uintptr_t lowest = UINTPTR_MAX, highest; /* of all that was ever booked */
+
+void *pl_raw_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
+    return (void *)pl_call(SYS_mmap, address, length, protection, flags, fd, offset);
+}
+
+uintptr_t pl_page_size(void) {
+    static _Atomic uintptr_t known;
+    uintptr_t size = atomic_load_explicit(&known, memory_order_relaxed);
+
+    if (unlikely(!size)) {
+        size = (uintptr_t)sysconf(_SC_PAGESIZE);
+        atomic_store_explicit(&known, size, memory_order_relaxed);
+    }
+    return size;
+}
+
+uintptr_t pl_page_up(uintptr_t value) {
+    return (value + PL_PAGE - 1) & ~(PL_PAGE - 1);
+}
 
 bool pl_booked(const char *start, const char *end) {
     if (likely((uintptr_t)start >= atomic_load_explicit(&highest, memory_order_acquire) ||
@@ -50,7 +66,7 @@ void pl_book_unlock(const sigset_t *saved) {
         pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
-/* The child gets a book that nobody is writing in. */
+/* With the lock, so that the child gets a book that nobody is changing. */
 void pl_book_before_fork(void) {
     sigset_t saved;
 
@@ -190,7 +206,7 @@ void pl_group_end(struct pl_group *group) {
 void pl_book_freeze(const struct pl_mount *mount) {
     for (size_t i = 0; i < GROUPS; i++)
         if (groups[i].file && groups[i].file->mount == mount)
-            groups[i].slot = NULL;
+            groups[i].entry = NULL;
 }
 
 int pl_group_fd(const struct pl_group *group) {

@@ -1,16 +1,14 @@
-/* Copies between a program's memory and the pool, and the write-back of cache lines.
- *
- * x86-64 does it with its own instructions; other machines copy with memcpy and write lines back through libpmem,
- * looked for by the constructor. Nothing here may take memory or a lock.
+/* x86-64 copies and writes lines back with its own instructions. Other machines copy with memcpy and write lines back
+ * through libpmem.
  */
-#include "preload.h"
+#include "copy.h"
 
 #include <string.h>
 
 #define LINE 64UL
 
-/* From so many bytes on stores go past the caches: memory takes them twice as fast, since it isn't read before. What is
- * smaller is likely to be read or written again soon, unless its lines must leave the caches anyway. */
+/* Stores of so many bytes and more bypass the caches: memory takes them twice as fast, because it isn't read before.
+ * Smaller stores are likely to be read or written again soon, unless their lines must leave the caches anyway. */
 #define STREAM 16384UL
 #define STREAM_LINES 256UL
 
@@ -97,7 +95,7 @@ static void stream_narrow(char *to, const char *from, size_t length) {
     }
 }
 
-/* Copy past the caches; the two ends, which are parts of lines, through them. */
+/* Copy past the caches; the two ends, which are parts of lines, go through them. */
 static void stream(char *to, const char *from, size_t length, bool lines) {
     size_t head = -(uintptr_t)to & (LINE - 1), tail = (length - head) & (LINE - 1), middle = length - head - tail;
 
@@ -147,9 +145,7 @@ void pl_load(void *to, const char *from, size_t length) {
     memcpy(to, from, length);
 }
 
-void pl_store(const struct pl_mount *mount, char *to, const void *from, size_t length) {
-    bool lines = mount->pool.persistence == DAXFS_LINES;
-
+void pl_store(char *to, const void *from, size_t length, bool lines) {
     if (length >= (lines ? STREAM_LINES : STREAM)) {
         stream(to, from, length, lines);
         return;

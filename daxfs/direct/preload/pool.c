@@ -1,27 +1,26 @@
-/* The pools of mounts: found, opened, locked and mapped while files of the mount are open; mapped again in parts.
- *
- * Attaching happens within the first read or write that wants memory, perhaps in a signal handler: raw system calls
- * only, and who finds another thread at it goes without.
+/* The table of mounts has one entry for each st_dev that a file was opened on. An entry's state moves by compare and
+ * swap; PL_BUSY belongs to one thread.
  */
-#include "preload.h"
+#include "pool.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
-#include <unistd.h>
 
-#define MOUNTS 64
+#include "copy.h"
+#include "ioctls.h"
+#include "process.h"
+#include "trust.h"
+
 #define FUSE_MAGIC 0x65735546
 #define PAGE 4096UL
-#define OFTEN 8 /* times that a pool was mapped before it stays so while no file is open */
+#define OFTEN 8 /* times that a pool is mapped before it stays mapped while no file is open */
 
-static struct pl_mount mounts[MOUNTS];
+struct pl_mount pl_mounts[PL_MOUNTS];
 
-/* Map the pool that was opened, if it can be locked. The mapping keeps the open file, and so the lock. */
+/* Map the pool that was opened, if it can be locked. The mapping keeps the open file and so the lock. */
 static bool map_pool(struct pl_mount *mount, int fd) {
     const struct daxfs_pool *pool = &mount->pool;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1};
@@ -51,18 +50,17 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     return true;
 }
 
-/* Ask the daemon for the pool and map it, if it is one to be trusted. The mount's state from now on. */
+/* Ask the daemon for the pool and map it, if the mount is believed. The mount's state from now on. */
 static int attach(struct pl_mount *mount, int fd) {
     bool mapped;
-    int pool;
+    int pool, failed;
 
     mount->denied = !pl_trusted(mount->device);
     if (mount->denied)
         return PL_NOT_DAXFS;
-    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_POOL, &mount->pool))
-        return errno == ENOSPC ? PL_KNOWN : PL_NOT_DAXFS; /* no block for the token, now */
-    if (!pl_sound_pool(&mount->pool))
-        return PL_NOT_DAXFS;
+    failed = pl_ioctl_pool(fd, &mount->pool);
+    if (failed)
+        return failed == ENOSPC ? PL_KNOWN : PL_NOT_DAXFS; /* ENOSPC: no block for the token, now */
     mount->writable = true;
     pool = pl_open_pool(&mount->pool, O_RDWR);
     if (pool < 0) {
@@ -86,8 +84,8 @@ static int attach(struct pl_mount *mount, int fd) {
 struct pl_mount *pl_mount_of(int fd, dev_t device) {
     struct statfs system;
 
-    for (int i = 0; i < MOUNTS; i++) {
-        struct pl_mount *mount = &mounts[i];
+    for (int i = 0; i < PL_MOUNTS; i++) {
+        struct pl_mount *mount = &pl_mounts[i];
         int state = atomic_load(&mount->state);
 
         if (state == PL_FREE && atomic_compare_exchange_strong(&mount->state, &state, PL_NEW)) {
@@ -97,7 +95,7 @@ struct pl_mount *pl_mount_of(int fd, dev_t device) {
             atomic_store(&mount->state, state);
         }
         if (state == PL_NEW)
-            return NULL; /* another thread is at it, perhaps with the same one: this file goes without */
+            return NULL; /* another thread fills the entry, perhaps for the same mount: this file goes without */
         if (state == PL_STALE || mount->device != device)
             continue;
         if (state == PL_NOT_DAXFS)
@@ -109,7 +107,7 @@ struct pl_mount *pl_mount_of(int fd, dev_t device) {
 }
 
 /* Whether the mapped pool is this file's, though no file of its mount was open for a while. What a mount says of itself
- * does not count, since it may lie; from here on the file keeps the mount. */
+ * does not count, because it may lie. From here on the file keeps the mount. */
 static bool still_trusted(int fd, struct pl_mount *mount) {
     uint64_t id = pl_mount_id(fd);
     int state = PL_READY;
@@ -143,13 +141,13 @@ bool pl_attach(int fd, struct pl_mount *mount) {
     return state == PL_READY;
 }
 
-/* The lock goes with what keeps the open pool: the anchor, where no mapping of a file needs it. */
+/* The anchor keeps the lock while mappings of files are left. */
 static void release(struct pl_mount *mount) {
     if (mount->anchor && !mount->mappings)
         pl_call(SYS_munmap, mount->anchor, PAGE), mount->anchor = NULL;
 }
 
-static void unmap(struct pl_mount *mount) {
+void pl_unmap_pool(struct pl_mount *mount) {
     pl_call(SYS_munmap, mount->base, mount->pool.size);
     mount->base = NULL;
     release(mount);
@@ -159,24 +157,24 @@ void pl_leave(struct pl_mount *mount) {
     int state = PL_READY, saved = errno;
 
     if (atomic_load(&mount->stays))
-        atomic_store(&mount->doubtful, true); /* before anybody could count himself as the first */
+        atomic_store(&mount->doubtful, true); /* before another thread can become the first user */
     if (atomic_fetch_sub(&mount->users, 1) != 1 || atomic_load(&mount->stays) || pl_filtered ||
         !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return;
-    /* Somebody who came meanwhile counted itself before it looked whether the pool is mapped. */
+    /* A thread that came meanwhile was counted before it looked whether the pool is mapped. */
     if (atomic_load(&mount->users)) {
         atomic_store(&mount->state, PL_READY);
         return;
     }
-    unmap(mount);
+    pl_unmap_pool(mount);
     atomic_store(&mount->state, PL_KNOWN);
     errno = saved;
 }
 
 void pl_keep_pools(void) {
-    for (int i = 0; i < MOUNTS; i++)
-        if (atomic_load(&mounts[i].state) == PL_READY)
-            atomic_store(&mounts[i].stays, true);
+    for (int i = 0; i < PL_MOUNTS; i++)
+        if (atomic_load(&pl_mounts[i].state) == PL_READY)
+            atomic_store(&pl_mounts[i].stays, true);
 }
 
 void pl_count_mapping(struct pl_mount *mount, int change) {
@@ -185,68 +183,13 @@ void pl_count_mapping(struct pl_mount *mount, int change) {
         release(mount);
 }
 
-/* ---- rights */
-
-/* Whether the pool could be mapped with the rights of now as it is. */
-static bool still_allowed(const struct pl_mount *mount) {
-    int fd;
-
-    if (pl_filtered || !pl_trusted(mount->device))
-        return false;
-    fd = pl_open_pool(&mount->pool, mount->writable ? O_RDWR : O_RDONLY);
-    if (fd >= 0)
-        pl_call(SYS_close, fd);
-    return fd >= 0;
-}
-
-/* Unmap it; it is asked for again, with the rights of then, when a file is next used. Nobody can attach or leave while it
- * is PL_BUSY, nor map while this thread has the book's lock. A signal handler that interrupted a copy can't wait for it:
- * then files that are open are the kernel's from now on, and the last of them takes the mapping away. */
-static void withdraw(struct pl_mount *mount) {
-    int state = PL_READY;
-    sigset_t saved;
-
-    pl_book_lock(&saved);
-    if (atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY)) {
-        if (pl_shut_out(mount)) {
-            pl_book_freeze(mount);
-            atomic_store(&mount->stays, false);
-            unmap(mount);
-            atomic_store(&mount->state, PL_KNOWN);
-            pl_let_in(mount, false);
-        } else {
-            atomic_store(&mount->stays, false);
-            atomic_store(&mount->state, PL_READY);
-            pl_let_in(mount, true);
-        }
-    }
-    pl_book_unlock(&saved);
-}
-
-void pl_check_rights(void) {
-    int saved = errno;
-
-    if (pl_disabled || pl_foreign())
-        return;
-    for (int i = 0; i < MOUNTS && atomic_load(&mounts[i].state) != PL_FREE; i++) {
-        struct pl_mount *mount = &mounts[i];
-        int state = atomic_load(&mount->state);
-
-        if (state == PL_READY && !still_allowed(mount))
-            withdraw(mount);
-        else if (state == PL_NOT_DAXFS && mount->denied)
-            atomic_compare_exchange_strong(&mount->state, &state, PL_KNOWN);
-    }
-    errno = saved;
-}
-
 bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease) {
     if (lease->device != mount->pool.device || lease->inode != mount->pool.inode) {
         atomic_store(&mount->state, PL_STALE); /* another mount has got this st_dev */
         return false;
     }
     if (lease->lock != mount->pool.lock) {
-        atomic_store(&mount->stays, false); /* it was mounted anew: asked again when no file is open */
+        atomic_store(&mount->stays, false); /* mounted anew: the pool is asked for again when no file is open */
         return false;
     }
     return !lease->slot || lease->slot <= mount->pool.size - sizeof(struct daxfs_slot);

@@ -1,37 +1,114 @@
-/* Programs that give up rights: a pool that they could not map any more with those that are left is unmapped.
- *
- * Who maps a pool for storing can change every file of every user, so nothing of it may outlive the rights that opened it.
- * After each change of user, groups or capabilities the pool is opened once more, as it was; where that fails, leases are
- * given back and it is unmapped. Mappings of files that the program made itself stay, as the kernel's do.
+/* A process that has mapped a pool for storing can change every file of every user, so the mapping must not outlive the
+ * rights that opened it. The pool is opened once more, as it was; where that fails, leases are given back and the pool
+ * is unmapped. Mappings of files that the program made itself stay, as the kernel's do.
  */
-#include "preload.h"
+#include "rights.h"
 
-#include <grp.h>
-#include <sys/fsuid.h>
+#include <errno.h>
+#include <fcntl.h>
 
-/* The C library changes all threads; for the kernel a thread is what has rights. */
-#define CHANGES(type, name, parameters, arguments)                                                                     \
-    PUBLIC type name parameters {                                                                                      \
-        static void *_Atomic found;                                                                                    \
-        type (*real) parameters = (type(*) parameters)pl_next(#name, &found);                                          \
-        type result = real arguments;                                                                                  \
-                                                                                                                       \
-        pl_check_rights();                                                                                             \
-        return result;                                                                                                 \
+#include "book.h"
+#include "lease.h"
+#include "pins.h"
+#include "process.h"
+#include "stores.h"
+#include "trust.h"
+
+static int descriptor_of(const struct pl_file *file) {
+    for (int fd = 0; fd <= pl_highest; fd++)
+        if (pl_file_of(fd) == file)
+            return fd;
+    return -1;
+}
+
+/* Shut the gates of a mount's files, wait until nobody is inside, give the leases back. False: a thread stays inside.
+ */
+static bool shut_out(struct pl_mount *mount) {
+    for (int i = 0; i < PL_FILES; i++) {
+        struct pl_file *file = &pl_files[i];
+        int fd;
+
+        if (!atomic_load(&file->references) || file->mount != mount)
+            continue;
+        if (!pl_shut_out(file))
+            return false;
+        pl_flush_stores(file);
+        fd = pl_filtered ? -1 : descriptor_of(file);
+        if (fd >= 0)
+            pl_notify(fd, file);
+        if (fd >= 0 && file->leased && !atomic_load(&file->mappings) && !atomic_load(&file->shared))
+            pl_give_back(fd, file);
+        pl_forget_extents(file);
+        file->entry = NULL;
+        file->stores = false; /* the pool may be mapped for reading only next time */
     }
+    return true;
+}
 
-CHANGES(int, setuid, (uid_t user), (user))
-CHANGES(int, seteuid, (uid_t user), (user))
-CHANGES(int, setreuid, (uid_t real_user, uid_t user), (real_user, user))
-CHANGES(int, setresuid, (uid_t real_user, uid_t user, uid_t saved), (real_user, user, saved))
-CHANGES(int, setfsuid, (uid_t user), (user))
-CHANGES(int, setgid, (gid_t group), (group))
-CHANGES(int, setegid, (gid_t group), (group))
-CHANGES(int, setregid, (gid_t real_group, gid_t group), (real_group, group))
-CHANGES(int, setresgid, (gid_t real_group, gid_t group, gid_t saved), (real_group, group, saved))
-CHANGES(int, setfsgid, (gid_t group), (group))
-CHANGES(int, setgroups, (size_t count, const gid_t *groups), (count, groups))
-CHANGES(int, initgroups, (const char *user, gid_t group), (user, group))
-CHANGES(int, capset, (void *header, const void *data), (header, data))
-CHANGES(int, setns, (int fd, int kind), (fd, kind))
-CHANGES(int, unshare, (int flags), (flags))
+/* Open the gates. With for_good the files are the kernel's; else the next request decides. */
+static void let_in(struct pl_mount *mount, bool for_good) {
+    for (int i = 0; i < PL_FILES; i++) {
+        struct pl_file *file = &pl_files[i];
+
+        if (!atomic_load(&file->references) || file->mount != mount)
+            continue;
+        if (for_good)
+            atomic_store(&file->refused, true);
+        if (file->shut_out)
+            atomic_store(&file->gate, 0);
+        file->shut_out = false;
+    }
+}
+
+/* Whether the process's present rights would allow to map the pool as it is mapped. */
+static bool still_allowed(const struct pl_mount *mount) {
+    int fd;
+
+    if (pl_filtered || !pl_trusted(mount->device))
+        return false;
+    fd = pl_open_pool(&mount->pool, mount->writable ? O_RDWR : O_RDONLY);
+    if (fd >= 0)
+        pl_call(SYS_close, fd);
+    return fd >= 0;
+}
+
+/* Unmap the pool; it is requested again, with the rights of that time, when a file is next used. Nobody can attach or
+ * leave while it is PL_BUSY, nor map while this thread has the book's lock. A signal handler that interrupted a copy
+ * can't wait for it: then open files are the kernel's from now on, and the last of them unmaps the pool. */
+static void withdraw(struct pl_mount *mount) {
+    int state = PL_READY;
+    sigset_t saved;
+
+    pl_book_lock(&saved);
+    if (atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY)) {
+        if (shut_out(mount)) {
+            pl_book_freeze(mount);
+            atomic_store(&mount->stays, false);
+            pl_unmap_pool(mount);
+            atomic_store(&mount->state, PL_KNOWN);
+            let_in(mount, false);
+        } else {
+            atomic_store(&mount->stays, false);
+            atomic_store(&mount->state, PL_READY);
+            let_in(mount, true);
+        }
+    }
+    pl_book_unlock(&saved);
+}
+
+void pl_check_rights(void) {
+    int saved = errno;
+
+    if (pl_disabled || pl_foreign())
+        return;
+    for (int i = 0; i < PL_MOUNTS && atomic_load(&pl_mounts[i].state) != PL_FREE; i++) {
+        struct pl_mount *mount = &pl_mounts[i];
+        int state = atomic_load(&mount->state);
+
+        if (state == PL_READY && !still_allowed(mount))
+            withdraw(mount);
+        else if (state == PL_NOT_DAXFS && mount->denied)
+            atomic_compare_exchange_strong(&mount->state, &state, PL_KNOWN);
+    }
+    errno = saved;
+}

@@ -1,18 +1,21 @@
-/* The start of the preload library: the C library's functions, the environment, forks.
- *
- * The file that may call what takes memory (dlsym, pthread_atfork): in pl_start, which the constructor runs
- * before the program has threads; another library's constructor may be earlier and runs it then.
- */
-#include "preload.h"
+/* The constructor, and the destructor. */
+#include "start.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "book.h"
+#include "copy.h"
+#include "counts.h"
+#include "durable.h"
+#include "fork.h"
+#include "limit.h"
+#include "process.h"
+
 struct pl_real pl_real;
 _Atomic bool pl_started;
-bool pl_disabled;
 
 #define FIND(name) (*(void **)&pl_real.name = dlsym(RTLD_NEXT, #name))
 
@@ -47,10 +50,10 @@ void pl_start(void) {
         pl_disabled = true;
     pl_count_start();
     pl_find_lines();
-    pl_learn_limit();
+    pl_read_limit();
     pl_new_holder();
     if (!atomic_exchange(&pl_started, true)) {
-        pthread_atfork(pl_before_fork, pl_after_fork_parent, pl_after_fork_child);
+        pthread_atfork(pl_before_fork, NULL, pl_after_fork_child);
         pthread_atfork(pl_book_before_fork, pl_book_after_fork_parent, pl_book_after_fork_child);
         pthread_atfork(NULL, NULL, pl_count_again);
     }
@@ -71,8 +74,8 @@ void *pl_next(const char *name, void *_Atomic *found) {
     return function;
 }
 
-/* What a program leaves open at its end still gets its times. */
+/* Files that a program leaves open at its end still get their times. */
 __attribute__((destructor)) static void end(void) {
-    pl_tell_all();
+    pl_notify_all();
     pl_count_say();
 }

@@ -1,30 +1,30 @@
-/* sync(2) and syncfs(2): all that was done on a mount of daxfs, by any process, is durable when they return.
+/* All that any process did on a mount of daxfs is durable when these return.
  *
  * Kernels without HAS_SYNCFS write their own pages back to a FUSE daemon, and return. So the library makes the call,
- * tells what this process has stored, and then asks the daemon by DAXFS_IOC_SYNC, which any open file or directory of
- * the mount carries. syncfs(2) has one. sync(2) takes those that are open, and the directories that mounts are on, since
- * programs close their files first. Only mounts that trust.c believes are asked.
+ * flushes and notifies what this process has stored, and then asks the daemon by DAXFS_IOC_SYNC, which any open file or
+ * directory of the mount carries. syncfs(2) has one. sync(2) takes those that are open and the directories that mounts
+ * are on, since programs close their files first.
  */
-#include "preload.h"
+#include "sync.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
+
+#include "durable.h"
+#include "file.h"
+#include "ioctls.h"
+#include "process.h"
+#include "trust.h"
 
 #define TYPE " - " DAXFS_FILESYSTEM_TYPE " "
 #define LONGEST 8192 /* line of the table of mounts; longer ones are left out */
 #define MOUNTS 64    /* with open files */
 
-/* 0 or an errno. A session without the ioctl knows fsync(2), which makes everything durable on the root directory, and
- * everything but times of other files elsewhere. */
-static int ask(int fd) {
-    if (!pl_call(SYS_ioctl, fd, DAXFS_IOC_SYNC) || (errno == ENOTTY && !pl_call(SYS_fsync, fd)))
-        return 0;
-    return errno;
-}
-
-/* Whether a descriptor is of a mount to be asked: one that is detached, or hidden, may have been believed before. */
+/* Whether a descriptor's mount may be asked: a mount that is detached or hidden may have been believed before. */
 static bool believed(int fd, dev_t device) {
     const struct pl_file *file = pl_file_of(fd);
 
@@ -47,7 +47,7 @@ static void ask_by_files(void) {
         if (i == count) {
             asked[count++] = file->mount;
             if (believed(fd, file->mount->device))
-                ask(fd);
+                pl_ioctl_sync(fd);
         }
         pl_drop(file);
     }
@@ -61,7 +61,7 @@ static int ask_by_path(const char *path, dev_t device) {
     if (fd < 0)
         return errno;
     if (!pl_call(SYS_fstat, fd, &status) && status.st_dev == device)
-        failed = ask(fd);
+        failed = pl_ioctl_sync(fd);
     pl_call(SYS_close, fd);
     return failed;
 }
@@ -75,7 +75,7 @@ static char *field(char *line, int number) {
     return line;
 }
 
-/* The table has blanks, among others, as a backslash and three octal digits. */
+/* The table writes blanks and some other characters as a backslash and three octal digits. */
 static void unescape(char *text) {
     char *to = text;
 
@@ -145,7 +145,7 @@ void pl_sync_mounts(void) {
 
     pl_call(SYS_sync);
     if (!mute()) {
-        pl_settle_mount(0);
+        pl_flush_mount(0);
         ask_by_files();
         ask_by_table(0);
     }
@@ -165,17 +165,9 @@ int pl_syncfs(int fd) {
         errno = saved;
         return 0;
     }
-    failed = pl_settle_mount(device);
+    failed = pl_flush_mount(device);
     if (!failed)
-        failed = S_ISREG(status.stx_mode) || S_ISDIR(status.stx_mode) ? ask(fd) : ask_by_table(device);
+        failed = S_ISREG(status.stx_mode) || S_ISDIR(status.stx_mode) ? pl_ioctl_sync(fd) : ask_by_table(device);
     errno = failed ? failed : saved;
     return failed ? -1 : 0;
-}
-
-PUBLIC void sync(void) {
-    pl_sync_mounts();
-}
-
-PUBLIC int syncfs(int fd) {
-    return pl_syncfs(fd);
 }

@@ -1,26 +1,23 @@
-/* Whose word counts: the mount that names a pool, and what it names.
- *
- * Only mounts by root or by the user that this process is are asked, and only what they have named is opened
- * (docs/DIRECT.md, rule 2, has the reason). direct/trust.py is the same in Python. Raw system calls, as in pool.c.
+/* A mount by root or by this process's own user is believed; another one might name any file as its pool
+ * (docs/DIRECT.md, rule 2, has the reason). direct/trust.py is the same in Python.
  */
-#include "preload.h"
+#include "trust.h"
 
 #include <fcntl.h>
 #include <string.h>
-#include <sys/syscall.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
-#include <unistd.h>
 
 #define PROC_MAGIC 0x9fa0
 #define MNT_ID_UNIQUE 0x4000U /* STATX_MNT_ID_UNIQUE */
 
-/* The table of mounts in words: what stands between blanks, and between commas within. */
+/* The table of mounts in words: words end at blanks, and at commas. */
 struct words {
     int fd;
     size_t at, count;
     char buffer[1024];
-    char word[64]; /* longer ones are cut off */
+    char word[64]; /* longer words are cut off */
     int field;     /* of this line, from 0 on */
     bool whole;    /* the word is the field */
     char end;      /* what follows the word */
@@ -66,7 +63,7 @@ static bool same_device(const char *text, dev_t device) {
            low == minor(device);
 }
 
-/* `user_id=`: who has mounted it. Root could do anything to this process anyway, and so could its own user. */
+/* `user_id=` is the user who has mounted it. Root and the process's own user could do anything to it anyway. */
 static bool trusted_user(const char *text) {
     uid_t real, effective, saved;
     uint64_t user;
@@ -120,7 +117,7 @@ uint64_t pl_mount_id(int fd) {
         uint32_t mask;
         char before[140];
         uint64_t id;
-        char behind[104];
+        char after[104];
     } status;
 
     if (pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, MNT_ID_UNIQUE, &status))
@@ -128,7 +125,7 @@ uint64_t pl_mount_id(int fd) {
     return status.mask & MNT_ID_UNIQUE ? status.id : 0;
 }
 
-/* Whether that is the file or device that was named. */
+/* Whether this is the file or device that was named. */
 static bool is_pool(const struct daxfs_pool *pool, const struct stat *status) {
     if (status->st_dev != pool->device || status->st_ino != pool->inode)
         return false;
@@ -137,8 +134,8 @@ static bool is_pool(const struct daxfs_pool *pool, const struct stat *status) {
     return (S_ISBLK(status->st_mode) || S_ISCHR(status->st_mode)) && status->st_rdev == pool->rdevice;
 }
 
-/* To open some devices is to do something: so look first. Who puts something else there in between finds that nothing
- * is followed, waited for or written. */
+/* Opening some devices has effects, so the path is looked at first. If something else comes to the path in between,
+ * the flags keep open(2) from following it, waiting for it or writing to it. */
 int pl_open_pool(const struct daxfs_pool *pool, int flags) {
     struct stat status;
     int fd;

@@ -4,7 +4,7 @@
  * The library's own sources, with the instructions that decide replaced by ones that note what they are asked. Nothing
  * of the machine's caches is needed, so that each instruction is tested on each machine.
  */
-#include "../../../daxfs/direct/preload/preload.h"
+#include "../../../daxfs/direct/preload/base.h"
 
 #include <immintrin.h>
 #include <stdarg.h>
@@ -78,8 +78,13 @@ static long noted_call(long number, ...) {
 #undef pl_call
 #define pl_call(...) noted_call(__VA_ARGS__)
 #include "../../../daxfs/direct/preload/copy.c"
-#include "../../../daxfs/direct/preload/lease.c"
+#include "../../../daxfs/direct/preload/durable.c"
+#include "../../../daxfs/direct/preload/extents.c"
+#include "../../../daxfs/direct/preload/ioctls.c"
+#include "../../../daxfs/direct/preload/memory.c"
+#include "../../../daxfs/direct/preload/pins.c"
 #include "../../../daxfs/direct/preload/pool.c"
+#include "../../../daxfs/direct/preload/stores.c"
 #undef memcpy
 
 /* What the linker finds on ways that are not taken here. */
@@ -119,11 +124,13 @@ static void each(void (*test)(size_t begin, size_t length)) {
         }
 }
 
-static void store(size_t begin, size_t length) {
+static void put_bytes(size_t begin, size_t length) {
     static char from[ROOM];
+    struct pl_extent whole = {.end = ROOM, .kind = DAXFS_MEMORY};
+    struct pl_file file = {.mount = &mount, .extents = {.list = &whole, .count = 1}};
     size_t streamed = 0;
 
-    pl_store(&mount, pool + begin, from, length);
+    expect(!pl_put(&file, &(struct iovec){from, length}, length, begin), "not stored", begin, length);
     if (mount.pool.persistence == DAXFS_LINES) {
         expect_lines(DURABLE, "stored, not durable", begin, length);
         return;
@@ -171,7 +178,7 @@ int main(void) {
         mount.pool.persistence = persistence;
         for (int best = CLFLUSH; best <= CLWB; best++) {
             atomic_store(&instruction, best);
-            each(store);
+            each(put_bytes);
             each(flush_range);
         }
     }

@@ -1,20 +1,17 @@
-/* What DAXFS_DIRECT_STATS=1 shows at the end of a program: one line with what was done in memory and what was not.
- *
- * Counting costs nothing while it is off but one look at a flag. A child starts from zero.
- */
-#include "preload.h"
+/* A child starts from zero. The line is printed without stdio, which the program may have closed or borrowed. */
+#include "counts.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+
+#include "process.h"
 
 bool pl_counting;
 struct pl_counts pl_counts;
 
-static int output = -1; /* standard error, which many programs close before their end */
+static int output = -1; /* a duplicate of standard error, which many programs close before their end */
 
 void pl_count_start(void) {
     const char *wanted = getenv("DAXFS_DIRECT_STATS");
@@ -33,7 +30,6 @@ void pl_count_again(void) {
     atomic_store(&pl_counts.plain_maps, 0);
 }
 
-/* Without stdio: the program may have closed or borrowed it. */
 void pl_count_say(void) {
     char line[256];
     int length;

@@ -1,13 +1,29 @@
-/* What programs ask for by syscall(2), where a function of the C library would have been noticed.
- *
+/* prctl(2), and what programs ask for by syscall(2) where a function of the C library would have been noticed:
  * libseccomp sets filters so, libcap capabilities, and there is no other way to ask for Landlock.
  */
-#include "preload.h"
-
-#ifdef PL_RAW_CALLS
+#include "calls.h"
 
 #include <linux/seccomp.h>
 #include <stdarg.h>
+
+#include "filter.h"
+#include "limit.h"
+#include "process.h"
+#include "rights.h"
+#include "sync.h"
+
+PUBLIC int prctl(int option, ...) {
+    unsigned long given[4];
+    va_list rest;
+
+    va_start(rest, option);
+    for (int i = 0; i < 4; i++)
+        given[i] = va_arg(rest, unsigned long);
+    va_end(rest);
+    return pl_prctl(option, given[0], given[1], given[2], given[3]);
+}
+
+#ifdef PL_RAW_CALLS
 
 #ifndef SYS_landlock_restrict_self
 #define SYS_landlock_restrict_self 446
@@ -39,10 +55,10 @@ static long set_filter(long operation, long flags, long filter) {
     long result;
 
     if (sets)
-        pl_filter_comes();
+        pl_before_filter();
     result = pl_call(SYS_seccomp, operation, flags, filter);
     if (sets)
-        pl_filter_came(result >= 0);
+        pl_after_filter(result >= 0);
     return result;
 }
 
@@ -67,7 +83,7 @@ PUBLIC long syscall(long number, ...) {
     if (unlikely(changes_rights(number)))
         pl_check_rights();
     else if (unlikely(number == SYS_prlimit64 || number == SYS_setrlimit) && !pl_foreign())
-        pl_learn_limit();
+        pl_read_limit();
     return result;
 }
 

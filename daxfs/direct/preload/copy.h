@@ -1,0 +1,25 @@
+/* Copies between a program's memory and the pool, and the write-back of cache lines.
+ *
+ * Nothing here takes memory or a lock, or makes a system call, except pl_find_lines, which the constructor calls.
+ */
+#ifndef DAXFS_COPY_H
+#define DAXFS_COPY_H
+
+#include "base.h"
+
+#pragma GCC visibility push(hidden)
+
+/* Copy out of the pool. */
+void pl_load(void *to, const char *from, size_t length);
+/* Copy into the pool. With `lines` the bytes are durable afterwards. */
+void pl_store(char *to, const void *from, size_t length, bool lines);
+/* Look for the way to write back cache lines. */
+void pl_find_lines(void);
+/* Whether this machine's cache lines can be written back. */
+bool pl_lines_known(void);
+/* Write back the lines of a range, and fence. */
+void pl_write_back(const char *address, size_t length);
+
+#pragma GCC visibility pop
+
+#endif

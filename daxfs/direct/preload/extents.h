@@ -1,0 +1,38 @@
+/* The parts of a file whose place is known, in order.
+ *
+ * Only memory of the list is touched here. The caller sees to it that nobody reads a list while it changes.
+ */
+#ifndef DAXFS_EXTENTS_H
+#define DAXFS_EXTENTS_H
+
+#include "base.h"
+
+#pragma GCC visibility push(hidden)
+
+/* A part of a file. */
+struct pl_extent {
+    uint64_t start, end; /* in the file, bytes */
+    uint64_t pool;       /* DAXFS_MEMORY: where `start` lies in the pool */
+    uint32_t kind;       /* enum daxfs_kind */
+    uint32_t unused;
+};
+
+#define PL_FEW 8 /* extents that a list holds before it takes memory from the kernel */
+
+/* Extents by start, without overlaps. A gap is a part that is not known. */
+struct pl_extents {
+    struct pl_extent *list;
+    uint32_t count, room;
+};
+
+/* Empty the list and give its memory back; `few` has room for PL_FEW extents. */
+void pl_extents_reset(struct pl_extents *extents, struct pl_extent *few);
+/* The extent that contains `offset`, or NULL. */
+const struct pl_extent *pl_find(const struct pl_extents *extents, uint64_t offset);
+/* Replace what is known of the answer's range. Memory past `pool_size` is not mapped here (the pool has grown): it
+ * becomes DAXFS_KERNEL. False: no memory for the list, whose content is wrong then. */
+bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease, uint64_t pool_size);
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,177 @@
+/* A group of pieces remembers the epoch of the answer it was laid out by. When the file's entry has another one, the
+ * pieces that differ from a new plan are mapped anew.
+ */
+#include "follow.h"
+
+#include <errno.h>
+
+#include "pins.h"
+#include "plan.h"
+#include "process.h"
+#include "stores.h"
+
+#ifdef PL_MAPS
+
+/* ---- what is stored through a mapping */
+
+bool pl_may_be_dirty(const struct pl_piece *piece) {
+    return piece->protection & PROT_WRITE && pl_is_shared(piece->group);
+}
+
+/* With MAP_SYNC durability is the program's own business. */
+void pl_mark_piece(const struct pl_piece *piece, struct pl_file *file, const char *start, const char *end) {
+    const struct pl_mount *mount = piece->group->file->mount;
+
+    if (piece->kind != DAXFS_MEMORY || !pl_may_be_dirty(piece))
+        return;
+    /* Without the pool's own mapping, pl_sync finds nothing to flush. */
+    if (mount->pool.persistence == DAXFS_LINES ? !(piece->group->flags & MAP_SYNC) : !mount->base)
+        pl_flush(mount, start, (size_t)(end - start));
+    pl_stored(file, piece->pool + (uint64_t)(start - piece->start), (uint64_t)(end - start));
+}
+
+void pl_mark_range(char *start, char *end) {
+    for (size_t i = pl_book_find(start); i < pl_book.count && pl_book.pieces[i].start < end; i++) {
+        const struct pl_piece *piece = &pl_book.pieces[i];
+
+        pl_mark_piece(piece, piece->group->file, piece->start > start ? piece->start : start,
+                      piece->end < end ? piece->end : end);
+    }
+}
+
+bool pl_mark_file(struct pl_file *file) {
+    bool kernel = false;
+    sigset_t saved;
+
+    if (!pl_booked(NULL, (char *)UINTPTR_MAX))
+        return false;
+    pl_book_lock(&saved);
+    for (size_t i = 0; i < pl_book.count; i++) {
+        const struct pl_piece *piece = &pl_book.pieces[i];
+
+        if (piece->group->file->mount != file->mount || piece->group->file->inode != file->inode)
+            continue;
+        pl_mark_piece(piece, file, piece->start, piece->end);
+        kernel = kernel || (piece->kind == DAXFS_KERNEL && pl_may_be_dirty(piece));
+    }
+    pl_book_unlock(&saved);
+    return kernel;
+}
+
+/* ---- changes below mappings */
+
+/* Whether the book has a planned piece already, laid out from `start` on. */
+static bool laid_out(const struct pl_piece *planned, char *start) {
+    char *from = start + (uintptr_t)planned->start, *to = start + (uintptr_t)planned->end;
+    const struct pl_piece *piece = &pl_book.pieces[pl_book_find(from)];
+
+    return piece->start <= from && to <= piece->end && piece->kind == planned->kind &&
+           (piece->kind != DAXFS_MEMORY || piece->pool + (uint64_t)(from - piece->start) == planned->pool);
+}
+
+/* Plan without a new answer: what lies past the end of the file gives SIGBUS. */
+static bool plan_end(struct pl_question *question, const struct daxfs_slot *entry, bool through_file) {
+    uint64_t end = question->offset + question->length;
+    uint64_t border = pl_page_up(__atomic_load_n(&entry->size, __ATOMIC_ACQUIRE));
+
+    pl_plan.count = 0;
+    if (border < question->offset)
+        border = question->offset;
+    return border >= end || pl_plan_add(question, border, end, 0, through_file ? DAXFS_KERNEL : PL_PAST_EOF);
+}
+
+/* Pieces [first, last) of the book lie together in one group: map them anew where the file has changed. */
+static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
+    char *start = pl_book.pieces[first].start;
+    struct pl_question question = {.fd = fd,
+                                .group = group,
+                                .offset = pl_book.pieces[first].offset,
+                                .length = (uint64_t)(pl_book.pieces[last - 1].end - start),
+                                .protection = pl_book.pieces[first].protection};
+    size_t kept = 0;
+
+    /* A program that has just punched a hole wants no blocks in it. Pages of a private mapping that were stored to are
+     * the program's own: only what was cut off goes. */
+    if (pl_is_shared(group) && fd >= 0 ? !pl_plan_make(&question, false) : !plan_end(&question, group->entry, fd >= 0))
+        return;
+    for (size_t i = 0; i < pl_plan.count; i++)
+        if (!laid_out(&pl_plan.pieces[i], start))
+            pl_plan.pieces[kept++] = pl_plan.pieces[i];
+    pl_plan.count = kept;
+    if (!kept || !pl_book_room(&pl_book, 2 * kept + 2) || !pl_plan_lay(start, fd, group))
+        return;
+    group->pieces++; /* so that the group does not end meanwhile */
+    for (size_t i = 0; i < kept; i++) {
+        pl_book_cut(pl_plan.pieces[i].start, pl_plan.pieces[i].end);
+        pl_book_put(&pl_plan.pieces[i], 1);
+    }
+    group->pieces--;
+}
+
+/* A descriptor to map a group's file anew from: its own, or `fd` if that is the same file opened with such rights. */
+static int suited(const struct pl_group *group, int fd) {
+    const struct pl_file *other = fd >= 0 ? pl_file_of(fd) : NULL;
+    int own = pl_group_fd(group);
+
+    if (own >= 0 || !other || other->mount != group->file->mount || other->inode != group->file->inode)
+        return own;
+    return other->readable && other->writable == group->file->writable ? fd : -1;
+}
+
+static void renew_group(struct pl_group *group, int fd) {
+    uint64_t epoch = __atomic_load_n(&group->entry->epoch, __ATOMIC_ACQUIRE);
+
+    fd = suited(group, fd);
+    for (size_t i = 0, next; i < pl_book.count; i = next) {
+        const struct pl_piece *piece = &pl_book.pieces[i];
+        char *end;
+
+        for (next = i + 1; next < pl_book.count; next++) {
+            const struct pl_piece *other = &pl_book.pieces[next], *before = other - 1;
+
+            if (other->group != piece->group || other->start != before->end || other->protection != piece->protection ||
+                other->offset != before->offset + (uint64_t)(before->end - before->start))
+                break;
+        }
+        if (piece->group != group)
+            continue;
+        end = pl_book.pieces[next - 1].end;
+        renew(i, next, fd, group);
+        next = pl_book_find(end);
+    }
+    group->epoch = epoch;
+}
+
+void pl_follow_groups(int fd) {
+    for (size_t i = 0; i < pl_book.count; i++) {
+        struct pl_group *group = pl_book.pieces[i].group;
+
+        if (group->entry && __atomic_load_n(&group->entry->epoch, __ATOMIC_ACQUIRE) != group->epoch)
+            renew_group(group, fd);
+    }
+}
+
+void pl_follow(int fd) {
+    int error = errno;
+    sigset_t saved;
+
+    if (pl_filtered || !pl_booked(NULL, (char *)UINTPTR_MAX))
+        return;
+    pl_book_lock(&saved);
+    pl_follow_groups(fd);
+    pl_book_unlock(&saved);
+    errno = error;
+}
+
+#else
+
+bool pl_mark_file(struct pl_file *file) {
+    (void)file;
+    return false;
+}
+
+void pl_follow(int fd) {
+    (void)fd;
+}
+
+#endif

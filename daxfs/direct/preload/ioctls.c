@@ -1,0 +1,77 @@
+/* Answers are compared with their questions before anything of them is used, because every number in them is a place or
+ * a length. daxfs/direct/answers.py is the same in Python. A sound answer may still name memory that this process has
+ * not mapped (the pool has grown): whoever takes it over compares with the mapped size.
+ */
+#include "ioctls.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "process.h"
+
+/* Whether an answer describes a pool at all. */
+static bool sound_pool(const struct daxfs_pool *pool) {
+    return pool->version == DAXFS_VERSION && pool->persistence <= DAXFS_LINES && pool->size >= DAXFS_LEAST_POOL &&
+           pool->size <= DAXFS_FURTHEST && pool->block_size >= DAXFS_LEAST_BLOCK &&
+           pool->block_size <= DAXFS_MOST_BLOCK && !(pool->block_size & (pool->block_size - 1)) &&
+           pool->path[0] == '/' && memchr(pool->path, 0, sizeof(pool->path)) && pool->token <= pool->size - DAXFS_TOKEN;
+}
+
+static bool sound_extent(const struct daxfs_extent *extent, uint64_t offset, uint64_t end) {
+    if (extent->offset != offset || !extent->length || extent->length > end - offset || extent->kind > DAXFS_KERNEL)
+        return false;
+    return extent->kind != DAXFS_MEMORY || extent->pool_offset <= DAXFS_FURTHEST;
+}
+
+/* Whether an answer fits the question, and its extents each other. */
+static bool sound_lease(const struct daxfs_lease *lease, uint64_t offset, uint64_t length, uint32_t flags) {
+    uint64_t place = offset;
+
+    if (lease->offset != offset || lease->length != length || lease->flags != flags || lease->size > DAXFS_FURTHEST)
+        return false;
+    if (lease->count > sizeof(lease->extents) / sizeof(lease->extents[0]) || lease->next < offset ||
+        lease->next > offset + length || lease->slot > DAXFS_FURTHEST || lease->slot % sizeof(uint64_t))
+        return false;
+    for (uint32_t i = 0; i < lease->count; i++) {
+        if (!sound_extent(&lease->extents[i], place, lease->next))
+            return false;
+        place += lease->extents[i].length;
+    }
+    return place == lease->next;
+}
+
+int pl_ioctl_pool(int fd, struct daxfs_pool *pool) {
+    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_POOL, pool))
+        return errno;
+    return sound_pool(pool) ? 0 : EPROTO;
+}
+
+int pl_ioctl_lease(int fd, const uint8_t *token, struct daxfs_lease *lease) {
+    uint64_t offset = lease->offset, length = lease->length;
+    uint32_t flags = lease->flags;
+
+    lease->holder = pl_holder();
+    memcpy(lease->token, token, sizeof(lease->token));
+    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_LEASE, lease))
+        return errno;
+    return likely(sound_lease(lease, offset, length, flags)) ? 0 : EPROTO;
+}
+
+int pl_ioctl_stored(int fd, uint32_t flags) {
+    struct daxfs_stored stored = {.flags = flags};
+
+    return pl_call(SYS_ioctl, fd, DAXFS_IOC_STORED, &stored) ? errno : 0;
+}
+
+int pl_ioctl_appended(int fd, struct daxfs_appended *appended) {
+    appended->holder = pl_holder();
+    return pl_call(SYS_ioctl, fd, DAXFS_IOC_APPENDED, appended) ? errno : 0;
+}
+
+/* A session without the ioctl knows fsync(2), which makes everything durable on the root directory, and everything but
+ * times of other files elsewhere. */
+int pl_ioctl_sync(int fd) {
+    if (!pl_call(SYS_ioctl, fd, DAXFS_IOC_SYNC) || (errno == ENOTTY && !pl_call(SYS_fsync, fd)))
+        return 0;
+    return errno;
+}

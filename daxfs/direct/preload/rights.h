@@ -1,0 +1,16 @@
+/* A change of rights: a pool that the process could no longer map so is unmapped.
+ *
+ * Call it after each change of user, group, capabilities or namespace, with no pin and no lock.
+ */
+#ifndef DAXFS_RIGHTS_H
+#define DAXFS_RIGHTS_H
+
+#include "base.h"
+
+#pragma GCC visibility push(hidden)
+
+void pl_check_rights(void);
+
+#pragma GCC visibility pop
+
+#endif
