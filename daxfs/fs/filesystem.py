@@ -415,7 +415,7 @@ class FileSystem:
                 self.grants.leave(file)
         finally:
             self.volume.nodes.closed(file.node)
-        removal.collect(self.volume, file.ino)
+            removal.collect(self.volume, file.ino)
 
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
         """Up to ``size`` bytes from ``offset``: a view of the pool's memory where they lie together, else bytes."""

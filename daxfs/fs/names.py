@@ -95,9 +95,11 @@ def readlink(volume: Volume, ino: int) -> bytes:
     if not stat.S_ISLNK(inode.mode):
         raise FsError(errno.EINVAL)
     node = volume.nodes.of(inode)
-    if node.atime_due:
-        node.accessed()
-    volume.nodes.drop_idle(node)
+    try:
+        if node.atime_due:
+            node.accessed()
+    finally:
+        volume.nodes.drop_idle(node)
     size = inode.size
     if inode.is_fast_symlink:
         return bytes(inode.block_area[: min(size, FAST_SYMLINK_MAX)])

@@ -108,19 +108,20 @@ class Node:
         nodes = self._nodes
         self.atime_due = nodes.options.atime == "strictatime"
         if nodes.writable:
-            self.atime = clock.now()
             if self.grants is not None:
                 self.grants.changed()
-            nodes.wait_for_commit(self)
+            if self.ino not in nodes.lazy:
+                nodes.wait_for_commit(self)
+            self.atime = clock.now()
 
     def overwritten(self) -> None:
         """Its content was changed in place."""
-        self.mtime = self.ctime = clock.now()
-        self.atime_due = not self.noatime
         if self.grants is not None:
             self.grants.changed()
         if self.ino not in self._nodes.lazy:
             self._nodes.wait_for_commit(self)
+        self.mtime = self.ctime = clock.now()
+        self.atime_due = not self.noatime
 
     def blanked(self, begin: int, end: int) -> None:
         """The bytes [begin, end), which have blocks, were zeroed in place."""
@@ -330,17 +331,24 @@ class Nodes:
 
     def drop_maps(self) -> None:
         """Forget all maps: changes that had succeeded were given up with the journal."""
-        for node in self._mapped.values():
+        for node in self.open.values():
             node.map = None
         self._mapped.clear()
 
     # Times that wait
 
     def wait_for_commit(self, node: Node) -> None:
-        """The node has times that the next commit writes."""
+        """The node, none of whose times waits yet, gets times that the next commit writes; an error: it must not."""
         if len(self.lazy) >= MAX_LAZY:
             self.write_soon()
         self.lazy[node.ino] = node
+
+    def give_up_times(self) -> None:
+        """No commit comes any more: what waits for one is lost."""
+        waiting, self.lazy = self.lazy, {}
+        for node in waiting.values():
+            node.atime = node.mtime = node.ctime = 0
+            self.drop_idle(node)
 
     def write_times(self, tx: Handle) -> None:
         """Commit hook: times that waited go into their inodes."""

@@ -45,7 +45,7 @@ class BlockNotifier(Protocol):
         """
 
     def before_growth(self, ino: int) -> None:
-        """The file is about to be made longer, or to be cut, other than by a client: outside of a handle.
+        """The file is about to be made longer, cut or shifted, other than by a client: outside of a handle.
 
         Raises:
             FsError: as an operation on blocks.

@@ -144,6 +144,7 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     if (offset | length) & (volume.block_size - 1) or offset + length >= node.size:
         raise FsError(errno.EINVAL)
     first, stop = whole_blocks(volume, offset, offset + length)
+    volume.notifier.before_growth(node.ino)
     try:
         if fits(volume, node, first, stop):
             volume.retrying(collapse_at_once, node, first, stop)
@@ -192,6 +193,8 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     if node.size + length > volume.geometry.max_extent_file_size:
         raise FsError(errno.EFBIG)
     first, stop = whole_blocks(volume, offset, offset + length)
+    if offset < node.size:
+        volume.notifier.before_growth(node.ino)
     end = extents.mapped_end(volume.view, inodes.read(volume.view, node.ino))
     if offset >= node.size or end + stop - first > MAX_BLOCKS:
         raise FsError(errno.EINVAL)

@@ -246,7 +246,7 @@ class Volume:
             log.error("%s; run: daxfs check -y %s", error.strerror, self.pool.path)
             return
         log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", error.strerror, self.pool.path)
-        self.nodes.lazy.clear()
+        self.nodes.give_up_times()
         try:
             with self._journal.handle(2) as tx:
                 tx.edit_superblock().record_error(int(time.time()), EXT4_ERR_EFSCORRUPTED, error.kind)
@@ -275,7 +275,7 @@ class Volume:
             self.pool.path,
         )
         if self._journal is not None:
-            self.nodes.lazy.clear()
+            self.nodes.give_up_times()
             self._journal.abort(record=False)
         self._only_read()
 

@@ -8,8 +8,23 @@ import os
 from collections.abc import Callable
 
 import pytest
-from lease_rig import FAR, NOTHING, RENEW, ROOM, STORE, Client, another, check, client, make, token, truncate
-from range_rig import refused
+from lease_rig import (
+    FAR,
+    GROW,
+    MEMORY,
+    NOTHING,
+    RENEW,
+    ROOM,
+    STORE,
+    Client,
+    another,
+    check,
+    client,
+    make,
+    token,
+    truncate,
+)
+from range_rig import COLLAPSE, INSERT, refused
 
 from daxfs.errors import FsError
 from daxfs.fs.change import Change
@@ -240,3 +255,98 @@ def test_undone_operations_leave_the_books_as_they_were(fs: FileSystem) -> None:
     assert fs.statistics().deferred == MIB
     held.close()
     assert fs.statistics().deferred == 0
+
+
+# The end of a growth
+
+BLOCK = 4096
+
+
+def grower(fs: FileSystem) -> Client:
+    """A client that was given eight blocks to make a file of eight longer."""
+    held = client(fs, content=b"x" * 8 * BLOCK)
+    held.ask(8 * BLOCK, 8 * BLOCK, STORE | GROW)
+    return held
+
+
+def behind_the_end(held: Client) -> set[int]:
+    """Blocks of the pool that it was given behind the end of the file."""
+    told = [piece for answer in held.answers for piece in answer.pieces if piece.kind == MEMORY]
+    return {at // BLOCK for piece in told for at in range(piece.pool_offset, piece.pool_offset + piece.length, BLOCK)}
+
+
+def blocks_of(fs: FileSystem, ino: int) -> set[int]:
+    return {run.pblk + at for run in fs.describe(ino) for at in range(run.length)}
+
+
+def take_all_inodes(fs: FileSystem) -> None:
+    for number in range(fs.statfs().files_free):
+        fs.symlink(ROOT_INO, b"%d" % number, b"x")
+
+
+@pytest.mark.parametrize("mode", [COLLAPSE, INSERT])
+def test_what_is_shifted_is_no_growth_any_more(fs: FileSystem, mode: int) -> None:
+    """A store of the grower that comes late hits nothing that others write behind the end."""
+    held = grower(fs)
+    given = behind_the_end(held)
+    other = fs.open_file(held.file.ino, os.O_RDWR)
+    fs.fallocate(other, mode, 0, BLOCK)
+    fs.write(other, fs.getattr(other.ino).size, b"y" * 9 * BLOCK)
+    assert not given & blocks_of(fs, other.ino)
+    check(fs, [held])
+    fs.release(other)
+    held.close()
+
+
+@pytest.fixture
+def crowded(open_fs: OpenFs) -> FileSystem:
+    return open_fs("-m", "0", "-N", "64", size="16M")
+
+
+@pytest.mark.parametrize("way", ["close", "renew", "give back"])
+def test_the_last_holder_goes_without_a_free_inode(crowded: FileSystem, way: str) -> None:
+    """Nobody may touch what it leaves behind the end, so that no quarantine inode is needed."""
+    held = grower(crowded)
+    take_all_inodes(crowded)
+    if way == "close":
+        held.close()
+    elif way == "renew":
+        held.ask(0, BLOCK, RENEW)
+    else:
+        held.renew()
+    crowded.check()
+    assert len(blocks_of(crowded, crowded.lookup(ROOT_INO, b"f").ino)) == 8
+    if way != "close":
+        held.close()
+
+
+def test_a_growth_that_can_not_be_ended_goes_on(crowded: FileSystem) -> None:
+    """Whoever needs it gone is refused, each time, until there is an inode to hold what is given up."""
+    held = grower(crowded)
+    given = behind_the_end(held)
+    other = crowded.open_file(held.file.ino, os.O_RDWR)
+    take_all_inodes(crowded)
+    for _ in range(2):
+        with refused(errno.ENOSPC):
+            crowded.write(other, 8 * BLOCK, b"y" * BLOCK)
+        crowded.check()
+    crowded.unlink(ROOT_INO, b"0")
+    assert crowded.write(other, 8 * BLOCK, b"y" * BLOCK) == BLOCK
+    assert not given & blocks_of(crowded, other.ino)
+    check(crowded, [held])
+    crowded.release(other)
+    held.close()
+
+
+def test_a_close_that_fails_frees_what_has_no_name(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = grower(fs)
+    fs.unlink(ROOT_INO, b"f")
+
+    def fail(*_: object) -> None:
+        raise FsError(errno.EIO)
+
+    monkeypatch.setattr(fs.grants.epochs, "cut", fail)
+    with refused(errno.EIO):
+        held.close()
+    fs.check()
+    assert fs.volume.lives.nameless == {fs.grants.page.ino}

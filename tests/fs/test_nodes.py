@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from daxfs.errors import FsError
+from daxfs.errors import Corrupt, FsError
 from daxfs.fs import ranges
 from daxfs.fs.change import Change
 from daxfs.fs.filesystem import FileSystem, OpenFile
-from daxfs.fs.types import ROOT_INO, SetAttributes
+from daxfs.fs.nodes import MAX_LAZY
+from daxfs.fs.types import ROOT_INO, Options, SetAttributes
 from daxfs.structures import mapping
 from support import wait_a_tick
 
@@ -168,3 +169,88 @@ def test_files_cut_in_steps_leave_the_list(open_fs: OpenFs, monkeypatch: pytest.
     with pytest.raises(FsError) as caught:
         fs.by_number(file.ino)
     assert caught.value.errno == errno.ESTALE
+
+
+# Times that wait
+
+
+def links(fs: FileSystem) -> list[int]:
+    """As many symbolic links as may have times that wait."""
+    return [fs.symlink(ROOT_INO, b"l%d" % number, b"x").ino for number in range(MAX_LAZY)]
+
+
+def test_one_of_too_many_times_is_the_readers_own(open_fs: OpenFs) -> None:
+    fs = open_fs(size="16M", mount=Options(atime="strictatime"))
+    made = links(fs)
+    fs.sync()
+    for ino in (*made, made[0]):
+        fs.readlink(ino)
+    fs.check()
+
+
+def test_times_that_find_no_room_are_not_kept(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = open_fs(size="16M", mount=Options(atime="strictatime"))
+    made = links(fs)
+    last = fs.symlink(ROOT_INO, b"last", b"x").ino
+    file = opened(fs)
+    fs.sync()
+    before, read = fs.getattr(last), fs.getattr(file.ino)
+    for ino in made:
+        fs.readlink(ino)
+
+    def fail() -> None:
+        raise FsError(errno.EIO)
+
+    monkeypatch.setattr(fs.volume.nodes, "write_soon", fail)
+    wait_a_tick()
+    with pytest.raises(FsError):
+        fs.readlink(last)
+    with pytest.raises(FsError):
+        fs.read(file, 0, 1)
+    with pytest.raises(FsError):
+        fs.write(file, 0, b"x")
+    fs.check()
+    assert fs.getattr(last) == before
+    assert fs.getattr(file.ino) == read
+    monkeypatch.undo()
+    fs.release(file)
+
+
+def opened(fs: FileSystem) -> OpenFile:
+    file, _ = fs.create(ROOT_INO, b"f", 0o600)
+    fs.write(file, 0, b"content")
+    return file
+
+
+def test_times_that_waited_when_damage_was_met_are_given_up(open_fs: OpenFs) -> None:
+    """Nothing is written any more, so that nothing keeps them, nor the nodes of closed files."""
+    fs = open_fs(size="16M")
+    file = opened(fs)
+    fs.sync()
+    before = fs.getattr(file.ino)
+    wait_a_tick()
+    fs.write(file, 0, b"x")
+    fs.release(file)
+    assert fs.getattr(file.ino) != before
+    fs.volume.report(Corrupt("test", "there is none"))
+    fs.check()
+    assert fs.getattr(file.ino) == before
+    assert not fs.volume.nodes.open
+
+
+def test_an_aborted_commit_leaves_no_map_of_what_it_gave_up(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node of a closed file, whose times waited, lives on when they could not be written."""
+    fs = open_fs(size="16M")
+    file = opened(fs)
+    fs.read(file, 0, 1)
+    fs.write(file, 0, b"x")
+    ino = file.ino
+    fs.release(file)
+
+    def fail(_: object) -> None:
+        raise FsError(errno.EIO)
+
+    monkeypatch.setattr(fs.volume.journal, "_commit_hooks", [*fs.volume.journal._commit_hooks, (lambda: True, fail)])
+    with pytest.raises(FsError):
+        fs.sync()
+    assert fs.volume.nodes.open[ino].map is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from daxfs.fs import data
 from daxfs.fs.filemap import FileMap
 from daxfs.fs.grants.epochs import Epochs
 from daxfs.fs.grants.inode_grants import InodeGrants
@@ -59,7 +60,7 @@ class Grants:
             self.epochs.freed(tx, self.by_ino.get(ino), mark)
 
     def before_growth(self, ino: int) -> None:
-        """The file is about to be made longer other than by a client, or to be cut: no client makes it longer any more.
+        """The file is about to be made longer other than by a client, cut or shifted: its growth by a client ends.
 
         A client that goes on storing past EOF must not store into what others write there.
         """
@@ -90,14 +91,18 @@ class Grants:
         """
         grower = grants.grower
         self.holders -= grants.left(file, holder)
-        if grants.grower != grower and not grows and not self.volume.read_only:
-            self.before_growth(grants.node.ino)
         if not grants.holders:
             grants.granted.cut(0, self.volume.pool.size)
-        self.epochs.release(grants)
+        try:
+            if grants.grower != grower and not grows and not self.volume.read_only:
+                self.before_growth(grants.node.ino)
+            self.epochs.release(grants)
+        except BaseException:
+            self.end_if_unheld(grants)
+            raise
 
     def end_if_unheld(self, grants: InodeGrants) -> None:
-        """A holder that has renewed was refused: if it was the last, the grants end."""
+        """A holder that has renewed was refused, or its renewal failed: if it was the last, the grants end."""
         if not grants.holders:
             self._end(grants)
             self.epochs.release(grants)
@@ -109,6 +114,8 @@ class Grants:
             return
         mapped, grower = len(grants.through_kernel), grants.grower
         self.holders -= grants.left(file, holder)
+        if not grants.holders:
+            grants.granted.cut(0, self.volume.pool.size)
         try:
             if grants.grower != grower and not self.volume.read_only:
                 self.before_growth(grants.node.ino)
@@ -172,15 +179,24 @@ class Grants:
             self.page.give(grants.entry)
 
     def _end_growth(self, grants: InodeGrants) -> None:
-        """Free what the grower was granted past EOF."""
+        """Free what the grower was granted past EOF. If that fails it keeps what is left, for the next to find."""
         node, bits = grants.node, self.volume.block_bits
-        grants.grower = None
         first = node.size + self.volume.block_size - 1 >> bits
         runs = [(max(begin >> bits, first), (end >> bits) - 1) for begin, end, _, _ in grants.growth.runs]
-        grants.growth = FileMap()
+        growth, grants.growth = grants.growth, FileMap()
         try:
             for low, high in reversed(runs):
                 if low <= high:
                     self.epochs.cut(node.ino, low, high)
+            grants.grower = None
         finally:
+            if grants.grower is not None:
+                self._keep_mapped(grants, growth)
             grants.invalidated()
+
+    def _keep_mapped(self, grants: InodeGrants, growth: FileMap) -> None:
+        """Of what was granted past EOF that stays which still has its blocks."""
+        for begin, end, _, _ in growth.runs:
+            for low, high, _, unwritten in data.pieces(self.volume, grants.node, begin, end):
+                if unwritten:
+                    grants.growth.put(low, high, 0, False)
