@@ -6,12 +6,13 @@ import errno
 from collections.abc import Callable
 
 import pytest
-from lease_rig import FILL, GROW, RENEW, WRITE, Client, another, check, client
+from lease_rig import FILL, GROW, RENEW, WRITE, Client, another, check, client, make
 
-from daxfs.errors import FsError
+from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.grants import recall
 from daxfs.fs.grants.recall import State
+from daxfs.fs.types import ROOT_INO, Options
 from daxfs.protocol import Flag
 
 OpenFs = Callable[..., FileSystem]
@@ -181,3 +182,24 @@ def test_stale_clients_can_not_be_asked(fs: FileSystem, monkeypatch: pytest.Monk
         assert taken.mapped == ()
     monkeypatch.undo()
     held.close()
+
+
+@pytest.mark.parametrize("way", ["mounted so", "damaged"])
+def test_holders_of_a_read_only_volume_can_not_be_told(fs: FileSystem, clock: Clock, way: str) -> None:
+    """There is no entry in which they would see the end of an epoch, so that the range is never clear."""
+    fs.release(make(fs, b"f", b"x" * 8 * BLOCK))
+    fs.sync()
+    if way == "mounted so":
+        fs.remount(Options(read_only=True))
+    else:
+        fs.volume.report(Corrupt("test", "there is none"))
+    held = Client(fs, fs.open_file(fs.lookup(ROOT_INO, b"f").ino))
+    assert held.ask(0, 8 * BLOCK).pieces
+    with fs.grants.recalls.begin(held.file.ino, 0, BLOCK) as taken:
+        assert taken.state() is State.WAITING
+        clock.now += 2 * recall.PATIENCE_SECONDS
+        assert taken.state() is State.MAPPED
+        assert [holder.number for holder in taken.mapped] == [held.holder]
+    held.close()
+    with fs.grants.recalls.begin(held.file.ino, 0, BLOCK) as taken:
+        assert taken.state() is State.CLEAR

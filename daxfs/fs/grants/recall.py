@@ -5,7 +5,8 @@ of the range (EAGAIN: clients go through the kernel meanwhile). It is *clear* wh
 then nobody but the daemon touches the range, until the recall is ended. A holder that has not renewed within
 `PATIENCE_SECONDS`, because it sleeps or because a mapping of its process stores without asking, counts as *mapped*:
 grants resume, and the range is taken for mapped by that holder until it renews (`Recalls.mapped_by`). Stale clients
-can't renew: while there are any, a recall is mapped at once.
+can't renew: while there are any, a recall is mapped at once. Holders of a read-only volume
+can't be told: they count as mapped after that time.
 
 Nobody waits here. The caller looks at `Recall.state` between other work::
 
@@ -99,8 +100,10 @@ class Recall:
     def _late(self) -> list[Holder]:
         """The holders that have not renewed since the recall began."""
         grants = self._recalls.by_ino.get(self.ino)
-        if grants is None or not grants.entry:
+        if grants is None:
             return []
+        if not grants.entry:
+            return [holder for holder, _ in grants.each_holder()]  # granted on a read-only volume: nothing tells them
         return [holder for holder, since in grants.each_holder() if since < self._epoch]
 
 
@@ -119,7 +122,10 @@ class Recalls:
         self._running: dict[int, list[Recall]] = {}
 
     def begin(self, ino: int, begin: int, end: int) -> Recall:
-        """Begin to take back all grants of the blocks that bytes [begin, end) of a file lie in."""
+        """Begin to take back all grants of the blocks that bytes [begin, end) of a file lie in.
+
+        The caller has the file open until the recall has ended, so that its number does not become another's.
+        """
         return Recall(self, ino, begin & -self._block_size, end + -end % self._block_size)
 
     def refuse(self, ino: int, begin: int, end: int) -> bool:
