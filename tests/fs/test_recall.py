@@ -164,6 +164,17 @@ def test_two_recalls_of_one_file(fs: FileSystem) -> None:
 
 
 @pytest.mark.usefixtures("clock")
+def test_a_client_that_renews_outside_of_the_range(fs: FileSystem) -> None:
+    """It holds grants of the epoch that the recall has begun, and those are no matter of the recall."""
+    held = client(fs, content=b"x" * 8 * BLOCK)
+    held.ask(0, 8 * BLOCK, STORE)
+    with fs.grants.recalls.begin(held.file.ino, 0, BLOCK) as taken:
+        held.ask(4 * BLOCK, BLOCK, STORE | RENEW)
+        assert taken.state() is State.CLEAR
+    held.close()
+
+
+@pytest.mark.usefixtures("clock")
 def test_readers_are_waited_for_too(fs: FileSystem) -> None:
     held = client(fs, content=b"x" * 8 * BLOCK)
     held.ask(0, 8 * BLOCK)

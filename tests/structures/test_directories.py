@@ -159,6 +159,17 @@ def test_places_stay_good_while_entries_move(rig: DirectoryRig, count: int, firs
     rig.close()
 
 
+def test_places_of_new_names_stay_good_while_leaves_are_split(rig: DirectoryRig) -> None:
+    """Each knows the leaf that its name belonged into; half of the leaves are others' then."""
+    rig.insert_many([b"stays %d " % i + b"n" * 100 for i in range(100)])
+    names = [b"new %d" % i for i in range(300)]
+    with rig.change() as (tx, inode):
+        for place in [directories.find(tx, inode, name) for name in names]:
+            directories.insert(tx, place, rig.target, FT_REG_FILE)
+    rig.model.update(dict.fromkeys(names, rig.target))
+    rig.close()
+
+
 def change_and_fail(rig: DirectoryRig) -> None:
     with rig.change() as (tx, inode):
         for i in range(300):
