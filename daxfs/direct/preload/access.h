@@ -5,8 +5,8 @@
  */
 #ifndef DAXFS_ACCESS_H
 #define DAXFS_ACCESS_H
-
 #include "file.h"
+
 #include <sys/uio.h>
 
 #pragma GCC visibility push(hidden)

@@ -4,8 +4,8 @@
  */
 #ifndef DAXFS_APPEND_H
 #define DAXFS_APPEND_H
-
 #include "file.h"
+
 #include <sys/uio.h>
 
 #pragma GCC visibility push(hidden)

@@ -6,8 +6,8 @@
  */
 #ifndef DAXFS_BOOK_H
 #define DAXFS_BOOK_H
-
 #include "file.h"
+
 #include <signal.h>
 #include <sys/mman.h>
 

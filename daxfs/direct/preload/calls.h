@@ -6,8 +6,8 @@
 #ifndef DAXFS_CALLS_H
 #define DAXFS_CALLS_H
 
-#include "start.h"
 #include "file.h"
+#include "start.h"
 
 #pragma GCC visibility push(hidden)
 

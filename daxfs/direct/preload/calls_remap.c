@@ -40,10 +40,10 @@ static bool grow(const struct pl_piece *piece, char *old, size_t old_length, siz
     struct pl_group *group = piece->group;
     char *more = old + old_length;
     struct pl_question question = {.fd = pl_group_fd(group),
-                                .group = group,
-                                .offset = piece->offset + (uint64_t)(more - piece->start),
-                                .length = length - old_length,
-                                .protection = piece->protection};
+                                   .group = group,
+                                   .offset = piece->offset + (uint64_t)(more - piece->start),
+                                   .length = length - old_length,
+                                   .protection = piece->protection};
     uint64_t epoch = group->epoch;
     void *made;
 

@@ -141,10 +141,6 @@ static void stream(char *to, const char *from, size_t length, bool lines) {
 
 #endif
 
-void pl_load(void *to, const char *from, size_t length) {
-    memcpy(to, from, length);
-}
-
 void pl_store(char *to, const void *from, size_t length, bool lines) {
     if (length >= (lines ? STREAM_LINES : STREAM)) {
         stream(to, from, length, lines);

@@ -4,13 +4,17 @@
  */
 #ifndef DAXFS_COPY_H
 #define DAXFS_COPY_H
-
 #include "base.h"
+
+#include <string.h>
 
 #pragma GCC visibility push(hidden)
 
 /* Copy out of the pool. */
-void pl_load(void *to, const char *from, size_t length);
+static inline void pl_load(void *to, const char *from, size_t length) {
+    memcpy(to, from, length);
+}
+
 /* Copy into the pool. With `lines` the bytes are durable afterwards. */
 void pl_store(char *to, const void *from, size_t length, bool lines);
 /* Look for the way to write back cache lines. */

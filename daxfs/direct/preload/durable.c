@@ -1,4 +1,5 @@
-/* A file without a descriptor, of which only mappings are left, is flushed but can't be notified of. */
+/* A file that has only mappings left is flushed. Without a descriptor there is no way to tell the daemon of its stores.
+ */
 #include "durable.h"
 
 #include <errno.h>
@@ -49,7 +50,7 @@ void pl_notify_all(void) {
     }
 }
 
-/* One that is held, by a descriptor or -1. 0 or an errno. */
+/* The file is held; `fd` is one of its descriptors or -1. 0 or an errno. */
 static int flush_file(int fd, struct pl_file *file) {
     int failed;
 

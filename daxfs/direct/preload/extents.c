@@ -1,31 +1,10 @@
-/* The list of a file's extents. Memory comes straight from the kernel: a signal handler may be the caller. */
+/* Memory for long lists comes straight from the kernel, because a signal handler may be the caller. */
 #include "extents.h"
 
 #include <string.h>
 #include <sys/mman.h>
 
 #define EXTENTS_MOST (1U << 20)
-
-/* The first extent that ends after `offset`. */
-static uint32_t first_after(const struct pl_extents *extents, uint64_t offset) {
-    uint32_t low = 0, high = extents->count;
-
-    while (low < high) {
-        uint32_t middle = (low + high) / 2;
-
-        if (extents->list[middle].end <= offset)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-const struct pl_extent *pl_find(const struct pl_extents *extents, uint64_t offset) {
-    uint32_t at = first_after(extents, offset);
-
-    return at < extents->count && extents->list[at].start <= offset ? &extents->list[at] : NULL;
-}
 
 static void free_list(struct pl_extents *extents) {
     if (extents->room > PL_FEW)
@@ -77,7 +56,7 @@ static bool put(struct pl_extents *extents, uint32_t at, const struct pl_extent 
 
 /* Forget what is known of [start, end). */
 static bool cut(struct pl_extents *extents, uint64_t start, uint64_t end) {
-    uint32_t i = first_after(extents, start);
+    uint32_t i = pl_first_after(extents, start);
 
     while (i < extents->count && extents->list[i].start < end) {
         struct pl_extent *extent = &extents->list[i], rest = *extent;
@@ -112,7 +91,7 @@ bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease
         if (told->kind == DAXFS_MEMORY &&
             (told->pool_offset > pool_size || told->length > pool_size - told->pool_offset))
             extent.kind = DAXFS_KERNEL;
-        if (!put(extents, first_after(extents, extent.start), &extent))
+        if (!put(extents, pl_first_after(extents, extent.start), &extent))
             return false;
     }
     return true;

@@ -25,10 +25,30 @@ struct pl_extents {
     uint32_t count, room;
 };
 
+/* The index of the first extent that ends after `offset`. */
+static inline uint32_t pl_first_after(const struct pl_extents *extents, uint64_t offset) {
+    uint32_t low = 0, high = extents->count;
+
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+
+        if (extents->list[middle].end <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The extent that contains `offset`, or NULL. */
+static inline const struct pl_extent *pl_find(const struct pl_extents *extents, uint64_t offset) {
+    uint32_t at = pl_first_after(extents, offset);
+
+    return at < extents->count && extents->list[at].start <= offset ? &extents->list[at] : NULL;
+}
+
 /* Empty the list and give its memory back; `few` has room for PL_FEW extents. */
 void pl_extents_reset(struct pl_extents *extents, struct pl_extent *few);
-/* The extent that contains `offset`, or NULL. */
-const struct pl_extent *pl_find(const struct pl_extents *extents, uint64_t offset);
 /* Replace what is known of the answer's range. Memory past `pool_size` is not mapped here (the pool has grown): it
  * becomes DAXFS_KERNEL. False: no memory for the list, whose content is wrong then. */
 bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease, uint64_t pool_size);

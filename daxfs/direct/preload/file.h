@@ -61,11 +61,11 @@ struct pl_file {
     _Atomic bool shared;                    /* a child has mappings of this lease: never renew */
     _Atomic bool refused;                   /* no lease is to be had */
     _Atomic uint8_t allocated;              /* PL_UNKNOWN, ...: whether filling holes costs space */
-    _Atomic uint8_t growing;                /* so many writes go to the kernel: they probably make the file longer */
+    _Atomic uint8_t growing;                /* next writes that go to the kernel: they probably make the file longer */
     _Atomic uint64_t hole_end;              /* where the last write to a hole ended */
     _Atomic int mappings;                   /* live mappings in this process: don't renew */
     _Atomic uint32_t patience;              /* system calls to be made before the next request */
-    _Atomic uint32_t penalty;               /* and how many next time: grows while leases don't last */
+    _Atomic uint32_t penalty;               /* the patience after a request that did not pay: grows */
     _Atomic uint64_t used;                  /* accesses since the last answer (roughly) */
     _Atomic uint64_t dirty_low, dirty_high; /* DAXFS_MSYNC: pool range stored to */
     _Atomic int spare;                      /* a descriptor to close when the last pin goes; -1 */

@@ -84,10 +84,10 @@ static bool plan_end(struct pl_question *question, const struct daxfs_slot *entr
 static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
     char *start = pl_book.pieces[first].start;
     struct pl_question question = {.fd = fd,
-                                .group = group,
-                                .offset = pl_book.pieces[first].offset,
-                                .length = (uint64_t)(pl_book.pieces[last - 1].end - start),
-                                .protection = pl_book.pieces[first].protection};
+                                   .group = group,
+                                   .offset = pl_book.pieces[first].offset,
+                                   .length = (uint64_t)(pl_book.pieces[last - 1].end - start),
+                                   .protection = pl_book.pieces[first].protection};
     size_t kept = 0;
 
     /* A program that has just punched a hole wants no blocks in it. Pages of a private mapping that were stored to are

@@ -178,7 +178,7 @@ static int learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length,
     return ask_all(fd, file, offset, offset + length, flags);
 }
 
-/* Whether the epoch that was known before a request is still the file's. */
+/* Whether the file's epoch is another one than the one that was known before the request. */
 static bool has_moved(const struct pl_file *file, const struct daxfs_slot *entry, uint64_t epoch) {
     if (!entry || file->entry != entry)
         return true;

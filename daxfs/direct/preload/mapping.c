@@ -1,4 +1,4 @@
-/* An address that is free for the kernel is free: if the book still has it, a raw system call has unmapped it. */
+/* Addresses that the kernel gives are free. If the book still has them, a raw system call has unmapped them. */
 #include "mapping.h"
 
 #include <errno.h>

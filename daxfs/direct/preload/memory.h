@@ -4,8 +4,8 @@
  */
 #ifndef DAXFS_MEMORY_H
 #define DAXFS_MEMORY_H
-
 #include "file.h"
+
 #include <sys/uio.h>
 
 #pragma GCC visibility push(hidden)

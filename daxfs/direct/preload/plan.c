@@ -1,5 +1,5 @@
-/* A mapping that reads and writes already know needs no request. Otherwise the daemon is asked in up to two steps: what
- * there is, and then with DAXFS_MAP what the kernel shall keep.
+/* A mapping that reads and writes already know needs no request. Otherwise the first request asks what there is and
+ * changes nothing. The later ones have DAXFS_MAP: what is no memory then stays the kernel's for all clients.
  */
 #include "plan.h"
 
@@ -33,12 +33,12 @@ bool pl_plan_add(struct pl_question *question, uint64_t offset, uint64_t end, ui
     if (!pl_book_room(&pl_plan, 1))
         return false;
     pl_plan.pieces[pl_plan.count++] = (struct pl_piece){.start = start,
-                                                  .end = start + length,
-                                                  .offset = offset,
-                                                  .pool = pool,
-                                                  .group = question->group,
-                                                  .kind = kind,
-                                                  .protection = question->protection};
+                                                        .end = start + length,
+                                                        .offset = offset,
+                                                        .pool = pool,
+                                                        .group = question->group,
+                                                        .kind = kind,
+                                                        .protection = question->protection};
     return true;
 }
 
@@ -146,7 +146,7 @@ bool pl_plan_make(struct pl_question *question, bool fill) {
 
 /* ---- layout */
 
-/* Map one piece where it says. */
+/* Map one piece at its address. */
 static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
     const struct pl_group *group = piece->group;
     const struct pl_mount *mount = group->file->mount;

@@ -5,8 +5,8 @@
  */
 #ifndef DAXFS_START_H
 #define DAXFS_START_H
-
 #include "base.h"
+
 #include <sys/uio.h>
 
 #pragma GCC visibility push(hidden)
