@@ -16,11 +16,11 @@ from typing import NamedTuple
 from crash_rig import Picture, bytes_after_close, take_picture, unlike
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
+from recorder import Fence, RecordingPool, Store
 from tree_rig import QUIET
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
-from daxfs.pmem.recorder import Fence, RecordingPool, Store
 from support import fsck
 
 IMAGES = 12

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from kernel_rig import kernel_mount
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
+from recorder import CrashImage, RecordingPool
 from tree_rig import QUIET, Facts, walk
 
 from daxfs.errors import Corrupt, FsError
@@ -34,7 +35,6 @@ from daxfs.fs.mounting import read_superblock
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import CrashImage, RecordingPool
 from daxfs.structures import blocks, dirblocks, groups, htree, inodes
 from support import fsck, mke2fs, run, tool
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
+from recorder import RecordingPool
 
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.removal import holds_blocks
 from daxfs.fs.types import Grant, LeaseRequest, Piece, SetAttributes, Stored
-from daxfs.pmem.recorder import RecordingPool
 from daxfs.protocol import EXTENTS, Flag, Kind
 from daxfs.structures import blocks, extent_tree, indirect, inodes, mapping
 

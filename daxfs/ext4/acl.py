@@ -146,15 +146,6 @@ def validate(acl: Acl) -> None:
         raise FsError(errno.EINVAL, "an ACL ends with the entry for others")
 
 
-def from_mode(mode: int) -> Acl:
-    """The ACL that says the same as the permission bits of ``mode``."""
-    return (
-        Entry(ACL_USER_OBJ, mode >> 6 & 7),
-        Entry(ACL_GROUP_OBJ, mode >> 3 & 7),
-        Entry(ACL_OTHER, mode & 7),
-    )
-
-
 def equiv_mode(acl: Acl) -> tuple[bool, int]:
     """What an access ACL makes of the mode (``posix_acl_equiv_mode``).
 

@@ -35,21 +35,6 @@ def space_needed(name_len: int) -> int:
     return name_len + 11 & ~3
 
 
-def decode_rec_len(raw: int, block_size: int) -> int:
-    """``rec_len`` in bytes; in 64 KiB blocks 0 and 65535 stand for the whole block."""
-    return block_size if block_size == 65536 and raw in (0, 65535) else raw
-
-
-def encode_rec_len(length: int) -> int:
-    """``rec_len`` as stored."""
-    return 65535 if length == 65536 else length
-
-
-def entries_end(block_size: int, metadata_csum: bool) -> int:
-    """Where the entries of a block end: at its end or at its tail."""
-    return block_size - TAIL_SIZE if metadata_csum else block_size
-
-
 def pack_entry(ino: int, rec_len: int, name: bytes, file_type: int) -> bytes:
     """The bytes of an entry up to the end of its name (``rec_len`` may reach further)."""
     return _ENTRY.pack(ino, rec_len, len(name), file_type) + name
@@ -60,7 +45,7 @@ def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tu
 
     Args:
         buf: the block.
-        limit: where the entries end (``entries_end``).
+        limit: where the entries end (the end of the block, or its checksum tail).
         where: names the block in the error.
 
     Raises:

@@ -27,7 +27,6 @@ LEGACY_UNSIGNED = 3
 HALF_MD4_UNSIGNED = 4
 TEA_UNSIGNED = 5
 
-VERSION_NAMES = {"legacy": LEGACY, "half_md4": HALF_MD4, "tea": TEA}
 
 HTREE_EOF = 0x7FFFFFFF  # (hash >> 1) that stands for the end of a directory stream
 

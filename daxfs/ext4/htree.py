@@ -20,7 +20,6 @@ from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
 from daxfs.ext4.limits import EXT4_HTREE_LEVEL, EXT4_HTREE_LEVEL_COMPAT
 
-ROOT_INFO_OFFSET = 24  # after the entries "." and ".." of 12 bytes each
 ROOT_INFO_SIZE = 8
 ROOT_BASE = 8  # word where the array of a root starts (byte 32)
 NODE_BASE = 2  # word where the array of a node starts (byte 8)
@@ -155,11 +154,6 @@ def entry(w: memoryview, base: int, i: int) -> tuple[int, int]:
 def put_block(w: memoryview, base: int, i: int, block: int) -> None:
     """Store the block of pair ``i``."""
     w[base + 2 * i + 1] = block
-
-
-def put_hash(w: memoryview, base: int, i: int, major: int) -> None:
-    """Store the hash of pair ``i`` > 0."""
-    w[base + 2 * i] = major
 
 
 def insert(w: memoryview, base: int, i: int, major: int, block: int) -> None:

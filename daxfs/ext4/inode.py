@@ -19,14 +19,8 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.record import Record, joined, u16, u32
 
 # Inode numbers with a fixed meaning
-EXT4_BAD_INO = 1
 EXT4_ROOT_INO = 2
-EXT4_USR_QUOTA_INO = 3
-EXT4_GRP_QUOTA_INO = 4
-EXT4_BOOT_LOADER_INO = 5
-EXT4_UNDEL_DIR_INO = 6
-EXT4_RESIZE_INO = 7
-EXT4_JOURNAL_INO = 8
+EXT4_RESIZE_INO = 7  # its map lies over the reserved descriptor blocks on purpose
 
 # i_flags
 EXT4_SECRM_FL = 0x00000001

@@ -29,7 +29,6 @@ COMMIT_BLOCK = 2
 SUPERBLOCK_V1 = 3
 SUPERBLOCK_V2 = 4
 REVOKE_BLOCK = 5
-FC_BLOCK = 6
 
 FLAG_ESCAPE = 1  # the block began with the magic; the log holds zeros there
 FLAG_SAME_UUID = 2  # no UUID follows this tag
@@ -311,11 +310,6 @@ def header(buf: Buffer) -> Header | None:
     return fields if fields.h_magic == MAGIC else None
 
 
-def pack_header(blocktype: int, sequence: int) -> bytes:
-    """The 12 bytes that begin a block of the log."""
-    return _HEADER.pack(MAGIC, blocktype, sequence & _M)
-
-
 class Tag(NamedTuple):
     """One entry of a descriptor: the home of a block that follows it in the log."""
 
@@ -347,15 +341,6 @@ def unpack_tags(buf: Buffer, form: Format) -> list[Tag]:
             break
         at += size if flags & FLAG_SAME_UUID else size + UUID_SIZE
     return tags
-
-
-def pack_descriptor(form: Format, sequence: int, tags: Sequence[tuple[int, int, int]]) -> bytes:
-    """A whole descriptor block; see `fill_descriptor`. The number of tags is checked here."""
-    if not 0 < len(tags) <= form.tags_per_descriptor:
-        raise ValueError(f"{len(tags)} tags in one descriptor, the limit is {form.tags_per_descriptor}")
-    block = bytearray(form.block_size)
-    fill_descriptor(form, block, sequence, tags)
-    return bytes(block)
 
 
 def fill_descriptor(
@@ -487,15 +472,6 @@ class Commit(NamedTuple):
         if (self.h_chksum_type, self.h_chksum_size) == (CRC32_CHKSUM, CRC32_CHKSUM_SIZE):
             return self.h_chksum == running
         return not (self.h_chksum_type or self.h_chksum_size or self.h_chksum)
-
-
-def pack_commit(
-    form: Format, sequence: int, seconds: int, nanoseconds: int, transaction_checksum: int | None = None
-) -> bytes:
-    """A whole commit block; see `fill_commit`."""
-    block = bytearray(form.block_size)
-    fill_commit(form, block, sequence, seconds, nanoseconds, transaction_checksum)
-    return bytes(block)
 
 
 def fill_commit(

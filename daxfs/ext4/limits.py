@@ -7,19 +7,14 @@ from __future__ import annotations
 
 EXT4_NAME_LEN = 255  # bytes in one directory entry's name
 EXT4_LINK_MAX = 65000  # i_links_count; a directory beyond it (dir_nlink) counts 1
-EXT4_N_BLOCKS = 15  # words of i_block
-EXT4_NDIR_BLOCKS = 12  # direct blocks of an indirect-mapped file
 
 EXT_MAX_BLOCKS = 0xFFFFFFFF  # first logical block an extent-mapped file can NOT have
-EXT4_MAX_LOGICAL_BLOCK = EXT_MAX_BLOCKS - 1
 
 FAST_SYMLINK_MAX = 59  # a target of up to 59 bytes (and its NUL) lives in i_block
 PATH_MAX = 4096
 
-EXT4_XATTR_SIZE_MAX = 1 << 24  # a larger e_value_size is corruption
 XATTR_SIZE_MAX = 65536  # the VFS refuses larger values (E2BIG)
 XATTR_NAME_MAX = 255
-XATTR_LIST_MAX = 65536
 EXT4_XATTR_REFCOUNT_MAX = 1024  # inodes that may share one attribute block
 
 EXT4_HTREE_LEVEL_COMPAT = 2  # levels of a directory index, without and with large_dir

@@ -125,11 +125,6 @@ def i16(offset: int) -> IntField:
     return IntField(offset, 2, signed=True)
 
 
-def i32(offset: int) -> IntField:
-    """Declare a two's complement 32-bit integer."""
-    return IntField(offset, 4, signed=True)
-
-
 def raw(offset: int, length: int) -> RawField:
     """Declare ``length`` bytes without structure."""
     return RawField(offset, length)

@@ -18,17 +18,9 @@ EXT4_SUPER_MAGIC = 0xEF53
 # s_state
 EXT4_VALID_FS = 0x0001
 EXT4_ERROR_FS = 0x0002
-EXT4_ORPHAN_FS = 0x0004
-
-# s_errors
-EXT4_ERRORS_CONTINUE = 1
-EXT4_ERRORS_RO = 2
-EXT4_ERRORS_PANIC = 3
 
 # s_flags
-EXT2_FLAGS_SIGNED_HASH = 0x0001
 EXT2_FLAGS_UNSIGNED_HASH = 0x0002
-EXT2_FLAGS_TEST_FILESYS = 0x0004
 
 # s_default_mount_opts
 EXT4_DEFM_DEBUG = 0x0001
@@ -47,8 +39,6 @@ EXT4_DEFM_NODELALLOC = 0x0800
 
 # s_first_error_errcode, s_last_error_errcode
 EXT4_ERR_UNKNOWN = 1
-EXT4_ERR_EIO = 2
-EXT4_ERR_EFSBADCRC = 4
 EXT4_ERR_EFSCORRUPTED = 5
 
 DEFAULT_MOUNT_OPTIONS = {
@@ -194,10 +184,6 @@ class Superblock(Record):
     s_checksum = u32(0x3FC)
 
     # Seconds since the epoch, 40 bits.
-    mount_time = joined("s_mtime", "s_mtime_hi")
-    write_time = joined("s_wtime", "s_wtime_hi")
-    mkfs_time = joined("s_mkfs_time", "s_mkfs_time_hi")
-    check_time = joined("s_lastcheck", "s_lastcheck_hi")
     first_error_time = joined("s_first_error_time", "s_first_error_time_hi")
     last_error_time = joined("s_last_error_time", "s_last_error_time_hi")
 

@@ -119,10 +119,6 @@ class PoolFile(io.RawIOBase):
         self._fs.setattr(self._file.ino, SetAttributes(size=size))
         return size
 
-    def flush_to_pool(self) -> None:
-        """Make the file durable (fsync)."""
-        self._fs.fsync(self._file.ino)
-
     def close(self) -> None:
         if not self.closed:
             self._fs.release(self._file)

@@ -169,7 +169,6 @@ class Journal:
             self._transaction,
             checked,
             self.view.caches,
-            limit=keeper.limit,
             revokes_per_block=keeper.revokes_per_block,
             strict=check_credits,
         )
@@ -307,11 +306,6 @@ class Journal:
     def interrupted(self) -> bool:
         """Whether an exception that is no refusal (`FsError`) came out of a handle or a commit, ever."""
         return self._handle.interrupted
-
-    @property
-    def running_id(self) -> int:
-        """The transaction that handles change now; all smaller ids are durable."""
-        return self._transaction.id
 
     @property
     def dirty(self) -> bool:

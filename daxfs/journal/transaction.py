@@ -122,7 +122,6 @@ class Handle(View):
 
     Attributes:
         privileged: the operation may use reserved blocks.
-        transaction_id: of the running transaction; `daxfs.journal.journal.Journal.commit` makes it durable.
         frees: (start, count) runs to be cleared in the bitmaps at commit. Only append: a rollback cuts it to its old
             length.
         active: inside its ``with`` block.
@@ -135,7 +134,6 @@ class Handle(View):
         "_copies",
         "_credits",
         "_frees_mark",
-        "_limit_credits",
         "_revokes_per_block",
         "_seals",
         "_strict",
@@ -147,7 +145,6 @@ class Handle(View):
         "interrupted",
         "privileged",
         "rollbacks",
-        "transaction_id",
     )
 
     def __init__(
@@ -158,7 +155,6 @@ class Handle(View):
         checked: set[int],
         caches: Caches,
         *,
-        limit: int,
         revokes_per_block: int,
         strict: bool,
     ) -> None:
@@ -170,7 +166,6 @@ class Handle(View):
             transaction: the running one.
             checked: the verified blocks, shared with the journal's view.
             caches: those of the journal's view.
-            limit: blocks in one transaction.
             revokes_per_block: block numbers in one revoke block of the log.
             strict: check that every handle stays within its credits (for tests).
         """
@@ -180,7 +175,6 @@ class Handle(View):
         self._seals = transaction.seals
         self._touched: set[int] = set()
         self._undo: list[tuple[Any, ...]] = []
-        self._limit_credits = limit
         self._revokes_per_block = revokes_per_block
         self.rollbacks = 0
         self._strict = strict
@@ -190,7 +184,6 @@ class Handle(View):
         self.active = False
         self.interrupted = False
         self.privileged = True
-        self.transaction_id = transaction.id
 
     # The journal's side
 
@@ -199,7 +192,6 @@ class Handle(View):
         tx = self._tx
         self._credits = credits
         self.privileged = privileged
-        self.transaction_id = tx.id
         self._frees_mark = len(tx.frees)
         return self
 
@@ -329,15 +321,6 @@ class Handle(View):
             tx.reserved[key] = credits
             tx.reserved_credits += credits
             self._undo.append((_RESERVED, key, credits))
-
-    def extend(self, credits: int) -> bool:
-        """More credits for this handle, if the transaction has room; else False, and nothing changed."""
-        tx = self._tx
-        unused = max(self._credits - len(self._touched), 0)
-        if len(tx.copies) + tx.reserved_credits + unused + credits > self._limit_credits:
-            return False
-        self._credits += credits
-        return True
 
     # How it is done
 

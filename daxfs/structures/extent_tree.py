@@ -21,6 +21,7 @@ import numpy as np
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT4_EXT_MAGIC, EXT_INIT_MAX_LEN, Extent
+from daxfs.ext4.inode import EXT4_RESIZE_INO
 from daxfs.structures import metadata_zone
 from daxfs.structures.trusted import Trusted
 
@@ -33,7 +34,6 @@ MAX_BLOCKS = 0xFFFFFFFF
 ROOT_ENTRIES = 4
 ROOT_WORDS = slice(10, 25)
 """``i_block`` among the 32-bit words of an inode."""
-RESIZE_INO = 7  # its map lies over the reserved descriptor blocks on purpose
 
 
 class _Roots(Trusted):
@@ -101,7 +101,7 @@ def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: s
     """Header, order, bounds and place of all entries of a node."""
     format_.check(w, levels, view.geometry.blocks_count, where)
     used = w[0] >> 16
-    if not used or inode.number == RESIZE_INO:
+    if not used or inode.number == EXT4_RESIZE_INO:
         return
     entries = np.frombuffer(w, "<u4")[3 : 3 + 3 * used].reshape(used, 3).astype(np.int64)
     if format_.depth(w):

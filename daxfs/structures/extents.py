@@ -138,21 +138,6 @@ def mapped_end(view: View, inode: Inode) -> int:
     return last.lblk + last.length
 
 
-def count_blocks(view: View, inode: Inode) -> int:
-    """Blocks that the map takes: those mapped and those of the tree itself (what ``i_blocks`` counts of it)."""
-    total = 0
-    position = 0
-    seen = [-1] * format_.MAX_DEPTH
-    while position < MAX_BLOCKS:
-        path, position = descend(view, inode, position)
-        for level, step in enumerate(path[1:]):
-            if seen[level] != step.number:
-                seen[level] = step.number
-                total += 1
-        total += sum(extent.length for extent in format_.leaves(path[-1].words))
-    return total
-
-
 # Changing
 
 

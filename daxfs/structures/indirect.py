@@ -20,9 +20,9 @@ import numpy as np
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.extent import Extent
-from daxfs.ext4.inode import EXT4_EXTENTS_FL
+from daxfs.ext4.inode import EXT4_EXTENTS_FL, EXT4_RESIZE_INO
 from daxfs.structures import blocks, inodes, metadata_zone
-from daxfs.structures.extent_tree import RESIZE_INO, ROOT_WORDS
+from daxfs.structures.extent_tree import ROOT_WORDS
 from daxfs.structures.trusted import Trusted
 
 if TYPE_CHECKING:
@@ -43,12 +43,6 @@ class _Tops(Trusted):
     """The 15 pointers of inodes."""
 
     __slots__ = ()
-
-
-def max_blocks(view: View) -> int:
-    """Logical blocks that the pointers can reach."""
-    per = view.block_size >> 2
-    return min(DIRECT + per + per**2 + per**3, 0xFFFFFFFF)
 
 
 def _route(view: View, lblk: int) -> tuple[int, ...]:
@@ -86,7 +80,7 @@ def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) ->
             CorruptKind.BLOCK_POINTER,
             f"inode {inode.number}, {where}: {used.max()} of {view.geometry.blocks_count} blocks",
         )
-    if inode.number == RESIZE_INO:
+    if inode.number == EXT4_RESIZE_INO:
         return
     starts = used.astype(np.int64)
     at = metadata_zone.first_overlap(view, inode.number, starts, starts + 1)
@@ -241,11 +235,6 @@ def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limi
 def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     """The first mapped run that ends after ``lblk``, trimmed to begin there or later; None when there is none."""
     return next(walk(view, inode, lblk), None)
-
-
-def count_blocks(view: View, inode: Inode) -> int:
-    """Blocks that the map takes: those mapped and the index blocks (what ``i_blocks`` counts of it)."""
-    return sum(length for _, _, length in _Walk(view, inode, 0, 0xFFFFFFFF).pieces())
 
 
 # Changing

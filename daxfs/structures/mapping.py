@@ -16,7 +16,6 @@ from daxfs.errors import FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.structures import extent_tail, extents, indirect
-from daxfs.structures.extent_tree import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -26,12 +25,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Extent",
     "allocate",
-    "count_blocks",
     "insert",
     "lookup",
     "mark_unwritten",
     "mark_written",
-    "max_blocks",
     "move_border",
     "new_inode_map",
     "next_mapped",
@@ -40,11 +37,6 @@ __all__ = [
     "settle_tail",
     "walk",
 ]
-
-
-def max_blocks(view: View, inode: Inode) -> int:
-    """Logical blocks that the inode's kind of map can reach."""
-    return MAX_BLOCKS if inode.flags & EXT4_EXTENTS_FL else indirect.max_blocks(view)
 
 
 def lookup(view: View, inode: Inode, lblk: int) -> Extent:
@@ -76,13 +68,6 @@ def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.next_mapped(view, inode, lblk)
     return indirect.next_mapped(view, inode, lblk)
-
-
-def count_blocks(view: View, inode: Inode) -> int:
-    """Blocks that the map takes: those mapped and its own (what ``i_blocks`` counts of it, in file system blocks)."""
-    if inode.flags & EXT4_EXTENTS_FL:
-        return extents.count_blocks(view, inode)
-    return indirect.count_blocks(view, inode)
 
 
 def new_inode_map(tx: Handle, inode: Inode) -> None:

@@ -14,8 +14,7 @@ from explorer.examine import Depth, Examiner, Tally, Wrong
 from explorer.explore import Task, explore
 from explorer.lines import Line, choices, cuts
 from explorer.workloads import Workload
-
-from daxfs.pmem.recorder import CACHE_LINE, Event, Fence, Flush, Store
+from recorder import CACHE_LINE, Event, Fence, Flush, Store
 
 SAMPLE = Depth(alone=6, subsets=1, again=0.003)
 

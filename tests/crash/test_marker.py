@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from crash_marker import Recorded, complete
 from crash_rig import image
+from recorder import Flush, Store
 
 from daxfs.fs.types import ROOT_INO
-from daxfs.pmem.recorder import Flush, Store
 
 IMAGES = 50
 

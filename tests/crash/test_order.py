@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from crash_rig import FORMATS, QUIET, Workbench, image, recover
+from recorder import Event, Fence, RecordingPool, Store
 
 from daxfs.ext4.features import Incompat
 from daxfs.ext4.geometry import Geometry
@@ -18,7 +19,6 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import SetAttributes
 from daxfs.journal.area import LogArea
 from daxfs.journal.view import PoolView
-from daxfs.pmem.recorder import Event, Fence, RecordingPool, Store
 from support import fsck
 
 FLAGS, CHECKSUM = 0x60, 0x3FC

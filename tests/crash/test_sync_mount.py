@@ -13,12 +13,12 @@ from itertools import pairwise
 
 import pytest
 from crash_rig import NEEDS, OPERATIONS, SINGLE, Workbench, differing, image, recover, take_picture
+from recorder import RecordingPool
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_SYNC_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Options
-from daxfs.pmem.recorder import RecordingPool
 from support import wait_a_tick
 
 SYNC = Options(sync=True, atime="noatime")

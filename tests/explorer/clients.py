@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 from crash_rig import Moment, Picture, Promise, Run, noise, take_picture, words_agree
 from lease_rig import token
+from recorder import Fence, Flush, RecordingPool, Store
 from tree_rig import QUIET
 
 from daxfs import protocol
@@ -35,7 +36,6 @@ from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.types import LeaseRequest, SetAttributes, Stored
 from daxfs.pmem import persist
 from daxfs.pmem.persist import Buffer, Library, Persistence
-from daxfs.pmem.recorder import Fence, Flush, RecordingPool, Store
 
 PAGE = 4096
 REFUSED = ("pread", "pwrite", "preadv", "fsync", "ftruncate")

@@ -27,6 +27,7 @@ from crash_rig import (
     torn_superblock,
     unlike,
 )
+from recorder import RecordingPool
 
 from daxfs.errors import Corrupt
 from daxfs.fs import clock
@@ -34,7 +35,6 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.mounting import log_area, needs_recovery, read_superblock, recover_in_place
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import RecordingPool
 from daxfs.structures.mapping import Extent
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep

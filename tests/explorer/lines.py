@@ -1,6 +1,6 @@
 """What a power cut may leave of a record of stores: cache lines of 64 bytes, in words of 8 bytes.
 
-The model is the one of `daxfs.pmem.recorder`. Between two fences each line that was stored to has its durable content
+The model is the one of `recorder`. Between two fences each line that was stored to has its durable content
 and a version for each store; the medium may hold any of them, word by word. A line that was flushed is durable from the
 next fence on. `cuts` stops before each fence, where most is undecided: what an earlier cut leaves is among its choices.
 """
@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from daxfs.pmem.recorder import CACHE_LINE, WORD, Event, Fence, Flush, Store
+from recorder import CACHE_LINE, WORD, Event, Fence, Flush, Store
 
 Chosen = list[tuple[int, bytes]]
 """Pieces of an image: byte offset and content."""

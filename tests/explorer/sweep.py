@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from daxfs.pmem.recorder import Event, Store
+from recorder import Event, Store
+
 from explorer.disk import Disk
 from explorer.lines import choices, cuts
 

@@ -12,6 +12,7 @@ from enum import IntFlag
 from pathlib import Path
 from typing import Literal
 
+import log_blocks
 import pytest
 
 from daxfs.errors import CorruptKind
@@ -130,18 +131,21 @@ def journal_samples() -> Iterator[tuple[str, Sample]]:
         h_blocktype=jbd2.SUPERBLOCK_V1, s_padding=b"p" * 160, s_users=b"u" * 768
     )
     yield "`jbd2.superblock`", (made.pack(), "big", made._asdict())
-    yield "`jbd2.header`", (jbd2.pack_header(5, 77), "big", {"h_magic": jbd2.MAGIC, "h_blocktype": 5, "h_sequence": 77})
+    yield (
+        "`jbd2.header`",
+        (log_blocks.header(5, 77), "big", {"h_magic": jbd2.MAGIC, "h_blocktype": 5, "h_sequence": 77}),
+    )
     number, digest = 0x112131415161, 0x71727374
     for section, incompat in (("`jbd2.tag3`", jbd2.Incompat.CSUM_V3), ("`jbd2.tag`", jbd2.Incompat.CSUM_V2)):
         form = jbd2.Format.of(plain._replace(s_feature_incompat=int(incompat | jbd2.Incompat.BIT64)))
         checksum = digest if form.csum_version == 3 else digest & 0xFFFF
-        data = jbd2.pack_descriptor(form, 77, [jbd2.Tag(number, jbd2.FLAG_ESCAPE, checksum)])
+        data = log_blocks.descriptor(form, 77, [jbd2.Tag(number, jbd2.FLAG_ESCAPE, checksum)])
         tag = {"t_blocknr": number & 0xFFFFFFFF, "t_flags": 9, "t_blocknr_high": number >> 32, "t_checksum": checksum}
         yield section, (data[12:], "big", tag)
     form = jbd2.Format.of(plain)
     yield "`jbd2.revoke`", (jbd2.pack_revoke(form, 77, [1, 2, 3]), "big", {"r_count": 28})
     commit = {"h_chksum_type": 1, "h_chksum_size": 4, "h_chksum": 99, "h_commit_sec": 0x100000002, "h_commit_nsec": 3}
-    yield "`jbd2.commit`", (jbd2.pack_commit(form, 77, 0x100000002, 3, 99), "big", commit)
+    yield "`jbd2.commit`", (log_blocks.commit(form, 77, 0x100000002, 3, 99), "big", commit)
 
 
 SAMPLES: dict[str, Sample] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daxfs.ext4.record import Record, i16, i32, joined, raw, u8, u16, u32, u64
+from daxfs.ext4.record import Record, i16, joined, raw, u8, u16, u32, u64
 
 
 class Sample(Record):
@@ -18,7 +18,7 @@ class Sample(Record):
     e = u64(8)
     f = i16(16)
     tail = u16(18, within="end")
-    g = i32(20)
+    g = u32(20)
     h = raw(25, 3)
     low = u16(28)
     high = u16(30)
@@ -65,8 +65,6 @@ def test_signed_fields_round_trip(value: int) -> None:
     _, record = bound()
     record.f = value
     assert record.f == value
-    record.g = value << 16
-    assert record.g == value << 16
 
 
 @pytest.mark.parametrize(
@@ -79,8 +77,6 @@ def test_signed_fields_round_trip(value: int) -> None:
         ("e", 1 << 64),
         ("f", 1 << 15),
         ("f", -(1 << 15) - 1),
-        ("g", 1 << 31),
-        ("g", -(1 << 31) - 1),
         ("both", 1 << 32),
         ("both", -1),
         ("h", b"four"),

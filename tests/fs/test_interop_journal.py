@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from kernel_rig import LOG_FLUSH, NO_LOG_FLUSH, copy, kernel_mount, needs_recovery, shut_down, sync
+from recorder import RecordingPool
 from tree_rig import QUIET, KernelSide, PoolSide, Tree, kernel_tree, mingle, plant, pool_tree, portable, same, timeless
 
 from daxfs.fs import data
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import SetAttributes
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import RecordingPool
 from support import fsck, tool
 
 MakePool = Callable[..., Path]

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import pytest
 from crash_rig import READ_ONLY, recover_by_e2fsck, some, words_agree
 from lease_rig import OPERATIONS, STATES, SharedPool, owners, pairs, plant
+from recorder import CrashImage
 from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import CrashImage
 from daxfs.structures import orphans
 from support import fsck, mke2fs
 

@@ -1,7 +1,7 @@
 """Power cuts of the whole file system: whatever a cut leaves, recovery brings back a state that the tree went through.
 
 Every single operation and a sample of sequences, each perhaps followed by a sync, are cut before each fence with every
-kind of subset of the stores that are not durable by then (`daxfs.pmem.recorder`). daxfs recovers each image and e2fsck
+kind of subset of the stores that are not durable by then (`recorder`). daxfs recovers each image and e2fsck
 checks the result; e2fsck and the kernel recover a sample of them to the same tree.
 """
 
@@ -29,10 +29,10 @@ from crash_rig import (
     torn_superblock,
     unlike,
 )
+from recorder import CrashImage, RecordingPool
 
 from daxfs.fs import data, removal
 from daxfs.fs.filesystem import FileSystem
-from daxfs.pmem.recorder import CrashImage, RecordingPool
 from support import fsck
 
 

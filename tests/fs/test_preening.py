@@ -15,6 +15,7 @@ import pytest
 from crash_rig import FORMATS, QUIET, Run, image, torn_superblock, words_agree
 from explorer.disk import Disk
 from explorer.sweep import sweep
+from recorder import RecordingPool
 
 from daxfs.errors import Corrupt
 from daxfs.ext4.features import Incompat
@@ -26,7 +27,6 @@ from daxfs.fs.types import Options
 from daxfs.journal import recovery
 from daxfs.journal.log import load_superblock
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import RecordingPool
 from daxfs.tools import check
 from support import HANG_SECONDS, fsck, mke2fs, tool
 

@@ -39,6 +39,7 @@ from range_rig import (
     set_flag,
     zeroing_off,
 )
+from recorder import RecordingPool
 from tree_rig import QUIET
 
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
@@ -47,7 +48,6 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Caller, SetAttributes
 from daxfs.fs.volume import Volume
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import RecordingPool
 from daxfs.structures import inodes
 from support import fsck, mke2fs
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
+from recorder import Fence, RecordingPool
 from tree_model import (
     NONE,
     Partial,
@@ -34,7 +35,6 @@ from tree_model import (
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
-from daxfs.pmem.recorder import Fence, RecordingPool
 from support import fsck, mke2fs
 
 FORMATS: dict[str, tuple[str, ...]] = {

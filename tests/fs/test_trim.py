@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from crash_rig import noise
 from kernel_rig import kernel_mount
+from recorder import RecordingPool
 from tree_rig import QUIET, furnish, pool_tree, same
 
 from daxfs.errors import FsError
@@ -20,7 +21,6 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
-from daxfs.pmem.recorder import RecordingPool
 from daxfs.structures import blocks
 from support import fsck
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import log_blocks
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_rig import JournalRig
+from recorder import RecordingPool
 
-from daxfs.ext4.jbd2 import MAGIC_BYTES, Format, pack_commit
+from daxfs.ext4.jbd2 import MAGIC_BYTES, Format
 from daxfs.journal import recovery
 from daxfs.journal.journal import Journal
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
-from daxfs.pmem.recorder import RecordingPool
 
 BLOCKS = 8
 State = dict[int, bytes | None]  # None: the block is nobody's
@@ -124,7 +125,7 @@ def test_old_commit_records_under_new_blocks(name: str) -> None:
     Journal.open(pool, rig.geometry, rig.area).close()
     form = Format.of(rig.superblock(pool))
     for position in range(1, 60):
-        pool.write(rig.place(position), pack_commit(form, 0x77777777, 1 << 33, 0))
+        pool.write(rig.place(position), log_blocks.commit(form, 0x77777777, 1 << 33, 0))
     recorder = RecordingPool(pool.image())
     journal = Journal.open(recorder, rig.geometry, rig.area)
     for number in range(1, 5):

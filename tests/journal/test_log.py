@@ -7,10 +7,12 @@ import random
 import re
 from pathlib import Path
 
+import log_blocks
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_rig import FORMATS, JournalRig
+from recorder import RecordingPool, Store
 
 from daxfs.errors import Corrupt, FsError, Unsupported
 from daxfs.ext4 import jbd2
@@ -21,7 +23,6 @@ from daxfs.journal.journal import Journal
 from daxfs.journal.log import Log
 from daxfs.journal.tail import LogTail
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.recorder import RecordingPool, Store
 from support import run
 
 formats = pytest.mark.parametrize("name", FORMATS)
@@ -285,7 +286,7 @@ def test_a_block_left_in_the_log_never_passes_for_a_new_one(rig_of_30: JournalRi
         if not 0 <= position - log._tail.superblock.s_start < 3:
             for at, number in ((position, sequence), (position, sequence + 1)):
                 if (at + number) % 2:
-                    record = jbd2.pack_commit(log._form, number, 1 << 33, 0)
+                    record = log_blocks.commit(log._form, number, 1 << 33, 0)
                     pool.write(rig.place(at), record)
     with journal.handle(1) as tx:
         tx.edit(rig.free[0])[:] = rig.filled(2)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import log_blocks
 import pytest
 from journal_rig import JournalRig
+from recorder import RecordingPool
 
 from daxfs.ext4 import jbd2
 from daxfs.ext4.jbd2 import Format
@@ -14,7 +16,6 @@ from daxfs.journal import recovery, tail
 from daxfs.journal.journal import Journal
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
-from daxfs.pmem.recorder import RecordingPool
 
 NAMES = ["v3", "no checksums"]
 LOG = 120
@@ -113,7 +114,7 @@ def forge(rig: JournalRig, pool: Pool, position: int, sequence: int) -> None:
     descriptor = memoryview(bytearray(rig.block_size))
     checksum = jbd2.block_checksum(form, sequence, memoryview(content)) if form.csum_version else 0
     jbd2.fill_descriptor(form, descriptor, sequence, [(rig.free[7], 0, checksum)])
-    blocks = [bytes(descriptor), content, jbd2.pack_commit(form, sequence, 1 << 33, 0)]
+    blocks = [bytes(descriptor), content, log_blocks.commit(form, sequence, 1 << 33, 0)]
     for at, block in enumerate(blocks):
         wrapped = position + at
         pool.write(rig.place(wrapped if wrapped < LOG else wrapped - LOG + 1), block)

@@ -6,6 +6,7 @@ import random
 import struct
 from pathlib import Path
 
+import log_blocks
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ class Writer:
             checksum = jbd2.block_checksum(self.form, self.sequence, logged)
             tags.append(Tag(changed.get("home", number), jbd2.FLAG_ESCAPE * escaped, checksum))
             copies.append(logged)
-        descriptor = jbd2.pack_descriptor(self.form, self.sequence, tags)
+        descriptor = log_blocks.descriptor(self.form, self.sequence, tags)
         for name, block in (("descriptor", descriptor), *((f"copy {i}", copy) for i, copy in enumerate(copies))):
             self.sum = jbd2.crc32_be(self.sum, block)
             self.put(block, name)
@@ -89,7 +90,7 @@ class Writer:
 
     def commit(self, *, seconds: int = 0) -> Writer:
         self.seconds = seconds or self.seconds + 1
-        record = jbd2.pack_commit(self.form, self.sequence, self.seconds, 0, self.sum if self.v1 else None)
+        record = log_blocks.commit(self.form, self.sequence, self.seconds, 0, self.sum if self.v1 else None)
         self.put(record, "commit")
         self.sum = 0xFFFFFFFF
         self.sequence = self.sequence + 1 & 0xFFFFFFFF
@@ -288,7 +289,7 @@ def test_a_log_that_loops() -> None:
 def test_a_block_of_unknown_type_ends_the_log() -> None:
     writer = Writer()
     writer.blocks({writer.rig.free[0]: writer.rig.filled(1)}).commit()
-    writer.put(jbd2.pack_header(77, writer.sequence).ljust(writer.rig.block_size, b"\0"))
+    writer.put(log_blocks.header(77, writer.sequence).ljust(writer.rig.block_size, b"\0"))
     writer.commit()
     assert writer.replay().transactions == 1
 

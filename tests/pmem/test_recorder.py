@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-
-from daxfs.pmem.recorder import CrashImage, Fence, Flush, Mark, RecordingPool, Store
+from recorder import CrashImage, Fence, Flush, Mark, RecordingPool, Store
 
 SIZE = 64 << 10
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from map_rig import MapRig, make_image
+from map_rig import MapRig, count_blocks, make_image
 
 from daxfs.structures import extent_shift, extents
 from daxfs.structures.extent_tree import MAX_BLOCKS
@@ -45,7 +45,7 @@ class ShiftRig(MapRig):
         """One step of several: the tree is valid behind it."""
         with self.change(leaves + 8) as (tx, inode):
             extent_shift.move(tx, inode, first, last, by)
-        extents.count_blocks(self.view, self.inode)
+        count_blocks(self.view, self.inode)
         list(extents.walk(self.view, self.inode))
         return 1
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from map_rig import MapRig, make_image
+from map_rig import MapRig, count_blocks, make_image
 
 from daxfs.structures import extent_tail, extents, mapping
 from support import fsck, run
@@ -92,7 +92,7 @@ def test_growing_far_beyond_does_not_make_the_tree_deeper(rig: TailRig) -> None:
     assert rig.depth == 3
     assert rig.root_entries() <= 3
     rig.sound()
-    blocks = mapping.count_blocks(rig.view, rig.inode) - len(rig.model)
+    blocks = count_blocks(rig.view, rig.inode) - len(rig.model)
     assert blocks < 25_000 // 80 + 20
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from map_rig import FIRST_INO, MapRig, debugfs_map, make_image, spread
+from map_rig import FIRST_INO, MapRig, count_blocks, debugfs_map, make_image, spread
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import extent as format_
@@ -64,7 +64,7 @@ def test_reads_what_mke2fs_wrote(tmp_path: Path, options: tuple[str, ...]) -> No
         inode = inodes.read(view, ino)
         model = debugfs_map(path, ino)
         assert spread(mapping.walk(view, inode)) == model
-        assert mapping.count_blocks(view, inode) == inode.blocks * 512 // view.block_size
+        assert count_blocks(view, inode) == inode.blocks * 512 // view.block_size
         for lblk in range(0, max(model) + 9):
             run_ = mapping.lookup(view, inode, lblk)
             assert (run_.lblk, run_.pblk) == (lblk, model.get(lblk, (0, False))[0])
@@ -105,7 +105,7 @@ def test_deep_tree_is_built_read_cut_and_flat_again(rigs: Rigs) -> None:
     assert rig.depth == 2
     rig.remove(6, None, limit=100)
     assert rig.depth == 0
-    assert mapping.count_blocks(rig.view, rig.inode) == 3
+    assert count_blocks(rig.view, rig.inode) == 3
 
 
 def test_every_step_of_a_truncate_leaves_a_valid_tree(rigs: Rigs) -> None:
@@ -130,12 +130,12 @@ def test_every_step_of_a_truncate_leaves_a_valid_tree(rigs: Rigs) -> None:
 def test_sparse_middle_leaves_are_joined(rigs: Rigs) -> None:
     rig = rigs()
     fragmented(rig, 420)
-    taken = mapping.count_blocks(rig.view, rig.inode) - len(rig.model)
+    taken = count_blocks(rig.view, rig.inode) - len(rig.model)
     for lblk in range(0, 840, 2):
         if lblk % 40:
             rig.remove(lblk, lblk)
     rig.check()
-    assert mapping.count_blocks(rig.view, rig.inode) - len(rig.model) == 1 < taken
+    assert count_blocks(rig.view, rig.inode) - len(rig.model) == 1 < taken
     assert rig.depth == 1
 
 
@@ -378,7 +378,7 @@ def test_a_tree_that_points_to_itself_ends(tmp_path: Path) -> None:
 
     view = hostile(tmp_path, loop)
     inode = inodes.read(view, FIRST_INO)
-    for call in (mapping.count_blocks, lambda v, i: mapping.lookup(v, i, 0), lambda v, i: list(mapping.walk(v, i))):
+    for call in (count_blocks, lambda v, i: mapping.lookup(v, i, 0), lambda v, i: list(mapping.walk(v, i))):
         with pytest.raises(Corrupt):
             call(view, inode)
 
