@@ -24,7 +24,7 @@ from lease_rig import (
     token,
     truncate,
 )
-from range_rig import COLLAPSE, INSERT, refused
+from range_rig import COLLAPSE, INSERT, PUNCH, refused
 
 from daxfs.errors import FsError
 from daxfs.fs.change import Change
@@ -350,3 +350,34 @@ def test_a_close_that_fails_frees_what_has_no_name(fs: FileSystem, monkeypatch: 
         held.close()
     fs.check()
     assert fs.volume.lives.nameless == {fs.grants.page.ino}
+
+
+def test_blocks_that_were_punched_are_no_growth_any_more(open_fs: OpenFs) -> None:
+    """Of the page that EOF is in, a punch frees what a client was given."""
+    fs = open_fs("-b", "1024", size="16M")
+    held = client(fs, content=b"x")
+    held.ask(0, 4096, STORE | GROW)
+    held.store(1024, b"y" * 3072)
+    other = held.fs.open_file(held.file.ino, os.O_RDWR)
+    fs.fallocate(other, PUNCH, 0, 4096)
+    fs.sync()
+    assert all(low >= 4096 or high <= 1024 for low, high, _, _ in fs.grants.by_ino[held.file.ino].growth.runs)
+    fs.release(other)
+    held.close()
+
+
+def test_each_change_is_counted(fs: FileSystem) -> None:
+    """A client whose stores were made durable sees that they are not all there is."""
+    held = client(fs, content=b"x" * BLOCK)
+    held.ask(0, BLOCK, STORE)
+    grants = fs.grants.by_ino[held.file.ino]
+    for change in (
+        lambda: fs.write(held.file, 0, b"y"),
+        lambda: fs.write(held.file, BLOCK, b"y"),
+        lambda: fs.link(held.file.ino, ROOT_INO, b"link"),
+        lambda: fs.unlink(ROOT_INO, b"link"),
+    ):
+        before = grants.changes
+        change()
+        assert grants.changes > before
+    held.close()
