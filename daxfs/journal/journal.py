@@ -1,9 +1,9 @@
 """Floor 4: the journal as the floors above know it: handles, commit, close.
 
-`Journal` owns the running transaction and decides when it ends. Where a commit is written is a `Keeper`'s business:
-the jbd2 log (`daxfs.journal.log.Log`), or nothing at all for pools without a journal (`NoLog`). Recovery comes
-before: a `Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. Single-threaded; nothing here
-waits. Callers: the fs floor, which mounts, and tests of the structures.
+`Journal` owns the running transaction and decides when it ends. A `CommitWriter` writes each commit: the jbd2 log
+(`daxfs.journal.log.Log`), or home copies alone for pools without a journal (`NoLog`). Recovery comes first: a
+`Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. Single-threaded; nothing here waits.
+Callers: the fs floor, which mounts, and tests of the structures.
 
 The states of a journal::
 
@@ -38,7 +38,7 @@ UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: 
 SIZE_CLASSES = 33  # powers of two up to what a log can have: its block numbers have 32 bits
 
 
-class Keeper(Protocol):
+class CommitWriter(Protocol):
     """Where transactions become durable.
 
     Attributes:
@@ -74,7 +74,7 @@ class Keeper(Protocol):
 
 
 class NoLog:
-    """The keeper of a pool without a journal: a commit is the home copies and a fence, not atomic."""
+    """The commit writer of a pool without a journal: a commit is the home copies and a fence, not atomic."""
 
     def __init__(self, pool: Pool) -> None:
         self.limit = UNLOGGED_LIMIT
@@ -150,7 +150,7 @@ class Journal:
         self,
         pool: Pool,
         geometry: Geometry,
-        keeper: Keeper,
+        writer: CommitWriter,
         caches: Caches | None = None,
         *,
         check_credits: bool = False,
@@ -159,7 +159,7 @@ class Journal:
         self.pool = pool
         self.abort_hooks: list[Callable[[], None]] = []
         self._commit_hooks: list[tuple[Callable[[], object], Callable[[Handle], None]]] = []
-        self._keeper = keeper
+        self._writer = writer
         self._transaction = Transaction()
         checked: set[int] = set()
         self.view = View(pool, geometry, self._transaction.overlay, checked, caches)
@@ -169,10 +169,10 @@ class Journal:
             self._transaction,
             checked,
             self.view.caches,
-            revokes_per_block=keeper.revokes_per_block,
+            revokes_per_block=writer.revokes_per_block,
             strict=check_credits,
         )
-        self._room = keeper.limit  # -1 once there are no more handles
+        self._room = writer.limit  # -1 once there are no more handles
         self._superblock_home = SUPERBLOCK_OFFSET // geometry.block_size
         self._closed = False
         self._aborted = False
@@ -203,8 +203,8 @@ class Journal:
             Corrupt: the journal's superblock is damaged, or the log still holds transactions.
             Unsupported: the journal uses features that can't be written.
         """
-        keeper: Keeper = NoLog(pool) if area is None else Log(pool, geometry, area)
-        return cls(pool, geometry, keeper, caches, check_credits=check_credits)
+        writer: CommitWriter = NoLog(pool) if area is None else Log(pool, geometry, area)
+        return cls(pool, geometry, writer, caches, check_credits=check_credits)
 
     def handle(self, credits: int, *, privileged: bool = True) -> Handle:
         """The right to change up to ``credits`` blocks, as a context manager.
@@ -241,7 +241,7 @@ class Journal:
         Args:
             hook: may change the content in place, and makes its checksum then. What it changes is not in the log.
         """
-        self._keeper.before_home = hook
+        self._writer.before_home = hook
 
     def commit(self) -> None:
         """Make every finished handle durable, and all stores to the pool before it.
@@ -267,7 +267,7 @@ class Journal:
             return
         if not self._aborted:
             self.commit()
-            self._keeper.close()
+            self._writer.close()
         self._closed = True
         self._room = -1
         self.view.release()
@@ -291,11 +291,11 @@ class Journal:
         if record and not self._storing_home:  # else the log is needed whole: nothing in its superblock is risked
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             with suppress(OSError):  # the pool itself may be what failed
-                self._keeper.record_error(-number)
+                self._writer.record_error(-number)
 
     def clear_error(self) -> None:
         """The errno that an earlier abort left was taken note of (`RecoveryReport.errno`)."""
-        self._keeper.record_error(0)
+        self._writer.record_error(0)
 
     @property
     def aborted(self) -> bool:
@@ -330,7 +330,7 @@ class Journal:
     @property
     def stats(self) -> Statistics:
         """What was done so far."""
-        log = self._keeper if isinstance(self._keeper, Log) else None
+        log = self._writer if isinstance(self._writer, Log) else None
         sizes = [0] * SIZE_CLASSES
         for blocks, commits in self._sizes.items():
             sizes[blocks.bit_length()] += commits
@@ -378,19 +378,19 @@ class Journal:
             self.pool.fence()
             return
         tx.run_seals()
-        keeper, write, size = self._keeper, self.pool.write, self.view.block_size
+        writer, write, size = self._writer, self.pool.write, self.view.block_size
         superblock = copies.pop(SUPERBLOCK_KEY, None)
         if superblock is not None:
             copies[self._superblock_home] = superblock
         metadata_blocks = len(copies)
-        self._blocks_logged += keeper.commit(copies, tx.revokes)
+        self._blocks_logged += writer.commit(copies, tx.revokes)
         self._storing_home = True
-        if superblock is not None and keeper.store_later(self._superblock_home, superblock):
+        if superblock is not None and writer.store_later(self._superblock_home, superblock):
             tx.waiting = superblock.toreadonly()
             del copies[self._superblock_home]
         for number, content in copies.items():
             write(number * size, content)
-        keeper.settle()
+        writer.settle()
         self._storing_home = False
         self._sizes[metadata_blocks] = self._sizes.get(metadata_blocks, 0) + 1
         self._blocks_home += len(copies)

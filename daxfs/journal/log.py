@@ -84,7 +84,7 @@ def usable_features(superblock: JournalSuperblock, geometry: Geometry) -> Journa
 
 
 def unchanged(content: memoryview) -> None:
-    """The hook ``before_home`` of a keeper that was given none."""
+    """The hook ``before_home`` of a commit writer that was given none."""
 
 
 class Log:

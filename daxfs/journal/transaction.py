@@ -58,7 +58,7 @@ class Transaction:
         reserved: key -> credits kept for the commit hooks, ``reserved_credits`` in all (with those for revoke blocks).
         superblock: the record on the copy of the superblock's block, when there is one.
         waiting: the committed content of the superblock's block, while the pool's own is older. Right before its store
-            at home the keeper may change it (``before_home``).
+            at home the commit writer may change it (``before_home``).
     """
 
     __slots__ = (

@@ -176,7 +176,7 @@ def test_an_empty_fast_commit_area_becomes_log() -> None:
         pool, s_feature_incompat=int(Incompat.FAST_COMMIT | Incompat.CSUM_V3), s_checksum_type=4, s_num_fc_blks=256
     )
     assert rig.superblock(pool).log_end == 1024 - 256
-    assert Journal.open(pool, rig.geometry, rig.area)._keeper.limit == 1023 // 4
+    assert Journal.open(pool, rig.geometry, rig.area)._writer.limit == 1023 // 4
     assert rig.superblock(pool).log_end == 1024
 
 
@@ -279,7 +279,7 @@ def test_a_block_left_in_the_log_never_passes_for_a_new_one(rig_of_30: JournalRi
     with journal.handle(1) as tx:
         tx.edit(rig.free[0])[:] = rig.filled(1)
     journal.commit()
-    log = journal._keeper
+    log = journal._writer
     assert isinstance(log, Log)
     sequence = log._sequence
     for position in range(2, 30):  # commit records of the next transactions, everywhere free

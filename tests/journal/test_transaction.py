@@ -160,7 +160,7 @@ def test_the_superblock_is_sealed_and_stored(name: str) -> None:
     assert PoolView(pool, rig.geometry).superblock().s_mnt_count == 0, "it waits for the tail to move"
     with journal.handle(0) as tx:
         tx.edit_superblock().s_mnt_count += 1
-    journal._keeper.store_waiting()  # type: ignore[attr-defined]
+    journal._writer.store_waiting()  # type: ignore[attr-defined]
     stored = PoolView(pool, rig.geometry).superblock()
     stored.verify()
     assert stored.s_mnt_count == 77, "nothing uncommitted is stored"

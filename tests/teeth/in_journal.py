@@ -50,10 +50,10 @@ MUTANTS = [
     Mutant(
         "home before the log",
         JOURNAL,
-        "        self._blocks_logged += keeper.commit(copies, tx.revokes)\n",
+        "        self._blocks_logged += writer.commit(copies, tx.revokes)\n",
         "        for number, content in copies.items():\n"
         "            write(number * size, content)\n"
-        "        self._blocks_logged += keeper.commit(copies, tx.revokes)\n",
+        "        self._blocks_logged += writer.commit(copies, tx.revokes)\n",
         "A cut before the commit leaves a part of the transaction at home.",
         (CUTS,),
     ),
