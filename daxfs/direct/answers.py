@@ -1,4 +1,4 @@
-"""What the daemon answers, looked at before anything of it is used: every number in it is a place or a length.
+"""Checks of the daemon's answers, made before any number in them is used as a place or a length.
 
 ``pool`` and ``holding`` read answers through this module. A sound answer may still name memory that this process has
 not mapped (the pool has grown): ``holding.lease`` compares with the mapped size. preload/ioctls.c is the same in C.

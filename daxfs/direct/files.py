@@ -313,7 +313,7 @@ class DirectFile(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes in the file, what was written behind its end included; everybody sees that size from here on."""
+        """Bytes in the file, what was written past EOF included; everybody sees that size from here on."""
         self._check()
         held = self._held
         if held is not None:
@@ -355,7 +355,7 @@ class DirectFile(io.RawIOBase):
     def flush(self, offset: int = 0, length: int | None = None) -> None:
         """Return when what was written is durable.
 
-        With ``length`` only the bytes of that range, if all of them were written in memory and none behind the end:
+        With ``length`` only the bytes of that range, if all of them were written in memory and none past EOF:
         nothing is asked of the daemon, and times and other writes are left to a later flush.
 
         Raises:
@@ -406,7 +406,7 @@ class DirectFile(io.RawIOBase):
         return self._descriptor < 0
 
     def close(self) -> None:
-        """Tell the size and that there were stores, give back what was taken behind the end, close. May be repeated.
+        """Tell the size and that there were stores, give back what was taken past EOF, close. May be repeated.
 
         Nothing is made durable (``flush`` does that), as close(2) doesn't.
         """

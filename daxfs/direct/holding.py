@@ -248,7 +248,7 @@ class Holding:
     def _rescue(self, begin: int, end: int) -> None:
         """Somebody else made the file longer or shorter, which ended the growth; what was stored there is left.
 
-        The blocks behind the end went, but until this holder renews they are nobody else's: what lies in them is
+        The blocks past EOF went, but until this holder renews they are nobody else's: what lies in them is
         written again, through the kernel. A file that was cut stays cut: the stores count as made before it.
 
         Raises:
@@ -275,7 +275,7 @@ class Holding:
         self.reads = self.stores = NOWHERE
 
     def end_lease(self, why: str) -> None:
-        """Nothing of it is used any more; blocks that were taken behind the end of the file go.
+        """Nothing of it is used any more; blocks that were taken past EOF go.
 
         A store that runs in another thread keeps the lease until the file is closed. One that has a plan and has not
         begun finds other words.
@@ -321,7 +321,7 @@ class Holding:
         return ranges
 
     def _grow(self, offset: int, end: int) -> bool:
-        """Take blocks behind the end of the file, for a write that begins there; not for one that leaves a gap.
+        """Take blocks past EOF, for a write that begins there; not for one that leaves a gap.
 
         What is stored there and not told yet is thus one range, which `_rescue` counts on.
         """
@@ -461,7 +461,7 @@ def close_windows() -> None:
 
 
 def before_fork() -> None:
-    """The child shall not find a file shorter than it is, nor tell of what the parent stored."""
+    """Send the sizes and write notifications that wait: a child finds full sizes and sends nothing for its parent."""
     for holding in list(_holdings):
         if holding.end and not holding.why:
             try:

@@ -183,7 +183,7 @@ def refuse_change_of_immutable(inode: Inode, flags: int, number: int) -> None:
 
 
 def check_mapping(inode: Inode, flags: int, caller: Caller) -> None:
-    """Flags that go with how data is stored (ext4_ioctl_setflags, dax_compatible)."""
+    """Refuse changes of flags that contradict how the data is stored (ext4_ioctl_setflags, dax_compatible)."""
     changed = flags ^ inode.flags
     if changed & EXT4_JOURNAL_DATA_FL and caller.uid:
         raise FsError(errno.EPERM)

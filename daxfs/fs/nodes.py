@@ -142,7 +142,7 @@ class Node:
             self.grants.resized(size)
 
     def mapped(self, runs: Iterable[Extent]) -> None:
-        """These runs of its blocks are what they say from now on."""
+        """Put ``runs`` into the kept map, after a handle has allocated or converted these blocks."""
         held, bits = self.map, self._nodes.block_bits
         if held is None:
             return

@@ -61,7 +61,7 @@ class Nobody:
     stale = False
 
     def freed(self, tx: Handle, ino: int, mark: int) -> None:
-        """All of it becomes free."""
+        """No client was granted memory, so every freed block may become free."""
 
     def before_growth(self, ino: int) -> None:
         """Nobody else makes it longer."""

@@ -144,7 +144,7 @@ def _steps(path: str) -> Iterator[Step]:
 
 
 def _lets_named(descriptor: int, status: os.stat_result) -> bool:
-    """Whether an O_PATH descriptor's file has an ACL behind whose mask somebody may write."""
+    """Whether the ACL of an O_PATH descriptor's file may let a named user or group write: its mask allows writing."""
     if stat.S_ISLNK(status.st_mode) or not status.st_mode & stat.S_IWGRP:
         return False
     try:

@@ -211,11 +211,11 @@ class MappedPool(Pool):
         return self._loops.look()
 
     def mapped_by_readers(self) -> bool:
-        """By the same locks."""
+        """Whether a client of a read-only mount maps the pool: it holds a lock of `READER_LOCKS`."""
         return exclusive.mapped_by_clients(self._descriptors[0], READER_LOCKS)
 
     def refuse_clients(self) -> None:
-        """By the same locks."""
+        """Raise PoolError while a client of an earlier mount holds a lock of the pool (`exclusive.refuse_clients`)."""
         exclusive.refuse_clients(self._descriptors[0], self.path)
 
     def _unmap(self) -> None:

@@ -103,7 +103,7 @@ def lengthen(tx: Handle, inode: Inode, number: int, at: int, count: int) -> None
 
 
 def set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -> None:
-    """The node at ``level`` begins with ``lblk`` now: make the index entries above say so."""
+    """Correct the index entries above the node at ``level``, whose first block is ``lblk`` now."""
     for step in reversed(path[:level]):
         base = 3 + 3 * step.at
         if step.words[base] == lblk:

@@ -1,14 +1,14 @@
-"""The right edge of a deep extent tree, where blocks behind the end of the file may lie (fallocate with KEEP_SIZE).
+"""The right edge of a deep extent tree, where blocks past EOF may lie (fallocate with KEEP_SIZE).
 
 The format has no rule for them, but e2fsck 1.47 has: for the last entry of each index node it takes the end of the
 file for the end of what lies below, and then calls index entries further right an error ("end of extent exceeds
 allowed value", ``scan_extent_node`` in e2fsck/pass1.c) - whoever made them, the kernel's ext4 included. Only unwritten
 extents are excused, not the index entries above them. The root itself is not measured, and neither is what begins
-behind the end of the file. So a tree with two levels of index nodes is fine exactly if, below the last entry of its
+past EOF. So a tree with two levels of index nodes is fine exactly if, below the last entry of its
 root,
 
-- everything begins behind the end of the file, or
-- no index entry begins behind the end of the file.
+- everything begins past EOF, or
+- no index entry begins past EOF.
 
 `settle` makes it so where it is not: it gives the last leaf an entry of the root of its own, with nothing else below.
 That keeps being fine when the file grows into it, and costs one block for each level.

@@ -40,7 +40,7 @@ __all__ = [
 
 
 def lookup(view: View, inode: Inode, lblk: int) -> Extent:
-    """The extent or hole (``pblk`` 0) at ``lblk``, trimmed to begin there. A hole may go on behind its end."""
+    """The extent or hole (``pblk`` 0) at ``lblk``, trimmed to begin there. A hole may extend past the length given."""
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.lookup(view, inode, lblk)
     return indirect.lookup(view, inode, lblk)
@@ -152,7 +152,7 @@ def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
 
 
 def settle_tail(tx: Handle, inode: Inode) -> None:
-    """After the map or the size changed: give what lies behind the end of the file the shape that e2fsck wants."""
+    """After the map or the size changed: give what lies past EOF the shape that e2fsck wants."""
     if inode.flags & EXT4_EXTENTS_FL:
         extent_tail.settle(tx, inode)
 

@@ -129,7 +129,7 @@ def in_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Neighbours of one kind that lie together as one."""
+    """The pieces, with neighbours joined that are of one kind and adjacent in the pool."""
     held: Piece | None = None
     for piece in pieces:
         if held is None:

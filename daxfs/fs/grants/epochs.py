@@ -199,9 +199,9 @@ class Epochs:
         self._stale_inode = number
 
     def _reusable(self, grants: InodeGrants | None) -> int:
-        """The quarantine inode that more can be put on; 0: none.
+        """The quarantine inode to which more deferred frees can be added; 0: none, a new one is needed.
 
-        Of a file's own the last, if that keeps nothing longer than it must or there are many.
+        It is the last one of the file, if joining delays no free beyond its own epoch, or if the file has many.
         """
         if grants is None:
             return self._stale_inode if self._stale_inode in self._volume.lives.quarantine else 0

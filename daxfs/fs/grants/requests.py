@@ -237,7 +237,7 @@ def provided(volume: Volume, grants: InodeGrants, node: Node, begin: int, end: i
 
 
 def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, stop: int) -> int:
-    """Provide some runs in one handle; returns the block to go on with.
+    """Give some runs of holes and unwritten blocks zeroed blocks, in one handle; returns the block to go on with.
 
     Past EOF blocks stay unwritten, which is what ext4 has there, until `stored` moves EOF. Written ones, which
     a damaged or foreign pool may have there, are zeroed as unwritten ones are.

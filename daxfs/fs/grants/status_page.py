@@ -65,7 +65,7 @@ class StatusPage:
         return secrets.compare_digest(quoted, self._secret)
 
     def erase(self) -> None:
-        """The mount ends: the token proves nothing from now on."""
+        """Erase the token when the mount ends, so that it proves nothing from then on."""
         if self.token:
             self._volume.pool.zero(self.token, TOKEN_SIZE)
             self._secret = secrets.token_bytes(TOKEN_SIZE)

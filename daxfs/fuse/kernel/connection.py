@@ -131,7 +131,7 @@ class Connection:
         return waiting
 
     def settle(self, most: int = MOST_FORGETS) -> None:
-        """Do up to ``most`` of the forgets that wait. Nobody asked, so a refusal is only logged."""
+        """Do up to ``most`` of the forgets that wait. A forget has no answer, so a refusal is only logged."""
         waiting = self.forgets[:most]
         del self.forgets[:most]
         unpin = self.core.unpin

@@ -121,7 +121,7 @@ def write(connection: Connection, request: Request) -> bytes:
 def written_back(connection: Connection, file: OpenFile, offset: int, content: memoryview) -> int:
     """Write what comes from the kernel's page cache, which takes no set-id bits away.
 
-    Pages never make a file longer: what was behind the end may be on its way while the file is being cut.
+    Pages never make a file longer: what was past EOF may be on its way while the file is being cut.
     """
     inside = content[: max(file.size - offset, 0)]
     written = connection.core.write(file, offset, inside, False)

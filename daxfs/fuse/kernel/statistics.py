@@ -118,7 +118,7 @@ class Counting:
             self.deadline = _clock() + KEEP_SECONDS * BILLION
 
     def stop(self) -> None:
-        """Nobody has asked for long: the plain handlers again."""
+        """Put the plain handlers back into the table; called when nobody has asked for `KEEP_SECONDS`."""
         if self._connection.counting is self:
             self._connection.counting = None
             self._connection.table.update(self._plain)
