@@ -81,6 +81,10 @@ class Daemon:
             finally:
                 os._exit(code)
 
+    def cpu_seconds(self) -> float:
+        """How long it has run on a processor (proc(5), schedstat)."""
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+
     def poll(self) -> int | None:
         """The exit code (minus the signal's number), None while it runs."""
         if self.code is None:

@@ -244,9 +244,9 @@ def test_a_gigabyte_is_allocated_at_once(session: str, pool: Callable[..., Path]
         before = os.statvfs(mount.place)
         for attempt in range(3):
             with open(mount.place / f"f{attempt}", "wb") as file:
-                begin = time.perf_counter()
+                begin = mount.daemon.cpu_seconds()
                 os.posix_fallocate(file.fileno(), 0, 1 << 30)
-                best = min(best, time.perf_counter() - begin)
+                best = min(best, mount.daemon.cpu_seconds() - begin)
                 found = os.fstat(file.fileno())
                 assert found.st_size == 1 << 30
                 assert 1 << 30 <= found.st_blocks * 512 < (1 << 30) + MIB
