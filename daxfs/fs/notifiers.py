@@ -54,6 +54,9 @@ class BlockNotifier(Protocol):
     def invalidated(self) -> None:
         """The volume became read-only: what clients may do has changed for all files."""
 
+    def disowned(self) -> None:
+        """The pool has another owner: clients hear once that no answer holds, and nothing is stored after that."""
+
 
 class Nobody:
     """The notifier of a volume that gives no memory to clients."""
@@ -67,6 +70,9 @@ class Nobody:
         """Nobody else makes it longer."""
 
     def invalidated(self) -> None:
+        """No client knows anything."""
+
+    def disowned(self) -> None:
         """No client knows anything."""
 
 

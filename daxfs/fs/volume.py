@@ -267,7 +267,11 @@ class Volume:
         self._only_read()
 
     def disown(self, owner: str) -> None:
-        """Somebody else changes the pool: nothing is stored in it any more, not even that. ``owner``: for the log."""
+        """Somebody else changes the pool: nothing is stored in it any more but a last word to clients.
+
+        Args:
+            owner: of the pool now, for the log.
+        """
         log.critical(
             "%s has another user, through %s: nothing is stored any more; unmount both and run: daxfs check -f %s",
             self.pool.path,
@@ -277,6 +281,7 @@ class Volume:
         if self._journal is not None:
             self.nodes.give_up_times()
             self._journal.abort(record=False)
+        self.notifier.disowned()
         self._only_read()
 
     def _only_read(self) -> None:

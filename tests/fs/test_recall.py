@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from lease_rig import FILL, GROW, RENEW, WRITE, Client, another, check, client, make
+from lease_rig import FILL, GROW, RENEW, WRITE, Client, another, check, client, make, slot
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.grants import recall
 from daxfs.fs.grants.recall import State
 from daxfs.fs.types import ROOT_INO, Options
-from daxfs.protocol import Flag
+from daxfs.protocol import ENDED, Flag
+from support import fsck
 
 OpenFs = Callable[..., FileSystem]
 BLOCK = 4096
@@ -214,3 +216,24 @@ def test_holders_of_a_read_only_volume_can_not_be_told(fs: FileSystem, clock: Cl
     held.close()
     with fs.grants.recalls.begin(held.file.ino, 0, BLOCK) as taken:
         assert taken.state() is State.CLEAR
+
+
+def test_a_pool_that_has_another_owner_gets_one_last_word(
+    pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pool("-b", "4096", size="32M")
+    fs = FileSystem.open(path)
+    held = client(fs, content=b"x" * 8 * BLOCK)
+    answer = held.ask(0, 8 * BLOCK, STORE)
+    fs.volume.disown("another")
+    assert slot(fs, answer.entry).epoch == ENDED
+    stores: list[int] = []
+    for name in ("write", "zero", "store_word"):
+        monkeypatch.setattr(fs.volume.pool, name, lambda offset, *_: stores.append(offset))
+    fs.read(held.file, 0, 100)
+    held.close()
+    fs.close()
+    assert not stores
+    monkeypatch.undo()
+    FileSystem.open(path).close()
+    fsck(path)

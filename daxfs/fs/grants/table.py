@@ -75,6 +75,12 @@ class Grants:
         for grants in self.by_ino.values():
             grants.invalidated()
 
+    def disowned(self) -> None:
+        """The pool has another owner: each status entry gets a last word, and no entry is stored to after that."""
+        for grants in self.by_ino.values():
+            grants.ended()
+            grants.entry = 0
+
     # Holders
 
     def begin(self, node: Node) -> InodeGrants:
