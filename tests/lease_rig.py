@@ -31,13 +31,13 @@ FAR = 1 << 40
 
 
 class SharedPool(RecordingPool):
-    """A recorded pool that others may map: ``ours``, clients of this mount, or ``strangers``, of an earlier one."""
+    """A recorded pool that others may map: ``ours``, clients of this mount, or ``stale_clients``, of an earlier one."""
 
     ours = False
-    strangers = False
+    stale_clients = False
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:
-        return self.strangers or (self.ours and but is None)
+        return self.stale_clients or (self.ours and but is None)
 
 
 class Slot(NamedTuple):

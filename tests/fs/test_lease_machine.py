@@ -84,7 +84,7 @@ class Machine(RuleBasedStateMachine):
     def start(self, content: bytes | bytearray) -> None:
         self.content = bytearray(content)
         self.pool = SharedPool(self.content)
-        self.pool.strangers = bool(self.ghosts)
+        self.pool.stale_clients = bool(self.ghosts)
         self.fs = FileSystem.open(self.pool, QUIET)
         check_credits(self.fs)
 
@@ -264,9 +264,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def exorcise(self) -> None:
-        """The strangers end."""
+        """The stale clients end."""
         self.ghosts.clear()
-        self.pool.strangers = False
+        self.pool.stale_clients = False
         self.fs.tick()
 
     @invariant()

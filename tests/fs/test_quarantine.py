@@ -71,10 +71,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Bench:
     """A pool in memory and the file system in it."""
 
-    def __init__(self, content: bytes | bytearray, *, strangers: bool = False) -> None:
+    def __init__(self, content: bytes | bytearray, *, stale_clients: bool = False) -> None:
         self.content = bytearray(content)
         self.pool = SharedPool(self.content)
-        self.pool.strangers = strangers
+        self.pool.stale_clients = stale_clients
         self.fs = FileSystem.open(self.pool, QUIET)
         check_credits(self.fs)
 
@@ -362,7 +362,7 @@ def test_clients_outlive_the_daemon(folder: Path, tmp_path: Path, state: str, ho
             fs.sync()
         content = bytes(bench.pool.image()) if how.startswith("crash") else bytes(bench.content)
         for _ in range(2):
-            bench = Bench(content, strangers=True)
+            bench = Bench(content, stale_clients=True)
             fs = bench.fs
             check(fs, [], ghosts)
             with suppress(FsError):
@@ -375,8 +375,8 @@ def test_clients_outlive_the_daemon(folder: Path, tmp_path: Path, state: str, ho
             check(fs, [], ghosts)
             fs.close()
             content = bytes(bench.content)
-        bench = Bench(content, strangers=True)
-        bench.pool.strangers = False
+        bench = Bench(content, stale_clients=True)
+        bench.pool.stale_clients = False
         bench.fs.tick()
         assert not nameless(bench.fs)
         assert settled(bench.fs) == total
@@ -404,8 +404,8 @@ def test_unmounted_with_nobody_left(folder: Path, tmp_path: Path, state: str) ->
         fsck(tmp_path / "pool")
 
 
-def test_strangers_take_one_inode(folder: Path, tmp_path: Path) -> None:
-    bench = Bench(image(folder, "1k"), strangers=True)
+def test_stale_clients_take_one_inode(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(image(folder, "1k"), stale_clients=True)
     fs = bench.fs
     file = make(fs, b"new")
     for _ in range(100):
@@ -413,19 +413,19 @@ def test_strangers_take_one_inode(folder: Path, tmp_path: Path) -> None:
         truncate(fs, file.ino, 0)
     assert len(fs.volume.lives.quarantine) == 1
     fs.release(file)
-    bench.pool.strangers = False
+    bench.pool.stale_clients = False
     fs.tick()
     assert not fs.volume.lives.nameless
     bench.close(tmp_path / "pool")
 
 
-def test_strangers_end_while_others_hold(folder: Path, tmp_path: Path) -> None:
-    bench = Bench(image(folder, "4k"), strangers=True)
+def test_stale_clients_end_while_others_hold(folder: Path, tmp_path: Path) -> None:
+    bench = Bench(image(folder, "4k"), stale_clients=True)
     fs = bench.fs
     held = with_flags(STORE)(fs).clients[0]
     truncate(fs, held.file.ino, 5)
     truncate(fs, fs.tree.resolve("g"), 0)
-    bench.pool.strangers = False
+    bench.pool.stale_clients = False
     fs.tick()
     check(fs, [held])
     assert len(nameless(fs)) == 1
@@ -465,7 +465,7 @@ def by_client(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
 
 @pytest.mark.parametrize("how", [by_write, by_truncate, by_allocation, by_client])
 @pytest.mark.parametrize("name", ["4k", "1k"])
-def test_strangers_that_go_on_appending(
+def test_stale_clients_that_go_on_appending(
     folder: Path, tmp_path: Path, name: str, how: Callable[[FileSystem, int, int, bytes], None]
 ) -> None:
     """What they were given behind the end of a file does not become part of it in the next mount."""
@@ -474,7 +474,7 @@ def test_strangers_that_go_on_appending(
     one = client(old, b"log", content=b"x" * 3 * block)
     one.ask(3 * block, 16 * block, STORE | GROW)
     old.sync()
-    bench = Bench(bytes(old.volume.pool.memory), strangers=True)
+    bench = Bench(bytes(old.volume.pool.memory), stale_clients=True)
     fs = bench.fs
     content = random.Random(7).randbytes(4 * block)
     for number in range(2):
@@ -483,7 +483,7 @@ def test_strangers_that_go_on_appending(
     for at in one.told:
         fs.volume.pool.write(at * block, b"\xee" * block)
     assert fs.tree.read_bytes("log") == b"x" * 3 * block + content * 2
-    bench.pool.strangers = False
+    bench.pool.stale_clients = False
     fs.tick()
     assert not nameless(fs)
     bench.close(tmp_path / "pool")

@@ -24,7 +24,7 @@ from support import HANG_SECONDS, fsck, run, tool
 BLOCK = 4096
 SIZE = 64 * BLOCK
 TICK = 0.2
-"""Seconds after which a mount with `COMMIT` looks whether strangers are left; a fifth of that."""
+"""Seconds after which a mount with `COMMIT` looks whether stale clients are left; a fifth of that."""
 COMMIT = "commit=1"
 PATTERN = b"memory of somebody who was here before! "
 
@@ -205,7 +205,7 @@ def test_blocks_come_back_a_moment_after_the_last_one_ends(life: Life) -> None:
     life.unmount()
 
 
-def test_a_client_of_the_new_mount_is_no_stranger(life: Life) -> None:
+def test_a_client_of_the_new_mount_is_not_stale(life: Life) -> None:
     before = free_blocks(life.begin().place)
     one = holding(life, "a")
     life.kill()
@@ -215,7 +215,7 @@ def test_a_client_of_the_new_mount_is_no_stranger(life: Life) -> None:
     other.must("lease", 0, 0, SIZE, TO_STORE)
     os.truncate(life.place / "a", 0)
     one.kill()
-    assert becomes(lambda: free_blocks(life.place) > before - 160), "what waited for strangers is free"
+    assert becomes(lambda: free_blocks(life.place) > before - 160), "what waited for stale clients is free"
     assert free_blocks(life.place) < before - 64, "what waits for the client is not"
     other.kill()
     life.all_free(before - 1)  # the board of this mount
@@ -263,7 +263,7 @@ def test_mkfs_and_check_wait_for_the_last_one(life: Life) -> None:
     life.unmount()
 
 
-def test_who_has_closed_all_files_is_no_stranger(life: Life) -> None:
+def test_who_has_closed_all_files_is_not_stale(life: Life) -> None:
     """It keeps the pool mapped, as a program below `daxfs exec` does until it ends."""
     before = free_blocks(life.begin().place)
     one = life.client()
@@ -283,7 +283,7 @@ def test_who_has_closed_all_files_is_no_stranger(life: Life) -> None:
     assert "still map it" in daxfs("mkfs", life.pool, "-F", code=32), "it may come back"
 
 
-def test_readers_of_a_read_only_mount_are_strangers_for_the_next(life: Life) -> None:
+def test_readers_of_a_read_only_mount_are_stale_clients_for_the_next(life: Life) -> None:
     """The pool is clean all the time; what they read stays what it was."""
     content = b"read by somebody" * (SIZE // 16)
     before = free_blocks(life.begin().place)
