@@ -13,11 +13,11 @@ The order of stores, and what a power cut leaves (docs/CRASH.md has the proof):
 
 Invariants:
 
-1. Between ``tail`` and ``head`` lie whole, committed transactions; every one of them is stored at home, but for the
-   superblock, which is stored before the tail moves (`Log.store_later`).
-2. At least one block of the log is free, and the block at ``head`` does not look like one of the next transaction:
-   whoever scans the log stops there.
-3. ``s_start`` is 0 exactly as long as nothing was logged since the log was last empty.
+L1. Between ``tail`` and ``head`` lie whole, committed transactions; every one of them is stored at home, but for the
+    superblock, which is stored before the tail moves (`Log.store_later`).
+L2. At least one block of the log is free, and the block at ``head`` does not look like one of the next transaction:
+    whoever scans the log stops there.
+L3. ``s_start`` is 0 exactly as long as nothing was logged since the log was last empty.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Log:
             pool.store_word(number, word ^ _M)
             pool.fence()
         self._write(sequence, copies, revokes)
-        # Room for a transaction like this one, so that the next needs no fence of its own for it (invariant 2).
+        # Room for a transaction like this one, so that the next needs no fence of its own for it (invariant L2).
         if self._scrubbed < needed + max(needed, _SCRUB_AHEAD):
             self._scrub(min(needed + max(needed, _SCRUB_STOCK), self._free))
         pool.fence()
@@ -199,7 +199,7 @@ class Log:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Mark the log empty (invariant 3); what it holds is made durable at home first."""
+        """Mark the log empty (invariant L3); what it holds is made durable at home first."""
         if self._tail.superblock.s_start:
             used = self.blocks if self.tail_moves else self.blocks_used
             self._head, self._scrubbed = self._tail.superblock.s_start, 0

@@ -8,12 +8,12 @@ the journal's; the floors above use `Handle` alone, which they call ``tx``.
 
 Invariants (docs/CRASH.md has the rest):
 
-1. ``copies`` and ``overlay`` have the same keys and the same memory: ``overlay`` is what views may read. Only a
-   superblock that was committed and waits for its way home (``waiting``) is in ``overlay`` alone.
-2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo
-   entry.
-3. Playing ``_undo`` backwards restores the transaction to what it was when the handle began.
-4. A block is never in ``copies`` and in ``revokes`` at once: a revoke record would suppress the block's own copy.
+T1. ``copies`` and ``overlay`` have the same keys and the same memory: ``overlay`` is what views may read. Only a
+    superblock that was committed and waits for its way home (``waiting``) is in ``overlay`` alone.
+T2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo
+    entry.
+T3. Playing ``_undo`` backwards restores the transaction to what it was when the handle began.
+T4. A block is never in ``copies`` and in ``revokes`` at once: a revoke record would suppress the block's own copy.
 """
 
 from __future__ import annotations
@@ -399,7 +399,7 @@ class Handle(View):
             raise AssertionError(f"{len(self._touched)} blocks changed with {self._credits} credits")
 
     def _roll_back(self) -> None:
-        """Undo everything since the handle began (invariant 3), then let the caches above drop what they hold."""
+        """Undo everything since the handle began (invariant T3), then let the caches above drop what they hold."""
         tx = self._tx
         for entry in reversed(self._undo):
             self._take_back(tx, entry)

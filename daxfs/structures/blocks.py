@@ -9,14 +9,14 @@ with the journal. Sources: fs/ext4/mballoc.c and balloc.c for the rules of the f
 
 Invariants:
 
-1. A freed block keeps its bit until `apply_frees` clears it at the commit. So nothing is given out twice in one
-   transaction, and a crash before the commit finds the old owner's block untouched.
-2. A bitmap is believed after its checksum, its count and the bits of the groups' own metadata were found right; what is
-   free in it is then not metadata.
-3. Bitmap, descriptor and superblock change in the same handle. Their checksums are made at the commit, in that order.
-4. Hints only say where to look first. Whatever they say is looked up in the bitmap.
-5. The last blocks of the pool are given out as tree blocks only (`tree_reserve`), so that a store into blocks that a
-   file has already can't fail for want of room in its map.
+B1. A freed block keeps its bit until `apply_frees` clears it at the commit. So nothing is given out twice in one
+    transaction, and a crash before the commit finds the old owner's block untouched.
+B2. A bitmap is believed after its checksum, its count and the bits of the groups' own metadata were found right; what
+    is free in it is then not metadata.
+B3. Bitmap, descriptor and superblock change in the same handle. Their checksums are made at the commit, in that order.
+B4. Hints only say where to look first. Whatever they say is looked up in the bitmap.
+B5. The last blocks of the pool are given out as tree blocks only (`tree_reserve`), so that a store into blocks that a
+    file has already can't fail for want of room in its map.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _Hints(Cache):
         packing: group -> the bit behind the last small request.
         recent: group -> the group that helped out when it was full.
         no_chunk: groups without a free aligned chunk. Undoing what took the last one takes the group out again; the
-            other hints can't mislead (invariant 4).
+            other hints can't mislead (invariant B4).
         metadata: group -> `groups.metadata_runs`; where metadata lies does not change while a pool is mounted.
     """
 
@@ -159,7 +159,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
         want: how many blocks would be good, at least 1.
         align: of the first block, in blocks: the run starts at a multiple if a whole free unit of that size is found.
             Requests of 2 MiB and more are aligned to 2 MiB anyway, unless the goal has room for them.
-        tree: the blocks are for an extent tree, which may take the last ones (invariant 5).
+        tree: the blocks are for an extent tree, which may take the last ones (invariant B5).
 
     Returns:
         The first block, and how many: 1 to ``want``.
@@ -195,7 +195,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
 
 
 def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple[int, int]:
-    """Set the bits and count them (invariant 3)."""
+    """Set the bits and count them (invariant B3)."""
     geometry = tx.geometry
     desc = groups.edit_descriptor(tx, group)
     free = desc.free_blocks_count - count
@@ -360,7 +360,7 @@ def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
 
 
 def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memoryview) -> None:
-    """Invariant 2."""
+    """Invariant B2."""
     geometry = view.geometry
     desc.verify_block_bitmap(content, group, geometry)
     low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
@@ -412,7 +412,7 @@ def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview)
 
 
 def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
-    """Take back a run of blocks at the commit (invariant 1); no credits now, those of the commit are reserved here.
+    """Take back a run of blocks at the commit (invariant B1); no credits now, those of the commit are reserved here.
 
     Args:
         tx: the handle.

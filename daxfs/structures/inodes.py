@@ -7,11 +7,11 @@ of this floor and the fs floor. Sources: fs/ext4/ialloc.c, ``__ext4_iget`` and `
 
 Invariants:
 
-1. A slot's content is believed only after its checksum was found right in the pool, or when this mount has changed it
-   (and the change stands).
-2. In a group, the lowest free inode is given out, so that below ``inodes_per_group - itable_unused`` every slot was
-   zeroed by mke2fs or written by an allocation: what lies above may hold anything.
-3. Reserved inodes are neither given out nor freed.
+I1. A slot's content is believed only after its checksum was found right in the pool, or when this mount has changed it
+    (and the change stands).
+I2. In a group, the lowest free inode is given out, so that below ``inodes_per_group - itable_unused`` every slot was
+    zeroed by mke2fs or written by an allocation: what lies above may hold anything.
+I3. Reserved inodes are neither given out nor freed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _Known(Cache):
 
     Attributes:
         tables: group -> first block of its inode table. It is fixed by the format, so nothing has to be undone.
-        checked: inodes whose slot is believed (invariant 1).
+        checked: inodes whose slot is believed (invariant I1).
     """
 
     __slots__ = ("checked", "tables")
@@ -174,7 +174,7 @@ def in_use(view: View, ino: int) -> bool:
 
 
 def _check(view: View, known: _Known, inode: Inode, number: int, offset: int) -> None:
-    """Invariant 1, once for each inode.
+    """Invariant I1, once for each inode.
 
     A transaction's copy whose slot differs from the pool was changed by this mount, after a check: its checksum comes
     at the commit. One that equals the pool has come along with a neighbour, and is checked as what it is.

@@ -1,6 +1,6 @@
 """How a pyfuse3 session waits for the next request: it polls briefly after work, then sleeps.
 
-A wake-up through the event loop costs more than a whole request (docs/DESIGN.md, decision 9). pyfuse3 looks its
+A wake-up through the event loop costs more than a whole request (docs/DESIGN.md, decision 11). pyfuse3 looks its
 ``trio`` up in its own module whenever it needs it, so a `Gate` in that place can poll the descriptor a while before it
 hands the wait to trio. The session runs one worker task and no handler awaits anything, so the lock that pyfuse3 takes
 around the wait is always free: it is replaced by one that costs no checkpoint. Only `session.py` uses this module.
