@@ -58,17 +58,20 @@ class LinesPool(RecordingPool):
 
 
 class MsyncPool(LinesPool):
-    """One whose fence is an msync over the hull of what was stored since the last one (`persist.msync`)."""
+    """One whose fence is an msync of the pages that the daemon has stored to since the last one.
+
+    `persist.msync` writes back the hull of these pages, and what clients have stored in between; nobody relies on that.
+    """
 
     persistence_of_clients = protocol.Persistence.MSYNC
 
     def _operations(self, memory: memoryview) -> Persistence:
         plain = persist.volatile(memory)
         record = self.events.append
-        hull = [len(memory), 0]
+        dirty: set[int] = set()
 
         def flush(offset: int, length: int) -> None:
-            hull[:] = min(hull[0], offset), max(hull[1], offset + length)
+            dirty.update(range(offset // PAGE, (offset + length - 1) // PAGE + 1))
 
         def write(offset: int, data: Buffer) -> None:
             plain.write(offset, data)
@@ -86,10 +89,9 @@ class MsyncPool(LinesPool):
             flush(offset, size)
 
         def fence() -> None:
-            low, high = hull
-            if low < high:
-                record(pages(low, high - low))
-                hull[:] = len(memory), 0
+            for page in sorted(dirty):
+                record(Flush(page * PAGE, PAGE))
+            dirty.clear()
             record(Fence())
 
         return Persistence(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire)
@@ -105,7 +107,11 @@ def pages(offset: int, length: int) -> Flush:
 
 
 def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
-    """The pool as a client has it after `daxfs.direct.pool.attach`; what it stores and flushes goes into the record."""
+    """The pool as a client has it after `daxfs.direct.pool.attach`; what it stores and flushes goes into the record.
+
+    A fence waits for the write-backs of its own processor. So a client's go into the record with the client's fence,
+    and the daemon's fence makes none of them durable.
+    """
     fs.grants.page.make()
     assert token(fs)
     record = protocol.Pool(
@@ -114,20 +120,25 @@ def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
     events = pool.events
     first = ctypes.addressof(ctypes.c_char.from_buffer(pool.mapped))
 
+    under_way: list[Flush] = []
+
+    def flush(address: int, length: int) -> None:
+        under_way.append(Flush(address - first, length))
+
+    def drain() -> None:
+        events.extend(under_way)
+        under_way.clear()
+        events.append(Fence())
+
     def copy(target: int, source: Any, length: int, _flags: int) -> None:
         ctypes.memmove(target, source, length)
-        events.append(Flush(target - first, length))
+        flush(target, length)
 
     def fill(target: int, value: int, length: int, _flags: int) -> None:
         ctypes.memset(target, value, length)
-        events.append(Flush(target - first, length))
+        flush(target, length)
 
-    library = Library(
-        flush=lambda address, length: events.append(Flush(address - first, length)),
-        drain=lambda: events.append(Fence()),
-        copy=copy,
-        fill=fill,
-    )
+    library = Library(flush=flush, drain=drain, copy=copy, fill=fill)
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(persist, "load_libpmem", lambda: library)
         made = client_pool.Pool(record, os.open(os.devnull, os.O_RDONLY), pool.mapped, 0)  # type: ignore[arg-type]
