@@ -36,7 +36,7 @@ def test_nothing_above_the_facade_reaches_into_the_core() -> None:
 
 def test_no_test_of_a_session_does() -> None:
     here = Path(__file__).parent
-    tests = [*here.glob("*.py"), here.parent / "hostile_rig.py", here.parent / "message_rig.py"]
+    tests = [*here.glob("*.py"), here.parent / "fuse/hostile_rig.py", here.parent / "message_rig.py"]
     found = [(path.name, text) for path in tests for _, text in reaches_in(path.read_text()) if "volume" in text]
     assert found == []
 
