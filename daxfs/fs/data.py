@@ -18,7 +18,7 @@ from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs.change import Change
 from daxfs.fs.filemap import MAX_RUNS, FileMap
-from daxfs.fs.nodes import END, Node
+from daxfs.fs.nodes import END, SET_ID, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.types import ROOT_INO, Caller
 from daxfs.fs.volume import Volume
@@ -36,7 +36,6 @@ CREDITS_PIECE = 32
 CREDITS_CUT = 64 + CREDITS_QUARANTINE
 BLOCKS_PER_CUT = 32
 CREDITS_XATTR = 12
-SET_ID = stat.S_ISUID | stat.S_ISGID
 CAPABILITY = b"security.capability"
 
 
@@ -103,13 +102,11 @@ def load_map(volume: Volume, node: Node) -> FileMap | None:
         return None
     inode = inodes.read(volume.view, node.ino)
     mapped = FileMap()
-    bits = volume.block_bits
     for count, run in enumerate(mapping.walk(volume.view, inode)):
         if count >= MAX_RUNS:
             node.scattered = True
             return None
-        begin = run.lblk << bits
-        mapped.put(begin, begin + (run.length << bits), (run.pblk << bits) - begin, run.unwritten)
+        mapped.put_blocks(run, volume.block_bits)
     volume.nodes.remember_map(node, mapped)
     return mapped
 

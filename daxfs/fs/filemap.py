@@ -81,6 +81,17 @@ class FileMap:
         begins.insert(index, begin)
         runs.insert(index, (begin, end, delta, unwritten))
 
+    def put_blocks(self, run: tuple[int, int, int, bool], bits: int) -> None:
+        """`put` of a run of blocks of ``1 << bits`` bytes: logical block, physical block, blocks, unwritten."""
+        lblk, pblk, length, unwritten = run
+        self.put(lblk << bits, lblk + length << bits, pblk - lblk << bits, unwritten)
+
+    def copy(self) -> FileMap:
+        """Another map that says the same."""
+        made = FileMap()
+        made.begins, made.runs = self.begins[:], self.runs[:]
+        return made
+
     def covers(self, begin: int, end: int) -> bool:
         """Whether one run has all of [begin, end)."""
         found = self.find(begin)

@@ -10,6 +10,7 @@ so nothing of it is undone. The grants of the file's memory hear of it here (`No
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,10 @@ MAX_LAZY = 64
 """Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
 NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_SYNC_FL
 """Flags of files whose writes are more than a copy (`Node.plain`)."""
-SET_ID = 0o6000
+SET_ID = stat.S_ISUID | stat.S_ISGID
 DAY_NS = 86_400 * 10**9
 END = 1 << 62
-"""Behind the last byte of any file."""
+"""Past the last byte of any file."""
 
 
 class Node:
@@ -146,8 +147,8 @@ class Node:
         held, bits = self.map, self._nodes.block_bits
         if held is None:
             return
-        for lblk, pblk, length, unwritten in runs:
-            held.put(lblk << bits, (lblk + length) << bits, (pblk - lblk) << bits, unwritten)
+        for run in runs:
+            held.put_blocks(run, bits)
         if len(held.runs) > MAX_RUNS:
             self.map = None
             self.scattered = True
@@ -214,12 +215,10 @@ class Node:
         if inode.is_regular:
             assert self.size == inode.size, f"inode {self.ino}: {self.size} bytes, on the disk {inode.size}"
         if self.map is not None:
-            bits = self._nodes.block_bits
-            kept = FileMap()
+            stored = FileMap()
             for run in mapping.walk(view, inode):
-                begin = run.lblk << bits
-                kept.put(begin, begin + (run.length << bits), (run.pblk << bits) - begin, run.unwritten)
-            assert self.map.runs == kept.runs, f"inode {self.ino}: {self.map.runs}, on the disk {kept.runs}"
+                stored.put_blocks(run, self._nodes.block_bits)
+            assert self.map.runs == stored.runs, f"inode {self.ino}: {self.map.runs}, on the disk {stored.runs}"
 
 
 class Nodes:

@@ -58,23 +58,5 @@ class BlockNotifier(Protocol):
         """The pool has another owner: clients hear once that no answer holds, and nothing is stored after that."""
 
 
-class Nobody:
-    """The notifier of a volume that gives no memory to clients."""
-
-    stale = False
-
-    def freed(self, tx: Handle, ino: int, mark: int) -> None:
-        """No client was granted memory, so every freed block may become free."""
-
-    def before_growth(self, ino: int) -> None:
-        """Nobody else makes it longer."""
-
-    def invalidated(self) -> None:
-        """No client knows anything."""
-
-    def disowned(self) -> None:
-        """No client knows anything."""
-
-
 CREDITS_QUARANTINE = 24
 """What keeping freed blocks adds to a handle: a new inode, its map's last leaf and what splits above it."""

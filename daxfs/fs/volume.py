@@ -20,13 +20,13 @@ from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
 from daxfs.fs import defaults
 from daxfs.fs.lifetimes import Lifetimes
 from daxfs.fs.nodes import MAX_LAZY, Nodes
-from daxfs.fs.notifiers import BlockNotifier, Nobody
 from daxfs.fs.reclaim import Reclaimers
 from daxfs.fs.types import Caller, Options
 from daxfs.structures import inodes, overhead
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.fs.notifiers import BlockNotifier
     from daxfs.journal.area import LogArea
     from daxfs.journal.journal import Journal
     from daxfs.journal.transaction import Handle
@@ -65,11 +65,10 @@ class Volume:
         self.defaults = defaults.in_force(view.superblock(), options)
         self.groups_of: Callable[[Caller], frozenset[int]] = lambda caller: caller.groups
         self.sync_due = options.sync
-        self.read_only = journal is None
         self.nodes = Nodes(options, geometry.block_bits, self.write_times)
-        self.nodes.writable = not self.read_only
+        self._allow_changes(journal is not None)
         self.lives = Lifetimes()
-        self.notifier: BlockNotifier = Nobody()
+        self.notifier: BlockNotifier  # whoever makes the volume gives it one at once
         self.reclaimers = Reclaimers()
         self.reclaimers.add(self.commit_frees)
         self.large_file_from = (
@@ -88,15 +87,14 @@ class Volume:
         self.options = self.nodes.options = options
         self.defaults = defaults.in_force(self.view.superblock(), options)
         self.sync_due = options.sync
-        for node in self.nodes.open.values():
-            node.reloaded(inodes.read(self.view, node.ino))
+        for ino in self.nodes.open:
+            self.refresh(ino)
 
     def begin_writing(self, journal: Journal) -> None:
         """The pool is changed through ``journal`` from now on (`remounting`)."""
         self._journal = journal
         self.view = journal.view
-        self.read_only = False
-        self.nodes.writable = True
+        self._allow_changes(True)
         self.mounted_state = journal.view.superblock().s_state
         self.label_was_set = False
         self._last_commit = time.monotonic()
@@ -105,8 +103,7 @@ class Volume:
         """Nothing is changed from now on; the journal was closed, ``view`` shows the pool (`remounting`)."""
         self._journal = None
         self.view = view
-        self.read_only = True
-        self.nodes.writable = False
+        self._allow_changes(False)
 
     @property
     def was_writable(self) -> bool:
@@ -286,6 +283,9 @@ class Volume:
 
     def _only_read(self) -> None:
         """Nothing is changed from now on, by clients neither: those that may store must ask again."""
-        self.read_only = True
-        self.nodes.writable = False
+        self._allow_changes(False)
         self.notifier.invalidated()
+
+    def _allow_changes(self, allowed: bool) -> None:
+        self.read_only = not allowed
+        self.nodes.writable = allowed

@@ -16,12 +16,10 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from daxfs.fs import removal
+from daxfs.fs import data, removal
 from daxfs.fs.change import Change
-from daxfs.fs.filemap import FileMap
 from daxfs.fs.grants.inode_grants import DeferredFree, InodeGrants
 from daxfs.fs.grants.status_page import new_quarantine_inode
-from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.protocol import READER_LOCKS
 from daxfs.structures import blocks, inodes, mapping
 from daxfs.structures.mapping import Extent
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
 
-CREDITS_CUT = 64 + CREDITS_QUARANTINE
-RUNS_PER_CUT = 32
 FEW_BLOCKS = 64
 """So few free blocks are taken for none: giving something up must not fail because the pool is full."""
 RUNS_INSIDE = 4
@@ -115,8 +111,8 @@ class Epochs:
         """Free the blocks [first, last] past EOF of a file, in as many handles as it takes."""
         volume, finished = self._volume, False
         while not finished:
-            with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
-                finished = change.unmap(first, last, limit=RUNS_PER_CUT)
+            with volume.handle(data.CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
+                finished = change.unmap(first, last, limit=data.BLOCKS_PER_CUT)
 
     def reclaim(self, all_grants: Iterable[InodeGrants], page: int) -> bool:
         """Free what waits for stale clients if the last of them is gone; whether it is (reclaimer).
@@ -174,8 +170,7 @@ class Epochs:
         if grants is None:
             self._keep_for_stale(tx, inode.number)
             return
-        before, granted = grants.deferred, FileMap()
-        granted.runs, granted.begins = grants.granted.runs[:], grants.granted.begins[:]
+        before, granted = grants.deferred, grants.granted.copy()
         size = sum(length for _, length in runs) << bits
 
         def undo() -> None:

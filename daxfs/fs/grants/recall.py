@@ -5,8 +5,8 @@ of the range (EAGAIN: clients go through the kernel meanwhile). It is *clear* wh
 then nobody but the daemon touches the range, until the recall is ended. A holder that has not renewed within
 `PATIENCE_SECONDS`, because it sleeps or because a mapping of its process stores without asking, counts as *mapped*:
 grants resume, and the range is taken for mapped by that holder until it renews (`Recalls.mapped_by`). Stale clients
-can't renew: while there are any, a recall is mapped at once. Holders of a read-only volume
-can't be told: they count as mapped after that time.
+can't renew: while there are any, a recall is mapped at once. Holders of a read-only volume can't be told: they count as
+mapped after that time.
 
 Nobody waits here. The caller looks at `Recall.state` between other work::
 

@@ -195,9 +195,6 @@ def reach(volume: Volume, node: Node, request: LeaseRequest) -> int:
 # Providing
 
 
-# Providing
-
-
 def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: int) -> bool:
     """Give every block of the range memory that is zeroed and, within the file, written; whether any had none."""
     volume, node = table.volume, file.node

@@ -56,8 +56,7 @@ class Grants:
 
     def freed(self, tx: Handle, ino: int, mark: int) -> None:
         """The handle has freed blocks of a file: what clients may touch waits."""
-        if self.by_ino or self.epochs.stale:
-            self.epochs.freed(tx, self.by_ino.get(ino), mark)
+        self.epochs.freed(tx, self.by_ino.get(ino), mark)
 
     def before_growth(self, ino: int) -> None:
         """The file is about to be made longer other than by a client, cut or shifted: its growth by a client ends.
@@ -95,12 +94,9 @@ class Grants:
 
         ``grows``: it goes on to make the file longer by itself.
         """
-        grower = grants.grower
-        self.holders -= grants.left(file, holder)
-        if not grants.holders:
-            grants.granted.cut(0, self.volume.pool.size)
+        grower_left = self._left(grants, file, holder)
         try:
-            if grants.grower != grower and not grows and not self.volume.read_only:
+            if grower_left and not grows:
                 self.before_growth(grants.node.ino)
             self.epochs.release(grants)
         except BaseException:
@@ -118,12 +114,10 @@ class Grants:
         grants = self.by_ino.get(file.ino)
         if grants is None:
             return
-        mapped, grower = len(grants.through_kernel), grants.grower
-        self.holders -= grants.left(file, holder)
-        if not grants.holders:
-            grants.granted.cut(0, self.volume.pool.size)
+        mapped = len(grants.through_kernel)
+        grower_left = self._left(grants, file, holder)
         try:
-            if grants.grower != grower and not self.volume.read_only:
+            if grower_left:
                 self.before_growth(grants.node.ino)
         finally:
             if not grants.holders:
@@ -177,6 +171,14 @@ class Grants:
         assert set(held) <= lives.quarantine
         if not self.stale:
             assert lives.quarantine == {*held, *([self.page.ino] if self.page.ino else [])}
+
+    def _left(self, grants: InodeGrants, file: OpenFile, holder: int | None) -> bool:
+        """A holder, or all of an open file, use nothing any more; whether the grower left, whose growth must end."""
+        grower = grants.grower
+        self.holders -= grants.left(file, holder)
+        if not grants.holders:
+            grants.granted.cut(0, self.volume.pool.size)
+        return grants.grower != grower and not self.volume.read_only
 
     def _end(self, grants: InodeGrants) -> None:
         del self.by_ino[grants.node.ino]
