@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from argparse import ArgumentParser
 from itertools import cycle
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from crash_marker import complete
 from crash_rig import AFTER, FORMATS, PLAIN, SINGLE, Run, image
 from explorer import workloads
 from explorer.examine import Depth, Examiner, Tally, Wrong
-from explorer.explore import Task, explore
+from explorer.explore import Task, explore, plan, share
 from explorer.lines import Line, choices, cuts
 from explorer.workloads import Workload
 from recorder import CACHE_LINE, Event, Fence, Flush, Store
@@ -117,6 +118,17 @@ def test_a_workload_in_one_line() -> None:
     ):
         with pytest.raises(ValueError, match="is no workload"):
             Workload.read(line)
+
+
+def test_the_shares_of_a_plan_are_all_of_it() -> None:
+    parser = ArgumentParser()
+    work = plan(["4k"], twos=0, threes=3, laps=0, seed=1)
+    shares = [share(parser, f"{number}/7", work) for number in range(1, 8)]
+    assert sorted(each for found in shares for each in found) == sorted(work)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    for wrong in ("0/7", "8/7", "7", "/7", "7/", "-1/7", "a/b"):
+        with pytest.raises(SystemExit):
+            share(parser, wrong, work)
 
 
 def test_cuts_of_lines() -> None:

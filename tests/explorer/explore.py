@@ -5,6 +5,8 @@
     --threes N          workloads of three operations for each format (default 60); half as many from mount to unmount,
                         and of clients
     --laps N            workloads in which the log begins anew, for each format (default 2)
+    --kinds ones,twos   of "ones", "twos", "threes", "lives", "laps" and "clients"; all if not given
+    --part 2/8          the second of eight equal shares of all that: for a long run in several sittings
     --alone N           lines of a cut that go missing or are there alone, at most (default 512); in formats other than
                         the first no more than 128, for pairs no more than 8
     --minutes M         stop after so many. The order is: single operations, all pairs of the first format, the rest
@@ -41,6 +43,8 @@ from explorer.workloads import Part, Workload
 
 SHARED_MEMORY = Path("/dev/shm")
 EVERY_FORMAT = ("4k", *(name for name in FORMATS if name != "4k"), *PLAIN)
+KINDS = ("ones", "twos", "threes", "lives", "laps", "clients")
+"""Of `Workload.kind`."""
 MOST_WRONG = 20
 """Wrong workloads after which a run ends."""
 THIN = {"alone": 8, "subsets": 2}
@@ -187,6 +191,14 @@ def again(workload: Workload) -> str:
     return f"make test-crash EXPLORE=\"--workload '{workload.spell()}'\""
 
 
+def share(parser: argparse.ArgumentParser, spelled: str, work: list[Workload]) -> list[Workload]:
+    """Every eighth workload from the second on, for the spelling "2/8"."""
+    number, _, count = spelled.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        parser.error(f"{spelled!r} is no share; one is '2/8', the second of eight")
+    return work[int(number) - 1 :: int(count)]
+
+
 def chosen(parser: argparse.ArgumentParser, given: argparse.Namespace) -> list[Workload]:
     """What the command line asks for."""
     if given.workload:
@@ -198,7 +210,12 @@ def chosen(parser: argparse.ArgumentParser, given: argparse.Namespace) -> list[W
     unknown = [name for name in formats if name not in EVERY_FORMAT]
     if unknown:
         parser.error(f"no format is called {', '.join(unknown)}: choose from {', '.join(EVERY_FORMAT)}")
-    return plan(formats, given.twos, given.threes, given.laps, given.seed)
+    kinds = given.kinds.split(",")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        parser.error(f"no kind of workload is called {', '.join(unknown)}: choose from {', '.join(KINDS)}")
+    work = plan(formats, given.twos, given.threes, given.laps, given.seed)
+    return share(parser, given.part, [workload for workload in work if workload.kind in kinds])
 
 
 def main() -> int:
@@ -208,6 +225,8 @@ def main() -> int:
     parser.add_argument("--twos", type=int, default=400)
     parser.add_argument("--threes", type=int, default=60)
     parser.add_argument("--laps", type=int, default=2)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--part", default="1/1")
     parser.add_argument("--alone", type=int, default=Depth().alone)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=1)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from recorder import CACHE_LINE, WORD, Event, Fence, Flush, Store
 
+_WORDS = tuple(slice(at, at + WORD) for at in range(0, CACHE_LINE, WORD))
+
 Chosen = list[tuple[int, bytes]]
 """Pieces of an image: byte offset and content."""
 
@@ -152,5 +154,5 @@ def joined(pieces: Iterable[tuple[int, bytes]]) -> Chosen:
 
 def _words(line: Line, rng: random.Random) -> bytes:
     """Each word in any of its versions."""
-    every = (line.durable, *line.versions)
-    return b"".join(rng.choice(every)[at : at + WORD] for at in range(0, CACHE_LINE, WORD))
+    taken = rng.choices((line.durable, *line.versions), k=len(_WORDS))
+    return b"".join(version[word] for version, word in zip(taken, _WORDS, strict=True))
