@@ -22,7 +22,7 @@ from daxfs.fuse import mounts
 from daxfs.fuse.kernel import abi, encoding, negotiation
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
-from daxfs.fuse.kernel.pace import Pace
+from daxfs.fuse.kernel.polling import AdaptivePolling
 from daxfs.fuse.kernel.wakefulness import Wakefulness
 from daxfs.fuse.mountoptions import MountOptions
 
@@ -86,15 +86,15 @@ def serve(device: Device, wakefulness: Wakefulness, memory: memoryview, store: b
     readv, writev, out = os.readv, os.writev, abi.OUT_HEADER.size
     in_header, out_header = abi.IN_HEADER.struct.unpack_from, abi.OUT_HEADER.pack
     read_in, written = abi.READ_IN.struct.unpack_from, abi.WRITE_OUT.pack
-    pace = Pace(choice=device.spin_seconds > 0)
+    polling = AdaptivePolling(choice=device.spin_seconds > 0)
     served = 0
     begin = perf_counter()
     while True:
         if served >= REQUESTS_A_TURN:
-            pace.learn(served / (perf_counter() - begin))
+            polling.learn(served / (perf_counter() - begin))
             served = 0
             begin = perf_counter()
-        if not (pace.spinning and spin()) and not poll(LINGER_MILLISECONDS):
+        if not (polling.spinning and spin()) and not poll(LINGER_MILLISECONDS):
             wakefulness.release()
             poll(None)
             wakefulness.hold()

@@ -2,7 +2,7 @@
 
 Waiting decides the speed of small requests. The event loop's own wait costs more than a request, so while requests
 come the device waits by itself, for at most 10 ms: in poll(2), which costs no processor time, or after asking
-again and again for a while (`pace.py` chooses).
+again and again for a while (`polling.py` chooses).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from daxfs.fuse import serving
 from daxfs.fuse.kernel import dispatch, negotiation
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
-from daxfs.fuse.kernel.pace import Pace
+from daxfs.fuse.kernel.polling import AdaptivePolling
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.statistics import Counting
 from daxfs.fuse.kernel.wakefulness import Wakefulness
@@ -45,7 +45,7 @@ class Session:
         self._device = device
         self._connection = connection
         self._wakefulness = wakefulness
-        self._pace = Pace(choice=device.spin_seconds > 0)
+        self._polling = AdaptivePolling(choice=device.spin_seconds > 0)
         self._request = Request(device.buffer, connection.core.pins)
         self._stopping = False
 
@@ -76,7 +76,7 @@ class Session:
         descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
         answer, table = dispatch.answer, connection.table
         forgets, postponed = connection.forgets, connection.postponing.messages
-        spinning = self._pace.spinning
+        spinning = self._polling.spinning
         crowded = False  # the next request was there already when the last was answered: so may be the one after
         served = 0
         now = begin = perf_counter()
@@ -110,7 +110,7 @@ class Session:
             self._answer_postponed()
         if served >= DENSE:
             self._wakefulness.hold()
-            self._pace.learn(served / (now - begin))
+            self._polling.learn(served / (now - begin))
         return True
 
     def _catch_up(self) -> None:

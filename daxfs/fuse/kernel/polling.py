@@ -18,7 +18,7 @@ SLUMP = 0.5
 """Serving so much less than at the last trial means that things have changed."""
 
 
-class Pace:
+class AdaptivePolling:
     """The choice between two ways of waiting.
 
     Args:

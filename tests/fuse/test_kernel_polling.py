@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import itertools
 
-from daxfs.fuse.kernel.pace import MOST_TURNS, Pace
+from daxfs.fuse.kernel.polling import MOST_TURNS, AdaptivePolling
 
 
-def spun(pace: Pace, turns: int, sleeping: float, spinning: float) -> list[bool]:
+def spun(polling: AdaptivePolling, turns: int, sleeping: float, spinning: float) -> list[bool]:
     """Serve so many turns at the rates of the two ways; which turns were spent spinning."""
     found = []
     for _ in range(turns):
-        found.append(pace.spinning)
-        pace.learn(spinning if pace.spinning else sleeping)
+        found.append(polling.spinning)
+        polling.learn(spinning if polling.spinning else sleeping)
     return found
 
 
 def test_the_better_way_wins_and_is_seldom_doubted() -> None:
     for sleeping, spinning in ((150_000, 40_000), (8_000, 90_000)):
-        pace = Pace(choice=True)
-        spun(pace, 200, sleeping, spinning)
-        lately = spun(pace, 1000, sleeping, spinning)
+        polling = AdaptivePolling(choice=True)
+        spun(polling, 200, sleeping, spinning)
+        lately = spun(polling, 1000, sleeping, spinning)
         assert lately.count(spinning > sleeping) > 0.95 * len(lately)
         assert lately.count(spinning < sleeping) >= 1000 // (2 * MOST_TURNS)
 
 
 def test_a_change_is_noticed_at_once() -> None:
-    pace = Pace(choice=True)
-    spun(pace, 1000, 150_000, 100_000)
-    lately = spun(pace, 40, 8_000, 100_000)
+    polling = AdaptivePolling(choice=True)
+    spun(polling, 1000, 150_000, 100_000)
+    lately = spun(polling, 40, 8_000, 100_000)
     assert lately.count(True) > 25
 
 
 def test_ways_that_are_alike_are_not_changed_often() -> None:
-    pace = Pace(choice=True)
-    spun(pace, 200, 100_000, 100_000)
-    lately = spun(pace, 500, 100_000, 101_000)
+    polling = AdaptivePolling(choice=True)
+    spun(polling, 200, 100_000, 100_000)
+    lately = spun(polling, 500, 100_000, 101_000)
     assert sum(a != b for a, b in itertools.pairwise(lately)) < 20
 
 
 def test_without_a_choice_it_always_sleeps() -> None:
-    pace = Pace(choice=False)
-    assert spun(pace, 100, 1_000, 100_000) == [False] * 100
+    polling = AdaptivePolling(choice=False)
+    assert spun(polling, 100, 1_000, 100_000) == [False] * 100
