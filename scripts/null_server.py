@@ -21,9 +21,9 @@ from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel import abi, encoding, negotiation
 from daxfs.fuse.kernel.abi import BODY, Opcode
+from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
 from daxfs.fuse.kernel.polling import AdaptivePolling
-from daxfs.fuse.kernel.wakefulness import Wakefulness
 from daxfs.fuse.mountoptions import MountOptions
 
 SIZE = 256 << 20
@@ -79,7 +79,7 @@ def rare(opcode: int, node: int, request: memoryview) -> bytes | int | None:
     return errno.ENOSYS
 
 
-def serve(device: Device, wakefulness: Wakefulness, memory: memoryview, store: bool) -> None:
+def serve(device: Device, cpu_latency: CpuLatencyRequest, memory: memoryview, store: bool) -> None:
     """Answer until unmounted; what is not READ or WRITE is left to `rare`."""
     descriptor, buffer, buffers = device.descriptor, device.buffer, device.buffers
     poll, spin = device.poll, device.spin
@@ -95,9 +95,9 @@ def serve(device: Device, wakefulness: Wakefulness, memory: memoryview, store: b
             served = 0
             begin = perf_counter()
         if not (polling.spinning and spin()) and not poll(LINGER_MILLISECONDS):
-            wakefulness.release()
+            cpu_latency.release()
             poll(None)
-            wakefulness.hold()
+            cpu_latency.hold()
             served = 0
             begin = perf_counter()
         served += 1
@@ -136,7 +136,7 @@ def main() -> int:
     descriptor = mounts.mount_device("null", mountpoint, 0, ["default_permissions", "allow_other"])
     device = Device(descriptor, negotiation.buffer_size(), options.poll_seconds)
     try:
-        serve(device, Wakefulness(options.wake_microseconds), memoryview(memory), "--store" in sys.argv)
+        serve(device, CpuLatencyRequest(options.wake_microseconds), memoryview(memory), "--store" in sys.argv)
     finally:
         device.close()
     return 0

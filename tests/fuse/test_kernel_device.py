@@ -1,4 +1,4 @@
-"""The device, the loop that serves it, and the wish for quick wake-ups, over a socket that keeps messages apart."""
+"""The device, the loop that serves it, and the CPU latency request, over a socket that keeps messages apart."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from message_rig import ALL, ROOT, Rig, check, pack, unpack
 from trio.testing import wait_all_tasks_blocked
 
 from daxfs.errors import FsError
-from daxfs.fuse.kernel import dispatch, wakefulness
+from daxfs.fuse.kernel import cpu_latency, dispatch
 from daxfs.fuse.kernel import session as session_module
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.connection import Connection
+from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import Device
 from daxfs.fuse.kernel.session import DENSE, TURN_SECONDS, Session
-from daxfs.fuse.kernel.wakefulness import Wakefulness
 
 GETATTR = pack("getattr_in")
 
@@ -441,7 +441,7 @@ def test_few_requests_ask_for_nothing(kernel: Kernel) -> None:
 
 
 @pytest.mark.trio
-async def test_a_pause_gives_the_wish_back(kernel: Kernel) -> None:
+async def test_a_pause_releases_the_latency_request(kernel: Kernel) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kernel.session.serve)
@@ -456,7 +456,7 @@ def latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in place of /dev/cpu_dma_latency."""
     place = tmp_path / "cpu_dma_latency"
     place.write_bytes(b"")
-    monkeypatch.setattr(wakefulness, "DEVICE", str(place))
+    monkeypatch.setattr(cpu_latency, "DEVICE", str(place))
     return place
 
 
@@ -467,45 +467,45 @@ def holders(place: Path) -> int:
 
 
 @pytest.mark.parametrize("microseconds", [0, 2, 10_000])
-def test_the_wish_is_held_once_and_given_back(latency: Path, microseconds: int) -> None:
-    wish = Wakefulness(microseconds)
-    wish.release()
+def test_the_request_is_held_once_and_released(latency: Path, microseconds: int) -> None:
+    request = CpuLatencyRequest(microseconds)
+    request.release()
     for _ in range(3):
-        wish.hold()
+        request.hold()
         assert holders(latency) == 1
     assert latency.read_bytes() == struct.pack("=i", microseconds)
     for _ in range(2):
-        wish.release()
+        request.release()
         assert holders(latency) == 0
-    wish.hold()
+    request.hold()
     assert holders(latency) == 1
-    wish.release()
+    request.release()
 
 
-def test_without_a_wish_nothing_is_opened(latency: Path) -> None:
-    wish = Wakefulness(None)
-    wish.hold()
+def test_without_a_latency_nothing_is_opened(latency: Path) -> None:
+    request = CpuLatencyRequest(None)
+    request.hold()
     assert holders(latency) == 0
-    wish.release()
+    request.release()
 
 
-def test_who_may_not_wish_is_told_once(latency: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_permission_is_logged_once(latency: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "daxfs.fuse")
     latency.unlink()
-    wish = Wakefulness(0)
-    wish.hold()
+    request = CpuLatencyRequest(0)
+    request.hold()
     latency.write_bytes(b"")
-    wish.hold()
+    request.hold()
     assert len(caplog.records) == 1
     assert holders(latency) == 0
 
 
 def test_a_device_that_takes_no_number(latency: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wish = Wakefulness(0)
+    request = CpuLatencyRequest(0)
 
     def refuse(_descriptor: int, _data: bytes) -> int:
         raise OSError(errno.EPERM, "no")
 
     monkeypatch.setattr(os, "write", refuse)
-    wish.hold()
+    request.hold()
     assert holders(latency) == 0

@@ -18,11 +18,11 @@ import trio
 from daxfs.fuse import serving
 from daxfs.fuse.kernel import dispatch, negotiation
 from daxfs.fuse.kernel.connection import Connection
+from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
 from daxfs.fuse.kernel.polling import AdaptivePolling
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.statistics import Counting
-from daxfs.fuse.kernel.wakefulness import Wakefulness
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
@@ -41,10 +41,10 @@ DENSE = 20
 class Session:
     """The loop between the device and the handlers."""
 
-    def __init__(self, device: Device, connection: Connection, wakefulness: Wakefulness) -> None:
+    def __init__(self, device: Device, connection: Connection, cpu_latency: CpuLatencyRequest) -> None:
         self._device = device
         self._connection = connection
-        self._wakefulness = wakefulness
+        self._cpu_latency = cpu_latency
         self._polling = AdaptivePolling(choice=device.spin_seconds > 0)
         self._request = Request(device.buffer, connection.core.pins)
         self._stopping = False
@@ -57,13 +57,13 @@ class Session:
                 if self.turn():
                     await trio.lowlevel.checkpoint()
                 else:
-                    self._wakefulness.release()
+                    self._cpu_latency.release()
                     if not self._connection.ended:
                         await trio.lowlevel.wait_readable(device.descriptor)
         except trio.ClosedResourceError:
             log.debug("told to stop")
         finally:
-            self._wakefulness.release()
+            self._cpu_latency.release()
 
     def stop(self) -> None:
         """Make `serve` return soon."""
@@ -109,7 +109,7 @@ class Session:
         if connection.postponing.due:
             self._answer_postponed()
         if served >= DENSE:
-            self._wakefulness.hold()
+            self._cpu_latency.hold()
             self._polling.learn(served / (now - begin))
         return True
 
@@ -162,7 +162,7 @@ def serve(
     connection = Connection(core, dispatch.TABLE, device.notify, options)
     if options.stats:
         Counting(connection, lasting=True)
-    session = Session(device, connection, Wakefulness(options.wake_microseconds))
+    session = Session(device, connection, CpuLatencyRequest(options.wake_microseconds))
     try:
         serving.run(core, mountpoint, session.serve, session.stop, ready)
     except serving.SessionFailed:
