@@ -215,7 +215,7 @@ class Rig:
     """A connection over a core, and the request buffer of its session.
 
     Attributes:
-        told: the notifications that were sent, (code, body).
+        notifications: those that were sent, (code, body).
         may_turn_read_only: the test stops the journal.
     """
 
@@ -223,9 +223,9 @@ class Rig:
 
     def __init__(self, core: Any, *, options: MountOptions | None = None, buffer: int = BUFFER) -> None:
         self.core = core
-        self.told: list[tuple[int, bytes]] = []
+        self.notifications: list[tuple[int, bytes]] = []
         self.connection = Connection(
-            core, dispatch.TABLE, lambda code, body: self.told.append((code, bytes(body))), options
+            core, dispatch.TABLE, lambda code, body: self.notifications.append((code, bytes(body))), options
         )
         self.buffer = bytearray(buffer)
         self.request = Request(memoryview(self.buffer), core.pins)

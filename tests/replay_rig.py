@@ -108,24 +108,24 @@ def replay(recording: Path, rig: Rig) -> set[int]:
     found: bytes | None = None
     opcode = 0
     place = "the beginning"
-    told: list[bytes] = []
+    expected: list[bytes] = []
     for number, (kind, content) in enumerate(lines(recording)):
         if kind == ">":
             assert found is None, f"an answer to {place}"
             opcode = unpack("in_header", content).opcode
             place = f"line {number}, {Opcode(opcode).name}, {content.hex()}"
             seen.add(opcode)
-            rig.told.clear()
-            told = []
+            rig.notifications.clear()
+            expected = []
             found = rig.raw(content)
         elif kind == "!":
-            told.append(content)
+            expected.append(content)
         elif kind == ".":
             rig.connection.settle(int.from_bytes(content, "little"))
         else:
             assert found is not None, f"no answer to {place}"
             assert masked(opcode, found) == masked(opcode, content), place
-            assert [code.to_bytes(4, "little") + body for code, body in rig.told] == told, place
+            assert [code.to_bytes(4, "little") + body for code, body in rig.notifications] == expected, place
             found = None
             if kind == "?":
                 rig.request.take_back()

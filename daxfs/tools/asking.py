@@ -37,6 +37,6 @@ def ask(question: Callable[[], Any], seconds: float = ANSWER_SECONDS) -> Any:
         if not select.select([answer], [], [], seconds)[0]:
             os.kill(child, signal.SIGKILL)  # nobody waits for its end, which may be as far off as the answer
             raise TimeoutError
-        told = answer.read()
+        text = answer.read()
     os.waitpid(child, 0)
-    return json.loads(told) if told else None
+    return json.loads(text) if text else None

@@ -88,14 +88,14 @@ def _gather(found: Reading, mountpoint: str) -> Info:
     sb, geometry, pool = found.superblock, found.geometry, found.pool
     journal, journal_size = _journal(found)
     state = _state(found, mountpoint)
-    told = None
+    answer = None
     if mountpoint:
         try:
-            told = ask(lambda: _facts(mountpoint))
+            answer = ask(lambda: _facts(mountpoint))
         except TimeoutError:
             state += ", but its daemon does not answer"
     # The mount knows more than the last commit, which is all that the pool can tell.
-    facts, free_blocks, free_inodes = told or ({}, sb.free_blocks_count, sb.s_free_inodes_count)
+    facts, free_blocks, free_inodes = answer or ({}, sb.free_blocks_count, sb.s_free_inodes_count)
     uuid = sb.s_uuid.hex()
     return Info(
         pool=pool.path,

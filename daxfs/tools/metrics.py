@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.kernel.statistics import MOVES
+from daxfs.fuse.kernel.statistics import TRANSFERRED
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
@@ -74,7 +74,7 @@ class Mount(Collector):
             "daxfs_request_duration_max_seconds", "The longest since counting began.", labels=labels
         )
         errors = CounterMetricFamily("daxfs_request_errors", "Requests answered with an error.", labels=labels)
-        moved = CounterMetricFamily("daxfs_request_bytes", "Bytes of files read, written, copied.", labels=labels)
+        transferred = CounterMetricFamily("daxfs_request_bytes", "Bytes of files read, written, copied.", labels=labels)
         for name, operation in found.operations.items():
             durations.add_metric(
                 (place, name),
@@ -83,9 +83,9 @@ class Mount(Collector):
             )
             longest.add_metric((place, name), operation.longest / BILLION)
             errors.add_metric((place, name), operation.errors)
-            if Opcode[name] in MOVES:
-                moved.add_metric((place, name), operation.bytes)
-        yield from (durations, longest, errors, moved)
+            if Opcode[name] in TRANSFERRED:
+                transferred.add_metric((place, name), operation.bytes)
+        yield from (durations, longest, errors, transferred)
         sections = {"files": found.files, "journal": found.journal or {}}
         for metric in METRICS:
             value = sections[metric.section].get(metric.key)

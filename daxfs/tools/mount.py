@@ -172,30 +172,30 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
     os.chdir("/")
     os.umask(0o022)
     _detach(keep=writer)
-    told = False
+    reported = False
 
-    def tell(what: bytes) -> None:
-        nonlocal told
-        if not told:
-            told = True
+    def report(what: bytes) -> None:
+        nonlocal reported
+        if not reported:
+            reported = True
             os.write(writer, what)
             os.close(writer)
 
     try:
         logs.start(wanted.log)
-        serve(pool, mountpoint, wanted, lambda: tell(DONE))
+        serve(pool, mountpoint, wanted, lambda: report(DONE))
     except UserError as error:
-        if not told:  # else the session has said it
+        if not reported:  # else the session has said it
             log.error("%s", error)
-        tell(f"{error.code} {error}".encode())
+        report(f"{error.code} {error}".encode())
         return error.code
     except FsError as error:
         log.error("%s: %s", pool, error.strerror)
-        tell(f"{mounts.MOUNT_FAILED} {pool}: {error.strerror}".encode())
+        report(f"{mounts.MOUNT_FAILED} {pool}: {error.strerror}".encode())
         return mounts.MOUNT_FAILED
     except BaseException as error:
         log.critical("the daemon of %s ends", pool, exc_info=True)
-        tell(f"{mounts.SYSTEM_ERROR} internal error: {error!r}".encode())
+        report(f"{mounts.SYSTEM_ERROR} internal error: {error!r}".encode())
         return mounts.SYSTEM_ERROR
     finally:
         logs.finish()

@@ -41,36 +41,36 @@ def remount(mountpoint: str, given: Sequence[str]) -> None:
     found = mounts.top_mount(place)
     if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
         raise UserError(f"no daxfs is mounted on {mountpoint}; remount needs a mountpoint", mounts.MOUNT_FAILED)
-    told = status(place)
-    if "options" not in told:
+    current_status = status(place)
+    if "options" not in current_status:
         raise _refusal(place, errno.ENOTTY)
-    current = options.parse(told["options"])
+    current = options.parse(current_status["options"])
     wanted = options.remounted(current, given)
     if wanted.read_only:
         # Writers are kept out first: nobody meets a daemon that reads only on a mount that writes.
-        _tell_kernel(place, wanted)
+        _remount_kernel(place, wanted)
         try:
-            _tell_daemon(place, wanted)
+            _remount_daemon(place, wanted)
         except UserError:
-            _tell_kernel(place, current)
+            _remount_kernel(place, current)
             raise
     else:
-        _tell_daemon(place, wanted)
+        _remount_daemon(place, wanted)
         try:
-            _tell_kernel(place, wanted)
+            _remount_kernel(place, wanted)
         except UserError:
-            _tell_daemon(place, current)
+            _remount_daemon(place, current)
             raise
 
 
-def _tell_kernel(place: str, wanted: MountOptions) -> None:
+def _remount_kernel(place: str, wanted: MountOptions) -> None:
     try:
         mounts.remount_device(place, wanted.mount_flags)
     except OSError as error:
         raise _refusal(place, error.errno) from None
 
 
-def _tell_daemon(place: str, wanted: MountOptions) -> None:
+def _remount_daemon(place: str, wanted: MountOptions) -> None:
     text = ",".join(wanted.listed()).encode()
     if len(text) >= SIZE:
         raise UserError("the options of the mount are too long to be changed", mounts.USAGE)

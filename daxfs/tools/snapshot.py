@@ -64,9 +64,9 @@ class Snapshot:
     @classmethod
     def of(cls, text: bytes) -> Snapshot:
         """From the daemon's JSON."""
-        told = json.loads(text)
-        told["operations"] = {name: Operation(**values) for name, values in told["operations"].items()}
-        return cls(**told)
+        facts = json.loads(text)
+        facts["operations"] = {name: Operation(**values) for name, values in facts["operations"].items()}
+        return cls(**facts)
 
     def after(self, earlier: Snapshot) -> Snapshot:
         """What happened since an earlier snapshot; what is a state and no count stays."""

@@ -24,7 +24,7 @@ def main() -> None:
     mapping = direct.map(large, access="rw")
     mapped = time.perf_counter() - begin
     assert mapping.view[0] == mapping.view[len(mapping) - 1] == ord("m")
-    told = {"direct": mapping.direct, "map": mapped * 1e3}
+    results = {"direct": mapping.direct, "map": mapped * 1e3}
     mapping.close()
     with direct.open(file, "r+b") as opened:
         blocks = opened.size // BLOCK
@@ -35,13 +35,13 @@ def main() -> None:
         begin = time.perf_counter()
         for place in places:
             opened.pread(place, BLOCK)
-        told["read"] = (time.perf_counter() - begin) / COUNT * 1e6
+        results["read"] = (time.perf_counter() - begin) / COUNT * 1e6
         begin = time.perf_counter()
         for place in places:
             opened.pwrite(place, data)
-        told["write"] = (time.perf_counter() - begin) / COUNT * 1e6
-        told["direct"] = told["direct"] and opened.direct
-    print(json.dumps(told))
+        results["write"] = (time.perf_counter() - begin) / COUNT * 1e6
+        results["direct"] = results["direct"] and opened.direct
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def client(place: Path, report: Report) -> None:
     with large.open("wb") as content:
         for _ in range(GIB >> 20):
             content.write(b"m" * (1 << 20))
-    told = [
+    runs = [
         json.loads(rig.run(sys.executable, CLIENT_LOOP, place / "fio.dat", large).stdout)
         for _ in range(report.scale.rounds)
     ]
@@ -195,8 +195,8 @@ def client(place: Path, report: Report) -> None:
         ("write", "4 KiB write, us", CLIENT_US),
         ("map", "first map of 1 GiB, ms", MAP_MS),
     ):
-        rows.append((what, report.bound(what, statistics.median(run[name] for run in told), most=most)))
-    rows.append(("in memory", str(all(run["direct"] for run in told))))
+        rows.append((what, report.bound(what, statistics.median(run[name] for run in runs), most=most)))
+    rows.append(("in memory", str(all(run["direct"] for run in runs))))
     report.table("Python client", ("what", "median"), rows)
     large.unlink()
 

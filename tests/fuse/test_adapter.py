@@ -168,13 +168,13 @@ def test_files_are_read_written_and_closed_by_handle(fuse: Adapter, core: FakeCo
 
 def test_a_write_that_may_drop_set_id_bits_tells_the_kernel(fuse: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     handle, node = made(fuse)
-    told: list[tuple[int, bool]] = []
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda ino, attr_only: told.append((ino, attr_only)))
+    invalidated: list[tuple[int, bool]] = []
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda ino, attr_only: invalidated.append((ino, attr_only)))
     answer(fuse.write(handle, 0, b"x"))
-    assert told == []
+    assert invalidated == []
     fuse._files[handle].keeps_privileges = False
     answer(fuse.write(handle, 0, b"x"))
-    assert told == [(node, True)]
+    assert invalidated == [(node, True)]
 
 
 def listing(fuse: Adapter, monkeypatch: pytest.MonkeyPatch, room: int, cookie: int = 0) -> list[tuple[bytes, int, int]]:

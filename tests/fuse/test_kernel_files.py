@@ -134,11 +134,11 @@ def test_a_write_says_whether_set_id_bits_go(fake: Rig, flags: int, kill: bool) 
     node = found.nodeid
     fake.write(node, fh, b"x", flags=flags)
     assert fake.core.calls[-1] == ("write", (node, 0, b"x"))
-    assert fake.told == []
+    assert fake.notifications == []
     fake.connection.files[fh].keeps_privileges = False
     fake.write(node, fh, b"x", flags=flags)
     assert fake.core.calls[-1] == ("write", (node, 0, b"x", kill, Caller()))
-    assert fake.told == [(2, pack("notify_inval_inode_out", ino=node, off=-1))]
+    assert fake.notifications == [(2, pack("notify_inval_inode_out", ino=node, off=-1))]
     fake.init(ALL & ~Init.HANDLE_KILLPRIV_V2)
     fake.write(node, fh, b"x", flags=flags)
     assert fake.core.calls[-1] == ("write", (node, 0, b"x", None, None))
@@ -152,7 +152,7 @@ def test_set_id_bits_go_with_a_write(agreed: Rig) -> None:
     assert stat.S_IMODE(agreed.getattr(found.nodeid).mode) == 0o6755
     agreed.write(found.nodeid, fh, b"x", flags=WRITE_KILL_SUIDGID)
     assert stat.S_IMODE(agreed.getattr(found.nodeid).mode) == 0o755
-    assert agreed.told[-1] == (2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))
+    assert agreed.notifications[-1] == (2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))
 
 
 @pytest.mark.parametrize("how", ["truncate", "fallocate", "copy"])
@@ -162,7 +162,7 @@ def test_the_kernel_is_told_that_set_id_bits_went(agreed: Rig, how: str) -> None
     agreed.getattr(found.nodeid)
     _, source = agreed.create(b"source")
     agreed.write(found.nodeid, source, b"program")
-    agreed.told.clear()
+    agreed.notifications.clear()
     if how == "truncate":
         agreed.done(Opcode.OPEN, found.nodeid, pack("open_in", flags=os.O_RDWR | os.O_TRUNC, open_flags=1), **ANYBODY)
     elif how == "fallocate":
@@ -171,7 +171,7 @@ def test_the_kernel_is_told_that_set_id_bits_went(agreed: Rig, how: str) -> None
         body = pack("copy_file_range_in", fh_in=source, nodeid_out=found.nodeid, fh_out=fh, len=7)
         agreed.done(Opcode.COPY_FILE_RANGE, found.nodeid, body, **ANYBODY)
     assert stat.S_IMODE(agreed.getattr(found.nodeid).mode) == 0o777
-    assert agreed.told == [(2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))]
+    assert agreed.notifications == [(2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))]
 
 
 def test_pages_never_make_a_file_longer(agreed: Rig) -> None:
@@ -199,10 +199,10 @@ def test_one_write_that_shall_be_durable(agreed: Rig) -> None:
 
 def test_changed_flags_move_the_time_of_change(agreed: Rig) -> None:
     found, fh = agreed.create(b"f")
-    agreed.told.clear()
+    agreed.notifications.clear()
     body = pack("ioctl_in", fh=fh, cmd=0x40086602, in_size=8) + (0x80000 | 0x40).to_bytes(8, "little")
     agreed.done(Opcode.IOCTL, found.nodeid, body)
-    assert agreed.told == [(2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))]
+    assert agreed.notifications == [(2, pack("notify_inval_inode_out", ino=found.nodeid, off=-1))]
 
 
 def test_tmpfile_and_its_first_name(agreed: Rig) -> None:

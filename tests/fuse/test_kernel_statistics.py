@@ -51,7 +51,7 @@ def query(connection: Any, snapshot: int = 0, offset: int = 0, *, uid: int = 0, 
     return statistics.query(connection, request, memoryview(QUESTION.pack(snapshot, offset).ljust(PIECE, b"\0")))
 
 
-def told(connection: Any) -> dict[str, Any]:
+def whole_answer(connection: Any) -> dict[str, Any]:
     """A whole answer that fits into one piece."""
     answer = query(connection)
     _, length = PIECE_HEADER.unpack_from(answer)
@@ -80,7 +80,7 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
     assert connection.table[Opcode.WRITE](connection, None) == abi.WRITE_OUT.pack(100)
     assert connection.table[Opcode.FORGET](connection, None) is None
     clock.sleep(1)
-    found = told(connection)
+    found = whole_answer(connection)
     assert found["seconds"] == pytest.approx(1.001003047)
     assert not found["fresh"]
     assert found["operations"].keys() == {"READ", "WRITE", "FORGET"}
@@ -114,7 +114,7 @@ def test_exceptions_pass(clock: Clock, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         connection.table[Opcode.MKDIR](connection, None)
     assert caught.value is error
-    found = told(connection)["operations"]["MKDIR"]
+    found = whole_answer(connection)["operations"]["MKDIR"]
     assert (found["count"], found["nanoseconds"]) == (1, 1000)
     assert found["errors"] == isinstance(error, FsError)
 
@@ -134,7 +134,7 @@ def test_bytes_of_files(opcode: Opcode, body: bytes | memoryview, size: int) -> 
     connection = connection_with({opcode: lambda *_: body})
     Counting(connection)
     assert connection.table[opcode](connection, None) is body
-    assert told(connection)["operations"][opcode.name]["bytes"] == size
+    assert whole_answer(connection)["operations"][opcode.name]["bytes"] == size
 
 
 def test_every_handler_is_timed_or_none() -> None:
@@ -151,18 +151,18 @@ def test_every_handler_is_timed_or_none() -> None:
 def test_counting_ends_when_nobody_asks(clock: Clock) -> None:
     connection = connection_with({Opcode.READ: lambda *_: b"12345"})
     plain = dict(connection.table)
-    assert told(connection)["fresh"]
+    assert whole_answer(connection)["fresh"]
     for _ in range(3):
         clock.sleep(KEEP_SECONDS - 1)
         timed = connection.table[Opcode.READ]
         timed(connection, None)
         assert connection.table != plain
-        assert not told(connection)["fresh"]
+        assert not whole_answer(connection)["fresh"]
     clock.sleep(KEEP_SECONDS + 1)
     assert timed(connection, None) == b"12345"
     assert connection.table == plain
     assert connection.counting is None
-    assert told(connection)["operations"] == {}
+    assert whole_answer(connection)["operations"] == {}
     again, table = connection.counting, dict(connection.table)
     timed(connection, None)  # whoever still has the old handler does not end the new counting
     assert connection.counting is again
@@ -174,11 +174,11 @@ def test_lasting_counting_does_not_end(clock: Clock) -> None:
     Counting(connection, lasting=True)
     clock.sleep(100 * KEEP_SECONDS)
     connection.table[Opcode.READ](connection, None)
-    found = told(connection)
+    found = whole_answer(connection)
     clock.sleep(100 * KEEP_SECONDS)
     connection.table[Opcode.READ](connection, None)
     assert found["lasting"]
-    assert told(connection)["operations"]["READ"]["count"] == 2
+    assert whole_answer(connection)["operations"]["READ"]["count"] == 2
 
 
 def test_who_may_begin(clock: Clock) -> None:
@@ -211,7 +211,7 @@ def test_a_question_cut_short() -> None:
 
 
 def test_a_long_answer_comes_in_pieces_of_one_snapshot(clock: Clock) -> None:
-    connection = connection_with({opcode: lambda *_: None for opcode in Opcode if opcode not in statistics.MOVES})
+    connection = connection_with({opcode: lambda *_: None for opcode in Opcode if opcode not in statistics.TRANSFERRED})
     Counting(connection)
     for handler in connection.table.values():
         clock.sleep(1e-3)

@@ -24,9 +24,11 @@ def query(text: str, node: int = abi.ROOT_ID, agreed: int = 0) -> dict[str, Any]
 
 
 def test_the_options_in_force() -> None:
-    told = query("noatime,commit=30,nosuid,nodev,poll=0,wake=off,dax=inode,log=/l,context=a,stats")["options"]
-    assert told[:5] == ["rw", "nosuid", "nodev", "async", "noatime"]
-    assert {"commit=30", "poll=0", "wake=off", "dax=inode", "session=kernel", "log=/l", "context=a", "stats"} <= {*told}
+    found = query("noatime,commit=30,nosuid,nodev,poll=0,wake=off,dax=inode,log=/l,context=a,stats")["options"]
+    assert found[:5] == ["rw", "nosuid", "nodev", "async", "noatime"]
+    assert {"commit=30", "poll=0", "wake=off", "dax=inode", "session=kernel", "log=/l", "context=a", "stats"} <= {
+        *status
+    }
     assert query("ro,sync")["options"][:3] == ["ro", "sync", "relatime"]
 
 
@@ -51,8 +53,8 @@ def test_an_answer_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_what_makes_changes_durable() -> None:
     """sync(2) does where the kernel passes it on; a read-only mount has nothing to make durable."""
     assert query("")["durability"]["sync"].startswith("nothing")
-    told = query("commit=7", agreed=Init.HAS_SYNCFS)["durability"]
-    assert told["sync"] == told["syncfs"] == "everything"
-    assert "7 s" in told["time"]
+    rows = query("commit=7", agreed=Init.HAS_SYNCFS)["durability"]
+    assert rows["sync"] == rows["syncfs"] == "everything"
+    assert "7 s" in rows["time"]
     assert next(iter(query("sync")["durability"].values())) == "the change (sync)"
     assert query("ro")["durability"] == {}

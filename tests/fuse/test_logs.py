@@ -258,7 +258,7 @@ def test_the_last_words_reach_syslog(tmp_path: Path, journal: bool, way: str) ->
             streams.listen()
         arguments = [sys.executable, "-c", DYING, str(syslog), str(stream), way]
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        told = datagrams.recv(1000)
+        message = datagrams.recv(1000)
         if journal:
             connection, _ = streams.accept()
             with connection, connection.makefile() as lines:
@@ -271,7 +271,7 @@ def test_the_last_words_reach_syslog(tmp_path: Path, journal: bool, way: str) ->
         assert ("Fatal Python error: Bus error" in said) is (way == "bus")
         assert "<string>" in said
         assert process.wait(HANG_SECONDS) == -(signal.SIGBUS if way == "bus" else signal.SIGALRM)
-        assert b"a word" in told
+        assert b"a word" in message
 
 
 def test_a_log_that_cannot_be_opened(pool: Pool) -> None:

@@ -135,7 +135,7 @@ def test_a_path_that_clients_cannot_be_told(rig: Rig, monkeypatch: pytest.Monkey
     found = rig.core.pool_identity()
     fits = protocol.PATH_SIZE - 1
     for length, number in ((fits, 0), (fits + 1, errno.ENAMETOOLONG), (4000, errno.ENAMETOOLONG)):
-        told = found._replace(path="/" * length)
-        monkeypatch.setattr(type(rig.core), "pool_identity", lambda _, told=told: told)
+        identity = found._replace(path="/" * length)
+        monkeypatch.setattr(type(rig.core), "pool_identity", lambda _, identity=identity: identity)
         body = pack("ioctl_in", cmd=protocol.IOC_POOL, out_size=protocol.POOL.size)
         assert rig.ask(Opcode.IOCTL, ROOT, body).error == number

@@ -276,19 +276,19 @@ def test_the_commit_interval_makes_durable(pool: Pool) -> None:
 
 def test_info_of_a_pool_and_of_a_mount(pool: Pool) -> None:
     path = pool("-L", "mylabel")
-    told = json.loads(daxfs("info", path, "--json"))
-    assert (told["state"], told["label"], told["size"], told["mountpoint"]) == ("clean", "mylabel", 64 << 20, "")
-    assert told["persistence"] in ("libpmem", "msync", "volatile")
-    assert "has_journal" in told["features"]
+    facts = json.loads(daxfs("info", path, "--json"))
+    assert (facts["state"], facts["label"], facts["size"], facts["mountpoint"]) == ("clean", "mylabel", 64 << 20, "")
+    assert facts["persistence"] in ("libpmem", "msync", "volatile")
+    assert "has_journal" in facts["features"]
     shown = daxfs("info", path)
     assert "mylabel" in shown
     assert "clean" in shown
-    assert told["mount"] == {}
+    assert facts["mount"] == {}
     with mounted(path, "commit=7,noatime") as mount:
-        told = json.loads(daxfs("info", mount.place, "--json"))
-        assert (told["pool"], told["mountpoint"], told["state"]) == (str(path), str(mount.place), "mounted")
-        assert {"rw", "commit=7", "noatime", "dax=always"} <= {*told["mount"]["options"]}
-        assert json.loads(daxfs("info", path, "--json"))["mount"] == told["mount"]
+        facts = json.loads(daxfs("info", mount.place, "--json"))
+        assert (facts["pool"], facts["mountpoint"], facts["state"]) == (str(path), str(mount.place), "mounted")
+        assert {"rw", "commit=7", "noatime", "dax=always"} <= {*facts["mount"]["options"]}
+        assert json.loads(daxfs("info", path, "--json"))["mount"] == facts["mount"]
         assert "commit=7," in daxfs("info", mount.place)
     with mounted(path, "session=pyfuse3") as mount:
         assert json.loads(daxfs("info", mount.place, "--json"))["mount"] == {}
@@ -319,16 +319,16 @@ def test_map_of_a_mounted_file_and_of_a_path_in_a_pool(pool: Pool) -> None:
     with mounted(path) as mount:
         file = mount.place / "file"
         file.write_bytes(b"x" * (8 << 20))
-        told = json.loads(daxfs("map", file, "--json"))
-        assert told["ino"] == file.stat().st_ino
-        assert told["allocated"] == 8 << 20
-        assert sum(run["length"] for run in told["runs"]) == 8 << 20
+        facts = json.loads(daxfs("map", file, "--json"))
+        assert facts["ino"] == file.stat().st_ino
+        assert facts["allocated"] == 8 << 20
+        assert sum(run["length"] for run in facts["runs"]) == 8 << 20
         content = path.read_bytes()
-        for piece in told["runs"]:
+        for piece in facts["runs"]:
             assert content[piece["pool_offset"] : piece["pool_offset"] + 100] == b"x" * 100
         assert "can be mapped with 2 MiB pages" in daxfs("map", file)
-    assert json.loads(daxfs("map", f"{path}:/file", "--json")) == told
-    assert json.loads(daxfs("map", "/file", "--pool", path, "--json")) == told
+    assert json.loads(daxfs("map", f"{path}:/file", "--json")) == facts
+    assert json.loads(daxfs("map", "/file", "--pool", path, "--json")) == facts
     assert "not on a mount" in daxfs("map", path, code=66)
 
 
@@ -339,9 +339,9 @@ def test_info_tells_what_is_free_now(pool: Pool, session: tuple[str, ...]) -> No
         (mount.place / "file").write_bytes(b"x" * (20 << 20))
         os.sync()
         for place in (path, mount.place):
-            told = json.loads(daxfs("info", place, "--json"))
+            facts = json.loads(daxfs("info", place, "--json"))
             space = os.statvfs(mount.place)
-            assert (told["free_blocks"], told["free_inodes"]) == (space.f_bfree, space.f_ffree)
+            assert (facts["free_blocks"], facts["free_inodes"]) == (space.f_bfree, space.f_ffree)
 
 
 def test_a_daemon_that_is_stopped_does_not_stop_info(pool: Pool) -> None:
@@ -354,9 +354,9 @@ def test_a_daemon_that_is_stopped_does_not_stop_info(pool: Pool) -> None:
         mount.daemon.send_signal(signal.SIGSTOP)
         try:
             for place in (path, mount.place):
-                told = json.loads(daxfs("info", place, "--json", limit=30))
-                assert told["state"] == "mounted, but its daemon does not answer"
-                assert told["free_blocks"] == free, "as of the last commit"
+                facts = json.loads(daxfs("info", place, "--json", limit=30))
+                assert facts["state"] == "mounted, but its daemon does not answer"
+                assert facts["free_blocks"] == free, "as of the last commit"
         finally:
             mount.daemon.send_signal(signal.SIGCONT)
 
@@ -372,11 +372,11 @@ def test_looks_beside_a_user_see_the_last_commit(pool: Pool, monkeypatch: pytest
         fs.tree.write_bytes("/file", b"x" * (20 << 20))
         fs.sync()
         space = fs.statfs()
-        told = info.examine(str(path))
-        assert (told.free_blocks, told.free_inodes) == (space.free, space.files_free)
+        facts = info.examine(str(path))
+        assert (facts.free_blocks, facts.free_inodes) == (space.free, space.files_free)
         monkeypatch.setattr(names, "lookup", damage)
         with pytest.raises(Corrupt):
             fs.lookup(ROOT_INO, b"file")
-        told = info.examine(str(path))
-        assert (told.state, told.errors) == ("with errors: run daxfs check", 1)
+        facts = info.examine(str(path))
+        assert (facts.state, facts.errors) == ("with errors: run daxfs check", 1)
     run("e2fsck", "-fy", path)

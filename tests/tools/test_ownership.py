@@ -69,9 +69,9 @@ def test_a_pool_that_others_can_change_is_refused(made: Path, way: Callable[[Pat
         judge(made)
     before = made.read_bytes()
     with mountpoint() as place:
-        told = daxfs("mount", str(made), str(place), code=32)
-        assert "--trust-owner" in told
-        assert len(told.splitlines()) == 1
+        output = daxfs("mount", str(made), str(place), code=32)
+        assert "--trust-owner" in output
+        assert len(output.splitlines()) == 1
         assert mounts.top_mount(str(place)) is None
     assert "--trust-owner" in daxfs("mkfs", str(made), "-F", code=32)
     assert made.read_bytes() == before
@@ -116,9 +116,9 @@ def test_mkfs_takes_reading_away_from_others(tmp_path: Path) -> None:
     mkfs.make_pool(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o644)
-    told = daxfs("mkfs", str(path), "-F", "--keep-mode")
+    output = daxfs("mkfs", str(path), "-F", "--keep-mode")
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert "whoever may read it reads every file" in told
+    assert "whoever may read it reads every file" in output
 
 
 def test_the_group_of_disks_is_root(made: Path) -> None:

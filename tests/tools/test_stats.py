@@ -33,9 +33,9 @@ def histogram_of(values: list[int]) -> list[int]:
     return found
 
 
-def operation(*nanoseconds: int, errors: int = 0, moved: int = 0) -> Operation:
+def operation(*nanoseconds: int, errors: int = 0, transferred: int = 0) -> Operation:
     taken = list(nanoseconds)
-    return Operation(len(taken), errors, moved, sum(taken), max(taken, default=0), histogram_of(taken))
+    return Operation(len(taken), errors, transferred, sum(taken), max(taken, default=0), histogram_of(taken))
 
 
 def journal(*sizes: int, **others: int) -> dict[str, Any]:
@@ -75,11 +75,11 @@ def test_percentiles_of_little() -> None:
 
 
 def test_an_interval_is_the_difference() -> None:
-    earlier = snapshot(10.0, journal(5, 6, blocks_home=11), READ=operation(100, 200, moved=10), OPEN=operation(5))
+    earlier = snapshot(10.0, journal(5, 6, blocks_home=11), READ=operation(100, 200, transferred=10), OPEN=operation(5))
     later = snapshot(
         12.5,
         journal(5, 6, 300, 2, blocks_home=313, log_blocks=1000),
-        READ=operation(100, 200, 300, 40, errors=1, moved=35),
+        READ=operation(100, 200, 300, 40, errors=1, transferred=35),
         OPEN=operation(5),
         MKDIR=operation(7),
     )
@@ -114,7 +114,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     found = snapshot(
         2.0,
         journal(4, 20, blocks_logged=30, log_blocks=1000, log_blocks_used=250, pending_free_blocks=77),
-        READ=operation(1000, 3000, moved=8192),
+        READ=operation(1000, 3000, transferred=8192),
         LOOKUP=operation(*[2_000_000] * 10, errors=3),
     )
     stats._print("/mnt", found)
@@ -152,7 +152,7 @@ def test_prometheus() -> None:
     found = snapshot(
         10.0,
         journal(1, 2, 3, 70_000, blocks_logged=9, log_blocks=500),
-        READ=operation(400, 600, 10**10, errors=1, moved=99),
+        READ=operation(400, 600, 10**10, errors=1, transferred=99),
         LOOKUP=operation(5),
     )
     text = exposition("/mnt/a\\b", found)
@@ -223,8 +223,8 @@ def test_what_waits_to_be_freed_is_named(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("refusals", [(), (errno.ESTALE,), (errno.ESTALE, errno.ESTALE)])
 @pytest.mark.parametrize("name", ["x", "x" * ROOM * 3])
 def test_an_answer_in_pieces(monkeypatch: pytest.MonkeyPatch, name: str, refusals: tuple[int, ...]) -> None:
-    told = {"since": 1.0, "seconds": 2.0, "lasting": True, "fresh": False, "files": {name: 1}, "journal": None}
-    daemon = Daemon(json.dumps({**told, "operations": {}, "holding": []}).encode(), *refusals)
+    facts = {"since": 1.0, "seconds": 2.0, "lasting": True, "fresh": False, "files": {name: 1}, "journal": None}
+    daemon = Daemon(json.dumps({**facts, "operations": {}, "holding": []}).encode(), *refusals)
     monkeypatch.setattr(fcntl, "ioctl", daemon)
     assert stats.ask(0, "/mnt") == Snapshot(1.0, 2.0, True, False, {}, {name: 1}, [], None)
     assert daemon.snapshot == (1 + len(refusals) if len(name) > 1 else 1)

@@ -89,14 +89,14 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
 def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_STORED."""
     size, flags = fixed(protocol.STORED, given)
-    tell(connection, request, flags, size)
+    report_stores(connection, request, flags, size)
     return b""
 
 
 def appended(connection: Connection, request: Request, given: memoryview) -> bytes:
     """DAXFS_IOC_APPENDED."""
     base, size, holder, flags, _ = fixed(protocol.APPENDED, given)
-    changes = tell(connection, request, flags, size, base, holder)
+    changes = report_stores(connection, request, flags, size, base, holder)
     return protocol.APPENDED.pack(base, size, holder, flags, changes)
 
 
@@ -106,14 +106,14 @@ def sync(connection: Connection, _request: Request, _given: memoryview) -> bytes
     return b""
 
 
-def tell(
+def report_stores(
     connection: Connection, request: Request, flags: int, size: int, base: int | None = None, holder: int | None = None
 ) -> int:
     """Tell the core what a client has stored; how many changes the file has had then."""
     if flags & ~KNOWN:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    told = Stored(size, base, flags & protocol.DURABLE != 0, flags & protocol.DATA_ONLY != 0, holder)
-    changes = connection.core.stored(file, told)
+    claim = Stored(size, base, flags & protocol.DURABLE != 0, flags & protocol.DATA_ONLY != 0, holder)
+    changes = connection.core.stored(file, claim)
     connection.stored_in_memory(file.ino)
     return changes

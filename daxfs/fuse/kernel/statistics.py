@@ -55,7 +55,7 @@ class Counter:
         self.bytes = self.errors = self.longest = self.nanoseconds = 0
         self.histogram = [0] * CLASSES
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For JSON; the histogram without the classes after the last that has anything."""
         histogram = self.histogram[: max(n + 1 for n, number in enumerate(self.histogram) if number)]
         return {
@@ -68,28 +68,28 @@ class Counter:
         }
 
 
-def moved(body: Answer) -> int:
+def bytes_written(body: Answer) -> int:
     """The bytes that a WRITE or COPY_FILE_RANGE has moved."""
     (size,) = abi.WRITE_OUT.unpack(body or bytes(abi.WRITE_OUT.size))
     return int(size)
 
 
-def moved_64(body: Answer) -> int:
+def bytes_copied(body: Answer) -> int:
     """The same for COPY_FILE_RANGE_64."""
     (size,) = abi.COPY_FILE_RANGE_OUT.unpack(body or bytes(abi.COPY_FILE_RANGE_OUT.size))
     return int(size)
 
 
-def delivered(body: Answer) -> int:
+def bytes_read(body: Answer) -> int:
     """The bytes that a READ has delivered."""
     return len(body or b"")
 
 
-MOVES: dict[int, Callable[[Answer], int]] = {
-    Opcode.READ: delivered,
-    Opcode.WRITE: moved,
-    Opcode.COPY_FILE_RANGE: moved,
-    Opcode.COPY_FILE_RANGE_64: moved_64,
+TRANSFERRED: dict[int, Callable[[Answer], int]] = {
+    Opcode.READ: bytes_read,
+    Opcode.WRITE: bytes_written,
+    Opcode.COPY_FILE_RANGE: bytes_written,
+    Opcode.COPY_FILE_RANGE_64: bytes_copied,
 }
 """How many bytes of files a request has moved, for those that do."""
 
@@ -124,15 +124,15 @@ class Counting:
             self._connection.table.update(self._plain)
 
     def _timed(self, opcode: int, handler: Handler) -> Handler:
-        counter, moves = self._counters[opcode], MOVES.get(opcode)
+        counter, transferred = self._counters[opcode], TRANSFERRED.get(opcode)
         histogram, clock = counter.histogram, _clock
 
         def timed(connection: Connection, request: Request) -> Answer:
             begin = clock()
             try:
                 body = handler(connection, request)
-                if moves is not None:
-                    counter.bytes += moves(body)
+                if transferred is not None:
+                    counter.bytes += transferred(body)
                 return body
             except FsError:
                 counter.errors += 1
@@ -153,12 +153,12 @@ class Counting:
         """A piece of the answer; ESTALE: somebody else has asked since the snapshot was made."""
         if not offset:
             self._snapshot = self._snapshot + 1 & 0xFFFFFFFF
-            self._text = json.dumps(self._told(fresh), separators=(",", ":")).encode()
+            self._text = json.dumps(self._as_json(fresh), separators=(",", ":")).encode()
         elif snapshot != self._snapshot:
             raise FsError(errno.ESTALE)
         return PIECE_HEADER.pack(self._snapshot, len(self._text)) + self._text[offset : offset + ROOM]
 
-    def _told(self, fresh: bool) -> dict[str, Any]:
+    def _as_json(self, fresh: bool) -> dict[str, Any]:
         files = self._connection.core.statistics()
         return {
             "since": self._since,
@@ -166,7 +166,7 @@ class Counting:
             "lasting": self.lasting,
             "fresh": fresh,
             "operations": {
-                Opcode(opcode).name: counter.told()
+                Opcode(opcode).name: counter.as_json()
                 for opcode, counter in sorted(self._counters.items())
                 if any(counter.histogram)
             },

@@ -45,7 +45,7 @@ def query(connection: Connection, request: Request, _given: memoryview) -> bytes
     """
     if request.node != abi.ROOT_ID:
         raise FsError(errno.ENOTTY)
-    text = json.dumps({name: tell(connection) for name, tell in FACTS.items()}, separators=(",", ":")).encode()
+    text = json.dumps({name: value_of(connection) for name, value_of in FACTS.items()}, separators=(",", ":")).encode()
     if len(text) > SIZE:
         raise FsError(errno.EOVERFLOW, "the status does not fit into its answer")
     return text
