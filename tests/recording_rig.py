@@ -4,7 +4,7 @@
 
 mounts a small pool for each of `MODES`, runs `workload` on it and writes down every message, as root on the machine
 whose kernel is to be remembered. A recording is text: ``#`` a remark, ``>`` a request, ``<`` its answer, ``!`` a
-notification, ``?`` an answer that the kernel did not want, ``.`` so many forgets are settled, which decides when an
+notification, ``?`` an answer that the kernel did not want, ``.`` so many forgets are processed, which decides when an
 inode is given out again; all in hexadecimal.
 """
 
@@ -65,7 +65,8 @@ class Recorder:
         self._file.write(f"{kind} {b''.join(bytes(part) for part in parts).hex()}\n".encode())
 
     def __enter__(self) -> Recorder:
-        readv, writev, notify, settle = session.readv, session.writev, Device.notify, Connection.settle
+        readv, writev, notify = session.readv, session.writev, Device.notify
+        process_forgets = Connection.process_forgets
 
         def reading(descriptor: int, buffers: Any) -> int:
             length = readv(descriptor, buffers)
@@ -85,14 +86,14 @@ class Recorder:
             self.say("!", struct.pack("=i", code), body)
             notify(device, code, body)
 
-        def settling(connection: Connection, most: int = MOST_FORGETS) -> None:
+        def forgetting(connection: Connection, most: int = MOST_FORGETS) -> None:
             self.say(".", struct.pack("=I", most))
-            settle(connection, most)
+            process_forgets(connection, most)
 
         self._patches.setattr(session, "readv", reading)
         self._patches.setattr(session, "writev", writing)
         self._patches.setattr(Device, "notify", notifying)
-        self._patches.setattr(Connection, "settle", settling)
+        self._patches.setattr(Connection, "process_forgets", forgetting)
         return self
 
     def __exit__(self, *_: object) -> None:

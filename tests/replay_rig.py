@@ -121,7 +121,7 @@ def replay(recording: Path, rig: Rig) -> set[int]:
         elif kind == "!":
             expected.append(content)
         elif kind == ".":
-            rig.connection.settle(int.from_bytes(content, "little"))
+            rig.connection.process_forgets(int.from_bytes(content, "little"))
         else:
             assert found is not None, f"no answer to {place}"
             assert masked(opcode, found) == masked(opcode, content), place

@@ -3,7 +3,7 @@
 Messages go to a file, to syslog, or to standard error in the foreground. `Sparing` stands before each of these: a
 client that meets the same damage a thousand times a second must not fill the disk with it. A fatal signal (SIGSEGV,
 SIGBUS, SIGABRT) leaves a traceback in the log: the interpreter's fault handler writes it to a descriptor that is opened
-beforehand, because nothing else works any more by then. The command line calls `start` and `finish`, sessions the rest;
+beforehand, because nothing else works any more by then. The command line calls `start` and `stop`, sessions the rest;
 who logs needs nothing of this but `logging`.
 """
 
@@ -148,7 +148,7 @@ def flush() -> None:
         handler.flush()
 
 
-def finish() -> None:
+def stop() -> None:
     """The last message was logged."""
     logging.shutdown()
 

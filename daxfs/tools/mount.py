@@ -198,7 +198,7 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
         report(f"{mounts.SYSTEM_ERROR} internal error: {error!r}".encode())
         return mounts.SYSTEM_ERROR
     finally:
-        logs.finish()
+        logs.stop()
     return 0
 
 

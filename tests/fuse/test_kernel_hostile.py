@@ -179,10 +179,10 @@ def test_forgets_that_lie(target: Target) -> None:
         if count & 0xFFFFFFFF > 1:
             assert target.ask(Opcode.BATCH_FORGET, 0, body) is None
             assert not target.rig.connection.forgets or target.rig.connection.forgets[-1][0] != target.file
-    target.rig.connection.settle()
+    target.rig.connection.process_forgets()
     assert target.core.pins == before
     target.ask(Opcode.FORGET, target.file, pack("forget_in", nlookup=(1 << 64) - 1))
-    target.rig.connection.settle()
+    target.rig.connection.process_forgets()
     assert target.rig.refused(Opcode.GETATTR, target.file) == errno.ESTALE
     assert target.rig.read(target.file, target.fh, 0, 4) == b"\0\1\2\3", "its handle is still good"
 
@@ -197,7 +197,7 @@ def test_nodes_that_nobody_was_told(target: Target, opcode: Opcode) -> None:
     gone = target.rig.mkdir(b"gone").nodeid
     assert target.rig.done(Opcode.RMDIR, ROOT, b"gone\0") == b""
     target.rig.forget(gone)
-    target.rig.connection.settle()
+    target.rig.connection.process_forgets()
     for node in (*WILD_NODES, free, gone, target.core.statfs().files, target.core.statfs().files + 1):
         found = target.ask(opcode, node, message.body)
         if opcode not in NO_NODE and opcode not in NEEDLESS:

@@ -171,7 +171,7 @@ def test_lookup_of_a_node_that_the_kernel_has_forgotten(agreed: Rig) -> None:
     node = found.nodeid
     agreed.release(fh, node)
     agreed.forget(node)
-    agreed.connection.settle()
+    agreed.connection.process_forgets()
     assert agreed.refused(Opcode.GETATTR, node, pack("getattr_in")) == errno.ESTALE
     assert agreed.lookup(b".", node).generation == found.generation
     assert agreed.getattr(node).ino == node
@@ -179,7 +179,7 @@ def test_lookup_of_a_node_that_the_kernel_has_forgotten(agreed: Rig) -> None:
     assert agreed.done(Opcode.UNLINK, body=b"f\0") == b""
     assert agreed.refused(Opcode.LOOKUP, node, b".\0") == errno.ESTALE
     agreed.forget(node, 2)
-    agreed.connection.settle()
+    agreed.connection.process_forgets()
     for number in (0, *range(2, 11), node, node + 1, 100, 1 << 20, 1 << 32, 1 << 63, (1 << 64) - 1):
         assert agreed.refused(Opcode.LOOKUP, number, b".\0") == errno.ESTALE, number
 
@@ -192,10 +192,10 @@ def test_forget(fake: Rig) -> None:
     calls(fake)
     fake.forget(node, 2)
     assert calls(fake) == [], "forgetting waits"
-    fake.connection.settle()
+    fake.connection.process_forgets()
     assert fake.core.pins == {node: 1}
     fake.forget(ROOT, 7)
-    fake.connection.settle()
+    fake.connection.process_forgets()
     assert calls(fake) == [("unpin", (node, 2)), ("unpin", (ROOT_INO, 7))]
 
 
@@ -203,7 +203,7 @@ def test_batch_forget(fake: Rig) -> None:
     nodes = [fake.mkdir(name).nodeid for name in (b"a", b"b", b"c")]
     body = pack("batch_forget_in", count=2) + b"".join(pack("forget_one", nodeid=node, nlookup=1) for node in nodes)
     assert fake.answer(fake.message(Opcode.BATCH_FORGET, 0, body)) is None
-    fake.connection.settle()
+    fake.connection.process_forgets()
     assert fake.core.pins == {nodes[2]: 1}, "as many as the count says"
 
 
@@ -222,7 +222,7 @@ def test_a_refusal_to_forget_stops_nothing(fake: Rig) -> None:
     fake.core.refuse = {"unpin": FsError(errno.EIO)}
     for node in nodes:
         fake.forget(node)
-    fake.connection.settle()
+    fake.connection.process_forgets()
     assert [arguments for name, arguments in calls(fake) if name == "unpin"] == [(node, 1) for node in nodes]
 
 
@@ -234,7 +234,7 @@ def test_the_last_forget_frees_a_file_without_a_name(agreed: Rig) -> None:
     assert agreed.getattr(found.nodeid).nlink == 0
     free = agreed.core.statfs().files_free
     agreed.forget(found.nodeid)
-    agreed.connection.settle()
+    agreed.connection.process_forgets()
     assert agreed.core.statfs().files_free == free + 1
     assert agreed.refused(Opcode.GETATTR, found.nodeid, pack("getattr_in")) == errno.ESTALE
 

@@ -25,7 +25,9 @@ class Core:
 
 
 def connection_with(*files: Any) -> Any:
-    return SimpleNamespace(core=Core(), options=parse(["dax=inode"]), files=dict(enumerate(files)), settle=lambda: None)
+    return SimpleNamespace(
+        core=Core(), options=parse(["dax=inode"]), files=dict(enumerate(files)), process_forgets=lambda: None
+    )
 
 
 def ask(connection: Any, text: bytes, *, uid: int = 0, node: int = abi.ROOT_ID) -> None:

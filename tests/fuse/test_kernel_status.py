@@ -27,7 +27,7 @@ def test_the_options_in_force() -> None:
     found = query("noatime,commit=30,nosuid,nodev,poll=0,wake=off,dax=inode,log=/l,context=a,stats")["options"]
     assert found[:5] == ["rw", "nosuid", "nodev", "async", "noatime"]
     assert {"commit=30", "poll=0", "wake=off", "dax=inode", "session=kernel", "log=/l", "context=a", "stats"} <= {
-        *status
+        *found
     }
     assert query("ro,sync")["options"][:3] == ["ro", "sync", "relatime"]
 

@@ -121,13 +121,13 @@ def test_what_nobody_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     node = rig.create(b"file")[0].nodeid
     rig.core.refuse = {"unpin": KeyError("bug"), "release": KeyError("bug")}
     rig.forget(node)
-    rig.connection.settle()
+    rig.connection.process_forgets()
     rig.connection.close_all(unmounted=True)
     assert sum("a bug in daxfs" in record.getMessage() for record in caplog.records) == 2
     rig.core.interrupted = True
     rig.forget(node)
     with pytest.raises(KeyError):
-        rig.connection.settle()
+        rig.connection.process_forgets()
 
 
 def test_a_path_that_clients_cannot_be_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

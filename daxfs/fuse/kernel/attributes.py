@@ -78,7 +78,7 @@ def access(connection: Connection, request: Request) -> bytes:
 
 def statfs(connection: Connection, _request: Request) -> bytes:
     """statfs(2): what waits to be freed counts as free."""
-    connection.settle()
+    connection.process_forgets()
     return encoding.statfs_out(connection.core.statfs())
 
 

@@ -1,8 +1,8 @@
-"""What the handlers of one connection share: the core, open files, what was agreed, forgets that wait.
+"""What the handlers of one connection share: the core, open files, the result of INIT, forgets that wait.
 
-The kernel names an open file by a handle that was given once and never again. Forgets need no answer, so they wait
-until no request does (`settle`), until many of them do, or until the core finds the pool full (`reclaim`): freeing a
-large file must not delay a read.
+The kernel names an open file by a handle, which is never given again. A forget needs no answer, so `process_forgets`
+runs when no request waits, when `MOST_FORGETS` wait, or when the core finds the pool full (`reclaim`): freeing a large
+file must not delay a read.
 """
 
 from __future__ import annotations
@@ -122,15 +122,15 @@ class Connection:
         """The kernel remembers a node ``lookups`` times less."""
         self.forgets.append((node, lookups))
         if len(self.forgets) >= MOST_FORGETS:
-            self.settle()
+            self.process_forgets()
 
     def reclaim(self) -> bool:
         """Give back the files that the kernel has forgotten, since the pool is full; whether there were any."""
         waiting = bool(self.forgets)
-        self.settle()
+        self.process_forgets()
         return waiting
 
-    def settle(self, most: int = MOST_FORGETS) -> None:
+    def process_forgets(self, most: int = MOST_FORGETS) -> None:
         """Do up to ``most`` of the forgets that wait. A forget has no answer, so a refusal is only logged."""
         waiting = self.forgets[:most]
         del self.forgets[:most]
@@ -143,14 +143,14 @@ class Connection:
             except Exception as error:
                 unexpected.refusal(self.core, error, f"forgetting inode {node}")
 
-    def forget_attributes_of(self, ino: int) -> None:
+    def invalidate_attributes(self, ino: int) -> None:
         """Make the kernel ask again for the attributes of an inode."""
         self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(encoding.node_of(ino), -1, 0))
 
-    def stored_in_memory(self, ino: int) -> None:
+    def invalidate_attributes_once(self, ino: int) -> None:
         """Attributes moved without the kernel; it is told once, until it has been given them again."""
         if ino not in self.outdated:
-            self.forget_attributes_of(ino)
+            self.invalidate_attributes(ino)
             if len(self.outdated) >= MOST_OUTDATED:
                 self.outdated.clear()
             self.outdated.add(ino)
@@ -172,7 +172,7 @@ class Connection:
             unmounted: the kernel has closed all files. An unmount can overtake the messages that say so (RELEASE), and
                 the leases of these files have ended. Otherwise clients go on without the daemon.
         """
-        self.settle()
+        self.process_forgets()
         if not unmounted:
             self.core.part()
         for handle in tuple(self.files):

@@ -53,7 +53,7 @@ def open_file(connection: Connection, request: Request) -> bytes:
         caller = with_groups_that_matter(connection.core, request.ino, caller)
     file = connection.core.open_file(request.ino, flags, caller, kill, positioned=True)
     if flags & os.O_TRUNC and kill is not False:
-        connection.forget_attributes_of(file.ino)
+        connection.invalidate_attributes(file.ino)
     return connection.opened(request, file)
 
 
@@ -137,7 +137,7 @@ def written_with_care(
     if open_flags & os.O_APPEND and offset < file.size:
         # A client has made it longer by itself; the kernel does not know the size until it asks again.
         offset = file.size
-        connection.forget_attributes_of(file.ino)
+        connection.invalidate_attributes(file.ino)
     with change_of_content(connection, request, file) as caller:
         written = connection.core.write(file, offset, content, kill, caller)
     if open_flags & os.O_DSYNC and not file.durable:
@@ -161,7 +161,7 @@ def change_of_content(connection: Connection, request: Request, file: OpenFile) 
     try:
         yield caller
     finally:
-        connection.forget_attributes_of(file.ino)
+        connection.invalidate_attributes(file.ino)
 
 
 def release(connection: Connection, request: Request) -> bytes:

@@ -53,7 +53,7 @@ def set_flags(connection: Connection, request: Request, given: memoryview) -> by
     """chattr(1)."""
     (flags,) = fixed(FLAGS, given)
     connection.core.set_flags(request.ino, flags, request.caller())
-    connection.forget_attributes_of(request.ino)  # the time of change moved
+    connection.invalidate_attributes(request.ino)  # the time of change moved
     return b""
 
 
@@ -65,7 +65,7 @@ def get_fsxattr(connection: Connection, request: Request, _given: memoryview) ->
 def set_fsxattr(connection: Connection, request: Request, given: memoryview) -> bytes:
     """Change them."""
     connection.core.set_fsxattr(request.ino, FsXattr(*fixed(FSXATTR, given)), request.caller())
-    connection.forget_attributes_of(request.ino)
+    connection.invalidate_attributes(request.ino)
     return b""
 
 

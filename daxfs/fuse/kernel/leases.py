@@ -68,7 +68,7 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     with change_of_content(connection, request, file) if flags & protocol.Flag.WRITE else nullcontext() as caller:
         answer = connection.core.lease(file, question, caller)
     if answer.made:
-        connection.stored_in_memory(file.ino)
+        connection.invalidate_attributes_once(file.ino)
     identity = connection.core.pool_identity()
     return protocol.Lease(
         holder,
@@ -115,5 +115,5 @@ def report_stores(
     file = opened(connection, request)
     claim = Stored(size, base, flags & protocol.DURABLE != 0, flags & protocol.DATA_ONLY != 0, holder)
     changes = connection.core.stored(file, claim)
-    connection.stored_in_memory(file.ino)
+    connection.invalidate_attributes_once(file.ino)
     return changes

@@ -45,7 +45,7 @@ def change(connection: Connection, request: Request, given: memoryview) -> bytes
     except (UserError, UnicodeDecodeError) as error:
         log.warning("remount refused: %s", error)
         raise FsError(errno.EINVAL, str(error)) from None
-    connection.settle()
+    connection.process_forgets()
     if wanted.read_only and any(file.writable for file in connection.files.values()):
         raise FsError(errno.EBUSY, "files are open for writing")
     core.remount(wanted.of_volume(core.options.mountpoint))

@@ -117,7 +117,7 @@ class Session:
         """Nobody waits: do what was put off, until somebody does."""
         connection, poll = self._connection, self._device.poll
         while connection.forgets:
-            connection.settle(FORGETS_AT_ONCE)
+            connection.process_forgets(FORGETS_AT_ONCE)
             if poll(0):
                 return
         if connection.postponing.due:
