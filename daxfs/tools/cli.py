@@ -60,13 +60,13 @@ def common_options(
 @app.command(
     "mkfs",
     context_settings={**PASS_THROUGH, "help_option_names": ["--help"]},
-    options_metavar="POOL [--size S] [--keep-mode] [--trust-owner] [MKE2FS OPTIONS]",
+    options_metavar="POOL [--size S] [--sparse] [--keep-mode] [--trust-owner] [MKE2FS OPTIONS]",
 )
 def mkfs_command(context: typer.Context) -> None:
     """Make an ext4 file system in POOL with mke2fs; --size makes the file. Other options go to mke2fs.
 
-    A file gets mode 0600, since who may read it reads every file in it, unless --keep-mode is given. A pool that others
-    can change is refused without --trust-owner.
+    A file is allocated whole, unless --sparse is given. It gets mode 0600, since who may read it reads every file in
+    it, unless --keep-mode is given. A pool that others can change is refused without --trust-owner.
     """
     mkfs_arguments(context.args)
 

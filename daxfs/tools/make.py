@@ -12,7 +12,8 @@ from daxfs.errors import UserError
 from daxfs.tools import mkfs
 from daxfs.tools.sizes import format_size, parse_size
 
-_USAGE_TEXT = "usage: daxfs mkfs POOL [--size SIZE] [--keep-mode] [--trust-owner] [mke2fs options]"
+_USAGE_TEXT = "usage: daxfs mkfs POOL [--size SIZE] [--sparse] [--keep-mode] [--trust-owner] [mke2fs options]"
+_LONG_OPTIONS = ["size=", "sparse", "keep-mode", "trust-owner"]
 _USAGE = 1  # mke2fs
 
 
@@ -28,6 +29,11 @@ def run(arguments: Sequence[str]) -> None:
         print(report.output.rstrip())
     if report.readable:
         print(f"{report.path} keeps its mode {report.mode:04o}: whoever may read it reads every file in it")
+    if report.lacking:
+        print(
+            f"{report.path} is sparse, and its file system lacks {format_size(report.lacking)} to fill it: "
+            "when that is full, writes fail with ENOSPC"
+        )
     if "-q" not in asked.extra:
         print(f"{report.path}: {format_size(report.size)} ext4 on {report.kind}, {report.seconds:.2f} s")
 
@@ -40,12 +46,13 @@ class Asked(NamedTuple):
     extra: list[str]
     keep_mode: bool
     trust_owner: bool
+    sparse: bool
 
 
 def split(arguments: Sequence[str]) -> Asked:
     """Take a command line apart."""
     try:
-        pairs, places = getopt.gnu_getopt(list(arguments), mkfs.MKE2FS_OPTIONS, ["size=", "keep-mode", "trust-owner"])
+        pairs, places = getopt.gnu_getopt(list(arguments), mkfs.MKE2FS_OPTIONS, _LONG_OPTIONS)
     except getopt.GetoptError as error:
         raise UserError(f"{error}; {_USAGE_TEXT}", _USAGE) from None
     size = next((parse_size(value) for name, value in pairs if name == "--size"), None)
@@ -59,7 +66,7 @@ def split(arguments: Sequence[str]) -> Asked:
     if len(places) == 2:
         size = parse_size(places[1])
     given = {name for name, _ in pairs}
-    return Asked(places[0], size, extra, "--keep-mode" in given, "--trust-owner" in given)
+    return Asked(places[0], size, extra, "--keep-mode" in given, "--trust-owner" in given, "--sparse" in given)
 
 
 def _make(asked: Asked) -> mkfs.Report:
@@ -70,6 +77,7 @@ def _make(asked: Asked) -> mkfs.Report:
         asked.extra,
         keep_mode=asked.keep_mode,
         trust_owner=asked.trust_owner,
+        sparse=asked.sparse,
     )
     if not sys.stderr.isatty():
         return make()

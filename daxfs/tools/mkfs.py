@@ -25,6 +25,7 @@ from functools import partial
 from daxfs.errors import UserError
 from daxfs.pmem import exclusive, kinds, ownership
 from daxfs.pmem.pool import open_pool, punch_hole
+from daxfs.tools import room
 from daxfs.tools.e2fsprogs import find_tool, run_tool
 from daxfs.tools.imagecopy import Progress, copy_image
 from daxfs.tools.sizes import format_size
@@ -71,6 +72,7 @@ class Report:
         zeroed: bytes zeroed in a mapping because the image has holes there that must read as zeros.
         seconds: how long everything took.
         mode: permission bits of the file; 0 for a device, whose node is not ours to change.
+        lacking: bytes of a sparse file that its file system has no room for today, 0 if it has.
     """
 
     path: str
@@ -83,6 +85,7 @@ class Report:
     zeroed: int
     seconds: float
     mode: int
+    lacking: int = 0
 
     @property
     def readable(self) -> bool:
@@ -114,21 +117,25 @@ def make_pool(
     *,
     keep_mode: bool = False,
     trust_owner: bool = False,
+    sparse: bool = False,
 ) -> Report:
     """Make an ext4 file system in a file or on a device.
 
     Args:
-        path: the pool. A file that isn't there is made (sparse, mode 0600) if ``size`` is given.
+        path: the pool. A file that isn't there is made (mode 0600) if ``size`` is given.
         size: bytes. An existing file is made that long; on a device, how much of it to use.
         extra: mke2fs options. They override the defaults; ``-F`` overwrites an existing file system, ``-n`` only
             shows what would be made.
         progress: called as ``progress(what, done_bytes, total_bytes)`` while a mapping is filled.
         keep_mode: an existing file keeps its mode. It gets 0600 otherwise.
         trust_owner: accept a pool that others than root and this user can change (`daxfs.pmem.ownership`).
+        sparse: leave holes in a file. All of it is allocated otherwise, so that no store into the pool can meet a full
+            file system.
 
     Raises:
         UserError: mke2fs is missing or refused; the pool is in use, holds something, can be changed by others or can't
-            be opened (PoolError). A file that was made for the pool is removed again.
+            be opened (PoolError); the file system that holds the file has no room for all of it. A file that was made
+            for the pool is removed again.
     """
     started = time.monotonic()
     name = os.fspath(path)
@@ -148,11 +155,19 @@ def make_pool(
         if target.kind == kinds.DEVDAX or target.filesystem == "hugetlbfs":
             made = _make_mapped(mke2fs, target, size, options, restrict, progress)
         else:
+            whole = target.exact_size if size is None else size
+            if regular and not sparse:
+                room.require(name, descriptor, whole)
             made = _make_direct(mke2fs, target, size, options, restrict)
+            if regular and not sparse:
+                room.allocate(name, descriptor, whole)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode) if regular else 0
+        lacking = room.lacking(descriptor, made[0]) if regular and sparse else 0
     length, command, output, copied, zeroed = made
     seconds = time.monotonic() - started
-    return Report(name, target.kind, length, options.block_size, command, output, copied, zeroed, seconds, mode)
+    return Report(
+        name, target.kind, length, options.block_size, command, output, copied, zeroed, seconds, mode, lacking
+    )
 
 
 def _restrict(path: str, descriptor: int) -> None:
