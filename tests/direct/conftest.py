@@ -1,5 +1,42 @@
 """Fixtures of this folder."""
 
+from __future__ import annotations
+
+import fcntl
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 from direct_rig import daemon
+from mount_rig import SESSIONS, Mounted, mounted
 
 __all__ = ["daemon"]
+
+
+@pytest.fixture
+def mount(pool: Callable[..., Path]) -> Iterator[Mounted]:
+    """A mounted pool that this process may map."""
+    with mounted(pool("-b", "4096", size="256M"), *SESSIONS["kernel"]) as mount:
+        yield mount
+        gc.collect()
+
+
+@pytest.fixture
+def root(mount: Mounted) -> Path:
+    """The root directory of the mount."""
+    return mount.place
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of each ioctl that this process makes."""
+    numbers: list[int] = []
+    really = fcntl.ioctl
+
+    def ioctl(descriptor: int, request: int, *more: object) -> int:
+        numbers.append(request)
+        return really(descriptor, request, *more)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    return numbers

@@ -5,18 +5,23 @@ The "mounted" file is an ordinary one whose content differs from the pool's, so 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from daxfs import protocol
+from daxfs import direct, protocol
 from daxfs.direct import trust
+from daxfs.pmem import persist
 from daxfs.protocol import Extent, Flag, Kind, Lease, Stored
 
-POOL_SIZE = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
+POOL_SIZE = MIB
 ENTRY = 512
 DATA = 64 << 10  # where the file's first byte lies in the pool
 
@@ -126,6 +131,60 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
     fake = FakeDaemon(tmp_path)
     fake.serve(monkeypatch)
     return fake
+
+
+def pool_bytes(daemon: FakeDaemon, start: int, length: int) -> bytes:
+    """The bytes of the pool from ``start`` on."""
+    return daemon.pool.read_bytes()[start : start + length]
+
+
+def through_kernel(file: direct.DirectFile) -> None:
+    """Check that each operation of the file works by system calls on the file itself."""
+    assert not file.direct
+    assert file.pread(0, 4) == b"kkkk"
+    assert file.pwrite(2, b"xy") == 2
+    assert file.read(5) == b"kkxyk"
+    buffer = bytearray(2)
+    assert file.readinto(buffer) == 2
+    assert file.size == 16 << 10
+    file.flush()
+    assert file.truncate(3) == 3
+    assert file.pread(0, 9) == b"kkx"
+
+
+class WriteBacks:
+    """Stands in for libpmem and msync(2).
+
+    Attributes:
+        calls: the calls made, in order.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def library(self) -> persist.Library:
+        """Return a libpmem that copies and records each call."""
+
+        def copy(target: int, source: Any, length: int, _flags: int) -> None:
+            self.calls.append(("copy", target, length))
+            ctypes.memmove(target, source, length)
+
+        def flush(address: int, length: int) -> None:
+            self.calls.append(("flush", address, length))
+
+        return persist.Library(flush, lambda: self.calls.append(("drain",)), copy, lambda *_: None)
+
+    def msync(self, address: int, length: int, flags: int) -> int:
+        """Record a call of msync(2)."""
+        assert flags == 4
+        assert address % 4096 == 0
+        self.calls.append(("msync", address, length))
+        return 0
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """Return random bytes, the same for one seed."""
+    return random.Random(seed).randbytes(size)
 
 
 REFUSALS = [errno.ENOTTY, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EROFS, errno.ENOSYS]

@@ -142,7 +142,7 @@ MUTANTS = [
         "                self._failed = error\n",
         "                raise FsError(errno.EIO, str(error)) from None\n",
         "The second sync reports success for data that was lost.",
-        ("tests/direct/test_client_rules.py", *BACKENDS),
+        ("tests/direct/test_pool.py", *BACKENDS),
     ),
     Mutant(
         "preload: no line is written back",

@@ -1,62 +1,169 @@
-"""``daxfs.direct`` on a mounted pool: what is done in memory is seen through the kernel, and the reverse."""
+"""Direct files: what is done in memory is seen through the kernel, and the reverse."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import gc
 import io
 import mmap
 import os
 import random
-from collections.abc import Callable, Iterator
+import struct
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from mount_rig import SESSIONS, Mounted, as_user, in_child, mounted, mountpoint
+from direct_rig import DATA, KIB, MIB, REFUSALS, FakeDaemon, WriteBacks, noise, pool_bytes, through_kernel
+from mount_rig import SESSIONS, Mounted, in_child, mounted, mountpoint
 
 from daxfs import direct, protocol
+from daxfs.direct import pool as pools
+from daxfs.pmem import persist
+from daxfs.protocol import Extent, Flag, Kind
 
-KIB, MIB = 1 << 10, 1 << 20
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("call", ["pool", "lease"])
+def test_a_refusal_means_system_calls_and_says_why(daemon: FakeDaemon, number: int, call: str) -> None:
+    daemon.refuse[call] = number
+    with direct.open(daemon.file, "r+b") as file:
+        assert os.strerror(number) in file.why
+        through_kernel(file)
+
+
+def test_an_ordinary_file_works(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"k" * (16 << 10))
+    with direct.open(tmp_path / "file", "r+b") as file:
+        through_kernel(file)
+    with direct.map(tmp_path / "file", access="rw") as mapping:
+        assert not mapping.direct
+        assert "gives no pool" in mapping.why
+        mapping.view[1:2] = b"!"
+        mapping.flush()
+    assert (tmp_path / "file").read_bytes() == b"k!x"
+
+
+def test_a_pool_that_can_only_be_read(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Any, flags: int, *more: Any) -> int:
+        if os.fsencode(path) == os.fsencode(daemon.pool) and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really(path, flags, *more)
+
+    really = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    with direct.open(daemon.file, "r+b") as file:
+        assert file.direct
+        assert "read only" in file.why
+        assert file.pread(0, 4) == b"mmmm"
+        assert file.pwrite(0, b"x") == 1
+    assert daemon.file.read_bytes()[:2] == b"xk"
+    assert not any(lease.flags & Flag.WRITE for lease in daemon.leases)
+    assert not direct.map(daemon.file, access="rw").direct
+    assert direct.map(daemon.file).direct
+
+
+def test_reads_and_writes_are_in_the_pool(daemon: FakeDaemon) -> None:
+    with direct.open(daemon.file, "r+b") as file:
+        assert file.pread(100, 50) == b"m" * 50
+        assert file.pwrite(100, b"abc") == 3
+        asked = len(daemon.leases)
+        assert file.pwrite(200, bytearray(b"def")) == 3
+        assert file.pwrite(300, memoryview(b"\1\0\2\0").cast("H")) == 4
+        assert file.pread(98, 7) == b"mmabcmm"
+        assert len(daemon.leases) == asked, "known parts are not asked for again"
+    assert pool_bytes(daemon, DATA + 100, 3) == b"abc"
+    assert pool_bytes(daemon, DATA + 200, 3) == b"def"
+    assert pool_bytes(daemon, DATA + 300, 4) == b"\1\0\2\0"
+    assert set(daemon.file.read_bytes()) == {ord("k")}
+    assert [stored.size for stored in daemon.stored] == [0], "once, so that times move"
+
+
+def test_parts_of_all_kinds(daemon: FakeDaemon) -> None:
+    daemon.extents = [
+        Extent(0, DATA, 4096, Kind.MEMORY),
+        Extent(4096, 0, 4096, Kind.HOLE),
+        Extent(8192, DATA * 2, 4096, Kind.MEMORY),
+        Extent(12288, 0, 4096, Kind.KERNEL),
+    ]
+    with direct.open(daemon.file) as file:
+        assert file.pread(4000, 8192 - 4000) == b"m" * 96 + bytes(4096)
+        assert file.pread(4090, 4110) == b"m" * 6 + bytes(4096) + bytes(8)
+        assert file.pread(8192, 5000) == b"k" * 5000, "a range that the kernel has a part of is read from it as one"
+        buffer = bytearray(b"?" * 5000)
+        assert file.readinto_at(4000, buffer) == 5000
+        assert buffer == b"m" * 96 + bytes(4904)
+
+
+def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, done = FakeDaemon(tmp_path, persistence=protocol.Persistence.LINES), WriteBacks()
+    fake.serve(monkeypatch)
+    monkeypatch.setattr(persist, "load_libpmem", done.library)
+    monkeypatch.setattr(pools, "MAP_SYNC", mmap.MAP_SHARED)  # this pool lies on no fsdax mount
+    with direct.open(fake.file, "r+b") as file:
+        assert file.direct
+        held = file._held
+        assert held is not None
+        file.pwrite(64, b"abc")
+        assert done.calls == [("flush", held.pool.address + DATA + 64, 3)]
+        file.flush()
+        assert done.calls[1:] == [("drain",)]
+        assert fake.stored == [protocol.Stored(0, protocol.DURABLE)]
+        file.pwrite(0, b"x" * 8192)
+        assert done.calls[2] == ("copy", held.pool.address + DATA, 8192)
+        del done.calls[:]
+        with direct.map(file, access="rw") as mapping:
+            mapping.view[10:12] = b"!!"
+            mapping.flush(10, 2)
+        kind, _, length = done.calls[0]
+        assert (kind, length, done.calls[1]) == ("flush", 2, ("drain",))
+
+
+def test_threads_store_and_read_while_the_file_moves(daemon: FakeDaemon) -> None:
+    """Each thread has a page and reads back what it wrote; the mover copies the file with all stores stopped."""
+    wrong: list[bytes] = []
+    gate = threading.Lock()
+    done = threading.Event()
+    with direct.open(daemon.file, "r+b") as file:
+
+        def work(number: int) -> None:
+            turn = 0
+            while not done.is_set():
+                turn += 1
+                data = struct.pack("=QQ", number, turn) * 32
+                with gate:
+                    stored = file.pwrite(number * 4096, data)
+                found = file.pread(number * 4096, stored)
+                if found != data and found[:1] != b"k":
+                    wrong.append(found[:16])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for turn in range(200):
+            with gate:
+                old = daemon.extents[0].pool_offset
+                content = pool_bytes(daemon, old, daemon.size)
+                daemon.move(DATA * (1 + turn % 8), content)
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("mode", ["r", "rt", "rwb", "b", "rb+x", "rrb", ""])
+def test_other_modes_are_refused(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(ValueError, match="use one of"):
+        direct.open(tmp_path / "file", mode)
+
+
 PUNCH = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-
 fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-
-
-@pytest.fixture
-def mount(pool: Callable[..., Path]) -> Iterator[Mounted]:
-    """A pool whose clients may map it."""
-    with mounted(pool("-b", "4096", size="256M"), *SESSIONS["kernel"]) as mount:
-        yield mount
-        gc.collect()
-
-
-@pytest.fixture
-def root(mount: Mounted) -> Path:
-    """The root directory of the mount."""
-    return mount.place
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of each ioctl that this process makes."""
-    numbers: list[int] = []
-    really = fcntl.ioctl
-
-    def ioctl(descriptor: int, request: int, *more: object) -> int:
-        numbers.append(request)
-        return really(descriptor, request, *more)  # type: ignore[call-overload,no-any-return]
-
-    monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    return numbers
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    """Bytes that are no pattern."""
-    return random.Random(seed).randbytes(size)
 
 
 def test_memory_and_kernel_see_each_other(root: Path) -> None:
@@ -122,18 +229,6 @@ def test_modes(root: Path) -> None:
         direct.open(root)
 
 
-@pytest.mark.parametrize("piece", [1000, 4 * KIB, 300 * KIB])
-def test_a_file_grows_in_steps(root: Path, asked: list[int], piece: int) -> None:
-    content = noise(9 * MIB)
-    with direct.open(root / "a", "wb") as file:
-        assert file.direct
-        for place in range(0, len(content), piece):
-            assert file.write(content[place : place + piece]) == len(content[place : place + piece])
-        assert len(asked) < 20
-    assert (root / "a").read_bytes() == content
-    assert (root / "a").stat().st_blocks * 512 == 9 * MIB, "what was taken behind the end is given back"
-
-
 def test_a_size_that_was_not_told_is_told_when_somebody_may_look(root: Path) -> None:
     with direct.open(root / "a", "w+b") as file:
         for _ in range(10):
@@ -161,21 +256,6 @@ def test_two_make_a_file_longer(root: Path) -> None:
         one.flush()
         two.flush()
     assert (root / "a").read_bytes() == b"0" * 64 * KIB + b"1" * 448 * KIB + b"2" * 448 * KIB
-
-
-def test_a_range_is_flushed_without_a_word_where_a_lease_told_it(root: Path, asked: list[int]) -> None:
-    (root / "a").write_bytes(bytes(MIB))
-    with direct.open(root / "a", "r+b") as file:
-        file.pwrite(5000, b"x")
-        count = len(asked)
-        file.flush(5000, 1)
-        assert len(asked) == count
-        file.flush(0, 2 * MIB)
-        assert asked[count:] == [protocol.IOC_STORED]
-    with direct.open(root / "b", "wb") as file:
-        file.write(b"small")
-        file.flush(0, 5)
-        assert file.direct
 
 
 def test_several_append(root: Path) -> None:
@@ -214,25 +294,6 @@ def test_a_cut_by_another_process_is_seen(root: Path) -> None:
         assert file.pread(0, 10) == b"new"
 
 
-def test_memory_that_a_file_lost_is_not_another_files_while_it_may_be_touched(root: Path) -> None:
-    """A mapped file is removed and the pool filled: the mapping keeps its own bytes."""
-    content = noise(8 * MIB)
-    (root / "a").write_bytes(content)
-    mapping = direct.map(root / "a")
-    assert mapping.direct
-    (root / "a").unlink()
-    full = False
-    for number in range(400):
-        try:
-            (root / f"b{number}").write_bytes(b"b" * MIB)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-            full = True
-            break
-    assert full
-    assert bytes(mapping.view) == content
-
-
 def test_a_sparse_file(root: Path) -> None:
     with direct.open(root / "a", "w+b") as file:
         file.truncate(20 * MIB)
@@ -246,15 +307,6 @@ def test_a_sparse_file(root: Path) -> None:
         assert file.pread(MIB - 3, 3 * MIB + 6) == bytes(3) + content + bytes(3)
         assert file.seek(2 * MIB, os.SEEK_DATA) == 2 * MIB
     assert (root / "a").stat().st_blocks * 512 < 8 * MIB
-
-
-def test_filling_a_hole_in_order_asks_seldom(root: Path, asked: list[int]) -> None:
-    with direct.open(root / "a", "w+b") as file:
-        file.truncate(20 * MIB)
-        for place in range(0, 20 * MIB, 4 * KIB):
-            file.pwrite(place, b"f" * 4096)
-    assert len(asked) < 30
-    assert set((root / "a").read_bytes()) == {ord("f")}
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 30))])
@@ -297,153 +349,6 @@ def test_random_steps_agree_with_a_model(root: Path, seed: int) -> None:
     assert (root / "a").read_bytes() == model
 
 
-def in_pieces(root: Path, pieces: int) -> bytes:
-    """Make ``a``, which lies in that many pieces of 64 KiB; returns its content."""
-    content = noise(pieces * 64 * KIB)
-    with (root / "a").open("wb", buffering=0) as one, (root / "b").open("wb", buffering=0) as two:
-        for place in range(0, len(content), 64 * KIB):
-            one.write(content[place : place + 64 * KIB])
-            os.fsync(one.fileno())
-            two.write(bytes(64 * KIB))
-            os.fsync(two.fileno())
-    return content
-
-
-@pytest.mark.parametrize("access", ["r", "rw"])
-def test_a_file_in_pieces_is_one_buffer(root: Path, access: str) -> None:
-    content = in_pieces(root, 130)
-    with direct.map(root / "a", access=access) as mapping:
-        assert (mapping.direct, mapping.why) == (True, "")
-        assert len(mapping) == len(content)
-        assert bytes(mapping.view) == content
-        assert mapping.view.readonly == (access == "r")
-        assert np.array_equal(np.frombuffer(mapping.view, np.uint8), np.frombuffer(content, np.uint8))
-    with direct.map(root / "a", 100001, 700003) as mapping:
-        assert bytes(mapping.view) == content[100001:800004]
-
-
-def test_stores_to_a_mapping_are_the_files(root: Path) -> None:
-    (root / "a").write_bytes(bytes(5 * MIB + 123))
-    with direct.map(root / "a", 5000, access="rw") as mapping:
-        array = np.frombuffer(mapping.view, np.uint8)
-        array[:] = 7
-        mapping.flush(4096, 10)
-        mapping.flush()
-        del array
-    content = (root / "a").read_bytes()
-    assert content == bytes(5000) + b"\7" * (5 * MIB + 123 - 5000)
-
-
-def test_a_view_outlives_everything_that_it_came_from(root: Path) -> None:
-    content = noise(2 * MIB)
-    (root / "a").write_bytes(content)
-    file = direct.open(root / "a", "r+b")
-    mapping = direct.map(file, access="rw")
-    assert mapping.direct
-    array = np.frombuffer(mapping.view, np.uint8)
-    file.close()
-    mapping.close()
-    del mapping, file
-    gc.collect()
-    (root / "a").unlink()
-    (root / "b").write_bytes(bytes(4 * MIB))
-    assert array.tobytes() == content
-    array[5] = 1
-
-
-def test_a_mapping_outlives_all_descriptors(root: Path) -> None:
-    """A child closes whatever is open, as daemons do."""
-    content = noise(2 * MIB)
-    (root / "a").write_bytes(content)
-
-    def child() -> None:
-        mapping = direct.map(root / "a")
-        assert mapping.direct
-        os.closerange(3, 1000)
-        (root / "a").unlink()
-        (root / "b").write_bytes(bytes(4 * MIB))
-        assert bytes(mapping.view) == content
-
-    in_child(child)
-
-
-def test_a_closed_mapping(root: Path) -> None:
-    (root / "a").write_bytes(b"x" * 5000)
-    mapping = direct.map(root / "a")
-    mapping.close()
-    mapping.close()
-    assert mapping.closed
-    for use in (lambda: mapping.view, mapping.flush):
-        with pytest.raises(ValueError, match="closed"):
-            use()
-    for place, length in ((0, 5001), (5000, None), (-1, 10), (0, 0)):
-        with pytest.raises(ValueError, match="of a file of 5000"):
-            direct.map(root / "a", place, length)
-    with pytest.raises(ValueError, match="use r or rw"):
-        direct.map(root / "a", access="w")
-
-
-def maps_of(mapping: direct.Mapping) -> int:
-    """The address of a view's first byte."""
-    return np.frombuffer(mapping.view, np.uint8).ctypes.data
-
-
-def test_the_mapping_ends_with_the_last_view(root: Path) -> None:
-    (root / "a").write_bytes(b"x" * MIB)
-    mapping = direct.map(root / "a")
-    view = mapping.view[100:200]
-    address = f"{maps_of(mapping):x}-"
-    mapping.close()
-    del mapping
-    assert address in Path("/proc/self/maps").read_text()
-    del view
-    gc.collect()
-    assert address not in Path("/proc/self/maps").read_text()
-
-
-def test_large_files_are_mapped_congruent_to_the_pool(root: Path) -> None:
-    (root / "a").write_bytes(bytes(32 * MIB))
-    mapping = direct.map(root / "a")
-    ground = mapping._ground
-    assert ground is not None
-    layout = ground.ask(0, 32 * MIB, protocol.Flag(0))
-    assert layout is not None
-    largest = max(layout.pieces, key=lambda piece: piece.length)
-    assert largest.place is not None
-    assert (maps_of(mapping) + largest.start - largest.place) % (2 * MIB) == 0
-
-
-def test_holes_of_a_mapping(root: Path) -> None:
-    with (root / "few").open("wb") as file:
-        file.truncate(3 * MIB)
-    with (root / "many").open("wb") as file:
-        file.truncate(100 * MIB)
-    with direct.map(root / "few", access="rw") as mapping:
-        mapping.view[MIB] = 1
-        mapping.flush()
-    assert (root / "few").stat().st_blocks * 512 == 3 * MIB
-    with direct.map(root / "many", access="rw") as mapping:
-        assert mapping.direct
-        mapping.view[50 * MIB] = 1
-        mapping.flush(50 * MIB, 1)
-    assert (root / "many").stat().st_blocks * 512 < MIB
-    assert (root / "many").read_bytes()[50 * MIB] == 1
-    with direct.map(root / "many") as mapping:
-        assert mapping.view[50 * MIB : 50 * MIB + 2] == b"\1\0"
-        assert mapping.view[90 * MIB] == 0
-    with direct.map(root / "many", access="rw", fill=True):
-        pass
-    assert (root / "many").stat().st_blocks * 512 == 100 * MIB
-
-
-def test_a_mapping_knows_that_the_file_changed_below_it(root: Path) -> None:
-    (root / "a").write_bytes(b"x" * MIB)
-    with direct.map(root / "a") as mapping:
-        assert not mapping.stale
-        in_child(lambda: os.truncate(root / "a", 0))
-        assert mapping.stale
-
-
 def test_a_forked_child_goes_its_own_way(root: Path) -> None:
     (root / "a").write_bytes(b"x" * MIB)
     with direct.open(root / "a", "r+b") as file, direct.map(file, access="rw") as mapping:
@@ -463,37 +368,6 @@ def test_a_forked_child_goes_its_own_way(root: Path) -> None:
         assert file.pread(100, 3) == b"map"
         file.pwrite(0, b"after")
         assert bytes(mapping.view[:5]) == b"after"
-
-
-def test_growth_survives_a_fork(root: Path) -> None:
-    with direct.open(root / "a", "wb") as file:
-        for _ in range(50):
-            file.write(b"p" * 1000)
-        in_child(file.close)
-        for _ in range(50):
-            file.write(b"q" * 1000)
-    assert (root / "a").read_bytes() == b"p" * 50000 + b"q" * 50000
-
-
-def test_who_may_not_open_the_pool_has_the_file_through_the_kernel(mount: Mounted) -> None:
-    mount.place.chmod(0o777)
-    (mount.place / "a").write_bytes(b"x" * 5000)
-    (mount.place / "a").chmod(0o666)
-
-    def action() -> None:
-        with direct.open(mount.place / "a", "r+b") as file:
-            assert not file.direct
-            assert file.why == "the pool can't be opened: Permission denied"
-            file.pwrite(1, b"y")
-            assert file.pread(0, 3) == b"xyx"
-        with direct.map(mount.place / "a", access="rw") as mapping:
-            assert not mapping.direct
-            mapping.view[0] = ord("z")
-            mapping.flush()
-
-    mount.pool.chmod(0o600)
-    assert as_user(action) == 0
-    assert (mount.place / "a").read_bytes()[:3] == b"zyx"
 
 
 def test_the_other_kind_of_session_serves_through_the_kernel(pool: Callable[..., Path]) -> None:
