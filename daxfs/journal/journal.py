@@ -57,7 +57,7 @@ class CommitWriter(Protocol):
         On return the blocks may be copied home.
         """
 
-    def settle(self) -> None:
+    def after_checkpoint(self) -> None:
         """The home copies of the last commit were stored."""
 
     def store_later(self, number: int, content: memoryview) -> bool:
@@ -87,7 +87,7 @@ class NoLog:
         self._pool.fence()
         return 0
 
-    def settle(self) -> None:
+    def after_checkpoint(self) -> None:
         """The home copies are all there is."""
         self._pool.fence()
 
@@ -390,7 +390,7 @@ class Journal:
             del copies[self._superblock_home]
         for number, content in copies.items():
             write(number * size, content)
-        writer.settle()
+        writer.after_checkpoint()
         self._storing_home = False
         self._sizes[metadata_blocks] = self._sizes.get(metadata_blocks, 0) + 1
         self._blocks_home += len(copies)

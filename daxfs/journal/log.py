@@ -32,7 +32,7 @@ from daxfs.ext4 import jbd2
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
 from daxfs.journal.area import LogArea
-from daxfs.journal.tail import LogTail
+from daxfs.journal.tail import JournalSuperblockWriter
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -44,8 +44,8 @@ _M = 0xFFFFFFFF
 _MAGIC_FIRST = jbd2.MAGIC_BYTES[0]
 _MAGIC_WORD = int.from_bytes(jbd2.MAGIC_BYTES, "little")  # as the pool's words are read
 _ESCAPED = bytes(4)
-_SCRUB_AHEAD = 16  # blocks
-_SCRUB_STOCK = 64  # blocks scrubbed at once when fewer than those are left: looking costs less for many
+_INVALIDATE_AHEAD = 16  # blocks
+_INVALIDATE_STOCK = 64  # blocks invalidated at once when fewer than those are left: looking costs less for many
 _SEQUENCE = slice(jbd2.SEQUENCE_OFFSET, jbd2.SEQUENCE_OFFSET + 4)
 
 
@@ -114,7 +114,7 @@ class Log:
         self._words = pool.memory.toreadonly().cast("I")
         self._area = area
         self._size = geometry.block_size
-        self._tail = LogTail(pool, area.physical(0) * self._size, superblock)
+        self._tail = JournalSuperblockWriter(pool, area.physical(0) * self._size, superblock)
         usable = usable_features(superblock, geometry)
         if usable != superblock:
             self._tail.rewrite(usable)
@@ -125,7 +125,7 @@ class Log:
         self._sequence = superblock.s_sequence + 1 & _M  # the next transaction's
         self._head = self._first
         self._free = 0  # nothing is logged before s_start is set
-        self._scrubbed = 0
+        self._invalidated = 0
         self._seconds = 0
         self._run = (0, 0, 0)  # of the area, the last that was asked for
         self._image = memoryview(bytearray())  # where blocks are put together before they are stored, used again
@@ -159,7 +159,7 @@ class Log:
                     f"{self._pool.path}: a transaction of {needed} blocks in a log of {self._end - self._first}",
                 )
             self._make_room()
-        if needed > self._scrubbed and self._scrub(needed):
+        if needed > self._invalidated and self._invalidate(needed):
             self._pool.fence()
         pool, sequence = self._pool, self._sequence
         last = self._wrapped(self._head + needed - 1)
@@ -172,18 +172,18 @@ class Log:
             pool.fence()
         self._write(sequence, copies, revokes)
         # Room for a transaction like this one, so that the next needs no fence of its own for it (invariant L2).
-        if self._scrubbed < needed + max(needed, _SCRUB_AHEAD):
-            self._scrub(min(needed + max(needed, _SCRUB_STOCK), self._free))
+        if self._invalidated < needed + max(needed, _INVALIDATE_AHEAD):
+            self._invalidate(min(needed + max(needed, _INVALIDATE_STOCK), self._free))
         pool.fence()
         pool.store_word(number, word)
         pool.fence()
         self._head = self._wrapped(last + 1)
         self._free -= needed
-        self._scrubbed -= needed
+        self._invalidated -= needed
         self._sequence = sequence + 1 & _M
         return needed
 
-    def settle(self) -> None:
+    def after_checkpoint(self) -> None:
         """The home copies need no fence of their own: the log has them until the tail moves, behind a fence."""
 
     def store_later(self, number: int, content: memoryview) -> bool:
@@ -202,13 +202,13 @@ class Log:
         """Mark the log empty (invariant L3); what it holds is made durable at home first."""
         if self._tail.superblock.s_start:
             used = self.blocks if self.tail_moves else self.blocks_used
-            self._head, self._scrubbed = self._tail.superblock.s_start, 0
+            self._head, self._invalidated = self._tail.superblock.s_start, 0
             self.store_waiting()
             self._pool.fence()
             self._tail.empty(self._sequence)
             self._free = 0
             self._pool.fence()
-            self._scrub(used)  # numbers come again, and the kernel does not look whether an old block bears them
+            self._invalidate(used)  # numbers come again, and the kernel does not look whether an old block bears them
         self._pool.fence()
         self._words.release()
 
@@ -245,8 +245,8 @@ class Log:
             self.tail_moves += 1
         self._sequence, self._head = self._tail.restart(self._sequence, self._end, self._is_stale)
         self._free = self._end - self._first
-        self._scrubbed = 0
-        pool.fence()  # before the first of the old transactions is scrubbed or written over
+        self._invalidated = 0
+        pool.fence()  # before the first of the old transactions is invalidated or written over
 
     def _is_stale(self, position: int, sequence: int) -> bool:
         """Whether an old block at this position would pass for one of the transaction ``sequence``."""
@@ -254,9 +254,9 @@ class Log:
         header = self._words[at : at + jbd2.HEADER_SIZE // 4].tobytes()
         return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] == sequence.to_bytes(4, "big")
 
-    def _scrub(self, count: int) -> bool:
+    def _invalidate(self, count: int) -> bool:
         """Take the magic from old blocks among the ``count`` from ``head`` on; whether anything was stored."""
-        done, stored, size = self._scrubbed, False, self._size
+        done, stored, size = self._invalidated, False, self._size
         while done < count:
             position = self._wrapped(self._head + done)
             place = self._place(position)
@@ -267,7 +267,7 @@ class Log:
                     stored = True
                 place += size
             done += length
-        self._scrubbed = max(done, self._scrubbed)
+        self._invalidated = max(done, self._invalidated)
         return stored
 
     # Blocks

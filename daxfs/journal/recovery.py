@@ -20,7 +20,7 @@ from daxfs.ext4 import jbd2
 from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
 from daxfs.journal.area import LogArea
 from daxfs.journal.log import load_superblock
-from daxfs.journal.tail import LogTail
+from daxfs.journal.tail import JournalSuperblockWriter
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -163,7 +163,7 @@ def wipe(pool: Pool, geometry: Geometry, area: LogArea) -> bool:
 
 
 def _empty(pool: Pool, geometry: Geometry, area: LogArea, superblock: JournalSuperblock, sequence: int) -> None:
-    LogTail(pool, area.physical(0) * geometry.block_size, superblock).empty(sequence)
+    JournalSuperblockWriter(pool, area.physical(0) * geometry.block_size, superblock).empty(sequence)
     pool.fence()
 
 

@@ -3,7 +3,7 @@ must be.
 
 Memory keeps aligned 8-byte words whole, and nothing larger. ``s_sequence`` and ``s_start`` (0x18, 0x1C) share one
 word, but ``s_checksum`` (0xFC) lies three cache lines away, and the kernel and e2fsck refuse a journal whose checksum
-is wrong. CRC-32C is linear over GF(2), which gives two ways around that; `LogTail` uses both:
+is wrong. CRC-32C is linear over GF(2), which gives two ways around that; `JournalSuperblockWriter` uses both:
 
 - To begin the log anew (`restart`) any block of the log will do as ``s_start``, since every transaction in it is
   home. For each of them exactly one ``s_sequence`` leaves the checksum as it is. The pair that skips fewest sequence
@@ -41,7 +41,7 @@ _LINE = 64
 _M = 0xFFFFFFFF
 
 
-class LogTail:
+class JournalSuperblockWriter:
     """The superblock of one journal, which begins at byte ``offset`` of the pool.
 
     Attributes:

@@ -42,7 +42,7 @@ _SEALED = 3  # (table, number, key)
 _REVOKED = 4  # (number)
 _UNREVOKED = 5  # (number)
 _RESERVED = 6  # (key, credits)
-_TOLD = 7  # (function): what a floor above keeps in DRAM changed with the handle
+_CALLBACK = 7  # (function): what a floor above keeps in DRAM changed with the handle
 
 
 class Transaction:
@@ -309,7 +309,7 @@ class Handle(View):
             undo: takes the change back; it changes nothing through a handle and does not raise.
         """
         self._assert_active()
-        self._undo.append((_TOLD, undo))
+        self._undo.append((_CALLBACK, undo))
 
     # Credits
 
@@ -433,7 +433,7 @@ class Handle(View):
             tx.revokes.discard(what)
         elif kind == _UNREVOKED:
             tx.revokes.add(what)
-        elif kind == _TOLD:
+        elif kind == _CALLBACK:
             what()
         else:
             del tx.reserved[what]

@@ -14,7 +14,7 @@ from daxfs.ext4.features import Incompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import Superblock
 from daxfs.journal.area import LogArea
-from daxfs.journal.tail import LogTail
+from daxfs.journal.tail import JournalSuperblockWriter
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
 from support import mke2fs, run, tool
@@ -82,7 +82,7 @@ class JournalRig:
     def change_superblock(self, pool: Pool, **fields: int) -> None:
         """Store other values in the journal's superblock, with the right checksum."""
         sb = self.superblock(pool)
-        LogTail(pool, self.place(0), sb).rewrite(sb._replace(**fields))
+        JournalSuperblockWriter(pool, self.place(0), sb).rewrite(sb._replace(**fields))
 
     def place(self, position: int) -> int:
         """The byte offset of a log block."""

@@ -21,7 +21,7 @@ from daxfs.journal import recovery, tail
 from daxfs.journal.area import LogArea
 from daxfs.journal.journal import Journal
 from daxfs.journal.log import Log
-from daxfs.journal.tail import LogTail
+from daxfs.journal.tail import JournalSuperblockWriter
 from daxfs.pmem.memory import MemoryPool
 from support import run
 
@@ -313,7 +313,7 @@ def test_the_checksum_is_right_after_every_change(changes: list[tuple[str, int, 
     pool = RecordingPool(rig.content)
     Journal.open(pool, rig.geometry, rig.area)
     checksum = rig.superblock(pool).s_checksum
-    changed = LogTail(pool, rig.place(0), rig.superblock(pool))
+    changed = JournalSuperblockWriter(pool, rig.place(0), rig.superblock(pool))
     for what, sequence, number in changes:
         pool.events.clear()
         if what == "empty":
@@ -360,9 +360,11 @@ def test_a_restart_takes_the_nearest_pair_that_is_not_stale() -> None:
     pool = MemoryPool(rig.content)
     Journal.open(pool, rig.geometry, rig.area)
     content = pool.image()
-    first = LogTail(pool, rig.place(0), rig.superblock(pool)).restart(1000, 1024, lambda *_: False)
+    first = JournalSuperblockWriter(pool, rig.place(0), rig.superblock(pool)).restart(1000, 1024, lambda *_: False)
     pool = MemoryPool(content)
-    second = LogTail(pool, rig.place(0), rig.superblock(pool)).restart(1000, 1024, lambda at, _: at == first[1])
+    second = JournalSuperblockWriter(pool, rig.place(0), rig.superblock(pool)).restart(
+        1000, 1024, lambda at, _: at == first[1]
+    )
     assert 1000 <= first[0] < second[0]
     assert second[0] - 1000 < 1 << 26  # about 2**32 / 1023, a few times
     assert rig.superblock(pool).s_start == second[1]

@@ -55,7 +55,7 @@ def before_the_wrap(rig: JournalRig, checksums: bool) -> MemoryPool:
                 if place >> bit & 1:
                     balance ^= tail._apply(tail._inverse(tail._S_SEQUENCE), tail._columns(tail._S_START)[bit])
             pool = numbered(rig, number ^ balance)
-            found = tail.LogTail(pool, rig.place(0), rig.superblock(pool))
+            found = tail.JournalSuperblockWriter(pool, rig.place(0), rig.superblock(pool))
             if found._unchanged_checksum((number ^ balance) + 1 & LAST, LOG, lambda *_: False)[0] in last:
                 return pool
     raise AssertionError("no superblock brings the log near the wrap")

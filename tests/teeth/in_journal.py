@@ -66,7 +66,7 @@ MUTANTS = [
         (NUMBERS,),
     ),
     Mutant(
-        "nothing is scrubbed",
+        "nothing is invalidated",
         LOG,
         "                if first == _MAGIC_WORD:\n",
         "                if first == 0:\n",
@@ -74,10 +74,10 @@ MUTANTS = [
         (CUTS,),
     ),
     Mutant(
-        "scrubbed without a fence",
+        "invalidated without a fence",
         LOG,
-        "        if needed > self._scrubbed and self._scrub(needed):\n            self._pool.fence()\n",
-        "        if needed > self._scrubbed:\n            self._scrub(needed)\n",
+        "        if needed > self._invalidated and self._invalidate(needed):\n            self._pool.fence()\n",
+        "        if needed > self._invalidated:\n            self._invalidate(needed)\n",
         "The magic is taken from old blocks in the same epoch as new ones are stored over them.",
         (CUTS, NUMBERS),
     ),
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant(
         "the log is written over before the tail has moved",
         LOG,
-        "        pool.fence()  # before the first of the old transactions is scrubbed or written over\n",
+        "        pool.fence()  # before the first of the old transactions is invalidated or written over\n",
         "",
         "A cut finds the old tail and a log that begins with new transactions.",
         (CUTS, LAP),
@@ -220,8 +220,8 @@ MUTANTS = [
     Mutant(
         "what was logged outlives an unmount",
         LOG,
-        "            self._scrub(used)",
-        "            self._scrub(0)",
+        "            self._invalidate(used)",
+        "            self._invalidate(0)",
         "The kernel's log comes to old blocks that bear the numbers of its own.",
         (LOGS,),
     ),
