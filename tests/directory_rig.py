@@ -65,7 +65,7 @@ class DirectoryRig:
         self.journal.add_commit_hook(blocks.apply_frees, self.journal.has_frees)
 
     def remount(self) -> None:
-        self.settle()
+        self.commit_consistent()
         self.journal.close()
         self.pool.close()
         self.open()
@@ -143,7 +143,7 @@ class DirectoryRig:
         assert cookies == sorted(set(cookies))
         assert directories.is_empty(self.view, self.inode) == (not self.model)
 
-    def settle(self) -> None:
+    def commit_consistent(self) -> None:
         """Make the link counts fit, so that e2fsck has nothing to say, and commit."""
         with self.change(self.target) as (_, inode):
             inode.links_count = 1 + len(self.model)
@@ -152,14 +152,14 @@ class DirectoryRig:
     def close(self) -> None:
         """Check, then let e2fsck check."""
         self.check()
-        self.settle()
+        self.commit_consistent()
         self.journal.close()
         self.pool.close()
         fsck(self.path)
 
     def htree(self) -> str:
-        """What debugfs says about the index (of a settled pool)."""
-        self.settle()
+        """What debugfs says about the index (of a committed pool)."""
+        self.commit_consistent()
         return run("debugfs", "-R", f"htree <{self.ino}>", self.path)
 
     def depth(self) -> int:

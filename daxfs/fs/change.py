@@ -103,7 +103,7 @@ class Change:
         inode = self.inode
         if self.dated:
             inode.mtime_ns = inode.ctime_ns = clock.now()
-        mapping.settle_tail(self._tx, inode)
+        mapping.normalize_tail(self._tx, inode)
         node = self._volume.nodes.open.get(inode.number)
         if node is None:
             return

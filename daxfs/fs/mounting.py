@@ -238,7 +238,7 @@ def mark_in_use(volume: Volume, *, recount: bool) -> None:
         recovery_flag.store(volume.pool, raised=True)
     with volume.handle(1) as tx:
         if recount:
-            blocks.settle_counts(tx)
+            blocks.correct_free_counts(tx)
         sb = tx.edit_superblock()
         sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
         sb.s_mtime = sb.s_wtime = int(time.time()) & 0xFFFFFFFF

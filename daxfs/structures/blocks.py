@@ -132,7 +132,7 @@ def pending(tx: Handle) -> int:
     return sum(count for _, count in tx.frees)
 
 
-def settle_counts(tx: Handle) -> bool:
+def correct_free_counts(tx: Handle) -> bool:
     """Make the superblock's free counts the sums of the groups'; returns whether they were not.
 
     After a crash of the kernel's ext4 they are not: it writes them at unmount. Call it when a pool is mounted.

@@ -227,7 +227,7 @@ def _chunk(
     key = (directory.number, directory.words[25])
     ranked: list[int] = cookies.tolist()
     if key in hints.pins or bool((cookies[1:] == cookies[:-1]).any()):
-        ranked, chosen = _settle(directory, hints, ranked, chosen, names)
+        ranked, chosen = _separate_cookies(directory, hints, ranked, chosen, names)
     chunk.cookies = ranked
     chunk.entries = list(
         map(Entry, [names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked)
@@ -235,7 +235,7 @@ def _chunk(
     return chunk
 
 
-def _settle(
+def _separate_cookies(
     directory: Inode, hints: Hints, ranked: list[int], chosen: list[int], names: list[bytes]
 ) -> tuple[list[int], list[int]]:
     """Give names with one cookie different ones, those that they had before if they had any: (cookies, order)."""

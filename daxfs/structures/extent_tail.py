@@ -10,8 +10,8 @@ root,
 - everything begins past EOF, or
 - no index entry begins past EOF.
 
-`settle` makes it so where it is not: it gives the last leaf an entry of the root of its own, with nothing else below.
-That keeps being fine when the file grows into it, and costs one block for each level.
+`normalize` brings any other tree into this shape: it gives the last leaf an entry of the root of its own, with nothing
+else below. The shape stays valid when the file grows into it, and costs one block for each level.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_STEPS = 32
 """Each step brings the last leaf one level nearer to the root, or makes room for that: a few a level."""
 
 
-def settle(tx: Handle, inode: Inode) -> None:
+def normalize(tx: Handle, inode: Inode) -> None:
     """Bring the tree into the shape described above; up to six credits for each level of index nodes.
 
     Raises:

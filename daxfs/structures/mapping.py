@@ -32,9 +32,9 @@ __all__ = [
     "move_border",
     "new_inode_map",
     "next_mapped",
+    "normalize_tail",
     "remove",
     "runs",
-    "settle_tail",
     "walk",
 ]
 
@@ -151,10 +151,10 @@ def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     extents.mark_unwritten(tx, inode, lblk, length)
 
 
-def settle_tail(tx: Handle, inode: Inode) -> None:
+def normalize_tail(tx: Handle, inode: Inode) -> None:
     """After the map or the size changed: give what lies past EOF the shape that e2fsck wants."""
     if inode.flags & EXT4_EXTENTS_FL:
-        extent_tail.settle(tx, inode)
+        extent_tail.normalize(tx, inode)
 
 
 def remove(

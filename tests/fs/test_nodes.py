@@ -80,16 +80,16 @@ def test_an_operation_that_fails_half_way(
     wait_a_tick()
     OPERATIONS["overwrite"](fs, file)
     before = fs.getattr(file.ino)
-    settle, count = mapping.settle_tail, 0
+    normalize, count = mapping.normalize_tail, 0
 
     def fail(*arguments: object) -> None:
         nonlocal count
-        settle(*arguments)  # type: ignore[arg-type]
+        normalize(*arguments)  # type: ignore[arg-type]
         count += 1
         if count == step:
             raise FsError(errno.EIO)
 
-    monkeypatch.setattr(mapping, "settle_tail", fail)
+    monkeypatch.setattr(mapping, "normalize_tail", fail)
     try:
         OPERATIONS[name](fs, file)
     except FsError as error:

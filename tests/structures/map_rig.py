@@ -127,7 +127,7 @@ class MapRig:
             expected = (found.pblk + at, found.unwritten) if found.pblk else None
             assert self.model.get(lblk + at) == expected
 
-    def settle(self) -> None:
+    def commit_consistent(self) -> None:
         """Commit with a size that fits the map, so that e2fsck has nothing to say."""
         deep = self.depth > 1 and bool(self.inode.flags & EXT4_EXTENTS_FL)
         with self.change() as (_, inode):
@@ -140,7 +140,7 @@ class MapRig:
     def close(self) -> None:
         """Check the map, then let e2fsck check the pool and debugfs list the map."""
         self.check()
-        self.settle()
+        self.commit_consistent()
         self.journal.close()
         self.pool.close()
         fsck(self.path)

@@ -273,7 +273,7 @@ def test_many_groups(tmp_path: Path) -> None:
     rig.close()
 
 
-def test_superblock_counts_are_settled(rigs: Rigs) -> None:
+def test_superblock_counts_are_corrected(rigs: Rigs) -> None:
     rig = rigs()
     right = groups.totals(rig.view)
     with rig.corrupting() as sb:
@@ -281,10 +281,10 @@ def test_superblock_counts_are_settled(rigs: Rigs) -> None:
         sb.s_free_inodes_count = 3
         sb.seal()
     with rig.handle() as tx:
-        assert blocks.settle_counts(tx)
+        assert blocks.correct_free_counts(tx)
     rig.journal.commit()
     with rig.handle() as tx:
-        assert not blocks.settle_counts(tx)
+        assert not blocks.correct_free_counts(tx)
     sb = rig.view.superblock()
     assert (sb.free_blocks_count, sb.s_free_inodes_count) == right
     rig.close()

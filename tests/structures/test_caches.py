@@ -70,7 +70,7 @@ def test_an_abort_costs_its_own_pool_the_hints(
         rig.view.caches[Hints].drop()
         rig.check()
         rig.remove(b"name 7")
-        rig.settle()
+        rig.commit_consistent()
     rest, before = one.listing(9), remembered(other)
     one.journal.abort()
     assert remembered(one) == (0, 0, 0)

@@ -108,7 +108,7 @@ def test_nothing_is_left_of_a_removed_name(rig: DirectoryRig) -> None:
     rig.insert(b"aaaa-first", b"SECRET-name", b"zzzz-last")
     rig.remove(b"SECRET-name")
     rig.remove(b"zzzz-last")
-    rig.settle()
+    rig.commit_consistent()
     assert b"SECRET" not in rig.pool.memory.tobytes()
     rig.insert(b"longer than the gap that was left")
     assert rig.inode.size == rig.geometry.block_size
@@ -222,7 +222,7 @@ def test_trees_of_mke2fs(tmp_path: Path) -> None:
         for i in range(100):
             directories.insert(tx, directories.find(tx, inode, b"g%d" % i), rig.target, FT_REG_FILE)
     rig.model = {b"g%d" % i: rig.target for i in range(100)}
-    rig.settle()
+    rig.commit_consistent()
     rig.journal.close()
     rig.pool.close()
     fsck(path)
@@ -235,7 +235,7 @@ def test_an_index_nobody_keeps_is_not_believed(tmp_path: Path) -> None:
     rig = DirectoryRig(path)
     rig.insert_many([b"name %d" % i for i in range(150)])
     assert rig.inode.flags & EXT4_INDEX_FL
-    rig.settle()
+    rig.commit_consistent()
     rig.journal.close()
     rig.pool.close()
     run("debugfs", "-w", "-R", "feature -dir_index", path)
@@ -357,7 +357,7 @@ def test_hints_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch)
 
 def damage(rig: DirectoryRig, lblk: int, change: Callable[[memoryview], None]) -> None:
     """Change a block behind everybody's back, with the right checksum if there is one."""
-    rig.settle()
+    rig.commit_consistent()
     with rig.change() as (tx, inode):
         change(dirblocks.writable(tx, inode, block_of(rig, lblk)))
     rig.remount()
@@ -441,7 +441,7 @@ def test_directories_without_their_dots(tmp_path: Path, offset: int, data: bytes
 
 def test_a_wrong_checksum(small: DirectoryRig) -> None:
     small.insert(b"first")
-    small.settle()
+    small.commit_consistent()
     start = block_of(small, 0) * small.geometry.block_size
     small.pool.write(start + 32, b"F")
     small.remount()
@@ -450,7 +450,7 @@ def test_a_wrong_checksum(small: DirectoryRig) -> None:
 
 
 def test_a_missing_tail(small: DirectoryRig) -> None:
-    small.settle()
+    small.commit_consistent()
     start = (block_of(small, 0) + 1) * small.geometry.block_size
     small.pool.write(start - 8, b"\x0d")
     small.remount()

@@ -85,7 +85,7 @@ def test_deep_trees(rig: ShiftRig) -> None:
             first = chance.randrange(58_000)
             rig.shift(first, 999, leaves)
             rig.shift(first + 999, -999, leaves)
-    rig.settle()
+    rig.commit_consistent()
     fsck(rig.path)
 
 

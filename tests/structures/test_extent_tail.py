@@ -13,18 +13,18 @@ from support import fsck, run
 
 
 class TailRig(MapRig):
-    """Allocates behind the end, and settles the tail after each change."""
+    """Allocates behind the end, and normalizes the tail after each change."""
 
     def reserve(self, lblk: int) -> None:
         with self.change() as (tx, inode):
             extent = mapping.allocate(tx, inode, lblk, 1, unwritten=True)
-            mapping.settle_tail(tx, inode)
+            mapping.normalize_tail(tx, inode)
         self.model[lblk] = (extent.pblk, True)
 
     def resize(self, blocks: int) -> None:
         with self.change() as (tx, inode):
             inode.size = blocks * self.geometry.block_size - 100
-            mapping.settle_tail(tx, inode)
+            mapping.normalize_tail(tx, inode)
 
     def sound(self) -> None:
         self.check()
@@ -42,7 +42,7 @@ def rig(tmp_path: Path) -> TailRig:
 
 def test_e2fsck_minds_index_entries_behind_the_end(rig: TailRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the module is about: the same tree without it. If this fails, e2fsck has learned and the module may go."""
-    monkeypatch.setattr(extent_tail, "settle", lambda *_: None)
+    monkeypatch.setattr(extent_tail, "normalize", lambda *_: None)
     rig.resize(3)
     for at in range(400):
         rig.reserve(2 * at)
@@ -78,7 +78,7 @@ def test_the_end_moves_through_what_was_reserved(rig: TailRig) -> None:
         first = chance.randrange(size, size + 500)
         rig.remove(first, first + 50)
         with rig.change() as (tx, inode):
-            mapping.settle_tail(tx, inode)
+            mapping.normalize_tail(tx, inode)
         rig.sound()
 
 

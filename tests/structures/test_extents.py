@@ -93,12 +93,12 @@ def test_deep_tree_is_built_read_cut_and_flat_again(rigs: Rigs) -> None:
     fragmented(rig, 29_000)
     assert rig.depth == 3
     rig.check()
-    rig.settle()
+    rig.commit_consistent()
     fsck(rig.path)
     for lblk in random.Random(1).sample(range(60_000), 300):
         rig.check_lookup(lblk)
     rig.remove(20_000, 20_300)
-    rig.settle()
+    rig.commit_consistent()
     fsck(rig.path)
     assert rig.remove(700, None, limit=100) >= 280
     rig.check()
@@ -120,7 +120,7 @@ def test_every_step_of_a_truncate_leaves_a_valid_tree(rigs: Rigs) -> None:
         rig.model = spread(mapping.walk(rig.view, rig.inode))
         assert list(rig.model) == list(range(0, 2 * len(rig.model), 2))
         rig.check()
-        rig.settle()
+        rig.commit_consistent()
         fsck(rig.path)
         steps += 1
     assert steps >= 400 // 37
@@ -315,7 +315,7 @@ def hostile(tmp_path: Path, damage: Callable[[Tree], None], *options: str) -> Po
     """The pool of a file with 100 extents in two leaves after ``damage``."""
     rig = MapRig(make_image(tmp_path / "pool", "-b", "1024", "-O", "^metadata_csum", *options))
     fragmented(rig, 100)
-    rig.settle()
+    rig.commit_consistent()
     number, offset = inodes.position(rig.view, rig.ino)
     rig.journal.close()
     content = bytearray(rig.pool.memory)
@@ -386,7 +386,7 @@ def test_a_tree_that_points_to_itself_ends(tmp_path: Path) -> None:
 def test_checksum_of_a_leaf(rigs: Rigs) -> None:
     rig = rigs()
     fragmented(rig, 20)
-    rig.settle()
+    rig.commit_consistent()
     _, block = format_.index(rig.inode.words[10:25], 0)
     pool = MemoryPool(bytes(rig.pool.memory))
     view = PoolView(pool, rig.geometry)

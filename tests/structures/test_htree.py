@@ -140,7 +140,7 @@ def test_what_e2fsck_rebuilt(tmp_path: Path) -> None:
     path = make_image(tmp_path / "pool", "-b", "1024", "-O", "^dir_index")
     rig = DirectoryRig(path)
     rig.insert_many(names(500))
-    rig.settle()
+    rig.commit_consistent()
     rig.journal.close()
     rig.pool.close()
     run("tune2fs", "-O", "dir_index", path)
@@ -194,7 +194,7 @@ def test_both_halves_have_room(sizes: list[int]) -> None:
 
 def damage(rig: DirectoryRig, lblk: int, change: Callable[[memoryview], None]) -> None:
     """Change a block behind everybody's back; its checksum is made right."""
-    rig.settle()
+    rig.commit_consistent()
     with rig.change() as (tx, inode):
         change(dirblocks.writable(tx, inode, dirblocks.number_of(tx, inode, lblk)))
     rig.remount()
@@ -292,7 +292,7 @@ def test_a_leaf_listed_over_and_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lblk", [0, 1], ids=["root", "leaf"])
 def test_wrong_checksums(rig: DirectoryRig, lblk: int) -> None:
     rig.insert_many(names(200))
-    rig.settle()
+    rig.commit_consistent()
     start = dirblocks.number_of(rig.view, rig.inode, lblk) * 1024
     at = start + (32 + 8 * 2 if not lblk else 10)
     rig.pool.write(at, bytes((rig.pool.memory[at] ^ 1,)))

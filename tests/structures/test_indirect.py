@@ -77,7 +77,7 @@ def test_each_area_is_written_read_and_cut(rigs: Rigs) -> None:
         for near in (lblk - 1, lblk, lblk + 1):
             if 0 <= near < END:
                 rig.check_lookup(near)
-    rig.settle()
+    rig.commit_consistent()
     fsck(rig.path)
     assert debugfs_map(rig.path, rig.ino) == rig.model
     rig.remove(AREAS[3] + 1, AREAS[3] + PER**2)
@@ -105,7 +105,7 @@ def test_removal_stops_at_its_limit_and_goes_on(rigs: Rigs) -> None:
         rig.allocate(lblk)
     assert rig.remove(100, 999, limit=50) >= 9
     rig.check()
-    rig.settle()
+    rig.commit_consistent()
     fsck(rig.path)
     assert rig.remove(1, None, limit=7) > 20
     assert list(rig.model) == [0]
@@ -178,7 +178,7 @@ def hostile(tmp_path: Path, damage: Callable[[memoryview, memoryview, int], None
     lblk = 0
     while lblk < 600:
         lblk += rig.allocate(lblk, 600 - lblk).length
-    rig.settle()
+    rig.commit_consistent()
     number, offset = inodes.position(rig.view, rig.ino)
     rig.journal.close()
     content = bytearray(rig.pool.memory)

@@ -110,15 +110,15 @@ def test_attributes_come_and_go(rig: XattrRig) -> None:
     rig.set(b"user.a", b"larger" * 40)
     rig.set(b"user.large", b"tiny")
     rig.check()
-    assert b"security.selinux" in run("debugfs", "-R", f"ea_list <{rig.target}>", settled(rig)).encode()
+    assert b"security.selinux" in run("debugfs", "-R", f"ea_list <{rig.target}>", committed(rig)).encode()
     for name in list(rig.wanted):
         rig.remove_xattr(name)
     assert rig.file.file_acl == 0
     rig.close()
 
 
-def settled(rig: XattrRig) -> Path:
-    rig.settle()
+def committed(rig: XattrRig) -> Path:
+    rig.commit_consistent()
     return rig.path
 
 
@@ -253,7 +253,7 @@ def test_acls(rig: XattrRig) -> None:
     assert xattrs.get_acl(rig.view, rig.file) == ENTRIES
     assert xattrs.get_acl(rig.view, rig.file, default=True) is None
     rig.check()
-    stored = run("debugfs", "-R", f"ea_get -x <{rig.target}> system.posix_acl_access", settled(rig))
+    stored = run("debugfs", "-R", f"ea_get -x <{rig.target}> system.posix_acl_access", committed(rig))
     # debugfs translates as well, but for the ids that mean nothing.
     assert stored.replace(" ", "").splitlines()[0].endswith("=" + wire.hex().replace("f" * 8, "0" * 8))
     with rig.change(rig.target) as (tx, inode):
@@ -375,7 +375,7 @@ def test_damaged_headers(tmp_path: Path, word: int, value: int, checksums: bool)
 
 def test_a_wrong_checksum(plain: XattrRig) -> None:
     plain.set(b"user.name", b"v" * 700)
-    plain.settle()
+    plain.commit_consistent()
     at = (plain.file.file_acl + 1) * plain.geometry.block_size - 1
     plain.pool.write(at, b"w")
     plain.remount()
