@@ -24,7 +24,7 @@ import numpy as np
 
 from daxfs.pmem import persist
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.persist import Buffer, Persistence
+from daxfs.pmem.persist import Buffer, Operations
 
 CACHE_LINE = 64
 WORD = 8
@@ -141,7 +141,7 @@ class RecordingPool(MemoryPool):
                 pending = [piece for piece in pending if not piece.flushed]
                 shown_whole = shown_whole and not pending
 
-    def _operations(self, memory: memoryview) -> Persistence:
+    def _operations(self, memory: memoryview) -> Operations:
         """The volatile operations, each noted after it was done."""
         plain = persist.volatile(memory)
         record = self.events.append
@@ -169,7 +169,7 @@ class RecordingPool(MemoryPool):
         def fence() -> None:
             record(Fence())
 
-        return Persistence(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire)
+        return Operations(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire)
 
     def _visible(self, memory: memoryview, read_only: bool) -> memoryview:  # noqa: ARG002
         return memory.toreadonly()

@@ -262,7 +262,7 @@ def statfs(volume: Volume) -> StatFs:
         volume.block_size,
         geometry.blocks_count - volume.overhead,
         free,
-        max(free - blocks.kept(geometry, sb, privileged=False), 0),
+        max(free - blocks.must_stay_free(geometry, sb, privileged=False), 0),
         geometry.inodes_count,
         sb.s_free_inodes_count,
         EXT4_NAME_LEN,

@@ -159,7 +159,7 @@ def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
     """`collapse` in one handle."""
     with volume.handle(move_credits(volume, node, first, stop)) as tx, Change(volume, tx, node.ino) as change:
         change.unmap(first, stop - 1)
-        extent_shift.move(tx, change.inode, stop, MAX_BLOCKS, first - stop)
+        extent_shift.shift(tx, change.inode, stop, MAX_BLOCKS, first - stop)
         close_gap(volume, tx, change, first, stop)
 
 
@@ -218,7 +218,7 @@ def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: boo
         extent_shift.split_at(tx, change.inode, first)
         change.inode.size += stop - first << volume.block_bits
         if at_once:
-            extent_shift.move(tx, change.inode, first, MAX_BLOCKS, stop - first)
+            extent_shift.shift(tx, change.inode, first, MAX_BLOCKS, stop - first)
         change.remaps()
 
 
@@ -329,7 +329,7 @@ def move_down(volume: Volume, node: Node, position: int, count: int) -> int:
     """Move the extents of some leaves, from ``position`` on, ``count`` blocks down; returns where the next begins."""
     with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx, Change(volume, tx, node.ino) as change:
         end = extent_shift.leaves_after(tx, change.inode, position, LEAVES_PER_MOVE)
-        extent_shift.move(tx, change.inode, position, end - 1, -count)
+        extent_shift.shift(tx, change.inode, position, end - 1, -count)
         change.remaps()
     return end
 
@@ -338,7 +338,7 @@ def move_up(volume: Volume, node: Node, first: int, last: int, count: int) -> in
     """Move the extents of some leaves, up to ``last``, ``count`` blocks up; returns the last one that did not move."""
     with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx, Change(volume, tx, node.ino) as change:
         begin = max(extent_shift.leaves_before(tx, change.inode, last, LEAVES_PER_MOVE), first)
-        extent_shift.move(tx, change.inode, begin, last, count)
+        extent_shift.shift(tx, change.inode, begin, last, count)
         change.remaps()
     return begin - 1
 

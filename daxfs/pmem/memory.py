@@ -43,7 +43,7 @@ class MemoryPool(Pool):
         """Zero the range: what giving back memory looks like to a reader."""
         self.zero(offset, length)
 
-    def _operations(self, memory: memoryview) -> persist.Persistence:
+    def _operations(self, memory: memoryview) -> persist.Operations:
         return persist.volatile(memory)
 
     def _visible(self, memory: memoryview, read_only: bool) -> memoryview:

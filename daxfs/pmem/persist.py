@@ -1,6 +1,6 @@
 """How stores become durable: libpmem's cache-line write-back, msync, or nothing at all for volatile memory.
 
-Each maker below returns a ``Persistence``: six closures over one mapping, bound once, because a closure call
+Each maker below returns a ``Operations``: six closures over one mapping, bound once, because a closure call
 with local variables is the cheapest call CPython has and these run for every block that is written. This
 module chooses and makes them; it opens and maps nothing. Only the modules of this floor call it.
 
@@ -35,7 +35,7 @@ _ZEROS = memoryview(bytes(256 << 10))
 _PAGE_MASK = ~(mmap.PAGESIZE - 1)
 
 
-class Persistence(NamedTuple):
+class Operations(NamedTuple):
     """The six operations of one mapping; ``name`` is what ``daxfs info`` shows."""
 
     name: str
@@ -111,16 +111,16 @@ def choose(path: str, kind: str, forced: str | None, *, read_only: bool = False)
     return VOLATILE if kind in (kinds.TMPFS, kinds.MEMORY) else MSYNC
 
 
-def refusing(name: str) -> Persistence:
+def refusing(name: str) -> Operations:
     """For a read-only mapping: each store raises EROFS; flush and fence have nothing to do."""
 
     def refuse(*_: object) -> None:
         raise FsError(errno.EROFS, "the pool is open read-only")
 
-    return Persistence(name, refuse, refuse, refuse, _nothing, _nothing, _nothing)
+    return Operations(name, refuse, refuse, refuse, _nothing, _nothing, _nothing)
 
 
-def volatile(memory: memoryview) -> Persistence:
+def volatile(memory: memoryview) -> Operations:
     """For memory without a medium: a store is a copy, and that is all."""
     size = len(memory)
     store_word, release = _word_store(memory)
@@ -136,10 +136,10 @@ def volatile(memory: memoryview) -> Persistence:
             raise _outside(offset, length, size)
         _clear(memory, offset, length)
 
-    return Persistence(VOLATILE, write, zero, store_word, _nothing, _nothing, release)
+    return Operations(VOLATILE, write, zero, store_word, _nothing, _nothing, release)
 
 
-def msync(memory: memoryview, mapping: mmap.mmap) -> Persistence:
+def msync(memory: memoryview, mapping: mmap.mmap) -> Operations:
     """For memory behind a page cache.
 
     The fence is one msync over the hull of all ranges since the last one: msync writes dirty pages only, and
@@ -185,10 +185,10 @@ def msync(memory: memoryview, mapping: mmap.mmap) -> Persistence:
                 raise FsError(errno.EIO, f"write-back of the pool failed ({error})") from error
             low, high = size, 0
 
-    return Persistence(MSYNC, write, zero, store_word, flush, fence, release)
+    return Operations(MSYNC, write, zero, store_word, flush, fence, release)
 
 
-def libpmem(memory: memoryview, library: Library) -> Persistence:
+def libpmem(memory: memoryview, library: Library) -> Operations:
     """For memory that is the medium: cache lines are written back when stored, the fence waits for them."""
     # The ctypes object would count as an export of the mapping and keep it from closing; the number does not.
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -233,7 +233,7 @@ def libpmem(memory: memoryview, library: Library) -> Persistence:
         limit = -1
         release()
 
-    return Persistence(LIBPMEM, write, zero, store_word, flush, drain, retire)
+    return Operations(LIBPMEM, write, zero, store_word, flush, drain, retire)
 
 
 def _word_store(memory: memoryview) -> tuple[Callable[[int, int, int], None], Callable[[], None]]:

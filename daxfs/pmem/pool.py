@@ -27,7 +27,7 @@ from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.loopguard import LoopGuard
-from daxfs.pmem.persist import Buffer, Persistence
+from daxfs.pmem.persist import Buffer, Operations
 from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
@@ -71,7 +71,7 @@ class Pool:
         path: str,
         kind: str,
         memory: memoryview,
-        operations: Persistence,
+        operations: Operations,
         *,
         read_only: bool = False,
         file_size: int | None = None,
@@ -163,7 +163,7 @@ class MappedPool(Pool):
         mapping: mmap.mmap,
         *,
         memory: memoryview,
-        operations: Persistence,
+        operations: Operations,
         descriptors: tuple[int, ...],
         read_only: bool,
     ) -> None:

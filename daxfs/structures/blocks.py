@@ -122,7 +122,7 @@ def tree_reserve(geometry: Geometry) -> int:
     return min(clusters // TREE_RESERVE_SHARE, MAX_TREE_RESERVE) << geometry.cluster_bits
 
 
-def kept(geometry: Geometry, sb: Superblock, *, privileged: bool) -> int:
+def must_stay_free(geometry: Geometry, sb: Superblock, *, privileged: bool) -> int:
     """Blocks that data must leave free (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
     return tree_reserve(geometry) + (0 if privileged else sb.reserved_blocks_count)
 
@@ -172,7 +172,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
     sb = tx.edit_superblock()
     room = sb.free_blocks_count
     if not tree:
-        room -= kept(geometry, sb, privileged=tx.privileged)
+        room -= must_stay_free(geometry, sb, privileged=tx.privileged)
     if room < want:
         if room <= 0:
             raise FsError(errno.ENOSPC, "no block is free")

@@ -165,7 +165,7 @@ def make_room(tx: Handle, inode: Inode, path: list[Node]) -> None:
     if level:
         split(tx, inode, path, level)
     else:
-        grow(tx, inode)
+        add_level(tx, inode)
 
 
 def full(w: memoryview) -> bool:
@@ -173,7 +173,7 @@ def full(w: memoryview) -> bool:
     return full
 
 
-def grow(tx: Handle, inode: Inode) -> None:
+def add_level(tx: Handle, inode: Inode) -> None:
     """Move what the root holds into a new block below it; the tree is one level deeper."""
     top = writable(tx, inode, 0)
     depth = format_.depth(top)

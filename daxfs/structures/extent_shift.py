@@ -29,20 +29,23 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 16
 
 
-def move(tx: Handle, inode: Inode, first: int, last: int, by: int) -> None:
+def shift(tx: Handle, inode: Inode, first: int, last: int, by: int) -> None:
     """Add ``by`` to the logical blocks of all extents that begin in ``first`` to ``last``: a credit for each node."""
-    _move(tx, inode, 0, root(tx, inode), first, last, by)
+    _shift(tx, inode, 0, root(tx, inode), first, last, by)
 
 
-def _move(tx: Handle, inode: Inode, number: int, w: memoryview, first: int, last: int, by: int) -> None:
-    """`move` in the node ``number`` and below. Nodes below first: they are checked against the keys they still have."""
+def _shift(tx: Handle, inode: Inode, number: int, w: memoryview, first: int, last: int, by: int) -> None:
+    """`shift` in the node ``number`` and below it.
+
+    Nodes below come first, because they are checked against the keys that the nodes above still have.
+    """
     keys = w[3 : 3 + 3 * (w[0] >> 16) : 3]
     begin, end = bisect_left(keys, first), bisect_right(keys, last)
     levels = w[1] >> 16
     if levels:
         for at in range(max(begin - 1, 0), end):
             lblk, below = format_.index(w, at)
-            _move(tx, inode, below, node(tx, inode, below, levels - 1, lblk), first, last, by)
+            _shift(tx, inode, below, node(tx, inode, below, levels - 1, lblk), first, last, by)
     if begin < end:
         w = extent_edit.writable(tx, inode, number)
         words = np.frombuffer(w, "<u4")

@@ -64,7 +64,7 @@ def _separate(tx: Handle, inode: Inode, path: list[Node]) -> None:
             extent_edit.split(tx, inode, path, level)
             return
         level -= 1
-    extent_edit.grow(tx, inode)
+    extent_edit.add_level(tx, inode)
 
 
 def _hand_left(tx: Handle, inode: Inode, path: list[Node], level: int) -> bool:

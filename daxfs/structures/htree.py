@@ -206,7 +206,7 @@ def _make_room(tx: Handle, directory: Inode, path: list[Step]) -> None:
     while level and path[level - 1].full:
         level -= 1
     if not level:
-        _grow(tx, directory, path[0])
+        _add_level(tx, directory, path[0])
         return
     step, above = path[level], path[level - 1]
     lblk, _, block = dirblocks.append(tx, directory)
@@ -219,7 +219,7 @@ def _make_room(tx: Handle, directory: Inode, path: list[Step]) -> None:
     format_.insert(_words(tx, directory, above.number), above.base, above.at + 1, bound, lblk)
 
 
-def _grow(tx: Handle, directory: Inode, top: Step) -> None:
+def _add_level(tx: Handle, directory: Inode, top: Step) -> None:
     """Move the root's pairs to a node of their own: one level more."""
     levels = EXT4_HTREE_LEVEL if tx.geometry.has_large_dir else EXT4_HTREE_LEVEL_COMPAT
     if (top.words[7] >> 16 & 0xFF) + 1 >= levels:

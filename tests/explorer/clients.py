@@ -35,7 +35,7 @@ from daxfs.direct.files import DirectFile
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.types import LeaseRequest, SetAttributes, Stored
 from daxfs.pmem import persist
-from daxfs.pmem.persist import Buffer, Library, Persistence
+from daxfs.pmem.persist import Buffer, Library, Operations
 
 PAGE = 4096
 REFUSED = ("pread", "pwrite", "preadv", "fsync", "ftruncate")
@@ -65,7 +65,7 @@ class MsyncPool(LinesPool):
 
     persistence_of_clients = protocol.Persistence.MSYNC
 
-    def _operations(self, memory: memoryview) -> Persistence:
+    def _operations(self, memory: memoryview) -> Operations:
         plain = persist.volatile(memory)
         record = self.events.append
         dirty: set[int] = set()
@@ -94,7 +94,7 @@ class MsyncPool(LinesPool):
             dirty.clear()
             record(Fence())
 
-        return Persistence(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire)
+        return Operations(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire)
 
 
 POOLS = {"lines": LinesPool, "msync": MsyncPool}

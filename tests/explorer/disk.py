@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable
 
 from daxfs.pmem import persist
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.persist import Buffer, Persistence
+from daxfs.pmem.persist import Buffer, Operations
 
 
 class Disk:
@@ -89,7 +89,7 @@ class UndoPool(MemoryPool):
         self._disk = disk
         super().__init__(disk.content)
 
-    def _operations(self, memory: memoryview) -> Persistence:
+    def _operations(self, memory: memoryview) -> Operations:
         plain, note = persist.volatile(memory), self._disk.note
 
         def write(offset: int, data: Buffer) -> None:

@@ -19,7 +19,7 @@ from daxfs import protocol
 from daxfs.direct import pool as client
 from daxfs.errors import FsError
 from daxfs.pmem import persist
-from daxfs.pmem.persist import Library, Persistence
+from daxfs.pmem.persist import Library, Operations
 
 SIZE = 64 << 10
 NODRAIN = 1
@@ -57,7 +57,7 @@ class FakeLibrary:
 
 
 @pytest.fixture
-def backed() -> tuple[bytearray, FakeLibrary, Persistence]:
+def backed() -> tuple[bytearray, FakeLibrary, Operations]:
     memory = bytearray(SIZE)
     fake = FakeLibrary(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
     return memory, fake, persist.libpmem(memoryview(memory), Library(fake.flush, fake.drain, fake.copy, fake.fill))
@@ -66,7 +66,7 @@ def backed() -> tuple[bytearray, FakeLibrary, Persistence]:
 @pytest.mark.parametrize("length", [1, 8, 63, 64, LARGE - 1])
 @pytest.mark.parametrize("offset", [0, 8, 100])
 def test_libpmem_writes_back_what_it_stored(
-    backed: tuple[bytearray, FakeLibrary, Persistence], offset: int, length: int
+    backed: tuple[bytearray, FakeLibrary, Operations], offset: int, length: int
 ) -> None:
     memory, fake, operations = backed
     operations.write(offset, b"x" * length)
@@ -77,7 +77,7 @@ def test_libpmem_writes_back_what_it_stored(
 @pytest.mark.parametrize("length", [LARGE, LARGE + 1, 3 * LARGE])
 @pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(bytearray(data))])
 def test_libpmem_copies_large_stores_past_the_caches(
-    backed: tuple[bytearray, FakeLibrary, Persistence], length: int, kind: Callable[[bytes], persist.Buffer]
+    backed: tuple[bytearray, FakeLibrary, Operations], length: int, kind: Callable[[bytes], persist.Buffer]
 ) -> None:
     memory, fake, operations = backed
     operations.write(72, kind(b"y" * length))
@@ -85,7 +85,7 @@ def test_libpmem_copies_large_stores_past_the_caches(
     assert memory[72 : 72 + length] == b"y" * length
 
 
-def test_libpmem_writes_back_a_large_read_only_view(backed: tuple[bytearray, FakeLibrary, Persistence]) -> None:
+def test_libpmem_writes_back_a_large_read_only_view(backed: tuple[bytearray, FakeLibrary, Operations]) -> None:
     memory, fake, operations = backed
     operations.write(72, memoryview(bytearray(b"z" * LARGE)).toreadonly())
     assert fake.taken() == [("flush", 72, LARGE)]
@@ -93,7 +93,7 @@ def test_libpmem_writes_back_a_large_read_only_view(backed: tuple[bytearray, Fak
 
 
 def test_libpmem_writes_back_words_zeros_and_what_was_stored_by_others(
-    backed: tuple[bytearray, FakeLibrary, Persistence],
+    backed: tuple[bytearray, FakeLibrary, Operations],
 ) -> None:
     _, fake, operations = backed
     operations.store_word(60, 1)
@@ -110,7 +110,7 @@ def test_libpmem_writes_back_words_zeros_and_what_was_stored_by_others(
     ]
 
 
-def test_libpmem_drains_at_the_fence(backed: tuple[bytearray, FakeLibrary, Persistence]) -> None:
+def test_libpmem_drains_at_the_fence(backed: tuple[bytearray, FakeLibrary, Operations]) -> None:
     _, fake, operations = backed
     operations.fence()
     operations.write(0, b"x")
@@ -131,12 +131,12 @@ class FakeMapping:
 
 
 @pytest.fixture
-def synced() -> tuple[FakeMapping, Persistence]:
+def synced() -> tuple[FakeMapping, Operations]:
     mapping = FakeMapping()
     return mapping, persist.msync(memoryview(bytearray(SIZE)), mapping)  # type: ignore[arg-type]
 
 
-STORES: dict[str, tuple[Callable[[Persistence, int], object], int]] = {
+STORES: dict[str, tuple[Callable[[Operations, int], object], int]] = {
     "write": (lambda operations, offset: operations.write(offset, b"12345678"), 8),
     "zero": (lambda operations, offset: operations.zero(offset, 8), 8),
     "word": (lambda operations, offset: operations.store_word(offset, 1), 4),
@@ -150,7 +150,7 @@ PLACES = (4104, 8192, 40_000, 49_152)
 @pytest.mark.parametrize("other", STORES)
 @pytest.mark.parametrize("first", [0, 1])
 def test_msync_takes_everything_since_the_last_fence(
-    synced: tuple[FakeMapping, Persistence], name: str, other: str, first: int
+    synced: tuple[FakeMapping, Operations], name: str, other: str, first: int
 ) -> None:
     """Whatever the order of two stores is: the hull from the page of the lower one to the end of the higher one."""
     mapping, operations = synced
@@ -164,7 +164,7 @@ def test_msync_takes_everything_since_the_last_fence(
     assert len(mapping.calls) == 1, "nothing was stored since"
 
 
-def test_msync_begins_anew_after_a_fence(synced: tuple[FakeMapping, Persistence]) -> None:
+def test_msync_begins_anew_after_a_fence(synced: tuple[FakeMapping, Operations]) -> None:
     mapping, operations = synced
     for place in PLACES:
         operations.write(place, b"x")

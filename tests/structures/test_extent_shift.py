@@ -23,7 +23,7 @@ class ShiftRig(MapRig):
         handles = 0
         if not leaves:
             with self.change(extent_shift.nodes_from(self.view, self.inode, first)) as (tx, inode):
-                extent_shift.move(tx, inode, first, MAX_BLOCKS, by)
+                extent_shift.shift(tx, inode, first, MAX_BLOCKS, by)
             handles = 1
         elif by < 0:
             position = first
@@ -44,7 +44,7 @@ class ShiftRig(MapRig):
     def part(self, first: int, last: int, by: int, leaves: int) -> int:
         """One step of several: the tree is valid behind it."""
         with self.change(leaves + 8) as (tx, inode):
-            extent_shift.move(tx, inode, first, last, by)
+            extent_shift.shift(tx, inode, first, last, by)
         count_blocks(self.view, self.inode)
         list(extents.walk(self.view, self.inode))
         return 1

@@ -107,8 +107,8 @@ MUTANTS = [
     Mutant(
         "libpmem: the fence does nothing",
         PERSIST,
-        "Persistence(LIBPMEM, write, zero, store_word, flush, drain, retire)",
-        "Persistence(LIBPMEM, write, zero, store_word, flush, _nothing, retire)",
+        "Operations(LIBPMEM, write, zero, store_word, flush, drain, retire)",
+        "Operations(LIBPMEM, write, zero, store_word, flush, _nothing, retire)",
         "Nobody waits for lines that are on their way.",
         BACKENDS,
     ),

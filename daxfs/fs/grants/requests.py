@@ -216,7 +216,7 @@ def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: in
 
 def refuse_without_room(volume: Volume, file: OpenFile, missing: int) -> None:
     """Raise ENOSPC unless ``missing`` blocks are free for the file's opener: a part of the range helps nobody."""
-    kept = blocks.kept(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
+    kept = blocks.must_stay_free(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
     if missing > blocks.free_blocks(volume.view) - kept:
         raise FsError(errno.ENOSPC, "no room for all of the range, so it stays as it is")
 
