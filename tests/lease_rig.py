@@ -6,14 +6,17 @@ A `Client` asks as a process does and remembers every block that it may touch un
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
-from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
+from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO, refused
 from recorder import RecordingPool
+from tree_rig import QUIET
 
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
@@ -21,6 +24,7 @@ from daxfs.fs.removal import holds_blocks
 from daxfs.fs.types import Grant, LeaseRequest, Piece, SetAttributes, Stored
 from daxfs.protocol import EXTENTS, Flag, Kind
 from daxfs.structures import blocks, extent_tree, indirect, inodes, mapping
+from support import mke2fs
 
 WRITE, FILL, GROW, MAP, RENEW = Flag.WRITE, Flag.FILL, Flag.GROW, Flag.MAP, Flag.RENEW
 STORE = WRITE | FILL
@@ -28,6 +32,7 @@ NOTHING = Flag(0)
 HOLE, MEMORY, KERNEL = Kind.HOLE, Kind.MEMORY, Kind.KERNEL
 ROOM = EXTENTS
 FAR = 1 << 40
+BLOCK = 4096
 
 
 class SharedPool(RecordingPool):
@@ -156,6 +161,37 @@ def make(fs: FileSystem, name: bytes, content: bytes | None = None, flags: int =
 def client(fs: FileSystem, name: bytes = b"f", content: bytes | None = None, holder: int = 1) -> Client:
     """A client of a new file."""
     return Client(fs, make(fs, name, content), holder)
+
+
+def kinds(pieces: Iterable[Piece]) -> list[tuple[int, int, int]]:
+    """Return (kind, offset, length) of each piece."""
+    return [(piece.kind, piece.offset, piece.length) for piece in pieces]
+
+
+def sparse(fs: FileSystem) -> Client:
+    """Return a client of a file whose blocks 0 and 1 are written, 2 a hole, 3 unwritten, 4 a hole, 5 half written."""
+    held = client(fs, content=b"a" * 2 * BLOCK)
+    fs.fallocate(held.file, 0, 3 * BLOCK, BLOCK)
+    fs.write(held.file, 5 * BLOCK, b"b" * 2000)
+    return held
+
+
+def fill_up(fs: FileSystem, spare: int) -> None:
+    """Fill the pool with one file until only ``spare`` blocks are free."""
+    size = fs.volume.block_size
+    eater = make(fs, b"eater")
+    with refused(errno.ENOSPC):
+        while True:
+            fs.write(eater, fs.getattr(eater.ino).size, bytes(1 << 20))
+    truncate(fs, eater.ino, fs.getattr(eater.ino).size // size * size - spare * size)
+    fs.release(eater)
+    fs.sync()
+
+
+def recorded(path: Path, *options: str) -> FileSystem:
+    """Return a file system on a new small pool that records stores, flushes and fences."""
+    image = mke2fs(path, "-b", "4096", "-N", "64", "-J", "size=4", *options, size="10M").read_bytes()
+    return FileSystem.open(SharedPool(image), QUIET)
 
 
 def another(old: Client, holder: int = 1, flags: int = os.O_RDWR) -> Client:

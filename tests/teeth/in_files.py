@@ -23,7 +23,7 @@ VOLUME = "daxfs/fs/volume.py"
 
 GROWTH = "tests/crash/test_growth_after_recovery.py"
 HANDLES = "tests/crash/test_handles.py"
-LEASED = "tests/fs/test_lease_power_loss.py"
+LEASED = "tests/fs/grants/test_power_loss.py"
 MOUNTS = "tests/fs/test_power_loss.py::test_mount_and_unmount"
 NAMELESS = "tests/fs/test_power_loss.py::test_files_without_a_name"
 OPERATIONS = "tests/fs/test_power_loss.py::test_one_operation"
@@ -652,7 +652,7 @@ MUTANTS = [
         "        if grants is None and not self.stale:\n",
         "        if True:\n",
         "A client stores into what is another file's by now.",
-        ("tests/fs/test_quarantine.py",),
+        ("tests/fs/grants/test_epochs.py",),
     ),
     Mutant(
         "a quarantine inode is no orphan",
@@ -660,7 +660,7 @@ MUTANTS = [
         "        self.unnamed(tx, ino)\n        _put(tx, self.quarantine, ino)\n",
         "        _put(tx, self.quarantine, ino)\n",
         "After a cut nobody frees it.",
-        ("tests/fs/test_quarantine.py", LEASED),
+        ("tests/fs/grants/test_epochs.py", LEASED),
     ),
     Mutant(
         "a client's word makes anything part of the file",
@@ -668,7 +668,7 @@ MUTANTS = [
         "        if size > node.size and not grants.growth.covers(node.size, size):\n",
         "        if False:\n",
         "Blocks behind the end that hold what was deleted become readable.",
-        ("tests/fs/test_dishonest_client.py",),
+        ("tests/fs/grants/test_dishonest_client.py",),
     ),
     Mutant(
         "a deferred free does not wait for its epoch",
@@ -676,7 +676,7 @@ MUTANTS = [
         "        while grants.deferred and grants.deferred[0].epoch < since:\n",
         "        while grants.deferred and grants.deferred[0].epoch <= since:\n",
         "A holder that has not renewed stores into what is another file's by now.",
-        ("tests/fs/test_quarantine.py",),
+        ("tests/fs/grants/test_epochs.py",),
     ),
     Mutant(
         "an undone cut stays deferred",
@@ -684,7 +684,7 @@ MUTANTS = [
         "            grants.deferred, grants.granted = before, granted\n            self.deferred -= size\n",
         "            self.deferred -= size\n",
         "The blocks are the file's and wait to be freed.",
-        ("tests/fs/test_quarantine.py",),
+        ("tests/fs/grants/test_epochs.py",),
     ),
     Mutant(
         "a quarantine inode outlives the handle that made it",
@@ -692,7 +692,7 @@ MUTANTS = [
         "        members.add(ino)\n        tx.on_rollback(partial(members.discard, ino))\n",
         "        members.add(ino)\n",
         "The books name an inode that does not exist.",
-        ("tests/fs/test_quarantine.py", "tests/fs/test_lifetimes.py"),
+        ("tests/fs/grants/test_epochs.py", "tests/fs/test_lifetimes.py"),
     ),
     Mutant(
         "moved blocks do not end the epoch",
@@ -700,7 +700,7 @@ MUTANTS = [
         "        self.growth.cut(begin, end)\n        self.invalidated()\n",
         "        self.growth.cut(begin, end)\n",
         "Clients go on where the file's bytes no longer lie.",
-        ("tests/fs/test_leases.py",),
+        ("tests/fs/grants/test_inode_grants.py",),
     ),
     Mutant(
         "filled holes do not end the epoch",
@@ -708,7 +708,7 @@ MUTANTS = [
         "            node.invalidated()\n",
         "            pass\n",
         "Clients go on reading zeros where bytes were written.",
-        ("tests/fs/test_leases.py",),
+        ("tests/fs/grants/test_inode_grants.py",),
     ),
     Mutant(
         "growth goes on beside a write",
@@ -716,7 +716,7 @@ MUTANTS = [
         "            self._end_growth(grants)\n",
         "            pass\n",
         "What a client stores behind the end and what is written there become one file.",
-        ("tests/fs/test_leases.py", "tests/fs/test_dishonest_client.py"),
+        ("tests/fs/grants/test_table.py", "tests/fs/grants/test_dishonest_client.py"),
     ),
     # The owner of an open inode
     Mutant(

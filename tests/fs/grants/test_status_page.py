@@ -20,7 +20,10 @@ from lease_rig import (
     Client,
     SharedPool,
     client,
+    fill_up,
     make,
+    slot,
+    sparse,
     token,
     truncate,
 )
@@ -193,3 +196,40 @@ def test_a_file_without_read_permission_needs_it_too(fs: FileSystem) -> None:
     with refused(errno.EOPNOTSUPP):
         fs.lease(file, LeaseRequest(1, 0, 1, STORE, ROOM, b""))
     assert fs.lookup(ROOT_INO, b"f").size == 1
+
+
+BLOCK = 4096
+
+
+def test_an_entry_shows_epoch_size_and_inode(open_fs: OpenFs) -> None:
+    fs = open_fs(size="16M")
+    held = sparse(fs)
+    answer = held.ask()
+    assert slot(fs, answer.entry) == (answer.epoch, answer.size, held.file.ino)
+    fs.write(held.file, answer.size, b"more")
+    assert slot(fs, answer.entry) == (answer.epoch, answer.size + 4, held.file.ino)
+    other = client(fs, b"g", b"x").ask()
+    assert other.entry != answer.entry
+    assert other.epoch != answer.epoch
+
+
+def test_entries_are_used_again(open_fs: OpenFs) -> None:
+    fs = open_fs(size="16M")
+    held = [client(fs, b"f%d" % number, b"x") for number in range(100)]
+    slots = [one.ask().entry for one in held]
+    assert len(set(slots)) == 100
+    assert len({address // BLOCK for address in slots}) == 2
+    for one in held:
+        one.close()
+    assert {client(fs, b"g%d" % number, b"x").ask().entry for number in range(100)} == set(slots)
+
+
+def test_a_full_pool_has_no_room_for_the_page(open_fs: OpenFs) -> None:
+    fs = open_fs(size="16M")
+    held = client(fs, content=b"x")
+    fill_up(fs, 0)
+    assert fs.statfs().available == 0
+    with refused(errno.ENOSPC):
+        held.ask()
+    assert held.file.node.grants is None
+    assert bytes(fs.read(held.file, 0, 5)) == b"x"

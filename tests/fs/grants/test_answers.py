@@ -1,0 +1,177 @@
+"""The pieces of an answer: memory, holes, and ranges that are mapped through the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from lease_rig import (
+    FAR,
+    HOLE,
+    KERNEL,
+    MAP,
+    MEMORY,
+    NOTHING,
+    RENEW,
+    STORE,
+    WRITE,
+    another,
+    check,
+    client,
+    kinds,
+    make,
+    sparse,
+    truncate,
+)
+from range_rig import PUNCH
+
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.grants.inode_grants import MAX_KERNEL
+from daxfs.fs.types import Piece
+
+OpenFs = Callable[..., FileSystem]
+BLOCK = 4096
+
+
+def test_memory_and_holes(fs: FileSystem) -> None:
+    held = sparse(fs)
+    answer = held.ask()
+    assert kinds(answer.pieces) == [(MEMORY, 0, 2 * BLOCK), (HOLE, 2 * BLOCK, 3 * BLOCK), (MEMORY, 5 * BLOCK, BLOCK)]
+    assert (answer.next, answer.size, answer.made) == (6 * BLOCK, 5 * BLOCK + 2000, False)
+    for piece in answer.pieces:
+        if piece.kind == MEMORY:
+            mine = bytes(fs.volume.pool.memory[piece.pool_offset : piece.pool_offset + 2000])
+            assert mine == bytes(fs.read(held.file, piece.offset, 2000))
+    check(fs, [held])
+
+
+def test_a_part(fs: FileSystem) -> None:
+    held = sparse(fs)
+    whole = held.ask().pieces[0]
+    answer = held.ask(100, 2 * BLOCK)
+    assert answer.pieces == [
+        Piece(100, whole.pool_offset + 100, 2 * BLOCK - 100, MEMORY),
+        Piece(2 * BLOCK, 0, 100, HOLE),
+    ]
+    assert answer.next == 100 + 2 * BLOCK
+
+
+def test_behind_the_end(fs: FileSystem) -> None:
+    held = client(fs, content=b"x" * 100)
+    assert held.ask(BLOCK, 5).pieces == []
+    assert held.ask(0, FAR).next == BLOCK
+    empty = client(fs, b"g")
+    for flags in (NOTHING, WRITE, STORE):
+        answer = empty.ask(0, FAR, flags)
+        assert (answer.pieces, answer.size, answer.next) == ([], 0, 0)
+    assert kinds(empty.ask(0, 2 * BLOCK, MAP).pieces) == [(KERNEL, 0, 2 * BLOCK)]
+
+
+def test_little_room(fs: FileSystem) -> None:
+    held = sparse(fs)
+    assert held.ask(room=0).next == 0
+    answer = held.ask(room=2)
+    assert (len(answer.pieces), answer.next) == (2, 5 * BLOCK)
+    rest = held.ask(answer.next)
+    assert kinds(answer.pieces + rest.pieces) == kinds(held.ask().pieces)
+
+
+def test_a_scattered_file(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In more pieces than a file may have in DRAM."""
+    for module in ("data", "nodes"):
+        monkeypatch.setattr(f"daxfs.fs.{module}.MAX_RUNS", 20)
+    held = client(fs)
+    truncate(fs, held.file.ino, 400 * BLOCK)
+    for block in range(0, 400, 2):
+        fs.write(held.file, block * BLOCK, b"%d" % block)
+    assert held.file.node.scattered
+    pieces = held.ask_all(0, 400 * BLOCK, WRITE, 7)
+    assert [piece.kind for piece in pieces] == [MEMORY, HOLE] * 200
+    check(fs, [held])
+    held.ask_all(0, 400 * BLOCK, STORE)
+    assert {piece.kind for piece in held.ask_all(0, 400 * BLOCK)} == {MEMORY}
+    held.store(399 * BLOCK, b"end")
+    assert bytes(fs.read(held.file, 399 * BLOCK, 3)) == b"end"
+    check(fs, [held])
+    truncate(fs, held.file.ino, 0)
+    check(fs, [held])
+
+
+def test_a_hole_in_the_last_block(fs: FileSystem) -> None:
+    held = client(fs)
+    truncate(fs, held.file.ino, 100)
+    held.ask()
+    fs.write(held.file, 100, b"appended")
+    check(fs, [held])
+    assert not held.current
+
+
+def test_mapped_through_the_kernel(fs: FileSystem) -> None:
+    held = sparse(fs)
+    reader = another(held)
+    reader.ask()
+    assert kinds(held.ask(0, 8 * BLOCK, MAP).pieces) == [
+        (MEMORY, 0, 2 * BLOCK),
+        (KERNEL, 2 * BLOCK, 3 * BLOCK),
+        (MEMORY, 5 * BLOCK, BLOCK),
+        (KERNEL, 6 * BLOCK, 2 * BLOCK),
+    ]
+    assert not reader.current
+    fs.write(held.file, 3 * BLOCK, b"filled" * 1000)
+    truncate(fs, held.file.ino, 8 * BLOCK)
+    answer = reader.ask(flags=RENEW)
+    assert [piece.kind for piece in answer.pieces] == [MEMORY, KERNEL, MEMORY, KERNEL]
+    held.close()
+    assert not reader.current
+    assert [piece.kind for piece in reader.ask(flags=RENEW).pieces] == [MEMORY, HOLE, MEMORY, HOLE]
+    check(fs, [reader])
+
+
+def test_mapping_with_holes_filled(fs: FileSystem) -> None:
+    held = sparse(fs)
+    answer = held.ask(0, 8 * BLOCK, MAP | STORE)
+    assert [piece.kind for piece in answer.pieces][-1] == KERNEL
+    assert sum(piece.length for piece in answer.pieces if piece.kind == MEMORY) == 6 * BLOCK
+    assert answer.made
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_pages_of_small_blocks(open_fs: OpenFs, shift: int) -> None:
+    """A page that is not one piece of memory, and at the same place in a page of the pool, can't be mapped from it."""
+    fs = open_fs("-b", "1024")
+    filler = make(fs, b"filler")
+    held = client(fs)
+    for pages in range(8):
+        fs.write(filler, pages * 5000, b"f" * 1024 * (1 + shift))
+        fs.write(held.file, pages * 4096, b"x" * 4096)
+    fs.fallocate(held.file, PUNCH, 9 * 1024, 1024)
+    for piece in held.ask(0, 16 * 4096, MAP).pieces:
+        assert not piece.offset % 4096
+        assert not piece.length % 4096
+        assert not piece.pool_offset % 4096
+    assert [piece.kind for piece in held.ask(8192, 4096).pieces] == [KERNEL]
+    check(fs, [held])
+
+
+def test_many_ranges_through_the_kernel(fs: FileSystem) -> None:
+    """Those of one holder become one when there are too many; what everybody is told is cut out of all of them."""
+    held = client(fs)
+    truncate(fs, held.file.ino, 4 * MAX_KERNEL * BLOCK)
+    second = another(held, 2)
+    for number in range(MAX_KERNEL):
+        held.ask(2 * number * BLOCK, BLOCK, MAP, keep=False)
+    assert kinds(second.ask(0, 4 * BLOCK).pieces) == [
+        (kind, number * BLOCK, BLOCK) for number, kind in enumerate([KERNEL, HOLE, KERNEL, HOLE])
+    ]
+    second.ask(BLOCK, BLOCK, MAP, keep=False)
+    assert kinds(second.ask(0, 4 * BLOCK).pieces) == [(KERNEL, 0, 3 * BLOCK), (HOLE, 3 * BLOCK, BLOCK)]
+    held.ask(2 * MAX_KERNEL * BLOCK, BLOCK, MAP, keep=False)
+    whole = kinds(second.ask(0, 4 * MAX_KERNEL * BLOCK).pieces)
+    assert whole[0] == (KERNEL, 0, (2 * MAX_KERNEL + 1) * BLOCK)
+    assert len(whole) == 2
+    held.renew()
+    assert kinds(second.ask(0, 4 * BLOCK).pieces) == [
+        (HOLE, 0, BLOCK),
+        (KERNEL, BLOCK, BLOCK),
+        (HOLE, 2 * BLOCK, 2 * BLOCK),
+    ]

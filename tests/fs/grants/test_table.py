@@ -1,0 +1,213 @@
+"""All grants of a volume: how holders leave, and how an extending write of a client ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+from lease_rig import (
+    FAR,
+    GROW,
+    MEMORY,
+    RENEW,
+    STORE,
+    Client,
+    another,
+    check,
+    client,
+    free_blocks,
+    slot,
+    truncate,
+)
+from range_rig import COLLAPSE, INSERT, PUNCH, refused
+
+from daxfs.errors import FsError
+from daxfs.fs.change import Change
+from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.types import Stored
+
+BLOCK = 4096
+
+
+def others_grow() -> dict[str, Callable[[FileSystem, Client], object]]:
+    return {
+        "write": lambda fs, held: fs.write(held.file, BLOCK, b"w" * 50),
+        "write far": lambda fs, held: fs.write(held.file, 9 * BLOCK, b"w" * 50),
+        "truncate": lambda fs, held: truncate(fs, held.file.ino, 5 * BLOCK),
+        "allocate": lambda fs, held: fs.fallocate(held.file, 0, 0, 3 * BLOCK),
+        "copy": lambda fs, held: fs.copy_range(held.file, 0, held.file, 2 * BLOCK, 100),
+        "cut": lambda fs, held: truncate(fs, held.file.ino, 50),
+    }
+
+
+@pytest.mark.parametrize("name", others_grow())
+def test_growth_ends_when_others_move_the_end(fs: FileSystem, name: str) -> None:
+    held = client(fs, content=b"x" * BLOCK)
+    before = held.ask(0, 8 * BLOCK, STORE | GROW)
+    held.store(BLOCK, b"staged" * 2000)
+    others_grow()[name](fs, held)
+    assert slot(fs, before.entry).epoch != before.epoch
+    size = fs.getattr(held.file.ino).size
+    with refused(errno.EAGAIN):
+        fs.stored(held.file, Stored(BLOCK + 12_000, base=BLOCK))
+    check(fs, [held])
+    assert b"staged" not in bytes(fs.read(held.file, 0, FAR))
+    truncate(fs, held.file.ino, size + 8 * BLOCK)
+    assert b"staged" not in bytes(fs.read(held.file, 0, FAR))
+
+
+def test_what_was_grown_and_not_told_goes(fs: FileSystem) -> None:
+    held = client(fs, content=b"x" * 100)
+    held.ask(0, 100, STORE)
+    before = free_blocks(fs)
+    held.ask(0, 50 * BLOCK, STORE | GROW)
+    assert free_blocks(fs) == before - 49
+    held.store(100, b"staged")
+    held.close()
+    assert free_blocks(fs) >= before
+    assert fs.tree.read_bytes("f") == b"x" * 100
+
+
+def test_statistics(fs: FileSystem) -> None:
+    held = client(fs, content=b"x")
+    other = another(held, 2)
+    for one in (held, other, held):
+        one.ask()
+    assert fs.statistics().leases == 2
+    held.renew()
+    assert fs.statistics().leases == 1
+    other.close()
+    assert fs.statistics().leases == 0
+    assert not fs.grants.by_ino
+
+
+OpenFs = Callable[..., FileSystem]
+MIB = 1 << 20
+
+
+def test_undone_operations_leave_the_books_as_they_were(fs: FileSystem) -> None:
+    """A handle that parks and then fails has deferred nothing."""
+    held = client(fs, content=b"x" * MIB)
+    held.ask(0, FAR, STORE)
+    volume = fs.volume
+
+    def cut_and_fail() -> None:
+        with volume.handle(200) as tx:
+            Change(volume, tx, held.file.ino).unmap(0, None)
+            assert fs.statistics().deferred == MIB
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cut_and_fail()
+    assert fs.statistics().deferred == 0
+    check(fs, [held])
+    truncate(fs, held.file.ino, 0)
+    assert fs.statistics().deferred == MIB
+    held.close()
+    assert fs.statistics().deferred == 0
+
+
+def grower(fs: FileSystem) -> Client:
+    """A client that was given eight blocks to make a file of eight longer."""
+    held = client(fs, content=b"x" * 8 * BLOCK)
+    held.ask(8 * BLOCK, 8 * BLOCK, STORE | GROW)
+    return held
+
+
+def behind_the_end(held: Client) -> set[int]:
+    """Blocks of the pool that it was given behind the end of the file."""
+    told = [piece for answer in held.answers for piece in answer.pieces if piece.kind == MEMORY]
+    return {at // BLOCK for piece in told for at in range(piece.pool_offset, piece.pool_offset + piece.length, BLOCK)}
+
+
+def blocks_of(fs: FileSystem, ino: int) -> set[int]:
+    return {run.pblk + at for run in fs.describe(ino) for at in range(run.length)}
+
+
+def take_all_inodes(fs: FileSystem) -> None:
+    for number in range(fs.statfs().files_free):
+        fs.symlink(ROOT_INO, b"%d" % number, b"x")
+
+
+@pytest.mark.parametrize("mode", [COLLAPSE, INSERT])
+def test_what_is_shifted_is_no_growth_any_more(fs: FileSystem, mode: int) -> None:
+    """A store of the grower that comes late hits nothing that others write behind the end."""
+    held = grower(fs)
+    given = behind_the_end(held)
+    other = fs.open_file(held.file.ino, os.O_RDWR)
+    fs.fallocate(other, mode, 0, BLOCK)
+    fs.write(other, fs.getattr(other.ino).size, b"y" * 9 * BLOCK)
+    assert not given & blocks_of(fs, other.ino)
+    check(fs, [held])
+    fs.release(other)
+    held.close()
+
+
+@pytest.fixture
+def crowded(open_fs: OpenFs) -> FileSystem:
+    return open_fs("-m", "0", "-N", "64", size="16M")
+
+
+@pytest.mark.parametrize("way", ["close", "renew", "give back"])
+def test_the_last_holder_goes_without_a_free_inode(crowded: FileSystem, way: str) -> None:
+    """Nobody may touch what it leaves behind the end, so that no quarantine inode is needed."""
+    held = grower(crowded)
+    take_all_inodes(crowded)
+    if way == "close":
+        held.close()
+    elif way == "renew":
+        held.ask(0, BLOCK, RENEW)
+    else:
+        held.renew()
+    crowded.check()
+    assert len(blocks_of(crowded, crowded.lookup(ROOT_INO, b"f").ino)) == 8
+    if way != "close":
+        held.close()
+
+
+def test_a_growth_that_can_not_be_ended_goes_on(crowded: FileSystem) -> None:
+    """Whoever needs it gone is refused, each time, until there is an inode to hold what is given up."""
+    held = grower(crowded)
+    given = behind_the_end(held)
+    other = crowded.open_file(held.file.ino, os.O_RDWR)
+    take_all_inodes(crowded)
+    for _ in range(2):
+        with refused(errno.ENOSPC):
+            crowded.write(other, 8 * BLOCK, b"y" * BLOCK)
+        crowded.check()
+    crowded.unlink(ROOT_INO, b"0")
+    assert crowded.write(other, 8 * BLOCK, b"y" * BLOCK) == BLOCK
+    assert not given & blocks_of(crowded, other.ino)
+    check(crowded, [held])
+    crowded.release(other)
+    held.close()
+
+
+def test_a_close_that_fails_frees_what_has_no_name(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = grower(fs)
+    fs.unlink(ROOT_INO, b"f")
+
+    def fail(*_: object) -> None:
+        raise FsError(errno.EIO)
+
+    monkeypatch.setattr(fs.grants.epochs, "cut", fail)
+    with refused(errno.EIO):
+        held.close()
+    fs.check()
+    assert fs.volume.lives.nameless == {fs.grants.page.ino}
+
+
+def test_blocks_that_were_punched_are_no_growth_any_more(open_fs: OpenFs) -> None:
+    """Of the page that EOF is in, a punch frees what a client was given."""
+    fs = open_fs("-b", "1024", size="16M")
+    held = client(fs, content=b"x")
+    held.ask(0, 4096, STORE | GROW)
+    held.store(1024, b"y" * 3072)
+    other = held.fs.open_file(held.file.ino, os.O_RDWR)
+    fs.fallocate(other, PUNCH, 0, 4096)
+    fs.sync()
+    assert all(low >= 4096 or high <= 1024 for low, high, _, _ in fs.grants.by_ino[held.file.ino].growth.runs)
+    fs.release(other)
+    held.close()
