@@ -29,6 +29,7 @@ class Disk:
         self.changed: set[int] = set()
         self._block_size = block_size
         self._undo: list[tuple[int, bytes, set[int]]] = []
+        self._digests: dict[int, bytes] = {}
 
     def put(self, offset: int, data: Buffer) -> None:
         """Store, so that `rewind` takes it back."""
@@ -43,9 +44,20 @@ class Disk:
     def note(self, offset: int, length: int) -> None:
         """Remember what lies in a range that is about to be stored to."""
         if length > 0:
-            blocks = set(self.blocks(offset, length)) - self.changed
+            touched = self.blocks(offset, length)
+            self._forget(touched)
+            blocks = set(touched) - self.changed
             self._undo.append((offset, bytes(self.content[offset : offset + length]), blocks))
             self.changed |= blocks
+
+    def refresh(self, changed: Iterable[int]) -> None:
+        """Take in blocks whose content was changed without `put` and `note`, and cannot be taken back."""
+        self.changed.update(changed)
+        self._digests.clear()
+
+    def _forget(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._digests.pop(block, None)
 
     def blocks(self, offset: int, length: int) -> range:
         """The blocks that a range of bytes touches."""
@@ -61,18 +73,28 @@ class Disk:
         while len(self._undo) > mark:
             offset, data, blocks = self._undo.pop()
             self.content[offset : offset + len(data)] = data
+            self._forget(self.blocks(offset, len(data)))
             self.changed -= blocks
 
     def digest(self, without: Container[int] = ()) -> bytes:
         """Tells two states of the disk apart, but for the blocks ``without``."""
-        size, view, base = self._block_size, memoryview(self.content), memoryview(self.base)
         found = hashlib.blake2b(digest_size=16)
+        known = self._digests
         for block in sorted(self.changed):
-            begin, end = block * size, (block + 1) * size
-            if block not in without and view[begin:end] != base[begin:end]:
-                found.update(block.to_bytes(8, "little"))
-                found.update(view[begin:end])
+            if block not in without:
+                digest = known.get(block)
+                if digest is None:
+                    digest = known[block] = self._digest(block)
+                found.update(digest)
         return found.digest()
+
+    def _digest(self, block: int) -> bytes:
+        """Tells contents of a block apart; empty for the content that the disk began with."""
+        begin, end = block * self._block_size, (block + 1) * self._block_size
+        content = memoryview(self.content)[begin:end]
+        if content == memoryview(self.base)[begin:end]:
+            return b""
+        return hashlib.blake2b(content, digest_size=16, salt=block.to_bytes(8, "little")).digest()
 
     def copy(self) -> Disk:
         """Another disk that began with the same bytes and has the same now; nothing of that can be taken back."""

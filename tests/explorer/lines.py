@@ -14,6 +14,11 @@ from typing import NamedTuple
 from recorder import CACHE_LINE, WORD, Event, Fence, Flush, Store
 
 _WORDS = tuple(slice(at, at + WORD) for at in range(0, CACHE_LINE, WORD))
+_MASKS = tuple(
+    sum(((1 << 8 * WORD) - 1) << 8 * word.start for number, word in enumerate(_WORDS) if chosen >> number & 1)
+    for chosen in range(1 << len(_WORDS))
+)
+"""The bits of the words of a line that a choice of them has: bit n for word n."""
 
 Chosen = list[tuple[int, bytes]]
 """Pieces of an image: byte offset and content."""
@@ -154,5 +159,8 @@ def joined(pieces: Iterable[tuple[int, bytes]]) -> Chosen:
 
 def _words(line: Line, rng: random.Random) -> bytes:
     """Each word in any of its versions."""
+    if len(line.versions) == 1:
+        durable, stored = (int.from_bytes(content, "little") for content in (line.durable, line.versions[0]))
+        return (durable ^ (durable ^ stored) & _MASKS[rng.getrandbits(len(_WORDS))]).to_bytes(CACHE_LINE, "little")
     taken = rng.choices((line.durable, *line.versions), k=len(_WORDS))
     return b"".join(version[word] for version, word in zip(taken, _WORDS, strict=True))

@@ -48,9 +48,11 @@ def sweep(
     for cut in cuts(events, disk.content, start):
         if stop is not None and cut.position > stop:
             return
+        stores: set[int] = set()
         for event in events[stored : cut.position]:
             if isinstance(event, Store):
-                disk.changed.update(disk.blocks(event.offset, len(event.data)))
+                stores.update(disk.blocks(event.offset, len(event.data)))
+        disk.refresh(stores)
         stored = cut.position
         first = True
         for common in choices(cut.lines, rng, alone=alone, subsets=subsets):
