@@ -1,7 +1,8 @@
 """Checks of the daemon's answers, made before any number in them is used as a place or a length.
 
-``pool`` and ``holding`` read answers through this module. A sound answer may still name memory that this process has
-not mapped (the pool has grown): ``holding.lease`` compares with the mapped size. preload/ioctls.c is the same in C.
+``pool`` and ``requests`` read answers through this module. A sound answer may still name memory that this process has
+not mapped, because the pool has grown: ``requests.lease`` compares with the mapped size. preload/ioctls.c does the
+checks in C.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _BLOCK_SIZES = {1 << bits for bits in range(64) if LEAST_BLOCK <= 1 << bits <= M
 
 
 def read_pool(answer: protocol.Buffer) -> protocol.Pool:
-    """The answer to DAXFS_IOC_POOL.
+    """Read the answer to DAXFS_IOC_POOL.
 
     Raises:
-        Refused: another version of the protocol, or a record that describes no pool.
+        Refused: the answer has another version of the protocol, or describes no pool.
     """
     pool = protocol.Pool.unpack(answer)
     if pool.version != protocol.VERSION:
@@ -33,13 +34,13 @@ def read_pool(answer: protocol.Buffer) -> protocol.Pool:
 
 
 def read_lease(asked: protocol.Lease, answer: protocol.Buffer) -> protocol.Lease:
-    """The answer to DAXFS_IOC_LEASE.
+    """Read the answer to DAXFS_IOC_LEASE.
 
-    Its extents follow each other without gaps from the offset that was asked for to ``next``; what an answer has before
-    that offset is cut off.
+    The extents that are returned follow each other without gaps from the requested offset to ``next``; what the answer
+    has before that offset is cut off.
 
     Raises:
-        Refused: a record that does not fit the question, or itself.
+        Refused: the answer does not fit the request, or contradicts itself.
     """
     count = protocol.extent_count(answer)
     _check("number of extents", count, count <= protocol.room(len(answer)))
@@ -59,7 +60,7 @@ def read_lease(asked: protocol.Lease, answer: protocol.Buffer) -> protocol.Lease
 
 
 def _cut(extents: tuple[protocol.Extent, ...], offset: int) -> Iterator[protocol.Extent]:
-    """The extents from ``offset`` on."""
+    """Yield the extents from ``offset`` on; the one that ``offset`` lies in begins there."""
     for extent in extents:
         before = max(offset - extent.offset, 0)
         if before < extent.length:

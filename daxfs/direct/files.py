@@ -1,13 +1,17 @@
-"""Files whose reads and writes are copies from and to the pool, made by this process itself.
+"""Files that this process reads and writes by copies from and to the pool.
 
-``open`` is what programs call. A read or write that lies in the part of the file that was used last costs a copy and
-half a microsecond (``pread``, ``pwrite``, ``readinto``, ``write``: the first lines of each); one that does not asks
-``holding``; whatever that can't answer is an ordinary system call, which sees the same bytes. No lease and no other
-process is ever waited for.
+Programs call ``open``. A read or write takes the first of three paths that serves it:
 
-Threads: ``pread``, ``pwrite``, ``readinto_at``, ``size``, ``flush`` and ``fileno`` may be called by several at once.
+1. The fast path: the range lies in the cached extent that was used last. It costs a copy and half a microsecond, and is
+   the first lines of ``pread``, ``pwrite`` and ``readinto_at``.
+2. ``LeaseCache.lookup``, which may send requests to the daemon.
+3. A system call, which sees the same bytes.
+
+No path waits for a lease or for another process.
+
+Threads: several threads may call ``pread``, ``pwrite``, ``readinto_at``, ``size``, ``flush`` and ``fileno`` at once.
 ``read``, ``readinto``, ``write``, ``seek``, ``tell`` and ``truncate`` share the position, which has no lock, and
-``close`` must be the last call. The copies keep the interpreter lock.
+``close`` must be the last call. A copy keeps the interpreter lock.
 """
 
 from __future__ import annotations
@@ -20,8 +24,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from daxfs.direct import holding
-from daxfs.direct.holding import HOLE, Holding, Plan
+from daxfs.direct.lease_cache import HOLE, NO_EXTENT, LeaseCache, RangeList
 from daxfs.direct.pool import Pool, attach
 from daxfs.direct.trust import Refused
 from daxfs.protocol import DURABLE
@@ -36,7 +39,7 @@ _CLOSED = "I/O operation on closed file"
 
 
 def parse_mode(mode: str) -> int:
-    """The flags of open(2) for a mode of the built-in ``open``.
+    """Return the flags of open(2) for a mode of the built-in ``open``.
 
     Raises:
         ValueError: not a binary mode.
@@ -54,10 +57,10 @@ class DirectFile(io.RawIOBase):
     """An open file; made by ``open``. It is an ``io.RawIOBase``: ``io.BufferedReader`` and others take it.
 
     Attributes:
-        name: as it was opened.
-        mode: as it was opened.
-        direct: whether reads, and writes where the pool can be written, go to memory.
-        why: if not, the reason; also why only writes do not.
+        name: the path that was opened.
+        mode: the mode that it was opened with.
+        direct: whether reads, and writes if the pool is writable, go to memory.
+        why: the reason if ``direct`` is False, or if only writes go through the kernel; else "".
     """
 
     def __init__(self, path: str | bytes | os.PathLike[str], mode: str = "rb", permissions: int = 0o666) -> None:
@@ -69,7 +72,7 @@ class DirectFile(io.RawIOBase):
         self._writable = flags & os.O_ACCMODE != os.O_RDONLY
         self._append = bool(flags & os.O_APPEND)
         self._position = 0
-        self._held: Holding | None = None
+        self._cache: LeaseCache | None = None
         self._why = ""
         self._descriptor = os.open(path, flags, permissions)
         try:
@@ -78,16 +81,16 @@ class DirectFile(io.RawIOBase):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             if self._append:
                 self._position = status.st_size
-            self._lean_on_memory(status.st_mode)
+            self._start_direct_access(status.st_mode)
         except BaseException:
             os.close(self._descriptor)
             self._descriptor = -1
             raise
 
-    def _lean_on_memory(self, mode: int) -> None:
-        self._memory = holding.NOWHERE[4].cast("B")  # never used: no window leads there
-        self._idle = _Idle()
-        self._view: Holding | _Idle = self._idle
+    def _start_direct_access(self, mode: int) -> None:
+        self._memory = NO_EXTENT[4].cast("B")  # never used: NO_EXTENT holds no range
+        self._no_cache = _NoCache()
+        self._fast_path: LeaseCache | _NoCache = self._no_cache
         self._store = None
         if not stat.S_ISREG(mode):
             self._why = "it is no regular file"
@@ -97,12 +100,12 @@ class DirectFile(io.RawIOBase):
             may_store = self._writable and not self._append
             if not self._readable and not (may_store and pool.writable):
                 raise Refused("appending is the kernel's" if self._append else "the pool is open for reading only")
-            held = Holding(pool, self._descriptor, readable=self._readable, may_store=may_store)
-            held.first()
+            cache = LeaseCache(pool, self._descriptor, readable=self._readable, may_store=may_store)
+            cache.probe()
         except Refused as refusal:
             self._why = str(refusal)
             return
-        self._held = self._view = held
+        self._cache = self._fast_path = cache
         self._memory = pool.memory
         self._store = pool.store
         _direct.add(self)
@@ -111,36 +114,36 @@ class DirectFile(io.RawIOBase):
 
     @property
     def direct(self) -> bool:
-        """Whether memory is read and, where it can be, written without the kernel."""
-        return self._held is not None and not self._held.why
+        """Whether reads, and writes if the pool is writable, go to memory without the kernel."""
+        return self._cache is not None and not self._cache.why
 
     @property
     def why(self) -> str:
-        """Why not."""
-        return (self._held.why if self._held is not None else "") or self._why
+        """The reason why the file, or only its writes, go through the kernel; "" if there is none."""
+        return (self._cache.why if self._cache is not None else "") or self._why
 
-    # The data path: the window first, then the plan, then the kernel.
+    # The data path: the fast path first, then a lookup, then the kernel.
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Read up to ``size`` bytes at ``offset``; less only at the end of the file.
+        """Read ``size`` bytes at ``offset``; fewer only at EOF.
 
         Raises:
             ValueError: a negative number, or the file is closed.
             io.UnsupportedOperation: it is not open for reading.
             OSError: the system's.
         """
-        low, high, delta, epoch, words = self._view.reads
+        low, high, delta, epoch, status = self._fast_path.read_extent
         end = offset + size
-        if low <= offset <= end <= high and end <= words[1]:
+        if low <= offset <= end <= high and end <= status[1]:
             data = self._memory[offset + delta : end + delta].tobytes()
-            if words[0] == epoch:
+            if status[0] == epoch:
                 return data
         return self._slow_pread(offset, size)
 
     def pwrite(self, offset: int, data: ReadableBuffer) -> int:
-        """Write at ``offset``; returns how much was written, all of it unless the system fails midway.
+        """Write at ``offset``; return the number of bytes written, less than all only if the system fails midway.
 
-        In append mode the offset is ignored, as pwrite(2) does.
+        In append mode the offset is ignored, as by pwrite(2).
 
         Raises:
             ValueError: a negative offset, or the file is closed.
@@ -150,46 +153,46 @@ class DirectFile(io.RawIOBase):
         if type(data) is not bytes:
             data = _as_bytes(data)
         end = offset + len(data)
-        held = self._view
-        held.active += 1
+        cache = self._fast_path
+        cache.active_stores += 1
         try:
-            low, high, delta, epoch, words = held.stores
-            if low <= offset <= end <= high and words[0] == epoch and offset <= (held.end or words[1]):
+            low, high, delta, epoch, status = cache.write_extent
+            if low <= offset <= end <= high and status[0] == epoch and offset <= (cache.appended_end or status[1]):
                 if self._store is None:
                     self._memory[offset + delta : end + delta] = data
                 else:
                     self._store(offset + delta, data)
-                held.stored = True
-                if end > words[1] and end > held.end:
-                    held.end = end
+                cache.unreported = True
+                if end > status[1] and end > cache.appended_end:
+                    cache.appended_end = end
                 return end - offset
         finally:
-            held.active -= 1
+            cache.active_stores -= 1
         return self._slow_pwrite(offset, data)
 
     def readinto_at(self, offset: int, buffer: WriteableBuffer) -> int:
-        """Read into ``buffer`` at ``offset``; returns the number of bytes, less than it has only at the file's end.
+        """Read into ``buffer`` at ``offset``; return the number of bytes, less than its length only at EOF.
 
         Raises:
             As ``pread``.
         """
         target = buffer if type(buffer) is memoryview and buffer.format == "B" else memoryview(buffer).cast("B")
-        low, high, delta, epoch, words = self._view.reads
+        low, high, delta, epoch, status = self._fast_path.read_extent
         end = offset + target.nbytes
-        if low <= offset and end <= high and end <= words[1]:
+        if low <= offset and end <= high and end <= status[1]:
             target[:] = self._memory[offset + delta : end + delta]
-            if words[0] == epoch:
+            if status[0] == epoch:
                 return target.nbytes
         return self._slow_readinto(offset, target)
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read into ``buffer`` at the position; returns the number of bytes, 0 at the end of the file."""
+        """Read into ``buffer`` at the position; return the number of bytes, 0 at EOF."""
         done = self.readinto_at(self._position, buffer)
         self._position += done
         return done
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to ``size`` bytes at the position, to the end of the file if it is negative or None."""
+        """Read up to ``size`` bytes at the position, or up to EOF if ``size`` is negative or None."""
         if size is None or size < 0:
             size = max(self.size - self._position, 0)
         data = self.pread(self._position, size)
@@ -197,11 +200,11 @@ class DirectFile(io.RawIOBase):
         return data
 
     def readall(self) -> bytes:
-        """Read to the end of the file."""
+        """Read up to EOF."""
         return self.read(-1)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write at the position; in append mode at the end, in one piece (write(2) with O_APPEND)."""
+        """Write at the position; in append mode at EOF, in one piece (write(2) with O_APPEND)."""
         if self._append:
             self._check(writing=True)
             done = os.write(self._descriptor, data)
@@ -217,9 +220,9 @@ class DirectFile(io.RawIOBase):
             raise ValueError(f"{size} bytes at offset {offset}")
         if size == 0:
             return b""
-        for pieces, plan in self._views(offset, size):
+        for pieces, found in self._find_pieces(offset, size):
             data = b"".join(pieces)
-            if plan is None or plan.words[0] == plan.epoch:
+            if found is None or found.status[0] == found.epoch:
                 return data
         return os.pread(self._descriptor, size, offset)
 
@@ -227,55 +230,58 @@ class DirectFile(io.RawIOBase):
         self._check(reading=True)
         if offset < 0:
             raise ValueError(f"offset {offset}")
-        for pieces, plan in self._views(offset, target.nbytes):
+        for pieces, found in self._find_pieces(offset, target.nbytes):
             place = 0
             for piece in pieces:
                 target[place : place + len(piece)] = piece
                 place += len(piece)
-            if plan is None or plan.words[0] == plan.epoch:
+            if found is None or found.status[0] == found.epoch:
                 return place
         return os.preadv(self._descriptor, [target], offset)
 
-    def _views(self, offset: int, size: int) -> Iterator[tuple[list[memoryview | bytes], Plan | None]]:
-        """The memory of a range, cut at the end of the file, as often as it is worth trying; none: ask the kernel."""
-        held = self._held
-        if held is None:
+    def _find_pieces(self, offset: int, size: int) -> Iterator[tuple[list[memoryview | bytes], RangeList | None]]:
+        """Yield the memory of a range, cut at EOF, once for each try; no more is yielded when the kernel must read.
+
+        The caller copies the pieces and ends the loop if the epoch of the range list still holds after the copy.
+        """
+        cache = self._cache
+        if cache is None:
             return
         for _ in range(_TRIES):
-            limit = held.size()
+            limit = cache.size()
             if limit is None:
                 break
             end = min(offset + size, limit)
             if end <= offset:
                 yield [], None
                 continue
-            plan = held.plan(offset, end, store=False)
-            if plan is None:
+            found = cache.lookup(offset, end, store=False)
+            if found is None:
                 break
             pieces: list[memoryview | bytes] = []
-            for start, length in plan.ranges:
+            for start, length in found.ranges:
                 if start == HOLE:
                     pieces += _zeros(length)
                 else:
-                    pieces.append(held.pool.memory[start : start + length])
-            yield pieces, plan
-        if held.end:
-            held.settle()
+                    pieces.append(cache.pool.memory[start : start + length])
+            yield pieces, found
+        if cache.appended_end:
+            cache.report_stores()
 
     def _slow_pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> int:
         self._check(writing=True)
         if offset < 0:
             raise ValueError(f"offset {offset}")
-        held = self._held
-        if held is not None and held.may_store and len(data):
+        cache = self._cache
+        if cache is not None and cache.may_store and len(data):
             for _ in range(_TRIES):
-                plan = held.plan(offset, offset + len(data), store=True)
-                if plan is None:
+                found = cache.lookup(offset, offset + len(data), store=True)
+                if found is None:
                     break
-                if self._store_planned(held, plan, offset, data):
+                if self._store_ranges(cache, found, offset, data):
                     return len(data)
-        if held is not None and held.end:
-            held.settle()
+        if cache is not None and cache.appended_end:
+            cache.report_stores()
         view = memoryview(data)
         done = 0
         while True:
@@ -288,44 +294,48 @@ class DirectFile(io.RawIOBase):
             if done >= len(view):
                 return done
 
-    def _store_planned(self, held: Holding, plan: Plan, offset: int, data: bytes | bytearray | memoryview) -> bool:
+    def _store_ranges(
+        self, cache: LeaseCache, found: RangeList, offset: int, data: bytes | bytearray | memoryview
+    ) -> bool:
+        """Store to the ranges; False if the range list no longer holds: then nothing was stored."""
         view = memoryview(data)
         end = offset + len(view)
-        held.active += 1
+        cache.active_stores += 1
         try:
-            if held.words is not plan.words or plan.words[0] != plan.epoch or offset > (held.end or plan.words[1]):
+            status = found.status
+            if cache.status is not status or status[0] != found.epoch or offset > (cache.appended_end or status[1]):
                 return False
             place = 0
-            for start, length in plan.ranges:
-                if held.pool.store is None:
-                    held.pool.memory[start : start + length] = view[place : place + length]
+            for start, length in found.ranges:
+                if cache.pool.store is None:
+                    cache.pool.memory[start : start + length] = view[place : place + length]
                 else:
-                    held.pool.store(start, view[place : place + length])
+                    cache.pool.store(start, view[place : place + length])
                 place += length
-            held.stored = True
-            if end > plan.words[1] and end > held.end:
-                held.end = end
+            cache.unreported = True
+            if end > status[1] and end > cache.appended_end:
+                cache.appended_end = end
             return True
         finally:
-            held.active -= 1
+            cache.active_stores -= 1
 
     # The rest of a file.
 
     @property
     def size(self) -> int:
-        """Bytes in the file, what was written past EOF included; everybody sees that size from here on."""
+        """The file size in bytes. Writes past EOF are reported first, so that every process sees this size."""
         self._check()
-        held = self._held
-        if held is not None:
-            if held.end:
-                held.settle()
-            size = held.size()
+        cache = self._cache
+        if cache is not None:
+            if cache.appended_end:
+                cache.report_stores()
+            size = cache.size()
             if size is not None:
                 return size
         return os.fstat(self._descriptor).st_size
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move the position; ``os.SEEK_DATA`` and ``os.SEEK_HOLE`` too."""
+        """Set the position and return it; ``whence`` may also be ``os.SEEK_DATA`` or ``os.SEEK_HOLE``."""
         self._check()
         if whence == os.SEEK_SET:
             place = offset
@@ -341,62 +351,62 @@ class DirectFile(io.RawIOBase):
         return place
 
     def tell(self) -> int:
-        """The position."""
+        """Return the position."""
         self._check()
         return self._position
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Cut or lengthen the file to ``size`` bytes (the position if None)."""
+        """Cut or extend the file to ``size`` bytes (to the position if None)."""
         self._check(writing=True)
         size = self._position if size is None else size
         os.ftruncate(self.fileno(), size)
         return size
 
     def flush(self, offset: int = 0, length: int | None = None) -> None:
-        """Return when what was written is durable.
+        """Make writes durable; return when they are.
 
-        With ``length`` only the bytes of that range, if all of them were written in memory and none past EOF:
-        nothing is asked of the daemon, and times and other writes are left to a later flush.
+        With ``length`` only that range becomes durable, if all of it was granted for storing and no write past EOF is
+        unreported: there is no request to the daemon, and times and other writes are left to a later flush.
 
         Raises:
             OSError: the system's; EIO if the medium failed.
         """
         self._check()
-        held = self._held
-        if held is None or not self._writable:
+        cache = self._cache
+        if cache is None or not self._writable:
             if self._writable:
                 os.fsync(self._descriptor)
             return
-        known = None if length is None or held.end else held.committed(offset, offset + length)
+        known = None if length is None or cache.appended_end else cache.committed_ranges(offset, offset + length)
         if known is not None:
             for start, count in known:
-                held.pool.flush(held.pool.address + start, count)
+                cache.pool.flush(cache.pool.address + start, count)
             return
-        held.pool.sync()
-        if held.stored or held.end:
-            held.settle(DURABLE)
+        cache.pool.sync()
+        if cache.unreported or cache.appended_end:
+            cache.report_stores(DURABLE)
         else:
             os.fsync(self._descriptor)
 
     def fileno(self) -> int:
-        """The descriptor; the kernel knows everything that was written so far."""
+        """Return the descriptor. Writes past EOF are reported first, so that the kernel knows the file size."""
         self._check()
-        if self._held is not None and self._held.end:
-            self._held.settle()
+        if self._cache is not None and self._cache.appended_end:
+            self._cache.report_stores()
         return self._descriptor
 
     def readable(self) -> bool:
-        """Whether it was opened for reading."""
+        """Return whether the file was opened for reading."""
         self._check()
         return self._readable
 
     def writable(self) -> bool:
-        """Whether it was opened for writing."""
+        """Return whether the file was opened for writing."""
         self._check()
         return self._writable
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True: every file has a position."""
         self._check()
         return True
 
@@ -406,31 +416,34 @@ class DirectFile(io.RawIOBase):
         return self._descriptor < 0
 
     def close(self) -> None:
-        """Tell the size and that there were stores, give back what was taken past EOF, close. May be repeated.
+        """Report stores, give back what was granted past EOF, and close the descriptor. May be repeated.
 
-        Nothing is made durable (``flush`` does that), as close(2) doesn't.
+        ``close`` makes nothing durable, as close(2) doesn't; ``flush`` does.
         """
         descriptor = self._descriptor
         if descriptor < 0:
             return
         try:
-            self._leave_memory("closed")
+            self._end_direct_access("closed")
         finally:
             self._descriptor = -1
             os.close(descriptor)
 
-    def _leave_memory(self, why: str) -> None:
-        """Tell and give back; what follows goes through the kernel. Threads in a copy keep what they copy from."""
-        held = self._held
+    def _end_direct_access(self, why: str) -> None:
+        """Report stores and give the lease back; later operations go through the kernel.
+
+        The pool stays mapped while other threads copy from it.
+        """
+        cache = self._cache
         try:
-            if held is not None:
-                held.settle()
+            if cache is not None:
+                cache.report_stores()
         finally:
-            if held is not None:
-                held.end_lease(why)
-            self._held, self._view = None, self._idle
-            # The pool is unmapped with the last file that needs it, whoever keeps this object.
-            self._memory, self._store = holding.NOWHERE[4].cast("B"), None
+            if cache is not None:
+                cache.end_lease(why)
+            self._cache, self._fast_path = None, self._no_cache
+            # The pool is unmapped with the last file that needs it, also if this object lives on.
+            self._memory, self._store = NO_EXTENT[4].cast("B"), None
             self._why = why
 
     def _check(self, *, reading: bool = False, writing: bool = False) -> None:
@@ -446,15 +459,15 @@ class DirectFile(io.RawIOBase):
         return f"<{type(self).__name__} {self.name!r} {self.mode} {state}>"
 
 
-class _Idle:
-    """What the data path looks at when there is no memory: no window."""
+class _NoCache:
+    """The fast path of a file without direct access: no range lies in its extents."""
 
-    __slots__ = ("active", "end", "reads", "stored", "stores")
+    __slots__ = ("active_stores", "appended_end", "read_extent", "unreported", "write_extent")
 
     def __init__(self) -> None:
-        self.active = self.end = 0
-        self.stored = False
-        self.reads = self.stores = holding.NOWHERE
+        self.active_stores = self.appended_end = 0
+        self.unreported = False
+        self.read_extent = self.write_extent = NO_EXTENT
 
 
 def _as_bytes(data: ReadableBuffer) -> bytes | bytearray | memoryview:
@@ -473,12 +486,12 @@ def open(path: str | bytes | os.PathLike[str], mode: str = "rb", permissions: in
     """Open a file of a mounted daxfs for reads and writes in memory; any other file works through the kernel.
 
     Args:
-        path: of the file.
-        mode: as for the built-in ``open``, binary: ``rb``, ``r+b``, ``wb``, ``w+b``, ``xb``, ``x+b``, ``ab``, ``a+b``.
-        permissions: of a new file, before the umask.
+        path: the file's.
+        mode: binary, as for the built-in ``open``: ``rb``, ``r+b``, ``wb``, ``w+b``, ``xb``, ``x+b``, ``ab``, ``a+b``.
+        permissions: those of a new file, before the umask.
 
     Raises:
-        ValueError: another mode.
+        ValueError: ``mode`` is another one.
         OSError: open(2)'s.
     """
     return DirectFile(path, mode, permissions)
@@ -487,22 +500,22 @@ def open(path: str | bytes | os.PathLike[str], mode: str = "rb", permissions: in
 _direct: weakref.WeakSet[DirectFile] = weakref.WeakSet()
 
 
-def leave_memory(pool: Pool | None, why: str) -> None:
-    """Let all open files of a pool (None: of every pool) go through the kernel; what they stored is written back.
+def end_direct_access(pool: Pool | None, why: str) -> None:
+    """Write back the stores of all open files of a pool (None: of every pool); the files then use the kernel.
 
     Raises:
-        OSError: of one of them; all have left nevertheless.
+        OSError: one file's stores could not be reported or written back. All files use the kernel nevertheless.
     """
     failed: OSError | None = None
     for file in list(_direct):
-        held = file._held
-        if held is None or (pool is not None and held.pool is not pool):
+        cache = file._cache
+        if cache is None or (pool is not None and cache.pool is not pool):
             continue
         try:
             try:
-                held.pool.sync()
+                cache.pool.sync()
             finally:
-                file._leave_memory(why)
+                file._end_direct_access(why)
         except OSError as error:
             failed = error
     if failed is not None:
@@ -512,9 +525,9 @@ def leave_memory(pool: Pool | None, why: str) -> None:
 def detach() -> None:
     """Unmap every pool that no live `Mapping` uses: for a program that is about to give up rights.
 
-    Files that are open go through the kernel from now on. Those that are opened later attach with the rights of then.
+    Open files go through the kernel from now on. A file that is opened later attaches with the rights of that moment.
 
     Raises:
-        OSError: what was stored in a file could not be told or written back (the system's; EIO if the medium failed).
+        OSError: a file's stores could not be reported or written back (the system's; EIO if the medium failed).
     """
-    leave_memory(None, "detached")
+    end_direct_access(None, "detached")

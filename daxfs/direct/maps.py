@@ -1,13 +1,14 @@
-"""A file's bytes as one buffer of this process: the pool's memory itself, also where the file lies in pieces.
+"""Map a file's bytes as one buffer of this process: the pool's memory itself, even if the file has many extents.
 
-``map`` is what programs call. Address space is reserved first, at an address that is congruent with the pool's so that
-the kernel can use pages of 2 MiB, and then filled piece by piece with mappings of the pool, and of the file itself for
-what has no memory (DAXFS_KERNEL). Holder and anchor are those of docs/DIRECT.md, rule 6.
+Programs call ``map``. It reserves address space first, congruent with the pool offset of the largest piece modulo
+2 MiB, so that the kernel can use huge pages. It then fills that space piece by piece: with mappings of the pool, and
+with mappings of the file itself where the file has no memory (DAXFS_KERNEL). Holder and anchor follow docs/DIRECT.md,
+rule 6.
 
-The mapping ends when ``close`` was called, or the object is gone, *and* nobody has a view of it any more: a NumPy array
-made of it stays valid.
+The memory is unmapped when the ``Mapping`` was closed or collected *and* its last view is gone: a NumPy array over it
+stays valid.
 
-Threads: everything but ``close`` may be called by several at once.
+Threads: several threads may call every method but ``close`` at once.
 """
 
 from __future__ import annotations
@@ -20,22 +21,12 @@ import weakref
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-from daxfs.direct import holding
+from daxfs.direct import requests
+from daxfs.direct.lease_cache import NO_EXTENT
 from daxfs.direct.pool import Pool, attach, libc, os_error, write_back
 from daxfs.direct.trust import Refused
 from daxfs.pmem.kinds import HUGE_PAGE
-from daxfs.protocol import (
-    DURABLE,
-    ENTRY,
-    IOC_STORED,
-    LEASE_SIZE,
-    MOST_FILLED,
-    Flag,
-    Kind,
-    Lease,
-    StatusEntry,
-    Stored,
-)
+from daxfs.protocol import DURABLE, LEASE_SIZE, MOST_FILLED, Flag, Kind, Lease
 
 _NORESERVE = 0x4000
 _FIXED = 0x10
@@ -48,25 +39,25 @@ libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class HasDescriptor(Protocol):
-    """An open file."""
+    """An open file, as ``map`` takes it."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """Return the descriptor."""
 
 
 class Piece(NamedTuple):
-    """What is to be mapped: ``start`` counts from the mapping's first byte, ``place`` in the pool; None: the file."""
+    """A piece of a mapping, in bytes."""
 
-    start: int
+    start: int  # from the mapping's first byte
     length: int
-    place: int | None
+    place: int | None  # pool offset; None: the piece is mapped from the file
 
 
 class Layout(NamedTuple):
-    """All pieces, and they are right as long as the status entry shows the epoch."""
+    """The pieces of a mapping; they hold as long as the status entry shows ``epoch``."""
 
     pieces: list[Piece]
-    entry: int
+    entry: int  # pool offset of the status entry; 0: nothing will change
     epoch: int
 
 
@@ -74,28 +65,28 @@ class Mapping:
     """A mapped range of a file; made by ``map``.
 
     Attributes:
-        view: its bytes; read-only unless it was mapped with ``rw``. ``numpy.frombuffer`` takes it.
-        direct: whether it is the pool's memory; else the kernel's mapping of the file.
-        why: if not, the reason.
+        view: the bytes as a memoryview, read-only unless ``access`` was ``rw``. ``numpy.frombuffer`` takes it.
+        direct: whether the memory is the pool's; else it is the kernel's mapping of the file.
+        why: the reason if ``direct`` is False, else "".
     """
 
     def __init__(self, descriptor: int, offset: int, length: int, *, writable: bool, fill: bool) -> None:
         self._writable = writable
         self._skip = offset % mmap.PAGESIZE
-        self._told = False
+        self._times_durable = False
         self._length = length
         self.why = ""
         total = self._skip + length
-        self._ground: _Ground | None = None
+        self._region: _Region | None = None
         self._view: memoryview | None = None
         self._mapped: mmap.mmap | None = None
         try:
-            self._ground = _lay(descriptor, offset - self._skip, total, writable=writable, fill=fill)
+            self._region = _map_region(descriptor, offset - self._skip, total, writable=writable, fill=fill)
         except Refused as refusal:
             self.why = str(refusal)
-        self.direct = self._ground is not None
-        if self._ground is not None:
-            whole = self._ground.memory()
+        self.direct = self._region is not None
+        if self._region is not None:
+            whole = self._region.memory()
         else:
             try:
                 access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
@@ -109,7 +100,7 @@ class Mapping:
 
     @property
     def view(self) -> memoryview:
-        """The bytes.
+        """The bytes as a memoryview.
 
         Raises:
             ValueError: the mapping is closed.
@@ -128,19 +119,20 @@ class Mapping:
 
     @property
     def stale(self) -> bool:
-        """Whether the file changed below the mapping (cut, punched, moved): map it anew to see what it is now.
+        """Whether the file was cut, punched or moved since it was mapped: map it again to see its current bytes.
 
-        A stale mapping can be read and stored to, but parts of it may be nobody's memory any more.
+        A stale mapping can be read and stored to, but parts of its memory may belong to no file.
         """
-        return self._ground is not None and self._ground.stale
+        return self._region is not None and self._region.stale
 
     def flush(self, offset: int = 0, length: int | None = None) -> None:
-        """Return when stores to the range are durable.
+        """Make stores to the range durable; return when they are.
 
-        The first flush also makes the file's times durable; the file's place in the pool was so before it was mapped.
+        The first flush also makes the file's times durable. The block map needs no flush: it was committed before the
+        file was mapped.
 
         Raises:
-            ValueError: outside the mapping, or it is closed.
+            ValueError: the range lies outside the mapping, or the mapping is closed.
             OSError: the system's; EIO if the medium failed.
         """
         end = self._length if length is None else offset + length
@@ -149,19 +141,19 @@ class Mapping:
         if not self._writable or offset == end:
             return
         start = self._skip + offset
-        if self._ground is None:
+        if self._region is None:
             if self._mapped is not None:
                 low = start & -mmap.PAGESIZE
                 self._mapped.flush(low, self._skip + end - low)
             return
-        self._ground.flush(start, end - offset)
-        if not self._told:
-            self._ground.tell(DURABLE)
-            self._told = True
+        self._region.flush(start, end - offset)
+        if not self._times_durable:
+            self._region.report_stores(DURABLE)
+            self._times_durable = True
 
     def close(self) -> None:
-        """Let go of the memory; it is unmapped when the last view of it is gone. May be repeated."""
-        self._view = self._ground = self._mapped = None
+        """Drop this object's view; the memory is unmapped when the last view of it is gone. May be repeated."""
+        self._view = self._region = self._mapped = None
 
     def __enter__(self) -> Mapping:
         return self
@@ -176,8 +168,8 @@ class Mapping:
         return f"<{type(self).__name__} {self._length} bytes {state}>"
 
 
-class _Ground:
-    """The mapped pieces, their lease and their anchor; ends with the last view of ``memory``."""
+class _Region:
+    """The address space of a mapping, with its lease and its anchor; released with the last view of ``memory``."""
 
     def __init__(self, pool: Pool, descriptor: int, holder: int, *, writable: bool) -> None:
         self._pool = pool
@@ -187,30 +179,31 @@ class _Ground:
         self._anchor = 0
         self._base = self._total = 0
         self._through_kernel = False
-        self._words = holding.NOWHERE[4]
+        self._status = NO_EXTENT[4]
         self._epoch = 0
-        self.shared = False
-        _grounds.add(self)
+        self.forked = False
+        _regions.add(self)
 
-    def ask(self, offset: int, total: int, flags: Flag) -> Layout | None:
-        """All pieces of the range; None if they changed while they were asked for.
+    def request_layout(self, offset: int, total: int, flags: Flag) -> Layout | None:
+        """Return all pieces of the range; None if they changed between the requests.
 
-        To store, it is looked first how much has no memory: holes that are answered with MAP stay out of reach for all
-        other direct users of the file, and filling them takes room that a sparse file's owner may not want to give.
+        For storing, a first pass without DAXFS_MAP adds up the bytes that have no memory. Up to ``MOST_FILLED`` of them
+        are filled: a hole that is granted with DAXFS_MAP is DAXFS_KERNEL for all other clients from then on. More are
+        not: filling takes space that the owner of a sparse file may not want to give.
 
         Raises:
             OSError: the daemon's.
-            Refused: another pool, or blocks that no page holds.
+            Refused: the file lies in another pool, or its blocks are no whole pages.
         """
         if flags & Flag.WRITE and not flags & Flag.FILL:
-            seen = self._ask(offset, total, Flag.WRITE)
+            seen = self._request_layout(offset, total, Flag.WRITE)
             if seen is None:
                 return None
             if sum(piece.length for piece in seen.pieces if piece.place is None) <= MOST_FILLED:
                 flags |= Flag.FILL
-        return self._ask(offset, total, flags)
+        return self._request_layout(offset, total, flags)
 
-    def _ask(self, offset: int, total: int, flags: Flag) -> Layout | None:
+    def _request_layout(self, offset: int, total: int, flags: Flag) -> Layout | None:
         buffer = bytearray(LEASE_SIZE)
         end = offset + total + -total % mmap.PAGESIZE
         pieces: list[Piece] = []
@@ -218,7 +211,7 @@ class _Ground:
         place, entry = offset, 0
         while place < end:
             request = Lease(self._holder, place, end - place, flags if not epochs else flags & ~Flag.RENEW)
-            answer = holding.lease(self._pool, self._descriptor, request, buffer)
+            answer = requests.lease(self._pool, self._descriptor, request, buffer)
             epochs.add(answer.epoch)
             entry = answer.entry
             for extent in answer.extents:
@@ -227,23 +220,23 @@ class _Ground:
                 if (extent.offset | (where or 0) | stop) % mmap.PAGESIZE:
                     raise Refused("the file's blocks are no whole pages")
                 if stop > extent.offset:
-                    _add(pieces, Piece(extent.offset - offset, stop - extent.offset, where))
+                    _append(pieces, Piece(extent.offset - offset, stop - extent.offset, where))
             if answer.next <= place:
                 break
             place = answer.next
         if place < end:
-            _add(pieces, Piece(place - offset, end - place, None))
-        # Filling changes the epoch, but not when it is all asked for again.
+            _append(pieces, Piece(place - offset, end - place, None))
+        # Filling changes the epoch; the next try finds everything filled, so that its epoch stays.
         return Layout(pieces, entry, epochs.pop()) if len(epochs) == 1 else None
 
-    def lay(self, layout: Layout, total: int, offset: int) -> None:
-        """Map the pieces; ``offset`` is the mapping's in the file.
+    def map_pieces(self, layout: Layout, total: int, offset: int) -> None:
+        """Map the pieces of ``total`` bytes; ``offset`` is the place of the mapping's first byte in the file.
 
         Raises:
             OSError: the system's.
         """
-        self.clear()
-        self._words = _words(self._pool, layout)
+        self.unmap_pieces()
+        self._status = requests.status_words(self._pool, layout.entry, layout.epoch, 0)
         self._epoch = layout.epoch
         largest = max(layout.pieces, key=lambda piece: piece.length if piece.place is not None else 0)
         wanted = ((largest.place or 0) - largest.start) % HUGE_PAGE
@@ -269,83 +262,83 @@ class _Ground:
 
     @property
     def stale(self) -> bool:
-        """Whether the layout holds no more."""
-        return self._words[0] != self._epoch
+        """Whether the layout no longer holds."""
+        return self._status[0] != self._epoch
 
     def memory(self) -> memoryview:
-        """The bytes, in an object whose end is the mapping's."""
+        """Return the bytes; the region is released when the last view of them is gone."""
         array = (ctypes.c_char * self._total).from_address(self._base)
         weakref.finalize(array, self.release).atexit = False
         return memoryview(array).cast("B")
 
     def flush(self, start: int, length: int) -> None:
-        """Stores to these bytes are durable on return."""
+        """Make stores to these bytes durable; return when they are."""
         self._pool.flush(self._base + start, length)
         if self._through_kernel:
             low = (self._base + start) & -mmap.PAGESIZE
             write_back(low, self._base + start + length - low)
 
-    def tell(self, flags: int) -> None:
-        """The file was stored to."""
-        holding.control(self._descriptor, IOC_STORED, Stored(0, flags).pack())
+    def report_stores(self, flags: int) -> None:
+        """Send a write notification: the mapping may have stored."""
+        requests.notify_stored(self._descriptor, flags)
 
-    def clear(self) -> None:
+    def unmap_pieces(self) -> None:
         """Unmap the pieces."""
         if self._total:
             libc.munmap(self._base, self._total)
         self._base = self._total = 0
 
     def release(self) -> None:
-        """Unmap, tell that there may have been stores, give back."""
+        """Report stores, unmap, give the lease back and close the descriptor."""
         if self._writable:
-            # Nobody is left to be told when this fails.
+            # No caller is left that could handle a failure.
             with contextlib.suppress(OSError):
-                self.tell(0)
+                self.report_stores(0)
         descriptor = self._descriptor
-        self.abandon()
+        self.unmap()
         os.close(descriptor)
 
-    def abandon(self) -> None:
-        """Unmap and give back; a forked process that has the same mapping keeps the lease by its anchor."""
-        self.clear()
-        if not self.shared:
-            holding.take_back(self._pool, self._descriptor, self._holder)
+    def unmap(self) -> None:
+        """Unmap, and give the lease back unless a forked process shares it: its anchor then keeps the lease."""
+        self.unmap_pieces()
+        if not self.forked:
+            requests.renew(self._pool, self._descriptor, self._holder)
         if self._anchor:
             libc.munmap(self._anchor, mmap.PAGESIZE)
 
 
-def _lay(descriptor: int, offset: int, total: int, *, writable: bool, fill: bool) -> _Ground:
-    """Ask where the range lies, and map it; the descriptor becomes the ground's.
+def _map_region(descriptor: int, offset: int, total: int, *, writable: bool, fill: bool) -> _Region:
+    """Request the layout of a range and map it; the region takes the descriptor over.
 
     Raises:
-        Refused: it can't be mapped from the pool; the descriptor is still the caller's.
+        Refused: the range can't be mapped from the pool. The descriptor stays the caller's.
     """
     pool = attach(descriptor)
     if writable and not pool.writable:
         raise Refused("the pool is open for reading only")
-    ground = _Ground(pool, descriptor, holding.random_holder(), writable=writable)
+    region = _Region(pool, descriptor, requests.random_holder(), writable=writable)
     refused = "the file changed all the time"
     try:
         for turn in range(_TRIES):
-            # Only at first: what is mapped through the kernel, given up and taken again, would change the epoch.
+            # RENEW only at first: to give up and take again what is mapped through the kernel changes the epoch.
             flags = Flag.MAP if turn else Flag.MAP | Flag.RENEW
             if writable:
                 flags |= Flag.WRITE | (Flag.FILL if fill else Flag(0))
-            layout = ground.ask(offset, total, flags)
+            layout = region.request_layout(offset, total, flags)
             if layout is not None:
-                ground.lay(layout, total, offset)
-                if not ground.stale:
-                    return ground
+                region.map_pieces(layout, total, offset)
+                if not region.stale:
+                    return region
     except Refused as refusal:
         refused = str(refusal)
     except OSError as error:
         refused = f"the daemon gives no lease, or the pool no mapping: {error.strerror}"
-    ground.abandon()
+    region.unmap()
     raise Refused(refused)
 
 
-def _add(pieces: list[Piece], new: Piece) -> None:
-    """Append, or lengthen the last one."""
+def _append(pieces: list[Piece], new: Piece) -> None:
+    """Append a piece, or extend the last one if the new piece continues it."""
     if pieces:
         start, length, place = pieces[-1]
         follows = new.place is None if place is None else new.place == place + length
@@ -353,12 +346,6 @@ def _add(pieces: list[Piece], new: Piece) -> None:
             pieces[-1] = Piece(start, length + new.length, place)
             return
     pieces.append(new)
-
-
-def _words(pool: Pool, layout: Layout) -> memoryview:
-    if not layout.entry:
-        return memoryview(StatusEntry(layout.epoch, 0, 0).pack()).cast("Q")
-    return pool.memory[layout.entry : layout.entry + ENTRY.size].cast("Q")
 
 
 def _mmap(address: int, length: int, protection: int, flags: int, descriptor: int, offset: int) -> int:
@@ -380,13 +367,13 @@ def map(
 
     Args:
         file: a path, or an open file (which may be closed afterwards).
-        offset: first byte; any.
-        length: bytes; to the end of the file if None.
-        access: ``r``, or ``rw`` to store; the file does not grow by it.
-        fill: give blocks to all holes of the range, not only if they are few (64 MiB).
+        offset: first byte; it need not be aligned.
+        length: bytes; up to EOF if None.
+        access: ``r``, or ``rw`` to store. A mapping never makes the file longer.
+        fill: give blocks to all holes of the range, not only if they have at most 64 MiB together.
 
     Raises:
-        ValueError: nothing to map there, or another access.
+        ValueError: the range is empty or not inside the file, or ``access`` is another one.
         OSError: the system's.
     """
     if access not in {"r", "rw"}:
@@ -407,10 +394,10 @@ def map(
     return Mapping(descriptor, offset, wanted, writable=writable, fill=fill)
 
 
-_grounds: weakref.WeakSet[_Ground] = weakref.WeakSet()
+_regions: weakref.WeakSet[_Region] = weakref.WeakSet()
 
 
 def before_fork() -> None:
-    """The child has every mapping too: none of them may be given back before both have unmapped it."""
-    for ground in list(_grounds):
-        ground.shared = True
+    """Mark every region as shared with a child: its lease ends when both processes have unmapped it."""
+    for region in list(_regions):
+        region.forked = True

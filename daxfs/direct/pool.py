@@ -1,16 +1,16 @@
-"""The pool behind a mounted file, mapped once in this process.
+"""The pool of a mounted file, mapped once in this process.
 
-``attach`` asks a file which pool it lies in, opens that pool with this process's own rights, makes sure that it is the
-same one, locks it as a client (docs/DIRECT.md, "The pool") and maps it. It knows nothing of files: offsets are offsets
-in the pool. ``files`` and ``maps`` use it. A pool stays mapped as long as one of them needs it and no longer, because a
-daemon that mounts the pool later waits for the lock to go.
+``attach`` requests the pool's identity from the daemon, opens the pool with this process's own rights, verifies it,
+locks it as a client (docs/DIRECT.md, rule 2) and maps it. This module knows no files: offsets are pool offsets.
+``files`` and ``maps`` use it. A pool stays mapped only as long as an open file or a mapping needs it: while a client
+holds the lock, a later mount of the pool does not reuse the blocks that the client might touch.
 
-Stores become durable in one of three ways, as the daemon says; ``daxfs.pmem.persist`` does the first:
+The daemon says how stores become durable:
 
-- LINES: each store is copied by libpmem and on its way at once; ``sync`` waits for all of them.
-- MSYNC: stores mark the 2 MiB they lie in; ``sync`` calls msync(2) for what is marked. Marks are set behind the store
-  and taken before the msync, so that a store of another thread is covered by this sync or by the next one.
-- VOLATILE: there is nothing to do.
+- LINES: libpmem copies each store and starts its write-back at once; ``sync`` is a fence (``daxfs.pmem.persist``).
+- MSYNC: a store marks the chunks of 2 MiB that it lies in, and ``sync`` calls msync(2) for marked chunks. A mark is set
+  after the store and removed before the msync, so that this sync or the next one covers a store of another thread.
+- VOLATILE: nothing has to be done.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from daxfs.errors import FsError
 from daxfs.pmem import exclusive, persist
 from daxfs.pmem.pool import MAP_SYNC
 
-CHUNK = 21  # bits: what is marked dirty together
+CHUNK = 21  # bits of a pool offset inside a chunk: 2 MiB are marked dirty together
 
 _MS_SYNC = 4
 
@@ -42,13 +42,13 @@ libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def os_error() -> OSError:
-    """The error of the last call of ``libc``."""
+    """Return the error of the last call of ``libc``."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))
 
 
 def write_back(address: int, length: int) -> None:
-    """Return when a mapped range, which begins on a page, is with the medium (msync(2)).
+    """Write a mapped range back to the medium by msync(2), and wait for it. ``address`` is the start of a page.
 
     Raises:
         OSError: the system's.
@@ -65,15 +65,16 @@ class Pool:
     """A mapped pool.
 
     Attributes:
-        record: what the daemon said.
-        memory: all of it, format "B"; read-only if the pool could be opened for reading only.
-        address: of its first byte.
+        record: the daemon's answer to DAXFS_IOC_POOL.
+        memory: the whole pool, format "B"; read-only if the pool could be opened for reading only.
+        size: bytes that are mapped.
+        address: address of the first byte; 0 if the pool is read-only.
         descriptor: the open pool, for further mappings.
-        token: what lease requests quote, to prove that this process can open the pool.
+        token: the bytes that a lease request quotes to prove that this process can open the pool.
         writable: whether stores are possible.
-        map_flags: what mmap(2) must be given for a piece of it: MAP_SHARED, or MAP_SYNC where the pool has it.
-        store: ``store(offset, data)`` copies and cares for durability; None where a plain copy into ``memory`` does.
-        dirty: chunks that were stored to and not synced yet (MSYNC).
+        map_flags: flags for mmap(2) of a piece of the pool: MAP_SHARED, or MAP_SYNC where the pool has it.
+        store: ``store(offset, data)`` copies and prepares ``sync``; None if a plain copy into ``memory`` suffices.
+        dirty: chunks that were stored to since the last sync (MSYNC).
     """
 
     def __init__(self, record: protocol.Pool, descriptor: int, mapping: mmap.mmap, map_flags: int) -> None:
@@ -109,10 +110,10 @@ class Pool:
             dirty[chunk] = None
 
     def sync(self) -> None:
-        """Return when everything that this process stored with ``store`` is durable.
+        """Make everything durable that this process stored with ``store``; return when it is.
 
         Raises:
-            FsError: EIO, the medium failed, now or earlier (a second msync would hide it).
+            FsError: EIO, the medium failed now or earlier. The failure is kept, since a second msync would succeed.
         """
         if self._library is not None:
             self._library.drain()
@@ -124,7 +125,7 @@ class Pool:
                 self._write_back(self.address + start, min(1 << CHUNK, self.size - start))
 
     def flush(self, address: int, length: int) -> None:
-        """Return when the stores to a mapped range, of the pool or of a file on this mount, are durable.
+        """Make stores to a mapped range, of the pool or of a file of this mount, durable; return when they are.
 
         Raises:
             FsError: EIO, as ``sync``.
@@ -147,11 +148,11 @@ class Pool:
             raise FsError(errno.EIO, f"write-back of the pool failed ({self._failed})")
 
     def check_rights(self) -> None:
-        """Look whether a process that has changed its effective ids or groups may still map the pool as it is.
+        """Check that this process, if its effective ids or groups have changed, may still open the pool.
 
         Raises:
-            Refused: it may not; all files of the pool have gone over to the kernel.
-            OSError: the same, and what one of them had stored was lost.
+            Refused: it may not. All open files of the pool use the kernel from now on.
+            OSError: it may not, and stores of an open file could not be reported or written back.
         """
         now = _rights()
         if now == self._rights:
@@ -159,36 +160,38 @@ class Pool:
         try:
             os.close(trust.open_pool(self.record, os.O_RDWR if self.writable else os.O_RDONLY))
         except (OSError, Refused):
-            for leave in _leavers:
-                leave(self, DROPPED)
-            raise Refused(DROPPED) from None
+            for callback in _rights_lost_callbacks:
+                callback(self, RIGHTS_LOST)
+            raise Refused(RIGHTS_LOST) from None
         self._rights = now
 
-    def forked(self) -> None:
-        """In a forked child: the lock may belong to a thread that is not here."""
+    def after_fork(self) -> None:
+        """Make a new lock, in a forked child: a thread that the child lacks may hold the old one."""
         self._syncing = threading.Lock()
 
 
 _pools: weakref.WeakValueDictionary[bytes, Pool] = weakref.WeakValueDictionary()
 _attaching = threading.Lock()
-_leavers: list[Callable[[Pool, str], None]] = []
+_rights_lost_callbacks: list[Callable[[Pool, str], None]] = []
 
-DROPPED = "the rights that are left do not open the pool"
+RIGHTS_LOST = "the rights that are left do not open the pool"
+"""The reason that the callbacks of ``on_rights_lost`` get."""
 
 
-def when_rights_go(leave: Callable[[Pool, str], None]) -> None:
-    """Call ``leave`` with a pool that this process may map no longer, and the reason."""
-    _leavers.append(leave)
+def on_rights_lost(callback: Callable[[Pool, str], None]) -> None:
+    """Call ``callback(pool, reason)`` when this process may no longer open a pool that it has mapped."""
+    _rights_lost_callbacks.append(callback)
 
 
 def attach(descriptor: int) -> Pool:
-    """The pool of an open file.
+    """Return the pool of an open file, and map it if this process has not.
 
-    Asked each time, because another mount may have come to the same place: its answer then differs, in the lock at
-    least, unless it lies.
+    The daemon is asked each time, because the pool may have been mounted anew. The answers of two mounts differ in the
+    lock at least.
 
     Raises:
-        Refused: the file is not on a daxfs mount that serves direct access, or this process can't map the pool.
+        Refused: the file is on no daxfs mount that serves direct access, or this process can't map the pool.
+        OSError: as ``Pool.check_rights``.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise Refused("this Python runs threads without a global interpreter lock")
@@ -207,12 +210,12 @@ def attach(descriptor: int) -> Pool:
     return pool
 
 
-def forked() -> None:
-    """In a forked child: fresh locks."""
-    global _attaching  # noqa: PLW0603 (a lock can't be made free in place)
+def after_fork() -> None:
+    """Make new locks, in a forked child."""
+    global _attaching  # noqa: PLW0603 (a lock of another thread can't be released)
     _attaching = threading.Lock()
     for pool in list(_pools.values()):
-        pool.forked()
+        pool.after_fork()
 
 
 def _open(record: protocol.Pool) -> Pool:
@@ -243,7 +246,7 @@ def _map(record: protocol.Pool, descriptor: int, writable: bool) -> Pool:
         raise Refused("the pool's stores need libpmem, and it is not installed")
     flags = mmap.MAP_SHARED
     if lines and stat.S_ISREG(os.fstat(descriptor).st_mode):
-        # Without MAP_SYNC a written-back line may lie in a block that the pool's file system does not know yet.
+        # Without MAP_SYNC a flushed line may lie in a block that the pool's file system has not committed yet.
         flags = MAP_SYNC
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:

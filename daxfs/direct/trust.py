@@ -1,7 +1,8 @@
-"""Whose word counts: the mount that names a pool, and what it names.
+"""Mount verification: the checks that decide whether this process believes a mount and opens the pool that it names.
 
-Only mounts by root or by the user that this process is are believed, and only what they have named is opened
-(docs/DIRECT.md, rule 2, has the reason). preload/trust.c is the same in C.
+Only a mount by root or by the user of this process is believed. Only the file or device that such a mount names is
+opened, and only if its identity is the one that the mount gives. docs/DIRECT.md, rule 2, has the reason.
+preload/trust.c does the checks in C.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from daxfs.protocol import LEAST_POOL, MAGIC, MAGIC_AT, UUID_AT
 
 MOUNTS = "/proc/self/mountinfo"
 TYPE = protocol.FILESYSTEM_TYPE.encode()
-CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class Refused(Exception):
-    """There is no direct access; the text says why. The file itself can be used as ever."""
+    """There is no direct access, for the reason in the message. The file can be used through the kernel."""
 
 
 def check_mount(descriptor: int) -> None:
-    """Look at the mount that an open file is on.
+    """Check the mount that an open file is on.
 
     Raises:
-        Refused: it is none of daxfs, or another user's.
+        Refused: the mount is no daxfs, or another user's, or can't be seen.
     """
     device = os.fstat(descriptor).st_dev
     name = f"{os.major(device)}:{os.minor(device)}".encode()
@@ -50,17 +51,17 @@ def check_mount(descriptor: int) -> None:
 
 
 def open_pool(record: protocol.Pool, flags: int) -> int:
-    """Open what was named.
+    """Open the pool that a mount has named, and return the descriptor.
 
-    To open some devices is to do something, so it is looked at first. Who puts something else there in between finds
-    that nothing is followed, waited for or written.
+    The path is checked before open(2), because opening a device can have effects, and again after it. If the path is
+    replaced in between, open(2) follows no symbolic link, waits for nothing and changes nothing.
 
     Raises:
         OSError: the system's.
-        Refused: there is something else.
+        Refused: the path holds something else.
     """
     check_pool(record, os.lstat(record.path))
-    descriptor = os.open(record.path, flags | CAREFULLY)
+    descriptor = os.open(record.path, flags | OPEN_FLAGS)
     try:
         check_pool(record, os.fstat(descriptor))
     except BaseException:
@@ -70,10 +71,10 @@ def open_pool(record: protocol.Pool, flags: int) -> int:
 
 
 def check_pool(record: protocol.Pool, status: os.stat_result) -> None:
-    """Compare what is there with what was named.
+    """Compare the status of a file or device with the pool that a mount has named.
 
     Raises:
-        Refused: it is another, or nothing that can be a pool.
+        Refused: it is another file or device, or cannot be a pool.
     """
     same = (status.st_dev, status.st_ino, status.st_rdev) == (record.device, record.inode, record.rdevice)
     if stat.S_ISREG(status.st_mode):
@@ -85,10 +86,10 @@ def check_pool(record: protocol.Pool, status: os.stat_result) -> None:
 
 
 def check_superblock(record: protocol.Pool, memory: memoryview) -> None:
-    """Look whether the file system that was named lies in what was mapped.
+    """Check that mapped memory holds the file system that a mount has named, by magic number and UUID.
 
     Raises:
-        Refused: it doesn't.
+        Refused: it holds another one, or none.
     """
     magic = memory[MAGIC_AT : MAGIC_AT + len(MAGIC)]
     uuid = memory[UUID_AT : UUID_AT + len(record.uuid)]

@@ -106,15 +106,15 @@ def test_lines_are_written_back_with_each_store_and_fenced_by_flush(
     monkeypatch.setattr(pools, "MAP_SYNC", mmap.MAP_SHARED)  # this pool lies on no fsdax mount
     with direct.open(fake.file, "r+b") as file:
         assert file.direct
-        held = file._held
-        assert held is not None
+        cache = file._cache
+        assert cache is not None
         file.pwrite(64, b"abc")
-        assert done.calls == [("flush", held.pool.address + DATA + 64, 3)]
+        assert done.calls == [("flush", cache.pool.address + DATA + 64, 3)]
         file.flush()
         assert done.calls[1:] == [("drain",)]
         assert fake.stored == [protocol.Stored(0, protocol.DURABLE)]
         file.pwrite(0, b"x" * 8192)
-        assert done.calls[2] == ("copy", held.pool.address + DATA, 8192)
+        assert done.calls[2] == ("copy", cache.pool.address + DATA, 8192)
         del done.calls[:]
         with direct.map(file, access="rw") as mapping:
             mapping.view[10:12] = b"!!"

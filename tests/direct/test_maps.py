@@ -157,9 +157,9 @@ def test_the_mapping_ends_with_the_last_view(root: Path) -> None:
 def test_large_files_are_mapped_congruent_to_the_pool(root: Path) -> None:
     (root / "a").write_bytes(bytes(32 * MIB))
     mapping = direct.map(root / "a")
-    ground = mapping._ground
-    assert ground is not None
-    layout = ground.ask(0, 32 * MIB, protocol.Flag(0))
+    region = mapping._region
+    assert region is not None
+    layout = region.request_layout(0, 32 * MIB, protocol.Flag(0))
     assert layout is not None
     largest = max(layout.pieces, key=lambda piece: piece.length)
     assert largest.place is not None

@@ -103,18 +103,18 @@ def test_msync_is_called_for_what_was_stored_and_only_once(tmp_path: Path, monke
     fake.serve(monkeypatch)
     monkeypatch.setattr(pools.libc, "msync", done.msync)
     with direct.open(fake.file, "r+b") as file:
-        held = file._held
-        assert held is not None
+        cache = file._cache
+        assert cache is not None
         file.pwrite(64, b"abc")
         file.pwrite(99, b"abc")
         assert done.calls == []
         file.flush()
-        assert done.calls == [("msync", held.pool.address, POOL_SIZE)]
+        assert done.calls == [("msync", cache.pool.address, POOL_SIZE)]
         file.flush()
         assert len(done.calls) == 1
         file.pwrite(64, b"abc")
         file.flush(4096, 4096)
-        assert done.calls[1] == ("msync", held.pool.address + DATA + 4096, 4096)
+        assert done.calls[1] == ("msync", cache.pool.address + DATA + 4096, 4096)
         file.flush()
         assert len(done.calls) == 3
 

@@ -29,7 +29,7 @@ from recorder import Fence, Flush, RecordingPool, Store
 from tree_rig import QUIET
 
 from daxfs import protocol
-from daxfs.direct import files, holding
+from daxfs.direct import files, lease_cache, requests
 from daxfs.direct import pool as client_pool
 from daxfs.direct.files import DirectFile
 from daxfs.fs.filesystem import FileSystem, OpenFile
@@ -241,12 +241,12 @@ class Client:
 
     def store(self, name: str, offset: int, size: int) -> None:
         """As through a mapping: plain stores, which nothing writes back."""
-        held = self.file(name)._held
-        assert held is not None
-        plan = held.plan(offset, offset + size, store=True)
-        assert plan is not None
+        cache = self.file(name)._cache
+        assert cache is not None
+        found = cache.lookup(offset, offset + size, store=True)
+        assert found is not None
         content, done = self.new_bytes(size), 0
-        for start, length in plan.ranges:
+        for start, length in found.ranges:
             piece = content[done : done + length]
             self.run.pool.mapped[start : start + length] = piece
             self.run.pool.events.append(Store(start, piece))
@@ -387,8 +387,8 @@ def in_place_of_the_kernel(client: Client) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(files, "attach", client.attach)
         patches.setattr(files, "os", system)
-        patches.setattr(holding, "os", system)
-        patches.setattr(holding, "control", client.control)
-        patches.setattr(holding, "_SMALL", 1)
+        patches.setattr(lease_cache, "os", system)
+        patches.setattr(requests, "control", client.control)
+        patches.setattr(lease_cache, "_SMALL", 1)
         patches.setattr(client_pool, "write_back", client.write_back)
         yield

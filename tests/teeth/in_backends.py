@@ -241,10 +241,12 @@ MUTANTS = [
         LIBRARY,
     ),
     Mutant(
-        "client: the size is told before the flush",
+        "client: the size is reported before the flush",
         "daxfs/direct/files.py",
-        "        held.pool.sync()\n        if held.stored or held.end:\n            held.settle(DURABLE)\n",
-        "        if held.stored or held.end:\n            held.settle(DURABLE)\n            held.pool.sync()\n",
+        "        cache.pool.sync()\n        if cache.unreported or cache.appended_end:\n"
+        "            cache.report_stores(DURABLE)\n",
+        "        if cache.unreported or cache.appended_end:\n            cache.report_stores(DURABLE)\n"
+        "            cache.pool.sync()\n",
         "An appended file is durable with its new size before its bytes are.",
         CLIENTS,
     ),

@@ -31,21 +31,21 @@ def test_a_new_epoch_is_seen_at_once_and_the_old_memory_given_back(daemon: FakeD
 def test_nothing_is_given_back_while_a_store_may_run(daemon: FakeDaemon) -> None:
     with direct.open(daemon.file, "r+b") as file:
         assert file.pread(0, 1) == b"m"
-        held = file._held
-        assert held is not None
-        held.active += 1  # another thread is in the middle of a store
+        cache = file._cache
+        assert cache is not None
+        cache.active_stores += 1  # another thread is in the middle of a store
         daemon.move(DATA * 4, b"n" * daemon.size)
         assert file.pread(0, 3) == b"nnn"
         assert not daemon.renewals[-1]
-        held.active -= 1
+        cache.active_stores -= 1
 
 
 def test_while_another_thread_asks_the_kernel_is_asked(daemon: FakeDaemon) -> None:
     with direct.open(daemon.file, "r+b") as file:
-        held = file._held
-        assert held is not None
+        cache = file._cache
+        assert cache is not None
         daemon.move(DATA * 4, b"n" * daemon.size)
-        with held._lock:
+        with cache._lock:
             assert file.pread(0, 3) == b"kkk"
         assert file.pread(0, 3) == b"nnn"
 
@@ -143,24 +143,24 @@ def test_the_new_size_is_told_once(daemon: FakeDaemon, cause: str) -> None:
 def test_a_forked_child_has_a_holder_of_its_own_and_no_old_extents(daemon: FakeDaemon) -> None:
     with direct.open(daemon.file, "r+b") as file:
         file.pwrite(0, b"x")
-        held = file._held
-        assert held is not None
-        holder = held._holder
+        cache = file._cache
+        assert cache is not None
+        holder = cache._holder
         child = os.fork()
         if child == 0:
             code = 1
             try:
                 daemon.move(DATA * 4, b"n" * daemon.size)
-                assert held.stores == held.reads
-                assert held._holder != holder
-                assert not held.stored
+                assert cache.write_extent == cache.read_extent
+                assert cache._holder != holder
+                assert not cache.unreported
                 assert file.pread(0, 3) == b"nnn"
-                assert daemon.leases[-1].holder == held._holder
+                assert daemon.leases[-1].holder == cache._holder
                 code = 0
             finally:
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
-        assert held._holder == holder
+        assert cache._holder == holder
 
 
 @pytest.mark.parametrize("piece", [1000, 4 * KIB, 300 * KIB])
