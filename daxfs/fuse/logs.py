@@ -1,10 +1,10 @@
-"""Where a daemon's messages go, how many of them, and the last words of a process that the kernel ends.
+"""Send the daemon's messages to its log, limit their rate, and log a traceback when a signal kills the process.
 
-Messages go to a file, to syslog, or to standard error in the foreground. `Sparing` stands before each of these: a
-client that meets the same damage a thousand times a second must not fill the disk with it. A fatal signal (SIGSEGV,
-SIGBUS, SIGABRT) leaves a traceback in the log: the interpreter's fault handler writes it to a descriptor that is opened
-beforehand, because nothing else works any more by then. The command line calls `start` and `stop`, sessions the rest;
-who logs needs nothing of this but `logging`.
+Messages go to a file, to syslog, or to standard error in the foreground. `RateLimit` stands before each of these: a
+client that meets the same damage a thousand times a second must not fill the disk. A fatal signal (SIGSEGV, SIGBUS,
+SIGABRT) leaves a traceback in the log: the interpreter's fault handler writes it to a descriptor that was opened
+beforehand, because nothing else works at that moment. The command line calls `start` and `stop`, sessions call the
+rest. Code that only logs needs `logging` and nothing of this module.
 """
 
 from __future__ import annotations
@@ -25,57 +25,57 @@ SYSLOG = "/dev/log"
 JOURNAL = "/run/systemd/journal/stdout"
 """The journal's socket for streams (systemd-journald.service(8)): it makes a message of each line."""
 JOURNAL_HEADER = "daxfs\n\n2\n0\n0\n0\n0\n"
-"""Identifier, unit, priority (critical), then: no level in each line, forward to none of syslog, kmsg, console."""
+"""Identifier, unit, priority (critical), flags: no level in each line, no forwarding to syslog, kmsg or console."""
 STANDARD_ERROR = 2
 
 SECOND = 1.0
 MOST_OF_ONE_PLACE = 20
-"""Different messages a second from one place in the code."""
+"""The most different messages that one place in the code may log in a second."""
 
 log = logging.getLogger("daxfs.fuse")
 
 
 @dataclass(slots=True)
-class _Said:
-    """When something was said last, and what was left out since."""
+class _Logged:
+    """When a message was logged last, and how many like it were suppressed since."""
 
     record: logging.LogRecord
     at: float
-    left_out: int = 0
+    suppressed: int = 0
 
 
-class Sparing(logging.Handler):
-    """Hands records on: the same text once a second, and `MOST_OF_ONE_PLACE` a second from one place in the code.
+class RateLimit(logging.Handler):
+    """Pass records on: each text once a second, and at most `MOST_OF_ONE_PLACE` a second from one place in the code.
 
-    What was left out is counted in a message of its own, a second later, by the next record or `flush`.
+    A second later the next record or `flush` logs how many records were suppressed.
     """
 
     def __init__(self, target: logging.Handler) -> None:
         super().__init__()
         self._target = target
-        self._texts: dict[str, _Said] = {}
-        self._places: dict[tuple[str, int], _Said] = {}
+        self._texts: dict[str, _Logged] = {}
+        self._places: dict[tuple[str, int], _Logged] = {}
         self._of_place: dict[tuple[str, int], int] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand a record on, or count it."""
+        """Pass a record on, or count it as suppressed."""
         now = monotonic()
         self._report(now)
         text, place = record.getMessage(), (record.pathname, record.lineno)
-        said = self._texts.get(text)
-        if said is not None:
-            said.left_out += 1
+        logged = self._texts.get(text)
+        if logged is not None:
+            logged.suppressed += 1
             return
-        burst = self._places.setdefault(place, _Said(record, now))
+        burst = self._places.setdefault(place, _Logged(record, now))
         self._of_place[place] = self._of_place.get(place, 0) + 1
         if self._of_place[place] > MOST_OF_ONE_PLACE:
-            burst.left_out += 1
+            burst.suppressed += 1
             return
-        self._texts[text] = _Said(record, now)
+        self._texts[text] = _Logged(record, now)
         self._target.handle(record)
 
     def flush(self) -> None:
-        """Say what was left out, if its second is over."""
+        """Log the numbers of suppressed records whose second is over."""
         self.acquire()
         try:
             self._report(monotonic())
@@ -84,33 +84,33 @@ class Sparing(logging.Handler):
         self._target.flush()
 
     def close(self) -> None:
-        """Say what was left out."""
+        """Log all numbers of suppressed records, and close the target."""
         self._report(monotonic() + SECOND)
         self._target.close()
         super().close()
 
     def _report(self, now: float) -> None:
-        for text, said in list(self._texts.items()):
-            if now - said.at >= SECOND:
+        for text, logged in list(self._texts.items()):
+            if now - logged.at >= SECOND:
                 del self._texts[text]
-                if said.left_out:
-                    self._target.handle(_copy(said.record, f"{text} ({said.left_out} times more)"))
-                    self._texts[text] = _Said(said.record, now)
+                if logged.suppressed:
+                    self._target.handle(_copy(logged.record, f"{text} ({logged.suppressed} times more)"))
+                    self._texts[text] = _Logged(logged.record, now)
         for place, burst in list(self._places.items()):
             if now - burst.at >= SECOND:
                 del self._places[place], self._of_place[place]
-                if burst.left_out:
-                    text = f"{burst.left_out} more messages like this one: {burst.record.getMessage()}"
+                if burst.suppressed:
+                    text = f"{burst.suppressed} more messages like this one: {burst.record.getMessage()}"
                     self._target.handle(_copy(burst.record, text))
 
 
 def _copy(record: logging.LogRecord, text: str) -> logging.LogRecord:
-    """A record of now that says something else, without its traceback."""
+    """Return a record of now from the same place in the code, with another text and without a traceback."""
     return logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, text, None, None)
 
 
 def start(path: str = "", *, foreground: bool = False) -> None:
-    """Send this process's messages to a file, else to standard error in the foreground, else to syslog.
+    """Send this process's messages to a file; without one to standard error in the foreground, else to syslog.
 
     Raises:
         UserError: the file can't be opened.
@@ -134,35 +134,35 @@ def start(path: str = "", *, foreground: bool = False) -> None:
     else:
         handler = logging.NullHandler()
         last_words = -1
-    logging.basicConfig(level=logging.INFO, handlers=[Sparing(handler)], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[RateLimit(handler)], force=True)
     if last_words >= 0:
         faulthandler.enable(last_words, all_threads=False)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        # A timer that ends a process which can't end by itself (`serving.end_by`) says where that was.
+        # The timer that ends a process which can't end by itself (`serving.end_by`) logs where the process was.
         faulthandler.register(signal.SIGALRM, last_words, all_threads=False, chain=True)
 
 
 def flush() -> None:
-    """Say what was left out; called about once a second."""
+    """Log the numbers of suppressed records; sessions call this about once a second."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 def stop() -> None:
-    """The last message was logged."""
+    """Log the numbers of suppressed records and close the log; nothing may be logged afterwards."""
     logging.shutdown()
 
 
 def unanswered(what: str, error: FsError) -> None:
-    """Log a refusal that nobody waits for. The core has logged damage already."""
+    """Log the refusal of a request that has no answer. The core has logged damage (`Corrupt`) already."""
     if not isinstance(error, Corrupt):
         log.warning("%s: %s", what, error.strerror)
 
 
 def _open_system_log() -> int:
-    """A descriptor of our own for the fault handler, which writes a line in many pieces; -1: there is none.
+    """Open a connection to the system log for the fault handler, which writes a line in many pieces; -1: none.
 
-    The journal puts the pieces together. Any other syslog takes each for a message of its own: ugly, yet a trace.
+    systemd's journal joins the pieces to lines. Any other syslog makes a message of each piece: ugly, yet a trace.
     """
     for place, kind, greeting in (
         (JOURNAL, socket.SOCK_STREAM, JOURNAL_HEADER),

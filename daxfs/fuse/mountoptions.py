@@ -1,6 +1,6 @@
-"""What one mount was asked for: the options in force, and what they mean to the kernel and to the core.
+"""The options in force on one mount, and their translation for the kernel and for the core.
 
-`options` reads them from what mount(8), fstab(5) and ``daxfs mount -o`` give, by the table in `optiontable`.
+`options` parses them from the lists of mount(8), fstab(5) and ``daxfs mount -o``, by the table in `optiontable`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _ATIME_FLAGS = {
 
 
 def default_poll_seconds() -> float:
-    """Polling needs a processor of its own: off where there is only one."""
+    """Return the default of ``poll=`` in seconds; 0 (off) on one processor, since polling needs one of its own."""
     return DEFAULT_POLL_SECONDS if len(os.sched_getaffinity(0)) > 1 else 0.0
 
 
 def default_wake_microseconds() -> int | None:
-    """0 in a guest, where an idle processor is given back to the host; else what the shallowest state takes.
+    """Return the default of ``wake=`` in microseconds; None is off.
 
-    Off where there is only one processor: then caller and daemon take turns on it, and nobody is woken from sleep.
+    In a guest it is 0, because an idle virtual processor goes back to the host; elsewhere it is the exit latency of the
+    shallowest state. It is off on one processor: caller and daemon take turns there, and no processor sleeps.
     """
     if len(os.sched_getaffinity(0)) == 1:
         return None
@@ -51,26 +52,26 @@ def default_wake_microseconds() -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """One mount's options.
+    """The options of one mount.
 
     Attributes:
         replay: False (``noload``): a read-only mount does not replay the journal.
         atime: ``relatime``, ``strictatime`` or ``noatime``.
-        directory_atime: reading a directory moves its time of access as ``atime`` says.
+        directory_atime: reading a directory updates its access time by the rule of ``atime``.
         grpid: new files take the group of their directory; None: as the superblock says.
         resuid: the user that may take reserved blocks; None: as the superblock says.
-        resgid: the group that may; None: as the superblock says.
+        resgid: the group that may take reserved blocks; None: as the superblock says.
         flags: MS_* of mount(2) that the kernel alone acts on.
         kernel: further options for the kernel (SELinux contexts).
         session: ``kernel`` (our own) or ``pyfuse3``.
-        dax: which files bypass the page cache: ``always``, ``inode`` (those with the flag), ``never``.
-        poll_seconds: how long the session asks again and again after work before it waits; 0 is off.
-        wake_microseconds: while requests come, no processor may sleep so deep that waking takes longer; None is off.
+        dax: which files bypass the page cache: ``always``, ``inode`` (files with the flag), ``never``.
+        poll_seconds: how long the session polls for the next request before it sleeps; 0 is off.
+        wake_microseconds: the longest exit latency of a processor while requests come densely; None: no limit.
         log: a file for messages of the daemon; "" is syslog.
         debug: the log has debug messages too.
         stats: requests are counted and timed from the mount on.
-        trust_owner: accept a pool that others can change; the mount is nosuid and nodev then, whatever else is given.
-        notes: what the log should say of options that change nothing, one line each.
+        trust_owner: accept a pool that others can change; the mount is then nosuid and nodev in any case.
+        notes: lines for the log about options that change nothing.
     """
 
     read_only: bool = False
@@ -97,10 +98,10 @@ class MountOptions:
 
     @property
     def mount_flags(self) -> int:
-        """MS_* for mount(2).
+        """The flags MS_* for mount(2).
 
-        The kernel acts on read-only and on `flags`; it leaves times and durability of a FUSE mount to the daemon, and
-        shows them in /proc/mounts.
+        The kernel acts on MS_RDONLY and on `flags`. It leaves times and durability of a FUSE mount to the daemon, and
+        only shows their flags in /proc/mounts.
         """
         flags = self.flags | _ATIME_FLAGS[self.atime]
         flags |= mounts.MS_RDONLY if self.read_only else 0
@@ -109,7 +110,7 @@ class MountOptions:
         return flags if self.directory_atime else flags | mounts.MS_NODIRATIME
 
     def of_volume(self, mountpoint: str) -> Options:
-        """What the core is told of them."""
+        """Return the options that the core acts on."""
         return Options(
             read_only=self.read_only,
             replay=self.replay,
@@ -125,7 +126,7 @@ class MountOptions:
         )
 
     def listed(self) -> list[str]:
-        """The options that make such a mount, those left to their defaults too."""
+        """List the options that would make the same mount, including those that have their defaults."""
         flags = self.mount_flags
         wake = "off" if self.wake_microseconds is None else self.wake_microseconds
         return [

@@ -1,9 +1,9 @@
-"""Mounts of daxfs in this namespace: finding, making and taking them down with mount(2) and umount(2).
+"""Find, make and remove mounts of daxfs in this namespace, with mount(2) and umount(2).
 
-No FUSE protocol here, and no pyfuse3: the command line uses this module without loading a session. The daemon mounts
-by itself when it may, for two reasons: errors come as an errno, not as text of a helper, and the mount flag for POSIX
-ACLs can be given, which makes the kernel pass on a mode without taking the umask off (fs/fuse/inode.c: ``dont_mask``),
-so that a default ACL can replace the umask as acl(5) wants.
+This module knows neither the FUSE protocol nor pyfuse3, so that the command line need not load a session. The daemon
+calls mount(2) itself when it may, for two reasons. Errors come as an errno and not as a helper's text. And mount(2)
+takes the flag for POSIX ACLs: with it the kernel passes on a mode without applying the umask (fs/fuse/inode.c:
+``dont_mask``), so that a default ACL can replace the umask as acl(5) requires.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ MS_POSIXACL = 1 << 16
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 _HELPER_WORDS = {"ro": MS_RDONLY, "noexec": MS_NOEXEC, "sync": MS_SYNCHRONOUS, "noatime": MS_NOATIME}
-"""Flags that the helper is told as words; it sets nosuid and nodev by itself, and knows no others of ours."""
+"""Flags that the helper takes as words. It sets nosuid and nodev itself, and knows no other flag that daxfs uses."""
 MNT_DETACH = 2
 
 BUSY_SECONDS = 0.2
-"""How long unmounting waits for those who use the mount for a moment only."""
+"""How long unmounting waits for processes that use the mount for a moment only."""
 
 USAGE = 1
 SYSTEM_ERROR = 2
@@ -53,10 +53,10 @@ def _libc() -> ctypes.CDLL:
 
 
 def mount_device(source: str, mountpoint: str, flags: int, options: list[str]) -> int:
-    """Open /dev/fuse and mount it; returns the descriptor that the session reads requests from.
+    """Open /dev/fuse and mount it; return the descriptor that the session reads requests from.
 
     Raises:
-        OSError: mount(2) said no (EPERM: the caller has to ask `HELPER`).
+        OSError: mount(2) failed; after EPERM the caller uses `mount_by_helper`.
     """
     descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -80,10 +80,10 @@ def mount_device(source: str, mountpoint: str, flags: int, options: list[str]) -
 
 
 def mount_by_helper(source: str, mountpoint: str, flags: int, options: list[str]) -> int:
-    """Have the set-uid helper mount; it passes /dev/fuse back through the socket that ``_FUSE_COMMFD`` names.
+    """Mount by the set-uid helper, which passes /dev/fuse back through the socket that ``_FUSE_COMMFD`` names.
 
     Raises:
-        UserError: it refused, in its own words.
+        UserError: the helper is missing or refused; the message has the helper's last line.
     """
     if shutil.which(HELPER) is None:
         raise UserError(f"{HELPER} is not installed; only root mounts without it (apt install fuse3)", SYSTEM_ERROR)
@@ -112,7 +112,7 @@ def mount_by_helper(source: str, mountpoint: str, flags: int, options: list[str]
 
 
 def remount_device(mountpoint: str, flags: int) -> None:
-    """mount(2) with MS_REMOUNT: the mount and its file system have exactly these flags from now on.
+    """Give a mount and its file system exactly these flags, by mount(2) with MS_REMOUNT.
 
     Raises:
         OSError: EBUSY, files are open for writing or removed files are open; EPERM.
@@ -125,14 +125,18 @@ def remount_device(mountpoint: str, flags: int) -> None:
 
 
 def unmount_device(mountpoint: str, flags: int = 0) -> None:
-    """umount2(2)."""
+    """Call umount2(2).
+
+    Raises:
+        OSError: umount2(2) failed.
+    """
     if _libc().umount2(os.fsencode(mountpoint), flags) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), mountpoint)
 
 
 def top_mount(mountpoint: str) -> Mount | None:
-    """What is mounted on ``mountpoint`` (a real path); the topmost when there is more than one."""
+    """Return the mount on ``mountpoint`` (a real path), the topmost if there are several; None if there is none."""
     found = None
     for mount in read_mounts():
         if mount.mountpoint == mountpoint:
@@ -141,7 +145,7 @@ def top_mount(mountpoint: str) -> Mount | None:
 
 
 def real_mountpoint(mountpoint: str) -> str:
-    """The real path of a mountpoint. Its last component is not looked at: the daemon behind it may be gone."""
+    """Return the real path of a mountpoint, without accessing a mounted last component: its daemon may have ended."""
     parent, name = os.path.split(os.path.abspath(mountpoint))
     place = os.path.join(os.path.realpath(parent), name)
     if top_mount(place) is None and os.path.islink(mountpoint):
@@ -150,10 +154,10 @@ def real_mountpoint(mountpoint: str) -> str:
 
 
 def check_mountpoint(mountpoint: str) -> str:
-    """The real path of a directory that can be mounted on.
+    """Return the real path of a directory that can be mounted on.
 
     Raises:
-        UserError: missing, no directory, or left behind by a daemon that ended.
+        UserError: the path is missing, is not a directory, or is the mountpoint of a daemon that ended.
     """
     try:
         # An open is the cheapest call that the kernel's caches can't answer for a daemon that is gone.
@@ -168,13 +172,17 @@ def check_mountpoint(mountpoint: str) -> str:
                 f"mountpoint {mountpoint} is left from a daemon that ended; first: daxfs umount {mountpoint}",
                 MOUNT_FAILED,
             ) from None
-        if error.errno != errno.EACCES:  # Mounting on what one may not read is the kernel's to judge.
+        if error.errno != errno.EACCES:  # The kernel decides whether an unreadable directory may be mounted on.
             raise UserError(f"mountpoint {mountpoint}: {error.strerror}", USAGE) from None
     return os.path.realpath(mountpoint)
 
 
 def check_device() -> None:
-    """Refuse early, with one line, where FUSE is not to be had."""
+    """Check that FUSE is available to this process.
+
+    Raises:
+        UserError: /dev/fuse is missing or not accessible, or an ordinary user has no helper.
+    """
     if not os.path.exists(DEVICE):
         raise UserError(
             f"{DEVICE} does not exist; load the module (modprobe fuse) or give it to the container (--device {DEVICE})",
@@ -199,12 +207,13 @@ def _unmount_patiently(mountpoint: str, flags: int) -> None:
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Take a mount of daxfs down, as root by umount(2), else through the helper.
+    """Unmount a mount of daxfs: root by umount2(2), other users by the helper.
 
-    A mount is also busy while somebody just looks at it (statfs(2) of a table of mounts), so it gets `BUSY_SECONDS`.
+    A mount is also busy for the moment of a statfs(2) by a program that lists mounts, so EBUSY is retried for
+    `BUSY_SECONDS`.
 
     Raises:
-        UserError: busy, or not allowed.
+        UserError: the mount is busy, or the caller may not unmount it.
     """
     try:
         _unmount_patiently(mountpoint, MNT_DETACH if lazy else 0)

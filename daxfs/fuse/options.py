@@ -1,7 +1,7 @@
-"""The options of a mount, as mount(8), fstab(5) and ``daxfs mount -o`` give them.
+"""Parse the options of a mount, as mount(8), fstab(5) and ``daxfs mount -o`` give them, into `MountOptions`.
 
-Pure parsing, into `MountOptions`. What each option means is in `optiontable`. An option that nobody knows is refused,
-because an option that is silently ignored is worse than an error.
+`optiontable` has the meaning of each option. An unknown option is refused: an option that is silently ignored is worse
+than an error.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from daxfs.fuse.mountoptions import MountOptions
 from daxfs.fuse.optiontable import Kind, Option
 
 REMOUNT = "remount"
-"""The option that makes of a mount a change of one."""
+"""The option with which a mount command changes an existing mount."""
 _OF_THE_KERNEL = frozenset({REMOUNT, "fd", "rootmode", "user_id", "group_id", "max_read", "blksize", "seclabel"})
-"""What mount(8) takes from /proc/self/mountinfo when it remounts: the kernel says so of a mount, nobody changes it."""
+"""Options that mount(8) copies from /proc/self/mountinfo into a remount. The kernel shows them; nobody changes them."""
 
 _OPTION = re.compile(r'(?:"[^"]*"?|[^,"])+')
 
 
 def split(given: Iterable[str]) -> list[str]:
-    """Options one by one, of lists with commas; one between double quotes is a value's (SELinux labels have them)."""
+    """Split lists of options at commas. A comma between double quotes belongs to a value (SELinux labels have them)."""
     return [option for text in given for option in _OPTION.findall(text)]
 
 
 def parse(given: Iterable[str]) -> MountOptions:
-    """Read option lists (``"ro,commit=30"``); later ones win.
+    """Parse option lists (``"ro,commit=30"``); a later option overrides an earlier one.
 
     Raises:
         UserError: an unknown or refused option, or a bad value.
@@ -43,10 +43,10 @@ def parse(given: Iterable[str]) -> MountOptions:
 
 
 def remounted(current: MountOptions, given: Iterable[str]) -> MountOptions:
-    """The options of a mount after ``remount`` with those given; what is not mentioned stays.
+    """Return the options of a mount after ``remount`` with the given lists; options not given keep their values.
 
     Raises:
-        UserError: as `parse`; or an option would change that holds for as long as a mount lives.
+        UserError: as `parse`; or an option would change that is fixed for the lifetime of a mount.
     """
     found = replace(current, notes=())
     for text in split(given):

@@ -1,8 +1,8 @@
-"""What every session does besides answering requests: the mount, commits in time, an end on signals or failure.
+"""The duties of every session besides answering requests: mounting, periodic commits, ending on a signal or a failure.
 
-A session ends in one of three ways: the file system is unmounted from outside; SIGTERM, SIGINT or SIGHUP ask for a
-clean end, which unmounts; or an exception that interrupted a change aborts the journal and leaves the mountpoint in
-place, so that nobody takes an empty directory for the files (`SessionFailed`).
+A session ends in one of three ways. The file system is unmounted from outside. Or SIGTERM, SIGINT or SIGHUP requests a
+clean end, and the session unmounts. Or an exception interrupts a change: the session aborts the journal and leaves the
+mountpoint in place, so that nobody mistakes an empty directory for the files (`SessionFailed`).
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ log = logging.getLogger("daxfs.fuse")
 LONGEST_TICK_SECONDS = 1.0
 SHORTEST_TICK_SECONDS = 0.1
 LOOK_SECONDS = 1.5
-"""The shortest time between two looks for other owners of the pool: with ticks of a second, every second one looks."""
+"""The shortest time between two checks for other owners of the pool: every second tick checks if ticks take 1 s."""
 LAST_SECONDS = 30
 """How long a process may take to end after its session failed."""
 
 
 class SessionFailed(Exception):
-    """The session met an exception that nobody expected; the journal is aborted, the mountpoint left in place."""
+    """An unexpected exception ended the session: the journal is aborted, and the mountpoint is left in place."""
 
 
 class Attachment:
-    """A mount that a session has made: by mount(2) where it may, else through the helper.
+    """The mount of one session, made by mount(2) where the process may, else by the helper.
 
     Attributes:
-        descriptor: of /dev/fuse; the session's to close.
+        descriptor: of /dev/fuse; the session closes it.
 
     Raises:
         UserError: the mount was refused.
@@ -65,7 +65,7 @@ class Attachment:
         self._mounted = mounts.top_mount(mountpoint)
 
     def detach(self) -> None:
-        """Take it away, if it is still there. Its connection is closed already: nothing is lost if that fails."""
+        """Unmount, if the mount still exists. Its connection is closed already, so a failure loses nothing."""
         if self._mounted is None or mounts.top_mount(self._mountpoint) != self._mounted:
             return
         try:
@@ -74,7 +74,7 @@ class Attachment:
             else:
                 mounts.unmount_device(self._mountpoint, mounts.MNT_DETACH)
         except (UserError, OSError) as error:
-            log.warning("%s stays behind: %s", self._mountpoint, error)
+            log.warning("%s stays mounted: %s", self._mountpoint, error)
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
     stop: Callable[[], None],
     ready: Callable[[], None],
 ) -> None:
-    """Serve until the end.
+    """Run ``serve``, periodic commits and the handling of signals, until ``serve`` returns.
 
     Args:
         core: the open file system.
@@ -94,9 +94,9 @@ def run(
         ready: called before the first request is answered.
 
     Raises:
-        SessionFailed: see above.
+        SessionFailed: an exception came out of one of them.
     """
-    # What is loaded by now stays: the collector need not look through it again while requests wait.
+    # All objects loaded by now stay alive: frozen, they cost no collection while requests wait.
     gc.collect()
     gc.freeze()
     with failing(core, mountpoint):
@@ -105,10 +105,10 @@ def run(
 
 @contextmanager
 def failing(core: FileSystem, mountpoint: str) -> Iterator[None]:
-    """Whatever comes out of the body ends the session: nothing is changed from then on, and the process ends soon.
+    """End the session if the body raises: the core is aborted, and a timer kills the process after `LAST_SECONDS`.
 
     Raises:
-        SessionFailed: something came out.
+        SessionFailed: the body raised an exception, which is the cause of this one.
     """
     try:
         yield
@@ -116,7 +116,7 @@ def failing(core: FileSystem, mountpoint: str) -> Iterator[None]:
         end_by(LAST_SECONDS)
         core.abort(error)
         log.critical(
-            "the session failed: nothing is stored any more, the journal will be replayed; %s stays mounted",
+            "the session failed: no changes are stored from now on, the journal will be replayed; %s stays mounted",
             mountpoint,
             exc_info=error,
         )
@@ -124,10 +124,10 @@ def failing(core: FileSystem, mountpoint: str) -> Iterator[None]:
 
 
 def end_by(seconds: int) -> None:
-    """Have the kernel end this process after some seconds.
+    """Let the kernel kill this process after some seconds, by SIGALRM.
 
-    A process without memory may not even come to its end: what it does for that needs memory too. A timer needs none.
-    Nobody handles its signal but the fault handler (`logs.start`), which leaves a traceback.
+    A process that has run out of memory may be unable to exit, since exiting needs memory too. A timer needs none. Only
+    the fault handler (`logs.start`) handles the signal: it writes a traceback.
     """
     signal.alarm(seconds)
 
@@ -147,24 +147,24 @@ async def _run(
 
 
 def tick_seconds(commit_seconds: float) -> float:
-    """How often to ask the core whether a commit is due: often enough to keep the promise within a fifth."""
+    """Return the interval at which to ask the core whether a commit is due: a fifth of ``commit=``, within bounds."""
     return min(LONGEST_TICK_SECONDS, max(SHORTEST_TICK_SECONDS, commit_seconds / 5))
 
 
 async def _tick(core: FileSystem) -> None:
-    """Let the core commit when it is time. A refusal is logged: the core has turned read-only if it had to."""
-    look_at = 0.0
+    """Let the core commit when a commit is due. A refusal is logged: the core turned read-only if it had to."""
+    check_at = 0.0
     while True:
         await trio.sleep(tick_seconds(core.options.commit_interval))
         try:
-            if trio.current_time() >= look_at:
-                look_at = trio.current_time() + LOOK_SECONDS
+            if trio.current_time() >= check_at:
+                check_at = trio.current_time() + LOOK_SECONDS
                 core.look_for_owners()
             core.tick()
         except FsError as error:
             logs.unanswered("commit", error)
         except Exception as error:
-            unexpected.refusal(core, error, "looking whether a commit is due")
+            unexpected.refusal(core, error, "the periodic commit")
         logs.flush()
 
 

@@ -1,9 +1,9 @@
-"""Exceptions that nobody expected: what becomes of the request that met one, and of the mount.
+"""Handle unexpected exceptions: refuse one request, or end the session.
 
-The core refuses with `FsError`; anything else is a bug, or memory that ran out. Where no change of metadata was under
-way, nothing is half done: the request gets an errno, and everybody else's files stay there. Where one was, the caches
-above the journal can't be trusted any more: the exception goes on and ends the session (`daxfs.fuse.serving`). Both
-sessions call `refusal` from the one place where they translate errors.
+The core refuses with `FsError`; any other exception is a bug, or memory ran out. If the exception did not interrupt a
+change of metadata, nothing is half done: the request gets an errno, and the mount goes on for everybody else. If it
+did, the caches above the journal can no longer be trusted: the exception is raised again and ends the session
+(`daxfs.fuse.serving`). Each session calls `refusal` from the one place where it translates errors.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ log = logging.getLogger("daxfs.fuse")
 
 
 def refusal(core: FileSystem, error: Exception, what: str) -> FsError:
-    """The refusal of a request that met ``error``: ENOMEM where memory ran out, else EIO, and a traceback in the log.
+    """Return the refusal of a request that met ``error``: ENOMEM if memory ran out, else EIO. It is logged.
 
     Args:
         core: the file system.
-        error: no `FsError`.
+        error: any exception but `FsError`.
         what: the request, for the log.
 
     Raises:
-        Exception: ``error`` itself; it interrupted a change, or the journal was aborted by it.
+        Exception: ``error`` itself; it interrupted a change, or it aborted the journal.
     """
     if core.interrupted:
         raise error
     if isinstance(error, MemoryError):
-        traceback.clear_frames(error.__traceback__)  # what was gathered so far is given back
+        traceback.clear_frames(error.__traceback__)  # frees the objects that the interrupted request had collected
         log.error("%s: out of memory", what)
         return FsError(errno.ENOMEM)
     log.error("%s: a bug in daxfs; this request is refused, the mount goes on", what, exc_info=error)

@@ -47,8 +47,8 @@ FIRST_WORD = 0xFFFFFFFF
 
 LOSSES = {
     "DIRECT_IO_ALLOW_MMAP": "no shared mappings",
-    "HANDLE_KILLPRIV_V2": "set-id bits go by who opened",
-    "SETXATTR_EXT": "leaves the set-group-id bit",
+    "HANDLE_KILLPRIV_V2": "by the opener's rights",
+    "SETXATTR_EXT": "keeps the set-group-id bit",
     "CREATE_SUPP_GROUP": "supplementary groups are unknown",
     "POSIX_ACL": "no POSIX ACLs",
 }

@@ -50,7 +50,7 @@ class Spared:
         self.now = 100.0
         monkeypatch.setattr(logs, "monotonic", lambda: self.now)
         self.kept = Kept()
-        self.handler = logs.Sparing(self.kept)
+        self.handler = logs.RateLimit(self.kept)
         self.log = logging.Logger("test")
         self.log.addHandler(self.handler)
 

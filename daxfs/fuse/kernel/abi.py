@@ -1,8 +1,8 @@
 """The messages of the kernel's FUSE protocol: opcodes, flags and layouts, by the kernel's names. No behaviour.
 
-All integers are in the machine's byte order. Every request begins with `IN_HEADER`, its arguments with a layout of
-named fields; what follows them begins at ``BODY + LAYOUT.size``. Every answer begins with `OUT_HEADER`, its body is a
-``struct.Struct`` whose fields stand in the order of the C structure beside it; padding is a field or ``x``.
+All integers are in the machine's byte order. A request is `IN_HEADER`, then the arguments in a `Layout` of named
+fields, then names or data from ``BODY + LAYOUT.size`` on. An answer is `OUT_HEADER`, then a body packed by a
+``struct.Struct``, whose fields have the order of the C structure named beside it; padding is a field or ``x``.
 
 Source: include/uapi/linux/fuse.h, protocol 7.31 to 7.45.
 """
@@ -19,13 +19,13 @@ MAJOR = 7
 MINOR = 45
 """The newest protocol whose messages are described here."""
 OLDEST_MINOR = 31
-"""Linux 5.4."""
+"""The oldest protocol that daxfs supports: Linux 5.4."""
 ROOT_ID = 1
 MIN_READ_BUFFER = 8192
 
 
 class Opcode(IntEnum):
-    """What a request asks for (enum fuse_opcode)."""
+    """The operation that a request asks for (enum fuse_opcode)."""
 
     LOOKUP = 1
     FORGET = 2
@@ -81,7 +81,7 @@ class Opcode(IntEnum):
 
 
 class Init(IntFlag):
-    """Capabilities, offered by INIT and accepted by its answer (FUSE_* flags; bits 32 and up travel in ``flags2``)."""
+    """Capabilities that INIT offers and its answer accepts (FUSE_* flags; ``flags2`` carries bits 32 and up)."""
 
     ASYNC_READ = 1 << 0
     POSIX_LOCKS = 1 << 1
@@ -128,7 +128,7 @@ class Init(IntFlag):
 
 
 class SetAttr(IntFlag):
-    """Which fields of a SETATTR count (FATTR_*)."""
+    """The valid fields of a SETATTR (FATTR_*)."""
 
     MODE = 1 << 0
     UID = 1 << 1
@@ -157,17 +157,17 @@ SETXATTR_ACL_KILL_SGID = 1 << 0
 IOCTL_COMPAT = 1 << 0
 
 NOTIFY_INVAL_INODE = 2
-"""Notifications are answers to no request: unique 0, and this code where an error would stand."""
+"""The code of a notification. A notification is an answer with ``unique`` 0 and its code in the field ``error``."""
 
 EXT_GROUPS = 32
-"""The extension that names a supplementary group (FUSE_EXT_GROUPS)."""
+"""The type of the extension that names a supplementary group (FUSE_EXT_GROUPS)."""
 
 
-# Requests: a named type for each structure, and where it lies in a message
+# Requests: a named type for each structure, then the layouts with their offsets
 
 
 class InHeader(NamedTuple):
-    """fuse_in_header: every request begins with it."""
+    """fuse_in_header, the beginning of every request."""
 
     len: U32
     opcode: U32
@@ -181,7 +181,7 @@ class InHeader(NamedTuple):
 
 
 class InitIn(NamedTuple):
-    """fuse_init_in, as far as every kernel sends it."""
+    """The first fields of fuse_init_in, which every kernel sends."""
 
     major: U32
     minor: U32
@@ -190,7 +190,7 @@ class InitIn(NamedTuple):
 
 
 class InitInExt(NamedTuple):
-    """The rest of fuse_init_in, with INIT_EXT."""
+    """The rest of fuse_init_in, which a kernel with INIT_EXT sends."""
 
     flags2: U32
 
@@ -273,7 +273,7 @@ class OpenIn(NamedTuple):
 
 
 class CreateIn(NamedTuple):
-    """fuse_create_in, of TMPFILE too."""
+    """fuse_create_in, for CREATE and TMPFILE."""
 
     flags: U32
     mode: U32
@@ -291,7 +291,7 @@ class ReleaseIn(NamedTuple):
 
 
 class ReadIn(NamedTuple):
-    """fuse_read_in, of READDIR and READDIRPLUS too."""
+    """fuse_read_in, for READ, READDIR and READDIRPLUS."""
 
     fh: U64
     offset: U64
@@ -330,7 +330,7 @@ class SetxattrIn(NamedTuple):
 
 
 class SetxattrInExt(NamedTuple):
-    """fuse_setxattr_in."""
+    """fuse_setxattr_in with SETXATTR_EXT."""
 
     size: U32
     flags: U32
@@ -339,7 +339,7 @@ class SetxattrInExt(NamedTuple):
 
 
 class GetxattrIn(NamedTuple):
-    """fuse_getxattr_in, of LISTXATTR too."""
+    """fuse_getxattr_in, for GETXATTR and LISTXATTR."""
 
     size: U32
     padding: U32
@@ -406,7 +406,7 @@ class StatxIn(NamedTuple):
 
 IN_HEADER = Layout(InHeader, 0)
 BODY = IN_HEADER.size
-"""Where the arguments of a request begin."""
+"""The offset of a request's arguments."""
 
 INIT_IN = Layout(InitIn, BODY)
 INIT_IN_EXT = Layout(InitInExt, BODY + INIT_IN.size, unused=44)
@@ -434,11 +434,11 @@ LSEEK_IN = Layout(LseekIn, BODY)
 COPY_FILE_RANGE_IN = Layout(CopyFileRangeIn, BODY)
 STATX_IN = Layout(StatxIn, BODY)
 
-# Answers, and what follows the arguments of a request
+# Answers, and the structures that follow the arguments of a request
 
 OUT_HEADER = Struct("=IiQ")  # len error unique
 EXT_HEADER = Struct("=II")  # size type
-SUPP_GROUPS = Struct("=I")  # nr_groups, then so many u32
+SUPP_GROUPS = Struct("=I")  # nr_groups; nr_groups u32 follow
 FORGET_ONE = Struct("=QQ")  # nodeid nlookup
 
 INIT_OUT = Struct("=IIIIHHIIHHII24x")

@@ -1,4 +1,4 @@
-"""Handlers of attributes: stat, statx, changes, extended attributes, access, statfs."""
+"""Handlers of attributes: stat, statx, setattr, extended attributes, access, statfs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
 
 (MODE, UID, GID, SIZE, ATIME, MTIME, _, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
-"""Plain numbers: a flag's own ``&`` takes half a microsecond, and every change of attributes asks for all of them."""
+"""Plain integers: ``&`` of an IntFlag takes half a microsecond, and every SETATTR tests all of them."""
 
 
 def getattr_(connection: Connection, request: Request) -> bytes:
-    """stat(2)."""
+    """Answer GETATTR: stat(2)."""
     return connection.attributes(connection.core.getattr(request.ino))
 
 
 def statx(connection: Connection, request: Request) -> bytes:
-    """statx(2), asked when somebody wants the time of birth."""
+    """Answer STATX: statx(2) with the birth time; the kernel sends GETATTR for a statx(2) without it."""
     request.arguments(abi.STATX_IN)
     found = connection.core.getattr(request.ino)
     dax = stat.S_ISREG(found.mode) and connection.core.uses_dax(found.ino)
@@ -37,7 +37,7 @@ def statx(connection: Connection, request: Request) -> bytes:
 
 
 def setattr_(connection: Connection, request: Request) -> bytes:
-    """Changes of mode, owner, size and times."""
+    """Change mode, owner, size and times."""
     given = request.arguments(abi.SETATTR_IN)
     valid = given.valid
     if max(given.atimensec, given.mtimensec, given.ctimensec) >= BILLION:
@@ -64,12 +64,12 @@ def setattr_(connection: Connection, request: Request) -> bytes:
 
 
 def nanoseconds(seconds: int, rest: int) -> int:
-    """A time of the protocol, whose seconds are signed."""
+    """Convert a time of the protocol, whose seconds are signed 64-bit numbers, to nanoseconds."""
     return (seconds - (1 << 64) if seconds >> 63 else seconds) * BILLION + rest
 
 
 def access(connection: Connection, request: Request) -> bytes:
-    """access(2); not asked as long as the kernel checks rights."""
+    """Answer ACCESS: access(2). The kernel does not send it while it checks permissions itself."""
     mask = request.arguments(abi.ACCESS_IN).mask
     if not connection.core.access(request.ino, mask & (os.R_OK | os.W_OK | os.X_OK), request.caller()):
         raise FsError(errno.EACCES)
@@ -77,27 +77,27 @@ def access(connection: Connection, request: Request) -> bytes:
 
 
 def statfs(connection: Connection, _request: Request) -> bytes:
-    """statfs(2): what waits to be freed counts as free."""
+    """Answer STATFS: statfs(2). Waiting forgets are processed first, so that removed files count as free."""
     connection.process_forgets()
     return encoding.statfs_out(connection.core.statfs())
 
 
 def getxattr(connection: Connection, request: Request) -> bytes:
-    """The value of an attribute, or its size when the caller has no room at all."""
+    """Return the value of an extended attribute, or its size if the caller's buffer has size 0."""
     room = request.arguments(abi.GETXATTR_IN).size
     name = request.name(BODY + abi.GETXATTR_IN.size)
     return sized(connection.core.getxattr(request.ino, name), room)
 
 
 def listxattr(connection: Connection, request: Request) -> bytes:
-    """The names of all attributes, each with a zero byte."""
+    """Return the names of all extended attributes, each with a zero byte, or their size for a buffer of size 0."""
     room = request.arguments(abi.GETXATTR_IN).size
     names = connection.core.listxattr(request.ino, request.caller())
     return sized(b"".join(name + b"\0" for name in names), room)
 
 
 def sized(value: bytes, room: int) -> bytes:
-    """What fits, what is asked, or ERANGE."""
+    """Return the value if it fits into ``room`` bytes, or its size if ``room`` is 0; ERANGE if it does not fit."""
     if not room:
         return abi.GETXATTR_OUT.pack(len(value))
     if len(value) > room:
@@ -106,7 +106,7 @@ def sized(value: bytes, room: int) -> bytes:
 
 
 def setxattr(connection: Connection, request: Request) -> bytes:
-    """Set an attribute; whether an ACL takes S_ISGID away is the kernel's to say, if it can."""
+    """Set an extended attribute. With SETXATTR_EXT the kernel decides whether an ACL clears S_ISGID."""
     given = request.arguments(abi.SETXATTR_IN)
     at, kill_set_gid = BODY + abi.SETXATTR_IN.size, None
     if connection.agreement.has(Init.SETXATTR_EXT):
@@ -119,7 +119,7 @@ def setxattr(connection: Connection, request: Request) -> bytes:
 
 
 def removexattr(connection: Connection, request: Request) -> bytes:
-    """Remove an attribute."""
+    """Remove an extended attribute."""
     connection.core.removexattr(request.ino, request.name())
     return b""
 

@@ -34,23 +34,24 @@ Answer = bytes | memoryview | None
 Handler = Callable[["Connection", Request], Answer]
 
 MOST_OUTDATED = 4096
+"""The most inodes in `Connection.outdated`; a full set is emptied."""
 MOST_FORGETS = 4096
-"""So many wait at most."""
+"""The number of waiting forgets at which all of them are processed."""
 
 
 def unknown_handle(handle: int) -> FsError:
-    """The refusal of a file handle that the kernel was not given, or has given back."""
+    """Return the refusal (EBADF) of a file handle that was never given to the kernel, or is released."""
     return FsError(errno.EBADF, f"file handle {handle}")
 
 
 class RequestCounting(Protocol):
-    """What counts and times the requests of a connection (`statistics.Counting`)."""
+    """The interface of `statistics.Counting`, which counts and times the requests of a connection."""
 
     def keep(self) -> None:
-        """Somebody has asked."""
+        """Postpone the end of counting."""
 
     def piece(self, snapshot: int, offset: int, *, fresh: bool) -> bytes:
-        """A piece of the answer."""
+        """Return a piece of the statistics."""
 
 
 class Connection:
@@ -59,17 +60,17 @@ class Connection:
     Attributes:
         core: the file system.
         files: open files by handle.
-        agreement: what INIT settled.
-        notify: sends a message that answers no request: (code, body).
+        agreement: the result of INIT.
+        notify: sends a notification (code, body), which answers no request.
         options: in force.
-        caches_data: files without DAX are opened for the kernel's page cache; settled for as long as the mount lives.
-        block_size: of the pool, which stat(2) shows.
-        ended: DESTROY has come.
-        outdated: inodes whose attributes the kernel was told to forget because of stores, and was not given since.
-        forgets: nodes and lookups that wait to be settled; always the same list.
-        postponing: requests that found the pool full, and when they are answered.
-        table: the handlers by opcode; its own, since counting changes it.
-        counting: what counts requests, while somebody wants to know.
+        caches_data: files without DAX are opened for the kernel's page cache; fixed for the lifetime of the mount.
+        block_size: of the pool; stat(2) shows it.
+        ended: DESTROY was received.
+        outdated: inodes whose attributes were invalidated because clients stored, and were not sent since.
+        forgets: (node, lookups) of the forgets that wait; always the same list.
+        postponing: the requests that found the pool full.
+        table: the handlers by opcode; the connection's own dict, since counting changes it.
+        counting: counts requests; None while nobody asks.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Connection:
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
         self.options = options or MountOptions()
-        # A read that the page cache answers does not come here, so with strictatime all files bypass it.
+        # The daemon does not see a read that the page cache answers, so with strictatime all files bypass the cache.
         self.caches_data = self.options.dax != "always" and self.options.atime != "strictatime"
         self.block_size = core.statfs().block_size
         self.ended = False
@@ -97,7 +98,7 @@ class Connection:
         self.postponing = Postponing(core)
 
     def opened(self, request: Request, file: OpenFile) -> bytes:
-        """Give an open file its handle: fuse_open_out."""
+        """Give an open file a handle; return fuse_open_out."""
         handle = next(self._handles)
         self.files[handle] = file
         request.undo = partial(self.closed, handle)
@@ -106,32 +107,32 @@ class Connection:
         return abi.OPEN_OUT.pack(handle, abi.FOPEN_KEEP_CACHE, 0)
 
     def file(self, handle: int) -> OpenFile:
-        """The open file of a handle (EBADF)."""
+        """Return the open file of a handle; EBADF if there is none."""
         try:
             return self.files[handle]
         except KeyError:
             raise unknown_handle(handle) from None
 
     def closed(self, handle: int) -> None:
-        """The kernel has closed an open file."""
+        """Release the open file of a handle that the kernel has closed."""
         file = self.file(handle)
         del self.files[handle]
         self.core.release(file)
 
     def forget(self, node: int, lookups: int) -> None:
-        """The kernel remembers a node ``lookups`` times less."""
+        """Queue the forget of ``lookups`` lookups of a node."""
         self.forgets.append((node, lookups))
         if len(self.forgets) >= MOST_FORGETS:
             self.process_forgets()
 
     def reclaim(self) -> bool:
-        """Give back the files that the kernel has forgotten, since the pool is full; whether there were any."""
+        """Process all waiting forgets, since the pool is full; return whether there were any."""
         waiting = bool(self.forgets)
         self.process_forgets()
         return waiting
 
     def process_forgets(self, most: int = MOST_FORGETS) -> None:
-        """Do up to ``most`` of the forgets that wait. A forget has no answer, so a refusal is only logged."""
+        """Process up to ``most`` waiting forgets. A forget has no answer, so a refusal is only logged."""
         waiting = self.forgets[:most]
         del self.forgets[:most]
         unpin = self.core.unpin
@@ -144,11 +145,11 @@ class Connection:
                 unexpected.refusal(self.core, error, f"forgetting inode {node}")
 
     def invalidate_attributes(self, ino: int) -> None:
-        """Make the kernel ask again for the attributes of an inode."""
+        """Invalidate the attributes of an inode in the kernel, which then requests them when it needs them."""
         self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(encoding.node_of(ino), -1, 0))
 
     def invalidate_attributes_once(self, ino: int) -> None:
-        """Attributes moved without the kernel; it is told once, until it has been given them again."""
+        """Invalidate the attributes of an inode that clients have changed, unless they are invalid already."""
         if ino not in self.outdated:
             self.invalidate_attributes(ino)
             if len(self.outdated) >= MOST_OUTDATED:
@@ -156,21 +157,21 @@ class Connection:
             self.outdated.add(ino)
 
     def attributes(self, found: Attributes) -> bytes:
-        """fuse_attr_out: the kernel knows them from now on."""
+        """Return fuse_attr_out; the inode's attributes in the kernel are valid from now on."""
         self.outdated.discard(found.ino)
         return encoding.attr_out(found, self.block_size)
 
     def entry(self, found: Attributes) -> bytes:
-        """fuse_entry_out; so it does of these."""
+        """Return fuse_entry_out; the inode's attributes in the kernel are valid from now on."""
         self.outdated.discard(found.ino)
         return encoding.entry_out(found, self.block_size)
 
     def close_all(self, *, unmounted: bool) -> None:
-        """Close what is still open when the session ends; all of it, even if the pool is damaged.
+        """Close all files that are still open when the session ends, even if the pool is damaged.
 
         Args:
-            unmounted: the kernel has closed all files. An unmount can overtake the messages that say so (RELEASE), and
-                the leases of these files have ended. Otherwise clients go on without the daemon.
+            unmounted: the kernel has closed all files, so their leases have ended; the unmount may have overtaken
+                their RELEASE. If False, clients go on without the daemon.
         """
         self.process_forgets()
         if not unmounted:

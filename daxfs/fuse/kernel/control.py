@@ -1,4 +1,4 @@
-"""Handlers of the connection itself: INIT, DESTROY, INTERRUPT, SYNCFS, and what the kernel is told not to ask again."""
+"""Handlers of the connection itself: INIT, DESTROY, INTERRUPT, SYNCFS, and the requests that daxfs does not need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("daxfs.fuse")
 
 
 def init(connection: Connection, request: Request) -> bytes:
-    """The handshake."""
+    """Answer INIT, the handshake, and log what this kernel lacks."""
     given = request.arguments(abi.INIT_IN)
     offered, more = given.flags, BODY + abi.INIT_IN.size
     if offered & Init.INIT_EXT and more + abi.INIT_IN_EXT.size <= request.end:
@@ -42,24 +42,24 @@ def init(connection: Connection, request: Request) -> bytes:
 
 
 def destroy(connection: Connection, _request: Request) -> bytes:
-    """The last request of a connection."""
+    """Answer DESTROY, the last request of a connection."""
     connection.ended = True
     return b""
 
 
 def interrupt(_connection: Connection, _request: Request) -> None:
-    """The caller of a request has a signal. Every request is answered before the next is read, so there is nothing."""
+    """Ignore an INTERRUPT: every request is answered before the next is read, so no request can be interrupted."""
     return
 
 
 def syncfs(connection: Connection, _request: Request) -> bytes:
-    """syncfs(2)."""
+    """Answer SYNCFS: syncfs(2)."""
     connection.core.sync()
     return b""
 
 
 def needless(_connection: Connection, _request: Request) -> bytes:
-    """ENOSYS: done, and the kernel need not ask again (FLUSH: closing makes nothing durable; POLL: always ready)."""
+    """Return ENOSYS, so that the kernel sends no more FLUSH (closing makes nothing durable) and POLL (always ready)."""
     raise FsError(errno.ENOSYS)
 
 

@@ -1,8 +1,8 @@
-"""The descriptor of /dev/fuse: one request in, one answer out, and how to wait in between.
+"""The descriptor of /dev/fuse: read one request, write one answer, and wait in between.
 
-Waiting decides the speed of small requests. The event loop's own wait costs more than a request, so while requests
-come the device waits by itself, for at most 10 ms: in poll(2), which costs no processor time, or after asking
-again and again for a while (`polling.py` chooses).
+Waiting decides the speed of small requests. The event loop's own wait costs more than a request. So while requests come
+the device waits itself, for at most 10 ms: in poll(2), which costs no processor time, or in poll(2) after a while of
+spinning (`polling.py` chooses).
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from daxfs.fuse.kernel import abi
 LINGER_MILLISECONDS = 10
 SPINS_BEFORE_YIELD = 16
 NOT_NOW = (errno.EAGAIN, errno.EINTR, errno.ENOENT)
-"""read(2): nothing there, or the request was interrupted before it was read."""
+"""Errors of readv(2): there is no request, or the request was interrupted before it was read."""
 ENDED = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
-"""Unmounted, or the connection was aborted."""
+"""Errors of both calls: the file system was unmounted, or the connection was aborted."""
 UNWANTED = (errno.ENOENT, errno.EINTR, *ENDED)
-"""writev(2): nobody waits for the answer any more."""
+"""Errors of writev(2): the caller no longer waits for the answer."""
 
 
 class Device:
     """One connection to the kernel.
 
-    The loop of the session reads, writes and polls by itself, since a call in between costs as much as a tenth of a
-    request; what it needs for that is here, and what to do when it fails.
+    The session's loop calls readv, writev and poll directly, since a method call costs a tenth of a request. This class
+    has their arguments and handles their errors.
 
     Attributes:
         descriptor: of /dev/fuse, not blocking.
-        buffer: the request that was received last.
-        buffers: the same, for readv(2).
-        poll: asks whether a request is there, waiting so many milliseconds.
-        spin_seconds: how long `spin` asks.
+        buffer: holds the request that was received last.
+        buffers: a list of this buffer, for readv(2).
+        poll: polls the descriptor, with a timeout in milliseconds.
+        spin_seconds: how long `spin` polls.
         ended: no request will ever come again.
-        unmounted: because the last mount of it is gone, and with it every open file and mapping.
+        unmounted: it ended because the last mount is gone, and with it every open file and mapping.
     """
 
     def __init__(self, descriptor: int, size: int, spin_seconds: float) -> None:
         self.descriptor = descriptor
         os.set_blocking(descriptor, False)
-        # The data of a WRITE begins with a page, and so is copied by pages on both sides.
+        # The data of a WRITE begins on a page boundary, so that both sides copy whole pages.
         before = mmap.PAGESIZE - abi.IN_HEADER.size - abi.WRITE_IN.size
         self.buffer = memoryview(mmap.mmap(-1, before + size))[before:]
         self.spin_seconds = spin_seconds
@@ -56,7 +56,7 @@ class Device:
         self.poll = poller.poll
 
     def not_received(self, error: OSError) -> None:
-        """readv(2) failed: there is no request now, or there never will be one (``ended``)."""
+        """Handle a failed readv(2): there is no request now, or (``ended``) there never will be one."""
         if error.errno in ENDED:
             self.ended = True
             self.unmounted = error.errno == errno.ENODEV
@@ -64,19 +64,19 @@ class Device:
             raise error
 
     def not_sent(self, error: OSError) -> None:
-        """writev(2) failed: nobody wants the answer any more."""
+        """Handle a failed writev(2): pass if the caller no longer waits for the answer, else raise the error."""
         if error.errno not in UNWANTED:
             raise error
 
     def notify(self, code: int, body: bytes) -> None:
-        """Send a message that answers no request."""
+        """Send a notification, a message that answers no request."""
         try:
             os.writev(self.descriptor, (abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body))
         except OSError as error:
             self.not_sent(error)
 
     def spin(self) -> bool:
-        """Ask again and again whether there is a request, for `spin_seconds` at most."""
+        """Poll without sleeping for `spin_seconds` at most; return whether there is a request."""
         poll = self.poll
         end = perf_counter() + self.spin_seconds
         while perf_counter() < end:
@@ -87,5 +87,5 @@ class Device:
         return False
 
     def close(self) -> None:
-        """Close the descriptor: callers get ENOTCONN from now on, if it is still mounted."""
+        """Close the descriptor; if the file system is still mounted, callers get ENOTCONN from now on."""
         os.close(self.descriptor)

@@ -1,6 +1,6 @@
-"""Handlers of open directories, which need no handle: a node that is open is also remembered, so it can't go away.
+"""Handlers of open directories. They need no handles: the kernel does not forget a node that is open.
 
-The kernel keeps listings (FOPEN_CACHE_DIR) until it changes the directory, and nobody else does.
+The kernel caches listings (FOPEN_CACHE_DIR) until it changes the directory; nobody else changes a directory.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 
 def opendir(connection: Connection, _request: Request) -> bytes:
-    """ENOSYS where that means that the kernel need not ask: every directory may be opened, and listings cached."""
+    """Answer OPENDIR: with NO_OPENDIR_SUPPORT by ENOSYS, after which the kernel opens and caches without asking."""
     if connection.agreement.has(Init.NO_OPENDIR_SUPPORT):
         raise FsError(errno.ENOSYS)
     return abi.OPEN_OUT.pack(0, abi.FOPEN_KEEP_CACHE | abi.FOPEN_CACHE_DIR, 0)
 
 
 def releasedir(_connection: Connection, _request: Request) -> bytes:
-    """Nothing was held."""
+    """Answer RELEASEDIR: an open directory holds nothing."""
     return b""
 
 
 def fsyncdir(connection: Connection, request: Request) -> bytes:
-    """fsync(2) on a directory."""
+    """Answer FSYNCDIR: fsync(2) on a directory."""
     flags = request.arguments(abi.FSYNC_IN).fsync_flags
     connection.core.fsync(request.ino, bool(flags & abi.FSYNC_FDATASYNC))
     return b""
 
 
 def listing(connection: Connection, request: Request, head: int) -> Iterator[tuple[DirEntry, bytes]]:
-    """Names after a cookie with their fuse_dirent, as many as there is room for with ``head`` bytes before each."""
+    """Yield the names after a cookie with their fuse_dirent, as many as fit with ``head`` bytes before each."""
     given = request.arguments(abi.READ_IN)
     room = given.size
     core = connection.core
@@ -57,12 +57,12 @@ def listing(connection: Connection, request: Request, head: int) -> Iterator[tup
 
 
 def readdir(connection: Connection, request: Request) -> bytes:
-    """The names of a directory."""
+    """Answer READDIR: the names of a directory."""
     return b"".join(entry for _, entry in listing(connection, request, 0))
 
 
 def readdirplus(connection: Connection, request: Request) -> bytes:
-    """The same with attributes; each entry but ``.`` and ``..`` is a lookup that the kernel will forget."""
+    """Answer READDIRPLUS: names with attributes. Each entry with a node is a lookup that the kernel will forget."""
     core = connection.core
     parts: list[bytes] = []
     pinned: list[int] = []
@@ -80,9 +80,10 @@ def readdirplus(connection: Connection, request: Request) -> bytes:
 
 
 def entry_of(connection: Connection, found: DirEntry, pinned: list[int]) -> bytes:
-    """A name's node and attributes; ``pinned`` grows by its inode if that counts as a lookup.
+    """Return fuse_entry_out of a name, and add its inode to ``pinned`` if the entry counts as a lookup.
 
-    A node that the kernel knows is not told again: it has its attributes, or asks for them if somebody wants them.
+    A node that the kernel knows already gets an entry without a node: the kernel has its attributes or requests them
+    when it needs them.
     """
     if found.ino in connection.core.pins or found.name in (b".", b".."):
         return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))

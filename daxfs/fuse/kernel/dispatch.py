@@ -1,4 +1,4 @@
-"""From a message to its answer: which handler, which error. A message, however malformed, has an answer or is dropped.
+"""Answer a message: find the handler, call it, translate its error. Any malformed message is answered or dropped.
 
 Only an exception that interrupted a change leaves this module; it ends the session (`daxfs.fuse.unexpected`).
 """
@@ -35,20 +35,20 @@ WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 _out_header = abi.OUT_HEADER.pack
 OUT = abi.OUT_HEADER.size
 SMALL = 1024
-"""Bytes that are sooner copied behind the header than handed to the kernel as a buffer of their own."""
+"""A body of fewer bytes is appended to the header, which is faster than a second buffer for writev(2)."""
 
 
 def answer(connection: Connection, request: Request, length: int, table: dict[int, Handler]) -> Reply | None:
     """Answer the message of ``length`` bytes in the request's buffer.
 
     Args:
-        connection: whose it is.
-        request: filled here; its ``undo`` is set if the answer must be taken back when it can't be delivered.
-        length: bytes.
-        table: the handlers.
+        connection: that received the message.
+        request: describes the message; afterwards its ``undo`` reverts the operation if the answer can't be delivered.
+        length: of the message in bytes.
+        table: the handlers by opcode.
 
     Returns:
-        The buffers of the answer, valid until the next change of the file system; None: there is none.
+        The buffers of the answer, valid until the next change of the file system; None if there is no answer.
     """
     if length < BODY:
         log.error("a message of %d bytes", length)
@@ -83,7 +83,7 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
 
 
 def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:
-    """The answer to a request that was refused."""
+    """Return the answer to a refused request; None, and a line in the log, if its opcode has no answer."""
     if opcode in WITHOUT_ANSWER:
         logs.unanswered(f"opcode {opcode}", error)
         return None

@@ -1,8 +1,8 @@
-"""What makes changes durable on a mount: one table for ``daxfs info``, one line for the log and for who mounts.
+"""Describe which calls make changes durable on a mount: a table for ``daxfs info``, a warning at mount.
 
-The kernel passes sync(2) and syncfs(2) on to the daemon (SYNCFS) only if INIT has agreed on HAS_SYNCFS. Without it they
-write dirty pages of mapped and cached files back to the daemon and return, and the journal stays as it is. Programs
-below `daxfs exec` do not depend on it: its library asks the daemon itself (DAXFS_IOC_SYNC).
+The kernel passes sync(2) and syncfs(2) on to the daemon (SYNCFS) only if INIT has agreed on HAS_SYNCFS. Without
+HAS_SYNCFS both calls write dirty pages of mapped and cached files back to the daemon and return; no commit follows.
+Programs below `daxfs exec` do not depend on HAS_SYNCFS: the library sends DAXFS_IOC_SYNC to the daemon.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NOTHING = "nothing: the kernel does not pass it on to the daemon"
 
 
 def table(connection: Connection) -> dict[str, str]:
-    """The call -> what is durable when it has returned; empty on a read-only mount, which changes nothing."""
+    """Return what each call has made durable when it returns, by call; empty on a read-only mount."""
     options = connection.options
     if options.read_only:
         return {}
@@ -38,7 +38,7 @@ def table(connection: Connection) -> dict[str, str]:
 
 
 def warning(connection: Connection) -> str | None:
-    """A line for the log, and for the terminal of who mounts, where sync(2) does nothing to rely on."""
+    """Return a line for the log and for the mounting user's terminal if sync(2) makes nothing durable, else None."""
     options = connection.options
     if options.read_only or options.sync or connection.agreement.has(Init.HAS_SYNCFS):
         return None

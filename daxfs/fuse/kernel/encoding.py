@@ -1,7 +1,7 @@
-"""Answers in bytes: attributes, entries, statx, names of a directory. Pure functions of the core's plain values.
+"""Encode answers: attributes, entries, statx, names of a directory. Pure functions of the core's plain values.
 
-The kernel may keep names and attributes for a day: nobody else changes a mounted pool, and what an operation changes
-the kernel drops by itself.
+The kernel may cache names and attributes for a day: nobody else changes a mounted pool, and the kernel itself drops
+what an operation changes.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ STATX_ATTR_APPEND = 0x20
 STATX_ATTR_NODUMP = 0x40
 STATX_ATTR_DAX = 0x00200000
 SHOWN_FLAGS = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_NODUMP_FL
-"""These have the same bits in an inode and in statx(2) (fs/ext4/inode.c: ext4_getattr)."""
+"""The flags that have the same bits in an inode and in statx(2) (fs/ext4/inode.c: ext4_getattr)."""
 
 ATTR_VALID = abi.ATTR_OUT.pack(CACHE_SECONDS, *[0] * 17)[: -abi.ATTR.size]
-"""What stands before the attributes in every fuse_attr_out."""
+"""The bytes before the attributes in every fuse_attr_out."""
 ABSENT = abi.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, *[0] * 18)
-"""The answer that lets the kernel remember that a name does not exist."""
+"""The answer that lets the kernel cache the absence of a name."""
 ALIGN = 8
 DT_OF_FILE_TYPE = (0, 8, 4, 2, 6, 1, 12, 10)
 """d_type by ext4's file type: unknown, regular, directory, character, block, FIFO, socket, symbolic link."""
 
 
 def kernel_device(rdev: int) -> int:
-    """A device number as the kernel encodes it in 32 bits (new_encode_dev in include/linux/kdev_t.h)."""
+    """Encode a device number in the kernel's 32 bits (new_encode_dev in include/linux/kdev_t.h)."""
     major, minor = os.major(rdev), os.minor(rdev)
     return (minor & 0xFF | major << 8 | (minor & ~0xFF) << 12) & WORD
 
 
 def device_of_kernel(encoded: int) -> int:
-    """The reverse of `kernel_device`."""
+    """Decode a device number from the kernel's 32 bits; the inverse of `kernel_device`."""
     return os.makedev((encoded >> 8) & 0xFFF, (encoded & 0xFF) | (encoded >> 12) & 0xFFF00)
 
 
 def attr(found: Attributes, block_size: int) -> bytes:
-    """fuse_attr."""
+    """Encode fuse_attr."""
     ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, _, _, _ = found
     asec, ansec = divmod(atime, BILLION)
     msec, mnsec = divmod(mtime, BILLION)
@@ -60,28 +60,28 @@ def attr(found: Attributes, block_size: int) -> bytes:
 
 
 def attr_out(found: Attributes, block_size: int) -> bytes:
-    """fuse_attr_out: the answer to GETATTR and SETATTR."""
+    """Encode fuse_attr_out, the answer to GETATTR and SETATTR."""
     return ATTR_VALID + attr(found, block_size)
 
 
 def entry_out(found: Attributes, block_size: int) -> bytes:
-    """fuse_entry_out: a name's node and its attributes. Whoever sends it pins the inode."""
+    """Encode fuse_entry_out, a name's node and attributes. The caller pins the inode."""
     head = abi.ENTRY_HEAD.pack(node_of(found.ino), found.generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0)
     return head + attr(found, block_size)
 
 
 def node_of(ino: int) -> int:
-    """The FUSE node id of an inode."""
+    """Convert an inode number to its FUSE node id."""
     return ROOT_ID if ino == ROOT_INO else ino
 
 
 def nameless_entry(ino: int, d_type: int) -> bytes:
-    """An entry without a node: ``.`` and ``..``, and a name whose inode can't be read (a lookup gives the error)."""
+    """Encode an entry without a node, which does not count as a lookup; a LOOKUP of the name returns the rest."""
     return abi.ENTRY_OUT.pack(0, 0, 0, 0, 0, 0, ino, *[0] * 8, d_type << 12, *[0] * 6)
 
 
 def statx_out(found: Attributes, block_size: int, *, dax: bool) -> bytes:
-    """fuse_statx_out, with the time of birth and the attributes that statx(2) knows."""
+    """Encode fuse_statx_out, with the birth time and the attributes that statx(2) knows."""
     attributes = found.flags & SHOWN_FLAGS | (STATX_ATTR_DAX if dax else 0)
     supported = STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND | STATX_ATTR_NODUMP | STATX_ATTR_DAX
     times = [
@@ -97,7 +97,7 @@ def statx_out(found: Attributes, block_size: int, *, dax: bool) -> bytes:
 
 
 def statfs_out(found: StatFs) -> bytes:
-    """fuse_statfs_out."""
+    """Encode fuse_statfs_out."""
     return abi.STATFS_OUT.pack(
         found.blocks, found.free, found.available, found.files, found.files_free,
         found.block_size, found.name_max, found.block_size,
@@ -105,10 +105,10 @@ def statfs_out(found: StatFs) -> bytes:
 
 
 def dirent(ino: int, cookie: int, d_type: int, name: bytes) -> bytes:
-    """fuse_dirent, padded to 8 bytes."""
+    """Encode fuse_dirent, padded to 8 bytes."""
     return abi.DIRENT.pack(ino, cookie, len(name), d_type) + name + bytes(-len(name) % ALIGN)
 
 
 def d_type(file_type: int) -> int:
-    """The d_type of getdents(2) for ext4's file type."""
+    """Convert ext4's file type to the d_type of getdents(2); 0 (DT_UNKNOWN) for an unknown one."""
     return DT_OF_FILE_TYPE[file_type] if file_type < len(DT_OF_FILE_TYPE) else 0

@@ -1,8 +1,8 @@
-"""Handlers of open files: data, size changes by range, positions of data and holes, durability.
+"""Handlers of open files: data, fallocate, positions of data and holes, durability.
 
-Reads answer with the pool's memory itself: the session hands it to the kernel before it looks at the next request.
-Files are opened ``positioned``: the kernel has put the offset of an appending write right already, and pages that it
-writes back go where they were mapped.
+A read is answered with the pool's memory itself: the session passes it to the kernel before it reads the next request.
+Files are opened ``positioned``: the kernel has set the offset of an appending write already, and a page that it writes
+back belongs where it was mapped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
 
-# The arguments of READ and WRITE are read where they lie: a fifth of the time of a small one is what precedes the core.
+# READ and WRITE read their arguments in place: the work before the call of the core is a fifth of a small request.
 _READ, _WRITE = abi.READ_IN.index, abi.WRITE_IN.index
 READ_FH, READ_OFFSET, READ_SIZE = _READ.fh, _READ.offset, _READ.size
 WRITE_FH, WRITE_OFFSET, WRITE_SIZE = _WRITE.fh, _WRITE.offset, _WRITE.size
@@ -39,13 +39,13 @@ WRITE_CACHE = abi.WRITE_CACHE
 APPENDING_OR_DURABLE = os.O_APPEND | os.O_DSYNC
 _write_out = abi.WRITE_OUT.pack
 LARGEST_READ = negotiation.MOST_PAGES * mmap.PAGESIZE
-"""No request is larger, and zeros for the holes of a file must be made."""
+"""The most bytes that a READ asks for: a bound for the zeros that holes need."""
 LARGEST_COPY = 64 << 20
-"""So much one request copies at most, in some milliseconds: others wait meanwhile, and the caller asks again."""
+"""The most bytes that one request copies, in some milliseconds: others wait meanwhile, and the caller asks again."""
 
 
 def open_file(connection: Connection, request: Request) -> bytes:
-    """Open by node; the kernel has checked the rights."""
+    """Answer OPEN: open a file by its node; the kernel has checked permissions."""
     flags, open_flags = request.arguments(abi.OPEN_IN)
     kill = bool(open_flags & abi.OPEN_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
     caller = request.caller()
@@ -58,7 +58,7 @@ def open_file(connection: Connection, request: Request) -> bytes:
 
 
 def create(connection: Connection, request: Request) -> bytes:
-    """Make a regular file and open it."""
+    """Answer CREATE: create a regular file and open it."""
     flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
     name = request.name(BODY + abi.CREATE_IN.size)
     file, made = connection.core.create(request.ino, name, mode, flags, request.caller(umask), positioned=True)
@@ -66,14 +66,14 @@ def create(connection: Connection, request: Request) -> bytes:
 
 
 def tmpfile(connection: Connection, request: Request) -> bytes:
-    """Make a file without a name and open it (O_TMPFILE)."""
+    """Answer TMPFILE: create a file without a name and open it (O_TMPFILE)."""
     flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
     file, made = connection.core.tmpfile(request.ino, mode, flags, request.caller(umask), positioned=True)
     return made_and_opened(connection, request, file, made)
 
 
 def made_and_opened(connection: Connection, request: Request, file: OpenFile, made: Attributes) -> bytes:
-    """Entry and handle in one answer."""
+    """Return fuse_entry_out and fuse_open_out of a new file; an undelivered answer undoes both."""
     entry = remembered(connection, request, made)
     forget = request.undo
     answer = connection.opened(request, file)
@@ -89,7 +89,7 @@ def made_and_opened(connection: Connection, request: Request, file: OpenFile, ma
 
 
 def read(connection: Connection, request: Request) -> memoryview | bytes:
-    """Data, as a view of the pool where it lies together."""
+    """Answer READ: return data, as a view of the pool if it lies in one piece."""
     if request.end < READ_END:
         raise cut_short()
     longs, size = request.longs, request.words[READ_SIZE]
@@ -101,7 +101,7 @@ def read(connection: Connection, request: Request) -> memoryview | bytes:
 
 
 def write(connection: Connection, request: Request) -> bytes:
-    """Data into the file."""
+    """Answer WRITE: write data to an open file."""
     longs, words = request.longs, request.words
     end = WRITE_DATA + words[WRITE_SIZE]
     if request.end < end:
@@ -119,9 +119,9 @@ def write(connection: Connection, request: Request) -> bytes:
 
 
 def written_back(connection: Connection, file: OpenFile, offset: int, content: memoryview) -> int:
-    """Write what comes from the kernel's page cache, which takes no set-id bits away.
+    """Write data from the kernel's page cache, which clears no set-id bits.
 
-    Pages never make a file longer: what was past EOF may be on its way while the file is being cut.
+    Data past EOF is dropped: pages never make a file longer, and write-back may overtake a truncate.
     """
     inside = content[: max(file.size - offset, 0)]
     written = connection.core.write(file, offset, inside, False)
@@ -131,11 +131,11 @@ def written_back(connection: Connection, file: OpenFile, offset: int, content: m
 def written_with_care(
     connection: Connection, request: Request, file: OpenFile, offset: int, content: memoryview
 ) -> int:
-    """A write that appends, that shall be durable when it returns, or that may take privileges away."""
+    """Write with O_APPEND, with O_DSYNC, or to a file whose privileges the write may clear."""
     flags, open_flags = request.words[WRITE_FLAGS], request.words[WRITE_OPEN_FLAGS]
     kill = bool(flags & abi.WRITE_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
     if open_flags & os.O_APPEND and offset < file.size:
-        # A client has made it longer by itself; the kernel does not know the size until it asks again.
+        # A client has extended the file, so the kernel's size is out of date until it requests the attributes again.
         offset = file.size
         connection.invalidate_attributes(file.ino)
     with change_of_content(connection, request, file) as caller:
@@ -147,10 +147,10 @@ def written_with_care(
 
 @contextmanager
 def change_of_content(connection: Connection, request: Request, file: OpenFile) -> Iterator[Caller | None]:
-    """A change of the file's content, made inside by the caller that is yielded; None: by the one who opened the file.
+    """Surround a change of the file's content; yield the caller that makes it, or None for the opener of the file.
 
-    Set-id bits may go, even if the change fails then; and the kernel, which looks at its cached mode when it runs a
-    program, does not know: it is told to ask again.
+    The change may clear set-id bits, even if it fails. At exec the kernel looks only at its cached mode, so the file's
+    attributes are invalidated afterwards.
     """
     if file.keeps_privileges:
         yield None
@@ -165,20 +165,20 @@ def change_of_content(connection: Connection, request: Request, file: OpenFile) 
 
 
 def release(connection: Connection, request: Request) -> bytes:
-    """The last user has closed it."""
+    """Answer RELEASE: the last descriptor and mapping of an open file are gone."""
     connection.closed(request.arguments(abi.RELEASE_IN).fh)
     return b""
 
 
 def fsync(connection: Connection, request: Request) -> bytes:
-    """fsync(2) and fdatasync(2)."""
+    """Answer FSYNC: fsync(2) and fdatasync(2)."""
     given = request.arguments(abi.FSYNC_IN)
     connection.core.fsync(connection.file(given.fh).ino, bool(given.fsync_flags & abi.FSYNC_FDATASYNC))
     return b""
 
 
 def fallocate(connection: Connection, request: Request) -> bytes:
-    """fallocate(2); the kernel itself refuses to collapse and insert ranges through FUSE."""
+    """Answer FALLOCATE: fallocate(2). The kernel itself refuses to collapse and insert ranges through FUSE."""
     given = request.arguments(abi.FALLOCATE_IN)
     file = connection.file(given.fh)
     with change_of_content(connection, request, file) as caller:
@@ -187,7 +187,7 @@ def fallocate(connection: Connection, request: Request) -> bytes:
 
 
 def lseek(connection: Connection, request: Request) -> bytes:
-    """SEEK_DATA and SEEK_HOLE; the kernel does the other kinds itself."""
+    """Answer LSEEK for SEEK_DATA and SEEK_HOLE; the kernel handles the other kinds itself."""
     given = request.arguments(abi.LSEEK_IN)
     if given.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise FsError(errno.EINVAL)
@@ -195,7 +195,7 @@ def lseek(connection: Connection, request: Request) -> bytes:
 
 
 def copy_file_range(connection: Connection, request: Request) -> bytes:
-    """copy_file_range(2), a piece of it."""
+    """Answer COPY_FILE_RANGE: copy up to `LARGEST_COPY` bytes of a copy_file_range(2)."""
     given = request.arguments(abi.COPY_FILE_RANGE_IN)
     if given.flags:
         raise FsError(errno.EINVAL)

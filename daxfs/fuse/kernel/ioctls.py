@@ -1,8 +1,8 @@
 """ioctl(2) on files and directories: inode flags, extended flags, version, label, trim, and daxfs's own commands.
 
-FUSE lets "restricted" commands through: the command's number says how many bytes go in and out, and no pointer is
-followed. chattr(1), lsattr(1) and xfs_io(8) arrive here by way of the kernel's fileattr interface, which has checked
-whose file it is. FIEMAP does not arrive: the kernel answers it for FUSE (EOPNOTSUPP).
+FUSE passes on "restricted" commands: the command's number says how many bytes go in and out, and no pointer is
+followed. The commands of chattr(1), lsattr(1) and xfs_io(8) come through the kernel's fileattr interface, which has
+checked the owner. FIEMAP does not come: the kernel answers it for FUSE (EOPNOTSUPP).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FS_IOC_GETFSLABEL = 0x81009431
 FS_IOC_SETFSLABEL = 0x41009432
 
 LARGEST_ARGUMENT = 1 << 14
-"""A command's number has so many bits for the size (_IOC_SIZEBITS)."""
+"""The limit of an argument's size in bytes: a command's number has 14 bits for the size (_IOC_SIZEBITS)."""
 
 FLAGS = Struct("=I")
 FSXATTR = Struct("=IIIII8x")  # xflags extsize nextents projid cowextsize
@@ -45,37 +45,37 @@ FSTRIM_RANGE = Struct("=QQQ")  # start len minlen
 
 
 def get_flags(connection: Connection, request: Request, _given: memoryview) -> bytes:
-    """lsattr(1)."""
+    """Return the inode flags: lsattr(1)."""
     return FLAGS.pack(connection.core.get_flags(request.ino))
 
 
 def set_flags(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """chattr(1)."""
+    """Set the inode flags: chattr(1)."""
     (flags,) = fixed(FLAGS, given)
     connection.core.set_flags(request.ino, flags, request.caller())
-    connection.invalidate_attributes(request.ino)  # the time of change moved
+    connection.invalidate_attributes(request.ino)  # ctime has changed
     return b""
 
 
 def get_fsxattr(connection: Connection, request: Request, _given: memoryview) -> bytes:
-    """Extended flags and project id."""
+    """Return the extended flags and the project id of an inode (struct fsxattr)."""
     return FSXATTR.pack(*connection.core.get_fsxattr(request.ino))
 
 
 def set_fsxattr(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """Change them."""
+    """Set the extended flags and the project id of an inode (struct fsxattr)."""
     connection.core.set_fsxattr(request.ino, FsXattr(*fixed(FSXATTR, given)), request.caller())
     connection.invalidate_attributes(request.ino)
     return b""
 
 
 def get_version(connection: Connection, request: Request, _given: memoryview) -> bytes:
-    """The generation number, for file handles of user space."""
+    """Return the generation number, which user-space file handles contain."""
     return FLAGS.pack(connection.core.generation(request.ino))
 
 
 def trim(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """fstrim(8): give free memory back to what the pool lies on."""
+    """Give free memory back to the file or device under the pool: fstrim(8)."""
     if request.uid:
         raise FsError(errno.EPERM)
     start, length, least = fixed(FSTRIM_RANGE, given)
@@ -83,12 +83,12 @@ def trim(connection: Connection, request: Request, given: memoryview) -> bytes:
 
 
 def get_label(connection: Connection, _request: Request, _given: memoryview) -> bytes:
-    """The label of the file system."""
+    """Return the label of the file system."""
     return connection.core.get_label()
 
 
 def set_label(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """e2label(8), tune2fs -L. The label ends at the first zero byte."""
+    """Set the label of the file system; it ends at the first zero byte."""
     connection.core.set_label(bytes(given).partition(b"\0")[0], request.caller())
     return b""
 
@@ -114,11 +114,11 @@ COMMANDS: dict[int, Command] = {
 }
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}
-"""Those of 32-bit programs, whose numbers differ because their arguments are shorter."""
+"""Commands of 32-bit programs whose numbers differ because their arguments are shorter."""
 
 
 def ioctl(connection: Connection, request: Request) -> bytes:
-    """Find the command, hand it its argument, cut or fill its answer to what was asked (ENOTTY: unknown)."""
+    """Answer IOCTL: call the command, and cut or pad its result to the size asked for; ENOTTY for an unknown one."""
     given = request.arguments(abi.IOCTL_IN)
     command = COMPAT_COMMANDS.get(given.cmd) if given.flags & abi.IOCTL_COMPAT else None
     command = command or COMMANDS.get(given.cmd)

@@ -1,7 +1,7 @@
-"""The layout of a request's header or arguments: a named type whose fields stand in the order of the C structure.
+"""The layout of a request's header or arguments: a named type with the fields of the C structure in their order.
 
-One declaration serves both ways to read a request. `Layout.read` gives all fields by name. `Layout.index` says where
-each of them lies, for a handler that reads a few fields in place, which takes a tenth of the time.
+One declaration serves both ways to read a request. `Layout.read` returns all fields by name. `Layout.index` has the
+index of each field, for a handler that reads a few fields in place in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Annotated, Generic, TypeVar, get_type_hints
 U16 = Annotated[int, "H"]
 U32 = Annotated[int, "I"]
 U64 = Annotated[int, "Q"]
-"""The type of a field: an integer, with the code of its width in the module struct."""
+"""The type of a field: an integer, annotated with its format character of the module struct."""
 
 Fields = TypeVar("Fields", bound=tuple[int, ...])
 
 
 class Layout(Generic[Fields]):
-    """Where the fields of a structure lie.
+    """The layout of one structure in a message.
 
     Attributes:
         size: bytes of the structure.
-        struct: its fields in the machine's byte order, without gaps.
+        struct: the fields in the machine's byte order, without gaps.
         index: for each field its index in the message, counted in units of the field's own width: a field of 8 bytes
             is item ``index.name`` of the message cast to ``Q``.
     """
@@ -31,12 +31,12 @@ class Layout(Generic[Fields]):
     __slots__ = ("_fields", "index", "size", "struct")
 
     def __init__(self, fields: type[Fields], begin: int, unused: int = 0) -> None:
-        """Lay the fields out.
+        """Compute the layout of the fields.
 
         Args:
             fields: a named tuple of `U16`, `U32` and `U64`; padding is a field too.
-            begin: where in a message the structure begins.
-            unused: bytes of the structure behind the last field.
+            begin: the structure's offset in the message.
+            unused: bytes of the structure after the last field.
         """
         codes = [hint.__metadata__[0] for hint in get_type_hints(fields, include_extras=True).values()]
         self._fields = fields
@@ -46,5 +46,5 @@ class Layout(Generic[Fields]):
         self.index = tuple.__new__(fields, map(floordiv, places, map(calcsize, codes)))
 
     def read(self, message: memoryview | bytes, at: int) -> Fields:
-        """The fields of the structure at offset ``at`` of the message."""
+        """Return the fields of the structure at offset ``at`` of the message."""
         return tuple.__new__(self._fields, self.struct.unpack_from(message, at))

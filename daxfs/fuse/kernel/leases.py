@@ -1,7 +1,7 @@
-"""The ioctls of direct mapping (`daxfs.protocol`): which pool, where a file lies in it, and what a client has stored.
+"""The ioctls of direct access (`daxfs.protocol`): the pool's identity, leases, write notifications.
 
-They translate and nothing else; `daxfs.fs.grants` has the policy. A lease ends when the kernel releases the open file
-that it was asked through: closed by all that share it, and mapped by nobody.
+This module only translates; `daxfs.fs.grants` has the policy. A lease ends when the kernel releases the open file
+through which it was requested: when every descriptor of it is closed and every mapping removed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ ALL_FLAGS = sum(protocol.Flag)
 
 
 def opened(connection: Connection, request: Request) -> OpenFile:
-    """The open file that the command came through (EBADF: a directory)."""
+    """Return the open file of the command; EBADF for a directory."""
     return connection.file(request.arguments(abi.IOCTL_IN).fh)
 
 
 def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes:
-    """DAXFS_IOC_POOL (ENAMETOOLONG: the pool's path does not fit)."""
+    """Answer DAXFS_IOC_POOL: the pool's identity; ENAMETOOLONG if its path does not fit."""
     found = connection.core.pool_identity()
     path = found.path.encode(errors="surrogateescape")
     if len(path) >= protocol.PATH_SIZE:
@@ -58,7 +58,7 @@ def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes
 
 
 def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """DAXFS_IOC_LEASE, of either length: the answer has room for as many pieces as the question."""
+    """Answer DAXFS_IOC_LEASE of either length: an answer has room for as many extents as its request."""
     head: tuple[Any, ...] = fixed(protocol.LEASE, given)
     holder, offset, length, flags, *_, token = head
     if flags & ~ALL_FLAGS:
@@ -87,21 +87,21 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
 
 
 def stored(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """DAXFS_IOC_STORED."""
+    """Answer DAXFS_IOC_STORED, the write notification of a client."""
     size, flags = fixed(protocol.STORED, given)
     report_stores(connection, request, flags, size)
     return b""
 
 
 def appended(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """DAXFS_IOC_APPENDED."""
+    """Answer DAXFS_IOC_APPENDED, the notification of an extending write."""
     base, size, holder, flags, _ = fixed(protocol.APPENDED, given)
     changes = report_stores(connection, request, flags, size, base, holder)
     return protocol.APPENDED.pack(base, size, holder, flags, changes)
 
 
 def sync(connection: Connection, _request: Request, _given: memoryview) -> bytes:
-    """DAXFS_IOC_SYNC: as SYNCFS, which many kernels never send."""
+    """Answer DAXFS_IOC_SYNC: the same as SYNCFS, which many kernels never send."""
     connection.core.sync()
     return b""
 
@@ -109,7 +109,7 @@ def sync(connection: Connection, _request: Request, _given: memoryview) -> bytes
 def report_stores(
     connection: Connection, request: Request, flags: int, size: int, base: int | None = None, holder: int | None = None
 ) -> int:
-    """Tell the core what a client has stored; how many changes the file has had then."""
+    """Report a client's stores to the core; return the file's number of changes afterwards."""
     if flags & ~KNOWN:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)

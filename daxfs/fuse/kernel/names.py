@@ -1,7 +1,7 @@
-"""Handlers of names: LOOKUP and FORGET, making, linking, removing, renaming, symbolic links.
+"""Handlers of names: LOOKUP and FORGET; creating, linking, removing and renaming files; symbolic links.
 
-A handler takes the connection and the request, and returns the body of the answer. An entry in an answer is one lookup
-that the kernel will forget again: `remembered` pins its inode and says how to take that back.
+A handler takes the connection and the request, and returns the body of the answer. An entry in an answer is a lookup
+that the kernel will forget later: `remembered` pins its inode and sets the request's ``undo``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DOT = b"."
 
 
 def remembered(connection: Connection, request: Request, found: Attributes) -> bytes:
-    """The entry of an answer that the kernel counts as a lookup."""
+    """Pin an inode and return its entry, for an answer that the kernel counts as a lookup."""
     core = connection.core
     core.pin(found.ino)
     request.undo = partial(core.unpin, found.ino)
@@ -31,7 +31,7 @@ def remembered(connection: Connection, request: Request, found: Attributes) -> b
 
 
 def lookup(connection: Connection, request: Request) -> bytes:
-    """A name, or by ``.`` and ``..`` the inode of a file handle that the kernel remembers no more."""
+    """Answer LOOKUP: look a name up. For ``.`` return the node itself: an NFS file handle that the kernel forgot."""
     name = request.name()
     if name == DOT:
         return remembered(connection, request, by_handle(connection, request.node))
@@ -45,19 +45,19 @@ def lookup(connection: Connection, request: Request) -> bytes:
 
 
 def by_handle(connection: Connection, node: int) -> Attributes:
-    """The inode of a file handle, which may be old or made up (ESTALE): ext4_nfs_get_inode in fs/ext4/super.c."""
+    """Return the inode of an NFS file handle; ESTALE if it is old or forged (fs/ext4/super.c: ext4_nfs_get_inode)."""
     if node == ROOT_INO:
         raise FsError(errno.ESTALE)
     return connection.core.by_number(ROOT_INO if node == abi.ROOT_ID else node)
 
 
 def forget(connection: Connection, request: Request) -> None:
-    """So many lookups less."""
+    """Handle FORGET: the kernel forgets some lookups of a node. It has no answer."""
     connection.forget(request.node, request.arguments(abi.FORGET_IN).nlookup)
 
 
 def batch_forget(connection: Connection, request: Request) -> None:
-    """The same for several nodes."""
+    """Handle BATCH_FORGET: the kernel forgets lookups of several nodes. It has no answer."""
     count = request.arguments(abi.BATCH_FORGET_IN).count
     begin = BODY + abi.BATCH_FORGET_IN.size
     for node, lookups in abi.FORGET_ONE.iter_unpack(request.data(begin, count * abi.FORGET_ONE.size)):
@@ -65,12 +65,12 @@ def batch_forget(connection: Connection, request: Request) -> None:
 
 
 def readlink(connection: Connection, request: Request) -> bytes:
-    """The target, without a zero byte."""
+    """Answer READLINK: return the target of a symbolic link, without a zero byte."""
     return connection.core.readlink(request.ino)
 
 
 def mknod(connection: Connection, request: Request) -> bytes:
-    """A file, device node, FIFO or socket."""
+    """Answer MKNOD: create a regular file, device node, FIFO or socket."""
     given = request.arguments(abi.MKNOD_IN)
     name = request.name(BODY + abi.MKNOD_IN.size)
     device = encoding.device_of_kernel(given.rdev)
@@ -79,7 +79,7 @@ def mknod(connection: Connection, request: Request) -> bytes:
 
 
 def mkdir(connection: Connection, request: Request) -> bytes:
-    """A directory."""
+    """Answer MKDIR: create a directory."""
     given = request.arguments(abi.MKDIR_IN)
     name = request.name(BODY + abi.MKDIR_IN.size)
     made = connection.core.mkdir(request.ino, name, given.mode, request.caller(given.umask))
@@ -87,13 +87,13 @@ def mkdir(connection: Connection, request: Request) -> bytes:
 
 
 def symlink(connection: Connection, request: Request) -> bytes:
-    """A symbolic link."""
+    """Answer SYMLINK: create a symbolic link."""
     name, target = request.names()
     return remembered(connection, request, connection.core.symlink(request.ino, name, target, request.caller()))
 
 
 def link(connection: Connection, request: Request) -> bytes:
-    """One more name for a node."""
+    """Answer LINK: give a node another name."""
     node = request.arguments(abi.LINK_IN).oldnodeid
     name = request.name(BODY + abi.LINK_IN.size)
     return remembered(
@@ -102,21 +102,21 @@ def link(connection: Connection, request: Request) -> bytes:
 
 
 def unlink(connection: Connection, request: Request) -> bytes:
-    """Take a name away."""
+    """Answer UNLINK: remove a name."""
     connection.postponing.name_removed()
     connection.core.unlink(request.ino, request.name())
     return b""
 
 
 def rmdir(connection: Connection, request: Request) -> bytes:
-    """Take a directory away."""
+    """Answer RMDIR: remove a directory."""
     connection.postponing.name_removed()
     connection.core.rmdir(request.ino, request.name())
     return b""
 
 
 def rename(connection: Connection, request: Request) -> bytes:
-    """rename(2)."""
+    """Answer RENAME: rename(2)."""
     directory = request.ino_of(request.arguments(abi.RENAME_IN).newdir)
     old, new = request.names(BODY + abi.RENAME_IN.size)
     connection.postponing.name_removed()
@@ -125,7 +125,7 @@ def rename(connection: Connection, request: Request) -> bytes:
 
 
 def rename2(connection: Connection, request: Request) -> bytes:
-    """renameat2(2)."""
+    """Answer RENAME2: renameat2(2)."""
     given = request.arguments(abi.RENAME2_IN)
     directory, flags = request.ino_of(given.newdir), RenameFlags(given.flags)
     old, new = request.names(BODY + abi.RENAME2_IN.size)

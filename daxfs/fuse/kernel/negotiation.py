@@ -1,7 +1,7 @@
-"""INIT: what this session and the kernel agree on. docs/FUSE.md has each flag with its reason.
+"""Negotiate the protocol version and the capabilities of a session in INIT. docs/FUSE.md has each flag's reason.
 
-`agree` reads the kernel's offer and makes the answer. What a kernel does not offer is left out, and `missing` says in
-plain words what the mount can't do then, for the log.
+`agree` takes the kernel's offer and returns the answer. A flag that the kernel does not offer is left out;
+`Agreement.missing` describes for the log what the mount can't do without it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from daxfs.fuse.kernel.abi import Init
 
 MAX_PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
 PAGES_WITHOUT_LIMIT = 256
-"""The kernel's own limit where it has no sysctl: requests of 1 MiB."""
+"""The limit of a kernel that has no such sysctl: requests of 1 MiB."""
 MOST_PAGES = 4096
-"""A request of 16 MiB: more buys nothing, and the session has a buffer of that size."""
+"""The limit of daxfs: requests of 16 MiB. More is not faster, and the session has a buffer of that size."""
 MAX_BACKGROUND = 64
 CONGESTION_THRESHOLD = 48
 NANOSECOND = 1
 SYNCFS_MINOR = 46
-"""The protocol that gives bit 43 to HAS_SYNCFS. Patched kernels of 7.45 use the bit for other things (famfs, iomap)."""
+"""The protocol that assigns bit 43 to HAS_SYNCFS. Patched 7.45 kernels use it for other features (famfs, iomap)."""
 
 WANTED = (
     Init.ASYNC_READ
@@ -47,25 +47,25 @@ WANTED = (
     | Init.DIRECT_IO_ALLOW_MMAP
     | Init.HAS_SYNCFS
 )
-"""What every mount takes; `wanted` adds what depends on its options."""
+"""The flags that every mount accepts; `wanted` adds flags that depend on the mount options."""
 
 LOSSES = {
     Init.DIRECT_IO_ALLOW_MMAP: "no shared mappings of files that bypass the page cache (Linux 6.6)",
-    Init.HANDLE_KILLPRIV_V2: "set-id bits go by who opened a file, not by who writes (Linux 5.12)",
-    Init.SETXATTR_EXT: "an ACL set by who is not in the group leaves the set-group-id bit (Linux 5.13)",
-    Init.CREATE_SUPP_GROUP: "supplementary groups are unknown when files are made (Linux 6.3)",
+    Init.HANDLE_KILLPRIV_V2: "set-id bits are cleared by the opener's rights, not the writer's (Linux 5.12)",
+    Init.SETXATTR_EXT: "an ACL set by a user outside the group keeps the set-group-id bit (Linux 5.13)",
+    Init.CREATE_SUPP_GROUP: "supplementary groups are unknown when files are created (Linux 6.3)",
     Init.POSIX_ACL: "no POSIX ACLs",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What holds for this connection.
+    """The result of INIT for one connection.
 
     Attributes:
-        minor: of the protocol: the smaller of both sides'.
-        flags: those that both sides have.
-        max_write: bytes of data that one request carries at most.
+        minor: of the protocol, the smaller of both sides.
+        flags: that both sides have.
+        max_write: the most bytes of data that one request carries.
     """
 
     minor: int
@@ -73,16 +73,16 @@ class Agreement:
     max_write: int
 
     def has(self, flag: Init) -> bool:
-        """Whether ``flag`` was agreed."""
-        return bool(int.__and__(self.flags, flag))  # Flag's own & takes a microsecond, and some requests ask.
+        """Return whether both sides have ``flag``."""
+        return bool(int.__and__(self.flags, flag))  # Flag's own & takes a microsecond, and some requests test a flag.
 
     def missing(self) -> list[str]:
-        """What does not work with this kernel, one line each."""
+        """Return a line for each feature that does not work with this kernel."""
         return [text for flag, text in LOSSES.items() if not self.flags & flag]
 
 
 def most_pages() -> int:
-    """Pages of data in one request: what the system allows."""
+    """Return the most pages of data in one request that the system and daxfs allow."""
     try:
         allowed = int(MAX_PAGES_LIMIT.read_text())
     except (OSError, ValueError):
@@ -91,19 +91,19 @@ def most_pages() -> int:
 
 
 def buffer_size() -> int:
-    """Bytes of the largest request: header, arguments, data."""
+    """Return the size of the largest request in bytes: header, arguments and data."""
     return max(abi.MIN_READ_BUFFER, most_pages() * mmap.PAGESIZE + mmap.PAGESIZE)
 
 
 def wanted(*, cache_links: bool, cache_data: bool) -> Init:
-    """The flags that a mount takes where the kernel offers them.
+    """Return the flags that a mount accepts if the kernel offers them.
 
     Args:
-        cache_links: the kernel may keep the targets of symbolic links.
+        cache_links: the kernel may cache the targets of symbolic links.
         cache_data: files may be read and written through the kernel's page cache. An asynchronous direct write to such
             a file drops its pages before the request is sent and not when it is answered (``generic_file_direct_write``
-            in mm/filemap.c, ``fuse_aio_complete`` in fs/fuse/file.c), so a page that is read in between would stay old.
-            Without ASYNC_DIO the kernel waits for the answer and drops the pages then.
+            in mm/filemap.c, ``fuse_aio_complete`` in fs/fuse/file.c), so a page read in between would stay old. Without
+            ASYNC_DIO the kernel waits for the answer and then drops the pages.
     """
     flags = WANTED
     if cache_links:
@@ -117,17 +117,17 @@ def agree(major: int, minor: int, readahead: int, offered: int, wanted: Init) ->
     Args:
         major: of the kernel.
         minor: of the kernel.
-        readahead: bytes, as the kernel proposes.
-        offered: the flags, both words.
-        wanted: the flags to take where they are offered.
+        readahead: the kernel's proposal in bytes.
+        offered: the kernel's flags, both words joined.
+        wanted: the flags to accept if they are offered.
 
     Returns:
-        What was agreed, and the body of the answer.
+        The agreement and the body of the answer.
 
     Raises:
         FsError: EPROTO, a protocol older than 7.31 (Linux 5.4).
     """
-    if major > abi.MAJOR:  # It will ask again with our major version.
+    if major > abi.MAJOR:  # The kernel repeats INIT with the major version of this answer.
         return Agreement(0, Init(0), 0), abi.INIT_OUT.pack(abi.MAJOR, abi.MINOR, *[0] * 10)
     if major < abi.MAJOR or minor < abi.OLDEST_MINOR:
         raise FsError(errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}, daxfs needs 7.{abi.OLDEST_MINOR}")

@@ -1,9 +1,10 @@
-"""Which way of waiting serves more requests here and now: sleeping in poll(2) at once, or asking again and again first.
+"""Adaptive polling: choose between two ways of waiting for a request, sleeping in poll(2) at once or spinning first.
 
-It depends on things that the session can't see. Where the scheduler runs caller and daemon on one processor by turns,
-sleeping at once is best, and asking again steals the caller's time. Where they run on two and an idle processor takes
-long to wake up, asking again is several times faster. Both change from second to second. So the session tries: now and
-then it serves a few turns the other way, and goes on with what served more. Only turns full of requests count.
+Which way serves more requests depends on conditions that the session can't see. If the scheduler runs caller and daemon
+in turns on one processor, sleeping at once is best: spinning takes the caller's time. If they run on two processors and
+an idle processor wakes up slowly, spinning is several times faster. Both conditions change from second to second. So
+the session makes trials: now and then it serves a few turns the other way, and keeps the way that served more requests.
+Only turns with dense requests count.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from __future__ import annotations
 TRIAL_TURNS = 2
 FEWEST_TURNS = 8
 MOST_TURNS = 128
-"""Turns between two trials: the longer, the more often the same way has won."""
+"""Turns between two trials: from `FEWEST_TURNS` to `MOST_TURNS`, doubled each time that a trial changes nothing."""
 BETTER = 1.05
-"""What the other way must serve, times what this one does, to be worth the change."""
+"""The session changes its way if the other way's rate is more than this multiple of the current rate."""
 SLUMP = 0.5
-"""Serving so much less than at the last trial means that things have changed."""
+"""A rate below this multiple of the rate at the last trial shows that conditions have changed, and begins a trial."""
 
 
 class AdaptivePolling:
     """The choice between two ways of waiting.
 
     Args:
-        choice: there are two ways; else it is always sleeping at once.
+        choice: whether there is a choice; without one the session always sleeps at once.
 
     Attributes:
-        spinning: ask again and again first.
+        spinning: the current way is to spin first.
     """
 
     def __init__(self, *, choice: bool) -> None:
@@ -39,10 +40,10 @@ class AdaptivePolling:
         self._tried = 0.0
 
     def learn(self, rate: float) -> None:
-        """A turn full of requests has ended.
+        """Learn from a turn with dense requests.
 
         Args:
-            rate: requests per second in it.
+            rate: requests per second in the turn.
         """
         if not self._choice:
             return
@@ -60,7 +61,7 @@ class AdaptivePolling:
             self.spinning = not self.spinning
 
     def _decide(self) -> None:
-        """The trial is over: keep the other way, or go back."""
+        """End a trial: keep the other way if it served enough more, else go back."""
         if self._tried > BETTER * self._rate:
             self._rate = self._tried
             self._until_trial = FEWEST_TURNS

@@ -1,9 +1,10 @@
-"""Requests that found the pool full and are answered later, when the kernel has forgotten what was removed before them.
+"""Postpone requests that found the pool full, until the kernel has forgotten the files that were removed before them.
 
-A file that lost its last name takes room until the kernel forgets it, which it does a little after the removal was
-answered. What it has forgotten already the core takes back by itself (`Connection.reclaim`). What it is about to forget
-only time brings: so the request waits, and is answered for good when no file is left that could be forgotten, or after
-`PATIENCE_SECONDS`. Where that was in vain no other request waits, until a name is taken away again.
+A file that lost its last name occupies blocks until the kernel forgets it, shortly after the answer to the removal. The
+core frees the files that are forgotten already (`Connection.reclaim`). For files that the kernel is about to forget,
+the request waits. It is executed a second time when no file is left that could be forgotten, or after
+`PATIENCE_SECONDS`; the result is final. If the pool is still full then, no further request waits until a name is
+removed again.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
 
 PATIENCE_SECONDS = 0.05
-"""How long a request waits for files to be forgotten."""
+"""How long a request waits for the kernel to forget files."""
 
 
 class Postponing:
-    """The requests of one session that wait for room.
+    """The requests of one session that wait for free blocks.
 
     Attributes:
-        messages: they, oldest first; always the same list.
+        messages: the waiting requests, oldest first; always the same list.
     """
 
     def __init__(self, core: FileSystem) -> None:
@@ -35,7 +36,7 @@ class Postponing:
         self._last_chance = False
 
     def put_off(self, request: Request) -> bool:
-        """Keep a request that found the pool full; False: waiting brings nothing, it is to be refused."""
+        """Keep a request that found the pool full; return False if waiting is useless and it must be refused."""
         if self._last_chance:
             self._promising = False
         if not self._promising or not self._core.holds_forgettable:
@@ -46,16 +47,16 @@ class Postponing:
         return True
 
     def name_removed(self) -> None:
-        """A name is taken away: its file may be forgotten soon, so waiting may bring something again."""
+        """Allow requests to wait again: a name is removed, so the kernel may soon forget its file."""
         self._promising = True
 
     @property
     def due(self) -> bool:
-        """Whether requests have waited enough: nothing is left that could be forgotten, or time is over."""
+        """Whether the waiting requests must be answered: no file is left that could be forgotten, or time is up."""
         return bool(self.messages) and (perf_counter() > self._deadline or not self._core.holds_forgettable)
 
     def last_chances(self) -> Iterator[bytes]:
-        """The messages that wait, one after the other, to be answered now: until the end none is put off again."""
+        """Yield the waiting messages, to be answered now; while the iterator runs none is put off again."""
         waiting = self.messages[:]
         self.messages.clear()
         self._last_chance = True

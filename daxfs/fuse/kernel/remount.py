@@ -1,7 +1,7 @@
-"""The daemon's half of ``mount -o remount``: its options change by an ioctl on the root directory (`REMOUNT`).
+"""The daemon's half of ``mount -o remount``: an ioctl on the root directory (`REMOUNT`) changes its options.
 
-The other half is mount(2) with MS_REMOUNT, which changes the kernel's flags and does not reach the daemon. Whoever
-remounts (`daxfs.tools.remount`) orders the two so that the kernel never lets writers in while the daemon reads only.
+The other half is mount(2) with MS_REMOUNT, which changes the kernel's flags and does not reach the daemon.
+`daxfs.tools.remount` orders both halves so that the kernel never lets writers in while the daemon is read-only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REMOUNT = 0x4000DA07 | SIZE << 16
 
 
 def change(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """The command `REMOUNT`.
+    """Answer the ioctl `REMOUNT`: change the options of the mount.
 
     Raises:
         FsError: ENOTTY, not the root directory; EPERM, not root; EINVAL, an option that can't be changed; EBUSY, files

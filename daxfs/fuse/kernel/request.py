@@ -1,4 +1,4 @@
-"""One request as it lies in the session's buffer. Everything that is read from it is checked against its length."""
+"""A request in the session's buffer. Every read from it is checked against its length."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _HEADER = abi.IN_HEADER.index
 _LENGTH, _OPCODE, _NODE, _EXTENSIONS = _HEADER.len, _HEADER.opcode, _HEADER.nodeid, _HEADER.total_extlen
 _UID, _GID, _PID = _HEADER.uid, _HEADER.gid, _HEADER.pid
 EXTENSION_UNIT = 8
-"""Extensions are counted in units of so many bytes."""
+"""The unit of ``total_extlen``, in bytes."""
 ARGUMENTS = abi.WRITE_IN.size
-"""So much of the arguments can be read in place: all of the requests that carry data."""
+"""The bytes of the arguments that can be read in place: all arguments of READ and WRITE."""
 
 Fields = TypeVar("Fields", bound=tuple[int, ...])
 
 
 def cut_short() -> FsError:
-    """The refusal of a request that ends before what its arguments say."""
+    """Return the refusal of a request that is shorter than its arguments require."""
     return FsError(errno.EINVAL, "the request is cut short")
 
 
 def fixed(layout: Struct, given: memoryview) -> tuple[int, ...]:
-    """The argument of an ioctl."""
+    """Unpack the argument of an ioctl; EINVAL if it is too short."""
     if len(given) < layout.size:
         raise FsError(errno.EINVAL, "the argument is cut short")
     found: tuple[int, ...] = layout.unpack_from(given)
@@ -39,18 +39,18 @@ def fixed(layout: Struct, given: memoryview) -> tuple[int, ...]:
 
 
 class Request:
-    """The request that is being answered; one object serves all, filled anew each time (`dispatch.answer`).
+    """The request that is being answered. A session has one object, which `dispatch.answer` fills for each request.
 
-    The header's fields are read when they are asked for: the quickest requests need few of them.
+    The header's fields are read on access: the fastest requests need few of them.
 
     Attributes:
         buffer: the message, its header first.
-        end: where its arguments end (extensions follow, up to its length).
-        undo: what takes the operation back if the kernel does not want the answer any more (its caller was killed).
-        known: the inode numbers that the kernel has been told and has not forgotten.
-        longs: the header and the first arguments in words of 8 bytes, by `Layout.index`.
-        words: the same in words of 4 bytes.
-        halves: the same in words of 2 bytes.
+        end: the offset where the arguments end; extensions follow, up to the message's length.
+        undo: reverts the operation if the kernel does not accept the answer because the caller was killed; or None.
+        known: the inode numbers that the kernel has looked up and not forgotten.
+        longs: the header and the first arguments in words of 8 bytes, indexed by `Layout.index`.
+        words: the header and the first arguments in words of 4 bytes.
+        halves: the header and the first arguments in words of 2 bytes.
     """
 
     __slots__ = ("buffer", "end", "halves", "known", "longs", "undo", "words")
@@ -64,13 +64,13 @@ class Request:
         self.undo: Callable[[], None] | None = None
 
     def leave_out_extensions(self) -> None:
-        """Let the arguments end where the extensions begin."""
+        """Set `end` to the offset where the extensions begin."""
         self.end = self.length - EXTENSION_UNIT * self.halves[_EXTENSIONS]
         if self.end < BODY:
             raise cut_short()
 
     def take_back(self) -> None:
-        """The answer could not be delivered. A refusal is only logged, since nobody asked."""
+        """Revert the operation, since its answer could not be delivered. A refusal is only logged."""
         if self.undo is not None:
             try:
                 self.undo()
@@ -79,17 +79,17 @@ class Request:
 
     @property
     def length(self) -> int:
-        """Bytes of the message."""
+        """The length of the message in bytes."""
         return self.words[_LENGTH]
 
     @property
     def opcode(self) -> int:
-        """What is asked."""
+        """The operation that is asked for (`Opcode`)."""
         return self.words[_OPCODE]
 
     @property
     def node(self) -> int:
-        """Of which node."""
+        """The FUSE node id that the operation is about."""
         return self.longs[_NODE]
 
     @property
@@ -104,7 +104,7 @@ class Request:
 
     @property
     def pid(self) -> int:
-        """The caller's process, in the daemon's pid namespace; 0: not to be seen there."""
+        """The caller's process in the daemon's pid namespace; 0 if it is not visible there."""
         return self.words[_PID]
 
     @property
@@ -113,7 +113,7 @@ class Request:
         return self.ino_of(self.node)
 
     def ino_of(self, node: int) -> int:
-        """The inode number of a FUSE node id (ESTALE: not one that the kernel knows from us)."""
+        """Convert a FUSE node id to an inode number; ESTALE if the kernel has not looked it up."""
         if node in self.known and node != ROOT_INO:
             return node
         if node == ROOT_ID:
@@ -121,36 +121,36 @@ class Request:
         raise FsError(errno.ESTALE, f"node {node}")
 
     def arguments(self, layout: Layout[Fields]) -> Fields:
-        """The fixed arguments."""
+        """Return the fixed arguments, which begin after the header."""
         if BODY + layout.size > self.end:
             raise cut_short()
         return layout.read(self.buffer, BODY)
 
     def data(self, at: int, size: int) -> memoryview:
-        """``size`` bytes at offset ``at`` of the message."""
+        """Return ``size`` bytes at offset ``at`` of the message."""
         if at + size > self.end:
             raise cut_short()
         return self.buffer[at : at + size]
 
     def name(self, at: int = BODY) -> bytes:
-        """The zero-terminated string at offset ``at`` of the message."""
+        """Return the zero-terminated string at offset ``at`` of the message, without its zero byte."""
         text, zero, _ = bytes(self.buffer[at : self.end]).partition(b"\0")
         if not zero:
             raise FsError(errno.EINVAL, "a name has no end")
         return text
 
     def names(self, at: int = BODY) -> tuple[bytes, bytes]:
-        """Two of them in a row."""
+        """Return two consecutive zero-terminated strings from offset ``at`` of the message."""
         first = self.name(at)
         return first, self.name(at + len(first) + 1)
 
     def caller(self, umask: int = 0) -> Caller:
-        """Who asks, with the supplementary group that the kernel found to matter."""
+        """Return the caller, with the supplementary group that decided the kernel's permission check, if any."""
         groups = self.groups() if self.length != self.end else frozenset()
         return Caller(self.uid, self.gid, self.pid, umask, groups)
 
     def groups(self) -> frozenset[int]:
-        """The groups of the extension FUSE_EXT_GROUPS; at most one in practice."""
+        """Return the groups of the extension FUSE_EXT_GROUPS; at most one in practice."""
         at = self.end
         while at + abi.EXT_HEADER.size <= self.length:
             size, kind = abi.EXT_HEADER.unpack_from(self.buffer, at)

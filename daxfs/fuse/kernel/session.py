@@ -1,8 +1,8 @@
-"""One session on /dev/fuse: mount, serve until unmounted or told to stop, unmount.
+"""Run one session on /dev/fuse: mount, serve until the mount is gone or a signal stops the session, unmount.
 
-The session borrows an open `FileSystem`; whoever opened it closes it. Requests are answered one after the other, each
-whole, in turns of some milliseconds; between turns other tasks run (the commit, signals). With nothing to do the
-session sleeps in trio.
+The session borrows an open `FileSystem`; its opener closes it. Requests are answered one after the other, each whole,
+in turns of some milliseconds; between turns other tasks run (the commit, signals). Without requests the session sleeps
+in trio.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("daxfs.fuse")
 
 TURN_SECONDS = 0.010
-"""The longest time for which other tasks wait while requests are served without a pause."""
+"""The longest time that other tasks wait while requests come without a pause."""
 FORGETS_AT_ONCE = 16
-"""So many forgets, each of which may free a file, are done before looking again whether somebody waits."""
+"""Forgets, each of which may free a file, that are processed before the next check for a waiting request."""
 DENSE = 20
-"""Requests in one turn from which on quick wake-ups are worth asking for."""
+"""The number of requests in one turn from which on they count as dense."""
 
 
 class Session:
@@ -61,7 +61,7 @@ class Session:
                     if not self._connection.ended:
                         await trio.lowlevel.wait_readable(device.descriptor)
         except trio.ClosedResourceError:
-            log.debug("told to stop")
+            log.debug("stopped by a signal")
         finally:
             self._cpu_latency.release()
 
@@ -71,13 +71,13 @@ class Session:
         trio.lowlevel.notify_closing(self._device.descriptor)
 
     def turn(self) -> bool:
-        """Serve for `TURN_SECONDS`; False: no request has come for a while."""
+        """Serve for `TURN_SECONDS`; return False earlier if no request has come for `LINGER_MILLISECONDS`."""
         device, connection, request = self._device, self._connection, self._request
         descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
         answer, table = dispatch.answer, connection.table
         forgets, postponed = connection.forgets, connection.postponing.messages
         spinning = self._polling.spinning
-        crowded = False  # the next request was there already when the last was answered: so may be the one after
+        crowded = False  # a request was waiting when the last one was answered: readv may find the next without a poll
         served = 0
         now = begin = perf_counter()
         end = begin + TURN_SECONDS
@@ -114,7 +114,7 @@ class Session:
         return True
 
     def _catch_up(self) -> None:
-        """Nobody waits: do what was put off, until somebody does."""
+        """Process waiting forgets and postponed requests until a new request comes."""
         connection, poll = self._connection, self._device.poll
         while connection.forgets:
             connection.process_forgets(FORGETS_AT_ONCE)
@@ -124,7 +124,7 @@ class Session:
             self._answer_postponed()
 
     def _answer_postponed(self) -> None:
-        """Answer what found the pool full and has waited enough."""
+        """Answer the postponed requests, each with its final result."""
         connection, request = self._connection, self._request
         for message in connection.postponing.last_chances():
             request.buffer[: len(message)] = message
@@ -149,13 +149,13 @@ def serve(
     Args:
         core: the open file system.
         source: what mount tables show as the device: the real path of the pool.
-        mountpoint: where.
+        mountpoint: the directory to mount on.
         options: of the mount.
-        ready: called once the kernel has the mount, before the first request is answered.
+        ready: called when the mount exists, before the first request is answered.
 
     Raises:
         UserError: the mount was refused.
-        SessionFailed: an unknown exception ended it.
+        SessionFailed: an unexpected exception ended the session.
     """
     attachment = serving.Attachment(source, mountpoint, options)
     device = Device(attachment.descriptor, negotiation.buffer_size(), options.poll_seconds)

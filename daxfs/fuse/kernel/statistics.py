@@ -1,14 +1,14 @@
-"""Requests counted and timed by opcode, when somebody wants to know.
+"""Count and time requests by opcode, while somebody asks for statistics.
 
-The handlers of a connection are a table. Counting puts others into it, which time the plain ones. So what is not asked
-for costs nothing, not even a comparison. Counting goes on as long as somebody asks, and ends `KEEP_SECONDS` after the
-last question; with the mount option ``stats`` it begins with the mount and does not end.
+The handlers of a connection are a table. Counting replaces them by handlers that time the plain ones, so statistics
+cost nothing while nobody asks, not even a comparison. The first query begins the counting; it ends `KEEP_SECONDS` after
+the last query. With the mount option ``stats`` it begins with the mount and does not end.
 
-What is timed is a handler's own time, from the request in the buffer to the body of its answer. The system calls around
-it, with the kernel's copy of what was read or is written, are not in it.
+The time of a request is its handler's time, from the request in the buffer to the body of the answer. It excludes the
+system calls around the handler, with the kernel's copies of data that is read or written.
 
-The question is an ioctl on the root directory (`STATISTICS`), its answer JSON. A restricted ioctl carries less than
-16 KiB, so a longer answer is fetched in pieces, which name the snapshot that they belong to.
+A query is an ioctl on the root directory (`STATISTICS`) and returns JSON. A restricted ioctl carries less than 16 KiB,
+so a longer text is fetched in pieces, each with the number of the snapshot that it belongs to.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 KEEP_SECONDS = 300
 CLASSES = 64
-"""Of durations: class n holds those of less than 2**n ns that are in no class before it."""
+"""The number of classes of durations: class n holds durations from 2**(n-1) ns to less than 2**n ns."""
 BILLION = 10**9
 
 PIECE = 8192
 STATISTICS = 0xC000DA01 | PIECE << 16
 """_IOWR(0xda, 1, char[PIECE])."""
-QUESTION = Struct("=I4xQ")  # snapshot offset; a question for offset 0 makes a new snapshot
-PIECE_HEADER = Struct("=I4xQ")  # snapshot length, then as much of the text from the offset on as there is room for
+QUESTION = Struct("=I4xQ")  # snapshot offset; a query of offset 0 makes a new snapshot
+PIECE_HEADER = Struct("=I4xQ")  # snapshot length; the text from the offset on follows, as much as fits
 ROOM = PIECE - PIECE_HEADER.size
 
 _clock = time.perf_counter_ns
 
 
 class Counter:
-    """What one opcode's requests came to; times in nanoseconds."""
+    """The totals of one opcode's requests; times in nanoseconds."""
 
     __slots__ = ("bytes", "errors", "histogram", "longest", "nanoseconds")
 
@@ -56,7 +56,7 @@ class Counter:
         self.histogram = [0] * CLASSES
 
     def as_json(self) -> dict[str, Any]:
-        """For JSON; the histogram without the classes after the last that has anything."""
+        """Return the values for JSON; the histogram ends with the last class that is not empty."""
         histogram = self.histogram[: max(n + 1 for n, number in enumerate(self.histogram) if number)]
         return {
             "count": sum(histogram),
@@ -69,19 +69,19 @@ class Counter:
 
 
 def bytes_written(body: Answer) -> int:
-    """The bytes that a WRITE or COPY_FILE_RANGE has moved."""
+    """Return the bytes that a WRITE or COPY_FILE_RANGE has written, from its answer."""
     (size,) = abi.WRITE_OUT.unpack(body or bytes(abi.WRITE_OUT.size))
     return int(size)
 
 
 def bytes_copied(body: Answer) -> int:
-    """The same for COPY_FILE_RANGE_64."""
+    """Return the bytes that a COPY_FILE_RANGE_64 has copied, from its answer."""
     (size,) = abi.COPY_FILE_RANGE_OUT.unpack(body or bytes(abi.COPY_FILE_RANGE_OUT.size))
     return int(size)
 
 
 def bytes_read(body: Answer) -> int:
-    """The bytes that a READ has delivered."""
+    """Return the bytes that a READ has read, from its answer."""
     return len(body or b"")
 
 
@@ -91,14 +91,14 @@ TRANSFERRED: dict[int, Callable[[Answer], int]] = {
     Opcode.COPY_FILE_RANGE: bytes_written,
     Opcode.COPY_FILE_RANGE_64: bytes_copied,
 }
-"""How many bytes of files a request has moved, for those that do."""
+"""For each opcode that transfers data of files: the function that returns the bytes from an answer's body."""
 
 
 class Counting:
-    """One connection's counters, from the moment they are made. A request that runs twice (ENOSPC) counts twice."""
+    """The counters of one connection. Counting begins with the object; a postponed request (ENOSPC) counts twice."""
 
     def __init__(self, connection: Connection, *, lasting: bool = False) -> None:
-        """Begin to count; ``lasting``: for as long as the connection lives."""
+        """Begin to count; if ``lasting``, for as long as the connection lives."""
         self.lasting = lasting
         self.deadline: float = math.inf
         self._connection = connection
@@ -113,12 +113,12 @@ class Counting:
         connection.table.update({opcode: self._timed(opcode, handler) for opcode, handler in self._plain.items()})
 
     def keep(self) -> None:
-        """Somebody has asked."""
+        """Postpone the end of counting to `KEEP_SECONDS` from now."""
         if not self.lasting:
             self.deadline = _clock() + KEEP_SECONDS * BILLION
 
     def stop(self) -> None:
-        """Put the plain handlers back into the table; called when nobody has asked for `KEEP_SECONDS`."""
+        """Put the plain handlers back into the table; called when no query has come for `KEEP_SECONDS`."""
         if self._connection.counting is self:
             self._connection.counting = None
             self._connection.table.update(self._plain)
@@ -150,7 +150,7 @@ class Counting:
         return timed
 
     def piece(self, snapshot: int, offset: int, *, fresh: bool) -> bytes:
-        """A piece of the answer; ESTALE: somebody else has asked since the snapshot was made."""
+        """Return a piece of a snapshot; ESTALE if another query has made a new snapshot since."""
         if not offset:
             self._snapshot = self._snapshot + 1 & 0xFFFFFFFF
             self._text = json.dumps(self._as_json(fresh), separators=(",", ":")).encode()
@@ -177,7 +177,15 @@ class Counting:
 
 
 def query(connection: Connection, request: Request, given: memoryview) -> bytes:
-    """The command `STATISTICS`. Whoever may read the root directory may look; root and the daemon's user count."""
+    """Answer the ioctl `STATISTICS`.
+
+    A process that can open the root directory may query; only one of root or the daemon's user starts or prolongs the
+    counting.
+
+    Raises:
+        FsError: ENOTTY, not the root directory; EINVAL, a short argument; EPERM, the caller may not start the counting;
+            ESTALE, the snapshot is no longer the newest one.
+    """
     if request.node != abi.ROOT_ID:
         raise FsError(errno.ENOTTY)
     if len(given) < QUESTION.size:
@@ -188,7 +196,7 @@ def query(connection: Connection, request: Request, given: memoryview) -> bytes:
     fresh = counting is None
     if counting is None:
         if not may_count:
-            raise FsError(errno.EPERM, "only root and the daemon's user begin to count")
+            raise FsError(errno.EPERM, "only root and the daemon's user start the counting")
         if offset:
             raise FsError(errno.ESTALE)
         counting = Counting(connection)

@@ -1,7 +1,7 @@
-"""What is in force on a mount, told as JSON to whoever can open its root directory.
+"""Return what is in force on a mount, as JSON, to any process that can open its root directory.
 
-The question is an ioctl on the root directory (`STATUS`), its answer a JSON object padded with zeros. `daxfs info`
-shows it. A new fact is a row of `FACTS`.
+The query is an ioctl on the root directory (`STATUS`). It returns a JSON object padded with zeros, which `daxfs info`
+shows. A new fact is a row of `FACTS`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
 
 SIZE = 0x3FF8
-"""Bytes of the answer; a command's number has 14 bits for it."""
+"""Bytes of the result; a command's number has 14 bits for it."""
 STATUS = 0x8000DA06 | SIZE << 16
 """_IOR(0xda, 6, char[SIZE])."""
 
 
 def options(connection: Connection) -> list[str]:
-    """The mount options in force, as /proc/mounts would list them."""
+    """Return the mount options in force, as /proc/mounts would list them."""
     return connection.options.listed()
 
 
@@ -34,14 +34,14 @@ FACTS: dict[str, Callable[[Connection], object]] = {
     "durability": durability.table,
     "warning": durability.warning,
 }
-"""Name in the JSON object -> what tells its value (anything that JSON can hold) of a connection."""
+"""The function that returns a fact of a connection (any value of JSON), by the name in the JSON object."""
 
 
 def query(connection: Connection, request: Request, _given: memoryview) -> bytes:
-    """The command `STATUS`.
+    """Answer the ioctl `STATUS`.
 
     Raises:
-        FsError: ENOTTY, not the root directory; EOVERFLOW, the answer is too long.
+        FsError: ENOTTY, not the root directory; EOVERFLOW, the status is too long.
     """
     if request.node != abi.ROOT_ID:
         raise FsError(errno.ENOTTY)

@@ -1,10 +1,10 @@
-"""pyfuse3's requests as calls of `FileSystem`, and its answers as pyfuse3 wants them. Translation only.
+"""Translate pyfuse3's requests to calls of `FileSystem`, and results to pyfuse3's types; no other work is done here.
 
-Inode numbers are node ids, but for the root: FUSE's 1 is ext4's 2 (ext4's own inode 1, the bad blocks, has no name).
-The kernel checks rights (``default_permissions`` and POSIX ACLs) and caches names and attributes for as long as it
-likes, since nobody else changes the pool. Every entry that an answer carries is one lookup that the kernel will forget
-again: it is pinned here, forgotten in `forget`. A refusal (`FsError`) becomes its errno; an exception that interrupted
-a change goes up and ends the session (`session.py`, the only user of this module).
+Inode numbers are node ids, except for the root: FUSE's 1 is ext4's 2 (ext4's inode 1, the bad blocks, has no name). The
+kernel checks permissions (``default_permissions`` and POSIX ACLs) and may cache names and attributes for a day, since
+nobody else changes the pool. Every entry in an answer is a lookup that the kernel will forget later: the handler pins
+the inode, and `forget` unpins it. A refusal (`FsError`) becomes its errno. An exception that interrupted a change is
+raised again and ends the session (`session.py`, the only user of this module).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ AsyncMethod = Callable[..., Awaitable[Any]]
 
 
 def refusal(error: FsError) -> FUSEError:
-    """The FUSE answer to an operation that the core refused."""
+    """Translate a refusal of the core to the exception that pyfuse3 answers with."""
     return FUSEError(error.errno or errno.EIO)
 
 
 def handler(method: Method) -> AsyncMethod:
-    """Make a plain method the coroutine function that pyfuse3 awaits; the one place where errors are translated.
+    """Wrap a plain method in the coroutine function that pyfuse3 awaits; only this decorator translates errors.
 
-    Passing on a fixed number of arguments takes 0.3 us less than ``*args``, so most handlers get that shape.
+    A fixed number of arguments is 0.3 us faster than ``*args``, so most handlers have `ARGUMENTS_OF_MOST`.
     """
     if method.__code__.co_argcount == ARGUMENTS_OF_MOST:
 
@@ -81,7 +81,7 @@ def handler(method: Method) -> AsyncMethod:
 
 
 def entry_of(attributes: Attributes) -> EntryAttributes:
-    """The attributes as pyfuse3's entry. The caller pins the inode if the answer counts as a lookup."""
+    """Convert attributes to pyfuse3's entry. The caller pins the inode if the answer counts as a lookup."""
     ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, _, generation, _ = attributes
     entry = EntryAttributes()
     entry.st_ino = ROOT_NODE if ino == ROOT_INO else ino
@@ -102,7 +102,7 @@ def entry_of(attributes: Attributes) -> EntryAttributes:
 
 
 def absent_entry() -> EntryAttributes:
-    """The answer that lets the kernel remember that a name does not exist."""
+    """Return the entry that lets the kernel cache the absence of a name."""
     entry = EntryAttributes()
     entry.st_ino = 0
     entry.entry_timeout = CACHE_SECONDS
@@ -110,7 +110,7 @@ def absent_entry() -> EntryAttributes:
 
 
 def damaged_entry(found: DirEntry) -> EntryAttributes:
-    """A name whose inode can't be read: it is listed, and asking for more gives the error."""
+    """Return the entry of a name whose inode can't be read: the name is listed, and stat(2) returns the error."""
     entry = EntryAttributes()
     entry.st_ino = found.ino
     entry.st_mode = MODE_OF_FILE_TYPE.get(found.file_type, stat.S_IFREG)
@@ -130,17 +130,17 @@ MODE_OF_FILE_TYPE = {
 
 
 def caller_of(context: RequestContext) -> Caller:
-    """Who asks. Supplementary groups are the kernel's business: it has checked the rights already."""
+    """Return the caller of a request, without supplementary groups: the kernel has checked permissions already."""
     return Caller(context.uid, context.gid, context.pid, context.umask)
 
 
 def ino_of(node: int) -> int:
-    """The inode number of a FUSE node id."""
+    """Convert a FUSE node id to an inode number."""
     return ROOT_INO if node == ROOT_NODE else node
 
 
 class Adapter:
-    """The handlers of one session, by pyfuse3's names. Handles of open files and directories are given once each."""
+    """The handlers of one session, by pyfuse3's names. A handle of an open file or directory is never given again."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False
@@ -156,16 +156,16 @@ class Adapter:
         self._absent = absent_entry()
 
     def unexpected(self, error: Exception, what: str) -> FUSEError:
-        """The answer to a request that met an exception that nobody expected; raises it if it interrupted a change."""
+        """Return the answer to a request that met an unexpected exception; raise the exception to end the session."""
         return refusal(unexpected.refusal(self._core, error, what))
 
     def _remembered(self, attributes: Attributes) -> EntryAttributes:
-        """The entry of an answer that the kernel counts as a lookup."""
+        """Pin an inode and return its entry, for an answer that the kernel counts as a lookup."""
         self._core.pin(attributes.ino)
         return entry_of(attributes)
 
     def _by_handle(self, node: int) -> Attributes:
-        """The inode of a file handle, which may be old or made up (ESTALE): see fs/ext4/super.c, ext4_nfs_get_inode."""
+        """Return the inode of an NFS file handle; ESTALE if old or forged (fs/ext4/super.c, ext4_nfs_get_inode)."""
         if node == ROOT_INO:
             raise FsError(errno.ESTALE)
         return self._core.by_number(ino_of(node))
@@ -176,7 +176,7 @@ class Adapter:
         return FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     def init(self) -> None:
-        """The kernel has answered the handshake."""
+        """Do nothing: pyfuse3 calls this after the kernel's answer to INIT."""
 
     # Names
 
@@ -193,7 +193,7 @@ class Adapter:
         return self._remembered(found)
 
     async def forget(self, inode_list: list[tuple[int, int]]) -> None:
-        """Nobody waits for an answer, so a refusal is only logged."""
+        """Unpin forgotten inodes. A forget has no answer, so a refusal is only logged."""
         unpin = self._core.unpin
         for node, lookups in inode_list:
             try:
@@ -235,7 +235,7 @@ class Adapter:
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, context: RequestContext
     ) -> None:
-        """A whiteout that is left behind belongs to the caller."""
+        """Rename; a whiteout in the old place (RENAME_WHITEOUT) belongs to the caller."""
         self._core.rename(ino_of(parent), name, ino_of(new_parent), new_name, flags, caller_of(context))
 
     # Attributes
@@ -272,7 +272,7 @@ class Adapter:
 
     @handler
     def setxattr(self, node: int, name: bytes, value: bytes, context: RequestContext) -> None:
-        """pyfuse3 keeps XATTR_CREATE and XATTR_REPLACE to itself: it has asked for the attribute before."""
+        """Set an attribute. pyfuse3 handles XATTR_CREATE and XATTR_REPLACE itself, by a getxattr before."""
         caller = caller_of(context)
         if caller.uid and name == ACL_ACCESS:
             caller = with_groups(caller)
@@ -324,14 +324,14 @@ class Adapter:
         file = self._files[handle]
         if file.keeps_privileges:
             return self._write(file, offset, content)
-        # The write may take away set-id bits, which the kernel has in its cache and asks for at exec only there.
+        # The write may clear set-id bits, and exec looks only at the kernel's cached mode: invalidate that.
         written = self._write(file, offset, content)
         pyfuse3.invalidate_inode(file.ino, attr_only=True)
         return written
 
     @handler
     def flush(self, _handle: int) -> None:
-        """Closing makes nothing durable. ENOSYS: done, and the kernel need not ask again."""
+        """Return ENOSYS: closing makes nothing durable, and the kernel sends no further FLUSH."""
         raise FUSEError(errno.ENOSYS)
 
     @handler
@@ -344,7 +344,7 @@ class Adapter:
 
     @handler
     def poll(self, _node: int, _handle: int, _poll: object, _context: RequestContext) -> int:
-        """ENOSYS: files are always ready, and the kernel need not ask again."""
+        """Return ENOSYS: files are always ready, and the kernel sends no further POLL."""
         raise FUSEError(errno.ENOSYS)
 
     # Directories
@@ -380,7 +380,7 @@ class Adapter:
         self._core.fsync(self._directories[handle].ino, datasync)
 
     def close_all(self) -> None:
-        """Close what the kernel left open when the session ended."""
+        """Close the files and directories that are still open when the session ends."""
         for file in self._files.values():
             self._core.release(file)
         for directory in self._directories.values():

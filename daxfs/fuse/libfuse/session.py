@@ -1,7 +1,7 @@
-"""One pyfuse3 session: mount, serve until unmounted or told to stop, unmount.
+"""Run one pyfuse3 session: mount, serve until the mount is gone or a signal stops the session, unmount.
 
-The session borrows an open `FileSystem`; whoever opened it closes it. pyfuse3 keeps its session in module globals: one
-session per process.
+The session borrows an open `FileSystem`; its opener closes it. pyfuse3 keeps its session in module globals, so a
+process has at most one.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def serve(
     Args:
         core: the open file system.
         source: what mount tables show as the device: the real path of the pool.
-        mountpoint: where.
+        mountpoint: the directory to mount on.
         options: of the mount.
-        ready: called once the kernel has the mount, before the first request is answered.
+        ready: called when the mount exists, before the first request is answered.
 
     Raises:
         UserError: the mount was refused.
-        SessionFailed: an unknown exception ended it.
+        SessionFailed: an unexpected exception ended the session.
     """
     adapter = Adapter(core)
     attachment = serving.Attachment(source, mountpoint, options)
@@ -73,9 +73,9 @@ async def _serve() -> None:
 def read_without_splice() -> None:
     """Make libfuse read requests with read(2) instead of splice(2) through a pipe: 1.3 times the speed at 1 MiB.
 
-    libfuse splices only when its pipe holds a whole request, which is one page more than an ordinary process may have
-    in a pipe; only CAP_SYS_RESOURCE makes that possible. So the daemon gives this capability up. (pyfuse3 has no way
-    to say ``no_splice_read``.)
+    libfuse splices only when its pipe can hold a whole request. That is one page more than the limit of an ordinary
+    process; CAP_SYS_RESOURCE lifts the limit, so this function drops the capability. (pyfuse3 has no option for
+    ``no_splice_read``.)
     """
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
@@ -84,4 +84,4 @@ def read_without_splice() -> None:
         return
     sets[0] &= ~(1 << _CAP_SYS_RESOURCE)
     if libc.capset(header, sets) != 0:
-        log.debug("CAP_SYS_RESOURCE stays: %s", os.strerror(ctypes.get_errno()))
+        log.debug("CAP_SYS_RESOURCE can't be dropped: %s", os.strerror(ctypes.get_errno()))

@@ -1,14 +1,14 @@
-"""How a pyfuse3 session waits for the next request: it polls briefly after work, then sleeps.
+"""Wait for the next request of a pyfuse3 session: poll briefly after work, then sleep.
 
-A wake-up through the event loop costs more than a whole request (docs/DESIGN.md, decision 11). pyfuse3 looks its
-``trio`` up in its own module whenever it needs it, so a `Gate` in that place can poll the descriptor a while before it
-hands the wait to trio. The session runs one worker task and no handler awaits anything, so the lock that pyfuse3 takes
-around the wait is always free: it is replaced by one that costs no checkpoint. Only `session.py` uses this module.
+A wake-up through the event loop costs more than a whole request (docs/DESIGN.md, decision 11). pyfuse3 looks ``trio``
+up in its module namespace at each use, so a `Gate` in that place can poll the descriptor before it passes the wait to
+trio. The session runs one worker task and no handler awaits anything, so the lock that pyfuse3 takes around the wait is
+always free: the gate replaces it by one that costs no checkpoint. Only `session.py` uses this module.
 
 Invariants:
     1. Other tasks run at least every `FAIR_SECONDS` while requests keep coming.
-    2. Once `close` was called no wait blocks: it raises ``trio.ClosedResourceError``.
-    3. With nothing to do the task sleeps in trio; polling ends `poll_seconds` after the last request.
+    2. After `close` no wait blocks: it raises ``trio.ClosedResourceError``.
+    3. Polling ends `poll_seconds` after the last request; then the task sleeps in trio.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from types import SimpleNamespace
 import trio
 
 FAIR_SECONDS = 0.010
-"""The longest time for which other tasks wait while requests are served without a pause."""
+"""The longest time that other tasks wait while requests come without a pause."""
 
 POLLS_BEFORE_YIELD = 16
-"""Polls in a row before the processor is offered to others: the caller may be waiting for this very processor."""
+"""Polls in a row before sched_yield(2): the next caller may be waiting for this processor."""
 
 
 class _FreeLock:
-    """An async lock that is never contended, and therefore never waits."""
+    """An async lock that never waits, for code that never contends for it."""
 
     async def __aenter__(self) -> None:
         return None
@@ -52,7 +52,7 @@ class Gate:
         self._slept = 0.0
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when ``fd`` can be read, or has failed (the read will tell).
+        """Return when ``fd`` is readable or has failed; the read that follows returns the error.
 
         Raises:
             trio.ClosedResourceError: `close` was called.
@@ -88,7 +88,7 @@ class Gate:
         trio.lowlevel.notify_closing(fd)
 
     def module(self) -> SimpleNamespace:
-        """What takes the place of ``trio`` in pyfuse3: the names it uses, with our wait and our lock."""
+        """Return the stand-in for ``trio`` in pyfuse3: the names that pyfuse3 uses, with this wait and lock."""
         return SimpleNamespace(
             Lock=_FreeLock,
             ClosedResourceError=trio.ClosedResourceError,
