@@ -1,4 +1,4 @@
-"""Floor 0: every error that daxfs raises on purpose.
+"""Layer 0: every error that daxfs raises on purpose.
 
 Four kinds, told apart by who can mend them. The core raises them; the edges translate them (a FUSE errno, one line and
 an exit code). Nothing here imports anything of daxfs.

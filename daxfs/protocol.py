@@ -1,4 +1,4 @@
-"""Floor 1: the protocol of direct mapping, every number, flag, record and lock that the daemon and its clients share.
+"""Layer 1: the protocol of direct mapping, every number, flag, record and lock that the daemon and its clients share.
 
 The daemon (``daxfs.fs``, ``daxfs.fuse``) and the Python client (``daxfs.direct``) import it; C clients include
 direct/daxfs.h. A test compiles that header and compares: names, values, and each field's place, width and type, with

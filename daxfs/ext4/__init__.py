@@ -1,1 +1,1 @@
-"""Floor 3: the ext4 format, one file per structure; no behaviour."""
+"""Layer 3: the ext4 format, one file per structure; no behaviour."""

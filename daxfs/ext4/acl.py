@@ -1,4 +1,4 @@
-"""Floor 3: POSIX access control lists, on the disk and on the wire.
+"""Layer 3: POSIX access control lists, on the disk and on the wire.
 
 An ACL is a tuple of entries in canonical order. It has two encodings: ext4's compact one in the attribute's
 value on the disk (version 1), and the one of ``system.posix_acl_access`` and ``_default`` that system calls

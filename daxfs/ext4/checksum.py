@@ -1,4 +1,4 @@
-"""Floor 3: the checksums of ext4, crc32c (metadata_csum) and crc16 (group descriptors under uninit_bg).
+"""Layer 3: the checksums of ext4, crc32c (metadata_csum) and crc16 (group descriptors under uninit_bg).
 
 Pure functions of bytes. The structures' own modules say what is covered and where the result is kept.
 """

@@ -1,9 +1,9 @@
-"""Floor 3: the entries of a directory block.
+"""Layer 3: the entries of a directory block.
 
 A linear directory block, and every leaf of an index, is a chain of entries whose ``rec_len`` leads to the
 next one and whose last one ends at the block's end, or, with metadata_csum, at a 12-byte tail that looks
 like an empty entry. Here are the layout, its checks and the checksum; which block to look in and where to
-insert is known to ``structures/``. Callers: that floor, recovery and the tools.
+insert is known to ``structures/``. Callers: that layer, recovery and the tools.
 
 Entry: inode u32 0, rec_len u16 4, name_len u8 6, file_type u8 7, name at 8. Tail: det_reserved_zero1 u32 0,
 det_rec_len u16 4 (12), det_reserved_zero2 u8 6, det_reserved_ft u8 7 (0xDE), det_checksum u32 8.

@@ -1,9 +1,9 @@
-"""Floor 3: the blocks of an extent tree.
+"""Layer 3: the blocks of an extent tree.
 
 An extent block, and the 60 bytes of ``i_block`` that hold a tree's root, is an array of little-endian
 32-bit words: a header of three, then entries of three. All functions here take that array (``words``), so a
 lookup costs index operations and one C bisection. What a tree means, how it is walked, split and grown
-belongs to ``structures/``; callers are that floor and the tools.
+belongs to ``structures/``; callers are that layer and the tools.
 
 Word layout (offsets in bytes):
 

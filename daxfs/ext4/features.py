@@ -1,4 +1,4 @@
-"""Floor 3: feature flags under the names that e2fsprogs prints, and which of them daxfs reads and writes.
+"""Layer 3: feature flags under the names that e2fsprogs prints, and which of them daxfs reads and writes.
 
 An unknown or unsupported incompat feature refuses the mount; an ro_compat one makes it read-only; compat
 features never matter to a reader. The decision is the caller's: here are only the sets and the names. Source:

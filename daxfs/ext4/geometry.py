@@ -1,8 +1,8 @@
-"""Floor 3: the shape of a file system, every figure that never changes while it is mounted, checked once.
+"""Layer 3: the shape of a file system, every figure that never changes while it is mounted, checked once.
 
 ``Geometry.of`` is the gate through which untrusted superblocks pass: whatever it returns can be used in
 arithmetic without further checks. It reads no block but the superblock, and holds no counter that changes.
-Every floor above may use it. Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c,
+Every layer above may use it. Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c,
 lib/ext2fs/openfs.c.
 """
 

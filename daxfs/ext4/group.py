@@ -1,4 +1,4 @@
-"""Floor 3: group descriptors, where a group keeps its bitmaps and inode table and how much of it is free.
+"""Layer 3: group descriptors, where a group keeps its bitmaps and inode table and how much of it is free.
 
 A descriptor holds its own checksum (crc32c under metadata_csum, crc16 under uninit_bg) and those of the two
 bitmaps. Which block a descriptor lies in is ``Geometry.descriptor_position``'s to say; what bitmaps mean is

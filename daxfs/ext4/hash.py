@@ -1,4 +1,4 @@
-"""Floor 3: the hashes of names that order an indexed directory.
+"""Layer 3: the hashes of names that order an indexed directory.
 
 Three algorithms (legacy, half MD4, TEA), each for platforms where ``char`` is signed and where it is not;
 the disk says which. ``dirhash`` hashes one name and remembers recent ones; ``dirhash_many`` hashes all

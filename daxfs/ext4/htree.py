@@ -1,10 +1,10 @@
-"""Floor 3: the index blocks of a hashed directory (htree).
+"""Layer 3: the index blocks of a hashed directory (htree).
 
 Block 0 of an indexed directory looks like a block with "." and ".." only; the index hides in the space of
 "..". Interior blocks look like one empty entry. Both end in an array of (hash, block) pairs whose first
 pair's hash is replaced by the array's limit and count, and, with metadata_csum, an 8-byte tail after the
 last possible pair. Functions take the block as 32-bit little-endian words and ``base``, the word where the
-array starts. Descending, splitting and choosing a hash belong to ``structures/``; callers are that floor
+array starts. Descending, splitting and choosing a hash belong to ``structures/``; callers are that layer
 and the tools.
 
 Sources: ``fs/ext4/namei.c`` (``dx_root``, ``dx_node``, ``dx_probe``, ``ext4_dx_csum``),

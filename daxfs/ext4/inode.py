@@ -1,4 +1,4 @@
-"""Floor 3: the inode, a slot of 128 bytes or more in a group's inode table, and its checksum.
+"""Layer 3: the inode, a slot of 128 bytes or more in a group's inode table, and its checksum.
 
 Fields under the kernel's names; sizes, owners, times and block counts joined under plain names with the
 kernel's rules for the features that change them. Fields past byte 128 exist only as far as ``i_extra_isize``

@@ -1,9 +1,9 @@
-"""Floor 3: the jbd2 log format (big-endian).
+"""Layer 3: the jbd2 log format (big-endian).
 
 Turns log blocks into named tuples and back: journal superblock, block header, descriptor tags in their four
 layouts, revoke lists, commit records, and every checksum over them. It reads and makes plain byte strings;
 it does not know where the log is, in what order blocks are written, or what a transaction is (``journal/``
-does). Callers: the journal floor and the tools.
+does). Callers: the journal layer and the tools.
 
 Sources: ``include/linux/jbd2.h``, ``fs/jbd2/{journal,commit,recovery,revoke}.c``,
 Documentation/filesystems/ext4/journal.rst.

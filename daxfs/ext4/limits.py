@@ -1,6 +1,6 @@
-"""Floor 3: the numbers ext4 allows at most.
+"""Layer 3: the numbers ext4 allows at most.
 
-Constants only, each with the kernel's name for it. Any floor above may read them.
+Constants only, each with the kernel's name for it. Any layer above may read them.
 """
 
 from __future__ import annotations

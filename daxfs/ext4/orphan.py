@@ -1,7 +1,7 @@
-"""Floor 3: the blocks of the orphan file (feature orphan_file).
+"""Layer 3: the blocks of the orphan file (feature orphan_file).
 
 Each block is an array of little-endian 32-bit inode numbers, 0 for a free place, and an 8-byte tail. Finding
-a place and replaying the orphans belongs to ``structures/``; callers are that floor and the tools.
+a place and replaying the orphans belongs to ``structures/``; callers are that layer and the tools.
 
 Tail: ob_magic u32 0, ob_checksum u32 4.
 

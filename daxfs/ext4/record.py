@@ -1,10 +1,10 @@
-"""Floor 3: on-disk structures as classes, their fields compiled to plain properties over cast views.
+"""Layer 3: on-disk structures as classes, their fields compiled to plain properties over cast views.
 
 A class lists its fields (``i_mode = u16(0x00)``); when the class is made, offsets are checked (alignment,
 overlap, bounds) and every field becomes a ``property`` whose getter indexes a ``memoryview`` cast that was
 made when the record was bound. A record copies nothing: it reads and writes the buffer it is bound to, be it
 the pool or a transaction's copy of a block. It knows nothing of checksums, journals or meaning; those live in
-the modules of the structures, the only callers of the declaring functions here. Every floor may bind records
+the modules of the structures, the only callers of the declaring functions here. Every layer may bind records
 and read ``buffer``, ``halves`` and ``words`` directly in hot loops.
 
 Casts are native-endian, so a little-endian machine is required (jbd2's big-endian records are not made here).

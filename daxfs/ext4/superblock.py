@@ -1,4 +1,4 @@
-"""Floor 3: the superblock, 1,024 bytes at byte 1,024 of the pool, and its checksum.
+"""Layer 3: the superblock, 1,024 bytes at byte 1,024 of the pool, and its checksum.
 
 Fields under the kernel's names, halves joined under plain names. It says what is written there, not whether
 that makes sense: ``Geometry.of`` decides. Callers: geometry, the journal's views, mounting and the tools.

@@ -1,4 +1,4 @@
-"""Floor 3: extended attributes as stored, in an inode's spare bytes or in a block of their own.
+"""Layer 3: extended attributes as stored, in an inode's spare bytes or in a block of their own.
 
 Both places have entries growing up from the start and values growing down from the end, and differ in their
 header, in what value offsets count from, and in hashes and order (blocks only). Here are reading, making and

@@ -1,1 +1,1 @@
-"""Floor 4: atomicity; the jbd2 journal, its transactions and its recovery."""
+"""Layer 4: atomicity; the jbd2 journal, its transactions and its recovery."""

@@ -1,7 +1,7 @@
-"""Floor 4: where the blocks of the log are.
+"""Layer 4: where the blocks of the log are.
 
 The log counts its blocks from 0, the journal's superblock; `LogArea` turns such a position into a place in the pool.
-The fs floor makes one from the journal's inode. Used by `log` and `recovery`.
+The fs layer makes one from the journal's inode. Used by `log` and `recovery`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Floor 4: what the floors above remember of one mounted pool, as long as it is mounted.
+"""Layer 4: what the layers above remember of one mounted pool, as long as it is mounted.
 
 A `daxfs.journal.view.View` has the caches, and shares them with the handle of its journal; a volume that is remounted
 hands them on to its next view. So they belong to a pool and end with its mount: nothing that is undone in one pool is
-forgotten of another. Each cache is a class of the module that uses it; this floor knows no more of it than `Cache`.
+forgotten of another. Each cache is a class of the module that uses it; this layer knows no more of it than `Cache`.
 
 What is undone in the pool must be undone in its caches. A handle is undone often, and most handles that are have
 changed nothing yet: so whoever changes a cache together with blocks has `Handle.on_rollback` take it back. An abort of

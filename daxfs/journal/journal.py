@@ -1,9 +1,9 @@
-"""Floor 4: the journal as the floors above know it: handles, commit, close.
+"""Layer 4: the journal as the layers above know it: handles, commit, close.
 
 `Journal` owns the running transaction and decides when it ends. A `CommitWriter` writes each commit: the jbd2 log
 (`daxfs.journal.log.Log`), or home copies alone for pools without a journal (`NoLog`). Recovery comes first: a
 `Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. Single-threaded; nothing here waits.
-Callers: the fs floor, which mounts, and tests of the structures.
+Callers: the fs layer, which mounts, and tests of the structures.
 
 The states of a journal::
 

@@ -1,4 +1,4 @@
-"""Floor 4: writing the jbd2 log.
+"""Layer 4: writing the jbd2 log.
 
 `Log` makes one transaction durable: descriptors, copies of blocks, revoke blocks and a commit record go into the log
 in jbd2's own format, so that the kernel, e2fsck and `daxfs.journal.recovery` can replay them. It knows no handles and

@@ -1,9 +1,9 @@
-"""Floor 4: bringing a pool to the state of its last commit.
+"""Layer 4: bringing a pool to the state of its last commit.
 
 `replay` reads a jbd2 log that daxfs, the kernel or e2fsprogs left, copies what was committed home and marks the log
 empty. Like jbd2 it makes three passes: scan (where does the log end?), revoke (which copies must not be replayed?),
 replay. Unlike jbd2 it decides everything before the first store: a log that is refused leaves the pool as it was. It
-knows no transactions in progress; it runs before `daxfs.journal.journal.Journal.open`. Callers: the fs floor and the
+knows no transactions in progress; it runs before `daxfs.journal.journal.Journal.open`. Callers: the fs layer and the
 tools.
 
 Sources: ``fs/jbd2/recovery.c``, ``fs/jbd2/revoke.c``; e2fsprogs ``e2fsck/recovery.c``, ``e2fsck/journal.c``.

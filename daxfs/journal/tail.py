@@ -1,4 +1,4 @@
-"""Floor 4: the journal superblock's changing words, stored so that its checksum is never wrong for longer than it
+"""Layer 4: the journal superblock's changing words, stored so that its checksum is never wrong for longer than it
 must be.
 
 Memory keeps aligned 8-byte words whole, and nothing larger. ``s_sequence`` and ``s_start`` (0x18, 0x1C) share one

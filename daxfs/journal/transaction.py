@@ -1,10 +1,10 @@
-"""Floor 4: the running transaction, and the handle through which one operation changes it.
+"""Layer 4: the running transaction, and the handle through which one operation changes it.
 
 A `Handle` gives writable DRAM copies of metadata blocks. The copies join the running transaction; the pool is not
 touched before `daxfs.journal.journal.Journal.commit`. One operation is one handle: ``with journal.handle(credits) as
 tx:``. Leaving the block normally makes its changes part of the transaction; leaving it with an exception undoes every
 one of them. This module knows neither the log nor what the blocks mean. `Transaction` and the underscored methods are
-the journal's; the floors above use `Handle` alone, which they call ``tx``.
+the journal's; the layers above use `Handle` alone, which they call ``tx``.
 
 Invariants (docs/CRASH.md has the rest):
 
@@ -42,7 +42,7 @@ _SEALED = 3  # (table, number, key)
 _REVOKED = 4  # (number)
 _UNREVOKED = 5  # (number)
 _RESERVED = 6  # (key, credits)
-_CALLBACK = 7  # (function): what a floor above keeps in DRAM changed with the handle
+_CALLBACK = 7  # (function): what a layer above keeps in DRAM changed with the handle
 
 
 class Transaction:
@@ -127,7 +127,7 @@ class Handle(View):
         active: inside its ``with`` block.
         rollbacks: how many operations were undone.
         interrupted: an exception that is no refusal (`FsError`) came out of a ``with`` block. What it changed is
-            undone, but what the floors above keep of it may not be.
+            undone, but what the layers above keep of it may not be.
     """
 
     __slots__ = (
@@ -302,7 +302,7 @@ class Handle(View):
     def on_rollback(self, undo: Callable[[], object]) -> None:
         """Have ``undo`` called if this handle is undone.
 
-        For what the floors above keep in DRAM and change together with blocks. Such calls and the changes of blocks are
+        For what the layers above keep in DRAM and change together with blocks. Such calls and the changes of blocks are
         taken back in the reverse of the order in which they were made.
 
         Args:

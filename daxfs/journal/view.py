@@ -1,8 +1,8 @@
-"""Floor 4: the newest state of the pool's metadata, for reading.
+"""Layer 4: the newest state of the pool's metadata, for reading.
 
 A `View` answers with the running transaction's copy of a block, or else with the pool's own memory; structures read
 through it and never touch the pool. It changes nothing: `daxfs.journal.transaction.Handle` is the view that can.
-`PoolView` is the plain one, before a journal is loaded and where nothing will be written. Callers: every floor above,
+`PoolView` is the plain one, before a journal is loaded and where nothing will be written. Callers: every layer above,
 and the tools.
 
 Blocks are handed out as read-only memoryviews of ``block_size`` bytes (format "B"). They are valid until the handle
@@ -35,7 +35,7 @@ class View:
         pool: where the blocks are.
         geometry: the file system's shape.
         block_size: in bytes.
-        caches: what the floors above remember of the pool.
+        caches: what the layers above remember of the pool.
     """
 
     __slots__ = (

@@ -1,6 +1,6 @@
 """A pool without a file: anonymous memory or the caller's bytearray, for tests and tools.
 
-Nothing in it outlives the process. Any floor's tests may use it in place of ``pool.open_pool``.
+Nothing in it outlives the process. Any layer's tests may use it in place of ``pool.open_pool``.
 """
 
 from __future__ import annotations

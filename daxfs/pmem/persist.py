@@ -2,7 +2,7 @@
 
 Each maker below returns a ``Operations``: six closures over one mapping, bound once, because a closure call
 with local variables is the cheapest call CPython has and these run for every block that is written. This
-module chooses and makes them; it opens and maps nothing. Only the modules of this floor call it.
+module chooses and makes them; it opens and maps nothing. Only the modules of this layer call it.
 
 Rules that hold for all of them:
 

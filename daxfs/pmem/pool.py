@@ -2,7 +2,7 @@
 
 Readers slice ``pool.memory``; whoever stores goes through the pool's operations, so that each store is
 flushed and a recording pool sees it. The pool knows nothing of what it holds: no block numbers, no format.
-All floors above use it.
+All layers above use it.
 
 ``write``, ``zero``, ``store_word``, ``flush`` and ``fence`` are attributes of the instance, not methods:
 closures that are bound to the mapping when the pool is opened (see ``persist``). A 4 KiB ``write`` to

@@ -2,7 +2,7 @@
 
 A bitmap is a whole block, bit ``n`` is bit ``n % 8`` of byte ``n // 8``, and 1 means in use (ext4's order is that of a
 little-endian integer). Long searches turn it into one Python integer, on which a shift or an ``and`` of 32,768 bits
-costs less than a microsecond. Pure functions of the bits they are given; callers are the allocators of this floor.
+costs less than a microsecond. Pure functions of the bits they are given; callers are the allocators of this layer.
 """
 
 from __future__ import annotations

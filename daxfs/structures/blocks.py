@@ -4,7 +4,7 @@ Policy, in this order: the goal (a file's next block) if it is free; for large r
 on a 2 MiB boundary; for small ones the first fit among 2 MiB chunks that are in use already, so that whole chunks stay
 whole for large files; then the largest run that is found. Searching is bounded by counting groups, not blocks:
 descriptors are scanned as arrays, and at most `GROUPS_EXAMINED` bitmaps are opened in each pass. What blocks are for is
-the callers' matter: the maps of files, directories and attributes on this floor; the fs floor registers `apply_frees`
+the callers' matter: the maps of files, directories and attributes on this layer; the fs layer registers `apply_frees`
 with the journal. Sources: fs/ext4/mballoc.c and balloc.c for the rules of the format; the policy is daxfs's own.
 
 Invariants:

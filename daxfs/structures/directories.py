@@ -1,7 +1,7 @@
 """Directories: names and what they refer to.
 
 The facade over both kinds: linear ones (`linear`) and those with an index (`htree`), whose blocks have the same entries
-(`dirblocks`); `dirlist` lists them. The fs floor calls what is here and nothing below it. Link counts, times and what
+(`dirblocks`); `dirlist` lists them. The fs layer calls what is here and nothing below it. Link counts, times and what
 POSIX says about names are its matter: here names are bytes that are, or are not, in a directory.
 
 A name is looked for once: `find` returns its `Place`, which `insert`, `replace` and `remove` take.

@@ -1,7 +1,7 @@
 """Group descriptors, found and checked: the first step to every bitmap and inode table.
 
 Answers where a group's descriptor is, binds it for reading or for change, and lists the counters of many groups at once
-for the allocators, which choose by them. It knows nothing of what the bitmaps say. Callers: the modules of this floor,
+for the allocators, which choose by them. It knows nothing of what the bitmaps say. Callers: the modules of this layer,
 and the tools. Source: ``ext4_get_group_desc`` in fs/ext4/balloc.c, ``ext4_check_descriptors`` in super.c.
 
 A block of descriptors is checked as a whole when it is first read (checksums and every field); after that a lookup

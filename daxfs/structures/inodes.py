@@ -3,7 +3,7 @@
 `read` and `edit` bind the slot in place (the pool's memory or the transaction's copy) and check its content once.
 Allocation spreads top-level directories over the groups (a simple Orlov), and keeps everything else near its directory.
 What ``i_block`` maps, names and link counts are other modules' matter, and so is the orphan list. Callers: the modules
-of this floor and the fs floor. Sources: fs/ext4/ialloc.c, ``__ext4_iget`` and ``__ext4_get_inode_loc`` in inode.c.
+of this layer and the fs layer. Sources: fs/ext4/ialloc.c, ``__ext4_iget`` and ``__ext4_get_inode_loc`` in inode.c.
 
 Invariants:
 

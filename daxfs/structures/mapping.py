@@ -1,7 +1,7 @@
 """Where the blocks of a file are: one set of functions over both kinds of map.
 
 Dispatches by ``EXT4_EXTENTS_FL`` to `extents` or `indirect`, which have the same functions with the same meaning, and
-is what the floors above and the directories call. Positions and lengths are in blocks. Functions that take a ``tx``
+is what the layers above and the directories call. Positions and lengths are in blocks. Functions that take a ``tx``
 change the map; their ``inode`` must come from ``inodes.edit`` of the same handle. Symbolic links whose text is in the
 inode, devices, FIFOs and sockets have no map: don't ask for it.
 """

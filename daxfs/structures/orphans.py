@@ -2,7 +2,7 @@
 
 Two forms, for the same purpose: a list through ``i_dtime`` that begins in the superblock (``s_last_orphan``), and the
 blocks of the orphan file (feature orphan_file), which takes precedence while it has room. What to do with an orphan is
-the fs floor's matter, and it alone calls this module. Sources: fs/ext4/orphan.c,
+the fs layer's matter, and it alone calls this module. Sources: fs/ext4/orphan.c,
 Documentation/filesystems/ext4/orphan.rst.
 """
 
@@ -55,7 +55,7 @@ class _Known(Cache):
     Attributes:
         file: the orphan file, once it was read.
         before: listed inode -> the one in front of it, a hint. The list is linked one way, and open files without names
-            are closed in any order. As many entries as there are such files, of which the floors above keep books
+            are closed in any order. As many entries as there are such files, of which the layers above keep books
             anyway.
     """
 

@@ -3,7 +3,7 @@
 Attributes live behind the fields of the inode's slot where there is room (256-byte inodes), and in one block
 (``i_file_acl``) that inodes with the same attributes may share. As in ext4, a value goes to the slot if it fits there
 and to the block if not, and others stay where they are. What an area looks like is ``ext4.xattr``'s matter; who may
-see or set which name, and on which kind of file, the fs floor's, which calls this.
+see or set which name, and on which kind of file, the fs layer's, which calls this.
 
 Names are whole: ``b"user.comment"``. The values of ``system.posix_acl_access`` and ``_default`` are what system calls
 exchange, and are kept in ext4's shorter form. Values in inodes of their own (ea_inode) are refused as ``Corrupt``:
