@@ -1,7 +1,7 @@
 """Layer 0: every error that daxfs raises on purpose.
 
-Four kinds, told apart by who can mend them. The core raises them; the edges translate them (a FUSE errno, one line and
-an exit code). Nothing here imports anything of daxfs.
+There are four kinds, one for each party that can repair the cause. The core raises them. The FUSE sessions translate
+them into an errno, the command line into one line and an exit code. This module imports nothing of daxfs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class FsError(OSError):
 
 
 class CorruptKind(StrEnum):
-    """What contradicts the format. The value is the text that users see, and what ``s_last_error_func`` records.
+    """What contradicts the format: one member for each kind of check.
 
-    One member for each kind of check: no caller of `Corrupt` invents a text. docs/FORMAT.md says what to do about each.
+    The value is the text that users see, and the text that ``s_last_error_func`` records. Callers of `Corrupt` pass a
+    member and never a text of their own. docs/FORMAT.md says what to do about each.
     """
 
     # The pool and its superblock
@@ -127,7 +128,12 @@ class CorruptKind(StrEnum):
 
 
 class Corrupt(FsError):
-    """The pool's content contradicts the format: ``kind`` says what, ``where`` says in which structure (EUCLEAN)."""
+    """The pool's content contradicts the format (EUCLEAN).
+
+    Attributes:
+        kind: what contradicts the format.
+        where: the structure in which it was found.
+    """
 
     def __init__(self, kind: CorruptKind, where: str) -> None:
         super().__init__(errno.EUCLEAN, f"{kind}: {where}")
@@ -136,7 +142,7 @@ class Corrupt(FsError):
 
 
 class Unsupported(FsError):
-    """The pool uses features that this version of daxfs does not know (``features`` has their e2fsprogs names)."""
+    """The pool uses features that this version of daxfs does not know; ``features`` holds their e2fsprogs names."""
 
     def __init__(self, features: Iterable[str]) -> None:
         self.features = tuple(features)
@@ -144,7 +150,10 @@ class Unsupported(FsError):
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the thing and the mend, and the exit code to end with."""
+    """An error that the user can repair.
+
+    The message is one line that names the thing and the repair. ``code`` is the exit code of the program.
+    """
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -152,4 +161,4 @@ class UserError(Exception):
 
 
 class PoolError(UserError):
-    """The pool can't be opened as memory: missing, too small, in use, no permission, no way to flush it."""
+    """The pool can't be opened as memory: it is missing, too small or in use, or can't be accessed or flushed."""

@@ -1,8 +1,9 @@
-"""Layer 1: the protocol of direct mapping, every number, flag, record and lock that the daemon and its clients share.
+"""Layer 1: the protocol of direct access: the numbers, flags, records and locks that the daemon and its clients share.
 
-The daemon (``daxfs.fs``, ``daxfs.fuse``) and the Python client (``daxfs.direct``) import it; C clients include
-direct/daxfs.h. A test compiles that header and compares: names, values, and each field's place, width and type, with
-nothing on one side that the other lacks. docs/DIRECT.md has the rules. All numbers are in the machine's byte order.
+The daemon (``daxfs.fs``, ``daxfs.fuse``) and the Python client (``daxfs.direct``) import this module. C clients include
+direct/daxfs.h. A test compiles that header and compares names, values, and the offset, width and type of each field;
+neither side may have anything that the other lacks. docs/DIRECT.md has the rules. All numbers are in the machine's byte
+order.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 Buffer = bytes | bytearray | memoryview
 
 FILESYSTEM_TYPE = "fuse.daxfs"
-"""What /proc/self/mountinfo calls a mount: clients believe no other."""
+"""The file system type of a mount in /proc/self/mountinfo; clients trust mounts of no other type."""
 VERSION = 2
-"""Clients of version 1 quote no token: they are refused, and go through the kernel."""
+"""The version of the protocol. Clients of version 1 quote no token: the daemon refuses them, and they go through the
+kernel."""
 
 
 class Persistence(IntEnum):
@@ -28,11 +30,11 @@ class Persistence(IntEnum):
 
 
 class Kind(IntEnum):
-    """What a part of a file is (``enum daxfs_kind``)."""
+    """How a client reaches a part of a file (``enum daxfs_kind``)."""
 
     HOLE = 0  # reads as zeros
     MEMORY = 1  # lies in the pool
-    KERNEL = 2  # somebody maps these bytes through the kernel: use the file itself
+    KERNEL = 2  # page-cache mapped: use the file itself
 
 
 class Flag(IntFlag):
@@ -40,8 +42,8 @@ class Flag(IntFlag):
 
     WRITE = 1  # to store; the file must be open for writing
     FILL = 2  # with WRITE: give holes blocks of zeros up to EOF
-    GROW = 4  # with WRITE and FILL: also past EOF
-    MAP = 8  # for mmap(2): what is no memory is answered, and from now on kept, as KERNEL
+    GROW = 4  # with WRITE and FILL: also past EOF, for extending writes
+    MAP = 8  # for mmap(2): whatever is not MEMORY is answered as KERNEL, and stays KERNEL
     RENEW = 16  # this holder no longer uses anything that was granted to it before this request
 
 
@@ -52,41 +54,41 @@ class Durability(IntFlag):
     DATA_ONLY = 2  # with DURABLE: as fdatasync(2)
 
 
-# Plain numbers: to combine an IntFlag's members costs more than all else that a short request does.
+# Plain numbers: combining members of an IntFlag costs more than the rest of a short request.
 DURABLE, DATA_ONLY = (int(flag) for flag in Durability)
 
 FURTHEST = 1 << 62
-"""No file, pool or range ends past this byte, so that the sum of two places does not overflow."""
+"""No file, pool or range ends past this byte, so that the sum of two offsets does not overflow."""
 LEAST_POOL = 2048
 """Bytes of the smallest pool: the superblock ends there."""
 MAGIC, MAGIC_AT, UUID_AT = b"\x53\xef", 1080, 1128
-"""What each pool has in ext4's superblock (s_magic, s_uuid), and where in the pool: a client compares both."""
+"""The magic number of ext4's superblock, and the pool offsets of s_magic and s_uuid; a client compares both fields."""
 LEAST_BLOCK, MOST_BLOCK = 1 << 10, 1 << 16
-"""Sizes that a block may have, in bytes."""
+"""The smallest and the largest size of a block, in bytes."""
 FIRST_STEP, LAST_STEP = 256 << 10, 4 << 20
-"""Bytes past EOF that a client asks for at once with GROW: the first time, and at most. Zeroing more in one request
-would keep every other user of the mount waiting."""
+"""Bytes past EOF that a client requests at once with GROW: in its first request, and at most. Zeroing more in one
+request would keep every other user of the mount waiting."""
 MOST_FILLED = 64 << 20
-"""Bytes that one request gives blocks of zeros at most, some ten milliseconds; the client asks again from there.
-A client leaves the holes of a mapping that has more of them to the kernel."""
+"""The most bytes of holes that one request fills with blocks of zeros, which takes some ten milliseconds. The client
+continues with another request. Where a mapping has more holes than this, the client leaves them to the kernel."""
 
 # Locks. A client holds a shared lock (F_OFD_SETLK) of the pool's byte LOCKS + Pool.lock while it maps the pool.
 
 LOCKS = 1 << 62
-"""The first of these bytes, far past the pool's end; each mount has one of its own."""
+"""The first byte of the locks, far past the pool's end; each mount has a byte of its own."""
 LOCK_NUMBERS = 1 << 31
-"""Pool.lock is less."""
+"""Pool.lock is less than this."""
 READER_LOCKS = 1 << 30
-"""Pool.lock is at least this for read-only mounts, whose end the pool does not show."""
+"""Pool.lock is at least this for read-only mounts: they store nothing, so the pool does not show when they end."""
 
-# Records. Each field has its format of the module ``struct``; ``x`` is reserved: written as zeros, not looked at.
+# Records. Each field has its format of the module ``struct``. ``x`` is reserved: store zeros, and ignore it on reading.
 
 TOKEN_SIZE = 16
-"""Bytes that lie in the pool at Pool.token: random, new with each mount."""
+"""Bytes of the token, which lies in the pool at Pool.token: random, and new with each mount."""
 PATH_SIZE = 952
-"""Bytes of a pool's path, with the NUL that ends it."""
+"""Bytes of the field for a pool's path, the terminating NUL included."""
 EXTENTS, SHORT_EXTENTS = 124, 4
-"""Extents that a lease record of either length has room for."""
+"""Extents for which a lease record of the long and of the short form has room."""
 
 LAYOUTS = {
     "daxfs_pool": {
@@ -154,7 +156,7 @@ def _struct(name: str) -> struct.Struct:
 
 
 def _place(name: str, field: str) -> int:
-    """Where a field begins, in bytes."""
+    """Return the offset of a field in its record, in bytes."""
     layout = LAYOUTS[name]
     return struct.calcsize("=" + "".join(list(layout.values())[: list(layout).index(field)]))
 
@@ -170,15 +172,15 @@ LEASE_SIZE = LEASE.size + EXTENTS * EXTENT.size
 SHORT_LEASE_SIZE = LEASE.size + SHORT_EXTENTS * EXTENT.size
 
 EPOCH_AT, SIZE_AT, CHANGES_AT = (_place("daxfs_slot", field) for field in ("epoch", "size", "changes"))
-"""Where in a status entry the words begin that the daemon changes one by one, in bytes."""
+"""Offsets, in a status entry, of the words that the daemon changes one by one, in bytes."""
 ENDED = (1 << 64) - 1
-"""The epoch of a status entry whose daemon has gone, or that is given to another file: no grant holds any longer."""
+"""The epoch of a status entry whose daemon has ended, or that belongs to another file now: no grant holds."""
 
 _TYPE = 0xDA
 
 
 def _request(direction: int, number: int, size: int) -> int:
-    """An ioctl number as include/uapi/asm-generic/ioctl.h builds it (x86, arm, riscv, s390)."""
+    """Return an ioctl number, built as in include/uapi/asm-generic/ioctl.h (x86, arm, riscv, s390)."""
     return direction << 30 | size << 16 | _TYPE << 8 | number
 
 
@@ -191,7 +193,7 @@ IOC_SYNC = _request(0, 6, 0)
 
 
 class Pool(NamedTuple):
-    """``struct daxfs_pool``: which pool, and how to know that the opened one is it."""
+    """``struct daxfs_pool``: which pool a mount uses, and how a client recognizes it after opening it."""
 
     persistence: int
     device: int  # st_dev
@@ -199,14 +201,14 @@ class Pool(NamedTuple):
     rdevice: int  # st_rdev
     size: int  # bytes that can be mapped
     block_size: int  # bytes
-    lock: int  # the pool's byte LOCKS + lock is what clients of this mount lock
+    lock: int  # clients of this mount lock the pool's byte LOCKS + lock
     uuid: bytes
     path: bytes
     token: int = 0  # pool offset of the token that lease requests quote; 0: none is needed
     version: int = VERSION
 
     def pack(self) -> bytes:
-        """The record.
+        """Return the record's bytes.
 
         Raises:
             ValueError: the path does not fit.
@@ -217,13 +219,13 @@ class Pool(NamedTuple):
 
     @classmethod
     def unpack(cls, buffer: Buffer) -> Pool:
-        """From a record."""
+        """Read a record."""
         version, *fields, path, token = POOL.unpack_from(buffer)
         return cls._make([*fields, path.partition(b"\0")[0], token, version])
 
 
 class Extent(NamedTuple):
-    """``struct daxfs_extent``: a part of a file, all in bytes."""
+    """``struct daxfs_extent``: a part of a file; offsets and length are in bytes."""
 
     offset: int  # in the file
     pool_offset: int  # of Kind.MEMORY: in the pool
@@ -231,29 +233,29 @@ class Extent(NamedTuple):
     kind: int
 
     def pack(self) -> bytes:
-        """The record."""
+        """Return the record's bytes."""
         return EXTENT.pack(*self)
 
 
 class Lease(NamedTuple):
-    """``struct daxfs_lease``: question (the first four fields and the token) and answer, with its extents."""
+    """``struct daxfs_lease``: a request (the first four fields and the token) and its answer, with the extents."""
 
     holder: int
     offset: int
     length: int
     flags: int
-    next: int = 0  # where the extents end
+    next: int = 0  # file offset at which the extents end
     size: int = 0  # of the file, bytes
-    entry: int = 0  # pool offset of the file's status entry (``slot`` in C); 0: nothing will change
+    entry: int = 0  # pool offset of the file's status entry (``slot`` in C); 0: none, because nothing will change
     epoch: int = 0
     device: int = 0  # of the pool
     inode: int = 0
     lock: int = 0  # as in Pool
-    token: bytes = b""  # question: what lies in the pool at Pool.token
+    token: bytes = b""  # request: the bytes of the pool at Pool.token
     extents: tuple[Extent, ...] = ()
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
-        """Write head and extents to the buffer's start.
+        """Write the head and the extents to the start of the buffer.
 
         Raises:
             struct.error: the buffer is too short for them.
@@ -266,14 +268,14 @@ class Lease(NamedTuple):
             place += EXTENT.size
 
     def pack(self, size: int | None = None) -> bytes:
-        """The record, filled up with zeros to ``size`` bytes (as long as it must be if None)."""
+        """Return the record's bytes, padded with zeros to ``size`` bytes; None: without padding."""
         buffer = bytearray(LEASE.size + len(self.extents) * EXTENT.size if size is None else size)
         self.pack_into(buffer)
         return bytes(buffer)
 
     @classmethod
     def unpack(cls, buffer: Buffer) -> Lease:
-        """From a record of either length.
+        """Read a record of either length.
 
         Raises:
             struct.error: the buffer is shorter than the head, or than the extents that the head counts.
@@ -286,67 +288,67 @@ class Lease(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """``struct daxfs_stored``: this open file's holder has stored."""
+    """``struct daxfs_stored``: the write notification of a holder that has stored within the file."""
 
-    size: int = 0  # the file is at least this long now; 0: as it is
+    size: int = 0  # the file is at least this long now; 0: its size has not changed
     flags: int = 0  # Durability
 
     def pack(self) -> bytes:
-        """The record."""
+        """Return the record's bytes."""
         return STORED.pack(*self)
 
     @classmethod
     def unpack(cls, buffer: Buffer) -> Stored:
-        """From a record."""
+        """Read a record."""
         return cls._make(STORED.unpack_from(buffer))
 
 
 class Appended(NamedTuple):
-    """``struct daxfs_appended``: this open file's holder has stored past EOF."""
+    """``struct daxfs_appended``: the write notification of a holder that has stored past EOF."""
 
-    base: int  # EOF as the holder knew it; EAGAIN if it is another by now
+    base: int  # EOF as the holder knows it; EAGAIN if EOF has changed since
     size: int  # EOF now
-    holder: int  # to whom the memory there was granted
+    holder: int  # the holder to which the memory past EOF was granted
     flags: int = 0  # Durability
-    changes: int = 0  # answer: what the status entry says right after this
+    changes: int = 0  # answer: ``changes`` of the status entry right after this request
 
     def pack(self) -> bytes:
-        """The record."""
+        """Return the record's bytes."""
         return APPENDED.pack(*self)
 
     @classmethod
     def unpack(cls, buffer: Buffer) -> Appended:
-        """From a record."""
+        """Read a record."""
         return cls._make(APPENDED.unpack_from(buffer))
 
 
 class StatusEntry(NamedTuple):
-    """``struct daxfs_slot``: what changes while a file is leased, a cache line of the lease status page in the pool.
+    """``struct daxfs_slot``: the state of a leased file that changes, one cache line of a status page in the pool.
 
-    Clients watch it, the daemon alone writes. C programs know it under its first name, which stays.
+    Clients read it; only the daemon writes it. The structure keeps its first name, ``slot``, for C programs.
     """
 
     epoch: int
     size: int  # of the file, bytes
     ino: int
-    changes: int = 0  # goes up with all that the daemon changes of the file
+    changes: int = 0  # rises with every change that the daemon makes to the file
 
     def pack(self) -> bytes:
-        """The record."""
+        """Return the record's bytes."""
         return ENTRY.pack(*self)
 
     @classmethod
     def unpack(cls, buffer: Buffer) -> StatusEntry:
-        """From a record."""
+        """Read a record."""
         return cls._make(ENTRY.unpack_from(buffer))
 
 
 def extent_count(buffer: Buffer) -> int:
-    """How many extents the head of a lease record counts; there may be room for less."""
+    """Return the number of extents that the head of a lease record claims; the record may have room for fewer."""
     count: int = LEASE.unpack_from(buffer)[4]
     return count
 
 
 def room(size: int) -> int:
-    """How many extents fit into a lease record of ``size`` bytes."""
+    """Return the number of extents that fit into a lease record of ``size`` bytes."""
     return (size - LEASE.size) // EXTENT.size

@@ -1,1 +1,1 @@
-"""Layer 2: the pool as memory: open, map, store, flush, fence. It knows nothing of what the pool holds."""
+"""Layer 2: the pool as memory: open, map, store, flush, fence. This layer knows nothing of the pool's content."""

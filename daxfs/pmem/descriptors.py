@@ -1,9 +1,9 @@
-"""Keeping a pool off the descriptors of standard streams.
+"""Keep a pool's descriptor from becoming a standard stream.
 
-A process that starts with a closed standard stream gets the first file that it opens as descriptor 0, 1 or 2. A pool
-there takes whatever the process prints: the interpreter's last words would overwrite the boot block and the superblock.
-Programs call `fill_standard` before they open anything; the library, which must leave the streams of its caller alone,
-opens pools inside `above_standard`.
+A process that starts with a closed standard stream gets descriptor 0, 1 or 2 for the first file that it opens. If that
+file is a pool, whatever the process prints goes into the pool: an error message of the interpreter would overwrite the
+boot block and the superblock. Programs call `fill_standard` before they open anything. The library must leave the
+streams of its caller alone, so it opens pools inside `above_standard`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STANDARD = 3
 
 
 def fill_standard() -> None:
-    """Open /dev/null for each standard stream that is closed. Programs that are run inherit it.
+    """Open /dev/null for each standard stream that is closed; programs that this process starts inherit it.
 
     Raises:
         OSError: there is no /dev/null.
@@ -29,9 +29,10 @@ def fill_standard() -> None:
 
 @contextmanager
 def above_standard() -> Iterator[None]:
-    """Files opened inside get descriptors from 3 on; closed standard streams are closed again afterwards.
+    """Give files opened inside descriptors from 3 on; standard streams that were closed are closed again afterwards.
 
-    A duplicate that ``fcntl(F_DUPFD_CLOEXEC, 3)`` makes is not enough: ``mmap.mmap`` keeps a duplicate of its own.
+    Duplicating the descriptor with ``fcntl(F_DUPFD_CLOEXEC, 3)`` is not enough, because ``mmap.mmap`` makes a duplicate
+    of its own.
     """
     taken: list[int] = []
     try:

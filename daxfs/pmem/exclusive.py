@@ -1,15 +1,15 @@
-"""One user per pool: a second daxfs, a kernel mount and a loop device are refused, each by name.
+"""Make sure that a pool has one user: refuse a second daxfs, a kernel mount and a loop device, and name the other user.
 
-Two owners of one ext4 destroy it, silently. ``claim`` takes an advisory lock (flock) that other daxfs
-processes and mkfs honour, opens block devices with O_EXCL, which the kernel's own mounts honour, and looks
-through the loop devices, which honour neither. It changes nothing on the pool. ``pool.open_pool`` and mkfs
-call it.
+Two owners of one ext4 destroy it without a message. `claim` takes an advisory lock (flock), which other daxfs processes
+and mkfs honour. It opens block devices with O_EXCL, which the kernel's own mounts honour. It searches the loop devices,
+which honour neither. It changes nothing in the pool. ``pool.open_pool`` and mkfs call it.
 
-Clients of a mount map the pool too, and may do so longer than its daemon lives. `mapped_by_clients` tells whether any
-does; a mount works with that (``daxfs.fs.leasing``), mkfs and e2fsck do not: `refuse_clients`.
+Clients of a mount map the pool too, and may keep it mapped after the daemon has ended. `mapped_by_clients` reports
+whether any client does. A mount tolerates such clients (``daxfs.fs.leasing``); mkfs and e2fsck refuse them with
+`refuse_clients`.
 
-The claim lives in a file descriptor of its own, not in the mapping's: a view that somebody still holds keeps
-a mapping open, and must not keep the pool locked.
+The claim belongs to a file descriptor of its own, not to the descriptor of the mapping: a memoryview that is still
+referenced keeps the mapping open, and must not keep the pool locked.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from daxfs.errors import PoolError
 from daxfs.pmem import kinds
 from daxfs.protocol import LOCK_NUMBERS, LOCKS
 
-_PATIENCE = 0.5  # seconds: udev locks a device while it probes it; a loop device outlives its unmount a bit
+_PATIENCE = 0.5  # seconds: udev locks a device while it probes it; a loop device outlives its unmount for a moment
 _PAUSE = 0.02
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit machines
 
 
 def claim(target: kinds.Target, *, read_only: bool = False, sysfs: str = "/sys", proc: str = "/proc") -> int:
-    """Take the pool for this process (for readers: together with other readers).
+    """Claim the pool for this process; readers share the claim with other readers.
 
     Returns:
-        A file descriptor that holds the claim; closing it gives the pool free.
+        A file descriptor that holds the claim; closing it releases the pool.
 
     Raises:
-        PoolError: the pool is in use (the message says by whom) or can't be opened.
+        PoolError: the pool is in use (the message names the user) or can't be opened.
     """
     block = target.kind == kinds.BLOCK
     access = os.O_RDONLY if read_only else os.O_RDWR
@@ -58,23 +58,25 @@ def claim(target: kinds.Target, *, read_only: bool = False, sysfs: str = "/sys",
 
 
 def mapped_by_clients(descriptor: int, first: int = 0, end: int = LOCK_NUMBERS) -> bool:
-    """Whether a client of the mounts whose locks are [first, end) still maps the pool that is open here."""
+    """Return whether a client still maps this open pool: a client of the mounts with lock numbers [first, end)."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, LOCKS + first, end - first, 0)
     kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0]
     return kind != fcntl.F_UNLCK
 
 
 def lock_as_client(descriptor: int, lock: int) -> None:
-    """Take a client's lock of the mount that gave it ``lock``; it lasts as long as the open file or a mapping of it.
+    """Take the lock ``lock`` as a client of the mount that assigned it.
+
+    The lock lasts as long as the open file or a mapping of it.
 
     Raises:
-        OSError: the system's; EINVAL, the device has no locks, and the daemon none to look at either.
+        OSError: the system call failed; EINVAL: the device has no locks, so the daemon can't see any either.
     """
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, LOCKS + lock, 1, 0))
 
 
 def refuse_clients(descriptor: int, path: str) -> None:
-    """Stop where memory that programs still store into would be given to others.
+    """Refuse a pool that clients of an earlier mount still map: they could store into blocks that change owner.
 
     Raises:
         PoolError: clients of an earlier mount map the pool.
@@ -84,7 +86,7 @@ def refuse_clients(descriptor: int, path: str) -> None:
 
 
 def _lock(guard: int, target: kinds.Target, mode: int, proc: str) -> None:
-    """Flock ``guard``; a device gets a moment of patience, because udev locks it shortly after each close."""
+    """Lock ``guard`` with flock(2); retry for a moment on a device, because udev locks it shortly after each close."""
     deadline = time.monotonic() + (_PATIENCE if target.kind == kinds.BLOCK else 0)
     while True:
         try:
@@ -108,7 +110,10 @@ def _refuse_loop(target: kinds.Target, sysfs: str, proc: str) -> None:
 
 
 def _loop_user(target: kinds.Target, sysfs: str, proc: str) -> tuple[str, bool] | None:
-    """The loop device backed by the pool, and whether it is on its way out (autoclear, not mounted)."""
+    """Return a message about the loop device that the pool backs, and whether the device is about to detach.
+
+    A loop device is about to detach if it has autoclear set and is not mounted. None: the pool backs no loop device.
+    """
     try:
         names = [name for name in os.listdir(f"{sysfs}/block") if name.startswith("loop")]
     except OSError:
@@ -127,7 +132,7 @@ def _loop_user(target: kinds.Target, sysfs: str, proc: str) -> tuple[str, bool] 
 
 
 def is_pool(backing: str, target: kinds.Target) -> bool:
-    """Whether a backing path is the pool: by device and inode, by name if it can't be looked up."""
+    """Return whether a backing path is the pool: compare device and inode, or the names if stat(2) fails."""
     try:
         status = os.stat(backing)
     except OSError:
@@ -151,7 +156,10 @@ def _block_user(target: kinds.Target, sysfs: str, proc: str) -> str:
 
 
 def _lock_holder(target: kinds.Target, proc: str) -> str:
-    """Who holds the flock, from /proc/locks (proc_locks(5)); the process may have handed it on by fork."""
+    """Describe the holder of the flock, from /proc/locks (proc_locks(5)).
+
+    The process that the table names may have passed the lock on to a child (fork).
+    """
     status = target.status
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     user = "another process"

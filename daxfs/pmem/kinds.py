@@ -1,11 +1,9 @@
-"""What a path is, as memory: a plain, tmpfs, hugetlbfs or fsdax file, a block device, or a ``/dev/dax``
-device.
+"""Identify the memory that a path names: a plain, tmpfs, hugetlbfs or fsdax file, a block device or ``/dev/dax``.
 
-Its job is to say how large the pool is, how a mapping of it must be aligned, and which file system holds it,
-from ``stat``, sysfs and mountinfo alone. It opens nothing and maps nothing, so it cannot tell a file on an
-fsdax mount from a plain one: only the attempt to map it with ``MAP_SYNC`` can (``pool.open_pool`` makes it).
-``pool``, ``exclusive`` and mkfs call it; the roots of sysfs and procfs are parameters, so that a test can put
-a tree of its own there.
+This module determines how large the pool is, how a mapping of it must be aligned, and which file system holds it. It
+reads ``stat``, sysfs and mountinfo only. It opens nothing and maps nothing, so it cannot distinguish a file on an fsdax
+mount from a plain one: only a mapping with ``MAP_SYNC``, which ``pool.open_pool`` tries, can. ``pool``, ``exclusive``
+and mkfs call this module. The roots of sysfs and procfs are parameters, so that a test can supply a tree of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import NamedTuple
 
 from daxfs.errors import PoolError
 
-MOUNT_FAILED = 32  # mount(8): "mount failure", what it gives for a missing, busy or unreadable device
+MOUNT_FAILED = 32  # mount(8): "mount failure", its exit code for a missing, busy or unreadable device
 SMALLEST = 1024  # smallest ext4 block: a pool's size is a multiple of it, so that no whole block is cut off
 HUGE_PAGE = 2 << 20
 
@@ -40,14 +38,14 @@ class Mount(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path was found to be.
+    """The result of identifying a path.
 
     Attributes:
         path: as the user gave it.
-        kind: ``file``, ``tmpfs``, ``block`` or ``devdax`` (``fsdax`` shows only when it is mapped).
+        kind: ``file``, ``tmpfs``, ``block`` or ``devdax``; only a mapping shows that a ``file`` is ``fsdax``.
         size: usable bytes: a multiple of 1 KiB, of the huge page or of the device's alignment.
-        exact_size: what the file system, or sysfs, said.
-        align: what length and offset of a mapping must be multiples of, in bytes.
+        exact_size: bytes as the file system or sysfs reports them.
+        align: the unit of which length and offset of a mapping must be multiples, in bytes.
         device: ``MAJOR:MINOR`` of a block or character device, else "".
         filesystem: type of the file system that holds a regular file ("" if unknown or a device).
         status: the ``stat`` result, which identifies the file.
@@ -64,7 +62,7 @@ class Target:
 
 
 def pool_error(path: str, error: OSError) -> PoolError:
-    """The one line for an operating-system error on a pool: what happened and what mends it."""
+    """Return the error for a system error on a pool: one line that says what happened and how to repair it."""
     number = error.errno
     if number == errno.ENOENT:
         text = f"{path} does not exist; make it with: daxfs mkfs {path} --size 1G"
@@ -73,7 +71,7 @@ def pool_error(path: str, error: OSError) -> PoolError:
     elif number == errno.EROFS:
         text = f"{path} is on a read-only file system; open it read-only (-o ro)"
     elif number in (errno.ENXIO, errno.ENODEV):
-        text = f"{path} has no device behind it; load its driver or name another pool"
+        text = f"{path} belongs to no device; load its driver or name another pool"
     elif number == errno.EBUSY:
         text = f"{path} is in use; unmount it, or end the program that uses it"
     else:
@@ -82,7 +80,7 @@ def pool_error(path: str, error: OSError) -> PoolError:
 
 
 def read_mounts(mountinfo: str = "/proc/self/mountinfo") -> list[Mount]:
-    """All mounts of this namespace, in order (proc_pid_mountinfo(5)); none if the table can't be read."""
+    """Return all mounts of this namespace, in order (proc_pid_mountinfo(5)); none if the table can't be read."""
     try:
         with open(mountinfo, encoding="utf-8", errors="surrogateescape") as table:
             lines = table.readlines()
@@ -98,7 +96,7 @@ def read_mounts(mountinfo: str = "/proc/self/mountinfo") -> list[Mount]:
 
 
 def read_text(path: str) -> str:
-    """A sysfs attribute without its newline, "" if it isn't there."""
+    """Return a sysfs attribute without its newline; "" if there is no such attribute."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as attribute:
             return attribute.read().strip()
@@ -107,9 +105,10 @@ def read_text(path: str) -> str:
 
 
 def lasting_path(path: str) -> str:
-    """The absolute path, by the names that were given, for a process without our directory and our descriptors.
+    """Return an absolute path that is valid in a process with another working directory and other descriptors.
 
-    ``/dev/fd/9`` and ``/proc/self/fd/9`` are names of this process alone: the path that they lead to takes their place.
+    The names that the user gave are kept. Only ``/dev/fd/9`` and ``/proc/self/fd/9``, which mean nothing to another
+    process, are replaced by the path of the open file.
     """
     place = os.path.join(os.getcwd(), path)
     ours = os.path.realpath(os.path.dirname(place)) == f"/proc/{os.getpid()}/fd"
@@ -117,7 +116,7 @@ def lasting_path(path: str) -> str:
 
 
 def identify(path: str, *, sysfs: str = "/sys", mountinfo: str = "/proc/self/mountinfo") -> Target:
-    """Find out what ``path`` is.
+    """Find out what kind of pool ``path`` is.
 
     Args:
         path: a regular file, a block device or a devdax character device; symbolic links are followed.
@@ -172,7 +171,7 @@ def _devdax(path: str, status: os.stat_result, sysfs: str) -> Target:
     align = _number(read_text(f"{folder}/align")) or HUGE_PAGE
     if align % mmap.PAGESIZE or align & (align - 1):
         raise PoolError(f"{path} says its alignment is {align} bytes; expected a power of two of pages", MOUNT_FAILED)
-    # Mapping past the end succeeds and touching it is SIGBUS, so the size is never rounded up.
+    # A mapping past the device's end succeeds, and touching it raises SIGBUS. So the size is never rounded up.
     return Target(path, DEVDAX, _usable(path, exact, align), exact, align, device, "", status)
 
 
@@ -188,5 +187,5 @@ def _number(text: str) -> int:
 
 
 def _unescape(text: str) -> str:
-    """Mountinfo writes blank, tab, newline and backslash as three octal digits."""
+    """Decode the escapes of mountinfo: blank, tab, newline and backslash are written as three octal digits."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

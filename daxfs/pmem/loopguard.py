@@ -1,12 +1,12 @@
-"""Loop devices on a pool that is in use: seen, and kept from being mounted where that is possible.
+"""Detect loop devices on a pool that is in use, and prevent their mounts where that is possible.
 
-The kernel honours no lock on a plain file, so anybody who may open a pool can attach a loop device to it and mount
-that, which gives the file system two owners. Whoever has the pool looks now and then (`LoopGuard.look`): a device that
-nobody uses is claimed with O_EXCL, which makes mount(2) and e2fsprogs fail with EBUSY. A device that somebody else
-has claimed is a second owner; what to do then is the caller's business.
+The kernel honours no lock on a plain file. So any user who may open a pool can attach a loop device to it and mount the
+device, which gives the file system two owners. The owner of the pool calls `LoopGuard.look` periodically. It claims
+devices that nobody uses with O_EXCL, which makes mount(2) and e2fsprogs fail with EBUSY. A device that another program
+has claimed is a second owner; the caller decides what to do about it.
 
-A claim keeps its device from being detached, so it is given up at the first look after somebody asked for that
-(``autoclear``, which mount(8) sets from the start). A mount can still win the race against the first look.
+A claim keeps its device from being detached. So `look` gives the claim up once somebody has asked for the detaching
+(``autoclear``, which mount(8) sets from the start). A mount can still win the race against the first call.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ log = logging.getLogger("daxfs.pmem")
 
 
 class LoopDevice(NamedTuple):
-    """A loop device; ``leaving``: it is detached once nobody has it open."""
+    """A loop device. ``leaving``: the kernel detaches it once nobody has it open (autoclear)."""
 
     name: str
     leaving: bool
 
 
 def writable_loops(target: Target, sysfs: str = "/sys") -> list[LoopDevice]:
-    """The loop devices through which the pool can be changed. About 150 us with eight devices."""
+    """Return the loop devices through which the pool can be changed; takes about 150 us with eight devices."""
     found = []
     try:
         names = os.listdir(f"{sysfs}/block")
@@ -49,12 +49,12 @@ def writable_loops(target: Target, sysfs: str = "/sys") -> list[LoopDevice]:
 
 
 class LoopGuard:
-    """The claims of one pool.
+    """The claims on the loop devices of one pool.
 
     Args:
         target: the pool.
         sysfs: where sysfs is mounted (tests bring their own).
-        devices: where the devices are.
+        devices: the directory of the device nodes.
     """
 
     def __init__(self, target: Target, sysfs: str = "/sys", devices: str = "/dev") -> None:
@@ -65,7 +65,11 @@ class LoopGuard:
         self._known: set[str] = set()
 
     def look(self) -> str:
-        """Claim the devices that nobody uses; the name of one that somebody else has claimed, "" if there is none."""
+        """Claim the devices that nobody uses.
+
+        Returns:
+            The path of a device that another program has claimed; "" if there is none.
+        """
         owner = ""
         found = writable_loops(self._target, self._sysfs)
         for name, leaving in found:

@@ -1,6 +1,6 @@
 """A pool without a file: anonymous memory or the caller's bytearray, for tests and tools.
 
-Nothing in it outlives the process. Any layer's tests may use it in place of ``pool.open_pool``.
+The pool ends with the process. Tests of any layer may use it in place of ``pool.open_pool``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class MemoryPool(Pool):
         content: a number of bytes to start as zeros (a sparse anonymous mapping), an image to copy
             (``bytes``), or a ``bytearray`` to work on in place.
         read_only: whether stores raise EROFS.
-        path: what messages call it.
+        path: the pool's name in messages.
     """
 
     def __init__(self, content: int | bytes | bytearray, *, read_only: bool = False, path: str = "<memory>") -> None:
@@ -36,11 +36,11 @@ class MemoryPool(Pool):
         super().__init__(path, kinds.MEMORY, memory, operations, read_only=read_only, file_size=length)
 
     def image(self) -> bytes:
-        """A copy of the whole pool."""
+        """Return a copy of the whole pool."""
         return bytes(self.memory)
 
     def discard(self, offset: int, length: int) -> None:
-        """Zero the range: what giving back memory looks like to a reader."""
+        """Zero the range: readers of a discarded range see zeros."""
         self.zero(offset, length)
 
     def _operations(self, memory: memoryview) -> persist.Operations:

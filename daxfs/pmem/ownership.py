@@ -1,21 +1,21 @@
-"""Who else may change a pool: the owner of the file, everybody its mode lets write, and whoever can replace it.
+"""Refuse pools that an untrusted user can change: as owner, by the file's mode, or by replacing the file.
 
-A user who can store into a pool between mounts, or put another one in its place, decides what the mount shows: a
-set-uid program that belongs to root, for instance. So mounting and mkfs accept a pool only if all who can change it are
-trusted: root and the user of this process. `refuse` judges an opened descriptor and the path that led to it; it opens
-nothing but the directories of the path, changes nothing and knows no options. A library or a tool that only reads a
-pool, and e2fsck, show nobody a set-id bit: they take any pool.
+A user who can store into a pool between mounts, or replace it by another pool, decides what the mount shows: for
+instance a set-uid program that belongs to root. So mounting and mkfs accept a pool only if every user who can change it
+is trusted: root, and the user of this process. `refuse` judges an open descriptor and the path that led to it. It opens
+only the directories of the path, changes nothing and knows no options. A library, a tool that only reads a pool and
+e2fsck present set-id bits to nobody, so they accept any pool.
 
-What is trusted besides:
+These are trusted too:
 
-- the groups ``root`` and ``disk``: whoever may write to every disk of the machine is root. Debian's ``/dev/pmem0`` is
-  ``root:disk 0660``.
-- a user's own group, the one of the user's name without another member (what ``useradd`` makes): it is the user.
-- in a user namespace, directories and devices of an owner that has no number there. They are the machine's; the set-id
-  bits of the mount count inside of the namespace only.
+- The groups ``root`` and ``disk``: a user who may write to every disk of the machine is as powerful as root. Debian's
+  ``/dev/pmem0`` is ``root:disk 0660``.
+- A user's own group: it has the user's name and no other member, as ``useradd`` makes it.
+- In a user namespace, the owner of directories and devices who has no number in the namespace. They belong to the
+  machine, and the set-id bits of the mount count only inside the namespace.
 
-Where there is a POSIX ACL, the bits of the group are its mask: any user or group may be behind them (acl(5)), and
-nobody behind them is trusted.
+Where a file has a POSIX ACL, the group bits of its mode are the ACL's mask. They can stand for any user or group
+(acl(5)), so none of these is trusted.
 """
 
 from __future__ import annotations
@@ -33,18 +33,24 @@ from daxfs.pmem import kinds
 
 ROOT = 0
 MOST_LINKS = 40
-"""Symbolic links in one path, as the kernel has it (MAXSYMLINKS)."""
+"""The most symbolic links in one path, as in the kernel (MAXSYMLINKS)."""
 EVERY_ID = 0xFFFFFFFF
-"""Numbers in the map of a namespace that hides nobody (user_namespaces(7))."""
+"""The length of the id map of a namespace that hides no user (user_namespaces(7))."""
 ACCESS_ACL = "system.posix_acl_access"
 NAMED = "somebody whom an ACL names"
 _STOP_AT = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Step(NamedTuple):
-    """One name of a path: the directory that it was found in and what it is, by path and status.
+    """One component of a path.
 
-    ``holder_named`` and ``found_named``: an ACL may let somebody it names write.
+    Attributes:
+        directory: the path of the directory that holds the name.
+        holder: the status of that directory.
+        holder_named: an ACL of the directory may let a user or group that it names write.
+        place: the path up to and including the name.
+        found: the status of what the name refers to.
+        found_named: as ``holder_named``, for what the name refers to.
     """
 
     directory: str
@@ -56,15 +62,15 @@ class Step(NamedTuple):
 
 
 def refuse(path: str, opened: os.stat_result, mend: str) -> None:
-    """Stop where somebody who is not trusted can change the pool.
+    """Refuse the pool if a user who is not trusted can change it.
 
     Args:
-        path: absolute, by which the pool was named; symbolic links are followed and judged.
-        opened: fstat(2) of the descriptor that is going to be used.
-        mend: how to accept the pool all the same, as the end of the message.
+        path: the absolute path that named the pool; symbolic links are followed and judged.
+        opened: fstat(2) of the descriptor that the caller will use.
+        mend: how to accept the pool nevertheless; the message ends with it.
 
     Raises:
-        PoolError: names who can change it, and how.
+        PoolError: names the user who can change the pool, and how.
     """
     why = _writer_of_pool(path, opened) or _writer_of_path(path, opened)
     if why:
@@ -97,7 +103,7 @@ def _writer_of_path(path: str, opened: os.stat_result) -> str:
 
 
 def _writer_of_step(step: Step) -> str:
-    """Who can put something else in the place of this name."""
+    """Return who can replace the file of this name, and how; "" if nobody untrusted can."""
     directory, holder, holder_named, place, found, _ = step
     if not _trusted(holder.st_uid, hidden=True):
         return f"{directory} belongs to {_user(holder.st_uid)}"
@@ -106,14 +112,14 @@ def _writer_of_step(step: Step) -> str:
         return ""
     if not holder.st_mode & stat.S_ISVTX:
         return f"{writers} may write to {directory}"
-    # In a sticky directory (/tmp, /dev/shm) a name can be replaced by the owner of what it names.
+    # In a sticky directory (/tmp, /dev/shm) only the owners of a file and of the directory can replace the file.
     if not _trusted(found.st_uid, hidden=stat.S_ISDIR(found.st_mode)):
         return f"{place} belongs to {_user(found.st_uid)}"
     return ""
 
 
 def _steps(path: str) -> Iterator[Step]:
-    """The names of a path one by one, each opened in the directory before it, so that nothing changes in between."""
+    """Yield the components of a path, each opened relative to its directory, so that nothing changes in between."""
     names = deque(path.split("/"))
     at, directory, links = os.open("/", _STOP_AT), "/", 0
     try:
@@ -144,7 +150,10 @@ def _steps(path: str) -> Iterator[Step]:
 
 
 def _lets_named(descriptor: int, status: os.stat_result) -> bool:
-    """Whether the ACL of an O_PATH descriptor's file may let a named user or group write: its mask allows writing."""
+    """Return whether an ACL may let a user or group that it names write to the O_PATH descriptor's file.
+
+    It may if there is an ACL and its mask allows writing.
+    """
     if stat.S_ISLNK(status.st_mode) or not status.st_mode & stat.S_IWGRP:
         return False
     try:
@@ -157,7 +166,7 @@ def _lets_named(descriptor: int, status: os.stat_result) -> bool:
 
 
 def _writers(status: os.stat_result, *, hidden: bool) -> str:
-    """Who besides the owner may write, "" if only the trusted may."""
+    """Return who besides the owner may write; "" if only trusted users may."""
     if status.st_mode & stat.S_IWOTH:
         return "everybody"
     if status.st_mode & stat.S_IWGRP and not _trusted_group(status.st_gid, status.st_uid):
@@ -179,7 +188,7 @@ def _trusted_group(gid: int, owner: int) -> bool:
 
 
 def _is_private(gid: int, name: str, owner: int) -> bool:
-    """Whether the group is its owner's alone, by the convention of useradd(8)."""
+    """Return whether the group belongs to ``owner`` alone, by the convention of useradd(8)."""
     import grp
     import pwd
 
@@ -211,7 +220,7 @@ def _user(uid: int) -> str:
 
 @cache
 def _hides(which: str, number: int) -> bool:
-    """Whether ``number`` is what this user namespace shows for owners that have no number in it."""
+    """Return whether ``number`` stands for owners who have no number in this user namespace."""
     if kinds.read_text(f"/proc/sys/kernel/overflow{which}") != str(number):
         return False
     lengths = [int(line.split()[2]) for line in kinds.read_text(f"/proc/self/{which}_map").splitlines()]

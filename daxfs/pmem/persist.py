@@ -1,8 +1,8 @@
 """How stores become durable: libpmem's cache-line write-back, msync, or nothing at all for volatile memory.
 
-Each maker below returns a ``Operations``: six closures over one mapping, bound once, because a closure call
-with local variables is the cheapest call CPython has and these run for every block that is written. This
-module chooses and makes them; it opens and maps nothing. Only the modules of this layer call it.
+Each maker below returns `Operations`: six closures over one mapping, bound once, because a closure call with local
+variables is the cheapest call CPython has, and these run for every block that is written. This module chooses and makes
+them; it opens and maps nothing. Only the modules of this layer call it.
 
 Rules that hold for all of them:
 
@@ -30,13 +30,13 @@ Buffer: TypeAlias = bytes | bytearray | memoryview  # of bytes: contiguous, form
 LIBPMEM, MSYNC, VOLATILE = "libpmem", "msync", "volatile"
 
 _NODRAIN = 1  # PMEM_F_MEM_NODRAIN, libpmem.h
-_STREAM = 4096  # from here libpmem's non-temporal copy costs less than store + flush (1 MiB: a third)
+_STREAM = 4096  # from this size on libpmem's non-temporal copy costs less than store + flush (1 MiB: a third)
 _ZEROS = memoryview(bytes(256 << 10))
 _PAGE_MASK = ~(mmap.PAGESIZE - 1)
 
 
 class Operations(NamedTuple):
-    """The six operations of one mapping; ``name`` is what ``daxfs info`` shows."""
+    """The six operations of one mapping; ``daxfs info`` shows ``name``."""
 
     name: str
     write: Callable[[int, Buffer], None]
@@ -48,7 +48,7 @@ class Operations(NamedTuple):
 
 
 class Library(NamedTuple):
-    """libpmem's functions that are used here (libpmem(7)); addresses are plain integers."""
+    """The functions of libpmem that this module uses (libpmem(7)); addresses are plain integers."""
 
     flush: Callable[[int, int], None]
     drain: Callable[[], None]
@@ -58,9 +58,9 @@ class Library(NamedTuple):
 
 @functools.cache
 def load_libpmem(name: str = "libpmem.so.1") -> Library | None:
-    """libpmem if it is installed, else None.
+    """Load libpmem; None if it is not installed.
 
-    ``PyDLL`` keeps the interpreter lock: the calls last about as long as giving the lock away and taking it
+    ``PyDLL`` keeps the interpreter lock during a call: the calls last about as long as releasing the lock and taking it
     again.
     """
     try:
@@ -77,21 +77,21 @@ def load_libpmem(name: str = "libpmem.so.1") -> Library | None:
 
 
 def choose(path: str, kind: str, forced: str | None, *, read_only: bool = False) -> str:
-    """Name the persistence for a pool of ``kind``: ``libpmem``, ``msync`` or ``volatile``.
+    """Choose the persistence for a pool of ``kind``: ``libpmem``, ``msync`` or ``volatile``.
 
     Cache-line write-back makes a store durable only where the mapping is the medium itself (devdax, and fsdax
-    mapped with MAP_SYNC). Everywhere else a page cache lies between, and msync alone reaches the medium. That
-    includes block devices, /dev/pmem among them: the kernel maps those through the page cache (block/fops.c).
+    mapped with MAP_SYNC). Elsewhere a page cache lies between mapping and medium, and only msync reaches the medium.
+    That includes block devices, /dev/pmem among them: the kernel maps them through the page cache (block/fops.c).
     A tmpfs file has no medium.
 
     Args:
         path: for messages.
         kind: one of ``kinds``' names; ``fsdax`` means that MAP_SYNC was granted.
-        forced: the user's choice, taken if it can work at all.
-        read_only: nothing will be stored, so that nothing is needed.
+        forced: the user's choice, taken if it can work at all; None: choose by ``kind``.
+        read_only: nothing will be stored, so no library is needed.
 
     Raises:
-        PoolError: an unknown name, libpmem asked for or needed but not installed, or msync on devdax.
+        PoolError: the name is unknown; libpmem is requested or needed, and is not installed; or msync on devdax.
     """
     if forced not in (None, LIBPMEM, MSYNC, VOLATILE):
         raise PoolError(f"persistence={forced} is unknown; use libpmem, msync or volatile", 1)
@@ -112,7 +112,7 @@ def choose(path: str, kind: str, forced: str | None, *, read_only: bool = False)
 
 
 def refusing(name: str) -> Operations:
-    """For a read-only mapping: each store raises EROFS; flush and fence have nothing to do."""
+    """Make the operations of a read-only mapping: each store raises EROFS, flush and fence do nothing."""
 
     def refuse(*_: object) -> None:
         raise FsError(errno.EROFS, "the pool is open read-only")
@@ -121,12 +121,12 @@ def refusing(name: str) -> Operations:
 
 
 def volatile(memory: memoryview) -> Operations:
-    """For memory without a medium: a store is a copy, and that is all."""
+    """Make the operations of memory without a medium: a store is a plain copy."""
     size = len(memory)
     store_word, release = _word_store(memory)
 
     def write(offset: int, data: Buffer) -> None:
-        # The slice is cut at the end of the memory, and a copy of another length raises ValueError.
+        # Python cuts the slice at the end of the memory; assigning data of another length then raises ValueError.
         if offset < 0:
             raise _outside(offset, len(data), size)
         memory[offset : offset + len(data)] = data
@@ -140,10 +140,10 @@ def volatile(memory: memoryview) -> Operations:
 
 
 def msync(memory: memoryview, mapping: mmap.mmap) -> Operations:
-    """For memory behind a page cache.
+    """Make the operations of memory that a page cache backs.
 
-    The fence is one msync over the hull of all ranges since the last one: msync writes dirty pages only, and
-    each call costs a commit or a cache flush of the device below (16 scattered pages: 0.25 ms, not 1.0 ms).
+    The fence is one msync over the hull of all ranges since the last fence. msync writes dirty pages only, and each
+    call costs a commit or a cache flush of the device below (16 scattered pages: 0.25 ms instead of 1.0 ms).
     """
     size = len(memory)
     low, high = size, 0
@@ -189,8 +189,8 @@ def msync(memory: memoryview, mapping: mmap.mmap) -> Operations:
 
 
 def libpmem(memory: memoryview, library: Library) -> Operations:
-    """For memory that is the medium: cache lines are written back when stored, the fence waits for them."""
-    # The ctypes object would count as an export of the mapping and keep it from closing; the number does not.
+    """Make the operations of memory that is the medium: stores write cache lines back, the fence waits for them."""
+    # A ctypes object would count as an export of the mapping and keep it from closing; its address does not.
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     limit = len(memory)
     write_back, drain, copy, fill = library
@@ -237,7 +237,7 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
 
 
 def _word_store(memory: memoryview) -> tuple[Callable[[int, int, int], None], Callable[[], None]]:
-    """A function that stores one aligned word with a single machine store; one that releases its views."""
+    """Return a function that stores one aligned word with a single machine store, and one that releases its views."""
     words = {4: memory.cast("I"), 8: memory.cast("Q")}
     total = len(memory)
 

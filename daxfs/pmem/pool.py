@@ -1,12 +1,11 @@
-"""The pool: one range of mapped memory, and the only ways to change it.
+"""The pool: one range of mapped memory, and the only operations that change it.
 
-Readers slice ``pool.memory``; whoever stores goes through the pool's operations, so that each store is
-flushed and a recording pool sees it. The pool knows nothing of what it holds: no block numbers, no format.
-All layers above use it.
+Readers slice ``pool.memory``. Writers use the pool's operations, so that each store is flushed and a recording pool
+sees it. The pool knows nothing of its content: no block numbers, no format. All layers above use it.
 
-``write``, ``zero``, ``store_word``, ``flush`` and ``fence`` are attributes of the instance, not methods:
-closures that are bound to the mapping when the pool is opened (see ``persist``). A 4 KiB ``write`` to
-volatile memory costs 0.2 us. Keep ``write = pool.write`` in a local variable where it is called in a loop.
+``write``, ``zero``, ``store_word``, ``flush`` and ``fence`` are attributes of the instance, not methods: closures that
+are bound to the mapping when the pool is opened (see `persist`). A 4 KiB ``write`` to volatile memory costs 0.2 us.
+Keep ``write = pool.write`` in a local variable where a loop calls it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
 MAP_SYNC = 0x80000 | 3
-"""Flags of a mapping whose flushed stores are durable: no metadata is left for the kernel to write."""
+"""Flags of a mapping whose flushed stores are durable, because the kernel has no metadata left to write."""
 _PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
@@ -44,22 +43,22 @@ class Pool:
     """A pool in memory.
 
     Attributes:
-        path: as it was opened; messages name it.
+        path: the path that was opened; messages name it.
         kind: ``file``, ``tmpfs``, ``fsdax``, ``block``, ``devdax`` or ``memory``.
-        size: bytes in ``memory``: a multiple of 1 KiB, so that a torn tail of an odd-sized file is left out.
+        size: bytes in ``memory``: a multiple of 1 KiB, so that the incomplete last block of a file is left out.
         file_size: bytes of the file or device as the system reports it.
         align: alignment of the medium's own mapping in bytes (2 MiB on most devdax devices, else a page).
         read_only: whether stores raise EROFS.
         private: stores stay in this process's memory.
         persistence: ``libpmem``, ``msync`` or ``volatile``.
-        status: fstat(2) of the descriptor that is mapped, when it was opened; None for a pool without one.
+        status: fstat(2) of the mapped descriptor at its opening; None for a pool without a descriptor.
         memory: the whole mapping, format "B"; read-only if the pool is.
         write: ``write(offset, data)`` stores bytes and starts to flush them; durable after the next
             ``fence()``.
-        zero: ``zero(offset, length)`` does the same with zeros.
-        store_word: ``store_word(offset, value, size=4)`` does the same with one aligned little-endian word of
+        zero: ``zero(offset, length)`` stores zeros and starts to flush them, as ``write`` does.
+        store_word: ``store_word(offset, value, size=4)`` stores and starts to flush one aligned little-endian word of
             4 or 8 bytes, in a single machine store: a reader and a power cut see the old or the new word.
-        flush: ``flush(offset, length)`` starts the write-back of stores made by someone else.
+        flush: ``flush(offset, length)`` starts the write-back of stores that other code made into ``memory``.
         fence: ``fence()`` returns when everything flushed so far is durable; FsError EIO if the medium
             failed.
 
@@ -96,41 +95,40 @@ class Pool:
         self._open = True
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the memory behind a range back to the system; nobody needs its content any more.
+        """Give the memory of a range, whose content is no longer needed, back to the system.
 
-        The range reads as zeros afterwards, on block devices as whatever the device makes of it.
+        The range reads as zeros afterwards; on a block device the device determines what it reads as.
 
         Raises:
-            FsError: EOPNOTSUPP, this kind of pool keeps what it has; another errno, the system failed.
+            FsError: EOPNOTSUPP: this kind of pool can't give memory back. Another errno: the system call failed.
         """
         self._check_range(offset, length)
         raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't give memory back")
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
-        """Whether clients of this pool still map it, other than those of the mount that gave them the lock ``but``."""
+        """Return whether clients still map this pool, those of the mount with lock number ``but`` excepted."""
         return False
 
     def mapped_by_readers(self) -> bool:
-        """Whether clients of read-only mounts still map it."""
+        """Return whether clients of read-only mounts still map this pool."""
         return self.mapped_elsewhere()
 
     def other_owner(self) -> str:
-        """A loop device through which somebody else has taken the pool, "" if there is none. See `loopguard`."""
+        """Return the loop device through which another program uses the pool, or "" (see `loopguard`)."""
         return ""
 
     def refuse_clients(self) -> None:
-        """Raise PoolError if clients still map it."""
+        """Raise PoolError if clients still map this pool."""
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at offset {offset} are outside the pool's {self.size} bytes")
 
     def close(self) -> None:
-        """Release the mapping and the claim on the pool; what was not fenced stays undecided. May be called
-        twice.
+        """Release the mapping and the claim on the pool. A second call does nothing.
 
-        A view of ``memory`` that someone still holds stays readable: the mapping then ends with the last
-        view.
+        Stores that were not fenced may or may not become durable. A view of ``memory`` that is still referenced stays
+        readable: the mapping then ends with the last view.
         """
         if self._open:
             self._open = False
@@ -139,7 +137,7 @@ class Pool:
             self._unmap()
 
     def _unmap(self) -> None:
-        """What a subclass has to let go of after the views are released."""
+        """Release what a subclass owns, after the views were released."""
 
     def __enter__(self) -> Pool:
         return self
@@ -192,7 +190,7 @@ class MappedPool(Pool):
             return
         try:
             if self.kind == kinds.BLOCK:
-                # By the descriptor that claims the device: the kernel drops its page cache for nobody else.
+                # Through the descriptor that claims the device: only then does the kernel drop its page cache.
                 fcntl.ioctl(self._descriptors[-1], _BLKDISCARD, struct.pack("=QQ", offset, length))
             elif not punch_hole(self._descriptors[0], offset, length):
                 number = ctypes.get_errno()
@@ -201,17 +199,17 @@ class MappedPool(Pool):
             raise FsError(error.errno or errno.EIO, f"{self.path}: discarding {length} bytes at {offset}") from None
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:
-        """By the locks that they hold until their last mapping is gone (`protocol.LOCKS`)."""
+        """Return whether clients still map the pool: each holds a lock while it does (`protocol.LOCKS`)."""
         ranges = [(0, LOCK_NUMBERS)] if but is None else [(0, but), (but + 1, LOCK_NUMBERS)]
         found = exclusive.mapped_by_clients
         return any(found(self._descriptors[0], first, end) for first, end in ranges if first < end)
 
     def other_owner(self) -> str:
-        """Loop devices that nobody uses are claimed."""
+        """Return the loop device of another owner, or "". Claims loop devices that nobody uses."""
         return self._loops.look()
 
     def mapped_by_readers(self) -> bool:
-        """Whether a client of a read-only mount maps the pool: it holds a lock of `READER_LOCKS`."""
+        """Return whether a client of a read-only mount maps the pool: such a client holds a lock of `READER_LOCKS`."""
         return exclusive.mapped_by_clients(self._descriptors[0], READER_LOCKS)
 
     def refuse_clients(self) -> None:
@@ -226,7 +224,11 @@ class MappedPool(Pool):
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> bool:
-    """Make a range of an open file or block device read as zeros and free its memory; False if it can't be done."""
+    """Punch a hole into an open file or block device: free the range's memory, so that it reads as zeros.
+
+    Returns:
+        False if the file or device does not support it.
+    """
     return bool(_fallocate(descriptor, _PUNCH_HOLE, offset, length) == 0)
 
 
@@ -244,15 +246,15 @@ def open_pool(
     Args:
         path: a regular file, a block device or a /dev/dax device.
         read_only: map without the right to store, and share the pool with other readers.
-        persistence: force ``libpmem``, ``msync`` or ``volatile``; chosen by the kind of pool if None.
-        exclusively: refuse a pool that is in use. A tool that only looks may say False, together with
+        persistence: force ``libpmem``, ``msync`` or ``volatile``; None: choose by the kind of pool.
+        exclusively: refuse a pool that is in use. A tool that only reads may pass False, together with
             ``read_only`` or ``private``.
         private: stores go to memory of this process and never to the pool, which is opened for reading and shared
             with other readers. Only pages that are stored to take memory.
         sysfs: where sysfs is mounted (tests bring their own).
 
     Raises:
-        PoolError: missing, no permission, empty, in use by daxfs or the kernel, or no way to flush it.
+        PoolError: the pool is missing or empty, is in use by daxfs or the kernel, or can't be accessed or flushed.
     """
     name = os.fspath(path)
     reading = read_only or private
@@ -264,11 +266,11 @@ def open_pool(
         try:
             if exclusively:
                 descriptors.append(exclusive.claim(target, read_only=reading, sysfs=sysfs))
-                # Until we had it to ourselves, its last user may have resized or replaced it (mkfs).
+                # Before the claim, the last user of the pool may have resized or replaced it (mkfs).
                 target = kinds.identify(name, sysfs=sysfs)
             access = os.O_RDONLY if reading else os.O_RDWR
-            # A descriptor of its own: the mapping keeps it open as long as any view lives, the claim must not
-            # last so.
+            # The mapping keeps this descriptor open as long as any view lives. The claim must end earlier, so it has
+            # a descriptor of its own.
             descriptors.insert(0, os.open(name, access | os.O_CLOEXEC))
             if not all(os.path.samestat(os.fstat(opened), target.status) for opened in descriptors):
                 raise PoolError(f"{name} was just replaced by another file; try again", kinds.MOUNT_FAILED)
@@ -289,7 +291,7 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
     kind = target.kind
     mapping = None
     if kind == kinds.FILE:
-        # Granted by fsdax mounts alone: elsewhere EOPNOTSUPP (EINVAL from kernels that don't know the flag).
+        # Only fsdax mounts grant it. Elsewhere it fails with EOPNOTSUPP (EINVAL from kernels without the flag).
         try:
             mapping = mmap.mmap(descriptors[0], target.size, flags=MAP_SYNC, prot=protection)
             kind = kinds.FSDAX
@@ -300,7 +302,7 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
         mapping = mmap.mmap(descriptors[0], target.size, flags=mmap.MAP_SHARED, prot=protection)
     if kind == kinds.TMPFS:
         with suppress(OSError):  # a kernel without huge pages
-            # Means something where the tmpfs is mounted with huge=advise: whoever touches memory first decides.
+            # Matters where the tmpfs is mounted with huge=advise: the first process that touches memory decides.
             mapping.madvise(mmap.MADV_HUGEPAGE)
     memory = memoryview(mapping)
     if read_only:
@@ -323,7 +325,7 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
 
 
 def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
-    """Copy on write. A devdax device can't be mapped so (EINVAL)."""
+    """Map the pool copy-on-write. A devdax device does not support this (EINVAL)."""
     mapping = mmap.mmap(descriptors[0], target.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     memory = memoryview(mapping)
     pool = MappedPool(
@@ -336,12 +338,12 @@ def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
         read_only=False,
     )
     pool.private = True
-    pool.status = None  # what others can map is another content
+    pool.status = None  # other processes that map the file see different content
     return pool
 
 
 def _try_twice(release: Callable[[], None]) -> None:
-    """Release something; views that only a reference cycle keeps alive are collected once."""
+    """Release a mapping; if views keep it, collect the ones that only a reference cycle keeps alive, and try again."""
     try:
         release()
     except BufferError:
@@ -349,4 +351,4 @@ def _try_twice(release: Callable[[], None]) -> None:
         try:
             release()
         except BufferError:
-            return  # someone still reads: the mapping ends with the last view
+            return  # a view is still in use: the mapping ends with the last view
