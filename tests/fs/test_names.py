@@ -165,33 +165,6 @@ class TestRename:
         assert fs.tree.stat("/b/same").nlink == 2
 
 
-@pytest.mark.crash
-def test_an_open_file_without_a_name_lives_until_closed(fs: FileSystem) -> None:
-    before = fs.statfs()
-    file, made = fs.create(ROOT_INO, b"f", 0o600)
-    fs.write(file, 0, b"x" * 100_000)
-    fs.unlink(ROOT_INO, b"f")
-    assert fs.getattr(made.ino).nlink == 0
-    assert bytes(fs.read(file, 99_990, 100)) == b"x" * 10
-    fs.sync()
-    fs.release(file)
-    after = fs.statfs()
-    assert (after.free, after.files_free) == (before.free, before.files_free)
-
-
-@pytest.mark.crash
-def test_a_pinned_inode_without_a_name_lives_until_forgotten(fs: FileSystem) -> None:
-    made = fs.mknod(ROOT_INO, b"f", 0o600)
-    fs.pin(made.ino)
-    fs.pin(made.ino)
-    fs.unlink(ROOT_INO, b"f")
-    fs.unpin(made.ino)
-    assert fs.getattr(made.ino).nlink == 0
-    free = fs.statfs().files_free
-    fs.unpin(made.ino)
-    assert fs.statfs().files_free == free + 1
-
-
 def test_more_subdirectories_than_links_can_count(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
     """dir_nlink: beyond the limit the count is 1, and stays (the limit is lowered to keep the test short)."""
     monkeypatch.setattr("daxfs.fs.names.EXT4_LINK_MAX", 5)
@@ -219,36 +192,6 @@ def test_many_thousands_of_names(open_fs: OpenFs) -> None:
     for name in sorted(expected)[::2]:
         fs.unlink(ROOT_INO, name)
     assert names(fs) == set(sorted(expected)[1::2]) | {b"lost+found"}
-
-
-@pytest.mark.crash
-def test_a_listing_goes_on_while_names_come_and_go(fs: FileSystem) -> None:
-    stay = {b"stay-%04d" % number for number in range(800)}
-    for name in stay:
-        fs.mknod(ROOT_INO, name, 0o644)
-    directory = fs.opendir(ROOT_INO)
-    seen: list[bytes] = []
-    cookie = turn = 0
-    while True:
-        batch = []
-        for entry in fs.readdir(directory, cookie):
-            batch.append(entry)
-            if len(batch) == 37:
-                break
-        if not batch:
-            break
-        cookie = batch[-1].cookie
-        seen += [entry.name for entry in batch]
-        for number in range(20):
-            fs.mknod(ROOT_INO, b"come-%d-%d" % (turn, number), 0o644)
-        if turn:
-            for number in range(20):
-                fs.unlink(ROOT_INO, b"come-%d-%d" % (turn - 1, number))
-        turn += 1
-    fs.releasedir(directory)
-    kept = [name for name in seen if name.startswith(b"stay")]
-    assert len(kept) == len(set(kept)) == 800
-    assert len(seen) == len(set(seen))
 
 
 @pytest.mark.parametrize("replaces", [False, True])

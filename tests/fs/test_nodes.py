@@ -9,7 +9,6 @@ import pytest
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs import ranges
-from daxfs.fs.change import Change
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.nodes import MAX_LAZY
 from daxfs.fs.types import ROOT_INO, Options, SetAttributes
@@ -122,53 +121,6 @@ def test_a_refused_operation_keeps_the_times_that_wait(open_fs: OpenFs, monkeypa
     monkeypatch.undo()
     assert fs.getattr(file.ino) == written
     fs.release(file)
-
-
-def test_a_change_that_fails_says_nothing(open_fs: OpenFs) -> None:
-    fs = open_fs(size="16M")
-    file = made(fs)
-    volume, size = fs.volume, file.node.size
-
-    def change_and_fail() -> None:
-        with volume.handle(200) as tx, Change(volume, tx, file.ino) as change:
-            change.unmap(0, None)
-            change.inode.size = 0
-            raise FsError(errno.EIO)
-
-    with pytest.raises(FsError):
-        change_and_fail()
-    assert file.node.size == size
-    fs.check()
-    fs.release(file)
-
-
-def test_files_cut_in_steps_leave_the_list(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A truncate that failed between its handles stays listed, once, and the end of the file takes it off."""
-    monkeypatch.setattr("daxfs.fs.data.BLOCKS_PER_CUT", 1)
-    fs = open_fs(size="16M")
-    file = made(fs)
-    remove, count = mapping.remove, 0
-
-    def fail(*arguments: object, **options: object) -> bool:
-        nonlocal count
-        count += 1
-        if count == 2:
-            raise FsError(errno.EIO)
-        return remove(*arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(mapping, "remove", fail)
-    with pytest.raises(FsError):
-        truncate(fs, file, 0)
-    monkeypatch.setattr(mapping, "remove", remove)
-    assert fs.volume.lives.listed == {file.ino}
-    fs.unlink(ROOT_INO, b"f")
-    fs.sync()
-    fs.check()
-    fs.release(file)
-    assert not fs.volume.lives.listed
-    with pytest.raises(FsError) as caught:
-        fs.by_number(file.ino)
-    assert caught.value.errno == errno.ESTALE
 
 
 # Times that wait

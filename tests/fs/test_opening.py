@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from damage_rig import refusal
+from kernel_rig import kernel_mount
 
 from daxfs.errors import FsError, PoolError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
@@ -102,3 +106,45 @@ def test_looks_see_what_recovery_will_leave(crashed: Path) -> None:
         orphan = -(-50_000 // fs.volume.block_size)
         assert seen.free_blocks == fs.statfs().free - orphan, "the orphan is freed by the next mount"
     assert "replayed by the next mount" in seen.state
+
+
+def test_a_pool_in_use_by_this_process(pool: Callable[..., Path]) -> None:
+    path = pool("-b", "4096")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/f", b"content")
+        for mount in (None, Options(read_only=True)):
+            error = refusal(path, mount)
+            assert isinstance(error, PoolError)
+            assert "in use" in str(error)
+    FileSystem.open(path).close()
+    fsck(path)
+
+
+def test_a_pool_in_use_by_another_daxfs(pool: Callable[..., Path]) -> None:
+    path = pool("-b", "4096")
+    script = (
+        "import sys; from daxfs.fs.filesystem import FileSystem\n"
+        f"with FileSystem.open({str(path)!r}): print('open', flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+        error = refusal(path)
+        assert isinstance(error, PoolError)
+        assert str(child.pid) in str(error)
+    finally:
+        child.communicate("", timeout=30)
+    assert child.returncode == 0
+    fsck(path)
+
+
+def test_a_pool_that_the_kernel_has_mounted(pool: Callable[..., Path]) -> None:
+    path = pool("-b", "4096")
+    with kernel_mount(path) as root:
+        error = refusal(path)
+        assert isinstance(error, PoolError)
+        assert str(root) in str(error)
+        (root / "f").write_text("still the kernel's")
+    with FileSystem.open(path) as fs:
+        assert fs.tree.read_bytes("/f") == b"still the kernel's"

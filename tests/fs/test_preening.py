@@ -137,24 +137,6 @@ def test_every_line_of_mount_and_unmount_is_preened(tmp_path: Path, name: str) -
     assert torn.keys() == TEARS.get(name, {"torn flag", "torn home copy"})
 
 
-@pytest.mark.parametrize("by_mount", [True, False], ids=["mount", "check"])
-def test_a_torn_flag_is_mended_by_a_mount_and_by_check(tmp_path: Path, by_mount: bool) -> None:
-    """The flag's word has reached the medium, and the checksum's has not."""
-    content = bytearray(image("4k"))
-    content[1024 + 0x60] ^= 4
-    assert torn_superblock(content)
-    path = tmp_path / "pool"
-    path.write_bytes(content)
-    assert preen(path) not in MENDED
-    path.write_bytes(content)
-    if by_mount:
-        with FileSystem.open(path):
-            pass
-    else:
-        assert check.check(str(path), ["-p"]) == 1
-    fsck(path)
-
-
 def test_a_superblock_that_is_wrong_elsewhere_is_refused(tmp_path: Path) -> None:
     content = bytearray(image("4k"))
     content[1024 + 0x0C] ^= 1

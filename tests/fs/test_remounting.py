@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import stat
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
-from directory_rig import weaken_hashes
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.filesystem import FileSystem
@@ -49,25 +46,6 @@ def test_read_only_and_back_in_every_format(open_fs: OpenFs, any_format: tuple[s
         fs.mkdir(ROOT_INO, b"d%d" % turn, 0o755)
     assert fs.getattr(made.ino).size == 12_000
     fs.release(file)
-
-
-def test_a_listing_goes_on_across_remounts(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The places of names with the same hash are as the reader was told, though the first of them are gone."""
-    weaken_hashes(monkeypatch)
-    fs = open_fs()
-    names = {b"name %d" % i for i in range(40)}
-    for name in names:
-        fs.mknod(ROOT_INO, name, stat.S_IFREG | 0o644)
-    seen: list[bytes] = []
-    cookie, root = 0, fs.opendir(ROOT_INO)
-    while more := list(islice(fs.readdir(root, cookie), 1)):
-        seen.append(more[0].name)
-        cookie = more[0].cookie
-        if seen[-1] in names:
-            fs.unlink(ROOT_INO, seen[-1])
-        for read_only in (True, False):
-            fs.remount(replace(fs.options, read_only=read_only))
-    assert sorted(seen) == sorted({*names, b".", b"..", b"lost+found"})
 
 
 def test_what_is_in_use_without_a_name(open_fs: OpenFs) -> None:

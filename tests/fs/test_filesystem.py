@@ -1,14 +1,83 @@
-"""What a volume tells about itself: what it keeps in DRAM, what its journal did."""
+"""What the facade promises of its operations."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from daxfs.fs import filesystem
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options, Statistics
+from daxfs.fs.volume import Volume
+from daxfs.journal.journal import Journal
 from daxfs.journal.journal import Statistics as JournalStatistics
+
+
+def marked(decorator: str) -> set[str]:
+    """The methods of the facade with this decorator."""
+    (facade,) = (
+        node
+        for node in ast.parse(inspect.getsource(filesystem)).body
+        if isinstance(node, ast.ClassDef) and node.name == "FileSystem"
+    )
+    return {
+        node.name
+        for node in facade.body
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(mark, ast.Name) and mark.id == decorator for mark in node.decorator_list)
+    }
+
+
+READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
+    "lookup": lambda fs, _ino, _file: fs.lookup(ROOT_INO, b"file"),
+    "readlink": lambda fs, _ino, _file: fs.readlink(fs.lookup(ROOT_INO, b"link").ino),
+    "getattr": lambda fs, ino, _file: fs.getattr(ino),
+    "get_flags": lambda fs, ino, _file: fs.get_flags(ino),
+    "get_fsxattr": lambda fs, ino, _file: fs.get_fsxattr(ino),
+    "uses_dax": lambda fs, ino, _file: fs.uses_dax(ino),
+    "access": lambda fs, ino, _file: fs.access(ino, os.R_OK),
+    "getxattr": lambda fs, ino, _file: fs.getxattr(ino, b"user.x"),
+    "listxattr": lambda fs, ino, _file: fs.listxattr(ino),
+    "statfs": lambda fs, _ino, _file: fs.statfs(),
+    "get_label": lambda fs, _ino, _file: fs.get_label(),
+    "seek": lambda fs, _ino, file: fs.seek(file, 0, os.SEEK_HOLE),
+    "describe": lambda fs, ino, _file: fs.describe(ino),
+    "fiemap": lambda fs, ino, _file: fs.fiemap(ino, 0, 1 << 20, 100),
+    "opendir": lambda fs, _ino, _file: fs.opendir(ROOT_INO),
+    "by_number": lambda fs, ino, _file: fs.by_number(ino),
+    "generation": lambda fs, ino, _file: fs.generation(ino),
+}
+
+
+def test_every_reading_operation_is_here() -> None:
+    assert marked("reading") == set(READS)
+
+
+def test_a_reading_operation_changes_nothing(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though changes wait for the commit, and freed blocks too."""
+    fs.tree.write_bytes("/gone", b"x" * 100_000)
+    fs.tree.write_bytes("/file", b"x" * 100_000)
+    fs.tree.symlink("file", "/link")
+    fs.tree.unlink("/gone")
+    ino = fs.tree.resolve("/file")
+    fs.setxattr(ino, b"user.x", b"1")
+    file = fs.open_file(ino, os.O_RDWR)
+    fs.write(file, 0, b"y")
+    changed: list[str] = []
+    for name, read in READS.items():
+        with monkeypatch.context() as watched:
+            for owner, method in ((Volume, "handle"), (Journal, "handle"), (Journal, "commit")):
+                watched.setattr(owner, method, lambda *_, name=name: changed.append(name))
+            read(fs, ino, file)
+    assert changed == []
+    fs.release(file)
+
 
 Pool = Callable[..., Path]
 
