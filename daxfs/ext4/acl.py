@@ -2,8 +2,8 @@
 
 An ACL is a tuple of entries in canonical order. It has two encodings: ext4's compact one in the attribute's
 value on the disk (version 1), and the one of ``system.posix_acl_access`` and ``_default`` that system calls
-use (version 2). Here are both, the validity rules, and what ACLs and mode bits do to each other. Where they
-are kept, and when they are looked at, is up to the callers (``structures/xattrs.py``, ``fs/``).
+use (version 2). This module has both encodings, the validity rules, and the effects of ACLs and mode bits on each
+other. The callers (``structures/xattrs.py``, ``fs/``) decide where ACLs are stored and when they are evaluated.
 
 Sources: ``fs/posix_acl.c``, ``fs/ext4/acl.c``, ``include/uapi/linux/posix_acl_xattr.h``; POSIX
 1003.1e draft 17.
@@ -39,7 +39,13 @@ _TAGS = frozenset((ACL_USER_OBJ, ACL_USER, ACL_GROUP_OBJ, ACL_GROUP, ACL_MASK, A
 
 
 class Entry(NamedTuple):
-    """Who (``tag``, and ``id`` of named users and groups) may do what (``perm``: 4 read, 2 write, 1 execute)."""
+    """The permissions of one subject.
+
+    Attributes:
+        tag: the kind of subject, ``ACL_*``.
+        perm: any of 4 read, 2 write, 1 execute.
+        id: of a named user or group, else ``ACL_UNDEFINED_ID``.
+    """
 
     tag: int
     perm: int
@@ -50,7 +56,7 @@ Acl = tuple[Entry, ...]
 
 
 def from_wire(value: Buffer) -> Acl:
-    """Decode and validate what a caller gave to ``setxattr``; an empty tuple means: no ACL.
+    """Decode and validate a value that was passed to ``setxattr``; an empty tuple means: no ACL.
 
     Raises:
         FsError: EINVAL for a wrong length or an invalid ACL, EOPNOTSUPP for an unknown version.
@@ -78,7 +84,7 @@ def from_disk(value: Buffer, where: str) -> Acl:
     """Decode the value of an ACL attribute; an empty tuple means: no ACL.
 
     Raises:
-        Corrupt: version, tag or length are wrong.
+        Corrupt: the version, a tag or the length is wrong.
     """
     if len(value) < _VERSION.size or _VERSION.unpack_from(value)[0] != EXT4_ACL_VERSION:
         raise Corrupt(CorruptKind.ACCESS_CONTROL_LIST, f"{where}: no version {EXT4_ACL_VERSION} header")
@@ -124,10 +130,10 @@ _NEXT = {
 def validate(acl: Acl) -> None:
     """Check that an ACL is complete and its tags are in order (``posix_acl_valid``).
 
-    Like the kernel, it takes named entries in any order of their ids; of several for one id the first counts.
+    Like the kernel, it accepts named entries in any order of their ids. Of several entries for one id the first counts.
 
     Raises:
-        FsError: EINVAL: permissions beyond rwx, an entry missing, a tag doubled or out of order, a named entry
+        FsError: EINVAL: permissions other than rwx, a missing entry, a duplicate tag or one out of order, a named entry
             without id, or named entries without mask.
     """
     previous = Entry(0, 0)
@@ -147,10 +153,10 @@ def validate(acl: Acl) -> None:
 
 
 def equiv_mode(acl: Acl) -> tuple[bool, int]:
-    """What an access ACL makes of the mode (``posix_acl_equiv_mode``).
+    """Return the permission bits of an access ACL (``posix_acl_equiv_mode``).
 
     Returns:
-        Whether permission bits say all that the ACL says, so that it need not be stored; and these bits (0 to 0o777).
+        Whether the bits express the whole ACL, so that it need not be stored; and the bits (0 to 0o777).
     """
     perms = {entry.tag: entry.perm for entry in acl}
     group = perms.get(ACL_MASK, perms.get(ACL_GROUP_OBJ, 0))
@@ -158,22 +164,22 @@ def equiv_mode(acl: Acl) -> tuple[bool, int]:
 
 
 def is_minimal(acl: Acl) -> bool:
-    """Whether mode bits alone can say what ``acl`` says: owner, group and others, nothing else."""
+    """Whether mode bits alone can express ``acl``: it has entries for owner, group and others, and no more."""
     return all(entry.tag in (ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER) for entry in acl)
 
 
 class Inherited(NamedTuple):
-    """What a new inode gets from its directory's default ACL."""
+    """The mode and ACLs that a new inode inherits from its directory's default ACL."""
 
     mode: int
-    access: Acl | None  # None: the mode says everything
+    access: Acl | None  # None: the mode expresses everything
     default: Acl | None  # directories only
 
 
 def inherit(default: Acl, mode: int) -> Inherited:
-    """The mode and ACLs of a new inode in a directory with a default ACL (``posix_acl_create_masq``).
+    """Return the mode and ACLs of a new inode in a directory with a default ACL (``posix_acl_create_masq``).
 
-    The umask has no say where a default ACL exists; without one the caller applies it and calls nothing here.
+    A default ACL replaces the umask. For a directory without one, the caller applies the umask and does not call this.
 
     Args:
         default: the directory's default ACL, valid.
@@ -196,20 +202,20 @@ def inherit(default: Acl, mode: int) -> Inherited:
 
 
 def _mode_shifts(acl: Acl) -> dict[int, int]:
-    """Which entry answers to which bits of the mode; the group's bits mean the mask if there is one."""
+    """Map each tag that has bits in the mode to their shift; the group bits belong to the mask if there is one."""
     group_tag = ACL_MASK if any(entry.tag == ACL_MASK for entry in acl) else ACL_GROUP_OBJ
     return {ACL_USER_OBJ: 6, group_tag: 3, ACL_OTHER: 0}
 
 
 def chmod(acl: Acl, mode: int) -> Acl:
-    """The access ACL after ``chmod`` to ``mode``; the group's bits go to the mask if there is one."""
+    """Return the access ACL after ``chmod`` to ``mode``; the group bits change the mask if there is one."""
     group_tag = ACL_MASK if any(entry.tag == ACL_MASK for entry in acl) else ACL_GROUP_OBJ
     shifts = {ACL_USER_OBJ: 6, group_tag: 3, ACL_OTHER: 0}
     return tuple(entry._replace(perm=mode >> shifts[entry.tag] & 7) if entry.tag in shifts else entry for entry in acl)
 
 
 def permits(acl: Acl, owner: int, group: int, uid: int, groups: Collection[int], want: int) -> bool:
-    """Whether a caller may access an inode in the ways of ``want`` (``posix_acl_permission``).
+    """Whether an inode's ACL grants a caller all the permissions in ``want`` (``posix_acl_permission``).
 
     Args:
         acl: the inode's access ACL, valid.

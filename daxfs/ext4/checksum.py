@@ -1,6 +1,7 @@
 """Layer 3: the checksums of ext4, crc32c (metadata_csum) and crc16 (group descriptors under uninit_bg).
 
-Pure functions of bytes. The structures' own modules say what is covered and where the result is kept.
+The functions read buffers and change nothing. The modules of the structures say which bytes a checksum covers and where
+it is stored.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _ONES = 0xFFFFFFFF
 def crc32c(seed: int, data: Buffer) -> int:
     """Continue the crc32c ``seed`` over ``data``, without the usual inversions at both ends.
 
-    That is the kernel's ``crc32c_le`` as ext4 and jbd2 use it: start with ``0xFFFFFFFF`` or with the result
+    This is the kernel's ``crc32c_le`` as ext4 and jbd2 use it: start with ``0xFFFFFFFF`` or with the result
     of another call. ``data`` is any contiguous buffer; it is not copied.
     """
     return _crc32c(data, seed ^ _ONES) ^ _ONES
@@ -33,7 +34,7 @@ _CRC16 = _crc16_table()
 
 
 def crc16(seed: int, data: Buffer) -> int:
-    """Continue CRC-16 ``seed`` over ``data``: polynomial 0x8005, reflected, no inversion (lib/crc16.c)."""
+    """Continue the CRC-16 ``seed`` over ``data``: polynomial 0x8005, reflected, no inversion (lib/crc16.c)."""
     table = _CRC16
     for byte in bytes(data):
         seed = seed >> 8 ^ table[(seed ^ byte) & 0xFF]

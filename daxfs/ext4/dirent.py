@@ -1,9 +1,9 @@
 """Layer 3: the entries of a directory block.
 
-A linear directory block, and every leaf of an index, is a chain of entries whose ``rec_len`` leads to the
-next one and whose last one ends at the block's end, or, with metadata_csum, at a 12-byte tail that looks
-like an empty entry. Here are the layout, its checks and the checksum; which block to look in and where to
-insert is known to ``structures/``. Callers: that layer, recovery and the tools.
+A linear directory block, and every leaf of an index, is a chain of entries. The ``rec_len`` of each leads to the next
+one. The last entry ends at the block's end or, with metadata_csum, at a 12-byte tail that looks like an empty entry.
+This module has the layout, its checks and the checksum. ``structures/`` decides which block to search and where to
+insert. Callers: the modules of directories in ``structures/``.
 
 Entry: inode u32 0, rec_len u16 4, name_len u8 6, file_type u8 7, name at 8. Tail: det_reserved_zero1 u32 0,
 det_rec_len u16 4 (12), det_reserved_zero2 u8 6, det_reserved_ft u8 7 (0xDE), det_checksum u32 8.
@@ -41,7 +41,7 @@ def pack_entry(ino: int, rec_len: int, name: bytes, file_type: int) -> bytes:
 
 
 def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tuple[int, int, int, int, int]]:
-    """All entries of a block, the unused ones (inode 0) too: (offset, ino, rec_len, name_len, file_type).
+    """Yield all entries of a block, unused ones (inode 0) included: (offset, ino, rec_len, name_len, file_type).
 
     Args:
         buf: the block.
@@ -49,7 +49,7 @@ def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tu
         where: names the block in the error.
 
     Raises:
-        Corrupt: a ``rec_len`` is too small for the name, no multiple of 4, or leads past ``limit``.
+        Corrupt: a ``rec_len`` is too small for the name, is no multiple of 4, or leads past ``limit``.
     """
     unpack = _ENTRY.unpack_from
     offset = 0
@@ -64,13 +64,13 @@ def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tu
 
 
 def find(buf: Buffer, limit: int, name: bytes, where: str = "directory block") -> int:
-    """The offset of the used entry called ``name``, or -1.
+    """Return the offset of the used entry called ``name``, or -1.
 
-    A memory search finds where the name's bytes are, and the chain is followed only up to there: they may also be in
-    slack space or inside another name. A block without them is dismissed without a look at its entries.
+    A memory search finds the name's bytes. Then the chain is followed up to that offset, because the bytes may also be
+    in slack space or inside another name. If the block does not contain the bytes, no entry is read.
 
     Raises:
-        Corrupt: a ``rec_len`` up to the entry found is too small, no multiple of 4, or leads past ``limit``.
+        Corrupt: a ``rec_len`` up to the found entry is too small, is no multiple of 4, or leads past ``limit``.
     """
     data = bytes(buf)
     candidate = data.find(name, HEADER_SIZE, limit) - HEADER_SIZE
@@ -109,7 +109,7 @@ def has_tail(buf: Buffer) -> bool:
 
 
 def put_tail(buf: bytearray | memoryview) -> None:
-    """Store an empty tail; the checksum comes with ``seal_block``."""
+    """Store an empty tail; ``seal_block`` stores the checksum."""
     size = len(buf)
     buf[size - TAIL_SIZE : size] = _TAIL_HEAD + bytes(4)
 

@@ -2,8 +2,8 @@
 
 An extent block, and the 60 bytes of ``i_block`` that hold a tree's root, is an array of little-endian
 32-bit words: a header of three, then entries of three. All functions here take that array (``words``), so a
-lookup costs index operations and one C bisection. What a tree means, how it is walked, split and grown
-belongs to ``structures/``; callers are that layer and the tools.
+lookup costs index operations and one C bisection. ``structures/``, the main caller, walks trees, splits nodes and adds
+levels.
 
 Word layout (offsets in bytes):
 
@@ -41,7 +41,7 @@ _INDEX = struct.Struct("<IIHH")
 
 
 class Extent(NamedTuple):
-    """``length`` logical blocks from ``lblk`` on ``length`` physical blocks from ``pblk`` (0: a hole)."""
+    """``length`` logical blocks from ``lblk``, mapped to as many physical blocks from ``pblk`` (0: a hole)."""
 
     lblk: int
     pblk: int
@@ -60,17 +60,17 @@ class Header(NamedTuple):
 
 
 def words(buf: Buffer) -> memoryview:
-    """The 32-bit words of a block or root (a multiple of 4 bytes); writable when ``buf`` is."""
+    """Cast a block or root (a multiple of 4 bytes) to its 32-bit words; writable when ``buf`` is."""
     return memoryview(buf).cast("B").cast("I")
 
 
 def capacity(size: int) -> int:
-    """Entries that fit ``size`` bytes of block or root (a block always has room left for the tail)."""
+    """Return how many entries fit into a block or root of ``size`` bytes; a block always has room left for the tail."""
     return (size - HEADER_SIZE) // ENTRY_SIZE
 
 
 def initialize(w: memoryview, depth: int, generation: int = 0) -> None:
-    """Make an empty node of ``depth`` (0: leaf); old entries are not cleared."""
+    """Store the header of an empty node of ``depth`` (0: leaf); old entries are not cleared."""
     w[0] = EXT4_EXT_MAGIC
     w[1] = capacity(len(w) * 4) | depth << 16
     w[2] = generation
@@ -83,7 +83,7 @@ def header(w: memoryview) -> Header:
 
 
 def entries(w: memoryview) -> int:
-    """How many entries are in use."""
+    """Return the number of entries in use."""
     count: int = w[0] >> 16
     return count
 
@@ -94,7 +94,7 @@ def set_entries(w: memoryview, count: int) -> None:
 
 
 def depth(w: memoryview) -> int:
-    """Levels below this node; 0 is a leaf."""
+    """Return the number of levels below this node; 0: the node is a leaf."""
     levels: int = w[1] >> 16
     return levels
 
@@ -105,13 +105,13 @@ def set_depth(w: memoryview, levels: int) -> None:
 
 
 def maximum(w: memoryview) -> int:
-    """Entries the node has room for."""
+    """Return the number of entries for which the node has room."""
     room: int = w[1] & 0xFFFF
     return room
 
 
 def find(w: memoryview, lblk: int) -> int:
-    """The last entry (leaf or index) that begins at or before ``lblk``; -1 when all begin behind it."""
+    """Return the last entry (leaf or index) that begins at or before ``lblk``; -1 when all begin after it."""
     return bisect_right(w[3 : 3 + 3 * (w[0] >> 16) : 3], lblk) - 1
 
 
@@ -119,7 +119,7 @@ def find(w: memoryview, lblk: int) -> int:
 
 
 def leaf(w: memoryview, i: int) -> Extent:
-    """Leaf entry ``i``."""
+    """Return leaf entry ``i``."""
     at = 3 + 3 * i
     middle = w[at + 1]
     length = middle & 0xFFFF
@@ -176,7 +176,7 @@ def indexes(w: memoryview) -> list[tuple[int, int]]:
 
 
 def open_gap(w: memoryview, i: int, count: int = 1) -> None:
-    """Move the entries from ``i`` on up by ``count`` (all count as used then)."""
+    """Move the entries from ``i`` on up by ``count``; the header then counts the entries in the gap as used."""
     used = w[0] >> 16
     start, end = 3 + 3 * i, 3 + 3 * used
     w[start + 3 * count : end + 3 * count] = w[start:end]
@@ -184,7 +184,7 @@ def open_gap(w: memoryview, i: int, count: int = 1) -> None:
 
 
 def close_gap(w: memoryview, i: int, count: int = 1) -> None:
-    """Take the ``count`` entries from ``i`` out."""
+    """Remove ``count`` entries, beginning with entry ``i``."""
     used = w[0] >> 16
     start, end = 3 + 3 * i, 3 + 3 * used
     w[start : end - 3 * count] = w[start + 3 * count : end]
@@ -200,12 +200,12 @@ def check(w: memoryview, levels: int | None, blocks_count: int, where: str) -> N
     Args:
         w: the node's words.
         levels: the depth that the node must have; None for a root, which may have any up to ``MAX_DEPTH``.
-        blocks_count: of the file system; every block pointed to must be below.
+        blocks_count: of the file system; every block number in the node must be below it.
         where: names the node in the error.
 
     Raises:
-        Corrupt: header out of bounds, entries empty, out of order or overlapping, blocks outside the file
-            system.
+        Corrupt: the header is out of bounds, entries are empty, out of order or overlap, or blocks lie outside the
+            file system.
     """
     first, second = w[0], w[1]
     magic, used, room, found = first & 0xFFFF, first >> 16, second & 0xFFFF, second >> 16
@@ -222,7 +222,7 @@ def check(w: memoryview, levels: int | None, blocks_count: int, where: str) -> N
 
 
 def _check_leaf(w: memoryview, blocks_count: int, where: str) -> None:
-    free = 0  # first logical block that the entries so far leave free
+    free = 0  # the first logical block after the entries checked so far
     data = w.cast("B")[HEADER_SIZE : HEADER_SIZE + ENTRY_SIZE * (w[0] >> 16)]
     for lblk, length, high, low in _LEAF.iter_unpack(data):
         pblk = low | high << 32
@@ -247,11 +247,11 @@ def _check_index(w: memoryview, blocks_count: int, where: str) -> None:
         raise Corrupt(CorruptKind.EXTENT_INDEX, f"{where}: a node with nodes below it has no entries")
 
 
-# The checksum of a block (roots have none of their own: the inode's covers them)
+# The checksum of a block (a root has none: the inode's checksum covers it)
 
 
 def _tail(w: memoryview, where: str) -> int:
-    """The index of the word with the checksum."""
+    """Return the index of the word that holds the checksum."""
     at: int = HEADER_WORDS + ENTRY_WORDS * (w[1] & 0xFFFF)
     if at >= len(w):
         raise Corrupt(CorruptKind.EXTENT_HEADER, f"{where}: {w[1] & 0xFFFF} entries leave no room for the checksum")
@@ -262,7 +262,7 @@ def verify_block(buf: Buffer, seed: int, where: str) -> None:
     """Check the checksum of an extent block; ``seed`` is the inode's.
 
     Raises:
-        Corrupt: it is wrong, or ``eh_max`` leaves no room for it.
+        Corrupt: the checksum is wrong, or ``eh_max`` leaves no room for it.
     """
     w = words(buf)
     at = _tail(w, where)

@@ -1,10 +1,10 @@
-"""Layer 3: feature flags under the names that e2fsprogs prints, and which of them daxfs reads and writes.
+"""Layer 3: feature flags under the names that e2fsprogs prints, and the sets that daxfs supports.
 
-An unknown or unsupported incompat feature refuses the mount; an ro_compat one makes it read-only; compat
-features never matter to a reader. The decision is the caller's: here are only the sets and the names. Source:
-lib/e2p/feature.c, fs/ext4/ext4.h.
+A pool with an unsupported incompat feature can't be mounted. An unsupported ro_compat feature allows a read-only mount.
+Compat features never matter to a reader. The caller decides; this module has only the sets and the names.
+Source: lib/e2p/feature.c, fs/ext4/ext4.h.
 
-Mind that ``~`` of an IntFlag drops unknown bits: clear bits of a superblock with ``~int(...)``.
+``~`` of an IntFlag drops unknown bits. So clear bits of a superblock with ``~int(...)``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Compat(IntFlag):
 
 
 class Incompat(IntFlag):
-    """s_feature_incompat; ``bit64`` is printed as 64bit."""
+    """s_feature_incompat; e2fsprogs prints ``bit64`` as 64bit."""
 
     compression = 0x0001
     filetype = 0x0002
@@ -51,7 +51,7 @@ class Incompat(IntFlag):
 
 
 class RoCompat(IntFlag):
-    """s_feature_ro_compat; ``read_only`` is printed as read-only."""
+    """s_feature_ro_compat; e2fsprogs prints ``read_only`` as read-only."""
 
     sparse_super = 0x0001
     large_file = 0x0002
@@ -100,7 +100,7 @@ _LETTERS: dict[type[IntFlag], str] = {Compat: "C", Incompat: "I", RoCompat: "R"}
 
 
 def names(flags: IntFlag) -> tuple[str, ...]:
-    """The names of the features in ``flags``, lowest bit first; unknown bits as FEATURE_I18."""
+    """Return the names of the features in ``flags``, lowest bit first; an unknown bit has a name like FEATURE_I18."""
     kind = type(flags)
     found = []
     for bit in range(flags.bit_length()):
@@ -111,10 +111,10 @@ def names(flags: IntFlag) -> tuple[str, ...]:
 
 
 def unsupported_incompat(s_feature_incompat: int) -> tuple[str, ...]:
-    """The names of the incompat features that refuse any mount."""
+    """Return the names of the incompat features for which daxfs refuses any mount."""
     return names(Incompat(s_feature_incompat & ~int(SUPPORTED_INCOMPAT)))
 
 
 def unsupported_ro_compat(s_feature_ro_compat: int) -> tuple[str, ...]:
-    """The names of the ro_compat features that allow a read-only mount only."""
+    """Return the names of the ro_compat features with which daxfs mounts read-only."""
     return names(RoCompat(s_feature_ro_compat & ~int(SUPPORTED_RO_COMPAT)))

@@ -1,9 +1,8 @@
-"""Layer 3: the shape of a file system, every figure that never changes while it is mounted, checked once.
+"""Layer 3: the geometry of a file system: all figures that do not change while it is mounted, checked once.
 
-``Geometry.of`` is the gate through which untrusted superblocks pass: whatever it returns can be used in
-arithmetic without further checks. It reads no block but the superblock, and holds no counter that changes.
-Every layer above may use it. Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c,
-lib/ext2fs/openfs.c.
+``Geometry.of`` validates an untrusted superblock: arithmetic may use its result without further checks. It reads no
+block but the superblock, and holds no counter that changes. Every layer above may use it.
+Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c, lib/ext2fs/openfs.c.
 """
 
 from __future__ import annotations
@@ -38,7 +37,10 @@ _PAIR = Struct("<II")
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes in bytes or blocks as named; ``*_count`` and ``*_per_*`` are plain numbers."""
+    """The figures of one file system.
+
+    ``*_size`` is in bytes, ``*_blocks`` in blocks; ``*_count`` and ``*_per_*`` are plain numbers.
+    """
 
     block_size: int
     block_bits: int
@@ -91,16 +93,15 @@ class Geometry:
 
     @classmethod
     def of(cls, sb: Superblock) -> Geometry:
-        """Read the shape of a file system from its superblock.
+        """Read the geometry of a file system from its superblock, and check it.
 
-        ``sb.verify()`` is a separate step: the checksum says whether it is damaged, this whether it makes
-        sense.
+        ``sb.verify()`` is a separate step: it checks the checksum, this method checks the values.
 
         Raises:
             Corrupt: A value is outside what the format allows.
-            Unsupported: Features or a block size that daxfs doesn't know. Unknown ro_compat features don't
-                raise; they are named in ``read_only_features``, and the file system must not be written to
-                while there are any.
+            Unsupported: The superblock has features or a block size that daxfs doesn't know. Unknown ro_compat features
+                raise nothing: ``read_only_features`` names them, and the file system must not be written to if there
+                are any.
         """
         _check_features(sb)
         sizes = _sizes(sb)
@@ -165,36 +166,36 @@ class Geometry:
         )
 
     def inode_seed(self, ino: int, generation: int) -> int:
-        """The crc32c seed of all that belongs to one inode: its slot, its extent and directory blocks.
+        """Return the crc32c seed of everything that belongs to one inode: its slot, extent blocks and directory blocks.
 
         Source: ``ei->i_csum_seed`` in fs/ext4/inode.c.
         """
         return crc32c(self.csum_seed, _PAIR.pack(ino, generation))
 
     def check_pool_size(self, size: int) -> None:
-        """Raise Corrupt when a pool of ``size`` bytes can't hold the file system (it was cut off)."""
+        """Raise Corrupt when a pool of ``size`` bytes is too small for the file system (it was truncated)."""
         needed = self.blocks_count << self.block_bits
         if size < needed:
             raise Corrupt(CorruptKind.POOL_SIZE, f"the file system needs {needed} bytes, the pool has {size}")
 
     def group_of_inode(self, ino: int) -> int:
-        """The group whose table holds inode ``ino``; Corrupt when there is no such number."""
+        """Return the group whose table holds inode ``ino``; Corrupt when the number is out of range."""
         if not 0 < ino <= self.inodes_count:
             raise Corrupt(CorruptKind.INODE_NUMBER, f"{ino}, of {self.inodes_count}")
         return (ino - 1) // self.inodes_per_group
 
     def group_of_block(self, block: int) -> int:
-        """The group that block ``block`` lies in; Corrupt when there is no such block."""
+        """Return the group that contains block ``block``; Corrupt when the number is out of range."""
         if not self.first_data_block <= block < self.blocks_count:
             raise Corrupt(CorruptKind.BLOCK_NUMBER, f"{block}, of {self.blocks_count}")
         return (block - self.first_data_block) // self.blocks_per_group
 
     def first_block(self, group: int) -> int:
-        """The first block of ``group``."""
+        """Return the first block of ``group``."""
         return self.first_data_block + group * self.blocks_per_group
 
     def blocks_in_group(self, group: int) -> int:
-        """Blocks of ``group``; the last one may be shorter than the others."""
+        """Return the number of blocks of ``group``; the last group may be shorter than the others."""
         first = self.first_data_block + group * self.blocks_per_group
         return min(self.blocks_per_group, self.blocks_count - first)
 
@@ -209,12 +210,12 @@ class Geometry:
         return group % 2 == 1 and (_is_power(group, 3) or _is_power(group, 5) or _is_power(group, 7))
 
     def descriptor_position(self, group: int) -> tuple[int, int]:
-        """Where the primary descriptor of ``group`` is kept: the block, and the byte in it (meta_bg too)."""
+        """Return the block that holds the primary descriptor of ``group``, and the byte in the block (meta_bg too)."""
         if not 0 <= group < self.groups_count:
             raise Corrupt(CorruptKind.GROUP_NUMBER, f"{group}, of {self.groups_count}")
         index, slot = divmod(group, self.desc_per_block)
         offset = slot * self.desc_size
-        # With 1 KiB blocks under bigalloc the first data block is 0, and yet the superblock is in block 1.
+        # With 1 KiB blocks under bigalloc the first data block is 0, although the superblock is in block 1.
         shift = 1 if self.cluster_bits and self.block_size == 1024 else 0
         if not self.has_meta_bg or index < self.first_meta_bg:
             return self.first_data_block + 1 + index + shift, offset
@@ -222,9 +223,9 @@ class Geometry:
         return self.first_block(home) + self.has_super(home) + (shift if index == 0 else 0), offset
 
     def base_blocks(self, group: int) -> int:
-        """Blocks at the start of ``group`` held by, or reserved for, the superblock and descriptors.
+        """Return how many blocks at the start of ``group`` hold, or are reserved for, the superblock and descriptors.
 
-        Bitmaps and inode tables are not counted: flex_bg may put them anywhere. Source:
+        Bitmaps and inode tables are not counted: flex_bg may place them anywhere. Source:
         ``ext4_num_base_meta_blocks``.
         """
         has_super = self.has_super(group)
@@ -372,7 +373,7 @@ def _groups(sb: Superblock, sizes: _Sizes) -> _Groups:
 
 
 def _want_extra_isize(sb: Superblock, inode_size: int) -> int:
-    """Bytes of extra fields that new inodes get (``s_want_extra_isize`` of ``ext4_fill_super``)."""
+    """Return the bytes of extra fields in new inodes (``s_want_extra_isize`` of ``ext4_fill_super``)."""
     room = inode_size - EXT4_GOOD_OLD_INODE_SIZE
     if not room:
         return 0
@@ -383,7 +384,7 @@ def _want_extra_isize(sb: Superblock, inode_size: int) -> int:
 
 
 def _max_extent_file_size(block_bits: int, huge_file: bool) -> int:
-    """Bytes that an extent-mapped file can have (``ext4_max_size``)."""
+    """Return the largest size of an extent-mapped file, in bytes (``ext4_max_size``)."""
     size = 0xFFFFFFFF << block_bits
     if not huge_file:
         size = min(size, 0xFFFFFFFF >> (block_bits - 9) << block_bits)
@@ -391,7 +392,10 @@ def _max_extent_file_size(block_bits: int, huge_file: bool) -> int:
 
 
 def _max_indirect_file_size(block_bits: int, huge_file: bool) -> int:
-    """Bytes that a dense block-mapped file can have, indirect blocks counted (``ext4_max_bitmap_size``)."""
+    """Return the largest size of a block-mapped file without holes, in bytes (``ext4_max_bitmap_size``).
+
+    The indirect blocks of such a file count towards the limit of ``i_blocks``.
+    """
     pointers = 1 << (block_bits - 2)
     limit = (1 << 48) - 1 if huge_file else 0xFFFFFFFF >> (block_bits - 9)
     data = _DIRECT_BLOCKS + pointers + pointers**2 + pointers**3

@@ -1,9 +1,9 @@
-"""Layer 3: group descriptors, where a group keeps its bitmaps and inode table and how much of it is free.
+"""Layer 3: group descriptors: where a group has its bitmaps and inode table, and how much of it is free.
 
 A descriptor holds its own checksum (crc32c under metadata_csum, crc16 under uninit_bg) and those of the two
-bitmaps. Which block a descriptor lies in is ``Geometry.descriptor_position``'s to say; what bitmaps mean is
-the allocators', the callers. Source: ``struct ext4_group_desc`` in fs/ext4/ext4.h, ``ext4_group_desc_csum`` in
-super.c, fs/ext4/bitmap.c.
+bitmaps. ``Geometry.descriptor_position`` says which block holds a descriptor. The allocators, which call this module,
+interpret the bitmaps.
+Source: ``struct ext4_group_desc`` in fs/ext4/ext4.h, ``ext4_group_desc_csum`` in super.c, fs/ext4/bitmap.c.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CHECKSUM = slice(0x1E, 0x20)
 
 
 class GroupDescriptor(Record):
-    """The 32 bytes of file systems without the 64bit feature; ``descriptor()`` chooses the class."""
+    """The 32-byte descriptor of file systems without the 64bit feature; ``descriptor()`` chooses the class."""
 
     SIZE = 32
     __slots__ = ()
@@ -47,12 +47,12 @@ class GroupDescriptor(Record):
     used_dirs_count = joined("bg_used_dirs_count_lo")
     itable_unused = joined("bg_itable_unused_lo")
     flags = joined("bg_flags")
-    # What fits of the bitmaps' crc32c: the low 16 bits here, all 32 in the larger descriptor.
+    # The crc32c of a bitmap: this descriptor has its low 16 bits, the larger one all 32.
     block_bitmap_csum = joined("bg_block_bitmap_csum_lo")
     inode_bitmap_csum = joined("bg_inode_bitmap_csum_lo")
 
     def computed_checksum(self, group: int, geometry: Geometry) -> int:
-        """What ``bg_checksum`` must be; the record must be bound to all ``desc_size`` bytes."""
+        """Return the right value of ``bg_checksum``; the record must be bound to all ``desc_size`` bytes."""
         number = group.to_bytes(4, "little")
         if geometry.metadata_csum:
             content = bytearray(self.buffer)
@@ -63,10 +63,10 @@ class GroupDescriptor(Record):
         return crc16(head, buffer[_CHECKSUM.stop :])
 
     def verify(self, group: int, geometry: Geometry) -> None:
-        """Check the checksum (where there is one) and every field against the geometry.
+        """Check the checksum, if the file system has one, and every field against the geometry.
 
         Raises:
-            Corrupt: With the name of the field that is wrong.
+            Corrupt: A field is wrong; the error names it.
         """
         if geometry.metadata_csum or geometry.gdt_csum:
             expected = self.computed_checksum(group, geometry)
@@ -79,10 +79,10 @@ class GroupDescriptor(Record):
         self._check_counters(group, geometry)
 
     def check_places(self, group: int, geometry: Geometry) -> None:
-        """Check that bitmaps and inode table lie in the file system, which any arithmetic with their numbers relies on.
+        """Check that bitmaps and inode table lie in the file system: arithmetic with their numbers relies on it.
 
         Raises:
-            Corrupt: one doesn't.
+            Corrupt: one of them lies outside.
         """
         lowest, end = geometry.first_data_block + 1, geometry.blocks_count
         table = self.inode_table
@@ -113,12 +113,12 @@ class GroupDescriptor(Record):
             )
 
     def seal(self, group: int, geometry: Geometry) -> None:
-        """Store the descriptor's checksum; after the bitmaps' checksums, which it covers."""
+        """Store the descriptor's checksum. It covers the checksums of the bitmaps, so store those first."""
         if geometry.metadata_csum or geometry.gdt_csum:
             self.bg_checksum = self.computed_checksum(group, geometry)
 
     def verify_block_bitmap(self, bitmap: memoryview, group: int, geometry: Geometry) -> None:
-        """Check a block bitmap (a whole block) against the checksum kept here, under metadata_csum."""
+        """Check a block bitmap (a whole block) against the checksum in this descriptor, under metadata_csum."""
         if geometry.metadata_csum:
             found = self._bitmap_csum(bitmap, geometry.clusters_per_group >> 3, geometry)
             if found != self.block_bitmap_csum:
@@ -130,7 +130,7 @@ class GroupDescriptor(Record):
             self.block_bitmap_csum = self._bitmap_csum(bitmap, geometry.clusters_per_group >> 3, geometry)
 
     def verify_inode_bitmap(self, bitmap: memoryview, group: int, geometry: Geometry) -> None:
-        """Check an inode bitmap (a whole block) against the checksum kept here, under metadata_csum."""
+        """Check an inode bitmap (a whole block) against the checksum in this descriptor, under metadata_csum."""
         if geometry.metadata_csum:
             found = self._bitmap_csum(bitmap, geometry.inodes_per_group >> 3, geometry)
             if found != self.inode_bitmap_csum:
@@ -147,7 +147,7 @@ class GroupDescriptor(Record):
 
 
 class GroupDescriptor64(GroupDescriptor):
-    """The 64 bytes of the 64bit feature; a larger ``s_desc_size`` adds what only the checksum covers."""
+    """The 64-byte descriptor of the 64bit feature; bytes of a larger ``s_desc_size`` matter to the checksum only."""
 
     SIZE = 64
     __slots__ = ()
@@ -176,7 +176,7 @@ class GroupDescriptor64(GroupDescriptor):
 
 
 def descriptor(buf: memoryview, offset: int, geometry: Geometry) -> GroupDescriptor:
-    """Bind the descriptor at ``offset`` of a descriptor block, as wide as the file system has it."""
+    """Bind the descriptor at ``offset`` of a descriptor block, in the size that the file system uses."""
     size = geometry.desc_size
     return GroupDescriptor64(buf, offset, size) if size >= 64 else GroupDescriptor(buf, offset)
 

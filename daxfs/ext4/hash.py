@@ -1,11 +1,11 @@
 """Layer 3: the hashes of names that order an indexed directory.
 
-Three algorithms (legacy, half MD4, TEA), each for platforms where ``char`` is signed and where it is not;
-the disk says which. ``dirhash`` hashes one name and remembers recent ones; ``dirhash_many`` hashes all
-names of a block or directory at once with numpy. No knowledge of directories; callers are ``structures/``
-and the tools.
+There are three algorithms (legacy, half MD4, TEA), each in a variant for platforms with signed ``char`` and one for
+unsigned ``char``; the superblock and the directory select one. ``dirhash`` hashes one name and caches recent results.
+``dirhash_many`` hashes all names of a block or directory at once with numpy. The module knows nothing of directories.
+Callers: ``structures/``.
 
-Names of up to 255 bytes. Sources: ``fs/ext4/hash.c``; the transforms are the public half-MD4 and TEA
+Names have up to 255 bytes. Sources: ``fs/ext4/hash.c``; the transforms are the public half-MD4 and TEA
 (Davies-Meyer).
 """
 
@@ -28,7 +28,7 @@ HALF_MD4_UNSIGNED = 4
 TEA_UNSIGNED = 5
 
 
-HTREE_EOF = 0x7FFFFFFF  # (hash >> 1) that stands for the end of a directory stream
+HTREE_EOF = 0x7FFFFFFF  # the value of (hash >> 1) that marks the end of a directory stream
 
 Seed = tuple[int, int, int, int]
 Words = NDArray[np.uint32]
@@ -40,13 +40,13 @@ _WORDS = {4: struct.Struct(">4I"), 8: struct.Struct(">8I")}
 
 
 def effective_version(version: int, hash_unsigned: bool) -> int:
-    """The version to hash with: the unsigned twin of a directory's version where the superblock says so."""
+    """Return the hash version to use: the unsigned variant of a directory's version if the superblock asks for it."""
     return version + 3 if hash_unsigned and version <= TEA else version
 
 
 @lru_cache(maxsize=8192)
 def dirhash(name: bytes, version: int, seed: Seed) -> tuple[int, int]:
-    """The hash of one name.
+    """Return the hash of one name.
 
     Args:
         name: up to 255 bytes.
@@ -54,11 +54,11 @@ def dirhash(name: bytes, version: int, seed: Seed) -> tuple[int, int]:
         seed: ``s_hash_seed`` as four 32-bit words; all zeros mean the default seed.
 
     Returns:
-        (major, minor), 32 bits each; bit 0 of major is clear, and major never is the end-of-directory mark.
-        The legacy hash has no minor.
+        (major, minor), 32 bits each. Bit 0 of major is clear, and major is never the end-of-directory mark.
+        The minor of the legacy hash is 0.
 
     Raises:
-        Corrupt: no such version (SipHash of encrypted directories included).
+        Corrupt: the version is unknown (SipHash, of encrypted directories, is unknown too).
     """
     state = seed if seed[0] or seed[1] or seed[2] or seed[3] else _DEFAULT_SEED
     if version in (HALF_MD4, HALF_MD4_UNSIGNED):
@@ -81,10 +81,10 @@ def dirhash(name: bytes, version: int, seed: Seed) -> tuple[int, int]:
 
 
 def _words(name: bytes, start: int, count: int, signed: bool) -> tuple[int, ...]:
-    """``count`` big-endian words of the name from ``start``, filled up with the remaining length.
+    """Return ``count`` big-endian words of the name from ``start``, padded with the remaining length.
 
-    The last, partial word has its fill before the characters. Where chars are signed, one of 0x80 and above
-    is worth 256 less, which borrows from the characters and the fill before it.
+    In the last, partial word the padding comes before the characters. Where ``char`` is signed, a character of 0x80 or
+    above counts 256 less, which borrows from the characters and the padding before it.
     """
     rest = len(name) - start
     size = 4 * count
@@ -101,7 +101,7 @@ def _words(name: bytes, start: int, count: int, signed: bool) -> tuple[int, ...]
     if not signed:
         return words
     used = (rest + 3) // 4
-    # Characters of each word: all of the whole ones, the lower bytes of the partial one.
+    # The bytes of each word that are characters: all of a whole word, the lower ones of a partial word.
     masks = [0x80808080] * (rest // 4)
     if rest & 3:
         masks.append(0x80808080 & (1 << 8 * (rest & 3)) - 1)
@@ -131,10 +131,10 @@ def _tea(b0: int, b1: int, a: int, b: int, c: int, d: int) -> tuple[int, int]:
 def _half_md4(
     a0: int, b0: int, c0: int, d0: int, i0: int, i1: int, i2: int, i3: int, i4: int, i5: int, i6: int, i7: int
 ) -> tuple[int, int, int, int]:
-    """One block, unrolled (a loop takes twice as long).
+    """Transform one block; unrolled, because a loop takes twice as long.
 
-    Only the value that is rotated right needs to be cut to 32 bits; the bits above that the left shift
-    leaves behind never reach the lower ones.
+    Only the value that is rotated right needs to be cut to 32 bits: the left shift leaves bits above bit 31, which
+    never reach the lower ones.
     """
     a, b, c, d = a0, b0, c0, d0
     t = a + (d ^ (b & (c ^ d))) + i0 & 0xFFFFFFFF
@@ -191,11 +191,12 @@ def _half_md4(
 # Many names at once
 
 FEW_NAMES = 16
-"""Arrays pay from so many names on: an operation on them costs about as much as a short name, which may be cached."""
+"""From this number of names on, arrays pay. One array operation costs about as much as hashing a short name, and the
+hash of a single name may be cached."""
 
 
 def dirhash_many(names: Sequence[bytes], version: int, seed: Seed) -> tuple[Words, Words]:
-    """``dirhash`` of all names: two arrays (major, minor) of uint32, in the order of ``names``."""
+    """Return the hashes of all names: two arrays (major, minor) of uint32, in the order of ``names``."""
     state = seed if any(seed) else _DEFAULT_SEED
     if len(names) < FEW_NAMES:
         return _one_by_one(names, version, seed)
@@ -224,7 +225,7 @@ def _hash_rows(
     count: int,
     transform: Callable[[list[Words], list[Words]], list[Words]],
 ) -> list[Words]:
-    """Run ``transform`` over all names, ``count`` words at a time; a name past its end keeps its state."""
+    """Run ``transform`` over all names, ``count`` words at a time; a name that has ended keeps its state."""
     size = 4 * count
     lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
     blocks = (int(lengths.max(initial=0)) + size - 1) // size
@@ -241,7 +242,7 @@ def _hash_rows(
 
 
 def _fill_rows(words: NDArray[np.uint64], rest: NDArray[np.int64], signed: bool) -> list[Words]:
-    """The words of one block of each name, filled as in ``_words``; in 64 bits, so that shifts by 32 work."""
+    """Return the words of one block of each name, padded as in ``_words``; in 64 bits, so that shifts by 32 work."""
     fill = np.maximum(rest, 0).astype(np.uint64) * np.uint64(0x01010101)
     chars = rest[:, None] - np.arange(0, 4 * words.shape[1], 4)
     np.maximum(chars, 0, out=chars)
@@ -261,7 +262,7 @@ _ROUND3 = ((3, 3), (7, 9), (2, 11), (6, 15), (1, 3), (5, 9), (0, 11), (4, 15))
 
 
 def _rotated(value: Words, bits: int) -> Words:
-    """``value`` rotated left; it is used up (most of the time goes into making arrays)."""
+    """Return ``value`` rotated left. ``value`` is overwritten, because allocating arrays costs most of the time."""
     result = value << _SHIFTS[bits]
     value >>= _SHIFTS[32 - bits]
     result |= value
@@ -269,7 +270,7 @@ def _rotated(value: Words, bits: int) -> Words:
 
 
 def _half_md4_rows(state: list[Words], words: list[Words]) -> list[Words]:
-    """The transform on arrays; (a, b, c, d) turn by one place with each step."""
+    """Transform one block of many names; (a, b, c, d) rotate by one position with each step."""
     a, b, c, d = state
     for i, bits in _ROUND1:
         t = c ^ d

@@ -1,11 +1,10 @@
 """Layer 3: the index blocks of a hashed directory (htree).
 
-Block 0 of an indexed directory looks like a block with "." and ".." only; the index hides in the space of
-"..". Interior blocks look like one empty entry. Both end in an array of (hash, block) pairs whose first
-pair's hash is replaced by the array's limit and count, and, with metadata_csum, an 8-byte tail after the
-last possible pair. Functions take the block as 32-bit little-endian words and ``base``, the word where the
-array starts. Descending, splitting and choosing a hash belong to ``structures/``; callers are that layer
-and the tools.
+Block 0 of an indexed directory looks like a block that has only "." and ".."; the index lies in the slack space of
+"..". An interior block looks like one empty entry. Both contain an array of (hash, block) pairs. The array's limit and
+count take the place of the first pair's hash. With metadata_csum an 8-byte tail follows the last possible pair. The
+functions take the block as 32-bit little-endian words, and ``base``, the word where the array starts. The modules of
+directories in ``structures/``, the callers, descend, split and choose the hash.
 
 Sources: ``fs/ext4/namei.c`` (``dx_root``, ``dx_node``, ``dx_probe``, ``ext4_dx_csum``),
 Documentation/filesystems/ext4/directory.rst (hash tree directories).
@@ -41,25 +40,25 @@ class RootInfo(NamedTuple):
 
 
 def words(buf: Buffer) -> memoryview:
-    """The 32-bit words of a block; writable when ``buf`` is."""
+    """Cast a block to its 32-bit words; writable when ``buf`` is."""
     return memoryview(buf).cast("B").cast("I")
 
 
 def root_limit(block_size: int, metadata_csum: bool) -> int:
-    """Pairs that a root has room for."""
+    """Return the number of pairs for which a root has room."""
     return (block_size - 4 * ROOT_BASE - (TAIL_SIZE if metadata_csum else 0)) // ENTRY_SIZE
 
 
 def node_limit(block_size: int, metadata_csum: bool) -> int:
-    """Pairs that an interior node has room for."""
+    """Return the number of pairs for which an interior node has room."""
     return (block_size - 4 * NODE_BASE - (TAIL_SIZE if metadata_csum else 0)) // ENTRY_SIZE
 
 
 def root_info(w: memoryview, where: str, *, large_dir: bool = False) -> RootInfo:
-    """The checked parameters of a root.
+    """Return the parameters of a root, checked.
 
     Raises:
-        Corrupt: "." and ".." are not where a root has them, or a parameter is out of range.
+        Corrupt: "." and ".." are not at their places, or a parameter is out of range.
     """
     size = len(w) * 4
     if w[1] & 0xFFFF != 12 or w[4] & 0xFFFF != size - 12:
@@ -81,7 +80,7 @@ def put_root_info(w: memoryview, hash_version: int, indirect_levels: int) -> Non
 
 
 def initialize_node(w: memoryview, metadata_csum: bool) -> None:
-    """Make an interior node without pairs (count 0, the caller puts the first one in at once)."""
+    """Make an interior node without pairs (count 0); the caller must add the first pair at once."""
     size = len(w) * 4
     w[0] = 0
     w[1] = size if size < 65536 else 65535
@@ -89,14 +88,14 @@ def initialize_node(w: memoryview, metadata_csum: bool) -> None:
 
 
 def initialize_root(w: memoryview, hash_version: int, metadata_csum: bool, block: int) -> None:
-    """Make the index of a root whose "." and ".." are there already: no levels, one pair for ``block``."""
+    """Make the index of a root that has "." and ".." already: no levels, and one pair for ``block``."""
     put_root_info(w, hash_version, 0)
     w[ROOT_BASE] = root_limit(len(w) * 4, metadata_csum) | 1 << 16
     w[ROOT_BASE + 1] = block
 
 
 def is_root(w: memoryview) -> bool:
-    """Whether the block has a root's two entries and parameters behind them (the checksum needs to know)."""
+    """Whether the block has a root's two entries, followed by its parameters (the checksum depends on it)."""
     size = len(w) * 4
     return w[1] & 0xFFFF == 12 and w[4] & 0xFFFF == size - 12 and not w[6] and w[7] >> 8 & 0xFF == ROOT_INFO_SIZE
 
@@ -108,13 +107,13 @@ def is_node(w: memoryview) -> bool:
 
 
 def limit(w: memoryview, base: int) -> int:
-    """Pairs that the array has room for."""
+    """Return the number of pairs for which the array has room."""
     room: int = w[base] & 0xFFFF
     return room
 
 
 def count(w: memoryview, base: int) -> int:
-    """Pairs in use, the first included."""
+    """Return the number of pairs in use, the first one included."""
     used: int = w[base] >> 16
     return used
 
@@ -125,10 +124,10 @@ def set_count(w: memoryview, base: int, used: int) -> None:
 
 
 def check(w: memoryview, base: int, metadata_csum: bool, where: str) -> None:
-    """Check the array of a root or node: limit and count fit the block, the hashes are in order.
+    """Check that limit and count of a root's or node's array fit the block, and that the hashes are in order.
 
     Raises:
-        Corrupt: one of them is not so.
+        Corrupt: one of these conditions does not hold.
     """
     size = len(w) * 4
     expected = root_limit(size, metadata_csum) if base == ROOT_BASE else node_limit(size, metadata_csum)
@@ -141,12 +140,12 @@ def check(w: memoryview, base: int, metadata_csum: bool, where: str) -> None:
 
 
 def find(w: memoryview, base: int, major: int) -> int:
-    """The pair whose block covers hash ``major``: the last one with a hash not above it."""
+    """Return the index of the pair whose block covers hash ``major``: the last one with a hash up to ``major``."""
     return bisect_right(w[base + 2 : base + 2 * (w[base] >> 16) : 2], major)
 
 
 def entry(w: memoryview, base: int, i: int) -> tuple[int, int]:
-    """Pair ``i``: (hash, logical block). The first pair covers all hashes from 0."""
+    """Return pair ``i``: (hash, logical block). The first pair covers all hashes from 0."""
     at = base + 2 * i
     return (w[at] if i else 0), w[at + 1] & BLOCK_MASK
 
@@ -157,7 +156,7 @@ def put_block(w: memoryview, base: int, i: int, block: int) -> None:
 
 
 def insert(w: memoryview, base: int, i: int, major: int, block: int) -> None:
-    """Put a pair in at ``i`` > 0; the caller has checked the room."""
+    """Insert a pair at index ``i`` > 0; the caller has checked that there is room."""
     used = w[base] >> 16
     start, end = base + 2 * i, base + 2 * used
     w[start + 2 : end + 2] = w[start:end]
@@ -178,7 +177,7 @@ def _base(w: memoryview, where: str) -> int:
 
 
 def _checksum(w: memoryview, seed: int, where: str) -> tuple[int, int]:
-    """(index of the checksum's word, the right value)."""
+    """Return the index of the checksum's word, and the checksum's right value."""
     base = _base(w, where)
     room, used = w[base] & 0xFFFF, w[base] >> 16
     tail = base + 2 * room
@@ -192,7 +191,7 @@ def verify_block(buf: Buffer, seed: int, where: str) -> None:
     """Check the checksum of a root or node; ``seed`` is the directory inode's.
 
     Raises:
-        Corrupt: it is wrong, or the block is no index block.
+        Corrupt: the checksum is wrong, or the block is no index block.
     """
     w = words(buf)
     at, value = _checksum(w, seed, where)

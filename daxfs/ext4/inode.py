@@ -1,10 +1,10 @@
 """Layer 3: the inode, a slot of 128 bytes or more in a group's inode table, and its checksum.
 
-Fields under the kernel's names; sizes, owners, times and block counts joined under plain names with the
-kernel's rules for the features that change them. Fields past byte 128 exist only as far as ``i_extra_isize``
-reaches. What ``i_block`` maps, and the xattrs behind the extra fields, are other modules' matter; where a slot
-lies is ``structures.inodes``', the main caller. Source: ``struct ext4_inode`` in fs/ext4/ext4.h,
-``__ext4_iget`` and ``ext4_fill_raw_inode`` in inode.c.
+The fields have the kernel's names. Sizes, owners, times and block counts are joined under plain names, by the kernel's
+rules for the features that change them. Fields past byte 128 exist only as far as ``i_extra_isize`` reaches. Other
+modules read what ``i_block`` maps and the extended attributes after the extra fields. ``structures.inodes``, the main
+caller, finds the slots. Source: ``struct ext4_inode`` in fs/ext4/ext4.h, ``__ext4_iget`` and ``ext4_fill_raw_inode`` in
+inode.c.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from daxfs.ext4.record import Record, joined, u16, u32
 
 # Inode numbers with a fixed meaning
 EXT4_ROOT_INO = 2
-EXT4_RESIZE_INO = 7  # its map lies over the reserved descriptor blocks on purpose
+EXT4_RESIZE_INO = 7  # its map covers the reserved descriptor blocks on purpose
 
 # i_flags
 EXT4_SECRM_FL = 0x00000001
@@ -46,7 +46,7 @@ EXT4_INLINE_DATA_FL = 0x10000000
 EXT4_PROJINHERIT_FL = 0x20000000
 EXT4_CASEFOLD_FL = 0x40000000
 
-# What chattr may show and change, what a new inode takes from its directory, what suits which file type
+# The flags that lsattr shows, chattr may change, a new inode inherits from its directory, and each file type may have
 EXT4_FL_USER_VISIBLE = 0x725BDFFF
 EXT4_FL_USER_MODIFIABLE = 0x624BC0FF
 EXT4_FL_INHERITED = (
@@ -77,7 +77,7 @@ FT_SOCK = 6
 FT_SYMLINK = 7
 FT_MAX = 8
 
-# Indexed by mode >> 12; 0 marks a mode that no file can have.
+# Indexed by mode >> 12; 0 marks a type that no file can have.
 FILE_TYPE_OF_MODE = (
     0,
     FT_FIFO,
@@ -128,7 +128,7 @@ _U32 = Struct("<I")
 
 
 def file_type_of_mode(mode: int) -> int:
-    """The ``FT_*`` type for a directory entry of an inode with ``mode``."""
+    """Return the ``FT_*`` type in directory entries for an inode with ``mode``."""
     return FILE_TYPE_OF_MODE[mode >> 12 & 15]
 
 
@@ -136,10 +136,10 @@ class InodeRecord(Record):
     """An inode slot bound to memory.
 
     Attributes:
-        geometry: Of the file system it belongs to; decides how halves join.
+        geometry: The geometry of the file system; it decides how halves are joined.
         slot_size: Bytes of the slot.
-        extra_end: The byte where the extra fields end (128 when there are none). A value of ``i_extra_isize``
-            that the slot can't hold counts as none; ``verify`` reports it.
+        extra_end: The byte where the extra fields end (128 when there are none). If ``i_extra_isize`` exceeds the slot,
+            there are none, and ``verify`` reports it.
     """
 
     SIZE = 160
@@ -185,7 +185,7 @@ class InodeRecord(Record):
     generation = joined("i_generation")
 
     def __init__(self, buf: memoryview, offset: int, geometry: Geometry) -> None:
-        """Bind to the slot at ``offset`` of a block (or of the table); nothing is checked but the room.
+        """Bind to the slot at ``offset`` of a block or of the table; only the bounds are checked.
 
         Raises:
             ValueError: ``offset`` is not aligned, or the buffer ends before the slot does.
@@ -202,9 +202,9 @@ class InodeRecord(Record):
         self.extra_end = GOOD_OLD_SIZE + extra if extra <= size - GOOD_OLD_SIZE else GOOD_OLD_SIZE
 
     def set_extra_isize(self, size: int) -> None:
-        """Set ``i_extra_isize``; newly covered fields show what the slot held (new slots are zeroed first).
+        """Set ``i_extra_isize``; does nothing in slots of 128 bytes.
 
-        Ignored in slots of 128 bytes.
+        Newly covered fields show the bytes that the slot held; new slots are zeroed before.
         """
         if self.slot_size > GOOD_OLD_SIZE:
             if size & 3 or not 0 <= size <= self.slot_size - GOOD_OLD_SIZE:
@@ -214,12 +214,12 @@ class InodeRecord(Record):
 
     @property
     def block_area(self) -> memoryview:
-        """``i_block``: 60 bytes of extent root, block pointers, device number or short symlink target."""
+        """``i_block``: 60 bytes that hold an extent root, block pointers, a device number or a short symlink target."""
         return self.buffer[BLOCK_AREA]
 
     @property
     def size(self) -> int:
-        """Bytes of the file; the high half counts in regular files, and in directories under large_dir."""
+        """Bytes of the file; the high half is valid in regular files, and under large_dir in directories."""
         words = self.words
         high = words[27]
         if high and (words[0] & 0xF000 == stat.S_IFREG or self.geometry.has_large_dir):
@@ -236,7 +236,7 @@ class InodeRecord(Record):
 
     @property
     def blocks(self) -> int:
-        """Space taken, in units of 512 bytes whatever is stored (huge_file; ``ext4_inode_blocks``)."""
+        """Space taken, in units of 512 bytes (``ext4_inode_blocks``); with huge_file the slot may count in blocks."""
         low = self.words[7]
         geometry = self.geometry
         if not geometry.has_huge_file:
@@ -283,7 +283,7 @@ class InodeRecord(Record):
 
     @property
     def atime_ns(self) -> int:
-        """Last access, in nanoseconds since the epoch; assignments are clamped to what the slot can hold."""
+        """Last access, in nanoseconds since the epoch; assigned values are clamped to the range of the field."""
         return self._time(_ATIME, _ATIME_EXTRA)
 
     @atime_ns.setter
@@ -319,7 +319,7 @@ class InodeRecord(Record):
             self._set_time(_CRTIME, _CRTIME_EXTRA, value)
 
     def _time(self, index: int, extra_index: int) -> int:
-        """Join a time: 32 signed bits of seconds, and where covered 2 bits of epoch, 30 of nanoseconds."""
+        """Join a time: 32 signed bits of seconds, and, if the slot has them, 2 bits of epoch and 30 of nanoseconds."""
         words = self.words
         seconds = (words[index] ^ 0x80000000) - 0x80000000
         if self.extra_end <= extra_index << 2:
@@ -338,15 +338,15 @@ class InodeRecord(Record):
             seconds, nanoseconds = TIMESTAMP_MIN, 0
         words[index] = seconds & 0xFFFFFFFF
         if covered:
-            # Stored seconds are signed, so the epoch bits count the 2^32 s between them and the true ones.
+            # The field for seconds is signed. So the epoch bits hold (true seconds - field) / 2^32.
             words[extra_index] = (seconds + 0x80000000) >> 32 | nanoseconds << 2
 
     @property
     def rdev(self) -> int:
-        """The device number of a device node, as ``os.makedev`` makes it (up to 32 bits).
+        """The device number of a device node, encoded as by ``os.makedev`` (up to 32 bits).
 
-        The old encoding (8 bits each) is kept in ``i_block[0]``, the new one in ``i_block[1]``; both put the
-        bits where ``os.makedev`` does.
+        ``i_block[0]`` holds the old encoding (8 bits each for major and minor), ``i_block[1]`` the new one. Both have
+        the bits at the positions that ``os.makedev`` uses.
         """
         return self.words[10] & 0xFFFF or self.words[11]
 
@@ -362,22 +362,22 @@ class InodeRecord(Record):
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a directory."""
+        """Whether the inode is a directory."""
         return self.words[0] & 0xF000 == stat.S_IFDIR
 
     @property
     def is_regular(self) -> bool:
-        """Whether it is a regular file."""
+        """Whether the inode is a regular file."""
         return self.words[0] & 0xF000 == stat.S_IFREG
 
     @property
     def is_symlink(self) -> bool:
-        """Whether it is a symbolic link."""
+        """Whether the inode is a symbolic link."""
         return self.words[0] & 0xF000 == stat.S_IFLNK
 
     @property
     def is_fast_symlink(self) -> bool:
-        """Whether it is a symbolic link whose target lies in ``block_area``."""
+        """Whether the inode is a symbolic link whose target lies in ``block_area``."""
         words = self.words
         return words[0] & 0xF000 == stat.S_IFLNK and words[1] < BLOCK_AREA_SIZE and not words[8] & EXT4_EXTENTS_FL
 
@@ -393,11 +393,11 @@ class InodeRecord(Record):
 
     @property
     def stored_checksum(self) -> int:
-        """The checksum kept in the slot: 32 bits when the extra fields have the high half, else 16."""
+        """The checksum in the slot: 32 bits when the extra fields include the high half, else 16."""
         return self.halves[62] | self.i_checksum_hi << 16
 
     def computed_checksum(self, ino: int, geometry: Geometry) -> int:
-        """What ``stored_checksum`` must be (``ext4_inode_csum``)."""
+        """Return the right value of ``stored_checksum`` (``ext4_inode_csum``)."""
         content = bytearray(self.buffer)
         content[0x7C:0x7E] = b"\0\0"
         wide = self.extra_end >= 0x84
@@ -407,10 +407,10 @@ class InodeRecord(Record):
         return csum if wide else csum & 0xFFFF
 
     def verify(self, ino: int, geometry: Geometry) -> None:
-        """Check an inode in use: its checksum under metadata_csum, then the fields that could mislead.
+        """Check an inode in use: its checksum under metadata_csum, then the fields that later code relies on.
 
         Raises:
-            Corrupt: With the name of what is wrong and the inode's number.
+            Corrupt: The error names what is wrong and the inode's number.
         """
         if geometry.metadata_csum:
             expected = self.computed_checksum(ino, geometry)
@@ -437,15 +437,16 @@ class InodeRecord(Record):
             raise Corrupt(CorruptKind.INODE_XATTR_BLOCK, f"inode {ino}: {acl}, of {geometry.blocks_count}")
 
     def seal(self, ino: int, geometry: Geometry) -> None:
-        """Store the checksum, where the file system has one."""
+        """Store the checksum, if the file system has metadata_csum."""
         if geometry.metadata_csum:
             seal_slot(geometry, ino, 0, self.buffer)
 
 
 def seal_slot(geometry: Geometry, ino: int, offset: int, block: memoryview) -> None:
-    """Store the checksum of the slot at ``offset`` of ``block``, as `InodeRecord.seal` does; needs metadata_csum.
+    """Store the checksum of the slot at ``offset`` of ``block``; the file system must have metadata_csum.
 
-    Without a record, since every commit does this for each inode that it changes.
+    The result is that of `InodeRecord.seal`. No record is bound, because every commit calls this for each inode that it
+    changes.
     """
     size = geometry.inode_size
     generation: int = _U32.unpack_from(block, offset + _GENERATION)[0]

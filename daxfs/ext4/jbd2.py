@@ -1,9 +1,9 @@
 """Layer 3: the jbd2 log format (big-endian).
 
-Turns log blocks into named tuples and back: journal superblock, block header, descriptor tags in their four
-layouts, revoke lists, commit records, and every checksum over them. It reads and makes plain byte strings;
-it does not know where the log is, in what order blocks are written, or what a transaction is (``journal/``
-does). Callers: the journal layer and the tools.
+This module converts log blocks to named tuples and back: the journal superblock, the block header, descriptor tags in
+their layouts, revoke lists, commit records, and every checksum over them. It reads and makes plain byte strings. It
+does not know where the log is, in what order blocks are written, or what a transaction is: ``journal/`` does. Callers:
+the journal layer and the tools.
 
 Sources: ``include/linux/jbd2.h``, ``fs/jbd2/{journal,commit,recovery,revoke}.c``,
 Documentation/filesystems/ext4/journal.rst.
@@ -30,11 +30,11 @@ SUPERBLOCK_V1 = 3
 SUPERBLOCK_V2 = 4
 REVOKE_BLOCK = 5
 
-FLAG_ESCAPE = 1  # the block began with the magic; the log holds zeros there
+FLAG_ESCAPE = 1  # the block begins with the magic, in whose place the log holds zeros
 FLAG_SAME_UUID = 2  # no UUID follows this tag
 FLAG_DELETED = 4
 FLAG_LAST_TAG = 8
-_GIVEN_FLAGS = FLAG_ESCAPE | FLAG_DELETED  # the others follow from where the tag stands
+_GIVEN_FLAGS = FLAG_ESCAPE | FLAG_DELETED  # the other flags follow from the tag's position
 
 CRC32_CHKSUM = 1
 CRC32C_CHKSUM = 4
@@ -45,7 +45,7 @@ TAIL_SIZE = 4
 UUID_SIZE = 16
 REVOKE_HEADER_SIZE = 16
 SUPERBLOCK_SIZE = 1024
-SEQUENCE_OFFSET = 8  # of h_sequence: the word whose store makes a commit record valid
+SEQUENCE_OFFSET = 8  # of h_sequence; storing this word makes a commit record valid
 DEFAULT_FAST_COMMIT_BLOCKS = 256
 MIN_JOURNAL_BLOCKS = 1024
 
@@ -53,11 +53,11 @@ _M = 0xFFFFFFFF
 _HEADER = struct.Struct(">III")
 _SUPERBLOCK = struct.Struct(">III III II i III 16s II II B3x II 160s I 768s")
 _REVOKE_HEADER = struct.Struct(">IIII")
-_COMMIT = struct.Struct(">IIIBB2xI28xQI")  # of h_chksum the first word; the other seven are never used
+_COMMIT = struct.Struct(">IIIBB2xI28xQI")  # of the eight words of h_chksum, jbd2 uses only the first
 _TAG = struct.Struct(">IHH")  # t_blocknr, t_checksum, t_flags
 _TAG_HIGH = struct.Struct(">IHHI")  # ... t_blocknr_high
 _TAG3 = struct.Struct(">IIII")  # t_blocknr, t_flags, t_blocknr_high, t_checksum
-_TAG_CODES = {8: "IHH", 10: "IHH2x", 12: "IHHI", 14: "IHHI2x", 16: "IIII"}  # the same by their `tag_bytes`
+_TAG_CODES = {8: "IHH", 10: "IHH2x", 12: "IHHI", 14: "IHHI2x", 16: "IIII"}  # the layouts of tags by `tag_bytes`
 _BE32 = struct.Struct(">I")
 _CHKSUM_OFFSET = 16  # of h_chksum[0] in a commit record
 _SB_CHECKSUM_OFFSET = 0xFC
@@ -94,12 +94,12 @@ _KNOWN_INCOMPAT = 0x3F
 
 
 def journal_seed(uuid: bytes) -> int:
-    """The seed of every v2 and v3 checksum of a journal: crc32c(~0, s_uuid)."""
+    """Return the seed of every v2 and v3 checksum of a journal: crc32c(~0, s_uuid)."""
     return crc32c(_M, uuid)
 
 
 def tag_bytes(incompat: int) -> int:
-    """Bytes of one descriptor tag without a UUID (jbd2's ``journal_tag_bytes``)."""
+    """Return the size of one descriptor tag without its UUID, in bytes (jbd2's ``journal_tag_bytes``)."""
     if incompat & Incompat.CSUM_V3:
         return 16
     size = 12
@@ -109,7 +109,7 @@ def tag_bytes(incompat: int) -> int:
 
 
 class Format(NamedTuple):
-    """What the layout of one journal's blocks depends on; made once when the journal is loaded."""
+    """The figures that determine the layout of a journal's blocks; computed once when the journal is loaded."""
 
     block_size: int
     uuid: bytes
@@ -120,7 +120,7 @@ class Format(NamedTuple):
 
     @classmethod
     def of(cls, superblock: JournalSuperblock) -> Format:
-        """The layout that ``superblock`` asks for."""
+        """Return the layout for the features in ``superblock``."""
         incompat = superblock.incompat
         version = 3 if incompat & Incompat.CSUM_V3 else 2 if incompat & Incompat.CSUM_V2 else 0
         return cls(
@@ -139,7 +139,7 @@ class Format(NamedTuple):
 
     @property
     def tags_per_descriptor(self) -> int:
-        """Tags in one descriptor block, with the same reserve for a second UUID that jbd2 keeps."""
+        """Tags in one descriptor block; like jbd2, the count leaves room for a second UUID."""
         room = self.block_size - HEADER_SIZE - 2 * UUID_SIZE - self.tail_size
         return room // self.tag_bytes
 
@@ -178,14 +178,14 @@ class JournalSuperblock(NamedTuple):
 
     @classmethod
     def unpack(cls, buf: Buffer) -> JournalSuperblock:
-        """Read the fields; nothing is checked (``verify_superblock`` does)."""
+        """Read the fields without checks; ``verify_superblock`` checks them."""
         if len(buf) < SUPERBLOCK_SIZE:
             raise Corrupt(CorruptKind.JOURNAL_SUPERBLOCK, f"{len(buf)} bytes are too few")
         return cls._make(_SUPERBLOCK.unpack_from(buf))
 
     @classmethod
     def new(cls, block_size: int, blocks: int, uuid: bytes, incompat: int = 0) -> JournalSuperblock:
-        """A superblock of an empty version 2 journal of ``blocks`` blocks."""
+        """Make the superblock of an empty version 2 journal of ``blocks`` blocks."""
         checksum_type = CRC32C_CHKSUM if incompat & (Incompat.CSUM_V2 | Incompat.CSUM_V3) else 0
         empty = cls._make(_SUPERBLOCK.unpack(bytes(SUPERBLOCK_SIZE)))
         return empty._replace(
@@ -202,7 +202,7 @@ class JournalSuperblock(NamedTuple):
         )
 
     def pack(self) -> bytes:
-        """The 1024 bytes to store, with the checksum made anew when the features ask for one."""
+        """Return the 1024 bytes to store, with a new checksum if the features ask for one."""
         fields = self._replace(s_checksum=0) if self.has_checksum else self
         data = _SUPERBLOCK.pack(*fields)
         if not self.has_checksum:
@@ -212,17 +212,17 @@ class JournalSuperblock(NamedTuple):
 
     @property
     def compat(self) -> int:
-        """Compatible features; a version 1 superblock has none whatever its bytes say."""
+        """Compatible features; a version 1 superblock has none, whatever its bytes hold."""
         return self.s_feature_compat if self.h_blocktype == SUPERBLOCK_V2 else 0
 
     @property
     def incompat(self) -> int:
-        """Incompatible features; a version 1 superblock has none whatever its bytes say."""
+        """Incompatible features; a version 1 superblock has none, whatever its bytes hold."""
         return self.s_feature_incompat if self.h_blocktype == SUPERBLOCK_V2 else 0
 
     @property
     def feature_names(self) -> list[str]:
-        """e2fsprogs' names of the features that are set."""
+        """The names that e2fsprogs has for the features that are set."""
         names = ["journal_checksum"] if self.compat & Compat.CHECKSUM else []
         return names + [name for bit, name in INCOMPAT_NAMES.items() if self.incompat & bit]
 
@@ -250,11 +250,11 @@ def verify_superblock(buf: Buffer, block_size: int, blocks: int) -> JournalSuper
     Args:
         buf: at least its 1024 bytes.
         block_size: of the file system, in bytes; the journal's must be the same.
-        blocks: how many blocks the journal's inode has.
+        blocks: the number of blocks of the journal's inode.
 
     Raises:
         Corrupt: magic, checksum, sizes or log bounds are wrong, or features exclude one another.
-        Unsupported: features that nobody here knows.
+        Unsupported: the journal has features that daxfs does not know.
     """
     sb = JournalSuperblock.unpack(buf)
     if sb.h_magic != MAGIC or sb.h_blocktype not in (SUPERBLOCK_V1, SUPERBLOCK_V2):
@@ -305,23 +305,23 @@ class Header(NamedTuple):
 
 
 def header(buf: Buffer) -> Header | None:
-    """The block's header, or None when it does not begin with the magic."""
+    """Return the block's header, or None if the block does not begin with the magic."""
     fields = Header._make(_HEADER.unpack_from(buf))
     return fields if fields.h_magic == MAGIC else None
 
 
 class Tag(NamedTuple):
-    """One entry of a descriptor: the home of a block that follows it in the log."""
+    """One entry of a descriptor: the home location of one of the blocks that follow the descriptor in the log."""
 
     blocknr: int
     flags: int
-    checksum: int = 0  # of the block as the log has it; 16 bits in v2
+    checksum: int = 0  # of the block's content in the log; 16 bits in v2
 
 
 def unpack_tags(buf: Buffer, form: Format) -> list[Tag]:
-    """The tags of a descriptor block, in the order of the blocks that follow it.
+    """Return the tags of a descriptor block, in the order of the blocks that follow it.
 
-    Like jbd2, it stops at ``LAST_TAG`` or where the block has no room for another tag.
+    Like jbd2, the function stops at ``LAST_TAG`` or where the block has no room for another tag.
     """
     size, version, is_64bit = form.tag_bytes, form.csum_version, form.is_64bit
     end = form.block_size - form.tail_size
@@ -346,14 +346,14 @@ def unpack_tags(buf: Buffer, form: Format) -> list[Tag]:
 def fill_descriptor(
     form: Format, block: bytearray | memoryview, sequence: int, tags: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Make ``block`` a descriptor block, with its tail checksum; whatever it held is gone.
+    """Make ``block`` a descriptor block, with its tail checksum; all its bytes are overwritten.
 
     Args:
         form: the journal's layout.
         block: ``form.block_size`` writable bytes.
         sequence: the transaction's id.
-        tags: 1 to ``form.tags_per_descriptor``, as `Tag`; ``SAME_UUID`` and ``LAST_TAG`` are set here, the rest
-            of the flags and the checksums are the caller's (``block_checksum``).
+        tags: 1 to ``form.tags_per_descriptor`` tags as in `Tag`. The caller supplies the checksums (``block_checksum``)
+            and all flags but ``SAME_UUID`` and ``LAST_TAG``, which this function sets.
     """
     fields: list[int | bytes] = [MAGIC, DESCRIPTOR_BLOCK, sequence & _M]
     version, is_64bit = form.csum_version, form.is_64bit
@@ -381,17 +381,17 @@ def fill_descriptor(
 
 @lru_cache(maxsize=64)
 def _descriptor_layout(block_size: int, tag_size: int, more: int) -> struct.Struct:
-    """A whole descriptor block, with so many tags behind the first: packing it also makes the zeros behind them."""
+    """Return the layout of a whole descriptor block with ``more`` tags after the first, and zeros after the tags."""
     tag = _TAG_CODES[tag_size]
     used = HEADER_SIZE + UUID_SIZE + tag_size * (1 + more)
     return struct.Struct(f">III{tag}{UUID_SIZE}s{tag * more}{block_size - used}x")
 
 
 def block_checksum(form: Format, sequence: int, block: Buffer) -> int:
-    """The checksum of a block's tag; ``block`` is what the log holds (after escaping).
+    """Return the checksum for a block's tag: 16 bits in csum v2, 32 in v3, 0 without checksums.
 
-    16 bits in csum v2, 32 in v3, 0 without checksums. A commit that tags many blocks saves time by
-    ``crc32c(sequence_seed(...), block)``, which is the same.
+    ``block`` is the content in the log, after escaping. A commit, which tags many blocks, saves time by calling
+    ``crc32c(sequence_seed(...), block)`` directly.
     """
     if not form.csum_version:
         return 0
@@ -400,18 +400,18 @@ def block_checksum(form: Format, sequence: int, block: Buffer) -> int:
 
 
 def sequence_seed(form: Format, sequence: int) -> int:
-    """The seed of the checksums of all blocks of one transaction."""
+    """Return the seed of the checksums of all blocks of one transaction."""
     return crc32c(form.seed, _BE32.pack(sequence & _M))
 
 
 def _seal_tail(form: Format, block: bytearray | memoryview) -> None:
-    """Store the checksum of a descriptor or revoke block in its tail, which holds zeros."""
+    """Store the checksum of a descriptor or revoke block in its tail, which must hold zeros."""
     if form.csum_version:
         _BE32.pack_into(block, form.block_size - TAIL_SIZE, crc32c(form.seed, block))
 
 
 def tail_is_valid(form: Format, block: Buffer) -> bool:
-    """Whether the tail checksum of a descriptor or revoke block is right (always true without checksums)."""
+    """Whether the tail checksum of a descriptor or revoke block is right; always true without checksums."""
     if not form.csum_version:
         return True
     end = form.block_size - TAIL_SIZE
@@ -420,7 +420,7 @@ def tail_is_valid(form: Format, block: Buffer) -> bool:
 
 
 def escapes(block: Buffer) -> bool:
-    """Whether a block begins with the magic, and so must be escaped in the log."""
+    """Whether a block begins with the magic, so that it must be escaped in the log."""
     return bytes(block[:4]) == MAGIC_BYTES
 
 
@@ -428,7 +428,7 @@ def escapes(block: Buffer) -> bool:
 
 
 def pack_revoke(form: Format, sequence: int, blocks: Sequence[int]) -> bytes:
-    """A whole revoke block for 1 to ``form.revokes_per_block`` block numbers."""
+    """Make a whole revoke block for 1 to ``form.revokes_per_block`` block numbers."""
     if not 0 < len(blocks) <= form.revokes_per_block:
         raise ValueError(f"{len(blocks)} revoked blocks, the limit is {form.revokes_per_block}")
     width, code = (8, "Q") if form.is_64bit else (4, "I")
@@ -441,7 +441,7 @@ def pack_revoke(form: Format, sequence: int, blocks: Sequence[int]) -> bytes:
 
 
 def unpack_revoke(buf: Buffer, form: Format) -> list[int]:
-    """The block numbers of a revoke block.
+    """Return the block numbers of a revoke block.
 
     Raises:
         Corrupt: ``r_count`` exceeds the block.
@@ -468,7 +468,7 @@ class Commit(NamedTuple):
     h_commit_nsec: int
 
     def checksum_matches(self, running: int) -> bool:
-        """Whether a COMPAT_CHECKSUM record agrees with ``running`` or has no checksum (both pass)."""
+        """Whether a COMPAT_CHECKSUM record has the checksum ``running``, or has none, which jbd2 accepts too."""
         if (self.h_chksum_type, self.h_chksum_size) == (CRC32_CHKSUM, CRC32_CHKSUM_SIZE):
             return self.h_chksum == running
         return not (self.h_chksum_type or self.h_chksum_size or self.h_chksum)
@@ -482,14 +482,15 @@ def fill_commit(
     nanoseconds: int,
     transaction_checksum: int | None = None,
 ) -> None:
-    """Make ``block`` a commit block, with its checksum; whatever it held is gone.
+    """Make ``block`` a commit block, with its checksum; all its bytes are overwritten.
 
     Args:
         form: the journal's layout.
         block: ``form.block_size`` writable bytes.
         sequence: the transaction's id.
-        seconds: and ``nanoseconds``: the time of the commit.
-        transaction_checksum: the running ``crc32_be`` over the transaction, for COMPAT_CHECKSUM journals.
+        seconds: the time of the commit, in seconds since 1970.
+        nanoseconds: the rest of that time.
+        transaction_checksum: the ``crc32_be`` over the transaction, for COMPAT_CHECKSUM journals.
     """
     kind, size, checksum = 0, 0, 0
     if transaction_checksum is not None:
@@ -502,17 +503,17 @@ def fill_commit(
 
 @lru_cache
 def _commit_layout(block_size: int) -> struct.Struct:
-    """A commit record and the zeros behind it."""
+    """Return the layout of a commit record and the zeros that follow it."""
     return struct.Struct(f"{_COMMIT.format}{block_size - _COMMIT.size}x")
 
 
 def unpack_commit(buf: Buffer) -> Commit:
-    """The fields of a commit block (its checksum is not verified here)."""
+    """Read the fields of a commit block; ``commit_is_valid`` verifies its checksum."""
     return Commit._make(_COMMIT.unpack_from(buf)[2:])
 
 
 def commit_is_valid(form: Format, block: Buffer) -> bool:
-    """Whether a commit block's own checksum is right (always true without csum v2 or v3)."""
+    """Whether a commit block's own checksum is right; always true without csum v2 or v3."""
     if not form.csum_version:
         return True
     view = memoryview(block)
@@ -522,7 +523,7 @@ def commit_is_valid(form: Format, block: Buffer) -> bool:
 
 
 def crc32_be(seed: int, data: Buffer) -> int:
-    """The kernel's big-endian CRC-32 (of COMPAT_CHECKSUM commits), by way of zlib's on bit-reversed bytes."""
+    """Return the kernel's big-endian CRC-32, for COMPAT_CHECKSUM commits; it is zlib's CRC-32 of bit-reversed bytes."""
     start = _reverse32(seed) ^ _M
     return _reverse32(zlib.crc32(bytes(data).translate(_REVERSED_BITS), start) ^ _M)
 

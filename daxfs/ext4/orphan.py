@@ -1,7 +1,7 @@
 """Layer 3: the blocks of the orphan file (feature orphan_file).
 
-Each block is an array of little-endian 32-bit inode numbers, 0 for a free place, and an 8-byte tail. Finding
-a place and replaying the orphans belongs to ``structures/``; callers are that layer and the tools.
+Each block is an array of little-endian 32-bit inode numbers (0: a free entry) and an 8-byte tail.
+``structures/orphans.py``, the caller, finds free entries and lists the orphans.
 
 Tail: ob_magic u32 0, ob_checksum u32 4.
 
@@ -18,27 +18,27 @@ TAIL_SIZE = 8
 
 
 def words(buf: Buffer) -> memoryview:
-    """The 32-bit words of a block; the last two are its tail. Writable when ``buf`` is."""
+    """Cast a block to its 32-bit words; the last two are the tail. Writable when ``buf`` is."""
     return memoryview(buf).cast("B").cast("I")
 
 
 def inodes_per_block(block_size: int) -> int:
-    """Places for inode numbers in one block."""
+    """Return the number of inode numbers that fit into one block."""
     return (block_size - TAIL_SIZE) // 4
 
 
 def initialize(buf: bytearray | memoryview) -> None:
-    """Make an empty block (the checksum comes with ``seal_block``)."""
+    """Make an empty block; ``seal_block`` stores the checksum."""
     w = words(buf)
     w.cast("B")[:] = bytes(len(w) * 4)
     w[-2] = EXT4_ORPHAN_BLOCK_MAGIC
 
 
 def verify_magic(buf: Buffer, where: str) -> None:
-    """Check the tail's magic, all there is to check without metadata_csum.
+    """Check the tail's magic; without metadata_csum there is nothing else to check.
 
     Raises:
-        Corrupt: it is wrong.
+        Corrupt: the magic is wrong.
     """
     magic = words(buf)[-2]
     if magic != EXT4_ORPHAN_BLOCK_MAGIC:
@@ -46,10 +46,10 @@ def verify_magic(buf: Buffer, where: str) -> None:
 
 
 def verify_block(buf: Buffer, seed: int, block: int, where: str) -> None:
-    """Check magic and checksum of the block at physical ``block``; ``seed`` is the orphan file inode's.
+    """Check magic and checksum of the orphan file's block on physical ``block``; ``seed`` is the inode's.
 
     Raises:
-        Corrupt: one of them is wrong.
+        Corrupt: the magic or the checksum is wrong.
     """
     verify_magic(buf, where)
     w = words(buf)
@@ -58,7 +58,7 @@ def verify_block(buf: Buffer, seed: int, block: int, where: str) -> None:
 
 
 def seal_block(buf: bytearray | memoryview, seed: int, block: int) -> None:
-    """Store the checksum of the block at physical ``block``; ``seed`` is the orphan file inode's."""
+    """Store the checksum of the orphan file's block on physical ``block``; ``seed`` is the inode's."""
     w = words(buf)
     w[-1] = _checksum(w, seed, block)
 

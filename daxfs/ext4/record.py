@@ -1,13 +1,13 @@
-"""Layer 3: on-disk structures as classes, their fields compiled to plain properties over cast views.
+"""Layer 3: on-disk structures as classes whose fields are compiled to properties over memoryview casts.
 
-A class lists its fields (``i_mode = u16(0x00)``); when the class is made, offsets are checked (alignment,
-overlap, bounds) and every field becomes a ``property`` whose getter indexes a ``memoryview`` cast that was
-made when the record was bound. A record copies nothing: it reads and writes the buffer it is bound to, be it
-the pool or a transaction's copy of a block. It knows nothing of checksums, journals or meaning; those live in
-the modules of the structures, the only callers of the declaring functions here. Every layer may bind records
-and read ``buffer``, ``halves`` and ``words`` directly in hot loops.
+A class lists its fields (``i_mode = u16(0x00)``). When the class is made, the offsets are checked (alignment, overlap,
+bounds), and every field becomes a ``property`` whose getter indexes a cast of the bound memory. Binding a record makes
+the casts. A record copies nothing: it reads and writes the buffer that it is bound to, which may be the pool or a
+transaction's copy of a block. This module knows nothing of checksums, journals or meaning: the modules of the
+structures, the only callers of the declaring functions, do. Every layer may bind records, and may read ``buffer``,
+``halves`` and ``words`` directly in hot loops.
 
-Casts are native-endian, so a little-endian machine is required (jbd2's big-endian records are not made here).
+The casts are native-endian, so the module requires a little-endian machine. jbd2's big-endian records don't use it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VIEWS = {1: ("buffer", "B"), 2: ("halves", "H"), 4: ("words", "I"), 8: ("quads"
 
 
 class FieldInfo(NamedTuple):
-    """Where a field lies: ``offset`` and ``size`` in bytes; ``read`` is the expression that fetches it."""
+    """The place of a field: ``offset`` and ``size`` in bytes, and ``read``, the expression that reads it."""
 
     name: str
     offset: int
@@ -32,7 +32,7 @@ class FieldInfo(NamedTuple):
 
 
 class FieldValue(NamedTuple):
-    """One line of a dump: a field, its place in bytes, and its present value."""
+    """One line of a dump: a field, its offset and size in bytes, and its value."""
 
     name: str
     offset: int
@@ -41,7 +41,7 @@ class FieldValue(NamedTuple):
 
 
 class _Declared:
-    """What a class body holds until the class is made and this is replaced by a property."""
+    """A field in a class body; when the class is made, a property replaces it."""
 
     __slots__ = ("offset", "signed", "size", "through", "within")
 
@@ -66,7 +66,7 @@ class IntField(_Declared):
 
 
 class RawField(_Declared):
-    """Declared bytes; instances read a copy and assign a buffer of exactly the declared length."""
+    """Declared bytes; reading gives a copy, assigning takes a buffer of exactly the declared length."""
 
     __slots__ = ()
 
@@ -78,7 +78,7 @@ class RawField(_Declared):
 
 
 class JoinedField:
-    """An integer whose halves lie in two fields of the record, or a plain name for one (``high`` empty)."""
+    """An integer whose halves lie in two fields of the record, or another name for one field (``high`` is empty)."""
 
     __slots__ = ("high", "low")
 
@@ -99,7 +99,7 @@ def u8(offset: int) -> IntField:
 
 
 def u16(offset: int, *, within: str = "", through: str = "") -> IntField:
-    """Declare a little-endian u16; see ``u32`` for the options."""
+    """Declare a little-endian u16; `u32` describes the options."""
     return IntField(offset, 2, within=within, through=through)
 
 
@@ -108,9 +108,9 @@ def u32(offset: int, *, within: str = "", through: str = "") -> IntField:
 
     Args:
         offset: Bytes from the start of the record.
-        within: Name of an instance attribute that says where the record ends, in bytes. A field that ends
-            beyond it reads as 0, and assignments to it are ignored.
-        through: Name of a method that takes assignments instead of the field.
+        within: Name of an instance attribute that holds the byte where the record ends. A field that ends
+            after it reads as 0, and assignments to the field are ignored.
+        through: Name of a method that assignments call instead of storing into the field.
     """
     return IntField(offset, 4, within=within, through=through)
 
@@ -126,22 +126,22 @@ def i16(offset: int) -> IntField:
 
 
 def raw(offset: int, length: int) -> RawField:
-    """Declare ``length`` bytes without structure."""
+    """Declare ``length`` bytes that have no structure."""
     return RawField(offset, length)
 
 
 def joined(low: str, high: str = "") -> JoinedField:
-    """Declare one integer over two fields (or a plain name for one) of this class or of one above it."""
+    """Declare an integer over two fields, or another name for one field, of this class or of a base class."""
     return JoinedField(low, high)
 
 
 class Record:
-    """A structure bound to memory; see the module.
+    """A structure bound to memory.
 
     Attributes:
         buffer: The bound bytes, format ``B``.
-        halves, words, quads: The same bytes as u16, u32 and u64; only those that the fields of the class need
-            exist.
+        halves, words, quads: The bound bytes as u16, u32 and u64. An attribute exists only if the class has a field of
+            that width.
     """
 
     SIZE: ClassVar[int] = 0
@@ -159,9 +159,8 @@ class Record:
 
         Args:
             buf: The memory; it must be writable for assignments.
-            offset: Where the structure starts, a multiple of ``ALIGNMENT``.
-            size: Bytes to bind when the structure on disk is longer than the fields known here; 0 means
-                ``SIZE``.
+            offset: The byte where the structure starts, a multiple of ``ALIGNMENT``.
+            size: Bytes to bind, if the structure on disk is longer than the declared fields; 0 means ``SIZE``.
 
         Raises:
             ValueError: ``offset`` is not aligned, or the buffer ends before the structure does.
@@ -191,7 +190,7 @@ class Record:
             setattr(cls, "__init__", _compile_binding(cls, widths))  # noqa: B010 (mypy forbids the plain form)
 
     def field_table(self) -> Iterator[FieldValue]:
-        """The fields in the order of their offsets, with their values (for dump tools)."""
+        """Yield the fields with their values, in the order of their offsets (for dump tools)."""
         for info in self.FIELDS:
             yield FieldValue(info.name, info.offset, info.size, getattr(self, info.name))
 
@@ -225,7 +224,7 @@ def _check_layout(cls: type[Record]) -> None:
 
 
 def _function(source: str, name: str) -> Callable[..., Any]:
-    """Compile one function: literal offsets in the code object make it as fast as hand-written code."""
+    """Compile one function; literal offsets in its code make it as fast as hand-written code."""
     namespace: dict[str, Any] = {}
     exec(source, namespace)
     function: Callable[..., Any] = namespace[name]
@@ -262,7 +261,7 @@ def _compile_joined(name: str, low: FieldInfo, high: FieldInfo | None) -> proper
         )
     bits = 8 * low.size
     getter = _function(f"def {name}(self): return {low.read} | {high.read} << {bits}", name)
-    # The high half first: it is the one that refuses values out of range, before anything has changed.
+    # The high half first: storing it fails for values out of range, before anything has changed.
     setter = _function(
         f"def {name}(self, value):\n    {high.read} = value >> {bits}\n    {low.read} = value & {(1 << bits) - 1}",
         name,
@@ -271,7 +270,7 @@ def _compile_joined(name: str, low: FieldInfo, high: FieldInfo | None) -> proper
 
 
 def _compile_binding(cls: type[Record], widths: set[int]) -> Callable[..., None]:
-    """The ``__init__`` of ``cls``: one slice, and one cast for each width that its fields use."""
+    """Compile the ``__init__`` of ``cls``: one slice, and one cast for each width that its fields use."""
     casts = "".join(
         f"    self.{_VIEWS[width][0]} = buffer.cast({_VIEWS[width][1]!r})\n" for width in sorted(widths - {1})
     )

@@ -1,7 +1,7 @@
 """Layer 3: the superblock, 1,024 bytes at byte 1,024 of the pool, and its checksum.
 
-Fields under the kernel's names, halves joined under plain names. It says what is written there, not whether
-that makes sense: ``Geometry.of`` decides. Callers: geometry, the journal's views, mounting and the tools.
+The fields have the kernel's names; halves are joined under plain names. This module reads the fields;
+``Geometry.of`` decides whether they make sense. Callers: geometry, the journal's views, mounting and the tools.
 Source: ``struct ext4_super_block`` in fs/ext4/ext4.h.
 """
 
@@ -52,13 +52,13 @@ DEFAULT_MOUNT_OPTIONS = {
     EXT4_DEFM_DISCARD: "discard",
     EXT4_DEFM_NODELALLOC: "nodelalloc",
 }
-"""The single bits of s_default_mount_opts, by the names of tune2fs -o."""
+"""The single bits of s_default_mount_opts, with the names that tune2fs -o has for them."""
 JOURNAL_MODES = {
     EXT4_DEFM_JMODE_DATA: "journal_data",
     EXT4_DEFM_JMODE_ORDERED: "journal_data_ordered",
     EXT4_DEFM_JMODE_WBACK: "journal_data_writeback",
 }
-"""The values of its two bits EXT4_DEFM_JMODE."""
+"""The values of EXT4_DEFM_JMODE, two bits of s_default_mount_opts, with the names that tune2fs -o has for them."""
 
 EXT4_GOOD_OLD_REV = 0
 EXT4_DYNAMIC_REV = 1
@@ -188,7 +188,7 @@ class Superblock(Record):
     last_error_time = joined("s_last_error_time", "s_last_error_time_hi")
 
     def _count(self, low: int, high: int) -> int:
-        """A block count from the words ``low`` and ``high``; the high one counts with 64bit only."""
+        """Join a block count from the words ``low`` and ``high``; without the 64bit feature ``high`` does not count."""
         words = self.words
         return words[low] | words[high] << 32 if words[0x18] & _64BIT else words[low]
 
@@ -220,7 +220,7 @@ class Superblock(Record):
 
     @property
     def free_blocks_count(self) -> int:
-        """Free blocks as of the last commit that updated the superblock."""
+        """Free blocks at the last commit that updated the superblock."""
         return self._count(0x03, 0x56)
 
     @free_blocks_count.setter
@@ -232,7 +232,7 @@ class Superblock(Record):
         """Bytes of a block.
 
         Raises:
-            Corrupt: ``s_log_block_size`` is beyond the format's 64 KiB.
+            Corrupt: ``s_log_block_size`` exceeds the format's 64 KiB.
         """
         log = self.s_log_block_size
         if log > _MAX_LOG_BLOCK_SIZE:
@@ -267,7 +267,7 @@ class Superblock(Record):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Every feature of the file system, in the three sets' order (compat, incompat, ro_compat)."""
+        """The names of all features of the file system: the compat, the incompat and the ro_compat ones."""
         return (
             *names(Compat(self.s_feature_compat)),
             *names(Incompat(self.s_feature_incompat)),
@@ -276,20 +276,20 @@ class Superblock(Record):
 
     @property
     def default_options(self) -> list[str]:
-        """The default mount options, by the names of tune2fs -o."""
+        """The default mount options, by the names that tune2fs -o has for them."""
         bits = self.s_default_mount_opts
         mode = JOURNAL_MODES.get(bits & EXT4_DEFM_JMODE)
         return [name for bit, name in DEFAULT_MOUNT_OPTIONS.items() if bits & bit] + ([mode] if mode else [])
 
     def computed_checksum(self) -> int:
-        """What ``s_checksum`` must be (``ext4_superblock_csum``)."""
+        """Return the right value of ``s_checksum`` (``ext4_superblock_csum``)."""
         return crc32c(0xFFFFFFFF, self.buffer[:_CHECKSUM_OFFSET])
 
     def verify(self) -> None:
         """Check the magic number and, under metadata_csum, the checksum.
 
         Raises:
-            Corrupt: It is no ext4 superblock, or a damaged one.
+            Corrupt: This is no ext4 superblock, or a damaged one.
         """
         if self.s_magic != EXT4_SUPER_MAGIC:
             raise Corrupt(CorruptKind.SUPERBLOCK_MAGIC, f"found {self.s_magic:#06x}, expected {EXT4_SUPER_MAGIC:#06x}")
@@ -305,7 +305,7 @@ class Superblock(Record):
                 )
 
     def is_torn(self) -> bool:
-        """Whether `verify` refuses it, as it does after a power cut in the middle of a store."""
+        """Whether `verify` refuses the superblock, as it does after a power cut during a store."""
         try:
             self.verify()
         except Corrupt:
@@ -313,20 +313,20 @@ class Superblock(Record):
         return False
 
     def seal(self) -> None:
-        """Store the checksum, where the file system has one."""
+        """Store the checksum, if the file system has metadata_csum."""
         if self.s_feature_ro_compat & _METADATA_CSUM:
             self.s_checksum = self.computed_checksum()
 
     def record_error(self, when: int, errcode: int, where: str, *, line: int = 0, ino: int = 0, block: int = 0) -> None:
-        """Record a fault as the kernel does (``ext4_update_super``): e2fsck will run, dumpe2fs shows it.
+        """Record a fault as the kernel does (``ext4_update_super``), so that e2fsck runs and dumpe2fs shows the fault.
 
         Args:
             when: Seconds since the epoch.
             errcode: One of ``EXT4_ERR_*``.
-            where: The function that found it; cut to 32 bytes.
-            line: Its line.
-            ino: The inode it was found in, or 0.
-            block: The block, or 0.
+            where: The function that found the fault; cut to 32 bytes.
+            line: The line in that function's file.
+            ino: The inode that has the fault, or 0.
+            block: The block that has the fault, or 0.
         """
         function = where.encode("ascii", "replace")[:32].ljust(32, b"\0")
         self.s_state |= EXT4_ERROR_FS

@@ -1,15 +1,15 @@
 """Layer 3: extended attributes as stored, in an inode's spare bytes or in a block of their own.
 
-Both places have entries growing up from the start and values growing down from the end, and differ in their
-header, in what value offsets count from, and in hashes and order (blocks only). Here are reading, making and
-checking either as a whole. Which attribute goes where, sharing of blocks, and who may see which name is
-decided above. Callers: ``structures/`` and the tools.
+In both places entries begin at the start and values end at the end. The places differ in their header and in the origin
+of value offsets; only blocks have hashes and an order. This module reads, makes and checks a whole area.
+``structures/xattrs.py``, the caller, decides which attribute goes where and shares blocks; the fs layer decides who may
+see which name.
 
-- inode: h_magic u32 0, entries at 4; value offsets count from the first entry
+- slot of an inode: h_magic u32 0, entries at 4; value offsets count from the first entry
 - block: h_magic u32 0, h_refcount u32 4, h_blocks u32 8 (1), h_hash u32 12, h_checksum u32 16, zeros,
   entries at 32; value offsets count from the block's start
 - entry: e_name_len u8 0, e_name_index u8 1, e_value_offs u16 2, e_value_inum u32 4, e_value_size u32 8,
-  e_hash u32 12, name at 16, filled up to 4 bytes; 4 zero bytes end the entries
+  e_hash u32 12, name at 16, padded to a multiple of 4 bytes; 4 zero bytes end the entries
 
 Sources: ``fs/ext4/xattr.c``, ``fs/ext4/xattr.h``, Documentation/filesystems/ext4/attributes.rst.
 """
@@ -44,7 +44,7 @@ INDEX_RICHACL = 8
 INDEX_ENCRYPTION = 9
 INDEX_HURD = 10
 
-# Prefixes that end in a dot take a name behind them, the others are whole names.
+# A prefix that ends in a dot is followed by a name; the others are whole names.
 PREFIXES: dict[int, bytes] = {
     INDEX_USER: b"user.",
     INDEX_POSIX_ACL_ACCESS: b"system.posix_acl_access",
@@ -55,7 +55,7 @@ PREFIXES: dict[int, bytes] = {
     INDEX_SYSTEM: b"system.",
     INDEX_HURD: b"gnu.",
 }
-# What callers may name. The kernel's ext4 has no handler for other names in system., and would not show them.
+# The names that callers may use. The kernel's ext4 has no handler for other names in system., and would not show them.
 _WHOLE_NAMES = {PREFIXES[index]: index for index in (INDEX_POSIX_ACL_ACCESS, INDEX_POSIX_ACL_DEFAULT)}
 _FAMILIES = {PREFIXES[index]: index for index in (INDEX_USER, INDEX_TRUSTED, INDEX_SECURITY, INDEX_HURD)}
 
@@ -86,11 +86,11 @@ class BlockHeader(NamedTuple):
 
 
 def split_name(full: bytes) -> tuple[int, bytes]:
-    """The (index, rest) that stand for a full name such as ``b"user.comment"``.
+    """Split a full name such as ``b"user.comment"`` into the index of its prefix and the rest.
 
     Raises:
         FsError: EOPNOTSUPP for an unknown prefix and for names in ``system.`` other than the ACLs, EINVAL for a
-            prefix alone, ERANGE for a name too long.
+            prefix without a name, ERANGE for a name that is too long.
     """
     if len(full) > XATTR_NAME_MAX:
         raise FsError(errno.ERANGE, f"attribute name of {len(full)} bytes")
@@ -107,7 +107,7 @@ def split_name(full: bytes) -> tuple[int, bytes]:
 
 
 def full_name(index: int, name: bytes) -> bytes | None:
-    """The full name of an attribute, or None when its index has none (encryption contexts, unknown ones)."""
+    """Return the full name of an attribute; None if its index has no prefix (encryption contexts, unknown indexes)."""
     prefix = PREFIXES.get(index)
     return None if prefix is None else prefix + name
 
@@ -120,22 +120,22 @@ def _padded(length: int) -> int:
 
 
 def entry_size(name: bytes) -> int:
-    """Bytes of an entry with its name."""
+    """Return the size of an entry with its name, in bytes."""
     return _padded(ENTRY_SIZE + len(name))
 
 
 def space_needed(attributes: Iterable[Attribute]) -> int:
-    """Bytes of entries, values and terminator, the header not included."""
+    """Return the bytes that entries, values and terminator need, without the header."""
     return TERMINATOR_SIZE + sum([entry_size(name) + _padded(len(value)) for _, name, value in attributes])
 
 
 def ibody_room(area_size: int) -> int:
-    """The most that ``space_needed`` may be for an inode with ``area_size`` bytes behind its fields."""
+    """Return the largest ``space_needed`` that fits into an inode with ``area_size`` bytes after its fields."""
     return max(area_size - IBODY_HEADER_SIZE, 0)
 
 
 def block_room(block_size: int) -> int:
-    """The most that ``space_needed`` may be for a block."""
+    """Return the largest ``space_needed`` that fits into a block."""
     return block_size - BLOCK_HEADER_SIZE
 
 
@@ -143,13 +143,13 @@ def block_room(block_size: int) -> int:
 
 
 def entry_hash(name: bytes, value: Buffer, *, signed: bool = False) -> int:
-    """``e_hash`` of an attribute in a block.
+    """Return ``e_hash`` of an attribute in a block.
 
     Args:
         name: without its prefix.
-        value: as stored in the block (kernel and e2fsprogs hash it in words, filled up with zeros).
-        signed: the variant of old kernels on platforms where ``char`` is signed; only names with bytes of
-            0x80 and above make a difference.
+        value: as stored in the block (kernel and e2fsprogs hash it in words, padded with zeros).
+        signed: compute the variant of old kernels on platforms where ``char`` is signed. The result differs only for
+            names with bytes of 0x80 and above.
     """
     result = 0
     for char in name:
@@ -159,14 +159,14 @@ def entry_hash(name: bytes, value: Buffer, *, signed: bool = False) -> int:
     if not len(value):
         return result
     words = np.frombuffer(bytes(value).ljust(_padded(len(value)), b"\0"), dtype="<u4")[::-1]
-    # Each word swaps the halves of the hash so far, so every other word ends up as it is.
+    # Each word swaps the halves of the hash so far, so every other word contributes unswapped.
     kept = int(np.bitwise_xor.reduce(words[::2]))
     swapped = int(np.bitwise_xor.reduce(words[1::2])) ^ (result if len(words) & 1 else 0)
     return kept ^ _swap_halves(swapped) ^ (0 if len(words) & 1 else result)
 
 
 def block_hash(hashes: Iterable[int]) -> int:
-    """``h_hash`` from the ``e_hash`` of all entries in order; 0 (block is not shared) if one of them is 0."""
+    """Return ``h_hash``, from the ``e_hash`` of all entries in order; 0 (don't share the block) if one of them is 0."""
     result = 0
     for value in hashes:
         if not value:
@@ -183,10 +183,10 @@ def _swap_halves(value: int) -> int:
 
 
 def parse_ibody(area: Buffer, where: str) -> list[Attribute]:
-    """The attributes in an inode's slot; ``area`` begins where the fields end (``i_extra_isize``).
+    """Return the attributes in an inode's slot; ``area`` begins where the fields end (``i_extra_isize``).
 
     Raises:
-        Corrupt: an entry or a value leads out of the area or into the entries.
+        Corrupt: an entry lies outside the area, or a value lies outside it or over the entries.
     """
     if len(area) < IBODY_HEADER_SIZE + TERMINATOR_SIZE or _WORD.unpack_from(area)[0] != EXT4_XATTR_MAGIC:
         return []
@@ -194,17 +194,17 @@ def parse_ibody(area: Buffer, where: str) -> list[Attribute]:
 
 
 def parse_block(buf: Buffer, where: str) -> list[Attribute]:
-    """The attributes in a block whose header is checked too.
+    """Return the attributes in a block, after a check of its header.
 
     Raises:
-        Corrupt: a bad header, or an entry or value leads out of the block or into the entries.
+        Corrupt: the header is wrong, an entry lies outside the block, or a value lies outside it or over the entries.
     """
     block_header(buf, where)
     return _parse(bytes(buf), BLOCK_HEADER_SIZE, 0, where)
 
 
 def block_header(buf: Buffer, where: str) -> BlockHeader:
-    """The checked header of an attribute block.
+    """Return the header of an attribute block, checked.
 
     Raises:
         Corrupt: magic, number of blocks or reference count are impossible.
@@ -218,7 +218,7 @@ def block_header(buf: Buffer, where: str) -> BlockHeader:
 
 
 def set_refcount(buf: bytearray | memoryview, count: int) -> None:
-    """Store how many inodes share a block."""
+    """Store the number of inodes that share a block."""
     memoryview(buf).cast("B").cast("I")[1] = count
 
 
@@ -248,10 +248,10 @@ def _parse(data: bytes, first: int, base: int, where: str) -> list[Attribute]:
 
 
 def build_ibody(attributes: Sequence[Attribute], area_size: int) -> bytes:
-    """The ``area_size`` bytes for an inode's slot, in the order given; all zeros for no attributes.
+    """Make the ``area_size`` bytes for an inode's slot, attributes in the given order; all zeros without attributes.
 
     Raises:
-        FsError: ENOSPC: they do not fit.
+        FsError: ENOSPC: the attributes do not fit.
     """
     if not attributes:
         return bytes(area_size)
@@ -260,10 +260,10 @@ def build_ibody(attributes: Sequence[Attribute], area_size: int) -> bytes:
 
 
 def build_block(attributes: Sequence[Attribute], block_size: int, refcount: int = 1) -> bytes:
-    """A whole attribute block, in the order the kernel keeps; its checksum comes with ``seal_block``.
+    """Make a whole attribute block, attributes in the kernel's order; ``seal_block`` stores its checksum.
 
     Raises:
-        FsError: ENOSPC: they do not fit.
+        FsError: ENOSPC: the attributes do not fit.
     """
     ordered = sorted(attributes, key=_block_order)
     hashes = [entry_hash(name, value) for _, name, value in ordered]
@@ -272,12 +272,12 @@ def build_block(attributes: Sequence[Attribute], block_size: int, refcount: int 
 
 
 def _block_order(attribute: Attribute) -> tuple[int, int, bytes]:
-    """The order of ``ext4_xattr_find_entry``, which stops at the first greater entry of a block."""
+    """Return the sort key of the kernel's order: ``ext4_xattr_find_entry`` stops at the first greater entry."""
     return attribute.prefix, len(attribute.name), attribute.name
 
 
 def _build(attributes: Sequence[Attribute], hashes: Sequence[int], room: int, base: int) -> bytes:
-    """``room`` bytes: entries from the start, values from the end; ``base`` is added to their offsets."""
+    """Make ``room`` bytes: entries from the start, values from the end; ``base`` is added to the values' offsets."""
     if space_needed(attributes) > room:
         raise FsError(errno.ENOSPC, f"{len(attributes)} attributes do not fit {room} bytes")
     entries, values = [], []
@@ -305,7 +305,7 @@ def verify_block(buf: Buffer, csum_seed: int, block: int, where: str) -> None:
     """Check the checksum of the attribute block at physical ``block``; the seed is the file system's.
 
     Raises:
-        Corrupt: it is wrong.
+        Corrupt: the checksum is wrong.
     """
     view = memoryview(buf)
     if _checksum(view, csum_seed, block) != _WORD.unpack_from(view, _CHECKSUM_OFFSET)[0]:
