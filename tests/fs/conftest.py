@@ -12,7 +12,8 @@ import pytest
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
-from support import fsck, run
+from daxfs.pmem.memory import MemoryPool
+from support import fsck, mke2fs, run
 
 # Every axis of the format that the runtime must serve, one option set each.
 FORMATS = {
@@ -77,6 +78,21 @@ def check_after_operations(fs: FileSystem) -> None:
 
     for name in CHECKED:
         setattr(fs, name, checked(getattr(fs, name)))
+
+
+@pytest.fixture(scope="session")
+def small_image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of one small pool of blocks of 4 KiB."""
+    path = mke2fs(tmp_path_factory.mktemp("small") / "pool", "-b", "4096", "-N", "64", "-J", "size=4", size="10M")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def memory_fs(small_image: bytes) -> Iterator[FileSystem]:
+    """A file system on a small pool in memory, for tests of milliseconds: what is in DRAM is checked at the end."""
+    with FileSystem.open(MemoryPool(small_image), Options(atime="noatime")) as fs:
+        yield fs
+        fs.check()
 
 
 @pytest.fixture

@@ -3,14 +3,114 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import stat
 from collections.abc import Callable
 
 import pytest
+from tree_rig import QUIET
 
 from daxfs.errors import FsError
+from daxfs.fs import removal
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, SetAttributes
-from daxfs.structures import mapping
+from daxfs.journal.transaction import Handle
+from daxfs.pmem.memory import MemoryPool
+from daxfs.structures import inodes, mapping, orphans
+
+
+def test_what_frees_an_inode_frees_all_of_it(memory_fs: FileSystem) -> None:
+    """Blocks, attribute block and inode, whatever the kind; a symbolic link's text and a device number are no map."""
+    fs = memory_fs
+    fs.sync()
+    before = fs.statfs()
+    made = {
+        b"file": fs.mknod(ROOT_INO, b"file", stat.S_IFREG | 0o600).ino,
+        b"device": fs.mknod(ROOT_INO, b"device", stat.S_IFCHR | 0o600, os.makedev(1, 3)).ino,
+        b"short": fs.symlink(ROOT_INO, b"short", b"x" * 59).ino,
+        b"long": fs.symlink(ROOT_INO, b"long", b"x" * 1000).ino,
+    }
+    fs.tree.write_bytes("/file", b"x" * 100_000)
+    fs.setxattr(made[b"file"], b"user.x", b"y" * 2000)
+    view = fs.volume.view
+    kinds = {name: removal.holds_blocks(inodes.read(view, ino)) for name, ino in made.items()}
+    assert kinds == {b"file": True, b"device": False, b"short": False, b"long": True}
+    for name in made:
+        fs.unlink(ROOT_INO, name)
+    fs.sync()
+    assert (fs.statfs().free, fs.statfs().files_free) == (before.free, before.files_free)
+    for ino in made.values():
+        assert inodes.read(view, ino).i_dtime
+
+
+def test_an_inode_waits_while_it_is_busy(memory_fs: FileSystem) -> None:
+    """Open, pinned, or a volume that can't be changed: `collect` leaves it, and what ends that frees it."""
+    fs = memory_fs
+    file, made = fs.create(ROOT_INO, b"f", 0o600)
+    fs.pin(made.ino)
+    fs.unlink(ROOT_INO, b"f")
+    volume = fs.volume
+    for _ in range(2):
+        removal.collect(volume, made.ino)
+        assert volume.lives.nameless == {made.ino}
+        if file.node.opens:
+            fs.release(file)
+    fs.unpin(made.ino)
+    assert not volume.lives.nameless
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_recovery_ends_what_is_on_the_orphan_list(
+    small_image: bytes, nameless: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file without a name is freed; one that was being cut is cut to its size."""
+    content = bytearray(small_image)
+    fs = FileSystem.open(MemoryPool(content), QUIET)
+    file, made = fs.create(ROOT_INO, b"f", 0o600)
+    fs.write(file, 0, b"x" * 100_000)
+    if nameless:
+        fs.unlink(ROOT_INO, b"f")
+    else:
+        with fs.volume.handle(8) as tx:
+            inode = inodes.edit(tx, made.ino)
+            inode.size = 5000
+            fs.volume.lives.being_cut(tx, made.ino)
+    fs.sync()
+    with caplog.at_level(logging.INFO, "daxfs.fs"), FileSystem.open(MemoryPool(bytes(content)), QUIET) as again:
+        assert not again.volume.lives.listed
+        if nameless:
+            assert again.tree.listdir() == [b"lost+found"]
+        else:
+            assert again.getattr(made.ino).blocks == 16
+            assert again.tree.read_bytes("/f") == b"x" * 5000
+    assert "1 orphaned inodes cleaned" in caplog.messages
+
+
+def test_a_large_file_is_freed_in_steps(memory_fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree is valid after each handle, and the orphan list has the inode until the last one."""
+    fs = memory_fs
+    monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
+    file, made = fs.create(ROOT_INO, b"f", 0o600)
+    for block in range(0, 40, 2):
+        fs.write(file, block * 4096, b"x" * 4096)
+    fs.unlink(ROOT_INO, b"f")
+    fs.sync()
+    steps: list[int] = []
+    handle = fs.volume.handle
+
+    def watched(credits: int) -> Handle:
+        inode = inodes.read(fs.volume.view, made.ino)
+        steps.append(sum(run.length for run in mapping.walk(fs.volume.view, inode)))
+        assert list(orphans.listing(fs.volume.view)) == [made.ino]
+        return handle(credits)
+
+    monkeypatch.setattr(fs.volume, "handle", watched)
+    fs.release(file)
+    monkeypatch.undo()
+    assert steps == sorted(steps, reverse=True)
+    assert len(set(steps)) > 3
+    assert not list(orphans.listing(fs.volume.view))
 
 
 @pytest.mark.crash

@@ -26,11 +26,57 @@ from lease_rig import (
 from range_rig import PUNCH
 
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.grants import answers
 from daxfs.fs.grants.inode_grants import MAX_KERNEL
 from daxfs.fs.types import Piece
 
 OpenFs = Callable[..., FileSystem]
 BLOCK = 4096
+
+
+PAGE = 4096
+
+
+def test_pieces_join_where_they_go_on() -> None:
+    """Memory that is adjacent in the pool too, and holes anywhere."""
+    pieces = [
+        Piece(0, 100, 10, MEMORY),
+        Piece(10, 110, 5, MEMORY),
+        Piece(15, 300, 5, MEMORY),
+        Piece(20, 0, 5, HOLE),
+        Piece(25, 0, 5, HOLE),
+        Piece(30, 0, 5, KERNEL),
+    ]
+    assert list(answers.joined(iter(pieces))) == [
+        Piece(0, 100, 15, MEMORY),
+        Piece(15, 300, 5, MEMORY),
+        Piece(20, 0, 10, HOLE),
+        Piece(30, 0, 5, KERNEL),
+    ]
+    assert list(answers.joined(iter([]))) == []
+
+
+def test_a_part_of_a_piece_lies_where_the_piece_has_it() -> None:
+    assert answers.part_of(Piece(100, 5000, 50, MEMORY), 110, 120) == Piece(110, 5010, 10, MEMORY)
+    assert answers.part_of(Piece(100, 0, 50, HOLE), 110, 120) == Piece(110, 0, 10, HOLE)
+
+
+@pytest.mark.parametrize(
+    ("piece", "expected"),
+    [
+        (Piece(0, PAGE, 2 * PAGE, MEMORY), [Piece(0, PAGE, 2 * PAGE, MEMORY)]),
+        (Piece(0, PAGE + 1024, 2 * PAGE, MEMORY), [Piece(0, 0, 2 * PAGE, KERNEL)]),
+        (Piece(1024, PAGE + 1024, 1024, MEMORY), [Piece(1024, 0, 1024, KERNEL)]),
+        (
+            Piece(1024, PAGE + 1024, 2 * PAGE, MEMORY),
+            [Piece(1024, 0, 3072, KERNEL), Piece(PAGE, 2 * PAGE, PAGE, MEMORY), Piece(2 * PAGE, 0, 1024, KERNEL)],
+        ),
+        (Piece(0, 0, 2 * PAGE, HOLE), [Piece(0, 0, 2 * PAGE, HOLE)]),
+    ],
+    ids=["whole pages", "at another place in the page", "within a page", "with both edges", "a hole"],
+)
+def test_what_is_no_whole_page_of_memory_goes_through_the_kernel(piece: Piece, expected: list[Piece]) -> None:
+    assert list(answers.in_pages(iter([piece]))) == expected
 
 
 def test_memory_and_holes(fs: FileSystem) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
+import pytest
 from lease_rig import (
     RENEW,
     STORE,
     check,
     client,
+    make,
     sparse,
     truncate,
 )
 from range_rig import COLLAPSE, PUNCH, ZERO
 
+from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.grants import inode_grants
+from daxfs.fs.grants.inode_grants import Holder, InodeGrants
 from daxfs.fs.types import SetAttributes
+from daxfs.protocol import ENDED, ENTRY
 
 BLOCK = 4096
 
@@ -65,3 +72,104 @@ def test_each_change_is_counted(fs: FileSystem) -> None:
         change()
         assert grants.changes > before
     held.close()
+
+
+def held(fs: FileSystem) -> tuple[InodeGrants, OpenFile, OpenFile]:
+    """Return grants that nobody holds yet, and two open files of the inode."""
+    one = make(fs, b"f", b"x" * 100)
+    other = fs.open_file(one.ino)
+    fs.grants.page.make()
+    return InodeGrants(fs.volume, one.node, fs.grants.page.take(), count(5)), one, other
+
+
+def entry(fs: FileSystem, grants: InodeGrants) -> tuple[int, ...]:
+    """Return the status entry: epoch, size, inode number, changes."""
+    return ENTRY.unpack(fs.volume.pool.memory[grants.entry : grants.entry + ENTRY.size])
+
+
+def test_the_entry_shows_what_happens_to_the_inode(memory_fs: FileSystem) -> None:
+    grants, file, _ = held(memory_fs)
+    assert entry(memory_fs, grants) == (5, 100, file.ino, 0)
+    grants.changed()
+    assert entry(memory_fs, grants) == (5, 100, file.ino, 1)
+    grants.resized(70)
+    assert entry(memory_fs, grants) == (5, 70, file.ino, 2)
+    grants.invalidated()
+    assert entry(memory_fs, grants) == (6, 70, file.ino, 3)
+    grants.ended()
+    assert entry(memory_fs, grants) == (ENDED, 70, file.ino, 4)
+
+
+def test_without_an_entry_nothing_is_stored(memory_fs: FileSystem) -> None:
+    """A read-only mount has no status page."""
+    file = make(memory_fs, b"f", b"x" * 100)
+    before = memory_fs.volume.pool.image()  # type: ignore[attr-defined]
+    grants = InodeGrants(memory_fs.volume, file.node, 0, count(5))
+    grants.changed()
+    grants.resized(70)
+    grants.invalidated()
+    grants.ended()
+    assert (grants.epoch, grants.changes) == (0, 0)
+    assert memory_fs.volume.pool.image() == before  # type: ignore[attr-defined]
+
+
+def test_holders_belong_to_open_files(memory_fs: FileSystem) -> None:
+    grants, one, other = held(memory_fs)
+    assert grants.held_since() == ENDED
+    grants.joined(one, 1)
+    grants.invalidated()
+    grants.joined(one, 2)
+    grants.joined(other, 1)
+    assert (grants.all_holders, grants.held_since()) == (3, 5)
+    assert list(grants.each_holder()) == [(Holder(one, 1), 5), (Holder(one, 2), 6), (Holder(other, 1), 6)]
+    assert grants.left(one, 1) == 1
+    assert grants.left(one, 1) == 0
+    assert grants.held_since() == 6
+    assert grants.left(one) == 1
+    assert (grants.left(other), grants.holders) == (1, {})
+
+
+def test_the_grower_goes_with_its_holder(memory_fs: FileSystem) -> None:
+    grants, one, other = held(memory_fs)
+    for number in (1, 2):
+        grants.joined(one, number)
+    grants.joined(other, 1)
+    grants.grower = (one, 1)
+    grants.left(other)
+    grants.left(one, 2)
+    assert grants.grower == (one, 1)
+    grants.left(one, 1)
+    assert grants.grower is None
+
+
+def test_what_is_mapped_through_the_kernel_goes_with_its_holder(memory_fs: FileSystem) -> None:
+    grants, one, other = held(memory_fs)
+    grants.map_through_kernel(one, 1, 0, BLOCK)
+    epoch = grants.epoch
+    grants.map_through_kernel(other, 1, BLOCK, 3 * BLOCK)
+    assert grants.epoch > epoch, "what others know of these bytes is not true"
+    assert grants.kernel_mapped.covers(0, 3 * BLOCK)
+    grants.left(one)
+    assert list(grants.kernel_mapped.gaps(0, 3 * BLOCK)) == [(0, BLOCK)]
+    grants.left(other)
+    assert not grants.kernel_mapped.runs
+
+
+def test_of_too_many_pieces_all_between_them_counts_as_granted(
+    memory_fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inode_grants, "MAX_GRANTED", 3)
+    grants, _, _ = held(memory_fs)
+    for number in range(3):
+        grants.grant(2 * number * BLOCK, (2 * number + 1) * BLOCK)
+    assert len(grants.granted.runs) == 3
+    grants.grant(8 * BLOCK, 9 * BLOCK)
+    assert grants.granted.covers(0, 9 * BLOCK)
+
+
+def test_moved_bytes_are_no_growth(memory_fs: FileSystem) -> None:
+    grants, _, _ = held(memory_fs)
+    grants.growth.put(0, 4 * BLOCK, 0, False)
+    grants.moved(BLOCK, 2 * BLOCK)
+    assert list(grants.growth.gaps(0, 4 * BLOCK)) == [(BLOCK, 2 * BLOCK)]
+    assert grants.epoch == 6
