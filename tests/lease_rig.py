@@ -21,7 +21,7 @@ from tree_rig import QUIET
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.removal import holds_blocks
-from daxfs.fs.types import Grant, LeaseRequest, Piece, SetAttributes, Stored
+from daxfs.fs.types import Grant, LeaseRequest, Piece, SetAttributes, WriteNotification
 from daxfs.protocol import EXTENTS, Flag, Kind
 from daxfs.structures import blocks, extent_tree, indirect, inodes, mapping
 from support import mke2fs
@@ -60,7 +60,7 @@ def slot(fs: FileSystem, offset: int) -> Slot:
 
 def token(fs: FileSystem) -> bytes:
     """What a client finds in the pool and quotes."""
-    fs.grants.page.make()
+    fs.grants.page.ensure()
     place = fs.grants.page.token
     return bytes(fs.volume.pool.memory[place : place + 16]) if place else b""
 
@@ -147,7 +147,7 @@ class Client:
             at += count
 
     def stored(self, size: int = 0, *, durable: bool = False) -> None:
-        self.fs.stored(self.file, Stored(size=size, durable=durable))
+        self.fs.notify_stored(self.file, WriteNotification(size=size, durable=durable))
 
 
 def make(fs: FileSystem, name: bytes, content: bytes | None = None, flags: int = os.O_RDWR) -> OpenFile:

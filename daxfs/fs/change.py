@@ -55,7 +55,7 @@ class Change:
     def unmap(self, first: int, last: int | None, *, limit: int = 1 << 30) -> bool:
         """Free the blocks [first, last] (None: all from ``first`` on), the last ones first; once in a change.
 
-        What clients may still touch does not become free yet (`BlockNotifier.freed`, `CREDITS_QUARANTINE`).
+        What clients may still touch does not become free yet (`BlockNotifier.defer_frees`, `CREDITS_QUARANTINE`).
 
         Args:
             first: logical block.
@@ -68,7 +68,7 @@ class Change:
         volume, tx = self._volume, self._tx
         mark = len(tx.frees)
         finished = mapping.remove(tx, self.inode, first, last, limit=limit)
-        volume.notifier.freed(tx, self.inode.number, mark)
+        volume.notifier.defer_frees(tx, self.inode.number, mark)
         if finished:
             bits = volume.block_bits
             self._unmapped = first << bits, END if last is None else last + 1 << bits
@@ -80,7 +80,7 @@ class Change:
         """Blocks moved within the file."""
         self._remapped = True
 
-    def advances(self, begin: int, size: int) -> bool:
+    def advance_eof(self, begin: int, size: int) -> bool:
         """Move the end of the file from ``begin`` to ``size``, both of whole blocks, over unwritten blocks.
 
         They become the end of the written run before them. False: it is not so simple, and nothing has changed.
@@ -119,4 +119,4 @@ class Change:
         if self.dated:
             node.changed(inode.size)
         if self._lowest << bits < before:
-            node.invalidated()
+            node.holes_filled()

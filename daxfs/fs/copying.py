@@ -95,12 +95,12 @@ def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     if offset < inside and any(not unwritten for _, _, _, unwritten in data.pieces(volume, node, offset, inside)):
         ranges.punch(volume, file, offset, inside - offset)
     if end > node.size:
-        grow(volume, node, end)
+        extend(volume, node, end)
 
 
-def grow(volume: Volume, node: Node, size: int) -> None:
+def extend(volume: Volume, node: Node, size: int) -> None:
     """Make the file longer by a hole."""
-    volume.notifier.before_growth(node.ino)
+    volume.notifier.end_preallocation(node.ino)
     if size > volume.large_file_from:
         volume.allow_large_files()
     with volume.handle(data.CREDITS_PIECE) as tx, Change(volume, tx, node.ino) as change:

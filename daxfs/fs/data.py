@@ -187,7 +187,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
     node = file.node
     size = len(data)
     if offset + size > node.size:
-        volume.notifier.before_growth(node.ino)
+        volume.notifier.end_preallocation(node.ino)
     if offset + size > volume.max_size(node.ino):
         size = max(volume.max_size(node.ino) - offset, 0)
         if size == 0:
@@ -331,7 +331,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
     shrinks = size <= inode.size
     drop_capability(volume, inode)
     whole = True
-    volume.notifier.before_growth(ino)
+    volume.notifier.end_preallocation(ino)
     with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino) as change:
         inode = change.inode
         if takes_set_id(caller, kill):

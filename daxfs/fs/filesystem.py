@@ -33,7 +33,7 @@ from daxfs.fs import (
     trim,
 )
 from daxfs.fs.data import OpenFile
-from daxfs.fs.grants import requests, stored, waiting
+from daxfs.fs.grants import requests, waiting, write_notifications
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.opendirectory import OpenDirectory
 from daxfs.fs.paths import Tree
@@ -51,7 +51,7 @@ from daxfs.fs.types import (
     SetAttributes,
     StatFs,
     Statistics,
-    Stored,
+    WriteNotification,
 )
 from daxfs.pmem.pool import Pool
 from daxfs.structures import inodes
@@ -539,14 +539,14 @@ class FileSystem:
             return requests.grant(self.grants, file, request)
 
     @piecewise
-    def stored(self, file: OpenFile, claim: Stored) -> int:
-        """A client has stored by itself: the times move, and it may have made the file longer. See `stored.stored`."""
-        return stored.stored(self.grants, file, claim)
+    def notify_stored(self, file: OpenFile, claim: WriteNotification) -> int:
+        """Apply a client's write notification (`write_notifications.apply`); return the file's count of changes."""
+        return write_notifications.apply(self.grants, file, claim)
 
     @maintaining
-    def part(self) -> None:
+    def end_mount(self) -> None:
         """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""
-        self.grants.part()
+        self.grants.end_mount()
 
     # Directories
 
@@ -661,7 +661,7 @@ class FileSystem:
             nameless=len(volume.lives.nameless),
             leases=grants.holders,
             deferred=grants.epochs.deferred,
-            holding=waiting.holding(grants),
+            holding=waiting.largest_deferrals(grants),
             journal=volume.journal.stats if volume.was_writable else None,
         )
 

@@ -110,7 +110,7 @@ class Node:
         self.atime_due = nodes.options.atime == "strictatime"
         if nodes.writable:
             if self.grants is not None:
-                self.grants.changed()
+                self.grants.bump_version()
             if self.ino not in nodes.lazy:
                 nodes.wait_for_commit(self)
             self.atime = clock.now()
@@ -118,16 +118,16 @@ class Node:
     def overwritten(self) -> None:
         """Its content was changed in place."""
         if self.grants is not None:
-            self.grants.changed()
+            self.grants.bump_version()
         if self.ino not in self._nodes.lazy:
             self._nodes.wait_for_commit(self)
         self.mtime = self.ctime = clock.now()
         self.atime_due = not self.noatime
 
-    def blanked(self, begin: int, end: int) -> None:
+    def zeroed(self, begin: int, end: int) -> None:
         """The bytes [begin, end), which have blocks, were zeroed in place."""
         if self.grants is not None:
-            self.grants.blanked(begin, end)
+            self.grants.zero_range(begin, end)
         self.overwritten()
 
     def changed(self, size: int) -> None:
@@ -138,9 +138,9 @@ class Node:
         if self.grants is None:
             return
         if size == before:
-            self.grants.changed()
+            self.grants.bump_version()
         else:
-            self.grants.resized(size)
+            self.grants.set_size(size)
 
     def mapped(self, runs: Iterable[Extent]) -> None:
         """Put ``runs`` into the kept map, after a handle has allocated or converted these blocks."""
@@ -167,12 +167,12 @@ class Node:
     def moved(self, begin: int, end: int) -> None:
         """All is done that takes the bytes [begin, end) elsewhere, or that failed at it."""
         if self.grants is not None:
-            self.grants.moved(begin, end)
+            self.grants.invalidate_range(begin, end)
 
-    def invalidated(self) -> None:
+    def holes_filled(self) -> None:
         """Holes in it were filled: clients that know of holes must ask again."""
         if self.grants is not None:
-            self.grants.invalidated()
+            self.grants.bump_epoch()
 
     def reloaded(self, inode: Inode) -> None:
         """Its attributes changed; all that is kept of them is read again."""
@@ -181,9 +181,9 @@ class Node:
         # Of attributes only a file capability matters, but only a write looks for it: this must stay cheap.
         self.plain = not (inode.mode & SET_ID or inode.flags & NOT_PLAIN or xattrs.present(inode))
         if self.grants is not None:
-            self.grants.resized(inode.size)
+            self.grants.set_size(inode.size)
             if not self.plain:
-                self.grants.invalidated()
+                self.grants.bump_epoch()
         if not self.opens:
             self.dax = nodes.dax_of(inode)
         options = nodes.options
@@ -300,7 +300,7 @@ class Nodes:
         """The handle gives the inode newer times than those that wait for the commit. Undone with the handle."""
         opened = self.open.get(ino)
         if opened is not None and opened.grants is not None:
-            opened.grants.changed()
+            opened.grants.bump_version()
         node = self.lazy.get(ino)
         if node is None:
             return

@@ -1,7 +1,7 @@
-"""Notifiers: how the owner of open inodes says what happens to them, without knowing who listens.
+"""Notifiers: how the owner of open inodes reports what happens to them, without knowing the receiver.
 
-They are to daxfs what MMU notifiers are to the kernel (include/linux/mmu_notifier.h). `daxfs.fs.grants` listens, which
-gives memory of files to clients. Nothing below that package imports it.
+They correspond to the kernel's MMU notifiers (include/linux/mmu_notifier.h). `daxfs.fs.grants`, which grants the memory
+of files to clients, implements them. Nothing below that package imports it.
 """
 
 from __future__ import annotations
@@ -13,49 +13,50 @@ if TYPE_CHECKING:
 
 
 class InodeNotifier(Protocol):
-    """Hears what happens to one open inode. No call changes metadata or raises."""
+    """Receives what happens to one open inode. No call changes metadata or raises."""
 
-    def changed(self) -> None:
-        """Something of the inode or its content is no more what it was."""
+    def bump_version(self) -> None:
+        """The inode or its content has changed."""
 
-    def resized(self, size: int) -> None:
+    def set_size(self, size: int) -> None:
         """The file is ``size`` bytes long now."""
 
-    def invalidated(self) -> None:
-        """What clients know of where the file's bytes lie, or of what a write means, is no longer true."""
+    def bump_epoch(self) -> None:
+        """What clients know of where the file's bytes lie, or of what a write means, no longer holds."""
 
-    def moved(self, begin: int, end: int) -> None:
+    def invalidate_range(self, begin: int, end: int) -> None:
         """The bytes [begin, end) of the file lie elsewhere now, or nowhere."""
 
-    def blanked(self, begin: int, end: int) -> None:
-        """The bytes [begin, end) read as zeros; so must what clients were granted of them past EOF."""
+    def zero_range(self, begin: int, end: int) -> None:
+        """The bytes [begin, end) read as zeros; what clients were granted of them past EOF must, too."""
 
 
 class BlockNotifier(Protocol):
-    """Hears of the blocks of all files, open or not."""
+    """Receives what happens to the blocks of all files, open or not."""
 
     @property
     def stale(self) -> bool:
-        """Clients of an earlier mount may touch anything that was in the pool then, so that nothing may be freed."""
+        """Whether clients of an earlier mount may touch what was in the pool then, so that nothing may be freed."""
 
-    def freed(self, tx: Handle, ino: int, mark: int) -> None:
-        """The handle has freed what lies in ``tx.frees`` from ``mark`` on, blocks of a regular file's data.
+    def defer_frees(self, tx: Handle, ino: int, mark: int) -> None:
+        """The handle has freed the runs in ``tx.frees`` from ``mark`` on, which were blocks of a regular file's data.
 
-        The listener takes runs off that list which must not become free yet. Costs `CREDITS_QUARANTINE` more credits.
+        The receiver takes those runs off the list that must not become free yet. That costs `CREDITS_QUARANTINE` more
+        credits.
         """
 
-    def before_growth(self, ino: int) -> None:
-        """The file is about to be made longer, cut or shifted, other than by a client: outside of a handle.
+    def end_preallocation(self, ino: int) -> None:
+        """Another operation than a client's is about to extend, cut or shift the file. Called outside a handle.
 
         Raises:
             FsError: as an operation on blocks.
         """
 
-    def invalidated(self) -> None:
+    def bump_all_epochs(self) -> None:
         """The volume became read-only: what clients may do has changed for all files."""
 
-    def disowned(self) -> None:
-        """The pool has another owner: clients hear once that no answer holds, and nothing is stored after that."""
+    def end_all_epochs(self) -> None:
+        """The pool has another owner: clients must see that no answer holds, and nothing is stored after that."""
 
 
 CREDITS_QUARANTINE = 24

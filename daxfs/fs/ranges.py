@@ -144,7 +144,7 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     if (offset | length) & (volume.block_size - 1) or offset + length >= node.size:
         raise FsError(errno.EINVAL)
     first, stop = whole_blocks(volume, offset, offset + length)
-    volume.notifier.before_growth(node.ino)
+    volume.notifier.end_preallocation(node.ino)
     try:
         if fits(volume, node, first, stop):
             volume.retrying(collapse_at_once, node, first, stop)
@@ -194,7 +194,7 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
         raise FsError(errno.EFBIG)
     first, stop = whole_blocks(volume, offset, offset + length)
     if offset < node.size:
-        volume.notifier.before_growth(node.ino)
+        volume.notifier.end_preallocation(node.ino)
     end = extents.mapped_end(volume.view, inodes.read(volume.view, node.ino))
     if offset >= node.size or end + stop - first > MAX_BLOCKS:
         raise FsError(errno.EINVAL)
@@ -241,7 +241,7 @@ def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int)
     if size > volume.large_file_from:
         volume.allow_large_files()
     if size > file.node.size:
-        volume.notifier.before_growth(file.ino)
+        volume.notifier.end_preallocation(file.ino)
     lblk = offset >> volume.block_bits
     stop = (offset + length - 1 >> volume.block_bits) + 1
     while lblk < stop:
@@ -289,7 +289,7 @@ def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
     node = file.node
     if node.grants is not None:
         zero_pieces(volume, node, begin, end)
-        node.blanked(begin, end)
+        node.zeroed(begin, end)
         return
     lblk, stop = whole_blocks(volume, begin, end)
     while lblk < stop:

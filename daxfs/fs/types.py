@@ -177,7 +177,7 @@ class Grant(NamedTuple):
     made: bool
 
 
-class Stored(NamedTuple):
+class WriteNotification(NamedTuple):
     """What a client says of its own stores.
 
     ``size``: the file is so long now, at least; ``base``: if it was so long before (None: in any case), ``holder``: and

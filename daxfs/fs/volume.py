@@ -278,13 +278,13 @@ class Volume:
         if self._journal is not None:
             self.nodes.give_up_times()
             self._journal.abort(record=False)
-        self.notifier.disowned()
+        self.notifier.end_all_epochs()
         self._only_read()
 
     def _only_read(self) -> None:
         """Nothing is changed from now on, by clients neither: those that may store must ask again."""
         self._allow_changes(False)
-        self.notifier.invalidated()
+        self.notifier.bump_all_epochs()
 
     def _allow_changes(self, allowed: bool) -> None:
         self.read_only = not allowed

@@ -33,7 +33,7 @@ from daxfs.direct import files, lease_cache, requests
 from daxfs.direct import pool as client_pool
 from daxfs.direct.files import DirectFile
 from daxfs.fs.filesystem import FileSystem, OpenFile
-from daxfs.fs.types import LeaseRequest, SetAttributes, Stored
+from daxfs.fs.types import LeaseRequest, SetAttributes, WriteNotification
 from daxfs.pmem import persist
 from daxfs.pmem.persist import Buffer, Library, Operations
 
@@ -112,7 +112,7 @@ def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
     A fence waits for the write-backs of its own processor. So a client's go into the record with the client's fence,
     and the daemon's fence makes none of them durable.
     """
-    fs.grants.page.make()
+    fs.grants.page.ensure()
     assert token(fs)
     record = protocol.Pool(
         pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", fs.grants.page.token
@@ -221,11 +221,13 @@ class Client:
         elif number == protocol.IOC_APPENDED:
             base, size, holder, flags, _ = protocol.Appended.unpack(record)
             durable = bool(flags & protocol.DURABLE)
-            self.fs.stored(file, Stored(size, base, durable, bool(flags & protocol.DATA_ONLY), holder))
+            self.fs.notify_stored(
+                file, WriteNotification(size, base, durable, bool(flags & protocol.DATA_ONLY), holder)
+            )
         else:
             size, flags = protocol.Stored.unpack(record)
             durable = bool(flags & protocol.DURABLE)
-            self.fs.stored(file, Stored(size, durable=durable))
+            self.fs.notify_stored(file, WriteNotification(size, durable=durable))
         self.run.moment("request")
         if durable:
             self.run.flushed(file.ino)

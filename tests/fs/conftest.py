@@ -49,11 +49,12 @@ CHECKED = [
         "link",
         "mkdir",
         "mknod",
+        "notify_stored",
         "open_file",
         "release",
         "rename",
     ),
-    *("rmdir", "setattr", "setxattr", "stored", "symlink", "sync", "tick", "tmpfile", "unlink", "unpin", "write"),
+    *("rmdir", "setattr", "setxattr", "symlink", "sync", "tick", "tmpfile", "unlink", "unpin", "write"),
 ]
 """Operations after which what is kept in DRAM is held against the pool."""
 OFTEN, SELDOM = 100, 25

@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant(
         "granted blocks are not zeroed",
         "daxfs/fs/grants/requests.py",
-        "                for low, high in grants.growth.gaps(begin, end):\n"
+        "                for low, high in grants.preallocated.gaps(begin, end):\n"
         "                    volume.pool.zero(low + delta, high - low)\n",
         "",
         "What another file has deleted appears between a client's stores.",

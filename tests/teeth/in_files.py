@@ -572,9 +572,9 @@ MUTANTS = [
     Mutant(
         "an old tail is granted to a client",
         GRANTS + "requests.py",
-        "        for low, high in () if unwritten else tuple(grants.growth.gaps(begin, stop)):\n"
+        "        for low, high in () if unwritten else tuple(grants.preallocated.gaps(begin, stop)):\n"
         "            volume.pool.zero(low + delta, high - low)\n",
-        "        for low, high in () if unwritten else tuple(grants.growth.gaps(begin, stop)):\n",
+        "        for low, high in () if unwritten else tuple(grants.preallocated.gaps(begin, stop)):\n",
         "What a cut left behind the end becomes part of the file that a client makes longer.",
         (GROWTH,),
     ),
@@ -664,8 +664,8 @@ MUTANTS = [
     ),
     Mutant(
         "a client's word makes anything part of the file",
-        GRANTS + "stored.py",
-        "        if size > node.size and not grants.growth.covers(node.size, size):\n",
+        GRANTS + "write_notifications.py",
+        "        if size > node.size and not grants.preallocated.covers(node.size, size):\n",
         "        if False:\n",
         "Blocks behind the end that hold what was deleted become readable.",
         ("tests/fs/grants/test_dishonest_client.py",),
@@ -697,15 +697,15 @@ MUTANTS = [
     Mutant(
         "moved blocks do not end the epoch",
         GRANTS + "inode_grants.py",
-        "        self.growth.cut(begin, end)\n        self.invalidated()\n",
-        "        self.growth.cut(begin, end)\n",
+        "        self.preallocated.cut(begin, end)\n        self.bump_epoch()\n",
+        "        self.preallocated.cut(begin, end)\n",
         "Clients go on where the file's bytes no longer lie.",
         ("tests/fs/grants/test_inode_grants.py",),
     ),
     Mutant(
         "filled holes do not end the epoch",
         CHANGE,
-        "            node.invalidated()\n",
+        "            node.holes_filled()\n",
         "            pass\n",
         "Clients go on reading zeros where bytes were written.",
         ("tests/fs/grants/test_inode_grants.py",),
@@ -713,7 +713,7 @@ MUTANTS = [
     Mutant(
         "growth goes on beside a write",
         GRANTS + "table.py",
-        "            self._end_growth(grants)\n",
+        "            self._free_preallocated(grants)\n",
         "            pass\n",
         "What a client stores behind the end and what is written there become one file.",
         ("tests/fs/grants/test_table.py", "tests/fs/grants/test_dishonest_client.py"),

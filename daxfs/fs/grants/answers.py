@@ -1,7 +1,8 @@
-"""The pieces of an answer: where in the pool the bytes of a file lie that a client asks for.
+"""The pieces of an answer to a lease request: where in the pool the requested bytes of a file lie.
 
-What is mapped in the file's tree is memory, what is not is a hole. What a holder maps through the kernel is for all
-others out of reach too, since the kernel's pages and the pool's memory would not agree. Nothing here changes the pool.
+Blocks that are mapped in the file's tree are memory, all else is a hole. Bytes that a holder maps through the kernel
+are withheld from all other holders, since the kernel's pages and the pool's memory would not agree. Nothing here
+changes the pool.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ HOLE, MEMORY, KERNEL = Kind
 def compose(
     volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int
 ) -> tuple[list[Piece], int]:
-    """The pieces of the answer, up to there at most, and where they end."""
-    if (whole := one_piece(volume, file.node, grants, request, upto)) is not None:
+    """Return the pieces of the answer, up to ``upto`` at most, and the offset where they end."""
+    if (whole := single_piece(volume, file.node, grants, request, upto)) is not None:
         grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole))
         return [whole], upto
     pieces: list[Piece] = []
     position = request.offset
-    answer = overlaid(grants, found(volume, file, grants, request, upto))
+    answer = overlay_kernel_mapped(grants, mapped_pieces(volume, file, grants, request, upto))
     if request.flags & MAP and volume.block_size < ranges.PAGE:
-        answer = in_pages(joined(answer))
-    for piece in joined(answer):
+        answer = whole_pages(merge_adjacent(answer))
+    for piece in merge_adjacent(answer):
         if len(pieces) == request.room:
             break
         pieces.append(piece)
@@ -44,12 +45,12 @@ def compose(
             # Whole blocks: what is given up later is looked up by blocks.
             grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece))
     if request.flags & MAP and not volume.read_only:
-        through_kernel(grants, file, request.holder, pieces)
+        record_kernel_mapped(grants, file, request.holder, pieces)
     return pieces, position
 
 
-def one_piece(volume: Volume, node: Node, grants: InodeGrants, request: LeaseRequest, upto: int) -> Piece | None:
-    """The answer where it is the ordinary one: all that is asked lies together in the pool."""
+def single_piece(volume: Volume, node: Node, grants: InodeGrants, request: LeaseRequest, upto: int) -> Piece | None:
+    """Return the only piece of the answer if the requested bytes lie together in the pool; None if they do not."""
     if grants.through_kernel or volume.block_size < ranges.PAGE or not request.room:
         return None
     mapped = node.map or data.load_map(volume, node)
@@ -60,13 +61,15 @@ def one_piece(volume: Volume, node: Node, grants: InodeGrants, request: LeaseReq
 
 
 def pool_end(volume: Volume, piece: Piece) -> int:
-    """Where in the pool the block ends that a piece ends in."""
+    """Return the pool offset where the block ends that contains the piece's last byte."""
     end = piece.pool_offset + piece.length
     return end + -end % volume.block_size
 
 
-def found(volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int) -> Iterator[Piece]:
-    """The file's pieces up to there as its map has them, holes too."""
+def mapped_pieces(
+    volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int
+) -> Iterator[Piece]:
+    """Yield the file's pieces up to ``upto`` as its map has them, holes included."""
     node = file.node
     nothing: Kind = KERNEL if request.flags & MAP else HOLE
     position = request.offset
@@ -78,7 +81,7 @@ def found(volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseReq
             yield Piece(begin, begin + delta, end - begin, MEMORY)
             continue
         at = begin
-        for low, high, _, _ in grants.growth.within(begin, end) if request.flags & GROW else ():
+        for low, high, _, _ in grants.preallocated.within(begin, end) if request.flags & GROW else ():
             if low > at:
                 yield Piece(at, 0, low - at, nothing)
             yield Piece(low, low + delta, high - low, MEMORY)
@@ -89,8 +92,8 @@ def found(volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseReq
         yield Piece(position, 0, upto - position, nothing)
 
 
-def overlaid(grants: InodeGrants, pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces, with what is mapped through the kernel cut out."""
+def overlay_kernel_mapped(grants: InodeGrants, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield the pieces, with bytes that are mapped through the kernel as pieces of their own."""
     if not grants.through_kernel:
         yield from pieces
         return
@@ -106,14 +109,14 @@ def overlaid(grants: InodeGrants, pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def part_of(piece: Piece, begin: int, end: int) -> Piece:
-    """The bytes [begin, end) of the file, which are in the piece."""
+    """Return the part [begin, end) of a piece; the bounds are offsets in the file."""
     return Piece(
         begin, piece.pool_offset + begin - piece.offset if piece.kind == MEMORY else 0, end - begin, piece.kind
     )
 
 
-def in_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces, where blocks are smaller than pages: what is no whole page of memory is mapped through the kernel."""
+def whole_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield the pieces, with memory that fills no whole page made KERNEL (for blocks smaller than a page)."""
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length
         low, high = begin + -begin % ranges.PAGE, end & -ranges.PAGE
@@ -128,8 +131,8 @@ def in_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
             yield Piece(high, 0, end - high, KERNEL)
 
 
-def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The pieces, with neighbours joined that are of one kind and adjacent in the pool."""
+def merge_adjacent(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield the pieces, with neighbours merged that are of one kind and, if they are memory, adjacent in the pool."""
     held: Piece | None = None
     for piece in pieces:
         if held is None:
@@ -143,8 +146,8 @@ def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
         yield held
 
 
-def through_kernel(grants: InodeGrants, file: OpenFile, holder: int, pieces: list[Piece]) -> None:
-    """Note what the answer says is mapped through the kernel; holders that were told of holes there must ask again."""
+def record_kernel_mapped(grants: InodeGrants, file: OpenFile, holder: int, pieces: list[Piece]) -> None:
+    """Record the bytes of the answer that are mapped through the kernel. A new range ends the epoch."""
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length
         own = grants.through_kernel.get((file, holder))

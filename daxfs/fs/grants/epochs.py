@@ -1,12 +1,12 @@
-"""Epoch-based reclamation: which of the blocks that files give up become free when.
+"""Epoch-based reclamation: when the blocks that files give up become free.
 
-A client that knows where a file lies loads and stores there without asking. So of what a handle frees, the runs that
-holders were granted are taken back and mapped into a *quarantine inode*, which only holds blocks. It is nameless and on
-the disk's orphan list from that transaction on, so that whatever happens, recovery frees it. It is freed when the last
-holder that was there in the epoch has renewed or is gone.
+A client that knows where a file lies loads and stores there without asking. So the runs that a handle frees are checked
+against what holders were granted: granted runs are not freed, but mapped into a *quarantine inode*, which only holds
+blocks. It has no name, and is on the disk's orphan list from that transaction on, so that recovery frees it in any
+case. The daemon frees it when no holder is left that has not renewed since that epoch.
 
-While there are *stale clients*, which map the pool from before this mount, nobody knows what they may touch: all that
-is freed waits, until the last of them has closed the pool.
+While there are *stale clients*, which map the pool since an earlier mount, nobody knows what they may touch. Every free
+is then deferred, until the last stale client has closed the pool.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Epochs:
     """The epochs, quarantine inodes and stale clients of one volume.
 
     Attributes:
-        numbers: the epochs to come, of all files.
+        numbers: the numbers of future epochs, of all files.
         lock: which byte of the pool this mount's clients lock (`Pool.mapped_elsewhere`).
-        deferred: bytes that wait to be freed until holders renew, of all files.
-        stale: there are stale clients.
+        deferred: bytes of all files that are freed only after holders have renewed.
+        stale: whether there are stale clients.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -59,13 +59,13 @@ class Epochs:
         self._stale_inode = 0  # holds what only stale clients may touch: one for all, since they end together
         self._detached: set[int] = set()  # files that have nothing past EOF that stale clients may touch
 
-    def freed(self, tx: Handle, grants: InodeGrants | None, mark: int) -> None:
+    def defer_frees(self, tx: Handle, grants: InodeGrants | None, mark: int) -> None:
         """Defer those of the runs in ``tx.frees`` from ``mark`` on that clients may touch.
 
         Args:
-            tx: the handle that freed them. All is undone with it.
-            grants: of the file that they belonged to; None: it has none.
-            mark: where in ``tx.frees`` they begin.
+            tx: the handle that freed the runs. A rollback of it undoes everything.
+            grants: those of the file that the runs belonged to; None: the file has none.
+            mark: index in ``tx.frees`` of the first run.
         """
         if grants is None and not self.stale:
             return
@@ -79,7 +79,7 @@ class Epochs:
             self._defer(tx, grants, self._reusable(grants), runs)
 
     def release(self, grants: InodeGrants) -> None:
-        """Free what was given up before any holder that is left has renewed."""
+        """Free what the file gave up in epochs that no remaining holder has."""
         if not grants.deferred:
             return
         volume, since = self._volume, grants.held_since()
@@ -91,23 +91,23 @@ class Epochs:
 
     # Stale clients
 
-    def detach(self, ino: int) -> bool:
-        """Take all blocks past EOF from a file that is about to be made longer while there are stale clients.
+    def detach_past_eof(self, ino: int) -> bool:
+        """Take all blocks past EOF from a file before an extending write, if there are stale clients.
 
-        A stale client may have been given those blocks to make the file longer, and tries again and again to append
-        there. They are deferred; with them goes what other programs have reserved there.
+        A stale client may have been granted those blocks for its own extending write, and may still try to append
+        there. The blocks are deferred, and with them what other programs have preallocated there.
 
         Returns:
-            Whether anything was done.
+            Whether blocks were looked for; False: there are no stale clients, or the file was detached before.
         """
         if not self.stale or ino in self._detached:
             return False
         size = inodes.read(self._volume.view, ino).size
-        self.cut(ino, size + self._volume.block_size - 1 >> self._volume.block_bits, None)
+        self.free_past_eof(ino, size + self._volume.block_size - 1 >> self._volume.block_bits, None)
         self._detached.add(ino)
         return True
 
-    def cut(self, ino: int, first: int, last: int | None) -> None:
+    def free_past_eof(self, ino: int, first: int, last: int | None) -> None:
         """Free the blocks [first, last] past EOF of a file, in as many handles as it takes."""
         volume, finished = self._volume, False
         while not finished:
@@ -115,10 +115,10 @@ class Epochs:
                 finished = change.unmap(first, last, limit=data.BLOCKS_PER_CUT)
 
     def reclaim(self, all_grants: Iterable[InodeGrants], page: int) -> bool:
-        """Free what waits for stale clients if the last of them is gone; whether it is (reclaimer).
+        """Free what is deferred for stale clients if the last of them is gone; return whether it is (a reclaimer).
 
         Args:
-            all_grants: of the volume.
+            all_grants: those of the volume.
             page: the inode of the status page.
         """
         volume = self._volume
@@ -136,7 +136,7 @@ class Epochs:
     # How blocks are deferred
 
     def _withheld(self, tx: Handle, mark: int, grants: InodeGrants | None) -> list[Run]:
-        """What of that which was freed since ``mark`` must wait; it is taken off the list of what becomes free."""
+        """Take the runs that must be deferred out of ``tx.frees`` from ``mark`` on, and return them."""
         freed = tx.frees[mark:]
         if self.stale or grants is None:
             del tx.frees[mark:]
@@ -158,7 +158,7 @@ class Epochs:
         return kept
 
     def _defer(self, tx: Handle, grants: InodeGrants | None, number: int, runs: list[Run]) -> None:
-        """Map the runs into this quarantine inode (0: a new one)."""
+        """Map the runs into quarantine inode ``number`` (0: a new one), and record the deferred free."""
         volume = self._volume
         bits = volume.block_bits
         inode = inodes.edit(tx, number) if number else new_quarantine_inode(tx)
@@ -194,9 +194,9 @@ class Epochs:
         self._stale_inode = number
 
     def _reusable(self, grants: InodeGrants | None) -> int:
-        """The quarantine inode to which more deferred frees can be added; 0: none, a new one is needed.
+        """Return the quarantine inode that more deferred frees may join; 0: a new one is needed.
 
-        It is the last one of the file, if joining delays no free beyond its own epoch, or if the file has many.
+        That is the file's last one, if joining it delays no free beyond its own epoch, or if the file has many already.
         """
         if grants is None:
             return self._stale_inode if self._stale_inode in self._volume.lives.quarantine else 0

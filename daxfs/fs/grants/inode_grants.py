@@ -1,9 +1,9 @@
-"""The grants of one file: its holders, the epoch each has renewed in, and the bytes of the pool that they may touch.
+"""The grants of one file: its holders, the epoch in which each has renewed, and the pool bytes that they may touch.
 
-*Holders* belong to open files: a process that has asked, by a number of its own. A holder may use what it was granted
-until it renews (it says that it uses nothing any more that it was granted before) or its file is closed. A file's node
-calls `InodeGrants` as its notifier; the running epoch, the size and a count of changes are stored into the file's entry
-of the status page, in words that clients read at any time. Nothing else here changes the pool.
+A *holder* is an open file together with a number that a process has chosen. It may use what it was granted until it
+renews, which says that it no longer uses anything granted before, or until the open file is closed. `InodeGrants` is
+the notifier of the file's node. It stores the running epoch, the size and a count of changes into the file's status
+entry, in words that clients read at any time. Nothing else here changes the pool.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_KERNEL = 1024
 
 
 class DeferredFree(NamedTuple):
-    """A quarantine inode: ``size`` bytes that the file gave up until the end of an epoch."""
+    """A quarantine inode with ``size`` bytes that the file gave up in ``epoch``."""
 
     epoch: int
     ino: int
@@ -36,14 +36,14 @@ class DeferredFree(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A process, by a number of its own, and the open file that it asked through."""
+    """An open file, and the number that a process has chosen for itself."""
 
     file: OpenFile
     number: int
 
     @property
     def pid(self) -> int:
-        """The process that opened the file; 0 where the daemon can't see it. It may be another process's by now."""
+        """The process that opened the file; 0 if the daemon can't see it. It may be another process's by now."""
         return self.file.caller.pid
 
 
@@ -51,19 +51,19 @@ class InodeGrants:
     """The grants of one inode that has an open file with a holder.
 
     Attributes:
-        node: the inode.
-        entry: pool offset of its status entry, 0 without one (read-only).
+        node: the inode's.
+        entry: pool offset of the status entry; 0: there is none (read-only).
         epoch: the running one.
-        changes: goes up with all that changes of the inode or its content through this daemon, so that a client whose
-            stores were made durable knows whether they and all before them still are all there is.
-        holders: open file -> holder -> the epoch that it has renewed in.
+        changes: goes up with each change of the inode or its content through this daemon. A client whose stores were
+            made durable thus knows whether all that the file holds is durable.
+        holders: open file -> holder number -> the epoch in which the holder has renewed.
         granted: bytes of the pool that are the file's and that some holder may touch.
-        growth: bytes of the file past EOF that were granted to the grower: zeroed before, and no other way to get there
-            since. A write notification makes these readable and nothing else.
-        grower: the open file and holder that may make the file longer by itself; one at a time.
-        through_kernel: bytes of the file that are mapped through the kernel, by open file and holder.
-        kernel_mapped: all of them together.
-        unrenewed: holders that a recall has not waited for any longer, with the bytes of the file that it was about.
+        preallocated: bytes of the file past EOF that were zeroed and granted to the extender, and that nothing else has
+            changed since. A write notification makes these bytes readable, and no others.
+        extender: the open file and holder that may extend the file by their own stores; one at a time.
+        through_kernel: bytes of the file that are mapped through the kernel, by open file and holder number.
+        kernel_mapped: the union of ``through_kernel``.
+        unrenewed: holders that a recall no longer waits for, with the byte ranges of those recalls.
         deferred: what the file gave up and holders may still touch, oldest first.
     """
 
@@ -74,12 +74,12 @@ class InodeGrants:
         "deferred",
         "entry",
         "epoch",
+        "extender",
         "granted",
-        "grower",
-        "growth",
         "holders",
         "kernel_mapped",
         "node",
+        "preallocated",
         "through_kernel",
         "unrenewed",
     )
@@ -91,8 +91,8 @@ class InodeGrants:
         self.changes = 0
         self.holders: dict[OpenFile, dict[int, int]] = {}
         self.granted = FileMap()
-        self.growth = FileMap()
-        self.grower: tuple[OpenFile, int] | None = None
+        self.preallocated = FileMap()
+        self.extender: tuple[OpenFile, int] | None = None
         self.through_kernel: dict[tuple[OpenFile, int], FileMap] = {}
         self.kernel_mapped = FileMap()
         self.unrenewed: dict[Holder, list[tuple[int, int]]] = {}
@@ -105,58 +105,58 @@ class InodeGrants:
 
     # What happens to the inode (`daxfs.fs.notifiers.InodeNotifier`)
 
-    def changed(self) -> None:
-        """Something of the inode or its content is no more what it was."""
+    def bump_version(self) -> None:
+        """Count a change of the inode or its content."""
         if self.entry:
             self.changes += 1
             self._volume.pool.store_word(self.entry + CHANGES_AT, self.changes, 8)
 
-    def resized(self, size: int) -> None:
-        """The file is ``size`` bytes long now."""
+    def set_size(self, size: int) -> None:
+        """Show clients the new file size in bytes."""
         if self.entry:
-            self.changed()
+            self.bump_version()
             self._volume.pool.store_word(self.entry + SIZE_AT, size, 8)
 
-    def invalidated(self) -> None:
-        """The answers that holders have are no longer true: a new epoch begins."""
+    def bump_epoch(self) -> None:
+        """Begin a new epoch: the answers that holders have no longer hold."""
         self._begin(next(self._epochs))
 
-    def moved(self, begin: int, end: int) -> None:
-        """The bytes [begin, end) of the file lie elsewhere now, or nowhere."""
-        self.growth.cut(begin, end)
-        self.invalidated()
+    def invalidate_range(self, begin: int, end: int) -> None:
+        """Begin a new epoch, because the bytes [begin, end) of the file lie elsewhere now, or nowhere."""
+        self.preallocated.cut(begin, end)
+        self.bump_epoch()
 
-    def blanked(self, begin: int, end: int) -> None:
-        """The bytes [begin, end) read as zeros; what the grower was given of them must, too."""
+    def zero_range(self, begin: int, end: int) -> None:
+        """Zero those of the bytes [begin, end) that were preallocated past EOF, where the extender may have stored."""
         node, pool = self.node, self._volume.pool
         begin, end = max(begin, node.size), max(end, node.size)
         for low, high, delta, unwritten in data.pieces(self._volume, node, begin, end) if begin < end else ():
-            for at, to, _, _ in self.growth.within(low, high) if unwritten else ():
+            for at, to, _, _ in self.preallocated.within(low, high) if unwritten else ():
                 pool.zero(at + delta, to - at)
 
-    def ended(self) -> None:
-        """The daemon ends: no epoch follows that holders could wait for."""
+    def end_epochs(self) -> None:
+        """Show clients the last epoch: the daemon serves the file no longer."""
         self._begin(ENDED)
 
     def _begin(self, epoch: int) -> None:
         if self.entry:
             self.epoch = epoch
-            self.changed()
+            self.bump_version()
             self._volume.pool.store_word(self.entry + EPOCH_AT, epoch, 8)
 
     # Holders
 
     @property
     def all_holders(self) -> int:
-        """How many there are."""
+        """The number of holders, of all open files."""
         return sum(len(holders) for holders in self.holders.values())
 
-    def joined(self, file: OpenFile, holder: int) -> None:
-        """One holder more, which knows the running epoch."""
+    def add_holder(self, file: OpenFile, holder: int) -> None:
+        """Add a holder, which has renewed in the running epoch."""
         self.holders.setdefault(file, {})[holder] = self.epoch
 
-    def left(self, file: OpenFile, holder: int | None = None) -> int:
-        """A holder, or all of an open file, no longer use anything; returns how many holders that were."""
+    def remove_holder(self, file: OpenFile, holder: int | None = None) -> int:
+        """Remove a holder, or all holders of an open file (None); return how many were removed."""
         holders = self.holders.get(file, {})
         before = len(holders)
         if holder is None:
@@ -166,8 +166,8 @@ class InodeGrants:
         gone_holders = before - len(holders)
         if not holders:
             self.holders.pop(file, None)
-        if self.grower is not None and self.grower[0] is file and holder in (None, self.grower[1]):
-            self.grower = None
+        if self.extender is not None and self.extender[0] is file and holder in (None, self.extender[1]):
+            self.extender = None
         if self.unrenewed:
             for late in [late for late in self.unrenewed if late.file is file and holder in (None, late.number)]:
                 del self.unrenewed[late]
@@ -186,11 +186,11 @@ class InodeGrants:
                     self.kernel_mapped.put(begin, end, 0, False)
 
     def held_since(self) -> int:
-        """The oldest epoch that any holder has renewed in; without holders `ENDED`, which is larger than all epochs."""
+        """Return the oldest epoch in which a holder has renewed; without holders `ENDED`, larger than all epochs."""
         return min((since for holders in self.holders.values() for since in holders.values()), default=ENDED)
 
     def each_holder(self) -> Iterator[tuple[Holder, int]]:
-        """The holders, each with the epoch that it has renewed in."""
+        """Yield the holders, each with the epoch in which it has renewed."""
         for file, holders in self.holders.items():
             for number, since in holders.items():
                 yield Holder(file, number), since
@@ -198,24 +198,28 @@ class InodeGrants:
     # What they were granted
 
     def grant(self, begin: int, end: int) -> None:
-        """An answer is about to name the bytes [begin, end) of the pool."""
+        """Record that holders may touch the bytes [begin, end) of the pool, before an answer names them."""
         granted = self.granted
         granted.put(begin, end, 0, False)
         if len(granted.runs) > MAX_GRANTED:
             granted.put(granted.runs[0][0], granted.runs[-1][1], 0, False)
 
     def map_through_kernel(self, file: OpenFile, holder: int, begin: int, end: int) -> None:
-        """A holder maps bytes through the kernel; of many ranges, all between its first and its last count."""
+        """Record that a holder maps bytes through the kernel, and begin a new epoch.
+
+        If the file has more than `MAX_KERNEL` ranges, all bytes between the holder's first and last range count as
+        mapped.
+        """
         own = self.through_kernel.setdefault((file, holder), FileMap())
         own.put(begin, end, 0, False)
         if sum(len(held.runs) for held in self.through_kernel.values()) > MAX_KERNEL:
             begin, end = own.runs[0][0], own.runs[-1][1]
             own.put(begin, end, 0, False)
         self.kernel_mapped.put(begin, end, 0, False)
-        self.invalidated()
+        self.bump_epoch()
 
     def check(self) -> None:
-        """Hold the grants against the inode and the status page, for tests, between two operations.
+        """Compare the grants with the inode and the status page; for tests, between two operations.
 
         Raises:
             AssertionError: they do not agree.
@@ -227,11 +231,13 @@ class InodeGrants:
         if self.entry:
             stored = ENTRY.unpack(pool.memory[self.entry : self.entry + ENTRY.size])
             assert stored == (self.epoch, node.size, node.ino, self.changes), stored
-        assert all(begin >= node.size for begin in self.growth.begins), "growth inside the file"
-        assert self.grower is None or self.grower[1] in self.holders.get(self.grower[0], {})
+        assert all(begin >= node.size for begin in self.preallocated.begins), "preallocated bytes inside the file"
+        assert self.extender is None or self.extender[1] in self.holders.get(self.extender[0], {})
         last = node.size + -node.size % self._volume.block_size  # what fills a file zeroes its last block whole
-        alone = self.grower is None and not self._volume.read_only
-        assert not alone or all(run[1] <= last for run in self.growth.runs), "growth without a grower"
+        alone = self.extender is None and not self._volume.read_only
+        assert not alone or all(run[1] <= last for run in self.preallocated.runs), (
+            "preallocated bytes without an extender"
+        )
         assert all(since <= self.epoch for _, since in self.each_holder())
         assert self.unrenewed.keys() <= {holder for holder, _ in self.each_holder()}
         epochs = [each.epoch for each in self.deferred]

@@ -1,14 +1,14 @@
 """Recall: taking back what clients were granted of a range of a file, before its blocks are moved or replaced.
 
-A recall ends the epoch, so that each client sees in its next operation that it must ask again, and refuses new grants
-of the range (EAGAIN: clients go through the kernel meanwhile). It is *clear* when every holder has renewed or is gone;
-then nobody but the daemon touches the range, until the recall is ended. A holder that has not renewed within
-`PATIENCE_SECONDS`, because it sleeps or because a mapping of its process stores without asking, counts as *mapped*:
-grants resume, and the range is taken for mapped by that holder until it renews (`Recalls.mapped_by`). Stale clients
-can't renew: while there are any, a recall is mapped at once. Holders of a read-only volume can't be told: they count as
-mapped after that time.
+A recall ends the epoch, so that each client asks again in its next operation, and refuses new grants of the range
+(EAGAIN: clients go through the kernel meanwhile). It is *clear* when every holder has renewed or is gone. From then on
+only the daemon touches the range, until the recall ends. A holder that has not renewed within `PATIENCE_SECONDS`,
+because it sleeps or because its process stores through a mapping, counts as *mapped*: grants resume, and the range
+counts as mapped by that holder until it renews (`Recalls.mapped_by`). Stale clients can't renew: while there are any, a
+recall is mapped at once. Holders of a read-only volume have no status entry that could tell them: they count as mapped
+after that time.
 
-Nobody waits here. The caller looks at `Recall.state` between other work::
+Nothing here waits. The caller looks at `Recall.state` between other work::
 
     with grants.recalls.begin(ino, begin, end) as recall:
         while recall.state() is State.WAITING:
@@ -16,7 +16,7 @@ Nobody waits here. The caller looks at `Recall.state` between other work::
         if recall.state() is State.CLEAR:
             ...  # the blocks can be moved
 
-A recall that is clear stays so until it ends, at the price that the range goes through the kernel.
+A clear recall stays clear until it ends. Until then clients access the range through the kernel.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENCE_SECONDS = 1.0
 
 
 class State(Enum):
-    """Where a recall is."""
+    """The state of a recall."""
 
     WAITING = "some holder has not renewed yet"
     CLEAR = "no client touches the range"
@@ -43,17 +43,18 @@ class State(Enum):
 
 
 class Recall:
-    """The recall of the bytes [begin, end) of a file, whole blocks. A context manager, which ends it.
+    """The recall of the bytes [begin, end) of a file, whole blocks. As a context manager it ends the recall.
 
     Attributes:
-        ino: of the file.
+        ino: the file's inode number.
         begin: first byte.
         end: the byte after the last.
-        mapped: in `State.MAPPED` the holders that did not renew in time; none of them if they are stale clients.
+        mapped: in `State.MAPPED` the holders that did not renew in time; empty if the recall is mapped for stale
+            clients.
     """
 
     def __init__(self, recalls: Recalls, ino: int, begin: int, end: int) -> None:
-        """`Recalls.begin` makes them."""
+        """Begin the recall; `Recalls.begin` calls this."""
         self.ino = ino
         self.begin = begin
         self.end = end
@@ -64,7 +65,7 @@ class Recall:
         self._state = State.WAITING
         grants = recalls.by_ino.get(ino)
         if grants is not None:
-            grants.invalidated()
+            grants.bump_epoch()
             self._epoch = grants.epoch
         if recalls.epochs.stale:
             self._state = State.MAPPED
@@ -72,7 +73,7 @@ class Recall:
             recalls.add(self)
 
     def state(self) -> State:
-        """Where it is now."""
+        """Return the state as of now."""
         if self._state is State.WAITING:
             late = self._late()
             if not late:
@@ -86,7 +87,7 @@ class Recall:
         return self._state
 
     def refuses(self, begin: int, end: int) -> bool:
-        """Whether bytes of [begin, end) can't be granted now."""
+        """Return whether bytes of [begin, end) can't be granted now because of this recall."""
         return begin < self.end and self.begin < end and self.state() in {State.WAITING, State.CLEAR}
 
     def __enter__(self) -> Recall:
@@ -98,7 +99,7 @@ class Recall:
         self._state = State.ENDED
 
     def _late(self) -> list[Holder]:
-        """The holders that have not renewed since the recall began."""
+        """Return the holders that have not renewed since the recall began."""
         grants = self._recalls.by_ino.get(self.ino)
         if grants is None:
             return []
@@ -108,11 +109,11 @@ class Recall:
 
 
 class Recalls:
-    """The recalls under way in one volume.
+    """The recalls that run in one volume.
 
     Attributes:
-        by_ino: the grants of all files.
-        epochs: which know of stale clients.
+        by_ino: inode number -> grants, of all granted files.
+        epochs: the volume's; it knows whether there are stale clients.
     """
 
     def __init__(self, by_ino: dict[int, InodeGrants], epochs: Epochs, block_size: int) -> None:
@@ -122,19 +123,19 @@ class Recalls:
         self._running: dict[int, list[Recall]] = {}
 
     def begin(self, ino: int, begin: int, end: int) -> Recall:
-        """Begin to take back all grants of the blocks that bytes [begin, end) of a file lie in.
+        """Begin to take back all grants of the blocks that contain the bytes [begin, end) of a file.
 
-        The caller has the file open until the recall has ended, so that its number does not become another's.
+        The caller keeps the file open until the recall has ended, so that the inode number stays the file's.
         """
         return Recall(self, ino, begin & -self._block_size, end + -end % self._block_size)
 
     def refuse(self, ino: int, begin: int, end: int) -> bool:
-        """Whether bytes of [begin, end) can't be granted now."""
+        """Return whether bytes of [begin, end) can't be granted now."""
         running = self._running.get(ino)
         return running is not None and any(each.refuses(begin, end) for each in tuple(running))
 
     def mapped_by(self, ino: int, begin: int, end: int) -> list[Holder]:
-        """The holders that may still store into bytes of [begin, end), since they did not renew when they should."""
+        """Return the holders that may still store into bytes of [begin, end), because they did not renew in time."""
         grants = self.by_ino.get(ino)
         if grants is None:
             return []
@@ -142,11 +143,11 @@ class Recalls:
         return [holder for holder, parts in late if any(low < end and begin < high for low, high in parts)]
 
     def add(self, recall: Recall) -> None:
-        """It has begun: it refuses new grants."""
+        """Refuse new grants of the recall's range from now on."""
         self._running.setdefault(recall.ino, []).append(recall)
 
     def remove(self, recall: Recall) -> None:
-        """It refuses no more."""
+        """Refuse new grants of the recall's range no longer."""
         running = self._running[recall.ino]
         running.remove(recall)
         if not running:

@@ -1,10 +1,10 @@
-"""Asking for a file's memory, and giving it back.
+"""Lease requests: granting a file's memory, and renewing.
 
 An answer holds until the file's status entry shows another epoch or the open file is closed. For storing, the range
-gets blocks of zeros first and all of it is committed, so that the client's own flush and fence make its stores durable
-(what MAP_SYNC means in the kernel). A process may ask if it has the file open and can open the pool, which it proves by
-quoting the token that lies in it (`status_page.py`). What clients say that they have stored is `stored.py`'s.
-docs/DIRECT.md has the rules of both sides.
+first gets zeroed blocks, and the daemon commits them, so that the client's own flush and fence make its stores durable
+(what MAP_SYNC means in the kernel). Any process may request a lease that has the file open and can open the pool, which
+it proves by quoting the token that lies there (`status_page.py`). `write_notifications.py` serves the reports of
+stores. docs/DIRECT.md has the rules of both sides.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in Flag)
 
 
 def identity(table: Grants) -> PoolIdentity:
-    """Which pool it is, for a client to find and to compare.
+    """Return the identity of the pool, for a client to open the pool and to compare.
 
     Raises:
-        FsError: EOPNOTSUPP when there is no file or device to open; ENOSPC when there is no block for the token.
+        FsError: EOPNOTSUPP, there is no file or device to open; ENOSPC, there is no block for the token.
     """
     if table.identity is not None:
         return table.identity
@@ -55,7 +55,7 @@ def identity(table: Grants) -> PoolIdentity:
     pool = volume.pool
     if pool.status is None:
         raise FsError(errno.EOPNOTSUPP, f"{pool.path}: nobody else can map a pool of kind {pool.kind}")
-    table.page.make()
+    table.page.ensure()
     table.identity = PoolIdentity(
         path=os.path.realpath(pool.path),
         device=pool.status.st_dev,
@@ -75,12 +75,12 @@ def identity(table: Grants) -> PoolIdentity:
 
 
 def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
-    """Answer a request.
+    """Answer a lease request.
 
     Raises:
-        FsError: EINVAL (range), EOPNOTSUPP (no token or not this mount's; not served from memory, or synchronous by its
-            flags), EBADF, EPERM, EROFS, ENOSPC, EAGAIN (too many holders, or too much waits for this user to be freed;
-            another holder grows the file; the range is being recalled).
+        FsError: EINVAL (range or flags), EOPNOTSUPP (the token is not this mount's; the file is not served from memory,
+            or is synchronous by its flags), EBADF, EPERM, EROFS, EFBIG, ENOSPC, EAGAIN (too many holders; too much is
+            deferred for this user; another holder extends the file; the range is being recalled).
     """
     volume = table.volume
     check(table, file, request)
@@ -88,12 +88,12 @@ def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
         table.leave(file, request.holder)
         return Grant(request.offset, file.node.size, 0, 0, [], False)
     if table.epochs.deferred and waiting.over_limit(table, file.caller.uid):
-        refuse_debtor(table, file, request)
-    grants = join(table, file, request)
+        refuse_over_limit(table, file, request)
+    grants = add_holder(table, file, request)
     if file.node.atime_due:
         file.node.accessed()
     made = False
-    end = reach(volume, file.node, request)
+    end = end_of_memory(volume, file.node, request)
     upto = request.offset + request.length
     if not request.flags & MAP:
         upto = min(upto, end)
@@ -110,7 +110,11 @@ def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
 
 
 def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
-    """Refuse what can't be granted."""
+    """Check a request against the open file, the token and the volume.
+
+    Raises:
+        FsError: as `grant`.
+    """
     volume, node, flags = table.volume, file.node, request.flags
     if request.offset < 0 or request.length < 0 or request.offset + request.length > FURTHEST:
         raise FsError(errno.EINVAL)
@@ -120,7 +124,7 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
         raise FsError(errno.EINVAL)
     if not request.length and not flags & RENEW:
         raise FsError(errno.EINVAL)
-    if not table.page.proves(request.token):
+    if not table.page.token_matches(request.token):
         raise FsError(errno.EOPNOTSUPP, "the request does not quote this mount's token")
     if not node.dax:
         raise FsError(errno.EOPNOTSUPP)
@@ -143,8 +147,8 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
             raise FsError(errno.EOPNOTSUPP)
 
 
-def refuse_debtor(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
-    """Too much waits to be freed for the user who opened the file: EAGAIN, unless what is renewed now is enough."""
+def refuse_over_limit(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
+    """Raise EAGAIN for a user for whom too much is deferred, unless the renewal in this request frees enough."""
     if request.flags & RENEW:
         table.leave(file, request.holder)
         if not waiting.over_limit(table, file.caller.uid):
@@ -152,13 +156,13 @@ def refuse_debtor(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
     raise FsError(errno.EAGAIN, f"user {file.caller.uid}: too much waits to be freed")
 
 
-def join(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGrants:
-    """The file's grants, with this holder in them."""
+def add_holder(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGrants:
+    """Return the file's grants with this holder in them; a holder that renews leaves them first."""
     node, holder, flags = file.node, request.holder, request.flags
     grants = table.by_ino.get(node.ino)
     recalled = table.recalls.refuse(node.ino, request.offset, request.offset + request.length)
     if grants is not None and flags & RENEW:
-        table.renew(grants, file, holder, grows=bool(flags & GROW) and not recalled)
+        table.renew(grants, file, holder, extends=bool(flags & GROW) and not recalled)
     if recalled:
         if grants is not None:
             table.end_if_unheld(grants)
@@ -166,8 +170,8 @@ def join(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGrants:
     if grants is None:
         if table.holders >= MAX_HOLDERS_OF_ALL_FILES:
             raise FsError(errno.EAGAIN, "too many holders of leases")
-        grants = table.begin(node)
-    if flags & GROW and grants.grower not in {None, (file, holder)}:
+        grants = table.add_inode(node)
+    if flags & GROW and grants.extender not in {None, (file, holder)}:
         raise FsError(errno.EAGAIN, f"inode {node.ino}: another holder makes it longer by itself")
     holders = grants.holders.get(file, {})
     if holder not in holders:
@@ -177,15 +181,15 @@ def join(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGrants:
             or table.holders >= MAX_HOLDERS_OF_ALL_FILES
         ):
             raise FsError(errno.EAGAIN, f"inode {node.ino}: too many holders of its lease")
-        grants.joined(file, holder)
+        grants.add_holder(file, holder)
         table.holders += 1
     if flags & GROW:
-        grants.grower = file, holder
+        grants.extender = file, holder
     return grants
 
 
-def reach(volume: Volume, node: Node, request: LeaseRequest) -> int:
-    """Where what can be memory ends: with the block that the end of the file is in, or where a growing file asks."""
+def end_of_memory(volume: Volume, node: Node, request: LeaseRequest) -> int:
+    """Return where memory can end: with the block that EOF is in, or with the range if the request extends the file."""
     end = request.offset + request.length
     if not request.flags & GROW:
         end = min(end, node.size)
@@ -196,15 +200,15 @@ def reach(volume: Volume, node: Node, request: LeaseRequest) -> int:
 
 
 def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: int) -> bool:
-    """Give every block of the range memory that is zeroed and, within the file, written; whether any had none."""
+    """Give every block of the range zeroed memory, written within the file; return whether any block lacked it."""
     volume, node = table.volume, file.node
     if end > node.size:
-        table.detach(node.ino)
+        table.detach_past_eof(node.ino)
     if node.map is None:
         data.load_map(volume, node)
     if end > node.size:
-        blank_tail(volume, grants, node)
-    if provided(volume, grants, node, begin, end):
+        zero_granted_tail(volume, grants, node)
+    if is_filled(volume, grants, node, begin, end):
         return False
     missing = end - begin - sum(high - low for low, high, _, _ in data.pieces(volume, node, begin, end))
     volume.retrying(refuse_without_room, file, missing >> volume.block_bits)
@@ -215,34 +219,34 @@ def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: in
 
 
 def refuse_without_room(volume: Volume, file: OpenFile, missing: int) -> None:
-    """Raise ENOSPC unless ``missing`` blocks are free for the file's opener: a part of the range helps nobody."""
+    """Raise ENOSPC unless ``missing`` blocks are free for the file's opener: a part of the range is of no use."""
     kept = blocks.must_stay_free(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
     if missing > blocks.free_blocks(volume.view) - kept:
         raise FsError(errno.ENOSPC, "no room for all of the range, so it stays as it is")
 
 
-def provided(volume: Volume, grants: InodeGrants, node: Node, begin: int, end: int) -> bool:
-    """Whether all of [begin, end) can be granted as it is: written within the file, in ``growth`` past EOF."""
+def is_filled(volume: Volume, grants: InodeGrants, node: Node, begin: int, end: int) -> bool:
+    """Return whether [begin, end) can be granted as it is: written within the file, in ``preallocated`` past EOF."""
     position, eof = begin, node.size + -node.size % volume.block_size
     for low, high, _, unwritten in data.pieces(volume, node, begin, end):
         if low > position or (unwritten and low < eof):
             return False
-        if high > eof and any(True for _ in grants.growth.gaps(max(low, eof), high)):
+        if high > eof and any(True for _ in grants.preallocated.gaps(max(low, eof), high)):
             return False
         position = high
     return position >= end
 
 
 def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, stop: int) -> int:
-    """Give some runs of holes and unwritten blocks zeroed blocks, in one handle; returns the block to go on with.
+    """Give some runs of holes and unwritten blocks zeroed memory, in one handle; return the next logical block to fill.
 
-    Past EOF blocks stay unwritten, which is what ext4 has there, until `stored` moves EOF. Written ones, which
-    a damaged or foreign pool may have there, are zeroed as unwritten ones are.
+    Past EOF blocks stay unwritten, as in ext4, until a write notification moves EOF. Written blocks past EOF, which a
+    damaged or foreign pool may have, are zeroed as unwritten ones are.
     """
     node, bits = file.node, volume.block_bits
     inside = node.size + volume.block_size - 1 >> bits
     made = 0
-    grown: list[Range] = []
+    preallocated: list[Range] = []
     with volume.handle(ranges.CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
         inode = change.inode
         while lblk < stop and made < ranges.RUNS_PER_STEP:
@@ -259,39 +263,39 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
                 run = run._replace(length=room)
             begin, end, delta = lblk << bits, lblk + run.length << bits, run.pblk - lblk << bits
             if fresh:
-                for low, high in grants.growth.gaps(begin, end):
+                for low, high in grants.preallocated.gaps(begin, end):
                     volume.pool.zero(low + delta, high - low)
                 if lblk < inside:
                     if run.unwritten:
                         mapping.mark_written(tx, inode, lblk, run.length)
                     run = run._replace(unwritten=False)
                 if end > node.size:
-                    grown.append((max(begin, node.size), end))
+                    preallocated.append((max(begin, node.size), end))
                 change.maps(run)
                 made += 1
             lblk += run.length
-    for begin, end in grown:
-        grants.growth.put(begin, end, 0, False)
+    for begin, end in preallocated:
+        grants.preallocated.put(begin, end, 0, False)
     return lblk
 
 
-def blank_tail(volume: Volume, grants: InodeGrants, node: Node) -> None:
+def zero_granted_tail(volume: Volume, grants: InodeGrants, node: Node) -> None:
     """Zero the bytes past EOF in the file's last block before they are granted, once.
 
-    Where that block is not written, `fill_step` sees to it.
+    If that block is unwritten, `fill_step` zeroes it.
     """
     end = node.size + -node.size % volume.block_size
     for begin, stop, delta, unwritten in data.pieces(volume, node, node.size, end) if end > node.size else ():
-        for low, high in () if unwritten else tuple(grants.growth.gaps(begin, stop)):
+        for low, high in () if unwritten else tuple(grants.preallocated.gaps(begin, stop)):
             volume.pool.zero(low + delta, high - low)
-            grants.growth.put(low, high, 0, False)
+            grants.preallocated.put(low, high, 0, False)
 
 
 def flush_stores(volume: Volume) -> None:
-    """Have the next fence write back what clients have stored, those that have ended included.
+    """Have the next fence write back what clients have stored, including clients that have ended.
 
-    msync(2) writes all dirty pages of the pool's file, its own and those of other processes. Clients flush their cache
-    lines themselves.
+    msync(2) writes all dirty pages of the pool's file, this process's and those of other processes. With libpmem
+    clients flush their cache lines themselves.
     """
     if volume.was_writable and volume.pool.persistence == MSYNC:
         volume.pool.flush(0, volume.pool.size)

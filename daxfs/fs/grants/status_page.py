@@ -1,12 +1,13 @@
-"""The status page: what clients look at before they use what they were granted, and the token that they quote.
+"""The status page: the entries that clients check before they use a grant, and the token that they quote.
 
-An entry is one cache line of the pool for each granted file: which epoch it is and how long the file is
+An entry is one cache line of the pool for each granted file, with the running epoch and the file size
 (`protocol.StatusEntry`). The first entry of the first block holds the mount's token instead: 128 random bits, new with
 each mount. A client quotes it in every lease request, and so proves that it can open the pool.
 
-The blocks belong to a quarantine inode, so that they are where a client has access anyway, and recovery frees them.
-They are never logged: a crash ends what they are about. No name or file handle leads to that inode, and nothing logs or
-answers the token. It is erased before its block is freed; what a crash leaves of it is no longer any mount's token.
+The blocks belong to a quarantine inode: they lie in the pool, where clients have access anyway, and recovery frees
+them. They are never logged, since a crash ends all grants. No name or file handle leads to that inode, and no log or
+answer contains the token. The daemon erases the token before it frees the block; a token that a crash leaves behind is
+no mount's token any longer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FAR = 64
 
 
 def new_quarantine_inode(tx: Handle) -> Inode:
-    """An inode for blocks that belong to no file. The caller says so to the books (`Lifetimes.quarantined`)."""
+    """Return a new inode for blocks that belong to no file. The caller registers it with `Lifetimes.quarantined`."""
     inode = inodes.allocate(tx, inodes.read(tx, ROOT_INO), stat.S_IFREG)
     mapping.new_inode_map(tx, inode)
     inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = clock.now()
@@ -39,11 +40,11 @@ def new_quarantine_inode(tx: Handle) -> Inode:
 
 
 class StatusPage:
-    """The status page of one volume: blocks of one inode, as many as are needed.
+    """The status page of one volume: the blocks of one inode, as many as are needed.
 
     Attributes:
-        ino: that inode; 0: no block is needed yet.
-        token: pool offset of the token; 0 as long as there is none.
+        ino: the number of that inode; 0: no block has been needed yet.
+        token: pool offset of the token; 0: there is none.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -53,35 +54,43 @@ class StatusPage:
         self._secret = b""
         self._free: list[int] = []
 
-    def make(self) -> None:
-        """Make the first block, with the token, if there is none and the volume can be changed; ENOSPC."""
-        if not self.ino and not self._volume.read_only:
-            self._volume.retrying(lambda _: self._grow())
+    def ensure(self) -> None:
+        """Make the first block, with the token, unless it exists or the volume is read-only.
 
-    def proves(self, quoted: bytes) -> bool:
-        """Whether a request quotes the token. A volume that was read-only all the time has none: nothing is pinned."""
+        Raises:
+            FsError: ENOSPC.
+        """
+        if not self.ino and not self._volume.read_only:
+            self._volume.retrying(lambda _: self._add_block())
+
+    def token_matches(self, quoted: bytes) -> bool:
+        """Return whether a request quotes the token. A volume that was always read-only has none and needs none."""
         if not self.token:
             return self._volume.read_only
         return secrets.compare_digest(quoted, self._secret)
 
     def erase(self) -> None:
-        """Erase the token when the mount ends, so that it proves nothing from then on."""
+        """Erase the token at the end of the mount: from then on no request is granted."""
         if self.token:
             self._volume.pool.zero(self.token, TOKEN_SIZE)
             self._secret = secrets.token_bytes(TOKEN_SIZE)
 
-    def take(self) -> int:
-        """An entry: its pool offset; ENOSPC when there is none and no block for more."""
+    def allocate(self) -> int:
+        """Return the pool offset of an unused entry.
+
+        Raises:
+            FsError: ENOSPC, there is no entry and no block for more.
+        """
         if not self._free:
-            self._volume.retrying(lambda _: self._grow())
+            self._volume.retrying(lambda _: self._add_block())
         return self._free.pop()
 
-    def give(self, entry: int) -> None:
-        """The entry is for another inode from now on; a client that looks at it late finds that nothing holds."""
+    def free(self, entry: int) -> None:
+        """Free an entry for another inode. It shows `ENDED`, so that a client that still reads it asks again."""
         self._volume.pool.store_word(entry + EPOCH_AT, ENDED, 8)
         self._free.append(entry)
 
-    def _grow(self) -> None:
+    def _add_block(self) -> None:
         volume = self._volume
         bits = volume.block_bits
         with volume.handle(CREDITS_PAGE) as tx:

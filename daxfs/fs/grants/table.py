@@ -1,6 +1,6 @@
-"""All grants of one volume, and what becomes of them when something happens to files.
+"""All grants of one volume, and how they follow what happens to files.
 
-`Grants` is what the rest of this package works on. It is the volume's notifier, so that changes of blocks and lengths
+The other modules of this package work on `Grants`. It is the volume's notifier, so that changes of blocks and sizes
 reach the grants from wherever they are made.
 """
 
@@ -27,14 +27,14 @@ class Grants:
     """The grants of one volume.
 
     Attributes:
-        volume: whose.
-        page: the status page.
-        epochs: what is freed when.
-        by_ino: the granted inodes.
-        holders: how many there are, of all files.
-        recalls: those under way.
-        said: when the log last spoke of what waits (`waiting.py`), in seconds of the monotonic clock.
-        identity: the answer to a client that asks for the pool, once one has asked (the path takes a few system calls).
+        volume: the volume.
+        page: its status page.
+        epochs: its deferred frees.
+        by_ino: inode number -> grants, of all granted files.
+        holders: the number of holders, of all files.
+        recalls: the recalls that run.
+        last_logged: kind of message -> when it was logged last (`waiting.py`), in seconds of the monotonic clock.
+        identity: the answer to a client that asks for the pool; kept after the first time, since it takes system calls.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -44,115 +44,119 @@ class Grants:
         self.by_ino: dict[int, InodeGrants] = {}
         self.holders = 0
         self.recalls = Recalls(self.by_ino, self.epochs, volume.block_size)
-        self.said: dict[str, float] = {}
+        self.last_logged: dict[str, float] = {}
         self.identity: PoolIdentity | None = None
 
     # The volume's notifier (`daxfs.fs.notifiers.BlockNotifier`)
 
     @property
     def stale(self) -> bool:
-        """Clients of an earlier mount may touch anything that was in the pool then."""
+        """Whether clients of an earlier mount may touch anything that was in the pool then."""
         return self.epochs.stale
 
-    def freed(self, tx: Handle, ino: int, mark: int) -> None:
-        """The handle has freed blocks of a file: what clients may touch waits."""
-        self.epochs.freed(tx, self.by_ino.get(ino), mark)
+    def defer_frees(self, tx: Handle, ino: int, mark: int) -> None:
+        """Defer those of the blocks that a handle has freed that clients may touch."""
+        self.epochs.defer_frees(tx, self.by_ino.get(ino), mark)
 
-    def before_growth(self, ino: int) -> None:
-        """The file is about to be made longer other than by a client, cut or shifted: its growth by a client ends.
+    def end_preallocation(self, ino: int) -> None:
+        """Free what a client was granted past EOF, before another operation extends, cuts or shifts the file.
 
         A client that goes on storing past EOF must not store into what others write there.
         """
         if self.epochs.stale:
-            self.detach(ino)
+            self.detach_past_eof(ino)
         grants = self.by_ino.get(ino)
-        if grants is not None and grants.growth.runs:
-            self._end_growth(grants)
+        if grants is not None and grants.preallocated.runs:
+            self._free_preallocated(grants)
 
-    def invalidated(self) -> None:
-        """The volume became read-only: clients that may store must ask again."""
+    def bump_all_epochs(self) -> None:
+        """Begin a new epoch for all files: the volume became read-only, and clients that may store must ask again."""
         for grants in self.by_ino.values():
-            grants.invalidated()
+            grants.bump_epoch()
 
-    def disowned(self) -> None:
-        """The pool has another owner: each status entry gets a last word, and no entry is stored to after that."""
+    def end_all_epochs(self) -> None:
+        """Show the last epoch in every status entry, and store to no entry after that: the pool has another owner."""
         for grants in self.by_ino.values():
-            grants.ended()
+            grants.end_epochs()
             grants.entry = 0
 
     # Holders
 
-    def begin(self, node: Node) -> InodeGrants:
-        """The first holder of an inode is about to join; ENOSPC when there is no room for its status entry."""
-        entry = self.page.take() if not self.volume.read_only else 0
+    def add_inode(self, node: Node) -> InodeGrants:
+        """Return new, empty grants for an inode.
+
+        Raises:
+            FsError: ENOSPC, there is no room for a status entry.
+        """
+        entry = self.page.allocate() if not self.volume.read_only else 0
         grants = self.by_ino[node.ino] = InodeGrants(self.volume, node, entry, self.epochs.numbers)
         node.grants = grants
         return grants
 
-    def renew(self, grants: InodeGrants, file: OpenFile, holder: int, *, grows: bool) -> None:
-        """A holder uses nothing any more that it was granted before, and joins again; what waited for it is freed.
+    def renew(self, grants: InodeGrants, file: OpenFile, holder: int, *, extends: bool) -> None:
+        """Remove a holder that no longer uses what it was granted, and free what was deferred for it.
 
-        ``grows``: it goes on to make the file longer by itself.
+        ``extends``: the holder continues an extending write, so that its preallocation stays.
         """
-        grower_left = self._left(grants, file, holder)
+        extender_left = self._remove_holder(grants, file, holder)
         try:
-            if grower_left and not grows:
-                self.before_growth(grants.node.ino)
+            if extender_left and not extends:
+                self.end_preallocation(grants.node.ino)
             self.epochs.release(grants)
         except BaseException:
             self.end_if_unheld(grants)
             raise
 
     def end_if_unheld(self, grants: InodeGrants) -> None:
-        """A holder that has renewed was refused, or its renewal failed: if it was the last, the grants end."""
+        """End the grants if they have no holder left, after a renewed holder was refused or its renewal failed."""
         if not grants.holders:
             self._end(grants)
             self.epochs.release(grants)
 
     def leave(self, file: OpenFile, holder: int | None = None) -> None:
-        """A holder, or all of an open file, use nothing any more. With the last holder the grants end."""
+        """Remove a holder, or all holders of an open file (None). With the last holder the grants end."""
         grants = self.by_ino.get(file.ino)
         if grants is None:
             return
         mapped = len(grants.through_kernel)
-        grower_left = self._left(grants, file, holder)
+        extender_left = self._remove_holder(grants, file, holder)
         try:
-            if grower_left:
-                self.before_growth(grants.node.ino)
+            if extender_left:
+                self.end_preallocation(grants.node.ino)
         finally:
             if not grants.holders:
                 self._end(grants)
             elif len(grants.through_kernel) != mapped:
-                grants.invalidated()
+                grants.bump_epoch()
             self.epochs.release(grants)
 
-    def detach(self, ino: int) -> None:
-        """A client is about to make the file longer: none of what stale clients may touch becomes part of it."""
-        if not self.epochs.detach(ino):
+    def detach_past_eof(self, ino: int) -> None:
+        """Take from a file, before a client extends it, the blocks past EOF that stale clients may touch."""
+        if not self.epochs.detach_past_eof(ino):
             return
         grants = self.by_ino.get(ino)
         if grants is not None:
-            grants.growth = FileMap()
-            grants.invalidated()
+            grants.preallocated = FileMap()
+            grants.bump_epoch()
 
     # The end of the mount, and of an earlier one's clients
 
-    def part(self) -> None:
-        """The daemon ends: no answer holds any more, and programs that still map the pool are stale clients.
+    def end_mount(self) -> None:
+        """Show the last epoch in every status entry, and count programs that still map the pool as stale clients.
 
-        What they may touch stays where it is, nameless, for the next mount to free. A client that has closed all files
-        has nothing to touch, even if it keeps the pool mapped.
+        What they may touch stays in nameless inodes, which the next mount frees. A client that has closed all files has
+        nothing to touch, even if it keeps the pool mapped.
         """
         for grants in self.by_ino.values():
-            grants.ended()
+            grants.end_epochs()
         self.epochs.stale = self.epochs.stale or (bool(self.by_ino) and self.volume.pool.mapped_elsewhere())
 
     def reclaim(self) -> bool:
-        """Free what waits for stale clients if the last of them is gone; whether it is (reclaimer)."""
+        """Free what is deferred for stale clients if the last of them is gone; return whether it is (a reclaimer)."""
         return self.epochs.reclaim(self.by_ino.values(), self.page.ino)
 
     def check(self) -> None:
-        """Hold all grants against each other, the inodes and the status page, for tests, between two operations.
+        """Compare all grants with each other, the inodes and the status page; for tests, between two operations.
 
         Raises:
             AssertionError: they do not agree.
@@ -172,39 +176,39 @@ class Grants:
         if not self.stale:
             assert lives.quarantine == {*held, *([self.page.ino] if self.page.ino else [])}
 
-    def _left(self, grants: InodeGrants, file: OpenFile, holder: int | None) -> bool:
-        """A holder, or all of an open file, use nothing any more; whether the grower left, whose growth must end."""
-        grower = grants.grower
-        self.holders -= grants.left(file, holder)
+    def _remove_holder(self, grants: InodeGrants, file: OpenFile, holder: int | None) -> bool:
+        """Remove a holder, or all of an open file; return whether the extender left, whose preallocation must end."""
+        extender = grants.extender
+        self.holders -= grants.remove_holder(file, holder)
         if not grants.holders:
             grants.granted.cut(0, self.volume.pool.size)
-        return grants.grower != grower and not self.volume.read_only
+        return grants.extender != extender and not self.volume.read_only
 
     def _end(self, grants: InodeGrants) -> None:
         del self.by_ino[grants.node.ino]
         grants.node.grants = None
         if grants.entry:
-            self.page.give(grants.entry)
+            self.page.free(grants.entry)
 
-    def _end_growth(self, grants: InodeGrants) -> None:
-        """Free what the grower was granted past EOF. If that fails it keeps what is left, for the next to find."""
+    def _free_preallocated(self, grants: InodeGrants) -> None:
+        """Free what the extender was granted past EOF. If that fails, what still has its blocks stays recorded."""
         node, bits = grants.node, self.volume.block_bits
         first = node.size + self.volume.block_size - 1 >> bits
-        runs = [(max(begin >> bits, first), (end >> bits) - 1) for begin, end, _, _ in grants.growth.runs]
-        growth, grants.growth = grants.growth, FileMap()
+        runs = [(max(begin >> bits, first), (end >> bits) - 1) for begin, end, _, _ in grants.preallocated.runs]
+        preallocated, grants.preallocated = grants.preallocated, FileMap()
         try:
             for low, high in reversed(runs):
                 if low <= high:
-                    self.epochs.cut(node.ino, low, high)
-            grants.grower = None
+                    self.epochs.free_past_eof(node.ino, low, high)
+            grants.extender = None
         finally:
-            if grants.grower is not None:
-                self._keep_mapped(grants, growth)
-            grants.invalidated()
+            if grants.extender is not None:
+                self._keep_mapped(grants, preallocated)
+            grants.bump_epoch()
 
-    def _keep_mapped(self, grants: InodeGrants, growth: FileMap) -> None:
-        """Of what was granted past EOF that stays which still has its blocks."""
-        for begin, end, _, _ in growth.runs:
+    def _keep_mapped(self, grants: InodeGrants, preallocated: FileMap) -> None:
+        """Record again those of the preallocated bytes that still have their blocks."""
+        for begin, end, _, _ in preallocated.runs:
             for low, high, _, unwritten in data.pieces(self.volume, grants.node, begin, end):
                 if unwritten:
-                    grants.growth.put(low, high, 0, False)
+                    grants.preallocated.put(low, high, 0, False)

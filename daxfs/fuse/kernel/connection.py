@@ -175,7 +175,7 @@ class Connection:
         """
         self.process_forgets()
         if not unmounted:
-            self.core.part()
+            self.core.end_mount()
         for handle in tuple(self.files):
             try:
                 self.closed(handle)

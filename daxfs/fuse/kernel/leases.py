@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from daxfs import protocol
 from daxfs.errors import FsError
-from daxfs.fs.types import LeaseRequest, Stored
+from daxfs.fs.types import LeaseRequest, WriteNotification
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.files import change_of_content
 from daxfs.fuse.kernel.request import fixed
@@ -113,7 +113,7 @@ def report_stores(
     if flags & ~KNOWN:
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     file = opened(connection, request)
-    claim = Stored(size, base, flags & protocol.DURABLE != 0, flags & protocol.DATA_ONLY != 0, holder)
-    changes = connection.core.stored(file, claim)
+    claim = WriteNotification(size, base, flags & protocol.DURABLE != 0, flags & protocol.DATA_ONLY != 0, holder)
+    changes = connection.core.notify_stored(file, claim)
     connection.invalidate_attributes_once(file.ino)
     return changes

@@ -38,7 +38,7 @@ from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
-from daxfs.fs.types import Stored
+from daxfs.fs.types import WriteNotification
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import blocks
 from support import fsck, mke2fs
@@ -138,15 +138,15 @@ class Crook:
     def stored(self) -> None:
         file = self.file
         size = self.random.choice((0, self.offset(), *(file.node.size + self.length() for _ in range(4))))
-        self.fs.stored(file, Stored(size, durable=self.random.random() < 0.1))
+        self.fs.notify_stored(file, WriteNotification(size, durable=self.random.random() < 0.1))
 
     def appended(self) -> None:
         file, holder = self.file, self.random.randrange(1, 3)
-        if file.node.grants is not None and file.node.grants.grower is not None:
-            file, holder = file.node.grants.grower
+        if file.node.grants is not None and file.node.grants.extender is not None:
+            file, holder = file.node.grants.extender
         base = self.random.choice((*(file.node.size,) * 5, self.offset()))
         size = self.random.choice((*(base + self.length() for _ in range(4)), self.offset()))
-        self.fs.stored(file, Stored(size, base=base, holder=holder))
+        self.fs.notify_stored(file, WriteNotification(size, base=base, holder=holder))
 
     def allocate(self) -> None:
         mode = self.random.choice((KEEP_SIZE, PUNCH, *EVERY_MODE))
@@ -251,9 +251,9 @@ def test_more_than_was_granted_is_refused(marked: FileSystem, base: int | None) 
     marked.fallocate(held.file, KEEP_SIZE, 0, 1 << 20)
     held.ask(0, 4096, STORE | GROW)
     with refused(errno.EINVAL):
-        marked.stored(held.file, Stored(1 << 20, base=base))
+        marked.notify_stored(held.file, WriteNotification(1 << 20, base=base))
     assert held.file.node.size == 0
-    marked.stored(held.file, Stored(4096, base=base))
+    marked.notify_stored(held.file, WriteNotification(4096, base=base))
     assert bytes(marked.read(held.file, 0, FAR)) == bytes(4096)
     truncate(marked, held.file.ino, 1 << 20)
     assert bytes(marked.read(held.file, 0, FAR)) == bytes(1 << 20)

@@ -385,7 +385,7 @@ def test_clients_outlive_the_daemon(folder: Path, tmp_path: Path, state: str, ho
 
 def leave(pair: Pair) -> None:
     """What the session does when it ends."""
-    pair.fs.part()
+    pair.fs.end_mount()
     for file in {id(one.file): one.file for one in pair.clients}.values():
         pair.fs.release(file)
     for file in pair.others:

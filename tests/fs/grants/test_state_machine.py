@@ -236,7 +236,7 @@ class Machine(RuleBasedStateMachine):
         """Orderly; some clients stay."""
         self.haunt(stay)
         self.pool.ours = stay and bool(self.clients)
-        self.fs.part()
+        self.fs.end_mount()
         for client in self.clients:
             self.fs.release(client.file)
         self.clients.clear()

@@ -94,7 +94,7 @@ def test_an_orderly_unmount_erases_it(image: bytearray, tmp_path: Path) -> None:
     held = client(fs, content=b"x" * 5000)
     held.ask()
     secret = token(fs)
-    fs.part()
+    fs.end_mount()
     fs.release(held.file)
     fs.close()
     assert secret not in image

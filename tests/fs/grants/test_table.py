@@ -26,7 +26,7 @@ from range_rig import COLLAPSE, INSERT, PUNCH, refused
 from daxfs.errors import FsError
 from daxfs.fs.change import Change
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
-from daxfs.fs.types import Stored
+from daxfs.fs.types import WriteNotification
 
 BLOCK = 4096
 
@@ -51,7 +51,7 @@ def test_growth_ends_when_others_move_the_end(fs: FileSystem, name: str) -> None
     assert slot(fs, before.entry).epoch != before.epoch
     size = fs.getattr(held.file.ino).size
     with refused(errno.EAGAIN):
-        fs.stored(held.file, Stored(BLOCK + 12_000, base=BLOCK))
+        fs.notify_stored(held.file, WriteNotification(BLOCK + 12_000, base=BLOCK))
     check(fs, [held])
     assert b"staged" not in bytes(fs.read(held.file, 0, FAR))
     truncate(fs, held.file.ino, size + 8 * BLOCK)
@@ -192,7 +192,7 @@ def test_a_close_that_fails_frees_what_has_no_name(fs: FileSystem, monkeypatch: 
     def fail(*_: object) -> None:
         raise FsError(errno.EIO)
 
-    monkeypatch.setattr(fs.grants.epochs, "cut", fail)
+    monkeypatch.setattr(fs.grants.epochs, "free_past_eof", fail)
     with refused(errno.EIO):
         held.close()
     fs.check()
@@ -208,6 +208,6 @@ def test_blocks_that_were_punched_are_no_growth_any_more(open_fs: OpenFs) -> Non
     other = held.fs.open_file(held.file.ino, os.O_RDWR)
     fs.fallocate(other, PUNCH, 0, 4096)
     fs.sync()
-    assert all(low >= 4096 or high <= 1024 for low, high, _, _ in fs.grants.by_ino[held.file.ino].growth.runs)
+    assert all(low >= 4096 or high <= 1024 for low, high, _, _ in fs.grants.by_ino[held.file.ino].preallocated.runs)
     fs.release(other)
     held.close()

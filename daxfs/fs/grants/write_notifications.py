@@ -1,12 +1,12 @@
-"""Write notifications: a client says what it has stored, so times move and the file reaches what was stored past EOF.
+"""Write notifications: a client reports its stores, so that times move and EOF moves to the end of what was stored.
 
-`requests.py` grants the memory, `table.py` ends the growth when the file is made longer in another way. Programs that
-append and synchronise say both in one request, so what is usual there has a short way: some blocks of the unwritten
-run past EOF become the end of the written run before it.
+`requests.py` grants the memory, and `table.py` ends the preallocation when another operation extends the file. Programs
+that append and synchronise send both in one request, so the usual case has a fast path: blocks at the start of the
+unwritten run past EOF become the end of the written run before it.
 
-Invariant: a block past EOF becomes readable only if it was granted to the grower and zeroed for that
-(`InodeGrants.growth`). What a client claims decides nothing: other blocks past EOF (fallocate with KEEP_SIZE) hold what
-was deleted there.
+Invariant: a block past EOF becomes readable only if it was zeroed and granted to the extender
+(`InodeGrants.preallocated`). What a client claims decides nothing: other blocks past EOF (fallocate with KEEP_SIZE)
+hold deleted data.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from daxfs.fs.grants.inode_grants import InodeGrants
     from daxfs.fs.grants.table import Grants
     from daxfs.fs.nodes import Node
-    from daxfs.fs.types import Stored
+    from daxfs.fs.types import WriteNotification
     from daxfs.fs.volume import Volume
 
 
-def stored(table: Grants, file: OpenFile, claim: Stored) -> int:
-    """A client has stored: times move, and the file reaches ``claim.size`` at least.
+def apply(table: Grants, file: OpenFile, claim: WriteNotification) -> int:
+    """Apply a client's write notification: times move, and the file is at least ``claim.size`` bytes long.
 
     Returns:
-        How many changes the file has had (`InodeGrants.changes`), this one included.
+        The count of changes of the file (`InodeGrants.changes`), this one included.
 
     Raises:
-        FsError: EBADF, EROFS, EFBIG, ENOSPC; EINVAL: it holds no grant, or claims more than was granted to it past EOF;
-            EAGAIN: the file no longer has the size ``claim.base``, or somebody else has ended the growth. Nothing has
-            changed after any of them but ENOSPC.
+        FsError: EBADF, EROFS, EFBIG, ENOSPC; EINVAL, the open file holds no grant, or claims more than was granted past
+            EOF; EAGAIN, the file size is no longer ``claim.base``, or another operation has ended the preallocation.
+            Only after ENOSPC may something have changed.
     """
     volume, node = table.volume, file.node
     if not file.writable:
@@ -48,12 +48,12 @@ def stored(table: Grants, file: OpenFile, claim: Stored) -> int:
         raise FsError(errno.EINVAL, f"inode {node.ino}: this open file has no lease")
     size, base, durable, data_only, holder = claim
     if size > node.size or base is not None:
-        grower = grants.grower
-        if base not in {None, node.size} or grower is None or grower[0] is not file:
+        extender = grants.extender
+        if base not in {None, node.size} or extender is None or extender[0] is not file:
             raise FsError(errno.EAGAIN)
-        if holder is not None and grower[1] != holder:
+        if holder is not None and extender[1] != holder:
             raise FsError(errno.EAGAIN)
-        if size > node.size and not grants.growth.covers(node.size, size):
+        if size > node.size and not grants.preallocated.covers(node.size, size):
             number = errno.EINVAL if size <= volume.max_size(node.ino) else errno.EFBIG
             raise FsError(number, f"inode {node.ino}: bytes {node.size} to {size} were not granted")
         if not node.plain:
@@ -62,30 +62,30 @@ def stored(table: Grants, file: OpenFile, claim: Stored) -> int:
             volume.allow_large_files()
     if size <= node.size:
         node.overwritten()
-    elif not advanced(volume, node, grants, size):
-        grow(volume, node, grants, size)
+    elif not extend_fast(volume, node, grants, size):
+        extend(volume, node, grants, size)
     if durable:
         data.fsync(volume, node.ino, data_only=data_only)
     return grants.changes
 
 
-def advanced(volume: Volume, node: Node, grants: InodeGrants, size: int) -> bool:
-    """`grow` where whole blocks change from one run of the file to the other; False: it is not so simple."""
+def extend_fast(volume: Volume, node: Node, grants: InodeGrants, size: int) -> bool:
+    """Extend the file if EOF moves by whole blocks over one unwritten run; False: nothing has changed."""
     begin = node.size
     if node.map is None or (begin | size) & volume.block_size - 1:
         return False
     with volume.handle(ranges.CREDITS_STEP) as tx, Change(volume, tx, node.ino) as change:
-        if not change.advances(begin, size):
+        if not change.advance_eof(begin, size):
             change.dated = False
             return False
-    grants.growth.cut(0, size)
+    grants.preallocated.cut(0, size)
     return True
 
 
-def grow(volume: Volume, node: Node, grants: InodeGrants, size: int) -> None:
-    """The blocks past EOF become written up to ``size``, all of which was granted, and the file reaches it.
+def extend(volume: Volume, node: Node, grants: InodeGrants, size: int) -> None:
+    """Mark the blocks from EOF to ``size`` as written and move EOF there. All of these bytes were granted.
 
-    The block that EOF is in is written: it was when its tail was granted.
+    The block that EOF is in is written already: it was when its tail was granted.
     """
     bits = volume.block_bits
     if node.map is None:
@@ -94,18 +94,18 @@ def grow(volume: Volume, node: Node, grants: InodeGrants, size: int) -> None:
     filled = [
         mapping.Extent(low >> bits, low + delta >> bits, high - low >> bits, False)
         for at, to, delta, unwritten in (data.pieces(volume, node, begin, end) if begin < end else ())
-        for low, high, _, _ in (grants.growth.within(at, to) if unwritten else ())
+        for low, high, _, _ in (grants.preallocated.within(at, to) if unwritten else ())
     ]
     try:
         for run in filled:
-            volume.retrying(grow_step, node, run, min(run.lblk + run.length << bits, size))
+            volume.retrying(extend_step, node, run, min(run.lblk + run.length << bits, size))
         if node.size < size:
-            volume.retrying(grow_step, node, None, size)
+            volume.retrying(extend_step, node, None, size)
     finally:
-        grants.growth.cut(0, node.size)
+        grants.preallocated.cut(0, node.size)
 
 
-def grow_step(volume: Volume, node: Node, run: mapping.Extent | None, size: int) -> None:
+def extend_step(volume: Volume, node: Node, run: mapping.Extent | None, size: int) -> None:
     """Mark one run as written and move EOF, in one handle."""
     with volume.handle(ranges.CREDITS_STEP) as tx, Change(volume, tx, node.ino) as change:
         if run is not None:
