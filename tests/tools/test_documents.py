@@ -1,0 +1,62 @@
+"""README and docs/ agree with the tree: their links lead somewhere, and the code that they name exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+FOREIGN = {"include/uapi/linux/fuse.h"}
+"""Files of the kernel's source that the documents name."""
+PLACES = ("daxfs", "tests", "scripts", "docs", "man", ".github")
+FILES = [path.relative_to(TOP).as_posix() for place in PLACES for path in (TOP / place).rglob("*") if path.is_file()]
+FILES += [path.name for path in TOP.iterdir() if path.is_file()]
+CODE = "\n".join(
+    (TOP / name).read_text()
+    for name in FILES
+    if name.startswith(("daxfs/", "tests/")) and name.endswith((".py", ".c", ".h"))
+)
+WORDS = set(re.findall(r"\w+", CODE))
+
+
+def prose(document: Path) -> str:
+    """The text without its blocks of commands and code."""
+    return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def quoted(document: Path) -> set[str]:
+    """What stands between backticks."""
+    return set(re.findall(r"`([^`\n]+)`", prose(document)))
+
+
+def anchors(document: Path) -> set[str]:
+    """The headings, as links to them are spelled."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", prose(document)):
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(document: Path) -> None:
+    for name in quoted(document):
+        if re.fullmatch(r"[\w./-]+\.(py|c|h|md|yml)", name) and name not in FOREIGN:
+            assert any(f"/{path}".endswith(f"/{name}") for path in FILES), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_members_exist(document: Path) -> None:
+    """Each word of a `Class.member` occurs in the code."""
+    for name in quoted(document):
+        if re.fullmatch(r"[A-Z]\w*(\.\w+)+(\(\))?", name):
+            assert set(re.findall(r"\w+", name)) <= WORDS, name
