@@ -333,7 +333,7 @@ class FakeCore:
     def tick(self) -> None:
         self.ticks += 1
 
-    def part(self) -> None:
+    def end_mount(self) -> None:
         """Nobody maps what this core has."""
 
     def abort(self, error: BaseException) -> None:
