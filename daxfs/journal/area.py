@@ -1,7 +1,7 @@
 """Layer 4: where the blocks of the log are.
 
-The log counts its blocks from 0, the journal's superblock; `LogArea` turns such a position into a place in the pool.
-The fs layer makes one from the journal's inode. Used by `log` and `recovery`.
+The log counts its blocks from 0, the journal's superblock. `LogArea` converts such a position to a block of the pool.
+The fs layer makes a `LogArea` from the journal's inode; `log` and `recovery` use it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ class LogArea:
 
     Attributes:
         runs: (first block, count), in the order of the file.
-        blocks: how many in all.
+        blocks: the number of blocks of all runs.
     """
 
     __slots__ = ("_starts", "blocks", "runs")
 
     def __init__(self, runs: Sequence[tuple[int, int]]) -> None:
-        """An area of these runs."""
+        """Make an area of runs (first block, count)."""
         self.runs = tuple(runs)
         ends = list(accumulate(count for _, count in self.runs))
         self.blocks = ends[-1] if ends else 0
         self._starts = [0, *ends[:-1]]
 
     def check(self, limit: int) -> None:
-        """Every run lies in the file system and none twice.
+        """Check that every run lies in the file system and that no two runs overlap.
 
         Args:
             limit: blocks of the file system.
 
         Raises:
-            Corrupt: otherwise, or there are no blocks.
+            Corrupt: a run lies outside or overlaps another, or there are no blocks.
         """
         end = 0
         for start, count in sorted(self.runs):
@@ -50,12 +50,12 @@ class LogArea:
             raise Corrupt(CorruptKind.JOURNAL_INODE, "it has no blocks")
 
     def physical(self, position: int) -> int:
-        """The block of the pool that holds the log's block ``position`` (0 <= position < blocks)."""
+        """Return the block of the pool that holds the log's block ``position`` (0 <= position < blocks)."""
         index = bisect_right(self._starts, position) - 1
         return self.runs[index][0] + position - self._starts[index]
 
     def run(self, position: int) -> tuple[int, int, int]:
-        """The run that holds the log's block ``position``: its first position, the one behind it, its first block."""
+        """Return the run that holds the log's block ``position``: (first position, position after it, first block)."""
         index = bisect_right(self._starts, position) - 1
         first = self._starts[index]
         start, count = self.runs[index]

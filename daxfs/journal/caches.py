@@ -1,12 +1,13 @@
-"""Layer 4: what the layers above remember of one mounted pool, as long as it is mounted.
+"""Layer 4: the caches that the layers above keep for one mounted pool.
 
-A `daxfs.journal.view.View` has the caches, and shares them with the handle of its journal; a volume that is remounted
-hands them on to its next view. So they belong to a pool and end with its mount: nothing that is undone in one pool is
-forgotten of another. Each cache is a class of the module that uses it; this layer knows no more of it than `Cache`.
+A `daxfs.journal.view.View` has the caches and shares them with the handle of its journal. A volume that is remounted
+passes them to its next view. So caches belong to one pool and end with its mount, and a rollback in one pool does not
+touch the caches of another. Each cache is a class of the module that uses it; this layer knows only `Cache`.
 
-What is undone in the pool must be undone in its caches. A handle is undone often, and most handles that are have
-changed nothing yet: so whoever changes a cache together with blocks has `Handle.on_rollback` take it back. An abort of
-the journal undoes finished handles too, which nobody can name any more: then every cache drops what may come of them.
+What is undone in the pool must be undone in its caches. Handles are undone often, and most of these have changed
+nothing yet. So a module that changes a cache together with blocks registers an undo function with `Handle.on_rollback`.
+An abort of the journal undoes finished handles too, whose undo functions are gone. Then every cache drops all entries
+that such a handle may have made.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 
 class Cache:
-    """What one module remembers. It is made without arguments when it is first asked for, and it is bounded."""
+    """The cache of one module: made without arguments at its first use, and bounded in size."""
 
     __slots__ = ()
 
     def drop(self) -> None:
-        """The journal was aborted: forget what changes may have led to that are undone now. Here: nothing."""
+        """Drop the entries that undone changes may have made; called after an abort. The default drops nothing."""
 
 
 CacheT = TypeVar("CacheT", bound=Cache)
 
 
 class Caches(dict[type[Cache], Any]):
-    """The caches of one mounted pool: ``caches[SomeCache]`` is the one of that class."""
+    """The caches of one mounted pool: ``caches[SomeCache]`` is the cache of that class."""
 
     __slots__ = ()
 
@@ -40,6 +41,6 @@ class Caches(dict[type[Cache], Any]):
         return made
 
     def drop(self) -> None:
-        """Have every cache drop what changes may have led to."""
+        """Call `Cache.drop` of every cache."""
         for cache in self.values():
             cache.drop()

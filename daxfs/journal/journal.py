@@ -1,15 +1,15 @@
-"""Layer 4: the journal as the layers above know it: handles, commit, close.
+"""Layer 4: the journal's interface for the layers above: handles, commit, close.
 
 `Journal` owns the running transaction and decides when it ends. A `CommitWriter` writes each commit: the jbd2 log
-(`daxfs.journal.log.Log`), or home copies alone for pools without a journal (`NoLog`). Recovery comes first: a
-`Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. Single-threaded; nothing here waits.
-Callers: the fs layer, which mounts, and tests of the structures.
+(`daxfs.journal.log.Log`), or for pools without a journal a writer that has home copies only (`NoLog`). Recovery comes
+first: a `Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. The module is single-threaded,
+and nothing in it waits. Callers: the fs layer, and tests of the structures.
 
 The states of a journal::
 
     open --handle()--> changing --end of with--> open (dirty) --commit()--> open (clean) --close()--> closed
      |                    `--exception: undone--> open
-     `--abort(), or an error inside commit()--> aborted: no more handles (EROFS), nothing is written any more
+     `--abort(), or an error inside commit()--> aborted: no more handles (EROFS), nothing is written
 
 docs/CRASH.md numbers the invariants and says what a power cut leaves at each step.
 """
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
 
 UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: bounds the DRAM
-SIZE_CLASSES = 33  # powers of two up to what a log can have: its block numbers have 32 bits
+SIZE_CLASSES = 33  # powers of two up to the largest log, whose block numbers have 32 bits
 
 
 class CommitWriter(Protocol):
-    """Where transactions become durable.
+    """What makes transactions durable.
 
     Attributes:
-        limit: blocks that one transaction may have.
+        limit: the most blocks that one transaction may have.
         revokes_per_block: block numbers in one revoke block.
-        before_home: called with a block that `store_later` was offered, right before its store at home.
+        before_home: called with a block that was passed to `store_later`, right before its store at home.
     """
 
     limit: int
@@ -52,29 +52,31 @@ class CommitWriter(Protocol):
     before_home: Callable[[memoryview], None]
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
-        """Make the transaction durable, together with all stores flushed before; returns the log blocks it took.
+        """Make the transaction durable, together with all stores flushed before; return the log blocks it took.
 
-        On return the blocks may be copied home.
+        Afterwards the blocks may be copied home.
         """
 
     def after_checkpoint(self) -> None:
-        """The home copies of the last commit were stored."""
+        """Accept that the home copies of the last commit were stored."""
 
     def store_later(self, number: int, content: memoryview) -> bool:
-        """Offer a block of the last commit whose copy home may wait; True: it is stored when the log needs it to be.
+        """Accept a block of the last commit whose home copy may wait.
 
-        From then on ``before_home`` alone may change ``content``.
+        Returns:
+            True: the writer will store the block at home before the log needs its space. From now on only
+            ``before_home`` may change ``content``. False: the caller stores the block now.
         """
 
     def close(self) -> None:
-        """Everything is durable at home; the log is empty."""
+        """Make everything durable at home, and leave the log empty."""
 
     def record_error(self, number: int) -> None:
-        """Keep the errno (negative) for whoever mounts next; 0 clears it."""
+        """Store an errno (negative) in the journal for the next mount; 0 clears it."""
 
 
 class NoLog:
-    """The commit writer of a pool without a journal: a commit is the home copies and a fence, not atomic."""
+    """The commit writer of a pool without a journal: a commit is the home copies and a fence, and is not atomic."""
 
     def __init__(self, pool: Pool) -> None:
         self.limit = UNLOGGED_LIMIT
@@ -83,44 +85,45 @@ class NoLog:
         self._pool = pool
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:  # noqa: ARG002
-        """File data first: metadata must not name blocks that are not filled yet."""
+        """Make file data durable first: metadata must not name blocks that are not filled yet."""
         self._pool.fence()
         return 0
 
     def after_checkpoint(self) -> None:
-        """The home copies are all there is."""
+        """Make the home copies durable: without a log they are the commit."""
         self._pool.fence()
 
     def store_later(self, number: int, content: memoryview) -> bool:  # noqa: ARG002
-        """Nothing may wait: the caller stores the block at once."""
+        """Call ``before_home`` and return False: no block may wait, so the caller stores it now."""
         self.before_home(content)
         return False
 
     def close(self) -> None:
-        """Nothing to empty."""
+        """Do nothing: there is no log to empty."""
 
     def record_error(self, number: int) -> None:
-        """There is no place for it."""
+        """Do nothing: without a journal there is no field for an errno."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a journal did since it was opened.
+    """The counters of a journal since it was opened.
 
     Attributes:
         commits: transactions made durable.
-        blocks: of metadata in them.
+        blocks: metadata blocks in those transactions.
         blocks_home: metadata blocks copied home.
-        blocks_logged: blocks stored in the log, descriptors, revokes and commit records included.
+        blocks_logged: blocks stored in the log, descriptors, revoke blocks and commit records included.
         blocks_revoked: revoke records written.
-        tail_moves: times the log was full.
+        tail_moves: how often the log was full, so that its tail moved.
         rollbacks: handles that were undone.
-        sizes: commits by their blocks of metadata: ``sizes[n]`` had up to ``2**n - 1``, and more than those before.
-        largest: blocks of metadata in the largest.
-        running_blocks: changed by the transaction that runs.
-        pending_free_blocks: that come back with the next commit.
-        log_blocks: room of the log, 0 without one.
-        log_blocks_used: how many of them hold transactions.
+        sizes: commits by their number of metadata blocks: ``sizes[n]`` counts the commits whose number has ``n`` bits
+            (``2**(n - 1)`` to ``2**n - 1``).
+        largest: metadata blocks in the largest commit.
+        running_blocks: blocks changed by the running transaction.
+        pending_free_blocks: blocks that become free with the next commit.
+        log_blocks: blocks of the log that transactions may fill; 0 without a log.
+        log_blocks_used: blocks of the log that hold transactions.
     """
 
     commits: int
@@ -142,8 +145,8 @@ class Journal:
     """The running transaction and the log of one pool.
 
     Attributes:
-        view: the newest state.
-        abort_hooks: called after an abort, which gives up what handles have done since the last commit.
+        view: the newest state of the metadata.
+        abort_hooks: called after an abort, which drops what handles have changed since the last commit.
     """
 
     def __init__(
@@ -155,7 +158,7 @@ class Journal:
         *,
         check_credits: bool = False,
     ) -> None:
-        """Use `open`."""
+        """Make a journal on a commit writer; callers use `open`."""
         self.pool = pool
         self.abort_hooks: list[Callable[[], None]] = []
         self._commit_hooks: list[tuple[Callable[[], object], Callable[[Handle], None]]] = []
@@ -190,14 +193,14 @@ class Journal:
         *,
         check_credits: bool = False,
     ) -> Journal:
-        """The journal of a pool that needs no replay (any more).
+        """Open the journal of a pool whose log is empty.
 
         Args:
             pool: writable.
-            geometry: the file system's shape.
+            geometry: of the file system.
             area: the blocks of the journal's inode; None for a pool without a journal.
-            caches: those of the volume's view before, when it is remounted.
-            check_credits: a handle that changes more blocks than it asked for is an AssertionError (for tests).
+            caches: the caches of the volume's earlier view, if the volume is remounted.
+            check_credits: raise AssertionError if a handle changes more blocks than it has credits (for tests).
 
         Raises:
             Corrupt: the journal's superblock is damaged, or the log still holds transactions.
@@ -207,13 +210,13 @@ class Journal:
         return cls(pool, geometry, writer, caches, check_credits=check_credits)
 
     def handle(self, credits: int, *, privileged: bool = True) -> Handle:
-        """The right to change up to ``credits`` blocks, as a context manager.
+        """Begin a handle: the right to change up to ``credits`` blocks, as a context manager.
 
-        If the running transaction has no room for them, it is committed first.
+        If the running transaction has no room for that many blocks, it is committed first.
 
         Args:
-            credits: blocks that will be edited or created, at most.
-            privileged: the operation may use reserved blocks.
+            credits: the most blocks that the handle will edit or create.
+            privileged: whether the operation may use reserved blocks.
 
         Raises:
             FsError: EROFS after an abort; ENOSPC if no transaction of this journal can hold so many blocks.
@@ -226,28 +229,30 @@ class Journal:
         return handle.begin(credits, privileged)
 
     def add_commit_hook(self, hook: Callable[[Handle], None], due: Callable[[], object]) -> None:
-        """Have ``hook`` called with a last handle at the start of every commit, after those added before.
+        """Register a commit hook: a commit calls ``hook`` with a last handle, in the order of registration.
 
         Args:
-            hook: changes what the transaction still lacks; credits for that are reserved by handles (`Handle.reserve`).
-            due: whether it has anything to do, asked at each commit: a handle that changes nothing is not worth its
-                time. It need not foresee what hooks before it leave to this one: all behind one that is due are called.
+            hook: makes the changes that the transaction still lacks. Handles reserve the credits for them
+                (`Handle.reserve`).
+            due: returns whether the hook has anything to do. A commit asks each hook in order, and calls the first one
+                that is due and all hooks registered after it. So ``due`` need not consider what earlier hooks will
+                change. The question saves the time of a handle that changes nothing.
         """
         self._commit_hooks.append((due, hook))
 
     def before_superblock_home(self, hook: Callable[[memoryview], None]) -> None:
-        """Have ``hook`` called with the block of a committed superblock right before it is stored at home.
+        """Register ``hook`` to be called with the block of a committed superblock, right before its store at home.
 
         Args:
-            hook: may change the content in place, and makes its checksum then. What it changes is not in the log.
+            hook: may change the content in place, and then seals it. The log does not contain these changes.
         """
         self._writer.before_home = hook
 
     def commit(self) -> None:
-        """Make every finished handle durable, and all stores to the pool before it.
+        """Make the changes of all finished handles durable, and all earlier stores to the pool.
 
         Raises:
-            FsError: EROFS after an abort. Any error of a hook, a seal or the pool aborts the journal and comes out.
+            FsError: EROFS after an abort. An error of a hook, a seal or the pool aborts the journal and is raised.
         """
         self._assert_usable()
         try:
@@ -258,11 +263,11 @@ class Journal:
             raise
 
     def fence(self) -> None:
-        """Make all stores to the pool durable (file data written in place); the transaction runs on."""
+        """Make all stores to the pool durable (file data written in place); the running transaction continues."""
         self.pool.fence()
 
     def close(self) -> None:
-        """Commit and leave an empty log. After an abort: leave the pool as it is. May be called twice."""
+        """Commit and leave an empty log; after an abort, leave the pool as it is. A second call does nothing."""
         if self._closed:
             return
         if not self._aborted:
@@ -274,10 +279,13 @@ class Journal:
         self._handle.release()
 
     def abort(self, error: BaseException | None = None, *, record: bool = True) -> None:
-        """Allow no more changes, drop those that were not committed, and record the errno in the journal.
+        """Refuse further changes, drop those that were not committed, and record the errno in the journal.
 
-        The pool then holds the state of the last commit; its log is left for recovery. Without ``record`` nothing is
-        stored.
+        Afterwards the pool holds the state of the last commit, and its log stays as it is for recovery.
+
+        Args:
+            error: the cause; its errno is recorded, EIO if it has none.
+            record: False: store nothing.
         """
         if self._aborted or self._closed:
             return
@@ -288,48 +296,48 @@ class Journal:
         self.view.caches.drop()
         for hook in self.abort_hooks:
             hook()
-        if record and not self._storing_home:  # else the log is needed whole: nothing in its superblock is risked
+        if record and not self._storing_home:  # while storing home, recovery needs the log: don't touch its superblock
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             with suppress(OSError):  # the pool itself may be what failed
                 self._writer.record_error(-number)
 
     def clear_error(self) -> None:
-        """The errno that an earlier abort left was taken note of (`RecoveryReport.errno`)."""
+        """Clear the errno that an earlier abort recorded, after the caller has handled it (`RecoveryReport.errno`)."""
         self._writer.record_error(0)
 
     @property
     def aborted(self) -> bool:
-        """No more handles until the pool is mounted again."""
+        """Whether the journal was aborted: there are no more handles until the pool is mounted again."""
         return self._aborted
 
     @property
     def interrupted(self) -> bool:
-        """Whether an exception that is no refusal (`FsError`) came out of a handle or a commit, ever."""
+        """Whether a handle or a commit has ever raised an exception other than a refusal (`FsError`)."""
         return self._handle.interrupted
 
     @property
     def dirty(self) -> bool:
-        """Whether a commit has anything to write (hooks may have more)."""
+        """Whether the running transaction has anything to write; commit hooks may add to it."""
         tx = self._transaction
         return bool(tx.copies or tx.frees or tx.revokes)
 
     @property
     def capacity(self) -> int:
-        """Blocks that one transaction can hold: the most credits that a handle may ask for."""
+        """Blocks that one transaction can hold, and so the most credits that a handle may request."""
         return self._room
 
     def has_frees(self) -> bool:
-        """Whether blocks come back with the next commit."""
+        """Whether blocks become free with the next commit."""
         return bool(self._transaction.frees)
 
     @property
     def pending_free_blocks(self) -> int:
-        """Blocks that come back with the next commit."""
+        """Blocks that become free with the next commit."""
         return sum(count for _, count in self._transaction.frees)
 
     @property
     def stats(self) -> Statistics:
-        """What was done so far."""
+        """The counters since the journal was opened."""
         log = self._writer if isinstance(self._writer, Log) else None
         sizes = [0] * SIZE_CLASSES
         for blocks, commits in self._sizes.items():

@@ -45,7 +45,7 @@ _MAGIC_FIRST = jbd2.MAGIC_BYTES[0]
 _MAGIC_WORD = int.from_bytes(jbd2.MAGIC_BYTES, "little")  # as the pool's words are read
 _ESCAPED = bytes(4)
 _INVALIDATE_AHEAD = 16  # blocks
-_INVALIDATE_STOCK = 64  # blocks invalidated at once when fewer than those are left: looking costs less for many
+_INVALIDATE_STOCK = 64  # blocks invalidated at once when fewer are left: checking many at once costs less for each
 _SEQUENCE = slice(jbd2.SEQUENCE_OFFSET, jbd2.SEQUENCE_OFFSET + 4)
 
 
@@ -53,8 +53,8 @@ def load_superblock(pool: Pool, geometry: Geometry, area: LogArea) -> JournalSup
     """Read and check the journal's superblock, and that the area lies inside the file system.
 
     Raises:
-        Corrupt: one of them is damaged.
-        Unsupported: features that nobody here knows.
+        Corrupt: the superblock is damaged, or the area lies outside.
+        Unsupported: the journal has features that daxfs does not know.
     """
     area.check(min(geometry.blocks_count, pool.size // geometry.block_size))
     start = area.physical(0) * geometry.block_size
@@ -63,10 +63,11 @@ def load_superblock(pool: Pool, geometry: Geometry, area: LogArea) -> JournalSup
 
 
 def usable_features(superblock: JournalSuperblock, geometry: Geometry) -> JournalSuperblock:
-    """The superblock of an empty log, with the features that the kernel sets when it mounts such a file system.
+    """Return the superblock of an empty log with the features that the kernel sets when it mounts such a file system.
 
-    csum v3 with metadata_csum and no checksums without, 64bit with 64bit, revoke always; async_commit and fast_commit
-    are given up (``ext4_load_journal``, ``set_journal_csum_feature_set`` in fs/ext4/super.c).
+    The journal gets csum v3 if the file system has metadata_csum, else no checksums. It gets 64bit if the file system
+    has 64bit, and always revoke. It loses async_commit and fast_commit (``ext4_load_journal``,
+    ``set_journal_csum_feature_set`` in fs/ext4/super.c).
     """
     incompat = superblock.s_feature_incompat | Incompat.REVOKE
     incompat &= ~int(Incompat.CSUM_V2 | Incompat.CSUM_V3 | Incompat.ASYNC_COMMIT | Incompat.FAST_COMMIT)
@@ -84,7 +85,7 @@ def usable_features(superblock: JournalSuperblock, geometry: Geometry) -> Journa
 
 
 def unchanged(content: memoryview) -> None:
-    """The hook ``before_home`` of a commit writer that was given none."""
+    """Change nothing: the default ``before_home`` hook of a commit writer."""
 
 
 class Log:
@@ -92,10 +93,10 @@ class Log:
 
     Attributes:
         before_home: called with a block that waited (`store_later`) right before its store; may change it in place.
-        limit: blocks that one transaction may have: a quarter of the log, as in jbd2.
+        limit: the most blocks that one transaction may have: a quarter of the log, as in jbd2.
         revokes_per_block: block numbers in one revoke block.
-        tail_moves: how often the log was full.
-        blocks: that transactions may fill.
+        tail_moves: how often the log was full, so that its tail moved.
+        blocks: the blocks of the log that transactions may fill.
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, area: LogArea) -> None:
@@ -103,7 +104,7 @@ class Log:
 
         Raises:
             Corrupt: the superblock is damaged, or there are transactions to replay.
-            Unsupported: a version 1 superblock, or features that nobody here knows.
+            Unsupported: the journal has a version 1 superblock, or features that daxfs does not know.
         """
         superblock = load_superblock(pool, geometry, area)
         if superblock.h_blocktype != jbd2.SUPERBLOCK_V2:
@@ -127,8 +128,8 @@ class Log:
         self._free = 0  # nothing is logged before s_start is set
         self._invalidated = 0
         self._seconds = 0
-        self._run = (0, 0, 0)  # of the area, the last that was asked for
-        self._image = memoryview(bytearray())  # where blocks are put together before they are stored, used again
+        self._run = (0, 0, 0)  # the run of the area that was looked up last
+        self._image = memoryview(bytearray())  # a buffer, used again, in which blocks are assembled before their store
         self._waiting: dict[int, memoryview] = {}  # committed blocks that are not stored at home
         self.before_home: Callable[[memoryview], None] = unchanged
         self.blocks = self._end - self._first
@@ -138,15 +139,15 @@ class Log:
 
     @property
     def blocks_used(self) -> int:
-        """How many hold transactions; the log begins anew when the next one has no room behind them."""
+        """Blocks that hold transactions; the log begins anew when the next transaction has no room after them."""
         return self.blocks - self._free if self._tail.superblock.s_start else 0
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
-        """Make the transaction durable; returns the log blocks it took.
+        """Make the transaction durable; return the log blocks it took.
 
         Args:
-            copies: block number -> content, checksums made.
-            revokes: forgotten blocks, none of which is in ``copies``.
+            copies: block number -> content, already sealed.
+            revokes: blocks that were freed, none of which is in ``copies``.
 
         Raises:
             FsError: ENOSPC when the transaction is larger than the log.
@@ -166,12 +167,12 @@ class Log:
         number = self._place(last) + jbd2.SEQUENCE_OFFSET
         word = int.from_bytes(sequence.to_bytes(4, "big"), "little")
         if self._words[number >> 2] == word:
-            # Until the fence any word of the commit record may be the old block's. The number's must be wrong in both
-            # cases, which an old block could only break whose third word is, by chance or by design, this very number.
+            # Until the fence, each word of the commit record may still be the old block's, and the sequence number must
+            # be wrong in either case. By chance or by design the old word is the right number: overwrite it first.
             pool.store_word(number, word ^ _M)
             pool.fence()
         self._write(sequence, copies, revokes)
-        # Room for a transaction like this one, so that the next needs no fence of its own for it (invariant L2).
+        # Invalidate room for another transaction of this size, so that the next commit needs no extra fence (L2).
         if self._invalidated < needed + max(needed, _INVALIDATE_AHEAD):
             self._invalidate(min(needed + max(needed, _INVALIDATE_STOCK), self._free))
         pool.fence()
@@ -184,22 +185,22 @@ class Log:
         return needed
 
     def after_checkpoint(self) -> None:
-        """The home copies need no fence of their own: the log has them until the tail moves, behind a fence."""
+        """Do nothing: the log has the blocks until the tail moves, and a fence comes before that."""
 
     def store_later(self, number: int, content: memoryview) -> bool:
-        """The log has the block until the tail moves; by then it is stored at home, in its last version."""
+        """Keep the block, in its latest version, and return True; it is stored at home before the tail moves."""
         self._waiting[number] = content
         return True
 
     def store_waiting(self) -> None:
-        """Store at home what waits. No fence."""
+        """Store the waiting blocks at home, without a fence."""
         for number, content in self._waiting.items():
             self.before_home(content)
             self._pool.write(number * self._size, content)
         self._waiting.clear()
 
     def close(self) -> None:
-        """Mark the log empty (invariant L3); what it holds is made durable at home first."""
+        """Make the log's blocks durable at home, then mark the log empty (invariant L3)."""
         if self._tail.superblock.s_start:
             used = self.blocks if self.tail_moves else self.blocks_used
             self._head, self._invalidated = self._tail.superblock.s_start, 0
@@ -208,12 +209,12 @@ class Log:
             self._tail.empty(self._sequence)
             self._free = 0
             self._pool.fence()
-            self._invalidate(used)  # numbers come again, and the kernel does not look whether an old block bears them
+            self._invalidate(used)  # sequence numbers come again, and the kernel does not check old blocks for them
         self._pool.fence()
         self._words.release()
 
     def record_error(self, number: int) -> None:
-        """Store ``s_errno``; the log's contents stay."""
+        """Store ``s_errno``; the content of the log stays."""
         if self._tail.superblock.s_errno != number:
             self._pool.fence()
             self._tail.write(errno=number)
@@ -225,7 +226,7 @@ class Log:
         return position if position < self._end else position - (self._end - self._first)
 
     def _place(self, position: int) -> int:
-        """The byte offset of a log block in the pool; the log runs on from there to position ``_run[1]``."""
+        """Return the pool offset of a log block; the log is contiguous from there to position ``_run[1]``."""
         first, end, start = self._run
         if not first <= position < end:
             first, end, start = self._area.run(position)
@@ -237,7 +238,7 @@ class Log:
         return blocks + descriptors - (-revokes // self.revokes_per_block) + 1
 
     def _make_room(self) -> None:
-        """Begin the log anew. The old transactions are no longer needed once their home copies are durable."""
+        """Begin the log anew, once the home copies of the old transactions are durable."""
         pool = self._pool
         self.store_waiting()
         pool.fence()
@@ -249,13 +250,13 @@ class Log:
         pool.fence()  # before the first of the old transactions is invalidated or written over
 
     def _is_stale(self, position: int, sequence: int) -> bool:
-        """Whether an old block at this position would pass for one of the transaction ``sequence``."""
+        """Whether recovery would take the old block at this position for a block of the transaction ``sequence``."""
         at = self._place(position) >> 2
         header = self._words[at : at + jbd2.HEADER_SIZE // 4].tobytes()
         return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] == sequence.to_bytes(4, "big")
 
     def _invalidate(self, count: int) -> bool:
-        """Take the magic from old blocks among the ``count`` from ``head`` on; whether anything was stored."""
+        """Clear the magic of old blocks among the ``count`` blocks from ``head`` on; return whether any had it."""
         done, stored, size = self._invalidated, False, self._size
         while done < count:
             position = self._wrapped(self._head + done)
@@ -278,7 +279,7 @@ class Log:
         return b"".join(jbd2.pack_revoke(self._form, sequence, group) for group in groups)
 
     def _write(self, sequence: int, copies: Mapping[int, memoryview], revokes: Collection[int]) -> None:
-        """Store the transaction from ``head`` on, with a wrong number in its commit record."""
+        """Store the transaction from ``head`` on, with a wrong sequence number in its commit record."""
         position = self._head
         if revokes:
             position = self._store(position, self._revoke_blocks(sequence, revokes))
@@ -289,7 +290,9 @@ class Log:
         self._store(position, self._stretch(sequence, entries, last=True))
 
     def _stretch(self, sequence: int, entries: list[tuple[int, memoryview]], *, last: bool) -> memoryview:
-        """A descriptor with the blocks that it describes, behind the ``last`` ones the commit record."""
+        """Assemble a descriptor and the blocks that it describes, followed, if these are the ``last``, by the commit
+        record.
+        """
         form, size, image = self._form, self._size, self._image
         length = (len(entries) + bool(entries) + last) * size
         if len(image) < length:
@@ -310,14 +313,14 @@ class Log:
             at += size
         if last:
             seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-            self._seconds = max(self._seconds, seconds)  # jbd2 takes earlier times for stale blocks
+            self._seconds = max(self._seconds, seconds)  # jbd2 takes a commit with an earlier time for a stale block
             jbd2.fill_commit(form, image[at:length], sequence, self._seconds, nanoseconds)
             at += jbd2.SEQUENCE_OFFSET
             image[at : at + 4] = (sequence ^ _M).to_bytes(4, "big")
         return image[:length]
 
     def _store(self, position: int, content: Buffer) -> int:
-        """Store blocks from ``position`` on, around the log's end; returns the position behind them."""
+        """Store blocks from ``position`` on, around the log's end; return the position after them."""
         size = self._size
         blocks = len(content) // size
         while True:

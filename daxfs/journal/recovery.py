@@ -1,10 +1,9 @@
-"""Layer 4: bringing a pool to the state of its last commit.
+"""Layer 4: bring a pool to the state of its last commit.
 
-`replay` reads a jbd2 log that daxfs, the kernel or e2fsprogs left, copies what was committed home and marks the log
+`replay` reads a jbd2 log that daxfs, the kernel or e2fsprogs left, copies committed blocks home and marks the log
 empty. Like jbd2 it makes three passes: scan (where does the log end?), revoke (which copies must not be replayed?),
-replay. Unlike jbd2 it decides everything before the first store: a log that is refused leaves the pool as it was. It
-knows no transactions in progress; it runs before `daxfs.journal.journal.Journal.open`. Callers: the fs layer and the
-tools.
+replay. Unlike jbd2 it completes all checks before the first store, so that a refused log leaves the pool unchanged. It
+runs before `daxfs.journal.journal.Journal.open` and knows no running transaction. Callers: the fs layer and the tools.
 
 Sources: ``fs/jbd2/recovery.c``, ``fs/jbd2/revoke.c``; e2fsprogs ``e2fsck/recovery.c``, ``e2fsck/journal.c``.
 """
@@ -35,16 +34,16 @@ _FC_HEAD = slice(8, 12)  # fc_tid: after the tag, its length and fc_features
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
-    """What was found in the log, and done.
+    """The result of a recovery.
 
     Attributes:
-        clean: the log was empty; nothing was done.
+        clean: the log was empty, and the pool was not changed.
         transactions: committed transactions in the log.
-        first_sequence: of the first of them.
-        next_sequence: the sequence number after the last one.
+        first_sequence: the sequence number of the first of them.
+        next_sequence: the sequence number after that of the last one.
         replayed: blocks copied home.
-        revoked: copies that a revoke record kept from being replayed.
-        errno: what an aborted journal left in ``s_errno`` (0: nothing). It stays there until `Journal.clear_error`.
+        revoked: copies that were not replayed because of a revoke record.
+        errno: ``s_errno``, which an aborted journal has set (0: none). It stays set until `Journal.clear_error`.
     """
 
     clean: bool
@@ -58,7 +57,7 @@ class RecoveryReport:
 
 @dataclass(slots=True)
 class _Copy:
-    """A tag of a committed transaction: log block ``position`` belongs to ``home``."""
+    """A tag of a committed transaction: log block ``position`` is a copy of the block ``home``."""
 
     sequence: int
     position: int
@@ -68,24 +67,24 @@ class _Copy:
 
 
 def is_newer(sequence: int, other: int) -> bool:
-    """Whether a sequence number comes after another one; they wrap (``tid_gt``)."""
+    """Whether ``sequence`` comes after ``other``; sequence numbers wrap around (``tid_gt``)."""
     return 0 < (sequence - other & _M) < _HALF
 
 
 def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
     """Copy every committed block home, and mark the log empty.
 
-    Replaying again after a power cut in the middle gives the same pool: the log changes last, behind a fence.
+    A replay after a power cut during a replay gives the same pool, because the log changes last, after a fence.
 
     Args:
         pool: writable.
-        geometry: the file system's shape.
+        geometry: of the file system.
         area: the blocks of the journal's inode.
 
     Raises:
-        Corrupt: the journal's superblock, or a transaction that jbd2 would refuse: a bad checksum in a committed
-            transaction, a revoke list or a block number out of bounds. The pool is unchanged; e2fsck can save what
-            is left.
+        Corrupt: the journal's superblock is damaged, or a transaction is one that jbd2 would refuse: a bad checksum in
+            a committed transaction, a revoke list or a block number out of bounds. The pool is unchanged; e2fsck can
+            save what is left.
         Unsupported: fast commits wait to be replayed, or the journal uses unknown features. The pool is unchanged.
     """
     superblock = load_superblock(pool, geometry, area)
@@ -115,12 +114,12 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
 
 
 def newest_copy(pool: Pool, geometry: Geometry, area: LogArea, block: int) -> bytearray | None:
-    """What the last committed transaction that changed ``block`` made of it; None if the log does not have it.
+    """Return the content of ``block`` in the last committed transaction that changed it; None if the log has no copy.
 
-    For looking beside the pool's user, who goes on: the log is read, and nothing is stored.
+    The function only reads. So a tool may call it on a pool that a daemon is using at the same time.
 
     Raises:
-        Corrupt: as `replay`; also when the log began anew meanwhile, so that asking again helps.
+        Corrupt: as `replay`; also when the log began anew during the call, so that a second call may succeed.
         Unsupported: as `replay`.
     """
     superblock = load_superblock(pool, geometry, area)
@@ -145,11 +144,11 @@ def wipe(pool: Pool, geometry: Geometry, area: LogArea) -> bool:
     """Mark the log empty without replaying it, as the kernel does when ``needs_recovery`` is not set.
 
     Returns:
-        Whether there was anything in it.
+        Whether the log held anything.
 
     Raises:
         Corrupt: the journal's superblock is damaged.
-        Unsupported: it uses unknown features.
+        Unsupported: the journal uses unknown features.
     """
     superblock = load_superblock(pool, geometry, area)
     if not superblock.s_start:
@@ -181,7 +180,7 @@ def _report(superblock: JournalSuperblock, end: int, replayed: int, revoked: int
 
 
 def _refuse_fast_commits(reader: _Reader, end: int) -> None:
-    """Fast commits continue the last transaction; without them the pool would lose what fsync promised."""
+    """Raise Unsupported if fast commits follow the last transaction: without them the pool loses data of fsync(2)."""
     superblock = reader.superblock
     if not superblock.incompat & Incompat.FAST_COMMIT:
         return
@@ -193,7 +192,7 @@ def _refuse_fast_commits(reader: _Reader, end: int) -> None:
 
 
 class _Reader:
-    """The blocks of one log, in the order that they were written."""
+    """The blocks of one log, in the order in which they were written."""
 
     def __init__(self, pool: Pool, geometry: Geometry, area: LogArea, superblock: JournalSuperblock) -> None:
         self.superblock = superblock
@@ -204,22 +203,23 @@ class _Reader:
         self._limit = min(geometry.blocks_count, pool.size // geometry.block_size)
 
     def block(self, position: int) -> memoryview:
-        """A block of the log."""
+        """Return the block at a position of the log."""
         start = self._area.physical(position) * self._size
         return self._memory[start : start + self._size]
 
     def after(self, position: int, count: int = 1) -> int:
-        """The position ``count`` blocks on (less than a lap), around the end."""
+        """Return the position ``count`` blocks after ``position``, around the log's end (less than one lap)."""
         position += count
         superblock = self.superblock
         return position if position < superblock.log_end else position - (superblock.log_end - superblock.s_first)
 
     def headers(self, end: int | None = None) -> Iterator[tuple[int, jbd2.Header, memoryview, list[jbd2.Tag]]]:
-        """The blocks with a header and their tags, from ``s_start`` until one doesn't belong or ``end`` is reached.
+        """Yield the blocks with a header, with position and tags, from ``s_start`` to the transaction before ``end``.
 
-        It also stops where a transaction would reach around to ``s_start``. Such a one was never committed: the
-        descriptor that a power cut tore can claim more blocks than it had, and a forged log without an end would keep
-        jbd2 going in circles.
+        The iterator stops at a block that does not belong to the expected transaction. It also stops where a
+        transaction would reach around the log to ``s_start``. Such a transaction was never committed: a descriptor that
+        a power cut tore can claim more blocks than it had, and a forged log without an end would keep jbd2 in an
+        endless loop.
         """
         position, sequence = self.superblock.s_start, self.superblock.s_sequence
         left = self.superblock.log_end - self.superblock.s_first
@@ -238,10 +238,10 @@ class _Reader:
             position = self.after(position, 1 + len(tags))
 
     def committed(self, end: int) -> Iterator[_Copy]:
-        """Every tag of the transactions before ``end``.
+        """Yield every tag of the transactions before ``end``.
 
         Raises:
-            Corrupt: a block number outside the file system, or inside the journal.
+            Corrupt: a block number lies outside the file system, or inside the journal.
         """
         for position, header, _, tags in self.headers(end):
             for index, tag in enumerate(tags, 1):
@@ -251,7 +251,7 @@ class _Reader:
                 yield _Copy(header.h_sequence, where, tag.blocknr, tag.flags, tag.checksum)
 
     def revokes(self, end: int) -> dict[int, int]:
-        """Block -> the last transaction before ``end`` that revoked it.
+        """Return, for each revoked block, the last transaction before ``end`` that revoked it.
 
         Raises:
             Corrupt: a revoke list is longer than its block.
@@ -264,10 +264,10 @@ class _Reader:
         return found
 
     def check_copy(self, copy: _Copy) -> None:
-        """The tag's checksum agrees with the block in the log.
+        """Check the tag's checksum against the block in the log.
 
         Raises:
-            Corrupt: it doesn't; jbd2 refuses to mount such a pool.
+            Corrupt: the checksum is wrong; jbd2 refuses to mount such a pool.
         """
         if not self.form.csum_version:
             return
@@ -279,23 +279,23 @@ class _Reader:
 
 
 class _Scan:
-    """The first pass: where the log ends. It keeps jbd2's rules for blocks whose checksum is wrong."""
+    """The first pass, which finds the end of the log; it follows jbd2's rules for blocks with a wrong checksum."""
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
         self._form = reader.form
         self._async = bool(reader.superblock.incompat & Incompat.ASYNC_COMMIT)
         self._v1 = bool(reader.superblock.compat & Compat.CHECKSUM)
-        self._running = _M  # COMPAT_CHECKSUM: over descriptors and copies of the transaction
+        self._running = _M  # COMPAT_CHECKSUM: the checksum over descriptors and copies of the transaction
         self._torn = False  # a descriptor or revoke block of the transaction has a bad checksum
         self._failed: int | None = None  # async commit: the transaction whose commit checksum was wrong
         self._last_seconds = 0
 
     def run(self) -> int:
-        """The first sequence number that was not committed.
+        """Return the first sequence number that was not committed.
 
         Raises:
-            Corrupt: a committed transaction is damaged, and is not a stale one of an earlier use of the log.
+            Corrupt: a committed transaction is damaged, and is not a stale one from an earlier lap of the log.
         """
         end = self._reader.superblock.s_sequence
         for position, header, content, tags in self._reader.headers():
@@ -320,7 +320,7 @@ class _Scan:
             self._running = jbd2.crc32_be(self._running, self._reader.block(self._reader.after(position, index)))
 
     def _accepts(self, sequence: int, content: memoryview) -> bool:
-        """Whether the scan goes on behind this commit record."""
+        """Return whether the scan continues after this commit record."""
         commit = jbd2.unpack_commit(content)
         stale = commit.h_commit_sec < self._last_seconds
         if self._torn:

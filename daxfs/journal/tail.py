@@ -1,7 +1,6 @@
-"""Layer 4: the journal superblock's changing words, stored so that its checksum is never wrong for longer than it
-must be.
+"""Layer 4: store the changing words of the journal superblock so that its checksum is wrong as briefly as possible.
 
-Memory keeps aligned 8-byte words whole, and nothing larger. ``s_sequence`` and ``s_start`` (0x18, 0x1C) share one
+Memory stores aligned 8-byte words atomically, and nothing larger. ``s_sequence`` and ``s_start`` (0x18, 0x1C) share one
 word, but ``s_checksum`` (0xFC) lies three cache lines away, and the kernel and e2fsck refuse a journal whose checksum
 is wrong. CRC-32C is linear over GF(2), which gives two ways around that; `JournalSuperblockWriter` uses both:
 
@@ -42,25 +41,25 @@ _M = 0xFFFFFFFF
 
 
 class JournalSuperblockWriter:
-    """The superblock of one journal, which begins at byte ``offset`` of the pool.
+    """The writer of one journal's superblock, which begins at byte ``offset`` of the pool.
 
     Attributes:
         superblock: the fields as they are stored now.
     """
 
     def __init__(self, pool: Pool, offset: int, superblock: JournalSuperblock) -> None:
-        """For a superblock that was verified."""
+        """Make the writer of a superblock that was verified."""
         self.superblock = superblock
         self._pool = pool
         self._offset = offset
         self._image = bytearray(pool.memory[offset : offset + SUPERBLOCK_SIZE])
 
     def rewrite(self, superblock: JournalSuperblock) -> None:
-        """Store all fields (features change), durably. Only while the log is empty.
+        """Store all fields durably, features included; allowed only while the log is empty.
 
-        One of the features says whether the checksum counts. So the word of features is stored last where the journal
-        gains checksums, and first where it loses them: the checksum is right whenever it counts. Of a journal that had
-        checksums and keeps them it is wrong in between.
+        A feature says whether the checksum is valid. So the word of features is stored last if the journal gains
+        checksums, and first if it loses them: then the checksum is right whenever it is valid. If the journal has
+        checksums before and after, the checksum is wrong in between.
         """
         pool, features = self._pool, slice(_S_FEATURE_INCOMPAT, _S_FEATURE_INCOMPAT + 8)
         image = bytearray(superblock.pack())
@@ -77,15 +76,16 @@ class JournalSuperblockWriter:
         pool.fence()
 
     def restart(self, sequence: int, end: int, is_stale: Callable[[int, int], bool]) -> tuple[int, int]:
-        """Let the log begin anew, by one atomic store. No fence.
+        """Begin the log anew, by one atomic store without a fence.
 
         Args:
-            sequence: the next number that was never used.
+            sequence: the lowest number that was never used.
             end: the block after the log's last.
-            is_stale: whether the block at a log position looks like one of the transaction of that number.
+            is_stale: ``is_stale(position, sequence)`` returns whether the block at a log position looks like a block of
+                the transaction of that number.
 
         Returns:
-            (sequence, position): where the next transaction has to be, with which number.
+            (sequence, position): the number of the next transaction, and where it has to begin.
         """
         first = self.superblock.s_first
         if self.superblock.has_checksum:
@@ -96,19 +96,19 @@ class JournalSuperblockWriter:
         return sequence, start
 
     def empty(self, sequence: int) -> None:
-        """Mark the log empty, by one atomic store. No fence.
+        """Mark the log empty, by one atomic store without a fence.
 
         Args:
-            sequence: what ``s_sequence`` becomes where there is no checksum. With one it becomes the only number that
-                leaves the checksum as it is. So the numbers of an earlier mount come again; `restart` keeps away from
-                the blocks that bear them.
+            sequence: the new ``s_sequence`` of a journal without checksum. With a checksum, ``s_sequence`` becomes the
+                only number that leaves the checksum unchanged. So numbers of an earlier mount come again; `restart`
+                avoids the blocks that bear them.
         """
         if self.superblock.has_checksum:
             sequence = int(self._balanced(np.zeros(1, np.uint32))[0])
         self._move(sequence, 0)
 
     def write(self, *, errno: int) -> None:
-        """Store ``s_errno`` and what keeps the checksum right, in one cache line. No fence."""
+        """Store ``s_errno`` and the word that keeps the checksum right, in one cache line, without a fence."""
         self._put(_S_ERRNO, errno)
         if self.superblock.has_checksum:
             stored = int.from_bytes(self._image[_S_CHECKSUM : _S_CHECKSUM + 4], "big")
@@ -134,7 +134,7 @@ class JournalSuperblockWriter:
         return crc32c(_M, image)
 
     def _unchanged_checksum(self, sequence: int, end: int, is_stale: Callable[[int, int], bool]) -> tuple[int, int]:
-        """The pair of sequence and start, nearest above ``sequence``, that has the present checksum."""
+        """Return the nearest (sequence, start) above ``sequence`` that leaves the checksum unchanged."""
         starts = np.arange(self.superblock.s_first, end, dtype=np.uint32)
         sequences = self._balanced(starts)
         skipped = sequences - np.uint32(sequence)  # modulo 2**32
@@ -144,7 +144,7 @@ class JournalSuperblockWriter:
         return next(usable, (int(sequences[nearest[0]]), int(starts[nearest[0]])))
 
     def _balanced(self, starts: Words) -> Words:
-        """For each value of ``s_start`` the ``s_sequence`` that leaves the checksum as it is."""
+        """Return, for each value of ``s_start``, the ``s_sequence`` that leaves the checksum unchanged."""
         old = self.superblock
         changed = starts ^ np.uint32(old.s_start)
         sequences = np.full(len(starts), old.s_sequence, np.uint32)
@@ -157,7 +157,7 @@ class JournalSuperblockWriter:
 
 @cache
 def _columns(field: int) -> tuple[int, ...]:
-    """What each bit of a 32-bit big-endian field contributes to the checksum, from bit 0 up."""
+    """Return the contribution of each bit of a 32-bit big-endian field to the checksum, from bit 0 up."""
     found = []
     for bit in range(32):
         image = bytearray(SUPERBLOCK_SIZE)
@@ -168,10 +168,10 @@ def _columns(field: int) -> tuple[int, ...]:
 
 @cache
 def _inverse(field: int) -> tuple[int, ...]:
-    """The inverse of `_columns`: which change of the field changes the checksum in each single bit.
+    """Return the inverse of `_columns`: for each bit of the checksum, the change of the field that flips only this bit.
 
-    It exists, because followed by zeros a 32-bit word is multiplied by a power of x, which the CRC's polynomial doesn't
-    divide.
+    The inverse exists: the zeros after a 32-bit word multiply it by a power of x, which is invertible modulo the CRC's
+    polynomial.
     """
     rows = [(image, 1 << bit) for bit, image in enumerate(_columns(field))]
     for bit in range(32):

@@ -1,18 +1,19 @@
 """Layer 4: the running transaction, and the handle through which one operation changes it.
 
-A `Handle` gives writable DRAM copies of metadata blocks. The copies join the running transaction; the pool is not
-touched before `daxfs.journal.journal.Journal.commit`. One operation is one handle: ``with journal.handle(credits) as
-tx:``. Leaving the block normally makes its changes part of the transaction; leaving it with an exception undoes every
-one of them. This module knows neither the log nor what the blocks mean. `Transaction` and the underscored methods are
-the journal's; the layers above use `Handle` alone, which they call ``tx``.
+A `Handle` gives writable DRAM copies of metadata blocks. The copies join the running transaction; nothing is stored in
+the pool before `daxfs.journal.journal.Journal.commit`. One operation is one handle: ``with journal.handle(credits) as
+tx:``. Leaving the ``with`` block normally makes its changes part of the transaction; leaving it with an exception
+undoes all of them. This module knows neither the log nor the meaning of the blocks. Only the journal uses `Transaction`
+and the methods `Handle.begin`, `Handle.unlimited` and `Handle.detach`. The layers above use the rest of `Handle`, which
+they call ``tx``.
 
 Invariants (docs/CRASH.md has the rest):
 
-T1. ``copies`` and ``overlay`` have the same keys and the same memory: ``overlay`` is what views may read. Only a
-    superblock that was committed and waits for its way home (``waiting``) is in ``overlay`` alone.
+T1. ``copies`` and ``overlay`` have the same keys and share their memory; views read ``overlay``. There is one
+    exception: a superblock that was committed and is not yet stored at home (``waiting``) is in ``overlay`` only.
 T2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo
     entry.
-T3. Playing ``_undo`` backwards restores the transaction to what it was when the handle began.
+T3. Applying ``_undo`` backwards restores the transaction to its state at the beginning of the handle.
 T4. A block is never in ``copies`` and in ``revokes`` at once: a revoke record would suppress the block's own copy.
 """
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 Seal = Callable[[memoryview], None]
 SealTable = dict[int, dict[Hashable, Seal]]
 
-# What an undo entry, a tuple that begins with one of these, takes back.
+# The kinds of undo entries. An entry is a tuple of a kind and the fields in parentheses.
 _ADDED = 0  # (number): the block joined the transaction
 _CHANGED = 1  # (number, content): the block was in the transaction, with this content
 _DROPPED = 2  # (number, copy, seals, late seals): the copy left the transaction
@@ -42,29 +43,29 @@ _SEALED = 3  # (table, number, key)
 _REVOKED = 4  # (number)
 _UNREVOKED = 5  # (number)
 _RESERVED = 6  # (key, credits)
-_CALLBACK = 7  # (function): what a layer above keeps in DRAM changed with the handle
+_CALLBACK = 7  # (function): a layer above changed state in DRAM together with the handle
 
 
 class Transaction:
-    """What finished handles have changed since the last commit.
+    """The running transaction: all changes of finished handles since the last commit.
 
     Attributes:
-        id: counts transactions of this mount, from 1. It is not the log's sequence number, which may jump.
         copies: block number -> writable copy.
-        overlay: the same copies, read-only.
-        seals: block number -> key -> seal; ``late`` ones run after all of them.
-        revokes: forgotten blocks.
+        overlay: block number -> read-only view of the copy.
+        seals: block number -> key -> seal.
+        late: block number -> key -> seal; these run after all of ``seals``.
+        revokes: freed metadata blocks, whose older copies in the log must not be replayed.
         frees: runs to clear in the bitmaps at commit.
-        reserved: key -> credits kept for the commit hooks, ``reserved_credits`` in all (with those for revoke blocks).
-        superblock: the record on the copy of the superblock's block, when there is one.
-        waiting: the committed content of the superblock's block, while the pool's own is older. Right before its store
-            at home the commit writer may change it (``before_home``).
+        reserved: key -> credits reserved for the commit hooks.
+        reserved_credits: the sum of ``reserved``, plus one credit for each revoke block.
+        superblock: the record on the copy of the superblock's block, if there is a copy.
+        waiting: the committed content of the superblock's block, while the pool still has an older one. The commit
+            writer may change it right before its store at home (``before_home``).
     """
 
     __slots__ = (
         "copies",
         "frees",
-        "id",
         "late",
         "overlay",
         "reserved",
@@ -76,7 +77,6 @@ class Transaction:
     )
 
     def __init__(self) -> None:
-        self.id = 1
         self.copies: dict[int, memoryview] = {}
         self.overlay: dict[int, memoryview] = {}
         self.seals: SealTable = {}
@@ -89,8 +89,7 @@ class Transaction:
         self.waiting: memoryview | None = None
 
     def clear(self) -> None:
-        """Begin the next transaction, in the same containers (views share them)."""
-        self.id += 1
+        """Begin the next transaction; the containers stay the same objects, because views share them."""
         self.copies.clear()
         self.overlay.clear()
         if self.waiting is not None:
@@ -104,7 +103,7 @@ class Transaction:
         self.superblock = None
 
     def run_seals(self) -> None:
-        """Make the checksums: in order of registration, the late ones after them, the superblock's last."""
+        """Run the seals, which make checksums: ``seals`` in order of registration, ``late``, then the superblock."""
         copies = self.copies
         for table in (self.seals, self.late):
             for number, seals in table.items():
@@ -116,18 +115,18 @@ class Transaction:
 
 
 class Handle(View):
-    """One operation's right to change metadata; use it in a ``with`` block, and not after it.
+    """The right of one operation to change metadata, valid inside its ``with`` block.
 
-    There is one object per journal, used again and again.
+    There is one object per journal; every operation uses it again.
 
     Attributes:
         privileged: the operation may use reserved blocks.
-        frees: (start, count) runs to be cleared in the bitmaps at commit. Only append: a rollback cuts it to its old
-            length.
-        active: inside its ``with`` block.
-        rollbacks: how many operations were undone.
-        interrupted: an exception that is no refusal (`FsError`) came out of a ``with`` block. What it changed is
-            undone, but what the layers above keep of it may not be.
+        frees: (start, count) runs to be cleared in the bitmaps at commit. Only append to it: a rollback cuts the list
+            to its old length.
+        active: the ``with`` block is running.
+        rollbacks: the number of operations that were undone.
+        interrupted: an exception that is no refusal (`FsError`) has ended a ``with`` block. The changes of that handle
+            are undone, but the state of the layers above may not be.
     """
 
     __slots__ = (
@@ -158,14 +157,14 @@ class Handle(View):
         revokes_per_block: int,
         strict: bool,
     ) -> None:
-        """The journal's handle on ``transaction``.
+        """Make the journal's handle on ``transaction``.
 
         Args:
-            pool: where blocks are read.
-            geometry: the file system's shape.
-            transaction: the running one.
+            pool: the pool from which blocks are read.
+            geometry: of the file system.
+            transaction: the running transaction.
             checked: the verified blocks, shared with the journal's view.
-            caches: those of the journal's view.
+            caches: the caches of the journal's view.
             revokes_per_block: block numbers in one revoke block of the log.
             strict: check that every handle stays within its credits (for tests).
         """
@@ -188,7 +187,7 @@ class Handle(View):
     # The journal's side
 
     def begin(self, credits: int, privileged: bool) -> Handle:
-        """The journal starts an operation."""
+        """Begin an operation with ``credits``; only the journal calls this."""
         tx = self._tx
         self._credits = credits
         self.privileged = privileged
@@ -196,11 +195,11 @@ class Handle(View):
         return self
 
     def unlimited(self) -> None:
-        """Lift the check of credits: for the commit hooks, whose work no single operation can foresee."""
+        """Lift the check of credits for the commit hooks, whose work no single operation can foresee."""
         self._credits = 1 << 62
 
     def detach(self) -> None:
-        """The transaction is given up while an operation may still be under way: nothing is left to undo."""
+        """Forget all undo entries: the journal drops the transaction, possibly while an operation is running."""
         self._undo.clear()
         self._touched.clear()
         self._frees_mark = 0
@@ -224,19 +223,19 @@ class Handle(View):
     # Blocks
 
     def edit(self, number: int, seal: Seal | None = None) -> memoryview:
-        """The writable copy of a block, which joins the running transaction with it.
+        """Return the writable copy of a block; the block joins the running transaction.
 
-        The caller has verified the block's content (`verified`) before it builds on it.
+        A caller that relies on the block's content verifies it first (`verified`).
 
         Args:
             number: the block.
-            seal: makes the block's checksum; it runs once, at commit. Which of several is kept: the first.
+            seal: makes the block's checksum; it runs once, at commit. The first seal passed for a block is used.
 
         Returns:
             ``block_size`` bytes, valid until the handle ends.
 
         Raises:
-            Corrupt: the number is 0 or beyond the file system.
+            Corrupt: the number is 0 or past the end of the file system.
         """
         if number not in self._touched:
             self._touch(number)
@@ -247,7 +246,17 @@ class Handle(View):
         return self._copies[number]
 
     def create(self, number: int, seal: Seal | None = None) -> memoryview:
-        """As `edit` for a block that was just allocated: it starts from zeros, and no seal of an earlier use stays."""
+        """Return a writable copy of a block that was just allocated, filled with zeros.
+
+        The block joins the running transaction. A seal from an earlier use of the block is dropped.
+
+        Args:
+            number: the block.
+            seal: as in `edit`.
+
+        Raises:
+            Corrupt: the number is 0 or past the end of the file system.
+        """
         if number in self._copies:
             self._drop(number)
         elif not 0 < number < self._limit:
@@ -262,10 +271,10 @@ class Handle(View):
 
         Args:
             number: the block.
-            key: tells the record's seal from others of the block; a second seal with the same key is ignored. None is
-                the key of the seal that `edit` takes.
-            seal: gets the whole block.
-            late: run it after all that are not late (for records that hold other blocks' checksums).
+            key: identifies the seal among those of the block; a second seal with the same key is ignored. The seal that
+                `edit` takes has the key None.
+            seal: is called with the whole block.
+            late: run the seal after all that are not late (for records that hold other blocks' checksums).
         """
         table = self._tx.late if late else self._seals
         seals = table.get(number)
@@ -273,7 +282,10 @@ class Handle(View):
             self._add_seal(table, number, key, seal)
 
     def edit_superblock(self) -> Superblock:
-        """The writable copy of the superblock, sealed at commit. Costs no credit: every transaction has room for it."""
+        """Return the writable copy of the superblock; it is sealed at commit.
+
+        It costs no credit, because every transaction has room for it.
+        """
         if SUPERBLOCK_KEY not in self._touched:
             self._touch_superblock()
         superblock = self._tx.superblock
@@ -281,10 +293,10 @@ class Handle(View):
         return superblock
 
     def forget(self, number: int) -> None:
-        """A metadata block is being freed: its copy is dropped, and older copies in the log are revoked.
+        """Drop the copy of a metadata block that is being freed, and revoke its older copies in the log.
 
         Raises:
-            Corrupt: the number is 0 or beyond the file system.
+            Corrupt: the number is 0 or past the end of the file system.
         """
         if not 0 < number < self._limit:
             raise self._bad_number(number)
@@ -300,13 +312,13 @@ class Handle(View):
             self._undo.append((_REVOKED, number))
 
     def on_rollback(self, undo: Callable[[], object]) -> None:
-        """Have ``undo`` called if this handle is undone.
+        """Register ``undo`` to be called if this handle is undone.
 
-        For what the layers above keep in DRAM and change together with blocks. Such calls and the changes of blocks are
-        taken back in the reverse of the order in which they were made.
+        The layers above use it for state in DRAM that they change together with blocks. A rollback undoes such changes
+        and those of blocks in the reverse of their order.
 
         Args:
-            undo: takes the change back; it changes nothing through a handle and does not raise.
+            undo: undoes the change; it must change nothing through a handle and must not raise.
         """
         self._assert_active()
         self._undo.append((_CALLBACK, undo))
@@ -314,7 +326,7 @@ class Handle(View):
     # Credits
 
     def reserve(self, key: Hashable, credits: int = 1) -> None:
-        """Keep credits for what the commit hooks will change because of this handle; counted once for each key."""
+        """Reserve credits for changes that the commit hooks will make because of this handle; once for each key."""
         tx = self._tx
         if key not in tx.reserved:
             self._assert_active()
@@ -322,14 +334,14 @@ class Handle(View):
             tx.reserved_credits += credits
             self._undo.append((_RESERVED, key, credits))
 
-    # How it is done
+    # Undo entries and copies
 
     def _assert_active(self) -> None:
         if not self.active:
             raise RuntimeError("this handle has ended; use it inside: with journal.handle(credits) as tx")
 
     def _touch(self, number: int) -> None:
-        """The first edit of a block by this handle: its pre-image is kept, or that it was not there."""
+        """Prepare the first edit of a block by this handle: record its old content, or that it had no copy."""
         copy = self._copies.get(number)
         if copy is None:
             if not 0 < number < self._limit:
@@ -375,7 +387,10 @@ class Handle(View):
             self._check_credits()
 
     def _drop(self, number: int) -> None:
-        """The copy leaves the transaction; nothing writes to it any more, so that it is its own pre-image."""
+        """Remove a block's copy from the transaction.
+
+        Nothing changes the copy afterwards, so the undo entry needs no copy of its own.
+        """
         self._assert_active()
         tx = self._tx
         copy = tx.copies.pop(number)
@@ -399,7 +414,7 @@ class Handle(View):
             raise AssertionError(f"{len(self._touched)} blocks changed with {self._credits} credits")
 
     def _roll_back(self) -> None:
-        """Undo everything since the handle began (invariant T3), then let the caches above drop what they hold."""
+        """Undo everything since the handle began (invariant T3): blocks, and by callbacks state of higher layers."""
         tx = self._tx
         for entry in reversed(self._undo):
             self._take_back(tx, entry)

@@ -1,12 +1,12 @@
 """Layer 4: the newest state of the pool's metadata, for reading.
 
-A `View` answers with the running transaction's copy of a block, or else with the pool's own memory; structures read
-through it and never touch the pool. It changes nothing: `daxfs.journal.transaction.Handle` is the view that can.
-`PoolView` is the plain one, before a journal is loaded and where nothing will be written. Callers: every layer above,
-and the tools.
+A `View` returns the running transaction's copy of a block or, if there is none, the pool's own memory. Structures read
+through a view and never access the pool. A view changes nothing; `daxfs.journal.transaction.Handle` is a view that can.
+`PoolView` is for the time before a journal is loaded, and for mounts and tools that write nothing. Callers: every layer
+above, and the tools.
 
-Blocks are handed out as read-only memoryviews of ``block_size`` bytes (format "B"). They are valid until the handle
-ends or the next commit; don't keep them. A view keeps the mapping alive: `View.release` before the pool is closed.
+A view returns blocks as read-only memoryviews of ``block_size`` bytes (format "B"). They are valid until the handle
+ends or the next commit; don't keep them. A view keeps the mapping alive: call `View.release` before the pool is closed.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 Check = Callable[[memoryview], None]
 
-SUPERBLOCK_KEY = 1 << 80  # of its block among the copies: no number out of a damaged structure can reach it
-CHECKED_LIMIT = 1 << 16  # verified blocks remembered before the memory of them starts anew
+SUPERBLOCK_KEY = 1 << 80  # the superblock's key among the copies; no block number in a damaged structure is so large
+CHECKED_LIMIT = 1 << 16  # the most verified blocks in the set, which is then cleared
 
 
 class View:
     """The newest state of the metadata, read only.
 
     Attributes:
-        pool: where the blocks are.
-        geometry: the file system's shape.
+        pool: the pool that holds the blocks.
+        geometry: of the file system.
         block_size: in bytes.
-        caches: what the layers above remember of the pool.
+        caches: the caches that the layers above keep for the pool.
     """
 
     __slots__ = (
@@ -58,14 +58,14 @@ class View:
         checked: set[int] | None = None,
         caches: Caches | None = None,
     ) -> None:
-        """A view of ``pool``, under the read-only copies of ``overlay`` (which its owner goes on changing).
+        """Make a view of ``pool``, over which the read-only copies of ``overlay`` take precedence.
 
         Args:
-            pool: where the blocks are.
-            geometry: the file system's shape.
-            overlay: block number -> its newest content, where that is not the pool's own.
-            checked: the blocks whose content in the pool was verified, where another view of the pool shares them.
-            caches: those of an earlier or another view of the same mount; else they begin empty.
+            pool: the pool that holds the blocks.
+            geometry: of the file system.
+            overlay: block number -> its newest content, where it differs from the pool's. Its owner keeps changing it.
+            checked: the blocks whose content in the pool was verified; pass a set to share it with another view.
+            caches: the caches of an earlier or another view of the same mount; None: begin with empty ones.
         """
         self.pool = pool
         self.geometry = geometry
@@ -78,10 +78,10 @@ class View:
         self.caches = Caches() if caches is None else caches
 
     def block(self, number: int) -> memoryview:
-        """The newest content of a block.
+        """Return the newest content of a block.
 
         Raises:
-            Corrupt: the number is 0 or beyond the file system; it came from a damaged structure.
+            Corrupt: the number is 0 or past the end of the file system, so it came from a damaged structure.
         """
         copy = self._overlay.get(number)
         if copy is not None:
@@ -92,10 +92,10 @@ class View:
         raise self._bad_number(number)
 
     def verified(self, number: int, check: Check) -> memoryview:
-        """`block`, after ``check`` accepted its content.
+        """Return the newest content of a block after ``check`` has accepted it.
 
-        ``check`` runs when the content comes from the pool and was not accepted before. A transaction's copy is not
-        checked: it was made from accepted content, and its checksum is made at commit.
+        ``check`` runs if the content comes from the pool and was not accepted before. A transaction's copy is not
+        checked: it was made from accepted content, and it is sealed at commit.
 
         Raises:
             Corrupt: as `block`, or raised by ``check``.
@@ -116,14 +116,14 @@ class View:
         raise self._bad_number(number)
 
     def superblock(self) -> Superblock:
-        """The newest superblock, bound to read-only memory."""
+        """Return the newest superblock, bound to read-only memory."""
         copy = self._overlay.get(SUPERBLOCK_KEY)
         if copy is not None:
             return Superblock(copy, SUPERBLOCK_OFFSET & (self.block_size - 1))
         return Superblock(self._memory[SUPERBLOCK_OFFSET : 2 * SUPERBLOCK_OFFSET])
 
     def release(self) -> None:
-        """Let go of the pool's memory; the view answers no more. Once is enough, more does no harm."""
+        """Release the pool's memory; the view can't be used afterwards. A second call does nothing."""
         self._memory.release()
 
     def _bad_number(self, number: int) -> Corrupt:
@@ -131,10 +131,10 @@ class View:
 
 
 class PoolView(View):
-    """The pool as it lies there: before the journal is loaded, on read-only mounts, for tools."""
+    """A view of the pool without a transaction: before the journal is loaded, on read-only mounts, and for tools."""
 
     __slots__ = ()
 
     def __init__(self, pool: Pool, geometry: Geometry, caches: Caches | None = None) -> None:
-        """A view straight on ``pool``; ``caches``: those of an earlier view of the same mount."""
+        """Make a view of ``pool``; ``caches``: the caches of an earlier view of the same mount."""
         super().__init__(pool, geometry, caches=caches)

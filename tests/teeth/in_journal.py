@@ -124,8 +124,8 @@ MUTANTS = [
     Mutant(
         "without a journal, a commit is not durable",
         JOURNAL,
-        '        """The home copies are all there is."""\n        self._pool.fence()\n',
-        '        """The home copies are all there is."""\n',
+        '        """Make the home copies durable: without a log they are the commit."""\n        self._pool.fence()\n',
+        '        """Make the home copies durable: without a log they are the commit."""\n',
         "A sync of a pool without a journal returns before its metadata is durable.",
         (CUTS,),
     ),
