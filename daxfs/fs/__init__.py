@@ -1,1 +1,1 @@
-"""Floor 6: semantics; `FileSystem` is the one facade."""
+"""Layer 6: the semantics of the file system. `FileSystem` is its only facade."""

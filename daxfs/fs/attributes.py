@@ -1,7 +1,7 @@
-"""Attributes: stat, changes of mode, owner, size and times, extended attributes, ACLs, and who may access what.
+"""Attributes: stat, changes of mode, owner, size and times, extended attributes, ACLs, and access checks.
 
-For a mount the kernel checks rights (default_permissions and POSIX ACLs); the functions here keep what is stored
-consistent: a mode and its ACL say the same, a change of owner drops set-id bits, times go where they belong.
+On a mount the kernel checks rights (default_permissions and POSIX ACLs). The functions here keep stored attributes
+consistent: a mode agrees with its ACL, a change of owner drops set-id bits, each time changes when it should.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SMALL_INODE = 128
 
 
 def attributes_of(inode: Inode) -> Attributes:
-    """The attributes stored in the inode."""
+    """Return the attributes that are stored in the inode."""
     return Attributes(
         inode.number,
         inode.mode,
@@ -57,12 +57,12 @@ def attributes_of(inode: Inode) -> Attributes:
 
 
 def read_attributes(volume: Volume, ino: int) -> Attributes:
-    """The attributes of an inode, with the times that wait for the commit."""
+    """Return the attributes of an inode, with the times that wait for the commit."""
     return newest(volume, inodes.read(volume.view, ino))
 
 
 def newest(volume: Volume, inode: Inode) -> Attributes:
-    """The attributes of an inode that is read already, with the times that wait for the commit."""
+    """Return the attributes of an inode that was already read, with the times that wait for the commit."""
     found = attributes_of(inode)
     node = volume.nodes.open.get(inode.number)
     if node is not None and (node.mtime or node.atime or node.ctime):
@@ -76,7 +76,7 @@ def newest(volume: Volume, inode: Inode) -> Attributes:
 
 
 def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Caller) -> Attributes:
-    """Apply the changes that are not None; everything but the size in one handle."""
+    """Apply the changes that are not None; all but the size in one handle."""
     if changes.size is not None:
         data.truncate(volume, ino, changes.size, caller, changes.kill_privileges)
     rest = changes._replace(size=None, kill_privileges=None)
@@ -96,7 +96,7 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
 
 
 def set_owner(tx: Handle, inode: Inode, changes: SetAttributes, caller: Caller) -> None:
-    """New owner or group; where it is no directory, set-id bits and capabilities go with the old one (chown(2))."""
+    """Set owner or group. Unless the inode is a directory, it loses set-id bits and capabilities (chown(2))."""
     if changes.uid is None and changes.gid is None:
         return
     if not stat.S_ISDIR(inode.mode):
@@ -111,7 +111,7 @@ def set_owner(tx: Handle, inode: Inode, changes: SetAttributes, caller: Caller) 
 
 
 def set_mode(tx: Handle, inode: Inode, mode: int) -> None:
-    """New permission bits; an access ACL follows them (posix_acl_chmod in fs/posix_acl.c)."""
+    """Set the permission bits; an access ACL is changed with them (posix_acl_chmod in fs/posix_acl.c)."""
     inode.mode = (inode.mode & 0xF000) | (mode & 0o7777)
     if stat.S_ISLNK(inode.mode):
         return
@@ -121,7 +121,7 @@ def set_mode(tx: Handle, inode: Inode, mode: int) -> None:
 
 
 def set_times(volume: Volume, tx: Handle, inode: Inode, changes: SetAttributes) -> None:
-    """New times; ctime is now unless it is given."""
+    """Set times; ctime becomes the current time unless it is given."""
     now = clock.now()
     atime = now if changes.atime_now else changes.atime_ns
     mtime = now if changes.mtime_now else changes.mtime_ns
@@ -134,7 +134,7 @@ def set_times(volume: Volume, tx: Handle, inode: Inode, changes: SetAttributes) 
 
 
 def check_xattr(inode: Inode, name: bytes) -> None:
-    """Which names may stand on which inodes (xattr(7)): ``user.`` only on files and directories."""
+    """Refuse a name that may not stand on this inode (xattr(7)): ``user.`` is for files and directories."""
     if len(name) > EXT4_NAME_LEN:
         raise FsError(errno.ERANGE)
     if name.startswith(b"user.") and not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)):
@@ -142,7 +142,7 @@ def check_xattr(inode: Inode, name: bytes) -> None:
 
 
 def get_xattr(volume: Volume, ino: int, name: bytes) -> bytes:
-    """The value of an extended attribute (ENODATA, EOPNOTSUPP). ACLs come in posix_acl_xattr form."""
+    """Return the value of an extended attribute (ENODATA, EOPNOTSUPP); ACLs in posix_acl_xattr form."""
     inode = inodes.read(volume.view, ino)
     if name.startswith(b"user.") and not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)):
         raise FsError(errno.ENODATA)
@@ -150,7 +150,7 @@ def get_xattr(volume: Volume, ino: int, name: bytes) -> bytes:
 
 
 def list_xattrs(volume: Volume, ino: int, caller: Caller) -> list[bytes]:
-    """The names of all extended attributes; only the superuser sees ``trusted.`` (fs/ext4/xattr_trusted.c)."""
+    """Return the names of all extended attributes; only the superuser sees ``trusted.`` (fs/ext4/xattr_trusted.c)."""
     names = xattrs.listing(volume.view, inodes.read(volume.view, ino))
     return names if caller.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
@@ -158,9 +158,9 @@ def list_xattrs(volume: Volume, ino: int, caller: Caller) -> list[bytes]:
 def set_xattr(
     volume: Volume, ino: int, name: bytes, value: bytes, flags: int, caller: Caller, kill_set_gid: bool | None = None
 ) -> None:
-    """Set an extended attribute (flags XATTR_CREATE 1, XATTR_REPLACE 2); an access ACL also sets the mode.
+    """Set an extended attribute (flags XATTR_CREATE 1, XATTR_REPLACE 2). An access ACL also sets the mode.
 
-    ``kill_set_gid`` says whether that ACL takes S_ISGID away; None: unless the caller is in the file's group.
+    ``kill_set_gid`` says whether such an ACL removes S_ISGID; None: unless the caller is in the file's group.
     """
     if len(value) > XATTR_SIZE_MAX:
         raise FsError(errno.E2BIG)
@@ -183,7 +183,7 @@ def set_xattr(
 
 
 def stored(view: View, inode: Inode, name: bytes) -> bytes | None:
-    """The value of an attribute, None if there is none: setting what is there already does not move the ctime."""
+    """Return the value of an attribute, None if there is none: storing an equal value does not change the ctime."""
     try:
         return xattrs.get(view, inode, name)
     except Corrupt:
@@ -193,15 +193,15 @@ def stored(view: View, inode: Inode, name: bytes) -> bytes | None:
 
 
 def refuse_protected(inode: Inode) -> None:
-    """Immutable and append-only inodes keep their attributes."""
+    """Refuse to change the attributes of immutable and append-only inodes."""
     if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
         raise FsError(errno.EPERM)
 
 
 def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, *, kill_set_gid: bool) -> None:
-    """Store an ACL; one that the mode says as well is not stored at all.
+    """Store an ACL; an ACL that says no more than the mode is not stored.
 
-    S_ISGID goes as with chmod(2) by somebody who is not in the group (posix_acl_update_mode in fs/posix_acl.c).
+    S_ISGID is removed as chmod(2) does for a caller who is not in the group (posix_acl_update_mode in fs/posix_acl.c).
     """
     if stat.S_ISLNK(inode.mode):
         raise FsError(errno.EOPNOTSUPP)
@@ -222,7 +222,7 @@ def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, *, kill_set_gid
 
 
 def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
-    """Remove an extended attribute (ENODATA; but an ACL that is not there is no error, see vfs_remove_acl)."""
+    """Remove an extended attribute (ENODATA; a missing ACL is no error, see vfs_remove_acl)."""
     with volume.handle(data.CREDITS_XATTR) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
@@ -236,7 +236,7 @@ def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
 
 
 def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
-    """Whether ``caller`` may read (4), write (2), execute (1): mode and ACL decide (fs/namei.c)."""
+    """Return whether ``caller`` may read (4), write (2), execute (1), by mode and ACL (fs/namei.c)."""
     inode = inodes.read(volume.view, ino)
     mode = inode.mode
     if mask & 2 and (volume.read_only or inode.flags & EXT4_IMMUTABLE_FL):
@@ -254,7 +254,7 @@ def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
 
 
 def statfs(volume: Volume) -> StatFs:
-    """Sizes and free space. Blocks freed in the running transaction count as free, since the commit returns them."""
+    """Return sizes and free space. Blocks that the running transaction has freed count as free."""
     geometry = volume.geometry
     sb = volume.view.superblock()
     free = sb.free_blocks_count + volume.pending_frees()

@@ -1,8 +1,8 @@
-"""One handle's change of a file's blocks or size, and how its node learns of it.
+"""One handle's change of a file's blocks or size, and how the file's node learns of it.
 
-Every handle that maps or frees blocks of a regular file, or moves its end, is a `Change`. Within it the caller edits
-``change.inode`` and the tree, and says what becomes of blocks (`maps`, `unmap`, `remaps`). At its end the inode gets
-its times; only when nothing has failed, the file's node, if it has one, learns of all that was said.
+Every handle that maps or frees blocks of a regular file, or moves EOF, is a `Change`. Inside it the caller edits
+``change.inode`` and the tree, and reports what happens to blocks (`maps`, `unmap`, `remaps`). At the end the inode gets
+its times. Only if nothing has failed, the file's node, if there is one, learns of all that was reported.
 
     with volume.handle(CREDITS, caller) as tx, Change(volume, tx, ino) as change:
         run = mapping.allocate(tx, change.inode, lblk, count, unwritten=True)
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Change:
-    """A change of the file ``inode``, in the handle ``tx``; the innermost ``with`` of that handle.
+    """A change of the file ``inode`` in the handle ``tx``; the innermost ``with`` of that handle.
 
     Attributes:
-        inode: to be edited.
-        dated: whether the file's times move: its content or size becomes another.
+        inode: the inode, for the caller to edit.
+        dated: whether mtime and ctime change, as they do with content or size.
     """
 
     __slots__ = ("_advanced", "_lowest", "_remapped", "_runs", "_tx", "_unmapped", "_volume", "dated", "inode")
@@ -47,15 +47,15 @@ class Change:
         self._remapped = False
 
     def maps(self, run: Extent) -> None:
-        """These blocks are the file's, in this state, from now on: allocated or converted."""
+        """Report that the file has these blocks, in this state: they were allocated or converted."""
         self._runs.append(run)
         if not run.unwritten and run.lblk < self._lowest:
             self._lowest = run.lblk
 
     def unmap(self, first: int, last: int | None, *, limit: int = 1 << 30) -> bool:
-        """Free the blocks [first, last] (None: all from ``first`` on), the last ones first; once in a change.
+        """Free the blocks [first, last] (None: all from ``first`` on), the last ones first; at most once in a change.
 
-        What clients may still touch does not become free yet (`BlockNotifier.defer_frees`, `CREDITS_QUARANTINE`).
+        Blocks that clients may touch become free later (`BlockNotifier.defer_frees`, `CREDITS_QUARANTINE`).
 
         Args:
             first: logical block.
@@ -63,7 +63,7 @@ class Change:
             limit: runs to free at most.
 
         Returns:
-            Whether none is left.
+            Whether no block of the range is left.
         """
         volume, tx = self._volume, self._tx
         mark = len(tx.frees)
@@ -77,13 +77,14 @@ class Change:
         return finished
 
     def remaps(self) -> None:
-        """Blocks moved within the file."""
+        """Report that blocks have moved within the file."""
         self._remapped = True
 
     def advance_eof(self, begin: int, size: int) -> bool:
-        """Move the end of the file from ``begin`` to ``size``, both of whole blocks, over unwritten blocks.
+        """Move EOF from ``begin`` to ``size``, both multiples of the block size, over unwritten blocks.
 
-        They become the end of the written run before them. False: it is not so simple, and nothing has changed.
+        The blocks become the end of the written run before them. False: the tree does not allow it, and nothing has
+        changed.
         """
         bits = self._volume.block_bits
         if not mapping.move_border(self._tx, self.inode, begin >> bits, size - begin >> bits):

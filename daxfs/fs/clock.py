@@ -1,7 +1,8 @@
 """The clock of all times that go into inodes.
 
-It is the kernel's coarse real-time clock, the one that FUSE means by "now" (utimensat with UTIME_NOW): a finer one
-would make a file that was just touched older than one written before. Nothing else of this floor asks the time.
+It is the kernel's coarse real-time clock, the one that FUSE means by "now" (utimensat with UTIME_NOW). With a finer
+clock a file that was just touched would look older than one written before. Nothing else in this layer reads a clock
+for that.
 """
 
 from __future__ import annotations
@@ -13,5 +14,5 @@ CLOCK_REALTIME_COARSE = 5
 
 
 def now() -> int:
-    """Nanoseconds since the epoch, as of the last timer tick (at most some milliseconds ago)."""
+    """Return nanoseconds since the epoch, as of the last timer tick (at most some milliseconds ago)."""
     return clock_gettime_ns(CLOCK_REALTIME_COARSE)

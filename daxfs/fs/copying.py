@@ -1,7 +1,7 @@
-"""Copies from file to file within the pool, in one copy from memory to memory.
+"""Copies from file to file within the pool, by one copy from memory to memory.
 
-What is a hole in the source takes no blocks in the target: it stays a hole there or is made one. A copy is cut into
-pieces that are contiguous in both files; each is a write, a hole that is punched or growth, in handles of its own.
+A hole in the source takes no blocks in the target: the target has or gets a hole there. A copy is cut into pieces that
+are contiguous in both files. Each piece is a write, a punched hole or an extension of the file, in handles of its own.
 Errors and their order are those of ``generic_copy_file_checks`` (fs/read_write.c).
 """
 
@@ -22,7 +22,7 @@ from daxfs.structures import inodes
 def copy_range(
     volume: Volume, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
 ) -> int:
-    """Copy up to ``length`` bytes, no further than the source reaches; the target grows. Returns how many.
+    """Copy up to ``length`` bytes, not past the source's EOF; the target is extended. Return the number of bytes.
 
     Raises:
         FsError: EINVAL (negative numbers; both ranges overlap in one file), EISDIR, EBADF (not open
@@ -58,7 +58,7 @@ def copy_range(
 def copy(
     volume: Volume, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
 ) -> int:
-    """`copy_range` after its checks."""
+    """Copy as `copy_range`, which has made the checks."""
     for node in (source.node, target.node):
         if node.map is None:
             data.load_map(volume, node)
@@ -74,7 +74,7 @@ def copy(
 
 
 def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset: int, length: int) -> int:
-    """Copy what begins at ``source``: one run of data, or a hole. Returns how many bytes that was."""
+    """Copy the run of data or the hole that begins at ``source``; return its length in bytes."""
     hole = length
     for begin, end, delta, unwritten in data.pieces(volume, node, source, source + length):
         if unwritten:
@@ -88,7 +88,7 @@ def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset
 
 
 def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Make the range read as zeros; the file reaches its end at least."""
+    """Make the range read as zeros; the file reaches at least the end of the range."""
     node = file.node
     end = offset + length
     inside = min(end, node.size)
@@ -99,7 +99,7 @@ def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
 
 
 def extend(volume: Volume, node: Node, size: int) -> None:
-    """Make the file longer by a hole."""
+    """Extend the file by a hole."""
     volume.notifier.end_preallocation(node.ino)
     if size > volume.large_file_from:
         volume.allow_large_files()

@@ -1,9 +1,10 @@
-"""File data: opening, reading, writing, cutting to size, making durable.
+"""File data: opening, reading, writing, truncating, fsync.
 
-Reads answer with a view of the pool; writes are one copy into it, flushed, and durable at the next fence. An overwrite
-of written blocks changes no metadata but the times, which wait for the commit. Everything else (holes, unwritten
-blocks, growth) goes through `write_piece`: one contiguous piece, one handle, so that a full pool leaves a short write
-and nothing half-done. New blocks are filled or zeroed before the handle that maps them can commit (ordered mode).
+A read returns a view of the pool. A write is one copy into the pool, flushed, and durable at the next fence. An
+overwrite of written blocks changes no metadata but the times, which wait for the commit. Every other write (into holes
+or unwritten blocks, or past EOF) goes through `write_piece`: one contiguous piece in one handle, so that a full pool
+leaves a short write and nothing half-done. New blocks are filled or zeroed before the handle that maps them can commit
+(ordered mode).
 """
 
 from __future__ import annotations
@@ -57,20 +58,20 @@ class OpenFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file now."""
+        """The file size in bytes."""
         return self.node.size
 
     @property
     def keeps_privileges(self) -> bool:
-        """Whether it is known that a change of content takes no set-id bit and no capability away, whoever makes it."""
+        """Whether a change of content is known to drop no set-id bit and no capability, whoever makes it."""
         return self.node.plain
 
 
 def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> OpenFile:
-    """Open an inode by number. O_TRUNC cuts a regular file to nothing (EISDIR, EROFS, EPERM as open(2)).
+    """Open an inode by number. O_TRUNC truncates a regular file to 0 bytes (EISDIR, EROFS, EPERM as open(2)).
 
-    A symbolic link (ELOOP), a device, a FIFO or a socket (ENXIO) has no map of blocks that could be read or written.
-    ``kill`` says whether that cut takes set-id bits away (`truncate`).
+    A symbolic link (ELOOP), a device, a FIFO or a socket (ENXIO) has no block map to read or write. ``kill`` says
+    whether O_TRUNC drops set-id bits (`truncate`).
     """
     inode = inodes.read(volume.view, ino)
     if not (inode.is_regular or inode.is_dir):
@@ -97,7 +98,7 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool |
 
 
 def load_map(volume: Volume, node: Node) -> FileMap | None:
-    """The node's map, read from the extent tree; None when the file is in too many pieces to keep."""
+    """Read the node's map from the extent tree and return it; None if the file has too many runs to keep."""
     if node.scattered:
         return None
     inode = inodes.read(volume.view, node.ino)
@@ -112,7 +113,7 @@ def load_map(volume: Volume, node: Node) -> FileMap | None:
 
 
 def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
-    """Up to ``size`` bytes from ``offset``: a view of the pool where they lie together, else gathered bytes."""
+    """Return up to ``size`` bytes from ``offset``: a view of the pool if they lie together, else gathered bytes."""
     if not file.readable:
         raise FsError(errno.EBADF)
     node = file.node
@@ -132,7 +133,7 @@ def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview |
 
 
 def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
-    """The bytes [offset, offset + size) with zeros for holes and unwritten blocks."""
+    """Return the bytes [offset, offset + size), with zeros for holes and unwritten blocks."""
     content = bytearray(size)
     memory = volume.memory
     for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
@@ -142,7 +143,7 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
 
 
 def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[tuple[int, int, int, bool]]:
-    """The mapped runs of the byte range, trimmed to it, in order."""
+    """Yield the mapped runs of the byte range, trimmed to it, in order."""
     mapped = node.map
     if mapped is None:
         inode = inodes.read(volume.view, node.ino)
@@ -156,9 +157,9 @@ def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[tuple[i
 
 
 def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool | None = None) -> int:
-    """Write at ``offset`` (at the end with O_APPEND). Returns how much was written; ENOSPC only if nothing was.
+    """Write at ``offset`` (at EOF with O_APPEND). Return how much was written; ENOSPC only if nothing was.
 
-    ``kill`` says whether the write takes set-id bits away (`takes_set_id`).
+    ``kill`` says whether the write drops set-id bits (`takes_set_id`).
     """
     node = file.node
     if not file.writable:
@@ -183,7 +184,7 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
 
 
 def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> int:
-    """The write that changes metadata, piece by piece."""
+    """Write piece by piece, with a change of metadata for each."""
     node = file.node
     size = len(data)
     if offset + size > node.size:
@@ -209,10 +210,10 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
 
 
 def refuse_overwrite(volume: Volume, file: OpenFile, offset: int) -> None:
-    """An append-only file that was opened for appending keeps what it holds (EPERM).
+    """Refuse to overwrite an append-only file that was opened for appending (EPERM).
 
-    For its own ext4 the kernel refuses to take O_APPEND off again and to map such a file for writing; of our inodes it
-    does not know the flag. Who had the file open before it became append-only may go on.
+    For its own ext4 the kernel refuses to clear O_APPEND and to map such a file for writing; for FUSE it does not know
+    the inode's flag. A file that was open before it became append-only may still be overwritten.
     """
     overwrites = file.flags & os.O_APPEND and offset < file.node.size
     if overwrites and inodes.read(volume.view, file.ino).flags & EXT4_APPEND_FL:
@@ -220,10 +221,10 @@ def refuse_overwrite(volume: Volume, file: OpenFile, offset: int) -> None:
 
 
 def drop_privileges(volume: Volume, node: Node, caller: Caller, kill: bool | None = None) -> None:
-    """The content is about to change: set-id bits and file capabilities go (file_remove_privs in fs/inode.c).
+    """Drop set-id bits and file capabilities before the content changes (file_remove_privs in fs/inode.c).
 
-    Bits stay if the caller may keep them (`takes_set_id`), capabilities go whoever writes. EPERM: it is immutable, and
-    a file that was opened before it became so is no exception (ext4_generic_write_checks in fs/ext4/file.c).
+    Set-id bits stay if the caller may keep them (`takes_set_id`); capabilities are always dropped. EPERM: the file is
+    immutable, even if it was opened before it became so (ext4_generic_write_checks in fs/ext4/file.c).
     """
     volume.writable()
     inode = inodes.read(volume.view, node.ino)
@@ -244,14 +245,14 @@ def drop_privileges(volume: Volume, node: Node, caller: Caller, kill: bool | Non
 
 
 def takes_set_id(caller: Caller, kill: bool | None) -> bool:
-    """Whether a change of content takes set-id bits away: as ``kill`` says, else unless the superuser makes it."""
+    """Return whether a change of content drops set-id bits: as ``kill`` says; None: unless the superuser makes it."""
     return caller.uid != 0 if kill is None else kill
 
 
 def without_set_id(inode: Inode, caller: Caller) -> int:
-    """The mode less S_ISUID and S_ISGID (setattr_should_drop_sgid in fs/attr.c).
+    """Return the mode without S_ISUID and S_ISGID (setattr_should_drop_sgid in fs/attr.c).
 
-    Where the group may not execute, S_ISGID means locking: members of the group, and the superuser, leave it there.
+    If the group may not execute, S_ISGID means mandatory locking: it stays for members of the group and the superuser.
     """
     mode = inode.mode & ~stat.S_ISUID
     if mode & stat.S_IXGRP or not in_group(inode, caller):
@@ -260,12 +261,12 @@ def without_set_id(inode: Inode, caller: Caller) -> int:
 
 
 def in_group(inode: Inode, caller: Caller) -> bool:
-    """Whether the caller is in the inode's group, or the superuser (in_group_or_capable in fs/inode.c)."""
+    """Return whether the caller is in the inode's group or the superuser (in_group_or_capable in fs/inode.c)."""
     return caller.uid == 0 or inode.gid == caller.gid or inode.gid in caller.groups
 
 
 def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -> int:
-    """Write the first contiguous piece of ``data`` in one handle; returns its length in bytes."""
+    """Write the first contiguous piece of ``data`` in one handle; return its length in bytes."""
     node = file.node
     bits = volume.block_bits
     end = offset + len(data)
@@ -302,7 +303,7 @@ def zero_edges(volume: Volume, delta: int, first: int, last: int, begin: int, en
 
 
 def zero_tail(volume: Volume, view: View, inode: Inode, size: int) -> None:
-    """The file is about to grow past ``size``: the bytes past its old EOF in the last block must read as zeros."""
+    """Zero the bytes past EOF in the last block, before the file is extended past ``size``."""
     rest = -size & (volume.block_size - 1)
     if not rest:
         return
@@ -312,9 +313,9 @@ def zero_tail(volume: Volume, view: View, inode: Inode, size: int) -> None:
 
 
 def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | None = None) -> None:
-    """Make the file ``size`` bytes long (EFBIG, EINVAL, EISDIR, EPERM). Blocks beyond are freed, growth is a hole.
+    """Set the file size in bytes (EFBIG, EINVAL, EISDIR, EPERM). Blocks past it are freed; an extension is a hole.
 
-    Set-id bits go as `takes_set_id` says, file capabilities whoever does it.
+    Set-id bits are dropped as `takes_set_id` says, file capabilities always.
     """
     if size < 0:
         raise FsError(errno.EINVAL)
@@ -350,7 +351,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
 
 
 def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> None:
-    """The end of a `truncate` that made a file shorter: free the rest of its blocks, zero the last block past EOF."""
+    """Finish a `truncate` that made the file shorter: free the rest of its blocks, zero the last block past EOF."""
     try:
         if not whole:
             cut_blocks(volume, ino)
@@ -359,20 +360,20 @@ def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> None:
         if node is not None:
             node.moved(size, END)
     if size & (volume.block_size - 1):
-        # The old bytes past the new EOF go only when the new size is durable: a crash before that must find them.
+        # The old bytes past the new EOF are zeroed only when the new size is durable: a crash before that needs them.
         volume.journal.commit()
         zero_tail(volume, volume.view, inodes.read(volume.view, ino), size)
 
 
 def drop_capability(volume: Volume, inode: Inode) -> None:
-    """Take a file capability away, in a handle of its own: the cut that follows may need a whole transaction."""
+    """Remove a file capability in a handle of its own, since the cut that follows may need a whole transaction."""
     if xattrs.holds(volume.view, inode, CAPABILITY):
         with volume.handle(CREDITS_XATTR) as tx:
             xattrs.remove(tx, inodes.edit(tx, inode.number), CAPABILITY)
 
 
 def cut_blocks(volume: Volume, ino: int) -> None:
-    """Free every block beyond the inode's size, in as many handles as it takes; recovery need not do it any more."""
+    """Free every block past EOF, in as many handles as it takes; recovery then has nothing left to free."""
     finished = False
     while not finished:
         with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
@@ -383,13 +384,13 @@ def cut_blocks(volume: Volume, ino: int) -> None:
 
 
 def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
-    """Make the file's data and metadata durable; with ``data_only`` not its times (fdatasync)."""
+    """Make the file's data and metadata durable; with ``data_only`` without its times (fdatasync)."""
     if not volume.was_writable:
         return
     volume.still_durable()
     journal = volume.journal
     waiting = volume.nodes.lazy
-    # An fsync of the root directory makes everything durable, times of other files too, which wait outside the journal.
+    # fsync of the root directory makes everything durable, with other files' times, which wait outside the journal.
     if journal.dirty or (not data_only and (ino in waiting or (ino == ROOT_INO and waiting))):
         journal.commit()
     else:
@@ -397,10 +398,10 @@ def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
 
 
 def make_durable(volume: Volume, file: OpenFile) -> None:
-    """What a change through a file opened with O_SYNC or O_DSYNC ends with (generic_write_sync in linux/fs.h)."""
+    """Make a change through a file opened with O_SYNC or O_DSYNC durable (generic_write_sync in linux/fs.h)."""
     fsync(volume, file.ino, data_only=file.flags & os.O_SYNC != os.O_SYNC)
 
 
 def describe(volume: Volume, ino: int) -> list[Extent]:
-    """All extents of the file, in order (bounded by the tree)."""
+    """Return all extents of the file, in order (bounded by the tree)."""
     return list(mapping.walk(volume.view, inodes.read(volume.view, ino)))

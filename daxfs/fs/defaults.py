@@ -1,6 +1,6 @@
-"""The settings of a mount that the superblock decides where the mount options do not.
+"""The settings of a mount that the superblock decides unless the mount options do.
 
-New files take the group of their directory where ``s_default_mount_opts`` has EXT4_DEFM_BSDGROUPS; the reserved blocks
+New files take the group of their directory if ``s_default_mount_opts`` has EXT4_DEFM_BSDGROUPS. The reserved blocks
 are for the superuser, the user ``s_def_resuid`` and the group ``s_def_resgid``. The other bits of
 ``s_default_mount_opts`` ask for what daxfs does on every mount or on none (docs/FORMAT.md lists them).
 
@@ -16,13 +16,13 @@ from daxfs.fs.types import Options
 
 
 class Defaults(NamedTuple):
-    """What is in force on a mount.
+    """The settings in force on a mount.
 
     Attributes:
         group_of_directory: new files take their directory's group; otherwise that of their maker, or of a set-group-ID
             directory.
         reserve_uid: the user that may take reserved blocks, beside the superuser.
-        reserve_gid: the group that may; 0 is nobody's.
+        reserve_gid: the group that may take reserved blocks; 0: no group.
     """
 
     group_of_directory: bool
@@ -31,7 +31,7 @@ class Defaults(NamedTuple):
 
 
 def in_force(sb: Superblock, options: Options) -> Defaults:
-    """The mount's options where they say something, else the superblock."""
+    """Return the settings: from the mount options if they say something, else from the superblock."""
     return Defaults(
         bool(sb.s_default_mount_opts & EXT4_DEFM_BSDGROUPS) if options.grpid is None else options.grpid,
         sb.s_def_resuid if options.resuid is None else options.resuid,

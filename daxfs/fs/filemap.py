@@ -1,8 +1,8 @@
 """The extents of one open file, held in DRAM as byte ranges so that a read or an overwrite finds its memory at once.
 
-A cache and nothing more: what it says is a copy of the extent tree, it is bounded (`MAX_RUNS` a file), and a file that
-has more pieces simply has no map and looks each block up. Whoever changes the tree tells the map (`put`, `cut`) or
-drops it. Offsets and lengths are in bytes; a pool offset is ``file offset + delta``.
+A `FileMap` is only a cache: a copy of the extent tree, with at most `MAX_RUNS` runs for each file. A file with more
+runs has no map, and each access looks its block up. Code that changes the tree updates the map (`put`, `cut`) or drops
+it. Offsets and lengths are in bytes; a pool offset is ``file offset + delta``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 MAX_RUNS = 8192
-"""More pieces than this are not worth a copy in DRAM (about 150 bytes each)."""
+"""A file with more runs has no map in DRAM (a run takes about 150 bytes)."""
 
 Run = tuple[int, int, int, bool]
 """``(begin, end, delta, unwritten)``: file bytes [begin, end) lie in the pool at the same offset plus delta."""
 
 
 class FileMap:
-    """Sorted, disjoint runs of one file. Gaps are holes."""
+    """The sorted, disjoint runs of one file. Gaps are holes."""
 
     __slots__ = ("begins", "runs")
 
@@ -27,7 +27,7 @@ class FileMap:
         self.runs: list[Run] = []
 
     def find(self, offset: int) -> Run | None:
-        """The run that contains the byte ``offset``, or None in a hole."""
+        """Return the run that contains the byte ``offset``; None: it lies in a hole."""
         index = bisect_right(self.begins, offset) - 1
         if index < 0:
             return None
@@ -35,12 +35,12 @@ class FileMap:
         return run if offset < run[1] else None
 
     def next_begin(self, offset: int) -> int | None:
-        """Where the first run that begins after ``offset`` begins."""
+        """Return where the first run begins that lies after ``offset``."""
         index = bisect_right(self.begins, offset)
         return self.begins[index] if index < len(self.begins) else None
 
     def within(self, begin: int, end: int) -> Iterator[Run]:
-        """The runs that lie in [begin, end), trimmed to it, in order; what is found next is looked up then."""
+        """Yield the runs in [begin, end), trimmed to it, in order; the map is searched anew for each."""
         position = begin
         while position < end:
             found = self.find(position)
@@ -54,7 +54,7 @@ class FileMap:
                 position = found[1]
 
     def gaps(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """What of [begin, end) is in no run."""
+        """Yield the parts of [begin, end) that no run contains."""
         position = begin
         for low, high, _, _ in self.within(begin, end):
             if low > position:
@@ -64,7 +64,7 @@ class FileMap:
             yield position, end
 
     def put(self, begin: int, end: int, delta: int, unwritten: bool) -> None:
-        """Say that [begin, end) is mapped so from now on, whatever was there; joined with its neighbours."""
+        """Map [begin, end), whatever it was before, and merge the run with its neighbours."""
         begins, runs = self.begins, self.runs
         if runs and begin >= runs[-1][1]:
             index = len(runs)
@@ -82,26 +82,26 @@ class FileMap:
         runs.insert(index, (begin, end, delta, unwritten))
 
     def put_blocks(self, run: tuple[int, int, int, bool], bits: int) -> None:
-        """`put` of a run of blocks of ``1 << bits`` bytes: logical block, physical block, blocks, unwritten."""
+        """Map a run of blocks of ``1 << bits`` bytes: logical block, physical block, number of blocks, unwritten."""
         lblk, pblk, length, unwritten = run
         self.put(lblk << bits, lblk + length << bits, pblk - lblk << bits, unwritten)
 
     def copy(self) -> FileMap:
-        """Another map that says the same."""
+        """Return an equal map."""
         made = FileMap()
         made.begins, made.runs = self.begins[:], self.runs[:]
         return made
 
     def covers(self, begin: int, end: int) -> bool:
-        """Whether one run has all of [begin, end)."""
+        """Return whether one run contains all of [begin, end)."""
         found = self.find(begin)
         return found is not None and end <= found[1]
 
     def move_border(self, begin: int, end: int) -> bool:
-        """`put` of written bytes for [begin, end) at the start of an unwritten run that goes on; the one before grows.
+        """Move the border between a written run and the unwritten run after it from ``begin`` to ``end``.
 
         Returns:
-            False: they do not lie so, and nothing has changed.
+            False: the runs do not lie like that, and nothing has changed.
         """
         begins, runs = self.begins, self.runs
         index = bisect_right(begins, begin) - 1
@@ -117,7 +117,7 @@ class FileMap:
         return True
 
     def cut(self, begin: int, end: int) -> None:
-        """Say that [begin, end) is a hole from now on."""
+        """Make [begin, end) a hole."""
         begins, runs = self.begins, self.runs
         first = max(bisect_right(begins, begin) - 1, 0)
         if first < len(runs) and runs[first][1] <= begin:

@@ -1,9 +1,9 @@
 """The facade: everything that can be done with a pool, mounted or not.
 
 `FileSystem` works on inode numbers and names in bytes, synchronously; each call is one whole operation. The FUSE
-sessions call it and so may any program (`paths.py` adds paths and file objects). It adds to the operations of this
-floor what they share: damage is recorded and turns the volume read-only, what finds the pool full is tried once more
-after room was reclaimed, and with ``sync`` every change is durable when the call returns.
+sessions call it, and any program may (`paths.py` adds paths and file objects). It adds what all operations share:
+damage is recorded and makes the volume read-only, an operation that finds the pool full runs once more after space was
+reclaimed, and with ``sync`` every change is durable when the call returns.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, 
 
 
 def note_failure(volume: Volume, error: FsError) -> None:
-    """An operation failed: damage is recorded, and a full pool is explained in the log."""
+    """Record damage, and explain a full pool in the log, after an operation failed."""
     if isinstance(error, Corrupt):
         volume.report(error)
     elif error.errno == errno.ENOSPC:
@@ -76,7 +76,7 @@ def note_failure(volume: Volume, error: FsError) -> None:
 
 
 def recording_damage(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """Damage that the operation meets is recorded."""
+    """Record damage that the operation meets."""
 
     @wraps(method)
     def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -90,20 +90,20 @@ def recording_damage(method: Callable[Concatenate[FileSystem, P], R]) -> Callabl
 
 
 def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """An operation that changes nothing on the pool: it opens no handle and commits nothing."""
+    """Wrap an operation that changes nothing on the pool: it opens no handle and commits nothing."""
     return recording_damage(method)
 
 
 def maintaining(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """An operation that may change the pool but takes no room: it frees, cuts, commits, trims, or remounts.
+    """Wrap an operation that may change the pool but takes no space: it frees, cuts, commits, trims, or remounts.
 
-    What of it must be durable when it returns, it makes durable itself.
+    Such an operation itself makes durable what must be durable when it returns.
     """
     return recording_damage(method)
 
 
 def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """An operation that changes the pool whole or not at all: in a full pool it is tried once more (`reclaim.py`)."""
+    """Wrap an operation that changes the pool whole or not at all: in a full pool it runs once more (`reclaim.py`)."""
 
     @wraps(method)
     def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -120,7 +120,7 @@ def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concat
 
 
 def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """An operation that may have done a part when it fails, and that itself asks again when the pool was full."""
+    """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
 
     @wraps(method)
     def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -137,7 +137,7 @@ def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Conca
 
 @contextmanager
 def made_by(file: OpenFile, caller: Caller | None) -> Iterator[None]:
-    """The changes inside are those of ``caller``, who need not have opened the file; None: of the one who opened it."""
+    """Attribute the changes inside to ``caller``, who need not have opened the file; None: to the one who did."""
     opener = file.caller
     file.caller = opener if caller is None else caller
     try:
@@ -161,11 +161,11 @@ class FileSystem:
 
     @classmethod
     def open(cls, pool: str | os.PathLike[str] | Pool, options: Options | None = None) -> FileSystem:
-        """Open a pool by path, or one that is open already; replays its journal if the last user did not close it.
+        """Open a pool by path, or one that is open already. Replay its journal if the pool was not closed.
 
         Raises:
             PoolError: the path can't be opened as memory, or is in use.
-            FsError, Corrupt, Unsupported: what is in the pool is no ext4, damaged, or has unknown features.
+            FsError, Corrupt, Unsupported: the pool holds no ext4, is damaged, or has unknown features.
         """
         options = options or Options()
         opened = pool if isinstance(pool, Pool) else opening.open_for(os.fspath(pool), options)
@@ -178,7 +178,7 @@ class FileSystem:
 
     @property
     def grants(self) -> Grants:
-        """What clients were granted, of the mount as it is now."""
+        """The grants of clients, of the current mount."""
         return mounting.grants_of(self.volume)
 
     def _reclaim_grants(self) -> bool:
@@ -191,7 +191,7 @@ class FileSystem:
         self.close()
 
     def close(self) -> None:
-        """Commit, mark the pool clean and give it back. Files still open are closed; views of it become invalid."""
+        """Commit, mark the pool clean and close it. Open files are closed; views of the pool become invalid."""
         try:
             mounting.unmount(self.volume)
         finally:
@@ -202,12 +202,12 @@ class FileSystem:
 
     @reading
     def lookup(self, parent: int, name: bytes) -> Attributes:
-        """Attributes of ``name`` in the directory ``parent``."""
+        """Return the attributes of ``name`` in the directory ``parent``."""
         return names.lookup(self.volume, parent, name)
 
     @reading
     def readlink(self, ino: int) -> bytes:
-        """The target of a symbolic link."""
+        """Return the target of a symbolic link."""
         return names.readlink(self.volume, ino)
 
     @changing
@@ -239,7 +239,7 @@ class FileSystem:
         *,
         positioned: bool = False,
     ) -> tuple[OpenFile, Attributes]:
-        """Make a regular file and open it (the open never fails on the mode just given); `open_file` has the rest."""
+        """Make a regular file and open it (`open_file`); the open never fails on the mode that was just given."""
         made = names.make(self.volume, parent, name, stat.S_IFREG | (mode & 0o7777), caller)
         return self._open(made.ino, flags & ~os.O_TRUNC, caller, positioned=positioned), made
 
@@ -262,17 +262,17 @@ class FileSystem:
 
     @changing
     def link(self, ino: int, parent: int, name: bytes, caller: Caller = SUPERUSER) -> Attributes:
-        """One more name for an inode."""
+        """Add a name for an inode."""
         return names.link(self.volume, ino, parent, name, caller)
 
     @changing
     def unlink(self, parent: int, name: bytes) -> None:
-        """Take a name away."""
+        """Remove a name that is not a directory's."""
         names.unlink(self.volume, parent, name)
 
     @changing
     def rmdir(self, parent: int, name: bytes) -> None:
-        """Take an empty directory away."""
+        """Remove an empty directory."""
         names.rmdir(self.volume, parent, name)
 
     @changing
@@ -285,14 +285,14 @@ class FileSystem:
         flags: int = 0,
         caller: Caller = SUPERUSER,
     ) -> None:
-        """renameat2(2) with all its flags (`RenameFlags`); a whiteout that is left behind belongs to ``caller``."""
+        """Rename as renameat2(2), with all its flags (`RenameFlags`); a whiteout that is left belongs to ``caller``."""
         names.rename(self.volume, parent, name, new_parent, new_name, flags, caller)
 
     # Attributes
 
     @reading
     def getattr(self, ino: int) -> Attributes:
-        """What stat(2) tells."""
+        """Return the attributes of stat(2)."""
         return attributes.read_attributes(self.volume, ino)
 
     @changing
@@ -302,7 +302,7 @@ class FileSystem:
 
     @reading
     def get_flags(self, ino: int) -> int:
-        """The inode's flags as lsattr(1) shows them (``FS_*_FL``)."""
+        """Return the inode's flags as lsattr(1) shows them (``FS_*_FL``)."""
         return flags.get_flags(self.volume, ino)
 
     @changing
@@ -312,7 +312,7 @@ class FileSystem:
 
     @reading
     def get_fsxattr(self, ino: int) -> FsXattr:
-        """The flags that file systems share (``FS_XFLAG_*``), and the project."""
+        """Return the flags that file systems share (``FS_XFLAG_*``), and the project."""
         return flags.get_fsxattr(self.volume, ino)
 
     @changing
@@ -322,17 +322,17 @@ class FileSystem:
 
     @reading
     def uses_dax(self, ino: int) -> bool:
-        """Whether the file's data goes straight to memory, as the mount and the file's DAX flag say."""
+        """Return whether the file's data goes straight to memory, as the mount and the file's DAX flag say."""
         return flags.uses_dax(self.volume, ino)
 
     @reading
     def access(self, ino: int, mask: int, caller: Caller = SUPERUSER) -> bool:
-        """Whether ``caller`` may read (4), write (2) or execute (1)."""
+        """Return whether ``caller`` may read (4), write (2) or execute (1)."""
         return attributes.access(self.volume, ino, mask, caller)
 
     @reading
     def getxattr(self, ino: int, name: bytes) -> bytes:
-        """The value of an extended attribute."""
+        """Return the value of an extended attribute."""
         return attributes.get_xattr(self.volume, ino, name)
 
     @changing
@@ -347,13 +347,13 @@ class FileSystem:
     ) -> None:
         """Set an extended attribute.
 
-        ``kill_set_gid`` says whether an access ACL takes S_ISGID away; None: unless the caller is in the file's group.
+        ``kill_set_gid`` says whether an access ACL removes S_ISGID; None: unless the caller is in the file's group.
         """
         attributes.set_xattr(self.volume, ino, name, value, flags, caller, kill_set_gid)
 
     @reading
     def listxattr(self, ino: int, caller: Caller = SUPERUSER) -> list[bytes]:
-        """The names of the extended attributes that ``caller`` may see."""
+        """Return the names of the extended attributes that ``caller`` may see."""
         return attributes.list_xattrs(self.volume, ino, caller)
 
     @changing
@@ -363,17 +363,21 @@ class FileSystem:
 
     @reading
     def statfs(self) -> StatFs:
-        """Sizes and free space."""
+        """Return sizes and free space."""
         return attributes.statfs(self.volume)
 
     @reading
     def get_label(self) -> bytes:
-        """The label of the file system."""
+        """Return the label of the file system."""
         return label.get_label(self.volume)
 
     @changing
     def set_label(self, new: bytes, caller: Caller = SUPERUSER) -> None:
-        """Change the label, durably: EPERM, not the superuser; EINVAL, more than 16 bytes."""
+        """Change the label, durably.
+
+        Raises:
+            FsError: EPERM, not the superuser; EINVAL, more than 16 bytes.
+        """
         label.set_label(self.volume, new, caller)
 
     # Files
@@ -391,11 +395,11 @@ class FileSystem:
         """Open a file by inode number; `release` it when done.
 
         Args:
-            ino: of a regular file or a directory.
-            flags: of open(2).
-            caller: who opens it.
-            kill_privileges: whether O_TRUNC takes set-id bits away, as in `write`.
-            positioned: every write says where it goes, with O_APPEND too: whoever sends them has put appends in place.
+            ino: a regular file or a directory.
+            flags: those of open(2).
+            caller: the caller that opens the file.
+            kill_privileges: whether O_TRUNC drops set-id bits, as in `write`.
+            positioned: every write gives its offset, even with O_APPEND: the sender has placed appends itself.
         """
         return self._open(ino, flags, caller, kill_privileges, positioned=positioned)
 
@@ -418,7 +422,7 @@ class FileSystem:
             removal.collect(self.volume, file.ino)
 
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
-        """Up to ``size`` bytes from ``offset``: a view of the pool's memory where they lie together, else bytes."""
+        """Return up to ``size`` bytes from ``offset``: a view of the pool's memory if they lie together, else bytes."""
         try:
             return data.read(self.volume, file, offset, size)
         except Corrupt as error:
@@ -433,14 +437,15 @@ class FileSystem:
         kill_privileges: bool | None = None,
         caller: Caller | None = None,
     ) -> int:
-        """Write at ``offset``, or at the end with O_APPEND unless the file was opened ``positioned``.
+        """Write at ``offset``, or at EOF with O_APPEND unless the file was opened ``positioned``.
 
         Args:
             file: open for writing.
-            offset: bytes.
+            offset: first byte.
             content: what to write.
-            kill_privileges: whether set-id bits go (FUSE_WRITE_KILL_SUIDGID); None: unless the superuser writes.
-            caller: who writes; None: the one who opened the file.
+            kill_privileges: whether set-id bits are dropped (FUSE_WRITE_KILL_SUIDGID); None: unless the superuser
+                writes.
+            caller: the caller that writes; None: the one that opened the file.
 
         Returns:
             The number of bytes written.
@@ -461,7 +466,7 @@ class FileSystem:
 
     @piecewise
     def fallocate(self, file: OpenFile, mode: int, offset: int, length: int, caller: Caller | None = None) -> None:
-        """fallocate(2) with ext4's modes (``FALLOC_FL_*``); EOPNOTSUPP for all others. ``caller`` as in `write`."""
+        """Do what fallocate(2) does in ext4's modes (``FALLOC_FL_*``; EOPNOTSUPP: others). ``caller`` as in `write`."""
         with made_by(file, caller):
             ranges.fallocate(self.volume, file, mode, offset, length)
         if file.durable:
@@ -477,7 +482,7 @@ class FileSystem:
         length: int,
         caller: Caller | None = None,
     ) -> int:
-        """copy_file_range(2): one copy from memory to memory, holes stay holes. ``caller`` as in `write`.
+        """Copy as copy_file_range(2), from memory to memory; holes stay holes. ``caller`` as in `write`.
 
         Returns:
             The number of bytes copied.
@@ -490,17 +495,17 @@ class FileSystem:
 
     @reading
     def seek(self, file: OpenFile, offset: int, whence: int) -> int:
-        """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; ENXIO at the end of the file."""
+        """Return where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; ENXIO at EOF."""
         return ranges.seek(self.volume, file, offset, whence)
 
     @reading
     def describe(self, ino: int) -> list[Extent]:
-        """The extents of a file, in order: (logical block, physical block, length in blocks, unwritten)."""
+        """Return the extents of a file, in order: (logical block, physical block, length in blocks, unwritten)."""
         return data.describe(self.volume, ino)
 
     @reading
     def fiemap(self, ino: int, start: int, length: int, limit: int) -> list[FileExtent]:
-        """FS_IOC_FIEMAP: the extents of a range of bytes, ``limit`` at most, those past EOF too."""
+        """Return the extents of a range of bytes (FS_IOC_FIEMAP), ``limit`` at most, including those past EOF."""
         return ranges.fiemap(self.volume, ino, start, length, limit)
 
     def fsync(self, ino: int, datasync: bool = False) -> None:
@@ -513,27 +518,27 @@ class FileSystem:
 
     @maintaining
     def sync(self) -> None:
-        """Make everything durable, what clients have stored in memory by themselves too."""
+        """Make everything durable, including what clients have stored."""
         requests.flush_stores(self.volume)
         self.volume.commit()
 
     @maintaining
     def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> int:
-        """Give free memory of the pool back to the system (FITRIM); how many bytes."""
+        """Give free memory of the pool back to the system (FITRIM); return the number of bytes."""
         return trim.trim(self.volume, start, length, minimum)
 
-    # Memory, for clients that load and store by themselves
+    # Leases of memory
 
     @piecewise
     def pool_identity(self) -> PoolIdentity:
-        """Which pool to map."""
+        """Return the identity of the pool, for a client that maps it."""
         return requests.identity(self.grants)
 
     @piecewise
     def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Grant:
-        """Where bytes of the file lie in the pool, for a client to use until its status entry changes, or `release`.
+        """Return where bytes of the file lie in the pool; it holds until the status entry changes, or until `release`.
 
-        ``caller`` as in `write`: a client that may store takes privileges away as one that writes.
+        ``caller`` as in `write`: a lease for storing drops set-id bits and capabilities, as a write does.
         """
         with made_by(file, caller):
             return requests.grant(self.grants, file, request)
@@ -545,7 +550,7 @@ class FileSystem:
 
     @maintaining
     def end_mount(self) -> None:
-        """This process is about to close all files: what clients still map stays theirs, for the next mount to free."""
+        """End all leases before this process closes all files. What clients still map is freed by the next mount."""
         self.grants.end_mount()
 
     # Directories
@@ -556,7 +561,7 @@ class FileSystem:
         return OpenDirectory(self.volume.nodes.opened(names.read_directory_inode(self.volume, ino)))
 
     def readdir(self, directory: OpenDirectory, cookie: int = 0) -> Iterator[DirEntry]:
-        """The names strictly after ``cookie``; the iterator is valid until the next change of the file system."""
+        """Yield the names strictly after ``cookie``; the iterator is valid until the next change of the file system."""
         node = directory.node
         if node.atime_due:
             node.accessed()
@@ -576,63 +581,63 @@ class FileSystem:
 
     @reading
     def by_number(self, ino: int) -> Attributes:
-        """Attributes of a file whose number was kept, be it pinned or not; ESTALE if there is none (any more)."""
+        """Return the attributes of a file by its number, be it pinned or not; ESTALE: there is none, or no longer."""
         return names.by_number(self.volume, ino)
 
     @property
     def holds_forgettable(self) -> bool:
-        """Whether files without a name take room though nobody has them open: only pins keep them."""
+        """Whether files without a name take space although they are not open: only pins keep them."""
         volume = self.volume
         return any(not volume.nodes.is_open(ino) for ino in volume.lives.nameless)
 
     @property
     def pins(self) -> Mapping[int, int]:
-        """How often each inode is pinned, those that are; always the same object."""
+        """How often each pinned inode is pinned; always the same object."""
         return self.volume.lives.pins
 
     def pin(self, ino: int) -> None:
-        """The inode is known by number to somebody (a FUSE lookup): it outlives its last name until `unpin`."""
+        """Pin an inode whose number is known outside (a FUSE lookup): it outlives its last name until `unpin`."""
         self.volume.lives.pin(ino)
 
     @maintaining
     def unpin(self, ino: int, count: int = 1) -> None:
-        """``count`` pins less (a FUSE forget)."""
+        """Remove ``count`` pins (a FUSE forget)."""
         self.volume.lives.unpin(ino, count)
         removal.collect(self.volume, ino)
 
     @reading
     def generation(self, ino: int) -> int:
-        """The inode's generation number: with the number it names a file for good."""
+        """Return the inode's generation number; inode number and generation name a file for good."""
         return inodes.read(self.volume.view, ino).generation
 
     # Housekeeping
 
     def add_reclaimer(self, reclaim: Callable[[], bool]) -> None:
-        """Have ``reclaim`` called when an operation finds the pool full, before that is tried once more.
+        """Have ``reclaim`` called when an operation finds the pool full, before the operation runs once more.
 
         Args:
-            reclaim: gives back room that it keeps, such as files that nobody knows any more (`unpin`), and answers
-                whether it gave any. It may call this file system.
+            reclaim: frees space that it keeps, such as files that only pins keep (`unpin`), and returns whether it
+                freed any. It may call this file system.
         """
         self.volume.reclaimers.add(reclaim)
 
     @property
     def options(self) -> Options:
-        """How the pool is mounted now."""
+        """The current mount options."""
         return self.volume.options
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing can be changed: so mounted, damaged, aborted, or in somebody else's hands."""
+        """Whether nothing can be changed: mounted read-only, damaged, aborted, or owned by another program."""
         return self.volume.read_only
 
     def find_groups_by(self, groups_of: Callable[[Caller], frozenset[int]]) -> None:
-        """How to find the supplementary groups of a caller, asked where they decide about reserved blocks."""
+        """Set the function that finds a caller's supplementary groups, called if they decide about reserved blocks."""
         self.volume.groups_of = groups_of
 
     @maintaining
     def remount(self, options: Options) -> None:
-        """Mount in another way, to read-only or back too; see `remounting.remount`. Files stay open."""
+        """Change the mount options, to read-only or back too (`remounting.remount`). Files stay open."""
         remounting.remount(self.volume, options)
 
     @maintaining
@@ -645,13 +650,13 @@ class FileSystem:
         self.grants.reclaim()
 
     def look_for_owners(self) -> None:
-        """Stop storing if somebody else has taken the pool through a loop device; called now and then."""
+        """Stop storing if another program has taken the pool over through a loop device; called periodically."""
         owner = self.volume.pool.other_owner()
         if owner and not self.volume.read_only:
             self.volume.disown(owner)
 
     def statistics(self) -> Statistics:
-        """What the volume keeps in DRAM and what its journal did. It costs nothing until it is asked."""
+        """Return what the volume keeps in DRAM and what its journal did. It costs nothing until it is called."""
         volume = self.volume
         grants = self.grants
         return Statistics(
@@ -666,7 +671,7 @@ class FileSystem:
         )
 
     def check(self) -> None:
-        """Hold all that is kept in DRAM of open inodes and grants against the pool: for tests, between two operations.
+        """Compare all that DRAM holds of open inodes and grants with the pool; for tests, between two operations.
 
         Raises:
             AssertionError: they do not agree.
@@ -677,15 +682,14 @@ class FileSystem:
 
     @property
     def interrupted(self) -> bool:
-        """Whether an exception that nobody expected (no `FsError`) met a change of metadata half done.
+        """Whether an unexpected exception (no `FsError`) has interrupted a change of metadata.
 
-        The change is undone, but what was kept in memory beside it is not to be trusted: `abort`, or close without more
-        changes.
+        The change was undone, but state in DRAM beside it can't be trusted: `abort`, or close without more changes.
         """
         return self.volume.interrupted
 
     def abort(self, error: BaseException) -> None:
-        """Stop the journal after an unknown error; nothing is changed from then on."""
+        """Stop the journal after an unexpected error; nothing is changed from then on."""
         self.volume.abort(error)
 
 

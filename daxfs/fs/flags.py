@@ -1,11 +1,12 @@
 """Flags of inodes, as chattr(1) and lsattr(1) see them: immutable, append-only, noatime, sync, DAX, projects.
 
-Two forms of the same bits: ``FS_IOC_GETFLAGS`` shows ext4's own, ``FS_IOC_FSGETXATTR`` those that file systems share,
-with the project's number. Here is what may be read and changed and by whom; the rules are those of fs/file_attr.c and
-of ``ext4_fileattr_set`` (fs/ext4/ioctl.c), in their order. What the flags do is up to names, data and attributes.
+The bits have two forms: ``FS_IOC_GETFLAGS`` shows ext4's own, ``FS_IOC_FSGETXATTR`` those that file systems share, with
+the project's number. This module decides which flags may be read and changed, and by whom, by the rules of
+fs/file_attr.c and of ``ext4_fileattr_set`` (fs/ext4/ioctl.c), in their order. `names`, `data` and `attributes`
+implement the effects of the flags.
 
 daxfs neither logs file data nor changes how a file is mapped, so the flags that ask for it (JOURNAL_DATA, EXTENTS)
-can't be changed; JOURNAL_DATA can be cleared, since a log that was replayed holds no data any more.
+can't be changed. JOURNAL_DATA can be cleared, since a log that was replayed no longer holds data.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ SHARED_FLAGS = sum(SHARED.values())
 PROTECTING = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL
 NOT_WITH_DAX = EXT4_VERITY_FL | EXT4_ENCRYPT_FL | EXT4_JOURNAL_DATA_FL | EXT4_INLINE_DATA_FL
 PROJECT_END = 0xA0
-"""Where i_projid ends in the slot."""
+"""Where i_projid ends in the inode, in bytes."""
 NO_PROJECT = 0xFFFFFFFF
 CREDITS = 4
 
 
 def get_flags(volume: Volume, ino: int) -> int:
-    """The flags that users may see (FS_IOC_GETFLAGS). ENOTTY: neither a file nor a directory."""
+    """Return the flags that users may see (FS_IOC_GETFLAGS). ENOTTY: neither a file nor a directory."""
     return visible(changeable(inodes.read(volume.view, ino)))
 
 
@@ -85,7 +86,7 @@ def set_flags(volume: Volume, ino: int, flags: int, caller: Caller) -> None:
 
 
 def get_fsxattr(volume: Volume, ino: int) -> FsXattr:
-    """The flags that file systems share, and the project (FS_IOC_FSGETXATTR). Like ext4 it counts no extents."""
+    """Return the flags that file systems share, and the project (FS_IOC_FSGETXATTR). Like ext4 it counts no extents."""
     inode = changeable(inodes.read(volume.view, ino))
     flags = visible(inode)
     xflags = sum(xflag for xflag, flag in SHARED.items() if flags & flag)
@@ -105,26 +106,26 @@ def set_fsxattr(volume: Volume, ino: int, wanted: FsXattr, caller: Caller) -> No
 
 
 def uses_dax(volume: Volume, ino: int) -> bool:
-    """Whether a file's data goes straight to memory. The flag of an open file counts from its next first open on."""
+    """Return whether a file's data goes straight to memory. A changed flag counts from the next first open on."""
     if volume.nodes.is_open(ino):
         return volume.nodes.open[ino].dax
     return volume.nodes.dax_of(inodes.read(volume.view, ino))
 
 
 def changeable(inode: Inode) -> Inode:
-    """The inode, if it is of a kind that has such flags."""
+    """Return the inode if it is of a kind that has such flags (ENOTTY)."""
     if not (stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)):
         raise FsError(errno.ENOTTY)
     return inode
 
 
 def visible(inode: Inode) -> int:
-    """What ext4_fileattr_get shows."""
+    """Return the flags that ext4_fileattr_get shows."""
     return inode.flags & EXT4_FL_USER_VISIBLE & ~(EXT4_PROJINHERIT_FL if stat.S_ISREG(inode.mode) else 0)
 
 
 def project(inode: Inode) -> int:
-    """The inode's project; 0 without the feature, or without room for the number."""
+    """Return the inode's project; 0 without the feature, or without room for the number."""
     return inode.i_projid if inode.geometry.has_project and inode.extra_end >= PROJECT_END else 0
 
 
@@ -156,7 +157,7 @@ def change(volume: Volume, ino: int, flags: int, wanted: FsXattr | None, caller:
 
 
 def check_hints(inode: Inode, wanted: FsXattr) -> None:
-    """What fileattr_set_prepare says of size hints and projects; ext4 keeps no hints."""
+    """Check size hints and projects as fileattr_set_prepare does; ext4 keeps no hints."""
     directory = stat.S_ISDIR(inode.mode)
     if wanted.projid == NO_PROJECT != project(inode):
         raise FsError(errno.EINVAL)
@@ -165,9 +166,9 @@ def check_hints(inode: Inode, wanted: FsXattr) -> None:
 
 
 def check_flags(inode: Inode, flags: int) -> None:
-    """Refuse what nobody can set: flags out of sight, or of another kind of inode (ext4_fileattr_set).
+    """Refuse flags that nobody can set: invisible ones, or those of another kind of inode (ext4_fileattr_set).
 
-    Flags in sight that can't be changed are ignored, since chattr(1) sends back all that it was shown.
+    Visible flags that can't be changed are ignored, since chattr(1) sends back all that it was shown.
     """
     if flags & ~EXT4_FL_USER_VISIBLE:
         raise FsError(errno.EOPNOTSUPP)
@@ -177,7 +178,7 @@ def check_flags(inode: Inode, flags: int) -> None:
 
 
 def refuse_change_of_immutable(inode: Inode, flags: int, number: int) -> None:
-    """An immutable inode that stays so keeps its other flags, too (ext4_ioctl_check_immutable)."""
+    """Refuse other changes to an immutable inode that stays immutable (ext4_ioctl_check_immutable)."""
     if (inode.flags ^ flags) & ~EXT4_IMMUTABLE_FL or (inode.geometry.has_project and number != project(inode)):
         raise FsError(errno.EPERM)
 
@@ -194,7 +195,7 @@ def check_mapping(inode: Inode, flags: int, caller: Caller) -> None:
 
 
 def set_project(inode: Inode, number: int) -> None:
-    """Give the inode another project (ext4_ioctl_setproject)."""
+    """Set the inode's project (ext4_ioctl_setproject)."""
     if not inode.geometry.has_project or inode.extra_end < PROJECT_END:
         raise FsError(errno.EOPNOTSUPP)
     inode.i_projid = number

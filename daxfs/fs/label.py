@@ -21,7 +21,7 @@ LABEL_MAX = 16
 
 
 def get_label(volume: Volume) -> bytes:
-    """The label, without padding; at most 16 bytes."""
+    """Return the label, without padding; at most 16 bytes."""
     return volume.view.superblock().s_volume_name.partition(b"\0")[0]
 
 

@@ -7,7 +7,7 @@
        |                         |   |   ^                                 begins nameless, perhaps linkable
        | being_cut(tx)           |   |   | quarantined(tx): a new inode that holds blocks of no file
        v             list_orphans|   |
-    [listed] --cut(tx)-->        |   | not held any more: freed(tx)
+    [listed] --cut(tx)-->        |   | no longer held: freed(tx)
                                  v   v
                             [listed] [freed]
 
@@ -38,10 +38,10 @@ CREDITS_LISTED = 8
 
 
 class Lifetimes:
-    """The books of one volume, by inode number. Others read the sets and call the transitions.
+    """The states of the inodes of one volume, by inode number. Others read the sets and call the transitions.
 
     Attributes:
-        pins: lookup counts, of those that have any.
+        pins: inode number -> lookup count, of pinned inodes.
         nameless: see the module.
         listed: see the module.
         linkable: see the module.
@@ -58,11 +58,11 @@ class Lifetimes:
     # Pins
 
     def pin(self, ino: int) -> None:
-        """One more reference by number (a FUSE lookup)."""
+        """Add one reference by number (a FUSE lookup)."""
         self.pins[ino] = self.pins.get(ino, 0) + 1
 
     def unpin(self, ino: int, count: int = 1) -> None:
-        """``count`` references by number are gone (a FUSE forget)."""
+        """Remove ``count`` references by number (a FUSE forget)."""
         left = self.pins.get(ino, 0) - count
         if left > 0:
             self.pins[ino] = left
@@ -77,7 +77,7 @@ class Lifetimes:
         tx.reserve("orphans", CREDITS_LISTED)
 
     def made_nameless(self, tx: Handle, ino: int, *, linkable: bool) -> None:
-        """A new inode without a name, which may get one or not."""
+        """A new inode without a name, which may get its first name if it is linkable."""
         self.unnamed(tx, ino)
         if linkable:
             _put(tx, self.linkable, ino)
@@ -92,7 +92,7 @@ class Lifetimes:
     # The list on the disk
 
     def list_orphans(self, tx: Handle) -> None:
-        """Commit hook: what is nameless and lives on is named on the disk's orphan list."""
+        """Put every nameless inode that lives on onto the disk's orphan list (commit hook)."""
         for ino in sorted(self.nameless - self.listed):
             self._list(tx, ino)
 
@@ -102,12 +102,12 @@ class Lifetimes:
         return not self.nameless <= self.listed
 
     def being_cut(self, tx: Handle, ino: int) -> None:
-        """The inode is cut in several handles: after a crash recovery goes on, up to `cut`. Costs two credits."""
+        """The inode is cut in several handles: after a crash recovery continues, until `cut`. Costs two credits."""
         if ino not in self.nameless and ino not in self.listed:
             self._list(tx, ino)
 
     def cut(self, tx: Handle, ino: int) -> None:
-        """The inode has no blocks past EOF any more. Costs two credits."""
+        """The inode no longer has blocks past EOF. Costs two credits."""
         if ino in self.listed and ino not in self.nameless:
             self._unlist(tx, ino)
 
@@ -120,12 +120,12 @@ class Lifetimes:
     # Quarantine and the end
 
     def quarantined(self, tx: Handle, ino: int) -> None:
-        """A new inode that holds blocks of no file (more of them, if it is one already)."""
+        """A new inode holds blocks of no file, or a quarantine inode holds more of them."""
         self.unnamed(tx, ino)
         _put(tx, self.quarantine, ino)
 
     def released(self, ino: int) -> None:
-        """No client may touch any more what the inode holds; it may be freed."""
+        """No client may touch the inode's blocks any longer; it may be freed."""
         self.quarantine.discard(ino)
 
     def freed(self, tx: Handle, ino: int) -> None:
@@ -136,11 +136,11 @@ class Lifetimes:
             _take(tx, members, ino)
 
     def check(self, view: View, *, readable: bool) -> None:
-        """Hold the books against the pool, for tests, between two operations.
+        """Compare the sets with the pool; for tests, between two operations.
 
         Args:
             view: the newest state.
-            readable: whether the disk's list is what the books say: there is none on a read-only volume.
+            readable: whether to compare the disk's list with ``listed``: a read-only volume does not keep it.
 
         Raises:
             AssertionError: they do not agree.

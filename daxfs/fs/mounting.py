@@ -1,8 +1,8 @@
-"""Making a volume of a pool, and a clean pool of a volume.
+"""Make a volume of a pool, and a clean pool of a volume.
 
 Mounting checks the superblock, the features and the size, replays the journal, marks the pool as in use (the feature
-flag ``needs_recovery``, `recovery_flag.py`) and frees the orphans; unmounting commits, empties the log and marks it
-clean. A pool that is refused is left as it was.
+flag ``needs_recovery``, `recovery_flag.py`) and frees the orphans. Unmounting commits, empties the log and marks the
+pool clean. A pool that is refused stays unchanged.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ MIN_JOURNAL_BLOCKS = 1024
 
 
 class TornView(PoolView):
-    """The pool before its log is replayed: what leads to the log is believed without the checksums of blocks.
+    """The pool before its log is replayed: blocks that lead to the log are believed without their checksums.
 
     A power cut tears the blocks that were just being copied home. The group descriptor and the neighbours of the
-    journal's inode may be among them, and are mended by the replay; what they say of the journal did not change. The
-    inode's own checksum and the bounds of its map are still checked.
+    journal's inode may be among them; the replay repairs them, and what they say of the journal did not change. The
+    inode's own checksum and the bounds of its map are checked nevertheless.
     """
 
     __slots__ = ()
 
     def verified(self, number: int, check: Check) -> memoryview:  # noqa: ARG002
-        """The block as it lies there."""
+        """Return the block without a check."""
         return self.block(number)
 
 
 def read_superblock(pool: Pool) -> Superblock:
-    """A copy of the pool's superblock. Its checksum is not checked yet: the log may have a better superblock."""
+    """Return a copy of the pool's superblock. Its checksum is not checked yet: the log may hold a better superblock."""
     end = SUPERBLOCK_OFFSET + Superblock.SIZE
     if pool.size < end:
         raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: only {pool.size} bytes long")
@@ -64,7 +64,7 @@ def read_superblock(pool: Pool) -> Superblock:
 
 
 def check_features(sb: Superblock, *, read_only: bool) -> bool:
-    """Refuse unknown incompatible features; returns whether unknown ro_compat features force a read-only mount."""
+    """Refuse unknown incompatible features; return whether unknown ro_compat features force a read-only mount."""
     refused = features.unsupported_incompat(sb.s_feature_incompat)
     if refused:
         raise Unsupported(refused)
@@ -75,7 +75,7 @@ def check_features(sb: Superblock, *, read_only: bool) -> bool:
 
 
 def log_area(view: View, sb: Superblock) -> LogArea:
-    """Where the journal inode's blocks lie."""
+    """Return the blocks of the journal inode."""
     if not sb.s_journal_inum or sb.s_journal_dev:
         raise Unsupported(["journal on another device"])
     try:
@@ -98,7 +98,11 @@ def log_area(view: View, sb: Superblock) -> LogArea:
 
 
 def mount(pool: Pool, options: Options) -> Volume:
-    """Mount the pool; raises FsError, Corrupt or Unsupported and changes nothing when it can't."""
+    """Mount the pool.
+
+    Raises:
+        FsError, Corrupt, Unsupported: it can't be mounted, and is unchanged.
+    """
     if not options.replay and not options.read_only:
         raise FsError(errno.EINVAL, "noload leaves the log as it is, and is for read-only mounts only; add ro")
     sb = read_superblock(pool)
@@ -110,7 +114,7 @@ def mount(pool: Pool, options: Options) -> Volume:
         view = PoolView(pool, geometry) if was_clean else TornView(pool, geometry)
         area = log_area(view, sb) if geometry.has_journal else None
     except Corrupt:
-        sb.verify()  # a damaged superblock explains whatever it leads to
+        sb.verify()  # a damaged superblock explains all damage that it leads to
         raise
     report = None
     if area is not None and options.replay and needs_recovery(sb):
@@ -140,22 +144,22 @@ def mount(pool: Pool, options: Options) -> Volume:
 
 
 def protect_log(volume: Volume, area: LogArea | None) -> None:
-    """From now on no file may claim the log's blocks; the volume knows where they are."""
+    """Let no file claim the log's blocks from now on; the volume knows where they are."""
     volume.log_area = area
     if area is not None:
         metadata_zone.protect(volume.view, volume.view.superblock().s_journal_inum, area.runs)
 
 
 def needs_recovery(sb: Superblock) -> bool:
-    """Whether the log may hold something newer than the pool.
+    """Return whether the log may hold something newer than the pool.
 
-    The flag says so; and a wrong checksum may mean that the superblock was torn while it was copied home from the log.
+    The flag says so. A wrong checksum may also mean that the superblock was torn while it was copied home from the log.
     """
     return bool(sb.s_feature_incompat & Incompat.needs_recovery) or sb.is_torn()
 
 
 def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
-    """Replay the log; beside an empty log, mend the flag that says to look."""
+    """Replay the log; if the log is empty, clear a torn recovery flag."""
     if pool.read_only:
         raise FsError(errno.EROFS, "the journal needs replay and the pool is open for reading only")
     report = recovery.replay(pool, geometry, area)
@@ -167,9 +171,9 @@ def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
 
 
 def mend_superblock(pool: Pool) -> bool:
-    """Recover a pool whose superblock a power cut has torn: from the log, or by its flag. Whether it was torn.
+    """Repair a superblock that a power cut has torn, from the log or by its flag; return whether it was torn.
 
-    e2fsck looks at the superblock's checksum before it looks at the log, and ``e2fsck -p`` goes no further.
+    e2fsck checks the superblock's checksum before it reads the log, and ``e2fsck -p`` stops there.
 
     Raises:
         FsError, Corrupt, Unsupported: as `mount`; the pool is unchanged.
@@ -181,7 +185,7 @@ def mend_superblock(pool: Pool) -> bool:
 
 
 def recover_in_place(pool: Pool) -> None:
-    """`recover` on a pool that nobody mounts; orphans and the recovery flag stay.
+    """Recover a pool that is not mounted, as `recover`; orphans and the recovery flag stay.
 
     Raises:
         FsError, Corrupt, Unsupported: as `mount`; the pool is unchanged.
@@ -195,7 +199,7 @@ def recover_in_place(pool: Pool) -> None:
 
 
 def note_abort(volume: Volume, number: int) -> None:
-    """The last user aborted the journal: the superblock says so until e2fsck has looked (ext4_clear_journal_err)."""
+    """Record in the superblock, for e2fsck, that the last mount aborted the journal (ext4_clear_journal_err)."""
     log.warning("%s: the journal was aborted with errno %d; run: daxfs check", volume.pool.path, -number)
     with volume.handle(1) as tx:
         tx.edit_superblock().record_error(int(time.time()), EXT4_ERR_UNKNOWN, "journal aborted")
@@ -204,7 +208,7 @@ def note_abort(volume: Volume, number: int) -> None:
 
 
 def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) -> Volume:
-    """A volume on an open journal, with the hooks of this floor and of the structures."""
+    """Return a volume on an open journal, with the hooks of this layer and of the structures."""
     volume = Volume(pool, geometry, journal.view, journal, options)
     volume.notifier = Grants(volume)
     add_hooks(volume)
@@ -212,13 +216,13 @@ def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) ->
 
 
 def grants_of(volume: Volume) -> Grants:
-    """The grants of a volume: its notifier, as the floors above know it."""
+    """Return the grants of a volume: its notifier, with the type that the layers above know."""
     assert isinstance(volume.notifier, Grants)
     return volume.notifier
 
 
 def add_hooks(volume: Volume) -> None:
-    """Have the volume's journal call this floor and the structures at commits and rollbacks."""
+    """Register the hooks of this layer and of the structures for commits and rollbacks."""
     nodes, lives, journal = volume.nodes, volume.lives, volume.journal
     journal.add_commit_hook(nodes.write_times, lambda: nodes.lazy)
     journal.add_commit_hook(lives.list_orphans, lambda: lives.unlisted)
@@ -228,10 +232,10 @@ def add_hooks(volume: Volume) -> None:
 
 
 def mark_in_use(volume: Volume, *, recount: bool) -> None:
-    """The superblock of a mounted pool: one more mount (ext4_setup_super in fs/ext4/super.c).
+    """Count a mount in the superblock (ext4_setup_super in fs/ext4/super.c).
 
-    It goes through the log like every later change of the superblock, so that a power cut can't tear it. ``recount``:
-    the free counts may be old, since the kernel keeps them up to date in the group descriptors alone.
+    The change goes through the log like every later change of the superblock, so that a power cut can't tear it.
+    ``recount``: the free counts may be old, since the kernel keeps only those in the group descriptors up to date.
     """
     geometry = volume.geometry
     if geometry.has_journal:
@@ -269,18 +273,18 @@ def unmount(volume: Volume) -> None:
     outside.take_over(volume)
     journal.commit()
     if grants.stale:
-        # Not clean: whoever mounts or checks it next must look for them, and after their orphans, as after a crash.
+        # Not clean: the next mount or check must look for stale clients, and for orphans as after a crash.
         return
     mark_clean(volume)
 
 
 def mark_clean(volume: Volume) -> None:
-    """Say in the superblock that nothing is to be recovered, empty the log and close it. All is committed."""
+    """Clear the recovery flag in the superblock, empty the log and close it. Everything is committed before."""
     journal = volume.journal
     with journal.handle(1) as tx:
         sb = tx.edit_superblock()
         sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
-        # A pool without a journal that was not unmounted is not made clean by mounting it once more.
+        # Another mount does not make a pool clean that has no journal and was not unmounted.
         sb.s_state |= volume.mounted_state & EXT4_VALID_FS
         sb.s_wtime = int(time.time()) & 0xFFFFFFFF
     journal.close()

@@ -1,7 +1,7 @@
 """Names: looking up, making, linking, removing and renaming.
 
-Each function is one operation on the volume, done in one handle, so that it happens whole or not at all. Rights are the
-caller's business (the kernel checks them for a mount); the rules that the format and POSIX give to names are here.
+Each function is one operation on the volume, done in one handle, so that it happens whole or not at all. Callers check
+rights (the kernel does it for a mount); the rules of the format and of POSIX for names are here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WHITEOUT = stat.S_IFCHR
 
 
 def check_name(name: bytes) -> None:
-    """Refuse what can't be a directory entry's name. FUSE lets 256 bytes through, so the length is checked here."""
+    """Refuse what can't be a directory entry's name. FUSE passes names of 256 bytes, so the length is checked here."""
     if len(name) > EXT4_NAME_LEN:
         raise FsError(errno.ENAMETOOLONG)
     if not name or b"/" in name or b"\0" in name:
@@ -51,7 +51,7 @@ def check_name(name: bytes) -> None:
 
 
 def read_directory_inode(volume: Volume, ino: int) -> Inode:
-    """The directory's inode, or ENOTDIR."""
+    """Return the directory's inode (ENOTDIR)."""
     directory = inodes.read(volume.view, ino)
     if not stat.S_ISDIR(directory.mode):
         raise FsError(errno.ENOTDIR)
@@ -59,7 +59,7 @@ def read_directory_inode(volume: Volume, ino: int) -> Inode:
 
 
 def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
-    """Attributes of what ``name`` refers to (ENOENT, ENOTDIR, ENAMETOOLONG)."""
+    """Return the attributes of the inode that ``name`` refers to (ENOENT, ENOTDIR, ENAMETOOLONG)."""
     if len(name) > EXT4_NAME_LEN:
         raise FsError(errno.ENAMETOOLONG)
     entry = directories.find(volume.view, read_directory_inode(volume, parent), name)
@@ -71,9 +71,10 @@ def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
 
 
 def by_number(volume: Volume, ino: int) -> Attributes:
-    """Attributes of a file that somebody kept the number of, as a file handle does (ESTALE: it is gone).
+    """Return the attributes of a file by its number, as a file handle has it (ESTALE: it is gone).
 
-    The inode bitmap is asked first: what lies in a slot that was never used may be anything, and is no damage.
+    The inode bitmap is read first: an entry of the inode table that was never used may hold anything, which is no
+    damage.
     """
     if not (inodes.nameable(volume.view, ino) and inodes.in_use(volume.view, ino)):
         raise FsError(errno.ESTALE)
@@ -84,13 +85,13 @@ def by_number(volume: Volume, ino: int) -> Attributes:
 
 
 def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
-    """Names strictly after ``cookie`` (0: from the start), lazily; valid until the next change of the volume."""
+    """Yield the names strictly after ``cookie`` (0: from the start); valid until the next change of the volume."""
     for entry in directories.entries(volume.view, read_directory_inode(volume, ino), cookie):
         yield DirEntry(*entry)
 
 
 def readlink(volume: Volume, ino: int) -> bytes:
-    """The target of a symbolic link (EINVAL for anything else)."""
+    """Return the target of a symbolic link (EINVAL for any other inode)."""
     inode = inodes.read(volume.view, ino)
     if not stat.S_ISLNK(inode.mode):
         raise FsError(errno.EINVAL)
@@ -142,12 +143,12 @@ def new_inode(
 
 
 def inherited_flags(flags: int, mode: int) -> int:
-    """The flags that a new inode takes from its directory (__ext4_new_inode in fs/ext4/ialloc.c)."""
+    """Return the flags that a new inode takes from its directory (__ext4_new_inode in fs/ext4/ialloc.c)."""
     return suited_flags(flags & EXT4_FL_INHERITED, mode)
 
 
 def suited_flags(flags: int, mode: int) -> int:
-    """Those of the flags that suit the type of inode (ext4_mask_flags in fs/ext4/ext4.h)."""
+    """Return those of the flags that suit the type of inode (ext4_mask_flags in fs/ext4/ext4.h)."""
     if stat.S_ISDIR(mode):
         return flags
     return flags & (EXT4_REG_FLMASK if stat.S_ISREG(mode) else EXT4_OTHER_FLMASK)
@@ -192,10 +193,10 @@ def make(
 
 
 def make_nameless(volume: Volume, parent: int, mode: int, caller: Caller, *, linkable: bool) -> Attributes:
-    """Make a regular file that no directory names, as if it were made in ``parent`` (ext4_tmpfile in fs/ext4/namei.c).
+    """Make a regular file that no directory names, as if in ``parent`` (ext4_tmpfile in fs/ext4/namei.c).
 
-    It goes with its last close, or with the power, unless `link` gave it a name; ``linkable`` says whether that may be.
-    The caller opens it at once.
+    It is removed with its last close, or by a power cut, unless `link` gave it a name; ``linkable`` says whether that
+    is allowed. The caller opens it at once.
     """
     with volume.handle(CREDITS_INODE, caller) as tx:
         directory = inodes.read(tx, parent)
@@ -212,7 +213,7 @@ def make_nameless(volume: Volume, parent: int, mode: int, caller: Caller, *, lin
 
 
 def edit_parent(volume: Volume, tx: Handle, ino: int) -> Inode:
-    """The directory that a name is added to or taken from, ready to be changed."""
+    """Return the directory that a name is added to or removed from, ready to be changed."""
     directory = inodes.edit(tx, ino)
     if not stat.S_ISDIR(directory.mode):
         raise FsError(errno.ENOTDIR)
@@ -221,7 +222,7 @@ def edit_parent(volume: Volume, tx: Handle, ino: int) -> Inode:
 
 
 def refuse_addition(directory: Inode) -> None:
-    """A directory that was removed, or is immutable, takes no new names (may_create in fs/namei.c)."""
+    """Refuse a new name in a directory that was removed or is immutable (may_create in fs/namei.c)."""
     if directory.links_count == 0:
         raise FsError(errno.ENOENT)
     if directory.flags & EXT4_IMMUTABLE_FL:
@@ -245,7 +246,7 @@ def write_target(volume: Volume, tx: Handle, inode: Inode, target: bytes) -> Non
 
 
 def add_link_for_subdirectory(volume: Volume, directory: Inode) -> None:
-    """One more ".." points at ``directory``; with dir_nlink a count of 1 means "too many to count"."""
+    """Count a new ".." that points at ``directory``; with dir_nlink a count of 1 means "too many to count"."""
     links = directory.links_count
     if links == 1 and volume.geometry.has_dir_nlink:
         return
@@ -258,21 +259,21 @@ def add_link_for_subdirectory(volume: Volume, directory: Inode) -> None:
 
 
 def drop_link_of_subdirectory(directory: Inode) -> None:
-    """One ".." less points at ``directory``; a count of 1 ("too many") stays."""
+    """Count one ".." less that points at ``directory``; a count of 1 ("too many") stays."""
     if directory.links_count > 2:
         directory.links_count = directory.links_count - 1
 
 
 def refuse_other_project(directory: Inode, inode: Inode) -> None:
-    """What carries another project's number stays out of a directory that hands its own down (EXDEV)."""
+    """Refuse an inode with another project number in a directory that hands its own down (EXDEV)."""
     if directory.flags & EXT4_PROJINHERIT_FL and directory.i_projid != inode.i_projid:
         raise FsError(errno.EXDEV)
 
 
 def link(volume: Volume, ino: int, parent: int, name: bytes, caller: Caller) -> Attributes:
-    """One more name for an inode that is not a directory (EPERM, EMLINK, EEXIST).
+    """Add a name for an inode that is not a directory (EPERM, EMLINK, EEXIST).
 
-    One without a name gets none (ENOENT), unless it was made that way to get its first one (`make_nameless`).
+    An inode without a name gets none (ENOENT), unless it was made linkable (`make_nameless`).
     """
     check_name(name)
     now = clock.now()
@@ -301,7 +302,7 @@ def link(volume: Volume, ino: int, parent: int, name: bytes, caller: Caller) -> 
 
 
 def unlink(volume: Volume, parent: int, name: bytes) -> None:
-    """Take a name away; the inode goes with its last name, or when it is busy no more."""
+    """Remove a name; the inode is freed with its last name, or later when it is no longer busy."""
     check_name(name)
     now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
@@ -318,20 +319,20 @@ def unlink(volume: Volume, parent: int, name: bytes) -> None:
 
 
 def present(entry: Place) -> Place:
-    """The place of a name that is there, else ENOENT."""
+    """Return the place of an existing name (ENOENT)."""
     if not entry.ino:
         raise FsError(errno.ENOENT)
     return entry
 
 
 def refuse_protected(directory: Inode, victim: Inode) -> None:
-    """Names of immutable and append-only inodes, and in such directories, stay (may_delete in fs/namei.c)."""
+    """Refuse to remove names of immutable and append-only inodes, or in such directories (may_delete in fs/namei.c)."""
     if directory.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL) or victim.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
         raise FsError(errno.EPERM)
 
 
 def drop_name(volume: Volume, tx: Handle, victim: Inode, now: int) -> None:
-    """One name of ``victim`` is gone; a directory (already empty) goes whole."""
+    """Count one name of ``victim`` less; a directory, which is empty, is removed whole."""
     victim.ctime_ns = now
     volume.nodes.stamped(tx, victim.number, ctime=True)
     if stat.S_ISDIR(victim.mode):
@@ -344,7 +345,7 @@ def drop_name(volume: Volume, tx: Handle, victim: Inode, now: int) -> None:
 
 
 def rmdir(volume: Volume, parent: int, name: bytes) -> None:
-    """Take an empty directory away (ENOTEMPTY, ENOTDIR)."""
+    """Remove an empty directory (ENOTEMPTY, ENOTDIR)."""
     if name == b".":
         raise FsError(errno.EINVAL)
     if name == b"..":
@@ -370,9 +371,9 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
 def rename(
     volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
 ) -> None:
-    """renameat2(2): replace, or as `RenameFlags` say (EINVAL for unknown ones and for EXCHANGE with others).
+    """Rename as renameat2(2), with `RenameFlags` (EINVAL for unknown flags and for EXCHANGE with others).
 
-    A whiteout that is left behind belongs to the caller.
+    A whiteout that is left belongs to the caller.
     """
     check_name(name)
     check_name(new_name)
@@ -398,7 +399,7 @@ def rename(
 
 
 def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
-    """A directory can't move below itself (EINVAL): walk up from the destination."""
+    """Refuse to move a directory below itself (EINVAL), by a walk up from the destination."""
     current = destination
     seen = set()
     while current not in seen:
@@ -413,7 +414,7 @@ def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
 
 
 def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None) -> int:
-    """Give ``old`` its new place; what stood there loses its name. Returns the inode replaced, or 0.
+    """Move the entry ``old`` to its new place; the inode there loses the name. Return that inode's number, or 0.
 
     With ``whiteout_of`` a whiteout of this owner takes the old place (ext4_rename in fs/ext4/namei.c).
     """
@@ -457,7 +458,7 @@ def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller
 
 
 def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: Inode) -> None:
-    """Whether ``victim`` may be renamed over (EISDIR, ENOTDIR, ENOTEMPTY, EPERM)."""
+    """Refuse to rename over ``victim`` (EISDIR, ENOTDIR, ENOTEMPTY, EPERM)."""
     refuse_protected(destination, victim)
     if stat.S_ISDIR(victim.mode):
         if not is_directory:
@@ -469,7 +470,7 @@ def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: I
 
 
 def exchange(volume: Volume, tx: Handle, old: Place, new: Place) -> None:
-    """RENAME_EXCHANGE: both names stay, each with the other's inode."""
+    """Exchange two names (RENAME_EXCHANGE): each then refers to the other's inode."""
     now = clock.now()
     source, destination = old.directory, new.directory
     first, second = inodes.edit(tx, old.ino), inodes.edit(tx, new.ino)

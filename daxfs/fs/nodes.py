@@ -1,11 +1,11 @@
-"""Inodes in use, and all that happens to one while it is: each happening is one transition of `Node`.
+"""Inodes in use. Everything that happens to such an inode is a transition of its `Node`.
 
 A `Node` exists for an inode that is open, or whose times wait for the next commit. It keeps in DRAM what reads and
-writes need: size, a map of the blocks, times that wait. A change of the inode ends with the transition that says so,
-once its handle has succeeded (`change.py` does it for blocks and size); a node is never ahead of its inode,
-so nothing of it is undone. The grants of the file's memory hear of it here (`Node.grants`), and nowhere else.
+writes need: size, block map, waiting times. A change of the inode ends with the transition that reports it, after its
+handle has succeeded (`change.py` does it for blocks and size). A node is thus never ahead of its inode, and needs no
+undo. The grants of the file's memory are notified here (`Node.grants`), and nowhere else.
 
-`Nodes` has all nodes of a volume. The lives of inodes beyond being open are in `lifetimes.py`.
+`Nodes` has all nodes of a volume. `lifetimes.py` has the states of inodes beyond being open.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_MAPPED_FILES = 1024
 MAX_LAZY = 64
 """Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
 NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_SYNC_FL
-"""Flags of files whose writes are more than a copy (`Node.plain`)."""
+"""Flags of files whose writes are more than a copy (`Node.plain` is then False)."""
 SET_ID = stat.S_ISUID | stat.S_ISGID
 DAY_NS = 86_400 * 10**9
 END = 1 << 62
@@ -51,21 +51,22 @@ class Node:
     """One inode in use.
 
     Attributes:
-        ino: its number.
-        opens: how often it is open.
-        size: of the file in bytes.
-        map: where its blocks lie; None: not read yet, or too many pieces.
-        scattered: in too many pieces for a map, each access asks the tree.
+        ino: inode number.
+        opens: how often the inode is open.
+        size: file size in bytes.
+        map: where the blocks lie; None: not read yet, or too many runs.
+        scattered: the file has too many runs for a map; each access searches the tree.
         atime: a time that is not in the inode yet, in nanoseconds; 0: none. As with the kernel's lazytime the commit
             writes it, so that an overwrite changes no metadata block.
         mtime: as ``atime``.
         ctime: as ``atime``.
-        atime_due: the next read moves the time of access.
-        noatime: reading it never does.
-        plain: a write needs no more than a copy: no set-id bits or capabilities to drop, not immutable, append-only or
+        atime_due: whether the next read changes the access time.
+        noatime: whether no read ever changes it.
+        plain: whether a write is only a copy: no set-id bits or capabilities to drop, not immutable, append-only or
             sync.
-        dax: data goes straight to memory; decided when the file is opened and nobody had it open.
-        grants: what clients were granted of its memory hears of all that happens to it.
+        dax: whether data goes straight to memory; decided by an open while the inode is not open otherwise.
+        grants: the grants of the file's memory, which are notified of all that happens to the inode; None: there are
+            none.
     """
 
     __slots__ = (
@@ -102,10 +103,10 @@ class Node:
         self.scattered = False
         self.reloaded(inode)
 
-    # What happens to it
+    # Transitions
 
     def accessed(self) -> None:
-        """It was read, and its time of access was due."""
+        """The file was read, and its access time was due."""
         nodes = self._nodes
         self.atime_due = nodes.options.atime == "strictatime"
         if nodes.writable:
@@ -116,7 +117,7 @@ class Node:
             self.atime = clock.now()
 
     def overwritten(self) -> None:
-        """Its content was changed in place."""
+        """The content was changed in place."""
         if self.grants is not None:
             self.grants.bump_version()
         if self.ino not in self._nodes.lazy:
@@ -131,7 +132,7 @@ class Node:
         self.overwritten()
 
     def changed(self, size: int) -> None:
-        """A handle has changed its blocks or size, and written its times; the map is the caller's to keep right."""
+        """A handle has changed blocks or size, and written the times. The caller keeps the map right."""
         self.mtime = self.ctime = 0
         self.atime_due = not self.noatime
         before, self.size = self.size, size
@@ -143,7 +144,7 @@ class Node:
             self.grants.set_size(size)
 
     def mapped(self, runs: Iterable[Extent]) -> None:
-        """Put ``runs`` into the kept map, after a handle has allocated or converted these blocks."""
+        """A handle has allocated or converted the blocks of ``runs``; put them into the map."""
         held, bits = self.map, self._nodes.block_bits
         if held is None:
             return
@@ -154,31 +155,31 @@ class Node:
             self.scattered = True
 
     def unmapped(self, begin: int, end: int) -> None:
-        """The bytes [begin, end) have no blocks any more."""
+        """The bytes [begin, end) no longer have blocks."""
         self.scattered = False
         if self.map is not None:
             self.map.cut(begin, end)
 
     def remapped(self) -> None:
-        """Any of its blocks may lie elsewhere now."""
+        """Any block may lie elsewhere now."""
         self.scattered = False
         self.map = None
 
     def moved(self, begin: int, end: int) -> None:
-        """All is done that takes the bytes [begin, end) elsewhere, or that failed at it."""
+        """An operation that moves or frees the bytes [begin, end) has finished, successfully or not."""
         if self.grants is not None:
             self.grants.invalidate_range(begin, end)
 
     def holes_filled(self) -> None:
-        """Holes in it were filled: clients that know of holes must ask again."""
+        """Holes were filled: clients that know of holes must ask again."""
         if self.grants is not None:
             self.grants.bump_epoch()
 
     def reloaded(self, inode: Inode) -> None:
-        """Its attributes changed; all that is kept of them is read again."""
+        """The attributes have changed; read all that is kept of them again."""
         nodes = self._nodes
         self.size = inode.size
-        # Of attributes only a file capability matters, but only a write looks for it: this must stay cheap.
+        # Of the extended attributes only a capability matters; a write looks for it, since this must stay cheap.
         self.plain = not (inode.mode & SET_ID or inode.flags & NOT_PLAIN or xattrs.present(inode))
         if self.grants is not None:
             self.grants.set_size(inode.size)
@@ -201,11 +202,11 @@ class Node:
             self.atime_due = True
 
     def privileges_dropped(self, mode: int, flags: int) -> None:
-        """A write looked at the inode's attributes and took away what a write takes, so that the next need not."""
+        """A write has dropped the privileges that writes drop; the next write need not look."""
         self.plain = not (mode & SET_ID or flags & NOT_PLAIN)
 
     def check(self, view: View) -> None:
-        """Hold what is kept against the inode, for tests, between two operations.
+        """Compare the node with its inode; for tests, between two operations.
 
         Raises:
             AssertionError: they do not agree.
@@ -226,11 +227,11 @@ class Nodes:
 
     Attributes:
         block_bits: log2 of the block size in bytes.
-        options: how the volume is mounted.
-        writable: times may wait for a commit; false as long as the volume is read-only.
+        options: the mount options.
+        writable: whether times may wait for a commit; False as long as the volume is read-only.
         open: inode number -> node.
-        lazy: inode number -> node, of those whose times wait.
-        write_soon: writes all times that wait, in a handle of its own.
+        lazy: inode number -> node, of nodes whose times wait.
+        write_soon: writes all waiting times, in a handle of its own.
     """
 
     def __init__(self, options: Options, block_bits: int, write_soon: Callable[[], None]) -> None:
@@ -245,7 +246,7 @@ class Nodes:
     # Opening
 
     def of(self, inode: Inode) -> Node:
-        """The node of an inode, made if there is none."""
+        """Return the node of an inode; make it if there is none."""
         node = self.open.get(inode.number)
         if node is None:
             node = self.open[inode.number] = Node(self, inode)
@@ -254,35 +255,35 @@ class Nodes:
         return node
 
     def opened(self, inode: Inode) -> Node:
-        """One opener more."""
+        """Count an open of the inode, and return its node."""
         node = self.of(inode)
         node.opens += 1
         return node
 
     def closed(self, node: Node) -> None:
-        """One opener less."""
+        """Count a close."""
         node.opens -= 1
         self.drop_idle(node)
 
     def is_open(self, ino: int) -> bool:
-        """Whether anybody has it open."""
+        """Return whether the inode is open."""
         node = self.open.get(ino)
         return node is not None and node.opens > 0
 
     def drop_idle(self, node: Node) -> None:
-        """Drop the node if nothing needs it: not open, no times to write."""
+        """Drop the node if it is not needed: not open, no times to write."""
         if node.opens == 0 and node.ino not in self.lazy:
             self.open.pop(node.ino, None)
             self._mapped.pop(node.ino, None)
 
     def forget(self, ino: int) -> None:
-        """The inode is being freed: nothing of it may reach the pool again."""
+        """Drop the node of an inode that is being freed: none of its times may still reach the pool."""
         self.lazy.pop(ino, None)
         self.open.pop(ino, None)
         self._mapped.pop(ino, None)
 
     def dax_of(self, inode: Inode) -> bool:
-        """Whether a file that is opened now is served straight from memory (ext4_should_enable_dax)."""
+        """Return whether a file that is opened now is served straight from memory (ext4_should_enable_dax)."""
         policy, flags = self.options.dax, inode.flags
         if policy == "never" or not inode.is_regular or flags & (EXT4_JOURNAL_DATA_FL | EXT4_VERITY_FL):
             return False
@@ -291,13 +292,13 @@ class Nodes:
     # Changes of inodes that may have a node
 
     def reloaded(self, inode: Inode) -> None:
-        """An inode's attributes changed: `Node.reloaded` where there is a node."""
+        """Reload the node, if there is one, after the inode's attributes have changed."""
         node = self.open.get(inode.number)
         if node is not None:
             node.reloaded(inode)
 
     def stamped(self, tx: Handle, ino: int, *, atime: bool = False, mtime: bool = False, ctime: bool = False) -> None:
-        """The handle gives the inode newer times than those that wait for the commit. Undone with the handle."""
+        """Drop waiting times that are older than those the handle gives the inode; undone with the handle."""
         opened = self.open.get(ino)
         if opened is not None and opened.grants is not None:
             opened.grants.bump_version()
@@ -320,7 +321,7 @@ class Nodes:
     # Maps
 
     def remember_map(self, node: Node, mapped: FileMap) -> None:
-        """Give the node its map, within the bound on all maps."""
+        """Set the node's map, within the bound on all maps."""
         node.map = mapped
         self._mapped.pop(node.ino, None)
         self._mapped[node.ino] = node
@@ -329,7 +330,7 @@ class Nodes:
             self._mapped.pop(oldest).map = None
 
     def drop_maps(self) -> None:
-        """Forget all maps: changes that had succeeded were given up with the journal."""
+        """Drop all maps: the journal was aborted with changes that had succeeded."""
         for node in self.open.values():
             node.map = None
         self._mapped.clear()
@@ -337,20 +338,20 @@ class Nodes:
     # Times that wait
 
     def wait_for_commit(self, node: Node) -> None:
-        """The node, none of whose times waits yet, gets times that the next commit writes; an error: it must not."""
+        """Have the next commit write the node's times, none of which waits yet. After an error they must not wait."""
         if len(self.lazy) >= MAX_LAZY:
             self.write_soon()
         self.lazy[node.ino] = node
 
     def give_up_times(self) -> None:
-        """No commit comes any more: what waits for one is lost."""
+        """Drop all waiting times: no commit will follow."""
         waiting, self.lazy = self.lazy, {}
         for node in waiting.values():
             node.atime = node.mtime = node.ctime = 0
             self.drop_idle(node)
 
     def write_times(self, tx: Handle) -> None:
-        """Commit hook: times that waited go into their inodes."""
+        """Write waiting times into their inodes (commit hook)."""
         waiting, self.lazy = self.lazy, {}
         before = [(node, node.atime, node.mtime, node.ctime) for node in waiting.values()]
 
@@ -373,7 +374,7 @@ class Nodes:
             self.drop_idle(node)
 
     def check(self, view: View) -> None:
-        """`Node.check` of all nodes, and that they are where they belong. For tests, between two operations."""
+        """Check every node, and that each is in the right tables; for tests, between two operations."""
         assert self.lazy.keys() <= self.open.keys()
         for ino, node in self.open.items():
             assert node.ino == ino

@@ -1,9 +1,9 @@
 """Which mapping of a pool a mount gets, and the recovery that a read-only mount needs before it.
 
 A mount that may write maps the pool for storing, and `mounting.mount` recovers what a crash left. A read-only mount
-shares the pool with other readers and stores nothing; but as in ext4 (ext4_load_journal, ext4_orphan_cleanup) a log
-that is not empty is recovered first: in the pool where it can be written, else in memory, on a private mapping of which
-only the pages that recovery stores to are copied. ``noload`` leaves the log alone.
+shares the pool with other readers and stores nothing. As in ext4 (ext4_load_journal, ext4_orphan_cleanup) a log that is
+not empty is recovered first: in the pool if it can be written, else in memory, on a private mapping that copies only
+the pages that recovery stores to. ``noload`` leaves the log alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("daxfs.fs")
 
 
 def open_for(path: str, options: Options) -> Pool:
-    """The pool at ``path``, as a mount with these options needs it.
+    """Open the pool at ``path`` as a mount with these options needs it.
 
     Raises:
         PoolError: it can't be opened as memory, or is in use.
@@ -46,7 +46,7 @@ def open_for(path: str, options: Options) -> Pool:
 
 
 def waits_for_recovery(pool: Pool, options: Options) -> bool:
-    """Whether the log is to be looked at before the pool is read; if so the pool is closed. Errors close it too."""
+    """Return whether the log must be recovered before the pool is read; if so, or after an error, close the pool."""
     waits = True
     try:
         waits = options.replay and mounting.needs_recovery(mounting.read_superblock(pool))
@@ -57,6 +57,6 @@ def waits_for_recovery(pool: Pool, options: Options) -> bool:
 
 
 def _recover(path: str, options: Options) -> None:
-    """Replay the log, free the orphans and leave the pool clean: a mount and its end."""
+    """Replay the log, free the orphans and leave the pool clean, as a mount and an unmount do."""
     with open_pool(path) as pool:
         mounting.unmount(mounting.mount(pool, replace(options, read_only=False, mountpoint="")))

@@ -1,10 +1,10 @@
-"""Settings that tune2fs stores into the superblock of a mounted pool, from outside of the mount.
+"""Settings that tune2fs stores into the superblock of a mounted pool, from outside the mount.
 
-The superblock of a mounted pool changes in the log, and the one at home is stored over when the log is full or is
-emptied. A mount changes none of `SETTINGS` itself, so whatever the superblock at home says of them is the newest.
-`keep` takes it over into each superblock that is about to be stored at home. `take_over` brings it into the log, now
-and then and when the mount ends; from then on it survives a power cut too. The label is the exception: once it was set
-through the mount (`daxfs.fs.label`), the mount's is the newest.
+The superblock of a mounted pool changes in the log; the home copy is overwritten when the log is full or is emptied. A
+mount changes none of `SETTINGS` itself, so what the home superblock says of them is always newest. `keep` copies them
+into each superblock that is about to be stored at home. `take_over` brings them into the log, periodically and at the
+end of the mount; from then on they survive a power cut too. The label is the exception: after it was set through the
+mount (`daxfs.fs.label`), the mount's label is the newest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def keep(volume: Volume, content: memoryview) -> None:
 
 
 def take_over(volume: Volume) -> None:
-    """Make what was stored from outside part of the running transaction."""
+    """Make the settings that were stored from outside part of the running transaction."""
     journal = volume.journal
     if journal.aborted:
         return
@@ -66,7 +66,7 @@ def _home(volume: Volume) -> Superblock:
 
 
 def _differences(volume: Volume, ours: Superblock, home: Superblock) -> list[str]:
-    """The settings that are newer at home. None of a torn superblock: tune2fs is in the middle of its stores."""
+    """Return the settings that are newer at home; none of a torn superblock, into which tune2fs is storing just now."""
     names = SETTINGS if volume.label_was_set else (*SETTINGS, LABEL)
     changed = [name for name in names if getattr(ours, name) != getattr(home, name)]
     return [] if changed and home.is_torn() else changed

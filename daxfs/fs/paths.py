@@ -1,8 +1,8 @@
 """Paths and file objects over the facade, for programs that use a pool without a mount.
 
-`Tree` resolves POSIX paths (symbolic links too) inside a pool; `PoolFile` is an unbuffered binary file whose reads are
-copies out of the pool's memory and whose `view` is that memory itself. It works as the superuser: rights belong to
-mounts. Adds no semantics of its own.
+`Tree` resolves POSIX paths (symbolic links too) inside a pool. `PoolFile` is an unbuffered binary file whose reads are
+copies out of the pool's memory and whose `view` is that memory itself. Both work as the superuser, since only mounts
+check rights. This module adds no semantics of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODES = {
 
 
 class Operations(Protocol):
-    """What paths and file objects ask of the file system below them: operations of `FileSystem`."""
+    """The operations of `FileSystem` that paths and file objects use."""
 
     def lookup(self, parent: int, name: bytes) -> Attributes: ...
 
@@ -93,7 +93,7 @@ class PoolFile(io.RawIOBase):
         return True
 
     def view(self, offset: int, size: int) -> memoryview | bytes:
-        """The pool's own memory where the range lies together, else a copy; read-only, valid until the next change."""
+        """Return the pool's memory if the range lies together, else a copy; read-only, valid until the next change."""
         return self._fs.read(self._file, offset, size)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -132,7 +132,7 @@ class Tree:
         self.fs = fs
 
     def resolve(self, path: str | bytes, *, follow: bool = True) -> int:
-        """The inode number that a path leads to (ENOENT, ENOTDIR, ELOOP)."""
+        """Return the inode number that a path leads to (ENOENT, ENOTDIR, ELOOP)."""
         return self._walk(os.fsencode(path), follow, 0)
 
     def _walk(self, path: bytes, follow: bool, links: int, start: int = ROOT_INO) -> int:
@@ -151,12 +151,12 @@ class Tree:
         return ino
 
     def parent(self, path: str | bytes) -> tuple[int, bytes]:
-        """The directory that holds the last name of a path, and that name."""
+        """Return the directory that holds the last name of a path, and that name."""
         above, _, name = os.fsencode(path).rstrip(b"/").rpartition(b"/")
         return self.resolve(above), name
 
     def stat(self, path: str | bytes, *, follow: bool = True) -> Attributes:
-        """What stat(2) (or lstat(2)) tells."""
+        """Return the attributes of stat(2), or of lstat(2)."""
         return self.fs.getattr(self.resolve(path, follow=follow))
 
     def open(self, path: str | bytes, mode: str = "rb", permissions: int = 0o644) -> PoolFile:
@@ -177,7 +177,7 @@ class Tree:
         return PoolFile(self.fs, self.fs.open_file(ino, flags))
 
     def listdir(self, path: str | bytes = "/") -> list[bytes]:
-        """The names in a directory, without "." and ".."."""
+        """Return the names in a directory, without "." and ".."."""
         return [name for name, _ in self._entries(self.resolve(path))]
 
     def _entries(self, ino: int) -> Iterator[tuple[bytes, int]]:
@@ -200,7 +200,7 @@ class Tree:
         self.fs.symlink(above, name, os.fsencode(target))
 
     def rename(self, old: str | bytes, new: str | bytes, flags: int = 0) -> None:
-        """Rename, replacing what stands at ``new``."""
+        """Rename, and replace what has the name ``new``."""
         old_above, old_name = self.parent(old)
         new_above, new_name = self.parent(new)
         self.fs.rename(old_above, old_name, new_above, new_name, flags)
@@ -216,7 +216,7 @@ class Tree:
         self.fs.rmdir(above, name)
 
     def read_bytes(self, path: str | bytes) -> bytes:
-        """The whole content of a file."""
+        """Return the whole content of a file."""
         with self.open(path) as file:
             return file.readall() or b""
 

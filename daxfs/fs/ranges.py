@@ -53,7 +53,7 @@ FIEMAP_EXTENT_MERGED = 0x1000
 Mode = Callable[[Volume, OpenFile, int, int], None]
 
 
-# What is asked for
+# The operations
 
 
 def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: int) -> None:
@@ -93,23 +93,23 @@ def require_regular(inode: Inode) -> None:
 
 
 def allocate(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Blocks for the whole range, unwritten where there were none; the file reaches its end at least."""
+    """Allocate blocks for the whole range, unwritten where there were none; the file reaches at least its end."""
     provide(volume, file, offset, length, offset + length)
 
 
-def allocate_behind(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """As `allocate`, but the size stays, so that blocks may lie past EOF."""
+def allocate_past_eof(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+    """Allocate as `allocate` does, but keep the size, so that blocks may lie past EOF."""
     provide(volume, file, offset, length, 0)
 
 
 def zero(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Make the range read as zeros and have blocks; the file reaches its end at least."""
+    """Make the range read as zeros and have blocks; the file reaches at least its end."""
     provide(volume, file, offset, length, offset + length)
     blank(volume, file, offset, offset + length)
 
 
 def zero_within(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """As `zero`, but the size stays."""
+    """Zero as `zero` does, but keep the size."""
     provide(volume, file, offset, length, 0)
     blank(volume, file, offset, offset + length)
 
@@ -135,10 +135,10 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
 
 
 def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Take the range out of the file: what follows moves down, without a copy.
+    """Remove the range from the file: what follows moves down, without a copy.
 
-    One transaction where that can hold the part of the tree that moves; else several, and a crash in between leaves
-    the file as long as it was, the range punched, and a first part of what follows moved.
+    This takes one transaction if it can hold the part of the tree that moves. Otherwise it takes several, and a crash
+    between them leaves the file with its old size, the range punched, and a first part of what follows moved.
     """
     node = file.node
     if (offset | length) & (volume.block_size - 1) or offset + length >= node.size:
@@ -152,11 +152,11 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
             collapse_in_parts(volume, node, first, stop)
     finally:
         node.moved(0, END)
-        settle_moves(volume)
+        commit_moves(volume)
 
 
 def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
-    """`collapse` in one handle."""
+    """Collapse in one handle."""
     with volume.handle(move_credits(volume, node, first, stop)) as tx, Change(volume, tx, node.ino) as change:
         change.unmap(first, stop - 1)
         extent_shift.shift(tx, change.inode, stop, MAX_BLOCKS, first - stop)
@@ -164,7 +164,7 @@ def collapse_at_once(volume: Volume, node: Node, first: int, stop: int) -> None:
 
 
 def collapse_in_parts(volume: Volume, node: Node, first: int, stop: int) -> None:
-    """`collapse` in many."""
+    """Collapse in many handles."""
     while not volume.retrying(punch_step, node, first, stop):
         pass
     position = stop
@@ -175,17 +175,17 @@ def collapse_in_parts(volume: Volume, node: Node, first: int, stop: int) -> None
 
 
 def close_gap(volume: Volume, tx: Handle, change: Change, first: int, stop: int) -> None:
-    """The end of `collapse`: everything has moved."""
+    """Finish a `collapse` after everything has moved."""
     extent_shift.join_at(tx, change.inode, first)
     change.inode.size -= stop - first << volume.block_bits
     change.remaps()
 
 
 def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Put a hole into the file: what lies from ``offset`` on moves up, without a copy.
+    """Insert a hole into the file: what lies from ``offset`` on moves up, without a copy.
 
-    One transaction, or several as for `collapse`; a crash in between leaves the file longer, a hole somewhere after
-    ``offset``, and what follows it moved.
+    This takes one transaction, or several as for `collapse`; a crash between them leaves the file longer, a hole
+    somewhere after ``offset``, and what follows it moved.
     """
     node = file.node
     if (offset | length) & (volume.block_size - 1):
@@ -208,11 +208,11 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
             last = move_up(volume, node, first, last, stop - first)
     finally:
         node.moved(0, END)
-        settle_moves(volume)
+        commit_moves(volume)
 
 
 def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: bool) -> None:
-    """All that may fail of `insert`, and the move if it is done ``at_once``."""
+    """Do all of `insert` that may fail, and the move if it is done ``at_once``."""
     credits = move_credits(volume, node, first, first) if at_once else CREDITS_MOVE
     with volume.handle(credits) as tx, Change(volume, tx, node.ino) as change:
         extent_shift.split_at(tx, change.inode, first)
@@ -224,7 +224,7 @@ def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: boo
 
 MODES: dict[int, Mode] = {
     0: allocate,
-    KEEP_SIZE: allocate_behind,
+    KEEP_SIZE: allocate_past_eof,
     ZERO_RANGE: zero,
     ZERO_RANGE | KEEP_SIZE: zero_within,
     PUNCH_HOLE | KEEP_SIZE: punch,
@@ -233,11 +233,11 @@ MODES: dict[int, Mode] = {
 }
 
 
-# How it is done
+# Steps
 
 
 def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int) -> None:
-    """Allocate every block of the range that has none. The file gets ``size`` at least, as far as there are blocks."""
+    """Allocate every block of the range that has none. The file reaches ``size``, as far as there are blocks."""
     if size > volume.large_file_from:
         volume.allow_large_files()
     if size > file.node.size:
@@ -249,7 +249,7 @@ def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int)
 
 
 def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int) -> int:
-    """Allocate some runs in one handle; returns the block to go on with."""
+    """Allocate some runs in one handle; return the next block."""
     node = file.node
     made = 0
     with volume.handle(CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
@@ -276,15 +276,15 @@ def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int
 
 
 def longest(volume: Volume, lblk: int) -> int:
-    """Blocks of the longest unwritten extent from ``lblk`` on after which the next one begins on a 2 MiB boundary."""
+    """Return the length in blocks of the longest unwritten extent from ``lblk`` on whose end is on a 2 MiB boundary."""
     chunk = max(CHUNK_BYTES >> volume.block_bits, 1)
     return (lblk + EXT_UNWRITTEN_MAX_LEN) // chunk * chunk - lblk
 
 
 def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
-    """Make the range, which has blocks, read as zeros: whole blocks become unwritten, but for those of a leased file.
+    """Make a range that has blocks read as zeros: whole blocks become unwritten, a leased file's are zeroed in place.
 
-    Its clients go on storing into them, so these are zeroed where they are.
+    Clients of a leased file go on storing into its blocks.
     """
     node = file.node
     if node.grants is not None:
@@ -298,7 +298,7 @@ def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
 
 
 def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
-    """Turn some runs into unwritten ones in one handle; returns the block to go on with."""
+    """Make some runs unwritten in one handle; return the next block."""
     with volume.handle(CREDITS_STEP, file.caller) as tx, Change(volume, tx, file.ino) as change:
         runs = mapping.runs(tx, change.inode, lblk, stop - 1, limit=RUNS_PER_STEP)
         for run in runs:
@@ -308,25 +308,25 @@ def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
 
 
 def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:
-    """Free some of the blocks [first, stop), the last ones first; True when none is left. Times move in any case."""
+    """Free some of the blocks [first, stop), the last ones first; return whether none is left. Times always change."""
     with volume.handle(data.CREDITS_CUT) as tx, Change(volume, tx, node.ino) as change:
         return first == stop or change.unmap(first, stop - 1, limit=data.BLOCKS_PER_CUT)
 
 
 def fits(volume: Volume, node: Node, first: int, stop: int) -> bool:
-    """Whether one transaction can hold a move of all from ``stop`` on, and the removal of the blocks [first, stop)."""
+    """Return whether one transaction can hold the removal of blocks [first, stop) and a move of all later ones."""
     return move_credits(volume, node, first, stop) <= volume.journal.capacity
 
 
 def move_credits(volume: Volume, node: Node, first: int, stop: int) -> int:
-    """Blocks that such a move may change, the bitmaps and descriptors included that the commit changes for it."""
+    """Return how many blocks a move may change, with the bitmaps and descriptors that the commit changes for it."""
     inode = inodes.read(volume.view, node.ino)
     freed = sum(1 for _ in mapping.walk(volume.view, inode, first, stop - 1))
     return CREDITS_MOVE + extent_shift.nodes_from(volume.view, inode, first) + 2 * freed
 
 
 def move_down(volume: Volume, node: Node, position: int, count: int) -> int:
-    """Move the extents of some leaves, from ``position`` on, ``count`` blocks down; returns where the next begins."""
+    """Move the extents of some leaves, from ``position`` on, ``count`` blocks down; return where the next begins."""
     with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx, Change(volume, tx, node.ino) as change:
         end = extent_shift.leaves_after(tx, change.inode, position, LEAVES_PER_MOVE)
         extent_shift.shift(tx, change.inode, position, end - 1, -count)
@@ -335,7 +335,7 @@ def move_down(volume: Volume, node: Node, position: int, count: int) -> int:
 
 
 def move_up(volume: Volume, node: Node, first: int, last: int, count: int) -> int:
-    """Move the extents of some leaves, up to ``last``, ``count`` blocks up; returns the last one that did not move."""
+    """Move the extents of some leaves, up to ``last``, ``count`` blocks up; return the last one that did not move."""
     with volume.handle(CREDITS_MOVE + LEAVES_PER_MOVE) as tx, Change(volume, tx, node.ino) as change:
         begin = max(extent_shift.leaves_before(tx, change.inode, last, LEAVES_PER_MOVE), first)
         extent_shift.shift(tx, change.inode, begin, last, count)
@@ -343,37 +343,37 @@ def move_up(volume: Volume, node: Node, first: int, last: int, count: int) -> in
     return begin - 1
 
 
-def settle_moves(volume: Volume) -> None:
-    """Extents moved, perhaps not all: what is written from now on must not be found at its old place after a crash."""
+def commit_moves(volume: Volume) -> None:
+    """Commit moved extents, so that after a crash none of the following writes is found at an old place."""
     if not volume.read_only:
         volume.commit()
 
 
 def whole_blocks(volume: Volume, begin: int, end: int) -> tuple[int, int]:
-    """The first block that lies wholly in the byte range, and the one after the last (the same if none does)."""
+    """Return the first block that lies wholly in the byte range, and the one after the last (the same if none does)."""
     first = begin + volume.block_size - 1 >> volume.block_bits
     return first, max(end >> volume.block_bits, first)
 
 
 def zero_edges(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
-    """Zero what the range has of blocks that are not wholly in it, where they are written."""
+    """Zero those bytes of the range, if they are written, whose blocks are not wholly in it."""
     first, stop = whole_blocks(volume, begin, end)
     for low, high in ((begin, min(first << volume.block_bits, end)), (max(stop << volume.block_bits, begin), end)):
         zero_pieces(volume, file.node, low, high)
 
 
 def zero_pieces(volume: Volume, node: Node, begin: int, end: int) -> None:
-    """Zero the bytes [begin, end) where they are written."""
+    """Zero those of the bytes [begin, end) that are written."""
     for at, to, delta, unwritten in data.pieces(volume, node, begin, end) if begin < end else ():
         if not unwritten:
             volume.pool.zero(at + delta, to - at)
 
 
-# Looking for data
+# Search
 
 
 def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
-    """Where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; the end of the file is a hole.
+    """Return where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; EOF is a hole.
 
     Unwritten blocks are holes, as they are in ext4 when no page of them is dirty.
 
@@ -403,9 +403,9 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
 
 
 def fiemap(volume: Volume, ino: int, start: int, length: int, limit: int) -> list[FileExtent]:
-    """What is mapped of the bytes from ``start`` on, also past EOF: ``limit`` extents at most.
+    """Return the extents from byte ``start`` on, also past EOF: ``limit`` at most.
 
-    The last extent of the file is marked as such; those of block-mapped files as put together from blocks.
+    The last extent of the file is marked as such; those of block-mapped files as merged from blocks.
 
     Raises:
         FsError: EINVAL for no bytes, EFBIG past the largest file size, EOPNOTSUPP where there are no blocks to map.

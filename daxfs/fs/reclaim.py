@@ -1,9 +1,10 @@
-"""The policy for a full pool: reclaimers give room back, and the operation that found none is tried once more.
+"""The policy for a full pool: reclaimers free space, and the operation that found none runs once more.
 
-The one policy for ENOSPC. Room that nobody uses may not be free yet: blocks freed in the running transaction return
-with its commit, blocks that clients could touch when they are gone, files without a name when nobody knows them any
-more. The code that keeps such room registers a *reclaimer*, on this floor or above. An operation that is atomic and
-finds the pool full is tried once more after all of them were called. Nothing else of the file system tries again.
+This is the only policy for ENOSPC. Space that nobody uses may not be free yet. Blocks freed in the running transaction
+become free with its commit; blocks that clients may touch, when those clients are gone; files without a name, when
+nothing refers to them. The code that keeps such space registers a *reclaimer*, in this layer or above. An atomic
+operation that finds the pool full runs once more after all reclaimers were called. Nothing else in the file system
+retries.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ ENOSPC."""
 
 
 class Reclaimers:
-    """Those of one volume, in the order in which they are called: what one gives back the next may make usable."""
+    """The reclaimers of one volume, in the order in which they are called: what one frees the next may make usable."""
 
     def __init__(self) -> None:
         self._all: list[Reclaimer] = []
 
     def add(self, reclaim: Reclaimer) -> None:
-        """One more, called before those that are there."""
+        """Add a reclaimer, which is called before those that are there."""
         self._all.insert(0, reclaim)
 
     def retrying(self, operation: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run an operation that happens whole or not at all; in a full pool once more, if there is room then."""
+        """Run an atomic operation; if the pool is full, run it once more after a reclaimer has freed space."""
         try:
             return operation(*args, **kwargs)
         except FsError as error:
@@ -42,5 +43,5 @@ class Reclaimers:
         return operation(*args, **kwargs)
 
     def reclaim(self) -> bool:
-        """Call all reclaimers; whether any gave room back."""
+        """Call all reclaimers; return whether any freed space."""
         return any([reclaim() for reclaim in self._all])

@@ -22,7 +22,7 @@ _CHECKSUM = 0x3FC
 
 
 def store(pool: Pool, *, raised: bool) -> None:
-    """Raise or lower the flag, durably. The log is empty, and nothing of the superblock waits in it."""
+    """Set or clear the flag, durably. The log is empty and holds no change of the superblock."""
     sb = _copy(pool)
     flags = _with_flag(sb.s_feature_incompat, raised=raised)
     if flags == sb.s_feature_incompat:
@@ -35,7 +35,7 @@ def store(pool: Pool, *, raised: bool) -> None:
 
 
 def mend(pool: Pool) -> bool:
-    """Give a torn flag the value that the checksum is right for, by one aligned word. Whether it was torn."""
+    """Give a torn flag the value that its checksum is right for, by one aligned word; return whether it was torn."""
     sb = _copy(pool)
     if not sb.is_torn():
         return False

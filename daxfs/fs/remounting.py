@@ -1,7 +1,7 @@
-"""Changing how a mounted volume is mounted: from read-write to read-only and back, and the options that allow it.
+"""Changing the options of a mounted volume: from read-write to read-only and back, and the options that allow it.
 
 A volume that has become read-only is as after an unmount: everything is durable at home, the log is empty, the pool is
-marked clean, so e2fsck finds nothing to do. Open files and what the kernel remembers stay valid across both changes,
+marked clean, so that e2fsck finds nothing to do. Open files and the kernel's caches stay valid across both changes,
 since inode numbers and content do. Leases do not: their status page lies in blocks that no file names, which a clean
 pool must not have.
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def remount(volume: Volume, options: Options) -> None:
-    """Put ``options`` in force. What is decided once for a mount (``replay``, ``dax``, ``mountpoint``) stays as it was.
+    """Put ``options`` in force. Options that are decided once for a mount (``replay``, ``dax``, ``mountpoint``) stay.
 
-    The caller sees to it that no file is open for writing when the volume becomes read-only.
+    The caller ensures that no file is open for writing when the volume becomes read-only.
 
     Raises:
         FsError: EBUSY, clients hold leases or an inode without a name is in use; EROFS, the pool can't be written or
@@ -58,7 +58,7 @@ def stop_writing(volume: Volume) -> None:
 
 
 def start_writing(volume: Volume) -> None:
-    """What a mount does with a clean pool."""
+    """Do what a mount does with a clean pool."""
     if volume.was_writable:
         raise FsError(errno.EROFS, "damage has made the volume read-only; unmount it and run: daxfs check")
     pool, geometry = volume.pool, volume.geometry
@@ -82,7 +82,7 @@ def start_writing(volume: Volume) -> None:
 
 
 def refuse_leases(volume: Volume) -> None:
-    """Refuse while there are clients: they can't be told that the answers they hold end with the mount's mode."""
+    """Refuse while there are clients: their answers end with the mount's mode, and they can't be notified."""
     grants = mounting.grants_of(volume)
     if grants.by_ino or grants.stale:
         raise FsError(errno.EBUSY, "programs map files of the mount; end them or have them close the files")

@@ -1,7 +1,7 @@
-"""The end of inodes: those without a name wait while they are busy and are then freed, also after a crash.
+"""The end of inodes: an inode without a name is freed when it is no longer busy, after a crash too.
 
-`lifetimes.py` keeps the books of their lives, and the disk's list. Freeing a large file takes several handles: the tree
-is valid between them, and the orphan list names the inode.
+`lifetimes.py` keeps the states of inodes and the disk's orphan list. Freeing a large file takes several handles:
+between them the tree is valid, and the orphan list names the inode.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ BLOCKS_PER_STEP = 32
 
 
 def collect(volume: Volume, ino: int) -> None:
-    """Free the inode if it has no name and is busy no more.
+    """Free the inode if it has no name and is not busy.
 
-    While stale clients may touch it, nothing is done; nor after an abort, for recovery frees it then.
+    While stale clients may touch it, nothing is done; nor after an abort, since recovery frees it then.
     """
     if ino in volume.lives.nameless and not volume.is_busy(ino) and not volume.notifier.stale and not volume.read_only:
         free(volume, ino)
 
 
 def holds_blocks(inode: Inode) -> bool:
-    """Whether the inode's block area is a map of blocks (not a symbolic link's text, not a device number)."""
+    """Return whether the inode's block area is a map of blocks (not a symbolic link's text, not a device number)."""
     if inode.is_symlink:
         return not inode.is_fast_symlink
     return inode.is_regular or inode.is_dir
 
 
 def free(volume: Volume, ino: int) -> None:
-    """Give back the inode's blocks, then the inode; in as many handles as it takes."""
+    """Free the inode's blocks, then the inode, in as many handles as it takes."""
     volume.nodes.forget(ino)
     finished = False
     while not finished:
@@ -57,7 +57,7 @@ def free(volume: Volume, ino: int) -> None:
 
 
 def collect_all(volume: Volume) -> None:
-    """Free every inode without a name that is busy no more; the log says how many there were."""
+    """Free every inode that has no name and is not busy; log their number."""
     waiting = tuple(volume.lives.nameless)
     for ino in waiting:
         collect(volume, ino)
@@ -65,13 +65,13 @@ def collect_all(volume: Volume) -> None:
 
 
 def note_cleaned(count: int) -> None:
-    """Say how many orphans are gone, if any are."""
+    """Log how many orphans were freed, if any were."""
     if count:
         log.info("%d orphaned inodes cleaned", count)
 
 
 def recover(volume: Volume) -> None:
-    """After a crash: free the orphans without names, cut the others to their size."""
+    """Free the orphans without names and cut the others to their size, after a crash."""
     found = list(orphans.listing(volume.view))
     lives = volume.lives
     for ino in found:

@@ -1,7 +1,7 @@
-"""The plain values that cross the border of the file-system floor.
+"""The plain values that cross the border of the file-system layer.
 
-Tuples and frozen dataclasses of plain values only: no record, no memory, no FUSE type. Any floor above may keep them as
-long as it likes, since none of them refers to the pool.
+They are tuples and frozen dataclasses of plain values: no record, no memory, no FUSE type. Any layer above may keep
+them, since none of them refers to the pool.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT_INO = 2
 
 
 class Attributes(NamedTuple):
-    """What stat(2) and statx(2) tell. Times in nanoseconds since the epoch, ``blocks`` in 512-byte units."""
+    """The attributes of stat(2) and statx(2). Times in nanoseconds since the epoch, ``blocks`` in 512-byte units."""
 
     ino: int
     mode: int
@@ -40,9 +40,9 @@ class Attributes(NamedTuple):
 class SetAttributes(NamedTuple):
     """The attributes to change; ``None`` leaves one as it is. Times in nanoseconds since the epoch.
 
-    ``atime_now`` and ``mtime_now`` set a time to the moment of the call; that they are not given as times matters to
-    append-only inodes, which may be touched but not dated. ``kill_privileges`` says whether a new size takes set-id
-    bits away (None: it does unless the caller is the superuser); a new owner always does.
+    ``atime_now`` and ``mtime_now`` set a time to the moment of the call. They are apart from given times because an
+    append-only inode accepts only the current time. ``kill_privileges`` says whether a new size drops set-id bits
+    (None: unless the caller is the superuser); a new owner always does.
     """
 
     mode: int | None = None
@@ -58,7 +58,7 @@ class SetAttributes(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Whose operation it is. ``groups`` are the supplementary groups, where they are known."""
+    """The process that makes a call. ``groups`` are its supplementary groups, if they are known."""
 
     uid: int = 0
     gid: int = 0
@@ -68,7 +68,7 @@ class Caller(NamedTuple):
 
 
 class DirEntry(NamedTuple):
-    """One name of a directory; listing again from ``cookie`` goes on strictly after it."""
+    """One name of a directory; a listing from ``cookie`` continues strictly after this entry."""
 
     name: bytes
     ino: int
@@ -86,7 +86,7 @@ class FileExtent(NamedTuple):
 
 
 class StatFs(NamedTuple):
-    """What statvfs(3) tells; blocks in units of ``block_size`` bytes."""
+    """The values of statvfs(3); blocks in units of ``block_size`` bytes."""
 
     block_size: int
     blocks: int
@@ -108,9 +108,9 @@ class FsXattr(NamedTuple):
 
 
 class Deferral(NamedTuple):
-    """Bytes of a leased inode that wait for one open file before they are freed, and who opened that file.
+    """Bytes of a leased inode that are freed only after one open file has renewed or closed, and who opened that file.
 
-    ``pid`` is 0 where the daemon can't see the process. The file may be another process's by now.
+    ``pid`` is 0 if the daemon can't see the process. The open file may belong to another process by now.
     """
 
     ino: int
@@ -122,11 +122,10 @@ class Deferral(NamedTuple):
 class Statistics(NamedTuple):
     """What a volume keeps in DRAM now, and what its journal did since the mount.
 
-    ``open_files``: opens without a close. ``remembered``: inodes known by number to somebody (FUSE lookups).
-    ``lazy_times``: inodes whose times wait for the next commit. ``nameless``: inodes in use without a name.
-    ``leases``: holders that may load or store without asking. ``deferred``: bytes that files gave up and that wait for
-    such holders; ``holding``: which open files they wait for, those with most of it.
-    ``journal``: None on a read-only mount.
+    ``open_files``: opens without a close. ``remembered``: pinned inodes (FUSE lookups). ``lazy_times``: inodes whose
+    times wait for the next commit. ``nameless``: inodes in use without a name. ``leases``: holders of leases.
+    ``deferred``: bytes that files gave up and that holders may still touch; ``holding``: the open files for which most
+    is deferred. ``journal``: None on a read-only mount.
     """
 
     open_files: int
@@ -140,10 +139,10 @@ class Statistics(NamedTuple):
 
 
 class LeaseRequest(NamedTuple):
-    """A client's question about the bytes [offset, offset + length).
+    """A client's request for the bytes [offset, offset + length).
 
-    ``flags`` are `protocol.Flag`; ``room``: pieces that it can take; ``token``: what lies in the pool at
-    `PoolIdentity.token`, to prove that the client can open it.
+    ``flags`` are `protocol.Flag`; ``room``: the number of pieces that the answer may have; ``token``: the bytes at pool
+    offset `PoolIdentity.token`, which prove that the client can open the pool.
     """
 
     holder: int
@@ -155,7 +154,7 @@ class LeaseRequest(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a file, in bytes; ``pool_offset`` only of memory."""
+    """A part of a file, in bytes; ``pool_offset`` means something only for memory."""
 
     offset: int
     pool_offset: int
@@ -164,9 +163,10 @@ class Piece(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """The answer: pieces without gaps from the request's offset to ``next``; ``made``: blocks were allocated for it.
+    """The answer to a lease request: pieces without gaps from the request's offset to ``next``.
 
-    It holds while the status entry at pool offset ``entry`` says ``epoch``; without an entry (0) for good.
+    ``made``: blocks were allocated for it. It holds while the status entry at pool offset ``entry`` shows ``epoch``;
+    without an entry (0) it holds for good.
     """
 
     next: int
@@ -178,11 +178,11 @@ class Grant(NamedTuple):
 
 
 class WriteNotification(NamedTuple):
-    """What a client says of its own stores.
+    """A client's report of its own stores.
 
-    ``size``: the file is so long now, at least; ``base``: if it was so long before (None: in any case), ``holder``: and
-    if this one makes it longer (None: any of the open file). ``durable``: as fsync(2), and with ``data_only`` as
-    fdatasync(2).
+    ``size``: the file is at least this long now. ``base``: EOF before the stores; the report is refused if EOF is
+    elsewhere (None: it is never refused for that). ``holder``: the holder that stored past EOF (None: any of the open
+    file). ``durable``: as fsync(2), and with ``data_only`` as fdatasync(2).
     """
 
     size: int = 0
@@ -193,7 +193,7 @@ class WriteNotification(NamedTuple):
 
 
 class PoolIdentity(NamedTuple):
-    """Which pool: how to find it, how to know it (stat(2)), how stores become durable, what to lock while it is mapped.
+    """The pool's path, its identity by stat(2), how stores become durable, and which byte to lock while it is mapped.
 
     ``persistence`` is ``libpmem``, ``msync`` or ``volatile``. ``token``: pool offset of the token that lease requests
     quote; 0: none is needed.
@@ -221,20 +221,20 @@ class RenameFlags(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a pool is mounted.
+    """The options of a mount.
 
     Attributes:
-        read_only: nothing is changed but by recovery; where the pool can't be written, that is done in memory.
-        replay: the log is replayed; False (mount option ``noload``, read-only mounts only) looks without.
+        read_only: only recovery changes the pool; if the pool can't be written, recovery is done in memory.
+        replay: the log is replayed; False (mount option ``noload``, read-only mounts only): it is left alone.
         sync: every operation that returned is durable (mount option ``sync``).
-        commit_interval: seconds until finished operations are durable anyway (``commit=``).
-        atime: ``relatime``, ``strictatime`` or ``noatime``, as mount(8) means them.
-        directory_atime: listing a directory moves its time of access as ``atime`` says.
+        commit_interval: seconds until finished operations are durable at the latest (``commit=``).
+        atime: ``relatime``, ``strictatime`` or ``noatime``, as in mount(8).
+        directory_atime: whether listing a directory changes its access time, as ``atime`` says.
         dax: which files' data goes straight to memory: ``always`` all, ``inode`` those with the flag, ``never`` none.
         mountpoint: recorded in the superblock as the place last mounted on.
         grpid: new files take their directory's group; None: as the superblock says.
         resuid: the user that may take reserved blocks, beside the superuser; None: as the superblock says.
-        resgid: the group that may; 0 is nobody's, None: as the superblock says.
+        resgid: the group that may take reserved blocks; 0: no group; None: as the superblock says.
     """
 
     read_only: bool = False

@@ -1,7 +1,7 @@
-"""A mounted pool: what the operations of this floor share.
+"""A mounted pool: what the operations of this layer share.
 
-The volume owns the journal, the nodes and the mount's options. It opens handles, keeps times that wait for the commit,
-records corruption and turns read-only after it. Operations live in the sibling modules and take the volume first;
+The volume owns the journal, the nodes and the mount options. It opens handles, keeps times that wait for the commit,
+records corruption and becomes read-only after it. Operations live in the sibling modules and take the volume first;
 `mounting.py` makes and unmakes volumes. Nothing here knows names or data.
 """
 
@@ -47,16 +47,17 @@ SUPERUSER = Caller()
 
 
 class Volume:
-    """One mounted pool. ``journal`` is None exactly when the volume was mounted read-only.
+    """One mounted pool. ``journal`` is None exactly if the volume was mounted read-only.
 
-    ``log_area``: the blocks of its log, None without one and before the volume is first changed. ``sync_due``: what the
-    operation under way has changed must be durable when it returns (`finish`). ``groups_of``: tells the supplementary
-    groups of a caller. ``label_was_set``: through this mount, so that a label from outside of it is older (`outside`).
+    ``log_area``: the blocks of its log; None without a log, and before the volume is first changed. ``sync_due``: what
+    the running operation has changed must be durable when it returns (`finish`). ``groups_of``: finds the supplementary
+    groups of a caller. ``label_was_set``: through this mount, so that a label from outside the mount is older
+    (`outside`).
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
         self.pool = pool
-        self.memory = pool.memory.toreadonly()  # what reads hand out
+        self.memory = pool.memory.toreadonly()  # what reads return
         self.geometry = geometry
         self.block_size = geometry.block_size
         self.block_bits = geometry.block_bits
@@ -68,7 +69,7 @@ class Volume:
         self.nodes = Nodes(options, geometry.block_bits, self.write_times)
         self._allow_changes(journal is not None)
         self.lives = Lifetimes()
-        self.notifier: BlockNotifier  # whoever makes the volume gives it one at once
+        self.notifier: BlockNotifier  # set at once by the maker of the volume
         self.reclaimers = Reclaimers()
         self.reclaimers.add(self.commit_frees)
         self.large_file_from = (
@@ -83,7 +84,7 @@ class Volume:
         self._last_commit = time.monotonic()
 
     def adopt(self, options: Options) -> None:
-        """Other options are in force from now on (`remounting`)."""
+        """Put other options in force (`remounting`)."""
         self.options = self.nodes.options = options
         self.defaults = defaults.in_force(self.view.superblock(), options)
         self.sync_due = options.sync
@@ -91,7 +92,7 @@ class Volume:
             self.refresh(ino)
 
     def begin_writing(self, journal: Journal) -> None:
-        """The pool is changed through ``journal`` from now on (`remounting`)."""
+        """Change the pool through ``journal`` from now on (`remounting`)."""
         self._journal = journal
         self.view = journal.view
         self._allow_changes(True)
@@ -100,14 +101,14 @@ class Volume:
         self._last_commit = time.monotonic()
 
     def end_writing(self, view: View) -> None:
-        """Nothing is changed from now on; the journal was closed, ``view`` shows the pool (`remounting`)."""
+        """Change nothing from now on: the journal was closed, and ``view`` shows the pool (`remounting`)."""
         self._journal = None
         self.view = view
         self._allow_changes(False)
 
     @property
     def was_writable(self) -> bool:
-        """Whether it was mounted for writing (damage may have made it read-only since)."""
+        """Whether the volume was mounted for writing; damage may have made it read-only since."""
         return self._journal is not None
 
     @property
@@ -118,47 +119,47 @@ class Volume:
         return self._journal
 
     def writable(self) -> None:
-        """Refuse a change of a read-only volume (EROFS)."""
+        """Refuse to change a read-only volume (EROFS)."""
         if self.read_only:
             raise FsError(errno.EROFS)
 
     def handle(self, credits: int, caller: Caller = SUPERUSER) -> Handle:
-        """One operation's right to change up to ``credits`` blocks; reserved blocks are for the privileged."""
+        """Open a handle that may change up to ``credits`` blocks; reserved blocks are for privileged callers."""
         if self.read_only or self._journal is None:
             raise FsError(errno.EROFS)
         return self._journal.handle(credits, privileged=self.privileged(caller))
 
     def privileged(self, caller: Caller) -> bool:
-        """Whether the caller may take reserved blocks (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
+        """Return whether the caller may take reserved blocks (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
         _, uid, gid = self.defaults
         if caller.uid in (0, uid):
             return True
         return gid != 0 and (caller.gid == gid or gid in self.groups_of(caller))
 
     def retrying(self, operation: Callable[Concatenate[Volume, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run an operation that is atomic; in a full pool once more, after all reclaimers (`reclaim.py`)."""
+        """Run an atomic operation; if the pool is full, once more after all reclaimers (`reclaim.py`)."""
         return self.reclaimers.retrying(operation, self, *args, **kwargs)
 
     def commit_frees(self) -> bool:
-        """Reclaimer: blocks freed in the running transaction return with its commit."""
+        """Commit if the running transaction has freed blocks: they become free with it (a reclaimer)."""
         if not self.pending_frees():
             return False
         self.commit()
         return True
 
     def pending_frees(self) -> int:
-        """Blocks freed in the running transaction: they return with its commit."""
+        """Return the number of blocks that the running transaction has freed: they become free with its commit."""
         return self._journal.pending_free_blocks if self._journal is not None else 0
 
     def allow_large_files(self) -> None:
-        """Set the feature ``large_file``: the first file beyond 2 GiB is about to be made."""
+        """Set the feature ``large_file`` before the first file gets longer than 2 GiB."""
         with self.handle(1) as tx:
             tx.edit_superblock().s_feature_ro_compat |= RoCompat.large_file
         self.large_file_from = self.geometry.max_extent_file_size
 
     @property
     def overhead(self) -> int:
-        """Blocks that are never data, counted when they are first asked for: they stay the same."""
+        """The number of blocks that are never data; counted once, since it never changes."""
         if self._overhead is None:
             sb = self.view.superblock()
             log_blocks = 0
@@ -168,24 +169,24 @@ class Volume:
         return self._overhead
 
     def alignment(self, lblk: int, want: int) -> int:
-        """In blocks, what a new run at logical block ``lblk`` should be aligned to: 2 MiB where a large file begins."""
+        """Return the alignment in blocks for a new run at logical block ``lblk``: 2 MiB at the start of large files."""
         chunk = self._chunk
         return chunk if 4 * want >= chunk and lblk % chunk == 0 else 1
 
     def max_size(self, ino: int) -> int:
-        """The largest size in bytes that the inode's map can express."""
+        """Return the largest size in bytes that the inode's map can express."""
         flags = inodes.read(self.view, ino).flags
         geometry = self.geometry
         return geometry.max_extent_file_size if flags & EXT4_EXTENTS_FL else geometry.max_indirect_file_size
 
     def refresh(self, ino: int) -> None:
-        """The inode's attributes changed: its node, if there is one, reads them again."""
+        """Reload the node, if there is one, after the inode's attributes have changed."""
         node = self.nodes.open.get(ino)
         if node is not None:
             node.reloaded(inodes.read(self.view, ino))
 
     def write_times(self) -> None:
-        """Times that wait go into their inodes, before the commit does it: too many wait."""
+        """Write waiting times into their inodes before the commit does it, because too many wait."""
         with self.handle(MAX_LAZY) as tx:
             self.nodes.write_times(tx)
 
@@ -198,23 +199,23 @@ class Volume:
             self._last_commit = time.monotonic()
 
     def note_sync(self, inode: Inode) -> None:
-        """The inode is being changed: with its flag for it the operation is durable when it returns (chattr +S, +D)."""
+        """Make the running operation durable when it returns if the changed inode's flag says so (chattr +S, +D)."""
         if inode.flags & (EXT4_SYNC_FL | EXT4_DIRSYNC_FL):
             self.sync_due = True
 
     def finish(self) -> None:
-        """An operation is done: make it durable if the mount or one of its inodes asks for that."""
+        """End an operation: make it durable if the mount or one of its inodes asks for that."""
         if self.sync_due:
             self.commit()
             self.sync_due = self.options.sync
 
     def still_durable(self) -> None:
-        """Refuse to promise durability (EIO) when the journal was aborted: what was not committed is lost."""
+        """Refuse to promise durability (EIO) after an abort of the journal: what was not committed is lost."""
         if self._journal is not None and self._journal.aborted:
             raise FsError(errno.EIO, "the journal was aborted")
 
     def tick(self) -> None:
-        """Commit when the commit interval has passed; called now and then by whoever runs the volume."""
+        """Commit if the commit interval has passed; the program that runs the volume calls this periodically."""
         if self._journal is None or self.read_only:
             return
         waiting = self._journal.dirty or self.nodes.lazy
@@ -222,12 +223,12 @@ class Volume:
             self.commit()
 
     def is_busy(self, ino: int) -> bool:
-        """Whether the inode must outlive its last name."""
+        """Return whether the inode must outlive its last name."""
         lives = self.lives
         return ino in lives.pins or ino in lives.quarantine or self.nodes.is_open(ino)
 
     def check(self) -> None:
-        """Hold all that is kept of inodes in DRAM against the pool, for tests, between two operations.
+        """Compare all that DRAM holds of inodes with the pool; for tests, between two operations.
 
         Raises:
             AssertionError: they do not agree.
@@ -238,7 +239,7 @@ class Volume:
         self.nodes.check(self.view)
 
     def report(self, error: Corrupt) -> None:
-        """Record damage in the superblock's error fields and change nothing from then on (errors=remount-ro)."""
+        """Record damage in the superblock's error fields and become read-only (errors=remount-ro)."""
         if self.read_only or self._journal is None:
             log.error("%s; run: daxfs check -y %s", error.strerror, self.pool.path)
             return
@@ -254,20 +255,20 @@ class Volume:
 
     @property
     def interrupted(self) -> bool:
-        """Whether an exception that nobody expected met a change half done."""
+        """Whether an unexpected exception has interrupted a change."""
         return self._journal is not None and self._journal.interrupted
 
     def abort(self, error: BaseException) -> None:
-        """Something unknown went wrong: the journal stops here, what is not committed never will be."""
+        """Stop the journal after an unexpected error: what is not committed never will be."""
         if self._journal is not None and not self.read_only:
             self._journal.abort(error)
         self._only_read()
 
     def disown(self, owner: str) -> None:
-        """Somebody else changes the pool: nothing is stored in it any more but a last word to clients.
+        """Stop storing in a pool that another program changes now, after a last word to clients.
 
         Args:
-            owner: of the pool now, for the log.
+            owner: the other program, for the log.
         """
         log.critical(
             "%s has another user, through %s: nothing is stored any more; unmount both and run: daxfs check -f %s",
@@ -282,7 +283,7 @@ class Volume:
         self._only_read()
 
     def _only_read(self) -> None:
-        """Nothing is changed from now on, by clients neither: those that may store must ask again."""
+        """Become read-only; clients that may store must ask again."""
         self._allow_changes(False)
         self.notifier.bump_all_epochs()
 

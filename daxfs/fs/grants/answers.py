@@ -42,7 +42,7 @@ def compose(
         pieces.append(piece)
         position = piece.offset + piece.length
         if piece.kind == MEMORY:
-            # Whole blocks: what is given up later is looked up by blocks.
+            # Whole blocks, since deferred frees are compared by blocks.
             grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece))
     if request.flags & MAP and not volume.read_only:
         record_kernel_mapped(grants, file, request.holder, pieces)

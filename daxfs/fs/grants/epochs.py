@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
 
 FEW_BLOCKS = 64
-"""So few free blocks are taken for none: giving something up must not fail because the pool is full."""
+"""Fewer free blocks than this count as none: deferring a free must not fail because the pool is full."""
 RUNS_INSIDE = 4
-"""Runs for which an inode has room in itself."""
+"""Runs that fit into the inode itself."""
 MAX_DEFERRED = 8
-"""Quarantine inodes of one file; what is given up after that joins the last one and goes with it."""
+"""Quarantine inodes of one file; later deferred frees join the last one."""
 
 Run = tuple[int, int]
 """First block and number of blocks."""
@@ -51,13 +51,13 @@ class Epochs:
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
-        # A client that outlives its daemon must not take the next one's epochs for those it knows.
+        # Random: a client that outlives its daemon must not mistake the next daemon's epochs for those it knows.
         self.numbers = count(secrets.randbits(48) + 1)
         self.lock = secrets.randbelow(READER_LOCKS) | (READER_LOCKS if volume.read_only else 0)
         self.deferred = 0
         self.stale = False
-        self._stale_inode = 0  # holds what only stale clients may touch: one for all, since they end together
-        self._detached: set[int] = set()  # files that have nothing past EOF that stale clients may touch
+        self._stale_inode = 0  # what only stale clients may touch; one inode, since all of it is freed at once
+        self._detached: set[int] = set()  # files without blocks past EOF that stale clients may touch
 
     def defer_frees(self, tx: Handle, grants: InodeGrants | None, mark: int) -> None:
         """Defer those of the runs in ``tx.frees`` from ``mark`` on that clients may touch.

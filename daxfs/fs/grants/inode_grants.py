@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
 
 MAX_GRANTED = 8192
-"""Pieces of the pool that are kept apart for one file; of more, all from the first to the last counts as granted."""
+"""Pieces of the pool recorded for one file; if there are more, all from the first to the last counts as granted."""
 MAX_KERNEL = 1024
-"""Ranges mapped through the kernel that are kept apart for one file; beyond, each holder that adds one has one."""
+"""Ranges mapped through the kernel recorded for one file; a holder that adds one more then has a single range."""
 
 
 class DeferredFree(NamedTuple):
@@ -233,7 +233,7 @@ class InodeGrants:
             assert stored == (self.epoch, node.size, node.ino, self.changes), stored
         assert all(begin >= node.size for begin in self.preallocated.begins), "preallocated bytes inside the file"
         assert self.extender is None or self.extender[1] in self.holders.get(self.extender[0], {})
-        last = node.size + -node.size % self._volume.block_size  # what fills a file zeroes its last block whole
+        last = node.size + -node.size % self._volume.block_size  # `requests.fill` zeroes the last block whole
         alone = self.extender is None and not self._volume.read_only
         assert not alone or all(run[1] <= last for run in self.preallocated.runs), (
             "preallocated bytes without an extender"

@@ -104,7 +104,7 @@ class Recall:
         if grants is None:
             return []
         if not grants.entry:
-            return [holder for holder, _ in grants.each_holder()]  # granted on a read-only volume: nothing tells them
+            return [holder for holder, _ in grants.each_holder()]  # read-only: no entry shows a new epoch
         return [holder for holder, since in grants.each_holder() if since < self._epoch]
 
 

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
 
 MAX_HOLDERS = 1024
-"""Holders of one open file: processes that share it, and those that are gone without a word."""
+"""Holders of one open file: processes that share it, and processes that have ended without a renewal."""
 MAX_ALL_HOLDERS = 4096
-"""Holders of one file's grants: some requests look at all of them, while everybody waits."""
+"""Holders of one file's grants: some requests look at all of them, while all other requests wait."""
 MAX_HOLDERS_OF_ALL_FILES = 32_768
 """Holders of all grants together: some 10 MiB of DRAM."""
 
 Range = tuple[int, int]
 
-# Plain numbers: sums of an IntFlag's members cost more than all else that an ordinary answer needs.
+# Plain numbers: combining members of an IntFlag costs more than the rest of an ordinary answer.
 WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in Flag)
 
 
@@ -71,7 +71,7 @@ def identity(table: Grants) -> PoolIdentity:
     return table.identity
 
 
-# Asking
+# Granting
 
 
 def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
@@ -103,7 +103,7 @@ def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
             end = upto = first + MOST_FILLED
         made = fill(table, file, grants, first, end)
     if not volume.read_only and volume.journal.dirty:
-        # Else a crash could make free, for the next mount, what programs go on reading.
+        # Without it a crash could free blocks, for the next mount, that clients still read.
         volume.commit()
     pieces, reached = answers.compose(volume, file, grants, request, upto)
     return Grant(reached, file.node.size, grants.entry, grants.epoch, pieces, made)
@@ -138,7 +138,7 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
     if not node.plain:
         data.drop_privileges(volume, node, file.caller)
     if not node.plain:
-        # Each of its writes means more than a store.
+        # A write to this file is more than a store.
         raise FsError(errno.EOPNOTSUPP)
     if flags & GROW:
         if request.offset + request.length > volume.max_size(node.ino):
@@ -196,7 +196,7 @@ def end_of_memory(volume: Volume, node: Node, request: LeaseRequest) -> int:
     return end + -end % volume.block_size
 
 
-# Providing
+# Filling
 
 
 def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: int) -> bool:

@@ -6,7 +6,7 @@ each mount. A client quotes it in every lease request, and so proves that it can
 
 The blocks belong to a quarantine inode: they lie in the pool, where clients have access anyway, and recovery frees
 them. They are never logged, since a crash ends all grants. No name or file handle leads to that inode, and no log or
-answer contains the token. The daemon erases the token before it frees the block; a token that a crash leaves behind is
+answer contains the token. The daemon erases the token before it frees the block; a token that a crash leaves there is
 no mount's token any longer.
 """
 
@@ -95,7 +95,7 @@ class StatusPage:
         bits = volume.block_bits
         with volume.handle(CREDITS_PAGE) as tx:
             inode = inodes.edit(tx, self.ino) if self.ino else new_quarantine_inode(tx)
-            # Far from where files are being written, whose blocks should stay together.
+            # Far from blocks of files, which should stay contiguous.
             run = mapping.allocate(tx, inode, inode.size >> bits, 1, goal=volume.geometry.blocks_count - FAR)
             inode.size += 1 << bits
             begin = run.pblk << bits

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("daxfs.fs")
 
 SHARE = 8
-"""For one user at most this part of the pool waits (one eighth) before new grants are refused to that user."""
+"""New grants are refused to a user for whom this part of the pool (one eighth) is deferred."""
 MAX_NAMED = 32
 """Open files that `largest_deferrals` names."""
 QUIET_SECONDS = 60.0
-"""Between two lines in the log about one thing."""
+"""Time between two lines in the log of one kind of message."""
 
 
 def limit(table: Grants) -> int:
