@@ -1,4 +1,4 @@
-/* A file of daxfs is served from memory when everything is as it should be, else by the kernel. */
+/* Serve a read or write from memory if all conditions hold, else leave it to the kernel. */
 #include "access.h"
 
 #include <errno.h>
@@ -17,32 +17,32 @@
 #include "process.h"
 #include "start.h"
 
-#define MOST 0x7ffff000UL /* bytes of one read or write: MAX_RW_COUNT of the kernel */
+#define MOST 0x7ffff000UL /* the most bytes of one read or write: MAX_RW_COUNT of the kernel */
 #define VECTORS 1024      /* IOV_MAX */
-#define GROWING 16        /* writes in a row that are taken to make the file longer after one that did */
+#define EXTENDING 16      /* writes after an extending write that are expected to extend the file too */
 
-/* Mappings of the file follow where a request found it changed. */
-static void follow(int fd, const struct pl_file *file, bool moved) {
-    if (moved && atomic_load(&file->mappings))
+/* Let mappings of the file follow if a request found its epoch changed. */
+static void follow(int fd, const struct pl_file *file, bool epoch_changed) {
+    if (epoch_changed && atomic_load(&file->mappings))
         pl_follow(fd);
 }
 
 static bool learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
     struct pl_learned learned = pl_learn(fd, file, offset, length, flags);
 
-    follow(fd, file, learned.moved);
+    follow(fd, file, learned.epoch_changed);
     return learned.known;
 }
 
 static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base) {
-    bool moved = false;
-    ssize_t done = pl_append(fd, file, vector, total, base, &moved);
+    bool epoch_changed = false;
+    ssize_t done = pl_append(fd, file, vector, total, base, &epoch_changed);
 
-    follow(fd, file, moved);
+    follow(fd, file, epoch_changed);
     return done;
 }
 
-/* Whether holes may be filled for a write: only if that takes hardly more space than the program asked for. */
+/* Whether a write may fill holes: only if that takes hardly more space than the program has asked for. */
 static bool may_fill(int fd, struct pl_file *file, uint64_t offset, size_t total) {
     bool in_order = offset && atomic_load(&file->hole_end) == offset;
     int saved = errno;
@@ -81,12 +81,12 @@ static ssize_t direct(int fd, struct pl_file *file, const struct iovec *vector, 
     if (done == PL_BEYOND) {
         done = append(fd, file, vector, total, offset);
         if (done == PL_NO)
-            atomic_store_explicit(&file->growing, GROWING, memory_order_relaxed);
+            atomic_store_explicit(&file->extending, EXTENDING, memory_order_relaxed);
     }
     return done < 0 ? PL_NO : done;
 }
 
-/* Whether memory can serve the call at all; `total`: the sum of its lengths. */
+/* Whether memory can serve the call at all; `total` becomes the sum of its lengths. */
 static bool eligible(const struct pl_file *file, const struct iovec *vector, int count, bool write, size_t *total) {
     size_t sum = 0;
 
@@ -94,7 +94,7 @@ static bool eligible(const struct pl_file *file, const struct iovec *vector, int
         return false;
     if (!(write ? file->writable : file->readable))
         return false;
-    /* Under a filter the daemon can't be told of a store. */
+    /* Under a seccomp filter the library can't send the write notification. */
     if (write && (pl_filtered || atomic_load_explicit(&file->slow_writes, memory_order_relaxed) ||
                   atomic_load_explicit(&file->unstorable, memory_order_relaxed)))
         return false;
@@ -117,7 +117,7 @@ static ssize_t counted(const struct pl_file *file, ssize_t done, bool write) {
     return done;
 }
 
-/* A write to a file opened with O_APPEND, at the EOF that is known. */
+/* Serve a write to a file opened with O_APPEND, at the EOF of its status entry. */
 static ssize_t at_known_end(int fd, struct pl_file *file, const struct iovec *vector, size_t total, bool position) {
     ssize_t done = PL_NO;
 
@@ -151,8 +151,8 @@ static ssize_t at_known_end(int fd, struct pl_file *file, const struct iovec *ve
     return done;
 }
 
-/* A write to a file opened with O_APPEND. If the system call must do it, the kernel learns the size first, which it
- * needs for the limit of file sizes. */
+/* Serve a write to a file opened with O_APPEND. If the system call must do it, the library first makes the kernel
+ * request the size, which the kernel compares with the limit of file sizes. */
 static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, int count, bool position) {
     ssize_t done = PL_NO;
     size_t total;
@@ -160,10 +160,10 @@ static ssize_t at_end(int fd, struct pl_file *file, const struct iovec *vector, 
     if (eligible(file, vector, count, true, &total))
         done = at_known_end(fd, file, vector, total, position);
     if (done == PL_NO && pl_file_limit != RLIM_INFINITY) {
-        struct statx told;
+        struct statx status;
         int saved = errno;
 
-        pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_SIZE, &told);
+        pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_SIZE, &status);
         errno = saved;
     }
     return counted(file, done, true);
@@ -179,18 +179,18 @@ ssize_t pl_at_offset(int fd, struct pl_file *file, const struct iovec *vector, i
     return counted(file, direct(fd, file, vector, total, (uint64_t)offset, write), write);
 }
 
-/* Whether it makes sense to reserve bytes at the file's position: there is a lease, or one is to be had now. */
+/* Whether it is worthwhile to reserve bytes at the file's position: there is a lease, or the daemon grants one now. */
 static bool promising(int fd, struct pl_file *file, size_t total, bool write) {
     bool leased;
     off_t position;
-    uint8_t growing = atomic_load_explicit(&file->growing, memory_order_relaxed);
+    uint8_t extending = atomic_load_explicit(&file->extending, memory_order_relaxed);
 
-    if (write && growing) {
-        atomic_store_explicit(&file->growing, growing - 1, memory_order_relaxed);
+    if (write && extending) {
+        atomic_store_explicit(&file->extending, extending - 1, memory_order_relaxed);
         return false;
     }
     if (write && pl_file_limit != RLIM_INFINITY) {
-        /* A signal handler may jump out of the kernel's refusal, so the position must not have moved by then. */
+        /* A handler of SIGXFSZ may jump out of the kernel's refusal, so the position must not have changed before. */
         position = pl_call(SYS_lseek, fd, 0L, SEEK_CUR);
         if (position < 0 || !pl_within_limit((uint64_t)position, total))
             return false;
@@ -205,8 +205,8 @@ static bool promising(int fd, struct pl_file *file, size_t total, bool write) {
     return position >= 0 && learn(fd, file, (uint64_t)position, total, write ? DAXFS_WRITE : 0);
 }
 
-/* Moving the position over the next bytes reserves them, so that threads which share it never get the same ones. What
- * was not read or written is given back. */
+/* Moving the position over the next bytes reserves them, so that threads which share the position never get the same
+ * bytes. The position goes back over bytes that were not read or written. */
 ssize_t pl_at_position(int fd, struct pl_file *file, const struct iovec *vector, int count, bool write) {
     int saved = errno;
     size_t total;

@@ -1,8 +1,8 @@
-/* What may be stored past EOF and when it counts: docs/DIRECT.md, rules 8 and 9. A write that the daemon refuses is
- * done by the system call, which writes the same bytes at the same offset.
+/* docs/DIRECT.md, rules 8 and 9, say what may be stored past EOF and when it becomes part of the file. If the daemon
+ * refuses, the system call writes the same bytes at the same offset.
  *
- * Programs that synchronise after each append are noticed, and their appends ask for durability at once: one request
- * instead of two. The fsync(2) that follows looks at the status entry, whether all is as it was.
+ * The library notices programs that call fsync(2) after each append. Their appends request durability at once: one
+ * request instead of two. The fsync(2) that follows only checks that the status entry has not changed.
  */
 #include "append.h"
 
@@ -14,12 +14,12 @@
 #include "memory.h"
 #include "pins.h"
 
-#define IN_A_ROW 2        /* appends before memory is requested for more */
-#define PAIRS 2           /* appends, each synchronised at once, before the next one asks for durability */
-#define WORTH_IT 8        /* appends that pay for the memory */
-#define PENALTY_MOST 255U /* system calls until memory is requested again */
+#define IN_A_ROW 2        /* appends by system calls before memory past EOF is requested */
+#define PAIRS 2           /* appends, each with its own fsync, before the next one requests durability */
+#define WORTH_IT 8        /* appends that pay for a request of memory */
+#define PENALTY_MOST 255U /* the most system calls until memory is requested again */
 
-/* One thread at a time, because two would store to the same place. */
+/* Only one thread at a time may append, because two would store to the same place. */
 static bool enter(struct pl_appends *appends) {
     int free = 0;
 
@@ -41,7 +41,7 @@ static void punish(struct pl_appends *appends) {
     appends->patience = appends->penalty;
 }
 
-/* Another client has made the file longer, which ended the grant. */
+/* Another writer has extended the file, which ended the grant. */
 static void ended(struct pl_appends *appends) {
     if (appends->used < WORTH_IT)
         punish(appends);
@@ -49,19 +49,19 @@ static void ended(struct pl_appends *appends) {
         appends->penalty = 0;
 }
 
-/* Request the blocks of [base, base + length). 0 or an errno. */
-static int grow_by(int fd, struct pl_file *file, uint64_t base, uint64_t length, bool *moved) {
+/* Request the blocks of [base, base + length). Return 0 or an errno. */
+static int request_blocks(int fd, struct pl_file *file, uint64_t base, uint64_t length, bool *epoch_changed) {
     uint64_t block = file->mount->pool.block_size, end = (base + length + block - 1) / block * block;
     struct pl_learned learned;
 
     base = base / block * block;
-    learned = pl_grow(fd, file, base, end - base);
-    *moved = *moved || learned.moved;
+    learned = pl_extend(fd, file, base, end - base);
+    *epoch_changed = *epoch_changed || learned.epoch_changed;
     return learned.failed;
 }
 
-/* Request memory for the write and for more like it. */
-static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total, bool *moved) {
+/* Request memory for the write and for later ones like it. */
+static bool request_memory(int fd, struct pl_file *file, uint64_t base, size_t total, bool *epoch_changed) {
     struct pl_appends *appends = &file->appends;
     uint64_t step = appends->appended;
     int failed;
@@ -76,16 +76,16 @@ static bool grow(int fd, struct pl_file *file, uint64_t base, size_t total, bool
         step = DAXFS_LAST_STEP;
     if (step < total)
         step = total;
-    failed = grow_by(fd, file, base, step, moved);
+    failed = request_blocks(fd, file, base, step, epoch_changed);
     if (failed == ENOSPC && step > total)
-        failed = grow_by(fd, file, base, total, moved);
+        failed = request_blocks(fd, file, base, total, epoch_changed);
     appends->used = 0;
     if (failed)
         punish(appends);
     return !failed;
 }
 
-/* Pinned: store the bytes; `size` is EOF then. PL_UNKNOWN_PLACE: memory must be requested first. */
+/* Store the bytes (pinned); `size` becomes EOF of that moment. PL_UNKNOWN_PLACE: memory must be requested first. */
 static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base, uint64_t *size) {
     if (!file->leased || !file->stores || !pl_holds(file))
         return PL_UNKNOWN_PLACE;
@@ -97,23 +97,23 @@ static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t to
     return pl_put(file, vector, total, base);
 }
 
-/* Pinned: make what was stored part of the file. */
+/* Make the stored bytes part of the file (pinned). */
 static ssize_t publish(int fd, struct pl_file *file, uint64_t base, size_t total, uint64_t size) {
     struct pl_appends *appends = &file->appends;
-    struct daxfs_appended said = {.base = size, .size = base + total};
+    struct daxfs_appended notification = {.base = size, .size = base + total};
     bool durable = appends->pairs >= PAIRS && file->mount->pool.persistence != DAXFS_MSYNC;
     uint64_t now;
     int failed;
 
     if (durable)
-        said.flags = DAXFS_DURABLE | (appends->data_only ? DAXFS_DATA_ONLY : 0);
-    failed = pl_ioctl_appended(fd, &said);
+        notification.flags = DAXFS_DURABLE | (appends->data_only ? DAXFS_DATA_ONLY : 0);
+    failed = pl_ioctl_appended(fd, &notification);
     if (failed) {
         if (failed == EAGAIN) {
             ended(appends);
             return PL_NO;
         }
-        /* It may have failed halfway: what the file has is written. */
+        /* The request may have failed halfway: bytes that the file has by now are written. */
         now = pl_size(file);
         appends->durable = false;
         atomic_store(&appends->unsynced, true);
@@ -121,7 +121,7 @@ static ssize_t publish(int fd, struct pl_file *file, uint64_t base, size_t total
     }
     appends->durable = durable;
     appends->durable_data = appends->data_only;
-    appends->changes = said.changes;
+    appends->changes = notification.changes;
     if (!durable)
         atomic_store(&appends->unsynced, true);
     appends->waiting = true;
@@ -131,12 +131,12 @@ static ssize_t publish(int fd, struct pl_file *file, uint64_t base, size_t total
 }
 
 static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base,
-                      bool *moved) {
+                      bool *epoch_changed) {
     ssize_t done = PL_UNKNOWN_PLACE;
     uint64_t size;
 
     for (int i = 0; i < 2 && done == PL_UNKNOWN_PLACE; i++) {
-        if (i && !grow(fd, file, base, total, moved))
+        if (i && !request_memory(fd, file, base, total, epoch_changed))
             return PL_NO;
         if (!pl_pin(fd, file))
             return PL_NO;
@@ -148,7 +148,8 @@ static ssize_t append(int fd, struct pl_file *file, const struct iovec *vector, 
     return done;
 }
 
-ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base, bool *moved) {
+ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base,
+                  bool *epoch_changed) {
     struct pl_appends *appends = &file->appends;
     bool whole = !((base | total) % file->mount->pool.block_size);
     ssize_t done = PL_NO;
@@ -165,7 +166,7 @@ ssize_t pl_append(int fd, struct pl_file *file, const struct iovec *vector, size
         appends->seen++;
         done = PL_NOT_YET;
     } else {
-        done = append(fd, file, vector, total, base, moved);
+        done = append(fd, file, vector, total, base, epoch_changed);
     }
     leave(appends);
     errno = saved;

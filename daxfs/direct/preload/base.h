@@ -1,10 +1,10 @@
-/* What every file of the preload library starts from: attributes, and system calls without the C library.
+/* The base of every file of the preload library: attributes, and system calls without the C library.
  *
- * What may be done in any layer: nothing takes memory from malloc, waits for another thread without a limit or changes
- * errno, unless its comment says so, because a signal handler may be the caller. A function that can't do its work says
- * so, and the caller makes the plain system call, which is always right.
+ * Rules for all layers: since the caller may be a signal handler, a function does not call malloc, does not wait for
+ * another thread without a limit and does not change errno, unless its comment says so. A function that can't do its
+ * work reports that, and the caller makes the plain system call, which is always right.
  *
- * The order of the layers is in LAYERS. A file includes its own header and headers of layers below it, and no others.
+ * LAYERS has the order of the layers. A file includes its own header and headers of layers below it, and no others.
  */
 #ifndef DAXFS_BASE_H
 #define DAXFS_BASE_H
@@ -31,7 +31,7 @@
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define PL_THREAD __thread __attribute__((tls_model("initial-exec")))
 
-/* The library's own system calls are raw: syscall(2) is one of the functions that it replaces. */
+/* The library makes raw system calls: syscall(2) is one of the functions that it replaces. */
 
 #if defined(__x86_64__)
 #define PL_RAW_CALLS

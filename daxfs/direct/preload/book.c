@@ -1,5 +1,5 @@
-/* A sorted array in memory of its own. Reads and writes don't look at it: only calls that map, unmap or change the size
- * of mapped files do.
+/* The book is a sorted array in memory mapped for it. Reads and writes don't use it; calls that map, unmap or change
+ * the size of mapped files do.
  */
 #include "book.h"
 
@@ -18,8 +18,8 @@ static struct pl_group groups[GROUPS];
 static size_t next_group;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static sigset_t saved_by_fork;
-static bool blocked; /* whether the holder of the lock has blocked its signals */
-static _Atomic uintptr_t lowest = UINTPTR_MAX, highest; /* of all that was ever booked */
+static bool blocked; /* the thread with the lock has blocked its signals */
+static _Atomic uintptr_t lowest = UINTPTR_MAX, highest; /* addresses in the book since it was last empty */
 
 void *pl_raw_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
     return (void *)pl_call(SYS_mmap, address, length, protection, flags, fd, offset);
@@ -66,7 +66,7 @@ void pl_book_unlock(const sigset_t *saved) {
         pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
-/* With the lock, so that the child gets a book that nobody is changing. */
+/* Keep the lock during the fork, so that the child gets a book that no thread is changing. */
 void pl_book_before_fork(void) {
     sigset_t saved;
 

@@ -1,8 +1,8 @@
 /* The book of mapped files: which piece of address space shows which part of which file.
  *
- * All signals are blocked while the book is locked (without a filter), so that a handler that maps does not wait for
- * the thread that it interrupted. With the lock, a thread waits for nothing but answers of the daemon. What no comment
- * excepts needs the lock.
+ * All signals are blocked while the book is locked (except under a seccomp filter), so that a handler that maps does
+ * not wait for the thread that it interrupted. A thread with the lock waits only for answers of the daemon. A function
+ * needs the lock unless its comment says otherwise.
  */
 #ifndef DAXFS_BOOK_H
 #define DAXFS_BOOK_H
@@ -14,7 +14,7 @@
 #pragma GCC visibility push(hidden)
 
 #if defined(__LP64__) && !defined(__s390x__)
-#define PL_MAPS /* elsewhere the system calls have other arguments: mappings stay the kernel's */
+#define PL_MAPS /* elsewhere the system calls have other arguments, and the kernel serves all mappings */
 #endif
 
 #ifndef MAP_FIXED_NOREPLACE
@@ -27,31 +27,31 @@
 #define MAP_32BIT 0
 #endif
 
-/* What one call of mmap(2) gave, as long as a piece of it is mapped. */
+/* The result of one call of mmap(2), as long as a piece of it is mapped. */
 struct pl_group {
     struct pl_file *file;           /* held */
-    char *anchor;                   /* a page of the file, mapped without rights: so the kernel keeps the file open */
-    const struct daxfs_slot *entry; /* NULL: nothing will change */
+    char *anchor;                   /* a page of the file, mapped with PROT_NONE, that keeps the file open */
+    const struct daxfs_slot *entry; /* the status entry; NULL: nothing will change */
     uint64_t epoch;
     uint32_t pieces;                /* in the book; 0: free */
-    int fd;                         /* where it was mapped from; perhaps another file by now: pl_group_fd */
+    int fd;                         /* that was mapped; it may be another file by now, see pl_group_fd */
     int flags;                      /* of mmap(2) */
 };
 
-/* A kind of piece that gives SIGBUS: the file ended before it and could not be mapped anew. */
+/* A kind of piece that raises SIGBUS: it is past EOF, and the file could not be mapped again. */
 enum { PL_PAST_EOF = 16 };
 
 /* A part of a group that is mapped from one place: DAXFS_MEMORY, DAXFS_KERNEL (the file itself), PL_PAST_EOF. */
 struct pl_piece {
     char *start, *end;
     uint64_t offset; /* of `start` in the file */
-    uint64_t pool;   /* DAXFS_MEMORY: where `start` lies in the pool */
+    uint64_t pool;   /* DAXFS_MEMORY: pool offset of `start` */
     struct pl_group *group;
     uint32_t kind;
     int protection;
 };
 
-/* Pieces by address. */
+/* An array of pieces, sorted by address. */
 struct pl_book {
     struct pl_piece *pieces;
     size_t count, room;
@@ -66,39 +66,39 @@ void pl_book_before_fork(void);
 void pl_book_after_fork_parent(void);
 void pl_book_after_fork_child(void);
 
-/* Whether anything in [start, end) may be in the book: without the lock, so that other memory costs nothing. */
+/* Whether anything in [start, end) may be in the book. Needs no lock, so that other memory costs nothing. */
 bool pl_booked(const char *start, const char *end);
-/* The first piece that ends after `address`. */
+/* Return the index of the first piece that ends after `address`. */
 size_t pl_book_find(const char *address);
-/* Room for `more` pieces; false: no memory. */
+/* Make room for `more` pieces. False: no memory. */
 bool pl_book_room(struct pl_book *book, size_t more);
-/* A border at `address`, if a piece goes across it. Needs room for one. */
+/* Split the piece that contains `address`, if any, at that address. Needs room for one piece. */
 void pl_book_split(const char *address);
-/* Put pieces in, where nothing is booked. Needs room for them. */
+/* Insert pieces in a range where the book has none. Needs room for them. */
 void pl_book_put(const struct pl_piece *pieces, size_t count);
-/* Take out all of [start, end), and end groups that have no pieces left. Needs room for two. */
+/* Remove all of [start, end), and end groups that have no pieces left. Needs room for two pieces. */
 void pl_book_cut(const char *start, const char *end);
-/* The mappings of a mount's files follow no changes from now on. */
+/* Let the mappings of a mount's files follow no further changes. */
 void pl_book_freeze(const struct pl_mount *mount);
 
-/* A group for `file`, whose reference it takes over; NULL: none is free, and the caller keeps the reference. */
+/* Begin a group for `file` and take over its reference. NULL: no group is free, and the caller keeps the reference. */
 struct pl_group *pl_group_begin(int fd, struct pl_file *file, int flags);
 /* End a group that has no pieces. */
 void pl_group_end(struct pl_group *group);
-/* A descriptor of the very file that it was mapped from, -1 if that was closed. */
+/* Return the descriptor that the group was mapped from; -1 if it was closed or is another file now. */
 int pl_group_fd(const struct pl_group *group);
 
 #define PL_PAGE pl_page_size()
 uintptr_t pl_page_size(void);
 uintptr_t pl_page_up(uintptr_t value);
-/* The system call: an allocator may map before the C library's functions can be looked up. */
+/* mmap(2) as a raw system call: an allocator may map before the C library's functions can be looked up. */
 void *pl_raw_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);
 
 static inline bool pl_is_shared(const struct pl_group *group) {
     return (group->flags & MAP_TYPE) != MAP_PRIVATE; /* MAP_SHARED, MAP_SHARED_VALIDATE */
 }
 
-/* Whether a mapping with such flags can ever be stored to, if mprotect(2) allows it. */
+/* Whether a mapping with these flags of mmap(2) can ever store to the file, now or after mprotect(2). */
 static inline bool pl_stores(const struct pl_file *file, int flags) {
     return (flags & MAP_TYPE) != MAP_PRIVATE && file->writable && file->mount->writable;
 }

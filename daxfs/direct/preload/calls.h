@@ -1,7 +1,7 @@
 /* The functions that programs call in place of the C library's (calls_*.c).
  *
- * A descriptor that is no file of daxfs costs one load. Nobody calls what is defined there but the program: the files
- * of this layer share no functions, only what is declared here.
+ * A descriptor of another file system costs one load. Only the program calls these functions: the files of this layer
+ * share no functions with each other, only the declarations in this header.
  */
 #ifndef DAXFS_CALLS_H
 #define DAXFS_CALLS_H
@@ -11,10 +11,10 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Another name of the same function (off_t has 64 bits). */
+/* Define another name of the same function (off_t has 64 bits). */
 #define ALSO(name, of) PUBLIC __typeof__(of) name __attribute__((alias(#of), copy(of)))
 
-/* The C library's: the end of a program whose buffer is too small. */
+/* The C library's function that ends a program whose buffer is too small. */
 extern void __chk_fail(void) __attribute__((noreturn, visibility("default")));
 
 #pragma GCC visibility pop

@@ -6,7 +6,7 @@
 #include "limit.h"
 #include "process.h"
 
-/* A child of vfork(2) changes its own limit, but would change the parent's memory. */
+/* A child of vfork(2) changes its own limit, but pl_read_limit would change the parent's memory. */
 static int change(pid_t process, __rlimit_resource_t resource, const void *wanted, void *old) {
     int failed = (int)pl_call(SYS_prlimit64, process, resource, wanted, old);
 

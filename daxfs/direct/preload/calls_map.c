@@ -1,8 +1,8 @@
-/* mmap(2), munmap(2), mprotect(2), madvise(2) and msync(2): loads and stores go to the pool's memory itself.
+/* mmap(2), munmap(2), mprotect(2), madvise(2) and msync(2): a mapping of a file maps the pool's memory itself.
  *
- * A mapping of no file of daxfs costs a look at the table of descriptors, or at the bounds of the book. When anything
- * fails, the file is mapped as without this library. Raw system calls only: an allocator may map before the C library's
- * functions can be looked up.
+ * Other mappings cost a look at the table of descriptors, or at the bounds of the book. If anything fails, the file is
+ * mapped through the kernel. This file makes raw system calls: an allocator may map before the C library's functions
+ * can be looked up.
  */
 #include "calls.h"
 
@@ -22,7 +22,7 @@
 #define KNOWN_FLAGS (MAP_TYPE | FIXED_FLAGS | MAP_SYNC | MAP_DENYWRITE | MAP_EXECUTABLE | LATER_FLAGS)
 #define LATER_FLAGS (MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_LOCKED)
 
-/* Whether a request is of the kind that is mapped here, and one that the kernel grants. */
+/* Whether the library maps this kind of request, and the kernel would grant it. */
 static bool eligible(const struct pl_file *file, size_t length, int protection, int flags, off_t offset) {
     bool shared = (flags & MAP_TYPE) != MAP_PRIVATE;
 
@@ -44,12 +44,12 @@ PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int f
     sigset_t saved;
 
     if (unlikely(file && pl_filtered) && !pl_foreign())
-        atomic_store(&file->refused, true); /* its pages and the memory would not agree */
+        atomic_store(&file->refused, true); /* pages of the kernel and the pool's memory would differ */
     if (likely(!ours && !fixed))
         return pl_raw_mmap(address, length, protection, flags, fd, offset);
-    /* Before the mapping counts, while earlier grants can still be given back. */
+    /* Before the mapping is counted, since earlier grants can be renewed only while there are no mappings. */
     if (ours && !pl_known(fd, file, (uint64_t)offset, length, pl_stores(file, flags)) &&
-        pl_learn(fd, file, (uint64_t)offset, length, pl_stores(file, flags) ? DAXFS_WRITE : 0).moved)
+        pl_learn(fd, file, (uint64_t)offset, length, pl_stores(file, flags) ? DAXFS_WRITE : 0).epoch_changed)
         pl_follow(fd);
     pl_book_lock(&saved);
     if (ours)
@@ -60,7 +60,7 @@ PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int f
     } else {
         PL_COUNT(plain_maps);
         if (ours)
-            atomic_store(&file->refused, true); /* its pages and the memory would not agree */
+            atomic_store(&file->refused, true); /* pages of the kernel and the pool's memory would differ */
         if (fixed)
             pl_mark_range(address, (char *)address + pl_page_up(length));
         made = pl_raw_mmap(address, length, protection, flags, fd, offset);
@@ -85,7 +85,7 @@ PUBLIC int munmap(void *address, size_t length) {
     return failed;
 }
 
-/* The pool may be open for more than the file is. */
+/* Whether the file's own open mode allows the protection: the pool may be open for writing when the file is not. */
 static bool allowed(const char *start, const char *end, int protection) {
     for (size_t i = pl_book_find(start); i < pl_book.count && pl_book.pieces[i].start < end; i++) {
         const struct pl_group *group = pl_book.pieces[i].group;
@@ -128,7 +128,7 @@ PUBLIC int mprotect(void *address, size_t length, int protection) {
     return failed;
 }
 
-/* MADV_REMOVE would make a hole in the pool: it is one in the file. */
+/* MADV_REMOVE: punch a hole in the file. The system call would punch it in the pool. */
 static int remove_range(char *start, char *end) {
     sigset_t saved;
     int failed = 0;
@@ -157,13 +157,13 @@ PUBLIC int madvise(void *address, size_t length, int advice) {
 
     if (unlikely(advice == MADV_REMOVE) && pl_booked(start, end))
         return remove_range(start, end);
-    /* A child without the mapping would still have it in its book. */
+    /* Ignored: a child without the mapping would still have it in its book. */
     if (unlikely(advice == MADV_DONTFORK) && pl_booked(start, end))
         return 0;
     return (int)pl_call(SYS_madvise, address, length, advice);
 }
 
-/* Write back [start, end) of a piece: what the pool's kind asks for, or what the kernel does for pages of the file. */
+/* Write back [start, end) of a piece: as the pool's persistence requires, or by msync(2) for pages of the file. */
 static int write_back(const struct pl_piece *piece, char *start, char *end, int flags) {
     int failed = 0;
 
@@ -177,7 +177,7 @@ static int write_back(const struct pl_piece *piece, char *start, char *end, int 
     return -1;
 }
 
-/* Times move, and are durable, if the file is still open. */
+/* Send the write notification, so that times change (and are durable with MS_SYNC), if the file is still open. */
 static void notify(const struct pl_piece *piece, int flags) {
     int fd = pl_may_be_dirty(piece) ? pl_group_fd(piece->group) : -1;
 

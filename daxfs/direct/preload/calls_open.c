@@ -1,4 +1,4 @@
-/* open(2), close(2), dup(2) and their kin. */
+/* open(2), close(2), dup(2) and their variants. */
 #include "calls.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* prctl(2), and what programs ask for by syscall(2) where a function of the C library would have been noticed:
- * libseccomp sets filters so, libcap capabilities, and there is no other way to ask for Landlock.
+/* prctl(2), and syscall(2) for calls that the library must notice: libseccomp sets filters by syscall(2), libcap sets
+ * capabilities by it, and the C library has no other way to Landlock.
  */
 #include "calls.h"
 

@@ -1,4 +1,4 @@
-/* read(2), write(2) and their kin. */
+/* read(2), write(2) and their variants. */
 #include "calls.h"
 
 #include "access.h"
@@ -100,7 +100,7 @@ PUBLIC ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offs
     return REAL(pwritev)(fd, vector, count, offset);
 }
 
-/* A call with flags (RWF_APPEND, RWF_DSYNC, ...) is the kernel's. */
+/* A call with flags (RWF_APPEND, RWF_DSYNC, ...) goes to the kernel. */
 PUBLIC ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offset, int flags) {
     if (!flags && pl_file_of(fd))
         return offset == -1 ? readv(fd, vector, count) : preadv(fd, vector, count, offset);

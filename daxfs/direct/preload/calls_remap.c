@@ -11,8 +11,8 @@
 
 #ifdef PL_MAPS
 
-/* The kernel's own mremap would go on in the pool, where other files lie. So a mapping that moves or grows is mapped
- * anew. `piece` is where it begins. MAP_FAILED with errno. */
+/* Move or extend a mapping by mapping the file again: the kernel's mremap would extend it into pool memory of other
+ * files. `piece` contains its beginning. Return MAP_FAILED with errno on failure. */
 static void *remap(const struct pl_piece *piece, char *old, size_t old_length, size_t length, int flags, void *to) {
     int fd = pl_group_fd(piece->group), protection = piece->protection;
     int wanted = piece->group->flags & ~(MAP_FIXED | MAP_FIXED_NOREPLACE);
@@ -35,8 +35,8 @@ static void *remap(const struct pl_piece *piece, char *old, size_t old_length, s
     return made;
 }
 
-/* Grow without moving, if the addresses after the mapping are free. */
-static bool grow(const struct pl_piece *piece, char *old, size_t old_length, size_t length) {
+/* Extend a mapping without moving it, if the addresses after it are free. */
+static bool extend_in_place(const struct pl_piece *piece, char *old, size_t old_length, size_t length) {
     struct pl_group *group = piece->group;
     char *more = old + old_length;
     struct pl_question question = {.fd = pl_group_fd(group),
@@ -53,7 +53,7 @@ static bool grow(const struct pl_piece *piece, char *old, size_t old_length, siz
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
     if (made == more && pl_plan_make(&question, true) && pl_book_room(&pl_book, pl_plan.count + 3) &&
         pl_plan_lay(more, question.fd, group)) {
-        group->epoch = epoch; /* of what was there before: it may have changed */
+        group->epoch = epoch; /* of the old pieces, which may be out of date */
         pl_book_cut(more, more + question.length);
         pl_book_put(pl_plan.pieces, pl_plan.count);
         return true;
@@ -63,7 +63,7 @@ static bool grow(const struct pl_piece *piece, char *old, size_t old_length, siz
     return false;
 }
 
-/* Whether one mmap's pieces, without a gap, are all of [start, end). */
+/* Whether pieces of a single mmap(2) cover [start, end) without a gap. */
 static bool one_mapping(const char *start, const char *end) {
     size_t i = pl_book_find(start);
 
@@ -99,7 +99,7 @@ static void *remap_ours(char *old, size_t old_length, size_t length, int flags, 
             return MAP_FAILED;
         return old;
     }
-    if (!moves && old_length && grow(&piece, old, old_length, length)) {
+    if (!moves && old_length && extend_in_place(&piece, old, old_length, length)) {
         pl_follow_groups(-1);
         return old;
     }

@@ -1,4 +1,4 @@
-/* Changes of user, groups, capabilities and namespaces, which may take rights from a process. */
+/* Calls that change user, groups, capabilities or namespaces: a process may lose rights by them. */
 #include "calls.h"
 
 #include <grp.h>
@@ -6,7 +6,7 @@
 
 #include "rights.h"
 
-/* The C library's functions, which change all threads: for the kernel each thread has rights of its own. */
+/* Call the C library's functions, which change all threads: to the kernel each thread has rights of its own. */
 #define CHANGES(type, name, parameters, arguments)                                                                     \
     PUBLIC type name parameters {                                                                                      \
         static void *_Atomic found;                                                                                    \

@@ -1,5 +1,5 @@
-/* sendfile(2) and splice(2): the kernel carries bytes from file to file through its page cache, which knows nothing of
- * stores to memory. So the pages go first.
+/* sendfile(2) and splice(2): the kernel copies from file to file through its page cache, which does not see stores to
+ * memory. So the library drops the pages before.
  */
 #include "calls.h"
 
@@ -9,7 +9,7 @@
 
 #include "process.h"
 
-#define MOST 0x7ffff000UL /* bytes of one call: MAX_RW_COUNT of the kernel */
+#define MOST 0x7ffff000UL /* the most bytes of one call: MAX_RW_COUNT of the kernel */
 
 static void drop_pages(int fd, const off_t *offset, size_t length) {
     int saved = errno;
@@ -18,7 +18,7 @@ static void drop_pages(int fd, const off_t *offset, size_t length) {
     if (pl_filtered)
         return;
     start = offset ? *offset : pl_call(SYS_lseek, fd, 0L, SEEK_CUR);
-    /* Pages that are only partly in the range stay, so it begins and ends on pages. */
+    /* fadvise(2) keeps pages that are only partly in the range, so the range is widened to whole pages. */
     if (start >= 0 && length < MOST)
         pl_call(SYS_fadvise64, fd, start & -4096L, (start & 4095) + (off_t)length + 4095, POSIX_FADV_DONTNEED);
     else

@@ -1,4 +1,4 @@
-/* Calls that change a file's blocks: its mappings in this process follow at once. */
+/* Calls that change a file's size or blocks: mappings in this process follow at once. */
 #include "calls.h"
 
 #include <fcntl.h>

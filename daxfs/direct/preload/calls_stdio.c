@@ -1,8 +1,8 @@
-/* Descriptors that the C library opens and closes for itself: streams and temporary files.
+/* Descriptors that the C library opens and closes itself: streams and temporary files.
  *
- * Streams read and write by calls within the C library, through the kernel: the memory is the same, and the position is
- * the kernel's, so they mix with everything else. But programs map such a descriptor (mmap of fileno), or read and
- * write it themselves, as C++ streams do.
+ * Streams read and write by calls inside the C library, which go through the kernel. That mixes with direct access: the
+ * memory is the same, and the kernel keeps the position. But programs map such a descriptor (mmap of fileno), or read
+ * and write it themselves, as C++ streams do.
  */
 #include "calls.h"
 
@@ -14,7 +14,7 @@
 #include "process.h"
 #include "table.h"
 
-/* The C library's function, looked up at its first use: nothing here is for signal handlers. */
+/* The C library's function, looked up at its first use: none of these functions may be called in a signal handler. */
 #define FOUND(name) ((__typeof__(&name))pl_next(#name, &found_##name))
 #define KNOWN(name) static void *_Atomic found_##name
 

@@ -1,4 +1,4 @@
-/* fsync(2), sync(2) and their kin. */
+/* fsync(2), sync(2) and their variants. */
 #include "calls.h"
 
 #include <fcntl.h>

@@ -1,5 +1,5 @@
-/* x86-64 copies and writes lines back with its own instructions. Other machines copy with memcpy and write lines back
- * through libpmem.
+/* On x86-64 this file copies and writes lines back by its own instructions. Other machines copy with memcpy and write
+ * lines back through libpmem.
  */
 #include "copy.h"
 
@@ -7,8 +7,9 @@
 
 #define LINE 64UL
 
-/* Stores of so many bytes and more bypass the caches: memory takes them twice as fast, because it isn't read before.
- * Smaller stores are likely to be read or written again soon, unless their lines must leave the caches anyway. */
+/* Stores of at least STREAM bytes bypass the caches: they are twice as fast, because the lines are not read before.
+ * Smaller stores go through the caches, since they are likely to be read or written again soon. If the lines must be
+ * written back in any case, the limit is STREAM_LINES. */
 #define STREAM 16384UL
 #define STREAM_LINES 256UL
 
@@ -67,7 +68,7 @@ void pl_write_back(const char *address, size_t length) {
     _mm_sfence();
 }
 
-/* Whole lines, past the caches. */
+/* Copy whole lines, bypassing the caches. */
 __attribute__((target("avx512f"))) static void stream_wide(char *to, const char *from, size_t length) {
     for (; length >= 4 * LINE; length -= 4 * LINE, to += 4 * LINE, from += 4 * LINE) {
         __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + LINE);
@@ -95,7 +96,7 @@ static void stream_narrow(char *to, const char *from, size_t length) {
     }
 }
 
-/* Copy past the caches; the two ends, which are parts of lines, go through them. */
+/* Copy, bypassing the caches; the two ends, which are parts of lines, go through the caches. */
 static void stream(char *to, const char *from, size_t length, bool lines) {
     size_t head = -(uintptr_t)to & (LINE - 1), tail = (length - head) & (LINE - 1), middle = length - head - tail;
 

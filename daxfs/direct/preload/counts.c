@@ -1,4 +1,4 @@
-/* A child starts from zero. The line is printed without stdio, which the program may have closed or borrowed. */
+/* A child counts from zero. The line is printed without stdio, which the program may have closed or redirected. */
 #include "counts.h"
 
 #include <fcntl.h>
@@ -21,7 +21,7 @@ void pl_count_start(void) {
         output = (int)pl_call(SYS_fcntl, STDERR_FILENO, F_DUPFD_CLOEXEC, 200);
 }
 
-void pl_count_again(void) {
+void pl_counts_reset(void) {
     atomic_store(&pl_counts.reads, 0);
     atomic_store(&pl_counts.writes, 0);
     atomic_store(&pl_counts.passed, 0);
@@ -30,7 +30,7 @@ void pl_count_again(void) {
     atomic_store(&pl_counts.plain_maps, 0);
 }
 
-void pl_count_say(void) {
+void pl_counts_print(void) {
     char line[256];
     int length;
 

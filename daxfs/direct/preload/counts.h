@@ -1,6 +1,6 @@
-/* What DAXFS_DIRECT_STATS=1 shows: counts of calls on files of mounts whose pool is mapped.
+/* The counts that DAXFS_DIRECT_STATS=1 prints: calls on files of mounts whose pool is mapped.
  *
- * Any layer may count. While counting is off, a count costs one look at a flag.
+ * Any layer may count. While counting is off, PL_COUNT costs the test of a flag.
  */
 #ifndef DAXFS_COUNTS_H
 #define DAXFS_COUNTS_H
@@ -9,12 +9,12 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Since the start or the fork. */
+/* Counts since the start of the program or since the fork. */
 struct pl_counts {
     _Atomic uint64_t reads, writes;    /* from and to memory */
     _Atomic uint64_t passed;           /* reads and writes by system calls */
     _Atomic uint64_t leases;           /* requests to the daemon */
-    _Atomic uint64_t maps, plain_maps; /* of the pool; left to the kernel */
+    _Atomic uint64_t maps, plain_maps; /* mappings of the pool; mappings left to the kernel */
 };
 
 extern struct pl_counts pl_counts;
@@ -26,12 +26,12 @@ extern bool pl_counting;
             atomic_fetch_add_explicit(&pl_counts.what, 1, memory_order_relaxed);                                       \
     } while (0)
 
-/* Read the environment. */
+/* Begin to count if the environment asks for it. */
 void pl_count_start(void);
-/* Start from zero: in a child. */
-void pl_count_again(void);
-/* Print the line of counts, if there is anything to count. */
-void pl_count_say(void);
+/* Reset all counts, in a child of fork(2). */
+void pl_counts_reset(void);
+/* Print the line of counts, unless all are 0. */
+void pl_counts_print(void);
 
 #pragma GCC visibility pop
 

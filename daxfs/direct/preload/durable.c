@@ -1,5 +1,4 @@
-/* A file that has only mappings left is flushed. Without a descriptor there is no way to tell the daemon of its stores.
- */
+/* A file that has only mappings left is flushed. Without a descriptor the library can't notify the daemon of stores. */
 #include "durable.h"
 
 #include <errno.h>
@@ -11,7 +10,7 @@
 #include "process.h"
 #include "stores.h"
 
-/* The file is held, so only a change of rights unmaps its pool, and that waits for this pin and flushes the rest. */
+/* Flush a file that is held. Only a change of rights can unmap its pool; it waits for this pin, and then flushes. */
 static int flush(struct pl_file *file) {
     int failed = 0;
 
@@ -34,7 +33,7 @@ int pl_sync(int fd, bool data_only, bool *done) {
         *done = !failed && pl_notify_with(fd, file, data_only ? DAXFS_DURABLE | DAXFS_DATA_ONLY : DAXFS_DURABLE);
     }
     pl_drop(file);
-    /* If the daemon doesn't take it, the plain system call answers. */
+    /* If the daemon refuses the notification, the plain system call follows and returns the error. */
     errno = failed ? failed : saved;
     return failed ? -1 : 0;
 }
@@ -50,7 +49,7 @@ void pl_notify_all(void) {
     }
 }
 
-/* The file is held; `fd` is one of its descriptors or -1. 0 or an errno. */
+/* Flush a file that is held, and notify the daemon; `fd` is one of its descriptors, or -1. Return 0 or an errno. */
 static int flush_file(int fd, struct pl_file *file) {
     int failed;
 
@@ -92,7 +91,7 @@ void pl_flush_all(void) {
     int saved = errno;
 
     pl_flush_mount(0);
-    /* sendfile(2) and splice(2) would send old pages. */
+    /* Later sendfile(2) and splice(2), which can't drop pages under the filter, would send old ones. */
     for (int fd = 0; fd <= pl_highest; fd++)
         if (pl_file_of(fd))
             pl_call(SYS_fadvise64, fd, 0, 0, POSIX_FADV_DONTNEED);

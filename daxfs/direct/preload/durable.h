@@ -1,6 +1,6 @@
-/* Durability of what this process has stored, by calls and through mappings.
+/* Make stores of this process durable, those by calls and those through mappings.
  *
- * Each function takes the book's lock, and makes requests: call it with no pin and no lock.
+ * Each function takes the book's lock and makes requests, so the caller holds no pin and no lock.
  */
 #ifndef DAXFS_DURABLE_H
 #define DAXFS_DURABLE_H
@@ -9,15 +9,15 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Make durable all that was stored directly: flush, then DAXFS_IOC_STORED. 0, or -1 with errno. `done`: the daemon has
- * done all that fsync(2) does. */
+/* Make all direct stores to a file durable: flush them, then send DAXFS_IOC_STORED. Return 0, or -1 with errno. `done`
+ * becomes true if the daemon has done all that fsync(2) does. */
 int pl_sync(int fd, bool data_only, bool *done);
-/* Flush what this process has stored in files of the mount with this st_dev (0: of all), and tell the daemon.
- * 0 or an errno: a flush failed. */
+/* Flush this process's stores to files of the mount with this st_dev (0: of all mounts), and notify the daemon. Return
+ * 0, or the errno of a flush that failed. */
 int pl_flush_mount(dev_t device);
-/* The same for all mounts, before system calls of the library's own are forbidden. */
+/* Flush and notify for all mounts, before a seccomp filter forbids the library's own system calls. */
 void pl_flush_all(void);
-/* At the end of the program: tell the daemon what was stored in files that are still open. */
+/* Notify the daemon of stores to files that are still open at the end of the program. */
 void pl_notify_all(void);
 
 #pragma GCC visibility pop

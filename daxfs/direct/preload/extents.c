@@ -1,4 +1,4 @@
-/* Memory for long lists comes straight from the kernel, because a signal handler may be the caller. */
+/* Memory for long lists comes from mmap(2) and not from malloc, because the caller may be a signal handler. */
 #include "extents.h"
 
 #include <string.h>
@@ -16,7 +16,7 @@ void pl_extents_reset(struct pl_extents *extents, struct pl_extent *few) {
     *extents = (struct pl_extents){.list = few, .room = PL_FEW};
 }
 
-/* Room for `count` extents. */
+/* Make room for `count` extents in all. */
 static bool make_room(struct pl_extents *extents, uint32_t count) {
     uint32_t room = 128;
     void *made;
@@ -54,7 +54,7 @@ static bool put(struct pl_extents *extents, uint32_t at, const struct pl_extent 
     return true;
 }
 
-/* Forget what is known of [start, end). */
+/* Remove [start, end) from the list. */
 static bool cut(struct pl_extents *extents, uint64_t start, uint64_t end) {
     uint32_t i = pl_first_after(extents, start);
 
@@ -85,11 +85,11 @@ bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease
     if (!cut(extents, lease->offset, lease->next))
         return false;
     for (uint32_t i = 0; i < lease->count; i++) {
-        const struct daxfs_extent *told = &lease->extents[i];
-        struct pl_extent extent = {told->offset, told->offset + told->length, told->pool_offset, told->kind, 0};
+        const struct daxfs_extent *from = &lease->extents[i];
+        struct pl_extent extent = {from->offset, from->offset + from->length, from->pool_offset, from->kind, 0};
 
-        if (told->kind == DAXFS_MEMORY &&
-            (told->pool_offset > pool_size || told->length > pool_size - told->pool_offset))
+        if (from->kind == DAXFS_MEMORY &&
+            (from->pool_offset > pool_size || from->length > pool_size - from->pool_offset))
             extent.kind = DAXFS_KERNEL;
         if (!put(extents, pl_first_after(extents, extent.start), &extent))
             return false;

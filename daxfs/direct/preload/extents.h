@@ -1,6 +1,6 @@
-/* The parts of a file whose place is known, in order.
+/* The cached extents of a file, in order.
  *
- * Only memory of the list is touched here. The caller sees to it that nobody reads a list while it changes.
+ * These functions touch only the list. The caller makes sure that no thread reads a list while it changes.
  */
 #ifndef DAXFS_EXTENTS_H
 #define DAXFS_EXTENTS_H
@@ -9,23 +9,23 @@
 
 #pragma GCC visibility push(hidden)
 
-/* A part of a file. */
+/* A cached extent. */
 struct pl_extent {
     uint64_t start, end; /* in the file, bytes */
-    uint64_t pool;       /* DAXFS_MEMORY: where `start` lies in the pool */
+    uint64_t pool;       /* DAXFS_MEMORY: pool offset of `start` */
     uint32_t kind;       /* enum daxfs_kind */
     uint32_t unused;
 };
 
 #define PL_FEW 8 /* extents that a list holds before it takes memory from the kernel */
 
-/* Extents by start, without overlaps. A gap is a part that is not known. */
+/* A list of extents, sorted by start, without overlaps. A gap is a range that is not known. */
 struct pl_extents {
     struct pl_extent *list;
     uint32_t count, room;
 };
 
-/* The index of the first extent that ends after `offset`. */
+/* Return the index of the first extent that ends after `offset`. */
 static inline uint32_t pl_first_after(const struct pl_extents *extents, uint64_t offset) {
     uint32_t low = 0, high = extents->count;
 
@@ -40,7 +40,7 @@ static inline uint32_t pl_first_after(const struct pl_extents *extents, uint64_t
     return low;
 }
 
-/* The extent that contains `offset`, or NULL. */
+/* Return the extent that contains `offset`, or NULL. */
 static inline const struct pl_extent *pl_find(const struct pl_extents *extents, uint64_t offset) {
     uint32_t at = pl_first_after(extents, offset);
 
@@ -49,8 +49,8 @@ static inline const struct pl_extent *pl_find(const struct pl_extents *extents, 
 
 /* Empty the list and give its memory back; `few` has room for PL_FEW extents. */
 void pl_extents_reset(struct pl_extents *extents, struct pl_extent *few);
-/* Replace what is known of the answer's range. Memory past `pool_size` is not mapped here (the pool has grown): it
- * becomes DAXFS_KERNEL. False: no memory for the list, whose content is wrong then. */
+/* Replace the range of a lease by its extents. Memory past `pool_size` is not mapped in this process (the pool has
+ * grown) and becomes DAXFS_KERNEL. False: no memory for the list, whose content is then wrong. */
 bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease, uint64_t pool_size);
 
 #pragma GCC visibility pop

@@ -1,4 +1,5 @@
-/* A free object has no references. The one that takes the first reference sets it up; the last one leaves the mount. */
+/* A free object has no references. The thread that takes the first reference sets the object up; the thread that drops
+ * the last one leaves the mount. */
 #include "file.h"
 
 #include <fcntl.h>
@@ -30,12 +31,12 @@ void pl_forget_appends(struct pl_file *file) {
     atomic_store(&appends->busy, 0);
 }
 
-void pl_flags_are(struct pl_file *file, int flags) {
+void pl_set_status_flags(struct pl_file *file, int flags) {
     atomic_store(&file->slow_writes, flags & (O_DSYNC | (O_SYNC & ~O_DSYNC)));
     atomic_store(&file->at_end, flags & O_APPEND);
 }
 
-/* All fields but pins and references, which late threads may still touch. */
+/* Set all fields but pins and references, which late threads may still touch. */
 static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode, int flags) {
     pl_extents_reset(&file->extents, file->few);
     file->mount = mount;
@@ -45,7 +46,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     file->leased = file->fixed = file->stores = file->shut_out = false;
     file->readable = (flags & O_ACCMODE) != O_WRONLY;
     file->writable = (flags & O_ACCMODE) != O_RDONLY;
-    pl_flags_are(file, flags);
+    pl_set_status_flags(file, flags);
     atomic_store(&file->unstorable, false);
     atomic_store(&file->stored, false);
     atomic_store(&file->shared, false);
@@ -55,7 +56,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     atomic_store(&file->penalty, 0);
     atomic_store(&file->used, 0);
     atomic_store(&file->allocated, PL_UNKNOWN);
-    atomic_store(&file->growing, 0);
+    atomic_store(&file->extending, 0);
     atomic_store(&file->hole_end, 0);
     pl_forget_appends(file);
     atomic_store(&file->dirty_low, UINT64_MAX);

@@ -1,6 +1,7 @@
-/* A filter kills for a call that it does not know, and the program's author knew nothing of this library's requests. So
- * before the filter is set the daemon is told all that was stored. After it pread(2) from memory that is known goes on
- * as before, and mappings stay, which takes no system call. Everything else is the plain call that the program made.
+/* A seccomp filter kills the program for a system call that its author did not foresee, as the library's requests are.
+ * So the library flushes all stores and notifies the daemon before the filter is set. Afterwards pread(2) from cached
+ * extents and existing mappings work as before, because they make no system call. All other calls of the program go to
+ * the kernel unchanged.
  */
 #include "filter.h"
 

@@ -1,5 +1,5 @@
-/* A group of pieces remembers the epoch of the answer it was laid out by. When the file's entry has another one, the
- * pieces that differ from a new plan are mapped anew.
+/* A group of pieces has the epoch of the lease that it was mapped by. When the file's status entry has another epoch, a
+ * new plan is made, and the pieces that differ from it are mapped again.
  */
 #include "follow.h"
 
@@ -12,19 +12,19 @@
 
 #ifdef PL_MAPS
 
-/* ---- what is stored through a mapping */
+/* ---- stores through mappings */
 
 bool pl_may_be_dirty(const struct pl_piece *piece) {
     return piece->protection & PROT_WRITE && pl_is_shared(piece->group);
 }
 
-/* With MAP_SYNC durability is the program's own business. */
+/* With MAP_SYNC the program itself makes its stores durable. */
 void pl_mark_piece(const struct pl_piece *piece, struct pl_file *file, const char *start, const char *end) {
     const struct pl_mount *mount = piece->group->file->mount;
 
     if (piece->kind != DAXFS_MEMORY || !pl_may_be_dirty(piece))
         return;
-    /* Without the pool's own mapping, pl_sync finds nothing to flush. */
+    /* Without a mapping of the whole pool pl_sync can't flush later. */
     if (mount->pool.persistence == DAXFS_LINES ? !(piece->group->flags & MAP_SYNC) : !mount->base)
         pl_flush(mount, start, (size_t)(end - start));
     pl_stored(file, piece->pool + (uint64_t)(start - piece->start), (uint64_t)(end - start));
@@ -58,9 +58,9 @@ bool pl_mark_file(struct pl_file *file) {
     return kernel;
 }
 
-/* ---- changes below mappings */
+/* ---- changes of mapped files */
 
-/* Whether the book has a planned piece already, laid out from `start` on. */
+/* Whether the book has a planned piece already, if the plan is mapped at `start`. */
 static bool laid_out(const struct pl_piece *planned, char *start) {
     char *from = start + (uintptr_t)planned->start, *to = start + (uintptr_t)planned->end;
     const struct pl_piece *piece = &pl_book.pieces[pl_book_find(from)];
@@ -69,7 +69,7 @@ static bool laid_out(const struct pl_piece *planned, char *start) {
            (piece->kind != DAXFS_MEMORY || piece->pool + (uint64_t)(from - piece->start) == planned->pool);
 }
 
-/* Plan without a new answer: what lies past the end of the file gives SIGBUS. */
+/* Make a plan without a request: pages past EOF raise SIGBUS, the others stay. */
 static bool plan_end(struct pl_question *question, const struct daxfs_slot *entry, bool through_file) {
     uint64_t end = question->offset + question->length;
     uint64_t border = pl_page_up(__atomic_load_n(&entry->size, __ATOMIC_ACQUIRE));
@@ -80,7 +80,7 @@ static bool plan_end(struct pl_question *question, const struct daxfs_slot *entr
     return border >= end || pl_plan_add(question, border, end, 0, through_file ? DAXFS_KERNEL : PL_PAST_EOF);
 }
 
-/* Pieces [first, last) of the book lie together in one group: map them anew where the file has changed. */
+/* Map pieces [first, last) of the book, which are adjacent and of one group, again where the file has changed. */
 static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
     char *start = pl_book.pieces[first].start;
     struct pl_question question = {.fd = fd,
@@ -90,8 +90,8 @@ static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
                                    .protection = pl_book.pieces[first].protection};
     size_t kept = 0;
 
-    /* A program that has just punched a hole wants no blocks in it. Pages of a private mapping that were stored to are
-     * the program's own: only what was cut off goes. */
+    /* No hole is filled: a program that has just punched a hole wants no blocks in it. Modified pages of a private
+     * mapping belong to the program: only pages past EOF are replaced. */
     if (pl_is_shared(group) && fd >= 0 ? !pl_plan_make(&question, false) : !plan_end(&question, group->entry, fd >= 0))
         return;
     for (size_t i = 0; i < pl_plan.count; i++)
@@ -100,7 +100,7 @@ static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
     pl_plan.count = kept;
     if (!kept || !pl_book_room(&pl_book, 2 * kept + 2) || !pl_plan_lay(start, fd, group))
         return;
-    group->pieces++; /* so that the group does not end meanwhile */
+    group->pieces++; /* keeps the group from ending meanwhile */
     for (size_t i = 0; i < kept; i++) {
         pl_book_cut(pl_plan.pieces[i].start, pl_plan.pieces[i].end);
         pl_book_put(&pl_plan.pieces[i], 1);
@@ -108,7 +108,7 @@ static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
     group->pieces--;
 }
 
-/* A descriptor to map a group's file anew from: its own, or `fd` if that is the same file opened with such rights. */
+/* Return a descriptor to map a group's file again: its own, or `fd` if that is the same file in the same open mode. */
 static int suited(const struct pl_group *group, int fd) {
     const struct pl_file *other = fd >= 0 ? pl_file_of(fd) : NULL;
     int own = pl_group_fd(group);

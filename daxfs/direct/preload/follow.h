@@ -1,6 +1,6 @@
-/* Mappings and their files: stores through mappings are marked, and mappings follow changes of the file.
+/* Mark stores through mappings, and let mappings follow changes of their files.
  *
- * Functions whose comment does not say otherwise need the book's lock; the others take it.
+ * A function needs the book's lock, unless its comment says that it takes the lock.
  */
 #ifndef DAXFS_FOLLOW_H
 #define DAXFS_FOLLOW_H
@@ -9,18 +9,19 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Whether something may have been stored through the piece. */
+/* Whether the program may have stored through the piece. */
 bool pl_may_be_dirty(const struct pl_piece *piece);
-/* What was stored to [start, end) of a piece is for the next fsync of `file`, or is durable now (cache lines). */
+/* Mark [start, end) of a piece as stored to, for the next fsync of `file`. With DAXFS_LINES it is durable at once. */
 void pl_mark_piece(const struct pl_piece *piece, struct pl_file *file, const char *start, const char *end);
+/* Mark [start, end) of all pieces in it, for the next fsync of their files. */
 void pl_mark_range(char *start, char *end);
-/* For fsync: mark what was stored through all mappings of this file (takes the lock). True: some go through the kernel,
- * so the plain system call is needed as well. */
+/* Mark all mappings of this file, for its fsync (takes the lock). True: some of them go through the kernel, so the
+ * plain system call is needed too. */
 bool pl_mark_file(struct pl_file *file);
 
-/* Map anew what has changed below mappings; `fd` may help if it is the same file. */
+/* Map again all pieces whose file has changed. `fd` serves groups of the same file whose own descriptor is closed. */
 void pl_follow_groups(int fd);
-/* Files were cut or punched, perhaps by way of `fd` (or -1): mappings follow (takes the lock). */
+/* Let mappings follow after a file was cut or punched, perhaps through `fd` (or -1) (takes the lock). */
 void pl_follow(int fd);
 
 #pragma GCC visibility pop

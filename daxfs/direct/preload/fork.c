@@ -1,5 +1,5 @@
-/* In the child other threads are gone, with their pins and gates. If this thread itself is inside a copy (a fork in a
- * signal handler), the files stay with the system calls.
+/* The child has no other threads, so their pins and gates are removed. If this thread itself is inside a copy (a fork
+ * in a signal handler), the child leaves the files to the kernel.
  */
 #include "fork.h"
 

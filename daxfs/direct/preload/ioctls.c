@@ -1,6 +1,6 @@
-/* Answers are compared with their questions before anything of them is used, because every number in them is a place or
- * a length. daxfs/direct/answers.py is the same in Python. A sound answer may still name memory that this process has
- * not mapped (the pool has grown): whoever takes it over compares with the mapped size.
+/* An answer is checked against its request before any of it is used, because its numbers are offsets and lengths of
+ * memory. daxfs/direct/answers.py has the same checks in Python. A sound answer may still name memory that this process
+ * has not mapped (the pool has grown): the caller compares with the mapped size.
  */
 #include "ioctls.h"
 
@@ -9,7 +9,7 @@
 
 #include "process.h"
 
-/* Whether an answer describes a pool at all. */
+/* Whether an answer can be the description of a pool. */
 static bool sound_pool(const struct daxfs_pool *pool) {
     return pool->version == DAXFS_VERSION && pool->persistence <= DAXFS_LINES && pool->size >= DAXFS_LEAST_POOL &&
            pool->size <= DAXFS_FURTHEST && pool->block_size >= DAXFS_LEAST_BLOCK &&
@@ -23,7 +23,7 @@ static bool sound_extent(const struct daxfs_extent *extent, uint64_t offset, uin
     return extent->kind != DAXFS_MEMORY || extent->pool_offset <= DAXFS_FURTHEST;
 }
 
-/* Whether an answer fits the question, and its extents each other. */
+/* Whether an answer fits its request, and its extents follow each other without gaps. */
 static bool sound_lease(const struct daxfs_lease *lease, uint64_t offset, uint64_t length, uint32_t flags) {
     uint64_t place = offset;
 
@@ -68,8 +68,8 @@ int pl_ioctl_appended(int fd, struct daxfs_appended *appended) {
     return pl_call(SYS_ioctl, fd, DAXFS_IOC_APPENDED, appended) ? errno : 0;
 }
 
-/* A session without the ioctl knows fsync(2), which makes everything durable on the root directory, and everything but
- * times of other files elsewhere. */
+/* A session without the ioctl knows fsync(2). On the root directory it makes everything durable, on another file
+ * everything but the times of other files. */
 int pl_ioctl_sync(int fd) {
     if (!pl_call(SYS_ioctl, fd, DAXFS_IOC_SYNC) || (errno == ENOTTY && !pl_call(SYS_fsync, fd)))
         return 0;

@@ -1,5 +1,5 @@
-/* A request asks for more than the access needs: whole windows, and to the end of the file where that fills no holes.
- * Leases that don't last are requested less and less often.
+/* A request covers more than the access needs: whole windows, and up to EOF if it fills no holes. If leases of a file
+ * don't last, they are requested less and less often.
  */
 #include "lease.h"
 
@@ -12,18 +12,18 @@
 #include "pins.h"
 #include "process.h"
 
-#define WINDOW (2UL << 20) /* bytes that are filled at once, and that requests are aligned to */
-#define QUESTIONS 16       /* requests for one access */
+#define WINDOW (2UL << 20) /* bytes: the alignment of requests, and the unit in which holes are filled */
+#define QUESTIONS 16       /* the most requests for one access */
 #define LARGE 65536        /* bytes of an access that pays for a request by itself */
 #define WORTH_IT 8         /* accesses that pay for a request */
-#define PENALTY_MOST 255U  /* system calls until the next request */
+#define PENALTY_MOST 255U  /* the most system calls until the next request */
 
-/* 0 or an errno. */
+/* Make a request. Return 0 or an errno. */
 static int request(int fd, struct pl_mount *mount, struct daxfs_lease *lease) {
     int failed = pl_ioctl_lease(fd, mount->token, lease);
 
     if (failed == EOPNOTSUPP)
-        atomic_store(&mount->stays, false); /* perhaps mounted anew: its token is read when no file is open */
+        atomic_store(&mount->stays, false); /* perhaps a new mount: its token is read after the last close */
     return failed;
 }
 
@@ -49,8 +49,8 @@ void pl_give_back(int fd, struct pl_file *file) {
     request(fd, file->mount, &lease);
 }
 
-/* Take over what the answer says of epoch and size. */
-static bool same_lease(struct pl_file *file, const struct daxfs_lease *lease, bool store) {
+/* Take over status entry, epoch and size of a lease. False: it is of another pool than the mapped one. */
+static bool take_lease(struct pl_file *file, const struct daxfs_lease *lease, bool store) {
     struct pl_mount *mount = file->mount;
     const struct daxfs_slot *entry = NULL;
 
@@ -61,7 +61,7 @@ static bool same_lease(struct pl_file *file, const struct daxfs_lease *lease, bo
     if (lease->slot)
         entry = (const struct daxfs_slot *)(mount->base + lease->slot);
     if (file->leased && (file->entry != entry || file->epoch != lease->epoch))
-        file->extents.count = 0, file->granted = 0; /* the file changed between two requests: the later one counts */
+        file->extents.count = 0, file->granted = 0; /* the file changed between two requests: keep the later one only */
     file->entry = entry;
     file->epoch = lease->epoch;
     file->size = lease->size;
@@ -71,7 +71,7 @@ static bool same_lease(struct pl_file *file, const struct daxfs_lease *lease, bo
     return true;
 }
 
-/* Some errors hold for good: for stores, or for all accesses. */
+/* Remember an error that is final, for stores or for all accesses. */
 static void refused(struct pl_file *file, int failed, bool store) {
     if (failed == EAGAIN || failed == EINTR || failed == ENOSPC)
         return;
@@ -83,7 +83,7 @@ static void refused(struct pl_file *file, int failed, bool store) {
     }
 }
 
-/* Ask until [offset, end) is known. The gate is shut and nobody is inside. 0 or an errno. */
+/* Make requests until [offset, end) is known. The gate is shut and no thread is inside. Return 0 or an errno. */
 static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, uint32_t flags) {
     struct daxfs_lease lease;
     uint64_t last = flags & DAXFS_FILL ? (end + WINDOW - 1) / WINDOW * WINDOW : DAXFS_FURTHEST;
@@ -107,7 +107,7 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
             return failed;
         }
         flags &= ~(uint32_t)DAXFS_RENEW;
-        if (!same_lease(file, &lease, store) || !pl_extents_take(&file->extents, &lease, file->mount->pool.size)) {
+        if (!take_lease(file, &lease, store) || !pl_extents_take(&file->extents, &lease, file->mount->pool.size)) {
             pl_forget_extents(file);
             return EAGAIN;
         }
@@ -120,8 +120,8 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
     return 0;
 }
 
-/* Whether the descriptor still is that file: a raw system call may have closed it and opened another file there. */
-static bool still_it(int fd, struct pl_file *file) {
+/* Whether the descriptor is still the same file: a raw system call may have closed it and opened another file there. */
+static bool still_same_file(int fd, struct pl_file *file) {
     dev_t device;
     uint64_t inode;
 
@@ -174,18 +174,18 @@ static int learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length,
         pl_forget_extents(file);
     }
     if (file->stores)
-        flags |= DAXFS_WRITE; /* a lease for storing stays one, else each read would end it */
+        flags |= DAXFS_WRITE; /* a lease for writing stays one: else each read would end it */
     return ask_all(fd, file, offset, offset + length, flags);
 }
 
-/* Whether the file's epoch is another one than the one that was known before the request. */
-static bool has_moved(const struct pl_file *file, const struct daxfs_slot *entry, uint64_t epoch) {
+/* Whether the file's status entry or epoch differs from those before the request. */
+static bool epoch_changed(const struct pl_file *file, const struct daxfs_slot *entry, uint64_t epoch) {
     if (!entry || file->entry != entry)
         return true;
     return __atomic_load_n(&entry->epoch, __ATOMIC_ACQUIRE) != epoch || file->epoch != epoch;
 }
 
-/* Shut the gate and learn. */
+/* Shut the gate and make the requests. */
 static struct pl_learned learn_alone(int fd, struct pl_file *file, uint64_t offset, uint64_t length, uint32_t flags) {
     struct pl_learned learned = {.failed = EAGAIN};
     const struct daxfs_slot *entry;
@@ -195,7 +195,7 @@ static struct pl_learned learn_alone(int fd, struct pl_file *file, uint64_t offs
 
     if (pl_filtered || (!pl_own_process() && pl_foreign()))
         return learned;
-    /* Held, so that the object is no other file's when the answer comes, even if the descriptor is closed meanwhile. */
+    /* The reference keeps the object from becoming another file, even if the descriptor is closed meanwhile. */
     held = pl_hold(fd);
     if (held != file || !pl_shut_gate(file)) {
         if (held)
@@ -205,15 +205,15 @@ static struct pl_learned learn_alone(int fd, struct pl_file *file, uint64_t offs
     }
     entry = file->entry;
     epoch = file->epoch;
-    if (pl_drained(file) && still_it(fd, file)) {
+    if (pl_drained(file) && still_same_file(fd, file)) {
         learned.failed = learn(fd, file, offset, length, flags);
         if (atomic_load(&pl_table[fd]) != file)
-            pl_forget_extents(file); /* it may have been answered for another */
+            pl_forget_extents(file); /* the answer may be about another file */
         learned.known = file->leased;
     }
     if (!learned.known)
         punish(file);
-    learned.moved = has_moved(file, entry, epoch);
+    learned.epoch_changed = epoch_changed(file, entry, epoch);
     pl_open_gate(file);
     pl_drop(file);
     errno = saved;
@@ -230,6 +230,6 @@ struct pl_learned pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64
     return worth_it(file, length) ? learn_alone(fd, file, offset, length, flags) : nothing;
 }
 
-struct pl_learned pl_grow(int fd, struct pl_file *file, uint64_t offset, uint64_t length) {
+struct pl_learned pl_extend(int fd, struct pl_file *file, uint64_t offset, uint64_t length) {
     return learn_alone(fd, file, offset, length, DAXFS_WRITE | DAXFS_FILL | DAXFS_GROW);
 }

@@ -1,6 +1,5 @@
-/* The limit is remembered so that a write needs no system call for it. A change that another process makes (prlimit
- * --pid) is not seen. The kernel compares for each write (generic_write_check_limits), also for one that stores over
- * what is there.
+/* The copy saves each write a system call. A change by another process (prlimit --pid) is not seen. As the kernel does
+ * (generic_write_check_limits), the library compares every write with the limit, also one that only overwrites.
  */
 #include "limit.h"
 
@@ -9,14 +8,14 @@
 
 _Atomic uint64_t pl_file_limit;
 
-/* Two threads may change the limit at once: what the kernel says last is remembered in the end. */
+/* Two threads may change the limit at once. The loop ends when the copy has the kernel's last value. */
 void pl_read_limit(void) {
     struct rlimit64 limit;
     int saved = errno;
 
     do {
         if (pl_call(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &limit))
-            limit.rlim_cur = 0; /* unknown: every write is the kernel's */
+            limit.rlim_cur = 0; /* unknown: leave every write to the kernel */
     } while (atomic_exchange(&pl_file_limit, limit.rlim_cur) != limit.rlim_cur);
     errno = saved;
 }

@@ -1,6 +1,6 @@
-/* The limit of file sizes (RLIMIT_FSIZE) as the library remembers it.
+/* A copy of the limit of file sizes (RLIMIT_FSIZE).
  *
- * Any layer may compare with it. What a write has past the limit is the kernel's.
+ * Any layer may compare with it. A write that goes past the limit is left to the kernel.
  */
 #ifndef DAXFS_LIMIT_H
 #define DAXFS_LIMIT_H
@@ -11,7 +11,7 @@
 
 extern _Atomic uint64_t pl_file_limit;
 
-/* Ask the kernel for the limit: at the start, and after each change that the library sees. */
+/* Read the limit from the kernel: at the start, and after each change that the library sees. */
 void pl_read_limit(void);
 
 static inline bool pl_within_limit(uint64_t offset, size_t total) {

@@ -1,4 +1,4 @@
-/* Addresses that the kernel gives are free. If the book still has them, a raw system call has unmapped them. */
+/* Addresses that the kernel returns are free. If the book still has them, a raw system call has unmapped them. */
 #include "mapping.h"
 
 #include <errno.h>
@@ -36,8 +36,8 @@ static bool set_anchor(struct pl_group *group, int fd) {
     return false;
 }
 
-/* Map by the plan. MAP_FAILED: nothing is mapped that was not before, except at a fixed place, where the kernel
- * replaces all of it anyway. */
+/* Map a file by its plan. If it returns MAP_FAILED, nothing new is mapped, except at a fixed address, where the
+ * kernel's own mapping then replaces the whole range. */
 static void *map_plan(void *address, size_t length, int flags, struct pl_group *group, int fd) {
     bool fixed = (flags & MAP_FIXED) && !(flags & MAP_FIXED_NOREPLACE);
     char *start;

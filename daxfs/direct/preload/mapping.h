@@ -1,6 +1,6 @@
-/* Mapping a file, and unmapping, below the book's lock.
+/* Map a file from the pool, and unmap it, with the book's lock.
  *
- * A file that can't be mapped from the pool is the kernel's: nothing is mapped then that was not before.
+ * If a file can't be mapped from the pool, the functions map nothing and leave it to the kernel.
  */
 #ifndef DAXFS_MAPPING_H
 #define DAXFS_MAPPING_H
@@ -9,11 +9,11 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Whether reads and writes have learned where all of a range lies (without the lock). */
+/* Whether cached extents cover the whole range. Needs no lock. */
 bool pl_known(int fd, struct pl_file *file, uint64_t offset, uint64_t length, bool store);
-/* Map a file of daxfs; MAP_FAILED: the kernel shall do it. */
+/* Map a file of daxfs. MAP_FAILED: leave it to the kernel. */
 void *pl_map_file(void *address, size_t length, int protection, int flags, int fd, uint64_t offset);
-/* munmap(2). */
+/* munmap(2) of a range that may have pieces in the book. */
 int pl_unmap(char *start, size_t length);
 
 #pragma GCC visibility pop

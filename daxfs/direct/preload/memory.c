@@ -1,6 +1,4 @@
-/* A load or store may run while the daemon changes the file: what was copied counts only if the epoch is the same
- * afterwards.
- */
+/* The daemon may change the file during a load or store: the copy counts only if the epoch is the same afterwards. */
 #include "memory.h"
 
 #include <string.h>
@@ -9,10 +7,10 @@
 #include "pins.h"
 #include "stores.h"
 
-/* Where a copy is in a program's buffers. */
+/* The position of a copy in a program's buffers. */
 struct cursor {
     const struct iovec *vector;
-    size_t done; /* bytes of the first one */
+    size_t done; /* bytes of the first buffer */
 };
 
 static void copy_out(struct cursor *cursor, const char *from, size_t length) {
@@ -75,7 +73,7 @@ static ssize_t load(const struct pl_file *file, const struct iovec *vector, size
     return (ssize_t)total;
 }
 
-/* Whether all of [offset, end) is memory. */
+/* Return 0 if all of [offset, end) is memory, else a reason. */
 static ssize_t storable(const struct pl_file *file, uint64_t offset, uint64_t end) {
     while (offset < end) {
         const struct pl_extent *extent = pl_find(&file->extents, offset);
@@ -127,7 +125,7 @@ static ssize_t store(struct pl_file *file, const struct iovec *vector, size_t to
 static void count_use(struct pl_file *file) {
     uint64_t used = atomic_load_explicit(&file->used, memory_order_relaxed);
 
-    if (used < 64) /* roughly: enough to see that the lease paid */
+    if (used < 64) /* a rough count: enough to see that the lease paid */
         atomic_store_explicit(&file->used, used + 1, memory_order_relaxed);
 }
 

@@ -1,4 +1,4 @@
-/* A thread has one of four counters in each file, so that threads rarely share a cache line. */
+/* Each thread uses one of four counters of a file, so that threads rarely share a cache line. */
 #include "pins.h"
 
 #include <fcntl.h>
@@ -7,8 +7,8 @@
 #include "process.h"
 #include "stores.h"
 
-#define PATIENT_YIELDS 1000000 /* until a thread that has shut the gate is taken to wait for this one */
-#define YIELDS 200             /* until a pin is taken to be one that waits for this thread */
+#define PATIENT_YIELDS 1000000 /* after so many yields the thread that has shut the gate must be waiting for this one */
+#define YIELDS 200             /* after so many yields a pin must be waiting for this thread */
 
 static _Atomic unsigned threads;
 static PL_THREAD unsigned stripe; /* 1 ... PL_STRIPES, 0: none yet */
@@ -34,7 +34,7 @@ static void wait_a_moment(void) {
         sched_yield();
 }
 
-/* The pins that stay are this thread's own, when it runs a signal handler, and those of very long copies. */
+/* Pins that stay are this thread's own, if it runs a signal handler, or those of very long copies. */
 bool pl_drained(struct pl_file *file) {
     for (int i = 0; i < YIELDS; i++) {
         if (no_pins(file))
@@ -47,7 +47,7 @@ bool pl_drained(struct pl_file *file) {
 }
 
 /* Close the spare descriptor if the last pin is gone. */
-static void let_go(struct pl_file *file) {
+static void close_spare(struct pl_file *file) {
     int spare = atomic_load(&file->spare);
 
     if (spare < 0 || !no_pins(file) || !atomic_compare_exchange_strong(&file->spare, &spare, -1))
@@ -77,7 +77,7 @@ void pl_unpin(struct pl_file *file) {
     atomic_fetch_sub(my_pins(file), 1);
     depth--;
     if (unlikely(atomic_load(&file->spare) >= 0))
-        let_go(file);
+        close_spare(file);
 }
 
 bool pl_is_inside(void) {
@@ -120,8 +120,7 @@ bool pl_mapping(struct pl_file *file, int change) {
     return false;
 }
 
-/* While a copy is under way the kernel must not release the file: a spare descriptor keeps it until the last pin goes.
- */
+/* The kernel must not release the file during a copy: a spare descriptor keeps it open until the last pin goes. */
 void pl_last_close(int fd, struct pl_file *file) {
     int spare;
 
@@ -132,8 +131,8 @@ void pl_last_close(int fd, struct pl_file *file) {
         spare = (int)pl_call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
     atomic_fetch_add(&file->references, 1);
     if (spare < 0) {
-        /* No descriptor is left: wait for other threads. A signal handler can't: then the object is never used again,
-         * so that nobody copies to another file's memory. */
+        /* No descriptor is free: wait for other threads. A signal handler can't wait; then the object is never used
+         * again, so that the interrupted copy can't go to another file's memory. */
         while (!depth && !no_pins(file))
             wait_a_moment();
         if (!depth)
@@ -142,7 +141,7 @@ void pl_last_close(int fd, struct pl_file *file) {
     }
     atomic_store(&file->spare, spare);
     if (no_pins(file))
-        let_go(file);
+        close_spare(file);
 }
 
 void pl_free_pins(struct pl_file *file) {
@@ -151,5 +150,5 @@ void pl_free_pins(struct pl_file *file) {
             atomic_store(&file->stripes[i].pins, 0);
     atomic_store(&file->gate, 0);
     if (atomic_load(&file->spare) >= 0)
-        let_go(file);
+        close_spare(file);
 }

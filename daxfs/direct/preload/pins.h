@@ -1,9 +1,9 @@
-/* Who is inside a file's memory: pins, and the gate that keeps them out.
+/* Pins of threads that are inside a file's memory, and the gate that keeps threads out.
  *
  * Two rules keep memory from being used after it was given back (DAXFS_RENEW):
- * - A user of the memory raises a counter first and then looks whether the gate is open. Whoever renews shuts the gate
- *   first and then looks whether all counters are 0. One of the two sees the other.
- * - Nobody waits without a limit: the thread that holds a pin may be the very one that runs this, in a signal handler.
+ * - A thread that uses the memory first raises a counter and then checks that the gate is open. A thread that renews
+ *   first shuts the gate and then checks that all counters are 0. At least one of the two sees the other.
+ * - No thread waits without a limit: the pin may belong to the waiting thread itself, which then runs a signal handler.
  */
 #ifndef DAXFS_PINS_H
 #define DAXFS_PINS_H
@@ -12,29 +12,31 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Enter the memory of the file: until pl_unpin nothing of it is given back. False: make the system call. */
+/* Enter the memory of the file, none of which is given back until pl_unpin. False: make the system call. */
 bool pl_pin(int fd, struct pl_file *file);
-/* Keep the memory of a file that is held mapped, whether the gate is open or not. */
+/* Keep the memory of a file that is held mapped, whether the gate is open or shut. */
 void pl_pin_held(struct pl_file *file);
+/* Leave the memory of the file. */
 void pl_unpin(struct pl_file *file);
-/* Whether this thread is inside the memory of any file: it runs a signal handler then. */
+/* Whether this thread is inside the memory of any file. A caller that is inside runs in a signal handler. */
 bool pl_is_inside(void);
 
 /* Shut the gate. False: it is shut already. */
 bool pl_shut_gate(struct pl_file *file);
+/* Open the gate that this thread has shut. */
 void pl_open_gate(struct pl_file *file);
-/* With the gate shut: wait a moment for the pins to go. False: some stay. */
+/* Wait a moment for all pins to go; the gate is shut. False: some pins stay. */
 bool pl_drained(struct pl_file *file);
-/* Shut the gate and wait for all who are inside, or who have shut it. False: that is this thread, in a signal handler.
- */
+/* Shut the gate, and wait for all threads that are inside or have shut it. False: this thread itself is one of them,
+ * and runs a signal handler. */
 bool pl_shut_out(struct pl_file *file);
 
-/* Count a mapping more or less. False: the gate is shut, so no new mapping now. */
+/* Add `change` to the number of mappings. False: the gate is shut, so there may be no new mapping now. */
 bool pl_mapping(struct pl_file *file, int change);
 
-/* The file's last descriptor is about to be closed. */
+/* Prepare for the close of the file's last descriptor. */
 void pl_last_close(int fd, struct pl_file *file);
-/* In a child of fork(2), where other threads' pins and gates have nobody to take them back. */
+/* Remove pins and gate in a child of fork(2), where the threads that would remove them are gone. */
 void pl_free_pins(struct pl_file *file);
 
 #pragma GCC visibility pop

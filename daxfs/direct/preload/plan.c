@@ -1,5 +1,5 @@
-/* A mapping that reads and writes already know needs no request. Otherwise the first request asks what there is and
- * changes nothing. The later ones have DAXFS_MAP: what is no memory then stays the kernel's for all clients.
+/* A range that cached extents cover needs no request. Otherwise the first request changes nothing. Later requests have
+ * DAXFS_MAP: ranges without memory become page-cache mapped for all clients.
  */
 #include "plan.h"
 
@@ -14,7 +14,7 @@
 #ifdef PL_MAPS
 
 #define HUGE_PAGE (2UL << 20)
-#define MOST_QUESTIONS 64 /* DAXFS_EXTENTS each: a file in more pieces is mapped through the kernel */
+#define MOST_QUESTIONS 64 /* requests of DAXFS_EXTENTS each: a file in more pieces is mapped through the kernel */
 
 struct pl_book pl_plan;
 
@@ -42,29 +42,29 @@ bool pl_plan_add(struct pl_question *question, uint64_t offset, uint64_t end, ui
     return true;
 }
 
-/* Add an answer to the plan. False: it names memory that this process has not mapped (the pool has grown). */
+/* Add a lease to the plan. False: it names memory that this process has not mapped (the pool has grown). */
 static bool take(struct pl_question *question, const struct daxfs_lease *lease, uint64_t end) {
     const struct pl_mount *mount = question->group->file->mount;
 
     for (uint32_t i = 0; i < lease->count; i++) {
-        const struct daxfs_extent *told = &lease->extents[i];
-        uint64_t until = told->offset + told->length < end ? told->offset + told->length : end;
-        bool memory = told->kind == DAXFS_MEMORY;
+        const struct daxfs_extent *extent = &lease->extents[i];
+        uint64_t until = extent->offset + extent->length < end ? extent->offset + extent->length : end;
+        uint64_t pool = extent->pool_offset;
+        bool memory = extent->kind == DAXFS_MEMORY;
 
-        if (told->offset >= end)
+        if (extent->offset >= end)
             break;
-        if (memory && (told->pool_offset > mount->pool.size || told->length > mount->pool.size - told->pool_offset))
+        if (memory && (pool > mount->pool.size || extent->length > mount->pool.size - pool))
             return false;
-        if (!memory && told->offset < lease->size)
-            question->holes += (until < lease->size ? until : lease->size) - told->offset;
-        if (!pl_plan_add(question, told->offset, until, memory ? told->pool_offset : 0,
-                         memory ? DAXFS_MEMORY : DAXFS_KERNEL))
+        if (!memory && extent->offset < lease->size)
+            question->holes += (until < lease->size ? until : lease->size) - extent->offset;
+        if (!pl_plan_add(question, extent->offset, until, memory ? pool : 0, memory ? DAXFS_MEMORY : DAXFS_KERNEL))
             return false;
     }
     return true;
 }
 
-/* Ask for all of the range, with these flags. */
+/* Make the plan by requests for the whole range, with these flags. */
 static bool ask(struct pl_question *question, uint32_t flags) {
     struct pl_mount *mount = question->group->file->mount;
     uint64_t offset = question->offset, end = question->offset + question->length;
@@ -80,7 +80,7 @@ static bool ask(struct pl_question *question, uint32_t flags) {
         if (i == MOST_QUESTIONS || pl_ask(question->fd, &lease) || !pl_same_pool(mount, &lease))
             return false;
         if (offset != question->offset && question->group->epoch != lease.epoch) {
-            /* The file changed between two requests: the answers don't fit together. */
+            /* The file changed between two requests, so the answers don't fit together: begin again. */
             pl_plan.count = 0;
             question->holes = 0;
             offset = question->offset;
@@ -99,7 +99,7 @@ static bool ask(struct pl_question *question, uint32_t flags) {
     return offset >= end || pl_plan_add(question, pl_page_up(offset), end, 0, DAXFS_KERNEL);
 }
 
-/* Make the plan from what reads and writes have learned of the file, if all of it is memory. */
+/* Make the plan from cached extents, if they cover the whole range and all of it is memory. */
 static bool recall(struct pl_question *question, bool store) {
     struct pl_group *group = question->group;
     struct pl_file *file = group->file;
@@ -124,7 +124,7 @@ static bool recall(struct pl_question *question, bool store) {
     return good;
 }
 
-/* The first request changes nothing: holes that become DAXFS_KERNEL stay so for all clients. */
+/* The first request has no DAXFS_MAP, because a hole that becomes page-cache mapped stays so for all clients. */
 bool pl_plan_make(struct pl_question *question, bool fill) {
     struct pl_group *group = question->group;
     bool store = pl_stores(group->file, group->flags);
@@ -135,8 +135,8 @@ bool pl_plan_make(struct pl_question *question, bool fill) {
     if (fill && store && question->protection & PROT_WRITE && ask(question, DAXFS_WRITE)) {
         if (!question->holes && pl_page_up(question->size) >= question->offset + question->length)
             return true;
-        /* Filling DAXFS_MOST_FILLED costs as much as storing to one or two thousand pages through the kernel. A file
-         * with more holes may be sparse, and its owner may want no blocks there. */
+        /* Filling DAXFS_MOST_FILLED bytes costs as much as stores to one or two thousand pages through the kernel. A
+         * file with more holes may be sparse on purpose, and gets no blocks. */
         if (question->holes && (question->holes <= DAXFS_MOST_FILLED || group->flags & (MAP_POPULATE | MAP_LOCKED)) &&
             ask(question, flags | DAXFS_FILL))
             return true;
@@ -144,7 +144,7 @@ bool pl_plan_make(struct pl_question *question, bool fill) {
     return ask(question, flags);
 }
 
-/* ---- layout */
+/* ---- mapping */
 
 /* Map one piece at its address. */
 static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
@@ -170,7 +170,7 @@ static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
     return true;
 }
 
-/* Whether memory must be mapped from a descriptor: a copy of the pool's mapping is shared and has none of these flags.
+/* Whether memory must be mapped from a descriptor: a copy of the pool's mapping is shared, and has none of these flags.
  */
 static bool needs_pool(const struct pl_group *group) {
     return !pl_is_shared(group) || group->flags & (MAP_SYNC | MAP_POPULATE | MAP_LOCKED);
@@ -198,13 +198,13 @@ bool pl_plan_lay(char *start, int fd, struct pl_group *group) {
     return good;
 }
 
-char *pl_plan_reserve(void *wish, size_t length, int flags) {
+char *pl_plan_reserve(void *hint, size_t length, int flags) {
     int wanted = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (flags & (MAP_FIXED_NOREPLACE | MAP_32BIT));
     uintptr_t residue = 0, start, ahead;
     size_t slack = 0;
     char *made;
 
-    for (size_t i = 0; !wish && i < pl_plan.count && !slack; i++) {
+    for (size_t i = 0; !hint && i < pl_plan.count && !slack; i++) {
         const struct pl_piece *piece = &pl_plan.pieces[i];
 
         if (piece->kind == DAXFS_MEMORY && piece->end - piece->start >= (ptrdiff_t)HUGE_PAGE) {
@@ -212,7 +212,7 @@ char *pl_plan_reserve(void *wish, size_t length, int flags) {
             slack = HUGE_PAGE;
         }
     }
-    made = pl_raw_mmap(wish, length + slack, PROT_NONE, wanted, -1, 0);
+    made = pl_raw_mmap(hint, length + slack, PROT_NONE, wanted, -1, 0);
     if (made == MAP_FAILED || !slack)
         return made;
     start = (uintptr_t)made;

@@ -1,8 +1,8 @@
-/* The plan of a mapping: which pieces it has, and laying them out.
+/* Plan the pieces of a mapping, and map them.
  *
- * The pool is mapped where the file has memory, and the file itself (through the kernel) where it has none and past its
- * end, so that SIGBUS comes where the kernel would send it. The daemon keeps other clients away from what is mapped
- * through the kernel (DAXFS_MAP). All of it needs the book's lock.
+ * A piece maps the pool where the file has memory. Elsewhere, and past EOF, it maps the file itself through the kernel,
+ * so that SIGBUS comes where the kernel would send it. The daemon keeps other clients away from ranges that are mapped
+ * through the kernel (DAXFS_MAP). All functions need the book's lock.
  */
 #ifndef DAXFS_PLAN_H
 #define DAXFS_PLAN_H
@@ -11,25 +11,26 @@
 
 #pragma GCC visibility push(hidden)
 
-/* What is to be mapped: [offset, offset + length) of a file. */
+/* The range to be mapped: [offset, offset + length) of a file. */
 struct pl_question {
     int fd;
     struct pl_group *group;
     uint64_t offset, length;
     int protection;
-    uint64_t size;  /* answered: of the file */
-    uint64_t holes; /* answered: bytes without memory, up to the end of the file */
+    uint64_t size;  /* result: of the file */
+    uint64_t holes; /* result: bytes without memory, up to EOF */
 };
 
-extern struct pl_book pl_plan; /* what is to be laid out, at addresses from 0 on */
+extern struct pl_book pl_plan; /* the pieces to be mapped, at addresses from 0 on */
 
-/* Append a piece to the plan. */
+/* Append a piece to the plan. False: its borders are not at pages, or there is no memory. */
 bool pl_plan_add(struct pl_question *question, uint64_t offset, uint64_t end, uint64_t pool, uint32_t kind);
-/* Ask the daemon, if need be, and make the plan; `fill` small holes. False: leave it to the kernel. */
+/* Make the plan, by requests to the daemon if need be; with `fill` small holes get blocks. False: leave the mapping to
+ * the kernel. */
 bool pl_plan_make(struct pl_question *question, bool fill);
-/* Address space for the plan, such that its first large piece of memory can be mapped with huge pages. */
-char *pl_plan_reserve(void *wish, size_t length, int flags);
-/* Lay the plan out from `start` on; what is mapped there is replaced. Its pieces have their addresses then. */
+/* Reserve address space for the plan, so that its first large piece of memory can be mapped with huge pages. */
+char *pl_plan_reserve(void *hint, size_t length, int flags);
+/* Map the plan from `start` on, over existing mappings, and set the addresses of its pieces. */
 bool pl_plan_lay(char *start, int fd, struct pl_group *group);
 
 #pragma GCC visibility pop

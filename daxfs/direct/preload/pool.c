@@ -1,5 +1,5 @@
-/* The table of mounts has one entry for each st_dev that a file was opened on. An entry's state moves by compare and
- * swap; PL_BUSY belongs to one thread.
+/* The table of mounts has one entry for each st_dev on which a file was opened. An entry's state changes by compare and
+ * swap; the thread that has set PL_BUSY owns the entry.
  */
 #include "pool.h"
 
@@ -16,11 +16,11 @@
 
 #define FUSE_MAGIC 0x65735546
 #define PAGE 4096UL
-#define OFTEN 8 /* times that a pool is mapped before it stays mapped while no file is open */
+#define OFTEN 8 /* a pool that was mapped more often stays mapped while no file is open */
 
 struct pl_mount pl_mounts[PL_MOUNTS];
 
-/* Map the pool that was opened, if it can be locked. The mapping keeps the open file and so the lock. */
+/* Lock the opened pool and map it. The mapping keeps the file open, and so the lock. */
 static bool map_pool(struct pl_mount *mount, int fd) {
     const struct daxfs_pool *pool = &mount->pool;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1};
@@ -28,7 +28,7 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     void *base;
 
     lock.l_start = (off_t)(DAXFS_LOCKS + pool->lock);
-    /* A kind of file that knows no locks says EINVAL. */
+    /* A kind of file without locks returns EINVAL. */
     if (pl_call(SYS_fcntl, fd, F_OFD_SETLK, &lock) && errno != EINVAL)
         return false;
     base = (void *)pl_call(SYS_mmap, NULL, pool->size, protection, MAP_SHARED, fd, 0L);
@@ -42,7 +42,7 @@ static bool map_pool(struct pl_mount *mount, int fd) {
         pl_call(SYS_munmap, mount->anchor, PAGE);
     mount->anchor = (void *)pl_call(SYS_mmap, NULL, PAGE, PROT_NONE, MAP_PRIVATE, fd, 0);
     if (mount->anchor == MAP_FAILED)
-        mount->anchor = NULL; /* a device that can only be shared */
+        mount->anchor = NULL; /* a device that allows shared mappings only */
     mount->base = base;
     memset(mount->token, 0, sizeof(mount->token));
     if (pool->token)
@@ -50,7 +50,7 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     return true;
 }
 
-/* Ask the daemon for the pool and map it, if the mount is believed. The mount's state from now on. */
+/* Ask the daemon for the pool and map it, if the mount is trusted. Return the mount's new state. */
 static int attach(struct pl_mount *mount, int fd) {
     bool mapped;
     int pool, failed;
@@ -60,7 +60,7 @@ static int attach(struct pl_mount *mount, int fd) {
         return PL_NOT_DAXFS;
     failed = pl_ioctl_pool(fd, &mount->pool);
     if (failed)
-        return failed == ENOSPC ? PL_KNOWN : PL_NOT_DAXFS; /* ENOSPC: no block for the token, now */
+        return failed == ENOSPC ? PL_KNOWN : PL_NOT_DAXFS; /* ENOSPC: no free block for the token at present */
     mount->writable = true;
     pool = pl_open_pool(&mount->pool, O_RDWR);
     if (pool < 0) {
@@ -95,7 +95,7 @@ struct pl_mount *pl_mount_of(int fd, dev_t device) {
             atomic_store(&mount->state, state);
         }
         if (state == PL_NEW)
-            return NULL; /* another thread fills the entry, perhaps for the same mount: this file goes without */
+            return NULL; /* another thread sets up the entry, perhaps for this mount: this file does without the pool */
         if (state == PL_STALE || mount->device != device)
             continue;
         if (state == PL_NOT_DAXFS)
@@ -106,8 +106,8 @@ struct pl_mount *pl_mount_of(int fd, dev_t device) {
     return NULL;
 }
 
-/* Whether the mapped pool is this file's, though no file of its mount was open for a while. What a mount says of itself
- * does not count, because it may lie. From here on the file keeps the mount. */
+/* Whether the mapped pool still belongs to this file's mount after a while without open files. The mount's own answers
+ * do not count, because they may be forged. From here on the open file keeps the mount. */
 static bool still_trusted(int fd, struct pl_mount *mount) {
     uint64_t id = pl_mount_id(fd);
     int state = PL_READY;
@@ -141,7 +141,7 @@ bool pl_attach(int fd, struct pl_mount *mount) {
     return state == PL_READY;
 }
 
-/* The anchor keeps the lock while mappings of files are left. */
+/* Unmap the anchor, unless mappings of files are left, for which it keeps the lock. */
 static void release(struct pl_mount *mount) {
     if (mount->anchor && !mount->mappings)
         pl_call(SYS_munmap, mount->anchor, PAGE), mount->anchor = NULL;
@@ -161,7 +161,7 @@ void pl_leave(struct pl_mount *mount) {
     if (atomic_fetch_sub(&mount->users, 1) != 1 || atomic_load(&mount->stays) || pl_filtered ||
         !atomic_compare_exchange_strong(&mount->state, &state, PL_BUSY))
         return;
-    /* A thread that came meanwhile was counted before it looked whether the pool is mapped. */
+    /* A thread that came meanwhile counted itself before it checked whether the pool is mapped. */
     if (atomic_load(&mount->users)) {
         atomic_store(&mount->state, PL_READY);
         return;
@@ -185,11 +185,11 @@ void pl_count_mapping(struct pl_mount *mount, int change) {
 
 bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease) {
     if (lease->device != mount->pool.device || lease->inode != mount->pool.inode) {
-        atomic_store(&mount->state, PL_STALE); /* another mount has got this st_dev */
+        atomic_store(&mount->state, PL_STALE); /* another mount has this st_dev now */
         return false;
     }
     if (lease->lock != mount->pool.lock) {
-        atomic_store(&mount->stays, false); /* mounted anew: the pool is asked for again when no file is open */
+        atomic_store(&mount->stays, false); /* a new mount: the pool is requested again after the last close */
         return false;
     }
     return !lease->slot || lease->slot <= mount->pool.size - sizeof(struct daxfs_slot);
@@ -198,7 +198,7 @@ bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease) {
 void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address) {
     void *made;
 
-    /* A length of 0 copies a shared mapping: there is no descriptor of the pool that a program could have closed. */
+    /* An old length of 0 copies a shared mapping. So the library needs no descriptor, which a program could close. */
     made = (void *)pl_call(SYS_mremap, mount->base + pool_offset, 0UL, length, MREMAP_MAYMOVE | MREMAP_FIXED, address);
     if (made != MAP_FAILED && protection != (PROT_READ | PROT_WRITE))
         pl_call(SYS_mprotect, made, length, protection);

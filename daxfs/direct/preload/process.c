@@ -1,5 +1,5 @@
-/* The holder, and vfork(2). MADV_WIPEONFORK gives a word that a child finds wiped: so a fork without the C library's
- * knowledge is noticed without a system call.
+/* The holder, and vfork(2). The kernel wipes a page with MADV_WIPEONFORK in a child, so the library notices a fork that
+ * bypasses the C library, without a system call.
  */
 #include "process.h"
 
@@ -16,8 +16,8 @@ _Atomic bool pl_filtered;
 PL_THREAD bool pl_vforked;
 
 static uint64_t holder;
-static pid_t owner;        /* the process that `holder` stands for */
-static _Atomic int *alive; /* the word that a child finds wiped; NULL: the kernel can't (before 4.14) */
+static pid_t owner;        /* the process of `holder` */
+static _Atomic int *alive; /* 1 in the holder, 0 in a child; NULL: the kernel has no MADV_WIPEONFORK (before 4.14) */
 
 static void watch_forks(void) {
     void *page = (void *)pl_call(SYS_mmap, NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -34,7 +34,7 @@ void pl_new_holder(void) {
     struct timespec now;
 
     if (pl_filtered)
-        return; /* a child, which asks nothing either */
+        return; /* a child with the filter, which makes no requests either */
     if (!alive)
         watch_forks();
     if (alive)
@@ -58,8 +58,8 @@ bool pl_is_holder(void) {
     return likely(alive ? atomic_load_explicit(alive, memory_order_relaxed) : pl_call(SYS_getpid) == owner);
 }
 
-/* vfork(2): child and parent use this very stack one after the other, so a register keeps the return address. When the
- * parent goes on, this thread's memory is its own again. */
+/* vfork(2): child and parent use the same stack one after the other, so a register keeps the return address. When the
+ * parent goes on, the thread may use its memory again. */
 
 #ifdef __x86_64__
 __attribute__((used)) static void before_vfork(void) {

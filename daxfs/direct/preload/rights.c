@@ -1,6 +1,6 @@
-/* A process that has mapped a pool for storing can change every file of every user, so the mapping must not outlive the
- * rights that opened it. The pool is opened once more, as it was; where that fails, leases are given back and the pool
- * is unmapped. Mappings of files that the program made itself stay, as the kernel's do.
+/* A process that has mapped a pool for writing can change every file of every user, so the mapping must not outlive the
+ * rights by which the pool was opened. The library opens the pool again in the same mode; if that fails, it gives its
+ * leases back and unmaps the pool. The program's own mappings of files stay, as mappings through the kernel do.
  */
 #include "rights.h"
 
@@ -21,8 +21,8 @@ static int descriptor_of(const struct pl_file *file) {
     return -1;
 }
 
-/* Shut the gates of a mount's files, wait until nobody is inside, give the leases back. False: a thread stays inside.
- */
+/* Shut the gates of a mount's files, wait until no thread is inside, and give the leases back. False: a thread stays
+ * inside. */
 static bool shut_out(struct pl_mount *mount) {
     for (int i = 0; i < PL_FILES; i++) {
         struct pl_file *file = &pl_files[i];
@@ -40,12 +40,12 @@ static bool shut_out(struct pl_mount *mount) {
             pl_give_back(fd, file);
         pl_forget_extents(file);
         file->entry = NULL;
-        file->stores = false; /* the pool may be mapped for reading only next time */
+        file->stores = false; /* the next mapping of the pool may be read-only */
     }
     return true;
 }
 
-/* Open the gates. With for_good the files are the kernel's; else the next request decides. */
+/* Open the gates again. With for_good the files are left to the kernel; else the next request decides. */
 static void let_in(struct pl_mount *mount, bool for_good) {
     for (int i = 0; i < PL_FILES; i++) {
         struct pl_file *file = &pl_files[i];
@@ -60,7 +60,7 @@ static void let_in(struct pl_mount *mount, bool for_good) {
     }
 }
 
-/* Whether the process's present rights would allow to map the pool as it is mapped. */
+/* Whether the process's present rights would allow it to map the pool in the same mode. */
 static bool still_allowed(const struct pl_mount *mount) {
     int fd;
 
@@ -72,9 +72,9 @@ static bool still_allowed(const struct pl_mount *mount) {
     return fd >= 0;
 }
 
-/* Unmap the pool; it is requested again, with the rights of that time, when a file is next used. Nobody can attach or
- * leave while it is PL_BUSY, nor map while this thread has the book's lock. A signal handler that interrupted a copy
- * can't wait for it: then open files are the kernel's from now on, and the last of them unmaps the pool. */
+/* Unmap the pool; the next use of a file requests it again, with the rights of that time. No thread can attach or leave
+ * while the state is PL_BUSY, nor map while this thread has the book's lock. A signal handler that interrupted a copy
+ * can't wait for it: then open files are left to the kernel, and the last close unmaps the pool. */
 static void withdraw(struct pl_mount *mount) {
     int state = PL_READY;
     sigset_t saved;

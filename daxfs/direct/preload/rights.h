@@ -1,6 +1,6 @@
-/* A change of rights: a pool that the process could no longer map so is unmapped.
+/* Unmap pools that the process could no longer map after a change of its rights.
  *
- * Call it after each change of user, group, capabilities or namespace, with no pin and no lock.
+ * Call pl_check_rights after each change of user, group, capabilities or namespace, with no pin and no lock.
  */
 #ifndef DAXFS_RIGHTS_H
 #define DAXFS_RIGHTS_H

@@ -1,4 +1,4 @@
-/* The constructor, and the destructor. */
+/* The constructor and the destructor of the library. */
 #include "start.h"
 
 #include <dlfcn.h>
@@ -55,7 +55,7 @@ void pl_start(void) {
     if (!atomic_exchange(&pl_started, true)) {
         pthread_atfork(pl_before_fork, NULL, pl_after_fork_child);
         pthread_atfork(pl_book_before_fork, pl_book_after_fork_parent, pl_book_after_fork_child);
-        pthread_atfork(NULL, NULL, pl_count_again);
+        pthread_atfork(NULL, NULL, pl_counts_reset);
     }
 }
 
@@ -74,8 +74,8 @@ void *pl_next(const char *name, void *_Atomic *found) {
     return function;
 }
 
-/* Files that a program leaves open at its end still get their times. */
+/* Notify the daemon of stores to files that the program leaves open, so that their times change. */
 __attribute__((destructor)) static void end(void) {
     pl_notify_all();
-    pl_count_say();
+    pl_counts_print();
 }

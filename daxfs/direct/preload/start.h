@@ -1,7 +1,7 @@
 /* The C library's own functions, and the start of the library.
  *
- * The only layer that may call what takes memory (dlsym, pthread_atfork): in pl_start, which the constructor runs
- * before the program has threads. The constructor of another library may come earlier and run it.
+ * Only this layer may call functions that allocate memory (dlsym, pthread_atfork): in pl_start, which the constructor
+ * runs before the program has threads. The constructor of another library may run earlier, and call it then.
  */
 #ifndef DAXFS_START_H
 #define DAXFS_START_H
@@ -11,7 +11,7 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Functions that are found at the start. */
+/* Functions of the C library that pl_start looks up. */
 struct pl_real {
     int (*open)(const char *, int, ...);
     int (*openat)(int, const char *, int, ...);
@@ -42,11 +42,11 @@ struct pl_real {
 extern struct pl_real pl_real;
 extern _Atomic bool pl_started;
 
-/* Find the functions, read the environment (DAXFS_DIRECT=0: do nothing), prepare for forks. It may be called
- * repeatedly. */
+/* Look the functions up, read the environment (DAXFS_DIRECT=0: do nothing), prepare for forks. It may be called again.
+ */
 void pl_start(void);
-/* The C library's function with this name, looked up at the first call and kept in `found`: for rarely used functions,
- * never in a signal handler. */
+/* Return the C library's function with this name, looked up at the first call and kept in `found`. For rarely used
+ * functions, and never in a signal handler. */
 void *pl_next(const char *name, void *_Atomic *found);
 
 /* REAL(read)(fd, ...): the C library's function. */

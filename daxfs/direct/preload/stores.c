@@ -1,4 +1,4 @@
-/* A pool that needs msync(2) has one range for each file: from the lowest to the highest byte that was stored to. */
+/* For a pool that needs msync(2) a file has one dirty range, from the lowest to the highest byte that was stored. */
 #include "stores.h"
 
 #include <errno.h>

@@ -1,9 +1,9 @@
-/* All that any process did on a mount of daxfs is durable when these return.
+/* When these functions return, every earlier change of any process on the mounts is durable.
  *
- * Kernels without HAS_SYNCFS write their own pages back to a FUSE daemon, and return. So the library makes the call,
- * flushes and notifies what this process has stored, and then asks the daemon by DAXFS_IOC_SYNC, which any open file or
- * directory of the mount carries. syncfs(2) has one. sync(2) takes those that are open and the directories that mounts
- * are on, since programs close their files first.
+ * A kernel without HAS_SYNCFS only writes its own pages back to a FUSE daemon. So the library makes the system call,
+ * flushes this process's stores and notifies the daemon of them, and then sends DAXFS_IOC_SYNC through any open file
+ * or directory of the mount. syncfs(2) has a descriptor. sync(2) uses open files and the root directories of mounts,
+ * since programs close their files first.
  */
 #include "sync.h"
 
@@ -21,17 +21,17 @@
 #include "trust.h"
 
 #define TYPE " - " DAXFS_FILESYSTEM_TYPE " "
-#define LONGEST 8192 /* line of the table of mounts; longer ones are left out */
-#define MOUNTS 64    /* with open files */
+#define LONGEST 8192 /* bytes of a line of the table of mounts; longer lines are skipped */
+#define MOUNTS 64    /* the most mounts with open files that are asked */
 
-/* Whether a descriptor's mount may be asked: a mount that is detached or hidden may have been believed before. */
+/* Whether a descriptor's mount is trusted, now or, if it is detached or hidden meanwhile, when its pool was mapped. */
 static bool believed(int fd, dev_t device) {
     const struct pl_file *file = pl_file_of(fd);
 
     return (file && atomic_load(&file->mount->state) == PL_READY) || pl_trusted(device);
 }
 
-/* Through open files: the root of a mount may be out of this process's reach. */
+/* Send requests through open files: the root of a mount may be out of this process's reach. */
 static void ask_by_files(void) {
     const struct pl_mount *asked[MOUNTS];
     size_t count = 0;
@@ -53,7 +53,7 @@ static void ask_by_files(void) {
     }
 }
 
-/* Another mount may lie over the path. 0 or an errno. */
+/* Send the request through a mountpoint, unless another mount covers it. Return 0 or an errno. */
 static int ask_by_path(const char *path, dev_t device) {
     int fd = (int)pl_call(SYS_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NONBLOCK), failed = 0;
     struct stat status;
@@ -66,7 +66,7 @@ static int ask_by_path(const char *path, dev_t device) {
     return failed;
 }
 
-/* A field of a line; NULL: there are fewer. */
+/* Return a field of a line. NULL: the line has fewer fields. */
 static char *field(char *line, int number) {
     while (line && number--) {
         line = strchr(line, ' ');
@@ -75,7 +75,7 @@ static char *field(char *line, int number) {
     return line;
 }
 
-/* The table writes blanks and some other characters as a backslash and three octal digits. */
+/* Decode a path: the table has blanks and some other characters as a backslash and three octal digits. */
 static void unescape(char *text) {
     char *to = text;
 
@@ -90,7 +90,7 @@ static void unescape(char *text) {
     *to = 0;
 }
 
-/* A line is: id, parent, major:minor, root, mountpoint, ..., a dash, type, ... */
+/* Send the request to the mount of a line: id, parent, major:minor, root, mountpoint, ..., a dash, type, ... */
 static int ask_by_line(char *line, dev_t wanted) {
     char *device = field(line, 2), *path = field(line, 4);
     unsigned major;
@@ -106,7 +106,8 @@ static int ask_by_line(char *line, dev_t wanted) {
     return ask_by_path(path, found);
 }
 
-/* All mounts of daxfs that this process sees, or the one with this st_dev. 0 or the last errno. */
+/* Send requests to all mounts of daxfs that this process sees (0), or to the one with this st_dev. Return 0 or the last
+ * errno. */
 static int ask_by_table(dev_t wanted) {
     char text[LONGEST];
     size_t have = 0;
@@ -159,7 +160,7 @@ int pl_syncfs(int fd) {
 
     if (pl_call(SYS_syncfs, fd))
         return -1;
-    /* As the kernel knows it: a daemon that is gone must not look like another file system. */
+    /* AT_STATX_DONT_SYNC: a mount whose daemon has ended must not look like another file system. */
     if (mute() || pl_call(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) ||
         !believed(fd, device = makedev(status.stx_dev_major, status.stx_dev_minor))) {
         errno = saved;

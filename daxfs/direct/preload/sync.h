@@ -1,6 +1,6 @@
 /* sync(2) and syncfs(2) for mounts of daxfs.
  *
- * Call it with no pin and no lock; each may wait for daemons.
+ * The caller holds no pin and no lock. Both functions may wait for daemons.
  */
 #ifndef DAXFS_SYNC_H
 #define DAXFS_SYNC_H
@@ -9,8 +9,9 @@
 
 #pragma GCC visibility push(hidden)
 
-/* As sync(2) and syncfs(2); the daemons of believed mounts are asked too. */
+/* sync(2), followed by a request to the daemons of all trusted mounts. */
 void pl_sync_mounts(void);
+/* syncfs(2), followed by a request to the daemon if the mount is trusted. */
 int pl_syncfs(int fd);
 
 #pragma GCC visibility pop

@@ -1,5 +1,5 @@
-/* The C library closes some descriptors for itself, and raw system calls are not seen: an entry that is found when a
- * descriptor is made anew is out of date.
+/* The library does not see raw system calls, nor descriptors that the C library closes itself. So an entry that exists
+ * when the kernel returns its descriptor again is out of date.
  */
 #include "table.h"
 
@@ -11,7 +11,7 @@
 #include "process.h"
 #include "stores.h"
 
-/* The descriptor was closed unseen (by the C library for itself, by a raw system call). */
+/* Remove the entry of a descriptor that was closed unseen. */
 static void gone(int fd) {
     struct pl_file *file = atomic_exchange(&pl_table[fd], NULL);
 
@@ -89,5 +89,5 @@ void pl_set_flags(int fd) {
         return;
     flags = pl_call(SYS_fcntl, fd, F_GETFL);
     if (flags >= 0)
-        pl_flags_are(file, (int)flags);
+        pl_set_status_flags(file, (int)flags);
 }

@@ -1,7 +1,7 @@
-/* Descriptors that come and go: which of them are files of daxfs.
+/* Keep the table of descriptors up to date.
  *
- * The kernel decides what a descriptor is and the table follows: an entry goes before the kernel closes the descriptor,
- * and comes after the kernel has made it.
+ * The table follows the kernel: an entry is removed before the kernel closes the descriptor, and added after the kernel
+ * has made it.
  */
 #ifndef DAXFS_TABLE_H
 #define DAXFS_TABLE_H
@@ -10,14 +10,15 @@
 
 #pragma GCC visibility push(hidden)
 
-/* open(2) has just given this descriptor, with these flags: it enters the table if it is a file of daxfs. */
+/* Add a descriptor that open(2) has just returned, opened with these flags, if it is a file of daxfs. */
 void pl_adopt(int fd, int flags);
-/* `copy` is a duplicate of `fd`, just made. */
+/* Add `copy`, which was just made as a duplicate of `fd`. */
 void pl_duplicated(int fd, int copy);
-/* The kernel is about to close `fd`, or dup2(2) to overwrite it. */
+/* Remove a descriptor that the kernel is about to close, or dup2(2) to overwrite. */
 void pl_forget(int fd);
+/* Remove all descriptors from `first` to `last`. */
 void pl_forget_from(unsigned first, unsigned last);
-/* F_SETFL was done. */
+/* Read the file status flags again after F_SETFL. */
 void pl_set_flags(int fd);
 
 #pragma GCC visibility pop

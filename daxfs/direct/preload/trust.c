@@ -1,5 +1,5 @@
-/* A mount by root or by this process's own user is believed; another one might name any file as its pool
- * (docs/DIRECT.md, rule 2, has the reason). direct/trust.py is the same in Python.
+/* A mount by root or by this process's own user is trusted; another mount might name any file as its pool
+ * (docs/DIRECT.md, rule 2, has the reason). direct/trust.py has the same checks in Python.
  */
 #include "trust.h"
 
@@ -12,15 +12,15 @@
 #define PROC_MAGIC 0x9fa0
 #define MNT_ID_UNIQUE 0x4000U /* STATX_MNT_ID_UNIQUE */
 
-/* The table of mounts in words: words end at blanks, and at commas. */
+/* The table of mounts as a stream of words, which end at blanks, commas and newlines. */
 struct words {
     int fd;
     size_t at, count;
     char buffer[1024];
     char word[64]; /* longer words are cut off */
     int field;     /* of this line, from 0 on */
-    bool whole;    /* the word is the field */
-    char end;      /* what follows the word */
+    bool whole;    /* the word is the whole field */
+    char end;      /* the character after the word */
 };
 
 static bool next_word(struct words *words) {
@@ -63,7 +63,7 @@ static bool same_device(const char *text, dev_t device) {
            low == minor(device);
 }
 
-/* `user_id=` is the user who has mounted it. Root and the process's own user could do anything to it anyway. */
+/* `user_id=` names the mounting user. Root and the process's own user could do anything to the process anyway. */
 static bool trusted_user(const char *text) {
     uid_t real, effective, saved;
     uint64_t user;
@@ -125,7 +125,7 @@ uint64_t pl_mount_id(int fd) {
     return status.mask & MNT_ID_UNIQUE ? status.id : 0;
 }
 
-/* Whether this is the file or device that was named. */
+/* Whether this is the file or device that the daemon named. */
 static bool is_pool(const struct daxfs_pool *pool, const struct stat *status) {
     if (status->st_dev != pool->device || status->st_ino != pool->inode)
         return false;
@@ -134,8 +134,8 @@ static bool is_pool(const struct daxfs_pool *pool, const struct stat *status) {
     return (S_ISBLK(status->st_mode) || S_ISCHR(status->st_mode)) && status->st_rdev == pool->rdevice;
 }
 
-/* Opening some devices has effects, so the path is looked at first. If something else comes to the path in between,
- * the flags keep open(2) from following it, waiting for it or writing to it. */
+/* Opening some devices has effects, so the path is checked first. If another file replaces it in between, the flags
+ * keep open(2) from following a link, from waiting and from taking a terminal. */
 int pl_open_pool(const struct daxfs_pool *pool, int flags) {
     struct stat status;
     int fd;
