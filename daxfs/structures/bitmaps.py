@@ -1,8 +1,9 @@
-"""Bitmaps: finding, setting and clearing runs of bits.
+"""Bitmaps: find, set and clear runs of bits.
 
-A bitmap is a whole block, bit ``n`` is bit ``n % 8`` of byte ``n // 8``, and 1 means in use (ext4's order is that of a
-little-endian integer). Long searches turn it into one Python integer, on which a shift or an ``and`` of 32,768 bits
-costs less than a microsecond. Pure functions of the bits they are given; callers are the allocators of this layer.
+A bitmap is a whole block. Bit ``n`` is bit ``n % 8`` of byte ``n // 8``, and 1 means in use, so that ext4's order of bits
+is that of a little-endian integer. Long searches convert the bitmap to one Python integer, on which a shift or an
+``and`` of 32,768 bits costs less than a microsecond. The functions depend on nothing but their arguments. Callers: the
+allocators of this layer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def test(bitmap: memoryview, bit: int) -> bool:
 
 
 def free_run(bitmap: memoryview, bit: int, limit: int) -> int:
-    """How many bits from ``bit`` on are clear; ``limit`` at most (positive, within the bitmap)."""
+    """Return the number of clear bits from ``bit`` on, at most ``limit`` (positive, within the bitmap)."""
     word = int.from_bytes(bitmap[bit >> 3 : (bit + limit + 7) >> 3], "little") >> (bit & 7)
     if not word:
         return limit
@@ -25,20 +26,20 @@ def free_run(bitmap: memoryview, bit: int, limit: int) -> int:
 
 
 def used_run(bitmap: memoryview, bit: int, limit: int) -> int:
-    """How many bits from ``bit`` on are set; ``limit`` at most."""
+    """Return the number of set bits from ``bit`` on, at most ``limit``."""
     word = int.from_bytes(bitmap[bit >> 3 : (bit + limit + 7) >> 3], "little") >> (bit & 7)
     return min((~word & (word + 1)).bit_length() - 1, limit)
 
 
 def first_free(bitmap: memoryview, bits: int) -> int:
-    """The lowest clear bit of the first ``bits``, or -1."""
+    """Return the lowest clear bit of the first ``bits``, or -1."""
     word = int.from_bytes(bitmap[: (bits + 7) >> 3], "little")
     bit = (~word & (word + 1)).bit_length() - 1
     return bit if bit < bits else -1
 
 
 def count_free(bitmap: memoryview, bits: int) -> int:
-    """How many of the first ``bits`` are clear."""
+    """Return how many of the first ``bits`` are clear."""
     return free_mask(bitmap, bits).bit_count()
 
 
@@ -74,14 +75,14 @@ def clear_run(bitmap: memoryview, bit: int, count: int) -> None:
 
 
 def free_mask(bitmap: memoryview, bits: int) -> int:
-    """The first ``bits`` of the bitmap inverted: 1 means free."""
+    """Return the first ``bits`` of the bitmap as an integer, inverted: 1 means free."""
     word = int.from_bytes(bitmap[: (bits + 7) >> 3], "little")
     ones = (1 << bits) - 1
     return (word & ones) ^ ones
 
 
 def run_starts(free: int, length: int) -> int:
-    """Where a run of ``length`` free bits starts: bit n is set when n, ..., n + length - 1 are free."""
+    """Return a mask of the starts of runs of ``length`` free bits: bit n is set when n to n + length - 1 are free."""
     covered = 1
     while covered < length:
         step = min(covered, length - covered)
@@ -91,7 +92,7 @@ def run_starts(free: int, length: int) -> int:
 
 
 def multiples(bits: int, align: int, phase: int) -> int:
-    """A mask of the bits ``phase``, ``phase + align``, ... below ``bits``."""
+    """Return a mask of the bits ``phase``, ``phase + align``, ... below ``bits``."""
     count = (bits - phase + align - 1) // align
     if count <= 0:
         return 0
@@ -100,7 +101,7 @@ def multiples(bits: int, align: int, phase: int) -> int:
 
 
 def lowest(mask: int, start: int = 0) -> int:
-    """The lowest set bit that is not below ``start``, else the lowest of all, or -1 when there is none."""
+    """Return the lowest set bit from ``start`` on, else the lowest set bit of all, or -1 if no bit is set."""
     if not mask:
         return -1
     above = mask >> start
@@ -110,14 +111,14 @@ def lowest(mask: int, start: int = 0) -> int:
 
 
 def free_runs(bitmap: memoryview, bits: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """All runs of clear bits among the first ``bits``, in order: their starts and their lengths."""
+    """Return the starts and the lengths of all runs of clear bits among the first ``bits``, in order."""
     used = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=bits, bitorder="little")
     edges = np.flatnonzero(np.diff(used, prepend=1, append=1))
     return edges[::2], edges[1::2] - edges[::2]
 
 
 def longest_run(bitmap: memoryview, bits: int) -> tuple[int, int]:
-    """The first of the longest runs of clear bits among the first ``bits``: its start and length, or (0, 0)."""
+    """Return start and length of the first of the longest runs of clear bits among the first ``bits``, or (0, 0)."""
     starts, lengths = free_runs(bitmap, bits)
     if not len(starts):
         return 0, 0

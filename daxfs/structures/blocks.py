@@ -1,22 +1,27 @@
-"""The block allocator: runs of blocks given out from the groups' bitmaps, and taken back at the commit.
+"""The block allocator: allocates runs of blocks from the groups' bitmaps, and frees them at the commit.
 
-Policy, in this order: the goal (a file's next block) if it is free; for large requests the first free run that starts
-on a 2 MiB boundary; for small ones the first fit among 2 MiB chunks that are in use already, so that whole chunks stay
-whole for large files; then the largest run that is found. Searching is bounded by counting groups, not blocks:
-descriptors are scanned as arrays, and at most `GROUPS_EXAMINED` bitmaps are opened in each pass. What blocks are for is
-the callers' matter: the maps of files, directories and attributes on this layer; the fs layer registers `apply_frees`
-with the journal. Sources: fs/ext4/mballoc.c and balloc.c for the rules of the format; the policy is daxfs's own.
+The policy, in this order:
+
+1. Take the goal (a file's next block) if it is free.
+2. For a large request, take the first free run that starts on a 2 MiB boundary. For a small one, take the first fit
+   among 2 MiB chunks that are partly in use, so that free chunks stay whole for large files.
+3. Take the largest run that is found.
+
+The search examines a bounded number of groups: descriptors are scanned as arrays, and each pass opens at most
+`GROUPS_EXAMINED` bitmaps. The callers, the maps of files, directories and attributes of this layer, know what blocks
+are for. The fs layer registers `apply_frees` with the journal. Sources: fs/ext4/mballoc.c and balloc.c for the rules of
+the format; the policy is daxfs's own.
 
 Invariants:
 
-B1. A freed block keeps its bit until `apply_frees` clears it at the commit. So nothing is given out twice in one
-    transaction, and a crash before the commit finds the old owner's block untouched.
-B2. A bitmap is believed after its checksum, its count and the bits of the groups' own metadata were found right; what
-    is free in it is then not metadata.
-B3. Bitmap, descriptor and superblock change in the same handle. Their checksums are made at the commit, in that order.
-B4. Hints only say where to look first. Whatever they say is looked up in the bitmap.
-B5. The last blocks of the pool are given out as tree blocks only (`tree_reserve`), so that a store into blocks that a
-    file has already can't fail for want of room in its map.
+B1. A freed block keeps its bit until `apply_frees` clears it at the commit. So no block is allocated twice in one
+    transaction, and after a crash before the commit the block is still its old owner's, unchanged.
+B2. A bitmap is used only after checks of its checksum, its number of free blocks and the bits of the groups' own
+    metadata. So a block that it shows as free is not metadata.
+B3. Bitmap, descriptor and superblock change in the same handle. They are sealed at the commit, in that order.
+B4. A hint only says where to search first. The bitmap is read before a block is taken.
+B5. The last free blocks of the pool are allocated as tree blocks only (`tree_reserve`). So a store into blocks that a
+    file has already can't fail because its map lacks room.
 """
 
 from __future__ import annotations
@@ -41,31 +46,31 @@ if TYPE_CHECKING:
     from daxfs.journal.view import View
 
 CHUNK_BYTES = 2 << 20
-"""What a huge page maps: requests of this size start on its multiples."""
+"""The bytes that a huge page maps; requests of this size start on a multiple of it."""
 
 GROUPS_EXAMINED = 16
-"""Bitmaps that one pass of a search opens, at most."""
+"""The most bitmaps that one pass of a search opens."""
 
 MAX_HINTS = 4096
-"""Groups that hints are kept for, at most."""
+"""The most groups for which hints are cached."""
 
 TREE_RESERVE_SHARE = 50
 MAX_TREE_RESERVE = 4096
 """The reserve for extent trees is one cluster in 50, at most 4,096 clusters."""
 
 Found = tuple[int, int, int]
-"""Where a search ended: group, first bit, number of blocks."""
+"""The result of a search: group, first bit, number of blocks."""
 
 
 class _Hints(Cache):
-    """What is remembered of one pool while it is mounted: hints, and where metadata lies.
+    """The cache of one mounted pool: hints, and the places of metadata.
 
     Attributes:
-        packing: group -> the bit behind the last small request.
-        recent: group -> the group that helped out when it was full.
-        no_chunk: groups without a free aligned chunk. Undoing what took the last one takes the group out again; the
-            other hints can't mislead (invariant B4).
-        metadata: group -> `groups.metadata_runs`; where metadata lies does not change while a pool is mounted.
+        packing: group -> the bit after the last small allocation.
+        recent: group -> the group that was used instead when it was full.
+        no_chunk: groups without a free aligned chunk. Undoing the handle that took the last chunk removes the group
+            again; the other hints need no undo (invariant B4).
+        metadata: group -> `groups.metadata_runs`; the places of metadata don't change while a pool is mounted.
     """
 
     __slots__ = ("metadata", "no_chunk", "packing", "recent")
@@ -77,7 +82,7 @@ class _Hints(Cache):
         self.metadata: dict[int, list[tuple[int, int]]] = {}
 
     def drop(self) -> None:
-        """What was in use may be free again."""
+        """Forget which groups have no free chunk: blocks that were in use may be free again."""
         self.no_chunk.clear()
 
 
@@ -85,9 +90,9 @@ class _Hints(Cache):
 
 
 def free_runs(view: View, group: int, least: int) -> Iterator[tuple[int, int]]:
-    """The free runs of ``least`` blocks or more in a group, in order: first block, and how many.
+    """Yield (first block, count) of the free runs of ``least`` blocks or more in a group, in order.
 
-    Blocks freed in the running transaction are not among them. The runs hold until the next change.
+    Blocks freed in the running transaction are not included. The runs are valid until the next change.
 
     Raises:
         Corrupt: the bitmap or the descriptor is damaged.
@@ -106,15 +111,15 @@ def free_runs(view: View, group: int, least: int) -> Iterator[tuple[int, int]]:
 
 
 def free_blocks(view: View) -> int:
-    """Free blocks, the reserved ones counted, those that wait for the commit not."""
+    """Return the number of free blocks, reserved blocks included; blocks freed since the last commit don't count."""
     return view.superblock().free_blocks_count
 
 
 def tree_reserve(geometry: Geometry) -> int:
-    """Blocks that only extent trees may take (``ext4_calculate_resv_clusters`` in fs/ext4/super.c).
+    """Return how many blocks only extent trees may take (``ext4_calculate_resv_clusters`` in fs/ext4/super.c).
 
-    Storing into reserved space or cutting a range out of a file splits extents, which may need a tree block even on a
-    full pool. Without extents a map is as large as the blocks it names, so nothing is kept.
+    Storing into preallocated blocks or removing a range from a file splits extents, which may need a tree block even on
+    a full pool. A map without extents does not grow in these cases, so it needs no reserve.
     """
     if not geometry.has_extents:
         return 0
@@ -123,19 +128,19 @@ def tree_reserve(geometry: Geometry) -> int:
 
 
 def must_stay_free(geometry: Geometry, sb: Superblock, *, privileged: bool) -> int:
-    """Blocks that data must leave free (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
+    """Return how many blocks must stay free when data is allocated (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
     return tree_reserve(geometry) + (0 if privileged else sb.reserved_blocks_count)
 
 
 def pending(tx: Handle) -> int:
-    """Blocks freed in the running transaction: they return with its commit."""
+    """Return the number of blocks freed in the running transaction: they become free with its commit."""
     return sum(count for _, count in tx.frees)
 
 
 def correct_free_counts(tx: Handle) -> bool:
-    """Make the superblock's free counts the sums of the groups'; returns whether they were not.
+    """Set the superblock's free counts to the sums over the groups, and return whether they were wrong.
 
-    After a crash of the kernel's ext4 they are not: it writes them at unmount. Call it when a pool is mounted.
+    They are wrong after a crash of the kernel's ext4, which writes them only at unmount. The mount calls this.
     """
     blocks, inodes = groups.totals(tx)
     sb = tx.superblock()
@@ -151,21 +156,21 @@ def correct_free_counts(tx: Handle) -> bool:
 
 
 def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = False) -> tuple[int, int]:
-    """Give out a run of blocks: two credits.
+    """Allocate a run of blocks: two credits.
 
     Args:
-        tx: the superuser's reserved blocks are for privileged handles.
-        goal: the block to take if it is free, else to search near; out of range (0) means no preference.
-        want: how many blocks would be good, at least 1.
-        align: of the first block, in blocks: the run starts at a multiple if a whole free unit of that size is found.
-            Requests of 2 MiB and more are aligned to 2 MiB anyway, unless the goal has room for them.
+        tx: the handle; only a privileged one may take reserved blocks.
+        goal: the block to take if it is free, else the block to search near; out of range (0) means no preference.
+        want: the number of blocks that the caller would like, at least 1.
+        align: the alignment of the first block, in blocks: the run starts at a multiple if a whole free unit of that
+            size is found. Requests of 2 MiB and more are aligned to 2 MiB in any case, unless the goal has room.
         tree: the blocks are for an extent tree, which may take the last ones (invariant B5).
 
     Returns:
-        The first block, and how many: 1 to ``want``.
+        The first block and the number of blocks, 1 to ``want``.
 
     Raises:
-        FsError: ENOSPC, and nothing has changed.
+        FsError: ENOSPC: nothing has changed.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
     geometry = tx.geometry
@@ -195,7 +200,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
 
 
 def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple[int, int]:
-    """Set the bits and count them (invariant B3)."""
+    """Set the bits of a run and correct the counters (invariant B3)."""
     geometry = tx.geometry
     desc = groups.edit_descriptor(tx, group)
     free = desc.free_blocks_count - count
@@ -220,7 +225,7 @@ def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple
 
 
 def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> Found:
-    """Everything but the goal itself."""
+    """Find a run for a request whose goal is not free."""
     hints = tx.caches[_Hints]
     chunk = CHUNK_BYTES >> tx.geometry.block_bits
     found = None
@@ -239,7 +244,10 @@ def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> Found:
 
 
 def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: int) -> Found | None:
-    """A free run that starts at a multiple of ``unit`` blocks and holds one at least, of ``want`` if there is one."""
+    """Find a free run that starts at a multiple of ``unit`` blocks: of ``want`` blocks if there is one, else shorter.
+
+    Every run found has at least one whole unit.
+    """
     geometry = tx.geometry
     by_chunk = unit == CHUNK_BYTES >> geometry.block_bits
     near = _groups_with(tx, hints, group, unit)
@@ -262,7 +270,7 @@ def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: i
 
 
 def _longest_units(starts: int, units: int, unit: int, bit: int) -> int:
-    """Where ``units`` free units follow each other, or half as many, and so on."""
+    """Return the start of ``units`` consecutive free units, or of half as many, and so on."""
     while units > 1:
         chains, covered = starts, 1
         while covered < units and chains:
@@ -276,7 +284,7 @@ def _longest_units(starts: int, units: int, unit: int, bit: int) -> int:
 
 
 def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> Found | None:
-    """All that is wanted in one run, where possible without breaking into a chunk that is wholly free."""
+    """Find one run of ``want`` blocks, if possible without taking blocks of a chunk that is entirely free."""
     geometry = tx.geometry
     chunk = CHUNK_BYTES >> geometry.block_bits
     for other in islice(_groups_with(tx, hints, group, want), GROUPS_EXAMINED):
@@ -285,7 +293,7 @@ def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> Found
         phase = -geometry.first_block(other) % chunk
         start = hints.packing.get(other, phase)
         rest = (phase - start) % chunk
-        # At the start of a chunk the cursor says nothing about whether that chunk is in use.
+        # If the cursor is at the start of a chunk, the chunk may be entirely free.
         if not (want <= rest and start + want <= bits and bitmaps.free_run(content, start, want) == want):
             start = _first_fit(content, bits, want, bit if other == group else 0, phase, chunk)
         if start >= 0:
@@ -297,7 +305,10 @@ def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> Found
 
 
 def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, chunk: int) -> int:
-    """The first run of ``want`` free bits in partly used chunks, else in any; from ``bit`` on, else below; or -1."""
+    """Return the first run of ``want`` free bits in partly used chunks, else in any chunk; -1 if there is none.
+
+    Bits from ``bit`` on are preferred to those below it.
+    """
     free = bitmaps.free_mask(content, bits)
     starts = bitmaps.run_starts(free, chunk) & _multiples(bits, chunk, phase)
     # Whole chunks don't overlap, so the sum of their masks is the union.
@@ -309,7 +320,7 @@ def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, 
 
 
 def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> Found | None:
-    """The largest run in the next groups that have anything free: there is one, unless nothing is."""
+    """Find the largest run in the next groups that have free blocks; None only if no block is free."""
     geometry = tx.geometry
     best = None
     most = 0
@@ -324,7 +335,10 @@ def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> Found | None:
 
 
 def _groups_with(tx: Handle, hints: _Hints, group: int, least: int) -> Iterator[int]:
-    """Groups with that many free blocks: ``group``, then in order from the one that helped out last, all round."""
+    """Yield the groups with ``least`` free blocks or more.
+
+    ``group`` comes first, then the others in order from the one that was used last in its place, around to the start.
+    """
     geometry = tx.geometry
     if groups.descriptor(tx, group).free_blocks_count >= least:
         yield group
@@ -334,7 +348,7 @@ def _groups_with(tx: Handle, hints: _Hints, group: int, least: int) -> Iterator[
     for step in range(geometry.desc_blocks + 1):
         found = groups.counts(tx, (index + step) % geometry.desc_blocks)
         roomy = np.flatnonzero(found.free_blocks >= least)
-        # The first block of descriptors comes twice: from the slot on at first, up to it at last.
+        # The first block of descriptors comes twice: at first from the slot on, at last up to the slot.
         if not step:
             roomy = roomy[roomy >= slot]
         elif step == geometry.desc_blocks:
@@ -353,14 +367,14 @@ def _multiples(bits: int, align: int, phase: int) -> int:
 
 
 def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
-    """The checked block bitmap of a group, for reading; made up while there is none on the disk."""
+    """Return the checked block bitmap of a group, for reading; computed if the group's bitmap was never written."""
     if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
         return memoryview(_implied_bitmap(view, group, desc))
     return view.verified(desc.block_bitmap, partial(_check_bitmap, view, group, desc))
 
 
 def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memoryview) -> None:
-    """Invariant B2."""
+    """Check a bitmap's checksum, its number of free blocks and the bits of metadata (invariant B2)."""
     geometry = view.geometry
     desc.verify_block_bitmap(content, group, geometry)
     low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
@@ -375,7 +389,7 @@ def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memory
 
 
 def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
-    """The bitmap of a group whose blocks were never used: its metadata, and padding (``ext4_init_block_bitmap``)."""
+    """Make the bitmap of a group whose blocks were never used: metadata and padding (``ext4_init_block_bitmap``)."""
     geometry = view.geometry
     low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
     content = bytearray(geometry.block_size)
@@ -393,7 +407,7 @@ def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
 
 
 def _metadata(view: View, group: int) -> list[tuple[int, int]]:
-    """`groups.metadata_runs`, remembered."""
+    """Return `groups.metadata_runs` of a group, from the cache if it is there."""
     known = view.caches[_Hints].metadata
     runs = known.get(group)
     if runs is None:
@@ -404,21 +418,23 @@ def _metadata(view: View, group: int) -> list[tuple[int, int]]:
 
 
 def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
-    # The descriptor is the transaction's copy, edited by whoever registered this seal; its own seal runs later.
+    # The code that registered this seal has edited the descriptor, a copy of the transaction. Its own seal runs later.
     desc.seal_block_bitmap(content, geometry)
 
 
-# Giving back
+# Freeing
 
 
 def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
-    """Take back a run of blocks at the commit (invariant B1); no credits now, those of the commit are reserved here.
+    """Free a run of blocks at the commit (invariant B1).
+
+    The call needs no credits; it reserves those that the commit will need.
 
     Args:
         tx: the handle.
         start: the first block.
-        count: how many.
-        metadata: their copies in the log must not be replayed over what comes next: revoke them.
+        count: the number of blocks.
+        metadata: the blocks hold metadata: revoke them, so that no copy in the log is replayed over later content.
 
     Raises:
         Corrupt: the run is not in the file system, holds the groups' metadata, or is free already.
@@ -444,7 +460,7 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
 
 
 def apply_frees(tx: Handle) -> None:
-    """Commit hook, the last one: what the transaction freed is free from the commit on.
+    """Clear the bits of the blocks that the transaction freed; this is the last commit hook.
 
     Raises:
         Corrupt: a block was freed twice.
@@ -469,7 +485,7 @@ def apply_frees(tx: Handle) -> None:
 
 
 def _merged(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The runs in order, neighbours joined; Corrupt when two overlap."""
+    """Yield the runs in order, adjacent ones joined; Corrupt when two overlap."""
     first = end = 0
     for start, count in sorted(runs):
         if start < end:
@@ -483,7 +499,7 @@ def _merged(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[Found]:
-    """A run of blocks cut at the borders of groups."""
+    """Yield the pieces of a run of blocks, cut at the borders of groups: (group, first bit, count)."""
     while count > 0:
         group, bit = divmod(start - geometry.first_data_block, geometry.blocks_per_group)
         length = min(count, geometry.blocks_per_group - bit)

@@ -1,11 +1,11 @@
-"""The blocks of a directory: where they are, what makes and checks their checksums, and the entries of one block.
+"""The blocks of a directory: their places, their checksums, and the entries of one block.
 
-What is here holds for every block with entries, be it part of a linear directory or a leaf of an index. Which block a
-name belongs to is known to `linear` and `htree`, the callers, with `dirlist` and the facade `directories`.
+The module serves every block with entries: those of a linear directory and the leaves of an index. Its callers `linear`
+and `htree` determine the block that a name belongs to; `dirlist` and the facade `directories` call it too.
 
-Entries of a block are read without an object for each: its u16 and u32 views are stepped through, each ``rec_len``
-checked before it is followed, since the checksum of a hostile image is right and a block may have been checked as
-something else.
+Entries are read without an object for each: the code steps through the block's u16 and u32 views, and checks each
+``rec_len`` before it follows it. A valid checksum is not enough: that of a hostile image is right too, and a block may
+have been checked as something else.
 
 Sources: ``fs/ext4/namei.c`` (``ext4_bread_dirblock``, ``ext4_find_dest_de``, ``ext4_insert_dentry``,
 ``ext4_generic_delete_entry``), ``fs/ext4/dir.c`` (``__ext4_check_dir_entry``).
@@ -32,24 +32,25 @@ if TYPE_CHECKING:
 SECTOR = 512
 """The unit of ``i_blocks``."""
 FEW_BLOCKS = 16
-"""A directory that claims more must have them: otherwise a damaged size would be walked through for minutes."""
+"""A directory whose size claims more blocks must also have them in ``i_blocks``. Otherwise a walk through a damaged
+size would take minutes."""
 
 
 def where(directory: Inode, number: int) -> str:
-    """Names a block in an error."""
+    """Return a directory block's name in error messages."""
     return f"directory {directory.number}, block {number}"
 
 
 def is_indexed(view: View, directory: Inode) -> bool:
-    """Whether the directory has an index that counts (``is_dx``)."""
+    """Whether the directory has a valid index (``is_dx``): its flag is set and the pool has dir_index."""
     return bool(directory.words[8] & EXT4_INDEX_FL) and view.geometry.has_dir_index
 
 
 def count(view: View, directory: Inode) -> int:
-    """Blocks of the directory; 0 when it was removed.
+    """Return the number of blocks of the directory; 0 when it was removed.
 
     Raises:
-        Corrupt: its size is no whole number of blocks, zero though it has links, or more than it has blocks.
+        Corrupt: the size is no whole number of blocks, is 0 although there are links, or exceeds the allocated blocks.
     """
     size = directory.size
     blocks, rest = divmod(size, view.block_size)
@@ -60,10 +61,10 @@ def count(view: View, directory: Inode) -> int:
 
 
 def number_of(view: View, directory: Inode, lblk: int) -> int:
-    """The physical block of logical block ``lblk``.
+    """Return the physical block of logical block ``lblk``.
 
     Raises:
-        Corrupt: it is beyond the end, a hole, or unwritten.
+        Corrupt: the block is past the directory's end, a hole, or unwritten.
     """
     hints = view.caches[Hints]
     key = (directory.number, directory.words[25])
@@ -82,7 +83,7 @@ def number_of(view: View, directory: Inode, lblk: int) -> int:
 
 
 def limit_of(geometry: Geometry) -> int:
-    """Where the entries of a block end."""
+    """Return the byte of a block where its entries end."""
     return geometry.block_size - dirent.TAIL_SIZE if geometry.metadata_csum else geometry.block_size
 
 
@@ -90,14 +91,14 @@ def limit_of(geometry: Geometry) -> int:
 
 
 def entries_block(view: View, directory: Inode, number: int) -> memoryview:
-    """A block that holds entries, its checksum checked; the entries are checked by whoever follows them."""
+    """Return a block that holds entries, after a check of its checksum; code that follows the entries checks them."""
     if view.geometry.metadata_csum:
         return view.verified(number, partial(_check_entries, view.geometry, directory, number))
     return view.block(number)
 
 
 def index_block(view: View, directory: Inode, number: int, base: int) -> memoryview:
-    """The words of a root or node (``base`` says which), its checksum and the order of its hashes checked."""
+    """Return the words of a root or node (``base`` says which), after checks of its checksum and its hashes' order."""
     return _verified_index(view, directory, number, base).cast("I")
 
 
@@ -106,7 +107,7 @@ def _verified_index(view: View, directory: Inode, number: int, base: int) -> mem
 
 
 def any_block(view: View, directory: Inode, number: int) -> memoryview:
-    """A block of whatever kind its content says it is, checked as that; the kinds can be confused without checksums."""
+    """Return a block, checked as the kind that its content shows; without checksums the kinds can be confused."""
     if view.geometry.metadata_csum:
         return view.verified(number, partial(_check_any, view.geometry, directory, number))
     return view.block(number)
@@ -139,9 +140,10 @@ def _check_any(geometry: Geometry, directory: Inode, number: int, content: memor
 
 
 def _seal(geometry: Geometry, ino: int, generation: int, content: memoryview) -> None:
-    """Make the checksum of a block of any kind: block 0 may change its kind after its seal was registered.
+    """Make the checksum of a block of any kind, because block 0 may change its kind after its seal was registered.
 
-    With checksums the kinds can't be confused: entries end before the tail, those of index blocks at the block's end.
+    With checksums the kinds can't be confused: entries end before the checksum tail, and in index blocks the last entry
+    ends at the end of the block.
     """
     w = content.cast("I")
     seal = format_.seal_block if format_.is_node(w) or format_.is_root(w) else dirent.seal_block
@@ -152,7 +154,7 @@ def _seal(geometry: Geometry, ino: int, generation: int, content: memoryview) ->
 
 
 def writable(tx: Handle, directory: Inode, number: int) -> memoryview:
-    """A block of the directory, to be changed; its content was checked."""
+    """Return the writable copy of a block of the directory; the caller has checked its content."""
     tx.caches[Hints].changing(tx)
     geometry = tx.geometry
     if geometry.metadata_csum:
@@ -161,12 +163,12 @@ def writable(tx: Handle, directory: Inode, number: int) -> memoryview:
 
 
 def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
-    """One more block for the directory, all zeros: (logical block, physical block, memory).
+    """Append a block of zeros to the directory, and return (logical block, physical block, memory).
 
-    The caller fills it at once.
+    The caller must fill the block at once.
 
     Raises:
-        FsError: ENOSPC; EFBIG when the directory can't grow any more.
+        FsError: ENOSPC; EFBIG when the directory has its largest size.
     """
     geometry = tx.geometry
     hints = tx.caches[Hints]
@@ -185,7 +187,7 @@ def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
 
 
 def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> None:
-    """Make ``pieces`` (entries without slack, at least one) all that a block holds; the last one takes the rest."""
+    """Fill a block with ``pieces``: one or more entries without slack. The last one takes the rest of the block."""
     hints = tx.caches[Hints]
     hints.moves += 1
     limit = limit_of(tx.geometry)
@@ -204,14 +206,14 @@ def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> Non
 
 
 def bad_entry(directory: Inode, number: int, offset: int) -> Corrupt:
-    """What to raise for an entry whose ``rec_len`` or ``name_len`` is impossible."""
+    """Return the error for an entry whose ``rec_len`` or ``name_len`` is impossible."""
     return Corrupt(
         CorruptKind.DIRECTORY_ENTRY, f"{where(directory, number)}: the lengths at byte {offset} are impossible"
     )
 
 
 def find(view: View, directory: Inode, number: int, name: bytes) -> int:
-    """The offset of the entry called ``name`` in a block, or -1."""
+    """Return the offset of the entry called ``name`` in a block, or -1."""
     geometry = view.geometry
     if geometry.metadata_csum:
         content = view.verified(number, partial(_check_entries, geometry, directory, number))
@@ -223,10 +225,10 @@ def find(view: View, directory: Inode, number: int, name: bytes) -> int:
 
 
 def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> tuple[list[int], list[bytes]]:
-    """The used entries of a block from byte ``start``: their offsets and names.
+    """Return the offsets and the names of the used entries of a block from byte ``start`` on.
 
     Raises:
-        Corrupt: a length is impossible, or a name has a byte that no name can have.
+        Corrupt: a length is impossible, or a name contains a byte that names can't contain.
     """
     w = memoryview(data).cast("I")
     offsets: list[int] = []
@@ -253,9 +255,9 @@ def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> 
 
 
 def find_room(directory: Inode, number: int, content: memoryview, limit: int, need: int) -> tuple[int, int, int]:
-    """The first entry with a gap of ``need`` bytes: (offset, bytes it uses itself, ``rec_len``).
+    """Return the first entry with a gap of ``need`` bytes: (offset, bytes that the entry itself uses, ``rec_len``).
 
-    An offset of -1 means that there is none, and the second number then is the largest gap.
+    An offset of -1 means that there is no such entry; then the second number is the largest gap.
     """
     w = content.cast("I")
     largest = 0
@@ -280,7 +282,7 @@ def find_room(directory: Inode, number: int, content: memoryview, limit: int, ne
 
 
 def _tail_room(content: memoryview, offset: int, limit: int, need: int) -> tuple[int, int, int] | None:
-    """As `find_room` for the last entry of the block, if it has room (and if it is the last entry indeed)."""
+    """Return the entry at ``offset`` as `find_room` does, if it is the block's last entry and has room; else None."""
     w = content.cast("I")
     at = offset >> 2
     head = w[at + 1]
@@ -290,7 +292,7 @@ def _tail_room(content: memoryview, offset: int, limit: int, need: int) -> tuple
 
 
 def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file_type: int) -> bool:
-    """Put an entry into a block if it has room; False when it has not.
+    """Put an entry into a block if the block has room.
 
     Args:
         tx: the handle.
@@ -299,6 +301,9 @@ def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file
         name: of 1 to 255 bytes, not in the directory yet.
         ino: the inode.
         file_type: ``FT_*``.
+
+    Returns:
+        False: the block has no room.
     """
     geometry = tx.geometry
     limit = limit_of(geometry)
@@ -328,7 +333,7 @@ def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file
 
 
 def take(tx: Handle, directory: Inode, number: int, offset: int) -> None:
-    """Take the entry at ``offset`` (from `find`) out of a block: wipe its bytes, give its space to the one before."""
+    """Remove the entry at ``offset`` (from `find`): zero its bytes, and give its space to the entry before it."""
     w = entries_block(tx, directory, number).cast("I")
     before = -1
     at = 0
@@ -355,10 +360,10 @@ def take(tx: Handle, directory: Inode, number: int, offset: int) -> None:
 
 
 def dots(view: View, directory: Inode) -> tuple[int, memoryview, int]:
-    """Where "." and ".." are: (block, its content, offset of "..").
+    """Return where "." and ".." are: (block, its content, offset of "..").
 
     Raises:
-        Corrupt: block 0 does not begin with them.
+        Corrupt: block 0 does not begin with "." and "..".
     """
     number = number_of(view, directory, 0)
     if is_indexed(view, directory):

@@ -1,13 +1,13 @@
-"""Directories: names and what they refer to.
+"""Directories: names and the inodes that they refer to.
 
-The facade over both kinds: linear ones (`linear`) and those with an index (`htree`), whose blocks have the same entries
-(`dirblocks`); `dirlist` lists them. The fs layer calls what is here and nothing below it. Link counts, times and what
-POSIX says about names are its matter: here names are bytes that are, or are not, in a directory.
+This is the facade over both kinds of directories, linear ones (`linear`) and indexed ones (`htree`). Their blocks have
+the same entries (`dirblocks`), and `dirlist` lists them. The fs layer calls only this module. It handles link counts,
+times and the rules of POSIX for names; here a name is a string of bytes that is, or is not, in a directory.
 
-A name is looked for once: `find` returns its `Place`, which `insert`, `replace` and `remove` take.
+A name is searched once: `find` returns its `Place`, which `insert`, `replace` and `remove` take.
 
-Functions that take a ``tx`` change the directory, which must come from ``inodes.edit`` of the same handle. One that
-raises leaves things half done: the handle's rollback, which the error causes, undoes them.
+Functions that take a ``tx`` change the directory, which must come from ``inodes.edit`` of the same handle. A function
+that raises may have made part of its changes; the error makes the handle roll them back.
 
 Sources: ``fs/ext4/namei.c``, ``fs/ext4/dir.c``.
 """
@@ -49,20 +49,20 @@ __all__ = [
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """Where a name is in a directory, or would be.
+    """The place of a name in a directory, or the place where the name would be.
 
-    It is good, as its ``directory`` is, until the end of the handle it was found in, and stays good whatever that
-    handle does: where entries have moved meanwhile, the name is looked for again.
+    A place is valid, like its ``directory``, until the end of the handle in which it was found, whatever that handle
+    changes: if entries have moved since, the name is searched again.
 
     Attributes:
         directory: the inode of the directory.
         name: the name.
-        ino: what it refers to, 0 if there is no such name.
-        file_type: of that, ``FT_*``.
-        block: the physical block of the entry. If there is none: of the block that it belongs into, 0 if there are
-            several.
-        offset: of the entry in the block, -1 if there is none.
-        moves: ``Hints.moves`` when this was found.
+        ino: the inode that the name refers to; 0 if there is no such name.
+        file_type: the type of that inode, ``FT_*``.
+        block: the physical block of the entry. If there is no entry: the block to which it belongs, or 0 if several
+            blocks are possible.
+        offset: the offset of the entry in the block; -1 if there is no entry.
+        moves: ``Hints.moves`` at the time of the search.
     """
 
     directory: Inode
@@ -78,10 +78,10 @@ class Place:
 
 
 def find(view: View, directory: Inode, name: bytes) -> Place:
-    """Look for a name, "." and ".." included.
+    """Search a name, "." and ".." included.
 
     Raises:
-        Corrupt: a block that the search comes through is damaged, or the entry's inode number is.
+        Corrupt: a block that the search reads is damaged, or the entry's inode number is out of range.
     """
     moves = view.caches[Hints].moves
     number, offset = _locate(view, directory, name)
@@ -96,7 +96,7 @@ def find(view: View, directory: Inode, name: bytes) -> Place:
 
 
 def _locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
-    """The block and offset of a `Place`."""
+    """Return the block and offset of a name, as a `Place` has them."""
     if not directory.size or not 0 < len(name) <= EXT4_NAME_LEN:
         return 0, -1
     if name in (b".", b".."):
@@ -108,24 +108,25 @@ def _locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
 
 
 def entries(view: View, directory: Inode, cookie: int = 0) -> Iterator[Entry]:
-    """The entries strictly behind ``cookie``, lazily and in portions; valid until the next change.
+    """Yield the entries strictly after ``cookie``, reading lazily; the iterator is valid until the next change.
 
-    A listing that goes on from the cookie of the last entry it took reports every entry that was there all the time
-    once, whatever was added, removed or renamed meanwhile, and also if an index was made of the directory.
+    A reader may continue from the cookie of the last entry that it took. Then it gets each entry that was present all
+    the time exactly once, whatever was added, removed or renamed in between, and also if the directory became an
+    indexed one.
 
     Args:
         view: what to read.
         directory: the directory.
-        cookie: 0 for all of it, or that of an entry that was listed. Any other number up to 2^64 does no harm.
+        cookie: 0 for all entries, or the cookie of a listed entry. Any other number up to 2^64 does no harm.
 
     Raises:
-        Corrupt: when the listing comes to a damaged block.
+        Corrupt: when the listing reaches a damaged block.
     """
     return dirlist.entries(view, directory, cookie)
 
 
 def is_empty(view: View, directory: Inode) -> bool:
-    """Whether there is nothing but "." and ".." (``ext4_empty_dir``); every block is looked at.
+    """Whether the directory has only "." and ".." (``ext4_empty_dir``); the function reads every block.
 
     Raises:
         Corrupt: a block is damaged.
@@ -141,7 +142,7 @@ def is_empty(view: View, directory: Inode) -> bool:
     for lblk in range(1, blocks):
         number = dirblocks.number_of(view, directory, lblk)
         content = dirblocks.any_block(view, directory, number)
-        # Where the kinds look alike, without checksums, an index block is an entry that is not in use.
+        # Without checksums the kinds look alike: an index block is a block with one unused entry.
         if format_.is_node(content.cast("I")):
             continue
         if dirblocks.live(directory, number, bytes(content), 0, limit)[0]:
@@ -150,10 +151,10 @@ def is_empty(view: View, directory: Inode) -> bool:
 
 
 def parent(view: View, directory: Inode) -> int:
-    """The inode number that ".." refers to.
+    """Return the inode number that ".." refers to.
 
     Raises:
-        Corrupt: there is no "..", or no such inode.
+        Corrupt: there is no "..", or its inode number is out of range.
     """
     number, content, offset = dirblocks.dots(view, directory)
     return dirlist.checked_ino(view, directory, number, content.cast("I")[offset // 4])
@@ -174,13 +175,13 @@ def insert(tx: Handle, place: Place, ino: int, file_type: int) -> None:
     """Add a name.
 
     Args:
-        tx: the handle; a name takes about 3 credits, one that makes an index grow up to 12.
-        place: of a name of 1 to 255 bytes that is not there.
-        ino: what it refers to.
+        tx: the handle; a name takes about 3 credits, up to 12 if the index needs more blocks.
+        place: the place of a name of 1 to 255 bytes that is not in the directory.
+        ino: the inode that the name shall refer to.
         file_type: ``FT_*``; not stored without the filetype feature.
 
     Raises:
-        FsError: EEXIST: it is there. ENOSPC: no block is free, or the directory's index is full.
+        FsError: EEXIST: the name is there. ENOSPC: no block is free, or the directory's index is full.
         Corrupt: a block is damaged.
     """
     directory, name = place.directory, place.name
@@ -189,7 +190,7 @@ def insert(tx: Handle, place: Place, ino: int, file_type: int) -> None:
     if not 0 < len(name) <= EXT4_NAME_LEN:
         raise ValueError(f"a name of {len(name)} bytes")
     if directory.words[8] & EXT4_INDEX_FL and not tx.geometry.has_dir_index:
-        # Nobody keeps the index right, so it must not be believed when the feature is on again.
+        # Without the feature the index is not updated, so it must not be used when the feature is on again.
         directory.flags &= ~EXT4_INDEX_FL
     leaf = place.block if place.moves == tx.caches[Hints].moves else 0
     if not leaf or not dirblocks.place(tx, directory, leaf, name, ino, file_type):
@@ -211,7 +212,7 @@ def _insert_linear(tx: Handle, directory: Inode, name: bytes, ino: int, file_typ
 
 
 def _entry(tx: Handle, place: Place) -> tuple[int, int]:
-    """The block and offset of an entry that must be there, looked for again where entries have moved."""
+    """Return the block and offset of an entry that must exist; search it again if entries have moved."""
     if place.offset >= 0 and place.moves == tx.caches[Hints].moves:
         return place.block, place.offset
     number, offset = _locate(tx, place.directory, place.name)
@@ -221,10 +222,10 @@ def _entry(tx: Handle, place: Place) -> tuple[int, int]:
 
 
 def remove(tx: Handle, place: Place) -> None:
-    """Take away a name that is there. Blocks that this leaves empty stay, as ext4 leaves them.
+    """Remove a name. Blocks that become empty stay in the directory, as in ext4.
 
     Raises:
-        FsError: ENOENT: it is not there.
+        FsError: ENOENT: the name is not in the directory.
         Corrupt: a block is damaged.
     """
     number, offset = _entry(tx, place)
@@ -233,7 +234,7 @@ def remove(tx: Handle, place: Place) -> None:
 
 
 def replace(tx: Handle, place: Place, ino: int, file_type: int) -> None:
-    """Make a name that is there refer to another inode. Raises as `remove`."""
+    """Make an existing name refer to another inode. Raises as `remove`."""
     number, offset = _entry(tx, place)
     directory, name = place.directory, place.name
     file_type = file_type if tx.geometry.has_filetype else FT_UNKNOWN

@@ -1,14 +1,14 @@
-"""What directories remember in DRAM: hints that save time, and the places of colliding names in listings.
+"""The cache of directories in DRAM: hints that save time, and the cookies of colliding names in listings.
 
-Nothing here is needed for correctness but `pins` (see `dirlist`), nothing survives an unmount, and everything is
-bounded. The hints of a pool are ``view.caches[Hints]``; they hold under these rules, kept by the modules of
-directories, the only callers:
+Only ``pins`` is needed for correctness (see `dirlist`). Nothing survives an unmount, and everything is bounded. The
+hints of a pool are ``view.caches[Hints]``. They are valid under these rules, which the callers, the modules of
+directories, keep:
 
-1. A directory's blocks stay where they are as long as its inode number and generation do. Whoever moves them (a tool
-   that shrinks a pool, say) calls `drop`.
-2. Whoever changes a block's entries keeps ``tails`` and ``rooms`` right, counts in ``moves`` when entries move or go,
-   and keeps the listing in ``chunks`` right (`dirlist.amend`) or takes it away.
-3. Whoever is about to change a block has called `changing` in the same handle: if that is undone, all hints go.
+1. A directory's blocks stay where they are as long as its inode number and generation stay. Code that moves them (say,
+   a tool that shrinks a pool) calls `drop`.
+2. Code that changes a block's entries updates ``tails`` and ``rooms``, increments ``moves`` when entries move or go, and
+   updates the listing in ``chunks`` (`dirlist.amend`) or removes it.
+3. Code that is about to change a block calls `changing` in the same handle first: a rollback then drops all hints.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
 
 MAX_MAPPED = 1 << 16
-"""Blocks whose place is remembered, of all directories together."""
+"""The most blocks whose place is cached, over all directories."""
 MAX_TAILS = 1 << 14
-"""Blocks whose last entry is remembered."""
+"""The most blocks whose last entry is cached."""
 MAX_CHUNKS = 16
-"""Directories that have a piece of a listing remembered."""
+"""The most directories that have a piece of a listing cached."""
 MAX_PINS = 1 << 13
-"""Names whose cookie is remembered because their hash is not theirs alone."""
+"""The most names whose cookie is cached because another name has the same hash."""
 
 Key = tuple[int, int]
 """A directory: inode number and generation."""
 
 
 class Entry(NamedTuple):
-    """One name of a directory. ``cookie`` is the place behind it in a listing (0 when it was not found by one)."""
+    """One name of a directory. ``cookie``: a listing continues after it; 0: the entry does not come from a listing."""
 
     name: bytes
     ino: int
@@ -46,10 +46,10 @@ class Chunk:
     """All entries of one directory with a cookie in [``low``, ``end``), in order.
 
     Attributes:
-        low: see above.
-        end: see above; None for the rest of the directory.
-        version: of the hash that the cookies are made with.
-        cookies: those of ``entries``.
+        low: the lowest cookie of the range.
+        end: the cookie after the range; None: the range extends to the end of the directory.
+        version: the version of the hash from which the cookies are made.
+        cookies: the cookies of ``entries``.
         entries: the entries.
     """
 
@@ -64,16 +64,18 @@ class Chunk:
 
 
 class Hints(Cache):
-    """What is remembered of one pool.
+    """The hints of one pool.
 
     Attributes:
-        maps: directory -> logical block -> physical block; ``mapped`` blocks in all.
+        maps: directory -> logical block -> physical block.
+        mapped: the number of blocks in ``maps``.
         tails: physical block -> offset of its last entry.
-        rooms: physical block -> no gap in it is larger than this.
-        moves: how often entries, of whatever directory, have moved or gone: a place that was found before the last time
-            may be another's now.
-        chunks: directory -> the piece of it that was listed last.
-        pins: directory -> name -> cookie, for names whose hash is not theirs alone; ``pinned`` names in all.
+        rooms: physical block -> the size of its largest gap, or more.
+        moves: how often entries of any directory have moved or gone. A place that was found at a lower count may hold
+            another entry now.
+        chunks: directory -> the piece of the directory that was listed last.
+        pins: directory -> name -> cookie, for names that share their hash with others.
+        pinned: the number of names in ``pins``.
     """
 
     __slots__ = ("chunks", "mapped", "maps", "moves", "pinned", "pins", "rooms", "tails")
@@ -89,7 +91,7 @@ class Hints(Cache):
         self.pinned = 0
 
     def drop(self) -> None:
-        """Forget everything but the pins, which what listings have told their readers depends on."""
+        """Forget everything but the pins: readers of a listing continue from cookies that depend on them."""
         self.maps.clear()
         self.mapped = 0
         self.tails.clear()
@@ -98,7 +100,7 @@ class Hints(Cache):
         self.chunks.clear()
 
     def changing(self, tx: Handle) -> None:
-        """Blocks of directories are changed with ``tx`` (rule 3)."""
+        """Drop all hints if ``tx``, which is about to change blocks of directories, is undone (rule 3)."""
         tx.on_rollback(self.drop)
 
     def put_map(self, key: Key, lblk: int, pblk: int) -> None:

@@ -1,16 +1,15 @@
-"""Listing a directory: all entries in an order that changes of the directory do not disturb.
+"""List a directory: yield all entries in an order that changes of the directory do not disturb.
 
-Where the file system has dir_index, an indexed directory, and one of a single block (which may become one), is listed
-in the order of hashes; the place of a name, its cookie, is made of its hash and so depends on nothing else in the
-directory. Other directories are listed in the order of their bytes, which entries never leave there. Both is what ext4
-does.
+If the file system has dir_index, an indexed directory and a directory of one block (which may become an indexed one) are
+listed in the order of hashes. The position of a name, its cookie, is made from its hash, so it depends on nothing else
+in the directory. Other directories are listed in the order of offsets: there an entry never moves. ext4 does the same.
 
-A cookie is (major >> 1) << 32 | minor: 63 bits. The legacy hash has no minor, so another hash of the name stands in.
-"." is 1, ".." is 2. Names with all 63 bits in common get places one after the other, which are remembered (pinned) as
-long as the pool is open, so that a reader who stops between them finds the rest where it was.
+A cookie is (major >> 1) << 32 | minor: 63 bits. The legacy hash has no minor; another hash of the name replaces it.
+The cookie of "." is 1, that of ".." is 2. Names whose 63 bits are equal get consecutive cookies, which stay cached
+(pinned) as long as the pool is open, so that a reader who stops between two such names finds the rest at its place.
 
-Entries are read in chunks of a few leaves, hashed together, of which the last one per directory is remembered: a caller
-who takes them in small portions does not pay for each portion. Called by `directories` alone.
+Entries are read in chunks of a few leaves, which are hashed together. The last chunk of each directory is cached, so
+that a caller who takes entries in small portions does not pay for each portion. Only `directories` calls this module.
 
 Sources: ``fs/ext4/dir.c`` (``ext4_readdir``, ``ext4_dx_readdir``, ``is_dx_dir``, ``hash2pos``), ``fs/ext4/namei.c``
 (``ext4_htree_fill_tree``).
@@ -51,16 +50,16 @@ COOKIE_DOT = 1
 COOKIE_DOTDOT = 2
 COOKIE_FIRST = 3
 COOKIE_EOF = (HTREE_EOF << 32) | 0xFFFFFFFF
-"""No entry has a cookie so high."""
+"""The end of every listing: all cookies are below it."""
 
 CHUNK_NAMES = 400
 CHUNK_LEAVES = 8
 MINOR_MAX = 0xFFFEFFFF
-"""What is above is room for the places of colliding names."""
+"""The highest minor in a cookie; the values above it leave room for the cookies of colliding names."""
 
 
 def entries(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
-    """The entries strictly behind ``cookie``; see `daxfs.structures.directories.entries`."""
+    """Yield the entries strictly after ``cookie``, as `daxfs.structures.directories.entries` describes."""
     blocks = dirblocks.count(view, directory)
     if not blocks:
         return
@@ -82,7 +81,7 @@ def is_hashed(view: View, directory: Inode, blocks: int) -> bool:
 
 
 def checked_ino(view: View, directory: Inode, number: int, ino: int) -> int:
-    """An entry's inode number, after a check that there is such an inode."""
+    """Return an entry's inode number after a check that it is in range."""
     if 0 < ino <= view.geometry.inodes_count:
         return ino
     raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{dirblocks.where(directory, number)}: inode {ino}")
@@ -103,7 +102,7 @@ def _by_offset(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
 
 
 def _fields(view: View, directory: Inode, number: int, data: bytes, offsets: list[int]) -> tuple[list[int], list[int]]:
-    """The inode numbers and file types of entries."""
+    """Return the inode numbers and file types of entries."""
     w = memoryview(data).cast("I")
     inos = [w[offset >> 2] for offset in offsets]
     if inos:
@@ -135,7 +134,7 @@ def _by_hash(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
 
 
 def _read_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
-    """The entries around ``cookie``: of the one block, or of the leaf where it belongs and some behind it."""
+    """Return the entries around ``cookie``: those of the only block, or of its leaf and some leaves after it."""
     if dirblocks.is_indexed(view, directory):
         return _read_leaves(view, directory, cookie)
     number, content, dotdot = dirblocks.dots(view, directory)
@@ -149,10 +148,10 @@ def _read_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
 
 
 def _read_leaves(view: View, directory: Inode, cookie: int) -> Chunk:
-    """The entries of the leaf where ``cookie`` belongs and of some behind it.
+    """Return the entries of the leaf for ``cookie`` and of some leaves after it.
 
-    A chunk holds all names in its range: one whose hash fills several leaves is left to the next chunk if it is not
-    what was asked for, and read whole if it is.
+    A chunk holds all names in its range. So if names with one hash fill several leaves, they are read completely if
+    ``cookie`` has that hash; otherwise they are left to the next chunk.
     """
     root, w, version = htree.root(view, directory)
     path, number = htree.descend(view, directory, root, w, cookie >> 32 << 1)
@@ -196,7 +195,7 @@ def _check_ranges(directory: Inode, majors: Majors, leaves: list[tuple[int, int,
 
 
 def _cookies(view: View, version: int, names: list[bytes]) -> tuple[Majors, Cookies]:
-    """The major hashes of names, and their cookies."""
+    """Return the major hashes of names, and their cookies."""
     seed = view.geometry.hash_seed
     majors, minors = dirhash_many(names, version, seed)
     if version in (LEGACY, LEGACY_UNSIGNED):
@@ -206,7 +205,7 @@ def _cookies(view: View, version: int, names: list[bytes]) -> tuple[Majors, Cook
 
 
 def _cookie(view: View, version: int, name: bytes) -> int:
-    """The cookie of one name, as `_cookies` makes it."""
+    """Return the cookie of one name, as `_cookies` makes it."""
     seed = view.geometry.hash_seed
     major, minor = dirhash(name, version, seed)
     if version in (LEGACY, LEGACY_UNSIGNED):
@@ -217,7 +216,7 @@ def _cookie(view: View, version: int, name: bytes) -> int:
 def _chunk(
     view: View, directory: Inode, chunk: Chunk, cookies: Cookies, names: list[bytes], inos: list[int], types: list[int]
 ) -> Chunk:
-    """Fill ``chunk`` with those entries that are in its range, in order."""
+    """Fill ``chunk`` with the entries that are in its range, in order."""
     order = np.argsort(cookies, kind="stable")
     cookies = cookies[order]
     first = int(np.searchsorted(cookies, chunk.low))
@@ -238,7 +237,7 @@ def _chunk(
 def _separate_cookies(
     directory: Inode, hints: Hints, ranked: list[int], chosen: list[int], names: list[bytes]
 ) -> tuple[list[int], list[int]]:
-    """Give names with one cookie different ones, those that they had before if they had any: (cookies, order)."""
+    """Give names that share a cookie different ones, and return (cookies, order); pinned names keep their cookie."""
     key = (directory.number, directory.words[25])
     pins = hints.pins.get(key, {})
     taken: dict[int, int] = {}
@@ -266,11 +265,11 @@ def _separate_cookies(
     return cookies, [taken[cookie] for cookie in cookies]
 
 
-# Keeping the remembered chunk right
+# Updates of the cached chunk
 
 
 def amend(view: View, directory: Inode, name: bytes, entry: Entry | None) -> None:
-    """The directory has changed: ``name`` is now what ``entry`` says, or not there any more (None)."""
+    """Update the cached chunk after a change: ``name`` has ``entry`` now, or was removed (None)."""
     hints = view.caches[Hints]
     key = (directory.number, directory.words[25])
     chunk = hints.chunks.get(key)
@@ -284,7 +283,7 @@ def amend(view: View, directory: Inode, name: bytes, entry: Entry | None) -> Non
     known = there and chunk.entries[at].name == name
     if key in hints.pins or (there and not known):
         if there:
-            # Whoever read on up to here must not meet that name again behind the new one.
+            # A reader who has read up to here must not get that name again after the new one.
             hints.pin(key, chunk.entries[at].name, cookie)
         del hints.chunks[key]
     elif entry is None:
