@@ -1,7 +1,7 @@
 """Bitmaps: find, set and clear runs of bits.
 
-A bitmap is a whole block. Bit ``n`` is bit ``n % 8`` of byte ``n // 8``, and 1 means in use, so that ext4's order of bits
-is that of a little-endian integer. Long searches convert the bitmap to one Python integer, on which a shift or an
+A bitmap is a whole block. Bit ``n`` is bit ``n % 8`` of byte ``n // 8``, and 1 means in use, so that ext4's order of
+bits is that of a little-endian integer. Long searches convert the bitmap to one Python integer, on which a shift or an
 ``and`` of 32,768 bits costs less than a microsecond. The functions depend on nothing but their arguments. Callers: the
 allocators of this layer.
 """

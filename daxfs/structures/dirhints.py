@@ -6,8 +6,8 @@ directories, keep:
 
 1. A directory's blocks stay where they are as long as its inode number and generation stay. Code that moves them (say,
    a tool that shrinks a pool) calls `drop`.
-2. Code that changes a block's entries updates ``tails`` and ``rooms``, increments ``moves`` when entries move or go, and
-   updates the listing in ``chunks`` (`dirlist.amend`) or removes it.
+2. Code that changes a block's entries updates ``tails`` and ``rooms``, increments ``moves`` when entries move or go,
+   and updates the listing in ``chunks`` (`dirlist.amend`) or removes it.
 3. Code that is about to change a block calls `changing` in the same handle first: a rollback then drops all hints.
 """
 

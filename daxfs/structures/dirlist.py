@@ -1,6 +1,6 @@
 """List a directory: yield all entries in an order that changes of the directory do not disturb.
 
-If the file system has dir_index, an indexed directory and a directory of one block (which may become an indexed one) are
+If the file system has dir_index, indexed directories and directories of one block (which may become indexed ones) are
 listed in the order of hashes. The position of a name, its cookie, is made from its hash, so it depends on nothing else
 in the directory. Other directories are listed in the order of offsets: there an entry never moves. ext4 does the same.
 

@@ -1,11 +1,12 @@
-"""Changes to the shape of an extent tree: entries of one leaf replaced, nodes split, grown, joined and freed.
+"""Change the shape of an extent tree: replace entries of a leaf; split, join and free nodes; add levels.
 
-`extents` decides what a leaf shall hold and calls this; nobody else does. A path (`extent_tree.descend`) is valid
-until the first change, except that `splice` and `drop_node` use one to the end. Invariants, which e2fsck checks:
+`extents` decides what a leaf shall hold; it, `extent_shift` and `extent_tail` call this module. A path
+(`extent_tree.descend`) is valid until the first change, except that `splice` and `drop_node` use their path to the end.
+Invariants, which e2fsck checks:
 
 - the key of an index entry is the first logical block of the node below;
-- no node but the root is empty, and every level holds the same depth;
-- a tree whose only leaf has at most four extents has none: the extents are in the root.
+- no node but the root is empty, and all leaves are at the same depth;
+- a tree of at most four extents has no other node: the extents are in the root.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Seal = Callable[[memoryview], None]
 
 
 def sealer(tx: Handle, inode: Inode) -> Seal | None:
-    """What makes the checksum of one of the inode's extent blocks at commit."""
+    """Return the seal of the inode's extent blocks, which makes a block's checksum at commit; None: no checksums."""
     geometry = tx.geometry
     if not geometry.metadata_csum:
         return None
@@ -37,7 +38,7 @@ def sealer(tx: Handle, inode: Inode) -> Seal | None:
 
 
 def writable(tx: Handle, inode: Inode, number: int) -> memoryview:
-    """The words of a node, to be changed."""
+    """Return the words of a node for changing; ``number`` 0 is the root."""
     return tx.edit(number, sealer(tx, inode)).cast("I") if number else inode.words[ROOT_WORDS]
 
 
@@ -47,7 +48,11 @@ def fits(w: memoryview, begin: int, end: int, new: list[Extent]) -> bool:
 
 
 def coalesce(w: memoryview, begin: int, end: int, new: list[Extent]) -> tuple[int, int, list[Extent]]:
-    """Widen the replacement of [begin, end) by ``new`` to the neighbours that ``new`` can be joined with."""
+    """Extend a replacement of the entries [begin, end) by ``new`` to the neighbours that can be joined with ``new``.
+
+    Returns:
+        The extended range (begin, end), and its new entries.
+    """
     if begin:
         joined = _join(format_.leaf(w, begin - 1), new[0])
         if joined:
@@ -62,7 +67,11 @@ def coalesce(w: memoryview, begin: int, end: int, new: list[Extent]) -> tuple[in
 
 
 def _join(left: Extent, right: Extent) -> Extent | None:
-    """Both extents as one, if they are adjacent in the file and in the pool, alike, and not too long."""
+    """Join two extents that are adjacent in the file and in the pool, both written or both unwritten, and not too long.
+
+    Returns:
+        None: they can't be joined.
+    """
     lblk, pblk, length, unwritten = left
     if pblk + length != right.pblk or lblk + length != right.lblk or unwritten != right.unwritten:
         return None
@@ -75,7 +84,8 @@ def _join(left: Extent, right: Extent) -> Extent | None:
 def splice(tx: Handle, inode: Inode, path: list[Node], begin: int, end: int, new: list[Extent]) -> None:
     """Replace the entries [begin, end) of the path's leaf by ``new``, for which there is room.
 
-    Keys above follow the leaf's first block; a leaf that is left empty is freed, with every node that this empties.
+    The keys in the nodes above are corrected if the leaf's first block changes. A leaf that becomes empty is freed, as
+    is every node above that becomes empty by this.
     """
     number = path[-1].number
     w = writable(tx, inode, number)
@@ -95,7 +105,7 @@ def splice(tx: Handle, inode: Inode, path: list[Node], begin: int, end: int, new
 
 
 def lengthen(tx: Handle, inode: Inode, number: int, at: int, count: int) -> None:
-    """Add ``count`` blocks to entry ``at`` of the leaf ``number``: what an append comes down to."""
+    """Add ``count`` blocks to entry ``at`` of the leaf ``number``: the usual case of an append."""
     w = writable(tx, inode, number)
     w[3 * at + 4] += count
     if not number:
@@ -103,7 +113,7 @@ def lengthen(tx: Handle, inode: Inode, number: int, at: int, count: int) -> None
 
 
 def set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -> None:
-    """Correct the index entries above the node at ``level``, whose first block is ``lblk`` now."""
+    """Correct the index entries above the node at ``level``, whose first block has become ``lblk``."""
     for step in reversed(path[:level]):
         base = 3 + 3 * step.at
         if step.words[base] == lblk:
@@ -117,7 +127,7 @@ def set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -
 
 
 def drop_node(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
-    """Free the (empty) node at ``level`` of the path, and take it out of the node above."""
+    """Free the empty node at ``level`` of the path, and remove its entry from the node above."""
     while level:
         _free_node(tx, inode, path[level].number)
         level -= 1
@@ -142,7 +152,7 @@ def _free_node(tx: Handle, inode: Inode, number: int) -> None:
 
 
 def _new_node(tx: Handle, inode: Inode, goal: int, depth: int) -> tuple[int, memoryview]:
-    """A new, empty tree block near ``goal``: its number and words."""
+    """Allocate an empty tree block near ``goal``, and return its number and words."""
     number, _ = blocks.allocate(tx, goal, 1, tree=True)
     inodes.add_blocks(inode, 1, tx.geometry)
     w = tx.create(number, sealer(tx, inode)).cast("I")
@@ -154,7 +164,7 @@ def _new_node(tx: Handle, inode: Inode, goal: int, depth: int) -> tuple[int, mem
 
 
 def make_room(tx: Handle, inode: Inode, path: list[Node]) -> None:
-    """Bring the path's leaf, which is full, one step nearer to having room; descend again and see.
+    """Make one step towards room in the path's leaf, which is full; afterwards the caller descends again.
 
     Raises:
         FsError: ENOSPC; EFBIG when the tree has its greatest depth and is full.
@@ -174,7 +184,7 @@ def full(w: memoryview) -> bool:
 
 
 def add_level(tx: Handle, inode: Inode) -> None:
-    """Move what the root holds into a new block below it; the tree is one level deeper."""
+    """Move the root's entries into a new block below the root, so that the tree becomes one level deeper."""
     top = writable(tx, inode, 0)
     depth = format_.depth(top)
     if depth >= MAX_DEPTH:
@@ -192,10 +202,10 @@ def add_level(tx: Handle, inode: Inode) -> None:
 
 
 def split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
-    """Split the node at ``level`` of the path in two; the node above has room for the second one's key.
+    """Split the node at ``level`` of the path in two; the node above must have room for the second one's key.
 
-    In the middle when the path goes through the middle. At the end only the last entry moves, so that a file that is
-    written in order fills its nodes.
+    If the path goes through the last entry, only that entry moves to the new node, so that a file that is written in
+    order fills its nodes. Otherwise the node is split in the middle.
     """
     number, old, at = path[level]
     used = old[0] >> 16
@@ -216,7 +226,7 @@ def split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
 
 
 def shrink(tx: Handle, inode: Inode, lblk: int) -> None:
-    """After entries near ``lblk`` went: join nodes on its path with a neighbour, and take needless levels away."""
+    """Join nodes on the path to ``lblk`` with neighbours, and remove needless levels, after entries were removed."""
     if not inode.words[ROOT_WORDS][1] >> 16:
         return
     path, _ = descend(tx, inode, lblk)
@@ -232,7 +242,7 @@ def shrink(tx: Handle, inode: Inode, lblk: int) -> None:
 
 
 def _join_nodes(tx: Handle, inode: Inode, path: list[Node], level: int) -> bool:
-    """Join the node at ``level`` with its right or left neighbour, if one node can hold both and has room left."""
+    """Join the node at ``level`` with its right or left neighbour, if one node holds both with room to spare."""
     _, w, _ = path[level]
     used, room = w[0] >> 16, w[1] & 0xFFFF
     room -= room // 8  # so that the next insertion doesn't split what was joined
@@ -264,7 +274,7 @@ def _join_nodes(tx: Handle, inode: Inode, path: list[Node], level: int) -> bool:
 
 
 def _pull_up(tx: Handle, inode: Inode) -> bool:
-    """Take the root's only child into the root, if it fits there."""
+    """Move the entries of the root's only child into the root, if they fit."""
     top = root(tx, inode)
     depth = top[1] >> 16
     if not depth or top[0] >> 16 != 1:

@@ -1,9 +1,9 @@
-"""Moving extents to other logical blocks: what inserting and collapsing ranges of a file comes down to.
+"""Shift extents to other logical blocks, for inserting and collapsing ranges of a file.
 
-The blocks stay where they are; only the numbers in the tree change, of extents and of index entries alike, since the
-key of an index entry is the first block below it. Room for the move is the caller's matter: what is moved must not
-meet what is not. Whole trees are moved in one handle where a transaction can hold them (`nodes_from`), else some
-leaves at a time (`leaves_after`, `leaves_before`), from the end that moves into free room.
+The physical blocks stay where they are. Only the logical block numbers in the tree change: those of extents, and the
+keys of index entries, since a key is the first block below the entry. The caller makes sure that shifted extents don't
+meet others. It shifts a whole tree in one handle if a transaction can hold the nodes (`nodes_from`). Otherwise it
+shifts some leaves at a time (`leaves_after`, `leaves_before`), beginning at the end that moves into free room.
 
 Sources: ``fs/ext4/extents.c`` (``ext4_ext_shift_extents``).
 """
@@ -30,14 +30,14 @@ MAX_ATTEMPTS = 16
 
 
 def shift(tx: Handle, inode: Inode, first: int, last: int, by: int) -> None:
-    """Add ``by`` to the logical blocks of all extents that begin in ``first`` to ``last``: a credit for each node."""
+    """Add ``by`` to the logical blocks of all extents that begin in ``first`` to ``last``; one credit for each node."""
     _shift(tx, inode, 0, root(tx, inode), first, last, by)
 
 
 def _shift(tx: Handle, inode: Inode, number: int, w: memoryview, first: int, last: int, by: int) -> None:
-    """`shift` in the node ``number`` and below it.
+    """Shift the extents of the node ``number`` and of the nodes below it.
 
-    Nodes below come first, because they are checked against the keys that the nodes above still have.
+    Lower nodes come first, because they are checked against the keys that the nodes above still have.
     """
     keys = w[3 : 3 + 3 * (w[0] >> 16) : 3]
     begin, end = bisect_left(keys, first), bisect_right(keys, last)
@@ -55,7 +55,7 @@ def _shift(tx: Handle, inode: Inode, number: int, w: memoryview, first: int, las
 
 
 def nodes_from(view: View, inode: Inode, first: int) -> int:
-    """How many nodes, the root included, moving everything from ``first`` on may change."""
+    """Return how many nodes, the root included, a shift of everything from ``first`` on may change."""
     return _nodes_from(view, inode, root(view, inode), first)
 
 
@@ -73,7 +73,7 @@ def _nodes_from(view: View, inode: Inode, w: memoryview, first: int) -> int:
 
 
 def leaves_after(view: View, inode: Inode, first: int, count: int) -> int:
-    """Where the leaves end that ``first`` and the next blocks are in, ``count`` of them; ``MAX_BLOCKS`` at the last."""
+    """Return the end of ``count`` leaves, the first of which is that of ``first``; ``MAX_BLOCKS`` at the last leaf."""
     for _ in range(count):
         if first < MAX_BLOCKS:
             _, first = descend(view, inode, first)
@@ -81,7 +81,7 @@ def leaves_after(view: View, inode: Inode, first: int, count: int) -> int:
 
 
 def leaves_before(view: View, inode: Inode, last: int, count: int) -> int:
-    """Where the leaves begin that ``last`` and the blocks before are in, ``count`` of them; 0 at the first."""
+    """Return the beginning of ``count`` leaves, the last of which is that of ``last``; 0 at the first leaf."""
     for _ in range(count):
         path, _ = descend(view, inode, last)
         if len(path) == 1:
@@ -95,10 +95,10 @@ def leaves_before(view: View, inode: Inode, last: int, count: int) -> int:
 
 
 def split_at(tx: Handle, inode: Inode, lblk: int) -> None:
-    """Have no extent reach across the beginning of ``lblk``.
+    """Split the extent that contains ``lblk`` and begins before it, so that an extent begins at ``lblk``.
 
     Raises:
-        FsError: ENOSPC, the tree has no room and can get none.
+        FsError: ENOSPC: the tree has no room and can get none.
     """
     for _ in range(MAX_ATTEMPTS):
         path, _ = descend(tx, inode, lblk)
@@ -118,7 +118,7 @@ def split_at(tx: Handle, inode: Inode, lblk: int) -> None:
 
 
 def join_at(tx: Handle, inode: Inode, lblk: int) -> None:
-    """Join the extent that begins at ``lblk`` with its left neighbour, if they belong together and are in one leaf."""
+    """Join the extent that begins at ``lblk`` with its left neighbour, if both are in one leaf and can be joined."""
     path, _ = descend(tx, inode, lblk)
     _, w, at = path[-1]
     if at < 1 or format_.leaf(w, at).lblk != lblk:

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 MAX_STEPS = 32
-"""Each step brings the last leaf one level nearer to the root, or makes room for that: a few a level."""
+"""The most steps of `normalize`. Each brings the last leaf one level nearer to the root, or makes room for that; each
+level takes a few steps."""
 
 
 def normalize(tx: Handle, inode: Inode) -> None:
-    """Bring the tree into the shape described above; up to six credits for each level of index nodes.
+    """Bring the tree into the shape that the module describes; up to six credits for each level of index nodes.
 
     Raises:
         FsError: ENOSPC.
@@ -49,13 +50,16 @@ def normalize(tx: Handle, inode: Inode) -> None:
 
 
 def _key(step: Node) -> int:
-    """The first block below the entry that the path goes through."""
+    """Return the first logical block below the entry that the path goes through."""
     key: int = step.words[3 + 3 * step.at]
     return key
 
 
 def _separate(tx: Handle, inode: Inode, path: list[Node]) -> None:
-    """One step: of the lowest index node on the right edge that has several entries, all but the last move left."""
+    """Make one step: find the lowest index node on the right edge with several entries, and keep only its last entry.
+
+    The others move to the left neighbour if it has room; else a node is split or a level is added.
+    """
     level = max(at for at in range(1, len(path) - 1) if path[at].words[0] >> 16 > 1)
     while level:
         if _hand_left(tx, inode, path, level):

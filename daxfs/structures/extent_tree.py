@@ -1,11 +1,11 @@
-"""The extent tree of an inode as a reader finds it: roots and blocks checked, paths from the root to a leaf.
+"""Read the extent tree of an inode: checked roots and blocks, and paths from the root to a leaf.
 
-The root is the inode's ``i_block`` (4 entries); every other node is a block whose tail holds a checksum seeded by the
-inode. Nothing here changes a tree (`extent_edit` does) and nothing here knows what a caller wants of it (`extents`).
+The root is the inode's ``i_block`` (4 entries). Every other node is a block whose tail holds a checksum seeded by the
+inode. This module changes no tree (`extent_edit` does), and does not know what its callers look for (`extents` does).
 
-A node is checked in full when its content is new to us: blocks through ``View.verified``, roots by comparing the 60
-bytes with those last found good. Whatever a hostile image then does, each step re-checks the header and the depth,
-which falls by one a step, so that a walk ends.
+A node is checked completely when its content is new: blocks through ``View.verified``, roots by comparing the 60 bytes
+with those last found good. In addition each step re-checks the header and the depth. The depth decreases by one with
+each step, so a walk ends even in a hostile image.
 
 Sources: ``fs/ext4/extents.c``, Documentation/filesystems/ext4/ifork.rst.
 """
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 MAX_BLOCKS = 0xFFFFFFFF
-"""Logical blocks a file can have; EXT_MAX_BLOCKS."""
+"""The number of logical blocks that a file can have (EXT_MAX_BLOCKS)."""
 ROOT_ENTRIES = 4
 ROOT_WORDS = slice(10, 25)
 """``i_block`` among the 32-bit words of an inode."""
 
 
 class _Roots(Trusted):
-    """Roots of extent trees."""
+    """The validated roots of extent trees."""
 
     __slots__ = ()
 
@@ -51,7 +51,7 @@ class Node(NamedTuple):
 
 
 def root(view: View, inode: Inode) -> memoryview:
-    """The words of the inode's root, checked."""
+    """Return the words of the inode's root, checked."""
     w = inode.words[ROOT_WORDS]
     roots = view.caches[_Roots]
     if not roots.holds(inode.number, w):
@@ -61,12 +61,12 @@ def root(view: View, inode: Inode) -> memoryview:
 
 
 def trust_root(view: View, inode: Inode, w: memoryview) -> None:
-    """This content of the root was made by us."""
+    """Add the root's present content, which daxfs has just made, to the validated roots."""
     view.caches[_Roots].put(inode.number, w)
 
 
 def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memoryview:
-    """The words of the tree block ``number``, which must have ``levels`` levels below it and begin at block ``key``.
+    """Return the words of the tree block ``number``, which must have ``levels`` levels below it and begin at ``key``.
 
     Raises:
         Corrupt: checksum, header or entries are wrong; the message names the inode and the block.
@@ -82,7 +82,7 @@ def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memory
     w: memoryview = view.verified(number, check).cast("I")
     head, second = w[0], w[1]
     used = head >> 16
-    # A block may have been checked as something else or for another inode, so what keeps us in bounds is checked again.
+    # A block may have been checked as something else or for another inode. So check again what keeps indexes in bounds.
     if (
         head & 0xFFFF != EXT4_EXT_MAGIC
         or second >> 16 != levels
@@ -98,7 +98,7 @@ def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memory
 
 
 def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: str) -> None:
-    """Header, order, bounds and place of all entries of a node."""
+    """Check a node's header, and the order, bounds and places of all its entries."""
     format_.check(w, levels, view.geometry.blocks_count, where)
     used = w[0] >> 16
     if not used or inode.number == EXT4_RESIZE_INO:
@@ -119,7 +119,7 @@ def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: s
 
 
 def descend(view: View, inode: Inode, lblk: int) -> tuple[list[Node], int]:
-    """The path to the leaf where ``lblk`` is or would be, and where the next leaf begins (``MAX_BLOCKS``: none)."""
+    """Return the path to the leaf for ``lblk``, and the first block of the next leaf, or ``MAX_BLOCKS``."""
     w = root(view, inode)
     levels = w[1] >> 16
     number = 0
@@ -143,14 +143,14 @@ def descend(view: View, inode: Inode, lblk: int) -> tuple[list[Node], int]:
 
 
 def out_of_order(inode: Inode, lblk: int, bound: int) -> FsError:
-    """What to raise when whatever follows block ``lblk`` begins at ``bound``, which is not behind it."""
+    """Return the error for a tree in which the entry after block ``lblk`` begins at ``bound``, at or before it."""
     if lblk >= MAX_BLOCKS:
         return FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is beyond what a file can have")
     return Corrupt(CorruptKind.EXTENT_INDEX, f"inode {inode.number}: block {bound} comes after {lblk}")
 
 
 def check_bounds(view: View, inode: Inode, extent: Extent) -> Extent:
-    """The extent itself, after a check that it lies in the pool (its block may have been checked as something else)."""
+    """Return the extent after a check that it lies in the pool: its block may have been checked as something else."""
     pblk, length = extent.pblk, extent.length
     if not pblk or not length or pblk + length > view.geometry.blocks_count:
         raise Corrupt(

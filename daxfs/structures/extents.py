@@ -1,10 +1,10 @@
 """Extent-mapped files: find, list, allocate, insert, convert and remove extents.
 
-The public face of the extent tree; `mapping` calls it for inodes with ``EXT4_EXTENTS_FL``. What a node looks like is
-``ext4.extent``'s matter, how a reader gets to one `extent_tree`'s, and how nodes are split, joined and freed
-`extent_edit`'s. Functions that take a ``tx`` change the tree: their ``inode`` must come from ``inodes.edit`` of the
-same handle. All lengths and positions are in blocks. Whatever is found is checked to lie in the pool and outside of
-the groups' metadata; ``Corrupt`` otherwise.
+This is the public interface of the extent tree; `mapping` calls it for inodes with ``EXT4_EXTENTS_FL``. ``ext4.extent``
+has the layout of nodes, `extent_tree` finds nodes, and `extent_edit` splits, joins and frees them. Functions that take
+a ``tx`` change the tree; their ``inode`` must come from ``inodes.edit`` of the same handle. All lengths and positions
+are in blocks. Every extent is checked to lie in the pool and outside the groups' metadata; otherwise ``Corrupt`` is
+raised.
 
 Sources: ``fs/ext4/extents.c`` (``ext4_ext_map_blocks``, ``ext4_ext_convert_to_initialized``,
 ``ext4_ext_remove_space``).
@@ -42,14 +42,15 @@ if TYPE_CHECKING:
 
 HUGE_PAGE = 2 << 20
 MAX_ATTEMPTS = 16
-"""Splits until there is room: at most one a level and one of the root; more means that the tree contradicts itself."""
+"""The most splits until there is room: one for each level and one of the root are enough. If more are needed, the tree
+contradicts itself."""
 
 
 # Reading
 
 
 def lookup(view: View, inode: Inode, lblk: int) -> Extent:
-    """The extent or hole (``pblk`` 0) that contains ``lblk``, trimmed to begin there."""
+    """Return the extent or hole (``pblk`` 0) that contains ``lblk``, trimmed to begin at ``lblk``."""
     w = root(view, inode)
     levels = w[1] >> 16
     bound = MAX_BLOCKS
@@ -85,12 +86,12 @@ def lookup(view: View, inode: Inode, lblk: int) -> Extent:
 
 
 def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> Iterator[Extent]:
-    """The mapped extents of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to that range.
+    """Yield the mapped extents of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to them.
 
     The tree must not change while the iterator is in use.
 
     Raises:
-        Corrupt: also when the leaves contradict each other's order.
+        Corrupt: the tree is damaged, or the leaves are out of order.
     """
     end = MAX_BLOCKS if last is None else last + 1
     position = first
@@ -119,17 +120,17 @@ def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> I
 
 
 def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:
-    """At most ``limit`` extents of `walk` as a list."""
+    """Return at most ``limit`` extents of `walk` as a list."""
     return list(islice(walk(view, inode, first, last), limit))
 
 
 def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
-    """The first mapped extent that ends after ``lblk``, trimmed to begin there or later; None when there is none."""
+    """Return the first mapped extent at or after ``lblk``, trimmed to begin there or later; None if there is none."""
     return next(walk(view, inode, lblk), None)
 
 
 def mapped_end(view: View, inode: Inode) -> int:
-    """The logical block behind the last one that is mapped."""
+    """Return the logical block after the last mapped one."""
     path, _ = descend(view, inode, MAX_BLOCKS - 1)
     _, w, at = path[-1]
     if at < 0:
@@ -152,12 +153,12 @@ def new_inode_map(tx: Handle, inode: Inode) -> None:
 
 
 def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
-    """Map blocks that are the caller's into a hole; joined with the neighbours in its leaf where that is possible.
+    """Map blocks that the caller owns into a hole; the extent is joined with neighbours in its leaf where possible.
 
-    ``i_blocks`` counts the tree's new blocks but not the extent's own, which the caller accounts.
+    The function adds new tree blocks to ``i_blocks``; the caller adds the extent's own blocks.
 
     Raises:
-        FsError: EEXIST when a block of the range is mapped, EFBIG beyond the last logical block, ENOSPC.
+        FsError: EEXIST when a block of the range is mapped, EFBIG past the last logical block, ENOSPC.
     """
     if not 0 < extent.length <= (EXT_UNWRITTEN_MAX_LEN if extent.unwritten else EXT_INIT_MAX_LEN):
         raise ValueError(f"an extent of {extent.length} blocks")
@@ -168,7 +169,7 @@ def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
 
 
 def _insert_at(tx: Handle, inode: Inode, path: list[Node], bound: int, extent: Extent) -> None:
-    """`insert`, when the path to the leaf is known already."""
+    """Insert an extent, as `insert` does, by a known path to its leaf."""
     lblk = extent.lblk
     for _ in range(MAX_ATTEMPTS):
         _, w, at = path[-1]
@@ -191,13 +192,14 @@ def _insert_at(tx: Handle, inode: Inode, path: list[Node], bound: int, extent: E
 def allocate(
     tx: Handle, inode: Inode, lblk: int, want: int, *, unwritten: bool = False, goal: int = 0, align: int = 1
 ) -> Extent:
-    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them: one piece, counted in ``i_blocks``.
+    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them as one extent, counted in ``i_blocks``.
 
-    The neighbours decide where: behind the left one, in front of the right one, else ``goal``, else the inode's group.
-    Where a huge page (2 MiB) of the file begins and all of it is wanted, the piece begins on such a boundary if it can.
+    The search begins after the left neighbour, else before the right one, else at ``goal``, else in the inode's group.
+    If ``lblk`` begins a huge page (2 MiB) of the file and all of the page is wanted, the extent begins on a 2 MiB
+    boundary of the pool if possible.
 
     Returns:
-        What was mapped, at least one block.
+        The extent that was mapped, at least one block.
 
     Raises:
         FsError: EEXIST when ``lblk`` is mapped, EFBIG, ENOSPC.
@@ -238,7 +240,7 @@ def allocate(
 
 
 def _near(tx: Handle, w: memoryview, left: Extent | None, lblk: int) -> int:
-    """Where the neighbours in the leaf would have ``lblk`` lie; 0 when there are none."""
+    """Return the physical block that suits ``lblk`` best by its neighbours in the leaf; 0 if there are none."""
     if left is not None:
         near = left.pblk + lblk - left.lblk
         return near if near < tx.geometry.blocks_count else left.pblk + left.length - 1
@@ -254,7 +256,7 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
 
 
 def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
-    """Give the first blocks of an unwritten extent to the written one before; see `mapping.move_border`."""
+    """Move the first blocks of an unwritten extent to the written one before it; see `mapping.move_border`."""
     path, _ = descend(tx, inode, lblk)
     number, w, at = path[-1]
     if at < 1:
@@ -281,7 +283,7 @@ def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
 
 
 def _mark(tx: Handle, inode: Inode, lblk: int, length: int, unwritten: bool) -> None:
-    """Make all mapped blocks of the range unwritten, or written."""
+    """Mark all mapped blocks of the range as unwritten, or as written."""
     position, end = lblk, lblk + length
     attempts = 0
     shrunk = False
@@ -313,7 +315,7 @@ def _mark(tx: Handle, inode: Inode, lblk: int, length: int, unwritten: bool) -> 
 
 
 def _pieces(extent: Extent, begin: int, end: int) -> list[Extent]:
-    """The extent in several, the blocks [begin, end) of it written if it is not, unwritten if it is."""
+    """Split an extent so that the blocks [begin, end) become written if it is unwritten, unwritten if it is written."""
     lblk, pblk, length, unwritten = extent
     limit = EXT_INIT_MAX_LEN if unwritten else EXT_UNWRITTEN_MAX_LEN
     pieces = []
@@ -334,13 +336,13 @@ def remove(
     Args:
         tx: the handle.
         inode: from ``inodes.edit``.
-        first: first logical block.
-        last: last one.
-        metadata: the blocks hold metadata (a directory's): the journal forgets them.
-        limit: stop after about so many freed runs of blocks, blocks of the tree included; at least one is freed.
+        first: the first logical block.
+        last: the last logical block.
+        metadata: the blocks hold metadata (a directory's): the journal revokes them.
+        limit: stop after about this many freed runs of blocks, blocks of the tree included; at least one is freed.
 
     Returns:
-        True when nothing is left to unmap; else call again in another handle. The tree is valid in between.
+        True: nothing is left to unmap. False: call again in another handle; the tree is valid in between.
     """
     last = MAX_BLOCKS - 1 if last is None else last
     near = last
@@ -349,7 +351,7 @@ def remove(
     while not done and work < limit:
         path, _ = descend(tx, inode, last)
         number, w, at = path[-1]
-        if number and not w[0] >> 16:  # other writers may leave an empty leaf; ours are freed at once
+        if number and not w[0] >> 16:  # other drivers may leave an empty leaf; daxfs frees one at once
             extent_edit.drop_node(tx, inode, path, len(path) - 1)
             work += 1
             continue
@@ -377,7 +379,7 @@ def remove(
 
 
 def _within(w: memoryview, at: int, first: int, limit: int) -> list[Extent]:
-    """The leaf's entries from ``at`` down that reach into the blocks from ``first`` on: up to ``limit``, or one."""
+    """Return the leaf's entries from ``at`` down that have blocks from ``first`` on: up to ``limit``, at least one."""
     found: list[Extent] = []
     while at >= 0 and (len(found) < limit or not found):
         extent = format_.leaf(w, at)
@@ -389,7 +391,7 @@ def _within(w: memoryview, at: int, first: int, limit: int) -> list[Extent]:
 
 
 def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
-    """What is left of extents (in descending order) without the blocks ``first`` to ``last``."""
+    """Return what remains of extents (in descending order) without the blocks ``first`` to ``last``."""
     remains = []
     lblk, pblk, length, unwritten = cut[-1]
     if lblk < first:

@@ -1,11 +1,11 @@
-"""Group descriptors, found and checked: the first step to every bitmap and inode table.
+"""Find and check group descriptors, the first step to every bitmap and inode table.
 
-Answers where a group's descriptor is, binds it for reading or for change, and lists the counters of many groups at once
-for the allocators, which choose by them. It knows nothing of what the bitmaps say. Callers: the modules of this layer,
-and the tools. Source: ``ext4_get_group_desc`` in fs/ext4/balloc.c, ``ext4_check_descriptors`` in super.c.
+This module finds a group's descriptor and binds it for reading or for changing. For the allocators, it lists the
+counters of many groups at once. It does not read the bitmaps. Callers: the modules of this layer, and the tools.
+Source: ``ext4_get_group_desc`` in fs/ext4/balloc.c, ``ext4_check_descriptors`` in super.c.
 
 A block of descriptors is checked as a whole when it is first read (checksums and every field); after that a lookup
-costs one set probe. Checksums are made at commit by late seals, because a descriptor holds the checksums of its
+costs one probe of a set. Late seals make the checksums at commit, because a descriptor holds the checksums of its
 bitmaps.
 """
 
@@ -29,7 +29,7 @@ Counts = npt.NDArray[np.int64]
 
 
 class GroupCounts(NamedTuple):
-    """The counters of the groups [first, first + len(...)), one array each, int64."""
+    """The counters of consecutive groups, of which ``first`` is the first; one int64 array for each counter."""
 
     first: int
     free_blocks: Counts
@@ -38,10 +38,10 @@ class GroupCounts(NamedTuple):
 
 
 def locate(view: View, group: int) -> tuple[memoryview, int]:
-    """The checked block that holds the descriptor of ``group``, and the byte it starts at.
+    """Return the checked block that holds the descriptor of ``group``, and the byte at which the descriptor starts.
 
     Raises:
-        Corrupt: there is no such group, or one of the block's descriptors is damaged.
+        Corrupt: there is no such group, or a descriptor in the block is damaged.
     """
     geometry = view.geometry
     number, offset = geometry.descriptor_position(group)
@@ -49,13 +49,16 @@ def locate(view: View, group: int) -> tuple[memoryview, int]:
 
 
 def descriptor(view: View, group: int) -> GroupDescriptor:
-    """The descriptor of ``group``, for reading; raises as `locate`."""
+    """Return the descriptor of ``group``, for reading. Raises as `locate`."""
     content, offset = locate(view, group)
     return bind(content, offset, view.geometry)
 
 
 def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
-    """The descriptor of ``group``, for change: one credit. Its checksum is made at commit, after those of bitmaps."""
+    """Return the descriptor of ``group``, for changing: one credit.
+
+    The descriptor is sealed at commit, after the bitmaps. Raises as `locate`.
+    """
     geometry = tx.geometry
     number, offset = geometry.descriptor_position(group)
     tx.verified(number, partial(_check, geometry, group - offset // geometry.desc_size))
@@ -66,19 +69,19 @@ def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
 
 
 def blocks_uninit(geometry: Geometry, desc: GroupDescriptor) -> bool:
-    """Whether the block bitmap was never written: its content follows from the layout."""
+    """Whether the block bitmap was never written, so that its content follows from the layout."""
     return bool(desc.bg_flags & EXT4_BG_BLOCK_UNINIT) and (geometry.metadata_csum or geometry.gdt_csum)
 
 
 def inodes_uninit(geometry: Geometry, desc: GroupDescriptor) -> bool:
-    """Whether the inode bitmap was never written: no inode of the group is in use."""
+    """Whether the inode bitmap was never written, so that no inode of the group is in use."""
     return bool(desc.bg_flags & EXT4_BG_INODE_UNINIT) and (geometry.metadata_csum or geometry.gdt_csum)
 
 
 def counts(view: View, index: int) -> GroupCounts:
-    """The counters of all groups whose descriptors lie in descriptor block ``index`` (group // desc_per_block).
+    """Return the counters of all groups whose descriptors lie in descriptor block ``index`` (group // desc_per_block).
 
-    They are copies, of the transaction's state where it has changed them.
+    The arrays are copies and include changes of the running transaction.
     """
     geometry = view.geometry
     first = index * geometry.desc_per_block
@@ -92,9 +95,9 @@ def counts(view: View, index: int) -> GroupCounts:
 
 
 def totals(view: View) -> tuple[int, int]:
-    """Free blocks and free inodes of the whole file system, added up over the groups.
+    """Return the free blocks and free inodes of the whole file system, summed over the groups.
 
-    The kernel keeps the superblock's own counters up to date only when it unmounts; after a replay these are right.
+    The sums are right after a replay. The superblock's counters may not be: the kernel updates them only at unmount.
     """
     blocks = inodes = 0
     for index in range(view.geometry.desc_blocks):
@@ -105,10 +108,10 @@ def totals(view: View) -> tuple[int, int]:
 
 
 def metadata_runs(view: View, group: int) -> list[tuple[int, int]]:
-    """The (start, count) runs of blocks inside ``group`` that hold metadata of groups, its own and its neighbours'.
+    """Return the (start, count) runs of blocks in ``group`` that hold the group's metadata or that of its neighbours.
 
-    Neighbours are the groups of the same flexible group (flex_bg gathers their bitmaps and tables in the first of
-    them). Runs may touch or overlap, and are in no order.
+    Neighbours are the groups of the same flexible group: flex_bg places their bitmaps and tables in the first of them.
+    Runs may touch or overlap, and have no order.
     """
     geometry = view.geometry
     low = geometry.first_block(group)
@@ -133,7 +136,7 @@ def metadata_runs(view: View, group: int) -> list[tuple[int, int]]:
 
 
 def _check(geometry: Geometry, first: int, content: memoryview) -> None:
-    """All descriptors of the block whose first one is that of group ``first``."""
+    """Check all descriptors of a block whose first descriptor is that of group ``first``."""
     size = geometry.desc_size
     for slot in range(min(geometry.desc_per_block, geometry.groups_count - first)):
         bind(content, slot * size, geometry).verify(first + slot, geometry)
