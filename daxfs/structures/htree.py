@@ -1,15 +1,15 @@
-"""Indexed directories (htree): leaves of entries, found through the hashes of their names.
+"""Indexed directories (htree): leaves of entries, found by the hashes of their names.
 
-An index of one or two levels (three with large_dir) leads from a hash to the leaf whose range of hashes it falls in.
-Leaves look like linear blocks (`dirblocks` reads and changes them) and are never joined, not even when they are empty.
-Names with one hash may fill more than one leaf: bit 0 of the hash that leads to a leaf says that the leaf before it
-holds names with that hash too. Called by `directories` and `dirlist`.
+An index of one or two levels (three with large_dir) leads from a hash to the leaf whose range contains the hash. Leaves
+look like linear blocks (`dirblocks` reads and changes them). They are never joined, not even when they are empty. Names
+with one hash may fill more than one leaf: bit 0 of the hash that leads to a leaf says that the leaf before it holds
+names with that hash too. Callers: `directories` and `dirlist`.
 
-A change is made in small steps, and the way down is looked up again after each: room in the index first, from the top;
-then the leaf is split; then it has room. Invariants, which e2fsck checks:
+An insertion proceeds in small steps, and descends from the root again after each: first the index gets room, from the
+top; then the leaf is split; then the leaf has room. Invariants, which e2fsck checks:
 
-- the hashes of a leaf's names are not below the hash that leads to it, nor above the one that leads to the next;
-- the pairs of an index block are in order; all leaves are at the same depth.
+- The hashes of a leaf's names are not below the hash that leads to the leaf, nor above the hash that leads to the next.
+- The pairs of an index block are in order. All leaves are at the same depth.
 
 Sources: ``fs/ext4/namei.c`` (``dx_probe``, ``ext4_htree_next_block``, ``ext4_dx_find_entry``, ``ext4_dx_add_entry``,
 ``do_split``, ``make_indexed_dir``), Documentation/filesystems/ext4/directory.rst.
@@ -38,17 +38,18 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 MAX_ATTEMPTS = 8
-"""Steps until there is room for a name: one for each level, one for the leaf; more means that the index lies."""
+"""The most steps until there is room for a name: one for each level and one for the leaf are enough. If more are
+needed, the index contradicts itself."""
 
 
 class Step:
-    """One step of the way down: an index block and the pair taken.
+    """One step of a path from the root: an index block and the pair that the path goes through.
 
     Attributes:
         number: the physical block.
         words: its content.
         base: the word where its pairs begin.
-        at: the pair.
+        at: the index of the pair.
     """
 
     __slots__ = ("at", "base", "number", "words")
@@ -70,7 +71,7 @@ class Step:
 
 
 def root(view: View, directory: Inode) -> tuple[int, memoryview, int]:
-    """The root of the index: (physical block, words, hash version to hash with)."""
+    """Return the root of the index: (physical block, words, hash version to use)."""
     number = dirblocks.number_of(view, directory, 0)
     w = dirblocks.index_block(view, directory, number, ROOT_BASE)
     info = w[7]
@@ -84,7 +85,7 @@ def root(view: View, directory: Inode) -> tuple[int, memoryview, int]:
 
 
 def descend(view: View, directory: Inode, number: int, w: memoryview, major: int) -> tuple[list[Step], int]:
-    """The way from the root (``number``, ``w``) to the leaf for hash ``major``, and the leaf's physical block."""
+    """Return the path from the root (``number``, ``w``) to the leaf for hash ``major``, and the leaf's block."""
     levels = w[7] >> 16 & 0xFF
     base = ROOT_BASE
     path: list[Step] = []
@@ -101,7 +102,7 @@ def descend(view: View, directory: Inode, number: int, w: memoryview, major: int
 
 
 def _used(directory: Inode, number: int, w: memoryview, base: int) -> int:
-    """Pairs in use; checked again because the block may have been accepted as something else."""
+    """Return the pairs in use, checked again, because the block may have been accepted as something else."""
     head: int = w[base]
     used = head >> 16
     if not 0 < used <= head & 0xFFFF or base + 2 * (head & 0xFFFF) > len(w):
@@ -111,7 +112,7 @@ def _used(directory: Inode, number: int, w: memoryview, base: int) -> int:
 
 
 def _child(view: View, directory: Inode, word: int) -> int:
-    """The physical block that a pair leads to; never the root's."""
+    """Return the physical block that a pair leads to; Corrupt if that is the root."""
     lblk = word & BLOCK_MASK
     if not lblk:
         raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: leads to its own root")
@@ -119,7 +120,7 @@ def _child(view: View, directory: Inode, word: int) -> int:
 
 
 def following(path: list[Step]) -> int | None:
-    """The hash that leads to the next leaf; None behind the last one."""
+    """Return the hash that leads to the next leaf; None after the last leaf."""
     for step in reversed(path):
         w, base, at = step.words, step.base, step.at + 1
         if at < w[base] >> 16:
@@ -129,7 +130,7 @@ def following(path: list[Step]) -> int | None:
 
 
 def first_hash(path: list[Step]) -> int:
-    """The hash that leads to the leaf."""
+    """Return the hash that leads to the leaf of a path."""
     for step in reversed(path):
         if step.at:
             low: int = step.words[step.base + 2 * step.at]
@@ -138,7 +139,7 @@ def first_hash(path: list[Step]) -> int:
 
 
 def advance(view: View, directory: Inode, path: list[Step]) -> int:
-    """Move the way on to the next leaf, which there must be; returns its physical block."""
+    """Move the path to the next leaf, which must exist, and return the leaf's physical block."""
     level = len(path) - 1
     while path[level].at + 1 >= path[level].words[path[level].base] >> 16:
         level -= 1
@@ -154,7 +155,7 @@ def advance(view: View, directory: Inode, path: list[Step]) -> int:
 
 
 def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
-    """The block and offset of the entry called ``name``; or the leaf where it would be, and -1."""
+    """Return the block and offset of the entry called ``name``; or the leaf to which the name belongs, and -1."""
     number, w, version = root(view, directory)
     major, _ = dirhash(name, version, view.geometry.hash_seed)
     path, number = descend(view, directory, number, w, major)
@@ -174,7 +175,7 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
 
 
 def insert(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) -> None:
-    """Put an entry into the leaf for its hash, which is split if it is full.
+    """Put an entry into the leaf for its hash; a full leaf is split.
 
     Raises:
         FsError: ENOSPC: no block is free, or the index is full.
@@ -201,7 +202,10 @@ def _words(tx: Handle, directory: Inode, number: int) -> memoryview:
 
 
 def _make_room(tx: Handle, directory: Inode, path: list[Step]) -> None:
-    """One step towards room for a pair in the last index block: split the highest full one below a roomy one."""
+    """Make one step towards room for a pair in the lowest index block of a path.
+
+    The step splits the highest full block for which the block above has room; if all are full, it adds a level.
+    """
     level = len(path) - 1
     while level and path[level - 1].full:
         level -= 1
@@ -220,7 +224,7 @@ def _make_room(tx: Handle, directory: Inode, path: list[Step]) -> None:
 
 
 def _add_level(tx: Handle, directory: Inode, top: Step) -> None:
-    """Move the root's pairs to a node of their own: one level more."""
+    """Move the root's pairs to a node of their own, so that the index has one more level."""
     levels = EXT4_HTREE_LEVEL if tx.geometry.has_large_dir else EXT4_HTREE_LEVEL_COMPAT
     if (top.words[7] >> 16 & 0xFF) + 1 >= levels:
         raise FsError(errno.ENOSPC, f"inode {directory.number}: the directory's index is full")
@@ -233,7 +237,7 @@ def _add_level(tx: Handle, directory: Inode, top: Step) -> None:
 
 
 def _fill_node(tx: Handle, new: memoryview, pairs: memoryview) -> None:
-    """Make a node of a new block."""
+    """Make a new block a node that holds ``pairs``."""
     format_.initialize_node(new, tx.geometry.metadata_csum)
     room = new[NODE_BASE]
     new[NODE_BASE : NODE_BASE + len(pairs)] = pairs
@@ -241,10 +245,10 @@ def _fill_node(tx: Handle, new: memoryview, pairs: memoryview) -> None:
 
 
 def _split_leaf(tx: Handle, directory: Inode, path: list[Step], number: int, version: int) -> None:
-    """Move the names with the higher hashes, about half the bytes, from a full leaf to a new one.
+    """Move the names with the higher hashes, about half of the bytes, from a full leaf to a new one.
 
     Raises:
-        Corrupt: a name's hash is outside of the leaf's range, so that the halves would be out of order.
+        Corrupt: a name's hash is outside the leaf's range, so that the halves would be out of order.
     """
     geometry = tx.geometry
     data = bytes(dirblocks.entries_block(tx, directory, number))
@@ -282,7 +286,10 @@ def check_range(directory: Inode, number: int, path: list[Step], hashes: list[in
 
 
 def _split_point(sizes: list[int], block_size: int) -> int:
-    """How many entries, in the order of their hashes, stay: the rest is at most half a block, or half of them all."""
+    """Return how many entries, in the order of hashes, stay in the leaf.
+
+    The others take about half a block at most; if all entries fit into that, half of the entries stay.
+    """
     half = block_size // 2
     moved = 0
     for i in range(len(sizes) - 1, -1, -1):
@@ -293,13 +300,16 @@ def _split_point(sizes: list[int], block_size: int) -> int:
 
 
 def _piece(data: bytes, offset: int, name_len: int) -> bytes:
-    """An entry of a block without its slack."""
+    """Return the bytes of an entry without its slack."""
     size = name_len + 11 & ~3
     return data[offset : offset + 4] + size.to_bytes(2, "little") + data[offset + 6 : offset + size]
 
 
 def convert(tx: Handle, directory: Inode) -> None:
-    """Make an index of a linear directory of one block: the names move to a leaf, the root takes their place."""
+    """Convert a linear directory of one block to an indexed one.
+
+    The names move to a leaf, and the block becomes the root.
+    """
     geometry = tx.geometry
     number, content, dotdot = dirblocks.dots(tx, directory)
     data = bytes(content)

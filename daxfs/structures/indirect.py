@@ -1,10 +1,10 @@
 """Block-mapped files, as ext2 and ext3 wrote them: 12 direct pointers, then single, double and triple indirect blocks.
 
-`mapping` calls it for inodes without ``EXT4_EXTENTS_FL``; it offers the same functions as `extents`, with the same
-meaning. Unwritten blocks don't exist here: EOPNOTSUPP. Pointers have 32 bits and indirect blocks no checksum: each
-pointer is checked to lie in the pool and outside of the groups' metadata. Index blocks are metadata, allocated with
-the first block below them and freed with the last. Functions that take a ``tx`` need an ``inode`` from
-``inodes.edit`` of the same handle.
+`mapping` calls this module for inodes without ``EXT4_EXTENTS_FL``. It has the same functions as `extents`, with the
+same meaning. Block-mapped files have no unwritten blocks: EOPNOTSUPP. Pointers have 32 bits. Indirect blocks, here
+called index blocks, have no checksum; so each pointer is checked to lie in the pool and outside the groups' metadata.
+Index blocks are metadata, allocated with the first block below them and freed with the last. Functions that take a
+``tx`` need an ``inode`` from ``inodes.edit`` of the same handle.
 
 Sources: ``fs/ext4/indirect.c``, Documentation/filesystems/ext4/blockmap.rst.
 """
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 DIRECT = 12
 LEVELS = 4
-"""Pointer areas of an inode: direct, single, double and triple indirect."""
+"""The pointer areas of an inode: direct, single, double and triple indirect."""
 MAX_PBLK = 0xFFFFFFFF
 Piece = tuple[int, int, int]
 
 
 class _Tops(Trusted):
-    """The 15 pointers of inodes."""
+    """The validated roots of block maps, each the 15 pointers of an inode."""
 
     __slots__ = ()
 
 
 def _route(view: View, lblk: int) -> tuple[int, ...]:
-    """The slot in the inode, then the slot in each index block below, that lead to ``lblk``.
+    """Return the slots that lead to ``lblk``: one in the inode, then one in each index block on the way.
 
     Raises:
-        FsError: EFBIG when no pointer leads there.
+        FsError: EFBIG when no pointer leads to ``lblk``.
     """
     if lblk < DIRECT:
         return (lblk,)
@@ -65,13 +65,13 @@ def _route(view: View, lblk: int) -> tuple[int, ...]:
 
 
 def _area(view: View, depth: int) -> int:
-    """The first logical block of the inode's pointers of ``depth``."""
+    """Return the first logical block of the pointer area of ``depth``."""
     bits = view.geometry.block_bits - 2
     return 0 if not depth else DIRECT + sum(1 << bits * level for level in range(1, depth))
 
 
 def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) -> None:
-    """All pointers that are set lie in the pool, and not over metadata of the groups."""
+    """Check that all pointers that are set lie in the pool and outside the groups' metadata."""
     used = pointers[pointers != 0]
     if not used.size:
         return
@@ -91,7 +91,7 @@ def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) ->
 
 
 def _top(view: View, inode: Inode) -> memoryview:
-    """The 15 pointers in the inode, checked."""
+    """Return the 15 pointers in the inode, checked."""
     w = inode.words[ROOT_WORDS]
     tops = view.caches[_Tops]
     if not tops.holds(inode.number, w):
@@ -101,7 +101,7 @@ def _top(view: View, inode: Inode) -> memoryview:
 
 
 def _index(view: View, inode: Inode, number: int) -> memoryview:
-    """The pointers in an index block, checked when its content is new to us."""
+    """Return the pointers in an index block; they are checked if the block's content is new."""
 
     def check(buf: memoryview) -> None:
         _check_pointers(view, inode, np.frombuffer(buf, "<u4"), f"index block {number}")
@@ -110,7 +110,7 @@ def _index(view: View, inode: Inode, number: int) -> memoryview:
 
 
 def _run_length(w: memoryview, slot: int, end: int) -> int:
-    """How many slots from ``slot`` on, before ``end``, hold consecutive blocks; or zeros, if the first is one."""
+    """Return how many slots from ``slot`` on, before ``end``, hold consecutive blocks; or zeros, if the first does."""
     first = w[slot]
     step = 1 if first else 0
     if slot + 1 >= end or w[slot + 1] != first + step:
@@ -124,7 +124,7 @@ def _run_length(w: memoryview, slot: int, end: int) -> int:
 
 
 def lookup(view: View, inode: Inode, lblk: int) -> Extent:
-    """The run or hole (``pblk`` 0) that contains ``lblk``, from there to its end or to the end of its index block."""
+    """Return the run or hole (``pblk`` 0) at ``lblk``, up to its end or to the end of the pointers' index block."""
     route = _route(view, lblk)
     w, missing = _follow(view, inode, route)
     if missing:
@@ -140,7 +140,10 @@ def lookup(view: View, inode: Inode, lblk: int) -> Extent:
 
 
 def _follow(view: View, inode: Inode, route: tuple[int, ...]) -> tuple[memoryview, int]:
-    """The pointers that the last slot of the route is among; or those where it breaks off, and how many are missing."""
+    """Follow a route, and return the pointers that its last slot belongs to, and 0.
+
+    If an index block is missing: return the pointers where the route breaks off, and how many index blocks are missing.
+    """
     w = _top(view, inode)
     for level, slot in enumerate(route[:-1]):
         number = w[slot]
@@ -151,16 +154,17 @@ def _follow(view: View, inode: Inode, route: tuple[int, ...]) -> tuple[memoryvie
 
 
 def _pointer(view: View, inode: Inode, lblk: int) -> int:
-    """The block that ``lblk`` is mapped to, 0 for none."""
+    """Return the physical block of ``lblk``; 0 if it is not mapped."""
     route = _route(view, lblk)
     w, missing = _follow(view, inode, route)
     return 0 if missing else w[route[-1]]
 
 
 class _Walk:
-    """One walk over the pointers, in order, of the blocks ``first`` to ``last``.
+    """A walk over the pointers of the blocks ``first`` to ``last``, in order.
 
-    Yields (logical block, physical block, length) of runs cut at index blocks, and (-1, block, 1) for index blocks.
+    It yields (logical block, physical block, length) of runs, cut where an index block ends, and (-1, block, 1) for
+    index blocks.
     """
 
     def __init__(self, view: View, inode: Inode, first: int, last: int) -> None:
@@ -168,7 +172,7 @@ class _Walk:
         self.inode = inode
         self.first = first
         self.last = last
-        self.budget = view.geometry.blocks_count  # no file has more: ends walks through blocks that are used twice
+        self.budget = view.geometry.blocks_count  # no file has more; so a walk through blocks used twice ends
 
     def pieces(self) -> Iterator[Piece]:
         w = _top(self.view, self.inode)
@@ -178,7 +182,10 @@ class _Walk:
             yield from self._slots(w, slot, slot + 1, depth, _area(self.view, depth))
 
     def _slots(self, w: memoryview, slot: int, end: int, depth: int, origin: int) -> Iterator[Piece]:
-        """The slots [slot, end) of one block; the first leads to logical block ``origin``, over ``depth`` blocks."""
+        """Walk the slots [slot, end) of one block.
+
+        The first slot leads to logical block ``origin``; ``depth`` index blocks lie between.
+        """
         shift = (self.view.geometry.block_bits - 2) * depth
         origin -= slot << shift
         slot = max(slot, self.first - origin >> shift)
@@ -209,7 +216,7 @@ class _Walk:
 
 
 def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> Iterator[Extent]:
-    """The mapped runs of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to that range."""
+    """Yield the mapped runs of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to them."""
     last = 0xFFFFFFFF if last is None else last
     held: Extent | None = None
     for lblk, pblk, length in _Walk(view, inode, first, last).pieces():
@@ -228,12 +235,12 @@ def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> I
 
 
 def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:
-    """At most ``limit`` runs of `walk` as a list."""
+    """Return at most ``limit`` runs of `walk` as a list."""
     return list(islice(walk(view, inode, first, last), limit))
 
 
 def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
-    """The first mapped run that ends after ``lblk``, trimmed to begin there or later; None when there is none."""
+    """Return the first mapped run at or after ``lblk``, trimmed to begin there or later; None if there is none."""
     return next(walk(view, inode, lblk), None)
 
 
@@ -249,12 +256,12 @@ def new_inode_map(tx: Handle, inode: Inode) -> None:  # noqa: ARG001
 
 
 def _writable(tx: Handle, inode: Inode, number: int) -> memoryview:
-    """The pointers in an index block, or in the inode (0), to be changed."""
+    """Return the pointers in an index block, or in the inode (0), for changing."""
     return tx.edit(number).cast("I") if number else inode.words[ROOT_WORDS]
 
 
 def _reach(tx: Handle, inode: Inode, route: tuple[int, ...], goal: int) -> int:
-    """The number of the index block (0: the inode) that the route ends in; those missing on the way are allocated."""
+    """Return the index block (0: the inode) that holds the route's last slot; allocate the missing ones on the way."""
     number = 0
     w = _top(tx, inode)
     for slot in route[:-1]:
@@ -269,7 +276,7 @@ def _reach(tx: Handle, inode: Inode, route: tuple[int, ...], goal: int) -> int:
 
 
 def _allocate(tx: Handle, inode: Inode, goal: int, want: int, align: int = 1) -> tuple[int, int]:
-    """Blocks that a pointer can name, counted in ``i_blocks``."""
+    """Allocate blocks that a 32-bit pointer can name, and count them in ``i_blocks``."""
     start, count = blocks.allocate(tx, goal, want, align=align)
     if start + count - 1 > MAX_PBLK:
         blocks.free(tx, start, count)
@@ -279,7 +286,9 @@ def _allocate(tx: Handle, inode: Inode, goal: int, want: int, align: int = 1) ->
 
 
 def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
-    """Map blocks that are the caller's into a hole. ``i_blocks`` counts new index blocks, not the extent's own.
+    """Map blocks that the caller owns into a hole.
+
+    The function adds new index blocks to ``i_blocks``; the caller adds the extent's own blocks.
 
     Raises:
         FsError: EEXIST when a block of the range is mapped, EOPNOTSUPP for unwritten ones, EFBIG, ENOSPC.
@@ -305,7 +314,7 @@ def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
 def allocate(
     tx: Handle, inode: Inode, lblk: int, want: int, *, unwritten: bool = False, goal: int = 0, align: int = 1
 ) -> Extent:
-    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them: one piece, as `extents.allocate`."""
+    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them as one run; see `mapping.allocate`."""
     if unwritten:
         raise FsError(errno.EOPNOTSUPP, f"inode {inode.number} is block-mapped: it can't have unwritten blocks")
     geometry = tx.geometry
@@ -328,7 +337,7 @@ def allocate(
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
-    """Nothing is ever unwritten here."""
+    """Do nothing: block-mapped files have no unwritten blocks."""
 
 
 def remove(
@@ -336,14 +345,14 @@ def remove(
 ) -> bool:
     """Unmap the blocks ``first`` to ``last`` (included; None: to the end) and free them, from the end to the front.
 
-    Arguments and result as `extents.remove`. Index blocks go with the last block below them.
+    Arguments and result are those of `mapping.remove`. An index block is freed with the last block below it.
     """
     last = 0xFFFFFFFF if last is None else last
     return _Cut(tx, inode, first, last, metadata, limit).run()
 
 
 class _Cut:
-    """One step of removing the blocks ``first`` to ``last``: ends when ``left`` runs and index blocks were freed."""
+    """One step of removing the blocks ``first`` to ``last``; it ends when ``left`` runs and index blocks were freed."""
 
     def __init__(self, tx: Handle, inode: Inode, first: int, last: int, metadata: bool, limit: int) -> None:
         self.tx = tx
@@ -365,7 +374,7 @@ class _Cut:
         return self.left > 0
 
     def _slots(self, w: memoryview, slot: int, end: int, depth: int, origin: int) -> list[int]:
-        """Free what the slots [slot, end) lead to; returns those that are to be cleared."""
+        """Free the blocks that the slots [slot, end) lead to; return the slots that must be cleared."""
         shift = (self.tx.geometry.block_bits - 2) * depth
         origin -= slot << shift
         slot = max(slot, self.first - origin >> shift)
@@ -385,7 +394,11 @@ class _Cut:
         return cleared
 
     def _below(self, number: int, depth: int, origin: int) -> bool:
-        """Free what an index block leads to, in range; True when no pointer in it is left (it isn't written then)."""
+        """Free the blocks in range that an index block leads to.
+
+        Returns:
+            True: no pointer is left, so the index block is freed by the caller and was not changed.
+        """
         self.budget -= 1
         if self.budget < 0:
             raise Corrupt(CorruptKind.BLOCK_POINTERS, f"inode {self.inode.number} maps more blocks than there are")
@@ -400,7 +413,7 @@ class _Cut:
         return False
 
     def _free_runs(self, w: memoryview, used: list[int]) -> list[int]:
-        """Free the blocks of these slots, run by run from the last."""
+        """Free the blocks of the slots ``used``, run by run from the last; return the slots that must be cleared."""
         cleared: list[int] = []
         while used and self.left > 0:
             at = used.pop()

@@ -1,17 +1,17 @@
-"""Inodes: found by number, read and changed in their slots, given out and taken back.
+"""Inodes: find them by number, read and change them in their slots, allocate and free them.
 
 `read` and `edit` bind the slot in place (the pool's memory or the transaction's copy) and check its content once.
-Allocation spreads top-level directories over the groups (a simple Orlov), and keeps everything else near its directory.
-What ``i_block`` maps, names and link counts are other modules' matter, and so is the orphan list. Callers: the modules
-of this layer and the fs layer. Sources: fs/ext4/ialloc.c, ``__ext4_iget`` and ``__ext4_get_inode_loc`` in inode.c.
+Allocation spreads top-level directories over the groups (a simple Orlov), and places everything else near its
+directory. Other modules handle maps (``i_block``), names, link counts and orphans. Callers: the modules of this layer
+and the fs layer. Sources: fs/ext4/ialloc.c, ``__ext4_iget`` and ``__ext4_get_inode_loc`` in inode.c.
 
 Invariants:
 
-I1. A slot's content is believed only after its checksum was found right in the pool, or when this mount has changed it
-    (and the change stands).
-I2. In a group, the lowest free inode is given out, so that below ``inodes_per_group - itable_unused`` every slot was
-    zeroed by mke2fs or written by an allocation: what lies above may hold anything.
-I3. Reserved inodes are neither given out nor freed.
+I1. A slot is used without a check only if its checksum in the pool was found right before, or if this mount has changed
+    the slot and the change was not undone.
+I2. In a group, the lowest free inode is allocated. So every slot below ``inodes_per_group - itable_unused`` was zeroed
+    by mke2fs or written by an allocation. Slots above may hold anything.
+I3. Reserved inodes are neither allocated nor freed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ SECTOR_BITS = 9
 """``i_blocks`` counts units of 512 bytes."""
 
 MAX_TABLES = 4096
-"""Places of inode tables remembered."""
+"""The most inode tables whose place is cached."""
 MAX_CHECKED = 1 << 16
-"""Inodes whose slot needs no check remembered."""
+"""The most inodes in the cache of checked slots."""
 GROUPS_EXAMINED = 1024
-"""Groups whose counters a new directory's placement looks at, at most."""
+"""The most groups whose counters are read to place a new directory."""
 
 
 class Inode(InodeRecord):
@@ -60,11 +60,11 @@ class Inode(InodeRecord):
 
 
 class _Known(Cache):
-    """What is remembered of one pool's inodes.
+    """The cache of one pool's inodes.
 
     Attributes:
-        tables: group -> first block of its inode table. It is fixed by the format, so nothing has to be undone.
-        checked: inodes whose slot is believed (invariant I1).
+        tables: group -> first block of its inode table. The place is fixed by the format, so it needs no undo.
+        checked: inodes whose slot needs no check (invariant I1).
     """
 
     __slots__ = ("checked", "tables")
@@ -74,11 +74,11 @@ class _Known(Cache):
         self.checked: set[int] = set()
 
     def drop(self) -> None:
-        """The slots of new inodes are what they were."""
+        """Forget which slots are checked: those of new inodes hold their old content again."""
         self.checked.clear()
 
     def put(self, ino: int) -> None:
-        """The slot is believed."""
+        """Record that the slot of ``ino`` needs no check."""
         if len(self.checked) >= MAX_CHECKED:
             self.checked.clear()
         self.checked.add(ino)
@@ -88,7 +88,7 @@ class _Known(Cache):
 
 
 def position(view: View, ino: int) -> tuple[int, int]:
-    """The block of the inode table that holds inode ``ino``, and the byte of its slot.
+    """Return the block of the inode table that holds inode ``ino``, and the byte of its slot.
 
     Raises:
         Corrupt: there is no such inode, or the group's descriptor is damaged.
@@ -109,7 +109,7 @@ def _position(view: View, known: _Known, ino: int) -> tuple[int, int]:
 
 
 def _find_table(view: View, tables: dict[int, int], group: int) -> int:
-    """The first block of the group's inode table, from its descriptor; remembered, since every inode asks for it."""
+    """Return the first block of the group's inode table from its descriptor, and cache it for later lookups."""
     table = groups.descriptor(view, group).inode_table
     if len(tables) >= MAX_TABLES:
         tables.clear()
@@ -118,14 +118,14 @@ def _find_table(view: View, tables: dict[int, int], group: int) -> int:
 
 
 def read(view: View, ino: int) -> Inode:
-    """The inode ``ino``, for reading.
+    """Return the inode ``ino``, for reading.
 
-    An inode that was freed can still be read (``links_count`` 0, ``i_dtime`` set); callers that follow a number they
-    were given, not a directory entry, compare the generation.
+    An inode that was freed can still be read (``links_count`` 0, ``i_dtime`` set). So a caller whose number comes from
+    a file handle, not from a directory entry, compares the generation.
 
     Raises:
         Corrupt: the number is out of range, or the slot's content is damaged.
-        FsError: ESTALE, the slot was never used.
+        FsError: ESTALE: the slot was never used.
     """
     known = view.caches[_Known]
     number, offset = _position(view, known, ino)
@@ -137,7 +137,7 @@ def read(view: View, ino: int) -> Inode:
 
 
 def edit(tx: Handle, ino: int) -> Inode:
-    """The inode ``ino``, for change: one credit. Its checksum is made at commit. Raises as `read`."""
+    """Return the inode ``ino``, for changing: one credit. The inode is sealed at commit. Raises as `read`."""
     geometry = tx.geometry
     known = tx.caches[_Known]
     number, offset = _position(tx, known, ino)
@@ -153,7 +153,7 @@ def edit(tx: Handle, ino: int) -> Inode:
 
 
 def nameable(view: View, ino: int) -> bool:
-    """Whether a directory entry or a file handle may name inode ``ino``: the root, or one not for internal use."""
+    """Whether a directory entry or a file handle may name inode ``ino``: it is the root, or not for internal use."""
     geometry = view.geometry
     if ino == EXT4_ROOT_INO:
         return True
@@ -164,7 +164,7 @@ def nameable(view: View, ino: int) -> bool:
 
 
 def in_use(view: View, ino: int) -> bool:
-    """Whether the inode bitmap says that ``ino`` is allocated; raises as `position`."""
+    """Whether ``ino`` is allocated by the inode bitmap. Raises as `position`."""
     geometry = view.geometry
     group = geometry.group_of_inode(ino)
     desc = groups.descriptor(view, group)
@@ -174,10 +174,11 @@ def in_use(view: View, ino: int) -> bool:
 
 
 def _check(view: View, known: _Known, inode: Inode, number: int, offset: int) -> None:
-    """Invariant I1, once for each inode.
+    """Check an inode once, as invariant I1 requires.
 
-    A transaction's copy whose slot differs from the pool was changed by this mount, after a check: its checksum comes
-    at the commit. One that equals the pool has come along with a neighbour, and is checked as what it is.
+    If the slot in a transaction's copy differs from the pool, this mount has changed the slot after a check, and its
+    checksum is made at the commit. If the slot equals the pool's, the block was copied because of a neighbour, and the
+    slot is checked.
     """
     geometry = view.geometry
     start = (number << geometry.block_bits) + offset
@@ -192,11 +193,11 @@ def _check(view: View, known: _Known, inode: Inode, number: int, offset: int) ->
 
 
 def add_blocks(inode: InodeRecord, fs_blocks: int, geometry: Geometry) -> None:
-    """Add to ``i_blocks`` (or subtract) so many blocks of the file system.
+    """Add ``fs_blocks`` blocks of the file system to ``i_blocks``; a negative number subtracts.
 
     Raises:
-        Corrupt: it would fall below zero.
-        FsError: EFBIG, the field can't hold it.
+        Corrupt: the sum is below zero.
+        FsError: EFBIG: the field can't hold the sum.
     """
     total = inode.blocks + (fs_blocks << geometry.block_bits - SECTOR_BITS)
     if total < 0:
@@ -208,12 +209,12 @@ def add_blocks(inode: InodeRecord, fs_blocks: int, geometry: Geometry) -> None:
 
 
 def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
-    """A new inode for something of type and permissions ``mode`` in the directory ``parent``: three credits.
+    """Allocate an inode with type and permissions ``mode``, near or for the directory ``parent``: three credits.
 
-    The slot is zeroed but for mode, generation and ``i_extra_isize``; links are 0.
+    The slot is zeroed, except for mode, generation and ``i_extra_isize``; so there are no links yet.
 
     Raises:
-        FsError: ENOSPC, no inode is free.
+        FsError: ENOSPC: no inode is free.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
     geometry = tx.geometry
@@ -231,10 +232,10 @@ def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
 
 
 def free(tx: Handle, inode: Inode) -> None:
-    """Take back an inode that was emptied: two credits (and the inode's own block, which the caller edits anyway).
+    """Free an inode that has no blocks left: two credits, apart from the inode's block, which the caller edits anyway.
 
     Raises:
-        Corrupt: it is reserved, or it is free already.
+        Corrupt: the inode is reserved, or is free already.
     """
     geometry = tx.geometry
     ino = inode.number
@@ -256,12 +257,12 @@ def free(tx: Handle, inode: Inode) -> None:
     sb.s_free_inodes_count = min(sb.s_free_inodes_count + 1, geometry.inodes_count)
     inode.i_links_count = 0
     if not inode.i_dtime:
-        # e2fsck takes a slot without links and without this time for damage.
+        # e2fsck regards a slot without links and without this time as damaged.
         inode.i_dtime = int(time.time()) & 0xFFFFFFFF
 
 
 def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
-    """The checked inode bitmap of a group that has one."""
+    """Return the checked inode bitmap of a group that has one."""
     return view.verified(desc.inode_bitmap, partial(_check_bitmap, view.geometry, group, desc))
 
 
@@ -277,15 +278,15 @@ def _check_bitmap(geometry: Geometry, group: int, desc: GroupDescriptor, content
 
 
 def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
-    # The descriptor is the transaction's copy, edited by whoever registered this seal; its own seal runs later.
+    # The code that registered this seal has edited the descriptor, a copy of the transaction. Its own seal runs later.
     desc.seal_inode_bitmap(content, geometry)
 
 
 def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tuple[int, bool]:
-    """Take the lowest free inode of the group, with all counters.
+    """Take the lowest free inode of the group, and update all counters.
 
     Returns:
-        Its bit, and whether its whole block of the inode table was never used.
+        The inode's bit, and whether its block of the inode table was never used at all.
     """
     geometry = tx.geometry
     size = geometry.inodes_per_group
@@ -309,7 +310,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
     if geometry.metadata_csum or geometry.gdt_csum:
         used = size - desc.itable_unused
         if bit >= used:
-            # A descriptor that lies about the unused part must not cost its neighbours their content.
+            # If the descriptor's count of unused inodes is wrong, inodes in the same block must keep their content.
             per_block = geometry.inodes_per_block
             untouched = not bit % per_block and bitmaps.free_run(content, bit, min(per_block, size - bit)) == per_block
             desc.itable_unused = size - 1 - bit
@@ -323,7 +324,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
 
 
 def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouched: bool) -> Inode:
-    """The slot of a claimed inode: zeros, a new generation, the extra size."""
+    """Initialize the slot of a claimed inode: zeros, a new generation, the extra size."""
     geometry = tx.geometry
     ino = group * geometry.inodes_per_group + bit + 1
     block, slot = divmod(bit, geometry.inodes_per_block)
@@ -337,7 +338,7 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
     inode.number = ino
     inode.set_extra_isize(geometry.want_extra_isize)
     generation = getrandbits(32)
-    # A handle to the slot's last inode must not name this one.
+    # A file handle of the slot's last inode must not name this one.
     inode.i_generation = generation ^ 1 if generation == old else generation
     known = tx.caches[_Known]
     known.put(ino)
@@ -351,11 +352,11 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
 
 
 def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
-    """Where a new directory goes (``find_group_orlov``, simplified).
+    """Return the group for a new directory (``find_group_orlov``, simplified).
 
-    A top-level directory goes to the group with the fewest directories among those with about the average of free
-    inodes and blocks or more, beginning anywhere; every other one to its parent's group, or the next that is not far
-    below the average.
+    A top-level directory goes to the group with the fewest directories, among groups that have about the average of
+    free inodes and blocks or more; the search begins at a random group. Any other directory goes to its parent's group,
+    or to a group that is not far below the average.
     """
     geometry = tx.geometry
     if geometry.groups_count == 1:
@@ -364,7 +365,7 @@ def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
     free_inodes = sb.s_free_inodes_count // geometry.groups_count
     free_blocks = sb.free_blocks_count // geometry.groups_count
     if parent.number == EXT4_ROOT_INO or parent.i_flags & EXT4_TOPDIR_FL:
-        # A little under the average will do: on small pools the groups with superblock copies are always below it.
+        # Accept groups a little below the average: on small pools, groups with superblock copies are always below it.
         free_inodes -= free_inodes >> 3
         free_blocks -= free_blocks >> 3
         return _roomy_group(tx, getrandbits(32) % geometry.groups_count, free_inodes, free_blocks, home)
@@ -377,7 +378,10 @@ def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
 
 
 def _roomy_group(tx: Handle, start: int, free_inodes: int, free_blocks: int, home: int) -> int:
-    """The group with the fewest directories that has so many free inodes and blocks, among those behind ``start``."""
+    """Return the group with the fewest directories, among groups from ``start`` on with enough free inodes and blocks.
+
+    If no group has enough, return ``home``.
+    """
     geometry = tx.geometry
     index, slot = divmod(start, geometry.desc_per_block)
     best, fewest = home, geometry.inodes_per_group + 1
@@ -397,7 +401,10 @@ def _roomy_group(tx: Handle, start: int, free_inodes: int, free_blocks: int, hom
 
 
 def _other_group(tx: Handle, group: int) -> int:
-    """A group with a free inode when ``group`` has no room: at quadratic distances, then any (``find_group_other``)."""
+    """Return a group with a free inode for a ``group`` without room (``find_group_other``).
+
+    The search probes groups at quadratic distances first, then all of them.
+    """
     geometry = tx.geometry
     count = geometry.groups_count
     step, probe = 1, group

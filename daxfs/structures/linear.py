@@ -1,7 +1,8 @@
 """Linear directories: blocks of entries in no order.
 
-Every directory begins so. With dir_index, the first block that is full makes an index of it (`htree.convert`, called by
-`directories`); without, or when it has more blocks already, it goes on growing. Called by `directories` alone.
+Every directory begins as a linear one. With dir_index, it becomes an indexed directory when its first block is full
+(`htree.convert`, called by `directories`). Without dir_index, or if it has more blocks already, it gets further blocks.
+Only `directories` calls this module.
 
 Source: ``fs/ext4/namei.c`` (``__ext4_find_entry``, ``ext4_add_entry``).
 """
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
-    """The block and offset of the entry called ``name``; or the directory's only block (0: it has more), and -1."""
+    """Return the block and offset of the entry called ``name``.
+
+    If there is no such entry: return the directory's only block (0 if it has several), and -1.
+    """
     number = 0
     blocks = dirblocks.count(view, directory)
     for lblk in range(blocks):
@@ -32,7 +36,7 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
 
 
 def place(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) -> bool:
-    """Put an entry where there is room; False when no block has any."""
+    """Put an entry into the first block that has room; return False if no block has."""
     for lblk in range(dirblocks.count(tx, directory)):
         number = dirblocks.number_of(tx, directory, lblk)
         if dirblocks.place(tx, directory, number, name, ino, file_type):
@@ -41,7 +45,7 @@ def place(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) -
 
 
 def append(tx: Handle, directory: Inode, name: bytes, ino: int, file_type: int) -> None:
-    """Put an entry into a new block at the end (ENOSPC, EFBIG)."""
+    """Put an entry into a new block at the directory's end. Raises FsError: ENOSPC, EFBIG."""
     _, number, block = dirblocks.append(tx, directory)
     entry = dirent.pack_entry(ino, 0, name, file_type if tx.geometry.has_filetype else 0)
     dirblocks.fill(tx, number, block, [entry])

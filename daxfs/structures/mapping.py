@@ -1,9 +1,9 @@
-"""Where the blocks of a file are: one set of functions over both kinds of map.
+"""The map of a file, from logical to physical blocks: one set of functions over both kinds of map.
 
-Dispatches by ``EXT4_EXTENTS_FL`` to `extents` or `indirect`, which have the same functions with the same meaning, and
-is what the layers above and the directories call. Positions and lengths are in blocks. Functions that take a ``tx``
-change the map; their ``inode`` must come from ``inodes.edit`` of the same handle. Symbolic links whose text is in the
-inode, devices, FIFOs and sockets have no map: don't ask for it.
+Each function dispatches by ``EXT4_EXTENTS_FL`` to `extents` or `indirect`, which have the same functions with the same
+meaning. The layers above and the directories call this module. Positions and lengths are in blocks. Functions that take
+a ``tx`` change the map; their ``inode`` must come from ``inodes.edit`` of the same handle. Symbolic links whose target
+is in the inode, devices, FIFOs and sockets have no map; the functions must not be called for them.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ __all__ = [
 
 
 def lookup(view: View, inode: Inode, lblk: int) -> Extent:
-    """The extent or hole (``pblk`` 0) at ``lblk``, trimmed to begin there. A hole may extend past the length given."""
+    """Return the extent or hole (``pblk`` 0) at ``lblk``, trimmed to begin there. A hole may continue after its end."""
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.lookup(view, inode, lblk)
     return indirect.lookup(view, inode, lblk)
 
 
 def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> Iterator[Extent]:
-    """The mapped extents of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to that range.
+    """Yield the mapped extents of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to them.
 
     The map must not change while the iterator is in use.
     """
@@ -57,21 +57,21 @@ def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> I
 
 
 def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:
-    """At most ``limit`` extents of `walk` as a list."""
+    """Return at most ``limit`` extents of `walk` as a list."""
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.runs(view, inode, first, last, limit)
     return indirect.runs(view, inode, first, last, limit)
 
 
 def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
-    """The first mapped extent that ends after ``lblk``, trimmed to begin there or later; None when there is none."""
+    """Return the first mapped extent at or after ``lblk``, trimmed to begin there or later; None if there is none."""
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.next_mapped(view, inode, lblk)
     return indirect.next_mapped(view, inode, lblk)
 
 
 def new_inode_map(tx: Handle, inode: Inode) -> None:
-    """Give a new inode an empty map of the kind that the pool's features ask for, and the flag that says so."""
+    """Give a new inode an empty map of the kind that the pool's features require, and set the inode's flag for it."""
     if tx.geometry.has_extents:
         extents.new_inode_map(tx, inode)
     else:
@@ -79,7 +79,9 @@ def new_inode_map(tx: Handle, inode: Inode) -> None:
 
 
 def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
-    """Map blocks that are the caller's into a hole; ``i_blocks`` counts the map's new blocks, not the extent's own.
+    """Map blocks that the caller owns into a hole.
+
+    The function adds new blocks of the map to ``i_blocks``; the caller adds the extent's own blocks.
 
     Raises:
         FsError: EEXIST when a block of the range is mapped, EFBIG, ENOSPC; EOPNOTSUPP for unwritten blocks of a
@@ -94,19 +96,19 @@ def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
 def allocate(
     tx: Handle, inode: Inode, lblk: int, want: int, *, unwritten: bool = False, goal: int = 0, align: int = 1
 ) -> Extent:
-    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them: one piece, counted in ``i_blocks``.
+    """Allocate up to ``want`` blocks for the hole at ``lblk`` and map them as one extent, counted in ``i_blocks``.
 
     Args:
         tx: the handle.
         inode: from ``inodes.edit``.
         lblk: where the hole begins.
-        want: blocks, at least one; a call gives no more than the hole and one extent can hold.
-        unwritten: they read as zeros until `mark_written`; else the caller fills them before the commit.
-        goal: physical block to begin the search at, when no neighbour decides.
-        align: the physical start should be a multiple of it.
+        want: the number of blocks, at least one; a call maps no more than the hole and one extent can hold.
+        unwritten: the blocks read as zeros until `mark_written`; otherwise the caller fills them before the commit.
+        goal: the physical block at which the search begins, if there is no neighbour.
+        align: the physical start should be a multiple of this number of blocks.
 
     Returns:
-        What was mapped, at least one block.
+        The extent that was mapped, at least one block.
 
     Raises:
         FsError: EEXIST when ``lblk`` is mapped, EFBIG, ENOSPC; EOPNOTSUPP as `insert`.
@@ -119,10 +121,10 @@ def allocate(
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     """Turn the unwritten blocks of the range into written ones; holes and written blocks in it stay as they are.
 
-    Each leaf that the range lies in costs credits, so a caller with a long range gives it one extent at a time.
+    Each leaf that the range touches costs credits, so a caller with a long range passes one extent at a time.
 
     Raises:
-        FsError: ENOSPC, an extent must be split and the tree has no room and can get none.
+        FsError: ENOSPC: an extent must be split, and the tree has no room and can get none.
     """
     if inode.flags & EXT4_EXTENTS_FL:
         extents.mark_written(tx, inode, lblk, length)
@@ -131,20 +133,24 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
 
 
 def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
-    """`mark_written` where an unwritten extent that begins at ``lblk`` goes on behind the range, and follows a written
-    one which it lies behind in the pool too: only the border between the two moves, which is what appends come down to.
+    """Mark the first blocks of an unwritten extent as written by moving its border with the written extent before it.
+
+    This is the usual case of an append. It needs an unwritten extent that begins at ``lblk`` and is longer than
+    ``length``, right after a written extent, in the file and in the pool.
 
     Returns:
-        False: it is not so, and nothing has changed.
+        False: the extents are not of this kind, and nothing has changed. Use `mark_written`.
     """
     return bool(inode.flags & EXT4_EXTENTS_FL) and extents.move_border(tx, inode, lblk, length)
 
 
 def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
-    """Turn the written blocks of the range into unwritten ones, which read as zeros; costs as `mark_written`.
+    """Turn the written blocks of the range into unwritten ones, which read as zeros.
+
+    Each leaf that the range touches costs credits, as in `mark_written`.
 
     Raises:
-        FsError: ENOSPC as `mark_written`; EOPNOTSUPP, a block-mapped file can't have unwritten blocks.
+        FsError: ENOSPC as `mark_written`; EOPNOTSUPP: a block-mapped file can't have unwritten blocks.
     """
     if not inode.flags & EXT4_EXTENTS_FL:
         raise FsError(errno.EOPNOTSUPP, f"inode {inode.number} is block-mapped: it can't have unwritten blocks")
@@ -152,7 +158,7 @@ def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
 
 
 def normalize_tail(tx: Handle, inode: Inode) -> None:
-    """After the map or the size changed: give what lies past EOF the shape that e2fsck wants."""
+    """Give the map past EOF the shape that e2fsck accepts, after the map or the size changed (`extent_tail`)."""
     if inode.flags & EXT4_EXTENTS_FL:
         extent_tail.normalize(tx, inode)
 
@@ -165,13 +171,13 @@ def remove(
     Args:
         tx: the handle.
         inode: from ``inodes.edit``.
-        first: first logical block.
-        last: last one.
-        metadata: the blocks hold metadata (a directory's): the journal forgets them.
-        limit: stop after about so many freed runs of blocks, blocks of the map included; at least one is freed.
+        first: the first logical block.
+        last: the last logical block.
+        metadata: the blocks hold metadata (a directory's): the journal revokes them.
+        limit: stop after about this many freed runs of blocks, blocks of the map included; at least one is freed.
 
     Returns:
-        True when nothing is left to unmap; else call again in another handle. The map is valid in between.
+        True: nothing is left to unmap. False: call again in another handle; the map is valid in between.
     """
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.remove(tx, inode, first, last, metadata=metadata, limit=limit)

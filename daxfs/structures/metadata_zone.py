@@ -1,9 +1,9 @@
-"""Where a group's own metadata lies, so that no file's map is ever believed to lie there too.
+"""The places of the groups' metadata: no file's map may name blocks there.
 
-Superblock copies, group descriptors, bitmaps and inode tables are found from the geometry and the descriptors, one
-flexible group at a time, and kept per mount in a bounded table. It answers, it changes nothing. The maps of files
-(`extent_tree`, `indirect`) ask it once for each block pointer they have not seen before. Like the kernel's
-(``fs/ext4/block_validity.c``) it is a net under hostile images, not an allocator.
+The module finds superblock copies, group descriptors, bitmaps and inode tables from the geometry and the descriptors,
+one flexible group at a time, and caches them per mount in a bounded table. It changes nothing. The maps of files
+(`extent_tree`, `indirect`) check each block pointer once, when it is new. Like ``fs/ext4/block_validity.c`` in the
+kernel, this protects against hostile images; it is no allocator.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from daxfs.journal.view import View
 
 MAX_ZONES = 512
-"""Flexible groups remembered; a few hundred bytes each."""
+"""The most flexible groups in the cache; each takes a few hundred bytes."""
 
 Blocks = np.ndarray[tuple[int], np.dtype[np.int64]]
 Zone = tuple[Blocks, Blocks]
-"""Sorted, disjoint block ranges: where they begin, and where each ends."""
+"""Sorted, disjoint block ranges: their beginnings, and their ends."""
 
 
 class _Zones(Cache):
-    """What is remembered of one pool. It follows from the shape, which no change of a mounted pool touches.
+    """The zones of one pool. They follow from the geometry, which does not change while the pool is mounted.
 
     Attributes:
         by_group: the zones by flexible group.
-        log: the journal's blocks, once `protect` was told of them.
-        log_owner: the inode that they belong to.
+        log: the journal's blocks, after `protect` was called.
+        log_owner: the inode that the journal's blocks belong to.
     """
 
     __slots__ = ("by_group", "log", "log_owner")
@@ -46,16 +46,20 @@ class _Zones(Cache):
 
 
 def protect(view: View, owner: int, runs: Iterable[tuple[int, int]]) -> None:
-    """The journal's blocks (start, count) are metadata too: from now on no map but its inode's may name them."""
+    """Add the journal's blocks (start, count) to the metadata: from now on only the map of ``owner`` may name them."""
     zones = view.caches[_Zones]
     zones.log = _zone(runs)
     zones.log_owner = owner
 
 
 def first_overlap(view: View, ino: int, starts: Blocks, ends: Blocks) -> int | None:
-    """The index of the first of the block ranges [start, end) that touches metadata of the groups; None when none does.
+    """Return the index of the first block range [start, end) that overlaps metadata; None if there is none.
 
-    They are in the map of inode ``ino``, non-empty, and lie in the pool.
+    Args:
+        view: what to read.
+        ino: the inode whose map has the ranges.
+        starts: where the ranges start.
+        ends: where they end; every range lies in the pool and is not empty.
     """
     if not starts.size:
         return None
@@ -87,10 +91,10 @@ def _touches(zone: Zone, starts: Blocks, lasts: Blocks) -> np.ndarray[tuple[int]
 
 
 def _build(view: View, number: int) -> Zone:
-    """The zone of one flexible group, from the descriptors of its groups.
+    """Return the zone of one flexible group, from the descriptors of its groups.
 
     Raises:
-        Corrupt: a descriptor names blocks outside of the file system.
+        Corrupt: a descriptor names blocks outside the file system.
     """
     geometry = view.geometry
     ranges: list[tuple[int, int]] = []
@@ -98,7 +102,7 @@ def _build(view: View, number: int) -> Zone:
     first = number * geometry.flex_bg_size
     for group in range(max(first, 0), min(first + geometry.flex_bg_size, geometry.groups_count)):
         descriptor = groups.descriptor(view, group)
-        descriptor.check_places(group, geometry)  # a view of a pool before its recovery has not
+        descriptor.check_places(group, geometry)  # a view of a pool before its recovery has not checked them
         ranges.append((descriptor.block_bitmap, 1))
         ranges.append((descriptor.inode_bitmap, 1))
         ranges.append((descriptor.inode_table, table))
@@ -109,7 +113,7 @@ def _build(view: View, number: int) -> Zone:
 
 
 def _zone(ranges: Iterable[tuple[int, int]]) -> Zone:
-    """Ranges (start, count) as a zone."""
+    """Make a zone of ranges (start, count)."""
     begins: list[int] = []
     ends: list[int] = []
     for begin, count in sorted(ranges):

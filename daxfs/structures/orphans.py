@@ -1,9 +1,8 @@
-"""Orphans on the disk: inodes that recovery must free (no links) or cut to their size (links left).
+"""Orphans on the disk: inodes that recovery must free (no links) or truncate to their size (links left).
 
-Two forms, for the same purpose: a list through ``i_dtime`` that begins in the superblock (``s_last_orphan``), and the
-blocks of the orphan file (feature orphan_file), which takes precedence while it has room. What to do with an orphan is
-the fs layer's matter, and it alone calls this module. Sources: fs/ext4/orphan.c,
-Documentation/filesystems/ext4/orphan.rst.
+ext4 has two forms: a list through ``i_dtime`` that begins in the superblock (``s_last_orphan``), and the orphan file
+(feature orphan_file), which is used first, as long as it has room. Only the fs layer calls this module, and it
+processes the orphans. Sources: fs/ext4/orphan.c, Documentation/filesystems/ext4/orphan.rst.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from daxfs.journal.view import View
 
 MAX_PLACES = 4096
-"""Orphans whose place in the file is remembered; others are searched for."""
+"""The most orphans whose place in the file is cached; others are searched."""
 
 
 class _File:
@@ -35,9 +34,9 @@ class _File:
 
     Attributes:
         blocks: the physical block of each logical one.
-        seed: of the blocks' checksums.
+        seed: the seed of the blocks' checksums.
         places: inode -> (logical block, slot), a hint.
-        roomy: the logical block to look for room in first, a hint.
+        roomy: the logical block in which the search for room begins, a hint.
     """
 
     __slots__ = ("blocks", "places", "roomy", "seed")
@@ -50,13 +49,13 @@ class _File:
 
 
 class _Known(Cache):
-    """What is remembered of one pool's orphans. Its hints are compared with the pool, so that none has to be undone.
+    """The cache of one pool's orphans. Hints are compared with the pool, so they need no undo.
 
     Attributes:
         file: the orphan file, once it was read.
-        before: listed inode -> the one in front of it, a hint. The list is linked one way, and open files without names
-            are closed in any order. As many entries as there are such files, of which the layers above keep books
-            anyway.
+        before: listed inode -> the inode before it, a hint. The list is linked in one direction, and open files without
+            names are closed in any order. The hints are bounded by the number of such files, of which the layers above
+            keep a record in any case.
     """
 
     __slots__ = ("before", "file")
@@ -67,7 +66,7 @@ class _Known(Cache):
 
 
 def add(tx: Handle, ino: int) -> None:
-    """Note that ``ino``, which is not noted yet, must be looked after by recovery: one credit.
+    """Make ``ino``, which is not an orphan yet, an orphan, so that recovery processes it: one credit.
 
     Raises:
         Corrupt: the number is out of range, or the orphan file is damaged.
@@ -84,10 +83,10 @@ def add(tx: Handle, ino: int) -> None:
 
 
 def remove(tx: Handle, ino: int) -> None:
-    """Take back `add`: one credit in the file, two in the list. ``i_dtime`` is 0 then, where the list has used it.
+    """Remove ``ino`` from the orphans: one credit in the file, two in the list, which also sets ``i_dtime`` to 0.
 
     Raises:
-        Corrupt: ``ino`` is not noted, or the list or file is damaged.
+        Corrupt: ``ino`` is not an orphan, or the list or file is damaged.
     """
     file = _file(tx)
     if file is None or not _remove_from_file(tx, file, ino):
@@ -95,7 +94,7 @@ def remove(tx: Handle, ino: int) -> None:
 
 
 def listing(view: View) -> Iterator[int]:
-    """All that is noted, each once: those of the file, then those of the list, the youngest first.
+    """Yield each orphan once: those of the file, then those of the list, the youngest first.
 
     Raises:
         Corrupt: the list or file is damaged, or names an inode that is reserved or free.
@@ -117,7 +116,7 @@ def listing(view: View) -> Iterator[int]:
         if ino in listed:
             raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} comes twice")
         listed.add(ino)
-        # Fetched first: whoever asks for the list may remove each inode as it comes.
+        # Read the next one first: the caller may remove each inode when it is yielded.
         following = inodes.read(view, _believable(view, ino)).i_dtime
         if ino not in seen:
             yield ino
@@ -154,7 +153,7 @@ def _remove_from_list(tx: Handle, ino: int) -> None:
 
 
 def _before(view: View, ino: int) -> int:
-    """The listed inode whose successor is ``ino``."""
+    """Return the listed inode whose successor is ``ino``."""
     hint = view.caches[_Known].before.get(ino, 0)
     if hint and inodes.in_use(view, hint) and inodes.read(view, hint).i_dtime == ino:
         return hint
@@ -173,7 +172,7 @@ def _before(view: View, ino: int) -> int:
 
 
 def _file(view: View) -> _File | None:
-    """The orphan file, or None without the feature."""
+    """Return the orphan file, or None without the feature."""
     if not view.geometry.has_orphan_file:
         return None
     known = view.caches[_Known]
@@ -212,7 +211,7 @@ def _seal(seed: int, number: int, content: memoryview) -> None:
 
 
 def _slots(view: View, file: _File, index: int) -> npt.NDArray[np.uint32]:
-    """The inode numbers of one block, 0 where there is room."""
+    """Return the inode numbers of one block; 0 marks a free slot."""
     geometry, number = view.geometry, file.blocks[index]
     content = view.verified(number, partial(_check, geometry, file.seed, number))
     return np.frombuffer(content, "<u4", orphan.inodes_per_block(geometry.block_size))
@@ -231,7 +230,7 @@ def _remember(file: _File, ino: int, index: int, slot: int) -> None:
 
 
 def _add_to_file(tx: Handle, file: _File, ino: int) -> bool:
-    """Whether there was room."""
+    """Add an orphan to the file; return whether there was room."""
     count = len(file.blocks)
     for step in range(count):
         index = (file.roomy + step) % count
@@ -246,7 +245,7 @@ def _add_to_file(tx: Handle, file: _File, ino: int) -> bool:
 
 
 def _remove_from_file(tx: Handle, file: _File, ino: int) -> bool:
-    """Whether it was there."""
+    """Remove an orphan from the file; return whether it was there."""
     place = file.places.pop(ino, None)
     if place is not None and _slots(tx, file, place[0])[place[1]] == ino:
         _store(tx, file, *place, 0)

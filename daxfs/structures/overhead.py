@@ -1,8 +1,8 @@
-"""How many blocks of a file system can never be data, which statfs(2) takes off its size.
+"""Count the blocks of a file system that can never be data; statfs(2) subtracts them from the size.
 
-The kernel counts anew at each mount and believes ``s_overhead_clusters`` only under bigalloc, where counting is slow:
-the field is 0 or old where resize2fs or genext2fs had its hands on the pool. This module counts as the kernel does,
-down to what it leaves out. Source: ``ext4_calculate_overhead`` and ``count_overhead`` in fs/ext4/super.c.
+The kernel counts them at each mount. It uses ``s_overhead_clusters`` only under bigalloc, where counting is slow: the
+field is 0 or outdated after resize2fs or genext2fs changed the pool. This module counts as the kernel does, omissions
+included. Source: ``ext4_calculate_overhead`` and ``count_overhead`` in fs/ext4/super.c.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from daxfs.journal.view import View
 
 BITMAPS = 2
-"""Blocks of each group: a map of its blocks, a map of its inodes."""
+"""Bitmap blocks of each group: the block bitmap and the inode bitmap."""
 
 
 def blocks(view: View, log_blocks: int) -> int:
-    """Blocks that are never data, of a file system whose journal inside of it has ``log_blocks`` (0: none).
+    """Return how many blocks are never data, in a file system whose internal journal has ``log_blocks`` (0: none).
 
     Raises:
-        Corrupt: under bigalloc, a descriptor names blocks outside of the file system.
+        Corrupt: under bigalloc, a descriptor names blocks outside the file system.
     """
     geometry = view.geometry
     bits = geometry.cluster_bits
@@ -36,13 +36,13 @@ def blocks(view: View, log_blocks: int) -> int:
 
 
 def _of_groups(geometry: Geometry) -> int:
-    """Blocks of the groups' metadata: superblocks, descriptors, room for more of these, bitmaps, inode tables."""
+    """Count the blocks of superblocks, descriptors, room for more descriptors, bitmaps and inode tables."""
     fixed = (BITMAPS + geometry.inode_blocks_per_group) * geometry.groups_count
     return fixed + sum(geometry.base_blocks(group) for group in range(geometry.groups_count))
 
 
 def _clusters(view: View) -> int:
-    """The same in clusters, each counted once; blocks kept for more descriptors are not counted."""
+    """Count the clusters of the groups' metadata, each once; blocks reserved for more descriptors are not counted."""
     geometry = view.geometry
     bits, table = geometry.cluster_bits, geometry.inode_blocks_per_group
     used: set[int] = set()

@@ -1,9 +1,9 @@
-"""Which inodes' maps, as they stand in ``i_block``, need no further check.
+"""Validated roots: contents of ``i_block`` that need no further check.
 
-A reader checks the root of a map in full once and remembers its 60 bytes; writers remember what they made. Any other
-content (another inode in the slot, a rollback, a hostile image seen for the first time) does not compare equal and is
-checked: so nothing that is undone has to be forgotten. Used by `extent_tree` and `indirect` alone, each of which keeps
-a cache of its own.
+A reader checks the root of a map completely once and caches its 60 bytes; a writer caches the root that it made. Any
+other content (another inode in the slot, a rollback, a hostile image read for the first time) does not compare equal
+and is checked. So a rollback need not remove anything from the cache. Only `extent_tree` and `indirect` use this
+module; each has a cache of its own.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 from daxfs.journal.caches import Cache
 
 LIMIT = 4096
-"""Roots remembered per cache, about 200 bytes each."""
+"""The most roots in one cache; each takes about 200 bytes."""
 
 
 class Trusted(Cache):
-    """The roots of one kind of map that were found good."""
+    """The validated roots of one kind of map."""
 
     __slots__ = ("_known",)
 
@@ -23,11 +23,11 @@ class Trusted(Cache):
         self._known: dict[int, bytes] = {}
 
     def holds(self, ino: int, words: memoryview) -> bool:
-        """Whether this content of the inode's root was found good before."""
+        """Whether this content of the inode's root is validated."""
         return self._known.get(ino) == words.tobytes()
 
     def put(self, ino: int, words: memoryview) -> None:
-        """This content of the inode's root is good."""
+        """Record this content of the inode's root as validated."""
         known = self._known
         if len(known) >= LIMIT:
             known.clear()

@@ -1,14 +1,14 @@
-"""Extended attributes of an inode: read, set, removed, listed, and access control lists kept in them.
+"""Extended attributes of an inode: read, set, remove and list them, and the access control lists stored in them.
 
-Attributes live behind the fields of the inode's slot where there is room (256-byte inodes), and in one block
-(``i_file_acl``) that inodes with the same attributes may share. As in ext4, a value goes to the slot if it fits there
-and to the block if not, and others stay where they are. What an area looks like is ``ext4.xattr``'s matter; who may
-see or set which name, and on which kind of file, the fs layer's, which calls this.
+Attributes lie after the fields of the inode's slot, if there is room (256-byte inodes), and in one block
+(``i_file_acl``), which inodes with the same attributes may share. As in ext4, a value goes to the slot if it fits, else
+to the block, and other attributes stay where they are. ``ext4.xattr`` has the layout of both areas. The fs layer, the
+caller, decides who may see or set which name, and on which kind of file.
 
-Names are whole: ``b"user.comment"``. The values of ``system.posix_acl_access`` and ``_default`` are what system calls
-exchange, and are kept in ext4's shorter form. Values in inodes of their own (ea_inode) are refused as ``Corrupt``:
-without that feature, which no mount accepts, there are none. Functions that take a ``tx`` change the inode, which must
-come from ``inodes.edit`` of the same handle; one attribute takes up to 6 credits.
+Names are whole: ``b"user.comment"``. The values of ``system.posix_acl_access`` and ``_default`` have the form of the
+system calls; they are stored in ext4's shorter form. Values in inodes of their own (ea_inode) are refused as
+``Corrupt``: they need that feature, with which no mount is possible. Functions that take a ``tx`` change the inode,
+which must come from ``inodes.edit`` of the same handle; one attribute takes up to 6 credits.
 
 Source: ``fs/ext4/xattr.c``, ``fs/ext4/acl.c``.
 """
@@ -53,10 +53,10 @@ _SERVED = frozenset((INDEX_USER, INDEX_TRUSTED, INDEX_SECURITY, *_ACLS))
 
 
 def get(view: View, inode: Inode, name: bytes) -> bytes:
-    """The value of an attribute.
+    """Return the value of an attribute.
 
     Raises:
-        FsError: ENODATA: there is none; EOPNOTSUPP, EINVAL, ERANGE: the name can't be one.
+        FsError: ENODATA: there is no such attribute; EOPNOTSUPP, EINVAL, ERANGE: the name is invalid.
         Corrupt: an area is damaged.
     """
     prefix, rest = _split(name)
@@ -69,7 +69,7 @@ def get(view: View, inode: Inode, name: bytes) -> bytes:
 
 
 def listing(view: View, inode: Inode) -> list[bytes]:
-    """The names of all attributes that have one (internal ones are left out). Raises Corrupt."""
+    """Return the names of all attributes that callers may use; internal ones are left out. Raises Corrupt."""
     if not present(inode):
         return []
     names: dict[bytes, None] = {}
@@ -81,19 +81,19 @@ def listing(view: View, inode: Inode) -> list[bytes]:
 
 
 def holds(view: View, inode: Inode, name: bytes) -> bool:
-    """Whether there is an attribute of this name. Raises as `get`, ENODATA excepted."""
+    """Whether there is an attribute of this name. Raises as `get`, except ENODATA."""
     return present(inode) and _value(view, inode, *_split(name)) is not None
 
 
 def present(inode: Inode) -> bool:
-    """Whether there may be any attribute: a look at two words."""
+    """Whether the inode may have attributes; the test reads two words only."""
     start = _area_start(inode) >> 2
     words = inode.words
     return bool(inode.file_acl) or (start < len(words) and words[start] == EXT4_XATTR_MAGIC)
 
 
 def get_acl(view: View, inode: Inode, default: bool = False) -> Acl | None:
-    """The access ACL of an inode or the default ACL of a directory; None when the mode says everything.
+    """Return the access ACL of an inode or the default ACL of a directory; None if there is none.
 
     Raises:
         Corrupt: an area or the ACL is damaged.
@@ -112,7 +112,7 @@ def _split(name: bytes) -> tuple[int, bytes]:
 
 
 def _area_start(inode: Inode) -> int:
-    """Where the attributes of the slot begin, or the slot's end when it has no room for any."""
+    """Return the byte where the attributes of the slot begin; the slot's end if it has no room for attributes."""
     start = inode.extra_end
     return start if start > GOOD_OLD_SIZE else inode.slot_size
 
@@ -146,7 +146,7 @@ def _where(inode: Inode, number: int) -> str:
 
 
 def _block(view: View, inode: Inode, number: int) -> memoryview:
-    """The attribute block, its checksum checked; its header and entries are checked by whoever parses them."""
+    """Return the attribute block after a check of its checksum; code that parses header and entries checks them."""
     if view.geometry.metadata_csum:
         return view.verified(number, partial(_check, view.geometry, inode, number))
     return view.block(number)
@@ -168,11 +168,11 @@ def set(tx: Handle, inode: Inode, name: bytes, value: bytes, flags: int = 0) -> 
         tx: the handle.
         inode: from ``inodes.edit``.
         name: the whole name.
-        value: any bytes; an ACL as in ``posix_acl_xattr.h``, of which an empty one is removed.
+        value: any bytes; an ACL as in ``posix_acl_xattr.h``. An empty ACL removes the attribute.
         flags: `XATTR_CREATE` or `XATTR_REPLACE`.
 
     Raises:
-        FsError: EEXIST, ENODATA as the flags say; ENOSPC when slot and block have no room; EINVAL, EOPNOTSUPP, ERANGE
+        FsError: EEXIST, ENODATA by the flags; ENOSPC if slot and block have no room; EINVAL, EOPNOTSUPP, ERANGE
             for the name or the ACL.
         Corrupt: an area is damaged.
     """
@@ -191,14 +191,14 @@ def remove(tx: Handle, inode: Inode, name: bytes) -> None:
 
 
 def set_acl(tx: Handle, inode: Inode, entries: Acl | None, default: bool = False) -> None:
-    """Store an ACL, or none (None or no entries). What it does to the mode is the caller's matter. ENOSPC, Corrupt."""
+    """Store an ACL; None or an empty one removes it. The caller updates the mode. Raises FsError ENOSPC, Corrupt."""
     value = acl_format.to_disk(entries) if entries else b""
     prefix = INDEX_POSIX_ACL_DEFAULT if default else INDEX_POSIX_ACL_ACCESS
     _put(tx, inode, Attribute(prefix, b"", value), 0, absent=not entries)
 
 
 def set_inherited(tx: Handle, inode: Inode, inherited: Inherited) -> None:
-    """Store what a new inode takes from its directory's default ACL. Raises ENOSPC, Corrupt."""
+    """Store the ACLs that a new inode inherits from its directory. Raises FsError ENOSPC, Corrupt."""
     if inherited.default:
         set_acl(tx, inode, inherited.default, default=True)
     if inherited.access:
@@ -206,13 +206,13 @@ def set_inherited(tx: Handle, inode: Inode, inherited: Inherited) -> None:
 
 
 def drop(tx: Handle, inode: Inode) -> None:
-    """Give the attribute block back, or the inode's share in it: the inode is being freed. Raises Corrupt."""
+    """Free the attribute block of an inode that is being freed, or its reference to a shared one. Raises Corrupt."""
     if inode.file_acl:
         _release(tx, inode, inode.file_acl)
 
 
 def _put(tx: Handle, inode: Inode, new: Attribute, flags: int, *, absent: bool) -> None:
-    """Make ``new`` an attribute, or (``absent``) see that there is none of its name (``ext4_xattr_set_handle``)."""
+    """Set the attribute ``new``, or remove the attribute of its name (``absent``); as ``ext4_xattr_set_handle``."""
     slot, block = _in_slot(inode), _in_block(tx, inode)
     slot_at, block_at = _index(slot, new.prefix, new.name), _index(block, new.prefix, new.name)
     there = slot_at >= 0 or block_at >= 0
@@ -259,7 +259,7 @@ def _seal(csum_seed: int, number: int, content: memoryview) -> None:
 
 
 def _write_block(tx: Handle, inode: Inode, old: list[Attribute], new: list[Attribute]) -> None:
-    """Make ``new`` the content of the inode's block: in place if nobody shares it, else in a block of its own."""
+    """Store ``new`` as the content of the inode's block: in place if the block is not shared, else in a new block."""
     if new == old:
         return
     number = inode.file_acl
@@ -285,7 +285,7 @@ def _sealer(geometry: Geometry, number: int) -> partial[None] | None:
 
 
 def _release(tx: Handle, inode: Inode, number: int) -> None:
-    """The inode's block is its no more: one reference less, or a free block (``ext4_xattr_release_block``)."""
+    """Remove the inode's reference to its block; the last reference frees the block (``ext4_xattr_release_block``)."""
     geometry = tx.geometry
     header = format_.block_header(_block(tx, inode, number), _where(inode, number))
     if header.h_refcount > 1:
