@@ -1,1 +1,1 @@
-"""Floor 8: the command line."""
+"""Layer 9: the command line."""

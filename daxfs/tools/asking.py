@@ -1,7 +1,7 @@
-"""Questions to a mount that may never be answered.
+"""Ask a mount that may never answer.
 
-Whoever asks a mount whose daemon is stopped waits for it, and can't even be killed once the daemon has read the
-question. So a child process asks, and its parent waits a limited time.
+A process that calls into a mount waits for its daemon. If the daemon stops after it has read the request, the process
+can't even be killed. So a child process makes the call, and the parent waits for a limited time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ANSWER_SECONDS = 3.0
 
 
 def ask(question: Callable[[], Any], seconds: float = ANSWER_SECONDS) -> Any:
-    """What ``question`` returns (values of JSON); None if it raises OSError.
+    """Return the result of ``question`` (values of JSON), or None if it raises OSError.
 
     Raises:
         TimeoutError: no answer within ``seconds``.
@@ -35,7 +35,7 @@ def ask(question: Callable[[], Any], seconds: float = ANSWER_SECONDS) -> Any:
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
         if not select.select([answer], [], [], seconds)[0]:
-            os.kill(child, signal.SIGKILL)  # nobody waits for its end, which may be as far off as the answer
+            os.kill(child, signal.SIGKILL)  # not waited for: the child may end as late as the answer comes
             raise TimeoutError
         text = answer.read()
     os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""``daxfs check`` and ``fsck.daxfs``: e2fsck on a pool that nobody uses, with its output and its exit code."""
+"""``daxfs check`` and ``fsck.daxfs``: run e2fsck on a pool that is not in use, with e2fsck's output and exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(path: str, options: Sequence[str]) -> int:
     """Run e2fsck and return its exit code (fsck(8): 0 clean, 1 corrected, 4 left uncorrected, 8 failed, ...).
 
     Raises:
-        UserError: the pool is in use, can't be opened, or is no file or block device.
+        UserError: the pool is in use, can't be opened, or is neither a file nor a block device.
     """
     program = find_tool("e2fsck")
     path = kinds.lasting_path(path)
@@ -38,7 +38,7 @@ def check(path: str, options: Sequence[str]) -> int:
 
 
 def _mend(path: str) -> bool:
-    """Mend a superblock that a power cut has torn, at which ``e2fsck -p`` stops; whether it was (docs/CRASH.md)."""
+    """Repair a superblock torn by a power cut, at which ``e2fsck -p`` stops; return whether it was (docs/CRASH.md)."""
     try:
         with open_pool(path, read_only=True, exclusively=False) as pool:
             if not mounting.read_superblock(pool).is_torn():
@@ -49,7 +49,7 @@ def _mend(path: str) -> bool:
     except PoolError as error:
         raise PoolError(str(error), OPERATIONAL_ERROR) from None
     except FsError:
-        return False  # e2fsck says what is wrong
+        return False  # e2fsck reports the fault
     if mended:
         print(f"{path}: the superblock was torn by a power cut; recovered from the journal")
     return mended
@@ -69,12 +69,12 @@ def _target(path: str) -> kinds.Target:
 
 @contextlib.contextmanager
 def _held(target: kinds.Target, *, read_only: bool) -> Iterator[None]:
-    """Keep the pool to ourselves. A block device is only asked for: e2fsck takes it for itself, with O_EXCL."""
+    """Keep other users out of the pool. A block device is only tested: e2fsck itself opens it with O_EXCL."""
     try:
         guard = exclusive.claim(target, read_only=read_only)
         try:
             if not read_only:
-                # It would give to others what these programs may still store into; a mount does not.
+                # e2fsck could give blocks to other files that stale clients may still store to; a mount does not.
                 exclusive.refuse_clients(guard, target.path)
         except PoolError:
             os.close(guard)
@@ -92,7 +92,7 @@ def _held(target: kinds.Target, *, read_only: bool) -> Iterator[None]:
 
 
 def check_arguments(arguments: Sequence[str]) -> int:
-    """``fsck.daxfs [options] POOL``, as fsck(8) calls it: options are e2fsck's.
+    """Run ``fsck.daxfs [options] POOL``, as fsck(8) calls it, with e2fsck's options.
 
     Raises:
         UserError: as `check`, or a wrong argument.

@@ -1,6 +1,6 @@
-"""The command line: arguments in, one line of error and an exit code out. The work is done by its neighbours.
+"""The command line: parse arguments, call another module for the work, print an error as one line, set the exit code.
 
-Each command loads what it needs when it runs, so that the command line starts at once. An error that the user can mend
+Each command imports what it needs when it runs, so that the command line starts fast. An error that the user can cause
 (`UserError`, `FsError`) is one line on standard error; a traceback is a bug.
 """
 
@@ -40,7 +40,7 @@ app = typer.Typer(
 
 
 def show_version(wanted: bool) -> None:
-    """Print the name and version, and end."""
+    """Print the name and version, and exit."""
     if wanted:
         from importlib.metadata import version
 
@@ -63,10 +63,10 @@ def common_options(
     options_metavar="POOL [--size S] [--sparse] [--keep-mode] [--trust-owner] [MKE2FS OPTIONS]",
 )
 def mkfs_command(context: typer.Context) -> None:
-    """Make an ext4 file system in POOL with mke2fs; --size makes the file. Other options go to mke2fs.
+    """Make an ext4 file system in POOL with mke2fs; --size creates the file. Other options go to mke2fs.
 
-    A file is allocated whole, unless --sparse is given. It gets mode 0600, since who may read it reads every file in
-    it, unless --keep-mode is given. A pool that others can change is refused without --trust-owner.
+    A file is fully allocated, unless --sparse is given. It gets mode 0600, because a user who may read it can read
+    every file in it, unless --keep-mode is given. A pool that others can change is refused without --trust-owner.
     """
     mkfs_arguments(context.args)
 
@@ -75,7 +75,7 @@ class MountCommand(TyperCommand):
     """``daxfs mount``, whose help ends with the table of mount options."""
 
     def get_help(self, ctx: Any) -> str:
-        """The usual help, then every mount option."""
+        """Return the usual help, followed by all mount options."""
         from daxfs.tools import optionlist
 
         return f"{super().get_help(ctx)}\n\nMount options (-o).\n{optionlist.as_help()}".rstrip()
@@ -90,7 +90,7 @@ def mount_command(
         typer.Option(
             "-o",
             metavar="OPTIONS",
-            help="Mount options with commas between them; see below.",
+            help="Mount options separated by commas; see below.",
         ),
     ] = None,
     foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Serve in this process.")] = False,
@@ -98,7 +98,7 @@ def mount_command(
         bool, typer.Option("--trust-owner", help="Mount a pool that others can change, nosuid and nodev.")
     ] = False,
 ) -> None:
-    """Mount POOL; returns when the mount answers. With -o remount,... the options of MOUNTPOINT change (no POOL)."""
+    """Mount POOL; return when the mount answers. With -o remount,... change the options of MOUNTPOINT (no POOL)."""
     from daxfs.tools import mount
 
     options = [*(given or ()), *(["trust_owner"] if trust_owner else [])]
@@ -110,7 +110,7 @@ def umount_command(
     mountpoint: MountpointArgument,
     lazy: Annotated[bool, typer.Option("-l", "--lazy", help="Detach now, end when no longer in use.")] = False,
 ) -> None:
-    """Unmount; returns when the pool is closed."""
+    """Unmount MOUNTPOINT; return when the pool is closed."""
     from daxfs.tools import mount
 
     mount.umount(mountpoint, lazy=lazy)
@@ -119,9 +119,9 @@ def umount_command(
 @app.command("info")
 def info_command(
     place: Annotated[str, typer.Argument(metavar="POOL|MOUNTPOINT")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a pool is and what is in it."""
+    """Show the kind, size and state of a pool, and of its mount."""
     from daxfs.tools import info
 
     info.show(place, as_json=as_json)
@@ -132,10 +132,10 @@ def check_command(
     pool: PoolArgument,
     yes: Annotated[bool, typer.Option("-y", help="Repair without asking.")] = False,
     no: Annotated[bool, typer.Option("-n", help="Change nothing.")] = False,
-    preen: Annotated[bool, typer.Option("-p", help="Repair what is safe to repair.")] = False,
-    force: Annotated[bool, typer.Option("-f", help="Check even if it is marked clean.")] = False,
+    preen: Annotated[bool, typer.Option("-p", help="Repair only what is safe to repair.")] = False,
+    force: Annotated[bool, typer.Option("-f", help="Check even if POOL is marked clean.")] = False,
 ) -> None:
-    """Check POOL with e2fsck and end with its exit code."""
+    """Check POOL with e2fsck and exit with its exit code."""
     from daxfs.tools import check
 
     chosen = [flag for flag, given in (("-y", yes), ("-n", no), ("-p", preen), ("-f", force)) if given]
@@ -163,9 +163,9 @@ def dump_command(
 def map_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file on a mount, or POOL:/PATH.")],
     pool: Annotated[str, typer.Option("--pool", metavar="POOL", help="FILE is a path in this pool.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show where FILE lies in its pool, and how much of it can be mapped with 2 MiB pages."""
+    """Show the extents of FILE in its pool, and how much of it can be mapped with 2 MiB pages."""
     from daxfs.tools import mapview
 
     mapview.show(file, pool=pool, as_json=as_json)
@@ -173,7 +173,7 @@ def map_command(
 
 @app.command("sync")
 def sync_command(mountpoint: MountpointArgument) -> None:
-    """Make everything durable that was done on MOUNTPOINT; sync(1) does not, where the kernel does not pass it on."""
+    """Make all earlier changes on MOUNTPOINT durable, also where the kernel does not pass sync(1) on to the daemon."""
     from daxfs.tools import sync
 
     sync.sync(mountpoint)
@@ -185,11 +185,11 @@ def stats_command(
     interval: Annotated[
         float | None, typer.Option("--interval", metavar="SECONDS", help="How long to watch (default 1).")
     ] = None,
-    total: Annotated[bool, typer.Option("--total", help="All since counting began, at once.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    total: Annotated[bool, typer.Option("--total", help="Show all since counting began, at once.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     prometheus: Annotated[bool, typer.Option("--prometheus", help="All, in Prometheus's text format.")] = False,
 ) -> None:
-    """Show requests, their sizes and times by kind, the journal and open files. A mount counts while this is asked."""
+    """Show requests by kind with sizes and times, the journal and open files. The first call begins the counting."""
     from daxfs.tools import stats
 
     stats.show(mountpoint, interval=interval, total=total, as_json=as_json, prometheus=prometheus)
@@ -199,12 +199,12 @@ def stats_command(
 def exec_command(
     program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGUMENTS]")],
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Say what is run, and at its end what was direct.")
+        bool, typer.Option("-v", "--verbose", help="Print what is run, and at its end how many accesses were direct.")
     ] = False,
 ) -> None:
-    """Run PROGRAM with files of daxfs read, written and mapped without the daemon; DAXFS_DIRECT=0 switches that off.
+    """Run PROGRAM with direct access to files of daxfs, without the daemon; DAXFS_DIRECT=0 switches direct access off.
 
-    Programs that are statically linked or set-user-ID run through FUSE, as without this.
+    Programs that are statically linked or set-user-ID run as usual, through FUSE.
     """
     from daxfs.tools import exec
 
@@ -212,14 +212,14 @@ def exec_command(
 
 
 def mkfs_arguments(arguments: list[str]) -> None:
-    """``POOL [SIZE] [--size SIZE] [mke2fs options]``, in any order."""
+    """Run mkfs with the arguments ``POOL [SIZE] [--size SIZE] [mke2fs options]``, in any order."""
     from daxfs.tools import make
 
     make.run(arguments)
 
 
 def prepare_streams() -> None:
-    """Give a process that was started with closed standard streams open ones, before it opens anything else."""
+    """Open the standard streams of a process that was started without them, before it opens anything else."""
     fill_standard()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -227,7 +227,7 @@ def prepare_streams() -> None:
 
 
 def main() -> None:
-    """The ``daxfs`` command."""
+    """Run the ``daxfs`` command."""
     prepare_streams()
     arguments = sys.argv[1:] or ["--help"]
     name = next((word for word in arguments if not word.startswith("-")), "")
@@ -236,13 +236,13 @@ def main() -> None:
 
 
 def mkfs_main() -> None:
-    """The ``mkfs.daxfs`` command."""
+    """Run the ``mkfs.daxfs`` command."""
     prepare_streams()
     sys.exit(_guarded(lambda: mkfs_arguments(sys.argv[1:]), USAGE, DATA_ERROR))
 
 
 def mount_main() -> None:
-    """The ``mount.fuse.daxfs`` command, which mount(8) calls."""
+    """Run the ``mount.fuse.daxfs`` command, which mount(8) calls."""
     prepare_streams()
     from daxfs.tools import mount
 
@@ -250,7 +250,7 @@ def mount_main() -> None:
 
 
 def fsck_main() -> None:
-    """The ``fsck.daxfs`` command, which fsck(8) calls."""
+    """Run the ``fsck.daxfs`` command, which fsck(8) calls."""
     prepare_streams()
     from daxfs.tools import check
 
@@ -273,7 +273,7 @@ def _guarded(command: Callable[[], int | None], usage: int, failure: int) -> int
     except BrokenPipeError:
         return _reader_left()
     except SystemExit as ended:
-        # The command line parser turns a broken pipe into an exit of its own.
+        # The command line parser exits by itself after a broken pipe.
         if isinstance(ended.__context__, BrokenPipeError):
             return _reader_left()
         raise
@@ -285,14 +285,14 @@ def _guarded(command: Callable[[], int | None], usage: int, failure: int) -> int
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
-        text = getattr(error, "format_message", None)  # what the command line parser calls a usage error
+        text = getattr(error, "format_message", None)  # a usage error of the command line parser has this method
         if text is None:
             raise
         return _complain(f"{text()} See: daxfs --help", usage)
 
 
 def _reader_left() -> int:
-    """The reader had enough: no error. What is buffered has nowhere to go at exit either."""
+    """End without an error after the reader has closed the pipe, and discard buffered output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
     return 0
 

@@ -1,4 +1,4 @@
-"""``daxfs dump``: structures of a pool field by field, under the kernel's names, for people who study or mend one."""
+"""``daxfs dump``: print structures of a pool field by field, by the kernel's names."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def show(pool: str, what: Sequence[str]) -> None:
     """Print a structure.
 
     Raises:
-        UserError: no such kind of structure, or the wrong number of words.
+        UserError: an unknown kind of structure, or the wrong number of words.
     """
     kind, *rest = what
     if kind not in _DUMPS:
-        raise UserError(f"{kind} is nothing to dump; one of: {', '.join(_DUMPS)}", USAGE)
+        raise UserError(f"{kind} can't be dumped; write one of: {', '.join(_DUMPS)}", USAGE)
     words, dump = _DUMPS[kind]
     if len(rest) != words:
-        raise UserError(f"dump {kind} takes {'one word: a number or path' if words else 'nothing'} more", USAGE)
+        raise UserError(f"dump {kind} takes {'one more word: a number or path' if words else 'no more words'}", USAGE)
     with reading(pool) as found:
         for line in dump(found, *rest):
             print(line)
 
 
 def fields(record: Record) -> Iterator[str]:
-    """The fields of a record in the order of their offsets."""
+    """Yield a line for each field of a record, in the order of their offsets."""
     for row in record.field_table():
         if isinstance(row.value, int):
             shown = f"{row.value:<20} {row.value:#x}"
@@ -55,7 +55,7 @@ def _superblock(found: Reading) -> Iterator[str]:
 def _group(found: Reading, which: str) -> Iterator[str]:
     geometry = found.geometry
     if not which.isascii() or not which.isdigit() or int(which) >= geometry.groups_count:
-        raise UserError(f"{which} is no group; 0 to {geometry.groups_count - 1}", USAGE)
+        raise UserError(f"{which} is not a group; write a number from 0 to {geometry.groups_count - 1}", USAGE)
     number = int(which)
     first = geometry.first_block(number)
     yield f"group {number}: blocks {first} to {first + geometry.blocks_in_group(number) - 1}"
@@ -80,14 +80,14 @@ def _extents(found: Reading, which: str) -> Iterator[str]:
 def _directory(found: Reading, which: str) -> Iterator[str]:
     inode = found.inode(which)
     if not stat.S_ISDIR(inode.mode):
-        raise UserError(f"{which} is no directory", USAGE)
+        raise UserError(f"{which} is not a directory", USAGE)
     for entry in directories.entries(found.view, inode):
         yield f"{entry.ino:>10}  {entry.file_type}  {entry.name.decode(errors='backslashreplace')}"
 
 
 def _journal(found: Reading) -> Iterator[str]:
     if not found.geometry.has_journal or not found.superblock.s_journal_inum:
-        raise UserError(f"{found.pool.path} has no journal of its own", USAGE)
+        raise UserError(f"{found.pool.path} has no journal inside the pool", USAGE)
     inode = found.inode(str(found.superblock.s_journal_inum))
     pieces = (range(extent.pblk, extent.pblk + extent.length) for extent in mapping.walk(found.view, inode))
     blocks = list(islice(chain.from_iterable(pieces), MAX_LOG_BLOCKS))
@@ -102,7 +102,7 @@ def _journal(found: Reading) -> Iterator[str]:
 
 
 def _log(found: Reading, blocks: list[int], form: jbd2.Format) -> Iterator[str]:
-    """Every block of the log that says what it is, old ones too."""
+    """Yield a line for every block of the log with a jbd2 header, including blocks of old transactions."""
     for place, number in enumerate(blocks[1:], 1):
         content = found.view.block(number)
         header = jbd2.header(content)

@@ -1,4 +1,4 @@
-"""Finding and running the tools of e2fsprogs: mke2fs, e2fsck, dumpe2fs. The command line's helper."""
+"""Find and run the tools of e2fsprogs: mke2fs, e2fsck, dumpe2fs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _UNAVAILABLE = 69  # EX_UNAVAILABLE, sysexits.h
 
 
 def find_tool(name: str) -> str:
-    """The path of a tool, also where users without an administrator's PATH don't look.
+    """Return the path of a tool, searching PATH and the directories of administrators' tools.
 
     Raises:
-        UserError: it isn't installed.
+        UserError: the tool is not installed.
     """
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/sbin", "/usr/sbin", "/usr/local/sbin"))
     found = shutil.which(name, path=path)
@@ -26,7 +26,7 @@ def find_tool(name: str) -> str:
 
 
 def run_tool(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run to the end without a terminal, with untranslated messages; the exit code is the caller's to judge."""
+    """Run a command to its end without a terminal, with untranslated messages. The caller checks the exit code."""
     environment = {**os.environ, "LC_ALL": "C"}
     return subprocess.run(
         command,

@@ -1,7 +1,7 @@
-"""``daxfs exec``: run a program with the preload library, so that files on a mount are its own memory.
+"""``daxfs exec``: run a program with the preload library, which gives it direct access to files of mounts.
 
-The library is loaded by the dynamic linker. A program that has none (statically linked) or that the linker protects
-from its caller (set-user-ID, file capabilities) runs just the same, through FUSE.
+The dynamic linker loads the library. A program without a dynamic linker (statically linked), or with one that ignores
+LD_PRELOAD (set-user-ID, file capabilities), runs as usual, through FUSE.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ SEPARATORS = " :"  # ld.so(8), LD_PRELOAD
 
 
 def library() -> Path:
-    """The preload library, as it was built when daxfs was installed.
+    """Return the preload library, which is built when daxfs is installed.
 
     Raises:
-        UserError: it was not built, or lies where LD_PRELOAD can't name it.
+        UserError: it was not built, or LD_PRELOAD can't name its path.
     """
     if not LIBRARY.exists():
         raise UserError(
-            f"{LIBRARY} was not built, which takes a C compiler: install gcc and libc6-dev, then daxfs again"
-            " (make setup); DAXFS_DIRECT=0 runs programs without it",
+            f"{LIBRARY} was not built, for want of a C compiler: install gcc and libc6-dev, then daxfs again"
+            " (make setup); DAXFS_DIRECT=0 runs programs without the library",
             FAILED,
         )
     if any(separator in str(LIBRARY) for separator in SEPARATORS):
@@ -42,7 +42,7 @@ def library() -> Path:
 
 
 def environment(given: Mapping[str, str], *, verbose: bool = False) -> dict[str, str]:
-    """The program's environment: ``given``, with the library ahead of what LD_PRELOAD has already.
+    """Return the program's environment: ``given``, with the library before other libraries in LD_PRELOAD.
 
     Raises:
         UserError: as `library`.
@@ -59,16 +59,16 @@ def environment(given: Mapping[str, str], *, verbose: bool = False) -> dict[str,
 
 
 def run(arguments: Sequence[str], *, verbose: bool = False) -> NoReturn:
-    """Become the program ``arguments[0]``, looked up in PATH.
+    """Replace this process by the program ``arguments[0]``, looked up in PATH.
 
     Raises:
-        UserError: it can't be run; exit codes as env(1) has them.
+        UserError: the program can't be run; exit codes as env(1) has them.
     """
     program = arguments[0]
     changed = environment(os.environ, verbose=verbose)
     if verbose and "LD_PRELOAD" in changed:
         print(f"daxfs: LD_PRELOAD={changed['LD_PRELOAD']} {shutil.which(program) or program}", file=sys.stderr)
-    # Python ignores these, and what is ignored stays so across exec.
+    # Python ignores these signals, and an ignored signal stays ignored after exec.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:

@@ -1,9 +1,9 @@
-"""Carrying a sparse ext4 image into a mapped pool whose old bytes are unknown.
+"""Copy a sparse ext4 image into a mapped pool whose old content is unknown. Only ``mkfs`` uses this module.
 
-A ``/dev/dax`` device can't be written by mke2fs. So the image is made elsewhere and its data extents are copied. The
-holes of the image matter too: mke2fs leaves out inode tables and journal because a hole reads as zeros, and on the
-device it doesn't. Whatever the file system counts as used and the image has no data for is zeroed; free blocks stay as
-they are. Only ``mkfs`` calls this.
+mke2fs can't write to a ``/dev/dax`` device, so the image is made elsewhere and its data extents are copied. The holes
+of the image matter too: mke2fs skips inode tables and the journal because a hole reads as zeros, and the device does
+not. So blocks that the file system counts as used and that are holes in the image are zeroed; free blocks stay as they
+are.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _HEAD = 4096  # boot block and superblock
 
 
 def copy_image(image: str, pool: Pool, progress: Progress | None = None) -> Range:
-    """Make ``pool`` hold the file system of ``image``.
+    """Copy the file system of ``image`` into ``pool``.
 
-    The superblock is wiped first and written last, after a fence: a copy that was cut short is no file system.
+    The superblock is wiped first and written last, after a fence: an interrupted copy is not a file system.
 
     Returns:
         Bytes copied and bytes zeroed.
@@ -61,19 +61,19 @@ def copy_image(image: str, pool: Pool, progress: Progress | None = None) -> Rang
 
 
 def data_extents(descriptor: int, length: int) -> Iterator[Range]:
-    """The ranges of a file that are no holes, in order (lseek(2), SEEK_DATA)."""
+    """Yield the ranges of a file that are not holes, in order (lseek(2), SEEK_DATA)."""
     position = 0
     while position < length:
         try:
             first = os.lseek(descriptor, position, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
+        except OSError:  # ENXIO: only a hole follows
             return
         position = os.lseek(descriptor, first, os.SEEK_HOLE)
         yield first, position
 
 
 def used_ranges(image: str) -> list[Range]:
-    """The byte ranges whose blocks the file system counts as used, in order, from dumpe2fs."""
+    """Return the byte ranges whose blocks the file system counts as used, in order, by dumpe2fs."""
     result = run_tool([find_tool("dumpe2fs"), image])
     if result.returncode:
         raise UserError(f"dumpe2fs can't read the new file system: {result.stderr.strip()}", 1)
@@ -93,7 +93,7 @@ def used_ranges(image: str) -> list[Range]:
 
 
 def subtract(ranges: list[Range], taken: list[Range]) -> Iterator[Range]:
-    """What of ``ranges`` lies in none of ``taken``; both sorted."""
+    """Yield the parts of ``ranges`` that are not in ``taken``; both lists are sorted."""
     index = 0
     for first, end in ranges:
         while index < len(taken) and taken[index][1] <= first:
@@ -125,7 +125,7 @@ def _read(descriptor: int, offset: int, length: int) -> bytes:
     while length > 0:
         part = os.pread(descriptor, length, offset)
         if not part:
-            raise UserError("the temporary image is shorter than it was made", 1)
+            raise UserError("the temporary image has become shorter", 1)
         parts.append(part)
         offset, length = offset + len(part), length - len(part)
     return b"".join(parts)

@@ -1,4 +1,4 @@
-"""``daxfs info``: what a pool is (kind, size, how stores become durable) and the state of the file system in it."""
+"""``daxfs info``: show a pool's kind, size and persistence, and the state of the file system in it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ERROR_FS = 2
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What ``daxfs info`` tells; the names are those of its JSON. Sizes in bytes.
+    """The output of ``daxfs info``; the names are those of its JSON. Sizes are in bytes.
 
-    ``mount``: what the daemon tells of the mount (`daxfs.fuse.kernel.status`); empty without one.
+    ``mount``: the status of the mount, from its daemon (`daxfs.fuse.kernel.status`); empty without a mount.
     """
 
     pool: str
@@ -60,10 +60,10 @@ class Info:
 
 
 def pool_of(place: str) -> tuple[str, str]:
-    """The pool and where it is mounted ("" if it is not), of a pool's path or a mountpoint.
+    """Return the pool and its mountpoint ("" if it is not mounted) for a pool's path or a mountpoint.
 
     Raises:
-        UserError: a directory on which no daxfs is mounted.
+        UserError: ``place`` is a directory on which no daxfs is mounted.
     """
     top = mounts.top_mount(mounts.real_mountpoint(place))
     if top is not None and top.filesystem == protocol.FILESYSTEM_TYPE:
@@ -78,7 +78,7 @@ def pool_of(place: str) -> tuple[str, str]:
 
 
 def examine(place: str) -> Info:
-    """Gather everything about a pool, by its path or its mountpoint."""
+    """Collect all information about a pool, by its path or its mountpoint."""
     path, mountpoint = pool_of(place)
     with reading(path) as found:
         return _gather(found, mountpoint)
@@ -94,7 +94,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
             answer = ask(lambda: _facts(mountpoint))
         except TimeoutError:
             state += ", but its daemon does not answer"
-    # The mount knows more than the last commit, which is all that the pool can tell.
+    # The pool has the numbers of the last commit; the mount's are newer.
     facts, free_blocks, free_inodes = answer or ({}, sb.free_blocks_count, sb.s_free_inodes_count)
     uuid = sb.s_uuid.hex()
     return Info(
@@ -132,13 +132,13 @@ def _gather(found: Reading, mountpoint: str) -> Info:
 
 
 def _facts(mountpoint: str) -> tuple[dict[str, Any], int, int]:
-    """What a mount tells of itself, its free blocks and its free inodes."""
+    """Return the status of a mount, its free blocks and its free inodes."""
     space = os.statvfs(mountpoint)
     return status(mountpoint), space.f_bfree, space.f_ffree
 
 
 def _reserved_for(info: Info) -> str:
-    """Who may take the reserved blocks beside root; "" if nobody."""
+    """Return the user and the group that may use the reserved blocks besides root; "" if there are none."""
     found = [f"{kind} {number}" for kind, number in info.reserved_for.items() if number]
     return " and ".join(found)
 
@@ -148,7 +148,7 @@ def _text(field: bytes) -> str:
 
 
 def _state(found: Reading, mountpoint: str) -> str:
-    """One phrase; ``needs recovery`` is normal while the pool is mounted."""
+    """Describe the state of the file system in one phrase; ``needs_recovery`` is normal while it is mounted."""
     sb = found.superblock
     if sb.s_state & ERROR_FS or sb.s_error_count:
         return "with errors: run daxfs check"
@@ -169,7 +169,7 @@ def _journal(found: Reading) -> tuple[str, int]:
 
 
 def show(place: str, *, as_json: bool = False) -> None:
-    """Print everything about a pool."""
+    """Print all information about a pool."""
     info = examine(place)
     if as_json:
         print(json.dumps(asdict(info), indent=2))

@@ -1,4 +1,4 @@
-"""``daxfs mkfs`` and ``mkfs.daxfs``: its arguments, its progress, its report. `mkfs.make_pool` does the work."""
+"""``daxfs mkfs`` and ``mkfs.daxfs``: parse arguments, show progress, print a report. `mkfs.make_pool` does the work."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _USAGE = 1  # mke2fs
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Make a pool. mkfs(8) and mke2fs take the size as a second operand, so do we; ``-t ext4`` may be ``daxfs``.
+    """Make a pool. As with mkfs(8) and mke2fs the size may be a second operand, and ``-t daxfs`` is accepted.
 
     Raises:
-        UserError: a wrong argument, or what `mkfs.make_pool` refuses.
+        UserError: a wrong argument, or a refusal of `mkfs.make_pool`.
     """
     asked = split(arguments)
     report = _make(asked)
     if report.output.strip():
         print(report.output.rstrip())
     if report.readable:
-        print(f"{report.path} keeps its mode {report.mode:04o}: whoever may read it reads every file in it")
+        print(f"{report.path} keeps its mode {report.mode:04o}: every user who may read it can read every file in it")
     if report.lacking:
         print(
-            f"{report.path} is sparse, and its file system lacks {format_size(report.lacking)} to fill it: "
-            "when that is full, writes fail with ENOSPC"
+            f"{report.path} is sparse, and its file system lacks {format_size(report.lacking)} to hold it whole: "
+            "when that file system is full, writes fail with ENOSPC"
         )
     if "-q" not in asked.extra:
         print(f"{report.path}: {format_size(report.size)} ext4 on {report.kind}, {report.seconds:.2f} s")
 
 
 class Asked(NamedTuple):
-    """What the command line asks for; ``extra`` are the options for mke2fs."""
+    """A parsed command line; ``extra`` are the options for mke2fs."""
 
     pool: str
     size: int | None
@@ -50,7 +50,11 @@ class Asked(NamedTuple):
 
 
 def split(arguments: Sequence[str]) -> Asked:
-    """Take a command line apart."""
+    """Parse a command line.
+
+    Raises:
+        UserError: an unknown option, a bad size, or a wrong number of operands.
+    """
     try:
         pairs, places = getopt.gnu_getopt(list(arguments), mkfs.MKE2FS_OPTIONS, _LONG_OPTIONS)
     except getopt.GetoptError as error:

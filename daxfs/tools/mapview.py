@@ -1,8 +1,8 @@
-"""``daxfs map``: where a file lies in its pool, and how much of it a program can map with 2 MiB pages.
+"""``daxfs map``: show the extents of a file in its pool, and how much of it a program can map with 2 MiB pages.
 
-A page table entry for 2 MiB needs 2 MiB of the pool together, beginning on a multiple of 2 MiB, at an offset of the
-file that is a multiple of 2 MiB too. A mounted file is made durable first (fsync), then its map is read from the pool
-beside the daemon: FUSE has no FIEMAP, and whoever may map the pool may read it.
+A page table entry for 2 MiB needs 2 MiB of contiguous pool that begin on a multiple of 2 MiB, at a file offset that is
+a multiple of 2 MiB too. A mounted file is made durable first (fsync), then its map is read from the pool beside the
+daemon: FUSE has no FIEMAP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USAGE = 64
 
 
 class Run(NamedTuple):
-    """Blocks together in file and pool. Bytes; ``unwritten``: allocated, read as zeros."""
+    """Blocks that are contiguous in the file and in the pool, in bytes; ``unwritten``: allocated, read as zeros."""
 
     offset: int
     pool_offset: int
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FileMap:
-    """A file's place in its pool. ``huge`` bytes of it can be mapped with 2 MiB pages."""
+    """The extents of a file in its pool. ``huge`` bytes of it can be mapped with 2 MiB pages."""
 
     pool: str
     ino: int
@@ -47,10 +47,10 @@ class FileMap:
 
 
 def locate(file: str, pool: str = "") -> tuple[str, str]:
-    """The pool of a file and its inode number, or its path in the pool.
+    """Return the pool of a file, and its inode number or its path in the pool.
 
     Raises:
-        UserError: no such file, or it is not on a mount of daxfs.
+        UserError: the file does not exist, or is not on a mount of daxfs.
     """
     if pool:
         return pool, "/" + file.lstrip("/")
@@ -75,7 +75,7 @@ def locate(file: str, pool: str = "") -> tuple[str, str]:
 
 
 def examine(file: str, pool: str = "") -> FileMap:
-    """Where ``file`` lies."""
+    """Return the extents of ``file``, by its path on a mount or in ``pool``."""
     path, which = locate(file, pool)
     with reading(path) as found:
         return _gather(found, which, file)
@@ -84,7 +84,7 @@ def examine(file: str, pool: str = "") -> FileMap:
 def _gather(found: Reading, which: str, file: str) -> FileMap:
     inode = found.inode(which)
     if inode.mode & 0xF000 not in (REGULAR, 0o040000):
-        raise UserError(f"{file} is no regular file and has no blocks to map", USAGE)
+        raise UserError(f"{file} is neither a regular file nor a directory, and has no blocks to map", USAGE)
     bits = found.geometry.block_bits
     runs: list[Run] = []
     for extent in mapping.walk(found.view, inode):
@@ -108,10 +108,10 @@ def _continues(before: Run, run: Run) -> bool:
 
 
 def huge_bytes(runs: list[Run]) -> int:
-    """How many bytes of the runs lie so that 2 MiB pages can map them."""
+    """Return how many bytes of the runs 2 MiB pages can map."""
     huge, begin, end, shift = 0, 0, 0, -1
     for run in [*runs, Run(0, 1, 0, False)]:
-        # Unwritten and written blocks side by side are one piece of memory.
+        # Adjacent unwritten and written blocks are one piece of memory.
         if run.offset == end and run.pool_offset - run.offset == shift:
             end += run.length
             continue
@@ -122,7 +122,7 @@ def huge_bytes(runs: list[Run]) -> int:
 
 
 def show(file: str, *, pool: str = "", as_json: bool = False) -> None:
-    """Print where a file lies."""
+    """Print the extents of a file."""
     found = examine(file, pool)
     if as_json:
         runs = [run._asdict() for run in found.runs]

@@ -1,6 +1,7 @@
 """Statistics of a mount in Prometheus's text format, for a scraper that runs ``daxfs stats --prometheus``.
 
-A new kind of number is a row of `METRICS`. What the daemon does not tell is left out: a read-only mount has no journal.
+A new number is a row of `METRICS`. Numbers that the daemon does not report are left out: a read-only mount has no
+journal.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 BILLION = 10**9
 DURATIONS = [(n, (1 << n) / BILLION) for n in range(9, 34)]
-"""Classes of durations that are buckets, with their limits in seconds: 0.5 us to 8.6 s. The same at each scrape."""
+"""The classes of durations that become buckets, with their limits in seconds (0.5 us to 8.6 s); they never change."""
 SIZES = [(n, (1 << n) - 1) for n in range(1, 17)]
-"""Classes of transactions with their limits in blocks."""
+"""The classes of transaction sizes that become buckets, with their limits in blocks."""
 
 
 class Metric(NamedTuple):
-    """One number: where the daemon's answer has it, and how Prometheus is told."""
+    """One number: its place in the daemon's answer, and its kind, name and text in Prometheus's format."""
 
     section: str
     key: str
@@ -41,7 +42,7 @@ METRICS = (
     Metric("files", "open_files", False, "daxfs_open_files", "Open files."),
     Metric("files", "remembered", False, "daxfs_remembered_inodes", "Inodes that the kernel remembers."),
     Metric("files", "lazy_times", False, "daxfs_lazy_times", "Inodes whose times wait for the next commit."),
-    Metric("files", "leases", False, "daxfs_lease_holders", "Holders of leases, who load and store by themselves."),
+    Metric("files", "leases", False, "daxfs_lease_holders", "Holders of leases, which load and store directly."),
     Metric("files", "deferred", False, "daxfs_deferred_free_bytes", "Freed bytes that wait for holders of leases."),
     Metric("files", "nameless", False, "daxfs_nameless_inodes", "Inodes in use that have no name."),
     Metric("journal", "blocks_home", True, "daxfs_journal_home_blocks", "Blocks of metadata copied home."),
@@ -57,14 +58,14 @@ METRICS = (
 
 
 class Mount(Collector):
-    """One snapshot as metrics; all have the label ``mountpoint``."""
+    """A snapshot as metrics; all have the label ``mountpoint``."""
 
     def __init__(self, mountpoint: str, found: Snapshot) -> None:
         self._mountpoint = mountpoint
         self._found = found
 
     def collect(self) -> Iterator[Family]:
-        """Requests, then what the table has, then the sizes of transactions."""
+        """Yield the metrics of requests, of the table `METRICS`, and of transaction sizes."""
         found, place = self._found, self._mountpoint
         labels = ("mountpoint", "opcode")
         durations = HistogramMetricFamily(
@@ -104,13 +105,13 @@ class Mount(Collector):
 
 
 def buckets(histogram: Sequence[int], classes: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
-    """Cumulative counts by limit."""
+    """Return cumulative counts by limit."""
     found = [(repr(float(limit)), float(sum(histogram[: n + 1]))) for n, limit in classes]
     return [*found, ("+Inf", float(sum(histogram)))]
 
 
 def exposition(mountpoint: str, found: Snapshot) -> str:
-    """The text."""
+    """Return the text for the scraper."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Mount(mountpoint, found))
     return generate_latest(registry).decode()

@@ -1,10 +1,9 @@
-"""Making pools: mke2fs with options that suit persistent memory.
+"""Make pools by mke2fs, with options that suit persistent memory.
 
-This module decides, mke2fs makes. It picks defaults (block size, stripe, journal size, what may be left unwritten
-because it is zero), refuses to overwrite what is in use, holds a file system or can be changed by others
-(``pmem.ownership``), and carries the image into memory that only a mapping can write (``/dev/dax``, hugetlbfs; see
-``imagecopy``). The user's own mke2fs options are passed through and win.
-``cli`` calls ``make_pool``; it prints nothing.
+This module chooses defaults: block size, stripe, journal size, and what mke2fs may leave unwritten because it is zero.
+It refuses to overwrite a pool that is in use, has content, or can be changed by others (``pmem.ownership``). It copies
+the image into pools that only a mapping can write (``/dev/dax``, hugetlbfs; see ``imagecopy``). The user's own mke2fs
+options are passed on and override the defaults. ``make`` calls ``make_pool``, which prints nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from daxfs.tools.e2fsprogs import find_tool, run_tool
 from daxfs.tools.imagecopy import Progress, copy_image
 from daxfs.tools.sizes import format_size
 
-_FAILED = 1  # what mke2fs itself exits with
+_FAILED = 1  # the exit code of mke2fs
 MKE2FS_OPTIONS = "b:ce:g:i:jl:m:no:qr:s:t:d:vC:DE:FG:I:J:KL:M:N:O:R:ST:U:Vz:"
-_BLOCK_SIZE = 4096  # the kernel's dax refuses others, and mke2fs would take 1 KiB for small pools
+_BLOCK_SIZE = 4096  # the kernel's dax refuses other sizes, and mke2fs would choose 1 KiB for small pools
 _JOURNAL_LARGEST = 128  # MiB
-_JOURNAL_SMALL = 4  # MiB, where that is no more than 1/16 of the pool
+_JOURNAL_SMALL = 4  # MiB, but at most 1/16 of the pool
 _JOURNAL_SHARE = 64  # a journal of 1/64 of the pool
 _JOURNAL_FEWEST = 1024  # blocks, JBD2_MIN_JOURNAL_BLOCKS
-_SMALL = 4096  # blocks: below, mke2fs knows best how small a journal, or none, leaves room for files
+_SMALL = 4096  # blocks: for smaller pools mke2fs chooses the journal's size, or none
 
 _SIGNATURES = (  # byte offset, magic, what it is
     (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
@@ -59,7 +58,7 @@ _SIGNATURES = (  # byte offset, magic, what it is
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was made.
+    """The result of `make_pool`.
 
     Attributes:
         path: the pool.
@@ -67,12 +66,12 @@ class Report:
         size: bytes of the file or device that the file system may use.
         block_size: bytes.
         command: the mke2fs command that was run (for mapped devices: on a temporary image).
-        output: what mke2fs said.
+        output: of mke2fs.
         copied: bytes copied from the temporary image, 0 without one.
-        zeroed: bytes zeroed in a mapping because the image has holes there that must read as zeros.
-        seconds: how long everything took.
-        mode: permission bits of the file; 0 for a device, whose node is not ours to change.
-        lacking: bytes of a sparse file that its file system has no room for today, 0 if it has.
+        zeroed: bytes zeroed in a mapping because holes of the image must read as zeros there.
+        seconds: how long the whole call took.
+        mode: permission bits of the file; 0 for a device, whose node mkfs does not change.
+        lacking: bytes of a sparse file for which its file system has no room at present, or 0.
     """
 
     path: str
@@ -89,19 +88,19 @@ class Report:
 
     @property
     def readable(self) -> bool:
-        """Whether others than the owner may read the pool, and with it every file in it."""
+        """Whether users besides the owner may read the pool, and with it every file in it."""
         return bool(self.mode & 0o044)
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """The user's mke2fs options, as far as our defaults depend on them."""
+    """The user's mke2fs options, as far as the defaults depend on them."""
 
-    passed: tuple[str, ...]  # all but the extended ones, in order
+    passed: tuple[str, ...]  # all options except the extended ones, in order
     extended: tuple[str, ...]  # words of -E
     given: frozenset[str]
     block_size: int
-    journal: bool  # there will be one
+    journal: bool  # the file system will have a journal
     journal_words: tuple[str, ...]  # words of -J
 
     @property
@@ -122,20 +121,20 @@ def make_pool(
     """Make an ext4 file system in a file or on a device.
 
     Args:
-        path: the pool. A file that isn't there is made (mode 0600) if ``size`` is given.
-        size: bytes. An existing file is made that long; on a device, how much of it to use.
+        path: the pool. A file that does not exist is created (mode 0600) if ``size`` is given.
+        size: bytes. An existing file gets this length; of a device so much is used.
         extra: mke2fs options. They override the defaults; ``-F`` overwrites an existing file system, ``-n`` only
             shows what would be made.
         progress: called as ``progress(what, done_bytes, total_bytes)`` while a mapping is filled.
-        keep_mode: an existing file keeps its mode. It gets 0600 otherwise.
-        trust_owner: accept a pool that others than root and this user can change (`daxfs.pmem.ownership`).
-        sparse: leave holes in a file. All of it is allocated otherwise, so that no store into the pool can meet a full
-            file system.
+        keep_mode: an existing file keeps its mode; otherwise it gets 0600.
+        trust_owner: accept a pool that users besides root and this user can change (`daxfs.pmem.ownership`).
+        sparse: leave holes in a file; otherwise the whole file is allocated, so that no store into the pool can meet a
+            full file system.
 
     Raises:
-        UserError: mke2fs is missing or refused; the pool is in use, holds something, can be changed by others or can't
-            be opened (PoolError); the file system that holds the file has no room for all of it. A file that was made
-            for the pool is removed again.
+        UserError: mke2fs is missing or refused; the pool is in use, has content, can be changed by others or can't be
+            opened (PoolError); the file system of the file has no room for all of it. A file that was created for the
+            pool is removed again.
     """
     started = time.monotonic()
     name = os.fspath(path)
@@ -171,15 +170,17 @@ def make_pool(
 
 
 def _restrict(path: str, descriptor: int) -> None:
-    """The pool holds everybody's files: nobody but its owner may open it unless they say so."""
+    """Give the pool mode 0600, because it contains the files of all users."""
     try:
         os.fchmod(descriptor, 0o600)
     except OSError as error:
-        raise UserError(f"{path} can't get mode 0600: {error.strerror}; to leave it: --keep-mode", _FAILED) from None
+        raise UserError(
+            f"{path} can't get mode 0600: {error.strerror}; to keep its mode: --keep-mode", _FAILED
+        ) from None
 
 
 def _leave() -> None:
-    """The mode stays."""
+    """Keep the mode of the pool."""
 
 
 _Made = tuple[int, tuple[str, ...], str, int, int]  # length, command, output, copied, zeroed
@@ -188,7 +189,7 @@ _Made = tuple[int, tuple[str, ...], str, int, int]  # length, command, output, c
 def _make_direct(
     mke2fs: str, target: kinds.Target, size: int | None, options: _Options, restrict: Callable[[], None]
 ) -> _Made:
-    """Let mke2fs write the file or block device itself, while our lock keeps other daxfs processes out."""
+    """Let mke2fs write the file or block device itself, while a lock keeps other daxfs processes out."""
     fresh = target.status.st_blocks == 0 and target.kind != kinds.BLOCK
     guard = exclusive.claim(target)
     try:
@@ -198,7 +199,7 @@ def _make_direct(
         arguments = [target.path]
         length = target.size
         if target.kind == kinds.BLOCK:
-            # mke2fs opens the device exclusively, as our claim does: give it free, keep the lock alone.
+            # mke2fs opens the device with O_EXCL, as the claim does: give up the claim and keep only the lock.
             os.close(guard)
             guard = os.open(target.path, os.O_RDWR | os.O_CLOEXEC)
             fcntl.flock(guard, fcntl.LOCK_EX)
@@ -208,10 +209,10 @@ def _make_direct(
                 arguments.append(f"{size // 1024}k")
         else:
             if size is not None and size != target.exact_size:
-                _rehearse(mke2fs, target.path, size, options)  # wrong options must not cost the file its size
+                _rehearse(mke2fs, target.path, size, options)  # wrong options must not change the file's size
                 _resize(target.path, guard, size)
                 length = size
-            # mke2fs discards (punches) the whole file first, unless told not to.
+            # mke2fs first discards (punches) the whole file, unless an option forbids it.
             zero = fresh or (options.discards and punch_hole(guard, -(-length // 65536) * 65536, 4096))
         command, output = _run(mke2fs, options, length, zero, arguments)
     finally:
@@ -227,7 +228,7 @@ def _make_mapped(
     restrict: Callable[[], None],
     progress: Progress | None,
 ) -> _Made:
-    """Make a sparse image beside it and carry that into a mapping, the only way to write such a pool."""
+    """Make a sparse image and copy it into a mapping of the pool, the only way to write such a pool."""
     length = target.size if size is None else size
     with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
         pool.refuse_clients()
@@ -242,7 +243,7 @@ def _make_mapped(
 
 
 def _rehearse(mke2fs: str, name: str, size: int | None, options: _Options) -> tuple[str, int, tuple[str, ...], str]:
-    """``-n``: what mke2fs would make, shown on a sparse image of the same size, so that nothing can be touched."""
+    """Run mke2fs with ``-n`` on a sparse image of the same size, so that it can't change the pool."""
     try:
         target = kinds.identify(name)
         kind, length = target.kind, target.size if size is None else size
@@ -262,13 +263,13 @@ def _rehearse(mke2fs: str, name: str, size: int | None, options: _Options) -> tu
 
 @contextlib.contextmanager
 def _file_of_size(path: str, size: int | None, *, trust_owner: bool) -> Iterator[int]:
-    """Open the pool; a file that isn't there is made for the time of the work, and stays only if the work succeeds."""
+    """Open the pool. A file that does not exist is created, and removed again if the work in the body fails."""
     made = not os.path.lexists(path)
     if made and size is None:
-        raise UserError(f"{path} does not exist; say how large to make it: daxfs mkfs {path} --size 1G", _FAILED)
+        raise UserError(f"{path} does not exist; give its size to create it: daxfs mkfs {path} --size 1G", _FAILED)
     try:
         if not (made or os.path.isfile(path)):
-            kinds.identify(path)  # some devices do something when they are opened
+            kinds.identify(path)  # opening some devices has effects
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if made else 0), 0o600)
     except OSError as error:
         raise kinds.pool_error(path, error) from None
@@ -276,7 +277,7 @@ def _file_of_size(path: str, size: int | None, *, trust_owner: bool) -> Iterator
     try:
         status = os.fstat(descriptor)
         if not trust_owner:
-            ownership.refuse(os.path.join(os.getcwd(), path), status, "make it there all the same with --trust-owner")
+            ownership.refuse(os.path.join(os.getcwd(), path), status, "to make it there in any case: --trust-owner")
         empty = stat.S_ISREG(status.st_mode) and status.st_size == 0
         if empty and size is not None:
             _resize(path, descriptor, size)
@@ -303,7 +304,7 @@ def _resize(path: str, descriptor: int, size: int) -> None:
 
 
 def _refuse_content(path: str, options: _Options, read: Callable[[int, int], bytes]) -> None:
-    """Stop where something recognisable would be lost, unless the user said ``-F``."""
+    """Refuse to overwrite recognisable content, unless ``-F`` is given."""
     if "-F" in options.given:
         return
     for offset, magic, what in _SIGNATURES:
@@ -315,7 +316,7 @@ def _parse(extra: Sequence[str]) -> _Options:
     try:
         pairs, rest = getopt.gnu_getopt(list(extra), MKE2FS_OPTIONS)
     except getopt.GetoptError as error:
-        raise UserError(f"mke2fs knows no such option: {error}; see: man mke2fs", _FAILED) from None
+        raise UserError(f"mke2fs does not know this option: {error}; see: man mke2fs", _FAILED) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; give the size with --size", _FAILED)
     passed: list[str] = []
@@ -345,7 +346,7 @@ def _parse(extra: Sequence[str]) -> _Options:
 
 
 def _block_size(text: str) -> int:
-    """The block size of ``-b``; mke2fs itself refuses what is none (a negative one is a lower bound)."""
+    """Return the block size of ``-b``; mke2fs itself refuses a bad one (a negative one is a lower bound)."""
     match = re.fullmatch(r"-?([0-9]{1,6})([kK]?)", text)
     size = int(match[1]) * (1024 if match[2] else 1) if match else 0
     return size if 1024 <= size <= 65536 and not size & (size - 1) else _BLOCK_SIZE
@@ -375,11 +376,11 @@ def _run(
 
 
 def _defaults(options: _Options, size: int, zero: bool) -> list[str]:
-    """The options that mke2fs gets from us, before the user's own."""
+    """Return the default options for mke2fs, which precede the user's own."""
     given, block_size = options.given, options.block_size
     arguments = [] if given & {"-q", "-v", "-n"} else ["-q"]
     if "-F" not in given:
-        arguments.append("-F")  # what it would ask, we have checked
+        arguments.append("-F")  # `_refuse_content` has made the checks for which mke2fs would ask
     if "-t" not in given:
         arguments += ["-t", "ext4"]
     if "-b" not in given:
@@ -387,8 +388,8 @@ def _defaults(options: _Options, size: int, zero: bool) -> list[str]:
     blocks = size // block_size
     sized = any(word.startswith(("size=", "device=")) for word in options.journal_words)
     if options.journal and not sized and blocks >= _SMALL:
-        # daxfs checkpoints with each commit and the log only holds what one transaction changes, so a share of the
-        # pool does; mke2fs would take up to 1 GiB.
+        # daxfs checkpoints with each commit, so the log only needs room for one transaction, and a share of the pool
+        # is enough; mke2fs would take up to 1 GiB.
         pool = size >> 20
         least = max(-(-_JOURNAL_FEWEST * block_size // (1 << 20)), min(pool // 16, _JOURNAL_SMALL))
         arguments += ["-J", f"size={max(least, min(pool // _JOURNAL_SHARE, _JOURNAL_LARGEST))}"]
@@ -396,20 +397,20 @@ def _defaults(options: _Options, size: int, zero: bool) -> list[str]:
 
 
 def _extended(options: _Options, zero: bool) -> list[str]:
-    stripe = str(kinds.HUGE_PAGE // options.block_size)  # of 2 MiB: what one page table entry of a dax mapping covers
-    # Where the pool reads as zeros, inode tables and journal are zero already. Elsewhere they are written now: no
-    # kernel thread will do it later, and stale blocks in a journal look like transactions.
+    stripe = str(kinds.HUGE_PAGE // options.block_size)  # 2 MiB, the range of one page table entry of a dax mapping
+    # If the pool reads as zeros, inode tables and journal are zero already. Otherwise mke2fs writes them now: no kernel
+    # thread will do it later, and stale blocks in a journal look like transactions.
     lazy = "1" if zero else "0"
     wanted = {"stride": stripe, "stripe_width": stripe, "lazy_itable_init": lazy, "lazy_journal_init": lazy}
     if os.geteuid() != 0:
-        wanted["root_owner"] = f"{os.geteuid()}:{os.getegid()}"  # or its maker could not write into it
+        wanted["root_owner"] = f"{os.geteuid()}:{os.getegid()}"  # else this user could not write into the file system
     chosen = {word.partition("=")[0].replace("-", "_") for word in options.extended}
     return [f"{key}={value}" for key, value in wanted.items() if key not in chosen]
 
 
 def _complaint(output: str) -> str:
-    """The line that says what was wrong, out of all that mke2fs prints."""
+    """Return the line of mke2fs's output that has the error."""
     lines = [line.strip() for line in output.splitlines()]
     lines = [line for line in lines if line and not re.match(r"mke2fs [0-9]|Warning|Usage", line)]
-    first = next((line for line in lines if line.startswith("mke2fs: ")), lines[0] if lines else "it did not say why")
+    first = next((line for line in lines if line.startswith("mke2fs: ")), lines[0] if lines else "it gave no reason")
     return first.removeprefix("mke2fs: ")

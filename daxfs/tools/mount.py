@@ -1,6 +1,6 @@
-"""Mounting and unmounting from the command line: checks with one clear line each, the daemon, and its end.
+"""Mount and unmount from the command line: checks with one clear line each, the start of the daemon, and its end.
 
-``daxfs mount`` checks what it can before it forks; the daemon opens the pool, mounts and says so through a pipe; the
+``daxfs mount`` checks what it can before it forks. The daemon opens the pool, mounts and reports through a pipe; the
 parent returns only when the mount answers. ``daxfs umount`` returns only when the daemon has closed the pool, so that
 e2fsck may follow. Exit codes are those of mount(8).
 """
@@ -34,7 +34,7 @@ log = logging.getLogger("daxfs")
 
 
 def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: bool = False) -> None:
-    """Mount ``pool`` on ``mountpoint``; in the foreground return when it is unmounted.
+    """Mount ``pool`` on ``mountpoint``; in the foreground, return when it is unmounted.
 
     Args:
         pool: path of the pool.
@@ -43,7 +43,7 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
         foreground: serve in this process.
 
     Raises:
-        UserError: with one line and mount(8)'s exit code.
+        UserError: with a message of one line and mount(8)'s exit code.
     """
     if options.REMOUNT in options.split(given):
         from daxfs.tools.remount import remount
@@ -51,7 +51,7 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
         remount(mountpoint or pool, given)
         return
     if not mountpoint:
-        raise UserError(f"where to mount {pool}? usage: daxfs mount POOL MOUNTPOINT", mounts.USAGE)
+        raise UserError(f"no mountpoint for {pool}; usage: daxfs mount POOL MOUNTPOINT", mounts.USAGE)
     wanted = options.parse(given)
     directory = mounts.check_mountpoint(mountpoint)
     if not os.path.exists(pool):
@@ -71,23 +71,23 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
 
 
 def _warn(mountpoint: str) -> None:
-    """Tell the person at the terminal what the log tells everybody else: that sync(2) does nothing on this mount."""
+    """Print the warning about sync(2) that the log has too, for the user at the terminal."""
     line = status(mountpoint).get("warning")
     if line:
         print(f"daxfs: {mountpoint}: {line}", file=sys.stderr)
 
 
 def check_path(pool: str) -> None:
-    """Refuse a pool whose real path does not fit into what clients of direct mapping are told (`protocol.Pool`).
+    """Check that the pool's real path fits into the daemon's answer to clients of direct access (`protocol.Pool`).
 
     Raises:
-        UserError: it is too long.
+        UserError: the path is too long.
     """
     length = len(os.fsencode(os.path.realpath(pool)))
     if length >= protocol.PATH_SIZE:
         raise UserError(
             f"the real path of {pool} has {length} bytes, more than the {protocol.PATH_SIZE - 1}"
-            " that clients can be told; move the pool, or bind-mount a directory of its path to a shorter one",
+            " that fit into the protocol; move the pool, or bind-mount a directory of its path to a shorter one",
             mounts.MOUNT_FAILED,
         )
 
@@ -116,9 +116,9 @@ def serve(pool: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], 
 
 
 def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> FileSystem:
-    """The file system in ``source``, the real path of ``pool``, if all who can change the pool are trusted.
+    """Open the file system in ``source``, the real path of ``pool``, if all users who can change the pool are trusted.
 
-    What is judged is what is opened: only those who were found to be trusted could put something else in its place.
+    The check holds for the pool that is opened afterwards: only the users that it found trusted could replace the file.
     """
     from daxfs.fs.filesystem import FileSystem
 
@@ -128,7 +128,7 @@ def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> 
 
 
 def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Callable[[], None]], None]:
-    """The session of that name: its ``serve``."""
+    """Return the function ``serve`` of the session with this name."""
     if name == "kernel":
         from daxfs.fuse.kernel.session import serve as serve_kernel
 
@@ -143,7 +143,11 @@ def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Cal
 
 
 def start_daemon(pool: str, mountpoint: str, wanted: MountOptions) -> None:
-    """Fork the daemon and wait until it serves, or pass on why it does not."""
+    """Fork the daemon and wait until it serves.
+
+    Raises:
+        UserError: the daemon failed, with its own message and exit code, or the mount does not answer.
+    """
     reader, writer = os.pipe()
     if os.fork() == 0:
         code = 1
@@ -154,11 +158,11 @@ def start_daemon(pool: str, mountpoint: str, wanted: MountOptions) -> None:
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
-        said = answer.read()
-    if said != DONE:
-        number, _, message = said.decode(errors="replace").partition(" ")
+        outcome = answer.read()
+    if outcome != DONE:
+        number, _, message = outcome.decode(errors="replace").partition(" ")
         if not message:
-            raise UserError("the daemon ended without a word; run with -f to see why", mounts.SYSTEM_ERROR)
+            raise UserError("the daemon ended without a message; run with -f to see why", mounts.SYSTEM_ERROR)
         raise UserError(message.strip(), int(number))
     try:
         os.statvfs(mountpoint)
@@ -167,7 +171,7 @@ def start_daemon(pool: str, mountpoint: str, wanted: MountOptions) -> None:
 
 
 def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> int:
-    """The life of the daemon, from the fork to its exit code."""
+    """Run the daemon in the child; return its exit code."""
     os.setsid()
     os.chdir("/")
     os.umask(0o022)
@@ -185,7 +189,7 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
         logs.start(wanted.log)
         serve(pool, mountpoint, wanted, lambda: report(DONE))
     except UserError as error:
-        if not reported:  # else the session has said it
+        if not reported:  # else the session has logged it
             log.error("%s", error)
         report(f"{error.code} {error}".encode())
         return error.code
@@ -203,7 +207,7 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
 
 
 def _detach(keep: int) -> None:
-    """Standard streams to /dev/null; nothing else that was inherited stays open."""
+    """Open the standard streams on /dev/null, and close all other descriptors except ``keep``."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -212,10 +216,10 @@ def _detach(keep: int) -> None:
 
 
 def umount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount and wait until the daemon has closed the pool (not when ``lazy``: it may still be in use).
+    """Unmount, and wait until the daemon has closed the pool (not if ``lazy``: the mount may still be in use).
 
     Raises:
-        UserError: not a mount of daxfs, busy, not allowed, or the pool is not given free.
+        UserError: it is not a mount of daxfs, it is busy, unmounting is not allowed, or the daemon does not end.
     """
     place = mounts.real_mountpoint(mountpoint)
     found = mounts.top_mount(place)
@@ -229,11 +233,15 @@ def umount(mountpoint: str, *, lazy: bool = False) -> None:
 
 
 def wait_released(pool: str, limit: float = RELEASE_SECONDS) -> None:
-    """Wait until nobody holds the lock that a daemon has on its pool (`daxfs.pmem.exclusive`)."""
+    """Wait until no process has the lock that a daemon keeps on its pool (`daxfs.pmem.exclusive`).
+
+    Raises:
+        UserError: the pool is still locked after ``limit`` seconds.
+    """
     try:
         descriptor = os.open(pool, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return  # Whoever may not look at the pool can't be told when it is free.
+        return  # A user who may not open the pool can't see its lock.
     try:
         pause, end = FIRST_PAUSE_SECONDS, time.monotonic() + limit
         while time.monotonic() < end:
@@ -250,9 +258,9 @@ def wait_released(pool: str, limit: float = RELEASE_SECONDS) -> None:
 
 
 def mount_arguments(arguments: Sequence[str]) -> None:
-    """``mount.fuse.daxfs POOL MOUNTPOINT [-sfnv] [-o OPTIONS]``, as mount(8) calls its helpers.
+    """Run ``mount.fuse.daxfs POOL MOUNTPOINT [-sfnv] [-o OPTIONS]``, as mount(8) calls its helpers.
 
-    ``-f`` is mount(8)'s "fake": all but the mount itself.
+    ``-f`` is mount(8)'s "fake": all checks, and no mount.
     """
     import getopt
 

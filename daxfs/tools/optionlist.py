@@ -1,4 +1,4 @@
-"""The table of mount options as ``daxfs mount --help``, README.md and the man page daxfs-mount(8) show it."""
+"""Format the table of mount options for ``daxfs mount --help``, README.md and the man page daxfs-mount(8)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from daxfs.fuse.optiontable import OPTIONS, Kind, Option
 
 HEADINGS = {
     Kind.SERVED: "Served",
-    Kind.ALWAYS: "Accepted, and so on every mount",
+    Kind.ALWAYS: "Accepted, and in force on every mount",
     Kind.WITHOUT: "Accepted without effect",
     Kind.REFUSED: "Refused",
-    Kind.OUTSIDE: "Read by mount(8) alone",
+    Kind.OUTSIDE: "Read by mount(8) only",
 }
 COLUMN = 30
-"""Where the text of an option begins in the help."""
+"""The column where the text of an option begins in the help."""
 
 
 def _of(kind: Kind) -> Iterator[Option]:
@@ -22,7 +22,7 @@ def _of(kind: Kind) -> Iterator[Option]:
 
 
 def as_help() -> str:
-    """Each option with one line, or two where its spellings are long."""
+    """Return the help: one line for each option, or two if its spellings are long."""
     lines: list[str] = []
     for kind, heading in HEADINGS.items():
         lines += ["", f"{heading}:"]
@@ -36,7 +36,7 @@ def as_help() -> str:
 
 
 def as_markdown() -> str:
-    """A table of the served options, and lists of the others with what is to be said of them."""
+    """Return a Markdown table of the served options, and lists of the other kinds."""
     lines = ["| option | meaning |", "|---|---|"]
     lines += [f"| {_code(option)} | {_cell(option.text)} |" for option in _of(Kind.SERVED)]
     for kind in (Kind.ALWAYS, Kind.WITHOUT, Kind.REFUSED):
@@ -55,7 +55,7 @@ def _cell(text: str) -> str:
 
 
 def as_roff() -> str:
-    """One tagged paragraph for each option."""
+    """Return roff with a tagged paragraph for each option."""
     lines: list[str] = []
     for kind, heading in HEADINGS.items():
         lines.append(f".SS {heading}")

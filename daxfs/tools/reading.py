@@ -1,10 +1,10 @@
-"""Looking into a pool without a mount and without a lock: for info, dump and map.
+"""Read a pool without a mount and without a lock, for info, dump and map. Nothing is written.
 
-Nothing is written. A pool that was not unmounted is seen as recovery will leave it: its log is replayed on a private
-mapping. On a pool in use by a daemon what lies in place is the state of its last commit (daxfs copies blocks home right
-after each commit) but for the superblock, which is read from the log; so `map` asks for a commit with fsync first, and
-`info` asks the mount for free space. A pool that changes meanwhile may be seen half-way, and then gives a `Corrupt`
-that means nothing; look again.
+A pool that was not unmounted is shown as recovery will leave it: its log is replayed on a private mapping. On a pool in
+use by a daemon the home locations have the state of the last commit, because a commit ends with the home copies. Only
+the superblock may be older at home, so its newest copy is read from the log. `map` makes the daemon commit first, by
+fsync, and `info` asks the mount for free space. If the pool changes meanwhile, a half-changed state may raise a
+`Corrupt` without any damage; repeat the command.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 NO_INPUT = 66  # EX_NOINPUT, sysexits.h
 ATTEMPTS = 5
-"""How often the log of a pool in use is read until it does not change meanwhile."""
+"""The most attempts to read the log of a pool in use while the log does not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A pool opened for looking."""
+    """A pool that is open for reading."""
 
     pool: Pool
     superblock: Superblock
@@ -46,17 +46,17 @@ class Reading:
     view: View
 
     def inode(self, which: str) -> Inode:
-        """The inode of a number (``12`` or debugfs's ``<12>``) or of an absolute path; symbolic links are not followed.
+        """Return the inode of a number (``12`` or debugfs's ``<12>``) or of an absolute path, without following links.
 
         Raises:
-            UserError: no such path, or neither path nor number.
-            FsError, Corrupt: no such inode.
+            UserError: the path does not exist, or ``which`` is neither a path nor a number.
+            FsError, Corrupt: there is no such inode.
         """
         number = which.strip("<>")
         if number.isascii() and number.isdigit():
             return inodes.read(self.view, int(number))
         if not which.startswith("/"):
-            raise UserError(f"{which} is no inode: give a number or a path from the pool's root, /like/this", 64)
+            raise UserError(f"{which} is not an inode; give a number or a path from the pool's root, /like/this", 64)
         ino = EXT4_ROOT_INO
         for name in which.encode(errors="surrogateescape").split(b"/"):
             if name in (b"", b"."):
@@ -75,25 +75,25 @@ class Reading:
 
 
 def _open(path: str) -> Pool:
-    """Map the pool as it lies there or, if a crash left it and nobody uses it, as recovery will leave it."""
+    """Map the pool; if it needs recovery and is not in use, map it privately and recover the mapping."""
     pool = open_pool(path, read_only=True, exclusively=False)
     try:
         if not mounting.needs_recovery(read_superblock(pool)):
             return pool
         private = open_pool(path, private=True)
     except (PoolError, FsError):
-        return pool  # in use, or not to be recovered
+        return pool  # in use, or not recoverable
     try:
         mounting.recover_in_place(private)
     except FsError:
-        private.close()  # a log that can't be replayed: what lies in place is all there is to see
+        private.close()  # the log can't be replayed: show the home locations
         return pool
     pool.close()
     return private
 
 
 def _newest_superblock(pool: Pool) -> Superblock:
-    """The superblock as of the last commit."""
+    """Return the superblock as of the last commit."""
     superblock = read_superblock(pool)
     if not mounting.needs_recovery(superblock):
         return superblock
@@ -102,7 +102,7 @@ def _newest_superblock(pool: Pool) -> Superblock:
         try:
             content = _logged_superblock(pool, superblock)
         except FsError:
-            continue  # a log that changes while it is read
+            continue  # the log has changed while it was read
         if content is None:
             break
         newest = Superblock(content)
@@ -112,7 +112,7 @@ def _newest_superblock(pool: Pool) -> Superblock:
 
 
 def _logged_superblock(pool: Pool, superblock: Superblock) -> memoryview | None:
-    """The bytes of the newest superblock in the log."""
+    """Return the bytes of the newest superblock in the log, or None if the log has none."""
     geometry = Geometry.of(superblock)
     if not geometry.has_journal:
         return None
@@ -124,11 +124,11 @@ def _logged_superblock(pool: Pool, superblock: Superblock) -> memoryview | None:
 
 @contextmanager
 def reading(path: str) -> Iterator[Reading]:
-    """Open a pool for looking.
+    """Open a pool for reading.
 
     Raises:
-        PoolError: it can't be opened.
-        FsError, Corrupt: there is no ext4 in it that could be read.
+        PoolError: the pool can't be opened.
+        FsError, Corrupt: the pool has no readable ext4.
     """
     pool = _open(path)
     try:

@@ -1,8 +1,8 @@
-"""``daxfs mount -o remount,...``: change a mount without taking it down, as mount(8) does with MS_REMOUNT.
+"""``daxfs mount -o remount,...``: change the options of a mount, as mount(8) does with MS_REMOUNT.
 
-Two parties have to agree: the daemon, which keeps the pool, and the kernel, which keeps writers out of a read-only
-mount. FUSE lets through what mount(2) itself keeps: ``ro``, ``sync``, nosuid and its kin, how times are shown. It
-ignores all other options of a remount, and tells the daemon nothing.
+The daemon and the kernel must agree: the daemon serves the pool, and the kernel keeps writers out of a read-only mount.
+For FUSE, mount(2) changes only the kernel's own flags: ``ro``, ``sync``, nosuid and similar ones, and the flags of
+times. The kernel ignores all other options of a remount, and does not inform the daemon.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from daxfs.fuse.mountoptions import MountOptions
 from daxfs.tools.status import status
 
 PATIENCE_SECONDS = 1.0
-"""How long closed files may take to be closed in the daemon too: the kernel does not wait for its answer."""
+"""How long EBUSY is retried: close(2) does not wait until the daemon has processed RELEASE."""
 PAUSE_SECONDS = 0.01
 REASONS = {
     errno.EBUSY: "programs hold files open for writing, removed files open, or map files; see: fuser -vm {place}",
@@ -32,7 +32,7 @@ REASONS = {
 
 
 def remount(mountpoint: str, given: Sequence[str]) -> None:
-    """Put options in force; those not given stay.
+    """Change options of a mount; options that are not given stay.
 
     Raises:
         UserError: no daxfs is mounted there, an option can't be changed, the mount is busy, or the caller is not root.
@@ -47,7 +47,7 @@ def remount(mountpoint: str, given: Sequence[str]) -> None:
     current = options.parse(current_status["options"])
     wanted = options.remounted(current, given)
     if wanted.read_only:
-        # Writers are kept out first: nobody meets a daemon that reads only on a mount that writes.
+        # The kernel first: a writable mount must not have a read-only daemon.
         _remount_kernel(place, wanted)
         try:
             _remount_daemon(place, wanted)

@@ -1,7 +1,7 @@
-"""The room that a pool's file takes on the file system that holds it.
+"""Check and allocate the space of a pool's file on the file system that holds it.
 
-A store into a hole of a mapped file makes the kernel allocate a page. On a full file system the kernel can't, and
-answers with SIGBUS, not with an error. So `mkfs` allocates the whole file, or says how much room a sparse one may lack.
+A store into a hole of a mapped file makes the kernel allocate a page. If the file system is full, the kernel sends
+SIGBUS. So `mkfs` allocates the whole file, or reports how much space a sparse file may lack.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 from daxfs.errors import UserError
 from daxfs.tools.sizes import format_size
 
-_FAILED = 1  # what mke2fs exits with
+_FAILED = 1  # the exit code of mke2fs
 _SECTOR = 512  # bytes, the unit of st_blocks
 
 
 def lacking(descriptor: int, size: int) -> int:
-    """How many bytes the file system of an open file lacks to allocate the file's first ``size`` bytes; 0: none.
+    """Return how many bytes the file system lacks to allocate the first ``size`` bytes of an open file.
 
-    The superuser may use what the file system reserves for it, as in statvfs(3).
+    The superuser may use the blocks that the file system reserves for it, as in statvfs(3).
     """
     status, system = os.fstat(descriptor), os.fstatvfs(descriptor)
     if not system.f_blocks:  # a tmpfs without a limit
@@ -29,10 +29,10 @@ def lacking(descriptor: int, size: int) -> int:
 
 
 def require(path: str, descriptor: int, size: int) -> None:
-    """Refuse a file whose first ``size`` bytes have no room on its file system.
+    """Check that the file system has room for the first ``size`` bytes of an open file.
 
     Raises:
-        UserError: they have none.
+        UserError: there is not enough room.
     """
     if missing := lacking(descriptor, size):
         raise _too_large(path, f"room for {format_size(size - missing)} of {format_size(size)}")
@@ -41,7 +41,7 @@ def require(path: str, descriptor: int, size: int) -> None:
 def allocate(path: str, descriptor: int, size: int) -> None:
     """Allocate the first ``size`` bytes of an open file and keep their content (fallocate(2) without flags).
 
-    A file system that can't (EOPNOTSUPP: NFS, some FUSE ones) leaves the file as it is.
+    If the file system does not support that (EOPNOTSUPP: NFS, some of FUSE), the file stays as it is.
 
     Raises:
         UserError: there is no room, or the quota is used up.

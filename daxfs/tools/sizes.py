@@ -1,4 +1,4 @@
-"""Sizes as people write them: 512M, 1G, 1.5TiB. The command line's helper; nothing below the tools uses it."""
+"""Parse and format sizes as people write them: 512M, 1G, 1.5TiB."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _LARGEST = 1 << 63
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``4096``, ``512M``, ``1.5G``, ``1TiB``.
+    """Return the bytes of a size such as ``4096``, ``512M``, ``1.5G``, ``1TiB``.
 
-    As in coreutils, ``M`` and ``MiB`` are powers of 1024 and ``MB`` is a power of 1000; capitals don't matter.
+    As in coreutils, ``M`` and ``MiB`` are powers of 1024 and ``MB`` is a power of 1000; case does not matter.
 
     Raises:
-        UserError: not a size, a fraction of a byte, nothing, or more than a file can have.
+        UserError: it is not a size, has a fraction of a byte, is 0, or is more than a file can have.
     """
     match = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) *(?:([KMGTPE])(I?B)?|B)?", text.strip().upper(), re.ASCII)
     if match is None:
-        raise UserError(f"{text!r} is no size; write it as 512M, 1G or 1.5TiB", _USAGE)
+        raise UserError(f"{text!r} is not a size; write it as 512M, 1G or 1.5TiB", _USAGE)
     number, unit, suffix = match.groups()
     factor = (1000 if suffix == "B" else 1024) ** (_UNITS.index(unit) + 1) if unit else 1
     size = Fraction(number) * factor
@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The size in the largest unit of 1024 that leaves at least one, with one decimal where needed: ``1.5 GiB``."""
+    """Format a size in its largest binary unit, with one decimal if it is not a whole number: ``1.5 GiB``."""
     value, unit = Fraction(size), "bytes"
     for name in _UNITS:
         if value < 1024:

@@ -1,6 +1,6 @@
-"""One answer of a mount to ``daxfs stats``: its numbers by name, the difference of two, percentiles of a histogram.
+"""A snapshot of a mount's statistics: its numbers by name, the difference of two snapshots, percentiles of histograms.
 
-`stats` asks for it and prints it, `metrics` puts it into Prometheus's format.
+`stats` requests and prints it, `metrics` puts it into Prometheus's format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ JOURNAL_COUNTERS = ("commits", "blocks", "blocks_home", "blocks_logged", "blocks
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one kind of request came to. Nanoseconds; ``histogram[n]``: how many took less than 2**n, not 2**(n-1)."""
+    """The totals of one kind of request, in nanoseconds; ``histogram[n]`` counts those from 2**(n-1) to below 2**n."""
 
     count: int
     errors: int
@@ -25,7 +25,7 @@ class Operation:
     histogram: list[int]
 
     def after(self, earlier: Operation) -> Operation:
-        """What came after an earlier count."""
+        """Return the totals since an earlier count."""
         histogram = differences(self.histogram, earlier.histogram)
         return Operation(
             self.count - earlier.count,
@@ -39,17 +39,17 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a daemon told.
+    """The daemon's answer to a query of its statistics.
 
     Attributes:
-        since: when the counting of requests began, in seconds since the epoch.
-        seconds: how long ago that was.
+        since: when the counting of requests began, in seconds since 1970.
+        seconds: the time since then.
         lasting: counting does not end (mount option ``stats``).
-        fresh: it has begun with this question.
-        operations: requests by the name of their opcode.
-        files: what is kept in memory, by name.
-        holding: for which open files freed blocks wait: inode number, user and process that opened it, bytes.
-        journal: what the journal has done since the mount, by name; None on a read-only mount.
+        fresh: counting has begun with this query.
+        operations: totals by the name of the opcode.
+        files: numbers of open files, remembered inodes and so on, by name.
+        holding: the open files that deferred frees wait for: inode number, user and process of the opener, bytes.
+        journal: the journal's counts since the mount, by name; None on a read-only mount.
     """
 
     since: float
@@ -63,13 +63,13 @@ class Snapshot:
 
     @classmethod
     def of(cls, text: bytes) -> Snapshot:
-        """From the daemon's JSON."""
+        """Parse the daemon's JSON."""
         facts = json.loads(text)
         facts["operations"] = {name: Operation(**values) for name, values in facts["operations"].items()}
         return cls(**facts)
 
     def after(self, earlier: Snapshot) -> Snapshot:
-        """What happened since an earlier snapshot; what is a state and no count stays."""
+        """Return the counts since an earlier snapshot; numbers that are a state and not a count stay."""
         if self.since != earlier.since:
             return self
         none = Operation(0, 0, 0, 0, 0, [])
@@ -96,18 +96,18 @@ class Snapshot:
 
 
 def differences(later: Sequence[int], earlier: Sequence[int]) -> list[int]:
-    """Class by class; the earlier histogram may be shorter."""
+    """Subtract two histograms class by class; the earlier one may be shorter."""
     return [number - (earlier[n] if n < len(earlier) else 0) for n, number in enumerate(later)]
 
 
 def largest_after(histogram: Sequence[int], largest: int, earlier: int) -> int:
-    """The largest value of an interval: exact if it is a new record, else no more than this."""
+    """Return the largest value of an interval: exact if it is the largest ever, else an upper bound."""
     last = max((n for n, number in enumerate(histogram) if number), default=0)
     return largest if largest > earlier else min(largest, (1 << last) - 1)
 
 
 def percentile(histogram: Sequence[int], share: float, largest: int) -> float:
-    """The value that ``share`` of all do not exceed, taking each class for evenly filled: right within its class."""
+    """Return the value that ``share`` of all values do not exceed, assuming that each class is evenly filled."""
     wanted = share * sum(histogram)
     for n, number in enumerate(histogram):
         if number and number >= wanted:

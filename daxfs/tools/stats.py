@@ -1,7 +1,7 @@
-"""``daxfs stats``: what a mount has been asked for and how long that took, its journal, what it keeps in memory.
+"""``daxfs stats``: show a mount's requests and their times, its journal, and what it keeps in memory.
 
-The daemon counts only while somebody asks (`daxfs.fuse.kernel.statistics`). So the first question begins the counting,
-and what is shown is what happened in an interval after it; with the mount option ``stats`` it is all since the mount.
+The daemon counts only while somebody asks (`daxfs.fuse.kernel.statistics`). So the first query begins the counting, and
+the output covers an interval after it; with the mount option ``stats`` it covers all since the mount.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ NO_PERMISSION = 77  # EX_NOPERM
 USAGE = 64
 INTERVAL_SECONDS = 1.0
 LONGEST_INTERVAL_SECONDS = KEEP_SECONDS - 10.0
-"""Counting must not end before the second question."""
+"""The longest interval: counting must not end before the second query."""
 WIDTH = 160
-"""Columns that the table may take, on a narrow terminal too: a number that is cut off is worse than a line too long."""
+"""The most columns of the table, on a narrow terminal too: a truncated number is worse than a wrapped line."""
 ATTEMPTS = 10
 
 
 @contextmanager
 def opened(mountpoint: str) -> Iterator[tuple[int, str]]:
-    """The root directory of a mount, and its real path.
+    """Open the root directory of a mount; yield its descriptor and its real path.
 
     Raises:
         UserError: no daxfs is mounted there.
@@ -57,10 +57,10 @@ def opened(mountpoint: str) -> Iterator[tuple[int, str]]:
 
 
 def ask(descriptor: int, mountpoint: str) -> Snapshot:
-    """One snapshot, in as many pieces as it takes.
+    """Query a snapshot, in as many pieces as it needs.
 
     Raises:
-        UserError: the session knows no statistics, or the caller may not begin to count.
+        UserError: the session has no statistics, or the caller may not start the counting.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -70,11 +70,11 @@ def ask(descriptor: int, mountpoint: str) -> Snapshot:
                 text = f"{mountpoint}: its session keeps no statistics; mount it with session=kernel"
                 raise UserError(text, UNAVAILABLE) from None
             if error.errno == errno.EPERM:
-                text = f"{mountpoint}: nothing is counted yet, and only root and the daemon's user may begin it"
+                text = f"{mountpoint}: counting has not begun, and only root and the daemon's user may begin it"
                 raise UserError(text, NO_PERMISSION) from None
             if error.errno != errno.ESTALE:
                 raise
-    raise UserError(f"{mountpoint}: others ask all the time; try again", UNAVAILABLE)
+    raise UserError(f"{mountpoint}: other queries come all the time; try again", UNAVAILABLE)
 
 
 def _fetch(descriptor: int) -> bytes:
@@ -99,19 +99,19 @@ def show(
     """Print the statistics of a mount.
 
     Args:
-        mountpoint: where.
-        interval: seconds to watch; None: `INTERVAL_SECONDS`, or all since the mount if that was counted.
-        total: all since counting began, at once.
-        as_json: for programs.
-        prometheus: all since counting began, in Prometheus's text format.
+        mountpoint: of the mount.
+        interval: seconds to watch; None: `INTERVAL_SECONDS`, or all since the mount if it counts from then on.
+        total: show all since counting began, at once.
+        as_json: print JSON.
+        prometheus: print all since counting began, in Prometheus's text format.
 
     Raises:
-        UserError: see `opened` and `ask`; contradicting options.
+        UserError: as `opened` and `ask`; or contradicting options.
     """
     if interval is not None and (total or prometheus):
-        raise UserError("--interval shows an interval, --total and --prometheus all: choose one", USAGE)
+        raise UserError("--interval shows an interval, --total and --prometheus show all: choose one", USAGE)
     if interval is not None and not 0 < interval <= LONGEST_INTERVAL_SECONDS:
-        raise UserError(f"--interval is of up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
+        raise UserError(f"--interval takes up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
     with opened(mountpoint) as (descriptor, place):
         found = ask(descriptor, place)
         if not (total or prometheus or (found.lasting and interval is None)):
@@ -132,7 +132,7 @@ def _print(mountpoint: str, found: Snapshot) -> None:
 
     console = Console(highlight=False, markup=False, width=WIDTH)
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since))
-    more = f"; counting has begun now and ends {KEEP_SECONDS} s after the last question" if found.fresh else ""
+    more = f"; counting has begun now and ends {KEEP_SECONDS} s after the last query" if found.fresh else ""
     print(f"{mountpoint}: {found.seconds:.1f} s from {began}{more}")
     if found.operations:
         console.print(_table(found))
@@ -195,7 +195,7 @@ def _log(journal: dict[str, Any] | None) -> str:
 
 
 def _freed(found: Snapshot) -> str:
-    """What waits to be freed until programs that may touch it are done; "" if nothing does."""
+    """Describe the deferred frees and the programs that they wait for; "" if there are none."""
     waiting = found.files["deferred"]
     if not waiting:
         return ""

@@ -1,4 +1,4 @@
-"""What a mount tells of itself: the question behind ``daxfs info MOUNTPOINT`` (`daxfs.fuse.kernel.status`)."""
+"""Query the status of a mount from its daemon, for ``daxfs info`` and remount (`daxfs.fuse.kernel.status`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from daxfs.fuse.kernel.status import SIZE, STATUS
 
 
 def status(mountpoint: str) -> dict[str, Any]:
-    """The facts by name; empty if the mount does not tell them.
+    """Return the status of a mount by name; empty if it can't be had.
 
-    A daemon that ended, a session without ioctls (session=pyfuse3), and a caller who may not open the root directory
-    get no facts: what lies in the pool can be shown without them.
+    It can't be had from a daemon that has ended, from a session without ioctls (session=pyfuse3), and by a caller who
+    may not open the root directory. No error is raised, because the pool can be shown without it.
     """
     answer = bytearray(SIZE)
     try:

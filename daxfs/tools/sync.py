@@ -1,6 +1,6 @@
-"""``daxfs sync MOUNTPOINT``: everything that was done on a mount is durable when it returns.
+"""``daxfs sync MOUNTPOINT``: make all earlier changes on a mount durable.
 
-sync(2) and syncfs(2) do this only where the kernel passes them on (`daxfs.fuse.kernel.durability`).
+sync(2) and syncfs(2) do this only if the kernel passes them on to the daemon (`daxfs.fuse.kernel.durability`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FAILED = 74
 
 
 def sync(mountpoint: str) -> None:
-    """Have the kernel write back what it holds of mapped and cached files, then the daemon commit.
+    """Let the kernel write back its pages of mapped and cached files, then let the daemon commit.
 
-    Whoever may read the root directory may ask.
+    A process that may read the root directory may call this.
 
     Raises:
-        UserError: no daxfs is mounted there (66), or it could not be made durable (74).
+        UserError: no daxfs is mounted there (66), or the changes could not be made durable (74).
     """
     top = mounts.top_mount(mounts.real_mountpoint(mountpoint))
     if top is None or top.filesystem != protocol.FILESYSTEM_TYPE:
@@ -42,7 +42,7 @@ def sync(mountpoint: str) -> None:
 
 
 def _sync_daemon(descriptor: int) -> None:
-    """By the ioctl that the daemon's own session knows; for another one fsync(2) of the root directory is a sync."""
+    """Let the daemon commit, by DAXFS_IOC_SYNC; in a session without ioctls, fsync(2) of the root directory does it."""
     try:
         fcntl.ioctl(descriptor, protocol.IOC_SYNC)
     except OSError as error:

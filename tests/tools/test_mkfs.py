@@ -158,8 +158,8 @@ def test_pool_in_use_is_refused_even_by_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "options", "text"),
     [
-        (None, (), "does not exist; say how large"),
-        (64 * MIB, ("-Q",), "mke2fs knows no such option: option -Q not recognized"),
+        (None, (), "does not exist; give its size"),
+        (64 * MIB, ("-Q",), "mke2fs does not know this option: option -Q not recognized"),
         (64 * MIB, ("-O", "warp_drive"), "Invalid filesystem option set: warp_drive"),
         (64 * MIB, ("-b", "1000"), "invalid block size - 1000"),
         (64 * MIB, ("-E", "warp=9"), "Bad option"),

@@ -118,7 +118,7 @@ def test_mkfs_takes_reading_away_from_others(tmp_path: Path) -> None:
     path.chmod(0o644)
     output = daxfs("mkfs", str(path), "-F", "--keep-mode")
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert "whoever may read it reads every file" in output
+    assert "every user who may read it can read every file" in output
 
 
 def test_the_group_of_disks_is_root(made: Path) -> None:
