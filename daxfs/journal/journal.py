@@ -181,7 +181,7 @@ class Journal:
         self._aborted = False
         self._storing_home = False  # the log holds a transaction that is not at home
         self._blocks_home = self._blocks_logged = self._blocks_revoked = 0
-        self._sizes: dict[int, int] = {}  # blocks of metadata -> how many commits had so many
+        self._sizes: dict[int, int] = {}  # blocks of metadata -> the number of commits of that size
 
     @classmethod
     def open(
@@ -219,7 +219,7 @@ class Journal:
             privileged: whether the operation may use reserved blocks.
 
         Raises:
-            FsError: EROFS after an abort; ENOSPC if no transaction of this journal can hold so many blocks.
+            FsError: EROFS after an abort; ENOSPC if no transaction of this journal can hold that many blocks.
             RuntimeError: another handle is in use.
         """
         handle = self._handle

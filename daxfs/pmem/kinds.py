@@ -71,7 +71,7 @@ def pool_error(path: str, error: OSError) -> PoolError:
     elif number == errno.EROFS:
         text = f"{path} is on a read-only file system; open it read-only (-o ro)"
     elif number in (errno.ENXIO, errno.ENODEV):
-        text = f"{path} belongs to no device; load its driver or name another pool"
+        text = f"{path} is a device node without a device; load its driver or name another pool"
     elif number == errno.EBUSY:
         text = f"{path} is in use; unmount it, or end the program that uses it"
     else:

@@ -1,4 +1,4 @@
-"""Images made by mke2fs for the tests of the format, made once for each set of options and handed out as copies."""
+"""Images for the tests of the format: mke2fs makes one for each set of options, and each test gets a copy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> MakeImage:
 
 @pytest.fixture
 def make_image(image_cache: MakeImage, tmp_path: Path) -> MakeImage:
-    """``make_image("-I", "128", size="64M")`` gives a private copy of such an image; 4 KiB blocks by default."""
+    """``make_image("-I", "128", size="64M")`` returns a private copy of such an image; 4 KiB blocks by default."""
 
     def make(*options: str, size: str = "64M") -> Path:
         copy = tmp_path / "pool.img"

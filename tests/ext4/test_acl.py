@@ -1,4 +1,4 @@
-"""Access control lists: both encodings, the validity rules, and what they and mode bits do to each other."""
+"""Access control lists: both encodings, the validity rules, and the effects of ACLs and mode bits on each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = st.lists(st.integers(0, 2**32 - 2), unique=True, max_size=4).map(sorted)
 
 
 def from_mode(mode: int) -> Acl:
-    """The ACL that says the same as the permission bits of ``mode``."""
+    """Return the ACL that is equivalent to the permission bits of ``mode``."""
     tags = (acl.ACL_USER_OBJ, 6), (acl.ACL_GROUP_OBJ, 3), (acl.ACL_OTHER, 0)
     return tuple(Entry(tag, mode >> shift & 7) for tag, shift in tags)
 
@@ -149,14 +149,14 @@ def test_access_is_decided_by_the_first_that_matches() -> None:
         return acl.permits(FULL, 1, 10, uid, groups, want)
 
     assert may(1, set(), 6)
-    assert not may(1, {20}, 1)  # the owner's entry only
+    assert not may(1, {20}, 1)  # only the owner's entry counts
     assert may(5, set(), 6)
-    assert not may(5, set(), 1)  # masked
+    assert not may(5, set(), 1)  # the mask forbids it
     assert not may(9, {20}, 2)  # a named user's groups do not help
     assert may(7, {10}, 4)
     assert may(7, {10, 20}, 2)
     assert not may(7, {10}, 2)
-    assert not may(7, {20}, 1)  # in a group: others' entry is out of reach
+    assert not may(7, {20}, 1)  # in a group: the entry for others does not count
     assert may(7, {30}, 1)
 
 

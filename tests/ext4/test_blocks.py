@@ -1,4 +1,4 @@
-"""Blocks made from nothing: what is stored comes back, what is damaged or hostile is named, and nothing runs away."""
+"""Blocks made from nothing: values are read back, damage is named, and no hostile block causes an endless loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = st.lists(st.binary(min_size=1, max_size=255).filter(lambda name: b"/" no
 
 
 def directory_block(names: list[bytes], limit: int) -> tuple[bytearray, list[bytes]]:
-    """As many of the names as fit, the last entry reaching to the limit."""
+    """Make a block of as many of the names as fit; the last entry extends to the limit."""
     block = bytearray(BLOCK)
     at, kept, last = 0, [], 0
     for i, name in enumerate(names):
@@ -61,7 +61,7 @@ def test_names_in_slack_space_or_inside_others_are_not_found() -> None:
     assert dirent.find(block, BLOCK, b"someone") == -1
     assert dirent.find(block, BLOCK, b"one") == 0
     assert dirent.find(block, BLOCK, b"two") == 28
-    block[0:4] = bytes(4)  # "one" is removed, its bytes stay
+    block[0:4] = bytes(4)  # "one" is removed, but its bytes stay
     assert dirent.find(block, BLOCK, b"one") == -1
     assert dirent.find(block, BLOCK, b"two") == 28
 
@@ -407,7 +407,7 @@ def test_references_are_counted_in_the_header() -> None:
         (8, b"\2", "2 blocks"),
         (32, b"\xff", "bad name"),
         (34, b"\x34\0", "value of"),  # the value would overlap the terminator
-        (34, b"\xfc\3", "value of"),  # ... or lead out of the block
+        (34, b"\xfc\3", "value of"),  # the value would end past the block
         (36, b"\x0c", "value in inode 12"),
         (43, b"\xff", "value of"),
         (49, b"\0", "bad name"),
@@ -476,7 +476,7 @@ def test_names_that_only_others_may_have_set_are_shown() -> None:
     assert xattr.full_name(7, b"data") == b"system.data"
 
 
-# Small things
+# Sizes
 
 
 def test_limits_follow_the_block() -> None:

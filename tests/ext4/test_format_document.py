@@ -1,7 +1,7 @@
 """docs/FORMAT.md agrees with the code: every table of fields, features, flags, limits and journal sizes.
 
-Structures that are classes are compared field by field. For the others a sample is made by the code's own functions,
-with a different value in each field, and read back at the places that the document gives.
+Structures that are classes are compared field by field. For the others the code's own functions make a sample
+with a different value in each field, and the test reads it at the offsets that the document gives.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ RECORDS: dict[str, type[Record]] = {
 
 
 def rows(section: str) -> list[list[str]]:
-    """The cells of all table rows of a section, headings left out."""
+    """Return the cells of all table rows of a section, without headings."""
     lines = [line for line in SECTIONS[section].splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [row for row in cells if not row[0].startswith(("offset", "bit", "flag", "name", "index"))]
 
 
 def fields(section: str) -> Fields:
-    """name -> (offset, size), from the table and from the lists below it."""
+    """Return name -> (offset, size), from the table and from the lists below it."""
     found = {row[2]: (int(row[0], 16), int(row[1])) for row in rows(section) if row[1].isdecimal()}
     for offset, size, name in re.findall(r"`0x([0-9A-F]+)/(\d+)\s+(\w+)`", SECTIONS[section]):
         assert name not in found
@@ -126,7 +126,7 @@ def orphan_samples() -> Iterator[tuple[str, Sample]]:
 def journal_samples() -> Iterator[tuple[str, Sample]]:
     plain = jbd2.JournalSuperblock.new(1024, 2048, bytes(range(16)))
     values = [at + 1 if isinstance(value, int) else value for at, value in enumerate(plain)]
-    # A version 1 superblock has no checksum, whatever its other fields say.
+    # A version 1 superblock has no checksum, whatever its other fields hold.
     made = jbd2.JournalSuperblock._make(values)._replace(
         h_blocktype=jbd2.SUPERBLOCK_V1, s_padding=b"p" * 160, s_users=b"u" * 768
     )

@@ -1,4 +1,4 @@
-"""Geometry: agreement with dumpe2fs on every layout mke2fs makes, refusal of every figure that makes no sense."""
+"""Geometry: it agrees with dumpe2fs on every layout that mke2fs makes, and refuses every figure that is impossible."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_groups_lie_where_dumpe2fs_says(make_image: MakeImage, options: tuple[st
     assert len(groups) == geometry.groups_count
     for number, text in enumerate(groups):
         first, last = map(int, re.search(r"\(Blocks (\d+)-(\d+)\)", text).groups())  # type: ignore[union-attr]
-        # With 1 KiB blocks dumpe2fs counts group 0 of bigalloc from the superblock's block on.
+        # With 1 KiB blocks and bigalloc, dumpe2fs counts group 0 from the superblock's block on.
         assert geometry.first_block(number) in (first, first - (number == 0))
         assert geometry.first_block(number) + geometry.blocks_in_group(number) == last + 1
         assert geometry.group_of_block(last) == number
@@ -67,7 +67,7 @@ def test_descriptors_of_small_blocks_in_clusters(make_image: MakeImage) -> None:
 
 
 def check_descriptors(geometry: Geometry, number: int, text: str) -> None:
-    """The descriptor block that dumpe2fs shows in the group that keeps the primary copy of it."""
+    """Return the descriptor block that dumpe2fs shows in the group that holds the block's primary copy."""
     block, offset = geometry.descriptor_position(number)
     assert offset == number % geometry.desc_per_block * geometry.desc_size
     shown = re.search(r"Group descriptors? at (\d+)(?:-(\d+))?", text)
@@ -111,7 +111,7 @@ def test_derived_figures(make_image: MakeImage) -> None:
 def test_without_huge_file_the_sector_count_limits_the_size(make_image: MakeImage) -> None:
     geometry = Geometry.of(load(make_image("-O", "^huge_file")))
     assert geometry.max_extent_file_size == (2**32 - 1) // 8 * 4096
-    # As in the kernel, the indirect blocks are reckoned for all of the 2^32 - 1 sectors.
+    # As in the kernel, the indirect blocks are computed for all of the 2^32 - 1 sectors.
     limit = (2**32 - 1) // 8
     rest = limit - 12 - 1024 - 1024**2
     meta = 1 + (1 + 1024) + (1 + -(-rest // 1024**2) + -(-rest // 1024))

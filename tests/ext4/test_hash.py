@@ -19,7 +19,7 @@ from daxfs.ext4 import hash as dxhash
 SEED = (0xC0FFEE, 0, 0x12345678, 0xFFFFFFFF)
 NAMES = st.lists(st.binary(min_size=0, max_size=255), max_size=12)
 MANY = [b"name %d" % number for number in range(dxhash.FEW_NAMES)]
-"""With these before them names are hashed in arrays."""
+"""Names that make a list long enough for hashing in arrays."""
 
 
 @settings(max_examples=60, deadline=None)

@@ -175,7 +175,7 @@ def test_checksums_verify_and_seal_identically(populated: Callable[..., Image], 
 
 @pytest.mark.parametrize(("size", "extra"), [(128, 0), (256, 0), (256, 2), (256, 4), (256, 32), (256, 128), (256, 132)])
 def test_a_slot_is_sealed_where_it_lies(blank: Callable[..., InodeRecord], size: int, extra: int) -> None:
-    """Inside a block, with both halves of the checksum if the extra fields reach that far, else with one."""
+    """A slot inside a block is sealed with both halves of the checksum if the extra fields have room, else with one."""
     geometry = blank("-I", str(size)).geometry
     block = memoryview(bytearray(b"\xff" * 4 * size))
     if size > 128:
@@ -253,7 +253,7 @@ def test_times_round_trip(blank: Callable[..., InodeRecord], value: int) -> None
     record = blank()
     for name in ("atime_ns", "mtime_ns", "ctime_ns", "crtime_ns"):
         setattr(record, name, value)
-    # Each is kept in its own place.
+    # Each time is stored in its own field.
     assert record.i_atime_extra == record.i_mtime_extra == record.i_ctime_extra == record.i_crtime_extra
     assert [record.atime_ns, record.mtime_ns, record.ctime_ns, record.crtime_ns] == [value] * 4
 
@@ -300,7 +300,7 @@ def test_extra_fields_exist_as_far_as_they_are_covered(blank: Callable[..., Inod
     for name, end in ends.items():
         setattr(record, name, 5)
         assert getattr(record, name) == (5 if end <= extra else 0), name
-    # Nothing beyond the covered part was touched.
+    # Nothing after the covered part was changed.
     assert bytes(record.buffer[128 + max(extra, 2) : 256]) == b"\xff" * (128 - max(extra, 2))
     record.crtime_ns = 1_000 * SECOND + 3
     assert record.crtime_ns == (0 if extra < 20 else 1_000 * SECOND + (3 if extra >= 24 else 0))

@@ -1,4 +1,4 @@
-"""The log format: what debugfs logged is read back, what is made here e2fsck replays, and damage is named."""
+"""The log format: daxfs reads logs of debugfs, e2fsck replays logs made here, and damage is named."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_log_written_by_debugfs_is_read(image: Path, tmp_path: Path, version: 
 
 
 def _write_log(image: Path, csum: int, blocks: dict[int, bytes], revoke: int) -> None:
-    """One transaction with ``blocks`` and one that revokes, in the format that the image's word size asks for."""
+    """Make a transaction with ``blocks`` and one that revokes, in the format for the image's word size."""
     log = Log(image)
     old = JournalSuperblock.unpack(log.block(0))
     with image.open("r+b") as file:
@@ -204,7 +204,7 @@ def test_tags_come_back_as_they_were_given(incompat: int, data: st.DataObject) -
 
 @pytest.mark.parametrize("incompat", LAYOUTS)
 def test_what_a_block_held_is_gone_when_it_is_filled(incompat: int) -> None:
-    """The log puts its blocks together in the same memory again and again."""
+    """A descriptor and a commit block overwrite all bytes: the log assembles its blocks in the same memory again."""
     form = layout(incompat)
     memory = memoryview(bytearray(b"\xa5" * 3 * BLOCK))
     block = memory[BLOCK : 2 * BLOCK]

@@ -20,7 +20,7 @@ from daxfs.ext4.superblock import (
 
 MakeImage = Callable[..., Path]
 
-# Member by member, in the order of struct ext4_super_block: the sizes alone give the offsets.
+# The members in the order of struct ext4_super_block; their sizes determine the offsets.
 LAYOUT = """
 s_inodes_count 4 s_blocks_count_lo 4 s_r_blocks_count_lo 4 s_free_blocks_count_lo 4 s_free_inodes_count 4
 s_first_data_block 4 s_log_block_size 4 s_log_cluster_size 4 s_blocks_per_group 4 s_clusters_per_group 4
@@ -137,7 +137,7 @@ def test_the_checksum_of_mke2fs_verifies_and_seals_identically(make_image: MakeI
 
 def test_any_damaged_byte_is_noticed(make_image: MakeImage) -> None:
     sb = load(make_image())
-    # Without the feature bit nobody looks at the checksum.
+    # Without the feature bit the checksum is not checked.
     unseen = next(info.offset for info in Superblock.FIELDS if info.name == "s_feature_ro_compat") + 1
     for offset in range(1024):
         if offset != unseen:

@@ -1,6 +1,6 @@
 """Directory, index, extent, attribute and orphan blocks of real images: each is read, verified and sealed again.
 
-The images come from mke2fs, debugfs and ``e2fsck -D``, which also judges what is made here.
+The images come from mke2fs, debugfs and ``e2fsck -D``; e2fsck also checks the blocks that the tests make.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(*command: str | Path, stdin: str = "", ok: tuple[int, ...] = (0,)) -> st
 
 
 class Image:
-    """An image with debugfs at hand: what is at a path, as records and block numbers."""
+    """An image that debugfs reads too: the records and block numbers of a path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class Image:
         return self.view[number * BLOCK : (number + 1) * BLOCK]
 
     def extents(self, name: str) -> Iterator[extent.Extent]:
-        """All extents of an inode, every node checked."""
+        """Return all extents of an inode, after a check of every node."""
         _, inode = self.inode(name)
         seed = self.seed(name)
         levels = [(extent.words(inode.block_area), None)]
@@ -158,7 +158,7 @@ def test_linear_directories_are_walked(image: Image) -> None:
 def _leaves(
     image: Image, blocks: list[memoryview], seed: int, block: int, base: int, levels: int
 ) -> Iterator[tuple[int, int]]:
-    """(lowest hash, logical block) of all leaves below an index block, every node verified."""
+    """Return (lowest hash, logical block) of all leaves below an index block, after a check of every node."""
     w = htree.words(blocks[block])
     htree.verify_block(blocks[block], seed, f"index block {block}")
     htree.check(w, base, True, f"index block {block}")
@@ -196,7 +196,7 @@ def test_indexed_directories_are_read(image: Image) -> None:
         assert low & ~1 <= int(major.min())
         assert int(major.max()) <= high
     assert seen == FILES
-    # A name is found the way the kernel finds it.
+    # Find the name as the kernel does.
     name = b"file-00777-" + b"x" * (777 % 40)
     major = dirhash(name, version, geometry.hash_seed)[0]
     node = htree.entry(root, htree.ROOT_BASE, htree.find(root, htree.ROOT_BASE, major))[1]

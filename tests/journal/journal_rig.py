@@ -1,4 +1,4 @@
-"""A small pool with a log of its own for the tests of the journal, and other programs' opinion of that log."""
+"""A small pool with a log for the tests of the journal, and the log as e2fsprogs reads it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
 from support import mke2fs, run, tool
 
-# name -> options: every layout of tags, revokes and checksums that a log can have.
+# name -> options, for every layout of tags, revoke blocks and checksums that a log can have.
 FORMATS = {
     "v3": ("-b", "1024", "-O", "^resize_inode"),
     "v3 32bit": ("-b", "1024", "-O", "^64bit,^resize_inode"),
@@ -51,10 +51,10 @@ def _runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
 
 
 class JournalRig:
-    """The bytes of a pool with an empty log, shortened to ``log_blocks`` so that tests see it wrap.
+    """The bytes of a pool with an empty log, shortened to ``log_blocks`` so that the log wraps within a test.
 
     Attributes:
-        content: the pool; ``needs_recovery`` is set, as while it is mounted.
+        content: the pool; ``needs_recovery`` is set, as in a mounted pool.
         clean: the pool as mke2fs made it.
         free: blocks that tests may change.
     """
@@ -75,7 +75,7 @@ class JournalRig:
         self.free = range(last - FREE, last)
 
     def superblock(self, pool: Pool) -> jbd2.JournalSuperblock:
-        """The journal's superblock, verified."""
+        """Return the journal's superblock, verified."""
         start = self.place(0)
         return jbd2.verify_superblock(pool.memory[start : start + 1024], self.block_size, self.area.blocks)
 
@@ -85,25 +85,25 @@ class JournalRig:
         JournalSuperblockWriter(pool, self.place(0), sb).rewrite(sb._replace(**fields))
 
     def place(self, position: int) -> int:
-        """The byte offset of a log block."""
+        """Return the byte offset of a log block."""
         return self.area.physical(position) * self.block_size
 
     def filled(self, number: int, *, escaped: bool = False) -> bytes:
-        """A block that tells which one it is; ``escaped``: it begins with jbd2's magic."""
+        """Return the content of a block, filled with a number; ``escaped``: it begins with jbd2's magic."""
         start = jbd2.MAGIC_BYTES if escaped else b"\x01\x02\x03\x04"
         return (start + struct.pack("<I", number)).ljust(self.block_size, bytes([number & 0xFF]))
 
     def block(self, pool: Pool, number: int) -> bytes:
-        """What the pool itself holds."""
+        """Return the content of a block in the pool itself."""
         return bytes(pool.memory[number * self.block_size : (number + 1) * self.block_size])
 
     def contents(self, pool: Pool) -> dict[int, bytes]:
-        """The free blocks that are not zeros."""
+        """Return the free blocks that are not zeros."""
         zeros = bytes(self.block_size)
         return {number: content for number in self.free if (content := self.block(pool, number)) != zeros}
 
     def after_e2fsck(self, image: bytes | bytearray, path: Path) -> Pool:
-        """What ``e2fsck -fy`` makes of a pool: it replays the log and finds nothing else to do."""
+        """Return the pool after ``e2fsck -fy``, which replays the log and must find nothing else to repair."""
         path.write_bytes(image)
         done = subprocess.run([tool("e2fsck"), "-fy", path], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode in (0, 1), done.stdout + done.stderr

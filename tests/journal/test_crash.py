@@ -1,8 +1,8 @@
-"""Power cuts: whatever a cut leaves, recovery brings the pool to the state after one of the commits.
+"""Power cuts: after any cut, recovery brings the pool to the state after one of the commits.
 
-It must be the last commit that had returned, or the one that was under way. Blocks that were forgotten and then written
-in place (file data in what was a metadata block) must survive the replay of their older copies. Our recovery judges
-every image, e2fsck a sample.
+It must be the last commit that had returned, or the one that was running. Blocks that were forgotten and then written
+in place (file data in a former metadata block) must survive the replay of their older copies. The recovery of daxfs
+runs on every image, e2fsck on a sample.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
 
 BLOCKS = 8
-State = dict[int, bytes | None]  # None: the block is nobody's
+State = dict[int, bytes | None]  # None: the block belongs to no file and is no metadata
 
 
 class Story:
-    """Random transactions on a recording pool, and the state that each commit promises.
+    """Random transactions on a recording pool, and the state that each commit must make durable.
 
     Attributes:
-        states: states[n] is what the pool must hold when n commits are durable.
-        unsure: unsure[n]: blocks that were written in place between commit n and the next one.
+        states: states[n] is the content that the pool must have when n commits are durable.
+        unsure: unsure[n] has the blocks that were written in place between commit n and the next one.
     """
 
     def __init__(self, seed: int, *, log_blocks: int, commits: int, name: str = "v3") -> None:
@@ -40,12 +40,14 @@ class Story:
         self.rng = random.Random(seed)
         self.blocks = list(self.rig.free[:BLOCKS])
         opened = MemoryPool(self.rig.content)
-        Journal.open(opened, self.rig.geometry, self.rig.area)  # features are set before the story begins
+        Journal.open(
+            opened, self.rig.geometry, self.rig.area
+        )  # sets the journal's features before the recording begins
         self.pool = RecordingPool(opened.image())
         self.journal = Journal.open(self.pool, self.rig.geometry, self.rig.area)
         self.states: list[State] = [dict.fromkeys(self.blocks, bytes(self.rig.block_size))]
         self.unsure: list[set[int]] = [set()]
-        self.data: set[int] = set()  # forgotten blocks, which a file may hold now
+        self.data: set[int] = set()  # forgotten blocks, which may be file data now
         for number in range(1, commits + 1):
             self.transaction(number)
 
@@ -80,7 +82,7 @@ class Story:
         self.unsure.append(set())
 
     def is_in_state(self, pool: Pool, number: int) -> bool:
-        """Whether the pool holds what this many commits promise."""
+        """Whether the pool has the content that this many commits must leave."""
         return all(
             self.rig.block(pool, block) == content
             for block, content in self.states[number].items()
@@ -88,7 +90,7 @@ class Story:
         )
 
     def check(self, pool: Pool, label: str, what: str) -> None:
-        """The pool is in the promised state, or in that of the commit that was under way."""
+        """Check that the pool is in the state of the last commit that returned, or of the one that was running."""
         promised = int(label or 0)
         possible = [number for number in (promised, promised + 1) if number < len(self.states)]
         assert any(self.is_in_state(pool, number) for number in possible), what
@@ -145,7 +147,7 @@ def test_old_commit_records_under_new_blocks(name: str) -> None:
 
 
 def test_a_cut_in_the_recovery() -> None:
-    """Replay can be cut and begun again."""
+    """A power cut may interrupt a replay; the next replay completes it."""
     story = Story(3, log_blocks=80, commits=6)
     dirty = story.pool.image()
     pool = RecordingPool(dirty)
@@ -165,7 +167,7 @@ def test_a_cut_in_the_recovery() -> None:
 
 
 def test_a_cut_while_closing() -> None:
-    """Closing stores one word: the log's superblock has a right checksum before and after."""
+    """Closing stores one word, so the log's superblock has a right checksum before and after."""
     story = Story(5, log_blocks=40, commits=6)
     start = len(story.pool.events)
     story.journal.close()
@@ -177,7 +179,7 @@ def test_a_cut_while_closing() -> None:
 
 
 def test_a_pool_without_a_journal_is_stored_after_the_data() -> None:
-    """No atomicity is promised, but what a commit returned for is durable."""
+    """Without a journal a commit is not atomic, but everything is durable when it returns."""
     rig = JournalRig()
     pool = RecordingPool(rig.content)
     journal = Journal.open(pool, rig.geometry, None)
@@ -195,5 +197,5 @@ def test_a_pool_without_a_journal_is_stored_after_the_data() -> None:
             least = max(rig.block(after, block)[4], rig.block(after, block)[-1])
             assert crash.label == "" or least >= promised
         newest = max(rig.block(after, block)[4] for block in rig.free[:2])
-        if newest:  # metadata of this commit is there: so is the data it names
+        if newest:  # metadata of this commit is durable, so its data must be too
             assert rig.block(after, rig.free[10])[4] >= 100 + newest

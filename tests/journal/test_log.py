@@ -1,4 +1,4 @@
-"""The log that is written: its form, its room, its superblock; debugfs and e2fsck read it."""
+"""Writing the log: its format, its room, its superblock; debugfs and e2fsck read the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ formats = pytest.mark.parametrize("name", FORMATS)
 
 
 def write_some(rig: JournalRig, journal: Journal, commits: int, rng: random.Random) -> dict[int, bytes]:
-    """Commit random blocks, forgetting one now and then; what the pool must hold, forgotten blocks left out."""
+    """Commit random blocks, and forget some; return the content that the pool must have, without forgotten blocks."""
     expected: dict[int, bytes] = {}
     for number in range(commits):
         with journal.handle(6) as tx:
@@ -48,7 +48,7 @@ def write_some(rig: JournalRig, journal: Journal, commits: int, rng: random.Rand
 @formats
 @pytest.mark.parametrize("log_blocks", [0, 40])
 def test_e2fsck_replays_what_was_logged(tmp_path: Path, name: str, log_blocks: int) -> None:
-    """The home copies are taken away; e2fsck and daxfs bring them back from the log."""
+    """The test removes the home copies; e2fsck and daxfs restore them from the log."""
     rig = JournalRig(name, log_blocks=log_blocks)
     pool = MemoryPool(rig.content)
     journal = Journal.open(pool, rig.geometry, rig.area)
@@ -58,7 +58,7 @@ def test_e2fsck_replays_what_was_logged(tmp_path: Path, name: str, log_blocks: i
     journal.pool.fence()
     for block in expected:
         assert rig.block(since, block) == expected[block]
-    if not log_blocks:  # every transaction is still in the log
+    if not log_blocks:  # the log still has every transaction
         for block in expected:
             since.zero(block * rig.block_size, rig.block_size)
     mended = rig.after_e2fsck(since.image(), tmp_path / "pool")
@@ -211,7 +211,7 @@ def test_logs_that_cannot_be_opened(rig_of_30: JournalRig) -> None:
 
 @pytest.mark.parametrize("name", ["v3", "no checksums"])
 def test_closing_marks_the_log_empty(name: str, tmp_path: Path) -> None:
-    """Without checksums numbers go on. With them they come again, but not where a block bears them."""
+    """Without checksums, sequence numbers continue. With checksums they repeat, but not where a block bears them."""
     rig = JournalRig(name, log_blocks=30)
     pool = MemoryPool(rig.content)
     last = rig.superblock(pool).s_sequence
@@ -259,7 +259,7 @@ def test_the_errno_is_kept_and_cleared(rig_of_30: JournalRig) -> None:
 @pytest.mark.parametrize("name", ["v3", "no checksums"])
 @pytest.mark.parametrize("commits", [1, 3, 60])
 def test_nothing_that_was_logged_outlives_an_unmount(name: str, commits: int) -> None:
-    """The kernel takes the emptied log's number and does not look for old blocks that bear the next ones."""
+    """The kernel continues with the number of an emptied log, and does not check for old blocks with later numbers."""
     rig = JournalRig(name, log_blocks=30)
     pool = MemoryPool(rig.content)
     journal = Journal.open(pool, rig.geometry, rig.area)
@@ -272,7 +272,7 @@ def test_nothing_that_was_logged_outlives_an_unmount(name: str, commits: int) ->
 
 
 def test_a_block_left_in_the_log_never_passes_for_a_new_one(rig_of_30: JournalRig) -> None:
-    """The block behind the head, and the place of the commit record, hold what the next scan would take for its own."""
+    """The blocks after the head and under the commit record hold what the next scan would take for its own."""
     rig = rig_of_30
     pool = MemoryPool(rig.content)
     journal = Journal.open(pool, rig.geometry, rig.area)
@@ -282,7 +282,7 @@ def test_a_block_left_in_the_log_never_passes_for_a_new_one(rig_of_30: JournalRi
     log = journal._writer
     assert isinstance(log, Log)
     sequence = log._sequence
-    for position in range(2, 30):  # commit records of the next transactions, everywhere free
+    for position in range(2, 30):  # commit records of the next transactions in all free blocks
         if not 0 <= position - log._tail.superblock.s_start < 3:
             for at, number in ((position, sequence), (position, sequence + 1)):
                 if (at + number) % 2:
@@ -298,7 +298,7 @@ def test_a_block_left_in_the_log_never_passes_for_a_new_one(rig_of_30: JournalRi
     assert rig.block(image, rig.free[0]) == rig.filled(2)
 
 
-# The superblock's words
+# The words of the superblock
 
 
 @settings(deadline=None, max_examples=60)
@@ -339,7 +339,7 @@ def test_the_checksum_is_right_after_every_change(changes: list[tuple[str, int, 
 @pytest.mark.parametrize("name", ["v3", "no checksums", "no checksums 32bit", "4k"])
 @pytest.mark.parametrize("old", [0, int(Incompat.CSUM_V3 | Incompat.REVOKE)], ids=["made", "checksums"])
 def test_a_cut_while_features_are_set(name: str, old: int) -> None:
-    """The superblock is right whenever its checksum counts. (A journal that keeps its checksums needs two words.)"""
+    """The checksum is right whenever it is valid. (A journal with checksums before and after needs two words.)"""
     rig = JournalRig(name)
     before = MemoryPool(rig.content)
     kind = jbd2.CRC32C_CHKSUM if old else 0

@@ -1,4 +1,4 @@
-"""Sequence numbers: they wrap at 2^32, and an old block that bears the next one is never taken for it."""
+"""Sequence numbers wrap at 2^32, and an old block with the next number is never taken for a new one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from daxfs.pmem.pool import Pool
 
 NAMES = ["v3", "no checksums"]
 LOG = 120
-"""Blocks."""
+"""Blocks of a log."""
 LAST = 0xFFFFFFFF
 
 
 def change(rig: JournalRig, journal: Journal, number: int, blocks: int = 2) -> None:
-    """One transaction that fills some of the free blocks."""
+    """Commit a transaction that fills some of the free blocks."""
     with journal.handle(blocks) as tx:
         for block in rig.free[:blocks]:
             tx.edit(block)[:] = rig.filled(number)
@@ -32,18 +32,19 @@ def change(rig: JournalRig, journal: Journal, number: int, blocks: int = 2) -> N
 
 
 def numbered(rig: JournalRig, sequence: int) -> MemoryPool:
-    """A pool whose next transaction has the number after ``sequence``."""
+    """Make a pool whose next transaction has the number after ``sequence``."""
     pool = MemoryPool(rig.content)
-    Journal.open(pool, rig.geometry, rig.area)  # features are set
+    Journal.open(pool, rig.geometry, rig.area)  # sets the journal's features
     rig.change_superblock(pool, s_sequence=sequence)
     return pool
 
 
 def before_the_wrap(rig: JournalRig, checksums: bool) -> MemoryPool:
-    """A pool whose log begins with one of the last eight numbers.
+    """Make a pool whose log begins with one of the last eight numbers before the wrap.
 
-    Without checksums that is the number after the superblock's. With them the log takes the nearest pair of a number
-    and a place that leaves the checksum as it is (`daxfs.journal.tail`); superblocks are tried until that is one.
+    Without checksums the first number follows that of the superblock. With checksums the log takes the nearest pair of
+    a number and a position that leaves the checksum unchanged (`daxfs.journal.tail`); superblocks are tried until it
+    fits.
     """
     last = range(LAST - 7, LAST + 1)
     if not checksums:
@@ -63,7 +64,7 @@ def before_the_wrap(rig: JournalRig, checksums: bool) -> MemoryPool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_wrap_in_the_log(tmp_path: Path, name: str) -> None:
-    """The log is replayed, by daxfs and by e2fsck, after each of the transactions about the wrap."""
+    """The log is replayed, by daxfs and by e2fsck, after each of the transactions around the wrap."""
     rig = JournalRig(name, log_blocks=LOG)
     pool = before_the_wrap(rig, name == "v3")
     journal = Journal.open(pool, rig.geometry, rig.area)
@@ -89,7 +90,7 @@ def test_numbers_wrap_in_the_log(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_block_of_the_next_number_at_the_new_tail(name: str) -> None:
-    """A whole old transaction with the number that the log would take, where it would begin: it takes another."""
+    """The log avoids a number if an old transaction with that number lies where the log would begin."""
     rig = JournalRig(name, log_blocks=LOG)
     plain = numbered(rig, 1000)
     change(rig, Journal.open(plain, rig.geometry, rig.area), 1)
@@ -108,7 +109,7 @@ def test_a_block_of_the_next_number_at_the_new_tail(name: str) -> None:
 
 
 def forge(rig: JournalRig, pool: Pool, position: int, sequence: int) -> None:
-    """A committed transaction of one block at a place of the log."""
+    """Store a committed transaction of one block at a position of the log."""
     form = Format.of(rig.superblock(pool))
     content = rig.filled(99)
     descriptor = memoryview(bytearray(rig.block_size))
@@ -122,13 +123,13 @@ def forge(rig: JournalRig, pool: Pool, position: int, sequence: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_commit_record_over_a_block_that_holds_its_number(name: str) -> None:
-    """Old data whose third word is the number of the record that is stored over it: torn, it must not be one."""
+    """The third word of old data is the number of the commit record stored over it: a torn store makes no record."""
     rig = JournalRig(name, log_blocks=LOG)
     plain = numbered(rig, 1000)
     change(rig, Journal.open(plain, rig.geometry, rig.area), 1)
     would = rig.superblock(plain)
     pool = numbered(rig, 1000)
-    record = would.s_start + 3  # behind the descriptor and two blocks
+    record = would.s_start + 3  # after the descriptor and two blocks
     record = record if record < LOG else record - LOG + 1
     pool.write(rig.place(record) + jbd2.SEQUENCE_OFFSET, would.s_sequence.to_bytes(4, "big"))
     recorder = RecordingPool(pool.image())
@@ -144,9 +145,9 @@ def test_a_commit_record_over_a_block_that_holds_its_number(name: str) -> None:
 
 @pytest.mark.parametrize("longer", [0, 1, 5])
 def test_numbers_that_come_again_in_the_same_places(longer: int) -> None:
-    """An emptied log with checksums may begin anew where it did before: every old transaction bears the next number.
+    """An emptied log with checksums may begin where it began before: each old transaction then bears the next number.
 
-    The old ones are as long as the new ones, or shorter; none of them is ever replayed.
+    The old transactions are as long as the new ones, or shorter; none of them is ever replayed.
     """
     rig = JournalRig("v3", log_blocks=LOG)
     pool = numbered(rig, 1000)
@@ -155,7 +156,7 @@ def test_numbers_that_come_again_in_the_same_places(longer: int) -> None:
         change(rig, old, number)
     begun = rig.superblock(pool)
     old.close()
-    pool.store_word(rig.place(begun.s_start), 0)  # or the log would begin elsewhere
+    pool.store_word(rig.place(begun.s_start), 0)  # otherwise the log would begin elsewhere
     for block in rig.free[:8]:
         pool.zero(block * rig.block_size, rig.block_size)
     recorder = RecordingPool(pool.image())

@@ -1,4 +1,4 @@
-"""Replay: logs of debugfs, of every format, damaged ones; e2fsck is the judge of what they mean."""
+"""Replay of logs: those of debugfs, of every format, and damaged ones; e2fsck gives the expected result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKSUMS = {
 
 
 class Writer:
-    """Makes logs of any kind, sound or not, straight from the format."""
+    """A writer of logs of any kind, valid or damaged, that uses the format alone."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Writer:
         return self
 
     def damage(self, name: str, at: int = -100) -> Writer:
-        """Change a byte of the block that was last written under this name."""
+        """Change a byte of the block that was written last under a name."""
         offset = self.rig.place(self.positions[name]) + at % self.rig.block_size
         self.pool.write(offset, bytes([self.pool.memory[offset] ^ 0x55]))
         return self
@@ -106,7 +106,7 @@ class Writer:
         return recovery.replay(self.pool, self.rig.geometry, self.rig.area)
 
     def refused(self, error: type[FsError], match: str) -> None:
-        """Replay fails with this error and leaves the pool alone."""
+        """Check that replay raises an error and leaves the pool unchanged."""
         before = self.pool.image()
         with pytest.raises(error, match=match):
             self.replay()
@@ -149,7 +149,7 @@ def test_logs_of_debugfs(tmp_path: Path, name: str, opening: str) -> None:
     rng = random.Random(name + opening)
     path, data = tmp_path / "pool", tmp_path / "data"
     path.write_bytes(rig.clean)
-    v1 = "-c" in opening and "no checksums" in name  # debugfs sums up revoke blocks too, which no reader does
+    v1 = "-c" in opening and "no checksums" in name  # debugfs includes revoke blocks in its sum; no reader does
     for number in range(5):
         homes = rng.sample(list(rig.free), rng.randint(1, 8))
         data.write_bytes(b"".join(rig.filled(100 * number + home, escaped=rng.random() < 0.3) for home in homes))
@@ -209,7 +209,7 @@ def test_a_bad_descriptor_or_revoke_block(which: str) -> None:
 
 @pytest.mark.parametrize("which", ["descriptor", "revoke", "commit"])
 def test_a_bad_block_of_an_older_log_ends_the_log(which: str) -> None:
-    """An earlier commit time tells that the transaction is a leftover (jbd2 since 5.10)."""
+    """A transaction with an earlier commit time is a leftover (jbd2 since 5.10)."""
     writer = Writer()
     rig = writer.rig
     writer.blocks({rig.free[0]: rig.filled(1)}).commit()
@@ -273,7 +273,7 @@ def test_a_revoke_list_longer_than_its_block() -> None:
 
 
 def test_a_log_that_loops() -> None:
-    """A transaction without an end: descriptors all around the log, each with the same number. jbd2 would not stop."""
+    """Recovery ends on a transaction without end: descriptors all around the log. jbd2 would not stop."""
     writer = Writer(checksums="none")
     for count in [2] * 19 + [1]:
         writer.blocks({block: writer.rig.filled(1) for block in writer.rig.free[:count]})
@@ -330,7 +330,7 @@ def test_fast_commits(tid: int) -> None:
     writer.end = writer.rig.superblock(writer.pool).log_end
     assert writer.end == 724
     rig = writer.rig
-    writer.blocks({rig.free[0]: rig.filled(1), rig.free[1]: rig.filled(2)}).commit()  # around the log's end
+    writer.blocks({rig.free[0]: rig.filled(1), rig.free[1]: rig.filled(2)}).commit()  # wraps at the log's end
     assert writer.at == 2
     writer.pool.write(rig.place(725), struct.pack("<HHII", 9, 8, 0, tid))
     if tid == 101:
@@ -368,7 +368,7 @@ def test_sequence_numbers_wrap() -> None:
 def test_hostile_logs_end_in_a_named_error_or_a_replay(
     damage: list[tuple[int, int, bytes]], checksums: str, forged: bool
 ) -> None:
-    """Whatever the log says, nothing outside the file system's other blocks is stored."""
+    """Whatever the log holds, replay stores nothing in the journal's own blocks or outside the file system."""
     writer = Writer(checksums=checksums)
     rig = writer.rig
     for number in range(3):

@@ -1,4 +1,4 @@
-"""Handles: what they change, what they take back, and what they may."""
+"""Handles: what they change, what a rollback undoes, and what they refuse."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from daxfs.pmem.memory import MemoryPool
 
 
 class Undo(Exception):
-    """Ends a handle whose changes are taken back."""
+    """Raised to end a handle so that its changes are undone."""
 
 
 @contextmanager
 def undone(journal: Journal, credits: int) -> Iterator[Handle]:
-    """A handle that ends in an error."""
+    """Run a handle that ends in an error."""
 
     def operation() -> Iterator[Handle]:
         with journal.handle(credits) as tx:
@@ -55,7 +55,7 @@ def journal(rig: JournalRig, pool: MemoryPool) -> Journal:
 
 
 def nothing(content: memoryview) -> None:
-    """A seal, or a check that accepts."""
+    """Do nothing: as a seal, or as a check that accepts."""
 
 
 def test_a_change_is_seen_at_once_and_stored_by_the_commit(rig: JournalRig, pool: MemoryPool, journal: Journal) -> None:
@@ -114,7 +114,7 @@ def test_an_exception_takes_everything_back(rig: JournalRig, journal: Journal) -
 
 
 def test_what_is_kept_beside_blocks_is_undone_with_them(rig: JournalRig, journal: Journal) -> None:
-    """Last change first, in turn with the blocks, for the handle that fails alone."""
+    """Callbacks and blocks are undone together, last change first, and only for the handle that fails."""
     kept: list[str] = []
     seen: list[bytes] = []
 
@@ -417,22 +417,22 @@ def test_closing_commits_and_lets_go_of_the_pool(rig: JournalRig, pool: MemoryPo
         journal.handle(1)
     with pytest.raises(ValueError, match="released"):
         journal.view.block(rig.free[0])
-    pool.memory.release()  # BufferError if anyone still held it
+    pool.memory.release()  # BufferError if a view were left
 
 
 class HandlesAgainstAModel(RuleBasedStateMachine):
-    """Operations of random changes, some of which fail; the model is a dict from block to content."""
+    """Operations that change blocks at random, some of which fail; the model is a dict from block to content."""
 
     blocks = st.integers(0, 5)
 
     @initialize(logged=st.booleans())
     def begin(self, logged: bool) -> None:
-        self.rig = JournalRig()  # its log is so long that nothing commits by itself
+        self.rig = JournalRig()  # its log is long enough that nothing commits by itself
         self.pool = MemoryPool(self.rig.content)
         self.journal = Journal.open(self.pool, self.rig.geometry, self.rig.area if logged else None)
         self.model: dict[int, int] = {}  # block -> first byte
         self.sealed: set[int] = set()
-        self.gone: set[int] = set()  # forgotten since they were last created: content undefined
+        self.gone: set[int] = set()  # forgotten since their last creation: undefined content
         self.frees: list[tuple[int, int]] = []
 
     @precondition(lambda self: hasattr(self, "rig"))

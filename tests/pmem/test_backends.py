@@ -1,6 +1,6 @@
-"""What each way of making stores durable asks of the library or the kernel, on fakes that note every call.
+"""What each persistence requests from the library or the kernel, on fakes that record every call.
 
-libpmem's flags and functions are those of libpmem(7): a copy or fill with ``PMEM_F_MEM_NODRAIN`` and nothing else is
+libpmem's flags and functions are those of libpmem(7): a copy or fill with the flag ``PMEM_F_MEM_NODRAIN`` alone is
 written back when it returns, and durable after a drain.
 """
 
@@ -24,13 +24,13 @@ from daxfs.pmem.persist import Library, Operations
 SIZE = 64 << 10
 NODRAIN = 1
 LARGE = 4096
-"""From so many bytes on libpmem copies."""
+"""The size in bytes from which on libpmem copies."""
 
 Call = tuple[object, ...]
 
 
 class FakeLibrary:
-    """libpmem on a buffer; ``calls`` has what was asked, with offsets for addresses."""
+    """A fake of libpmem on a buffer; ``calls`` records the calls, with offsets instead of addresses."""
 
     def __init__(self, base: int) -> None:
         self.base = base
@@ -51,7 +51,7 @@ class FakeLibrary:
         self.calls.append(("fill", address - self.base, length, flags))
 
     def taken(self) -> list[Call]:
-        """The calls since the last time."""
+        """Return the calls since the last call of this method, and forget them."""
         calls, self.calls = self.calls, []
         return calls
 
@@ -120,7 +120,7 @@ def test_libpmem_drains_at_the_fence(backed: tuple[bytearray, FakeLibrary, Opera
 
 
 class FakeMapping:
-    """A mapping that notes its msync calls."""
+    """A mapping that records its msync calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
@@ -152,7 +152,7 @@ PLACES = (4104, 8192, 40_000, 49_152)
 def test_msync_takes_everything_since_the_last_fence(
     synced: tuple[FakeMapping, Operations], name: str, other: str, first: int
 ) -> None:
-    """Whatever the order of two stores is: the hull from the page of the lower one to the end of the higher one."""
+    """In any order of two stores, msync covers the range from the lower one's page to the higher one's end."""
     mapping, operations = synced
     low, high = PLACES[0], PLACES[2]
     stores = [(STORES[name], low), (STORES[other], high)]
@@ -172,14 +172,14 @@ def test_msync_begins_anew_after_a_fence(synced: tuple[FakeMapping, Operations])
     assert mapping.calls == [(place & -mmap.PAGESIZE, place % mmap.PAGESIZE + 1) for place in PLACES]
 
 
-# The same in a program that maps the pool
+# Persistence in a client, a program that maps the pool
 
 
 @pytest.fixture
 def mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[int], tuple[client.Pool, list[Call]]]]:
-    """Map a file of 5 MiB as a pool of some persistence; what is written back is noted with offsets."""
+    """Map a file of 5 MiB as a pool of some persistence; write-backs are recorded with their offsets."""
     path = tmp_path / "pool"
     path.write_bytes(bytes(5 << 20))
     made: list[client.Pool] = []
@@ -229,7 +229,7 @@ def test_a_client_of_lines(mapped: Callable[[int], tuple[client.Pool, list[Call]
 
 
 def test_a_client_of_msync(mapped: Callable[[int], tuple[client.Pool, list[Call]]]) -> None:
-    """All chunks of 2 MiB that were stored to, each once; the last one ends with the pool."""
+    """A client flushes every chunk of 2 MiB that it stored to, each once; the last chunk ends with the pool."""
     one, calls = mapped(protocol.Persistence.MSYNC)
     assert one.store is not None
     one.store((2 << 20) - 1, b"xy")
@@ -247,7 +247,7 @@ def test_a_client_of_msync(mapped: Callable[[int], tuple[client.Pool, list[Call]
 def test_a_client_of_a_medium_that_failed(
     mapped: Callable[[int], tuple[client.Pool, list[Call]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel reports an error once; whoever syncs later learns of it too."""
+    """The kernel reports an error once; every later sync reports it too."""
     one, _ = mapped(protocol.Persistence.MSYNC)
     assert one.store is not None
 

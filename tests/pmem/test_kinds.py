@@ -1,4 +1,4 @@
-"""What a path is, from trees made for the purpose; and who uses it."""
+"""What kind of memory a path is, by sysfs and procfs trees made for the test; and who uses it."""
 
 from __future__ import annotations
 

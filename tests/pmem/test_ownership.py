@@ -1,4 +1,4 @@
-"""Who can change a pool: its owner, whoever its mode lets write, and whoever can replace it."""
+"""Who can change a pool: its owner, users whom its mode lets write, and users who can replace it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MEND = "trust it"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory of root's with a pool in it that only root can change."""
+    """A directory that belongs to root, with a pool that only root can change."""
     (tmp_path / "pool").write_bytes(bytes(1 << 20))
     (tmp_path / "pool").chmod(0o600)
     return tmp_path
 
 
 def complaint(path: Path) -> str:
-    """What `refuse` says of the pool, "" if it accepts it."""
+    """Return the message with which `refuse` refuses the pool; "" if it accepts the pool."""
     try:
         ownership.refuse(str(path), os.stat(path), MEND)
     except PoolError as error:
@@ -58,7 +58,7 @@ def test_a_pool_that_others_may_write(place: Path, mode: int, who: str) -> None:
 
 
 def let_alice_write(path: Path) -> None:
-    """What ``setfacl -m u:12345:rwx`` does: the bits of the group become the mask."""
+    """Do as ``setfacl -m u:12345:rwx``: the group bits become the mask."""
     entries = (1, 7, 0xFFFFFFFF), (2, 7, ALICE), (4, 0, 0xFFFFFFFF), (16, 7, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF)
     acl = b"\2\0\0\0" + b"".join(
         tag.to_bytes(2, "little") + bits.to_bytes(2, "little") + who.to_bytes(4, "little") for tag, bits, who in entries
@@ -68,12 +68,12 @@ def let_alice_write(path: Path) -> None:
 
 @pytest.mark.parametrize("group", [0, ALICE])
 def test_what_an_acl_lets_others_write(place: Path, group: int) -> None:
-    """Though the group itself is trusted."""
+    """A pool is refused for a user whom an ACL names, although the group is trusted."""
     pool = place / "pool"
     os.chown(pool, 0, group)
     let_alice_write(pool)
     assert "may write to" in complaint(pool)
-    pool.chmod(0o600)  # the mask is nothing
+    pool.chmod(0o600)  # the mask grants nothing
     assert complaint(pool) == ""
 
 
@@ -135,7 +135,7 @@ def test_another_file_than_the_opened_one(place: Path) -> None:
 
 
 def test_the_mapped_descriptor_is_the_judged_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is exchanged after it was claimed and before it is opened for the mapping."""
+    """A pool is refused if its file is replaced between the claim and the opening for the mapping."""
     pool, opened = place / "pool", os.open
 
     def exchange(path: Any, flags: int, *more: Any, **named: Any) -> int:

@@ -1,4 +1,4 @@
-"""Opening, storing, sharing and closing pools, on real files and on a device posing as devdax."""
+"""Opening, storing, sharing and closing pools, on real files and on a device that poses as devdax."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_views_outlive_the_pool(plain: Path) -> None:
     pool.close()
     assert bytes(piece) == b"kept"
     assert array[3] == ord("t")
-    with open_pool(plain) as again:  # the claim went with close(), the mapping did not
+    with open_pool(plain) as again:  # close() has released the claim, but not the mapping
         assert again.memory[0] == ord("k")
 
 
@@ -274,7 +274,7 @@ def test_discard(tmp_path: Path) -> None:
         pool.discard(65536, 65536)
         assert path.stat().st_blocks == taken - 128
         assert bytes(pool.memory[65536:131072]) == bytes(65536)
-        pool.discard(201_000, 10_000)  # the pages of which a part stays keep that part
+        pool.discard(201_000, 10_000)  # pages that are discarded in part keep the rest
         assert bytes(pool.memory[200_000:211_001]) == b"x" * 1000 + bytes(10_000) + b"x"
         assert pool.memory[131072] == ord("x")
         pool.write(70_000, b"again")
@@ -307,7 +307,7 @@ def test_discard_of_a_block_device(tmp_path: Path) -> None:
 
 
 def test_a_file_that_refuses() -> None:
-    """A sealed memfd may not shrink in any way."""
+    """A range of a memfd that is sealed against later writes can't be discarded."""
     descriptor = os.memfd_create("pool", os.MFD_ALLOW_SEALING)
     try:
         os.write(descriptor, b"x" * 65536)
@@ -360,7 +360,7 @@ def test_memory_pool() -> None:
     assert pool.size == 4096
     assert place.startswith(b"in place")
     pool.close()
-    place.append(1)  # no view of it is left
+    place.append(1)  # succeeds only if no view is left
     with pytest.raises(ValueError, match="too small"):
         MemoryPool(100)
 

@@ -1,4 +1,4 @@
-"""The crash model: what must, may and must not be in the image after a power cut."""
+"""The crash model: which stores must, may and must not be in the image after a power cut."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_an_atomic_word_has_two_outcomes() -> None:
 def test_store_after_the_flush_is_not_durable() -> None:
     pool = RecordingPool(SIZE)
     pool.write(0, b"old value")
-    pool.events.append(Store(0, b"new value"))  # stored, but its flush was forgotten
+    pool.events.append(Store(0, b"new value"))  # a store without its flush
     pool.fence()
     pool.mark("fenced")
     pool.write(4096, b"x")
