@@ -1,7 +1,7 @@
-"""The figures of docs/BENCHMARKS.md, measured in one run. Sections: see `--help`; all of them without an argument.
+"""Measure the figures of docs/BENCHMARKS.md in one run. `--help` lists the sections; without an argument all are run.
 
-Medians and ratios are what to quote: machines differ and are noisy, and the systems take turns within each round.
-Everything it makes is in one directory of /dev/shm that goes at the end.
+Quote medians and ratios: machines differ and are noisy, and the systems take turns within each round. All pools are in
+one directory of /dev/shm, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ def main() -> int:
     """Run the sections named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="one short round: whether it runs, not what it measures")
-    parser.add_argument("--out", default="", metavar="FILE", help="write it to FILE: JSON, or Markdown tables (.md)")
-    parser.add_argument("--place", default="/dev/shm", help="where the pools are made")
+    parser.add_argument("--quick", action="store_true", help="run one short round, to test the script")
+    parser.add_argument(
+        "--out", default="", metavar="FILE", help="write results to FILE: JSON, or Markdown tables (.md)"
+    )
+    parser.add_argument("--place", default="/dev/shm", help="the directory for the pools")
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"unknown: {' '.join(sorted(unknown))}; there are: {' '.join(SECTIONS)}")
     report = Report(QUICK if given.quick else FULL)
     report.say(", ".join(f"{name} {value}" for name, value in machine().items()))
     if load() > IDLE:
-        report.say("other processes are at work here: absolute figures are worth little, ratios more")
+        report.say("other processes are running: ratios are more reliable than absolute figures")
     with rig.workplace(given.place) as base:
         for name in given.sections or SECTIONS:
             with report.section(name):

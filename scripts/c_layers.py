@@ -2,9 +2,9 @@
 
 Usage: c_layers.py [FOLDER] (daxfs/direct/preload). The file LAYERS in the folder lists the layers, the highest first,
 each with its job. The layer ``file`` is ``file.h``, ``file.c`` and every ``file_*.c``. A file includes the header of
-its own layer and headers of lower layers. A C file declares nothing that another file defines, and what a header
-declares is defined in its own layer. So all calls between files go down, and there is no circle. The script prints
-each fault as one line; the exit code is 1 if there is any.
+its own layer and headers of lower layers. A C file has no declarations of its own for functions and variables of other
+files, and each layer defines what its header declares. So all calls between files go down, and there is no circle. The
+script prints each fault as one line; the exit code is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIABLE = re.compile(r"^extern\b[^;()]*?(pl_\w+)(?:\[[^;]*\])*;", re.MULTILINE)
 
 
 def faults(folder: Path) -> list[str]:
-    """What is wrong in a folder, as lines ``file:line: what``."""
+    """Return the faults in a folder, as lines ``file:line: what``."""
     layers = [line.split()[0] for line in (folder / "LAYERS").read_text().splitlines()]
     levels = {layer: level for level, layer in enumerate(reversed(layers))}
     headless = [layer for layer in layers if not (folder / f"{layer}.h").exists()]
@@ -42,7 +42,7 @@ def faults(folder: Path) -> list[str]:
 
 
 def bad_includes(text: str, layer: str, suffix: str, levels: dict[str, int]) -> Iterator[tuple[int, str]]:
-    """Includes that do not go down: the line's number and what is wrong. Headers of other folders may be included."""
+    """Yield line number and fault of each include that does not go down. Headers of other folders are allowed."""
     for number, line in enumerate(text.splitlines(), 1):
         match = INCLUDE.match(line)
         if not match or match[1].startswith("../"):
@@ -57,7 +57,7 @@ def bad_includes(text: str, layer: str, suffix: str, levels: dict[str, int]) -> 
 
 
 def declared(text: str) -> Iterator[tuple[int, str]]:
-    """Declarations in a C file of what other files define."""
+    """Yield line number and fault of each declaration in a C file that belongs into a header."""
     for match in re.finditer(r"^\s*extern\b[^\n]*", text, re.MULTILINE):
         yield line_of(text, match), "has an extern declaration: that belongs into a header"
     for match in PROTOTYPE.finditer(text):
@@ -66,7 +66,7 @@ def declared(text: str) -> Iterator[tuple[int, str]]:
 
 
 def undefined(text: str, folder: Path, layer: str) -> Iterator[tuple[int, str]]:
-    """What a header declares and no C file of its layer defines."""
+    """Yield line number and fault of each declaration in a header that no C file of its layer defines."""
     code = "\n".join(path.read_text() for path in [*folder.glob(f"{layer}.c"), *folder.glob(f"{layer}_*.c")])
     for match in PROTOTYPE.finditer(text):
         if not re.search(rf"^(?!static\b)\w[^\n;(]*\b{match[1]}\([^;{{}}]*\) \{{", code, re.MULTILINE):
@@ -77,14 +77,14 @@ def undefined(text: str, folder: Path, layer: str) -> Iterator[tuple[int, str]]:
 
 
 def line_of(text: str, match: re.Match[str]) -> int:
-    """The number of the line where a match begins."""
+    """Return the number of the line where a match begins."""
     return text.count("\n", 0, match.start() + len(match[0]) - len(match[0].lstrip())) + 1
 
 
 def main() -> int:
-    """Print the faults; the exit code."""
+    """Print the faults; return the exit code."""
     found = faults(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
-    print("\n".join(found) or "The C files include only what is below them.")
+    print("\n".join(found) or "The C files include only headers of layers below their own.")
     return 1 if found else 0
 
 

@@ -1,7 +1,8 @@
-"""Find import circles: modules that import each other by however many steps, imports for type checking included.
+"""Find import circles: modules that import each other in any number of steps, including imports for type checking.
 
-Usage: circles.py [PACKAGE] (daxfs). Of each import that is part of a circle it prints the shortest one, each on a line:
-``a:3 -> b:1 -> a`` says that line 3 of a imports b and line 1 of b imports a. The exit code is 1 if there is any.
+Usage: circles.py [PACKAGE] (daxfs). For each import that is part of a circle the script prints the shortest circle as
+one line: ``a:3 -> b:1 -> a`` means that line 3 of a imports b and line 1 of b imports a. The exit code is 1 if there
+is any circle.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import grimp
 
 
 def circles(package: str) -> list[str]:
-    """The circles among the modules of a package that can be imported from here, as lines."""
+    """Return the circles among the modules of an importable package, as lines."""
     graph = grimp.build_graph(package, cache_dir=None)
     found = set()
     for importer in graph.modules:
@@ -25,7 +26,7 @@ def circles(package: str) -> list[str]:
 
 
 def line(graph: grimp.ImportGraph, circle: tuple[str, ...]) -> str:
-    """Modules, each with the line of its first import of the next."""
+    """Return a circle as one line: its modules, each with the line of its first import of the next."""
     steps = zip(circle, (*circle[1:], circle[0]), strict=True)
     places = [
         f"{one}:{min(found['line_number'] for found in graph.get_import_details(importer=one, imported=other))}"
@@ -35,7 +36,7 @@ def line(graph: grimp.ImportGraph, circle: tuple[str, ...]) -> str:
 
 
 def main() -> int:
-    """Print the circles; the exit code."""
+    """Print the circles; return the exit code."""
     found = circles(sys.argv[1] if len(sys.argv) > 1 else "daxfs")
     print("\n".join(f"import circle: {text}" for text in found) or "No import circles.")
     return 1 if found else 0

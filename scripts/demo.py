@@ -1,7 +1,7 @@
-"""The main job, as a user would do it: make a pool, mount it, run fio on it and on the peer fuse2fs, check it.
+"""Do the main job as a user would: make a pool, mount it, run fio on it and on its peer fuse2fs, check both pools.
 
-Usage: demo.py [--seconds N] [--rounds N] [--place DIR]. Ends with status 0 when every job ran, the written data
-verified and both pools are clean; the table shows what was measured in this run, nothing else.
+Usage: demo.py [--seconds N] [--rounds N] [--place DIR]. The exit code is 0 if every job ran, the written data was
+verified and both pools are clean. The table shows only figures that were measured in this run.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Measured = dict[tuple[str, str], list[rig.Result]]
 
 
 def missing() -> list[str]:
-    """What this machine lacks for a mount, each with its mend."""
+    """Return what this machine lacks for a mount, one line each with the remedy."""
     found = []
     if not os.path.exists("/dev/fuse"):
         found.append("/dev/fuse is not there: load the fuse module, or give the container --device /dev/fuse")
     elif not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        found.append("/dev/fuse may not be opened by this user: run as root, or chmod 666 /dev/fuse as root")
+        found.append("this user may not open /dev/fuse: run as root, or chmod 666 /dev/fuse as root")
     for name in ("mke2fs", "e2fsck", "fio", "fuse2fs", "fusermount3"):
         try:
             rig.tool(name)
@@ -48,7 +48,7 @@ def missing() -> list[str]:
 
 
 def measure(base: Path, console: Console, rounds: int, seconds: float) -> Measured:
-    """All jobs on both systems in turn; results by (job, system)."""
+    """Run all jobs on both systems in turn; return the results by (job, system)."""
     pools = {name: base / f"{name}.pool" for name in SYSTEMS}
     points = dict(zip(SYSTEMS, rig.mountpoints(base, [f"{name}.mnt" for name in SYSTEMS]), strict=True))
     made = rig.run(rig.tool("daxfs"), "mkfs", pools["daxfs"], "--size", "1G").stdout.strip()
@@ -74,7 +74,7 @@ def measure(base: Path, console: Console, rounds: int, seconds: float) -> Measur
 
 
 def without_mount(base: Path, console: Console) -> None:
-    """What works without FUSE: make a pool, write and read it as a library, check it."""
+    """Show what works without FUSE: make a pool, write and read it as a library, check it."""
     from daxfs import FileSystem
 
     pool = base / "daxfs.pool"
@@ -92,12 +92,12 @@ def without_mount(base: Path, console: Console) -> None:
 
 
 def outcome(results: Measured, job: str) -> str:
-    """The newest result of a job on both systems, in one line."""
+    """Return the newest result of a job on both systems, in one line."""
     return ", ".join(f"{name} {results[job, name][-1].iops:,.0f} IOPS" for name in SYSTEMS)
 
 
 def table(results: Measured) -> Table:
-    """Medians beside each other, with the ratio."""
+    """Return a table of both systems' medians, with their ratio."""
     shown = Table(title="daxfs beside fuse2fs: medians of this run, psync, direct=1, queue depth 1")
     shown.add_column("job", no_wrap=True)
     for name in SYSTEMS:
@@ -120,18 +120,18 @@ def table(results: Measured) -> Table:
 
 
 def main() -> int:
-    """Run the demo; 0 when everything worked."""
+    """Run the demo; return 0 if everything worked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4, help="length of each timed job")
     parser.add_argument("--rounds", type=int, default=3, help="how often each job runs; medians are shown")
-    parser.add_argument("--place", default="/dev/shm", help="where the pools are made")
+    parser.add_argument("--place", default="/dev/shm", help="the directory for the pools")
     options = parser.parse_args()
     console = rig.console()
     lacking = missing()
     if lacking:
         for line in lacking:
             console.print(f"[red]missing:[/red] {line}")
-        console.print("so nothing can be mounted here; what is left is the pool as a library:")
+        console.print("nothing can be mounted here; this is the pool as a library:")
         with rig.workplace(options.place) as base:
             without_mount(base, console)
         return UNAVAILABLE

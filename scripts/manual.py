@@ -1,6 +1,6 @@
-"""Write the table of mount options into README.md and the man page, between the marks that are there for it.
+"""Write the table of mount options into README.md and the man page, between the marks for it.
 
-``python scripts/manual.py`` after a change of daxfs/fuse/optiontable.py; a test holds the files to it.
+Run ``python scripts/manual.py`` after a change of daxfs/fuse/optiontable.py; a test compares the files with the table.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PLACES: dict[str, tuple[str, str, Callable[[], str]]] = {
         optionlist.as_roff,
     ),
 }
-"""File -> the line before the table, the line after it, what makes it."""
+"""For each file: the line before the table, the line after it, and the function that makes the table."""
 
 
 def filled(name: str) -> str:
-    """The file's text with the table as it should be."""
+    """Return the file's text with the current table."""
     begin, end, made = PLACES[name]
     before, found, rest = (TOP / name).read_text().partition(begin)
     _, closed, after = rest.partition(end)

@@ -1,11 +1,11 @@
-"""A null file system: one file that answers from memory, with as little Python per request as there can be.
+"""A null file system: one file that is served from memory, with the least Python code per request.
 
-It is the floor of what a FUSE server in Python can do, and so what a session is held against. It speaks to /dev/fuse
-as daxfs's own session does, with the same handshake and the same waiting, and does nothing else: no core, no table of
-handlers, no checks, no time limits. Reads answer with anonymous memory that was written once; what is written is thrown
-away, or with ``--store`` copied into that memory. It is a benchmark, never a file system.
+It shows the least time that a FUSE server in Python needs, as a reference for daxfs's session. It speaks to /dev/fuse
+as that session does, with the same handshake and the same waiting, and does nothing else: no core, no table of
+handlers, no checks, no time limits. Reads return anonymous memory that was written once. Writes are discarded, or with
+``--store`` copied into that memory. It is a benchmark and not a file system.
 
-Usage: null_server.py MOUNTPOINT [--store]; as root, until it is unmounted.
+Usage: null_server.py MOUNTPOINT [--store]; as root; it ends when it is unmounted.
 """
 
 from __future__ import annotations
@@ -37,33 +37,34 @@ REQUESTS_A_TURN = 500
 
 
 def attributes(ino: int) -> Attributes:
-    """The root directory, or the file."""
+    """Return the attributes of the root directory or of the file."""
     mode = stat.S_IFDIR | 0o755 if ino == ROOT_INO else stat.S_IFREG | 0o644
     size = BLOCK_SIZE if ino == ROOT_INO else SIZE
     return Attributes(ino, mode, 1, 0, 0, 0, size, size // 512, 0, 0, 0, crtime_ns=0, generation=1, flags=0)
 
 
 def attr_out(node: int) -> bytes:
-    """The answer to GETATTR and SETATTR."""
+    """Answer GETATTR and SETATTR."""
     return encoding.attr_out(attributes(ROOT_INO if node == abi.ROOT_ID else FILE_INO), BLOCK_SIZE)
 
 
 def lookup(request: memoryview) -> bytes:
-    """The file by its name; every other name is absent."""
+    """Answer LOOKUP: the file has a name, every other name is absent."""
     if bytes(request[BODY:]).rstrip(b"\0") != NAME:
         return encoding.ABSENT
     return encoding.entry_out(attributes(FILE_INO), BLOCK_SIZE)
 
 
 def init(request: memoryview) -> bytes:
-    """The same handshake as the session's, so that requests are as large."""
+    """Answer INIT as the session does, so that requests have the same size."""
     major, minor, readahead, offered = abi.INIT_IN.read(request, BODY)
     (more,) = abi.INIT_IN_EXT.read(request, BODY + abi.INIT_IN.size)
-    return negotiation.agree(major, minor, readahead, offered | more << 32, cache_links=True)[1]
+    wanted = negotiation.wanted(cache_links=True, cache_data=False)
+    return negotiation.agree(major, minor, readahead, offered | more << 32, wanted)[1]
 
 
 def rare(opcode: int, node: int, request: memoryview) -> bytes | int | None:
-    """What a benchmark asks now and then: the body of an answer, an errno, or None if none is wanted."""
+    """Answer a request that is neither READ nor WRITE: return the body, an errno, or None for no answer."""
     if opcode == Opcode.INIT:
         return init(request)
     if opcode == Opcode.LOOKUP:
@@ -80,7 +81,7 @@ def rare(opcode: int, node: int, request: memoryview) -> bytes | int | None:
 
 
 def serve(device: Device, cpu_latency: CpuLatencyRequest, memory: memoryview, store: bool) -> None:
-    """Answer until unmounted; what is not READ or WRITE is left to `rare`."""
+    """Answer requests until unmounted: READ and WRITE here, others by `rare`."""
     descriptor, buffer, buffers = device.descriptor, device.buffer, device.buffers
     poll, spin = device.poll, device.spin
     readv, writev, out = os.readv, os.writev, abi.OUT_HEADER.size
@@ -127,7 +128,7 @@ def serve(device: Device, cpu_latency: CpuLatencyRequest, memory: memoryview, st
 
 
 def main() -> int:
-    """Mount, serve, end."""
+    """Mount, serve until unmounted, return the exit code."""
     mountpoint = os.path.realpath(sys.argv[1])
     options = MountOptions()
     memory = mmap.mmap(-1, SIZE)

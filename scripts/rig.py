@@ -1,6 +1,6 @@
-"""What the demo and the benchmarks share: pools, mounts of daxfs and its peers, fio runs. No figures are made up here.
+"""Helpers of the demo and the benchmarks: pools, mounts of daxfs and its peers, fio runs.
 
-Every command that touches a mount has a time limit, and a mount is taken down whatever happens.
+Every command that touches a mount has a time limit, and a mount is unmounted in any case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYSTEM_PATHS = "/usr/sbin:/sbin"
 
 
 def console() -> Console:
-    """A console wide enough for the tables, also where there is no terminal."""
+    """Return a console that is wide enough for the tables, also without a terminal."""
     made = Console(highlight=False, soft_wrap=True, log_path=False)
     return (
         made if made.width >= MIN_WIDTH else Console(highlight=False, soft_wrap=True, log_path=False, width=MIN_WIDTH)
@@ -33,11 +33,15 @@ def console() -> Console:
 
 
 class Missing(Exception):
-    """A tool that the run needs is not here; the text says which and how to get it."""
+    """A needed tool is not installed; the text names it and how to install it."""
 
 
 def tool(name: str) -> str:
-    """The path of a program, or `Missing`."""
+    """Return the path of a program.
+
+    Raises:
+        Missing: it is not installed.
+    """
     found = shutil.which(name, path=f"{BIN}:{os.environ.get('PATH', '')}:{SYSTEM_PATHS}")
     if found is None:
         raise Missing(f"{name} is not installed (make setup installs it as root)")
@@ -45,7 +49,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str | Path, limit: float = 60, quiet: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command under a time limit; its output comes back, a failure raises with it."""
+    """Run a command with a time limit in seconds; return its output, or raise CalledProcessError with it."""
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=quiet,
@@ -61,7 +65,7 @@ def run(*command: str | Path, limit: float = 60, quiet: bool = True) -> subproce
 
 @contextlib.contextmanager
 def daxfs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
-    """A daxfs mount of ``pool``."""
+    """Mount ``pool`` by daxfs for the body."""
     extra = ["-o", ",".join(options)] if options else []
     run(tool("daxfs"), "mount", pool, mountpoint, *extra)
     try:
@@ -76,21 +80,21 @@ def daxfs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def fuse2fs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
-    """A fuse2fs mount of ``pool``, the peer."""
+    """Mount ``pool`` by fuse2fs, daxfs's peer, for the body."""
     with served(mountpoint, tool("fuse2fs"), "-f", "-o", ",".join(("rw", *options)), pool, mountpoint):
         yield mountpoint
 
 
 @contextlib.contextmanager
 def null_server(mountpoint: Path) -> Iterator[Path]:
-    """A mount of the null server: one file ``fio.dat`` of 256 MiB, the floor of what Python can do."""
+    """Mount the null server for the body: one file ``fio.dat`` of 256 MiB, with the least work in Python."""
     with served(mountpoint, sys.executable, Path(__file__).with_name("null_server.py"), mountpoint):
         yield mountpoint
 
 
 @contextlib.contextmanager
 def served(mountpoint: Path, *command: str | Path) -> Iterator[None]:
-    """A mount whose server runs in the foreground until it is unmounted."""
+    """Mount for the body by a server that runs in the foreground until it is unmounted."""
     log = mountpoint.with_suffix(".log").open("w")
     server = subprocess.Popen(
         [str(part) for part in command],
@@ -114,7 +118,11 @@ def served(mountpoint: Path, *command: str | Path) -> Iterator[None]:
 
 
 def wait_mounted(mountpoint: Path, server: subprocess.Popen[bytes]) -> None:
-    """Return when the mountpoint is a mount; an error when its server ended before."""
+    """Wait until the mountpoint is a mount.
+
+    Raises:
+        RuntimeError: its server ended before, or 10 s have passed.
+    """
     for _ in range(200):
         if any(line.split()[1] == str(mountpoint) for line in Path("/proc/mounts").read_text().splitlines()):
             return
@@ -125,27 +133,27 @@ def wait_mounted(mountpoint: Path, server: subprocess.Popen[bytes]) -> None:
 
 
 def detach(mountpoint: Path) -> None:
-    """Take a mount out of the way when nothing else helped."""
+    """Unmount lazily, after an ordinary unmount has failed."""
     subprocess.run(["umount", "-l", str(mountpoint)], capture_output=True, timeout=20, check=False)
 
 
 def make_peer_pool(path: Path, size: str) -> None:
-    """An ext4 image for fuse2fs, with mke2fs's own defaults; its root directory is the caller's."""
+    """Make an ext4 image for fuse2fs by mke2fs's own defaults; its root directory belongs to this user."""
     run("truncate", "-s", size, path)
     run(tool("mke2fs"), "-q", "-F", "-t", "ext4", "-E", f"root_owner={os.getuid()}:{os.getgid()}", path)
 
 
 def check(pool: Path) -> str:
-    """``e2fsck -fn``: its closing line; raises when the pool is not clean."""
+    """Run ``e2fsck -fn`` and return its last line; raise CalledProcessError if the pool is not clean."""
     return run(tool("e2fsck"), "-fn", pool).stdout.strip().splitlines()[-1]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One fio job. ``size`` and ``block`` as fio writes them; ``verify`` names a checksum or is empty.
+    """One fio job. ``size`` and ``block`` are in fio's notation; ``verify`` names a checksum or is empty.
 
-    ``processes`` do the same at once: on one file, ``fio.dat``, or with ``apart`` on ``fio.dat.0``, ``fio.dat.1``, ...
-    The ``engine`` is fio's, with O_DIRECT where it can have it; ``options`` are more of fio's options.
+    ``processes`` processes run it at once: on one file, ``fio.dat``, or with ``apart`` on ``fio.dat.0``,
+    ``fio.dat.1``, ... ``engine`` is fio's, with O_DIRECT if it is not mmap; ``options`` are further options of fio.
     """
 
     name: str
@@ -161,7 +169,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What fio measured: operations and megabytes a second, mean and 99th percentile latency in microseconds."""
+    """A result of fio: operations and megabytes per second, mean and 99th percentile latency in microseconds."""
 
     iops: float
     megabytes: float
@@ -170,9 +178,16 @@ class Result:
 
 
 def fio(job: Job, directory: Path, seconds: float, below: Sequence[str] = ()) -> Result:
-    """Run one job, ``--direct=1`` and psync unless it says otherwise; what several processes did is summed up.
+    """Run one job and return its result, summed over its processes.
 
-    A verify error raises. ``below`` is a command that runs fio, with its arguments.
+    Args:
+        job: the job.
+        directory: that contains its files.
+        seconds: how long to run; a job that verifies writes its file once instead.
+        below: a command that runs fio, with its arguments.
+
+    Raises:
+        RuntimeError: fio reported an error; CalledProcessError: it failed, also in a verify error.
     """
     place = [f"--filename={directory / 'fio.dat'}"]
     if job.apart:
@@ -196,7 +211,7 @@ def fio(job: Job, directory: Path, seconds: float, below: Sequence[str] = ()) ->
     command += (
         [f"--verify={job.verify}", "--do_verify=1", "--verify_state_save=0"]
         if job.verify
-        else [f"--runtime={round(1000 * seconds)}ms", "--time_based"]  # a fraction would be cut off
+        else [f"--runtime={round(1000 * seconds)}ms", "--time_based"]  # fio truncates a fraction of a second
     )
     output = run(*command, limit=FIO_LIMIT).stdout
     measured = json.loads(output[output.index("{") :])["jobs"][0]
@@ -209,7 +224,7 @@ def fio(job: Job, directory: Path, seconds: float, below: Sequence[str] = ()) ->
 
 
 def lay_out(directory: Path, size: str, processes: int = 1) -> None:
-    """Write the file that the jobs use, once; for several processes also those that they use apart."""
+    """Write the file that the jobs use; for several processes also their separate files."""
     fio(Job("layout", "write", "1m", size, verify="crc32c"), directory, 0)
     if processes > 1:
         fio(Job("layout", "write", "1m", size, "crc32c", processes, apart=True), directory, 0)
@@ -217,7 +232,7 @@ def lay_out(directory: Path, size: str, processes: int = 1) -> None:
 
 @contextlib.contextmanager
 def workplace(place: str = "/dev/shm") -> Iterator[Path]:
-    """A directory for pools and mountpoints that goes when the run ends."""
+    """Make a directory for pools and mountpoints, and remove it after the body."""
     base = Path(place) / f"daxfs-{os.getpid()}"
     base.mkdir()
     try:
@@ -227,7 +242,7 @@ def workplace(place: str = "/dev/shm") -> Iterator[Path]:
 
 
 def mountpoints(base: Path, names: Sequence[str]) -> list[Path]:
-    """Empty directories to mount on."""
+    """Make empty directories to mount on."""
     made = [base / name for name in names]
     for path in made:
         path.mkdir()

@@ -1,1 +1,1 @@
-"""The sections of scripts/bench.py: `beside` peers (data, metadata, fallocate), and daxfs `alone`."""
+"""The sections of scripts/bench.py: daxfs compared with its peers (data, metadata, direct), and daxfs `alone`."""

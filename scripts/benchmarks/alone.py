@@ -1,4 +1,4 @@
-"""Figures of daxfs by itself: directories by size, mounts by pool size, what commits and the option ``sync`` cost."""
+"""Figures of daxfs alone: directories by size, mounts by pool size, the costs of commits and of the option ``sync``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOOKUPS = 1_000
 
 
 def directory(base: Path, report: Report) -> None:
-    """Lookup cost by directory size, and how long a listing takes (unmounted, then mounted)."""
+    """Measure lookup, create and listing by directory size, as a library; then a listing on a mount."""
     system = systems.make(base, "daxfs", "4G")
     rows = []
     with FileSystem.open(system.pool) as fs:
@@ -60,7 +60,7 @@ def directory(base: Path, report: Report) -> None:
 
 
 def daemon(point: Path) -> Path:
-    """The directory in /proc of the daxfs daemon that serves a mountpoint."""
+    """Return the directory in /proc of the daxfs daemon that serves a mountpoint."""
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = command.read_bytes().split(b"\0")
@@ -72,7 +72,7 @@ def daemon(point: Path) -> Path:
 
 
 def resident(point: Path) -> float:
-    """Resident memory in MiB of the daemon."""
+    """Return the daemon's resident memory in MiB."""
     found = re.search(r"VmRSS:\s+(\d+)", (daemon(point) / "status").read_text())
     if found is None:
         raise RuntimeError(f"the daemon that serves {point} has ended")
@@ -80,7 +80,7 @@ def resident(point: Path) -> float:
 
 
 def mount(base: Path, report: Report) -> None:
-    """Time to mount and resident memory, by pool size."""
+    """Measure the time to mount and the resident memory, by pool size."""
     rows = []
     for size in ("16G", "1T"):
         begin = time.perf_counter()
@@ -98,7 +98,7 @@ def mount(base: Path, report: Report) -> None:
 
 
 def sync(base: Path, report: Report) -> None:
-    """What the mount option ``sync`` costs: a create, and a 4 KiB append, by library."""
+    """Measure the cost of the mount option ``sync`` for a create and for a 4 KiB append, as a library."""
     rows = []
     for mode in (False, True):
         system = systems.make(base, "daxfs", "1G")
@@ -120,7 +120,7 @@ def sync(base: Path, report: Report) -> None:
 
 
 def commit(base: Path, report: Report) -> None:
-    """What a change costs and what the fsync behind it does, as a library: medians, since the log's laps stand out."""
+    """Measure a change and the fsync after it, as a library; medians, because an fsync that empties the log is slow."""
     system = systems.make(base, "daxfs", "1G")
     with FileSystem.open(system.pool) as fs:
         file, _ = fs.create(ROOT_INO, b"grown", 0o644, os.O_RDWR)

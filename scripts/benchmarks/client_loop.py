@@ -1,7 +1,7 @@
-"""The Python client on two files: prints JSON with microseconds a read and a write of 4 KiB, milliseconds of a map.
+"""Measure the Python client on two files: microseconds of a 4 KiB read and write, milliseconds of a map, as JSON.
 
-Usage: client_loop.py FILE LARGE. ``direct`` says whether it was memory. `direct.py` runs it in its own process: the
-map is the first of this process, so that the pool is found and mapped on the way.
+Usage: client_loop.py FILE LARGE. The value ``direct`` is whether memory served them. `direct.py` runs this script in
+its own process: the map is the first one of the process, so its time includes finding and mapping the pool.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COUNT = 50_000
 
 
 def main() -> None:
-    """See above."""
+    """Measure, and print the JSON."""
     file, large = sys.argv[1:]
     begin = time.perf_counter()
     mapping = direct.map(large, access="rw")
@@ -30,7 +30,7 @@ def main() -> None:
         blocks = opened.size // BLOCK
         places = [BLOCK * random.randrange(blocks) for _ in range(COUNT)]
         data = random.randbytes(BLOCK)
-        for place in range(0, blocks * BLOCK, BLOCK):  # the first touch of each page
+        for place in range(0, blocks * BLOCK, BLOCK):  # touch each page before the measurement
             opened.pwrite(place, opened.pread(place, BLOCK))
         begin = time.perf_counter()
         for place in places:

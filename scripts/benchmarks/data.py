@@ -23,7 +23,7 @@ FALLOCATE_MOST_MS = 20.0
 
 
 def data(base: Path, report: Report) -> None:
-    """One job at a time, the systems in turn: null, daxfs, pyfuse3, fuse2fs, and again."""
+    """Compare null, daxfs, pyfuse3 and fuse2fs in turn, with one fio process at a time."""
     found = [systems.make(base, name, "1G") for name in ("null", "daxfs", "pyfuse3", "fuse2fs")]
     samples = Samples("operations/s")
     with systems.together(found) as points:
@@ -46,7 +46,7 @@ def data(base: Path, report: Report) -> None:
 
 
 def jobs(base: Path, report: Report) -> None:
-    """One process, four on files of their own, four on one file: what they do in total."""
+    """Compare the total rates of one process, four processes on separate files, and four on one file."""
     found = [systems.make(base, name, "2G") for name in ("daxfs", "null")]
     samples = Samples("operations/s in total")
     with systems.together(found) as points:
@@ -58,7 +58,7 @@ def jobs(base: Path, report: Report) -> None:
                 for name, point in points.items():
                     for column, processes in ((ONE, 1), (APART, PROCESSES), (SHARED, PROCESSES)):
                         if name == "null" and column == APART:
-                            continue  # It has one file.
+                            continue  # The null server has only one file.
                         several = rig.Job(job.name, job.mode, job.block, processes=processes, apart=column == APART)
                         measured = rig.fio(several, point, report.scale.seconds).iops
                         samples.add(f"{job.name}, {name}", column, measured)
@@ -69,7 +69,7 @@ def jobs(base: Path, report: Report) -> None:
 
 
 def fallocate(base: Path, report: Report) -> None:
-    """posix_fallocate(3) of 1 GiB for a new file."""
+    """Compare posix_fallocate(3) of 1 GiB for a new file."""
     found = [systems.make(base, name, "8G") for name in ("daxfs", "fuse2fs")]
     samples = Samples("ms")
     with systems.together(found) as points:

@@ -1,10 +1,10 @@
-"""Direct mapping: programs that read, write and map files of a daxfs mount as their own memory.
+"""Direct access: programs that read, write and map files of a daxfs mount as their own memory.
 
-Four systems in turn: ``shm``, a plain file in the place where the pools are; ``direct``, a daxfs mount below
-`daxfs exec`; ``daxfs``, the same kind of mount without it; ``fuse2fs``. All have the same files, written fully before.
-Each fio job runs in a process of its own, draws blocks with repetition, and warms up before it is measured, so that no
-side pays for the first touch of a page. Where it does not map or append it has O_DIRECT: tmpfs takes that flag as well,
-and without it fuse2fs would be the kernel's cache.
+Four systems in turn: ``shm``, a plain file in the directory of the pools; ``direct``, a daxfs mount below `daxfs exec`;
+``daxfs``, the same kind of mount without it; ``fuse2fs``. All have the same files, which are fully written before. Each
+fio job runs in its own process, draws blocks with repetition, and warms up before it is measured, so that no system
+pays for the first touch of a page. Jobs that neither map nor append use O_DIRECT: tmpfs accepts that flag too, and
+without it the figures of fuse2fs would be those of the kernel's cache.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ TWO = 2
 ONE_FILE, TWO_FILES = "1 process", "2 processes, 2 files"
 WATCHED_SECONDS = 2.0
 BEGUN_SECONDS = 1.0
-"""By then a job that was started has warmed up."""
+"""The time after which a started job has warmed up."""
 IDLE_CPU_MS = 10.0
-"""Of the daemon in a second in which programs work: one tick of the clock that counts it."""
+"""The most CPU time of the daemon in a second while programs work: one tick of the clock that counts it."""
 IDLE_REQUESTS = 2.0
-"""Our own second question may take a piece more than the one that it is held against."""
+"""The most requests in a second: the second statistics query may need a piece more than the one subtracted."""
 CLIENT_LOOP = Path(__file__).with_name("client_loop.py")
 CLIENT_US, MAP_MS = 2.0, 10.0
 GIB = 1 << 30
@@ -58,17 +58,17 @@ SMALL_LOOP = Path(__file__).with_name("small_files.py")
 
 
 def exec_command() -> list[str]:
-    """What runs a program with direct mapping."""
+    """Return the command that runs a program with direct access."""
     return [rig.tool("daxfs"), "exec", "--"]
 
 
 def below(name: str) -> list[str]:
-    """What a system's programs run below."""
+    """Return the command below which a system's programs run; empty for all but ``direct``."""
     return exec_command() if name == DIRECT else []
 
 
 def direct(base: Path, report: Report) -> None:
-    """All of it, on one set of mounts."""
+    """Run all measurements of direct access, on one set of mounts."""
     found = [systems.make(base, name, "4G") for name in (DIRECT, PLAIN, PEER)]
     shm = base / SHM
     shm.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def lay_out(place: Path) -> None:
 
 
 def one_process(places: Mapping[str, Path], report: Report) -> None:
-    """Each job on each system, again and again."""
+    """Compare the systems by each job with one process, round by round."""
     samples = Samples("operations/s")
     for _ in range(report.scale.rounds):
         for job in JOBS:
@@ -109,7 +109,7 @@ def one_process(places: Mapping[str, Path], report: Report) -> None:
 
 
 def appends(places: Mapping[str, Path], report: Report) -> None:
-    """A file that grows by 4 KiB, each of them made durable before the next."""
+    """Compare the systems by 4 KiB appends to a file, each made durable before the next."""
     samples = Samples("operations/s")
     for _ in range(report.scale.rounds):
         for name, place in places.items():
@@ -123,7 +123,7 @@ def appends(places: Mapping[str, Path], report: Report) -> None:
 
 
 def two_processes(places: Mapping[str, Path], report: Report) -> None:
-    """One process on its file, two on two files: what they do in total; of ``shm`` too, what this machine can."""
+    """Compare the total rates of one process and of two on separate files; ``shm`` shows this machine's limit."""
     samples = Samples("operations/s in total")
     for _ in range(report.scale.rounds):
         for job in (RANDOM_READ, RANDOM_WRITE):
@@ -137,7 +137,7 @@ def two_processes(places: Mapping[str, Path], report: Report) -> None:
 
 
 def idle(place: Path, report: Report) -> None:
-    """What the daemon has to do in a second in which two processes work on two files."""
+    """Measure CPU time and requests of the daemon in a second while two processes work on two files."""
     rows = []
     for job in (RANDOM_READ, RANDOM_WRITE):
         with ThreadPoolExecutor(1) as pool:
@@ -154,7 +154,7 @@ def idle(place: Path, report: Report) -> None:
 
 
 def watch(place: Path, seconds: float) -> tuple[float, float]:
-    """Milliseconds of CPU that the daemon takes, and requests that it answers but for our own, in so many seconds."""
+    """Return the daemon's CPU time in milliseconds, and its requests without this function's own, in some seconds."""
     process = daemon(place)
     with stats.opened(str(place)) as (descriptor, mountpoint):
         stats.ask(descriptor, mountpoint)
@@ -169,18 +169,18 @@ def watch(place: Path, seconds: float) -> tuple[float, float]:
 
 
 def requests(seen: Snapshot) -> int:
-    """Requests of all kinds."""
+    """Return the number of requests of all kinds."""
     return sum(operation.count for operation in seen.operations.values())
 
 
 def cpu_ms(process: Path) -> float:
-    """CPU that a process has taken, in milliseconds (proc_pid_stat(5), utime and stime)."""
+    """Return the CPU time of a process in milliseconds (proc_pid_stat(5), utime and stime)."""
     fields = (process / "stat").read_text().rpartition(")")[2].split()
     return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def client(place: Path, report: Report) -> None:
-    """The Python client, each time in a process of its own."""
+    """Measure the Python client, each time in a new process."""
     large = place / "large"
     with large.open("wb") as content:
         for _ in range(GIB >> 20):
@@ -202,7 +202,7 @@ def client(place: Path, report: Report) -> None:
 
 
 def small_files(place: Path, report: Report) -> None:
-    """Open, map, read and close many small files, with and without direct mapping, on one mount."""
+    """Compare opening, mapping, reading and closing many small files with and without direct access, on one mount."""
     folder = place / "small"
     folder.mkdir()
     count = report.scale.files

@@ -1,7 +1,7 @@
-"""Names and attributes beside fuse2fs: many files in one directory, and a source tree unpacked and removed.
+"""Names and attributes compared with fuse2fs: many files in one directory, and a source tree unpacked and removed.
 
-*Cold* is after a fresh mount: neither the kernel nor the daemon remembers anything of the files. *Warm* is the same
-once more. Only one system is mounted at a time, and the systems take turns.
+*Cold* means after a new mount: neither the kernel nor the daemon has cached anything of the files. *Warm* is a
+repetition. Only one system is mounted at a time, and the systems take turns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UNPACK_LIMIT = 300
 
 
 def metadata(base: Path, report: Report) -> None:
-    """Both systems in turn, round by round."""
+    """Compare both systems in turn, round by round."""
     archive = base / "tree.tar"
     make_tree(archive, report.scale.tree)
     found = [systems.make(base, name, "1G") for name in ("daxfs", "fuse2fs")]
@@ -46,7 +46,7 @@ def metadata(base: Path, report: Report) -> None:
 
 
 def many(system: System, count: int) -> dict[str, float]:
-    """Each operation on every file of one directory: operations a second."""
+    """Do each operation on every file of one directory; return operations per second."""
     directory = f"{system.point}/many"
     names = [f"{directory}/file{number:06d}" for number in range(count)]
     rates: dict[str, float] = {}
@@ -89,7 +89,7 @@ def many(system: System, count: int) -> dict[str, float]:
 
 
 def tree(system: System, archive: Path, count: int) -> dict[str, float]:
-    """tar(1) and rm(1) on a source tree: files a second."""
+    """Unpack a source tree by tar(1) and remove it by rm(1); return files per second."""
     rates = {}
     with system.mounted() as point:
         for what, command in (
@@ -103,7 +103,7 @@ def tree(system: System, archive: Path, count: int) -> dict[str, float]:
 
 
 def make_tree(archive: Path, count: int) -> None:
-    """A source tree as an archive, always the same: sizes as in source code, directories up to four deep."""
+    """Make an archive of a source tree, always the same: sizes as in source code, directories up to four deep."""
     chance = random.Random(SEED)
     text = bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyz_(){};=    \n", k=LARGEST_SIZE))
     directories = ["tree"]
@@ -120,7 +120,7 @@ def make_tree(archive: Path, count: int) -> None:
 
 
 def add(packed: tarfile.TarFile, name: str, kind: bytes, mode: int, content: bytes = b"") -> None:
-    """One member, with the owner who unpacks it."""
+    """Add a member that belongs to this user."""
     member = tarfile.TarInfo(name)
     member.type, member.mode, member.size = kind, mode, len(content)
     member.uid, member.gid, member.mtime = os.getuid(), os.getgid(), 1_700_000_000

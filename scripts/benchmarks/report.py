@@ -1,8 +1,8 @@
-"""What a run measured: samples, tables of medians with their ratios, the figures that are wanted, JSON.
+"""Report the measurements of a run: samples, tables of medians and ratios, required figures, JSON.
 
-A sample is one measurement of one round. Tables show the median, and below it the smallest and the largest; ratios are
-those of medians. A ratio or a figure that the project wants stands beside its bound, as ``1.92 >= 1.80`` or
-``1.72 < 1.80``, and is counted at the end of the run.
+A sample is one measurement of one round. Tables show the median, and below it the smallest and the largest sample;
+ratios are ratios of medians. A figure with a requirement is shown with its bound, as ``1.92 >= 1.80`` or
+``1.72 < 1.80``; the end of the run shows how many are met.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import rig
 
 @dataclass(frozen=True)
 class Scale:
-    """How much one run does.
+    """The amount of work of a run.
 
     Attributes:
-        rounds: of everything that is compared; the median counts.
-        seconds: of each fio job.
-        files: of the directory whose names are measured.
-        tree: files of the tree that is unpacked.
-        listed: the largest directory whose listing is measured.
+        rounds: repetitions of each comparison, whose median counts.
+        seconds: length of each fio job.
+        files: in the directory of the metadata section.
+        tree: files in the tree that is unpacked.
+        listed: entries of the largest directory that is listed.
     """
 
     rounds: int = 5
@@ -48,29 +48,29 @@ QUICK = Scale(rounds=1, seconds=0.5, files=1_000, tree=300, listed=10_000)
 
 
 class Samples:
-    """Measurements by row (what was done) and column (who did it), in the order in which they came."""
+    """Measurements by row (the job) and column (the system), in the order of measurement."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
         self.rows: dict[str, dict[str, list[float]]] = {}
 
     def add(self, row: str, column: str, value: float) -> None:
-        """One measurement more."""
+        """Add a measurement."""
         self.rows.setdefault(row, {}).setdefault(column, []).append(value)
 
     def median(self, row: str, column: str) -> float:
-        """What to quote."""
+        """Return the median of a row and column."""
         return statistics.median(self.rows[row][column])
 
     @property
     def columns(self) -> list[str]:
-        """All columns of all rows."""
+        """The columns of all rows."""
         return list(dict.fromkeys(column for row in self.rows.values() for column in row))
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A column of quotients: medians of ``of`` by medians of ``to``; ``least`` is what is wanted, by row."""
+    """A column of ratios: medians of ``of`` divided by medians of ``to``; ``least`` has the required ratios by row."""
 
     of: str
     to: str
@@ -89,7 +89,7 @@ class Report:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """One section of the run: a rule, and the machine's load before and after it."""
+        """Print the header of a section, and the machine's load before and after the body."""
         self._section = name
         self.sections[name] = {"load_before": load(), "tables": []}
         begin = time.monotonic()
@@ -99,11 +99,11 @@ class Report:
         self.console.print("  load before {load_before}, after {load_after}; {seconds} s".format(**self.sections[name]))
 
     def say(self, text: str) -> None:
-        """A line below a table."""
+        """Print a line below a table."""
         self.console.print(f"  {text}")
 
     def bound(self, what: str, value: float, *, least: float | None = None, most: float | None = None) -> str:
-        """A figure beside its bound, if it has one; it counts as wanted then."""
+        """Return a figure with its bound, if it has one, and record whether the bound is met."""
         met = (least is None or value >= least) and (most is None or value <= most)
         text = f"{value:,.2f}"
         if least is not None:
@@ -115,7 +115,7 @@ class Report:
         return text
 
     def compare(self, title: str, samples: Samples, ratios: Sequence[Ratio] = ()) -> None:
-        """Show and keep a table of medians and ratios."""
+        """Print and record a table of medians and ratios."""
         table = Table(title=f"{title} ({samples.unit})")
         table.add_column("what", no_wrap=True)
         for column in (*samples.columns, *(f"{ratio.of} /\n{ratio.to}" for ratio in ratios)):
@@ -137,7 +137,7 @@ class Report:
         self.keep(title, samples.unit, plain)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show and keep a plain table; the first column says what the row is."""
+        """Print and record a plain table; the first column names the row."""
         table = Table(title=title)
         for column in columns:
             table.add_column(column, justify="right")
@@ -147,17 +147,17 @@ class Report:
         self.keep(title, "", {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in rows})
 
     def keep(self, title: str, unit: str, rows: Mapping[str, object]) -> None:
-        """Remember a table for JSON."""
+        """Record a table for the output file."""
         tables = self.sections[self._section]["tables"]
         assert isinstance(tables, list)
         tables.append({"title": title, "unit": unit, "rows": rows})
 
     def close(self, place: str) -> None:
-        """Say what was wanted and not reached; write all to ``place`` unless that is empty: tables (.md), else JSON."""
+        """Print the required figures that were not met; write all to ``place``, if given: tables (.md), else JSON."""
         short = [what for what, met in self.wanted.items() if not met]
         if self.wanted:
-            self.console.rule("wanted")
-            self.say(f"{len(self.wanted) - len(short)} of {len(self.wanted)} figures as wanted")
+            self.console.rule("required")
+            self.say(f"{len(self.wanted) - len(short)} of {len(self.wanted)} required figures are met")
             for what in short:
                 self.say(f"short: {what}")
         if place.endswith(".md"):
@@ -167,7 +167,7 @@ class Report:
             Path(place).write_text(json.dumps(run, indent=1) + "\n")
 
     def markdown(self) -> Iterator[str]:
-        """The tables as docs/BENCHMARKS.md has them: medians and ratios."""
+        """Yield the lines of the tables in Markdown, with medians and ratios, as in docs/BENCHMARKS.md."""
         yield ", ".join(f"{name} {value}" for name, value in machine().items())
         for name, section in self.sections.items():
             tables = section["tables"]
@@ -184,7 +184,7 @@ class Report:
 
 
 def shown(values: Sequence[float]) -> str:
-    """The median, and the span below it if there is one."""
+    """Return the median as text, with the range in a second line if there are several samples."""
     if not values:
         return ""
     digits = 0 if statistics.median(values) >= 100 else 2
@@ -193,24 +193,24 @@ def shown(values: Sequence[float]) -> str:
 
 
 def summary(values: Sequence[float]) -> dict[str, object]:
-    """The same as plain data."""
+    """Return the samples as plain data, with median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
 
 
 def cell(value: object) -> str:
-    """A cell of a Markdown table: of samples the median."""
+    """Return the text of a Markdown cell; for samples the median."""
     if isinstance(value, dict):
         return shown([value["median"]])
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def load() -> float:
-    """Processes that wanted to run, mean of the last minute: above 1 somebody else is at work."""
+    """Return the load average of the last minute; above 1 other processes are running."""
     return round(os.getloadavg()[0], 2)
 
 
 def machine() -> dict[str, object]:
-    """What a figure depends on besides the code."""
+    """Describe the machine and the versions of the tools."""
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -225,7 +225,7 @@ def machine() -> dict[str, object]:
 
 
 def said(name: str, option: str) -> str:
-    """The version that a program says of itself."""
+    """Return the version that a program prints."""
     done = subprocess.run([rig.tool(name), option], capture_output=True, text=True, timeout=20, check=False)
     found = re.search(rf"^{name}[ -](\d[\d.]*)", done.stdout + done.stderr, re.MULTILINE)
     return found[1] if found else ""

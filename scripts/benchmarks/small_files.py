@@ -1,6 +1,6 @@
-"""Open, map, read and close the files 0, 1, ... of a directory; prints microseconds a file, of a second pass.
+"""Open, map, read and close the files 0, 1, ... of a directory twice; print microseconds per file of the second pass.
 
-Usage: small_files.py DIRECTORY COUNT. It knows nothing of daxfs: `direct.py` runs it with and without `daxfs exec`.
+Usage: small_files.py DIRECTORY COUNT. It does not use daxfs itself: `direct.py` runs it with and without `daxfs exec`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 
 def read_all(directory: str, count: int) -> float:
-    """One pass; microseconds a file."""
+    """Read all files once; return microseconds per file."""
     begin = time.perf_counter()
     for number in range(count):
         descriptor = os.open(f"{directory}/{number}", os.O_RDONLY)
@@ -23,7 +23,7 @@ def read_all(directory: str, count: int) -> float:
 
 
 def main() -> None:
-    """See above."""
+    """Read all files twice and print the time of the second pass."""
     directory, count = sys.argv[1], int(sys.argv[2])
     read_all(directory, count)
     print(read_all(directory, count))

@@ -1,7 +1,7 @@
-"""The systems that are held against each other, each on its own pool in the same place.
+"""The systems that are compared, each on its own pool in the same directory.
 
-``daxfs`` is mounted as ``daxfs mount`` does it, ``pyfuse3`` is the same with its second session, ``fuse2fs`` with the
-option ``rw``, as its manual page has it: as root it needs no other. ``null`` has no pool (`null_server.py`).
+``daxfs`` is mounted by ``daxfs mount``; ``pyfuse3`` is daxfs with its second session; ``fuse2fs`` has the option
+``rw``, as in its manual page, and needs no other as root. ``null`` has no pool (`null_server.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import rig
 
 @dataclass(frozen=True)
 class System:
-    """One of them: where its pool is and where it is mounted."""
+    """A system with its pool and its mountpoint."""
 
     name: str
     pool: Path
     point: Path
 
     def mounted(self) -> AbstractContextManager[Path]:
-        """Mount it for a while."""
+        """Mount the system for the body."""
         if self.name == "null":
             return rig.null_server(self.point)
         if self.name == "fuse2fs":
@@ -31,12 +31,12 @@ class System:
         return rig.daxfs(self.pool, self.point, *(["session=pyfuse3"] if self.name == "pyfuse3" else []))
 
     def check(self) -> str:
-        """e2fsck's closing line; raises unless the pool is clean."""
+        """Check the pool and return e2fsck's last line; raise CalledProcessError if the pool is not clean."""
         return "no pool" if self.name == "null" else f"e2fsck -fn: {rig.check(self.pool)}"
 
 
 def make(base: Path, name: str, size: str) -> System:
-    """A system with a fresh pool, made by its own means, and an empty mountpoint."""
+    """Make a system with a new pool, by its own mkfs, and an empty mountpoint."""
     pool, point = base / f"{name}.pool", base / f"{name}.mnt"
     pool.unlink(missing_ok=True)
     point.mkdir(exist_ok=True)
@@ -49,6 +49,6 @@ def make(base: Path, name: str, size: str) -> System:
 
 @contextmanager
 def together(systems: Iterable[System]) -> Iterator[dict[str, Path]]:
-    """All of them mounted at the same time: their mountpoints by name. An idle one sleeps."""
+    """Mount all systems at the same time; yield their mountpoints by name. An idle system sleeps."""
     with ExitStack() as stack:
         yield {system.name: stack.enter_context(system.mounted()) for system in systems}

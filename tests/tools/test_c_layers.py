@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_includes_that_go_down_are_no_fault(folder: Path) -> None:
     assert c_layers.faults(folder) == []
-    assert run(sys.executable, SCRIPTS / "c_layers.py", folder) == "The C files include only what is below them.\n"
+    assert run(sys.executable, SCRIPTS / "c_layers.py", folder) == "The C files include only headers of layers below their own.\n"
 
 
 def test_an_upward_include_is_one_line(folder: Path) -> None:
@@ -85,4 +85,4 @@ def test_a_header_sees_only_definitions_that_are_not_static(folder: Path) -> Non
 
 
 def test_the_preload_library_has_no_fault() -> None:
-    assert run(sys.executable, SCRIPTS / "c_layers.py") == "The C files include only what is below them.\n"
+    assert run(sys.executable, SCRIPTS / "c_layers.py") == "The C files include only headers of layers below their own.\n"
