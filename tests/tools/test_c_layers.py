@@ -10,6 +10,7 @@ import pytest
 from support import run
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+SOUND_OUTPUT = "The C files include only headers of layers below their own.\n"
 sys.path.insert(0, str(SCRIPTS))
 
 import c_layers  # noqa: E402  (a script, found by the line above)
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_includes_that_go_down_are_no_fault(folder: Path) -> None:
     assert c_layers.faults(folder) == []
-    assert run(sys.executable, SCRIPTS / "c_layers.py", folder) == "The C files include only headers of layers below their own.\n"
+    assert run(sys.executable, SCRIPTS / "c_layers.py", folder) == SOUND_OUTPUT
 
 
 def test_an_upward_include_is_one_line(folder: Path) -> None:
@@ -85,4 +86,4 @@ def test_a_header_sees_only_definitions_that_are_not_static(folder: Path) -> Non
 
 
 def test_the_preload_library_has_no_fault() -> None:
-    assert run(sys.executable, SCRIPTS / "c_layers.py") == "The C files include only headers of layers below their own.\n"
+    assert run(sys.executable, SCRIPTS / "c_layers.py") == SOUND_OUTPUT
