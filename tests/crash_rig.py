@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -394,10 +394,28 @@ def take_picture(fs: FileSystem, opened: Iterable[OpenFile] = ()) -> Picture:
     for path, found in walk(fs, contents=False).items():
         times[found.ino] = found.mtime_ns, found.ctime_ns
         if stat.S_ISREG(found.mode) and found.ino not in contents:
-            contents[found.ino] = fs.tree.read_bytes(path)
+            contents[found.ino] = content_of(fs, found.ino, found.size)
         facts[path] = found._replace(mtime_ns=0, ctime_ns=0, atime_ns=0)
     contents.update((file.ino, bytes(fs.read(file, 0, 1 << 20))) for file in opened)
     return Picture(facts, times, contents)
+
+
+def content_of(fs: FileSystem, ino: int, size: int) -> bytes:
+    """The whole content of a file."""
+    file = fs.open_file(ino)
+    try:
+        content = bytes(fs.read(file, 0, size + 1))
+    finally:
+        fs.release(file)
+    assert len(content) == size
+    return content
+
+
+@lru_cache(maxsize=32)
+def first_picture(content: bytes) -> Picture:
+    """The tree in an image, which each workload on that image begins with."""
+    with FileSystem.open(MemoryPool(content), QUIET) as fs:
+        return take_picture(fs)
 
 
 class Moment(NamedTuple):
@@ -436,6 +454,7 @@ class Run:
         self.steps = list(steps)
         self.needed = prelude(self.steps)
         self.pool = self.recorder(bytearray(content))
+        self._content = content
         self.promises: list[Promise] = [Promise(0, 0)]
         with steady_clock():
             self._work(close=close)
@@ -445,7 +464,7 @@ class Run:
         self.fs = fs
         self.bench = Workbench(fs)
         self.laps: list[int] = []
-        self.moments = [Moment("start", 0, 0, take_picture(fs))]
+        self.moments = [Moment("start", 0, 0, first_picture(self._content))]
         for name, after in self.needed:
             self._do(name, after)
         self.start = len(self.pool.events)
@@ -487,7 +506,12 @@ class Run:
     ) -> Iterator[CrashImage]:
         """A share of the images, one at least, with cuts from the beginning of the workload on."""
         start = self.start if start is None else start
-        yield from some(self.pool.crash_images(rng, start=start, prefixes=prefixes, subsets=subsets), rng, share)
+        sample = Sample(rng, share)
+        for left in self.pool.crash_images(rng, start=start, prefixes=prefixes, subsets=subsets, wanted=sample.build):
+            if sample.shows(left):
+                yield left
+        if not sample.shown and sample.spare is not None:
+            yield sample.spare
 
     def describe(self, left: CrashImage) -> str:
         moments = [f"{moment.name} {moment.begun}..{moment.ended}" for moment in self.moments]
@@ -556,21 +580,38 @@ class Run:
         )
 
 
-def some(images: Iterable[CrashImage], rng: random.Random, share: float, least: int = 1) -> Iterator[CrashImage]:
-    """A random share of the images, ``least`` of them if there are so many."""
-    shown = passed = 0
-    kept: list[CrashImage] = []  # a fair choice of those that were passed over
-    for left in images:
-        if share == 1.0 or rng.random() < share:
-            shown += 1
-            yield left
-            continue
-        passed += 1
-        if len(kept) < least:
-            kept.append(left)
-        elif (at := rng.randrange(passed)) < least:
-            kept[at] = left
-    yield from kept[: max(least - shown, 0)]
+class Sample:
+    """A random share of images, of which only those that are looked at are built.
+
+    Attributes:
+        shown: how many belong to the share.
+        spare: as long as none does, a fair choice of those that do not.
+    """
+
+    def __init__(self, rng: random.Random, share: float) -> None:
+        self._rng = rng
+        self._share = share
+        self._passed = 0
+        self._chosen = False
+        self.shown = 0
+        self.spare: CrashImage | None = None
+
+    def build(self) -> bool:
+        """Decide on the next image: whether it belongs to the share, or may be the spare one."""
+        self._chosen = self._share == 1.0 or self._rng.random() < self._share
+        if self._chosen:
+            return True
+        self._passed += 1
+        return (self._passed == 1 or self._rng.randrange(self._passed) < 1) and not self.shown
+
+    def shows(self, left: CrashImage) -> bool:
+        """Take an image that was built: whether it belongs to the share."""
+        if self._chosen:
+            self.shown += 1
+            self.spare = None
+        else:
+            self.spare = left
+        return self._chosen
 
 
 def differing(found: dict[bytes, Facts], expected: dict[bytes, Facts]) -> list[str]:
@@ -622,14 +663,14 @@ def recover(content: bytearray) -> Picture:
 
 
 def grow_everything(content: bytearray) -> list[str]:
-    """Make every file of a recovered image longer: what appears must be zeros. Tells where it is not."""
+    """Make every file of a recovered image longer: what appears must be zeros. Returns the files where it is not."""
     wrong = []
     with FileSystem.open(MemoryPool(content), QUIET) as fs:
-        for path, facts in walk(fs).items():
-            if stat.S_ISREG(facts.mode):
-                fs.setattr(facts.ino, SetAttributes(size=facts.size + 5000))
-                if fs.tree.read_bytes(path)[facts.size :].strip(b"\0"):
-                    wrong.append(f"{path!r} has bytes behind its end")
+        files = {facts.ino: facts.size for facts in walk(fs, contents=False).values() if stat.S_ISREG(facts.mode)}
+        for ino, size in files.items():
+            fs.setattr(ino, SetAttributes(size=size + 5000))
+            if content_of(fs, ino, size + 5000)[size:].strip(b"\0"):
+                wrong.append(f"inode {ino} has bytes past its old EOF")
     return wrong
 
 

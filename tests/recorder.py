@@ -16,11 +16,14 @@ The model of the medium, which is the weakest one that real hardware and msync k
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
 import crc32c
 import numpy as np
+import numpy.typing as npt
 
 from daxfs.pmem import persist
 from daxfs.pmem.memory import MemoryPool
@@ -81,6 +84,12 @@ class _Pending(NamedTuple):
     flushed: bool
 
 
+Taken: TypeAlias = npt.NDArray[np.bool_] | None
+"""Which bytes of a piece are stored; None: all."""
+_Piece: TypeAlias = tuple[int, bytes, Taken]
+"""Byte offset, content, and which bytes of it."""
+
+
 class RecordingPool(MemoryPool):
     """A memory pool that records; ``events`` holds what happened, ``base`` the bytes it began with."""
 
@@ -99,7 +108,13 @@ class RecordingPool(MemoryPool):
         self.base = self.image()
 
     def crash_images(
-        self, rng: random.Random, *, start: int = 0, prefixes: int = 4, subsets: int = 4
+        self,
+        rng: random.Random,
+        *,
+        start: int = 0,
+        prefixes: int = 4,
+        subsets: int = 4,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> Iterator[CrashImage]:
         """The images that power cuts could leave, cut before each fence and at the end of the record.
 
@@ -112,6 +127,7 @@ class RecordingPool(MemoryPool):
             start: images of cuts before this many events are left out.
             prefixes: how many ordered prefixes to show at each cut, at most.
             subsets: how many random subsets to show at each cut.
+            wanted: called once for each image before it is built; False leaves the image out.
         """
         durable = bytearray(self.base)
         pending: list[_Pending] = []
@@ -127,13 +143,15 @@ class RecordingPool(MemoryPool):
                 shown_whole = False  # the same bytes have to satisfy a new promise
             else:
                 if position >= start and (pending or not shown_whole):
+                    undecided = _Undecided(durable, pending)
                     # A single pending word has two outcomes, however often the coin is thrown.
-                    seen = {crc32c.crc32c(durable)} if shown_whole else set()
-                    for choice, image in _choices(durable, pending, rng, prefixes, subsets):
-                        digest = crc32c.crc32c(image)
+                    seen = {undecided.digest([])} if shown_whole else set()
+                    for choice, pieces in _choices(pending, rng, prefixes, subsets):
+                        digest = undecided.digest(pieces)
                         if digest not in seen:
                             seen.add(digest)
-                            yield CrashImage(image, position, label, choice)
+                            if wanted():
+                                yield CrashImage(undecided.image(pieces), position, label, choice)
                     shown_whole = True
                 for piece in pending:
                     if piece.flushed:
@@ -196,47 +214,87 @@ def _flushed(pending: list[_Pending], flush: Flush) -> Iterator[_Pending]:
             yield _Pending(right, data[right - first :], False)
 
 
+class _Undecided:
+    """The bytes of a cut that are undecided, without the rest of the pool: images that agree in them are the same."""
+
+    def __init__(self, durable: bytearray, pending: list[_Pending]) -> None:
+        self._durable = durable
+        self._ranges: list[tuple[int, int, int]] = []  # pool offset, end, and where the range begins in ``_before``
+        before = bytearray()
+        for first, end in _united((piece.offset, piece.offset + len(piece.data)) for piece in pending):
+            self._ranges.append((first, end, len(before)))
+            before += durable[first:end]
+        self._before = before
+
+    def digest(self, pieces: Iterable[_Piece]) -> int:
+        """The checksum of the undecided bytes with these pieces stored."""
+        after = bytearray(self._before)
+        for offset, data, taken in pieces:
+            first, _, at = self._ranges[bisect_right(self._ranges, offset, key=itemgetter(0)) - 1]
+            _put(after, at + offset - first, data, taken)
+        return crc32c.crc32c(after)
+
+    def image(self, pieces: Iterable[_Piece]) -> bytearray:
+        """The pool with these pieces stored."""
+        image = bytearray(self._durable)
+        for piece in pieces:
+            _put(image, *piece)
+        return image
+
+
+def _united(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The ranges in order, with those joined that overlap or touch."""
+    first = end = -1
+    for low, high in sorted(ranges):
+        if low > end:
+            if end >= 0:
+                yield first, end
+            first, end = low, high
+        else:
+            end = max(end, high)
+    if end >= 0:
+        yield first, end
+
+
+def _put(target: bytearray, offset: int, data: bytes, taken: Taken) -> None:
+    """Store the bytes of ``data`` that are taken."""
+    if taken is None:
+        target[offset : offset + len(data)] = data
+        return
+    view = np.frombuffer(target, np.uint8)[offset : offset + len(data)]
+    view[taken] = np.frombuffer(data, np.uint8)[taken]
+
+
 def _choices(
-    durable: bytearray,
-    pending: list[_Pending],
-    rng: random.Random,
-    prefixes: int,
-    subsets: int,
-) -> Iterator[tuple[str, bytearray]]:
+    pending: list[_Pending], rng: random.Random, prefixes: int, subsets: int
+) -> Iterator[tuple[str, list[_Piece]]]:
+    """Choices of the undecided stores: what each is called, and the pieces that are stored, in order."""
     count = len(pending)
-    yield "none", bytearray(durable)
+    yield "none", []
     if not count:
         return
+    whole: list[_Piece] = [(piece.offset, piece.data, None) for piece in pending]
     inner = range(1, count)
     for length in inner if count - 1 <= prefixes else sorted(rng.sample(inner, prefixes)):
-        image = bytearray(durable)
-        for piece in pending[:length]:
-            image[piece.offset : piece.offset + len(piece.data)] = piece.data
-        yield f"the first {length} of {count}", image
+        yield f"the first {length} of {count}", whole[:length]
     for number in range(subsets):
         # Each grain in turn: protocol errors show when stores go missing whole, missing checksums when torn.
         grain = (0, CACHE_LINE, WORD)[number % 3]
-        image = bytearray(durable)
-        for piece in pending:
-            _apply_some(image, piece, grain, rng)
         name = {0: "whole stores", CACHE_LINE: "cache lines", WORD: "words"}[grain]
-        yield f"random {name} of {count}, number {number}", image
-    image = bytearray(durable)
+        yield f"random {name} of {count}, number {number}", list(_some_of(pending, grain, rng))
+    yield f"all {count}", whole
+
+
+def _some_of(pending: list[_Pending], grain: int, rng: random.Random) -> Iterator[_Piece]:
+    """A random choice of the grains of each piece (grain 0: the piece as one)."""
     for piece in pending:
-        image[piece.offset : piece.offset + len(piece.data)] = piece.data
-    yield f"all {count}", image
-
-
-def _apply_some(image: bytearray, piece: _Pending, grain: int, rng: random.Random) -> None:
-    """Put a random choice of the piece's grains into the image (grain 0: the piece as one)."""
-    offset, length = piece.offset, len(piece.data)
-    if grain == 0 or (offset // grain == (offset + length - 1) // grain):
-        if rng.getrandbits(1):
-            image[offset : offset + length] = piece.data
-        return
-    first = offset // grain
-    grains = (offset + length - 1) // grain - first + 1
-    coins = np.frombuffer(rng.randbytes(-(-grains // 8)), np.uint8)
-    taken = np.repeat(np.unpackbits(coins, count=grains).view(bool), grain)[offset % grain :][:length]
-    target = np.frombuffer(image, np.uint8)[offset : offset + length]
-    target[taken] = np.frombuffer(piece.data, np.uint8)[taken]
+        offset, length = piece.offset, len(piece.data)
+        if grain == 0 or (offset // grain == (offset + length - 1) // grain):
+            if rng.getrandbits(1):
+                yield offset, piece.data, None
+            continue
+        first = offset // grain
+        grains = (offset + length - 1) // grain - first + 1
+        coins = np.frombuffer(rng.randbytes(-(-grains // 8)), np.uint8)
+        taken = np.repeat(np.unpackbits(coins, count=grains).view(bool), grain)[offset % grain :][:length]
+        yield offset, piece.data, taken

@@ -44,11 +44,16 @@ def fsck(pool: Path) -> None:
     run("e2fsck", "-fn", pool)
 
 
+def bytes_of(size: str) -> int:
+    """Return the number of bytes that a size such as ``64M`` or ``2500K`` names."""
+    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(size[-1])
+    return int(size) if unit is None else int(size[:-1]) * unit
+
+
 def mke2fs(pool: Path, *options: str, size: str = "64M") -> Path:
     """Make an ext4 image with e2fsprogs' own defaults and these options."""
-    with pool.open("wb"):
-        pass
-    run("truncate", "-s", size, pool)
+    with pool.open("wb") as file:
+        file.truncate(bytes_of(size))
     kind = () if "-t" in options else ("-t", "ext4")
     run("mke2fs", "-q", "-F", *kind, *options, pool)
     return pool

@@ -191,6 +191,7 @@ def walk(fs: FileSystem, *, contents: bool = True) -> Tree:
     """Everything in an open file system, which must be mounted with noatime; ``contents`` of files too."""
     assert fs.volume.options.atime == "noatime"
     tree: Tree = {}
+    known: dict[int, Facts] = {}  # by inode number: of several names of one inode, one is looked at
     todo = [(b"", ROOT_INO)]
     while todo:
         path, ino = todo.pop()
@@ -203,8 +204,10 @@ def walk(fs: FileSystem, *, contents: bool = True) -> Tree:
             assert fs.lookup(ino, name).ino == child
             if kind == file_type_of_mode(stat.S_IFDIR):
                 todo.append((below, child))
-            else:
-                tree[below] = pool_facts(fs, child, contents=contents)
+                continue
+            if child not in known:
+                known[child] = pool_facts(fs, child, contents=contents)
+            tree[below] = known[child]
     for path, facts in list(tree.items()):
         if stat.S_ISDIR(facts.mode) and path:
             assert fs.lookup(facts.ino, b"..").ino == tree[os.path.dirname(path)].ino
