@@ -136,7 +136,7 @@ def test_a_default_list_shapes_what_is_made_below() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(acls(), st.integers(0, 0o777))
-def test_nobody_gets_more_than_was_asked_for(entries: Acl, mode: int) -> None:
+def test_a_new_inode_gets_no_more_than_its_mode(entries: Acl, mode: int) -> None:
     made = acl.inherit(entries, stat.S_IFREG | mode)
     assert made.mode & ~(stat.S_IFREG | mode) == 0
     if made.access is not None:

@@ -464,7 +464,7 @@ def test_names_are_split_and_joined(full: bytes, prefix: int, name: bytes) -> No
         (b"user." + b"n" * 251, errno.ERANGE),
     ],
 )
-def test_names_that_nobody_has(full: bytes, number: int) -> None:
+def test_invalid_names(full: bytes, number: int) -> None:
     with pytest.raises(FsError) as caught:
         xattr.split_name(full)
     assert caught.value.errno == number

@@ -240,7 +240,7 @@ def test_a_bad_async_commit_record_ends_the_log(checksums: str, tmp_path: Path) 
     assert rig.contents(rig.after_e2fsck(image, tmp_path / "pool")) == rig.contents(writer.pool)
 
 
-def test_a_bad_async_v1_record_with_another_transaction_behind_it() -> None:
+def test_a_bad_async_v1_record_before_another_transaction() -> None:
     writer = Writer(checksums="v1 async")
     for number in range(2):
         writer.blocks({writer.rig.free[number]: writer.rig.filled(1)}).commit()

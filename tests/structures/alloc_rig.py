@@ -1,4 +1,4 @@
-"""An open pool for the tests of the allocators, and e2fsck's opinion of what they did to it."""
+"""An open pool for the tests of the allocators, checked by e2fsck afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daxfs.pmem.pool import open_pool
 from daxfs.structures import blocks, groups
 from support import mke2fs, tool
 
-# name -> (options, size): with each kind of checksum, block size and layout that allocation depends on.
+# name -> (options, size), for each kind of checksum, block size and layout that allocation depends on.
 LAYOUTS = {
     "default": (("-b", "1024"), "48M"),
     "crc16": (("-b", "1024", "-O", "^metadata_csum,^64bit,uninit_bg"), "48M"),
@@ -37,7 +37,7 @@ LAYOUTS = {
 
 
 class AllocRig:
-    """A pool whose journal, if there is one, is not used."""
+    """An open pool, used without its journal if it has one."""
 
     def __init__(self, path: Path, *options: str, size: str = "48M", feature: str = "^has_journal") -> None:
         self.path = mke2fs(path, "-O", feature, *options, size=size)
@@ -59,7 +59,7 @@ class AllocRig:
 
     @contextmanager
     def corrupting(self) -> Iterator[Superblock]:
-        """Change the pool behind the journal's back, then open it anew."""
+        """Change the pool without the journal, then open it anew."""
         self.close()
         self.pool = open_pool(self.path, persistence="volatile")
         yield Superblock(self.pool.memory[1024:2048])
@@ -69,7 +69,7 @@ class AllocRig:
     def allocate(
         self, goal: int = 0, want: int = 1, *, align: int = 1, privileged: bool = True, tree: bool = True
     ) -> tuple[int, int]:
-        """As a tree block, which may be the last one, unless ``tree`` is False."""
+        """Allocate a block, by default as a tree block, which may be the last one."""
         with self.handle(privileged=privileged) as tx:
             return blocks.allocate(tx, goal, want, align=align, tree=tree)
 
@@ -78,7 +78,7 @@ class AllocRig:
             blocks.free(tx, start, count)
 
     def used(self) -> npt.NDArray[np.bool_]:
-        """One flag for each block, from the bitmaps as they lie in the pool (commit first)."""
+        """Return one flag for each block, from the bitmaps in the pool (commit before)."""
         geometry = self.geometry
         flags = np.ones(geometry.blocks_count, dtype=bool)
         for group in range(geometry.groups_count):
@@ -97,7 +97,7 @@ class AllocRig:
         return flags
 
     def check_counts(self) -> None:
-        """Bitmaps, descriptors and superblock say the same, in the pool."""
+        """Check that bitmaps, descriptors and superblock in the pool agree."""
         geometry, used = self.geometry, self.used()
         sb = self.view.superblock()
         free = 0
@@ -110,7 +110,7 @@ class AllocRig:
         assert groups.totals(self.view) == (free, sb.s_free_inodes_count)
 
     def check_unattached(self, taken: set[int]) -> None:
-        """e2fsck finds nothing wrong, but that exactly these blocks are in use and belong to nobody. Closes the rig."""
+        """Close the rig, and check that e2fsck finds exactly these blocks without an owner, and no other fault."""
         self.close()
         done = subprocess.run(
             [tool("e2fsck"), "-fn", str(self.path)], capture_output=True, text=True, timeout=60, check=False

@@ -1,4 +1,4 @@
-"""A pool with a few empty files, whose maps the tests of extents and indirect blocks change beside a dict model."""
+"""A pool with a few empty files; tests of extents and indirect blocks change their maps and a dict model together."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from daxfs.structures.inodes import Inode
 from support import fsck, mke2fs, run
 
 FILES = ("first", "second", "third")
-FIRST_INO = 12  # mke2fs numbers the files of -d in the order of the directory, behind lost+found
+FIRST_INO = 12  # mke2fs numbers the files of -d in the order of the directory, after lost+found
 
 
 def make_image(path: Path, *options: str, size: str = "16M") -> Path:
-    """A pool without a journal that holds `FILES`, all empty."""
+    """Make a pool without a journal that holds `FILES`, all empty."""
     source = path.with_suffix(".files")
     source.mkdir()
     for name in FILES:
@@ -37,7 +37,7 @@ def make_image(path: Path, *options: str, size: str = "16M") -> Path:
 
 
 def count_blocks(view: View, inode: Inode) -> int:
-    """Blocks that a map takes: those mapped and its own (what ``i_blocks`` counts of it, in file system blocks)."""
+    """Count the blocks of a map, mapped ones and its own, as ``i_blocks`` does, in blocks of the file system."""
     if not inode.flags & EXT4_EXTENTS_FL:
         return sum(length for _, _, length in indirect._Walk(view, inode, 0, 0xFFFFFFFF).pieces())
     nodes: set[int] = set()
@@ -50,7 +50,7 @@ def count_blocks(view: View, inode: Inode) -> int:
 
 
 class MapRig:
-    """An open pool. ``model`` says what the map of ``ino`` must be: {logical: (physical, unwritten)}."""
+    """An open pool. ``model`` is the expected map of ``ino``: {logical: (physical, unwritten)}."""
 
     def __init__(self, path: Path, ino: int = FIRST_INO, *, extent_mapped: bool = True, fresh: bool = True) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class MapRig:
 
     @contextmanager
     def change(self, credits: int = 64) -> Iterator[tuple[Handle, Inode]]:
-        """A handle and the inode, for change."""
+        """Begin a handle, and yield it with the inode, for changing."""
         with self.journal.handle(credits) as tx:
             yield tx, inodes.edit(tx, self.ino)
 
@@ -76,7 +76,7 @@ class MapRig:
 
     @property
     def inode(self) -> Inode:
-        """The inode, for reading."""
+        """Return the inode, for reading."""
         return inodes.read(self.view, self.ino)
 
     @property
@@ -94,7 +94,7 @@ class MapRig:
         return extent
 
     def remove(self, first: int, last: int | None, limit: int = 32) -> int:
-        """Remove a range in as many handles as it takes; returns how many."""
+        """Remove a range in as many handles as needed; return their number."""
         handles, done = 0, False
         while not done:
             with self.change() as (tx, inode):
@@ -113,7 +113,7 @@ class MapRig:
                 self.model[at] = (self.model[at][0], False)
 
     def check(self) -> None:
-        """The map says what the model says, and ``i_blocks`` counts it."""
+        """Check that the map equals the model, and that ``i_blocks`` is right."""
         inode = self.inode
         assert spread(mapping.walk(self.view, inode)) == self.model
         taken = count_blocks(self.view, inode)
@@ -128,11 +128,11 @@ class MapRig:
             assert self.model.get(lblk + at) == expected
 
     def commit_consistent(self) -> None:
-        """Commit with a size that fits the map, so that e2fsck has nothing to say."""
+        """Commit with a size that fits the map, so that e2fsck finds nothing wrong."""
         deep = self.depth > 1 and bool(self.inode.flags & EXT4_EXTENTS_FL)
         with self.change() as (_, inode):
-            # Unwritten blocks may lie behind the end of the file, but e2fsck 1.47 mistakes index entries there for an
-            # error when the tree has two levels of them, whoever made it.
+            # Unwritten blocks may lie past EOF. But if the tree has two levels of index nodes, e2fsck 1.47 reports
+            # index entries past EOF as errors, whoever made the tree.
             inside = [lblk for lblk, (_, unwritten) in self.model.items() if deep or not unwritten]
             inode.size = (max(inside, default=-1) + 1) * self.geometry.block_size
         self.journal.commit()
@@ -149,7 +149,7 @@ class MapRig:
 
 
 def spread(runs: Iterator[mapping.Extent]) -> dict[int, tuple[int, bool]]:
-    """{logical: (physical, unwritten)} of extents that must be in order."""
+    """Return {logical: (physical, unwritten)} for extents, which must be in order."""
     found: dict[int, tuple[int, bool]] = {}
     end = 0
     for lblk, pblk, length, unwritten in runs:
@@ -161,7 +161,7 @@ def spread(runs: Iterator[mapping.Extent]) -> dict[int, tuple[int, bool]]:
 
 
 def debugfs_map(path: Path, ino: int) -> dict[int, tuple[int, bool]]:
-    """The map as debugfs sees it."""
+    """Return the map as debugfs shows it."""
     stat = run("debugfs", "-R", f"stat <{ino}>", path)
     found: dict[int, tuple[int, bool]] = {}
     listing = re.search(r"^(EXTENTS|BLOCKS):\n(.*?)(?:\nTOTAL:.*)?\n*\Z", stat, re.S | re.M)

@@ -1,4 +1,4 @@
-"""The block allocator: held against a set model, numpy's count of the bitmaps, and e2fsck."""
+"""The block allocator, compared with a set model, numpy's count of the bitmaps, and e2fsck."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Rigs = Callable[..., AllocRig]
 
 
 class Undo(Exception):
-    """Ends a handle whose changes a test takes back."""
+    """Raised to end a handle so that its changes are undone."""
 
 
 @pytest.fixture
 def rigs(tmp_path: Path) -> Iterator[Rigs]:
-    """``rigs("4k")``: a pool of one of the `LAYOUTS`, or with options and a size of its own."""
+    """``rigs("4k")`` opens a pool of one of the `LAYOUTS`, or with other options and size."""
 
     made: list[AllocRig] = []
 
@@ -199,7 +199,7 @@ def test_an_undone_handle_leaves_no_trace(rigs: Rigs) -> None:
     rig.check_counts()
     sb = slice(1024, 2048)
     changed = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(rig.pool.memory, np.uint8))
-    # Group 3, which the goal lies in, has its bitmap now; nothing else differs.
+    # The group of the goal, 3, has a bitmap now; nothing else differs.
     assert len({int(at) >> 10 for at in changed if not sb.start <= at < sb.stop}) <= 2
     rig.check_unattached(blocks_of([kept]))
 
@@ -318,7 +318,7 @@ def lie(rig: AllocRig, block: int, *, sealed: bool = True, counted: bool = True)
     ("how", "kind"),
     [({"sealed": False}, "block bitmap checksum"), ({"counted": False}, "block bitmap"), ({}, "block bitmap")],
 )
-def test_a_bitmap_that_lies_is_not_believed(rigs: Rigs, how: dict[str, bool], kind: str) -> None:
+def test_a_wrong_block_bitmap_is_refused(rigs: Rigs, how: dict[str, bool], kind: str) -> None:
     rig = rigs()
     lie(rig, groups.descriptor(rig.view, 0).inode_table + 2, **how)
     for change in (lambda: rig.allocate(1, 1), lambda: rig.allocate(0, 5000), lambda: rig.free(400, 1)):

@@ -1,4 +1,4 @@
-"""What is remembered of a pool: it belongs to its mount alone, and what is undone is undone in it."""
+"""The caches of a pool: they belong to its mount alone, and a rollback of the pool undoes their changes too."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from daxfs.structures.dirhints import Hints
 
 
 class Undo(Exception):
-    """Ends a handle whose changes a test takes back."""
+    """Raised to end a handle so that its changes are undone."""
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[DirectoryRig, DirectoryRig]:
-    """Two pools with the same names, all of them listed."""
+    """Open two pools with the same names, and list all of them."""
     rigs = tuple(DirectoryRig(make_image(tmp_path / f"pool{i}", "-b", "1024")) for i in range(2))
     for rig in rigs:
         rig.insert_many([b"name %d" % i for i in range(30)])
@@ -63,7 +63,7 @@ def test_an_operation_that_changed_no_name_costs_no_hint(two: tuple[DirectoryRig
 def test_an_abort_costs_its_own_pool_the_hints(
     two: tuple[DirectoryRig, DirectoryRig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But not the places that listings have told their readers."""
+    """An abort drops the hints of its own pool, but not the cookies that readers of listings have got."""
     weaken_hashes(monkeypatch)
     one, other = two
     for rig in two:

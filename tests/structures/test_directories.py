@@ -1,4 +1,4 @@
-"""Names in directories of every format, held against debugfs and e2fsck; listings that are disturbed; damage."""
+"""Names in directories of every format, compared with debugfs and e2fsck; listings during changes; damage."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_name_that_is_there_comes_no_second_time(rig: DirectoryRig) -> None:
 @pytest.mark.parametrize("count", [1, 30, 300])
 @pytest.mark.parametrize("first_removed", [False, True])
 def test_places_stay_good_while_entries_move(rig: DirectoryRig, count: int, first_removed: bool) -> None:
-    """All are looked for first: then leaves are split, or an index is made, or the first of the names goes."""
+    """Places found before leaves are split, an index is made or a name is removed are still usable afterwards."""
     rig.insert_many([b"stays %d" % i for i in range(20)])
     other = rig.make_file(b"other")
     with rig.change() as (tx, inode):
@@ -160,7 +160,7 @@ def test_places_stay_good_while_entries_move(rig: DirectoryRig, count: int, firs
 
 
 def test_places_of_new_names_stay_good_while_leaves_are_split(rig: DirectoryRig) -> None:
-    """Each knows the leaf that its name belonged into; half of the leaves are others' then."""
+    """A place holds the leaf of its name; after splits, half of the names belong to other leaves."""
     rig.insert_many([b"stays %d " % i + b"n" * 100 for i in range(100)])
     names = [b"new %d" % i for i in range(300)]
     with rig.change() as (tx, inode):
@@ -201,7 +201,7 @@ def test_a_full_pool_refuses_names_and_stays_whole(tmp_path: Path) -> None:
 
 
 def test_trees_of_mke2fs(tmp_path: Path) -> None:
-    """Directories that libext2fs wrote: linear, however long they are."""
+    """Directories that libext2fs wrote are linear, whatever their length."""
     source = tmp_path / "tree"
     (source / "many").mkdir(parents=True)
     names = {b"f%d" % i for i in range(300)}
@@ -230,7 +230,7 @@ def test_trees_of_mke2fs(tmp_path: Path) -> None:
     assert all(name.decode() in listed for name in names)
 
 
-def test_an_index_nobody_keeps_is_not_believed(tmp_path: Path) -> None:
+def test_an_index_that_was_not_updated_is_not_used(tmp_path: Path) -> None:
     path = make_image(tmp_path / "pool", "-b", "1024", "-O", "^metadata_csum")
     rig = DirectoryRig(path)
     rig.insert_many([b"name %d" % i for i in range(150)])
@@ -270,7 +270,7 @@ def test_a_listing_in_portions(rig: DirectoryRig, portion: int) -> None:
 
 
 def test_a_disturbed_listing(rig: DirectoryRig) -> None:
-    """Names that were there all the time are reported once, through the making of an index and splits."""
+    """A listing yields names that stay exactly once, although an index is made and leaves are split meanwhile."""
     stays = [b"stays %d" % i for i in range(20)]
     goes = [b"goes %d" % i for i in range(100)]
     rig.insert(*stays, *goes[:15])
@@ -310,7 +310,7 @@ def colliding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("colliding")
 @pytest.mark.parametrize("forget", [False, True])
 def test_names_with_the_same_hash_keep_their_places(small: DirectoryRig, forget: bool) -> None:
-    """A listing that stops between two colliding names, of which one goes and one comes."""
+    """A listing stops between two colliding names, of which one is removed and one added, and yields the rest once."""
     names = [b"stays %d" % i for i in range(20)] + [b"goes%d" % i for i in range(10)]
     small.insert(*names)
     seen: list[bytes] = []
@@ -356,7 +356,7 @@ def test_hints_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch)
 
 
 def damage(rig: DirectoryRig, lblk: int, change: Callable[[memoryview], None]) -> None:
-    """Change a block behind everybody's back, with the right checksum if there is one."""
+    """Change a block in the pool itself, with the right checksum if there is one."""
     rig.commit_consistent()
     with rig.change() as (tx, inode):
         change(dirblocks.writable(tx, inode, block_of(rig, lblk)))
@@ -386,8 +386,8 @@ def refused(rig: DirectoryRig, kind: str, *, find: bool = True) -> None:
         (28, b"\x00\x00"),  # rec_len 0
         (28, b"\x08\x00"),  # too small
         (28, b"\x0d\x00"),  # no multiple of 4
-        (28, b"\x00\xf0"),  # beyond the block
-        (30, b"\xff"),  # name_len beyond rec_len
+        (28, b"\x00\xf0"),  # past the block's end
+        (30, b"\xff"),  # name_len exceeds rec_len
         (30, b"\x00"),  # no name
         (32, b"/"),
         (32, b"\x00"),

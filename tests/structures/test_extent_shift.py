@@ -1,4 +1,4 @@
-"""Moving extents to other logical blocks: whole trees, some leaves at a time, and the border where the move begins."""
+"""Shifting extents to other logical blocks: whole trees, some leaves at a time, and the border where a shift begins."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from support import fsck
 
 
 class ShiftRig(MapRig):
-    """Moves everything from ``first`` on, in the tree and in the model."""
+    """A rig that shifts everything from ``first`` on, in the tree and in the model."""
 
     def shift(self, first: int, by: int, leaves: int = 0) -> int:
-        """In one handle, or by so many leaves at a time; returns in how many handles."""
+        """Shift in one handle, or ``leaves`` leaves at a time; return the number of handles."""
         with self.change() as (tx, inode):
             extent_shift.split_at(tx, inode, first)
         handles = 0
@@ -42,7 +42,7 @@ class ShiftRig(MapRig):
         return handles
 
     def part(self, first: int, last: int, by: int, leaves: int) -> int:
-        """One step of several: the tree is valid behind it."""
+        """Shift some leaves, and check that the tree is valid afterwards."""
         with self.change(leaves + 8) as (tx, inode):
             extent_shift.shift(tx, inode, first, last, by)
         count_blocks(self.view, self.inode)
@@ -56,7 +56,7 @@ def rig(tmp_path: Path) -> ShiftRig:
 
 
 def fragmented(rig: ShiftRig, count: int) -> None:
-    """Single blocks with holes between, some of them unwritten."""
+    """Map single blocks with holes between, some of them unwritten."""
     for at in range(count):
         rig.allocate(2 * at, unwritten=at % 3 == 0)
 
@@ -115,7 +115,7 @@ def test_borders_that_need_room_in_full_leaves(rig: ShiftRig) -> None:
         with rig.change() as (tx, inode):
             extent_shift.join_at(tx, inode, 10 * at + 3)
     rig.check()
-    # Those stay apart where a leaf was split between the halves.
+    # The halves stay apart if a leaf was split between them.
     assert 400 <= len(extents.runs(rig.view, rig.inode)) <= 405
     rig.close()
 

@@ -1,4 +1,4 @@
-"""Unwritten extents behind the end of files with deep trees: e2fsck finds nothing wrong with any of them."""
+"""Unwritten extents past EOF in files with deep trees: e2fsck finds nothing wrong with any of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support import fsck, run
 
 
 class TailRig(MapRig):
-    """Allocates behind the end, and normalizes the tail after each change."""
+    """A rig that allocates past EOF, and normalizes the tail after each change."""
 
     def reserve(self, lblk: int) -> None:
         with self.change() as (tx, inode):
@@ -40,8 +40,8 @@ def rig(tmp_path: Path) -> TailRig:
     return TailRig(make_image(tmp_path / "pool", "-b", "1024", size="100M"))
 
 
-def test_e2fsck_minds_index_entries_behind_the_end(rig: TailRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the module is about: the same tree without it. If this fails, e2fsck has learned and the module may go."""
+def test_e2fsck_refuses_index_entries_past_eof(rig: TailRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `normalize`, e2fsck reports an error. If this test fails, e2fsck is mended and the module may go."""
     monkeypatch.setattr(extent_tail, "normalize", lambda *_: None)
     rig.resize(3)
     for at in range(400):
@@ -83,7 +83,7 @@ def test_the_end_moves_through_what_was_reserved(rig: TailRig) -> None:
 
 
 def test_growing_far_beyond_does_not_make_the_tree_deeper(rig: TailRig) -> None:
-    """What was set apart is handed back to its neighbours: the root's four entries are not used up."""
+    """Subtrees that were separated are joined with their neighbours again, so the root's four entries suffice."""
     rig.resize(10)
     for at in range(25_000):
         rig.reserve(2 * at)

@@ -1,4 +1,4 @@
-"""Extent trees: held against a dict model, debugfs and e2fsck; and what hostile ones are answered with."""
+"""Extent trees, compared with a dict model, debugfs and e2fsck; and the errors for hostile ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rigs(tmp_path: Path) -> Iterator[Rigs]:
 
 
 def fragmented(rig: MapRig, count: int, *, start: int = 0) -> None:
-    """Map every second block, which makes ``count`` extents."""
+    """Map every second block, so that there are ``count`` extents."""
     for lblk in range(start, start + 2 * count, 2):
         rig.allocate(lblk)
 
@@ -171,7 +171,7 @@ def test_unwritten_extents_split_where_leaves_are_full(rigs: Rigs) -> None:
             rig.check()
     assert len(mapping.runs(rig.view, rig.inode)) == 900
     rig.mark_written(0, 3000)
-    # Extents are joined within their leaf; where a leaf ended inside one, two may stay.
+    # Extents are joined within a leaf only; at the border of two leaves, two may stay.
     assert 150 <= len(mapping.runs(rig.view, rig.inode, 0, 1499)) <= 154
 
 
@@ -232,7 +232,7 @@ def test_a_full_pool_changes_nothing(rigs: Rigs) -> None:
     rig.check()
     assert len(rig.model) > 3000
     rig.remove(100, 200)
-    rig.journal.commit()  # what is freed can be used again after the commit
+    rig.journal.commit()  # freed blocks can be used again after the commit
     rig.allocate(151)
 
 
@@ -300,11 +300,11 @@ def test_walk_is_trimmed_and_bounded(rigs: Rigs) -> None:
     assert mapping.runs(rig.view, rig.inode, 30, 39) == []
 
 
-# Hostile trees. Without metadata_csum, so that nothing but these checks stands in the way.
+# Hostile trees, without metadata_csum, so that no checksum hides these checks.
 
 
 class Tree(NamedTuple):
-    """What there is to damage: the pool, the words of the root and of the first leaf."""
+    """The parts that a test damages: the pool, the words of the root and of the first leaf."""
 
     rig: MapRig
     top: memoryview
@@ -312,7 +312,7 @@ class Tree(NamedTuple):
 
 
 def hostile(tmp_path: Path, damage: Callable[[Tree], None], *options: str) -> PoolView:
-    """The pool of a file with 100 extents in two leaves after ``damage``."""
+    """Make the pool of a file with 100 extents in two leaves, and apply ``damage``."""
     rig = MapRig(make_image(tmp_path / "pool", "-b", "1024", "-O", "^metadata_csum", *options))
     fragmented(rig, 100)
     rig.commit_consistent()

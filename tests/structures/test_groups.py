@@ -1,4 +1,4 @@
-"""Group descriptors beside dumpe2fs, and the bit arithmetic of the bitmaps beside plain lists."""
+"""Group descriptors, compared with dumpe2fs; and the bit arithmetic of the bitmaps, compared with plain lists."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_descriptors_are_what_dumpe2fs_says(tmp_path: Path, layout: str) -> None
             desc.free_inodes_count,
             desc.used_dirs_count,
         )
-        # Empty pools have nothing in use but metadata (and the few blocks of / and lost+found).
+        # In an empty pool only metadata and the few blocks of / and lost+found are in use.
         length = len(
             {block for start, count in groups.metadata_runs(rig.view, group) for block in range(start, start + count)}
         )

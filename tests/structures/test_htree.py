@@ -1,4 +1,4 @@
-"""Indexed directories: every hash, splits, growth, collisions, what e2fsck rebuilt; damage; random walks."""
+"""Indexed directories: every hash, splits, more levels, collisions, indexes made by e2fsck; damage; random walks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support import run
 
 LONG = b"x" * 247
 COLLIDING = [LONG + end for end in (b"dnpba\xea\xca", b"eelma\x84\xaf", b"dkubb\xe2\xde", b"plleb\xc3\xe7")]
-"""Names with one legacy hash (signed chars); only three of them fit into a leaf of 1 KiB."""
+"""Return names with one legacy hash (signed chars); only three of them fit into a leaf of 1 KiB."""
 
 
 def make(
@@ -77,7 +77,7 @@ def test_one_block_becomes_an_index(tmp_path: Path, block_size: str) -> None:
 
 
 def test_two_levels(rig: DirectoryRig) -> None:
-    """Long names in small blocks: nodes are split, too."""
+    """With long names in small blocks, nodes are split too."""
     rig.insert_many([b"%05d" % i * 40 for i in range(1500)])
     dump = rig.htree()
     assert "Indirect levels: 1" in dump
@@ -95,7 +95,7 @@ def test_two_levels(rig: DirectoryRig) -> None:
 
 
 def test_three_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With large_dir; nodes pretend to be small, or it would take 30,000 names."""
+    """With large_dir an index may have three levels; the limit of nodes is faked, or it would take 30,000 names."""
     rig = make(tmp_path / "pool", "-O", "large_dir,^metadata_csum")
     monkeypatch.setattr(htree.Step, "full", property(lambda step: step.words[step.base] >> 16 >= 8))
     rig.insert_many([b"%05d" % i * 50 for i in range(350)])
@@ -121,7 +121,7 @@ def test_one_hash_in_several_leaves(tmp_path: Path) -> None:
     for at, name in enumerate(COLLIDING):
         rig.insert(name, *[b"%d.%d" % (at, i) * 20 for i in range(4)])
         rig.check()
-    assert "(**)" in rig.htree()  # how debugfs marks a leaf that goes on with the hash of the one before
+    assert "(**)" in rig.htree()  # debugfs marks a leaf that continues the hash of the leaf before it
     seen = []
     cookie = 0
     while more := next(iter(directories.entries(rig.view, rig.inode, cookie)), None):
@@ -136,7 +136,7 @@ def test_one_hash_in_several_leaves(tmp_path: Path) -> None:
 
 
 def test_what_e2fsck_rebuilt(tmp_path: Path) -> None:
-    """e2fsck -D makes an index of a linear directory, and packs it tight."""
+    """e2fsck -D makes an index for a linear directory, and packs its leaves."""
     path = make_image(tmp_path / "pool", "-b", "1024", "-O", "^dir_index")
     rig = DirectoryRig(path)
     rig.insert_many(names(500))
@@ -167,7 +167,7 @@ def test_empty_leaves_stay(rig: DirectoryRig) -> None:
 
 
 def test_the_other_parent(rig: DirectoryRig) -> None:
-    """ ".." lies in the root of the index."""
+    """The entry ".." lies in the root of the index, and can be changed there."""
     rig.insert_many(names(100))
     above = rig.make_directory(b"above")
     with rig.change() as (tx, inode):
@@ -193,7 +193,7 @@ def test_both_halves_have_room(sizes: list[int]) -> None:
 
 
 def damage(rig: DirectoryRig, lblk: int, change: Callable[[memoryview], None]) -> None:
-    """Change a block behind everybody's back; its checksum is made right."""
+    """Change a block in the pool itself, with the right checksum."""
     rig.commit_consistent()
     with rig.change() as (tx, inode):
         change(dirblocks.writable(tx, inode, dirblocks.number_of(tx, inode, lblk)))
@@ -232,7 +232,7 @@ def all_refused(rig: DirectoryRig, *, insert: bool = True) -> set[str]:
         (34, "<H", 0),  # count
         (34, "<H", 124),
         (36, "<I", 0),  # leads to the root
-        (36, "<I", 5000),  # beyond the end
+        (36, "<I", 5000),  # past the directory's end
     ],
 )
 def test_damaged_roots(tmp_path: Path, offset: int, layout: str, value: int, checksums: bool) -> None:
@@ -241,10 +241,10 @@ def test_damaged_roots(tmp_path: Path, offset: int, layout: str, value: int, che
     try:
         damage(rig, 0, put(offset, layout, value))
     except Corrupt:
-        # Not even a checksum can be made for it.
+        # No checksum can be made for such a block.
         assert checksums
         return
-    # Pair 0 leads to names with low hashes only, so that not every name comes along there.
+    # Pair 0 leads to names with low hashes only, so the search for other names does not use it.
     kinds = all_refused(rig, insert=offset != 36)
     assert all(kind.startswith("directory") for kind in kinds)
 
@@ -272,7 +272,7 @@ def test_names_in_the_wrong_leaf(rig: DirectoryRig) -> None:
 
 
 def test_a_leaf_listed_over_and_over(tmp_path: Path) -> None:
-    """An index that leads to one empty leaf again and again ends all the same."""
+    """A search ends even in an index whose pairs all lead to one empty leaf."""
     rig = make(tmp_path / "pool", "-O", "^metadata_csum")
     rig.insert_many(names(200))
     rig.remove(*list(rig.model))
@@ -305,13 +305,13 @@ def test_wrong_checksums(rig: DirectoryRig, lblk: int) -> None:
 
 
 class Walk(RuleBasedStateMachine):
-    """Names come and go in 1 KiB blocks, while readers list them."""
+    """Names are added and removed in 1 KiB blocks while readers list them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.counter = 0
-        # cookie, names that were there all the time, names seen
+        # cookie, names that were present all the time, names seen
         self.readers: list[tuple[int, set[bytes], list[bytes]]] = []
 
     @initialize(

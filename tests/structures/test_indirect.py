@@ -1,4 +1,4 @@
-"""Block-mapped files: held against a dict model, debugfs and e2fsck; and what hostile pointers are answered with."""
+"""Block-mapped files, compared with a dict model, debugfs and e2fsck; and the errors for hostile pointers."""
 
 from __future__ import annotations
 
@@ -116,7 +116,10 @@ def test_inserting_across_index_blocks(rigs: Rigs) -> None:
     source = rig.allocate(5000, 200)
     length = source.length
     assert length > 100
-    with rig.change() as (tx, inode):  # move the blocks: clear the pointers as removing would, but free nothing
+    with rig.change() as (
+        tx,
+        inode,
+    ):  # clear the pointers as a removal does, but free nothing, so that the blocks can be moved
         for at in range(length):
             path = mapping.indirect._route(tx, 5000 + at)
             number = mapping.indirect._reach(tx, inode, path, 0)
@@ -162,7 +165,7 @@ def test_a_full_pool_changes_nothing(rigs: Rigs) -> None:
     assert caught.value.errno == errno.ENOSPC
     rig.check()
     rig.remove(0, 3)
-    rig.journal.commit()  # what is freed can be used again after the commit
+    rig.journal.commit()  # freed blocks can be used again after the commit
     rig.allocate(2)
 
 
@@ -170,9 +173,9 @@ def test_a_full_pool_changes_nothing(rigs: Rigs) -> None:
 
 
 def hostile(tmp_path: Path, damage: Callable[[memoryview, memoryview, int], None]) -> PoolView:
-    """The pool of a file with 600 blocks after ``damage``.
+    """Make the pool of a file with 600 blocks, and apply ``damage``.
 
-    It gets the pointers in the inode, those in the indirect block, and the first block of the inode table.
+    ``damage`` gets the pointers in the inode, those in the indirect block, and the first block of the inode table.
     """
     rig = MapRig(make_image(tmp_path / "pool", "-b", "1024", "-O", "^metadata_csum"), extent_mapped=False)
     lblk = 0
@@ -218,7 +221,7 @@ def test_index_blocks_that_point_to_themselves_end(tmp_path: Path) -> None:
 
 
 def test_a_hole_may_be_longer_than_the_pool(pool: Callable[..., Path]) -> None:
-    """What is checked against the end of the pool is where blocks lie, not how long holes are."""
+    """Blocks are checked against the end of the pool; the length of a hole is not."""
     path = pool("-t", "ext2", "-b", "4096", "-N", "32", size="4M")
     with FileSystem.open(path) as fs:
         file, _ = fs.create(2, b"f", 0o600)

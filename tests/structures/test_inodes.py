@@ -1,4 +1,4 @@
-"""Inodes: read beside debugfs, given out and taken back under e2fsck's eyes, and damaged ones."""
+"""Inodes: reads compared with debugfs, allocation and freeing checked by e2fsck, and damage."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ROOT = 2
 
 
 class Undo(Exception):
-    """Ends a handle whose changes a test takes back."""
+    """Raised to end a handle so that its changes are undone."""
 
 
 @pytest.fixture
 def rigs(tmp_path: Path) -> Iterator[Rigs]:
-    """``rigs("4k")``: a pool of one of the `LAYOUTS`, with further options."""
+    """``rigs("4k")`` opens a pool of one of the `LAYOUTS`, with further options."""
     made: list[AllocRig] = []
 
     def make(name: str = "default", *options: str, size: str = "") -> AllocRig:
@@ -48,7 +48,7 @@ def rigs(tmp_path: Path) -> Iterator[Rigs]:
 
 
 def allocate(rig: AllocRig, mode: int = FILE, parent: int = ROOT, links: int = 1) -> int:
-    """A new inode, as ``mknod`` would leave it."""
+    """Make an inode, as ``mknod`` leaves it."""
     with rig.handle(4) as tx:
         inode = inodes.allocate(tx, inodes.read(tx, parent), mode)
         inode.links_count = links
@@ -61,7 +61,7 @@ def free(rig: AllocRig, ino: int) -> None:
 
 
 def check_counts(rig: AllocRig) -> None:
-    """Bitmaps, descriptors and superblock say the same, in the pool."""
+    """Check that bitmaps, descriptors and superblock in the pool agree."""
     geometry = rig.geometry
     free_inodes = 0
     for group in range(geometry.groups_count):
@@ -80,7 +80,7 @@ def check_counts(rig: AllocRig) -> None:
 
 
 def check_unattached(rig: AllocRig, taken: set[int]) -> None:
-    """e2fsck finds nothing wrong, but that exactly these inodes have no name. Closes the rig."""
+    """Close the rig, and check that e2fsck finds exactly these inodes without a name, and nothing else wrong."""
     rig.close()
     done = subprocess.run(
         [tool("e2fsck"), "-fn", str(rig.path)], capture_output=True, text=True, timeout=60, check=False
@@ -152,7 +152,7 @@ def test_every_inode_can_be_taken_and_given_back(rigs: Rigs, layout: str) -> Non
 def test_what_is_taken_is_what_e2fsck_finds(rigs: Rigs, layout: str) -> None:
     rig = rigs(layout, "-N", "2048")
     geometry = rig.geometry
-    # What lies in the unused part of the tables may be anything.
+    # The unused part of the tables may hold anything.
     if geometry.metadata_csum or geometry.gdt_csum:
         for group in range(geometry.groups_count):
             desc = groups.descriptor(rig.view, group)
@@ -166,7 +166,7 @@ def test_what_is_taken_is_what_e2fsck_finds(rigs: Rigs, layout: str) -> None:
         if taken and chance.random() < 0.3:
             free(rig, taken.pop(chance.randrange(len(taken))))
         else:
-            # Inodes of a parent elsewhere go elsewhere.
+            # Inodes of a parent in another group go to that group.
             with rig.handle(4) as tx:
                 parent = inodes.read(tx, ROOT)
                 parent.number = chance.randrange(1, geometry.inodes_count + 1)
@@ -307,14 +307,14 @@ def test_block_accounting(rigs: Rigs) -> None:
 
 
 def spoil(rig: AllocRig, ino: int, at: int) -> None:
-    """Flip a bit of an inode in the pool, behind the journal's back."""
+    """Flip a bit of an inode in the pool itself."""
     number, offset = inodes.position(rig.view, ino)
     with rig.corrupting():
         rig.pool.memory[(number << rig.geometry.block_bits) + offset + at] ^= 1
 
 
 @pytest.mark.parametrize("layout", ["default", "4k", "no flex"])
-def test_a_damaged_inode_hurts_nobody_else(rigs: Rigs, layout: str) -> None:
+def test_a_damaged_inode_leaves_the_others_usable(rigs: Rigs, layout: str) -> None:
     rig = rigs(layout)
     made = [allocate(rig) for _ in range(4)]
     spoil(rig, made[1], 4)
@@ -326,7 +326,7 @@ def test_a_damaged_inode_hurts_nobody_else(rigs: Rigs, layout: str) -> None:
             inodes.edit(tx, made[0]).i_size_lo = 7
             assert inodes.read(tx, made[0]).size == 7
             assert inodes.read(tx, made[2]).size == 0
-        # The block is in the transaction now, and that makes the damaged inode no better.
+        # The block is in the transaction now, and the damaged inode is still refused.
         with pytest.raises(Corrupt), rig.handle() as tx:
             inodes.edit(tx, made[1])
         with pytest.raises(Corrupt):
@@ -335,7 +335,7 @@ def test_a_damaged_inode_hurts_nobody_else(rigs: Rigs, layout: str) -> None:
     assert inodes.read(rig.view, made[0]).size == 7
 
 
-def test_an_edited_inode_is_believed_when_the_memory_of_checks_is_lost(rigs: Rigs) -> None:
+def test_an_edited_inode_needs_no_check_after_the_cache_of_checks_is_cleared(rigs: Rigs) -> None:
     rig = rigs()
     old = allocate(rig)
     rig.journal.commit()
@@ -352,8 +352,8 @@ def test_an_edited_inode_is_believed_when_the_memory_of_checks_is_lost(rigs: Rig
 
 
 @pytest.mark.parametrize("aborted", [False, True])
-def test_an_inode_that_was_never_made_is_not_believed(rigs: Rigs, aborted: bool) -> None:
-    """Its slot was changed when it was believed, and is what it was before."""
+def test_an_inode_of_an_undone_handle_is_checked_again(rigs: Rigs, aborted: bool) -> None:
+    """A slot that was checked within an undone handle is checked again: it holds its old content."""
     rig = rigs()
     with suppress(Undo), rig.handle() as tx:
         ino = inodes.allocate(tx, inodes.read(tx, ROOT), FILE).number
@@ -368,7 +368,7 @@ def test_an_inode_that_was_never_made_is_not_believed(rigs: Rigs, aborted: bool)
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_an_inode_bitmap_that_lies_is_not_believed(rigs: Rigs, counted: bool) -> None:
+def test_a_wrong_inode_bitmap_is_refused(rigs: Rigs, counted: bool) -> None:
     rig = rigs()
     geometry = rig.geometry
     number, offset = geometry.descriptor_position(0)

@@ -17,7 +17,7 @@ Image = Callable[[], Path]
 
 
 class Machine(RuleBasedStateMachine):
-    """One file; ``image`` and the rest are set by the tests."""
+    """The operations on the map of one file; the tests set ``image`` and the other attributes."""
 
     image: Path
     extent_mapped: bool
@@ -67,7 +67,7 @@ class Machine(RuleBasedStateMachine):
         self.rig.check()
 
     def place(self, data: st.DataObject) -> int:
-        """Often beside what is mapped, where the borders are."""
+        """Draw a block, often one near a mapped block, where borders are."""
         if self.rig.model and data.draw(st.booleans(), "near"):
             at = data.draw(st.integers(0, len(self.rig.model) - 1), "at")
             return max(sorted(self.rig.model)[at] + data.draw(st.integers(-2, 2), "off"), 0)

@@ -1,4 +1,4 @@
-"""Orphans in the list and in the orphan file: against a model, and e2fsck's recovery of them."""
+"""Orphans in the list and in the orphan file, compared with a model; and their recovery by e2fsck."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Rigs = Callable[..., AllocRig]
 
 
 class Undo(Exception):
-    """Ends a handle whose changes a test takes back."""
+    """Raised to end a handle so that its changes are undone."""
 
 
 @pytest.fixture
 def rigs(tmp_path: Path) -> Iterator[Rigs]:
-    """``rigs("file")``: a pool whose orphans are kept in that way."""
+    """``rigs("file")`` opens a pool that keeps its orphans in that form."""
     made: list[AllocRig] = []
 
     def make(form: str) -> AllocRig:
@@ -46,7 +46,7 @@ def rigs(tmp_path: Path) -> Iterator[Rigs]:
 
 
 def make_files(rig: AllocRig, count: int, *, links: int = 0, blocks: int = 0) -> list[int]:
-    """Inodes without a name."""
+    """Make inodes without a name."""
     made = []
     for _ in range(count):
         with rig.handle(16) as tx:
@@ -106,7 +106,7 @@ def test_model(rigs: Rigs, form: str) -> None:
 
 
 def test_an_orphan_that_was_never_made(rigs: Rigs) -> None:
-    """What is remembered of the list may name an inode whose slot was never used."""
+    """A hint about the list may name an inode whose slot was never used, because its handle was undone."""
     rig = rigs("list")
     first, second = make_files(rig, 2)
     add(rig, first)
@@ -128,7 +128,7 @@ def test_e2fsck_frees_them(rigs: Rigs, form: str) -> None:
         with rig.handle() as tx:
             tx.edit_superblock().s_feature_ro_compat |= RoCompat.orphan_present
     rig.close()
-    # It counts what it finds in the file as a repair, and what it finds in the list not.
+    # e2fsck counts orphans in the file as repairs (exit code 1), but not those in the list.
     said = run("e2fsck", "-fy", rig.path, code=int(rig.geometry.has_orphan_file))
     assert said.lower().count("orphaned inode") >= 5
     assert "bitmap differences" not in said
@@ -147,7 +147,7 @@ def test_the_list_is_youngest_first(rigs: Rigs) -> None:
     assert listed(rig) == [files[3], files[1]]
     with pytest.raises(Corrupt, match="orphan list"):
         remove(rig, files[0])
-    # Recovery takes each away as it comes.
+    # Recovery removes each orphan when it gets it.
     for ino in orphans.listing(rig.view):
         remove(rig, ino)
     assert listed(rig) == []
@@ -219,7 +219,7 @@ def test_an_orphan_file_that_is_none(rigs: Rigs) -> None:
 
 
 def test_the_list_is_not_searched_for_what_was_just_put_in(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, and whichever goes first; also after changes that were taken back."""
+    """Removing an orphan searches nothing, for any number and order of orphans, and also after undone changes."""
     rig = rigs("list")
     made = make_files(rig, 300)
     for ino in made:

@@ -1,4 +1,4 @@
-"""Extended attributes in slots and blocks, shared and not, held against debugfs and e2fsck; ACLs; damage; a model."""
+"""Extended attributes in slots and blocks, shared or not, compared with debugfs and e2fsck; ACLs; damage; a model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ACCESS, DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
 
 
 class XattrRig(DirectoryRig):
-    """One file's attributes, and what they must be."""
+    """The attributes of one file, and their expected values."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -70,7 +70,7 @@ class XattrRig(DirectoryRig):
         assert self.file.blocks == taken
 
     def share(self) -> int:
-        """Make another file that shares the attribute block; returns its inode."""
+        """Make another file that shares the attribute block; return its inode."""
         other = self.make_file(b"other")
         with self.change(other) as (tx, inode):
             number = inodes.read(tx, self.target).file_acl
@@ -254,7 +254,7 @@ def test_acls(rig: XattrRig) -> None:
     assert xattrs.get_acl(rig.view, rig.file, default=True) is None
     rig.check()
     stored = run("debugfs", "-R", f"ea_get -x <{rig.target}> system.posix_acl_access", committed(rig))
-    # debugfs translates as well, but for the ids that mean nothing.
+    # debugfs converts to this form too, except for ids without meaning.
     assert stored.replace(" ", "").splitlines()[0].endswith("=" + wire.hex().replace("f" * 8, "0" * 8))
     with rig.change(rig.target) as (tx, inode):
         xattrs.set_acl(tx, inode, None)
@@ -287,7 +287,7 @@ def test_acls_that_can_not_be(plain: XattrRig, value: bytes) -> None:
     plain.close()
 
 
-# What others wrote
+# Attributes that other programs wrote
 
 
 def test_trees_of_mke2fs(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_trees_of_mke2fs(tmp_path: Path) -> None:
 
 
 def entry_of(rig: XattrRig, name: bytes) -> tuple[memoryview, int]:
-    """The area that holds an attribute, and where its entry begins; for change behind everybody's back."""
+    """Return the area of the pool that holds an attribute, for changing it directly, and where its entry begins."""
     with rig.change(rig.target) as (tx, inode):
         areas = [inode.buffer[inode.extra_end :]]
         if inode.file_acl:
@@ -386,7 +386,7 @@ def test_a_wrong_checksum(plain: XattrRig) -> None:
 
 
 def test_an_extra_size_without_meaning(plain: XattrRig) -> None:
-    """A slot whose extra fields are not in use has no attributes, whatever it holds."""
+    """A slot without extra fields has no attributes, whatever it holds."""
     with plain.change(plain.target) as (_, inode):
         inode.set_extra_isize(0)
         inode.words[32] = xattr.EXT4_XATTR_MAGIC
