@@ -54,14 +54,14 @@ libc.copy_file_range.restype = libc.pwrite.restype = libc.pread.restype = ctypes
 
 
 def checked(result: int | None) -> int:
-    """A libc call's -1 as the exception it stands for."""
+    """Raise the exception that a libc call's -1 stands for."""
     if result is None or result in {-1, ctypes.c_size_t(-1).value}:
         raise OSError(ctypes.get_errno(), "")
     return result
 
 
 class Calls:
-    """The calls of one process. Files and mappings go by numbers that the script chooses."""
+    """The calls of one process. The script chooses the numbers of files and mappings."""
 
     def __init__(self) -> None:
         self.files: dict[int, int] = {}
@@ -85,7 +85,7 @@ class Calls:
         return os.write(self.files[slot], content)
 
     def read_aligned(self, slot: int, size: int, offset: int) -> bytes:
-        """As O_DIRECT wants it: memory on a page boundary."""
+        """Read into memory that begins on a page boundary, as O_DIRECT requires."""
         with mmap.mmap(-1, size + PAGE) as memory:
             with memoryview(memory)[:size] as view:
                 count = os.preadv(self.files[slot], [view], offset)
@@ -109,7 +109,7 @@ class Calls:
         return os.lseek(self.files[slot], offset, whence)
 
     def seek_written(self, slot: int, offset: int, whence: int) -> int:
-        """With nothing in the page cache that the file system has not seen."""
+        """Seek after the page cache was written back."""
         os.fsync(self.files[slot])
         return os.lseek(self.files[slot], offset, whence)
 
@@ -123,7 +123,7 @@ class Calls:
         return os.stat(name).st_size
 
     def blocks(self, slot: int) -> int:
-        """Of 512 bytes, with nothing left to allocate."""
+        """Return st_blocks, in units of 512 bytes, after delayed allocation."""
         os.fsync(self.files[slot])
         return os.fstat(self.files[slot]).st_blocks
 
@@ -172,29 +172,31 @@ class Calls:
         checked(libc.msync(address + offset, whole - offset if length is None else length, flags))
 
     def drop(self, number: int) -> None:
-        """Forget the page table: the next access faults."""
+        """Drop the mapping's page-table entries: the next access faults."""
         checked(libc.madvise(*self.maps[number], MADV_DONTNEED))
 
     def write_from(self, slot: int, offset: int, number: int, map_offset: int, size: int) -> int:
-        """write(2) whose buffer is a mapping."""
+        """Call write(2) with a mapping as its buffer."""
         return checked(libc.pwrite(self.files[slot], self.maps[number][0] + map_offset, size, offset))
 
     def read_into(self, slot: int, offset: int, number: int, map_offset: int, size: int) -> int:
-        """read(2) whose buffer is a mapping."""
+        """Call read(2) with a mapping as its buffer."""
         return checked(libc.pread(self.files[slot], self.maps[number][0] + map_offset, size, offset))
 
     def store_within(self, slot: int, number: int, offset: int, content: bytes) -> str | None:
-        """`store`, if all of it lies before the end of the file: what lies behind the end in the last page is zeroed
-        when the page is written back, and when that is is nobody's business."""
+        """`store`, if the whole range lies below EOF.
+
+        Bytes past EOF in the last page are zeroed when the page is written back, at a time that no test can know.
+        """
         if offset + len(content) > os.fstat(self.files[slot]).st_size:
             return "behind the end"
         return self.store(number, offset, content)
 
     def move_within(self, call: str, slot: int, offset: int, number: int, map_offset: int, size: int) -> int | None:
-        """`write_from` or `read_into` where all of it lies before the end of the file, not over itself.
+        """`write_from` or `read_into`, if the whole range lies below EOF and does not overlap its buffer.
 
-        Where memory ends amid the transfer, FUSE finds it out before any of it is done and other file systems after
-        some of it; both are right. So is every order in which overlapping bytes are moved.
+        Where memory ends amid the transfer, FUSE finds out before the transfer begins and other file systems after a
+        part of it: both are right. So is every order in which overlapping bytes are moved.
         """
         if max(offset, map_offset) + size > os.fstat(self.files[slot]).st_size or abs(offset - map_offset) < size:
             return None
@@ -210,14 +212,14 @@ class Calls:
         fcntl.lockf(self.files[slot], how, length, start)
 
     def blocking_lock(self, slot: int, kind: int, start: int, length: int) -> tuple[int, int, int]:
-        """The lock in the way of one: its kind, start and length (F_GETLK)."""
+        """Return the lock that is in the way: kind, start and length (F_GETLK)."""
         asked = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
         found = fcntl.fcntl(self.files[slot], fcntl.F_GETLK, asked)
         kind, _, start, length, _ = struct.unpack("hhqqi4x", found)
         return kind, start, length
 
     def open_file_lock(self, slot: int, kind: int, start: int, length: int) -> None:
-        """A lock that belongs to the open file, not to the process (F_OFD_SETLK)."""
+        """Take a lock that belongs to the open file, not to the process (F_OFD_SETLK)."""
         fcntl.fcntl(self.files[slot], 37, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))
 
     def ioctl(self, slot: int, number: int, argument: bytes) -> bytes:
@@ -225,7 +227,7 @@ class Calls:
 
 
 def harmless(action: Callable[[], object]) -> str:
-    """Try something in a child: the name of the signal that killed it, "" if none did."""
+    """Try something in a child; return the name of the signal that killed it, "" if none did."""
     child = os.fork()
     if child == 0:
         signal.alarm(30)
@@ -236,7 +238,7 @@ def harmless(action: Callable[[], object]) -> str:
 
 
 class Actor:
-    """A process that makes calls in a directory until it is let go."""
+    """A process that makes calls in a directory until it is ended."""
 
     def __init__(self, root: Path) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
@@ -250,11 +252,11 @@ class Actor:
         theirs.close()
 
     def ask(self, call: str, *arguments: Any) -> None:
-        """Let it begin."""
+        """Start a call."""
         self._pipe.send((call, *arguments))
 
     def answer(self, limit: float = 60) -> Outcome:
-        """What came out of it."""
+        """Return the result of the call."""
         assert self._pipe.poll(limit), "no answer"
         outcome = self._pipe.recv()
         if isinstance(outcome, BaseException):
@@ -262,16 +264,16 @@ class Actor:
         return outcome
 
     def busy(self) -> bool:
-        """Whether it still waits in the call, a moment after it was asked."""
+        """Return whether the call still waits, a moment after it was started."""
         return not self._pipe.poll(0.1)
 
     def do(self, call: str, *arguments: Any) -> Outcome:
-        """Make one call."""
+        """Make one call and return its result."""
         self.ask(call, *arguments)
         return self.answer()
 
     def end(self) -> None:
-        """Let it go; what it holds is closed."""
+        """End the process; what it holds is closed."""
         with contextlib.suppress(OSError):
             self._pipe.send(None)
         self._pipe.close()
@@ -279,7 +281,7 @@ class Actor:
 
 
 def perform(root: Path, pipe: Connection, kind: type[Calls] = Calls) -> None:
-    """What an actor's process does: answer what is asked until it is let go."""
+    """Run an actor's process: answer each call until it is ended."""
     os.chdir(root)
     os.umask(0)
     # Children die of SIGBUS, as they should: nobody wants to hear of it.
@@ -292,7 +294,7 @@ def perform(root: Path, pipe: Connection, kind: type[Calls] = Calls) -> None:
 
 
 def answer(calls: Calls, step: Step) -> Outcome:
-    """A call's outcome as a value."""
+    """Return the result of a call as a plain value."""
     call, *arguments = step
     try:
         return getattr(calls, call)(*arguments)
@@ -303,7 +305,7 @@ def answer(calls: Calls, step: Step) -> Outcome:
 
 
 class Stage:
-    """Actors by name on one mount."""
+    """The actors on one mount, by name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -315,24 +317,24 @@ class Stage:
         return self._actors[name]
 
     def end(self, name: str) -> None:
-        """Let one go; the name is free for another."""
+        """End one actor; its name is free for another."""
         if name in self._actors:
             self._actors.pop(name).end()
 
     def step(self, step: Step) -> Outcome:
-        """``(who, call, *arguments)``; ``(who, "end")`` ends the process."""
+        """Make one call ``(who, call, *arguments)``; ``(who, "end")`` ends the process."""
         who, call, *arguments = step
         return self.end(who) if call == "end" else self[who].do(call, *arguments)
 
     def close(self) -> None:
-        """Let all go."""
+        """End all actors."""
         for name in list(self._actors):
             self.end(name)
 
 
 @contextlib.contextmanager
 def stages(*roots: Path) -> Iterator[tuple[Stage, ...]]:
-    """One stage for each root."""
+    """Yield one stage for each root."""
     found = tuple(map(Stage, roots))
     try:
         yield found
@@ -342,14 +344,14 @@ def stages(*roots: Path) -> Iterator[tuple[Stage, ...]]:
 
 
 def play(stages: tuple[Stage, ...], script: Iterable[Step]) -> None:
-    """Every stage answers every step alike."""
+    """Play the steps on every stage and compare the answers."""
     for number, step in enumerate(script):
         answers = tuple(stage.step(step) for stage in stages)
         assert all(found == answers[0] for found in answers), f"step {number} {shortened(step)}: {shortened(answers)}"
 
 
 def shortened(value: Any) -> Any:
-    """Long bytes as runs, for messages."""
+    """Return a value with long bytes as runs, for messages."""
     if isinstance(value, tuple):
         return tuple(map(shortened, value))
     if not isinstance(value, bytes) or len(value) < 100:

@@ -1,8 +1,8 @@
-"""Clients of direct mapping that speak the raw protocol: what `daxfs.protocol` describes, ioctl(2) and mmap(2).
+"""Clients that speak the raw protocol of direct access, as `daxfs.protocol` describes it: ioctl(2) and mmap(2).
 
-A `Client` is a process of its own whose calls are `LeaseCalls`: those of `actor_rig`, and leases. It keeps the rules of
-daxfs.h where a call says so (`put`, `get`), and breaks them where a test wants to see what comes of it (`put_blindly`).
-Files go by the slots that `open` was given, leases by the same.
+A `Client` is a process of its own whose calls are `LeaseCalls`: the calls of `actor_rig`, and leases. It follows the
+rules of daxfs.h where a call says so (`put`, `get`), and breaks them where a test wants to see the effect
+(`put_blindly`). Scripts name open files, and their leases, by the slots that they gave `open`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TO_STORE = Flag.WRITE | Flag.FILL
 
 
 def token(descriptor: int) -> bytes:
-    """What lies in the pool of an open file, to be quoted."""
+    """Return the token that lies in the pool of an open file."""
     found = identity(descriptor)
     with open(found.path, "rb") as pool:
         pool.seek(found.token)
@@ -46,7 +46,7 @@ def token(descriptor: int) -> bytes:
 
 
 def ask(descriptor: int, request: protocol.Lease, *, size: int = protocol.LEASE_SIZE) -> protocol.Lease:
-    """One DAXFS_IOC_LEASE (of either length) through an open file; quotes the token unless the request has one."""
+    """Send one DAXFS_IOC_LEASE (of either length) through an open file; quote the token unless the request has one."""
     if not request.token:
         request = request._replace(token=token(descriptor))
     buffer = bytearray(request.pack(size))
@@ -55,14 +55,14 @@ def ask(descriptor: int, request: protocol.Lease, *, size: int = protocol.LEASE_
 
 
 def identity(descriptor: int) -> protocol.Pool:
-    """DAXFS_IOC_POOL."""
+    """Return the answer to DAXFS_IOC_POOL."""
     buffer = bytearray(protocol.POOL.size)
     fcntl.ioctl(descriptor, protocol.IOC_POOL, buffer)
     return protocol.Pool.unpack(buffer)
 
 
 def opened_pool(found: protocol.Pool) -> int:
-    """A descriptor of the pool with the lock that says so."""
+    """Open the pool, take the client's lock, and return the descriptor."""
     descriptor = os.open(found.path, os.O_RDWR | os.O_CLOEXEC)
     status = os.fstat(descriptor)
     assert (status.st_dev, status.st_ino) == (found.device, found.inode)
@@ -85,18 +85,18 @@ class LeaseCalls(Calls):
     # The protocol
 
     def attach(self, slot: int) -> None:
-        """Map the pool of the mount that the file is on; its descriptor does not stay."""
+        """Map the pool of the mount that the file is on; the descriptor is closed."""
         found = identity(self.files[slot])
         descriptor = opened_pool(found)
         self.pool = mmap.mmap(descriptor, found.size)
         os.close(descriptor)
 
-    def know(self, slot: int) -> None:
-        """Read the token, to quote it from now on: also as a user who can't open the pool's path."""
+    def read_token(self, slot: int) -> None:
+        """Read the token and quote it from now on, even as a user who can't open the pool's path."""
         self.token = token(self.files[slot])
 
     def lease(self, slot: int, offset: int, length: int, flags: int, holder: int | None = None) -> protocol.Lease:
-        """Ask once, and remember the answer."""
+        """Send one request, and remember the answer."""
         request = protocol.Lease(self.holder if holder is None else holder, offset, length, flags, token=self.token)
         found = ask(self.files[slot], request)
         if length:
@@ -106,20 +106,20 @@ class LeaseCalls(Calls):
         return found
 
     def renew(self, slot: int) -> None:
-        """Say that nothing is used any more, and forget it."""
+        """Renew, and forget all answers."""
         self.leases.pop(slot, None)
         ask(self.files[slot], protocol.Lease(self.holder, 0, 0, Flag.RENEW))
 
     def stored(self, slot: int, size: int = 0, flags: int = 0) -> None:
         fcntl.ioctl(self.files[slot], protocol.IOC_STORED, protocol.Stored(size, flags).pack())
 
-    def board(self, slot: int) -> protocol.StatusEntry:
-        """What the board says of the file."""
+    def status(self, slot: int) -> protocol.StatusEntry:
+        """Return the file's status entry."""
         place = self.leases[slot][-1].entry
         return protocol.StatusEntry.unpack(self._mapped()[place : place + protocol.ENTRY.size])
 
     def get(self, slot: int, offset: int, size: int) -> bytes | None:
-        """Load as the rules allow: of an answer that holds, cut at the end of the file; None if there is no such."""
+        """Load as the rules allow: by an answer that holds, up to EOF; None without such an answer."""
         for found in self.leases.get(slot, ()):
             epoch, length = self._state(found)
             if epoch != found.epoch:
@@ -131,7 +131,7 @@ class LeaseCalls(Calls):
         return None
 
     def put(self, slot: int, offset: int, content: bytes) -> bool:
-        """Store as the rules allow, or do nothing."""
+        """Store as the rules allow; return False without a store if they don't."""
         for found in self.leases.get(slot, ()):
             epoch, length = self._state(found)
             if epoch != found.epoch or offset + len(content) > length or not found.flags & Flag.WRITE:
@@ -143,7 +143,7 @@ class LeaseCalls(Calls):
         return False
 
     def append_directly(self, slot: int, content: bytes) -> int:
-        """Store at the end of the file as the board has it, and say so; returns where that was, -1: no memory there."""
+        """Store at EOF as the status entry has it, and report it; return the offset, -1 without memory there."""
         end = self.lease(slot, 0, 1, 0).size
         found = self.lease(slot, end, len(content), TO_STORE | Flag.GROW)
         parts = self._parts(found, end, end + len(content))
@@ -155,39 +155,39 @@ class LeaseCalls(Calls):
 
     # Against the rules
 
-    def told(self, slot: int | None = None) -> list[tuple[int, int]]:
-        """All memory that was ever told: begin and end in the pool."""
+    def granted(self, slot: int | None = None) -> list[tuple[int, int]]:
+        """Return all memory that was ever granted, as (begin, end) in the pool."""
         chosen = self.leases if slot is None else [slot]
         answers = [found for each in chosen for found in self.leases.get(each, ())]
         pieces = [piece for found in answers for piece in found.extents if piece.kind == Kind.MEMORY]
         return [(piece.pool_offset, piece.pool_offset + piece.length) for piece in pieces]
 
     def put_blindly(self, pieces: list[tuple[int, int]], pattern: bytes) -> None:
-        """Store a pattern all over parts of the pool, whatever the board says."""
+        """Store a pattern into parts of the pool, whatever the status page says."""
         memory = self._mapped()
         for begin, end in pieces:
             memory[begin:end] = (pattern * (-(-(end - begin) // len(pattern))))[: end - begin]
 
     def put_again_and_again(self, pattern: bytes) -> None:
-        """Do so with all that was ever told until somebody ends this process. There is no answer."""
-        pieces = self.told()
+        """Store a pattern into all memory that was ever granted, until the process is killed."""
+        pieces = self.granted()
         while True:
             self.put_blindly(pieces, pattern)
 
     def put_where_it_was(self, slot: int, pattern: bytes) -> int:
-        """Do so with what was ever told of the file and is not its memory now; returns how much that is."""
+        """Store a pattern into memory that was granted once and is not the file's now; return how much that is."""
         at, size, now = 0, os.fstat(self.files[slot]).st_size, []
         while at < size:
             found = ask(self.files[slot], protocol.Lease(self.holder, at, size - at, 0))
             now += [(piece.pool_offset, piece.length) for piece in found.extents if piece.kind == Kind.MEMORY]
             at = found.next
         mine = {begin + step for begin, length in now for step in range(0, length, UNIT)}
-        old = {step for begin, end in self.told(slot) for step in range(begin & -UNIT, end, UNIT)} - mine
+        old = {step for begin, end in self.granted(slot) for step in range(begin & -UNIT, end, UNIT)} - mine
         self.put_blindly([(begin, begin + UNIT) for begin in old], pattern)
         return len(old) * UNIT
 
     def put_in_child(self, slot: int, offset: int, content: bytes) -> bool:
-        """`put` by a child, which ends."""
+        """`put` in a child, which then ends."""
         child = os.fork()
         if child == 0:
             os._exit(self.put(slot, offset, content))
@@ -198,7 +198,7 @@ class LeaseCalls(Calls):
             self.attach(slot)
 
     def forget(self, slot: int) -> None:
-        """Close the file, and use nothing of it any more."""
+        """Close the file and forget its leases."""
         self.leases.pop(slot, None)
         self.close(slot)
 
@@ -208,7 +208,7 @@ class LeaseCalls(Calls):
         self.files[other] = os.dup(self.files[slot])
 
     def fork(self) -> int:
-        """A child that has everything, until somebody ends it."""
+        """Fork a child that keeps everything until it is killed."""
         child = os.fork()
         if child == 0:
             _sleep()
@@ -216,7 +216,7 @@ class LeaseCalls(Calls):
         return child
 
     def execute(self, slot: int, inherit: bool) -> int:
-        """A child that becomes another program, with the file or without; returns when it has."""
+        """Fork a child that executes another program, with the open file or without; return after its execve(2)."""
         os.set_inheritable(self.files[slot], inherit)
         begun, begins = os.pipe2(os.O_CLOEXEC)
         child = os.fork()
@@ -237,7 +237,7 @@ class LeaseCalls(Calls):
             os.waitpid(child, 0)
 
     def send(self, slot: int, name: str) -> None:
-        """Pass the open file on (SCM_RIGHTS)."""
+        """Pass the open file to another process (SCM_RIGHTS)."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.connect(name)
             socket.send_fds(sender, [b"."], [self.files[slot]])
@@ -251,11 +251,11 @@ class LeaseCalls(Calls):
             _, (self.files[slot],), _, _ = socket.recv_fds(self.socket, 1, 1)
 
     def anchor(self, number: int, slot: int) -> None:
-        """A page of the file itself that nobody can touch: it holds the open file."""
+        """Map a page of the file itself with PROT_NONE: it keeps the open file."""
         self.map(number, slot, mmap.PAGESIZE, 0, PRIVATE)
 
     def detach(self) -> None:
-        """The pool is not mapped any more."""
+        """Unmap the pool."""
         self._mapped().close()
         self.pool = None
 
@@ -263,7 +263,7 @@ class LeaseCalls(Calls):
         os.chdir(name)
 
     def become(self, uid: int) -> None:
-        """Go on as another user."""
+        """Continue as another user."""
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
@@ -275,14 +275,14 @@ class LeaseCalls(Calls):
         return self.pool
 
     def _state(self, found: protocol.Lease) -> tuple[int, int]:
-        """Epoch and size as they are now."""
+        """Return epoch and size of the file as they are now."""
         if not found.entry:
             return found.epoch, found.size
         state = protocol.StatusEntry.unpack(self._mapped()[found.entry : found.entry + protocol.ENTRY.size])
         return state.epoch, state.size
 
     def _parts(self, found: protocol.Lease, begin: int, end: int) -> list[tuple[int, int]] | None:
-        """Where the bytes lie in the pool (0: a hole) and how many; None if the answer does not say it of all."""
+        """Return pool offset (0: a hole) and length of each part; None if the answer lacks some of the range."""
         parts = []
         for piece in found.extents:
             low, high = max(begin, piece.offset), min(end, piece.offset + piece.length)
@@ -308,7 +308,7 @@ def _sleep() -> None:
 
 
 class Client(Actor):
-    """A process with `LeaseCalls`."""
+    """A process that makes `LeaseCalls`."""
 
     def __init__(self, root: Path) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
@@ -323,13 +323,13 @@ class Client(Actor):
         theirs.close()
 
     def must(self, call: str, *arguments: Any) -> Any:
-        """A call that may not fail."""
+        """Make a call that may not fail."""
         outcome = self.do(call, *arguments)
         assert not (isinstance(outcome, str) and hasattr(errno, outcome)), f"{call}{arguments}: {outcome}"
         return outcome
 
     def kill(self) -> None:
-        """SIGKILL, wherever it is."""
+        """Send SIGKILL."""
         if not self.gone:
             self.gone = True
             os.kill(self.pid, signal.SIGKILL)
@@ -337,7 +337,7 @@ class Client(Actor):
             self._pipe.close()
 
     def end(self) -> None:
-        """An orderly exit."""
+        """Let the process exit."""
         if not self.gone:
             self.gone = True
             super().end()
@@ -367,7 +367,7 @@ def holders(place: Path) -> int:
 
 
 def free_blocks(place: Path) -> int:
-    """With nothing left to commit."""
+    """Return the number of free blocks, with nothing left to commit."""
     descriptor = os.open(place, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -377,7 +377,7 @@ def free_blocks(place: Path) -> int:
 
 
 def becomes(condition: Callable[[], bool], limit: float = HANG_SECONDS) -> bool:
-    """Whether it comes true in time: the kernel tells of closed files when it gets to it."""
+    """Return whether a condition comes true in time: the kernel reports closed files with a delay."""
     end = time.monotonic() + limit
     while not condition():
         if time.monotonic() > end:

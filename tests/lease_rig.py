@@ -1,7 +1,8 @@
-"""Clients of direct mapping without a mount: what each was told, and who owns those blocks of the pool now.
+"""Clients of direct access without a mount: what each was granted, and who owns those blocks of the pool now.
 
-A `Client` asks as a process does and remembers every block that it may touch until it renews or its file is closed.
-`check` is the oracle: it walks the maps of all inodes and the bitmaps, and believes nothing that the leases' books say.
+A `Client` sends requests as a process does, and remembers every block that it may touch until it renews or its file is
+closed. `check` is the oracle: it walks the maps of all inodes and the bitmaps, and does not use the daemon's own
+records of grants.
 """
 
 from __future__ import annotations
@@ -45,21 +46,21 @@ class SharedPool(RecordingPool):
         return self.stale_clients or (self.ours and but is None)
 
 
-class Slot(NamedTuple):
-    """What the board says of a file."""
+class Entry(NamedTuple):
+    """The words of a file's status entry."""
 
     epoch: int
     size: int
     ino: int
 
 
-def slot(fs: FileSystem, offset: int) -> Slot:
-    """The words of a slot as a client loads them."""
-    return Slot(*struct.unpack_from("=QQQ", fs.volume.pool.memory, offset))
+def entry_of(fs: FileSystem, offset: int) -> Entry:
+    """Return a status entry as a client loads it."""
+    return Entry(*struct.unpack_from("=QQQ", fs.volume.pool.memory, offset))
 
 
 def token(fs: FileSystem) -> bytes:
-    """What a client finds in the pool and quotes."""
+    """Return the token in the pool, as a client quotes it."""
     fs.grants.page.ensure()
     place = fs.grants.page.token
     return bytes(fs.volume.pool.memory[place : place + 16]) if place else b""
@@ -69,21 +70,21 @@ class Client:
     """One process with one open file.
 
     Attributes:
-        told: blocks of the pool that it may touch.
-        answers: what it was answered since it renewed.
+        granted: blocks of the pool that it may touch.
+        answers: the answers since it renewed.
     """
 
     def __init__(self, fs: FileSystem, file: OpenFile, holder: int = 1) -> None:
         self.fs = fs
         self.file = file
         self.holder = holder
-        self.told: set[int] = set()
+        self.granted: set[int] = set()
         self.answers: list[Grant] = []
 
     def ask(
         self, offset: int = 0, length: int = FAR, flags: Flag = NOTHING, room: int = ROOM, *, keep: bool = True
     ) -> Grant:
-        """One question; ``keep``: the answer joins what is known, to be checked from now on."""
+        """Send one request; ``keep``: remember the answer, so that `check` compares it."""
         if flags & RENEW:
             self.forget()
         answer = self.fs.lease(self.file, LeaseRequest(self.holder, offset, length, flags, room, token(self.fs)))
@@ -91,13 +92,13 @@ class Client:
         for piece in answer.pieces:
             if piece.kind == MEMORY:
                 first, end = piece.pool_offset, piece.pool_offset + piece.length
-                self.told.update(range(first >> bits, (end - 1 >> bits) + 1))
+                self.granted.update(range(first >> bits, (end - 1 >> bits) + 1))
         if keep and answer.pieces:
             self.answers.append(answer)
         return answer
 
     def ask_all(self, offset: int, length: int, flags: Flag = NOTHING, room: int = ROOM) -> list[Piece]:
-        """All of a range, in as many questions as it takes."""
+        """Request all of a range, in as many requests as it takes."""
         pieces: list[Piece] = []
         position, end = offset, offset + length
         while position < end:
@@ -109,11 +110,11 @@ class Client:
         return pieces
 
     def forget(self) -> None:
-        self.told.clear()
+        self.granted.clear()
         self.answers.clear()
 
     def renew(self) -> None:
-        """Give everything back, ask nothing."""
+        """Renew without a new request."""
         self.ask(0, 0, RENEW)
 
     def close(self) -> None:
@@ -124,11 +125,13 @@ class Client:
     def current(self) -> list[Grant]:
         """The answers that still hold."""
         return [
-            answer for answer in self.answers if not answer.entry or slot(self.fs, answer.entry).epoch == answer.epoch
+            answer
+            for answer in self.answers
+            if not answer.entry or entry_of(self.fs, answer.entry).epoch == answer.epoch
         ]
 
     def place(self, offset: int) -> int | None:
-        """Where in the pool the byte lies, as far as this client may know."""
+        """Return where in the pool the byte lies, according to answers that hold."""
         for answer in self.current:
             for piece in answer.pieces:
                 if piece.kind == MEMORY and piece.offset <= offset < piece.offset + piece.length:
@@ -136,7 +139,7 @@ class Client:
         return None
 
     def store(self, offset: int, content: bytes) -> None:
-        """Store into memory, byte by byte where it must be, flushed."""
+        """Store into granted memory, byte by byte if it is in pieces, and flush."""
         step = self.fs.volume.block_size
         at = 0
         while at < len(content):
@@ -151,7 +154,7 @@ class Client:
 
 
 def make(fs: FileSystem, name: bytes, content: bytes | None = None, flags: int = os.O_RDWR) -> OpenFile:
-    """A new open file with something in it."""
+    """Return a new open file with some content."""
     file, _ = fs.create(ROOT_INO, name, 0o644, flags)
     if content:
         fs.write(file, 0, content)
@@ -159,7 +162,7 @@ def make(fs: FileSystem, name: bytes, content: bytes | None = None, flags: int =
 
 
 def client(fs: FileSystem, name: bytes = b"f", content: bytes | None = None, holder: int = 1) -> Client:
-    """A client of a new file."""
+    """Return a client of a new file."""
     return Client(fs, make(fs, name, content), holder)
 
 
@@ -195,7 +198,7 @@ def recorded(path: Path, *options: str) -> FileSystem:
 
 
 def another(old: Client, holder: int = 1, flags: int = os.O_RDWR) -> Client:
-    """A client of the same file, by an open file of its own."""
+    """Return a client of the same file with an open file of its own."""
     return Client(old.fs, old.fs.open_file(old.file.ino, flags), holder)
 
 
@@ -207,7 +210,7 @@ def truncate(fs: FileSystem, ino: int, size: int) -> None:
 
 
 class Owners(NamedTuple):
-    """Who owns the blocks: ``data`` and ``metadata`` by inode number; ``free`` now, or at the next commit."""
+    """The owners of blocks: ``data`` and ``metadata`` by inode number; ``free`` now, or at the next commit."""
 
     data: dict[int, int]
     metadata: dict[int, int]
@@ -215,7 +218,7 @@ class Owners(NamedTuple):
 
 
 def owners(fs: FileSystem) -> Owners:
-    """Walk everything. A block with two owners is an error."""
+    """Find the owner of every block. A block with two owners is an error."""
     volume = fs.volume
     view, geometry = volume.view, volume.geometry
     data: dict[int, int] = {}
@@ -247,7 +250,7 @@ def owners(fs: FileSystem) -> Owners:
 
 
 def index_blocks(fs: FileSystem, inode: inodes.Inode) -> set[int]:
-    """The blocks of the inode's map itself."""
+    """Return the blocks of the inode's map itself."""
     view = fs.volume.view
     found: set[int] = set()
     if inode.flags & EXT4_EXTENTS_FL:
@@ -263,7 +266,7 @@ def index_blocks(fs: FileSystem, inode: inodes.Inode) -> set[int]:
 
 
 def check(fs: FileSystem, clients: Iterable[Client], ghosts: Iterable[tuple[int, set[int]]] = ()) -> None:
-    """No block that somebody may touch has got another owner, and what is current is true.
+    """Check that no block that a client may touch has another owner, and that answers that hold are true.
 
     ``ghosts``: (inode, blocks) of clients of an earlier mount that still map the pool.
     """
@@ -271,7 +274,7 @@ def check(fs: FileSystem, clients: Iterable[Client], ghosts: Iterable[tuple[int,
     fs.check()
     keepers = fs.volume.lives.nameless - {fs.grants.page.ino}
     for holder in clients:
-        expect_owned(found, holder.told, holder.file.ino, keepers)
+        expect_owned(found, holder.granted, holder.file.ino, keepers)
         for answer in holder.current:
             expect_true(fs, holder, answer)
     for ino, told in ghosts:
@@ -279,7 +282,7 @@ def check(fs: FileSystem, clients: Iterable[Client], ghosts: Iterable[tuple[int,
 
 
 def expect_owned(found: Owners, told: set[int], ino: int, keepers: set[int]) -> None:
-    """The blocks belong to the file or to an inode without a name that only keeps them."""
+    """Check that the blocks belong to the file or to a quarantine inode."""
     for block in told:
         owner = found.data.get(block)
         where = f"block {block}, told of inode {ino}"
@@ -289,9 +292,9 @@ def expect_owned(found: Owners, told: set[int], ino: int, keepers: set[int]) -> 
 
 
 def expect_true(fs: FileSystem, holder: Client, answer: Grant) -> None:
-    """An answer whose epoch runs still says where the file lies, and what reads as zeros."""
+    """Check an answer whose epoch runs: where the file lies, and what reads as zeros."""
     if answer.entry:
-        now = slot(fs, answer.entry)
+        now = entry_of(fs, answer.entry)
         assert (now.size, now.ino) == (fs.getattr(holder.file.ino).size, holder.file.ino)
     bits = fs.volume.block_bits
     runs = fs.describe(holder.file.ino)
@@ -313,7 +316,7 @@ def expect_true(fs: FileSystem, holder: Client, answer: Grant) -> None:
 
 
 def free_blocks(fs: FileSystem) -> int:
-    """After a commit."""
+    """Return the number of free blocks after a commit."""
     fs.sync()
     return fs.statfs().free
 
@@ -325,7 +328,7 @@ BLOCKS = 40
 
 
 def plant(fs: FileSystem) -> None:
-    """The file ``f`` with a hole and an unaligned end, others, and free blocks that hold old bytes."""
+    """Make the file ``f`` with a hole and an unaligned end, other files, and free blocks that hold old bytes."""
     size = fs.volume.block_size
     junk = make(fs, b"junk", random.Random(1).randbytes(600 * size))
     fs.release(junk)
@@ -340,7 +343,7 @@ def plant(fs: FileSystem) -> None:
 
 
 class Pair(NamedTuple):
-    """The file system with a leased file, and its clients: those that live, and open files that have no lease."""
+    """A file system with a leased file, its clients, and open files that have no lease."""
 
     fs: FileSystem
     clients: list[Client]
@@ -348,7 +351,7 @@ class Pair(NamedTuple):
 
     @property
     def ino(self) -> int:
-        """The leased file's."""
+        """The inode number of the leased file."""
         return (self.clients[0].file if self.clients else self.others[0]).ino
 
     @property
@@ -381,7 +384,7 @@ def opened(fs: FileSystem) -> OpenFile:
 
 
 def with_flags(flags: Flag, end: int = BLOCKS + 20) -> Callable[[FileSystem], Pair]:
-    """One client that has asked for everything."""
+    """Return a function that makes a state with one client, which was granted the whole file with these flags."""
 
     def begin(fs: FileSystem) -> Pair:
         held = Client(fs, opened(fs))
@@ -394,7 +397,7 @@ def with_flags(flags: Flag, end: int = BLOCKS + 20) -> Callable[[FileSystem], Pa
 
 
 def two_holders(fs: FileSystem) -> Pair:
-    """Of one open file. The second one's `Client.close` is for both."""
+    """Return a state with two holders of one open file. The second one's `Client.close` is for both."""
     first = Client(fs, opened(fs), 1)
     second = Client(fs, first.file, 2)
     first.ask(flags=STORE)
@@ -403,7 +406,7 @@ def two_holders(fs: FileSystem) -> Pair:
 
 
 def two_files(fs: FileSystem) -> Pair:
-    """Two open files, one asked for less."""
+    """Return a state with two open files, one of which was granted less."""
     clients = [Client(fs, opened(fs), 1), Client(fs, opened(fs), 1)]
     clients[0].ask(0, 10 * fs.volume.block_size)
     clients[1].ask(flags=STORE)
@@ -411,7 +414,7 @@ def two_files(fs: FileSystem) -> Pair:
 
 
 def gone(fs: FileSystem) -> Pair:
-    """Who had a lease has closed its file."""
+    """Return a state whose only client has closed its file."""
     other = opened(fs)
     pair = with_flags(STORE)(fs)
     pair.clients[0].close()
@@ -456,7 +459,7 @@ NEED_EXTENTS = (*MOVES, "zero", "zero behind", "allocate", "allocate behind")
 
 
 def pairs(name: str = "") -> list[tuple[str, str]]:
-    """All of them that a format allows."""
+    """Return all pairs of states and operations that a format allows."""
     return [
         (state, operation)
         for state in STATES

@@ -33,7 +33,7 @@ libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_
 
 
 class Model:
-    """One file: its bytes, and its blocks as {logical block: unwritten}, those behind the end included."""
+    """One file: its bytes, and its blocks as {logical block: unwritten}, those past EOF included."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -41,18 +41,18 @@ class Model:
         self.blocks: dict[int, bool] = {}
 
     def touched(self, offset: int, length: int) -> range:
-        """The blocks that the bytes lie in."""
+        """Return the blocks that contain the bytes."""
         return range(offset // self.block_size, -(-(offset + length) // self.block_size))
 
     def within(self, offset: int, length: int) -> range:
-        """The blocks that lie in the bytes."""
+        """Return the blocks that lie wholly in the bytes."""
         return range(-(-offset // self.block_size), (offset + length) // self.block_size)
 
     def grow(self, size: int) -> None:
         self.content += bytes(max(size - len(self.content), 0))
 
     def clear(self, offset: int, length: int) -> None:
-        """Zeros, as far as there is a file."""
+        """Zero the bytes, up to EOF."""
         end = min(offset + length, len(self.content))
         if offset < end:
             self.content[offset:end] = bytes(end - offset)
@@ -70,7 +70,7 @@ class Model:
         self.grow(size)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
-        """What `FileSystem.fallocate` does when it does not refuse."""
+        """Do what `FileSystem.fallocate` does when it does not refuse."""
         if mode in (COLLAPSE, INSERT):
             self.move(offset, length if mode == INSERT else -length)
             return
@@ -104,7 +104,7 @@ class Model:
         }
 
     def copy(self, source: Model, source_offset: int, offset: int, length: int) -> int:
-        """`FileSystem.copy_range` into this file; returns how much."""
+        """Do what `FileSystem.copy_range` into this file does; return the number of bytes."""
         end = min(source_offset + length, len(source.content))
         begin = source_offset
         while begin < end:
@@ -121,14 +121,14 @@ class Model:
         return max(end - source_offset, 0)
 
     def put_hole(self, offset: int, length: int) -> None:
-        """Zeros: blocks that are not written stay as they are if there are no others."""
+        """Zero the bytes; if none of their blocks is written, the blocks stay as they are."""
         inside = min(offset + length, len(self.content)) - offset
         if inside > 0 and not all(self.blocks.get(lblk, True) for lblk in self.touched(offset, inside)):
             self.fallocate(PUNCH, offset, inside)
         self.grow(offset + length)
 
     def seek(self, offset: int, whence: int) -> int | None:
-        """What lseek(2) returns; None for ENXIO."""
+        """Return the result of lseek(2); None for ENXIO."""
         size = len(self.content)
         if not 0 <= offset < size:
             return None
@@ -175,7 +175,7 @@ class PoolFile:
         return self.fs.getattr(self.ino).size
 
     def blocks(self) -> dict[int, bool]:
-        """{logical block: unwritten}."""
+        """Return {logical block: unwritten}."""
         return {run.lblk + at: run.unwritten for run in self.fs.describe(self.ino) for at in range(run.length)}
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class KernelFile:
         return os.fstat(self.descriptor).st_size
 
     def blocks(self) -> dict[int, bool]:
-        """{logical block: unwritten}."""
+        """Return {logical block: unwritten}."""
         found = {}
         for logical, _, length, flags in kernel_fiemap(self.descriptor):
             for at in range(logical, logical + length, self.block_size):
@@ -227,7 +227,7 @@ class KernelFile:
 
 
 def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call returns, or the name of its errno."""
+    """Return the result of a call, or the name of its errno."""
     try:
         return call(*arguments)
     except OSError as error:
@@ -238,7 +238,7 @@ def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
 def kernel_fiemap(
     descriptor: int, start: int = 0, length: int = (1 << 63) - 1, limit: int = 2000
 ) -> list[tuple[int, int, int, int]]:
-    """FS_IOC_FIEMAP after a sync: (logical, physical, length, flags), in bytes."""
+    """Return FS_IOC_FIEMAP's answer after a sync: (logical, physical, length, flags), in bytes."""
     header = struct.pack("<QQIIII", start, length, 1, 0, limit, 0)
     answer = bytearray(header + bytes(56 * limit))
     fcntl.ioctl(descriptor, FS_IOC_FIEMAP, answer)
@@ -248,14 +248,14 @@ def kernel_fiemap(
 
 
 def zeroing_off(root: Path) -> None:
-    """Have the mounted ext4 never write zeros where it could keep a part of an extent unwritten."""
+    """Have the mounted ext4 split unwritten extents instead of zeroing their rest."""
     device = os.stat(root).st_dev
     name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
     Path(f"/sys/fs/ext4/{name}/extent_max_zeroout_kb").write_text("0")
 
 
 def check_credits(fs: FileSystem) -> None:
-    """From now on a handle that changes more blocks than it asked for is an error."""
+    """Raise an error, from now on, if a handle changes more blocks than its credits."""
     fs.volume.journal._handle._strict = True
 
 

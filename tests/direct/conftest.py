@@ -16,7 +16,7 @@ __all__ = ["daemon"]
 
 @pytest.fixture
 def mount(pool: Callable[..., Path]) -> Iterator[Mounted]:
-    """A mounted pool that this process may map."""
+    """Yield a mounted pool that this process may map."""
     with mounted(pool("-b", "4096", size="256M"), *SESSIONS["kernel"]) as mount:
         yield mount
         gc.collect()
@@ -24,13 +24,13 @@ def mount(pool: Callable[..., Path]) -> Iterator[Mounted]:
 
 @pytest.fixture
 def root(mount: Mounted) -> Path:
-    """The root directory of the mount."""
+    """Return the root directory of the mount."""
     return mount.place
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of each ioctl that this process makes."""
+    """Return the numbers of the ioctls that this process makes."""
     numbers: list[int] = []
     really = fcntl.ioctl
 

@@ -1,6 +1,6 @@
-"""A daemon's side of direct mapping without a daemon: ``fcntl.ioctl`` is answered here.
+"""A daemon's side of direct access without a daemon: ``fcntl.ioctl`` is answered in this process.
 
-The "mounted" file is an ordinary one whose content differs from the pool's, so that a test sees which of them was used.
+The "mounted" file is an ordinary file whose content differs from the pool's, so that a test sees which one was used.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class FakeDaemon:
     """One file in one pool.
 
     Attributes:
-        file: what is opened.
+        file: the path that clients open.
         pool: the pool's file.
         record: the answer to DAXFS_IOC_POOL.
-        size: of the file.
-        epoch: of its lease.
-        extents: where it lies.
-        refuse: error number for the ioctl of this name ("pool", "lease", ...), instead of an answer.
-        leases, stored, appended: what was asked.
+        size: the file size in bytes.
+        epoch: the running epoch.
+        extents: where the file lies.
+        refuse: name of an ioctl ("pool", "lease", ...) -> the error number to answer with.
+        leases, stored, appended: the requests received.
     """
 
     def __init__(self, folder: Path, size: int = 16 << 10, persistence: int = protocol.Persistence.VOLATILE) -> None:
@@ -64,18 +64,18 @@ class FakeDaemon:
         self.post()
 
     def serve(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Answer this process, which trusts it."""
+        """Answer this process, and make it believe the mount."""
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
         monkeypatch.setattr(trust, "check_mount", lambda _: None)
 
     def post(self) -> None:
-        """Show epoch and size on the board."""
+        """Store epoch and size into the status entry."""
         with self.pool.open("r+b") as pool:
             pool.seek(ENTRY)
             pool.write(protocol.StatusEntry(self.epoch, self.size, 12).pack())
 
     def move(self, place: int, content: bytes) -> None:
-        """The file lies elsewhere from now on."""
+        """Move the file to another place of the pool."""
         with self.pool.open("r+b") as pool:
             pool.seek(place)
             pool.write(content)
@@ -84,7 +84,7 @@ class FakeDaemon:
         self.post()
 
     def ioctl(self, descriptor: int, request: int, record: bytearray | bytes = b"", mutate: bool = True) -> int:
-        """In place of ``fcntl.ioctl``."""
+        """Stand in for ``fcntl.ioctl``."""
         assert os.fstat(descriptor).st_ino == self.file.stat().st_ino
         assert mutate
         names = {protocol.IOC_POOL: "pool", protocol.IOC_STORED: "stored", protocol.IOC_APPENDED: "appended"}
@@ -121,20 +121,20 @@ class FakeDaemon:
 
     @property
     def renewals(self) -> list[bool]:
-        """Of each lease that was asked for: whether it gave back what was told before."""
+        """For each lease request: whether it renewed."""
         return [bool(lease.flags & Flag.RENEW) for lease in self.leases]
 
 
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
-    """A fake daemon that answers this process."""
+    """Return a fake daemon that answers this process."""
     fake = FakeDaemon(tmp_path)
     fake.serve(monkeypatch)
     return fake
 
 
 def pool_bytes(daemon: FakeDaemon, start: int, length: int) -> bytes:
-    """The bytes of the pool from ``start`` on."""
+    """Return the bytes of the pool from ``start`` on."""
     return daemon.pool.read_bytes()[start : start + length]
 
 

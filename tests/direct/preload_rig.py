@@ -1,6 +1,6 @@
-"""The preload library for tests: compiled from the sources as they are, and processes that run below it.
+"""The preload library for tests, compiled from the sources, and processes that run below it.
 
-An agent is a Python process below the library that evaluates what it is told, so that a test can do things in turn
+An agent is a Python process below the library that evaluates what a test sends it, so that the test can act in turn
 with it through plain FUSE.
 """
 
@@ -40,7 +40,7 @@ def compile_program(name: str, target: Path, *options: str) -> Path:
 
 
 def below(library: Path | None, **more: str) -> dict[str, str]:
-    """An environment with the library, or without."""
+    """Return an environment with the library, or without."""
     environment = {**os.environ, **more}
     environment.pop("LD_PRELOAD", None)
     if library:
@@ -49,7 +49,7 @@ def below(library: Path | None, **more: str) -> dict[str, str]:
 
 
 def said(library: Path | None, *command: str | Path, **more: str) -> str:
-    """Run a program to its good end; what it has printed."""
+    """Run a program, check that it succeeds, and return its output."""
     done = subprocess.run(
         list(map(str, command)),
         env=below(library, **more),
@@ -111,7 +111,7 @@ class Agent:
         )
 
     def __call__(self, text: str, /, **values: object) -> object:
-        """Let it evaluate an expression or run statements, with ``{name}`` replaced; OSError comes back as such."""
+        """Evaluate an expression or run statements in the agent, with ``{name}`` replaced; raise its OSError here."""
         for name, value in values.items():
             text = text.replace(f"{{{name}}}", repr(value))
         self._pipe(self.process.stdin).write(repr(text) + "\n")
@@ -131,7 +131,7 @@ class Agent:
         return pipe
 
     def end(self) -> None:
-        """Let it end by itself; kill it if it doesn't."""
+        """Close the agent's input, and kill the agent if it does not end."""
         self._pipe(self.process.stdin).close()
         try:
             assert self.process.wait(10) == 0
@@ -143,7 +143,7 @@ class Agent:
 
 @contextlib.contextmanager
 def agent(library: Path | None, **more: str) -> Iterator[Agent]:
-    """An agent, for a while."""
+    """Yield an agent; it ends with the context."""
     made = Agent(library, **more)
     try:
         yield made

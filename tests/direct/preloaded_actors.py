@@ -1,4 +1,4 @@
-"""Programs below the preload library: where it is, how they are started, actors that have it loaded."""
+"""Actors below the preload library: where the library is, how programs are started with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from daxfs.tools.exec import library
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, with the library to be loaded; an error that says so if it was not built."""
+    """Return this process's environment with the library preloaded; fail if the library was not built."""
     here = Path(__file__).parent
     return {**os.environ, "LD_PRELOAD": str(library()), "PYTHONPATH": f"{here}:{here.parent}", **more}
 
@@ -39,7 +39,7 @@ def run_python(script: str, *arguments: str | Path, limit: float = 60, code: int
 
 
 class PreloadedActor(Actor):
-    """An actor in a program of its own: a fork of the tests would not have the library."""
+    """An actor in a program of its own: a fork of the test process would not have the library."""
 
     def __init__(self, root: Path) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
@@ -51,7 +51,7 @@ class PreloadedActor(Actor):
 
 
 class PreloadedStage(Stage):
-    """Actors with the library."""
+    """A stage whose actors have the library."""
 
     def __getitem__(self, name: str) -> Actor:
         if name not in self._actors:
@@ -61,7 +61,7 @@ class PreloadedStage(Stage):
 
 @contextlib.contextmanager
 def preloaded_stage(root: Path) -> Iterator[PreloadedStage]:
-    """A stage of such actors."""
+    """Yield a stage whose actors have the library."""
     stage = PreloadedStage(root)
     try:
         yield stage
@@ -70,6 +70,6 @@ def preloaded_stage(root: Path) -> Iterator[PreloadedStage]:
 
 
 def act() -> None:
-    """What the program of an actor does."""
+    """Run an actor's calls; the main function of its program."""
     root, number = sys.argv[1:]
     actor_rig.perform(Path(root), Connection(int(number)))

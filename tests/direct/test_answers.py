@@ -59,7 +59,7 @@ def spoil(record: bytearray, field: str, value: int) -> None:
 
 @contextlib.contextmanager
 def spoiled(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, field: str, value: int) -> Iterator[None]:
-    """A daemon that plays honest but for one field of the answers to lease requests."""
+    """Yield a daemon whose answers to lease requests have one wrong field."""
 
     def ioctl(descriptor: int, request: int, record: bytearray | bytes = b"", mutate: bool = True) -> int:
         done = daemon.ioctl(descriptor, request, record, mutate)
@@ -73,7 +73,7 @@ def spoiled(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, field: str, val
 
 
 def kernel_serves(file: direct.DirectFile) -> None:
-    """Reads and writes reach the file itself, whose content is not the pool's."""
+    """Check that reads and writes reach the file itself, whose content is not the pool's."""
     assert file.pread(0, 4) == b"kkkk"
     assert file.pwrite(2, b"xy") == 2
     assert file.pread(0, 8) == b"kkxykkkk"
@@ -158,7 +158,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def orders(tmp_path: Path) -> Path:
-    """What the daemon shall answer wrongly: a field and a value, or nothing."""
+    """Return the list that says what the daemon answers wrongly: a field and a value, or nothing."""
     made = tmp_path / "orders"
     made.write_text("")
     return made
@@ -166,7 +166,7 @@ def orders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mount(pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, orders: Path) -> Iterator[Mounted]:
-    """A mount whose daemon, a fork of this process, follows the orders."""
+    """Yield a mount whose daemon, a fork of this process, follows ``orders``."""
     honest_lease, honest_pool = protocol.Lease.pack, protocol.Pool.pack
 
     def lease(self: protocol.Lease, size: int | None = None) -> bytes:
@@ -223,7 +223,7 @@ os.close(fd)
 
 
 def use(worker: Agent, path: Path) -> None:
-    """Read, write, map and append: all of it is there, whoever did it."""
+    """Read, write, map and append; check the content, whoever served it."""
     content = os.urandom(SIZE)
     path.write_bytes(content)
     worker("content = {content}", content=content)

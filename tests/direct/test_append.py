@@ -49,24 +49,24 @@ def worker(library: Path) -> Iterator[Agent]:
 
 
 def record(who: str, number: int, length: int) -> bytes:
-    """What programs/append.py writes."""
+    """Return a record as programs/append.py writes it."""
     return (f"{who}:{number:07d}|".encode() * (length // 10 + 1))[:length]
 
 
 def start(library: Path | None, *arguments: str | Path | int) -> subprocess.Popen[bytes]:
-    """An appending program."""
+    """Start an appending program."""
     command = [sys.executable, PROGRAMS / "append.py", *arguments]
     return subprocess.Popen([str(word) for word in command], env=below(library))
 
 
 def done(*programs: subprocess.Popen[bytes]) -> None:
-    """They end well."""
+    """Wait for programs, which must succeed."""
     for program in programs:
         assert program.wait(60) == 0
 
 
 def records(content: bytes, length: int) -> dict[str, list[int]]:
-    """Who has written which records, in order; each must be whole."""
+    """Check that each record is whole, and return the writers and numbers in order."""
     assert len(content) % length == 0
     found: dict[str, list[int]] = {}
     for at in range(0, len(content), length):
@@ -77,7 +77,7 @@ def records(content: bytes, length: int) -> dict[str, list[int]]:
 
 
 def appending(worker: Agent, path: Path, sync: str = "fsync") -> int:
-    """The agent has the file open as `fd` and synchronises each append; how many blocks there are."""
+    """Have the agent open the file as `fd` and synchronise each append; return the number of blocks."""
     worker("fd = os.open({path}, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)", path=str(path))
     for number in range(PAIRS):
         worker("os.write(fd, bytes([{number}]) * 4096)", number=number)
@@ -121,7 +121,7 @@ def test_appends_of_blocks_are_done_in_memory(root: Path, worker: Agent, how: st
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("length", [1, 250, 4095, 5000])
 def test_appends_of_any_length_are_done_in_memory(root: Path, worker: Agent, how: str, length: int) -> None:
-    """A log of small records; the file is as long as what was written, and only zeros follow when it is made longer."""
+    """Small records make a log whose size is what was written; zeros follow when the file is extended."""
     path = root / "file"
     worker("fd = os.open({path}, os.O_RDWR | os.O_CREAT, 0o644)", path=str(path))
     worker(COUNTED)
@@ -144,7 +144,7 @@ def test_appends_of_any_length_are_done_in_memory(root: Path, worker: Agent, how
 
 @pytest.mark.parametrize("seed", range(4))
 def test_appends_among_everything_else(root: Path, library: Path, seed: int) -> None:
-    """Two programs below the library and a plain one, one after the other, against a model."""
+    """Two programs below the library and one without append in turn; a model has the content."""
     chance = random.Random(seed)
     path, content = root / "file", bytearray()
     path.touch()
@@ -253,13 +253,13 @@ def test_what_was_synchronised_survives_the_daemon(
 
 @pytest.fixture
 def memory(pool: Callable[..., Path]) -> Iterator[Path]:
-    """A pool whose stores need no msync(2): only there an append is made durable before it is asked for."""
+    """Yield the root of a mount whose stores need no msync(2): there appends are durable before the request."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(shutil.copy(pool("-b", str(BLOCK), size="128M"), folder))
 
 
 def after_a_crash(image: Path, worker: Agent, place: Path, change: Callable[[Path], None] | None) -> FileSystem:
-    """Append durably, perhaps change something, synchronise, kill the daemon; the pool as it is found."""
+    """Append durably, perhaps change something, synchronise, kill the daemon; return the recovered pool."""
     mount = Mounted(image, place, (*SESSIONS["kernel"], "commit=300"))
     try:
         number = appending(worker, place / "file")

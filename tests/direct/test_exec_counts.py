@@ -1,4 +1,4 @@
-"""What DAXFS_DIRECT_STATS=1 prints: one line for each program that used files of daxfs, true figures, else nothing."""
+"""DAXFS_DIRECT_STATS=1: one line with true figures for each program that used files of daxfs, and none for others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
 
 
 def said(*command: str | Path) -> str:
-    """What a program below ``daxfs exec --verbose`` says on standard error."""
+    """Return what a program below ``daxfs exec --verbose`` prints on standard error."""
     return subprocess.run(
         [*COMMAND, "exec", "--verbose", *map(str, command)],
         stdin=subprocess.DEVNULL,
@@ -35,7 +35,7 @@ def said(*command: str | Path) -> str:
 
 
 def counts(line: str) -> dict[str, int]:
-    """The figures of a line, by the word that follows."""
+    """Return the figures of a line, by the word that follows each."""
     found = re.fullmatch(
         r"daxfs: process \d+: direct: (\d+) reads, (\d+) writes, (\d+) maps;"
         r" through the kernel: (\d+) calls, (\d+) maps; (\d+) leases asked for",
@@ -46,7 +46,7 @@ def counts(line: str) -> dict[str, int]:
 
 
 def test_reads_are_counted(mount: Mounted) -> None:
-    """By a program that closes standard error before its end, as those of coreutils do."""
+    """The program closes standard error before it ends, as those of coreutils do."""
     started, line = said("dd", f"if={mount.place / 'f'}", "of=/dev/null", "bs=64K", "status=none").splitlines()
     assert started.startswith("daxfs: LD_PRELOAD=")
     found = counts(line)

@@ -1,4 +1,4 @@
-"""Direct files: what is done in memory is seen through the kernel, and the reverse."""
+"""Direct files: what is stored in memory is seen through the kernel, and the reverse."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_size_that_was_not_told_is_told_when_somebody_may_look(root: Path) -> 
 
 
 def test_two_make_a_file_longer(root: Path) -> None:
-    """Each writes its own region behind the end; nothing of either is lost."""
+    """Each writer writes its own region past EOF, and no byte is lost."""
     with direct.open(root / "a", "w+b") as one, direct.open(root / "a", "r+b") as two:
         one.write(b"0" * 64 * KIB)
         for place in range(64 * KIB, 512 * KIB, 4 * KIB):
@@ -259,7 +259,7 @@ def test_two_make_a_file_longer(root: Path) -> None:
 
 
 def test_several_append(root: Path) -> None:
-    """O_APPEND writes are the kernel's: each record is whole and at the end of its moment."""
+    """O_APPEND writes go through the kernel: each record is whole and lies at EOF as it was then."""
 
     def append(letter: bytes) -> None:
         with direct.open(root / "log", "ab") as log:
@@ -311,7 +311,7 @@ def test_a_sparse_file(root: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 30))])
 def test_random_steps_agree_with_a_model(root: Path, seed: int) -> None:
-    """One process in memory, the same file through the kernel in between, and a bytearray."""
+    """One process in memory, the kernel on the same file in between, and a bytearray as the model."""
     chance = random.Random(seed)
     model = bytearray()
     with direct.open(root / "a", "w+b") as file, (root / "a").open("r+b", buffering=0) as other:
@@ -393,7 +393,7 @@ def test_a_file_without_dax_is_the_kernels(pool: Callable[..., Path]) -> None:
 
 
 def test_flush_outlives_the_daemon(pool: Callable[..., Path]) -> None:
-    """Killed after a flush, the daemon's next mount has the size and the bytes."""
+    """The daemon is killed after a flush; the next mount has size and bytes."""
     where = pool("-b", "4096")
     content = noise(700 * KIB)
     with mountpoint() as place:

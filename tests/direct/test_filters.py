@@ -23,7 +23,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What filters itself."""
+    """Compile the program that installs a filter."""
     return compile_program("filter", tmp_path_factory.mktemp("filter") / "filter")
 
 

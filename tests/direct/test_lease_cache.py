@@ -1,4 +1,4 @@
-"""The lease cache of one open file: epochs, renewing, answers that are wrong, sizes that the daemon must learn."""
+"""The lease cache of one open file: epochs, renewing, wrong answers, sizes that must be reported."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_an_extent_outside_the_mapped_pool_ends_it(daemon: FakeDaemon) -> None:
 
 
 def growing(daemon: FakeDaemon, records: int) -> direct.DirectFile:
-    """A file to which so many KiB were appended without a word to the daemon."""
+    """Return a file to which so many KiB were appended and not reported."""
     file = direct.open(daemon.file, "r+b")
     daemon.extents = [Extent(0, DATA, 32 << 10, Kind.MEMORY)]
     file.seek(daemon.size)
@@ -117,7 +117,7 @@ def test_what_another_cut_is_not_made_longer_again(daemon: FakeDaemon) -> None:
 
 
 def test_what_was_appended_is_saved_when_another_makes_the_file_longer(daemon: FakeDaemon) -> None:
-    """But not what lay in the block that the file ended in."""
+    """Only the bytes in the block that EOF was in are lost."""
     file = growing(daemon, 10)
     daemon.size = 200 << 10
     daemon.epoch += 1

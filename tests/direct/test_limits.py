@@ -1,6 +1,6 @@
-"""RLIMIT_FSIZE, as the kernel keeps it: a write is cut off at the limit, and one that begins there is refused.
+"""RLIMIT_FSIZE as in the kernel: a write is shortened at the limit, and refused if it begins there.
 
-That goes for stores over what is there too (generic_write_check_limits in fs/read_write.c).
+The limit also counts for writes below EOF (generic_write_check_limits in fs/read_write.c).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def root(pool: Callable[..., Path]) -> Iterator[Path]:
 
 @pytest.fixture
 def limited() -> Iterator[Callable[[int], None]]:
-    """Set this process's limit; it goes back."""
+    """Set this process's limit for the duration of the context."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda soft: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -119,7 +119,7 @@ def test_a_limit_from_before_the_start(root: Path, library: Path, limited: Calla
 
 
 def test_a_childs_limit_is_its_own(root: Path, library: Path) -> None:
-    """A child of vfork(2), which runs in its parent's memory."""
+    """The child is one of vfork(2), which runs in its parent's memory."""
     (root / "file").write_bytes(bytes(10 * PART))
     with agent(library) as worker:
         worker(SCENE, path=str(root / "file"))
@@ -155,7 +155,7 @@ def test_appends_below_the_library(root: Path, library: Path, flags: int) -> Non
 @pytest.mark.parametrize("length", [250, 4096, 8192])
 @pytest.mark.parametrize("flags", [0, os.O_APPEND])
 def test_appends_of_a_program_that_does_nothing_else(root: Path, library: Path, flags: int, length: int) -> None:
-    """The kernel, to which the write at the limit is left, learns the size that the appends before have made."""
+    """The write at the limit is left to the kernel, which must know the size that the appends before have made."""
     path = root / "log"
     path.write_bytes(b"")
     with agent(library) as worker:

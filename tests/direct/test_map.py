@@ -1,6 +1,6 @@
-"""Mappings below the preload library: which memory they show, how long they live, what else goes on around them.
+"""Mappings below the preload library: which memory they show, how long they live, what happens to the file meanwhile.
 
-Each test runs a small program below the library. In it, `direct(address)` tells whether an address shows the pool.
+Each test runs a small program below the library, where `direct(address)` returns whether an address shows the pool.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ else:
 
 @pytest.mark.parametrize("fill", [True, False])
 def test_holes(run: Callable[..., str], fill: bool) -> None:
-    """Small ones get blocks when they may be stored to; others are the kernel's, and all ways in agree."""
+    """Small holes get blocks if the mapping may store; others are the kernel's, and all ways show the same bytes."""
     run(
         """
 fill = sys.argv[3] == "True"
@@ -154,7 +154,7 @@ assert os.fstat(fd).st_blocks * 512 < 9 * MIB
 
 
 def test_it_outlives_its_descriptors(run: Callable[..., str]) -> None:
-    """Blocks that were given up are nobody else's while they are mapped, whoever closes what."""
+    """Blocks that a file gave up belong to no other file while they are mapped, whatever descriptors are closed."""
     run("""
 libc.closefrom.argtypes = (number,)
 kept = []
@@ -262,7 +262,7 @@ assert os.pread(fd, 3, 4 * MIB + 897) == b"299"
 
 
 def test_a_cut_without_a_descriptor(run: Callable[..., str]) -> None:
-    """Pieces behind the end give SIGBUS though there is nothing to map them anew from."""
+    """Pieces past EOF give SIGBUS although no descriptor is left to map them anew."""
     run("""
 fd = make("cut", 4 * MIB)
 at, own = map(fd, 4 * MIB), map(fd, 4 * MIB, flags=PRIVATE)
@@ -356,7 +356,7 @@ assert libc.madvise(at, 4 * MIB, 14) == 0
 
 
 def test_processes_share_it(run: Callable[..., str], mount: Mounted) -> None:
-    """What one stores the others see, below the library and without it."""
+    """Each process sees what the others store, below the library and without it."""
     run("""
 fd = make("shared", MIB)
 at = map(fd, MIB)
@@ -392,7 +392,7 @@ assert os.stat("times").st_mtime > 1
 
 
 def test_small_blocks_may_lie_across_pages(pool: Callable[..., Path]) -> None:
-    """Then the kernel maps the file there, and everybody's reads and writes are the kernel's too."""
+    """The kernel maps such a file, and all reads and writes of it go through the kernel too."""
     image = pool("-b", "1024")
     with mounted(image, *SESSIONS["kernel"]) as mount:
         run_python(
@@ -424,7 +424,7 @@ assert os.pread(fd, MIB, 100000) == get(at + 100000, MIB + 1024 - 100000)
 
 
 def test_a_pool_that_is_out_of_reach(mount: Mounted, run: Callable[..., str]) -> None:
-    """Who may not open the pool maps through the kernel."""
+    """A process that can't open the pool maps through the kernel."""
     mount.place.chmod(0o777)
     mount.pool.chmod(0o600)
     run("""

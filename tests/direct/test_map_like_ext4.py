@@ -1,7 +1,7 @@
 """Mapped files below the preload library: every answer is what the kernel's ext4 gives.
 
-Two differences are by design. A process learns that another one has cut or punched a file when it next makes a call on
-mapped files (here: msync); and a buffer that is no memory is the end of the program, not EFAULT.
+Two differences are by design. A process learns that another one has cut or punched a file in its next call on mapped
+files (here: msync). A buffer that is no memory ends the program instead of giving EFAULT.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOM = 40 * PAGE
 
 @pytest.fixture
 def sides(pool: Callable[..., Path]) -> Iterator[tuple[Stage, ...]]:
-    """A mount of daxfs, whose actors have the library, and one of the kernel."""
+    """Yield the stages of a daxfs mount, whose actors have the library, and of an ext4 mount."""
     with (
         mounted(pool("-b", "4096"), *SESSIONS["kernel"]) as mount,
         kernel_mount(pool("-b", "4096")) as place,
@@ -35,7 +35,7 @@ def sides(pool: Callable[..., Path]) -> Iterator[tuple[Stage, ...]]:
 
 
 def file(size: int, *actors: str, length: int = 0) -> list[Step]:
-    """A file of letters, opened as 0 and mapped shared as 0 by everyone."""
+    """Make a file of letters, which every actor opens as 0 and maps shared as 0."""
     content = bytes(65 + number % 26 for number in range(-(-size // 512)) for _ in range(512))[:size]
     return [
         ("maker", "open", 0, "f", CREATE),
@@ -195,7 +195,7 @@ def test_rules(sides: tuple[Stage, ...], script: list[Step]) -> None:
 
 
 def random_steps(chance: random.Random, count: int) -> Iterator[Step]:
-    """Changes of, and looks at, the file that `file` made; each process hears of what frees blocks."""
+    """Yield random changes and reads of the file; each process makes a call after what frees blocks."""
     one = chance.choice
     for _ in range(count):
         at = chance.randrange(ROOM)

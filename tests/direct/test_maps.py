@@ -1,4 +1,4 @@
-"""Mappings of files: one buffer of pool memory, whatever pieces the file lies in, as long as anybody has a view."""
+"""Mappings of files: one buffer of pool memory, even if the file has many extents, as long as a view is left."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_view_outlives_everything_that_it_came_from(root: Path) -> None:
 
 
 def test_a_mapping_outlives_all_descriptors(root: Path) -> None:
-    """A child closes whatever is open, as daemons do."""
+    """The child closes all descriptors, as daemons do."""
     content = noise(2 * MIB)
     (root / "a").write_bytes(content)
 
@@ -137,7 +137,7 @@ def test_a_closed_mapping(root: Path) -> None:
 
 
 def maps_of(mapping: direct.Mapping) -> int:
-    """The address of a view's first byte."""
+    """Return the address of a view's first byte."""
     return np.frombuffer(mapping.view, np.uint8).ctypes.data
 
 

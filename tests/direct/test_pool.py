@@ -1,4 +1,4 @@
-"""The pool as a client maps it: which one, with whose rights, for how long, and how stores become durable."""
+"""The pool as a client maps it: which pool, with which rights, how long, and how stores become durable."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ DROPS: dict[str, Callable[[], None]] = {
 
 @pytest.fixture
 def guarded(pool: Callable[..., Path]) -> Iterator[Mounted]:
-    """A mount whose pool root alone may open."""
+    """Yield a mount whose pool only root may open."""
     with mounted_by_root(pool("-b", "4096")) as mount:
         (mount.place / "file").write_bytes(b"x" * 65536)
         (mount.place / "file").chmod(0o666)
@@ -176,7 +176,7 @@ def guarded(pool: Callable[..., Path]) -> Iterator[Mounted]:
 
 
 def mapped(guarded: Mounted) -> bool:
-    """Whether this process maps anything of the pool."""
+    """Return whether this process maps any part of the pool."""
     return str(guarded.pool) in Path("/proc/self/maps").read_text()
 
 

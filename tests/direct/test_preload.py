@@ -1,6 +1,6 @@
-"""The preload library: each call does what it does without, beside other processes, threads, forks and signals.
+"""The preload library: each call does what it does without it, beside other processes, threads, forks and signals.
 
-Whether memory served a call is seen in the process's own count of system calls (/proc/self/io).
+The process's own count of system calls (/proc/self/io) shows whether memory served a call.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Threads and those who disturb them."""
+    """Compile the program with threads that disturb each other."""
     return compile_program("crowd", tmp_path_factory.mktemp("crowd") / "crowd")
 
 
 @pytest.fixture(scope="session")
 def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Signals, forks and closes; its calls are the fortified ones."""
+    """Compile the program of signals, forks and closes, which makes the fortified calls."""
     return compile_program("signals", tmp_path_factory.mktemp("signals") / "signals", "-D_FORTIFY_SOURCE=2")
 
 
@@ -56,7 +56,7 @@ def worker(library: Path) -> Iterator[Agent]:
 
 
 def warm(worker: Agent, path: Path, flags: int = os.O_RDWR, length: int = 16 * PART) -> bytes:
-    """A file that the agent has open as `fd` and reads from memory; its content."""
+    """Return the content of a file that the agent has open as `fd` and reads from memory."""
     content = os.urandom(length)
     path.write_bytes(content)
     worker("fd = os.open({path}, {flags})", path=str(path), flags=flags)
@@ -275,7 +275,7 @@ def test_what_comes_in_between(root: Path, library: Path, signals: Path, kind: s
 
 @pytest.mark.parametrize("who", ["one process", "two processes"])
 def test_threads_while_the_file_is_cut(root: Path, library: Path, crowd: Path, who: str) -> None:
-    """Nobody ever reads or overwrites another file's blocks, though blocks are freed and used again all the time."""
+    """No thread reads or overwrites another file's blocks, although blocks are freed and reused all the time."""
     file, kept = root / "file", root / "kept"
     file.write_bytes(bytes(512 * PART))
     commands: list[tuple[Path | None, tuple[str, ...]]] = [

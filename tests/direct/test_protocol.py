@@ -1,6 +1,6 @@
-"""``daxfs.protocol`` is ``daxfs.h``: names, numbers, each field's place, width and type, as the C compiler has them.
+"""``daxfs.protocol`` agrees with ``daxfs.h``: names, numbers, each field's place, width and type, by the C compiler.
 
-What each side declares is found, not listed here, so that a name which only one of them has fails as well.
+The test finds what each side declares instead of listing it, so that a name on one side only also fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LAYOUTS = {
 
 
 class Field(NamedTuple):
-    """Where C has a field; ``type`` as the compiler says it, empty for arrays."""
+    """A field of a C structure; ``type`` as the compiler prints it, empty for arrays."""
 
     start: int
     size: int
@@ -55,7 +55,7 @@ class Field(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What the header declares, values as the compiler has them."""
+    """What the header declares, with values from the compiler."""
 
     numbers: dict[str, int]
     texts: dict[str, bytes]
@@ -66,13 +66,13 @@ class Header(NamedTuple):
 
 
 def declared(text: str, kind: str) -> dict[str, str]:
-    """Bodies of all ``struct`` or ``enum``, by tag."""
+    """Return the bodies of all ``struct`` or ``enum``, by tag."""
     return dict(re.findall(rf"\b{kind}\s+(\w+)\s*\{{(.*?)\}}\s*;", text, re.DOTALL))
 
 
 @pytest.fixture(scope="module")
 def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
-    """Names from the preprocessor's output, numbers from a program that prints them."""
+    """Read the names from the preprocessor's output and the numbers from a program that prints them."""
     folder = tmp_path_factory.mktemp("protocol")
     lone = folder / "lone.c"
     lone.write_text('#include "daxfs.h"\n')
@@ -160,7 +160,7 @@ def test_the_superblock_is_where_ext4_has_it() -> None:
 
 
 def enumerations() -> dict[str, type[IntEnum]]:
-    """Python's, under the names that C has for them."""
+    """Return Python's enumerations under the names of C."""
     return {
         f"daxfs_{name.lower()}": value
         for name, value in vars(protocol).items()
@@ -189,7 +189,7 @@ def test_records_are_the_headers(header: Header) -> None:
 
 
 def spread(header: Header, tag: str, record: bytes) -> dict[str, int | bytes]:
-    """The record's fields, read at the places that the compiler chose, under Python's names."""
+    """Return the record's fields under Python's names, read at the places that the compiler chose."""
     found: dict[str, int | bytes] = {}
     for name, (start, size, kind) in header.fields[tag].items():
         content = record[start : start + size]
@@ -198,7 +198,7 @@ def spread(header: Header, tag: str, record: bytes) -> dict[str, int | bytes]:
 
 
 def written(record: NamedTuple, **other: int | bytes) -> dict[str, int | bytes]:
-    """What a record must say: its own fields, ``reserved`` zeros, and what it has of others."""
+    """Return what a record must hold: its own fields, ``reserved`` zeros, and fields of nested records."""
     return {"reserved": 0, **record._asdict(), **other}
 
 

@@ -1,6 +1,6 @@
-"""Programs that give up rights: what they could not map any more is unmapped, and files go on through the kernel.
+"""Programs that drop rights: a pool that they could no longer map is unmapped, and files continue through the kernel.
 
-Mappings of files that the program made itself stay. Whether the pool is mapped is read in /proc by the test.
+Mappings of files that the program made itself stay. The test reads in /proc whether the pool is mapped.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def worker(library: Path) -> Iterator[Agent]:
 
 
 def maps(worker: Agent, mount: Mounted) -> list[str]:
-    """The lines of the pool in the agent's table of mappings."""
+    """Return the lines of the pool in the agent's table of mappings."""
     table = Path(f"/proc/{worker.process.pid}/maps").read_text().splitlines()
     return [line for line in table if str(mount.pool) in line]
 
 
 def opened(worker: Agent, mount: Mounted) -> tuple[Path, bytes]:
-    """The agent has a file open and the pool mapped."""
+    """Have the agent open a file and map the pool."""
     path = mount.place / "file"
     content = os.urandom(SIZE)
     path.write_bytes(content)
@@ -79,7 +79,7 @@ def opened(worker: Agent, mount: Mounted) -> tuple[Path, bytes]:
 
 
 def goes_on(worker: Agent, path: Path, content: bytes) -> None:
-    """It reads and writes the same bytes."""
+    """Check that the agent reads and writes the same bytes."""
     assert worker("os.pread(fd, 65536, 0)") == content
     assert worker("os.pwrite(fd, b'after', 5000)") == 5
     assert path.read_bytes() == content[:5000] + b"after" + content[5005:]
@@ -115,7 +115,7 @@ def test_another_group_has_no_pool(mount: Mounted, worker: Agent, how: str) -> N
 
 @pytest.mark.parametrize("how", ["libc.setgroups(0, None)", "os.initgroups('nobody', 65534)"])
 def test_no_supplementary_group_no_pool(mount: Mounted, worker: Agent, how: str) -> None:
-    """With the capability to change groups alone, as daemons have it for a moment."""
+    """The program has only the capability to change groups, as daemons have it for a moment."""
     os.chown(mount.pool, 4711, 4712)
     mount.pool.chmod(0o060)
     keep = 1 << 6  # CAP_SETGID

@@ -47,7 +47,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
 
 
 def test_streams_and_calls_in_turn(mount: Mounted) -> None:
-    """With each handing over as POSIX wants it: flushed, and the position set."""
+    """Each side hands over as POSIX requires: flushed, and with the position set."""
     run_python(
         HELPERS
         + """
@@ -119,7 +119,7 @@ assert open(pattern.value, "rb").read() == b"temporary"
 
 
 def test_a_stream_is_mapped(mount: Mounted) -> None:
-    """Memory of the pool, from a descriptor that the C library has opened."""
+    """The mapping is pool memory although the C library opened the descriptor."""
     run_python(
         HELPERS
         + """

@@ -51,7 +51,7 @@ def worker(library: Path) -> Iterator[Agent]:
 
 
 class Killed:
-    """A mount whose daemon is killed; what the next one has."""
+    """A mount whose daemon is killed, and the file system that the next mount finds."""
 
     def __init__(self, pool: Path, place: Path, session: str) -> None:
         self.mount = Mounted(pool, place, (*SESSIONS[session], "commit=1000", "allow_other"))
@@ -59,14 +59,14 @@ class Killed:
         self.place = str(place)
 
     def die(self) -> None:
-        """Without a word."""
+        """Kill the daemon."""
         self.mount.daemon.kill()
         self.mount.daemon.wait(10)
         self.mount.down()
         run("umount", "-l", self.place)
 
     def recovered(self, worker: Agent) -> FileSystem:
-        """The file system after recovery, by when nobody maps the pool; e2fsck finds nothing."""
+        """Return the file system after recovery, once no process maps the pool; e2fsck finds nothing."""
         self.die()
         worker.end()
         FileSystem.open(self.mount.pool).close()
@@ -89,7 +89,7 @@ def doomed(pool: Callable[..., Path], request: pytest.FixtureRequest) -> Iterato
 
 
 def content(fs: FileSystem, name: str = "/file") -> bytes:
-    """What the file holds, empty if there is none."""
+    """Return the content of the file; empty if there is none."""
     try:
         return fs.tree.read_bytes(name)
     except OSError as error:
@@ -108,7 +108,7 @@ def test_what_was_done_before_is_there(doomed: Killed, worker: Agent, how: str) 
 
 
 def test_without_it_nothing_is(doomed: Killed, worker: Agent) -> None:
-    """The case above would pass anyhow if something else had committed; a lease does, but before the last change."""
+    """Guards the test above, which would pass if something else committed; a lease does, before the last change."""
     worker(CREATE, place=doomed.place, size=SIZE)
     with doomed.recovered(worker) as fs:
         assert content(fs, "/late") == b""
@@ -116,7 +116,7 @@ def test_without_it_nothing_is(doomed: Killed, worker: Agent) -> None:
 
 @pytest.mark.parametrize("how", ["sync", "syncfs"])
 def test_what_others_did_is_there(doomed: Killed, worker: Agent, how: str) -> None:
-    """The process has opened no file of it, or a directory: sync(1) is such a program."""
+    """The process has opened no file of the mount, or only a directory, as sync(1) does."""
     Path(doomed.place, "file").write_bytes(b"others'")
     if how == "syncfs":
         worker("near = os.open({place}, os.O_RDONLY)", place=doomed.place)
@@ -127,7 +127,7 @@ def test_what_others_did_is_there(doomed: Killed, worker: Agent, how: str) -> No
 
 @pytest.mark.parametrize("how", ["sync", "syncfs"])
 def test_times_are_among_everything(doomed: Killed, worker: Agent, how: str) -> None:
-    """Of another file than the one at hand, which was only overwritten: they wait outside the journal."""
+    """The times of another file, which was only overwritten, wait outside the journal."""
     worker(CREATE, place=doomed.place, size=SIZE)
     os.utime(Path(doomed.place, "file"), (OLD, OLD))
     Path(doomed.place, "other").touch()
@@ -157,7 +157,7 @@ def test_a_root_out_of_reach_is_synced_by_an_open_file(doomed: Killed, worker: A
 
 
 def test_a_mountpoint_with_a_blank(pool: Callable[..., Path], worker: Agent) -> None:
-    """The table of mounts escapes it."""
+    """The mount table escapes the blank."""
     made = pool("-b", "4096")
     with mountpoint() as outer:
         place = outer / "a b\\c"
@@ -175,7 +175,7 @@ def test_a_mountpoint_with_a_blank(pool: Callable[..., Path], worker: Agent) -> 
 
 
 def test_a_fifo_names_its_mount_too(doomed: Killed, worker: Agent) -> None:
-    """No ioctl reaches the daemon by it."""
+    """A FIFO passes no ioctl to the daemon."""
     os.mkfifo(Path(doomed.place, "fifo"))
     worker("near = os.open({place} + '/fifo', os.O_RDWR); " + SYNCS["syncfs"], place=doomed.place)
     with doomed.recovered(worker) as fs:
@@ -202,7 +202,7 @@ def test_a_daemon_that_is_gone_is_an_error_of_syncfs(doomed: Killed, worker: Age
 def test_stores_of_others_are_written_back_where_msync_does_it(
     pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fence of a sync is over the whole pool: what clients stored and never told is in it."""
+    """The fence of a sync covers the whole pool, with unreported stores of other clients."""
     with FileSystem.open(pool("-b", "4096")) as fs:
         flushed: list[tuple[int, int]] = []
         monkeypatch.setattr(fs.volume.pool, "flush", lambda offset, length: flushed.append((offset, length)))

@@ -1,4 +1,4 @@
-"""Whose word a client takes for where a pool is: a user's own mount must not make root open files for writing."""
+"""Mount verification by both clients: a user's own mount must not make root open files for writing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What says which mounts and pools the preload library believes in."""
+    """Compile the program that prints which mounts and pools the preload library believes."""
     return compile_program("trust", tmp_path_factory.mktemp("trust") / "trust")
 
 
@@ -66,7 +66,7 @@ def test_only_the_mounts_of_root_and_of_the_own_user_give_memory(
 def test_a_mount_that_takes_the_place_of_a_trusted_one(
     pool: Callable[..., Path], library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pool may stay mapped while no file is open; who comes then, and says all that its mount said, is looked at."""
+    """A pool may stay mapped while no file is open; a mount that gives the same answers later is verified again."""
     made = pool("-b", "4096")
     monkeypatch.setattr(epochs.secrets, "randbits", lambda _: 4711)
     content = b"x" * 4096
@@ -133,7 +133,7 @@ def test_a_mount_that_is_not_in_the_table_is_not_trusted(tmp_path: Path, monkeyp
 
 
 def make(kind: str, place: Path) -> Path:
-    """Something that is no pool."""
+    """Make something that is no pool."""
     if kind == "fifo":
         os.mkfifo(place)
     elif kind == "link":

@@ -1,4 +1,4 @@
-"""The preload library writes back what it stores: its own sources on counted instructions and system calls."""
+"""The preload library writes back what it stores: its sources run with counted instructions and system calls."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_a_reader_with_the_pool_is_bounded_and_named(mount: Mounted) -> None:
     with clients(mount.place) as make:
         reader = make()
         reader.must("open", 1, "shared", os.O_RDONLY)
-        reader.must("know", 1)
+        reader.must("read_token", 1)
         reader.must("attach", 1)
         reader.must("close", 1)
         reader.must("become", NOBODY)

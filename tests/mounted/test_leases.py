@@ -63,7 +63,7 @@ class Held:
         assert free_blocks(self.place) < self.with_file + BLOCKS // 2
 
     def ended(self) -> None:
-        """The lease is gone and the blocks are free again (but for that of the board)."""
+        """The lease is gone and the blocks are free again (but for that of the status page)."""
         assert becomes(lambda: holders(self.place) == 0)
         assert becomes(lambda: free_blocks(self.place) > self.with_file + BLOCKS // 2)
 
@@ -382,18 +382,18 @@ def test_the_board_says_that_an_answer_is_old(mount: Mounted, client: Clients) -
     one = client()
     path = leased(one, mount.place, b"a" * SIZE)
     found = one.must("lease", 1, 0, SIZE, TO_STORE)
-    assert one.must("board", 1)[:3] == (found.epoch, SIZE, path.stat().st_ino)
+    assert one.must("status", 1)[:3] == (found.epoch, SIZE, path.stat().st_ino)
     with path.open("r+b", buffering=0) as file:
         file.write(b"in place")
-    assert one.must("board", 1).epoch == found.epoch, "nothing moved"
+    assert one.must("status", 1).epoch == found.epoch, "nothing moved"
     punch(path)
-    assert one.must("board", 1).epoch != found.epoch
+    assert one.must("status", 1).epoch != found.epoch
     assert one.must("get", 1, 0, 8) is None
     assert not one.must("put", 1, 0, b"x")
     one.must("lease", 1, 0, SIZE, 0)
     assert one.must("get", 1, 0, 8) == bytes(8)
     os.truncate(path, 12)
-    assert one.must("board", 1).size == 12
+    assert one.must("status", 1).size == 12
 
 
 def test_a_plain_program_appends_behind_what_a_client_has_stored(mount: Mounted, client: Clients) -> None:

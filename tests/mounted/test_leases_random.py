@@ -89,7 +89,7 @@ class Machine(RuleBasedStateMachine):
                 client.kill()
             for name in NAMES:
                 (self.place / name).unlink(missing_ok=True)
-            # All but a block for the board.
+            # All but a block for the status page.
             assert becomes(lambda: free_blocks(self.place) >= self.free - 1), "blocks are missing"
 
     # Plain programs

@@ -218,7 +218,7 @@ def test_a_client_of_the_new_mount_is_not_stale(life: Life) -> None:
     assert becomes(lambda: free_blocks(life.place) > before - 160), "what waited for stale clients is free"
     assert free_blocks(life.place) < before - 64, "what waits for the client is not"
     other.kill()
-    life.all_free(before - 1)  # the board of this mount
+    life.all_free(before - 1)  # the status page of this mount
     life.unmount()
 
 

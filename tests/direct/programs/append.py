@@ -11,12 +11,12 @@ import sys
 
 
 def record(who: str, number: int, length: int) -> bytes:
-    """The same text again and again, so that a torn one is seen."""
+    """Return the same text for the same number, so that a torn record is found."""
     return (f"{who}:{number:07d}|".encode() * (length // 10 + 1))[:length]
 
 
 def main(path: str, who: str, records: int, length: int, how: str, log: str = "/dev/null") -> None:
-    """Append them all."""
+    """Append all records."""
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     child = 0
     if how == "fork":

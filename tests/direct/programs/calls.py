@@ -1,4 +1,4 @@
-"""Calls on a file in an order that a seed decides; each result is printed, so that two runs can be compared."""
+"""Make calls on a file in an order that a seed decides; print each result, so that two runs can be compared."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def punch(fd: int, offset: int, length: int) -> int:
-    """fallocate(2) with a hole."""
+    """Punch a hole by fallocate(2)."""
     if libc.fallocate(fd, PUNCH, ctypes.c_long(offset), ctypes.c_long(length)):
         raise OSError(ctypes.get_errno(), "fallocate")
     return 0
 
 
 def show(value: object) -> object:
-    """Short, but different for different values."""
+    """Return a short text that differs for different values."""
     if isinstance(value, bytes | bytearray):
         return len(value), hashlib.sha256(value).hexdigest()[:12]
     return value
 
 
 def buffers(random_: random.Random, length: int) -> list[bytearray]:
-    """Room in pieces."""
+    """Return buffers of several sizes."""
     first = random_.randrange(length + 1)
     return [bytearray(first), bytearray(0), bytearray(length - first)]
 
 
 def readv(fd: int, room: list[bytearray], offset: int | None) -> bytes:
-    """What preadv or readv got."""
+    """Return the bytes that preadv or readv read."""
     got = os.readv(fd, room) if offset is None else os.preadv(fd, room, offset)
     return b"".join(room)[:got]
 
 
 @dataclass
 class Step:
-    """What one call gets."""
+    """The arguments of one call."""
 
     random: random.Random
     path: str
@@ -59,7 +59,7 @@ class Step:
 
 
 def usual(s: Step) -> dict[str, Callable[[], object]]:
-    """Calls that mostly leave the file's blocks where they are."""
+    """Return calls that mostly leave the file's blocks where they are."""
     parts = [s.data[: s.length // 3], s.data[s.length // 3 :]]
     room = buffers(s.random, s.length)
     return {
@@ -86,7 +86,7 @@ def usual(s: Step) -> dict[str, Callable[[], object]]:
 
 
 def rare(s: Step) -> dict[str, Callable[[], object]]:
-    """Calls that change which descriptors there are, or the file's blocks."""
+    """Return calls that change the descriptors or the file's blocks."""
     return {
         "open": lambda: s.files.append(os.open(s.path, s.random.choice(FLAGS))),
         "dup": lambda: s.files.append(os.dup(s.fd)),
@@ -101,7 +101,7 @@ def rare(s: Step) -> dict[str, Callable[[], object]]:
 
 
 def main(path: str, scratch: str, seed: int, steps: int) -> None:
-    """Do so many steps."""
+    """Make so many calls."""
     r = random.Random(seed)
     files = [os.open(path, os.O_RDWR | os.O_CREAT, 0o640)]
     other = os.open(scratch, os.O_RDWR | os.O_CREAT, 0o640)

@@ -112,7 +112,7 @@ def give_out_everything(fs: FileSystem) -> bytes:
 def overwrite_all(client: Client) -> None:
     """Store into every block that this client was told of, as a mapping does that nobody can take back."""
     pool, size = client.fs.volume.pool, client.fs.volume.block_size
-    for block in client.told:
+    for block in client.granted:
         pool.write(block * size, b"\xee" * size)
 
 
@@ -180,11 +180,11 @@ def test_one_renews_the_other_does_not(folder: Path, tmp_path: Path) -> None:
     fs = bench.fs
     pair = STATES["two files"](fs)
     eager, lazy = pair.clients
-    lazy_blocks = set(lazy.told)
+    lazy_blocks = set(lazy.granted)
     truncate(fs, pair.ino, 0)
     for _ in range(3):
         eager.ask(flags=RENEW)
-        assert lazy.told == lazy_blocks
+        assert lazy.granted == lazy_blocks
         check(fs, pair.clients)
         fs.write(eager.file, 0, b"again" * 5000)
         eager.ask(flags=RENEW | STORE)
@@ -230,7 +230,7 @@ def test_many_epochs(folder: Path, tmp_path: Path) -> None:
         check(fs, [held, witness])
         held.ask(flags=RENEW)
     assert len(nameless(fs)) <= epochs.MAX_DEFERRED + 1
-    assert len(witness.told) > 100
+    assert len(witness.granted) > 100
     witness.close()
     assert not nameless(fs)
     held.close()
@@ -257,7 +257,7 @@ def test_a_part_of_a_block_is_told(folder: Path, tmp_path: Path) -> None:
     held = Client(bench.fs, opened(bench.fs))
     held.ask(100, 50)
     held.ask(3 * 4096 - 1, 2)
-    assert len(held.told) == 3
+    assert len(held.granted) == 3
     truncate(bench.fs, held.file.ino, 0)
     check(bench.fs, [held])
     held.close()
@@ -350,7 +350,7 @@ def test_clients_outlive_the_daemon(folder: Path, tmp_path: Path, state: str, ho
         fs = bench.fs
         total = settled(fs)
         pair = STATES[state](fs)
-        ghosts = [(one.file.ino, set(one.told)) for one in pair.clients]
+        ghosts = [(one.file.ino, set(one.granted)) for one in pair.clients]
         OPERATIONS[operation](pair)
         bench.pool.ours = True
         if how == "unmount":
@@ -479,8 +479,8 @@ def test_stale_clients_that_go_on_appending(
     content = random.Random(7).randbytes(4 * block)
     for number in range(2):
         how(fs, one.file.ino, (3 + 4 * number) * block, content)
-    check(fs, [], [(one.file.ino, one.told)])
-    for at in one.told:
+    check(fs, [], [(one.file.ino, one.granted)])
+    for at in one.granted:
         fs.volume.pool.write(at * block, b"\xee" * block)
     assert fs.tree.read_bytes("log") == b"x" * 3 * block + content * 2
     bench.pool.stale_clients = False

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lease_rig import FILL, GROW, RENEW, WRITE, Client, another, check, client, make, slot
+from lease_rig import FILL, GROW, RENEW, WRITE, Client, another, check, client, entry_of, make
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
@@ -226,7 +226,7 @@ def test_a_pool_that_has_another_owner_gets_one_last_word(
     held = client(fs, content=b"x" * 8 * BLOCK)
     answer = held.ask(0, 8 * BLOCK, STORE)
     fs.volume.disown("another")
-    assert slot(fs, answer.entry).epoch == ENDED
+    assert entry_of(fs, answer.entry).epoch == ENDED
     stores: list[int] = []
     for name in ("write", "zero", "store_word"):
         monkeypatch.setattr(fs.volume.pool, name, lambda offset, *_: stores.append(offset))

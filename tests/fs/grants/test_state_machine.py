@@ -258,7 +258,7 @@ class Machine(RuleBasedStateMachine):
 
     def haunt(self, stay: bool) -> None:
         if stay:
-            self.ghosts += [(client.file.ino, set(client.told)) for client in self.clients if client.told]
+            self.ghosts += [(client.file.ino, set(client.granted)) for client in self.clients if client.granted]
         else:
             self.ghosts.clear()
 

@@ -20,9 +20,9 @@ from lease_rig import (
     Client,
     SharedPool,
     client,
+    entry_of,
     fill_up,
     make,
-    slot,
     sparse,
     token,
     truncate,
@@ -205,9 +205,9 @@ def test_an_entry_shows_epoch_size_and_inode(open_fs: OpenFs) -> None:
     fs = open_fs(size="16M")
     held = sparse(fs)
     answer = held.ask()
-    assert slot(fs, answer.entry) == (answer.epoch, answer.size, held.file.ino)
+    assert entry_of(fs, answer.entry) == (answer.epoch, answer.size, held.file.ino)
     fs.write(held.file, answer.size, b"more")
-    assert slot(fs, answer.entry) == (answer.epoch, answer.size + 4, held.file.ino)
+    assert entry_of(fs, answer.entry) == (answer.epoch, answer.size + 4, held.file.ino)
     other = client(fs, b"g", b"x").ask()
     assert other.entry != answer.entry
     assert other.epoch != answer.epoch

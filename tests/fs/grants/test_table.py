@@ -17,8 +17,8 @@ from lease_rig import (
     another,
     check,
     client,
+    entry_of,
     free_blocks,
-    slot,
     truncate,
 )
 from range_rig import COLLAPSE, INSERT, PUNCH, refused
@@ -48,7 +48,7 @@ def test_growth_ends_when_others_move_the_end(fs: FileSystem, name: str) -> None
     before = held.ask(0, 8 * BLOCK, STORE | GROW)
     held.store(BLOCK, b"staged" * 2000)
     others_grow()[name](fs, held)
-    assert slot(fs, before.entry).epoch != before.epoch
+    assert entry_of(fs, before.entry).epoch != before.epoch
     size = fs.getattr(held.file.ino).size
     with refused(errno.EAGAIN):
         fs.notify_stored(held.file, WriteNotification(BLOCK + 12_000, base=BLOCK))

@@ -16,9 +16,9 @@ from lease_rig import (
     another,
     check,
     client,
+    entry_of,
     make,
     recorded,
-    slot,
 )
 from range_rig import KEEP_SIZE, ZERO, refused
 from tree_rig import QUIET
@@ -44,7 +44,7 @@ def test_growing(fs: FileSystem) -> None:
     for size in (150, BLOCK, BLOCK + 1, 7 * BLOCK - 5):
         held.stored(size)
         assert bytes(fs.read(held.file, 0, FAR)) == b"x" * 100 + content[100:size]
-        assert slot(fs, held.answers[-1].entry).size == size
+        assert entry_of(fs, held.answers[-1].entry).size == size
         check(fs, [held])
         held.ask(0, 10 * BLOCK, STORE | GROW)
     held.stored(10 * BLOCK)

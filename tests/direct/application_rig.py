@@ -1,4 +1,4 @@
-"""Programs that know nothing of daxfs and run on a mount: by themselves, or below `daxfs exec`."""
+"""Third-party applications on a mount: by themselves, or below `daxfs exec`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from support import run, tool
 WAYS = ("fuse", "exec")
 """How a program gets at its files: through the kernel alone, or through the preload library where that can."""
 
-PROGRAMS = Path(__file__).parent / "friends"
+PROGRAMS = Path(__file__).parent / "applications"
 LIMIT = 40.0
 """Seconds that one program may take."""
 
 
 def command(way: str, *words: str | Path) -> list[str]:
-    """The command line of a program, whose name is looked up among the tools unless it is a path."""
+    """Return the command line of a program; a name that is no path is looked up among the tools."""
     name, *rest = map(str, words)
     begin = [sys.executable, "-m", "daxfs.tools", "exec", "--"] if way == "exec" else []
     return [*begin, name if "/" in name else tool(name), *rest]
 
 
 def script(name: str) -> tuple[str, Path]:
-    """What to run for one of the Python programs."""
+    """Return the command line of one of the Python programs."""
     return sys.executable, PROGRAMS / name
 
 
 def said(way: str, *words: str | Path) -> str:
-    """Run a program to its end, which must be a good one, and return what it printed."""
+    """Run a program, check that it succeeds, and return its output."""
     done = subprocess.run(
         command(way, *words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False
     )
@@ -41,8 +41,8 @@ def said(way: str, *words: str | Path) -> str:
     return done.stdout
 
 
-class Friend:
-    """A program at work, whose lines are waited for."""
+class Application:
+    """A running program whose output lines a test waits for."""
 
     def __init__(self, way: str, *words: str | Path) -> None:
         self._words = words
@@ -52,7 +52,7 @@ class Friend:
         )
 
     def hear(self, line: str, count: int = 1) -> None:
-        """Wait until it has said a line so many times."""
+        """Wait until the program has printed a line so many times."""
         assert self.process.stdout is not None
         heard = b""
         while count:
@@ -66,24 +66,24 @@ class Friend:
                 heard = b""
 
     def finish(self) -> None:
-        """It must end, and well."""
+        """Wait for the program's end, which must be a success."""
         self.process.communicate(timeout=max(self._ends - time.monotonic(), 0.1))
         assert self.process.returncode == 0, f"{self._words}: exit {self.process.returncode}"
 
     def kill(self) -> None:
-        """End it wherever it is."""
+        """Kill the program."""
         self.process.kill()
         self.process.communicate(timeout=LIMIT)
 
 
 @contextlib.contextmanager
-def at_work(way: str, *words: str | Path) -> Iterator[Friend]:
-    """Start a program; it is gone afterwards, whatever happened."""
-    friend = Friend(way, *words)
+def at_work(way: str, *words: str | Path) -> Iterator[Application]:
+    """Start a program; it is killed at the end in any case."""
+    application = Application(way, *words)
     try:
-        yield friend
+        yield application
     finally:
-        friend.kill()
+        application.kill()
 
 
 def compile_program(source: Path, target: Path, *libraries: str) -> Path:

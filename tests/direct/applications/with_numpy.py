@@ -14,7 +14,7 @@ SHAPE = (700, 1000)
 
 
 def main() -> None:
-    """See above."""
+    """Run the command of the command line."""
     role, path = sys.argv[1:]
     mode = {"make": "w+", "change": "r+", "read": "r"}[role]
     array = np.memmap(path, dtype=np.int64, mode=mode, shape=SHAPE)

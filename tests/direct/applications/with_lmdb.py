@@ -16,12 +16,12 @@ MAP_SIZE = 8 << 20
 
 
 def amount(transaction: lmdb.Transaction, key: bytes) -> int:
-    """What an account holds."""
+    """Return what an account holds."""
     return int(transaction.get(key))
 
 
 def fill(base: lmdb.Environment) -> None:
-    """The accounts, made by whoever is first."""
+    """Make the accounts, unless another process has made them."""
     with base.begin(write=True) as transaction:
         if transaction.get(b"rounds") is None:
             transaction.put(b"rounds", b"0")
@@ -30,7 +30,7 @@ def fill(base: lmdb.Environment) -> None:
 
 
 def check(base: lmdb.Environment) -> int:
-    """The total of one snapshot is what it was; returns its rounds."""
+    """Check the total of one snapshot, and return the number of rounds."""
     with base.begin() as transaction:
         total = sum(int(value) for key, value in transaction.cursor() if key.startswith(b"account"))
         assert total == ACCOUNTS * START, total
@@ -38,7 +38,7 @@ def check(base: lmdb.Environment) -> int:
 
 
 def work(base: lmdb.Environment, rounds: int) -> None:
-    """Transfers; each fifth time the whole is read as well. Values of several sizes, so that pages move."""
+    """Transfer money; every fifth time also read everything. Values have several sizes, so that pages move."""
     chance = random.Random()
     done = 0
     while not rounds or done < rounds:
@@ -57,7 +57,7 @@ def work(base: lmdb.Environment, rounds: int) -> None:
 
 
 def main() -> None:
-    """See above."""
+    """Run the command of the command line."""
     role, directory, writemap, *rest = sys.argv[1:]
     with lmdb.open(directory, map_size=MAP_SIZE, writemap=writemap == "True") as base:
         if role == "work":

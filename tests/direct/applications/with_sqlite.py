@@ -15,7 +15,7 @@ MAPPED = 64 << 20
 
 
 def connect(path: str, journal: str) -> sqlite3.Connection:
-    """Open the base: mapped, and with this kind of journal."""
+    """Open the database: mapped, and with this kind of journal."""
     base = sqlite3.connect(path, timeout=30, isolation_level=None)
     assert base.execute(f"PRAGMA mmap_size={MAPPED}").fetchone() == (MAPPED,)
     assert base.execute(f"PRAGMA journal_mode={journal}").fetchone() == (journal,)
@@ -24,7 +24,7 @@ def connect(path: str, journal: str) -> sqlite3.Connection:
 
 
 def fill(base: sqlite3.Connection) -> None:
-    """The accounts, made by whoever is first."""
+    """Make the accounts, unless another process has made them."""
     base.execute("BEGIN IMMEDIATE")
     if not base.execute("SELECT count(*) FROM sqlite_master WHERE name = 'account'").fetchone()[0]:
         base.execute("CREATE TABLE account (number INTEGER PRIMARY KEY, money INTEGER)")
@@ -34,7 +34,7 @@ def fill(base: sqlite3.Connection) -> None:
 
 
 def check(base: sqlite3.Connection) -> int:
-    """The total of one snapshot is what it was; returns its rounds: each left one note."""
+    """Check the total of one snapshot, and return the number of rounds, each of which left one note."""
     base.execute("BEGIN")
     total = base.execute("SELECT sum(money) FROM account").fetchone()[0]
     assert total == ACCOUNTS * START, total
@@ -44,7 +44,7 @@ def check(base: sqlite3.Connection) -> int:
 
 
 def work(base: sqlite3.Connection, rounds: int) -> None:
-    """Transfers; each tenth time the whole is read as well."""
+    """Transfer money; every tenth time also read everything."""
     chance = random.Random()
     done = 0
     while not rounds or done < rounds:
@@ -63,7 +63,7 @@ def work(base: sqlite3.Connection, rounds: int) -> None:
 
 
 def main() -> None:
-    """See above."""
+    """Run the command of the command line."""
     role, path, journal, *rest = sys.argv[1:]
     base = connect(path, journal)
     if role == "work":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from friend_rig import LIMIT, PROGRAMS, WAYS, at_work, command, compile_program, said, script
+from application_rig import LIMIT, PROGRAMS, WAYS, at_work, command, compile_program, said, script
 from mount_rig import SESSIONS, Mounted, mounted
 
 ROUNDS = 60
@@ -35,31 +35,31 @@ def root(mount: Mounted) -> Path:
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
-    """Both ways in turn."""
+    """Return each way of running a program."""
     kind: str = request.param
     return kind
 
 
 @pytest.fixture(scope="module")
 def accounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The libpmemobj program. It finds by itself that a mount has no MAP_SYNC, and calls msync(2) where it flushes.
+    """Compile the libpmemobj program. It finds out that a mount has no MAP_SYNC, and calls msync(2) to flush.
 
     PMEM_IS_PMEM_FORCE is not set: through FUSE it would make the program flush cache lines of the page cache.
     """
-    return compile_program(PROGRAMS / "accounts.c", tmp_path_factory.mktemp("friends") / "accounts", "-lpmemobj")
+    return compile_program(PROGRAMS / "accounts.c", tmp_path_factory.mktemp("applications") / "accounts", "-lpmemobj")
 
 
 def kill_at_work(way: str, mount: Mounted, *words: str | Path) -> None:
-    """Kill a program -9 that has done two rounds of reports; the pool is its memory exactly if the way is direct."""
-    with at_work(way, *words) as friend:
-        friend.hear("round", 2)
-        maps = Path(f"/proc/{friend.process.pid}/maps").read_text()
+    """Kill a program after two rounds of reports. It maps the pool exactly if the way is direct."""
+    with at_work(way, *words) as application:
+        application.hear("round", 2)
+        maps = Path(f"/proc/{application.process.pid}/maps").read_text()
         assert (str(mount.pool) in maps) == (way == "exec"), maps
-        friend.kill()
+        application.kill()
 
 
 def objects(way: str, root: Path) -> Path:
-    """A pool of libpmemobj, made on the mount."""
+    """Return a pool of libpmemobj, made on the mount."""
     file = root / "objects"
     said(way, "pmempool", "create", "--layout=accounts", "--size=16M", "obj", file)
     return file
