@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import COMMAND, daxfs, mountpoint
+from cli_rig import daxfs
+from mount_rig import COMMAND, mountpoint
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts

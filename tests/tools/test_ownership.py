@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import daxfs, mountpoint
+from cli_rig import daxfs
+from mount_rig import mountpoint
 
 from daxfs.errors import PoolError
 from daxfs.fuse import mounts

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mount_rig import daxfs
+from cli_rig import daxfs
 from prometheus_client.parser import text_string_to_metric_families
 
 from daxfs.errors import UserError

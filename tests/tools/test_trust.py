@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import NOBODY, as_user, daxfs, mountpoint
+from cli_rig import daxfs
+from mount_rig import NOBODY, as_user, mountpoint
 
 from daxfs.fuse import mounts
 from daxfs.tools.mkfs import make_pool
