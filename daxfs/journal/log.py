@@ -285,11 +285,11 @@ class Log:
             position = self._store(position, self._revoke_blocks(sequence, revokes))
         entries, most = list(copies.items()), self._tags_per_descriptor
         while len(entries) > most:
-            position = self._store(position, self._stretch(sequence, entries[:most], last=False))
+            position = self._store(position, self._assemble(sequence, entries[:most], last=False))
             del entries[:most]
-        self._store(position, self._stretch(sequence, entries, last=True))
+        self._store(position, self._assemble(sequence, entries, last=True))
 
-    def _stretch(self, sequence: int, entries: list[tuple[int, memoryview]], *, last: bool) -> memoryview:
+    def _assemble(self, sequence: int, entries: list[tuple[int, memoryview]], *, last: bool) -> memoryview:
         """Assemble a descriptor and the blocks that it describes, followed, if these are the ``last``, by the commit
         record.
         """

@@ -19,7 +19,7 @@ from daxfs.errors import FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, MAX_DEPTH, Extent
 from daxfs.structures import blocks, inodes
-from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, Node, descend, node, root, trust_root
+from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, Node, add_validated_root, descend, node, root
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -97,7 +97,7 @@ def splice(tx: Handle, inode: Inode, path: list[Node], begin: int, end: int, new
     for at, extent in enumerate(new, begin):
         format_.put_leaf(w, at, *extent)
     if not number:
-        trust_root(tx, inode, w)
+        add_validated_root(tx, inode, w)
     elif not w[0] >> 16:
         drop_node(tx, inode, path, len(path) - 1)
     elif begin == 0:
@@ -109,7 +109,7 @@ def lengthen(tx: Handle, inode: Inode, number: int, at: int, count: int) -> None
     w = writable(tx, inode, number)
     w[3 * at + 4] += count
     if not number:
-        trust_root(tx, inode, w)
+        add_validated_root(tx, inode, w)
 
 
 def set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -> None:
@@ -121,7 +121,7 @@ def set_key(tx: Handle, inode: Inode, path: list[Node], level: int, lblk: int) -
         w = writable(tx, inode, step.number)
         w[base] = lblk
         if not step.number:
-            trust_root(tx, inode, w)
+            add_validated_root(tx, inode, w)
         if step.at:
             return
 
@@ -136,14 +136,14 @@ def drop_node(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
         format_.close_gap(w, at)
         if w[0] >> 16:
             if not number:
-                trust_root(tx, inode, w)
+                add_validated_root(tx, inode, w)
             if at == 0:
                 set_key(tx, inode, path, level, w[3])
             return
     w = writable(tx, inode, 0)
     format_.initialize(w, 0, w[2])
     format_.set_entries(w, 0)
-    trust_root(tx, inode, w)
+    add_validated_root(tx, inode, w)
 
 
 def _free_node(tx: Handle, inode: Inode, number: int) -> None:
@@ -198,7 +198,7 @@ def add_level(tx: Handle, inode: Inode) -> None:
     format_.set_depth(top, depth + 1)
     format_.put_index(top, 0, w[3], number)
     format_.set_entries(top, 1)
-    trust_root(tx, inode, top)
+    add_validated_root(tx, inode, top)
 
 
 def split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
@@ -219,7 +219,7 @@ def split(tx: Handle, inode: Inode, path: list[Node], level: int) -> None:
     format_.open_gap(top, above + 1)
     format_.put_index(top, above + 1, w[3], right)
     if not parent:
-        trust_root(tx, inode, top)
+        add_validated_root(tx, inode, top)
 
 
 # Getting smaller
@@ -288,6 +288,6 @@ def _pull_up(tx: Handle, inode: Inode) -> bool:
     top[3 : 3 + 3 * used] = w[3 : 3 + 3 * used]
     format_.set_entries(top, used)
     format_.set_depth(top, depth - 1)
-    trust_root(tx, inode, top)
+    add_validated_root(tx, inode, top)
     _free_node(tx, inode, number)
     return True

@@ -19,7 +19,7 @@ from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import Extent
 from daxfs.structures import extent_edit
-from daxfs.structures.extent_tree import MAX_BLOCKS, descend, node, root, trust_root
+from daxfs.structures.extent_tree import MAX_BLOCKS, add_validated_root, descend, node, root
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -51,7 +51,7 @@ def _shift(tx: Handle, inode: Inode, number: int, w: memoryview, first: int, las
         words = np.frombuffer(w, "<u4")
         words[3 + 3 * begin : 3 + 3 * end : 3] += np.uint32(by & 0xFFFFFFFF)
         if not number:
-            trust_root(tx, inode, w)
+            add_validated_root(tx, inode, w)
 
 
 def nodes_from(view: View, inode: Inode, first: int) -> int:

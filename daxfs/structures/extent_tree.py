@@ -23,7 +23,7 @@ from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT4_EXT_MAGIC, EXT_INIT_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_RESIZE_INO
 from daxfs.structures import metadata_zone
-from daxfs.structures.trusted import Trusted
+from daxfs.structures.validated_roots import ValidatedRoots
 
 if TYPE_CHECKING:
     from daxfs.journal.view import View
@@ -36,7 +36,7 @@ ROOT_WORDS = slice(10, 25)
 """``i_block`` among the 32-bit words of an inode."""
 
 
-class _Roots(Trusted):
+class _Roots(ValidatedRoots):
     """The validated roots of extent trees."""
 
     __slots__ = ()
@@ -60,7 +60,7 @@ def root(view: View, inode: Inode) -> memoryview:
     return w
 
 
-def trust_root(view: View, inode: Inode, w: memoryview) -> None:
+def add_validated_root(view: View, inode: Inode, w: memoryview) -> None:
     """Add the root's present content, which daxfs has just made, to the validated roots."""
     view.caches[_Roots].put(inode.number, w)
 

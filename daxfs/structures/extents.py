@@ -27,12 +27,12 @@ from daxfs.structures.extent_tree import (
     MAX_BLOCKS,
     ROOT_WORDS,
     Node,
+    add_validated_root,
     check_bounds,
     descend,
     node,
     out_of_order,
     root,
-    trust_root,
 )
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def new_inode_map(tx: Handle, inode: Inode) -> None:
         w[at] = 0
     format_.initialize(w, 0)
     inode.flags |= EXT4_EXTENTS_FL
-    trust_root(tx, inode, w)
+    add_validated_root(tx, inode, w)
 
 
 def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
@@ -186,7 +186,7 @@ def _insert_at(tx: Handle, inode: Inode, path: list[Node], bound: int, extent: E
             return
         extent_edit.make_room(tx, inode, path)
         path, bound = descend(tx, inode, lblk)
-    raise _restless(inode, lblk)
+    raise _no_room_made(inode, lblk)
 
 
 def allocate(
@@ -273,7 +273,7 @@ def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
     format_.put_leaf(w, at - 1, before.lblk, before.pblk, before.length + length, False)
     format_.put_leaf(w, at, lblk + length, pblk + length, have - length, True)
     if not number:
-        trust_root(tx, inode, w)
+        add_validated_root(tx, inode, w)
     return True
 
 
@@ -309,7 +309,7 @@ def _mark(tx: Handle, inode: Inode, lblk: int, length: int, unwritten: bool) -> 
         extent_edit.make_room(tx, inode, path)
         attempts += 1
         if attempts > MAX_ATTEMPTS:
-            raise _restless(inode, position)
+            raise _no_room_made(inode, position)
     if shrunk:
         extent_edit.shrink(tx, inode, lblk)
 
@@ -365,7 +365,7 @@ def remove(
             extent_edit.make_room(tx, inode, path)
             attempts += 1
             if attempts > MAX_ATTEMPTS:
-                raise _restless(inode, last)
+                raise _no_room_made(inode, last)
             continue
         for extent in cut:
             _free_part(tx, inode, extent, first, last, metadata)
@@ -410,5 +410,5 @@ def _free_part(tx: Handle, inode: Inode, extent: Extent, first: int, last: int, 
     inodes.add_blocks(inode, begin - end, tx.geometry)
 
 
-def _restless(inode: Inode, lblk: int) -> Corrupt:
+def _no_room_made(inode: Inode, lblk: int) -> Corrupt:
     return Corrupt(CorruptKind.EXTENT_TREE, f"inode {inode.number}: splitting makes no room at block {lblk}")

@@ -23,7 +23,7 @@ from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL, EXT4_RESIZE_INO
 from daxfs.structures import blocks, inodes, metadata_zone
 from daxfs.structures.extent_tree import ROOT_WORDS
-from daxfs.structures.trusted import Trusted
+from daxfs.structures.validated_roots import ValidatedRoots
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -39,7 +39,7 @@ MAX_PBLK = 0xFFFFFFFF
 Piece = tuple[int, int, int]
 
 
-class _Tops(Trusted):
+class _Roots(ValidatedRoots):
     """The validated roots of block maps, each the 15 pointers of an inode."""
 
     __slots__ = ()
@@ -93,10 +93,10 @@ def _check_pointers(view: View, inode: Inode, pointers: Pointers, where: str) ->
 def _top(view: View, inode: Inode) -> memoryview:
     """Return the 15 pointers in the inode, checked."""
     w = inode.words[ROOT_WORDS]
-    tops = view.caches[_Tops]
-    if not tops.holds(inode.number, w):
+    roots = view.caches[_Roots]
+    if not roots.holds(inode.number, w):
         _check_pointers(view, inode, np.frombuffer(w, "<u4"), "the inode's pointers")
-        tops.put(inode.number, w)
+        roots.put(inode.number, w)
     return w
 
 
@@ -332,7 +332,7 @@ def allocate(
     for at in range(count):
         w[slot + at] = start + at
     if not number:
-        tx.caches[_Tops].put(inode.number, w)
+        tx.caches[_Roots].put(inode.number, w)
     return Extent(lblk, start, count, False)
 
 

@@ -109,7 +109,7 @@ def listing(view: View) -> Iterator[int]:
                 if ino not in seen:
                     seen.add(ino)
                     _remember(file, ino, index, slot)
-                    yield _believable(view, ino)
+                    yield _checked_orphan(view, ino)
     listed: set[int] = set()
     ino = view.superblock().s_last_orphan
     while ino:
@@ -117,13 +117,13 @@ def listing(view: View) -> Iterator[int]:
             raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} comes twice")
         listed.add(ino)
         # Read the next one first: the caller may remove each inode when it is yielded.
-        following = inodes.read(view, _believable(view, ino)).i_dtime
+        following = inodes.read(view, _checked_orphan(view, ino)).i_dtime
         if ino not in seen:
             yield ino
         ino = following
 
 
-def _believable(view: View, ino: int) -> int:
+def _checked_orphan(view: View, ino: int) -> int:
     geometry = view.geometry
     if not geometry.first_ino <= ino <= geometry.inodes_count:
         raise Corrupt(CorruptKind.ORPHAN_INODE, f"{ino} is not in {geometry.first_ino}..{geometry.inodes_count}")
@@ -161,7 +161,7 @@ def _before(view: View, ino: int) -> int:
     at = view.superblock().s_last_orphan
     while at and at not in seen:
         seen.add(at)
-        following = inodes.read(view, _believable(view, at)).i_dtime
+        following = inodes.read(view, _checked_orphan(view, at)).i_dtime
         if following == ino:
             return at
         at = following

@@ -226,8 +226,8 @@ def test_the_list_is_not_searched_for_what_was_just_put_in(rigs: Rigs, monkeypat
         with rig.handle(8) as tx:
             orphans.add(tx, ino)
     searched = []
-    believable = orphans._believable
-    monkeypatch.setattr(orphans, "_believable", lambda view, ino: searched.append(ino) or believable(view, ino))
+    checked_orphan = orphans._checked_orphan
+    monkeypatch.setattr(orphans, "_checked_orphan", lambda view, ino: searched.append(ino) or checked_orphan(view, ino))
     random.Random(3).shuffle(made)
     for number, ino in enumerate(made[:-2]):
         if number % 10 == 0:

@@ -14,7 +14,7 @@ LIMIT = 4096
 """The most roots in one cache; each takes about 200 bytes."""
 
 
-class Trusted(Cache):
+class ValidatedRoots(Cache):
     """The validated roots of one kind of map."""
 
     __slots__ = ("_known",)
