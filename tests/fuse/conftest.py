@@ -1,4 +1,4 @@
-"""Connections without a mount: over a small pool, which e2fsck checks when the test is over, and over a fake core."""
+"""Fixtures of connections without a mount: over a small pool, which e2fsck checks afterwards, and over a fake core."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support import fsck
 
 @pytest.fixture
 def rig_of(pool: Callable[..., Path]) -> Iterator[Callable[..., Rig]]:
-    """Make a pool and a connection to it; after the test every pool is clean, and none has turned read-only."""
+    """Return a function that makes a pool and a connection; check afterwards that pools are clean and writable."""
     made: list[tuple[Rig, Path]] = []
 
     def make(*options: str, size: str = "16M", mount: Options | None = None) -> Rig:
@@ -38,20 +38,20 @@ def rig_of(pool: Callable[..., Path]) -> Iterator[Callable[..., Rig]]:
 
 @pytest.fixture
 def rig(rig_of: Callable[..., Rig]) -> Rig:
-    """A connection to a pool, before INIT."""
+    """Return a connection to a pool, before INIT."""
     return rig_of()
 
 
 @pytest.fixture
 def agreed(rig: Rig) -> Rig:
-    """A connection to a pool with a kernel that has everything."""
+    """Return a connection to a pool, after INIT with a kernel that offers all flags."""
     rig.init()
     return rig
 
 
 @pytest.fixture
 def fake() -> Rig:
-    """A connection to a fake core with a kernel that has everything; its calls up to now are not remembered."""
+    """Return a connection to a fake core, after INIT with a kernel that offers all flags, without recorded calls."""
     rig = Rig(FakeCore())
     rig.init()
     return rig

@@ -1,4 +1,4 @@
-"""A furnished pool behind a connection, a valid message for every opcode, and what no message may ever do to it."""
+"""A pool with files and a connection to it, a valid message for every opcode, and checks for every message."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from daxfs.pmem.memory import MemoryPool
 from support import fsck, mke2fs
 
 SECONDS = 5.0
-"""The longest that one answer may take, on a busy machine; the usual is a thousandth of that."""
+"""The time limit of one answer on a busy machine; the usual time is a thousandth of it."""
 HEADROOM = 768 << 20
-"""Bytes of address space that a test may take on top of what the process has: a wild size must not be believed."""
+"""The most additional address space of a test, in bytes: a handler must not allocate by a size that is too large."""
 LARGEST_ANSWER = 17 << 20
 
 WORD, LONG = (1 << 32) - 1, (1 << 64) - 1
@@ -48,7 +48,7 @@ class Message(NamedTuple):
 
 
 class Target:
-    """A connection to a furnished pool; ``send`` is how every message goes.
+    """A connection to a pool with files; every message is sent by ``send``.
 
     Attributes:
         directory, file, other, hole, link, device, fifo, spare: nodes that the kernel knows.
@@ -81,7 +81,7 @@ class Target:
         rig.done(Opcode.SETXATTR, self.file, pack("setxattr_in", size=5) + b"user.x\0value")
 
     def send(self, message: bytes) -> Answer | None:
-        """What comes back; whatever was sent, it comes soon, and the volume can still be written."""
+        """Send a message and return its answer; check that it comes in time and that the volume is still writable."""
         begin = time.process_time()
         found = self.rig.answer(message) if len(message) >= HEADER else self.nothing(message)
         taken = time.process_time() - begin
@@ -92,29 +92,29 @@ class Target:
         return found
 
     def fresh(self) -> bytes:
-        """A name that there is not yet, and its zero byte."""
+        """Return an unused name with its zero byte."""
         return f"new {next(self.numbers)}".encode() + b"\0"
 
     def nothing(self, message: bytes) -> None:
-        """A message without a whole header has no answer: there is no knowing whose."""
+        """Send a message without a whole header and check that it has no answer."""
         assert self.rig.raw(message) is None
 
     def ask(self, opcode: int, node: int, body: bytes, ext: bytes = b"") -> Answer | None:
-        """The same with a right header."""
+        """Send a message with a valid header and return its answer."""
         return self.send(self.rig.message(opcode, node, body, ext))
 
     def valid(self, opcode: int) -> Message:
-        """A message that is in order."""
+        """Return the valid message of an opcode."""
         return VALID[opcode](self)
 
     def close(self) -> None:
-        """As the session does it at its end."""
+        """Close the connection as the session does at its end."""
         self.rig.connection.close_all(unmounted=False)
         self.core.close()
 
 
 def packed(layout: str, node: int, rest: bytes = b"", **fields: int) -> Message:
-    """A message that begins with a structure."""
+    """Return a message whose body begins with a structure."""
     return Message(node, pack(layout, **fields) + rest, layout)
 
 
@@ -177,7 +177,7 @@ VALID: dict[int, Callable[[Target], Message]] = {
     Opcode.TMPFILE: lambda t: packed("create_in", t.directory, b"/\0", flags=os.O_RDWR, mode=0o100600),
     Opcode.STATX: lambda t: packed("statx_in", t.file, sx_mask=0xFFF),
 }
-"""By opcode; applied one after the other in one pool, all but the last few of a kind succeed."""
+"""The valid messages by opcode; sent in this order to one pool, all but the last few of a kind succeed."""
 
 ASKS_NO_ARGUMENTS = frozenset(
     {
@@ -185,20 +185,20 @@ ASKS_NO_ARGUMENTS = frozenset(
         Opcode.SYNCFS, Opcode.INTERRUPT,
     }
 )  # fmt: skip
-"""What is answered without a look at the body."""
+"""Opcodes whose handlers do not read the body."""
 NEEDLESS = frozenset({Opcode.FLUSH, Opcode.POLL})
-"""What is always ENOSYS."""
+"""Opcodes that are always answered by ENOSYS."""
 
 
 def with_field(message: Message, offset: int, size: int, value: int) -> Message:
-    """The message with other bytes in one of its fields."""
+    """Return the message with other bytes in one of its fields."""
     there = value & (1 << 8 * size) - 1
     body = message.body[:offset] + there.to_bytes(size, "little") + message.body[offset + size :]
     return message._replace(body=body)
 
 
 def numbers_of(layout: str) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of a structure's numbers."""
+    """Return (name, offset, size) of each number in a structure."""
     return [(name, offset, size) for name, offset, size in LAYOUTS["fuse_" + layout].offsets() if size <= 8]
 
 
@@ -209,7 +209,7 @@ def opcode_of(message: bytes) -> int:
 
 @contextlib.contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Whoever asks for much more memory than there is need for gets a MemoryError."""
+    """Limit the address space, so that an allocation of far too much memory raises MemoryError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + HEADROOM, hard))
@@ -220,13 +220,13 @@ def bounded_memory() -> Iterator[None]:
 
 
 def image(place: Path, *options: str, size: str = "8M") -> bytes:
-    """The bytes of a new pool."""
+    """Return the bytes of a new pool."""
     return mke2fs(place / "image", "-b", "4096", *options, size=size).read_bytes()
 
 
 @contextlib.contextmanager
 def target_in(content: bytes, *, check: bool = True) -> Iterator[Target]:
-    """A furnished copy of a pool in memory; in the end it is closed and, as a file, passes e2fsck."""
+    """Make a copy of a pool in memory, add files, and yield it; afterwards close it and check it by e2fsck."""
     store = bytearray(content)
     target = Target(FileSystem.open(MemoryPool(store)))
     yield target
@@ -236,7 +236,7 @@ def target_in(content: bytes, *, check: bool = True) -> Iterator[Target]:
 
 
 def check_bytes(memory: bytearray) -> None:
-    """e2fsck finds nothing in these bytes."""
+    """Check that e2fsck finds no fault in these bytes."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "pool"
         place.write_bytes(memory)

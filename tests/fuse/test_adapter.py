@@ -1,4 +1,4 @@
-"""The adapter against a fake core: what each request becomes, what each refusal becomes, and who is pinned."""
+"""The adapter with a fake core: the call that each request becomes, the answer to each refusal, and pins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALLER = Caller(1000, 100, 77, 0o022)
 
 
 def answer(request: Any) -> Any:
-    """Run a handler to its end: it must not wait for anything."""
+    """Run a handler to its end; it must not wait."""
     try:
         request.send(None)
     except StopIteration as done:
@@ -47,7 +47,7 @@ def fuse(core: FakeCore) -> Adapter:
 
 
 def made(fuse: Adapter, name: bytes = b"file") -> tuple[int, int]:
-    """A new open file: its handle and its node."""
+    """Create a file and open it; return its handle and its node."""
     info, entry = answer(fuse.create(1, name, stat.S_IFREG | 0o666, os.O_RDWR, CONTEXT))
     return info.fh, entry.st_ino
 
@@ -178,7 +178,7 @@ def test_a_write_that_may_drop_set_id_bits_tells_the_kernel(fuse: Adapter, monke
 
 
 def listing(fuse: Adapter, monkeypatch: pytest.MonkeyPatch, room: int, cookie: int = 0) -> list[tuple[bytes, int, int]]:
-    """What one readdir request of the root puts into a buffer with ``room`` entries."""
+    """Return the entries that one readdir of the root puts into a buffer of ``room`` entries."""
     taken: list[tuple[bytes, int, int]] = []
 
     def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, following: int) -> bool:

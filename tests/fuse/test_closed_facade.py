@@ -1,4 +1,4 @@
-"""The facade is closed: what lies above it calls methods, and neither reads nor writes what the core keeps."""
+"""The facade is closed: layers above it only call its methods, and do not access attributes of the core's objects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import daxfs
 TOP = Path(daxfs.__file__).parent
 ABOVE = sorted(path for room in ("fuse", "tools", "direct") for path in (TOP / room).rglob("*.py"))
 KEPT = {"volume", "node", "nodes", "leases", "caller", "append"}
-"""Attributes of the core's objects that are its own."""
+"""Private attributes of the core's objects."""
 OTHERS = {("request", "node"), ("request", "caller"), ("self", "node")}
-"""Attributes of the session's own objects with the same names, by the name of the object."""
+"""Attributes of the session's own objects that have the same names, by the name of the object."""
 
 
 def reaches_in(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of each attribute that is the core's own; methods of lists (``append``) are no such thing."""
+    """Yield line and text of each access to a private attribute of the core; ``append`` of a list is not counted."""
     tree = ast.parse(source)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):

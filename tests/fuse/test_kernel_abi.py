@@ -1,4 +1,4 @@
-"""The layouts and numbers of `abi` against the system's own header, through a small C program."""
+"""Compare the layouts and numbers of `abi` with the system's header, by a small C program."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ LAYOUT_OF = {
     "INVAL_INODE_OUT": "notify_inval_inode_out",
 }
 IN_PIECES = ("ENTRY_HEAD", "INIT_IN", "INIT_IN_EXT", "SETXATTR_IN")
-"""Layouts of parts of a structure; they have tests of their own."""
+"""Layouts of parts of a structure, which have separate tests."""
 REQUESTS = sorted(
     name for name, value in vars(abi).items() if isinstance(value, Layout) and name not in ("INIT_IN_EXT", *IN_PIECES)
 )
@@ -81,7 +81,7 @@ NEWER = {
         "REQUEST_TIMEOUT": 1 << 42,
     },
 }
-"""What headers of protocol 7.38 lack, up to 7.45."""
+"""Names of protocol 7.45 that headers of protocol 7.38 lack."""
 
 PLAIN = {
     "MAJOR": "FUSE_KERNEL_VERSION",
@@ -104,7 +104,7 @@ BY_HAND = {"BODY": 40, "MINOR": 45, "OLDEST_MINOR": 31, "EXT_GROUPS": 32}
 
 @cache
 def c_words(program: str) -> dict[str, int]:
-    """What a C program prints, lines of a name and a number; ``program`` is the body of its main."""
+    """Compile and run a C program with this body of main; return the names and numbers that it prints."""
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "layouts.c"
         source.write_text(
@@ -145,7 +145,7 @@ def test_the_newer_layouts() -> None:
         "fuse_copy_file_range_out": 8,
     }
     places = {member: offset for member, offset, _ in LAYOUTS["fuse_statx_out"].offsets()}
-    # struct statx begins at 32; its members have the offsets of the one of statx(2).
+    # struct fuse_statx begins at 32; its members have the offsets of struct statx of statx(2).
     assert {places[f"stat.{name}"] - 32 for name in ("mask", "nlink", "mode", "ino", "attributes_mask")} == {
         0, 0x10, 0x1C, 0x20, 0x38,
     }  # fmt: skip
@@ -156,7 +156,7 @@ def test_the_newer_layouts() -> None:
 
 
 def fields(layout: struct.Struct) -> list[tuple[int, int]]:
-    """(offset, size) of what a ``struct.Struct`` in standard sizes gives out."""
+    """Return (offset, size) of each value of a ``struct.Struct`` in standard sizes."""
     found = []
     at = 0
     for times, code in re.findall(r"(\d*)([a-zA-Z])", layout.format):
@@ -181,7 +181,7 @@ def struct_of(name: str) -> struct.Struct:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_fields_of_a_request_have_their_c_names_and_lie_where_they_do(name: str) -> None:
-    """In the header, or in the arguments behind it."""
+    """The offset is in the header, or in the arguments after it."""
     layout: Layout[Any] = getattr(abi, name)
     begin = 0 if name == "IN_HEADER" else HEADER
     expected = [(member, (begin + at) // size) for member, at, size in LAYOUTS["fuse_" + LAYOUT_OF[name]].offsets()]
@@ -196,7 +196,7 @@ def test_the_rest_of_init_behind_its_beginning() -> None:
 
 
 def assert_same(found: list[tuple[int, int]], size: int, name: str) -> None:
-    """The fields are those of the C structure, less those without a use; newer fields may lie where it has none."""
+    """Check that the fields are those of the C structure, except unused ones; a newer field may be in a gap of it."""
     layout = LAYOUTS["fuse_" + name]
     assert size == layout.size
     members = layout.offsets()

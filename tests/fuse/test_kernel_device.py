@@ -1,4 +1,4 @@
-"""The device, the loop that serves it, and the CPU latency request, over a socket that keeps messages apart."""
+"""The device, the loop that serves it, and the CPU latency request, over a socket that keeps message boundaries."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ GETATTR = pack("getattr_in")
 
 
 class Kernel:
-    """The other end of the device, and a session on this end.
+    """The kernel's end of the device, and a session on the other end.
 
     Attributes:
-        device, core, connection, session: what is served.
-        wakeful: what was asked of the processors.
-        failing: errno for the next writes of the session, one each; 0: none.
-        unreadable: the same for its reads.
+        device, core, connection, session: of the session.
+        wakeful: the calls of the CPU latency request.
+        failing: an errno for each of the session's next writes; 0: no error.
+        unreadable: an errno for each of the session's next reads; 0: no error.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, spin_seconds: float = 0.0) -> None:
@@ -73,18 +73,18 @@ class Kernel:
         self.wakeful.append("release")
 
     def finish(self) -> None:
-        """Turns until nobody asks any more: one that a busy machine has cut short is followed by another."""
+        """Run turns until all requests are answered: on a busy machine one turn may not be enough."""
         while self.session.turn():
             pass
 
     def ask(self, opcode: int, node: int = ROOT, body: bytes = b"") -> bytes:
-        """Put a request into the queue."""
+        """Queue a request."""
         message = self.rig.message(opcode, node, body)
         self.ours.send(message)
         return message
 
     def answers(self) -> list[bytes]:
-        """What has been answered since the last time."""
+        """Return the answers since the last call."""
         found = []
         while True:
             try:
@@ -93,7 +93,7 @@ class Kernel:
                 return found
 
     def init(self) -> None:
-        """The handshake, and its answer."""
+        """Send INIT and return its answer."""
         body = pack("init_in", major=7, minor=45, flags=ALL & 0xFFFFFFFF, flags2=ALL >> 32)
         self.ask(Opcode.INIT, 0, body)
         self.finish()
@@ -114,7 +114,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 def names(kernel: Kernel) -> list[str]:
-    """The calls of the core since the handshake."""
+    """Return the names of the core's calls since INIT."""
     return [name for name, _ in kernel.core.calls]
 
 
@@ -269,7 +269,7 @@ MKDIR = pack("mkdir_in", mode=0o755) + b"d\0"
 
 
 def test_a_full_pool_waits_for_what_was_removed_to_be_forgotten(kernel: Kernel) -> None:
-    """The kernel sends the forget of a removed file some time after the request that needs its room."""
+    """The kernel forgets a removed file some time after it sent the request that needs the file's blocks."""
     kernel.init()
     kernel.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
     kernel.core.holds_forgettable = True
@@ -299,7 +299,7 @@ def test_a_full_pool_does_not_wait_for_long(kernel: Kernel) -> None:
 
 
 def test_waiting_in_vain_is_not_repeated(kernel: Kernel) -> None:
-    """Until a name is taken away, whose file may be forgotten soon."""
+    """After a wait in vain no request waits until a name is removed, whose file may be forgotten soon."""
     kernel.init()
     kernel.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
     kernel.core.holds_forgettable = True
@@ -317,7 +317,7 @@ def test_waiting_in_vain_is_not_repeated(kernel: Kernel) -> None:
     assert names(kernel) == ["mkdir", "unlink", "mkdir"]
 
 
-# Answers that nobody wants
+# Answers that can't be delivered
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EINTR, errno.ECONNABORTED])
@@ -342,7 +342,7 @@ def test_what_was_wanted_is_not_undone(kernel: Kernel) -> None:
 
 
 def test_undoing_may_be_refused(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
-    """The pool has turned out to be damaged: that is told, and the session goes on."""
+    """If the pool proves to be damaged, the refusal is logged and the session goes on."""
     kernel.init()
     kernel.failing = [errno.ENOENT]
     kernel.core.refuse = {"release": FsError(errno.EUCLEAN)}
@@ -416,7 +416,7 @@ async def test_stopped_before_it_began(kernel: Kernel) -> None:
         await kernel.session.serve()
 
 
-# Quick wake-ups
+# The CPU latency request
 
 
 def test_dense_requests_ask_for_quick_wake_ups(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +453,7 @@ async def test_a_pause_releases_the_latency_request(kernel: Kernel) -> None:
 
 @pytest.fixture
 def latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file in place of /dev/cpu_dma_latency."""
+    """Replace /dev/cpu_dma_latency by a file, and return it."""
     place = tmp_path / "cpu_dma_latency"
     place.write_bytes(b"")
     monkeypatch.setattr(cpu_latency, "DEVICE", str(place))
@@ -461,7 +461,7 @@ def latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def holders(place: Path) -> int:
-    """How often this process has the file open."""
+    """Return how many descriptors of this process have the file open."""
     links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
     return sum(os.path.realpath(link) == str(place) for link in links)
 

@@ -1,4 +1,4 @@
-"""Messages about open files, directories and ioctl(2): the right answer, to the byte, and the right effect."""
+"""Messages about open files, directories and ioctl(2): the exact bytes of each answer, and its effect."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
 
 
 def waiting_blocks(rig: Rig) -> int:
-    """Blocks that the next commit makes durable."""
+    """Return the number of blocks that the next commit makes durable."""
     journal = rig.core.statistics().journal
     assert journal is not None
     return journal.running_blocks
@@ -97,7 +97,7 @@ def test_data_that_the_kernel_may_keep(rig_of: Callable[..., Rig]) -> None:
 
 @pytest.mark.parametrize("how", [Opcode.CREATE, Opcode.TMPFILE, Opcode.OPEN])
 def test_an_appending_write_goes_where_the_kernel_says(agreed: Rig, how: Opcode) -> None:
-    """It has put the offset right already, and what it writes back from mapped pages goes elsewhere."""
+    """The kernel has set the offset of an appending write already, and pages that it writes back belong elsewhere."""
     flags = os.O_RDWR | os.O_APPEND
     if how == Opcode.TMPFILE:
         body = agreed.done(how, ROOT, pack("create_in", flags=flags, mode=0o600) + b"/\0")
@@ -157,7 +157,7 @@ def test_set_id_bits_go_with_a_write(agreed: Rig) -> None:
 
 @pytest.mark.parametrize("how", ["truncate", "fallocate", "copy"])
 def test_the_kernel_is_told_that_set_id_bits_went(agreed: Rig, how: str) -> None:
-    """Or it goes on running what somebody else put into the file with the rights of its owner."""
+    """Otherwise the kernel would run content that another user has written with the rights of the file's owner."""
     found, fh = agreed.create(b"f", mode=0o106777)
     agreed.getattr(found.nodeid)
     _, source = agreed.create(b"source")
@@ -175,7 +175,7 @@ def test_the_kernel_is_told_that_set_id_bits_went(agreed: Rig, how: str) -> None
 
 
 def test_pages_never_make_a_file_longer(agreed: Rig) -> None:
-    """The kernel may write back what was mapped while the open that cuts the file is being answered."""
+    """The kernel may write back mapped pages while the daemon answers the open that truncates the file."""
     found, fh = agreed.create(b"f")
     agreed.write(found.nodeid, fh, bytes(8192))
     assert agreed.write(found.nodeid, fh, b"a" * 4096, 4096, WRITE_CACHE) == 4096
@@ -188,7 +188,7 @@ def test_pages_never_make_a_file_longer(agreed: Rig) -> None:
 
 
 def test_one_write_that_shall_be_durable(agreed: Rig) -> None:
-    """RWF_DSYNC through a file that was opened without O_DSYNC."""
+    """A write with RWF_DSYNC to a file that was opened without O_DSYNC is durable."""
     found, fh = agreed.create(b"f")
     body = pack("write_in", fh=fh, size=1, flags=os.O_RDWR) + b"x"
     agreed.done(Opcode.WRITE, found.nodeid, body)
@@ -352,7 +352,7 @@ def test_readdirplus_has_entries_and_pins_them(agreed: Rig) -> None:
 
 
 def test_readdirplus_does_not_tell_twice(agreed: Rig) -> None:
-    """What the kernel knows is listed without a node, which is no lookup."""
+    """A node that the kernel knows is listed without a node, which does not count as a lookup."""
     node = agreed.mknod(b"f", stat.S_IFREG | 0o640).nodeid
     found = {item.name: item for item in agreed.names(plus=True)}
     assert (found[b"f"].ino, found[b"f"].type, found[b"f"].entry.nodeid) == (node, stat.S_IFREG >> 12, 0)
@@ -388,7 +388,7 @@ GETVERSION, FSGETXATTR, FSSETXATTR, FITRIM = 0x80087601, 0x801C581F, 0x401C5820,
 
 
 def ioctl(rig: Rig, command: int, given: bytes = b"", room: int = 0, node: int = ROOT, **who: int) -> Any:
-    """The answer's argument, or the errno."""
+    """Send an ioctl and return the argument of its answer, or the errno."""
     compat = command in (GETFLAGS32, SETFLAGS32)
     body = pack("ioctl_in", cmd=command, in_size=len(given), out_size=room, flags=16 | compat) + given
     found = rig.ask(Opcode.IOCTL, node, body, **who)

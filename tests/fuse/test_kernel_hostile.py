@@ -1,7 +1,7 @@
-"""Messages that no kernel would send: an error or silence is the answer, soon, and the pool stays as good as it was.
+"""Messages that no kernel would send get an error or no answer, in time, and do not harm the pool.
 
-`Target.send` checks what holds for every answer: it is framed as the kernel wants it, it comes in time, no exception
-leaves the handlers, and the volume has not turned read-only, since a number in a message is not damage of the pool.
+`Target.send` checks every answer: it has a valid header, it comes in time, no exception leaves the handlers, and the
+volume has not turned read-only, since a wrong number in a message is not damage of the pool.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from daxfs.structures import inodes
 OPCODES = sorted(VALID)
 EVERY = pytest.mark.parametrize("opcode", OPCODES, ids=lambda opcode: opcode.name)
 NAMED_BY_NODE = (Opcode.LINK, Opcode.RENAME, Opcode.RENAME2)
-"""Opcodes whose structure has a second node."""
+"""Opcodes whose structure names a second node."""
 NO_NODE = frozenset(
     {
         Opcode.INIT, Opcode.DESTROY, Opcode.INTERRUPT, Opcode.STATFS, Opcode.SYNCFS, Opcode.OPENDIR, Opcode.RELEASEDIR,
@@ -55,7 +55,7 @@ NO_NODE = frozenset(
         Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64, Opcode.FORGET, Opcode.BATCH_FORGET,
     }
 )  # fmt: skip
-"""What does not look at the node: it goes by a handle, or is about no file at all."""
+"""Opcodes whose handlers ignore the node: they use a handle, or do not concern a file."""
 
 
 CHANGES = frozenset(
@@ -66,12 +66,12 @@ CHANGES = frozenset(
     }
 )  # fmt: skip
 NEEDED = {Opcode.INIT: 16, Opcode.TMPFILE: size_of("create_in")}
-"""Bytes of a body that will do: kernels before 7.36 have a shorter INIT, and a file without a name has none."""
+"""The fewest bytes of a body: kernels before 7.36 have a shorter INIT, and TMPFILE needs no name."""
 
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A new pool."""
+    """Return the bytes of a new pool."""
     return image(tmp_path_factory.mktemp("hostile"))
 
 
@@ -82,7 +82,7 @@ def target(content: bytes) -> Iterator[Target]:
 
 
 def errno_of(found: Answer | None) -> int:
-    """The errno of an answer; that of silence is 0."""
+    """Return the errno of an answer, 0 if there is no answer."""
     return found.error if found is not None else 0
 
 
@@ -129,7 +129,7 @@ def test_the_header_lies(target: Target, opcode: Opcode) -> None:
         found = target.send(header(opcode, node, said, 78) + body)
         assert found is None if opcode in UNANSWERED else errno_of(found) in (errno.EINVAL, errno.ENOSYS), said
 
-    # The body or the header would be the extensions, or they reach beyond the message.
+    # The extensions would begin in the header or in the body, or end after the message.
     for extensions in (1, 2, 3, length // 8, length // 8 + 1, 1 << 15, (1 << 16) - 1):
         found = target.send(header(opcode, node, length, 79, extensions=extensions) + body)
         if extensions * 8 > len(body):
@@ -210,7 +210,7 @@ def test_nodes_that_nobody_was_told(target: Target, opcode: Opcode) -> None:
 
 
 def test_file_handles_of_inodes_that_were_never_used(tmp_path: Path) -> None:
-    """open_by_handle_at(2) asks for any number; a slot that was never used may hold anything, and is no damage."""
+    """open_by_handle_at(2) may ask for any number. An inode that was never used may hold any bytes without damage."""
     store = bytearray(image(tmp_path, "-E", "lazy_itable_init=1", size="32M"))
     geometry = Geometry.of(Superblock(memoryview(store)[1024:2048]))
     view = PoolView(MemoryPool(store), geometry)
@@ -229,12 +229,12 @@ def test_file_handles_of_inodes_that_were_never_used(tmp_path: Path) -> None:
 
 
 def divmod_of(position: tuple[int, int], block_size: int) -> int:
-    """The byte of a slot."""
+    """Return the pool offset of an inode."""
     return position[0] * block_size + position[1]
 
 
 def test_the_kernels_own_inodes_are_nobodys(tmp_path: Path) -> None:
-    """The orphan file has an ordinary number."""
+    """The inodes of the file system itself can't be opened by number; the orphan file's number is an ordinary one."""
     content = image(tmp_path, "-O", "orphan_file")
     number = Superblock(memoryview(bytearray(content))[1024:2048]).s_orphan_file_inum
     assert number >= 11
@@ -252,7 +252,7 @@ def test_wild_numbers_in_every_field(target: Target, opcode: Opcode) -> None:
 
 @pytest.mark.parametrize("opcode", [Opcode.READ, Opcode.WRITE])
 def test_data_while_requests_are_counted(target: Target, opcode: Opcode) -> None:
-    """While requests are counted, the handlers that read their arguments in place are called by another one."""
+    """While requests are counted, a timing handler calls the handlers that read their arguments in place."""
     Counting(target.rig.connection, lasting=True)
     cut_short(target, opcode)
     wild_numbers(target, opcode)
@@ -288,7 +288,7 @@ def test_copies_with_handles_that_nobody_was_given(target: Target, opcode: Opcod
     "flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_ACCMODE, os.O_TRUNC, os.O_RDWR | os.O_TRUNC]
 )
 def test_what_is_no_file_is_no_file_when_it_is_opened(target: Target, flags: int) -> None:
-    """The kernel opens links and devices itself; what lies in their inodes is no map of blocks."""
+    """The kernel opens links and devices itself; their inodes have no map of blocks."""
     handles = []
     for node in (target.link, target.long_link, target.device, target.fifo, target.directory, ROOT):
         found = target.ask(Opcode.OPEN, node, pack("open_in", flags=flags))
@@ -320,7 +320,7 @@ def test_setattr_of_what_is_no_file(target: Target) -> None:
 
 
 def test_a_read_of_a_hole_is_no_larger_than_a_request(target: Target) -> None:
-    """A sparse file answers with zeros, which the session has to make."""
+    """A hole is answered with zeros that the session must allocate, at most as many as a request may ask for."""
     for size in (0xFFFFFFFF, 0x80000000, 1 << 30):
         for offset in (0, 1 << 30):
             found = target.ask(Opcode.READ, target.hole, pack("read_in", fh=target.hole_fh, offset=offset, size=size))
@@ -414,7 +414,7 @@ def test_names(target: Target, name: bytes) -> None:
     "opcode", [Opcode.LOOKUP, Opcode.SYMLINK, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME]
 )
 def test_names_without_an_end(target: Target, opcode: Opcode) -> None:
-    """What lies in the buffer behind the message, from another one, is no part of it."""
+    """Bytes of an older message that follow in the buffer are not part of the message."""
     before = {Opcode.MKDIR: pack("mkdir_in"), Opcode.RENAME: pack("rename_in", newdir=ROOT) + b"victim\0"}.get(
         opcode, b""
     )
@@ -445,14 +445,14 @@ def test_extended_attributes(target: Target, name: bytes) -> None:
         target.ask(Opcode.REMOVEXATTR, node, name + b"\0")
 
 
-# Whatever comes
+# Random messages
 
 
 @pytest.mark.parametrize("aborted", [False, True])
 def test_a_volume_that_has_turned_read_only_goes_on_answering(
     content: bytes, aborted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool itself was damaged, or the journal had to stop."""
+    """A volume that is read-only, after damage or an aborted journal, still answers all messages."""
 
     def damage(*_: object) -> None:
         raise Corrupt(CorruptKind.BLOCK_BITMAP, "group 0")
@@ -481,7 +481,7 @@ WORDS = st.one_of(
 
 @st.composite
 def noise(draw: st.DrawFn) -> bytes:
-    """A message of random bytes, most with a header that is right."""
+    """Generate a message of random bytes, most with a valid header."""
     body = draw(st.binary(max_size=200))
     if draw(st.integers(0, 9)) == 0:
         return body
@@ -495,14 +495,14 @@ def noise(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def changed(draw: st.DrawFn) -> tuple[Opcode, list[tuple[str, int, int]]]:
-    """An opcode, and what to change of a valid message: (what, where, value)."""
+    """Generate an opcode and changes of its valid message: (what, where, value)."""
     opcode = draw(st.sampled_from(OPCODES))
     kinds = st.sampled_from(["byte", "word", "cut", "insert", "node", "caller"])
     return opcode, draw(st.lists(st.tuples(kinds, st.integers(0, 150), WORDS), max_size=4))
 
 
 def altered(target: Target, opcode: Opcode, changes: list[tuple[str, int, int]]) -> bytes:
-    """A valid message with these changes; its header tells the right length."""
+    """Return a valid message with these changes, and with the right length in its header."""
     node, body, _ = target.valid(opcode)
     caller = 0
     for kind, at, value in changes:
@@ -524,7 +524,7 @@ def altered(target: Target, opcode: Opcode, changes: list[tuple[str, int, int]])
 
 
 def storm(content: bytes, examples: int, *, counted: bool = False) -> None:
-    """Series of noise and of changed messages, each against a pool of its own; the requests are counted or not."""
+    """Send series of random and of changed messages, each series to a new pool; ``counted``: count the requests."""
 
     @settings(max_examples=examples, deadline=None)
     @given(st.lists(st.one_of(noise(), changed()), min_size=5, max_size=60))

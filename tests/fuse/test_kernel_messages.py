@@ -1,6 +1,6 @@
-"""Every opcode: the right message has the right answer, to the byte, and the right effect.
+"""Every opcode: a valid message has an answer with exactly the expected bytes, and its effect.
 
-What an answer must look like is put together here from the layouts of `message_rig`, which are the system header's.
+The expected answers are built from the layouts of `message_rig`, which are those of the system's header.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FATTR_ATIME_NOW, FATTR_MTIME_NOW, FATTR_LOCKOWNER, FATTR_CTIME, FATTR_KILL_SUIDG
 
 
 def calls(rig: Rig) -> list[Any]:
-    """What the fake core was asked since the last time."""
+    """Return the calls of the fake core since the last call of this function."""
     found = list(rig.core.calls)
     rig.core.calls.clear()
     return found
@@ -49,7 +49,7 @@ def calls(rig: Rig) -> list[Any]:
 
 
 def test_header_and_answer_to_the_byte(rig: Rig) -> None:
-    """One message with nothing but literal bytes, so that the rig's own layouts are not believed blindly."""
+    """A message and its answer as literal bytes, as a check of the rig's own layouts."""
     rig.init()
     message = bytes.fromhex(
         "30000000" "19000000" "efcdab8967452301" "0100000000000000" "00000000" "00000000" "07000000" "0000" "0000"
@@ -127,7 +127,7 @@ def test_what_was_forgotten_makes_room(rig_of: Callable[..., Rig]) -> None:
 
 
 def iter_writes(rig: Rig, node: int, fh: int, block: bytes) -> Any:
-    """Write until the pool is full; how much each time."""
+    """Write until the pool is full; yield the bytes written each time."""
     offset = 0
     while True:
         body = pack("write_in", fh=fh, offset=offset, size=len(block)) + block
@@ -349,7 +349,7 @@ def test_what_is_taken_back_is_of_this_request(fake: Rig) -> None:
 
 
 def test_a_file_that_nobody_wanted_is_gone(agreed: Rig) -> None:
-    """O_TMPFILE whose caller was killed: neither the handle nor the node is known to the kernel."""
+    """If the caller of O_TMPFILE was killed, the kernel knows neither handle nor node, and the file is freed."""
     free = agreed.core.statfs().files_free
     agreed.done(Opcode.TMPFILE, ROOT, pack("create_in", flags=os.O_RDWR, mode=0o600) + b"/\0")
     assert agreed.core.statfs().files_free == free - 1
@@ -357,7 +357,7 @@ def test_a_file_that_nobody_wanted_is_gone(agreed: Rig) -> None:
     assert agreed.core.statfs().files_free == free
 
 
-# Who asks
+# Callers
 
 
 def test_the_caller_arrives_whole(fake: Rig) -> None:
@@ -477,7 +477,7 @@ def test_a_second_has_a_billion_nanoseconds(fake: Rig, field: str) -> None:
 
 
 def test_groups_of_a_caller_who_gives_a_file_away(fake: Rig) -> None:
-    """S_ISGID without group execution means locking, and stays if the caller is in the file's group."""
+    """S_ISGID without group execution marks mandatory locking, and stays if the caller is in the file's group."""
     node = fake.create(b"f", mode=stat.S_IFREG | stat.S_ISGID | 0o644)[0].nodeid
     body = pack("setattr_in", valid=FATTR_GID, gid=5)
     fake.done(Opcode.SETATTR, node, body, uid=1000, pid=os.getpid())
@@ -567,7 +567,7 @@ def test_close_all_closes_and_forgets(fake: Rig) -> None:
 
 @pytest.mark.parametrize("error", [Corrupt(CorruptKind.INODE_NUMBER, "12"), FsError(errno.EIO)])
 def test_close_all_goes_on_after_a_refusal(fake: Rig, error: FsError, caplog: pytest.LogCaptureFixture) -> None:
-    """The pool may have turned out to be damaged; it is closed all the same. The core has logged damage already."""
+    """A refusal because of damage does not stop `close_all`; the core has logged the damage already."""
     fake.create(b"a")
     fake.create(b"b")
     fake.core.refuse = {"release": error}

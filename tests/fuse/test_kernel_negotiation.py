@@ -1,4 +1,4 @@
-"""INIT with kernels of all ages: what is agreed, to the byte, and what the log says of what is missing."""
+"""INIT with kernels of all ages: the exact bytes of the answer, and the log's lines about missing features."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ACCEPTED = {
     "DIRECT_IO_ALLOW_MMAP": 36,
     "HAS_SYNCFS": 43,
 }
-"""By bit. Not among them: locks (the kernel's own do), the writeback cache, splicing, and what is not served at all."""
+"""Accepted flags with their bits. Not accepted: locks, which the kernel handles, the writeback cache, and splicing."""
 WANTED = sum(1 << bit for bit in ACCEPTED.values())
 INIT_EXT = 1 << 30
 FIRST_WORD = 0xFFFFFFFF
@@ -54,7 +54,7 @@ LOSSES = {
 }
 
 OLDEST = 0x03FFFFFB & ~(1 << 26)
-"""Linux 5.4 offers every bit up to EXPLICIT_INVAL_DATA (25), but for FILE_OPS (2)."""
+"""The flags of Linux 5.4: every bit up to EXPLICIT_INVAL_DATA (25) except FILE_OPS (2)."""
 KERNELS = [
     pytest.param(31, OLDEST, 16, set(LOSSES) - {"POSIX_ACL"}, id="5.4"),
     pytest.param(33, OLDEST | 1 << 28, 16, {"DIRECT_IO_ALLOW_MMAP", "SETXATTR_EXT", "CREATE_SUPP_GROUP"}, id="5.12"),
@@ -72,7 +72,7 @@ KERNELS = [
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Rig:
-    """A connection before INIT, on a system that allows 100 pages."""
+    """Return a connection before INIT, on a system that allows 100 pages."""
     (tmp_path / "limit").write_text("100\n")
     monkeypatch.setattr(negotiation, "MAX_PAGES_LIMIT", tmp_path / "limit")
     caplog.set_level(logging.INFO, "daxfs.fuse")
@@ -80,7 +80,7 @@ def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def offer(flags: int, minor: int = 46, major: int = 7, length: int = 64, readahead: int = 131072) -> bytes:
-    """The body of an INIT of so many bytes."""
+    """Return the body of an INIT with this number of bytes."""
     body = pack(
         "init_in", major=major, minor=minor, max_readahead=readahead, flags=flags & FIRST_WORD, flags2=flags >> 32
     )
@@ -88,7 +88,7 @@ def offer(flags: int, minor: int = 46, major: int = 7, length: int = 64, readahe
 
 
 def expected(flags: int, minor: int, pages: int = 100, readahead: int = 131072) -> bytes:
-    """The answer that accepts these flags."""
+    """Return the answer that accepts these flags."""
     return pack(
         "init_out", major=7, minor=minor, max_readahead=readahead, flags=flags & FIRST_WORD, flags2=flags >> 32,
         max_background=64, congestion_threshold=48, max_write=pages * mmap.PAGESIZE, time_gran=1, max_pages=pages,
@@ -113,7 +113,7 @@ def test_kernels(
 
 @pytest.mark.parametrize("minor", [31, 38, 45])
 def test_bit_43_is_another_flag_before_the_protocol_that_gives_it_a_meaning(rig: Rig, minor: int) -> None:
-    """Patch series for famfs, iomap and splicing took the bit for themselves; who agreed to those would break."""
+    """Patch series for famfs, iomap and splicing use the bit, and accepting it would enable their features."""
     assert rig.done(Opcode.INIT, 0, offer((1 << 64) - 1, minor)) == expected(WANTED & ~(1 << 43), minor)
     assert not rig.connection.agreement.has(Init.HAS_SYNCFS)
 
@@ -139,7 +139,7 @@ def test_what_is_missing_is_said_once(rig: Rig, caplog: pytest.LogCaptureFixture
 
 
 def test_the_second_word_of_a_short_init_is_not_there(rig: Rig) -> None:
-    """The bytes behind the message are another one's."""
+    """Bytes after a short INIT belong to an older message."""
     for length in (16, 20, 63):
         body = offer((1 << 64) - 1, length=length)
         assert rig.done(Opcode.INIT, 0, body) == expected(WANTED & FIRST_WORD, 45)
@@ -151,7 +151,7 @@ def test_readahead_is_the_kernels_choice(rig: Rig, readahead: int) -> None:
 
 
 def test_links_whose_targets_the_kernel_may_not_keep() -> None:
-    """With strictatime every readlink(2) moves a time, so every one must come here."""
+    """With strictatime every readlink(2) updates the access time, so the daemon must see every one."""
     rig = Rig(FakeCore(), options=MountOptions(atime="strictatime"))
     assert not rig.init().flags & 1 << ACCEPTED["CACHE_SYMLINKS"]
 
@@ -167,7 +167,7 @@ def test_links_whose_targets_the_kernel_may_not_keep() -> None:
     ],
 )
 def test_direct_writes_are_asynchronous_only_where_no_file_is_cached(given: str, taken: bool) -> None:
-    """Pages read while such a write is under way would stay old: docs/FUSE.md, Caches."""
+    """Pages that are read during such a write would stay old (docs/FUSE.md, Caches)."""
     rig = Rig(FakeCore(), options=parse([given]))
     assert bool(rig.init().flags & 1 << ACCEPTED["ASYNC_DIO"]) is taken
 
@@ -218,7 +218,7 @@ def test_pages_are_what_the_system_allows(
     _, answer = negotiation.agree(7, 45, 0, ALL, negotiation.WANTED)
     found = unpack("init_out", answer)
     assert (found.max_pages, found.max_write) == (pages, pages * mmap.PAGESIZE)
-    # What the kernel asks of a buffer (fuse_dev_do_read in fs/fuse/dev.c), and what it may send.
+    # The least buffer that the kernel accepts (fuse_dev_do_read in fs/fuse/dev.c), and the largest request.
     assert negotiation.buffer_size() >= max(8192, HEADER + size_of("write_in") + found.max_write)
 
 

@@ -1,4 +1,4 @@
-"""How the session chooses between two ways of waiting."""
+"""Adaptive polling: the session chooses the better of two ways of waiting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from daxfs.fuse.kernel.polling import MOST_TURNS, AdaptivePolling
 
 
 def spun(polling: AdaptivePolling, turns: int, sleeping: float, spinning: float) -> list[bool]:
-    """Serve so many turns at the rates of the two ways; which turns were spent spinning."""
+    """Serve turns at the rates of the two ways; return for each turn whether it was spinning."""
     found = []
     for _ in range(turns):
         found.append(polling.spinning)

@@ -1,4 +1,4 @@
-"""A full pool: who tries again, how often, and which requests wait for the kernel to forget what was removed."""
+"""A full pool: retries by the core, and requests that wait until the kernel forgets removed files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MKDIR = pack("mkdir_in", mode=0o755) + b"d\0"
 
 
 class Clock:
-    """Time as the test wants it."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def full(fake: Rig, clock: Clock) -> Rig:
-    """A connection to a full pool with a removed file that the kernel is about to forget."""
+    """Return a connection to a full pool with a removed file that the kernel is about to forget."""
     assert clock.now
     fake.core.refuse = {"mkdir": FsError(errno.ENOSPC), "write": FsError(errno.ENOSPC)}
     fake.core.holds_forgettable = True
@@ -42,7 +42,7 @@ def full(fake: Rig, clock: Clock) -> Rig:
 
 
 def put_off(rig: Rig) -> Postponing:
-    """A request that is not answered now."""
+    """Send a request and check that it is not answered now."""
     assert rig.answer(rig.message(Opcode.MKDIR, ROOT, MKDIR)) is None
     return rig.connection.postponing
 
@@ -53,7 +53,7 @@ def times(rig: Rig, name: str) -> int:
 
 @pytest.mark.parametrize("forgets", [0, 3])
 def test_only_the_core_tries_again(full: Rig, forgets: int) -> None:
-    """It does so once, if the session had something to give back; the session itself never does."""
+    """The core retries once, if the session had waiting forgets; the session itself never retries."""
     full.core.holds_forgettable = False
     node, fh = full.create(b"file")
     for _ in range(forgets):
@@ -85,7 +85,7 @@ def test_all_wait_as_long_as_the_first(full: Rig, clock: Clock) -> None:
 
 
 def test_the_last_chance_is_one(full: Rig) -> None:
-    """And where it is in vain, nothing waits until a name is taken away."""
+    """The second attempt is final. If it fails, no further request waits until a name is removed."""
     postponing = put_off(full)
     for message in postponing.last_chances():
         answer = full.answer(message)

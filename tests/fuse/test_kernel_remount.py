@@ -1,4 +1,4 @@
-"""The ioctl that remounts: who may, what is refused, and that nothing changed then."""
+"""The ioctl that remounts: permissions, refusals, and that a refusal changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daxfs.fuse.options import parse
 
 
 class Core:
-    """What the handler knows of the core."""
+    """The part of the core that the handler uses."""
 
     def __init__(self) -> None:
         self.options = Options(dax="inode", mountpoint="/m")

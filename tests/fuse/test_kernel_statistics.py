@@ -1,4 +1,4 @@
-"""Counting requests: what is counted, when it begins and ends, who may begin it, how the answer travels."""
+"""Counting requests: the counters, the begin and the end of counting, permissions, and the pieces of the answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRANGER = os.geteuid() + 1000
 
 
 class Clock:
-    """Time in nanoseconds that passes when a test says so."""
+    """A clock in nanoseconds that the test advances."""
 
     def __init__(self) -> None:
         self.now = 10**12
@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
-    """What the module knows of a connection."""
+    """Return the part of a connection that the module uses."""
     core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, 6, (Deferral(7, 8, 9, 6),), None))
     return SimpleNamespace(core=core, table=table, counting=None)
 
@@ -52,7 +52,7 @@ def query(connection: Any, snapshot: int = 0, offset: int = 0, *, uid: int = 0, 
 
 
 def whole_answer(connection: Any) -> dict[str, Any]:
-    """A whole answer that fits into one piece."""
+    """Query statistics that fit into one piece."""
     answer = query(connection)
     _, length = PIECE_HEADER.unpack_from(answer)
     text = answer[PIECE_HEADER.size :]
@@ -164,7 +164,7 @@ def test_counting_ends_when_nobody_asks(clock: Clock) -> None:
     assert connection.counting is None
     assert whole_answer(connection)["operations"] == {}
     again, table = connection.counting, dict(connection.table)
-    timed(connection, None)  # whoever still has the old handler does not end the new counting
+    timed(connection, None)  # a call of an old timing handler does not end the new counting
     assert connection.counting is again
     assert connection.table == table
 
@@ -223,7 +223,7 @@ def test_a_long_answer_comes_in_pieces_of_one_snapshot(clock: Clock) -> None:
     snapshot, length = PIECE_HEADER.unpack_from(first)
     text = first[PIECE_HEADER.size :]
     while len(text) < length:
-        clock.sleep(1)  # what is told does not change any more
+        clock.sleep(1)  # the text of the snapshot does not change
         piece = query(connection, snapshot, len(text))
         assert PIECE_HEADER.unpack_from(piece) == (snapshot, length)
         text += piece[PIECE_HEADER.size :]

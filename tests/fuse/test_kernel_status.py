@@ -1,4 +1,4 @@
-"""The status of a mount: what is told, to whom, and that the answer fits."""
+"""The status of a mount: its content, permissions, and the limit of its size."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_answer_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_makes_changes_durable() -> None:
-    """sync(2) does where the kernel passes it on; a read-only mount has nothing to make durable."""
+    """sync(2) makes changes durable if the kernel passes it on; a read-only mount has nothing to make durable."""
     assert query("")["durability"]["sync"].startswith("nothing")
     rows = query("commit=7", agreed=Init.HAS_SYNCFS)["durability"]
     assert rows["sync"] == rows["syncfs"] == "everything"

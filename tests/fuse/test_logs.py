@@ -1,4 +1,4 @@
-"""The daemon's log: one line for one event, few for many of a kind, and a trace of a process that was ended."""
+"""The daemon's log: one line for one event, few lines for many events of a kind, a traceback of a killed process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Pool = Callable[..., Path]
 
 
 class Kept(logging.Handler):
-    """Remembers what was said."""
+    """A handler that records all lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Kept(logging.Handler):
 
 
 class Spared:
-    """A logger whose handler spares, and its clock."""
+    """A logger with `RateLimit`, and its clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -111,7 +111,7 @@ def test_the_count_is_said_at_the_end(spared: Spared) -> None:
 
 
 def damaged(path: Path) -> Path:
-    """A pool with a file whose inode can't be believed."""
+    """Return a pool with a file whose inode is damaged."""
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/file", b"x" * 100)
         fs.tree.write_bytes("/good", b"x" * 100)
@@ -204,7 +204,7 @@ def test_a_fatal_signal_leaves_a_trace(pool: Pool, tmp_path: Path, number: signa
         while not place.is_mount():
             assert process.poll() in (None, 0)
             time.sleep(0.02)
-        os.statvfs(place)  # it is answered by the session, which runs then
+        os.statvfs(place)  # the answer shows that the session runs
         if not foreground:
             assert process.wait(HANG_SECONDS) == 0
         pid = process.pid if foreground else owner_of(path)
@@ -218,7 +218,7 @@ def test_a_fatal_signal_leaves_a_trace(pool: Pool, tmp_path: Path, number: signa
 
 
 def owner_of(path: Path) -> int:
-    """The process that has the pool open."""
+    """Return the process that has the pool open."""
     for process in Path("/proc").glob("[0-9]*"):
         for link in process.glob("fd/*"):
             try:

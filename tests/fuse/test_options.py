@@ -1,4 +1,4 @@
-"""Mount options: what each one asks for, and that the unknown is refused."""
+"""Mount options: the effect of each option on `MountOptions`, and refusals of unknown ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of mount options: every option of ext4(5) and mount(8) has a row, and the parser does as the row says."""
+"""The table of mount options: every option of ext4(5) and mount(8) has a row, and the parser agrees with the rows."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_remount_changes_what_is_mentioned() -> None:
     current = parse(["commit=30,noatime,nosuid,dax=inode,context=a"])
     assert remounted(current, ["remount,ro"]) == parse(["commit=30,noatime,nosuid,dax=inode,context=a,ro"])
     assert remounted(remounted(current, ["ro"]), ["rw"]) == current
-    # What mount(8) takes from fstab and from the kernel's table, and gives back with every remount.
+    # Options that mount(8) copies from fstab and from the kernel's table into every remount.
     merged = "rw,nosuid,noatime,user_id=0,group_id=0,default_permissions,max_read=4096,dax=inode,context=a,seclabel"
     assert remounted(current, [merged, "remount,commit=7"]) == parse(["commit=7,noatime,nosuid,dax=inode,context=a"])
 

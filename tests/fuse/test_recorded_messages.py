@@ -1,4 +1,4 @@
-"""Messages that a real kernel once sent are answered as they were then (`recording_rig` made the recordings)."""
+"""Recorded messages of a real kernel get the recorded answers (`recording_rig` made the recordings)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exceptions that nobody expected: one request's error where no change was half done, else the end of the session."""
+"""Unexpected exceptions: an error for one request if no change was interrupted, else the end of the session."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Bug = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def _as_it_is(_bugs_are_seen: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests want bugs to come up."""
+    """Restore the behaviour of the daemon: in other tests a bug is raised."""
     monkeypatch.setattr(unexpected, "refusal", refusal)
 
 
 def raising(error: BaseException) -> Bug:
-    """A function with a bug."""
+    """Return a function that raises an exception."""
 
     def bug(*_: object, **__: object) -> None:
         raise error
@@ -93,7 +93,7 @@ def test_a_refusal_interrupts_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_was_gathered_is_given_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A traceback holds the frames and so the memory that was too little."""
+    """The traceback's frames hold the memory that the request had collected, and must release it."""
     rig.init()
     held: list[bytearray] = []
 

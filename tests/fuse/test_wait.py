@@ -1,4 +1,4 @@
-"""The wait for requests: it polls, it sleeps, it is fair, it can be closed."""
+"""The wait for requests in a pyfuse3 session: polling, sleeping, fairness to other tasks, and closing."""
 
 from __future__ import annotations
 

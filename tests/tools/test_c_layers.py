@@ -1,4 +1,4 @@
-"""``make layers`` finds C files that include or declare what is above them."""
+"""``make layers`` finds C files that include headers of higher layers, or declare what other files define."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOUND = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of C files in which all is well."""
+    """Return a folder of C files without a fault."""
     for name, text in SOUND.items():
         (tmp_path / name).write_text(text)
     return tmp_path

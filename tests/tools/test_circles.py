@@ -1,4 +1,4 @@
-"""``make circles`` finds modules that import each other, in whatever way."""
+"""``make circles`` finds modules that import each other, by any kind of import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = itertools.count()
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty package that can be imported, with a name of its own: Python remembers what it has found."""
+    """Return an empty package that can be imported; its name is new, because Python caches what it has found."""
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / f"made_up_{next(NAMES)}"
     folder.mkdir()

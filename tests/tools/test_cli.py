@@ -1,4 +1,4 @@
-"""The command line: one line for every error that a user can make, the right exit code, nothing changed."""
+"""The command line: every error that a user can cause is one line with the right exit code, and changes nothing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_help_and_nothing() -> None:
 
 
 def test_the_command_line_starts_at_once() -> None:
-    """What only some commands need is loaded by them."""
+    """A module that only some commands need is imported by these commands."""
     code = "import sys, daxfs.tools.cli; print(*{'numpy', 'trio', 'pyfuse3', 'rich', 'crc32c'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
@@ -158,7 +158,7 @@ def test_a_reader_that_leaves_is_no_error(pool: Pool) -> None:
 
 @pytest.mark.parametrize("name", ["/proc/self/fd/{}", "/dev/fd/{}"])
 def test_a_pool_named_by_a_descriptor(pool: Pool, name: str) -> None:
-    """Of the command line: the daemon and e2fsck do not have it."""
+    """The descriptor is the command line's: the daemon and e2fsck do not inherit it."""
     path = pool()
     with path.open("rb") as file, mountpoint() as place:
         named = name.format(file.fileno())

@@ -1,4 +1,4 @@
-"""Every command with any of the standard streams closed at its start: no pool becomes one of them, exit codes stay."""
+"""Commands started with closed standard streams: no pool becomes one of the streams, and exit codes stay the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOSED = [
     closed if closed in SOME else pytest.param(closed, marks=pytest.mark.full)
     for closed in chain.from_iterable(combinations((0, 1, 2), count) for count in range(4))
 ]
-"""All eight; a command takes a second, so the default run has the two that were worst."""
+"""All eight combinations; a command takes a second, so the default run has only the two worst ones."""
 ENTRY = "import sys; sys.path.insert(0, {root!r}); from daxfs.tools import cli; cli.{main}()"
 ROOT = str(Path(__file__).parents[2])
 
@@ -28,12 +28,12 @@ Pool = Callable[..., Path]
 
 
 def command(main: str, *arguments: object) -> list[str]:
-    """A command line of one of the entry points."""
+    """Return a command line of one of the entry points."""
     return [sys.executable, "-c", ENTRY.format(root=ROOT, main=main), *map(str, arguments)]
 
 
 def run(closed: tuple[int, ...], line: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """Run it with these descriptors closed, the others open."""
+    """Run a command with these descriptors closed and the others open."""
 
     def close() -> None:
         for descriptor in closed:
@@ -50,13 +50,13 @@ def run(closed: tuple[int, ...], line: list[str]) -> subprocess.CompletedProcess
 
 
 def check(done: subprocess.CompletedProcess[bytes], code: int = 0) -> None:
-    """The exit code is right and nothing is a traceback."""
+    """Check the exit code, and that there is no traceback."""
     assert done.returncode == code, done.stdout + done.stderr
     assert b"Traceback" not in done.stdout + done.stderr
 
 
 def daemons(pool: Path) -> Iterator[tuple[int, set[int]]]:
-    """Processes that have the pool open, by which descriptors."""
+    """Return the processes that have the pool open, with their descriptors."""
     for process in Path("/proc").glob("[0-9]*"):
         found = set()
         for link in process.glob("fd/*"):

@@ -1,7 +1,7 @@
-"""The containers of scripts/container: the files fit together, an engine is called as documented, the steps run.
+"""The containers of scripts/container: the files agree, an engine is called as documented, the steps run.
 
-No engine is needed here: a stand-in writes down how it was called. The steps themselves run in a debootstrap root
-(marker ``full``: it is made anew, which takes minutes).
+The tests need no engine: a stand-in records its calls. The steps themselves run in a debootstrap root (marker ``full``:
+making it takes minutes).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ printf '%s\\n' "$*" >>{calls}
 
 
 def shell_scripts() -> list[Path]:
-    """What has a shell named in its first line."""
+    """Return the scripts whose first line names a shell."""
     files = [path for path in SCRIPTS.iterdir() if path.read_bytes().startswith(b"#!")]
     return [*files, CHECKOUT / "scripts" / "setup"]
 
 
 def run_script(name: str, *arguments: str, path: str = PATHS) -> subprocess.CompletedProcess[str]:
-    """Run one of the scripts with nothing but a PATH."""
+    """Run a script with an environment of PATH only."""
     return subprocess.run(
         [SCRIPTS / name, *arguments],
         env={"PATH": path, "HOME": "/nonexistent"},
@@ -48,7 +48,7 @@ def run_script(name: str, *arguments: str, path: str = PATHS) -> subprocess.Comp
 
 
 def stand_in(folder: Path, name: str, *, answers: bool = True) -> Path:
-    """Put an engine into ``folder``; returns the file it writes its calls to."""
+    """Put a stand-in for an engine into ``folder``; return the file that records its calls."""
     folder.mkdir(exist_ok=True)
     calls = folder / f"{name}.calls"
     engine = folder / name
@@ -57,7 +57,7 @@ def stand_in(folder: Path, name: str, *, answers: bool = True) -> Path:
     return calls
 
 
-# The files fit together
+# The files agree with each other
 
 
 def test_the_scripts_are_shell_and_can_be_run() -> None:
@@ -87,7 +87,7 @@ def test_the_dockerfile_names_what_is_there() -> None:
 
 
 def test_the_context_leaves_out_what_git_leaves_out() -> None:
-    """Both an image and a debootstrap root get the checkout without what was made in it."""
+    """An image and a debootstrap root get the checkout without generated files."""
     left_out = set((CHECKOUT / ".dockerignore").read_text().split())
     for pattern in (CHECKOUT / ".gitignore").read_text().split():
         name = pattern.rstrip("/")
@@ -176,7 +176,7 @@ def test_without_an_engine_an_ordinary_user_is_told(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(3000)
 def test_the_steps_in_a_debootstrap_root(tmp_path: Path) -> None:
-    """All of it, from an empty cache: a bare Debian, packages, the mounted tests, fio; then again with fewer rights."""
+    """From an empty cache: make a bare Debian, install packages, run tests and fio; then again with fewer rights."""
     for flags, left_out in (((), False), (("--fuse-only",), True)):
         done = subprocess.run(
             [SCRIPTS / "run", "--engine", "chroot", *flags],

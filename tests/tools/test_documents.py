@@ -23,17 +23,17 @@ WORDS = set(re.findall(r"\w+", CODE))
 
 
 def prose(document: Path) -> str:
-    """The text without its blocks of commands and code."""
+    """Return the text without its blocks of commands and code."""
     return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def quoted(document: Path) -> set[str]:
-    """What stands between backticks."""
+    """Return the texts between backticks."""
     return set(re.findall(r"`([^`\n]+)`", prose(document)))
 
 
 def anchors(document: Path) -> set[str]:
-    """The headings, as links to them are spelled."""
+    """Return the anchors of the headings."""
     headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""``daxfs exec``: the library in front of what is preloaded, exit codes as env(1), signals as a shell gives them."""
+"""``daxfs exec``: the library precedes others in LD_PRELOAD, exit codes are env(1)'s, signals are as from a shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daxfs.tools import exec as execute
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A library that is there, for tests that don't load it."""
+    """Make a file in place of the library, for tests that don't load it."""
     monkeypatch.setattr(execute, "library", lambda: Path("/lib/ours.so"))
     return "/lib/ours.so"
 
@@ -85,7 +85,7 @@ def test_the_program_has_the_library_loaded() -> None:
 
 
 def test_a_reader_that_leaves_ends_the_program() -> None:
-    """SIGPIPE is not ignored, though Python ignores it."""
+    """The program does not ignore SIGPIPE, though Python does."""
     done = subprocess.run(
         [*COMMAND, "exec", "grep", "SigIgn", "/proc/self/status"],
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What users read agrees with the code: help, README, man pages, the licence, completion."""
+"""Help, README, man pages, licence and completion agree with the code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_help_has_every_option_with_one_line() -> None:
 
 
 def plain(page: str) -> str:
-    """A man page as text."""
+    """Return a man page as text."""
     text = run("env", "MANWIDTH=500", "man", "-E", "UTF-8", "--warnings", "-l", MAN / page)
     return re.sub(r"\x1b\[\d+m|.\x08", "", text)
 
@@ -58,14 +58,14 @@ def test_a_man_page_is_well_formed(page: str) -> None:
 
 
 def test_an_installation_has_the_pages_and_the_licence(tmp_path: Path) -> None:
-    """As pip installs it: a wheel of the tracked files, built without the network."""
+    """Check a wheel of the tracked files, built without the network, as pip installs it."""
     tracked = run("git", "-C", TOP, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in tracked:
         if (TOP / name).is_file():
             (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(TOP / name, tmp_path / "source" / name)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    # The preload library is optional: with a compiler that fails, the wheel is made at once.
+    # The preload library is optional: with a compiler that fails, building the wheel takes no time.
     done = subprocess.run(
         [*pip, "-w", str(tmp_path), str(tmp_path / "source")],
         env={**os.environ, "CC": "false"}, capture_output=True, text=True, timeout=100, check=False,
@@ -108,7 +108,7 @@ def test_the_readme_says_what_it_is_not() -> None:
 
 
 def complete(words: str) -> list[str]:
-    """What bash would be offered."""
+    """Return the completions that bash would offer."""
     place = {"_DAXFS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     daxfs_command = [sys.executable, "-c", "from daxfs.tools.cli import main; main()"]
     done = subprocess.run(daxfs_command, env={**os.environ, **place}, capture_output=True, text=True, check=True)

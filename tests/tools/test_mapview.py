@@ -1,4 +1,4 @@
-"""How much of a file 2 MiB pages can map."""
+"""``daxfs map`` computes how much of a file 2 MiB pages can map."""
 
 from __future__ import annotations
 

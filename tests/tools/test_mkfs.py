@@ -1,4 +1,4 @@
-"""Pools as make_pool makes them, judged by e2fsck and dumpe2fs."""
+"""Pools made by `make_pool`, checked by e2fsck and dumpe2fs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def header(pool: Path) -> dict[str, str]:
-    """dumpe2fs -h as a dictionary."""
+    """Return the output of dumpe2fs -h as a dictionary."""
     pairs = (line.partition(":") for line in run("dumpe2fs", "-h", pool).splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -58,7 +58,7 @@ def test_defaults(tmp_path: Path, size: int, journal: int) -> None:
     assert stat.S_IMODE(pool.stat().st_mode) == 0o600
     assert pool.stat().st_size == size * MIB
     assert pool.stat().st_blocks * 512 < 8 * MIB, "the pool is sparse"
-    # Groups whose inode table is known to be zero are marked so, or the kernel would fill the holes after a mount.
+    # Groups with a zero inode table are marked, or the kernel would fill the holes after a mount.
     flags = re.findall(r"^Group .*\[(.*)\]$", run("dumpe2fs", pool), re.MULTILINE)
     assert all("ITABLE_ZEROED" in flag for flag in flags)
 
@@ -233,7 +233,7 @@ def test_block_device(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-b", "1024"), ("-b", "1024", "-O", "^flex_bg"), ("-O", "^has_journal")])
 def test_mapped_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]) -> None:
-    """A devdax device full of old bytes; what the file system uses must be as in the image, holes and all."""
+    """On a devdax device full of old bytes, all used blocks must equal those of the image, including holes."""
     size = 64 * MIB
     memory = bytearray(b"\xa5" * size)
     target = kinds.Target("/dev/zero", "devdax", size, size, kinds.HUGE_PAGE, "1:2", "", os.stat(tmp_path))
@@ -251,7 +251,7 @@ def test_mapped_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options:
     free = list(subtract([(0, size)], used_ranges(str(pool))))
     assert free
     for first, end in free:
-        inner = memory[first + 4096 : end - 4096]  # the image's data comes in pages of the host
+        inner = memory[first + 4096 : end - 4096]  # the image's data has the granularity of the host's pages
         assert inner.count(0xA5) == len(inner), "free blocks are not touched"
     used = sum(end - first for first, end in used_ranges(str(pool)))
     assert used <= report.copied + report.zeroed

@@ -1,4 +1,4 @@
-"""The daemon's life: it comes when it serves, goes when it is told, and leaves the mountpoint when it fails."""
+"""The life of the daemon: mount returns when it serves, umount ends it, a failure leaves the mountpoint in place."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ except SessionFailed:
 
 
 def in_use(pool: Path) -> bool:
-    """Whether somebody holds the pool's lock."""
+    """Return whether a process has the pool's lock."""
     return subprocess.run(["flock", "-n", "-x", pool, "true"], check=False).returncode != 0
 
 
@@ -87,7 +87,7 @@ def test_a_signal_unmounts(pool: Pool, number: signal.Signals) -> None:
 
 
 def test_who_only_looks_does_not_keep_a_mount(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a table of mounts does, whose statfs(2) of another process comes at this moment."""
+    """Another process's statfs(2), as from a program that lists mounts, does not make umount fail."""
     monkeypatch.setattr(mounts, "BUSY_SECONDS", HANG_SECONDS)
     with mounted(pool()) as mount:
         seen = os.open(mount.place, os.O_RDONLY)
@@ -125,7 +125,7 @@ def test_a_killed_daemon_leaves_the_mountpoint(pool: Pool) -> None:
 
 
 def broken_session(*arguments: object) -> subprocess.Popen[str]:
-    """A session over a core that has a bug."""
+    """Start a process whose session has a core that raises an exception."""
     return subprocess.Popen(
         [sys.executable, "-c", BROKEN_SESSION, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -243,7 +243,7 @@ def test_the_helper_of_mount8(pool: Pool) -> None:
 
 
 def wake_ups(pid: int) -> int:
-    """How often a process has gone to sleep of its own accord."""
+    """Return how often a process has gone to sleep voluntarily."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
 
@@ -255,7 +255,7 @@ def test_an_idle_mount_costs_nothing(pool: Pool) -> None:
         time.sleep(0.2)
         before, woken = processor_seconds(mount.daemon.pid), wake_ups(mount.daemon.pid)
         time.sleep(2)
-        # Its clock ticks once a second. What that costs is up to how fast the machine brings rested memory back.
+        # The daemon ticks once a second. The cost of a tick depends on how fast the machine reloads idle memory.
         assert wake_ups(mount.daemon.pid) - woken <= 8
         assert processor_seconds(mount.daemon.pid) - before <= 0.2
 
@@ -362,7 +362,7 @@ def test_a_daemon_that_is_stopped_does_not_stop_info(pool: Pool) -> None:
 
 
 def test_looks_beside_a_user_see_the_last_commit(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can ask the user: the superblock, which waits in the log, is read there."""
+    """The process that uses the pool can't be asked, so the newest superblock is read from the log."""
 
     def damage(*_: object) -> None:
         raise Corrupt(CorruptKind.EXTENT_INDEX, "for a test")

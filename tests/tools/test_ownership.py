@@ -1,4 +1,4 @@
-"""Pools that somebody less trusted can change are refused, in one line, by mkfs and mount."""
+"""mkfs and mount refuse, with one line, a pool that a less trusted user can change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pool = Callable[..., Path]
 
 
 def judge(path: Path) -> None:
-    """As a mount by this process does."""
+    """Check the owners of a pool as a mount by this process does."""
     ownership.refuse(str(path), os.stat(path), "say so")
 
 
@@ -53,7 +53,7 @@ WAYS = [others_own, group_writes, everybody_writes, others_own_the_folder, every
 
 @pytest.fixture
 def made(tmp_path: Path, pool: Pool) -> Path:
-    """A pool in a folder of its own that nobody else can change."""
+    """Make a pool in a folder that only this user can change."""
     folder = tmp_path / "folder"
     folder.mkdir()
     path = folder / "pool"

@@ -1,4 +1,4 @@
-"""Pools that are allocated whole, on file systems that have room for them and on ones that have not."""
+"""Fully allocated pools, on file systems with and without room for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 16 MiB."""
+    """Mount a tmpfs of 16 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=16m", "daxfs-test", folder)

@@ -1,4 +1,4 @@
-"""``daxfs stats`` on answers made by hand: intervals, percentiles, the table, Prometheus's format, refusals."""
+"""``daxfs stats`` with constructed answers: intervals, percentiles, the table, Prometheus's format, refusals."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_interval_is_the_difference() -> None:
 
 
 def test_the_longest_of_an_interval_without_a_record() -> None:
-    """It was not told: no more than its class allows."""
+    """The longest time of such an interval is not known: its class gives an upper bound."""
     found = snapshot(2.0, READ=operation(5000, 700)).after(snapshot(1.0, READ=operation(5000)))
     assert found.operations["READ"].longest == 1023
     assert largest_after([0, 0, 0, 1], 5, 5) == 5
@@ -189,7 +189,7 @@ def test_prometheus_on_a_read_only_mount() -> None:
 
 
 class Daemon:
-    """Answers the ioctl with a text in pieces; with ``refusals`` it refuses as often, each time with the next errno."""
+    """A stand-in for the daemon: it answers the ioctl with pieces of a text, after refusals with these errnos."""
 
     def __init__(self, text: bytes, *refusals: int) -> None:
         self.text = text

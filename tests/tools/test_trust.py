@@ -1,4 +1,4 @@
-"""A pool that others can change is neither made nor mounted unless the user says so; one that was made is private."""
+"""A pool that others can change is made and mounted only with ``--trust-owner``; a new pool is private."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MIB = 1 << 20
 
 
 def mount_flags(place: Path) -> set[str]:
-    """The options of a mount, as the kernel shows them."""
+    """Return the options of a mount, as the kernel shows them."""
     line = next(line.split() for line in Path("/proc/self/mounts").read_text().splitlines() if f" {place} " in line)
     return set(line[3].split(","))
 
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A directory like /dev/shm, in which an ordinary user has made an empty file."""
+    """Make a directory like /dev/shm, with an empty file of an ordinary user."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_mode & 0o111 != 0o111:
             folder.chmod(folder.stat().st_mode | 0o111)
@@ -58,7 +58,7 @@ def test_a_pool_that_a_user_has_planted(shared: Path) -> None:
 
 @pytest.mark.parametrize("given", [("--trust-owner",), ("-o", "trust_owner"), ("-o", "trust_owner,suid,dev")])
 def test_a_planted_program_has_no_power(shared: Path, given: tuple[str, ...]) -> None:
-    """A set-uid root program that the owner of the pool puts into it between two mounts."""
+    """A set-uid root program that the pool's owner puts into it between two mounts has no privileges."""
     pool, program = shared / "pool", shared.parent / "id"
     make_pool(pool, 16 * MIB, trust_owner=True)
     program.write_bytes(Path(tool("id")).read_bytes())
@@ -88,7 +88,7 @@ def test_a_pool_that_everybody_may_write(pool: Pool) -> None:
 
 
 def test_a_link_in_a_place_for_all(shared: Path, pool: Pool) -> None:
-    """The link's owner would choose which of root's pools is mounted."""
+    """A symbolic link in a world-writable directory is refused: its owner would choose the pool that root mounts."""
     path, link = pool(), shared / "link"
     assert as_user(lambda: link.symlink_to(path)) == 0
     with mountpoint() as place:

@@ -1,4 +1,4 @@
-/* Stores of all lengths and alignments, with write-back of lines and without, leave exactly what memcpy leaves. */
+/* Stores of all lengths and alignments, with and without write-back of lines, have the same result as memcpy. */
 #include "../../../daxfs/direct/preload/copy.c"
 
 #include <stdio.h>

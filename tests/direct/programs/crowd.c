@@ -1,8 +1,8 @@
-/* Threads that read and write a file while others cut it: every word is the file's own or 0, never somebody else's.
+/* Threads read and write a file while others truncate it: every word is the file's own or 0, never another file's.
  *
  * crowd work FILE TAG SECONDS   threads; each block's words are TAG + block number; reads check that
- * crowd cut FILE SECONDS        cuts and punches the file, and lets it grow
- * crowd keep FILE TAG SECONDS   writes new files of its own blocks (freed ones come here) and finds them unharmed
+ * crowd cut FILE SECONDS        truncates, punches and extends the file
+ * crowd keep FILE TAG SECONDS   writes new files, which get freed blocks, and checks that nobody changes them
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,8 +1,8 @@
-/* A program that opens a file, reads and writes it, then forbids itself all system calls but a few, and goes on.
+/* A program that opens a file, reads and writes it, then forbids itself all but a few system calls, and goes on.
  *
  *   filter HOW FILE     HOW: prctl, syscall (both a filter of the calls that it makes), strict (read, write, exit)
  *
- * A call that is not on its list ends it by SIGSYS, or SIGKILL (strict). Prints "good".
+ * A forbidden call ends the program by SIGSYS, or SIGKILL (strict). Otherwise it prints "good".
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,9 +1,9 @@
-/* Signal handlers, forks and vforks that come in the middle of direct reads and writes; fortified calls.
+/* Signal handlers, forks and vforks in the middle of direct reads and writes; fortified calls.
  *
- * signals signals FILE   a timer's handler reads, writes, opens and closes below what the program does
+ * signals signals FILE   a timer's handler reads, writes, opens and closes while the program does so
  * signals forks FILE     children of all kinds, some of which close and replace their descriptors
- * signals closes FILE    a thread closes descriptors that another one copies with
- * signals streams FILE   descriptors that the C library closes by itself
+ * signals closes FILE    a thread closes descriptors while another one copies through them
+ * signals streams FILE   descriptors that the C library closes itself
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -69,7 +69,7 @@ static void tick(int number) {
     other = dup(fd);
     EXPECT(close(other) == 0);
     if (ticks % 8 == 0) {
-        /* The very file that is being copied below: opened anew under the same number. */
+        /* Open the file that the interrupted code is copying again, under the same number. */
         other = open(path, O_RDWR);
         EXPECT(dup2(other, fd) == fd && close(other) == 0);
     }
@@ -185,7 +185,7 @@ static void streams(void) {
     int number;
     FILE *stream;
 
-    /* Another descriptor keeps the lease alive, so that only the table can tell. */
+    /* Another descriptor keeps the lease alive, so that only the table shows the close. */
     for (int i = 0; i < 2; i++) {
         number = open(path, O_RDWR);
         EXPECT(number >= 0);

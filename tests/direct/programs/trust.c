@@ -1,8 +1,8 @@
-/* What the preload library makes of a mount, or of a pool that a mount has named.
+/* Print whether the preload library trusts a mount, or opens a pool that a mount has named.
  *
  *   trust mount PATH             whether the mount of the path is trusted
- *   trust pool PATH NAMED FLAGS  whether PATH is opened where the file that NAMED is was named as the pool
- *   trust superblock PATH        whether a pool of the uuid 00 01 02 ... 0f lies there
+ *   trust pool PATH NAMED FLAGS  whether PATH is opened if the identity of the pool is that of the file NAMED
+ *   trust superblock PATH        whether the file has the superblock of the UUID 00 01 02 ... 0f
  */
 #include "../../../daxfs/direct/preload/trust.c"
 

@@ -1,8 +1,8 @@
-/* Every store into a pool of cache lines is written back, its lines and no others, before a fence; msync covers all that
- * was stored since the last one.
+/* With persistence by cache lines the lines of every store, and no others, are written back before a fence; msync(2)
+ * covers all stores since the last one.
  *
- * The library's own sources, with the instructions that decide replaced by ones that note what they are asked. Nothing
- * of the machine's caches is needed, so that each instruction is tested on each machine.
+ * The program compiles the library's own sources, and replaces the write-back instructions by functions that record
+ * their arguments. It does not depend on the machine's caches, so each instruction is tested on every machine.
  */
 #include "../../../daxfs/direct/preload/base.h"
 
@@ -44,7 +44,7 @@ static void *noted_copy(void *to, const void *from, size_t length) {
 static void noted_line(const void *address) {
     size_t line = (size_t)((const char *)address - pool) / 64;
 
-    /* A line that nobody stored to is noted too: it would be one too many. */
+    /* Lines without a store are recorded too, since they must not be written back. */
     if (in_pool(address) && state[line] != DURABLE)
         state[line] = LEAVING;
 }
@@ -87,7 +87,7 @@ static long noted_call(long number, ...) {
 #include "../../../daxfs/direct/preload/stores.c"
 #undef memcpy
 
-/* What the linker finds on ways that are not taken here. */
+/* Definitions for the linker; this program does not call them. */
 _Atomic bool pl_filtered;
 
 void pl_drop(struct pl_file *file) {
@@ -103,7 +103,7 @@ static void expect(bool good, const char *what, size_t begin, size_t length) {
     exit(1);
 }
 
-/* The lines of [begin, begin + length) and no others are as they should be. */
+/* Check that exactly the lines of [begin, begin + length) have the expected state. */
 static void expect_lines(int inside, const char *what, size_t begin, size_t length) {
     for (size_t line = 0; line < LINES; line++) {
         bool within = length && line >= begin / 64 && line <= (begin + length - 1) / 64;
@@ -154,7 +154,7 @@ static void flush_range(size_t begin, size_t length) {
                begin, length);
 }
 
-/* What a file's stores left to be synced is their hull, whatever their order. */
+/* Check that the dirty range of a file spans all its stores, in any order. */
 static void hull(size_t begin, size_t length) {
     static const size_t others[] = {0, 5000, 40000, 100000};
 
