@@ -1,4 +1,4 @@
-"""File systems for the tests of the fs floor: each is checked by e2fsck when its test is over."""
+"""File systems for the tests of the fs layer: e2fsck checks each one at the end of its test."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORMATS = {
 
 @pytest.fixture(params=FORMATS, ids=list(FORMATS))
 def any_format(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The mke2fs options of each format in turn."""
+    """Return the mke2fs options of each format in turn."""
     return FORMATS[request.param]
 
 
@@ -65,7 +65,7 @@ OFTEN, SELDOM = 100, 25
 
 
 def check_after_operations(fs: FileSystem) -> None:
-    """Call `FileSystem.check` after the operations of this file system, failed ones too."""
+    """Call `FileSystem.check` after the operations of this file system, including those that fail."""
     count = 0
 
     def checked(operation: Callable[..., object]) -> Callable[..., object]:
@@ -86,14 +86,14 @@ def check_after_operations(fs: FileSystem) -> None:
 
 @pytest.fixture(scope="session")
 def small_image(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of one small pool of blocks of 4 KiB."""
+    """Return the bytes of one small pool of blocks of 4 KiB."""
     path = mke2fs(tmp_path_factory.mktemp("small") / "pool", "-b", "4096", "-N", "64", "-J", "size=4", size="10M")
     return path.read_bytes()
 
 
 @pytest.fixture
 def memory_fs(small_image: bytes) -> Iterator[FileSystem]:
-    """A file system on a small pool in memory, for tests of milliseconds: what is in DRAM is checked at the end."""
+    """Yield a file system on a small pool in memory, for fast tests; its state in DRAM is checked at the end."""
     with FileSystem.open(MemoryPool(small_image), Options(atime="noatime")) as fs:
         yield fs
         fs.check()
@@ -101,7 +101,7 @@ def memory_fs(small_image: bytes) -> Iterator[FileSystem]:
 
 @pytest.fixture
 def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
-    """Make a pool and open it; after the test every one is closed and must be clean."""
+    """Yield a function that makes a pool and opens it; after the test every pool is closed and must be clean."""
     opened: list[tuple[FileSystem, Path]] = []
 
     def make(*options: str, size: str = "64M", mount: Options | None = None, tune: tuple[str, ...] = ()) -> FileSystem:
@@ -128,7 +128,7 @@ def fs(
     pool: Callable[..., Path],
     tmp_path: Path,
 ) -> Iterator[FileSystem]:
-    """A file system with the default features; of a test with the marker ``crash`` on a pool that records."""
+    """Yield a file system with the default features, on a recording pool if the test has the marker ``crash``."""
     if request.node.get_closest_marker("crash") is None:
         yield open_fs()
         return

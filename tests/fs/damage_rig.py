@@ -1,4 +1,4 @@
-"""Pools that a test damages or reshapes, and the errors that opening them ends in."""
+"""Pools that a test damages or reshapes, and the errors that opening them raises."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def superblock(path: Path) -> Superblock:
 
 
 def reshape(path: Path, **fields: int) -> None:
-    """Set fields of the superblock, and the checksum that is right for them."""
+    """Set fields of the superblock, and the checksum that fits them."""
     sb = superblock(path)
     for name, value in fields.items():
         setattr(sb, name, value)

@@ -1,4 +1,4 @@
-"""Attributes: times, owners, modes, xattrs and ACLs; where POSIX leaves room the kernel's ext4 is asked."""
+"""Attributes: times, owners, modes, xattrs and ACLs; where POSIX leaves a choice, the kernel's ext4 decides."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def refused(number: int) -> pytest.RaisesExc[FsError]:
 
 @pytest.fixture
 def ino(fs: FileSystem) -> int:
-    """A regular file."""
+    """Return the number of a regular file."""
     return fs.mknod(ROOT_INO, b"f", 0o644).ino
 
 
@@ -365,7 +365,7 @@ def test_a_default_acl_is_handed_down(fs: FileSystem) -> None:
 
 
 def random_acl(chance: random.Random) -> bytes:
-    """A valid ACL of up to four named entries."""
+    """Return a valid ACL of up to four named entries."""
     entries: list[tuple[int, ...]] = [(1, chance.randrange(8))]
     users = sorted(chance.sample((1, 500, 1000, 70_000), chance.randrange(3)))
     groups = sorted(chance.sample((1, 500, 1000, 80_000), chance.randrange(3)))
@@ -379,7 +379,7 @@ def random_acl(chance: random.Random) -> bytes:
 
 
 def acl_changes(side: KernelSide | PoolSide) -> None:
-    """The same random changes of ACLs and modes, whoever makes them."""
+    """Make random changes of ACLs and modes, the same ones for every file system."""
     chance = random.Random(13)
     names = [b""]
     directories = [b""]
@@ -418,7 +418,7 @@ def test_acls_and_modes_end_as_with_the_kernel(pool: MakePool) -> None:
 
 
 def asked_of_the_kernel(root: Path, caller: Caller, names: list[str]) -> list[bool]:
-    """What access(2) says to a process with these ids, for each name and each mask."""
+    """Return access(2)'s answers to a process with these ids, for each name and each mask."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

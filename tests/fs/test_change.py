@@ -1,4 +1,4 @@
-"""A change of a file in one handle: its node learns of all of it, or of nothing when the handle fails."""
+"""A change of a file in one handle: its node learns of all of it, or of nothing if the handle fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Listener:
 
 @pytest.fixture
 def file(memory_fs: FileSystem) -> OpenFile:
-    """A file of 16 blocks without block 4; its map is in DRAM."""
+    """Return a file of 16 blocks without block 4; its map is in DRAM."""
     file, _ = memory_fs.create(ROOT_INO, b"f", 0o600, os.O_RDWR)
     memory_fs.write(file, 0, b"." * 4 * BLOCK)
     memory_fs.write(file, 5 * BLOCK, b"." * 11 * BLOCK)
@@ -53,7 +53,7 @@ def file(memory_fs: FileSystem) -> OpenFile:
 
 
 def changed(fs: FileSystem, file: OpenFile, edit: Callable[[Change], object], *, dated: bool = True) -> Listener:
-    """Make one change; returns what a listener was called with."""
+    """Make one change; return the calls that the listener received."""
     listener = file.node.grants = Listener()
     volume = fs.volume
     try:
@@ -93,7 +93,7 @@ def test_a_filled_hole_ends_what_clients_know(memory_fs: FileSystem, file: OpenF
 
 
 def test_blocks_past_eof_leave_what_clients_know(memory_fs: FileSystem, file: OpenFile) -> None:
-    """Nobody was told of a hole there."""
+    """No client was granted a hole there."""
 
     def lengthen(change: Change) -> None:
         change.maps(mapping.allocate(change._tx, change.inode, 16, 2, unwritten=False))
@@ -103,7 +103,7 @@ def test_blocks_past_eof_leave_what_clients_know(memory_fs: FileSystem, file: Op
 
 
 def test_unwritten_blocks_in_a_hole_leave_what_clients_know(memory_fs: FileSystem, file: OpenFile) -> None:
-    """They read as zeros, as the hole did."""
+    """Unwritten blocks read as zeros, as the hole did."""
 
     def allocate(change: Change) -> None:
         change.maps(mapping.allocate(change._tx, change.inode, 4, 1, unwritten=True))
@@ -118,7 +118,7 @@ def test_freed_blocks_leave_the_map(memory_fs: FileSystem, file: OpenFile) -> No
 
 
 def test_a_range_that_is_freed_in_part_drops_the_map(memory_fs: FileSystem, file: OpenFile) -> None:
-    """With a limit of one run the first two runs stay, so that the map would say too much or too little."""
+    """With a limit of one run the first two runs stay, so that the kept map would be wrong."""
     left: list[bool] = []
     changed(memory_fs, file, lambda change: left.append(change.unmap(0, 15, limit=1)))
     assert left == [False]
@@ -133,7 +133,7 @@ def test_moved_blocks_drop_the_map(memory_fs: FileSystem, file: OpenFile) -> Non
 def test_freed_runs_are_announced_within_the_handle(
     memory_fs: FileSystem, file: OpenFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`BlockNotifier.freed` gets the place in the handle's list where this change's runs begin."""
+    """`BlockNotifier.defer_frees` gets the index in the handle's list where this change's runs begin."""
     heard: list[tuple[int, list[tuple[int, int]]]] = []
 
     def freed(tx: object, ino: int, mark: int) -> None:
@@ -159,7 +159,7 @@ def test_times_move_with_a_dated_change_alone(memory_fs: FileSystem, file: OpenF
 
 
 def test_eof_advances_over_unwritten_blocks(memory_fs: FileSystem, file: OpenFile) -> None:
-    """The written run before them takes them in, in the tree and in the map."""
+    """The blocks join the written run before them, in the tree and in the map."""
 
     def reserve(change: Change) -> None:
         change.maps(mapping.allocate(change._tx, change.inode, 16, 4, unwritten=True))

@@ -1,4 +1,4 @@
-"""The clock of inode times: the kernel's coarse one, and the only one that this layer dates inodes with."""
+"""The clock of inode times: the kernel's coarse clock, and the only one that this layer reads for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_it_moves_with_the_tick() -> None:
 
 
 def test_no_other_module_dates_inodes() -> None:
-    """Each use of the module ``time`` in this layer is a known one, and none has nanoseconds."""
+    """Each use of the module ``time`` in this layer is a known one, and none reads nanoseconds."""
     folder = Path(clock.__file__).parent
     found: dict[str, set[str]] = {}
     for path in folder.glob("*.py"):

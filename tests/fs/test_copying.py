@@ -1,4 +1,4 @@
-"""Copies from file to file within a pool: holes, ends, full pools, files in many pieces, and the kernel's answers."""
+"""Copies from file to file within a pool: holes, EOF, full pools, files with many extents, and the kernel's answers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_copy_into_a_full_pool_is_short(open_fs: OpenFs) -> None:
 
 
 def test_copies_of_files_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More pieces than maps may hold, in both files."""
+    """Both files have more runs than a map may have."""
     monkeypatch.setattr("daxfs.fs.data.MAX_RUNS", 20)
     monkeypatch.setattr("daxfs.fs.nodes.MAX_RUNS", 20)
     fs = open_fs("-b", "1024")
@@ -98,7 +98,7 @@ def test_copies_of_files_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytes
 
 
 def test_copies_answer_as_the_kernel(pool: Callable[..., Path]) -> None:
-    """Results and bytes; which blocks are holes is our own matter."""
+    """Results and bytes are compared; which blocks are holes may differ."""
     theirs_path, ours_path = pool("-b", "4096"), pool("-b", "4096")
     chance = random.Random(8)
     with kernel_mount(theirs_path) as root, FileSystem.open(ours_path) as fs:

@@ -1,4 +1,4 @@
-"""File data on every format: what was written is read, holes are zeros, a full pool stops cleanly."""
+"""File data on every format: reads return what was written, holes are zeros, a full pool stops cleanly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(fs: FileSystem, name: bytes = b"f", flags: int = os.O_RDWR) -> tuple[in
 
 
 def fill(fs: FileSystem, file: OpenFile) -> int:
-    """Write until the pool is full; returns how much went in."""
+    """Write until the pool is full; return the number of bytes."""
     written = 0
     try:
         while True:
@@ -154,7 +154,7 @@ def test_reserved_blocks_are_the_superusers(open_fs: OpenFs) -> None:
 
 
 def test_no_change_of_a_users_takes_reserved_blocks(open_fs: OpenFs) -> None:
-    """Attributes and names need blocks too, and there are none for users."""
+    """Attributes and names need blocks too, and users have none."""
     fs = open_fs("-m", "10", size="16M")
     user = Caller(uid=1000, gid=1000)
     full = fs.mkdir(ROOT_INO, b"d", 0o777, user).ino
@@ -234,7 +234,7 @@ def test_times_follow_reads_and_writes(fs: FileSystem) -> None:
 
 
 def test_a_file_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More pieces than a map may hold: every access then asks the tree."""
+    """The file has more runs than a map may have: every access then searches the tree."""
     monkeypatch.setattr("daxfs.fs.data.MAX_RUNS", 20)
     monkeypatch.setattr("daxfs.fs.nodes.MAX_RUNS", 20)
     fs = open_fs("-b", "1024")
@@ -253,7 +253,7 @@ def test_a_file_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("flag", [0, os.O_DSYNC, os.O_SYNC])
 @pytest.mark.crash
 def test_what_is_changed_with_o_sync_is_durable(fs: FileSystem, tmp_path: Path, flag: int) -> None:
-    """Without it, nothing is left of the same changes after a power cut."""
+    """Without O_SYNC nothing is left of the same changes after a power cut."""
     fs.tree.write_bytes("/source", b"s" * 4096)
     _, file = make(fs, flags=os.O_RDWR | flag)
     source = fs.open_file(fs.tree.resolve("/source"))
@@ -275,7 +275,7 @@ def test_what_is_changed_with_o_sync_is_durable(fs: FileSystem, tmp_path: Path, 
 
 @pytest.mark.crash
 def test_append_only_files_keep_what_they_hold(fs: FileSystem) -> None:
-    """Also when O_APPEND was taken off an open file, as a mount's session always does."""
+    """This holds also after O_APPEND was cleared on an open file, as a mount's session always does."""
     ino, before = make(fs)
     fs.write(before, 0, b"kept")
     fs.set_flags(ino, fs.get_flags(ino) | EXT4_APPEND_FL)
@@ -294,7 +294,7 @@ def test_append_only_files_keep_what_they_hold(fs: FileSystem) -> None:
 
 @pytest.mark.crash
 def test_views_of_the_pool_can_t_be_written_through(fs: FileSystem) -> None:
-    """A store through a view would be neither flushed nor dated, and would not ask how the file was opened."""
+    """A store through a view would be neither flushed nor dated, whatever the file was opened for."""
     ino, file = make(fs)
     fs.write(file, 0, b"x" * 8192)
     for flags in (os.O_RDONLY, os.O_RDWR):

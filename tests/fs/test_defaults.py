@@ -1,4 +1,4 @@
-"""The superblock's own settings of a mount: the group of new files, and who may take the reserved blocks."""
+"""The superblock's settings for a mount: the group of new files, and who may take the reserved blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECE = bytes(1 << 16)
 
 
 def made_below(fs: FileSystem, mode: int) -> tuple[int, int, int]:
-    """The group of a file, and group and set-group-ID bit of a directory, made in a directory of group 77."""
+    """Return the group of a file, and group and set-group-ID bit of a directory, made in a directory of group 77."""
     parent = fs.mkdir(ROOT_INO, b"parent", 0o777).ino
     fs.setattr(parent, SetAttributes(gid=77))
     fs.setattr(parent, SetAttributes(mode=mode))
@@ -46,7 +46,7 @@ def test_the_group_of_new_files(
 
 
 def fill(fs: FileSystem, caller: Caller, name: bytes) -> int:
-    """Write a file until the pool is full for the caller; returns the bytes that fitted."""
+    """Write a file until the pool is full for the caller; return the number of bytes."""
     file, _ = fs.create(ROOT_INO, name, 0o644, os.O_RDWR, caller)
     size = 0
     with pytest.RaisesExc(FsError, check=lambda error: error.errno == errno.ENOSPC):

@@ -1,7 +1,7 @@
-"""Every field of the structures that lead to everything else at its extremes, each with a right checksum.
+"""Every field of the structures that lead to all others, at its extremes and with a right checksum.
 
-A checksum proves nothing about a hostile pool. What is joined of two halves may be larger than the machine's integers:
-arithmetic with it must end in a named error, also before the log is replayed, when checksums are not asked for.
+A checksum proves nothing about a hostile pool. A value joined from two halves may exceed the machine's integers:
+arithmetic with it must end in a named error, also before the log is replayed, when checksums are not verified.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIRST_INO = 12
 
 
 class Image:
-    """A furnished pool, and how to change one word of it so that every checksum is right."""
+    """A pool with files, of which one word can be changed so that every checksum is right."""
 
     def __init__(self, path: Path) -> None:
         with FileSystem.open(path) as fs:
@@ -43,31 +43,31 @@ class Image:
             self.inodes = {number: inodes.position(view, number) for number in numbers}
 
     def dirty(self) -> None:
-        """As after a crash: whatever leads to the log is believed without its checksum."""
+        """Make the pool as after a crash: what leads to the log is then believed without its checksum."""
         superblock = Superblock(memoryview(self.content)[SUPERBLOCK : 2 * SUPERBLOCK])
         superblock.s_feature_incompat |= Incompat.needs_recovery
         superblock.seal()
 
     def block(self, image: bytearray, number: int) -> memoryview:
-        """One block of a copy."""
+        """Return one block of a copy."""
         size = self.geometry.block_size
         return memoryview(image)[number * size : (number + 1) * size]
 
     def descriptor(self, image: bytearray, offset: int, value: bytes) -> None:
-        """Of the first group."""
+        """Return the group descriptor of the first group."""
         number, at = self.geometry.descriptor_position(0)
         block = self.block(image, number)
         block[at + offset : at + offset + len(value)] = value
         group.descriptor(block, at, self.geometry).seal(0, self.geometry)
 
     def superblock(self, image: bytearray, offset: int, value: bytes) -> None:
-        """The first."""
+        """Return the first superblock."""
         content = memoryview(image)[SUPERBLOCK : 2 * SUPERBLOCK]
         content[offset : offset + len(value)] = value
         Superblock(content).seal()
 
     def inode(self, number: int) -> Callable[[bytearray, int, bytes], None]:
-        """Of this number."""
+        """Return the inode of this number."""
 
         def spoil(image: bytearray, offset: int, value: bytes) -> None:
             at, slot = self.inodes[number]
@@ -79,7 +79,7 @@ class Image:
 
 
 def use(image: bytearray) -> None:
-    """Look at and change what can be reached; only errors that daxfs raises on purpose may come of it."""
+    """Read and change everything that can be reached; only errors that daxfs raises on purpose may result."""
     with suppress(OSError), FileSystem.open(MemoryPool(image)) as fs:
         for action in (
             fs.statfs,
@@ -113,12 +113,12 @@ MUCH = [False, pytest.param(True, marks=pytest.mark.full)]
 
 @pytest.fixture
 def image(pool: MakePool) -> Image:
-    """A clean pool."""
+    """Return a clean pool."""
     return Image(pool("-b", "4096", size="16M"))
 
 
 def tried(image: Image, offsets: range, values: tuple[bytes, ...], spoil: Callable[..., None], *, much: bool) -> None:
-    """Use a pool that wants recovery, in which hardly anything is checked yet, and with ``much`` a clean one too."""
+    """Use a pool that needs recovery, where few checks have run yet, and with ``much`` a clean one too."""
     for dirty in (False, True) if much else (True,):
         if dirty:
             image.dirty()

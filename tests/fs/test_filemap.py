@@ -1,4 +1,4 @@
-"""The map of one file's extents: every operation against a plain array with one entry a byte."""
+"""The map of one file's extents: every operation against a plain array with one entry for each byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Cell = tuple[int, bool]
 
 
 class Plain:
-    """The model: what each byte of the file is mapped to, None in a hole."""
+    """The model: where each byte of the file is mapped, None in a hole."""
 
     def __init__(self) -> None:
         self.cells: list[Cell | None] = [None] * SIZE
@@ -23,7 +23,7 @@ class Plain:
         self.cells[begin:end] = [cell] * (end - begin)
 
     def runs(self, begin: int = 0, end: int = SIZE) -> list[Run]:
-        """The longest runs of bytes of one kind in [begin, end)."""
+        """Return the longest runs of bytes of one kind in [begin, end)."""
         made: list[Run] = []
         for at in range(begin, end):
             cell = self.cells[at]
@@ -96,7 +96,7 @@ def test_blocks_become_bytes() -> None:
 
 
 def test_the_border_moves_only_where_written_bytes_end_and_unwritten_ones_go_on() -> None:
-    """Each map that is not so stays as it is."""
+    """Any other map stays as it is."""
     held = filled((0, 8, 100, False), (8, 32, 100, True))
     assert held.move_border(8, 16)
     assert held.runs == [(0, 16, 100, False), (16, 32, 100, True)]
@@ -114,7 +114,7 @@ def test_the_border_moves_only_where_written_bytes_end_and_unwritten_ones_go_on(
 
 
 def test_runs_are_looked_up_while_they_change() -> None:
-    """`within` looks for the next run when it is asked for it, so that a loop may change the map behind itself."""
+    """`within` searches for the next run when the loop asks for it, so that the loop may change earlier runs."""
     held = filled((0, 8, 100, True), (16, 24, 100, True), (32, 40, 100, True))
     for begin, end, delta, _ in held.within(0, 64):
         held.put(begin, end, delta, False)

@@ -1,4 +1,4 @@
-"""What the facade promises of its operations."""
+"""The promises of the facade for its operations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from daxfs.journal.journal import Statistics as JournalStatistics
 
 
 def marked(decorator: str) -> set[str]:
-    """The methods of the facade with this decorator."""
+    """Return the methods of the facade with this decorator."""
     (facade,) = (
         node
         for node in ast.parse(inspect.getsource(filesystem)).body
@@ -60,7 +60,7 @@ def test_every_reading_operation_is_here() -> None:
 
 
 def test_a_reading_operation_changes_nothing(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though changes wait for the commit, and freed blocks too."""
+    """Changes wait for the commit meanwhile, and freed blocks too."""
     fs.tree.write_bytes("/gone", b"x" * 100_000)
     fs.tree.write_bytes("/file", b"x" * 100_000)
     fs.tree.symlink("file", "/link")
@@ -129,7 +129,7 @@ def test_transactions_and_their_sizes(pool: Pool) -> None:
 
 
 def test_the_fill_of_the_log(pool: Pool) -> None:
-    """It grows by what each commit logs, until the log begins anew."""
+    """The fill grows by what each commit logs, until the log starts over."""
     with FileSystem.open(pool("-b", "1024", "-J", "size=1")) as fs:
         seen = journal_of(fs.statistics())
         assert 900 < seen.log_blocks < 1024

@@ -1,4 +1,4 @@
-"""chattr(1)'s flags: what can be set, by whom, what each forbids; the kernel's ext4 is asked the same questions."""
+"""chattr(1)'s flags: which can be set, by whom, what each forbids; the kernel's ext4 gets the same calls."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def refused(number: int) -> pytest.RaisesExc[FsError]:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What a call returned, or the name of its error."""
+    """Return the result of a call, or the name of its error."""
     try:
         found = call()
     except OSError as error:
@@ -71,13 +71,13 @@ def outcome(call: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def ino(fs: FileSystem) -> int:
-    """A file with some content."""
+    """Return the number of a file with some content."""
     fs.tree.write_bytes("/f", b"c" * 10_000)
     return fs.tree.resolve("/f")
 
 
 def force(fs: FileSystem, ino: int, flags: int) -> None:
-    """Put flags into an inode that nobody may set."""
+    """Set flags in an inode that no user may set."""
     with fs.volume.handle(1) as tx:
         inodes.edit(tx, ino).flags |= flags
 
@@ -126,7 +126,7 @@ def test_owners_and_others(fs: FileSystem, ino: int) -> None:
 
 @pytest.mark.crash
 def test_data_is_not_logged(fs: FileSystem, ino: int) -> None:
-    """JOURNAL_DATA that the kernel has set can be taken away, not set; and it excludes DAX."""
+    """JOURNAL_DATA that the kernel has set can be cleared but not set, and excludes DAX."""
     with refused(errno.EOPNOTSUPP):
         fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL)
     force(fs, ino, EXT4_JOURNAL_DATA_FL)
@@ -187,7 +187,7 @@ class KernelFlags:
 
 
 class PoolFlags:
-    """The same on a file system of ours."""
+    """The same calls on a file system of daxfs."""
 
     def __init__(self, fs: FileSystem) -> None:
         self.fs = fs
@@ -210,7 +210,7 @@ NOT_ASKED = EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL
 
 
 def questions(chance: random.Random) -> Iterator[tuple[Any, ...]]:
-    """Each flag alone, then any of them together, in both forms."""
+    """Yield each flag alone in both forms, some projects, then random combinations."""
     names = ("f", "d")
     for name, bit in itertools.product(names, range(32)):
         if not 1 << bit & NOT_ASKED:
@@ -230,7 +230,7 @@ def questions(chance: random.Random) -> Iterator[tuple[Any, ...]]:
 
 
 def answers(side: KernelFlags | PoolFlags) -> list[tuple[Any, ...]]:
-    """Ask everything; what is protected is freed again, so that each question is asked of a file that can change."""
+    """Make all calls; protecting flags are cleared after each, so that the next call can change the file."""
     found = []
     for number, (name, method, given) in enumerate(questions(random.Random(7))):
         if method == "set":
@@ -357,7 +357,7 @@ class KernelWork:
         os.chown(self.at(name), 5, 5)
 
     def utimes(self, name: str, atime: int | None, mtime: int | None) -> None:
-        """None is now, -1 is left as it is."""
+        """Set times: None is the current time, -1 leaves a time as it is."""
         special = {None: (1 << 30) - 1, -1: (1 << 30) - 2}
         times = [(0, special[time]) if time in special else (time, 0) for time in (atime, mtime)]
         self._checked(libc.utimensat(-100, os.fsencode(self.at(name)), struct.pack("<4q", *times[0], *times[1]), 0))
@@ -399,7 +399,7 @@ class KernelWork:
 
 
 class PoolWork:
-    """The same on a file system of ours."""
+    """Operations on a file system of daxfs."""
 
     def __init__(self, fs: FileSystem) -> None:
         self.fs = fs
@@ -590,7 +590,7 @@ PROTECTED = [
 
 
 def refusals(work: Work) -> dict[tuple[str, str], Any]:
-    """What each task comes to under each protection, and whether d/f is as it was."""
+    """Return the result of each task under each protection, and whether d/f was unchanged."""
     found = {}
     for number, (protection, name) in enumerate(itertools.product(PROTECTED, TASKS)):
         place = str(number)
@@ -716,7 +716,7 @@ def test_which_files_use_dax(open_fs: OpenFs, policy: str) -> None:
 
 
 def test_an_open_file_keeps_its_way(open_fs: OpenFs) -> None:
-    """As in the kernel, where the flag counts once the inode has left the cache."""
+    """As in the kernel, the flag counts when the inode has left the cache."""
     fs = open_fs(mount=Options(dax="inode"))
     first, made = fs.create(ROOT_INO, b"f", 0o644)
     fs.write(first, 0, b"content")

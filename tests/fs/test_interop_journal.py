@@ -1,4 +1,4 @@
-"""Journals left behind, by the kernel or by daxfs: the kernel, e2fsck and daxfs replay them to equal trees."""
+"""Journals that the kernel or daxfs left: the kernel, e2fsck and daxfs replay them to equal trees."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ journalled_formats = pytest.mark.parametrize(
 
 
 class Crash(BaseException):
-    """The end of the world, in the middle of an operation."""
+    """Stands for the power cut in the middle of an operation."""
 
 
 HARMLESS = (
@@ -42,7 +42,7 @@ HARMLESS = (
 
 
 def e2fsck_replays(pool: Path) -> None:
-    """Journal and orphans are all that ``e2fsck -fy`` finds to do."""
+    """Check that ``e2fsck -fy`` finds nothing to repair but journal and orphans."""
     command = [tool("e2fsck"), "-fy", "-E", "no_optimize_extents", pool]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
@@ -68,20 +68,20 @@ REPLAYS: dict[str, Callable[[Path], None]] = {
 
 
 def free_counts(pool: Path) -> list[str]:
-    """Free blocks and inodes, in all and by group."""
+    """Return the numbers of free blocks and inodes, in all and by group."""
     told = subprocess.run([tool("dumpe2fs"), pool], capture_output=True, text=True, timeout=30, check=True).stdout
     return re.findall(r"^Free (?:blocks|inodes): +\d+|\d+ free blocks, \d+ free inodes", told, re.M)
 
 
 def without_changes(tree: Tree) -> Tree:
-    """Without what is not the same after a truncate was finished."""
+    """Return a tree without what may differ after a truncate was finished."""
     return {path: facts._replace(mtime_ns=0, ctime_ns=0, blocks=0) for path, facts in tree.items()}
 
 
 def replayed(dirty: Path, *, truncates: bool = False) -> Tree:
-    """Replay copies of a dirty pool in all ways; the trees and the free counts are equal and e2fsck finds nothing.
+    """Replay copies of a dirty pool in all ways; check that trees and free counts are equal and e2fsck finds nothing.
 
-    Each finishes ``truncates`` in its own way: the kernel sets times, daxfs keeps fewer blocks for the map.
+    Each implementation finishes ``truncates`` differently: the kernel sets times, daxfs keeps fewer blocks for the map.
     """
     assert needs_recovery(dirty)
     found: dict[str, tuple[Tree, list[str]]] = {}
@@ -147,7 +147,7 @@ def test_orphans_of_the_kernel(pool: MakePool, any_format: tuple[str, ...]) -> N
 
 
 def test_revokes_of_the_kernel(pool: MakePool) -> None:
-    """Blocks of directories become blocks of a file: the directories' old content in the log must stay there."""
+    """Blocks of directories become a file's: the directories' old content in the log must not be replayed over it."""
     path = pool("-b", "1024", size="16M")
     with kernel_mount(path) as root:
         content = directories_become_data(KernelSide(root), lambda: sync(root))
@@ -159,7 +159,7 @@ def test_revokes_of_the_kernel(pool: MakePool) -> None:
 
 
 def directories_become_data(side: KernelSide | PoolSide, durable: Callable[[], None]) -> bytes:
-    """Make directories, remove them, and fill the pool with a file, each durable on its own."""
+    """Make directories, remove them, and fill the pool with a file, each step durable."""
     names = [b"d%d" % number for number in range(200)]
     side.mknod(b"target", 0o100644)
     for name in names:
@@ -205,7 +205,7 @@ def test_fast_commits_are_refused_by_name_or_replayed(pool: MakePool) -> None:
 
 @journalled_formats
 def test_a_log_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
-    """A copy of the pool as it is between two commits: what was synced is there, what came later is not needed."""
+    """The pool is copied between two commits: what was synced is there, later changes are not required."""
     path = pool("-b", "4096", *any_format, size="96M")
     with FileSystem.open(path, QUIET) as fs:
         side = PoolSide(fs)
@@ -223,7 +223,7 @@ def test_a_log_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("any_format", ["default", "block1k", "orphan-file"], indirect=True)
 def test_power_cuts_within_commits_of_daxfs(pool: MakePool, any_format: tuple[str, ...], tmp_path: Path) -> None:
-    """Whatever a cut leaves of a commit, all three make the same of it."""
+    """All three recover each image of a cut commit to the same tree."""
     recorder = RecordingPool(pool("-b", "4096", *any_format, size="16M").read_bytes())
     fs = FileSystem.open(recorder, QUIET)
     fs.sync()
@@ -246,7 +246,7 @@ def test_power_cuts_within_commits_of_daxfs(pool: MakePool, any_format: tuple[st
 
 
 def test_replay_may_be_cut_and_repeated(pool: MakePool) -> None:
-    """A power cut while daxfs replays and cleans orphans: the next mount comes to the same tree."""
+    """After a power cut while daxfs replays and cleans orphans, the next mount finds the same tree."""
     path = pool("-b", "1024", size="16M")
     with kernel_mount(path) as root:
         sync(root)
@@ -342,7 +342,7 @@ def test_orphans_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
 def test_a_cut_truncate_is_finished(
     pool: MakePool, any_format: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new size is durable and most blocks are still there: the orphan list says what is to be done."""
+    """The new size is durable and most blocks are still there: the orphan list names the file."""
     path = pool("-b", "4096", *any_format)
     with FileSystem.open(path, QUIET) as fs:
         file, made = fs.create(ROOT_INO, b"f", 0o644)

@@ -1,4 +1,4 @@
-"""Interoperation with the kernel: what either writes, both read the same, on several formats; e2fsck finds nothing."""
+"""Interoperation with the kernel: each reads what the other writes, on several formats; e2fsck finds nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def block_size(options: tuple[str, ...]) -> int:
 
 
 def planted_by_kernel(pool: Path, size: int) -> Tree:
-    """The tree, written by the kernel; as the kernel sees it after another mount."""
+    """Have the kernel write the tree; return it as the kernel sees it after another mount."""
     with kernel_mount(pool) as root:
         side = KernelSide(root)
         plant(side, size)
@@ -141,7 +141,7 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
 
 @pytest.mark.parametrize("any_format", ["default", "block1k", "inode128"], indirect=True)
 def test_preallocated_and_punched_files(pool: MakePool, any_format: tuple[str, ...]) -> None:
-    """Unwritten extents, blocks beyond the end, holes and shifted extents, then written to by daxfs."""
+    """daxfs writes to unwritten extents, blocks past EOF, holes and shifted extents."""
     path = pool("-b", "4096", *any_format)
     chance = random.Random(5)
     with kernel_mount(path) as root:
@@ -229,7 +229,7 @@ def test_attribute_blocks_that_the_kernel_shares_are_copied_before_a_change(pool
 
 @pytest.mark.parametrize("any_format", ["default", "block1k", "no-extents", "orphan-file"], indirect=True)
 def test_taking_turns_with_the_kernel_on_one_pool(pool: MakePool, any_format: tuple[str, ...]) -> None:
-    """Each goes on where the other stopped; a second pool, where the kernel did all of it, looks the same."""
+    """Each continues where the other stopped; a second pool, which the kernel alone has changed, looks the same."""
     mixed, pure = pool("-b", "4096", *any_format), pool("-b", "4096", *any_format)
     tree: Tree = {b"": seen_by_kernel(pure)[b""]}
     for turn in range(6):

@@ -1,4 +1,4 @@
-"""The lives of inodes: every transition, undone or not, leaves books that agree with the pool."""
+"""The states of inodes: after every transition, undone or not, the records agree with the pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools that can't be mounted, or not for writing: each is refused with one named error and left unchanged."""
+"""Pools that can't be mounted, or not for writing: each is refused with one named error and stays unchanged."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_descriptor_with_a_bad_checksum(pool: MakePool) -> None:
 
 
 def journal_block(path: Path, lblk: int) -> int:
-    """The byte where a block of the journal lies."""
+    """Return the byte offset of a block of the journal."""
     return int(run("debugfs", "-R", f"bmap <8> {lblk}", path).split()[0]) * 4096
 
 
@@ -171,7 +171,7 @@ def test_an_unknown_ro_compat_feature_mounts_read_only(
 
 
 def refuses_every_change(fs: FileSystem) -> None:
-    """EROFS, whatever is tried; reads go on."""
+    """Check that every change is refused with EROFS and that reads work."""
     root = ROOT_INO
     inode = fs.lookup(root, b"f").ino
     attempts: list[Callable[[], object]] = [
@@ -212,7 +212,7 @@ def test_a_read_only_mount(pool: MakePool) -> None:
 
 
 def test_a_dirty_journal_needs_memory_that_can_be_written(pool: MakePool) -> None:
-    """A path is opened so that replay has somewhere to go; a pool that is given mapped for reading has nothing."""
+    """A pool that is opened by path can be replayed in memory; a pool that is given as mapped for reading can't."""
     path = pool("-b", "4096")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/f", b"content")

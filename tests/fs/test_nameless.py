@@ -1,4 +1,4 @@
-"""Files without a name (O_TMPFILE): made, kept while open, given a name, gone with the last close or with the power."""
+"""Files without a name (O_TMPFILE): made, kept while open, named, removed with the last close or by a power cut."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def refused(number: int) -> pytest.RaisesExc[FsError]:
 
 
 def listed(fs: FileSystem) -> list[int]:
-    """The orphans that the disk names."""
+    """Return the orphans on the disk's list."""
     return list(orphans.listing(fs.volume.view))
 
 
 @contextlib.contextmanager
 def nothing_is_lost(fs: FileSystem) -> Iterator[None]:
-    """As many blocks and inodes are free at the end as in the beginning."""
+    """Check that as many blocks and inodes are free at the end as at the start."""
     before = fs.statfs()
     yield
     fs.sync()
@@ -204,7 +204,7 @@ def test_read_only(pool: MakePool) -> None:
 
 
 def errno_of(call: Callable[[], object]) -> str:
-    """The name of the error that a call ends with, "" if with none."""
+    """Return the name of the error that a call raises, "" if none."""
     try:
         call()
     except OSError as error:
@@ -213,7 +213,7 @@ def errno_of(call: Callable[[], object]) -> str:
 
 
 def test_the_kernel_says_the_same(pool: MakePool) -> None:
-    """The kernel's own ext4 on the same questions, and it reads the file that got its name from daxfs."""
+    """The kernel's ext4 gets the same calls, and reads the file that daxfs has named."""
     path = pool("-b", "4096")
     with kernel_mount(path) as root:
 

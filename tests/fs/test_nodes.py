@@ -1,4 +1,4 @@
-"""What an open inode keeps of itself agrees with the pool, whatever happens to it and whatever fails on the way."""
+"""The node of an inode in use agrees with the pool, whatever happens to the inode and whatever fails meanwhile."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OPERATIONS: dict[str, Callable[[FileSystem, OpenFile], object]] = {
 
 
 def made(fs: FileSystem) -> OpenFile:
-    """A file of 40 blocks with two holes, whose map is in DRAM."""
+    """Return a file of 40 blocks with two holes, whose map is in DRAM."""
     file, _ = fs.create(ROOT_INO, b"f", 0o600)
     for begin, end in ((0, 10), (15, 25), (30, 40)):
         fs.write(file, begin * BLOCK, b"." * (end - begin) * BLOCK)
@@ -73,7 +73,7 @@ def test_two_operations(open_fs: OpenFs, first: str, second: str) -> None:
 def test_an_operation_that_fails_half_way(
     open_fs: OpenFs, name: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of its first, second or third handle, when all else of that is done."""
+    """The operation fails at the end of its first, second or third handle, after the rest of that handle."""
     fs = open_fs(size="16M")
     file = made(fs)
     wait_a_tick()
@@ -127,7 +127,7 @@ def test_a_refused_operation_keeps_the_times_that_wait(open_fs: OpenFs, monkeypa
 
 
 def links(fs: FileSystem) -> list[int]:
-    """As many symbolic links as may have times that wait."""
+    """Return as many symbolic links as may have times that wait."""
     return [fs.symlink(ROOT_INO, b"l%d" % number, b"x").ino for number in range(MAX_LAZY)]
 
 
@@ -175,7 +175,7 @@ def opened(fs: FileSystem) -> OpenFile:
 
 
 def test_times_that_waited_when_damage_was_met_are_given_up(open_fs: OpenFs) -> None:
-    """Nothing is written any more, so that nothing keeps them, nor the nodes of closed files."""
+    """No commit follows, so that neither the times nor the nodes of closed files are kept."""
     fs = open_fs(size="16M")
     file = opened(fs)
     fs.sync()
@@ -191,7 +191,7 @@ def test_times_that_waited_when_damage_was_met_are_given_up(open_fs: OpenFs) -> 
 
 
 def test_an_aborted_commit_leaves_no_map_of_what_it_gave_up(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node of a closed file, whose times waited, lives on when they could not be written."""
+    """The node of a closed file, whose times waited, stays if they could not be written."""
     fs = open_fs(size="16M")
     file = opened(fs)
     fs.read(file, 0, 1)

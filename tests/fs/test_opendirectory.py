@@ -1,4 +1,4 @@
-"""Open directories: a listing goes on after any cookie, whatever happens to the names meanwhile."""
+"""Open directories: a listing continues after any cookie, whatever happens to the names meanwhile."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OpenFs = Callable[..., FileSystem]
 
 
 def test_a_listing_goes_on_across_remounts(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The places of names with the same hash are as the reader was told, though the first of them are gone."""
+    """Names with the same hash keep the places that the reader got, although the first of them were removed."""
     weaken_hashes(monkeypatch)
     fs = open_fs()
     names = {b"name %d" % i for i in range(40)}

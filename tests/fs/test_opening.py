@@ -1,4 +1,4 @@
-"""Read-only mounts of pools that were not unmounted, and looks at them: they see all that was committed."""
+"""Read-only mounts and checks of pools that were not unmounted: they see all that was committed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTENT = b"committed and not unmounted" * 100
 
 @pytest.fixture(params=["1024", "4096"])
 def crashed(pool: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
-    """A pool as a power cut leaves it: committed transactions in the log, home copies taken back, an orphan."""
+    """Return a pool as a power cut leaves it: committed transactions in the log, no home copies of them, an orphan."""
     path = pool("-b", request.param, size="16M")
     before = path.read_bytes()
     memory = MemoryPool(bytearray(before))
@@ -48,7 +48,7 @@ def crashed(pool: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
 
 @contextmanager
 def unwritable(path: Path) -> Iterator[None]:
-    """Not even root opens an immutable file for writing."""
+    """Make the pool immutable, so that not even root opens it for writing."""
     run("chattr", "+i", path)
     try:
         with pytest.raises(PermissionError):

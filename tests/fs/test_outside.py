@@ -1,7 +1,7 @@
-"""What tune2fs stores into a mounted pool from outside is kept, and in the log from the next tick on.
+"""What tune2fs stores into a mounted pool from outside is kept, and is in the log from the next tick on.
 
-The stores are made here as tune2fs makes them on a pool that it knows is mounted. It does not know of a pool that is
-only open in a library: there it would replay the journal (docs/TROUBLESHOOTING.md).
+The test stores as tune2fs does on a pool that it knows is mounted. tune2fs does not know it of a pool that is only open
+in a library: there it would replay the journal (docs/TROUBLESHOOTING.md).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def assert_kept(path: Path) -> None:
 
 
 def change(fs: FileSystem, name: bytes) -> None:
-    """A commit that changes the superblock."""
+    """Make a commit that changes the superblock."""
     fs.mkdir(ROOT_INO, name, 0o755)
     fs.volume.commit()
 

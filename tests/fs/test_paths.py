@@ -1,4 +1,4 @@
-"""Paths and file objects over the facade: how paths resolve, and what a binary file promises."""
+"""Paths and file objects over the facade: how paths resolve, and how a binary file behaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daxfs.fs.types import ROOT_INO
 
 @pytest.fixture
 def tree(memory_fs: FileSystem) -> Tree:
-    """A directory ``/d`` with a file ``/d/f``."""
+    """Return the paths of a pool with the directory ``/d`` and the file ``/d/f``."""
     tree = memory_fs.tree
     tree.mkdir("/d")
     tree.write_bytes("/d/f", b"content")
@@ -40,7 +40,7 @@ def test_paths_that_lead_nowhere(tree: Tree) -> None:
 
 
 def test_names_are_bytes(tree: Tree) -> None:
-    """A name that is no UTF-8 goes through ``str`` and back (surrogateescape)."""
+    """A name that is no UTF-8 survives the way through ``str`` and back (surrogateescape)."""
     tree.write_bytes(b"/\xff\xfe", b"x")
     name = os.fsdecode(b"\xff\xfe")
     assert tree.read_bytes("/" + name) == b"x"
@@ -48,7 +48,7 @@ def test_names_are_bytes(tree: Tree) -> None:
 
 
 def test_symbolic_links(tree: Tree) -> None:
-    """Relative to the directory that holds the link, or from the pool's root; the last one only if asked."""
+    """A target is relative to the link's directory or absolute in the pool; the last link is followed on request."""
     tree.symlink("f", "/d/near")
     tree.symlink("/d/near", "/far")
     tree.symlink("d", "/dir")
@@ -90,7 +90,7 @@ def test_names_come_and_go(tree: Tree) -> None:
 
 
 def test_modes_of_open(tree: Tree) -> None:
-    """As those of the built-in ``open``."""
+    """The modes are those of the built-in ``open``."""
     for mode in ("r+b", "rb"):
         with refused(errno.ENOENT):
             tree.open("/none", mode)

@@ -1,8 +1,8 @@
-"""Power cuts of the whole file system: whatever a cut leaves, recovery brings back a state that the tree went through.
+"""Power cuts of the whole file system: recovery brings back a state that the tree went through.
 
 Every single operation and a sample of sequences, each perhaps followed by a sync, are cut before each fence with every
-kind of subset of the stores that are not durable by then (`recorder`). daxfs recovers each image and e2fsck
-checks the result; e2fsck and the kernel recover a sample of them to the same tree.
+kind of subset of the stores that are not durable by then (`recorder`). daxfs recovers each image and e2fsck checks the
+result; e2fsck and the kernel recover a sample of them to the same tree.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from support import fsck
 
 
 def check(run: Run, left: CrashImage, path: Path, *, grow: bool = False) -> None:
-    """daxfs recovers the image to a state that the workload may leave, and e2fsck finds nothing to say about it."""
+    """Check that daxfs recovers the image to a state that the workload may leave, and that e2fsck finds nothing."""
     found = recover(left.image)
     told = run.judge(found, left.position)
     assert not told, run.describe(left) + "\n" + "\n".join(told)
@@ -51,7 +51,7 @@ def check(run: Run, left: CrashImage, path: Path, *, grow: bool = False) -> None
 
 
 def sweep(steps: list[Step], name: str, path: Path, share: float, *, prefixes: int = 2, subsets: int = 3) -> int:
-    """Cut one workload everywhere, and look at a share of the images. Returns how many."""
+    """Cut one workload everywhere, and check a share of the images; return their number."""
     seed = zlib.crc32(repr((steps, name)).encode())
     rng = random.Random(seed)
     run = Run(image(name), steps)
@@ -63,7 +63,7 @@ def sweep(steps: list[Step], name: str, path: Path, share: float, *, prefixes: i
 
 
 def sequences(count: int, seed: int) -> list[tuple[list[Step], str]]:
-    """Random workloads of two and three operations with formats."""
+    """Return random workloads of two and three operations with formats."""
     rng = random.Random(seed)
     return [
         (
@@ -81,7 +81,7 @@ def test_one_operation(tmp_path: Path, after: str) -> None:
 
 
 def test_every_operation_does_something() -> None:
-    """None is refused, and all but the trim, which gives free memory back, change the tree."""
+    """No operation is refused, and all but the trim, which frees memory, change the tree."""
     for operation in SINGLE:
         *_, before, after = Run(image("1k"), [(operation, "")]).moments
         assert after.name == operation
@@ -147,7 +147,7 @@ LIFE: list[Step] = [
 
 
 def life(name: str, path: Path, share: float, *, prefixes: int, subsets: int) -> int:
-    """Cuts from the first store of the mount to the last of the unmount; how many images. None is refused."""
+    """Cut from the first store of the mount to the last of the unmount, none refused; return the number of images."""
     rng = random.Random(zlib.crc32(name.encode()))
     run = Run(image(name), LIFE, close=True)
     count = 0
@@ -170,7 +170,7 @@ def test_mount_and_unmount_in_full(tmp_path: Path, name: str) -> None:
 
 
 def cut_recoveries(steps: list[Step], name: str, path: Path, share: float, inner: float) -> int:
-    """Cut the recovery of what cuts have left."""
+    """Cut the recovery of images that cuts have left."""
     rng = random.Random(zlib.crc32(repr(steps).encode()))
     run = Run(image(name), steps)
     count = 0
@@ -213,7 +213,7 @@ NAMELESS: list[list[Step]] = [
 
 
 def nameless(name: str, path: Path, share: float, *, prefixes: int = 2, subsets: int = 3) -> int:
-    """Cuts in the lives of files that are made without a name; nothing may leak, which e2fsck would see."""
+    """Cut the lives of files that are made without a name; nothing may leak, which e2fsck would find."""
     return sum(sweep(steps, name, path, share, prefixes=prefixes, subsets=subsets) for steps in NAMELESS)
 
 
@@ -242,7 +242,7 @@ SLOW_ENDS: list[list[Step]] = [
 
 
 def end_slowly(name: str, path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> int:
-    """A file in many pieces ends in many transactions; a cut between them leaves the rest to the orphan list."""
+    """Free a file with many extents in many transactions; a cut between them leaves the rest to the orphan list."""
     monkeypatch.setattr(data, "CREDITS_CUT", 254)
     monkeypatch.setattr(data, "BLOCKS_PER_CUT", 8)
     monkeypatch.setattr(removal, "CREDITS_FREE", 254)
@@ -270,7 +270,7 @@ def test_files_that_end_slowly_in_full(tmp_path: Path, name: str, monkeypatch: p
 
 
 def go_round(seed: int, name: str, path: Path, share: float) -> int:
-    """Fill the log until it begins anew, and cut about there."""
+    """Fill the log until it starts over, and cut about there."""
     rng = random.Random(seed)
     run = Run(image(name), [(rng.choice(AGAIN), "sync") for _ in range(330)])
     assert run.laps
@@ -302,9 +302,10 @@ def test_a_log_that_begins_anew_in_full(tmp_path: Path, name: str) -> None:
 
 
 def others_agree(steps: list[Step], name: str, path: Path, share: float) -> tuple[int, int]:
-    """e2fsck and the kernel recover the images to the tree that daxfs finds; how many, and how many the kernel refused.
+    """Check that e2fsck and the kernel recover the images to the tree that daxfs finds.
 
-    The kernel checks the superblock and the group descriptors before it looks at the log (docs/CRASH.md).
+    Return the number of images, and how many of them the kernel refused.
+    The kernel checks the superblock and the group descriptors before it reads the log (docs/CRASH.md).
     """
     rng = random.Random(zlib.crc32(repr((steps, name)).encode()))
     run = Run(image(name), steps)

@@ -37,14 +37,14 @@ TEARS: dict[str, set[str]] = {"no-csum": set()}
 
 
 def preen(path: Path, *more: str) -> int:
-    """``e2fsck -p``; its exit code."""
+    """Run ``e2fsck -p``; return its exit code."""
     command = [tool("e2fsck"), "-p", *more, str(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG_SECONDS, check=False)
     return done.returncode
 
 
 def name_of_tear(content: bytearray, whole: list[bytes]) -> str:
-    """Which of the two torn superblocks an image has, "" if its superblock is none of them.
+    """Return which of the two torn superblocks an image has, "" if neither.
 
     Args:
         content: the image.
@@ -73,7 +73,7 @@ def superblock_of(content: bytearray) -> bytes:
 def sweep_life(
     content: bytes, pool: RecordingPool, path: Path, *, alone: int, subsets: int
 ) -> tuple[int, Counter[str]]:
-    """Cuts from the first store of a mount to the last of its unmount: how many images, and how many of each tear."""
+    """Cut from the first store of a mount to the last of its unmount; return the number of images, and of each tear."""
     disk = Disk(content, Geometry.of(read_superblock(MemoryPool(content))).block_size)
     images = 0
     torn: Counter[str] = Counter()
@@ -116,7 +116,7 @@ def test_every_cut_of_mount_and_unmount_is_preened(tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_cut_of_the_first_mount_is_preened(tmp_path: Path, name: str) -> None:
-    """The log is given its features then."""
+    """The first mount sets the features of the log."""
     size, blocks = ("16M", "4") if "4096" in FORMATS[name] else ("4M", "1")
     path = mke2fs(tmp_path / "made", *FORMATS[name], "-N", "64", "-J", f"size={blocks}", size=size)
     content = path.read_bytes()

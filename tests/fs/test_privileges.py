@@ -1,4 +1,4 @@
-"""Set-id bits and file capabilities: which change takes them away, and what the kernel's ext4 does in the same case."""
+"""Set-id bits and file capabilities: which change drops them, compared with the kernel's ext4."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SET_ID_MODES = (0o4755, 0o2755, 0o6755, 0o2644, 0o6644, 0o4644, 0o755)
 
 @pytest.fixture
 def ino(fs: FileSystem) -> int:
-    """A file of 1000:1000 with some content."""
+    """Return the number of a file of 1000:1000 with some content."""
     fs.tree.write_bytes("/f", b"c" * 10_000)
     made = fs.tree.resolve("/f")
     fs.setattr(made, SetAttributes(uid=1000, gid=1000))
@@ -34,7 +34,7 @@ def ino(fs: FileSystem) -> int:
 
 
 def modes_after(fs: FileSystem, ino: int, change: Callable[[], object]) -> list[int]:
-    """What becomes of each mode."""
+    """Return what each mode becomes."""
     found = []
     for mode in SET_ID_MODES:
         fs.setattr(ino, SetAttributes(mode=mode))
@@ -78,7 +78,7 @@ def test_writes_cuts_and_opens(
 
 
 def test_a_change_by_somebody_who_did_not_open_the_file(fs: FileSystem, ino: int) -> None:
-    """FUSE tells who writes. The next change is the opener's again."""
+    """FUSE names the writer. The next change counts as the opener's again."""
     file = fs.open_file(ino, os.O_RDWR)
     source = fs.create(ROOT_INO, b"source", 0o644)[0]
     fs.write(source, 0, b"content")
@@ -167,7 +167,7 @@ def test_other_attributes_cost_one_look(fs: FileSystem, ino: int) -> None:
 
 
 def test_the_kernel_drops_the_same(pool: MakePool) -> None:
-    """Root's writes, cuts and changes of owner, on both."""
+    """Root writes, cuts and changes owners on both file systems."""
     path = pool("-b", "4096")
 
     def kernel(root: Path, mode: int) -> list[tuple[int, bool]]:

@@ -1,4 +1,4 @@
-"""Random damage: whatever bytes of the metadata are changed, only named errors come of it, and in good time."""
+"""Random damage: whatever bytes of the metadata are changed, only named errors result, within a bounded time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRIAL_LIMIT = 10.0
 
 
 def metadata_blocks(fs: FileSystem) -> list[int]:
-    """Every block that holds metadata, and something else than zeros; the log aside."""
+    """Return every block that holds metadata other than zeros, without the log."""
     view, geometry = fs.volume.view, fs.volume.geometry
     data: set[int] = set()
     log = [8] if geometry.has_journal else []
@@ -49,7 +49,7 @@ def metadata_blocks(fs: FileSystem) -> list[int]:
 
 
 def bounded_walk(fs: FileSystem) -> None:
-    """Look at everything that can be reached, once; damage that is reported is as it should be."""
+    """Read everything that can be reached, once; errors that report damage are right."""
     seen: set[int] = set()
     todo = [ROOT_INO]
     while todo:
@@ -69,7 +69,7 @@ def bounded_walk(fs: FileSystem) -> None:
 
 
 def tolerate(action: Callable[[], object]) -> object:
-    """Errors that daxfs raises on purpose are fine."""
+    """Suppress the errors that daxfs raises on purpose."""
     try:
         return action()
     except OSError:
@@ -95,7 +95,7 @@ def listing(fs: FileSystem, ino: int) -> list[tuple[bytes, int]]:
 
 
 def change_everything(fs: FileSystem, chance: random.Random) -> None:
-    """Every kind of change, wherever it leads."""
+    """Make every kind of change, whatever results."""
     inos = [ino for _, ino in tolerate(lambda: listing(fs, ROOT_INO)) or []]
     names = [name for name, _ in tolerate(lambda: listing(fs, ROOT_INO)) or []]
     for number in range(6):
@@ -116,7 +116,7 @@ def change_everything(fs: FileSystem, chance: random.Random) -> None:
 
 
 def ignore(_: Corrupt) -> None:
-    """Stands in for the report of damage, so that changes go on after it."""
+    """Stand in for the report of damage, so that changes continue after it."""
 
 
 def shake(image: bytes, blocks: list[int], block_size: int, trials: range) -> None:

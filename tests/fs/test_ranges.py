@@ -1,4 +1,4 @@
-"""Ranges of files: fallocate and seek against a model of a file, against the kernel, and where the pool is full."""
+"""Ranges of files: fallocate and seek against a model of a file, against the kernel, and in a full pool."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ OpenFs = Callable[..., FileSystem]
 
 
 def depth(fs: FileSystem, ino: int) -> int:
-    """Levels below the root of the file's extent tree."""
+    """Return the number of levels below the root of the file's extent tree."""
     return inodes.read(fs.volume.view, ino).words[11] >> 16
 
 
@@ -63,7 +63,7 @@ def depth(fs: FileSystem, ino: int) -> int:
 
 
 class Machine(RuleBasedStateMachine):
-    """Two files in a pool of ``image``; all rules but one change the same of them, until they change places."""
+    """Two files in a pool of ``image``; all rules but one change one of them, until they change places."""
 
     image: Path
     block_size: int
@@ -173,7 +173,7 @@ class Machine(RuleBasedStateMachine):
         assert self.other.blocks() == self.other_model.blocks
 
     def place(self, data: st.DataObject) -> int:
-        """A byte: often at the beginning or end of a block that is mapped, or at the end of the file."""
+        """Return a byte offset: often at the start or end of a mapped block, or at EOF."""
         if data.draw(st.booleans(), "near"):
             borders = [lblk * self.block_size for lblk in self.model.blocks] + [len(self.model.content)]
             at = data.draw(st.integers(0, len(borders) - 1), "at")
@@ -193,7 +193,7 @@ class Machine(RuleBasedStateMachine):
 def test_any_sequence_agrees_with_the_model(
     tmp_path: Path, block_size: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``at_once``: whether ranges are inserted and collapsed in one transaction, else by two leaves at a time."""
+    """``at_once``: ranges are inserted and collapsed in one transaction; otherwise by two leaves at a time."""
     if not at_once:
         monkeypatch.setattr(ranges, "LEAVES_PER_MOVE", 2)
         monkeypatch.setattr(ranges, "fits", lambda *_: False)
@@ -215,13 +215,13 @@ def test_any_sequence_agrees_with_the_model(
 
 
 def scatter_behind(file: PoolFile, count: int, size: int = 1024) -> None:
-    """So many single blocks behind the end of the file, none beside another."""
+    """Allocate so many single blocks past EOF of the file, none next to another."""
     for at in range(count):
         assert file.fallocate(KEEP_SIZE, (10 + 2 * at) * size, size) is None
 
 
 def test_many_extents_behind_the_end_are_no_error_to_e2fsck(pool: Callable[..., Path]) -> None:
-    """Also while the file grows into them, and while they go."""
+    """This holds while the file is extended over them, and while they are freed."""
     path = pool("-b", "1024")
     fs = FileSystem.open(path)
     check_credits(fs)
@@ -389,7 +389,7 @@ def test_blocks_that_wait_for_the_commit_are_found(open_fs: OpenFs) -> None:
 
 @pytest.mark.parametrize("mode", MOVES)
 def test_a_cut_between_two_parts_of_a_move(tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is sound, and none of its blocks is anything but one of the old ones or a hole."""
+    """The file is valid, and each of its blocks is one of the old ones or a hole."""
     monkeypatch.setattr(ranges, "LEAVES_PER_MOVE", 1)
     monkeypatch.setattr(ranges, "fits", lambda *_: False)
     for name in ("move_up", "move_down", "punch_step"):

@@ -1,4 +1,4 @@
-"""A full pool: what can be reclaimed is, once, before an operation fails."""
+"""A full pool: what can be reclaimed is reclaimed, once, before an operation fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def fill(fs: FileSystem, file: OpenFile) -> int:
-    """Write behind the end until the pool is full; the errno that says so."""
+    """Write past EOF until the pool is full; return the errno."""
     position = fs.getattr(file.ino).size
     while True:
         try:
@@ -26,7 +26,7 @@ def fill(fs: FileSystem, file: OpenFile) -> int:
 
 
 def filled(fs: FileSystem) -> OpenFile:
-    """An open file that has taken all blocks that there are."""
+    """Return an open file that has taken all free blocks."""
     file, _ = fs.create(ROOT_INO, b"full", 0o600)
     assert fill(fs, file) == errno.ENOSPC
     return file

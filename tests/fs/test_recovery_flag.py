@@ -1,4 +1,4 @@
-"""The feature flag needs_recovery in the pool's own superblock: stored durably, and mended when it is torn."""
+"""The feature flag needs_recovery in the pool's own superblock: stored durably, and repaired when it is torn."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ MENDED = (0, 1)
 
 
 def preen(path: Path, *more: str) -> int:
-    """``e2fsck -p``; its exit code."""
+    """Run ``e2fsck -p``; return its exit code."""
     command = [tool("e2fsck"), "-p", *more, str(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG_SECONDS, check=False)
     return done.returncode
 
 
 def pool_of() -> RecordingPool:
-    """A pool that was unmounted cleanly, and that records what is stored into it."""
+    """Return a recording pool that was unmounted cleanly."""
     return RecordingPool(bytearray(image("4k")))
 
 
 def flag(pool: Pool) -> bool:
-    """Whether the flag is raised, in a superblock whose checksum is right."""
+    """Return whether the flag is set, in a superblock whose checksum is right."""
     sb = Superblock(memoryview(bytearray(pool.memory[SUPERBLOCK_OFFSET : 2 * SUPERBLOCK_OFFSET])))
     assert not sb.is_torn()
     return bool(sb.s_feature_incompat & Incompat.needs_recovery)
@@ -57,7 +57,7 @@ def test_a_flag_that_is_so_already_is_not_stored() -> None:
 
 
 def test_every_cut_of_a_store_is_whole_or_mended() -> None:
-    """A mend never stores into a superblock that is whole, and leaves one that is."""
+    """A mend stores nothing into a whole superblock, and leaves a whole one."""
     tears = 0
     for raised in (True, False):
         pool = pool_of()

@@ -1,4 +1,4 @@
-"""Remounting the core: what a volume may do afterwards, what refuses it, and what the pool looks like meanwhile."""
+"""Remounting in the core: what a volume may do afterwards, what refuses it, and what the pool holds meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OpenFs = Callable[..., FileSystem]
 
 
 def refused(number: int, fs: FileSystem, options: Options) -> None:
-    """The volume stays as it was."""
+    """Check that a remount is refused and that the volume stays as it was."""
     before = fs.options, fs.volume.read_only
     with pytest.raises(FsError) as caught:
         fs.remount(options)

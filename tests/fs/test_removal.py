@@ -1,4 +1,4 @@
-"""The end of inodes: those without a name wait while they are busy and are then freed."""
+"""The end of inodes: an inode without a name is freed when it is no longer busy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daxfs.structures import inodes, mapping, orphans
 
 
 def test_what_frees_an_inode_frees_all_of_it(memory_fs: FileSystem) -> None:
-    """Blocks, attribute block and inode, whatever the kind; a symbolic link's text and a device number are no map."""
+    """Blocks, attribute block and inode are freed; a symbolic link's text and a device number are no map of blocks."""
     fs = memory_fs
     fs.sync()
     before = fs.statfs()
@@ -45,7 +45,7 @@ def test_what_frees_an_inode_frees_all_of_it(memory_fs: FileSystem) -> None:
 
 
 def test_an_inode_waits_while_it_is_busy(memory_fs: FileSystem) -> None:
-    """Open, pinned, or a volume that can't be changed: `collect` leaves it, and what ends that frees it."""
+    """`collect` leaves an inode that is open or pinned, or whose volume can't be changed; later it is freed."""
     fs = memory_fs
     file, made = fs.create(ROOT_INO, b"f", 0o600)
     fs.pin(made.ino)
@@ -64,7 +64,7 @@ def test_an_inode_waits_while_it_is_busy(memory_fs: FileSystem) -> None:
 def test_recovery_ends_what_is_on_the_orphan_list(
     small_image: bytes, nameless: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file without a name is freed; one that was being cut is cut to its size."""
+    """A file without a name is freed; a file whose cut was interrupted is cut to its size."""
     content = bytearray(small_image)
     fs = FileSystem.open(MemoryPool(content), QUIET)
     file, made = fs.create(ROOT_INO, b"f", 0o600)
@@ -88,7 +88,7 @@ def test_recovery_ends_what_is_on_the_orphan_list(
 
 
 def test_a_large_file_is_freed_in_steps(memory_fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tree is valid after each handle, and the orphan list has the inode until the last one."""
+    """After each handle the tree is valid, and the orphan list has the inode until the last one."""
     fs = memory_fs
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
     file, made = fs.create(ROOT_INO, b"f", 0o600)
@@ -141,7 +141,7 @@ def test_a_pinned_inode_without_a_name_lives_until_forgotten(fs: FileSystem) -> 
 
 
 def test_files_cut_in_steps_leave_the_list(open_fs: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A truncate that failed between its handles stays listed, once, and the end of the file takes it off."""
+    """A truncate that failed between its handles stays listed, once, until the inode is freed."""
     monkeypatch.setattr("daxfs.fs.data.BLOCKS_PER_CUT", 1)
     fs = open_fs(size="16M")
     file, _ = fs.create(ROOT_INO, b"f", 0o600)

@@ -62,14 +62,14 @@ def anything(_: Thing) -> bool:
 
 @cache
 def image(name: str) -> bytes:
-    """A fresh pool of the format."""
+    """Return a fresh pool of the format."""
     with tempfile.TemporaryDirectory() as place:
         size = "12M" if name == "block4k" else "6M"
         return mke2fs(Path(place) / "pool", *FORMATS[name], size=size).read_bytes()
 
 
 class Machine(RuleBasedStateMachine):
-    """``states``: the moments since the last sync, the present one last; ``partials``: what led to the next of each."""
+    """``states``: those since the last sync, the present one last; ``partials``: the write that leads to the next."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -92,19 +92,19 @@ class Machine(RuleBasedStateMachine):
         return self.states[-1]
 
     def durable(self, state: State) -> None:
-        """Nothing before this moment can come back."""
+        """No state before the present one can come back."""
         self.states = [state]
         self.partials = [NONE]
         self.position = len(self.pool.events)
 
     def moment(self, changes: State, gone: set[int] = frozenset(), partial: Partial = NONE) -> None:  # type: ignore[assignment]
-        """A change was made."""
+        """Record the state after a change."""
         self.partials[-1] = partial
         self.states.append({ino: thing for ino, thing in (self.state | changes).items() if ino not in gone})
         self.partials.append(NONE)
 
     def tried(self, action: Callable[[], object], expected: set[int]) -> bool:
-        """Do it; whether it was done. ``expected``: the errors of which one must come. A full pool is excused."""
+        """Return whether an operation succeeds. ``expected``: one of these errors must come; a full pool is excused."""
         try:
             action()
         except FsError as error:
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         return True
 
     def choose(self, pick: int, wanted: Callable[[Thing], bool]) -> int:
-        """One of the inodes that have a name and are ``wanted``."""
+        """Return one of the inodes that have a name and are ``wanted``."""
         found = [ino for ino, thing in sorted(self.state.items()) if thing.nlink and wanted(thing)]
         return found[pick % len(found)] if found else 0
 
@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
         return ino in self.pinned or any(file.ino == ino for file in self.opened)
 
     def unnamed(self, ino: int) -> tuple[State, set[int]]:
-        """What becomes of an inode that loses a name."""
+        """Return what changes in the model when an inode loses a name, and the inodes that are gone."""
         thing = self.state[ino]
         left = 0 if thing.is_dir else thing.nlink - 1
         if left or self.busy(ino):
@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
     # Names
 
     def made(self, parent: int, name: bytes, thing: Thing, action: Callable[[], object]) -> None:
-        """Make an inode."""
+        """Add a new inode to the model."""
         directory = self.state[parent]
         if not self.tried(action, {errno.EEXIST} if name in directory.names else set()):
             return
@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks, name=names, offset=offsets, size=st.sampled_from(SIZES), seed=seeds)
     def create(self, pick: int, name: bytes, offset: int, size: int, seed: int) -> None:
-        """A new file with something in it."""
+        """Make a file with some content."""
         parent = self.directory(pick)
         self.made(parent, name, Thing(stat.S_IFREG | 0o644, 1), lambda: self.fs.mknod(parent, name, 0o644))
         ino = self.state[parent].names.get(name, 0)
@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks, into=picks, seed=st.integers(0, 9))
     def crowd(self, pick: int, into: int, seed: int) -> None:
-        """Many names at once, so that directories split."""
+        """Make many names at once, so that directories split."""
         ino, parent = self.file(pick), self.directory(into)
         if not ino:
             return
@@ -203,14 +203,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def disperse(self, pick: int) -> None:
-        """All files leave a directory."""
+        """Remove all files of a directory."""
         parent = self.directory(pick)
         for name, ino in list(self.state[parent].names.items()):
             if not self.state[ino].is_dir:
                 self.lose(parent, name)
 
     def lose(self, parent: int, name: bytes) -> None:
-        """Unlink a name that is there."""
+        """Unlink an existing name."""
         changes, gone = self.unnamed(self.state[parent].names[name])
         self.fs.unlink(parent, name)
         self.moment({parent: self.state[parent].without_name(name), **changes}, gone)
@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
             self.lose(parent, name)
 
     def likely(self, directory: Thing, which: int, name: bytes) -> bytes:
-        """Mostly a name that is there."""
+        """Return a name, mostly an existing one."""
         present = sorted(directory.names.keys() - {b"lost+found"})
         return present[which % len(present)] if present and which % 4 else name
 
@@ -294,7 +294,7 @@ class Machine(RuleBasedStateMachine):
         self.moment({source: state[source], target: state[target], **changes}, gone)
 
     def rename_errors(self, source: int, old: int | None, target: int, new: int | None, flags: int) -> set[int]:
-        """Every error that rename may give; the order of checks is its own affair."""
+        """Return every error that rename may raise; their order is not modelled."""
         state, expected = self.state, set()
         if old is None:
             return {errno.ENOENT}
@@ -319,7 +319,7 @@ class Machine(RuleBasedStateMachine):
     # Data
 
     def written(self, ino: int, offset: int, content: bytes, file: OpenFile | None = None) -> None:
-        """Write, and tell the model how much of it went in."""
+        """Write, and add the bytes that were written to the model."""
         handle = file or self.fs.open_file(ino, os.O_RDWR)
         done = [0]
         try:
@@ -331,7 +331,7 @@ class Machine(RuleBasedStateMachine):
             self.grown(ino, offset, content[:count])
 
     def grown(self, ino: int, offset: int, content: bytes) -> None:
-        """The bytes are in the file."""
+        """Put the bytes into the model."""
         thing = self.state[ino]
         held = thing.content.ljust(offset, b"\0")
         after = held[:offset] + content + held[offset + len(content) :]
@@ -354,7 +354,7 @@ class Machine(RuleBasedStateMachine):
     # Ranges of files
 
     def extents(self) -> set[int]:
-        """The error of what only files with extents can have done to them, on other formats."""
+        """Return the error of operations that need extents, for the formats without them."""
         return {errno.EOPNOTSUPP} if self.format == "no-extents" else set()
 
     def fallocate(self, ino: int, mode: int, offset: int, length: int, expected: set[int]) -> bool:
@@ -432,14 +432,14 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.opened)
     @rule(pick=picks, offset=offsets, size=st.sampled_from(SIZES), seed=seeds)
     def write_open(self, pick: int, offset: int, size: int, seed: int) -> None:
-        """Write to an open file, which may have no name any more."""
+        """Write to an open file, which may have no name."""
         file = self.opened[pick % len(self.opened)]
         self.written(file.ino, offset, random.Random(seed).randbytes(size), file)
         assert bytes(self.fs.read(file, 0, 1 << 24)) == self.state[file.ino].content
 
     @rule(pick=picks, then=st.sampled_from(("", "sync", "crash")), seed=seeds)
     def unlink_open(self, pick: int, then: str, seed: int) -> None:
-        """An open file loses a name, perhaps its last."""
+        """Remove a name, perhaps the last, of an open file."""
         if not self.opened:
             self.open(pick)
         if not self.opened:
@@ -457,7 +457,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks, seed=seeds, then=st.sampled_from(("", "fill", "crash")))
     def raze(self, pick: int, seed: int, then: str) -> None:
-        """A directory goes with all that is in it; its blocks may be those of a file soon."""
+        """Remove a directory with all that is in it; its blocks may soon be a file's."""
         self.empty(self.choose(pick, lambda thing: thing.is_dir and b"lost+found" not in thing.names) or ROOT_INO)
         if then:
             self.sync()
@@ -466,7 +466,7 @@ class Machine(RuleBasedStateMachine):
             self.crash(seed, syncing=bool(seed % 2))
 
     def empty(self, parent: int) -> None:
-        """Nothing is left in a directory."""
+        """Remove everything in a directory."""
         for name, ino in list(self.state[parent].names.items()):
             if self.state[ino].is_dir:
                 self.empty(ino)
@@ -476,7 +476,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks, seed=seeds)
     def fill(self, pick: int, seed: int) -> None:
-        """Write until the pool is full: what was freed before is used again."""
+        """Write until the pool is full, so that freed blocks are used again."""
         if ino := self.file(pick):
             chance = random.Random(seed)
             for _ in range(30):
@@ -566,7 +566,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def fsync(self, pick: int) -> None:
-        """What one file has become is durable, and so is all that happened before."""
+        """fsync one file; its state is durable, and so are all earlier changes."""
         if ino := self.file(pick):
             self.fs.fsync(ino)
             first = len(self.states) - 1
@@ -589,7 +589,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.format != "no-journal")
     @rule(seed=seeds, syncing=st.booleans())
     def crash(self, seed: int, syncing: bool) -> None:
-        """A power cut at any moment since the last sync, or within one."""
+        """Cut the power at any moment since the last sync, or within one."""
         chance = random.Random(seed)
         if syncing:
             self.fs.sync()
@@ -617,7 +617,7 @@ class Machine(RuleBasedStateMachine):
         raise AssertionError(f"cut at {cut} of {len(events)}, {choice}:\n" + "\n".join(told))
 
     def go_on(self, state: State) -> None:
-        """With what has a name, and with the bytes that are really there."""
+        """Continue with the inodes that have a name, and with the bytes that are there."""
         self.opened.clear()
         self.pinned.clear()
         self.durable(

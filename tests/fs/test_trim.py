@@ -1,4 +1,4 @@
-"""FITRIM: free memory goes back to the system, and nothing else does; the kernel's ext4 trims as much."""
+"""FITRIM: free memory goes back to the system, and nothing else; the kernel's ext4 trims as much."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refused(number: int) -> pytest.RaisesExc[FsError]:
 
 
 def litter(fs: FileSystem) -> dict[str, bytes]:
-    """Old bytes in the free blocks, runs of all lengths between what stays. Returns what stays."""
+    """Fill free blocks with old bytes, in runs of all lengths between used blocks; return what is used."""
     size = fs.volume.block_size
     chance = random.Random(3)
     kept = {}
@@ -53,12 +53,12 @@ def litter(fs: FileSystem) -> dict[str, bytes]:
 
 
 def taken(path: Path) -> int:
-    """Bytes that the file takes on its file system."""
+    """Return how many bytes the pool's file takes on its file system."""
     return path.stat().st_blocks * 512
 
 
 def free_bytes(fs: FileSystem) -> list[bytes]:
-    """What lies in the free runs that hold a whole page."""
+    """Return the bytes in the free runs that contain a whole page."""
     bits = fs.volume.block_bits
     return [
         bytes(fs.volume.pool.memory[start << bits : start + count << bits])
@@ -197,7 +197,7 @@ def test_where_it_can_not_be_done(pool: MakePool) -> None:
 
 
 def test_a_cut_during_a_trim(pool: MakePool, tmp_path: Path) -> None:
-    """Whatever of the discarded ranges is gone, nothing that has a name is."""
+    """Some of the discarded ranges may be lost, but nothing that has a name."""
     path = pool("-b", "1024", "-J", "size=1", size="4M")
     with FileSystem.open(path, QUIET) as fs:
         for number in range(6):

@@ -1,4 +1,4 @@
-"""What a mounted pool does as a whole: its size as statfs(2) reports it, and damage met at run time."""
+"""A mounted pool as a whole: its size as statfs(2) reports it, and damage that is found at run time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORMATS = {
 @pytest.mark.parametrize("value", [0, 77])
 @pytest.mark.parametrize("options", FORMATS.values(), ids=list(FORMATS))
 def test_statfs_reports_the_kernels_size(pool: MakePool, options: tuple[str, ...], value: int) -> None:
-    """Whatever ``s_overhead_clusters`` says."""
+    """The value of ``s_overhead_clusters`` does not matter."""
     path = pool(*options, size="64M")
     run("debugfs", "-w", "-R", f"set_super_value overhead_clusters {value}", path)
     with FileSystem.open(path, Options(read_only=True)) as fs:
@@ -153,7 +153,7 @@ def test_damage_of_a_read_only_mount_changes_nothing(pool: MakePool) -> None:
 
 
 def test_the_kernel_reads_the_furniture_as_daxfs_does(pool: MakePool) -> None:
-    """The tree that the tests above damage is sound."""
+    """Shows that the tree that the tests above damage is valid."""
     path = pool("-b", "4096", size="16M")
     with FileSystem.open(path) as fs:
         furnish(fs)

@@ -1,4 +1,4 @@
-"""RENAME_WHITEOUT: a device 0/0 stays at the old name, as overlayfs wants it and as the kernel's ext4 makes it."""
+"""RENAME_WHITEOUT: a device 0/0 stays at the old name, as overlayfs expects and the kernel's ext4 makes it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_flags_that_go_together(fs: FileSystem) -> None:
 
 
 def test_no_inode_left(open_fs: OpenFs) -> None:
-    """Without room for the whiteout nothing is renamed."""
+    """Without an inode for the whiteout nothing is renamed."""
     fs = open_fs("-N", "16", size="8M")
     with refused(errno.ENOSPC):
         for number in range(100):
@@ -77,7 +77,7 @@ def test_no_inode_left(open_fs: OpenFs) -> None:
 
 
 def test_the_kernel_leaves_the_same(pool: MakePool) -> None:
-    """Files and directories, across, over others, in an indexed directory, below a default ACL."""
+    """Files and directories are renamed across, over others, in an indexed directory, below a default ACL."""
     moves = [
         ("one", "moved", WHITEOUT),
         ("two", "d/two", WHITEOUT | NOREPLACE),

@@ -1,8 +1,8 @@
-"""A file system as a dictionary: what the state machine believes, and how a real one is compared with it.
+"""A file system as a dictionary: the state that a state machine expects, and its comparison with a real file system.
 
-A state maps inode numbers to `Thing`s, which are never changed but replaced, so that a copy of the dictionary is a
-picture of a moment. `differences` compares a file system with one state; after a crash a file's bytes may be those of
-any moment since the last sync, because overwrites go in place.
+A state maps inode numbers to `Thing`s, which are replaced and never changed, so that a copy of the dictionary is a
+snapshot. `differences` compares a file system with one state. After a crash a file's bytes may be those of any state
+since the last sync, because overwrites are made in place.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ State = dict[int, Thing]
 
 
 class Partial(NamedTuple):
-    """A write that may be there in part: its file's size may be any from ``low`` to ``high``."""
+    """A write that may be there in part: the file size may be any from ``low`` to ``high``."""
 
     ino: int
     low: int
@@ -61,7 +61,7 @@ NONE = Partial(0, 0, 0)
 
 
 def first_state(fs: FileSystem) -> State:
-    """What mke2fs made."""
+    """Return the state that mke2fs makes."""
     lost = fs.lookup(ROOT_INO, b"lost+found")
     root = fs.getattr(ROOT_INO)
     return {
@@ -71,7 +71,7 @@ def first_state(fs: FileSystem) -> State:
 
 
 def descendants(state: State, ino: int) -> set[int]:
-    """A directory and all directories below it."""
+    """Return a directory and all directories below it."""
     found = {ino}
     todo = [ino]
     while todo:
@@ -84,14 +84,14 @@ def descendants(state: State, ino: int) -> set[int]:
 def differences(
     fs: FileSystem, state: State, window: Sequence[State] = (), partial: Partial = NONE, *, times: bool = True
 ) -> list[str]:
-    """What in ``fs`` is not as ``state`` says, reached from the root; empty when all is.
+    """Return what in ``fs``, reached from the root, differs from ``state``; empty if nothing does.
 
     Args:
-        fs: the real one.
+        fs: the real file system.
         state: the model.
         window: the states from which a file's bytes may come, beside ``state``.
         partial: a write that may have been cut.
-        times: compare them too.
+        times: whether to compare times.
     """
     found: list[str] = []
     seen: set[int] = set()
@@ -120,7 +120,7 @@ def differences(
 
 
 def attribute_differences(fs: FileSystem, ino: int, thing: Thing, partial: Partial, *, times: bool) -> list[str]:
-    """What stat, the attributes and a link's target tell otherwise than the model."""
+    """Return how stat, the attributes and a link's target differ from the model."""
     real = fs.getattr(ino)
     pairs: list[tuple[str, object, object]] = [
         ("mode", real.mode, thing.mode),
@@ -139,7 +139,7 @@ def attribute_differences(fs: FileSystem, ino: int, thing: Thing, partial: Parti
 
 
 def listing(fs: FileSystem, ino: int) -> dict[bytes, tuple[int, int]]:
-    """Name -> number and type; no name may come twice."""
+    """Return name -> number and type; no name may come twice."""
     directory = fs.opendir(ino)
     try:
         entries = [entry for entry in fs.readdir(directory) if entry.name not in (b".", b"..")]
@@ -151,7 +151,7 @@ def listing(fs: FileSystem, ino: int) -> dict[bytes, tuple[int, int]]:
 
 
 def read_whole(fs: FileSystem, ino: int) -> bytes:
-    """A file's bytes."""
+    """Return a file's bytes."""
     file = fs.open_file(ino, os.O_RDONLY)
     try:
         return bytes(fs.read(file, 0, 1 << 24))
@@ -160,7 +160,7 @@ def read_whole(fs: FileSystem, ino: int) -> bytes:
 
 
 def contents_agree(real: bytes, expected: bytes, older: list[bytes], *, cut: bool) -> bool:
-    """Whether each byte is the expected one, or that of another moment; ``cut``: the length may differ."""
+    """Return whether each byte is the expected one, or that of another state; ``cut``: the length may differ."""
     if real == expected:
         return True
     if not older or (len(real) != len(expected) and not cut):

@@ -38,7 +38,7 @@ PAGE = 4096
 
 
 def test_pieces_join_where_they_go_on() -> None:
-    """Memory that is adjacent in the pool too, and holes anywhere."""
+    """Memory joins if it is also adjacent in the pool, holes always."""
     pieces = [
         Piece(0, 100, 10, MEMORY),
         Piece(10, 110, 5, MEMORY),
@@ -123,7 +123,7 @@ def test_little_room(fs: FileSystem) -> None:
 
 
 def test_a_scattered_file(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In more pieces than a file may have in DRAM."""
+    """The file has more runs than a map in DRAM may have."""
     for module in ("data", "nodes"):
         monkeypatch.setattr(f"daxfs.fs.{module}.MAX_RUNS", 20)
     held = client(fs)
@@ -183,7 +183,7 @@ def test_mapping_with_holes_filled(fs: FileSystem) -> None:
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_pages_of_small_blocks(open_fs: OpenFs, shift: int) -> None:
-    """A page that is not one piece of memory, and at the same place in a page of the pool, can't be mapped from it."""
+    """A page can be mapped from the pool only if it is one piece of memory at the start of a page of the pool."""
     fs = open_fs("-b", "1024")
     filler = make(fs, b"filler")
     held = client(fs)
@@ -200,7 +200,7 @@ def test_pages_of_small_blocks(open_fs: OpenFs, shift: int) -> None:
 
 
 def test_many_ranges_through_the_kernel(fs: FileSystem) -> None:
-    """Those of one holder become one when there are too many; what everybody is told is cut out of all of them."""
+    """Too many ranges of one holder become one range; all of it is KERNEL for every other holder."""
     held = client(fs)
     truncate(fs, held.file.ino, 4 * MAX_KERNEL * BLOCK)
     second = another(held, 2)

@@ -1,8 +1,8 @@
-"""A client that asks for anything, claims anything and keeps no rule: nobody ever reads what others have deleted.
+"""A client that requests anything, claims anything and follows no rule: no one ever reads what others have deleted.
 
 All free blocks hold a marker byte, and get it again whenever they become free. No file and no answer may show it: what
 becomes readable was granted and zeroed, written, or is a hole. The client never stores by itself, so every byte of
-memory that it was granted must be a byte that somebody has written, or zero.
+memory that it was granted must be zero or a byte that another program has written.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def mark(fs: FileSystem) -> None:
 
 
 def innocent(data: memoryview | bytes) -> bool:
-    """Whether none of the marker is in it."""
+    """Return whether the content has no marker byte."""
     return MARKER not in bytes(data)
 
 
 class Crook:
-    """One round: two files, several open files of each, and what they do."""
+    """One round: two files, several open files of each, and the operations on them."""
 
     def __init__(self, fs: FileSystem, seed: int) -> None:
         self.fs = fs
@@ -105,7 +105,7 @@ class Crook:
         return self.random.choice(self.clients).file
 
     def offset(self) -> int:
-        """Anywhere: at the edges of blocks, near the end of a file, beside them, or far off."""
+        """Return any offset: at the edges of blocks, near EOF, next to them, or far away."""
         near = self.file.node.size
         kind = self.random.randrange(8)
         if kind == 0:
@@ -120,7 +120,7 @@ class Crook:
         return self.random.choice((1, 100, 1024, 4096, 5000, 16_384, 65_536, self.random.randrange(1, LARGEST)))
 
     def within(self, number: int) -> int:
-        """A number that keeps files small."""
+        """Return the number, reduced so that files stay small."""
         return number if number < LARGEST else number % LARGEST
 
     def lease(self) -> None:
@@ -178,7 +178,7 @@ class Crook:
             one.close()
 
     def replace(self) -> None:
-        """A name gets a new file; the old one lives as long as somebody has it open."""
+        """Give a name a new file; the old file lives as long as it is open."""
         name = self.random.choice(NAMES)
         self.fs.unlink(ROOT_INO, name)
         self.clients.append(Client(self.fs, make(self.fs, name)))
@@ -198,7 +198,7 @@ class Crook:
         self.done[name] += 1
 
     def look(self) -> None:
-        """Read all there is, through the file system and in the memory that was granted."""
+        """Read everything, through the file system and in granted memory."""
         memory = self.fs.volume.pool.memory
         for file in {one.file.ino: one.file for one in self.clients}.values():
             assert innocent(self.fs.read(file, 0, 1 << 20)), f"inode {file.ino} shows what was deleted: {self.done}"
@@ -246,7 +246,7 @@ def marked(request: pytest.FixtureRequest) -> FileSystem:
 
 @pytest.mark.parametrize("base", [None, 0])
 def test_more_than_was_granted_is_refused(marked: FileSystem, base: int | None) -> None:
-    """The unwritten blocks behind the end are the file's, but they were not zeroed: only the first was."""
+    """The file has more unwritten blocks past EOF, but only the first was zeroed and granted."""
     held = client(marked)
     marked.fallocate(held.file, KEEP_SIZE, 0, 1 << 20)
     held.ask(0, 4096, STORE | GROW)
@@ -260,7 +260,7 @@ def test_more_than_was_granted_is_refused(marked: FileSystem, base: int | None) 
 
 
 def test_a_gap_is_refused(marked: FileSystem) -> None:
-    """What lies between the end and what was granted was not granted."""
+    """The bytes between EOF and the granted range were not granted."""
     held = client(marked, content=b"x" * 100)
     held.ask(16_384, 4096, STORE | GROW)
     with refused(errno.EINVAL):
@@ -272,7 +272,7 @@ def test_a_gap_is_refused(marked: FileSystem) -> None:
 
 
 def test_only_what_is_claimed_becomes_written(marked: FileSystem) -> None:
-    """The rest of what was granted stays unwritten, and what was only reserved beside it too."""
+    """The rest of the granted range stays unwritten, and so do preallocated blocks after it."""
     held = client(marked)
     marked.fallocate(held.file, KEEP_SIZE, 0, 1 << 20)
     held.ask(0, 65_536, STORE | GROW)

@@ -1,7 +1,7 @@
-"""Every operation on a file in every state of its lease: nobody gets what a client may still touch, until it is done.
+"""Every operation on a file in every state of its lease: blocks that a client may touch get no other owner.
 
-The blocks of a small pool are all given out after the operation, and every client then overwrites all that it was ever
-told. What others own must not change by that, and everything comes back with the last holder.
+After the operation all free blocks of a small pool are allocated, and every client then overwrites everything that it
+was ever granted. The content of other owners must not change, and all blocks become free with the last holder.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bench:
-    """A pool in memory and the file system in it."""
+    """A pool in memory and its file system."""
 
     def __init__(self, content: bytes | bytearray, *, stale_clients: bool = False) -> None:
         self.content = bytearray(content)
@@ -79,26 +79,26 @@ class Bench:
         check_credits(self.fs)
 
     def close(self, path: Path) -> None:
-        """Orderly, and e2fsck is content."""
+        """Close the file system and check it with e2fsck."""
         self.fs.close()
         path.write_bytes(self.content)
         fsck(path)
 
 
 def settled(fs: FileSystem) -> int:
-    """Blocks that are free or belong to somebody, after a commit: always the same number."""
+    """Return the number of blocks that are free or owned, after a commit: it never changes."""
     fs.sync()
     found = owners(fs)
     return len(found.free) + len(found.data) + len(found.metadata)
 
 
 def nameless(fs: FileSystem) -> set[int]:
-    """What has no name and is not the board."""
+    """Return the inodes without a name, without that of the status page."""
     return fs.volume.lives.nameless - {fs.grants.page.ino}
 
 
 def give_out_everything(fs: FileSystem) -> bytes:
-    """Fill the pool with a new file; what it holds."""
+    """Fill the pool with a new file, and return the file's content."""
     fs.sync()
     file = make(fs, b"eater")
     piece = random.Random(5).randbytes(16 * fs.volume.block_size)
@@ -110,14 +110,14 @@ def give_out_everything(fs: FileSystem) -> bytes:
 
 
 def overwrite_all(client: Client) -> None:
-    """Store into every block that this client was told of, as a mapping does that nobody can take back."""
+    """Store into every block that this client was granted, as a mapping does that the daemon can't stop."""
     pool, size = client.fs.volume.pool, client.fs.volume.block_size
     for block in client.granted:
         pool.write(block * size, b"\xee" * size)
 
 
 def go_through(bench: Bench, state: str, operation: str, path: Path) -> None:
-    """One pair, to its end."""
+    """Run one pair of state and operation to its end."""
     fs = bench.fs
     total = settled(fs)
     pair = STATES[state](fs)
@@ -217,7 +217,7 @@ def test_who_comes_later_holds_up_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_many_epochs(folder: Path, tmp_path: Path) -> None:
-    """What is given up again and again joins few inodes, and all of it stays for who was there from the beginning."""
+    """Deferred frees of many epochs join few inodes, and all of them wait for the holder of the first epoch."""
     bench = Bench(image(folder, "1k"))
     fs = bench.fs
     held = client(fs, b"new")
@@ -266,7 +266,7 @@ def test_a_part_of_a_block_is_told(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["4k", "1k"])
 def test_a_cut_in_a_full_pool(folder: Path, tmp_path: Path, name: str) -> None:
-    """It frees nothing yet, but it is done."""
+    """The cut succeeds although it frees nothing yet."""
     bench = Bench(image(folder, name))
     fs = bench.fs
     size = fs.volume.block_size
@@ -288,7 +288,7 @@ def test_a_cut_in_a_full_pool(folder: Path, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("operation", ["truncate to nothing", "punch", "unlink", "collapse", "zero"])
 def test_no_inode_is_free(folder: Path, tmp_path: Path, operation: str) -> None:
-    """What can't be given up is kept, the file is as it was, and who was told is told the truth."""
+    """Blocks that can't be deferred stay in the file, the file does not change, and answers stay true."""
     bench = Bench(image(folder, "4k"))
     fs = bench.fs
     pair = STATES["two files"](fs)
@@ -312,7 +312,7 @@ def test_no_inode_is_free(folder: Path, tmp_path: Path, operation: str) -> None:
 
 
 def test_a_change_that_is_undone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The books are as before when the handle that parked fails."""
+    """When the handle that has deferred blocks fails, no record of it is left."""
     bench = Bench(image(folder, "4k"))
     fs = bench.fs
     held = STATES["write"](fs).clients[0]
@@ -344,7 +344,7 @@ def test_a_change_that_is_undone(folder: Path, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("state", [state for state in STATES if state not in ("none", "gone")])
 @pytest.mark.parametrize("how", ["unmount", "crash", "crash after a commit", "abort"])
 def test_clients_outlive_the_daemon(folder: Path, tmp_path: Path, state: str, how: str) -> None:
-    """What they may touch is nobody's until they end, over as many mounts as that takes."""
+    """What stale clients may touch gets no other owner until they end, across any number of mounts."""
     for operation in random.Random(state + how).sample(("truncate to nothing", "punch", "unlink", "overwrite"), 1):
         bench = Bench(image(folder, "1k"))
         fs = bench.fs
@@ -384,7 +384,7 @@ def test_clients_outlive_the_daemon(folder: Path, tmp_path: Path, state: str, ho
 
 
 def leave(pair: Pair) -> None:
-    """What the session does when it ends."""
+    """Do what the session does at its end."""
     pair.fs.end_mount()
     for file in {id(one.file): one.file for one in pair.clients}.values():
         pair.fs.release(file)
@@ -468,7 +468,7 @@ def by_client(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
 def test_stale_clients_that_go_on_appending(
     folder: Path, tmp_path: Path, name: str, how: Callable[[FileSystem, int, int, bytes], None]
 ) -> None:
-    """What they were given behind the end of a file does not become part of it in the next mount."""
+    """What they were granted past EOF does not become part of the file in the next mount."""
     old = Bench(image(folder, name)).fs
     block = old.volume.block_size
     one = client(old, b"log", content=b"x" * 3 * block)
@@ -490,7 +490,7 @@ def test_stale_clients_that_go_on_appending(
 
 
 def test_grown_pieces_of_a_scattered_pool(folder: Path, tmp_path: Path) -> None:
-    """Room behind the end in hundreds of pieces goes again, within the credits of a handle."""
+    """Hundreds of preallocated pieces past EOF are freed again within the credits of a handle."""
     bench = Bench(image(folder, "1k"))
     fs = bench.fs
     give_out_everything(fs)

@@ -28,7 +28,7 @@ BLOCK = 4096
 
 
 def test_an_answer_ends(fs: FileSystem) -> None:
-    """What makes an answer wrong begins an epoch, what does not leaves it."""
+    """A change that makes an answer wrong begins an epoch; any other change does not."""
     held = sparse(fs)
     bystander = client(fs, b"g", b"x" * BLOCK)
     bystander.ask()
@@ -58,7 +58,7 @@ OpenFs = Callable[..., FileSystem]
 
 
 def test_each_change_is_counted(fs: FileSystem) -> None:
-    """A client whose stores were made durable sees that they are not all there is."""
+    """A client whose stores were made durable sees that the file has changed since."""
     held = client(fs, content=b"x" * BLOCK)
     held.ask(0, BLOCK, STORE)
     grants = fs.grants.by_ino[held.file.ino]
@@ -75,7 +75,7 @@ def test_each_change_is_counted(fs: FileSystem) -> None:
 
 
 def held(fs: FileSystem) -> tuple[InodeGrants, OpenFile, OpenFile]:
-    """Return grants that nobody holds yet, and two open files of the inode."""
+    """Return grants without a holder, and two open files of the inode."""
     one = make(fs, b"f", b"x" * 100)
     other = fs.open_file(one.ino)
     fs.grants.page.make()

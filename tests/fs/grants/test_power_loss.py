@@ -1,7 +1,7 @@
 """Power cuts of operations on leased files: recovery finds the old file or the new one, and nothing else is left.
 
-Each pair of a lease's state and an operation (`lease_rig.pairs`) is recorded from the first question to the last close,
-and cut before each fence. daxfs and e2fsck recover the images: what was parked, and the board, are free blocks then.
+Each pair of a lease's state and an operation (`lease_rig.pairs`) is recorded from the first request to the last close,
+and cut before each fence. daxfs and e2fsck recover the images: deferred frees and the status page are free blocks then.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Files = dict[bytes, bytes]
 
 
 def files(fs: FileSystem) -> Files:
-    """The contents by name."""
+    """Return the contents of all files by name."""
     found = {}
     for name in (b"f", b"g", b"source"):
         try:
@@ -63,9 +63,9 @@ def files(fs: FileSystem) -> Files:
 
 
 class Story(NamedTuple):
-    """What was recorded, and what the files were before and after the operation.
+    """The recorded events, and the files before and after the operation.
 
-    ``durable``: events until the new state was synced; ``total``: blocks that are free or belong to somebody.
+    ``durable``: number of events until the new state was synced; ``total``: number of blocks that are free or owned.
     """
 
     pool: SharedPool
@@ -77,7 +77,7 @@ class Story(NamedTuple):
 
 
 def live(content: bytes, state: str, operation: str) -> Story:
-    """Ask, change, sync, close."""
+    """Request a lease, change the file, sync, close."""
     pool = SharedPool(bytearray(content))
     fs = FileSystem.open(pool, QUIET)
     start = len(pool.events)
@@ -96,7 +96,7 @@ def live(content: bytes, state: str, operation: str) -> Story:
 
 
 def settled(fs: FileSystem) -> int:
-    """Blocks that are free or belong to somebody, after a commit."""
+    """Return the number of blocks that are free or owned, after a commit."""
     if not fs.volume.read_only:
         fs.sync()
     found = owners(fs)
@@ -104,7 +104,7 @@ def settled(fs: FileSystem) -> int:
 
 
 def judge(story: Story, operation: str, found: Files, position: int) -> None:
-    """Old or new; new when that was synced."""
+    """Check that the files are the old or the new ones, and the new ones if those were synced."""
     if position >= story.durable:
         assert found == story.after
     elif operation in IN_STEPS:
@@ -119,7 +119,7 @@ def judge(story: Story, operation: str, found: Files, position: int) -> None:
 
 
 def recover(story: Story, left: CrashImage, operation: str, path: Path) -> Files:
-    """By daxfs: what the files are then."""
+    """Recover with daxfs, and return the files."""
     with FileSystem.open(MemoryPool(left.image), QUIET) as fs:
         found = files(fs)
         assert not fs.volume.lives.nameless
@@ -132,7 +132,7 @@ def recover(story: Story, left: CrashImage, operation: str, path: Path) -> Files
 
 
 def recover_by_others(story: Story, content: bytes, path: Path) -> Files:
-    """By e2fsck alone."""
+    """Recover with e2fsck alone."""
     recover_by_e2fsck(content, path)
     with FileSystem.open(path, READ_ONLY) as fs:
         assert settled(fs) == story.total
@@ -144,7 +144,7 @@ LEAST = 2
 
 
 def cut(content: bytes, state: str, operation: str, path: Path, share: float, *, prefixes: int, subsets: int) -> int:
-    """One pair; how many images were looked at."""
+    """Cut one pair; return the number of images."""
     rng = random.Random(zlib.crc32(f"{state} {operation}".encode()))
     story = live(content, state, operation)
     count = 0

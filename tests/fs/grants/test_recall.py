@@ -1,4 +1,4 @@
-"""Recall: grants of a range are taken back, from clients that ask again and from those that do not."""
+"""Recall: grants of a range are taken back, from clients that renew and from those that do not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STORE = WRITE | FILL
 
 
 class Clock:
-    """The time of a recall, as the test sets it."""
+    """The time of a recall, which the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -45,7 +45,7 @@ def fs(open_fs: OpenFs) -> FileSystem:
 
 
 def refused(one: Client, offset: int, length: int, flags: Flag) -> bool:
-    """Whether a request is answered EAGAIN."""
+    """Return whether a request is answered with EAGAIN."""
     try:
         one.ask(offset, length, flags)
     except FsError as error:
@@ -68,7 +68,7 @@ def test_a_file_that_nobody_was_granted(fs: FileSystem, clock: Clock) -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_a_busy_client(fs: FileSystem) -> None:
-    """It sees the new epoch in its next operation and asks again: refused in the range, answered outside of it."""
+    """The client sees the new epoch in its next operation and asks again: refused in the range, granted outside it."""
     held = client(fs, content=b"x" * 8 * BLOCK)
     answer = held.ask(0, 8 * BLOCK, STORE)
     with fs.grants.recalls.begin(held.file.ino, 2 * BLOCK + 5, 3 * BLOCK) as taken:
@@ -88,7 +88,7 @@ def test_a_busy_client(fs: FileSystem) -> None:
 
 
 def test_a_sleeping_client(fs: FileSystem, clock: Clock) -> None:
-    """It counts as mapped after a second; grants resume, and the range is its own until it renews."""
+    """After a second the client counts as mapped, until it renews; grants resume."""
     asleep = client(fs, content=b"x" * 8 * BLOCK)
     asleep.ask(0, 8 * BLOCK, STORE)
     awake = another(asleep, holder=2)
@@ -134,7 +134,7 @@ def test_a_client_that_wakes_in_time(fs: FileSystem, clock: Clock, way: str) -> 
 
 @pytest.mark.usefixtures("clock")
 def test_a_client_that_makes_the_file_longer(fs: FileSystem) -> None:
-    """A refused grower grows no more: what it was given behind the end goes."""
+    """The extender is refused, so that its preallocation past EOF is freed."""
     held = client(fs, content=b"x" * BLOCK)
     held.ask(0, 9 * BLOCK, STORE | GROW)
     with fs.grants.recalls.begin(held.file.ino, 4 * BLOCK, 5 * BLOCK) as taken:
@@ -167,7 +167,7 @@ def test_two_recalls_of_one_file(fs: FileSystem) -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_a_client_that_renews_outside_of_the_range(fs: FileSystem) -> None:
-    """It holds grants of the epoch that the recall has begun, and those are no matter of the recall."""
+    """The client holds grants of the epoch that the recall began, which do not concern the recall."""
     held = client(fs, content=b"x" * 8 * BLOCK)
     held.ask(0, 8 * BLOCK, STORE)
     with fs.grants.recalls.begin(held.file.ino, 0, BLOCK) as taken:
@@ -199,7 +199,7 @@ def test_stale_clients_can_not_be_asked(fs: FileSystem, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("way", ["mounted so", "damaged"])
 def test_holders_of_a_read_only_volume_can_not_be_told(fs: FileSystem, clock: Clock, way: str) -> None:
-    """There is no entry in which they would see the end of an epoch, so that the range is never clear."""
+    """The holders have no status entry that would show the end of an epoch, so that the range is never clear."""
     fs.release(make(fs, b"f", b"x" * 8 * BLOCK))
     fs.sync()
     if way == "mounted so":

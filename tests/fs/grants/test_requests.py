@@ -1,4 +1,4 @@
-"""Lease requests: what is filled before an answer, and every request that is refused."""
+"""Lease requests: what is filled before an answer, and which requests are refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_holes_are_filled(fs: FileSystem) -> None:
 
 
 def dirty_pool(open_fs: OpenFs, *options: str, size: str = "16M") -> FileSystem:
-    """Free blocks hold old bytes."""
+    """Return a pool whose free blocks hold old bytes."""
     fs = open_fs(*options, size=size)
     junk = make(fs, b"junk")
     with refused(errno.ENOSPC):
@@ -87,7 +87,7 @@ def dirty_pool(open_fs: OpenFs, *options: str, size: str = "16M") -> FileSystem:
 @pytest.mark.parametrize("block_size", ["1024", "4096"])
 @pytest.mark.parametrize("before", ["hole", "unwritten", "written"])
 def test_old_bytes_never_show(open_fs: OpenFs, size: int, block_size: str, before: str) -> None:
-    """Neither in what was filled, nor behind the end, where the file then grows."""
+    """Old bytes show neither in what was filled nor past EOF, where the file is then extended."""
     fs = dirty_pool(open_fs, "-b", block_size)
     held = client(fs)
     if before == "hole":
@@ -122,7 +122,7 @@ def test_one_grows_at_a_time(fs: FileSystem) -> None:
 
 @pytest.mark.parametrize("flags", [WRITE, STORE, STORE | GROW, MAP, NOTHING], ids=repr)
 def test_answers_are_committed(tmp_path: Path, flags: Flag) -> None:
-    """A power cut right after an answer finds the file as it was told, and zeros where it was filled."""
+    """A power cut right after an answer finds the file as the answer describes it, and zeros where it was filled."""
     fs = recorded(tmp_path / "pool")
     pool = fs.volume.pool
     assert isinstance(pool, SharedPool)
@@ -197,7 +197,7 @@ def test_flags_of_the_file(fs: FileSystem, flag: int, number: int) -> None:
 
 
 def test_set_id_bits(fs: FileSystem) -> None:
-    """They go when somebody may store, but for the superuser's, whose stores are writes then."""
+    """A lease for storing drops set-id bits. The superuser's request is refused instead: its writes keep the bits."""
     somebody = Caller(1000, 1000)
     file, made = fs.create(ROOT_INO, b"f", 0o755, os.O_RDWR, somebody)
     fs.write(file, 0, b"x")
@@ -228,7 +228,7 @@ def test_reading_only(tmp_path: Path) -> None:
 
 
 def test_after_an_abort(tmp_path: Path) -> None:
-    """Who may store must ask again, and is refused; who reads goes on; closing does nothing."""
+    """Clients that may store must ask again and are refused; clients that read go on; a close does nothing."""
     fs = recorded(tmp_path / "pool")
     held = client(fs, content=b"x" * 9000)
     held.ask(flags=STORE)
@@ -272,7 +272,7 @@ def test_too_many_holders_of_one_file(fs: FileSystem) -> None:
 
 
 def test_a_full_pool(open_fs: OpenFs) -> None:
-    """What can't be filled as a whole stays as it is, and nobody misses what was told."""
+    """A range that can't be filled as a whole stays as it is, and earlier answers stay true."""
     fs = open_fs(size="16M")
     held = client(fs)
     truncate(fs, held.file.ino, 100 * BLOCK)
@@ -318,7 +318,7 @@ def test_large_requests_come_in_parts(open_fs: OpenFs, monkeypatch: pytest.Monke
 
 
 def test_every_format(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
-    """Fill, store, cut, grow and close."""
+    """Fill, store, cut, extend and close."""
     fs = dirty_pool(open_fs, *any_format, "-J", "size=4") if "^has_journal" not in any_format else open_fs(*any_format)
     check_credits(fs)
     size = fs.volume.block_size

@@ -1,7 +1,7 @@
-"""Random operations on leased files: what a client may touch becomes nobody else's, what it was told is true.
+"""Random operations on leased files: what a client may touch gets no other owner, and answers that hold are true.
 
-Clients ask, store, renew and close; everybody else writes, cuts, moves, removes; the daemon goes and comes back,
-orderly or after a crash, with and without programs that still map the pool. The oracle (`lease_rig.check`) looks after
+Clients request, store, renew and close; other programs write, cut, move and remove; the daemon ends and starts again,
+orderly or after a crash, with and without programs that still map the pool. The oracle (`lease_rig.check`) runs after
 each step, e2fsck at the end.
 """
 
@@ -59,7 +59,7 @@ flags = st.sampled_from(FLAGS)
 
 @cache
 def image(name: str) -> bytes:
-    """A pool whose free blocks hold old bytes."""
+    """Return a pool whose free blocks hold old bytes."""
     with tempfile.TemporaryDirectory() as place:
         path = mke2fs(Path(place) / "pool", *FORMATS[name], size="9M" if name == "block4k" else "3M")
         with FileSystem.open(path) as fs:
@@ -71,7 +71,7 @@ def image(name: str) -> bytes:
 
 
 class Machine(RuleBasedStateMachine):
-    """``ghosts``: what clients of an earlier mount, that are still there, may touch."""
+    """``ghosts``: what the stale clients of earlier mounts may touch."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks, offset=offsets, length=st.integers(1, 6000), seed=picks)
     def store(self, pick: int, offset: int, length: int, seed: int) -> None:
-        """What a client may store, the file holds at once."""
+        """Store where a client may; the file has the bytes at once."""
         client = self.choose(pick)
         if client is None:
             return
@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(pick=picks, more=st.integers(0, 9000), durable=st.booleans())
     def stored(self, pick: int, more: int, durable: bool) -> None:
-        """Grow as far as memory was told; what was stored there is in the file then."""
+        """Report stores past EOF as far as memory was granted; the file then has those bytes."""
         client = self.choose(pick)
         if client is None or client.file.node.grants is None:
             return
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
         self.change(other, copy_to)
 
     def change(self, name: bytes, action: object) -> None:
-        """Do it through an open file of its own."""
+        """Change the file through an open file of its own."""
         try:
             file = self.fs.open_file(self.ino(name), os.O_RDWR)
         except FsError:
@@ -218,7 +218,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 4))
     def make_directory(self, number: int) -> None:
-        """Free blocks are taken for metadata."""
+        """Make a directory, whose blocks are metadata that free blocks are allocated for."""
         try:
             self.fs.mkdir(ROOT_INO, b"d%d" % number, 0o755)
         except FsError as error:
@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(stay=st.booleans())
     def remount(self, stay: bool) -> None:
-        """Orderly; some clients stay."""
+        """Unmount and mount again; some clients stay."""
         self.haunt(stay)
         self.pool.ours = stay and bool(self.clients)
         self.fs.end_mount()
@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(stay=st.booleans(), seed=picks)
     def crash(self, stay: bool, seed: int) -> None:
-        """Everything that was stored is there (the daemon died), or not (a power cut, no client stays)."""
+        """End without an unmount: the daemon dies and all stores stay, or the power is cut and no client is left."""
         if stay:
             self.haunt(stay)
             self.clients.clear()
@@ -264,7 +264,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def exorcise(self) -> None:
-        """The stale clients end."""
+        """End the stale clients."""
         self.ghosts.clear()
         self.pool.stale_clients = False
         self.fs.tick()

@@ -63,7 +63,7 @@ def test_nothing_is_granted_without_it(fs: FileSystem, quoted: bytes, flags: int
 
 
 def test_a_holder_is_not_dropped_without_it(fs: FileSystem) -> None:
-    """Else a process that was passed the open file could free what its owner goes on using."""
+    """Otherwise a process that was passed the open file could free blocks that its owner still uses."""
     held = client(fs, content=b"x" * 5000)
     held.ask()
     with refused(errno.EOPNOTSUPP):
@@ -119,7 +119,7 @@ def test_a_remount_erases_it_and_makes_another(fs: FileSystem, image: bytearray)
 
 
 def test_it_lies_in_one_place_and_in_no_log(image: bytearray) -> None:
-    """Commits, power cuts and replays copy it nowhere."""
+    """Commits, power cuts and replays make no copy of it."""
     pool = SharedPool(image)
     fs = FileSystem.open(pool, QUIET)
     secret = token(fs)
@@ -134,7 +134,7 @@ def test_it_lies_in_one_place_and_in_no_log(image: bytearray) -> None:
 
 
 def test_no_file_shows_it(fs: FileSystem) -> None:
-    """Its inode has no name, and a number does not open one without."""
+    """The token's inode has no name, and can't be opened by its number."""
     secret = token(fs)
     with refused(errno.ESTALE):
         fs.by_number(fs.grants.page.ino)
@@ -145,7 +145,7 @@ def test_no_file_shows_it(fs: FileSystem) -> None:
 
 
 def test_a_freed_token_proves_nothing(image: bytearray) -> None:
-    """The block of an earlier mount's token, left by a crash, may become any file's: it opens nothing then."""
+    """The block of a token that a crash left may become any file's: the token then opens nothing."""
     fs = FileSystem.open(MemoryPool(image), QUIET)
     old = token(fs)
     fs = FileSystem.open(MemoryPool(image), QUIET)
@@ -176,7 +176,7 @@ def test_it_is_where_the_pool_identity_says(open_fs: OpenFs) -> None:
 
 
 def test_a_full_pool_has_no_room_for_it(open_fs: OpenFs) -> None:
-    """Now: the same question is answered when there is room."""
+    """The request is refused for now, and granted when there is space."""
     fs = open_fs(size="16M")
     eater = make(fs, b"eater")
     with refused(errno.ENOSPC):

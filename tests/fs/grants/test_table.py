@@ -1,4 +1,4 @@
-"""All grants of a volume: how holders leave, and how an extending write of a client ends."""
+"""All grants of a volume: how holders leave, and how a client's extending write ends."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ MIB = 1 << 20
 
 
 def test_undone_operations_leave_the_books_as_they_were(fs: FileSystem) -> None:
-    """A handle that parks and then fails has deferred nothing."""
+    """A handle that defers frees and then fails has deferred nothing."""
     held = client(fs, content=b"x" * MIB)
     held.ask(0, FAR, STORE)
     volume = fs.volume
@@ -110,14 +110,14 @@ def test_undone_operations_leave_the_books_as_they_were(fs: FileSystem) -> None:
 
 
 def grower(fs: FileSystem) -> Client:
-    """A client that was given eight blocks to make a file of eight longer."""
+    """Return a client that was granted eight blocks past EOF of a file of eight."""
     held = client(fs, content=b"x" * 8 * BLOCK)
     held.ask(8 * BLOCK, 8 * BLOCK, STORE | GROW)
     return held
 
 
 def behind_the_end(held: Client) -> set[int]:
-    """Blocks of the pool that it was given behind the end of the file."""
+    """Return the blocks of the pool that the client was granted past EOF."""
     told = [piece for answer in held.answers for piece in answer.pieces if piece.kind == MEMORY]
     return {at // BLOCK for piece in told for at in range(piece.pool_offset, piece.pool_offset + piece.length, BLOCK)}
 
@@ -133,7 +133,7 @@ def take_all_inodes(fs: FileSystem) -> None:
 
 @pytest.mark.parametrize("mode", [COLLAPSE, INSERT])
 def test_what_is_shifted_is_no_growth_any_more(fs: FileSystem, mode: int) -> None:
-    """A store of the grower that comes late hits nothing that others write behind the end."""
+    """A late store of the extender hits nothing that others write past the old EOF."""
     held = grower(fs)
     given = behind_the_end(held)
     other = fs.open_file(held.file.ino, os.O_RDWR)
@@ -152,7 +152,7 @@ def crowded(open_fs: OpenFs) -> FileSystem:
 
 @pytest.mark.parametrize("way", ["close", "renew", "give back"])
 def test_the_last_holder_goes_without_a_free_inode(crowded: FileSystem, way: str) -> None:
-    """Nobody may touch what it leaves behind the end, so that no quarantine inode is needed."""
+    """No one may touch the blocks that it leaves past EOF, so that no quarantine inode is needed."""
     held = grower(crowded)
     take_all_inodes(crowded)
     if way == "close":
@@ -168,7 +168,7 @@ def test_the_last_holder_goes_without_a_free_inode(crowded: FileSystem, way: str
 
 
 def test_a_growth_that_can_not_be_ended_goes_on(crowded: FileSystem) -> None:
-    """Whoever needs it gone is refused, each time, until there is an inode to hold what is given up."""
+    """Every operation that must end it is refused until there is an inode for the deferred frees."""
     held = grower(crowded)
     given = behind_the_end(held)
     other = crowded.open_file(held.file.ino, os.O_RDWR)
@@ -200,7 +200,7 @@ def test_a_close_that_fails_frees_what_has_no_name(fs: FileSystem, monkeypatch: 
 
 
 def test_blocks_that_were_punched_are_no_growth_any_more(open_fs: OpenFs) -> None:
-    """Of the page that EOF is in, a punch frees what a client was given."""
+    """A punch up to EOF frees the rest of EOF's page, including what a client was granted there."""
     fs = open_fs("-b", "1024", size="16M")
     held = client(fs, content=b"x")
     held.ask(0, 4096, STORE | GROW)

@@ -1,4 +1,4 @@
-"""For whom deferred frees wait: the bound for one user, who is named, and what the log says."""
+"""For whom deferred frees wait: the limit for one user, which processes are named, and what the log says."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fs(open_fs: OpenFs) -> FileSystem:
 
 
 def rewrite(fs: FileSystem, size: int = 2 * MIB, name: bytes = b"f") -> None:
-    """The owner writes his file anew, with O_TRUNC."""
+    """Write the file anew as its owner, with O_TRUNC."""
     file = fs.open_file(fs.lookup(ROOT_INO, name).ino, os.O_RDWR | os.O_TRUNC, OWNER)
     fs.write(file, 0, os.urandom(size))
     fs.release(file)
@@ -52,7 +52,7 @@ def free(fs: FileSystem) -> int:
 
 
 def test_a_reader_without_the_pool_holds_nothing(fs: FileSystem) -> None:
-    """The owner rewrites his file for ever, and the room of the file is all that it takes."""
+    """The owner rewrites the file again and again, and the space of one file suffices."""
     fs.release(make(fs, b"f", b"x"))
     rewrite(fs)
     reader = reader_of(fs)
@@ -66,7 +66,7 @@ def test_a_reader_without_the_pool_holds_nothing(fs: FileSystem) -> None:
 
 
 def test_a_reader_with_the_pool_holds_no_more_than_the_bound(fs: FileSystem) -> None:
-    """It asks again and again and never renews: at the bound it is refused, and the owner goes on."""
+    """The reader asks again and again and never renews: at the limit it is refused, and the owner goes on."""
     fs.release(make(fs, b"f", b"x"))
     rewrite(fs)
     reader = reader_of(fs)
@@ -132,7 +132,7 @@ def test_what_two_hold_counts_for_both(fs: FileSystem) -> None:
 
 
 def test_who_renews_is_not_refused(fs: FileSystem) -> None:
-    """An honest client is never more than one rewriting late, however large the file."""
+    """An honest client keeps at most one version of the file waiting, however large the file."""
     fs.release(make(fs, b"f", b"x"))
     rewrite(fs, 12 * MIB)
     reader = reader_of(fs)

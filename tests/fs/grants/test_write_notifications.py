@@ -32,7 +32,7 @@ BLOCK = 4096
 
 
 def test_growing(fs: FileSystem) -> None:
-    """What was stored behind the end is in the file when that is told, and nothing is zeroed twice."""
+    """The file has what was stored past EOF after the report, and nothing is zeroed twice."""
     held = client(fs, content=b"x" * 100)
     held.ask(0, 100, STORE)
     content = random.Random(1).randbytes(10 * BLOCK)
@@ -106,7 +106,7 @@ def test_stores_are_durable_when_told_so(tmp_path: Path) -> None:
 
 
 def test_set_id_bits_go_when_what_was_appended_is_told(fs: FileSystem) -> None:
-    """They came after the memory behind the end was given, and while the client may still store there."""
+    """The bits were set after memory past EOF was granted, while the client may still store there."""
     file = make(fs, b"f", b"x" * BLOCK)
     held = Client(fs, fs.open_file(file.ino, os.O_RDWR, Caller(1000, 1000)))
     held.ask(BLOCK, BLOCK, STORE | GROW)
