@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from crash_rig import READ_ONLY, recover_by_e2fsck, some, words_agree
+from crash_rig import READ_ONLY, recover_by_e2fsck, words_agree
 from lease_rig import OPERATIONS, STATES, SharedPool, owners, pairs, plant
 from recorder import CrashImage
 from tree_rig import QUIET
@@ -143,13 +144,30 @@ LEAST = 2
 """Images that are looked at of each pair."""
 
 
+def sample(images: Iterable[CrashImage], rng: random.Random, share: float) -> Iterator[CrashImage]:
+    """Yield a random share of the images, `LEAST` of them at least if there are so many."""
+    shown = passed = 0
+    spare: list[CrashImage] = []  # a fair choice of the images that do not belong to the share
+    for left in images:
+        if share == 1.0 or rng.random() < share:
+            shown += 1
+            yield left
+            continue
+        passed += 1
+        if len(spare) < LEAST:
+            spare.append(left)
+        elif (at := rng.randrange(passed)) < LEAST:
+            spare[at] = left
+    yield from spare[: max(LEAST - shown, 0)]
+
+
 def cut(content: bytes, state: str, operation: str, path: Path, share: float, *, prefixes: int, subsets: int) -> int:
     """Cut one pair; return the number of images."""
     rng = random.Random(zlib.crc32(f"{state} {operation}".encode()))
     story = live(content, state, operation)
     count = 0
     images = story.pool.crash_images(rng, start=story.start, prefixes=prefixes, subsets=subsets)
-    for left in some(images, rng, share, LEAST):
+    for left in sample(images, rng, share):
         count += 1
         by_others = rng.random() < 0.3
         raw = bytes(left.image)
