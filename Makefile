@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-crash test-teeth container lint types floors circles layers check bench clean
+.PHONY: help setup demo test test-full test-crash test-teeth container lint types layers circles c-layers check bench clean
 
 help: ## list all targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,16 +44,16 @@ lint: setup ## check rules and formatting with ruff
 types: setup ## check types with mypy --strict
 	@$(BIN)/mypy
 
-floors: setup ## check with import-linter that a module imports only from layers below its own
+layers: setup ## check with import-linter that a module imports only from layers below its own
 	@$(BIN)/lint-imports
 
 circles: setup ## check that there are no import circles, including imports for type checking
 	@$(BIN)/python scripts/circles.py
 
-layers: setup ## check that the preload library's C files include only headers of layers below their own
+c-layers: setup ## check that the preload library's C files include only headers of layers below their own
 	@$(BIN)/python scripts/c_layers.py
 
-check: lint types floors circles layers ## run lint, types, floors, circles and layers
+check: lint types layers circles c-layers ## run lint, types, layers, circles and c-layers
 
 bench: setup ## measure the figures of docs/BENCHMARKS.md; some 15 minutes
 	@$(BIN)/python scripts/bench.py

@@ -1,4 +1,4 @@
-"""``make layers`` finds C files that include headers of higher layers, or declare what other files define."""
+"""``make c-layers`` finds C files that include headers of higher layers, or declare what other files define."""
 
 from __future__ import annotations
 
