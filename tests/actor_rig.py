@@ -189,7 +189,7 @@ class Calls:
         Bytes past EOF in the last page are zeroed when the page is written back, at a time that no test can know.
         """
         if offset + len(content) > os.fstat(self.files[slot]).st_size:
-            return "behind the end"
+            return "past EOF"
         return self.store(number, offset, content)
 
     def move_within(self, call: str, slot: int, offset: int, number: int, map_offset: int, size: int) -> int | None:

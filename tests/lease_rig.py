@@ -277,15 +277,15 @@ def check(fs: FileSystem, clients: Iterable[Client], ghosts: Iterable[tuple[int,
         expect_owned(found, holder.granted, holder.file.ino, keepers)
         for answer in holder.current:
             expect_true(fs, holder, answer)
-    for ino, told in ghosts:
-        expect_owned(found, told, ino, keepers)
+    for ino, touchable in ghosts:
+        expect_owned(found, touchable, ino, keepers)
 
 
-def expect_owned(found: Owners, told: set[int], ino: int, keepers: set[int]) -> None:
+def expect_owned(found: Owners, touchable: set[int], ino: int, keepers: set[int]) -> None:
     """Check that the blocks belong to the file or to a quarantine inode."""
-    for block in told:
+    for block in touchable:
         owner = found.data.get(block)
-        where = f"block {block}, told of inode {ino}"
+        where = f"block {block}, granted of inode {ino}"
         assert block not in found.free, f"{where}, is free"
         assert block not in found.metadata, f"{where}, is metadata of inode {found.metadata[block]}"
         assert owner == ino or owner in keepers, f"{where}, belongs to inode {owner}"
@@ -324,7 +324,7 @@ def free_blocks(fs: FileSystem) -> int:
 # Pairs of a state and an operation
 
 BLOCKS = 40
-"""Blocks that the file of the pairs has at its beginning; behind a hole there are some more."""
+"""Blocks that the file of the pairs has at its beginning; after a hole there are some more."""
 
 
 def plant(fs: FileSystem) -> None:
@@ -444,18 +444,18 @@ OPERATIONS: dict[str, Callable[[Pair], object]] = {
     "collapse": lambda pair: pair.fallocate(COLLAPSE, 4, 8),
     "insert": lambda pair: pair.fallocate(INSERT, 4, 8),
     "zero": lambda pair: pair.fallocate(ZERO, 5.5, 50),
-    "zero behind": lambda pair: pair.fallocate(ZERO | KEEP_SIZE, BLOCKS + 2, 12),
+    "zero past EOF": lambda pair: pair.fallocate(ZERO | KEEP_SIZE, BLOCKS + 2, 12),
     "allocate": lambda pair: pair.fallocate(0, 30, 30),
-    "allocate behind": lambda pair: pair.fallocate(KEEP_SIZE, BLOCKS, 30),
+    "allocate past EOF": lambda pair: pair.fallocate(KEEP_SIZE, BLOCKS, 30),
     "write into a hole": lambda pair: pair.write(BLOCKS + 1.5, 2000),
-    "write behind": lambda pair: pair.write(BLOCKS + 11.5, 9000),
+    "write past EOF": lambda pair: pair.write(BLOCKS + 11.5, 9000),
     "overwrite": lambda pair: pair.write(3.5, 5000),
     "copy into": lambda pair: pair.copy(BLOCKS - 3.5),
     "unlink": lambda pair: pair.fs.unlink(ROOT_INO, b"f"),
     "rename over": lambda pair: pair.fs.rename(ROOT_INO, b"g", ROOT_INO, b"f"),
 }
 MOVES = ("collapse", "insert")
-NEED_EXTENTS = (*MOVES, "zero", "zero behind", "allocate", "allocate behind")
+NEED_EXTENTS = (*MOVES, "zero", "zero past EOF", "allocate", "allocate past EOF")
 
 
 def pairs(name: str = "") -> list[tuple[str, str]]:

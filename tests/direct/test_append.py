@@ -115,7 +115,7 @@ def test_appends_of_blocks_are_done_in_memory(root: Path, worker: Agent, how: st
     assert calls == 0, "the last one took a system call"
     assert worker("os.pread(fd, 1 << 20, 0)") == expected
     worker("os.close(fd)")
-    assert (root / "file").stat().st_blocks * 512 == len(expected), "what was taken behind the end was given back"
+    assert (root / "file").stat().st_blocks * 512 == len(expected), "what was granted past EOF was given back"
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -139,7 +139,7 @@ def test_appends_of_any_length_are_done_in_memory(root: Path, worker: Agent, how
     os.truncate(path, len(expected) + 10_000)
     assert path.read_bytes() == expected + bytes(10_000)
     worker("os.close(fd)")
-    assert path.stat().st_blocks * 512 <= len(expected) + BLOCK, "what was taken behind the end was given back"
+    assert path.stat().st_blocks * 512 <= len(expected) + BLOCK, "what was granted past EOF was given back"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -219,7 +219,7 @@ def test_a_killed_program_leaves_whole_records(root: Path, library: Path, how: s
         found = records(path.read_bytes(), BLOCK)
         assert all(numbers == list(range(len(numbers))) for numbers in found.values())
         status = path.stat()
-        assert status.st_blocks * 512 == status.st_size, "what was taken behind the end was given back"
+        assert status.st_blocks * 512 == status.st_size, "what was granted past EOF was given back"
 
 
 @pytest.mark.parametrize("how", ["fsync", "fdatasync"])

@@ -246,7 +246,7 @@ def test_a_size_that_was_not_told_is_told_when_somebody_may_look(root: Path) -> 
     assert (root / "a").read_bytes()[49999:] == b"xy" + bytes(19999) + b"z"
 
 
-def test_two_make_a_file_longer(root: Path) -> None:
+def test_two_extending_writers(root: Path) -> None:
     """Each writer writes its own region past EOF, and no byte is lost."""
     with direct.open(root / "a", "w+b") as one, direct.open(root / "a", "r+b") as two:
         one.write(b"0" * 64 * KIB)

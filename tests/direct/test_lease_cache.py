@@ -172,7 +172,7 @@ def test_a_file_grows_in_steps(root: Path, asked: list[int], piece: int) -> None
             assert file.write(content[place : place + piece]) == len(content[place : place + piece])
         assert len(asked) < 20
     assert (root / "a").read_bytes() == content
-    assert (root / "a").stat().st_blocks * 512 == 9 * MIB, "what was taken behind the end is given back"
+    assert (root / "a").stat().st_blocks * 512 == 9 * MIB, "what was granted past EOF is given back"
 
 
 def test_a_range_is_flushed_without_a_word_where_a_lease_told_it(root: Path, asked: list[int]) -> None:
@@ -199,7 +199,7 @@ def test_filling_a_hole_in_order_asks_seldom(root: Path, asked: list[int]) -> No
     assert set((root / "a").read_bytes()) == {ord("f")}
 
 
-def test_growth_survives_a_fork(root: Path) -> None:
+def test_unreported_appends_survive_a_fork(root: Path) -> None:
     with direct.open(root / "a", "wb") as file:
         for _ in range(50):
             file.write(b"p" * 1000)

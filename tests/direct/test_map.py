@@ -217,7 +217,7 @@ fd = make("grow", 16 * MIB)
 for size in (1, 16):
     os.pwrite(fd, b"%2d" % size, (size - 1) * MIB)
 at = map(fd, MIB)
-libc.mmap(at + MIB, PAGE, RW, PRIVATE | ANONYMOUS | 0x100000, -1, 0)  # MAP_FIXED_NOREPLACE: no room behind it
+libc.mmap(at + MIB, PAGE, RW, PRIVATE | ANONYMOUS | 0x100000, -1, 0)  # MAP_FIXED_NOREPLACE: no room after it
 try:
     checked(libc.mremap(at, MIB, 2 * MIB, 0, None))
 except OSError as error:

@@ -95,7 +95,7 @@ def test_another_user_has_no_pool(mount: Mounted, worker: Agent, how: str) -> No
     worker(DROPS[how], user=NOBODY)
     assert maps(worker, mount) == []
     assert holders(mount.place) == 0
-    assert path.stat().st_mtime > 1e9, "its stores were told"
+    assert path.stat().st_mtime > 1e9, "its stores were reported"
     goes_on(worker, path, content)
     assert maps(worker, mount) == []
     worker("os.close(fd)")

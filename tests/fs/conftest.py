@@ -105,7 +105,7 @@ def open_fs(pool: Callable[..., Path]) -> Iterator[Callable[..., FileSystem]]:
     opened: list[tuple[FileSystem, Path]] = []
 
     def make(*options: str, size: str = "64M", mount: Options | None = None, tune: tuple[str, ...] = ()) -> FileSystem:
-        # mke2fs gives small pools blocks of 1 KiB unless it is told otherwise.
+        # mke2fs gives small pools blocks of 1 KiB unless it gets another size.
         path = pool(*(options if "-b" in options else ("-b", "4096", *options)), size=size)
         if tune:
             run("tune2fs", *tune, path)

@@ -25,20 +25,20 @@ class Listener:
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
 
-    def changed(self) -> None:
-        self.calls.append(("changed",))
+    def bump_version(self) -> None:
+        self.calls.append(("bump_version",))
 
-    def resized(self, size: int) -> None:
-        self.calls.append(("resized", size))
+    def set_size(self, size: int) -> None:
+        self.calls.append(("set_size", size))
 
-    def invalidated(self) -> None:
-        self.calls.append(("invalidated",))
+    def bump_epoch(self) -> None:
+        self.calls.append(("bump_epoch",))
 
-    def moved(self, begin: int, end: int) -> None:
-        self.calls.append(("moved", begin, end))
+    def invalidate_range(self, begin: int, end: int) -> None:
+        self.calls.append(("invalidate_range", begin, end))
 
-    def blanked(self, begin: int, end: int) -> None:
-        self.calls.append(("blanked", begin, end))
+    def zero_range(self, begin: int, end: int) -> None:
+        self.calls.append(("zero_range", begin, end))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_filled_hole_ends_what_clients_know(memory_fs: FileSystem, file: OpenF
     def fill(change: Change) -> None:
         change.maps(mapping.allocate(change._tx, change.inode, 4, 1, unwritten=False))
 
-    assert changed(memory_fs, file, fill).calls == [("changed",), ("invalidated",)]
+    assert changed(memory_fs, file, fill).calls == [("bump_version",), ("bump_epoch",)]
     assert file.node.map is not None
     assert file.node.map.covers(4 * BLOCK, 5 * BLOCK)
 
@@ -99,7 +99,7 @@ def test_blocks_past_eof_leave_what_clients_know(memory_fs: FileSystem, file: Op
         change.maps(mapping.allocate(change._tx, change.inode, 16, 2, unwritten=False))
         change.inode.size = 18 * BLOCK
 
-    assert changed(memory_fs, file, lengthen).calls == [("resized", 18 * BLOCK)]
+    assert changed(memory_fs, file, lengthen).calls == [("set_size", 18 * BLOCK)]
 
 
 def test_unwritten_blocks_in_a_hole_leave_what_clients_know(memory_fs: FileSystem, file: OpenFile) -> None:
@@ -108,11 +108,11 @@ def test_unwritten_blocks_in_a_hole_leave_what_clients_know(memory_fs: FileSyste
     def allocate(change: Change) -> None:
         change.maps(mapping.allocate(change._tx, change.inode, 4, 1, unwritten=True))
 
-    assert changed(memory_fs, file, allocate).calls == [("changed",)]
+    assert changed(memory_fs, file, allocate).calls == [("bump_version",)]
 
 
 def test_freed_blocks_leave_the_map(memory_fs: FileSystem, file: OpenFile) -> None:
-    assert changed(memory_fs, file, lambda change: change.unmap(8, 11)).calls == [("changed",)]
+    assert changed(memory_fs, file, lambda change: change.unmap(8, 11)).calls == [("bump_version",)]
     assert file.node.map is not None
     assert list(file.node.map.gaps(0, 16 * BLOCK)) == [(4 * BLOCK, 5 * BLOCK), (8 * BLOCK, 12 * BLOCK)]
 
@@ -136,10 +136,10 @@ def test_freed_runs_are_announced_within_the_handle(
     """`BlockNotifier.defer_frees` gets the index in the handle's list where this change's runs begin."""
     heard: list[tuple[int, list[tuple[int, int]]]] = []
 
-    def freed(tx: object, ino: int, mark: int) -> None:
+    def defer_frees(tx: object, ino: int, mark: int) -> None:
         heard.append((ino, tx.frees[mark:]))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(memory_fs.volume.notifier, "freed", freed)
+    monkeypatch.setattr(memory_fs.volume.notifier, "defer_frees", defer_frees)
     changed(memory_fs, file, lambda change: change.unmap(8, 11))
     ((ino, runs),) = heard
     assert ino == file.ino
@@ -166,15 +166,15 @@ def test_eof_advances_over_unwritten_blocks(memory_fs: FileSystem, file: OpenFil
 
     changed(memory_fs, file, reserve, dated=False)
     advanced: list[bool] = []
-    listener = changed(memory_fs, file, lambda change: advanced.append(change.advances(16 * BLOCK, 18 * BLOCK)))
+    listener = changed(memory_fs, file, lambda change: advanced.append(change.advance_eof(16 * BLOCK, 18 * BLOCK)))
     assert advanced == [True]
-    assert listener.calls == [("resized", 18 * BLOCK)]
+    assert listener.calls == [("set_size", 18 * BLOCK)]
     assert memory_fs.getattr(file.ino).size == 18 * BLOCK
 
 
 def test_eof_does_not_advance_over_a_hole(memory_fs: FileSystem, file: OpenFile) -> None:
     advanced: list[bool] = []
-    changed(memory_fs, file, lambda change: advanced.append(change.advances(16 * BLOCK, 18 * BLOCK)), dated=False)
+    changed(memory_fs, file, lambda change: advanced.append(change.advance_eof(16 * BLOCK, 18 * BLOCK)), dated=False)
     assert advanced == [False]
     assert memory_fs.getattr(file.ino).size == 16 * BLOCK
 

@@ -36,7 +36,7 @@ OPERATIONS: dict[str, Callable[[FileSystem, OpenFile], object]] = {
     "collapse": lambda fs, file: fs.fallocate(file, ranges.COLLAPSE_RANGE, 3 * BLOCK, 4 * BLOCK),
     "insert": lambda fs, file: fs.fallocate(file, ranges.INSERT_RANGE, 3 * BLOCK, 4 * BLOCK),
     "allocate": lambda fs, file: fs.fallocate(file, 0, 0, 80 * BLOCK),
-    "allocate behind": lambda fs, file: fs.fallocate(file, ranges.KEEP_SIZE, 0, 80 * BLOCK),
+    "allocate past EOF": lambda fs, file: fs.fallocate(file, ranges.KEEP_SIZE, 0, 80 * BLOCK),
     "copy": lambda fs, file: fs.copy_range(file, 0, file, 50 * BLOCK, 20 * BLOCK),
 }
 

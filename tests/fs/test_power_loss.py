@@ -39,8 +39,8 @@ from support import fsck
 def check(run: Run, left: CrashImage, path: Path, *, grow: bool = False) -> None:
     """Check that daxfs recovers the image to a state that the workload may leave, and that e2fsck finds nothing."""
     found = recover(left.image)
-    told = run.judge(found, left.position)
-    assert not told, run.describe(left) + "\n" + "\n".join(told)
+    wrong = run.judge(found, left.position)
+    assert not wrong, run.describe(left) + "\n" + "\n".join(wrong)
     if grow:
         assert not grow_everything(left.image), run.describe(left)
     path.write_bytes(left.image)

@@ -214,20 +214,20 @@ def test_any_sequence_agrees_with_the_model(
 # Behind the end of deep trees
 
 
-def scatter_behind(file: PoolFile, count: int, size: int = 1024) -> None:
+def scatter_past_eof(file: PoolFile, count: int, size: int = 1024) -> None:
     """Allocate so many single blocks past EOF of the file, none next to another."""
     for at in range(count):
         assert file.fallocate(KEEP_SIZE, (10 + 2 * at) * size, size) is None
 
 
-def test_many_extents_behind_the_end_are_no_error_to_e2fsck(pool: Callable[..., Path]) -> None:
+def test_many_extents_past_eof_are_no_error_to_e2fsck(pool: Callable[..., Path]) -> None:
     """This holds while the file is extended over them, and while they are freed."""
     path = pool("-b", "1024")
     fs = FileSystem.open(path)
     check_credits(fs)
     file = PoolFile(fs, b"f")
     file.write(0, b"x" * 5000)
-    scatter_behind(file, 3000)
+    scatter_past_eof(file, 3000)
     assert depth(fs, file.ino) == 2
     for step in range(6):
         fs.sync()
@@ -241,7 +241,7 @@ def test_many_extents_behind_the_end_are_no_error_to_e2fsck(pool: Callable[..., 
             file.truncate(file.size() + 100_000)
         else:
             file.write(1000 * step * 1024 + 100, b"y" * 3000)
-    scatter_behind(file, 6000)
+    scatter_past_eof(file, 6000)
     assert len(fs.describe(file.ino)) > 5000
     fs.close()
     fsck(path)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CREDITS_PAGE = 24
 FAR = 64
-"""Blocks from the end of the pool, where the first block of entries is looked for."""
+"""Distance from the end of the pool, in blocks, where the search for the first block of entries begins."""
 
 
 def new_quarantine_inode(tx: Handle) -> Inode:

@@ -47,13 +47,13 @@ def test_pieces_join_where_they_go_on() -> None:
         Piece(25, 0, 5, HOLE),
         Piece(30, 0, 5, KERNEL),
     ]
-    assert list(answers.joined(iter(pieces))) == [
+    assert list(answers.merge_adjacent(iter(pieces))) == [
         Piece(0, 100, 15, MEMORY),
         Piece(15, 300, 5, MEMORY),
         Piece(20, 0, 10, HOLE),
         Piece(30, 0, 5, KERNEL),
     ]
-    assert list(answers.joined(iter([]))) == []
+    assert list(answers.merge_adjacent(iter([]))) == []
 
 
 def test_a_part_of_a_piece_lies_where_the_piece_has_it() -> None:
@@ -76,7 +76,7 @@ def test_a_part_of_a_piece_lies_where_the_piece_has_it() -> None:
     ids=["whole pages", "at another place in the page", "within a page", "with both edges", "a hole"],
 )
 def test_what_is_no_whole_page_of_memory_goes_through_the_kernel(piece: Piece, expected: list[Piece]) -> None:
-    assert list(answers.in_pages(iter([piece]))) == expected
+    assert list(answers.whole_pages(iter([piece]))) == expected
 
 
 def test_memory_and_holes(fs: FileSystem) -> None:
@@ -102,7 +102,7 @@ def test_a_part(fs: FileSystem) -> None:
     assert answer.next == 100 + 2 * BLOCK
 
 
-def test_behind_the_end(fs: FileSystem) -> None:
+def test_past_eof(fs: FileSystem) -> None:
     held = client(fs, content=b"x" * 100)
     assert held.ask(BLOCK, 5).pieces == []
     assert held.ask(0, FAR).next == BLOCK

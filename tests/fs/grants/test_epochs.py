@@ -252,7 +252,7 @@ def test_more_pieces_than_are_told_apart(folder: Path, tmp_path: Path, monkeypat
         bench.close(tmp_path / "pool")
 
 
-def test_a_part_of_a_block_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_part_of_a_block_is_granted(folder: Path, tmp_path: Path) -> None:
     bench = Bench(image(folder, "4k"))
     held = Client(bench.fs, opened(bench.fs))
     held.ask(100, 50)
@@ -489,7 +489,7 @@ def test_stale_clients_that_go_on_appending(
     bench.close(tmp_path / "pool")
 
 
-def test_grown_pieces_of_a_scattered_pool(folder: Path, tmp_path: Path) -> None:
+def test_preallocated_pieces_of_a_scattered_pool(folder: Path, tmp_path: Path) -> None:
     """Hundreds of preallocated pieces past EOF are freed again within the credits of a handle."""
     bench = Bench(image(folder, "1k"))
     fs = bench.fs

@@ -78,8 +78,8 @@ def held(fs: FileSystem) -> tuple[InodeGrants, OpenFile, OpenFile]:
     """Return grants without a holder, and two open files of the inode."""
     one = make(fs, b"f", b"x" * 100)
     other = fs.open_file(one.ino)
-    fs.grants.page.make()
-    return InodeGrants(fs.volume, one.node, fs.grants.page.take(), count(5)), one, other
+    fs.grants.page.ensure()
+    return InodeGrants(fs.volume, one.node, fs.grants.page.allocate(), count(5)), one, other
 
 
 def entry(fs: FileSystem, grants: InodeGrants) -> tuple[int, ...]:
@@ -90,13 +90,13 @@ def entry(fs: FileSystem, grants: InodeGrants) -> tuple[int, ...]:
 def test_the_entry_shows_what_happens_to_the_inode(memory_fs: FileSystem) -> None:
     grants, file, _ = held(memory_fs)
     assert entry(memory_fs, grants) == (5, 100, file.ino, 0)
-    grants.changed()
+    grants.bump_version()
     assert entry(memory_fs, grants) == (5, 100, file.ino, 1)
-    grants.resized(70)
+    grants.set_size(70)
     assert entry(memory_fs, grants) == (5, 70, file.ino, 2)
-    grants.invalidated()
+    grants.bump_epoch()
     assert entry(memory_fs, grants) == (6, 70, file.ino, 3)
-    grants.ended()
+    grants.end_epochs()
     assert entry(memory_fs, grants) == (ENDED, 70, file.ino, 4)
 
 
@@ -105,10 +105,10 @@ def test_without_an_entry_nothing_is_stored(memory_fs: FileSystem) -> None:
     file = make(memory_fs, b"f", b"x" * 100)
     before = memory_fs.volume.pool.image()  # type: ignore[attr-defined]
     grants = InodeGrants(memory_fs.volume, file.node, 0, count(5))
-    grants.changed()
-    grants.resized(70)
-    grants.invalidated()
-    grants.ended()
+    grants.bump_version()
+    grants.set_size(70)
+    grants.bump_epoch()
+    grants.end_epochs()
     assert (grants.epoch, grants.changes) == (0, 0)
     assert memory_fs.volume.pool.image() == before  # type: ignore[attr-defined]
 
@@ -116,30 +116,30 @@ def test_without_an_entry_nothing_is_stored(memory_fs: FileSystem) -> None:
 def test_holders_belong_to_open_files(memory_fs: FileSystem) -> None:
     grants, one, other = held(memory_fs)
     assert grants.held_since() == ENDED
-    grants.joined(one, 1)
-    grants.invalidated()
-    grants.joined(one, 2)
-    grants.joined(other, 1)
+    grants.add_holder(one, 1)
+    grants.bump_epoch()
+    grants.add_holder(one, 2)
+    grants.add_holder(other, 1)
     assert (grants.all_holders, grants.held_since()) == (3, 5)
     assert list(grants.each_holder()) == [(Holder(one, 1), 5), (Holder(one, 2), 6), (Holder(other, 1), 6)]
-    assert grants.left(one, 1) == 1
-    assert grants.left(one, 1) == 0
+    assert grants.remove_holder(one, 1) == 1
+    assert grants.remove_holder(one, 1) == 0
     assert grants.held_since() == 6
-    assert grants.left(one) == 1
-    assert (grants.left(other), grants.holders) == (1, {})
+    assert grants.remove_holder(one) == 1
+    assert (grants.remove_holder(other), grants.holders) == (1, {})
 
 
-def test_the_grower_goes_with_its_holder(memory_fs: FileSystem) -> None:
+def test_the_extender_goes_with_its_holder(memory_fs: FileSystem) -> None:
     grants, one, other = held(memory_fs)
     for number in (1, 2):
-        grants.joined(one, number)
-    grants.joined(other, 1)
-    grants.grower = (one, 1)
-    grants.left(other)
-    grants.left(one, 2)
-    assert grants.grower == (one, 1)
-    grants.left(one, 1)
-    assert grants.grower is None
+        grants.add_holder(one, number)
+    grants.add_holder(other, 1)
+    grants.extender = (one, 1)
+    grants.remove_holder(other)
+    grants.remove_holder(one, 2)
+    assert grants.extender == (one, 1)
+    grants.remove_holder(one, 1)
+    assert grants.extender is None
 
 
 def test_what_is_mapped_through_the_kernel_goes_with_its_holder(memory_fs: FileSystem) -> None:
@@ -149,9 +149,9 @@ def test_what_is_mapped_through_the_kernel_goes_with_its_holder(memory_fs: FileS
     grants.map_through_kernel(other, 1, BLOCK, 3 * BLOCK)
     assert grants.epoch > epoch, "what others know of these bytes is not true"
     assert grants.kernel_mapped.covers(0, 3 * BLOCK)
-    grants.left(one)
+    grants.remove_holder(one)
     assert list(grants.kernel_mapped.gaps(0, 3 * BLOCK)) == [(0, BLOCK)]
-    grants.left(other)
+    grants.remove_holder(other)
     assert not grants.kernel_mapped.runs
 
 
@@ -167,9 +167,9 @@ def test_of_too_many_pieces_all_between_them_counts_as_granted(
     assert grants.granted.covers(0, 9 * BLOCK)
 
 
-def test_moved_bytes_are_no_growth(memory_fs: FileSystem) -> None:
+def test_moved_bytes_are_not_preallocated(memory_fs: FileSystem) -> None:
     grants, _, _ = held(memory_fs)
-    grants.growth.put(0, 4 * BLOCK, 0, False)
-    grants.moved(BLOCK, 2 * BLOCK)
-    assert list(grants.growth.gaps(0, 4 * BLOCK)) == [(BLOCK, 2 * BLOCK)]
+    grants.preallocated.put(0, 4 * BLOCK, 0, False)
+    grants.invalidate_range(BLOCK, 2 * BLOCK)
+    assert list(grants.preallocated.gaps(0, 4 * BLOCK)) == [(BLOCK, 2 * BLOCK)]
     assert grants.epoch == 6

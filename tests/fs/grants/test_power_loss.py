@@ -31,7 +31,16 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "orphan-file": ("-b", "1024", "-J", "size=1", "-N", "64", "-O", "orphan_file"),
     "no-extents": ("-b", "1024", "-J", "size=1", "-N", "64", "-O", "^extent,^64bit"),
 }
-IN_STEPS = ("copy into", "punch", "zero", "zero behind", "allocate", "write into a hole", "write behind", "overwrite")
+IN_STEPS = (
+    "copy into",
+    "punch",
+    "zero",
+    "zero past EOF",
+    "allocate",
+    "write into a hole",
+    "write past EOF",
+    "overwrite",
+)
 """Operations that are several handles, or stores in place: in between the file may be partly new."""
 
 

@@ -198,7 +198,7 @@ def test_stale_clients_can_not_be_asked(fs: FileSystem, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("way", ["mounted so", "damaged"])
-def test_holders_of_a_read_only_volume_can_not_be_told(fs: FileSystem, clock: Clock, way: str) -> None:
+def test_holders_of_a_read_only_volume_count_as_mapped(fs: FileSystem, clock: Clock, way: str) -> None:
     """The holders have no status entry that would show the end of an epoch, so that the range is never clear."""
     fs.release(make(fs, b"f", b"x" * 8 * BLOCK))
     fs.sync()

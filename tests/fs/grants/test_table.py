@@ -43,7 +43,7 @@ def others_grow() -> dict[str, Callable[[FileSystem, Client], object]]:
 
 
 @pytest.mark.parametrize("name", others_grow())
-def test_growth_ends_when_others_move_the_end(fs: FileSystem, name: str) -> None:
+def test_a_preallocation_ends_when_others_move_eof(fs: FileSystem, name: str) -> None:
     held = client(fs, content=b"x" * BLOCK)
     before = held.ask(0, 8 * BLOCK, STORE | GROW)
     held.store(BLOCK, b"staged" * 2000)
@@ -87,7 +87,7 @@ OpenFs = Callable[..., FileSystem]
 MIB = 1 << 20
 
 
-def test_undone_operations_leave_the_books_as_they_were(fs: FileSystem) -> None:
+def test_undone_operations_defer_nothing(fs: FileSystem) -> None:
     """A handle that defers frees and then fails has deferred nothing."""
     held = client(fs, content=b"x" * MIB)
     held.ask(0, FAR, STORE)
@@ -109,17 +109,19 @@ def test_undone_operations_leave_the_books_as_they_were(fs: FileSystem) -> None:
     assert fs.statistics().deferred == 0
 
 
-def grower(fs: FileSystem) -> Client:
+def extender(fs: FileSystem) -> Client:
     """Return a client that was granted eight blocks past EOF of a file of eight."""
     held = client(fs, content=b"x" * 8 * BLOCK)
     held.ask(8 * BLOCK, 8 * BLOCK, STORE | GROW)
     return held
 
 
-def behind_the_end(held: Client) -> set[int]:
+def past_eof(held: Client) -> set[int]:
     """Return the blocks of the pool that the client was granted past EOF."""
-    told = [piece for answer in held.answers for piece in answer.pieces if piece.kind == MEMORY]
-    return {at // BLOCK for piece in told for at in range(piece.pool_offset, piece.pool_offset + piece.length, BLOCK)}
+    granted = [piece for answer in held.answers for piece in answer.pieces if piece.kind == MEMORY]
+    return {
+        at // BLOCK for piece in granted for at in range(piece.pool_offset, piece.pool_offset + piece.length, BLOCK)
+    }
 
 
 def blocks_of(fs: FileSystem, ino: int) -> set[int]:
@@ -132,10 +134,10 @@ def take_all_inodes(fs: FileSystem) -> None:
 
 
 @pytest.mark.parametrize("mode", [COLLAPSE, INSERT])
-def test_what_is_shifted_is_no_growth_any_more(fs: FileSystem, mode: int) -> None:
+def test_a_shift_ends_a_preallocation(fs: FileSystem, mode: int) -> None:
     """A late store of the extender hits nothing that others write past the old EOF."""
-    held = grower(fs)
-    given = behind_the_end(held)
+    held = extender(fs)
+    given = past_eof(held)
     other = fs.open_file(held.file.ino, os.O_RDWR)
     fs.fallocate(other, mode, 0, BLOCK)
     fs.write(other, fs.getattr(other.ino).size, b"y" * 9 * BLOCK)
@@ -153,7 +155,7 @@ def crowded(open_fs: OpenFs) -> FileSystem:
 @pytest.mark.parametrize("way", ["close", "renew", "give back"])
 def test_the_last_holder_goes_without_a_free_inode(crowded: FileSystem, way: str) -> None:
     """No one may touch the blocks that it leaves past EOF, so that no quarantine inode is needed."""
-    held = grower(crowded)
+    held = extender(crowded)
     take_all_inodes(crowded)
     if way == "close":
         held.close()
@@ -167,10 +169,10 @@ def test_the_last_holder_goes_without_a_free_inode(crowded: FileSystem, way: str
         held.close()
 
 
-def test_a_growth_that_can_not_be_ended_goes_on(crowded: FileSystem) -> None:
+def test_a_preallocation_that_can_not_be_freed_stays(crowded: FileSystem) -> None:
     """Every operation that must end it is refused until there is an inode for the deferred frees."""
-    held = grower(crowded)
-    given = behind_the_end(held)
+    held = extender(crowded)
+    given = past_eof(held)
     other = crowded.open_file(held.file.ino, os.O_RDWR)
     take_all_inodes(crowded)
     for _ in range(2):
@@ -186,7 +188,7 @@ def test_a_growth_that_can_not_be_ended_goes_on(crowded: FileSystem) -> None:
 
 
 def test_a_close_that_fails_frees_what_has_no_name(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = grower(fs)
+    held = extender(fs)
     fs.unlink(ROOT_INO, b"f")
 
     def fail(*_: object) -> None:
@@ -199,7 +201,7 @@ def test_a_close_that_fails_frees_what_has_no_name(fs: FileSystem, monkeypatch: 
     assert fs.volume.lives.nameless == {fs.grants.page.ino}
 
 
-def test_blocks_that_were_punched_are_no_growth_any_more(open_fs: OpenFs) -> None:
+def test_punched_blocks_are_not_preallocated(open_fs: OpenFs) -> None:
     """A punch up to EOF frees the rest of EOF's page, including what a client was granted there."""
     fs = open_fs("-b", "1024", size="16M")
     held = client(fs, content=b"x")

@@ -31,7 +31,7 @@ from support import wait_a_tick
 BLOCK = 4096
 
 
-def test_growing(fs: FileSystem) -> None:
+def test_extending_writes(fs: FileSystem) -> None:
     """The file has what was stored past EOF after the report, and nothing is zeroed twice."""
     held = client(fs, content=b"x" * 100)
     held.ask(0, 100, STORE)
@@ -53,7 +53,7 @@ def test_growing(fs: FileSystem) -> None:
     check(fs, [held])
 
 
-def test_zeroing_behind_the_end(fs: FileSystem) -> None:
+def test_zeroing_past_eof(fs: FileSystem) -> None:
     held = client(fs, content=b"x" * 100)
     held.ask(0, 4 * BLOCK, STORE | GROW)
     held.store(100, b"q" * 3 * BLOCK)
@@ -105,7 +105,7 @@ def test_stores_are_durable_when_told_so(tmp_path: Path) -> None:
             assert again.lookup(ROOT_INO, b"f").mtime_ns == mtime
 
 
-def test_set_id_bits_go_when_what_was_appended_is_told(fs: FileSystem) -> None:
+def test_a_report_of_appends_drops_set_id_bits(fs: FileSystem) -> None:
     """The bits were set after memory past EOF was granted, while the client may still store there."""
     file = make(fs, b"f", b"x" * BLOCK)
     held = Client(fs, fs.open_file(file.ino, os.O_RDWR, Caller(1000, 1000)))
