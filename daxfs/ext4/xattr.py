@@ -100,7 +100,7 @@ def split_name(full: bytes) -> tuple[int, bytes]:
     family, dot, rest = full.partition(b".")
     index = _FAMILIES.get(family + dot)
     if index is None:
-        raise FsError(errno.EOPNOTSUPP, f"no attributes are called {full!r}")
+        raise FsError(errno.EOPNOTSUPP, f"{full!r} is not the name of an attribute that ext4 stores")
     if not rest:
         raise FsError(errno.EINVAL, f"no name after {full!r}")
     return index, rest

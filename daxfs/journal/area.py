@@ -47,7 +47,7 @@ class LogArea:
                 )
             end = start + count
         if not self.blocks:
-            raise Corrupt(CorruptKind.JOURNAL_INODE, "it has no blocks")
+            raise Corrupt(CorruptKind.JOURNAL_INODE, "the inode has no blocks")
 
     def physical(self, position: int) -> int:
         """Return the block of the pool that holds the log's block ``position`` (0 <= position < blocks)."""

@@ -136,7 +136,7 @@ def newest_copy(pool: Pool, geometry: Geometry, area: LogArea, block: int) -> by
     if copies[-1].flags & jbd2.FLAG_ESCAPE:
         content[:4] = _MAGIC_WORD
     if load_superblock(pool, geometry, area) != superblock:
-        raise Corrupt(CorruptKind.JOURNAL, "it began anew while it was read")
+        raise Corrupt(CorruptKind.JOURNAL, "the log began anew while it was read")
     return content
 
 

@@ -384,7 +384,7 @@ def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memory
     for start, count in groups.metadata_runs(view, group):
         if bitmaps.used_run(content, start - low, count) < count:
             raise Corrupt(
-                CorruptKind.BLOCK_BITMAP, f"group {group}: metadata in the blocks from {start} on is said to be free"
+                CorruptKind.BLOCK_BITMAP, f"group {group}: metadata in the blocks from {start} on is marked free"
             )
 
 
@@ -400,7 +400,7 @@ def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
     if free != desc.free_blocks_count:
         raise Corrupt(
             CorruptKind.GROUP_DESCRIPTOR_COUNTER,
-            f"group {group} was never used: {free} free, it says {desc.free_blocks_count}",
+            f"group {group} was never used: {free} free, the descriptor says {desc.free_blocks_count}",
         )
     bitmaps.set_run(bitmap, bits, 8 * geometry.block_size - bits)
     return content

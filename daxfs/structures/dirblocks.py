@@ -74,7 +74,7 @@ def number_of(view: View, directory: Inode, lblk: int) -> int:
         if number is not None:
             return number
     if lblk >= count(view, directory):
-        raise Corrupt(CorruptKind.DIRECTORY_BLOCK, f"inode {directory.number}: block {lblk} is beyond the end")
+        raise Corrupt(CorruptKind.DIRECTORY_BLOCK, f"inode {directory.number}: block {lblk} is past the end")
     extent = mapping.lookup(view, directory, lblk)
     if not extent.pblk or extent.unwritten:
         raise Corrupt(CorruptKind.DIRECTORY_BLOCK, f"inode {directory.number}: block {lblk} is a hole")

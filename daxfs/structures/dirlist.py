@@ -247,13 +247,13 @@ def _separate_cookies(
         if pinned is None:
             unplaced.append((cookie, i))
         elif taken.setdefault(pinned, i) != i:
-            raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} is there twice")
+            raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} has two entries")
     after: dict[int, int] = {}
     for cookie, i in sorted(unplaced, key=lambda row: (row[0], names[row[1]])):
         place = cookie
         if cookie in taken:
             if names[taken[cookie]] == names[i]:
-                raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} is there twice")
+                raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} has two entries")
             hints.pin(key, names[taken[cookie]], cookie)
             place = after.get(cookie, cookie) + 1
             while place in taken:

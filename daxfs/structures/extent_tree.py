@@ -145,7 +145,7 @@ def descend(view: View, inode: Inode, lblk: int) -> tuple[list[Node], int]:
 def out_of_order(inode: Inode, lblk: int, bound: int) -> FsError:
     """Return the error for a tree in which the entry after block ``lblk`` begins at ``bound``, at or before it."""
     if lblk >= MAX_BLOCKS:
-        return FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is beyond what a file can have")
+        return FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is past the last block that a file can have")
     return Corrupt(CorruptKind.EXTENT_INDEX, f"inode {inode.number}: block {bound} comes after {lblk}")
 
 

@@ -163,7 +163,9 @@ def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
     if not 0 < extent.length <= (EXT_UNWRITTEN_MAX_LEN if extent.unwritten else EXT_INIT_MAX_LEN):
         raise ValueError(f"an extent of {extent.length} blocks")
     if extent.lblk + extent.length > MAX_BLOCKS:
-        raise FsError(errno.EFBIG, f"inode {inode.number}: block {extent.lblk} is beyond what a file can have")
+        raise FsError(
+            errno.EFBIG, f"inode {inode.number}: block {extent.lblk} is past the last block that a file can have"
+        )
     path, bound = descend(tx, inode, extent.lblk)
     _insert_at(tx, inode, path, bound, extent)
 
@@ -205,7 +207,7 @@ def allocate(
         FsError: EEXIST when ``lblk`` is mapped, EFBIG, ENOSPC.
     """
     if lblk >= MAX_BLOCKS:
-        raise FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is beyond what a file can have")
+        raise FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is past the last block that a file can have")
     geometry = tx.geometry
     path, bound = descend(tx, inode, lblk)
     number, w, at = path[-1]

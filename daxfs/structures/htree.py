@@ -115,7 +115,7 @@ def _child(view: View, directory: Inode, word: int) -> int:
     """Return the physical block that a pair leads to; Corrupt if that is the root."""
     lblk = word & BLOCK_MASK
     if not lblk:
-        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: leads to its own root")
+        raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: the index leads to its own root")
     return dirblocks.number_of(view, directory, lblk)
 
 

@@ -61,7 +61,7 @@ def _route(view: View, lblk: int) -> tuple[int, ...]:
             slots = tuple(rest >> bits * level & mask for level in range(depth - 1, -1, -1))
             return (DIRECT - 1 + depth, *slots)
         rest -= 1 << bits * depth
-    raise FsError(errno.EFBIG, f"block {lblk} is beyond what a block-mapped file can have")
+    raise FsError(errno.EFBIG, f"block {lblk} is past the last block that a block-mapped file can have")
 
 
 def _area(view: View, depth: int) -> int:

@@ -244,14 +244,16 @@ def free(tx: Handle, inode: Inode) -> None:
     group, bit = divmod(ino - 1, geometry.inodes_per_group)
     desc = groups.edit_descriptor(tx, group)
     if groups.inodes_uninit(geometry, desc) or not bitmaps.test(_bitmap(tx, group, desc), bit):
-        raise Corrupt(CorruptKind.INODE_BITMAP, f"inode {ino} is being freed and is free already")
+        raise Corrupt(CorruptKind.INODE_BITMAP, f"inode {ino} is being freed, but is free already")
     if desc.free_inodes_count >= geometry.inodes_per_group:
         raise Corrupt(CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: {desc.free_inodes_count} inodes free")
     bitmaps.clear_run(tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc)), bit, 1)
     desc.free_inodes_count += 1
     if inode.is_dir:
         if not desc.used_dirs_count:
-            raise Corrupt(CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no directories, and {ino} is one")
+            raise Corrupt(
+                CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no directories counted, but inode {ino} is one"
+            )
         desc.used_dirs_count -= 1
     sb = tx.edit_superblock()
     sb.s_free_inodes_count = min(sb.s_free_inodes_count + 1, geometry.inodes_count)
@@ -274,7 +276,7 @@ def _check_bitmap(geometry: Geometry, group: int, desc: GroupDescriptor, content
             CorruptKind.INODE_BITMAP, f"group {group}: {free} inodes free, the descriptor says {desc.free_inodes_count}"
         )
     if not group and bitmaps.used_run(content, 0, geometry.first_ino - 1) < geometry.first_ino - 1:
-        raise Corrupt(CorruptKind.INODE_BITMAP, "a reserved inode is said to be free")
+        raise Corrupt(CorruptKind.INODE_BITMAP, "a reserved inode is marked free")
 
 
 def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
@@ -303,7 +305,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
     else:
         bit = bitmaps.first_free(_bitmap(tx, group, desc), size)
         if bit < 0 or not desc.free_inodes_count:
-            raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: free inodes are counted, and none is free")
+            raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: free inodes are counted, but none is free")
         desc = groups.edit_descriptor(tx, group)
         content = tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
     untouched = False

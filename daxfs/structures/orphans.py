@@ -114,7 +114,7 @@ def listing(view: View) -> Iterator[int]:
     ino = view.superblock().s_last_orphan
     while ino:
         if ino in listed:
-            raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} comes twice")
+            raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} is in the list twice")
         listed.add(ino)
         # Read the next one first: the caller may remove each inode when it is yielded.
         following = inodes.read(view, _checked_orphan(view, ino)).i_dtime
@@ -165,7 +165,7 @@ def _before(view: View, ino: int) -> int:
         if following == ino:
             return at
         at = following
-    raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} is not in it")
+    raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} is not in the list")
 
 
 # The file

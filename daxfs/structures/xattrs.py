@@ -107,7 +107,7 @@ def get_acl(view: View, inode: Inode, default: bool = False) -> Acl | None:
 def _split(name: bytes) -> tuple[int, bytes]:
     prefix, rest = format_.split_name(name)
     if prefix not in _SERVED:
-        raise FsError(errno.EOPNOTSUPP, f"no attributes are called {name!r}")
+        raise FsError(errno.EOPNOTSUPP, f"{name!r} is not the name of an attribute that ext4 stores")
     return prefix, rest
 
 

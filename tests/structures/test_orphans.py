@@ -181,7 +181,7 @@ def test_lists_that_loop_or_lead_astray(rigs: Rigs) -> None:
     first, second, third, other = make_files(rig, 4)
     for ino in (first, second, third):
         add(rig, ino)
-    for following, kind in ((third, "comes twice"), (2, "is not in"), (1 << 30, "is not in"), (2000, "is free")):
+    for following, kind in ((third, "in the list twice"), (2, "is not in"), (1 << 30, "is not in"), (2000, "is free")):
         with rig.handle() as tx:
             inodes.edit(tx, first).i_dtime = following
         with pytest.raises(Corrupt, match=kind):
