@@ -48,7 +48,7 @@ METRICS = (
     Metric("journal", "blocks_home", True, "daxfs_journal_home_blocks", "Blocks of metadata copied home."),
     Metric("journal", "blocks_logged", True, "daxfs_journal_logged_blocks", "Blocks stored in the log."),
     Metric("journal", "blocks_revoked", True, "daxfs_journal_revoked_blocks", "Blocks revoked."),
-    Metric("journal", "tail_moves", True, "daxfs_journal_log_laps", "Times that the log was full and began anew."),
+    Metric("journal", "tail_moves", True, "daxfs_journal_log_laps", "Times that the log was full and was emptied."),
     Metric("journal", "rollbacks", True, "daxfs_journal_rollbacks", "Operations that were undone."),
     Metric("journal", "running_blocks", False, "daxfs_journal_running_blocks", "Blocks changed since the last commit."),
     Metric("journal", "pending_free_blocks", False, "daxfs_journal_pending_free_blocks", "Freed by the next commit."),

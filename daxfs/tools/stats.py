@@ -191,7 +191,7 @@ def _log(journal: dict[str, Any] | None) -> str:
     room, used = journal["log_blocks"], journal["log_blocks_used"]
     if not room:
         return f"none; {running}"
-    return f"{used} of {room} blocks ({100 * used // room} %), begun anew {journal['tail_moves']} times; {running}"
+    return f"{used} of {room} blocks ({100 * used // room} %), emptied {journal['tail_moves']} times; {running}"
 
 
 def _freed(found: Snapshot) -> str:

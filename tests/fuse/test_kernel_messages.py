@@ -107,7 +107,7 @@ def test_a_full_pool_gets_what_was_forgotten_and_is_asked_again(fake: Rig) -> No
     assert fake.refused(Opcode.MKDIR, body=pack("mkdir_in", mode=0o755) + b"d\0") == errno.ENOSPC
     assert [name for name, _ in calls(fake)] == ["mkdir", "unpin", "mkdir"]
     assert fake.refused(Opcode.MKDIR, body=pack("mkdir_in", mode=0o755) + b"d\0") == errno.ENOSPC
-    assert [name for name, _ in calls(fake)] == ["mkdir"], "nothing waits any more"
+    assert [name for name, _ in calls(fake)] == ["mkdir"], "no request waits"
 
 
 def test_what_was_forgotten_makes_room(rig_of: Callable[..., Rig]) -> None:

@@ -1,7 +1,7 @@
 """Append numbered records to a file: append.py FILE WHO RECORDS LENGTH HOW [LOG].
 
-HOW: ``plain``, ``fsync`` or ``fdatasync`` after each record, or ``fork``: a child does the same with its descriptor.
-What was synchronised is counted in LOG, a byte for each record.
+HOW: ``plain``, ``fsync`` or ``fdatasync`` after each record, or ``fork``: a child appends too, by the same descriptor.
+LOG gets a byte for each record that was synchronised.
 """
 
 from __future__ import annotations
