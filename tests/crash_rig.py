@@ -1,4 +1,4 @@
-"""Power cuts of a whole file system: short workloads, what each image may hold afterwards, and who recovers it.
+"""Power cuts of a whole file system: short workloads, what each image may hold, and recovery.
 
 A `Run` does a workload on a recording pool and takes a picture of the tree after each operation. `Run.judge` then says
 whether what a cut left is one of these pictures, not older than the last sync; see there for what it asks of bytes.
@@ -99,7 +99,7 @@ def littered(content: bytes) -> bytes:
 
 
 def plant(fs: FileSystem) -> None:
-    """What is there before the workload."""
+    """Make the tree that a workload begins with."""
     tree = fs.tree
     for number, (name, size) in enumerate((("f", 3000), ("g", 700), ("d/x", 2048), ("big", 9000), ("unwritten", 0))):
         if "/" in name:
@@ -353,7 +353,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "unlink symlink long": ("symlink long",),
     "rmdir new": ("mkdir",),
 }
-"""What must have been done before an operation: it finds nothing to do else. A `Run` does it first."""
+"""The operations that an operation needs: without them it finds nothing to do. A `Run` does them first."""
 
 AGAIN = (
     *("mkdir", "rmdir new", "symlink long", "unlink symlink long", "set large xattr", "replace xattr", "chmod"),
@@ -365,7 +365,7 @@ Step = tuple[str, str]
 
 
 def prelude(steps: Iterable[Step]) -> list[Step]:
-    """What `NEEDS` says must be done, and be durable, before these steps; less what they do themselves."""
+    """Return the operations of `NEEDS` that these steps need and do not do themselves; they must be durable first."""
     done: set[str] = set()
     missing: dict[str, None] = {}
     for name, _ in steps:
@@ -388,7 +388,7 @@ class Picture(NamedTuple):
 
 
 def take_picture(fs: FileSystem, opened: Iterable[OpenFile] = ()) -> Picture:
-    """The tree, and the contents of open files that may have no name any more."""
+    """Return the tree, and the contents of open files, which may no longer have a name."""
     facts: dict[bytes, Facts] = {}
     times, contents = {}, {}
     for path, found in walk(fs, contents=False).items():
@@ -518,7 +518,7 @@ class Run:
         return f"{self.steps}, cut at {left.position} of {len(self.pool.events)} ({left.choice}); {moments}"
 
     def stage(self, position: int) -> tuple[int, int]:
-        """What `judge` takes from a position: how many promises hold by then, and the last moment that had begun."""
+        """What `judge` uses of a position: how many promises hold by then, and the last moment that has begun."""
         kept = sum(promise.position <= position for promise in self.promises)
         return kept, self._last(position)
 
@@ -526,7 +526,7 @@ class Run:
         return max(index for index, moment in enumerate(self.moments) if moment.begun <= position)
 
     def judge(self, found: Picture, position: int) -> list[str]:
-        """Why ``found`` is nothing that a cut after this many events may leave; empty if it is all right.
+        """Return why no cut after this many events may leave ``found``; an empty list if one may.
 
         It must be the tree of one moment: the last one that a sync promised, or a later one that had begun. Bytes are
         those of this moment or, word by word, of a later one, because overwrites go in place without waiting for
@@ -536,13 +536,13 @@ class Run:
         kept = [promise for promise in self.promises if promise.position <= position]
         floor = max(promise.index for promise in kept if not promise.ino)
         last = self._last(position)
-        told = []
+        faults = []
         for index in range(last, floor - 1, -1):
             wrong = self._compare(found, index, last, floor, kept)
             if not wrong:
                 return []
-            told.append(f"not as after {index} {self.moments[index].name}: {wrong[:4]}")
-        return told
+            faults.append(f"not as after {index} {self.moments[index].name}: {wrong[:4]}")
+        return faults
 
     def _compare(self, found: Picture, index: int, last: int, floor: int, kept: list[Promise]) -> list[str]:
         expected = self.moments[index].picture
@@ -563,7 +563,7 @@ class Run:
         return wrong
 
     def _versions(self, ino: int, index: int, last: int, kept: list[Promise]) -> list[bytes]:
-        """What a file may hold, word by word, in a tree of moment ``index``."""
+        """Return the contents that a file may hold, word by word, in a tree of moment ``index``."""
         later = self.moments[index : last + 1]
         since = max((promise.index for promise in kept if promise.ino == ino), default=0)
         contents = self.moments[index].picture.contents
@@ -615,7 +615,7 @@ class Sample:
 
 
 def differing(found: dict[bytes, Facts], expected: dict[bytes, Facts]) -> list[str]:
-    """What two trees do not share, in words."""
+    """Return the differences of two trees, in words."""
     if found.keys() != expected.keys():
         return [f"names {sorted(found.keys() ^ expected.keys())}"]
     return [
@@ -680,7 +680,7 @@ def torn_superblock(content: bytes | bytearray) -> bool:
 
 
 def read_quietly(path: Path) -> Picture:
-    """The tree of a recovered pool, which nothing is changed in."""
+    """Return the tree of a recovered pool, on a read-only mount."""
     with FileSystem.open(path, READ_ONLY) as fs:
         return take_picture(fs)
 
@@ -701,7 +701,7 @@ def mend(path: Path, *options: str) -> bool:
 
 
 def recover_by_e2fsck(content: bytes, path: Path) -> Picture:
-    """What e2fsck makes of the image. It must be content with it afterwards."""
+    """Return the tree that e2fsck recovers from the image; a second run of it must find nothing."""
     path.write_bytes(content)
     mend(path, "-fy", "-E", "no_optimize_extents")
     fsck(path)
@@ -720,7 +720,7 @@ def preen(content: bytes, path: Path) -> None:
 
 
 def recover_by_kernel(content: bytes, path: Path) -> Picture:
-    """What the kernel makes of the image by mounting it; e2fsck must be content with that."""
+    """Return the tree that the kernel recovers by mounting the image; e2fsck must find nothing then."""
     path.write_bytes(content)
     with kernel_mount(path):
         pass

@@ -14,14 +14,14 @@ import pytest
 
 from support import run
 
-MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
 def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """An empty folder on a tmpfs. If the test fails, its files are copied to pytest's own folder of that name."""
     failed = request.session.testsfailed
-    with tempfile.TemporaryDirectory(prefix="daxfs-tests-", dir=MEMORY) as folder:
+    with tempfile.TemporaryDirectory(prefix="daxfs-tests-", dir=SHARED_MEMORY) as folder:
         yield Path(folder)
         if request.session.testsfailed != failed:
             run("cp", "-r", "--sparse=always", f"{folder}/.", tmp_path)

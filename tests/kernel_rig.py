@@ -51,7 +51,7 @@ def wait_for_loop(pool: Path, limit: float = HANG_SECONDS) -> None:
 
 
 def backing(device: Path) -> str:
-    """The file behind a loop device, "" if there is none."""
+    """Return the file that a loop device shows, "" if there is none."""
     try:
         return (device / "loop/backing_file").read_text().strip()
     except OSError:

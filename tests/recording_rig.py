@@ -39,7 +39,7 @@ SIZE = "16M"
 MODES: dict[str, tuple[str, ...]] = {"direct": (), "cached": ("dax=never",), "strict": ("dax=never", "strictatime")}
 """Mount options by the name of the recording."""
 LONG_AGO = 1_000_000_000
-"""Times that the workload sets are no later than this, so that a replay can tell them from those of the clock."""
+"""Times that the workload sets are no later than this, so that a replay distinguishes them from those of the clock."""
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, NODUMP = 0x80086601, 0x40086602, 0x40
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
@@ -230,7 +230,7 @@ def attributes(root: Path) -> None:
 
 
 def make_as_member(root: Path) -> None:
-    """What somebody does who is in the group of the directory."""
+    """The calls of a user who is in the group of the directory."""
     (root / "shared/f").write_bytes(b"mine")
     os.mkdir(root / "shared/d")
     os.chmod(root / "shared/f", 0o2764)

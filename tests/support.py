@@ -1,4 +1,4 @@
-"""What tests of every floor call: the e2fsprogs tools, and pools made by them.
+"""What tests of every layer call: the e2fsprogs tools, and pools made by them.
 
 A missing tool is an error, never a skip: a test that did not run proves nothing.
 """
@@ -25,7 +25,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str | Path, code: int = 0, limit: float = HANG_SECONDS, stdin: str | None = None) -> str:
-    """Run a program, expect its exit code, return its output (standard error behind standard output)."""
+    """Run a program, expect its exit code, return its output (standard output, then standard error)."""
     done = subprocess.run(
         [tool(str(command[0])), *map(str, command[1:])],
         capture_output=True,

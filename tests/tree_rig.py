@@ -1,6 +1,6 @@
 """One tree, written and read by daxfs and by the kernel in the same way, so that what they see can be compared.
 
-A `Side` changes a file system by paths; `kernel_tree` and `pool_tree` tell all that can be seen; `same` compares.
+A `Side` changes a file system by paths; `kernel_tree` and `pool_tree` return all that can be seen; `same` compares.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def same(found: Tree, expected: Tree) -> None:
 
 
 def portable(tree: Tree) -> Tree:
-    """What does not depend on who wrote the tree: no places, no numbers, no times that can't be set."""
+    """Return what any writer of the tree would have made: no places, no numbers, no times that can't be set."""
     found = {}
     for path, facts in tree.items():
         if path == b"lost+found":
@@ -191,7 +191,7 @@ def walk(fs: FileSystem, *, contents: bool = True) -> Tree:
     """Everything in an open file system, which must be mounted with noatime; ``contents`` of files too."""
     assert fs.volume.options.atime == "noatime"
     tree: Tree = {}
-    known: dict[int, Facts] = {}  # by inode number: of several names of one inode, one is looked at
+    known: dict[int, Facts] = {}  # by inode number: an inode with several names is read once
     todo = [(b"", ROOT_INO)]
     while todo:
         path, ino = todo.pop()
@@ -215,7 +215,7 @@ def walk(fs: FileSystem, *, contents: bool = True) -> Tree:
 
 
 def pool_facts(fs: FileSystem, ino: int, content: object = None, *, contents: bool = True) -> Facts:
-    """What daxfs says of one inode."""
+    """Return the facts of one inode, read by daxfs."""
     found = fs.getattr(ino)
     if stat.S_ISLNK(found.mode):
         content = fs.readlink(ino)

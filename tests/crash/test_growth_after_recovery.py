@@ -1,4 +1,4 @@
-"""A cut can leave old bytes behind the end of a file, in its last block: whatever makes it longer then zeroes them.
+"""A cut can leave old bytes past EOF, in a file's last block: whatever makes the file longer then zeroes them.
 
 A truncate commits the new size before it zeroes the tail (docs/CRASH.md), so these bytes are what a cut between the two
 leaves. Each way to grow is tried on such a file.
@@ -30,7 +30,7 @@ class Way(NamedTuple):
 
 
 SIZE = 6
-"""Quarters of a block that the file is long: half of its second block is behind the end."""
+"""Quarters of a block that the file is long: half of its second block is past EOF."""
 
 
 def copied(source: str, offset: int, length: int) -> Callable[[FileSystem, OpenFile, int], object]:
@@ -66,7 +66,7 @@ def appended(fs: FileSystem, file: OpenFile, quarter: int) -> None:
 
 
 def reserved_before(fs: FileSystem, file: OpenFile, quarter: int) -> None:
-    """Blocks are reserved behind the end first; the size follows."""
+    """Blocks are reserved past EOF first; the size follows."""
     fs.fallocate(file, KEEP_SIZE, 8 * quarter, 8 * quarter)
     fs.write(file, 10 * quarter, b"x" * quarter)
 
@@ -90,14 +90,14 @@ WAYS: dict[str, Way] = {
     "allocate further on": Way(allocated(0, 12, 8), 20, extents=True),
     "zero in the block": Way(allocated(ZERO, 7, 1), 8, extents=True),
     "zero further on": Way(allocated(ZERO, 12, 8), 20, extents=True),
-    "write behind what is reserved": Way(reserved_before, 10, extents=True),
+    "write after what is reserved": Way(reserved_before, 10, extents=True),
     "append by a client": Way(appended, 9, extents=True),
 }
 
 
 @cache
 def torn(name: str) -> bytes:
-    """A pool in which a file has old bytes behind its end."""
+    """A pool in which a file has old bytes past EOF."""
     pool = MemoryPool(image(name))
     fs = FileSystem.open(pool, QUIET)
     quarter = fs.volume.block_size // 4

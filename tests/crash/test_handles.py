@@ -46,8 +46,8 @@ def commits(name: str, operation: str, path: Path) -> None:
         if left.choice == "none":
             continue
         found = recover(left.image)
-        told = run.judge(found, left.position)
-        assert not told, run.describe(left) + "\n" + "\n".join(told)
+        faults = run.judge(found, left.position)
+        assert not faults, run.describe(left) + "\n" + "\n".join(faults)
         path.write_bytes(left.image)
         fsck(path)
 

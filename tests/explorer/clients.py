@@ -7,7 +7,7 @@ flush are calls of msync).
 
 The oracle is `crash_rig.Run`'s, with a moment at each request, and with this about bytes:
 
-* A size that the client has told after its flush is never durable before the bytes up to it.
+* A size that the client notifies after its flush is never durable before the bytes up to it.
 * Bytes that were not flushed are what they were before, zeros where blocks were granted, or what was stored since, word
   by word. They are never what a block held before it was the file's.
 * What `flush` has returned for stays.
@@ -238,7 +238,7 @@ class Client:
         self.run.pool.events += pages(address - self.pool.address, length), Fence()
 
     def append(self, name: str, size: int) -> None:
-        """Store behind the end; nobody is told."""
+        """Store past EOF, without a write notification."""
         self.write(name, self.file(name).size, size)
 
     def store(self, name: str, offset: int, size: int) -> None:

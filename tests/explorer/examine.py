@@ -42,12 +42,12 @@ from explorer.workloads import Workload
 from support import fsck
 
 FEW = {"alone": 2, "subsets": 1}
-"""How much is looked at of a recovery that is cut."""
+"""How much of a cut recovery is examined."""
 
 
 @dataclass(slots=True)
 class Depth:
-    """How much is looked at.
+    """How much is examined.
 
     Attributes:
         alone: lines of a cut that go missing alone, and that are there alone, at most.
@@ -139,7 +139,7 @@ class Examiner:
     Args:
         workload: done once, on a recording pool.
         folder: for files that e2fsck and the kernel look at.
-        depth: how much is looked at.
+        depth: how much is examined.
     """
 
     def __init__(self, workload: Workload, folder: Path, depth: Depth) -> None:
@@ -210,8 +210,8 @@ class Examiner:
             picture = self._pictures[state] = self._look(FileSystem.open(UndoPool(disk), QUIET), disk)
         judged = state, self.run.stage(position)
         if judged not in self._judged:
-            told = self.run.judge(picture, position)
-            assert not told, "\n".join(told)
+            faults = self.run.judge(picture, position)
+            assert not faults, "\n".join(faults)
             self._judged.add(judged)
         return picture
 

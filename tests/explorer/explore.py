@@ -56,7 +56,7 @@ REPORT_SECONDS = 30.0
 
 
 class Task(NamedTuple):
-    """A workload and how closely it is looked at."""
+    """A workload and how closely it is examined."""
 
     workload: Workload
     depth: Depth
@@ -100,7 +100,7 @@ def explore(tasks: list[Task]) -> Iterator[Result]:
 
 
 def depth_of(workload: Workload, alone: int, first: str) -> Depth:
-    """How closely a workload is looked at; ``first`` is the format that is looked at most closely."""
+    """Return how closely a workload is examined; ``first`` is the format that is examined most closely."""
     if workload.part is Part.LAST:
         return Depth(alone=min(THIN["alone"], alone), subsets=THIN["subsets"])
     return Depth(alone=alone if workload.format == first else min(ALONE_IN_OTHERS, alone))
@@ -125,7 +125,7 @@ def plan(formats: list[str], twos: int, threes: int, laps: int, seed: int) -> li
 
 
 class Progressed:
-    """What was found so far, told while it goes on: by a bar, or in lines where there is no terminal."""
+    """Shows what was found so far: with a bar, or in lines where there is no terminal."""
 
     def __init__(self, work: list[Workload]) -> None:
         self.planned = Counter((workload.format, workload.kind) for workload in work)
@@ -160,11 +160,11 @@ class Progressed:
             self.bar.console.print(f"wrong: {again(workload)}\n{wrong}", markup=False, soft_wrap=True)
         total = self.total
         tried = total.images + total.again
-        told = f"{tried:,} images, {tried / self.seconds:,.0f} a second"
-        self.bar.update(self._task, advance=1, description=told)
+        line = f"{tried:,} images, {tried / self.seconds:,.0f} a second"
+        self.bar.update(self._task, advance=1, description=line)
         if not self._watched and self.seconds - (self._said - self.begin) > REPORT_SECONDS:
             self._said = time.monotonic()
-            print(f"{total.workloads:,} of {self._count:,} workloads, {told}", file=sys.stderr, flush=True)
+            print(f"{total.workloads:,} of {self._count:,} workloads, {line}", file=sys.stderr, flush=True)
 
     def report(self) -> None:
         """The figures, for people."""

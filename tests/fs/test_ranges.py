@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from in_memory import SHARED_MEMORY
 from kernel_rig import kernel_mount
 from range_rig import (
     COLLAPSE,
@@ -71,7 +72,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp())
+        self.directory = Path(tempfile.mkdtemp(dir=SHARED_MEMORY))
         self.path = self.directory / "pool"
         shutil.copyfile(self.image, self.path)
         self.model, self.other_model = Model(self.block_size), Model(self.block_size)

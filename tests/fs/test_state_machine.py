@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from in_memory import SHARED_MEMORY
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
 from recorder import Fence, RecordingPool
 from tree_model import (
@@ -63,7 +64,7 @@ def anything(_: Thing) -> bool:
 @cache
 def image(name: str) -> bytes:
     """Return a fresh pool of the format."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
         size = "12M" if name == "block4k" else "6M"
         return mke2fs(Path(place) / "pool", *FORMATS[name], size=size).read_bytes()
 
@@ -636,7 +637,7 @@ class Machine(RuleBasedStateMachine):
         if not self.fs.volume.read_only:
             assert not differences(self.fs, self.state)
         self.fs.close()
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
             path = Path(place) / "pool"
             path.write_bytes(self.content)
             fsck(path)

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from in_memory import SHARED_MEMORY
+
 from daxfs.ext4 import jbd2
 from daxfs.ext4.features import Incompat
 from daxfs.ext4.geometry import Geometry
@@ -33,7 +35,7 @@ FREE = 40  # blocks at the file system's end that tests write to; they belong to
 @cache
 def _made(options: tuple[str, ...]) -> tuple[bytes, LogArea]:
     small = "1024" in options
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=SHARED_MEMORY) as folder:
         path = mke2fs(Path(folder) / "pool", *options, "-J", f"size={1 if small else 4}", size="3M" if small else "12M")
         blocks = [int(word) for word in run("debugfs", "-R", "blocks <8>", path).split() if word.isdigit()]
         assert blocks[0] == int(run("debugfs", "-R", "bmap <8> 0", path).split()[0])

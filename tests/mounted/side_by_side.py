@@ -31,7 +31,7 @@ ACTORS: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "member": (1002, 1002, (1001, 1003)),
     "other": (1003, 1004, ()),
 }
-"""Who makes the calls: user, group, supplementary groups."""
+"""The identity that makes the calls: user, group, supplementary groups."""
 
 Operation = tuple[Any, ...]
 Outcome = Any
@@ -112,7 +112,7 @@ class Calls:
         name, actor, umask, *arguments = operation
         call: Callable[..., Outcome] = getattr(self, name)
         if name == "held":
-            # To a session that is not told who writes, it is who opened.
+            # A session that does not learn which user writes takes the one that opened the file.
             actor = self.openers.get(arguments[0], actor)
         with acting(actor, umask):
             try:

@@ -13,7 +13,7 @@ import pytest
 from mount_rig import mounted
 
 TICK_SECONDS = 0.02
-"""Two points in time that the file system's clock tells apart."""
+"""Two points in time that differ on the file system's clock."""
 MODES = ["always", "inode", "never"]
 
 

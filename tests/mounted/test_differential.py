@@ -94,7 +94,7 @@ MEMBERSHIP: list[Operation] = [
 ]
 
 LISTS: list[Operation] = [
-    # An ACL set by who is not in the group takes S_ISGID away, on directories too.
+    # An ACL that is set by a user outside the group clears S_ISGID, on directories too.
     *(
         operation
         for name, make in (

@@ -113,7 +113,7 @@ def test_shared_libraries_load(root: Path) -> None:
     code += "; print(f(ctypes.c_double(0)), any(sys.argv[2] in line for line in open('/proc/self/maps')))"
     for name in ("libmath.so.1", str(root / "libmath.so.1")):
         assert said(PYTHON, "-c", code, name, root, LD_LIBRARY_PATH=str(root)) == "1.0 True\n"
-    # A new version beside, moved over the old one, as installers do: who has the old one keeps it.
+    # A new version is renamed over the old one, as installers do: processes that run the old one keep it.
     shutil.copy(root / "libmath.so.1", root / "new")
     with running_python(root / "libmath.so.1") as cosine:
         assert cosine() == "1.0"
@@ -197,7 +197,7 @@ def test_a_program_changes_between_its_runs(root: Path) -> None:
 
 
 def test_set_id_programs(sides: tuple[Path, Path]) -> None:
-    """Who runs them becomes their owner; who changes them takes that away, and the next run sees it."""
+    """A process that runs them gets the owner's rights; a write clears the bits, which the next run sees."""
 
     def attempts(root: Path) -> list[str]:
         program = root / "program"

@@ -125,9 +125,9 @@ def test_a_reader_with_the_pool_is_bounded_and_named(mount: Mounted) -> None:
             answers.append(reader.do("lease", 1, 0, 1 << 40, 0) == "EAGAIN")
             rewrite(path)
         assert answers == [number >= most // (2 * MIB) for number in range(20)]
-        told = json.loads(daxfs("stats", mount.place, "--total", "--json"))
-        assert told["files"]["deferred"] == most
-        assert told["holding"] == [{"ino": path.stat().st_ino, "uid": NOBODY, "pid": reader.pid, "size": most}]
+        found = json.loads(daxfs("stats", mount.place, "--total", "--json"))
+        assert found["files"]["deferred"] == most
+        assert found["holding"] == [{"ino": path.stat().st_ino, "uid": NOBODY, "pid": reader.pid, "size": most}]
         assert f"process {reader.pid} of user {NOBODY} holds 8 MiB of" in daxfs("stats", mount.place, "--total")
         assert before - free_blocks(mount.place) <= most // 4096 + 8
         with pytest.raises(OSError, match="No space"):

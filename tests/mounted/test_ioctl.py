@@ -186,7 +186,7 @@ def test_immutable_and_append_only_files_that_are_open(sides: tuple[Path, Path])
 
 
 def test_flags_as_numbers(sides: tuple[Path, Path]) -> None:
-    """Which may be set, which stay, which are refused; and who may."""
+    """Which flags can be set, which stay, which are refused; and which users may set them."""
 
     def attempts(root: Path) -> list[object]:
         file, directory = make(root)

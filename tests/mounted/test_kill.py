@@ -47,7 +47,7 @@ class Worker(threading.Thread):
                 self.step()
         except OSError:
             pass  # the daemon is gone: ENOTCONN, ECONNABORTED
-        except BaseException as error:  # told by the test
+        except BaseException as error:  # the test reports it
             self.failed = error
 
     def step(self) -> None:

@@ -1,4 +1,4 @@
-"""Leases of real processes that speak the raw protocol: when they end, what others see of them, who may have them."""
+"""Leases of real processes that speak the raw protocol: their end, what others see, and rights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def client(mount: Mounted) -> Iterator[Clients]:
 
 
 class Held:
-    """A file of `BLOCKS` blocks whose memory a client was told of, and which is empty now: the blocks are parked."""
+    """A file of `BLOCKS` blocks that were granted to a client, and which is empty now: the frees are deferred."""
 
     def __init__(self, place: Path, client: Client, name: str = "file") -> None:
         self.place = place
@@ -362,7 +362,7 @@ def test_stores_and_loads_agree_with_system_calls(mount: Mounted, client: Client
 
 
 def test_a_write_into_the_last_hole_behind_the_end_ends_the_answer(mount: Mounted, client: Clients) -> None:
-    """The block that the end lies in was told as a hole; it is none any more when the file has grown into it."""
+    """The block with EOF was granted as a hole; it is no longer one when the file has grown into it."""
     one = client()
     path = mount.place / "file"
     path.write_bytes(b"")

@@ -72,7 +72,7 @@ def file(size: int, *actors: str, name: str = "f") -> list[Step]:
 
 SHARING: list[Step] = [
     *file(4 * PAGE + 100, "a", "b"),
-    # A store is seen at once: through the other's mapping, by read(2), with O_DIRECT, by who opens the file now.
+    # A store is seen at once: through the other's mapping, by read(2), with O_DIRECT, by a later open.
     ("b", "load", 0, 0, 100),
     ("a", "store", 0, 10, b"stored"),
     ("b", "load", 0, 0, 100),
@@ -132,7 +132,7 @@ PRIVATES: list[Step] = [
     ("b", "store", 1, 0, b"a right"),
     ("b", "load", 1, 0, 20),
     ("a", "content", "f"),
-    # Private stores behind a descriptor that may not write, and after the end of the file came nearer.
+    # Private stores through a descriptor that may not write, and after the file was cut.
     ("a", "open", 2, "f", os.O_RDONLY),
     ("a", "map", 2, 2, 3 * PAGE, BOTH, PRIVATE),
     ("a", "store", 2, 9, b"copy on write"),
@@ -167,7 +167,7 @@ ENDS: list[Step] = [
     ("a", "store", 0, 0, b"x"),
     ("b", "pwrite", 0, b"grown", 10),
     ("a", "load", 0, 0, 20),
-    # The file grows below the mapping: by a write behind the end, one at the end, by O_APPEND, fallocate, O_DIRECT.
+    # The file grows below the mapping: by a write past EOF, one at EOF, by O_APPEND, fallocate, O_DIRECT.
     ("b", "pwrite", 0, b"y" * 2 * PAGE, PAGE),
     ("a", "load", 0, 0, 3 * PAGE),
     ("b", "open", 2, "f", os.O_WRONLY | os.O_APPEND),
@@ -258,7 +258,7 @@ COPIES: list[Step] = [
     ("b", "read_into", 1, 0, 1, PAGE, PAGE),
     ("b", "pread", 0, 4 * PAGE, 0),
     ("b", "content", "g"),
-    # Memory behind the end of a mapped file is no memory.
+    # Pages past EOF of a mapped file are no memory.
     ("a", "write_from", 0, 0, 0, 6 * PAGE, 10),
     ("a", "read_into", 0, 0, 0, 6 * PAGE, 10),
     ("a", "size", "f"),
@@ -285,7 +285,7 @@ LIVES: list[Step] = [
     ("a", "load", 0, PAGE, PAGE),
     ("a", "load", 0, 2 * PAGE, 1),
     ("a", "unmap", 0),
-    # Who may map how.
+    # Which rights each kind of mapping needs.
     ("a", "open", 0, "h", os.O_WRONLY | os.O_CREAT),
     ("a", "pwrite", 0, b"h" * 100, 0),
     ("a", "open", 1, "h", os.O_RDONLY),
@@ -456,7 +456,7 @@ def count(path: Path, rounds: int, *, mapped: bool) -> None:
 
 
 def test_a_full_pool_says_so(session: str, pool: Callable[..., Path]) -> None:
-    """ext4 refuses the store (SIGBUS); FUSE lets it happen in memory, and whoever writes it back is told."""
+    """ext4 refuses the store (SIGBUS); FUSE lets it happen in memory, and the write-back reports the error."""
     with mounted(pool("-b", "4096", "-m", "0", size="16M"), *SESSIONS[session]) as mount:
         with open(mount.place / "sparse", "w+b") as sparse:
             sparse.truncate(4 << 20)

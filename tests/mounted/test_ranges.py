@@ -51,7 +51,7 @@ def sides(mount: Mounted, pool: Callable[..., Path]) -> Iterator[tuple[Stage, ..
 
 
 def wait_until_free(root: Path, before: os.statvfs_result) -> None:
-    """What was removed is free again: the kernel tells of closed and forgotten files a moment later."""
+    """What was removed is free again: the kernel reports closed and forgotten files a moment later."""
     deadline = time.monotonic() + HANG_SECONDS
     while (now := os.statvfs(root)).f_bfree != before.f_bfree or now.f_ffree != before.f_ffree:
         assert time.monotonic() < deadline, f"{now}, expected {before}"
@@ -369,7 +369,7 @@ def test_whiteouts(sides: tuple[Stage, ...]) -> None:
                     found += [status.st_nlink, status.st_size]
                     old.unlink()
                     new.rename(old)
-        # Over something that is there, onto itself, by who may not make devices.
+        # Over something that is there, onto itself, by a user that may not make devices.
         (root / "a").write_bytes(b"a")
         (root / "b").write_bytes(b"b")
         found.append(outcome(renameat2, root / "a", root / "b", WHITEOUT))

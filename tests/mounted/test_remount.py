@@ -32,7 +32,7 @@ HELPER = (sys.executable, "-c", "from daxfs.tools.cli import mount_main; mount_m
 
 
 def in_force(place: Path) -> list[str]:
-    """The options that the daemon tells."""
+    """Return the options that the daemon reports."""
     found: list[str] = json.loads(daxfs("info", place, "--json"))["mount"]["options"]
     return found
 

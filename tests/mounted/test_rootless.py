@@ -146,7 +146,7 @@ def place() -> Iterator[Path]:
 
 
 def run(command: list[str], script: str, options: tuple[str, ...], cwd: Path, **environment: str) -> str:
-    """Run a shell script behind ``command``; returns what it said, after it said that all is well."""
+    """Run a shell script as the arguments of ``command``; returns its output, which must end with success."""
     done = subprocess.run(
         [tool(command[0]), *command[1:], "sh", "-c", FUNCTIONS + script, "sh", ",".join(("rw", *options))],
         cwd=cwd,

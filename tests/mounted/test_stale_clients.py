@@ -1,4 +1,4 @@
-"""Clients that outlive the daemon which told them of memory: nothing that they store shows in what others write later.
+"""Clients that outlive the daemon that granted them memory: nothing that they store shows in what others write later.
 
 They keep the pool mapped and locked. Each later mount sees that, gives nothing to others that they may touch, and frees
 it when they are gone; mkfs and e2fsck do not begin before.

@@ -1,4 +1,4 @@
-"""Statistics of a mount: what programs did is what is told, and nothing is counted before somebody asks."""
+"""Statistics of a mount: they report what programs did, and nothing is counted before the first request."""
 
 from __future__ import annotations
 

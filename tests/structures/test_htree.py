@@ -14,6 +14,7 @@ from directory_rig import ROOT, DirectoryRig, make_image
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from in_memory import SHARED_MEMORY
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.dirent import space_needed
@@ -309,7 +310,7 @@ class Walk(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=SHARED_MEMORY))
         self.counter = 0
         # cookie, names that were present all the time, names seen
         self.readers: list[tuple[int, set[bytes], list[bytes]]] = []

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from in_memory import SHARED_MEMORY
 from map_rig import MapRig, make_image
 
 Image = Callable[[], Path]
@@ -25,7 +26,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp())
+        self.directory = Path(tempfile.mkdtemp(dir=SHARED_MEMORY))
         path = self.directory / "pool"
         shutil.copyfile(self.image, path)
         self.rig = MapRig(path, extent_mapped=self.extent_mapped)

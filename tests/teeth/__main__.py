@@ -51,8 +51,8 @@ def run(mutants: list[Mutant], jobs: int, limit: float) -> dict[str, Verdict]:
                 progress.update(task, advance=1, description=f"{name}: {verdicts[name].outcome.value}, {alive} alive")
                 if not watched:
                     outcome, by, seconds = verdicts[name]
-                    told = f"{len(verdicts)} of {len(mutants)}: {name}: {outcome.value} {by} {seconds:.1f} s"
-                    print(told, file=sys.stderr, flush=True)
+                    line = f"{len(verdicts)} of {len(mutants)}: {name}: {outcome.value} {by} {seconds:.1f} s"
+                    print(line, file=sys.stderr, flush=True)
     return verdicts
 
 

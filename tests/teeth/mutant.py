@@ -1,4 +1,4 @@
-"""What a mutant is: an edit of a source, why it is a fault, and who must notice."""
+"""What a mutant is: an edit of a source, why it is a fault, and which tests must notice."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def pytest(copy: Path, tests: tuple[str, ...], limit: float, *, full: bool) -> t
                 code: int | None = process.wait(limit)
             except subprocess.TimeoutExpired:
                 code = None
-            with contextlib.suppress(ProcessLookupError):  # what the tests left behind goes too
+            with contextlib.suppress(ProcessLookupError):  # what the tests left running ends too
                 os.killpg(process.pid, signal.SIGKILL)
         output.seek(0)
         return code, output.read().decode(errors="replace")

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from in_memory import SHARED_MEMORY
 from lease_rig import (
     FAR,
     FILL,
@@ -58,7 +59,7 @@ OPERATIONS = 4000
 
 @cache
 def image(name: str) -> bytes:
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
         return mke2fs(Path(place) / "pool", *FORMATS[name], size="9M" if name == "4k" else "3M").read_bytes()
 
 

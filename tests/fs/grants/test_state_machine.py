@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from in_memory import SHARED_MEMORY
 from lease_rig import (
     GROW,
     MAP,
@@ -60,7 +61,7 @@ flags = st.sampled_from(FLAGS)
 @cache
 def image(name: str) -> bytes:
     """Return a pool whose free blocks hold old bytes."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
         path = mke2fs(Path(place) / "pool", *FORMATS[name], size="9M" if name == "block4k" else "3M")
         with FileSystem.open(path) as fs:
             file, _ = fs.create(ROOT_INO, b"junk", 0o600)
@@ -280,7 +281,7 @@ class Machine(RuleBasedStateMachine):
             client.close()
         assert self.fs.volume.lives.nameless <= {self.fs.grants.page.ino}
         self.fs.close()
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
             path = Path(place) / "pool"
             path.write_bytes(self.content)
             fsck(path)
