@@ -15,7 +15,7 @@ help: ## list all targets
 
 setup: $(STAMP) ## install missing Debian packages (as root) and the virtual environment
 
-$(STAMP): pyproject.toml setup.py scripts/setup daxfs/direct/daxfs.h $(wildcard daxfs/direct/preload/*.[ch])
+$(STAMP): pyproject.toml setup.py scripts/setup daxfs/direct/daxfs.h $(wildcard daxfs/direct/preload/*.[ch]) daxfs/pmem/guard.c
 	@scripts/setup $(PYTHON) $(VENV)
 	@touch $@
 

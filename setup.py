@@ -1,6 +1,7 @@
-"""What pyproject.toml can't say: how the preload library is compiled. It is no module, so nothing of Python is in it.
+"""How the C libraries are compiled, which pyproject.toml can't say. They are no modules: nothing of Python is in them.
 
-It is optional: without a compiler daxfs installs as well, and `daxfs exec` says what is missing.
+They are optional: without a compiler daxfs installs as well. `daxfs exec` then says what is missing, and memory that is
+missing ends the daemon (daxfs/pmem/faults.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = "daxfs/direct/preload"
 
 
-class BuildPreload(build_ext):
+class BuildLibraries(build_ext):
     """A shared library with a name that does not depend on the Python that built it."""
 
     def get_ext_filename(self, ext_name: str) -> str:
@@ -44,7 +45,13 @@ setup(
             # dlopen of libpmem and threads are libraries of their own before glibc 2.34.
             libraries=["dl", "pthread"],
             optional=True,
-        )
+        ),
+        Extension(
+            "daxfs.pmem._guard",
+            sources=["daxfs/pmem/guard.c"],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            optional=True,
+        ),
     ],
-    cmdclass={"build_ext": BuildPreload},
+    cmdclass={"build_ext": BuildLibraries},
 )

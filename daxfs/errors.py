@@ -141,6 +141,13 @@ class Corrupt(FsError):
         self.where = where
 
 
+class MissingMemory(FsError):
+    """A load or a store met memory of the pool that is not there.
+
+    EIO: the medium failed, or the pool's file was cut. ENOSPC: the file has a hole that its file system can't fill.
+    """
+
+
 class Unsupported(FsError):
     """The pool uses features that this version of daxfs does not know; ``features`` holds their e2fsprogs names."""
 

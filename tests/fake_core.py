@@ -217,6 +217,12 @@ class FakeCore:
         self._enter("read", file.ino, offset, size)
         return bytes(self._inode(file.ino).content[offset : offset + size])
 
+    def finish_copy(self) -> None:
+        """No memory is ever missing."""
+
+    def has_no_room_for_holes(self) -> bool:
+        return False
+
     def write(self, file: FakeFile, offset: int, content: bytes, *how: bool | Caller | None) -> int:
         self._enter("write", file.ino, offset, bytes(content), *how)
         data = self._inode(file.ino).content

@@ -108,6 +108,8 @@ def load_map(volume: Volume, node: Node) -> FileMap | None:
             node.scattered = True
             return None
         mapped.put_blocks(run, volume.block_bits)
+    if volume.faults[0]:
+        raise volume.lost_memory()
     volume.nodes.remember_map(node, mapped)
     return mapped
 
@@ -139,6 +141,7 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
     for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
         if not unwritten:
             content[begin - offset : end - offset] = memory[begin + delta : end + delta]
+    volume.finish_copy()
     return bytes(content)
 
 

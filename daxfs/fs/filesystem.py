@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.fs import (
     attributes,
     copying,
@@ -67,31 +67,57 @@ NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, 
 """What mknod(2) makes."""
 
 
-def note_failure(volume: Volume, error: FsError) -> None:
-    """Record damage, and explain a full pool in the log, after an operation failed."""
-    if isinstance(error, Corrupt):
+def failure(volume: Volume, error: Exception, *, explained: bool = False) -> Exception:
+    """Return the error that an operation ends with when it met ``error``, and record damage.
+
+    An operation that met missing memory has read zeros. It ends with that error, whatever it made of the zeros.
+    ``explained``: the log explains a full pool.
+    """
+    if volume.faults[0]:
+        return volume.lost_memory()
+    if isinstance(error, MissingMemory):
+        volume.forget_content()
+    elif isinstance(error, Corrupt):
         volume.report(error)
-    elif error.errno == errno.ENOSPC:
+    elif explained and isinstance(error, FsError) and error.errno == errno.ENOSPC:
         waiting.explain_full(mounting.grants_of(volume))
+    return error
 
 
-def recording_damage(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """Record damage that the operation meets."""
+def guarded(
+    method: Callable[Concatenate[FileSystem, P], R], *, explained: bool = False
+) -> Callable[Concatenate[FileSystem, P], R]:
+    """Wrap an operation so that it ends with `failure` if it met an error or missing memory."""
 
     @wraps(method)
-    def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
+    def operation(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
+        volume = self.volume
         try:
-            return method(self, *args, **kwargs)
-        except Corrupt as error:
-            self.volume.report(error)
-            raise
+            result = method(self, *args, **kwargs)
+        except Exception as error:
+            raise failure(volume, error, explained=explained)  # noqa: B904 (it is the same error as a rule)
+        if volume.faults[0]:
+            raise volume.lost_memory()
+        return result
 
-    return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
+    return cast("Callable[Concatenate[FileSystem, P], R]", operation)
+
+
+def finished(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
+    """Wrap an operation so that its changes are durable when it returns, if the mount or the inode asks for that."""
+
+    @wraps(method)
+    def operation(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
+        result = method(self, *args, **kwargs)
+        self.volume.finish()
+        return result
+
+    return cast("Callable[Concatenate[FileSystem, P], R]", operation)
 
 
 def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
     """Wrap an operation that changes nothing on the pool: it opens no handle and commits nothing."""
-    return recording_damage(method)
+    return guarded(method)
 
 
 def maintaining(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
@@ -99,40 +125,22 @@ def maintaining(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Con
 
     Such an operation itself makes durable what must be durable when it returns.
     """
-    return recording_damage(method)
+    return guarded(method)
 
 
 def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
     """Wrap an operation that changes the pool whole or not at all: in a full pool it runs once more (`reclaim.py`)."""
 
     @wraps(method)
-    def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
-        volume = self.volume
-        try:
-            result = volume.reclaimers.retrying(method, self, *args, **kwargs)
-        except FsError as error:
-            note_failure(volume, error)
-            raise
-        volume.finish()
-        return result
+    def retried(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.volume.reclaimers.retrying(method, self, *args, **kwargs)
 
-    return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
+    return finished(guarded(cast("Callable[Concatenate[FileSystem, P], R]", retried), explained=True))
 
 
 def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
     """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
-
-    @wraps(method)
-    def guarded(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            result = method(self, *args, **kwargs)
-        except FsError as error:
-            note_failure(self.volume, error)
-            raise
-        self.volume.finish()
-        return result
-
-    return cast("Callable[Concatenate[FileSystem, P], R]", guarded)
+    return finished(guarded(method, explained=True))
 
 
 @contextmanager
@@ -169,11 +177,18 @@ class FileSystem:
         """
         options = options or Options()
         opened = pool if isinstance(pool, Pool) else opening.open_for(os.fspath(pool), options)
+        faults = opened.faults
         try:
-            return cls(mounting.mount(opened, options))
-        except BaseException:
+            volume = mounting.mount(opened, options)
+            if faults.pending[0]:
+                raise faults.settle()
+            return cls(volume)
+        except BaseException as error:
+            lost = faults.settle() if faults.pending[0] and isinstance(error, Exception) else None
             if opened is not pool:
                 opened.close()
+            if lost is not None:
+                raise lost from error
             raise
 
     @property
@@ -425,9 +440,20 @@ class FileSystem:
         """Return up to ``size`` bytes from ``offset``: a view of the pool's memory if they lie together, else bytes."""
         try:
             return data.read(self.volume, file, offset, size)
-        except Corrupt as error:
-            self.volume.report(error)
-            raise
+        except Exception as error:
+            raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
+
+    def finish_copy(self) -> None:
+        """End a copy out of the memory that `read` returned. A hole of the pool's file was read as zeros.
+
+        Raises:
+            MissingMemory: EIO, the copy met memory that is not there.
+        """
+        self.volume.finish_copy()
+
+    def has_no_room_for_holes(self) -> bool:
+        """Return whether the pool's file has holes, and the file system that holds it is almost full."""
+        return self.volume.pool.has_no_room_for_holes()
 
     def write(
         self,
@@ -455,9 +481,8 @@ class FileSystem:
                 return self.write(file, offset, content, kill_privileges)
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)
-        except FsError as error:
-            note_failure(self.volume, error)
-            raise
+        except Exception as error:
+            raise failure(self.volume, error, explained=True)  # noqa: B904 (it is the same error as a rule)
         if self.volume.sync_due:
             self.volume.finish()
         elif file.durable:
@@ -512,9 +537,8 @@ class FileSystem:
         """Make a file or directory durable."""
         try:
             data.fsync(self.volume, ino, data_only=datasync)
-        except Corrupt as error:
-            self.volume.report(error)
-            raise
+        except Exception as error:
+            raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
 
     @maintaining
     def sync(self) -> None:
@@ -567,9 +591,10 @@ class FileSystem:
             node.accessed()
         try:
             yield from names.readdir(self.volume, directory.ino, cookie)
-        except Corrupt as error:
-            self.volume.report(error)
-            raise
+            if self.volume.faults[0]:
+                raise self.volume.lost_memory()
+        except Exception as error:
+            raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
 
     @maintaining
     def releasedir(self, directory: OpenDirectory) -> None:

@@ -62,6 +62,7 @@ class Operations(Protocol):
     def release(self, file: OpenFile) -> None: ...
 
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes: ...
+    def finish_copy(self) -> None: ...
 
     def write(self, file: OpenFile, offset: int, content: bytes | bytearray | memoryview) -> int: ...
 
@@ -99,6 +100,7 @@ class PoolFile(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         content = self._fs.read(self._file, self._position, len(buffer))
         buffer[: len(content)] = content
+        self._fs.finish_copy()
         self._position += len(content)
         return len(content)
 

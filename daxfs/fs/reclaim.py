@@ -13,7 +13,7 @@ import errno
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +38,7 @@ class Reclaimers:
         try:
             return operation(*args, **kwargs)
         except FsError as error:
-            if error.errno != errno.ENOSPC or not self.reclaim():
+            if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or not self.reclaim():
                 raise
         return operation(*args, **kwargs)
 

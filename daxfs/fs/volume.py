@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.ext4.features import RoCompat
 from daxfs.ext4.inode import EXT4_DIRSYNC_FL, EXT4_EXTENTS_FL, EXT4_SYNC_FL
 from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
@@ -53,11 +53,13 @@ class Volume:
     the running operation has changed must be durable when it returns (`finish`). ``groups_of``: finds the supplementary
     groups of a caller. ``label_was_set``: through this mount, so that a label from outside the mount is older
     (`outside`).
+    ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
 
     def __init__(self, pool: Pool, geometry: Geometry, view: View, journal: Journal | None, options: Options) -> None:
         self.pool = pool
         self.memory = pool.memory.toreadonly()  # what reads return
+        self.faults = pool.faults.pending
         self.geometry = geometry
         self.block_size = geometry.block_size
         self.block_bits = geometry.block_bits
@@ -257,6 +259,25 @@ class Volume:
     def interrupted(self) -> bool:
         """Whether an unexpected exception has interrupted a change."""
         return self._journal is not None and self._journal.interrupted
+
+    def lost_memory(self) -> MissingMemory:
+        """The error of an operation that met missing memory. What the caches took from there is dropped."""
+        error = self.pool.faults.settle()
+        self.forget_content()
+        return error
+
+    def finish_copy(self) -> None:
+        """End a copy out of the pool's memory: EIO if it met memory that is missing. Holes of the file are zeros."""
+        if self.faults[0]:
+            error = self.lost_memory()
+            if error.errno != errno.ENOSPC:
+                raise error
+
+    def forget_content(self) -> None:
+        """Drop all that the caches hold of the pool: some of it may be zeros that the pool does not hold."""
+        self.view.caches.drop()
+        self.view.forget_checks()
+        self.nodes.drop_maps()
 
     def abort(self, error: BaseException) -> None:
         """Stop the journal after an unexpected error: what is not committed never will be."""

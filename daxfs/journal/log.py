@@ -105,7 +105,11 @@ class Log:
         Raises:
             Corrupt: the superblock is damaged, or there are transactions to replay.
             Unsupported: the journal has a version 1 superblock, or features that daxfs does not know.
+            MissingMemory: the log lies in holes of the pool's file, and its file system has no room for it.
         """
+        if pool.reserve is not None:
+            for start, count in area.runs:
+                pool.reserve(start * geometry.block_size, count * geometry.block_size)
         superblock = load_superblock(pool, geometry, area)
         if superblock.h_blocktype != jbd2.SUPERBLOCK_V2:
             raise Unsupported(["journal superblock version 1"])

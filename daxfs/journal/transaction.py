@@ -132,6 +132,7 @@ class Handle(View):
     __slots__ = (
         "_copies",
         "_credits",
+        "_faults",
         "_frees_mark",
         "_revokes_per_block",
         "_seals",
@@ -180,6 +181,7 @@ class Handle(View):
         self._credits = 0
         self._frees_mark = 0
         self.frees = transaction.frees
+        self._faults = pool.faults.pending
         self.active = False
         self.interrupted = False
         self.privileged = True
@@ -214,11 +216,14 @@ class Handle(View):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.active = False
-        if kind is not None:
-            self.interrupted = self.interrupted or not issubclass(kind, FsError)
+        lost = self._faults[0]
+        if kind is not None or lost:
+            self.interrupted = self.interrupted or not (kind is None or lost or issubclass(kind, FsError))
             self._roll_back()
         self._undo.clear()
         self._touched.clear()
+        if lost:
+            raise self.pool.faults.settle() from error
 
     # Blocks
 
@@ -236,6 +241,7 @@ class Handle(View):
 
         Raises:
             Corrupt: the number is 0 or past the end of the file system.
+            MissingMemory: the block is a hole of the pool's file, and its file system has no room for it.
         """
         if number not in self._touched:
             self._touch(number)
@@ -374,6 +380,9 @@ class Handle(View):
 
     def _add(self, number: int, buffer: bytearray) -> None:
         self._assert_active()
+        reserve = self.pool.reserve
+        if reserve is not None:
+            reserve(number << self._bits, self.block_size)
         copy = memoryview(buffer)
         self._copies[number] = copy
         self._overlay[number] = copy.toreadonly()

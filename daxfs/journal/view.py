@@ -122,6 +122,10 @@ class View:
             return Superblock(copy, SUPERBLOCK_OFFSET & (self.block_size - 1))
         return Superblock(self._memory[SUPERBLOCK_OFFSET : 2 * SUPERBLOCK_OFFSET])
 
+    def forget_checks(self) -> None:
+        """Check every block once more before it is believed."""
+        self._checked.clear()
+
     def release(self) -> None:
         """Release the pool's memory; the view can't be used afterwards. A second call does nothing."""
         self._memory.release()

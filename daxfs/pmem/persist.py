@@ -20,10 +20,13 @@ import errno
 import functools
 import mmap
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import kinds
+
+if TYPE_CHECKING:
+    from daxfs.pmem.faults import Faults
 
 Buffer: TypeAlias = bytes | bytearray | memoryview  # of bytes: contiguous, format "B"
 
@@ -234,6 +237,49 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
         release()
 
     return Operations(LIBPMEM, write, zero, store_word, flush, drain, retire)
+
+
+def guarded(operations: Operations, faults: Faults) -> Operations:
+    """The same operations on memory that may be missing (`daxfs.pmem.faults`).
+
+    None of them stores anything while a fault is pending, and each raises the error of a fault that it met.
+    """
+    pending, settle = faults.pending, faults.settle
+    store, clear, set_word = operations.write, operations.zero, operations.store_word
+    write_back, drain = operations.flush, operations.fence
+
+    def write(offset: int, data: Buffer) -> None:
+        if pending[0]:
+            raise settle()
+        store(offset, data)
+        if pending[0]:
+            raise settle()
+
+    def zero(offset: int, length: int) -> None:
+        if pending[0]:
+            raise settle()
+        clear(offset, length)
+        if pending[0]:
+            raise settle()
+
+    def store_word(offset: int, value: int, size: int = 4) -> None:
+        if pending[0]:
+            raise settle()
+        set_word(offset, value, size)
+        if pending[0]:
+            raise settle()
+
+    def flush(offset: int, length: int) -> None:
+        if pending[0]:
+            raise settle()
+        write_back(offset, length)
+
+    def fence() -> None:
+        if pending[0]:
+            raise settle()
+        drain()
+
+    return Operations(operations.name, write, zero, store_word, flush, fence, operations.retire)
 
 
 def _word_store(memory: memoryview) -> tuple[Callable[[int, int, int], None], Callable[[], None]]:

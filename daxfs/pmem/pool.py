@@ -16,23 +16,30 @@ import fcntl
 import gc
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
+import numpy as np
+
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.descriptors import above_standard
+from daxfs.pmem.faults import NEVER, Faults, MappedFaults
 from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Operations
+from daxfs.pmem.reservation import Reservation
 from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
 MAP_SYNC = 0x80000 | 3
 """Flags of a mapping whose flushed stores are durable, because the kernel has no metadata left to write."""
+SECTOR = 512
+"""Bytes, the unit of st_blocks."""
 _PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
@@ -61,8 +68,13 @@ class Pool:
         flush: ``flush(offset, length)`` starts the write-back of stores that other code made into ``memory``.
         fence: ``fence()`` returns when everything flushed so far is durable; FsError EIO if the medium
             failed.
+        reserve: ``reserve(offset, length)`` makes sure that a range has memory; None where all of the pool has.
+            MissingMemory ENOSPC if the file system that holds the pool has no room.
+        faults: the loads and stores that met no memory. An operation that ends with one pending fails with
+            ``faults.settle()``.
 
-    A range outside the pool raises ``ValueError``.
+    A range outside the pool raises ``ValueError``. Where memory is missing, all operations raise MissingMemory: EIO, or
+    ENOSPC if the pool's file has holes that its file system can't fill.
     """
 
     def __init__(
@@ -75,6 +87,7 @@ class Pool:
         read_only: bool = False,
         file_size: int | None = None,
         align: int = mmap.PAGESIZE,
+        faults: Faults = NEVER,
     ) -> None:
         self.path = path
         self.kind = kind
@@ -85,6 +98,8 @@ class Pool:
         self.read_only = read_only
         self.persistence = operations.name
         self.private = False
+        self.faults = faults
+        self.reserve: Callable[[int, int], None] | None = None
         self.status: os.stat_result | None = None
         self.write: Callable[[int, Buffer], None] = operations.write
         self.zero: Callable[[int, int], None] = operations.zero
@@ -104,6 +119,10 @@ class Pool:
         """
         self._check_range(offset, length)
         raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't give memory back")
+
+    def has_no_room_for_holes(self) -> bool:
+        """Return whether the pool's file has holes, and its file system has (almost) no room to fill them."""
+        return False
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
         """Return whether clients still map this pool, those of the mount with lock number ``but`` excepted."""
@@ -133,6 +152,7 @@ class Pool:
         if self._open:
             self._open = False
             self._retire()
+            self.faults.close()
             _try_twice(self.memory.release)
             self._unmap()
 
@@ -164,20 +184,36 @@ class MappedPool(Pool):
         operations: Operations,
         descriptors: tuple[int, ...],
         read_only: bool,
+        faults: MappedFaults,
     ) -> None:
         super().__init__(
             target.path,
             kind,
             memory,
-            operations,
+            persist.guarded(operations, faults) if faults.guarded and not read_only else operations,
             read_only=read_only,
             file_size=target.exact_size,
             align=target.align,
+            faults=faults,
         )
         self.status = target.status
         self._mapping = mapping
         self._descriptors = descriptors
         self._loops = LoopGuard(target)
+        self._reservation = Reservation(target.path, descriptors[0], target.size)
+
+    def reserve_holes(self) -> None:
+        """Have holes of the pool's file filled before they are needed, if it has any."""
+        if self._has_holes():
+            self.reserve = self._reservation.reserve
+
+    def has_no_room_for_holes(self) -> bool:
+        """As `Pool.has_no_room_for_holes`."""
+        return self._has_holes() and self._reservation.is_full()
+
+    def _has_holes(self) -> bool:
+        status = os.fstat(self._descriptors[0])
+        return stat.S_ISREG(status.st_mode) and status.st_blocks * SECTOR < self.size
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole (fallocate(2)) into the file, or discard the range of the block device (BLKDISCARD)."""
@@ -195,6 +231,9 @@ class MappedPool(Pool):
             elif not punch_hole(self._descriptors[0], offset, length):
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
+            else:
+                self._reservation.forget()
+                self.reserve = self._reservation.reserve
         except OSError as error:
             raise FsError(error.errno or errno.EIO, f"{self.path}: discarding {length} bytes at {offset}") from None
 
@@ -290,11 +329,12 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
     protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
     kind = target.kind
     mapping = None
+    flags = mmap.MAP_SHARED
     if kind == kinds.FILE:
         # Only fsdax mounts grant it. Elsewhere it fails with EOPNOTSUPP (EINVAL from kernels without the flag).
         try:
             mapping = mmap.mmap(descriptors[0], target.size, flags=MAP_SYNC, prot=protection)
-            kind = kinds.FSDAX
+            kind, flags = kinds.FSDAX, MAP_SYNC
         except OSError:
             mapping = None
     way = persist.choose(target.path, kind, persistence, read_only=read_only)
@@ -313,7 +353,7 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
         operations = persist.msync(memory, mapping)
     else:
         operations = persist.volatile(memory)
-    return MappedPool(
+    pool = MappedPool(
         target,
         kind,
         mapping,
@@ -321,12 +361,22 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
         operations=operations,
         descriptors=descriptors,
         read_only=read_only,
+        faults=_watch(target, memory, descriptors[0], protection, flags),
     )
+    if not read_only:
+        pool.reserve_holes()
+    return pool
+
+
+def _watch(target: kinds.Target, memory: memoryview, descriptor: int, protection: int, flags: int) -> MappedFaults:
+    begin = int(np.frombuffer(memory, np.uint8).ctypes.data)
+    return MappedFaults(target.path, begin, len(memory), target.align, descriptor, protection=protection, flags=flags)
 
 
 def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
     """Map the pool copy-on-write. A devdax device does not support this (EINVAL)."""
-    mapping = mmap.mmap(descriptors[0], target.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    flags, protection = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+    mapping = mmap.mmap(descriptors[0], target.size, flags=flags, prot=protection)
     memory = memoryview(mapping)
     pool = MappedPool(
         target,
@@ -336,6 +386,7 @@ def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
         operations=persist.volatile(memory),
         descriptors=descriptors,
         read_only=False,
+        faults=_watch(target, memory, descriptors[0], protection, flags),
     )
     pool.private = True
     pool.status = None  # other processes that map the file see different content

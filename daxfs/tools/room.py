@@ -10,10 +10,10 @@ import errno
 import os
 
 from daxfs.errors import UserError
+from daxfs.pmem.pool import SECTOR
 from daxfs.tools.sizes import format_size
 
 _FAILED = 1  # the exit code of mke2fs
-_SECTOR = 512  # bytes, the unit of st_blocks
 
 
 def lacking(descriptor: int, size: int) -> int:
@@ -25,7 +25,7 @@ def lacking(descriptor: int, size: int) -> int:
     if not system.f_blocks:  # a tmpfs without a limit
         return 0
     free = (system.f_bfree if os.geteuid() == 0 else system.f_bavail) * system.f_frsize
-    return max(0, size - status.st_blocks * _SECTOR - free)
+    return max(0, size - status.st_blocks * SECTOR - free)
 
 
 def require(path: str, descriptor: int, size: int) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, encoding
@@ -54,6 +55,11 @@ class RequestCounting(Protocol):
         """Return a piece of the statistics."""
 
 
+SHORTEST_VIEW = 1024
+NEVER = 1 << 62
+"""Bytes of a read, `Connection.shortest_view`."""
+
+
 class Connection:
     """One mount's side of the protocol, without the device.
 
@@ -71,6 +77,9 @@ class Connection:
         postponing: the requests that found the pool full.
         table: the handlers by opcode; the connection's own dict, since counting changes it.
         counting: counts requests; None while nobody asks.
+        shortest_view: bytes of a read from which on the kernel copies them from the pool's memory itself. It can't do
+            that where memory is missing, and answers EIO; so all reads are copied here while the pool has holes that
+            its file system may not be able to fill.
     """
 
     def __init__(
@@ -96,6 +105,7 @@ class Connection:
         self.outdated: set[int] = set()
         self.forgets: list[tuple[int, int]] = []
         self.postponing = Postponing(core)
+        self.shortest_view = NEVER if core.has_no_room_for_holes() else SHORTEST_VIEW
 
     def opened(self, request: Request, file: OpenFile) -> bytes:
         """Give an open file a handle; return fuse_open_out."""
@@ -118,6 +128,15 @@ class Connection:
         file = self.file(handle)
         del self.files[handle]
         self.core.release(file)
+
+    def not_copied(self, reply: Sequence[bytes | memoryview]) -> None:
+        """Take note of an answer that the kernel could not copy from the pool's memory: it has answered EIO."""
+        for part in reply:
+            bytes(part)
+        with suppress(MissingMemory):  # logged, and the caller has its error
+            self.core.finish_copy()
+        if self.core.has_no_room_for_holes():
+            self.shortest_view = NEVER
 
     def forget(self, node: int, lookups: int) -> None:
         """Queue the forget of ``lookups`` lookups of a node."""

@@ -21,6 +21,8 @@ NOT_NOW = (errno.EAGAIN, errno.EINTR, errno.ENOENT)
 """Errors of readv(2): there is no request, or the request was interrupted before it was read."""
 ENDED = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN)
 """Errors of both calls: the file system was unmounted, or the connection was aborted."""
+MISSING = errno.EFAULT
+"""writev(2): a part of the answer lies in memory that is missing; the kernel has answered EIO."""
 UNWANTED = (errno.ENOENT, errno.EINTR, *ENDED)
 """Errors of writev(2): the caller no longer waits for the answer."""
 

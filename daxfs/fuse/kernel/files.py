@@ -97,7 +97,12 @@ def read(connection: Connection, request: Request) -> memoryview | bytes:
         file = connection.files[longs[READ_FH]]
     except KeyError:
         raise unknown_handle(longs[READ_FH]) from None
-    return connection.core.read(file, longs[READ_OFFSET], size if size < LARGEST_READ else LARGEST_READ)
+    content = connection.core.read(file, longs[READ_OFFSET], size if size < LARGEST_READ else LARGEST_READ)
+    if len(content) >= connection.shortest_view:
+        return content
+    copy = bytes(content)
+    connection.core.finish_copy()
+    return copy
 
 
 def write(connection: Connection, request: Request) -> bytes:

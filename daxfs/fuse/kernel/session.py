@@ -19,7 +19,7 @@ from daxfs.fuse import serving
 from daxfs.fuse.kernel import dispatch, negotiation
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
-from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, Device
+from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, MISSING, Device
 from daxfs.fuse.kernel.polling import AdaptivePolling
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.statistics import Counting
@@ -95,8 +95,7 @@ class Session:
                     try:
                         writev(descriptor, reply)
                     except OSError as error:
-                        device.not_sent(error)
-                        request.take_back()
+                        self._not_sent(error, reply)
                 served += 1
             if (forgets or postponed) and not poll(0):
                 self._catch_up()
@@ -133,8 +132,15 @@ class Session:
                 try:
                     writev(self._device.descriptor, reply)
                 except OSError as error:
-                    self._device.not_sent(error)
-                    request.take_back()
+                    self._not_sent(error, reply)
+
+    def _not_sent(self, error: OSError, reply: dispatch.Reply) -> None:
+        """Take back a request whose answer writev(2) refused."""
+        if error.errno == MISSING:
+            self._connection.not_copied(reply)
+        else:
+            self._device.not_sent(error)
+        self._request.take_back()
 
 
 def serve(

@@ -1,0 +1,171 @@
+"""Memory of the pool that is not there: an error for the operation that met it, not the end of the process.
+
+A load or a store is SIGBUS where the medium is poisoned, where the pool's file was cut, and where a file system without
+room can't fill a hole. ``guard.c`` handles the signal: it puts a private page of zeros in the place of the missing one
+and counts a fault. From then on until `Faults.settle`:
+
+1. Nothing is stored to the pool. The operation may have read zeros that the pool does not hold (`persist` asks
+   ``pending`` before each store, flush and fence).
+2. What the operation has stored to the missing page is lost. So the operation has to fail (`persist` asks after each
+   store, the handle when it ends, and `FileSystem` when the operation ends).
+
+``settle`` maps the pool's own pages again and returns the error. A page that is still missing then faults again.
+
+Without a C compiler at installation there is no ``guard.c``: SIGBUS ends the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import logging
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from daxfs.errors import MissingMemory
+from daxfs.pmem.reservation import no_room
+
+log = logging.getLogger("daxfs.pmem")
+
+_LIBRARY = Path(__file__).with_name("_guard.so")
+_PAGES = 32  # guard.c
+
+
+class _Watch(ctypes.Structure):
+    """guard.c's ``struct watch``, as far as it is read here."""
+
+    _fields_ = (
+        ("faults", ctypes.c_uint64),
+        ("low", ctypes.c_uint64),
+        ("high", ctypes.c_uint64),
+        ("pages", ctypes.c_uint64 * _PAGES),
+        ("begin", ctypes.c_uint64),
+    )
+
+
+class Library(NamedTuple):
+    """The functions of guard.c."""
+
+    watch: Callable[[int, int, int], int]
+    unwatch: Callable[[int], None]
+    restore: Callable[[int, int, int, int], int]
+
+
+@functools.cache
+def load_library() -> Library | None:
+    """guard.c as it was compiled at installation; None if it was not."""
+    try:
+        library = ctypes.PyDLL(str(_LIBRARY))
+    except OSError:
+        return None
+    watch, unwatch, restore = library.guard_watch, library.guard_unwatch, library.guard_restore
+    watch.argtypes, watch.restype = [ctypes.c_uint64] * 3, ctypes.c_void_p
+    unwatch.argtypes, unwatch.restype = [ctypes.c_void_p], None
+    restore.argtypes, restore.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int], ctypes.c_int
+    return Library(watch, unwatch, restore)
+
+
+class Faults:
+    """The faults of one mapping; this one has none, ever: for pools that are memory of the process.
+
+    Attributes:
+        pending: ``pending[0]`` is the number of faults that were not settled.
+        total: faults that were settled.
+    """
+
+    def __init__(self) -> None:
+        self.pending = memoryview(bytes(8)).cast("Q")
+        self.total = 0
+
+    def settle(self) -> MissingMemory:
+        """Map the missing pages again; returns the error that the operation ends with.
+
+        EIO: the medium failed there, or the file was cut. ENOSPC: the file system has no room for the file's holes.
+        """
+        return MissingMemory(errno.EIO)
+
+    def close(self) -> None:
+        """The mapping is about to end."""
+
+
+class MappedFaults(Faults):
+    """The faults of a shared mapping of a file or device, from its first byte on.
+
+    Args:
+        path: for messages.
+        begin: the address of the mapping.
+        length: its bytes.
+        unit: what mmap(2) can replace in it, in bytes.
+        descriptor: what is mapped; stays open until `close`.
+        protection: ``PROT_*`` of the mapping.
+        flags: ``MAP_*`` of the mapping.
+    """
+
+    def __init__(
+        self, path: str, begin: int, length: int, unit: int, descriptor: int, *, protection: int, flags: int
+    ) -> None:
+        super().__init__()
+        self._path = path
+        self._length = length
+        self._descriptor = descriptor
+        self._protection = protection
+        self._flags = flags
+        self._library = load_library()
+        self._address = self._library.watch(begin, length, unit) if self._library else 0
+        if self._address:
+            self._watch = _Watch.from_address(self._address)
+            self.pending = memoryview(ctypes.c_uint64.from_address(self._address)).cast("B").cast("Q")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether faults are handled at all."""
+        return bool(self._address)
+
+    def settle(self) -> MissingMemory:
+        """As `Faults.settle`. A private mapping stays as it is, since it has content of its own: it is not usable."""
+        if not self._address:
+            return super().settle()
+        error = self._error()
+        if self._flags & mmap.MAP_SHARED:
+            count = self._watch.faults
+            assert self._library is not None
+            number = self._library.restore(self._address, self._descriptor, self._protection, self._flags)
+            if number:
+                return MissingMemory(number, f"{self._path}: memory of the pool can't be mapped again")
+            if not self.total:
+                log.error("%s; the operation fails, the pool stays in use", error.strerror)
+            self.total += count
+        return error
+
+    def _error(self) -> MissingMemory:
+        """What is wrong at the missing pages."""
+        watch = self._watch
+        low, high = watch.low - watch.begin, watch.high - watch.begin
+        size = os.fstat(self._descriptor).st_size  # 0: a device
+        if size and high > size:
+            return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
+        ranges = [(low, high)]
+        if watch.faults <= _PAGES:
+            ranges = [(page - watch.begin, page - watch.begin + 1) for page in watch.pages[: watch.faults]]
+        if all(self._is_hole(begin, end) for begin, end in ranges):
+            return no_room(self._path)
+        return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")
+
+    def _is_hole(self, begin: int, end: int) -> bool:
+        try:
+            return os.lseek(self._descriptor, begin, os.SEEK_DATA) >= end
+        except OSError as error:
+            return error.errno == errno.ENXIO  # nothing but holes up to the end of the file
+
+    def close(self) -> None:
+        """Watch it no longer."""
+        if self._address and self._library is not None:
+            self._library.unwatch(self._address)
+            self._address = 0
+
+
+NEVER = Faults()

@@ -1,0 +1,76 @@
+"""Room on the file system below a pool whose file has holes, made sure of before it is needed.
+
+A commit that fails because that file system is full would stop the journal. So the blocks of the log are reserved at
+mount, and each block of metadata before a handle changes it. Data is not reserved: a write that finds no room fails by
+itself (`daxfs.pmem.faults`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from daxfs.errors import MissingMemory
+
+_CHUNK_BITS = 16  # 64 KiB are reserved at once, where there is so much room
+_CHUNK = 1 << _CHUNK_BITS
+_SCARCE = 16 << 20  # bytes
+_REMEMBERED = 1 << 16  # chunks; more are asked for once more
+
+
+def no_room(path: str) -> MissingMemory:
+    """The error where a hole can't be filled."""
+    return MissingMemory(errno.ENOSPC, f"{path}: its file system has no room for the holes of the pool")
+
+
+class Reservation:
+    """Allocates ranges of an open file (fallocate(2)) and remembers which chunks it has allocated."""
+
+    def __init__(self, path: str, descriptor: int, size: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._size = size
+        self._done: set[int] = set()
+
+    def reserve(self, offset: int, length: int) -> None:
+        """Allocate what of a range is a hole. A file system without fallocate(2) allocates as it always does.
+
+        Raises:
+            MissingMemory: ENOSPC, there is no room (or no quota) for it.
+        """
+        missing = [
+            chunk
+            for chunk in range(offset >> _CHUNK_BITS, (offset + length - 1 >> _CHUNK_BITS) + 1)
+            if chunk not in self._done
+        ]
+        if not missing:
+            return
+        first, end = missing[0] << _CHUNK_BITS, min(missing[-1] + 1 << _CHUNK_BITS, self._size)
+        if not self._allocate(first, end - first):
+            if not self._allocate(offset, length):
+                raise MissingMemory(
+                    errno.ENOSPC, f"{self._path}: its file system has no room for the holes of the pool"
+                )
+            return
+        if len(self._done) > _REMEMBERED:
+            self._done.clear()
+        self._done.update(missing)
+
+    def is_full(self) -> bool:
+        """Return whether the file system has less than 16 MiB left. One without a limit (tmpfs) says 0 blocks."""
+        system = os.fstatvfs(self._descriptor)
+        return bool(system.f_blocks) and system.f_bfree * system.f_frsize < _SCARCE
+
+    def forget(self) -> None:
+        """Holes were punched: nothing is known to be allocated."""
+        self._done.clear()
+
+    def _allocate(self, offset: int, length: int) -> bool:
+        try:
+            os.posix_fallocate(self._descriptor, offset, length)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return False
+            if error.errno != errno.EOPNOTSUPP:
+                raise MissingMemory(error.errno or errno.EIO, f"{self._path}: {error.strerror}") from None
+        return True

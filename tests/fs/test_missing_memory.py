@@ -1,0 +1,283 @@
+"""Missing memory below one file, directory, table or log: that operation fails with EIO, and the rest goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from poison_rig import Poison
+
+from daxfs.errors import FsError, MissingMemory
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import Options
+from daxfs.pmem.pool import open_pool
+from support import fsck, mke2fs, run
+
+CONTENT = random.Random(1).randbytes(300_000)
+FORMATS = {"default": (), "no-csum": ("-O", "^metadata_csum,^metadata_csum_seed"), "no-journal": ("-O", "^has_journal")}
+
+
+class Rig:
+    """A pool with some files, open, and its poison."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pool = open_pool(path)
+        self.fs = FileSystem.open(self.pool, Options(commit_interval=1e9))
+        self.poison = Poison(self.pool)
+
+    def data(self, path: str) -> int:
+        """The pool's offset of a file's first block."""
+        return self.fs.describe(self.fs.tree.stat(path).ino)[0].pblk << self.fs.volume.block_bits
+
+    def inode(self, path: str) -> int:
+        """The pool's offset of a file's inode."""
+        said = run("debugfs", "-R", f"imap <{self.fs.tree.stat(path).ino}>", self.path)
+        found = re.search(r"at block (\d+), offset (0x[0-9a-f]+)", said)
+        assert found
+        return (int(found[1]) << self.fs.volume.block_bits) + int(found[2], 16)
+
+    def fresh(self) -> None:
+        """Have everything read from the pool once more."""
+        self.fs.sync()
+        self.fs.volume.forget_content()
+
+    def fails(self, operation: Callable[..., object], *arguments: object) -> None:
+        """The operation fails with EIO, as often as it is tried; nothing of the volume is given up."""
+        for _ in range(2):
+            with pytest.raises(MissingMemory) as failed:
+                operation(*arguments)
+            assert failed.value.errno == errno.EIO
+        assert not self.fs.read_only
+        assert self.fs.volume.faults[0] == 0
+        assert self.fs.tree.read_bytes("/other") == CONTENT
+        self.fs.tree.write_bytes("/made meanwhile", CONTENT)
+        self.fs.tree.unlink("/made meanwhile")
+        self.fs.sync()
+
+    def close(self) -> None:
+        self.poison.close()
+        self.fs.close()
+        self.pool.close()
+
+
+@pytest.fixture(params=FORMATS)
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    path = mke2fs(tmp_path / "pool", "-b", "4096", *FORMATS[request.param], size="32M")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/other", CONTENT)
+        fs.tree.write_bytes("/file", CONTENT)
+        fs.tree.mkdir("/folder")
+        for number in range(40):
+            fs.tree.write_bytes(f"/folder/{number}", b"x" * 5000)
+    made = Rig(path)
+    yield made
+    made.close()
+    fsck(path)
+    with FileSystem.open(path) as fs:
+        assert fs.tree.read_bytes("/other") == CONTENT
+
+
+def test_data_is_read(rig: Rig) -> None:
+    rig.poison.add(rig.data("/file") + 8192)
+    rig.fails(rig.fs.tree.read_bytes, "/file")
+    with rig.fs.tree.open("/file") as file:
+        assert file.view(0, 8192) == CONTENT[:8192], "the pages before it"
+    rig.poison.mend()
+    assert rig.fs.tree.read_bytes("/file") == CONTENT
+
+
+def test_data_in_pieces_is_read(rig: Rig) -> None:
+    with rig.fs.tree.open("/file", "r+b") as file:
+        rig.fs.fallocate(file._file, 3, 4096, 4096)
+    rig.poison.add(rig.data("/file") + 8192)
+    rig.fails(rig.fs.tree.read_bytes, "/file")
+
+
+def test_data_is_written(rig: Rig) -> None:
+    rig.poison.add(rig.data("/file") + 8192)
+    with rig.fs.tree.open("/file", "r+b") as file:
+        for _ in range(2):
+            file.seek(8192)
+            with pytest.raises(MissingMemory):
+                file.write(b"new" * 1000)
+        file.seek(0)
+        file.write(b"at the beginning")
+    assert not rig.fs.read_only
+    rig.fs.sync()
+    rig.poison.mend()
+    assert rig.fs.tree.read_bytes("/file") == b"at the beginning" + CONTENT[16:]
+
+
+def test_data_is_copied(rig: Rig) -> None:
+    rig.poison.add(rig.data("/file") + 8192)
+    with (
+        rig.fs.tree.open("/file") as source,
+        rig.fs.tree.open("/copy", "wb") as target,
+        pytest.raises(MissingMemory),
+    ):
+        rig.fs.copy_range(source._file, 0, target._file, 0, len(CONTENT))
+    assert not rig.fs.read_only
+    rig.fs.tree.unlink("/copy")
+
+
+def test_an_inode_is_read(rig: Rig) -> None:
+    place = rig.inode("/folder/20")
+    rig.fresh()
+    rig.poison.add(place)
+    rig.fails(rig.fs.tree.stat, "/folder/20")
+    rig.poison.mend()
+    assert rig.fs.tree.read_bytes("/folder/20") == b"x" * 5000
+
+
+def test_an_inode_is_changed(rig: Rig) -> None:
+    place = rig.inode("/folder/20")
+    ino = rig.fs.tree.stat("/folder").ino
+    rig.fresh()
+    rig.poison.add(place)
+    rig.fails(rig.fs.unlink, ino, b"20")
+    rig.poison.mend()
+    rig.fs.tree.unlink("/folder/20")
+
+
+def test_a_directory_is_read_and_changed(rig: Rig) -> None:
+    place = rig.data("/folder")
+    ino = rig.fs.tree.stat("/folder").ino
+    rig.fresh()
+    rig.poison.add(place)
+    rig.fails(rig.fs.tree.listdir, "/folder")
+    rig.fails(rig.fs.lookup, ino, b"20")
+    rig.fails(rig.fs.mkdir, ino, b"new", 0o755)
+    rig.poison.mend()
+    assert len(rig.fs.tree.listdir("/folder")) == 40
+
+
+def bitmaps(rig: Rig) -> tuple[int, int]:
+    """The pool's offsets of the block and the inode bitmap of the first group."""
+    lines = run("dumpe2fs", rig.path).splitlines()
+    found = [line for line in lines if "Block bitmap at" in line or "Inode bitmap at" in line][:2]
+    bits = rig.fs.volume.block_bits
+    return tuple(int(line.split(" at ")[1].split()[0]) << bits for line in found)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["blocks", "inodes"])
+def test_a_bitmap(rig: Rig, which: int) -> None:
+    """Zeros in its place would say that everything is free; only the checksum tells, where there is one."""
+    place = bitmaps(rig)[which]
+    rig.fresh()
+    rig.poison.add(place)
+    rig.fresh()
+    name = "/new"
+    for _ in range(2):
+        with pytest.raises(FsError) as failed:
+            rig.fs.tree.write_bytes(name, CONTENT) if which == 0 else rig.fs.tree.mkdir(name)
+        assert failed.value.errno == errno.EIO
+    assert not rig.fs.read_only
+    rig.poison.mend()
+    rig.fs.tree.write_bytes("/new", CONTENT)
+    assert rig.fs.tree.read_bytes("/file") == CONTENT
+
+
+def test_the_log_while_it_is_written(tmp_path: Path) -> None:
+    path = mke2fs(tmp_path / "pool", size="32M")
+    made = Rig(path)
+    made.fs.tree.write_bytes("/other", CONTENT)
+    made.fs.sync()
+    area = made.fs.volume.log_area
+    assert area is not None
+    for block in range(1, area.blocks):
+        made.poison.add(area.physical(block) << made.fs.volume.block_bits)
+    made.fs.tree.write_bytes("/lost", b"x")
+    with pytest.raises(FsError) as failed:
+        made.fs.sync()
+    assert failed.value.errno == errno.EIO
+    assert made.fs.volume.journal.aborted
+    assert made.fs.tree.read_bytes("/other") == CONTENT
+    with pytest.raises(FsError) as failed:
+        made.fs.tree.mkdir("/refused")
+    assert failed.value.errno == errno.EROFS
+    made.close()
+    with FileSystem.open(path) as fs:
+        assert fs.tree.read_bytes("/other") == CONTENT
+        assert "lost" not in fs.tree.listdir("/")
+    fsck(path)
+
+
+def crashed(path: Path) -> int:
+    """Make a pool whose log holds transactions; return the pool's offset of the log's second block."""
+    copy = path.with_name("running")
+    mke2fs(copy, size="32M")
+    with FileSystem.open(copy, Options(commit_interval=1e9)) as fs:
+        fs.tree.write_bytes("/other", CONTENT)
+        fs.sync()
+        area = fs.volume.log_area
+        assert area is not None
+        path.write_bytes(copy.read_bytes())
+        return area.physical(1) << fs.volume.block_bits
+
+
+@pytest.mark.parametrize("place", ["log", "superblock"])
+def test_a_mount(tmp_path: Path, place: str) -> None:
+    """It is refused, and the pool stays as it is: a transaction that can't be read is not the end of the log."""
+    path = tmp_path / "pool"
+    first = crashed(path)
+    before = path.read_bytes()
+    with open_pool(path) as pool:
+        poison = Poison(pool)
+        poison.add(first if place == "log" else SUPERBLOCK_OFFSET)
+        for _ in range(2):
+            with pytest.raises(MissingMemory) as failed:
+                FileSystem.open(pool)
+            assert failed.value.errno == errno.EIO
+        poison.close()
+        assert bytes(pool.memory) == before
+    with FileSystem.open(path) as fs:
+        assert fs.tree.read_bytes("/other") == CONTENT
+    fsck(path)
+
+
+def test_a_pool_that_is_cut(tmp_path: Path) -> None:
+    path = mke2fs(tmp_path / "pool", size="32M")
+    fs = FileSystem.open(path)
+    fs.tree.write_bytes("/file", CONTENT)
+    fs.sync()
+    os.truncate(path, 64 << 10)
+    for operation, argument in ((fs.tree.read_bytes, "/file"), (fs.tree.mkdir, "/new"), (fs.tree.listdir, "/")):
+        with pytest.raises(FsError) as failed:
+            operation(argument)  # type: ignore[operator]
+        assert failed.value.errno == errno.EIO
+    with pytest.raises(FsError):
+        fs.close()
+
+
+@pytest.mark.parametrize("options", [(), ("-O", "^has_journal")], ids=["journal", "no-journal"])
+def test_a_full_file_system_below(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """What was written stays whole; names and sizes too; and the pool mounts while there is no room."""
+    run("mount", "-t", "tmpfs", "-o", "size=24m", "daxfs-test", tmp_path)
+    try:
+        path = mke2fs(tmp_path / "pool", *options, size="256M")
+        made: list[str] = []
+        with FileSystem.open(path) as fs:
+            for number in range(200):
+                try:
+                    fs.tree.write_bytes(f"/{number}", CONTENT)
+                except FsError as error:
+                    assert error.errno == errno.ENOSPC
+                    break
+                made.append(f"/{number}")
+            assert len(made) >= 10
+            assert not fs.read_only
+            fs.tree.unlink(made.pop())
+        fsck(path)
+        for read_only in (True, False):
+            with FileSystem.open(path, Options(read_only=read_only)) as fs:
+                assert all(fs.tree.read_bytes(name) == CONTENT for name in made)
+        fsck(path)
+    finally:
+        run("umount", "-l", tmp_path)

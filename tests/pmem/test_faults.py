@@ -1,0 +1,193 @@
+"""Loads and stores that meet missing memory: one error each, nothing stored meanwhile, and the process lives."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from poison_rig import PAGE, Poison
+
+from daxfs.errors import MissingMemory
+from daxfs.pmem import faults
+from daxfs.pmem.pool import Pool, open_pool
+from support import run
+
+SIZE = 1 << 20
+HALF = SIZE // 2
+
+
+@pytest.fixture(params=["volatile", "msync"])
+def pool(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pool]:
+    path = tmp_path / "pool"
+    path.write_bytes(bytes(SIZE))
+    with open_pool(path, persistence=request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def poison(pool: Pool) -> Iterator[Poison]:
+    made = Poison(pool)
+    yield made
+    made.close()
+
+
+def load(pool: Pool, offset: int, length: int = 8) -> bytes:
+    return bytes(pool.memory[offset : offset + length])
+
+
+@pytest.mark.parametrize("operation", ["write", "zero", "store_word"])
+def test_a_store_to_missing_memory_fails_and_the_next_one_works(pool: Pool, poison: Poison, operation: str) -> None:
+    pool.write(HALF - 8, b"before!!")
+    pool.write(HALF + PAGE, b"after!!!")
+    poison.add(HALF)
+    arguments = {"write": (HALF - 4, b"12345678"), "zero": (HALF - 4, 8), "store_word": (HALF, 7)}[operation]
+    for _ in range(3):
+        with pytest.raises(MissingMemory) as failed:
+            getattr(pool, operation)(*arguments)
+        assert failed.value.errno == errno.EIO
+        assert str(HALF) in str(failed.value)
+    pool.fence()
+    assert load(pool, HALF + PAGE) == b"after!!!"
+    poison.mend()
+    assert load(pool, HALF) == bytes(8), "nothing reached the page"
+    getattr(pool, operation)(*arguments)
+    assert pool.faults.total == 3
+
+
+@pytest.mark.parametrize("operation", ["write", "zero", "store_word", "flush", "fence"])
+def test_nothing_is_stored_after_a_load_that_met_missing_memory(pool: Pool, poison: Poison, operation: str) -> None:
+    pool.write(0, b"original")
+    pool.write(HALF, b"content!")
+    poison.add(HALF)
+    assert load(pool, HALF) == bytes(8), "zeros that the pool does not hold"
+    assert pool.faults.pending[0] == 1
+    arguments = {"write": (0, b"new"), "zero": (0, 8), "store_word": (0, 7), "flush": (0, 8), "fence": ()}[operation]
+    with pytest.raises(MissingMemory):
+        getattr(pool, operation)(*arguments)
+    assert load(pool, 0) == b"original"
+    assert pool.faults.pending[0] == 0
+    getattr(pool, operation)(*arguments)
+    poison.mend()
+    assert load(pool, HALF) == b"content!"
+
+
+def test_many_pages_at_once(pool: Pool, poison: Poison) -> None:
+    pool.write(0, b"x" * SIZE)
+    for page in range(0, SIZE, 2 * PAGE):
+        poison.add(page)
+    assert load(pool, 0, SIZE).count(b"x") == HALF
+    assert pool.faults.pending[0] == HALF // PAGE
+    assert pool.faults.settle().errno == errno.EIO
+    assert pool.faults.pending[0] == 0
+    poison.mend()
+    assert load(pool, 0, SIZE) == b"x" * SIZE
+
+
+def test_a_file_that_was_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "pool"
+    path.write_bytes(b"x" * SIZE)
+    with open_pool(path) as pool:
+        os.truncate(path, HALF)
+        for _ in range(2):
+            with pytest.raises(MissingMemory, match=f"was cut to {HALF} bytes") as failed:
+                pool.write(HALF + 10, b"lost")
+            assert failed.value.errno == errno.EIO
+        pool.write(10, b"kept")
+        pool.fence()
+    assert path.stat().st_size == HALF
+    assert path.read_bytes()[10:14] == b"kept"
+    assert len([record for record in caplog.records if "was cut" in record.message]) == 1, "the log says it once"
+
+
+def test_a_hole_on_a_full_file_system(tmp_path: Path) -> None:
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "daxfs-test", tmp_path)
+    try:
+        path = tmp_path / "pool"
+        with path.open("wb") as file:
+            file.truncate(SIZE)
+        with open_pool(path) as pool:
+            done = 0
+            with suppress(MissingMemory):
+                while done < SIZE:
+                    pool.write(done, b"y" * PAGE)
+                    done += PAGE
+            assert done < SIZE
+            with pytest.raises(MissingMemory) as failed:
+                pool.write(done, b"y" * PAGE)
+            assert failed.value.errno == errno.ENOSPC
+            assert done >= 128 << 10
+            assert load(pool, 0, done) == b"y" * done
+            pool.write(0, b"what was stored can be changed")
+    finally:
+        run("umount", "-l", tmp_path)
+
+
+def test_a_private_mapping_stays_unusable(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    path.write_bytes(b"x" * SIZE)
+    with open_pool(path, private=True) as pool:
+        pool.write(0, b"own content")
+        os.truncate(path, HALF)
+        for _ in range(2):
+            with pytest.raises(MissingMemory):
+                pool.write(HALF, b"lost")
+            with pytest.raises(MissingMemory):
+                pool.write(0, b"refused")
+        assert load(pool, 0, 11) == b"own content"
+
+
+def test_a_closed_pool_is_not_watched(tmp_path: Path) -> None:
+    for number in range(80):  # more than there are watches
+        path = tmp_path / str(number % 3)
+        path.write_bytes(bytes(8 * PAGE))
+        with open_pool(path) as pool:
+            assert isinstance(pool.faults, faults.MappedFaults)
+            assert pool.faults.guarded
+
+
+def test_faults_outside_of_pools_end_the_process(tmp_path: Path) -> None:
+    script = f"""
+import mmap, os
+from daxfs.pmem.pool import open_pool
+open({str(tmp_path / "pool")!r}, "wb").write(bytes({SIZE}))
+pool = open_pool({str(tmp_path / "pool")!r})
+other = os.memfd_create("other"); os.truncate(other, mmap.PAGESIZE)
+memory = mmap.mmap(other, mmap.PAGESIZE); os.truncate(other, 0)
+print("before", flush=True)
+memory[0]
+"""
+    for extra in ([], ["-X", "faulthandler"]):
+        done = subprocess.run([sys.executable, *extra, "-c", script], capture_output=True, check=False, timeout=60)
+        assert done.stdout == b"before\n", done.stderr
+        assert done.returncode == -signal.SIGBUS
+        assert (b"Bus error" in done.stderr) == bool(extra)
+
+
+def test_a_signal_that_was_sent_ends_the_process(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from daxfs.pmem.pool import open_pool
+open({str(tmp_path / "pool")!r}, "wb").write(bytes({SIZE}))
+pool = open_pool({str(tmp_path / "pool")!r})
+os.kill(os.getpid(), signal.SIGBUS)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGBUS
+
+
+def test_without_the_library_pools_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "load_library", lambda: None)
+    path = tmp_path / "pool"
+    path.write_bytes(bytes(SIZE))
+    with open_pool(path) as pool:
+        assert isinstance(pool.faults, faults.MappedFaults)
+        assert not pool.faults.guarded
+        pool.write(0, b"content")
+        pool.fence()

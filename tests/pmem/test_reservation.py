@@ -1,0 +1,98 @@
+"""Ranges of a sparse pool file that are allocated before they are stored to."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from daxfs.errors import MissingMemory
+from daxfs.pmem.pool import Pool, open_pool
+from support import run
+
+SIZE = 4 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 256 KiB."""
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "daxfs-test", tmp_path)
+    try:
+        yield tmp_path
+    finally:
+        run("umount", "-l", tmp_path)
+
+
+def sparse(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+def allocated(pool: Pool) -> int:
+    return os.stat(pool.path).st_blocks * 512
+
+
+def test_a_range_is_allocated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    allocate = os.posix_fallocate
+
+    def count(descriptor: int, offset: int, length: int) -> None:
+        calls.append((offset, length))
+        allocate(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", count)
+    with open_pool(sparse(tmp_path / "pool")) as pool:
+        assert pool.reserve is not None
+        for offset in (0, 4096, 61440, 65536, 0):
+            pool.reserve(offset, 4096)
+        assert calls == [(0, 65536), (65536, 65536)]
+        pool.reserve(SIZE - 4096, 4096)
+        assert allocated(pool) == 3 * 65536
+        assert pool.file_size == SIZE == os.stat(pool.path).st_size
+
+
+def test_a_pool_without_holes_reserves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    path.write_bytes(bytes(SIZE))
+    with open_pool(path) as pool:
+        assert pool.reserve is None
+        pool.discard(0, 1 << 20)
+        assert pool.reserve is not None, "now it has a hole"
+        pool.reserve(0, 4096)
+        assert allocated(pool) == SIZE - (1 << 20) + 65536
+        pool.discard(0, 1 << 20)
+        pool.reserve(0, 4096)
+        assert allocated(pool) == SIZE - (1 << 20) + 65536, "what was punched is reserved again"
+    with open_pool(path, read_only=True) as pool:
+        assert pool.reserve is None
+    with open_pool(path, private=True) as pool:
+        assert pool.reserve is None
+
+
+def test_no_room(small: Path) -> None:
+    with open_pool(sparse(small / "pool")) as pool:
+        assert pool.reserve is not None
+        pool.reserve(0, 192 << 10)
+        with pytest.raises(MissingMemory) as failed:
+            pool.reserve(1 << 20, 128 << 10)
+        assert failed.value.errno == errno.ENOSPC
+        pool.reserve(2 << 20, 4096)
+        pool.write(2 << 20, b"x" * 4096)
+
+
+def test_the_last_pages_are_given_one_by_one(small: Path) -> None:
+    with open_pool(sparse(small / "pool")) as pool:
+        assert pool.reserve is not None
+        pages = 0
+        with suppress(MissingMemory):
+            while pages < SIZE // 4096:
+                pool.reserve(pages * 4096, 4096)
+                pages += 1
+        assert 60 <= pages < SIZE // 4096
+        for page in range(pages):
+            pool.write(page * 4096, b"y" * 4096)

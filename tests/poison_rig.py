@@ -1,0 +1,64 @@
+"""Missing pages of a mapped pool: a load or store there is SIGBUS, as on poisoned memory, until they are mended."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+
+import numpy as np
+
+from daxfs.pmem.faults import MappedFaults
+from daxfs.pmem.pool import Pool
+
+PAGE = mmap.PAGESIZE
+_SHARED_FIXED = mmap.MAP_SHARED | 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+
+
+class Poison:
+    """Missing pages of one pool. Its file has them all the time."""
+
+    def __init__(self, pool: Pool) -> None:
+        assert isinstance(pool.faults, MappedFaults)
+        assert pool.faults.guarded, "guard.c was not compiled: run make setup"
+        self._faults = pool.faults
+        self._library = pool.faults._library
+        self._base = int(np.frombuffer(pool.memory, np.uint8).ctypes.data)
+        self._empty = os.memfd_create("empty")  # mapped past its end
+        self._pages: set[int] = set()
+        assert self._library is not None
+        self._faults._library = self._library._replace(restore=self._restore)
+
+    def add(self, offset: int) -> None:
+        """The page around a byte offset of the pool is missing from now on."""
+        page = offset - offset % PAGE
+        self._pages.add(page)
+        self._cover(page)
+
+    def mend(self) -> None:
+        """All pages are there again."""
+        pages, self._pages = self._pages, set()
+        for page in pages:
+            found = _libc.mmap(
+                self._base + page, PAGE, self._faults._protection, _SHARED_FIXED, self._faults._descriptor, page
+            )
+            assert found == self._base + page
+
+    def close(self) -> None:
+        self.mend()
+        self._faults._library = self._library
+        os.close(self._empty)
+
+    def _cover(self, page: int) -> None:
+        found = _libc.mmap(self._base + page, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, _SHARED_FIXED, self._empty, 0)
+        assert found == self._base + page
+
+    def _restore(self, *arguments: int) -> int:
+        assert self._library is not None
+        number = self._library.restore(*arguments)
+        for page in self._pages:
+            self._cover(page)
+        return number
