@@ -7,12 +7,15 @@ SIGBUS. So `mkfs` allocates the whole file, or reports how much space a sparse f
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+from contextlib import suppress
 
 from daxfs.errors import UserError
 from daxfs.pmem.pool import SECTOR
 from daxfs.tools.sizes import format_size
 
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, include/uapi/asm-generic/mman-common.h
 _FAILED = 1  # the exit code of mke2fs
 
 
@@ -53,6 +56,21 @@ def allocate(path: str, descriptor: int, size: int) -> None:
             raise _too_large(path, "no room for all of it") from None
         if error.errno != errno.EOPNOTSUPP:
             raise UserError(f"{path} can't be allocated: {error.strerror}; see --sparse", _FAILED) from None
+
+
+def populate(path: str, descriptor: int, size: int) -> None:
+    """Do the same with a file on tmpfs, through a mapping that asks for huge pages.
+
+    A tmpfs that is mounted with ``huge=advise`` gives them to such a mapping alone; fallocate(2) would fix small ones.
+
+    Raises:
+        UserError: there is no room.
+    """
+    with mmap.mmap(descriptor, size) as mapping, suppress(OSError):  # a kernel without huge pages, or before Linux 5.14
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+        mapping.madvise(_POPULATE_WRITE)
+    # What could not be populated is allocated, or there is no room for it.
+    allocate(path, descriptor, size)
 
 
 def _too_large(path: str, what: str) -> UserError:
