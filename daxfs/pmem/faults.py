@@ -22,6 +22,7 @@ import functools
 import logging
 import mmap
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,9 @@ class _Watch(ctypes.Structure):
         ("high", ctypes.c_uint64),
         ("pages", ctypes.c_uint64 * _PAGES),
         ("begin", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("unit", ctypes.c_uint64),
+        ("number", ctypes.c_uint64),
     )
 
 
@@ -51,7 +55,7 @@ class Library(NamedTuple):
     """The functions of guard.c."""
 
     watch: Callable[[int, int, int], int]
-    unwatch: Callable[[int], None]
+    unwatch: Callable[[int, int], None]
     restore: Callable[[int, int, int, int], int]
 
 
@@ -64,7 +68,7 @@ def load_library() -> Library | None:
         return None
     watch, unwatch, restore = library.guard_watch, library.guard_unwatch, library.guard_restore
     watch.argtypes, watch.restype = [ctypes.c_uint64] * 3, ctypes.c_void_p
-    unwatch.argtypes, unwatch.restype = [ctypes.c_void_p], None
+    unwatch.argtypes, unwatch.restype = [ctypes.c_void_p, ctypes.c_uint64], None
     restore.argtypes, restore.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int], ctypes.c_int
     return Library(watch, unwatch, restore)
 
@@ -119,6 +123,10 @@ class MappedFaults(Faults):
         if self._address:
             self._watch = _Watch.from_address(self._address)
             self.pending = memoryview(ctypes.c_uint64.from_address(self._address)).cast("B").cast("Q")
+            # A pool that is dropped without being closed is watched no longer either.
+            assert self._library is not None
+            self._unwatch = weakref.finalize(self, self._library.unwatch, self._address, self._watch.number)
+            self._unwatch.atexit = False
 
     @property
     def guarded(self) -> bool:
@@ -163,8 +171,8 @@ class MappedFaults(Faults):
 
     def close(self) -> None:
         """Watch it no longer."""
-        if self._address and self._library is not None:
-            self._library.unwatch(self._address)
+        if self._address:
+            self._unwatch()
             self._address = 0
 
 

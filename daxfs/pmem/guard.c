@@ -26,11 +26,13 @@ struct watch {
 	uint64_t pages[PAGES]; /* addresses of the first ones */
 	uint64_t begin, end;   /* addresses; 0: this watch is free */
 	uint64_t unit;         /* bytes: what mmap(2) can replace */
+	uint64_t number;       /* of all watches ever: tells this one from another in the same place */
 };
 
 static struct watch watches[WATCHES];
 static struct sigaction before;
 static int installed;
+static uint64_t last_number;
 
 static struct watch *find(uint64_t address) {
 	for (struct watch *watch = watches; watch < watches + WATCHES; watch++)
@@ -91,14 +93,19 @@ static int install(void) {
 	return 0;
 }
 
-/* Watch a mapping of `length` bytes, which mmap(2) can replace in units of `unit`; NULL: there is no room. */
+/* Watch a mapping of `length` bytes, which mmap(2) can replace in units of `unit`; NULL: there is no room.
+ * A mapping that was watched at the same addresses has ended: its watch ends too. */
 EXPORTED struct watch *guard_watch(uint64_t begin, uint64_t length, uint64_t unit) {
 	if (install() != 0)
 		return NULL;
 	for (struct watch *watch = watches; watch < watches + WATCHES; watch++)
+		if (watch->begin < begin + length && begin < watch->end)
+			watch->begin = watch->end = 0;
+	for (struct watch *watch = watches; watch < watches + WATCHES; watch++)
 		if (watch->end == 0) {
 			memset(watch, 0, sizeof *watch);
 			watch->unit = unit;
+			watch->number = ++last_number;
 			watch->begin = begin;
 			watch->end = begin + length;
 			return watch;
@@ -106,8 +113,9 @@ EXPORTED struct watch *guard_watch(uint64_t begin, uint64_t length, uint64_t uni
 	return NULL;
 }
 
-EXPORTED void guard_unwatch(struct watch *watch) {
-	watch->begin = watch->end = 0;
+EXPORTED void guard_unwatch(struct watch *watch, uint64_t number) {
+	if (watch->number == number)
+		watch->begin = watch->end = 0;
 }
 
 /* Map the file again where pages were replaced, from the lowest to the highest; 0 or an errno. */

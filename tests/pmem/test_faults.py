@@ -152,6 +152,22 @@ def test_a_closed_pool_is_not_watched(tmp_path: Path) -> None:
             assert pool.faults.guarded
 
 
+def test_pools_that_are_dropped_without_being_closed_are_not_watched(tmp_path: Path) -> None:
+    """The addresses of the last pool are those of the next one as a rule: the faults are the next one's."""
+    path = tmp_path / "pool"
+    path.write_bytes(bytes(SIZE))
+    for _ in range(80):
+        pool = open_pool(path, exclusively=False, private=False, read_only=True)
+        poison = Poison(pool)
+        poison.add(HALF)
+        load(pool, HALF)
+        assert pool.faults.pending[0] == 1
+        assert pool.faults.settle().errno == errno.EIO
+        assert pool.faults.pending[0] == 0
+        poison.mend()
+        del pool, poison
+
+
 def test_faults_outside_of_pools_end_the_process(tmp_path: Path) -> None:
     script = f"""
 import mmap, os
