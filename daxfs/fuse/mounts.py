@@ -160,8 +160,12 @@ def check_mountpoint(mountpoint: str) -> str:
         UserError: the path is missing, is not a directory, or is the mountpoint of a daemon that ended.
     """
     try:
-        # An open is the cheapest call that the kernel's caches can't answer for a daemon that is gone.
-        os.close(os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # The kernel may answer the open itself (FUSE_NO_OPENDIR_SUPPORT), but statfs always asks the daemon.
+            os.fstatvfs(descriptor)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise UserError(f"mountpoint {mountpoint} does not exist; make it with: mkdir {mountpoint}", USAGE) from None
     except NotADirectoryError:

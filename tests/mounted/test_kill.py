@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, Mounted, mountpoint
+from mount_rig import SESSIONS, Mounted, daxfs, mountpoint
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
-from support import HANG_SECONDS, fsck, tool
+from support import HANG_SECONDS, fsck, mke2fs, tool
 
 WORKERS = 3
 Synced = dict[str, bytes]
@@ -140,3 +140,24 @@ def test_a_killed_daemon(session: str, pool: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("options", [("-b", "4096"), ("-b", "1024", "-J", "size=1"), ("-O", "orphan_file")])
 def test_a_killed_daemon_many_times(session: str, pool: Callable[..., Path], options: tuple[str, ...]) -> None:
     assert kill_again_and_again(pool(*options, size="48M"), SESSIONS[session], 60, 1000) > 60
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_nothing_is_mounted_over_the_mountpoint_of_a_daemon_that_ended(tmp_path: Path, session: str) -> None:
+    """Also not after a listing, which lets the kernel answer opens of directories by itself."""
+    pool = mke2fs(tmp_path / "pool", size="16M")
+    with mountpoint() as place:
+        mount = Mounted(pool, place, SESSIONS[session])
+        try:
+            os.listdir(place)
+            os.listdir(place)
+            mount.daemon.kill()
+            mount.daemon.wait(HANG_SECONDS)
+            assert "is left from a daemon that ended; first: daxfs umount" in daxfs("mount", pool, place, code=32)
+            daxfs("umount", place)
+            assert mounts.top_mount(str(place)) is None
+        finally:
+            mount.down()
+    with FileSystem.open(pool):
+        pass
+    fsck(pool)
