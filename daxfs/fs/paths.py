@@ -127,6 +127,11 @@ class PoolFile(io.RawIOBase):
         super().close()
 
 
+def _names(path: bytes) -> list[bytes]:
+    """Return the names of a path, the last one first."""
+    return [name for name in path.split(b"/") if name][::-1]
+
+
 class Tree:
     """The names of a pool as paths. Paths are ``str`` (surrogateescape) or ``bytes``, always from the root."""
 
@@ -135,21 +140,18 @@ class Tree:
 
     def resolve(self, path: str | bytes, *, follow: bool = True) -> int:
         """Return the inode number that a path leads to (ENOENT, ENOTDIR, ELOOP)."""
-        return self._walk(os.fsencode(path), follow, 0)
-
-    def _walk(self, path: bytes, follow: bool, links: int, start: int = ROOT_INO) -> int:
-        parts = [part for part in path.split(b"/") if part]
-        ino = start
-        for index, part in enumerate(parts):
-            above, found = ino, self.fs.lookup(ino, part)
+        ino, links = ROOT_INO, 0
+        rest = _names(os.fsencode(path))  # the last one first
+        while rest:
+            above, found = ino, self.fs.lookup(ino, rest.pop())
             ino = found.ino
-            last = index == len(parts) - 1
-            if stat.S_ISLNK(found.mode) and (follow or not last):
-                if links >= MAX_LINKS:
+            if stat.S_ISLNK(found.mode) and (follow or rest):
+                links += 1
+                if links > MAX_LINKS:
                     raise FsError(errno.ELOOP)
                 target = self.fs.readlink(ino)
-                links += 1
-                ino = self._walk(target, True, links, ROOT_INO if target.startswith(b"/") else above)
+                ino = ROOT_INO if target.startswith(b"/") else above
+                rest += _names(target)
         return ino
 
     def parent(self, path: str | bytes) -> tuple[int, bytes]:

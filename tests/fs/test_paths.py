@@ -72,6 +72,19 @@ def test_links_without_end(tree: Tree) -> None:
         tree.resolve(f"/{MAX_LINKS}")
 
 
+def test_links_are_counted_over_the_whole_path(tree: Tree) -> None:
+    """As the kernel does: otherwise links that lead to two links each would take 2**40 steps."""
+    tree.symlink("/d", "/d/l")
+    assert tree.resolve("/d/" + "l/" * MAX_LINKS) == tree.resolve("/d")
+    with refused(errno.ELOOP):
+        tree.resolve("/d/" + "l/" * (MAX_LINKS + 1))
+    tree.symlink("/d", "/0")
+    for number in range(30):
+        tree.symlink(f"/{number}/../{number}", f"/{number + 1}")
+    with refused(errno.ELOOP):
+        tree.resolve("/30")
+
+
 def test_parents(tree: Tree) -> None:
     assert tree.parent("/d/new") == (tree.resolve("/d"), b"new")
     assert tree.parent("/new/") == (ROOT_INO, b"new")
