@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from itertools import count
+from itertools import count, pairwise
+from operator import ne
 from pathlib import Path
 from typing import NamedTuple
 
@@ -627,7 +628,11 @@ def differing(found: dict[bytes, Facts], expected: dict[bytes, Facts]) -> list[s
 
 
 def words_agree(content: bytes, versions: list[bytes]) -> bool:
-    """Whether each aligned word is that of one of the versions (the first has the right length)."""
+    """Return whether each aligned word is that of one of the versions (the first has the right length).
+
+    An operation that ends within a word may store to the word twice, as a write to a new block does: the bytes after
+    its end become zeros, then those before its end get their content. Then each byte must be that of a version.
+    """
     if not versions or len(content) != len(versions[0]):
         return False
     if content in versions:
@@ -641,7 +646,18 @@ def words_agree(content: bytes, versions: list[bytes]) -> bool:
         agrees = mine == theirs
         agrees[len(version) // WORD if len(version) < size else len(mine) :] = False
         good |= agrees
-    return bool(good.all())
+    return all(
+        in_parts(content[at : at + WORD], [version[at : at + WORD] for version in versions])
+        for at in (np.flatnonzero(~good) * WORD).tolist()
+    )
+
+
+def in_parts(word: bytes, versions: list[bytes]) -> bool:
+    """Return whether an operation has changed a part of a word, and each byte is that of a version."""
+    versions = [version for version in versions if len(version) == len(word)]
+    changed = [sum(map(ne, before, after)) for before, after in pairwise(versions)]
+    parted = any(0 < count < len(word) for count in changed)
+    return parted and all(byte in {version[at] for version in versions} for at, byte in enumerate(word))
 
 
 def bytes_after_close(fs: FileSystem, pool: RecordingPool) -> bytes:

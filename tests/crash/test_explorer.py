@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from crash_marker import complete
-from crash_rig import AFTER, FORMATS, PLAIN, SINGLE, Run, image
+from crash_rig import AFTER, FORMATS, PLAIN, SINGLE, Run, image, words_agree
 from explorer import workloads
 from explorer.examine import Depth, Examiner, Tally, Wrong
 from explorer.explore import Task, explore, plan, share
@@ -118,6 +118,17 @@ def test_a_workload_in_one_line() -> None:
     ):
         with pytest.raises(ValueError, match="is no workload"):
             Workload.read(line)
+
+
+def test_words_of_versions() -> None:
+    """A word is of one version; where an operation ended within the word, each byte is."""
+    old, zeros, new = b"old old!", bytes(8), b"new!\0\0\0\0"
+    around = b"same word"[:8]
+    assert words_agree(around + old, [around + new, around + old])
+    assert words_agree(around + b"old \0\0\0\0", [around + old, around + zeros, around + new])
+    assert not words_agree(around + b"old \0\0\0\0", [around + old, around + zeros]), "none ended within it"
+    assert not words_agree(around + b"odd \0\0\0\0", [around + old, around + zeros, around + new])
+    assert not words_agree(around, [around + old])
 
 
 def test_the_shares_of_a_plan_are_all_of_it() -> None:

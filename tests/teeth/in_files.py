@@ -741,7 +741,7 @@ MUTANTS = [
         "        if kind is not None:\n            return\n",
         "",
         "The file seems longer than it is.",
-        ("tests/fs/test_nodes.py",),
+        ("tests/fs/test_change.py", "tests/fs/test_nodes.py"),
     ),
     Mutant(
         "an undone change loses the times that waited",
