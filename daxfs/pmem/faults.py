@@ -114,7 +114,7 @@ class MappedFaults(Faults):
     ) -> None:
         super().__init__()
         self._path = path
-        self._length = length
+        self._unit = unit
         self._descriptor = descriptor
         self._protection = protection
         self._flags = flags
@@ -154,7 +154,7 @@ class MappedFaults(Faults):
         watch = self._watch
         low, high = watch.low - watch.begin, watch.high - watch.begin
         size = os.fstat(self._descriptor).st_size  # 0: a device
-        if size and high > size:
+        if size and high > size + -size % self._unit:
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
         ranges = [(low, high)]
         if watch.faults <= _PAGES:

@@ -127,6 +127,20 @@ def test_data_is_copied(rig: Rig) -> None:
     rig.fs.tree.unlink("/copy")
 
 
+def test_a_fault_before_a_commit_does_not_abort_the_journal(rig: Rig) -> None:
+    """A view that `read` returned is touched after the operation has ended; then the file is synced."""
+    with rig.fs.tree.open("/file") as file:
+        rig.fs.tree.write_bytes("/new", CONTENT)
+        rig.poison.add(rig.data("/file") + 8192)
+        bytes(file.view(8192, 4096))
+        with pytest.raises(MissingMemory):
+            rig.fs.fsync(file._file.ino)
+        assert not rig.fs.volume.journal.aborted
+        rig.fs.fsync(file._file.ino)
+    rig.poison.mend()
+    assert rig.fs.tree.read_bytes("/new") == CONTENT
+
+
 def test_an_inode_is_read(rig: Rig) -> None:
     place = rig.inode("/folder/20")
     rig.fresh()
