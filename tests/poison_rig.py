@@ -6,8 +6,7 @@ import ctypes
 import mmap
 import os
 
-import numpy as np
-
+from daxfs.pmem.address import address_of
 from daxfs.pmem.faults import MappedFaults
 from daxfs.pmem.pool import Pool
 
@@ -26,7 +25,7 @@ class Poison:
         assert pool.faults.guarded, "guard.c was not compiled: run make setup"
         self._faults = pool.faults
         self._library = pool.faults._library
-        self._base = int(np.frombuffer(pool.memory, np.uint8).ctypes.data)
+        self._base = address_of(pool.memory)
         self._empty = os.memfd_create("empty")  # mapped past its end
         self._pages: set[int] = set()
         assert self._library is not None

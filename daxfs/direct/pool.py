@@ -31,6 +31,7 @@ from daxfs.direct import answers, trust
 from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
 from daxfs.pmem import exclusive, persist
+from daxfs.pmem.address import address_of
 from daxfs.pmem.pool import MAP_SYNC
 
 CHUNK = 21  # bits of a pool offset inside a chunk: 2 MiB are marked dirty together
@@ -93,7 +94,7 @@ class Pool:
         self._rights = _rights()
         self._library: persist.Library | None = None
         if self.writable:
-            self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+            self.address = address_of(self.memory)
             if record.persistence == protocol.Persistence.LINES:
                 self._library = persist.load_libpmem()
                 assert self._library is not None, "attach looked"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import kinds
+from daxfs.pmem.address import address_of
 
 if TYPE_CHECKING:
     from daxfs.pmem.faults import Faults
@@ -193,12 +194,11 @@ def msync(memory: memoryview, mapping: mmap.mmap) -> Operations:
 
 def libpmem(memory: memoryview, library: Library) -> Operations:
     """Make the operations of memory that is the medium: stores write cache lines back, the fence waits for them."""
-    # A ctypes object would count as an export of the mapping and keep it from closing; its address does not.
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    base = address_of(memory)
     limit = len(memory)
     write_back, drain, copy, fill = library
     set_word, release = _word_store(memory)
-    address_of = ctypes.c_char.from_buffer
+    first_byte = ctypes.c_char.from_buffer
 
     def write(offset: int, data: Buffer) -> None:
         length = len(data)
@@ -210,7 +210,7 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
                 copy(base + offset, data, length, _NODRAIN)
                 return
             try:
-                copy(base + offset, ctypes.byref(address_of(data)), length, _NODRAIN)
+                copy(base + offset, ctypes.byref(first_byte(data)), length, _NODRAIN)
                 return
             except TypeError:  # a read-only view: ctypes gives no address of one
                 pass

@@ -23,10 +23,9 @@ from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
-import numpy as np
-
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
+from daxfs.pmem.address import address_of
 from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.faults import NEVER, Faults, MappedFaults
 from daxfs.pmem.loopguard import LoopGuard
@@ -369,7 +368,7 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
 
 
 def _watch(target: kinds.Target, memory: memoryview, descriptor: int, protection: int, flags: int) -> MappedFaults:
-    begin = int(np.frombuffer(memory, np.uint8).ctypes.data)
+    begin = address_of(memory)
     return MappedFaults(target.path, begin, len(memory), target.align, descriptor, protection=protection, flags=flags)
 
 

@@ -67,8 +67,8 @@ MUTANTS = [
     Mutant(
         "libpmem: large copies of views are not flushed",
         PERSIST,
-        "                copy(base + offset, ctypes.byref(address_of(data)), length, _NODRAIN)\n",
-        "                copy(base + offset, ctypes.byref(address_of(data)), length, _NODRAIN | 32)\n",
+        "                copy(base + offset, ctypes.byref(first_byte(data)), length, _NODRAIN)\n",
+        "                copy(base + offset, ctypes.byref(first_byte(data)), length, _NODRAIN | 32)\n",
         "With PMEM_F_MEM_NOFLUSH a copy stays in the caches.",
         BACKENDS,
     ),
