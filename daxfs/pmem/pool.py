@@ -30,15 +30,13 @@ from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.faults import NEVER, Faults, MappedFaults
 from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Operations
-from daxfs.pmem.reservation import Reservation
+from daxfs.pmem.reservation import SECTOR, Reservation
 from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 
 __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
 MAP_SYNC = 0x80000 | 3
 """Flags of a mapping whose flushed stores are durable, because the kernel has no metadata left to write."""
-SECTOR = 512
-"""Bytes, the unit of st_blocks."""
 _PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate

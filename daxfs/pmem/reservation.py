@@ -12,8 +12,9 @@ import os
 
 from daxfs.errors import MissingMemory
 
+SECTOR = 512
+"""Bytes, the unit of st_blocks."""
 _CHUNK_BITS = 16  # 64 KiB are reserved at once, where there is so much room
-_CHUNK = 1 << _CHUNK_BITS
 _SCARCE = 16 << 20  # bytes
 _REMEMBERED = 1 << 16  # chunks; more are asked for once more
 
@@ -21,6 +22,36 @@ _REMEMBERED = 1 << 16  # chunks; more are asked for once more
 def no_room(path: str) -> MissingMemory:
     """The error where a hole can't be filled."""
     return MissingMemory(errno.ENOSPC, f"{path}: its file system has no room for the holes of the pool")
+
+
+def free_bytes(descriptor: int) -> int | None:
+    """Return how much the file system of an open file has left; None: it has no limit, as some tmpfs.
+
+    The superuser may use the blocks that the file system reserves for it, as in statvfs(3).
+    """
+    system = os.fstatvfs(descriptor)
+    if not system.f_blocks:
+        return None
+    return (system.f_bfree if os.geteuid() == 0 else system.f_bavail) * system.f_frsize
+
+
+def allocate(descriptor: int, offset: int, length: int) -> bool:
+    """Allocate a range of an open file and keep its content; False: there is no room, or the quota is used up.
+
+    On a file system without fallocate(2) the C library stores a zero into each block that begins as a hole
+    (posix_fallocate(3)), or leaves the file as it is (EOPNOTSUPP, musl).
+
+    Raises:
+        OSError: any other error of fallocate(2).
+    """
+    try:
+        os.posix_fallocate(descriptor, offset, length)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return False
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    return True
 
 
 class Reservation:
@@ -33,7 +64,7 @@ class Reservation:
         self._done: set[int] = set()
 
     def reserve(self, offset: int, length: int) -> None:
-        """Allocate what of a range is a hole. A file system without fallocate(2) allocates as it always does.
+        """Allocate what of a range is a hole (`allocate`).
 
         Raises:
             MissingMemory: ENOSPC, there is no room (or no quota) for it.
@@ -48,18 +79,16 @@ class Reservation:
         first, end = missing[0] << _CHUNK_BITS, min(missing[-1] + 1 << _CHUNK_BITS, self._size)
         if not self._allocate(first, end - first):
             if not self._allocate(offset, length):
-                raise MissingMemory(
-                    errno.ENOSPC, f"{self._path}: its file system has no room for the holes of the pool"
-                )
+                raise no_room(self._path)
             return
         if len(self._done) > _REMEMBERED:
             self._done.clear()
         self._done.update(missing)
 
     def is_full(self) -> bool:
-        """Return whether the file system has less than 16 MiB left. One without a limit (tmpfs) says 0 blocks."""
-        system = os.fstatvfs(self._descriptor)
-        return bool(system.f_blocks) and system.f_bfree * system.f_frsize < _SCARCE
+        """Return whether the file system has less than 16 MiB left."""
+        free = free_bytes(self._descriptor)
+        return free is not None and free < _SCARCE
 
     def forget(self) -> None:
         """Holes were punched: nothing is known to be allocated."""
@@ -67,10 +96,6 @@ class Reservation:
 
     def _allocate(self, offset: int, length: int) -> bool:
         try:
-            os.posix_fallocate(self._descriptor, offset, length)
+            return allocate(self._descriptor, offset, length)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return False
-            if error.errno != errno.EOPNOTSUPP:
-                raise MissingMemory(error.errno or errno.EIO, f"{self._path}: {error.strerror}") from None
-        return True
+            raise MissingMemory(error.errno or errno.EIO, f"{self._path}: {error.strerror}") from None

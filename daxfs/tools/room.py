@@ -6,13 +6,13 @@ SIGBUS. So `mkfs` allocates the whole file, or reports how much space a sparse f
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from contextlib import suppress
 
 from daxfs.errors import UserError
-from daxfs.pmem.pool import SECTOR
+from daxfs.pmem import reservation
+from daxfs.pmem.reservation import SECTOR, free_bytes
 from daxfs.tools.sizes import format_size
 
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, include/uapi/asm-generic/mman-common.h
@@ -20,15 +20,9 @@ _FAILED = 1  # the exit code of mke2fs
 
 
 def lacking(descriptor: int, size: int) -> int:
-    """Return how many bytes the file system lacks to allocate the first ``size`` bytes of an open file.
-
-    The superuser may use the blocks that the file system reserves for it, as in statvfs(3).
-    """
-    status, system = os.fstat(descriptor), os.fstatvfs(descriptor)
-    if not system.f_blocks:  # a tmpfs without a limit
-        return 0
-    free = (system.f_bfree if os.geteuid() == 0 else system.f_bavail) * system.f_frsize
-    return max(0, size - status.st_blocks * SECTOR - free)
+    """Return how many bytes the file system lacks to allocate the first ``size`` bytes of an open file."""
+    free = free_bytes(descriptor)
+    return 0 if free is None else max(0, size - os.fstat(descriptor).st_blocks * SECTOR - free)
 
 
 def require(path: str, descriptor: int, size: int) -> None:
@@ -42,20 +36,17 @@ def require(path: str, descriptor: int, size: int) -> None:
 
 
 def allocate(path: str, descriptor: int, size: int) -> None:
-    """Allocate the first ``size`` bytes of an open file and keep their content (fallocate(2) without flags).
-
-    If the file system does not support that (EOPNOTSUPP: NFS, some of FUSE), the file stays as it is.
+    """Allocate the first ``size`` bytes of an open file and keep their content (`reservation.allocate`).
 
     Raises:
-        UserError: there is no room, or the quota is used up.
+        UserError: there is no room, or the quota is used up; or the file can't be allocated.
     """
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        done = reservation.allocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _too_large(path, "no room for all of it") from None
-        if error.errno != errno.EOPNOTSUPP:
-            raise UserError(f"{path} can't be allocated: {error.strerror}; see --sparse", _FAILED) from None
+        raise UserError(f"{path} can't be allocated: {error.strerror}; see --sparse", _FAILED) from None
+    if not done:
+        raise _too_large(path, "no room for all of it")
 
 
 def populate(path: str, descriptor: int, size: int) -> None:
