@@ -177,18 +177,13 @@ class FileSystem:
         """
         options = options or Options()
         opened = pool if isinstance(pool, Pool) else opening.open_for(os.fspath(pool), options)
-        faults = opened.faults
         try:
-            volume = mounting.mount(opened, options)
-            if faults.pending[0]:
-                raise faults.settle()
+            with opened.faults.checked():
+                volume = mounting.mount(opened, options)
             return cls(volume)
-        except BaseException as error:
-            lost = faults.settle() if faults.pending[0] and isinstance(error, Exception) else None
+        except BaseException:
             if opened is not pool:
                 opened.close()
-            if lost is not None:
-                raise lost from error
             raise
 
     @property

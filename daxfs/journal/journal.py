@@ -255,9 +255,7 @@ class Journal:
             FsError: EROFS after an abort. An error of a hook, a seal or the pool aborts the journal and is raised.
         """
         self._assert_usable()
-        if self.pool.faults.pending[0]:
-            # Of a load before this commit, which has changed nothing: it must not end in an abort.
-            raise self.pool.faults.settle()
+        self.pool.faults.check()  # A fault before this commit, which has changed nothing, must not end in an abort.
         try:
             self._commit()
         except BaseException as error:

@@ -23,7 +23,8 @@ import logging
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +92,22 @@ class Faults:
         EIO: the medium failed there, or the file was cut. ENOSPC: the file system has no room for the file's holes.
         """
         return MissingMemory(errno.EIO)
+
+    def check(self) -> None:
+        """Raise the error of a pending fault, if there is one."""
+        if self.pending[0]:
+            raise self.settle()
+
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """End what is done inside with the error of the faults that it met, whatever it made of the zeros."""
+        try:
+            yield
+        except Exception as error:
+            if self.pending[0]:
+                raise self.settle() from error
+            raise
+        self.check()
 
     def close(self) -> None:
         """The mapping is about to end."""

@@ -13,6 +13,7 @@ from daxfs.errors import FsError
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
 from daxfs.fuse.kernel.abi import BODY, Opcode
+from daxfs.fuse.kernel.connection import SMALL
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -34,8 +35,6 @@ WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
 _out_header = abi.OUT_HEADER.pack
 OUT = abi.OUT_HEADER.size
-SMALL = 1024
-"""A body of fewer bytes is appended to the header, which is faster than a second buffer for writev(2)."""
 
 
 def answer(connection: Connection, request: Request, length: int, table: dict[int, Handler]) -> Reply | None:
