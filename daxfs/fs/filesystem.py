@@ -1,9 +1,9 @@
 """The facade: everything that can be done with a pool, mounted or not.
 
 `FileSystem` works on inode numbers and names in bytes, synchronously; each call is one whole operation. The FUSE
-sessions call it, and any program may (`paths.py` adds paths and file objects). It adds what all operations share:
-damage is recorded and makes the volume read-only, an operation that finds the pool full runs once more after space was
-reclaimed, and with ``sync`` every change is durable when the call returns.
+sessions call it, and any program may (`paths.py` adds paths and file objects). The decorators of `operations.py` add
+what all operations share: damage is recorded and makes the volume read-only, an operation that finds the pool full runs
+once more after space was reclaimed, and with ``sync`` every change is durable when the call returns.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError, MissingMemory
+from daxfs.errors import FsError
 from daxfs.fs import (
     attributes,
     copying,
@@ -36,6 +35,7 @@ from daxfs.fs.data import OpenFile
 from daxfs.fs.grants import requests, waiting, write_notifications
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.opendirectory import OpenDirectory
+from daxfs.fs.operations import changing, failure, maintaining, piecewise, reading
 from daxfs.fs.paths import Tree
 from daxfs.fs.types import (
     ROOT_INO,
@@ -60,87 +60,9 @@ from daxfs.structures.mapping import Extent
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
 
-P = ParamSpec("P")
-R = TypeVar("R")
 SUPERUSER = Caller()
 NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 """What mknod(2) makes."""
-
-
-def failure(volume: Volume, error: Exception, *, explained: bool = False) -> Exception:
-    """Return the error that an operation ends with when it met ``error``, and record damage.
-
-    An operation that met missing memory has read zeros. It ends with that error, whatever it made of the zeros.
-    ``explained``: the log explains a full pool.
-    """
-    if volume.faults[0]:
-        return volume.lost_memory()
-    if isinstance(error, MissingMemory):
-        volume.forget_content()
-    elif isinstance(error, Corrupt):
-        volume.report(error)
-    elif explained and isinstance(error, FsError) and error.errno == errno.ENOSPC:
-        waiting.explain_full(mounting.grants_of(volume))
-    return error
-
-
-def guarded(
-    method: Callable[Concatenate[FileSystem, P], R], *, explained: bool = False
-) -> Callable[Concatenate[FileSystem, P], R]:
-    """Wrap an operation so that it ends with `failure` if it met an error or missing memory."""
-
-    @wraps(method)
-    def operation(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
-        volume = self.volume
-        try:
-            result = method(self, *args, **kwargs)
-        except Exception as error:
-            raise failure(volume, error, explained=explained)  # noqa: B904 (it is the same error as a rule)
-        if volume.faults[0]:
-            raise volume.lost_memory()
-        return result
-
-    return cast("Callable[Concatenate[FileSystem, P], R]", operation)
-
-
-def finished(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """Wrap an operation so that its changes are durable when it returns, if the mount or the inode asks for that."""
-
-    @wraps(method)
-    def operation(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
-        result = method(self, *args, **kwargs)
-        self.volume.finish()
-        return result
-
-    return cast("Callable[Concatenate[FileSystem, P], R]", operation)
-
-
-def reading(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """Wrap an operation that changes nothing on the pool: it opens no handle and commits nothing."""
-    return guarded(method)
-
-
-def maintaining(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """Wrap an operation that may change the pool but takes no space: it frees, cuts, commits, trims, or remounts.
-
-    Such an operation itself makes durable what must be durable when it returns.
-    """
-    return guarded(method)
-
-
-def changing(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """Wrap an operation that changes the pool whole or not at all: in a full pool it runs once more (`reclaim.py`)."""
-
-    @wraps(method)
-    def retried(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.volume.reclaimers.retrying(method, self, *args, **kwargs)
-
-    return finished(guarded(cast("Callable[Concatenate[FileSystem, P], R]", retried), explained=True))
-
-
-def piecewise(method: Callable[Concatenate[FileSystem, P], R]) -> Callable[Concatenate[FileSystem, P], R]:
-    """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
-    return finished(guarded(method, explained=True))
 
 
 @contextmanager

@@ -1,0 +1,104 @@
+"""What the operations of `FileSystem` have in common: how they fail, try again and become durable.
+
+Each operation of the facade has one of four decorators, which says what the operation may do: `reading`, `maintaining`,
+`changing`, `piecewise`. All of them end with `failure` if an error or missing memory met the operation.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from daxfs.errors import Corrupt, FsError, MissingMemory
+from daxfs.fs import mounting
+from daxfs.fs.grants import waiting
+
+if TYPE_CHECKING:
+    from daxfs.fs.volume import Volume
+
+
+class HasVolume(Protocol):
+    """The facade, as far as its decorators know it."""
+
+    volume: Volume
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound=HasVolume)
+
+
+def failure(volume: Volume, error: Exception, *, explained: bool = False) -> Exception:
+    """Return the error that an operation ends with when it met ``error``, and record damage.
+
+    An operation that met missing memory has read zeros. It ends with that error, whatever it made of the zeros.
+    ``explained``: the log explains a full pool.
+    """
+    if volume.faults[0]:
+        return volume.lost_memory()
+    if isinstance(error, MissingMemory):
+        volume.forget_content()
+    elif isinstance(error, Corrupt):
+        volume.report(error)
+    elif explained and isinstance(error, FsError) and error.errno == errno.ENOSPC:
+        waiting.explain_full(mounting.grants_of(volume))
+    return error
+
+
+def guarded(method: Callable[Concatenate[S, P], R], *, explained: bool = False) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation so that it ends with `failure` if it met an error or missing memory."""
+
+    @wraps(method)
+    def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        volume = self.volume
+        try:
+            result = method(self, *args, **kwargs)
+        except Exception as error:
+            raise failure(volume, error, explained=explained)  # noqa: B904 (it is the same error as a rule)
+        if volume.faults[0]:
+            raise volume.lost_memory()
+        return result
+
+    return cast("Callable[Concatenate[S, P], R]", operation)
+
+
+def finished(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation so that its changes are durable when it returns, if the mount or the inode asks for that."""
+
+    @wraps(method)
+    def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        result = method(self, *args, **kwargs)
+        self.volume.finish()
+        return result
+
+    return cast("Callable[Concatenate[S, P], R]", operation)
+
+
+def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation that changes nothing on the pool: it opens no handle and commits nothing."""
+    return guarded(method)
+
+
+def maintaining(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation that may change the pool but takes no space: it frees, cuts, commits, trims, or remounts.
+
+    Such an operation itself makes durable what must be durable when it returns.
+    """
+    return guarded(method)
+
+
+def changing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation that changes the pool whole or not at all: in a full pool it runs once more (`reclaim.py`)."""
+
+    @wraps(method)
+    def retried(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.volume.reclaimers.retrying(method, self, *args, **kwargs)
+
+    return finished(guarded(cast("Callable[Concatenate[S, P], R]", retried), explained=True))
+
+
+def piecewise(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
+    return finished(guarded(method, explained=True))
