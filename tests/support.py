@@ -5,9 +5,11 @@ A missing tool is an error, never a skip: a test that did not run proves nothing
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from daxfs.fs import clock
@@ -57,6 +59,16 @@ def mke2fs(pool: Path, *options: str, size: str = "64M") -> Path:
     kind = () if "-t" in options else ("-t", "ext4")
     run("mke2fs", "-q", "-F", *kind, *options, pool)
     return pool
+
+
+@contextlib.contextmanager
+def tmpfs(place: Path, options: str) -> Iterator[Path]:
+    """Mount a tmpfs with these options ("size=16m") on a folder, as long as the block runs."""
+    run("mount", "-t", "tmpfs", "-o", options, "daxfs-test", place)
+    try:
+        yield place
+    finally:
+        run("umount", "-l", place)
 
 
 def wait_a_tick() -> None:

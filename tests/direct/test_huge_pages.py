@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mount_rig import daxfs, mounted
 
-from support import tool
+from support import tmpfs
 
 SIZE = 32 << 20
 
@@ -47,11 +47,8 @@ def by_huge_pages(place="self"):
 def huge_tmpfs(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "huge"
     place.mkdir()
-    subprocess.run([tool("mount"), "-t", "tmpfs", "-o", "huge=advise,size=256m", "none", place], check=True)
-    try:
+    with tmpfs(place, "huge=advise,size=256m"):
         yield place
-    finally:
-        subprocess.run([tool("umount"), "-l", place], check=True)
 
 
 def test_large_files_are_mapped_with_huge_pages(huge_tmpfs: Path) -> None:

@@ -17,7 +17,7 @@ from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.pmem.pool import open_pool
-from support import fsck, mke2fs, run
+from support import fsck, mke2fs, run, tmpfs
 
 CONTENT = random.Random(1).randbytes(300_000)
 FORMATS = {"default": (), "no-csum": ("-O", "^metadata_csum,^metadata_csum_seed"), "no-journal": ("-O", "^has_journal")}
@@ -273,8 +273,7 @@ def test_a_pool_that_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [(), ("-O", "^has_journal")], ids=["journal", "no-journal"])
 def test_a_full_file_system_below(tmp_path: Path, options: tuple[str, ...]) -> None:
     """What was written stays whole; names and sizes too; and the pool mounts while there is no room."""
-    run("mount", "-t", "tmpfs", "-o", "size=24m", "daxfs-test", tmp_path)
-    try:
+    with tmpfs(tmp_path, "size=24m"):
         path = mke2fs(tmp_path / "pool", *options, size="256M")
         made: list[str] = []
         with FileSystem.open(path) as fs:
@@ -293,5 +292,3 @@ def test_a_full_file_system_below(tmp_path: Path, options: tuple[str, ...]) -> N
             with FileSystem.open(path, Options(read_only=read_only)) as fs:
                 assert all(fs.tree.read_bytes(name) == CONTENT for name in made)
         fsck(path)
-    finally:
-        run("umount", "-l", tmp_path)

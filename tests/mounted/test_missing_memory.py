@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mount_rig import SESSIONS, Mounted, daxfs, mounted, mountpoint
 
-from support import fsck, mke2fs, run
+from support import fsck, mke2fs, run, tmpfs
 
 MIB = 1 << 20
 CONTENT = os.urandom(MIB)
@@ -54,11 +54,8 @@ def test_a_pool_that_is_cut(tmp_path: Path, session: str) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 24 MiB."""
-    run("mount", "-t", "tmpfs", "-o", "size=24m", "daxfs-test", tmp_path)
-    try:
+    with tmpfs(tmp_path, "size=24m"):
         yield tmp_path
-    finally:
-        run("umount", "-l", tmp_path)
 
 
 def test_a_sparse_pool_on_a_file_system_that_fills_up(small: Path) -> None:

@@ -17,7 +17,7 @@ from poison_rig import PAGE, Poison
 from daxfs.errors import MissingMemory
 from daxfs.pmem import faults
 from daxfs.pmem.pool import Pool, open_pool
-from support import run
+from support import tmpfs
 
 SIZE = 1 << 20
 HALF = SIZE // 2
@@ -107,8 +107,7 @@ def test_a_file_that_was_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_hole_on_a_full_file_system(tmp_path: Path) -> None:
-    run("mount", "-t", "tmpfs", "-o", "size=256k", "daxfs-test", tmp_path)
-    try:
+    with tmpfs(tmp_path, "size=256k"):
         path = tmp_path / "pool"
         with path.open("wb") as file:
             file.truncate(SIZE)
@@ -125,8 +124,6 @@ def test_a_hole_on_a_full_file_system(tmp_path: Path) -> None:
             assert done >= 128 << 10
             assert load(pool, 0, done) == b"y" * done
             pool.write(0, b"what was stored can be changed")
-    finally:
-        run("umount", "-l", tmp_path)
 
 
 def test_a_private_mapping_stays_unusable(tmp_path: Path) -> None:

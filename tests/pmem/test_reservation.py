@@ -12,7 +12,7 @@ import pytest
 
 from daxfs.errors import MissingMemory
 from daxfs.pmem.pool import Pool, open_pool
-from support import run
+from support import tmpfs
 
 SIZE = 4 << 20
 
@@ -20,11 +20,8 @@ SIZE = 4 << 20
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 256 KiB."""
-    run("mount", "-t", "tmpfs", "-o", "size=256k", "daxfs-test", tmp_path)
-    try:
+    with tmpfs(tmp_path, "size=256k"):
         yield tmp_path
-    finally:
-        run("umount", "-l", tmp_path)
 
 
 def sparse(path: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from daxfs.errors import UserError
 from daxfs.tools import room
 from daxfs.tools.mkfs import make_pool
-from support import fsck, run
+from support import fsck, tmpfs
 
 MIB = 1 << 20
 
@@ -22,11 +22,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """Mount a tmpfs of 16 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=16m", "daxfs-test", folder)
-    try:
+    with tmpfs(folder, "size=16m"):
         yield folder
-    finally:
-        run("umount", "-l", folder)
 
 
 def allocated(path: Path) -> int:
