@@ -12,6 +12,7 @@ import os
 import random
 import struct
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -325,6 +326,15 @@ def free_blocks(fs: FileSystem) -> int:
 
 BLOCKS = 40
 """Blocks that the file of the pairs has at its beginning; after a hole there are some more."""
+
+
+@cache
+def planted(folder: Path, name: str, options: tuple[str, ...]) -> bytes:
+    """Return a small pool with these mke2fs options and the files of `plant`; it is made once, below the folder."""
+    path = mke2fs(folder / name, *options, size="9M" if name == "4k" else "2500K")
+    with FileSystem.open(path, QUIET) as fs:
+        plant(fs)
+    return path.read_bytes()
 
 
 def plant(fs: FileSystem) -> None:

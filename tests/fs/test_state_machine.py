@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from in_memory import SHARED_MEMORY
+from machine_rig import fsck_content, run_few, run_many
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
 from recorder import Fence, RecordingPool
 from tree_model import (
@@ -36,7 +36,7 @@ from tree_model import (
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
-from support import fsck, mke2fs
+from support import mke2fs
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "block4k": ("-b", "4096", "-J", "size=4"),
@@ -637,24 +637,16 @@ class Machine(RuleBasedStateMachine):
         if not self.fs.volume.read_only:
             assert not differences(self.fs, self.state)
         self.fs.close()
-        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
-            path = Path(place) / "pool"
-            path.write_bytes(self.content)
-            fsck(path)
-
-
-COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
+        fsck_content(self.content)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_random_operations(name: str) -> None:
-    few = settings(COMMON, max_examples=25, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
-    run_state_machine_as_test(lambda: Machine(name), settings=few)
+    run_few(lambda: Machine(name), 25, steps=40)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_random_operations(name: str) -> None:
-    many = settings(COMMON, max_examples=1000, stateful_step_count=80)
-    run_state_machine_as_test(lambda: Machine(name), settings=many)
+    run_many(lambda: Machine(name), 1000, steps=80)

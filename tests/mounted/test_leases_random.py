@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from actor_rig import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, checked, libc
-from hypothesis import HealthCheck, Phase, event, settings
+from hypothesis import event
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lease_actor import TO_STORE, Client, becomes, free_blocks
+from machine_rig import run_few, run_many
 from mount_rig import SESSIONS, mounted
 
 from daxfs.protocol import Flag
@@ -242,9 +243,6 @@ class Machine(RuleBasedStateMachine):
             )
 
 
-COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
-
-
 def machines(pool: Callable[..., Path], *options: str) -> Callable[[], Machine]:
     made: list[Path] = []
 
@@ -258,13 +256,11 @@ def machines(pool: Callable[..., Path], *options: str) -> Callable[[], Machine]:
 
 
 def test_random_operations(pool: Callable[..., Path]) -> None:
-    few = settings(COMMON, max_examples=6, stateful_step_count=80, derandomize=True, phases=[Phase.generate])
-    run_state_machine_as_test(machines(pool, "-b", "4096"), settings=few)
+    run_few(machines(pool, "-b", "4096"), 6, steps=80)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("options", [("-b", "4096"), ("-b", "1024"), ("-b", "4096", "-O", "orphan_file")])
 def test_many_random_operations(pool: Callable[..., Path], options: tuple[str, ...]) -> None:
-    many = settings(COMMON, max_examples=400, stateful_step_count=100)
-    run_state_machine_as_test(machines(pool, *options), settings=many)
+    run_many(machines(pool, *options), 400, steps=100)

@@ -11,7 +11,6 @@ import os
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ from lease_rig import (
     opened,
     owners,
     pairs,
-    plant,
+    planted,
     truncate,
     with_flags,
 )
@@ -45,7 +44,7 @@ from daxfs.fs.change import Change
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.grants import epochs, inode_grants
 from daxfs.structures import inodes, orphans
-from support import fsck, mke2fs
+from support import fsck
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "4k": ("-b", "4096", "-J", "size=4", "-N", "64", "-m", "0"),
@@ -55,17 +54,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 
 
-@cache
 def image(folder: Path, name: str) -> bytes:
-    path = mke2fs(folder / name, *FORMATS[name], size="9M" if name == "4k" else "2500K")
-    with FileSystem.open(path, QUIET) as fs:
-        plant(fs)
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
+    return planted(folder, name, FORMATS[name])
 
 
 class Bench:

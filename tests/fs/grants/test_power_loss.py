@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from crash_rig import READ_ONLY, recover_by_e2fsck, words_agree
-from lease_rig import OPERATIONS, STATES, SharedPool, owners, pairs, plant
+from lease_rig import OPERATIONS, STATES, SharedPool, owners, pairs, planted
 from recorder import CrashImage
 from tree_rig import QUIET
 
@@ -23,7 +22,7 @@ from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import orphans
-from support import fsck, mke2fs
+from support import fsck
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "1k": ("-b", "1024", "-J", "size=1", "-N", "64"),
@@ -44,17 +43,8 @@ IN_STEPS = (
 """Operations that are several handles, or stores in place: in between the file may be partly new."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
-
-
-@cache
 def image(folder: Path, name: str) -> bytes:
-    path = mke2fs(folder / name, *FORMATS[name], size="9M" if name == "4k" else "2500K")
-    with FileSystem.open(path, QUIET) as fs:
-        plant(fs)
-    return path.read_bytes()
+    return planted(folder, name, FORMATS[name])
 
 
 Files = dict[bytes, bytes]

@@ -15,9 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from in_memory import SHARED_MEMORY
 from lease_rig import (
     GROW,
@@ -30,6 +29,7 @@ from lease_rig import (
     SharedPool,
     check,
 )
+from machine_rig import fsck_content, run_few, run_many
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO, check_credits
 from tree_rig import QUIET
 
@@ -37,7 +37,7 @@ from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import SetAttributes
 from daxfs.protocol import Flag
-from support import fsck, mke2fs
+from support import mke2fs
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "block4k": ("-b", "4096", "-J", "size=4", "-N", "64"),
@@ -281,24 +281,16 @@ class Machine(RuleBasedStateMachine):
             client.close()
         assert self.fs.volume.lives.nameless <= {self.fs.grants.page.ino}
         self.fs.close()
-        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
-            path = Path(place) / "pool"
-            path.write_bytes(self.content)
-            fsck(path)
-
-
-COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
+        fsck_content(self.content)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_random_operations_on_leased_files(name: str) -> None:
-    few = settings(COMMON, max_examples=6, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
-    run_state_machine_as_test(lambda: Machine(name), settings=few)
+    run_few(lambda: Machine(name), 6, steps=40)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_random_operations_on_leased_files(name: str) -> None:
-    many = settings(COMMON, max_examples=600, stateful_step_count=60)
-    run_state_machine_as_test(lambda: Machine(name), settings=many)
+    run_many(lambda: Machine(name), 600, steps=60)
