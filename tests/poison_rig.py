@@ -47,7 +47,8 @@ class Poison:
             assert found == self._base + page
 
     def close(self) -> None:
-        self.mend()
+        if self._faults._descriptor >= 0:  # the pool is open
+            self.mend()
         self._faults._library = self._library
         os.close(self._empty)
 

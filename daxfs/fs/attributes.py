@@ -10,7 +10,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import FsError
 from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
@@ -186,9 +186,9 @@ def stored(view: View, inode: Inode, name: bytes) -> bytes | None:
     """Return the value of an attribute, None if there is none: storing an equal value does not change the ctime."""
     try:
         return xattrs.get(view, inode, name)
-    except Corrupt:
-        raise
-    except FsError:
+    except FsError as error:
+        if error.errno != errno.ENODATA:
+            raise
         return None
 
 

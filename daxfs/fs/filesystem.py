@@ -357,7 +357,7 @@ class FileSystem:
         """Return up to ``size`` bytes from ``offset``: a view of the pool's memory if they lie together, else bytes."""
         try:
             return data.read(self.volume, file, offset, size)
-        except Exception as error:
+        except BaseException as error:
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
 
     def finish_copy(self) -> None:
@@ -398,7 +398,7 @@ class FileSystem:
                 return self.write(file, offset, content, kill_privileges)
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)
-        except Exception as error:
+        except BaseException as error:
             raise failure(self.volume, error, explained=True)  # noqa: B904 (it is the same error as a rule)
         if self.volume.sync_due:
             self.volume.finish()
@@ -454,7 +454,7 @@ class FileSystem:
         """Make a file or directory durable."""
         try:
             data.fsync(self.volume, ino, data_only=datasync)
-        except Exception as error:
+        except BaseException as error:
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
 
     @maintaining
@@ -510,7 +510,7 @@ class FileSystem:
             yield from names.readdir(self.volume, directory.ino, cookie)
             if self.volume.faults[0]:
                 raise self.volume.lost_memory()
-        except Exception as error:
+        except BaseException as error:
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
 
     @maintaining
@@ -586,6 +586,7 @@ class FileSystem:
     def tick(self) -> None:
         """Commit when the commit interval has passed."""
         volume = self.volume
+        volume.pool.faults.install()
         if not volume.read_only:
             outside.take_over(volume)
             volume.tick()

@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, CorruptKind, FsError, Unsupported
+from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory, Unsupported
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
@@ -80,7 +80,7 @@ def log_area(view: View, sb: Superblock) -> LogArea:
         raise Unsupported(["journal on another device"])
     try:
         inode = inodes.read(view, sb.s_journal_inum)
-    except Corrupt:
+    except (Corrupt, MissingMemory):
         raise
     except FsError as error:
         raise Corrupt(CorruptKind.JOURNAL_INODE, f"inode {sb.s_journal_inum}: {error.strerror}") from None

@@ -30,14 +30,15 @@ R = TypeVar("R")
 S = TypeVar("S", bound=HasVolume)
 
 
-def failure(volume: Volume, error: Exception, *, explained: bool = False) -> Exception:
+def failure(volume: Volume, error: BaseException, *, explained: bool = False) -> BaseException:
     """Return the error that an operation ends with when it met ``error``, and record damage.
 
-    An operation that met missing memory has read zeros. It ends with that error, whatever it made of the zeros.
-    ``explained``: the log explains a full pool.
+    An operation that met missing memory has read zeros. It ends with that error, whatever it made of the zeros, unless
+    ``error`` is no error but ends the program (KeyboardInterrupt). ``explained``: the log explains a full pool.
     """
     if volume.faults[0]:
-        return volume.lost_memory()
+        missing = volume.lost_memory()
+        return missing if isinstance(error, Exception) else error
     if isinstance(error, MissingMemory):
         volume.forget_content()
     elif isinstance(error, Corrupt):
@@ -55,7 +56,7 @@ def guarded(method: Callable[Concatenate[S, P], R], *, explained: bool = False) 
         volume = self.volume
         try:
             result = method(self, *args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
             raise failure(volume, error, explained=explained)  # noqa: B904 (it is the same error as a rule)
         if volume.faults[0]:
             raise volume.lost_memory()

@@ -4,7 +4,7 @@ The superblock of a mounted pool changes in the log; the home copy is overwritte
 mount changes none of `SETTINGS` itself, so what the home superblock says of them is always newest. `keep` copies them
 into each superblock that is about to be stored at home. `take_over` brings them into the log, periodically and at the
 end of the mount; from then on they survive a power cut too. The label is the exception: after it was set through the
-mount (`daxfs.fs.label`), the mount's label is the newest.
+mount (`daxfs.fs.label`), the mount's label is the newest. A home superblock that can't be read has nothing to say.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def keep(volume: Volume, content: memoryview) -> None:
     """
     ours = Superblock(content, SUPERBLOCK_OFFSET & (volume.block_size - 1))
     home = _home(volume)
-    changed = _differences(volume, ours, home)
-    if changed:
+    if home is not None and (changed := _differences(volume, ours, home)):
         _copy(volume, changed, home, ours)
         ours.seal()
 
@@ -55,14 +54,18 @@ def take_over(volume: Volume) -> None:
     if journal.aborted:
         return
     home = _home(volume)
-    changed = _differences(volume, volume.view.superblock(), home)
-    if changed:
+    if home is not None and (changed := _differences(volume, volume.view.superblock(), home)):
         with journal.handle(1) as tx:
             _copy(volume, changed, home, tx.edit_superblock())
 
 
-def _home(volume: Volume) -> Superblock:
-    return Superblock(volume.memory[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + Superblock.SIZE])
+def _home(volume: Volume) -> Superblock | None:
+    """Return a copy of the superblock at home; None if its memory is missing."""
+    content = bytearray(volume.memory[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + Superblock.SIZE])
+    if volume.faults[0]:
+        volume.lost_memory()
+        return None
+    return Superblock(memoryview(content))
 
 
 def _differences(volume: Volume, ours: Superblock, home: Superblock) -> list[str]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import data
@@ -262,7 +262,8 @@ def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int
                     align = volume.alignment(lblk, room)
                     run = mapping.allocate(tx, inode, lblk, room, unwritten=True, align=align)
                 except FsError as error:
-                    if error.errno != errno.ENOSPC or not made:
+                    # Missing memory may have met the allocation half-way: only the end of the handle undoes that.
+                    if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or not made:
                         raise
                     break
                 change.maps(run)

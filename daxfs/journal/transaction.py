@@ -222,7 +222,8 @@ class Handle(View):
             self._roll_back()
         self._undo.clear()
         self._touched.clear()
-        if lost:
+        # What is no error but ends the program, such as KeyboardInterrupt, stays what it is; the fault stays pending.
+        if lost and (kind is None or issubclass(kind, Exception)):
             raise self.pool.faults.settle() from error
 
     # Blocks

@@ -28,7 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from daxfs.errors import MissingMemory
+from daxfs.errors import MissingMemory, PoolError
+from daxfs.pmem.kinds import MOUNT_FAILED
 from daxfs.pmem.reservation import no_room
 
 log = logging.getLogger("daxfs.pmem")
@@ -38,7 +39,7 @@ _PAGES = 32  # guard.c
 
 
 class _Watch(ctypes.Structure):
-    """guard.c's ``struct watch``, as far as it is read here."""
+    """guard.c's ``struct watch``."""
 
     _fields_ = (
         ("faults", ctypes.c_uint64),
@@ -48,16 +49,17 @@ class _Watch(ctypes.Structure):
         ("begin", ctypes.c_uint64),
         ("end", ctypes.c_uint64),
         ("unit", ctypes.c_uint64),
-        ("number", ctypes.c_uint64),
+        ("next", ctypes.c_void_p),
     )
 
 
 class Library(NamedTuple):
     """The functions of guard.c."""
 
-    watch: Callable[[int, int, int], int]
-    unwatch: Callable[[int, int], None]
-    restore: Callable[[int, int, int, int], int]
+    install: Callable[[], int]
+    watch: Callable[[_Watch], int]
+    unwatch: Callable[[_Watch], None]
+    restore: Callable[[_Watch, int, int, int], int]
 
 
 @functools.cache
@@ -67,11 +69,14 @@ def load_library() -> Library | None:
         library = ctypes.PyDLL(str(_LIBRARY))
     except OSError:
         return None
-    watch, unwatch, restore = library.guard_watch, library.guard_unwatch, library.guard_restore
-    watch.argtypes, watch.restype = [ctypes.c_uint64] * 3, ctypes.c_void_p
-    unwatch.argtypes, unwatch.restype = [ctypes.c_void_p, ctypes.c_uint64], None
-    restore.argtypes, restore.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int], ctypes.c_int
-    return Library(watch, unwatch, restore)
+    pointer = ctypes.POINTER(_Watch)
+    install, watch = library.guard_install, library.guard_watch
+    unwatch, restore = library.guard_unwatch, library.guard_restore
+    install.argtypes, install.restype = [], ctypes.c_int
+    watch.argtypes, watch.restype = [pointer], ctypes.c_int
+    unwatch.argtypes, unwatch.restype = [pointer], None
+    restore.argtypes, restore.restype = [pointer, ctypes.c_int, ctypes.c_int, ctypes.c_int], ctypes.c_int
+    return Library(install, watch, unwatch, restore)
 
 
 class Faults:
@@ -100,17 +105,25 @@ class Faults:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """End what is done inside with the error of the faults that it met, whatever it made of the zeros."""
+        """End what is done inside with the error of the faults that it met, whatever it made of the zeros.
+
+        What is no error but ends the program, such as KeyboardInterrupt, stays what it is.
+        """
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             if self.pending[0]:
-                raise self.settle() from error
+                settled = self.settle()
+                if isinstance(error, Exception):
+                    raise settled from error
             raise
         self.check()
 
+    def install(self) -> None:
+        """Put the handler of faults over those that other code has installed since it was installed."""
+
     def close(self) -> None:
-        """The mapping is about to end."""
+        """The descriptor of the pool is about to be closed."""
 
 
 class MappedFaults(Faults):
@@ -118,16 +131,19 @@ class MappedFaults(Faults):
 
     Args:
         path: for messages.
-        begin: the address of the mapping.
-        length: its bytes.
+        mapping: is watched until it ends, which may be later than `close`.
+        begin: its address.
         unit: what mmap(2) can replace in it, in bytes.
         descriptor: what is mapped; stays open until `close`.
         protection: ``PROT_*`` of the mapping.
         flags: ``MAP_*`` of the mapping.
+
+    Raises:
+        PoolError: the signal can't be handled.
     """
 
     def __init__(
-        self, path: str, begin: int, length: int, unit: int, descriptor: int, *, protection: int, flags: int
+        self, path: str, mapping: mmap.mmap, begin: int, unit: int, descriptor: int, *, protection: int, flags: int
     ) -> None:
         super().__init__()
         self._path = path
@@ -136,29 +152,36 @@ class MappedFaults(Faults):
         self._protection = protection
         self._flags = flags
         self._library = load_library()
-        self._address = self._library.watch(begin, length, unit) if self._library else 0
-        if self._address:
-            self._watch = _Watch.from_address(self._address)
-            self.pending = memoryview(ctypes.c_uint64.from_address(self._address)).cast("B").cast("Q")
-            # A pool that is dropped without being closed is watched no longer either.
-            assert self._library is not None
-            self._unwatch = weakref.finalize(self, self._library.unwatch, self._address, self._watch.number)
-            self._unwatch.atexit = False
+        if self._library is None:
+            return
+        self._watch = watch = _Watch(begin=begin, end=begin + len(mapping), unit=unit)
+        number = self._library.watch(watch)
+        if number:
+            raise PoolError(f"{path}: faults of its memory can't be handled: {os.strerror(number)}", MOUNT_FAILED)
+        self.pending = memoryview(watch).cast("B")[:8].cast("Q")
+        weakref.finalize(mapping, self._library.unwatch, watch).atexit = False
 
     @property
     def guarded(self) -> bool:
         """Whether faults are handled at all."""
-        return bool(self._address)
+        return self._library is not None
+
+    def install(self) -> None:
+        """As `Faults.install`."""
+        if self._library is not None:
+            self._library.install()
 
     def settle(self) -> MissingMemory:
-        """As `Faults.settle`. A private mapping stays as it is, since it has content of its own: it is not usable."""
-        if not self._address:
-            return super().settle()
+        """As `Faults.settle`. A private mapping stays as it is, since it has content of its own: it is not usable.
+
+        So does a mapping that views keep after `close`.
+        """
+        if self._library is None or self._descriptor < 0:
+            return MissingMemory(errno.EIO)
         error = self._error()
         if self._flags & mmap.MAP_SHARED:
             count = self._watch.faults
-            assert self._library is not None
-            number = self._library.restore(self._address, self._descriptor, self._protection, self._flags)
+            number = self._library.restore(self._watch, self._descriptor, self._protection, self._flags)
             if number:
                 return MissingMemory(number, f"{self._path}: memory of the pool can't be mapped again")
             if not self.total:
@@ -187,10 +210,8 @@ class MappedFaults(Faults):
             return error.errno == errno.ENXIO  # nothing but holes up to the end of the file
 
     def close(self) -> None:
-        """Watch it no longer."""
-        if self._address:
-            self._unwatch()
-            self._address = 0
+        """As `Faults.close`."""
+        self._descriptor = -1
 
 
 NEVER = Faults()

@@ -3,7 +3,7 @@
  *
  * The handler puts a private page of zeros in the place of the missing one, so that the instruction goes on, and counts
  * the fault. faults.py makes the operation fail that met it, and maps the pool's own page again. Faults outside watched
- * memory, and signals that somebody sent, go to the handler that was there before.
+ * memory, and signals that somebody sent, go to the handlers that were there before.
  *
  * mmap(2) in a signal handler: POSIX does not list it; on Linux it is a system call and takes no lock of the C library.
  */
@@ -17,25 +17,27 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-enum { WATCHES = 64, PAGES = 32 };
+enum { PAGES = 32, HANDLERS = 16 };
 
-/* Watched memory. faults.py reads `faults` and the words after it. */
+/* Watched memory. faults.py owns it, sets `begin` to `unit`, and reads `faults` and the words after it. */
 struct watch {
 	uint64_t faults;       /* since the last guard_restore */
 	uint64_t low, high;    /* addresses between which they all lie */
 	uint64_t pages[PAGES]; /* addresses of the first ones */
-	uint64_t begin, end;   /* addresses; 0: this watch is free */
+	uint64_t begin, end;   /* addresses */
 	uint64_t unit;         /* bytes: what mmap(2) can replace */
-	uint64_t number;       /* of all watches ever: tells this one from another in the same place */
+	struct watch *next;
 };
 
-static struct watch watches[WATCHES];
-static struct sigaction before;
-static int installed;
-static uint64_t last_number;
+static struct watch *watches;
+
+/* The handlers that were there before, the oldest first. One that was installed over ours may call ours when it has done
+ * its work, or raise the signal anew: ours then calls the one before it. `below` counts those that were not called yet. */
+static struct sigaction before[HANDLERS];
+static int handlers, below;
 
 static struct watch *find(uint64_t address) {
-	for (struct watch *watch = watches; watch < watches + WATCHES; watch++)
+	for (struct watch *watch = watches; watch != NULL; watch = watch->next)
 		if (watch->begin <= address && address < watch->end)
 			return watch;
 	return NULL;
@@ -56,66 +58,87 @@ static int replace(struct watch *watch, uint64_t address) {
 	return 0;
 }
 
+/* Call the next handler below ours; after the oldest, the default action takes the place of ours: it ends the process
+ * when the instruction is tried again, or at once if the signal was sent. A fault that comes back at the same address was
+ * not mended by the handler that returned, and goes to the one before it. */
+static void pass_on(int number, siginfo_t *info, void *context) {
+	static const struct sigaction none = {.sa_handler = SIG_DFL};
+	static void *last;
+	static int repeated;
+	if (info->si_code > 0) {
+		repeated = info->si_addr == last ? repeated + 1 : 0;
+		last = info->si_addr;
+		below = repeated < handlers ? handlers - repeated : 0;
+	}
+	const struct sigaction *next = below > 0 ? &before[--below] : &none;
+	if (next->sa_flags & SA_SIGINFO) {
+		next->sa_sigaction(number, info, context);
+	} else if (next->sa_handler == SIG_DFL || (next->sa_handler == SIG_IGN && info->si_code > 0)) {
+		sigaction(SIGBUS, &none, NULL);
+		if (info->si_code <= 0)
+			raise(number);
+	} else if (next->sa_handler != SIG_IGN) {
+		next->sa_handler(number);
+	}
+	below = handlers;
+}
+
 static void on_sigbus(int number, siginfo_t *info, void *context) {
 	int saved = errno;
 	uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
 	struct watch *watch = info->si_code > 0 ? find(address) : NULL;
-	if (watch != NULL && replace(watch, address) == 0) {
-		errno = saved;
-		return;
+	if (watch == NULL || replace(watch, address) != 0) {
+		if (watch != NULL) {
+			static const char text[] = "daxfs: memory of the pool is gone, and this device can't map other pages there\n";
+			ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
+			(void)ignored;
+		}
+		pass_on(number, info, context);
 	}
-	if (watch != NULL) {
-		static const char text[] = "daxfs: memory of the pool is gone, and this device can't map other pages there\n";
-		ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
-		(void)ignored;
-	}
-	/* The old handler gets the signal when the instruction is tried again; one that was sent is sent again. */
-	installed = 0;
-	sigaction(SIGBUS, &before, NULL);
-	if (info->si_code <= 0)
-		raise(number);
 	errno = saved;
-	(void)context;
 }
 
-/* Have SIGBUS go through the handler above; 0 or -1. A handler that was installed over it is called by it from now on. */
-static int install(void) {
+/* Have SIGBUS go through the handler above; 0 or an errno. A handler that was installed over it comes below it. */
+EXPORTED int guard_install(void) {
 	struct sigaction now, wanted = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
 	if (sigaction(SIGBUS, NULL, &now) != 0)
-		return -1;
-	if (installed && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_sigbus)
+		return errno;
+	if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_sigbus)
 		return 0;
-	before = now;
-	sigemptyset(&wanted.sa_mask);
-	if (sigaction(SIGBUS, &wanted, NULL) != 0)
-		return -1;
-	installed = 1;
-	return 0;
-}
-
-/* Watch a mapping of `length` bytes, which mmap(2) can replace in units of `unit`; NULL: there is no room.
- * A mapping that was watched at the same addresses has ended: its watch ends too. */
-EXPORTED struct watch *guard_watch(uint64_t begin, uint64_t length, uint64_t unit) {
-	if (install() != 0)
-		return NULL;
-	for (struct watch *watch = watches; watch < watches + WATCHES; watch++)
-		if (watch->begin < begin + length && begin < watch->end)
-			watch->begin = watch->end = 0;
-	for (struct watch *watch = watches; watch < watches + WATCHES; watch++)
-		if (watch->end == 0) {
-			memset(watch, 0, sizeof *watch);
-			watch->unit = unit;
-			watch->number = ++last_number;
-			watch->begin = begin;
-			watch->end = begin + length;
-			return watch;
+	for (int known = 0; known < handlers; known++)
+		if (before[known].sa_sigaction == now.sa_sigaction) {
+			memmove(&before[known], &before[known + 1], sizeof now * (size_t)(--handlers - known));
+			break;
 		}
-	return NULL;
+	if (handlers == HANDLERS)
+		return ENOSPC;
+	before[handlers] = now;
+	sigemptyset(&wanted.sa_mask);
+	below = ++handlers;
+	return sigaction(SIGBUS, &wanted, NULL) != 0 ? errno : 0;
 }
 
-EXPORTED void guard_unwatch(struct watch *watch, uint64_t number) {
-	if (watch->number == number)
-		watch->begin = watch->end = 0;
+EXPORTED void guard_unwatch(struct watch *watch) {
+	for (struct watch **link = &watches; *link != NULL; link = &(*link)->next)
+		if (*link == watch) {
+			*link = watch->next;
+			return;
+		}
+}
+
+/* Watch a mapping from now on; 0 or an errno. One that was watched at the same addresses has ended. */
+EXPORTED int guard_watch(struct watch *watch) {
+	int number = guard_install();
+	if (number != 0)
+		return number;
+	for (struct watch *other = watches, *next; other != NULL; other = next) {
+		next = other->next;
+		if (other->begin < watch->end && watch->begin < other->end)
+			guard_unwatch(other);
+	}
+	watch->next = watches;
+	watches = watch;
+	return 0;
 }
 
 /* Map the file again where pages were replaced, from the lowest to the highest; 0 or an errno. */

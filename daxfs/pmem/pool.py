@@ -10,7 +10,6 @@ Keep ``write = pool.write`` in a local variable where a loop calls it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import gc
@@ -27,6 +26,7 @@ from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.address import address_of
 from daxfs.pmem.descriptors import above_standard
+from daxfs.pmem.fallocate import PUNCH_HOLE, fallocate
 from daxfs.pmem.faults import NEVER, Faults, MappedFaults
 from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Operations
@@ -37,10 +37,7 @@ __all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
 
 MAP_SYNC = 0x80000 | 3
 """Flags of a mapping whose flushed stores are durable, because the kernel has no metadata left to write."""
-_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLKDISCARD = 0x1277  # include/uapi/linux/fs.h
-_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class Pool:
@@ -225,10 +222,8 @@ class MappedPool(Pool):
             if self.kind == kinds.BLOCK:
                 # Through the descriptor that claims the device: only then does the kernel drop its page cache.
                 fcntl.ioctl(self._descriptors[-1], _BLKDISCARD, struct.pack("=QQ", offset, length))
-            elif not punch_hole(self._descriptors[0], offset, length):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
             else:
+                fallocate(self._descriptors[0], PUNCH_HOLE, offset, length)
                 self._reservation.forget()
                 self.reserve = self._reservation.reserve
         except OSError as error:
@@ -265,7 +260,11 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
     Returns:
         False if the file or device does not support it.
     """
-    return bool(_fallocate(descriptor, _PUNCH_HOLE, offset, length) == 0)
+    try:
+        fallocate(descriptor, PUNCH_HOLE, offset, length)
+    except OSError:
+        return False
+    return True
 
 
 def open_pool(
@@ -358,16 +357,18 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
         operations=operations,
         descriptors=descriptors,
         read_only=read_only,
-        faults=_watch(target, memory, descriptors[0], protection, flags),
+        faults=_watch(target, mapping, memory, descriptors[0], protection, flags),
     )
     if not read_only:
         pool.reserve_holes()
     return pool
 
 
-def _watch(target: kinds.Target, memory: memoryview, descriptor: int, protection: int, flags: int) -> MappedFaults:
+def _watch(
+    target: kinds.Target, mapping: mmap.mmap, memory: memoryview, descriptor: int, protection: int, flags: int
+) -> MappedFaults:
     begin = address_of(memory)
-    return MappedFaults(target.path, begin, len(memory), target.align, descriptor, protection=protection, flags=flags)
+    return MappedFaults(target.path, mapping, begin, target.align, descriptor, protection=protection, flags=flags)
 
 
 def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
@@ -383,7 +384,7 @@ def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
         operations=persist.volatile(memory),
         descriptors=descriptors,
         read_only=False,
-        faults=_watch(target, memory, descriptors[0], protection, flags),
+        faults=_watch(target, mapping, memory, descriptors[0], protection, flags),
     )
     pool.private = True
     pool.status = None  # other processes that map the file see different content

@@ -11,6 +11,7 @@ import errno
 import os
 
 from daxfs.errors import MissingMemory
+from daxfs.pmem.fallocate import fallocate
 
 SECTOR = 512
 """Bytes, the unit of st_blocks."""
@@ -35,17 +36,20 @@ def free_bytes(descriptor: int) -> int | None:
     return (system.f_bfree if os.geteuid() == 0 else system.f_bavail) * system.f_frsize
 
 
-def allocate(descriptor: int, offset: int, length: int) -> bool:
+def allocate(descriptor: int, offset: int, length: int, *, alone: bool = False) -> bool:
     """Allocate a range of an open file and keep its content; False: there is no room, or the quota is used up.
 
-    On a file system without fallocate(2) the C library stores a zero into each block that begins as a hole
-    (posix_fallocate(3)), or leaves the file as it is (EOPNOTSUPP, musl).
+    A file system without fallocate(2) leaves the file as it is. If nobody else stores into the file (``alone``), the C
+    library then stores a zero into each block that begins as a hole (posix_fallocate(3)), where it can.
 
     Raises:
         OSError: any other error of fallocate(2).
     """
     try:
-        os.posix_fallocate(descriptor, offset, length)
+        if alone:
+            os.posix_fallocate(descriptor, offset, length)
+        else:
+            fallocate(descriptor, 0, offset, length)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return False
@@ -55,7 +59,10 @@ def allocate(descriptor: int, offset: int, length: int) -> bool:
 
 
 class Reservation:
-    """Allocates ranges of an open file (fallocate(2)) and remembers which chunks it has allocated."""
+    """Allocates ranges of an open file and remembers which chunks it has allocated.
+
+    A file system without fallocate(2) can't reserve anything: a store that finds no room there fails by itself.
+    """
 
     def __init__(self, path: str, descriptor: int, size: int) -> None:
         self._path = path

@@ -42,7 +42,7 @@ def allocate(path: str, descriptor: int, size: int) -> None:
         UserError: there is no room, or the quota is used up; or the file can't be allocated.
     """
     try:
-        done = reservation.allocate(descriptor, 0, size)
+        done = reservation.allocate(descriptor, 0, size, alone=True)
     except OSError as error:
         raise UserError(f"{path} can't be allocated: {error.strerror}; see --sparse", _FAILED) from None
     if not done:

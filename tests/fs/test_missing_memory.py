@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
+from daxfs.fs.volume import Volume
 from daxfs.pmem.pool import open_pool
 from support import fsck, mke2fs, run, tmpfs
 
@@ -221,6 +223,73 @@ def test_the_log_while_it_is_written(tmp_path: Path) -> None:
         assert fs.tree.read_bytes("/other") == CONTENT
         assert "lost" not in fs.tree.listdir("/")
     fsck(path)
+
+
+def test_the_superblock_while_it_is_mounted(tmp_path: Path) -> None:
+    """Commits go on; at the end everything is in the log, if not at home."""
+    path = mke2fs(tmp_path / "pool", "-b", "4096", size="32M")
+    made = Rig(path)
+    made.fs.volume.adopt(Options(commit_interval=0))
+    made.poison.add(SUPERBLOCK_OFFSET)
+    commits = made.fs.volume.journal.stats.commits
+    made.fs.tree.write_bytes("/by tick", CONTENT)
+    made.fs.tick()
+    assert made.fs.volume.journal.stats.commits > commits
+    made.fs.tree.write_bytes("/at the end", CONTENT)
+    with suppress(FsError):
+        made.fs.close()
+    made.poison.close()
+    with FileSystem.open(path) as fs:
+        assert fs.tree.read_bytes("/by tick") == CONTENT
+        assert fs.tree.read_bytes("/at the end") == CONTENT
+    fsck(path)
+
+
+@pytest.mark.parametrize("within_handle", [False, True])
+def test_an_interrupted_operation(rig: Rig, monkeypatch: pytest.MonkeyPatch, within_handle: bool) -> None:
+    """KeyboardInterrupt after a fault stays what it is, and no later operation fails because of that fault."""
+    place = rig.data("/file")
+
+    def interrupt(volume: Volume, *_: object) -> None:
+        if within_handle:
+            with volume.handle(1) as tx:
+                tx.edit_superblock().s_mnt_count += 1
+                bytes(rig.pool.memory[place : place + 8])
+                raise KeyboardInterrupt
+        bytes(rig.pool.memory[place : place + 8])
+        raise KeyboardInterrupt
+
+    before = rig.fs.volume.view.superblock().s_mnt_count
+    rig.poison.add(place)
+    with monkeypatch.context() as patch:
+        patch.setattr("daxfs.fs.attributes.statfs", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            rig.fs.statfs()
+    assert rig.fs.volume.faults[0] == 0
+    assert rig.fs.volume.view.superblock().s_mnt_count == before
+    rig.fs.tree.mkdir("/new")
+
+
+@pytest.mark.parametrize("fails_at", range(1, 10))
+def test_missing_memory_in_the_middle_of_an_allocation(rig: Rig, fails_at: int) -> None:
+    """A run was allocated, and so was the block that the tree grows by, when that block's reservation failed."""
+    calls = 0
+
+    def reserve(_offset: int, _length: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise MissingMemory(errno.ENOSPC)
+
+    with rig.fs.tree.open("/sparse", "wb") as file:
+        for block in (0, 2, 4):  # an inode holds four extents
+            file.seek(block * 4096)
+            file.write(b"x" * 4096)
+        rig.fs.sync()
+        rig.pool.reserve = reserve
+        with suppress(MissingMemory):
+            rig.fs.fallocate(file._file, 0, 0, 12 * 4096)
+        rig.pool.reserve = None
 
 
 def crashed(path: Path) -> int:

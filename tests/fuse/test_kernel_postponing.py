@@ -7,7 +7,7 @@ import errno
 import pytest
 from message_rig import ROOT, Rig, pack
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.fuse.kernel import postponing as postponing_module
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.postponing import PATIENCE_SECONDS, Postponing
@@ -115,3 +115,10 @@ def test_other_refusals_do_not_wait(full: Rig) -> None:
     full.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
     full.core.holds_forgettable = False
     assert full.refused(Opcode.MKDIR, ROOT, MKDIR) == errno.ENOSPC
+
+
+def test_a_full_file_system_below_the_pool_is_not_waited_for(full: Rig) -> None:
+    """What the kernel forgets frees blocks of the pool, not of the file system that holds the pool's file."""
+    full.core.refuse = {"mkdir": MissingMemory(errno.ENOSPC)}
+    assert full.refused(Opcode.MKDIR, ROOT, MKDIR) == errno.ENOSPC
+    assert not full.connection.postponing.messages

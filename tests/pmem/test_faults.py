@@ -165,6 +165,81 @@ def test_pools_that_are_dropped_without_being_closed_are_not_watched(tmp_path: P
         del pool, poison
 
 
+def test_more_pools_than_anybody_has(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    path.write_bytes(b"x" * SIZE)
+    pools = [open_pool(path, read_only=True) for _ in range(200)]
+    os.truncate(path, HALF)
+    for pool in pools:
+        assert load(pool, HALF) == bytes(8)
+        assert pool.faults.settle().errno == errno.EIO
+        pool.close()
+
+
+def test_views_that_outlive_the_pool_are_watched(tmp_path: Path) -> None:
+    """The process lives, and the closed pool says that the zeros are none of the pool's."""
+    path = tmp_path / "pool"
+    path.write_bytes(b"x" * SIZE)
+    pool = open_pool(path)
+    view = memoryview(pool.memory)[HALF:]
+    pool.close()
+    os.truncate(path, HALF)
+    assert bytes(view[:8]) == bytes(8)
+    assert pool.faults.pending[0] == 1
+    assert pool.faults.settle().errno == errno.EIO
+    assert pool.faults.pending[0] == 1, "they stay zeros"
+    other = open_pool(path)
+    assert other.faults.pending[0] == 0
+    del view
+    other.close()
+
+
+def test_what_ends_the_program_stays_what_it_is(pool: Pool, poison: Poison) -> None:
+    def interrupted() -> None:
+        with pool.faults.checked():
+            load(pool, HALF)
+            raise KeyboardInterrupt
+
+    poison.add(HALF)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert pool.faults.pending[0] == 0
+
+
+HANDLERS = {
+    "over it": "faulthandler.enable(); pool.faults.install()",
+    "between two": "faulthandler.enable(); second = open_pool(path, read_only=True, exclusively=False)",
+    "twice": "faulthandler.enable(); pool.faults.install(); faulthandler.disable(); "
+    "faulthandler.enable(); pool.faults.install()",
+    "gone": "faulthandler.enable(); pool.faults.install(); faulthandler.disable(); pool.faults.install()",
+    "python": "signal.signal(signal.SIGBUS, lambda *_: None); pool.faults.install()",
+}
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_handlers_that_were_installed_later(tmp_path: Path, name: str) -> None:
+    """Faults of the pool are handled; others reach the handlers below, and end the process at last."""
+    script = f"""
+import faulthandler, mmap, os, signal
+from daxfs.pmem.pool import open_pool
+path = {str(tmp_path / "pool")!r}
+open(path, "wb").write(bytes({SIZE}))
+pool = open_pool(path)
+{HANDLERS[name]}
+os.truncate(path, {HALF})
+for _ in range(3):
+    pool.memory[{HALF}]
+    print(pool.faults.settle().errno, flush=True)
+other = os.memfd_create("other"); os.truncate(other, mmap.PAGESIZE)
+memory = mmap.mmap(other, mmap.PAGESIZE); os.truncate(other, 0)
+memory[0]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    assert done.stdout == b"5\n" * 3, done.stderr
+    assert done.returncode == -signal.SIGBUS
+    assert (b"Bus error" in done.stderr) == (name in ("over it", "between two", "twice"))
+
+
 def test_faults_outside_of_pools_end_the_process(tmp_path: Path) -> None:
     script = f"""
 import mmap, os

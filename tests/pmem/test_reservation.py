@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from daxfs.errors import MissingMemory
+from daxfs.pmem import reservation
 from daxfs.pmem.pool import Pool, open_pool
 from support import tmpfs
 
@@ -36,13 +37,13 @@ def allocated(pool: Pool) -> int:
 
 def test_a_range_is_allocated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
-    allocate = os.posix_fallocate
+    allocate = reservation.fallocate
 
-    def count(descriptor: int, offset: int, length: int) -> None:
+    def count(descriptor: int, mode: int, offset: int, length: int) -> None:
         calls.append((offset, length))
-        allocate(descriptor, offset, length)
+        allocate(descriptor, mode, offset, length)
 
-    monkeypatch.setattr(os, "posix_fallocate", count)
+    monkeypatch.setattr(reservation, "fallocate", count)
     with open_pool(sparse(tmp_path / "pool")) as pool:
         assert pool.reserve is not None
         for offset in (0, 4096, 61440, 65536, 0):
@@ -51,6 +52,21 @@ def test_a_range_is_allocated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pool.reserve(SIZE - 4096, 4096)
         assert allocated(pool) == 3 * 65536
         assert pool.file_size == SIZE == os.stat(pool.path).st_size
+
+
+def test_a_file_system_that_cannot_allocate_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C library would store zeros into the holes, after a client has stored there."""
+
+    def unable(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(reservation, "fallocate", unable)
+    with open_pool(sparse(tmp_path / "pool")) as pool:
+        assert pool.reserve is not None
+        before = allocated(pool)
+        pool.reserve(0, 4096)
+        assert allocated(pool) == before
+        pool.write(0, b"a store allocates by itself")
 
 
 def test_a_pool_without_holes_reserves_nothing(tmp_path: Path) -> None:

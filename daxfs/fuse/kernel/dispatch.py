@@ -9,7 +9,7 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
 from daxfs.fuse.kernel.abi import BODY, Opcode
@@ -67,7 +67,9 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
             request.leave_out_extensions()
         body = handler(connection, request)
     except FsError as error:
-        if error.errno == errno.ENOSPC and connection.postponing.put_off(request):
+        # Files that the kernel forgets give no room to the file system below the pool, which `MissingMemory` is about.
+        full = error.errno == errno.ENOSPC and not isinstance(error, MissingMemory)
+        if full and connection.postponing.put_off(request):
             return None
         return refusal(error, opcode, unique)
     except Exception as error:
