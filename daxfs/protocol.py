@@ -224,7 +224,7 @@ class Pool(NamedTuple):
         return cls._make([*fields, path.partition(b"\0")[0], token, version])
 
 
-class Extent(NamedTuple):
+class GrantedExtent(NamedTuple):
     """``struct daxfs_extent``: a part of a file; offsets and length are in bytes."""
 
     offset: int  # in the file
@@ -252,7 +252,7 @@ class Lease(NamedTuple):
     inode: int = 0
     lock: int = 0  # as in Pool
     token: bytes = b""  # request: the bytes of the pool at Pool.token
-    extents: tuple[Extent, ...] = ()
+    extents: tuple[GrantedExtent, ...] = ()
 
     def pack_into(self, buffer: bytearray | memoryview) -> None:
         """Write the head and the extents to the start of the buffer.
@@ -283,7 +283,7 @@ class Lease(NamedTuple):
         head: tuple[Any, ...] = LEASE.unpack_from(buffer)
         count: int = head[4]
         places = range(LEASE.size, LEASE.size + count * EXTENT.size, EXTENT.size)
-        extents = tuple(Extent._make(EXTENT.unpack_from(buffer, place)) for place in places)
+        extents = tuple(GrantedExtent._make(EXTENT.unpack_from(buffer, place)) for place in places)
         return cls._make([*head[:4], *head[5:], extents])
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pointer_map
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO, refused
 from recorder import RecordingPool
 from tree_rig import QUIET
@@ -23,9 +24,9 @@ from tree_rig import QUIET
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.removal import holds_blocks
-from daxfs.fs.types import Grant, LeaseRequest, Piece, SetAttributes, WriteNotification
-from daxfs.protocol import EXTENTS, Flag, Kind
-from daxfs.structures import blocks, extent_tree, indirect, inodes, mapping
+from daxfs.fs.types import Grant, LeaseRequest, SetAttributes, WriteNotification
+from daxfs.protocol import EXTENTS, Flag, GrantedExtent, Kind
+from daxfs.structures import blocks, extent_tree, inodes, mapping
 from support import mke2fs
 
 WRITE, FILL, GROW, MAP, RENEW = Flag.WRITE, Flag.FILL, Flag.GROW, Flag.MAP, Flag.RENEW
@@ -98,9 +99,9 @@ class Client:
             self.answers.append(answer)
         return answer
 
-    def ask_all(self, offset: int, length: int, flags: Flag = NOTHING, room: int = ROOM) -> list[Piece]:
+    def ask_all(self, offset: int, length: int, flags: Flag = NOTHING, room: int = ROOM) -> list[GrantedExtent]:
         """Request all of a range, in as many requests as it takes."""
-        pieces: list[Piece] = []
+        pieces: list[GrantedExtent] = []
         position, end = offset, offset + length
         while position < end:
             answer = self.ask(position, end - position, flags, room)
@@ -167,7 +168,7 @@ def client(fs: FileSystem, name: bytes = b"f", content: bytes | None = None, hol
     return Client(fs, make(fs, name, content), holder)
 
 
-def kinds(pieces: Iterable[Piece]) -> list[tuple[int, int, int]]:
+def kinds(pieces: Iterable[GrantedExtent]) -> list[tuple[int, int, int]]:
     """Return (kind, offset, length) of each piece."""
     return [(piece.kind, piece.offset, piece.length) for piece in pieces]
 
@@ -260,9 +261,7 @@ def index_blocks(fs: FileSystem, inode: inodes.Inode) -> set[int]:
             path, position = extent_tree.descend(view, inode, position)
             found.update(step.number for step in path[1:])
     else:
-        mapped = {block for run in mapping.walk(view, inode) for block in range(run.pblk, run.pblk + run.length)}
-        for _, pblk, length in indirect._Walk(view, inode, 0, 0xFFFFFFFF).pieces():
-            found.update(set(range(pblk, pblk + length)) - mapped)
+        found.update(pointer_map.index_blocks(view, inode))
     return found
 
 

@@ -59,13 +59,13 @@ def read_lease(asked: protocol.Lease, answer: protocol.Buffer) -> protocol.Lease
     return lease._replace(extents=tuple(_cut(lease.extents, asked.offset)))
 
 
-def _cut(extents: tuple[protocol.Extent, ...], offset: int) -> Iterator[protocol.Extent]:
+def _cut(extents: tuple[protocol.GrantedExtent, ...], offset: int) -> Iterator[protocol.GrantedExtent]:
     """Yield the extents from ``offset`` on; the one that ``offset`` lies in begins there."""
     for extent in extents:
         before = max(offset - extent.offset, 0)
         if before < extent.length:
             place = extent.pool_offset + before if extent.kind == Kind.MEMORY else extent.pool_offset
-            yield protocol.Extent(extent.offset + before, place, extent.length - before, extent.kind)
+            yield protocol.GrantedExtent(extent.offset + before, place, extent.length - before, extent.kind)
 
 
 def _check(what: str, found: object, sound: bool) -> None:

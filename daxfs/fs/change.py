@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.fs import clock
 from daxfs.fs.nodes import END
+from daxfs.runs import ByteRange
 from daxfs.structures import inodes, mapping
 from daxfs.structures.extent_tree import MAX_BLOCKS
 
@@ -42,8 +43,8 @@ class Change:
         self.dated = dated
         self._runs: list[Extent] = []
         self._lowest = MAX_BLOCKS  # logical block of the first that is written now
-        self._unmapped: tuple[int, int] | None = None
-        self._advanced: tuple[int, int] | None = None
+        self._unmapped: ByteRange | None = None
+        self._advanced: ByteRange | None = None
         self._remapped = False
 
     def maps(self, run: Extent) -> None:
@@ -71,7 +72,7 @@ class Change:
         volume.notifier.defer_frees(tx, self.inode.number, mark)
         if finished:
             bits = volume.block_bits
-            self._unmapped = first << bits, END if last is None else last + 1 << bits
+            self._unmapped = ByteRange(first << bits, END if last is None else last + 1 << bits)
         else:
             self._remapped = True
         return finished
@@ -90,7 +91,7 @@ class Change:
         if not mapping.move_border(self._tx, self.inode, begin >> bits, size - begin >> bits):
             return False
         self.inode.size = size
-        self._advanced = begin, size
+        self._advanced = ByteRange(begin, size)
         return True
 
     def __enter__(self) -> Change:

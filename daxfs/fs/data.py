@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs.change import Change
-from daxfs.fs.filemap import MAX_RUNS, FileMap
+from daxfs.fs.filemap import MAX_RUNS, FileMap, Run
 from daxfs.fs.nodes import END, SET_ID, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.types import ROOT_INO, Caller
@@ -145,7 +145,7 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
     return bytes(content)
 
 
-def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[tuple[int, int, int, bool]]:
+def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[Run]:
     """Yield the mapped runs of the byte range, trimmed to it, in order."""
     mapped = node.map
     if mapped is None:

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from daxfs.runs import ByteRange
+
+if TYPE_CHECKING:
+    from daxfs.ext4.extent import Extent
 
 MAX_RUNS = 8192
 """A file with more runs has no map in DRAM (a run takes about 150 bytes)."""
 
 Run = tuple[int, int, int, bool]
-"""``(begin, end, delta, unwritten)``: file bytes [begin, end) lie in the pool at the same offset plus delta."""
+"""``(begin, end, delta, unwritten)``: file bytes [begin, end) lie in the pool at the same offset plus delta.
+
+A plain tuple, since CPython indexes and unpacks one faster than a named one, and each read and overwrite does so.
+"""
 
 
 class FileMap:
@@ -53,15 +62,15 @@ class FileMap:
                 yield position, min(found[1], end), found[2], found[3]
                 position = found[1]
 
-    def gaps(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    def gaps(self, begin: int, end: int) -> Iterator[ByteRange]:
         """Yield the parts of [begin, end) that no run contains."""
         position = begin
         for low, high, _, _ in self.within(begin, end):
             if low > position:
-                yield position, low
+                yield ByteRange(position, low)
             position = high
         if position < end:
-            yield position, end
+            yield ByteRange(position, end)
 
     def put(self, begin: int, end: int, delta: int, unwritten: bool) -> None:
         """Map [begin, end), whatever it was before, and merge the run with its neighbours."""
@@ -81,8 +90,8 @@ class FileMap:
         begins.insert(index, begin)
         runs.insert(index, (begin, end, delta, unwritten))
 
-    def put_blocks(self, run: tuple[int, int, int, bool], bits: int) -> None:
-        """Map a run of blocks of ``1 << bits`` bytes: logical block, physical block, number of blocks, unwritten."""
+    def put_blocks(self, run: Extent, bits: int) -> None:
+        """Map a run of blocks of ``1 << bits`` bytes."""
         lblk, pblk, length, unwritten = run
         self.put(lblk << bits, lblk + length << bits, pblk - lblk << bits, unwritten)
 

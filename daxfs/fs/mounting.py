@@ -26,6 +26,7 @@ from daxfs.journal import recovery
 from daxfs.journal.area import LogArea
 from daxfs.journal.journal import Journal
 from daxfs.journal.view import Check, PoolView, View
+from daxfs.runs import BlockRun
 from daxfs.structures import blocks, inodes, mapping, metadata_zone
 
 if TYPE_CHECKING:
@@ -84,13 +85,13 @@ def log_area(view: View, sb: Superblock) -> LogArea:
         raise
     except FsError as error:
         raise Corrupt(CorruptKind.JOURNAL_INODE, f"inode {sb.s_journal_inum}: {error.strerror}") from None
-    runs: list[tuple[int, int]] = []
+    runs: list[BlockRun] = []
     expected = 0
     total = inode.size >> view.geometry.block_bits
     for extent in mapping.walk(view, inode, 0, total - 1):
         if extent.lblk != expected:
             raise Corrupt(CorruptKind.JOURNAL_INODE_HAS_A_HOLE, f"block {expected}")
-        runs.append((extent.pblk, extent.length))
+        runs.append(BlockRun(extent.pblk, extent.length))
         expected += extent.length
     if expected < MIN_JOURNAL_BLOCKS or expected < total:
         raise Corrupt(CorruptKind.JOURNAL_TOO_SHORT, f"{expected} blocks")

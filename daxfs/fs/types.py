@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
-from daxfs.protocol import Kind
+from daxfs.protocol import GrantedExtent
 
 if TYPE_CHECKING:
     from daxfs.journal.journal import Statistics as JournalStatistics
@@ -153,15 +153,6 @@ class LeaseRequest(NamedTuple):
     token: bytes = b""
 
 
-class Piece(NamedTuple):
-    """A part of a file, in bytes; ``pool_offset`` means something only for memory."""
-
-    offset: int
-    pool_offset: int
-    length: int
-    kind: Kind
-
-
 class Grant(NamedTuple):
     """The answer to a lease request: pieces without gaps from the request's offset to ``next``.
 
@@ -173,7 +164,7 @@ class Grant(NamedTuple):
     size: int
     entry: int
     epoch: int
-    pieces: list[Piece]
+    pieces: list[GrantedExtent]
     made: bool
 
 

@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from daxfs.errors import Corrupt, CorruptKind
+from daxfs.runs import BlockRun
 
 
 class LogArea:
     """The blocks of the journal's inode.
 
     Attributes:
-        runs: (first block, count), in the order of the file.
+        runs: in the order of the file.
         blocks: the number of blocks of all runs.
     """
 
     __slots__ = ("_starts", "blocks", "runs")
 
-    def __init__(self, runs: Sequence[tuple[int, int]]) -> None:
-        """Make an area of runs (first block, count)."""
+    def __init__(self, runs: Sequence[BlockRun]) -> None:
         self.runs = tuple(runs)
         ends = list(accumulate(count for _, count in self.runs))
         self.blocks = ends[-1] if ends else 0
@@ -52,7 +52,7 @@ class LogArea:
     def physical(self, position: int) -> int:
         """Return the block of the pool that holds the log's block ``position`` (0 <= position < blocks)."""
         index = bisect_right(self._starts, position) - 1
-        return self.runs[index][0] + position - self._starts[index]
+        return self.runs[index].start + position - self._starts[index]
 
     def run(self, position: int) -> tuple[int, int, int]:
         """Return the run that holds the log's block ``position``: (first position, position after it, first block)."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.journal.caches import Caches
     from daxfs.pmem.pool import Pool
+    from daxfs.runs import BlockRun
 
 Seal = Callable[[memoryview], None]
 SealTable = dict[int, dict[Hashable, Seal]]
@@ -82,7 +83,7 @@ class Transaction:
         self.seals: SealTable = {}
         self.late: SealTable = {}
         self.revokes: set[int] = set()
-        self.frees: list[tuple[int, int]] = []
+        self.frees: list[BlockRun] = []
         self.reserved: dict[Hashable, int] = {}
         self.reserved_credits = 0
         self.superblock: Superblock | None = None

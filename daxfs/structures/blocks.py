@@ -37,6 +37,7 @@ import numpy as np
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
 from daxfs.journal.caches import Cache
+from daxfs.runs import BitRun, BlockRun
 from daxfs.structures import bitmaps, groups
 
 if TYPE_CHECKING:
@@ -58,9 +59,6 @@ TREE_RESERVE_SHARE = 50
 MAX_TREE_RESERVE = 4096
 """The reserve for extent trees is one cluster in 50, at most 4,096 clusters."""
 
-Found = tuple[int, int, int]
-"""The result of a search: group, first bit, number of blocks."""
-
 
 class _Hints(Cache):
     """The cache of one mounted pool: hints, and the places of metadata.
@@ -79,7 +77,7 @@ class _Hints(Cache):
         self.packing: dict[int, int] = {}
         self.recent: dict[int, int] = {}
         self.no_chunk: set[int] = set()
-        self.metadata: dict[int, list[tuple[int, int]]] = {}
+        self.metadata: dict[int, list[BlockRun]] = {}
 
     def drop(self) -> None:
         """Forget which groups have no free chunk: blocks that were in use may be free again."""
@@ -89,8 +87,8 @@ class _Hints(Cache):
 # Looking
 
 
-def free_runs(view: View, group: int, least: int) -> Iterator[tuple[int, int]]:
-    """Yield (first block, count) of the free runs of ``least`` blocks or more in a group, in order.
+def free_runs(view: View, group: int, least: int) -> Iterator[BlockRun]:
+    """Yield the free runs of ``least`` blocks or more in a group, in order.
 
     Blocks freed in the running transaction are not included. The runs are valid until the next change.
 
@@ -104,7 +102,7 @@ def free_runs(view: View, group: int, least: int) -> Iterator[tuple[int, int]]:
     starts, lengths = bitmaps.free_runs(_bitmap(view, group, desc), bits)
     for start, count in zip(starts.tolist(), lengths.tolist(), strict=True):
         if count >= least:
-            yield low + start, count
+            yield BlockRun(low + start, count)
 
 
 # Counters
@@ -155,7 +153,7 @@ def correct_free_counts(tx: Handle) -> bool:
 # Taking
 
 
-def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = False) -> tuple[int, int]:
+def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = False) -> BlockRun:
     """Allocate a run of blocks: two credits.
 
     Args:
@@ -167,7 +165,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
         tree: the blocks are for an extent tree, which may take the last ones (invariant B5).
 
     Returns:
-        The first block and the number of blocks, 1 to ``want``.
+        The run, of 1 to ``want`` blocks.
 
     Raises:
         FsError: ENOSPC: nothing has changed.
@@ -199,7 +197,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
     return _take(tx, sb, *_search(tx, group, bit, want, align))
 
 
-def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple[int, int]:
+def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> BlockRun:
     """Set the bits of a run and correct the counters (invariant B3)."""
     geometry = tx.geometry
     desc = groups.edit_descriptor(tx, group)
@@ -218,13 +216,13 @@ def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> tuple
     bitmaps.set_run(content, bit, count)
     desc.free_blocks_count = free
     sb.free_blocks_count = max(sb.free_blocks_count - count, 0)
-    return geometry.first_data_block + group * geometry.blocks_per_group + bit, count
+    return BlockRun(geometry.first_data_block + group * geometry.blocks_per_group + bit, count)
 
 
 # Searching
 
 
-def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> Found:
+def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> BitRun:
     """Find a run for a request whose goal is not free."""
     hints = tx.caches[_Hints]
     chunk = CHUNK_BYTES >> tx.geometry.block_bits
@@ -236,14 +234,14 @@ def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> Found:
     found = found or _packed(tx, hints, group, bit, want) or _largest(tx, hints, group, want)
     if found is None:
         raise FsError(errno.ENOSPC, "no block is free")
-    if found[0] != group:
+    if found.group != group:
         if len(hints.recent) >= MAX_HINTS:
             hints.recent.clear()
-        hints.recent[group] = found[0]
+        hints.recent[group] = found.group
     return found
 
 
-def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: int) -> Found | None:
+def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: int) -> BitRun | None:
     """Find a free run that starts at a multiple of ``unit`` blocks: of ``want`` blocks if there is one, else shorter.
 
     Every run found has at least one whole unit.
@@ -260,7 +258,7 @@ def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: i
         starts = bitmaps.run_starts(bitmaps.free_mask(content, bits), unit) & _multiples(bits, unit, phase)
         if starts:
             start = _longest_units(starts, -(-want // unit), unit, bit if other == group else 0)
-            return other, start, bitmaps.free_run(content, start, min(want, bits - start))
+            return BitRun(other, start, bitmaps.free_run(content, start, min(want, bits - start)))
         if by_chunk:
             if len(hints.no_chunk) >= MAX_HINTS:
                 hints.no_chunk.clear()
@@ -283,7 +281,7 @@ def _longest_units(starts: int, units: int, unit: int, bit: int) -> int:
     return bitmaps.lowest(starts, bit)
 
 
-def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> Found | None:
+def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> BitRun | None:
     """Find one run of ``want`` blocks, if possible without taking blocks of a chunk that is entirely free."""
     geometry = tx.geometry
     chunk = CHUNK_BYTES >> geometry.block_bits
@@ -300,7 +298,7 @@ def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> Found
             if len(hints.packing) >= MAX_HINTS:
                 hints.packing.clear()
             hints.packing[other] = start + want
-            return other, start, want
+            return BitRun(other, start, want)
     return None
 
 
@@ -319,7 +317,7 @@ def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, 
     return found
 
 
-def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> Found | None:
+def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> BitRun | None:
     """Find the largest run in the next groups that have free blocks; None only if no block is free."""
     geometry = tx.geometry
     best = None
@@ -328,7 +326,7 @@ def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> Found | None:
         content = _bitmap(tx, other, groups.descriptor(tx, other))
         start, count = bitmaps.longest_run(content, geometry.blocks_in_group(other))
         if count > most:
-            best, most = (other, start, min(count, want)), count
+            best, most = BitRun(other, start, min(count, want)), count
             if count >= want:
                 break
     return best
@@ -406,7 +404,7 @@ def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
     return content
 
 
-def _metadata(view: View, group: int) -> list[tuple[int, int]]:
+def _metadata(view: View, group: int) -> list[BlockRun]:
     """Return `groups.metadata_runs` of a group, from the cache if it is there."""
     known = view.caches[_Hints].metadata
     runs = known.get(group)
@@ -456,7 +454,7 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     if metadata:
         for number in range(start, start + count):
             tx.forget(number)
-    tx.frees.append((start, count))
+    tx.frees.append(BlockRun(start, count))
 
 
 def apply_frees(tx: Handle) -> None:
@@ -484,7 +482,7 @@ def apply_frees(tx: Handle) -> None:
     sb.free_blocks_count = min(sb.free_blocks_count + total, geometry.blocks_count)
 
 
-def _merged(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _merged(runs: list[BlockRun]) -> Iterator[BlockRun]:
     """Yield the runs in order, adjacent ones joined; Corrupt when two overlap."""
     first = end = 0
     for start, count in sorted(runs):
@@ -492,18 +490,18 @@ def _merged(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             raise Corrupt(CorruptKind.BLOCK_NUMBER, f"block {start} was freed twice")
         if start > end:
             if end:
-                yield first, end - first
+                yield BlockRun(first, end - first)
             first = start
         end = start + count
-    yield first, end - first
+    yield BlockRun(first, end - first)
 
 
-def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[Found]:
-    """Yield the pieces of a run of blocks, cut at the borders of groups: (group, first bit, count)."""
+def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[BitRun]:
+    """Yield the pieces of a run of blocks, cut at the borders of groups."""
     while count > 0:
         group, bit = divmod(start - geometry.first_data_block, geometry.blocks_per_group)
         length = min(count, geometry.blocks_per_group - bit)
-        yield group, bit, length
+        yield BitRun(group, bit, length)
         start += length
         count -= length
 

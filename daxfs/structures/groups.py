@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.group import descriptor as bind
+from daxfs.runs import BlockRun
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -107,8 +108,8 @@ def totals(view: View) -> tuple[int, int]:
     return blocks, inodes
 
 
-def metadata_runs(view: View, group: int) -> list[tuple[int, int]]:
-    """Return the (start, count) runs of blocks in ``group`` that hold the group's metadata or that of its neighbours.
+def metadata_runs(view: View, group: int) -> list[BlockRun]:
+    """Return the runs of blocks in ``group`` that hold the group's metadata or that of its neighbours.
 
     Neighbours are the groups of the same flexible group: flex_bg places their bitmaps and tables in the first of them.
     Runs may touch or overlap, and have no order.
@@ -117,7 +118,7 @@ def metadata_runs(view: View, group: int) -> list[tuple[int, int]]:
     low = geometry.first_block(group)
     high = low + geometry.blocks_in_group(group)
     own = min(geometry.base_blocks(group), high - low)
-    runs = [(low, own)] if own else []
+    runs = [BlockRun(low, own)] if own else []
     per_block = geometry.desc_per_block
     first = group - group % geometry.flex_bg_size
     end = min(first + geometry.flex_bg_size, geometry.groups_count)
@@ -131,7 +132,7 @@ def metadata_runs(view: View, group: int) -> list[tuple[int, int]]:
         ends = starts + np.array((1, 1, geometry.inode_blocks_per_group))
         inside = (starts < high) & (ends > low)
         for start, stop in zip(starts[inside].tolist(), ends[inside].tolist(), strict=True):
-            runs.append((max(start, low), min(stop, high) - max(start, low)))
+            runs.append(BlockRun(max(start, low), min(stop, high) - max(start, low)))
     return runs
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL, EXT4_RESIZE_INO
+from daxfs.runs import BlockRun
 from daxfs.structures import blocks, inodes, metadata_zone
 from daxfs.structures.extent_tree import ROOT_WORDS
 from daxfs.structures.validated_roots import ValidatedRoots
@@ -36,7 +37,6 @@ DIRECT = 12
 LEVELS = 4
 """The pointer areas of an inode: direct, single, double and triple indirect."""
 MAX_PBLK = 0xFFFFFFFF
-Piece = tuple[int, int, int]
 
 
 class _Roots(ValidatedRoots):
@@ -161,11 +161,7 @@ def _pointer(view: View, inode: Inode, lblk: int) -> int:
 
 
 class _Walk:
-    """A walk over the pointers of the blocks ``first`` to ``last``, in order.
-
-    It yields (logical block, physical block, length) of runs, cut where an index block ends, and (-1, block, 1) for
-    index blocks.
-    """
+    """A walk over the pointers of the blocks ``first`` to ``last``, in order. A run ends where an index block ends."""
 
     def __init__(self, view: View, inode: Inode, first: int, last: int) -> None:
         self.view = view
@@ -174,14 +170,14 @@ class _Walk:
         self.last = last
         self.budget = view.geometry.blocks_count  # no file has more; so a walk through blocks used twice ends
 
-    def pieces(self) -> Iterator[Piece]:
+    def runs(self) -> Iterator[Extent]:
         w = _top(self.view, self.inode)
         yield from self._slots(w, 0, DIRECT, 0, 0)
         for depth in range(1, LEVELS):
             slot = DIRECT - 1 + depth
             yield from self._slots(w, slot, slot + 1, depth, _area(self.view, depth))
 
-    def _slots(self, w: memoryview, slot: int, end: int, depth: int, origin: int) -> Iterator[Piece]:
+    def _slots(self, w: memoryview, slot: int, end: int, depth: int, origin: int) -> Iterator[Extent]:
         """Walk the slots [slot, end) of one block.
 
         The first slot leads to logical block ``origin``; ``depth`` index blocks lie between.
@@ -198,11 +194,10 @@ class _Walk:
             if number:
                 self._count(number, length, lblk)
                 if depth:
-                    yield -1, number, 1
                     below = _index(self.view, self.inode, number)
                     yield from self._slots(below, 0, len(below), depth - 1, lblk)
                 else:
-                    yield lblk, number, length
+                    yield Extent(lblk, number, length, False)
             slot += length
 
     def _count(self, number: int, length: int, lblk: int) -> None:
@@ -219,9 +214,7 @@ def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> I
     """Yield the mapped runs of the blocks ``first`` to ``last`` (included; None: all), in order, trimmed to them."""
     last = 0xFFFFFFFF if last is None else last
     held: Extent | None = None
-    for lblk, pblk, length in _Walk(view, inode, first, last).pieces():
-        if lblk < 0:
-            continue
+    for lblk, pblk, length, _ in _Walk(view, inode, first, last).runs():
         begin, end = max(lblk, first), min(lblk + length, last + 1)
         pblk += begin - lblk
         if held is not None and held.lblk + held.length == begin and held.pblk + held.length == pblk:
@@ -275,14 +268,14 @@ def _reach(tx: Handle, inode: Inode, route: tuple[int, ...], goal: int) -> int:
     return number
 
 
-def _allocate(tx: Handle, inode: Inode, goal: int, want: int, align: int = 1) -> tuple[int, int]:
+def _allocate(tx: Handle, inode: Inode, goal: int, want: int, align: int = 1) -> BlockRun:
     """Allocate blocks that a 32-bit pointer can name, and count them in ``i_blocks``."""
-    start, count = blocks.allocate(tx, goal, want, align=align)
-    if start + count - 1 > MAX_PBLK:
-        blocks.free(tx, start, count)
+    run = blocks.allocate(tx, goal, want, align=align)
+    if run.start + run.length - 1 > MAX_PBLK:
+        blocks.free(tx, *run)
         raise FsError(errno.ENOSPC, f"inode {inode.number} is block-mapped: no free block has a number of 32 bits")
-    inodes.add_blocks(inode, count, tx.geometry)
-    return start, count
+    inodes.add_blocks(inode, run.length, tx.geometry)
+    return run
 
 
 def insert(tx: Handle, inode: Inode, extent: Extent) -> None:

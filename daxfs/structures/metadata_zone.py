@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daxfs.journal.caches import Cache
+from daxfs.runs import BlockRun
 from daxfs.structures import groups
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class _Zones(Cache):
         self.log_owner = 0
 
 
-def protect(view: View, owner: int, runs: Iterable[tuple[int, int]]) -> None:
+def protect(view: View, owner: int, runs: Iterable[BlockRun]) -> None:
     """Add the journal's blocks (start, count) to the metadata: from now on only the map of ``owner`` may name them."""
     zones = view.caches[_Zones]
     zones.log = _zone(runs)
@@ -97,26 +98,26 @@ def _build(view: View, number: int) -> Zone:
         Corrupt: a descriptor names blocks outside the file system.
     """
     geometry = view.geometry
-    ranges: list[tuple[int, int]] = []
+    runs: list[BlockRun] = []
     table = -(-geometry.inodes_per_group * geometry.inode_size // geometry.block_size)
     first = number * geometry.flex_bg_size
     for group in range(max(first, 0), min(first + geometry.flex_bg_size, geometry.groups_count)):
         descriptor = groups.descriptor(view, group)
         descriptor.check_places(group, geometry)  # a view of a pool before its recovery has not checked them
-        ranges.append((descriptor.block_bitmap, 1))
-        ranges.append((descriptor.inode_bitmap, 1))
-        ranges.append((descriptor.inode_table, table))
+        runs.append(BlockRun(descriptor.block_bitmap, 1))
+        runs.append(BlockRun(descriptor.inode_bitmap, 1))
+        runs.append(BlockRun(descriptor.inode_table, table))
         own = geometry.base_blocks(group)
         if own:
-            ranges.append((geometry.first_block(group), own))
-    return _zone(ranges)
+            runs.append(BlockRun(geometry.first_block(group), own))
+    return _zone(runs)
 
 
-def _zone(ranges: Iterable[tuple[int, int]]) -> Zone:
-    """Make a zone of ranges (start, count)."""
+def _zone(runs: Iterable[BlockRun]) -> Zone:
+    """Make a zone of runs."""
     begins: list[int] = []
     ends: list[int] = []
-    for begin, count in sorted(ranges):
+    for begin, count in sorted(runs):
         if ends and begin <= ends[-1]:
             ends[-1] = max(ends[-1], begin + count)
         else:

@@ -15,16 +15,16 @@ from typing import TypeAlias
 
 from daxfs.errors import UserError
 from daxfs.pmem.pool import Pool
+from daxfs.runs import ByteRange
 from daxfs.tools.e2fsprogs import find_tool, run_tool
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-Range: TypeAlias = tuple[int, int]  # first byte, byte after the last
 
 _CHUNK = 8 << 20
 _HEAD = 4096  # boot block and superblock
 
 
-def copy_image(image: str, pool: Pool, progress: Progress | None = None) -> Range:
+def copy_image(image: str, pool: Pool, progress: Progress | None = None) -> tuple[int, int]:
     """Copy the file system of ``image`` into ``pool``.
 
     The superblock is wiped first and written last, after a fence: an interrupted copy is not a file system.
@@ -60,7 +60,7 @@ def copy_image(image: str, pool: Pool, progress: Progress | None = None) -> Rang
     return copied, zeroed
 
 
-def data_extents(descriptor: int, length: int) -> Iterator[Range]:
+def data_extents(descriptor: int, length: int) -> Iterator[ByteRange]:
     """Yield the ranges of a file that are not holes, in order (lseek(2), SEEK_DATA)."""
     position = 0
     while position < length:
@@ -69,55 +69,55 @@ def data_extents(descriptor: int, length: int) -> Iterator[Range]:
         except OSError:  # ENXIO: only a hole follows
             return
         position = os.lseek(descriptor, first, os.SEEK_HOLE)
-        yield first, position
+        yield ByteRange(first, position)
 
 
-def used_ranges(image: str) -> list[Range]:
+def used_ranges(image: str) -> list[ByteRange]:
     """Return the byte ranges whose blocks the file system counts as used, in order, by dumpe2fs."""
     result = run_tool([find_tool("dumpe2fs"), image])
     if result.returncode:
         raise UserError(f"dumpe2fs can't read the new file system: {result.stderr.strip()}", 1)
     match = re.search(r"^Block size: +([0-9]+)$", result.stdout, re.MULTILINE)
     block_size = int(match[1]) if match else _HEAD
-    used: list[Range] = [(0, _HEAD)]
-    group: Range | None = None
+    used: list[ByteRange] = [ByteRange(0, _HEAD)]
+    group: ByteRange | None = None
     for line in result.stdout.splitlines():
         if match := re.match(r"Group [0-9]+: \(Blocks ([0-9]+)-([0-9]+)\)", line):
-            group = int(match[1]), int(match[2]) + 1
+            group = ByteRange(int(match[1]), int(match[2]) + 1)
         elif group is not None and (match := re.match(r"  Free blocks: ?(.*)$", line)):
             free = [_numbers(run) for run in match[1].split(", ") if run]
             for first, end in subtract([group], free):
-                _append(used, (first * block_size, end * block_size))
+                _append(used, ByteRange(first * block_size, end * block_size))
             group = None
     return used
 
 
-def subtract(ranges: list[Range], taken: list[Range]) -> Iterator[Range]:
+def subtract(ranges: list[ByteRange], taken: list[ByteRange]) -> Iterator[ByteRange]:
     """Yield the parts of ``ranges`` that are not in ``taken``; both lists are sorted."""
     index = 0
     for first, end in ranges:
-        while index < len(taken) and taken[index][1] <= first:
+        while index < len(taken) and taken[index].end <= first:
             index += 1
         look = index
-        while look < len(taken) and taken[look][0] < end:
-            if first < taken[look][0]:
-                yield first, taken[look][0]
-            first = max(first, taken[look][1])
+        while look < len(taken) and taken[look].begin < end:
+            if first < taken[look].begin:
+                yield ByteRange(first, taken[look].begin)
+            first = max(first, taken[look].end)
             look += 1
         if first < end:
-            yield first, end
+            yield ByteRange(first, end)
 
 
-def _append(ranges: list[Range], new: Range) -> None:
-    if ranges and ranges[-1][1] >= new[0]:
-        ranges[-1] = ranges[-1][0], max(ranges[-1][1], new[1])
+def _append(ranges: list[ByteRange], new: ByteRange) -> None:
+    if ranges and ranges[-1].end >= new.begin:
+        ranges[-1] = ByteRange(ranges[-1].begin, max(ranges[-1].end, new.end))
     else:
         ranges.append(new)
 
 
-def _numbers(run: str) -> Range:
+def _numbers(run: str) -> ByteRange:
     first, _, last = run.partition("-")
-    return int(first), int(last or first) + 1
+    return ByteRange(int(first), int(last or first) + 1)
 
 
 def _read(descriptor: int, offset: int, length: int) -> bytes:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 from daxfs import protocol
 from daxfs.errors import UserError
-from daxfs.fs.types import ROOT_INO
+from daxfs.fs.ranges import FIEMAP_EXTENT_UNWRITTEN
+from daxfs.fs.types import ROOT_INO, FileExtent
 from daxfs.pmem.kinds import HUGE_PAGE, read_mounts
 from daxfs.structures import mapping
 from daxfs.tools.reading import NO_INPUT, Reading, reading
@@ -23,15 +23,6 @@ from daxfs.tools.sizes import format_size
 REGULAR = 0o100000
 MAX_RUNS = 1 << 20
 USAGE = 64
-
-
-class Run(NamedTuple):
-    """Blocks that are contiguous in the file and in the pool, in bytes; ``unwritten``: allocated, read as zeros."""
-
-    offset: int
-    pool_offset: int
-    length: int
-    unwritten: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +34,7 @@ class FileMap:
     size: int
     allocated: int
     huge: int
-    runs: list[Run]
+    runs: list[FileExtent]
 
 
 def locate(file: str, pool: str = "") -> tuple[str, str]:
@@ -86,9 +77,10 @@ def _gather(found: Reading, which: str, file: str) -> FileMap:
     if inode.mode & 0xF000 not in (REGULAR, 0o040000):
         raise UserError(f"{file} is neither a regular file nor a directory, and has no blocks to map", USAGE)
     bits = found.geometry.block_bits
-    runs: list[Run] = []
+    runs: list[FileExtent] = []
     for extent in mapping.walk(found.view, inode):
-        run = Run(extent.lblk << bits, extent.pblk << bits, extent.length << bits, extent.unwritten)
+        flags = FIEMAP_EXTENT_UNWRITTEN if extent.unwritten else 0
+        run = FileExtent(extent.lblk << bits, extent.pblk << bits, extent.length << bits, flags)
         if runs and _continues(runs[-1], run):
             runs[-1] = runs[-1]._replace(length=runs[-1].length + run.length)
         elif len(runs) < MAX_RUNS:
@@ -99,40 +91,50 @@ def _gather(found: Reading, which: str, file: str) -> FileMap:
     return FileMap(found.pool.path, inode.number, inode.size, allocated, huge_bytes(runs), runs)
 
 
-def _continues(before: Run, run: Run) -> bool:
+def _continues(before: FileExtent, run: FileExtent) -> bool:
     return (
-        before.unwritten == run.unwritten
-        and before.offset + before.length == run.offset
-        and before.pool_offset + before.length == run.pool_offset
+        before.flags == run.flags
+        and before.logical + before.length == run.logical
+        and before.physical + before.length == run.physical
     )
 
 
-def huge_bytes(runs: list[Run]) -> int:
+def huge_bytes(runs: list[FileExtent]) -> int:
     """Return how many bytes of the runs 2 MiB pages can map."""
     huge, begin, end, shift = 0, 0, 0, -1
-    for run in [*runs, Run(0, 1, 0, False)]:
+    for run in [*runs, FileExtent(0, 1, 0, 0)]:
         # Adjacent unwritten and written blocks are one piece of memory.
-        if run.offset == end and run.pool_offset - run.offset == shift:
+        if run.logical == end and run.physical - run.logical == shift:
             end += run.length
             continue
         if shift % HUGE_PAGE == 0:
             huge += max(0, end // HUGE_PAGE - -(-begin // HUGE_PAGE)) * HUGE_PAGE
-        begin, end, shift = run.offset, run.offset + run.length, run.pool_offset - run.offset
+        begin, end, shift = run.logical, run.logical + run.length, run.physical - run.logical
     return huge
+
+
+def _as_json(run: FileExtent) -> dict[str, int | bool]:
+    return {
+        "offset": run.logical,
+        "pool_offset": run.physical,
+        "length": run.length,
+        "unwritten": bool(run.flags & FIEMAP_EXTENT_UNWRITTEN),
+    }
 
 
 def show(file: str, *, pool: str = "", as_json: bool = False) -> None:
     """Print the extents of a file."""
     found = examine(file, pool)
     if as_json:
-        runs = [run._asdict() for run in found.runs]
+        runs = [_as_json(run) for run in found.runs]
         print(json.dumps({**asdict(found), "runs": runs}, indent=2))
         return
     print(f"{file}: inode {found.ino} of {found.pool}, {found.size} bytes, {format_size(found.allocated)} allocated")
     print(f"{'offset':>16} {'length':>14} {'pool offset':>16}  {'of 2 MiB':<9}")
     for run in found.runs:
-        past = run.pool_offset % HUGE_PAGE
+        past = run.physical % HUGE_PAGE
         aligned = "aligned" if past == 0 else f"+{past >> 10} KiB"
-        print(f"{run.offset:>16} {run.length:>14} {run.pool_offset:>16}  {aligned:<9}{' unwritten' * run.unwritten}")
+        unwritten = " unwritten" if run.flags & FIEMAP_EXTENT_UNWRITTEN else ""
+        print(f"{run.logical:>16} {run.length:>14} {run.physical:>16}  {aligned:<9}{unwritten}")
     share = 100 * found.huge / found.allocated if found.allocated else 0.0
     print(f"{len(found.runs)} extents; {format_size(found.huge)} ({share:.0f} %) can be mapped with 2 MiB pages")

@@ -18,7 +18,7 @@ import pytest
 from daxfs import direct, protocol
 from daxfs.direct import trust
 from daxfs.pmem import persist
-from daxfs.protocol import Extent, Flag, Kind, Lease, Stored
+from daxfs.protocol import Flag, GrantedExtent, Kind, Lease, Stored
 
 KIB, MIB = 1 << 10, 1 << 20
 POOL_SIZE = MIB
@@ -56,7 +56,7 @@ class FakeDaemon:
         self.record = protocol.Pool(persistence, *identity, POOL_SIZE, 4096, 7, bytes(16), path)
         self.size = size
         self.epoch = 1
-        self.extents = [Extent(0, DATA, size, Kind.MEMORY)]
+        self.extents = [GrantedExtent(0, DATA, size, Kind.MEMORY)]
         self.refuse: dict[str, int] = {}
         self.leases: list[Lease] = []
         self.stored: list[Stored] = []
@@ -79,7 +79,7 @@ class FakeDaemon:
         with self.pool.open("r+b") as pool:
             pool.seek(place)
             pool.write(content)
-        self.extents = [Extent(0, place, self.size, Kind.MEMORY)]
+        self.extents = [GrantedExtent(0, place, self.size, Kind.MEMORY)]
         self.epoch += 1
         self.post()
 

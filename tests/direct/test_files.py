@@ -22,7 +22,7 @@ from mount_rig import SESSIONS, Mounted, in_child, mounted, mountpoint
 from daxfs import direct, protocol
 from daxfs.direct import pool as pools
 from daxfs.pmem import persist
-from daxfs.protocol import Extent, Flag, Kind
+from daxfs.protocol import Flag, GrantedExtent, Kind
 
 
 @pytest.mark.parametrize("number", REFUSALS)
@@ -83,10 +83,10 @@ def test_reads_and_writes_are_in_the_pool(daemon: FakeDaemon) -> None:
 
 def test_parts_of_all_kinds(daemon: FakeDaemon) -> None:
     daemon.extents = [
-        Extent(0, DATA, 4096, Kind.MEMORY),
-        Extent(4096, 0, 4096, Kind.HOLE),
-        Extent(8192, DATA * 2, 4096, Kind.MEMORY),
-        Extent(12288, 0, 4096, Kind.KERNEL),
+        GrantedExtent(0, DATA, 4096, Kind.MEMORY),
+        GrantedExtent(4096, 0, 4096, Kind.HOLE),
+        GrantedExtent(8192, DATA * 2, 4096, Kind.MEMORY),
+        GrantedExtent(12288, 0, 4096, Kind.KERNEL),
     ]
     with direct.open(daemon.file) as file:
         assert file.pread(4000, 8192 - 4000) == b"m" * 96 + bytes(4096)

@@ -13,7 +13,7 @@ from direct_rig import DATA, KIB, MIB, POOL_SIZE, FakeDaemon, noise, pool_bytes
 from mount_rig import in_child
 
 from daxfs import direct, protocol
-from daxfs.protocol import Extent, Kind
+from daxfs.protocol import GrantedExtent, Kind
 
 
 def test_a_new_epoch_is_seen_at_once_and_the_old_memory_given_back(daemon: FakeDaemon) -> None:
@@ -87,7 +87,7 @@ def test_an_answer_about_another_pool_ends_it(daemon: FakeDaemon) -> None:
 
 def test_an_extent_outside_the_mapped_pool_ends_it(daemon: FakeDaemon) -> None:
     with direct.open(daemon.file) as file:
-        daemon.extents = [Extent(0, POOL_SIZE - 4096, 8192, Kind.MEMORY)]
+        daemon.extents = [GrantedExtent(0, POOL_SIZE - 4096, 8192, Kind.MEMORY)]
         daemon.epoch += 1
         daemon.post()
         assert file.pread(0, 3) == b"kkk"
@@ -97,7 +97,7 @@ def test_an_extent_outside_the_mapped_pool_ends_it(daemon: FakeDaemon) -> None:
 def growing(daemon: FakeDaemon, records: int) -> direct.DirectFile:
     """Return a file to which so many KiB were appended and not reported."""
     file = direct.open(daemon.file, "r+b")
-    daemon.extents = [Extent(0, DATA, 32 << 10, Kind.MEMORY)]
+    daemon.extents = [GrantedExtent(0, DATA, 32 << 10, Kind.MEMORY)]
     file.seek(daemon.size)
     for _ in range(records + 1):
         file.write(b"w" * 1024)

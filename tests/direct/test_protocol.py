@@ -211,7 +211,7 @@ def test_pool_fields_are_where_c_has_them(header: Header) -> None:
 
 
 def test_lease_fields_are_where_c_has_them(header: Header) -> None:
-    extents = (protocol.Extent(11, 12, 13, 1), protocol.Extent(24, 0, 5, 0))
+    extents = (protocol.GrantedExtent(11, 12, 13, 1), protocol.GrantedExtent(24, 0, 5, 0))
     lease = protocol.Lease(1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, bytes(range(16)), extents)
     record = lease.pack(protocol.LEASE_SIZE)
     found = spread(header, "daxfs_lease", record)
@@ -249,7 +249,7 @@ def test_what_is_not_given_is_zero() -> None:
 
 
 def test_more_extents_than_the_record_has_room_for_are_an_error() -> None:
-    extents = (protocol.Extent(0, 0, 1, 0),) * 5
+    extents = (protocol.GrantedExtent(0, 0, 1, 0),) * 5
     with pytest.raises(struct.error):
         protocol.Lease(1, 2, 3, 4, extents=extents).pack(protocol.SHORT_LEASE_SIZE)
     forged = bytearray(protocol.Lease(1, 2, 3, 4).pack(protocol.SHORT_LEASE_SIZE))

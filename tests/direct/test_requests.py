@@ -14,7 +14,7 @@ from daxfs.direct import pool as pools
 from daxfs.direct import requests
 from daxfs.direct.pool import Pool
 from daxfs.direct.trust import Refused
-from daxfs.protocol import Extent, Flag, Kind, Lease
+from daxfs.protocol import Flag, GrantedExtent, Kind, Lease
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_an_answer_about_another_pool_is_refused(daemon: FakeDaemon, pool: Pool,
 
 
 def test_memory_past_the_mapped_pool_is_refused(daemon: FakeDaemon, pool: Pool, descriptor: int) -> None:
-    daemon.extents = [Extent(0, POOL_SIZE - 4096, 4096, Kind.MEMORY)]
+    daemon.extents = [GrantedExtent(0, POOL_SIZE - 4096, 4096, Kind.MEMORY)]
     assert ask(pool, descriptor).extents
-    daemon.extents = [Extent(0, POOL_SIZE - 4096, 8192, Kind.MEMORY)]
+    daemon.extents = [GrantedExtent(0, POOL_SIZE - 4096, 8192, Kind.MEMORY)]
     with pytest.raises(Refused, match="grown"):
         ask(pool, descriptor)
 

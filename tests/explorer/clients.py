@@ -213,7 +213,7 @@ class Client:
             room = protocol.room(len(record))
             request = LeaseRequest(asked.holder, asked.offset, asked.length, asked.flags, room, asked.token)
             found = self.fs.lease(file, request)
-            extents = tuple(protocol.Extent(*piece) for piece in found.pieces)
+            extents = tuple(found.pieces)
             answer = asked._replace(next=found.next, size=found.size, entry=found.entry, epoch=found.epoch)
             answer = answer._replace(device=1, inode=2, extents=extents)
             assert isinstance(record, bytearray)

@@ -19,6 +19,7 @@ from daxfs.journal.area import LogArea
 from daxfs.journal.tail import JournalSuperblockWriter
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
+from daxfs.runs import BlockRun
 from support import mke2fs, run, tool
 
 # name -> options, for every layout of tags, revoke blocks and checksums that a log can have.
@@ -42,13 +43,13 @@ def _made(options: tuple[str, ...]) -> tuple[bytes, LogArea]:
         return path.read_bytes(), LogArea(_runs(blocks))
 
 
-def _runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
+def _runs(blocks: Iterable[int]) -> list[BlockRun]:
+    runs: list[BlockRun] = []
     for block in blocks:
         if runs and sum(runs[-1]) == block:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            runs[-1] = BlockRun(runs[-1].start, runs[-1].length + 1)
         else:
-            runs.append((block, 1))
+            runs.append(BlockRun(block, 1))
     return runs
 
 

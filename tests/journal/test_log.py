@@ -23,6 +23,7 @@ from daxfs.journal.journal import Journal
 from daxfs.journal.log import Log
 from daxfs.journal.tail import JournalSuperblockWriter
 from daxfs.pmem.memory import MemoryPool
+from daxfs.runs import BlockRun
 from support import run
 
 formats = pytest.mark.parametrize("name", FORMATS)
@@ -206,7 +207,7 @@ def test_logs_that_cannot_be_opened(rig_of_30: JournalRig) -> None:
     limit = rig.geometry.blocks_count
     for runs in ([], [(0, 5)], [(limit - 2, 3)], [(5, 4), (8, 2)], [(5, 0)], [(5, -1)], [(1 << 60, 1)]):
         with pytest.raises(Corrupt, match="journal inode"):
-            Log(pool, rig.geometry, LogArea(runs))
+            Log(pool, rig.geometry, LogArea([BlockRun(*run) for run in runs]))
 
 
 @pytest.mark.parametrize("name", ["v3", "no checksums"])
@@ -378,7 +379,7 @@ def test_the_inverse_of_a_field() -> None:
 
 
 def test_areas_of_several_runs() -> None:
-    area = LogArea([(10, 3), (100, 1), (50, 4)])
+    area = LogArea([BlockRun(10, 3), BlockRun(100, 1), BlockRun(50, 4)])
     blocks = [10, 11, 12, 100, 50, 51, 52, 53]
     assert area.blocks == 8
     assert [area.physical(position) for position in range(8)] == blocks

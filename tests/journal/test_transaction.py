@@ -18,6 +18,7 @@ from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
+from daxfs.runs import BlockRun
 
 
 class Undo(Exception):
@@ -86,7 +87,7 @@ def test_an_exception_takes_everything_back(rig: JournalRig, journal: Journal) -
     with journal.handle(8) as tx:
         tx.edit(old, nothing)[:] = rig.filled(1)
         tx.edit(gone)[:] = rig.filled(2)
-        tx.frees.append((5, 1))
+        tx.frees.append(BlockRun(5, 1))
         tx.edit_superblock().s_mnt_count = 5
         tx.forget(rig.free[5])
         tx.reserve("a", 2)
@@ -98,7 +99,7 @@ def test_an_exception_takes_everything_back(rig: JournalRig, journal: Journal) -
         tx.forget(gone)
         tx.create(gone)[:] = rig.filled(5)
         tx.create(rig.free[5])
-        tx.frees.append((6, 1))
+        tx.frees.append(BlockRun(6, 1))
         tx.edit_superblock().s_mnt_count = 6
         tx.reserve("b", 3)
     view, tx_state = journal.view, journal._transaction
@@ -328,7 +329,7 @@ def test_hooks_change_the_transaction_they_end(rig: JournalRig, pool: MemoryPool
 
     journal.add_commit_hook(hook, journal.has_frees)
     with journal.handle(0) as tx:
-        tx.frees.append((rig.free[3], 2))
+        tx.frees.append(BlockRun(rig.free[3], 2))
     assert journal.pending_free_blocks == 2
     assert journal.dirty
     journal.commit()
@@ -433,7 +434,7 @@ class HandlesAgainstAModel(RuleBasedStateMachine):
         self.model: dict[int, int] = {}  # block -> first byte
         self.sealed: set[int] = set()
         self.gone: set[int] = set()  # forgotten since their last creation: undefined content
-        self.frees: list[tuple[int, int]] = []
+        self.frees: list[BlockRun] = []
 
     @precondition(lambda self: hasattr(self, "rig"))
     @rule(
@@ -472,8 +473,8 @@ class HandlesAgainstAModel(RuleBasedStateMachine):
             tx.edit(block, self.seal)
             self.sealed.add(block)
         elif step == "free":
-            tx.frees.append((block, 1))
-            self.frees.append((block, 1))
+            tx.frees.append(BlockRun(block, 1))
+            self.frees.append(BlockRun(block, 1))
 
     @staticmethod
     def seal(content: memoryview) -> None:

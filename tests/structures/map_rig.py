@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pointer_map
+
 from daxfs.ext4.extent import leaves
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
@@ -39,7 +41,7 @@ def make_image(path: Path, *options: str, size: str = "16M") -> Path:
 def count_blocks(view: View, inode: Inode) -> int:
     """Count the blocks of a map, mapped ones and its own, as ``i_blocks`` does, in blocks of the file system."""
     if not inode.flags & EXT4_EXTENTS_FL:
-        return sum(length for _, _, length in indirect._Walk(view, inode, 0, 0xFFFFFFFF).pieces())
+        return pointer_map.count_blocks(view, inode)
     nodes: set[int] = set()
     blocks_mapped = position = 0
     while position < MAX_BLOCKS:

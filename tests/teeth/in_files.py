@@ -372,15 +372,15 @@ MUTANTS = [
     Mutant(
         "freed blocks are given out at once",
         BLOCKS,
-        "    tx.frees.append((start, count))\n\n\ndef apply_frees",
-        "    tx.frees.append((start, count))\n    apply_frees(tx)\n    del tx.frees[:]\n\n\ndef apply_frees",
+        "    tx.frees.append(BlockRun(start, count))\n\n\ndef apply_frees",
+        "    tx.frees.append(BlockRun(start, count))\n    apply_frees(tx)\n    del tx.frees[:]\n\n\ndef apply_frees",
         "A new file stores into blocks that are another's after a cut.",
         (STORIES,),
     ),
     Mutant(
         "freed blocks stay in use",
         BLOCKS,
-        "    tx.frees.append((start, count))\n\n\ndef apply_frees",
+        "    tx.frees.append(BlockRun(start, count))\n\n\ndef apply_frees",
         "\n\ndef apply_frees",
         "What is freed is lost.",
         (HANDLES,),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from daxfs.tools.mapview import Run, huge_bytes
+from daxfs.fs.ranges import FIEMAP_EXTENT_UNWRITTEN
+from daxfs.fs.types import FileExtent
+from daxfs.tools.mapview import huge_bytes
 
 M = 1 << 20
 
@@ -24,8 +26,8 @@ M = 1 << 20
     ],
 )
 def test_whole_pages_at_whole_places(runs: list[tuple[int, int, int]], expected: int) -> None:
-    assert huge_bytes([Run(*run, unwritten=False) for run in runs]) == expected
+    assert huge_bytes([FileExtent(*run, flags=0) for run in runs]) == expected
 
 
 def test_written_and_unwritten_blocks_are_one_piece_of_memory() -> None:
-    assert huge_bytes([Run(0, 2 * M, M, False), Run(M, 3 * M, M, True)]) == 2 * M
+    assert huge_bytes([FileExtent(0, 2 * M, M, 0), FileExtent(M, 3 * M, M, FIEMAP_EXTENT_UNWRITTEN)]) == 2 * M

@@ -17,6 +17,7 @@ from daxfs.errors import PoolError, UserError
 from daxfs.pmem import kinds
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import open_pool
+from daxfs.runs import ByteRange
 from daxfs.tools import mkfs
 from daxfs.tools.imagecopy import copy_image, subtract, used_ranges
 from daxfs.tools.mkfs import Report, make_pool
@@ -248,7 +249,7 @@ def test_mapped_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options:
     pool = tmp_path / "result"
     pool.write_bytes(memory)
     fsck(pool)
-    free = list(subtract([(0, size)], used_ranges(str(pool))))
+    free = list(subtract([ByteRange(0, size)], used_ranges(str(pool))))
     assert free
     for first, end in free:
         inner = memory[first + 4096 : end - 4096]  # the image's data has the granularity of the host's pages
@@ -274,10 +275,16 @@ def test_copy_cut_short_is_no_file_system(tmp_path: Path) -> None:
     assert not any(pool.memory[:4096])
 
 
-def test_subtract() -> None:
-    assert list(subtract([(0, 10), (20, 30)], [(2, 3), (5, 25), (29, 40)])) == [(0, 2), (3, 5), (25, 29)]
-    assert list(subtract([(0, 10), (12, 14)], [])) == [(0, 10), (12, 14)]
-    assert list(subtract([(0, 4), (6, 8)], [(0, 8)])) == []
+@pytest.mark.parametrize(
+    ("ranges", "taken", "left"),
+    [
+        ([(0, 10), (20, 30)], [(2, 3), (5, 25), (29, 40)], [(0, 2), (3, 5), (25, 29)]),
+        ([(0, 10), (12, 14)], [], [(0, 10), (12, 14)]),
+        ([(0, 4), (6, 8)], [(0, 8)], []),
+    ],
+)
+def test_subtract(ranges: list[tuple[int, int]], taken: list[tuple[int, int]], left: list[tuple[int, int]]) -> None:
+    assert list(subtract([ByteRange(*each) for each in ranges], [ByteRange(*each) for each in taken])) == left
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.fs import data, ranges
-from daxfs.fs.types import LeaseRequest, Piece
-from daxfs.protocol import Flag, Kind
+from daxfs.fs.types import LeaseRequest
+from daxfs.protocol import Flag, GrantedExtent, Kind
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
@@ -26,12 +26,12 @@ HOLE, MEMORY, KERNEL = Kind
 
 def compose(
     volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int
-) -> tuple[list[Piece], int]:
+) -> tuple[list[GrantedExtent], int]:
     """Return the pieces of the answer, up to ``upto`` at most, and the offset where they end."""
     if (whole := single_piece(volume, file.node, grants, request, upto)) is not None:
         grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole))
         return [whole], upto
-    pieces: list[Piece] = []
+    pieces: list[GrantedExtent] = []
     position = request.offset
     answer = overlay_kernel_mapped(grants, mapped_pieces(volume, file, grants, request, upto))
     if request.flags & MAP and volume.block_size < ranges.PAGE:
@@ -49,7 +49,9 @@ def compose(
     return pieces, position
 
 
-def single_piece(volume: Volume, node: Node, grants: InodeGrants, request: LeaseRequest, upto: int) -> Piece | None:
+def single_piece(
+    volume: Volume, node: Node, grants: InodeGrants, request: LeaseRequest, upto: int
+) -> GrantedExtent | None:
     """Return the only piece of the answer if the requested bytes lie together in the pool; None if they do not."""
     if grants.through_kernel or volume.block_size < ranges.PAGE or not request.room:
         return None
@@ -57,10 +59,10 @@ def single_piece(volume: Volume, node: Node, grants: InodeGrants, request: Lease
     run = mapped.find(request.offset) if mapped is not None else None
     if run is None or run[3] or run[1] < upto:
         return None
-    return Piece(request.offset, request.offset + run[2], upto - request.offset, MEMORY)
+    return GrantedExtent(request.offset, request.offset + run[2], upto - request.offset, MEMORY)
 
 
-def pool_end(volume: Volume, piece: Piece) -> int:
+def pool_end(volume: Volume, piece: GrantedExtent) -> int:
     """Return the pool offset where the block ends that contains the piece's last byte."""
     end = piece.pool_offset + piece.length
     return end + -end % volume.block_size
@@ -68,31 +70,31 @@ def pool_end(volume: Volume, piece: Piece) -> int:
 
 def mapped_pieces(
     volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int
-) -> Iterator[Piece]:
+) -> Iterator[GrantedExtent]:
     """Yield the file's pieces up to ``upto`` as its map has them, holes included."""
     node = file.node
     nothing: Kind = KERNEL if request.flags & MAP else HOLE
     position = request.offset
     for begin, end, delta, unwritten in data.pieces(volume, node, position, upto):
         if begin > position:
-            yield Piece(position, 0, begin - position, nothing)
+            yield GrantedExtent(position, 0, begin - position, nothing)
         position = end
         if not unwritten:
-            yield Piece(begin, begin + delta, end - begin, MEMORY)
+            yield GrantedExtent(begin, begin + delta, end - begin, MEMORY)
             continue
         at = begin
         for low, high, _, _ in grants.preallocated.within(begin, end) if request.flags & GROW else ():
             if low > at:
-                yield Piece(at, 0, low - at, nothing)
-            yield Piece(low, low + delta, high - low, MEMORY)
+                yield GrantedExtent(at, 0, low - at, nothing)
+            yield GrantedExtent(low, low + delta, high - low, MEMORY)
             at = high
         if at < end:
-            yield Piece(at, 0, end - at, nothing)
+            yield GrantedExtent(at, 0, end - at, nothing)
     if position < upto:
-        yield Piece(position, 0, upto - position, nothing)
+        yield GrantedExtent(position, 0, upto - position, nothing)
 
 
-def overlay_kernel_mapped(grants: InodeGrants, pieces: Iterator[Piece]) -> Iterator[Piece]:
+def overlay_kernel_mapped(grants: InodeGrants, pieces: Iterator[GrantedExtent]) -> Iterator[GrantedExtent]:
     """Yield the pieces, with bytes that are mapped through the kernel as pieces of their own."""
     if not grants.through_kernel:
         yield from pieces
@@ -102,20 +104,20 @@ def overlay_kernel_mapped(grants: InodeGrants, pieces: Iterator[Piece]) -> Itera
         for begin, end, _, _ in grants.kernel_mapped.within(at, stop):
             if begin > at:
                 yield part_of(piece, at, begin)
-            yield Piece(begin, 0, end - begin, KERNEL)
+            yield GrantedExtent(begin, 0, end - begin, KERNEL)
             at = end
         if at < stop:
             yield part_of(piece, at, stop)
 
 
-def part_of(piece: Piece, begin: int, end: int) -> Piece:
+def part_of(piece: GrantedExtent, begin: int, end: int) -> GrantedExtent:
     """Return the part [begin, end) of a piece; the bounds are offsets in the file."""
-    return Piece(
+    return GrantedExtent(
         begin, piece.pool_offset + begin - piece.offset if piece.kind == MEMORY else 0, end - begin, piece.kind
     )
 
 
-def whole_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def whole_pages(pieces: Iterator[GrantedExtent]) -> Iterator[GrantedExtent]:
     """Yield the pieces, with memory that fills no whole page made KERNEL (for blocks smaller than a page)."""
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length
@@ -124,16 +126,16 @@ def whole_pages(pieces: Iterator[Piece]) -> Iterator[Piece]:
             low = high = end
         if begin < low:
             kind = KERNEL if piece.kind == MEMORY else piece.kind
-            yield Piece(begin, 0, low - begin, kind)
+            yield GrantedExtent(begin, 0, low - begin, kind)
         if low < high:
-            yield Piece(low, piece.pool_offset + low - begin, high - low, MEMORY)
+            yield GrantedExtent(low, piece.pool_offset + low - begin, high - low, MEMORY)
         if high < end:
-            yield Piece(high, 0, end - high, KERNEL)
+            yield GrantedExtent(high, 0, end - high, KERNEL)
 
 
-def merge_adjacent(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def merge_adjacent(pieces: Iterator[GrantedExtent]) -> Iterator[GrantedExtent]:
     """Yield the pieces, with neighbours merged that are of one kind and, if they are memory, adjacent in the pool."""
-    held: Piece | None = None
+    held: GrantedExtent | None = None
     for piece in pieces:
         if held is None:
             held = piece
@@ -146,7 +148,7 @@ def merge_adjacent(pieces: Iterator[Piece]) -> Iterator[Piece]:
         yield held
 
 
-def record_kernel_mapped(grants: InodeGrants, file: OpenFile, holder: int, pieces: list[Piece]) -> None:
+def record_kernel_mapped(grants: InodeGrants, file: OpenFile, holder: int, pieces: list[GrantedExtent]) -> None:
     """Record the bytes of the answer that are mapped through the kernel. A new range ends the epoch."""
     for piece in pieces:
         begin, end = piece.offset, piece.offset + piece.length

@@ -21,6 +21,7 @@ from daxfs.fs.change import Change
 from daxfs.fs.grants.inode_grants import DeferredFree, InodeGrants
 from daxfs.fs.grants.status_page import new_quarantine_inode
 from daxfs.protocol import READER_LOCKS
+from daxfs.runs import BlockRun
 from daxfs.structures import blocks, inodes, mapping
 from daxfs.structures.mapping import Extent
 
@@ -34,9 +35,6 @@ RUNS_INSIDE = 4
 """Runs that fit into the inode itself."""
 MAX_DEFERRED = 8
 """Quarantine inodes of one file; later deferred frees join the last one."""
-
-Run = tuple[int, int]
-"""First block and number of blocks."""
 
 
 class Epochs:
@@ -135,29 +133,29 @@ class Epochs:
 
     # How blocks are deferred
 
-    def _withheld(self, tx: Handle, mark: int, grants: InodeGrants | None) -> list[Run]:
+    def _withheld(self, tx: Handle, mark: int, grants: InodeGrants | None) -> list[BlockRun]:
         """Take the runs that must be deferred out of ``tx.frees`` from ``mark`` on, and return them."""
         freed = tx.frees[mark:]
         if self.stale or grants is None:
             del tx.frees[mark:]
             return freed
         bits = self._volume.block_bits
-        kept: list[Run] = []
-        free: list[Run] = []
+        kept: list[BlockRun] = []
+        free: list[BlockRun] = []
         for start, length in freed:
             position, end = start, start + length
             for begin, stop, _, _ in grants.granted.within(start << bits, end << bits):
                 low, high = begin >> bits, stop >> bits
                 if low > position:
-                    free.append((position, low - position))
-                kept.append((low, high - low))
+                    free.append(BlockRun(position, low - position))
+                kept.append(BlockRun(low, high - low))
                 position = high
             if position < end:
-                free.append((position, end - position))
+                free.append(BlockRun(position, end - position))
         tx.frees[mark:] = free
         return kept
 
-    def _defer(self, tx: Handle, grants: InodeGrants | None, number: int, runs: list[Run]) -> None:
+    def _defer(self, tx: Handle, grants: InodeGrants | None, number: int, runs: list[BlockRun]) -> None:
         """Map the runs into quarantine inode ``number`` (0: a new one), and record the deferred free."""
         volume = self._volume
         bits = volume.block_bits

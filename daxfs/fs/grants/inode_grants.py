@@ -20,6 +20,7 @@ from daxfs.protocol import CHANGES_AT, ENDED, ENTRY, EPOCH_AT, SIZE_AT
 if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
+    from daxfs.runs import ByteRange
 
 MAX_GRANTED = 8192
 """Pieces of the pool recorded for one file; if there are more, all from the first to the last counts as granted."""
@@ -95,7 +96,7 @@ class InodeGrants:
         self.extender: tuple[OpenFile, int] | None = None
         self.through_kernel: dict[tuple[OpenFile, int], FileMap] = {}
         self.kernel_mapped = FileMap()
-        self.unrenewed: dict[Holder, list[tuple[int, int]]] = {}
+        self.unrenewed: dict[Holder, list[ByteRange]] = {}
         self.deferred: list[DeferredFree] = []
         self._epochs = epochs
         self._volume = volume

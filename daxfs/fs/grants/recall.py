@@ -25,6 +25,8 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from daxfs.runs import ByteRange
+
 if TYPE_CHECKING:
     from daxfs.fs.grants.epochs import Epochs
     from daxfs.fs.grants.inode_grants import Holder, InodeGrants
@@ -81,8 +83,9 @@ class Recall:
             elif time.monotonic() >= self._deadline:
                 self._state = State.MAPPED
                 self.mapped = tuple(late)
+                unrenewed = self._recalls.by_ino[self.ino].unrenewed
                 for holder in late:
-                    self._recalls.by_ino[self.ino].unrenewed.setdefault(holder, []).append((self.begin, self.end))
+                    unrenewed.setdefault(holder, []).append(ByteRange(self.begin, self.end))
                 self._recalls.remove(self)
         return self._state
 

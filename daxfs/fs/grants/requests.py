@@ -22,6 +22,7 @@ from daxfs.fs.grants.inode_grants import InodeGrants
 from daxfs.fs.types import Grant, LeaseRequest, PoolIdentity
 from daxfs.pmem.persist import MSYNC
 from daxfs.protocol import FURTHEST, MOST_FILLED, Flag
+from daxfs.runs import ByteRange
 from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ MAX_ALL_HOLDERS = 4096
 """Holders of one file's grants: some requests look at all of them, while all other requests wait."""
 MAX_HOLDERS_OF_ALL_FILES = 32_768
 """Holders of all grants together: some 10 MiB of DRAM."""
-
-Range = tuple[int, int]
 
 # Plain numbers: combining members of an IntFlag costs more than the rest of an ordinary answer.
 WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in Flag)
@@ -246,7 +245,7 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
     node, bits = file.node, volume.block_bits
     inside = node.size + volume.block_size - 1 >> bits
     made = 0
-    preallocated: list[Range] = []
+    preallocated: list[ByteRange] = []
     with volume.handle(ranges.CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
         inode = change.inode
         while lblk < stop and made < ranges.RUNS_PER_STEP:
@@ -270,7 +269,7 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
                         mapping.mark_written(tx, inode, lblk, run.length)
                     run = run._replace(unwritten=False)
                 if end > node.size:
-                    preallocated.append((max(begin, node.size), end))
+                    preallocated.append(ByteRange(max(begin, node.size), end))
                 change.maps(run)
                 made += 1
             lblk += run.length

@@ -82,7 +82,7 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
         device=identity.device,
         inode=identity.inode,
         lock=identity.lock,
-        extents=tuple(protocol.Extent(*piece) for piece in answer.pieces),
+        extents=tuple(answer.pieces),
     ).pack()
 
 

@@ -28,7 +28,7 @@ from range_rig import PUNCH
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.grants import answers
 from daxfs.fs.grants.inode_grants import MAX_KERNEL
-from daxfs.fs.types import Piece
+from daxfs.protocol import GrantedExtent
 
 OpenFs = Callable[..., FileSystem]
 BLOCK = 4096
@@ -40,42 +40,48 @@ PAGE = 4096
 def test_pieces_join_where_they_go_on() -> None:
     """Memory joins if it is also adjacent in the pool, holes always."""
     pieces = [
-        Piece(0, 100, 10, MEMORY),
-        Piece(10, 110, 5, MEMORY),
-        Piece(15, 300, 5, MEMORY),
-        Piece(20, 0, 5, HOLE),
-        Piece(25, 0, 5, HOLE),
-        Piece(30, 0, 5, KERNEL),
+        GrantedExtent(0, 100, 10, MEMORY),
+        GrantedExtent(10, 110, 5, MEMORY),
+        GrantedExtent(15, 300, 5, MEMORY),
+        GrantedExtent(20, 0, 5, HOLE),
+        GrantedExtent(25, 0, 5, HOLE),
+        GrantedExtent(30, 0, 5, KERNEL),
     ]
     assert list(answers.merge_adjacent(iter(pieces))) == [
-        Piece(0, 100, 15, MEMORY),
-        Piece(15, 300, 5, MEMORY),
-        Piece(20, 0, 10, HOLE),
-        Piece(30, 0, 5, KERNEL),
+        GrantedExtent(0, 100, 15, MEMORY),
+        GrantedExtent(15, 300, 5, MEMORY),
+        GrantedExtent(20, 0, 10, HOLE),
+        GrantedExtent(30, 0, 5, KERNEL),
     ]
     assert list(answers.merge_adjacent(iter([]))) == []
 
 
 def test_a_part_of_a_piece_lies_where_the_piece_has_it() -> None:
-    assert answers.part_of(Piece(100, 5000, 50, MEMORY), 110, 120) == Piece(110, 5010, 10, MEMORY)
-    assert answers.part_of(Piece(100, 0, 50, HOLE), 110, 120) == Piece(110, 0, 10, HOLE)
+    assert answers.part_of(GrantedExtent(100, 5000, 50, MEMORY), 110, 120) == GrantedExtent(110, 5010, 10, MEMORY)
+    assert answers.part_of(GrantedExtent(100, 0, 50, HOLE), 110, 120) == GrantedExtent(110, 0, 10, HOLE)
 
 
 @pytest.mark.parametrize(
     ("piece", "expected"),
     [
-        (Piece(0, PAGE, 2 * PAGE, MEMORY), [Piece(0, PAGE, 2 * PAGE, MEMORY)]),
-        (Piece(0, PAGE + 1024, 2 * PAGE, MEMORY), [Piece(0, 0, 2 * PAGE, KERNEL)]),
-        (Piece(1024, PAGE + 1024, 1024, MEMORY), [Piece(1024, 0, 1024, KERNEL)]),
+        (GrantedExtent(0, PAGE, 2 * PAGE, MEMORY), [GrantedExtent(0, PAGE, 2 * PAGE, MEMORY)]),
+        (GrantedExtent(0, PAGE + 1024, 2 * PAGE, MEMORY), [GrantedExtent(0, 0, 2 * PAGE, KERNEL)]),
+        (GrantedExtent(1024, PAGE + 1024, 1024, MEMORY), [GrantedExtent(1024, 0, 1024, KERNEL)]),
         (
-            Piece(1024, PAGE + 1024, 2 * PAGE, MEMORY),
-            [Piece(1024, 0, 3072, KERNEL), Piece(PAGE, 2 * PAGE, PAGE, MEMORY), Piece(2 * PAGE, 0, 1024, KERNEL)],
+            GrantedExtent(1024, PAGE + 1024, 2 * PAGE, MEMORY),
+            [
+                GrantedExtent(1024, 0, 3072, KERNEL),
+                GrantedExtent(PAGE, 2 * PAGE, PAGE, MEMORY),
+                GrantedExtent(2 * PAGE, 0, 1024, KERNEL),
+            ],
         ),
-        (Piece(0, 0, 2 * PAGE, HOLE), [Piece(0, 0, 2 * PAGE, HOLE)]),
+        (GrantedExtent(0, 0, 2 * PAGE, HOLE), [GrantedExtent(0, 0, 2 * PAGE, HOLE)]),
     ],
     ids=["whole pages", "at another place in the page", "within a page", "with both edges", "a hole"],
 )
-def test_what_is_no_whole_page_of_memory_goes_through_the_kernel(piece: Piece, expected: list[Piece]) -> None:
+def test_what_is_no_whole_page_of_memory_goes_through_the_kernel(
+    piece: GrantedExtent, expected: list[GrantedExtent]
+) -> None:
     assert list(answers.whole_pages(iter([piece]))) == expected
 
 
@@ -96,8 +102,8 @@ def test_a_part(fs: FileSystem) -> None:
     whole = held.ask().pieces[0]
     answer = held.ask(100, 2 * BLOCK)
     assert answer.pieces == [
-        Piece(100, whole.pool_offset + 100, 2 * BLOCK - 100, MEMORY),
-        Piece(2 * BLOCK, 0, 100, HOLE),
+        GrantedExtent(100, whole.pool_offset + 100, 2 * BLOCK - 100, MEMORY),
+        GrantedExtent(2 * BLOCK, 0, 100, HOLE),
     ]
     assert answer.next == 100 + 2 * BLOCK
 
