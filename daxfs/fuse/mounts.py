@@ -13,6 +13,7 @@ import errno
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import time
 
@@ -52,17 +53,18 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def mount_device(source: str, mountpoint: str, flags: int, options: list[str]) -> int:
+def mount_device(source: str, mountpoint: str, flags: int, options: list[str], root_type: int = stat.S_IFDIR) -> int:
     """Open /dev/fuse and mount it; return the descriptor that the session reads requests from.
+
+    ``root_type`` is the file type of the mount's root (S_IFDIR or S_IFREG), and of ``mountpoint`` a directory or not.
 
     Raises:
         OSError: mount(2) failed; after EPERM the caller uses `mount_by_helper`.
     """
     descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        data = ",".join(
-            [f"fd={descriptor}", "rootmode=40000", f"user_id={os.getuid()}", f"group_id={os.getgid()}", *options]
-        )
+        user = f"user_id={os.getuid()},group_id={os.getgid()}"
+        data = ",".join([f"fd={descriptor}", f"rootmode={root_type:o}", user, *options])
         result = _libc().mount(
             os.fsencode(source),
             os.fsencode(mountpoint),
@@ -185,7 +187,7 @@ def check_device() -> None:
     """Check that FUSE is available to this process.
 
     Raises:
-        UserError: /dev/fuse is missing or not accessible, or an ordinary user has no helper.
+        UserError: /dev/fuse is missing or not accessible.
     """
     if not os.path.exists(DEVICE):
         raise UserError(
@@ -194,6 +196,14 @@ def check_device() -> None:
         )
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         raise UserError(f"no permission on {DEVICE}; run as root, or: chmod 666 {DEVICE}", SYSTEM_ERROR)
+
+
+def check_helper() -> None:
+    """Check that this process may mount, or has the helper.
+
+    Raises:
+        UserError: an ordinary user has no helper.
+    """
     if os.geteuid() != 0 and shutil.which(HELPER) is None:
         raise UserError(f"{HELPER} is not installed; only root mounts without it (apt install fuse3)", SYSTEM_ERROR)
 

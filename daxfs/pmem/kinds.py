@@ -60,6 +60,11 @@ class Target:
     filesystem: str
     status: os.stat_result
 
+    @property
+    def only_mapped(self) -> bool:
+        """Whether only a mapping can store: write(2) fails on devdax and hugetlbfs, and read(2) on devdax."""
+        return self.kind == DEVDAX or self.filesystem == "hugetlbfs"
+
 
 def pool_error(path: str, error: OSError) -> PoolError:
     """Return the error for a system error on a pool: one line that says what happened and how to repair it."""

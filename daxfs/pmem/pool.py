@@ -17,7 +17,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -28,12 +28,14 @@ from daxfs.pmem.address import address_of
 from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.fallocate import PUNCH_HOLE, fallocate
 from daxfs.pmem.faults import NEVER, Faults, MappedFaults
+from daxfs.pmem.holes import data_extents
 from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Operations
 from daxfs.pmem.reservation import SECTOR, Reservation
 from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
+from daxfs.runs import ByteRange
 
-__all__ = ["Buffer", "Pool", "open_pool", "punch_hole"]
+__all__ = ["Buffer", "Pool", "mapped_kind", "open_pool", "punch_hole"]
 
 MAP_SYNC = 0x80000 | 3
 """Flags of a mapping whose flushed stores are durable, because the kernel has no metadata left to write."""
@@ -117,6 +119,10 @@ class Pool:
     def has_no_room_for_holes(self) -> bool:
         """Return whether the pool's file has holes, and its file system has (almost) no room to fill them."""
         return False
+
+    def data_ranges(self) -> Iterator[ByteRange]:
+        """Yield the ranges [first, end) that are not holes of the pool's file, in order; a hole reads as zeros."""
+        yield ByteRange(0, self.size)
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
         """Return whether clients still map this pool, those of the mount with lock number ``but`` excepted."""
@@ -229,6 +235,12 @@ class MappedPool(Pool):
         except OSError as error:
             raise FsError(error.errno or errno.EIO, f"{self.path}: discarding {length} bytes at {offset}") from None
 
+    def data_ranges(self) -> Iterator[ByteRange]:
+        """As `Pool.data_ranges`. A device has no holes (and lseek(2) of devdax does nothing)."""
+        if self.kind in (kinds.BLOCK, kinds.DEVDAX):
+            return super().data_ranges()
+        return data_extents(self._descriptors[0], self.size)
+
     def mapped_elsewhere(self, but: int | None = None) -> bool:
         """Return whether clients still map the pool: each holds a lock while it does (`protocol.LOCKS`)."""
         ranges = [(0, LOCK_NUMBERS)] if but is None else [(0, but), (but + 1, LOCK_NUMBERS)]
@@ -321,6 +333,17 @@ def open_pool(
             raise
 
 
+def mapped_kind(target: kinds.Target, descriptor: int) -> str:
+    """Return the kind of an open pool: that of ``target``, or ``fsdax`` where the kernel grants MAP_SYNC for a file."""
+    if target.kind != kinds.FILE:
+        return target.kind
+    try:
+        mmap.mmap(descriptor, mmap.PAGESIZE, flags=MAP_SYNC, prot=mmap.PROT_READ).close()
+    except OSError:
+        return kinds.FILE
+    return kinds.FSDAX
+
+
 def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, persistence: str | None) -> Pool:
     protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
     kind = target.kind
@@ -378,7 +401,7 @@ def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
     memory = memoryview(mapping)
     pool = MappedPool(
         target,
-        target.kind,
+        mapped_kind(target, descriptors[0]),
         mapping,
         memory=memory,
         operations=persist.volatile(memory),

@@ -6,9 +6,9 @@ import contextlib
 import getopt
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from daxfs.errors import FsError, PoolError, UserError
+from daxfs.errors import FsError, UserError
 from daxfs.fs import mounting
 from daxfs.pmem import exclusive, kinds
 from daxfs.pmem.pool import open_pool
@@ -26,28 +26,43 @@ def check(path: str, options: Sequence[str]) -> int:
     """Run e2fsck and return its exit code (fsck(8): 0 clean, 1 corrected, 4 left uncorrected, 8 failed, ...).
 
     Raises:
-        UserError: the pool is in use, can't be opened, or is neither a file nor a block device.
+        UserError: the pool is in use or can't be opened, or it can't be served to e2fsck (`mappedcheck`).
     """
     program = find_tool("e2fsck")
     path = kinds.lasting_path(path)
-    target = _target(path)
-    mended = bool(UNASKED.intersection(options)) and _mend(path)
-    with _held(target, read_only="-n" in options):
-        done = subprocess.run([program, *options, "--", path], check=False)
-    return done.returncode | mended if done.returncode >= 0 else OPERATIONAL_ERROR
+    try:
+        target = kinds.identify(path)
+        mended = bool(UNASKED.intersection(options)) and _mend(path)
+        code = _runner(target)(program, options, path)
+    except UserError as error:
+        raise UserError(str(error), OPERATIONAL_ERROR) from None
+    return code | mended if code >= 0 else OPERATIONAL_ERROR
+
+
+def _runner(target: kinds.Target) -> Callable[[str, Sequence[str], str], int]:
+    """Return the function that runs e2fsck on this kind of pool."""
+    if not target.only_mapped:
+        return _run
+    from daxfs.tools import mappedcheck
+
+    return mappedcheck.run
+
+
+def _run(program: str, options: Sequence[str], path: str) -> int:
+    """Run e2fsck on a file or block device, which it reads and writes itself."""
+    with _held(kinds.identify(path), read_only="-n" in options):
+        return subprocess.run([program, *options, "--", path], check=False).returncode
 
 
 def _mend(path: str) -> bool:
     """Repair a superblock torn by a power cut, at which ``e2fsck -p`` stops; return whether it was (docs/CRASH.md)."""
     try:
-        with open_pool(path, read_only=True, exclusively=False) as pool:
+        with open_pool(path, read_only=True, exclusively=False) as pool, pool.faults.checked():
             if not mounting.read_superblock(pool).is_torn():
                 return False
         with open_pool(path) as pool:
             pool.refuse_clients()
             mended = mounting.mend_superblock(pool)
-    except PoolError as error:
-        raise PoolError(str(error), OPERATIONAL_ERROR) from None
     except FsError:
         return False  # e2fsck reports the fault
     if mended:
@@ -55,40 +70,20 @@ def _mend(path: str) -> bool:
     return mended
 
 
-def _target(path: str) -> kinds.Target:
-    try:
-        target = kinds.identify(path)
-    except PoolError as error:
-        raise PoolError(str(error), OPERATIONAL_ERROR) from None
-    if target.kind == kinds.DEVDAX:
-        raise UserError(
-            f"{path} is a character device, which e2fsck can't read; check a copy of its content", OPERATIONAL_ERROR
-        )
-    return target
-
-
 @contextlib.contextmanager
 def _held(target: kinds.Target, *, read_only: bool) -> Iterator[None]:
     """Keep other users out of the pool. A block device is only tested: e2fsck itself opens it with O_EXCL."""
+    guard = exclusive.claim(target, read_only=read_only)
     try:
-        guard = exclusive.claim(target, read_only=read_only)
-        try:
-            if not read_only:
-                # e2fsck could give blocks to other files that stale clients may still store to; a mount does not.
-                exclusive.refuse_clients(guard, target.path)
-        except PoolError:
-            os.close(guard)
-            raise
-    except PoolError as error:
-        raise PoolError(str(error), OPERATIONAL_ERROR) from None
-    if target.kind == kinds.BLOCK:
-        os.close(guard)
-        yield
-        return
-    try:
-        yield
+        if not read_only:
+            # e2fsck could give blocks to other files that stale clients may still store to; a mount does not.
+            exclusive.refuse_clients(guard, target.path)
+        if target.kind != kinds.BLOCK:
+            yield
     finally:
         os.close(guard)
+    if target.kind == kinds.BLOCK:
+        yield
 
 
 def check_arguments(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that the command line starts
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -24,9 +25,17 @@ CHECK_FAILED = 8  # fsck(8): operational error
 EXEC_FAILED = 125  # env(1)
 DATA_ERROR = 65  # EX_DATAERR
 INTERRUPTED = 130
+COPY_FAILED = 1  # dd(1)
 
 USAGE_CODES = {"mount": MOUNT_USAGE, "umount": MOUNT_USAGE, "check": CHECK_USAGE, "exec": EXEC_FAILED}
-FAILURE_CODES = {"mount": 32, "umount": 32, "check": CHECK_FAILED, "exec": EXEC_FAILED}
+FAILURE_CODES = {
+    "mount": 32,
+    "umount": 32,
+    "check": CHECK_FAILED,
+    "exec": EXEC_FAILED,
+    "export": COPY_FAILED,
+    "import": COPY_FAILED,
+}
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": True}
 
@@ -142,6 +151,38 @@ def check_command(
     raise typer.Exit(check.check(pool, chosen))
 
 
+@app.command("export")
+def export_command(
+    pool: PoolArgument,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A new file, or - for standard output.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+) -> None:
+    """Copy POOL, which is not in use, into a sparse FILE, byte by byte; e2fsck, debugfs and the kernel can read it."""
+    from daxfs.tools import exporting
+
+    exporting.run(pool, file, force=force)
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file, device or pool, or - for standard input.")],
+    pool: PoolArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite what POOL holds; copy also what is not a whole ext4.")
+    ] = False,
+    sparse: Annotated[bool, typer.Option("--sparse", help="Leave holes in POOL if it is a file.")] = False,
+    keep_mode: Annotated[bool, typer.Option("--keep-mode", help="A file that exists keeps its mode.")] = False,
+    trust_owner: Annotated[bool, typer.Option("--trust-owner", help="Fill a pool that others can change.")] = False,
+) -> None:
+    """Copy the file system in FILE into POOL, which is not in use. A file is created, allocated, and gets mode 0600.
+
+    A larger POOL keeps a file system of the old size. An interrupted import leaves no file system.
+    """
+    from daxfs.tools import importing
+
+    importing.run(file, pool, force=force, sparse=sparse, keep_mode=keep_mode, trust_owner=trust_owner)
+
+
 @app.command("dump")
 def dump_command(
     pool: PoolArgument,
@@ -218,9 +259,13 @@ def mkfs_arguments(arguments: list[str]) -> None:
     make.run(arguments)
 
 
-def prepare_streams() -> None:
-    """Open the standard streams of a process that was started without them, before it opens anything else."""
+def prepare() -> None:
+    """Open the standard streams of a process that was started without them, before it opens anything else.
+
+    An error is one line, so what modules log is dropped until a session sends it somewhere (`daxfs.fuse.logs`).
+    """
     fill_standard()
+    logging.getLogger("daxfs").addHandler(logging.NullHandler())
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
@@ -228,7 +273,7 @@ def prepare_streams() -> None:
 
 def main() -> None:
     """Run the ``daxfs`` command."""
-    prepare_streams()
+    prepare()
     arguments = sys.argv[1:] or ["--help"]
     name = next((word for word in arguments if not word.startswith("-")), "")
     ended = _guarded(lambda: _run_command(arguments), USAGE_CODES.get(name, USAGE), FAILURE_CODES.get(name, DATA_ERROR))
@@ -237,13 +282,13 @@ def main() -> None:
 
 def mkfs_main() -> None:
     """Run the ``mkfs.daxfs`` command."""
-    prepare_streams()
+    prepare()
     sys.exit(_guarded(lambda: mkfs_arguments(sys.argv[1:]), USAGE, DATA_ERROR))
 
 
 def mount_main() -> None:
     """Run the ``mount.fuse.daxfs`` command, which mount(8) calls."""
-    prepare_streams()
+    prepare()
     from daxfs.tools import mount
 
     sys.exit(_guarded(lambda: mount.mount_arguments(sys.argv[1:]), MOUNT_USAGE, FAILURE_CODES["mount"]))
@@ -251,7 +296,7 @@ def mount_main() -> None:
 
 def fsck_main() -> None:
     """Run the ``fsck.daxfs`` command, which fsck(8) calls."""
-    prepare_streams()
+    prepare()
     from daxfs.tools import check
 
     sys.exit(_guarded(lambda: check.check_arguments(sys.argv[1:]), CHECK_USAGE, CHECK_FAILED))

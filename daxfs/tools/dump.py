@@ -34,6 +34,7 @@ def show(pool: str, what: Sequence[str]) -> None:
         raise UserError(f"dump {kind} takes {'one more word: a number or path' if words else 'no more words'}", USAGE)
     with reading(pool) as found:
         for line in dump(found, *rest):
+            found.pool.faults.check()  # a line made of zeros that the pool does not hold is not printed
             print(line)
 
 

@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TypeAlias
 
 from daxfs.errors import UserError
+from daxfs.pmem.holes import data_extents
 from daxfs.pmem.pool import Pool
 from daxfs.runs import ByteRange
+from daxfs.tools import pieces
 from daxfs.tools.e2fsprogs import find_tool, run_tool
+from daxfs.tools.pieces import HEAD, Piece
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-
-_CHUNK = 8 << 20
-_HEAD = 4096  # boot block and superblock
 
 
 def copy_image(image: str, pool: Pool, progress: Progress | None = None) -> tuple[int, int]:
@@ -34,42 +35,19 @@ def copy_image(image: str, pool: Pool, progress: Progress | None = None) -> tupl
     """
     descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        length = os.fstat(descriptor).st_size
-        data = list(data_extents(descriptor, length))
+        data = list(data_extents(descriptor, os.fstat(descriptor).st_size))
         holes = list(subtract(used_ranges(image), data))
         copied, zeroed = (sum(end - first for first, end in ranges) for ranges in (data, holes))
-        done = 0
-        pool.zero(0, _HEAD)
-        pool.fence()
-        for what, ranges in (("zeroing", holes), ("copying", data)):
-            for first, end in ranges:
-                for start in range(max(first, _HEAD), end, _CHUNK):
-                    stop = min(start + _CHUNK, end)
-                    if what == "zeroing":
-                        pool.zero(start, stop - start)
-                    else:
-                        pool.write(start, _read(descriptor, start, stop - start))
-                    done += stop - start
-                    if progress is not None:
-                        progress(what, done, copied + zeroed)
-        pool.fence()
-        pool.write(0, _read(descriptor, 0, _HEAD))
-        pool.fence()
+
+        def report(piece: Piece, done: int) -> None:
+            if progress is not None:
+                progress("zeroing" if piece.content is None else "copying", done, copied + zeroed)
+
+        found = chain(pieces.zeros(holes), pieces.of_ranges(descriptor, data))
+        pieces.into_pool(pool, os.pread(descriptor, HEAD, 0), pieces.reported(found, report))
     finally:
         os.close(descriptor)
     return copied, zeroed
-
-
-def data_extents(descriptor: int, length: int) -> Iterator[ByteRange]:
-    """Yield the ranges of a file that are not holes, in order (lseek(2), SEEK_DATA)."""
-    position = 0
-    while position < length:
-        try:
-            first = os.lseek(descriptor, position, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole follows
-            return
-        position = os.lseek(descriptor, first, os.SEEK_HOLE)
-        yield ByteRange(first, position)
 
 
 def used_ranges(image: str) -> list[ByteRange]:
@@ -78,8 +56,8 @@ def used_ranges(image: str) -> list[ByteRange]:
     if result.returncode:
         raise UserError(f"dumpe2fs can't read the new file system: {result.stderr.strip()}", 1)
     match = re.search(r"^Block size: +([0-9]+)$", result.stdout, re.MULTILINE)
-    block_size = int(match[1]) if match else _HEAD
-    used: list[ByteRange] = [ByteRange(0, _HEAD)]
+    block_size = int(match[1]) if match else HEAD
+    used: list[ByteRange] = [ByteRange(0, HEAD)]
     group: ByteRange | None = None
     for line in result.stdout.splitlines():
         if match := re.match(r"Group [0-9]+: \(Blocks ([0-9]+)-([0-9]+)\)", line):
@@ -118,14 +96,3 @@ def _append(ranges: list[ByteRange], new: ByteRange) -> None:
 def _numbers(run: str) -> ByteRange:
     first, _, last = run.partition("-")
     return ByteRange(int(first), int(last or first) + 1)
-
-
-def _read(descriptor: int, offset: int, length: int) -> bytes:
-    parts = []
-    while length > 0:
-        part = os.pread(descriptor, length, offset)
-        if not part:
-            raise UserError("the temporary image has become shorter", 1)
-        parts.append(part)
-        offset, length = offset + len(part), length - len(part)
-    return b"".join(parts)

@@ -13,6 +13,7 @@ from daxfs.errors import UserError
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
 from daxfs.fuse import mounts
+from daxfs.pmem import persist
 from daxfs.pmem.kinds import read_mounts
 from daxfs.tools.asking import ask
 from daxfs.tools.reading import NO_INPUT, Reading, reading
@@ -27,12 +28,16 @@ ERROR_FS = 2
 class Info:
     """The output of ``daxfs info``; the names are those of its JSON. Sizes are in bytes.
 
-    ``mount``: the status of the mount, from its daemon (`daxfs.fuse.kernel.status`); empty without a mount.
+    Attributes:
+        alignment: the unit of mappings of the pool.
+        persistence: what a mount chooses by itself.
+        mount: the status of the mount, from its daemon (`daxfs.fuse.kernel.status`); empty without a mount.
     """
 
     pool: str
     kind: str
     size: int
+    alignment: int
     persistence: str
     mountpoint: str
     state: str
@@ -101,7 +106,8 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         pool=pool.path,
         kind=pool.kind,
         size=pool.size,
-        persistence=pool.persistence,
+        alignment=pool.align,
+        persistence=persist.choose(pool.path, pool.kind, None, read_only=True),
         mountpoint=mountpoint,
         state=state,
         errors=sb.s_error_count,
@@ -179,6 +185,7 @@ def show(place: str, *, as_json: bool = False) -> None:
         "pool": info.pool,
         "kind": info.kind,
         "size": f"{format_size(info.size)} ({info.size} bytes)",
+        "alignment": f"{format_size(info.alignment)} (mappings)",
         "persistence": info.persistence,
         "mounted on": info.mountpoint,
         "options": ",".join(info.mount.get("options", ())),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import getopt
-import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 from daxfs.errors import UserError
 from daxfs.tools import mkfs
+from daxfs.tools.progress import progress_bar
 from daxfs.tools.sizes import format_size, parse_size
 
 _USAGE_TEXT = "usage: daxfs mkfs POOL [--size SIZE] [--sparse] [--keep-mode] [--trust-owner] [mke2fs options]"
@@ -74,27 +73,13 @@ def split(arguments: Sequence[str]) -> Asked:
 
 
 def _make(asked: Asked) -> mkfs.Report:
-    make = partial(
-        mkfs.make_pool,
-        asked.pool,
-        asked.size,
-        asked.extra,
-        keep_mode=asked.keep_mode,
-        trust_owner=asked.trust_owner,
-        sparse=asked.sparse,
-    )
-    if not sys.stderr.isatty():
-        return make()
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        shown: dict[str, object] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in shown:
-                shown[what] = bars.add_task(what, total=total)
-            bars.update(shown[what], completed=done)  # type: ignore[arg-type]
-
-        return make(progress=progress)
+    with progress_bar() as progress:
+        return mkfs.make_pool(
+            asked.pool,
+            asked.size,
+            asked.extra,
+            progress,
+            keep_mode=asked.keep_mode,
+            trust_owner=asked.trust_owner,
+            sparse=asked.sparse,
+        )

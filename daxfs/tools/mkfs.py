@@ -1,15 +1,13 @@
 """Make pools by mke2fs, with options that suit persistent memory.
 
 This module chooses defaults: block size, stripe, journal size, and what mke2fs may leave unwritten because it is zero.
-It refuses to overwrite a pool that is in use, has content, or can be changed by others (``pmem.ownership``). It copies
+It refuses to overwrite a pool that is in use, has content, or can be changed by others (``targets``). It copies
 the image into pools that only a mapping can write (``/dev/dax``, hugetlbfs; see ``imagecopy``). The user's own mke2fs
 options are passed on and override the defaults. ``make`` calls ``make_pool``, which prints nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import getopt
 import os
@@ -17,14 +15,14 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from daxfs.errors import UserError
-from daxfs.pmem import exclusive, kinds, ownership
-from daxfs.pmem.pool import open_pool, punch_hole
-from daxfs.tools import room
+from daxfs.pmem import exclusive, kinds
+from daxfs.pmem.pool import mapped_kind, open_pool, punch_hole
+from daxfs.tools import room, targets
 from daxfs.tools.e2fsprogs import find_tool, run_tool
 from daxfs.tools.imagecopy import Progress, copy_image
 from daxfs.tools.sizes import format_size
@@ -38,23 +36,6 @@ _JOURNAL_SHARE = 64  # a journal of 1/64 of the pool
 _JOURNAL_FEWEST = 1024  # blocks, JBD2_MIN_JOURNAL_BLOCKS
 _SMALL = 4096  # blocks: for smaller pools mke2fs chooses the journal's size, or none
 
-_SIGNATURES = (  # byte offset, magic, what it is
-    (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
-    (0, b"XFSB", "an XFS file system"),
-    (0x10040, b"_BHRfS_M", "a btrfs file system"),
-    (1024, b"\x10\x20\xf5\xf2", "an F2FS file system"),
-    (1024, b"\xe2\xe1\xf5\xe0", "an EROFS file system"),
-    (0, b"hsqs", "a squashfs file system"),
-    (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
-    (512, b"LABELONE", "an LVM physical volume"),
-    (4086, b"SWAPSPACE2", "swap space"),
-    (0, b"PMEMOBJ", "a PMDK object pool"),
-    (0, b"PMEMBLK", "a PMDK block pool"),
-    (0, b"PMEMLOG", "a PMDK log pool"),
-    (512, b"EFI PART", "a partition table (GPT)"),
-    (510, b"\x55\xaa", "a boot sector or partition table"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -62,7 +43,7 @@ class Report:
 
     Attributes:
         path: the pool.
-        kind: ``file``, ``tmpfs``, ``block`` or ``devdax``.
+        kind: ``file``, ``tmpfs``, ``fsdax``, ``block`` or ``devdax``, as ``daxfs info`` names it.
         size: bytes of the file or device that the file system may use.
         block_size: bytes.
         command: the mke2fs command that was run (for mapped devices: on a temporary image).
@@ -143,15 +124,15 @@ def make_pool(
     if "-n" in options.given:
         kind, length, command, output = _rehearse(mke2fs, name, size, options)
         return Report(name, kind, length, options.block_size, command, output, 0, 0, time.monotonic() - started, 0)
-    with _file_of_size(name, size, trust_owner=trust_owner) as descriptor:
+    with targets.file_of_size(name, size, trust_owner=trust_owner) as descriptor:
         target = kinds.identify(name)
         if size is not None and target.kind in (kinds.BLOCK, kinds.DEVDAX) and size > target.size:
             raise UserError(
                 f"{name} has {format_size(target.size)}, less than the {format_size(size)} asked for", _FAILED
             )
         regular = stat.S_ISREG(target.status.st_mode)
-        restrict = partial(_restrict, name, descriptor) if regular and not keep_mode else _leave
-        if target.kind == kinds.DEVDAX or target.filesystem == "hugetlbfs":
+        restrict = partial(targets.restrict, name, descriptor) if regular and not keep_mode else _leave
+        if target.only_mapped:
             made = _make_mapped(mke2fs, target, size, options, restrict, progress)
         else:
             whole = target.exact_size if size is None else size
@@ -161,22 +142,11 @@ def make_pool(
             if regular and not sparse:
                 (room.populate if target.kind == kinds.TMPFS else room.allocate)(name, descriptor, whole)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode) if regular else 0
+        kind = mapped_kind(target, descriptor)
         lacking = room.lacking(descriptor, made[0]) if regular and sparse else 0
     length, command, output, copied, zeroed = made
     seconds = time.monotonic() - started
-    return Report(
-        name, target.kind, length, options.block_size, command, output, copied, zeroed, seconds, mode, lacking
-    )
-
-
-def _restrict(path: str, descriptor: int) -> None:
-    """Give the pool mode 0600, because it contains the files of all users."""
-    try:
-        os.fchmod(descriptor, 0o600)
-    except OSError as error:
-        raise UserError(
-            f"{path} can't get mode 0600: {error.strerror}; to keep its mode: --keep-mode", _FAILED
-        ) from None
+    return Report(name, kind, length, options.block_size, command, output, copied, zeroed, seconds, mode, lacking)
 
 
 def _leave() -> None:
@@ -210,7 +180,7 @@ def _make_direct(
         else:
             if size is not None and size != target.exact_size:
                 _rehearse(mke2fs, target.path, size, options)  # wrong options must not change the file's size
-                _resize(target.path, guard, size)
+                targets.resize(target.path, guard, size)
                 length = size
             # mke2fs first discards (punches) the whole file, unless an option forbids it.
             zero = fresh or (options.discards and punch_hole(guard, -(-length // 65536) * 65536, 4096))
@@ -236,7 +206,7 @@ def _make_mapped(
         restrict()
         image = os.path.join(folder, "image")
         with open(image, "xb", buffering=0) as file:
-            _resize(image, file.fileno(), length)
+            targets.resize(image, file.fileno(), length)
         command, output = _run(mke2fs, options, length, True, [image], name=target.path)
         copied, zeroed = copy_image(image, pool, progress)
     return length, command, output, copied, zeroed
@@ -254,62 +224,17 @@ def _rehearse(mke2fs: str, name: str, size: int | None, options: _Options) -> tu
     with tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
         image = os.path.join(folder, "image")
         with open(image, "xb", buffering=0) as file:
-            _resize(image, file.fileno(), length)
+            targets.resize(image, file.fileno(), length)
         if "-n" not in options.given:
             options = replace(options, passed=(*options.passed, "-n"))
         command, output = _run(mke2fs, options, length, True, [image], name=name)
     return kind, length, command, output
 
 
-@contextlib.contextmanager
-def _file_of_size(path: str, size: int | None, *, trust_owner: bool) -> Iterator[int]:
-    """Open the pool. A file that does not exist is created, and removed again if the work in the body fails."""
-    made = not os.path.lexists(path)
-    if made and size is None:
-        raise UserError(f"{path} does not exist; give its size to create it: daxfs mkfs {path} --size 1G", _FAILED)
-    try:
-        if not (made or os.path.isfile(path)):
-            kinds.identify(path)  # opening some devices has effects
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if made else 0), 0o600)
-    except OSError as error:
-        raise kinds.pool_error(path, error) from None
-    empty = False
-    try:
-        status = os.fstat(descriptor)
-        if not trust_owner:
-            ownership.refuse(os.path.join(os.getcwd(), path), status, "to make it there in any case: --trust-owner")
-        empty = stat.S_ISREG(status.st_mode) and status.st_size == 0
-        if empty and size is not None:
-            _resize(path, descriptor, size)
-        yield descriptor
-    except BaseException:
-        if made:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        elif empty:
-            os.ftruncate(descriptor, 0)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _resize(path: str, descriptor: int, size: int) -> None:
-    try:
-        os.ftruncate(descriptor, size)
-    except OSError as error:
-        if error.errno in (errno.EFBIG, errno.EINVAL, errno.ENOSPC):
-            text = f"{path} can't have {format_size(size)}: {os.strerror(error.errno)}; give a smaller --size"
-            raise UserError(text, _FAILED) from None
-        raise kinds.pool_error(path, error) from None
-
-
 def _refuse_content(path: str, options: _Options, read: Callable[[int, int], bytes]) -> None:
     """Refuse to overwrite recognisable content, unless ``-F`` is given."""
-    if "-F" in options.given:
-        return
-    for offset, magic, what in _SIGNATURES:
-        if read(offset, len(magic)) == magic:
-            raise UserError(f"{path} holds {what}; to overwrite it add -F", _FAILED)
+    if "-F" not in options.given:
+        targets.refuse_content(path, read, "add -F")
 
 
 def _parse(extra: Sequence[str]) -> _Options:

@@ -61,6 +61,7 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
         raise UserError(f"bad mount option: log={wanted.log}; that is the pool", mounts.USAGE)
     place = kinds.lasting_path(pool)
     mounts.check_device()
+    mounts.check_helper()
     if foreground:
         logs.start(wanted.log, foreground=True)
         serve(place, directory, wanted, lambda: None)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError, PoolError, UserError
+from daxfs.errors import FsError, MissingMemory, PoolError, UserError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
@@ -85,6 +85,10 @@ def _open(path: str) -> Pool:
         return pool  # in use, or not recoverable
     try:
         mounting.recover_in_place(private)
+    except MissingMemory:
+        private.close()
+        pool.close()
+        raise
     except FsError:
         private.close()  # the log can't be replayed: show the home locations
         return pool
@@ -129,15 +133,17 @@ def reading(path: str) -> Iterator[Reading]:
     Raises:
         PoolError: the pool can't be opened.
         FsError, Corrupt: the pool has no readable ext4.
+        MissingMemory: EIO, the body has read memory that is missing, as zeros.
     """
     pool = _open(path)
     try:
-        superblock = _newest_superblock(pool)
-        geometry = Geometry.of(superblock)
-        view = PoolView(pool, geometry)
-        try:
-            yield Reading(pool, superblock, geometry, view)
-        finally:
-            view.release()
+        with pool.faults.checked():
+            superblock = _newest_superblock(pool)
+            geometry = Geometry.of(superblock)
+            view = PoolView(pool, geometry)
+            try:
+                yield Reading(pool, superblock, geometry, view)
+            finally:
+                view.release()
     finally:
         pool.close()

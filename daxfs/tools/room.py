@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 
 from daxfs.errors import UserError
-from daxfs.pmem import reservation
+from daxfs.pmem import kinds, reservation
 from daxfs.pmem.reservation import SECTOR, free_bytes
 from daxfs.tools.sizes import format_size
 
@@ -33,6 +33,16 @@ def require(path: str, descriptor: int, size: int) -> None:
     """
     if missing := lacking(descriptor, size):
         raise _too_large(path, f"room for {format_size(size - missing)} of {format_size(size)}")
+
+
+def fill(path: str, descriptor: int, size: int) -> None:
+    """Check that there is room for the first ``size`` bytes of a new pool's file, and allocate them.
+
+    Raises:
+        UserError: there is no room, or the file can't be allocated.
+    """
+    require(path, descriptor, size)
+    (populate if kinds.identify(path).kind == kinds.TMPFS else allocate)(path, descriptor, size)
 
 
 def allocate(path: str, descriptor: int, size: int) -> None:

@@ -131,7 +131,7 @@ def test_no_fuse_no_helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr("shutil.which", lambda _name: None)
     with pytest.raises(UserError, match="fusermount3 is not installed"):
-        mounts.check_device()
+        mounts.check_helper()
 
 
 def test_a_bug_is_not_hidden() -> None:

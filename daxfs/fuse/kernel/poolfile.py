@@ -1,0 +1,150 @@
+"""Serve a pool's memory as one regular file, for programs that only read and write files: e2fsck on ``/dev/dax``.
+
+The file is the root of its mount: there is no directory, and no name is looked up. It bypasses the page cache
+(FOPEN_DIRECT_IO), so that each read sees the pool and each write is in the pool when it returns. fsync(2) is a fence of
+the pool. The kernel copies the data of a read from the pool's memory itself; where memory is missing, that read fails
+with EIO. The caller opens, claims and mounts.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from os import readv, writev
+
+from daxfs.errors import FsError, MissingMemory
+from daxfs.fuse.kernel import abi, dispatch, negotiation
+from daxfs.fuse.kernel.abi import BODY, Init, Opcode
+from daxfs.fuse.kernel.device import MISSING, Device
+from daxfs.fuse.kernel.encoding import CACHE_SECONDS
+from daxfs.fuse.kernel.request import Request
+from daxfs.pmem.pool import Pool
+
+WANTED = Init.ASYNC_READ | Init.BIG_WRITES | Init.MAX_PAGES | Init.INIT_EXT | Init.ABORT_ERROR
+HANDLE = 1
+"""The handle of every open: the file has no state besides the pool."""
+SECTOR = 512
+"""Bytes, the unit of st_blocks."""
+
+
+class PoolFile:
+    """Answers the requests of one mount, each whole before the next.
+
+    Attributes:
+        missing: how many requests met memory that is not there.
+    """
+
+    def __init__(self, pool: Pool, buffer: memoryview) -> None:
+        self._pool = pool
+        self._request = Request(buffer, ())
+        self.missing = 0
+        self._table: dict[int, Callable[[Request], bytes | memoryview | None]] = {
+            Opcode.INIT: self._init,
+            Opcode.GETATTR: self._getattr,
+            Opcode.OPEN: self._open,
+            Opcode.READ: self._read,
+            Opcode.WRITE: self._write,
+            Opcode.FSYNC: self._fsync,
+            Opcode.RELEASE: self._release,
+            Opcode.FORGET: self._ignore,
+            Opcode.INTERRUPT: self._ignore,
+        }
+
+    def answer(self, length: int) -> dispatch.Reply | None:
+        """Answer the message of ``length`` bytes in the buffer; None if it wants no answer."""
+        request = self._request
+        request.end = length
+        opcode, unique = request.opcode, request.longs[dispatch.UNIQUE]
+        try:
+            handler = self._table.get(opcode)
+            if handler is None:
+                raise FsError(errno.ENOSYS)
+            body = handler(request)
+        except FsError as error:
+            self.missing += isinstance(error, MissingMemory)
+            return dispatch.refusal(error, opcode, unique)
+        if body is None:
+            return None
+        return abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique), body
+
+    def _init(self, request: Request) -> bytes:
+        given = request.arguments(abi.INIT_IN)
+        offered, more = given.flags, BODY + abi.INIT_IN.size
+        if offered & Init.INIT_EXT and more + abi.INIT_IN_EXT.size <= request.end:
+            offered |= abi.INIT_IN_EXT.read(request.buffer, more).flags2 << 32
+        return negotiation.agree(given.major, given.minor, given.max_readahead, offered, WANTED)[1]
+
+    def _getattr(self, _request: Request) -> bytes:
+        size = self._pool.size
+        mode = stat.S_IFREG | (0o400 if self._pool.read_only else 0o600)
+        owner = os.geteuid(), os.getegid()
+        times = (0,) * 6
+        return abi.ATTR_OUT.pack(
+            CACHE_SECONDS, 0, abi.ROOT_ID, size, size // SECTOR, *times, mode, 1, *owner, 0, mmap.PAGESIZE, 0
+        )
+
+    def _open(self, _request: Request) -> bytes:
+        return abi.OPEN_OUT.pack(HANDLE, abi.FOPEN_DIRECT_IO, 0)
+
+    def _read(self, request: Request) -> memoryview:
+        given = request.arguments(abi.READ_IN)
+        return self._pool.memory[given.offset : given.offset + given.size]
+
+    def _write(self, request: Request) -> bytes:
+        given = request.arguments(abi.WRITE_IN)
+        if given.offset + given.size > self._pool.size:
+            raise FsError(errno.ENOSPC, "a write past the end of the pool")
+        self._pool.write(given.offset, request.data(BODY + abi.WRITE_IN.size, given.size))
+        return abi.WRITE_OUT.pack(given.size)
+
+    def _fsync(self, _request: Request) -> bytes:
+        self._pool.fence()
+        return b""
+
+    def _release(self, _request: Request) -> bytes:
+        return b""
+
+    def _ignore(self, _request: Request) -> None:
+        return
+
+
+def serve(pool: Pool, descriptor: int) -> int:
+    """Answer requests until the mount is gone; everything written is durable then. Closes the descriptor.
+
+    Args:
+        pool: mapped, and claimed by the caller.
+        descriptor: of /dev/fuse, mounted.
+
+    Returns:
+        How many reads and writes failed because memory of the pool is missing.
+
+    Raises:
+        FsError: EIO, the last fence failed.
+    """
+    device = Device(descriptor, negotiation.buffer_size(), 0.0)
+    file = PoolFile(pool, device.buffer)
+    try:
+        while not device.ended:
+            try:
+                length = readv(descriptor, device.buffers)
+            except OSError as error:
+                device.not_received(error)
+                device.poll(None)
+                continue
+            reply = file.answer(length)
+            if reply is None:
+                continue
+            try:
+                writev(descriptor, reply)
+            except OSError as error:
+                if error.errno == MISSING:
+                    file.missing += 1
+                else:
+                    device.not_sent(error)
+    finally:
+        device.close()
+    pool.fence()
+    return file.missing

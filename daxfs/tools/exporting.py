@@ -1,0 +1,149 @@
+"""``daxfs export``: copy a whole pool into a sparse file, or into a pipe.
+
+The copy is byte-identical, free blocks included: it needs no trust in the bitmaps of a damaged file system, and keeps
+what an undelete could find. Holes of the pool and runs of zeros become holes. A file appears under its name only when
+it is complete and durable.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from daxfs.errors import UserError
+from daxfs.pmem.pool import open_pool
+from daxfs.tools import pieces, targets
+from daxfs.tools.imagecopy import Progress
+from daxfs.tools.pieces import Piece
+from daxfs.tools.progress import progress_bar
+from daxfs.tools.sizes import format_size
+
+STREAM = "-"
+_FAILED = 1
+_USAGE = 64  # EX_USAGE, sysexits.h
+_SECTOR = 512
+
+
+def run(path: str, file: str, *, force: bool = False) -> None:
+    """Copy the pool ``path`` to ``file`` (``-``: standard output), show the progress, and print what was done."""
+    started = time.monotonic()
+    with progress_bar() as progress:
+        written = export(path, file, force=force, progress=progress)
+    if written is not None:
+        size, stored = written
+        seconds = time.monotonic() - started
+        print(f"{file}: {format_size(size)}, {format_size(stored)} of them stored, {seconds:.2f} s")
+
+
+def export(path: str, file: str, *, force: bool = False, progress: Progress | None = None) -> tuple[int, int] | None:
+    """Copy a pool that is not in use.
+
+    Args:
+        path: the pool.
+        file: a path, or ``-`` for standard output; a FIFO is written as a stream.
+        force: replace an existing file.
+        progress: reports bytes.
+
+    Returns:
+        The bytes of the file, and those that it takes on its file system; None for a stream.
+
+    Raises:
+        PoolError: the pool is in use or can't be opened.
+        UserError: the file exists or can't be replaced.
+        MissingMemory: EIO, memory of the pool is missing; there is no file then.
+        OSError: the file can't be written; there is none then.
+    """
+    stream = _stream(file)
+    if stream is None:
+        _refuse_existing(path, file, force=force)
+    with open_pool(path, read_only=True) as pool:
+        pool.refuse_clients()
+
+        def report(_piece: Piece, done: int) -> None:
+            if progress is not None:
+                progress("exporting", done, pool.size)
+
+        found = pieces.reported(pieces.of_pool(pool), report)
+        if stream is not None:
+            _send(file, stream, found)
+            return None
+        with _appearing(file, replace=force) as descriptor:
+            pieces.into_file(descriptor, found)
+            os.ftruncate(descriptor, pool.size)
+            os.fsync(descriptor)
+            return pool.size, os.fstat(descriptor).st_blocks * _SECTOR
+
+
+def _stream(file: str) -> int | None:
+    """Return the descriptor to write a stream to, or None if ``file`` is to be a regular file."""
+    if file == STREAM:
+        if os.isatty(sys.stdout.fileno()):
+            raise UserError("a pool can't be written to a terminal; give a file, or redirect standard output", _USAGE)
+        return sys.stdout.fileno()
+    with suppress(FileNotFoundError):
+        if stat.S_ISFIFO(os.stat(file).st_mode):
+            return os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    return None
+
+
+def _send(file: str, descriptor: int, found: Iterator[Piece]) -> None:
+    try:
+        pieces.into_stream(descriptor, found)
+    except BrokenPipeError:
+        raise UserError("the reader of the export has ended before the end of the pool", _FAILED) from None
+    finally:
+        if file != STREAM:
+            os.close(descriptor)
+
+
+def _refuse_existing(path: str, file: str, *, force: bool) -> None:
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{file} is a directory; name a file in it", _FAILED)
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{file} is a device; a copy on it is made by: daxfs import {path} {file}", _FAILED)
+    if os.path.exists(path) and os.path.samefile(path, file):
+        raise UserError(f"{file} is the pool itself", _FAILED)
+    if not force:
+        raise UserError(f"{file} exists; to replace it add --force", _FAILED)
+
+
+@contextmanager
+def _appearing(file: str, *, replace: bool) -> Iterator[int]:
+    """Provide an open file that gets its name when the body has ended, and is removed if that fails."""
+    place = os.path.realpath(file)
+    folder, name = os.path.split(place)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:200]}.", dir=folder)
+    try:
+        yield descriptor
+        if replace:
+            os.rename(temporary, place)
+        else:
+            _name(temporary, place, file)
+        targets.sync_folder(place)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _name(temporary: str, place: str, file: str) -> None:
+    """Give the file its name, unless another file has got that name meanwhile."""
+    try:
+        os.link(temporary, place)
+    except FileExistsError:
+        raise UserError(f"{file} exists by now; to replace it add --force", _FAILED) from None
+    except OSError:  # a file system without hard links
+        os.rename(temporary, place)
+        return
+    os.unlink(temporary)
