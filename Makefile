@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-crash test-teeth container lint types layers circles c-layers check bench clean
+.PHONY: help setup demo test test-full test-pmem test-crash test-teeth container lint types layers circles c-layers check bench clean
 
 help: ## list all targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## run all tests except the long sweeps
 
 test-full: setup ## run all tests, including the long sweeps
 	@$(BIN)/python -m pytest --timeout=3600 --crash-images=400 $(WORKERS) $(PYTEST)
+
+test-pmem: setup ## run tests/devices on emulated NVDIMMs in a QEMU guest, within 20 minutes; PMEM="arguments of pytest"
+	@cd scripts && ../$(BIN)/python -m guest $(PMEM)
 
 test-crash: setup ## explore power cuts of all single operations and pairs, on all processors; some 40 minutes
 	@cd tests && ../$(BIN)/python -m explorer.explore $(EXPLORE)
