@@ -1,6 +1,7 @@
 """In the guest: load drivers, make the namespaces once, and run pytest on tests/devices.
 
-/out/task.json says what to run, /out/results has a line for each test. Namespaces live in the NVDIMM's labels, so that
+/out/task.json says what to run (``pytest``: its arguments, or none; ``work``: whether to change pools afterwards until
+the power is cut), /out/results has a line for each test. Namespaces live in the NVDIMM's labels, so that
 a guest that boots with the same NVDIMM again finds them, and what they hold.
 """
 
@@ -23,8 +24,12 @@ NAMESPACES = {
     "devdax-2M": ("devdax", "384M", ("--align", "2M")),
     "devdax-4K": ("devdax", "192M", ("--align", "4K")),
     "sector": ("sector", "128M", ()),
+    "poison": ("fsdax", "256M", ()),
 }
-"""Each name's mode, size and options: a pool on /dev/pmem, a host file system for pool files, two devdax, BTT."""
+"""Each name's mode, size and options.
+
+A pool on /dev/pmem, a host file system for pool files, two kinds of devdax, BTT, and memory that gets poisoned.
+"""
 
 
 def run(*command: str) -> str:
@@ -62,6 +67,8 @@ class Results:
         """Note what became of a phase of a test; the test's line follows its last phase."""
         if report.outcome != "passed" and not hasattr(report, "wasxfail"):
             self._failed.add(report.nodeid)  # a skipped test too: a test that did not run proves nothing
+            reasons = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+            print("", *reasons[:12], sep="\n")  # what pytest itself prints at the end, twenty minutes later
         if report.when == "teardown":
             outcome = "failed" if report.nodeid in self._failed else "passed"
             self._file.write(json.dumps({"test": report.nodeid, "outcome": outcome}) + "\n")
@@ -82,6 +89,18 @@ def main() -> int:
         make_namespaces()
     DEVICES.write_text(json.dumps(made_namespaces()))
     (OUT / "ready").write_text(Path("/proc/uptime").read_text().split()[0])
+    code = run_pytest(task["pytest"]) if task["pytest"] else 0
+    if task["work"]:
+        (OUT / "working").touch()
+        sys.path[:0] = [f"tests/{folder}" for folder in ("devices", "mounted", "direct")] + ["tests"]
+        from power_cut import work
+
+        work({name: Path(device) for name, device in made_namespaces().items()}, OUT / "acknowledged")
+    return code
+
+
+def run_pytest(given: list[str]) -> int:
+    """Run pytest with its output in /out/log; return its exit code."""
     import pytest
 
     arguments = ["--override-ini=norecursedirs=", "-o", "addopts=", "--strict-markers", "--import-mode=importlib"]
@@ -93,14 +112,16 @@ def main() -> int:
         "-p",
         "no:hypothesispytest",
         "--color=no",
-        "--timeout=600", "-o", "faulthandler_timeout=240",
+        "--timeout=600",
+        "-o",
+        "faulthandler_timeout=240",
         "-v",
         "-rN",
     ]
     with (OUT / "log").open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         sys.stdout = log
-        return int(pytest.main([*arguments, *task["pytest"]], plugins=[Results()]))
+        return int(pytest.main([*arguments, *given], plugins=[Results()]))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import shutil
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +23,7 @@ from daxfs.tools import check as _loaded_before_the_fork  # noqa: F401
 from daxfs.tools import cli
 from daxfs.tools import info as _info  # noqa: F401
 from daxfs.tools import make as _make  # noqa: F401
-from support import fsck, run, tool
+from support import fsck, run
 
 mount_rig.LIMIT = 500.0
 """Seconds that one mount may live: the guest is some 16 times slower than the machine."""
@@ -78,9 +76,9 @@ def daxfs(*arguments: str | Path, code: int = 0) -> str:
 
 
 def mkfs(pool: Path, *options: str) -> Path:
-    """Make a pool: on the whole device, or a file of `POOL_MIB`."""
-    size = () if stat.S_ISBLK(mode := _mode(pool)) or stat.S_ISCHR(mode) else ("--size", f"{POOL_MIB}M")
-    daxfs("mkfs", pool, *size, *options)
+    """Make a pool: on the whole device, whatever it holds, or a file of `POOL_MIB`."""
+    device = stat.S_ISBLK(_mode(pool)) or stat.S_ISCHR(_mode(pool))
+    daxfs("mkfs", pool, *(("-F",) if device else ("--size", f"{POOL_MIB}M")), *options)
     return pool
 
 
@@ -163,21 +161,3 @@ def plant(root: Path) -> None:
     side.chmod(b"files/1", 0o4751)
     side.chown(b"files/1", 1000, 70_000)
     side.rename(b"files/4096", b"deep/deeper/moved")
-
-
-def sh(text: str, code: int = 0) -> str:
-    """Run a shell command, expect its exit code, and return what it prints."""
-    done = subprocess.run(
-        [tool("bash"), "-c", text], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == code, f"{text}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def free_room(place: Path) -> None:
-    """Remove a directory's content."""
-    for path in place.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

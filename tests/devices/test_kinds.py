@@ -19,5 +19,7 @@ def test_a_tree_is_the_same_after_a_remount(ground: Path) -> None:
     checked(pool)
     for session in SESSIONS.values():
         with mounted(pool, "noatime", *session) as mount:
-            same(kernel_tree(mount.place), before)
+            found = kernel_tree(mount.place)
+            found[b""] = found[b""]._replace(ino=before[b""].ino)  # pyfuse3 numbers the root directory 1
+            same(found, before)
     checked(pool)
