@@ -24,12 +24,12 @@ class Poison:
         assert isinstance(pool.faults, MappedFaults)
         assert pool.faults.guarded, "guard.c was not compiled: run make setup"
         self._faults = pool.faults
-        self._library = pool.faults._library
+        self._addresses = pool.faults._addresses
         self._base = address_of(pool.memory)
         self._empty = os.memfd_create("empty")  # mapped past its end
         self._pages: set[int] = set()
-        assert self._library is not None
-        self._faults._library = self._library._replace(restore=self._restore)
+        self._remap = self._addresses.remap
+        self._addresses.remap = self._remap_all_but_these  # type: ignore[method-assign]
 
     def add(self, offset: int) -> None:
         """The page around a byte offset of the pool is missing from now on."""
@@ -41,24 +41,19 @@ class Poison:
         """All pages are there again."""
         pages, self._pages = self._pages, set()
         for page in pages:
-            found = _libc.mmap(
-                self._base + page, PAGE, self._faults._protection, _SHARED_FIXED, self._faults._descriptor, page
-            )
-            assert found == self._base + page
+            self._remap(page, PAGE)
 
     def close(self) -> None:
-        if self._faults._descriptor >= 0:  # the pool is open
+        if not self._addresses.closed:
             self.mend()
-        self._faults._library = self._library
+        del self._addresses.remap
         os.close(self._empty)
 
     def _cover(self, page: int) -> None:
         found = _libc.mmap(self._base + page, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, _SHARED_FIXED, self._empty, 0)
         assert found == self._base + page
 
-    def _restore(self, *arguments: int) -> int:
-        assert self._library is not None
-        number = self._library.restore(*arguments)
+    def _remap_all_but_these(self, offset: int, length: int) -> None:
+        self._remap(offset, length)
         for page in self._pages:
             self._cover(page)
-        return number

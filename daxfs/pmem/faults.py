@@ -20,9 +20,7 @@ import ctypes
 import errno
 import functools
 import logging
-import mmap
 import os
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import NamedTuple
 
 from daxfs.errors import MissingMemory, PoolError
 from daxfs.pmem.kinds import MOUNT_FAILED
+from daxfs.pmem.region import AddressRange
 from daxfs.pmem.reservation import no_room
 
 log = logging.getLogger("daxfs.pmem")
@@ -59,7 +58,6 @@ class Library(NamedTuple):
     install: Callable[[], int]
     watch: Callable[[_Watch], int]
     unwatch: Callable[[_Watch], None]
-    restore: Callable[[_Watch, int, int, int], int]
 
 
 @functools.cache
@@ -71,12 +69,11 @@ def load_library() -> Library | None:
         return None
     pointer = ctypes.POINTER(_Watch)
     install, watch = library.guard_install, library.guard_watch
-    unwatch, restore = library.guard_unwatch, library.guard_restore
+    unwatch = library.guard_unwatch
     install.argtypes, install.restype = [], ctypes.c_int
     watch.argtypes, watch.restype = [pointer], ctypes.c_int
     unwatch.argtypes, unwatch.restype = [pointer], None
-    restore.argtypes, restore.restype = [pointer, ctypes.c_int, ctypes.c_int, ctypes.c_int], ctypes.c_int
-    return Library(install, watch, unwatch, restore)
+    return Library(install, watch, unwatch)
 
 
 class Faults:
@@ -122,44 +119,33 @@ class Faults:
     def install(self) -> None:
         """Put the handler of faults over those that other code has installed since it was installed."""
 
-    def close(self) -> None:
-        """The descriptor of the pool is about to be closed."""
-
 
 class MappedFaults(Faults):
-    """The faults of a shared mapping of a file or device, from its first byte on.
+    """The faults of a mapped pool.
 
     Args:
         path: for messages.
-        mapping: is watched until it ends, which may be later than `close`.
-        begin: its address.
+        addresses: the mapping; it is watched until it ends, which may be later than its `close`.
         unit: what mmap(2) can replace in it, in bytes.
-        descriptor: what is mapped; stays open until `close`.
-        protection: ``PROT_*`` of the mapping.
-        flags: ``MAP_*`` of the mapping.
 
     Raises:
         PoolError: the signal can't be handled.
     """
 
-    def __init__(
-        self, path: str, mapping: mmap.mmap, begin: int, unit: int, descriptor: int, *, protection: int, flags: int
-    ) -> None:
+    def __init__(self, path: str, addresses: AddressRange, unit: int) -> None:
         super().__init__()
         self._path = path
+        self._addresses = addresses
         self._unit = unit
-        self._descriptor = descriptor
-        self._protection = protection
-        self._flags = flags
         self._library = load_library()
         if self._library is None:
             return
-        self._watch = watch = _Watch(begin=begin, end=begin + len(mapping), unit=unit)
+        self._watch = watch = _Watch(begin=addresses.begin, end=addresses.begin + addresses.length, unit=unit)
         number = self._library.watch(watch)
         if number:
             raise PoolError(f"{path}: faults of its memory can't be handled: {os.strerror(number)}", MOUNT_FAILED)
         self.pending = memoryview(watch).cast("B")[:8].cast("Q")
-        weakref.finalize(mapping, self._library.unwatch, watch).atexit = False
+        addresses.at_end(self._library.unwatch, watch)
 
     @property
     def guarded(self) -> bool:
@@ -174,16 +160,21 @@ class MappedFaults(Faults):
     def settle(self) -> MissingMemory:
         """As `Faults.settle`. A private mapping stays as it is, since it has content of its own: it is not usable.
 
-        So does a mapping that views keep after `close`.
+        So does a mapping that views keep after the pool was closed.
         """
-        if self._library is None or self._descriptor < 0:
+        if self._library is None or self._addresses.closed:
             return MissingMemory(errno.EIO)
         error = self._error()
-        if self._flags & mmap.MAP_SHARED:
-            count = self._watch.faults
-            number = self._library.restore(self._watch, self._descriptor, self._protection, self._flags)
-            if number:
-                return MissingMemory(number, f"{self._path}: memory of the pool can't be mapped again")
+        watch, addresses = self._watch, self._addresses
+        if addresses.shared:
+            count = watch.faults
+            try:
+                addresses.remap(watch.low - watch.begin, watch.high - watch.low)
+            except OSError as failed:
+                return MissingMemory(
+                    failed.errno or errno.EIO, f"{self._path}: memory of the pool can't be mapped again"
+                )
+            watch.faults = watch.low = watch.high = 0
             if not self.total:
                 log.error("%s; the operation fails, the pool stays in use", error.strerror)
             self.total += count
@@ -193,8 +184,9 @@ class MappedFaults(Faults):
         """What is wrong at the missing pages."""
         watch = self._watch
         low, high = watch.low - watch.begin, watch.high - watch.begin
-        size = os.fstat(self._descriptor).st_size  # 0: a device
-        if size and high > size + -size % self._unit:
+        region = self._addresses.region_at(low)
+        size = os.fstat(region.descriptor).st_size  # 0: a device
+        if size and region.file_offset + high - region.offset > size + -size % self._unit:
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
         ranges = [(low, high)]
         if watch.faults <= _PAGES:
@@ -204,14 +196,12 @@ class MappedFaults(Faults):
         return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")
 
     def _is_hole(self, begin: int, end: int) -> bool:
+        region = self._addresses.region_at(begin)
+        shift = region.file_offset - region.offset
         try:
-            return os.lseek(self._descriptor, begin, os.SEEK_DATA) >= end
+            return os.lseek(region.descriptor, begin + shift, os.SEEK_DATA) >= end + shift
         except OSError as error:
             return error.errno == errno.ENXIO  # nothing but holes up to the end of the file
-
-    def close(self) -> None:
-        """As `Faults.close`."""
-        self._descriptor = -1
 
 
 NEVER = Faults()

@@ -19,9 +19,10 @@
 
 enum { PAGES = 32, HANDLERS = 16 };
 
-/* Watched memory. faults.py owns it, sets `begin` to `unit`, and reads `faults` and the words after it. */
+/* Watched memory. faults.py owns it, sets `begin` to `unit`, reads what the handler has counted,
+ * and sets `faults`, `low` and `high` to 0 when it has mapped the pool's own pages again. */
 struct watch {
-	uint64_t faults;       /* since the last guard_restore */
+	uint64_t faults;       /* since faults.py has set it to 0 */
 	uint64_t low, high;    /* addresses between which they all lie */
 	uint64_t pages[PAGES]; /* addresses of the first ones */
 	uint64_t begin, end;   /* addresses */
@@ -138,15 +139,5 @@ EXPORTED int guard_watch(struct watch *watch) {
 	}
 	watch->next = watches;
 	watches = watch;
-	return 0;
-}
-
-/* Map the file again where pages were replaced, from the lowest to the highest; 0 or an errno. */
-EXPORTED int guard_restore(struct watch *watch, int descriptor, int protection, int flags) {
-	uint64_t length = watch->high - watch->low;
-	if (mmap((void *)watch->low, length, protection, flags | MAP_FIXED, descriptor, (off_t)(watch->low - watch->begin)) ==
-	    MAP_FAILED)
-		return errno;
-	watch->faults = watch->low = watch->high = 0;
 	return 0;
 }

@@ -143,8 +143,8 @@ def volatile(memory: memoryview) -> Operations:
     return Operations(VOLATILE, write, zero, store_word, _nothing, _nothing, release)
 
 
-def msync(memory: memoryview, mapping: mmap.mmap) -> Operations:
-    """Make the operations of memory that a page cache backs.
+def msync(memory: memoryview, synchronise: Callable[[int, int], None]) -> Operations:
+    """Make the operations of memory that a page cache backs; ``synchronise(offset, length)`` is msync(2) of a range.
 
     The fence is one msync over the hull of all ranges since the last fence. msync writes dirty pages only, and each
     call costs a commit or a cache flush of the device below (16 scattered pages: 0.25 ms instead of 1.0 ms).
@@ -183,7 +183,7 @@ def msync(memory: memoryview, mapping: mmap.mmap) -> Operations:
         if low < high:
             start = low & _PAGE_MASK
             try:
-                mapping.flush(start, high - start)
+                synchronise(start, high - start)
             except OSError as error:
                 failed = error
                 raise FsError(errno.EIO, f"write-back of the pool failed ({error})") from error

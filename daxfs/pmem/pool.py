@@ -24,13 +24,13 @@ from types import TracebackType
 
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
-from daxfs.pmem.address import address_of
 from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.fallocate import PUNCH_HOLE, fallocate
 from daxfs.pmem.faults import NEVER, Faults, MappedFaults
 from daxfs.pmem.holes import data_extents
 from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Operations
+from daxfs.pmem.region import AddressRange
 from daxfs.pmem.reservation import SECTOR, Reservation
 from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 from daxfs.runs import ByteRange
@@ -152,8 +152,7 @@ class Pool:
         if self._open:
             self._open = False
             self._retire()
-            self.faults.close()
-            _try_twice(self.memory.release)
+            _release(self.memory)
             self._unmap()
 
     def _unmap(self) -> None:
@@ -178,7 +177,7 @@ class MappedPool(Pool):
         self,
         target: kinds.Target,
         kind: str,
-        mapping: mmap.mmap,
+        addresses: AddressRange,
         *,
         memory: memoryview,
         operations: Operations,
@@ -197,7 +196,7 @@ class MappedPool(Pool):
             faults=faults,
         )
         self.status = target.status
-        self._mapping = mapping
+        self._addresses = addresses
         self._descriptors = descriptors
         self._loops = LoopGuard(target)
         self._reservation = Reservation(target.path, descriptors[0], target.size)
@@ -260,7 +259,7 @@ class MappedPool(Pool):
         exclusive.refuse_clients(self._descriptors[0], self.path)
 
     def _unmap(self) -> None:
-        _try_twice(self._mapping.close)
+        self._addresses.close()
         self._loops.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
@@ -316,8 +315,6 @@ def open_pool(
                 # Before the claim, the last user of the pool may have resized or replaced it (mkfs).
                 target = kinds.identify(name, sysfs=sysfs)
             access = os.O_RDONLY if reading else os.O_RDWR
-            # The mapping keeps this descriptor open as long as any view lives. The claim must end earlier, so it has
-            # a descriptor of its own.
             descriptors.insert(0, os.open(name, access | os.O_CLOEXEC))
             if not all(os.path.samestat(os.fstat(opened), target.status) for opened in descriptors):
                 raise PoolError(f"{name} was just replaced by another file; try again", kinds.MOUNT_FAILED)
@@ -347,80 +344,83 @@ def mapped_kind(target: kinds.Target, descriptor: int) -> str:
 def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, persistence: str | None) -> Pool:
     protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
     kind = target.kind
-    mapping = None
-    flags = mmap.MAP_SHARED
-    if kind == kinds.FILE:
-        # Only fsdax mounts grant it. Elsewhere it fails with EOPNOTSUPP (EINVAL from kernels without the flag).
-        try:
-            mapping = mmap.mmap(descriptors[0], target.size, flags=MAP_SYNC, prot=protection)
-            kind, flags = kinds.FSDAX, MAP_SYNC
-        except OSError:
-            mapping = None
+    addresses = _reserve(target)
+    if kind == kinds.FILE and _map_sync(addresses, target, descriptors[0], protection):
+        kind = kinds.FSDAX
     way = persist.choose(target.path, kind, persistence, read_only=read_only)
-    if mapping is None:
-        mapping = mmap.mmap(descriptors[0], target.size, flags=mmap.MAP_SHARED, prot=protection)
+    if not addresses.regions:
+        addresses.map(target.size, descriptors[0], protection=protection, flags=mmap.MAP_SHARED)
     if kind == kinds.TMPFS:
         with suppress(OSError):  # a kernel without huge pages
             # Matters where the tmpfs is mounted with huge=advise: the first process that touches memory decides.
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-    memory = memoryview(mapping)
+            addresses.advise(mmap.MADV_HUGEPAGE)
+    memory = addresses.view()
     if read_only:
         operations = persist.refusing(way)
     elif way == persist.LIBPMEM and (library := persist.load_libpmem()) is not None:
         operations = persist.libpmem(memory, library)
     elif way == persist.MSYNC:
-        operations = persist.msync(memory, mapping)
+        operations = persist.msync(memory, addresses.flush)
     else:
         operations = persist.volatile(memory)
     pool = MappedPool(
         target,
         kind,
-        mapping,
+        addresses,
         memory=memory,
         operations=operations,
         descriptors=descriptors,
         read_only=read_only,
-        faults=_watch(target, mapping, memory, descriptors[0], protection, flags),
+        faults=MappedFaults(target.path, addresses, target.align),
     )
     if not read_only:
         pool.reserve_holes()
     return pool
 
 
-def _watch(
-    target: kinds.Target, mapping: mmap.mmap, memory: memoryview, descriptor: int, protection: int, flags: int
-) -> MappedFaults:
-    begin = address_of(memory)
-    return MappedFaults(target.path, mapping, begin, target.align, descriptor, protection=protection, flags=flags)
+def _reserve(target: kinds.Target) -> AddressRange:
+    try:
+        return AddressRange(target.size, target.align)
+    except OSError as error:
+        text = f"{target.path}: no addresses for {target.size} bytes ({error.strerror}); raise the limit (ulimit -v)"
+        raise PoolError(text, kinds.MOUNT_FAILED) from None
+
+
+def _map_sync(addresses: AddressRange, target: kinds.Target, descriptor: int, protection: int) -> bool:
+    """Map with MAP_SYNC; False where it is not granted."""
+    try:
+        addresses.map(target.size, descriptor, protection=protection, flags=MAP_SYNC)
+    except OSError:  # EOPNOTSUPP except on fsdax mounts; EINVAL from kernels without the flag
+        return False
+    return True
 
 
 def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
     """Map the pool copy-on-write. A devdax device does not support this (EINVAL)."""
-    flags, protection = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
-    mapping = mmap.mmap(descriptors[0], target.size, flags=flags, prot=protection)
-    memory = memoryview(mapping)
+    addresses = _reserve(target)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    addresses.map(target.size, descriptors[0], protection=protection, flags=mmap.MAP_PRIVATE)
+    memory = addresses.view()
     pool = MappedPool(
         target,
         mapped_kind(target, descriptors[0]),
-        mapping,
+        addresses,
         memory=memory,
         operations=persist.volatile(memory),
         descriptors=descriptors,
         read_only=False,
-        faults=_watch(target, mapping, memory, descriptors[0], protection, flags),
+        faults=MappedFaults(target.path, addresses, target.align),
     )
     pool.private = True
     pool.status = None  # other processes that map the file see different content
     return pool
 
 
-def _try_twice(release: Callable[[], None]) -> None:
-    """Release a mapping; if views keep it, collect the ones that only a reference cycle keeps alive, and try again."""
+def _release(memory: memoryview) -> None:
+    """Release a view; if buffers made of it keep it, collect those that only a reference cycle keeps alive."""
     try:
-        release()
+        memory.release()
     except BufferError:
         gc.collect()
-        try:
-            release()
-        except BufferError:
-            return  # a view is still in use: the mapping ends with the last view
+        with suppress(BufferError):  # a buffer is still in use: the mapping ends with it
+            memory.release()

@@ -133,7 +133,7 @@ class FakeMapping:
 @pytest.fixture
 def synced() -> tuple[FakeMapping, Operations]:
     mapping = FakeMapping()
-    return mapping, persist.msync(memoryview(bytearray(SIZE)), mapping)  # type: ignore[arg-type]
+    return mapping, persist.msync(memoryview(bytearray(SIZE)), mapping.flush)
 
 
 STORES: dict[str, tuple[Callable[[Operations, int], object], int]] = {

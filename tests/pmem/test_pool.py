@@ -120,7 +120,7 @@ def test_msync_failure_stays(plain: Path) -> None:
 
     medium = Medium()
     memory = memoryview(bytearray(1 << 16))
-    pool = Pool("x", "file", memory, persist.msync(memory, medium))  # type: ignore[arg-type]
+    pool = Pool("x", "file", memory, persist.msync(memory, medium.flush))
     pool.fence()
     assert medium.calls == []
     pool.write(5000, b"x")

@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant(
         "msync: the fence does nothing",
         PERSIST,
-        "                mapping.flush(start, high - start)\n",
+        "                synchronise(start, high - start)\n",
         "                pass\n",
         "Nothing is durable.",
         BACKENDS,

@@ -1,0 +1,191 @@
+"""The addresses of a pool: a reserved range, into which regions of files and devices are mapped.
+
+The range is larger than the pool. So a region can be added after the last one, and a part of a region can be mapped
+again in place (`Faults.settle`), without moving memory that views refer to. Everything outside the regions is
+PROT_NONE: a store past the end of the pool ends in SIGSEGV, and never in memory of something else.
+
+Python's `mmap` can do neither, since it chooses the address and owns one mapping. What it gives is kept: the memory
+stays mapped as long as a view of it lives. `AddressRange.close` lets go of the range; the last view unmaps it.
+
+Source: mmap(2); ``thp_get_unmapped_area`` in mm/huge_memory.c for the alignment that huge pages need.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+HUGE = 2 << 20
+"""Alignment of the range at least: a 2 MiB page maps a file's 2 MiB only where both are multiples of it."""
+ROOM = 64 << 30
+"""Addresses reserved for a pool, or twice its size if that is more. They cost nothing until they are mapped."""
+
+_PROT_NONE, _MAP_FIXED, _MAP_NORESERVE = 0, 0x10, 0x4000
+_NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.msync.argtypes = _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MS_SYNC = 4
+
+
+class Region(NamedTuple):
+    """A member of the pool: ``length`` bytes of an open file or device, in bytes from the range's begin.
+
+    ``descriptor`` must stay open while the region may be mapped again. ``flags`` and ``protection`` as in mmap(2).
+    """
+
+    offset: int
+    length: int
+    descriptor: int
+    file_offset: int
+    protection: int
+    flags: int
+
+    @property
+    def end(self) -> int:
+        """The offset in the range after the region's last byte."""
+        return self.offset + self.length
+
+
+class AddressRange:
+    """Reserved addresses, and the regions mapped there, in order and without gaps.
+
+    Attributes:
+        begin: the address of the first byte; a multiple of ``unit`` and of 2 MiB.
+        room: bytes that are reserved.
+        regions: what is mapped.
+    """
+
+    def __init__(self, length: int, unit: int = mmap.PAGESIZE) -> None:
+        """Reserve addresses for ``length`` bytes and for a guard after them, and for growth if there are enough.
+
+        Args:
+            length: bytes to be mapped at first.
+            unit: what mmap(2) can map or replace in the regions, in bytes: a page, or a device's alignment.
+
+        Raises:
+            OSError: ENOMEM: the process may not have so many addresses (RLIMIT_AS).
+        """
+        align = max(unit, HUGE)
+        least = length + -length % align + align
+        try:
+            self.begin, self.room, token = _reserve(max(ROOM, 2 * least), align)
+        except OSError:
+            self.begin, self.room, token = _reserve(least, align)
+        self.regions: list[Region] = []
+        self._token: ctypes.Array[Any] | None = token
+
+    @property
+    def length(self) -> int:
+        """Bytes of all regions."""
+        return self.regions[-1].end if self.regions else 0
+
+    def map(self, length: int, descriptor: int, *, protection: int, flags: int, file_offset: int = 0) -> Region:
+        """Map a file or device after the last region, and return the region.
+
+        Raises:
+            OSError: mmap(2) failed, and nothing is mapped there. ENOMEM also if the range has no room.
+        """
+        region = Region(self.length, length, descriptor, file_offset, protection, flags)
+        if region.end > self.room - mmap.PAGESIZE:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self._map(region, region.offset, length)
+        self.regions.append(region)
+        return region
+
+    def remap(self, offset: int, length: int) -> None:
+        """Map the files again at [offset, offset + length), whatever lies there now. Views stay valid.
+
+        Raises:
+            OSError: mmap(2) failed.
+        """
+        for region in self.regions:
+            low, high = max(offset, region.offset), min(offset + length, region.end)
+            if low < high:
+                self._map(region, low, high - low)
+
+    def _map(self, region: Region, offset: int, length: int) -> None:
+        place = region.file_offset + offset - region.offset
+        flags = region.flags | _MAP_FIXED
+        if _libc.mmap(self.begin + offset, length, region.protection, flags, region.descriptor, place) == _FAILED:
+            raise _last_error()
+
+    def view(self) -> memoryview:
+        """Return the regions' bytes, format "B"; read-only unless all regions may be stored to."""
+        content = (ctypes.c_ubyte * self.length).from_address(self.begin)
+        content.keeps = self._held()  # type: ignore[attr-defined]
+        view = memoryview(content).cast("B")
+        return view if all(region.protection & mmap.PROT_WRITE for region in self.regions) else view.toreadonly()
+
+    def flush(self, offset: int, length: int) -> None:
+        """Write the range's dirty pages back, and wait (msync(2), MS_SYNC). ``offset`` is a multiple of the page size.
+
+        Raises:
+            OSError: write-back failed.
+        """
+        if _libc.msync(self.begin + offset, length, _MS_SYNC):
+            raise _last_error()
+
+    def advise(self, advice: int) -> None:
+        """Give advice about all regions (madvise(2)).
+
+        Raises:
+            OSError: the kernel does not take this advice.
+        """
+        if _libc.madvise(self.begin, self.length, advice):
+            raise _last_error()
+
+    def region_at(self, offset: int) -> Region:
+        """Return the region that contains the byte ``offset``."""
+        return next(region for region in self.regions if region.offset <= offset < region.end)
+
+    def at_end(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function when the range is about to be unmapped: after `close`, and after the last view has gone."""
+        weakref.finalize(self._held(), function, *arguments).atexit = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether stores go to the files and devices; False for private (copy-on-write) regions."""
+        return all(region.flags & mmap.MAP_SHARED for region in self.regions)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: the descriptors of the regions may be closed too."""
+        return self._token is None
+
+    def _held(self) -> ctypes.Array[Any]:
+        if self._token is None:
+            raise ValueError("the range is closed")
+        return self._token
+
+    def close(self) -> None:
+        """Let go of the range. It is unmapped now, or with the last view of it."""
+        self._token = None
+
+
+def _reserve(room: int, align: int) -> tuple[int, int, ctypes.Array[Any]]:
+    """Reserve ``room`` bytes at a multiple of ``align``; returns the address, the room and what holds the reservation.
+
+    The reservation ends when nothing refers to the token any longer.
+    """
+    whole = room + align
+    address = _libc.mmap(None, whole, _PROT_NONE, _NOTHING, -1, 0)
+    if address == _FAILED:
+        raise _last_error()
+    token = (ctypes.c_ubyte * 0)()
+    weakref.finalize(token, _libc.munmap, address, whole).atexit = False
+    return address + -address % align, room, token
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
