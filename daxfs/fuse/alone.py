@@ -37,7 +37,7 @@ def run(command: Sequence[str], place: str, serve: Callable[[int], None]) -> int
     Args:
         command: the path of the program and its arguments.
         place: an existing path, not a directory.
-        serve: answers the requests of the mount on a descriptor of /dev/fuse until the mount is gone, and closes it.
+        serve: answers the requests of the mount on a descriptor of /dev/fuse, and returns when the mount is gone.
 
     Returns:
         The program's exit code, or minus the number of the signal that ended it.
@@ -53,6 +53,7 @@ def run(command: Sequence[str], place: str, serve: Callable[[int], None]) -> int
         try:
             serve(descriptor)
         finally:
+            os.close(descriptor)  # a program that still waits for an answer gets an error now
             status = os.waitpid(child, 0)[1]
     finally:
         signal.signal(signal.SIGINT, interrupt)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from daxfs.errors import UserError
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.pool import Pool, open_pool
 from daxfs.tools import pieces, targets
 from daxfs.tools.imagecopy import Progress
 from daxfs.tools.pieces import Piece
@@ -58,9 +58,24 @@ def export(path: str, file: str, *, force: bool = False, progress: Progress | No
         MissingMemory: EIO, memory of the pool is missing; there is no file then.
         OSError: the file can't be written; there is none then.
     """
-    stream = _stream(file)
-    if stream is None:
-        _refuse_existing(path, file, force=force)
+    if _is_stream(file):
+        with _stream(file) as descriptor, _opened(path, progress) as (_, found):
+            try:
+                pieces.into_stream(descriptor, found)
+            except BrokenPipeError:
+                raise UserError("the reader of the export has ended before the end of the pool", _FAILED) from None
+        return None
+    _refuse_existing(path, file, force=force)
+    with _opened(path, progress) as (pool, found), _appearing(file, replace=force) as descriptor:
+        pieces.into_file(descriptor, found)
+        os.ftruncate(descriptor, pool.size)
+        os.fsync(descriptor)
+        return pool.size, os.fstat(descriptor).st_blocks * _SECTOR
+
+
+@contextmanager
+def _opened(path: str, progress: Progress | None) -> Iterator[tuple[Pool, Iterator[Piece]]]:
+    """Claim and map the pool; provide it and its pieces."""
     with open_pool(path, read_only=True) as pool:
         pool.refuse_clients()
 
@@ -68,37 +83,30 @@ def export(path: str, file: str, *, force: bool = False, progress: Progress | No
             if progress is not None:
                 progress("exporting", done, pool.size)
 
-        found = pieces.reported(pieces.of_pool(pool), report)
-        if stream is not None:
-            _send(file, stream, found)
-            return None
-        with _appearing(file, replace=force) as descriptor:
-            pieces.into_file(descriptor, found)
-            os.ftruncate(descriptor, pool.size)
-            os.fsync(descriptor)
-            return pool.size, os.fstat(descriptor).st_blocks * _SECTOR
+        yield pool, pieces.reported(pieces.of_pool(pool), report)
 
 
-def _stream(file: str) -> int | None:
-    """Return the descriptor to write a stream to, or None if ``file`` is to be a regular file."""
+def _is_stream(file: str) -> bool:
+    if file == STREAM:
+        return True
+    with suppress(FileNotFoundError):
+        return stat.S_ISFIFO(os.stat(file).st_mode)
+    return False
+
+
+@contextmanager
+def _stream(file: str) -> Iterator[int]:
+    """Provide the descriptor to write a stream to."""
     if file == STREAM:
         if os.isatty(sys.stdout.fileno()):
             raise UserError("a pool can't be written to a terminal; give a file, or redirect standard output", _USAGE)
-        return sys.stdout.fileno()
-    with suppress(FileNotFoundError):
-        if stat.S_ISFIFO(os.stat(file).st_mode):
-            return os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-    return None
-
-
-def _send(file: str, descriptor: int, found: Iterator[Piece]) -> None:
+        yield sys.stdout.fileno()
+        return
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        pieces.into_stream(descriptor, found)
-    except BrokenPipeError:
-        raise UserError("the reader of the export has ended before the end of the pool", _FAILED) from None
+        yield descriptor
     finally:
-        if file != STREAM:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def _refuse_existing(path: str, file: str, *, force: bool) -> None:

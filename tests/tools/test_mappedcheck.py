@@ -41,6 +41,10 @@ def shell(pool: Pool, script: str) -> tuple[int, int]:
     return alone.run(["/bin/sh", "-ec", script, "sh", pool.path], pool.path, serve), missing
 
 
+def answer_nothing(_descriptor: int) -> None:
+    """End as a server that has failed."""
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Path:
     path = tmp_path / "pool"
@@ -77,19 +81,19 @@ def test_what_a_program_may_not_do(served: Path) -> None:
 
 
 def test_a_server_that_ends_is_an_error_of_the_program(served: Path) -> None:
-    assert alone.run(["/bin/sh", "-c", 'cat "$1" >/dev/null', "sh", str(served)], str(served), os.close) == 1
+    assert alone.run(["/bin/sh", "-c", 'cat "$1" >/dev/null', "sh", str(served)], str(served), answer_nothing) == 1
 
 
 def test_what_prevents_the_mount_is_one_line(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="/nonexistent/program: No such file"):
-        alone.run(["/nonexistent/program"], str(served), os.close)
+        alone.run(["/nonexistent/program"], str(served), answer_nothing)
     monkeypatch.setattr(alone, "_CLONE_NEWNS", -1)
     with pytest.raises(UserError, match="namespace needs root, or user namespaces that are allowed: Invalid argument"):
-        alone.run(["/bin/true"], str(served), os.close)
+        alone.run(["/bin/true"], str(served), answer_nothing)
     monkeypatch.undo()
     monkeypatch.setattr(mounts, "DEVICE", "/nonexistent/fuse")
     with pytest.raises(UserError, match="modprobe fuse"):
-        alone.run(["/bin/true"], str(served), os.close)
+        alone.run(["/bin/true"], str(served), answer_nothing)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class PoolFile:
 
 
 def serve(pool: Pool, descriptor: int) -> int:
-    """Answer requests until the mount is gone; everything written is durable then. Closes the descriptor.
+    """Answer requests until the mount is gone; everything written is durable then.
 
     Args:
         pool: mapped, and claimed by the caller.
@@ -126,25 +126,22 @@ def serve(pool: Pool, descriptor: int) -> int:
     """
     device = Device(descriptor, negotiation.buffer_size(), 0.0)
     file = PoolFile(pool, device.buffer)
-    try:
-        while not device.ended:
-            try:
-                length = readv(descriptor, device.buffers)
-            except OSError as error:
-                device.not_received(error)
-                device.poll(None)
-                continue
-            reply = file.answer(length)
-            if reply is None:
-                continue
-            try:
-                writev(descriptor, reply)
-            except OSError as error:
-                if error.errno == MISSING:
-                    file.missing += 1
-                else:
-                    device.not_sent(error)
-    finally:
-        device.close()
+    while not device.ended:
+        try:
+            length = readv(descriptor, device.buffers)
+        except OSError as error:
+            device.not_received(error)
+            device.poll(None)
+            continue
+        reply = file.answer(length)
+        if reply is None:
+            continue
+        try:
+            writev(descriptor, reply)
+        except OSError as error:
+            if error.errno == MISSING:
+                file.missing += 1
+            else:
+                device.not_sent(error)
     pool.fence()
     return file.missing
