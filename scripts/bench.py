@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rig
-from benchmarks import alone, data, direct, metadata
+from benchmarks import alone, data, direct, metadata, persistence
 from benchmarks.report import FULL, QUICK, Report, load, machine
 
 SECTIONS: dict[str, Callable[[Path, Report], None]] = {
@@ -25,6 +25,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "commit": alone.commit,
     "sync": alone.sync,
     "direct": direct.direct,
+    "persistence": persistence.persistence,
 }
 IDLE = 0.5
 
