@@ -148,6 +148,13 @@ class MissingMemory(FsError):
     """
 
 
+class BadMemory(MissingMemory):
+    """A request needs memory of the pool that is known to be bad (EIO); nothing was touched."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EIO, message)
+
+
 class Unsupported(FsError):
     """The pool uses features that this version of daxfs does not know; ``features`` holds their e2fsprogs names."""
 

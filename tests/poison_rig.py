@@ -41,7 +41,7 @@ class Poison:
         """All pages are there again."""
         pages, self._pages = self._pages, set()
         for page in pages:
-            self._remap(page, PAGE)
+            self._faults.forgive(page, page + PAGE)
 
     def close(self) -> None:
         if not self._addresses.closed:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 
-from daxfs.errors import FsError
+from daxfs.errors import BadMemory, FsError
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
-from daxfs.fs import data, ranges
+from daxfs.fs import badmemory, data, ranges
 from daxfs.fs.change import Change
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
@@ -67,7 +67,7 @@ def copy(
         try:
             done += copy_piece(volume, source.node, source_offset + done, target, target_offset + done, length - done)
         except FsError as error:
-            if done and error.errno == errno.ENOSPC:
+            if done and (error.errno == errno.ENOSPC or isinstance(error, BadMemory)):
                 break
             raise
     return done
@@ -80,7 +80,10 @@ def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset
         if unwritten:
             continue
         if begin == source:
-            return data.write(volume, target, offset, volume.pool.memory[begin + delta : end + delta])
+            stop = badmemory.good_end(volume, begin, end, delta)
+            if stop == begin:
+                raise badmemory.error(volume, node, begin)
+            return data.write(volume, target, offset, volume.pool.memory[begin + delta : stop + delta])
         hole = begin - source
         break
     put_hole(volume, target, offset, hole)

@@ -15,8 +15,9 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError
+from daxfs.errors import BadMemory, FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.fs import badmemory
 from daxfs.fs.change import Change
 from daxfs.fs.filemap import MAX_RUNS, FileMap, Run
 from daxfs.fs.nodes import END, SET_ID, Node
@@ -98,13 +99,14 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool |
 
 
 def load_map(volume: Volume, node: Node) -> FileMap | None:
-    """Read the node's map from the extent tree and return it; None if the file has too many runs to keep."""
+    """Read the node's map from the extent tree; return None if it can't be kept: too many runs, or bad memory."""
     if node.scattered:
         return None
     inode = inodes.read(volume.view, node.ino)
     mapped = FileMap()
+    bad = volume.pool.bad
     for count, run in enumerate(mapping.walk(volume.view, inode)):
-        if count >= MAX_RUNS:
+        if count >= MAX_RUNS or (bad and badmemory.overlaps(volume, run)):
             node.scattered = True
             return None
         mapped.put_blocks(run, volume.block_bits)
@@ -135,12 +137,21 @@ def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview |
 
 
 def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
-    """Return the bytes [offset, offset + size), with zeros for holes and unwritten blocks."""
+    """Return the bytes [offset, offset + size), with zeros for holes and unwritten blocks; fewer before bad memory."""
     content = bytearray(size)
     memory = volume.memory
+    bad = volume.pool.bad
     for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
-        if not unwritten:
-            content[begin - offset : end - offset] = memory[begin + delta : end + delta]
+        if unwritten:
+            continue
+        stop = badmemory.good_end(volume, begin, end, delta) if bad else end
+        content[begin - offset : stop - offset] = memory[begin + delta : stop + delta]
+        if stop < end:
+            if stop == offset or not node.dax:
+                # To the kernel's page cache, fewer bytes than asked for would be the end of the file.
+                raise badmemory.error(volume, node, offset)
+            del content[stop - offset :]
+            break
     volume.finish_copy()
     return bytes(content)
 
@@ -201,12 +212,17 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
     if offset + size > volume.large_file_from:
         volume.allow_large_files()
     content = memoryview(data)
+    bad = volume.pool.bad
     done = 0
     while done < size:
         try:
-            done += volume.retrying(write_piece, file, offset + done, content[done:size])
+            upto = size
+            if bad:
+                rest = content[done:size]
+                upto = done + volume.retrying(badmemory.make_writable, node, offset + done, rest, file.caller)
+            done += volume.retrying(write_piece, file, offset + done, content[done:upto])
         except FsError as error:
-            if done and error.errno == errno.ENOSPC:
+            if done and (error.errno == errno.ENOSPC or isinstance(error, BadMemory)):
                 break
             raise
     return done

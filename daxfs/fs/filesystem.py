@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.fs import (
     attributes,
+    badmemory,
     copying,
     data,
     flags,
@@ -589,6 +590,8 @@ class FileSystem:
         volume.pool.faults.install()
         if not volume.read_only:
             outside.take_over(volume)
+            if volume.pool.bad:
+                badmemory.retire(volume)
             volume.tick()
         self.grants.reclaim()
 

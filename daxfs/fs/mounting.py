@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import time
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory, Unsupported
+from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError, MissingMemory, Unsupported
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
@@ -58,6 +59,8 @@ def read_superblock(pool: Pool) -> Superblock:
     end = SUPERBLOCK_OFFSET + Superblock.SIZE
     if pool.size < end:
         raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: only {pool.size} bytes long")
+    if pool.bad.first(SUPERBLOCK_OFFSET, end):
+        raise BadMemory(f"{pool.path}: the superblock lies in bad memory; e2fsck -b 32768 takes a backup in its place")
     sb = Superblock(memoryview(bytearray(pool.memory[SUPERBLOCK_OFFSET:end])))
     if sb.s_magic != EXT4_SUPER_MAGIC:
         raise FsError(errno.EINVAL, f"{pool.path}: not an ext4 pool: no superblock magic (make one: daxfs mkfs)")
@@ -128,6 +131,7 @@ def mount(pool: Pool, options: Options) -> Volume:
         volume.notifier = Grants(volume)
         return volume
     if area is not None:
+        mend_log(pool, geometry, area)
         recovery.wipe(pool, geometry, area)
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
     protect_log(volume, area)
@@ -163,12 +167,49 @@ def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
     """Replay the log; if the log is empty, clear a torn recovery flag."""
     if pool.read_only:
         raise FsError(errno.EROFS, "the journal needs replay and the pool is open for reading only")
-    report = recovery.replay(pool, geometry, area)
+    try:
+        with pool.faults.checked():
+            report = recovery.replay(pool, geometry, area)
+    except MissingMemory as error:
+        place = bad_log_block(pool, geometry, area)
+        if place is None:
+            raise
+        raise BadMemory(
+            f"{pool.path}: the journal needs replay, but its block {place} lies in bad memory; e2fsck -y gives the "
+            f"journal's content up"
+        ) from error
     if not report.clean:
         log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
     elif recovery_flag.mend(pool):
         log.info("%s: the superblock was cut while its recovery flag was stored; mended", pool.path)
     return report
+
+
+def bad_log_block(pool: Pool, geometry: Geometry, area: LogArea) -> int | None:
+    """Return the first block of the pool that belongs to the log and lies in bad memory; None: there is none."""
+    bits = geometry.block_bits
+    for first, count in area.runs if pool.bad else ():
+        for begin, _ in pool.bad.within(first << bits, first + count << bits):
+            return begin >> bits
+    return None
+
+
+def mend_log(pool: Pool, geometry: Geometry, area: LogArea) -> None:
+    """Rewrite the bad blocks of an empty log, all but the first of which have no content that matters.
+
+    Raises:
+        BadMemory: one can't be mended.
+    """
+    bits = geometry.block_bits
+    while (number := bad_log_block(pool, geometry, area)) is not None:
+        begin = (number << bits) & -mmap.PAGESIZE
+        end = max(begin + mmap.PAGESIZE, number + 1 << bits)
+        mendable = all(area.holds(each) and each != area.physical(0) for each in range(begin >> bits, end >> bits))
+        if not (mendable and pool.rewrite(begin, bytes(end - begin))):
+            raise BadMemory(
+                f"{pool.path}: block {number} of the pool, in its journal, lies in bad memory; mount it read-only, or "
+                f"make a new journal: tune2fs -O ^has_journal, tune2fs -j"
+            )
 
 
 def mend_superblock(pool: Pool) -> bool:
@@ -269,11 +310,10 @@ def unmount(volume: Volume) -> None:
         if grants.stale:
             log.warning("%s: programs still map it; what they may touch is freed by a later mount", volume.pool.path)
         else:
-            for ino in tuple(volume.lives.nameless):
-                removal.free(volume, ino)
+            removal.free_nameless(volume)
     outside.take_over(volume)
     journal.commit()
-    if grants.stale:
+    if grants.stale or (volume.lives.nameless and not volume.read_only):
         # Not clean: the next mount or check must look for stale clients, and for orphans as after a crash.
         return
     mark_clean(volume)

@@ -55,7 +55,7 @@ class Node:
         opens: how often the inode is open.
         size: file size in bytes.
         map: where the blocks lie; None: not read yet, or too many runs.
-        scattered: the file has too many runs for a map; each access searches the tree.
+        scattered: the file has too many runs for a map, or bad memory; each access searches the tree.
         atime: a time that is not in the inode yet, in nanoseconds; 0: none. As with the kernel's lazytime the commit
             writes it, so that an overwrite changes no metadata block.
         mtime: as ``atime``.
@@ -330,9 +330,10 @@ class Nodes:
             self._mapped.pop(oldest).map = None
 
     def drop_maps(self) -> None:
-        """Drop all maps: the journal was aborted with changes that had succeeded."""
+        """Drop all maps: the journal was aborted with changes that had succeeded, or memory is missing or back."""
         for node in self.open.values():
             node.map = None
+            node.scattered = False
         self._mapped.clear()
 
     # Times that wait

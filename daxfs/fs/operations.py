@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from daxfs.errors import Corrupt, FsError, MissingMemory
+from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory
 from daxfs.fs import mounting
 from daxfs.fs.grants import waiting
 
@@ -39,7 +39,7 @@ def failure(volume: Volume, error: BaseException, *, explained: bool = False) ->
     if volume.faults[0]:
         missing = volume.lost_memory()
         return missing if isinstance(error, Exception) else error
-    if isinstance(error, MissingMemory):
+    if isinstance(error, MissingMemory) and not isinstance(error, BadMemory):
         volume.forget_content()
     elif isinstance(error, Corrupt):
         volume.report(error)

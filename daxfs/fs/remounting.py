@@ -14,7 +14,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError
+from daxfs.errors import BadMemory, FsError
 from daxfs.fs import mounting, removal
 from daxfs.fs.grants.table import Grants
 from daxfs.journal.journal import Journal
@@ -49,9 +49,10 @@ def stop_writing(volume: Volume) -> None:
     if any(volume.is_busy(ino) for ino in lives.nameless - lives.quarantine):
         raise FsError(errno.EBUSY, "a file without a name is in use")
     mounting.grants_of(volume).page.erase()
-    for ino in tuple(lives.nameless):
-        removal.free(volume, ino)
+    removal.free_nameless(volume)
     volume.commit()
+    if lives.nameless:
+        raise BadMemory("a file without a name can't be freed, since memory that this needs is missing")
     mounting.mark_clean(volume)
     volume.end_writing(PoolView(volume.pool, volume.geometry, volume.view.caches))
     volume.notifier = Grants(volume)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from daxfs.errors import MissingMemory
 from daxfs.fs.data import cut_blocks
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes, mapping, orphans, xattrs
@@ -75,10 +78,29 @@ def recover(volume: Volume) -> None:
     found = list(orphans.listing(volume.view))
     lives = volume.lives
     for ino in found:
-        nameless = inodes.read(volume.view, ino).links_count == 0
-        lives.found_listed(ino, nameless=nameless)
-        if nameless:
-            collect(volume, ino)
-        else:
-            cut_blocks(volume, ino)
+        with unless_missing(volume, ino):
+            nameless = inodes.read(volume.view, ino).links_count == 0
+            lives.found_listed(ino, nameless=nameless)
+            if nameless:
+                collect(volume, ino)
+            else:
+                cut_blocks(volume, ino)
     note_cleaned(sum(ino not in lives.nameless for ino in found))
+
+
+def free_nameless(volume: Volume) -> None:
+    """Free all inodes without a name: the mount ends, and nobody has them open."""
+    for ino in tuple(volume.lives.nameless):
+        with unless_missing(volume, ino):
+            free(volume, ino)
+
+
+@contextmanager
+def unless_missing(volume: Volume, ino: int) -> Iterator[None]:
+    """Leave an inode on the orphan list whose end needs memory that is missing: a mount must not fail because of it."""
+    try:
+        with volume.pool.faults.checked():
+            yield
+    except MissingMemory as error:
+        volume.forget_content()
+        log.error("inode %d stays on the orphan list: %s", ino, error.strerror)

@@ -84,6 +84,7 @@ class Volume:
         self.log_area: LogArea | None = None
         self._journal = journal
         self._last_commit = time.monotonic()
+        self._bad_bytes = pool.bad.bytes
 
     def adopt(self, options: Options) -> None:
         """Put other options in force (`remounting`)."""
@@ -274,10 +275,17 @@ class Volume:
                 raise error
 
     def forget_content(self) -> None:
-        """Drop all that the caches hold of the pool: some of it may be zeros that the pool does not hold."""
+        """Drop all that the caches hold of the pool: some of it may be zeros that the pool does not hold.
+
+        If memory has become bad or good, clients must ask anew what they may touch.
+        """
         self.view.caches.drop()
         self.view.forget_checks()
         self.nodes.drop_maps()
+        bad = self.pool.bad.bytes
+        if bad != self._bad_bytes:
+            self._bad_bytes = bad
+            self.notifier.bump_all_epochs()
 
     def abort(self, error: BaseException) -> None:
         """Stop the journal after an unexpected error: what is not committed never will be."""

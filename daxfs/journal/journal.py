@@ -387,7 +387,8 @@ class Journal:
             self.pool.fence()
             return
         tx.run_seals()
-        writer, write, size = self._writer, self.pool.write, self.view.block_size
+        writer, size = self._writer, self.view.block_size
+        store = self.pool.replace if self.pool.bad else self.pool.write
         superblock = copies.pop(SUPERBLOCK_KEY, None)
         if superblock is not None:
             copies[self._superblock_home] = superblock
@@ -398,7 +399,7 @@ class Journal:
             tx.waiting = superblock.toreadonly()
             del copies[self._superblock_home]
         for number, content in copies.items():
-            write(number * size, content)
+            store(number * size, content)
         writer.after_checkpoint()
         self._storing_home = False
         self._sizes[metadata_blocks] = self._sizes.get(metadata_blocks, 0) + 1

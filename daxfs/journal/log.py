@@ -200,7 +200,7 @@ class Log:
         """Store the waiting blocks at home, without a fence."""
         for number, content in self._waiting.items():
             self.before_home(content)
-            self._pool.write(number * self._size, content)
+            self._pool.replace(number * self._size, content)
         self._waiting.clear()
 
     def close(self) -> None:

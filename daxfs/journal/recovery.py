@@ -107,7 +107,7 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
     size = geometry.block_size
     for home, copy in final.items():
         content = reader.block(copy.position)
-        pool.write(home * size, _MAGIC_WORD + content[4:] if copy.flags & jbd2.FLAG_ESCAPE else content)
+        pool.replace(home * size, _MAGIC_WORD + content[4:] if copy.flags & jbd2.FLAG_ESCAPE else content)
     pool.fence()
     _empty(pool, geometry, area, superblock, end + 1 & _M)
     return _report(superblock, end, len(final), revoked)

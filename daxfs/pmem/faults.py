@@ -9,7 +9,12 @@ and counts a fault. From then on until `Faults.settle`:
 2. What the operation has stored to the missing page is lost. So the operation has to fail (`persist` asks after each
    store, the handle when it ends, and `FileSystem` when the operation ends).
 
-``settle`` maps the pool's own pages again and returns the error. A page that is still missing then faults again.
+``settle`` maps the pool's own pages again and returns the error. A page that is still missing then faults again. One
+that failed for another reason than a cut file or a full file system is bad memory: it joins the pool's list
+(`daxfs.pmem.badblocks`). In the place of what is on the list, a page of an empty file is mapped, where every load and
+store is SIGBUS too. So nobody touches the bad memory itself, whether Python or the kernel, which copies for a system
+call; and while the list is empty, that costs nothing. Where mmap(2) can replace larger units only (most devdax
+devices), the good neighbours would be lost: there each access meets the bad memory anew.
 
 Without a C compiler at installation there is no ``guard.c``: SIGBUS ends the process.
 """
@@ -20,6 +25,7 @@ import ctypes
 import errno
 import functools
 import logging
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daxfs.errors import MissingMemory, PoolError
+from daxfs.pmem.badblocks import BadRanges
 from daxfs.pmem.kinds import MOUNT_FAILED
 from daxfs.pmem.region import AddressRange
 from daxfs.pmem.reservation import no_room
@@ -116,6 +123,12 @@ class Faults:
             raise
         self.check()
 
+    def avoid(self) -> None:
+        """Have every load and store in the bad ranges fail without touching them."""
+
+    def forgive(self, begin: int, end: int) -> None:
+        """Map a range of the pool again that is no longer bad."""
+
     def install(self) -> None:
         """Put the handler of faults over those that other code has installed since it was installed."""
 
@@ -127,13 +140,15 @@ class MappedFaults(Faults):
         path: for messages.
         addresses: the mapping; it is watched until it ends, which may be later than its `close`.
         unit: what mmap(2) can replace in it, in bytes.
+        bad: the list of bad ranges, to which pages are added.
 
     Raises:
         PoolError: the signal can't be handled.
     """
 
-    def __init__(self, path: str, addresses: AddressRange, unit: int) -> None:
+    def __init__(self, path: str, addresses: AddressRange, unit: int, bad: BadRanges) -> None:
         super().__init__()
+        self._bad = bad
         self._path = path
         self._addresses = addresses
         self._unit = unit
@@ -178,20 +193,34 @@ class MappedFaults(Faults):
             if not self.total:
                 log.error("%s; the operation fails, the pool stays in use", error.strerror)
             self.total += count
+            self.avoid()
         return error
 
+    def avoid(self) -> None:
+        """As `Faults.avoid`, if mmap(2) can replace single pages."""
+        if self._library is not None and self._unit <= mmap.PAGESIZE and self._addresses.shared:
+            for begin, end in self._bad:
+                self._addresses.withhold(begin, end - begin)
+
+    def forgive(self, begin: int, end: int) -> None:
+        """As `Faults.forgive`."""
+        self._bad.remove(begin, end)
+        if self._unit <= mmap.PAGESIZE and self._addresses.shared:
+            self._addresses.remap(begin, end - begin)
+
     def _error(self) -> MissingMemory:
-        """What is wrong at the missing pages."""
+        """What is wrong at the missing pages; those that are bad memory join the list."""
         watch = self._watch
         low, high = watch.low - watch.begin, watch.high - watch.begin
         region = self._addresses.region_at(low)
         size = os.fstat(region.descriptor).st_size  # 0: a device
         if size and region.file_offset + high - region.offset > size + -size % self._unit:
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
-        ranges = [(low, high)]
-        if watch.faults <= _PAGES:
-            ranges = [(page - watch.begin, page - watch.begin + 1) for page in watch.pages[: watch.faults]]
-        if all(self._is_hole(begin, end) for begin, end in ranges):
+        known = [(page - watch.begin, page - watch.begin + 1) for page in watch.pages[: watch.faults]]
+        poisoned = [(begin, end) for begin, end in known if not self._is_hole(begin, end)]
+        for begin, end in poisoned:
+            self._bad.add(begin, end)
+        if not poisoned and (watch.faults <= _PAGES or self._is_hole(low, high)):
             return no_room(self._path)
         return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")
 

@@ -24,6 +24,7 @@ from types import TracebackType
 
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
+from daxfs.pmem.badblocks import BadRanges, listed
 from daxfs.pmem.descriptors import above_standard
 from daxfs.pmem.fallocate import PUNCH_HOLE, fallocate
 from daxfs.pmem.faults import NEVER, Faults, MappedFaults
@@ -68,6 +69,7 @@ class Pool:
             MissingMemory ENOSPC if the file system that holds the pool has no room.
         faults: the loads and stores that met no memory. An operation that ends with one pending fails with
             ``faults.settle()``.
+        bad: the ranges that are known to be bad; empty, and so false, as a rule.
 
     A range outside the pool raises ``ValueError``. Where memory is missing, all operations raise MissingMemory: EIO, or
     ENOSPC if the pool's file has holes that its file system can't fill.
@@ -84,6 +86,7 @@ class Pool:
         file_size: int | None = None,
         align: int = mmap.PAGESIZE,
         faults: Faults = NEVER,
+        bad: BadRanges | None = None,
     ) -> None:
         self.path = path
         self.kind = kind
@@ -95,6 +98,7 @@ class Pool:
         self.persistence = operations.name
         self.private = False
         self.faults = faults
+        self.bad = BadRanges(self.size) if bad is None else bad
         self.reserve: Callable[[int, int], None] | None = None
         self.status: os.stat_result | None = None
         self.write: Callable[[int, Buffer], None] = operations.write
@@ -124,6 +128,14 @@ class Pool:
         """Yield the ranges [first, end) that are not holes of the pool's file, in order; a hole reads as zeros."""
         yield ByteRange(0, self.size)
 
+    def rewrite(self, offset: int, data: Buffer) -> bool:  # noqa: ARG002
+        """Store whole pages over bad memory through the device or the file, durably.
+
+        Returns:
+            True: they hold the data and are good again. False: the platform can't mend them.
+        """
+        return False
+
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
         """Return whether clients still map this pool, those of the mount with lock number ``but`` excepted."""
         return False
@@ -138,6 +150,11 @@ class Pool:
 
     def refuse_clients(self) -> None:
         """Raise PoolError if clients still map this pool."""
+
+    def replace(self, offset: int, data: Buffer) -> None:
+        """Store whole blocks whose old content is no longer needed as `write` does, over bad memory by `rewrite`."""
+        if not (self.bad and self.bad.first(offset, offset + len(data)) and self.rewrite(offset, data)):
+            self.write(offset, data)
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
@@ -184,6 +201,7 @@ class MappedPool(Pool):
         descriptors: tuple[int, ...],
         read_only: bool,
         faults: MappedFaults,
+        bad: BadRanges,
     ) -> None:
         super().__init__(
             target.path,
@@ -194,7 +212,9 @@ class MappedPool(Pool):
             file_size=target.exact_size,
             align=target.align,
             faults=faults,
+            bad=bad,
         )
+        faults.avoid()
         self.status = target.status
         self._addresses = addresses
         self._descriptors = descriptors
@@ -209,6 +229,27 @@ class MappedPool(Pool):
     def has_no_room_for_holes(self) -> bool:
         """As `Pool.has_no_room_for_holes`."""
         return self._has_holes() and self._reservation.is_full()
+
+    def rewrite(self, offset: int, data: Buffer) -> bool:
+        """As `Pool.rewrite`: pwrite(2) has the driver clear the poison (``pmem_do_write`` in drivers/nvdimm/pmem.c)."""
+        end = offset + len(data)
+        self._check_range(offset, end - offset)
+        if self.read_only or self.private or (offset | end) % mmap.PAGESIZE:
+            return False
+        if os.fstat(self._descriptors[0]).st_size < end and self.kind not in (kinds.BLOCK, kinds.DEVDAX):
+            return False  # the file was cut: pwrite(2) would make it longer
+        try:
+            if os.pwrite(self._descriptors[0], data, offset) != end - offset:
+                return False
+            os.fdatasync(self._descriptors[0])
+        except OSError:
+            return False
+        self.faults.forgive(offset, end)
+        good = bytes(self.memory[offset:end]) == data
+        if self.faults.pending[0]:
+            self.faults.settle()
+            return False
+        return good
 
     def _has_holes(self) -> bool:
         status = os.fstat(self._descriptors[0])
@@ -319,9 +360,12 @@ def open_pool(
             if not all(os.path.samestat(os.fstat(opened), target.status) for opened in descriptors):
                 raise PoolError(f"{name} was just replaced by another file; try again", kinds.MOUNT_FAILED)
             target = replace(target, status=os.fstat(descriptors[0]))
+            bad = BadRanges(target.size)
+            for begin, end in listed(target, sysfs):
+                bad.add(begin, end)
             if private:
-                return _map_privately(target, tuple(descriptors))
-            return _map(target, tuple(descriptors), read_only, persistence)
+                return _map_privately(target, tuple(descriptors), bad)
+            return _map(target, tuple(descriptors), read_only, persistence, bad)
         except BaseException as error:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -341,7 +385,9 @@ def mapped_kind(target: kinds.Target, descriptor: int) -> str:
     return kinds.FSDAX
 
 
-def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, persistence: str | None) -> Pool:
+def _map(
+    target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, persistence: str | None, bad: BadRanges
+) -> Pool:
     protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
     kind = target.kind
     addresses = _reserve(target)
@@ -371,7 +417,8 @@ def _map(target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, pe
         operations=operations,
         descriptors=descriptors,
         read_only=read_only,
-        faults=MappedFaults(target.path, addresses, target.align),
+        faults=MappedFaults(target.path, addresses, target.align, bad),
+        bad=bad,
     )
     if not read_only:
         pool.reserve_holes()
@@ -395,7 +442,7 @@ def _map_sync(addresses: AddressRange, target: kinds.Target, descriptor: int, pr
     return True
 
 
-def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
+def _map_privately(target: kinds.Target, descriptors: tuple[int, ...], bad: BadRanges) -> Pool:
     """Map the pool copy-on-write. A devdax device does not support this (EINVAL)."""
     addresses = _reserve(target)
     protection = mmap.PROT_READ | mmap.PROT_WRITE
@@ -409,7 +456,8 @@ def _map_privately(target: kinds.Target, descriptors: tuple[int, ...]) -> Pool:
         operations=persist.volatile(memory),
         descriptors=descriptors,
         read_only=False,
-        faults=MappedFaults(target.path, addresses, target.align),
+        faults=MappedFaults(target.path, addresses, target.align, bad),
+        bad=bad,
     )
     pool.private = True
     pool.status = None  # other processes that map the file see different content

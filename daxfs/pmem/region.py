@@ -113,6 +113,23 @@ class AddressRange:
             if low < high:
                 self._map(region, low, high - low)
 
+    def withhold(self, offset: int, length: int) -> None:
+        """Have every load and store in [offset, offset + length) end in SIGBUS, and touch nothing. `remap` ends it.
+
+        The kernel answers EFAULT to system calls that are given these addresses.
+
+        Raises:
+            OSError: mmap(2) or memfd_create(2) failed.
+        """
+        empty = os.memfd_create("nothing", os.MFD_CLOEXEC)  # mapped past its end
+        try:
+            for region in self.regions:
+                low, high = max(offset, region.offset), min(offset + length, region.end)
+                if low < high:
+                    self._map(region._replace(descriptor=empty, flags=mmap.MAP_SHARED), low, high - low)
+        finally:
+            os.close(empty)
+
     def _map(self, region: Region, offset: int, length: int) -> None:
         place = region.file_offset + offset - region.offset
         flags = region.flags | _MAP_FIXED

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt, CorruptKind, FsError
+from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
 from daxfs.journal.caches import Cache
 from daxfs.runs import BitRun, BlockRun
@@ -103,6 +103,14 @@ def free_runs(view: View, group: int, least: int) -> Iterator[BlockRun]:
     for start, count in zip(starts.tolist(), lengths.tolist(), strict=True):
         if count >= least:
             yield BlockRun(low + start, count)
+
+
+def is_free(view: View, number: int) -> bool:
+    """Return whether the bitmap shows a block as free, be it bad or not; False if the bitmap lies in bad memory."""
+    geometry = view.geometry
+    group, bit = divmod(number - geometry.first_data_block, geometry.blocks_per_group)
+    desc = groups.descriptor(view, group)
+    return _readable(view, desc) and not bitmaps.test(_stored_bitmap(view, group, desc), bit)
 
 
 # Counters
@@ -184,7 +192,10 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
     if not origin <= goal < geometry.blocks_count:
         goal = origin
     group, bit = divmod(goal - origin, geometry.blocks_per_group)
-    content = _bitmap(tx, group, groups.descriptor(tx, group))
+    desc = groups.descriptor(tx, group)
+    if tx.pool.bad and not _readable(tx, desc):
+        return _take(tx, sb, *_search(tx, group, bit, want, align))
+    content = _bitmap(tx, group, desc)
     if not content[bit >> 3] >> (bit & 7) & 1:
         limit = geometry.blocks_in_group(group) - bit
         if align > 1 or want >= CHUNK_BYTES >> geometry.block_bits:
@@ -195,6 +206,15 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
         else:
             return _take(tx, sb, group, bit, bitmaps.free_run(content, bit, min(want, limit)))
     return _take(tx, sb, *_search(tx, group, bit, want, align))
+
+
+def take(tx: Handle, number: int) -> bool:
+    """Take one block, whichever it is: two credits. False: it is in use, or its group's bitmap can't be read."""
+    if not is_free(tx, number):
+        return False
+    geometry = tx.geometry
+    _take(tx, tx.edit_superblock(), *divmod(number - geometry.first_data_block, geometry.blocks_per_group), 1)
+    return True
 
 
 def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> BlockRun:
@@ -233,6 +253,8 @@ def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> BitRun:
         found = _aligned(tx, hints, group, bit, want, chunk)
     found = found or _packed(tx, hints, group, bit, want) or _largest(tx, hints, group, want)
     if found is None:
+        if tx.pool.bad and not _readable(tx, groups.descriptor(tx, group)):
+            raise BadMemory(f"group {group}: its block bitmap lies in bad memory, and no other has room")
         raise FsError(errno.ENOSPC, "no block is free")
     if found.group != group:
         if len(hints.recent) >= MAX_HINTS:
@@ -333,6 +355,14 @@ def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> BitRun | None:
 
 
 def _groups_with(tx: Handle, hints: _Hints, group: int, least: int) -> Iterator[int]:
+    """Yield the groups with ``least`` free blocks or more whose bitmap can be read, as `_roomy_groups`."""
+    found = _roomy_groups(tx, hints, group, least)
+    if not tx.pool.bad:
+        return found
+    return (other for other in found if _readable(tx, groups.descriptor(tx, other)))
+
+
+def _roomy_groups(tx: Handle, hints: _Hints, group: int, least: int) -> Iterator[int]:
     """Yield the groups with ``least`` free blocks or more.
 
     ``group`` comes first, then the others in order from the one that was used last in its place, around to the start.
@@ -365,10 +395,35 @@ def _multiples(bits: int, align: int, phase: int) -> int:
 
 
 def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
-    """Return the checked block bitmap of a group, for reading; computed if the group's bitmap was never written."""
+    """Return the checked block bitmap of a group, for reading; computed if the group's bitmap was never written.
+
+    Blocks over bad memory count as in use.
+    """
+    content = _stored_bitmap(view, group, desc)
+    return _without_bad(view, group, content) if view.pool.bad else content
+
+
+def _stored_bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
     if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
         return memoryview(_implied_bitmap(view, group, desc))
     return view.verified(desc.block_bitmap, partial(_check_bitmap, view, group, desc))
+
+
+def _without_bad(view: View, group: int, content: memoryview) -> memoryview:
+    geometry = view.geometry
+    shift, first = geometry.block_bits, geometry.first_block(group)
+    end = first + geometry.blocks_in_group(group)
+    copy = memoryview(bytearray(content))
+    for low, high in view.pool.bad.within(first << shift, end << shift):
+        start = low >> shift
+        bitmaps.set_run(copy, start - first, (high - 1 >> shift) + 1 - start)
+    return copy
+
+
+def _readable(view: View, desc: GroupDescriptor) -> bool:
+    """Return whether the group's bitmap is not known to lie in bad memory."""
+    begin = desc.block_bitmap << view.geometry.block_bits
+    return view.pool.bad.first(begin, begin + view.geometry.block_size) is None
 
 
 def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memoryview) -> None:
@@ -426,7 +481,8 @@ def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview)
 def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     """Free a run of blocks at the commit (invariant B1).
 
-    The call needs no credits; it reserves those that the commit will need.
+    The call needs no credits; it reserves those that the commit will need. Where the bitmap is known to lie in bad
+    memory, the blocks stay in use: nobody would ever see them free, until e2fsck makes the bitmap anew.
 
     Args:
         tx: the handle.
@@ -442,6 +498,8 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
         raise Corrupt(CorruptKind.BLOCK_NUMBER, f"freeing {count} blocks from {start}, of {geometry.blocks_count}")
     for group, bit, length in _pieces(geometry, start, count):
         desc = groups.descriptor(tx, group)
+        if tx.pool.bad and not _readable(tx, desc):
+            continue
         if bitmaps.used_run(_bitmap(tx, group, desc), bit, length) < length:
             raise _free_already(group, bit, length)
         for begin, width in _metadata(tx, group):
@@ -470,6 +528,8 @@ def apply_frees(tx: Handle) -> None:
     total = 0
     for start, count in _merged(tx.frees):
         for group, bit, length in _pieces(geometry, start, count):
+            if tx.pool.bad and not _readable(tx, groups.descriptor(tx, group)):
+                continue
             bitmap = _bitmap(tx, group, groups.descriptor(tx, group))
             if bitmaps.used_run(bitmap, bit, length) < length:
                 raise _free_already(group, bit, length)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt, CorruptKind, FsError
+from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord, seal_slot
@@ -279,6 +279,18 @@ def _check_bitmap(geometry: Geometry, group: int, desc: GroupDescriptor, content
         raise Corrupt(CorruptKind.INODE_BITMAP, "a reserved inode is marked free")
 
 
+def _without_bad(view: View, desc: GroupDescriptor, content: memoryview) -> memoryview:
+    """Return a copy of an inode bitmap in which inodes over bad memory count as in use."""
+    geometry = view.geometry
+    copy = memoryview(bytearray(content))
+    begin = desc.inode_table << geometry.block_bits
+    size, total = geometry.inode_size, geometry.inodes_per_group
+    for low, high in view.pool.bad.within(begin, begin + total * size):
+        first = (low - begin) // size
+        bitmaps.set_run(copy, first, (high - begin + size - 1) // size - first)
+    return copy
+
+
 def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
     # The code that registered this seal has edited the descriptor, a copy of the transaction. Its own seal runs later.
     desc.seal_inode_bitmap(content, geometry)
@@ -303,7 +315,10 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
         bitmaps.set_run(content, size, 8 * geometry.block_size - size)
         desc.bg_flags &= ~EXT4_BG_INODE_UNINIT
     else:
-        bit = bitmaps.first_free(_bitmap(tx, group, desc), size)
+        content = _bitmap(tx, group, desc)
+        bit = bitmaps.first_free(_without_bad(tx, desc, content) if tx.pool.bad else content, size)
+        if bit < 0 and tx.pool.bad:
+            raise BadMemory(f"group {group}: what is free of its inode table lies in bad memory")
         if bit < 0 or not desc.free_inodes_count:
             raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: free inodes are counted, but none is free")
         desc = groups.edit_descriptor(tx, group)

@@ -212,8 +212,8 @@ MUTANTS = [
     Mutant(
         "the superblock goes home without a last look",
         LOG,
-        "            self.before_home(content)\n            self._pool.write(",
-        "            self._pool.write(",
+        "            self.before_home(content)\n            self._pool.replace(",
+        "            self._pool.replace(",
         "What tune2fs has stored into the superblock of a mounted pool is lost when the log begins anew.",
         (OUTSIDE,),
     ),

@@ -1,8 +1,8 @@
 """The pieces of an answer to a lease request: where in the pool the requested bytes of a file lie.
 
 Blocks that are mapped in the file's tree are memory, all else is a hole. Bytes that a holder maps through the kernel
-are withheld from all other holders, since the kernel's pages and the pool's memory would not agree. Nothing here
-changes the pool.
+are withheld from all other holders, since the kernel's pages and the pool's memory would not agree. Bad memory is never
+granted: the daemon answers for it. Nothing here changes the pool.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def compose(
     pieces: list[GrantedExtent] = []
     position = request.offset
     answer = overlay_kernel_mapped(grants, mapped_pieces(volume, file, grants, request, upto))
+    if volume.pool.bad:
+        answer = withhold_bad(volume, answer)
     if request.flags & MAP and volume.block_size < ranges.PAGE:
         answer = whole_pages(merge_adjacent(answer))
     for piece in merge_adjacent(answer):
@@ -108,6 +110,20 @@ def overlay_kernel_mapped(grants: InodeGrants, pieces: Iterator[GrantedExtent]) 
             at = end
         if at < stop:
             yield part_of(piece, at, stop)
+
+
+def withhold_bad(volume: Volume, pieces: Iterator[GrantedExtent]) -> Iterator[GrantedExtent]:
+    """Yield the pieces, with bad memory as pieces of their own that go through the kernel."""
+    for piece in pieces:
+        at, end = piece.offset, piece.offset + piece.length
+        delta = piece.pool_offset - at
+        for low, high in volume.pool.bad.within(at + delta, end + delta) if piece.kind == MEMORY else ():
+            if low - delta > at:
+                yield part_of(piece, at, low - delta)
+            at = high - delta
+            yield GrantedExtent(low - delta, 0, high - low, KERNEL)
+        if at < end:
+            yield part_of(piece, at, end)
 
 
 def part_of(piece: GrantedExtent, begin: int, end: int) -> GrantedExtent:

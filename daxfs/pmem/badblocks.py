@@ -1,0 +1,136 @@
+"""The ranges of a pool that are known to be bad: what the kernel lists of the device, and where a load or store failed.
+
+`listed` reads the kernel's list of a device once, when the pool is opened. `BadRanges` keeps what is known. It decides
+nothing: `daxfs.pmem.faults` keeps everybody away from these ranges, and the layers above ask before they give memory
+out. A pool in good health has an empty list, which is false.
+
+Sources: ``badblocks_show`` in block/badblocks.c (lines of first sector and number of sectors, of 512 bytes each);
+``pmem_attach_disk`` in drivers/nvdimm/pmem.c (the list of a disk begins with its first sector); ``nd_region_probe`` in
+drivers/nvdimm/region.c (that of a region with the region).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+
+from daxfs.pmem import kinds
+from daxfs.runs import ByteRange
+
+_SECTOR = 512
+_LINE = re.compile(r"([0-9]{1,19})\s+([0-9]{1,19})")
+_PARENTS = 8  # folders between a devdax device and its region: four
+
+
+class BadRanges:
+    """Disjoint ranges of whole pages of a pool, in order."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._ranges: list[ByteRange] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
+
+    def __iter__(self) -> Iterator[ByteRange]:
+        return iter(self._ranges)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes in all ranges."""
+        return sum(end - begin for begin, end in self._ranges)
+
+    def first(self, begin: int, end: int) -> ByteRange | None:
+        """Return the first bad range that overlaps [begin, end), not cut to it; None: all of it is good."""
+        at = bisect_right(self._ranges, (begin, self._size))
+        if at and self._ranges[at - 1].end > begin:
+            at -= 1
+        return self._ranges[at] if at < len(self._ranges) and self._ranges[at].begin < end else None
+
+    def within(self, begin: int, end: int) -> Iterator[ByteRange]:
+        """Yield the bad parts of [begin, end), in order."""
+        position = begin
+        while position < end and (found := self.first(position, end)) is not None:
+            yield ByteRange(max(found.begin, begin), min(found.end, end))
+            position = found.end
+
+    def add(self, begin: int, end: int) -> None:
+        """Add the pages that a range touches; what is past the end of the pool is left out."""
+        begin, end = begin - begin % mmap.PAGESIZE, min(end + -end % mmap.PAGESIZE, self._size)
+        if begin < end:
+            self._ranges = list(_joined([*self._ranges, ByteRange(begin, end)]))
+
+    def remove(self, begin: int, end: int) -> None:
+        """Take the range out of the bad ones."""
+        left = []
+        for low, high in self._ranges:
+            left += [ByteRange(low, min(high, begin)), ByteRange(max(low, end), high)]
+        self._ranges = [each for each in left if each.begin < each.end]
+
+
+def _joined(ranges: Iterable[ByteRange]) -> Iterator[ByteRange]:
+    """Yield ranges in order, those that overlap or touch as one."""
+    first, last = 0, -1
+    for begin, end in sorted(ranges):
+        if begin > last:
+            if last > first:
+                yield ByteRange(first, last)
+            first = begin
+        last = max(last, end)
+    if last > first:
+        yield ByteRange(first, last)
+
+
+def listed(target: kinds.Target, sysfs: str = "/sys") -> list[ByteRange]:
+    """Return the ranges that the kernel lists as bad, in bytes of the pool; empty if it lists none of this pool.
+
+    There is a list for block devices and for devdax devices of an NVDIMM region. That of a region needs the addresses
+    of both, which only the superuser may read.
+    """
+    if target.kind == kinds.BLOCK:
+        return _of_disk(f"{sysfs}/dev/block/{target.device}", target.size)
+    if target.kind == kinds.DEVDAX:
+        return _of_region(f"{sysfs}/dev/char/{target.device}", target.size)
+    return []
+
+
+def _of_disk(folder: str, size: int) -> list[ByteRange]:
+    """A partition has no list of its own: that of its disk counts from the disk's first sector."""
+    if not os.path.exists(f"{folder}/partition"):
+        return _parse(kinds.read_text(f"{folder}/badblocks"), 0, size)
+    start = kinds.read_text(f"{folder}/start")
+    whole = os.path.dirname(os.path.realpath(folder))
+    return _parse(kinds.read_text(f"{whole}/badblocks"), int(start) * _SECTOR, size) if start.isdigit() else []
+
+
+def _of_region(folder: str, size: int) -> list[ByteRange]:
+    """The list counts from the region's first byte."""
+    place = os.path.realpath(folder)
+    begin = _address(place)
+    for _ in range(_PARENTS):
+        place = os.path.dirname(place)
+        text = kinds.read_text(f"{place}/badblocks")
+        if text:
+            region = _address(place)
+            return [] if begin is None or region is None else _parse(text, begin - region, size)
+    return []
+
+
+def _address(folder: str) -> int | None:
+    """The physical address at which a device begins; None: unknown."""
+    text = kinds.read_text(f"{folder}/resource")
+    return int(text, 16) if re.fullmatch(r"0x[0-9a-f]{1,16}", text) else None
+
+
+def _parse(text: str, begin: int, size: int) -> list[ByteRange]:
+    """Return the ranges of a list that are among ``size`` bytes from byte ``begin`` on, counted from there."""
+    found = []
+    for line in text.splitlines():
+        if (match := _LINE.fullmatch(line.strip())) is not None:
+            first = int(match[1]) * _SECTOR - begin
+            end = first + int(match[2]) * _SECTOR
+            found.append(ByteRange(max(first, 0), min(end, size)))
+    return list(_joined(each for each in found if each.begin < each.end))
