@@ -612,8 +612,11 @@ class FileSystem:
             nameless=len(volume.lives.nameless),
             leases=grants.holders,
             deferred=grants.epochs.deferred,
+            memory_errors=volume.pool.faults.total,
+            bad_bytes=volume.pool.bad.bytes,
             holding=waiting.largest_deferrals(grants),
             journal=volume.journal.stats if volume.was_writable else None,
+            bad=tuple(volume.pool.bad),
         )
 
     def check(self) -> None:

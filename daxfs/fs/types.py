@@ -11,6 +11,7 @@ from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.protocol import GrantedExtent
+from daxfs.runs import ByteRange
 
 if TYPE_CHECKING:
     from daxfs.journal.journal import Statistics as JournalStatistics
@@ -125,7 +126,8 @@ class Statistics(NamedTuple):
     ``open_files``: opens without a close. ``remembered``: pinned inodes (FUSE lookups). ``lazy_times``: inodes whose
     times wait for the next commit. ``nameless``: inodes in use without a name. ``leases``: holders of leases.
     ``deferred``: bytes that files gave up and that holders may still touch; ``holding``: the open files for which most
-    is deferred. ``journal``: None on a read-only mount.
+    is deferred. ``journal``: None on a read-only mount. ``memory_errors``: loads and stores that met missing memory.
+    ``bad_bytes``: of memory that is known to be bad; ``bad``: where in the pool.
     """
 
     open_files: int
@@ -134,8 +136,11 @@ class Statistics(NamedTuple):
     nameless: int
     leases: int
     deferred: int
+    memory_errors: int
+    bad_bytes: int
     holding: tuple[Deferral, ...]
     journal: JournalStatistics | None
+    bad: tuple[ByteRange, ...]
 
 
 class LeaseRequest(NamedTuple):

@@ -212,6 +212,20 @@ def map_command(
     mapview.show(file, pool=pool, as_json=as_json)
 
 
+@app.command("badblocks")
+def badblocks_command(
+    place: Annotated[str, typer.Argument(metavar="POOL|MOUNTPOINT")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the bad memory of a pool, with the files that it hits; exit code 1 if there is any.
+
+    POOL: what the kernel lists of the device. MOUNTPOINT: also what its daemon has met.
+    """
+    from daxfs.tools import badblocks
+
+    raise typer.Exit(badblocks.show(place, as_json=as_json))
+
+
 @app.command("sync")
 def sync_command(mountpoint: MountpointArgument) -> None:
     """Make all earlier changes on MOUNTPOINT durable, also where the kernel does not pass sync(1) on to the daemon."""

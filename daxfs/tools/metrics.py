@@ -45,6 +45,8 @@ METRICS = (
     Metric("files", "leases", False, "daxfs_lease_holders", "Holders of leases, which load and store directly."),
     Metric("files", "deferred", False, "daxfs_deferred_free_bytes", "Freed bytes that wait for holders of leases."),
     Metric("files", "nameless", False, "daxfs_nameless_inodes", "Inodes in use that have no name."),
+    Metric("files", "memory_errors", True, "daxfs_memory_errors", "Loads and stores that met missing memory."),
+    Metric("files", "bad_bytes", False, "daxfs_bad_memory_bytes", "Bytes of the pool that are known to be bad."),
     Metric("journal", "blocks_home", True, "daxfs_journal_home_blocks", "Blocks of metadata copied home."),
     Metric("journal", "blocks_logged", True, "daxfs_journal_logged_blocks", "Blocks stored in the log."),
     Metric("journal", "blocks_revoked", True, "daxfs_journal_revoked_blocks", "Blocks revoked."),

@@ -50,6 +50,7 @@ class Snapshot:
         files: numbers of open files, remembered inodes and so on, by name.
         holding: the open files that deferred frees wait for: inode number, user and process of the opener, bytes.
         journal: the journal's counts since the mount, by name; None on a read-only mount.
+        bad: the ranges of the pool that are known to be bad: first byte, byte after the last.
     """
 
     since: float
@@ -60,6 +61,7 @@ class Snapshot:
     files: dict[str, int]
     holding: list[dict[str, int]]
     journal: dict[str, Any] | None
+    bad: list[list[int]]
 
     @classmethod
     def of(cls, text: bytes) -> Snapshot:

@@ -143,6 +143,7 @@ def _print(mountpoint: str, found: Snapshot) -> None:
         ("log", _log(found.journal)),
         ("files", _files(found)),
         ("freed", _freed(found)),
+        ("memory", _memory(found)),
     ):
         if text:
             print(f"{name + ':':<9} {text}")
@@ -204,6 +205,14 @@ def _freed(found: Snapshot) -> str:
         for each in found.holding
     )
     return f"{format_size(waiting)} wait for direct clients: {named}"
+
+
+def _memory(found: Snapshot) -> str:
+    """Describe missing and bad memory; "" if all is well."""
+    errors, bad = found.files["memory_errors"], found.files["bad_bytes"]
+    if not errors and not bad:
+        return ""
+    return f"{errors} loads and stores met missing memory, {format_size(bad)} are known to be bad (daxfs badblocks)"
 
 
 def _files(found: Snapshot) -> str:

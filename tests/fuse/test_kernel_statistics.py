@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
     """Return the part of a connection that the module uses."""
-    core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, 6, (Deferral(7, 8, 9, 6),), None))
+    core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, 6, 7, 8192, (Deferral(7, 8, 9, 6),), None, ()))
     return SimpleNamespace(core=core, table=table, counting=None)
 
 
@@ -98,6 +98,8 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
         "nameless": 4,
         "leases": 5,
         "deferred": 6,
+        "memory_errors": 7,
+        "bad_bytes": 8192,
     }
     assert found["holding"] == [{"ino": 7, "uid": 8, "pid": 9, "size": 6}]
     assert found["journal"] is None

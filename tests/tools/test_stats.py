@@ -23,7 +23,16 @@ from daxfs.tools.metrics import METRICS, exposition
 from daxfs.tools.snapshot import Operation, Snapshot, largest_after, percentile
 
 TITLES = ["request", "count", "per s", "errors", "bytes", "mean us", "p50 us", "p99 us", "max us"]
-FILES = {"open_files": 3, "remembered": 40, "lazy_times": 2, "nameless": 1, "leases": 7, "deferred": 0}
+FILES = {
+    "open_files": 3,
+    "remembered": 40,
+    "lazy_times": 2,
+    "nameless": 1,
+    "leases": 7,
+    "deferred": 0,
+    "memory_errors": 0,
+    "bad_bytes": 0,
+}
 
 
 def histogram_of(values: list[int]) -> list[int]:
@@ -54,7 +63,7 @@ def journal(*sizes: int, **others: int) -> dict[str, Any]:
 
 
 def snapshot(seconds: float = 10.0, journal: dict[str, Any] | None = None, **operations: Operation) -> Snapshot:
-    return Snapshot(1000.0, seconds, False, False, operations, dict(FILES), [], journal)
+    return Snapshot(1000.0, seconds, False, False, operations, dict(FILES), [], journal, [])
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.99, 1.0])
@@ -106,7 +115,7 @@ def test_the_longest_of_an_interval_without_a_record() -> None:
 
 
 def test_counting_began_anew_in_between() -> None:
-    later = Snapshot(2000.0, 0.5, False, True, {"READ": operation(5)}, FILES, [], None)
+    later = Snapshot(2000.0, 0.5, False, True, {"READ": operation(5)}, FILES, [], None, [])
     assert later.after(snapshot(300.0, READ=operation(1, 2, 3))) is later
 
 
@@ -141,7 +150,7 @@ def test_the_table_of_every_kind_of_request_keeps_its_columns(capsys: pytest.Cap
 
 
 def test_an_idle_mount_that_is_read_only(capsys: pytest.CaptureFixture[str]) -> None:
-    stats._print("/mnt", Snapshot(1000.0, 1.0, False, True, {}, FILES, [], None))
+    stats._print("/mnt", Snapshot(1000.0, 1.0, False, True, {}, FILES, [], None, []))
     first, second, third, fourth = capsys.readouterr().out.splitlines()
     assert "counting has begun now" in first
     assert (second, third) == ("no requests", "journal:  none: mounted read-only")
@@ -212,7 +221,7 @@ class Daemon:
 
 def test_what_waits_to_be_freed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     holding = [{"ino": 12, "uid": 1000, "pid": 77, "size": 3 << 20}, {"ino": 13, "uid": 0, "pid": 5, "size": 1 << 20}]
-    stats._print("/mnt", Snapshot(1000.0, 1.0, False, True, {}, {**FILES, "deferred": 4 << 20}, holding, None))
+    stats._print("/mnt", Snapshot(1000.0, 1.0, False, True, {}, {**FILES, "deferred": 4 << 20}, holding, None, []))
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
         "freed:    4 MiB wait for direct clients: process 77 of user 1000 holds 3 MiB of inode 12, "
@@ -220,13 +229,20 @@ def test_what_waits_to_be_freed_is_named(capsys: pytest.CaptureFixture[str]) -> 
     )
 
 
+def test_missing_memory_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    files = {**FILES, "memory_errors": 3, "bad_bytes": 8192}
+    stats._print("/mnt", Snapshot(1000.0, 1.0, False, True, {}, files, [], None, [[4096, 12288]]))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == ("memory:   3 loads and stores met missing memory, 8 KiB are known to be bad (daxfs badblocks)")
+
+
 @pytest.mark.parametrize("refusals", [(), (errno.ESTALE,), (errno.ESTALE, errno.ESTALE)])
 @pytest.mark.parametrize("name", ["x", "x" * ROOM * 3])
 def test_an_answer_in_pieces(monkeypatch: pytest.MonkeyPatch, name: str, refusals: tuple[int, ...]) -> None:
     facts = {"since": 1.0, "seconds": 2.0, "lasting": True, "fresh": False, "files": {name: 1}, "journal": None}
-    daemon = Daemon(json.dumps({**facts, "operations": {}, "holding": []}).encode(), *refusals)
+    daemon = Daemon(json.dumps({**facts, "operations": {}, "holding": [], "bad": []}).encode(), *refusals)
     monkeypatch.setattr(fcntl, "ioctl", daemon)
-    assert stats.ask(0, "/mnt") == Snapshot(1.0, 2.0, True, False, {}, {name: 1}, [], None)
+    assert stats.ask(0, "/mnt") == Snapshot(1.0, 2.0, True, False, {}, {name: 1}, [], None, [])
     assert daemon.snapshot == (1 + len(refusals) if len(name) > 1 else 1)
 
 

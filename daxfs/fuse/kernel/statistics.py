@@ -170,9 +170,12 @@ class Counting:
                 for opcode, counter in sorted(self._counters.items())
                 if any(counter.histogram)
             },
-            "files": {name: value for name, value in files._asdict().items() if name not in {"holding", "journal"}},
+            "files": {
+                name: value for name, value in files._asdict().items() if name not in {"holding", "journal", "bad"}
+            },
             "holding": [each._asdict() for each in files.holding],
             "journal": asdict(files.journal) if files.journal is not None else None,
+            "bad": files.bad,
         }
 
 
