@@ -39,13 +39,17 @@ TEST_LIMIT = 1200
 
 def main() -> int:
     """Parse the command line, run the tests, print one report."""
-    parser = argparse.ArgumentParser(prog="make test-pmem", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="make test-pmem",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="Other arguments are pytest's: -k, a file of tests/devices, ...",
+        allow_abbrev=False,
+    )
     parser.add_argument("--limit", type=int, default=TEST_LIMIT, help="seconds that the run may take")
     parser.add_argument("--kernel", type=Path, help="a directory that a Debian kernel package was unpacked to")
     parser.add_argument("--processors", type=int, default=1, help="of the guest: a second one makes a busy host slower")
     parser.add_argument("--cuts", type=int, help=f"power cuts; by default {CUTS}, none if pytest gets arguments")
-    parser.add_argument("pytest", nargs="*", help="arguments for pytest; by default all tests of tests/devices")
-    given, more = parser.parse_known_args()
+    given, arguments = parser.parse_known_args()
     signal.signal(signal.SIGTERM, _interrupted)
     signal.signal(signal.SIGHUP, _interrupted)
     report = Report()
@@ -53,12 +57,13 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="daxfs-guest-") as folder:
             parts = prepare(report, Path(folder), given.kernel, given.processors)
             run = Run(report, parts, Path(folder), report.started + given.limit)
-            arguments = [*more, *given.pytest]
             run.tests(arguments)
             run.power_cuts(given.cuts if given.cuts is not None else 0 if arguments else CUTS)
     except CannotRun as error:
-        print(f"test-pmem: {error}", file=sys.stderr)
-        return 69
+        if not report.began:
+            print(f"test-pmem: {error}", file=sys.stderr)
+            return 69
+        report.fail(str(error))
     except KeyboardInterrupt:
         print("test-pmem: interrupted", file=sys.stderr)
         return 130

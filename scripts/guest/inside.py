@@ -113,6 +113,8 @@ def run_pytest(given: list[str]) -> int:
         "no:hypothesispytest",
         "--color=no",
         "--timeout=600",
+        "--durations=15",
+        "--durations-min=1",
         "-o",
         "faulthandler_timeout=240",
         "-v",

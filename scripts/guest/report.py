@@ -16,6 +16,11 @@ class Report:
         self.passed = 0
         self.failed: list[str] = []
 
+    @property
+    def began(self) -> bool:
+        """Whether a test has run."""
+        return bool(self.passed or self.failed)
+
     def say(self, text: str) -> None:
         """Print one line of progress."""
         print(f"test-pmem: {text}", flush=True)

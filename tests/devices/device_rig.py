@@ -25,6 +25,9 @@ from daxfs.tools import info as _info  # noqa: F401
 from daxfs.tools import make as _make  # noqa: F401
 from support import fsck, run
 
+with contextlib.redirect_stdout(None):
+    cli.app(["info", "--help"], standalone_mode=False)  # loads what each fork would load anew, in seconds
+
 mount_rig.LIMIT = 500.0
 """Seconds that one mount may live: the guest is some 16 times slower than the machine."""
 
