@@ -27,16 +27,16 @@ from daxfs.tools.importing import import_pool
 from support import fsck, mke2fs, run, tmpfs
 
 MIB = 1 << 20
-SIZE = 64 * MIB
+SIZE = 16 * MIB
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A pool with some content, deleted content, and holes."""
-    path = mke2fs(tmp_path / "source", "-b", "4096")
+    path = mke2fs(tmp_path / "source", "-b", "4096", size="16M")
     with FileSystem.open(path) as fs:
         for name in ("file", "deleted"):
-            fs.tree.write_bytes(f"/{name}", random.Random(name).randbytes(3_000_000))
+            fs.tree.write_bytes(f"/{name}", random.Random(name).randbytes(2_000_000))
         fs.tree.unlink("/deleted")
     return path
 
@@ -57,13 +57,13 @@ def test_export_is_byte_identical_and_sparse(source: Path, tmp_path: Path) -> No
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
     assert allocated(tmp_path / "copy") <= before + MIB
     assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
-    assert "64 MiB" in said
+    assert "16 MiB" in said
     fsck(tmp_path / "copy")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "source"]
 
 
 def test_runs_of_zeros_become_holes(tmp_path: Path) -> None:
-    source = mke2fs(tmp_path / "source")
+    source = mke2fs(tmp_path / "source", size="16M")
     source.write_bytes(source.read_bytes())
     assert allocated(source) >= SIZE
     daxfs("export", source, tmp_path / "copy")
@@ -91,7 +91,7 @@ def test_from_device_to_device_and_back(source: Path, tmp_path: Path, monkeypatc
     daxfs("import", first, second)
     daxfs("export", second, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == content
-    assert allocated(tmp_path / "copy") < 16 * MIB
+    assert allocated(tmp_path / "copy") < 10 * MIB
     assert first.read_bytes()[SIZE:] == b"\xa5" * 4096
 
 
@@ -101,8 +101,8 @@ def test_block_devices(source: Path, tmp_path: Path) -> None:
     device = run("losetup", "-f", "--show", backing, limit=20).strip()
     try:
         said = daxfs("import", source, device)
-        assert "64 MiB copied to block" in said
-        assert "has 68 MiB; the file system in it keeps its size" in said
+        assert "16 MiB copied to block" in said
+        assert "has 20 MiB; the file system in it keeps its size" in said
         daxfs("check", "-fn", device)
         daxfs("export", device, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == source.read_bytes() + b"\xa5" * (4 * MIB)
@@ -145,7 +145,7 @@ def test_pipes(source: Path, tmp_path: Path) -> None:
     done = piped("import", "-", tmp_path / "pool", "--sparse", input=done.stdout, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "pool").read_bytes() == source.read_bytes()
-    assert allocated(tmp_path / "pool") < 16 * MIB
+    assert allocated(tmp_path / "pool") < 10 * MIB
     os.mkfifo(tmp_path / "fifo")
     reader = threading.Thread(target=piped, args=("import", tmp_path / "fifo", tmp_path / "other"))
     reader.start()
@@ -213,7 +213,7 @@ def test_an_export_that_is_cut_leaves_nothing(source: Path, tmp_path: Path) -> N
 
 
 def test_an_import_that_is_cut_leaves_no_file_system(source: Path, tmp_path: Path) -> None:
-    pool = mke2fs(tmp_path / "pool")
+    pool = mke2fs(tmp_path / "pool", size="16M")
     with pytest.raises(KeyboardInterrupt):
         import_pool(str(source), str(pool), force=True, progress=stop)
     assert not any(pool.read_bytes()[: pieces.HEAD])
@@ -246,7 +246,7 @@ def test_the_superblock_is_stored_last(source: Path) -> None:
 
 @pytest.mark.parametrize("busy", ["source", "target"])
 def test_a_pool_in_use_is_refused(source: Path, tmp_path: Path, busy: str) -> None:
-    target = mke2fs(tmp_path / "target")
+    target = mke2fs(tmp_path / "target", size="16M")
     target.chmod(0o640)
     before = target.read_bytes()
     with open_pool(source if busy == "source" else target):
@@ -260,18 +260,18 @@ def test_a_pool_in_use_is_refused(source: Path, tmp_path: Path, busy: str) -> No
 
 def test_what_does_not_fit_is_refused(source: Path, tmp_path: Path) -> None:
     small, cut, other = tmp_path / "small", tmp_path / "cut", tmp_path / "other"
-    small.write_bytes(b"\xa5" * (32 * MIB))
-    cut.write_bytes(source.read_bytes()[: 40 * MIB])
-    other.write_bytes(b"\xa5" * (32 * MIB))
-    assert "has 32 MiB, less than the 64 MiB of" in one_line(daxfs("import", source, small, code=1))
+    small.write_bytes(b"\xa5" * (8 * MIB))
+    cut.write_bytes(source.read_bytes()[: 10 * MIB])
+    other.write_bytes(b"\xa5" * (8 * MIB))
+    assert "has 8 MiB, less than the 16 MiB of" in one_line(daxfs("import", source, small, code=1))
     assert "it was cut short" in one_line(daxfs("import", cut, tmp_path / "pool", code=1))
     assert "holds no ext4 file system" in one_line(daxfs("import", other, tmp_path / "pool", code=1))
     done = piped("import", "-", small, input=source.read_bytes(), capture_output=True)
-    assert (done.returncode, b"less than the 64 MiB of standard input" in done.stderr) == (1, True)
+    assert (done.returncode, b"less than the 16 MiB of standard input" in done.stderr) == (1, True)
     assert not small.read_bytes().strip(b"\xa5")
     assert not (tmp_path / "pool").exists()
     done = piped("import", "-", tmp_path / "pool", input=cut.read_bytes(), capture_output=True)
-    assert (done.returncode, b"ended after 41943040 of 67108864 bytes" in done.stderr) == (1, True)
+    assert (done.returncode, b"ended after 10485760 of 16777216 bytes" in done.stderr) == (1, True)
     assert not (tmp_path / "pool").exists()
     daxfs("import", other, tmp_path / "pool", "--force")
     assert (tmp_path / "pool").read_bytes() == other.read_bytes()

@@ -98,11 +98,11 @@ def test_what_prevents_the_mount_is_one_line(served: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = mke2fs(tmp_path / "dax", size="64M")
+    path = mke2fs(tmp_path / "dax", size="16M")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/file", b"content" * 1000)
     with path.open("ab") as file:
-        file.truncate((64 << 20) + 4096)  # what is no whole unit of the alignment can't be mapped
+        file.truncate((16 << 20) + 4096)  # what is no whole unit of the alignment can't be mapped
     return disguise(monkeypatch, path)
 
 
@@ -116,7 +116,7 @@ def test_check_ends_as_e2fsck(device: Path) -> None:
 
 
 def test_check_replays_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = mke2fs(tmp_path / "source", size="64M")
+    source = mke2fs(tmp_path / "source", size="16M")
     path = tmp_path / "dax"
     with FileSystem.open(source, Options(commit_interval=1e9)) as fs:
         fs.tree.write_bytes("/file", b"content" * 1000)
@@ -139,7 +139,7 @@ def test_a_device_in_use_is_refused(device: Path) -> None:
 
 
 def test_missing_memory_is_said(
-    device: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = re.search(r"at block ([0-9]+)", run("debugfs", "-R", "imap <2>", device))
     assert found
@@ -157,13 +157,20 @@ def test_missing_memory_is_said(
     assert code & 8
     assert "memory of the pool is missing" in capfd.readouterr().err
     fsck(device)
+    program = tmp_path / "e2fsck"
+    program.write_text('#!/bin/sh\nfor last; do :; done; cat "$last" >/dev/null; exit 0\n')
+    program.chmod(0o755)
+    assert mappedcheck.run(str(program), ["-n"], str(device)) == 8, "a program that finds nothing wrong"
 
 
 def test_an_interrupt_leaves_the_end_to_e2fsck(device: Path, tmp_path: Path) -> None:
     program = tmp_path / "e2fsck"
     program.write_text('#!/bin/sh\nkill -INT $PPID; for last; do :; done; cat "$last" >/dev/null && exit 32\n')
     program.chmod(0o755)
-    assert mappedcheck.run(str(program), [], str(device)) == 32
+    try:
+        assert mappedcheck.run(str(program), [], str(device)) == 32
+    except KeyboardInterrupt:
+        pytest.fail("the interrupt ended the server")
 
 
 def test_an_ordinary_user_checks_a_pool_of_theirs(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
