@@ -87,6 +87,8 @@ static bool request_memory(int fd, struct pl_file *file, uint64_t base, size_t t
 
 /* Store the bytes (pinned); `size` becomes EOF of that moment. PL_UNKNOWN_PLACE: memory must be requested first. */
 static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t total, uint64_t base, uint64_t *size) {
+    ssize_t done;
+
     if (!file->leased || !file->stores || !pl_holds(file))
         return PL_UNKNOWN_PLACE;
     *size = pl_size(file);
@@ -94,7 +96,8 @@ static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t to
         return PL_NO;
     if (base + total > file->granted)
         return PL_UNKNOWN_PLACE;
-    return pl_put(file, vector, total, base);
+    done = pl_put(file, vector, total, base);
+    return !done && atomic_load(&file->mount->missing) ? PL_NO : done;
 }
 
 /* Make the stored bytes part of the file (pinned). */

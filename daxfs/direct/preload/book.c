@@ -52,6 +52,7 @@ void pl_book_lock(sigset_t *saved) {
 
     sigemptyset(saved);
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* while it is blocked, memory of a pool that is missing ends the program */
     if (!pl_filtered)
         pthread_sigmask(SIG_SETMASK, &all, saved);
     pthread_mutex_lock(&lock);

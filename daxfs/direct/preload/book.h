@@ -1,8 +1,8 @@
 /* The book of mapped files: which piece of address space shows which part of which file.
  *
- * All signals are blocked while the book is locked (except under a seccomp filter), so that a handler that maps does
- * not wait for the thread that it interrupted. A thread with the lock waits only for answers of the daemon. A function
- * needs the lock unless its comment says otherwise.
+ * All signals but SIGBUS are blocked while the book is locked (except under a seccomp filter), so that a handler that
+ * maps does not wait for the thread that it interrupted. A thread with the lock waits only for answers of the daemon. A
+ * function needs the lock unless its comment says otherwise.
  */
 #ifndef DAXFS_BOOK_H
 #define DAXFS_BOOK_H
@@ -19,9 +19,6 @@
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
-#endif
-#ifndef MAP_SYNC
-#define MAP_SYNC 0x80000
 #endif
 #ifndef MAP_32BIT
 #define MAP_32BIT 0

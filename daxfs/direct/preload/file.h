@@ -93,7 +93,9 @@ static inline struct pl_file *pl_file_of(int fd) {
 static inline bool pl_holds(const struct pl_file *file) {
     const struct daxfs_slot *entry = __atomic_load_n(&file->entry, __ATOMIC_RELAXED);
 
-    return file->fixed || (entry && __atomic_load_n(&entry->epoch, __ATOMIC_ACQUIRE) == file->epoch);
+    if (unlikely(file->fixed))
+        return !atomic_load(&file->mount->missing);
+    return entry && __atomic_load_n(&entry->epoch, __ATOMIC_ACQUIRE) == file->epoch;
 }
 
 /* Return the size of a file that has a lease. The caller is pinned. */

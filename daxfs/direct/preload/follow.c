@@ -75,6 +75,8 @@ static bool plan_end(struct pl_question *question, const struct daxfs_slot *entr
     uint64_t border = pl_page_up(__atomic_load_n(&entry->size, __ATOMIC_ACQUIRE));
 
     pl_plan.count = 0;
+    if (atomic_load(&question->group->file->mount->missing))
+        return false; /* the size is not known */
     if (border < question->offset)
         border = question->offset;
     return border >= end || pl_plan_add(question, border, end, 0, through_file ? DAXFS_KERNEL : PL_PAST_EOF);
@@ -146,7 +148,8 @@ void pl_follow_groups(int fd) {
     for (size_t i = 0; i < pl_book.count; i++) {
         struct pl_group *group = pl_book.pieces[i].group;
 
-        if (group->entry && __atomic_load_n(&group->entry->epoch, __ATOMIC_ACQUIRE) != group->epoch)
+        if (group->entry && !atomic_load(&group->file->mount->missing) &&
+            __atomic_load_n(&group->entry->epoch, __ATOMIC_ACQUIRE) != group->epoch)
             renew_group(group, fd);
     }
 }

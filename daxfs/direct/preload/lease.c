@@ -153,7 +153,7 @@ static int learn(int fd, struct pl_file *file, uint64_t offset, uint64_t length,
     bool held = file->leased && pl_holds(file);
 
     if (!pl_attach(fd, file->mount)) {
-        if (atomic_load(&file->mount->state) == PL_NOT_DAXFS)
+        if (atomic_load(&file->mount->state) == PL_NOT_DAXFS || atomic_load(&file->mount->missing))
             atomic_store(&file->refused, true);
         return EOPNOTSUPP;
     }

@@ -152,6 +152,7 @@ static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
     const struct pl_mount *mount = group->file->mount;
     size_t length = (size_t)(piece->end - piece->start);
     int flags = (group->flags & ~(MAP_FIXED_NOREPLACE | MAP_32BIT)) | MAP_FIXED;
+    int pool_flags = pl_is_shared(group) ? (flags & ~MAP_TYPE) | mount->map_flags : flags;
     void *made;
 
     if (piece->kind == DAXFS_KERNEL)
@@ -160,7 +161,7 @@ static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
         made = pl_raw_mmap(piece->start, length, piece->protection, MAP_FIXED | MAP_PRIVATE, pool,
                         (off_t)pl_page_up(mount->pool.size));
     else if (pool >= 0)
-        made = pl_raw_mmap(piece->start, length, piece->protection, flags, pool, (off_t)piece->pool);
+        made = pl_raw_mmap(piece->start, length, piece->protection, pool_flags, pool, (off_t)piece->pool);
     else
         made = pl_map(mount, piece->pool, length, piece->protection, piece->start);
     if (made == MAP_FAILED)

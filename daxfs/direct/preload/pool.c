@@ -10,6 +10,7 @@
 #include <sys/vfs.h>
 
 #include "copy.h"
+#include "guard.h"
 #include "ioctls.h"
 #include "process.h"
 #include "trust.h"
@@ -20,21 +21,37 @@
 
 struct pl_mount pl_mounts[PL_MOUNTS];
 
+/* Map the whole pool. Without MAP_SYNC a line that was written back may lie in a block of the pool's file that its file
+ * system has not committed yet. */
+static char *map_whole(struct pl_mount *mount, int fd) {
+    const struct daxfs_pool *pool = &mount->pool;
+    int protection = mount->writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    bool file = !pool->rdevice;
+
+    mount->map_flags = pool->persistence == DAXFS_LINES && file ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED;
+    return (void *)pl_call(SYS_mmap, NULL, pool->size, protection, mount->map_flags, fd, 0L);
+}
+
 /* Lock the opened pool and map it. The mapping keeps the file open, and so the lock. */
 static bool map_pool(struct pl_mount *mount, int fd) {
     const struct daxfs_pool *pool = &mount->pool;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1};
-    int protection = mount->writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    void *base;
+    char *base;
 
     lock.l_start = (off_t)(DAXFS_LOCKS + pool->lock);
     /* A kind of file without locks returns EINVAL. */
     if (pl_call(SYS_fcntl, fd, F_OFD_SETLK, &lock) && errno != EINVAL)
         return false;
-    base = (void *)pl_call(SYS_mmap, NULL, pool->size, protection, MAP_SHARED, fd, 0L);
+    base = map_whole(mount, fd);
     if (base == MAP_FAILED)
         return false;
-    if (!pl_has_superblock(pool, base)) {
+    atomic_store(&mount->missing, false);
+    pl_guard(base, pool->size, &mount->missing);
+    memset(mount->token, 0, sizeof(mount->token));
+    if (pl_has_superblock(pool, base) && pool->token)
+        memcpy(mount->token, base + pool->token, sizeof(mount->token));
+    if (!pl_has_superblock(pool, base) || atomic_load(&mount->missing)) {
+        pl_unguard(base);
         pl_call(SYS_munmap, base, pool->size);
         return false;
     }
@@ -44,9 +61,6 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     if (mount->anchor == MAP_FAILED)
         mount->anchor = NULL; /* a device that allows shared mappings only */
     mount->base = base;
-    memset(mount->token, 0, sizeof(mount->token));
-    if (pool->token)
-        memcpy(mount->token, mount->base + pool->token, sizeof(mount->token));
     return true;
 }
 
@@ -130,6 +144,10 @@ bool pl_attach(int fd, struct pl_mount *mount) {
     if (likely(state == PL_READY)) {
         if (unlikely(atomic_load(&mount->doubtful)))
             good = !pl_filtered && still_trusted(fd, mount);
+        if (unlikely(atomic_load(&mount->missing))) {
+            atomic_store(&mount->stays, false); /* the last close unmaps it, and a later open asks again */
+            good = false;
+        }
         errno = saved;
         return good;
     }
@@ -148,6 +166,7 @@ static void release(struct pl_mount *mount) {
 }
 
 void pl_unmap_pool(struct pl_mount *mount) {
+    pl_unguard(mount->base);
     pl_call(SYS_munmap, mount->base, mount->pool.size);
     mount->base = NULL;
     release(mount);
@@ -208,8 +227,10 @@ void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, 
 int pl_flush(const struct pl_mount *mount, const char *address, size_t length) {
     uintptr_t first = (uintptr_t)address & ~(PAGE - 1);
 
-    if (mount->pool.persistence == DAXFS_LINES)
-        pl_write_back(address, length);
+    if (mount->pool.persistence == DAXFS_LINES && !pl_guarded_write_back(address, length))
+        return EIO;
+    if (mount->pool.persistence != DAXFS_VOLATILE && unlikely(atomic_load(&mount->missing)))
+        return EIO;
     if (mount->pool.persistence == DAXFS_MSYNC &&
         pl_call(SYS_msync, first, (uintptr_t)address + length - first, MS_SYNC))
         return errno;

@@ -8,6 +8,15 @@
 
 #include "base.h"
 
+#include <sys/mman.h>
+
+#ifndef MAP_SHARED_VALIDATE
+#define MAP_SHARED_VALIDATE 3
+#endif
+#ifndef MAP_SYNC
+#define MAP_SYNC 0x80000
+#endif
+
 #pragma GCC visibility push(hidden)
 
 /* A FUSE mount on which files were opened. Its pool is mapped from the first access to the last close and no longer:
@@ -25,6 +34,8 @@ struct pl_mount {
     unsigned mappings;          /* of files, by the program; changed with the book locked */
     char *anchor;               /* NULL, or a page that keeps the lock while only mappings of files are left */
     char *base;                 /* PL_READY: the whole pool, mapped shared; no descriptor of it stays open */
+    _Atomic bool missing;       /* memory of the pool was missing: `base` has zeros, and files go through the kernel */
+    int map_flags;              /* PL_READY: of mmap(2) for a shared mapping of the pool */
     uint8_t token[DAXFS_TOKEN]; /* PL_READY: for lease requests */
     struct daxfs_pool pool;     /* PL_READY: pool.persistence, pool.size, pool.block_size */
 };

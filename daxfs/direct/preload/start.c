@@ -11,6 +11,7 @@
 #include "counts.h"
 #include "durable.h"
 #include "fork.h"
+#include "guard.h"
 #include "limit.h"
 #include "process.h"
 
@@ -46,6 +47,10 @@ void pl_start(void) {
     FIND(sendfile);
     FIND(splice);
     FIND(closefrom);
+    FIND(sigaction);
+    FIND(signal);
+    FIND(__sysv_signal);
+    pl_real_sigaction = pl_real.sigaction;
     if (wanted && !strcmp(wanted, "0"))
         pl_disabled = true;
     pl_count_start();

@@ -7,6 +7,7 @@
 #define DAXFS_START_H
 #include "base.h"
 
+#include <signal.h>
 #include <sys/uio.h>
 
 #pragma GCC visibility push(hidden)
@@ -37,6 +38,9 @@ struct pl_real {
     ssize_t (*sendfile)(int, int, off_t *, size_t);
     ssize_t (*splice)(int, off_t *, int, off_t *, size_t, unsigned);
     void (*closefrom)(int);
+    int (*sigaction)(int, const struct sigaction *, struct sigaction *);
+    void (*(*signal)(int, void (*)(int)))(int);
+    void (*(*__sysv_signal)(int, void (*)(int)))(int);
 };
 
 extern struct pl_real pl_real;
