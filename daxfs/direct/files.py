@@ -89,6 +89,7 @@ class DirectFile(io.RawIOBase):
 
     def _start_direct_access(self, mode: int) -> None:
         self._memory = NO_EXTENT[4].cast("B")  # never used: NO_EXTENT holds no range
+        self._faults = NO_EXTENT[4]
         self._no_cache = _NoCache()
         self._fast_path: LeaseCache | _NoCache = self._no_cache
         self._store = None
@@ -106,7 +107,7 @@ class DirectFile(io.RawIOBase):
             self._why = str(refusal)
             return
         self._cache = self._fast_path = cache
-        self._memory = pool.memory
+        self._memory, self._faults = pool.memory, pool.faults
         self._store = pool.store
         _direct.add(self)
         if may_store and not pool.writable:
@@ -163,9 +164,12 @@ class DirectFile(io.RawIOBase):
                 else:
                     self._store(offset + delta, data)
                 cache.unreported = True
-                if end > status[1] and end > cache.appended_end:
-                    cache.appended_end = end
-                return end - offset
+                if end <= status[1]:
+                    return end - offset
+                # Past EOF; or the store met no memory, and the status words are zeros.
+                if not self._faults[0]:
+                    cache.appended_end = max(end, cache.appended_end)
+                    return end - offset
         finally:
             cache.active_stores -= 1
         return self._slow_pwrite(offset, data)
@@ -312,6 +316,8 @@ class DirectFile(io.RawIOBase):
                 else:
                     cache.pool.store(start, view[place : place + length])
                 place += length
+            if cache.pool.faults[0]:
+                return False
             cache.unreported = True
             if end > status[1] and end > cache.appended_end:
                 cache.appended_end = end

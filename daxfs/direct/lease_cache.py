@@ -27,7 +27,7 @@ from typing import NamedTuple, TypeAlias
 from daxfs import protocol
 from daxfs.direct import requests
 from daxfs.direct.limits import file_size
-from daxfs.direct.pool import Pool
+from daxfs.direct.pool import LOST, Pool
 from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
 from daxfs.protocol import FURTHEST, MOST_FILLED, Flag, Kind
@@ -238,6 +238,8 @@ class LeaseCache:
         if self.appended_end == end:
             self.appended_end = 0
         self._granted_end, self.write_extent = 0, NO_EXTENT
+        if self.pool.faults[0]:
+            raise FsError(errno.EIO, f"{end - begin} bytes from {begin} on are lost: {LOST}")
         if self.status[1] < begin:
             return
         place = min(begin + -begin % self.pool.record.block_size, end)
@@ -365,6 +367,9 @@ class LeaseCache:
             self._granted_end = 0
             if not self.active_stores:
                 flags |= Flag.RENEW
+        if self.pool.faults[0]:
+            self.disable(LOST)
+            return False
         try:
             self.pool.check_rights()
         except Refused as refusal:
@@ -375,6 +380,7 @@ class LeaseCache:
         request = protocol.Lease(self._holder, start, min(end + -end % block, FURTHEST) - start, flags)
         try:
             answer = requests.lease(self.pool, self._descriptor, request, self._buffer)
+            status = requests.status_words(self.pool, answer.entry, answer.size)
         except OSError as error:
             if error.errno in PERMANENT:
                 if flags & Flag.WRITE and self._readable:
@@ -388,14 +394,14 @@ class LeaseCache:
             self.disable(str(refusal))
             return False
         self._backoff = 1
-        self._insert(answer, bool(flags & Flag.WRITE))
+        self._insert(answer, status, bool(flags & Flag.WRITE))
         if flags & Flag.GROW:
             self._granted_end = max(self._granted_end, answer.next)
         return True
 
-    def _insert(self, answer: protocol.Lease, writable: bool) -> None:
+    def _insert(self, answer: protocol.Lease, status: memoryview, writable: bool) -> None:
         """Cache an answer in place of what was cached of its range."""
-        self.status = requests.status_words(self.pool, answer.entry, answer.epoch, answer.size)
+        self.status = status
         old = self._extents if answer.epoch == self._epoch and len(self._extents) < _MOST_EXTENTS else []
         self._epoch = answer.epoch
         if not self.appended_end:

@@ -236,7 +236,7 @@ class _Region:
             OSError: the system's.
         """
         self.unmap_pieces()
-        self._status = requests.status_words(self._pool, layout.entry, layout.epoch, 0)
+        self._status = requests.status_words(self._pool, layout.entry, 0)
         self._epoch = layout.epoch
         largest = max(layout.pieces, key=lambda piece: piece.length if piece.place is not None else 0)
         wanted = ((largest.place or 0) - largest.start) % HUGE_PAGE

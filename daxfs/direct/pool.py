@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 from daxfs import protocol
 from daxfs.direct import answers, trust
+from daxfs.direct.missing import Guard
 from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
 from daxfs.pmem import exclusive, persist
@@ -68,6 +69,8 @@ class Pool:
     Attributes:
         record: the daemon's answer to DAXFS_IOC_POOL.
         memory: the whole pool, format "B"; read-only if the pool could be opened for reading only.
+        guard: of ``memory``.
+        faults: ``faults[0]`` is 0 until memory was missing; then ``memory`` has private zeros.
         size: bytes that are mapped.
         address: address of the first byte; 0 if the pool is read-only.
         descriptor: the open pool, for further mappings.
@@ -78,11 +81,15 @@ class Pool:
         dirty: chunks that were stored to since the last sync (MSYNC).
     """
 
-    def __init__(self, record: protocol.Pool, descriptor: int, mapping: mmap.mmap, map_flags: int) -> None:
+    def __init__(
+        self, record: protocol.Pool, descriptor: int, mapping: mmap.mmap, guard: Guard, map_flags: int
+    ) -> None:
         self.record = record
         self.descriptor = descriptor
         self.memory = memoryview(mapping)
         self.size = len(mapping)
+        self.guard = guard
+        self.faults = guard.faults
         self.token = self.memory[record.token : record.token + protocol.TOKEN_SIZE].tobytes() if record.token else b""
         self.writable = not self.memory.readonly
         self.map_flags = map_flags
@@ -118,6 +125,7 @@ class Pool:
         """
         if self._library is not None:
             self._library.drain()
+            self._check_memory()
             return
         with self._syncing:
             while self.dirty:
@@ -134,12 +142,18 @@ class Pool:
         if self._library is not None:
             self._library.flush(address, length)
             self._library.drain()
+            self._check_memory()
         elif self.record.persistence != protocol.Persistence.VOLATILE:
             with self._syncing:
                 start = address & -mmap.PAGESIZE
                 self._write_back(start, address + length - start)
 
+    def _check_memory(self) -> None:
+        if self.faults[0]:
+            raise FsError(errno.EIO, LOST)
+
     def _write_back(self, address: int, length: int) -> None:
+        self._check_memory()
         if self._failed is None:
             try:
                 write_back(address, length)
@@ -175,6 +189,8 @@ _pools: weakref.WeakValueDictionary[bytes, Pool] = weakref.WeakValueDictionary()
 _attaching = threading.Lock()
 _rights_lost_callbacks: list[Callable[[Pool, str], None]] = []
 
+LOST = "memory of the pool was missing"
+"""Why the files of a pool go through the kernel after `Pool.faults`."""
 RIGHTS_LOST = "the rights that are left do not open the pool"
 """The reason that the callbacks of ``on_rights_lost`` get."""
 
@@ -207,6 +223,8 @@ def attach(descriptor: int) -> Pool:
         pool = _pools.get(key)
         if pool is None:
             pool = _pools[key] = _open(answers.read_pool(answer))
+        if pool.faults[0]:
+            raise Refused(LOST)
         pool.check_rights()
     return pool
 
@@ -254,5 +272,6 @@ def _map(record: protocol.Pool, descriptor: int, writable: bool) -> Pool:
         mapping = mmap.mmap(descriptor, record.size, flags=flags, prot=protection)
     except (OSError, OverflowError, ValueError) as error:
         raise Refused(f"the pool can't be mapped: {error}") from None
+    guard = Guard(mapping)
     trust.check_superblock(record, memoryview(mapping))
-    return Pool(record, descriptor, mapping, flags)
+    return Pool(record, descriptor, mapping, guard, flags)

@@ -48,14 +48,17 @@ def lease(pool: Pool, descriptor: int, request: protocol.Lease, buffer: bytearra
     return answer
 
 
-def status_words(pool: Pool, entry: int, epoch: int, size: int) -> memoryview:
+def status_words(pool: Pool, entry: int, size: int) -> memoryview:
     """Return the words of a status entry: the epoch is word 0, the file size in bytes is word 1.
 
     ``entry`` is the pool offset of the status entry. On a read-only mount it is 0, since nothing changes there: the
-    words are then a constant copy of ``epoch`` and ``size``.
+    words are then constant until memory is missing, with the epoch 0 that the daemon answers there.
+
+    Raises:
+        Refused: as `Guard.constant_words`.
     """
     if not entry:
-        return memoryview(protocol.StatusEntry(epoch, size, 0).pack()).cast("Q")
+        return pool.guard.constant_words(size)
     return pool.memory[entry : entry + protocol.ENTRY.size].cast("Q")
 
 

@@ -44,7 +44,7 @@ _LIBRARY = Path(__file__).with_name("_guard.so")
 _PAGES = 32  # guard.c
 
 
-class _Watch(ctypes.Structure):
+class Watch(ctypes.Structure):
     """guard.c's ``struct watch``."""
 
     _fields_ = (
@@ -63,8 +63,8 @@ class Library(NamedTuple):
     """The functions of guard.c."""
 
     install: Callable[[], int]
-    watch: Callable[[_Watch], int]
-    unwatch: Callable[[_Watch], None]
+    watch: Callable[[Watch], int]
+    unwatch: Callable[[Watch], None]
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def load_library() -> Library | None:
         library = ctypes.PyDLL(str(_LIBRARY))
     except OSError:
         return None
-    pointer = ctypes.POINTER(_Watch)
+    pointer = ctypes.POINTER(Watch)
     install, watch = library.guard_install, library.guard_watch
     unwatch = library.guard_unwatch
     install.argtypes, install.restype = [], ctypes.c_int
@@ -155,7 +155,7 @@ class MappedFaults(Faults):
         self._library = load_library()
         if self._library is None:
             return
-        self._watch = watch = _Watch(begin=addresses.begin, end=addresses.begin + addresses.length, unit=unit)
+        self._watch = watch = Watch(begin=addresses.begin, end=addresses.begin + addresses.length, unit=unit)
         number = self._library.watch(watch)
         if number:
             raise PoolError(f"{path}: faults of its memory can't be handled: {os.strerror(number)}", MOUNT_FAILED)

@@ -26,7 +26,7 @@ struct watch {
 	uint64_t low, high;    /* addresses between which they all lie */
 	uint64_t pages[PAGES]; /* addresses of the first ones */
 	uint64_t begin, end;   /* addresses */
-	uint64_t unit;         /* bytes: what mmap(2) can replace */
+	uint64_t unit;         /* bytes: what is replaced at once, no less than mmap(2) can */
 	struct watch *next;
 };
 
@@ -46,8 +46,9 @@ static struct watch *find(uint64_t address) {
 
 /* Put zeros in the place of the page at `address`; 0, or -1 if the mapping can't be cut there. */
 static int replace(struct watch *watch, uint64_t address) {
-	uint64_t page = address - address % watch->unit;
-	if (mmap((void *)page, watch->unit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+	uint64_t page = address - (address - watch->begin) % watch->unit;
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+	if (mmap((void *)page, watch->unit, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
 		return -1;
 	if (watch->faults < PAGES)
 		watch->pages[watch->faults] = page;

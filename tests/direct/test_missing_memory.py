@@ -1,19 +1,22 @@
-"""Memory of the pool that goes away below clients: an error of the call, or the kernel's way, and no SIGBUS in a copy."""
+"""Memory of the pool that goes away below clients: an error of the call, and no SIGBUS in a copy."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, Mounted, mountpoint
+from mount_rig import SESSIONS, Mounted, mounted, mountpoint
 from preload_rig import compile_library, compile_program, said
 
+from daxfs import direct
 from support import mke2fs, tmpfs
 
 MIB = 1 << 20
+CONTENT = os.urandom(MIB)
 
 
 @pytest.fixture(params=["msync", "volatile"])
@@ -32,9 +35,56 @@ def test_the_pool_is_cut_below_a_program(tmp_path: Path, pool: Path) -> None:
         mount = Mounted(pool, place, (*SESSIONS["kernel"], f"log={tmp_path / 'log'}"))
         try:
             for path in (place / "file", tmp_path / "plain"):
-                path.write_bytes(os.urandom(MIB))
+                path.write_bytes(CONTENT)
             assert said(library, program, place / "file", pool, tmp_path / "plain") == "good\n"
             assert mount.daemon.poll() is None
         finally:
             mount.down()
     assert pool.stat().st_size == 64 << 10
+
+
+def test_the_pool_is_cut_below_python(tmp_path: Path, pool: Path) -> None:
+    with mountpoint() as place:
+        mount = Mounted(pool, place, (*SESSIONS["kernel"], f"log={tmp_path / 'log'}"))
+        try:
+            (place / "file").write_bytes(CONTENT)
+            files = [direct.open(place / "file", "r+b") for _ in range(2)]
+            buffer = bytearray(MIB)
+            for file in files:
+                assert file.pwrite(5, CONTENT[5:]) == MIB - 5
+                assert (file.readinto_at(0, buffer), bytes(buffer)) == (MIB, CONTENT)
+                assert file.direct
+            os.truncate(pool, 64 << 10)
+            for file in files:
+                for call in (
+                    partial(file.pwrite, 0, CONTENT[:4096]),
+                    partial(file.pread, MIB - 4096, 4096),
+                    partial(file.pread, 0, MIB),
+                    partial(file.readinto_at, 0, buffer),
+                    partial(file.pwrite, 0, CONTENT),
+                    file.close,  # the stores of before can't be reported
+                ):
+                    with pytest.raises(OSError, match="Input/output error"):
+                        call()
+            assert mount.daemon.poll() is None
+        finally:
+            mount.down()
+
+
+def test_memory_that_is_missing_on_a_read_only_mount(tmp_path: Path, pool: Path) -> None:
+    """Nothing changes there, so that there is no status entry which could show zeros."""
+    with mounted(pool) as mount:
+        (mount.place / "file").write_bytes(CONTENT)
+    with mountpoint() as place:
+        mount = Mounted(pool, place, (*SESSIONS["kernel"], "ro", f"log={tmp_path / 'log'}"))
+        try:
+            with direct.open(place / "file", "rb") as file:
+                assert file.pread(4096, 4096) == CONTENT[4096:8192]
+                assert file.direct
+                os.truncate(pool, 64 << 10)
+                for _ in range(2):
+                    with pytest.raises(OSError, match="Input/output error"):
+                        file.pread(4096, 4096)
+                assert not file.direct
+        finally:
+            mount.down()
