@@ -45,6 +45,7 @@ class Flag(IntFlag):
     GROW = 4  # with WRITE and FILL: also past EOF, for extending writes
     MAP = 8  # for mmap(2): whatever is not MEMORY is answered as KERNEL, and stays KERNEL
     RENEW = 16  # this holder no longer uses anything that was granted to it before this request
+    PAGES = 32  # with MAP: all of the range is mapped through the kernel, and is answered as KERNEL
 
 
 class Durability(IntFlag):
@@ -85,7 +86,7 @@ READER_LOCKS = 1 << 30
 
 TOKEN_SIZE = 16
 """Bytes of the token, which lies in the pool at Pool.token: random, and new with each mount."""
-PATH_SIZE = 952
+PATH_SIZE = 944
 """Bytes of the field for a pool's path, the terminating NUL included."""
 EXTENTS, SHORT_EXTENTS = 124, 4
 """Extents for which a lease record of the long and of the short form has room."""
@@ -102,6 +103,7 @@ LAYOUTS = {
         "lock": "I",
         "uuid": "16s",
         "path": f"{PATH_SIZE}s",
+        "align": "Q",
         "token": "Q",
     },
     "daxfs_extent": {
@@ -204,6 +206,7 @@ class Pool(NamedTuple):
     lock: int  # clients of this mount lock the pool's byte LOCKS + lock
     uuid: bytes
     path: bytes
+    align: int = 0  # the unit in which the pool can be mapped, in bytes, a power of two; 0: a page
     token: int = 0  # pool offset of the token that lease requests quote; 0: none is needed
     version: int = VERSION
 
@@ -220,8 +223,8 @@ class Pool(NamedTuple):
     @classmethod
     def unpack(cls, buffer: Buffer) -> Pool:
         """Read a record."""
-        version, *fields, path, token = POOL.unpack_from(buffer)
-        return cls._make([*fields, path.partition(b"\0")[0], token, version])
+        version, *fields, path, align, token = POOL.unpack_from(buffer)
+        return cls._make([*fields, path.partition(b"\0")[0], align, token, version])
 
 
 class GrantedExtent(NamedTuple):

@@ -28,6 +28,7 @@ def read_pool(answer: protocol.Buffer) -> protocol.Pool:
     _check("persistence", pool.persistence, pool.persistence <= max(protocol.Persistence))
     _check("size", pool.size, LEAST_POOL <= pool.size <= FURTHEST)
     _check("block size", pool.block_size, pool.block_size in _BLOCK_SIZES)
+    _check("unit of mappings", pool.align, pool.align & (pool.align - 1) == 0 and pool.align <= FURTHEST)
     _check("path", pool.path, pool.path.startswith(b"/") and len(pool.path) < protocol.PATH_SIZE)
     _check("place of the token", pool.token, pool.token <= pool.size - protocol.TOKEN_SIZE)
     return pool

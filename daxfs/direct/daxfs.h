@@ -15,7 +15,7 @@
 
 #define DAXFS_FILESYSTEM_TYPE "fuse.daxfs" /* the type of a mount in /proc/self/mountinfo: trust no other */
 
-#define DAXFS_PATH_SIZE 952 /* bytes of a pool's path, with the NUL that ends it */
+#define DAXFS_PATH_SIZE 944 /* bytes of a pool's path, with the NUL that ends it */
 
 /* The identity of a pool: open `path`, compare with fstat(2) (`device` and `inode`; `rdevice` for a device), and map
  * `size` bytes. */
@@ -30,6 +30,7 @@ struct daxfs_pool {
     uint32_t lock;              /* while the pool is mapped, lock its byte DAXFS_LOCKS + lock, shared (F_OFD_SETLK) */
     uint8_t uuid[16];           /* of the file system */
     char path[DAXFS_PATH_SIZE]; /* absolute */
+    uint64_t align;             /* bytes: the unit in which the pool can be mapped, a power of two; 0: a page */
     uint64_t token;             /* pool offset of the DAXFS_TOKEN bytes that lease requests contain; 0: not needed */
 };
 
@@ -80,6 +81,8 @@ enum daxfs_flag {
                        * extended in any other way, the grant ends, and stores there without a notification are lost. */
     DAXFS_MAP = 8,    /* for mmap(2): what is not memory is granted as DAXFS_KERNEL, and stays page-cache mapped */
     DAXFS_RENEW = 16, /* this holder no longer uses anything that was granted to it before this request */
+    DAXFS_PAGES = 32, /* with MAP: the client maps the whole range through the kernel, also where it is memory: all of
+                       * it is granted as DAXFS_KERNEL, and stays page-cache mapped */
 };
 
 /* Bytes past EOF that a client requests at once with GROW: the first time, and at most. Zeroing more in one request

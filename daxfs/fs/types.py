@@ -191,7 +191,8 @@ class WriteNotification(NamedTuple):
 class PoolIdentity(NamedTuple):
     """The pool's path, its identity by stat(2), how stores become durable, and which byte to lock while it is mapped.
 
-    ``persistence`` is ``libpmem``, ``msync`` or ``volatile``. ``token``: pool offset of the token that lease requests
+    ``persistence`` is ``libpmem``, ``msync`` or ``volatile``. ``align``: the unit in which the pool can be mapped, in
+    bytes. ``token``: pool offset of the token that lease requests
     quote; 0: none is needed.
     """
 
@@ -204,6 +205,7 @@ class PoolIdentity(NamedTuple):
     block_size: int
     lock: int
     uuid: bytes
+    align: int
     token: int
 
 

@@ -25,17 +25,6 @@ void *pl_raw_mmap(void *address, size_t length, int protection, int flags, int f
     return (void *)pl_call(SYS_mmap, address, length, protection, flags, fd, offset);
 }
 
-uintptr_t pl_page_size(void) {
-    static _Atomic uintptr_t known;
-    uintptr_t size = atomic_load_explicit(&known, memory_order_relaxed);
-
-    if (unlikely(!size)) {
-        size = (uintptr_t)sysconf(_SC_PAGESIZE);
-        atomic_store_explicit(&known, size, memory_order_relaxed);
-    }
-    return size;
-}
-
 uintptr_t pl_page_up(uintptr_t value) {
     return (value + PL_PAGE - 1) & ~(PL_PAGE - 1);
 }
@@ -191,15 +180,23 @@ struct pl_group *pl_group_begin(int fd, struct pl_file *file, int flags) {
     return NULL;
 }
 
+static void close_kept(struct pl_file *file) {
+    int kept = atomic_exchange(&file->kept, -1);
+
+    if (!pl_filtered && kept >= 0 && !pl_file_of(kept) && pl_is_open_as(kept, file))
+        pl_call(SYS_close, kept);
+}
+
 void pl_group_end(struct pl_group *group) {
     struct pl_file *file = group->file;
 
     if (!file)
         return;
     if (group->anchor)
-        pl_call(SYS_munmap, group->anchor, (size_t)sysconf(_SC_PAGESIZE));
+        pl_call(SYS_munmap, group->anchor, PL_PAGE);
     group->file = NULL;
-    pl_mapping(file, -1);
+    if (pl_mapping(file, -1) && !atomic_load(&file->mappings))
+        close_kept(file);
     pl_count_mapping(file->mount, -1);
     pl_drop(file);
 }
@@ -211,11 +208,13 @@ void pl_book_freeze(const struct pl_mount *mount) {
 }
 
 int pl_group_fd(const struct pl_group *group) {
-    dev_t device;
-    uint64_t inode;
+    const struct pl_file *file = group->file;
+    int kept = atomic_load(&file->kept);
 
-    if (pl_filtered || pl_file_of(group->fd) != group->file || !pl_identify(group->fd, &device, &inode) ||
-        device != group->file->mount->device || inode != group->file->inode)
+    if (pl_filtered)
         return -1;
-    return group->fd;
+    if (pl_file_of(group->fd) == file && pl_is_open_as(group->fd, file))
+        return group->fd;
+    /* A program that closes descriptors which are not its own may have another file there. */
+    return kept >= 0 && !pl_file_of(kept) && pl_is_open_as(kept, file) ? kept : -1;
 }

@@ -82,11 +82,9 @@ void pl_book_freeze(const struct pl_mount *mount);
 struct pl_group *pl_group_begin(int fd, struct pl_file *file, int flags);
 /* End a group that has no pieces. */
 void pl_group_end(struct pl_group *group);
-/* Return the descriptor that the group was mapped from; -1 if it was closed or is another file now. */
+/* Return a descriptor of the group's file: the one that it was mapped from, or the one that is kept; -1: none. */
 int pl_group_fd(const struct pl_group *group);
 
-#define PL_PAGE pl_page_size()
-uintptr_t pl_page_size(void);
 uintptr_t pl_page_up(uintptr_t value);
 /* mmap(2) as a raw system call: an allocator may map before the C library's functions can be looked up. */
 void *pl_raw_mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);

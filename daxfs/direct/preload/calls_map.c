@@ -37,34 +37,35 @@ static bool eligible(const struct pl_file *file, size_t length, int protection, 
 PUBLIC void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) {
     struct pl_file *file = flags & MAP_ANONYMOUS ? NULL : pl_file_of(fd);
     bool fixed = flags & MAP_FIXED && pl_booked(address, (char *)address + length);
-    bool ours = file && !pl_foreign() && !pl_filtered && pl_attach(fd, file->mount) &&
-                eligible(file, length, protection, flags, offset);
+    bool ours = file && !pl_foreign() && !pl_filtered && pl_attach(fd, file->mount);
+    bool direct = ours && eligible(file, length, protection, flags, offset);
     void *made = MAP_FAILED;
     int error = errno;
     sigset_t saved;
 
     if (unlikely(file && pl_filtered) && !pl_foreign())
         atomic_store(&file->refused, true); /* pages of the kernel and the pool's memory would differ */
+    ours = direct || (ours && length && (flags & MAP_TYPE) != MAP_PRIVATE);
     if (likely(!ours && !fixed))
         return pl_raw_mmap(address, length, protection, flags, fd, offset);
     /* Before the mapping is counted, since earlier grants can be renewed only while there are no mappings. */
-    if (ours && !pl_known(fd, file, (uint64_t)offset, length, pl_stores(file, flags)) &&
+    if (direct && !pl_known(fd, file, (uint64_t)offset, length, pl_stores(file, flags)) &&
         pl_learn(fd, file, (uint64_t)offset, length, pl_stores(file, flags) ? DAXFS_WRITE : 0).epoch_changed)
         pl_follow(fd);
     pl_book_lock(&saved);
-    if (ours)
+    if (direct)
         made = pl_map_file(address, length, protection, flags, fd, (uint64_t)offset);
     if (made != MAP_FAILED) {
         errno = error;
         PL_COUNT(maps);
+    } else if (ours) {
+        PL_COUNT(plain_maps);
+        made = pl_map_plain(address, length, protection, flags, fd, (uint64_t)offset);
     } else {
         PL_COUNT(plain_maps);
-        if (ours)
-            atomic_store(&file->refused, true); /* pages of the kernel and the pool's memory would differ */
-        if (fixed)
-            pl_mark_range(address, (char *)address + pl_page_up(length));
+        pl_prepare(address, (char *)address + pl_page_up(length));
         made = pl_raw_mmap(address, length, protection, flags, fd, offset);
-        if (made != MAP_FAILED && fixed && pl_book_room(&pl_book, 2))
+        if (made != MAP_FAILED && pl_book_room(&pl_book, 2))
             pl_book_cut(address, (char *)address + pl_page_up(length));
     }
     pl_book_unlock(&saved);
@@ -107,11 +108,10 @@ PUBLIC int mprotect(void *address, size_t length, int protection) {
     if (!allowed(start, end, protection)) {
         failed = -1;
         errno = EACCES;
-    } else if (!pl_book_room(&pl_book, 2)) {
+    } else if (pl_prepare(start, end), !pl_book_room(&pl_book, 2)) {
         failed = -1;
         errno = ENOMEM;
     } else {
-        pl_mark_range(start, end);
         failed = (int)pl_call(SYS_mprotect, address, length, protection);
     }
     if (!failed) {

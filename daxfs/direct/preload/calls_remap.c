@@ -23,10 +23,8 @@ static void *remap(const struct pl_piece *piece, char *old, size_t old_length, s
         errno = ENOMEM;
         return MAP_FAILED;
     }
-    if (flags & MREMAP_FIXED) {
+    if (flags & MREMAP_FIXED)
         wanted |= MAP_FIXED;
-        pl_mark_range(to, (char *)to + length);
-    }
     made = pl_map_file(flags & MREMAP_FIXED ? to : NULL, length, protection, wanted, fd, offset);
     if (made == MAP_FAILED)
         errno = ENOMEM;
@@ -43,7 +41,8 @@ static bool extend_in_place(const struct pl_piece *piece, char *old, size_t old_
                                    .group = group,
                                    .offset = piece->offset + (uint64_t)(more - piece->start),
                                    .length = length - old_length,
-                                   .protection = piece->protection};
+                                   .protection = piece->protection,
+                                   .address = more};
     uint64_t epoch = group->epoch;
     void *made;
 
@@ -128,7 +127,7 @@ PUBLIC void *mremap(void *old, size_t old_length, size_t length, int flags, ...)
         made = remap_ours(old, old_length, length, flags, to);
     } else {
         if (over)
-            pl_mark_range(to, (char *)to + length);
+            pl_prepare(to, (char *)to + length);
         made = (void *)pl_call(SYS_mremap, old, old_length, length, flags, to);
         if (over && made != MAP_FAILED && pl_book_room(&pl_book, 2))
             pl_book_cut(made, (char *)made + length);

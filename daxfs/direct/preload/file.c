@@ -62,6 +62,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     atomic_store(&file->dirty_low, UINT64_MAX);
     atomic_store(&file->dirty_high, 0);
     atomic_store(&file->spare, -1);
+    atomic_store(&file->kept, -1);
     atomic_store(&file->descriptors, 1);
     atomic_store(&file->gate, 0);
 }
@@ -127,4 +128,11 @@ bool pl_identify(int fd, dev_t *device, uint64_t *inode) {
     *device = makedev(status.stx_dev_major, status.stx_dev_minor);
     *inode = status.stx_ino;
     return true;
+}
+
+bool pl_is_open_as(int fd, const struct pl_file *file) {
+    dev_t device;
+    uint64_t inode;
+
+    return fd >= 0 && pl_identify(fd, &device, &inode) && device == file->mount->device && inode == file->inode;
 }

@@ -69,6 +69,7 @@ struct pl_file {
     _Atomic uint64_t used;                  /* accesses since the last answer (roughly) */
     _Atomic uint64_t dirty_low, dirty_high; /* DAXFS_MSYNC: pool range stored to */
     _Atomic int spare;                      /* a descriptor to close when the last pin goes, or -1 */
+    _Atomic int kept;                       /* a descriptor to map parts of mappings again through the kernel, or -1 */
     uint64_t inode;                         /* st_ino of the file */
     uint64_t granted;                       /* the end of the memory granted for extending writes, or 0 */
     struct pl_appends appends;
@@ -115,6 +116,8 @@ struct pl_file *pl_hold(int fd);
 bool pl_hold_object(struct pl_file *file);
 /* Drop a reference. The last one leaves the mount. */
 void pl_drop(struct pl_file *file);
+/* Whether the descriptor, which need not be in the table, is this file. */
+bool pl_is_open_as(int fd, const struct pl_file *file);
 /* Find device and inode of a regular file as the kernel knows them, without a request to the daemon. False: none. */
 bool pl_identify(int fd, dev_t *device, uint64_t *inode);
 /* Forget the cached extents. */

@@ -82,6 +82,34 @@ static bool plan_end(struct pl_question *question, const struct daxfs_slot *entr
     return border >= end || pl_plan_add(question, border, end, 0, through_file ? DAXFS_KERNEL : PL_PAST_EOF);
 }
 
+/* Mark what the program stored through pieces of the book in the place of which others are mapped by now. */
+static void mark_replaced(const char *start, const char *end) {
+    for (size_t i = pl_book_find(start); i < pl_book.count && pl_book.pieces[i].start < end; i++) {
+        const struct pl_piece *piece = &pl_book.pieces[i];
+        const struct pl_mount *mount = piece->group->file->mount;
+        const char *from = piece->start > start ? piece->start : start, *to = piece->end < end ? piece->end : end;
+        uint64_t pool = piece->pool + (uint64_t)(from - piece->start);
+
+        if (piece->kind != DAXFS_MEMORY || !pl_may_be_dirty(piece) || !mount->base)
+            continue;
+        if (mount->pool.persistence == DAXFS_LINES && !(piece->group->flags & MAP_SYNC))
+            pl_flush(mount, mount->base + pool, (size_t)(to - from));
+        pl_stored(piece->group->file, pool, (uint64_t)(to - from));
+    }
+}
+
+void pl_replace(char *start, int fd, struct pl_group *group) {
+    if (!pl_plan.count || !pl_book_room(&pl_book, 2 * pl_plan.count + 2) || !pl_plan_lay(start, fd, group))
+        return;
+    group->pieces++; /* keeps the group from ending meanwhile */
+    for (size_t i = 0; i < pl_plan.count; i++) {
+        mark_replaced(pl_plan.pieces[i].start, pl_plan.pieces[i].end);
+        pl_book_cut(pl_plan.pieces[i].start, pl_plan.pieces[i].end);
+        pl_book_put(&pl_plan.pieces[i], 1);
+    }
+    group->pieces--;
+}
+
 /* Map pieces [first, last) of the book, which are adjacent and of one group, again where the file has changed. */
 static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
     char *start = pl_book.pieces[first].start;
@@ -89,7 +117,8 @@ static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
                                    .group = group,
                                    .offset = pl_book.pieces[first].offset,
                                    .length = (uint64_t)(pl_book.pieces[last - 1].end - start),
-                                   .protection = pl_book.pieces[first].protection};
+                                   .protection = pl_book.pieces[first].protection,
+                                   .address = start};
     size_t kept = 0;
 
     /* No hole is filled: a program that has just punched a hole wants no blocks in it. Modified pages of a private
@@ -100,14 +129,7 @@ static void renew(size_t first, size_t last, int fd, struct pl_group *group) {
         if (!laid_out(&pl_plan.pieces[i], start))
             pl_plan.pieces[kept++] = pl_plan.pieces[i];
     pl_plan.count = kept;
-    if (!kept || !pl_book_room(&pl_book, 2 * kept + 2) || !pl_plan_lay(start, fd, group))
-        return;
-    group->pieces++; /* keeps the group from ending meanwhile */
-    for (size_t i = 0; i < kept; i++) {
-        pl_book_cut(pl_plan.pieces[i].start, pl_plan.pieces[i].end);
-        pl_book_put(&pl_plan.pieces[i], 1);
-    }
-    group->pieces--;
+    pl_replace(start, fd, group);
 }
 
 /* Return a descriptor to map a group's file again: its own, or `fd` if that is the same file in the same open mode. */

@@ -19,6 +19,8 @@ void pl_mark_range(char *start, char *end);
  * plain system call is needed too. */
 bool pl_mark_file(struct pl_file *file);
 
+/* Map the plan's pieces from `start` on in the place of pieces of the same group. */
+void pl_replace(char *start, int fd, struct pl_group *group);
 /* Map again all pieces whose file has changed. `fd` serves groups of the same file whose own descriptor is closed. */
 void pl_follow_groups(int fd);
 /* Let mappings follow after a file was cut or punched, perhaps through `fd` (or -1) (takes the lock). */

@@ -14,7 +14,8 @@ static bool sound_pool(const struct daxfs_pool *pool) {
     return pool->version == DAXFS_VERSION && pool->persistence <= DAXFS_LINES && pool->size >= DAXFS_LEAST_POOL &&
            pool->size <= DAXFS_FURTHEST && pool->block_size >= DAXFS_LEAST_BLOCK &&
            pool->block_size <= DAXFS_MOST_BLOCK && !(pool->block_size & (pool->block_size - 1)) &&
-           pool->path[0] == '/' && memchr(pool->path, 0, sizeof(pool->path)) && pool->token <= pool->size - DAXFS_TOKEN;
+           !(pool->align & (pool->align - 1)) && pool->align <= pool->size && pool->path[0] == '/' &&
+           memchr(pool->path, 0, sizeof(pool->path)) && pool->token <= pool->size - DAXFS_TOKEN;
 }
 
 static bool sound_extent(const struct daxfs_extent *extent, uint64_t offset, uint64_t end) {

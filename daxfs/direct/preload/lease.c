@@ -27,11 +27,10 @@ static int request(int fd, struct pl_mount *mount, struct daxfs_lease *lease) {
     return failed;
 }
 
-int pl_ask(int fd, struct daxfs_lease *lease) {
-    struct pl_file *file = pl_file_of(fd);
+int pl_ask(int fd, struct pl_file *file, struct daxfs_lease *lease) {
     int saved = errno, failed;
 
-    if (!file || !pl_attach(fd, file->mount))
+    if (!pl_attach(fd, file->mount))
         return EOPNOTSUPP;
     PL_COUNT(leases);
     failed = request(fd, file->mount, lease);
@@ -100,7 +99,7 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
         lease.offset = offset;
         lease.length = last - offset;
         lease.flags = flags;
-        failed = pl_ask(fd, &lease);
+        failed = pl_ask(fd, file, &lease);
         if (failed) {
             if (!(flags & DAXFS_GROW))
                 refused(file, failed, store);
@@ -122,10 +121,7 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
 
 /* Whether the descriptor is still the same file: a raw system call may have closed it and opened another file there. */
 static bool still_same_file(int fd, struct pl_file *file) {
-    dev_t device;
-    uint64_t inode;
-
-    if (pl_identify(fd, &device, &inode) && device == file->mount->device && inode == file->inode)
+    if (pl_is_open_as(fd, file))
         return true;
     atomic_store(&pl_table[fd], NULL);
     return false;

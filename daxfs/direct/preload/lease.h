@@ -25,7 +25,7 @@ struct pl_learned pl_extend(int fd, struct pl_file *file, uint64_t offset, uint6
 /* Make one request, for plan.c with DAXFS_MAP (without DAXFS_RENEW, which only pl_learn may use). Return 0 or an errno;
  * EPROTO: the answer is not sound, and the library makes no further request about this file. The answer holds while
  * mappings > 0: call pl_mapping(file, 1) before, and pl_mapping(file, -1) after munmap or a failure. */
-int pl_ask(int fd, struct daxfs_lease *lease);
+int pl_ask(int fd, struct pl_file *file, struct daxfs_lease *lease);
 /* Give all grants of this file back. The gate is shut and no thread is inside. */
 void pl_give_back(int fd, struct pl_file *file);
 

@@ -14,9 +14,11 @@
 #ifdef PL_MAPS
 
 #define HUGE_PAGE (2UL << 20)
+#define MOST_TRIES 8      /* plans for one mapping, if the file changes meanwhile */
 #define MOST_QUESTIONS 64 /* requests of DAXFS_EXTENTS each: a file in more pieces is mapped through the kernel */
 
 struct pl_book pl_plan;
+static struct pl_book around;
 
 bool pl_plan_add(struct pl_question *question, uint64_t offset, uint64_t end, uint64_t pool, uint32_t kind) {
     struct pl_piece *last = pl_plan.count ? &pl_plan.pieces[pl_plan.count - 1] : NULL;
@@ -77,7 +79,8 @@ static bool ask(struct pl_question *question, uint32_t flags) {
         lease.offset = offset;
         lease.length = end - offset;
         lease.flags = flags;
-        if (i == MOST_QUESTIONS || pl_ask(question->fd, &lease) || !pl_same_pool(mount, &lease))
+        if (i == MOST_QUESTIONS || pl_ask(question->fd, question->group->file, &lease) ||
+            !pl_same_pool(mount, &lease))
             return false;
         if (offset != question->offset && question->group->epoch != lease.epoch) {
             /* The file changed between two requests, so the answers don't fit together: begin again. */
@@ -124,21 +127,160 @@ static bool recall(struct pl_question *question, bool store) {
     return good;
 }
 
+/* Whether to give blocks to the holes of the range. Filling DAXFS_MOST_FILLED bytes costs as much as stores to one or
+ * two thousand pages through the kernel. A file with more holes may be sparse on purpose, and gets no blocks. */
+static bool worth_filling(const struct pl_question *question) {
+    return question->holes &&
+           (question->holes <= DAXFS_MOST_FILLED || question->group->flags & (MAP_POPULATE | MAP_LOCKED));
+}
+
+/* ---- pools with units larger than pages */
+
+bool pl_announce(int fd, struct pl_file *file, uint64_t offset, uint64_t length, struct daxfs_lease *lease) {
+    memset(lease, 0, offsetof(struct daxfs_lease, extents));
+    lease->offset = offset;
+    lease->length = length;
+    lease->flags = DAXFS_MAP | DAXFS_PAGES;
+    return !pl_ask(fd, file, lease) && lease->next == offset + length && pl_same_pool(file->mount, lease);
+}
+
+/* Ask about the question's range and a unit before and after it: `around` becomes its pieces. A unit at the border is
+ * judged as a whole, so that all mappings of a page are alike. */
+static bool ask_around(struct pl_question *question, uint32_t flags) {
+    uint64_t unit = question->group->file->mount->unit, end = question->offset + question->length;
+    struct pl_question wide = *question;
+    struct pl_book made;
+    bool good;
+
+    wide.offset -= wide.offset < unit ? wide.offset : unit;
+    wide.length = end + unit - wide.offset;
+    good = ask(&wide, flags);
+    question->size = wide.size;
+    made = pl_plan, pl_plan = around, around = made;
+    question->holes = 0;
+    for (size_t i = 0; good && i < around.count; i++) {
+        const struct pl_piece *piece = &around.pieces[i];
+        uint64_t from = piece->offset, to = from + (uint64_t)(piece->end - piece->start);
+
+        from = from < question->offset ? question->offset : from;
+        to = to < end ? to : end;
+        to = to < wide.size ? to : wide.size;
+        if (piece->kind != DAXFS_MEMORY && from < to)
+            question->holes += to - from;
+    }
+    return good;
+}
+
+/* Find the whole units of a piece of memory that lie in the question's range. */
+static bool whole_units(const struct pl_question *question, const struct pl_piece *piece, uint64_t *from,
+                        uint64_t *to) {
+    uint64_t unit = question->group->file->mount->unit, end = question->offset + question->length;
+    uint64_t low = piece->offset + (-piece->pool & (unit - 1)), high = piece->offset;
+
+    high += (uint64_t)(piece->end - piece->start);
+    high = high < end ? high : end;
+    if (low < question->offset)
+        low += (question->offset - low + unit - 1) / unit * unit;
+    *from = low;
+    *to = low < high ? low + (high - low) / unit * unit : low;
+    return piece->kind == DAXFS_MEMORY && pl_is_shared(question->group) && *from < *to;
+}
+
+/* Where in a unit the memory of file offset 0 would lie, were the file one piece with this memory. */
+static uint64_t residue(uint64_t pool, uint64_t offset, uint64_t unit) {
+    return (pool - offset) & (unit - 1);
+}
+
+/* Return the residue that the most bytes of the range have, or the one that the address requires. */
+static uint64_t best_residue(const struct pl_question *question) {
+    uint64_t unit = question->group->file->mount->unit, best = 0, most = 0, from, to;
+
+    if (question->address)
+        return residue((uintptr_t)question->address, question->offset, unit);
+    for (size_t i = 0; i < around.count; i++) {
+        if (!whole_units(question, &around.pieces[i], &from, &to) || to - from <= most)
+            continue;
+        most = to - from;
+        best = residue(around.pieces[i].pool, around.pieces[i].offset, unit);
+    }
+    return best;
+}
+
+/* Make the plan of whole units, and of the kernel's pages for the rest. */
+static bool choose_units(struct pl_question *question) {
+    uint64_t unit = question->group->file->mount->unit, end = question->offset + question->length;
+    uint64_t best = best_residue(question), place = question->offset, from, to;
+
+    pl_plan.count = 0;
+    for (size_t i = 0; i < around.count; i++) {
+        const struct pl_piece *piece = &around.pieces[i];
+
+        if (!whole_units(question, piece, &from, &to) || residue(piece->pool, piece->offset, unit) != best)
+            continue;
+        if (place < from && !pl_plan_add(question, place, from, 0, DAXFS_KERNEL))
+            return false;
+        if (!pl_plan_add(question, from, to, piece->pool + (from - piece->offset), DAXFS_MEMORY))
+            return false;
+        place = to;
+    }
+    return place >= end || pl_plan_add(question, place, end, 0, DAXFS_KERNEL);
+}
+
+/* Tell the daemon which pages the plan maps through the kernel. */
+static bool announce_plan(struct pl_question *question) {
+    struct daxfs_lease lease;
+
+    for (size_t i = 0; i < pl_plan.count; i++) {
+        const struct pl_piece *piece = &pl_plan.pieces[i];
+
+        if (piece->kind == DAXFS_MEMORY)
+            continue;
+        if (!pl_announce(question->fd, question->group->file, piece->offset, (uint64_t)(piece->end - piece->start),
+                         &lease))
+            return false;
+        question->group->epoch = lease.epoch;
+    }
+    return true;
+}
+
+/* An announcement that is new ends the epoch, so the plan is made again. */
+static bool plan_units(struct pl_question *question, bool fill) {
+    struct pl_group *group = question->group;
+    bool store = pl_stores(group->file, group->flags);
+
+    for (int i = 0; i < MOST_TRIES; i++) {
+        uint64_t epoch;
+
+        if (!ask_around(question, store ? DAXFS_WRITE : 0))
+            return false;
+        epoch = group->epoch;
+        if (fill && store && question->protection & PROT_WRITE && worth_filling(question)) {
+            fill = false; /* once: what was announced stays a hole */
+            ask(question, DAXFS_WRITE | DAXFS_FILL);
+            continue;
+        }
+        if (!choose_units(question) || !announce_plan(question))
+            return false;
+        if (group->epoch == epoch)
+            return true;
+    }
+    return false;
+}
+
 /* The first request has no DAXFS_MAP, because a hole that becomes page-cache mapped stays so for all clients. */
 bool pl_plan_make(struct pl_question *question, bool fill) {
     struct pl_group *group = question->group;
     bool store = pl_stores(group->file, group->flags);
     uint32_t flags = DAXFS_MAP | (store ? DAXFS_WRITE : 0U);
 
+    if (pl_is_coarse(group->file->mount))
+        return plan_units(question, fill);
     if (recall(question, store))
         return true;
     if (fill && store && question->protection & PROT_WRITE && ask(question, DAXFS_WRITE)) {
         if (!question->holes && pl_page_up(question->size) >= question->offset + question->length)
             return true;
-        /* Filling DAXFS_MOST_FILLED bytes costs as much as stores to one or two thousand pages through the kernel. A
-         * file with more holes may be sparse on purpose, and gets no blocks. */
-        if (question->holes && (question->holes <= DAXFS_MOST_FILLED || group->flags & (MAP_POPULATE | MAP_LOCKED)) &&
-            ask(question, flags | DAXFS_FILL))
+        if (worth_filling(question) && ask(question, flags | DAXFS_FILL))
             return true;
     }
     return ask(question, flags);
@@ -172,9 +314,10 @@ static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
 }
 
 /* Whether memory must be mapped from a descriptor: a copy of the pool's mapping is shared, and has none of these flags.
- */
+ * Mappings with large pages can't be copied at all. */
 static bool needs_pool(const struct pl_group *group) {
-    return !pl_is_shared(group) || group->flags & (MAP_SYNC | MAP_POPULATE | MAP_LOCKED);
+    return !pl_is_shared(group) || group->flags & (MAP_SYNC | MAP_POPULATE | MAP_LOCKED) ||
+           pl_is_coarse(group->file->mount);
 }
 
 bool pl_plan_lay(char *start, int fd, struct pl_group *group) {
@@ -200,24 +343,28 @@ bool pl_plan_lay(char *start, int fd, struct pl_group *group) {
 }
 
 char *pl_plan_reserve(void *hint, size_t length, int flags) {
+    const struct pl_mount *mount = pl_plan.pieces[0].group->file->mount;
+    size_t least = pl_is_coarse(mount) ? mount->unit : HUGE_PAGE, align = least > HUGE_PAGE ? least : HUGE_PAGE;
     int wanted = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (flags & (MAP_FIXED_NOREPLACE | MAP_32BIT));
-    uintptr_t residue = 0, start, ahead;
+    uintptr_t distance = 0, start, ahead;
     size_t slack = 0;
     char *made;
 
+    if (pl_is_coarse(mount) && !(flags & MAP_FIXED_NOREPLACE))
+        hint = NULL; /* a wish, which would hardly fit */
     for (size_t i = 0; !hint && i < pl_plan.count && !slack; i++) {
         const struct pl_piece *piece = &pl_plan.pieces[i];
 
-        if (piece->kind == DAXFS_MEMORY && piece->end - piece->start >= (ptrdiff_t)HUGE_PAGE) {
-            residue = (piece->pool - (uintptr_t)piece->start) % HUGE_PAGE;
-            slack = HUGE_PAGE;
+        if (piece->kind == DAXFS_MEMORY && (size_t)(piece->end - piece->start) >= least) {
+            distance = (piece->pool - (uintptr_t)piece->start) % align;
+            slack = align;
         }
     }
     made = pl_raw_mmap(hint, length + slack, PROT_NONE, wanted, -1, 0);
     if (made == MAP_FAILED || !slack)
         return made;
     start = (uintptr_t)made;
-    ahead = (residue - start) % HUGE_PAGE;
+    ahead = (distance - start) % align;
     if (ahead)
         pl_call(SYS_munmap, made, ahead);
     if (slack - ahead)

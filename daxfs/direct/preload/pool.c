@@ -21,6 +21,17 @@
 
 struct pl_mount pl_mounts[PL_MOUNTS];
 
+uintptr_t pl_page_size(void) {
+    static _Atomic uintptr_t known;
+    uintptr_t size = atomic_load_explicit(&known, memory_order_relaxed);
+
+    if (unlikely(!size)) {
+        size = (uintptr_t)sysconf(_SC_PAGESIZE);
+        atomic_store_explicit(&known, size, memory_order_relaxed);
+    }
+    return size;
+}
+
 /* Map the whole pool. Without MAP_SYNC a line that was written back may lie in a block of the pool's file that its file
  * system has not committed yet. */
 static char *map_whole(struct pl_mount *mount, int fd) {
@@ -56,10 +67,11 @@ static bool map_pool(struct pl_mount *mount, int fd) {
         return false;
     }
     if (mount->anchor)
-        pl_call(SYS_munmap, mount->anchor, PAGE);
-    mount->anchor = (void *)pl_call(SYS_mmap, NULL, PAGE, PROT_NONE, MAP_PRIVATE, fd, 0);
+        pl_call(SYS_munmap, mount->anchor, mount->unit);
+    mount->unit = pool->align > PL_PAGE ? pool->align : PL_PAGE;
+    mount->anchor = (void *)pl_call(SYS_mmap, NULL, mount->unit, PROT_NONE, MAP_SHARED, fd, 0);
     if (mount->anchor == MAP_FAILED)
-        mount->anchor = NULL; /* a device that allows shared mappings only */
+        mount->anchor = NULL;
     mount->base = base;
     return true;
 }
@@ -162,7 +174,7 @@ bool pl_attach(int fd, struct pl_mount *mount) {
 /* Unmap the anchor, unless mappings of files are left, for which it keeps the lock. */
 static void release(struct pl_mount *mount) {
     if (mount->anchor && !mount->mappings)
-        pl_call(SYS_munmap, mount->anchor, PAGE), mount->anchor = NULL;
+        pl_call(SYS_munmap, mount->anchor, mount->unit), mount->anchor = NULL;
 }
 
 void pl_unmap_pool(struct pl_mount *mount) {

@@ -19,6 +19,9 @@
 
 #pragma GCC visibility push(hidden)
 
+#define PL_PAGE pl_page_size()
+uintptr_t pl_page_size(void);
+
 /* A FUSE mount on which files were opened. Its pool is mapped from the first access to the last close and no longer:
  * the mapping keeps a lock, and to the daemon a process with the lock uses the memory, even after an unmount. */
 struct pl_mount {
@@ -32,10 +35,11 @@ struct pl_mount {
     bool writable;              /* the pool could be opened for writing; true until it is opened */
     bool denied;                /* PL_NOT_DAXFS: with the rights of that time not trusted, or not opened */
     unsigned mappings;          /* of files, by the program; changed with the book locked */
-    char *anchor;               /* NULL, or a page that keeps the lock while only mappings of files are left */
+    char *anchor;               /* NULL, or a unit that keeps the lock while only mappings of files are left */
     char *base;                 /* PL_READY: the whole pool, mapped shared; no descriptor of it stays open */
     _Atomic bool missing;       /* memory of the pool was missing: `base` has zeros, and files go through the kernel */
     int map_flags;              /* PL_READY: of mmap(2) for a shared mapping of the pool */
+    size_t unit;                /* PL_READY: bytes; the pool can be mapped only in whole units of this size */
     uint8_t token[DAXFS_TOKEN]; /* PL_READY: for lease requests */
     struct daxfs_pool pool;     /* PL_READY: pool.persistence, pool.size, pool.block_size */
 };
@@ -55,6 +59,10 @@ bool pl_attach(int fd, struct pl_mount *mount);
 void pl_unmap_pool(struct pl_mount *mount);
 /* Whether a lease is of the pool that is mapped, and can be used. */
 bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease);
+/* Whether the pool's units are larger than pages, so that parts of files can be mapped through the kernel only. */
+static inline bool pl_is_coarse(const struct pl_mount *mount) {
+    return mount->unit > PL_PAGE;
+}
 /* Add `change` to the number of mappings of files. The book is locked. */
 void pl_count_mapping(struct pl_mount *mount, int change);
 /* Keep all mapped pools mapped while no file is open. */

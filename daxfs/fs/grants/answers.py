@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
 
-GROW, MAP = int(Flag.GROW), int(Flag.MAP)
+GROW, MAP, PAGES = int(Flag.GROW), int(Flag.MAP), int(Flag.PAGES)
 HOLE, MEMORY, KERNEL = Kind
 
 
@@ -28,6 +28,11 @@ def compose(
     volume: Volume, file: OpenFile, grants: InodeGrants, request: LeaseRequest, upto: int
 ) -> tuple[list[GrantedExtent], int]:
     """Return the pieces of the answer, up to ``upto`` at most, and the offset where they end."""
+    if request.flags & PAGES:
+        pages = [GrantedExtent(request.offset, 0, upto - request.offset, KERNEL)]
+        if not volume.read_only:
+            record_kernel_mapped(grants, file, request.holder, pages)
+        return pages, upto
     if (whole := single_piece(volume, file.node, grants, request, upto)) is not None:
         grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole))
         return [whole], upto

@@ -39,7 +39,7 @@ MAX_HOLDERS_OF_ALL_FILES = 32_768
 """Holders of all grants together: some 10 MiB of DRAM."""
 
 # Plain numbers: combining members of an IntFlag costs more than the rest of an ordinary answer.
-WRITE, FILL, GROW, MAP, RENEW = (int(flag) for flag in Flag)
+WRITE, FILL, GROW, MAP, RENEW, PAGES = (int(flag) for flag in Flag)
 
 
 def identity(table: Grants) -> PoolIdentity:
@@ -65,6 +65,7 @@ def identity(table: Grants) -> PoolIdentity:
         block_size=volume.block_size,
         lock=table.epochs.lock,
         uuid=bytes(volume.view.superblock().s_uuid),
+        align=pool.align,
         token=table.page.token,
     )
     return table.identity
@@ -120,6 +121,8 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
     if flags & (FILL | GROW) and not flags & WRITE:
         raise FsError(errno.EINVAL)
     if flags & GROW and not flags & FILL:
+        raise FsError(errno.EINVAL)
+    if flags & PAGES and not flags & MAP:
         raise FsError(errno.EINVAL)
     if not request.length and not flags & RENEW:
         raise FsError(errno.EINVAL)

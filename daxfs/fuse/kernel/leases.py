@@ -53,6 +53,7 @@ def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes
         lock=found.lock,
         uuid=found.uuid,
         path=path,
+        align=found.align,
         token=found.token,
     ).pack()
 

@@ -1,0 +1,52 @@
+"""Mappings of files in a pool that can be mapped in units of 2 MiB only (devdax; here hugetlbfs, which has such rules).
+
+Wherever a part of a unit is mapped, unmapped or protected alone, the kernel maps it, and all mappings of these bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from coarse_programs import PROGRAMS
+from mount_rig import SESSIONS, Mounted, daxfs, mounted
+from preloaded_actors import run_python
+from test_preload_maps import HELPERS
+
+from support import run
+
+PAGES = Path("/proc/sys/vm/nr_hugepages")
+POOL_PAGES = 64
+
+
+@contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """Let the system have that many more huge pages for a while."""
+    before = int(PAGES.read_text())
+    PAGES.write_text(str(before + count))
+    try:
+        assert int(PAGES.read_text()) >= before + count, "no memory for huge pages"
+        yield
+    finally:
+        PAGES.write_text(str(before))
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    """A mount of a pool in hugetlbfs."""
+    place = tmp_path_factory.mktemp("huge")
+    with huge_pages(POOL_PAGES):
+        run("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "daxfs-test", place)
+        try:
+            daxfs("mkfs", place / "pool", "--size", f"{2 * POOL_PAGES}M")
+            with mounted(place / "pool", *SESSIONS["kernel"]) as mount:
+                yield mount
+        finally:
+            run("umount", "-l", place)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_below_the_library(mount: Mounted, program: str) -> None:
+    run_python(HELPERS + PROGRAMS[program], mount.place, mount.pool.resolve())
