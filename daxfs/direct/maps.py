@@ -25,6 +25,7 @@ from daxfs.direct import requests
 from daxfs.direct.lease_cache import NO_EXTENT
 from daxfs.direct.pool import Pool, attach, libc, os_error, write_back
 from daxfs.direct.trust import Refused
+from daxfs.direct.units import Piece, choose
 from daxfs.pmem.kinds import HUGE_PAGE
 from daxfs.protocol import DURABLE, LEASE_SIZE, MOST_FILLED, Flag, Kind, Lease
 
@@ -45,18 +46,10 @@ class HasDescriptor(Protocol):
         """Return the descriptor."""
 
 
-class Piece(NamedTuple):
-    """A piece of a mapping, in bytes."""
-
-    start: int  # from the mapping's first byte
-    length: int
-    place: int | None  # pool offset; None: the piece is mapped from the file
-
-
 class Layout(NamedTuple):
     """The pieces of a mapping; they hold as long as the status entry shows ``epoch``."""
 
-    pieces: list[Piece]
+    pieces: list[Piece]  # from the first byte that was asked for, which may lie before or after the first piece
     entry: int  # pool offset of the status entry; 0: nothing will change
     epoch: int
 
@@ -177,8 +170,10 @@ class _Region:
         self._holder = holder
         self._writable = writable
         self._anchor = 0
-        self._base = self._total = 0
-        self._through_kernel = False
+        self._base = self._total = self._lead = 0
+        self._pieces: list[Piece] = []
+        self._offset = 0
+        self._filled = False
         self._status = NO_EXTENT[4]
         self._epoch = 0
         self.forked = False
@@ -195,6 +190,8 @@ class _Region:
             OSError: the daemon's.
             Refused: the file lies in another pool, or its blocks are no whole pages.
         """
+        if self._pool.unit > mmap.PAGESIZE:
+            return self._request_units(offset, offset + total + -total % mmap.PAGESIZE, flags)
         if flags & Flag.WRITE and not flags & Flag.FILL:
             seen = self._request_layout(offset, total, Flag.WRITE)
             if seen is None:
@@ -202,6 +199,76 @@ class _Region:
             if sum(piece.length for piece in seen.pieces if piece.place is None) <= MOST_FILLED:
                 flags |= Flag.FILL
         return self._request_layout(offset, total, flags)
+
+    def _request_units(self, offset: int, end: int, flags: Flag) -> Layout | None:
+        """As ``request_layout``, for a pool that is mapped in units. What is no unit is announced as mapped."""
+        unit = self._pool.unit
+        begin = max(offset - unit, 0)
+        flags &= ~Flag.MAP
+        seen = self._request_layout(begin, end + unit - begin, flags & ~Flag.FILL)
+        if seen is None:
+            return None
+        pieces = [piece._replace(start=begin + piece.start) for piece in seen.pieces]
+        holes = sum(
+            max(min(start + length, end) - max(start, offset), 0) for start, length, place in pieces if place is None
+        )
+        if holes and flags & Flag.WRITE and not self._filled and (flags & Flag.FILL or holes <= MOST_FILLED):
+            self._filled = True  # once: what was announced stays a hole
+            self._request_layout(offset, end - offset, flags | Flag.FILL)
+            return None
+        chosen = choose(pieces, offset, end, unit)
+        epochs = {seen.epoch}
+        for piece in chosen:
+            if piece.place is None:
+                epochs.add(self.announce(piece.start, piece.length))
+        return (
+            Layout([piece._replace(start=piece.start - offset) for piece in chosen], seen.entry, epochs.pop())
+            if (len(epochs) == 1)
+            else None
+        )
+
+    def announce(self, offset: int, length: int) -> int:
+        """Have the daemon keep other clients away from bytes that are mapped through the kernel; return the epoch.
+
+        Other regions of this process then map these bytes through the kernel, too.
+
+        Raises:
+            OSError: the daemon's.
+            Refused: as `requests.lease`.
+        """
+        request = Lease(self._holder, offset, length, Flag.MAP | Flag.PAGES)
+        epoch = requests.lease(self._pool, self._descriptor, request, bytearray(LEASE_SIZE)).epoch
+        for other in list(_regions):
+            if other is not self and other.is_of(self._descriptor):
+                epoch = other.leave_units(offset, offset + length) or epoch
+        return epoch
+
+    def is_of(self, descriptor: int) -> bool:
+        """Whether the region maps the file that is open as ``descriptor``."""
+        return self._total > 0 and os.path.samestat(os.fstat(self._descriptor), os.fstat(descriptor))
+
+    def leave_units(self, begin: int, end: int) -> int:
+        """Map the units that contain bytes of [begin, end) of the file through the kernel; return the epoch, or 0."""
+        epoch, unit = 0, self._pool.unit
+        pieces: list[Piece] = []
+        for piece in self._pieces:
+            start, stop = self._offset + piece.start, self._offset + piece.start + piece.length
+            low = start + max(begin - start, 0) // unit * unit
+            high = min(stop, end + -(end - low) % unit)
+            if piece.place is None or low >= high:
+                pieces.append(piece)
+                continue
+            if self._writable:
+                self.flush(low - self._offset, high - low)
+            self._map_through_kernel(low - self._offset, high - low)
+            request = Lease(self._holder, low, high - low, Flag.MAP | Flag.PAGES)
+            epoch = requests.lease(self._pool, self._descriptor, request, bytearray(LEASE_SIZE)).epoch
+            for part, until, place in ((start, low, piece.place), (low, high, None), (high, stop, piece.place)):
+                if part < until:
+                    shifted = None if place is None else place + part - start
+                    pieces.append(Piece(part - self._offset, until - part, shifted))
+        self._pieces = pieces
+        return epoch
 
     def _request_layout(self, offset: int, total: int, flags: Flag) -> Layout | None:
         buffer = bytearray(LEASE_SIZE)
@@ -229,36 +296,45 @@ class _Region:
         # Filling changes the epoch; the next try finds everything filled, so that its epoch stays.
         return Layout(pieces, entry, epochs.pop()) if len(epochs) == 1 else None
 
-    def map_pieces(self, layout: Layout, total: int, offset: int) -> None:
-        """Map the pieces of ``total`` bytes; ``offset`` is the place of the mapping's first byte in the file.
+    def map_pieces(self, layout: Layout, offset: int) -> None:
+        """Map the pieces; ``offset`` is the place of the mapping's first byte in the file.
 
         Raises:
             OSError: the system's.
         """
         self.unmap_pieces()
+        self._pieces, self._offset = layout.pieces, offset
+        self._lead = -layout.pieces[0].start
+        last = layout.pieces[-1]
+        align = max(HUGE_PAGE, self._pool.unit)
         self._status = requests.status_words(self._pool, layout.entry, 0)
         self._epoch = layout.epoch
         largest = max(layout.pieces, key=lambda piece: piece.length if piece.place is not None else 0)
-        wanted = ((largest.place or 0) - largest.start) % HUGE_PAGE
-        room = total + -total % mmap.PAGESIZE
-        got = _mmap(0, room + HUGE_PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE, -1, 0)
-        base = got + (wanted - got) % HUGE_PAGE
+        wanted = ((largest.place or 0) - largest.start - self._lead) % align
+        room = self._lead + last.start + last.length
+        got = _mmap(0, room + align, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE, -1, 0)
+        base = got + (wanted - got) % align
         self._base, self._total = base, room
-        for low, high in ((got, base), (base + room, got + room + HUGE_PAGE)):
+        for low, high in ((got, base), (base + room, got + room + align)):
             if high > low:
                 libc.munmap(low, high - low)
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if self._writable else 0)
         for start, length, place in layout.pieces:
             if place is None:
-                self._through_kernel = True
-                _mmap(base + start, length, protection, mmap.MAP_SHARED | _FIXED, self._descriptor, offset + start)
+                self._map_through_kernel(start, length)
                 continue
             flags = self._pool.map_flags | _FIXED
-            _mmap(base + start, length, protection, flags, self._pool.descriptor, place)
+            address = base + self._lead + start
+            _mmap(address, length, protection, flags, self._pool.descriptor, place)
             if length >= HUGE_PAGE:
-                libc.madvise(base + start, length, mmap.MADV_HUGEPAGE)
+                libc.madvise(address, length, mmap.MADV_HUGEPAGE)
         if not self._anchor:
             self._anchor = _mmap(0, mmap.PAGESIZE, 0, mmap.MAP_PRIVATE, self._descriptor, 0)
+
+    def _map_through_kernel(self, start: int, length: int) -> None:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if self._writable else 0)
+        address = self._base + self._lead + start
+        _mmap(address, length, protection, mmap.MAP_SHARED | _FIXED, self._descriptor, self._offset + start)
 
     @property
     def stale(self) -> bool:
@@ -267,16 +343,22 @@ class _Region:
 
     def memory(self) -> memoryview:
         """Return the bytes; the region is released when the last view of them is gone."""
-        array = (ctypes.c_char * self._total).from_address(self._base)
+        array = (ctypes.c_char * (self._total - self._lead)).from_address(self._base + self._lead)
         weakref.finalize(array, self.release).atexit = False
         return memoryview(array).cast("B")
 
     def flush(self, start: int, length: int) -> None:
         """Make stores to these bytes durable; return when they are."""
-        self._pool.flush(self._base + start, length)
-        if self._through_kernel:
-            low = (self._base + start) & -mmap.PAGESIZE
-            write_back(low, self._base + start + length - low)
+        first = self._base + self._lead
+        for piece in self._pieces:
+            low, high = max(start, piece.start), min(start + length, piece.start + piece.length)
+            if low >= high:
+                continue
+            if piece.place is not None:
+                self._pool.flush(first + low, high - low)
+            else:
+                page = (first + low) & -mmap.PAGESIZE
+                write_back(page, first + high - page)
 
     def report_stores(self, flags: int) -> None:
         """Send a write notification: the mapping may have stored."""
@@ -326,7 +408,7 @@ def _map_region(descriptor: int, offset: int, total: int, *, writable: bool, fil
                 flags |= Flag.WRITE | (Flag.FILL if fill else Flag(0))
             layout = region.request_layout(offset, total, flags)
             if layout is not None:
-                region.map_pieces(layout, total, offset)
+                region.map_pieces(layout, offset)
                 if not region.stale:
                     return region
     except Refused as refusal:
@@ -334,6 +416,8 @@ def _map_region(descriptor: int, offset: int, total: int, *, writable: bool, fil
     except OSError as error:
         refused = f"the daemon gives no lease, or the pool no mapping: {error.strerror}"
     region.unmap()
+    with contextlib.suppress(OSError, Refused):
+        region.announce(offset, total + -total % mmap.PAGESIZE)
     raise Refused(refused)
 
 

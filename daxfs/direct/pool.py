@@ -76,6 +76,7 @@ class Pool:
         descriptor: the open pool, for further mappings.
         token: the bytes that a lease request quotes to prove that this process can open the pool.
         writable: whether stores are possible.
+        unit: the pool can be mapped in whole units of these bytes only.
         map_flags: flags for mmap(2) of a piece of the pool: MAP_SHARED, or MAP_SYNC where the pool has it.
         store: ``store(offset, data)`` copies and prepares ``sync``; None if a plain copy into ``memory`` suffices.
         dirty: chunks that were stored to since the last sync (MSYNC).
@@ -92,6 +93,7 @@ class Pool:
         self.faults = guard.faults
         self.token = self.memory[record.token : record.token + protocol.TOKEN_SIZE].tobytes() if record.token else b""
         self.writable = not self.memory.readonly
+        self.unit = max(record.align, mmap.PAGESIZE)
         self.map_flags = map_flags
         self.dirty: dict[int, None] = {}
         self.store: Callable[[int, persist.Buffer], None] | None = None

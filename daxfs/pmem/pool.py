@@ -124,6 +124,14 @@ class Pool:
         """Return whether the pool's file has holes, and its file system has (almost) no room to fill them."""
         return False
 
+    def sync_file(self) -> None:
+        """Make durable where the blocks of the pool's file lie, so that a write-back of cache lines is all that a store
+        needs. Other code need not call it: an msync(2) does that, and so does the first touch of a hole with MAP_SYNC.
+
+        Raises:
+            FsError: the system call failed.
+        """
+
     def data_ranges(self) -> Iterator[ByteRange]:
         """Yield the ranges [first, end) that are not holes of the pool's file, in order; a hole reads as zeros."""
         yield ByteRange(0, self.size)
@@ -274,6 +282,14 @@ class MappedPool(Pool):
                 self.reserve = self._reservation.reserve
         except OSError as error:
             raise FsError(error.errno or errno.EIO, f"{self.path}: discarding {length} bytes at {offset}") from None
+
+    def sync_file(self) -> None:
+        """As `Pool.sync_file`."""
+        if self.kind == kinds.FSDAX and not self.read_only:
+            try:
+                os.fsync(self._descriptors[0])
+            except OSError as error:
+                raise FsError(error.errno or errno.EIO, f"{self.path}: fsync of the pool's file") from None
 
     def data_ranges(self) -> Iterator[ByteRange]:
         """As `Pool.data_ranges`. A device has no holes (and lseek(2) of devdax does nothing)."""

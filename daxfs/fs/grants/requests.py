@@ -55,6 +55,7 @@ def identity(table: Grants) -> PoolIdentity:
     if pool.status is None:
         raise FsError(errno.EOPNOTSUPP, f"{pool.path}: nobody else can map a pool of kind {pool.kind}")
     table.page.ensure()
+    pool.sync_file()
     table.identity = PoolIdentity(
         path=os.path.realpath(pool.path),
         device=pool.status.st_dev,
