@@ -92,12 +92,20 @@ void *pl_map_file(void *address, size_t length, int protection, int flags, int f
     return made;
 }
 
+/* Whether the kernel grants a mapping like this. */
+static bool granted(int protection, int flags, int fd, uint64_t offset) {
+    void *page = pl_raw_mmap(NULL, PL_PAGE, protection, flags & (MAP_TYPE | MAP_SYNC), fd, (off_t)offset);
+
+    return page != MAP_FAILED && !pl_call(SYS_munmap, page, PL_PAGE);
+}
+
 void *pl_map_plain(void *address, size_t length, int protection, int flags, int fd, uint64_t offset) {
     struct pl_file *file = pl_hold(fd);
     struct pl_group *group = file ? pl_group_begin(fd, file, flags) : NULL;
     struct pl_piece piece = {.offset = offset, .group = group, .kind = DAXFS_KERNEL, .protection = protection};
     struct daxfs_lease lease;
     bool announced = group && offset <= DAXFS_FURTHEST && length <= DAXFS_FURTHEST - offset &&
+                     granted(protection, flags, fd, offset) &&
                      pl_announce(fd, file, offset, pl_page_up(length), &lease);
 
     if (flags & MAP_FIXED)

@@ -80,6 +80,7 @@ static long noted_call(long number, ...) {
 #include "../../../daxfs/direct/preload/copy.c"
 #include "../../../daxfs/direct/preload/durable.c"
 #include "../../../daxfs/direct/preload/extents.c"
+#include "../../../daxfs/direct/preload/guard.c"
 #include "../../../daxfs/direct/preload/ioctls.c"
 #include "../../../daxfs/direct/preload/memory.c"
 #include "../../../daxfs/direct/preload/pins.c"
