@@ -352,7 +352,7 @@ class Nodes:
             self.drop_idle(node)
 
     def write_times(self, tx: Handle) -> None:
-        """Write waiting times into their inodes (commit hook)."""
+        """Write waiting times into their inodes (commit hook). Those of inodes in bad memory are lost."""
         waiting, self.lazy = self.lazy, {}
         before = [(node, node.atime, node.mtime, node.ctime) for node in waiting.values()]
 
@@ -363,14 +363,16 @@ class Nodes:
                 self.open[node.ino] = node
 
         tx.on_rollback(undo)
+        bad = tx.pool.bad
         for node in waiting.values():
-            inode = inodes.edit(tx, node.ino)
-            if node.atime:
-                inode.atime_ns = node.atime
-            if node.mtime:
-                inode.mtime_ns = node.mtime
-            if node.ctime:
-                inode.ctime_ns = node.ctime
+            if not (bad and inodes.lies_in_bad_memory(tx, node.ino)):
+                inode = inodes.edit(tx, node.ino)
+                if node.atime:
+                    inode.atime_ns = node.atime
+                if node.mtime:
+                    inode.mtime_ns = node.mtime
+                if node.ctime:
+                    inode.ctime_ns = node.ctime
             node.atime = node.mtime = node.ctime = 0
             self.drop_idle(node)
 

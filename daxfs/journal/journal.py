@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
 from daxfs.journal.log import Log, unchanged
@@ -257,6 +257,7 @@ class Journal:
         self._assert_usable()
         self.pool.faults.check()  # A fault before this commit, which has changed nothing, must not end in an abort.
         try:
+            self._complete()
             self._commit()
         except BaseException as error:
             self._handle.interrupted = self._handle.interrupted or not isinstance(error, FsError)
@@ -375,12 +376,21 @@ class Journal:
             )
         self.commit()
 
+    def _complete(self) -> None:
+        """Have the hooks make the changes that the transaction still lacks.
+
+        Memory that they find missing is known to be bad from then on, and nothing is stored yet: they run once more,
+        without it. If they can't do without it, the volume can't either.
+        """
+        try:
+            self._run_due_hooks()
+        except MissingMemory:
+            self.view.caches.drop()
+            self.view.forget_checks()
+            self._run_due_hooks()
+
     def _commit(self) -> None:
         tx = self._transaction
-        for at, (due, _) in enumerate(self._commit_hooks):
-            if due():
-                self._run_hooks(at)
-                break
         copies = tx.copies
         if not copies and not tx.revokes:
             tx.frees.clear()
@@ -406,6 +416,12 @@ class Journal:
         self._blocks_home += len(copies)
         self._blocks_revoked += len(tx.revokes)
         tx.clear()
+
+    def _run_due_hooks(self) -> None:
+        for at, (due, _) in enumerate(self._commit_hooks):
+            if due():
+                self._run_hooks(at)
+                break
 
     def _run_hooks(self, first: int) -> None:
         with self._handle.begin(self._transaction.reserved_credits, True) as last:

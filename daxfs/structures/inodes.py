@@ -117,6 +117,13 @@ def _find_table(view: View, tables: dict[int, int], group: int) -> int:
     return table
 
 
+def lies_in_bad_memory(view: View, ino: int) -> bool:
+    """Whether the inode can't be read or changed, because its block is known to lie in bad memory."""
+    number, _ = position(view, ino)
+    begin = number << view.geometry.block_bits
+    return view.pool.bad.first(begin, begin + view.geometry.block_size) is not None
+
+
 def read(view: View, ino: int) -> Inode:
     """Return the inode ``ino``, for reading.
 

@@ -270,6 +270,23 @@ def test_an_interrupted_operation(rig: Rig, monkeypatch: pytest.MonkeyPatch, wit
     rig.fs.tree.mkdir("/new")
 
 
+def test_the_inode_of_an_open_file_that_is_overwritten(rig: Rig) -> None:
+    """The commit can't write its times. Nobody else's changes are lost because of that."""
+    place = rig.inode("/folder/20")
+    with rig.fs.tree.open("/folder/20", "r+b") as file:
+        file.write(b"x")
+        rig.fs.sync()
+        rig.poison.add(place)
+        file.seek(0)
+        file.write(b"new")
+        rig.fs.tree.write_bytes("/meanwhile", CONTENT)
+        rig.fs.sync()
+        assert not rig.fs.read_only
+        rig.poison.mend()
+    assert rig.fs.tree.read_bytes("/meanwhile") == CONTENT
+    assert rig.fs.tree.read_bytes("/folder/20")[:3] == b"new"
+
+
 @pytest.mark.parametrize("fails_at", range(1, 10))
 def test_missing_memory_in_the_middle_of_an_allocation(rig: Rig, fails_at: int) -> None:
     """A run was allocated, and so was the block that the tree grows by, when that block's reservation failed."""
