@@ -19,7 +19,7 @@ from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import outside, recovery_flag, removal
+from daxfs.fs import badmemory, outside, recovery_flag, removal
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
@@ -145,6 +145,7 @@ def mount(pool: Pool, options: Options) -> Volume:
         log.warning("%s: programs still map it from before; what they may touch is freed when they end", pool.path)
     removal.recover(volume)
     volume.commit()
+    retire_bad_blocks(volume)
     return volume
 
 
@@ -311,12 +312,25 @@ def unmount(volume: Volume) -> None:
             log.warning("%s: programs still map it; what they may touch is freed by a later mount", volume.pool.path)
         else:
             removal.free_nameless(volume)
+        retire_bad_blocks(volume)
     outside.take_over(volume)
     journal.commit()
     if grants.stale or (volume.lives.nameless and not volume.read_only):
         # Not clean: the next mount or check must look for stale clients, and for orphans as after a crash.
         return
     mark_clean(volume)
+
+
+def retire_bad_blocks(volume: Volume) -> None:
+    """Have the format keep what is free from use that is known to be bad; a mount neither fails nor stays for it."""
+    if not volume.pool.bad:
+        return
+    try:
+        volume.commit()  # what it frees may be bad
+        badmemory.retire(volume)
+        volume.commit()
+    except FsError as error:
+        log.warning("%s: bad blocks are not listed: %s", volume.pool.path, error.strerror)
 
 
 def mark_clean(volume: Volume) -> None:

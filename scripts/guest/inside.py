@@ -25,6 +25,8 @@ NAMESPACES = {
     "devdax-4K": ("devdax", "192M", ("--align", "4K")),
     "sector": ("sector", "128M", ()),
     "poison": ("fsdax", "256M", ()),
+    "bad": ("fsdax", "64M", ()),
+    "bad-devdax": ("devdax", "64M", ("--align", "4K")),
 }
 """Each name's mode, size and options.
 

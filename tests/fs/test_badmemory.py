@@ -194,6 +194,20 @@ def test_free_bad_blocks_go_to_the_bad_blocks_inode(path: Path) -> None:
         assert len(listed) == sum(each.length for each in badblocks.listed(fs.volume.view))
 
 
+def test_they_are_listed_at_the_ends_of_a_mount_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = mke2fs(tmp_path / "pool", "-b", "4096", size="32M")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/file", CONTENT)
+        used = fs.describe(fs.tree.stat("/file").ino)[0].pblk
+    monkeypatch.setattr(pool_module, "listed", lambda *_: [(6000 * PAGE, 6001 * PAGE), (used * PAGE, used * PAGE + 1)])
+    monkeypatch.setattr(pool_module.MappedPool, "rewrite", lambda *_: False)
+    with FileSystem.open(path) as fs:
+        assert [each.pblk for each in badblocks.listed(fs.volume.view)] == [6000]
+        fs.tree.write_bytes("/file", NEW)
+    assert listed_by_dumpe2fs(path) == sorted([used, 6000])
+    fsck(path)
+
+
 def test_blocks_that_mke2fs_has_listed_are_kept(tmp_path: Path) -> None:
     known = tmp_path / "known"
     known.write_text("5000\n5001\n6000\n")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +126,35 @@ def test_without_addresses_there_is_no_list(tmp_path: Path, missing: str) -> Non
     del files[missing]
     sysfs = tree(tmp_path / "sys", link="region0/dax0.1/dax/dax0.1", **files)
     assert listed(target(tmp_path, kinds.DEVDAX), sysfs) == []
+
+
+def test_the_list_of_the_device_below_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system says where on the device the file lies; this one has three extents, of which one has no place."""
+    pool = target(tmp_path, kinds.FILE)
+    device = pool.status.st_dev
+    place = tmp_path / "sys" / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
+    place.mkdir(parents=True)
+    (place / "badblocks").write_text("100 8\n1000 8\n2004 8\n")
+    extents = [(0, 90 * 512, 20 * 512, 0), (20 * 512, 2000 * 512, 8 * 512, 0), (28 * 512, 1000 * 512, 8 * 512, 4)]
+
+    def fiemap(_file: object, request: int, answer: bytearray) -> int:
+        assert request == 0xC020660B
+        start, _, _, _, room, _ = struct.unpack_from("=QQIIII", answer)
+        assert room
+        left = [extent for extent in extents if extent[0] >= start][:2]
+        struct.pack_into("=I", answer, 20, len(left))
+        for number, (logical, physical, length, flags) in enumerate(left):
+            last = logical == extents[-1][0]
+            struct.pack_into("=QQQ16xI", answer, 32 + 56 * number, logical, physical, length, flags | last)
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", fiemap)
+    assert listed(pool, str(tmp_path / "sys")) == [(10 * 512, 18 * 512), (24 * 512, 28 * 512)]
+
+
+def test_a_file_whose_place_nobody_tells(tmp_path: Path) -> None:
+    pool = target(tmp_path, kinds.FILE)
+    assert listed(pool, str(tmp_path / "sys")) == []
 
 
 def test_a_plain_file_has_no_list(tmp_path: Path) -> None:
