@@ -63,6 +63,7 @@ class Kernel:
                 raise OSError(number, os.strerror(number))
             return writev(descriptor, parts)
 
+        monkeypatch.setattr(session_module, "LINGER_MILLISECONDS", 10)
         monkeypatch.setattr(session_module, "readv", reading)
         monkeypatch.setattr(session_module, "writev", writing)
 
@@ -416,6 +417,64 @@ async def test_stopped_before_it_began(kernel: Kernel) -> None:
         await kernel.session.serve()
 
 
+# Spinning
+
+
+class Waits:
+    """The session's waits: how often it spun, and what comes in each sleep in poll(2), the first ones first."""
+
+    def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.spun = 0
+        self.coming: list[float | None] = []
+        poll = kernel.device.poll
+
+        def spin() -> bool:
+            self.spun += 1
+            return bool(poll(0))
+
+        def sleep(milliseconds: int) -> list[tuple[int, int]]:
+            if milliseconds and self.coming and (after := self.coming.pop(0)) is not None:
+                time.sleep(after)
+                kernel.ask(Opcode.STATFS)
+            return poll(milliseconds)
+
+        monkeypatch.setattr(kernel.device, "spin", spin)
+        monkeypatch.setattr(kernel.device, "poll", sleep)
+
+
+def test_requests_that_come_now_and_then_are_not_spun_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.005)
+    waits = Waits(kernel, monkeypatch)
+    for _ in range(3):
+        kernel.ask(Opcode.STATFS)
+        assert kernel.session.turn() is False
+    assert waits.spun == 1, "it spins after the first request only"
+    kernel.close()
+
+
+def test_it_spins_again_after_a_short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.5)
+    waits = Waits(kernel, monkeypatch)
+    monkeypatch.setattr(session_module, "TURN_SECONDS", 60)
+    kernel.session._near = False
+    waits.coming = [0.0, None]
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert waits.spun == 1
+    kernel.close()
+
+
+def test_a_long_wait_ends_the_spinning_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.001)
+    waits = Waits(kernel, monkeypatch)
+    monkeypatch.setattr(session_module, "TURN_SECONDS", 60)
+    waits.coming = [0.005, None]
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert waits.spun == 1, "before the long wait"
+    kernel.close()
+
+
 # The CPU latency request
 
 
@@ -438,6 +497,21 @@ def test_few_requests_ask_for_nothing(kernel: Kernel) -> None:
         kernel.ask(Opcode.STATFS)
     assert kernel.session.turn() is False
     assert kernel.wakeful == []
+
+
+def test_sparse_requests_end_the_latency_request(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn with few requests ends because its time is over, not because nothing came."""
+    clock = [100.0]
+
+    def later() -> float:
+        clock[0] += TURN_SECONDS / 2
+        return clock[0]
+
+    monkeypatch.setattr(session_module, "perf_counter", later)
+    for _ in range(5):
+        kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is True
+    assert kernel.wakeful == ["release"]
 
 
 @pytest.mark.trio

@@ -15,7 +15,7 @@ from time import perf_counter
 
 from daxfs.fuse.kernel import abi
 
-LINGER_MILLISECONDS = 10
+LINGER_MILLISECONDS = 100
 SPINS_BEFORE_YIELD = 16
 NOT_NOW = (errno.EAGAIN, errno.EINTR, errno.ENOENT)
 """Errors of readv(2): there is no request, or the request was interrupted before it was read."""

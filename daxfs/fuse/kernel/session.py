@@ -31,11 +31,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("daxfs.fuse")
 
 TURN_SECONDS = 0.010
-"""The longest time that other tasks wait while requests come without a pause."""
+"""The length of a turn, by whose requests the session learns how to wait."""
+OTHERS_SECONDS = 0.100
+"""The longest time that other tasks (the commit timer, signals) wait while requests come: handing over to them and back
+costs more than a request."""
 FORGETS_AT_ONCE = 16
 """Forgets, each of which may free a file, that are processed before the next check for a waiting request."""
 DENSE = 20
 """The number of requests in one turn from which on they count as dense."""
+SPARSE = 4
+"""The number of requests in one turn up to which they count as sparse: processors may sleep deeply again."""
 
 
 class Session:
@@ -48,14 +53,18 @@ class Session:
         self._polling = AdaptivePolling(choice=device.spin_seconds > 0)
         self._request = Request(device.buffer, connection.core.pins)
         self._stopping = False
+        self._near = True  # the last wait was short, so that spinning would have met its end
 
     async def serve(self) -> None:
         """Answer requests until the mount is gone or `stop` was called."""
         device = self._device
+        due = 0.0  # when other tasks run next
         try:
             while not (self._stopping or device.ended or self._connection.ended):
                 if self.turn():
-                    await trio.lowlevel.checkpoint()
+                    if perf_counter() > due:
+                        await trio.lowlevel.checkpoint()
+                        due = perf_counter() + OTHERS_SECONDS
                 else:
                     self._cpu_latency.release()
                     if not self._connection.ended:
@@ -77,6 +86,7 @@ class Session:
         answer, table = dispatch.answer, connection.table
         forgets, postponed = connection.forgets, connection.postponing.messages
         spinning = self._polling.spinning
+        near = spinning and self._near
         crowded = False  # a request was waiting when the last one was answered: readv may find the next without a poll
         served = 0
         now = begin = perf_counter()
@@ -102,14 +112,21 @@ class Session:
             if not crowded:
                 if spinning and poll(0):
                     crowded = True
-                elif not (spinning and spin()) and not poll(LINGER_MILLISECONDS) and not postponed:
-                    return False
+                elif not (near and spin()):
+                    begun = perf_counter()
+                    if not poll(LINGER_MILLISECONDS) and not postponed:
+                        self._near = False
+                        return False
+                    near = spinning and perf_counter() - begun < device.spin_seconds
             now = perf_counter()
         if connection.postponing.due:
             self._answer_postponed()
+        self._near = near or not spinning
         if served >= DENSE:
             self._cpu_latency.hold()
             self._polling.learn(served / (now - begin))
+        elif served <= SPARSE:
+            self._cpu_latency.release()
         return True
 
     def _catch_up(self) -> None:
