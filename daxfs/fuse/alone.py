@@ -2,7 +2,7 @@
 
 The program runs in a mount namespace of its own (mount_namespaces(7)). So nobody else can use or unmount the mount, the
 program's messages name the path that the user gave, and the mount ends with the program, however either side ends.
-Users other than root need a user namespace for that (user_namespaces(7)), in which they keep their own number.
+A process that may not make one (users other than root) makes a user namespace for it too (user_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -100,10 +100,11 @@ def _become(command: Sequence[str], place: str, parent: socket.socket, interrupt
 
 
 def _unshare() -> None:
-    user, group = os.geteuid(), os.getegid()
+    """Enter a mount namespace; in a user namespace too, with the same user and group, if that is needed for it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    _succeed(libc.unshare(_CLONE_NEWNS if user == 0 else _CLONE_NEWNS | _CLONE_NEWUSER))
-    if user != 0:
+    user, group = os.geteuid(), os.getegid()
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        _succeed(libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER))
         for name, text in (
             ("setgroups", b"deny"),
             ("uid_map", b"%d %d 1" % (user, user)),
