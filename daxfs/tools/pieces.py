@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from daxfs.errors import UserError
+from daxfs.errors import BadMemory, UserError
 from daxfs.pmem.pool import Buffer, Pool
 from daxfs.runs import ByteRange
 
@@ -66,6 +66,8 @@ def of_pool(pool: Pool) -> Iterator[Piece]:
     for first, end in pool.data_ranges():
         yield from zeros([ByteRange(position, first)])
         for begin, stop in _chunks([ByteRange(first, end)]):
+            if pool.bad and (bad := pool.bad.first(begin, stop)):
+                raise BadMemory(f"{pool.path}: bad memory at offset {bad.begin}; see: daxfs badblocks {pool.path}")
             found = list(_split(pool.memory[begin:stop], begin))
             pool.faults.check()
             yield from found

@@ -17,7 +17,7 @@ from fake_devdax import disguise
 from mount_rig import COMMAND
 from poison_rig import Poison
 
-from daxfs.errors import MissingMemory, UserError
+from daxfs.errors import BadMemory, MissingMemory, UserError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool, open_pool
@@ -307,6 +307,13 @@ def test_missing_memory_is_one_error(source: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(MissingMemory):
         import_pool(str(source), str(tmp_path / "pool"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_bad_memory_is_one_error(source: Path) -> None:
+    with open_pool(source, read_only=True) as pool:
+        pool.bad.add(4096, 4097)
+        with pytest.raises(BadMemory, match=r"bad memory at offset 4096; see: daxfs badblocks .*/source"):
+            list(pieces.of_pool(pool))
 
 
 def test_a_pool_that_others_can_change_is_refused(source: Path, tmp_path: Path) -> None:

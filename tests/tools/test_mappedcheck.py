@@ -41,6 +41,13 @@ def shell(pool: Pool, script: str) -> tuple[int, int]:
     return alone.run(["/bin/sh", "-ec", script, "sh", pool.path], pool.path, serve), missing
 
 
+def test_bad_memory_is_not_touched(served: Path) -> None:
+    with open_pool(served) as pool:
+        pool.bad.add(8192, 8193)
+        assert shell(pool, 'dd if="$1" of=/dev/null bs=4096 skip=2 count=1 iflag=direct') == (1, 1)
+        assert shell(pool, 'dd if="$1" of=/dev/null bs=4096 skip=3 count=1 iflag=direct') == (0, 0)
+
+
 def answer_nothing(_descriptor: int) -> None:
     """End as a server that has failed."""
 

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable
 from os import readv, writev
 
-from daxfs.errors import FsError, MissingMemory
+from daxfs.errors import BadMemory, FsError, MissingMemory
 from daxfs.fuse.kernel import abi, dispatch, negotiation
 from daxfs.fuse.kernel.abi import BODY, Init, Opcode
 from daxfs.fuse.kernel.device import MISSING, Device
@@ -91,7 +91,10 @@ class PoolFile:
 
     def _read(self, request: Request) -> memoryview:
         given = request.arguments(abi.READ_IN)
-        return self._pool.memory[given.offset : given.offset + given.size]
+        pool, end = self._pool, given.offset + given.size
+        if pool.bad and pool.bad.first(given.offset, end):
+            raise BadMemory(f"{given.size} bytes at offset {given.offset} lie in bad memory")
+        return pool.memory[given.offset : end]
 
     def _write(self, request: Request) -> bytes:
         given = request.arguments(abi.WRITE_IN)
