@@ -195,8 +195,11 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
         report(f"{error.code} {error}".encode())
         return error.code
     except FsError as error:
-        log.error("%s: %s", pool, error.strerror)
-        report(f"{mounts.MOUNT_FAILED} {pool}: {error.strerror}".encode())
+        text = error.strerror or str(error)
+        if not text.startswith(f"{pool}: "):
+            text = f"{pool}: {text}"
+        log.error("%s", text)
+        report(f"{mounts.MOUNT_FAILED} {text}".encode())
         return mounts.MOUNT_FAILED
     except BaseException as error:
         log.critical("the daemon of %s ends", pool, exc_info=True)

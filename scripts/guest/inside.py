@@ -87,6 +87,7 @@ def main() -> int:
     for driver in DRIVERS:
         run("modprobe", "-C", "/dev/null", driver)
     run("ip", "link", "set", "lo", "up")
+    os.chmod("/dev/fuse", 0o666)  # as udev does it elsewhere
     if not made_namespaces():
         make_namespaces()
     DEVICES.write_text(json.dumps(made_namespaces()))

@@ -6,6 +6,7 @@ Starting an interpreter takes ten seconds and more in the guest, a fork none.
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import os
 import stat
@@ -52,6 +53,7 @@ def said(action: Callable[[], object], code: int = 0) -> str:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 sys.stdout = sys.stderr = os.fdopen(os.dup(1), "w", buffering=1)
+                logging.getLogger().handlers.clear()  # pytest's own, whose files a daemon closes
                 action()
                 ended = 0
             except SystemExit as error:

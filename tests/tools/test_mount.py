@@ -223,6 +223,18 @@ def test_damage_is_refused_by_name(pool: Pool) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("offset", "reason"), [(1024, "not an ext4 pool"), (1024 + 0x78, "checksum")])
+def test_a_refusal_names_the_pool_once(pool: Pool, offset: int, reason: str) -> None:
+    path = pool("-O", "metadata_csum")
+    with open(path, "r+b") as image:
+        image.seek(offset)
+        image.write(bytes(1024) if offset == 1024 else b"damage")
+    with mountpoint() as place:
+        said = daxfs("mount", path, place, code=32)
+    assert reason in said
+    assert said.count(str(path)) == 1
+
+
 def test_the_helper_of_mount8(pool: Pool) -> None:
     path = pool()
     command = [sys.executable, "-c", "from daxfs.tools.cli import mount_main; mount_main()"]
