@@ -44,6 +44,12 @@ def test_a_bad_block_of_a_file(ground: Path) -> None:
     poison(pool, block * PAGE)
     wanted = {"offset": block * PAGE, "length": PAGE, "kind": "data", "path": "/hit", "file_offset": 2 * PAGE}
     assert [{name: place[name] for name in wanted} for place in listed(pool)] == [wanted]
+    with mounted(pool, "dax=never") as mount, (mount.place / "hit").open("rb", buffering=0) as hit:
+        for page in (0, 1, 3, 4):
+            assert os.pread(hit.fileno(), PAGE, page * PAGE) == CONTENT["hit"][page * PAGE :][:PAGE]
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.pread(hit.fileno(), PAGE, 2 * PAGE)
+        assert os.fstat(hit.fileno()).st_size == len(CONTENT["hit"])
     with mounted(pool) as mount:
         assert [place["path"] for place in listed(mount.place)] == ["/hit"]
         descriptor = os.open(mount.place / "hit", os.O_RDWR)

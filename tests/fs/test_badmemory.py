@@ -12,6 +12,7 @@ import pytest
 from lease_rig import KERNEL, MAP, MEMORY, NOTHING, WRITE, client, kinds
 
 from daxfs.errors import BadMemory, FsError, MissingMemory
+from daxfs.fs import badmemory
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.journal.log import Log
@@ -91,6 +92,18 @@ def test_a_read_ends_before_bad_memory_and_fails_in_it(rig: Rig) -> None:
     assert rig.pool.faults.total == 0, "nothing was touched"
 
 
+def test_the_page_cache_of_the_kernel_gets_all_or_nothing(path: Path) -> None:
+    """It takes fewer bytes than it asked for as the end of the file."""
+    rig = Rig(path, mends=False)
+    rig.spoil(rig.place("/file", 8 * PAGE))
+    with rig.fs.tree.open("/file") as file:
+        file._file.node.dax = False
+        with pytest.raises(MissingMemory):
+            rig.fs.read(file._file, 5 * PAGE, 10 * PAGE)
+        assert bytes(rig.fs.read(file._file, 5 * PAGE, 3 * PAGE)) == CONTENT[5 * PAGE : 8 * PAGE]
+    rig.close()
+
+
 def test_whole_blocks_are_written_over_bad_memory(rig: Rig) -> None:
     before = rig.place("/file", 8 * PAGE)
     rig.spoil(before)
@@ -102,6 +115,16 @@ def test_whole_blocks_are_written_over_bad_memory(rig: Rig) -> None:
     assert (rig.place("/file", 8 * PAGE) == before) == mended
     rig.fs.sync()
     assert rig.pool.faults.total == 0
+
+
+def test_blocks_that_replace_bad_ones_are_filled_before_a_commit_can_come(rig: Rig) -> None:
+    rig.spoil(rig.place("/file", 8 * PAGE))
+    with rig.fs.tree.open("/file", "r+b") as file:
+        opened = file._file
+        data = memoryview(NEW)[:PAGE]
+        assert badmemory.make_writable(rig.fs.volume, opened.node, 8 * PAGE, data, opened.caller) == PAGE
+        place = rig.place("/file", 8 * PAGE)
+        assert bytes(rig.pool.memory[place : place + PAGE]) == NEW[:PAGE]
 
 
 def test_a_whole_file_is_written_over_bad_memory_at_its_end(rig: Rig) -> None:

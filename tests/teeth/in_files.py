@@ -21,6 +21,7 @@ REMOVAL = "daxfs/fs/removal.py"
 TREE = "daxfs/structures/extent_edit.py"
 VOLUME = "daxfs/fs/volume.py"
 
+BAD = "tests/fs/test_badmemory.py"
 GROWTH = "tests/crash/test_growth_after_recovery.py"
 HANDLES = "tests/crash/test_handles.py"
 LEASED = "tests/fs/grants/test_power_loss.py"
@@ -36,6 +37,47 @@ STORIES = "tests/fs/test_power_loss.py::test_stories"
 SYNC = "tests/crash/test_sync_mount.py"
 
 MUTANTS = [
+    # Bad memory
+    Mutant(
+        "bad blocks are given out",
+        BLOCKS,
+        "    return _without_bad(view, group, content) if view.pool.bad else content",
+        "    return content",
+        "A file gets blocks that the kernel lists as bad: its writer gets EIO, again and again.",
+        (f"{BAD}::test_bad_memory_is_never_given_out",),
+    ),
+    Mutant(
+        "a bad block is replaced before its new content is there",
+        "daxfs/fs/badmemory.py",
+        "            volume.pool.write(made.pblk << bits, memoryview(content)[at : at + (made.length << bits)])\n",
+        "",
+        "The file shows what an earlier owner of the new block has left there.",
+        (f"{BAD}::test_blocks_that_replace_bad_ones_are_filled_before_a_commit_can_come",),
+    ),
+    Mutant(
+        "clients are granted bad memory",
+        f"{GRANTS}answers.py",
+        "    if volume.pool.bad:\n        answer = withhold_bad(volume, answer)\n",
+        "",
+        "A client that stores there is killed by SIGBUS.",
+        (f"{BAD}::test_clients_are_not_granted_bad_memory",),
+    ),
+    Mutant(
+        "memory that has become bad stays granted",
+        VOLUME,
+        "            self.notifier.bump_all_epochs()\n\n    def abort",
+        "            pass\n\n    def abort",
+        "A client goes on to touch memory that the daemon knows to be bad.",
+        (f"{BAD}::test_clients_are_not_granted_bad_memory",),
+    ),
+    Mutant(
+        "the page cache takes bad memory for the end of the file",
+        DATA,
+        "            if stop == offset or not node.dax:",
+        "            if stop == offset:",
+        "The kernel sets the size of the file to where the bad memory begins.",
+        (f"{BAD}::test_the_page_cache_of_the_kernel_gets_all_or_nothing",),
+    ),
     # Mounting
     Mutant(
         "a torn superblock is final",
