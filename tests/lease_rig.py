@@ -29,7 +29,7 @@ from daxfs.protocol import EXTENTS, Flag, GrantedExtent, Kind
 from daxfs.structures import blocks, extent_tree, inodes, mapping
 from support import mke2fs
 
-WRITE, FILL, GROW, MAP, RENEW = Flag.WRITE, Flag.FILL, Flag.GROW, Flag.MAP, Flag.RENEW
+WRITE, FILL, GROW, MAP, RENEW, PAGES = Flag.WRITE, Flag.FILL, Flag.GROW, Flag.MAP, Flag.RENEW, Flag.PAGES
 STORE = WRITE | FILL
 NOTHING = Flag(0)
 HOLE, MEMORY, KERNEL = Kind.HOLE, Kind.MEMORY, Kind.KERNEL

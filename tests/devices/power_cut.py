@@ -116,7 +116,7 @@ def pool_of(kind: str, devices: dict[str, Path], *, new: bool = False) -> Iterat
     if new:
         run("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", devices["host"])
     with kernel_mounted(devices["host"], "dax") as place:
-        yield mkfs(place / "pool") if new else place / "pool"
+        yield mkfs(place / "pool", "--sparse") if new else place / "pool"
 
 
 def work(devices: dict[str, Path], logs: Path) -> None:
@@ -183,17 +183,17 @@ class Worker:
     def _create(self, what: str, number: int, size: int) -> None:
         path = self._root / f"f{number}"
         data = content(number, size)
-        if what == "direct":
+        if what in ("direct", "exec"):
             path.write_bytes(bytes(size))
             synchronise(path)
             synchronise(self._root)
+        if what == "direct":
             with direct.open(path, "r+b") as file:
                 file.pwrite(0, data)
                 file.flush()
         elif what == "exec":
-            command = [tool("dd"), f"of={path}", "conv=fsync", "bs=64K", "status=none"]
+            command = [tool("dd"), f"of={path}", "conv=notrunc,fsync", "bs=2K", "status=none"]
             subprocess.run(command, input=data, env=preload.environment(os.environ), check=True)
-            synchronise(self._root)
         else:
             with path.open("wb") as stream:
                 stream.write(data)

@@ -423,6 +423,27 @@ assert os.pread(fd, MIB, 100000) == get(at + 100000, MIB + 1024 - 100000)
         )
 
 
+def test_mappings_of_a_file_show_one_memory(run: Callable[..., str]) -> None:
+    """Where one mapping has to go through the kernel, the others do."""
+    run("""
+fd = make("same", MIB)
+at = map(fd, MIB)
+put(at + 5 * PAGE, b"first")
+code = map(fd, 4 * PAGE, 4 * PAGE, prot=RW | 4)
+assert direct(at) and not direct(at + 5 * PAGE) and get(code + PAGE, 5) == b"first"
+put(code + PAGE, b"later")
+assert get(at + 5 * PAGE, 5) == b"later" == os.pread(fd, 5, 5 * PAGE)
+put(at + 5 * PAGE, b"again")
+os.pwrite(fd, b"other", 6 * PAGE)
+assert get(code + PAGE, 5) == b"again" == os.pread(fd, 5, 5 * PAGE) and get(code + 2 * PAGE, 5) == b"other"
+unmap(code, 4 * PAGE), unmap(at, MIB)
+for _ in range(3):
+    os.pread(fd, 10, 0)
+at = map(fd, MIB)
+assert direct(at + 5 * PAGE) and get(at + 5 * PAGE, 5) == b"again"
+""")
+
+
 def test_a_pool_that_is_out_of_reach(mount: Mounted, run: Callable[..., str]) -> None:
     """A process that can't open the pool maps through the kernel."""
     mount.place.chmod(0o777)

@@ -3,9 +3,11 @@
  */
 #include "book.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <string.h>
 
+#include "lease.h"
 #include "pins.h"
 #include "process.h"
 
@@ -180,6 +182,22 @@ struct pl_group *pl_group_begin(int fd, struct pl_file *file, int flags) {
     return NULL;
 }
 
+/* After the last mapping: what was announced may be memory again, and the next access asks. */
+static void take_back(int fd, struct pl_file *file) {
+    int saved = errno;
+
+    if (fd < 0 || atomic_load(&file->shared) || !pl_is_holder() ||
+        !pl_shut_gate(file))
+        return;
+    if (pl_drained(file)) {
+        pl_give_back(fd, file);
+        pl_forget_extents(file);
+        atomic_store(&file->announced, false);
+    }
+    pl_open_gate(file);
+    errno = saved;
+}
+
 static void close_kept(struct pl_file *file) {
     int kept = atomic_exchange(&file->kept, -1);
 
@@ -189,14 +207,18 @@ static void close_kept(struct pl_file *file) {
 
 void pl_group_end(struct pl_group *group) {
     struct pl_file *file = group->file;
+    int fd;
 
     if (!file)
         return;
+    fd = atomic_load(&file->announced) ? pl_group_fd(group) : -1;
     if (group->anchor)
         pl_call(SYS_munmap, group->anchor, PL_PAGE);
     group->file = NULL;
-    if (pl_mapping(file, -1) && !atomic_load(&file->mappings))
+    if (pl_mapping(file, -1) && !atomic_load(&file->mappings)) {
+        take_back(fd, file);
         close_kept(file);
+    }
     pl_count_mapping(file->mount, -1);
     pl_drop(file);
 }

@@ -50,6 +50,7 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     atomic_store(&file->unstorable, false);
     atomic_store(&file->stored, false);
     atomic_store(&file->shared, false);
+    atomic_store(&file->announced, false);
     atomic_store(&file->refused, false);
     atomic_store(&file->mappings, 0);
     atomic_store(&file->patience, 1); /* a program that reads a file once pays for no request */

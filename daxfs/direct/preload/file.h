@@ -59,6 +59,7 @@ struct pl_file {
     _Atomic bool unstorable;                /* the daemon grants no lease for writing */
     _Atomic bool stored;                    /* memory was stored to since the last DAXFS_IOC_STORED */
     _Atomic bool shared;                    /* a child has mappings of this lease: never renew */
+    _Atomic bool announced;                 /* the daemon keeps others from what is memory, but mapped by the kernel */
     _Atomic bool refused;                   /* the daemon grants no lease */
     _Atomic uint8_t allocated;              /* PL_UNKNOWN, ...: whether filling holes costs space */
     _Atomic uint8_t extending;              /* next writes that go to the kernel: they probably extend the file */

@@ -141,6 +141,7 @@ bool pl_announce(int fd, struct pl_file *file, uint64_t offset, uint64_t length,
     lease->offset = offset;
     lease->length = length;
     lease->flags = DAXFS_MAP | DAXFS_PAGES;
+    atomic_store(&file->announced, true);
     return !pl_ask(fd, file, lease) && lease->next == offset + length && pl_same_pool(file->mount, lease);
 }
 

@@ -12,6 +12,7 @@ from lease_rig import (
     MAP,
     MEMORY,
     NOTHING,
+    PAGES,
     RENEW,
     STORE,
     WRITE,
@@ -176,6 +177,22 @@ def test_mapped_through_the_kernel(fs: FileSystem) -> None:
     held.close()
     assert not reader.current
     assert [piece.kind for piece in reader.ask(flags=RENEW).pieces] == [MEMORY, HOLE, MEMORY, HOLE]
+    check(fs, [reader])
+
+
+def test_memory_that_is_mapped_through_the_kernel(fs: FileSystem) -> None:
+    """A client that can't map a part of the pool announces that, and nobody else stores there until it has unmapped."""
+    held = sparse(fs)
+    reader = another(held)
+    whole = reader.ask()
+    answer = held.ask(BLOCK, 3 * BLOCK, MAP | PAGES)
+    assert kinds(answer.pieces) == [(KERNEL, BLOCK, 3 * BLOCK)]
+    assert not reader.current
+    assert held.ask(BLOCK, 3 * BLOCK, MAP | PAGES).epoch == answer.epoch, "it is known already"
+    for each in (held, reader):
+        assert kinds(each.ask(0, 3 * BLOCK).pieces) == [(MEMORY, 0, BLOCK), (KERNEL, BLOCK, 2 * BLOCK)]
+    held.close()
+    assert reader.ask(flags=RENEW).pieces == whole.pieces
     check(fs, [reader])
 
 
