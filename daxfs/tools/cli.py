@@ -156,11 +156,14 @@ def export_command(
     pool: PoolArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A new file, or - for standard output.")],
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.")] = False,
+    rescue: Annotated[
+        bool, typer.Option("--rescue", help="Copy a pool with missing memory, as zeros; the exit code is then 1.")
+    ] = False,
 ) -> None:
     """Copy POOL, which is not in use, into a sparse FILE, byte by byte; e2fsck, debugfs and the kernel can read it."""
     from daxfs.tools import exporting
 
-    exporting.run(pool, file, force=force)
+    exporting.run(pool, file, force=force, rescue=rescue)
 
 
 @app.command("import")

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 
 from daxfs.errors import UserError
 from daxfs.pmem.pool import Pool, open_pool
+from daxfs.runs import ByteRange
 from daxfs.tools import pieces, targets
 from daxfs.tools.imagecopy import Progress
 from daxfs.tools.pieces import Piece
@@ -29,24 +30,44 @@ _USAGE = 64  # EX_USAGE, sysexits.h
 _SECTOR = 512
 
 
-def run(path: str, file: str, *, force: bool = False) -> None:
-    """Copy the pool ``path`` to ``file`` (``-``: standard output), show the progress, and print what was done."""
+def run(path: str, file: str, *, force: bool = False, rescue: bool = False) -> None:
+    """Copy the pool ``path`` to ``file`` (``-``: standard output), show the progress, and print what was done.
+
+    Raises:
+        UserError: as `export`; or memory was missing, and the copy (``rescue``) has zeros in its place.
+    """
     started = time.monotonic()
+    lost: list[ByteRange] = []
     with progress_bar() as progress:
-        written = export(path, file, force=force, progress=progress)
+        written = export(path, file, force=force, lost=lost if rescue else None, progress=progress)
     if written is not None:
         size, stored = written
         seconds = time.monotonic() - started
         print(f"{file}: {format_size(size)}, {format_size(stored)} of them stored, {seconds:.2f} s")
+    if lost:
+        total = sum(end - begin for begin, end in lost)
+        raise UserError(
+            f"{path}: {total} bytes from offset {lost[0].begin} on, in {len(lost)} ranges, are missing and zero in the "
+            f"copy; see: daxfs badblocks {path}",
+            _FAILED,
+        )
 
 
-def export(path: str, file: str, *, force: bool = False, progress: Progress | None = None) -> tuple[int, int] | None:
+def export(
+    path: str,
+    file: str,
+    *,
+    force: bool = False,
+    lost: list[ByteRange] | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int] | None:
     """Copy a pool that is not in use.
 
     Args:
         path: the pool.
         file: a path, or ``-`` for standard output; a FIFO is written as a stream.
         force: replace an existing file.
+        lost: gets the ranges of missing memory, which become zeros; None: missing memory is an error.
         progress: reports bytes.
 
     Returns:
@@ -59,14 +80,14 @@ def export(path: str, file: str, *, force: bool = False, progress: Progress | No
         OSError: the file can't be written; there is none then.
     """
     if _is_stream(file):
-        with _stream(file) as descriptor, _opened(path, progress) as (_, found):
+        with _stream(file) as descriptor, _opened(path, lost, progress) as (_, found):
             try:
                 pieces.into_stream(descriptor, found)
             except BrokenPipeError:
                 raise UserError("the reader of the export has ended before the end of the pool", _FAILED) from None
         return None
     _refuse_existing(path, file, force=force)
-    with _opened(path, progress) as (pool, found), _appearing(file, replace=force) as descriptor:
+    with _opened(path, lost, progress) as (pool, found), _appearing(file, replace=force) as descriptor:
         pieces.into_file(descriptor, found)
         os.ftruncate(descriptor, pool.size)
         os.fsync(descriptor)
@@ -74,7 +95,9 @@ def export(path: str, file: str, *, force: bool = False, progress: Progress | No
 
 
 @contextmanager
-def _opened(path: str, progress: Progress | None) -> Iterator[tuple[Pool, Iterator[Piece]]]:
+def _opened(
+    path: str, lost: list[ByteRange] | None, progress: Progress | None
+) -> Iterator[tuple[Pool, Iterator[Piece]]]:
     """Claim and map the pool; provide it and its pieces."""
     with open_pool(path, read_only=True) as pool:
         pool.refuse_clients()
@@ -83,7 +106,7 @@ def _opened(path: str, progress: Progress | None) -> Iterator[tuple[Pool, Iterat
             if progress is not None:
                 progress("exporting", done, pool.size)
 
-        yield pool, pieces.reported(pieces.of_pool(pool), report)
+        yield pool, pieces.reported(pieces.of_pool(pool, lost), report)
 
 
 def _is_stream(file: str) -> bool:

@@ -7,12 +7,13 @@ fence, so that an interrupted copy is not a file system.
 
 from __future__ import annotations
 
+import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from daxfs.errors import BadMemory, UserError
+from daxfs.errors import BadMemory, MissingMemory, UserError
 from daxfs.pmem.pool import Buffer, Pool
 from daxfs.runs import ByteRange
 
@@ -56,8 +57,12 @@ def of_stream(read: Callable[[int], bytes], offset: int) -> Iterator[Piece]:
         offset += len(content)
 
 
-def of_pool(pool: Pool) -> Iterator[Piece]:
+def of_pool(pool: Pool, lost: list[ByteRange] | None = None) -> Iterator[Piece]:
     """Yield a whole pool, its holes and its runs of zeros as zeros. Content is the pool's own memory.
+
+    Args:
+        pool: to read.
+        lost: gets the pages that are missing, which are yielded as zeros; None: the first one is an error.
 
     Raises:
         MissingMemory: memory of the pool is missing.
@@ -66,10 +71,12 @@ def of_pool(pool: Pool) -> Iterator[Piece]:
     for first, end in pool.data_ranges():
         yield from zeros([ByteRange(position, first)])
         for begin, stop in _chunks([ByteRange(first, end)]):
-            if pool.bad and (bad := pool.bad.first(begin, stop)):
-                raise BadMemory(f"{pool.path}: bad memory at offset {bad.begin}; see: daxfs badblocks {pool.path}")
-            found = list(_split(pool.memory[begin:stop], begin))
-            pool.faults.check()
+            try:
+                found = _loaded(pool, begin, stop)
+            except MissingMemory:
+                if lost is None:
+                    raise
+                found = _rescued(pool, begin, stop, lost)
             yield from found
         position = end
     yield from zeros([ByteRange(position, pool.size)])
@@ -139,6 +146,35 @@ def _chunks(ranges: Iterable[ByteRange]) -> Iterator[ByteRange]:
             stop = min(first - first % _CHUNK + _CHUNK, end)
             yield ByteRange(first, stop)
             first = stop
+
+
+def _loaded(pool: Pool, first: int, end: int) -> list[Piece]:
+    """Return a range of a pool.
+
+    Raises:
+        MissingMemory: some of it is missing.
+    """
+    if pool.bad and (bad := pool.bad.first(first, end)):
+        raise BadMemory(f"{pool.path}: bad memory at offset {bad.begin}; see: daxfs badblocks {pool.path}")
+    found = list(_split(pool.memory[first:end], first))
+    pool.faults.check()
+    return found
+
+
+def _rescued(pool: Pool, first: int, end: int, lost: list[ByteRange]) -> list[Piece]:
+    """Return a range of a pool page by page: copies, and zeros for the pages that are missing."""
+    found = []
+    for begin in range(first, end, mmap.PAGESIZE):
+        stop = min(begin + mmap.PAGESIZE, end)
+        try:
+            content = b"".join(bytes(piece.content or bytes(piece.length)) for piece in _loaded(pool, begin, stop))
+            pool.faults.check()
+            found.append(Piece(begin, stop - begin, content))
+        except MissingMemory:
+            joined = lost.pop().begin if lost and lost[-1].end == begin else begin
+            lost.append(ByteRange(joined, stop))
+            found.append(Piece(begin, stop - begin, None))
+    return found
 
 
 def _split(content: memoryview, offset: int) -> Iterator[Piece]:

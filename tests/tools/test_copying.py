@@ -309,6 +309,35 @@ def test_missing_memory_is_one_error(source: Path, tmp_path: Path, monkeypatch: 
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_rescue_copies_all_but_what_is_missing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = bytearray(source.read_bytes())
+    filled = [page for page in range(MIB, SIZE, 4096) if any(expected[page : page + 4096])]
+    pages = [filled[-20], filled[-19], filled[-16]]
+    assert pages[1] - pages[0] == 4096
+    assert pages[2] - pages[1] == 3 * 4096
+    for page in pages:
+        expected[page : page + 4096] = bytes(4096)
+
+    @contextmanager
+    def partly_bad(path: str, **options: bool) -> Iterator[Pool]:
+        with open_pool(path, **options) as pool:
+            poison = Poison(pool)
+            poison.add(pages[0])
+            poison.add(pages[2])
+            pool.bad.add(pages[1], pages[1] + 1)
+            yield pool
+            poison.close()
+
+    source.write_bytes(source.read_bytes())  # without holes
+    monkeypatch.setattr(exporting, "open_pool", partly_bad)
+    copy = tmp_path / "copy"
+    daxfs("export", source, copy, code=1)
+    assert not copy.exists()
+    said = one_line(daxfs("export", "--rescue", source, copy, code=1))
+    assert f"12288 bytes from offset {pages[0]} on, in 2 ranges, are missing and zero in the copy" in said
+    assert copy.read_bytes() == expected
+
+
 def test_bad_memory_is_one_error(source: Path) -> None:
     with open_pool(source, read_only=True) as pool:
         pool.bad.add(4096, 4097)
