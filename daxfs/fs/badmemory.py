@@ -6,6 +6,7 @@ with a bad block has no map in DRAM (`data.load_map`), which is what makes a rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import BadMemory
@@ -22,6 +23,8 @@ CREDITS_REPLACE = 128
 """Blocks that replacing one run may change: those of a cut and of a piece of a write."""
 MOST_BLOCKS = 64
 """The most bad blocks that one step replaces."""
+MOST_EXAMINED = 256
+"""The most bad blocks that one call of `retire` examines; to list all of them takes some tens of milliseconds."""
 
 
 def overlaps(volume: Volume, run: Extent) -> bool:
@@ -106,19 +109,25 @@ def _replace(volume: Volume, node: Node, run: Extent, content: bytearray, caller
     volume.forget_content()
 
 
-def retire(volume: Volume, most: int = MOST_BLOCKS) -> int:
-    """Put free blocks over bad memory on the list of the bad-blocks inode, up to ``most``; return their number.
+def retire(volume: Volume) -> None:
+    """Put free blocks over bad memory on the list of the bad-blocks inode: other programs leave them alone too then.
 
-    From then on other programs leave them alone too. Called periodically, and when the volume is mounted.
+    Each call examines up to `MOST_EXAMINED` bad blocks, from where the last one ended. It is called periodically, since
+    blocks become free at any time, and at both ends of a mount.
     """
-    bits = volume.block_bits
-    limit = volume.geometry.blocks_count
-    retired = 0
-    for begin, end in volume.pool.bad:
-        for number in range(max(begin >> bits, volume.geometry.first_data_block), min((end - 1 >> bits) + 1, limit)):
-            if retired >= most:
-                return retired
-            if blocks.is_free(volume.view, number):
-                with volume.handle(badblocks.CREDITS) as tx:
-                    retired += badblocks.add(tx, number)
-    return retired
+    for examined, number in enumerate(_bad_blocks(volume, volume.next_bad_block)):
+        if examined == MOST_EXAMINED:
+            volume.next_bad_block = number
+            return
+        if blocks.is_free(volume.view, number):
+            with volume.handle(badblocks.CREDITS) as tx:
+                badblocks.add(tx, number)
+    volume.next_bad_block = 0
+
+
+def _bad_blocks(volume: Volume, first: int) -> Iterator[int]:
+    """Yield the blocks of the file system that lie in bad memory, from ``first`` on."""
+    bits, geometry = volume.block_bits, volume.geometry
+    first = max(first, geometry.first_data_block) << bits
+    for begin, end in volume.pool.bad.within(first, geometry.blocks_count << bits):
+        yield from range(begin >> bits, (end - 1 >> bits) + 1)

@@ -53,6 +53,7 @@ class Volume:
     the running operation has changed must be durable when it returns (`finish`). ``groups_of``: finds the supplementary
     groups of a caller. ``label_was_set``: through this mount, so that a label from outside the mount is older
     (`outside`).
+    ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
 
@@ -85,6 +86,7 @@ class Volume:
         self._journal = journal
         self._last_commit = time.monotonic()
         self._bad_bytes = pool.bad.bytes
+        self.next_bad_block = 0
 
     def adopt(self, options: Options) -> None:
         """Put other options in force (`remounting`)."""
