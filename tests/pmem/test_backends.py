@@ -17,6 +17,7 @@ import pytest
 
 from daxfs import protocol
 from daxfs.direct import pool as client
+from daxfs.direct.missing import Guard
 from daxfs.errors import FsError
 from daxfs.pmem import persist
 from daxfs.pmem.persist import Library, Operations
@@ -204,7 +205,8 @@ def mapped(
         monkeypatch.setattr(client, "write_back", write_back)
         descriptor = os.open(path, os.O_RDWR)
         record = protocol.Pool(persistence, 0, 0, 0, 5 << 20, 4096, 7, bytes(16), b"")
-        made.append(client.Pool(record, descriptor, mmap.mmap(descriptor, 5 << 20), mmap.MAP_SHARED))
+        mapping = mmap.mmap(descriptor, 5 << 20)
+        made.append(client.Pool(record, descriptor, mapping, Guard(mapping), mmap.MAP_SHARED))
         return made[0], calls
 
     yield make
