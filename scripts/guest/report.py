@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,9 @@ class Report:
         """Print the failures and the closing line; return the exit code."""
         for test in self.failed:
             print(f"FAILED {test}")
-        print(f"test-pmem: {time.monotonic() - self.started:.0f} s")
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor = used.ru_utime + used.ru_stime
+        print(f"test-pmem: {time.monotonic() - self.started:.0f} s, of the processor {processor:.0f} s")
         print(f"{self.passed} passed, {len(self.failed)} failed", flush=True)
         return 1 if self.failed or not self.passed else 0
 

@@ -126,3 +126,11 @@ def test_a_bitmap(pool: Path, name: str) -> None:
         assert error in (0, errno.EIO, errno.EROFS, errno.ENOSPC)
         assert unreadable(mount.place) == set()
         assert mount.daemon.poll() is None
+
+
+def test_the_superblock(pool: Path) -> None:
+    """A pool whose superblock can't be read is mounted by its backup, or refused with a line that says why."""
+    poison(pool, 0)
+    said = daxfs("mount", pool, pool.parent, code=32)
+    assert re.fullmatch(rf"daxfs: {re.escape(str(pool))}.*\n", said), said
+    assert "Traceback" not in said
