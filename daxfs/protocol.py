@@ -42,7 +42,7 @@ class Flag(IntFlag):
 
     WRITE = 1  # to store; the file must be open for writing
     FILL = 2  # with WRITE: give holes blocks of zeros up to EOF
-    GROW = 4  # with WRITE and FILL: also past EOF, for extending writes
+    EXTEND = 4  # with WRITE and FILL: also past EOF, for extending writes
     MAP = 8  # for mmap(2): whatever is not MEMORY is answered as KERNEL, and stays KERNEL
     RENEW = 16  # this holder no longer uses anything that was granted to it before this request
     PAGES = 32  # with MAP: all of the range is mapped through the kernel, and is answered as KERNEL
@@ -67,7 +67,7 @@ MAGIC, MAGIC_AT, UUID_AT = b"\x53\xef", 1080, 1128
 LEAST_BLOCK, MOST_BLOCK = 1 << 10, 1 << 16
 """The smallest and the largest size of a block, in bytes."""
 FIRST_STEP, LAST_STEP = 256 << 10, 4 << 20
-"""Bytes past EOF that a client requests at once with GROW: in its first request, and at most. Zeroing more in one
+"""Bytes past EOF that a client requests at once with EXTEND: in its first request, and at most. Zeroing more in one
 request would keep every other user of the mount waiting."""
 MOST_FILLED = 64 << 20
 """The most bytes of holes that one request fills with blocks of zeros, which takes some ten milliseconds. The client

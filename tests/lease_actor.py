@@ -145,7 +145,7 @@ class LeaseCalls(Calls):
     def append_directly(self, slot: int, content: bytes) -> int:
         """Store at EOF as the status entry has it, and report it; return the offset, -1 without memory there."""
         end = self.lease(slot, 0, 1, 0).size
-        found = self.lease(slot, end, len(content), TO_STORE | Flag.GROW)
+        found = self.lease(slot, end, len(content), TO_STORE | Flag.EXTEND)
         parts = self._parts(found, end, end + len(content))
         if parts is None or not all(at for at, _ in parts):
             return -1

@@ -29,7 +29,7 @@ from daxfs.protocol import EXTENTS, Flag, GrantedExtent, Kind
 from daxfs.structures import blocks, extent_tree, inodes, mapping
 from support import mke2fs
 
-WRITE, FILL, GROW, MAP, RENEW, PAGES = Flag.WRITE, Flag.FILL, Flag.GROW, Flag.MAP, Flag.RENEW, Flag.PAGES
+WRITE, FILL, EXTEND, MAP, RENEW, PAGES = Flag.WRITE, Flag.FILL, Flag.EXTEND, Flag.MAP, Flag.RENEW, Flag.PAGES
 STORE = WRITE | FILL
 NOTHING = Flag(0)
 HOLE, MEMORY, KERNEL = Kind.HOLE, Kind.MEMORY, Kind.KERNEL
@@ -399,7 +399,7 @@ def with_flags(flags: Flag, end: int = BLOCKS + 20) -> Callable[[FileSystem], Pa
         held = Client(fs, opened(fs))
         length = end * fs.volume.block_size
         # Files without extents can't be grown by a client.
-        held.ask_all(0, length, flags if fs.volume.geometry.has_extents else flags & ~GROW)
+        held.ask_all(0, length, flags if fs.volume.geometry.has_extents else flags & ~EXTEND)
         return Pair(fs, [held], [])
 
     return begin
@@ -434,7 +434,7 @@ STATES: dict[str, Callable[[FileSystem], Pair]] = {
     "none": lambda fs: Pair(fs, [], [opened(fs)]),
     "read": with_flags(NOTHING),
     "write": with_flags(STORE),
-    "grown": with_flags(STORE | GROW),
+    "grown": with_flags(STORE | EXTEND),
     "mapped": with_flags(MAP),
     "two holders": two_holders,
     "two files": two_files,

@@ -76,7 +76,7 @@ enum daxfs_kind {
 enum daxfs_flag {
     DAXFS_WRITE = 1,  /* a lease for stores; the file must be open for writing */
     DAXFS_FILL = 2,   /* with WRITE: give holes up to EOF blocks of zeros */
-    DAXFS_GROW = 4,   /* with WRITE and FILL: also past EOF, for extending writes, which DAXFS_IOC_STORED or
+    DAXFS_EXTEND = 4,   /* with WRITE and FILL: also past EOF, for extending writes, which DAXFS_IOC_STORED or
                        * DAXFS_IOC_APPENDED makes part of the file. One holder at a time (EAGAIN). If the file is
                        * extended in any other way, the grant ends, and stores there without a notification are lost. */
     DAXFS_MAP = 8,    /* for mmap(2): what is not memory is granted as DAXFS_KERNEL, and stays page-cache mapped */
@@ -85,7 +85,7 @@ enum daxfs_flag {
                        * it is granted as DAXFS_KERNEL, and stays page-cache mapped */
 };
 
-/* Bytes past EOF that a client requests at once with GROW: the first time, and at most. Zeroing more in one request
+/* Bytes past EOF that a client requests at once with EXTEND: the first time, and at most. Zeroing more in one request
  * would keep every other user of the mount waiting. */
 #define DAXFS_FIRST_STEP (256 << 10)
 #define DAXFS_LAST_STEP (4 << 20)

@@ -315,7 +315,7 @@ class LeaseCache:
             return False
         if self.appended_end:
             self.report_stores()
-        return self._request(offset, max(end - offset, self._next_fill_step()), Flag.WRITE | Flag.FILL | Flag.GROW)
+        return self._request(offset, max(end - offset, self._next_fill_step()), Flag.WRITE | Flag.FILL | Flag.EXTEND)
 
     def _is_worth_blocks(self, place: int, end: int) -> bool:
         """Return whether to request blocks for a write: not for a single small one, which costs the kernel no more."""
@@ -395,7 +395,7 @@ class LeaseCache:
             return False
         self._backoff = 1
         self._insert(answer, status, bool(flags & Flag.WRITE))
-        if flags & Flag.GROW:
+        if flags & Flag.EXTEND:
             self._granted_end = max(self._granted_end, answer.next)
         return True
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from crash_rig import FORMATS, QUIET, image, noise
-from lease_rig import GROW, STORE, Client
+from lease_rig import EXTEND, STORE, Client
 from range_rig import COLLAPSE, KEEP_SIZE, ZERO
 
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
@@ -60,7 +60,7 @@ def allocated(mode: int, offset: int, length: int) -> Callable[[FileSystem, Open
 def appended(fs: FileSystem, file: OpenFile, quarter: int) -> None:
     """A client of direct mapping stores a part of what it says to have filled."""
     holder = Client(fs, file)
-    holder.ask_all(SIZE * quarter, 20 * quarter, STORE | GROW)
+    holder.ask_all(SIZE * quarter, 20 * quarter, STORE | EXTEND)
     holder.store(9 * quarter, b"x" * quarter)
     holder.stored(10 * quarter)
 

@@ -184,13 +184,13 @@ def somewhere(end: int, choice: random.Random) -> int:
 
 
 def lease(file: int, end: int, secret: bytes, choice: random.Random) -> None:
-    flags = choice.choice((TO_STORE | Flag.GROW, TO_STORE, Flag.WRITE, 0)) | choice.choice((0, 0, Flag.RENEW))
+    flags = choice.choice((TO_STORE | Flag.EXTEND, TO_STORE, Flag.WRITE, 0)) | choice.choice((0, 0, Flag.RENEW))
     offset = somewhere(end, choice)
     ask(file, protocol.Lease(choice.randrange(2), offset, choice.choice(LENGTHS), flags, token=secret))
 
 
 def grow(file: int, end: int, secret: bytes, choice: random.Random) -> None:
-    ask(file, protocol.Lease(0, end & -1024, choice.choice(LENGTHS), TO_STORE | Flag.GROW, token=secret))
+    ask(file, protocol.Lease(0, end & -1024, choice.choice(LENGTHS), TO_STORE | Flag.EXTEND, token=secret))
 
 
 def store(file: int, end: int, _: bytes, choice: random.Random) -> None:

@@ -88,7 +88,7 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
     uint64_t last = flags & DAXFS_FILL ? (end + WINDOW - 1) / WINDOW * WINDOW : DAXFS_FURTHEST;
     bool store = flags & DAXFS_WRITE;
 
-    if (flags & DAXFS_GROW)
+    if (flags & DAXFS_EXTEND)
         last = end;
     else
         offset = offset / WINDOW * WINDOW;
@@ -101,7 +101,7 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
         lease.flags = flags;
         failed = pl_ask(fd, file, &lease);
         if (failed) {
-            if (!(flags & DAXFS_GROW))
+            if (!(flags & DAXFS_EXTEND))
                 refused(file, failed, store);
             return failed;
         }
@@ -110,7 +110,7 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
             pl_forget_extents(file);
             return EAGAIN;
         }
-        if (flags & DAXFS_GROW)
+        if (flags & DAXFS_EXTEND)
             file->granted = lease.next;
         if (lease.next >= end || lease.next >= lease.size || lease.next <= offset)
             return 0;
@@ -227,5 +227,5 @@ struct pl_learned pl_learn(int fd, struct pl_file *file, uint64_t offset, uint64
 }
 
 struct pl_learned pl_extend(int fd, struct pl_file *file, uint64_t offset, uint64_t length) {
-    return learn_alone(fd, file, offset, length, DAXFS_WRITE | DAXFS_FILL | DAXFS_GROW);
+    return learn_alone(fd, file, offset, length, DAXFS_WRITE | DAXFS_FILL | DAXFS_EXTEND);
 }

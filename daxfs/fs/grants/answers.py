@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
 
-GROW, MAP, PAGES = int(Flag.GROW), int(Flag.MAP), int(Flag.PAGES)
+EXTEND, MAP, PAGES = int(Flag.EXTEND), int(Flag.MAP), int(Flag.PAGES)
 HOLE, MEMORY, KERNEL = Kind
 
 
@@ -90,7 +90,7 @@ def mapped_pieces(
             yield GrantedExtent(begin, begin + delta, end - begin, MEMORY)
             continue
         at = begin
-        for low, high, _, _ in grants.preallocated.within(begin, end) if request.flags & GROW else ():
+        for low, high, _, _ in grants.preallocated.within(begin, end) if request.flags & EXTEND else ():
             if low > at:
                 yield GrantedExtent(at, 0, low - at, nothing)
             yield GrantedExtent(low, low + delta, high - low, MEMORY)

@@ -39,7 +39,7 @@ MAX_HOLDERS_OF_ALL_FILES = 32_768
 """Holders of all grants together: some 10 MiB of DRAM."""
 
 # Plain numbers: combining members of an IntFlag costs more than the rest of an ordinary answer.
-WRITE, FILL, GROW, MAP, RENEW, PAGES = (int(flag) for flag in Flag)
+WRITE, FILL, EXTEND, MAP, RENEW, PAGES = (int(flag) for flag in Flag)
 
 
 def identity(table: Grants) -> PoolIdentity:
@@ -119,9 +119,9 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
     volume, node, flags = table.volume, file.node, request.flags
     if request.offset < 0 or request.length < 0 or request.offset + request.length > FURTHEST:
         raise FsError(errno.EINVAL)
-    if flags & (FILL | GROW) and not flags & WRITE:
+    if flags & (FILL | EXTEND) and not flags & WRITE:
         raise FsError(errno.EINVAL)
-    if flags & GROW and not flags & FILL:
+    if flags & EXTEND and not flags & FILL:
         raise FsError(errno.EINVAL)
     if flags & PAGES and not flags & MAP:
         raise FsError(errno.EINVAL)
@@ -143,7 +143,7 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
     if not node.plain:
         # A write to this file is more than a store.
         raise FsError(errno.EOPNOTSUPP)
-    if flags & GROW:
+    if flags & EXTEND:
         if request.offset + request.length > volume.max_size(node.ino):
             raise FsError(errno.EFBIG)
         if not inodes.read(volume.view, node.ino).flags & EXT4_EXTENTS_FL:
@@ -165,7 +165,7 @@ def add_holder(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGra
     grants = table.by_ino.get(node.ino)
     recalled = table.recalls.refuse(node.ino, request.offset, request.offset + request.length)
     if grants is not None and flags & RENEW:
-        table.renew(grants, file, holder, extends=bool(flags & GROW) and not recalled)
+        table.renew(grants, file, holder, extends=bool(flags & EXTEND) and not recalled)
     if recalled:
         if grants is not None:
             table.end_if_unheld(grants)
@@ -174,7 +174,7 @@ def add_holder(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGra
         if table.holders >= MAX_HOLDERS_OF_ALL_FILES:
             raise FsError(errno.EAGAIN, "too many holders of leases")
         grants = table.add_inode(node)
-    if flags & GROW and grants.extender not in {None, (file, holder)}:
+    if flags & EXTEND and grants.extender not in {None, (file, holder)}:
         raise FsError(errno.EAGAIN, f"inode {node.ino}: another holder makes it longer by itself")
     holders = grants.holders.get(file, {})
     if holder not in holders:
@@ -186,7 +186,7 @@ def add_holder(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGra
             raise FsError(errno.EAGAIN, f"inode {node.ino}: too many holders of its lease")
         grants.add_holder(file, holder)
         table.holders += 1
-    if flags & GROW:
+    if flags & EXTEND:
         grants.extender = file, holder
     return grants
 
@@ -194,7 +194,7 @@ def add_holder(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGra
 def end_of_memory(volume: Volume, node: Node, request: LeaseRequest) -> int:
     """Return where memory can end: with the block that EOF is in, or with the range if the request extends the file."""
     end = request.offset + request.length
-    if not request.flags & GROW:
+    if not request.flags & EXTEND:
         end = min(end, node.size)
     return end + -end % volume.block_size
 

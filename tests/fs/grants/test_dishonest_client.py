@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from in_memory import SHARED_MEMORY
 from lease_rig import (
+    EXTEND,
     FAR,
     FILL,
-    GROW,
     MAP,
     MEMORY,
     NOTHING,
@@ -50,7 +50,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "1k": ("-b", "1024", "-J", "size=1", "-N", "64"),
     "no-extents": ("-b", "1024", "-J", "size=1", "-N", "64", "-O", "^extent,^64bit"),
 }
-FLAGS = (NOTHING, WRITE, STORE, STORE | GROW, STORE | GROW, STORE | GROW, MAP, STORE | MAP, FILL, GROW)
+FLAGS = (NOTHING, WRITE, STORE, STORE | EXTEND, STORE | EXTEND, STORE | EXTEND, MAP, STORE | MAP, FILL, EXTEND)
 REFUSALS = {errno.ENOSPC, errno.EAGAIN, errno.EINVAL, errno.EOPNOTSUPP, errno.EFBIG, errno.ENXIO, errno.EBADF}
 NAMES = (b"a", b"b")
 LARGEST = 300_000
@@ -132,7 +132,7 @@ class Crook:
         if flags & FILL:
             length = min(length, LARGEST)
         offset = self.within(self.offset()) if flags & FILL else self.offset()
-        if flags & GROW and self.random.random() < 0.7:
+        if flags & EXTEND and self.random.random() < 0.7:
             offset = one.file.node.size & -1024
         one.ask(offset, length, flags, self.random.choice((2, 124)))
 
@@ -250,7 +250,7 @@ def test_more_than_was_granted_is_refused(marked: FileSystem, base: int | None) 
     """The file has more unwritten blocks past EOF, but only the first was zeroed and granted."""
     held = client(marked)
     marked.fallocate(held.file, KEEP_SIZE, 0, 1 << 20)
-    held.ask(0, 4096, STORE | GROW)
+    held.ask(0, 4096, STORE | EXTEND)
     with refused(errno.EINVAL):
         marked.notify_stored(held.file, WriteNotification(1 << 20, base=base))
     assert held.file.node.size == 0
@@ -263,11 +263,11 @@ def test_more_than_was_granted_is_refused(marked: FileSystem, base: int | None) 
 def test_a_gap_is_refused(marked: FileSystem) -> None:
     """The bytes between EOF and the granted range were not granted."""
     held = client(marked, content=b"x" * 100)
-    held.ask(16_384, 4096, STORE | GROW)
+    held.ask(16_384, 4096, STORE | EXTEND)
     with refused(errno.EINVAL):
         held.stored(20_480)
     assert held.file.node.size == 100
-    held.ask(0, 16_384, STORE | GROW)
+    held.ask(0, 16_384, STORE | EXTEND)
     held.stored(20_480)
     assert bytes(marked.read(held.file, 0, FAR)) == b"x" * 100 + bytes(20_380)
 
@@ -276,7 +276,7 @@ def test_only_what_is_claimed_becomes_written(marked: FileSystem) -> None:
     """The rest of the granted range stays unwritten, and so do preallocated blocks after it."""
     held = client(marked)
     marked.fallocate(held.file, KEEP_SIZE, 0, 1 << 20)
-    held.ask(0, 65_536, STORE | GROW)
+    held.ask(0, 65_536, STORE | EXTEND)
     held.stored(5000)
     bits = marked.volume.block_bits
     written = [run for run in marked.describe(held.file.ino) if not run.unwritten]

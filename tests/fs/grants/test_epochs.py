@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from lease_rig import (
-    GROW,
+    EXTEND,
     OPERATIONS,
     RENEW,
     STATES,
@@ -447,7 +447,7 @@ def by_allocation(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
 
 def by_client(fs: FileSystem, ino: int, size: int, content: bytes) -> None:
     one = Client(fs, fs.open_file(ino, os.O_RDWR))
-    one.ask(size, len(content), STORE | GROW)
+    one.ask(size, len(content), STORE | EXTEND)
     one.store(size, content)
     one.stored(size + len(content))
     one.close()
@@ -462,7 +462,7 @@ def test_stale_clients_that_go_on_appending(
     old = Bench(image(folder, name)).fs
     block = old.volume.block_size
     one = client(old, b"log", content=b"x" * 3 * block)
-    one.ask(3 * block, 16 * block, STORE | GROW)
+    one.ask(3 * block, 16 * block, STORE | EXTEND)
     old.sync()
     bench = Bench(bytes(old.volume.pool.memory), stale_clients=True)
     fs = bench.fs
@@ -489,11 +489,11 @@ def test_preallocated_pieces_of_a_scattered_pool(folder: Path, tmp_path: Path) -
         fs.fallocate(eater, PUNCH, block * 1024, 1024)
     fs.sync()
     held = client(fs, b"new", b"x")
-    held.ask_all(0, 150 * 1024, STORE | GROW)
+    held.ask_all(0, 150 * 1024, STORE | EXTEND)
     assert len(fs.describe(held.file.ino)) > 100
     fs.write(held.file, 1, b"more")
     check(fs, [held])
-    held.ask_all(0, 150 * 1024, STORE | GROW | RENEW)
+    held.ask_all(0, 150 * 1024, STORE | EXTEND | RENEW)
     held.close()
     fs.release(eater)
     assert not nameless(fs)

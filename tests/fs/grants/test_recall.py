@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lease_rig import FILL, GROW, RENEW, WRITE, Client, another, check, client, entry_of, make
+from lease_rig import EXTEND, FILL, RENEW, WRITE, Client, another, check, client, entry_of, make
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
@@ -136,14 +136,14 @@ def test_a_client_that_wakes_in_time(fs: FileSystem, clock: Clock, way: str) -> 
 def test_a_client_that_makes_the_file_longer(fs: FileSystem) -> None:
     """The extender is refused, so that its preallocation past EOF is freed."""
     held = client(fs, content=b"x" * BLOCK)
-    held.ask(0, 9 * BLOCK, STORE | GROW)
+    held.ask(0, 9 * BLOCK, STORE | EXTEND)
     with fs.grants.recalls.begin(held.file.ino, 4 * BLOCK, 5 * BLOCK) as taken:
-        assert refused(held, 0, 9 * BLOCK, STORE | GROW | RENEW)
+        assert refused(held, 0, 9 * BLOCK, STORE | EXTEND | RENEW)
         assert taken.state() is State.CLEAR
         assert not fs.grants.by_ino
         assert len(fs.describe(held.file.ino)) == 1
         assert fs.describe(held.file.ino)[0].length == 1
-    held.ask(0, 9 * BLOCK, STORE | GROW)
+    held.ask(0, 9 * BLOCK, STORE | EXTEND)
     held.close()
 
 

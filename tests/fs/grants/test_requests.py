@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from lease_rig import (
+    EXTEND,
     FAR,
     FILL,
-    GROW,
     KERNEL,
     MAP,
     MEMORY,
@@ -96,7 +96,7 @@ def test_old_bytes_never_show(open_fs: OpenFs, size: int, block_size: str, befor
         fs.fallocate(held.file, 0, 0, size)
     else:
         fs.write(held.file, 0, bytes(size))
-    held.ask(0, 5 * BLOCK, STORE | GROW)
+    held.ask(0, 5 * BLOCK, STORE | EXTEND)
     assert held.place(5 * BLOCK - 1) is not None
     held.stored(4 * BLOCK)
     assert bytes(fs.read(held.file, 0, FAR)) == bytes(4 * BLOCK)
@@ -107,20 +107,20 @@ def test_old_bytes_never_show(open_fs: OpenFs, size: int, block_size: str, befor
 
 def test_one_grows_at_a_time(fs: FileSystem) -> None:
     held, other = (one := client(fs, content=b"x" * BLOCK)), another(one, 2)
-    held.ask(0, 4 * BLOCK, STORE | GROW)
+    held.ask(0, 4 * BLOCK, STORE | EXTEND)
     other.ask()
     with refused(errno.EAGAIN):
-        other.ask(0, 4 * BLOCK, STORE | GROW)
+        other.ask(0, 4 * BLOCK, STORE | EXTEND)
     with refused(errno.EAGAIN):
         other.stored(2 * BLOCK)
     held.store(BLOCK, b"staged")
     held.ask(0, BLOCK, RENEW)
-    other.ask(0, 4 * BLOCK, STORE | GROW)
+    other.ask(0, 4 * BLOCK, STORE | EXTEND)
     other.stored(3 * BLOCK)
     assert bytes(fs.read(other.file, BLOCK, FAR)) == bytes(2 * BLOCK)
 
 
-@pytest.mark.parametrize("flags", [WRITE, STORE, STORE | GROW, MAP, NOTHING], ids=repr)
+@pytest.mark.parametrize("flags", [WRITE, STORE, STORE | EXTEND, MAP, NOTHING], ids=repr)
 def test_answers_are_committed(tmp_path: Path, flags: Flag) -> None:
     """A power cut right after an answer finds the file as the answer describes it, and zeros where it was filled."""
     fs = recorded(tmp_path / "pool")
@@ -148,14 +148,14 @@ def test_ranges_that_are_none(fs: FileSystem) -> None:
         (0, 0, WRITE),
         (1 << 62, 1, NOTHING),
         (0, 5, FILL),
-        (0, 5, GROW),
-        (0, 5, WRITE | GROW),
-        (0, 5, FILL | GROW),
+        (0, 5, EXTEND),
+        (0, 5, WRITE | EXTEND),
+        (0, 5, FILL | EXTEND),
     ):
         with refused(errno.EINVAL):
             held.ask(offset, length, flags)
     with refused(errno.EFBIG):
-        held.ask(1 << 60, 5, STORE | GROW)
+        held.ask(1 << 60, 5, STORE | EXTEND)
     assert held.file.node.grants is None
 
 
@@ -262,13 +262,13 @@ def test_too_many_holders_of_one_file(fs: FileSystem) -> None:
     for one in held[:-1]:
         for number in range(MAX_HOLDERS):
             fs.lease(one.file, LeaseRequest(number, 0, 1, NOTHING, ROOM, token(fs)))
-    for flags in (NOTHING, STORE | GROW):
+    for flags in (NOTHING, STORE | EXTEND):
         with refused(errno.EAGAIN):
             held[-1].ask(flags=flags, length=BLOCK)
     with refused(errno.EINVAL):
         held[-1].stored()
     held[0].close()
-    assert held[-1].ask(BLOCK, BLOCK, STORE | GROW).pieces
+    assert held[-1].ask(BLOCK, BLOCK, STORE | EXTEND).pieces
 
 
 def test_a_full_pool(open_fs: OpenFs) -> None:
@@ -334,9 +334,9 @@ def test_every_format(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
     check(fs, [held, other])
     if "^extent,^64bit" in any_format:
         with refused(errno.EOPNOTSUPP):
-            held.ask(0, 600 * size, STORE | GROW)
+            held.ask(0, 600 * size, STORE | EXTEND)
     else:
-        held.ask(500 * size, 100 * size, STORE | GROW)
+        held.ask(500 * size, 100 * size, STORE | EXTEND)
         held.store(500 * size + 3, b"grown" * size)
         held.stored(505 * size + 3)
         assert bytes(fs.read(held.file, 500 * size, FAR)) == b"end" + b"grown" * size
@@ -353,7 +353,7 @@ def test_a_request_that_is_refused_changes_nothing(fs: FileSystem) -> None:
     held = sparse(fs)
     held.ask(flags=STORE)
     content = bytes(fs.read(held.file, 0, FAR))
-    for flags in (FILL, GROW, WRITE | GROW):
+    for flags in (FILL, EXTEND, WRITE | EXTEND):
         with pytest.raises(FsError):
             held.ask(flags=flags)
     assert bytes(fs.read(held.file, 0, FAR)) == content

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from in_memory import SHARED_MEMORY
 from lease_rig import (
-    GROW,
+    EXTEND,
     MAP,
     NOTHING,
     RENEW,
@@ -47,7 +47,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 NAMES = (b"a", b"b", b"c")
 SIZES = (0, 1, 1000, 1024, 4096, 5000, 8192, 20_000, 70_000)
-FLAGS = (NOTHING, WRITE, STORE, STORE | GROW, MAP, STORE | MAP)
+FLAGS = (NOTHING, WRITE, STORE, STORE | EXTEND, MAP, STORE | MAP)
 MODES = (0, KEEP_SIZE, PUNCH, ZERO, ZERO | KEEP_SIZE, COLLAPSE, INSERT)
 EXPECTED = {errno.ENOSPC, errno.EAGAIN, errno.EINVAL, errno.EOPNOTSUPP, errno.EFBIG}
 MAX_CLIENTS = 5

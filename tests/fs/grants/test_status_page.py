@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from lease_rig import (
+    EXTEND,
     FAR,
-    GROW,
     MAP,
     NOTHING,
     RENEW,
@@ -51,7 +51,7 @@ def fs(image: bytearray) -> FileSystem:
 
 
 @pytest.mark.parametrize("quoted", [b"", bytes(16), b"x" * 16], ids=repr)
-@pytest.mark.parametrize("flags", [NOTHING, STORE | GROW, MAP, RENEW], ids=repr)
+@pytest.mark.parametrize("flags", [NOTHING, STORE | EXTEND, MAP, RENEW], ids=repr)
 def test_nothing_is_granted_without_it(fs: FileSystem, quoted: bytes, flags: int) -> None:
     held = client(fs, content=b"x" * 5000)
     for _ in range(2):

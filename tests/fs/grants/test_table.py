@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 from lease_rig import (
+    EXTEND,
     FAR,
-    GROW,
     MEMORY,
     RENEW,
     STORE,
@@ -45,7 +45,7 @@ def others_grow() -> dict[str, Callable[[FileSystem, Client], object]]:
 @pytest.mark.parametrize("name", others_grow())
 def test_a_preallocation_ends_when_others_move_eof(fs: FileSystem, name: str) -> None:
     held = client(fs, content=b"x" * BLOCK)
-    before = held.ask(0, 8 * BLOCK, STORE | GROW)
+    before = held.ask(0, 8 * BLOCK, STORE | EXTEND)
     held.store(BLOCK, b"staged" * 2000)
     others_grow()[name](fs, held)
     assert entry_of(fs, before.entry).epoch != before.epoch
@@ -62,7 +62,7 @@ def test_what_was_grown_and_not_told_goes(fs: FileSystem) -> None:
     held = client(fs, content=b"x" * 100)
     held.ask(0, 100, STORE)
     before = free_blocks(fs)
-    held.ask(0, 50 * BLOCK, STORE | GROW)
+    held.ask(0, 50 * BLOCK, STORE | EXTEND)
     assert free_blocks(fs) == before - 49
     held.store(100, b"staged")
     held.close()
@@ -112,7 +112,7 @@ def test_undone_operations_defer_nothing(fs: FileSystem) -> None:
 def extender(fs: FileSystem) -> Client:
     """Return a client that was granted eight blocks past EOF of a file of eight."""
     held = client(fs, content=b"x" * 8 * BLOCK)
-    held.ask(8 * BLOCK, 8 * BLOCK, STORE | GROW)
+    held.ask(8 * BLOCK, 8 * BLOCK, STORE | EXTEND)
     return held
 
 
@@ -205,7 +205,7 @@ def test_punched_blocks_are_not_preallocated(open_fs: OpenFs) -> None:
     """A punch up to EOF frees the rest of EOF's page, including what a client was granted there."""
     fs = open_fs("-b", "1024", size="16M")
     held = client(fs, content=b"x")
-    held.ask(0, 4096, STORE | GROW)
+    held.ask(0, 4096, STORE | EXTEND)
     held.store(1024, b"y" * 3072)
     other = held.fs.open_file(held.file.ino, os.O_RDWR)
     fs.fallocate(other, PUNCH, 0, 4096)

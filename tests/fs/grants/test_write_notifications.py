@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 
 from lease_rig import (
+    EXTEND,
     FAR,
-    GROW,
     STORE,
     Client,
     SharedPool,
@@ -36,17 +36,17 @@ def test_extending_writes(fs: FileSystem) -> None:
     held = client(fs, content=b"x" * 100)
     held.ask(0, 100, STORE)
     content = random.Random(1).randbytes(10 * BLOCK)
-    held.ask(0, 10 * BLOCK, STORE | GROW)
+    held.ask(0, 10 * BLOCK, STORE | EXTEND)
     held.store(100, content[100:])
     for at in (100, 5 * BLOCK):
-        held.ask(at, 10 * BLOCK - at, STORE | GROW)
+        held.ask(at, 10 * BLOCK - at, STORE | EXTEND)
     assert bytes(fs.read(held.file, 0, FAR)) == b"x" * 100
     for size in (150, BLOCK, BLOCK + 1, 7 * BLOCK - 5):
         held.stored(size)
         assert bytes(fs.read(held.file, 0, FAR)) == b"x" * 100 + content[100:size]
         assert entry_of(fs, held.answers[-1].entry).size == size
         check(fs, [held])
-        held.ask(0, 10 * BLOCK, STORE | GROW)
+        held.ask(0, 10 * BLOCK, STORE | EXTEND)
     held.stored(10 * BLOCK)
     assert bytes(fs.read(held.file, 0, FAR)) == b"x" * 100 + content[100:]
     assert held.current
@@ -55,7 +55,7 @@ def test_extending_writes(fs: FileSystem) -> None:
 
 def test_zeroing_past_eof(fs: FileSystem) -> None:
     held = client(fs, content=b"x" * 100)
-    held.ask(0, 4 * BLOCK, STORE | GROW)
+    held.ask(0, 4 * BLOCK, STORE | EXTEND)
     held.store(100, b"q" * 3 * BLOCK)
     fs.fallocate(held.file, ZERO | KEEP_SIZE, 2 * BLOCK, BLOCK)
     held.stored(100 + 3 * BLOCK)
@@ -81,7 +81,7 @@ def test_stored(fs: FileSystem) -> None:
     reader.ask()
     with refused(errno.EBADF):
         reader.stored()
-    held.ask(0, 2 * BLOCK, STORE | GROW)
+    held.ask(0, 2 * BLOCK, STORE | EXTEND)
     with refused(errno.EFBIG):
         held.stored(1 << 60)
     held.renew()
@@ -94,7 +94,7 @@ def test_stores_are_durable_when_told_so(tmp_path: Path) -> None:
     pool = fs.volume.pool
     assert isinstance(pool, SharedPool)
     held = client(fs, content=b"x" * 100)
-    held.ask(0, 4 * BLOCK, STORE | GROW)
+    held.ask(0, 4 * BLOCK, STORE | EXTEND)
     content = random.Random(1).randbytes(9000)
     held.store(50, content)
     held.stored(9050, durable=True)
@@ -109,7 +109,7 @@ def test_a_report_of_appends_drops_set_id_bits(fs: FileSystem) -> None:
     """The bits were set after memory past EOF was granted, while the client may still store there."""
     file = make(fs, b"f", b"x" * BLOCK)
     held = Client(fs, fs.open_file(file.ino, os.O_RDWR, Caller(1000, 1000)))
-    held.ask(BLOCK, BLOCK, STORE | GROW)
+    held.ask(BLOCK, BLOCK, STORE | EXTEND)
     fs.setattr(file.ino, SetAttributes(mode=0o6755))
     held.stored(2 * BLOCK)
     attributes = fs.getattr(file.ino)
