@@ -115,8 +115,8 @@ MUTANTS = [
     Mutant(
         "client: a sync of lines does not wait",
         CLIENT,
-        "        if self._library is not None:\n            self._library.drain()\n            return\n",
-        "        if self._library is not None:\n            return\n",
+        "        if self._library is not None:\n            self._library.drain()\n            self._check_memory()\n",
+        "        if self._library is not None:\n            self._check_memory()\n",
         "A program's flush returns before its stores are durable.",
         BACKENDS,
     ),
@@ -211,7 +211,8 @@ MUTANTS = [
     Mutant(
         "preload: a flush of lines does nothing",
         POOL,
-        "    if (mount->pool.persistence == DAXFS_LINES)\n        pl_write_back(address, length);\n",
+        "    if (mount->pool.persistence == DAXFS_LINES && !pl_guarded_write_back(address, length))\n"
+        "        return EIO;\n",
         "",
         "Stores through mappings stay in the caches.",
         LIBRARY,
