@@ -28,10 +28,12 @@ BLOCKS_PER_STEP = 32
 def collect(volume: Volume, ino: int) -> None:
     """Free the inode if it has no name and is not busy.
 
-    While stale clients may touch it, nothing is done; nor after an abort, since recovery frees it then.
+    While stale clients may touch it, nothing is done; nor after an abort, since recovery frees it then. The operation
+    that took the last name or closed the file has succeeded, whatever memory this needs.
     """
     if ino in volume.lives.nameless and not volume.is_busy(ino) and not volume.notifier.stale and not volume.read_only:
-        free(volume, ino)
+        with unless_missing(volume, ino):
+            free(volume, ino)
 
 
 def holds_blocks(inode: Inode) -> bool:

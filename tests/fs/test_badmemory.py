@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from lease_rig import KERNEL, MAP, MEMORY, NOTHING, WRITE, client, kinds
+from poison_rig import Poison
 
 from daxfs.errors import BadMemory, FsError, MissingMemory
 from daxfs.fs import badmemory
@@ -296,6 +297,27 @@ def test_a_group_whose_bitmap_is_bad_gives_no_blocks(tmp_path: Path) -> None:
     assert rig.pool.faults.total == 0
     run("e2fsck", "-fy", path, code=1)  # the blocks of /other stayed in use
     fsck(path)
+
+
+def test_a_file_is_removed_whose_blocks_cannot_be_freed(tmp_path: Path) -> None:
+    """The fault comes after the name is gone: the inode stays on the orphan list, and the end of the mount frees it."""
+    path = mke2fs(tmp_path / "pool", "-b", "4096", "-O", "^flex_bg", size="256M")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/file", CONTENT)
+        fs.tree.write_bytes("/other", CONTENT)
+    rig = Rig(path, mends=False)
+    poison = Poison(rig.pool)
+    poison.add(layout(path, "Block bitmap"))
+    rig.fs.tree.unlink("/file")
+    assert b"file" not in rig.fs.tree.listdir("/")
+    assert not rig.fs.read_only
+    rig.fs.tree.write_bytes("/new", CONTENT)
+    rig.fs.sync()
+    rig.fs.close()
+    poison.close()
+    run("e2fsck", "-fy", path, code=1)  # the blocks of /file stayed in use
+    with FileSystem.open(path) as fs:
+        assert sorted(fs.tree.listdir("/")) == [b"lost+found", b"new", b"other"]
 
 
 @pytest.mark.parametrize("where", ["superblock", "journal"])
