@@ -37,7 +37,7 @@ class Source:
     Attributes:
         name: for messages.
         head: the first `HEAD` bytes.
-        size: bytes; of a stream those that its superblock announces.
+        size: bytes; of a stream those that its superblock announces, 0 if it has none.
         pieces: the content, in order; of a stream without the head. Can be read once.
     """
 
@@ -122,6 +122,9 @@ def import_pool(
         if not force:
             _refuse_incomplete(source)
         created = not os.path.lexists(path)
+        if created and not source.size:
+            text = f"{source.name} does not say how large it is, and {path} does not exist; truncate -s SIZE makes it"
+            raise UserError(text, _FAILED)
         with targets.file_of_size(path, source.size, trust_owner=trust_owner) as descriptor:
             with open_pool(path) as pool:
                 _refuse(pool, source, force=force)
@@ -169,7 +172,7 @@ def _fill(pool: Pool, source: Source, progress: Progress | None) -> int:
 
     def report(_piece: Piece, _done: int) -> None:
         if progress is not None:
-            progress("importing", min(copied, source.size), source.size)
+            progress("importing", copied, max(copied, source.size))
 
     pieces.into_pool(pool, source.head, pieces.reported(fitting(), report))
     return copied
@@ -206,7 +209,7 @@ def _of_stream(name: str, read: Callable[[int], bytes]) -> Source:
     head = read(HEAD)
     if len(head) < HEAD:
         raise UserError(f"{name} has {len(head)} bytes, too few for a file system", _FAILED)
-    return Source(name, head, _ext4_size(head) or HEAD, pieces.of_stream(read, HEAD))
+    return Source(name, head, _ext4_size(head), pieces.of_stream(read, HEAD))
 
 
 def _refuse_incomplete(source: Source) -> None:

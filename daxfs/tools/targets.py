@@ -77,7 +77,7 @@ def resize(path: str, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
     except OSError as error:
         if error.errno in (errno.EFBIG, errno.EINVAL, errno.ENOSPC):
-            text = f"{path} can't have {format_size(size)}: {os.strerror(error.errno)}; give a smaller --size"
+            text = f"{path} can't have {format_size(size)}: {os.strerror(error.errno)}; its file system allows less"
             raise UserError(text, _FAILED) from None
         raise kinds.pool_error(path, error) from None
 

@@ -262,7 +262,7 @@ def test_what_does_not_fit_is_refused(source: Path, tmp_path: Path) -> None:
     small, cut, other = tmp_path / "small", tmp_path / "cut", tmp_path / "other"
     small.write_bytes(b"\xa5" * (8 * MIB))
     cut.write_bytes(source.read_bytes()[: 10 * MIB])
-    other.write_bytes(b"\xa5" * (8 * MIB))
+    other.write_bytes(b"\x5a" * (8 * MIB))
     assert "has 8 MiB, less than the 16 MiB of" in one_line(daxfs("import", source, small, code=1))
     assert "it was cut short" in one_line(daxfs("import", cut, tmp_path / "pool", code=1))
     assert "holds no ext4 file system" in one_line(daxfs("import", other, tmp_path / "pool", code=1))
@@ -273,6 +273,11 @@ def test_what_does_not_fit_is_refused(source: Path, tmp_path: Path) -> None:
     done = piped("import", "-", tmp_path / "pool", input=cut.read_bytes(), capture_output=True)
     assert (done.returncode, b"ended after 10485760 of 16777216 bytes" in done.stderr) == (1, True)
     assert not (tmp_path / "pool").exists()
+    done = piped("import", "-", tmp_path / "pool", "--force", input=other.read_bytes(), capture_output=True)
+    assert (done.returncode, b"does not say how large it is" in done.stderr) == (1, True)
+    assert not (tmp_path / "pool").exists()
+    done = piped("import", "-", small, "--force", input=other.read_bytes(), capture_output=True)
+    assert (done.returncode, small.read_bytes() == other.read_bytes()) == (0, True)
     daxfs("import", other, tmp_path / "pool", "--force")
     assert (tmp_path / "pool").read_bytes() == other.read_bytes()
 
