@@ -1,6 +1,6 @@
 """A pool that records every store, flush and fence, and shows what a power cut could have left of them.
 
-For crash tests of the floors above: run something on a ``RecordingPool``, then check each image of
+For crash tests of the layers above: run something on a ``RecordingPool``, then check each image of
 ``crash_images``. Its memory is read-only to everyone else, so a store that goes around the pool's operations
 fails the test at once. Nothing outside tests uses it.
 
