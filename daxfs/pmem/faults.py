@@ -218,8 +218,9 @@ class MappedFaults(Faults):
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
         known = [(page - watch.begin, page - watch.begin + 1) for page in watch.pages[: watch.faults]]
         poisoned = [(begin, end) for begin, end in known if not self._is_hole(begin, end)]
-        for begin, end in poisoned:
-            self._bad.add(begin, end)
+        if self._unit <= mmap.PAGESIZE or not size:  # else hugetlbfs, where the system has run out of huge pages
+            for begin, end in poisoned:
+                self._bad.add(begin, end)
         if not poisoned and (watch.faults <= _PAGES or self._is_hole(low, high)):
             return no_room(self._path)
         return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")

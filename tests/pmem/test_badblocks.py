@@ -219,6 +219,17 @@ def test_a_page_that_cannot_be_mended_stays_on_the_list(pool: Pool) -> None:
     poison.close()
 
 
+def test_a_huge_page_that_cannot_be_had_is_not_bad(pool: Pool) -> None:
+    """hugetlbfs tells nobody about holes; a file there is mapped in units of its huge page."""
+    poison = Poison(pool)
+    poison._faults._unit = 2 << 20
+    poison.add(HALF)
+    with pytest.raises(MissingMemory):
+        pool.write(HALF, b"y")
+    assert not pool.bad
+    poison.close()
+
+
 def test_a_pool_that_was_cut_has_no_bad_memory(tmp_path: Path) -> None:
     path = tmp_path / "pool"
     path.write_bytes(b"x" * SIZE)
