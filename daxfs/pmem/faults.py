@@ -27,6 +27,7 @@ import functools
 import logging
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,8 +214,10 @@ class MappedFaults(Faults):
         watch = self._watch
         low, high = watch.low - watch.begin, watch.high - watch.begin
         region = self._addresses.region_at(low)
-        size = os.fstat(region.descriptor).st_size  # 0: a device
-        if size and region.file_offset + high - region.offset > size + -size % self._unit:
+        status = os.fstat(region.descriptor)
+        size = status.st_size
+        past = region.file_offset + high - region.offset > size + -size % self._unit
+        if past and stat.S_ISREG(status.st_mode):
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
         known = [(page - watch.begin, page - watch.begin + 1) for page in watch.pages[: watch.faults]]
         poisoned = [(begin, end) for begin, end in known if not self._is_hole(begin, end)]

@@ -133,7 +133,10 @@ class Pool:
         """
 
     def data_ranges(self) -> Iterator[ByteRange]:
-        """Yield the ranges [first, end) that are not holes of the pool's file, in order; a hole reads as zeros."""
+        """Yield the ranges [first, end) that are not holes of the pool's file, in order; a hole reads as zeros.
+
+        What was cut off the file while it was in use is no hole: its memory is missing.
+        """
         yield ByteRange(0, self.size)
 
     def rewrite(self, offset: int, data: Buffer) -> bool:  # noqa: ARG002
@@ -294,8 +297,15 @@ class MappedPool(Pool):
     def data_ranges(self) -> Iterator[ByteRange]:
         """As `Pool.data_ranges`. A device has no holes (and lseek(2) of devdax does nothing)."""
         if self.kind in (kinds.BLOCK, kinds.DEVDAX):
-            return super().data_ranges()
-        return data_extents(self._descriptors[0], self.size)
+            yield from super().data_ranges()
+            return
+        end = 0
+        for found in data_extents(self._descriptors[0], self.size):
+            yield found
+            end = found.end
+        end = max(end, os.fstat(self._descriptors[0]).st_size)
+        if end < self.size:
+            yield ByteRange(end, self.size)
 
     def mapped_elsewhere(self, but: int | None = None) -> bool:
         """Return whether clients still map the pool: each holds a lock while it does (`protocol.LOCKS`)."""

@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from daxfs.errors import UserError
+from daxfs.errors import FsError, UserError
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.runs import ByteRange
 from daxfs.tools import pieces, targets
+from daxfs.tools.ending import unwinding
 from daxfs.tools.imagecopy import Progress
 from daxfs.tools.pieces import Piece
 from daxfs.tools.progress import progress_bar
@@ -38,7 +39,7 @@ def run(path: str, file: str, *, force: bool = False, rescue: bool = False) -> N
     """
     started = time.monotonic()
     lost: list[ByteRange] = []
-    with progress_bar() as progress:
+    with unwinding(), progress_bar() as progress:
         written = export(path, file, force=force, lost=lost if rescue else None, progress=progress)
     if written is not None:
         size, stored = written
@@ -80,14 +81,15 @@ def export(
         OSError: the file can't be written; there is none then.
     """
     if _is_stream(file):
-        with _stream(file) as descriptor, _opened(path, lost, progress) as (_, found):
+        name = "standard output" if file == STREAM else file
+        with _naming(name), _stream(file) as descriptor, _opened(path, lost, progress) as (_, found):
             try:
                 pieces.into_stream(descriptor, found)
             except BrokenPipeError:
                 raise UserError("the reader of the export has ended before the end of the pool", _FAILED) from None
         return None
     _refuse_existing(path, file, force=force)
-    with _opened(path, lost, progress) as (pool, found), _appearing(file, replace=force) as descriptor:
+    with _naming(file), _opened(path, lost, progress) as (pool, found), _appearing(file, replace=force) as descriptor:
         pieces.into_file(descriptor, found)
         os.ftruncate(descriptor, pool.size)
         os.fsync(descriptor)
@@ -145,6 +147,18 @@ def _refuse_existing(path: str, file: str, *, force: bool) -> None:
         raise UserError(f"{file} is the pool itself", _FAILED)
     if not force:
         raise UserError(f"{file} exists; to replace it add --force", _FAILED)
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Have the error of a system call name the file that the user gave."""
+    try:
+        yield
+    except FsError:
+        raise
+    except OSError as error:
+        error.filename = file
+        raise
 
 
 @contextmanager

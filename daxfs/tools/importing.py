@@ -19,6 +19,7 @@ from daxfs.ext4.superblock import EXT4_SUPER_MAGIC, SUPERBLOCK_OFFSET, Superbloc
 from daxfs.pmem import kinds
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.tools import pieces, room, targets
+from daxfs.tools.ending import unwinding
 from daxfs.tools.imagecopy import Progress
 from daxfs.tools.pieces import HEAD, Piece
 from daxfs.tools.progress import progress_bar
@@ -73,7 +74,7 @@ def run(
 ) -> None:
     """Copy ``file`` (``-``: standard input) into the pool ``path``, show the progress, and print what was done."""
     started = time.monotonic()
-    with progress_bar() as progress:
+    with unwinding(), progress_bar() as progress:
         report = import_pool(
             file,
             path,

@@ -106,6 +106,16 @@ def test_a_file_that_was_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert len([record for record in caplog.records if "was cut" in record.message]) == 1, "the log says it once"
 
 
+def test_a_file_that_was_cut_to_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    path.write_bytes(b"x" * SIZE)
+    with open_pool(path) as pool:
+        os.truncate(path, 0)
+        with pytest.raises(MissingMemory, match="was cut to 0 bytes") as failed:
+            pool.write(10, b"lost")
+        assert failed.value.errno == errno.EIO
+
+
 def test_a_hole_on_a_full_file_system(tmp_path: Path) -> None:
     with tmpfs(tmp_path, "size=256k"):
         path = tmp_path / "pool"

@@ -21,6 +21,7 @@ from daxfs.errors import BadMemory, MissingMemory, UserError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool, open_pool
+from daxfs.runs import ByteRange
 from daxfs.tools import exporting, importing, pieces
 from daxfs.tools.exporting import export
 from daxfs.tools.importing import import_pool
@@ -341,6 +342,30 @@ def test_a_rescue_copies_all_but_what_is_missing(source: Path, tmp_path: Path, m
     said = one_line(daxfs("export", "--rescue", source, copy, code=1))
     assert f"12288 bytes from offset {pages[0]} on, in 2 ranges, are missing and zero in the copy" in said
     assert copy.read_bytes() == expected
+
+
+def test_what_was_cut_off_is_no_hole(source: Path) -> None:
+    with open_pool(source, read_only=True) as pool:
+        os.truncate(source, 8 * MIB)
+        with pytest.raises(MissingMemory, match=f"was cut to {8 * MIB} bytes"):
+            list(pieces.of_pool(pool))
+        lost: list[ByteRange] = []
+        assert sum(piece.length for piece in pieces.of_pool(pool, lost)) == SIZE
+        assert lost == [(8 * MIB, SIZE)]
+
+
+def test_errors_name_the_file_of_an_export(source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "absent" / "copy"
+    assert one_line(daxfs("export", source, place, code=1)) == f"daxfs: {place}: No such file or directory\n"
+    with Path("/dev/full").open("wb") as full:
+        command = [*COMMAND, "export", str(source), "-"]
+        failed = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert failed.stderr == b"daxfs: standard output: No space left on device\n"
+    small = tmp_path / "small"
+    small.mkdir()
+    with tmpfs(small, "size=64k"):
+        said = one_line(daxfs("export", source, small / "copy", code=1))
+        assert said == f"daxfs: {small}/copy: No space left on device\n"
 
 
 def test_bad_memory_is_one_error(source: Path) -> None:
