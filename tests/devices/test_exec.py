@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from coarse_programs import PROGRAMS
-from device_rig import KINDS, checked, mkfs, mounted
+from coarse_programs import PROGRAMS, SIZES, python_maps, python_maps_parts
+from device_rig import DEVDAX, KINDS, checked, mkfs, mounted
+from mount_rig import Mounted, mountpoint
+from preload_rig import compile_program, said
 from preloaded_actors import run_python
 from test_preload_maps import HELPERS
 
+from daxfs.tools.exec import library
+
+MIB = 1 << 20
 LIMIT = 400.0
 """Seconds for a program that starts an interpreter in the guest."""
 
@@ -78,3 +83,28 @@ def test_a_file_with_dax_is_mapped_synchronously(ground: Path) -> None:
     pool = mkfs(ground, "--sparse")
     with mounted(pool) as mount:
         below(mount.place, pool, SYNC)
+
+
+@pytest.mark.parametrize("ground", DEVDAX, indirect=True)
+def test_mappings_of_python(ground: Path) -> None:
+    pool = mkfs(ground)
+    with mounted(pool) as mount:
+        for size in SIZES[1::2]:
+            python_maps(mount, size)
+        python_maps_parts(mount)
+    checked(pool)
+
+
+@pytest.mark.parametrize("ground", ["ext4-dax"], indirect=True)
+def test_a_pool_of_cache_lines_is_cut_below_a_program(ground: Path, tmp_path: Path) -> None:
+    program = compile_program("missing", tmp_path / "missing")
+    pool = mkfs(ground)
+    with mountpoint() as place:
+        mount = Mounted(pool, place, (f"log={tmp_path / 'log'}",))
+        try:
+            for path in (place / "file", tmp_path / "plain"):
+                path.write_bytes(bytes(MIB))
+            assert said(library(), program, place / "file", pool, tmp_path / "plain") == "good\n"
+            assert mount.daemon.poll() is None
+        finally:
+            mount.down()

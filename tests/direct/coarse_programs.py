@@ -1,6 +1,20 @@
-"""Programs for `test_preload_maps.HELPERS` on a pool that can be mapped in units of 2 MiB only."""
+"""What programs do with mappings in a pool that can be mapped in units of 2 MiB only; also for devices.
+
+`PROGRAMS` run below the library after `test_preload_maps.HELPERS`; the functions use `daxfs.direct`.
+"""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mount_rig import Mounted
+
+from daxfs import direct
+from daxfs.pmem.address import address_of
+
+MIB, UNIT = 1 << 20, 2 << 20
+SIZES = (700_000, MIB, UNIT, 3 * MIB, 5 * MIB, 9 * MIB + 1)
 
 PROGRAMS = {
     "sizes": """
@@ -144,3 +158,48 @@ assert get(at, 5) == b"child" == os.pread(fd, 5, 0)
 assert get(at + PAGE, 1) == b"x"
 """,
 }
+
+
+def python_maps(mount: Mounted, size: int) -> None:
+    """Two mappings, the file's own reads and writes, and the kernel's show the same bytes."""
+    content = os.urandom(size)
+    path = mount.place / f"python{size}"
+    path.write_bytes(content)
+    with direct.map(path, access="rw") as mapping, direct.map(path) as readable, direct.open(path, "r+b") as file:
+        assert mapping.direct
+        assert mapping.view == content == readable.view
+        for place in (0, size // 2, size - 5):
+            mapping.view[place : place + 5] = b"store"
+            assert readable.view[place : place + 5] == file.pread(place, 5) == b"store"
+            file.pwrite(place, b"wrote")
+            assert mapping.view[place : place + 5] == readable.view[place : place + 5] == b"wrote"
+        mapping.flush()
+        mapping.flush(size - 5, 5)
+    assert path.read_bytes()[-5:] == b"wrote"
+
+
+def python_maps_parts(mount: Mounted) -> None:
+    """A mapping of a part shows the memory of the whole."""
+    path = mount.place / "parts"
+    path.write_bytes(os.urandom(3 * UNIT + MIB))
+    with direct.map(path, access="rw") as whole:
+        for offset, length in ((5, 10), (UNIT - 1, 2), (MIB, 2 * UNIT), (3 * UNIT - 1, 2), (3 * UNIT, MIB)):
+            with direct.map(path, offset, length, access="rw") as part:
+                assert part.view == whole.view[offset : offset + length]
+                part.view[:2] = b"in"
+                assert whole.view[offset : offset + 2] == b"in"
+                whole.view[offset : offset + 2] = b"by"
+                assert part.view[:2] == b"by"
+                part.flush()
+                assert shown_directly(mount, part.view) == shown_directly(mount, whole.view[offset : offset + 1])
+                assert shown_directly(mount, part.view) or offset == 3 * UNIT
+
+
+def shown_directly(mount: Mounted, view: memoryview) -> bool:
+    """Return whether the first byte is mapped from the pool."""
+    address = address_of(view)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(end, 16) for end in line.split()[0].split("-"))
+        if low <= address < high:
+            return line.endswith(f" {mount.pool.resolve()}")
+    raise AssertionError("not mapped")

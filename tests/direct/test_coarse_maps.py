@@ -11,18 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from coarse_programs import PROGRAMS
+from coarse_programs import PROGRAMS, SIZES, python_maps, python_maps_parts, shown_directly
 from mount_rig import SESSIONS, Mounted, daxfs, mounted
 from preloaded_actors import run_python
 from test_preload_maps import HELPERS
 
 from daxfs import direct
-from daxfs.pmem.address import address_of
 from support import run
 
 PAGES = Path("/proc/sys/vm/nr_hugepages")
 POOL_PAGES = 64
-MIB, UNIT = 1 << 20, 2 << 20
+UNIT = 2 << 20
 
 
 @contextmanager
@@ -56,37 +55,13 @@ def test_below_the_library(mount: Mounted, program: str) -> None:
     run_python(HELPERS + PROGRAMS[program], mount.place, mount.pool.resolve())
 
 
-@pytest.mark.parametrize("size", [700_000, MIB, UNIT, 3 * MIB, 5 * MIB, 9 * MIB + 1])
+@pytest.mark.parametrize("size", SIZES)
 def test_a_mapping_of_python(mount: Mounted, size: int) -> None:
-    content = os.urandom(size)
-    path = mount.place / f"python{size}"
-    path.write_bytes(content)
-    with direct.map(path, access="rw") as mapping, direct.map(path) as readable, direct.open(path, "r+b") as file:
-        assert mapping.direct
-        assert mapping.view == content == readable.view
-        for place in (0, size // 2, size - 5):
-            mapping.view[place : place + 5] = b"store"
-            assert readable.view[place : place + 5] == file.pread(place, 5) == b"store"
-            file.pwrite(place, b"wrote")
-            assert mapping.view[place : place + 5] == readable.view[place : place + 5] == b"wrote"
-        mapping.flush()
-        mapping.flush(size - 5, 5)
-    assert path.read_bytes()[-5:] == b"wrote"
+    python_maps(mount, size)
 
 
 def test_parts_of_units_are_mapped_as_units(mount: Mounted) -> None:
-    path = mount.place / "parts"
-    path.write_bytes(os.urandom(3 * UNIT + MIB))
-    with direct.map(path, access="rw") as whole:
-        for offset, length in ((5, 10), (UNIT - 1, 2), (MIB, 2 * UNIT), (3 * UNIT - 1, 2), (3 * UNIT, MIB)):
-            with direct.map(path, offset, length, access="rw") as part:
-                assert part.view == whole.view[offset : offset + length]
-                part.view[:2] = b"in"
-                assert whole.view[offset : offset + 2] == b"in"
-                whole.view[offset : offset + 2] = b"by"
-                assert part.view[:2] == b"by"
-                part.flush()
-                assert shown_directly(part.view) == (offset < 3 * UNIT)
+    python_maps_parts(mount)
 
 
 def test_units_that_the_kernel_maps_for_one_mapping_are_mapped_so_for_all(mount: Mounted) -> None:
@@ -96,22 +71,12 @@ def test_units_that_the_kernel_maps_for_one_mapping_are_mapped_so_for_all(mount:
     with direct.map(path, access="rw") as whole:
         whole.view[:3] = b"one"
         run_python(KERNEL_MAPS, path)
-        assert shown_directly(whole.view)
+        assert shown_directly(mount, whole.view)
         with direct.map(path, access="rw") as other:
             other.view[:3] = b"two"
             assert whole.view[:3] == b"two"
             whole.view[5:8] = b"six"
             assert other.view[:8] == b"two" + content[3:5] + b"six"
-
-
-def shown_directly(view: memoryview) -> bool:
-    """Return whether the first byte is mapped from the pool."""
-    address = address_of(view)
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        low, high = (int(end, 16) for end in line.split()[0].split("-"))
-        if low <= address < high:
-            return line.endswith("/pool")
-    raise AssertionError("not mapped")
 
 
 KERNEL_MAPS = """

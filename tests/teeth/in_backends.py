@@ -14,6 +14,8 @@ STORES = "daxfs/direct/preload/stores.c"
 BACKENDS = ("tests/pmem/test_backends.py",)
 LIBRARY = ("tests/direct/test_write_back.py",)
 CLIENTS = ("tests/crash/test_clients.py",)
+MISSING = ("tests/direct/test_missing_memory.py",)
+UNITS = ("tests/direct/test_coarse_maps.py",)
 
 MUTANTS = [
     Mutant(
@@ -283,5 +285,61 @@ MUTANTS = [
         "",
         "What another file has deleted appears between a client's stores.",
         CLIENTS,
+    ),
+    Mutant(
+        "client: a store that met no memory counts",
+        "daxfs/direct/files.py",
+        "                if not self._faults[0]:\n",
+        "                if True:\n",
+        "A write that went nowhere succeeds.",
+        MISSING,
+    ),
+    Mutant(
+        "client: a read-only mount shows no missing memory",
+        "daxfs/direct/missing.py",
+        "        return self._words[: place + 1 : place]\n",
+        "        return memoryview(bytes(8) + size.to_bytes(8, 'little')).cast('Q')\n",
+        "Zeros are read where the pool was cut.",
+        MISSING,
+    ),
+    Mutant(
+        "preload: missing memory is the program's",
+        "daxfs/direct/preload/guard.c",
+        "    if (info->si_code > 0 && replace(address)) {\n",
+        "    if (info->si_code > 1000 && replace(address)) {\n",
+        "A program ends because the pool was cut, though it only reads and writes.",
+        MISSING,
+    ),
+    Mutant(
+        "preload: parts of units are mapped",
+        "daxfs/direct/preload/pool.c",
+        "    mount->unit = pool->align > PL_PAGE ? pool->align : PL_PAGE;\n",
+        "    mount->unit = PL_PAGE;\n",
+        "The device refuses, or the touch is SIGBUS.",
+        UNITS,
+    ),
+    Mutant(
+        "preload: a unit is not split",
+        "daxfs/direct/preload/mapping.c",
+        "    split_unit(start);\n    split_unit(end);\n",
+        "",
+        "A page can be neither unmapped nor protected.",
+        UNITS,
+    ),
+    Mutant(
+        "preload: what the kernel maps is not announced",
+        "daxfs/direct/preload/plan.c",
+        "        if (!choose_units(question) || !announce_plan(question))\n",
+        "        if (!choose_units(question))\n",
+        "Two mappings of a file show different bytes.",
+        UNITS,
+    ),
+    Mutant(
+        "direct: a mapping of a part has no whole units",
+        "daxfs/direct/units.py",
+        "    low += max(begin - low, 0) // unit * unit\n",
+        "    low += -(min(low - begin, 0) // unit) * unit\n",
+        "Two mappings of a file show different bytes.",
+        (*UNITS, "tests/direct/test_units.py"),
     ),
 ]
