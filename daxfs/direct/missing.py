@@ -31,6 +31,9 @@ class _Words(ctypes.Structure):
 class Guard:
     """The guard of a pool's mapping; it ends with the mapping.
 
+    Args:
+        mapping: None: memory that is never missing.
+
     Attributes:
         faults: ``faults[0]`` is 0 as long as no memory was missing.
 
@@ -38,17 +41,18 @@ class Guard:
         Refused: SIGBUS can't be handled.
     """
 
-    def __init__(self, mapping: mmap.mmap) -> None:
-        length = len(mapping)
-        begin = address_of(memoryview(mapping))
-        self._record = _Words(Watch(begin=begin, end=begin + length, unit=length))
+    def __init__(self, mapping: mmap.mmap | None) -> None:
+        self._record = _Words()
         self._words = memoryview(self._record).cast("B").cast("Q")
         self._places: dict[int, int] = {}
         self.faults = self._words[:1]
+        library = load_library()  # None: installed without a C compiler, SIGBUS ends the process
+        if mapping is None or library is None:
+            return
         watch = self._record.watch
-        library = load_library()
-        if library is None:
-            return  # installed without a C compiler: SIGBUS ends the process
+        watch.unit = len(mapping)
+        watch.begin = address_of(memoryview(mapping))
+        watch.end = watch.begin + watch.unit
         number = library.watch(watch)
         if number:
             raise Refused(f"faults of the pool's memory can't be handled: {os.strerror(number)}")

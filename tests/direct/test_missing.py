@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,31 @@ def test_the_pool_is_cut_below_python(tmp_path: Path, pool: Path) -> None:
                     with pytest.raises(OSError, match="Input/output error"):
                         call()
             assert mount.daemon.poll() is None
+        finally:
+            mount.down()
+
+
+def test_a_store_that_meets_no_memory(tmp_path: Path, pool: Path) -> None:
+    """The status entry is there before the store; the page of the store is not."""
+    with mountpoint() as place:
+        mount = Mounted(pool, place, (*SESSIONS["kernel"], f"log={tmp_path / 'log'}"))
+        try:
+            (place / "early").write_bytes(CONTENT)
+            with direct.open(place / "early", "rb") as early:
+                assert early.direct
+                (place / "late").write_bytes(CONTENT)
+                late = direct.open(place / "late", "r+b")
+                for _ in range(2):
+                    assert late.pwrite(MIB - 4096, CONTENT[:4096]) == 4096
+                assert late._cache is not None
+                _, end, delta, *_ = late._cache.write_extent
+                os.truncate(pool, end + delta - 4096)
+                with pytest.raises(OSError, match="Input/output error"):
+                    late.pwrite(MIB - 4096, CONTENT[:4096])
+                assert not late.direct
+                assert early.pread(0, MIB) == CONTENT
+                with suppress(OSError):
+                    late.close()
         finally:
             mount.down()
 

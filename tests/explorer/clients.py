@@ -32,6 +32,7 @@ from daxfs import protocol
 from daxfs.direct import files, lease_cache, requests
 from daxfs.direct import pool as client_pool
 from daxfs.direct.files import DirectFile
+from daxfs.direct.missing import Guard
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.types import LeaseRequest, SetAttributes, WriteNotification
 from daxfs.pmem import persist
@@ -114,8 +115,9 @@ def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
     """
     fs.grants.page.ensure()
     assert token(fs)
+    place = fs.grants.page.token
     record = protocol.Pool(
-        pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", fs.grants.page.token
+        pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", token=place
     )
     events = pool.events
     first = ctypes.addressof(ctypes.c_char.from_buffer(pool.mapped))
@@ -141,7 +143,8 @@ def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
     library = Library(flush=flush, drain=drain, copy=copy, fill=fill)
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(persist, "load_libpmem", lambda: library)
-        made = client_pool.Pool(record, os.open(os.devnull, os.O_RDONLY), pool.mapped, 0)  # type: ignore[arg-type]
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        made = client_pool.Pool(record, descriptor, pool.mapped, Guard(None), 0)  # type: ignore[arg-type]
     store = made.store
     assert store is not None
 

@@ -287,14 +287,6 @@ MUTANTS = [
         CLIENTS,
     ),
     Mutant(
-        "client: a store that met no memory counts",
-        "daxfs/direct/files.py",
-        "                if not self._faults[0]:\n",
-        "                if True:\n",
-        "A write that went nowhere succeeds.",
-        MISSING,
-    ),
-    Mutant(
         "client: a read-only mount shows no missing memory",
         "daxfs/direct/missing.py",
         "        return self._words[: place + 1 : place]\n",
