@@ -14,7 +14,7 @@ STORES = "daxfs/direct/preload/stores.c"
 BACKENDS = ("tests/pmem/test_backends.py",)
 LIBRARY = ("tests/direct/test_write_back.py",)
 CLIENTS = ("tests/crash/test_clients.py",)
-MISSING = ("tests/direct/test_missing_memory.py",)
+MISSING = ("tests/direct/test_missing.py",)
 UNITS = ("tests/direct/test_coarse_maps.py",)
 
 MUTANTS = [
