@@ -25,6 +25,7 @@ MEMORY_MIB = 3072
 SECOND = """\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+mkdir -p {checkout}
 mount --bind /images/checkout {checkout}
 {binds}
 cd {checkout}
@@ -54,6 +55,7 @@ class Machine:
         self.out = out
         self.started = time.monotonic()
         binds = "\n".join(
+            f"[ -e {shlex.quote(str(place))} ] || mkdir -p {shlex.quote(str(place))}\n"
             f"mount --bind /images/python/{number} {shlex.quote(str(place))}"
             for number, place in enumerate(parts.places)
         )
