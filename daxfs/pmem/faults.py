@@ -219,22 +219,23 @@ class MappedFaults(Faults):
         past = region.file_offset + high - region.offset > size + -size % self._unit
         if past and stat.S_ISREG(status.st_mode):
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
-        known = [(page - watch.begin, page - watch.begin + 1) for page in watch.pages[: watch.faults]]
-        poisoned = [(begin, end) for begin, end in known if not self._is_hole(begin, end)]
-        if self._unit <= mmap.PAGESIZE or not size:  # else hugetlbfs, where the system has run out of huge pages
-            for begin, end in poisoned:
-                self._bad.add(begin, end)
-        if not poisoned and (watch.faults <= _PAGES or self._is_hole(low, high)):
+        pages = [page - watch.begin for page in watch.pages[: watch.faults]]
+        poisoned = [page for page in pages if not self._has_hole(page)]
+        for page in poisoned:
+            self._bad.add(page, page + 1)
+        if not poisoned and (watch.faults <= _PAGES or self._has_hole(low)):
             return no_room(self._path)
         return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")
 
-    def _is_hole(self, begin: int, end: int) -> bool:
-        region = self._addresses.region_at(begin)
-        shift = region.file_offset - region.offset
+    def _has_hole(self, page: int) -> bool:
+        """Whether a part of the page is a hole of the file: its file system may have blocks smaller than a page."""
+        region = self._addresses.region_at(page)
+        begin = page - region.offset + region.file_offset
         try:
-            return os.lseek(region.descriptor, begin + shift, os.SEEK_DATA) >= end + shift
-        except OSError as error:
-            return error.errno == errno.ENXIO  # nothing but holes up to the end of the file
+            hole = os.lseek(region.descriptor, begin, os.SEEK_HOLE)
+        except OSError:  # a device
+            return False
+        return hole < min(begin + mmap.PAGESIZE, os.fstat(region.descriptor).st_size)
 
 
 NEVER = Faults()

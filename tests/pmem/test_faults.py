@@ -17,7 +17,7 @@ from poison_rig import PAGE, Poison
 from daxfs.errors import MissingMemory
 from daxfs.pmem import faults
 from daxfs.pmem.pool import Pool, open_pool
-from support import tmpfs
+from support import HANG_SECONDS, mke2fs, run, tmpfs
 
 SIZE = 1 << 20
 HALF = SIZE // 2
@@ -114,6 +114,31 @@ def test_a_file_that_was_cut_to_nothing(tmp_path: Path) -> None:
         with pytest.raises(MissingMemory, match="was cut to 0 bytes") as failed:
             pool.write(10, b"lost")
         assert failed.value.errno == errno.EIO
+
+
+def test_a_page_that_is_partly_a_hole_is_not_bad(tmp_path: Path) -> None:
+    """A full file system with small blocks fills a part of a page and has no room for the rest."""
+    image, place = mke2fs(tmp_path / "image", "-b", "1024", "-O", "^has_journal", "-m", "0", size="4M"), tmp_path / "fs"
+    place.mkdir()
+    run("mount", "-o", "loop,nodelalloc", image, place, limit=HANG_SECONDS)
+    try:
+        path, filling = place / "pool", place / "filling"
+        with path.open("wb") as file:
+            file.truncate(SIZE)
+        with open_pool(path) as pool:
+            pool.write(0, b"x")
+            with suppress(OSError), filling.open("wb", buffering=0) as file:
+                while file.write(bytes(1024)):
+                    pass
+            os.truncate(filling, filling.stat().st_size - 1024)
+            with pytest.raises(MissingMemory) as failed:
+                pool.write(HALF, b"y" * PAGE)
+            assert failed.value.errno == errno.ENOSPC
+            assert not pool.bad
+            filling.unlink()
+            pool.write(HALF, b"y" * PAGE)
+    finally:
+        run("umount", place, limit=HANG_SECONDS)
 
 
 def test_a_hole_on_a_full_file_system(tmp_path: Path) -> None:
