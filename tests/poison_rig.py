@@ -33,9 +33,12 @@ class Poison:
 
     def add(self, offset: int) -> None:
         """The page around a byte offset of the pool is missing from now on."""
-        page = offset - offset % PAGE
-        self._pages.add(page)
-        self._cover(page)
+        self._pages.add(offset - offset % PAGE)
+        self.add_once(offset)
+
+    def add_once(self, offset: int) -> None:
+        """The page around a byte offset of the pool is missing until it is mapped again."""
+        self._cover(offset - offset % PAGE)
 
     def mend(self) -> None:
         """All pages are there again."""

@@ -37,7 +37,7 @@ from daxfs.errors import MissingMemory, PoolError
 from daxfs.pmem.badblocks import BadRanges
 from daxfs.pmem.kinds import MOUNT_FAILED
 from daxfs.pmem.region import AddressRange
-from daxfs.pmem.reservation import no_room
+from daxfs.pmem.reservation import is_full, no_room
 
 log = logging.getLogger("daxfs.pmem")
 
@@ -180,21 +180,19 @@ class MappedFaults(Faults):
         """
         if self._library is None or self._addresses.closed:
             return MissingMemory(errno.EIO)
-        error = self._error()
         watch, addresses = self._watch, self._addresses
-        if addresses.shared:
-            count = watch.faults
-            try:
-                addresses.remap(watch.low - watch.begin, watch.high - watch.low)
-            except OSError as failed:
-                return MissingMemory(
-                    failed.errno or errno.EIO, f"{self._path}: memory of the pool can't be mapped again"
-                )
-            watch.faults = watch.low = watch.high = 0
-            if not self.total:
-                log.error("%s; the operation fails, the pool stays in use", error.strerror)
-            self.total += count
-            self.avoid()
+        if not addresses.shared:
+            return self._error()
+        try:
+            addresses.remap(watch.low - watch.begin, watch.high - watch.low)
+        except OSError as failed:
+            return MissingMemory(failed.errno or errno.EIO, f"{self._path}: memory of the pool can't be mapped again")
+        error, count = self._error(), watch.faults
+        watch.faults = watch.low = watch.high = 0
+        if not self.total:
+            log.error("%s; the operation fails, the pool stays in use", error.strerror)
+        self.total += count
+        self.avoid()
         return error
 
     def avoid(self) -> None:
@@ -220,10 +218,11 @@ class MappedFaults(Faults):
         if past and stat.S_ISREG(status.st_mode):
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
         pages = [page - watch.begin for page in watch.pages[: watch.faults]]
-        poisoned = [page for page in pages if not self._has_hole(page)]
-        for page in poisoned:
-            self._bad.add(page, page + 1)
-        if not poisoned and (watch.faults <= _PAGES or self._has_hole(low)):
+        poisoned = [page for page in pages if not (self._has_hole(page) or self._lacks_room(page))]
+        if self._unit <= mmap.PAGESIZE or not size:  # else hugetlbfs, where the system has run out of huge pages
+            for page in poisoned:
+                self._bad.add(page, page + 1)
+        if not poisoned and (watch.faults <= _PAGES or self._has_hole(low) or self._lacks_room(low)):
             return no_room(self._path)
         return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")
 
@@ -236,6 +235,19 @@ class MappedFaults(Faults):
         except OSError:  # a device
             return False
         return hole < min(begin + mmap.PAGESIZE, os.fstat(region.descriptor).st_size)
+
+    def _lacks_room(self, page: int) -> bool:
+        """Whether a page can be loaded and its file system is full: then only a store was refused.
+
+        ext4 with blocks smaller than a page refuses stores even where all blocks of the page are allocated by then.
+        """
+        if not self._addresses.shared or not is_full(self._addresses.region_at(page).descriptor):
+            return False
+        try:
+            self._addresses.populate(page, mmap.PAGESIZE)
+        except OSError:
+            return False
+        return True
 
 
 NEVER = Faults()

@@ -35,6 +35,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.msync.argtypes = _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MS_SYNC = 4
+_POPULATE_READ = 22  # MADV_POPULATE_READ, include/uapi/asm-generic/mman-common.h
 
 
 class Region(NamedTuple):
@@ -159,6 +160,15 @@ class AddressRange:
             OSError: the kernel does not take this advice.
         """
         if _libc.madvise(self.begin, self.length, advice):
+            raise _last_error()
+
+    def populate(self, offset: int, length: int) -> None:
+        """Prepare [offset, offset + length), whole pages, for loads (madvise(2), MADV_POPULATE_READ).
+
+        Raises:
+            OSError: EFAULT, EHWPOISON: a load would be SIGBUS. EINVAL: the kernel is older than Linux 5.14.
+        """
+        if _libc.madvise(self.begin + offset, length, _POPULATE_READ):
             raise _last_error()
 
     def region_at(self, offset: int) -> Region:

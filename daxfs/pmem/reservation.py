@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from daxfs.errors import MissingMemory
 from daxfs.pmem.fallocate import fallocate
@@ -34,6 +35,14 @@ def free_bytes(descriptor: int) -> int | None:
     if not system.f_blocks:
         return None
     return (system.f_bfree if os.geteuid() == 0 else system.f_bavail) * system.f_frsize
+
+
+def is_full(descriptor: int) -> bool:
+    """Return whether the file system of an open file has less than 16 MiB left; no device is full."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return False
+    free = free_bytes(descriptor)
+    return free is not None and free < _SCARCE
 
 
 def allocate(descriptor: int, offset: int, length: int, *, alone: bool = False) -> bool:
@@ -93,9 +102,8 @@ class Reservation:
         self._done.update(missing)
 
     def is_full(self) -> bool:
-        """Return whether the file system has less than 16 MiB left."""
-        free = free_bytes(self._descriptor)
-        return free is not None and free < _SCARCE
+        """As the function `is_full`."""
+        return is_full(self._descriptor)
 
     def forget(self) -> None:
         """Holes were punched: nothing is known to be allocated."""

@@ -15,7 +15,7 @@ import pytest
 from poison_rig import PAGE, Poison
 
 from daxfs.errors import MissingMemory
-from daxfs.pmem import faults
+from daxfs.pmem import faults, reservation
 from daxfs.pmem.pool import Pool, open_pool
 from support import HANG_SECONDS, mke2fs, run, tmpfs
 
@@ -139,6 +139,19 @@ def test_a_page_that_is_partly_a_hole_is_not_bad(tmp_path: Path) -> None:
             pool.write(HALF, b"y" * PAGE)
     finally:
         run("umount", place, limit=HANG_SECONDS)
+
+
+@pytest.mark.parametrize(("full", "lasting", "number"), [(1, 0, errno.ENOSPC), (1, 1, errno.EIO), (0, 0, errno.EIO)])
+def test_a_page_that_only_a_store_misses_is_not_bad(
+    pool: Pool, poison: Poison, monkeypatch: pytest.MonkeyPatch, full: int, lasting: int, number: int
+) -> None:
+    """On a full file system a page that can be loaded is good, whether it has its blocks or not."""
+    monkeypatch.setattr(reservation, "free_bytes", lambda _: 0 if full else 1 << 40)
+    (poison.add if lasting else poison.add_once)(HALF)
+    with pytest.raises(MissingMemory) as failed:
+        pool.write(HALF, b"new")
+    assert failed.value.errno == number
+    assert bool(pool.bad) == (number == errno.EIO)
 
 
 def test_a_hole_on_a_full_file_system(tmp_path: Path) -> None:
