@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from daxfs.pmem import kinds
-from daxfs.runs import ByteRange
+from daxfs.runs import ByteRange, joined, overlap, subtract
 
 _SECTOR = 512
 _LINE = re.compile(r"([0-9]{1,19})\s+([0-9]{1,19})")
@@ -37,9 +37,9 @@ _PARENTS = 8  # folders between a devdax device and its region: four
 class BadRanges:
     """Disjoint ranges of whole pages of a pool, in order."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, ranges: Iterable[ByteRange] = ()) -> None:
         self._size = size
-        self._ranges: list[ByteRange] = []
+        self._ranges = list(joined(self._pages(begin, end) for begin, end in ranges))
 
     def __bool__(self) -> bool:
         return bool(self._ranges)
@@ -60,37 +60,19 @@ class BadRanges:
         return self._ranges[at] if at < len(self._ranges) and self._ranges[at].begin < end else None
 
     def within(self, begin: int, end: int) -> Iterator[ByteRange]:
-        """Yield the bad parts of [begin, end), in order."""
-        position = begin
-        while position < end and (found := self.first(position, end)) is not None:
-            yield ByteRange(max(found.begin, begin), min(found.end, end))
-            position = found.end
+        """Return the bad parts of [begin, end), in order."""
+        return overlap(self._ranges, begin, end)
 
     def add(self, begin: int, end: int) -> None:
         """Add the pages that a range touches; what is past the end of the pool is left out."""
-        begin, end = begin - begin % mmap.PAGESIZE, min(end + -end % mmap.PAGESIZE, self._size)
-        if begin < end:
-            self._ranges = list(_joined([*self._ranges, ByteRange(begin, end)]))
+        self._ranges = list(joined([*self._ranges, self._pages(begin, end)]))
+
+    def _pages(self, begin: int, end: int) -> ByteRange:
+        return ByteRange(begin - begin % mmap.PAGESIZE, min(end + -end % mmap.PAGESIZE, self._size))
 
     def remove(self, begin: int, end: int) -> None:
         """Take the range out of the bad ones."""
-        left = []
-        for low, high in self._ranges:
-            left += [ByteRange(low, min(high, begin)), ByteRange(max(low, end), high)]
-        self._ranges = [each for each in left if each.begin < each.end]
-
-
-def _joined(ranges: Iterable[ByteRange]) -> Iterator[ByteRange]:
-    """Yield ranges in order, those that overlap or touch as one."""
-    first, last = 0, -1
-    for begin, end in sorted(ranges):
-        if begin > last:
-            if last > first:
-                yield ByteRange(first, last)
-            first = begin
-        last = max(last, end)
-    if last > first:
-        yield ByteRange(first, last)
+        self._ranges = list(subtract(self._ranges, [ByteRange(begin, end)]))
 
 
 def listed(target: kinds.Target, sysfs: str = "/sys") -> list[ByteRange]:
@@ -128,7 +110,7 @@ def _of_file(target: kinds.Target, device: list[ByteRange]) -> list[ByteRange]:
             low, high = max(begin, physical), min(end, physical + length)
             if low < high:
                 found.append(ByteRange(low - physical + logical, high - physical + logical))
-    return list(_joined(found))
+    return list(joined(found))
 
 
 def _extents(path: str) -> Iterator[tuple[int, int, int]]:
@@ -176,4 +158,4 @@ def _parse(text: str, begin: int, size: int) -> list[ByteRange]:
             first = int(match[1]) * _SECTOR - begin
             end = first + int(match[2]) * _SECTOR
             found.append(ByteRange(max(first, 0), min(end, size)))
-    return list(_joined(each for each in found if each.begin < each.end))
+    return list(joined(each for each in found if each.begin < each.end))

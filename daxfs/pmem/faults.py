@@ -197,9 +197,8 @@ class MappedFaults(Faults):
 
     def avoid(self) -> None:
         """As `Faults.avoid`, if mmap(2) can replace single pages."""
-        if self._library is not None and self._unit <= mmap.PAGESIZE and self._addresses.shared:
-            for begin, end in self._bad:
-                self._addresses.withhold(begin, end - begin)
+        if self._bad and self._library is not None and self._unit <= mmap.PAGESIZE and self._addresses.shared:
+            self._addresses.withhold(self._bad)
 
     def forgive(self, begin: int, end: int) -> None:
         """As `Faults.forgive`."""

@@ -386,9 +386,7 @@ def open_pool(
             if not all(os.path.samestat(os.fstat(opened), target.status) for opened in descriptors):
                 raise PoolError(f"{name} was just replaced by another file; try again", kinds.MOUNT_FAILED)
             target = replace(target, status=os.fstat(descriptors[0]))
-            bad = BadRanges(target.size)
-            for begin, end in listed(target, sysfs):
-                bad.add(begin, end)
+            bad = BadRanges(target.size, listed(target, sysfs))
             if private:
                 return _map_privately(target, tuple(descriptors), bad)
             return _map(target, tuple(descriptors), read_only, persistence, bad)

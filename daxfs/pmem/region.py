@@ -17,8 +17,10 @@ import errno
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+
+from daxfs.runs import ByteRange
 
 HUGE = 2 << 20
 """Alignment of the range at least: a 2 MiB page maps a file's 2 MiB only where both are multiples of it."""
@@ -114,8 +116,8 @@ class AddressRange:
             if low < high:
                 self._map(region, low, high - low)
 
-    def withhold(self, offset: int, length: int) -> None:
-        """Have every load and store in [offset, offset + length) end in SIGBUS, and touch nothing. `remap` ends it.
+    def withhold(self, ranges: Iterable[ByteRange]) -> None:
+        """Have every load and store in some ranges end in SIGBUS, and touch nothing. `remap` ends it.
 
         The kernel answers EFAULT to system calls that are given these addresses.
 
@@ -124,10 +126,11 @@ class AddressRange:
         """
         empty = os.memfd_create("nothing", os.MFD_CLOEXEC)  # mapped past its end
         try:
-            for region in self.regions:
-                low, high = max(offset, region.offset), min(offset + length, region.end)
-                if low < high:
-                    self._map(region._replace(descriptor=empty, flags=mmap.MAP_SHARED), low, high - low)
+            for begin, end in ranges:
+                for region in self.regions:
+                    low, high = max(begin, region.offset), min(end, region.end)
+                    if low < high:
+                        self._map(region._replace(descriptor=empty, flags=mmap.MAP_SHARED), low, high - low)
         finally:
             os.close(empty)
 

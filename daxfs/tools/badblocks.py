@@ -118,9 +118,7 @@ class _Search:
         self._geometry = found.geometry
         self._superblock = found.superblock
         self._view = _View(found.pool, found.geometry)
-        self._left = BadRanges(found.pool.size)
-        for begin, end in found.pool.bad:
-            self._left.add(begin, end)
+        self._left = BadRanges(found.pool.size, found.pool.bad)
         self._found: list[Place] = []
 
     def places(self) -> list[Place]:

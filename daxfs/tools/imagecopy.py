@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import TypeAlias
 
 from daxfs.errors import UserError
 from daxfs.pmem.holes import data_extents
 from daxfs.pmem.pool import Pool
-from daxfs.runs import ByteRange
+from daxfs.runs import ByteRange, joined, subtract
 from daxfs.tools import pieces
 from daxfs.tools.e2fsprogs import find_tool, run_tool
 from daxfs.tools.pieces import HEAD, Piece
@@ -65,32 +65,9 @@ def used_ranges(image: str) -> list[ByteRange]:
         elif group is not None and (match := re.match(r"  Free blocks: ?(.*)$", line)):
             free = [_numbers(run) for run in match[1].split(", ") if run]
             for first, end in subtract([group], free):
-                _append(used, ByteRange(first * block_size, end * block_size))
+                used.append(ByteRange(first * block_size, end * block_size))
             group = None
-    return used
-
-
-def subtract(ranges: list[ByteRange], taken: list[ByteRange]) -> Iterator[ByteRange]:
-    """Yield the parts of ``ranges`` that are not in ``taken``; both lists are sorted."""
-    index = 0
-    for first, end in ranges:
-        while index < len(taken) and taken[index].end <= first:
-            index += 1
-        look = index
-        while look < len(taken) and taken[look].begin < end:
-            if first < taken[look].begin:
-                yield ByteRange(first, taken[look].begin)
-            first = max(first, taken[look].end)
-            look += 1
-        if first < end:
-            yield ByteRange(first, end)
-
-
-def _append(ranges: list[ByteRange], new: ByteRange) -> None:
-    if ranges and ranges[-1].end >= new.begin:
-        ranges[-1] = ByteRange(ranges[-1].begin, max(ranges[-1].end, new.end))
-    else:
-        ranges.append(new)
+    return list(joined(used))
 
 
 def _numbers(run: str) -> ByteRange:

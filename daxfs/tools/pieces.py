@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import mmap
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from daxfs.errors import BadMemory, MissingMemory, UserError
 from daxfs.pmem.pool import Buffer, Pool
-from daxfs.runs import ByteRange
+from daxfs.runs import ByteRange, overlap
 
 HEAD = 4096
 """Bytes of the boot block and the superblock; a pool without them is not a file system."""
@@ -109,7 +108,7 @@ def into_pool(pool: Pool, head: bytes, pieces: Iterable[Piece]) -> None:
         if skipped >= length:
             continue
         if content is None:
-            for first, end in _overlap(filled, offset + skipped, offset + length):
+            for first, end in overlap(filled, offset + skipped, offset + length):
                 pool.zero(first, end - first)
         else:
             reserve(offset, length)
@@ -191,15 +190,6 @@ def _split(content: memoryview, offset: int) -> Iterator[Piece]:
         at = end
     if begin < at:
         yield Piece(offset + begin, at - begin, None if empty else content[begin:at])
-
-
-def _overlap(ranges: list[ByteRange], first: int, end: int) -> Iterator[ByteRange]:
-    """Yield what [first, end) has in common with sorted ranges."""
-    for index in range(bisect_right(ranges, first, key=lambda found: found.end), len(ranges)):
-        begin, stop = ranges[index]
-        if begin >= end:
-            return
-        yield ByteRange(max(begin, first), min(stop, end))
 
 
 def _read(descriptor: int, offset: int, length: int) -> bytes:

@@ -37,7 +37,7 @@ MUTANTS = [
     Mutant(
         "import: holes are filled",
         PIECES,
-        "_overlap(filled, offset + skipped, offset + length)",
+        "overlap(filled, offset + skipped, offset + length)",
         "[(offset + skipped, offset + length)]",
         "An import into a sparse file takes room for all of it.",
         COPYING,

@@ -17,9 +17,9 @@ from daxfs.errors import PoolError, UserError
 from daxfs.pmem import kinds
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import open_pool
-from daxfs.runs import ByteRange
+from daxfs.runs import ByteRange, subtract
 from daxfs.tools import mkfs
-from daxfs.tools.imagecopy import copy_image, subtract, used_ranges
+from daxfs.tools.imagecopy import copy_image, used_ranges
 from daxfs.tools.mkfs import Report, make_pool
 from daxfs.tools.sizes import format_size, parse_size
 from support import fsck, run
@@ -273,18 +273,6 @@ def test_copy_cut_short_is_no_file_system(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         copy_image(str(image), pool, stop)
     assert not any(pool.memory[:4096])
-
-
-@pytest.mark.parametrize(
-    ("ranges", "taken", "left"),
-    [
-        ([(0, 10), (20, 30)], [(2, 3), (5, 25), (29, 40)], [(0, 2), (3, 5), (25, 29)]),
-        ([(0, 10), (12, 14)], [], [(0, 10), (12, 14)]),
-        ([(0, 4), (6, 8)], [(0, 8)], []),
-    ],
-)
-def test_subtract(ranges: list[tuple[int, int]], taken: list[tuple[int, int]], left: list[tuple[int, int]]) -> None:
-    assert list(subtract([ByteRange(*each) for each in ranges], [ByteRange(*each) for each in taken])) == left
 
 
 @pytest.mark.parametrize(
