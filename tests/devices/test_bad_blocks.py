@@ -7,12 +7,11 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from device_rig import checked, contents, daxfs, mkfs, mounted, said
-from poison_injection import PAGE, bad_sectors, poison
+from poison_injection import PAGE, poison
 
 from daxfs.tools import badblocks
 from support import run
@@ -83,15 +82,6 @@ def test_a_bad_superblock(devices: dict[str, Path], tmp_path: Path) -> None:
     """The mount is refused by one line, which says what can replace it. The last test on this namespace."""
     pool = mkfs(devices["bad"])
     poison(pool, 0)
-    wait_until_listed(pool, 0)
     said = daxfs("mount", pool, tmp_path, code=32)
     assert "the superblock lies in bad memory; e2fsck -b 32768 takes a backup in its place" in said
     assert len(said.splitlines()) == 1
-
-
-def wait_until_listed(pool: Path, sector: int) -> None:
-    """The kernel handles the memory failure in its own time."""
-    end = time.monotonic() + 60
-    while not re.search(rf"(?m)^{sector} ", bad_sectors(pool)):
-        assert time.monotonic() < end, bad_sectors(pool)
-        time.sleep(0.1)
