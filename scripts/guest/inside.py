@@ -67,7 +67,7 @@ class Results:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Note what became of a phase of a test; the test's line follows its last phase."""
-        if report.outcome != "passed" and not hasattr(report, "wasxfail"):
+        if report.outcome != "passed":
             self._failed.add(report.nodeid)  # a skipped test too: a test that did not run proves nothing
             reasons = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
             print("", *reasons[:12], sep="\n")  # what pytest itself prints at the end, twenty minutes later
