@@ -106,22 +106,11 @@ def run_pytest(given: list[str]) -> int:
     """Run pytest with its output in /out/log; return its exit code."""
     import pytest
 
-    arguments = ["--override-ini=norecursedirs=", "-o", "addopts=", "--strict-markers", "--import-mode=importlib"]
-    arguments += [
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:hypothesispytest",
-        "--color=no",
-        "--timeout=600",
-        "--durations=15",
-        "--durations-min=1",
-        "-o",
-        "faulthandler_timeout=240",
-        "-v",
-        "-rN",
+    arguments = [
+        *("-o", "norecursedirs=", "-o", "addopts=", "-o", "faulthandler_timeout=240"),
+        *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:hypothesispytest"),
+        *("--strict-markers", "--import-mode=importlib", "--timeout=600"),
+        *("--durations=15", "--durations-min=1", "--color=no", "-v", "-rN"),
     ]
     with (OUT / "log").open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guest.image import CHECKOUT
-from guest.kernel import Kernel, tool
+from guest.kernel import PATHS, Kernel, tool
 
 PR_SET_PDEATHSIG = 1
 MEMORY_MIB = 3072
 
 SECOND = """\
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8
+export PATH={path} HOME=/root TERM=dumb LANG=C.UTF-8
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 mkdir -p {checkout}
 mount --bind /images/checkout {checkout}
@@ -59,10 +59,8 @@ class Machine:
             f"mount --bind /images/python/{number} {shlex.quote(str(place))}"
             for number, place in enumerate(parts.places)
         )
-        (out / "status").unlink(missing_ok=True)
-        (out / "second").write_text(
-            SECOND.format(checkout=shlex.quote(str(CHECKOUT)), binds=binds, python=shlex.quote(str(interpreter)))
-        )
+        quoted = {"checkout": shlex.quote(str(CHECKOUT)), "python": shlex.quote(str(interpreter))}
+        (out / "second").write_text(SECOND.format(path=PATHS, binds=binds, **quoted))
         self.serial = out / "serial"
         with self.serial.open("wb") as serial:
             self._process = subprocess.Popen(
@@ -84,14 +82,6 @@ class Machine:
             return int((self.out / "status").read_text())
         except (FileNotFoundError, ValueError):
             return None
-
-    def wait(self, limit: float) -> bool:
-        """Wait until the guest has ended, ``limit`` seconds at most; return whether it has."""
-        try:
-            self._process.wait(limit)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
 
     def kill(self) -> None:
         """Cut the guest's power."""
