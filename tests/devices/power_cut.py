@@ -64,18 +64,21 @@ class Acknowledged:
         for line in log.read_text().splitlines():
             word, *change = line.split()
             if word in ("boot", "try"):
-                if announced is not None:  # the power was cut in the middle of it
-                    self.in_flight.add(int(announced[1]))
-                    self.files.pop(int(announced[1]), None)
+                self._cut_short(announced)
                 announced = change if word == "try" else None
             else:
                 assert change == announced
                 announced = None
                 self.count += 1
                 self._apply(*change)
+        self._cut_short(announced)
+
+    def _cut_short(self, announced: list[str] | None) -> None:
+        """Note a change that was announced and not acknowledged, if there is one: the power was cut in it."""
         if announced is not None:
-            self.in_flight.add(int(announced[1]))
-            self.files.pop(int(announced[1]), None)
+            number = int(announced[1])
+            self.in_flight.add(number)
+            self.files.pop(number, None)
 
     def _apply(self, what: str, text: str, size: str = "0") -> None:
         number = int(text)
