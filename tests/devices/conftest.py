@@ -46,6 +46,13 @@ def ground(request: pytest.FixtureRequest, devices: dict[str, Path]) -> Iterator
         yield place / "pool"
 
 
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of the test's ``ground``."""
+    name: str = request.node.callspec.params["ground"]
+    return name
+
+
 HOSTS = {
     "ext4-dax": (("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096"), ("dax",)),
     "xfs-dax": (("mkfs.xfs", "-q", "-f", "-m", "reflink=0"), ("dax=always",)),

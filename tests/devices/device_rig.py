@@ -146,11 +146,7 @@ def plant(root: Path) -> None:
     side.write(b"files/empty", 0, b"")
     for size in (1, 59, 4096, 5000, 70_000, 2 * MIB, 3 * MIB + 17):
         side.write(b"files/%d" % size, 0, os.urandom(size))
-    for offset in (
-        0,
-        100_000,
-        6 * MIB,
-    ):  # a session of pyfuse3 has no SEEK_DATA: reading takes a request for each 64 KiB
+    for offset in (0, 100_000, 6 * MIB):  # no larger: pyfuse3 has no SEEK_DATA, and reads each 64 KiB of a hole
         side.write(b"files/sparse", offset, os.urandom(5000))
     side.truncate(b"files/70000", 66_001)
     for number in range(30):

@@ -20,11 +20,10 @@ SIZES = (1, 5000, 700_000, 2 * MIB, 3 * MIB + 5)
 
 
 @pytest.mark.parametrize("ground", KINDS, indirect=True)
-def test_daxfs_direct(ground: Path, request: pytest.FixtureRequest) -> None:
-    coarse = request.node.callspec.params["ground"] == "devdax-2M"
+def test_daxfs_direct(ground: Path, kind: str) -> None:
     pool = mkfs(ground)
     with mounted(pool) as mount:
-        said(lambda: use_direct(mount.place, direct_maps=not coarse))
+        said(lambda: use_direct(mount.place, direct_maps=kind != "devdax-2M"))
         for size in SIZES:
             found = (mount.place / f"file{size}").read_bytes()
             assert found[:size] == bytes([size % 251]) * size

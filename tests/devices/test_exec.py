@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from coarse_programs import PROGRAMS, SIZES, python_maps, python_maps_parts
-from device_rig import DEVDAX, KINDS, checked, mkfs, mounted
+from device_rig import DEVDAX, KINDS, MIB, checked, mkfs, mounted
 from mount_rig import Mounted, mountpoint
 from preload_rig import compile_program, said
 from preloaded_actors import run_python
@@ -14,7 +14,6 @@ from test_preload_maps import HELPERS
 
 from daxfs.tools.exec import library
 
-MIB = 1 << 20
 LIMIT = 400.0
 """Seconds for a program that starts an interpreter in the guest."""
 
@@ -69,8 +68,7 @@ def below(mount: Path, pool: Path, *programs: str) -> None:
 
 
 @pytest.mark.parametrize("ground", KINDS, indirect=True)
-def test_mappings(ground: Path, request: pytest.FixtureRequest) -> None:
-    kind = request.node.callspec.params["ground"]
+def test_mappings(ground: Path, kind: str) -> None:
     pool = mkfs(ground)
     with mounted(pool) as mount:
         below(mount.place, pool, *(PROGRAMS.values() if kind == "devdax-2M" else [FINE]))

@@ -41,9 +41,8 @@ def test_a_pool_file_is_mapped_with_map_sync(ground: Path) -> None:
 
 @pytest.mark.parametrize("ground", KINDS, indirect=True)
 def test_an_fsync_of_a_program_is_a_system_call_of_the_daemon_only_with_a_page_cache(
-    ground: Path, request: pytest.FixtureRequest, tmp_path: Path
+    ground: Path, kind: str, tmp_path: Path
 ) -> None:
-    kind = request.node.callspec.params["ground"]
     pool = mkfs(ground)
     log = tmp_path / "calls"
     with mounted(pool) as mount:
@@ -69,8 +68,7 @@ def test_an_fsync_of_a_program_is_a_system_call_of_the_daemon_only_with_a_page_c
 
 
 @pytest.mark.parametrize("ground", KINDS, indirect=True)
-def test_info_names_the_kind_and_the_persistence(ground: Path, request: pytest.FixtureRequest) -> None:
-    kind = request.node.callspec.params["ground"]
+def test_info_names_the_kind_and_the_persistence(ground: Path, kind: str) -> None:
     shown = dict(line.split(":", 1) for line in daxfs("info", mkfs(ground)).splitlines() if ":" in line)
     expected = "devdax" if kind in DEVDAX else "fsdax" if kind in BY_CACHE_LINES else "block"
     assert shown["kind"].split()[0] == expected

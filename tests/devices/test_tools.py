@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from device_rig import DEVDAX, KINDS, POOL_MIB, checked, daxfs, mkfs, mounted
+from device_rig import DEVDAX, KINDS, MIB, POOL_MIB, checked, daxfs, mkfs, mounted
 from mount_rig import Mounted, mountpoint
 
 from daxfs.pmem.pool import open_pool
@@ -18,7 +18,6 @@ from daxfs.tools import importing as _importing  # noqa: F401
 from daxfs.tools import mappedcheck as _mappedcheck  # noqa: F401
 from support import fsck, run
 
-MIB = 1 << 20
 CONTENT = os.urandom(MIB)
 SEEN = {"fsdax": "block", "sector": "block", "ext4-dax": "fsdax", "xfs-dax": "fsdax"}
 """How daxfs names a kind: a namespace of mode fsdax is a block device, and a file on a dax mount is fsdax."""
@@ -101,15 +100,14 @@ def test_from_device_to_device(devices: dict[str, Path], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ground", KINDS, indirect=True)
-def test_mkfs_and_info_name_the_same_kind(ground: Path, request: pytest.FixtureRequest) -> None:
-    name = request.node.callspec.params["ground"]
-    kind = SEEN.get(name, "devdax")
-    size = ("--size", f"{POOL_MIB}M") if kind == "fsdax" else ()
-    assert f" ext4 on {kind}, " in daxfs("mkfs", ground, *size, "-F")
+def test_mkfs_and_info_name_the_same_kind(ground: Path, kind: str) -> None:
+    seen = SEEN.get(kind, "devdax")
+    size = ("--size", f"{POOL_MIB}M") if seen == "fsdax" else ()
+    assert f" ext4 on {seen}, " in daxfs("mkfs", ground, *size, "-F")
     told = json.loads(daxfs("info", "--json", ground))
-    align = 2 * MIB if name == "devdax-2M" else 4096
-    persistence = "msync" if kind == "block" else "libpmem"
-    assert (told["kind"], told["alignment"], told["persistence"]) == (kind, align, persistence)
+    align = 2 * MIB if kind == "devdax-2M" else 4096
+    persistence = "msync" if seen == "block" else "libpmem"
+    assert (told["kind"], told["alignment"], told["persistence"]) == (seen, align, persistence)
 
 
 @pytest.mark.parametrize("ground", ["ext4-dax"], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,6 @@ def own(devices: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Pa
 
 def as_nobody(*arguments: str | Path, code: int = 0) -> str:
     """Run the command line as the user."""
-    import sys
 
     def action() -> None:
         os.setgroups([])
