@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from daxfs.errors import PoolError
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
+from support import run
 
 
 def digest(path: Path) -> str:
@@ -40,6 +42,15 @@ def superblock(path: Path) -> Superblock:
     with path.open("rb") as file:
         file.seek(SUPERBLOCK_OFFSET)
         return Superblock(memoryview(bytearray(file.read(Superblock.SIZE))))
+
+
+def place_of(path: Path, what: str) -> int:
+    """Return the pool's offset of metadata of the first group, such as its "Block bitmap" (dumpe2fs)."""
+    said = run("dumpe2fs", path)
+    block, size = re.search(what + r" at (\d+)", said), re.search(r"Block size:\s+(\d+)", said)
+    assert block
+    assert size
+    return int(block[1]) * int(size[1])
 
 
 def reshape(path: Path, **fields: int) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from damage_rig import place_of
 from lease_rig import KERNEL, MAP, MEMORY, NOTHING, WRITE, client, kinds
 from poison_rig import Poison
 
@@ -55,6 +55,10 @@ class Rig:
         self.pool.bad.add(begin, begin + pages * PAGE)
         self.pool.faults.avoid()
         self.fs.volume.forget_content()
+
+    def listed(self) -> list[int]:
+        """The blocks that the bad-blocks inode has."""
+        return [each.pblk + at for each in badblocks.listed(self.fs.volume.view) for at in range(each.length)]
 
     def close(self) -> None:
         self.fs.close()
@@ -200,14 +204,14 @@ def test_free_bad_blocks_go_to_the_bad_blocks_inode(path: Path) -> None:
     rig.spoil(used, 2)
     rig.fs.tick()
     rig.fs.sync()
-    listed = [each.pblk + at for each in badblocks.listed(rig.fs.volume.view) for at in range(each.length)]
+    listed = rig.listed()
     assert listed == list(range(unused >> bits, (unused >> bits) + 30 * per_page))
     rig.fs.tree.unlink("/file")
     rig.fs.sync()
     rig.fs.tick()
     rig.fs.check()
     rig.fs.sync()
-    listed = [each.pblk + at for each in badblocks.listed(rig.fs.volume.view) for at in range(each.length)]
+    listed = rig.listed()
     assert set(range(used >> bits, (used >> bits) + 2 * per_page)) <= set(listed)
     assert rig.pool.faults.total == 0
     rig.close()
@@ -225,7 +229,7 @@ def test_many_bad_blocks_are_listed_in_several_steps(tmp_path: Path, monkeypatch
     rig.spoil(6000 * PAGE, 9)
     for number in (7, 14, 19, 19):
         rig.fs.tick()
-        assert sum(each.length for each in badblocks.listed(rig.fs.volume.view)) == number
+        assert len(rig.listed()) == number
     rig.fs.tree.write_bytes("/file", CONTENT)
     rig.close()
     fsck(path)
@@ -257,19 +261,10 @@ def test_blocks_that_mke2fs_has_listed_are_kept(tmp_path: Path) -> None:
     assert listed_by_dumpe2fs(path) == [5000, 5001, 6000, 7000]
 
 
-def layout(path: Path, what: str) -> int:
-    """The pool's offset of the first group's metadata, as dumpe2fs names it."""
-    found = re.search(what + r" at (\d+)", run("dumpe2fs", path))
-    size = re.search(r"Block size:\s+(\d+)", run("dumpe2fs", "-h", path))
-    assert found
-    assert size
-    return int(found[1]) * int(size[1])
-
-
 def test_inodes_over_bad_memory_are_not_given_out(path: Path) -> None:
     rig = Rig(path, mends=False)
     rig.fs.sync()
-    rig.spoil(layout(path, "Inode table") + PAGE)  # 16 inodes, of which some are free
+    rig.spoil(place_of(path, "Inode table") + PAGE)  # 16 inodes, of which some are free
     for number in range(100):
         rig.fs.tree.write_bytes(f"/{number}", b"x")
     assert len(rig.fs.tree.listdir("/")) >= 100
@@ -284,7 +279,7 @@ def test_a_group_whose_bitmap_is_bad_gives_no_blocks(tmp_path: Path) -> None:
     rig.fs.tree.write_bytes("/other", CONTENT)
     rig.fs.sync()
     group = 32768 * PAGE
-    place = layout(path, "Block bitmap")
+    place = place_of(path, "Block bitmap")
     rig.spoil(place)
     rig.fs.tree.write_bytes("/file", CONTENT)
     assert all(each.pblk * PAGE > group for each in rig.fs.describe(rig.fs.tree.stat("/file").ino))
@@ -307,7 +302,7 @@ def test_a_file_is_removed_whose_blocks_cannot_be_freed(tmp_path: Path) -> None:
         fs.tree.write_bytes("/other", CONTENT)
     rig = Rig(path, mends=False)
     poison = Poison(rig.pool)
-    poison.add(layout(path, "Block bitmap"))
+    poison.add(place_of(path, "Block bitmap"))
     rig.fs.tree.unlink("/file")
     assert b"file" not in rig.fs.tree.listdir("/")
     assert not rig.fs.read_only

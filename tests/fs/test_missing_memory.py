@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from damage_rig import place_of
 from poison_rig import Poison
 
 from daxfs.errors import FsError, MissingMemory
@@ -174,18 +175,10 @@ def test_a_directory_is_read_and_changed(rig: Rig) -> None:
     assert len(rig.fs.tree.listdir("/folder")) == 40
 
 
-def bitmaps(rig: Rig) -> tuple[int, int]:
-    """The pool's offsets of the block and the inode bitmap of the first group."""
-    lines = run("dumpe2fs", rig.path).splitlines()
-    found = [line for line in lines if "Block bitmap at" in line or "Inode bitmap at" in line][:2]
-    bits = rig.fs.volume.block_bits
-    return tuple(int(line.split(" at ")[1].split()[0]) << bits for line in found)  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize("which", [0, 1], ids=["blocks", "inodes"])
 def test_a_bitmap(rig: Rig, which: int) -> None:
     """Zeros in its place would say that everything is free; only the checksum tells, where there is one."""
-    place = bitmaps(rig)[which]
+    place = place_of(rig.path, ("Block bitmap", "Inode bitmap")[which])
     rig.fresh()
     rig.poison.add(place)
     rig.fresh()

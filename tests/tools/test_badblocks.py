@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from pathlib import Path
 
 import pytest
 from cli_rig import daxfs
+from damage_rig import place_of
 from mount_rig import mounted
 
 from daxfs.errors import UserError
@@ -36,14 +36,6 @@ def pool(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def places(pool: Path, *begins: int, monkeypatch: pytest.MonkeyPatch) -> list[badblocks.Place]:
     monkeypatch.setattr(pool_module, "listed", lambda *_: [(begin, begin + 512) for begin in begins])
     return badblocks.examine(str(pool)).places
-
-
-def metadata(pool: Path, what: str) -> int:
-    found = re.search(what + r" at (\d+)", run("dumpe2fs", pool))
-    size = re.search(r"Block size:\s+(\d+)", run("dumpe2fs", "-h", pool))
-    assert found
-    assert size
-    return int(found[1]) * int(size[1])
 
 
 def test_a_healthy_pool(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +70,7 @@ def test_files_are_named(pool: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 @pytest.mark.parametrize("what", ["Block bitmap", "Inode bitmap", "Inode table"])
 def test_metadata_is_named(pool: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    begin = metadata(pool, what)
+    begin = place_of(pool, what)
     found = places(pool, begin, monkeypatch=monkeypatch)
     assert what.lower() in [each.kind for each in found if each.offset <= begin < each.offset + each.length]
 
