@@ -101,30 +101,25 @@ def test_a_partition_is_a_part_of_its_disk(tmp_path: Path) -> None:
     assert listed(target(tmp_path, kinds.BLOCK), sysfs) == [(0, 4096), (8192, 12288)]
 
 
+DEVICE = "region0/dax0.1/dax/dax0.1"
+REGION = {
+    "region0__badblocks": "0 8\n8200 8\n",
+    "region0__resource": "0x240000000\n",
+    "region0__dax0.1__dax__dax0.1__resource": "0x240400000\n",
+    "region0__dax0.1__dax__dax0.1__size": "1\n",
+}
+"""A device in a region; both say at which physical address they begin."""
+
+
 def test_the_list_of_a_region_counts_from_its_first_byte(tmp_path: Path) -> None:
-    sysfs = tree(
-        tmp_path / "sys",
-        link="region0/dax0.1/dax/dax0.1",
-        region0__badblocks="0 8\n8200 8\n",
-        region0__resource="0x240000000\n",
-        region0__dax0__nothing="",
-        **{"region0__dax0.1__dax__dax0.1__resource": "0x240400000\n"},
-    )
+    sysfs = tree(tmp_path / "sys", link=DEVICE, **REGION)
     assert listed(target(tmp_path, kinds.DEVDAX), sysfs) == [(4096, 8192)]
 
 
-@pytest.mark.parametrize(
-    "missing", ["region0__resource", "region0__dax0.1__dax__dax0.1__resource", "region0__badblocks"]
-)
+@pytest.mark.parametrize("missing", [name for name in REGION if not name.endswith("size")])
 def test_without_addresses_there_is_no_list(tmp_path: Path, missing: str) -> None:
-    files = {
-        "region0__badblocks": "8200 8\n",
-        "region0__resource": "0x240000000\n",
-        "region0__dax0.1__dax__dax0.1__resource": "0x240400000\n",
-        "region0__dax0.1__dax__dax0.1__size": "1\n",
-    }
-    del files[missing]
-    sysfs = tree(tmp_path / "sys", link="region0/dax0.1/dax/dax0.1", **files)
+    files = {name: text for name, text in REGION.items() if name != missing}
+    sysfs = tree(tmp_path / "sys", link=DEVICE, **files)
     assert listed(target(tmp_path, kinds.DEVDAX), sysfs) == []
 
 
