@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from kernel_rig import kernel_mount
 from poison_rig import PAGE, Poison
 
 from daxfs.errors import MissingMemory
 from daxfs.pmem import faults, reservation
 from daxfs.pmem.pool import Pool, open_pool
-from support import HANG_SECONDS, mke2fs, run, tmpfs
+from support import mke2fs, tmpfs
 
 SIZE = 1 << 20
 HALF = SIZE // 2
@@ -118,10 +119,8 @@ def test_a_file_that_was_cut_to_nothing(tmp_path: Path) -> None:
 
 def test_a_page_that_is_partly_a_hole_is_not_bad(tmp_path: Path) -> None:
     """A full file system with small blocks fills a part of a page and has no room for the rest."""
-    image, place = mke2fs(tmp_path / "image", "-b", "1024", "-O", "^has_journal", "-m", "0", size="4M"), tmp_path / "fs"
-    place.mkdir()
-    run("mount", "-o", "loop,nodelalloc", image, place, limit=HANG_SECONDS)
-    try:
+    image = mke2fs(tmp_path / "image", "-b", "1024", "-O", "^has_journal", "-m", "0", size="4M")
+    with kernel_mount(image, "nodelalloc") as place:
         path, filling = place / "pool", place / "filling"
         with path.open("wb") as file:
             file.truncate(SIZE)
@@ -137,8 +136,6 @@ def test_a_page_that_is_partly_a_hole_is_not_bad(tmp_path: Path) -> None:
             assert not pool.bad
             filling.unlink()
             pool.write(HALF, b"y" * PAGE)
-    finally:
-        run("umount", place, limit=HANG_SECONDS)
 
 
 @pytest.mark.parametrize(("full", "lasting", "number"), [(1, 0, errno.ENOSPC), (1, 1, errno.EIO), (0, 0, errno.EIO)])
