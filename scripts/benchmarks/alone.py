@@ -12,10 +12,10 @@ from pathlib import Path
 from benchmarks import systems
 from benchmarks.report import Report
 from daxfs import FileSystem, Options
+from daxfs.fs.ranges import KEEP_SIZE
 from daxfs.fs.types import ROOT_INO
 from daxfs.structures import inodes
 
-FALLOC_FL_KEEP_SIZE = 1
 SYNC_OPERATIONS = 2_000
 LOOKUPS = 1_000
 
@@ -124,7 +124,7 @@ def commit(base: Path, report: Report) -> None:
     system = systems.make(base, "daxfs", "1G")
     with FileSystem.open(system.pool) as fs:
         file, _ = fs.create(ROOT_INO, b"grown", 0o644, os.O_RDWR)
-        fs.fallocate(file, FALLOC_FL_KEEP_SIZE, 0, 1 << 20)
+        fs.fallocate(file, KEEP_SIZE, 0, 1 << 20)
         other, _ = fs.create(ROOT_INO, b"appended", 0o644, os.O_RDWR)
 
         def edit(number: int) -> None:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from benchmarks import systems
 from benchmarks.report import Report
 from daxfs import FileSystem
+from daxfs.fs.ranges import KEEP_SIZE
 from daxfs.fs.types import ROOT_INO
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.persist import Operations, volatile
@@ -27,7 +28,6 @@ from daxfs.pmem.persist import Operations, volatile
 LINE = 64
 BLOCK = 4096
 TIMES = 100
-FALLOC_FL_KEEP_SIZE = 1
 
 
 class Count(NamedTuple):
@@ -93,7 +93,7 @@ def counts(base: Path, report: Report) -> None:
             fs.write(file, number * BLOCK, bytes(BLOCK))
         appended, _ = fs.create(ROOT_INO, b"appended", 0o644, os.O_RDWR)
         roomy, _ = fs.create(ROOT_INO, b"roomy", 0o644, os.O_RDWR)
-        fs.fallocate(roomy, FALLOC_FL_KEEP_SIZE, 0, TIMES * BLOCK)
+        fs.fallocate(roomy, KEEP_SIZE, 0, TIMES * BLOCK)
         fs.fsync(ROOT_INO)
         block = bytes(range(256)) * (BLOCK // 256)
         operations: dict[str, tuple[Callable[[int], object], Callable[[], object]]] = {
@@ -141,9 +141,9 @@ def counts(base: Path, report: Report) -> None:
     )
 
 
-def middle(counted: list[Count]) -> tuple[str, str]:
+def middle(counted: list[Count]) -> list[str]:
     """Return the median of both counts as text."""
-    return tuple(f"{statistics.median(part):.0f}" for part in zip(*counted, strict=True))  # type: ignore[return-value]
+    return [f"{statistics.median(part):.0f}" for part in zip(*counted, strict=True)]
 
 
 TIME_FLUSHES = """
