@@ -115,9 +115,8 @@ def mapped(pool: LinesPool, fs: FileSystem) -> client_pool.Pool:
     """
     fs.grants.page.ensure()
     assert token(fs)
-    place = fs.grants.page.token
     record = protocol.Pool(
-        pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", token=place
+        pool.persistence_of_clients, 1, 2, 0, pool.size, fs.volume.block_size, 0, b"", b"/", token=fs.grants.page.token
     )
     events = pool.events
     first = ctypes.addressof(ctypes.c_char.from_buffer(pool.mapped))
