@@ -153,8 +153,7 @@ def _loaded(pool: Pool, first: int, end: int) -> list[Piece]:
     Raises:
         MissingMemory: some of it is missing.
     """
-    if pool.bad and (bad := pool.bad.first(first, end)):
-        raise BadMemory(f"{pool.path}: bad memory at offset {bad.begin}; see: daxfs badblocks {pool.path}")
+    _refuse_bad(pool, first, end)
     found = list(_split(pool.memory[first:end], first))
     pool.faults.check()
     return found
@@ -166,7 +165,8 @@ def _rescued(pool: Pool, first: int, end: int, lost: list[ByteRange]) -> list[Pi
     for begin in range(first, end, mmap.PAGESIZE):
         stop = min(begin + mmap.PAGESIZE, end)
         try:
-            content = b"".join(bytes(piece.content or bytes(piece.length)) for piece in _loaded(pool, begin, stop))
+            _refuse_bad(pool, begin, stop)
+            content = bytes(pool.memory[begin:stop])
             pool.faults.check()
             found.append(Piece(begin, stop - begin, content))
         except MissingMemory:
@@ -174,6 +174,11 @@ def _rescued(pool: Pool, first: int, end: int, lost: list[ByteRange]) -> list[Pi
             lost.append(ByteRange(joined, stop))
             found.append(Piece(begin, stop - begin, None))
     return found
+
+
+def _refuse_bad(pool: Pool, first: int, end: int) -> None:
+    if pool.bad and (bad := pool.bad.first(first, end)):
+        raise BadMemory(f"{pool.path}: bad memory at offset {bad.begin}; see: daxfs badblocks {pool.path}")
 
 
 def _split(content: memoryview, offset: int) -> Iterator[Piece]:
