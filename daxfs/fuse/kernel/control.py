@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fuse.kernel import abi, durability, negotiation
-from daxfs.fuse.kernel.abi import BODY, Init, Opcode
+from daxfs.fuse.kernel import durability, negotiation
+from daxfs.fuse.kernel.abi import Opcode
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -19,15 +19,11 @@ log = logging.getLogger("daxfs.fuse")
 
 def init(connection: Connection, request: Request) -> bytes:
     """Answer INIT, the handshake, and log what this kernel lacks."""
-    given = request.arguments(abi.INIT_IN)
-    offered, more = given.flags, BODY + abi.INIT_IN.size
-    if offered & Init.INIT_EXT and more + abi.INIT_IN_EXT.size <= request.end:
-        offered |= abi.INIT_IN_EXT.read(request.buffer, more).flags2 << 32
     wanted = negotiation.wanted(
         cache_links=connection.options.atime != "strictatime", cache_data=connection.caches_data
     )
     try:
-        agreement, answer = negotiation.agree(given.major, given.minor, given.max_readahead, offered, wanted)
+        agreement, answer = negotiation.answer_init(request, wanted)
     except FsError as error:
         log.error("%s", error.strerror)
         raise

@@ -10,10 +10,14 @@ import errno
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fuse.kernel import abi
-from daxfs.fuse.kernel.abi import Init
+from daxfs.fuse.kernel.abi import BODY, Init
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.request import Request
 
 MAX_PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
 PAGES_WITHOUT_LIMIT = 256
@@ -111,8 +115,17 @@ def wanted(*, cache_links: bool, cache_data: bool) -> Init:
     return flags if cache_data else flags | Init.ASYNC_DIO
 
 
+def answer_init(request: Request, wanted: Init) -> tuple[Agreement, bytes]:
+    """Answer an INIT, as `agree`: the flags that it offers are in two words, of which older kernels send the first."""
+    given = request.arguments(abi.INIT_IN)
+    offered, more = given.flags, BODY + abi.INIT_IN.size
+    if offered & Init.INIT_EXT and more + abi.INIT_IN_EXT.size <= request.end:
+        offered |= abi.INIT_IN_EXT.read(request.buffer, more).flags2 << 32
+    return agree(given.major, given.minor, given.max_readahead, offered, wanted)
+
+
 def agree(major: int, minor: int, readahead: int, offered: int, wanted: Init) -> tuple[Agreement, bytes]:
-    """Answer an INIT.
+    """Return the answer to the kernel's offer.
 
     Args:
         major: of the kernel.

@@ -71,11 +71,7 @@ class PoolFile:
         return abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique), body
 
     def _init(self, request: Request) -> bytes:
-        given = request.arguments(abi.INIT_IN)
-        offered, more = given.flags, BODY + abi.INIT_IN.size
-        if offered & Init.INIT_EXT and more + abi.INIT_IN_EXT.size <= request.end:
-            offered |= abi.INIT_IN_EXT.read(request.buffer, more).flags2 << 32
-        return negotiation.agree(given.major, given.minor, given.max_readahead, offered, WANTED)[1]
+        return negotiation.answer_init(request, WANTED)[1]
 
     def _getattr(self, _request: Request) -> bytes:
         size = self._pool.size
