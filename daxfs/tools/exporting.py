@@ -123,6 +123,8 @@ def _is_stream(file: str) -> bool:
 def _stream(file: str) -> Iterator[int]:
     """Provide the descriptor to write a stream to."""
     if file == STREAM:
+        if sys.__stdout__ is None:  # `cli.prepare` has put /dev/null in its place
+            raise UserError("standard output is closed; give a file, or redirect standard output", _USAGE)
         if os.isatty(sys.stdout.fileno()):
             raise UserError("a pool can't be written to a terminal; give a file, or redirect standard output", _USAGE)
         yield sys.stdout.fileno()

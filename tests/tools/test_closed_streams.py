@@ -102,6 +102,13 @@ def test_commands_without_a_mount(pool: Pool, tmp_path: Path, closed: tuple[int,
     fsck(made)
 
 
+def test_an_export_to_a_closed_standard_output_is_refused(pool: Pool) -> None:
+    made = pool("-b", "4096", size="16M")
+    done = run((1,), command("main", "export", made, "-"))
+    check(done, 64)
+    assert done.stderr == b"daxfs: standard output is closed; give a file, or redirect standard output\n"
+
+
 LIBRARY = """
 import os, sys
 sys.path.insert(0, {root!r})
