@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from daxfs.errors import UserError
+from daxfs.errors import PoolError, UserError
 from daxfs.pmem import kinds, ownership
 from daxfs.tools.sizes import format_size
 
@@ -37,7 +37,12 @@ _SIGNATURES = (  # byte offset, magic, what it is
 
 @contextlib.contextmanager
 def file_of_size(path: str, size: int | None, *, trust_owner: bool) -> Iterator[int]:
-    """Open the pool. A file that does not exist is created, and removed again if the work in the body fails."""
+    """Open the pool. A file that does not exist is created, and removed again if the work in the body fails.
+
+    Raises:
+        UserError: there is no file and no size for one, or no folder for it; the file can't have the size; others can
+            change it; or it can't be opened (PoolError).
+    """
     made = not os.path.lexists(path)
     if made and size is None:
         raise UserError(f"{path} does not exist; give its size to create it: daxfs mkfs {path} --size 1G", _FAILED)
@@ -45,6 +50,9 @@ def file_of_size(path: str, size: int | None, *, trust_owner: bool) -> Iterator[
         if not (made or os.path.isfile(path)):
             kinds.identify(path)  # opening some devices has effects
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if made else 0), 0o600)
+    except FileNotFoundError:
+        text = f"the folder of {path} does not exist; make it, or name another place"
+        raise PoolError(text, kinds.MOUNT_FAILED) from None
     except OSError as error:
         raise kinds.pool_error(path, error) from None
     empty = False

@@ -192,6 +192,10 @@ def test_export_replaces_nothing_by_accident(source: Path, tmp_path: Path) -> No
     one_line(daxfs("export", tmp_path / "none", tmp_path / "other", code=32))
     one_line(daxfs("import", tmp_path / "none", tmp_path / "other", code=66))
     one_line(daxfs("export", source, tmp_path / "no" / "where", code=1))
+    place = tmp_path / "no" / "where"
+    said = f"daxfs: the folder of {place} does not exist; make it, or name another place\n"
+    assert one_line(daxfs("import", source, place, code=32)) == said
+    assert one_line(daxfs("mkfs", place, "--size", "16M", code=32)) == said
     assert not (tmp_path / "other").exists()
 
 
