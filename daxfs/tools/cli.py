@@ -183,7 +183,8 @@ def import_command(
     """
     from daxfs.tools import importing
 
-    importing.run(file, pool, force=force, sparse=sparse, keep_mode=keep_mode, trust_owner=trust_owner)
+    options = importing.Options(force=force, sparse=sparse, keep_mode=keep_mode, trust_owner=trust_owner)
+    importing.run(file, pool, options)
 
 
 @app.command("dump")

@@ -49,6 +49,26 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """How to import.
+
+    Attributes:
+        force: overwrite recognisable content, and copy what is not a whole ext4.
+        sparse: leave the holes of a file; otherwise all of it is allocated.
+        keep_mode: an existing file keeps its mode; otherwise it gets 0600.
+        trust_owner: accept a pool that users besides root and this user can change.
+    """
+
+    force: bool = False
+    sparse: bool = False
+    keep_mode: bool = False
+    trust_owner: bool = False
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The result of `import_pool`; sizes are in bytes.
 
@@ -63,52 +83,24 @@ class Report:
     copied: int
 
 
-def run(
-    file: str,
-    path: str,
-    *,
-    force: bool = False,
-    sparse: bool = False,
-    keep_mode: bool = False,
-    trust_owner: bool = False,
-) -> None:
+def run(file: str, path: str, options: Options = DEFAULTS) -> None:
     """Copy ``file`` (``-``: standard input) into the pool ``path``, show the progress, and print what was done."""
     started = time.monotonic()
     with unwinding(), progress_bar() as progress:
-        report = import_pool(
-            file,
-            path,
-            force=force,
-            sparse=sparse,
-            keep_mode=keep_mode,
-            trust_owner=trust_owner,
-            progress=progress,
-        )
+        report = import_pool(file, path, options, progress)
     seconds = time.monotonic() - started
     print(f"{path}: {format_size(report.copied)} copied to {report.kind}, {seconds:.2f} s")
     if report.copied < report.size:
         print(f"{path} has {format_size(report.size)}; the file system in it keeps its size")
 
 
-def import_pool(
-    file: str,
-    path: str,
-    *,
-    force: bool = False,
-    sparse: bool = False,
-    keep_mode: bool = False,
-    trust_owner: bool = False,
-    progress: Progress | None = None,
-) -> Report:
+def import_pool(file: str, path: str, options: Options = DEFAULTS, progress: Progress | None = None) -> Report:
     """Copy a file system into a pool that is not in use.
 
     Args:
         file: a file or device, or ``-`` for standard input.
         path: the pool. A file that does not exist is created.
-        force: overwrite recognisable content, and copy what is not a whole ext4.
-        sparse: leave the holes of a file; otherwise all of it is allocated.
-        keep_mode: an existing file keeps its mode; otherwise it gets 0600.
-        trust_owner: accept a pool that users besides root and this user can change.
+        options: what may be overwritten and trusted, and what a file gets.
         progress: reports bytes.
 
     Raises:
@@ -120,19 +112,20 @@ def import_pool(
     if os.path.exists(path) and file != STREAM and os.path.exists(file) and os.path.samefile(file, path):
         raise UserError(f"{file} is the pool itself", _FAILED)
     with _opened(file) as source:
-        if not force:
+        if not options.force:
             _refuse_incomplete(source)
         created = not os.path.lexists(path)
         if created and not source.size:
             text = f"{source.name} does not say how large it is, and {path} does not exist; truncate -s SIZE makes it"
             raise UserError(text, _FAILED)
-        with targets.file_of_size(path, source.size, trust_owner=trust_owner) as descriptor:
+        with targets.file_of_size(path, source.size, trust_owner=options.trust_owner) as descriptor:
             with open_pool(path) as pool:
-                _refuse(pool, source, force=force)
+                _refuse(pool, source, force=options.force)
                 is_file = pool.kind not in (kinds.BLOCK, kinds.DEVDAX)
-                if is_file and not sparse:
-                    room.fill(path, descriptor, pool.size)
-                if is_file and not keep_mode:
+                if is_file and not options.sparse:
+                    room.require(path, descriptor, pool.size)
+                    room.fill(path, descriptor, pool.size, pool.kind)
+                if is_file and not options.keep_mode:
                     targets.restrict(path, descriptor)
                 copied = _fill(pool, source, progress)
             if is_file:

@@ -140,7 +140,7 @@ def make_pool(
                 room.require(name, descriptor, whole)
             made = _make_direct(mke2fs, target, size, options, restrict)
             if regular and not sparse:
-                (room.populate if target.kind == kinds.TMPFS else room.allocate)(name, descriptor, whole)
+                room.fill(name, descriptor, whole, target.kind)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode) if regular else 0
         kind = mapped_kind(target, descriptor)
         lacking = room.lacking(descriptor, made[0]) if regular and sparse else 0

@@ -35,22 +35,17 @@ def require(path: str, descriptor: int, size: int) -> None:
         raise _too_large(path, f"room for {format_size(size - missing)} of {format_size(size)}")
 
 
-def fill(path: str, descriptor: int, size: int) -> None:
-    """Check that there is room for the first ``size`` bytes of a new pool's file, and allocate them.
+def fill(path: str, descriptor: int, size: int, kind: str) -> None:
+    """Allocate the first ``size`` bytes of an open pool's file of this kind, and keep their content.
 
-    Raises:
-        UserError: there is no room, or the file can't be allocated.
-    """
-    require(path, descriptor, size)
-    (populate if kinds.identify(path).kind == kinds.TMPFS else allocate)(path, descriptor, size)
-
-
-def allocate(path: str, descriptor: int, size: int) -> None:
-    """Allocate the first ``size`` bytes of an open file and keep their content (`reservation.allocate`).
+    A tmpfs that is mounted with ``huge=advise`` gives huge pages only to a mapping that asks for them; fallocate(2)
+    would fix small ones. So a file on tmpfs is first filled through such a mapping.
 
     Raises:
         UserError: there is no room, or the quota is used up; or the file can't be allocated.
     """
+    if kind == kinds.TMPFS:
+        _populate(descriptor, size)
     try:
         done = reservation.allocate(descriptor, 0, size, alone=True)
     except OSError as error:
@@ -59,19 +54,11 @@ def allocate(path: str, descriptor: int, size: int) -> None:
         raise _too_large(path, "no room for all of it")
 
 
-def populate(path: str, descriptor: int, size: int) -> None:
-    """Do the same with a file on tmpfs, through a mapping that asks for huge pages.
-
-    A tmpfs that is mounted with ``huge=advise`` gives them to such a mapping alone; fallocate(2) would fix small ones.
-
-    Raises:
-        UserError: there is no room.
-    """
+def _populate(descriptor: int, size: int) -> None:
+    """Allocate huge pages for a file, as far as it can have them."""
     with mmap.mmap(descriptor, size) as mapping, suppress(OSError):  # a kernel without huge pages, or before Linux 5.14
         mapping.madvise(mmap.MADV_HUGEPAGE)
         mapping.madvise(_POPULATE_WRITE)
-    # What could not be populated is allocated, or there is no room for it.
-    allocate(path, descriptor, size)
 
 
 def _too_large(path: str, what: str) -> UserError:

@@ -220,7 +220,7 @@ def test_an_export_that_is_cut_leaves_nothing(source: Path, tmp_path: Path) -> N
 def test_an_import_that_is_cut_leaves_no_file_system(source: Path, tmp_path: Path) -> None:
     pool = mke2fs(tmp_path / "pool", size="16M")
     with pytest.raises(KeyboardInterrupt):
-        import_pool(str(source), str(pool), force=True, progress=stop)
+        import_pool(str(source), str(pool), importing.Options(force=True), stop)
     assert not any(pool.read_bytes()[: pieces.HEAD])
     with pytest.raises(KeyboardInterrupt):
         import_pool(str(source), str(tmp_path / "new"), progress=stop)
