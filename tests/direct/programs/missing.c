@@ -16,20 +16,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "expect.h"
+
 #define SIZE (1 << 20)
 
 static char content[SIZE], buffer[SIZE];
 static sigjmp_buf back;
 static volatile sig_atomic_t faults, sent;
 static void *volatile where;
-
-#define EXPECT(what)                                                                                                   \
-    do {                                                                                                               \
-        if (!(what)) {                                                                                                 \
-            fprintf(stderr, "line %d: %s (%s)\n", __LINE__, #what, strerror(errno));                                   \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static void on_fault(int number, siginfo_t *info, void *context) {
     (void)context;

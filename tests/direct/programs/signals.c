@@ -20,6 +20,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "expect.h"
+
 #define SIZE (1 << 20)
 #define PART 65536
 
@@ -31,14 +33,6 @@ static volatile sig_atomic_t ticks;
 static char pattern[PART];
 static _Atomic int shared_fd;
 static _Atomic int stop;
-
-#define EXPECT(what)                                                                                                   \
-    do {                                                                                                               \
-        if (!(what)) {                                                                                                 \
-            fprintf(stderr, "line %d: %s (%s)\n", __LINE__, #what, strerror(errno));                                   \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static void same(int from, off_t offset, size_t length) {
     char buffer[PART];
