@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from direct_rig import DATA, FakeDaemon
 from mount_rig import SESSIONS, Mounted, mounted, mountpoint
 from preload_rig import compile_library, compile_program, said
 
@@ -71,8 +72,8 @@ def test_the_pool_is_cut_below_python(tmp_path: Path, pool: Path) -> None:
             mount.down()
 
 
-def test_a_store_that_meets_no_memory(tmp_path: Path, pool: Path) -> None:
-    """The status entry is there before the store; the page of the store is not."""
+def test_the_end_of_the_pool_is_cut(tmp_path: Path, pool: Path) -> None:
+    """The page of the store is missing, and so are the status entries behind it; what lies before can be read."""
     with mountpoint() as place:
         mount = Mounted(pool, place, (*SESSIONS["kernel"], f"log={tmp_path / 'log'}"))
         try:
@@ -113,3 +114,19 @@ def test_memory_that_is_missing_on_a_read_only_mount(tmp_path: Path, pool: Path)
                 assert not file.direct
         finally:
             mount.down()
+
+
+def test_a_store_that_meets_no_memory_is_written_by_the_kernel(daemon: FakeDaemon) -> None:
+    """The status entry is there before the store; the page of the store is not."""
+    with direct.open(daemon.file, "r+b") as file:
+        assert file.pwrite(100, b"abc") == 3
+        assert file._cache is not None
+        low, high, _, epoch, status = file._cache.write_extent
+        assert (low, high) == (0, daemon.size)
+        os.truncate(daemon.pool, DATA)
+        assert status[0] == epoch
+        assert file.pwrite(200, b"def") == 3
+        assert status[0] == 0
+        assert file._cache.appended_end == 0
+    assert not daemon.appended
+    assert daemon.file.read_bytes()[198:205] == b"kkdefkk"

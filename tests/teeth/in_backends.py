@@ -287,6 +287,14 @@ MUTANTS = [
         CLIENTS,
     ),
     Mutant(
+        "client: a store that met no memory counts as an append",
+        "daxfs/direct/files.py",
+        "                if not self._faults[0]:\n",
+        "                if end:\n",
+        "What a write stored to a missing page is lost, and the write succeeds.",
+        MISSING,
+    ),
+    Mutant(
         "client: a read-only mount shows no missing memory",
         "daxfs/direct/missing.py",
         "        return self._words[: place + 1 : place]\n",
