@@ -221,11 +221,9 @@ class _Region:
         for piece in chosen:
             if piece.place is None:
                 epochs.add(self.announce(piece.start, piece.length))
-        return (
-            Layout([piece._replace(start=piece.start - offset) for piece in chosen], seen.entry, epochs.pop())
-            if (len(epochs) == 1)
-            else None
-        )
+        if len(epochs) > 1:
+            return None
+        return Layout([piece._replace(start=piece.start - offset) for piece in chosen], seen.entry, seen.epoch)
 
     def announce(self, offset: int, length: int) -> int:
         """Have the daemon keep other clients away from bytes that are mapped through the kernel; return the epoch.
@@ -236,12 +234,16 @@ class _Region:
             OSError: the daemon's.
             Refused: as `requests.lease`.
         """
-        request = Lease(self._holder, offset, length, Flag.MAP | Flag.PAGES)
-        epoch = requests.lease(self._pool, self._descriptor, request, bytearray(LEASE_SIZE)).epoch
+        epoch = self._announce_own(offset, length)
         for other in list(_regions):
             if other is not self and other.is_of(self._descriptor):
                 epoch = other.leave_units(offset, offset + length) or epoch
         return epoch
+
+    def _announce_own(self, offset: int, length: int) -> int:
+        """As ``announce``, for this region alone."""
+        request = Lease(self._holder, offset, length, Flag.MAP | Flag.PAGES)
+        return requests.lease(self._pool, self._descriptor, request, bytearray(LEASE_SIZE)).epoch
 
     def is_of(self, descriptor: int) -> bool:
         """Whether the region maps the file that is open as ``descriptor``."""
@@ -261,8 +263,7 @@ class _Region:
             if self._writable:
                 self.flush(low - self._offset, high - low)
             self._map_through_kernel(low - self._offset, high - low)
-            request = Lease(self._holder, low, high - low, Flag.MAP | Flag.PAGES)
-            epoch = requests.lease(self._pool, self._descriptor, request, bytearray(LEASE_SIZE)).epoch
+            epoch = self._announce_own(low, high - low)
             for part, until, place in ((start, low, piece.place), (low, high, None), (high, stop, piece.place)):
                 if part < until:
                     shifted = None if place is None else place + part - start
