@@ -48,6 +48,7 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     const struct daxfs_pool *pool = &mount->pool;
     struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1};
     char *base;
+    bool sound;
 
     lock.l_start = (off_t)(DAXFS_LOCKS + pool->lock);
     /* A kind of file without locks returns EINVAL. */
@@ -59,9 +60,10 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     atomic_store(&mount->missing, false);
     pl_guard(base, pool->size, &mount->missing);
     memset(mount->token, 0, sizeof(mount->token));
-    if (pl_has_superblock(pool, base) && pool->token)
+    sound = pl_has_superblock(pool, base);
+    if (sound && pool->token)
         memcpy(mount->token, base + pool->token, sizeof(mount->token));
-    if (!pl_has_superblock(pool, base) || atomic_load(&mount->missing)) {
+    if (!sound || atomic_load(&mount->missing)) {
         pl_unguard(base);
         pl_call(SYS_munmap, base, pool->size);
         return false;
