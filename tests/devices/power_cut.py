@@ -25,8 +25,11 @@ from support import run, tool
 KINDS = ("fsdax", "devdax-2M", "devdax-4K", "ext4-dax")
 FOLDER = "changed"
 SIZES = (1, 100, 4096, 5000, 70_000)
-MOST = 40
-"""Files of one pool, at most."""
+FEW, MOST = 4, 40
+"""Files of one pool: up to `FEW` they are mostly made, from `MOST` on only removed."""
+MAKING = ("write", "write", "direct", "exec")
+ALTERING = ("rename", "unlink", "append")
+"""The changes; one that is named twice is made twice as often."""
 
 
 class File(NamedTuple):
@@ -83,7 +86,7 @@ class Acknowledged:
     def _apply(self, what: str, text: str, size: str = "0") -> None:
         number = int(text)
         file = self.files.get(number)
-        if what in ("write", "direct", "exec"):
+        if what in MAKING:
             self.files[number] = File(f"f{number}", int(size), 0)
         elif what == "unlink":
             self.files[number] = None
@@ -166,10 +169,8 @@ class Worker:
 
     def change(self) -> None:
         """Announce a change, make it durable, acknowledge it."""
-        ways = ["write", "write", "direct", "exec", "rename", "unlink", "append"]
-        what = self._chance.choice(ways) if 4 < len(self._files) < MOST else "unlink" if self._files else "write"
-        what = what if len(self._files) > 4 or self._chance.random() < 0.3 else self._chance.choice(ways[:4])
-        if what in ("write", "direct", "exec"):
+        what = self._choose()
+        if what in MAKING:
             number, size = self._next, self._chance.choice(SIZES)
             self._next += 1
             words: tuple[object, ...] = (what, number, size)
@@ -182,6 +183,15 @@ class Worker:
             self._say("try", *words)
             self._alter(what, number)
         self._say("done", *words)
+
+    def _choose(self) -> str:
+        if len(self._files) >= MOST:
+            return "unlink"
+        if len(self._files) > FEW:
+            return self._chance.choice(MAKING + ALTERING)
+        if self._files and self._chance.random() < 0.3:
+            return "unlink"
+        return self._chance.choice(MAKING)
 
     def _create(self, what: str, number: int, size: int) -> None:
         path = self._root / f"f{number}"
