@@ -23,10 +23,11 @@ from typing import NamedTuple, Protocol
 
 from daxfs.direct import requests
 from daxfs.direct.lease_cache import NO_EXTENT
-from daxfs.direct.pool import Pool, attach, libc, os_error, write_back
+from daxfs.direct.pool import Pool, attach, libc, write_back
 from daxfs.direct.trust import Refused
 from daxfs.direct.units import Piece, choose
 from daxfs.pmem.kinds import HUGE_PAGE
+from daxfs.pmem.libc import last_error
 from daxfs.protocol import DURABLE, LEASE_SIZE, MOST_FILLED, Flag, Kind, Lease
 
 _NORESERVE = 0x4000
@@ -436,7 +437,7 @@ def _append(pieces: list[Piece], new: Piece) -> None:
 def _mmap(address: int, length: int, protection: int, flags: int, descriptor: int, offset: int) -> int:
     got = libc.mmap(address or None, length, protection, flags, descriptor, offset)
     if got is None or got == ctypes.c_void_p(-1).value:
-        raise os_error()
+        raise last_error()
     return int(got)
 
 

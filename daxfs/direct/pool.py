@@ -33,6 +33,7 @@ from daxfs.direct.trust import Refused
 from daxfs.errors import FsError
 from daxfs.pmem import exclusive, persist
 from daxfs.pmem.address import address_of
+from daxfs.pmem.libc import last_error
 from daxfs.pmem.pool import MAP_SYNC
 
 CHUNK = 21  # bits of a pool offset inside a chunk: 2 MiB are marked dirty together
@@ -43,12 +44,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-def os_error() -> OSError:
-    """Return the error of the last call of ``libc``."""
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
-
-
 def write_back(address: int, length: int) -> None:
     """Write a mapped range back to the medium by msync(2), and wait for it. ``address`` is the start of a page.
 
@@ -56,7 +51,7 @@ def write_back(address: int, length: int) -> None:
         OSError: the system's.
     """
     if libc.msync(address, length, _MS_SYNC):
-        raise os_error()
+        raise last_error()
 
 
 def _rights() -> tuple[int, int, list[int]]:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
+from daxfs.pmem.libc import last_error
 
 SOURCE = "daxfs-alone"
 """What the program's mount table shows as the device; not the path, which e2fsck would then take for mounted."""
@@ -117,5 +118,4 @@ def _unshare() -> None:
 
 def _succeed(result: int) -> None:
     if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()

@@ -19,6 +19,7 @@ import time
 
 from daxfs.errors import UserError
 from daxfs.pmem.kinds import Mount, read_mounts
+from daxfs.pmem.libc import last_error
 from daxfs.protocol import FILESYSTEM_TYPE
 
 DEVICE = "/dev/fuse"
@@ -73,8 +74,7 @@ def mount_device(source: str, mountpoint: str, flags: int, options: list[str], r
             data.encode(),
         )
         if result != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), mountpoint)
+            raise last_error(mountpoint)
     except BaseException:
         os.close(descriptor)
         raise
@@ -122,8 +122,7 @@ def remount_device(mountpoint: str, flags: int) -> None:
     libc = _libc()
     remount = ctypes.c_ulong(flags | MS_REMOUNT | MS_POSIXACL)
     if libc.mount(b"none", os.fsencode(mountpoint), None, remount, None) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), mountpoint)
+        raise last_error(mountpoint)
 
 
 def unmount_device(mountpoint: str, flags: int = 0) -> None:
@@ -133,8 +132,7 @@ def unmount_device(mountpoint: str, flags: int = 0) -> None:
         OSError: umount2(2) failed.
     """
     if _libc().umount2(os.fsencode(mountpoint), flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), mountpoint)
+        raise last_error(mountpoint)
 
 
 def top_mount(mountpoint: str) -> Mount | None:

@@ -7,7 +7,8 @@ fallocate(2). It may do so just after a client of direct access has stored its o
 from __future__ import annotations
 
 import ctypes
-import os
+
+from daxfs.pmem.libc import last_error
 
 PUNCH_HOLE = 3
 """FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE"""
@@ -23,5 +24,4 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
         OSError: EOPNOTSUPP, the file system can't do it; ENOSPC, EDQUOT, and others of fallocate(2).
     """
     if _fallocate(descriptor, mode, offset, length) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from daxfs.pmem.libc import last_error
 from daxfs.runs import ByteRange
 
 HUGE = 2 << 20
@@ -138,7 +139,7 @@ class AddressRange:
         place = region.file_offset + offset - region.offset
         flags = region.flags | _MAP_FIXED
         if _libc.mmap(self.begin + offset, length, region.protection, flags, region.descriptor, place) == _FAILED:
-            raise _last_error()
+            raise last_error()
 
     def view(self) -> memoryview:
         """Return the regions' bytes, format "B"; read-only unless all regions may be stored to."""
@@ -154,7 +155,7 @@ class AddressRange:
             OSError: write-back failed.
         """
         if _libc.msync(self.begin + offset, length, _MS_SYNC):
-            raise _last_error()
+            raise last_error()
 
     def advise(self, advice: int) -> None:
         """Give advice about all regions (madvise(2)).
@@ -163,7 +164,7 @@ class AddressRange:
             OSError: the kernel does not take this advice.
         """
         if _libc.madvise(self.begin, self.length, advice):
-            raise _last_error()
+            raise last_error()
 
     def populate(self, offset: int, length: int) -> None:
         """Prepare [offset, offset + length), whole pages, for loads (madvise(2), MADV_POPULATE_READ).
@@ -172,7 +173,7 @@ class AddressRange:
             OSError: EFAULT, EHWPOISON: a load would be SIGBUS. EINVAL: the kernel is older than Linux 5.14.
         """
         if _libc.madvise(self.begin + offset, length, _POPULATE_READ):
-            raise _last_error()
+            raise last_error()
 
     def region_at(self, offset: int) -> Region:
         """Return the region that contains the byte ``offset``."""
@@ -210,12 +211,7 @@ def _reserve(room: int, align: int) -> tuple[int, int, ctypes.Array[Any]]:
     whole = room + align
     address = _libc.mmap(None, whole, _PROT_NONE, _NOTHING, -1, 0)
     if address == _FAILED:
-        raise _last_error()
+        raise last_error()
     token = (ctypes.c_ubyte * 0)()
     weakref.finalize(token, _libc.munmap, address, whole).atexit = False
     return address + -address % align, room, token
-
-
-def _last_error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

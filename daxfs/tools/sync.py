@@ -13,6 +13,7 @@ import os
 from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
+from daxfs.pmem.libc import last_error
 from daxfs.tools.reading import NO_INPUT
 
 FAILED = 74
@@ -54,5 +55,4 @@ def _sync_daemon(descriptor: int) -> None:
 def _syncfs(descriptor: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(descriptor) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()
