@@ -18,16 +18,22 @@ bool pl_may_be_dirty(const struct pl_piece *piece) {
     return piece->protection & PROT_WRITE && pl_is_shared(piece->group);
 }
 
-/* With MAP_SYNC the program itself makes its stores durable. */
-void pl_mark_piece(const struct pl_piece *piece, struct pl_file *file, const char *start, const char *end) {
+/* Mark what the program stored to [start, end) of a piece; `memory` is where these bytes are mapped now. With MAP_SYNC
+ * the program itself makes its stores durable. */
+static void mark(const struct pl_piece *piece, struct pl_file *file, const char *start, const char *end,
+                 const char *memory) {
     const struct pl_mount *mount = piece->group->file->mount;
 
     if (piece->kind != DAXFS_MEMORY || !pl_may_be_dirty(piece))
         return;
     /* Without a mapping of the whole pool pl_sync can't flush later. */
     if (mount->pool.persistence == DAXFS_LINES ? !(piece->group->flags & MAP_SYNC) : !mount->base)
-        pl_flush(mount, start, (size_t)(end - start));
+        pl_flush(mount, memory, (size_t)(end - start));
     pl_stored(file, piece->pool + (uint64_t)(start - piece->start), (uint64_t)(end - start));
+}
+
+void pl_mark_piece(const struct pl_piece *piece, struct pl_file *file, const char *start, const char *end) {
+    mark(piece, file, start, end, start);
 }
 
 void pl_mark_range(char *start, char *end) {
@@ -88,13 +94,9 @@ static void mark_replaced(const char *start, const char *end) {
         const struct pl_piece *piece = &pl_book.pieces[i];
         const struct pl_mount *mount = piece->group->file->mount;
         const char *from = piece->start > start ? piece->start : start, *to = piece->end < end ? piece->end : end;
-        uint64_t pool = piece->pool + (uint64_t)(from - piece->start);
 
-        if (piece->kind != DAXFS_MEMORY || !pl_may_be_dirty(piece) || !mount->base)
-            continue;
-        if (mount->pool.persistence == DAXFS_LINES && !(piece->group->flags & MAP_SYNC))
-            pl_flush(mount, mount->base + pool, (size_t)(to - from));
-        pl_stored(piece->group->file, pool, (uint64_t)(to - from));
+        if (mount->base)
+            mark(piece, piece->group->file, from, to, mount->base + piece->pool + (from - piece->start));
     }
 }
 
