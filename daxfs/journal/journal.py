@@ -17,6 +17,7 @@ docs/CRASH.md numbers the invariants and says what a power cut leaves at each st
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.journal.caches import Caches
     from daxfs.pmem.pool import Pool
+
+log = logging.getLogger("daxfs.journal")
 
 UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: bounds the DRAM
 SIZE_CLASSES = 33  # powers of two up to the largest log, whose block numbers have 32 bits
@@ -283,7 +286,8 @@ class Journal:
     def abort(self, error: BaseException | None = None, *, record: bool = True) -> None:
         """Refuse further changes, drop those that were not committed, and record the errno in the journal.
 
-        Afterwards the pool holds the state of the last commit, and its log stays as it is for recovery.
+        Afterwards the pool holds the state of the last commit, and its log stays as it is for recovery. If the commit
+        was being copied home, only the log holds all of it: views then go on reading its copies.
 
         Args:
             error: the cause; its errno is recorded, EIO if it has none.
@@ -294,7 +298,12 @@ class Journal:
         self._aborted = True
         self._room = -1
         self._handle.detach()
-        self._transaction.clear()
+        if error is not None:
+            log.error("%s: the journal is aborted: %s", self.pool.path, error)
+        if self._storing_home:
+            self._transaction.freeze()
+        else:
+            self._transaction.clear()
         self.view.caches.drop()
         for hook in self.abort_hooks:
             hook()
@@ -340,7 +349,7 @@ class Journal:
     @property
     def stats(self) -> Statistics:
         """The counters since the journal was opened."""
-        log = self._writer if isinstance(self._writer, Log) else None
+        writer = self._writer if isinstance(self._writer, Log) else None
         sizes = [0] * SIZE_CLASSES
         for blocks, commits in self._sizes.items():
             sizes[blocks.bit_length()] += commits
@@ -350,14 +359,14 @@ class Journal:
             blocks_home=self._blocks_home,
             blocks_logged=self._blocks_logged,
             blocks_revoked=self._blocks_revoked,
-            tail_moves=log.tail_moves if log else 0,
+            tail_moves=writer.tail_moves if writer else 0,
             rollbacks=self._handle.rollbacks,
             sizes=tuple(sizes),
             largest=max(self._sizes, default=0),
             running_blocks=len(self._transaction.copies),
             pending_free_blocks=self.pending_free_blocks,
-            log_blocks=log.blocks if log else 0,
-            log_blocks_used=log.blocks_used if log else 0,
+            log_blocks=writer.blocks if writer else 0,
+            log_blocks_used=writer.blocks_used if writer else 0,
         )
 
     def _assert_usable(self) -> None:
@@ -398,7 +407,7 @@ class Journal:
             return
         tx.run_seals()
         writer, size = self._writer, self.view.block_size
-        store = self.pool.replace if self.pool.bad else self.pool.write
+        store = self.pool.block_store
         superblock = copies.pop(SUPERBLOCK_KEY, None)
         if superblock is not None:
             copies[self._superblock_home] = superblock

@@ -109,7 +109,7 @@ class Log:
         """
         if pool.reserve is not None:
             for start, count in area.runs:
-                pool.reserve(start * geometry.block_size, count * geometry.block_size)
+                pool.reserve(start * geometry.block_size, count * geometry.block_size, around=True)
         superblock = load_superblock(pool, geometry, area)
         if superblock.h_blocktype != jbd2.SUPERBLOCK_V2:
             raise Unsupported(["journal superblock version 1"])
@@ -325,15 +325,15 @@ class Log:
 
     def _store(self, position: int, content: Buffer) -> int:
         """Store blocks from ``position`` on, around the log's end; return the position after them."""
-        size = self._size
+        size, store = self._size, self._pool.block_store
         blocks = len(content) // size
         while True:
             place = self._place(position)
             room = self._run[1] - position
             if blocks <= room:
-                self._pool.write(place, content)
+                store(place, content)
                 return self._wrapped(position + blocks)
-            self._pool.write(place, content[: room * size])
+            store(place, content[: room * size])
             content = content[room * size :]
             blocks -= room
             position = self._wrapped(position + room)

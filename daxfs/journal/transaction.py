@@ -9,8 +9,9 @@ they call ``tx``.
 
 Invariants (docs/CRASH.md has the rest):
 
-T1. ``copies`` and ``overlay`` have the same keys and share their memory; views read ``overlay``. There is one
-    exception: a superblock that was committed and is not yet stored at home (``waiting``) is in ``overlay`` only.
+T1. ``copies`` and ``overlay`` have the same keys and share their memory; views read ``overlay``. There are two
+    exceptions, both committed and not at home: a superblock whose store waits (``waiting``), and after an abort while
+    storing home all of the transaction (`Transaction.freeze`) are in ``overlay`` only.
 T2. Within a handle, a block is in ``_touched`` exactly when its present copy may be written without a further undo
     entry.
 T3. Applying ``_undo`` backwards restores the transaction to its state at the beginning of the handle.
@@ -102,6 +103,12 @@ class Transaction:
         self.reserved.clear()
         self.reserved_credits = 0
         self.superblock = None
+
+    def freeze(self) -> None:
+        """Keep what views read, and nothing that a commit would write: the transaction is committed and not at home."""
+        seen = dict(self.overlay)
+        self.clear()
+        self.overlay.update(seen)
 
     def run_seals(self) -> None:
         """Run the seals, which make checksums: ``seals`` in order of registration, ``late``, then the superblock."""

@@ -6,31 +6,22 @@ out. A pool in good health has an empty list, which is false.
 
 Sources: ``badblocks_show`` in block/badblocks.c (lines of first sector and number of sectors, of 512 bytes each);
 ``pmem_attach_disk`` in drivers/nvdimm/pmem.c (the list of a disk begins with its first sector); ``nd_region_probe`` in
-drivers/nvdimm/region.c (that of a region with the region); Documentation/filesystems/fiemap.rst.
+drivers/nvdimm/region.c (that of a region with the region).
 """
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import re
-import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
-from daxfs.pmem import kinds
+from daxfs.pmem import fiemap, kinds
 from daxfs.runs import ByteRange, joined, overlap, subtract
 
 _SECTOR = 512
 _LINE = re.compile(r"([0-9]{1,19})\s+([0-9]{1,19})")
-_FS_IOC_FIEMAP = 0xC020660B  # include/uapi/linux/fs.h
-_FIEMAP = struct.Struct("=QQIIII")  # struct fiemap: start, length, flags, mapped extents, room for extents, reserved
-_EXTENT = struct.Struct("=QQQ16xI12x")  # struct fiemap_extent: logical, physical, length, flags
-_EXTENTS = 256  # in one answer
-_LAST = 0x1
-_NO_PLACE = 0x2 | 0x4 | 0x8 | 0x100 | 0x200  # unknown, delayed, encoded, not aligned, inline
 _PARENTS = 8  # folders between a devdax device and its region: four
 
 
@@ -105,30 +96,13 @@ def _of_file(target: kinds.Target, device: list[ByteRange]) -> list[ByteRange]:
     if not device:
         return []
     found = []
-    for logical, physical, length in _extents(target.path):
-        for begin, end in device:
-            low, high = max(begin, physical), min(end, physical + length)
-            if low < high:
-                found.append(ByteRange(low - physical + logical, high - physical + logical))
+    with open(target.path, "rb") as file:
+        for logical, physical, length, placed in fiemap.blocks(file.fileno(), 0, target.size):
+            for begin, end in device if placed else ():
+                low, high = max(begin, physical), min(end, physical + length)
+                if low < high:
+                    found.append(ByteRange(low - physical + logical, high - physical + logical))
     return list(joined(found))
-
-
-def _extents(path: str) -> Iterator[tuple[int, int, int]]:
-    """Yield where a file lies on its device, as (byte of the file, byte of the device, bytes); nothing if unknown."""
-    position = 0
-    with suppress(OSError), open(path, "rb") as file:
-        while True:
-            answer = bytearray(_FIEMAP.size + _EXTENTS * _EXTENT.size)
-            _FIEMAP.pack_into(answer, 0, position, (1 << 64) - 1 - position, 0, 0, _EXTENTS, 0)
-            fcntl.ioctl(file, _FS_IOC_FIEMAP, answer)
-            mapped = _FIEMAP.unpack_from(answer)[3]
-            for number in range(mapped):
-                logical, physical, length, flags = _EXTENT.unpack_from(answer, _FIEMAP.size + number * _EXTENT.size)
-                if not flags & _NO_PLACE:
-                    yield logical, physical, length
-                position = logical + length
-            if not mapped or flags & _LAST:
-                return
 
 
 def _of_region(folder: str, size: int) -> list[ByteRange]:

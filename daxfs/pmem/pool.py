@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
-from daxfs.errors import FsError, PoolError
+from daxfs.errors import FsError, MissingMemory, PoolError
 from daxfs.pmem import exclusive, kinds, persist
 from daxfs.pmem.badblocks import BadRanges, listed
 from daxfs.pmem.descriptors import above_standard
@@ -65,8 +65,7 @@ class Pool:
         flush: ``flush(offset, length)`` starts the write-back of stores that other code made into ``memory``.
         fence: ``fence()`` returns when everything flushed so far is durable; FsError EIO if the medium
             failed.
-        reserve: ``reserve(offset, length)`` makes sure that a range has memory; None where all of the pool has.
-            MissingMemory ENOSPC if the file system that holds the pool has no room.
+        reserve: `Reservation.reserve`, which makes sure that a range has memory; None where all of the pool has.
         faults: the loads and stores that met no memory. An operation that ends with one pending fails with
             ``faults.settle()``.
         bad: the ranges that are known to be bad; empty, and so false, as a rule.
@@ -99,7 +98,7 @@ class Pool:
         self.private = False
         self.faults = faults
         self.bad = BadRanges(self.size) if bad is None else bad
-        self.reserve: Callable[[int, int], None] | None = None
+        self.reserve: Callable[..., None] | None = None
         self.status: os.stat_result | None = None
         self.write: Callable[[int, Buffer], None] = operations.write
         self.zero: Callable[[int, int], None] = operations.zero
@@ -161,6 +160,11 @@ class Pool:
 
     def refuse_clients(self) -> None:
         """Raise PoolError if clients still map this pool."""
+
+    @property
+    def block_store(self) -> Callable[[int, Buffer], None]:
+        """How to store whole blocks: `replace` if memory of the pool is bad or may be missing, else `write`."""
+        return self.replace if self.bad or self.reserve is not None else self.write
 
     def replace(self, offset: int, data: Buffer) -> None:
         """Store whole blocks whose old content is no longer needed as `write` does, over bad memory by `rewrite`."""
@@ -240,6 +244,28 @@ class MappedPool(Pool):
     def has_no_room_for_holes(self) -> bool:
         """As `Pool.has_no_room_for_holes`."""
         return self._has_holes() and self._reservation.is_full()
+
+    def replace(self, offset: int, data: Buffer) -> None:
+        """As `Pool.replace`; and through the file where no page can be had for a block that is allocated.
+
+        A page cache with folios larger than a page wants room for all of a folio before it lets anyone store to one
+        page of it (``iomap_page_mkwrite`` in fs/iomap/buffered-io.c); pwrite(2) wants room for what is written.
+        """
+        self.faults.check()
+        try:
+            super().replace(offset, data)
+        except MissingMemory as error:
+            if error.errno != errno.ENOSPC or not self._store_through_file(offset, data):
+                raise
+
+    def _store_through_file(self, offset: int, data: Buffer) -> bool:
+        """Store by pwrite(2) into the page cache that the mapping shows; durable after the next fence."""
+        try:
+            stored = os.pwrite(self._descriptors[0], data, offset)
+        except OSError:
+            return False
+        self.flush(offset, stored)
+        return stored == len(data)
 
     def rewrite(self, offset: int, data: Buffer) -> bool:
         """As `Pool.rewrite`: pwrite(2) has the driver clear the poison (``pmem_do_write`` in drivers/nvdimm/pmem.c)."""

@@ -13,11 +13,13 @@ import stat
 
 from daxfs.errors import MissingMemory
 from daxfs.pmem.fallocate import fallocate
+from daxfs.pmem.fiemap import is_allocated
 
 SECTOR = 512
 """Bytes, the unit of st_blocks."""
 _CHUNK_BITS = 16  # 64 KiB are reserved at once, where there is so much room
 _SCARCE = 16 << 20  # bytes
+_LARGEST_FOLIO = 2 << 20  # bytes
 _REMEMBERED = 1 << 16  # chunks; more are asked for once more
 
 
@@ -48,7 +50,8 @@ def is_full(descriptor: int) -> bool:
 def allocate(descriptor: int, offset: int, length: int, *, alone: bool = False) -> bool:
     """Allocate a range of an open file and keep its content; False: there is no room, or the quota is used up.
 
-    A file system without fallocate(2) leaves the file as it is. If nobody else stores into the file (``alone``), the C
+    xfs refuses where it has no free blocks at all, even if the range needs none: then the map of the file decides. A
+    file system without fallocate(2) leaves the file as it is. If nobody else stores into the file (``alone``), the C
     library then stores a zero into each block that begins as a hole (posix_fallocate(3)), where it can.
 
     Raises:
@@ -61,7 +64,7 @@ def allocate(descriptor: int, offset: int, length: int, *, alone: bool = False) 
             fallocate(descriptor, 0, offset, length)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return False
+            return is_allocated(descriptor, offset, offset + length)
         if error.errno != errno.EOPNOTSUPP:
             raise
     return True
@@ -79,12 +82,23 @@ class Reservation:
         self._size = size
         self._done: set[int] = set()
 
-    def reserve(self, offset: int, length: int) -> None:
+    def reserve(self, offset: int, length: int, *, around: bool = False) -> None:
         """Allocate what of a range is a hole (`allocate`).
+
+        Args:
+            offset: in bytes.
+            length: in bytes.
+            around: allocate also, if there is room, what may share a folio with the ends of the range. The kernel may
+                want room for all of a folio when a page of it is stored to.
 
         Raises:
             MissingMemory: ENOSPC, there is no room (or no quota) for it.
         """
+        if around:
+            first = offset & -_LARGEST_FOLIO
+            end = min(offset + length + _LARGEST_FOLIO - 1 & -_LARGEST_FOLIO, self._size)
+            if self._allocate(first, end - first):
+                return
         missing = [
             chunk
             for chunk in range(offset >> _CHUNK_BITS, (offset + length - 1 >> _CHUNK_BITS) + 1)

@@ -17,6 +17,7 @@ from daxfs.fs.grants import epochs
 
 LINE = "{id} 1 {device} / /mnt/a\\040b rw,nosuid shared:7 - {kind} {source} rw,{options},default_permissions\n"
 OWN = os.getuid()
+ATTEMPTS = 10
 
 
 @pytest.fixture(scope="session")
@@ -71,25 +72,27 @@ def test_a_mount_that_takes_the_place_of_a_trusted_one(
     monkeypatch.setattr(epochs.secrets, "randbits", lambda _: 4711)
     content = b"x" * 4096
     with agent(library) as worker:
-        devices = []
-        for user in (0, NOBODY):
+
+        def number_of_a_mount(user: int) -> int:
             with monkeypatch.context() as patch:
-                patch.setattr(os, "getuid", lambda user=user: user)
+                patch.setattr(os, "getuid", lambda: user)
                 mount = mounted(made, *SESSIONS["kernel"], "allow_other")
                 place = mount.__enter__().place
             try:
                 path = place / "file"
                 path.write_bytes(content)
-                devices.append(path.stat().st_dev)
                 for _ in range(20):
                     worker("fd = os.open({path}, os.O_RDWR)", path=str(path))
                     got, calls = worker("direct(lambda: os.pread(fd, 4096, 0))")  # type: ignore[misc]
                     assert (got, calls) == (content, 0 if user == 0 else 1)
                     worker("os.close(fd)")
                 assert user or worker("{pool} in open('/proc/self/maps').read()", pool=str(made))
+                return path.stat().st_dev
             finally:
                 mount.__exit__(None, None, None)
-        assert devices[0] == devices[1], "this kernel gave the second mount another number"
+
+        # The number becomes free with the first mount; whoever mounts something else meanwhile may get it.
+        assert any(number_of_a_mount(0) == number_of_a_mount(NOBODY) for _ in range(ATTEMPTS))
 
 
 @pytest.mark.parametrize(

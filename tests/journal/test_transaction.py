@@ -390,6 +390,8 @@ def test_an_error_while_storing_home_leaves_the_log_to_recovery(
         journal.commit()
     pool.write = store
     assert rig.contents(pool) == {}
+    assert bytes(journal.view.block(rig.free[0])) == rig.filled(1), "what is committed is what readers see"
+    assert not journal.dirty
     assert rig.superblock(pool).s_errno == 0
     assert recovery.replay(pool, rig.geometry, rig.area).transactions == 1
     assert rig.contents(pool) == {rig.free[0]: rig.filled(1)}

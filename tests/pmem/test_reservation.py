@@ -13,7 +13,7 @@ import pytest
 from daxfs.errors import MissingMemory
 from daxfs.pmem import reservation
 from daxfs.pmem.pool import Pool, open_pool
-from support import tmpfs
+from support import run, tmpfs
 
 SIZE = 4 << 20
 
@@ -109,3 +109,87 @@ def test_the_last_pages_are_given_one_by_one(small: Path) -> None:
         assert 60 <= pages < SIZE // 4096
         for page in range(pages):
             pool.write(page * 4096, b"y" * 4096)
+
+
+@pytest.fixture
+def xfs(tmp_path: Path) -> Iterator[Path]:
+    """An xfs of the smallest size on a loop device."""
+    image, place = tmp_path / "image", tmp_path / "place"
+    with image.open("wb") as file:
+        file.truncate(300 << 20)
+    run("mkfs.xfs", "-q", image)
+    place.mkdir()
+    run("mount", "-o", "loop", image, place)
+    try:
+        yield place
+    finally:
+        run("umount", place)
+
+
+def fill(path: Path) -> int:
+    """Write until there is no room; return the descriptor of the file."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
+    for size in (1 << 20, 4096, 512):
+        with suppress(OSError):
+            while os.write(descriptor, b"x" * size):
+                pass
+    os.fsync(descriptor)
+    return descriptor
+
+
+def leave(filler: int, blocks: int) -> None:
+    """Cut so many blocks of 4 KiB off a file."""
+    os.ftruncate(filler, os.fstat(filler).st_size - 4096 * blocks)
+    os.fsync(filler)
+
+
+def test_a_page_of_a_large_folio_is_stored_to_though_its_neighbours_find_no_room(xfs: Path) -> None:
+    """A folio of many pages is in the page cache; a store to one of them wants room for all (iomap_page_mkwrite)."""
+    path = sparse(xfs / "pool")
+    path.read_bytes()
+    filler = fill(xfs / "filler")
+    leave(filler, 3)
+    with open_pool(path) as pool:
+        at = (3 << 20) + 0x1C000
+        assert pool.reserve is not None
+        pool.reserve(at, 4096)
+        with suppress(OSError):
+            while True:
+                os.posix_fallocate(filler, os.fstat(filler).st_size, 4096)
+        pool.block_store(at, b"y" * 4096)
+        assert bytes(pool.memory[at : at + 4096]) == b"y" * 4096
+        assert path.read_bytes()[at : at + 4096] == b"y" * 4096
+        pool.fence()
+        with pytest.raises(MissingMemory):
+            pool.block_store(at + 4096, b"y" * 4096)
+    os.close(filler)
+
+
+def test_what_is_allocated_needs_no_room(xfs: Path) -> None:
+    """fallocate(2) of xfs is ENOSPC in a full file system even where all is allocated."""
+    path = sparse(xfs / "pool")
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), b"z" * 8192, 1 << 20)
+    filler = fill(xfs / "filler")
+    with open_pool(path) as pool:
+        assert pool.reserve is not None
+        pool.reserve(1 << 20, 8192)
+        with pytest.raises(MissingMemory):
+            pool.reserve((1 << 20) + 4096, 8192)
+    os.close(filler)
+
+
+def test_neighbours_are_allocated_where_there_is_room(tmp_path: Path) -> None:
+    with open_pool(sparse(tmp_path / "pool")) as pool:
+        assert pool.reserve is not None
+        pool.reserve((2 << 20) - 4096, 4096, around=True)
+        assert allocated(pool) == 2 << 20
+        pool.reserve((2 << 20) - 4096, 8192, around=True)
+        assert allocated(pool) == SIZE
+
+
+def test_neighbours_are_left_out_where_there_is_no_room(small: Path) -> None:
+    with open_pool(sparse(small / "pool")) as pool:
+        assert pool.reserve is not None
+        pool.reserve(1 << 20, 4096, around=True)
+        pool.write(1 << 20, b"x" * 4096)
