@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rig
-from benchmarks import alone, data, direct, metadata, persistence
+from benchmarks import alone, data, direct, fairness, metadata, persistence, waiting
 from benchmarks.report import FULL, QUICK, Report, load, machine
 
 SECTIONS: dict[str, Callable[[Path, Report], None]] = {
@@ -26,6 +26,8 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "sync": alone.sync,
     "direct": direct.direct,
     "persistence": persistence.persistence,
+    "fairness": fairness.fairness,
+    "waiting": waiting.waiting,
 }
 IDLE = 0.5
 

@@ -112,10 +112,10 @@ def serve(device: Device, cpu_latency: CpuLatencyRequest, memory: memoryview, st
             raise
         _, opcode, unique, node, _, _, _, _, _ = in_header(buffer)
         if opcode == READ:
-            _, offset, size, _, _, _ = read_in(buffer, BODY)
+            _, offset, size, _, _, _, _ = read_in(buffer, BODY)
             writev(descriptor, (out_header(out + size, 0, unique), memory[offset : offset + size]))
         elif opcode == WRITE:
-            _, offset, size, _, _, _ = read_in(buffer, BODY)
+            _, offset, size, _, _, _, _ = read_in(buffer, BODY)
             if store:
                 memory[offset : offset + size] = buffer[WRITE_DATA : WRITE_DATA + size]
             writev(descriptor, (out_header(out + 8, 0, unique), written(size)))

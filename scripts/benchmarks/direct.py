@@ -10,7 +10,6 @@ without it the figures of fuse2fs would be those of the kernel's cache.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import rig
 from benchmarks import systems
-from benchmarks.alone import daemon
+from benchmarks.alone import cpu_seconds, daemon
 from benchmarks.report import Ratio, Report, Samples
 from daxfs.tools import stats
 from daxfs.tools.snapshot import Snapshot
@@ -46,7 +45,7 @@ WATCHED_SECONDS = 2.0
 BEGUN_SECONDS = 1.0
 """The time after which a started job has warmed up."""
 IDLE_CPU_MS = 10.0
-"""The most CPU time of the daemon in a second while programs work: one tick of the clock that counts it."""
+"""The most CPU time of the daemon in a second while programs work."""
 IDLE_REQUESTS = 2.0
 """The most requests in a second: the second statistics query may need a piece more than the one subtracted."""
 CLIENT_LOOP = Path(__file__).with_name("client_loop.py")
@@ -161,22 +160,16 @@ def watch(place: Path, seconds: float) -> tuple[float, float]:
         alone = stats.ask(descriptor, mountpoint)
         begin = stats.ask(descriptor, mountpoint)
         own = requests(begin.after(alone))
-        before = cpu_ms(process)
+        before = cpu_seconds(process)
         time.sleep(seconds)
-        after = cpu_ms(process)
+        after = cpu_seconds(process)
         end = stats.ask(descriptor, mountpoint)
-    return after - before, float(requests(end.after(begin)) - own)
+    return 1000 * (after - before), float(requests(end.after(begin)) - own)
 
 
 def requests(seen: Snapshot) -> int:
     """Return the number of requests of all kinds."""
     return sum(operation.count for operation in seen.operations.values())
-
-
-def cpu_ms(process: Path) -> float:
-    """Return the CPU time of a process in milliseconds (proc_pid_stat(5), utime and stime)."""
-    fields = (process / "stat").read_text().rpartition(")")[2].split()
-    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def client(place: Path, report: Report) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -34,6 +35,7 @@ class Scale:
         files: in the directory of the metadata section.
         tree: files in the tree that is unpacked.
         listed: entries of the largest directory that is listed.
+        names: entries of the directory that another user lists in the section ``fairness``.
     """
 
     rounds: int = 5
@@ -41,10 +43,11 @@ class Scale:
     files: int = 10_000
     tree: int = 3_000
     listed: int = 100_000
+    names: int = 1_000_000
 
 
 FULL = Scale()
-QUICK = Scale(rounds=1, seconds=0.5, files=1_000, tree=300, listed=10_000)
+QUICK = Scale(rounds=1, seconds=0.5, files=1_000, tree=300, listed=10_000, names=20_000)
 
 
 class Samples:
@@ -83,7 +86,7 @@ class Report:
     def __init__(self, scale: Scale) -> None:
         self.scale = scale
         self.console = rig.console()
-        self.sections: dict[str, dict[str, object]] = {}
+        self.sections: dict[str, dict[str, Any]] = {}
         self.wanted: dict[str, bool] = {}
         self._section = ""
 
@@ -101,6 +104,11 @@ class Report:
     def say(self, text: str) -> None:
         """Print a line below a table."""
         self.console.print(f"  {text}")
+
+    def not_run(self, what: str) -> None:
+        """Say that a measurement was not made because a program is missing, and count its goals as not met."""
+        self.say(f"not run: {what}")
+        self.wanted[f"{self._section}: not run: {what}"] = False
 
     def bound(self, what: str, value: float, *, least: float | None = None, most: float | None = None) -> str:
         """Return a figure with its bound, if it has one, and record whether the bound is met."""
@@ -148,9 +156,11 @@ class Report:
 
     def keep(self, title: str, unit: str, rows: Mapping[str, object]) -> None:
         """Record a table for the output file."""
-        tables = self.sections[self._section]["tables"]
-        assert isinstance(tables, list)
-        tables.append({"title": title, "unit": unit, "rows": rows})
+        self.sections[self._section]["tables"].append({"title": title, "unit": unit, "rows": rows})
+
+    def series(self, title: str, unit: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+        """Record the points of each named line for the output file and the plots; they are not shown as a table."""
+        self.sections[self._section].setdefault("series", []).append({"title": title, "unit": unit, "lines": lines})
 
     def close(self, place: str) -> None:
         """Print the required figures that were not met; write all to ``place``, if given: tables (.md), else JSON."""
@@ -170,9 +180,7 @@ class Report:
         """Yield the lines of the tables in Markdown, with medians and ratios, as in docs/BENCHMARKS.md."""
         yield ", ".join(f"{name} {value}" for name, value in machine().items())
         for name, section in self.sections.items():
-            tables = section["tables"]
-            assert isinstance(tables, list)
-            for table in tables:
+            for table in section["tables"]:
                 columns = list(dict.fromkeys(column for row in table["rows"].values() for column in row))
                 yield f"\n{name}: {table['title']}{', ' + table['unit'] if table['unit'] else ''}\n"
                 yield "| what | " + " | ".join(columns) + " |"
