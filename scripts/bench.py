@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rig
-from benchmarks import alone, data, direct, fairness, metadata, persistence, waiting
+from benchmarks import alone, data, direct, fairness, metadata, persistence, postgres, waiting
 from benchmarks.report import FULL, QUICK, Report, load, machine
 
 SECTIONS: dict[str, Callable[[Path, Report], None]] = {
@@ -28,6 +28,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "persistence": persistence.persistence,
     "fairness": fairness.fairness,
     "waiting": waiting.waiting,
+    "postgres": postgres.postgres,
 }
 IDLE = 0.5
 

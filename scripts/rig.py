@@ -86,6 +86,20 @@ def fuse2fs(pool: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def kernel_ext4(pool: Path, mountpoint: Path) -> Iterator[Path]:
+    """Mount ``pool`` by the kernel's ext4 on a loop device for the body; as root."""
+    run(tool("mount"), "-t", "ext4", "-o", "loop", pool, mountpoint)
+    try:
+        yield mountpoint
+    finally:
+        try:
+            run(tool("umount"), mountpoint)
+        except subprocess.SubprocessError:
+            detach(mountpoint)
+            raise
+
+
+@contextlib.contextmanager
 def null_server(mountpoint: Path) -> Iterator[Path]:
     """Mount the null server for the body: one file ``fio.dat`` of 256 MiB, with the least work in Python."""
     with served(mountpoint, sys.executable, Path(__file__).with_name("null_server.py"), mountpoint):
