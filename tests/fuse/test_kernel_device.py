@@ -421,9 +421,10 @@ async def test_stopped_before_it_began(kernel: Kernel) -> None:
 
 
 class Waits:
-    """The session's waits: how often it spun, and what comes in each sleep in poll(2), the first ones first."""
+    """The session's waits: how often it looked and spun; what comes in each sleep in poll(2), first ones first."""
 
     def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looked = 0
         self.spun = 0
         self.coming: list[float | None] = []
         poll = kernel.device.poll
@@ -433,6 +434,7 @@ class Waits:
             return bool(poll(0))
 
         def sleep(milliseconds: int) -> list[tuple[int, int]]:
+            self.looked += not milliseconds
             if milliseconds and self.coming and (after := self.coming.pop(0)) is not None:
                 time.sleep(after)
                 kernel.ask(Opcode.STATFS)
@@ -449,6 +451,7 @@ def test_requests_that_come_now_and_then_are_not_spun_for(monkeypatch: pytest.Mo
         kernel.ask(Opcode.STATFS)
         assert kernel.session.turn() is False
     assert waits.spun == 1, "it spins after the first request only"
+    assert waits.looked == 1, "a sleep in poll(2) needs no look before it"
     kernel.close()
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger("daxfs.fuse")
 
 TURN_SECONDS = 0.010
 """The length of a turn, by whose requests the session learns how to wait."""
-OTHERS_SECONDS = 0.100
+OTHERS_SECONDS = 0.5
 """The longest time that other tasks (the commit timer, signals) wait while requests come: handing over to them and back
 costs more than a request."""
 FORGETS_AT_ONCE = 16
@@ -110,7 +110,7 @@ class Session:
             if (forgets or postponed) and not poll(0):
                 self._catch_up()
             if not crowded:
-                if spinning and poll(0):
+                if near and poll(0):
                     crowded = True
                 elif not (near and spin()):
                     begun = perf_counter()
