@@ -11,8 +11,10 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 from daxfs.errors import FsError
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs
 
 FILE_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFLNK: 7}
@@ -49,6 +51,46 @@ class FakeFile:
         return len(self._inode.content)
 
 
+class FakeSteps:
+    """The operations of a `FakeCore` in steps: each does all in its last one, after ``yields`` others.
+
+    ``yielded`` counts the steps so far; ``interrupted`` what was thrown into an operation.
+    """
+
+    def __init__(self, core: FakeCore) -> None:
+        self._core = core
+        self.yields = self.yielded = 0
+        self.interrupted: list[Exception] = []
+        self.unfinished = False
+
+    def __getattr__(self, name: str) -> Callable[..., Steps[Any]]:
+        operation = getattr(self._core, name)
+
+        def in_steps(*arguments: Any, **options: Any) -> Steps[Any]:
+            for _ in range(self.yields):
+                self.yielded += 1
+                try:
+                    yield
+                except FsError as error:
+                    self.interrupted.append(error)
+                    raise
+            return operation(*arguments, **options)
+
+        return in_steps
+
+    def release(self, file: FakeFile) -> None:
+        self._core.release(file)
+
+    def unpin(self, ino: int, count: int = 1) -> None:
+        self._core.unpin(ino, count)
+
+    def freeing(self) -> Steps[None]:
+        for _ in range(self.yields):
+            self.yielded += 1
+            yield
+        self.unfinished = False
+
+
 class FakeCore:
     """The facade over a dict of inodes. ``refuse`` makes the named method raise; ``calls`` remembers what came.
 
@@ -58,6 +100,7 @@ class FakeCore:
     def __init__(self) -> None:
         self.inodes = {ROOT_INO: FakeInode(ROOT_INO, stat.S_IFDIR | 0o755, links=2)}
         self.pins: dict[int, int] = {}
+        self.steps = FakeSteps(self)
         self.refuse: dict[str, BaseException] = {}
         self.calls: list[tuple[str, tuple[object, ...]]] = []
         self.cached: set[int] = set()

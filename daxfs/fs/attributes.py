@@ -15,6 +15,7 @@ from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
 from daxfs.fs import clock, data
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
@@ -29,6 +30,8 @@ ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 ID_MAX = 0xFFFFFFFF
 SECOND = 10**9
+SECTOR_BITS = 9
+"""``i_blocks`` counts units of 512 bytes."""
 NOTHING = SetAttributes()
 TOUCH = SetAttributes(atime_now=True, mtime_now=True)
 """What an append-only inode still allows: utimensat(2) without times (notify_change in fs/attr.c)."""
@@ -75,10 +78,10 @@ def newest(volume: Volume, inode: Inode) -> Attributes:
     return found
 
 
-def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Caller) -> Attributes:
+def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Caller) -> Steps[Attributes]:
     """Apply the changes that are not None; all but the size in one handle."""
     if changes.size is not None:
-        data.truncate(volume, ino, changes.size, caller, changes.kill_privileges)
+        yield from data.truncate(volume, ino, changes.size, caller, changes.kill_privileges)
     rest = changes._replace(size=None, kill_privileges=None)
     if rest != NOTHING:
         with volume.handle(data.CREDITS_XATTR, caller) as tx:
@@ -254,10 +257,15 @@ def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
 
 
 def statfs(volume: Volume) -> StatFs:
-    """Return sizes and free space. Blocks that the running transaction has freed count as free."""
+    """Return sizes and free space. Blocks that the running transaction has freed count as free.
+
+    So do those of inodes whose end has begun (`removal`).
+    """
     geometry = volume.geometry
     sb = volume.view.superblock()
     free = sb.free_blocks_count + volume.pending_frees()
+    for ino in volume.lives.ending.keys() & volume.lives.nameless:
+        free += inodes.read(volume.view, ino).blocks >> volume.block_bits - SECTOR_BITS
     return StatFs(
         volume.block_size,
         geometry.blocks_count - volume.overhead,

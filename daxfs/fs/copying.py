@@ -8,20 +8,26 @@ Errors and their order are those of ``generic_copy_file_checks`` (fs/read_write.
 from __future__ import annotations
 
 import errno
+from itertools import islice
 
-from daxfs.errors import BadMemory, FsError
+from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
 from daxfs.fs import badmemory, data, ranges
 from daxfs.fs.change import Change
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
+from daxfs.fs.steps import Steps, finish
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes
+
+PIECES_PER_STEP = 16
+COST_OF_PIECE = 32 << 10
+"""The number of bytes that are copied in the time that a piece takes besides."""
 
 
 def copy_range(
     volume: Volume, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
-) -> int:
+) -> Steps[int]:
     """Copy up to ``length`` bytes, not past the source's EOF; the target is extended. Return the number of bytes.
 
     Raises:
@@ -48,7 +54,7 @@ def copy_range(
     if not target.node.plain:
         data.refuse_overwrite(volume, target, target_offset)
         data.drop_privileges(volume, target.node, target.caller)
-    done = copy(volume, source, source_offset, target, target_offset, length)
+    done = yield from copy(volume, source, source_offset, target, target_offset, length)
     target.node.overwritten()
     if source.node.atime_due:
         source.node.accessed()
@@ -57,48 +63,71 @@ def copy_range(
 
 def copy(
     volume: Volume, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
-) -> int:
-    """Copy as `copy_range`, which has made the checks."""
+) -> Steps[int]:
+    """Copy as `copy_range`, which has made the checks. A part is done at each step, so it can be shortened."""
     for node in (source.node, target.node):
         if node.map is None:
             data.load_map(volume, node)
     done = 0
+    room = ranges.BYTES_PER_STEP
     while done < length:
         try:
-            done += copy_piece(volume, source.node, source_offset + done, target, target_offset + done, length - done)
+            copied, cost = copy_piece(
+                volume, source.node, source_offset + done, target, target_offset + done, length - done
+            )
+            done += copied
+            room -= cost
+            if room <= 0 and done < length:
+                yield
+                room = ranges.BYTES_PER_STEP
         except FsError as error:
-            if done and (error.errno == errno.ENOSPC or isinstance(error, BadMemory)):
+            if done and data.shortens(error):
                 break
             raise
     return done
 
 
-def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset: int, length: int) -> int:
-    """Copy the run of data or the hole that begins at ``source``; return its length in bytes."""
+def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset: int, length: int) -> tuple[int, int]:
+    """Copy of the run of data or the hole that begins at ``source`` what one step can.
+
+    Returns:
+        The number of bytes, and what that cost, as the number of bytes that are copied in the same time.
+    """
     hole = length
     for begin, end, delta, unwritten in data.pieces(volume, node, source, source + length):
         if unwritten:
             continue
         if begin == source:
-            stop = badmemory.good_end(volume, begin, end, delta)
+            stop = badmemory.good_end(volume, begin, min(end, begin + ranges.BYTES_PER_STEP), delta)
             if stop == begin:
                 raise badmemory.error(volume, node, begin)
-            return data.write(volume, target, offset, volume.pool.memory[begin + delta : stop + delta])
+            content = volume.pool.memory[begin + delta : stop + delta]
+            if data.is_written_run(target.node, offset, offset + len(content)):
+                written = data.write(volume, target, offset, content)
+                return written, written + COST_OF_PIECE
+            return data.write_slowly(volume, target, offset, content, PIECES_PER_STEP), ranges.BYTES_PER_STEP
         hole = begin - source
         break
-    put_hole(volume, target, offset, hole)
-    return hole
+    return put_hole(volume, target, offset, hole), ranges.BYTES_PER_STEP
 
 
-def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
-    """Make the range read as zeros; the file reaches at least the end of the range."""
+def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> int:
+    """Make the range, or as much of it as one step can, read as zeros; return the length of that part.
+
+    The file reaches at least the end of the part.
+    """
     node = file.node
     end = offset + length
     inside = min(end, node.size)
-    if offset < inside and any(not unwritten for _, _, _, unwritten in data.pieces(volume, node, offset, inside)):
-        ranges.punch(volume, file, offset, inside - offset)
+    if offset < inside:
+        found = list(islice(data.pieces(volume, node, offset, inside), data.BLOCKS_PER_CUT))
+        if len(found) == data.BLOCKS_PER_CUT:
+            end = inside = found[-1][1]
+        if not all(unwritten for _, _, _, unwritten in found):
+            finish(ranges.punch(volume, file, offset, inside - offset))
     if end > node.size:
         extend(volume, node, end)
+    return end - offset
 
 
 def extend(volume: Volume, node: Node, size: int) -> None:

@@ -22,6 +22,7 @@ from daxfs.fs.change import Change
 from daxfs.fs.filemap import MAX_RUNS, FileMap, Run
 from daxfs.fs.nodes import END, SET_ID, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import ROOT_INO, Caller
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes, mapping, xattrs
@@ -57,6 +58,14 @@ class OpenFile:
         self.readable = access != os.O_WRONLY
         self.writable = access != os.O_RDONLY
 
+    def used_by(self, caller: Caller | None) -> OpenFile:
+        """Return the same open file as ``caller`` uses it, who need not have opened it; None: the opener."""
+        if caller is None:
+            return self
+        used = OpenFile(self.node, self.flags, caller)
+        used.append = self.append
+        return used
+
     @property
     def size(self) -> int:
         """The file size in bytes."""
@@ -68,7 +77,7 @@ class OpenFile:
         return self.node.plain
 
 
-def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> OpenFile:
+def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> Steps[OpenFile]:
     """Open an inode by number. O_TRUNC truncates a regular file to 0 bytes (EISDIR, EROFS, EPERM as open(2)).
 
     A symbolic link (ELOOP), a device, a FIFO or a socket (ENXIO) has no block map to read or write. ``kill`` says
@@ -90,7 +99,7 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool |
     file = OpenFile(node, flags, caller)
     if flags & os.O_TRUNC and stat.S_ISREG(inode.mode):
         try:
-            truncate(volume, ino, 0, caller, kill)
+            yield from truncate(volume, ino, 0, caller, kill)
             volume.finish()
         except BaseException:
             volume.nodes.closed(node)
@@ -197,8 +206,14 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
     return write_slowly(volume, file, offset, data)
 
 
-def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> int:
-    """Write piece by piece, with a change of metadata for each."""
+def is_written_run(node: Node, begin: int, end: int) -> bool:
+    """Return whether the bytes [begin, end) lie in one written run of the node's map, so that a write is one copy."""
+    run = node.map.find(begin) if node.map is not None and end <= node.size else None
+    return run is not None and end <= run[1] and not run[3]
+
+
+def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most: int | None = None) -> int:
+    """Write piece by piece, with a change of metadata for each: ``most`` pieces at most (None: all)."""
     node = file.node
     size = len(data)
     if offset + size > node.size:
@@ -213,8 +228,9 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
         volume.allow_large_files()
     content = memoryview(data)
     bad = volume.pool.bad
-    done = 0
-    while done < size:
+    done = written = 0
+    while done < size and written != most:
+        written += 1
         try:
             upto = size
             if bad:
@@ -222,10 +238,15 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer) -> i
                 upto = done + volume.retrying(badmemory.make_writable, node, offset + done, rest, file.caller)
             done += volume.retrying(write_piece, file, offset + done, content[done:upto])
         except FsError as error:
-            if done and (error.errno == errno.ENOSPC or isinstance(error, BadMemory)):
+            if done and shortens(error):
                 break
             raise
     return done
+
+
+def shortens(error: FsError) -> bool:
+    """Return whether an operation that met this error, after a part was done, ends with that part as its result."""
+    return error.errno in (errno.ENOSPC, errno.EINTR) or isinstance(error, BadMemory)
 
 
 def refuse_overwrite(volume: Volume, file: OpenFile, offset: int) -> None:
@@ -331,7 +352,7 @@ def zero_tail(volume: Volume, view: View, inode: Inode, size: int) -> None:
         volume.pool.zero((run.pblk << volume.block_bits) + volume.block_size - rest, rest)
 
 
-def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | None = None) -> None:
+def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | None = None) -> Steps[None]:
     """Set the file size in bytes (EFBIG, EINVAL, EISDIR, EPERM). Blocks past it are freed; an extension is a hole.
 
     Set-id bits are dropped as `takes_set_id` says, file capabilities always.
@@ -366,14 +387,14 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
                 volume.lives.being_cut(tx, ino)
     volume.refresh(ino)
     if shrinks:
-        finish_cut(volume, ino, size, whole=whole)
+        yield from finish_cut(volume, ino, size, whole=whole)
 
 
-def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> None:
+def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> Steps[None]:
     """Finish a `truncate` that made the file shorter: free the rest of its blocks, zero the last block past EOF."""
     try:
         if not whole:
-            cut_blocks(volume, ino)
+            yield from cut_rest(volume, ino)
     finally:
         node = volume.nodes.open.get(ino)
         if node is not None:
@@ -381,7 +402,9 @@ def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> None:
     if size & (volume.block_size - 1):
         # The old bytes past the new EOF are zeroed only when the new size is durable: a crash before that needs them.
         volume.journal.commit()
-        zero_tail(volume, volume.view, inodes.read(volume.view, ino), size)
+        inode = inodes.read(volume.view, ino)
+        if inode.size == size:
+            zero_tail(volume, volume.view, inode, size)
 
 
 def drop_capability(volume: Volume, inode: Inode) -> None:
@@ -391,15 +414,32 @@ def drop_capability(volume: Volume, inode: Inode) -> None:
             xattrs.remove(tx, inodes.edit(tx, inode.number), CAPABILITY)
 
 
-def cut_blocks(volume: Volume, ino: int) -> None:
-    """Free every block past EOF, in as many handles as it takes; recovery then has nothing left to free."""
-    finished = False
-    while not finished:
-        with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
-            first = (change.inode.size + volume.block_size - 1) >> volume.block_bits
-            finished = change.unmap(first, None, limit=BLOCKS_PER_CUT)
-            if finished:
-                volume.lives.cut(tx, ino)
+def cut_rest(volume: Volume, ino: int) -> Steps[None]:
+    """Free the rest of the blocks past EOF, of an inode that `Lifetimes.being_cut` has noted.
+
+    The inode stays open meanwhile, so that it outlives its last name. A caller that abandons these steps leaves the
+    rest to `removal.freeing`.
+    """
+    node = volume.nodes.opened(inodes.read(volume.view, ino))
+    try:
+        yield
+        while not cut_step(volume, ino):
+            yield
+    except GeneratorExit:
+        volume.lives.ending[ino] = None
+        raise
+    finally:
+        volume.nodes.closed(node)
+
+
+def cut_step(volume: Volume, ino: int) -> bool:
+    """Free some of the blocks past EOF in one handle; return whether none is left. Then recovery has nothing to do."""
+    with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
+        first = (change.inode.size + volume.block_size - 1) >> volume.block_bits
+        finished = change.unmap(first, None, limit=BLOCKS_PER_CUT)
+        if finished:
+            volume.lives.cut(tx, ino)
+    return finished
 
 
 def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:

@@ -1,7 +1,8 @@
 """The facade: everything that can be done with a pool, mounted or not.
 
 `FileSystem` works on inode numbers and names in bytes, synchronously; each call is one whole operation. The FUSE
-sessions call it, and any program may (`paths.py` adds paths and file objects). The decorators of `operations.py` add
+sessions call it, and any program may (`paths.py` adds paths and file objects; `stepwise.py` offers long operations in
+steps). The decorators of `operations.py` add
 what all operations share: damage is recorded and makes the volume read-only, an operation that finds the pool full runs
 once more after space was reclaimed, and with ``sync`` every change is durable when the call returns.
 """
@@ -12,14 +13,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs import (
     attributes,
     badmemory,
-    copying,
     data,
     flags,
     label,
@@ -30,7 +29,6 @@ from daxfs.fs import (
     ranges,
     remounting,
     removal,
-    trim,
 )
 from daxfs.fs.data import OpenFile
 from daxfs.fs.grants import requests, waiting, write_notifications
@@ -38,6 +36,8 @@ from daxfs.fs.grants.table import Grants
 from daxfs.fs.opendirectory import OpenDirectory
 from daxfs.fs.operations import changing, failure, maintaining, piecewise, reading
 from daxfs.fs.paths import Tree
+from daxfs.fs.steps import finish
+from daxfs.fs.stepwise import Stepwise
 from daxfs.fs.types import (
     ROOT_INO,
     Attributes,
@@ -66,17 +66,6 @@ NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, 
 """What mknod(2) makes."""
 
 
-@contextmanager
-def made_by(file: OpenFile, caller: Caller | None) -> Iterator[None]:
-    """Attribute the changes inside to ``caller``, who need not have opened the file; None: to the one who did."""
-    opener = file.caller
-    file.caller = opener if caller is None else caller
-    try:
-        yield
-    finally:
-        file.caller = opener
-
-
 class FileSystem:
     """An ext4 file system in a pool of persistent memory.
 
@@ -88,6 +77,8 @@ class FileSystem:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.tree = Tree(self)
+        self.steps = Stepwise(volume)
+        self.add_reclaimer(self._free_rest)
         self.add_reclaimer(self._reclaim_grants)
 
     @classmethod
@@ -116,6 +107,9 @@ class FileSystem:
 
     def _reclaim_grants(self) -> bool:
         return self.grants.reclaim()
+
+    def _free_rest(self) -> bool:
+        return removal.free_rest(self.volume)
 
     def __enter__(self) -> FileSystem:
         return self
@@ -219,7 +213,8 @@ class FileSystem:
         caller: Caller = SUPERUSER,
     ) -> None:
         """Rename as renameat2(2), with all its flags (`RenameFlags`); a whiteout that is left belongs to ``caller``."""
-        names.rename(self.volume, parent, name, new_parent, new_name, flags, caller)
+        finish(names.rename(self.volume, parent, name, new_parent, new_name, flags, caller))
+        self._free_rest()
 
     # Attributes
 
@@ -231,7 +226,7 @@ class FileSystem:
     @changing
     def setattr(self, ino: int, changes: SetAttributes, caller: Caller = SUPERUSER) -> Attributes:
         """Change mode, owner, group, size or times."""
-        return attributes.set_attributes(self.volume, ino, changes, caller)
+        return finish(attributes.set_attributes(self.volume, ino, changes, caller))
 
     @reading
     def get_flags(self, ino: int) -> int:
@@ -339,7 +334,7 @@ class FileSystem:
     def _open(
         self, ino: int, flags: int, caller: Caller, kill_privileges: bool | None = None, *, positioned: bool
     ) -> OpenFile:
-        file = data.open_file(self.volume, ino, flags, caller, kill_privileges)
+        file = finish(data.open_file(self.volume, ino, flags, caller, kill_privileges))
         if positioned:
             file.append = False
         return file
@@ -348,11 +343,9 @@ class FileSystem:
     def release(self, file: OpenFile) -> None:
         """Close an open file; the last close of a file without a name frees it."""
         try:
-            if file.node.grants is not None:
-                self.grants.leave(file)
+            self.steps.release(file)
         finally:
-            self.volume.nodes.closed(file.node)
-            removal.collect(self.volume, file.ino)
+            self._free_rest()
 
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
         """Return up to ``size`` bytes from ``offset``: a view of the pool's memory if they lie together, else bytes."""
@@ -395,8 +388,7 @@ class FileSystem:
             The number of bytes written.
         """
         if caller is not None:
-            with made_by(file, caller):
-                return self.write(file, offset, content, kill_privileges)
+            file = file.used_by(caller)
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)
         except BaseException as error:
@@ -407,15 +399,10 @@ class FileSystem:
             data.make_durable(self.volume, file)
         return written
 
-    @piecewise
     def fallocate(self, file: OpenFile, mode: int, offset: int, length: int, caller: Caller | None = None) -> None:
         """Do what fallocate(2) does in ext4's modes (``FALLOC_FL_*``; EOPNOTSUPP: others). ``caller`` as in `write`."""
-        with made_by(file, caller):
-            ranges.fallocate(self.volume, file, mode, offset, length)
-        if file.durable:
-            data.make_durable(self.volume, file)
+        finish(self.steps.fallocate(file, mode, offset, length, caller))
 
-    @piecewise
     def copy_range(
         self,
         source: OpenFile,
@@ -430,16 +417,11 @@ class FileSystem:
         Returns:
             The number of bytes copied.
         """
-        with made_by(target, caller):
-            copied = copying.copy_range(self.volume, source, source_offset, target, target_offset, length)
-        if target.durable:
-            data.make_durable(self.volume, target)
-        return copied
+        return finish(self.steps.copy_range(source, source_offset, target, target_offset, length, caller))
 
-    @reading
     def seek(self, file: OpenFile, offset: int, whence: int) -> int:
         """Return where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; ENXIO at EOF."""
-        return ranges.seek(self.volume, file, offset, whence)
+        return finish(self.steps.seek(file, offset, whence))
 
     @reading
     def describe(self, ino: int) -> list[Extent]:
@@ -464,10 +446,9 @@ class FileSystem:
         requests.flush_stores(self.volume)
         self.volume.commit()
 
-    @maintaining
     def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> int:
         """Give free memory of the pool back to the system (FITRIM); return the number of bytes."""
-        return trim.trim(self.volume, start, length, minimum)
+        return finish(self.steps.trim(start, length, minimum))
 
     # Leases of memory
 
@@ -476,14 +457,15 @@ class FileSystem:
         """Return the identity of the pool, for a client that maps it."""
         return requests.identity(self.grants)
 
-    @piecewise
     def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Grant:
         """Return where bytes of the file lie in the pool; it holds until the status entry changes, or until `release`.
 
         ``caller`` as in `write`: a lease for storing drops set-id bits and capabilities, as a write does.
         """
-        with made_by(file, caller):
-            return requests.grant(self.grants, file, request)
+        try:
+            return finish(self.steps.lease(file, request, caller))
+        finally:
+            self._free_rest()
 
     @piecewise
     def notify_stored(self, file: OpenFile, claim: WriteNotification) -> int:
@@ -545,8 +527,8 @@ class FileSystem:
     @maintaining
     def unpin(self, ino: int, count: int = 1) -> None:
         """Remove ``count`` pins (a FUSE forget)."""
-        self.volume.lives.unpin(ino, count)
-        removal.collect(self.volume, ino)
+        self.steps.unpin(ino, count)
+        self._free_rest()
 
     @reading
     def generation(self, ino: int) -> int:

@@ -46,6 +46,8 @@ class Lifetimes:
         listed: see the module.
         linkable: see the module.
         quarantine: see the module.
+        ending: the inodes on the orphan list whose end, or whose cut, has begun and takes more steps (`removal`): a
+            set in the order of their beginning.
     """
 
     def __init__(self) -> None:
@@ -54,6 +56,7 @@ class Lifetimes:
         self.listed: set[int] = set()
         self.linkable: set[int] = set()
         self.quarantine: set[int] = set()
+        self.ending: dict[int, None] = {}
 
     # Pins
 

@@ -24,6 +24,7 @@ from daxfs.ext4.inode import (
 from daxfs.ext4.limits import EXT4_LINK_MAX, EXT4_NAME_LEN, FAST_SYMLINK_MAX, symlink_max
 from daxfs.fs import clock, removal
 from daxfs.fs.attributes import attributes_of, read_attributes
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, DirEntry, RenameFlags
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
@@ -38,6 +39,8 @@ CREDITS_NAME = 16
 CREDITS_INODE = 12
 """A new inode, its first block and its attribute block."""
 CREDITS_CREATE = CREDITS_NAME + CREDITS_INODE
+LEVELS_PER_STEP = 256
+LINKS_WITHOUT_SUBDIRECTORIES = 2
 WHITEOUT = stat.S_IFCHR
 """The mode of a whiteout, a device 0/0 without any permission (WHITEOUT_MODE in include/linux/fs.h)."""
 
@@ -370,7 +373,7 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
 
 def rename(
     volume: Volume, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
-) -> None:
+) -> Steps[None]:
     """Rename as renameat2(2), with `RenameFlags` (EINVAL for unknown flags and for EXCHANGE with others).
 
     A whiteout that is left belongs to the caller.
@@ -381,6 +384,44 @@ def rename(
         raise FsError(errno.EINVAL)
     if name in (b".", b"..") or new_name in (b".", b".."):
         raise FsError(errno.EBUSY)
+    apart: set[tuple[int, int]] = set()
+    while True:
+        try:
+            replaced = rename_at_once(volume, parent, name, new_parent, new_name, flags, caller, apart)
+        except DeepDestination as error:
+            yield from climb(volume, error.moved, error.destination)
+            apart.add((error.moved, error.destination))
+        else:
+            break
+    if replaced:
+        removal.begin(volume, replaced)
+
+
+def rename_at_once(
+    volume: Volume,
+    parent: int,
+    name: bytes,
+    new_parent: int,
+    new_name: bytes,
+    flags: int,
+    caller: Caller,
+    apart: set[tuple[int, int]],
+) -> int:
+    """Rename in one handle. Return the number of the inode that lost the new name, or 0.
+
+    Args:
+        volume: as for `rename`, like all but ``apart``.
+        parent: the old name's directory.
+        name: the old name.
+        new_parent: the new name's directory.
+        new_name: the new name.
+        flags: `RenameFlags`.
+        caller: owns a whiteout.
+        apart: pairs (directory, destination) of which `climb` has found that the second is not below the first.
+
+    Raises:
+        DeepDestination: `climb` must search first; nothing has changed.
+    """
     replaced = 0
     with volume.handle(2 * CREDITS_NAME + CREDITS_INODE, caller) as tx:
         source = edit_parent(volume, tx, parent)
@@ -390,16 +431,41 @@ def rename(
         if flags & RenameFlags.NOREPLACE and new.ino:
             raise FsError(errno.EEXIST)
         if flags & RenameFlags.EXCHANGE:
-            exchange(volume, tx, old, present(new))
+            exchange(volume, tx, old, present(new), apart)
         elif new.ino != old.ino:
             whiteout_of = caller if flags & RenameFlags.WHITEOUT else None
-            replaced = move(volume, tx, old, new, whiteout_of)
-    if replaced:
-        removal.collect(volume, replaced)
+            replaced = move(volume, tx, old, new, whiteout_of, apart)
+    return replaced
 
 
-def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
-    """Refuse to move a directory below itself (EINVAL), by a walk up from the destination."""
+class DeepDestination(FsError):
+    """A directory moves so deep that the search for a loop takes several steps."""
+
+    def __init__(self, moved: int, destination: int) -> None:
+        super().__init__(errno.ELOOP, f"inode {destination} is more than {LEVELS_PER_STEP} levels deep")
+        self.moved = moved
+        self.destination = destination
+
+
+def refuse_loop(volume: Volume, moved: Inode, destination: int, apart: set[tuple[int, int]]) -> None:
+    """Refuse to move a directory below itself (EINVAL), by a walk of up to `LEVELS_PER_STEP` up from the destination.
+
+    Nothing is below a directory that has no subdirectories, which its link count shows.
+
+    Raises:
+        DeepDestination: the walk takes more levels, and the pair is not in ``apart``.
+    """
+    number = moved.number
+    if number == destination:
+        raise FsError(errno.EINVAL)
+    if moved.links_count == LINKS_WITHOUT_SUBDIRECTORIES or (number, destination) in apart:
+        return
+    for _ in climb(volume, number, destination):
+        raise DeepDestination(number, destination)
+
+
+def climb(volume: Volume, moved: int, destination: int) -> Steps[None]:
+    """Walk up from ``destination`` to the root; EINVAL if ``moved`` is on the way."""
     current = destination
     seen = set()
     while current not in seen:
@@ -410,10 +476,14 @@ def refuse_loop(volume: Volume, moved: int, destination: int) -> None:
         if above == current:
             return
         current = above
+        if len(seen) % LEVELS_PER_STEP == 0:
+            yield
     raise Corrupt(CorruptKind.DIRECTORIES_FORM_A_LOOP, f"inode {destination}")
 
 
-def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None) -> int:
+def move(
+    volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None, apart: set[tuple[int, int]]
+) -> int:
     """Move the entry ``old`` to its new place; the inode there loses the name. Return that inode's number, or 0.
 
     With ``whiteout_of`` a whiteout of this owner takes the old place (ext4_rename in fs/ext4/namei.c).
@@ -428,7 +498,7 @@ def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller
     if not new.ino:
         refuse_addition(destination)
     if is_directory and crosses:
-        refuse_loop(volume, old.ino, destination.number)
+        refuse_loop(volume, inode, destination.number, apart)
     if new.ino:
         victim = inodes.edit(tx, new.ino)
         replace_checks(tx, is_directory, destination, victim)
@@ -469,7 +539,7 @@ def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: I
         raise FsError(errno.ENOTDIR)
 
 
-def exchange(volume: Volume, tx: Handle, old: Place, new: Place) -> None:
+def exchange(volume: Volume, tx: Handle, old: Place, new: Place, apart: set[tuple[int, int]]) -> None:
     """Exchange two names (RENAME_EXCHANGE): each then refers to the other's inode."""
     now = clock.now()
     source, destination = old.directory, new.directory
@@ -480,7 +550,7 @@ def exchange(volume: Volume, tx: Handle, old: Place, new: Place) -> None:
     refuse_other_project(source, second)
     for inode, joined in ((first, destination), (second, source)):
         if stat.S_ISDIR(inode.mode):
-            refuse_loop(volume, inode.number, joined.number)
+            refuse_loop(volume, inode, joined.number, apart)
     directories.replace(tx, old, new.ino, file_type_of_mode(second.mode))
     directories.replace(tx, new, old.ino, file_type_of_mode(first.mode))
     if source.number != destination.number:

@@ -1,7 +1,8 @@
 """What the operations of `FileSystem` have in common: how they fail, try again and become durable.
 
 Each operation of the facade has one of four decorators, which says what the operation may do: `reading`, `maintaining`,
-`changing`, `piecewise`. All of them end with `failure` if an error or missing memory met the operation.
+`changing`, `piecewise`. All of them end with `failure` if an error or missing memory met the operation. An operation in
+steps (`daxfs.fs.steps`) has the decorator `in_steps`, which does the same at each of its steps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cas
 from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory
 from daxfs.fs import mounting
 from daxfs.fs.grants import waiting
+from daxfs.fs.steps import Steps
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
@@ -103,3 +105,48 @@ def changing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, 
 def piecewise(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
     return finished(guarded(method, explained=True))
+
+
+def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concatenate[S, P], Steps[R]]:
+    """Wrap an operation in steps, so that each step ends as an operation does: with `failure`, or without a fault.
+
+    The whole operation is durable when it returns, if the mount or the inode asks for that. ``volume.sync_due`` belongs
+    to the operation that runs, so between steps it is put aside.
+    """
+
+    @wraps(method)
+    def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> Steps[R]:
+        volume = self.volume
+        steps = method(self, *args, **kwargs)
+        thrown: BaseException | None = None
+        try:
+            while True:
+                try:
+                    if thrown is None:
+                        next(steps)
+                    else:
+                        steps.throw(thrown)
+                except StopIteration as end:
+                    result: R = end.value
+                    break
+                if volume.faults[0]:
+                    raise volume.lost_memory()
+                due, volume.sync_due = volume.sync_due, volume.options.sync
+                thrown = None
+                try:
+                    yield
+                except Exception as error:
+                    thrown = error
+                volume.sync_due = due or volume.options.sync
+            if volume.faults[0]:
+                raise volume.lost_memory()
+        except GeneratorExit:
+            steps.close()
+            raise
+        except BaseException as error:
+            steps.close()
+            raise failure(volume, error, explained=True)  # noqa: B904 (it is the same error as a rule)
+        volume.finish()
+        return result
+
+    return cast("Callable[Concatenate[S, P], Steps[R]]", operation)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, MissingMemory
@@ -20,6 +21,7 @@ from daxfs.fs.change import Change
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import END, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import FileExtent
 from daxfs.fs.volume import CHUNK_BYTES, Volume
 from daxfs.structures import extent_shift, extents, inodes, mapping
@@ -38,6 +40,9 @@ INSERT_RANGE = 0x20
 
 PAGE = 4096
 RUNS_PER_STEP = 8
+RUNS_PER_SEARCH = 1024
+BYTES_PER_STEP = 4 << 20
+"""Bytes that one step zeroes or copies; a run counts as one page more."""
 CREDITS_STEP = 96
 """Blocks that allocating or converting so many runs may change: bitmaps and descriptors, leaves, splits up to the root,
 the inode."""
@@ -50,13 +55,13 @@ FIEMAP_EXTENT_LAST = 0x0001
 FIEMAP_EXTENT_UNWRITTEN = 0x0800
 FIEMAP_EXTENT_MERGED = 0x1000
 
-Mode = Callable[[Volume, OpenFile, int, int], None]
+Mode = Callable[[Volume, OpenFile, int, int], Steps[None]]
 
 
 # The operations
 
 
-def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: int) -> None:
+def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: int) -> Steps[None]:
     """Allocate, free, zero or move the bytes [offset, offset + length), as fallocate(2) does.
 
     Raises:
@@ -83,7 +88,7 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     node = file.node
     if not node.plain:
         data.drop_privileges(volume, node, file.caller)
-    run(volume, file, offset, length)
+    yield from run(volume, file, offset, length)
 
 
 def require_regular(inode: Inode) -> None:
@@ -92,29 +97,29 @@ def require_regular(inode: Inode) -> None:
         raise FsError(errno.EISDIR)
 
 
-def allocate(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+def allocate(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
     """Allocate blocks for the whole range, unwritten where there were none; the file reaches at least its end."""
-    provide(volume, file, offset, length, offset + length)
+    return provide(volume, file, offset, length, offset + length)
 
 
-def allocate_past_eof(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+def allocate_past_eof(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
     """Allocate as `allocate` does, but keep the size, so that blocks may lie past EOF."""
-    provide(volume, file, offset, length, 0)
+    return provide(volume, file, offset, length, 0)
 
 
-def zero(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+def zero(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
     """Make the range read as zeros and have blocks; the file reaches at least its end."""
-    provide(volume, file, offset, length, offset + length)
-    blank(volume, file, offset, offset + length)
+    yield from provide(volume, file, offset, length, offset + length)
+    yield from blank(volume, file, offset, offset + length)
 
 
-def zero_within(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+def zero_within(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
     """Zero as `zero` does, but keep the size."""
-    provide(volume, file, offset, length, 0)
-    blank(volume, file, offset, offset + length)
+    yield from provide(volume, file, offset, length, 0)
+    yield from blank(volume, file, offset, offset + length)
 
 
-def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
+def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
     """Free the whole blocks of the range and zero the rest of it.
 
     A range that reaches past EOF ends with the page that EOF is in (ext4_punch_hole): the last block is freed whole,
@@ -125,10 +130,9 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     if end > size:
         end = size + -size % PAGE if offset < size else offset
     first, stop = whole_blocks(volume, offset, end)
-    finished = False
     try:
-        while not finished:
-            finished = volume.retrying(punch_step, file.node, first, stop)
+        while not volume.retrying(punch_step, file.node, first, stop):
+            yield
     finally:
         file.node.moved(first << volume.block_bits, stop << volume.block_bits)
     zero_edges(volume, file, offset, end)
@@ -222,21 +226,31 @@ def begin_insert(volume: Volume, node: Node, first: int, stop: int, at_once: boo
         change.remaps()
 
 
+def at_once(operation: Callable[[Volume, OpenFile, int, int], None]) -> Mode:
+    """Return the mode that does its work in one step: between its handles a reader would find bytes moved half-way."""
+
+    def steps(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
+        operation(volume, file, offset, length)
+        yield from ()
+
+    return steps
+
+
 MODES: dict[int, Mode] = {
     0: allocate,
     KEEP_SIZE: allocate_past_eof,
     ZERO_RANGE: zero,
     ZERO_RANGE | KEEP_SIZE: zero_within,
     PUNCH_HOLE | KEEP_SIZE: punch,
-    COLLAPSE_RANGE: collapse,
-    INSERT_RANGE: insert,
+    COLLAPSE_RANGE: at_once(collapse),
+    INSERT_RANGE: at_once(insert),
 }
 
 
 # Steps
 
 
-def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int) -> None:
+def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int) -> Steps[None]:
     """Allocate every block of the range that has none. The file reaches ``size``, as far as there are blocks."""
     if size > volume.large_file_from:
         volume.allow_large_files()
@@ -244,8 +258,8 @@ def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int)
         volume.notifier.end_preallocation(file.ino)
     lblk = offset >> volume.block_bits
     stop = (offset + length - 1 >> volume.block_bits) + 1
-    while lblk < stop:
-        lblk = volume.retrying(provide_step, file, lblk, stop, size)
+    while (lblk := volume.retrying(provide_step, file, lblk, stop, size)) < stop:
+        yield
 
 
 def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int) -> int:
@@ -282,19 +296,20 @@ def longest(volume: Volume, lblk: int) -> int:
     return (lblk + EXT_UNWRITTEN_MAX_LEN) // chunk * chunk - lblk
 
 
-def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
+def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> Steps[None]:
     """Make a range that has blocks read as zeros: whole blocks become unwritten, a leased file's are zeroed in place.
 
     Clients of a leased file go on storing into its blocks.
     """
     node = file.node
     if node.grants is not None:
-        zero_pieces(volume, node, begin, end)
+        yield from zero_in_place(volume, node, begin, end)
         node.zeroed(begin, end)
         return
     lblk, stop = whole_blocks(volume, begin, end)
     while lblk < stop:
         lblk = volume.retrying(blank_step, file, lblk, stop)
+        yield
     zero_edges(volume, file, begin, end)
 
 
@@ -370,10 +385,28 @@ def zero_pieces(volume: Volume, node: Node, begin: int, end: int) -> None:
             volume.pool.zero(at + delta, to - at)
 
 
+def zero_in_place(volume: Volume, node: Node, begin: int, end: int) -> Steps[None]:
+    """Zero those of the bytes [begin, end) that are written, however many they are."""
+    while begin < end:
+        room, position = BYTES_PER_STEP, end
+        for at, to, delta, unwritten in data.pieces(volume, node, begin, end):
+            if not unwritten:
+                to = min(to, at + room)
+                volume.pool.zero(at + delta, to - at)
+                room -= to - at
+            room -= PAGE
+            if room <= 0:
+                position = to
+                break
+        begin = position
+        if begin < end:
+            yield
+
+
 # Search
 
 
-def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
+def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> Steps[int]:
     """Return where data (SEEK_DATA) or a hole (SEEK_HOLE) begins, from ``offset`` on; EOF is a hole.
 
     Unwritten blocks are holes, as they are in ext4 when no page of them is dirty.
@@ -389,15 +422,21 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> int:
         raise FsError(errno.ENXIO)
     if node.map is None:
         data.load_map(volume, node)
-    position = offset
-    for begin, end, _, unwritten in data.pieces(volume, node, offset, node.size):
-        if unwritten:
-            continue
-        if whence == os.SEEK_DATA:
-            return begin
-        if begin > position:
+    position = reached = offset  # where the data that was found ends, and the search
+    while reached < node.size:
+        begun = reached
+        for begin, end, _, unwritten in islice(data.pieces(volume, node, begun, node.size), RUNS_PER_SEARCH):
+            reached = end
+            if unwritten:
+                continue
+            if whence == os.SEEK_DATA:
+                return begin
+            if begin > position:
+                return position
+            position = end
+        if reached == begun:
             break
-        position = end
+        yield
     if whence == os.SEEK_DATA:
         raise FsError(errno.ENXIO)
     return position

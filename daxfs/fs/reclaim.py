@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from daxfs.errors import FsError, MissingMemory
+from daxfs.fs.steps import Steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +42,15 @@ class Reclaimers:
             if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or not self.reclaim():
                 raise
         return operation(*args, **kwargs)
+
+    def retrying_steps(self, operation: Callable[P, Steps[R]], *args: P.args, **kwargs: P.kwargs) -> Steps[R]:
+        """Run the steps of an operation that can be repeated from its beginning, as `retrying`."""
+        try:
+            return (yield from operation(*args, **kwargs))
+        except FsError as error:
+            if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or not self.reclaim():
+                raise
+        return (yield from operation(*args, **kwargs))
 
     def reclaim(self) -> bool:
         """Call all reclaimers; return whether any freed space."""

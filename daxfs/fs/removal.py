@@ -1,7 +1,10 @@
 """The end of inodes: an inode without a name is freed when it is no longer busy, after a crash too.
 
 `lifetimes.py` keeps the states of inodes and the disk's orphan list. Freeing a large file takes several handles:
-between them the tree is valid, and the orphan list names the inode.
+between them the tree is valid, and the orphan list names the inode. So the operation that took the last name, or closed
+the file, need not wait for the end: `begin` does the first step, which is the whole for a small file, and `freeing` the
+others. What they will free counts as free already (`attributes.statfs`), and an operation that finds the pool full has
+them done before it fails (`free_rest`).
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from daxfs.errors import MissingMemory
-from daxfs.fs.data import cut_blocks
+from daxfs.fs import data
+from daxfs.fs.steps import Steps, finish
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
@@ -25,15 +29,54 @@ CREDITS_FREE = 64
 BLOCKS_PER_STEP = 32
 
 
-def collect(volume: Volume, ino: int) -> None:
-    """Free the inode if it has no name and is not busy.
+def begin(volume: Volume, ino: int) -> None:
+    """Begin to free the inode if it has no name and is not busy: do the first step.
 
     While stale clients may touch it, nothing is done; nor after an abort, since recovery frees it then. The operation
     that took the last name or closed the file has succeeded, whatever memory this needs.
     """
     if ino in volume.lives.nameless and not volume.is_busy(ino) and not volume.notifier.stale and not volume.read_only:
+        volume.nodes.forget(ino)
+        step(volume, ino)
+
+
+def collect(volume: Volume, ino: int) -> None:
+    """Free the inode if it has no name and is not busy, as `begin`, but to the end."""
+    begin(volume, ino)
+    while unfinished(volume) and ino in volume.lives.ending:
+        step(volume, ino)
+
+
+def unfinished(volume: Volume) -> bool:
+    """Return whether the end of some inodes has begun and takes more steps."""
+    return bool(volume.lives.ending) and not volume.read_only
+
+
+def step(volume: Volume, ino: int) -> None:
+    """Do the next step of the end of an inode, or of a cut that was abandoned."""
+    lives = volume.lives
+    lives.ending[ino] = None
+    finished = True  # also with an error: the inode stays on the orphan list
+    try:
         with unless_missing(volume, ino):
-            free(volume, ino)
+            finished = free_step(volume, ino) if ino in lives.nameless else data.cut_step(volume, ino)
+    finally:
+        if finished:
+            lives.ending.pop(ino, None)
+
+
+def freeing(volume: Volume) -> Steps[None]:
+    """Finish all that `begin` has begun, the oldest first, and whatever begins meanwhile."""
+    while unfinished(volume):
+        step(volume, next(iter(volume.lives.ending)))
+        yield
+
+
+def free_rest(volume: Volume) -> bool:
+    """Finish all that has begun at once; return whether there was anything (a reclaimer)."""
+    begun = unfinished(volume)
+    finish(freeing(volume))
+    return begun
 
 
 def holds_blocks(inode: Inode) -> bool:
@@ -46,27 +89,32 @@ def holds_blocks(inode: Inode) -> bool:
 def free(volume: Volume, ino: int) -> None:
     """Free the inode's blocks, then the inode, in as many handles as it takes."""
     volume.nodes.forget(ino)
-    finished = False
-    while not finished:
-        with volume.handle(CREDITS_FREE) as tx:
-            inode = inodes.edit(tx, ino)
-            metadata = not stat.S_ISREG(inode.mode)
-            if holds_blocks(inode) and not mapping.remove(tx, inode, 0, None, metadata=metadata, limit=BLOCKS_PER_STEP):
-                continue
-            xattrs.drop(tx, inode)
-            volume.lives.freed(tx, ino)
-            inode.i_dtime = int(time.time()) & 0xFFFFFFFF
-            inode.size = 0
-            inodes.free(tx, inode)
-            finished = True
+    while not free_step(volume, ino):
+        pass
+    volume.lives.ending.pop(ino, None)
+
+
+def free_step(volume: Volume, ino: int) -> bool:
+    """Free some of the inode's blocks in one handle, with the last ones also the inode; return whether it is free."""
+    with volume.handle(CREDITS_FREE) as tx:
+        inode = inodes.edit(tx, ino)
+        metadata = not stat.S_ISREG(inode.mode)
+        if holds_blocks(inode) and not mapping.remove(tx, inode, 0, None, metadata=metadata, limit=BLOCKS_PER_STEP):
+            return False
+        xattrs.drop(tx, inode)
+        volume.lives.freed(tx, ino)
+        inode.i_dtime = int(time.time()) & 0xFFFFFFFF
+        inode.size = 0
+        inodes.free(tx, inode)
+    return True
 
 
 def collect_all(volume: Volume) -> None:
-    """Free every inode that has no name and is not busy; log their number."""
+    """Begin to free every inode that has no name and is not busy; log their number."""
     waiting = tuple(volume.lives.nameless)
     for ino in waiting:
-        collect(volume, ino)
-    note_cleaned(len(waiting) - len(volume.lives.nameless))
+        begin(volume, ino)
+    note_cleaned(len(waiting) - len(volume.lives.nameless - volume.lives.ending.keys()))
 
 
 def note_cleaned(count: int) -> None:
@@ -86,12 +134,14 @@ def recover(volume: Volume) -> None:
             if nameless:
                 collect(volume, ino)
             else:
-                cut_blocks(volume, ino)
+                while not data.cut_step(volume, ino):
+                    pass
     note_cleaned(sum(ino not in lives.nameless for ino in found))
 
 
 def free_nameless(volume: Volume) -> None:
-    """Free all inodes without a name: the mount ends, and nobody has them open."""
+    """Free all inodes without a name, and finish abandoned cuts: the mount ends, and nobody has them open."""
+    free_rest(volume)
     for ino in tuple(volume.lives.nameless):
         with unless_missing(volume, ino):
             free(volume, ino)

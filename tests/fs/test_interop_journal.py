@@ -353,7 +353,7 @@ def test_a_cut_truncate_is_finished(
             fs.sync()
             raise Crash
 
-        monkeypatch.setattr(data, "cut_blocks", cut)
+        monkeypatch.setattr(data, "cut_step", cut)
         with pytest.raises(Crash):
             fs.setattr(made.ino, SetAttributes(size=10_000))
         monkeypatch.undo()

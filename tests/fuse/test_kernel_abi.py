@@ -50,6 +50,7 @@ LAYOUT_OF = {
     "GETXATTR_IN": "getxattr_in",
     "GETXATTR_OUT": "getxattr_out",
     "ACCESS_IN": "access_in",
+    "INTERRUPT_IN": "interrupt_in",
     "IOCTL_IN": "ioctl_in",
     "IOCTL_OUT": "ioctl_out",
     "FALLOCATE_IN": "fallocate_in",

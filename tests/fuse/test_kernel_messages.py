@@ -31,7 +31,6 @@ from message_rig import (
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.types import ROOT_INO, Caller, Options, RenameFlags, SetAttributes
-from daxfs.fuse.kernel import connection as connection_module
 from daxfs.fuse.kernel.abi import Init, Opcode
 
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME, FATTR_FH = (1 << bit for bit in range(7))
@@ -205,16 +204,6 @@ def test_batch_forget(fake: Rig) -> None:
     assert fake.answer(fake.message(Opcode.BATCH_FORGET, 0, body)) is None
     fake.connection.process_forgets()
     assert fake.core.pins == {nodes[2]: 1}, "as many as the count says"
-
-
-def test_many_forgets_do_not_wait_for_long(fake: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "MOST_FORGETS", 5)
-    node = fake.mkdir(b"d").nodeid
-    for _ in range(4):
-        fake.forget(node)
-    assert fake.connection.forgets
-    fake.forget(node)
-    assert not fake.connection.forgets
 
 
 def test_a_refusal_to_forget_stops_nothing(fake: Rig) -> None:

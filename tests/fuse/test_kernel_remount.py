@@ -26,7 +26,11 @@ class Core:
 
 def connection_with(*files: Any) -> Any:
     return SimpleNamespace(
-        core=Core(), options=parse(["dax=inode"]), files=dict(enumerate(files)), process_forgets=lambda: None
+        core=Core(),
+        options=parse(["dax=inode"]),
+        files=dict(enumerate(files)),
+        process_forgets=lambda: None,
+        scheduler=SimpleNamespace(works=[]),
     )
 
 

@@ -220,16 +220,16 @@ MUTANTS = [
     Mutant(
         "an orphan is taken off the list too early",
         REMOVAL,
-        "            metadata = not stat.S_ISREG(inode.mode)\n",
-        "            volume.lives.freed(tx, ino)\n            metadata = not stat.S_ISREG(inode.mode)\n",
+        "        metadata = not stat.S_ISREG(inode.mode)\n",
+        "        volume.lives.freed(tx, ino)\n        metadata = not stat.S_ISREG(inode.mode)\n",
         "A cut between two steps of the end of a large file leaves the rest of it to nobody.",
         (SLOW_ENDS,),
     ),
     Mutant(
         "an orphan stays listed when it is freed",
         REMOVAL,
-        "            volume.lives.freed(tx, ino)\n            inode.i_dtime",
-        "            inode.i_dtime",
+        "        volume.lives.freed(tx, ino)\n        inode.i_dtime",
+        "        inode.i_dtime",
         "The list names a free inode.",
         (NAMELESS,),
     ),
@@ -505,8 +505,8 @@ MUTANTS = [
     Mutant(
         "a directory is freed without a revoke",
         REMOVAL,
-        "            metadata = not stat.S_ISREG(inode.mode)\n",
-        "            metadata = False\n",
+        "        metadata = not stat.S_ISREG(inode.mode)\n",
+        "        metadata = False\n",
         "Old copies of its blocks in the log are replayed over the data that lies there next.",
         (REUSE,),
     ),
@@ -623,8 +623,9 @@ MUTANTS = [
     Mutant(
         "a truncate zeroes before it commits",
         DATA,
-        "        volume.journal.commit()\n        zero_tail(",
-        "        zero_tail(",
+        "        volume.journal.commit()\n"
+        "        inode = inodes.read(volume.view, ino)\n        if inode.size == size:",
+        "        inode = inodes.read(volume.view, ino)\n        if inode.size == size:",
         "A cut leaves the old size with zeros at the end.",
         (OPERATIONS, HANDLES),
     ),
@@ -663,11 +664,11 @@ MUTANTS = [
     Mutant(
         "a copy makes the file longer first",
         COPYING,
-        "    done = copy(volume, source, source_offset, target, target_offset, length)\n",
+        "    done = yield from copy(volume, source, source_offset, target, target_offset, length)\n",
         "    if target_offset + length > target.node.size:\n"
-        "        grow(volume, target.node, target_offset + length)\n"
+        "        extend(volume, target.node, target_offset + length)\n"
         "        volume.commit()\n"
-        "    done = copy(volume, source, source_offset, target, target_offset, length)\n",
+        "    done = yield from copy(volume, source, source_offset, target, target_offset, length)\n",
         "A cut leaves a file of the new size without the bytes.",
         (OPERATIONS,),
     ),

@@ -85,7 +85,7 @@ class Epochs:
             first = grants.deferred.pop(0)
             self.deferred -= first.size
             volume.lives.released(first.ino)
-            removal.collect(volume, first.ino)
+            removal.begin(volume, first.ino)
 
     # Stale clients
 

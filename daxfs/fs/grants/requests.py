@@ -19,6 +19,7 @@ from daxfs.fs import data, ranges
 from daxfs.fs.change import Change
 from daxfs.fs.grants import answers, waiting
 from daxfs.fs.grants.inode_grants import InodeGrants
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import Grant, LeaseRequest, PoolIdentity
 from daxfs.pmem.persist import MSYNC
 from daxfs.protocol import FURTHEST, MOST_FILLED, Flag
@@ -75,8 +76,14 @@ def identity(table: Grants) -> PoolIdentity:
 # Granting
 
 
-def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
+def grant(table: Grants, file: OpenFile, request: LeaseRequest, used: OpenFile) -> Steps[Grant]:
     """Answer a lease request.
+
+    Args:
+        table: the grants.
+        file: holds the lease.
+        request: what is asked for.
+        used: the file as the caller uses it (`OpenFile.used_by`).
 
     Raises:
         FsError: EINVAL (range or flags), EOPNOTSUPP (the token is not this mount's; the file is not served from memory,
@@ -84,12 +91,12 @@ def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
             deferred for this user; another holder extends the file; the range is being recalled).
     """
     volume = table.volume
-    check(table, file, request)
+    check(table, used, request)
     if not request.length:
         table.leave(file, request.holder)
         return Grant(request.offset, file.node.size, 0, 0, [], False)
-    if table.epochs.deferred and waiting.over_limit(table, file.caller.uid):
-        refuse_over_limit(table, file, request)
+    if table.epochs.deferred and waiting.over_limit(table, used.caller.uid):
+        refuse_over_limit(table, file, request, used.caller.uid)
     grants = add_holder(table, file, request)
     if file.node.atime_due:
         file.node.accessed()
@@ -102,7 +109,7 @@ def grant(table: Grants, file: OpenFile, request: LeaseRequest) -> Grant:
         first = request.offset & -volume.block_size
         if end - first > MOST_FILLED:
             end = upto = first + MOST_FILLED
-        made = fill(table, file, grants, first, end)
+        made = yield from fill(table, used, grants, first, end)
     if not volume.read_only and volume.journal.dirty:
         # Without it a crash could free blocks, for the next mount, that clients still read.
         volume.commit()
@@ -150,13 +157,13 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
             raise FsError(errno.EOPNOTSUPP)
 
 
-def refuse_over_limit(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
+def refuse_over_limit(table: Grants, file: OpenFile, request: LeaseRequest, uid: int) -> None:
     """Raise EAGAIN for a user for whom too much is deferred, unless the renewal in this request frees enough."""
     if request.flags & RENEW:
         table.leave(file, request.holder)
-        if not waiting.over_limit(table, file.caller.uid):
+        if not waiting.over_limit(table, uid):
             return
-    raise FsError(errno.EAGAIN, f"user {file.caller.uid}: too much waits to be freed")
+    raise FsError(errno.EAGAIN, f"user {uid}: too much waits to be freed")
 
 
 def add_holder(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGrants:
@@ -202,7 +209,7 @@ def end_of_memory(volume: Volume, node: Node, request: LeaseRequest) -> int:
 # Filling
 
 
-def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: int) -> bool:
+def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: int) -> Steps[bool]:
     """Give every block of the range zeroed memory, written within the file; return whether any block lacked it."""
     volume, node = table.volume, file.node
     if end > node.size:
@@ -216,8 +223,8 @@ def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: in
     missing = end - begin - sum(high - low for low, high, _, _ in data.pieces(volume, node, begin, end))
     volume.retrying(refuse_without_room, file, missing >> volume.block_bits)
     lblk, stop = begin >> volume.block_bits, end >> volume.block_bits
-    while lblk < stop:
-        lblk = volume.retrying(fill_step, file, grants, lblk, stop)
+    while (lblk := volume.retrying(fill_step, file, grants, lblk, stop)) < stop:
+        yield
     return True
 
 
@@ -249,6 +256,7 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
     node, bits = file.node, volume.block_bits
     inside = node.size + volume.block_size - 1 >> bits
     made = 0
+    stop = min(stop, lblk + (ranges.BYTES_PER_STEP >> bits))
     preallocated: list[ByteRange] = []
     with volume.handle(ranges.CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
         inode = change.inode

@@ -352,6 +352,12 @@ class AccessIn(NamedTuple):
     padding: U32
 
 
+class InterruptIn(NamedTuple):
+    """fuse_interrupt_in."""
+
+    unique: U64
+
+
 class IoctlIn(NamedTuple):
     """fuse_ioctl_in."""
 
@@ -428,6 +434,7 @@ SETXATTR_IN = Layout(SetxattrIn, BODY)
 SETXATTR_IN_EXT = Layout(SetxattrInExt, BODY)
 GETXATTR_IN = Layout(GetxattrIn, BODY)
 ACCESS_IN = Layout(AccessIn, BODY)
+INTERRUPT_IN = Layout(InterruptIn, BODY)
 IOCTL_IN = Layout(IoctlIn, BODY)
 FALLOCATE_IN = Layout(FallocateIn, BODY)
 LSEEK_IN = Layout(LseekIn, BODY)

@@ -17,6 +17,7 @@ from daxfs.fuse.kernel.encoding import BILLION
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
+    from daxfs.fuse.kernel.work import Answer
 
 (MODE, UID, GID, SIZE, ATIME, MTIME, _, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
 """Plain integers: ``&`` of an IntFlag takes half a microsecond, and every SETATTR tests all of them."""
@@ -36,8 +37,8 @@ def statx(connection: Connection, request: Request) -> bytes:
     return encoding.statx_out(found, connection.block_size, dax=dax)
 
 
-def setattr_(connection: Connection, request: Request) -> bytes:
-    """Change mode, owner, size and times."""
+def setattr_(connection: Connection, request: Request) -> Answer:
+    """Change mode, owner, size and times. A truncate is answered after its last step."""
     given = request.arguments(abi.SETATTR_IN)
     valid = given.valid
     if max(given.atimensec, given.mtimensec, given.ctimensec) >= BILLION:
@@ -60,7 +61,10 @@ def setattr_(connection: Connection, request: Request) -> bytes:
     caller = request.caller()
     if not (changes.size is changes.uid is changes.gid is None):
         caller = with_groups_that_matter(connection.core, request.ino, caller)
-    return connection.attributes(connection.core.setattr(request.ino, changes, caller))
+    if changes.size is None:
+        return connection.attributes(connection.core.setattr(request.ino, changes, caller))
+    steps = connection.core.steps.setattr(request.ino, changes, caller)
+    return connection.scheduler.begin(request, steps, connection.attributes, frozenset({request.node}))
 
 
 def nanoseconds(seconds: int, rest: int) -> int:
@@ -76,10 +80,12 @@ def access(connection: Connection, request: Request) -> bytes:
     return b""
 
 
-def statfs(connection: Connection, _request: Request) -> bytes:
+def statfs(connection: Connection, request: Request) -> Answer:
     """Answer STATFS: statfs(2). Waiting forgets are processed first, so that removed files count as free."""
-    connection.process_forgets()
-    return encoding.statfs_out(connection.core.statfs())
+    core = connection.core
+    if not connection.forgets:
+        return encoding.statfs_out(core.statfs())
+    return connection.scheduler.begin(request, connection.forgetting(), lambda _: encoding.statfs_out(core.statfs()))
 
 
 def getxattr(connection: Connection, request: Request) -> bytes:

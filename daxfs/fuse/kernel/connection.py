@@ -1,8 +1,8 @@
 """What the handlers of one connection share: the core, open files, the result of INIT, forgets that wait.
 
 The kernel names an open file by a handle, which is never given again. A forget needs no answer, so `process_forgets`
-runs when no request waits, when `MOST_FORGETS` wait, or when the core finds the pool full (`reclaim`): freeing a large
-file must not delay a read.
+runs when no request waits, when more than `MOST_FORGETS` wait, or when the core finds the pool full (`reclaim`):
+freeing a large file must not delay a read.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError, MissingMemory
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
-from daxfs.fuse.kernel.postponing import Postponing
 from daxfs.fuse.kernel.request import Request
+from daxfs.fuse.kernel.scheduling import FORGETS, Scheduler
+from daxfs.fuse.kernel.work import Answer
 from daxfs.fuse.mountoptions import MountOptions
 
 if TYPE_CHECKING:
@@ -30,14 +32,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daxfs.fuse")
 
-Answer = bytes | memoryview | None
-"""The body of an answer; None: the request wants none."""
 Handler = Callable[["Connection", Request], Answer]
 
 MOST_OUTDATED = 4096
 """The most inodes in `Connection.outdated`; a full set is emptied."""
 MOST_FORGETS = 4096
-"""The number of waiting forgets at which all of them are processed."""
+"""The number of waiting forgets from which on some are processed even while requests wait."""
+FORGETS_AT_ONCE = 16
+"""Forgets, each of which may free a file, that are processed before the next check for a waiting request."""
 
 
 def unknown_handle(handle: int) -> FsError:
@@ -75,7 +77,7 @@ class Connection:
         ended: DESTROY was received.
         outdated: inodes whose attributes were invalidated because clients stored, and were not sent since.
         forgets: (node, lookups) of the forgets that wait; always the same list.
-        postponing: the requests that found the pool full.
+        scheduler: everything else that waits.
         table: the handlers by opcode; the connection's own dict, since counting changes it.
         counting: counts requests; None while nobody asks.
         shortest_view: bytes of a read from which on the kernel copies them from the pool's memory itself. It can't do
@@ -105,7 +107,7 @@ class Connection:
         self._handles = count(1)
         self.outdated: set[int] = set()
         self.forgets: list[tuple[int, int]] = []
-        self.postponing = Postponing(core)
+        self.scheduler = Scheduler(core, self._background)
         self.shortest_view = NEVER if core.has_no_room_for_holes() else SMALL
 
     def opened(self, request: Request, file: OpenFile) -> bytes:
@@ -125,10 +127,24 @@ class Connection:
             raise unknown_handle(handle) from None
 
     def closed(self, handle: int) -> None:
-        """Release the open file of a handle that the kernel has closed."""
+        """Release the open file of a handle that the kernel has closed. What that frees may take more steps."""
         file = self.file(handle)
         del self.files[handle]
-        self.core.release(file)
+        try:
+            self.core.steps.release(file)
+        finally:
+            self.free_rest()
+
+    def free_rest(self) -> None:
+        """Have the session free what is left to free, if there is anything."""
+        if self.core.steps.unfinished:
+            self.scheduler.begin_background()
+
+    def _background(self) -> Steps[None]:
+        """Process forgets, and free what files that were closed or forgotten have left, until nothing is left."""
+        while self.forgets or self.core.steps.unfinished:
+            yield from self.forgetting()
+            yield from self.core.steps.freeing()
 
     def not_copied(self, reply: Sequence[bytes | memoryview]) -> None:
         """Take note of an answer that the kernel could not copy from the pool's memory: it has answered EIO."""
@@ -142,8 +158,7 @@ class Connection:
     def forget(self, node: int, lookups: int) -> None:
         """Queue the forget of ``lookups`` lookups of a node."""
         self.forgets.append((node, lookups))
-        if len(self.forgets) >= MOST_FORGETS:
-            self.process_forgets()
+        self.scheduler.waiting.add(FORGETS)
 
     def reclaim(self) -> bool:
         """Process all waiting forgets, since the pool is full; return whether there were any."""
@@ -151,11 +166,19 @@ class Connection:
         self.process_forgets()
         return waiting
 
-    def process_forgets(self, most: int = MOST_FORGETS) -> None:
-        """Process up to ``most`` waiting forgets. A forget has no answer, so a refusal is only logged."""
+    def forgetting(self) -> Steps[None]:
+        """Process all waiting forgets, in steps."""
+        while self.forgets:
+            self.process_forgets(FORGETS_AT_ONCE)
+            yield
+
+    def process_forgets(self, most: int | None = None) -> None:
+        """Process up to ``most`` waiting forgets (None: all). A forget has no answer, so a refusal is only logged."""
         waiting = self.forgets[:most]
         del self.forgets[:most]
-        unpin = self.core.unpin
+        if not self.forgets:
+            self.scheduler.waiting.discard(FORGETS)
+        unpin = self.core.steps.unpin
         for node, lookups in waiting:
             try:
                 unpin(ROOT_INO if node == abi.ROOT_ID else node, lookups)
@@ -163,6 +186,7 @@ class Connection:
                 logs.unanswered(f"forgetting inode {node}", error)
             except Exception as error:
                 unexpected.refusal(self.core, error, f"forgetting inode {node}")
+        self.free_rest()
 
     def invalidate_attributes(self, ino: int) -> None:
         """Invalidate the attributes of an inode in the kernel, which then requests them when it needs them."""

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fuse.kernel import durability, negotiation
+from daxfs.fuse.kernel import abi, durability, negotiation
 from daxfs.fuse.kernel.abi import Opcode
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def destroy(connection: Connection, _request: Request) -> bytes:
     return b""
 
 
-def interrupt(_connection: Connection, _request: Request) -> None:
-    """Ignore an INTERRUPT: every request is answered before the next is read, so no request can be interrupted."""
-    return
+def interrupt(connection: Connection, request: Request) -> None:
+    """Handle INTERRUPT, which has no answer: a signal has reached the caller of a request that is not answered."""
+    connection.scheduler.interrupt(request.arguments(abi.INTERRUPT_IN).unique)
 
 
 def syncfs(connection: Connection, _request: Request) -> bytes:

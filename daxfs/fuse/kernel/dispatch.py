@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, MissingMemory
@@ -14,10 +16,12 @@ from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.connection import SMALL
+from daxfs.fuse.kernel.scheduling import SLICE_SECONDS
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
+    from daxfs.fuse.kernel.work import Work
 
 log = logging.getLogger("daxfs.fuse")
 
@@ -67,9 +71,7 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
             request.leave_out_extensions()
         body = handler(connection, request)
     except FsError as error:
-        # Files that the kernel forgets give no room to the file system below the pool, which `MissingMemory` is about.
-        full = error.errno == errno.ENOSPC and not isinstance(error, MissingMemory)
-        if full and connection.postponing.put_off(request):
+        if is_full(error) and connection.scheduler.postpone(bytes(request.buffer[:length])):
             return None
         return refusal(error, opcode, unique)
     except Exception as error:
@@ -81,6 +83,50 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
     if size < SMALL:
         return (_out_header(OUT + size, 0, unique) + body,)
     return _out_header(OUT + size, 0, unique), body
+
+
+def proceed(
+    connection: Connection, request: Request, work: Work, seconds: float, poll: Callable[[int], object]
+) -> Reply | None:
+    """Continue a work for a slice.
+
+    Args:
+        connection: that the work belongs to.
+        request: its ``undo`` is the work's afterwards, as in `answer`.
+        work: unfinished; the scheduler learns whether it has ended.
+        seconds: the length of the slice, within `SLICE_SECONDS`.
+        poll: asked for the waiting requests, which end the slice at the next step.
+
+    Returns:
+        The answer, once the work has ended; None before, and if nobody waits for the answer.
+    """
+    scheduler = connection.scheduler
+    request.undo = None
+    ended = True
+    try:
+        ended = work.run(min(max(seconds, 0.0), SLICE_SECONDS), partial(poll, 0))
+        body = work.answer() if ended else None
+    except FsError as error:
+        if not work.message:
+            logs.unanswered("freeing files", error)
+            return None
+        if is_full(error) and scheduler.postpone(work.message):
+            return None
+        return refusal(error, work.opcode, work.unique)
+    except Exception as error:
+        return refusal(unexpected.refusal(connection.core, error, f"opcode {work.opcode}"), work.opcode, work.unique)
+    finally:
+        if ended:
+            scheduler.ended(work)
+    return None if body is None else (_out_header(OUT + len(body), 0, work.unique) + body,)
+
+
+def is_full(error: FsError) -> bool:
+    """Return whether files that the kernel forgets may help.
+
+    They give no room to the file system below the pool, which `MissingMemory` is about.
+    """
+    return error.errno == errno.ENOSPC and not isinstance(error, MissingMemory)
 
 
 def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:

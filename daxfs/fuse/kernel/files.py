@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from daxfs.errors import FsError
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller
 from daxfs.fuse.groups import with_groups_that_matter
 from daxfs.fuse.kernel import abi, negotiation
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from daxfs.fs.filesystem import OpenFile
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
+    from daxfs.fuse.kernel.work import Answer
 
 # READ and WRITE read their arguments in place: the work before the call of the core is a fifth of a small request.
 _READ, _WRITE = abi.READ_IN.index, abi.WRITE_IN.index
@@ -41,20 +43,30 @@ _write_out = abi.WRITE_OUT.pack
 LARGEST_READ = negotiation.MOST_PAGES * mmap.PAGESIZE
 """The most bytes that a READ asks for: a bound for the zeros that holes need."""
 LARGEST_COPY = 64 << 20
-"""The most bytes that one request copies, in some milliseconds: others wait meanwhile, and the caller asks again."""
+"""The most bytes that one request copies."""
+COPY_SECONDS = 0.005
+"""How long one request copies: it ends with fewer bytes then, and the caller asks again."""
+
+R = TypeVar("R")
 
 
-def open_file(connection: Connection, request: Request) -> bytes:
+def open_file(connection: Connection, request: Request) -> Answer:
     """Answer OPEN: open a file by its node; the kernel has checked permissions."""
     flags, open_flags = request.arguments(abi.OPEN_IN)
     kill = bool(open_flags & abi.OPEN_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
     caller = request.caller()
     if flags & (os.O_ACCMODE | os.O_TRUNC):
         caller = with_groups_that_matter(connection.core, request.ino, caller)
-    file = connection.core.open_file(request.ino, flags, caller, kill, positioned=True)
-    if flags & os.O_TRUNC and kill is not False:
-        connection.invalidate_attributes(file.ino)
-    return connection.opened(request, file)
+    if not flags & os.O_TRUNC:
+        return connection.opened(request, connection.core.open_file(request.ino, flags, caller, kill, positioned=True))
+
+    def opened(file: OpenFile) -> bytes:
+        if kill is not False:
+            connection.invalidate_attributes(file.ino)
+        return connection.opened(request, file)
+
+    steps = connection.core.steps.open_file(request.ino, flags, caller, kill, positioned=True)
+    return connection.scheduler.begin(request, steps, opened, frozenset({request.node}))
 
 
 def create(connection: Connection, request: Request) -> bytes:
@@ -182,34 +194,62 @@ def fsync(connection: Connection, request: Request) -> bytes:
     return b""
 
 
-def fallocate(connection: Connection, request: Request) -> bytes:
+def changing_content(
+    connection: Connection, request: Request, file: OpenFile, operation: Callable[[Caller | None], Steps[R]]
+) -> Steps[R]:
+    """Run the steps of an operation that changes the file's content, as `change_of_content`.
+
+    If it fails, the kernel takes its cached attributes for right, but a part may be done: they are invalidated.
+    """
+    with change_of_content(connection, request, file) as caller:
+        try:
+            return (yield from operation(caller))
+        except FsError:
+            connection.invalidate_attributes(file.ino)
+            raise
+
+
+def fallocate(connection: Connection, request: Request) -> Answer:
     """Answer FALLOCATE: fallocate(2). The kernel itself refuses to collapse and insert ranges through FUSE."""
     given = request.arguments(abi.FALLOCATE_IN)
     file = connection.file(given.fh)
-    with change_of_content(connection, request, file) as caller:
-        connection.core.fallocate(file, given.mode, given.offset, given.length, caller)
-    return b""
+
+    def operation(caller: Caller | None) -> Steps[None]:
+        return connection.core.steps.fallocate(file, given.mode, given.offset, given.length, caller)
+
+    steps = changing_content(connection, request, file, operation)
+    return connection.scheduler.begin(request, steps, lambda _: b"", frozenset({request.node}), shortens=True)
 
 
-def lseek(connection: Connection, request: Request) -> bytes:
+def lseek(connection: Connection, request: Request) -> Answer:
     """Answer LSEEK for SEEK_DATA and SEEK_HOLE; the kernel handles the other kinds itself."""
     given = request.arguments(abi.LSEEK_IN)
     if given.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise FsError(errno.EINVAL)
-    return abi.LSEEK_OUT.pack(connection.core.seek(connection.file(given.fh), given.offset, given.whence))
+    steps = connection.core.steps.seek(connection.file(given.fh), given.offset, given.whence)
+    return connection.scheduler.begin(request, steps, abi.LSEEK_OUT.pack)
 
 
-def copy_file_range(connection: Connection, request: Request) -> bytes:
-    """Answer COPY_FILE_RANGE: copy up to `LARGEST_COPY` bytes of a copy_file_range(2)."""
+def copy_file_range(connection: Connection, request: Request) -> Answer:
+    """Answer COPY_FILE_RANGE: copy up to `LARGEST_COPY` bytes of a copy_file_range(2), for `COPY_SECONDS`."""
     given = request.arguments(abi.COPY_FILE_RANGE_IN)
     if given.flags:
         raise FsError(errno.EINVAL)
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
     length = min(given.len, LARGEST_COPY)
     source, target = connection.file(given.fh_in), connection.file(given.fh_out)
-    with change_of_content(connection, request, target) as caller:
-        copied = connection.core.copy_range(source, given.off_in, target, given.off_out, length, caller)
-    return abi.COPY_FILE_RANGE_OUT.pack(copied) if wide else abi.WRITE_OUT.pack(copied)
+
+    def operation(caller: Caller | None) -> Steps[int]:
+        return connection.core.steps.copy_range(source, given.off_in, target, given.off_out, length, caller)
+
+    return connection.scheduler.begin(
+        request,
+        changing_content(connection, request, target, operation),
+        abi.COPY_FILE_RANGE_OUT.pack if wide else abi.WRITE_OUT.pack,
+        frozenset({request.node, given.nodeid_out}),
+        shortens=True,
+        patience=COPY_SECONDS,
+    )
 
 
 TABLE: dict[int, Handler] = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from daxfs import protocol
 from daxfs.errors import FsError
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import FsXattr
 from daxfs.fuse.kernel import abi, leases, remount, statistics, status
 from daxfs.fuse.kernel.abi import BODY, Opcode
@@ -22,8 +23,10 @@ from daxfs.fuse.kernel.request import fixed
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
+    from daxfs.fuse.kernel.work import Answer
 
     Command = Callable[[Connection, Request, memoryview], bytes]
+    CommandInSteps = Callable[[Connection, Request, memoryview], Steps[bytes]]
 
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
@@ -74,12 +77,13 @@ def get_version(connection: Connection, request: Request, _given: memoryview) ->
     return FLAGS.pack(connection.core.generation(request.ino))
 
 
-def trim(connection: Connection, request: Request, given: memoryview) -> bytes:
+def trim(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
     """Give free memory back to the file or device under the pool: fstrim(8)."""
     if request.uid:
         raise FsError(errno.EPERM)
     start, length, least = fixed(FSTRIM_RANGE, given)
-    return FSTRIM_RANGE.pack(start, connection.core.trim(start, length, least), least)
+    trimmed = yield from connection.core.steps.trim(start, length, least)
+    return FSTRIM_RANGE.pack(start, trimmed, least)
 
 
 def get_label(connection: Connection, _request: Request, _given: memoryview) -> bytes:
@@ -99,35 +103,48 @@ COMMANDS: dict[int, Command] = {
     FS_IOC_GETVERSION: get_version,
     FS_IOC_FSGETXATTR: get_fsxattr,
     FS_IOC_FSSETXATTR: set_fsxattr,
-    FITRIM: trim,
     FS_IOC_GETFSLABEL: get_label,
     FS_IOC_SETFSLABEL: set_label,
     statistics.STATISTICS: statistics.query,
     status.STATUS: status.query,
     remount.REMOUNT: remount.change,
     protocol.IOC_POOL: leases.pool,
-    protocol.IOC_LEASE: leases.lease,
-    protocol.IOC_SHORT_LEASE: leases.lease,
     protocol.IOC_STORED: leases.stored,
     protocol.IOC_APPENDED: leases.appended,
     protocol.IOC_SYNC: leases.sync,
 }
 
+IN_STEPS: dict[int, CommandInSteps] = {
+    FITRIM: trim,
+    protocol.IOC_LEASE: leases.lease,
+    protocol.IOC_SHORT_LEASE: leases.lease,
+}
+"""Commands that take several steps. INTERRUPT shortens them."""
+
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}
 """Commands of 32-bit programs whose numbers differ because their arguments are shorter."""
 
 
-def ioctl(connection: Connection, request: Request) -> bytes:
+def ioctl(connection: Connection, request: Request) -> Answer:
     """Answer IOCTL: call the command, and cut or pad its result to the size asked for; ENOTTY for an unknown one."""
     given = request.arguments(abi.IOCTL_IN)
+    in_steps = IN_STEPS.get(given.cmd)
     command = COMPAT_COMMANDS.get(given.cmd) if given.flags & abi.IOCTL_COMPAT else None
     command = command or COMMANDS.get(given.cmd)
-    if command is None:
+    if command is None and in_steps is None:
         raise FsError(errno.ENOTTY)
     if given.out_size > LARGEST_ARGUMENT:
         raise FsError(errno.EINVAL)
-    answer = command(connection, request, request.data(BODY + abi.IOCTL_IN.size, given.in_size))
-    return abi.IOCTL_OUT.pack(0, 0, 0, 0) + answer[: given.out_size].ljust(given.out_size, b"\0")
+    argument = request.data(BODY + abi.IOCTL_IN.size, given.in_size)
+
+    def framed(answer: bytes) -> bytes:
+        return abi.IOCTL_OUT.pack(0, 0, 0, 0) + answer[: given.out_size].ljust(given.out_size, b"\0")
+
+    if in_steps is not None:
+        steps = in_steps(connection, request, argument)
+        return connection.scheduler.begin(request, steps, framed, frozenset({request.node}), shortens=True)
+    assert command is not None
+    return framed(command(connection, request, argument))
 
 
 TABLE: dict[int, Handler] = {Opcode.IOCTL: ioctl}

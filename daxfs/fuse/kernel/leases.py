@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from daxfs import protocol
 from daxfs.errors import FsError
+from daxfs.fs.steps import Steps
 from daxfs.fs.types import LeaseRequest, WriteNotification
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.files import change_of_content
@@ -58,7 +59,7 @@ def pool(connection: Connection, _request: Request, _given: memoryview) -> bytes
     ).pack()
 
 
-def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
+def lease(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
     """Answer DAXFS_IOC_LEASE of either length: an answer has room for as many extents as its request."""
     head: tuple[Any, ...] = fixed(protocol.LEASE, given)
     holder, offset, length, flags, *_, token = head
@@ -67,7 +68,8 @@ def lease(connection: Connection, request: Request, given: memoryview) -> bytes:
     file = opened(connection, request)
     question = LeaseRequest(holder, offset, length, flags, protocol.room(len(given)), token)
     with change_of_content(connection, request, file) if flags & protocol.Flag.WRITE else nullcontext() as caller:
-        answer = connection.core.lease(file, question, caller)
+        answer = yield from connection.core.steps.lease(file, question, caller)
+    connection.free_rest()
     if answer.made:
         connection.invalidate_attributes_once(file.ino)
     identity = connection.core.pool_identity()

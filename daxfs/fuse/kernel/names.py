@@ -14,10 +14,12 @@ from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Attributes, RenameFlags
 from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import BODY, Opcode
+from daxfs.fuse.kernel.scheduling import TREE
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
+    from daxfs.fuse.kernel.work import Answer
 
 DOT = b"."
 
@@ -103,35 +105,39 @@ def link(connection: Connection, request: Request) -> bytes:
 
 def unlink(connection: Connection, request: Request) -> bytes:
     """Answer UNLINK: remove a name."""
-    connection.postponing.name_removed()
+    connection.scheduler.name_removed()
     connection.core.unlink(request.ino, request.name())
     return b""
 
 
 def rmdir(connection: Connection, request: Request) -> bytes:
     """Answer RMDIR: remove a directory."""
-    connection.postponing.name_removed()
+    connection.scheduler.name_removed()
     connection.core.rmdir(request.ino, request.name())
     return b""
 
 
-def rename(connection: Connection, request: Request) -> bytes:
+def rename(connection: Connection, request: Request) -> Answer:
     """Answer RENAME: rename(2)."""
     directory = request.ino_of(request.arguments(abi.RENAME_IN).newdir)
     old, new = request.names(BODY + abi.RENAME_IN.size)
-    connection.postponing.name_removed()
-    connection.core.rename(request.ino, old, directory, new, caller=request.caller())
-    return b""
+    connection.scheduler.name_removed()
+    return renamed(connection, request, old, directory, new, 0)
 
 
-def rename2(connection: Connection, request: Request) -> bytes:
+def rename2(connection: Connection, request: Request) -> Answer:
     """Answer RENAME2: renameat2(2)."""
     given = request.arguments(abi.RENAME2_IN)
     directory, flags = request.ino_of(given.newdir), RenameFlags(given.flags)
     old, new = request.names(BODY + abi.RENAME2_IN.size)
-    connection.postponing.name_removed()
-    connection.core.rename(request.ino, old, directory, new, flags, request.caller())
-    return b""
+    connection.scheduler.name_removed()
+    return renamed(connection, request, old, directory, new, flags)
+
+
+def renamed(connection: Connection, request: Request, old: bytes, directory: int, new: bytes, flags: int) -> Answer:
+    """Rename, in steps if the new directory is very deep. The kernel has locked the tree against other renames."""
+    steps = connection.core.steps.rename(request.ino, old, directory, new, flags, request.caller())
+    return connection.scheduler.begin(request, steps, lambda _: b"", TREE)
 
 
 TABLE: dict[int, Handler] = {

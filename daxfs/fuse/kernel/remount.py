@@ -48,6 +48,8 @@ def change(connection: Connection, request: Request, given: memoryview) -> bytes
     connection.process_forgets()
     if wanted.read_only and any(file.writable for file in connection.files.values()):
         raise FsError(errno.EBUSY, "files are open for writing")
+    if wanted.read_only and connection.scheduler.works:
+        raise FsError(errno.EBUSY, "a long request is in progress")
     core.remount(wanted.of_volume(core.options.mountpoint))
     connection.options = wanted
     log.info("remounted: %s", ",".join(wanted.listed()))

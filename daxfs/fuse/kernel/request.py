@@ -16,6 +16,7 @@ from daxfs.fuse.kernel.layout import Layout
 
 _HEADER = abi.IN_HEADER.index
 _LENGTH, _OPCODE, _NODE, _EXTENSIONS = _HEADER.len, _HEADER.opcode, _HEADER.nodeid, _HEADER.total_extlen
+_UNIQUE = _HEADER.unique
 _UID, _GID, _PID = _HEADER.uid, _HEADER.gid, _HEADER.pid
 EXTENSION_UNIT = 8
 """The unit of ``total_extlen``, in bytes."""
@@ -86,6 +87,11 @@ class Request:
     def opcode(self) -> int:
         """The operation that is asked for (`Opcode`)."""
         return self.words[_OPCODE]
+
+    @property
+    def unique(self) -> int:
+        """The number of the request, for its answer."""
+        return self.longs[_UNIQUE]
 
     @property
     def node(self) -> int:

@@ -1,13 +1,16 @@
 """Run one session on /dev/fuse: mount, serve until the mount is gone or a signal stops the session, unmount.
 
 The session borrows an open `FileSystem`; its opener closes it. Requests are answered one after the other, each whole,
-in turns of some milliseconds; between turns other tasks run (the commit, signals). Without requests the session sleeps
-in trio.
+in turns of some milliseconds; between turns other tasks run (the commit, signals). While a request that takes several
+steps is in progress, others are answered between its steps (`scheduling.py`). Without requests the session sleeps in
+trio.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 from collections.abc import Callable
 from os import readv, writev
 from time import perf_counter
@@ -15,17 +18,22 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from daxfs.errors import FsError
+from daxfs.fs.steps import interruption
 from daxfs.fuse import serving
 from daxfs.fuse.kernel import dispatch, negotiation
-from daxfs.fuse.kernel.connection import Connection
+from daxfs.fuse.kernel.abi import BODY, Opcode
+from daxfs.fuse.kernel.connection import FORGETS_AT_ONCE, MOST_FORGETS, Connection
 from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, MISSING, Device
 from daxfs.fuse.kernel.polling import AdaptivePolling
 from daxfs.fuse.kernel.request import Request
+from daxfs.fuse.kernel.scheduling import WORKS
 from daxfs.fuse.kernel.statistics import Counting
 
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
+    from daxfs.fuse.kernel.turns import User
     from daxfs.fuse.mountoptions import MountOptions
 
 log = logging.getLogger("daxfs.fuse")
@@ -35,8 +43,13 @@ TURN_SECONDS = 0.010
 OTHERS_SECONDS = 0.5
 """The longest time that other tasks (the commit timer, signals) wait while requests come: handing over to them and back
 costs more than a request."""
-FORGETS_AT_ONCE = 16
-"""Forgets, each of which may free a file, that are processed before the next check for a waiting request."""
+FORGETS_UNDER_LOAD = 2
+"""Forgets that are processed after each request while requests come without a pause and many forgets wait."""
+MOST_AHEAD = 64
+"""The most requests that are read between two turns."""
+AT_ONCE = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.DESTROY})
+"""Requests that are not queued: they only take a note."""
+TOO_MANY = FsError(errno.EAGAIN, "too many requests of one user wait")
 DENSE = 20
 """The number of requests in one turn from which on they count as dense."""
 SPARSE = 4
@@ -64,13 +77,16 @@ class Session:
                 if self.turn():
                     if perf_counter() > due:
                         await trio.lowlevel.checkpoint()
+                        self._connection.free_rest()
                         due = perf_counter() + OTHERS_SECONDS
                 else:
                     self._cpu_latency.release()
                     if not self._connection.ended:
                         await trio.lowlevel.wait_readable(device.descriptor)
+            self._finish()
         except trio.ClosedResourceError:
             log.debug("stopped by a signal")
+            self._finish()
         finally:
             self._cpu_latency.release()
 
@@ -84,13 +100,18 @@ class Session:
         device, connection, request = self._device, self._connection, self._request
         descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
         answer, table = dispatch.answer, connection.table
-        forgets, postponed = connection.forgets, connection.postponing.messages
+        waiting = connection.scheduler.waiting
         spinning = self._polling.spinning
         near = spinning and self._near
         crowded = False  # a request was waiting when the last one was answered: readv may find the next without a poll
         served = 0
         now = begin = perf_counter()
         end = begin + TURN_SECONDS
+        if WORKS in waiting:
+            self._share(end)
+            if WORKS in waiting:
+                return True
+            now = perf_counter()
         while now < end:
             try:
                 length = readv(descriptor, buffers)
@@ -107,19 +128,21 @@ class Session:
                     except OSError as error:
                         self._not_sent(error, reply)
                 served += 1
-            if (forgets or postponed) and not poll(0):
-                self._catch_up()
+            if waiting:
+                self._attend(end)
+                if WORKS in waiting:
+                    return True
             if not crowded:
                 if near and poll(0):
                     crowded = True
                 elif not (near and spin()):
                     begun = perf_counter()
-                    if not poll(LINGER_MILLISECONDS) and not postponed:
+                    if not poll(LINGER_MILLISECONDS) and not waiting:
                         self._near = False
                         return False
                     near = spinning and perf_counter() - begun < device.spin_seconds
             now = perf_counter()
-        if connection.postponing.due:
+        if connection.scheduler.due:
             self._answer_postponed()
         self._near = near or not spinning
         if served >= DENSE:
@@ -129,27 +152,101 @@ class Session:
             self._cpu_latency.release()
         return True
 
+    def _attend(self, end: float) -> None:
+        """Attend to what waits: share the time until ``end`` if a work is in progress, else catch up."""
+        connection = self._connection
+        if WORKS in connection.scheduler.waiting:
+            self._share(end)
+        elif not self._device.poll(0):
+            self._catch_up()
+        elif len(connection.forgets) > MOST_FORGETS:
+            connection.process_forgets(FORGETS_UNDER_LOAD)
+
     def _catch_up(self) -> None:
-        """Process waiting forgets and postponed requests until a new request comes."""
+        """Process waiting forgets and postponed requests until a new request comes, or one of them takes more steps."""
         connection, poll = self._connection, self._device.poll
         while connection.forgets:
             connection.process_forgets(FORGETS_AT_ONCE)
-            if poll(0):
+            if poll(0) or connection.scheduler.works:
                 return
-        if connection.postponing.due:
+        if connection.scheduler.due:
             self._answer_postponed()
+
+    def _share(self, end: float) -> None:
+        """Run works and answer requests by turns until nothing is left of either, or until ``end``."""
+        device, connection, request = self._device, self._connection, self._request
+        scheduler = connection.scheduler
+        begin = perf_counter()
+        while begin < end and not connection.ended:
+            if scheduler.works:
+                if connection.forgets:
+                    scheduler.begin_background()
+                self._read_ahead()
+                if device.ended:
+                    return
+            turn = scheduler.next()
+            if turn is None:
+                return
+            user, what, seconds = turn
+            if isinstance(what, bytes):
+                self._answer_queued(user, what)
+            else:
+                self._send(dispatch.proceed(connection, request, what, seconds, device.poll))
+            now = perf_counter()
+            scheduler.had_turn(user, what, now - begin)
+            begin = now
+            if scheduler.due:
+                self._answer_postponed()
+
+    def _read_ahead(self) -> None:
+        """Queue the requests that the kernel has, and answer at once those that no user waits for in a queue."""
+        device, connection, request = self._device, self._connection, self._request
+        for _ in range(MOST_AHEAD):
+            if not device.poll(0):
+                return
+            try:
+                length = readv(device.descriptor, device.buffers)
+            except OSError as error:
+                device.not_received(error)
+                return
+            if length < BODY or request.opcode in AT_ONCE:
+                self._send(dispatch.answer(connection, request, length, connection.table))
+            elif not connection.scheduler.arrived(request, length):
+                self._send(dispatch.refusal(TOO_MANY, request.opcode, request.unique))
+
+    def _answer_queued(self, user: User, message: bytes) -> None:
+        """Answer a request that was read ahead, unless it must wait for a work."""
+        request, scheduler = self._request, self._connection.scheduler
+        request.buffer[: len(message)] = message
+        if scheduler.was_interrupted(message):
+            user.begun(len(message))
+            self._send(dispatch.refusal(interruption(), request.opcode, request.unique))
+        elif not scheduler.blocks(request, user, message):
+            self._send(dispatch.answer(self._connection, request, len(message), self._connection.table))
 
     def _answer_postponed(self) -> None:
         """Answer the postponed requests, each with its final result."""
         connection, request = self._connection, self._request
-        for message in connection.postponing.last_chances():
+        for message in connection.scheduler.last_chances():
             request.buffer[: len(message)] = message
-            reply = dispatch.answer(connection, request, len(message), connection.table)
-            if reply is not None:
-                try:
-                    writev(self._device.descriptor, reply)
-                except OSError as error:
-                    self._not_sent(error, reply)
+            self._send(dispatch.answer(connection, request, len(message), connection.table))
+
+    def _finish(self) -> None:
+        """Finish and answer the works in progress, since the session ends; those that may be short are shortened."""
+        connection = self._connection
+        scheduler = connection.scheduler
+        while scheduler.works:
+            work = scheduler.works[0]
+            work.interrupt()
+            self._send(dispatch.proceed(connection, self._request, work, math.inf, lambda _: False))
+
+    def _send(self, reply: dispatch.Reply | None) -> None:
+        """Send an answer, if there is one."""
+        if reply is not None:
+            try:
+                writev(self._device.descriptor, reply)
+            except OSError as error:
+                self._not_sent(error, reply)
 
     def _not_sent(self, error: OSError, reply: dispatch.Reply) -> None:
         """Take back a request whose answer writev(2) refused."""

@@ -28,8 +28,9 @@ from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import Opcode
 
 if TYPE_CHECKING:
-    from daxfs.fuse.kernel.connection import Answer, Connection, Handler
+    from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
+    from daxfs.fuse.kernel.work import Answer
 
 KEEP_SECONDS = 300
 CLASSES = 64

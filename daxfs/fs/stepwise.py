@@ -1,0 +1,131 @@
+"""The facade's long operations in steps, for a program that does something else between two steps.
+
+`FileSystem.steps` has one `Stepwise`. Each operation here is the one of `FileSystem` with the same name, which runs all
+steps at once; `daxfs.fs.steps` says what may happen between two steps. Closing and forgetting return at once: what they
+free in further steps is left to `freeing`.
+
+    for _ in fs.steps.fallocate(file, 0, 0, 1 << 30):
+        answer_others()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daxfs.fs import attributes, copying, data, mounting, names, ranges, removal, trim
+from daxfs.fs.grants import requests
+from daxfs.fs.operations import in_steps, maintaining
+from daxfs.fs.steps import Steps
+
+if TYPE_CHECKING:
+    from daxfs.fs.data import OpenFile
+    from daxfs.fs.types import Attributes, Caller, Grant, LeaseRequest, SetAttributes
+    from daxfs.fs.volume import Volume
+
+
+class Stepwise:
+    """The long operations of one file system, in steps."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+
+    @in_steps
+    def open_file(
+        self, ino: int, flags: int, caller: Caller, kill_privileges: bool | None = None, *, positioned: bool = False
+    ) -> Steps[OpenFile]:
+        """Open a file: with O_TRUNC the truncate is in steps."""
+        file = yield from data.open_file(self.volume, ino, flags, caller, kill_privileges)
+        if positioned:
+            file.append = False
+        return file
+
+    @in_steps
+    def setattr(self, ino: int, changes: SetAttributes, caller: Caller) -> Steps[Attributes]:
+        """Change attributes: a truncate is in steps."""
+        volume = self.volume
+        try:
+            return (
+                yield from volume.reclaimers.retrying_steps(attributes.set_attributes, volume, ino, changes, caller)
+            )
+        finally:
+            removal.begin(volume, ino)
+
+    @in_steps
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
+    ) -> Steps[None]:
+        """Rename: the search for a loop, upwards from a deep directory, is in steps."""
+        volume = self.volume
+        yield from volume.reclaimers.retrying_steps(
+            names.rename, volume, parent, name, new_parent, new_name, flags, caller
+        )
+
+    @in_steps
+    def fallocate(
+        self, file: OpenFile, mode: int, offset: int, length: int, caller: Caller | None = None
+    ) -> Steps[None]:
+        """Allocate, free, zero or move a range. It can be shortened: EINTR, and what is done stays."""
+        yield from ranges.fallocate(self.volume, file.used_by(caller), mode, offset, length)
+        if file.durable:
+            data.make_durable(self.volume, file)
+
+    @in_steps
+    def copy_range(
+        self,
+        source: OpenFile,
+        source_offset: int,
+        target: OpenFile,
+        target_offset: int,
+        length: int,
+        caller: Caller | None = None,
+    ) -> Steps[int]:
+        """Copy. It can be shortened: the count of bytes is then smaller, but not 0."""
+        used = target.used_by(caller)
+        copied = yield from copying.copy_range(self.volume, source, source_offset, used, target_offset, length)
+        if target.durable:
+            data.make_durable(self.volume, target)
+        return copied
+
+    @in_steps
+    def seek(self, file: OpenFile, offset: int, whence: int) -> Steps[int]:
+        """Search for data or a hole."""
+        return ranges.seek(self.volume, file, offset, whence)
+
+    @in_steps
+    def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> Steps[int]:
+        """Give free memory back to the system. It can be shortened: EINTR."""
+        return trim.trim(self.volume, start, length, minimum)
+
+    @in_steps
+    def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Steps[Grant]:
+        """Grant a lease: memory that has to be filled is filled in steps. It can be shortened: EINTR."""
+        return requests.grant(mounting.grants_of(self.volume), file, request, file.used_by(caller))
+
+    # What has no answer that waits for it
+
+    @maintaining
+    def release(self, file: OpenFile) -> None:
+        """Close an open file; the last close of a file without a name begins to free it."""
+        volume = self.volume
+        try:
+            if file.node.grants is not None:
+                mounting.grants_of(volume).leave(file)
+        finally:
+            volume.nodes.closed(file.node)
+            removal.begin(volume, file.ino)
+
+    @maintaining
+    def unpin(self, ino: int, count: int = 1) -> None:
+        """Remove ``count`` pins (a FUSE forget); the last one of a file without a name begins to free it."""
+        self.volume.lives.unpin(ino, count)
+        removal.begin(self.volume, ino)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `freeing` has something to do."""
+        return removal.unfinished(self.volume)
+
+    @in_steps
+    def freeing(self) -> Steps[None]:
+        """Free what `release`, `unpin` and leases that ended have left to free, until nothing is left."""
+        return removal.freeing(self.volume)

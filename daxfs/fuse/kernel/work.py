@@ -1,0 +1,101 @@
+"""A request that takes several steps: its operation, and what its answer needs when the message is no longer there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from daxfs.errors import FsError
+from daxfs.fs.steps import Steps, interruption
+
+Answer = bytes | memoryview | None
+"""The body of an answer; None: the request wants none."""
+
+
+class Work:
+    """A request in progress.
+
+    Attributes:
+        message: the request, for another attempt when the pool was full; empty: nobody waits for an answer.
+        opcode: of the request.
+        unique: of the request.
+        changes: the FUSE nodes that no other request may change meanwhile.
+        shortens: whether INTERRUPT shortens the operation.
+        result: of the operation, once `run` has returned True.
+    """
+
+    def __init__(
+        self,
+        steps: Steps[Any],
+        answer: Callable[[Any], Answer],
+        changes: frozenset[int] = frozenset(),
+        *,
+        shortens: bool = False,
+        patience: float = math.inf,
+    ) -> None:
+        """Describe an operation that has not begun.
+
+        Args:
+            steps: the operation.
+            answer: returns the answer's body for the operation's result.
+            changes: see above.
+            shortens: see above.
+            patience: seconds of its own after which the operation is shortened.
+        """
+        self.message = b""
+        self.opcode = 0
+        self.unique = 0
+        self.changes = changes
+        self.shortens = shortens
+        self.result: Any = None
+        self._steps = steps
+        self._answer = answer
+        self._patience = patience
+        self._shortened = False
+
+    def run(self, seconds: float, disturbed: Callable[[], object] = bool) -> bool:
+        """Run steps for about ``seconds``, one at least; return whether the operation has ended.
+
+        Args:
+            seconds: the length of the slice.
+            disturbed: asked between two steps; the slice ends when it returns something.
+
+        Raises:
+            Exception: what the operation failed with.
+        """
+        begin = perf_counter()
+        while True:
+            try:
+                if self._shortened:
+                    self._shortened, self._patience = False, math.inf
+                    self._steps.throw(interruption())
+                else:
+                    next(self._steps)
+            except StopIteration as end:
+                self.result = end.value
+                return True
+            taken = perf_counter() - begin
+            if taken >= self._patience:
+                self._shortened = True
+            elif taken >= seconds or disturbed():
+                self._patience -= taken
+                return False
+
+    def answer(self) -> Answer:
+        """Return the body of the answer."""
+        body: Answer = self._answer(self.result)
+        return body
+
+    def interrupt(self) -> None:
+        """Shorten the operation at its next step, if it may be shortened."""
+        self._shortened = self.shortens
+
+    def finish(self) -> bool:
+        """Run the operation to its end, shortened if it may be; return whether it has a result."""
+        self.interrupt()
+        try:
+            return self.run(math.inf)
+        except FsError:
+            return False
