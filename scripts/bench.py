@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rig
-from benchmarks import alone, data, direct, fairness, metadata, persistence, postgres, waiting
+from benchmarks import alone, curves, data, direct, fairness, metadata, persistence, plots, postgres, waiting
 from benchmarks.report import FULL, QUICK, Report, load, machine
 
 SECTIONS: dict[str, Callable[[Path, Report], None]] = {
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "sync": alone.sync,
     "direct": direct.direct,
     "persistence": persistence.persistence,
+    "curves": curves.curves,
     "fairness": fairness.fairness,
     "waiting": waiting.waiting,
     "postgres": postgres.postgres,
@@ -41,10 +42,15 @@ def main() -> int:
     parser.add_argument(
         "--out", default="", metavar="FILE", help="write results to FILE: JSON, or Markdown tables (.md)"
     )
+    parser.add_argument(
+        "--plots", default="", metavar="DIR", help="draw what was measured: SVG files in DIR (needs the extra 'plots')"
+    )
     parser.add_argument("--place", default="/dev/shm", help="the directory for the pools")
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"unknown: {' '.join(sorted(unknown))}; there are: {' '.join(SECTIONS)}")
+    if given.plots and (lacking := plots.missing()):
+        parser.error(lacking)
     report = Report(QUICK if given.quick else FULL)
     report.say(", ".join(f"{name} {value}" for name, value in machine().items()))
     if load() > IDLE:
@@ -54,6 +60,9 @@ def main() -> int:
             with report.section(name):
                 SECTIONS[name](base, report)
     report.close(given.out)
+    if given.plots:
+        for path in plots.draw(report.sections, Path(given.plots)):
+            report.say(f"drawn: {path}")
     return 0
 
 

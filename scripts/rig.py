@@ -183,12 +183,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """A result of fio: operations and megabytes per second, mean and 99th percentile latency in microseconds."""
+    """A result of fio: operations and megabytes per second; latencies in microseconds, and by percentile."""
 
     iops: float
     megabytes: float
     mean_us: float
     p99_us: float
+    percentiles: tuple[tuple[float, float], ...]
 
 
 def fio(job: Job, directory: Path, seconds: float, below: Sequence[str] = ()) -> Result:
@@ -233,8 +234,9 @@ def fio(job: Job, directory: Path, seconds: float, below: Sequence[str] = ()) ->
         raise RuntimeError(f"fio {job.name}: error {measured['error']}")
     side = measured["read" if "read" in job.mode else "write"]
     latency = side["clat_ns"]
-    p99 = latency.get("percentile", {}).get("99.000000", 0)
-    return Result(side["iops"], side["bw_bytes"] / 1e6, latency["mean"] / 1000, p99 / 1000)
+    percentiles = tuple((float(part), value / 1000) for part, value in latency.get("percentile", {}).items())
+    p99 = dict(percentiles).get(99.0, 0.0)
+    return Result(side["iops"], side["bw_bytes"] / 1e6, latency["mean"] / 1000, p99, percentiles)
 
 
 def lay_out(directory: Path, size: str, processes: int = 1) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import systems
-from benchmarks.report import Report
+from benchmarks.report import Report, Series
 from daxfs import FileSystem, Options
 from daxfs.fs.ranges import KEEP_SIZE
 from daxfs.fs.types import ROOT_INO
@@ -26,6 +26,7 @@ def directory(base: Path, report: Report) -> None:
     """Measure lookup, create and listing by directory size, as a library; then a listing on a mount."""
     system = systems.make(base, "daxfs", "4G")
     rows = []
+    costs: dict[str, list[tuple[float, float]]] = {"lookup": [], "create": []}
     with FileSystem.open(system.pool) as fs:
         made = 0
         ino = fs.mkdir(ROOT_INO, b"big", 0o755).ino
@@ -46,7 +47,10 @@ def directory(base: Path, report: Report) -> None:
             fs.releasedir(opened)
             listed = time.perf_counter() - begin
             rows.append((f"{size:,}", f"{looked * 1e6:.1f}", f"{created * 1e6:.1f}", f"{listed:.2f}"))
+            costs["lookup"].append((size, looked * 1e6))
+            costs["create"].append((size, created * 1e6))
     report.table("directories, as a library", ("entries", "us a lookup", "us a create", "listing s"), rows)
+    report.draw(Series("cost by directory size, as a library", "entries", "us", costs, log="x"))
     report.say(system.check())
     system = systems.make(base, "daxfs", "4G")
     with system.mounted() as point:

@@ -29,7 +29,7 @@ import rig
 from benchmarks import disturbances, prepared
 from benchmarks.alone import cpu_seconds, daemon
 from benchmarks.disturbances import DISTURBANCES, Disturbance
-from benchmarks.report import Report
+from benchmarks.report import PERCENTILE, Report, Series
 
 LIMIT_SECONDS = 180.0
 """The most that a disturbance may take."""
@@ -113,8 +113,8 @@ def fairness(base: Path, report: Report) -> None:
         master.unlink()
     columns = ("another user's", "s", "CPU s", "waited s", "p50 ms", "p99 ms", "worst ms", "end")
     report.table("stat and a 4 KiB read of ours meanwhile", columns, rows)
-    report.series("latency by percentile", "ms", percentiles)
-    report.series("longest call by time", "ms", timelines)
+    report.draw(Series("a stat or read while another user works", PERCENTILE, "ms", percentiles, log="y"))
+    report.draw(Series("the longest call by time", "seconds", "ms", timelines, log="y", apart=True))
 
 
 def row(disturbance: Disturbance, seen: Seen, report: Report) -> tuple[str, ...]:

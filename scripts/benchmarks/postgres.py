@@ -121,8 +121,8 @@ class Server:
     def running(self) -> Iterator[None]:
         """Run the server for the body."""
         settings = " ".join(f"-c {name}='{value}'" for name, value in SETTINGS.items())
-        options = ("-l", self._sockets / "log", "-o", f"{settings} -k {self._sockets}")
-        self.run("pg_ctl", "start", "-w", "-D", self.data, *options, below=self._below)
+        log, options = self._sockets / "log", f"{settings} -k {self._sockets}"
+        self.run("pg_ctl", "start", "-w", "-D", self.data, "-l", log, "-o", options, below=self._below)
         try:
             yield
         finally:
@@ -130,8 +130,8 @@ class Server:
 
     def measure(self, seconds: float, options: Sequence[str]) -> float:
         """Return pgbench's transactions per second."""
-        words = ("-n", "-c", str(CLIENTS), "-T", str(max(round(seconds), 1)), *options, "-h", self._sockets, "postgres")
-        output = self.run("pgbench", *words)
+        how = ("-n", "-c", str(CLIENTS), "-T", str(max(round(seconds), 1)), *options)
+        output = self.run("pgbench", *how, "-h", self._sockets, "postgres")
         found = re.search(r"^tps = ([\d.]+)", output, re.MULTILINE)
         if found is None:
             raise RuntimeError(f"pgbench printed no rate: {output[-500:]}")

@@ -16,13 +16,15 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 import rig
+
+PERCENTILE = "percentile"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,26 @@ class Ratio:
     of: str
     to: str
     least: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Lines to draw, each a list of points.
+
+    Attributes:
+        title: of the figure.
+        x, y: the names of the axes, with their units. An ``x`` of `PERCENTILE` has an axis of its own.
+        lines: points by the name of the line.
+        log: the axes with a logarithmic scale: "x", "y", "xy" or none.
+        apart: draw each line in a panel of its own.
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    log: str = ""
+    apart: bool = False
 
 
 class Report:
@@ -158,9 +180,9 @@ class Report:
         """Record a table for the output file."""
         self.sections[self._section]["tables"].append({"title": title, "unit": unit, "rows": rows})
 
-    def series(self, title: str, unit: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-        """Record the points of each named line for the output file and the plots; they are not shown as a table."""
-        self.sections[self._section].setdefault("series", []).append({"title": title, "unit": unit, "lines": lines})
+    def draw(self, series: Series) -> None:
+        """Record points for the output file and the plots; the console does not show them."""
+        self.sections[self._section].setdefault("series", []).append(asdict(series))
 
     def close(self, place: str) -> None:
         """Print the required figures that were not met; write all to ``place``, if given: tables (.md), else JSON."""
