@@ -1,7 +1,7 @@
 """How the C libraries are compiled, which pyproject.toml can't say. They are no modules: nothing of Python is in them.
 
-They are optional: without a compiler daxfs installs as well. `daxfs exec` then says what is missing, and memory that is
-missing ends the daemon (daxfs/pmem/faults.py).
+They are optional: without a compiler daxfs installs as well. `daxfs exec` then says what is missing, and faults of the
+pool's memory are handled in Python (daxfs/pmem/guard.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Memory of the pool that is not there: an error for the operation that met it, not the end of the process.
 
 A load or a store is SIGBUS where the medium is poisoned, where the pool's file was cut, and where a file system without
-room can't fill a hole. ``guard.c`` handles the signal: it puts a private page of zeros in the place of the missing one
+room can't fill a hole. `guard` handles the signal: it puts a private page of zeros in the place of the missing one
 and counts a fault. From then on until `Faults.settle`:
 
 1. Nothing is stored to the pool. The operation may have read zeros that the pool does not hold (`persist` asks
@@ -15,73 +15,26 @@ that failed for another reason than a cut file or a full file system is bad memo
 store is SIGBUS too. So nobody touches the bad memory itself, whether Python or the kernel, which copies for a system
 call; and while the list is empty, that costs nothing. Where mmap(2) can replace larger units only (most devdax
 devices), the good neighbours would be lost: there each access meets the bad memory anew.
-
-Without a C compiler at installation there is no ``guard.c``: SIGBUS ends the process.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import functools
 import logging
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 from daxfs.errors import MissingMemory, PoolError
+from daxfs.pmem import guard
 from daxfs.pmem.badblocks import BadRanges
 from daxfs.pmem.kinds import MOUNT_FAILED
 from daxfs.pmem.region import AddressRange
 from daxfs.pmem.reservation import is_full, no_room
 
 log = logging.getLogger("daxfs.pmem")
-
-_LIBRARY = Path(__file__).with_name("_guard.so")
-_PAGES = 32  # guard.c
-
-
-class Watch(ctypes.Structure):
-    """guard.c's ``struct watch``."""
-
-    _fields_ = (
-        ("faults", ctypes.c_uint64),
-        ("low", ctypes.c_uint64),
-        ("high", ctypes.c_uint64),
-        ("pages", ctypes.c_uint64 * _PAGES),
-        ("begin", ctypes.c_uint64),
-        ("end", ctypes.c_uint64),
-        ("unit", ctypes.c_uint64),
-        ("next", ctypes.c_void_p),
-    )
-
-
-class Library(NamedTuple):
-    """The functions of guard.c."""
-
-    install: Callable[[], int]
-    watch: Callable[[Watch], int]
-    unwatch: Callable[[Watch], None]
-
-
-@functools.cache
-def load_library() -> Library | None:
-    """guard.c as it was compiled at installation; None if it was not."""
-    try:
-        library = ctypes.PyDLL(str(_LIBRARY))
-    except OSError:
-        return None
-    pointer = ctypes.POINTER(Watch)
-    install, watch = library.guard_install, library.guard_watch
-    unwatch = library.guard_unwatch
-    install.argtypes, install.restype = [], ctypes.c_int
-    watch.argtypes, watch.restype = [pointer], ctypes.c_int
-    unwatch.argtypes, unwatch.restype = [pointer], None
-    return Library(install, watch, unwatch)
 
 
 class Faults:
@@ -153,32 +106,24 @@ class MappedFaults(Faults):
         self._path = path
         self._addresses = addresses
         self._unit = unit
-        self._library = load_library()
-        if self._library is None:
-            return
-        self._watch = watch = Watch(begin=addresses.begin, end=addresses.begin + addresses.length, unit=unit)
-        number = self._library.watch(watch)
+        self._guard = guard.handler()
+        self._watch = watch = guard.Watch(begin=addresses.begin, end=addresses.begin + addresses.length, unit=unit)
+        number = self._guard.watch(watch)
         if number:
             raise PoolError(f"{path}: faults of its memory can't be handled: {os.strerror(number)}", MOUNT_FAILED)
         self.pending = memoryview(watch).cast("B")[:8].cast("Q")
-        addresses.at_end(self._library.unwatch, watch)
-
-    @property
-    def guarded(self) -> bool:
-        """Whether faults are handled at all."""
-        return self._library is not None
+        addresses.at_end(self._guard.unwatch, watch)
 
     def install(self) -> None:
         """As `Faults.install`."""
-        if self._library is not None:
-            self._library.install()
+        self._guard.install()
 
     def settle(self) -> MissingMemory:
         """As `Faults.settle`. A private mapping stays as it is, since it has content of its own: it is not usable.
 
         So does a mapping that views keep after the pool was closed.
         """
-        if self._library is None or self._addresses.closed:
+        if self._addresses.closed:
             return MissingMemory(errno.EIO)
         watch, addresses = self._watch, self._addresses
         if not addresses.shared:
@@ -197,7 +142,7 @@ class MappedFaults(Faults):
 
     def avoid(self) -> None:
         """As `Faults.avoid`, if mmap(2) can replace single pages."""
-        if self._bad and self._library is not None and self._unit <= mmap.PAGESIZE and self._addresses.shared:
+        if self._bad and self._unit <= mmap.PAGESIZE and self._addresses.shared:
             self._addresses.withhold(self._bad)
 
     def forgive(self, begin: int, end: int) -> None:
@@ -221,7 +166,7 @@ class MappedFaults(Faults):
         if self._unit <= mmap.PAGESIZE or not size:  # else hugetlbfs, where the system has run out of huge pages
             for page in poisoned:
                 self._bad.add(page, page + 1)
-        if not poisoned and (watch.faults <= _PAGES or self._has_hole(low) or self._lacks_room(low)):
+        if not poisoned and (watch.faults <= guard.PAGES or self._has_hole(low) or self._lacks_room(low)):
             return no_room(self._path)
         return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")
 

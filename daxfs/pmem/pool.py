@@ -222,7 +222,7 @@ class MappedPool(Pool):
             target.path,
             kind,
             memory,
-            persist.guarded(operations, faults) if faults.guarded and not read_only else operations,
+            operations if read_only else persist.guarded(operations, faults),
             read_only=read_only,
             file_size=target.exact_size,
             align=target.align,

@@ -16,9 +16,13 @@ from kernel_rig import kernel_mount
 from poison_rig import PAGE, Poison
 
 from daxfs.errors import MissingMemory
-from daxfs.pmem import faults, reservation
+from daxfs.pmem import guard, reservation
 from daxfs.pmem.pool import Pool, open_pool
 from support import mke2fs, tmpfs
+
+WITHOUT_COMPILER = "from daxfs.pmem import guard\nguard.LIBRARY = guard.LIBRARY.with_name('none')\n"
+AS_HERE = "" if isinstance(guard.handler(), guard.InC) else WITHOUT_COMPILER
+"""How a program begins that has the same handler as this one."""
 
 SIZE = 1 << 20
 HALF = SIZE // 2
@@ -189,9 +193,7 @@ def test_a_closed_pool_is_not_watched(tmp_path: Path) -> None:
     for number in range(80):  # more than there are watches
         path = tmp_path / str(number % 3)
         path.write_bytes(bytes(8 * PAGE))
-        with open_pool(path) as pool:
-            assert isinstance(pool.faults, faults.MappedFaults)
-            assert pool.faults.guarded
+        open_pool(path).close()
 
 
 def test_pools_that_are_dropped_without_being_closed_are_not_watched(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ HANDLERS = {
 @pytest.mark.parametrize("name", HANDLERS)
 def test_handlers_that_were_installed_later(tmp_path: Path, name: str) -> None:
     """Faults of the pool are handled; others reach the handlers below, and end the process at last."""
-    script = f"""
+    script = f"""{AS_HERE}
 import faulthandler, mmap, os, signal
 from daxfs.pmem.pool import open_pool
 path = {str(tmp_path / "pool")!r}
@@ -286,7 +288,7 @@ memory[0]
 
 
 def test_faults_outside_of_pools_end_the_process(tmp_path: Path) -> None:
-    script = f"""
+    script = f"""{AS_HERE}
 import mmap, os
 from daxfs.pmem.pool import open_pool
 open({str(tmp_path / "pool")!r}, "wb").write(bytes({SIZE}))
@@ -304,7 +306,7 @@ memory[0]
 
 
 def test_a_signal_that_was_sent_ends_the_process(tmp_path: Path) -> None:
-    script = f"""
+    script = f"""{AS_HERE}
 import os, signal
 from daxfs.pmem.pool import open_pool
 open({str(tmp_path / "pool")!r}, "wb").write(bytes({SIZE}))
@@ -315,12 +317,17 @@ os.kill(os.getpid(), signal.SIGBUS)
     assert done.returncode == -signal.SIGBUS
 
 
-def test_without_the_library_pools_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "load_library", lambda: None)
-    path = tmp_path / "pool"
-    path.write_bytes(bytes(SIZE))
-    with open_pool(path) as pool:
-        assert isinstance(pool.faults, faults.MappedFaults)
-        assert not pool.faults.guarded
-        pool.write(0, b"content")
-        pool.fence()
+def test_this_run_has_the_handler_in_c() -> None:
+    assert isinstance(guard.handler(), guard.InC), "run make setup"
+
+
+def test_all_of_this_with_the_handler_in_python(tmp_path: Path) -> None:
+    """As installed without a C compiler."""
+    script = f"""{WITHOUT_COMPILER}
+import pytest, sys
+sys.exit(pytest.main(["-q", "-x", "-k", "not this_run_has and not all_of_this", "-p", "no:cacheprovider",
+    "--basetemp", {str(tmp_path / "inner")!r}, {__file__!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout.decode()[-3000:]
+    assert b"[100%]" in done.stdout
