@@ -26,6 +26,8 @@ TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "ndctl": "ndctl",
     "mkfs.xfs": "xfsprogs",
+    "systemctl": "systemd",
+    "udevadm": "udev",
     "mke2fs": "e2fsprogs",
     "modprobe": "kmod",
     "busybox": "busybox-static",
