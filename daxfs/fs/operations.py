@@ -111,7 +111,8 @@ def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concaten
     """Wrap an operation in steps, so that each step ends as an operation does: with `failure`, or without a fault.
 
     The whole operation is durable when it returns, if the mount or the inode asks for that. ``volume.sync_due`` belongs
-    to the operation that runs, so between steps it is put aside.
+    to the operation that runs, so between steps it is put aside. Steps also commit in time, so that no commit is so
+    large that others wait for it.
     """
 
     @wraps(method)
@@ -131,6 +132,7 @@ def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concaten
                     break
                 if volume.faults[0]:
                     raise volume.lost_memory()
+                volume.bound_commit()
                 due, volume.sync_due = volume.sync_due, volume.options.sync
                 thrown = None
                 try:

@@ -40,7 +40,8 @@ INSERT_RANGE = 0x20
 
 PAGE = 4096
 RUNS_PER_STEP = 8
-RUNS_PER_SEARCH = 1024
+RUNS_PER_SEARCH = 512
+"""Runs that a step of a search looks at."""
 BYTES_PER_STEP = 4 << 20
 """Bytes that one step zeroes or copies; a run counts as one page more."""
 CREDITS_STEP = 96
@@ -420,8 +421,6 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> Steps[int]
     require_regular(inodes.read(volume.view, file.ino))
     if not 0 <= offset < node.size:
         raise FsError(errno.ENXIO)
-    if node.map is None:
-        data.load_map(volume, node)
     position = reached = offset  # where the data that was found ends, and the search
     while reached < node.size:
         begun = reached

@@ -41,6 +41,8 @@ R = TypeVar("R")
 
 LARGE_FILE = 0x7FFFFFFF
 """A larger file needs the feature ``large_file`` (ext4_update_inode in fs/ext4/inode.c)."""
+MOST_PENDING = 512
+"""The size (`Journal.pending`) from which on a long operation commits, so that no commit takes long: some 5 ms."""
 CHUNK_BYTES = 2 << 20
 """What a huge page maps: large files begin on such a boundary."""
 SUPERUSER = Caller()
@@ -202,6 +204,11 @@ class Volume:
         if self._journal is not None and not self.read_only:
             self._journal.commit()
             self._last_commit = time.monotonic()
+
+    def bound_commit(self) -> None:
+        """Commit between two steps of a long operation if the running transaction has become large."""
+        if self._journal is not None and not self.read_only and self._journal.pending >= MOST_PENDING:
+            self.commit()
 
     def note_sync(self, inode: Inode) -> None:
         """Make the running operation durable when it returns if the changed inode's flag says so (chattr +S, +D)."""

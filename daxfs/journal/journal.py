@@ -333,6 +333,11 @@ class Journal:
         return bool(tx.copies or tx.frees or tx.revokes)
 
     @property
+    def pending(self) -> int:
+        """The number of changed blocks and freed runs in the running transaction, by which its commit takes longer."""
+        return len(self._transaction.copies) + len(self._transaction.frees)
+
+    @property
     def capacity(self) -> int:
         """Blocks that one transaction can hold, and so the most credits that a handle may request."""
         return self._room

@@ -11,6 +11,7 @@ from tree_rig import QUIET
 
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs import data, names, ranges, removal, trim
+from daxfs.fs import volume as volume_module
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.steps import Steps, finish, interruption
 from daxfs.fs.types import ROOT_INO, Caller, SetAttributes
@@ -324,4 +325,16 @@ def test_the_caller_of_steps_is_not_the_caller_between_them(fs: FileSystem) -> N
     assert file.caller.uid == 0
     finish(steps)
     assert inodes.read(fs.volume.view, file.ino).size == 2 * COMB * BLOCK
+    fs.release(file)
+
+
+def test_steps_commit_in_time(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a long operation changes does not add up to one long commit."""
+    monkeypatch.setattr(volume_module, "MOST_PENDING", 8)
+    file = comb(fs)
+    fs.sync()
+    pending: list[int] = []
+    count(fs.steps.setattr(file.ino, SetAttributes(size=0), ROOT), lambda: pending.append(fs.volume.journal.pending))
+    assert len(pending) > COMB - 4
+    assert max(pending) < 8
     fs.release(file)

@@ -15,6 +15,7 @@ from daxfs.fuse.kernel import scheduling as scheduling_module
 from daxfs.fuse.kernel import turns as turns_module
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.scheduling import PATIENCE_SECONDS, WORKS, Scheduler
+from daxfs.fuse.kernel.statistics import Counting
 
 MKDIR = pack("mkdir_in", mode=0o755) + b"d\0"
 
@@ -319,3 +320,21 @@ def test_a_remount_waits_for_no_work(slow: Rig) -> None:
     text = b"ro".ljust(remount.SIZE, b"\0")
     body = pack("ioctl_in", cmd=remount.REMOUNT, in_size=len(text)) + text
     assert slow.refused(Opcode.IOCTL, ROOT, body) == errno.EBUSY
+
+
+def test_a_long_request_is_counted_when_it_ends(slow: Rig) -> None:
+    """Once, with the time of all its slices; meanwhile it is one of those in progress."""
+    counting = Counting(slow.connection, lasting=True)
+    node, fh = slow.create(b"f")
+    begin(slow, FALLOCATE, node.nodeid, pack("fallocate_in", fh=fh, length=1))
+    assert slow.connection.scheduler.counts() == {
+        "long_requests": 1,
+        "queued_requests": 0,
+        "postponed_requests": 0,
+        "refused_requests": 0,
+    }
+    assert not any(counting._counters[FALLOCATE].histogram)
+    turns(slow)
+    counted = counting._counters[FALLOCATE].as_json()
+    assert (counted["count"], counted["errors"]) == (1, 0)
+    assert counted["nanoseconds"] == counted["longest"] > 0

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
 
+LOOKS_PER_STEP = 128
+"""Runs that one step of filling looks at."""
 MAX_HOLDERS = 1024
 """Holders of one open file: processes that share it, and processes that have ended without a renewal."""
 MAX_ALL_HOLDERS = 4096
@@ -255,12 +257,13 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
     """
     node, bits = file.node, volume.block_bits
     inside = node.size + volume.block_size - 1 >> bits
-    made = 0
+    looks = made = 0
     stop = min(stop, lblk + (ranges.BYTES_PER_STEP >> bits))
     preallocated: list[ByteRange] = []
     with volume.handle(ranges.CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
         inode = change.inode
-        while lblk < stop and made < ranges.RUNS_PER_STEP:
+        while lblk < stop and made < ranges.RUNS_PER_STEP and looks < LOOKS_PER_STEP:
+            looks += 1
             border = min(stop, inside) if lblk < inside else stop
             run = mapping.lookup(tx, inode, lblk)
             room = min(run.length, border - lblk)

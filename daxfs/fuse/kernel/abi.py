@@ -80,6 +80,9 @@ class Opcode(IntEnum):
     COPY_FILE_RANGE_64 = 53
 
 
+WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
+
+
 class Init(IntFlag):
     """Capabilities that INIT offers and its answer accepts (FUSE_* flags; ``flags2`` carries bits 32 and up)."""
 

@@ -24,7 +24,7 @@ from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.scheduling import FORGETS, Scheduler
-from daxfs.fuse.kernel.work import Answer
+from daxfs.fuse.kernel.work import Answer, Work
 from daxfs.fuse.mountoptions import MountOptions
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class RequestCounting(Protocol):
 
     def keep(self) -> None:
         """Postpone the end of counting."""
+
+    def work_ended(self, work: Work, body: Answer) -> None:
+        """Count a request that has taken several steps."""
 
     def piece(self, snapshot: int, offset: int, *, fresh: bool) -> bytes:
         """Return a piece of the statistics."""

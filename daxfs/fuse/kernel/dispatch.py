@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
-from daxfs.fuse.kernel.abi import BODY, Opcode
+from daxfs.fuse.kernel.abi import BODY
 from daxfs.fuse.kernel.connection import SMALL
 from daxfs.fuse.kernel.scheduling import SLICE_SECONDS
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
-    from daxfs.fuse.kernel.work import Work
+    from daxfs.fuse.kernel.work import Answer, Work
 
 log = logging.getLogger("daxfs.fuse")
 
@@ -35,7 +35,6 @@ TABLE: dict[int, Handler] = {
     for module in (control, names, attributes, files, directories, ioctls)
     for opcode, handler in module.TABLE.items()
 }
-WITHOUT_ANSWER = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
 _out_header = abi.OUT_HEADER.pack
 OUT = abi.OUT_HEADER.size
@@ -103,9 +102,12 @@ def proceed(
     scheduler = connection.scheduler
     request.undo = None
     ended = True
+    body: Answer = None
     try:
         ended = work.run(min(max(seconds, 0.0), SLICE_SECONDS), partial(poll, 0))
-        body = work.answer() if ended else None
+        if not ended:
+            return None
+        body = work.answer()
     except FsError as error:
         if not work.message:
             logs.unanswered("freeing files", error)
@@ -118,6 +120,8 @@ def proceed(
     finally:
         if ended:
             scheduler.ended(work)
+            if work.message and connection.counting is not None:
+                connection.counting.work_ended(work, body)
     return None if body is None else (_out_header(OUT + len(body), 0, work.unique) + body,)
 
 
@@ -131,7 +135,7 @@ def is_full(error: FsError) -> bool:
 
 def refusal(error: FsError, opcode: int, unique: int) -> Reply | None:
     """Return the answer to a refused request; None, and a line in the log, if its opcode has no answer."""
-    if opcode in WITHOUT_ANSWER:
+    if opcode in abi.WITHOUT_ANSWER:
         logs.unanswered(f"opcode {opcode}", error)
         return None
     return (_out_header(OUT, -(error.errno or errno.EIO), unique),)

@@ -237,6 +237,15 @@ class Scheduler:
         """The number of requests that were read and not begun."""
         return self._turns.waiting + len(self._blocked)
 
+    def counts(self) -> dict[str, int]:
+        """Return how many requests wait now, and how many were refused since too many waited, for the statistics."""
+        return {
+            "long_requests": len(self.works),
+            "queued_requests": self.queued,
+            "postponed_requests": len(self.postponed),
+            "refused_requests": self.refused,
+        }
+
     # Postponed requests
 
     def postpone(self, message: bytes) -> bool:

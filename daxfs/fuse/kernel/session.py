@@ -42,7 +42,7 @@ TURN_SECONDS = 0.010
 """The length of a turn, by whose requests the session learns how to wait."""
 OTHERS_SECONDS = 0.5
 """The longest time that other tasks (the commit timer, signals) wait while requests come: handing over to them and back
-costs more than a request."""
+costs more than a request. While a long request is in progress they run after each turn."""
 FORGETS_UNDER_LOAD = 2
 """Forgets that are processed after each request while requests come without a pause and many forgets wait."""
 MOST_AHEAD = 64
@@ -71,11 +71,12 @@ class Session:
     async def serve(self) -> None:
         """Answer requests until the mount is gone or `stop` was called."""
         device = self._device
+        waiting = self._connection.scheduler.waiting
         due = 0.0  # when other tasks run next
         try:
             while not (self._stopping or device.ended or self._connection.ended):
                 if self.turn():
-                    if perf_counter() > due:
+                    if perf_counter() > due or WORKS in waiting:
                         await trio.lowlevel.checkpoint()
                         self._connection.free_rest()
                         due = perf_counter() + OTHERS_SECONDS

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from daxfs.errors import FsError
 from daxfs.fuse.kernel import abi
-from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.abi import WITHOUT_ANSWER, Opcode
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
-    from daxfs.fuse.kernel.work import Answer
+    from daxfs.fuse.kernel.work import Answer, Work
 
 KEEP_SECONDS = 300
 CLASSES = 64
@@ -128,27 +128,44 @@ class Counting:
         counter, transferred = self._counters[opcode], TRANSFERRED.get(opcode)
         histogram, clock = counter.histogram, _clock
 
+        ended = 0 if opcode in WITHOUT_ANSWER else 1
+
         def timed(connection: Connection, request: Request) -> Answer:
             begin = clock()
+            counts = 1
             try:
                 body = handler(connection, request)
                 if transferred is not None:
                     counter.bytes += transferred(body)
+                if body is None:
+                    counts -= ended  # `work_ended` counts it
                 return body
             except FsError:
                 counter.errors += 1
                 raise
             finally:
                 end = clock()
-                taken = end - begin
-                histogram[taken.bit_length()] += 1
-                counter.nanoseconds += taken
-                if taken > counter.longest:  # noqa: PLR1730 (max() takes three times as long)
-                    counter.longest = taken
+                if counts:
+                    taken = end - begin
+                    histogram[taken.bit_length()] += 1
+                    counter.nanoseconds += taken
+                    if taken > counter.longest:  # noqa: PLR1730 (max() takes three times as long)
+                        counter.longest = taken
                 if end > self.deadline:
                     self.stop()
 
         return timed
+
+    def work_ended(self, work: Work, body: Answer) -> None:
+        """Count a request that has taken several steps; None: it has failed."""
+        counter, transferred = self._counters[work.opcode], TRANSFERRED.get(work.opcode)
+        taken = int(work.seconds * BILLION)
+        counter.histogram[taken.bit_length()] += 1
+        counter.nanoseconds += taken
+        counter.longest = max(counter.longest, taken)
+        counter.errors += body is None
+        if transferred is not None:
+            counter.bytes += transferred(body)
 
     def piece(self, snapshot: int, offset: int, *, fresh: bool) -> bytes:
         """Return a piece of a snapshot; ESTALE if another query has made a new snapshot since."""
@@ -172,7 +189,8 @@ class Counting:
                 if any(counter.histogram)
             },
             "files": {
-                name: value for name, value in files._asdict().items() if name not in {"holding", "journal", "bad"}
+                **{name: value for name, value in files._asdict().items() if name not in {"holding", "journal", "bad"}},
+                **self._connection.scheduler.counts(),
             },
             "holding": [each._asdict() for each in files.holding],
             "journal": asdict(files.journal) if files.journal is not None else None,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from daxfs.errors import FsError
 from daxfs.fs.steps import Steps, interruption
 
 Answer = bytes | memoryview | None
@@ -23,6 +22,7 @@ class Work:
         unique: of the request.
         changes: the FUSE nodes that no other request may change meanwhile.
         shortens: whether INTERRUPT shortens the operation.
+        seconds: how long its slices have taken.
         result: of the operation, once `run` has returned True.
     """
 
@@ -49,6 +49,7 @@ class Work:
         self.unique = 0
         self.changes = changes
         self.shortens = shortens
+        self.seconds = 0.0
         self.result: Any = None
         self._steps = steps
         self._answer = answer
@@ -66,6 +67,7 @@ class Work:
             Exception: what the operation failed with.
         """
         begin = perf_counter()
+        before = self.seconds
         while True:
             try:
                 if self._shortened:
@@ -76,11 +78,12 @@ class Work:
             except StopIteration as end:
                 self.result = end.value
                 return True
-            taken = perf_counter() - begin
-            if taken >= self._patience:
+            finally:
+                taken = perf_counter() - begin
+                self.seconds = before + taken
+            if self.seconds >= self._patience:
                 self._shortened = True
             elif taken >= seconds or disturbed():
-                self._patience -= taken
                 return False
 
     def answer(self) -> Answer:
@@ -91,11 +94,3 @@ class Work:
     def interrupt(self) -> None:
         """Shorten the operation at its next step, if it may be shortened."""
         self._shortened = self.shortens
-
-    def finish(self) -> bool:
-        """Run the operation to its end, shortened if it may be; return whether it has a result."""
-        self.interrupt()
-        try:
-            return self.run(math.inf)
-        except FsError:
-            return False
