@@ -180,7 +180,7 @@ def observe(point: Path, serving: Path, disturbance: Disturbance) -> Seen:
         finally:
             stop.set()
             go.set()
-        answered = samples.poll(READY_SECONDS if in_time else 0.0)
+        answered = samples.poll(READY_SECONDS if in_time else AFTER_SECONDS)
         after = scheduled(serving)
         taken: list[Sample] = samples.recv() if answered else [(begin, seconds)]
         taken = [sample for sample in taken if sample[0] + sample[1] >= begin]

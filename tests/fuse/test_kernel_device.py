@@ -455,6 +455,16 @@ def test_requests_that_come_now_and_then_are_not_spun_for(monkeypatch: pytest.Mo
     kernel.close()
 
 
+def test_a_session_whose_processor_others_want_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.005)
+    waits = Waits(kernel, monkeypatch)
+    kernel.session._contention.present = True
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert (waits.spun, waits.looked) == (0, 0)
+    kernel.close()
+
+
 def test_it_spins_again_after_a_short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch, spin_seconds=0.5)
     waits = Waits(kernel, monkeypatch)

@@ -24,6 +24,7 @@ from daxfs.fuse import serving
 from daxfs.fuse.kernel import dispatch, negotiation
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.connection import FORGETS_AT_ONCE, MOST_FORGETS, Connection
+from daxfs.fuse.kernel.contention import Contention
 from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, MISSING, Device
 from daxfs.fuse.kernel.polling import AdaptivePolling
@@ -64,6 +65,7 @@ class Session:
         self._connection = connection
         self._cpu_latency = cpu_latency
         self._polling = AdaptivePolling(choice=device.spin_seconds > 0)
+        self._contention = Contention()
         self._request = Request(device.buffer, connection.core.pins)
         self._stopping = False
         self._near = True  # the last wait was short, so that spinning would have met its end
@@ -102,7 +104,7 @@ class Session:
         descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
         answer, table = dispatch.answer, connection.table
         waiting = connection.scheduler.waiting
-        spinning = self._polling.spinning
+        spinning = self._polling.spinning and not self._contention.present
         near = spinning and self._near
         crowded = False  # a request was waiting when the last one was answered: readv may find the next without a poll
         served = 0
@@ -146,12 +148,19 @@ class Session:
         if connection.scheduler.due:
             self._answer_postponed()
         self._near = near or not spinning
+        self._learn(served, now - begin, spinning=spinning)
+        return True
+
+    def _learn(self, served: int, seconds: float, *, spinning: bool) -> None:
+        """Learn from a turn that has ended how to wait in the next one."""
         if served >= DENSE:
             self._cpu_latency.hold()
-            self._polling.learn(served / (now - begin))
+            if not self._contention.present:
+                self._polling.learn(served / seconds)
         elif served <= SPARSE:
             self._cpu_latency.release()
-        return True
+        if served > 1:
+            self._contention.watch(spun=spinning)
 
     def _attend(self, end: float) -> None:
         """Attend to what waits: share the time until ``end`` if a work is in progress, else catch up."""
