@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from daxfs.errors import FsError
+from daxfs.fs.pins import Pins
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs
 
@@ -99,7 +100,7 @@ class FakeCore:
 
     def __init__(self) -> None:
         self.inodes = {ROOT_INO: FakeInode(ROOT_INO, stat.S_IFDIR | 0o755, links=2)}
-        self.pins: dict[int, int] = {}
+        self.pins = Pins()
         self.steps = FakeSteps(self)
         self.refuse: dict[str, BaseException] = {}
         self.calls: list[tuple[str, tuple[object, ...]]] = []
@@ -135,7 +136,7 @@ class FakeCore:
         size = len(inode.content)
         return Attributes(
             inode.ino, inode.mode, inode.links, inode.uid, inode.gid, inode.rdev, size, -(-size // 512), *inode.times,
-            crtime_ns=0, generation=inode.ino + 1000, flags=0,
+            crtime_ns=0, generation=0, flags=0,
         )  # fmt: skip
 
     def _new(self, parent: int, name: bytes, mode: int, caller: Caller) -> FakeInode:
@@ -367,14 +368,12 @@ class FakeCore:
         self._enter("removexattr", ino, name)
         del self._inode(ino).xattrs[name]
 
-    def pin(self, ino: int) -> None:
-        self.pins[ino] = self.pins.get(ino, 0) + 1
+    def pin(self, found: Attributes) -> None:
+        self.pins.pin(found.ino, found.generation)
 
     def unpin(self, ino: int, count: int = 1) -> None:
         self._enter("unpin", ino, count)
-        left = self.pins.pop(ino, 0) - count
-        if left > 0:
-            self.pins[ino] = left
+        self.pins.unpin(ino, count)
 
     def look_for_owners(self) -> None:
         """There are none."""

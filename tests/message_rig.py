@@ -350,11 +350,16 @@ def attr(found: Attributes) -> dict[str, int]:
     }
 
 
+def ino_of(node: int) -> int:
+    """The inode number in a node id that is not the root's."""
+    return node & 0xFFFFFFFF
+
+
 def entry(found: Attributes) -> bytes:
     """fuse_entry_out of an inode that is not the root."""
     return pack(
         "entry_out",
-        nodeid=found.ino,
+        nodeid=found.generation << 32 | found.ino,
         generation=found.generation,
         entry_valid=DAY,
         attr_valid=DAY,

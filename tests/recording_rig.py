@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import random
 import stat
 import struct
 import sys
@@ -28,6 +29,7 @@ from mount_rig import as_user, mounted
 from daxfs.fuse.kernel import session
 from daxfs.fuse.kernel.connection import MOST_FORGETS, Connection
 from daxfs.fuse.kernel.device import Device
+from daxfs.structures import inodes
 from support import mke2fs, run
 
 LAYOUT = (
@@ -52,6 +54,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 def pool_of_recordings(place: Path) -> Path:
     """A pool such as every recording began with."""
     return mke2fs(place, *LAYOUT, size=SIZE)
+
+
+def repeat_generations(patches: pytest.MonkeyPatch) -> None:
+    """New inodes get the same generations in each run: they are a part of the node ids in messages."""
+    patches.setattr(inodes, "getrandbits", random.Random(14).getrandbits)
 
 
 class Recorder:
@@ -90,6 +97,7 @@ class Recorder:
             self.say(".", struct.pack("=I", most))
             process_forgets(connection, most)
 
+        repeat_generations(self._patches)
         self._patches.setattr(session, "readv", reading)
         self._patches.setattr(session, "writev", writing)
         self._patches.setattr(Device, "notify", notifying)

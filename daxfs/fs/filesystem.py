@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -59,6 +59,7 @@ from daxfs.structures import inodes
 from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
+    from daxfs.fs.pins import Pins
     from daxfs.fs.volume import Volume
 
 SUPERUSER = Caller()
@@ -516,13 +517,13 @@ class FileSystem:
         return any(not volume.nodes.is_open(ino) for ino in volume.lives.nameless)
 
     @property
-    def pins(self) -> Mapping[int, int]:
+    def pins(self) -> Pins:
         """How often each pinned inode is pinned; always the same object."""
         return self.volume.lives.pins
 
-    def pin(self, ino: int) -> None:
+    def pin(self, found: Attributes) -> None:
         """Pin an inode whose number is known outside (a FUSE lookup): it outlives its last name until `unpin`."""
-        self.volume.lives.pin(ino)
+        self.volume.lives.pins.pin(found.ino, found.generation)
 
     @maintaining
     def unpin(self, ino: int, count: int = 1) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from daxfs.fs.pins import Pins
 from daxfs.structures import inodes, orphans
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Lifetimes:
     """The states of the inodes of one volume, by inode number. Others read the sets and call the transitions.
 
     Attributes:
-        pins: inode number -> lookup count, of pinned inodes.
+        pins: the lookup counts of pinned inodes.
         nameless: see the module.
         listed: see the module.
         linkable: see the module.
@@ -51,26 +52,12 @@ class Lifetimes:
     """
 
     def __init__(self) -> None:
-        self.pins: dict[int, int] = {}
+        self.pins = Pins()
         self.nameless: set[int] = set()
         self.listed: set[int] = set()
         self.linkable: set[int] = set()
         self.quarantine: set[int] = set()
         self.ending: dict[int, None] = {}
-
-    # Pins
-
-    def pin(self, ino: int) -> None:
-        """Add one reference by number (a FUSE lookup)."""
-        self.pins[ino] = self.pins.get(ino, 0) + 1
-
-    def unpin(self, ino: int, count: int = 1) -> None:
-        """Remove ``count`` references by number (a FUSE forget)."""
-        left = self.pins.get(ino, 0) - count
-        if left > 0:
-            self.pins[ino] = left
-        else:
-            self.pins.pop(ino, None)
 
     # Names
 
@@ -148,7 +135,7 @@ class Lifetimes:
         Raises:
             AssertionError: they do not agree.
         """
-        assert all(count > 0 for count in self.pins.values()), self.pins
+        self.pins.check()
         assert self.linkable <= self.nameless, (self.linkable, self.nameless)
         assert self.quarantine <= self.nameless, (self.quarantine, self.nameless)
         assert not self.linkable & self.quarantine

@@ -117,7 +117,7 @@ class Stepwise:
     @maintaining
     def unpin(self, ino: int, count: int = 1) -> None:
         """Remove ``count`` pins (a FUSE forget); the last one of a file without a name begins to free it."""
-        self.volume.lives.unpin(ino, count)
+        self.volume.lives.pins.unpin(ino, count)
         removal.begin(self.volume, ino)
 
     @property

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import stat
 import time
+from array import array
 from functools import partial
 from random import getrandbits
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ SECTOR_BITS = 9
 MAX_TABLES = 4096
 """The most inode tables whose place is cached."""
 MAX_CHECKED = 1 << 16
-"""The most inodes in the cache of checked slots."""
+"""The most inodes in the cache of checked slots, a power of two."""
 GROUPS_EXAMINED = 1024
 """The most groups whose counters are read to place a new directory."""
 
@@ -64,24 +65,27 @@ class _Known(Cache):
 
     Attributes:
         tables: group -> first block of its inode table. The place is fixed by the format, so it needs no undo.
-        checked: inodes whose slot needs no check (invariant I1).
+        checked: inodes whose slot needs no check (invariant I1), each at the index ``number % MAX_CHECKED``; 0: none.
     """
 
     __slots__ = ("checked", "tables")
 
     def __init__(self) -> None:
         self.tables: dict[int, int] = {}
-        self.checked: set[int] = set()
+        self.drop()
 
     def drop(self) -> None:
         """Forget which slots are checked: those of new inodes hold their old content again."""
-        self.checked.clear()
+        self.checked = array("I", bytes(4 * MAX_CHECKED))
 
     def put(self, ino: int) -> None:
-        """Record that the slot of ``ino`` needs no check."""
-        if len(self.checked) >= MAX_CHECKED:
-            self.checked.clear()
-        self.checked.add(ino)
+        """Record that the slot of ``ino`` needs no check, in place of another inode's."""
+        self.checked[ino % MAX_CHECKED] = ino
+
+    def remove(self, ino: int) -> None:
+        """Have the slot of ``ino`` checked again."""
+        if self.checked[ino % MAX_CHECKED] == ino:
+            self.checked[ino % MAX_CHECKED] = 0
 
 
 # Finding
@@ -138,7 +142,7 @@ def read(view: View, ino: int) -> Inode:
     number, offset = _position(view, known, ino)
     inode = Inode(view.block(number), offset, view.geometry)
     inode.number = ino
-    if ino not in known.checked:
+    if known.checked[ino % MAX_CHECKED] != ino:
         _check(view, known, inode, number, offset)
     return inode
 
@@ -148,7 +152,7 @@ def edit(tx: Handle, ino: int) -> Inode:
     geometry = tx.geometry
     known = tx.caches[_Known]
     number, offset = _position(tx, known, ino)
-    if ino not in known.checked:
+    if known.checked[ino % MAX_CHECKED] != ino:
         inode = Inode(tx.block(number), offset, geometry)
         inode.number = ino
         _check(tx, known, inode, number, offset)
@@ -366,7 +370,7 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
     inode.i_generation = generation ^ 1 if generation == old else generation
     known = tx.caches[_Known]
     known.put(ino)
-    tx.on_rollback(partial(known.checked.discard, ino))
+    tx.on_rollback(partial(known.remove, ino))
     if geometry.metadata_csum:
         tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))
     return inode

@@ -324,7 +324,7 @@ def test_orphans_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
             opened.append(file)
         for number in range(0, 20, 2):
             fs.unlink(ROOT_INO, b"%d" % number)
-        fs.pin(fs.mkdir(ROOT_INO, b"dir", 0o755).ino)
+        fs.pin(fs.mkdir(ROOT_INO, b"dir", 0o755))
         fs.rmdir(ROOT_INO, b"dir")
         fs.sync()
         dirty = copy(path, "dirty")

@@ -120,7 +120,7 @@ class Lives(RuleBasedStateMachine):
     def pin(self, at: int) -> None:
         if self.opened:
             self.pinned.append(self.opened[at % len(self.opened)].ino)
-            self.fs.pin(self.pinned[-1])
+            self.fs.pin(self.fs.getattr(self.pinned[-1]))
 
     @rule(at=st.integers(0, 9))
     def unpin(self, at: int) -> None:

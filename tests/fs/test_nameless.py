@@ -72,7 +72,7 @@ def test_it_lives_from_open_to_close(open_fs: OpenFs, any_format: tuple[str, ...
 def test_a_pinned_one_lives_until_it_is_forgotten(fs: FileSystem) -> None:
     with nothing_is_lost(fs):
         file, made = fs.tmpfile(ROOT_INO, 0o600)
-        fs.pin(made.ino)
+        fs.pin(made)
         fs.release(file)
         assert fs.getattr(made.ino).nlink == 0
         fs.unpin(made.ino)

@@ -36,7 +36,7 @@ def test_what_nobody_knows_any_more_makes_room_for_a_write(open_fs: OpenFs) -> N
     fs = open_fs(size="16M")
     gone, _ = fs.create(ROOT_INO, b"gone", 0o600)
     fs.write(gone, 0, bytes(MIB))
-    fs.pin(gone.ino)
+    fs.pin(fs.getattr(gone.ino))
     fs.release(gone)
     fs.unlink(ROOT_INO, b"gone")
     fs.sync()

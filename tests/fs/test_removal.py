@@ -48,7 +48,7 @@ def test_an_inode_waits_while_it_is_busy(memory_fs: FileSystem) -> None:
     """`collect` leaves an inode that is open or pinned, or whose volume can't be changed; later it is freed."""
     fs = memory_fs
     file, made = fs.create(ROOT_INO, b"f", 0o600)
-    fs.pin(made.ino)
+    fs.pin(made)
     fs.unlink(ROOT_INO, b"f")
     volume = fs.volume
     for _ in range(2):
@@ -130,8 +130,8 @@ def test_an_open_file_without_a_name_lives_until_closed(fs: FileSystem) -> None:
 @pytest.mark.crash
 def test_a_pinned_inode_without_a_name_lives_until_forgotten(fs: FileSystem) -> None:
     made = fs.mknod(ROOT_INO, b"f", 0o600)
-    fs.pin(made.ino)
-    fs.pin(made.ino)
+    fs.pin(made)
+    fs.pin(made)
     fs.unlink(ROOT_INO, b"f")
     fs.unpin(made.ino)
     assert fs.getattr(made.ino).nlink == 0

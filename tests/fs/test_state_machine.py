@@ -496,7 +496,7 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=picks)
     def pin(self, pick: int) -> None:
         ino = self.choose(pick, anything)
-        self.fs.pin(ino)
+        self.fs.pin(self.fs.getattr(ino))
         self.pinned.append(ino)
 
     @precondition(lambda self: self.pinned)

@@ -145,7 +145,7 @@ def test_a_closed_file_is_freed_afterwards(fs: FileSystem) -> None:
 
 def test_a_forgotten_file_is_freed_afterwards(fs: FileSystem) -> None:
     file = comb(fs)
-    fs.pin(file.ino)
+    fs.pin(fs.getattr(file.ino))
     fs.unlink(ROOT_INO, b"f")
     fs.release(file)
     assert not fs.steps.unfinished

@@ -259,7 +259,7 @@ def test_forgets_wait_for_a_pause(kernel: Kernel) -> None:
 def test_a_full_pool_does_not_wait_for_a_pause(kernel: Kernel) -> None:
     kernel.init()
     kernel.core.refuse = {"mkdir": FsError(errno.ENOSPC)}
-    kernel.ask(Opcode.FORGET, 12, pack("forget_in", nlookup=1))
+    kernel.ask(Opcode.FORGET, ROOT, pack("forget_in", nlookup=1))
     kernel.ask(Opcode.MKDIR, ROOT, pack("mkdir_in", mode=0o755) + b"d\0")
     kernel.ask(Opcode.GETATTR, ROOT, GETATTR)
     assert kernel.session.turn() is False
@@ -279,7 +279,7 @@ def test_a_full_pool_waits_for_what_was_removed_to_be_forgotten(kernel: Kernel) 
     assert kernel.answers() == []
     kernel.core.refuse = {}
     kernel.core.holds_forgettable = False
-    kernel.ask(Opcode.FORGET, 12, pack("forget_in", nlookup=1))
+    kernel.ask(Opcode.FORGET, ROOT, pack("forget_in", nlookup=1))
     assert kernel.session.turn() is False
     (answer,) = kernel.answers()
     assert unpack("out_header", answer).error == 0

@@ -19,6 +19,7 @@ from message_rig import (
     ROOT,
     Rig,
     entry,
+    ino_of,
     pack,
     size_of,
     unpack,
@@ -209,7 +210,7 @@ def test_tmpfile_and_its_first_name(agreed: Rig) -> None:
     body = pack("create_in", flags=os.O_RDWR, mode=0o640) + b"/\0"
     answer = agreed.done(Opcode.TMPFILE, ROOT, body, **ANYBODY)
     node = unpack("entry_out", answer).nodeid
-    found = agreed.core.getattr(node)
+    found = agreed.core.getattr(ino_of(node))
     assert answer == entry(found) + pack("open_out", fh=1, open_flags=FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES)
     assert (found.nlink, found.uid, found.gid, stat.S_IMODE(found.mode)) == (0, 1000, 100, 0o640)
     agreed.write(node, 1, b"content")
@@ -338,15 +339,15 @@ def test_a_listing_without_room_is_empty(fake: Rig, plus: bool) -> None:
 
 def test_readdirplus_has_entries_and_pins_them(agreed: Rig) -> None:
     node = agreed.mknod(b"f", stat.S_IFREG | 0o640).nodeid
-    agreed.core.unpin(node)
+    agreed.core.unpin(ino_of(node))
     found = {item.name: item for item in agreed.names(plus=True)}
     assert set(found) == {b".", b"..", b"lost+found", b"f"}
     for name in (b".", b".."):
         dot = found[name].entry
         assert (dot.nodeid, dot.ino, stat.S_IFMT(dot.mode)) == (0, ROOT_INO, stat.S_IFDIR)
-    attributes = agreed.core.getattr(node)
+    attributes = agreed.core.getattr(ino_of(node))
     assert found[b"f"].entry == SimpleNamespace(**vars(unpack("entry_out", entry(attributes))))
-    assert agreed.core.pins == {node: 1, found[b"lost+found"].ino: 1}
+    assert agreed.core.pins == {ino_of(node): 1, found[b"lost+found"].ino: 1}
     agreed.undo()
     assert agreed.core.pins == {}
 
@@ -355,8 +356,8 @@ def test_readdirplus_does_not_tell_twice(agreed: Rig) -> None:
     """A node that the kernel knows is listed without a node, which does not count as a lookup."""
     node = agreed.mknod(b"f", stat.S_IFREG | 0o640).nodeid
     found = {item.name: item for item in agreed.names(plus=True)}
-    assert (found[b"f"].ino, found[b"f"].type, found[b"f"].entry.nodeid) == (node, stat.S_IFREG >> 12, 0)
-    assert agreed.core.pins[node] == 1
+    assert (found[b"f"].ino, found[b"f"].type, found[b"f"].entry.nodeid) == (ino_of(node), stat.S_IFREG >> 12, 0)
+    assert agreed.core.pins[ino_of(node)] == 1
 
 
 def test_readdirplus_pins_only_what_there_was_room_for(fake: Rig) -> None:

@@ -517,10 +517,17 @@ def altered(target: Target, opcode: Opcode, changes: list[tuple[str, int, int]])
         elif kind == "insert":
             body = body[:at] + bytes([value & 0xFF]) * (value % 300) + body[at:]
         elif kind == "node":
-            node = sorted(target.core.pins)[value % len(target.core.pins)] if at % 2 and target.core.pins else value
+            node = known_node(target, value) if at % 2 and target.core.pins else value
         else:
             caller = value & 0xFFFFFFFF
     return target.rig.message(opcode, node, body, uid=caller, gid=caller)
+
+
+def known_node(target: Target, number: int) -> int:
+    """One of the node ids that the kernel knows."""
+    pins = target.core.pins
+    ino = sorted(pins)[number % len(pins)]
+    return pins.generation(ino) << 32 | ino
 
 
 def storm(content: bytes, examples: int, *, counted: bool = False) -> None:

@@ -25,6 +25,7 @@ from message_rig import (
     attr_out,
     entry,
     group_extension,
+    ino_of,
     pack,
     unpack,
 )
@@ -144,9 +145,9 @@ def iter_writes(rig: Rig, node: int, fh: int, block: bytes) -> Any:
 
 def test_lookup(agreed: Rig) -> None:
     made = agreed.mkdir(b"d")
-    found = agreed.core.getattr(made.nodeid)
+    found = agreed.core.getattr(made.ino)
     assert agreed.done(Opcode.LOOKUP, ROOT, b"d\0") == entry(found)
-    assert agreed.core.pins[made.nodeid] == 2
+    assert agreed.core.pins[made.ino] == 2
 
 
 def test_a_name_that_is_not_there_is_remembered_as_such(agreed: Rig) -> None:
@@ -173,7 +174,7 @@ def test_lookup_of_a_node_that_the_kernel_has_forgotten(agreed: Rig) -> None:
     agreed.connection.process_forgets()
     assert agreed.refused(Opcode.GETATTR, node, pack("getattr_in")) == errno.ESTALE
     assert agreed.lookup(b".", node).generation == found.generation
-    assert agreed.getattr(node).ino == node
+    assert agreed.getattr(node).ino == found.ino
     assert agreed.lookup(b".", ROOT).nodeid == ROOT
     assert agreed.done(Opcode.UNLINK, body=b"f\0") == b""
     assert agreed.refused(Opcode.LOOKUP, node, b".\0") == errno.ESTALE
@@ -233,7 +234,7 @@ def test_symlink_and_readlink(agreed: Rig) -> None:
     found = agreed.core.lookup(ROOT_INO, b"link")
     assert body == entry(found)
     assert (found.mode, found.uid, found.gid) == (stat.S_IFLNK | 0o777, 5, 6)
-    assert agreed.done(Opcode.READLINK, found.ino) == b"target of it"
+    assert agreed.done(Opcode.READLINK, agreed.lookup(b"link").nodeid) == b"target of it"
     long = b"x" * 4095
     node = agreed.symlink(b"long", long).nodeid
     assert agreed.done(Opcode.READLINK, node) == long
@@ -272,10 +273,10 @@ def test_mkdir(agreed: Rig) -> None:
 def test_link(agreed: Rig) -> None:
     node, other = agreed.mknod(b"f", stat.S_IFREG | 0o600).nodeid, agreed.mkdir(b"d").nodeid
     answer = agreed.done(Opcode.LINK, other, pack("link_in", oldnodeid=node) + b"again\0")
-    found = agreed.core.lookup(other, b"again")
+    found = agreed.core.lookup(ino_of(other), b"again")
     assert answer == entry(found)
-    assert (found.ino, found.nlink) == (node, 2)
-    assert agreed.core.pins[node] == 2
+    assert (found.ino, found.nlink) == (ino_of(node), 2)
+    assert agreed.core.pins[ino_of(node)] == 2
 
 
 def test_unlink_and_rmdir(agreed: Rig) -> None:
@@ -374,7 +375,7 @@ def test_groups_behind_an_extension_that_nobody_knows(fake: Rig) -> None:
 def test_getattr(agreed: Rig) -> None:
     node = agreed.mkdir(b"d").nodeid
     body = pack("getattr_in")
-    assert agreed.done(Opcode.GETATTR, node, body) == attr_out(agreed.core.getattr(node))
+    assert agreed.done(Opcode.GETATTR, node, body) == attr_out(agreed.core.getattr(ino_of(node)))
     assert agreed.done(Opcode.GETATTR, ROOT, body) == attr_out(agreed.core.getattr(ROOT_INO))
 
 
@@ -389,7 +390,7 @@ def test_times_before_1970_and_after_2106(fake: Rig) -> None:
 def test_statx(agreed: Rig) -> None:
     node = agreed.mknod(b"n", stat.S_IFCHR | 0o640, rdev=0x103).nodeid
     body = pack("statx_in", sx_mask=0xFFF)
-    found = agreed.core.getattr(node)
+    found = agreed.core.getattr(ino_of(node))
     expected: dict[str, int] = {"attr_valid": DAY, "mask": 0xFFF, "blksize": 4096, "attributes_mask": 0x200070}
     for name, when in (
         ("atime", found.atime_ns),
@@ -419,7 +420,7 @@ def test_setattr_does_what_is_asked(agreed: Rig) -> None:
     given |= {"atimensec": 1, "mtimensec": 2, "ctimensec": 3}
     valid = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_ATIME | FATTR_MTIME | FATTR_CTIME | FATTR_FH
     answer = agreed.done(Opcode.SETATTR, node, pack("setattr_in", valid=valid, fh=fh, **given))
-    after = agreed.core.getattr(node)
+    after = agreed.core.getattr(ino_of(node))
     assert answer == attr_out(after)
     assert (after.mode, after.uid, after.gid, after.size) == (0o100640, 7, 8, 5000)
     assert (after.atime_ns, after.mtime_ns, after.ctime_ns) == (11 * BILLION + 1, 12 * BILLION + 2, 13 * BILLION + 3)
@@ -579,3 +580,45 @@ def test_times_of_answers_are_now(agreed: Rig) -> None:
     before = time.time()
     found = agreed.mkdir(b"d")
     assert before - 1 < found.mtime + found.mtimensec / BILLION < time.time() + 1
+
+
+def test_a_node_id_never_names_another_file(agreed: Rig) -> None:
+    """A new file has the number of a removed one, and another generation: the old node id is refused everywhere."""
+    old = agreed.mknod(b"f", stat.S_IFREG | 0o600)
+    assert agreed.done(Opcode.UNLINK, body=b"f\0") == b""
+    agreed.forget(old.nodeid)
+    agreed.connection.process_forgets()
+    new = agreed.mknod(b"f", stat.S_IFREG | 0o600)
+    assert (new.ino, new.nodeid >> 32) == (old.ino, new.generation)
+    assert new.nodeid != old.nodeid
+    for node in (old.nodeid, old.ino, new.nodeid ^ 1 << 63):
+        assert agreed.refused(Opcode.GETATTR, node, pack("getattr_in")) == errno.ESTALE
+        assert agreed.refused(Opcode.LOOKUP, node, b".\0") == errno.ESTALE
+        assert agreed.refused(Opcode.LINK, ROOT, pack("link_in", oldnodeid=node) + b"g\0") == errno.ESTALE
+        agreed.forget(node)
+        agreed.connection.process_forgets()
+    assert agreed.core.pins == {new.ino: 1}, "a forget of another file counts for nothing"
+    assert agreed.getattr(new.nodeid).ino == new.ino
+
+
+def test_no_generation_makes_another_inode_the_root(agreed: Rig) -> None:
+    agreed.lookup(b"..", agreed.mkdir(b"d").nodeid)
+    assert agreed.core.pins[ROOT_INO] == 1
+    for node in (ROOT_INO, 7 << 32 | ROOT_INO, 7 << 32 | ROOT):
+        assert agreed.refused(Opcode.GETATTR, node, pack("getattr_in")) == errno.ESTALE
+        assert agreed.refused(Opcode.LOOKUP, node, b".\0") == errno.ESTALE
+    agreed.forget(ROOT)
+    agreed.connection.process_forgets()
+    assert ROOT_INO not in agreed.core.pins
+
+
+def test_notifications_name_the_node(agreed: Rig) -> None:
+    made = agreed.mknod(b"f", stat.S_IFREG | 0o600)
+    agreed.connection.invalidate_attributes(made.ino)
+    agreed.connection.invalidate_attributes(ROOT_INO)
+    names = [pack("notify_inval_inode_out", ino=node, off=-1) for node in (made.nodeid, ROOT)]
+    assert agreed.notifications == [(2, name) for name in names]
+    agreed.forget(made.nodeid)
+    agreed.connection.process_forgets()
+    agreed.connection.invalidate_attributes(made.ino)
+    assert len(agreed.notifications) == 2, "the kernel has forgotten it"

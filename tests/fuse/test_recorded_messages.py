@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recording_rig import MODES
+from recording_rig import MODES, repeat_generations
 from replay_rig import recorded_pages, replay_in
 
 from daxfs.fuse.kernel import negotiation
@@ -17,6 +17,7 @@ RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.txt"))
 def test_a_recording_is_answered_as_it_was(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = recorded_pages(recording)
     monkeypatch.setattr(negotiation, "most_pages", lambda: pages)
+    repeat_generations(monkeypatch)
     assert len(replay_in(recording, tmp_path / "pool")) > 30
 
 

@@ -19,7 +19,7 @@ from daxfs.errors import FsError, MissingMemory
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import logs, unexpected
-from daxfs.fuse.kernel import abi, encoding
+from daxfs.fuse.kernel import abi, encoding, nodeid
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.kernel.request import Request
@@ -181,19 +181,25 @@ class Connection:
         del self.forgets[:most]
         if not self.forgets:
             self.scheduler.waiting.discard(FORGETS)
-        unpin = self.core.steps.unpin
+        pins, unpin = self.core.pins, self.core.steps.unpin
         for node, lookups in waiting:
+            ino = nodeid.resolve(node, pins)
+            if ino is None:
+                continue
             try:
-                unpin(ROOT_INO if node == abi.ROOT_ID else node, lookups)
+                unpin(ino, lookups)
             except FsError as error:
-                logs.unanswered(f"forgetting inode {node}", error)
+                logs.unanswered(f"forgetting inode {ino}", error)
             except Exception as error:
-                unexpected.refusal(self.core, error, f"forgetting inode {node}")
+                unexpected.refusal(self.core, error, f"forgetting inode {ino}")
         self.free_rest()
 
     def invalidate_attributes(self, ino: int) -> None:
         """Invalidate the attributes of an inode in the kernel, which then requests them when it needs them."""
-        self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(encoding.node_of(ino), -1, 0))
+        generation = self.core.pins.generation(ino)
+        if generation is not None or ino == ROOT_INO:  # else the kernel has forgotten it
+            node = nodeid.encode(ino, generation or 0)
+            self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(node, -1, 0))
 
     def invalidate_attributes_once(self, ino: int) -> None:
         """Invalidate the attributes of an inode that clients have changed, unless they are invalid already."""

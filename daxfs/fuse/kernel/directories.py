@@ -15,7 +15,7 @@ from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode
 
 if TYPE_CHECKING:
-    from daxfs.fs.types import DirEntry
+    from daxfs.fs.types import Attributes, DirEntry
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
 
@@ -65,21 +65,21 @@ def readdirplus(connection: Connection, request: Request) -> bytes:
     """Answer READDIRPLUS: names with attributes. Each entry with a node is a lookup that the kernel will forget."""
     core = connection.core
     parts: list[bytes] = []
-    pinned: list[int] = []
+    pinned: list[Attributes] = []
     for found, entry in listing(connection, request, abi.ENTRY_OUT.size):
         parts += (entry_of(connection, found, pinned), entry)
-    for ino in pinned:
-        core.pin(ino)
+    for inode in pinned:
+        core.pin(inode)
 
     def undo() -> None:
-        for ino in pinned:
-            core.unpin(ino)
+        for inode in pinned:
+            core.unpin(inode.ino)
 
     request.undo = undo
     return b"".join(parts)
 
 
-def entry_of(connection: Connection, found: DirEntry, pinned: list[int]) -> bytes:
+def entry_of(connection: Connection, found: DirEntry, pinned: list[Attributes]) -> bytes:
     """Return fuse_entry_out of a name, and add its inode to ``pinned`` if the entry counts as a lookup.
 
     A node that the kernel knows already gets an entry without a node: the kernel has its attributes or requests them
@@ -88,12 +88,12 @@ def entry_of(connection: Connection, found: DirEntry, pinned: list[int]) -> byte
     if found.ino in connection.core.pins or found.name in (b".", b".."):
         return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
     try:
-        entry = connection.entry(connection.core.getattr(found.ino))
+        inode = connection.core.getattr(found.ino)
     except FsError as error:
         logs.unanswered(f"inode {found.ino}", error)
         return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
-    pinned.append(found.ino)
-    return entry
+    pinned.append(inode)
+    return connection.entry(inode)
 
 
 TABLE: dict[int, Handler] = {

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_NODUMP_FL
-from daxfs.fs.types import ROOT_INO, Attributes, StatFs
-from daxfs.fuse.kernel import abi
-from daxfs.fuse.kernel.abi import ROOT_ID
+from daxfs.fs.types import Attributes, StatFs
+from daxfs.fuse.kernel import abi, nodeid
 
 CACHE_SECONDS = 3600 * 24
 BILLION = 10**9
@@ -66,13 +65,10 @@ def attr_out(found: Attributes, block_size: int) -> bytes:
 
 def entry_out(found: Attributes, block_size: int) -> bytes:
     """Encode fuse_entry_out, a name's node and attributes. The caller pins the inode."""
-    head = abi.ENTRY_HEAD.pack(node_of(found.ino), found.generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0)
+    head = abi.ENTRY_HEAD.pack(
+        nodeid.encode(found.ino, found.generation), found.generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0
+    )
     return head + attr(found, block_size)
-
-
-def node_of(ino: int) -> int:
-    """Convert an inode number to its FUSE node id."""
-    return ROOT_ID if ino == ROOT_INO else ino
 
 
 def nameless_entry(ino: int, d_type: int) -> bytes:

@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs.types import ROOT_INO, Attributes, RenameFlags
-from daxfs.fuse.kernel import abi, encoding
+from daxfs.fs.types import Attributes, RenameFlags
+from daxfs.fuse.kernel import abi, encoding, nodeid
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.scheduling import TREE
 
@@ -27,7 +27,7 @@ DOT = b"."
 def remembered(connection: Connection, request: Request, found: Attributes) -> bytes:
     """Pin an inode and return its entry, for an answer that the kernel counts as a lookup."""
     core = connection.core
-    core.pin(found.ino)
+    core.pin(found)
     request.undo = partial(core.unpin, found.ino)
     return connection.entry(found)
 
@@ -48,9 +48,10 @@ def lookup(connection: Connection, request: Request) -> bytes:
 
 def by_handle(connection: Connection, node: int) -> Attributes:
     """Return the inode of an NFS file handle; ESTALE if it is old or forged (fs/ext4/super.c: ext4_nfs_get_inode)."""
-    if node == ROOT_INO:
-        raise FsError(errno.ESTALE)
-    return connection.core.by_number(ROOT_INO if node == abi.ROOT_ID else node)
+    found = connection.core.by_number(nodeid.decode(node))
+    if nodeid.encode(found.ino, found.generation) != node:
+        raise FsError(errno.ESTALE, f"node {node:#x}")
+    return found
 
 
 def forget(connection: Connection, request: Request) -> None:

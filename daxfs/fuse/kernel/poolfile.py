@@ -16,6 +16,7 @@ from collections.abc import Callable
 from os import readv, writev
 
 from daxfs.errors import BadMemory, FsError, MissingMemory
+from daxfs.fs.pins import Pins
 from daxfs.fuse.kernel import abi, dispatch, negotiation
 from daxfs.fuse.kernel.abi import BODY, Init, Opcode
 from daxfs.fuse.kernel.device import MISSING, Device
@@ -39,7 +40,7 @@ class PoolFile:
 
     def __init__(self, pool: Pool, buffer: memoryview) -> None:
         self._pool = pool
-        self._request = Request(buffer, ())
+        self._request = Request(buffer, Pins())
         self.missing = 0
         self._table: dict[int, Callable[[Request], bytes | memoryview | None]] = {
             Opcode.INIT: self._init,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from struct import Struct
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from daxfs.errors import FsError
-from daxfs.fs.types import ROOT_INO, Caller
+from daxfs.fs.types import Caller
 from daxfs.fuse import logs
-from daxfs.fuse.kernel import abi
-from daxfs.fuse.kernel.abi import BODY, ROOT_ID
+from daxfs.fuse.kernel import abi, nodeid
+from daxfs.fuse.kernel.abi import BODY
 from daxfs.fuse.kernel.layout import Layout
+
+if TYPE_CHECKING:
+    from daxfs.fs.pins import Pins
 
 _HEADER = abi.IN_HEADER.index
 _LENGTH, _OPCODE, _NODE, _EXTENSIONS = _HEADER.len, _HEADER.opcode, _HEADER.nodeid, _HEADER.total_extlen
@@ -48,7 +51,7 @@ class Request:
         buffer: the message, its header first.
         end: the offset where the arguments end; extensions follow, up to the message's length.
         undo: reverts the operation if the kernel does not accept the answer because the caller was killed; or None.
-        known: the inode numbers that the kernel has looked up and not forgotten.
+        known: the inodes that the kernel has looked up and not forgotten.
         longs: the header and the first arguments in words of 8 bytes, indexed by `Layout.index`.
         words: the header and the first arguments in words of 4 bytes.
         halves: the header and the first arguments in words of 2 bytes.
@@ -56,7 +59,7 @@ class Request:
 
     __slots__ = ("buffer", "end", "halves", "known", "longs", "undo", "words")
 
-    def __init__(self, buffer: memoryview, known: Container[int]) -> None:
+    def __init__(self, buffer: memoryview, known: Pins) -> None:
         self.buffer = buffer
         self.known = known
         begin = buffer[: BODY + ARGUMENTS]
@@ -119,12 +122,11 @@ class Request:
         return self.ino_of(self.node)
 
     def ino_of(self, node: int) -> int:
-        """Convert a FUSE node id to an inode number; ESTALE if the kernel has not looked it up."""
-        if node in self.known and node != ROOT_INO:
-            return node
-        if node == ROOT_ID:
-            return ROOT_INO
-        raise FsError(errno.ESTALE, f"node {node}")
+        """Convert a FUSE node id to an inode number; ESTALE if the kernel has not looked it up, or it is old."""
+        ino = nodeid.resolve(node, self.known)
+        if ino is None:
+            raise FsError(errno.ESTALE, f"node {node:#x}")
+        return ino
 
     def arguments(self, layout: Layout[Fields]) -> Fields:
         """Return the fixed arguments, which begin after the header."""

@@ -161,7 +161,7 @@ class Adapter:
 
     def _remembered(self, attributes: Attributes) -> EntryAttributes:
         """Pin an inode and return its entry, for an answer that the kernel counts as a lookup."""
-        self._core.pin(attributes.ino)
+        self._core.pin(attributes)
         return entry_of(attributes)
 
     def _by_handle(self, node: int) -> Attributes:
@@ -361,15 +361,17 @@ class Adapter:
         core = self._core
         reply = pyfuse3.readdir_reply
         for found in core.readdir(self._directories[handle], cookie):
+            inode = None
             try:
-                entry = entry_of(core.getattr(found.ino))
+                inode = core.getattr(found.ino)
+                entry = entry_of(inode)
             except FsError as error:
                 logs.unanswered(f"inode {found.ino}", error)
                 entry = damaged_entry(found)
             if not reply(token, found.name, entry, found.cookie):
                 return
-            if found.name not in (b".", b".."):
-                core.pin(found.ino)
+            if inode is not None and found.name not in (b".", b".."):
+                core.pin(inode)
 
     @handler
     def releasedir(self, handle: int) -> None:
