@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
     from daxfs.structures.mapping import Extent
 
+RUNS_DEFERRED = 32
+"""The most runs that one change frees of a file whose blocks clients may touch: deferring them is an insertion each."""
+
 
 class Change:
     """A change of the file ``inode`` in the handle ``tx``; the innermost ``with`` of that handle.
@@ -47,13 +50,14 @@ class Change:
         self._advanced: ByteRange | None = None
         self._remapped = False
 
-    def maps(self, run: Extent) -> None:
+    def maps(self, *runs: Extent) -> None:
         """Report that the file has these blocks, in this state: they were allocated or converted."""
-        self._runs.append(run)
-        if not run.unwritten and run.lblk < self._lowest:
-            self._lowest = run.lblk
+        self._runs += runs
+        for run in runs:
+            if not run.unwritten and run.lblk < self._lowest:
+                self._lowest = run.lblk
 
-    def unmap(self, first: int, last: int | None, *, limit: int = 1 << 30) -> bool:
+    def unmap(self, first: int, last: int | None, *, limit: int | None = None) -> bool:
         """Free the blocks [first, last] (None: all from ``first`` on), the last ones first; at most once in a change.
 
         Blocks that clients may touch become free later (`BlockNotifier.defer_frees`, `CREDITS_QUARANTINE`).
@@ -61,13 +65,16 @@ class Change:
         Args:
             first: logical block.
             last: logical block.
-            limit: runs to free at most.
+            limit: about how many runs to free at most (`mapping.remove`); None: all.
 
         Returns:
             Whether no block of the range is left.
         """
         volume, tx = self._volume, self._tx
         mark = len(tx.frees)
+        node = volume.nodes.open.get(self.inode.number)
+        if limit is not None and (volume.notifier.stale or (node is not None and node.grants is not None)):
+            limit = min(limit, RUNS_DEFERRED)
         finished = mapping.remove(tx, self.inode, first, last, limit=limit)
         volume.notifier.defer_frees(tx, self.inode.number, mark)
         if finished:

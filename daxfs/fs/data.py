@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 CREDITS_PIECE = 32
 """Blocks one piece of a write may change: a split at each level of the tree, bitmap, descriptor, inode, superblock."""
 CREDITS_CUT = 64 + CREDITS_QUARANTINE
-BLOCKS_PER_CUT = 32
+BLOCKS_PER_CUT = 256
+"""Runs that one step of cutting a file frees: 32 of the credits are for the commit (`blocks.RESERVED_PER_CALL`), and
+the leaves between the first and the last are freed, not changed."""
 CREDITS_XATTR = 12
 CAPABILITY = b"security.capability"
 
@@ -112,6 +114,10 @@ def load_map(volume: Volume, node: Node) -> FileMap | None:
     if node.scattered:
         return None
     inode = inodes.read(volume.view, node.ino)
+    # A file that alternates between punching and reading comes here each time: to give up must not cost a whole map.
+    if mapping.has_more_than(volume.view, inode, MAX_RUNS):
+        node.scattered = True
+        return None
     mapped = FileMap()
     bad = volume.pool.bad
     for count, run in enumerate(mapping.walk(volume.view, inode)):

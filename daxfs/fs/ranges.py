@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, MissingMemory
-from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN
+from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import data
 from daxfs.fs.change import Change
@@ -44,9 +44,13 @@ RUNS_PER_SEARCH = 512
 """Runs that a step of a search looks at."""
 BYTES_PER_STEP = 4 << 20
 """Bytes that one step zeroes or copies; a run counts as one page more."""
-CREDITS_STEP = 96
-"""Blocks that allocating or converting so many runs may change: bitmaps and descriptors, leaves, splits up to the root,
-the inode."""
+CREDITS_STEP = 128
+"""Blocks that allocating so many runs, or converting extents of so many leaves, may change: bitmaps and descriptors,
+leaves, splits up to the root, the inode. That suffices for `EXTENTS_PER_STEP` extents, since extents that are allocated
+together lie in one group and fill whole leaves."""
+EXTENTS_PER_STEP = 256
+LOOKS_PER_STEP = 24
+"""Leaves and holes that one step looks at, so that a step over blocks that need nothing ends soon, too."""
 CREDITS_MOVE = 64 + CREDITS_QUARANTINE
 """Blocks that moving extents may change besides the nodes they are in: index nodes, a split at the border, a join."""
 LEAVES_PER_MOVE = 64
@@ -264,26 +268,31 @@ def provide(volume: Volume, file: OpenFile, offset: int, length: int, size: int)
 
 
 def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int) -> int:
-    """Allocate some runs in one handle; return the next block."""
+    """Allocate for some holes in one handle; return the next block."""
     node = file.node
-    made = 0
+    looks = made = extents_made = 0
     with volume.handle(CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
         inode = change.inode
-        while lblk < stop and made < RUNS_PER_STEP:
+        while lblk < stop and looks < LOOKS_PER_STEP and made < RUNS_PER_STEP and extents_made < EXTENTS_PER_STEP:
+            looks += 1
             run = mapping.lookup(tx, inode, lblk)
-            if not run.pblk:
-                room = min(run.length, stop - lblk, longest(volume, lblk))
-                try:
-                    align = volume.alignment(lblk, room)
-                    run = mapping.allocate(tx, inode, lblk, room, unwritten=True, align=align)
-                except FsError as error:
-                    # Missing memory may have met the allocation half-way: only the end of the handle undoes that.
-                    if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or not made:
-                        raise
-                    break
-                change.maps(run)
-                made += 1
-            lblk = min(lblk + run.length, stop)
+            if run.pblk:
+                lblk = min(extents.mapped_until(tx, inode, lblk), stop)
+                continue
+            room = min(run.length, stop - lblk, longest(volume, lblk))
+            try:
+                align = volume.alignment(lblk, room)
+                most = EXTENTS_PER_STEP - extents_made
+                found = mapping.allocate_runs(tx, inode, lblk, room, most, unwritten=True, align=align)
+            except FsError as error:
+                # Missing memory may have met the allocation half-way: only the end of the handle undoes that.
+                if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or not made:
+                    raise
+                break
+            change.maps(*found)
+            made += 1
+            extents_made += len(found)
+            lblk = found[-1].lblk + found[-1].length
         reached = min(lblk << volume.block_bits, size)
         if reached > inode.size:
             data.zero_tail(volume, tx, inode, inode.size)
@@ -315,13 +324,16 @@ def blank(volume: Volume, file: OpenFile, begin: int, end: int) -> Steps[None]:
 
 
 def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
-    """Make some runs unwritten in one handle; return the next block."""
+    """Make the extents of some leaves unwritten in one handle; return the next block."""
     with volume.handle(CREDITS_STEP, file.caller) as tx, Change(volume, tx, file.ino) as change:
-        runs = mapping.runs(tx, change.inode, lblk, stop - 1, limit=RUNS_PER_STEP)
-        for run in runs:
-            mapping.mark_unwritten(tx, change.inode, run.lblk, run.length)
-            change.maps(run._replace(unwritten=True))
-    return stop if len(runs) < RUNS_PER_STEP else runs[-1].lblk + runs[-1].length
+        inode = change.inode
+        stop = min(stop, extent_shift.leaves_after(tx, inode, lblk, RUNS_PER_STEP))
+        runs = mapping.runs(tx, inode, lblk, stop - 1, limit=EXTENTS_PER_STEP)
+        if len(runs) == EXTENTS_PER_STEP:
+            stop = runs[-1].lblk + runs[-1].length
+        mapping.mark_unwritten(tx, inode, lblk, stop - lblk)
+        change.maps(*(Extent(run.lblk, run.pblk, run.length, True) for run in runs))
+    return stop
 
 
 def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:

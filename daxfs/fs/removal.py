@@ -26,7 +26,8 @@ log = logging.getLogger("daxfs.fs")
 
 CREDITS_FREE = 64
 """Blocks one step of freeing may change: index blocks, inode, descriptors, attribute block, orphan block."""
-BLOCKS_PER_STEP = 32
+BLOCKS_PER_STEP = 256
+"""Runs that one step frees (`daxfs.fs.data.BLOCKS_PER_CUT`)."""
 
 
 def begin(volume: Volume, ino: int) -> None:

@@ -349,6 +349,11 @@ class Handle(View):
             tx.reserved_credits += credits
             self._undo.append((_RESERVED, key, credits))
 
+    @property
+    def reserved_credits(self) -> int:
+        """The credits that the running transaction has reserved for the commit hooks."""
+        return self._tx.reserved_credits
+
     # Undo entries and copies
 
     def _assert_active(self) -> None:

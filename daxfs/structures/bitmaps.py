@@ -8,8 +8,14 @@ allocators of this layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
+
 import numpy as np
 import numpy.typing as npt
+
+FEW_RUNS = 16
+"""Up to so many runs, a mask is made with one shift of an integer for each."""
 
 
 def test(bitmap: memoryview, bit: int) -> bool:
@@ -79,6 +85,31 @@ def free_mask(bitmap: memoryview, bits: int) -> int:
     word = int.from_bytes(bitmap[: (bits + 7) >> 3], "little")
     ones = (1 << bits) - 1
     return (word & ones) ^ ones
+
+
+def mask_of(runs: Sequence[tuple[int, int]], bits: int) -> int:
+    """Return a mask of the bits of all ``runs`` (bit, length), which lie within ``bits`` and don't overlap."""
+    if len(runs) < FEW_RUNS:
+        mask = 0
+        for bit, length in runs:
+            mask |= ((1 << length) - 1) << bit
+        return mask
+    edges = np.zeros(bits + 1, np.int8)
+    pairs = np.fromiter(chain.from_iterable(runs), np.int64, 2 * len(runs))
+    firsts, lengths = pairs[::2], pairs[1::2]
+    edges[firsts] += 1
+    edges[firsts + lengths] -= 1
+    return int.from_bytes(np.packbits(np.cumsum(edges[:-1], dtype=np.int8), bitorder="little").tobytes(), "little")
+
+
+def invert(bitmap: memoryview, mask: int) -> None:
+    """Invert the bits of a bitmap that are set in ``mask``."""
+    bitmap[:] = (int.from_bytes(bitmap, "little") ^ mask).to_bytes(len(bitmap), "little")
+
+
+def holds(bitmap: memoryview, mask: int) -> bool:
+    """Return whether all bits of ``mask`` are set in the bitmap."""
+    return int.from_bytes(bitmap, "little") & mask == mask
 
 
 def run_starts(free: int, length: int) -> int:

@@ -5,7 +5,8 @@ The policy, in this order:
 1. Take the goal (a file's next block) if it is free.
 2. For a large request, take the first free run that starts on a 2 MiB boundary. For a small one, take the first fit
    among 2 MiB chunks that are partly in use, so that free chunks stay whole for large files.
-3. Take the largest run that is found.
+3. Take the largest run that is found. A caller that accepts several runs (`allocate_runs`) gets, from the group of the
+   largest run, all that are at least half as long.
 
 The search examines a bounded number of groups: descriptors are scanned as arrays, and each pass opens at most
 `GROUPS_EXAMINED` bitmaps. The callers, the maps of files, directories and attributes of this layer, know what blocks
@@ -27,18 +28,19 @@ B5. The last free blocks of the pool are allocated as tree blocks only (`tree_re
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
 from daxfs.journal.caches import Cache
 from daxfs.runs import BitRun, BlockRun
-from daxfs.structures import bitmaps, groups
+from daxfs.structures import bitmaps, groups, metadata_zone
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -52,8 +54,14 @@ CHUNK_BYTES = 2 << 20
 GROUPS_EXAMINED = 16
 """The most bitmaps that one pass of a search opens."""
 
+Blocks = npt.NDArray[np.int64]
+
 MAX_HINTS = 4096
 """The most groups for which hints are cached."""
+
+RESERVED_PER_CALL = 32
+"""The credits for the commit after which a bounded removal of a file's blocks stops. A fragmented file's runs may each
+lie in another group, whose bitmap and descriptor the commit changes."""
 
 TREE_RESERVE_SHARE = 50
 MAX_TREE_RESERVE = 4096
@@ -68,20 +76,31 @@ class _Hints(Cache):
         recent: group -> the group that was used instead when it was full.
         no_chunk: groups without a free aligned chunk. Undoing the handle that took the last chunk removes the group
             again; the other hints need no undo (invariant B4).
+        longest: group -> a length that no free run of the group exceeds. Blocks that become free remove the group, and
+            so does undoing the handle that measured it.
         metadata: group -> `groups.metadata_runs`; the places of metadata don't change while a pool is mounted.
     """
 
-    __slots__ = ("metadata", "no_chunk", "packing", "recent")
+    __slots__ = ("longest", "metadata", "no_chunk", "packing", "recent")
 
     def __init__(self) -> None:
         self.packing: dict[int, int] = {}
         self.recent: dict[int, int] = {}
         self.no_chunk: set[int] = set()
+        self.longest: dict[int, int] = {}
         self.metadata: dict[int, list[BlockRun]] = {}
 
     def drop(self) -> None:
-        """Forget which groups have no free chunk: blocks that were in use may be free again."""
+        """Forget which groups have no free chunk or no long run: blocks that were in use may be free again."""
         self.no_chunk.clear()
+        self.longest.clear()
+
+    def no_run_exceeds(self, tx: Handle, group: int, length: int) -> None:
+        """Note that no free run of the group is longer than ``length``, at least 1."""
+        if len(self.longest) >= MAX_HINTS:
+            self.longest.clear()
+        self.longest[group] = length
+        tx.on_rollback(partial(self.longest.pop, group, None))
 
 
 # Looking
@@ -179,48 +198,90 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
         FsError: ENOSPC: nothing has changed.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
-    geometry = tx.geometry
+    want = _admitted(tx, want, tree)
+    group, bit = _position(tx.geometry, goal)
+    found = _at_goal(tx, group, bit, want, align) or _search(tx, group, bit, want, align, 1)[0]
+    return _take(tx, [found])[0]
+
+
+def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1) -> list[BlockRun]:
+    """Allocate ``want`` blocks as at most ``most`` runs: two credits.
+
+    If no free run is long enough, one search of one bitmap finds all runs: a caller that takes them one by one would
+    search a fragmented pool anew for each.
+
+    Args:
+        tx: the handle.
+        goal: as in `allocate`.
+        want: as in `allocate`.
+        most: the most runs, at least 1.
+        align: as in `allocate`.
+
+    Returns:
+        The runs, of 1 to ``want`` blocks together. Several runs lie in one group, in ascending order.
+
+    Raises:
+        FsError: ENOSPC: nothing has changed.
+        Corrupt: a bitmap or descriptor contradicts the others.
+    """
+    want = _admitted(tx, want, False)
+    group, bit = _position(tx.geometry, goal)
+    found = _at_goal(tx, group, bit, want, align)
+    return _take(tx, [found] if found else _search(tx, group, bit, want, align, most))
+
+
+def _admitted(tx: Handle, want: int, tree: bool) -> int:
+    """Return how many of ``want`` blocks may be allocated (invariant B5). Raises FsError: ENOSPC."""
     sb = tx.edit_superblock()
     room = sb.free_blocks_count
     if not tree:
-        room -= must_stay_free(geometry, sb, privileged=tx.privileged)
-    if room < want:
-        if room <= 0:
-            raise FsError(errno.ENOSPC, "no block is free")
-        want = room
+        room -= must_stay_free(tx.geometry, sb, privileged=tx.privileged)
+    if room >= want:
+        return want
+    if room <= 0:
+        raise FsError(errno.ENOSPC, "no block is free")
+    return room
+
+
+def _position(geometry: Geometry, goal: int) -> tuple[int, int]:
+    """Return the group and the bit of a goal; those of the first block if it is out of range."""
     origin = geometry.first_data_block
-    if not origin <= goal < geometry.blocks_count:
-        goal = origin
-    group, bit = divmod(goal - origin, geometry.blocks_per_group)
+    return divmod(goal - origin, geometry.blocks_per_group) if origin <= goal < geometry.blocks_count else (0, 0)
+
+
+def _at_goal(tx: Handle, group: int, bit: int, want: int, align: int) -> BitRun | None:
+    """Return the free run at the goal, of up to ``want`` blocks; None if there is none, or none that suits."""
+    geometry = tx.geometry
     desc = groups.descriptor(tx, group)
     if tx.pool.bad and not _readable(tx, desc):
-        return _take(tx, sb, *_search(tx, group, bit, want, align))
+        return None
     content = _bitmap(tx, group, desc)
-    if not content[bit >> 3] >> (bit & 7) & 1:
-        limit = geometry.blocks_in_group(group) - bit
-        if align > 1 or want >= CHUNK_BYTES >> geometry.block_bits:
-            least = min(align if align > 1 else CHUNK_BYTES >> geometry.block_bits, limit)
-            count = bitmaps.free_run(content, bit, min(max(want, least), limit))
-            if count >= least and not goal % align:
-                return _take(tx, sb, group, bit, min(count, want))
-        else:
-            return _take(tx, sb, group, bit, bitmaps.free_run(content, bit, min(want, limit)))
-    return _take(tx, sb, *_search(tx, group, bit, want, align))
+    if content[bit >> 3] >> (bit & 7) & 1:
+        return None
+    limit = geometry.blocks_in_group(group) - bit
+    if align == 1 and want < CHUNK_BYTES >> geometry.block_bits:
+        return BitRun(group, bit, bitmaps.free_run(content, bit, min(want, limit)))
+    least = min(align if align > 1 else CHUNK_BYTES >> geometry.block_bits, limit)
+    count = bitmaps.free_run(content, bit, min(max(want, least), limit))
+    if count < least or (geometry.first_block(group) + bit) % align:
+        return None
+    return BitRun(group, bit, min(count, want))
 
 
 def take(tx: Handle, number: int) -> bool:
     """Take one block, whichever it is: two credits. False: it is in use, or its group's bitmap can't be read."""
     if not is_free(tx, number):
         return False
-    geometry = tx.geometry
-    _take(tx, tx.edit_superblock(), *divmod(number - geometry.first_data_block, geometry.blocks_per_group), 1)
+    _take(tx, [BitRun(*_position(tx.geometry, number), 1)])
     return True
 
 
-def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> BlockRun:
-    """Set the bits of a run and correct the counters (invariant B3)."""
+def _take(tx: Handle, found: list[BitRun]) -> list[BlockRun]:
+    """Set the bits of free runs of one group, in ascending order, and correct the counters (invariant B3)."""
     geometry = tx.geometry
+    group = found[0].group
     desc = groups.edit_descriptor(tx, group)
+    count = sum(run.length for run in found)
     free = desc.free_blocks_count - count
     if free < 0:
         raise Corrupt(
@@ -233,33 +294,40 @@ def _take(tx: Handle, sb: Superblock, group: int, bit: int, count: int) -> Block
         desc.bg_flags &= ~EXT4_BG_BLOCK_UNINIT
     else:
         content = tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc))
-    bitmaps.set_run(content, bit, count)
+    if len(found) == 1:
+        bitmaps.set_run(content, found[0].bit, count)
+    else:
+        runs = [(bit, length) for _, bit, length in found]
+        bitmaps.invert(content, bitmaps.mask_of(runs, geometry.blocks_in_group(group)))
     desc.free_blocks_count = free
+    sb = tx.edit_superblock()
     sb.free_blocks_count = max(sb.free_blocks_count - count, 0)
-    return BlockRun(geometry.first_data_block + group * geometry.blocks_per_group + bit, count)
+    low = geometry.first_block(group)
+    return [BlockRun(low + bit, length) for _, bit, length in found]
 
 
 # Searching
 
 
-def _search(tx: Handle, group: int, bit: int, want: int, align: int) -> BitRun:
-    """Find a run for a request whose goal is not free."""
+def _search(tx: Handle, group: int, bit: int, want: int, align: int, most: int) -> list[BitRun]:
+    """Find at most ``most`` runs of one group, in order, for a request whose goal is not free."""
     hints = tx.caches[_Hints]
     chunk = CHUNK_BYTES >> tx.geometry.block_bits
-    found = None
+    one = None
     if align > 1:
-        found = _aligned(tx, hints, group, bit, want, align)
+        one = _aligned(tx, hints, group, bit, want, align)
     elif want >= chunk:
-        found = _aligned(tx, hints, group, bit, want, chunk)
-    found = found or _packed(tx, hints, group, bit, want) or _largest(tx, hints, group, want)
-    if found is None:
+        one = _aligned(tx, hints, group, bit, want, chunk)
+    one = one or _packed(tx, hints, group, bit, want)
+    found = [one] if one else _largest(tx, hints, group, want, most)
+    if not found:
         if tx.pool.bad and not _readable(tx, groups.descriptor(tx, group)):
             raise BadMemory(f"group {group}: its block bitmap lies in bad memory, and no other has room")
         raise FsError(errno.ENOSPC, "no block is free")
-    if found.group != group:
+    if found[0].group != group:
         if len(hints.recent) >= MAX_HINTS:
             hints.recent.clear()
-        hints.recent[group] = found.group
+        hints.recent[group] = found[0].group
     return found
 
 
@@ -270,7 +338,7 @@ def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: i
     """
     geometry = tx.geometry
     by_chunk = unit == CHUNK_BYTES >> geometry.block_bits
-    near = _groups_with(tx, hints, group, unit)
+    near = _groups_with_run(tx, hints, group, unit)
     if by_chunk:
         near = (other for other in near if other not in hints.no_chunk)
     for other in islice(near, GROUPS_EXAMINED):
@@ -307,7 +375,7 @@ def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> BitRu
     """Find one run of ``want`` blocks, if possible without taking blocks of a chunk that is entirely free."""
     geometry = tx.geometry
     chunk = CHUNK_BYTES >> geometry.block_bits
-    for other in islice(_groups_with(tx, hints, group, want), GROUPS_EXAMINED):
+    for other in islice(_groups_with_run(tx, hints, group, want), GROUPS_EXAMINED):
         content = _bitmap(tx, other, groups.descriptor(tx, other))
         bits = geometry.blocks_in_group(other)
         phase = -geometry.first_block(other) % chunk
@@ -321,6 +389,8 @@ def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> BitRu
                 hints.packing.clear()
             hints.packing[other] = start + want
             return BitRun(other, start, want)
+        if want > 1:
+            hints.no_run_exceeds(tx, other, want - 1)
     return None
 
 
@@ -339,19 +409,53 @@ def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, 
     return found
 
 
-def _largest(tx: Handle, hints: _Hints, group: int, want: int) -> BitRun | None:
-    """Find the largest run in the next groups that have free blocks; None only if no block is free."""
-    geometry = tx.geometry
-    best = None
-    most = 0
+def _largest(tx: Handle, hints: _Hints, group: int, want: int, most: int) -> list[BitRun]:
+    """Find the largest run in the next groups that have free blocks; no run is found only if no block is free.
+
+    If it is shorter than ``want``, up to ``most`` runs of its group are returned that are at least half as long. Runs
+    of about one length leave the other groups' longer runs, and the group's shorter ones, to other requests.
+    """
+    best = longest = 0
     for other in islice(_groups_with(tx, hints, group, 1), GROUPS_EXAMINED):
-        content = _bitmap(tx, other, groups.descriptor(tx, other))
-        start, count = bitmaps.longest_run(content, geometry.blocks_in_group(other))
-        if count > most:
-            best, most = BitRun(other, start, min(count, want)), count
-            if count >= want:
-                break
-    return best
+        if hints.longest.get(other, longest + 1) > longest:
+            length = _measure(tx, hints, other)
+            if length > longest:
+                best, longest = other, length
+                if length >= want:
+                    break
+    if not longest:
+        return []
+    content = _bitmap(tx, best, groups.descriptor(tx, best))
+    bits = tx.geometry.blocks_in_group(best)
+    if longest >= want or most == 1:
+        start = bitmaps.lowest(bitmaps.run_starts(bitmaps.free_mask(content, bits), longest))
+        return [BitRun(best, start, min(longest, want))]
+    starts, lengths = bitmaps.free_runs(content, bits)
+    alike = np.flatnonzero(lengths * 2 >= longest)[:most]
+    starts, lengths = starts[alike], lengths[alike]
+    before = np.cumsum(lengths) - lengths
+    needed = int(np.count_nonzero(before < want))
+    lengths = np.minimum(lengths, want - before)
+    return [BitRun(best, *run) for run in zip(starts[:needed].tolist(), lengths[:needed].tolist(), strict=True)]
+
+
+def _measure(tx: Handle, hints: _Hints, group: int) -> int:
+    """Return the length of the group's longest free run; 0 if there is none."""
+    content = _bitmap(tx, group, groups.descriptor(tx, group))
+    bits = tx.geometry.blocks_in_group(group)
+    bound = hints.longest.get(group)
+    if bound is not None and bitmaps.run_starts(bitmaps.free_mask(content, bits), bound):
+        return bound
+    _, length = bitmaps.longest_run(content, bits)
+    if length:
+        hints.no_run_exceeds(tx, group, length)
+    return length
+
+
+def _groups_with_run(tx: Handle, hints: _Hints, group: int, length: int) -> Iterator[int]:
+    """Yield the groups of `_groups_with` that may have a free run of ``length`` blocks."""
+    longest = hints.longest
+    return (other for other in _groups_with(tx, hints, group, length) if longest.get(other, length) >= length)
 
 
 def _groups_with(tx: Handle, hints: _Hints, group: int, least: int) -> Iterator[int]:
@@ -501,7 +605,7 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
         if tx.pool.bad and not _readable(tx, desc):
             continue
         if bitmaps.used_run(_bitmap(tx, group, desc), bit, length) < length:
-            raise _free_already(group, bit, length)
+            raise _free_already(group, [(bit, length)])
         for begin, width in _metadata(tx, group):
             if begin < start + count and start < begin + width:
                 raise Corrupt(
@@ -515,6 +619,33 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     tx.frees.append(BlockRun(start, count))
 
 
+def free_all(tx: Handle, runs: list[BlockRun], *, metadata: bool = False) -> None:
+    """Free many runs of blocks as `free` does, with one look at each group's bitmap for all of them."""
+    geometry = tx.geometry
+    if tx.pool.bad or len(runs) < bitmaps.FEW_RUNS:
+        for start, count in runs:
+            free(tx, start, count, metadata=metadata)
+        return
+    starts, lengths = _columns(runs)
+    ends = starts + lengths
+    valid = (starts > geometry.first_data_block) & (lengths > 0) & (ends <= geometry.blocks_count)
+    if not valid.all() or metadata_zone.first_overlap(tx, 0, starts, ends) is not None:
+        for start, count in runs:  # one of these calls names the run that is wrong
+            free(tx, start, count)
+        return
+    for group, pieces in _by_group(geometry, runs):
+        bitmap = _bitmap(tx, group, groups.descriptor(tx, group))
+        if not bitmaps.holds(bitmap, bitmaps.mask_of(pieces, geometry.blocks_in_group(group))):
+            raise _free_already(group, pieces)
+        tx.reserve(("block bitmap", group))
+        tx.reserve(("descriptors", group // geometry.desc_per_block))
+    if metadata:
+        for start, count in runs:
+            for number in range(start, start + count):
+                tx.forget(number)
+    tx.frees.extend(runs)
+
+
 def apply_frees(tx: Handle) -> None:
     """Clear the bits of the blocks that the transaction freed; this is the last commit hook.
 
@@ -524,36 +655,69 @@ def apply_frees(tx: Handle) -> None:
     if not tx.frees:
         return
     geometry = tx.geometry
-    no_chunk = tx.caches[_Hints].no_chunk
+    hints = tx.caches[_Hints]
     total = 0
-    for start, count in _merged(tx.frees):
-        for group, bit, length in _pieces(geometry, start, count):
-            if tx.pool.bad and not _readable(tx, groups.descriptor(tx, group)):
-                continue
-            bitmap = _bitmap(tx, group, groups.descriptor(tx, group))
-            if bitmaps.used_run(bitmap, bit, length) < length:
-                raise _free_already(group, bit, length)
-            desc = groups.edit_descriptor(tx, group)
-            bitmaps.clear_run(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), bit, length)
-            desc.free_blocks_count += length
-            total += length
-            no_chunk.discard(group)
+    _refuse_overlaps(tx.frees)
+    for group, pieces in _by_group(geometry, tx.frees):
+        if tx.pool.bad and not _readable(tx, groups.descriptor(tx, group)):
+            continue
+        mask = bitmaps.mask_of(pieces, geometry.blocks_in_group(group))
+        if not bitmaps.holds(_bitmap(tx, group, groups.descriptor(tx, group)), mask):
+            raise _free_already(group, pieces)
+        desc = groups.edit_descriptor(tx, group)
+        bitmaps.invert(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), mask)
+        count = mask.bit_count()
+        desc.free_blocks_count += count
+        total += count
+        hints.no_chunk.discard(group)
+        hints.longest.pop(group, None)
     sb = tx.edit_superblock()
     sb.free_blocks_count = min(sb.free_blocks_count + total, geometry.blocks_count)
 
 
-def _merged(runs: list[BlockRun]) -> Iterator[BlockRun]:
-    """Yield the runs in order, adjacent ones joined; Corrupt when two overlap."""
-    first = end = 0
-    for start, count in sorted(runs):
-        if start < end:
-            raise Corrupt(CorruptKind.BLOCK_NUMBER, f"block {start} was freed twice")
-        if start > end:
-            if end:
-                yield BlockRun(first, end - first)
-            first = start
-        end = start + count
-    yield BlockRun(first, end - first)
+def _columns(runs: list[BlockRun]) -> tuple[Blocks, Blocks]:
+    """Return the starts and the lengths of runs as arrays."""
+    pairs = np.fromiter(chain.from_iterable(runs), np.int64, 2 * len(runs))
+    return pairs[::2], pairs[1::2]
+
+
+def _refuse_overlaps(runs: list[BlockRun]) -> None:
+    """Raise Corrupt if two runs have a block in common."""
+    if len(runs) < bitmaps.FEW_RUNS:
+        end = 0
+        for start, count in sorted(runs):
+            if start < end:
+                raise _freed_twice(start)
+            end = start + count
+        return
+    starts, lengths = _columns(runs)
+    order = np.argsort(starts)
+    starts, ends = starts[order], (starts + lengths)[order]
+    twice = starts[1:] < ends[:-1]
+    if twice.any():
+        raise _freed_twice(int(starts[1:][twice][0]))
+
+
+def _freed_twice(number: int) -> Corrupt:
+    return Corrupt(CorruptKind.BLOCK_NUMBER, f"block {number} was freed twice")
+
+
+def _by_group(geometry: Geometry, runs: list[BlockRun]) -> Iterable[tuple[int, list[tuple[int, int]]]]:
+    """Return the pieces (bit, length) of runs of blocks in each group that they touch."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    origin, size = geometry.first_data_block, geometry.blocks_per_group
+    for start, count in runs:
+        group, bit = divmod(start - origin, size)
+        if bit + count <= size:
+            pieces = found.get(group)
+            if pieces is None:
+                found[group] = [(bit, count)]
+            else:
+                pieces.append((bit, count))
+        else:
+            for piece in _pieces(geometry, start, count):
+                found.setdefault(piece.group, []).append((piece.bit, piece.length))
+    return found.items()
 
 
 def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[BitRun]:
@@ -566,7 +730,9 @@ def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[BitRun]:
         count -= length
 
 
-def _free_already(group: int, bit: int, count: int) -> Corrupt:
+def _free_already(group: int, pieces: list[tuple[int, int]]) -> Corrupt:
+    count = sum(length for _, length in pieces)
     return Corrupt(
-        CorruptKind.BLOCK_BITMAP, f"group {group}: freeing {count} blocks from bit {bit} on, some of which are free"
+        CorruptKind.BLOCK_BITMAP,
+        f"group {group}: freeing {count} blocks from bit {pieces[0][0]} on, some of which are free",
     )

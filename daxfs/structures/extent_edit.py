@@ -54,19 +54,19 @@ def coalesce(w: memoryview, begin: int, end: int, new: list[Extent]) -> tuple[in
         The extended range (begin, end), and its new entries.
     """
     if begin:
-        joined = _join(format_.leaf(w, begin - 1), new[0])
+        joined = join(format_.leaf(w, begin - 1), new[0])
         if joined:
             new[0] = joined
             begin -= 1
     if end < w[0] >> 16:
-        joined = _join(new[-1], format_.leaf(w, end))
+        joined = join(new[-1], format_.leaf(w, end))
         if joined:
             new[-1] = joined
             end += 1
     return begin, end, new
 
 
-def _join(left: Extent, right: Extent) -> Extent | None:
+def join(left: Extent, right: Extent) -> Extent | None:
     """Join two extents that are adjacent in the file and in the pool, both written or both unwritten, and not too long.
 
     Returns:
@@ -263,7 +263,7 @@ def _join_nodes(tx: Handle, inode: Inode, path: list[Node], level: int) -> bool:
         joined[3 + 3 * have : 3 + 3 * (have + more)] = near[3 : 3 + 3 * more]
         format_.set_entries(joined, have + more)
         if not w[1] >> 16:
-            whole = _join(format_.leaf(joined, have - 1), format_.leaf(joined, have))
+            whole = join(format_.leaf(joined, have - 1), format_.leaf(joined, have))
             if whole:
                 format_.put_leaf(joined, have - 1, *whole)
                 format_.close_gap(joined, have)

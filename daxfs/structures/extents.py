@@ -13,7 +13,7 @@ Sources: ``fs/ext4/extents.c`` (``ext4_ext_map_blocks``, ``ext4_ext_convert_to_i
 from __future__ import annotations
 
 import errno
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
+from daxfs.runs import BlockRun
 from daxfs.structures import blocks, extent_edit, inodes
 from daxfs.structures.extent_tree import (
     MAX_BLOCKS,
@@ -124,9 +125,32 @@ def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limi
     return list(islice(walk(view, inode, first, last), limit))
 
 
+def has_more_than(view: View, inode: Inode, count: int) -> bool:
+    """Return whether the tree has more than ``count`` extents; only the headers of leaves are read."""
+    position = found = 0
+    while position < MAX_BLOCKS and found <= count:
+        path, position = descend(view, inode, position)
+        found += path[-1].words[0] >> 16
+    return found > count
+
+
 def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     """Return the first mapped extent at or after ``lblk``, trimmed to begin there or later; None if there is none."""
     return next(walk(view, inode, lblk), None)
+
+
+def mapped_until(view: View, inode: Inode, lblk: int) -> int:
+    """Return the first block after ``lblk``, which is mapped, that is not mapped or has its entry in another leaf."""
+    path, _ = descend(view, inode, lblk)
+    _, w, at = path[-1]
+    lblk, _, length, _ = format_.leaf(w, at)
+    end, used = lblk + length, w[0] >> 16
+    at += 1
+    while at < used and w[3 * at + 3] == end:
+        length = w[3 * at + 4] & 0xFFFF
+        end += length - EXT_INIT_MAX_LEN if length > EXT_INIT_MAX_LEN else length
+        at += 1
+    return end
 
 
 def mapped_end(view: View, inode: Inode) -> int:
@@ -206,21 +230,11 @@ def allocate(
     Raises:
         FsError: EEXIST when ``lblk`` is mapped, EFBIG, ENOSPC.
     """
-    if lblk >= MAX_BLOCKS:
-        raise FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is past the last block that a file can have")
     geometry = tx.geometry
-    path, bound = descend(tx, inode, lblk)
+    path, bound, left, want, near, align = _hole(tx, inode, lblk, want, unwritten, goal, align)
     number, w, at = path[-1]
     following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
-    left = format_.leaf(w, at) if at >= 0 else None
-    if left is not None and lblk < left.lblk + left.length:
-        raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
-    near = _near(tx, w, left, lblk) or goal or geometry.first_block(geometry.group_of_inode(inode.number))
     limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
-    want = min(want, following - lblk, limit)
-    huge = HUGE_PAGE >> geometry.block_bits
-    if align == 1 and want >= huge and not lblk % huge:
-        align = huge
     start, count = blocks.allocate(tx, near, want, align=align)
     extent = Extent(lblk, start, count, unwritten)
     inodes.add_blocks(inode, count, geometry)
@@ -235,10 +249,112 @@ def allocate(
     try:
         _insert_at(tx, inode, path, bound, extent)
     except FsError:
-        blocks.free(tx, start, count)
-        inodes.add_blocks(inode, -count, geometry)
+        _give_back(tx, inode, [extent])
         raise
     return extent
+
+
+def allocate_runs(
+    tx: Handle,
+    inode: Inode,
+    lblk: int,
+    want: int,
+    most: int,
+    *,
+    unwritten: bool = False,
+    goal: int = 0,
+    align: int = 1,
+) -> list[Extent]:
+    """Allocate as `allocate` does, but as at most ``most`` extents, which follow each other.
+
+    Where the pool is fragmented, the extents are found together and inserted together, leaf by leaf.
+
+    Raises:
+        FsError: as `allocate`; ENOSPC only if nothing could be mapped.
+    """
+    geometry = tx.geometry
+    path, _, _, want, near, align = _hole(tx, inode, lblk, want, unwritten, goal, align)
+    found = []
+    for start, count in blocks.allocate_runs(tx, near, want, most, align=align):
+        found.append(Extent(lblk, start, count, unwritten))
+        lblk += count
+    inodes.add_blocks(inode, lblk - found[0].lblk, geometry)
+    try:
+        mapped = _insert_all(tx, inode, path, found)
+    except FsError:
+        _give_back(tx, inode, found)
+        raise
+    _give_back(tx, inode, found[mapped:])
+    return found[:mapped]
+
+
+def _give_back(tx: Handle, inode: Inode, found: list[Extent]) -> None:
+    """Free blocks that were allocated for the inode and could not be mapped."""
+    for extent in found:
+        blocks.free(tx, extent.pblk, extent.length)
+        inodes.add_blocks(inode, -extent.length, tx.geometry)
+
+
+def _insert_all(tx: Handle, inode: Inode, path: list[Node], extents: list[Extent]) -> int:
+    """Insert extents that follow each other into the hole at the end of ``path``, and fill one leaf after the other.
+
+    Returns:
+        How many extents were inserted: at least one, all of them if the tree gets the blocks that it needs.
+
+    Raises:
+        FsError: ENOSPC, EFBIG: the first one does not fit.
+    """
+    done = attempts = 0
+    while True:
+        _, w, at = path[-1]
+        room = (w[1] & 0xFFFF) - (w[0] >> 16)
+        if room > 0:
+            begin, end, new = extent_edit.coalesce(w, at + 1, at + 1, extents[done : done + room])
+            extent_edit.splice(tx, inode, path, begin, end, new)
+            done += room
+            attempts = 0
+            if done >= len(extents):
+                return len(extents)
+        elif attempts < MAX_ATTEMPTS:
+            attempts += 1
+            try:
+                extent_edit.make_room(tx, inode, path)
+            except FsError as error:
+                if done and error.errno in (errno.ENOSPC, errno.EFBIG):
+                    return done
+                raise
+        else:
+            raise _no_room_made(inode, extents[done].lblk)
+        path, _ = descend(tx, inode, extents[done].lblk)
+
+
+def _hole(
+    tx: Handle, inode: Inode, lblk: int, want: int, unwritten: bool, goal: int, align: int
+) -> tuple[list[Node], int, Extent | None, int, int, int]:
+    """Examine the hole at ``lblk``, for which ``want`` blocks are to be allocated.
+
+    Returns:
+        The path to its leaf; the first block of the next leaf; the entry before the hole; how many blocks one extent
+        can map; the goal of their search; their alignment.
+
+    Raises:
+        FsError: EEXIST when ``lblk`` is mapped, EFBIG.
+    """
+    if lblk >= MAX_BLOCKS:
+        raise FsError(errno.EFBIG, f"inode {inode.number}: block {lblk} is past the last block that a file can have")
+    geometry = tx.geometry
+    path, bound = descend(tx, inode, lblk)
+    _, w, at = path[-1]
+    following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
+    left = format_.leaf(w, at) if at >= 0 else None
+    if left is not None and lblk < left.lblk + left.length:
+        raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
+    near = _near(tx, w, left, lblk) or goal or geometry.first_block(geometry.group_of_inode(inode.number))
+    want = min(want, following - lblk, EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN)
+    huge = HUGE_PAGE >> geometry.block_bits
+    if align == 1 and want >= huge and not lblk % huge:
+        align = huge
+    return path, bound, left, want, near, align
 
 
 def _near(tx: Handle, w: memoryview, left: Extent | None, lblk: int) -> int:
@@ -298,10 +414,14 @@ def _mark(tx: Handle, inode: Inode, lblk: int, length: int, unwritten: bool) -> 
             continue
         stop = extent.lblk + extent.length
         if extent.unwritten == unwritten:
-            position = stop
+            position = _next_unlike(w, at, bound)
             continue
-        stop = min(stop, end)
-        begin, last, new = extent_edit.coalesce(w, at, at + 1, _pieces(extent, position, stop))
+        if stop < end:
+            after = bisect_left(w[3 : 3 + 3 * (w[0] >> 16) : 3], end)
+            pieces, stop = _converted(w, at, after, position, end, unwritten)
+        else:
+            after, pieces, stop = at + 1, _pieces(extent, position, end), end
+        begin, last, new = extent_edit.coalesce(w, at, after, pieces)
         if extent_edit.fits(w, begin, last, new):
             shrunk |= len(new) < last - begin
             extent_edit.splice(tx, inode, path, begin, last, new)
@@ -314,6 +434,42 @@ def _mark(tx: Handle, inode: Inode, lblk: int, length: int, unwritten: bool) -> 
             raise _no_room_made(inode, position)
     if shrunk:
         extent_edit.shrink(tx, inode, lblk)
+
+
+def _next_unlike(w: memoryview, at: int, bound: int) -> int:
+    """Return where the first entry after ``at`` begins that is written if ``at`` is unwritten, or the other way.
+
+    If the leaf has none, the result is ``bound``, where the next leaf begins.
+    """
+    used = w[0] >> 16
+    state = w[3 * at + 4] & 0xFFFF > EXT_INIT_MAX_LEN
+    at += 1
+    while at < used and (w[3 * at + 4] & 0xFFFF > EXT_INIT_MAX_LEN) == state:
+        at += 1
+    return w[3 * at + 3] if at < used else bound
+
+
+def _converted(w: memoryview, at: int, after: int, first: int, end: int, unwritten: bool) -> tuple[list[Extent], int]:
+    """Return the leaf's entries [at, after) with the blocks [first, end) in the other state, and where that ends."""
+    limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
+    new: list[Extent] = []
+    for i in range(at, after):
+        extent = format_.leaf(w, i)
+        lblk, pblk, length, state = extent
+        stop = lblk + length
+        if state == unwritten:
+            parts = [extent]
+        elif first <= lblk and stop <= end and length <= limit:
+            parts = [Extent(lblk, pblk, length, unwritten)]
+        else:
+            parts = _pieces(extent, max(lblk, first), min(stop, end))
+        for part in parts:
+            joined = extent_edit.join(new[-1], part) if new else None
+            if joined:
+                new[-1] = joined
+            else:
+                new.append(part)
+    return new, min(stop, end)
 
 
 def _pieces(extent: Extent, begin: int, end: int) -> list[Extent]:
@@ -331,7 +487,7 @@ def _pieces(extent: Extent, begin: int, end: int) -> list[Extent]:
 
 
 def remove(
-    tx: Handle, inode: Inode, first: int, last: int | None, *, metadata: bool = False, limit: int = 1 << 30
+    tx: Handle, inode: Inode, first: int, last: int | None, *, metadata: bool = False, limit: int | None = None
 ) -> bool:
     """Unmap the blocks ``first`` to ``last`` (included; None: to the end) and free them, from the end to the front.
 
@@ -341,7 +497,8 @@ def remove(
         first: the first logical block.
         last: the last logical block.
         metadata: the blocks hold metadata (a directory's): the journal revokes them.
-        limit: stop after about this many freed runs of blocks, blocks of the tree included; at least one is freed.
+        limit: stop after about this many freed runs of blocks, blocks of the tree included, or when
+            `blocks.RESERVED_PER_CALL` credits are reserved; at least one is freed. None: no bound.
 
     Returns:
         True: nothing is left to unmap. False: call again in another handle; the tree is valid in between.
@@ -350,14 +507,17 @@ def remove(
     near = last
     work = attempts = 0
     done = last < first
-    while not done and work < limit:
+    reserved = tx.reserved_credits + blocks.RESERVED_PER_CALL
+    while not done and (limit is None or (work < limit and tx.reserved_credits < reserved)):
         path, _ = descend(tx, inode, last)
         number, w, at = path[-1]
         if number and not w[0] >> 16:  # other drivers may leave an empty leaf; daxfs frees one at once
             extent_edit.drop_node(tx, inode, path, len(path) - 1)
             work += 1
             continue
-        cut = _within(w, at, first, limit - work)
+        cut = _within(w, at, first, None if limit is None else limit - work)
+        if limit is not None:
+            cut = _few_groups(tx, cut, reserved - tx.reserved_credits)
         if not cut:
             done = True
             break
@@ -369,8 +529,7 @@ def remove(
             if attempts > MAX_ATTEMPTS:
                 raise _no_room_made(inode, last)
             continue
-        for extent in cut:
-            _free_part(tx, inode, extent, first, last, metadata)
+        _free_parts(tx, inode, cut, first, last, metadata)
         near = cut[-1].lblk
         done = near <= first
         work += len(cut) + (not new and len(cut) == w[0] >> 16)
@@ -380,16 +539,30 @@ def remove(
     return done
 
 
-def _within(w: memoryview, at: int, first: int, limit: int) -> list[Extent]:
+def _within(w: memoryview, at: int, first: int, limit: int | None) -> list[Extent]:
     """Return the leaf's entries from ``at`` down that have blocks from ``first`` on: up to ``limit``, at least one."""
     found: list[Extent] = []
-    while at >= 0 and (len(found) < limit or not found):
+    while at >= 0 and (limit is None or len(found) < limit or not found):
         extent = format_.leaf(w, at)
         if extent.lblk + extent.length <= first:
             break
         found.append(extent)
         at -= 1
     return found
+
+
+def _few_groups(tx: Handle, cut: list[Extent], credits: int) -> list[Extent]:
+    """Return the first of the extents, whose freeing reserves about ``credits``: two for each group."""
+    geometry = tx.geometry
+    numbers = {extent.pblk // geometry.blocks_per_group for extent in cut}
+    if 2 * len(numbers) <= credits:
+        return cut
+    numbers.clear()
+    for at, extent in enumerate(cut):
+        numbers.add(extent.pblk // geometry.blocks_per_group)
+        if 2 * len(numbers) >= credits:
+            return cut[: at + 1]
+    return cut
 
 
 def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
@@ -404,12 +577,15 @@ def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
     return remains
 
 
-def _free_part(tx: Handle, inode: Inode, extent: Extent, first: int, last: int, metadata: bool) -> None:
-    """Free the blocks of an extent that lie in ``first`` to ``last``."""
-    lblk, pblk, length, _ = check_bounds(tx, inode, extent)
-    begin, end = max(lblk, first), min(lblk + length, last + 1)
-    blocks.free(tx, pblk + begin - lblk, end - begin, metadata=metadata)
-    inodes.add_blocks(inode, begin - end, tx.geometry)
+def _free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: int, metadata: bool) -> None:
+    """Free the blocks of extents that lie in ``first`` to ``last``."""
+    runs = []
+    for extent in cut:
+        lblk, pblk, length, _ = check_bounds(tx, inode, extent)
+        begin, end = max(lblk, first), min(lblk + length, last + 1)
+        runs.append(BlockRun(pblk + begin - lblk, end - begin))
+    blocks.free_all(tx, runs, metadata=metadata)
+    inodes.add_blocks(inode, -sum(run.length for run in runs), tx.geometry)
 
 
 def _no_room_made(inode: Inode, lblk: int) -> Corrupt:

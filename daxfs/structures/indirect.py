@@ -334,7 +334,7 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
 
 
 def remove(
-    tx: Handle, inode: Inode, first: int, last: int | None, *, metadata: bool = False, limit: int = 1 << 30
+    tx: Handle, inode: Inode, first: int, last: int | None, *, metadata: bool = False, limit: int | None = None
 ) -> bool:
     """Unmap the blocks ``first`` to ``last`` (included; None: to the end) and free them, from the end to the front.
 
@@ -347,13 +347,14 @@ def remove(
 class _Cut:
     """One step of removing the blocks ``first`` to ``last``; it ends when ``left`` runs and index blocks were freed."""
 
-    def __init__(self, tx: Handle, inode: Inode, first: int, last: int, metadata: bool, limit: int) -> None:
+    def __init__(self, tx: Handle, inode: Inode, first: int, last: int, metadata: bool, limit: int | None) -> None:
         self.tx = tx
         self.inode = inode
         self.first = first
         self.last = last
         self.metadata = metadata
-        self.left = max(limit, 1)
+        self.left = tx.geometry.blocks_count if limit is None else max(limit, 1)
+        self.reserved = tx.reserved_credits + blocks.RESERVED_PER_CALL if limit is not None else 1 << 62
         self.budget = tx.geometry.blocks_count
 
     def run(self) -> bool:
@@ -425,3 +426,5 @@ class _Cut:
         blocks.free(self.tx, start, count, metadata=metadata)
         inodes.add_blocks(self.inode, -count, self.tx.geometry)
         self.left -= 1
+        if self.tx.reserved_credits >= self.reserved:
+            self.left = 0

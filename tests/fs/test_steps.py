@@ -30,6 +30,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "BLOCKS_PER_CUT", 1)
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "RUNS_PER_STEP", 1)
+    monkeypatch.setattr(ranges, "EXTENTS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "RUNS_PER_SEARCH", 2)
     monkeypatch.setattr(ranges, "BYTES_PER_STEP", 2 * BLOCK)
     monkeypatch.setattr(trim, "BYTES_PER_STEP", 4 * BLOCK)
