@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 
 from daxfs import protocol
 from daxfs.direct import answers
@@ -33,12 +34,18 @@ def control(descriptor: int, request: int, record: bytes | bytearray) -> None:
 def lease(pool: Pool, descriptor: int, request: protocol.Lease, buffer: bytearray) -> protocol.Lease:
     """Request a lease, and check that the answer concerns this pool. ``buffer`` holds request and answer.
 
+    A signal ends a request that fills much memory (EINTR), and what is filled stays. So after the signal's handler has
+    returned the request is made again.
+
     Raises:
         OSError: the daemon's.
         Refused: the answer makes no sense, or names another pool or a part of the pool that is not mapped here.
     """
-    request._replace(token=pool.token).pack_into(buffer)
-    control(descriptor, protocol.IOC_LEASE, buffer)
+    while True:
+        request._replace(token=pool.token).pack_into(buffer)
+        with suppress(InterruptedError):
+            control(descriptor, protocol.IOC_LEASE, buffer)
+            break
     answer = answers.read_lease(request, buffer)
     if (answer.device, answer.inode) != (pool.record.device, pool.record.inode):
         raise Refused("the file lies in another pool now")

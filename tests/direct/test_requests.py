@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from direct_rig import DATA, ENTRY, POOL_SIZE, FakeDaemon
@@ -49,6 +51,23 @@ def test_a_lease_is_the_daemons_answer(daemon: FakeDaemon, pool: Pool, descripto
     assert answer.extents[0][:2] == (0, DATA)
     (received,) = daemon.leases
     assert (received.holder, received.offset, received.length, received.flags) == (7, 0, 8192, Flag.WRITE)
+
+
+def test_a_request_that_a_signal_ends_is_made_again(
+    daemon: FakeDaemon, pool: Pool, descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the calls of Python's own modules are (PEP 475)."""
+    ioctl, signals = fcntl.ioctl, [1, 2]
+
+    def interrupted(*arguments: Any) -> int:
+        if signals:
+            signals.pop()
+            raise InterruptedError(errno.EINTR, "a signal")
+        return ioctl(*arguments)
+
+    monkeypatch.setattr(fcntl, "ioctl", interrupted)
+    assert ask(pool, descriptor).epoch == daemon.epoch
+    assert not signals
 
 
 def test_each_request_quotes_the_token(daemon: FakeDaemon, descriptor: int) -> None:

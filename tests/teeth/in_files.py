@@ -18,6 +18,7 @@ MOUNTING = "daxfs/fs/mounting.py"
 NAMES = "daxfs/fs/names.py"
 RANGES = "daxfs/fs/ranges.py"
 REMOVAL = "daxfs/fs/removal.py"
+SCHEDULING = "daxfs/fuse/kernel/scheduling.py"
 TREE = "daxfs/structures/extent_edit.py"
 VOLUME = "daxfs/fs/volume.py"
 
@@ -32,6 +33,7 @@ OLD = "tests/crash/test_old_bytes.py"
 ORDER = "tests/crash/test_order.py"
 REUSE = "tests/crash/test_reuse.py"
 SEQUENCES = "tests/fs/test_power_loss.py::test_sequences"
+STEPS = "tests/fs/test_steps.py"
 SLOW_ENDS = "tests/fs/test_power_loss.py::test_files_that_end_slowly"
 STORIES = "tests/fs/test_power_loss.py::test_stories"
 SYNC = "tests/crash/test_sync_mount.py"
@@ -257,6 +259,73 @@ MUTANTS = [
         "                pass\n",
         "A cut between two steps leaves blocks behind the end.",
         (SLOW_ENDS,),
+    ),
+    # Steps
+    Mutant(
+        "what is being freed does not count as free",
+        "daxfs/fs/attributes.py",
+        "    for ino in volume.lives.ending.keys() & volume.lives.nameless:\n",
+        "    for ino in ():\n",
+        "The space of a removed file is missing until its last step.",
+        (STEPS,),
+    ),
+    Mutant(
+        "a full pool does not wait for what is being freed",
+        "daxfs/fs/filesystem.py",
+        "        self.add_reclaimer(self._free_rest)\n",
+        "",
+        "A write fails with ENOSPC although a removed file's blocks are about to be free.",
+        (STEPS,),
+    ),
+    Mutant(
+        "an abandoned truncate is forgotten",
+        DATA,
+        "        volume.lives.ending[ino] = None\n        raise\n",
+        "        raise\n",
+        "The blocks past EOF belong to the file until somebody truncates it again.",
+        (STEPS,),
+    ),
+    Mutant(
+        "steps commit for others",
+        "daxfs/fs/operations.py",
+        "                due, volume.sync_due = volume.sync_due, volume.options.sync\n",
+        "                due = volume.sync_due\n",
+        "Another operation between two steps commits, and the synchronous one no longer knows that it must.",
+        (STEPS,),
+    ),
+    Mutant(
+        "a trim trusts what it saw at its last step",
+        "daxfs/fs/trim.py",
+        "                for begin, count in blocks.free_runs(volume.view, group, least)\n",
+        "                for begin, count in vars(volume).setdefault(\n"
+        "                    f'trim{group}', list(blocks.free_runs(volume.view, group, least))\n"
+        "                )\n",
+        "Blocks that a file got meanwhile are punched out.",
+        (STEPS,),
+    ),
+    Mutant(
+        "requests overtake the operation on their file",
+        SCHEDULING,
+        "            self._blocked.append((user, nodes, message))\n            return True\n",
+        "            pass\n",
+        "A write lands between two steps of a truncate of the same file.",
+        ("tests/fuse/test_kernel_scheduling.py",),
+    ),
+    Mutant(
+        "a signal ends a truncate",
+        "daxfs/fuse/kernel/work.py",
+        "        self._shortened = self.shortens\n",
+        "        self._shortened = True\n",
+        "ftruncate fails with EINTR and leaves half of the blocks.",
+        ("tests/fuse/test_kernel_scheduling.py",),
+    ),
+    Mutant(
+        "works starve other users",
+        "daxfs/fuse/kernel/turns.py",
+        "        return user.had, bool(user.works)\n",
+        "        return -user.had, bool(user.works)\n",
+        "Who has had the most has more.",
+        ("tests/fuse/test_kernel_turns.py",),
     ),
     # Names
     Mutant(
