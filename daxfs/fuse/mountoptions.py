@@ -13,6 +13,7 @@ from daxfs.fuse import mounts
 
 DEFAULT_COMMIT_SECONDS = 5
 DEFAULT_POLL_SECONDS = 200e-6
+DEFAULT_MAX_OPEN_FILES = 1 << 16
 SHALLOW_MICROSECONDS = 2
 CPUIDLE_DRIVER = "/sys/devices/system/cpu/cpuidle/current_driver"
 
@@ -67,6 +68,7 @@ class MountOptions:
         dax: which files bypass the page cache: ``always``, ``inode`` (files with the flag), ``never``.
         poll_seconds: how long the session polls for the next request before it sleeps; 0 is off.
         wake_microseconds: the longest exit latency of a processor while requests come densely; None: no limit.
+        max_open_files: the most open files of each user but root; 0: no limit.
         log: a file for messages of the daemon; "" is syslog.
         debug: the log has debug messages too.
         stats: requests are counted and timed from the mount on.
@@ -90,6 +92,7 @@ class MountOptions:
     dax: str = "always"
     poll_seconds: float = field(default_factory=default_poll_seconds)
     wake_microseconds: int | None = field(default_factory=default_wake_microseconds)
+    max_open_files: int = DEFAULT_MAX_OPEN_FILES
     log: str = ""
     debug: bool = False
     stats: bool = False
@@ -144,6 +147,7 @@ class MountOptions:
             f"session={self.session}",
             f"poll={self.poll_seconds * 1e6:.0f}",
             f"wake={wake}",
+            f"max_open_files={self.max_open_files}",
             *(["allow_other"] if self.allow_other else []),
             *(["stats"] if self.stats else []),
             *(["trust_owner"] if self.trust_owner else []),

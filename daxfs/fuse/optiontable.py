@@ -21,7 +21,7 @@ from typing import Any
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
-from daxfs.fuse.mountoptions import DEFAULT_COMMIT_SECONDS, MountOptions
+from daxfs.fuse.mountoptions import DEFAULT_COMMIT_SECONDS, DEFAULT_MAX_OPEN_FILES, MountOptions
 
 Action = Callable[[MountOptions, str], MountOptions]
 """Takes the options parsed so far and the option's value; returns the options with this one applied."""
@@ -95,6 +95,10 @@ def _poll(found: MountOptions, value: str) -> MountOptions:
     return replace(found, poll_seconds=number("poll", value, MAX_POLL_MICROSECONDS) / 1e6)
 
 
+def _max_open_files(found: MountOptions, value: str) -> MountOptions:
+    return replace(found, max_open_files=number("max_open_files", value, MAX_NUMBER))
+
+
 def _wake(found: MountOptions, value: str) -> MountOptions:
     if value == "off":
         return replace(found, wake_microseconds=None)
@@ -166,6 +170,12 @@ OPTIONS: tuple[Option, ...] = (
         _wake,
     ),
     _served("poll=USEC", "how long the daemon polls for the next request before it sleeps", _poll),
+    _served(
+        "max_open_files=N",
+        f"each user but root may have this many files open (default {DEFAULT_MAX_OPEN_FILES}; 0: no limit)",
+        _max_open_files,
+        live=True,
+    ),
     _served("relatime atime", "reads update an access time that is old (default)", _set(atime="relatime"), live=True),
     _served("strictatime norelatime", "every read updates the access time", _set(atime="strictatime")),
     _served("nostrictatime", "the same as relatime", _set(atime="relatime"), live=True),

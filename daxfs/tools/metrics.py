@@ -40,6 +40,7 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("files", "open_files", False, "daxfs_open_files", "Open files."),
+    Metric("files", "refused_opens", True, "daxfs_refused_opens", "Opens of users who had too many files open."),
     Metric("files", "remembered", False, "daxfs_remembered_inodes", "Inodes that the kernel remembers."),
     Metric("files", "lazy_times", False, "daxfs_lazy_times", "Inodes whose times wait for the next commit."),
     Metric("files", "leases", False, "daxfs_lease_holders", "Holders of leases, which load and store directly."),

@@ -216,9 +216,9 @@ def _memory(found: Snapshot) -> str:
 
 
 def _files(found: Snapshot) -> str:
-    files = found.files
+    files, refused = found.files, found.files["refused_opens"]
     return (
         f"{files['open_files']} open, {files['remembered']} remembered by the kernel, "
         f"{files['lazy_times']} with times that wait, {files['nameless']} without a name, "
-        f"{files['leases']} leases"
+        f"{files['leases']} leases" + (f", {refused} opens refused (max_open_files=)" if refused else "")
     )

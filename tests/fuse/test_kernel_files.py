@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -429,3 +430,36 @@ def test_the_other_commands(fake: Rig, agreed: Rig) -> None:
     assert ioctl(fake, FITRIM, struct.pack("=QQQ", 1, 2, 3), 24, **ANYBODY) == errno.EPERM
     assert ioctl(fake, 0xC020660B, bytes(32), 32) == errno.ENOTTY
     assert ioctl(agreed, GETFLAGS, room=8) == struct.pack("=Q", agreed.core.get_flags(ROOT_INO))
+
+
+def test_a_user_may_have_so_many_files_open(agreed: Rig) -> None:
+    agreed.connection.options = replace(agreed.connection.options, max_open_files=2)
+    directory = agreed.mkdir(b"d", mode=0o777).nodeid
+    create = pack("create_in", flags=os.O_RDWR, mode=0o100644)
+    tmpfile, read_only = create + b"/\0", pack("open_in", flags=os.O_RDONLY)
+    first = agreed.done(Opcode.CREATE, directory, create + b"f\0", **ANYBODY)
+    node, fh = unpack("entry_out", first).nodeid, unpack("open_out", first, size_of("entry_out")).fh
+    agreed.done(Opcode.TMPFILE, directory, tmpfile, **ANYBODY)
+    refused = ((Opcode.CREATE, directory, create + b"g\0"), (Opcode.TMPFILE, directory, tmpfile))
+    for opcode, place, body in (*refused, (Opcode.OPEN, node, read_only)):
+        assert agreed.refused(opcode, place, body, **ANYBODY) == errno.ENFILE
+    assert agreed.connection.open_limit.refused == 3
+    assert agreed.core.tree.listdir("/d") == [b"f"], "nothing was made"
+    for _ in range(3):
+        agreed.done(Opcode.OPEN, node, read_only, uid=1001)
+        agreed.done(Opcode.OPEN, node, read_only)
+        agreed.undo()
+        agreed.connection.options = replace(agreed.connection.options, max_open_files=3)
+    assert agreed.refused(Opcode.OPEN, node, read_only, uid=1001) == errno.ENFILE, "each user has an own limit"
+    agreed.connection.options = replace(agreed.connection.options, max_open_files=2)
+    agreed.release(fh, node)
+    agreed.done(Opcode.OPEN, node, read_only, **ANYBODY)
+    assert agreed.refused(Opcode.OPEN, node, read_only, **ANYBODY) == errno.ENFILE
+    agreed.connection.options = replace(agreed.connection.options, max_open_files=0)
+    agreed.done(Opcode.OPEN, node, read_only, **ANYBODY)
+    agreed.undo()
+    agreed.done(Opcode.OPEN, node, read_only, uid=1001)
+    for handle in tuple(agreed.connection.files):
+        agreed.connection.closed(handle)
+    assert not agreed.connection.open_limit._counts
+    assert not agreed.connection.open_limit._users

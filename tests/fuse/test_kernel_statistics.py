@@ -43,7 +43,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
     """Return the part of a connection that the module uses."""
     core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, 6, 7, 8192, (Deferral(7, 8, 9, 6),), None, ()))
-    return SimpleNamespace(core=core, table=table, counting=None, scheduler=SimpleNamespace(counts=lambda: {"w": 1}))
+    return SimpleNamespace(
+        core=core,
+        table=table,
+        counting=None,
+        scheduler=SimpleNamespace(counts=lambda: {"w": 1}),
+        open_limit=SimpleNamespace(refused=2),
+    )
 
 
 def query(connection: Any, snapshot: int = 0, offset: int = 0, *, uid: int = 0, node: int = abi.ROOT_ID) -> bytes:
@@ -101,6 +107,7 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
         "memory_errors": 7,
         "bad_bytes": 8192,
         "w": 1,
+        "refused_opens": 2,
     }
     assert found["holding"] == [{"ino": 7, "uid": 8, "pid": 9, "size": 6}]
     assert found["journal"] is None

@@ -28,6 +28,8 @@ def test_defaults() -> None:
         ("commit=0", "commit_seconds", 5.0),
         ("poll=0", "poll_seconds", 0.0),
         ("poll=250", "poll_seconds", 250e-6),
+        ("max_open_files=7", "max_open_files", 7),
+        ("max_open_files=0", "max_open_files", 0),
         ("noatime", "atime", "noatime"),
         ("strictatime", "atime", "strictatime"),
         ("noatime,relatime", "atime", "relatime"),

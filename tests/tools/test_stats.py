@@ -32,6 +32,7 @@ FILES = {
     "queued_requests": 0,
     "postponed_requests": 0,
     "refused_requests": 0,
+    "refused_opens": 0,
     "leases": 7,
     "deferred": 0,
     "memory_errors": 0,

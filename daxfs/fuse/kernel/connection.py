@@ -22,6 +22,7 @@ from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, encoding, nodeid
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
+from daxfs.fuse.kernel.openlimit import OpenLimit
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.scheduling import FORGETS, Scheduler
 from daxfs.fuse.kernel.work import Answer, Work
@@ -83,6 +84,7 @@ class Connection:
         scheduler: everything else that waits.
         table: the handlers by opcode; the connection's own dict, since counting changes it.
         counting: counts requests; None while nobody asks.
+        open_limit: the open files of each user.
         shortest_view: bytes of a read from which on the kernel copies them from the pool's memory itself. It can't do
             that where memory is missing, and answers EIO; so all reads are copied here while the pool has holes that
             its file system may not be able to fill.
@@ -108,15 +110,21 @@ class Connection:
         self.block_size = core.statfs().block_size
         self.ended = False
         self._handles = count(1)
+        self.open_limit = OpenLimit()
         self.outdated: set[int] = set()
         self.forgets: list[tuple[int, int]] = []
         self.scheduler = Scheduler(core, self._background)
         self.shortest_view = NEVER if core.has_no_room_for_holes() else SMALL
 
+    def check_open_limit(self, request: Request) -> None:
+        """Refuse to open a file (ENFILE) for a user who has as many open as ``max_open_files=`` allows."""
+        self.open_limit.check(request.uid, self.options.max_open_files)
+
     def opened(self, request: Request, file: OpenFile) -> bytes:
         """Give an open file a handle; return fuse_open_out."""
         handle = next(self._handles)
         self.files[handle] = file
+        self.open_limit.opened(handle, request.uid)
         request.undo = partial(self.closed, handle)
         if not self.caches_data or self.core.uses_dax(file.ino):
             return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES, 0)
@@ -133,6 +141,7 @@ class Connection:
         """Release the open file of a handle that the kernel has closed. What that frees may take more steps."""
         file = self.file(handle)
         del self.files[handle]
+        self.open_limit.closed(handle)
         try:
             self.core.steps.release(file)
         finally:

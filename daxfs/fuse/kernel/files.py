@@ -52,6 +52,7 @@ R = TypeVar("R")
 
 def open_file(connection: Connection, request: Request) -> Answer:
     """Answer OPEN: open a file by its node; the kernel has checked permissions."""
+    connection.check_open_limit(request)
     flags, open_flags = request.arguments(abi.OPEN_IN)
     kill = bool(open_flags & abi.OPEN_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
     caller = request.caller()
@@ -71,6 +72,7 @@ def open_file(connection: Connection, request: Request) -> Answer:
 
 def create(connection: Connection, request: Request) -> bytes:
     """Answer CREATE: create a regular file and open it."""
+    connection.check_open_limit(request)
     flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
     name = request.name(BODY + abi.CREATE_IN.size)
     file, made = connection.core.create(request.ino, name, mode, flags, request.caller(umask), positioned=True)
@@ -79,6 +81,7 @@ def create(connection: Connection, request: Request) -> bytes:
 
 def tmpfile(connection: Connection, request: Request) -> bytes:
     """Answer TMPFILE: create a file without a name and open it (O_TMPFILE)."""
+    connection.check_open_limit(request)
     flags, mode, umask, _ = request.arguments(abi.CREATE_IN)
     file, made = connection.core.tmpfile(request.ino, mode, flags, request.caller(umask), positioned=True)
     return made_and_opened(connection, request, file, made)

@@ -191,6 +191,7 @@ class Counting:
             "files": {
                 **{name: value for name, value in files._asdict().items() if name not in {"holding", "journal", "bad"}},
                 **self._connection.scheduler.counts(),
+                "refused_opens": self._connection.open_limit.refused,
             },
             "holding": [each._asdict() for each in files.holding],
             "journal": asdict(files.journal) if files.journal is not None else None,
