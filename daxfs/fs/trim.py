@@ -12,6 +12,7 @@ the work again.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
@@ -53,19 +54,19 @@ def trim(volume: Volume, start: int, length: int, minimum: int) -> Steps[int]:
     for group in range(geometry.group_of_block(first), geometry.group_of_block(stop - 1) + 1):
         position = first
         while position < stop:
-            wanted = [
-                (max(begin, first, position), min(begin + count, stop))
-                for begin, count in blocks.free_runs(volume.view, group, least)
-                if begin + count > position and min(begin + count, stop) - max(begin, first) >= least
-            ]
+            wanted = (
+                (max(begin, position), min(begin + count, stop))
+                for begin, count in blocks.free_runs(volume.view, group, least, position)
+                if min(begin + count, stop) - max(begin, first) >= least
+            )
             done, position = trim_step(volume, wanted, unit, stop)
             trimmed += done
             yield
     return trimmed << bits
 
 
-def trim_step(volume: Volume, runs: list[tuple[int, int]], unit: int, stop: int) -> tuple[int, int]:
-    """Discard the first of the runs [begin, end), in blocks.
+def trim_step(volume: Volume, runs: Iterable[tuple[int, int]], unit: int, stop: int) -> tuple[int, int]:
+    """Discard the first of the runs [begin, end), in blocks, as many as one step can.
 
     Returns:
         How many blocks were discarded, and the block at which to continue; ``stop``: nothing is left.

@@ -106,8 +106,8 @@ class _Hints(Cache):
 # Looking
 
 
-def free_runs(view: View, group: int, least: int) -> Iterator[BlockRun]:
-    """Yield the free runs of ``least`` blocks or more in a group, in order.
+def free_runs(view: View, group: int, least: int, first: int = 0) -> Iterator[BlockRun]:
+    """Yield the free runs of ``least`` blocks or more in a group that do not end before block ``first``, in order.
 
     Blocks freed in the running transaction are not included. The runs are valid until the next change.
 
@@ -119,7 +119,8 @@ def free_runs(view: View, group: int, least: int) -> Iterator[BlockRun]:
         return
     low, bits = view.geometry.first_block(group), view.geometry.blocks_in_group(group)
     starts, lengths = bitmaps.free_runs(_bitmap(view, group, desc), bits)
-    for start, count in zip(starts.tolist(), lengths.tolist(), strict=True):
+    passed = int((starts + lengths <= first - low).sum())
+    for start, count in zip(starts[passed:].tolist(), lengths[passed:].tolist(), strict=True):
         if count >= least:
             yield BlockRun(low + start, count)
 

@@ -296,10 +296,11 @@ MUTANTS = [
     Mutant(
         "a trim trusts what it saw at its last step",
         "daxfs/fs/trim.py",
-        "                for begin, count in blocks.free_runs(volume.view, group, least)\n",
+        "                for begin, count in blocks.free_runs(volume.view, group, least, position)\n",
         "                for begin, count in vars(volume).setdefault(\n"
         "                    f'trim{group}', list(blocks.free_runs(volume.view, group, least))\n"
-        "                )\n",
+        "                )\n"
+        "                if begin + count > position\n",
         "Blocks that a file got meanwhile are punched out.",
         (STEPS,),
     ),
