@@ -1,7 +1,7 @@
 """Requests that take many steps, through the mount: others are answered meanwhile, and every end is a clean one.
 
-The daemon is a fork of this process, so the size of a step that a test sets is the daemon's. All counts are of requests
-that another process has answered while one long request runs; none depends on the speed of the machine.
+The daemon is a fork of this process, so the size of a step that a test sets is the daemon's. No test depends on the
+speed of the machine: what counts is whether a request is answered while another one runs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from support import HANG_SECONDS
 BLOCK = 4096
 COMB = 1000
 SIZE = 2 * COMB * BLOCK
-FEW = 50
-"""How many answers show that the daemon answers during the steps: without steps it would be two or three."""
+FEW = 4
+"""More different answers than this come from within an operation; without steps there are two, before it and after."""
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +108,7 @@ def test_others_are_answered_meanwhile(pool: Callable[..., Path], name: str) -> 
         code, answers = asked_meanwhile(mount.place, begin(lambda: OPERATIONS[name](descriptor)))
         os.close(descriptor)
         assert code == 0
-        assert len(answers) > FEW
-        assert len(set(answers)) > FEW // 2
+        assert len(set(answers)) > FEW
         assert answers in (sorted(answers), sorted(answers, reverse=True))
 
 
