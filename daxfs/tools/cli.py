@@ -247,11 +247,15 @@ def stats_command(
     total: Annotated[bool, typer.Option("--total", help="Show all since counting began, at once.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     prometheus: Annotated[bool, typer.Option("--prometheus", help="All, in Prometheus's text format.")] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="[ADDRESS:]PORT", help="Serve it to Prometheus; ADDRESS is 127.0.0.1."),
+    ] = None,
 ) -> None:
     """Show requests by kind with sizes and times, the journal and open files. The first call begins the counting."""
     from daxfs.tools import stats
 
-    stats.show(mountpoint, interval=interval, total=total, as_json=as_json, prometheus=prometheus)
+    stats.show(mountpoint, interval=interval, total=total, as_json=as_json, prometheus=prometheus, listen=listen)
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})

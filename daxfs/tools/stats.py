@@ -95,6 +95,7 @@ def show(
     total: bool = False,
     as_json: bool = False,
     prometheus: bool = False,
+    listen: str | None = None,
 ) -> None:
     """Print the statistics of a mount.
 
@@ -104,6 +105,7 @@ def show(
         total: show all since counting began, at once.
         as_json: print JSON.
         prometheus: print all since counting began, in Prometheus's text format.
+        listen: ``ADDRESS:PORT``: serve the same to Prometheus, until the mount is gone (`listening`).
 
     Raises:
         UserError: as `opened` and `ask`; or contradicting options.
@@ -112,19 +114,38 @@ def show(
         raise UserError("--interval shows an interval, --total and --prometheus show all: choose one", USAGE)
     if interval is not None and not 0 < interval <= LONGEST_INTERVAL_SECONDS:
         raise UserError(f"--interval takes up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
+    if listen is not None:
+        if total or as_json or prometheus or interval is not None:
+            raise UserError("--listen takes no other option", USAGE)
+        from daxfs.tools import listening
+
+        scrape(mountpoint)  # what the user may not ask is an error now
+        listening.serve(mounts.real_mountpoint(mountpoint), listen, lambda: scrape(mountpoint))
+        return
     with opened(mountpoint) as (descriptor, place):
         found = ask(descriptor, place)
         if not (total or prometheus or (found.lasting and interval is None)):
             time.sleep(interval or INTERVAL_SECONDS)
             found = ask(descriptor, place).after(found)
     if prometheus:
-        from daxfs.tools.metrics import exposition
-
         print(exposition(place, found), end="")
     elif as_json:
         print(json.dumps({"mountpoint": place, **asdict(found)}, indent=2))
     else:
         _print(place, found)
+
+
+def scrape(mountpoint: str) -> str:
+    """Return all since counting began, in Prometheus's text format. Raises as `opened` and `ask`."""
+    with opened(mountpoint) as (descriptor, place):
+        return exposition(place, ask(descriptor, place))
+
+
+def exposition(mountpoint: str, found: Snapshot) -> str:
+    """Return a snapshot in Prometheus's text format, whose library takes a while to load."""
+    from daxfs.tools import metrics
+
+    return metrics.exposition(mountpoint, found)
 
 
 def _print(mountpoint: str, found: Snapshot) -> None:
