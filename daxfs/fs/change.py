@@ -11,6 +11,7 @@ its times. Only if nothing has failed, the file's node, if there is one, learns 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,15 @@ class Change:
         self._advanced: ByteRange | None = None
         self._remapped = False
 
-    def maps(self, *runs: Extent) -> None:
+    def maps(self, run: Extent) -> None:
         """Report that the file has these blocks, in this state: they were allocated or converted."""
-        self._runs += runs
-        for run in runs:
-            if not run.unwritten and run.lblk < self._lowest:
-                self._lowest = run.lblk
+        self._runs.append(run)
+        if not run.unwritten and run.lblk < self._lowest:
+            self._lowest = run.lblk
+
+    def preallocates(self, runs: Iterable[Extent]) -> None:
+        """Report that the file has these blocks, which are unwritten, however many they are."""
+        self._runs.extend(runs)
 
     def unmap(self, first: int, last: int | None, *, limit: int | None = None) -> bool:
         """Free the blocks [first, last] (None: all from ``first`` on), the last ones first; at most once in a change.

@@ -289,7 +289,7 @@ def provide_step(volume: Volume, file: OpenFile, lblk: int, stop: int, size: int
                 if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or not made:
                     raise
                 break
-            change.maps(*found)
+            change.preallocates(found)
             made += 1
             extents_made += len(found)
             lblk = found[-1].lblk + found[-1].length
@@ -332,7 +332,7 @@ def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
         if len(runs) == EXTENTS_PER_STEP:
             stop = runs[-1].lblk + runs[-1].length
         mapping.mark_unwritten(tx, inode, lblk, stop - lblk)
-        change.maps(*(Extent(run.lblk, run.pblk, run.length, True) for run in runs))
+        change.preallocates(Extent(run.lblk, run.pblk, run.length, True) for run in runs)
     return stop
 
 

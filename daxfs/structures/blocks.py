@@ -199,10 +199,8 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
         FsError: ENOSPC: nothing has changed.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
-    want = _admitted(tx, want, tree)
-    group, bit = _position(tx.geometry, goal)
-    found = _at_goal(tx, group, bit, want, align) or _search(tx, group, bit, want, align, 1)[0]
-    return _take(tx, [found])[0]
+    sb = tx.edit_superblock()
+    return _take(tx, sb, _find(tx, sb, goal, want, 1, align, tree))[0]
 
 
 def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1) -> list[BlockRun]:
@@ -225,64 +223,61 @@ def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1
         FsError: ENOSPC: nothing has changed.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
-    want = _admitted(tx, want, False)
-    group, bit = _position(tx.geometry, goal)
-    found = _at_goal(tx, group, bit, want, align)
-    return _take(tx, [found] if found else _search(tx, group, bit, want, align, most))
-
-
-def _admitted(tx: Handle, want: int, tree: bool) -> int:
-    """Return how many of ``want`` blocks may be allocated (invariant B5). Raises FsError: ENOSPC."""
     sb = tx.edit_superblock()
+    return _take(tx, sb, _find(tx, sb, goal, want, most, align, False))
+
+
+def _find(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: int, tree: bool) -> list[BitRun]:
+    """Find at most ``most`` free runs of one group, in ascending order, with the arguments of `allocate_runs`.
+
+    Raises:
+        FsError: ENOSPC.
+    """
+    geometry = tx.geometry
     room = sb.free_blocks_count
     if not tree:
-        room -= must_stay_free(tx.geometry, sb, privileged=tx.privileged)
-    if room >= want:
-        return want
-    if room <= 0:
-        raise FsError(errno.ENOSPC, "no block is free")
-    return room
-
-
-def _position(geometry: Geometry, goal: int) -> tuple[int, int]:
-    """Return the group and the bit of a goal; those of the first block if it is out of range."""
+        room -= must_stay_free(geometry, sb, privileged=tx.privileged)
+    if room < want:
+        if room <= 0:
+            raise FsError(errno.ENOSPC, "no block is free")
+        want = room
     origin = geometry.first_data_block
-    return divmod(goal - origin, geometry.blocks_per_group) if origin <= goal < geometry.blocks_count else (0, 0)
-
-
-def _at_goal(tx: Handle, group: int, bit: int, want: int, align: int) -> BitRun | None:
-    """Return the free run at the goal, of up to ``want`` blocks; None if there is none, or none that suits."""
-    geometry = tx.geometry
+    if not origin <= goal < geometry.blocks_count:
+        goal = origin
+    group, bit = divmod(goal - origin, geometry.blocks_per_group)
     desc = groups.descriptor(tx, group)
     if tx.pool.bad and not _readable(tx, desc):
-        return None
+        return _search(tx, group, bit, want, align, most)
     content = _bitmap(tx, group, desc)
-    if content[bit >> 3] >> (bit & 7) & 1:
-        return None
-    limit = geometry.blocks_in_group(group) - bit
-    if align == 1 and want < CHUNK_BYTES >> geometry.block_bits:
-        return BitRun(group, bit, bitmaps.free_run(content, bit, min(want, limit)))
-    least = min(align if align > 1 else CHUNK_BYTES >> geometry.block_bits, limit)
-    count = bitmaps.free_run(content, bit, min(max(want, least), limit))
-    if count < least or (geometry.first_block(group) + bit) % align:
-        return None
-    return BitRun(group, bit, min(count, want))
+    if not content[bit >> 3] >> (bit & 7) & 1:
+        limit = geometry.blocks_in_group(group) - bit
+        if align > 1 or want >= CHUNK_BYTES >> geometry.block_bits:
+            least = min(align if align > 1 else CHUNK_BYTES >> geometry.block_bits, limit)
+            count = bitmaps.free_run(content, bit, min(max(want, least), limit))
+            if count >= least and not goal % align:
+                return [BitRun(group, bit, min(count, want))]
+        else:
+            return [BitRun(group, bit, bitmaps.free_run(content, bit, min(want, limit)))]
+    return _search(tx, group, bit, want, align, most)
 
 
 def take(tx: Handle, number: int) -> bool:
     """Take one block, whichever it is: two credits. False: it is in use, or its group's bitmap can't be read."""
     if not is_free(tx, number):
         return False
-    _take(tx, [BitRun(*_position(tx.geometry, number), 1)])
+    geometry = tx.geometry
+    group, bit = divmod(number - geometry.first_data_block, geometry.blocks_per_group)
+    _take(tx, tx.edit_superblock(), [BitRun(group, bit, 1)])
     return True
 
 
-def _take(tx: Handle, found: list[BitRun]) -> list[BlockRun]:
+def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
     """Set the bits of free runs of one group, in ascending order, and correct the counters (invariant B3)."""
     geometry = tx.geometry
-    group = found[0].group
+    group, first, count = found[0]
+    if len(found) > 1:
+        count = sum(run.length for run in found)
     desc = groups.edit_descriptor(tx, group)
-    count = sum(run.length for run in found)
     free = desc.free_blocks_count - count
     if free < 0:
         raise Corrupt(
@@ -295,16 +290,15 @@ def _take(tx: Handle, found: list[BitRun]) -> list[BlockRun]:
         desc.bg_flags &= ~EXT4_BG_BLOCK_UNINIT
     else:
         content = tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc))
-    if len(found) == 1:
-        bitmaps.set_run(content, found[0].bit, count)
-    else:
-        runs = [(bit, length) for _, bit, length in found]
-        bitmaps.invert(content, bitmaps.mask_of(runs, geometry.blocks_in_group(group)))
     desc.free_blocks_count = free
-    sb = tx.edit_superblock()
     sb.free_blocks_count = max(sb.free_blocks_count - count, 0)
-    low = geometry.first_block(group)
-    return [BlockRun(low + bit, length) for _, bit, length in found]
+    low = geometry.first_data_block + group * geometry.blocks_per_group
+    if len(found) == 1:
+        bitmaps.set_run(content, first, count)
+        return [BlockRun(low + first, count)]
+    runs = [(bit, length) for _, bit, length in found]
+    bitmaps.invert(content, bitmaps.mask_of(runs, geometry.blocks_in_group(group)))
+    return [BlockRun(low + bit, length) for bit, length in runs]
 
 
 # Searching

@@ -127,11 +127,21 @@ def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limi
 
 def has_more_than(view: View, inode: Inode, count: int) -> bool:
     """Return whether the tree has more than ``count`` extents; only the headers of leaves are read."""
-    position = found = 0
-    while position < MAX_BLOCKS and found <= count:
-        path, position = descend(view, inode, position)
-        found += path[-1].words[0] >> 16
-    return found > count
+    return _count(view, inode, root(view, inode), count) > count
+
+
+def _count(view: View, inode: Inode, w: memoryview, enough: int) -> int:
+    """Return the number of extents in and below a node, or a number greater than ``enough``."""
+    used: int = w[0] >> 16
+    levels = w[1] >> 16
+    if not levels:
+        return used
+    found = 0
+    for lblk, number in format_.indexes(w):
+        found += _count(view, inode, node(view, inode, number, levels - 1, lblk), enough - found)
+        if found > enough:
+            break
+    return found
 
 
 def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
@@ -232,25 +242,10 @@ def allocate(
     """
     geometry = tx.geometry
     path, bound, left, want, near, align = _hole(tx, inode, lblk, want, unwritten, goal, align)
-    number, w, at = path[-1]
-    following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
-    limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
     start, count = blocks.allocate(tx, near, want, align=align)
     extent = Extent(lblk, start, count, unwritten)
     inodes.add_blocks(inode, count, geometry)
-    if (
-        left is not None
-        and start - left.pblk == lblk - left.lblk == left.length <= limit - count
-        and left.unwritten == unwritten
-        and lblk + count < following
-    ):
-        extent_edit.lengthen(tx, inode, number, at, count)
-        return extent
-    try:
-        _insert_at(tx, inode, path, bound, extent)
-    except FsError:
-        _give_back(tx, inode, [extent])
-        raise
+    _map_one(tx, inode, path, bound, left, extent)
     return extent
 
 
@@ -273,12 +268,15 @@ def allocate_runs(
         FsError: as `allocate`; ENOSPC only if nothing could be mapped.
     """
     geometry = tx.geometry
-    path, _, _, want, near, align = _hole(tx, inode, lblk, want, unwritten, goal, align)
+    path, bound, left, want, near, align = _hole(tx, inode, lblk, want, unwritten, goal, align)
     found = []
     for start, count in blocks.allocate_runs(tx, near, want, most, align=align):
         found.append(Extent(lblk, start, count, unwritten))
         lblk += count
     inodes.add_blocks(inode, lblk - found[0].lblk, geometry)
+    if len(found) == 1:
+        _map_one(tx, inode, path, bound, left, found[0])
+        return found
     try:
         mapped = _insert_all(tx, inode, path, found)
     except FsError:
@@ -286,6 +284,27 @@ def allocate_runs(
         raise
     _give_back(tx, inode, found[mapped:])
     return found[:mapped]
+
+
+def _map_one(tx: Handle, inode: Inode, path: list[Node], bound: int, left: Extent | None, extent: Extent) -> None:
+    """Map one extent into the hole that `_hole` has examined; free its blocks if that fails."""
+    number, w, at = path[-1]
+    following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
+    lblk, start, count, unwritten = extent
+    limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
+    if (
+        left is not None
+        and start - left.pblk == lblk - left.lblk == left.length <= limit - count
+        and left.unwritten == unwritten
+        and lblk + count < following
+    ):
+        extent_edit.lengthen(tx, inode, number, at, count)
+        return
+    try:
+        _insert_at(tx, inode, path, bound, extent)
+    except FsError:
+        _give_back(tx, inode, [extent])
+        raise
 
 
 def _give_back(tx: Handle, inode: Inode, found: list[Extent]) -> None:

@@ -475,7 +475,7 @@ MUTANTS = [
     Mutant(
         "an inode whose making was undone is believed",
         "daxfs/structures/inodes.py",
-        "    tx.on_rollback(partial(known.checked.discard, ino))\n",
+        "    tx.on_rollback(partial(known.remove, ino))\n",
         "",
         "What lies in a slot that was never used is taken for an inode.",
         ("tests/structures/test_inodes.py",),
