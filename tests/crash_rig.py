@@ -179,6 +179,13 @@ class Workbench:
             if release:
                 self.fs.release(file)
 
+    def write_atomically(self, path: str, offset: int, size: int) -> None:
+        file = self.fs.open_file(self.ino(path), os.O_RDWR)
+        try:
+            assert self.fs.write(file, offset, self.bytes(size), atomic=True) == size
+        finally:
+            self.fs.release(file)
+
     def new(self, path: str, size: int) -> None:
         file, _ = self.fs.create(*self.fs.tree.parent(path), 0o644)
         self.write_to(file, 0, size, release=True)
@@ -266,6 +273,12 @@ OPERATIONS: dict[str, Operation] = {
     "write unwritten": lambda w: w.write("unwritten", 1500, 700),
     "write unwritten whole": lambda w: w.write("unwritten", 0, 7168),
     "write to unlinked": lambda w: w.write_to(w.opened[-1], 300, 2000),
+    "atomic overwrite": lambda w: w.write_atomically("big", 100, 1403),
+    "atomic overwrite of a word": lambda w: w.write_atomically("f", 1000, 8),
+    "atomic overwrite and append": lambda w: w.write_atomically("d/x", 500, 4000),
+    "atomic write to hole and data": lambda w: w.write_atomically("big", 12_345, 9000),
+    "atomic write beyond": lambda w: w.write_atomically("g", 5001, 333),
+    "atomic write unwritten": lambda w: w.write_atomically("unwritten", 1500, 7000),
     "truncate to nothing": lambda w: w.truncate("f", 0),
     "truncate to blocks": lambda w: w.truncate("big", 4096),
     "truncate unaligned": lambda w: w.truncate("big", 2222),
@@ -338,6 +351,9 @@ OPERATIONS: dict[str, Operation] = {
 
 AFTER = ("", "sync", "fsync", "fdatasync")
 """What follows an operation; fsync and fdatasync are of one of the files f, g and big."""
+
+ATOMIC = [name for name in OPERATIONS if name.startswith("atomic ")]
+"""The operations whose content is there whole or not at all."""
 
 LARGE = ("scatter", "fill")
 """Operations that take much longer than others."""
@@ -464,6 +480,7 @@ class Run:
         fs = FileSystem.open(self.pool, QUIET)
         self.fs = fs
         self.bench = Workbench(fs)
+        self.block_size = fs.volume.block_size
         self.laps: list[int] = []
         self.moments = [Moment("start", 0, 0, first_picture(self._content))]
         for name, after in self.needed:
@@ -570,7 +587,8 @@ class Run:
         contents = self.moments[index].picture.contents
         if since > index and self.moments[since].picture.contents.get(ino) != contents.get(ino):
             later = self.moments[since : last + 1]
-        return [moment.picture.contents[ino] for moment in later if ino in moment.picture.contents]
+        later = [moment for moment in later if ino in moment.picture.contents]
+        return without_atomic([(moment.name, moment.picture.contents[ino]) for moment in later], self.block_size)
 
     def _kept(self, promise: Promise, found: Picture, last: int) -> bool:
         """Whether a synced inode is as it was then or later."""
@@ -613,6 +631,33 @@ class Sample:
         else:
             self.spare = left
         return self._chosen
+
+
+def without_atomic(versions: list[tuple[str, bytes]], block_size: int) -> list[bytes]:
+    """Return a file's contents after some operations, the first of which has made the tree, without atomic writes.
+
+    The tree lacks the later ones. What an atomic write stores lies in new blocks, which only a later tree has, and so
+    does what is stored to its blocks afterwards.
+    """
+    shown: list[bytes] = []
+    hidden: list[tuple[int, int]] = []
+    before = b""
+    for name, content in versions:
+        if shown and name in ATOMIC:
+            common = min(len(before), len(content))
+            changed = [at for at in range(common) if before[at] != content[at]]
+            if changed or len(before) != len(content):
+                begin, end = (
+                    (changed or [common])[0],
+                    (changed[-1] + 1 if len(before) >= len(content) else len(content)),
+                )
+                hidden.append((begin & -block_size, end + -end % block_size))
+        seen = bytearray(content)
+        for begin, end in hidden:
+            seen[begin:end] = shown[-1][begin:end].ljust(max(min(end, len(seen)) - begin, 0), b"\0")
+        shown.append(bytes(seen))
+        before = content
+    return shown
 
 
 def differing(found: dict[bytes, Facts], expected: dict[bytes, Facts]) -> list[str]:

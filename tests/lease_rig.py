@@ -384,8 +384,9 @@ class Pair(NamedTuple):
         self.through(lambda file: self.fs.copy_range(source, 0, file, int(first * self.block), 12 * self.block))
         self.fs.release(source)
 
-    def write(self, first: float, size: int) -> None:
-        self.through(lambda file: self.fs.write(file, int(first * self.block), random.Random(9).randbytes(size)))
+    def write(self, first: float, size: int, *, atomic: bool = False) -> None:
+        content = random.Random(9).randbytes(size)
+        self.through(lambda file: self.fs.write(file, int(first * self.block), content, atomic=atomic))
 
 
 def opened(fs: FileSystem) -> OpenFile:
@@ -459,6 +460,8 @@ OPERATIONS: dict[str, Callable[[Pair], object]] = {
     "write into a hole": lambda pair: pair.write(BLOCKS + 1.5, 2000),
     "write past EOF": lambda pair: pair.write(BLOCKS + 11.5, 9000),
     "overwrite": lambda pair: pair.write(3.5, 5000),
+    "overwrite atomically": lambda pair: pair.write(3.5, 5000, atomic=True),
+    "write past EOF atomically": lambda pair: pair.write(BLOCKS + 11.5, 9000, atomic=True),
     "copy into": lambda pair: pair.copy(BLOCKS - 3.5),
     "unlink": lambda pair: pair.fs.unlink(ROOT_INO, b"f"),
     "rename over": lambda pair: pair.fs.rename(ROOT_INO, b"g", ROOT_INO, b"f"),

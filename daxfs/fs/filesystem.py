@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs import (
+    atomic as atomic_writes,
+)
+from daxfs.fs import (
     attributes,
     badmemory,
     data,
@@ -374,6 +377,8 @@ class FileSystem:
         content: bytes | bytearray | memoryview,
         kill_privileges: bool | None = None,
         caller: Caller | None = None,
+        *,
+        atomic: bool = False,
     ) -> int:
         """Write at ``offset``, or at EOF with O_APPEND unless the file was opened ``positioned``.
 
@@ -384,12 +389,15 @@ class FileSystem:
             kill_privileges: whether set-id bits are dropped (FUSE_WRITE_KILL_SUIDGID); None: unless the superuser
                 writes.
             caller: the caller that writes; None: the one that opened the file.
+            atomic: write all or nothing, also as a power cut leaves it (`daxfs.fs.atomic`).
 
         Returns:
             The number of bytes written.
         """
         if caller is not None:
             file = file.used_by(caller)
+        if atomic:
+            return self._write_atomically(file, offset, content, kill_privileges)
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)
         except BaseException as error:
@@ -397,6 +405,15 @@ class FileSystem:
         if self.volume.sync_due:
             self.volume.finish()
         elif file.durable:
+            data.make_durable(self.volume, file)
+        return written
+
+    @changing
+    def _write_atomically(
+        self, file: OpenFile, offset: int, content: bytes | bytearray | memoryview, kill_privileges: bool | None
+    ) -> int:
+        written = atomic_writes.write(self.volume, file, offset, content, kill_privileges)
+        if file.durable:
             data.make_durable(self.volume, file)
         return written
 

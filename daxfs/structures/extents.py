@@ -163,6 +163,15 @@ def mapped_until(view: View, inode: Inode, lblk: int) -> int:
     return end
 
 
+def nodes_within(view: View, inode: Inode, first: int, last: int) -> int:
+    """Return the number of leaves that the blocks ``first`` to ``last`` belong to."""
+    count = 0
+    while first <= last:
+        _, first = descend(view, inode, first)
+        count += 1
+    return count
+
+
 def mapped_end(view: View, inode: Inode) -> int:
     """Return the logical block after the last mapped one."""
     path, _ = descend(view, inode, MAX_BLOCKS - 1)

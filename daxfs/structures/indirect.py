@@ -240,6 +240,12 @@ def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
 # Changing
 
 
+def nodes_within(view: View, first: int, last: int) -> int:
+    """Return the most pointer blocks that the blocks ``first`` to ``last`` belong to, and the inode."""
+    per_block = view.block_size // 4
+    return (last - first) // per_block + 2 * LEVELS
+
+
 def new_inode_map(tx: Handle, inode: Inode) -> None:  # noqa: ARG001
     """Give a new inode a map without blocks."""
     w = inode.words[ROOT_WORDS]

@@ -34,6 +34,7 @@ __all__ = [
     "move_border",
     "new_inode_map",
     "next_mapped",
+    "nodes_within",
     "normalize_tail",
     "remove",
     "runs",
@@ -75,6 +76,13 @@ def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.next_mapped(view, inode, lblk)
     return indirect.next_mapped(view, inode, lblk)
+
+
+def nodes_within(view: View, inode: Inode, first: int, last: int) -> int:
+    """Return the number of blocks of the map that hold the entries of the blocks ``first`` to ``last``, at most."""
+    if inode.flags & EXT4_EXTENTS_FL:
+        return extents.nodes_within(view, inode, first, last)
+    return indirect.nodes_within(view, first, last)
 
 
 def new_inode_map(tx: Handle, inode: Inode) -> None:

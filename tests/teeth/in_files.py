@@ -22,6 +22,8 @@ SCHEDULING = "daxfs/fuse/kernel/scheduling.py"
 TREE = "daxfs/structures/extent_edit.py"
 VOLUME = "daxfs/fs/volume.py"
 
+ATOMIC = "daxfs/fs/atomic.py"
+
 BAD = "tests/fs/test_badmemory.py"
 GROWTH = "tests/crash/test_growth_after_recovery.py"
 HANDLES = "tests/crash/test_handles.py"
@@ -79,6 +81,42 @@ MUTANTS = [
         "            if stop == offset:",
         "The kernel sets the size of the file to where the bad memory begins.",
         (f"{BAD}::test_the_page_cache_of_the_kernel_gets_all_or_nothing",),
+    ),
+    # Atomic writes
+    Mutant(
+        "an atomic write goes in place",
+        "daxfs/fs/filesystem.py",
+        "        written = atomic_writes.write(self.volume,",
+        "        written = data.write(self.volume,",
+        "A power cut leaves a part of it.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "an atomic write gives up the old blocks first",
+        ATOMIC,
+        "    try:\n        volume.retrying(_replace,",
+        "    with volume.handle(CREDITS) as tx, Change(volume, tx, node.ino) as change:\n"
+        "        change.unmap(offset >> volume.block_bits, end - 1 >> volume.block_bits)\n"
+        "    volume.commit()\n"
+        "    try:\n        volume.retrying(_replace,",
+        "A power cut leaves a hole.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "an atomic write is not flushed",
+        ATOMIC,
+        "        store = volume.pool.write\n",
+        "        store = lambda at, piece: volume.pool.memory.__setitem__(slice(at, at + len(piece)), piece)\n",
+        "A power cut after fsync leaves what an earlier owner of the new blocks stored there.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "an atomic write forgets what it leaves of its blocks",
+        ATOMIC,
+        "            if high > end:\n                store(end + delta, tail)\n",
+        "",
+        "The end of its last block shows what an earlier owner stored there.",
+        ("tests/fs/test_atomic.py",),
     ),
     # Mounting
     Mutant(
