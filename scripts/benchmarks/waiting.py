@@ -25,6 +25,8 @@ GAPS_MS = (20, 5, 1, 0)
 SPARSE_MS = 20
 COUNT, DENSE_COUNT = 100, 3_000
 """Requests of a sample, with and without a gap."""
+WARMING = 500
+"""Requests before a sample: Python adapts code to its use when it has run some times."""
 BYTES = 100
 MOST_SPARSE = 1.5
 """A sparse request's CPU time may be this multiple of fuse2fs's."""
@@ -85,7 +87,8 @@ def cpu_for_each(point: Path, gap: int) -> float:
     count = COUNT if gap else DENSE_COUNT
     descriptor = os.open(point / "sparse", os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        os.pwrite(descriptor, bytes(BYTES), 0)
+        for _ in range(WARMING):
+            os.pwrite(descriptor, bytes(BYTES), 0)
         before = cpu_seconds(serving)
         for number in range(count):
             if gap:
