@@ -137,9 +137,11 @@ def put_leaf(w: memoryview, i: int, lblk: int, pblk: int, length: int, unwritten
     w[at + 2] = pblk & 0xFFFFFFFF
 
 
-def leaves(w: memoryview) -> list[Extent]:
-    """All entries of a leaf."""
-    data = w.cast("B")[HEADER_SIZE : HEADER_SIZE + ENTRY_SIZE * (w[0] >> 16)]
+def leaves(w: memoryview, begin: int = 0, end: int | None = None) -> list[Extent]:
+    """Return the entries [begin, end) of a leaf; by default all of them."""
+    if end is None:
+        end = w[0] >> 16
+    data = w.cast("B")[HEADER_SIZE + ENTRY_SIZE * begin : HEADER_SIZE + ENTRY_SIZE * end]
     new = tuple.__new__  # half the time of calling the class, and a leaf has hundreds
     return [
         new(Extent, (lblk, low | high << 32, length - 32768, True))

@@ -569,13 +569,14 @@ def remove(
 
 def _within(w: memoryview, at: int, first: int, limit: int | None) -> list[Extent]:
     """Return the leaf's entries from ``at`` down that have blocks from ``first`` on: up to ``limit``, at least one."""
-    found: list[Extent] = []
-    while at >= 0 and (limit is None or len(found) < limit or not found):
-        extent = format_.leaf(w, at)
-        if extent.lblk + extent.length <= first:
-            break
-        found.append(extent)
-        at -= 1
+    end = at + 1
+    begin = max(bisect_right(w[3 : 3 + 3 * end : 3], first) - 1, 0)
+    if limit is not None:
+        begin = max(begin, end - max(limit, 1))
+    found = format_.leaves(w, begin, end)
+    found.reverse()
+    if found and found[-1].lblk + found[-1].length <= first:
+        found.pop()
     return found
 
 
@@ -606,12 +607,21 @@ def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
 
 
 def _free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: int, metadata: bool) -> None:
-    """Free the blocks of extents that lie in ``first`` to ``last``."""
+    """Free the blocks of extents (in descending order) that lie in ``first`` to ``last``."""
+    limit = tx.geometry.blocks_count
     runs = []
     for extent in cut:
-        lblk, pblk, length, _ = check_bounds(tx, inode, extent)
-        begin, end = max(lblk, first), min(lblk + length, last + 1)
-        runs.append(BlockRun(pblk + begin - lblk, end - begin))
+        _, pblk, length, _ = extent
+        if not pblk or not length or pblk + length > limit:
+            check_bounds(tx, inode, extent)
+        runs.append(BlockRun(pblk, length))
+    # Only the outermost extents can reach out of the range.
+    end = cut[0].lblk + cut[0].length
+    if end > last + 1:
+        runs[0] = BlockRun(runs[0].start, runs[0].length - (end - last - 1))
+    if cut[-1].lblk < first:
+        skipped = first - cut[-1].lblk
+        runs[-1] = BlockRun(runs[-1].start + skipped, runs[-1].length - skipped)
     blocks.free_all(tx, runs, metadata=metadata)
     inodes.add_blocks(inode, -sum(run.length for run in runs), tx.geometry)
 
