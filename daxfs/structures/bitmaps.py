@@ -107,9 +107,21 @@ def invert(bitmap: memoryview, mask: int) -> None:
     bitmap[:] = (int.from_bytes(bitmap, "little") ^ mask).to_bytes(len(bitmap), "little")
 
 
-def holds(bitmap: memoryview, mask: int) -> bool:
-    """Return whether all bits of ``mask`` are set in the bitmap."""
+def holds(bitmap: memoryview, runs: Sequence[tuple[int, int]], bits: int) -> bool:
+    """Return whether all bits of the runs (bit, length) are set; a few are looked at one by one."""
+    if len(runs) < FEW_RUNS:
+        return all(used_run(bitmap, bit, length) == length for bit, length in runs)
+    mask = mask_of(runs, bits)
     return int.from_bytes(bitmap, "little") & mask == mask
+
+
+def clear_runs(bitmap: memoryview, runs: Sequence[tuple[int, int]], bits: int) -> None:
+    """Clear the bits of the runs (bit, length), which are all set."""
+    if len(runs) < FEW_RUNS:
+        for bit, length in runs:
+            clear_run(bitmap, bit, length)
+    else:
+        invert(bitmap, mask_of(runs, bits))
 
 
 def run_starts(free: int, length: int) -> int:

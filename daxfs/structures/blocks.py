@@ -630,7 +630,7 @@ def free_all(tx: Handle, runs: list[BlockRun], *, metadata: bool = False) -> Non
         return
     for group, pieces in _by_group(geometry, runs):
         bitmap = _bitmap(tx, group, groups.descriptor(tx, group))
-        if not bitmaps.holds(bitmap, bitmaps.mask_of(pieces, geometry.blocks_in_group(group))):
+        if not bitmaps.holds(bitmap, pieces, geometry.blocks_in_group(group)):
             raise _free_already(group, pieces)
         tx.reserve(("block bitmap", group))
         tx.reserve(("descriptors", group // geometry.desc_per_block))
@@ -656,12 +656,12 @@ def apply_frees(tx: Handle) -> None:
     for group, pieces in _by_group(geometry, tx.frees):
         if tx.pool.bad and not _readable(tx, groups.descriptor(tx, group)):
             continue
-        mask = bitmaps.mask_of(pieces, geometry.blocks_in_group(group))
-        if not bitmaps.holds(_bitmap(tx, group, groups.descriptor(tx, group)), mask):
+        bits = geometry.blocks_in_group(group)
+        if not bitmaps.holds(_bitmap(tx, group, groups.descriptor(tx, group)), pieces, bits):
             raise _free_already(group, pieces)
         desc = groups.edit_descriptor(tx, group)
-        bitmaps.invert(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), mask)
-        count = mask.bit_count()
+        bitmaps.clear_runs(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), pieces, bits)
+        count = sum(length for _, length in pieces)
         desc.free_blocks_count += count
         total += count
         hints.no_chunk.discard(group)

@@ -554,8 +554,8 @@ MUTANTS = [
     Mutant(
         "a bitmap keeps its old checksum",
         BLOCKS,
-        "bitmaps.invert(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), mask)",
-        "bitmaps.invert(tx.edit(desc.block_bitmap), mask)",
+        "bitmaps.clear_runs(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), pieces, bits)",
+        "bitmaps.clear_runs(tx.edit(desc.block_bitmap), pieces, bits)",
         "The next mount refuses the group.",
         (HANDLES,),
     ),
