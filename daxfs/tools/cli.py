@@ -258,6 +258,20 @@ def stats_command(
     stats.show(mountpoint, interval=interval, total=total, as_json=as_json, prometheus=prometheus, listen=listen)
 
 
+@app.command("top")
+def top_command(
+    mountpoint: MountpointArgument,
+    interval: Annotated[float, typer.Option("--interval", metavar="SECONDS", help="How often to refresh.")] = 1.0,
+) -> None:
+    """Show what MOUNTPOINT is doing now: requests by kind and by process, the longest stall, leases, the journal.
+
+    Without a terminal one interval is printed.
+    """
+    from daxfs.tools import top
+
+    top.run(mountpoint, interval)
+
+
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_command(
     program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGUMENTS]")],

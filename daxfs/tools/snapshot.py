@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 JOURNAL_COUNTERS = ("commits", "blocks", "blocks_home", "blocks_logged", "blocks_revoked", "tail_moves", "rollbacks")
@@ -38,6 +38,22 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class Process:
+    """The totals of one process's requests, in nanoseconds; ``longest`` since counting began, and of which opcode."""
+
+    count: int
+    nanoseconds: int
+    longest: int
+    longest_is: str
+
+    def after(self, earlier: Process | None) -> Process:
+        """Return the totals since an earlier count; those of a process that is new, or counted anew, stay."""
+        if earlier is None or self.count < earlier.count:
+            return self
+        return replace(self, count=self.count - earlier.count, nanoseconds=self.nanoseconds - earlier.nanoseconds)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The daemon's answer to a query of its statistics.
 
@@ -51,6 +67,7 @@ class Snapshot:
         holding: the open files that deferred frees wait for: inode number, user and process of the opener, bytes.
         journal: the journal's counts since the mount, by name; None on a read-only mount.
         bad: the ranges of the pool that are known to be bad: first byte, byte after the last.
+        processes: totals by the number of the process.
     """
 
     since: float
@@ -62,12 +79,14 @@ class Snapshot:
     holding: list[dict[str, int]]
     journal: dict[str, Any] | None
     bad: list[list[int]]
+    processes: dict[str, Process] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: bytes) -> Snapshot:
         """Parse the daemon's JSON."""
         facts = json.loads(text)
         facts["operations"] = {name: Operation(**values) for name, values in facts["operations"].items()}
+        facts["processes"] = {pid: Process(**values) for pid, values in facts.get("processes", {}).items()}
         return cls(**facts)
 
     def after(self, earlier: Snapshot) -> Snapshot:
@@ -94,6 +113,7 @@ class Snapshot:
             fresh=earlier.fresh,
             operations={name: operation for name, operation in operations.items() if operation.count},
             journal=journal,
+            processes={pid: each.after(earlier.processes.get(pid)) for pid, each in self.processes.items()},
         )
 
 

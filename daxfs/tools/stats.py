@@ -112,8 +112,8 @@ def show(
     """
     if interval is not None and (total or prometheus):
         raise UserError("--interval shows an interval, --total and --prometheus show all: choose one", USAGE)
-    if interval is not None and not 0 < interval <= LONGEST_INTERVAL_SECONDS:
-        raise UserError(f"--interval takes up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
+    if interval is not None:
+        check_interval(interval)
     if listen is not None:
         if total or as_json or prometheus or interval is not None:
             raise UserError("--listen takes no other option", USAGE)
@@ -133,6 +133,18 @@ def show(
         print(json.dumps({"mountpoint": place, **asdict(found)}, indent=2))
     else:
         _print(place, found)
+
+
+def check_interval(seconds: float) -> None:
+    """Refuse an interval in which counting might end (UserError)."""
+    if not 0 < seconds <= LONGEST_INTERVAL_SECONDS:
+        raise UserError(f"--interval takes up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
+
+
+def look(mountpoint: str) -> Snapshot:
+    """Return all since counting began. Raises as `opened` and `ask`."""
+    with opened(mountpoint) as (descriptor, place):
+        return ask(descriptor, place)
 
 
 def scrape(mountpoint: str) -> str:
@@ -156,13 +168,13 @@ def _print(mountpoint: str, found: Snapshot) -> None:
     more = f"; counting has begun now and ends {KEEP_SECONDS} s after the last query" if found.fresh else ""
     print(f"{mountpoint}: {found.seconds:.1f} s from {began}{more}")
     if found.operations:
-        console.print(_table(found))
+        console.print(table(found))
     else:
         print("no requests")
     for name, text in (
-        ("journal", _journal(found.journal)),
+        ("journal", journal(found.journal)),
         ("log", _log(found.journal)),
-        ("files", _files(found)),
+        ("files", files(found)),
         ("freed", _freed(found)),
         ("memory", _memory(found)),
     ):
@@ -170,7 +182,8 @@ def _print(mountpoint: str, found: Snapshot) -> None:
             print(f"{name + ':':<9} {text}")
 
 
-def _table(found: Snapshot) -> Table:
+def table(found: Snapshot) -> Table:
+    """Return the table of requests by kind, those that took most time first."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -195,7 +208,8 @@ def _table(found: Snapshot) -> Table:
     return table
 
 
-def _journal(journal: dict[str, Any] | None) -> str:
+def journal(journal: dict[str, Any] | None) -> str:
+    """Describe the commits."""
     if journal is None:
         return "none: mounted read-only"
     sizes, largest = journal["sizes"], journal["largest"]
@@ -236,7 +250,8 @@ def _memory(found: Snapshot) -> str:
     return f"{errors} loads and stores met missing memory, {format_size(bad)} are known to be bad (daxfs badblocks)"
 
 
-def _files(found: Snapshot) -> str:
+def files(found: Snapshot) -> str:
+    """Describe what is open, remembered and leased."""
     files, refused = found.files, found.files["refused_opens"]
     return (
         f"{files['open_files']} open, {files['remembered']} remembered by the kernel, "

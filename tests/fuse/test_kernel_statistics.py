@@ -15,9 +15,12 @@ from daxfs.errors import FsError
 from daxfs.fs.types import Deferral, Statistics
 from daxfs.fuse.kernel import abi, dispatch, ioctls, statistics
 from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.processes import MOST_PROCESSES, Processes
 from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE, PIECE_HEADER, QUESTION, ROOM, Counting
 
 STRANGER = os.geteuid() + 1000
+SENT: Any = SimpleNamespace(pid=77)
+"""A request of process 77."""
 
 
 class Clock:
@@ -52,6 +55,16 @@ def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
     )
 
 
+def test_the_busiest_processes_are_kept() -> None:
+    found = Processes()
+    for pid in range(MOST_PROCESSES):
+        found.count(pid, Opcode.READ, 100 - (pid == 30))
+    found.count(1000, Opcode.WRITE, 1)
+    assert len(found) == MOST_PROCESSES
+    assert 30 not in found
+    assert found[1000].as_json() == {"count": 1, "nanoseconds": 1, "longest": 1, "longest_is": "WRITE"}
+
+
 def query(connection: Any, snapshot: int = 0, offset: int = 0, *, uid: int = 0, node: int = abi.ROOT_ID) -> bytes:
     request: Any = SimpleNamespace(uid=uid, node=node)
     return statistics.query(connection, request, memoryview(QUESTION.pack(snapshot, offset).ljust(PIECE, b"\0")))
@@ -81,10 +94,10 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
     connection = connection_with({Opcode.READ: read, Opcode.WRITE: write, Opcode.FORGET: forget, Opcode.MKDIR: forget})
     Counting(connection)
     for seconds, size in ((1e-6, 10), (1023e-9, 20), (1024e-9, 0), (1e-3, 5)):
-        body = connection.table[Opcode.READ](connection, SimpleNamespace(seconds=seconds, size=size))
+        body = connection.table[Opcode.READ](connection, SimpleNamespace(seconds=seconds, size=size, pid=5))
         assert body == bytes(size)
-    assert connection.table[Opcode.WRITE](connection, None) == abi.WRITE_OUT.pack(100)
-    assert connection.table[Opcode.FORGET](connection, None) is None
+    assert connection.table[Opcode.WRITE](connection, SENT) == abi.WRITE_OUT.pack(100)
+    assert connection.table[Opcode.FORGET](connection, SENT) is None
     clock.sleep(1)
     found = whole_answer(connection)
     assert found["seconds"] == pytest.approx(1.001003047)
@@ -111,6 +124,10 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
     }
     assert found["holding"] == [{"ino": 7, "uid": 8, "pid": 9, "size": 6}]
     assert found["journal"] is None
+    assert found["processes"] == {
+        "5": {"count": 4, "nanoseconds": 1_003_047, "longest": 1_000_000, "longest_is": "READ"},
+        "77": {"count": 2, "nanoseconds": 0, "longest": 0, "longest_is": "FORGET"},
+    }
 
 
 @pytest.mark.parametrize("error", [FsError(errno.ENOSPC), RuntimeError("unknown")])
@@ -122,7 +139,7 @@ def test_exceptions_pass(clock: Clock, error: Exception) -> None:
     connection = connection_with({Opcode.MKDIR: refuse})
     Counting(connection)
     with pytest.raises(type(error)) as caught:
-        connection.table[Opcode.MKDIR](connection, None)
+        connection.table[Opcode.MKDIR](connection, SENT)
     assert caught.value is error
     found = whole_answer(connection)["operations"]["MKDIR"]
     assert (found["count"], found["nanoseconds"]) == (1, 1000)
@@ -143,7 +160,7 @@ def test_exceptions_pass(clock: Clock, error: Exception) -> None:
 def test_bytes_of_files(opcode: Opcode, body: bytes | memoryview, size: int) -> None:
     connection = connection_with({opcode: lambda *_: body})
     Counting(connection)
-    assert connection.table[opcode](connection, None) is body
+    assert connection.table[opcode](connection, SENT) is body
     assert whole_answer(connection)["operations"][opcode.name]["bytes"] == size
 
 
@@ -165,16 +182,16 @@ def test_counting_ends_when_nobody_asks(clock: Clock) -> None:
     for _ in range(3):
         clock.sleep(KEEP_SECONDS - 1)
         timed = connection.table[Opcode.READ]
-        timed(connection, None)
+        timed(connection, SENT)
         assert connection.table != plain
         assert not whole_answer(connection)["fresh"]
     clock.sleep(KEEP_SECONDS + 1)
-    assert timed(connection, None) == b"12345"
+    assert timed(connection, SENT) == b"12345"
     assert connection.table == plain
     assert connection.counting is None
     assert whole_answer(connection)["operations"] == {}
     again, table = connection.counting, dict(connection.table)
-    timed(connection, None)  # a call of an old timing handler does not end the new counting
+    timed(connection, SENT)  # a call of an old timing handler does not end the new counting
     assert connection.counting is again
     assert connection.table == table
 
@@ -183,10 +200,10 @@ def test_lasting_counting_does_not_end(clock: Clock) -> None:
     connection = connection_with({Opcode.READ: lambda *_: b"12345"})
     Counting(connection, lasting=True)
     clock.sleep(100 * KEEP_SECONDS)
-    connection.table[Opcode.READ](connection, None)
+    connection.table[Opcode.READ](connection, SENT)
     found = whole_answer(connection)
     clock.sleep(100 * KEEP_SECONDS)
-    connection.table[Opcode.READ](connection, None)
+    connection.table[Opcode.READ](connection, SENT)
     assert found["lasting"]
     assert whole_answer(connection)["operations"]["READ"]["count"] == 2
 
@@ -203,7 +220,7 @@ def test_who_may_begin(clock: Clock) -> None:
     clock.sleep(KEEP_SECONDS - 1)
     assert PIECE_HEADER.unpack_from(query(connection, uid=STRANGER))[1]
     clock.sleep(2)
-    connection.table[Opcode.READ](connection, None)
+    connection.table[Opcode.READ](connection, SENT)
     assert connection.counting is None, "a stranger's question keeps it going"
 
 
@@ -225,7 +242,7 @@ def test_a_long_answer_comes_in_pieces_of_one_snapshot(clock: Clock) -> None:
     Counting(connection)
     for handler in connection.table.values():
         clock.sleep(1e-3)
-        handler(connection, None)
+        handler(connection, SENT)
     for counter in connection.counting._counters.values():
         counter.histogram[:60] = [1 << 60] * 60
     first = query(connection)

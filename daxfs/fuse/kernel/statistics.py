@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from daxfs.errors import FsError
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import WITHOUT_ANSWER, Opcode
+from daxfs.fuse.kernel.processes import Processes
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -105,6 +106,7 @@ class Counting:
         self._connection = connection
         self._plain = dict(connection.table)
         self._counters = {opcode: Counter() for opcode in self._plain}
+        self._processes = Processes()
         self._began = _clock()
         self._since = time.time()
         self._snapshot = 0
@@ -126,11 +128,12 @@ class Counting:
 
     def _timed(self, opcode: int, handler: Handler) -> Handler:
         counter, transferred = self._counters[opcode], TRANSFERRED.get(opcode)
-        histogram, clock = counter.histogram, _clock
+        histogram, clock, process = counter.histogram, _clock, self._processes.count
 
         ended = 0 if opcode in WITHOUT_ANSWER else 1
 
         def timed(connection: Connection, request: Request) -> Answer:
+            pid = request.pid  # the handler may replace the message
             begin = clock()
             counts = 1
             try:
@@ -151,6 +154,7 @@ class Counting:
                     counter.nanoseconds += taken
                     if taken > counter.longest:  # noqa: PLR1730 (max() takes three times as long)
                         counter.longest = taken
+                    process(pid, opcode, taken)
                 if end > self.deadline:
                     self.stop()
 
@@ -163,6 +167,8 @@ class Counting:
         counter.histogram[taken.bit_length()] += 1
         counter.nanoseconds += taken
         counter.longest = max(counter.longest, taken)
+        if work.message:
+            self._processes.count(abi.IN_HEADER.read(work.message, 0).pid, work.opcode, taken)
         counter.errors += body is None
         if transferred is not None:
             counter.bytes += transferred(body)
@@ -193,6 +199,7 @@ class Counting:
                 **self._connection.scheduler.counts(),
                 "refused_opens": self._connection.open_limit.refused,
             },
+            "processes": {pid: process.as_json() for pid, process in self._processes.items()},
             "holding": [each._asdict() for each in files.holding],
             "journal": asdict(files.journal) if files.journal is not None else None,
             "bad": files.bad,
