@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -98,7 +99,17 @@ def unit_of(place: Path) -> str:
     return run("systemd-escape", "--path", "--suffix=mount", place).strip()
 
 
-@pytest.mark.usefixtures("helper")
+@pytest.fixture
+def owners(devices: dict[str, Path]) -> Iterator[None]:
+    """The devices' owners and modes, which udev changes."""
+    before = {device: device.stat() for device in devices.values()}
+    yield
+    for device, status in before.items():
+        os.chown(device, status.st_uid, status.st_gid)
+        device.chmod(status.st_mode & 0o7777)
+
+
+@pytest.mark.usefixtures("helper", "owners")
 def test_systemd_mounts_at_boot_and_unmounts_at_shutdown(devices: dict[str, Path], fstab: Path) -> None:
     pools = [mkfs(devices[name]) for name in ("fsdax", "devdax-2M", "devdax-4K")]
     with ExitStack() as stack:
