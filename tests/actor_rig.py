@@ -116,8 +116,22 @@ class Calls:
     def copy(
         self, source: int, source_offset: int, target: int, target_offset: int, length: int, flags: int = 0
     ) -> int:
+        """Copy as programs do, which ask again after a short copy: daxfs ends one after some milliseconds."""
         at, to = ctypes.c_int64(source_offset), ctypes.c_int64(target_offset)
-        return checked(libc.copy_file_range(self.files[source], at, self.files[target], to, length, flags))
+        done = 0
+        while done < length or not length:
+            try:
+                copied = checked(
+                    libc.copy_file_range(self.files[source], at, self.files[target], to, length - done, flags)
+                )
+            except OSError:
+                if not done:
+                    raise
+                break
+            if not copied:
+                break
+            done += copied
+        return done
 
     def size(self, name: str) -> int:
         return os.stat(name).st_size
