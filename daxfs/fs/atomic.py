@@ -1,7 +1,8 @@
 """Atomic writes: after a power cut a file holds all of a write or none of it, and readers never see a part.
 
-The new content goes to new blocks, with what the write leaves of the first and the last block, and is flushed. The same
-handle gives the file these blocks in the place of the old ones. So the commit that makes the new map durable makes the
+A write is one piece, or several pieces of a file that change together. The new content goes to new blocks, with what
+the write leaves of their first and last ones, and is flushed. The same handle gives the file these blocks in the place
+of the old ones. So the commit that makes the new map durable makes the
 write durable, and without it the old blocks still hold the old content (docs/ATOMIC.md). A refused write changes
 nothing.
 
@@ -11,7 +12,8 @@ Source: pwritev2(2), RWF_ATOMIC, for the errors.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError
 from daxfs.fs import badmemory, data
@@ -21,7 +23,12 @@ from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.data import Buffer, OpenFile
+    from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
+    from daxfs.journal.transaction import Handle
+    from daxfs.structures.mapping import Extent
+
+    Piece = tuple[int, Buffer]
 
 MOST_BYTES = 16 << 20
 """The longest atomic write."""
@@ -31,6 +38,14 @@ ENTRIES_PER_NODE = 80
 """Entries in a node of a map, at least: the node has 1 KiB, and a split leaves it half full."""
 MOST_GROUPS = 64
 """The most groups that the new blocks may come from."""
+
+
+class Span(NamedTuple):
+    """Blocks [first, last] of a file and their new content in ``parts``, which follow each other without a gap."""
+
+    first: int
+    last: int
+    parts: list[Buffer]
 
 
 def write(volume: Volume, file: OpenFile, offset: int, content: Buffer, kill: bool | None = None) -> int:
@@ -44,76 +59,122 @@ def write(volume: Volume, file: OpenFile, offset: int, content: Buffer, kill: bo
         kill: whether the write drops set-id bits (`data.takes_set_id`).
 
     Raises:
-        FsError: EINVAL: longer than `MOST_BYTES`. EFBIG. ENOSPC: there is no room for a second copy of the blocks, or
-            the old or the new ones lie in more pieces than one transaction holds. EBADF, EPERM, EROFS as for a write.
+        FsError: EINVAL: longer than `MOST_BYTES`. Others as `write_pieces`.
+    """
+    if offset < 0 or len(content) > MOST_BYTES:
+        raise FsError(errno.EINVAL)
+    if file.append:
+        offset = file.node.size
+    write_pieces(volume, file, [(offset, content)] if len(content) else [], kill)
+    return len(content)
+
+
+def write_pieces(volume: Volume, file: OpenFile, pieces: Sequence[Piece], kill: bool | None = None) -> None:
+    """Write all pieces (offset, content), or nothing.
+
+    Args:
+        volume: of the file.
+        file: open for writing.
+        pieces: not empty, in order, without overlap.
+        kill: whether the write drops set-id bits (`data.takes_set_id`).
+
+    Raises:
+        FsError: EFBIG. ENOSPC: there is no room for a second copy of the blocks, or the old or the new ones lie in more
+            pieces than one transaction holds. EBADF, EPERM, EROFS as for a write.
     """
     node = file.node
     if not file.writable:
         raise FsError(errno.EBADF)
-    if offset < 0 or len(content) > MOST_BYTES:
-        raise FsError(errno.EINVAL)
-    if file.append:
-        offset = node.size
-    end = offset + len(content)
+    if not pieces:
+        return
+    begin, end = pieces[0][0], _end(pieces)
     if end > volume.max_size(node.ino):
         raise FsError(errno.EFBIG)
-    if not len(content):
-        return 0
     volume.writable()
     if not node.plain:
-        data.refuse_overwrite(volume, file, offset)
+        data.refuse_overwrite(volume, file, begin)
         data.drop_privileges(volume, node, file.caller, kill)
     if end > node.size:
         volume.notifier.end_preallocation(node.ino)
     if end > volume.large_file_from:
         volume.allow_large_files()
     try:
-        volume.retrying(_replace, file, offset, memoryview(content))
+        volume.retrying(_replace, file, pieces)
     finally:
-        node.moved(offset & -volume.block_size, end + -end % volume.block_size)
-    return len(content)
+        for offset, content in pieces:
+            stop = offset + len(content)
+            node.moved(offset & -volume.block_size, stop + -stop % volume.block_size)
 
 
-def _replace(volume: Volume, file: OpenFile, offset: int, content: memoryview) -> None:
+def _replace(volume: Volume, file: OpenFile, pieces: Sequence[Piece]) -> None:
     """Give the file new blocks with the new content, in one handle."""
-    node, bits = file.node, volume.block_bits
-    end = offset + len(content)
-    first, last = offset >> bits, end - 1 >> bits
-    begin, stop = first << bits, last + 1 << bits
-    head = _kept(volume, file, begin, offset)
-    tail = _kept(volume, file, end, stop)
-    count = last - first + 1
+    node = file.node
+    spans = [_span(volume, file, together) for together in _touching(pieces, volume.block_bits)]
     with (
-        volume.handle(_credits(volume, node.ino, first, last), file.caller) as tx,
+        volume.handle(_credits(volume, node, spans), file.caller) as tx,
         Change(volume, tx, node.ino) as change,
     ):
-        inode = change.inode
-        if offset > node.size:
-            data.zero_tail(volume, tx, inode, node.size)
-        change.unmap(first, last)
-        store = volume.pool.write
-        done = 0
+        if pieces[-1][0] > node.size:
+            data.zero_tail(volume, tx, change.inode, node.size)
+        change.unmap_ranges((span.first, span.last) for span in spans)
         groups: set[int] = set()
-        while done < count:
-            lblk, want = first + done, count - done
-            run = mapping.allocate(tx, inode, lblk, want, align=volume.alignment(lblk, want))
-            groups.add(volume.geometry.group_of_block(run.pblk))
-            if len(groups) > MOST_GROUPS:
-                raise FsError(errno.ENOSPC, f"{volume.pool.path}: free blocks lie too scattered for an atomic write")
-            change.maps(run)
-            low, high = lblk << bits, lblk + run.length << bits
-            delta = (run.pblk - lblk) << bits
-            if low < offset:
-                store(low + delta, head)
-            store(max(low, offset) + delta, content[max(low - offset, 0) : high - offset])
-            if high > end:
-                store(end + delta, tail)
-            done += run.length
-        inode.size = max(inode.size, end)
+        for span in spans:
+            for run in _fill(volume, tx, change, span):
+                groups.add(volume.geometry.group_of_block(run.pblk))
+                if len(groups) > MOST_GROUPS:
+                    raise FsError(errno.ENOSPC, f"{volume.pool.path}: the free blocks lie in too many groups")
+        change.inode.size = max(change.inode.size, _end(pieces))
+
+
+def _fill(volume: Volume, tx: Handle, change: Change, span: Span) -> Iterator[Extent]:
+    """Map new blocks to a span, fill and flush them; yield each run of them."""
+    bits, store = volume.block_bits, volume.pool.write
+    parts, rest, lblk = iter(span.parts), memoryview(b""), span.first
+    while lblk <= span.last:
+        want = span.last - lblk + 1
+        run = mapping.allocate(tx, change.inode, lblk, want, align=volume.alignment(lblk, want))
+        change.maps(run)
+        place, end = run.pblk << bits, run.pblk + run.length << bits
+        while place < end:
+            rest = rest or memoryview(next(parts))
+            store(place, rest[: end - place])
+            place, rest = min(place + len(rest), end), rest[end - place :]
+        lblk += run.length
+        yield run
+
+
+def _end(pieces: Sequence[Piece]) -> int:
+    """Return where the last piece ends."""
+    offset, content = pieces[-1]
+    return offset + len(content)
+
+
+def _touching(pieces: Sequence[Piece], bits: int) -> Iterator[list[Piece]]:
+    """Yield the pieces in groups whose blocks follow each other without a gap."""
+    together: list[Piece] = []
+    for piece in pieces:
+        if together and piece[0] >> bits > (_end(together) - 1 >> bits) + 1:
+            yield together
+            together = []
+        together.append(piece)
+    yield together
+
+
+def _span(volume: Volume, file: OpenFile, pieces: Sequence[Piece]) -> Span:
+    """Return the blocks of pieces without a gap, with what the pieces leave of them."""
+    bits = volume.block_bits
+    first, last = pieces[0][0] >> bits, _end(pieces) - 1 >> bits
+    parts: list[Buffer] = []
+    position = first << bits
+    for offset, content in pieces:
+        parts += _kept(volume, file, position, offset), content
+        position = offset + len(content)
+    parts.append(_kept(volume, file, position, last + 1 << bits))
+    return Span(first, last, parts)
 
 
 def _kept(volume: Volume, file: OpenFile, begin: int, end: int) -> bytes:
-    """Return the bytes [begin, end) of a block as they stay: zeros in holes, unwritten blocks and past EOF."""
+    """Return the bytes [begin, end) as they stay, often none: zeros in holes, unwritten blocks and past EOF."""
     inside = max(min(end, file.node.size), begin)
     kept = data.gather(volume, file.node, begin, inside - begin) if inside > begin else b""
     if len(kept) < inside - begin:
@@ -121,8 +182,13 @@ def _kept(volume: Volume, file: OpenFile, begin: int, end: int) -> bytes:
     return kept + bytes(end - inside)
 
 
-def _credits(volume: Volume, ino: int, first: int, last: int) -> int:
-    """Return how many blocks the handle may change: nodes of the map before and after, bitmaps and descriptors."""
-    inode = inodes.read(volume.view, ino)
-    nodes = mapping.nodes_within(volume.view, inode, first, last) + (last - first) // ENTRIES_PER_NODE
-    return CREDITS + 2 * nodes + 2 * min(MOST_GROUPS, volume.geometry.groups_count)
+def _credits(volume: Volume, node: Node, spans: Sequence[Span]) -> int:
+    """Return how many blocks the handle may change: nodes of the map before and after, bitmaps and descriptors.
+
+    Blocks that clients may touch are also inserted into the map of a quarantine inode.
+    """
+    inode = inodes.read(volume.view, node.ino)
+    nodes = mapping.nodes_within(volume.view, inode, [(span.first, span.last) for span in spans])
+    new = sum(span.last - span.first + 3 for span in spans) // ENTRIES_PER_NODE
+    deferred = new if node.grants is not None or volume.notifier.stale else 0
+    return CREDITS + 2 * (nodes + new) + deferred + 2 * min(MOST_GROUPS, volume.geometry.groups_count)

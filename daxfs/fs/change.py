@@ -47,7 +47,7 @@ class Change:
         self.dated = dated
         self._runs: list[Extent] = []
         self._lowest = MAX_BLOCKS  # logical block of the first that is written now
-        self._unmapped: ByteRange | None = None
+        self._unmapped: list[ByteRange] = []
         self._advanced: ByteRange | None = None
         self._remapped = False
 
@@ -62,7 +62,7 @@ class Change:
         self._runs.extend(runs)
 
     def unmap(self, first: int, last: int | None, *, limit: int | None = None) -> bool:
-        """Free the blocks [first, last] (None: all from ``first`` on), the last ones first; at most once in a change.
+        """Free the blocks [first, last] (None: all from ``first`` on), the last ones first.
 
         Blocks that clients may touch become free later (`BlockNotifier.defer_frees`, `CREDITS_QUARANTINE`).
 
@@ -83,10 +83,19 @@ class Change:
         volume.notifier.defer_frees(tx, self.inode.number, mark)
         if finished:
             bits = volume.block_bits
-            self._unmapped = ByteRange(first << bits, END if last is None else last + 1 << bits)
+            self._unmapped.append(ByteRange(first << bits, END if last is None else last + 1 << bits))
         else:
             self._remapped = True
         return finished
+
+    def unmap_ranges(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Free the blocks [first, last] of each range."""
+        volume, tx, bits = self._volume, self._tx, self._volume.block_bits
+        mark = len(tx.frees)
+        for first, last in ranges:
+            mapping.remove(tx, self.inode, first, last)
+            self._unmapped.append(ByteRange(first << bits, last + 1 << bits))
+        volume.notifier.defer_frees(tx, self.inode.number, mark)
 
     def remaps(self) -> None:
         """Report that blocks have moved within the file."""
@@ -123,8 +132,8 @@ class Change:
         before, bits = node.size, self._volume.block_bits
         if self._remapped:
             node.remapped()
-        elif self._unmapped is not None:
-            node.unmapped(*self._unmapped)
+        for begin, end in self._unmapped:
+            node.unmapped(begin, end)
         if self._advanced is not None and node.map is not None and not node.map.move_border(*self._advanced):
             node.remapped()
         if self._runs:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -163,12 +163,14 @@ def mapped_until(view: View, inode: Inode, lblk: int) -> int:
     return end
 
 
-def nodes_within(view: View, inode: Inode, first: int, last: int) -> int:
-    """Return the number of leaves that the blocks ``first`` to ``last`` belong to."""
-    count = 0
-    while first <= last:
-        _, first = descend(view, inode, first)
-        count += 1
+def nodes_within(view: View, inode: Inode, ranges: Sequence[tuple[int, int]]) -> int:
+    """Return the number of leaves that the ranges (first block, last block), which are in order, belong to."""
+    count = counted = 0
+    for first, last in ranges:
+        counted = max(counted, first)
+        while counted <= last:
+            _, counted = descend(view, inode, counted)
+            count += 1
     return count
 
 

@@ -12,7 +12,7 @@ Sources: ``fs/ext4/indirect.c``, Documentation/filesystems/ext4/blockmap.rst.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -240,10 +240,17 @@ def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
 # Changing
 
 
-def nodes_within(view: View, first: int, last: int) -> int:
-    """Return the most pointer blocks that the blocks ``first`` to ``last`` belong to, and the inode."""
+def nodes_within(view: View, ranges: Sequence[tuple[int, int]]) -> int:
+    """Return the most pointer blocks that the ranges (first block, last block), which are in order, belong to."""
     per_block = view.block_size // 4
-    return (last - first) // per_block + 2 * LEVELS
+    count, reached = 2 * LEVELS, (ranges[0][0] - DIRECT) // per_block
+    for first, last in ranges:
+        low, high = (first - DIRECT) // per_block, (last - DIRECT) // per_block
+        if low > reached:
+            count += LEVELS
+        count += high - max(low, reached)
+        reached = high
+    return count
 
 
 def new_inode_map(tx: Handle, inode: Inode) -> None:  # noqa: ARG001

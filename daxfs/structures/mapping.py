@@ -9,7 +9,7 @@ is in the inode, devices, FIFOs and sockets have no map; the functions must not 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -78,11 +78,14 @@ def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     return indirect.next_mapped(view, inode, lblk)
 
 
-def nodes_within(view: View, inode: Inode, first: int, last: int) -> int:
-    """Return the number of blocks of the map that hold the entries of the blocks ``first`` to ``last``, at most."""
+def nodes_within(view: View, inode: Inode, ranges: Sequence[tuple[int, int]]) -> int:
+    """Return the number of blocks of the map that hold the entries of the ranges, at most.
+
+    The ranges (first block, last block) are in order and do not overlap.
+    """
     if inode.flags & EXT4_EXTENTS_FL:
-        return extents.nodes_within(view, inode, first, last)
-    return indirect.nodes_within(view, first, last)
+        return extents.nodes_within(view, inode, ranges)
+    return indirect.nodes_within(view, ranges)
 
 
 def new_inode_map(tx: Handle, inode: Inode) -> None:

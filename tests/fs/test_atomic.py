@@ -54,6 +54,44 @@ def test_random_atomic_writes_equal_a_bytearray(open_fs: OpenFs, any_format: tup
     fs.release(file)
 
 
+def test_random_pieces_at_once_equal_a_bytearray(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
+    """Pieces share blocks, touch, lie in holes and past EOF."""
+    fs = open_fs(*any_format)
+    chance = random.Random(8)
+    file, model = make(fs), bytearray()
+    for _ in range(60):
+        borders = sorted(chance.sample(range(120_000), 2 * chance.randrange(1, 30)))
+        if chance.random() < 0.5:
+            borders = [border // 1024 * 1024 for border in borders]
+        pieces = [
+            (begin, chance.randbytes(min(end - begin, 9000)))
+            for begin, end in zip(borders[::2], borders[1::2], strict=True)
+            if begin < end
+        ]
+        before = fs.volume.journal.stats
+        atomic.write_pieces(fs.volume, file, pieces)
+        for offset, new in pieces:
+            model += bytes(max(offset + len(new) - len(model), 0))
+            model[offset : offset + len(new)] = new
+        assert content(fs, file) == model
+        assert fs.volume.journal.stats.rollbacks == before.rollbacks
+    fs.check()
+    fs.release(file)
+
+
+def test_pieces_past_eof_show_nothing_old(open_fs: OpenFs) -> None:
+    """The last block of the file, which no piece touches, keeps no bytes past the old EOF."""
+    fs = open_fs()
+    file = make(fs)
+    fs.write(file, 0, b"o" * 9000)
+    fs.sync()
+    place = max(run.pblk + run.length for run in fs.describe(file.ino)) * fs.volume.block_size
+    fs.volume.pool.write(place - 100, b"x" * 100)  # as a program leaves there that maps the last page
+    atomic.write_pieces(fs.volume, file, [(10, b"n"), (30_000, b"n")])
+    assert content(fs, file) == b"o" * 10 + b"n" + b"o" * 8989 + bytes(21_000) + b"n"
+    fs.release(file)
+
+
 def test_the_old_blocks_stay_as_they_were(open_fs: OpenFs) -> None:
     """Until the commit they are what a power cut leaves."""
     fs = open_fs()

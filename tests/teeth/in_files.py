@@ -96,7 +96,7 @@ MUTANTS = [
         ATOMIC,
         "    try:\n        volume.retrying(_replace,",
         "    with volume.handle(CREDITS) as tx, Change(volume, tx, node.ino) as change:\n"
-        "        change.unmap(offset >> volume.block_bits, end - 1 >> volume.block_bits)\n"
+        "        change.unmap(begin >> volume.block_bits, end - 1 >> volume.block_bits)\n"
         "    volume.commit()\n"
         "    try:\n        volume.retrying(_replace,",
         "A power cut leaves a hole.",
@@ -105,17 +105,25 @@ MUTANTS = [
     Mutant(
         "an atomic write is not flushed",
         ATOMIC,
-        "        store = volume.pool.write\n",
-        "        store = lambda at, piece: volume.pool.memory.__setitem__(slice(at, at + len(piece)), piece)\n",
+        "volume.block_bits, volume.pool.write\n",
+        "volume.block_bits, lambda at, piece: volume.pool.memory.__setitem__(slice(at, at + len(piece)), piece)\n",
         "A power cut after fsync leaves what an earlier owner of the new blocks stored there.",
         (OPERATIONS,),
     ),
     Mutant(
         "an atomic write forgets what it leaves of its blocks",
         ATOMIC,
-        "            if high > end:\n                store(end + delta, tail)\n",
-        "",
-        "The end of its last block shows what an earlier owner stored there.",
+        "    parts.append(_kept(volume, file, position, last + 1 << bits))\n",
+        "    parts.append(bytes((last + 1 << bits) - position))\n",
+        "The rest of its last block becomes zeros.",
+        ("tests/fs/test_atomic.py",),
+    ),
+    Mutant(
+        "several pieces forget what lies between them in a block",
+        ATOMIC,
+        "        parts += _kept(volume, file, position, offset), content\n",
+        "        parts += bytes(offset - position), content\n",
+        "What they leave of a block becomes zeros.",
         ("tests/fs/test_atomic.py",),
     ),
     # Mounting
@@ -873,7 +881,7 @@ MUTANTS = [
     Mutant(
         "a map keeps what was cut",
         CHANGE,
-        "            node.unmapped(*self._unmapped)\n",
+        "            node.unmapped(begin, end)\n",
         "            pass\n",
         "Reads and writes go to blocks that are another file's by now.",
         ("tests/fs/test_ranges.py", "tests/fs/test_nodes.py"),
@@ -881,8 +889,8 @@ MUTANTS = [
     Mutant(
         "a map does not hear of a collapse",
         CHANGE,
-        "        if self._remapped:\n            node.remapped()\n        elif",
-        "        if False:\n            node.remapped()\n        elif",
+        "        if self._remapped:\n            node.remapped()\n        for",
+        "        for",
         "Reads go to where the bytes lay before.",
         ("tests/fs/test_ranges.py", "tests/fs/test_nodes.py"),
     ),
