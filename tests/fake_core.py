@@ -79,6 +79,10 @@ class FakeSteps:
 
         return in_steps
 
+    def readdir(self, directory: SimpleNamespace, cookie: int) -> Steps[list[DirEntry]]:
+        found = yield from self.__getattr__("readdir")(directory, cookie)
+        return list(found)
+
     def release(self, file: FakeFile) -> None:
         self._core.release(file)
 

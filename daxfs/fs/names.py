@@ -93,6 +93,21 @@ def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
         yield DirEntry(*entry)
 
 
+def listing(volume: Volume, ino: int, cookie: int) -> Steps[list[DirEntry]]:
+    """Return the first names strictly after ``cookie``, some hundred at most; none only if there are none.
+
+    Other steps than the last one found only blocks of the directory from which all names were removed.
+    """
+    following: int | None = cookie
+    while following is not None:
+        found, following = directories.portion(volume.view, read_directory_inode(volume, ino), following)
+        if found:
+            return list(map(DirEntry._make, found))
+        if following is not None:
+            yield
+    return []
+
+
 def readlink(volume: Volume, ino: int) -> bytes:
     """Return the target of a symbolic link (EINVAL for any other inode)."""
     inode = inodes.read(volume.view, ino)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, MissingMemory
@@ -40,8 +39,8 @@ INSERT_RANGE = 0x20
 
 PAGE = 4096
 RUNS_PER_STEP = 8
-RUNS_PER_SEARCH = 512
-"""Runs that a step of a search looks at."""
+LEAVES_PER_SEARCH = 8
+"""Leaves of the extent tree that a step of a search looks at."""
 BYTES_PER_STEP = 4 << 20
 """Bytes that one step zeroes or copies; a run counts as one page more."""
 CREDITS_STEP = 128
@@ -433,24 +432,21 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> Steps[int]
     require_regular(inodes.read(volume.view, file.ino))
     if not 0 <= offset < node.size:
         raise FsError(errno.ENXIO)
-    position = reached = offset  # where the data that was found ends, and the search
-    while reached < node.size:
-        begun = reached
-        for begin, end, _, unwritten in islice(data.pieces(volume, node, begun, node.size), RUNS_PER_SEARCH):
-            reached = end
-            if unwritten:
-                continue
-            if whence == os.SEEK_DATA:
-                return begin
-            if begin > position:
-                return position
-            position = end
-        if reached == begun:
+    for_data = whence == os.SEEK_DATA
+    bits = volume.block_bits
+    lblk = offset >> bits
+    while True:
+        inode = inodes.read(volume.view, file.ino)
+        lblk, found = mapping.search(volume.view, inode, lblk, written=for_data, limit=LEAVES_PER_SEARCH)
+        if found or lblk << bits >= node.size:
             break
         yield
-    if whence == os.SEEK_DATA:
+    position = max(lblk << bits, offset)
+    if position < node.size:
+        return position
+    if for_data:
         raise FsError(errno.ENXIO)
-    return position
+    return node.size
 
 
 def fiemap(volume: Volume, ino: int, start: int, length: int, limit: int) -> list[FileExtent]:

@@ -19,7 +19,8 @@ from daxfs.fs.steps import Steps
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
-    from daxfs.fs.types import Attributes, Caller, Grant, LeaseRequest, SetAttributes
+    from daxfs.fs.opendirectory import OpenDirectory
+    from daxfs.fs.types import Attributes, Caller, DirEntry, Grant, LeaseRequest, SetAttributes
     from daxfs.fs.volume import Volume
 
 
@@ -90,6 +91,14 @@ class Stepwise:
     def seek(self, file: OpenFile, offset: int, whence: int) -> Steps[int]:
         """Search for data or a hole."""
         return ranges.seek(self.volume, file, offset, whence)
+
+    @in_steps
+    def readdir(self, directory: OpenDirectory, cookie: int = 0) -> Steps[list[DirEntry]]:
+        """Return the first names strictly after ``cookie``, some hundred at most; none only if there are none."""
+        node = directory.node
+        if node.atime_due:
+            node.accessed()
+        return names.listing(self.volume, directory.ino, cookie)
 
     @in_steps
     def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> Steps[int]:

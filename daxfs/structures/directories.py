@@ -41,6 +41,7 @@ __all__ = [
     "insert",
     "is_empty",
     "parent",
+    "portion",
     "remove",
     "replace",
     "set_parent",
@@ -123,6 +124,19 @@ def entries(view: View, directory: Inode, cookie: int = 0) -> Iterator[Entry]:
         Corrupt: when the listing reaches a damaged block.
     """
     return dirlist.entries(view, directory, cookie)
+
+
+def portion(view: View, directory: Inode, cookie: int = 0) -> tuple[list[Entry], int | None]:
+    """Return the first entries after ``cookie``, as `entries` does, out of a few blocks of the directory.
+
+    Returns:
+        Some hundred entries, or fewer; none at all if these blocks have none. And the cookie after which the next
+        portion begins; None: this was the last one.
+
+    Raises:
+        Corrupt: as `entries`.
+    """
+    return dirlist.portion(view, directory, cookie)
 
 
 def is_empty(view: View, directory: Inode) -> bool:

@@ -9,7 +9,7 @@ The cookie of "." is 1, that of ".." is 2. Names whose 63 bits are equal get con
 (pinned) as long as the pool is open, so that a reader who stops between two such names finds the rest at its place.
 
 Entries are read in chunks of a few leaves, which are hashed together. The last chunk of each directory is cached, so
-that a caller who takes entries in small portions does not pay for each portion. Only `directories` calls this module.
+that a caller who takes entries in small portions does not pay for each of them. Only `directories` calls this module.
 
 Sources: ``fs/ext4/dir.c`` (``ext4_readdir``, ``ext4_dx_readdir``, ``is_dx_dir``, ``hash2pos``), ``fs/ext4/namei.c``
 (``ext4_htree_fill_tree``).
@@ -60,19 +60,29 @@ MINOR_MAX = 0xFFFEFFFF
 
 def entries(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
     """Yield the entries strictly after ``cookie``, as `daxfs.structures.directories.entries` describes."""
+    following: int | None = cookie
+    while following is not None:
+        found, following = portion(view, directory, following)
+        yield from found
+
+
+def portion(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int | None]:
+    """Return the first entries after ``cookie``, as `daxfs.structures.directories.portion` describes."""
     blocks = dirblocks.count(view, directory)
     if not blocks:
-        return
+        return [], None
     number, content, dotdot = dirblocks.dots(view, directory)
-    w = content.cast("I")
-    if cookie < COOKIE_DOT:
-        yield Entry(b".", directory.number, FT_DIR, COOKIE_DOT)
+    found: list[Entry] = []
     if cookie < COOKIE_DOTDOT:
-        yield Entry(b"..", checked_ino(view, directory, number, w[dotdot // 4]), FT_DIR, COOKIE_DOTDOT)
+        ino = checked_ino(view, directory, number, content.cast("I")[dotdot // 4])
+        if cookie < COOKIE_DOT:
+            found.append(Entry(b".", directory.number, FT_DIR, COOKIE_DOT))
+        found.append(Entry(b"..", ino, FT_DIR, COOKIE_DOTDOT))
     if is_hashed(view, directory, blocks):
-        yield from _by_hash(view, directory, max(cookie, COOKIE_DOTDOT))
+        more, following = _by_hash(view, directory, max(cookie, COOKIE_DOTDOT))
     else:
-        yield from _by_offset(view, directory, max(cookie, dotdot))
+        more, following = _by_offset(view, directory, max(cookie, dotdot))
+    return found + more, following
 
 
 def is_hashed(view: View, directory: Inode, blocks: int) -> bool:
@@ -87,18 +97,25 @@ def checked_ino(view: View, directory: Inode, number: int, ino: int) -> int:
     raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{dirblocks.where(directory, number)}: inode {ino}")
 
 
-def _by_offset(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
+def _by_offset(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int | None]:
     bits = view.geometry.block_bits
     limit = dirblocks.limit_of(view.geometry)
-    for lblk in range(cookie >> bits, dirblocks.count(view, directory)):
+    first, stop = cookie + 1 >> bits, dirblocks.count(view, directory)
+    found: list[Entry] = []
+    for lblk in range(first, stop):
+        if len(found) >= CHUNK_NAMES or lblk - first >= CHUNK_LEAVES:
+            return found, (lblk << bits) - 1
         number = dirblocks.number_of(view, directory, lblk)
         data = bytes(dirblocks.entries_block(view, directory, number))
         offsets, names = dirblocks.live(directory, number, data, 0, limit)
         inos, types = _fields(view, directory, number, data, offsets)
         start = lblk << bits
-        for offset, name, ino, file_type in zip(offsets, names, inos, types, strict=True):
-            if start + offset > cookie:
-                yield Entry(name, ino, file_type, start + offset)
+        found += (
+            Entry(name, ino, file_type, start + offset)
+            for offset, name, ino, file_type in zip(offsets, names, inos, types, strict=True)
+            if start + offset > cookie
+        )
+    return found, None
 
 
 def _fields(view: View, directory: Inode, number: int, data: bytes, offsets: list[int]) -> tuple[list[int], list[int]]:
@@ -118,19 +135,16 @@ def _fields(view: View, directory: Inode, number: int, data: bytes, offsets: lis
 # In the order of hashes
 
 
-def _by_hash(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
+def _by_hash(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int | None]:
+    if cookie >= COOKIE_EOF:
+        return [], None
     key = (directory.number, directory.words[25])
     hints = view.caches[Hints]
-    while cookie < COOKIE_EOF:
-        chunk = hints.chunks.get(key)
-        if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
-            chunk = _read_chunk(view, directory, cookie + 1)
-            hints.put_chunk(key, chunk)
-        end = chunk.end
-        yield from chunk.entries[bisect_right(chunk.cookies, cookie) :]
-        if end is None:
-            return
-        cookie = end - 1
+    chunk = hints.chunks.get(key)
+    if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
+        chunk = _read_chunk(view, directory, cookie + 1)
+        hints.put_chunk(key, chunk)
+    return chunk.entries[bisect_right(chunk.cookies, cookie) :], None if chunk.end is None else chunk.end - 1
 
 
 def _read_chunk(view: View, directory: Inode, cookie: int) -> Chunk:

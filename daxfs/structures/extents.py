@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
@@ -99,8 +101,7 @@ def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> I
     while position < end:
         path, bound = descend(view, inode, position)
         w, at = path[-1].words, path[-1].at
-        for i in range(max(at, 0), w[0] >> 16):
-            extent = check_bounds(view, inode, format_.leaf(w, i))
+        for extent in _decoded(view, inode, w, max(at, 0)):
             lblk, pblk, length, unwritten = extent
             stop = lblk + length
             if stop <= position:
@@ -118,6 +119,47 @@ def walk(view: View, inode: Inode, first: int = 0, last: int | None = None) -> I
                 yield extent
             position = stop
         position = bound
+
+
+def _decoded(view: View, inode: Inode, w: memoryview, at: int) -> Iterator[Extent]:
+    """Yield the leaf's entries from ``at`` on, checked, and decode the more of them at once, the more are taken."""
+    limit = view.geometry.blocks_count
+    used = w[0] >> 16
+    count = 1
+    while at < used:
+        for extent in format_.leaves(w, at, min(at + count, used)):
+            _, pblk, length, _ = extent
+            if not pblk or not length or pblk + length > limit:
+                check_bounds(view, inode, extent)
+            yield extent
+        at += count
+        count *= 4
+
+
+def search(view: View, inode: Inode, lblk: int, *, written: bool, leaves: int) -> tuple[int, bool]:
+    """Search the first block from ``lblk`` on that is written, or one that is not; see `mapping.search`."""
+    for _ in range(leaves):
+        if lblk >= MAX_BLOCKS:
+            break
+        path, bound = descend(view, inode, lblk)
+        w, at = path[-1].words, max(path[-1].at, 0)
+        entries = np.frombuffer(w, "<u4")[3 + 3 * at : 3 + 3 * (w[0] >> 16)].reshape(-1, 3)
+        begins, lengths = entries[:, 0].astype(np.int64), (entries[:, 1] & 0xFFFF).astype(np.int64)
+        states = lengths <= EXT_INIT_MAX_LEN
+        ends = begins + np.where(states, lengths, lengths - EXT_INIT_MAX_LEN)
+        if written:
+            found = np.flatnonzero(states & (ends > lblk))
+            if found.size:
+                return max(int(begins[found[0]]), lblk), True
+        elif not (begins.size and states[0] and begins[0] <= lblk < ends[0]):
+            return lblk, True
+        else:
+            found = np.flatnonzero(~states[1:] | (begins[1:] != ends[:-1]))
+            reached = int(ends[found[0] if found.size else -1])
+            if reached < bound:
+                return reached, True
+        lblk = bound
+    return lblk, False
 
 
 def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:

@@ -23,7 +23,7 @@ from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL, EXT4_RESIZE_INO
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, inodes, metadata_zone
-from daxfs.structures.extent_tree import ROOT_WORDS
+from daxfs.structures.extent_tree import MAX_BLOCKS, ROOT_WORDS
 from daxfs.structures.validated_roots import ValidatedRoots
 
 if TYPE_CHECKING:
@@ -235,6 +235,20 @@ def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limi
 def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     """Return the first mapped run at or after ``lblk``, trimmed to begin there or later; None if there is none."""
     return next(walk(view, inode, lblk), None)
+
+
+def search(view: View, inode: Inode, lblk: int, *, written: bool, limit: int) -> tuple[int, bool]:
+    """Search the first block from ``lblk`` on that is mapped, or one that is not; see `mapping.search`."""
+    if written:
+        found = next_mapped(view, inode, lblk)
+        return (MAX_BLOCKS, False) if found is None else (found.lblk, True)
+    for count, run in enumerate(walk(view, inode, lblk)):
+        if run.lblk > lblk:
+            break
+        if count == limit:
+            return lblk, False
+        lblk = run.lblk + run.length
+    return lblk, True
 
 
 # Changing

@@ -38,6 +38,7 @@ __all__ = [
     "normalize_tail",
     "remove",
     "runs",
+    "search",
     "walk",
 ]
 
@@ -76,6 +77,24 @@ def next_mapped(view: View, inode: Inode, lblk: int) -> Extent | None:
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.next_mapped(view, inode, lblk)
     return indirect.next_mapped(view, inode, lblk)
+
+
+def search(view: View, inode: Inode, lblk: int, *, written: bool, limit: int) -> tuple[int, bool]:
+    """Search the first block from ``lblk`` on that is written, or the first one that is not.
+
+    Args:
+        view: what to read.
+        inode: of the file.
+        lblk: where the search begins.
+        written: whether to search a written block. One that is not written is a hole or an unwritten one.
+        limit: leaves of the tree (runs, in a block-mapped file) to look at before giving up.
+
+    Returns:
+        The block, and True; or False, and the block at which to go on, which may be the end of all files (2^32 - 1).
+    """
+    if inode.flags & EXT4_EXTENTS_FL:
+        return extents.search(view, inode, lblk, written=written, leaves=limit)
+    return indirect.search(view, inode, lblk, written=written, limit=limit)
 
 
 def nodes_within(view: View, inode: Inode, ranges: Sequence[tuple[int, int]]) -> int:

@@ -16,7 +16,7 @@ from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.steps import Steps, finish, interruption
 from daxfs.fs.types import ROOT_INO, Caller, SetAttributes
 from daxfs.pmem.memory import MemoryPool
-from daxfs.structures import inodes
+from daxfs.structures import dirlist, inodes
 
 BLOCK = 4096
 COMB = 24
@@ -31,7 +31,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "RUNS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "EXTENTS_PER_STEP", 1)
-    monkeypatch.setattr(ranges, "RUNS_PER_SEARCH", 2)
+    monkeypatch.setattr(ranges, "LEAVES_PER_SEARCH", 1)
     monkeypatch.setattr(ranges, "BYTES_PER_STEP", 2 * BLOCK)
     monkeypatch.setattr(trim, "BYTES_PER_STEP", 4 * BLOCK)
     monkeypatch.setattr(names, "LEVELS_PER_STEP", 4)
@@ -222,15 +222,40 @@ def test_an_interrupted_copy_returns_what_it_copied(fs: FileSystem) -> None:
 
 
 def test_a_search_is_in_steps(fs: FileSystem) -> None:
+    """Each step looks at one leaf, so a search of data behind many reserved blocks takes many."""
     file, _ = fs.create(ROOT_INO, b"f", 0o600)
-    for number in range(COMB):
+    extents, leaf = 900, 340
+    for number in range(extents):
         fs.fallocate(file, 0, 2 * number * BLOCK, BLOCK)
-    fs.write(file, 2 * COMB * BLOCK, b"x")
+    fs.write(file, 2 * extents * BLOCK, b"x")
     steps = fs.steps.seek(file, 0, os.SEEK_DATA)
-    assert count(steps, lambda: None) > COMB // 2 - 2
-    assert fs.seek(file, 0, os.SEEK_DATA) == 2 * COMB * BLOCK
+    assert count(steps, lambda: None) >= extents // leaf
+    assert fs.seek(file, 0, os.SEEK_DATA) == 2 * extents * BLOCK
     assert fs.seek(file, 0, os.SEEK_HOLE) == 0
     fs.release(file)
+
+
+def test_a_listing_is_in_portions_and_steps(fs: FileSystem) -> None:
+    """A portion has some hundred names, and blocks without names are searched in steps."""
+    ino = fs.mkdir(ROOT_INO, b"d", 0o700).ino
+    target = fs.mknod(ROOT_INO, b"f", 0o600).ino
+    wanted = [b"%04d" % number + b"n" * 100 for number in range(1200)]
+    for name in wanted:
+        fs.link(target, ino, name)
+    directory = fs.opendir(ino)
+    found: list[bytes] = []
+    cookie = 0
+    while portion := finish(fs.steps.readdir(directory, cookie)):
+        assert len(portion) <= 2 * dirlist.CHUNK_NAMES
+        found += [entry.name for entry in portion]
+        cookie = portion[-1].cookie
+    assert sorted(found) == sorted([b".", b"..", *wanted])
+    for name in found[2:-1]:
+        fs.unlink(ino, name)
+    steps = fs.steps.readdir(directory, dirlist.COOKIE_DOTDOT)
+    assert count(steps, lambda: None) >= 3
+    assert [entry.name for entry in fs.readdir(directory)] == [b".", b"..", found[-1]]
+    fs.releasedir(directory)
 
 
 def test_a_trim_sees_what_was_taken_meanwhile(small_image: bytes) -> None:

@@ -30,6 +30,8 @@ from daxfs.errors import Corrupt, CorruptKind
 from daxfs.fs.types import ROOT_INO, Caller, FsXattr, Options
 from daxfs.fuse.kernel import dispatch
 from daxfs.fuse.kernel.abi import Init, Opcode
+from daxfs.fuse.kernel.directories import PLUS_AT_ONCE
+from daxfs.structures import dirlist
 
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_CACHE_DIR, FOPEN_PARALLEL_DIRECT_WRITES = 1, 2, 8, 64
 WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
@@ -325,6 +327,21 @@ def test_a_listing_in_small_pieces_has_everything_once(agreed: Rig, plus: bool) 
     found: list[bytes] = []
     cookie = 0
     while names := agreed.names(directory, plus=plus, cookie=cookie, room=400):
+        found += [item.name for item in names]
+        cookie = names[-1].off
+    assert sorted(found) == sorted({*wanted, b".", b".."})
+
+
+@pytest.mark.parametrize(("plus", "most"), [(False, 2 * dirlist.CHUNK_NAMES), (True, PLUS_AT_ONCE)])
+def test_one_answer_has_some_hundred_names_whatever_room_there_is(agreed: Rig, plus: bool, most: int) -> None:
+    directory = agreed.mkdir(b"d").nodeid
+    wanted = {b"%04d" % number for number in range(3 * dirlist.CHUNK_NAMES)}
+    for name in wanted:
+        agreed.mknod(name, stat.S_IFREG, directory)
+    found: list[bytes] = []
+    cookie = 0
+    while names := agreed.names(directory, plus=plus, cookie=cookie, room=1 << 20):
+        assert len(names) <= most
         found += [item.name for item in names]
         cookie = names[-1].off
     assert sorted(found) == sorted({*wanted, b".", b".."})

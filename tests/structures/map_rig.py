@@ -128,6 +128,7 @@ class MapRig:
         for at in range(min(found.length, 100)):
             expected = (found.pblk + at, found.unwritten) if found.pblk else None
             assert self.model.get(lblk + at) == expected
+        check_search(self.view, self.inode, lblk, self.model)
 
     def commit_consistent(self) -> None:
         """Commit with a size that fits the map, so that e2fsck finds nothing wrong."""
@@ -148,6 +149,23 @@ class MapRig:
         fsck(self.path)
         if self.model and len(self.model) < 5000:
             assert debugfs_map(self.path, self.ino) == self.model
+
+
+def check_search(view: View, inode: Inode, lblk: int, model: dict[int, tuple[int, bool]]) -> None:
+    """Check both searches from ``lblk`` on, one leaf or run at a time, against {logical: (physical, unwritten)}."""
+    for written in (True, False):
+        at, found = lblk, False
+        while not found and at < MAX_BLOCKS:
+            before = at
+            at, found = mapping.search(view, inode, at, written=written, limit=1)
+            assert found or at > before
+        if written:
+            expected = min((n for n, (_, unwritten) in model.items() if n >= lblk and not unwritten), default=None)
+        else:
+            expected = lblk
+            while expected in model and not model[expected][1]:
+                expected += 1
+        assert (at if found else None) == expected
 
 
 def spread(runs: Iterator[mapping.Extent]) -> dict[int, tuple[int, bool]]:

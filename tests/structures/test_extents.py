@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from map_rig import FIRST_INO, MapRig, count_blocks, debugfs_map, make_image, spread
+from map_rig import FIRST_INO, MapRig, check_search, count_blocks, debugfs_map, make_image, spread
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import extent as format_
@@ -76,6 +76,7 @@ def test_reads_what_mke2fs_wrote(tmp_path: Path, options: tuple[str, ...]) -> No
                 assert following.lblk == lblk + run_.length
             else:
                 assert following is None
+            check_search(view, inode, lblk, model)
         found.add(len(mapping.runs(view, inode)))
     assert max(found) >= 700
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from map_rig import FIRST_INO, MapRig, count_blocks, debugfs_map, make_image, spread
+from map_rig import FIRST_INO, MapRig, check_search, count_blocks, debugfs_map, make_image, spread
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.geometry import Geometry
@@ -65,6 +65,7 @@ def test_reads_what_mke2fs_wrote(tmp_path: Path, options: tuple[str, ...]) -> No
             following = mapping.next_mapped(view, inode, lblk)
             later = min((n for n in model if n >= lblk), default=None)
             assert (following and following.lblk) == later
+            check_search(view, inode, lblk, model)
 
 
 def test_each_area_is_written_read_and_cut(rigs: Rigs) -> None:

@@ -6,7 +6,7 @@ The kernel caches listings (FOPEN_CACHE_DIR) until it changes the directory; nob
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -15,9 +15,14 @@ from daxfs.fuse.kernel import abi, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode
 
 if TYPE_CHECKING:
+    from daxfs.fs.steps import Steps
     from daxfs.fs.types import Attributes, DirEntry
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
+    from daxfs.fuse.kernel.work import Answer
+
+PLUS_AT_ONCE = 100
+"""The most names with attributes in one answer: reading an inode takes longer than reading a name."""
 
 
 def opendir(connection: Connection, _request: Request) -> bytes:
@@ -39,44 +44,63 @@ def fsyncdir(connection: Connection, request: Request) -> bytes:
     return b""
 
 
-def listing(connection: Connection, request: Request, head: int) -> Iterator[tuple[DirEntry, bytes]]:
-    """Yield the names after a cookie with their fuse_dirent, as many as fit with ``head`` bytes before each."""
+def listing(connection: Connection, request: Request, encode: Callable[[list[DirEntry], int], bytes]) -> Answer:
+    """Answer with the names after a cookie, as ``encode`` puts them into as many bytes as the kernel has room for.
+
+    One answer has some hundred names at most, whatever room there is: others wait meanwhile.
+    """
     given = request.arguments(abi.READ_IN)
-    room = given.size
-    core = connection.core
-    directory = core.opendir(request.ino)
-    try:
-        for found in core.readdir(directory, given.offset):
-            entry = encoding.dirent(found.ino, found.cookie, encoding.d_type(found.file_type), found.name)
-            room -= head + len(entry)
-            if room < 0:
-                return
-            yield found, entry
-    finally:
-        core.releasedir(directory)
+    core, ino = connection.core, request.ino
+
+    def steps() -> Steps[list[DirEntry]]:
+        directory = core.opendir(ino)
+        try:
+            return (yield from core.steps.readdir(directory, given.offset))
+        finally:
+            core.releasedir(directory)
+
+    return connection.scheduler.begin(request, steps(), lambda found: encode(found, given.size))
 
 
-def readdir(connection: Connection, request: Request) -> bytes:
+def fitting(found: list[DirEntry], room: int, head: int) -> Iterator[tuple[DirEntry, bytes]]:
+    """Yield the names with their fuse_dirent, as many as fit with ``head`` bytes before each."""
+    for name in found:
+        entry = encoding.dirent(name.ino, name.cookie, encoding.d_type(name.file_type), name.name)
+        room -= head + len(entry)
+        if room < 0:
+            return
+        yield name, entry
+
+
+def readdir(connection: Connection, request: Request) -> Answer:
     """Answer READDIR: the names of a directory."""
-    return b"".join(entry for _, entry in listing(connection, request, 0))
+
+    def encode(found: list[DirEntry], room: int) -> bytes:
+        return b"".join(entry for _, entry in fitting(found, room, 0))
+
+    return listing(connection, request, encode)
 
 
-def readdirplus(connection: Connection, request: Request) -> bytes:
+def readdirplus(connection: Connection, request: Request) -> Answer:
     """Answer READDIRPLUS: names with attributes. Each entry with a node is a lookup that the kernel will forget."""
     core = connection.core
-    parts: list[bytes] = []
-    pinned: list[Attributes] = []
-    for found, entry in listing(connection, request, abi.ENTRY_OUT.size):
-        parts += (entry_of(connection, found, pinned), entry)
-    for inode in pinned:
-        core.pin(inode)
 
-    def undo() -> None:
+    def encode(found: list[DirEntry], room: int) -> bytes:
+        parts: list[bytes] = []
+        pinned: list[Attributes] = []
+        for name, entry in fitting(found[:PLUS_AT_ONCE], room, abi.ENTRY_OUT.size):
+            parts += (entry_of(connection, name, pinned), entry)
         for inode in pinned:
-            core.unpin(inode.ino)
+            core.pin(inode)
 
-    request.undo = undo
-    return b"".join(parts)
+        def undo() -> None:
+            for inode in pinned:
+                core.unpin(inode.ino)
+
+        request.undo = undo
+        return b"".join(parts)
+
+    return listing(connection, request, encode)
 
 
 def entry_of(connection: Connection, found: DirEntry, pinned: list[Attributes]) -> bytes:
