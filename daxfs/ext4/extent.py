@@ -21,6 +21,8 @@ import struct
 from bisect import bisect_right
 from typing import NamedTuple
 
+import numpy as np
+
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
 
@@ -35,6 +37,8 @@ EXT_INIT_MAX_LEN = 1 << 15  # blocks of a written extent; exactly this many is s
 EXT_UNWRITTEN_MAX_LEN = EXT_INIT_MAX_LEN - 1
 MAX_DEPTH = 5
 MAX_PBLK = (1 << 48) - 1
+MANY = 64
+"""Entries from which on it is faster to look at all of them together, by numpy."""
 
 _LEAF = struct.Struct("<IHHI")
 _INDEX = struct.Struct("<IIHH")
@@ -224,8 +228,11 @@ def check(w: memoryview, levels: int | None, blocks_count: int, where: str) -> N
 
 
 def _check_leaf(w: memoryview, blocks_count: int, where: str) -> None:
+    used = w[0] >> 16
+    if used >= MANY and _is_good_leaf(w, used, blocks_count):
+        return
     free = 0  # the first logical block after the entries checked so far
-    data = w.cast("B")[HEADER_SIZE : HEADER_SIZE + ENTRY_SIZE * (w[0] >> 16)]
+    data = w.cast("B")[HEADER_SIZE : HEADER_SIZE + ENTRY_SIZE * used]
     for lblk, length, high, low in _LEAF.iter_unpack(data):
         pblk = low | high << 32
         if length > 32768:
@@ -235,6 +242,17 @@ def _check_leaf(w: memoryview, blocks_count: int, where: str) -> None:
         if not pblk or pblk + length > blocks_count:
             raise Corrupt(CorruptKind.EXTENT_ENTRIES, f"{where}: {length} blocks on {pblk} of {blocks_count}")
         free = lblk + length
+
+
+def _is_good_leaf(w: memoryview, used: int, blocks_count: int) -> bool:
+    """Whether `_check_leaf` would find nothing wrong; all entries are looked at together."""
+    entries = np.frombuffer(w, "<u4", 3 * used, HEADER_SIZE).reshape(used, 3).T.astype(np.int64)
+    lblks, middles, lows = entries
+    lengths = middles & 0xFFFF
+    lengths = np.where(lengths > EXT_INIT_MAX_LEN, lengths - EXT_INIT_MAX_LEN, lengths)
+    pblks, ends = lows | middles >> 16 << 32, lblks + lengths
+    good = (lengths > 0) & (ends <= 0xFFFFFFFF) & (pblks > 0) & (pblks + lengths <= blocks_count)
+    return bool(good.all() and (lblks[1:] >= ends[:-1]).all())
 
 
 def _check_index(w: memoryview, blocks_count: int, where: str) -> None:

@@ -1,8 +1,9 @@
 """Copies from file to file within the pool, by one copy from memory to memory.
 
-A hole in the source takes no blocks in the target: the target has or gets a hole there. A copy is cut into pieces that
-are contiguous in both files. Each piece is a write, a punched hole or an extension of the file, in handles of its own.
-Errors and their order are those of ``generic_copy_file_checks`` (fs/read_write.c).
+A hole in the source takes no blocks in the target: the target has or gets a hole there. A copy is cut into pieces. A
+piece is a large run of data, or small runs that follow each other in the file and are gathered, or a hole. It becomes a
+write, a punched hole or an extension of the file, in handles of its own. Errors and their order are those of
+``generic_copy_file_checks`` (fs/read_write.c).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from daxfs.structures import inodes
 PIECES_PER_STEP = 16
 COST_OF_PIECE = 32 << 10
 """The number of bytes that are copied in the time that a piece takes besides."""
+GATHERED = 1 << 20
+"""The most bytes of several runs that are gathered in DRAM, so that the target gets blocks for all of them at once."""
 
 
 def copy_range(
@@ -88,27 +91,46 @@ def copy(
 
 
 def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset: int, length: int) -> tuple[int, int]:
-    """Copy of the run of data or the hole that begins at ``source`` what one step can.
+    """Copy of the data or the hole that begins at ``source`` what one step can.
 
     Returns:
         The number of bytes, and what that cost, as the number of bytes that are copied in the same time.
     """
-    hole = length
-    for begin, end, delta, unwritten in data.pieces(volume, node, source, source + length):
+    parts, hole = find_data(volume, node, source, length)
+    if not parts:
+        return put_hole(volume, target, offset, hole), ranges.BYTES_PER_STEP
+    content = parts[0] if len(parts) == 1 else b"".join(parts)
+    cost = COST_OF_PIECE * len(parts)
+    if data.is_written_run(target.node, offset, offset + len(content)):
+        written = data.write(volume, target, offset, content)
+        return written, written + cost
+    return data.write_slowly(volume, target, offset, content, PIECES_PER_STEP), ranges.BYTES_PER_STEP
+
+
+def find_data(volume: Volume, node: Node, begin: int, length: int) -> tuple[list[memoryview], int]:
+    """Return the data that begins at ``begin``, or how long the hole is that begins there.
+
+    Returns:
+        The memory of the data, which ends at ``length``, at a hole, before bad memory, or when there is enough for one
+        step; the length of the hole if there is no data.
+    """
+    parts: list[memoryview] = []
+    reached, room = begin, ranges.BYTES_PER_STEP
+    for first, end, delta, unwritten in data.pieces(volume, node, begin, begin + length):
         if unwritten:
             continue
-        if begin == source:
-            stop = badmemory.good_end(volume, begin, min(end, begin + ranges.BYTES_PER_STEP), delta)
-            if stop == begin:
-                raise badmemory.error(volume, node, begin)
-            content = volume.pool.memory[begin + delta : stop + delta]
-            if data.is_written_run(target.node, offset, offset + len(content)):
-                written = data.write(volume, target, offset, content)
-                return written, written + COST_OF_PIECE
-            return data.write_slowly(volume, target, offset, content, PIECES_PER_STEP), ranges.BYTES_PER_STEP
-        hole = begin - source
-        break
-    return put_hole(volume, target, offset, hole), ranges.BYTES_PER_STEP
+        if first > reached:
+            return parts, first - begin
+        stop = badmemory.good_end(volume, first, min(end, first + room), delta)
+        if stop == first:
+            if parts:
+                break
+            raise badmemory.error(volume, node, first)
+        parts.append(volume.pool.memory[first + delta : stop + delta])
+        reached, room = stop, min(room, GATHERED) - (stop - first)
+        if stop < end or room <= 0:
+            break
+    return parts, length
 
 
 def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> int:

@@ -129,3 +129,23 @@ def test_copies_answer_as_the_kernel(pool: Callable[..., Path]) -> None:
             for file in theirs:
                 file.close()
     fsck(ours_path)
+
+
+def test_fragments_are_gathered(fs: FileSystem) -> None:
+    """Single blocks that follow each other in the source get blocks of the target together, not each in a handle."""
+    block = fs.volume.block_size
+    source, between, target = (PoolFile(fs, name) for name in (b"source", b"between", b"target"))
+    for number in range(100):
+        source.write(number * block, b"%04d" % number * (block // 4))
+        between.write(number * block, b"-" * block)
+    assert len(fs.describe(source.ino)) > 50
+    rng = random.Random(7)
+    for _ in range(30):
+        begin = rng.randrange(100 * block)
+        length = rng.randrange(1, 100 * block - begin + 1)
+        assert target.copy(source, begin, begin, length) == length
+        assert target.content()[begin : begin + length] == source.content()[begin : begin + length]
+    target.truncate(0)
+    assert target.copy(source, 0, 0, 100 * block) == 100 * block
+    assert target.content() == source.content()
+    assert len(fs.describe(target.ino)) < 5
