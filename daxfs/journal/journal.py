@@ -29,6 +29,7 @@ from daxfs.journal.area import LogArea
 from daxfs.journal.log import Log, unchanged
 from daxfs.journal.transaction import Handle, Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, View
+from daxfs.runs import ByteRange
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -71,8 +72,11 @@ class CommitWriter(Protocol):
             ``before_home`` may change ``content``. False: the caller stores the block now.
         """
 
-    def close(self) -> None:
+    def empty(self) -> None:
         """Make everything durable at home, and leave the log empty."""
+
+    def close(self) -> None:
+        """Empty the log for good."""
 
     def record_error(self, number: int) -> None:
         """Store an errno (negative) in the journal for the next mount; 0 clears it."""
@@ -101,8 +105,11 @@ class NoLog:
         self.before_home(content)
         return False
 
-    def close(self) -> None:
+    def empty(self) -> None:
         """Do nothing: there is no log to empty."""
+
+    def close(self) -> None:
+        """Do nothing, as `empty`."""
 
     def record_error(self, number: int) -> None:
         """Do nothing: without a journal there is no field for an errno."""
@@ -178,7 +185,9 @@ class Journal:
             revokes_per_block=writer.revokes_per_block,
             strict=check_credits,
         )
-        self._room = writer.limit  # -1 once there are no more handles
+        self._limit = writer.limit
+        self._before_handle: list[Callable[[], None]] = []
+        self._room = writer.limit  # -1 once there are no more handles, and while a call waits for the next one
         self._superblock_home = SUPERBLOCK_OFFSET // geometry.block_size
         self._closed = False
         self._aborted = False
@@ -250,6 +259,37 @@ class Journal:
             hook: may change the content in place, and then seals it. The log does not contain these changes.
         """
         self._writer.before_home = hook
+
+    def call_before_next_handle(self, hook: Callable[[], None]) -> None:
+        """Have ``hook`` called once, before the next handle begins: it may use handles and commit.
+
+        It runs between two handles, where nothing is half done. While no hook waits, a handle pays nothing for this.
+        """
+        self._before_handle.append(hook)
+        if not (self._aborted or self._closed):
+            self._room = -1
+
+    def limit_transactions(self, blocks: int | None) -> None:
+        """Let no transaction have more than ``blocks`` blocks, from the next handle on; None: as many as the log can
+        take. A running transaction that is larger is committed then.
+        """
+        limit = self._writer.limit
+        self._limit = limit if blocks is None else min(blocks, limit)
+        if self._room != -1:
+            self._room = self._limit
+
+    def checkpoint(self) -> None:
+        """Commit, bring everything home and leave the log empty; handles may follow.
+
+        Raises:
+            FsError: as `commit`.
+        """
+        self.commit()
+        try:
+            self._writer.empty()
+        except BaseException as error:
+            self.abort(error)
+            raise
 
     def commit(self) -> None:
         """Make the changes of all finished handles durable, and all earlier stores to the pool.
@@ -339,8 +379,8 @@ class Journal:
 
     @property
     def capacity(self) -> int:
-        """Blocks that one transaction can hold, and so the most credits that a handle may request."""
-        return self._room
+        """Blocks that one transaction can hold, and so the most credits that a handle may request; -1: none."""
+        return -1 if self._aborted or self._closed else self._limit
 
     def has_frees(self) -> bool:
         """Whether blocks become free with the next commit."""
@@ -382,11 +422,19 @@ class Journal:
 
     def _make_room(self, credits: int) -> None:
         self._assert_usable()
+        if self._before_handle:
+            hooks, self._before_handle = self._before_handle, []
+            self._room = self._limit
+            for hook in hooks:
+                hook()
+        tx = self._transaction
+        if len(tx.copies) + tx.reserved_credits + credits <= self._room:
+            return
         if credits > self._room:
             raise FsError(
                 errno.ENOSPC,
                 f"{self.pool.path}: one operation needs {credits} blocks, a transaction of this journal holds "
-                f"{self._room} (make a larger journal: mke2fs -J size=)",
+                f"{self._limit} (make a larger journal: mke2fs -J size=)",
             )
         self.commit()
 
@@ -417,6 +465,10 @@ class Journal:
         if superblock is not None:
             copies[self._superblock_home] = superblock
         metadata_blocks = len(copies)
+        hook = self.pool.hook
+        if hook is not None:
+            # Before the commit record: recovery, of whichever program, may then store the blocks at home.
+            hook.before_all(ByteRange(number * size, (number + 1) * size) for number in copies)
         self._blocks_logged += writer.commit(copies, tx.revokes)
         self._storing_home = True
         if superblock is not None and writer.store_later(self._superblock_home, superblock):

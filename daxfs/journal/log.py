@@ -203,8 +203,8 @@ class Log:
             self._pool.replace(number * self._size, content)
         self._waiting.clear()
 
-    def close(self) -> None:
-        """Make the log's blocks durable at home, then mark the log empty (invariant L3)."""
+    def empty(self) -> None:
+        """Make the log's blocks durable at home, then mark the log empty (invariant L3). It may be filled again."""
         if self._tail.superblock.s_start:
             used = self.blocks if self.tail_moves else self.blocks_used
             self._head, self._invalidated = self._tail.superblock.s_start, 0
@@ -215,6 +215,10 @@ class Log:
             self._pool.fence()
             self._invalidate(used)  # sequence numbers come again, and the kernel does not check old blocks for them
         self._pool.fence()
+
+    def close(self) -> None:
+        """Empty the log for good."""
+        self.empty()
         self._words.release()
 
     def record_error(self, number: int) -> None:

@@ -284,6 +284,25 @@ def guarded(operations: Operations, faults: Faults) -> Operations:
     return Operations(operations.name, write, zero, store_word, flush, fence, operations.retire)
 
 
+def hooked(operations: Operations, before: Callable[[int, int], None]) -> Operations:
+    """The same operations, with a call of ``before(offset, length)`` ahead of each store (`StoreHook.before`)."""
+    store, clear, set_word = operations.write, operations.zero, operations.store_word
+
+    def write(offset: int, data: Buffer) -> None:
+        before(offset, len(data))
+        store(offset, data)
+
+    def zero(offset: int, length: int) -> None:
+        before(offset, length)
+        clear(offset, length)
+
+    def store_word(offset: int, value: int, size: int = 4) -> None:
+        before(offset, size)
+        set_word(offset, value, size)
+
+    return operations._replace(write=write, zero=zero, store_word=store_word)
+
+
 def _word_store(memory: memoryview) -> tuple[Callable[[int, int, int], None], Callable[[], None]]:
     """Return a function that stores one aligned word with a single machine store, and one that releases its views."""
     words = {4: memory.cast("I"), 8: memory.cast("Q")}

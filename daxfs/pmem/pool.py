@@ -33,6 +33,7 @@ from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Operations
 from daxfs.pmem.region import AddressRange
 from daxfs.pmem.reservation import SECTOR, Reservation
+from daxfs.pmem.storehook import StoreHook
 from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 from daxfs.runs import ByteRange
 
@@ -69,6 +70,8 @@ class Pool:
         faults: the loads and stores that met no memory. An operation that ends with one pending fails with
             ``faults.settle()``.
         bad: the ranges that are known to be bad; empty, and so false, as a rule.
+        hook: what runs before each store (`hook_stores`); None as a rule.
+        unhooked: the operations without the hook, for the hook's own stores.
 
     A range outside the pool raises ``ValueError``. Where memory is missing, all operations raise MissingMemory: EIO, or
     ENOSPC if the pool's file has holes that its file system can't fill.
@@ -105,8 +108,20 @@ class Pool:
         self.store_word: Callable[..., None] = operations.store_word
         self.flush: Callable[[int, int], None] = operations.flush
         self.fence: Callable[[], None] = operations.fence
-        self._retire = operations.retire
+        self.hook: StoreHook | None = None
+        self.unhooked = operations
         self._open = True
+
+    def hook_stores(self, hook: StoreHook | None) -> None:
+        """Have ``hook`` called before each store from now on; None: call nothing, and cost nothing.
+
+        Bound operations that a caller keeps from before do not call the hook.
+        """
+        operations = self.unhooked if hook is None else persist.hooked(self.unhooked, hook.before)
+        self.hook = hook
+        self.write = operations.write
+        self.zero = operations.zero
+        self.store_word = operations.store_word
 
     def discard(self, offset: int, length: int) -> None:
         """Give the memory of a range, whose content is no longer needed, back to the system.
@@ -183,7 +198,7 @@ class Pool:
         """
         if self._open:
             self._open = False
-            self._retire()
+            self.unhooked.retire()
             _release(self.memory)
             self._unmap()
 
@@ -275,6 +290,8 @@ class MappedPool(Pool):
             return False
         if os.fstat(self._descriptors[0]).st_size < end and self.kind not in (kinds.BLOCK, kinds.DEVDAX):
             return False  # the file was cut: pwrite(2) would make it longer
+        if self.hook is not None:
+            self.hook.before(offset, end - offset)
         try:
             if os.pwrite(self._descriptors[0], data, offset) != end - offset:
                 return False
@@ -301,6 +318,8 @@ class MappedPool(Pool):
             super().discard(offset, length)
         if not length:
             return
+        if self.hook is not None:
+            self.hook.before(offset, length)
         try:
             if self.kind == kinds.BLOCK:
                 # Through the descriptor that claims the device: only then does the kernel drop its page cache.

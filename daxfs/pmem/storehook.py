@@ -1,0 +1,25 @@
+"""The hook of a pool that runs before each store: what is about to be overwritten can be copied first.
+
+A pool has at most one hook (`Pool.hook_stores`), and without one its operations are not wrapped at all. The hook itself
+stores with `Pool.unhooked`. `daxfs.snapshots.copier` implements it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from daxfs.runs import ByteRange
+
+
+class StoreHook(Protocol):
+    """What a pool calls before its stores. A call may fence, and returns when the range may be overwritten."""
+
+    def before(self, offset: int, length: int) -> None:
+        """Prepare a store of ``length`` bytes at ``offset``. For a range outside the pool nothing is done."""
+
+    def before_all(self, ranges: Iterable[ByteRange]) -> None:
+        """Prepare stores to many ranges at once, which costs as many fences as one."""
+
+    def unneeded(self, begin: int, end: int) -> Iterator[ByteRange]:
+        """Yield the parts of the pool's bytes [begin, end) that nobody needs the content of, in order."""

@@ -1,0 +1,153 @@
+"""Copy before write: what the newest snapshot needs is copied into its store before it is overwritten.
+
+`Copier` is the pool's hook (`daxfs.pmem.storehook`) while the pool has a snapshot. It keeps one bit for each snapshot
+chunk, set if some snapshot needs the chunk's content and no store has it yet. Only the newest snapshot's store takes
+copies: an older snapshot reads through the newer ones. A copy costs two fences and no transaction, so it can be made
+anywhere, also inside a handle. Making the store larger takes a transaction, so the store has a reserve: when less than
+that is left, the copier asks for more (`running_low`). If a chunk can't be copied, the snapshots are given up (`lost`),
+never the store that was about to be made. This module knows no files; the fs layer makes copiers and grows stores.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daxfs.errors import MissingMemory
+from daxfs.runs import ByteRange
+
+if TYPE_CHECKING:
+    from daxfs.pmem.pool import Pool
+    from daxfs.snapshots.store import Store
+
+log = logging.getLogger("daxfs.snapshots")
+
+
+class Copier:
+    """The hook of a pool with snapshots.
+
+    Attributes:
+        store: of the newest snapshot.
+        needed: one bit for each snapshot chunk of the pool, in the order of ext4's bitmaps. The owner may clear bits.
+        reserve: exceptions that the store should always have room for.
+        copied: chunks copied since this object was made.
+
+    Args:
+        pool: the pool.
+        store: as above.
+        needed: as above; it has a bit for each chunk of the pool.
+        reserve: as above.
+        make_room: ``make_room(count)`` is called before ``count`` chunks are copied that the store has no room for. It
+            makes the store larger if it can.
+        running_low: called when less than the reserve is left, once until `grown`.
+        lost: ``lost(full)`` is called when a chunk can't be copied, because the store is full or because its memory is
+            missing. It takes the hook off the pool.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        store: Store,
+        needed: bytearray,
+        reserve: int,
+        *,
+        make_room: Callable[[int], None],
+        running_low: Callable[[], None],
+        lost: Callable[[bool], None],
+    ) -> None:
+        self.store = store
+        self.needed = needed
+        self.reserve = reserve
+        self.copied = 0
+        self._pool = pool
+        self._bits = store.bits
+        self._make_room = make_room
+        self._running_low = running_low
+        self._lost = lost
+        self._asked = False
+
+    # The hook
+
+    def before(self, offset: int, length: int) -> None:
+        """As `StoreHook.before`."""
+        first, last = offset >> self._bits, offset + length - 1 >> self._bits
+        needed = self.needed
+        if first == last:
+            try:
+                if needed[first >> 3] >> (first & 7) & 1:
+                    self._copy([first])
+            except IndexError:  # outside of the pool, which the store itself refuses
+                return
+        elif length > 0:
+            found = self._needed(first, last + 1)
+            if found:
+                self._copy(found)
+
+    def before_all(self, ranges: Iterable[ByteRange]) -> None:
+        """As `StoreHook.before_all`."""
+        found: set[int] = set()
+        for begin, end in ranges:
+            found.update(self._needed(begin >> self._bits, (end - 1 >> self._bits) + 1))
+        if found:
+            self._copy(sorted(found))
+
+    def unneeded(self, begin: int, end: int) -> Iterator[ByteRange]:
+        """As `StoreHook.unneeded`."""
+        bits = self._bits
+        position = begin
+        for chunk in self._needed(begin >> bits, (end - 1 >> bits) + 1) if begin < end else ():
+            low, high = chunk << bits, chunk + 1 << bits
+            if low > position:
+                yield ByteRange(position, low)
+            position = max(position, high)
+        if position < end:
+            yield ByteRange(position, end)
+
+    # The owner's side
+
+    def grown(self) -> None:
+        """Accept that the store was made larger, or could not be: ask again when it is time."""
+        self._asked = False
+
+    def check_room(self) -> None:
+        """Ask for a larger store if less than the reserve is left."""
+        if self.store.room < self.reserve and not self._asked:
+            self._asked = True
+            self._running_low()
+
+    def _needed(self, first: int, end: int) -> list[int]:
+        """Return the chunks from ``first`` to before ``end`` that must be copied before they are overwritten."""
+        low, high = first >> 3, (end + 7) >> 3
+        part = self.needed[low:high]
+        if part.count(0) == len(part):
+            return []
+        flags = np.unpackbits(np.frombuffer(part, np.uint8), bitorder="little")[first - 8 * low : end - 8 * low]
+        found: list[int] = (np.flatnonzero(flags) + first).tolist()
+        return found
+
+    def _copy(self, chunks: list[int]) -> None:
+        """Copy chunks into the store; when it returns, they may be overwritten."""
+        pool, needed = self._pool, self.needed
+        if pool.faults.pending[0]:
+            return  # the operation has failed, and the store that it is about to make raises
+        if len(chunks) > self.store.room:
+            self._make_room(len(chunks))
+            # Making room may have copied some of them.
+            chunks = [chunk for chunk in chunks if needed[chunk >> 3] >> (chunk & 7) & 1]
+        if len(chunks) > self.store.room:
+            self._lost(True)
+            return
+        try:
+            self.store.append(chunks)
+        except MissingMemory as error:
+            log.error("%s: what a snapshot needs could not be copied: %s", pool.path, error.strerror)
+            self._lost(False)
+            return
+        for chunk in chunks:
+            needed[chunk >> 3] &= ~(1 << (chunk & 7))
+        self.copied += len(chunks)
+        if self.store.room < self.reserve:
+            self.check_room()

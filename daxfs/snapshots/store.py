@@ -1,0 +1,261 @@
+"""One exception store: old contents of chunks of the pool, and the table that says which chunk is where.
+
+`Store` adds to a store so that each store to the pool may be the last one before a power cut, and reads one of any
+state. It stores with the pool's operations below the hook (`Pool.unhooked`): nobody needs a copy of a store's blocks.
+It knows the places of its chunks in the pool, not which file they belong to. Callers: `copier`, `view`, the fs layer.
+
+How exceptions are added (`append`), and what a power cut leaves:
+
+1. The old contents go to the next chunks, and the first words of the entries to the table, whose second words are 0.
+   If the last entry of an area is taken, the next area is cleared. Fence. A cut before it leaves the table as it was.
+2. The second words are stored, each an aligned word. Fence. A cut before it leaves any of them. The table ends at the
+   first that is missing; those after it are *stale* and cleared before anything is added (`clear_stale`). The caller
+   overwrites the chunks only after this fence, so nothing that was not copied is lost.
+
+Invariants:
+
+X1. An entry is durable only if the content that it names is.
+X2. Before the last entry of an area is durable, the next area is, and its entries are 0 or were made by the same call.
+X3. Beyond the end of the table, the area in which it ends holds no second word while exceptions are added.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from daxfs.snapshots import format as layout
+from daxfs.snapshots.format import ENTRY_SIZE, NEW_AT, Header, NotAStore
+
+if TYPE_CHECKING:
+    from daxfs.pmem.pool import Pool
+
+Chunks = npt.NDArray[np.uint64]
+
+
+class ChunkRun(NamedTuple):
+    """``length`` contiguous snapshot chunks of the pool, from ``start`` on."""
+
+    start: int
+    length: int
+
+
+class Store:
+    """The store of one snapshot.
+
+    Attributes:
+        runs: where its chunks lie in the pool, in order.
+        chunks: how many it has.
+        count: exceptions in its table.
+        bits: a snapshot chunk is ``1 << bits`` bytes.
+    """
+
+    def __init__(self, pool: Pool, bits: int, runs: Sequence[ChunkRun]) -> None:
+        """Make an object for a store that lies in ``runs``; call `create` or `open` before anything else."""
+        self.bits = bits
+        self.count = 0
+        self._pool = pool
+        self._memory = pool.memory.toreadonly()
+        self._entries = layout.entries_per_area(1 << bits)
+        self.set_runs(runs)
+
+    def set_runs(self, runs: Sequence[ChunkRun]) -> None:
+        """Take in where the chunks lie: more than before after the store has grown."""
+        self.runs = tuple(runs)
+        ends = list(accumulate(length for _, length in self.runs))
+        self.chunks = ends[-1] if ends else 0
+        self._starts = [0, *ends[:-1]]
+
+    @property
+    def room(self) -> int:
+        """How many exceptions can be added."""
+        return max(layout.capacity(self.chunks, self._entries) - self.count, 0)
+
+    # Headers
+
+    def create(self, header: Header) -> None:
+        """Make the store an empty one, without a fence: nothing names it yet."""
+        raw = self._pool.unhooked
+        size = 1 << self.bits
+        raw.zero(self._place(0), size)
+        raw.write(self._place(0), header.pack())
+        raw.zero(self._place(1), size)
+        self.count = 0
+
+    def header(self) -> Header:
+        """Return what the header says.
+
+        Raises:
+            NotAStore: the header is not one of daxfs, or does not suit this pool.
+        """
+        if self.chunks < 2:
+            raise NotAStore(f"the store of a snapshot has {self.chunks} chunks")
+        start = self._place(0)
+        header = Header.unpack(self._memory[start : start + layout.SMALLEST_CHUNK])
+        if header.chunk_bits != self.bits or header.origin_chunks != self._origin_chunks:
+            raise NotAStore("the snapshot is of a pool of another size or block size")
+        return header
+
+    def invalidate(self, reason: int) -> None:
+        """Mark the snapshot as having lost content, durably; ``reason`` becomes durable before that."""
+        raw, start = self._pool.unhooked, self._place(0)
+        raw.store_word(start + layout.REASON_AT, reason, 8)
+        raw.fence()
+        raw.store_word(start + layout.VALID_AT, 0)
+        raw.fence()
+
+    # The table
+
+    def open(self) -> None:
+        """Find the end of the table.
+
+        Raises:
+            NotAStore: the header or the table is damaged.
+        """
+        self.header()
+        self.count = sum(len(old) for old, _ in self._tables(0))
+
+    def table(self, first: int = 0) -> tuple[Chunks, Chunks]:
+        """Return the exceptions from number ``first`` on, as the medium has them now: chunks of the pool, and chunks of
+        the store that hold their old content.
+
+        Another process may read the table of a mounted pool: what it finds stays so.
+
+        Raises:
+            NotAStore: the table is damaged.
+        """
+        parts = list(self._tables(first))
+        none = np.zeros(0, np.uint64)
+        return np.concatenate([none, *(old for old, _ in parts)]), np.concatenate([none, *(new for _, new in parts)])
+
+    def content(self, new: int) -> memoryview:
+        """Return the content of a chunk of the store."""
+        start = self._place(new)
+        return self._memory[start : start + (1 << self.bits)]
+
+    def clear_stale(self) -> None:
+        """Clear the second words after the end of the table, which a power cut has left there (invariant X3)."""
+        raw = self._pool.unhooked
+        area, at = divmod(self.count, self._entries)
+        start = self._place(layout.area_chunk(area, self._entries))
+        cleared = False
+        for index in (at + np.flatnonzero(self._words(area)[at:, 1])).tolist():
+            raw.store_word(start + index * ENTRY_SIZE + NEW_AT, 0, 8)
+            cleared = True
+        if cleared:
+            raw.fence()
+
+    def append(self, old: Sequence[int], contents: Mapping[int, bytes] | None = None) -> None:
+        """Add exceptions for chunks of the pool, durably.
+
+        Args:
+            old: the chunks, none of them in the table, and no more than there is `room` for.
+            contents: what to keep in the place of the present content of a chunk; such a chunk is in ``old`` too.
+
+        Raises:
+            ValueError: there is no room.
+        """
+        if len(old) > self.room:
+            raise ValueError(f"{len(old)} exceptions in a store that has room for {self.room}")
+        raw = self._pool.unhooked
+        self._store_contents(old, contents or {})
+        for area, at, first, end in self._segments(len(old)):
+            place = self._place(layout.area_chunk(area, self._entries)) + at * ENTRY_SIZE
+            entries = np.zeros((end - first, 2), "<u8")
+            entries[:, 0] = old[first:end]
+            raw.write(place, entries.tobytes())
+            if at + end - first == self._entries:
+                raw.zero(self._place(layout.area_chunk(area + 1, self._entries)), 1 << self.bits)
+        raw.fence()
+        for area, at, first, end in self._segments(len(old)):
+            place = self._place(layout.area_chunk(area, self._entries)) + NEW_AT
+            new = layout.area_chunk(area, self._entries) + 1
+            for index in range(at, at + end - first):
+                raw.store_word(place + index * ENTRY_SIZE, new + index, 8)
+        raw.fence()
+        self.count += len(old)
+
+    def _segments(self, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield where the next ``count`` entries lie: the area, the entry in it, the first and the end of ``count``."""
+        first = 0
+        while first < count:
+            area, at = divmod(self.count + first, self._entries)
+            end = min(first + self._entries - at, count)
+            yield area, at, first, end
+            first = end
+
+    def _store_contents(self, old: Sequence[int], contents: Mapping[int, bytes]) -> None:
+        """Store the old contents, neighbours together."""
+        write, bits, memory = self._pool.unhooked.write, self.bits, self._memory
+        at = 0
+        while at < len(old):
+            new = layout.data_chunk(self.count + at, self._entries)
+            place = self._place(new)
+            given = contents.get(old[at])
+            if given is not None:
+                write(place, given)
+                at += 1
+                continue
+            most = min(len(old) - at, self._entries - (self.count + at) % self._entries, self._contiguous(new))
+            length = 1
+            while length < most and old[at + length] == old[at] + length and old[at + length] not in contents:
+                length += 1
+            start = old[at] << bits
+            write(place, memory[start : start + (length << bits)])  # cut at the end of the pool
+            at += length
+
+    def _tables(self, first: int) -> Iterator[tuple[Chunks, Chunks]]:
+        area, at = divmod(first, self._entries)
+        limit = layout.capacity(self.chunks, self._entries)
+        found = first
+        while True:
+            words = self._words(area)[at:]
+            ends = np.flatnonzero(words[:, 1] == 0)
+            whole = not len(ends)
+            used = words if whole else words[: int(ends[0])]
+            old, new = used[:, 0].copy(), used[:, 1].copy()
+            found += len(old)
+            if found > limit or not self._plausible(old, new):
+                raise NotAStore(f"the table of a snapshot is damaged in its area {area}")
+            yield old, new
+            if not whole:
+                return
+            area, at = area + 1, 0
+
+    def _plausible(self, old: Chunks, new: Chunks) -> bool:
+        stride = self._entries + 1
+        in_store = (new > 1) & (new < self.chunks) & (new % stride != 1)
+        return bool(in_store.all() and (old < self._origin_chunks).all())
+
+    def _words(self, area: int) -> Chunks:
+        """Return the entries of an area as rows of two words."""
+        chunk = layout.area_chunk(area, self._entries)
+        if chunk >= self.chunks:
+            raise NotAStore(f"the table of a snapshot goes on after the end of its store, in area {area}")
+        return np.frombuffer(self.content(chunk), "<u8").reshape(-1, 2)
+
+    @property
+    def _origin_chunks(self) -> int:
+        return self._pool.size + (1 << self.bits) - 1 >> self.bits
+
+    # Places
+
+    def _run_at(self, chunk: int) -> int:
+        return bisect_right(self._starts, chunk) - 1
+
+    def _place(self, chunk: int) -> int:
+        """Return the pool offset of a chunk of the store."""
+        if not 0 <= chunk < self.chunks:
+            raise ValueError(f"chunk {chunk} of a store that has {self.chunks}")
+        index = self._run_at(chunk)
+        return self.runs[index].start + chunk - self._starts[index] << self.bits
+
+    def _contiguous(self, chunk: int) -> int:
+        """Return how many chunks of the store lie together in the pool from ``chunk`` on."""
+        index = self._run_at(chunk)
+        return self._starts[index] + self.runs[index].length - chunk
