@@ -186,6 +186,18 @@ class Workbench:
         finally:
             self.fs.release(file)
 
+    def write_batch(self, path: str, *writes: tuple[int, int], commit: bool = True) -> None:
+        """A batch of writes (offset, size)."""
+        file = self.fs.open_file(self.ino(path), os.O_RDWR)
+        try:
+            batch = self.fs.batch(file)
+            for offset, size in writes:
+                batch.write(offset, self.bytes(size))
+            if commit:
+                batch.commit()
+        finally:
+            self.fs.release(file)
+
     def new(self, path: str, size: int) -> None:
         file, _ = self.fs.create(*self.fs.tree.parent(path), 0o644)
         self.write_to(file, 0, size, release=True)
@@ -279,6 +291,14 @@ OPERATIONS: dict[str, Operation] = {
     "atomic write to hole and data": lambda w: w.write_atomically("big", 12_345, 9000),
     "atomic write beyond": lambda w: w.write_atomically("g", 5001, 333),
     "atomic write unwritten": lambda w: w.write_atomically("unwritten", 1500, 7000),
+    "batch": lambda w: w.write_batch("big", (100, 1403), (5000, 2000), (5500, 10), (21_000, 500)),
+    "batch in a block": lambda w: w.write_batch("f", (1000, 8), (1100, 30)),
+    "batch with append": lambda w: w.write_batch("d/x", (2000, 4000), (0, 100)),
+    "batch to holes": lambda w: w.write_batch("big", (12_345, 900), (9000, 10), (30_000, 4000)),
+    "batch beyond": lambda w: w.write_batch("g", (0, 5), (5001, 333)),
+    "batch after one that was dropped": lambda w: [
+        w.write_batch("f", (0, 500), (6000, 100), commit=commit) for commit in (False, True)
+    ],
     "truncate to nothing": lambda w: w.truncate("f", 0),
     "truncate to blocks": lambda w: w.truncate("big", 4096),
     "truncate unaligned": lambda w: w.truncate("big", 2222),
@@ -352,7 +372,10 @@ OPERATIONS: dict[str, Operation] = {
 AFTER = ("", "sync", "fsync", "fdatasync")
 """What follows an operation; fsync and fdatasync are of one of the files f, g and big."""
 
-ATOMIC = [name for name in OPERATIONS if name.startswith("atomic ")]
+DURABLE = [name for name in OPERATIONS if name.startswith("batch")]
+"""The operations that are durable when they return."""
+
+ATOMIC = [*DURABLE, *(name for name in OPERATIONS if name.startswith("atomic "))]
 """The operations whose content is there whole or not at all."""
 
 LARGE = ("scatter", "fill")
@@ -501,6 +524,8 @@ class Run:
             name += " (refused)"
         self.moments.append(Moment(name, begun, len(self.pool.events), take_picture(self.fs, self.bench.opened)))
         index = len(self.moments) - 1
+        if name in DURABLE:
+            self._promise(Promise(len(self.pool.events), index))
         if after == "sync":
             self.fs.sync()
             self._promise(Promise(len(self.pool.events), index))
@@ -640,20 +665,18 @@ def without_atomic(versions: list[tuple[str, bytes]], block_size: int) -> list[b
     does what is stored to its blocks afterwards.
     """
     shown: list[bytes] = []
-    hidden: list[tuple[int, int]] = []
+    hidden: set[int] = set()  # blocks
     before = b""
     for name, content in versions:
         if shown and name in ATOMIC:
-            common = min(len(before), len(content))
-            changed = [at for at in range(common) if before[at] != content[at]]
-            if changed or len(before) != len(content):
-                begin, end = (
-                    (changed or [common])[0],
-                    (changed[-1] + 1 if len(before) >= len(content) else len(content)),
-                )
-                hidden.append((begin & -block_size, end + -end % block_size))
+            length = max(len(before), len(content))
+            old, new = before.ljust(length, b"\0"), content.ljust(length, b"\0")
+            for begin in range(0, length, block_size):
+                if old[begin : begin + block_size] != new[begin : begin + block_size]:
+                    hidden.add(begin // block_size)
         seen = bytearray(content)
-        for begin, end in hidden:
+        for block in hidden:
+            begin, end = block * block_size, (block + 1) * block_size
             seen[begin:end] = shown[-1][begin:end].ljust(max(min(end, len(seen)) - begin, 0), b"\0")
         shown.append(bytes(seen))
         before = content

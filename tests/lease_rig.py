@@ -388,6 +388,14 @@ class Pair(NamedTuple):
         content = random.Random(9).randbytes(size)
         self.through(lambda file: self.fs.write(file, int(first * self.block), content, atomic=atomic))
 
+    def write_batch(self, *writes: tuple[float, int]) -> None:
+        """A batch of writes (first block, size in bytes)."""
+        file = self.fs.open_file(self.ino, os.O_RDWR)
+        with self.fs.batch(file) as batch:
+            for first, size in writes:
+                batch.write(int(first * self.block), random.Random(size).randbytes(size))
+        self.fs.release(file)
+
 
 def opened(fs: FileSystem) -> OpenFile:
     return fs.open_file(fs.lookup(ROOT_INO, b"f").ino, os.O_RDWR)
@@ -462,6 +470,7 @@ OPERATIONS: dict[str, Callable[[Pair], object]] = {
     "overwrite": lambda pair: pair.write(3.5, 5000),
     "overwrite atomically": lambda pair: pair.write(3.5, 5000, atomic=True),
     "write past EOF atomically": lambda pair: pair.write(BLOCKS + 11.5, 9000, atomic=True),
+    "batch": lambda pair: pair.write_batch((3.5, 5000), (BLOCKS + 11.5, 9000), (9.25, 10)),
     "copy into": lambda pair: pair.copy(BLOCKS - 3.5),
     "unlink": lambda pair: pair.fs.unlink(ROOT_INO, b"f"),
     "rename over": lambda pair: pair.fs.rename(ROOT_INO, b"g", ROOT_INO, b"f"),

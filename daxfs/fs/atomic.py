@@ -167,13 +167,13 @@ def _span(volume: Volume, file: OpenFile, pieces: Sequence[Piece]) -> Span:
     parts: list[Buffer] = []
     position = first << bits
     for offset, content in pieces:
-        parts += _kept(volume, file, position, offset), content
+        parts += kept(volume, file, position, offset), content
         position = offset + len(content)
-    parts.append(_kept(volume, file, position, last + 1 << bits))
+    parts.append(kept(volume, file, position, last + 1 << bits))
     return Span(first, last, parts)
 
 
-def _kept(volume: Volume, file: OpenFile, begin: int, end: int) -> bytes:
+def kept(volume: Volume, file: OpenFile, begin: int, end: int) -> bytes:
     """Return the bytes [begin, end) as they stay, often none: zeros in holes, unwritten blocks and past EOF."""
     inside = max(min(end, file.node.size), begin)
     kept = data.gather(volume, file.node, begin, inside - begin) if inside > begin else b""

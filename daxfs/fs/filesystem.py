@@ -33,6 +33,7 @@ from daxfs.fs import (
     remounting,
     removal,
 )
+from daxfs.fs.batches import Batch
 from daxfs.fs.data import OpenFile
 from daxfs.fs.grants import requests, waiting, write_notifications
 from daxfs.fs.grants.table import Grants
@@ -416,6 +417,16 @@ class FileSystem:
         if file.durable:
             data.make_durable(self.volume, file)
         return written
+
+    @reading
+    def batch(self, file: OpenFile, uid: int | None = None) -> Batch:
+        """Begin a batch: writes through ``file`` that become the file's all at once, or never.
+
+        Args:
+            file: open for writing.
+            uid: the user for whom the staged memory counts; None: the one that opened the file.
+        """
+        return Batch(self.volume, file, file.caller.uid if uid is None else uid)
 
     def fallocate(self, file: OpenFile, mode: int, offset: int, length: int, caller: Caller | None = None) -> None:
         """Do what fallocate(2) does in ext4's modes (``FALLOC_FL_*``; EOPNOTSUPP: others). ``caller`` as in `write`."""

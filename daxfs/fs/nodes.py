@@ -175,6 +175,11 @@ class Node:
         if self.grants is not None:
             self.grants.bump_epoch()
 
+    def restricted(self) -> None:
+        """A batch has begun: clients that store, or read through its open file, must ask again."""
+        if self.grants is not None:
+            self.grants.bump_epoch()
+
     def reloaded(self, inode: Inode) -> None:
         """The attributes have changed; read all that is kept of them again."""
         nodes = self._nodes

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daxfs.fs import attributes, copying, data, mounting, names, ranges, removal, trim
+from daxfs.fs import attributes, batches, copying, data, mounting, names, ranges, removal, trim
 from daxfs.fs.grants import requests
 from daxfs.fs.operations import in_steps, maintaining
 from daxfs.fs.steps import Steps
@@ -116,6 +116,7 @@ class Stepwise:
     def release(self, file: OpenFile) -> None:
         """Close an open file; the last close of a file without a name begins to free it."""
         volume = self.volume
+        batches.end(volume, file)
         try:
             if file.node.grants is not None:
                 mounting.grants_of(volume).leave(file)

@@ -21,6 +21,7 @@ from daxfs.fs import defaults
 from daxfs.fs.lifetimes import Lifetimes
 from daxfs.fs.nodes import MAX_LAZY, Nodes
 from daxfs.fs.reclaim import Reclaimers
+from daxfs.fs.staging import Staging
 from daxfs.fs.types import Caller, Options
 from daxfs.structures import inodes, overhead
 
@@ -74,6 +75,7 @@ class Volume:
         self.nodes = Nodes(options, geometry.block_bits, self.write_times)
         self._allow_changes(journal is not None)
         self.lives = Lifetimes()
+        self.staging = Staging()
         self.notifier: BlockNotifier  # set at once by the maker of the volume
         self.reclaimers = Reclaimers()
         self.reclaimers.add(self.commit_frees)
@@ -249,6 +251,8 @@ class Volume:
             return
         self.lives.check(self.view, readable=not self.read_only)
         self.nodes.check(self.view)
+        self.staging.check()
+        assert all(self.nodes.is_open(ino) for ino in self.staging.by_ino)
 
     def report(self, error: Corrupt) -> None:
         """Record damage in the superblock's error fields and become read-only (errors=remount-ro)."""

@@ -23,6 +23,7 @@ TREE = "daxfs/structures/extent_edit.py"
 VOLUME = "daxfs/fs/volume.py"
 
 ATOMIC = "daxfs/fs/atomic.py"
+BATCHES = "daxfs/fs/batches.py"
 
 BAD = "tests/fs/test_badmemory.py"
 GROWTH = "tests/crash/test_growth_after_recovery.py"
@@ -113,15 +114,65 @@ MUTANTS = [
     Mutant(
         "an atomic write forgets what it leaves of its blocks",
         ATOMIC,
-        "    parts.append(_kept(volume, file, position, last + 1 << bits))\n",
+        "    parts.append(kept(volume, file, position, last + 1 << bits))\n",
         "    parts.append(bytes((last + 1 << bits) - position))\n",
         "The rest of its last block becomes zeros.",
         ("tests/fs/test_atomic.py",),
     ),
     Mutant(
+        "several pieces become the file's in a handle each",
+        ATOMIC,
+        "        volume.retrying(_replace, file, pieces)\n",
+        "        for piece in pieces:\n"
+        "            volume.retrying(_replace, file, [piece])\n"
+        "            volume.commit()\n",
+        "A power cut leaves some of them.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "the commit of a batch is not durable",
+        BATCHES,
+        "        data.fsync(self.volume, file.ino)\n",
+        "",
+        "SQLite reports a transaction as done, and a power cut undoes it.",
+        (OPERATIONS, "tests/fs/test_batches.py"),
+    ),
+    Mutant(
+        "a batch that failed can be committed again",
+        BATCHES,
+        "        finally:\n            self.abort()\n",
+        "        except NotImplementedError:\n            self.abort()\n",
+        "Its pages stay in DRAM, and no other batch of the file can begin.",
+        ("tests/fs/test_batches.py",),
+    ),
+    Mutant(
+        "a batch outlives its open file",
+        "daxfs/fs/stepwise.py",
+        "        batches.end(volume, file)\n",
+        "",
+        "What a killed program has staged stays in DRAM, and its file can have no other batch.",
+        ("tests/fs/test_batches.py",),
+    ),
+    Mutant(
+        "clients store to a file with a batch",
+        f"{GRANTS}requests.py",
+        "    if staged is not None and (flags & WRITE or staged.opened is file):\n",
+        "    if staged is not None and staged.opened is file:\n",
+        "A program below daxfs exec stores what it should stage.",
+        ("tests/fs/test_batches.py",),
+    ),
+    Mutant(
+        "single bytes are staged for nothing",
+        "daxfs/fs/staging.py",
+        "        if len(pages) + len(new) > MOST_PAGES:\n",
+        "        if sum(page.staged.bit_count() for page in pages.values()) + len(content) > MOST_PAGES * PAGE:\n",
+        "A user fills the daemon's memory with bytes far apart.",
+        ("tests/fs/test_staging.py",),
+    ),
+    Mutant(
         "several pieces forget what lies between them in a block",
         ATOMIC,
-        "        parts += _kept(volume, file, position, offset), content\n",
+        "        parts += kept(volume, file, position, offset), content\n",
         "        parts += bytes(offset - position), content\n",
         "What they leave of a block becomes zeros.",
         ("tests/fs/test_atomic.py",),

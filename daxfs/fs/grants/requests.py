@@ -173,6 +173,9 @@ def add_holder(table: Grants, file: OpenFile, request: LeaseRequest) -> InodeGra
     node, holder, flags = file.node, request.holder, request.flags
     grants = table.by_ino.get(node.ino)
     recalled = table.recalls.refuse(node.ino, request.offset, request.offset + request.length)
+    staged = table.volume.staging.by_ino.get(node.ino)
+    if staged is not None and (flags & WRITE or staged.opened is file):
+        recalled = True  # until the batch ends
     if grants is not None and flags & RENEW:
         table.renew(grants, file, holder, extends=bool(flags & EXTEND) and not recalled)
     if recalled:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.fs.types import SetAttributes
 from daxfs.fuse.groups import with_groups_that_matter
-from daxfs.fuse.kernel import abi, encoding
+from daxfs.fuse.kernel import abi, encoding, staged
 from daxfs.fuse.kernel.abi import BODY, Init, Opcode, SetAttr
 from daxfs.fuse.kernel.encoding import BILLION
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
     from daxfs.fuse.kernel.work import Answer
 
-(MODE, UID, GID, SIZE, ATIME, MTIME, _, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
+(MODE, UID, GID, SIZE, ATIME, MTIME, FH, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
 """Plain integers: ``&`` of an IntFlag takes half a microsecond, and every SETATTR tests all of them."""
 
 
@@ -41,6 +41,8 @@ def setattr_(connection: Connection, request: Request) -> Answer:
     """Change mode, owner, size and times. A truncate is answered after its last step."""
     given = request.arguments(abi.SETATTR_IN)
     valid = given.valid
+    if valid & SIZE and valid & FH:
+        staged.refuse(connection, given.fh)
     if max(given.atimensec, given.mtimensec, given.ctimensec) >= BILLION:
         raise FsError(errno.EINVAL)
     kill: bool | None = None

@@ -22,6 +22,7 @@ from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, encoding, nodeid
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
+from daxfs.fuse.kernel.openbatch import OpenBatch
 from daxfs.fuse.kernel.openlimit import OpenLimit
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.scheduling import FORGETS, Scheduler
@@ -73,6 +74,7 @@ class Connection:
     Attributes:
         core: the file system.
         files: open files by handle.
+        batches: the batches of open files, by handle.
         agreement: the result of INIT.
         notify: sends a notification (code, body), which answers no request.
         options: in force.
@@ -102,6 +104,7 @@ class Connection:
         self.table = dict(table)
         self.counting: RequestCounting | None = None
         self.files: dict[int, OpenFile] = {}
+        self.batches: dict[int, OpenBatch] = {}
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
         self.options = options or MountOptions()
@@ -126,9 +129,13 @@ class Connection:
         self.files[handle] = file
         self.open_limit.opened(handle, request.uid)
         request.undo = partial(self.closed, handle)
-        if not self.caches_data or self.core.uses_dax(file.ino):
-            return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES, 0)
-        return abi.OPEN_OUT.pack(handle, abi.FOPEN_KEEP_CACHE, 0)
+        if self.has_cache(file.ino):
+            return abi.OPEN_OUT.pack(handle, abi.FOPEN_KEEP_CACHE, 0)
+        return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES, 0)
+
+    def has_cache(self, ino: int) -> bool:
+        """Return whether reads and writes of a file that is open go through the kernel's page cache."""
+        return self.caches_data and not self.core.uses_dax(ino)
 
     def file(self, handle: int) -> OpenFile:
         """Return the open file of a handle; EBADF if there is none."""
@@ -141,6 +148,7 @@ class Connection:
         """Release the open file of a handle that the kernel has closed. What that frees may take more steps."""
         file = self.file(handle)
         del self.files[handle]
+        self.batches.pop(handle, None)
         self.open_limit.closed(handle)
         try:
             self.core.steps.release(file)

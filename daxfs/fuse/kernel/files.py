@@ -18,7 +18,7 @@ from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller
 from daxfs.fuse.groups import with_groups_that_matter
-from daxfs.fuse.kernel import abi, negotiation
+from daxfs.fuse.kernel import abi, negotiation, staged
 from daxfs.fuse.kernel.abi import BODY, Init, Opcode
 from daxfs.fuse.kernel.connection import unknown_handle
 from daxfs.fuse.kernel.names import remembered
@@ -112,7 +112,12 @@ def read(connection: Connection, request: Request) -> memoryview | bytes:
         file = connection.files[longs[READ_FH]]
     except KeyError:
         raise unknown_handle(longs[READ_FH]) from None
-    content = connection.core.read(file, longs[READ_OFFSET], size if size < LARGEST_READ else LARGEST_READ)
+    size = size if size < LARGEST_READ else LARGEST_READ
+    if connection.batches:
+        found = staged.read(connection, request, file, longs[READ_OFFSET], size)
+        if found is not None:
+            return found
+    content = connection.core.read(file, longs[READ_OFFSET], size)
     if len(content) >= connection.shortest_view:
         return content
     copy = bytes(content)
@@ -133,6 +138,8 @@ def write(connection: Connection, request: Request) -> bytes:
     offset, content = longs[WRITE_OFFSET], request.buffer[WRITE_DATA:end]
     if words[WRITE_FLAGS] & WRITE_CACHE:
         return _write_out(written_back(connection, file, offset, content))
+    if longs[WRITE_FH] in connection.batches:
+        return _write_out(staged.write(connection, request, offset, content, kill_given(connection, request)))
     if words[WRITE_OPEN_FLAGS] & APPENDING_OR_DURABLE or not file.keeps_privileges:
         return _write_out(written_with_care(connection, request, file, offset, content))
     return _write_out(connection.core.write(file, offset, content))
@@ -152,10 +159,11 @@ def written_with_care(
     connection: Connection, request: Request, file: OpenFile, offset: int, content: memoryview
 ) -> int:
     """Write with O_APPEND, with O_DSYNC, or to a file whose privileges the write may clear."""
-    flags, open_flags = request.words[WRITE_FLAGS], request.words[WRITE_OPEN_FLAGS]
-    kill = bool(flags & abi.WRITE_KILL_SUIDGID) if connection.agreement.has(Init.HANDLE_KILLPRIV_V2) else None
-    if open_flags & os.O_APPEND and offset < file.size:
-        # A client has extended the file, so the kernel's size is out of date until it requests the attributes again.
+    open_flags = request.words[WRITE_OPEN_FLAGS]
+    kill = kill_given(connection, request)
+    if open_flags & os.O_APPEND and offset != file.size:
+        # The kernel's size is out of date until it requests the attributes again: a client has extended the file, or a
+        # batch has written past EOF and was not committed.
         offset = file.size
         connection.invalidate_attributes(file.ino)
     with change_of_content(connection, request, file) as caller:
@@ -163,6 +171,13 @@ def written_with_care(
     if open_flags & os.O_DSYNC and not file.durable:
         connection.core.fsync(file.ino, datasync=True)
     return written
+
+
+def kill_given(connection: Connection, request: Request) -> bool | None:
+    """Return whether a WRITE drops set-id bits; None: the kernel leaves it to the core."""
+    if not connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
+        return None
+    return bool(request.words[WRITE_FLAGS] & abi.WRITE_KILL_SUIDGID)
 
 
 @contextmanager
@@ -216,6 +231,7 @@ def fallocate(connection: Connection, request: Request) -> Answer:
     """Answer FALLOCATE: fallocate(2). The kernel itself refuses to collapse and insert ranges through FUSE."""
     given = request.arguments(abi.FALLOCATE_IN)
     file = connection.file(given.fh)
+    staged.refuse(connection, given.fh)
 
     def operation(caller: Caller | None) -> Steps[None]:
         return connection.core.steps.fallocate(file, given.mode, given.offset, given.length, caller)
@@ -241,6 +257,7 @@ def copy_file_range(connection: Connection, request: Request) -> Answer:
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
     length = min(given.len, LARGEST_COPY)
     source, target = connection.file(given.fh_in), connection.file(given.fh_out)
+    staged.refuse(connection, given.fh_out)
 
     def operation(caller: Caller | None) -> Steps[int]:
         return connection.core.steps.copy_range(source, given.off_in, target, given.off_out, length, caller)

@@ -1,4 +1,4 @@
-"""ioctl(2) on files and directories: inode flags, extended flags, version, label, trim, and daxfs's own commands.
+"""ioctl(2) on files and directories: inode flags, version, label, trim, batches, and daxfs's own commands.
 
 FUSE passes on "restricted" commands: the command's number says how many bytes go in and out, and no pointer is
 followed. The commands of chattr(1), lsattr(1) and xfs_io(8) come through the kernel's fileattr interface, which has
@@ -16,7 +16,7 @@ from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi, leases, remount, statistics, status
+from daxfs.fuse.kernel import abi, batches, leases, remount, statistics, status
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.request import fixed
 
@@ -105,6 +105,10 @@ COMMANDS: dict[int, Command] = {
     FS_IOC_FSSETXATTR: set_fsxattr,
     FS_IOC_GETFSLABEL: get_label,
     FS_IOC_SETFSLABEL: set_label,
+    batches.F2FS_IOC_GET_FEATURES: batches.features,
+    batches.F2FS_IOC_START_ATOMIC_WRITE: batches.start,
+    batches.F2FS_IOC_COMMIT_ATOMIC_WRITE: batches.commit,
+    batches.F2FS_IOC_ABORT_ATOMIC_WRITE: batches.abort,
     statistics.STATISTICS: statistics.query,
     status.STATUS: status.query,
     remount.REMOUNT: remount.change,

@@ -1,0 +1,101 @@
+"""Batches of several writes, by the ioctls of F2FS that SQLite uses (SQLITE_ENABLE_BATCH_ATOMIC_WRITE).
+
+START begins a batch on an open file, COMMIT makes its writes durable, all or none, ABORT drops them. So does the
+close of the open file, and COMMIT itself if it fails. Unlike on F2FS nobody else sees the writes before COMMIT, other
+open files of the same inode are not affected, and only the process that has begun a batch may end it.
+
+Source: f2fs_ioc_start_atomic_write and others in fs/f2fs/file.c; the numbers in include/uapi/linux/f2fs.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.files import change_of_content
+from daxfs.fuse.kernel.openbatch import OpenBatch
+
+if TYPE_CHECKING:
+    from daxfs.fuse.kernel.connection import Connection
+    from daxfs.fuse.kernel.request import Request
+
+F2FS_IOC_START_ATOMIC_WRITE = 0xF501
+F2FS_IOC_COMMIT_ATOMIC_WRITE = 0xF502
+F2FS_IOC_ABORT_ATOMIC_WRITE = 0xF505
+F2FS_IOC_GET_FEATURES = 0x8004F50C
+
+FEATURES = Struct("=I")
+FEATURE_ATOMIC_WRITE = 0x0004
+
+
+def features(connection: Connection, request: Request, _given: memoryview) -> bytes:
+    """Answer F2FS_IOC_GET_FEATURES: whether this file can have batches."""
+    handle = request.arguments(abi.IOCTL_IN).fh
+    file = connection.files.get(handle)
+    able = file is not None and not connection.core.read_only and not connection.has_cache(file.ino)
+    return FEATURES.pack(FEATURE_ATOMIC_WRITE if able else 0)
+
+
+def start(connection: Connection, request: Request, _given: memoryview) -> bytes:
+    """Answer F2FS_IOC_START_ATOMIC_WRITE.
+
+    Raises:
+        FsError: EOPNOTSUPP, the kernel caches the file's data, where others would see it. Others as
+            `FileSystem.batch`.
+    """
+    handle = request.arguments(abi.IOCTL_IN).fh
+    file = connection.file(handle)
+    if connection.has_cache(file.ino):
+        raise FsError(errno.EOPNOTSUPP, f"inode {file.ino}: the kernel caches its data")
+    batch = connection.core.batch(file, request.uid)
+    connection.batches[handle] = OpenBatch(batch, file.ino, request.pid)
+    return b""
+
+
+def commit(connection: Connection, request: Request, _given: memoryview) -> bytes:
+    """Answer F2FS_IOC_COMMIT_ATOMIC_WRITE: the batch ends, durable or without a trace.
+
+    Raises:
+        FsError: EINVAL, there is no batch; EPERM, another process has begun it; EBUSY, the kernel has read staged
+            pages into its cache, for somebody's mapping. Others as `Batch.commit`.
+    """
+    handle = request.arguments(abi.IOCTL_IN).fh
+    file, staged = connection.file(handle), connection.batches.get(handle)
+    if staged is None:
+        raise FsError(errno.EINVAL, f"file handle {handle} has no batch")
+    check_process(request, staged)
+    del connection.batches[handle]
+    try:
+        if staged.outdates:
+            raise FsError(errno.EBUSY, f"inode {file.ino}: a mapping has read pages that the batch writes")
+        with change_of_content(connection, request, file) as caller:
+            staged.batch.commit(caller)
+    finally:
+        staged.batch.abort()
+        connection.invalidate_attributes(file.ino)  # the kernel knows of the writes, but not whether they remain
+    return b""
+
+
+def abort(connection: Connection, request: Request, _given: memoryview) -> bytes:
+    """Answer F2FS_IOC_ABORT_ATOMIC_WRITE: drop what was written; without a batch there is nothing to drop."""
+    handle = request.arguments(abi.IOCTL_IN).fh
+    file, staged = connection.file(handle), connection.batches.get(handle)
+    if staged is not None:
+        check_process(request, staged)
+        del connection.batches[handle]
+        staged.batch.abort()
+        connection.invalidate_attributes(file.ino)
+    return b""
+
+
+def check_process(request: Request, staged: OpenBatch) -> None:
+    """Refuse (EPERM) a process that shares the open file and has not begun the batch.
+
+    The kernel names threads. Another thread of the process may end the batch as long as the first one lives.
+    """
+    if request.pid != staged.pid and not os.path.exists(f"/proc/{request.pid}/task/{staged.pid}"):
+        raise FsError(errno.EPERM, f"thread {request.pid} is of another process than {staged.pid}, which has begun")

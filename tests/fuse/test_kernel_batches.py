@@ -1,0 +1,115 @@
+"""Messages of batches: whose READ and WRITE goes where, and which commit the kernel's cache forbids."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+from message_rig import Rig, pack
+
+from daxfs.fuse.kernel import openbatch
+from daxfs.fuse.kernel.abi import Opcode
+
+START, COMMIT, ABORT = 0xF501, 0xF502, 0xF505
+LOCKOWNER = 2
+WRITE_CACHE = 1
+PAGE = mmap.PAGESIZE
+
+
+def ioctl(fh: int, command: int) -> bytes:
+    return pack("ioctl_in", fh=fh, cmd=command)
+
+
+def read_call(rig: Rig, node: int, fh: int, offset: int, size: int) -> bytes:
+    """read(2), which names the owner of its locks."""
+    body = pack("read_in", fh=fh, offset=offset, size=size, read_flags=LOCKOWNER, lock_owner=9)
+    return rig.done(Opcode.READ, node, body)
+
+
+def begun(rig: Rig) -> tuple[int, int, int]:
+    """A file of four pages with a batch on its first handle: node, that handle, another one."""
+    found, fh = rig.create(b"f")
+    node = found.nodeid
+    rig.write(node, fh, b"o" * 4 * PAGE)
+    other = rig.open(node)
+    rig.done(Opcode.IOCTL, node, ioctl(fh, START), pid=77)
+    return node, fh, other
+
+
+def test_reads_and_writes_of_a_batch(agreed: Rig) -> None:
+    node, fh, other = begun(agreed)
+    agreed.write(node, fh, b"n" * 10, 5)
+    assert read_call(agreed, node, fh, 0, 20) == b"o" * 5 + b"n" * 10 + b"o" * 5
+    assert read_call(agreed, node, other, 0, 20) == b"o" * 20
+    assert agreed.read(node, fh, 0, 20) == b"o" * 20, "a page for the cache, whoever's open file it names"
+    agreed.write(node, other, b"w", 0)
+    agreed.write(node, fh, b"c", 1, WRITE_CACHE)
+    assert read_call(agreed, node, other, 0, 5) == b"wcooo", "written back from the cache, not staged"
+    assert read_call(agreed, node, fh, 0, 6) == b"wcooon"
+    assert agreed.refused(Opcode.IOCTL, node, ioctl(other, COMMIT), pid=77) == errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("reads", "number"),
+    [
+        ([], 0),
+        ([(0, PAGE)], errno.EBUSY),
+        ([(PAGE, 3 * PAGE)], 0),
+        ([(PAGE // 2, PAGE)], errno.EBUSY),
+    ],
+)
+def test_pages_that_the_kernel_has_read(agreed: Rig, reads: list[tuple[int, int]], number: int) -> None:
+    """A page of a staged range forbids the commit, read before or after the WRITE, for whichever open file."""
+    for late in (False, True):
+        node, fh, other = begun(agreed)
+        if late:
+            agreed.write(node, fh, b"n" * 10, 5)
+        for offset, size in reads:
+            agreed.read(node, other, offset, size)
+        if not late:
+            agreed.write(node, fh, b"n" * 10, 5)
+        assert agreed.ask(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77).error == number
+        assert read_call(agreed, node, other, 5, 10) == (b"o" if number else b"n") * 10
+        assert agreed.refused(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77) == errno.EINVAL, "it has ended"
+        agreed.release(fh, node)
+        agreed.release(other, node)
+        agreed.done(Opcode.UNLINK, 1, b"f\0")
+
+
+def test_many_pages_that_the_kernel_has_read(agreed: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are noted count as all; a batch without a write can be committed all the same."""
+    monkeypatch.setattr(openbatch, "MOST_CACHED", 1)
+    node, fh, other = begun(agreed)
+    for number in range(1, 4):
+        agreed.read(node, other, number * PAGE, PAGE)
+    agreed.done(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77)
+    agreed.done(Opcode.IOCTL, node, ioctl(fh, START), pid=77)
+    agreed.write(node, fh, b"n", 0)
+    for number in range(1, 4):
+        agreed.read(node, other, number * PAGE, PAGE)
+    assert agreed.refused(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77) == errno.EBUSY
+
+
+def test_other_processes(agreed: Rig) -> None:
+    """The thread that has begun it ends it, or one of its process; a number that no process has is another one."""
+    node, fh, _ = begun(agreed)
+    agreed.write(node, fh, b"n", 0)
+    missing = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+    for command in (COMMIT, ABORT):
+        assert agreed.refused(Opcode.IOCTL, node, ioctl(fh, command), pid=missing) == errno.EPERM
+    agreed.done(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77)
+    assert read_call(agreed, node, fh, 0, 2) == b"no"
+    agreed.done(Opcode.IOCTL, node, ioctl(fh, START), pid=os.getpid())
+    assert agreed.refused(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=os.getppid()) == errno.EPERM
+
+
+def test_the_release_ends_a_batch(agreed: Rig) -> None:
+    node, fh, other = begun(agreed)
+    agreed.write(node, fh, b"n" * 10_000, 0)
+    agreed.release(fh, node)
+    assert not agreed.connection.batches
+    agreed.done(Opcode.IOCTL, node, ioctl(other, START), pid=77)
+    assert read_call(agreed, node, other, 0, 2) == b"oo"
