@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.ext4.inodestat import Stat, decode
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
 from daxfs.fs import clock, data
 from daxfs.fs.steps import Steps
@@ -41,41 +42,30 @@ SMALL_INODE = 128
 
 def attributes_of(inode: Inode) -> Attributes:
     """Return the attributes that are stored in the inode."""
-    return Attributes(
-        inode.number,
-        inode.mode,
-        inode.links_count,
-        inode.uid,
-        inode.gid,
-        inode.rdev if inode.mode & 0xF000 in (stat.S_IFCHR, stat.S_IFBLK) else 0,
-        inode.size,
-        inode.blocks,
-        inode.atime_ns,
-        inode.mtime_ns,
-        inode.ctime_ns,
-        inode.crtime_ns,
-        inode.generation,
-        inode.flags,
-    )
+    return Attributes(inode.number, *decode(inode.buffer, 0, inode.geometry))
 
 
 def read_attributes(volume: Volume, ino: int) -> Attributes:
     """Return the attributes of an inode, with the times that wait for the commit."""
-    return newest(volume, inodes.read(volume.view, ino))
+    block, offset = inodes.slot(volume.view, ino)
+    return with_waiting_times(volume, ino, decode(block, offset, volume.geometry))
 
 
 def newest(volume: Volume, inode: Inode) -> Attributes:
     """Return the attributes of an inode that was already read, with the times that wait for the commit."""
-    found = attributes_of(inode)
-    node = volume.nodes.open.get(inode.number)
-    if node is not None and (node.mtime or node.atime or node.ctime):
-        unit = SECOND if volume.geometry.inode_size == SMALL_INODE else 1
-        found = found._replace(
-            atime_ns=node.atime // unit * unit or found.atime_ns,
-            mtime_ns=node.mtime // unit * unit or found.mtime_ns,
-            ctime_ns=node.ctime // unit * unit or found.ctime_ns,
-        )
-    return found
+    return with_waiting_times(volume, inode.number, decode(inode.buffer, 0, volume.geometry))
+
+
+def with_waiting_times(volume: Volume, ino: int, stored: Stat) -> Attributes:
+    """Return the attributes of an inode for which ``stored`` is stored."""
+    node = volume.nodes.lazy.get(ino)
+    if node is None:
+        return Attributes(ino, *stored)
+    mode, nlink, uid, gid, rdev, size, units, atime, mtime, ctime, crtime, generation, flags = stored
+    atime, mtime, ctime = node.atime or atime, node.mtime or mtime, node.ctime or ctime
+    if volume.geometry.inode_size == SMALL_INODE:
+        atime, mtime, ctime = atime - atime % SECOND, mtime - mtime % SECOND, ctime - ctime % SECOND
+    return Attributes(ino, mode, nlink, uid, gid, rdev, size, units, atime, mtime, ctime, crtime, generation, flags)
 
 
 def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Caller) -> Steps[Attributes]:

@@ -68,15 +68,25 @@ class _Known(Cache):
         checked: inodes whose slot needs no check (invariant I1), each at the index ``number % MAX_CHECKED``; 0: none.
     """
 
-    __slots__ = ("checked", "tables")
+    __slots__ = ("_internal", "checked", "tables")
 
     def __init__(self) -> None:
         self.tables: dict[int, int] = {}
+        self._internal: frozenset[int] | None = None
         self.drop()
 
     def drop(self) -> None:
         """Forget which slots are checked: those of new inodes hold their old content again."""
         self.checked = array("I", bytes(4 * MAX_CHECKED))
+
+    def internal(self, view: View) -> frozenset[int]:
+        """Return the inodes for internal use that are not reserved. They don't change while a pool is mounted."""
+        if self._internal is None:
+            sb = view.superblock()
+            self._internal = frozenset(
+                (sb.s_orphan_file_inum, sb.s_usr_quota_inum, sb.s_grp_quota_inum, sb.s_prj_quota_inum)
+            )
+        return self._internal
 
     def put(self, ino: int) -> None:
         """Record that the slot of ``ino`` needs no check, in place of another inode's."""
@@ -138,13 +148,25 @@ def read(view: View, ino: int) -> Inode:
         Corrupt: the number is out of range, or the slot's content is damaged.
         FsError: ESTALE: the slot was never used.
     """
+    block, offset = slot(view, ino)
+    inode = Inode(block, offset, view.geometry)
+    inode.number = ino
+    return inode
+
+
+def slot(view: View, ino: int) -> tuple[memoryview, int]:
+    """Return the block with the slot of inode ``ino``, and the byte where the slot begins. Checks and raises as `read`.
+
+    This is for readers of whole slots, which need no record.
+    """
     known = view.caches[_Known]
     number, offset = _position(view, known, ino)
-    inode = Inode(view.block(number), offset, view.geometry)
-    inode.number = ino
+    block = view.block(number)
     if known.checked[ino % MAX_CHECKED] != ino:
+        inode = Inode(block, offset, view.geometry)
+        inode.number = ino
         _check(view, known, inode, number, offset)
-    return inode
+    return block, offset
 
 
 def edit(tx: Handle, ino: int) -> Inode:
@@ -153,9 +175,7 @@ def edit(tx: Handle, ino: int) -> Inode:
     known = tx.caches[_Known]
     number, offset = _position(tx, known, ino)
     if known.checked[ino % MAX_CHECKED] != ino:
-        inode = Inode(tx.block(number), offset, geometry)
-        inode.number = ino
-        _check(tx, known, inode, number, offset)
+        slot(tx, ino)
     inode = Inode(tx.edit(number), offset, geometry)
     inode.number = ino
     if geometry.metadata_csum:
@@ -170,8 +190,7 @@ def nameable(view: View, ino: int) -> bool:
         return True
     if not geometry.first_ino <= ino <= geometry.inodes_count:
         return False
-    sb = view.superblock()
-    return ino not in (sb.s_orphan_file_inum, sb.s_usr_quota_inum, sb.s_grp_quota_inum, sb.s_prj_quota_inum)
+    return ino not in view.caches[_Known].internal(view)
 
 
 def in_use(view: View, ino: int) -> bool:

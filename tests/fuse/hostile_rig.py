@@ -83,7 +83,7 @@ class Target:
     def send(self, message: bytes) -> Answer | None:
         """Send a message and return its answer; check that it comes in time and that the volume is still writable."""
         begin = time.process_time()
-        found = self.rig.answer(message) if len(message) >= HEADER else self.nothing(message)
+        found = self.rig.whole_answer(message) if len(message) >= HEADER else self.nothing(message)
         taken = time.process_time() - begin
         assert taken < SECONDS, f"{taken:.1f} s for {message[:200].hex()}"
         assert not self.core.read_only, f"read-only after {message[:200].hex()}"

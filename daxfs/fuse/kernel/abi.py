@@ -456,7 +456,7 @@ INIT_OUT = Struct("=IIIIHHIIHHII24x")
 # major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages map_alignment flags2
 # max_stack_depth, then request_timeout and unused
 
-ATTR = Struct("=QQQQQQIIIIIIIIII")
+ATTR = Struct("=QQQqqqIIIIIIIIII")
 # ino size blocks atime mtime ctime atimensec mtimensec ctimensec mode nlink uid gid rdev blksize flags
 ATTR_OUT = Struct("=QI4x" + ATTR.format[1:])  # attr_valid attr_valid_nsec attr
 ENTRY_HEAD = Struct("=QQQQII")  # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec

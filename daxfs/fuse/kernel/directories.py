@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PLUS_AT_ONCE = 100
 """The most names with attributes in one answer: reading an inode takes longer than reading a name."""
 
+DOTS = (b".", b"..")
+
 
 def opendir(connection: Connection, _request: Request) -> bytes:
     """Answer OPENDIR: with NO_OPENDIR_SUPPORT by ENOSYS, after which the kernel opens and caches without asking."""
@@ -82,14 +84,20 @@ def readdir(connection: Connection, request: Request) -> Answer:
 
 
 def readdirplus(connection: Connection, request: Request) -> Answer:
-    """Answer READDIRPLUS: names with attributes. Each entry with a node is a lookup that the kernel will forget."""
+    """Answer READDIRPLUS: names with attributes. Each entry with a node is a lookup that the kernel will forget.
+
+    A node that the kernel knows already gets an entry without a node: the kernel has its attributes or requests them
+    when it needs them.
+    """
     core = connection.core
+    generation = core.pins.generation
 
     def encode(found: list[DirEntry], room: int) -> bytes:
         parts: list[bytes] = []
         pinned: list[Attributes] = []
         for name, entry in fitting(found[:PLUS_AT_ONCE], room, abi.ENTRY_OUT.size):
-            parts += (entry_of(connection, name, pinned), entry)
+            known = generation(name.ino) is not None or name.name in DOTS
+            parts += (encoding.WITHOUT_NODE if known else entry_of(connection, name, pinned), entry)
         for inode in pinned:
             core.pin(inode)
 
@@ -104,18 +112,15 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
 
 
 def entry_of(connection: Connection, found: DirEntry, pinned: list[Attributes]) -> bytes:
-    """Return fuse_entry_out of a name, and add its inode to ``pinned`` if the entry counts as a lookup.
+    """Return fuse_entry_out of a name whose node the kernel does not know, and add its inode to ``pinned``.
 
-    A node that the kernel knows already gets an entry without a node: the kernel has its attributes or requests them
-    when it needs them.
+    The inode may be damaged. Then the entry is one without a node, and not added.
     """
-    if found.ino in connection.core.pins or found.name in (b".", b".."):
-        return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
     try:
         inode = connection.core.getattr(found.ino)
     except FsError as error:
         logs.unanswered(f"inode {found.ino}", error)
-        return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
+        return encoding.WITHOUT_NODE
     pinned.append(inode)
     return connection.entry(inode)
 

@@ -15,7 +15,6 @@ from daxfs.fuse.kernel import abi, nodeid
 CACHE_SECONDS = 3600 * 24
 BILLION = 10**9
 WORD = 0xFFFFFFFF
-LONG = 0xFFFFFFFFFFFFFFFF
 
 STATX_BASIC_STATS = 0x7FF
 STATX_BTIME = 0x800
@@ -30,6 +29,9 @@ ATTR_VALID = abi.ATTR_OUT.pack(CACHE_SECONDS, *[0] * 17)[: -abi.ATTR.size]
 """The bytes before the attributes in every fuse_attr_out."""
 ABSENT = abi.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, *[0] * 18)
 """The answer that lets the kernel cache the absence of a name."""
+WITHOUT_NODE = bytes(abi.ENTRY_OUT.size)
+"""The entry of a listed name without a node, which does not count as a lookup. The kernel reads no more of it, and
+sends a LOOKUP when it needs the rest."""
 ALIGN = 8
 DT_OF_FILE_TYPE = (0, 8, 4, 2, 6, 1, 12, 10)
 """d_type by ext4's file type: unknown, regular, directory, character, block, FIFO, socket, symbolic link."""
@@ -53,7 +55,7 @@ def attr(found: Attributes, block_size: int) -> bytes:
     msec, mnsec = divmod(mtime, BILLION)
     csec, cnsec = divmod(ctime, BILLION)
     return abi.ATTR.pack(
-        ino, size, blocks, asec & LONG, msec & LONG, csec & LONG, ansec, mnsec, cnsec,
+        ino, size, blocks, asec, msec, csec, ansec, mnsec, cnsec,
         mode, nlink, uid, gid, kernel_device(rdev) if rdev else 0, block_size, 0,
     )  # fmt: skip
 
@@ -69,11 +71,6 @@ def entry_out(found: Attributes, block_size: int) -> bytes:
         nodeid.encode(found.ino, found.generation), found.generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0
     )
     return head + attr(found, block_size)
-
-
-def nameless_entry(ino: int, d_type: int) -> bytes:
-    """Encode an entry without a node, which does not count as a lookup; a LOOKUP of the name returns the rest."""
-    return abi.ENTRY_OUT.pack(0, 0, 0, 0, 0, 0, ino, *[0] * 8, d_type << 12, *[0] * 6)
 
 
 def statx_out(found: Attributes, block_size: int, *, dax: bool) -> bytes:

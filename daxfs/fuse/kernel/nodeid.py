@@ -15,10 +15,14 @@ from daxfs.fuse.kernel.abi import ROOT_ID
 if TYPE_CHECKING:
     from daxfs.fs.pins import Pins
 
+GENERATION_SHIFT = 32
+NUMBER = (1 << GENERATION_SHIFT) - 1
+"""The bits of a node id that are the inode number."""
+
 
 def encode(ino: int, generation: int) -> int:
     """Return the node id of an inode."""
-    return ROOT_ID if ino == ROOT_INO else generation << 32 | ino
+    return ROOT_ID if ino == ROOT_INO else generation << GENERATION_SHIFT | ino
 
 
 def decode(node: int) -> int:
@@ -26,13 +30,12 @@ def decode(node: int) -> int:
 
     The node id may be old or forged. It is valid if `encode` makes it from this number and the inode's own generation.
     """
-    return ROOT_INO if node == ROOT_ID else node & 0xFFFFFFFF
+    return ROOT_INO if node == ROOT_ID else node & NUMBER
 
 
 def resolve(node: int, known: Pins) -> int | None:
     """Return the inode number of a node id that the kernel has looked up and not forgotten; None: it has not."""
-    ino = decode(node)
     if node == ROOT_ID:
-        return ino
-    generation = known.generation(ino)
-    return ino if generation is not None and encode(ino, generation) == node else None
+        return ROOT_INO
+    ino = node & NUMBER
+    return ino if known.generation(ino) == node >> GENERATION_SHIFT and ino != ROOT_INO else None

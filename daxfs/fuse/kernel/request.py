@@ -118,8 +118,8 @@ class Request:
 
     @property
     def ino(self) -> int:
-        """The inode number of the request's node."""
-        return self.ino_of(self.node)
+        """The inode number of the request's node; ESTALE as `ino_of`."""
+        return self.ino_of(self.longs[_NODE])
 
     def ino_of(self, node: int) -> int:
         """Convert a FUSE node id to an inode number; ESTALE if the kernel has not looked it up, or it is old."""
