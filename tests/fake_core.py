@@ -79,9 +79,9 @@ class FakeSteps:
 
         return in_steps
 
-    def readdir(self, directory: SimpleNamespace, cookie: int) -> Steps[list[DirEntry]]:
+    def readdir(self, directory: SimpleNamespace, cookie: int, most: int | None = None) -> Steps[list[DirEntry]]:
         found = yield from self.__getattr__("readdir")(directory, cookie)
-        return list(found)
+        return list(found)[:most]
 
     def release(self, file: FakeFile) -> None:
         self._core.release(file)

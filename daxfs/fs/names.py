@@ -93,8 +93,8 @@ def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
         yield DirEntry(*entry)
 
 
-def listing(volume: Volume, ino: int, cookie: int) -> Steps[list[DirEntry]]:
-    """Return the first names strictly after ``cookie``, some hundred at most; none only if there are none.
+def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> Steps[list[DirEntry]]:
+    """Return the first names strictly after ``cookie``: ``most``, or some hundred; none only if there are none.
 
     Other steps than the last one found only blocks of the directory from which all names were removed.
     """
@@ -102,7 +102,7 @@ def listing(volume: Volume, ino: int, cookie: int) -> Steps[list[DirEntry]]:
     while following is not None:
         found, following = directories.portion(volume.view, read_directory_inode(volume, ino), following)
         if found:
-            return list(map(DirEntry._make, found))
+            return list(map(DirEntry._make, found[:most]))
         if following is not None:
             yield
     return []

@@ -429,10 +429,13 @@ def seek(volume: Volume, file: OpenFile, offset: int, whence: int) -> Steps[int]
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise FsError(errno.EINVAL)
     node = file.node
+    for_data = whence == os.SEEK_DATA
+    run = node.map.find(offset) if node.map is not None and 0 <= offset < node.size else None
+    if run is not None and not run[3] and (for_data or run[1] >= node.size):
+        return offset if for_data else node.size
     require_regular(inodes.read(volume.view, file.ino))
     if not 0 <= offset < node.size:
         raise FsError(errno.ENXIO)
-    for_data = whence == os.SEEK_DATA
     bits = volume.block_bits
     lblk = offset >> bits
     while True:

@@ -93,12 +93,12 @@ class Stepwise:
         return ranges.seek(self.volume, file, offset, whence)
 
     @in_steps
-    def readdir(self, directory: OpenDirectory, cookie: int = 0) -> Steps[list[DirEntry]]:
-        """Return the first names strictly after ``cookie``, some hundred at most; none only if there are none."""
+    def readdir(self, directory: OpenDirectory, cookie: int = 0, most: int | None = None) -> Steps[list[DirEntry]]:
+        """Return the first names strictly after ``cookie``: ``most``, or some hundred; none only if there are none."""
         node = directory.node
         if node.atime_due:
             node.accessed()
-        return names.listing(self.volume, directory.ino, cookie)
+        return names.listing(self.volume, directory.ino, cookie, most)
 
     @in_steps
     def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> Steps[int]:

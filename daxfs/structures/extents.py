@@ -588,7 +588,7 @@ def remove(
             work += 1
             continue
         cut = _within(w, at, first, None if limit is None else limit - work)
-        if limit is not None:
+        if limit is not None and len(cut) > 1:
             cut = _few_groups(tx, cut, reserved - tx.reserved_credits)
         if not cut:
             done = True
@@ -613,6 +613,11 @@ def remove(
 
 def _within(w: memoryview, at: int, first: int, limit: int | None) -> list[Extent]:
     """Return the leaf's entries from ``at`` down that have blocks from ``first`` on: up to ``limit``, at least one."""
+    if at < 0:
+        return []
+    if w[3 * at + 3] <= first:
+        only = format_.leaf(w, at)
+        return [only] if only.lblk + only.length > first else []
     end = at + 1
     begin = max(bisect_right(w[3 : 3 + 3 * end : 3], first) - 1, 0)
     if limit is not None:
@@ -652,6 +657,12 @@ def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
 
 def _free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: int, metadata: bool) -> None:
     """Free the blocks of extents (in descending order) that lie in ``first`` to ``last``."""
+    if len(cut) == 1:
+        lblk, pblk, length, _ = check_bounds(tx, inode, cut[0])
+        begin, end = max(lblk, first), min(lblk + length, last + 1)
+        blocks.free(tx, pblk + begin - lblk, end - begin, metadata=metadata)
+        inodes.add_blocks(inode, begin - end, tx.geometry)
+        return
     limit = tx.geometry.blocks_count
     runs = []
     for extent in cut:

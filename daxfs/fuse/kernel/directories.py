@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PLUS_AT_ONCE = 100
 """The most names with attributes in one answer: reading an inode takes longer than reading a name."""
 
+SMALLEST = len(encoding.dirent(0, 0, 0, b"."))
 DOTS = (b".", b"..")
 
 
@@ -46,18 +47,22 @@ def fsyncdir(connection: Connection, request: Request) -> bytes:
     return b""
 
 
-def listing(connection: Connection, request: Request, encode: Callable[[list[DirEntry], int], bytes]) -> Answer:
+def listing(
+    connection: Connection, request: Request, head: int, encode: Callable[[list[DirEntry], int], bytes]
+) -> Answer:
     """Answer with the names after a cookie, as ``encode`` puts them into as many bytes as the kernel has room for.
 
-    One answer has some hundred names at most, whatever room there is: others wait meanwhile.
+    Each takes ``head`` bytes beside its fuse_dirent. One answer has some hundred names at most, whatever room there is:
+    others wait meanwhile.
     """
     given = request.arguments(abi.READ_IN)
     core, ino = connection.core, request.ino
+    most = given.size // (head + SMALLEST) + 1
 
     def steps() -> Steps[list[DirEntry]]:
         directory = core.opendir(ino)
         try:
-            return (yield from core.steps.readdir(directory, given.offset))
+            return (yield from core.steps.readdir(directory, given.offset, most))
         finally:
             core.releasedir(directory)
 
@@ -80,7 +85,7 @@ def readdir(connection: Connection, request: Request) -> Answer:
     def encode(found: list[DirEntry], room: int) -> bytes:
         return b"".join(entry for _, entry in fitting(found, room, 0))
 
-    return listing(connection, request, encode)
+    return listing(connection, request, 0, encode)
 
 
 def readdirplus(connection: Connection, request: Request) -> Answer:
@@ -97,7 +102,7 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
         pinned: list[Attributes] = []
         for name, entry in fitting(found[:PLUS_AT_ONCE], room, abi.ENTRY_OUT.size):
             known = generation(name.ino) is not None or name.name in DOTS
-            parts += (encoding.WITHOUT_NODE if known else entry_of(connection, name, pinned), entry)
+            parts += (without_node(name) if known else entry_of(connection, name, pinned), entry)
         for inode in pinned:
             core.pin(inode)
 
@@ -108,7 +113,12 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
         request.undo = undo
         return b"".join(parts)
 
-    return listing(connection, request, encode)
+    return listing(connection, request, abi.ENTRY_OUT.size, encode)
+
+
+def without_node(found: DirEntry) -> bytes:
+    """Return fuse_entry_out of a name without its node."""
+    return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
 
 
 def entry_of(connection: Connection, found: DirEntry, pinned: list[Attributes]) -> bytes:
@@ -120,7 +130,7 @@ def entry_of(connection: Connection, found: DirEntry, pinned: list[Attributes]) 
         inode = connection.core.getattr(found.ino)
     except FsError as error:
         logs.unanswered(f"inode {found.ino}", error)
-        return encoding.WITHOUT_NODE
+        return without_node(found)
     pinned.append(inode)
     return connection.entry(inode)
 

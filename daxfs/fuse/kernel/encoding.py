@@ -7,6 +7,7 @@ what an operation changes.
 from __future__ import annotations
 
 import os
+from struct import Struct
 
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_NODUMP_FL
 from daxfs.fs.types import Attributes, StatFs
@@ -29,9 +30,7 @@ ATTR_VALID = abi.ATTR_OUT.pack(CACHE_SECONDS, *[0] * 17)[: -abi.ATTR.size]
 """The bytes before the attributes in every fuse_attr_out."""
 ABSENT = abi.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, *[0] * 18)
 """The answer that lets the kernel cache the absence of a name."""
-WITHOUT_NODE = bytes(abi.ENTRY_OUT.size)
-"""The entry of a listed name without a node, which does not count as a lookup. The kernel reads no more of it, and
-sends a LOOKUP when it needs the rest."""
+_nameless = Struct(f"={abi.ENTRY_HEAD.size}xQ52xI24x").pack  # ino mode
 ALIGN = 8
 DT_OF_FILE_TYPE = (0, 8, 4, 2, 6, 1, 12, 10)
 """d_type by ext4's file type: unknown, regular, directory, character, block, FIFO, socket, symbolic link."""
@@ -71,6 +70,11 @@ def entry_out(found: Attributes, block_size: int) -> bytes:
         nodeid.encode(found.ino, found.generation), found.generation, CACHE_SECONDS, CACHE_SECONDS, 0, 0
     )
     return head + attr(found, block_size)
+
+
+def nameless_entry(ino: int, d_type: int) -> bytes:
+    """Encode an entry without a node, which does not count as a lookup; a LOOKUP of the name returns the rest."""
+    return _nameless(ino, d_type << 12)
 
 
 def statx_out(found: Attributes, block_size: int, *, dax: bool) -> bytes:

@@ -34,8 +34,9 @@ class Work:
         *,
         shortens: bool = False,
         patience: float = math.inf,
+        seconds: float = 0.0,
     ) -> None:
-        """Describe an operation that has not begun.
+        """Describe an operation.
 
         Args:
             steps: the operation.
@@ -43,18 +44,19 @@ class Work:
             changes: see above.
             shortens: see above.
             patience: seconds of its own after which the operation is shortened.
+            seconds: how long the steps took that were done already.
         """
         self.message = b""
         self.opcode = 0
         self.unique = 0
         self.changes = changes
         self.shortens = shortens
-        self.seconds = 0.0
+        self.seconds = seconds
         self.result: Any = None
         self._steps = steps
         self._answer = answer
         self._patience = patience
-        self._shortened = False
+        self._shortened = seconds >= patience
 
     def run(self, seconds: float, disturbed: Callable[[], object] = bool) -> bool:
         """Run steps for about ``seconds``, one at least; return whether the operation has ended.
