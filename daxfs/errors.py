@@ -145,7 +145,23 @@ class MissingMemory(FsError):
     """A load or a store met memory of the pool that is not there.
 
     EIO: the medium failed, or the pool's file was cut. ENOSPC: the file has a hole that its file system can't fill.
+
+    Attributes:
+        offset: where in the pool the memory is missing, in bytes; None: not known.
+        of_data: it holds data of a file. Otherwise it holds metadata, as far as is known.
+        in_change: an operation that changes the volume needed it.
     """
+
+    def __init__(self, number: int, message: str = "", offset: int | None = None) -> None:
+        super().__init__(number, message)
+        self.offset = offset
+        self.of_data = False
+        self.in_change = False
+
+    @property
+    def stops_change(self) -> bool:
+        """Whether a change failed because its metadata is missing; what lacks only room in a file system is not."""
+        return self.errno == errno.EIO and self.in_change and not self.of_data
 
 
 class BadMemory(MissingMemory):

@@ -7,6 +7,8 @@ Source: ``struct ext4_super_block`` in fs/ext4/ext4.h.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.features import Compat, Incompat, RoCompat, names
@@ -21,6 +23,11 @@ EXT4_ERROR_FS = 0x0002
 
 # s_flags
 EXT2_FLAGS_UNSIGNED_HASH = 0x0002
+
+# s_errors
+EXT4_ERRORS_CONTINUE = 1
+EXT4_ERRORS_RO = 2
+EXT4_ERRORS_PANIC = 3
 
 # s_default_mount_opts
 EXT4_DEFM_DEBUG = 0x0001
@@ -39,6 +46,7 @@ EXT4_DEFM_NODELALLOC = 0x0800
 
 # s_first_error_errcode, s_last_error_errcode
 EXT4_ERR_UNKNOWN = 1
+EXT4_ERR_EIO = 2
 EXT4_ERR_EFSCORRUPTED = 5
 
 DEFAULT_MOUNT_OPTIONS = {
@@ -70,6 +78,26 @@ _MAX_LOG_BLOCK_SIZE = 6
 _CHECKSUM_OFFSET = 0x3FC
 _64BIT = int(Incompat.bit64)
 _METADATA_CSUM = int(RoCompat.metadata_csum)
+
+
+class RecordedError(NamedTuple):
+    """The first or the last fault that a mount has recorded (``s_first_error_*``, ``s_last_error_*``).
+
+    Attributes:
+        when: seconds since the epoch.
+        errcode: one of ``EXT4_ERR_*``; 0: the kernel did not say.
+        where: the function that found the fault; from daxfs the kind of damage, or ``missing memory``.
+        line: the line in that function's file, or 0.
+        ino: the inode that has the fault, or 0.
+        block: the block that has the fault, or 0.
+    """
+
+    when: int
+    errcode: int
+    where: str
+    line: int
+    ino: int
+    block: int
 
 
 class Superblock(Record):
@@ -316,6 +344,26 @@ class Superblock(Record):
         """Store the checksum, if the file system has metadata_csum."""
         if self.s_feature_ro_compat & _METADATA_CSUM:
             self.s_checksum = self.computed_checksum()
+
+    @property
+    def first_error(self) -> RecordedError | None:
+        """The first fault since e2fsck has cleared the record; None: there was none."""
+        return self._recorded("first")
+
+    @property
+    def last_error(self) -> RecordedError | None:
+        """The last fault, as `first_error`."""
+        return self._recorded("last")
+
+    def _recorded(self, which: str) -> RecordedError | None:
+        when = getattr(self, f"{which}_error_time")
+        if not when:
+            return None
+        errcode, function, line, ino, block = (
+            getattr(self, f"s_{which}_error_{name}") for name in ("errcode", "func", "line", "ino", "block")
+        )
+        where = bytes(function).split(b"\0", 1)[0].decode(errors="replace")
+        return RecordedError(when, errcode, where, line, ino, block)
 
     def record_error(self, when: int, errcode: int, where: str, *, line: int = 0, ino: int = 0, block: int = 0) -> None:
         """Record a fault as the kernel does (``ext4_update_super``), so that e2fsck runs and dumpe2fs shows the fault.

@@ -41,7 +41,9 @@ def good_end(volume: Volume, begin: int, end: int, delta: int) -> int:
 
 def error(volume: Volume, node: Node, offset: int) -> BadMemory:
     """The error of a request that needs the bad memory at byte ``offset`` of a file."""
-    return BadMemory(f"{volume.pool.path}: inode {node.ino} has bad memory at offset {offset}")
+    found = BadMemory(f"{volume.pool.path}: inode {node.ino} has bad memory at offset {offset}")
+    found.of_data = True
+    return found
 
 
 def make_writable(volume: Volume, node: Node, offset: int, data: memoryview, caller: Caller) -> int:

@@ -100,6 +100,7 @@ def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset
     if not parts:
         return put_hole(volume, target, offset, hole), ranges.BYTES_PER_STEP
     content = parts[0] if len(parts) == 1 else b"".join(parts)
+    volume.finish_copy()
     cost = COST_OF_PIECE * len(parts)
     if data.is_written_run(target.node, offset, offset + len(content)):
         written = data.write(volume, target, offset, content)

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from daxfs.errors import BadMemory, FsError
+from daxfs.errors import BadMemory, FsError, MissingMemory
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import badmemory
 from daxfs.fs.change import Change
@@ -206,9 +206,14 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
         mapped = node.map or load_map(volume, node)
         run = mapped.find(offset) if mapped is not None else None
         if run is not None and end <= run[1] and not run[3]:
-            volume.pool.write(offset + run[2], data)
+            try:
+                volume.pool.write(offset + run[2], data)
+            except MissingMemory as error:
+                error.of_data = True  # the map was at hand, so no metadata was read
+                raise
             node.overwritten()
             return size
+    volume.finish_copy()
     return write_slowly(volume, file, offset, data)
 
 

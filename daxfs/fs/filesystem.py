@@ -3,8 +3,8 @@
 `FileSystem` works on inode numbers and names in bytes, synchronously; each call is one whole operation. The FUSE
 sessions call it, and any program may (`paths.py` adds paths and file objects; `stepwise.py` offers long operations in
 steps). The decorators of `operations.py` add
-what all operations share: damage is recorded and makes the volume read-only, an operation that finds the pool full runs
-once more after space was reclaimed, and with ``sync`` every change is durable when the call returns.
+what all operations share: bad metadata is recorded and may make the volume read-only, an operation that finds the pool
+full runs once more after space was reclaimed, and with ``sync`` every change is durable when the call returns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from daxfs.fs import (
 from daxfs.fs import (
     attributes,
     badmemory,
+    damage,
     data,
     flags,
     label,
@@ -51,6 +52,7 @@ from daxfs.fs.types import (
     FsXattr,
     Grant,
     LeaseRequest,
+    MetadataErrors,
     Options,
     PoolIdentity,
     SetAttributes,
@@ -402,7 +404,7 @@ class FileSystem:
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)
         except BaseException as error:
-            raise failure(self.volume, error, explained=True)  # noqa: B904 (it is the same error as a rule)
+            raise failure(self.volume, error, explained=True, change=True)  # noqa: B904 (the same error as a rule)
         if self.volume.sync_due:
             self.volume.finish()
         elif file.durable:
@@ -585,6 +587,11 @@ class FileSystem:
         """Whether nothing can be changed: mounted read-only, damaged, aborted, or owned by another program."""
         return self.volume.read_only
 
+    @reading
+    def metadata_errors(self) -> MetadataErrors:
+        """Return the errors of metadata that the superblock records, and what this mount does about one."""
+        return damage.recorded(self.volume)
+
     def find_groups_by(self, groups_of: Callable[[Caller], frozenset[int]]) -> None:
         """Set the function that finds a caller's supplementary groups, called if they decide about reserved blocks."""
         self.volume.groups_of = groups_of
@@ -604,6 +611,7 @@ class FileSystem:
             if volume.pool.bad:
                 badmemory.retire(volume)
             volume.tick()
+            damage.report_commits(volume)
         self.grants.reclaim()
 
     def look_for_owners(self) -> None:

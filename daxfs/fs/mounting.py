@@ -19,7 +19,7 @@ from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import badmemory, outside, recovery_flag, removal
+from daxfs.fs import badmemory, damage, outside, recovery_flag, removal
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
@@ -134,6 +134,7 @@ def mount(pool: Pool, options: Options) -> Volume:
         mend_log(pool, geometry, area)
         recovery.wipe(pool, geometry, area)
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
+    damage.note_panic(pool.path, sb, options)
     protect_log(volume, area)
     mark_in_use(volume, recount=not was_clean)
     if report is not None and report.errno:
@@ -315,6 +316,7 @@ def unmount(volume: Volume) -> None:
         retire_bad_blocks(volume)
     outside.take_over(volume)
     journal.commit()
+    damage.report_commits(volume)
     if grants.stale or (volume.lives.nameless and not volume.read_only):
         # Not clean: the next mount or check must look for stale clients, and for orphans as after a crash.
         return
@@ -323,7 +325,7 @@ def unmount(volume: Volume) -> None:
 
 def retire_bad_blocks(volume: Volume) -> None:
     """Have the format keep what is free from use that is known to be bad; a mount neither fails nor stays for it."""
-    if not volume.pool.bad:
+    if volume.read_only or not volume.pool.bad:
         return
     try:
         volume.commit()  # what it frees may be bad

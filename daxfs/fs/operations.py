@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory
-from daxfs.fs import mounting
+from daxfs.fs import damage, mounting
 from daxfs.fs.grants import waiting
 from daxfs.fs.steps import Steps
 
@@ -32,36 +32,60 @@ R = TypeVar("R")
 S = TypeVar("S", bound=HasVolume)
 
 
-def failure(volume: Volume, error: BaseException, *, explained: bool = False) -> BaseException:
-    """Return the error that an operation ends with when it met ``error``, and record damage.
+def failure(volume: Volume, error: BaseException, *, explained: bool = False, change: bool = False) -> BaseException:
+    """Return the error that an operation ends with when it met ``error``, and report bad metadata (`damage`).
 
     An operation that met missing memory has read zeros. It ends with that error, whatever it made of the zeros, unless
-    ``error`` is no error but ends the program (KeyboardInterrupt). ``explained``: the log explains a full pool.
+    ``error`` is no error but ends the program (KeyboardInterrupt).
+
+    Args:
+        volume: of the operation.
+        error: what it met.
+        explained: the log explains a full pool.
+        change: the operation changes the volume.
     """
     if volume.faults[0]:
         missing = volume.lost_memory()
-        return missing if isinstance(error, Exception) else error
-    if isinstance(error, MissingMemory) and not isinstance(error, BadMemory):
+        if not isinstance(error, Exception):
+            return error
+        error = missing
+    elif isinstance(error, MissingMemory) and not isinstance(error, BadMemory):
         volume.forget_content()
+    if isinstance(error, MissingMemory):
+        damage.report_missing(volume, error, change=change)
     elif isinstance(error, Corrupt):
-        volume.report(error)
+        damage.report(volume, error)
     elif explained and isinstance(error, FsError) and error.errno == errno.ENOSPC:
         waiting.explain_full(mounting.grants_of(volume))
     return error
 
 
-def guarded(method: Callable[Concatenate[S, P], R], *, explained: bool = False) -> Callable[Concatenate[S, P], R]:
-    """Wrap an operation so that it ends with `failure` if it met an error or missing memory."""
+def lost(volume: Volume, *, change: bool) -> MissingMemory:
+    """Return the error of an operation that seemed to succeed and met missing memory, as `failure`."""
+    error = volume.lost_memory()
+    damage.report_missing(volume, error, change=change)
+    return error
+
+
+def guarded(
+    method: Callable[Concatenate[S, P], R], *, explained: bool = False, change: bool = False
+) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation so that it ends with `failure` if it met an error or missing memory.
+
+    A change does not begin while a copy of data has met missing memory that is not settled: that is not its error.
+    """
 
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         volume = self.volume
+        if change:
+            volume.finish_copy()
         try:
             result = method(self, *args, **kwargs)
         except BaseException as error:
-            raise failure(volume, error, explained=explained)  # noqa: B904 (it is the same error as a rule)
+            raise failure(volume, error, explained=explained, change=change)  # noqa: B904 (the same error as a rule)
         if volume.faults[0]:
-            raise volume.lost_memory()
+            raise lost(volume, change=change)
         return result
 
     return cast("Callable[Concatenate[S, P], R]", operation)
@@ -99,12 +123,12 @@ def changing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, 
     def retried(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.volume.reclaimers.retrying(method, self, *args, **kwargs)
 
-    return finished(guarded(cast("Callable[Concatenate[S, P], R]", retried), explained=True))
+    return finished(guarded(cast("Callable[Concatenate[S, P], R]", retried), explained=True, change=True))
 
 
 def piecewise(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
-    return finished(guarded(method, explained=True))
+    return finished(guarded(method, explained=True, change=True))
 
 
 def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concatenate[S, P], Steps[R]]:
@@ -114,10 +138,22 @@ def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concaten
     to the operation that runs, so between steps it is put aside. Steps also commit in time, so that no commit is so
     large that others wait for it.
     """
+    return _guarded_steps(method, change=False)
 
+
+def changing_in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concatenate[S, P], Steps[R]]:
+    """Wrap an operation as `in_steps` does that changes the volume in any case."""
+    return _guarded_steps(method, change=True)
+
+
+def _guarded_steps(
+    method: Callable[Concatenate[S, P], Steps[R]], *, change: bool
+) -> Callable[Concatenate[S, P], Steps[R]]:
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> Steps[R]:
         volume = self.volume
+        if change:
+            volume.finish_copy()
         steps = method(self, *args, **kwargs)
         thrown: BaseException | None = None
         try:
@@ -131,7 +167,7 @@ def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concaten
                     result: R = end.value
                     break
                 if volume.faults[0]:
-                    raise volume.lost_memory()
+                    raise lost(volume, change=change)
                 volume.bound_commit()
                 due, volume.sync_due = volume.sync_due, volume.options.sync
                 thrown = None
@@ -141,13 +177,13 @@ def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concaten
                     thrown = error
                 volume.sync_due = due or volume.options.sync
             if volume.faults[0]:
-                raise volume.lost_memory()
+                raise lost(volume, change=change)
         except GeneratorExit:
             steps.close()
             raise
         except BaseException as error:
             steps.close()
-            raise failure(volume, error, explained=True)  # noqa: B904 (it is the same error as a rule)
+            raise failure(volume, error, explained=True, change=change)  # noqa: B904 (it is the same error as a rule)
         volume.finish()
         return result
 

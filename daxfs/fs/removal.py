@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from daxfs.errors import MissingMemory
-from daxfs.fs import data
+from daxfs.fs import damage, data
 from daxfs.fs.steps import Steps, finish
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes, mapping, orphans, xattrs
@@ -134,7 +134,7 @@ def recover(volume: Volume) -> None:
             lives.found_listed(ino, nameless=nameless)
             if nameless:
                 collect(volume, ino)
-            else:
+            elif not volume.read_only:
                 while not data.cut_step(volume, ino):
                     pass
     note_cleaned(sum(ino not in lives.nameless for ino in found))
@@ -144,6 +144,8 @@ def free_nameless(volume: Volume) -> None:
     """Free all inodes without a name, and finish abandoned cuts: the mount ends, and nobody has them open."""
     free_rest(volume)
     for ino in tuple(volume.lives.nameless):
+        if volume.read_only:
+            break
         with unless_missing(volume, ino):
             free(volume, ino)
 
@@ -157,3 +159,4 @@ def unless_missing(volume: Volume, ino: int) -> Iterator[None]:
     except MissingMemory as error:
         volume.forget_content()
         log.error("inode %d stays on the orphan list: %s", ino, error.strerror)
+        damage.report_missing(volume, error, change=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.fs import attributes, batches, copying, data, mounting, names, ranges, removal, trim
 from daxfs.fs.grants import requests
-from daxfs.fs.operations import in_steps, maintaining
+from daxfs.fs.operations import changing_in_steps, in_steps, maintaining
 from daxfs.fs.steps import Steps
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Stepwise:
             file.append = False
         return file
 
-    @in_steps
+    @changing_in_steps
     def setattr(self, ino: int, changes: SetAttributes, caller: Caller) -> Steps[Attributes]:
         """Change attributes: a truncate is in steps."""
         volume = self.volume
@@ -51,7 +51,7 @@ class Stepwise:
         finally:
             removal.begin(volume, ino)
 
-    @in_steps
+    @changing_in_steps
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
     ) -> Steps[None]:
@@ -61,7 +61,7 @@ class Stepwise:
             names.rename, volume, parent, name, new_parent, new_name, flags, caller
         )
 
-    @in_steps
+    @changing_in_steps
     def fallocate(
         self, file: OpenFile, mode: int, offset: int, length: int, caller: Caller | None = None
     ) -> Steps[None]:
@@ -70,7 +70,7 @@ class Stepwise:
         if file.durable:
             data.make_durable(self.volume, file)
 
-    @in_steps
+    @changing_in_steps
     def copy_range(
         self,
         source: OpenFile,
@@ -135,7 +135,7 @@ class Stepwise:
         """Whether `freeing` has something to do."""
         return removal.unfinished(self.volume)
 
-    @in_steps
+    @changing_in_steps
     def freeing(self) -> Steps[None]:
         """Free what `release`, `unpin` and leases that ended have left to free, until nothing is left."""
         return removal.freeing(self.volume)

@@ -14,6 +14,7 @@ from daxfs.protocol import GrantedExtent
 from daxfs.runs import ByteRange
 
 if TYPE_CHECKING:
+    from daxfs.ext4.superblock import RecordedError
     from daxfs.journal.journal import Statistics as JournalStatistics
 
 ROOT_INO = 2
@@ -218,6 +219,25 @@ class RenameFlags(IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataErrors:
+    """The errors of metadata that the superblock records.
+
+    Attributes:
+        count: faults since e2fsck has cleared the record.
+        first: the first of them; None: there was none.
+        last: the last of them.
+        behaviour: what the mount does about one: ``continue`` or ``remount-ro``.
+        stopped: the volume was mounted for writing, and an error has made it read-only.
+    """
+
+    count: int
+    first: RecordedError | None
+    last: RecordedError | None
+    behaviour: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """The options of a mount.
 
@@ -233,6 +253,8 @@ class Options:
         grpid: new files take their directory's group; None: as the superblock says.
         resuid: the user that may take reserved blocks, beside the superuser; None: as the superblock says.
         resgid: the group that may take reserved blocks; 0: no group; None: as the superblock says.
+        errors: ``continue`` or ``remount-ro``, what an error of metadata does to the volume (`daxfs.fs.damage`); None:
+            as the superblock says.
     """
 
     read_only: bool = False
@@ -246,3 +268,4 @@ class Options:
     grpid: bool | None = None
     resuid: int | None = None
     resgid: int | None = None
+    errors: str | None = None

@@ -1,7 +1,7 @@
 """A mounted pool: what the operations of this layer share.
 
 The volume owns the journal, the nodes and the mount options. It opens handles, keeps times that wait for the commit,
-records corruption and becomes read-only after it. Operations live in the sibling modules and take the volume first;
+and can become read-only. Operations live in the sibling modules and take the volume first;
 `mounting.py` makes and unmakes volumes. Nothing here knows names or data.
 """
 
@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from daxfs.errors import Corrupt, FsError, MissingMemory
+from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.features import RoCompat
 from daxfs.ext4.inode import EXT4_DIRSYNC_FL, EXT4_EXTENTS_FL, EXT4_SYNC_FL
-from daxfs.ext4.superblock import EXT4_ERR_EFSCORRUPTED
 from daxfs.fs import defaults
 from daxfs.fs.lifetimes import Lifetimes
 from daxfs.fs.nodes import MAX_LAZY, Nodes
@@ -140,9 +139,9 @@ class Volume:
 
     def privileged(self, caller: Caller) -> bool:
         """Return whether the caller may take reserved blocks (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""
-        _, uid, gid = self.defaults
-        if caller.uid in (0, uid):
+        if caller.uid in (0, self.defaults.reserve_uid):
             return True
+        gid = self.defaults.reserve_gid
         return gid != 0 and (caller.gid == gid or gid in self.groups_of(caller))
 
     def retrying(self, operation: Callable[Concatenate[Volume, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -254,21 +253,6 @@ class Volume:
         self.staging.check()
         assert all(self.nodes.is_open(ino) for ino in self.staging.by_ino)
 
-    def report(self, error: Corrupt) -> None:
-        """Record damage in the superblock's error fields and become read-only (errors=remount-ro)."""
-        if self.read_only or self._journal is None:
-            log.error("%s; run: daxfs check -y %s", error.strerror, self.pool.path)
-            return
-        log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", error.strerror, self.pool.path)
-        self.nodes.give_up_times()
-        try:
-            with self._journal.handle(2) as tx:
-                tx.edit_superblock().record_error(int(time.time()), EXT4_ERR_EFSCORRUPTED, error.kind)
-            self._journal.commit()
-        except FsError as failed:
-            log.error("%s: the damage could not be recorded: %s", self.pool.path, failed.strerror)
-        self._only_read()
-
     @property
     def interrupted(self) -> bool:
         """Whether an unexpected exception has interrupted a change."""
@@ -281,9 +265,10 @@ class Volume:
         return error
 
     def finish_copy(self) -> None:
-        """End a copy out of the pool's memory: EIO if it met memory that is missing. Holes of the file are zeros."""
+        """End a copy of files' data out of the pool: EIO if memory is missing. Holes of the pool's file are zeros."""
         if self.faults[0]:
             error = self.lost_memory()
+            error.of_data = True
             if error.errno != errno.ENOSPC:
                 raise error
 
@@ -304,7 +289,7 @@ class Volume:
         """Stop the journal after an unexpected error: what is not committed never will be."""
         if self._journal is not None and not self.read_only:
             self._journal.abort(error)
-        self._only_read()
+        self.stop_changes()
 
     def disown(self, owner: str) -> None:
         """Stop storing in a pool that another program changes now, after a last word to clients.
@@ -322,10 +307,10 @@ class Volume:
             self.nodes.give_up_times()
             self._journal.abort(record=False)
         self.notifier.end_all_epochs()
-        self._only_read()
+        self.stop_changes()
 
-    def _only_read(self) -> None:
-        """Become read-only; clients that may store must ask again."""
+    def stop_changes(self) -> None:
+        """Become read-only, until the volume is unmounted; clients that may store must ask again."""
         self._allow_changes(False)
         self.notifier.bump_all_epochs()
 

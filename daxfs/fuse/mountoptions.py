@@ -62,6 +62,8 @@ class MountOptions:
         grpid: new files take the group of their directory; None: as the superblock says.
         resuid: the user that may take reserved blocks; None: as the superblock says.
         resgid: the group that may take reserved blocks; None: as the superblock says.
+        errors: what an error of metadata does to the volume, ``continue`` or ``remount-ro``; None: as the superblock
+            says.
         flags: MS_* of mount(2) that the kernel alone acts on.
         kernel: further options for the kernel (SELinux contexts).
         session: ``kernel`` (our own) or ``pyfuse3``.
@@ -85,6 +87,7 @@ class MountOptions:
     grpid: bool | None = None
     resuid: int | None = None
     resgid: int | None = None
+    errors: str | None = None
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     flags: int = 0
     kernel: tuple[str, ...] = ()
@@ -126,6 +129,7 @@ class MountOptions:
             resgid=self.resgid,
             mountpoint=mountpoint,
             dax=self.dax,
+            errors=self.errors,
         )
 
     def listed(self) -> list[str]:
@@ -139,6 +143,7 @@ class MountOptions:
             "sync" if self.sync else "async",
             self.atime,
             *([] if self.directory_atime else ["nodiratime"]),
+            *([] if self.errors is None else [f"errors={self.errors}"]),
             *([] if self.grpid is None else ["grpid" if self.grpid else "nogrpid"]),
             *([] if self.resuid is None else [f"resuid={self.resuid}"]),
             *([] if self.resgid is None else [f"resgid={self.resgid}"]),

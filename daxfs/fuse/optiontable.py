@@ -201,6 +201,12 @@ OPTIONS: tuple[Option, ...] = (
     _served(
         "resgid=N", "this group may use the reserved blocks (tune2fs -g); 0 is no group", _number("resgid"), live=True
     ),
+    _served(
+        "errors=continue|remount-ro",
+        "damaged metadata, or bad memory below metadata that a change needs: go on, or become read-only (tune2fs -e)",
+        lambda found, value: replace(found, errors=value),
+        live=True,
+    ),
     _served("nosuid", "ignore set-id bits and capabilities of files", _raise_flags(mounts.MS_NOSUID), live=True),
     _served("suid", "set-id bits and capabilities work (default for root)", _clear_flags(mounts.MS_NOSUID), live=True),
     _served("nodev", "device files can't be opened", _raise_flags(mounts.MS_NODEV), live=True),
@@ -238,7 +244,6 @@ OPTIONS: tuple[Option, ...] = (
     _always("default_permissions", "the kernel checks modes and ACLs of files"),
     _always("acl", "the kernel checks the ACLs of files"),
     _always("user_xattr", "extended attributes of users work"),
-    _always("errors=remount-ro", "damage is recorded, and makes the volume read-only"),
     _always("data=ordered", "data is durable before the metadata that refers to it"),
     _always("barrier barrier=1", "each commit flushes and fences"),
     _always("nodelalloc", "blocks are allocated when they are written"),
@@ -250,7 +255,6 @@ OPTIONS: tuple[Option, ...] = (
     _always("block_validity", "each block number is checked before it is used"),
     _always("warn_on_error nowarn_on_error", "damage is logged once"),
     # Options of ext4 that make no difference to daxfs.
-    _without("errors=continue", "damage makes the volume read-only in any case: going on would spread it"),
     _without("data=writeback", "data is durable before metadata in any case"),
     _without("data_err=abort data_err=ignore", "data is stored in memory; a store does not fail late"),
     _without("discard", "free memory is not given back automatically; run fstrim"),

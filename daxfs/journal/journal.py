@@ -157,6 +157,7 @@ class Journal:
     Attributes:
         view: the newest state of the metadata.
         abort_hooks: called after an abort, which drops what handles have changed since the last commit.
+        lacked: the missing memory that the hooks of a commit met last and did without; None: all was there.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class Journal:
         """Make a journal on a commit writer; callers use `open`."""
         self.pool = pool
         self.abort_hooks: list[Callable[[], None]] = []
+        self.lacked: MissingMemory | None = None
         self._commit_hooks: list[tuple[Callable[[], object], Callable[[Handle], None]]] = []
         self._writer = writer
         self._transaction = Transaction()
@@ -446,7 +448,8 @@ class Journal:
         """
         try:
             self._run_due_hooks()
-        except MissingMemory:
+        except MissingMemory as error:
+            self.lacked = error
             self.view.caches.drop()
             self.view.forget_checks()
             self._run_due_hooks()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.journal.view import SUPERBLOCK_KEY, View
 
@@ -232,7 +232,11 @@ class Handle(View):
         self._touched.clear()
         # What is no error but ends the program, such as KeyboardInterrupt, stays what it is; the fault stays pending.
         if lost and (kind is None or issubclass(kind, Exception)):
-            raise self.pool.faults.settle() from error
+            missing = self.pool.faults.settle()
+            missing.in_change = True
+            raise missing from error
+        if isinstance(error, MissingMemory):
+            error.in_change = True
 
     # Blocks
 

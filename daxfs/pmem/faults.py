@@ -160,7 +160,7 @@ class MappedFaults(Faults):
         size = status.st_size
         past = region.file_offset + high - region.offset > size + -size % self._unit
         if past and stat.S_ISREG(status.st_mode):
-            return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use")
+            return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use", low)
         pages = [page - watch.begin for page in watch.pages[: watch.faults]]
         poisoned = [page for page in pages if not (self._has_hole(page) or self._lacks_room(page))]
         if self._unit <= mmap.PAGESIZE or not size:  # else hugetlbfs, where the system has run out of huge pages
@@ -168,7 +168,7 @@ class MappedFaults(Faults):
                 self._bad.add(page, page + 1)
         if not poisoned and (watch.faults <= guard.PAGES or self._has_hole(low) or self._lacks_room(low)):
             return no_room(self._path)
-        return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}")
+        return MissingMemory(errno.EIO, f"{self._path}: no memory behind offset {low}", low)
 
     def _has_hole(self, page: int) -> bool:
         """Whether a part of the page is a hole of the file: its file system may have blocks smaller than a page."""

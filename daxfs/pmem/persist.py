@@ -27,6 +27,7 @@ from daxfs.pmem import kinds
 from daxfs.pmem.address import address_of
 
 if TYPE_CHECKING:
+    from daxfs.errors import MissingMemory
     from daxfs.pmem.faults import Faults
 
 Buffer: TypeAlias = bytes | bytearray | memoryview  # of bytes: contiguous, format "B"
@@ -242,27 +243,33 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
 def guarded(operations: Operations, faults: Faults) -> Operations:
     """The same operations on memory that may be missing (`daxfs.pmem.faults`).
 
-    None of them stores anything while a fault is pending, and each raises the error of a fault that it met.
-    Each is written out: CPython specialises a call for the function that is called there, and one wrapper that all of
-    them share makes a 4 KiB write a tenth slower.
+    None of them stores anything while a fault is pending, and each raises the error of a fault that it met. What
+    `write` and `zero` themselves meet holds data of files, since only commits store metadata (docs/DESIGN.md, D1). Each
+    is written out: CPython specialises a call for the function that is called there, and one wrapper that all of them
+    share makes a 4 KiB write a tenth slower.
     """
     pending, settle = faults.pending, faults.settle
     store, clear, set_word = operations.write, operations.zero, operations.store_word
     write_back, drain = operations.flush, operations.fence
+
+    def settle_data() -> MissingMemory:
+        error = settle()
+        error.of_data = True
+        return error
 
     def write(offset: int, data: Buffer) -> None:
         if pending[0]:
             raise settle()
         store(offset, data)
         if pending[0]:
-            raise settle()
+            raise settle_data()
 
     def zero(offset: int, length: int) -> None:
         if pending[0]:
             raise settle()
         clear(offset, length)
         if pending[0]:
-            raise settle()
+            raise settle_data()
 
     def store_word(offset: int, value: int, size: int = 4) -> None:
         if pending[0]:

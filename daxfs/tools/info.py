@@ -12,6 +12,8 @@ from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
+from daxfs.fs.defaults import in_force
+from daxfs.fs.types import Options
 from daxfs.fuse import mounts
 from daxfs.pmem import persist
 from daxfs.pmem.kinds import read_mounts
@@ -22,6 +24,7 @@ from daxfs.tools.status import status
 
 VALID_FS = 1
 ERROR_FS = 2
+WITH_ERRORS = "with errors: run daxfs check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ class Info:
     Attributes:
         alignment: the unit of mappings of the pool.
         persistence: what a mount chooses by itself.
+        errors: errors of metadata since the last check; `first_error` and `last_error` are the fields of
+            `daxfs.ext4.superblock.RecordedError`.
+        on_errors: what such an error does to a mount: ``continue`` or ``remount-ro``.
         mount: the status of the mount, from its daemon (`daxfs.fuse.kernel.status`); empty without a mount.
     """
 
@@ -42,6 +48,9 @@ class Info:
     mountpoint: str
     state: str
     errors: int
+    first_error: dict[str, Any] | None
+    last_error: dict[str, Any] | None
+    on_errors: str
     label: str
     uuid: str
     block_size: int
@@ -93,7 +102,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
     sb, geometry, pool = found.superblock, found.geometry, found.pool
     journal, journal_size = _journal(found)
     state = _state(found, mountpoint)
-    answer = None
+    answer: tuple[dict[str, Any], int, int] | None = None
     if mountpoint:
         try:
             answer = ask(lambda: _facts(mountpoint))
@@ -101,6 +110,16 @@ def _gather(found: Reading, mountpoint: str) -> Info:
             state += ", but its daemon does not answer"
     # The pool has the numbers of the last commit; the mount's are newer.
     facts, free_blocks, free_inodes = answer or ({}, sb.free_blocks_count, sb.s_free_inodes_count)
+    errors: dict[str, Any] = facts.get("errors") or {
+        "count": sb.s_error_count,
+        "first": sb.first_error and sb.first_error._asdict(),
+        "last": sb.last_error and sb.last_error._asdict(),
+        "behaviour": in_force(sb, Options()).errors,
+    }
+    if errors["count"]:
+        state = WITH_ERRORS
+    if errors.get("stopped"):
+        state = "mounted, and read-only since an error: run daxfs umount, daxfs check"
     uuid = sb.s_uuid.hex()
     return Info(
         pool=pool.path,
@@ -110,7 +129,10 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         persistence=persist.choose(pool.path, pool.kind, None, read_only=True),
         mountpoint=mountpoint,
         state=state,
-        errors=sb.s_error_count,
+        errors=errors["count"],
+        first_error=errors["first"],
+        last_error=errors["last"],
+        on_errors=errors["behaviour"],
         label=sb.label,
         uuid="-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:])),
         block_size=geometry.block_size,
@@ -127,7 +149,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         reserved_for={"uid": sb.s_def_resuid, "gid": sb.s_def_resgid},
         mounts=sb.s_mnt_count,
         last_mounted=_text(sb.s_last_mounted),
-        last_written=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sb.s_wtime)) if sb.s_wtime else "",
+        last_written=_time(sb.s_wtime) if sb.s_wtime else "",
         features=list(sb.feature_names),
         unsupported=[
             *features.unsupported_incompat(sb.s_feature_incompat),
@@ -149,6 +171,19 @@ def _reserved_for(info: Info) -> str:
     return " and ".join(found)
 
 
+def _described(error: dict[str, Any] | None) -> str:
+    """Describe a recorded error of metadata in one line."""
+    if error is None:
+        return ""
+    line = f" (line {error['line']})" if error["line"] else ""
+    places = "".join(f", {kind} {error[key]}" for key, kind in (("ino", "inode"), ("block", "block")) if error[key])
+    return f"{_time(error['when'])}, {error['where']}{line}{places}"
+
+
+def _time(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def _text(field: bytes) -> str:
     return bytes(field).split(b"\0", 1)[0].decode(errors="replace")
 
@@ -157,7 +192,7 @@ def _state(found: Reading, mountpoint: str) -> str:
     """Describe the state of the file system in one phrase; ``needs_recovery`` is normal while it is mounted."""
     sb = found.superblock
     if sb.s_state & ERROR_FS or sb.s_error_count:
-        return "with errors: run daxfs check"
+        return WITH_ERRORS
     if mountpoint:
         return "mounted"
     if sb.s_feature_incompat & Incompat.needs_recovery:
@@ -190,7 +225,10 @@ def show(place: str, *, as_json: bool = False) -> None:
         "mounted on": info.mountpoint,
         "options": ",".join(info.mount.get("options", ())),
         "state": info.state,
+        "on errors": info.on_errors,
         "errors": str(info.errors) if info.errors else "",
+        "first error": _described(info.first_error),
+        "last error": _described(info.last_error) if info.errors > 1 else "",
         "label": info.label,
         "uuid": info.uuid,
         "blocks": f"{info.blocks} of {info.block_size} bytes, {info.reserved_blocks} reserved",

@@ -308,6 +308,8 @@ def _defaults(options: _Options, size: int, zero: bool) -> list[str]:
         arguments.append("-F")  # `_refuse_content` has made the checks for which mke2fs would ask
     if "-t" not in given:
         arguments += ["-t", "ext4"]
+    if "-e" not in given:
+        arguments += ["-e", "remount-ro"]
     if "-b" not in given:
         arguments += ["-b", str(block_size)]
     blocks = size // block_size

@@ -1,5 +1,7 @@
 """Poisoned pages of a pool: the operation that needs one gets EIO, the daemon lives, every other file can be read.
 
+A change that needs poisoned metadata makes a pool read-only that daxfs has made; poisoned data never does.
+
 Each case has a pool file of its own on a host file system with dax, since poison stays.
 """
 
@@ -85,6 +87,13 @@ def unreadable(root: Path) -> set[str]:
     return bad
 
 
+def changes_no_more(root: Path) -> bool:
+    """Whether a change fails with EROFS. It must succeed otherwise."""
+    error = error_of(lambda: (root / "file0").chmod(0o640))
+    assert error in (0, errno.EROFS), os.strerror(error)
+    return error == errno.EROFS
+
+
 def test_data(pool: Path) -> None:
     poison(pool, block_of(pool, "/file7", 1) * PAGE)
     with mounted(pool) as mount:
@@ -95,6 +104,9 @@ def test_data(pool: Path) -> None:
             assert os.pread(file.fileno(), PAGE, 2 * PAGE) == content("file7")[2 * PAGE :]
         (mount.place / "new").write_bytes(content("new"))
         assert (mount.place / "new").read_bytes() == content("new")
+        with (mount.place / "file7").open("r+b", buffering=0) as file:
+            assert error_of(lambda: os.pwrite(file.fileno(), b"a part", PAGE + 5)) == errno.EIO
+        assert not changes_no_more(mount.place)
         assert mount.daemon.poll() is None
 
 
@@ -104,6 +116,8 @@ def test_a_directory(pool: Path) -> None:
         assert unreadable(mount.place) == {"directory/inside", "directory/beside"}
         assert error_of(lambda: os.listdir(mount.place / "directory")) == errno.EIO
         assert len(os.listdir(mount.place)) == FILES + 2
+        assert not changes_no_more(mount.place), "nobody but readers has met it"
+        assert error_of((mount.place / "directory" / "new").mkdir) == errno.EIO
         assert mount.daemon.poll() is None
 
 
@@ -114,6 +128,8 @@ def test_the_inode_table(pool: Path) -> None:
         bad = unreadable(mount.place)
         assert "file20" in bad
         assert len(bad) <= 16
+        assert not changes_no_more(mount.place), "nobody but readers has met it"
+        assert error_of(lambda: (mount.place / "file20").rename(mount.place / "renamed")) == errno.EIO
         assert mount.daemon.poll() is None
 
 
@@ -122,8 +138,14 @@ def test_a_bitmap(pool: Path, name: str) -> None:
     poison(pool, shown(pool, "stats", rf"{name} bitmap at (\d+)") * PAGE)
     with mounted(pool) as mount:
         assert unreadable(mount.place) == set()
-        error = error_of(lambda: (mount.place / "new").write_bytes(content("new")))
-        assert error in (0, errno.EIO, errno.EROFS, errno.ENOSPC)
+        assert error_of(lambda: (mount.place / "new").write_bytes(content("new"))) == errno.EIO
+        assert changes_no_more(mount.place)
+        assert unreadable(mount.place) == set()
+        assert "the volume is read-only from now on" in mount.said()
+        assert mount.daemon.poll() is None
+    with mounted(pool, "errors=continue") as mount:
+        assert error_of(lambda: (mount.place / "new").write_bytes(content("new"))) == errno.EIO
+        assert not changes_no_more(mount.place)
         assert unreadable(mount.place) == set()
         assert mount.daemon.poll() is None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from daxfs.errors import PoolError
+from daxfs.errors import Corrupt, CorruptKind, PoolError
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.fs import damage
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from support import run
@@ -51,6 +53,13 @@ def place_of(path: Path, what: str) -> int:
     assert block
     assert size
     return int(block[1]) * int(size[1])
+
+
+def stopped_by_damage(fs: FileSystem) -> None:
+    """Have damage make the volume read-only."""
+    fs.volume.adopt(replace(fs.options, errors="remount-ro"))
+    damage.report(fs.volume, Corrupt(CorruptKind.INODE_NUMBER, "nowhere"))
+    assert fs.read_only
 
 
 def reshape(path: Path, **fields: int) -> None:

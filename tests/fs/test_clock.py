@@ -10,9 +10,10 @@ from daxfs.fs import clock
 from support import wait_a_tick
 
 ASKERS = {
+    "damage.py": {"time"},
     "mounting.py": {"time"},
     "removal.py": {"time"},
-    "volume.py": {"time", "monotonic"},
+    "volume.py": {"monotonic"},
 }
 """Modules that ask another clock: for whole seconds in the superblock and in i_dtime, and for the commit interval."""
 

@@ -45,6 +45,7 @@ READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
     "getxattr": lambda fs, ino, _file: fs.getxattr(ino, b"user.x"),
     "listxattr": lambda fs, ino, _file: fs.listxattr(ino),
     "statfs": lambda fs, _ino, _file: fs.statfs(),
+    "metadata_errors": lambda fs, _ino, _file: fs.metadata_errors(),
     "get_label": lambda fs, _ino, _file: fs.get_label(),
     "seek": lambda fs, _ino, file: fs.seek(file, 0, os.SEEK_HOLE),
     "describe": lambda fs, ino, _file: fs.describe(ino),

@@ -6,8 +6,9 @@ import errno
 from collections.abc import Callable
 
 import pytest
+from damage_rig import stopped_by_damage
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import FsError
 from daxfs.fs import ranges
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.nodes import MAX_LAZY
@@ -184,7 +185,7 @@ def test_times_that_waited_when_damage_was_met_are_given_up(open_fs: OpenFs) -> 
     fs.write(file, 0, b"x")
     fs.release(file)
     assert fs.getattr(file.ino) != before
-    fs.volume.report(Corrupt("test", "there is none"))
+    stopped_by_damage(fs)
     fs.check()
     assert fs.getattr(file.ino) == before
     assert not fs.volume.nodes.open

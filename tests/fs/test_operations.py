@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory
+from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError, MissingMemory
 from daxfs.fs import operations
 from daxfs.fs.reclaim import Reclaimers
 
@@ -16,6 +16,7 @@ DECORATORS: dict[str, Decorator] = {
     name: getattr(operations, name) for name in ("reading", "maintaining", "changing", "piecewise")
 }
 FINISHED = ("changing", "piecewise")
+REPORTED = {name: ["report lost"] if name in FINISHED else [] for name in DECORATORS}
 
 
 class Volume:
@@ -24,14 +25,16 @@ class Volume:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.faults = [0]
+        self.unsettled_copy = False
         self.reclaimers = Reclaimers()
         self.reclaimers.add(lambda: self.calls.append("reclaim") is None)
 
     def finish(self) -> None:
         self.calls.append("finish")
 
-    def report(self, error: Corrupt) -> None:
-        self.calls.append(f"report {error.kind}")
+    def finish_copy(self) -> None:
+        if self.unsettled_copy:
+            raise MissingMemory(errno.EIO, "of data")
 
     def forget_content(self) -> None:
         self.calls.append("forget")
@@ -52,6 +55,9 @@ def facade(monkeypatch: pytest.MonkeyPatch) -> Facade:
     made = Facade()
     monkeypatch.setattr(operations.mounting, "grants_of", lambda volume: volume)
     monkeypatch.setattr(operations.waiting, "explain_full", lambda volume: volume.calls.append("explain"))
+    monkeypatch.setattr(
+        operations.damage, "report", lambda volume, error: volume.calls.append(f"report {error.strerror}")
+    )
     return made
 
 
@@ -85,7 +91,7 @@ def test_an_operation_that_succeeds(facade: Facade, name: str) -> None:
 
 def test_damage_is_recorded(facade: Facade, name: str) -> None:
     damage = Corrupt(CorruptKind.JOURNAL, "here")
-    assert fails(facade, name, damage) == (damage, ["try", f"report {CorruptKind.JOURNAL}"])
+    assert fails(facade, name, damage) == (damage, ["try", "report journal: here"])
 
 
 def test_a_refusal_is_passed_on(facade: Facade, name: str) -> None:
@@ -114,7 +120,7 @@ def test_what_is_made_of_missing_memory_is_no_damage(facade: Facade, name: str, 
     facade.volume.faults[0] = 1
     failed, calls = fails(facade, name, error)
     assert failed.errno == errno.EIO  # type: ignore[attr-defined]
-    assert calls == ["try", "lost"]
+    assert calls == ["try", "lost", *REPORTED[name]]
 
 
 def test_an_operation_that_met_missing_memory_does_not_succeed(facade: Facade, name: str) -> None:
@@ -124,7 +130,33 @@ def test_an_operation_that_met_missing_memory_does_not_succeed(facade: Facade, n
 
     with pytest.raises(MissingMemory):
         operation(facade)
-    assert facade.volume.calls == ["lost"]
+    assert facade.volume.calls == ["lost", *REPORTED[name]]
+
+
+def test_missing_memory_is_reported_if_a_change_needs_it(facade: Facade, name: str) -> None:
+    in_data, in_handle = MissingMemory(errno.EIO, "data"), MissingMemory(errno.EIO, "in a handle")
+    in_data.of_data = in_handle.in_change = True
+    assert fails(facade, name, in_data)[1] == ["try", "forget"]
+    facade.volume.calls.clear()
+    assert fails(facade, name, in_handle)[1] == ["try", "forget", "report in a handle"]
+    facade.volume.calls.clear()
+    reported = ["report neither"] if name in FINISHED else []
+    assert fails(facade, name, BadMemory("neither"))[1] == ["try", *reported]
+
+
+def test_a_change_does_not_begin_after_a_copy_of_data_that_met_missing_memory(facade: Facade, name: str) -> None:
+    @DECORATORS[name]
+    def operation(_: Facade) -> None:
+        facade.volume.calls.append("try")
+
+    facade.volume.unsettled_copy = True
+    if name in FINISHED:
+        with pytest.raises(MissingMemory, match="of data"):
+            operation(facade)
+        assert facade.volume.calls == []
+    else:
+        operation(facade)
+        assert facade.volume.calls == ["try"]
 
 
 def test_an_unexpected_exception_is_passed_on(facade: Facade, name: str) -> None:

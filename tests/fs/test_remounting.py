@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damage_rig import stopped_by_damage
 
-from daxfs.errors import Corrupt, CorruptKind, FsError
+from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options
 from daxfs.pmem.pool import open_pool
@@ -60,7 +61,7 @@ def test_what_is_in_use_without_a_name(open_fs: OpenFs) -> None:
 
 def test_damage_is_not_undone(pool: Callable[..., Path]) -> None:
     with FileSystem.open(pool()) as fs:
-        fs.volume.report(Corrupt(CorruptKind.INODE_NUMBER, "nowhere"))
+        stopped_by_damage(fs)
         refused(errno.EROFS, fs, fs.options)
         fs.remount(replace(fs.options, read_only=True))
         refused(errno.EROFS, fs, replace(fs.options, read_only=False))

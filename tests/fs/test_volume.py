@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_damage_is_named_recorded_and_stops_changes(pool: MakePool, damage: Dama
         }
     flip(path, offset)
     before = path.read_bytes()
-    with FileSystem.open(path, QUIET) as fs:
+    with FileSystem.open(path, replace(QUIET, errors="remount-ro")) as fs:
         with pytest.raises(Corrupt) as caught:
             meet(fs)
         assert caught.value.errno == errno.EUCLEAN

@@ -38,6 +38,7 @@ from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import Superblock
 from daxfs.fs import names
+from daxfs.fs.types import Options
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.statistics import Counting
 from daxfs.journal.view import PoolView
@@ -459,6 +460,7 @@ def test_a_volume_that_has_turned_read_only_goes_on_answering(
 
     with target_in(content, check=False) as target:
         target.core.sync()
+        target.core.remount(Options(errors="remount-ro"))
         if aborted:
             target.core.abort(FsError(errno.EIO))
         else:

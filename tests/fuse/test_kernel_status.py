@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 
 from daxfs.errors import FsError
+from daxfs.ext4.superblock import RecordedError
+from daxfs.fs.types import MetadataErrors
 from daxfs.fuse.kernel import abi, ioctls, status
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.options import parse
 
+ERRORS = MetadataErrors(3, RecordedError(1, 2, "missing memory", 0, 0, 33), None, "remount-ro", True)
+
 
 def query(text: str, node: int = abi.ROOT_ID, agreed: int = 0) -> dict[str, Any]:
-    connection: Any = SimpleNamespace(options=parse([text]), agreement=Agreement(45, Init(agreed), 0))
+    core = SimpleNamespace(metadata_errors=lambda: ERRORS)
+    connection: Any = SimpleNamespace(options=parse([text]), agreement=Agreement(45, Init(agreed), 0), core=core)
     request: Any = SimpleNamespace(uid=1000, node=node)
     found: dict[str, Any] = json.loads(ioctls.COMMANDS[status.STATUS](connection, request, memoryview(b"")))
     return found
@@ -35,6 +40,12 @@ def test_the_options_in_force() -> None:
 @pytest.mark.parametrize("text", ["", "ro,nosuid,strictatime,sync", "wake=20,poll=7,commit=9,dax=never,allow_other"])
 def test_the_options_in_force_make_the_same_mount_again(text: str) -> None:
     assert parse([",".join(query(text)["options"])]) == parse([text])
+
+
+def test_errors_of_metadata() -> None:
+    first = {"when": 1, "errcode": 2, "where": "missing memory", "line": 0, "ino": 0, "block": 33}
+    expected = {"count": 3, "first": first, "last": None, "behaviour": "remount-ro", "stopped": True}
+    assert query("")["errors"] == expected
 
 
 def test_only_the_root_directory_tells() -> None:

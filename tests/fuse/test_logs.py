@@ -19,6 +19,7 @@ from mount_rig import COMMAND, Mounted, daxfs, mounted, mountpoint
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.types import Options
 from daxfs.fuse import logs
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.pmem.memory import MemoryPool
@@ -129,7 +130,7 @@ def damaged(path: Path) -> Path:
 def test_damage_that_is_met_again_and_again(pool: Pool, options: tuple[str, ...]) -> None:
     path = damaged(pool("-b", "4096", size="16M"))
     with mountpoint() as place:
-        mount = Mounted(path, place, options)
+        mount = Mounted(path, place, (*options, "errors=remount-ro"))
         try:
             start = time.monotonic()
             for _ in range(300):
@@ -146,7 +147,7 @@ def test_damage_that_is_met_again_and_again(pool: Pool, options: tuple[str, ...]
 
 def test_damage_is_said_once_for_one_request(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
     path = damaged(pool("-b", "4096", size="16M"))
-    with FileSystem.open(path) as core:
+    with FileSystem.open(path, Options(errors="remount-ro")) as core:
         rig = Rig(core)
         rig.init()
         caplog.clear()

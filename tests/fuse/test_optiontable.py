@@ -11,11 +11,11 @@ from daxfs.fuse.options import parse, remounted
 from daxfs.fuse.optiontable import OPTIONS, Kind, find
 
 SERVED = "sync dirsync async commit=9 dax dax=always dax=inode relatime atime noatime diratime nodiratime ro rw suid"
-SERVED += " grpid bsdgroups nogrpid sysvgroups resuid=5 resgid=70000"
+SERVED += " errors=continue errors=remount-ro grpid bsdgroups nogrpid sysvgroups resuid=5 resgid=70000"
 SERVED += " nosuid dev nodev exec noexec nosymfollow symfollow strictatime norelatime debug user users owner group"
-ALWAYS = "acl user_xattr errors=remount-ro data=ordered barrier barrier=1 nodelalloc auto_da_alloc nodiscard noquota"
+ALWAYS = "acl user_xattr data=ordered barrier barrier=1 nodelalloc auto_da_alloc nodiscard noquota"
 ALWAYS += " usrjquota= grpjquota= bsddf sb=1 block_validity nowarn_on_error"
-WITHOUT = "errors=continue data=writeback data_err=abort discard nobarrier barrier=0 delalloc noauto_da_alloc lazytime"
+WITHOUT = "data=writeback data_err=abort discard nobarrier barrier=0 delalloc noauto_da_alloc lazytime"
 WITHOUT += " nolazytime journal_checksum nojournal_checksum journal_async_commit journal_ioprio=3 max_batch_time=15000"
 WITHOUT += " min_batch_time=0 inode_readahead_blks=32 stripe=16 mb_optimize_scan=1 nombcache no_mbcache init_itable"
 WITHOUT += " init_itable=10 noinit_itable dioread_lock dioread_nolock nodioread_nolock i_version iversion inlinecrypt"

@@ -54,6 +54,7 @@ def test_defaults(tmp_path: Path, size: int, journal: int) -> None:
     assert fields["Block size"] == "4096"
     assert fields["Block count"] == str(size * 256)
     assert fields["RAID stride"] == fields["RAID stripe width"] == "512"
+    assert fields["Errors behavior"] == "Remount read-only"
     assert journal_mib(fields) == journal
     assert {"has_journal", "extent", "metadata_csum", "64bit"} <= set(fields["Filesystem features"].split())
     assert stat.S_IMODE(pool.stat().st_mode) == 0o600
@@ -77,6 +78,7 @@ def test_a_tebibyte_in_under_five_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (("-e", "continue"), {"Errors behavior": "Continue"}),
         (("-b", "1024"), {"Block size": "1024", "RAID stride": "2048"}),
         (("-b2048", "-I", "128"), {"Block size": "2048", "RAID stride": "1024", "Inode size": "128"}),
         (("-E", "stride=16"), {"RAID stride": "16", "RAID stripe width": "512"}),

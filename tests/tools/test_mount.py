@@ -379,7 +379,7 @@ def test_looks_beside_a_user_see_the_last_commit(pool: Pool, monkeypatch: pytest
     def damage(*_: object) -> None:
         raise Corrupt(CorruptKind.EXTENT_INDEX, "for a test")
 
-    path = pool("-b", "4096")
+    path = pool("-b", "4096", "-e", "remount-ro")
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/file", b"x" * (20 << 20))
         fs.sync()

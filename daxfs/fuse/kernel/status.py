@@ -29,10 +29,23 @@ def options(connection: Connection) -> list[str]:
     return connection.options.listed()
 
 
+def errors(connection: Connection) -> dict[str, object]:
+    """Return the errors of metadata that are recorded, and whether one has made the volume read-only."""
+    found = connection.core.metadata_errors()
+    return {
+        "count": found.count,
+        "first": found.first and found.first._asdict(),
+        "last": found.last and found.last._asdict(),
+        "behaviour": found.behaviour,
+        "stopped": found.stopped,
+    }
+
+
 FACTS: dict[str, Callable[[Connection], object]] = {
     "options": options,
     "durability": durability.table,
     "warning": durability.warning,
+    "errors": errors,
 }
 """The function that returns a fact of a connection (any value of JSON), by the name in the JSON object."""
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from damage_rig import stopped_by_damage
 from lease_rig import EXTEND, FILL, RENEW, WRITE, Client, another, check, client, entry_of, make
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.grants import recall
 from daxfs.fs.grants.recall import State
@@ -205,7 +206,7 @@ def test_holders_of_a_read_only_volume_count_as_mapped(fs: FileSystem, clock: Cl
     if way == "mounted so":
         fs.remount(Options(read_only=True))
     else:
-        fs.volume.report(Corrupt("test", "there is none"))
+        stopped_by_damage(fs)
     held = Client(fs, fs.open_file(fs.lookup(ROOT_INO, b"f").ino))
     assert held.ask(0, 8 * BLOCK).pieces
     with fs.grants.recalls.begin(held.file.ino, 0, BLOCK) as taken:
