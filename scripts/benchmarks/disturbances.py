@@ -18,7 +18,8 @@ from pathlib import Path
 
 from daxfs import protocol
 from daxfs.direct.requests import random_holder
-from daxfs.fuse.kernel.ioctls import FITRIM, FSTRIM_RANGE
+from daxfs.fuse.kernel.ioctls import FSTRIM_RANGE
+from daxfs.fuse.kernel.scheduling import FITRIM
 
 BLOCK = 4096
 MIB = 1 << 20

@@ -7,6 +7,7 @@ import errno
 import pytest
 from message_rig import ROOT, Rig, pack, unpack
 
+from daxfs import protocol
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs.steps import interruption
 from daxfs.fuse.kernel import dispatch, remount
@@ -14,7 +15,7 @@ from daxfs.fuse.kernel import files as files_module
 from daxfs.fuse.kernel import scheduling as scheduling_module
 from daxfs.fuse.kernel import turns as turns_module
 from daxfs.fuse.kernel.abi import Opcode
-from daxfs.fuse.kernel.scheduling import PATIENCE_SECONDS, WORKS, Scheduler
+from daxfs.fuse.kernel.scheduling import FITRIM, PATIENCE_SECONDS, WORKS, Scheduler
 from daxfs.fuse.kernel.statistics import Counting
 
 MKDIR = pack("mkdir_in", mode=0o755) + b"d\0"
@@ -141,6 +142,11 @@ def slow(fake: Rig, monkeypatch: pytest.MonkeyPatch) -> Rig:
     monkeypatch.setattr(scheduling_module, "SLICE_SECONDS", 0.0)
     fake.core.steps.yields = 4
     return fake
+
+
+def lease(flags: int) -> bytes:
+    """A lease request."""
+    return protocol.Lease(1, 0, 4096, flags).pack()
 
 
 def begin(rig: Rig, opcode: int, node: int, body: bytes, **who: int) -> int:
@@ -281,6 +287,30 @@ def test_an_interrupt_of_what_has_not_begun(slow: Rig) -> None:
     numbers = [unpack("in_header", message).unique for message in (blocked, queued, stat)]
     assert [found[number] for number in numbers] == [errno.EINTR, errno.EINTR, 0]
     assert found[first] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "error"),
+    [
+        (FITRIM, bytes(24), errno.EINTR),
+        (FITRIM, b"", errno.EINTR),
+        (protocol.IOC_LEASE, lease(protocol.Flag.WRITE | protocol.Flag.FILL), errno.EINTR),
+        (protocol.IOC_SHORT_LEASE, lease(protocol.Flag.WRITE | protocol.Flag.FILL), errno.EINTR),
+        (protocol.IOC_LEASE, lease(protocol.Flag.WRITE), errno.EINVAL),
+        (protocol.IOC_LEASE, lease(protocol.Flag.FILL)[:-1], errno.EINVAL),
+        (remount.REMOUNT, lease(protocol.Flag.FILL), errno.EINVAL),
+    ],
+)
+def test_an_interrupt_of_an_ioctl_that_has_not_begun(slow: Rig, command: int, argument: bytes, error: int) -> None:
+    """A trim and a lease that is filled end; other commands go on, here to a refusal of their argument."""
+    node, fh = slow.create(b"f")
+    begin(slow, FALLOCATE, node.nodeid, pack("fallocate_in", fh=fh, length=1))
+    body = pack("ioctl_in", cmd=command, in_size=1 << 13) + argument
+    queued = slow.message(Opcode.IOCTL, ROOT, body)
+    arrive(slow, queued)
+    unique = unpack("in_header", queued).unique
+    slow.answer(slow.message(Opcode.INTERRUPT, 0, pack("interrupt_in", unique=unique)))
+    assert dict(turns(slow))[unique] == error
 
 
 def test_a_copy_ends_when_its_time_is_up(slow: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from daxfs.fs.types import FsXattr
 from daxfs.fuse.kernel import abi, batches, leases, remount, statistics, status
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.request import fixed
+from daxfs.fuse.kernel.scheduling import FITRIM
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -35,7 +36,6 @@ FS_IOC32_SETFLAGS = 0x40046602
 FS_IOC_GETVERSION = 0x80087601
 FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
-FITRIM = 0xC0185879
 FS_IOC_GETFSLABEL = 0x81009431
 FS_IOC_SETFSLABEL = 0x41009432
 

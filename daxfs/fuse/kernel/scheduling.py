@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
+from daxfs import protocol
 from daxfs.fuse.kernel import abi
-from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.turns import NOBODY, Turns, User
 from daxfs.fuse.kernel.work import Answer, Work
 
@@ -51,14 +52,17 @@ _OPCODE, _NODE, _UID = _HEADER.opcode, _HEADER.nodeid, _HEADER.uid
 _OPEN_FLAGS = abi.OPEN_IN.index.flags
 _WRITE_FLAGS = abi.WRITE_IN.index.write_flags
 _COPY_TARGET = abi.COPY_FILE_RANGE_IN.index.nodeid_out
+ARGUMENT = BODY + abi.IOCTL_IN.size
+"""Where the argument of an ioctl begins in its message."""
 
 OF_NOBODY = frozenset({Opcode.RELEASE, Opcode.RELEASEDIR})
 CHANGING = frozenset({Opcode.WRITE, Opcode.SETATTR, Opcode.FALLOCATE, Opcode.IOCTL})
 COPYING = frozenset({Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64})
 RENAMING = frozenset({Opcode.RENAME, Opcode.RENAME2})
 SHORTENED = frozenset({Opcode.FALLOCATE, *COPYING})
-"""Requests that INTERRUPT ends before they have begun. For others the caller waits, as on ext4, where signals end no
-truncate and no stat: many programs, and whole languages, do not expect EINTR from these."""
+FITRIM = 0xC0185879
+"""The ioctl(2) of fstrim(8)."""
+LEASES = frozenset({protocol.IOC_LEASE, protocol.IOC_SHORT_LEASE})
 
 
 def opcode_of(message: bytes) -> int:
@@ -69,6 +73,21 @@ def opcode_of(message: bytes) -> int:
 def unique_of(message: bytes) -> int:
     """Return the number of a message."""
     return abi.IN_HEADER.read(message, 0).unique
+
+
+def may_be_short(message: bytes) -> bool:
+    """Return whether INTERRUPT ends a request that has not begun: those that take long and may do a part.
+
+    They are fallocate, copy_file_range, FITRIM and a lease with FILL. For others the caller waits, as on ext4, where
+    signals end no truncate and no stat: many programs, and whole languages, do not expect EINTR from these.
+    """
+    opcode = opcode_of(message)
+    if opcode != Opcode.IOCTL or len(message) < ARGUMENT:
+        return opcode in SHORTENED
+    command = abi.IOCTL_IN.read(message, BODY).cmd
+    if command in LEASES and len(message) >= ARGUMENT + protocol.LEASE.size:
+        return bool(protocol.LEASE.unpack_from(message, ARGUMENT)[3] & protocol.Flag.FILL)
+    return command == FITRIM
 
 
 def user_of(request: Request) -> int:
@@ -226,17 +245,17 @@ class Scheduler:
                 return
         for place, (user, _, message) in enumerate(self._blocked):
             if unique_of(message) == unique:
-                if opcode_of(message) in SHORTENED:
+                if may_be_short(message):
                     del self._blocked[place]
                     user.messages.appendleft(message)
                     self._interrupted.add(unique)
                 return
-        if self.works:
+        if WORKS in self.waiting:
             self._interrupted.add(unique)
 
     def was_interrupted(self, message: bytes) -> bool:
         """Return whether a queued request is to be refused with EINTR now."""
-        return unique_of(message) in self._interrupted and opcode_of(message) in SHORTENED
+        return unique_of(message) in self._interrupted and may_be_short(message)
 
     @property
     def queued(self) -> int:
