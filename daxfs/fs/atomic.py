@@ -88,7 +88,7 @@ def write_pieces(volume: Volume, file: OpenFile, pieces: Sequence[Piece], kill: 
     if not pieces:
         return
     begin, end = pieces[0][0], _end(pieces)
-    if end > volume.max_size(node.ino):
+    if volume.exceeds_map(node.ino, end):
         raise FsError(errno.EFBIG)
     volume.writable()
     if not node.plain:

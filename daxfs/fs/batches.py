@@ -76,7 +76,7 @@ class Batch:
             offset = self.size
         if offset < 0:
             raise FsError(errno.EINVAL)
-        if offset + len(content) > volume.max_size(file.ino):
+        if volume.exceeds_map(file.ino, offset + len(content)):
             raise FsError(errno.EFBIG)
         if not file.keeps_privileges:
             data.refuse_overwrite(volume, file, offset)

@@ -229,7 +229,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
     size = len(data)
     if offset + size > node.size:
         volume.notifier.end_preallocation(node.ino)
-    if offset + size > volume.max_size(node.ino):
+    if volume.exceeds_map(node.ino, offset + size):
         size = max(volume.max_size(node.ino) - offset, 0)
         if size == 0:
             raise FsError(errno.EFBIG)
@@ -375,7 +375,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
         raise FsError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL)
     if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
         raise FsError(errno.EPERM)
-    if size > volume.max_size(ino):
+    if volume.exceeds_map(ino, size):
         raise FsError(errno.EFBIG)
     if size > volume.large_file_from:
         volume.allow_large_files()

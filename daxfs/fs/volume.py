@@ -83,6 +83,7 @@ class Volume:
         )
         self.mounted_state = view.superblock().s_state
         self.label_was_set = False
+        self._every_map = min(geometry.max_extent_file_size, geometry.max_indirect_file_size)
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
         self._overhead: int | None = None
         self.log_area: LogArea | None = None
@@ -186,6 +187,10 @@ class Volume:
         flags = inodes.read(self.view, ino).flags
         geometry = self.geometry
         return geometry.max_extent_file_size if flags & EXT4_EXTENTS_FL else geometry.max_indirect_file_size
+
+    def exceeds_map(self, ino: int, size: int) -> bool:
+        """Return whether the inode's map cannot express a file of ``size`` bytes (EFBIG)."""
+        return size > self._every_map and size > self.max_size(ino)
 
     def refresh(self, ino: int) -> None:
         """Reload the node, if there is one, after the inode's attributes have changed."""

@@ -254,28 +254,28 @@ def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
             errno.EFBIG, f"inode {inode.number}: block {extent.lblk} is past the last block that a file can have"
         )
     path, bound = descend(tx, inode, extent.lblk)
-    _insert_at(tx, inode, path, bound, extent)
+    _, w, at = path[-1]
+    following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
+    if extent.lblk + extent.length > following:
+        raise FsError(errno.EEXIST, f"inode {inode.number}: block {following} is mapped")
+    if at >= 0:
+        left = format_.leaf(w, at)
+        if left.lblk + left.length > extent.lblk:
+            raise FsError(errno.EEXIST, f"inode {inode.number}: block {extent.lblk} is mapped")
+    _insert_at(tx, inode, path, extent)
 
 
-def _insert_at(tx: Handle, inode: Inode, path: list[Node], bound: int, extent: Extent) -> None:
-    """Insert an extent, as `insert` does, by a known path to its leaf."""
-    lblk = extent.lblk
+def _insert_at(tx: Handle, inode: Inode, path: list[Node], extent: Extent) -> None:
+    """Insert an extent, as `insert` does, into a hole that was examined; ``path`` leads to its leaf."""
     for _ in range(MAX_ATTEMPTS):
         _, w, at = path[-1]
-        following = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
-        if lblk + extent.length > following:
-            raise FsError(errno.EEXIST, f"inode {inode.number}: block {following} is mapped")
-        if at >= 0:
-            left = format_.leaf(w, at)
-            if left.lblk + left.length > lblk:
-                raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
         begin, end, new = extent_edit.coalesce(w, at + 1, at + 1, [extent])
         if extent_edit.fits(w, begin, end, new):
             extent_edit.splice(tx, inode, path, begin, end, new)
             return
         extent_edit.make_room(tx, inode, path)
-        path, bound = descend(tx, inode, lblk)
-    raise _no_room_made(inode, lblk)
+        path, _ = descend(tx, inode, extent.lblk)
+    raise _no_room_made(inode, extent.lblk)
 
 
 def allocate(
@@ -354,7 +354,7 @@ def _map_one(tx: Handle, inode: Inode, path: list[Node], bound: int, left: Exten
         extent_edit.lengthen(tx, inode, number, at, count)
         return
     try:
-        _insert_at(tx, inode, path, bound, extent)
+        _insert_at(tx, inode, path, extent)
     except FsError:
         _give_back(tx, inode, [extent])
         raise

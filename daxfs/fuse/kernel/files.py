@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from daxfs.errors import FsError
@@ -180,16 +180,19 @@ def kill_given(connection: Connection, request: Request) -> bool | None:
     return bool(request.words[WRITE_FLAGS] & abi.WRITE_KILL_SUIDGID)
 
 
-@contextmanager
-def change_of_content(connection: Connection, request: Request, file: OpenFile) -> Iterator[Caller | None]:
-    """Surround a change of the file's content; yield the caller that makes it, or None for the opener of the file.
+def change_of_content(
+    connection: Connection, request: Request, file: OpenFile
+) -> AbstractContextManager[Caller | None]:
+    """Surround a change of the file's content; yield the caller that makes it, or None for the opener of the file."""
+    return nullcontext() if file.keeps_privileges else loss_of_privileges(connection, request, file)
 
-    The change may clear set-id bits, even if it fails. At exec the kernel looks only at its cached mode, so the file's
-    attributes are invalidated afterwards.
+
+@contextmanager
+def loss_of_privileges(connection: Connection, request: Request, file: OpenFile) -> Iterator[Caller | None]:
+    """Surround a change of content that may clear set-id bits, even if it fails; yield the caller as above.
+
+    At exec the kernel looks only at its cached mode, so the file's attributes are invalidated afterwards.
     """
-    if file.keeps_privileges:
-        yield None
-        return
     caller = None
     if connection.agreement.has(Init.HANDLE_KILLPRIV_V2):
         caller = with_groups_that_matter(connection.core, file.ino, request.caller())
