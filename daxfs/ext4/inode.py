@@ -318,6 +318,16 @@ class InodeRecord(Record):
         if self.extra_end >= 0x94:
             self._set_time(_CRTIME, _CRTIME_EXTRA, value)
 
+    def set_times(self, value: int) -> None:
+        """Set all four times, as those of a new inode are set."""
+        self.atime_ns = value
+        if self.extra_end <= _CRTIME_EXTRA << 2:
+            self.mtime_ns = self.ctime_ns = self.crtime_ns = value
+            return
+        words = self.words
+        words[_MTIME] = words[_CTIME] = words[_CRTIME] = words[_ATIME]
+        words[_MTIME_EXTRA] = words[_CTIME_EXTRA] = words[_CRTIME_EXTRA] = words[_ATIME_EXTRA]
+
     def _time(self, index: int, extra_index: int) -> int:
         """Join a time: 32 signed bits of seconds, and, if the slot has them, 2 bits of epoch and 30 of nanoseconds."""
         words = self.words

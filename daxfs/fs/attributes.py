@@ -33,7 +33,6 @@ ID_MAX = 0xFFFFFFFF
 SECOND = 10**9
 SECTOR_BITS = 9
 """``i_blocks`` counts units of 512 bytes."""
-NOTHING = SetAttributes()
 TOUCH = SetAttributes(atime_now=True, mtime_now=True)
 """What an append-only inode still allows: utimensat(2) without times (notify_change in fs/attr.c)."""
 SMALL_INODE = 128
@@ -70,14 +69,14 @@ def with_waiting_times(volume: Volume, ino: int, stored: Stat) -> Attributes:
 
 def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Caller) -> Steps[Attributes]:
     """Apply the changes that are not None; all but the size in one handle."""
-    if changes.size is not None:
-        yield from data.truncate(volume, ino, changes.size, caller, changes.kill_privileges)
-    rest = changes._replace(size=None, kill_privileges=None)
-    if rest != NOTHING:
+    size, kill = changes.size, changes.kill_privileges
+    if size is not None:
+        yield from data.truncate(volume, ino, size, caller, kill)
+    if changes != SetAttributes(size=size, kill_privileges=kill):
         with volume.handle(data.CREDITS_XATTR, caller) as tx:
             inode = inodes.edit(tx, ino)
             volume.note_sync(inode)
-            if rest != TOUCH or inode.flags & EXT4_IMMUTABLE_FL:
+            if changes != TOUCH or inode.flags & EXT4_IMMUTABLE_FL:
                 refuse_protected(inode)
             set_owner(tx, inode, changes, caller)
             if changes.mode is not None:

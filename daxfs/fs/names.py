@@ -156,7 +156,7 @@ def new_inode(
         inode.i_projid = parent.i_projid
     inode.uid = caller.uid
     inode.gid = gid
-    inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = now
+    inode.set_times(now)
     return inode, inherited
 
 

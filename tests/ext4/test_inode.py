@@ -306,6 +306,17 @@ def test_extra_fields_exist_as_far_as_they_are_covered(blank: Callable[..., Inod
     assert record.crtime_ns == (0 if extra < 20 else 1_000 * SECOND + (3 if extra >= 24 else 0))
 
 
+@pytest.mark.parametrize("extra", range(0, 33, 4))
+def test_all_times_are_set_as_one_by_one(blank: Callable[..., InodeRecord], extra: int) -> None:
+    together, apart = blank(), blank()
+    for inode in (together, apart):
+        inode.i_extra_isize = extra
+    moment = (1 << 33) * SECOND + 123_456_789
+    together.set_times(moment)
+    apart.atime_ns = apart.mtime_ns = apart.ctime_ns = apart.crtime_ns = moment
+    assert together.buffer == apart.buffer
+
+
 @pytest.mark.parametrize("extra", [1, 2, 132, 0xFFFC])
 def test_a_wrong_extra_size_is_corrupt_and_covers_nothing_outside(
     blank: Callable[..., InodeRecord], extra: int
