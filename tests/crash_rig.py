@@ -27,8 +27,10 @@ from recorder import CrashImage, RecordingPool
 from tree_rig import QUIET, Facts, walk
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.ext4 import jbd2
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.hash import dirhash
+from daxfs.ext4.inode import EXT4_JOURNAL_DATA_FL
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import clock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
@@ -179,10 +181,11 @@ class Workbench:
             if release:
                 self.fs.release(file)
 
-    def write_atomically(self, path: str, offset: int, size: int) -> None:
+    def write_atomically(self, path: str, offset: int, size: int, start: bytes = b"") -> None:
         file = self.fs.open_file(self.ino(path), os.O_RDWR)
         try:
-            assert self.fs.write(file, offset, self.bytes(size), atomic=True) == size
+            content = (start + self.bytes(size))[:size]
+            assert self.fs.write(file, offset, content, atomic=True) == size
         finally:
             self.fs.release(file)
 
@@ -197,6 +200,18 @@ class Workbench:
                 batch.commit()
         finally:
             self.fs.release(file)
+
+    def journal(self, path: str, *, on: bool) -> None:
+        """chattr +j or -j."""
+        ino = self.ino(path)
+        others = self.fs.get_flags(ino) & ~EXT4_JOURNAL_DATA_FL
+        self.fs.set_flags(ino, others | on * EXT4_JOURNAL_DATA_FL)
+
+    def write_journaled(self, path: str, offset: int, size: int) -> None:
+        """Write to a file with chattr +j."""
+        if not self.fs.get_flags(self.ino(path)) & EXT4_JOURNAL_DATA_FL:
+            self.journal(path, on=True)
+        self.write(path, offset, size)
 
     def new(self, path: str, size: int) -> None:
         file, _ = self.fs.create(*self.fs.tree.parent(path), 0o644)
@@ -299,6 +314,16 @@ OPERATIONS: dict[str, Operation] = {
     "batch after one that was dropped": lambda w: [
         w.write_batch("f", (0, 500), (6000, 100), commit=commit) for commit in (False, True)
     ],
+    "atomic append": lambda w: w.write_atomically("g", 700, 200),
+    "atomic overwrite with magic": lambda w: w.write_atomically("big", 4096, 1000, jbd2.MAGIC_BYTES),
+    "atomic overwrite of many blocks": lambda w: w.write_atomically("big", 0, 9000),
+    "journal": lambda w: [w.journal(path, on=True) for path in ("big", "f", "g")],
+    "journal no longer": lambda w: w.journal("big", on=False),
+    "atomic journaled overwrite": lambda w: w.write_journaled("big", 700, 1403),
+    "atomic journaled overwrite of many blocks": lambda w: w.write_journaled("big", 1, 9000),
+    "atomic journaled append": lambda w: w.write_journaled("f", 3000, 1700),
+    "atomic journaled append within block": lambda w: w.write_journaled("g", 700, 100),
+    "overwrite atomic": lambda w: w.write("big", 601, 1403),
     "truncate to nothing": lambda w: w.truncate("f", 0),
     "truncate to blocks": lambda w: w.truncate("big", 4096),
     "truncate unaligned": lambda w: w.truncate("big", 2222),
@@ -385,6 +410,11 @@ SINGLE = [name for name in OPERATIONS if name not in LARGE]
 """The operations that are one handle, or have one that can be seen."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
+    "journal no longer": ("journal",),
+    "atomic journaled overwrite": ("journal",),
+    "atomic journaled overwrite of many blocks": ("journal",),
+    "atomic journaled append": ("journal",),
+    "atomic journaled append within block": ("journal",),
     "write to unlinked": ("unlink open",),
     "release": ("unlink open",),
     "name tmpfile": ("tmpfile",),

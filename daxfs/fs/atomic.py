@@ -1,10 +1,10 @@
 """Atomic writes: after a power cut a file holds all of a write or none of it, and readers never see a part.
 
-A write is one piece, or several pieces of a file that change together. The new content goes to new blocks, with what
-the write leaves of their first and last ones, and is flushed. The same handle gives the file these blocks in the place
-of the old ones. So the commit that makes the new map durable makes the
-write durable, and without it the old blocks still hold the old content (docs/ATOMIC.md). A refused write changes
-nothing.
+A write is one piece, or several pieces of a file that change together. Short ones that replace written blocks go
+through the log (`daxfs.fs.datalog`). Otherwise the new content goes to new blocks, with what the write leaves of their
+first and last ones, and is flushed. The same handle gives the file these blocks in the place of the old ones. So the
+commit that makes the new map durable makes the write durable, and without it the old blocks still hold the old content
+(docs/ATOMIC.md). A refused write changes nothing.
 
 Source: pwritev2(2), RWF_ATOMIC, for the errors.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError
-from daxfs.fs import badmemory, data
+from daxfs.fs import badmemory, data, datalog
 from daxfs.fs.change import Change
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.structures import inodes, mapping
@@ -91,9 +91,11 @@ def write_pieces(volume: Volume, file: OpenFile, pieces: Sequence[Piece], kill: 
     if volume.exceeds_map(node.ino, end):
         raise FsError(errno.EFBIG)
     volume.writable()
-    if not node.plain:
-        data.refuse_overwrite(volume, file, begin)
-        data.drop_privileges(volume, node, file.caller, kill)
+    data.prepare(volume, file, begin, kill)
+    blocks = datalog.blocks_to_log(volume, node, pieces)
+    if blocks is not None:
+        datalog.write(volume, node, pieces, blocks, file.caller)
+        return
     if end > node.size:
         volume.notifier.end_preallocation(node.ino)
     if end > volume.large_file_from:

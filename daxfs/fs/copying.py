@@ -13,7 +13,7 @@ from itertools import islice
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
-from daxfs.fs import badmemory, data, ranges
+from daxfs.fs import badmemory, data, datalog, ranges
 from daxfs.fs.change import Change
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
@@ -54,9 +54,7 @@ def copy_range(
     volume.writable()
     if not length:
         return 0
-    if not target.node.plain:
-        data.refuse_overwrite(volume, target, target_offset)
-        data.drop_privileges(volume, target.node, target.caller)
+    data.prepare(volume, target, target_offset)
     done = yield from copy(volume, source, source_offset, target, target_offset, length)
     target.node.overwritten()
     if source.node.atime_due:
@@ -96,6 +94,7 @@ def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset
     Returns:
         The number of bytes, and what that cost, as the number of bytes that are copied in the same time.
     """
+    datalog.store_home(volume, node)
     parts, hole = find_data(volume, node, source, length)
     if not parts:
         return put_hole(volume, target, offset, hole), ranges.BYTES_PER_STEP

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import BadMemory, FsError, MissingMemory
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import badmemory
+from daxfs.fs import badmemory, datalog
 from daxfs.fs.change import Change
-from daxfs.fs.filemap import MAX_RUNS, FileMap, Run
+from daxfs.fs.filemap import LOGGED, MAX_RUNS, FileMap, Run
 from daxfs.fs.nodes import END, SET_ID, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.steps import Steps
@@ -30,7 +30,7 @@ from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
-    from daxfs.journal.view import View
+    from daxfs.journal.transaction import Handle
 
     Buffer = bytes | bytearray | memoryview
 
@@ -76,7 +76,7 @@ class OpenFile:
     @property
     def keeps_privileges(self) -> bool:
         """Whether a change of content is known to drop no set-id bit and no capability, whoever makes it."""
-        return self.node.plain
+        return self.node.unprivileged
 
 
 def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> Steps[OpenFile]:
@@ -167,12 +167,14 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
                 raise badmemory.error(volume, node, offset)
             del content[stop - offset :]
             break
+    if node.logged is not None:
+        datalog.overlay(volume, node.logged, offset, content)
     volume.finish_copy()
     return bytes(content)
 
 
 def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[Run]:
-    """Yield the mapped runs of the byte range, trimmed to it, in order."""
+    """Yield the mapped runs of the byte range, trimmed to it, in order: as they lie in the pool (never `LOGGED`)."""
     mapped = node.map
     if mapped is None:
         inode = inodes.read(volume.view, node.ino)
@@ -181,8 +183,11 @@ def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[Run]:
             first = run.lblk << bits
             last = first + (run.length << bits)
             yield max(first, begin), min(last, end), (run.pblk << bits) - first, run.unwritten
-        return
-    yield from mapped.within(begin, end)
+    elif node.logged is None:
+        yield from mapped.within(begin, end)
+    else:
+        for low, high, delta, state in mapped.within(begin, end):
+            yield low, high, delta, state != LOGGED and state
 
 
 def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool | None = None) -> int:
@@ -200,8 +205,8 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
         return 0
     end = offset + size
     if not node.plain:
-        refuse_overwrite(volume, file, offset)
-        drop_privileges(volume, node, file.caller, kill)
+        datalog.settle(volume, file.ino, offset, end)
+        prepare(volume, file, offset, kill)
     if end <= node.size and not volume.read_only:
         mapped = node.map or load_map(volume, node)
         run = mapped.find(offset) if mapped is not None else None
@@ -227,6 +232,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
     """Write piece by piece, with a change of metadata for each: ``most`` pieces at most (None: all)."""
     node = file.node
     size = len(data)
+    datalog.settle(volume, node.ino, offset, offset + size)
     if offset + size > node.size:
         volume.notifier.end_preallocation(node.ino)
     if volume.exceeds_map(node.ino, offset + size):
@@ -258,6 +264,13 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
 def shortens(error: FsError) -> bool:
     """Return whether an operation that met this error, after a part was done, ends with that part as its result."""
     return error.errno in (errno.ENOSPC, errno.EINTR) or isinstance(error, BadMemory)
+
+
+def prepare(volume: Volume, file: OpenFile, offset: int, kill: bool | None = None) -> None:
+    """Do what a write at ``offset`` does besides storing: refuse it, or drop privileges (`drop_privileges`)."""
+    if not file.node.unprivileged:
+        refuse_overwrite(volume, file, offset)
+        drop_privileges(volume, file.node, file.caller, kill)
 
 
 def refuse_overwrite(volume: Volume, file: OpenFile, offset: int) -> None:
@@ -353,13 +366,18 @@ def zero_edges(volume: Volume, delta: int, first: int, last: int, begin: int, en
         volume.pool.zero(end + delta, last - end)
 
 
-def zero_tail(volume: Volume, view: View, inode: Inode, size: int) -> None:
+def zero_tail(volume: Volume, tx: Handle, inode: Inode, size: int) -> None:
     """Zero the bytes past EOF in the last block, before the file is extended past ``size``."""
     rest = -size & (volume.block_size - 1)
     if not rest:
         return
-    run = mapping.lookup(view, inode, size >> volume.block_bits)
-    if run.pblk and not run.unwritten:
+    run = mapping.lookup(tx, inode, size >> volume.block_bits)
+    if not run.pblk or run.unwritten:
+        return
+    if run.pblk in tx.logged and volume.journal.holds((run.pblk,)):
+        tx.log_data(run.pblk, inode.number)[-rest:] = bytes(rest)
+    else:
+        tx.unlog_data(run.pblk, 1)
         volume.pool.zero((run.pblk << volume.block_bits) + volume.block_size - rest, rest)
 
 
@@ -415,7 +433,8 @@ def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> Steps[Non
         volume.journal.commit()
         inode = inodes.read(volume.view, ino)
         if inode.size == size:
-            zero_tail(volume, volume.view, inode, size)
+            with volume.handle(1) as tx:
+                zero_tail(volume, tx, inode, size)
 
 
 def drop_capability(volume: Volume, inode: Inode) -> None:

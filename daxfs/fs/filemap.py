@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 MAX_RUNS = 8192
 """A file with more runs has no map in DRAM (a run takes about 150 bytes)."""
 
-Run = tuple[int, int, int, bool]
-"""``(begin, end, delta, unwritten)``: file bytes [begin, end) lie in the pool at the same offset plus delta.
+LOGGED = 2
+"""The state of a run of which the running transaction has a newer copy (`daxfs.fs.datalog`)."""
+
+Run = tuple[int, int, int, int]
+"""``(begin, end, delta, state)``: file bytes [begin, end) lie in the pool at the same offset plus delta.
+
+The state is 0 if the pool has the newest content, else 1 (True) for unwritten blocks or `LOGGED`.
 
 A plain tuple, since CPython indexes and unpacks one faster than a named one, and each read and overwrite does so.
 """
@@ -72,7 +77,7 @@ class FileMap:
         if position < end:
             yield ByteRange(position, end)
 
-    def put(self, begin: int, end: int, delta: int, unwritten: bool) -> None:
+    def put(self, begin: int, end: int, delta: int, state: int) -> None:
         """Map [begin, end), whatever it was before, and merge the run with its neighbours."""
         begins, runs = self.begins, self.runs
         if runs and begin >= runs[-1][1]:
@@ -80,15 +85,35 @@ class FileMap:
         else:
             self.cut(begin, end)
             index = bisect_left(begins, begin)
-        if index and runs[index - 1][1:] == (begin, delta, unwritten):
+        if index and runs[index - 1][1:] == (begin, delta, state):
             index -= 1
             begin = begins[index]
             del begins[index], runs[index]
-        if index < len(runs) and begins[index] == end and runs[index][2:] == (delta, unwritten):
+        if index < len(runs) and begins[index] == end and runs[index][2:] == (delta, state):
             end = runs[index][1]
             del begins[index], runs[index]
         begins.insert(index, begin)
-        runs.insert(index, (begin, end, delta, unwritten))
+        runs.insert(index, (begin, end, delta, state))
+
+    def mark(self, begin: int, end: int, state: int) -> None:
+        """Set the state of [begin, end), which lies in one run, and merge it with its neighbours."""
+        begins, runs = self.begins, self.runs
+        first = bisect_right(begins, begin) - 1
+        last = first + 1
+        low, high, delta, before = runs[first]
+        if before == state:
+            return
+        head = [(low, begin, delta, before)] if low < begin else []
+        tail = [(end, high, delta, before)] if end < high else []
+        if not head and first and runs[first - 1][1:] == (begin, delta, state):
+            first -= 1
+            begin = begins[first]
+        if not tail and last < len(runs) and begins[last] == end and runs[last][2:] == (delta, state):
+            end = runs[last][1]
+            last += 1
+        made = [*head, (begin, end, delta, state), *tail]
+        runs[first:last] = made
+        begins[first:last] = [run[0] for run in made]
 
     def put_blocks(self, run: Extent, bits: int) -> None:
         """Map a run of blocks of ``1 << bits`` bytes."""

@@ -392,14 +392,15 @@ class FileSystem:
             kill_privileges: whether set-id bits are dropped (FUSE_WRITE_KILL_SUIDGID); None: unless the superuser
                 writes.
             caller: the caller that writes; None: the one that opened the file.
-            atomic: write all or nothing, also as a power cut leaves it (`daxfs.fs.atomic`).
+            atomic: write all or nothing, also as a power cut leaves it (`daxfs.fs.atomic`). Each write to a file with
+                chattr +j is atomic.
 
         Returns:
             The number of bytes written.
         """
         if caller is not None:
             file = file.used_by(caller)
-        if atomic:
+        if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):
             return self._write_atomically(file, offset, content, kill_privileges)
         try:
             written = data.write(self.volume, file, offset, content, kill_privileges)

@@ -5,8 +5,9 @@ the project's number. This module decides which flags may be read and changed, a
 fs/file_attr.c and of ``ext4_fileattr_set`` (fs/ext4/ioctl.c), in their order. `names`, `data` and `attributes`
 implement the effects of the flags.
 
-daxfs neither logs file data nor changes how a file is mapped, so the flags that ask for it (JOURNAL_DATA, EXTENTS)
-can't be changed. JOURNAL_DATA can be cleared, since a log that was replayed no longer holds data.
+JOURNAL_DATA (chattr +j) makes each write of a file atomic (docs/ATOMIC.md). ext4 demands CAP_SYS_RESOURCE for it, which
+cannot be seen through FUSE, so here the owner may change it. EXTENTS can't be changed: daxfs changes no file's kind of
+map.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from daxfs.ext4.inode import (
     EXT4_SYNC_FL,
     EXT4_VERITY_FL,
 )
-from daxfs.fs import clock
+from daxfs.fs import clock, datalog
 from daxfs.fs.names import suited_flags
 from daxfs.fs.types import Caller, FsXattr
 from daxfs.fs.volume import Volume
@@ -106,10 +107,11 @@ def set_fsxattr(volume: Volume, ino: int, wanted: FsXattr, caller: Caller) -> No
 
 
 def uses_dax(volume: Volume, ino: int) -> bool:
-    """Return whether a file's data goes straight to memory. A changed flag counts from the next first open on."""
-    if volume.nodes.is_open(ino):
-        return volume.nodes.open[ino].dax
-    return volume.nodes.dax_of(inodes.read(volume.view, ino))
+    """Return whether a file's data goes straight to memory. A changed DAX flag counts from the next first open on."""
+    node, inode = volume.nodes.open.get(ino), inodes.read(volume.view, ino)
+    if inode.flags & EXT4_JOURNAL_DATA_FL:
+        return False
+    return node.dax if node is not None and node.opens else volume.nodes.dax_of(inode)
 
 
 def changeable(inode: Inode) -> Inode:
@@ -130,7 +132,11 @@ def project(inode: Inode) -> int:
 
 
 def change(volume: Volume, ino: int, flags: int, wanted: FsXattr | None, caller: Caller) -> None:
-    """Set the flags, all of them or (with ``wanted``) the shared ones and the project; in one handle."""
+    """Set the flags, all of them or (with ``wanted``) the shared ones and the project; in one handle.
+
+    Without JOURNAL_DATA writes go in place again, and no replay may undo them. ext4 empties its log for that; the list
+    of logged blocks makes it enough to revoke those of the file.
+    """
     with volume.handle(CREDITS) as tx:
         inode = changeable(inodes.edit(tx, ino))
         if caller.uid not in (0, inode.uid):
@@ -146,7 +152,9 @@ def change(volume: Volume, ino: int, flags: int, wanted: FsXattr | None, caller:
         number = project(inode) if wanted is None else wanted.projid
         if inode.flags & flags & EXT4_IMMUTABLE_FL:
             refuse_change_of_immutable(inode, flags, number)
-        check_mapping(inode, flags, caller)
+        check_mapping(inode, flags)
+        if flags & ~inode.flags & EXT4_JOURNAL_DATA_FL:
+            check_journaling(volume, inode)
         if number != project(inode):
             set_project(inode, number)
         inode.flags = (inode.flags & ~EXT4_FL_USER_MODIFIABLE) | flags
@@ -154,6 +162,8 @@ def change(volume: Volume, ino: int, flags: int, wanted: FsXattr | None, caller:
         volume.note_sync(inode)
         volume.nodes.stamped(tx, ino, ctime=True)
     volume.refresh(ino)
+    if not flags & EXT4_JOURNAL_DATA_FL:
+        datalog.settle(volume, ino)
 
 
 def check_hints(inode: Inode, wanted: FsXattr) -> None:
@@ -183,15 +193,24 @@ def refuse_change_of_immutable(inode: Inode, flags: int, number: int) -> None:
         raise FsError(errno.EPERM)
 
 
-def check_mapping(inode: Inode, flags: int, caller: Caller) -> None:
+def check_mapping(inode: Inode, flags: int) -> None:
     """Refuse changes of flags that contradict how the data is stored (ext4_ioctl_setflags, dax_compatible)."""
-    changed = flags ^ inode.flags
-    if changed & EXT4_JOURNAL_DATA_FL and caller.uid:
-        raise FsError(errno.EPERM)
     if (flags & EXT4_DAX_FL and inode.flags & NOT_WITH_DAX) or (flags & NOT_WITH_DAX and inode.flags & EXT4_DAX_FL):
         raise FsError(errno.EOPNOTSUPP)
-    if changed & (EXT4_EXTENTS_FL | EXT4_CASEFOLD_FL) or changed & flags & EXT4_JOURNAL_DATA_FL:
+    if (flags ^ inode.flags) & (EXT4_EXTENTS_FL | EXT4_CASEFOLD_FL):
         raise FsError(errno.EOPNOTSUPP)
+
+
+def check_journaling(volume: Volume, inode: Inode) -> None:
+    """Refuse JOURNAL_DATA where writes can't be atomic.
+
+    That is a pool without a journal (EOPNOTSUPP), and a file that clients may store to (EBUSY).
+    """
+    if volume.log_area is None:
+        raise FsError(errno.EOPNOTSUPP, "the pool has no journal, so no write is atomic")
+    node = volume.nodes.open.get(inode.number)
+    if inode.is_regular and (volume.notifier.stale or (node is not None and node.grants is not None)):
+        raise FsError(errno.EBUSY, f"inode {inode.number}: programs map it or hold leases of it")
 
 
 def set_project(inode: Inode, number: int) -> None:

@@ -273,6 +273,7 @@ def add_hooks(volume: Volume) -> None:
     journal.add_commit_hook(blocks.apply_frees, journal.has_frees)
     journal.before_superblock_home(lambda content: outside.keep(volume, content))
     journal.abort_hooks.append(nodes.drop_maps)
+    journal.home_hooks.append(nodes.stored_home)
 
 
 def mark_in_use(volume: Volume, *, recount: bool) -> None:

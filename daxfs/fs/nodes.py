@@ -24,7 +24,8 @@ from daxfs.ext4.inode import (
     EXT4_VERITY_FL,
 )
 from daxfs.fs import clock
-from daxfs.fs.filemap import MAX_RUNS, FileMap
+from daxfs.fs.filemap import LOGGED, MAX_RUNS, FileMap
+from daxfs.journal.logged import LoggedData
 from daxfs.structures import inodes, mapping, xattrs
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ MAX_MAPPED_FILES = 1024
 MAX_LAZY = 64
 """Inodes whose times may wait for the commit: the log of the smallest journal has room for them at any time."""
 NOT_PLAIN = EXT4_IMMUTABLE_FL | EXT4_APPEND_FL | EXT4_SYNC_FL
-"""Flags of files whose writes are more than a copy (`Node.plain` is then False)."""
+"""Flags of files at which a write must look (`Node.unprivileged` is then False)."""
 SET_ID = stat.S_ISUID | stat.S_ISGID
 DAY_NS = 86_400 * 10**9
 END = 1 << 62
@@ -62,8 +63,12 @@ class Node:
         ctime: as ``atime``.
         atime_due: whether the next read changes the access time.
         noatime: whether no read ever changes it.
-        plain: whether a write is only a copy: no set-id bits or capabilities to drop, not immutable, append-only or
-            sync.
+        unprivileged: whether a write drops nothing and is never refused: there are no set-id bits or capabilities, the
+            file is not immutable, append-only or sync.
+        journaled: whether each write is atomic (chattr +j).
+        plain: whether a write is only a copy: `unprivileged`, not `journaled`, and the log holds no block of the file.
+        logged: logical -> physical block, of the blocks of which the running transaction has a newer copy than the
+            pool; they are ``LOGGED`` in the map. None: there are none.
         dax: whether data goes straight to memory; decided by an open while the inode is not open otherwise.
         grants: the grants of the file's memory, which are notified of all that happens to the inode; None: there are
             none.
@@ -77,6 +82,8 @@ class Node:
         "dax",
         "grants",
         "ino",
+        "journaled",
+        "logged",
         "map",
         "mtime",
         "noatime",
@@ -84,6 +91,7 @@ class Node:
         "plain",
         "scattered",
         "size",
+        "unprivileged",
     )
 
     def __init__(self, nodes: Nodes, inode: Inode) -> None:
@@ -92,6 +100,7 @@ class Node:
         self.opens = 0
         self.size = inode.size
         self.map: FileMap | None = None
+        self.logged: dict[int, int] | None = None
         self.grants: InodeNotifier | None = None
         self.atime = 0
         self.mtime = 0
@@ -99,6 +108,8 @@ class Node:
         self.atime_due = False
         self.dax = False
         self.noatime = False
+        self.unprivileged = False
+        self.journaled = False
         self.plain = False
         self.scattered = False
         self.reloaded(inode)
@@ -145,6 +156,8 @@ class Node:
 
     def mapped(self, runs: Iterable[Extent]) -> None:
         """A handle has allocated or converted the blocks of ``runs``; put them into the map."""
+        if self.logged is not None:
+            self._forget_unlogged()
         held, bits = self.map, self._nodes.block_bits
         if held is None:
             return
@@ -159,11 +172,47 @@ class Node:
         self.scattered = False
         if self.map is not None:
             self.map.cut(begin, end)
+        if self.logged is not None:
+            self._forget_unlogged()
 
     def remapped(self) -> None:
-        """Any block may lie elsewhere now."""
+        """Any block may lie elsewhere now, though none that is `logged`: those may only be gone."""
         self.scattered = False
         self.map = None
+        if self.logged is not None:
+            self._forget_unlogged()
+
+    def logs(self, blocks: dict[int, int]) -> None:
+        """A handle has logged new content of the blocks (logical -> physical), so readers take it from the view."""
+        self.plain = False
+        if self.logged is None:
+            self.logged = {}
+            self._nodes.logging[self.ino] = self
+        self.logged.update(blocks)
+        self._mark(blocks, LOGGED)
+
+    def stored_home(self) -> None:
+        """The transaction is committed, so the pool has the newest content of all blocks."""
+        if self.logged is not None:
+            self._mark(self.logged, 0)
+            self.logged = None
+            if self.map is None:
+                self.scattered = False
+
+    def _mark(self, blocks: dict[int, int], state: int) -> None:
+        if self.map is None:
+            return
+        bits, mark = self._nodes.block_bits, self.map.mark
+        for lblk in blocks:
+            mark(lblk << bits, lblk + 1 << bits, state)
+        if len(self.map.runs) > MAX_RUNS:
+            self.map = None
+            self.scattered = True
+
+    def _forget_unlogged(self) -> None:
+        assert self.logged is not None
+        in_log = self._nodes.in_log
+        self.logged = {lblk: pblk for lblk, pblk in self.logged.items() if pblk in in_log}
 
     def moved(self, begin: int, end: int) -> None:
         """An operation that moves or frees the bytes [begin, end) has finished, successfully or not."""
@@ -185,7 +234,9 @@ class Node:
         nodes = self._nodes
         self.size = inode.size
         # Of the extended attributes only a capability matters; a write looks for it, since this must stay cheap.
-        self.plain = not (inode.mode & SET_ID or inode.flags & NOT_PLAIN or xattrs.present(inode))
+        self.unprivileged = not (inode.mode & SET_ID or inode.flags & NOT_PLAIN or xattrs.present(inode))
+        self.journaled = bool(inode.flags & EXT4_JOURNAL_DATA_FL) and inode.is_regular
+        self.settled()
         if self.grants is not None:
             self.grants.set_size(inode.size)
             if not self.plain:
@@ -208,7 +259,12 @@ class Node:
 
     def privileges_dropped(self, mode: int, flags: int) -> None:
         """A write has dropped the privileges that writes drop; the next write need not look."""
-        self.plain = not (mode & SET_ID or flags & NOT_PLAIN)
+        self.unprivileged = not (mode & SET_ID or flags & NOT_PLAIN)
+        self.settled()
+
+    def settled(self) -> None:
+        """The log may hold fewer blocks of the file than before, or none."""
+        self.plain = self.unprivileged and not self.journaled and self.ino not in self._nodes.in_log.owners
 
     def check(self, view: View) -> None:
         """Compare the node with its inode; for tests, between two operations.
@@ -224,6 +280,9 @@ class Node:
             stored = FileMap()
             for run in mapping.walk(view, inode):
                 stored.put_blocks(run, self._nodes.block_bits)
+            unmarked, self.map = self.map, stored
+            self._mark(self.logged or {}, LOGGED)
+            stored, self.map = self.map, unmarked
             assert self.map.runs == stored.runs, f"inode {self.ino}: {self.map.runs}, on the disk {stored.runs}"
 
 
@@ -236,6 +295,8 @@ class Nodes:
         writable: whether times may wait for a commit; False as long as the volume is read-only.
         open: inode number -> node.
         lazy: inode number -> node, of nodes whose times wait.
+        logging: inode number -> node, of nodes with `Node.logged` blocks.
+        in_log: the blocks that the log may still hold, of all files (`Journal.logged`).
         write_soon: writes all waiting times, in a handle of its own.
     """
 
@@ -245,6 +306,8 @@ class Nodes:
         self.writable = False
         self.open: dict[int, Node] = {}
         self.lazy: dict[int, Node] = {}
+        self.logging: dict[int, Node] = {}
+        self.in_log = LoggedData()
         self.write_soon = write_soon
         self._mapped: dict[int, Node] = {}
 
@@ -276,23 +339,27 @@ class Nodes:
         return node is not None and node.opens > 0
 
     def drop_idle(self, node: Node) -> None:
-        """Drop the node if it is not needed: not open, no times to write."""
-        if node.opens == 0 and node.ino not in self.lazy:
+        """Drop the node if it is not needed: not open, no times to write, no blocks to store home."""
+        if node.opens == 0 and node.ino not in self.lazy and node.ino not in self.logging:
             self.open.pop(node.ino, None)
             self._mapped.pop(node.ino, None)
 
     def forget(self, ino: int) -> None:
         """Drop the node of an inode that is being freed: none of its times may still reach the pool."""
         self.lazy.pop(ino, None)
+        self.logging.pop(ino, None)
         self.open.pop(ino, None)
         self._mapped.pop(ino, None)
 
     def dax_of(self, inode: Inode) -> bool:
-        """Return whether a file that is opened now is served straight from memory (ext4_should_enable_dax)."""
+        """Return whether a file that is opened now is served straight from memory (ext4_should_enable_dax).
+
+        With ``dax=always`` that includes reads of files with chattr +j, to which nobody but the daemon stores.
+        """
         policy, flags = self.options.dax, inode.flags
-        if policy == "never" or not inode.is_regular or flags & (EXT4_JOURNAL_DATA_FL | EXT4_VERITY_FL):
+        if policy == "never" or not inode.is_regular or flags & EXT4_VERITY_FL:
             return False
-        return policy == "always" or bool(flags & EXT4_DAX_FL)
+        return policy == "always" or flags & (EXT4_DAX_FL | EXT4_JOURNAL_DATA_FL) == EXT4_DAX_FL
 
     # Changes of inodes that may have a node
 
@@ -328,6 +395,8 @@ class Nodes:
     def remember_map(self, node: Node, mapped: FileMap) -> None:
         """Set the node's map, within the bound on all maps."""
         node.map = mapped
+        if node.logged is not None:
+            node.logs(node.logged)
         self._mapped.pop(node.ino, None)
         self._mapped[node.ino] = node
         if len(self._mapped) > MAX_MAPPED_FILES:
@@ -340,6 +409,15 @@ class Nodes:
             node.map = None
             node.scattered = False
         self._mapped.clear()
+
+    # Blocks that wait to be stored home
+
+    def stored_home(self) -> None:
+        """A commit has stored all blocks home."""
+        logging, self.logging = self.logging, {}
+        for node in logging.values():
+            node.stored_home()
+            self.drop_idle(node)
 
     # Times that wait
 
@@ -386,6 +464,7 @@ class Nodes:
         assert self.lazy.keys() <= self.open.keys()
         for ino, node in self.open.items():
             assert node.ino == ino
-            assert node.opens or ino in self.lazy, f"inode {ino}: a node that nothing needs"
+            assert node.opens or ino in self.lazy or ino in self.logging, f"inode {ino}: a node that nothing needs"
             assert self.lazy.get(ino, node) is node
+            assert (self.logging.get(ino) is node) == (node.logged is not None)
             node.check(view)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import data
+from daxfs.fs import data, datalog
 from daxfs.fs.change import Change
 from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import END, Node
@@ -90,7 +90,7 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     if not inode.flags & EXT4_EXTENTS_FL and not mode & PUNCH_HOLE:
         raise FsError(errno.EOPNOTSUPP)
     node = file.node
-    if not node.plain:
+    if not node.unprivileged:
         data.drop_privileges(volume, node, file.caller)
     yield from run(volume, file, offset, length)
 
@@ -331,6 +331,8 @@ def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
         if len(runs) == EXTENTS_PER_STEP:
             stop = runs[-1].lblk + runs[-1].length
         mapping.mark_unwritten(tx, inode, lblk, stop - lblk)
+        for run in runs:
+            tx.unlog_data(run.pblk, run.length)
         change.preallocates(Extent(run.lblk, run.pblk, run.length, True) for run in runs)
     return stop
 
@@ -392,6 +394,7 @@ def zero_edges(volume: Volume, file: OpenFile, begin: int, end: int) -> None:
 
 def zero_pieces(volume: Volume, node: Node, begin: int, end: int) -> None:
     """Zero those of the bytes [begin, end) that are written."""
+    datalog.settle(volume, node.ino, begin, end)
     for at, to, delta, unwritten in data.pieces(volume, node, begin, end) if begin < end else ():
         if not unwritten:
             volume.pool.zero(at + delta, to - at)
@@ -400,6 +403,7 @@ def zero_pieces(volume: Volume, node: Node, begin: int, end: int) -> None:
 def zero_in_place(volume: Volume, node: Node, begin: int, end: int) -> Steps[None]:
     """Zero those of the bytes [begin, end) that are written, however many they are."""
     while begin < end:
+        datalog.settle(volume, node.ino, begin, end)
         room, position = BYTES_PER_STEP, end
         for at, to, delta, unwritten in data.pieces(volume, node, begin, end):
             if not unwritten:

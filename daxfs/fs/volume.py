@@ -22,6 +22,7 @@ from daxfs.fs.nodes import MAX_LAZY, Nodes
 from daxfs.fs.reclaim import Reclaimers
 from daxfs.fs.staging import Staging
 from daxfs.fs.types import Caller, Options
+from daxfs.journal.logged import LoggedData
 from daxfs.structures import inodes, overhead
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Volume:
         self.groups_of: Callable[[Caller], frozenset[int]] = lambda caller: caller.groups
         self.sync_due = options.sync
         self.nodes = Nodes(options, geometry.block_bits, self.write_times)
+        if journal is not None:
+            self.nodes.in_log = journal.logged
         self._allow_changes(journal is not None)
         self.lives = Lifetimes()
         self.staging = Staging()
@@ -103,6 +106,7 @@ class Volume:
     def begin_writing(self, journal: Journal) -> None:
         """Change the pool through ``journal`` from now on (`remounting`)."""
         self._journal = journal
+        self.nodes.in_log = journal.logged
         self.view = journal.view
         self._allow_changes(True)
         self.mounted_state = journal.view.superblock().s_state
@@ -112,6 +116,7 @@ class Volume:
     def end_writing(self, view: View) -> None:
         """Change nothing from now on: the journal was closed, and ``view`` shows the pool (`remounting`)."""
         self._journal = None
+        self.nodes.in_log = LoggedData()
         self.view = view
         self._allow_changes(False)
 

@@ -278,7 +278,7 @@ OPTIONS: tuple[Option, ...] = (
     _refused("noacl", "the kernel checks ACLs on every mount; remove them with setfacl -b"),
     _refused("nouser_xattr", "extended attributes of users work on every mount"),
     _refused("errors=panic", "a daemon can't stop the machine; use errors=remount-ro"),
-    _refused("data=journal", "data is written in place, not through the journal"),
+    _refused("data=journal", "chattr +j makes writes atomic, of a file or of all that is made in a directory"),
     _refused(
         "quota usrquota grpquota prjquota jqfmt=FORMAT usrjquota=FILE grpjquota=FILE",
         "no quota is enforced",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +27,7 @@ from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
 from daxfs.journal.log import Log, unchanged
+from daxfs.journal.logged import LoggedData
 from daxfs.journal.transaction import Handle, Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, View
 from daxfs.runs import ByteRange
@@ -48,11 +49,13 @@ class CommitWriter(Protocol):
     Attributes:
         limit: the most blocks that one transaction may have.
         revokes_per_block: block numbers in one revoke block.
+        tail_moves: how often the log was full, so that its tail moved past all transactions but the last.
         before_home: called with a block that was passed to `store_later`, right before its store at home.
     """
 
     limit: int
     revokes_per_block: int
+    tail_moves: int
     before_home: Callable[[memoryview], None]
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
@@ -88,6 +91,7 @@ class NoLog:
     def __init__(self, pool: Pool) -> None:
         self.limit = UNLOGGED_LIMIT
         self.revokes_per_block = UNLOGGED_LIMIT
+        self.tail_moves = 0
         self.before_home: Callable[[memoryview], None] = unchanged
         self._pool = pool
 
@@ -156,8 +160,10 @@ class Journal:
 
     Attributes:
         view: the newest state of the metadata.
+        logged: the blocks of file data that the running transaction or the log holds.
         abort_hooks: called after an abort, which drops what handles have changed since the last commit.
         lacked: the missing memory that the hooks of a commit met last and did without; None: all was there.
+        home_hooks: called after a commit, when its blocks are at home.
     """
 
     def __init__(
@@ -171,8 +177,10 @@ class Journal:
     ) -> None:
         """Make a journal on a commit writer; callers use `open`."""
         self.pool = pool
+        self.logged = LoggedData()
         self.abort_hooks: list[Callable[[], None]] = []
         self.lacked: MissingMemory | None = None
+        self.home_hooks: list[Callable[[], None]] = []
         self._commit_hooks: list[tuple[Callable[[], object], Callable[[Handle], None]]] = []
         self._writer = writer
         self._transaction = Transaction()
@@ -184,6 +192,7 @@ class Journal:
             self._transaction,
             checked,
             self.view.caches,
+            self.logged,
             revokes_per_block=writer.revokes_per_block,
             strict=check_credits,
         )
@@ -313,6 +322,10 @@ class Journal:
         """Make all stores to the pool durable (file data written in place); the running transaction continues."""
         self.pool.fence()
 
+    def holds(self, numbers: Iterable[int]) -> bool:
+        """Return whether the running transaction has a copy of one of the blocks."""
+        return not self._transaction.copies.keys().isdisjoint(numbers)
+
     def close(self) -> None:
         """Commit and leave an empty log; after an abort, leave the pool as it is. A second call does nothing."""
         if self._closed:
@@ -406,7 +419,7 @@ class Journal:
             blocks_home=self._blocks_home,
             blocks_logged=self._blocks_logged,
             blocks_revoked=self._blocks_revoked,
-            tail_moves=writer.tail_moves if writer else 0,
+            tail_moves=self._writer.tail_moves,
             rollbacks=self._handle.rollbacks,
             sizes=tuple(sizes),
             largest=max(self._sizes, default=0),
@@ -467,13 +480,15 @@ class Journal:
         superblock = copies.pop(SUPERBLOCK_KEY, None)
         if superblock is not None:
             copies[self._superblock_home] = superblock
-        metadata_blocks = len(copies)
+        metadata_blocks, moves = len(copies), writer.tail_moves
         hook = self.pool.hook
         if hook is not None:
             # Before the commit record: recovery, of whichever program, may then store the blocks at home.
             hook.before_all(ByteRange(number * size, (number + 1) * size) for number in copies)
         self._blocks_logged += writer.commit(copies, tx.revokes)
         self._storing_home = True
+        if self.logged and writer.tail_moves != moves:
+            self.logged.keep(copies)
         if superblock is not None and writer.store_later(self._superblock_home, superblock):
             tx.waiting = superblock.toreadonly()
             del copies[self._superblock_home]
@@ -485,6 +500,8 @@ class Journal:
         self._blocks_home += len(copies)
         self._blocks_revoked += len(tx.revokes)
         tx.clear()
+        for at_home in self.home_hooks:
+            at_home()
 
     def _run_due_hooks(self) -> None:
         for at, (due, _) in enumerate(self._commit_hooks):

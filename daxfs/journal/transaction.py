@@ -31,6 +31,7 @@ from daxfs.journal.view import SUPERBLOCK_KEY, View
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.journal.caches import Caches
+    from daxfs.journal.logged import LoggedData
     from daxfs.pmem.pool import Pool
     from daxfs.runs import BlockRun
 
@@ -46,6 +47,8 @@ _REVOKED = 4  # (number)
 _UNREVOKED = 5  # (number)
 _RESERVED = 6  # (key, credits)
 _CALLBACK = 7  # (function): a layer above changed state in DRAM together with the handle
+_LOGGED = 8  # (number): the block of data joined the logged ones
+_UNLOGGED = 9  # (number, owner): the block of data left the logged ones
 
 
 class Transaction:
@@ -131,6 +134,7 @@ class Handle(View):
         privileged: the operation may use reserved blocks.
         frees: (start, count) runs to be cleared in the bitmaps at commit. Only append to it: a rollback cuts the list
             to its old length.
+        logged: the blocks of file data that the transaction or the log holds.
         active: the ``with`` block is running.
         rollbacks: the number of operations that were undone.
         interrupted: an exception that is no refusal (`FsError`) has ended a ``with`` block. The changes of that handle
@@ -151,6 +155,7 @@ class Handle(View):
         "active",
         "frees",
         "interrupted",
+        "logged",
         "privileged",
         "rollbacks",
     )
@@ -162,6 +167,7 @@ class Handle(View):
         transaction: Transaction,
         checked: set[int],
         caches: Caches,
+        logged: LoggedData,
         *,
         revokes_per_block: int,
         strict: bool,
@@ -174,6 +180,7 @@ class Handle(View):
             transaction: the running transaction.
             checked: the verified blocks, shared with the journal's view.
             caches: the caches of the journal's view.
+            logged: the journal's list of logged data blocks.
             revokes_per_block: block numbers in one revoke block of the log.
             strict: check that every handle stays within its credits (for tests).
         """
@@ -189,6 +196,7 @@ class Handle(View):
         self._credits = 0
         self._frees_mark = 0
         self.frees = transaction.frees
+        self.logged = logged
         self._faults = pool.faults.pending
         self.active = False
         self.interrupted = False
@@ -330,6 +338,32 @@ class Handle(View):
             revokes.add(number)
             self._undo.append((_REVOKED, number))
 
+    # File data
+
+    def log_data(self, number: int, owner: int) -> memoryview:
+        """Return the writable copy of a block of file data: it is logged, and stored home only after the commit.
+
+        Until then readers take the copy (`View.block`). To store to the block directly, call `unlog_data` first.
+
+        Args:
+            number: the block.
+            owner: the inode number of the file.
+        """
+        copy = self.edit(number)
+        if number not in self.logged:
+            self.logged.add(number, owner)
+            self._undo.append((_LOGGED, number))
+        return copy
+
+    def unlog_data(self, start: int, count: int) -> None:
+        """Drop the copies of data blocks, and keep replay from storing older ones from the log.
+
+        Call it for blocks that are being freed, that become unwritten, or that are stored to directly afterwards.
+        """
+        for number in self.logged.within(start, count) if self.logged else ():
+            self.forget(number)
+            self._undo.append((_UNLOGGED, number, self.logged.remove(number)))
+
     def on_rollback(self, undo: Callable[[], object]) -> None:
         """Register ``undo`` to be called if this handle is undone.
 
@@ -444,7 +478,12 @@ class Handle(View):
         """Undo everything since the handle began (invariant T3): blocks, and by callbacks state of higher layers."""
         tx = self._tx
         for entry in reversed(self._undo):
-            self._take_back(tx, entry)
+            if entry[0] == _LOGGED:
+                self.logged.remove(entry[1])
+            elif entry[0] == _UNLOGGED:
+                self.logged.add(*entry[1:])
+            else:
+                self._take_back(tx, entry)
         del tx.frees[self._frees_mark :]
         self.rollbacks += 1
 

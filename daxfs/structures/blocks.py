@@ -611,6 +611,7 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     if metadata:
         for number in range(start, start + count):
             tx.forget(number)
+    tx.unlog_data(start, count)
     tx.frees.append(BlockRun(start, count))
 
 
@@ -638,6 +639,9 @@ def free_all(tx: Handle, runs: list[BlockRun], *, metadata: bool = False) -> Non
         for start, count in runs:
             for number in range(start, start + count):
                 tx.forget(number)
+    if tx.logged:
+        for start, count in runs:
+            tx.unlog_data(start, count)
     tx.frees.extend(runs)
 
 

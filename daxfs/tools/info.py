@@ -215,6 +215,7 @@ def show(place: str, *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(asdict(info), indent=2))
         return
+    atomic = info.mount.get("atomic_write", 0)
     used = 100 - 100 * info.free_blocks // max(info.blocks, 1)
     rows = {
         "pool": info.pool,
@@ -224,6 +225,7 @@ def show(place: str, *, as_json: bool = False) -> None:
         "persistence": info.persistence,
         "mounted on": info.mountpoint,
         "options": ",".join(info.mount.get("options", ())),
+        "atomic writes": f"up to {format_size(atomic)} to files with chattr +j" if atomic else "",
         "state": info.state,
         "on errors": info.on_errors,
         "errors": str(info.errors) if info.errors else "",

@@ -115,9 +115,10 @@ def test_owners_and_others(fs: FileSystem, ino: int) -> None:
     fs.set_flags(own, EXT4_EXTENTS_FL | EXT4_NODUMP_FL, USER)
     with refused(errno.EPERM):
         fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_NODUMP_FL, USER)
-    for flag in (IMMUTABLE, APPEND, EXT4_JOURNAL_DATA_FL):
+    for flag in (IMMUTABLE, APPEND):
         with refused(errno.EPERM):
             fs.set_flags(own, EXT4_EXTENTS_FL | flag, USER)
+    fs.set_flags(own, EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL, USER)
     fs.set_flags(own, EXT4_EXTENTS_FL | APPEND)
     with refused(errno.EPERM):
         fs.set_flags(own, EXT4_EXTENTS_FL, USER)
@@ -125,17 +126,36 @@ def test_owners_and_others(fs: FileSystem, ino: int) -> None:
 
 
 @pytest.mark.crash
-def test_data_is_not_logged(fs: FileSystem, ino: int) -> None:
-    """JOURNAL_DATA that the kernel has set can be cleared but not set, and excludes DAX."""
-    with refused(errno.EOPNOTSUPP):
-        fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL)
-    force(fs, ino, EXT4_JOURNAL_DATA_FL)
+def test_journaled_data_excludes_dax(fs: FileSystem, ino: int) -> None:
+    """For programs that ask whether they may store to memory; reads still come from there."""
+    assert fs.uses_dax(ino)
+    fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL)
     assert not fs.uses_dax(ino)
     with refused(errno.EOPNOTSUPP):
         fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL | EXT4_DAX_FL)
-    fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL | EXT4_NODUMP_FL)
-    fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_NODUMP_FL)
+    fs.set_flags(ino, EXT4_EXTENTS_FL)
+    fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_DAX_FL)
+    with refused(errno.EOPNOTSUPP):
+        fs.set_flags(ino, EXT4_EXTENTS_FL | EXT4_JOURNAL_DATA_FL)
     assert fs.uses_dax(ino)
+
+
+@pytest.mark.crash
+def test_journaled_data_is_inherited(fs: FileSystem) -> None:
+    top = fs.mkdir(ROOT_INO, b"top", 0o755).ino
+    fs.set_flags(top, fs.get_flags(top) | EXT4_JOURNAL_DATA_FL)
+    below = fs.mkdir(top, b"below", 0o755).ino
+    made = fs.mknod(below, b"f", stat.S_IFREG | 0o644)
+    link = fs.symlink(below, b"link", b"t")
+    assert made.flags & EXT4_JOURNAL_DATA_FL
+    assert not link.flags & EXT4_JOURNAL_DATA_FL
+
+
+def test_journaled_data_needs_a_journal(open_fs: OpenFs) -> None:
+    fs = open_fs("-O", "^has_journal")
+    made = fs.mknod(ROOT_INO, b"f", stat.S_IFREG | 0o644)
+    with refused(errno.EOPNOTSUPP):
+        fs.set_flags(made.ino, made.flags | EXT4_JOURNAL_DATA_FL)
 
 
 @pytest.mark.crash

@@ -94,8 +94,16 @@ STORIES: list[list[Step]] = [
     [("fill", "sync"), ("unlink big", ""), ("write beyond", "")],
     [("fill", "sync"), ("truncate to nothing", ""), ("write beyond", "")],
     [("split leaf", ""), ("split leaf", "")],
+    [("atomic overwrite", "sync"), ("punch", "sync"), ("fill", "sync")],
+    [("atomic overwrite", "fsync"), ("unlink big", "sync"), ("fill", "sync")],
+    [("atomic overwrite", "fsync"), ("overwrite atomic", "fsync")],
+    [("atomic overwrite", ""), ("overwrite atomic", "fsync"), ("atomic overwrite", "")],
+    [("atomic overwrite", "fsync"), ("zero", ""), ("overwrite atomic", "fsync")],
+    [("journal", "sync"), ("atomic journaled overwrite", "fsync"), ("punch", "sync"), ("fill", "sync")],
+    [("journal", ""), ("atomic journaled overwrite", "sync"), ("journal no longer", ""), ("overwrite atomic", "fsync")],
 ]
-"""What a random choice seldom hits: blocks that moved are stored to, freed blocks are the only ones, an index grows."""
+"""What a random choice seldom hits: blocks that moved are stored to, freed blocks are the only ones, an index grows,
+blocks that the log holds are freed and used again, or stored to in place."""
 
 
 @pytest.mark.parametrize("steps", STORIES, ids=lambda steps: " ".join(name for name, _ in steps))

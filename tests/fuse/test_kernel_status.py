@@ -22,7 +22,7 @@ ERRORS = MetadataErrors(3, RecordedError(1, 2, "missing memory", 0, 0, 33), None
 
 def query(text: str, node: int = abi.ROOT_ID, agreed: int = 0) -> dict[str, Any]:
     core = SimpleNamespace(metadata_errors=lambda: ERRORS)
-    connection: Any = SimpleNamespace(options=parse([text]), agreement=Agreement(45, Init(agreed), 0), core=core)
+    connection: Any = SimpleNamespace(options=parse([text]), agreement=Agreement(45, Init(agreed), 1 << 20), core=core)
     request: Any = SimpleNamespace(uid=1000, node=node)
     found: dict[str, Any] = json.loads(ioctls.COMMANDS[status.STATUS](connection, request, memoryview(b"")))
     return found
@@ -46,6 +46,11 @@ def test_errors_of_metadata() -> None:
     first = {"when": 1, "errcode": 2, "where": "missing memory", "line": 0, "ino": 0, "block": 33}
     expected = {"count": 3, "first": first, "last": None, "behaviour": "remount-ro", "stopped": True}
     assert query("")["errors"] == expected
+
+
+def test_the_longest_write_that_is_one_request() -> None:
+    """The kernel sends 256 pages at most, and a buffer that does not begin with a page takes one more."""
+    assert query("")["atomic_write"] == (1 << 20) - 4096
 
 
 def test_only_the_root_directory_tells() -> None:

@@ -9,6 +9,7 @@ BLOCKS = "daxfs/structures/blocks.py"
 CHANGE = "daxfs/fs/change.py"
 COPYING = "daxfs/fs/copying.py"
 DATA = "daxfs/fs/data.py"
+DATALOG_SOURCE = "daxfs/fs/datalog.py"
 DIRECTORY = "daxfs/structures/dirblocks.py"
 FLAG = "daxfs/fs/recovery_flag.py"
 GRANTS = "daxfs/fs/grants/"
@@ -26,6 +27,7 @@ ATOMIC = "daxfs/fs/atomic.py"
 BATCHES = "daxfs/fs/batches.py"
 
 BAD = "tests/fs/test_badmemory.py"
+DATALOG = "tests/fs/test_datalog.py"
 GROWTH = "tests/crash/test_growth_after_recovery.py"
 HANDLES = "tests/crash/test_handles.py"
 LEASED = "tests/fs/grants/test_power_loss.py"
@@ -176,6 +178,127 @@ MUTANTS = [
         "        parts += bytes(offset - position), content\n",
         "What they leave of a block becomes zeros.",
         ("tests/fs/test_atomic.py",),
+    ),
+    # File data in the log
+    Mutant(
+        "a freed data block is not revoked",
+        BLOCKS,
+        "    tx.unlog_data(start, count)\n    tx.frees.append(",
+        "    tx.frees.append(",
+        "A replay stores a file's old data over that of the block's next owner.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "a plain write does not revoke",
+        DATALOG_SOURCE,
+        "            for number in blocks:\n                tx.unlog_data(number, 1)\n",
+        "            pass\n",
+        "A replay stores older data over a write that fsync has made durable.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "a plain write to a block of the running transaction",
+        DATALOG_SOURCE,
+        "        if blocks and volume.journal.holds(blocks):\n            volume.commit()\n",
+        "",
+        "The atomic write before it is lost, or torn by it.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "zeroed blocks stay in the log",
+        RANGES,
+        "        for run in runs:\n            tx.unlog_data(run.pblk, run.length)\n",
+        "",
+        "A replay stores older data over a write to blocks that were zeroed.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "zeros past EOF stay in the log",
+        DATA,
+        "        tx.unlog_data(run.pblk, 1)\n",
+        "        pass\n",
+        "A replay brings back bytes past EOF, into a file that is longer by then.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "a logged write is stored at once",
+        DATALOG_SOURCE,
+        "            tx.log_data(blocks[lblk], node.ino)[low",
+        "            volume.pool.memory[blocks[lblk] << bits : blocks[lblk] + 1 << bits][low",
+        "A power cut leaves a part of it.",
+        (DATALOG, OPERATIONS),
+    ),
+    Mutant(
+        "readers do not see a logged write",
+        DATA,
+        "    if node.logged is not None:\n        datalog.overlay(volume, node.logged, offset, content)\n",
+        "",
+        "Until the commit, reads return the old content.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "a copy takes what the pool has",
+        COPYING,
+        "    datalog.store_home(volume, node)\n",
+        "",
+        "It copies content that an atomic write has replaced.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "an append shows what lay past EOF",
+        DATALOG_SOURCE,
+        "                copy[:] = bytes(len(copy))\n",
+        "                pass\n",
+        "Bytes between the old EOF and the write are those of an earlier owner of the block.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "a client may store to blocks of the log",
+        f"{GRANTS}requests.py",
+        "        datalog.settle(volume, node.ino)\n        if not",
+        "        volume.nodes.in_log.keep(())\n        node.settled()\n        if not",
+        "A replay undoes what a client has stored and flushed.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "the list of logged blocks outlives the log",
+        "daxfs/journal/journal.py",
+        "            self.logged.keep(copies)\n",
+        "            pass\n",
+        "It grows with every block that was ever logged.",
+        ("tests/journal/test_logged.py",),
+    ),
+    Mutant(
+        "chattr +j is only a flag",
+        "daxfs/fs/filesystem.py",
+        "        if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):\n",
+        "        if atomic:\n",
+        "A power cut leaves a part of a write to such a file.",
+        (DATALOG, OPERATIONS),
+    ),
+    Mutant(
+        "chattr -j leaves the file's blocks in the log",
+        "daxfs/fs/flags.py",
+        "    if not flags & EXT4_JOURNAL_DATA_FL:\n        datalog.settle(volume, ino)\n",
+        "    if not flags & EXT4_JOURNAL_DATA_FL:\n        volume.nodes.in_log.keep(())\n        volume.refresh(ino)\n",
+        "A replay undoes the plain writes that follow.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "clients may store to journaled files",
+        "daxfs/fs/nodes.py",
+        "        self.plain = self.unprivileged and not self.journaled and",
+        "        self.plain = self.unprivileged and",
+        "What they store is not atomic.",
+        (DATALOG,),
+    ),
+    Mutant(
+        "chattr +j on a file that clients store to",
+        "daxfs/fs/flags.py",
+        "    if inode.is_regular and (volume.notifier.stale",
+        "    if False and (volume.notifier.stale",
+        "What they store is not atomic.",
+        (DATALOG,),
     ),
     # Mounting
     Mutant(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.fs import data, ranges
+from daxfs.fs import data, datalog, ranges
 from daxfs.fs.change import Change
 from daxfs.fs.grants import answers, waiting
 from daxfs.fs.grants.inode_grants import InodeGrants
@@ -148,7 +148,9 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
         raise FsError(errno.EBADF)
     volume.writable()
     if not node.plain:
-        data.drop_privileges(volume, node, file.caller)
+        datalog.settle(volume, node.ino)
+        if not node.unprivileged:
+            data.drop_privileges(volume, node, file.caller)
     if not node.plain:
         # A write to this file is more than a store.
         raise FsError(errno.EOPNOTSUPP)

@@ -56,7 +56,7 @@ def apply(table: Grants, file: OpenFile, claim: WriteNotification) -> int:
         if size > node.size and not grants.preallocated.covers(node.size, size):
             number = errno.EINVAL if size <= volume.max_size(node.ino) else errno.EFBIG
             raise FsError(number, f"inode {node.ino}: bytes {node.size} to {size} were not granted")
-        if not node.plain:
+        if not node.unprivileged:
             data.drop_privileges(volume, node, file.caller)
         if size > volume.large_file_from:
             volume.allow_large_files()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
+from daxfs.fs import atomic
 from daxfs.fuse.kernel import abi, durability
 
 if TYPE_CHECKING:
@@ -41,8 +43,17 @@ def errors(connection: Connection) -> dict[str, object]:
     }
 
 
+def atomic_write(connection: Connection) -> int:
+    """Return the longest write(2), in bytes, that arrives as one request: a buffer may begin within a page.
+
+    To a file with chattr +j such a write is atomic.
+    """
+    return min(connection.agreement.max_write, atomic.MOST_BYTES) - mmap.PAGESIZE
+
+
 FACTS: dict[str, Callable[[Connection], object]] = {
     "options": options,
+    "atomic_write": atomic_write,
     "durability": durability.table,
     "warning": durability.warning,
     "errors": errors,
