@@ -98,7 +98,7 @@ def write(volume: Volume, node: Node, pieces: Sequence[Piece], blocks: dict[int,
 
 
 def _store(volume: Volume, tx: Handle, node: Node, pieces: Sequence[Piece], blocks: dict[int, int]) -> None:
-    """Store to the transaction's copies."""
+    """Store to the transaction's copies. EIO: the old content of a block is needed, and its memory is missing."""
     bits = volume.block_bits
     for offset, content in pieces:
         end = offset + len(content)
@@ -106,6 +106,7 @@ def _store(volume: Volume, tx: Handle, node: Node, pieces: Sequence[Piece], bloc
             begin = lblk << bits
             low, high = max(begin, offset), min(begin + volume.block_size, end)
             tx.log_data(blocks[lblk], node.ino)[low - begin : high - begin] = content[low - offset : high - offset]
+    volume.finish_copy()
 
 
 def overlay(volume: Volume, logged: dict[int, int], offset: int, content: bytearray) -> None:

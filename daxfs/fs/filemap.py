@@ -98,22 +98,29 @@ class FileMap:
     def mark(self, begin: int, end: int, state: int) -> None:
         """Set the state of [begin, end), which lies in one run, and merge it with its neighbours."""
         begins, runs = self.begins, self.runs
-        first = bisect_right(begins, begin) - 1
-        last = first + 1
-        low, high, delta, before = runs[first]
+        index = bisect_right(begins, begin) - 1
+        low, high, delta, before = runs[index]
         if before == state:
             return
-        head = [(low, begin, delta, before)] if low < begin else []
-        tail = [(end, high, delta, before)] if end < high else []
-        if not head and first and runs[first - 1][1:] == (begin, delta, state):
-            first -= 1
-            begin = begins[first]
-        if not tail and last < len(runs) and begins[last] == end and runs[last][2:] == (delta, state):
-            end = runs[last][1]
-            last += 1
-        made = [*head, (begin, end, delta, state), *tail]
-        runs[first:last] = made
-        begins[first:last] = [run[0] for run in made]
+        runs[index] = begin, end, delta, state
+        if end < high:
+            runs.insert(index + 1, (end, high, delta, before))
+            begins.insert(index + 1, end)
+        elif index + 1 < len(runs):
+            self._join(index + 1)
+        if low < begin:
+            runs.insert(index, (low, begin, delta, before))
+            begins.insert(index + 1, begin)
+        elif index:
+            self._join(index)
+
+    def _join(self, index: int) -> None:
+        """Merge the run with the one before it, if they lie together and have the same state."""
+        low, border, place, earlier = self.runs[index - 1]
+        begin, end, delta, state = self.runs[index]
+        if border == begin and place == delta and earlier == state:
+            self.runs[index - 1] = low, end, delta, state
+            del self.runs[index], self.begins[index]
 
     def put_blocks(self, run: Extent, bits: int) -> None:
         """Map a run of blocks of ``1 << bits`` bytes."""

@@ -400,24 +400,16 @@ class FileSystem:
         """
         if caller is not None:
             file = file.used_by(caller)
-        if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):
-            return self._write_atomically(file, offset, content, kill_privileges)
         try:
-            written = data.write(self.volume, file, offset, content, kill_privileges)
+            if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):
+                written = atomic_writes.write(self.volume, file, offset, content, kill_privileges)
+            else:
+                written = data.write(self.volume, file, offset, content, kill_privileges)
         except BaseException as error:
             raise failure(self.volume, error, explained=True, change=True)  # noqa: B904 (the same error as a rule)
         if self.volume.sync_due:
             self.volume.finish()
         elif file.durable:
-            data.make_durable(self.volume, file)
-        return written
-
-    @changing
-    def _write_atomically(
-        self, file: OpenFile, offset: int, content: bytes | bytearray | memoryview, kill_privileges: bool | None
-    ) -> int:
-        written = atomic_writes.write(self.volume, file, offset, content, kill_privileges)
-        if file.durable:
             data.make_durable(self.volume, file)
         return written
 

@@ -89,8 +89,8 @@ MUTANTS = [
     Mutant(
         "an atomic write goes in place",
         "daxfs/fs/filesystem.py",
-        "        written = atomic_writes.write(self.volume,",
-        "        written = data.write(self.volume,",
+        "                written = atomic_writes.write(self.volume,",
+        "                written = data.write(self.volume,",
         "A power cut leaves a part of it.",
         (OPERATIONS,),
     ),
@@ -271,8 +271,8 @@ MUTANTS = [
     Mutant(
         "chattr +j is only a flag",
         "daxfs/fs/filesystem.py",
-        "        if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):\n",
-        "        if atomic:\n",
+        "            if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):\n",
+        "            if atomic:\n",
         "A power cut leaves a part of a write to such a file.",
         (DATALOG, OPERATIONS),
     ),
