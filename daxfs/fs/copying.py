@@ -21,7 +21,8 @@ from daxfs.fs.steps import Steps, finish
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes
 
-PIECES_PER_STEP = 16
+HANDLES_PER_STEP = 2
+"""How often a step changes the metadata of the target (`data.write_pieces`)."""
 COST_OF_PIECE = 32 << 10
 """The number of bytes that are copied in the time that a piece takes besides."""
 GATHERED = 1 << 20
@@ -104,7 +105,7 @@ def copy_piece(volume: Volume, node: Node, source: int, target: OpenFile, offset
     if data.is_written_run(target.node, offset, offset + len(content)):
         written = data.write(volume, target, offset, content)
         return written, written + cost
-    return data.write_slowly(volume, target, offset, content, PIECES_PER_STEP), ranges.BYTES_PER_STEP
+    return data.write_slowly(volume, target, offset, content, HANDLES_PER_STEP), ranges.BYTES_PER_STEP
 
 
 def find_data(volume: Volume, node: Node, begin: int, length: int) -> tuple[list[memoryview], int]:

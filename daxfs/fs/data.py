@@ -2,7 +2,7 @@
 
 A read returns a view of the pool. A write is one copy into the pool, flushed, and durable at the next fence. An
 overwrite of written blocks changes no metadata but the times, which wait for the commit. Every other write (into holes
-or unwritten blocks, or past EOF) goes through `write_piece`: one contiguous piece in one handle, so that a full pool
+or unwritten blocks, or past EOF) goes through `write_pieces`: some contiguous pieces in one handle, so that a full pool
 leaves a short write and nothing half-done. New blocks are filled or zeroed before the handle that maps them can commit
 (ordered mode).
 """
@@ -25,7 +25,7 @@ from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import ROOT_INO, Caller
 from daxfs.fs.volume import Volume
-from daxfs.structures import inodes, mapping, xattrs
+from daxfs.structures import extents, inodes, mapping, xattrs
 from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
@@ -34,8 +34,16 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview
 
+MANY_RUNS = 100
+"""Runs from which on a map is made of all of them together."""
 CREDITS_PIECE = 32
 """Blocks one piece of a write may change: a split at each level of the tree, bitmap, descriptor, inode, superblock."""
+CREDITS_PIECES = 128
+"""Blocks that writing so many pieces may change: bitmaps and descriptors for each look, leaves, splits as above."""
+LOOKS_PER_HANDLE = 16
+"""Holes, or runs of blocks, that a write fills or overwrites in one handle."""
+PIECES_PER_HANDLE = 64
+"""Pieces that it writes in one handle; the blocks for one hole, however many, lie in one group."""
 CREDITS_CUT = 64 + CREDITS_QUARANTINE
 BLOCKS_PER_CUT = 256
 """Runs that one step of cutting a file frees: 32 of the credits are for the commit (`blocks.RESERVED_PER_CALL`), and
@@ -118,13 +126,16 @@ def load_map(volume: Volume, node: Node) -> FileMap | None:
     if mapping.has_more_than(volume.view, inode, MAX_RUNS):
         node.scattered = True
         return None
-    mapped = FileMap()
     bad = volume.pool.bad
-    for count, run in enumerate(mapping.walk(volume.view, inode)):
-        if count >= MAX_RUNS or (bad and badmemory.overlaps(volume, run)):
-            node.scattered = True
-            return None
-        mapped.put_blocks(run, volume.block_bits)
+    if not bad and mapping.has_more_than(volume.view, inode, MANY_RUNS):
+        mapped = FileMap.of_columns(extents.columns(volume.view, inode), volume.block_bits)
+    else:
+        mapped = FileMap()
+        for count, run in enumerate(mapping.walk(volume.view, inode)):
+            if count >= MAX_RUNS or (bad and badmemory.overlaps(volume, run)):
+                node.scattered = True
+                return None
+            mapped.put_blocks(run, volume.block_bits)
     if volume.faults[0]:
         raise volume.lost_memory()
     volume.nodes.remember_map(node, mapped)
@@ -229,7 +240,7 @@ def is_written_run(node: Node, begin: int, end: int) -> bool:
 
 
 def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most: int | None = None) -> int:
-    """Write piece by piece, with a change of metadata for each: ``most`` pieces at most (None: all)."""
+    """Write some pieces after the other, most with a change of metadata: ``most`` times at most (None: all)."""
     node = file.node
     size = len(data)
     datalog.settle(volume, node.ino, offset, offset + size)
@@ -253,7 +264,10 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
             if bad:
                 rest = content[done:size]
                 upto = done + volume.retrying(badmemory.make_writable, node, offset + done, rest, file.caller)
-            done += volume.retrying(write_piece, file, offset + done, content[done:upto])
+            elif overwritten := overwrite(volume, node, offset + done, content[done:size]):
+                done += overwritten
+                continue
+            done += volume.retrying(write_pieces, file, offset + done, content[done:upto])
         except FsError as error:
             if done and shortens(error):
                 break
@@ -329,33 +343,67 @@ def in_group(inode: Inode, caller: Caller) -> bool:
     return caller.uid == 0 or inode.gid == caller.gid or inode.gid in caller.groups
 
 
-def write_piece(volume: Volume, file: OpenFile, offset: int, data: memoryview) -> int:
-    """Write the first contiguous piece of ``data`` in one handle; return its length in bytes."""
+def overwrite(volume: Volume, node: Node, offset: int, data: memoryview) -> int:
+    """Write into the written runs that follow each other from ``offset`` on, within EOF; return the length in bytes.
+
+    This changes no metadata but the times, which wait for the commit. If nothing may be stored, the length is 0.
+    """
+    if volume.read_only or offset >= node.size:
+        return 0
+    reached = offset
+    for begin, end, delta, unwritten in pieces(volume, node, offset, min(offset + len(data), node.size)):
+        if unwritten or begin != reached:
+            break
+        volume.pool.write(begin + delta, data[begin - offset : end - offset])
+        reached = end
+    if reached > offset:
+        node.overwritten()
+    return reached - offset
+
+
+def write_pieces(volume: Volume, file: OpenFile, offset: int, data: memoryview) -> int:
+    """Write the first contiguous pieces of ``data`` in one handle, one at least; return their length in bytes."""
     node = file.node
     bits = volume.block_bits
-    end = offset + len(data)
-    lblk = offset >> bits
-    want = ((end - 1) >> bits) - lblk + 1
-    with volume.handle(CREDITS_PIECE, file.caller) as tx, Change(volume, tx, node.ino) as change:
+    begin, end = offset, offset + len(data)
+    last = end - 1 >> bits
+    looks = made = 0
+    credits = CREDITS_PIECE if last == begin >> bits else CREDITS_PIECES
+    with volume.handle(credits, file.caller) as tx, Change(volume, tx, node.ino) as change:
         inode = change.inode
-        run = mapping.lookup(tx, inode, lblk)
-        fresh = not run.pblk
-        if fresh:
-            room = min(want, run.length)
-            run = mapping.allocate(tx, inode, lblk, room, align=volume.alignment(lblk, room))
-        length = min(run.length, want)
-        stop = min((lblk + length) << bits, end)
-        delta = (run.pblk - lblk) << bits
-        if fresh or run.unwritten:
-            zero_edges(volume, delta, lblk << bits, (lblk + length) << bits, offset, stop)
-            change.maps(Extent(lblk, run.pblk, length, False))
-        if run.unwritten:
-            mapping.mark_written(tx, inode, lblk, length)
-        if offset > node.size:
-            zero_tail(volume, tx, inode, node.size)
-        volume.pool.write(offset + delta, data[: stop - offset])
-        inode.size = max(inode.size, stop)
-    return stop - offset
+        while offset < end and looks < LOOKS_PER_HANDLE and made < PIECES_PER_HANDLE:
+            looks += 1
+            lblk = offset >> bits
+            run = mapping.lookup(tx, inode, lblk)
+            room = min(run.length, last - lblk + 1)
+            fresh = not run.pblk
+            try:
+                if fresh:
+                    align = volume.alignment(lblk, room)
+                    runs = mapping.allocate_runs(tx, inode, lblk, room, PIECES_PER_HANDLE - made, align=align)
+                else:
+                    runs = [run]
+                    if run.unwritten:
+                        mapping.mark_written(tx, inode, lblk, room)
+            except FsError as error:
+                # Missing memory may have met the change half-way: only the end of the handle undoes that.
+                if error.errno != errno.ENOSPC or isinstance(error, MissingMemory) or offset == begin:
+                    raise
+                break
+            if begin == offset > node.size:
+                zero_tail(volume, tx, inode, node.size)
+            made += len(runs)
+            for first, pblk, length, unwritten in runs:
+                length = min(length, last - first + 1)
+                stop = min(first + length << bits, end)
+                delta = pblk - first << bits
+                if fresh or unwritten:
+                    zero_edges(volume, delta, first << bits, first + length << bits, offset, stop)
+                    change.maps(Extent(first, pblk, length, False))
+                volume.pool.write(offset + delta, data[offset - begin : stop - begin])
+                offset = stop
+        inode.size = max(inode.size, offset)
+    return offset - begin
 
 
 def zero_edges(volume: Volume, delta: int, first: int, last: int, begin: int, end: int) -> None:

@@ -11,9 +11,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from daxfs.runs import ByteRange
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from daxfs.ext4.extent import Extent
 
 MAX_RUNS = 8192
@@ -39,6 +43,21 @@ class FileMap:
     def __init__(self) -> None:
         self.begins: list[int] = []
         self.runs: list[Run] = []
+
+    @classmethod
+    def of_columns(cls, columns: NDArray[np.int64], bits: int) -> FileMap:
+        """Return the map of extents (`extents.columns`) of blocks of ``1 << bits`` bytes."""
+        made = cls()
+        lblks, pblks, lengths, unwritten = columns
+        if lblks.size:
+            begins, ends, deltas = lblks << bits, lblks + lengths << bits, pblks - lblks << bits
+            parted = (begins[1:] != ends[:-1]) | (deltas[1:] != deltas[:-1]) | (unwritten[1:] != unwritten[:-1])
+            firsts = np.append(0, np.flatnonzero(parted) + 1)
+            lasts = np.append(firsts[1:], lblks.size) - 1
+            made.begins = begins[firsts].tolist()
+            states = (unwritten[firsts] != 0).tolist()
+            made.runs = list(zip(made.begins, ends[lasts].tolist(), deltas[firsts].tolist(), states, strict=True))
+        return made
 
     def find(self, offset: int) -> Run | None:
         """Return the run that contains the byte ``offset``; None: it lies in a hole."""

@@ -39,6 +39,10 @@ from daxfs.structures.extent_tree import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Columns = NDArray[np.int64]
+
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
@@ -143,11 +147,8 @@ def search(view: View, inode: Inode, lblk: int, *, written: bool, leaves: int) -
         if lblk >= MAX_BLOCKS:
             break
         path, bound = descend(view, inode, lblk)
-        w, at = path[-1].words, max(path[-1].at, 0)
-        entries = np.frombuffer(w, "<u4")[3 + 3 * at : 3 + 3 * (w[0] >> 16)].reshape(-1, 3)
-        begins, lengths = entries[:, 0].astype(np.int64), (entries[:, 1] & 0xFFFF).astype(np.int64)
-        states = lengths <= EXT_INIT_MAX_LEN
-        ends = begins + np.where(states, lengths, lengths - EXT_INIT_MAX_LEN)
+        begins, _, lengths, unwritten = _columns(path[-1].words, max(path[-1].at, 0))
+        states, ends = unwritten == 0, begins + lengths
         if written:
             found = np.flatnonzero(states & (ends > lblk))
             if found.size:
@@ -161,6 +162,41 @@ def search(view: View, inode: Inode, lblk: int, *, written: bool, leaves: int) -
                 return reached, True
         lblk = bound
     return lblk, False
+
+
+def columns(view: View, inode: Inode) -> Columns:
+    """Return all mapped extents in order, as four rows: logical block, physical block, length, whether unwritten.
+
+    If there are many, this takes a fifth of the time of `walk`.
+    """
+    leaves: list[Columns] = []
+    position = 0
+    while position < MAX_BLOCKS:
+        path, bound = descend(view, inode, position)
+        leaf = _columns(path[-1].words, 0)
+        begins, pblks, lengths, _ = leaf
+        if begins.size:
+            if (pblks == 0).any() or (pblks + lengths > view.geometry.blocks_count).any():
+                for extent in format_.leaves(path[-1].words):
+                    check_bounds(view, inode, extent)
+            if begins[0] < position or begins[-1] + lengths[-1] > bound:
+                raise Corrupt(
+                    CorruptKind.EXTENT_ENTRIES, f"inode {inode.number}: a leaf from {begins[0]} on reaches past {bound}"
+                )
+        leaves.append(leaf)
+        position = bound
+    return np.concatenate(leaves, axis=1)
+
+
+def _columns(w: memoryview, at: int) -> Columns:
+    """Return the columns of the leaf's entries from ``at`` on."""
+    words = np.frombuffer(w, "<u4")[3 + 3 * at : 3 + 3 * (w[0] >> 16)].reshape(-1, 3).T.astype(np.int64)
+    lengths = words[1] & 0xFFFF
+    unwritten = lengths > EXT_INIT_MAX_LEN
+    found: Columns = np.stack(
+        (words[0], words[2] | words[1] >> 16 << 32, lengths - EXT_INIT_MAX_LEN * unwritten, unwritten)
+    )
+    return found
 
 
 def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:

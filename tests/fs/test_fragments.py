@@ -14,7 +14,8 @@ from range_rig import PUNCH, ZERO, check_credits
 from daxfs.fs import data
 from daxfs.fs.change import Change
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
-from daxfs.fs.types import SetAttributes
+from daxfs.fs.steps import Steps
+from daxfs.fs.types import Caller, SetAttributes
 from daxfs.structures import mapping
 from support import fsck
 
@@ -144,3 +145,68 @@ def test_a_file_of_too_many_extents_for_a_map_is_found_out_cheaply(
 
     punch_and_read()
     assert calls(punch_and_read) < 400
+
+
+def test_a_write_into_single_free_blocks_takes_few_handles(fragmented: FileSystem) -> None:
+    """One by one, each block cost a handle, 130 calls, also if it was written before."""
+    fs = fragmented
+    count = 256
+    first, second = os.urandom(count * BLOCK), os.urandom(count * BLOCK)
+    fs.release(fill(fs, b"what is contiguous", 400 * BLOCK))
+    hole, _ = fs.create(ROOT_INO, b"hole", 0o644, os.O_RDWR)
+    reserved, _ = fs.create(ROOT_INO, b"reserved", 0o644, os.O_RDWR)
+    fs.fallocate(reserved, 0, 0, (count + 1) * BLOCK)
+    for file, begin in ((hole, 0), (reserved, BLOCK // 2)):
+        assert calls(lambda file=file, begin=begin: fs.write(file, begin, first)) < 60 * count  # type: ignore[misc]
+        assert bytes(fs.read(file, begin, count * BLOCK)) == first
+        assert len(fs.describe(file.ino)) > count // 2
+        fs.fsync(ROOT_INO)
+        assert calls(lambda file=file, begin=begin: fs.write(file, begin, second)) < 15 * count  # type: ignore[misc]
+        assert bytes(fs.read(file, begin, count * BLOCK)) == second
+        assert not fs.volume.journal.dirty
+    assert bytes(fs.read(reserved, 0, BLOCK // 2)) == bytes(BLOCK // 2)
+    assert fs.read(reserved, begin + count * BLOCK, BLOCK) == bytes(BLOCK // 2)
+    for opened in (hole, reserved):
+        fs.release(opened)
+
+
+MOST_CALLS = 10_000
+"""Of Python functions in one step: some 5 ms on a machine where a call with what it does takes 0.5 us."""
+
+
+def most_calls(steps: Steps[object]) -> int:
+    """Run an operation in steps, and return the most calls of functions in one of them."""
+    most = 0
+    ended = False
+
+    def step() -> None:
+        nonlocal ended
+        try:
+            next(steps)
+        except StopIteration:
+            ended = True
+
+    while not ended:
+        most = max(most, calls(step))
+    return most
+
+
+def test_no_step_is_long(scattered: tuple[FileSystem, OpenFile, int]) -> None:
+    """What others wait for, counted: the longest step of each operation on thousands of extents."""
+    fs, file, size = scattered
+    copy, _ = fs.create(ROOT_INO, b"copy", 0o644, os.O_RDWR)
+    reserved, _ = fs.create(ROOT_INO, b"reserved", 0o644, os.O_RDWR)
+    some = 90 * BLOCK
+    operations = {
+        "seek": fs.steps.seek(file, 0, os.SEEK_HOLE),
+        "copy": fs.steps.copy_range(file, 0, copy, 0, some),
+        "copy over itself": fs.steps.copy_range(file, 0, file, size // 2 // BLOCK * BLOCK, size // 2 // BLOCK * BLOCK),
+        "zero": fs.steps.fallocate(file, ZERO, 0, size),
+        "punch": fs.steps.fallocate(file, PUNCH, 0, size // 2),
+        "truncate": fs.steps.setattr(file.ino, SetAttributes(size=0), Caller()),
+        "allocate": fs.steps.fallocate(reserved, 0, 0, size // 2),
+        "trim": fs.steps.trim(),
+    }
+    assert {name: most for name, steps in operations.items() if (most := most_calls(steps)) > MOST_CALLS} == {}
+    for opened in (copy, reserved):
+        fs.release(opened)

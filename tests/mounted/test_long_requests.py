@@ -39,7 +39,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "RUNS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "BYTES_PER_STEP", BLOCK)
-    monkeypatch.setattr(copying, "PIECES_PER_STEP", 1)
+    monkeypatch.setattr(copying, "HANDLES_PER_STEP", 1)
 
 
 def comb(path: Path) -> int:

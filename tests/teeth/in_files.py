@@ -837,42 +837,45 @@ MUTANTS = [
     Mutant(
         "the edges of new blocks are not zeroed",
         DATA,
-        "            zero_edges(volume, delta, lblk << bits, (lblk + length) << bits, offset, stop)\n",
-        "            pass\n",
+        "                    zero_edges(volume, delta, first << bits, first + length << bits, offset, stop)\n",
+        "                    pass\n",
         "A write into a hole shows what the block held before.",
         (OLD,),
     ),
     Mutant(
         "unwritten blocks become written without zeros",
         DATA,
-        "        if fresh or run.unwritten:\n            zero_edges",
-        "        if fresh:\n            zero_edges",
+        "                if fresh or unwritten:\n                    zero_edges",
+        "                if fresh:\n                    zero_edges",
         "A write into reserved blocks shows what they held before.",
         (OLD,),
     ),
     Mutant(
         "one block too many becomes written",
         DATA,
-        "            mapping.mark_written(tx, inode, lblk, length)\n",
-        "            mapping.mark_written(tx, inode, lblk, length + 1)\n",
+        "                        mapping.mark_written(tx, inode, lblk, room)\n",
+        "                        mapping.mark_written(tx, inode, lblk, room + 1)\n",
         "A block that nobody has filled is shown.",
         (OLD, OPERATIONS),
     ),
     Mutant(
         "the size is durable before the data",
         DATA,
-        "        volume.pool.write(offset + delta, data[: stop - offset])\n"
-        "        inode.size = max(inode.size, stop)\n",
-        "        inode.size = max(inode.size, stop)\n"
+        "                volume.pool.write(offset + delta, data[offset - begin : stop - begin])\n"
+        "                offset = stop\n"
+        "        inode.size = max(inode.size, offset)\n",
+        "                late = offset + delta, data[offset - begin : stop - begin]\n"
+        "                offset = stop\n"
+        "        inode.size = max(inode.size, offset)\n"
         "    volume.journal.commit()\n"
-        "    volume.pool.write(offset + delta, data[: stop - offset])\n",
+        "    volume.pool.write(*late)\n",
         "A cut leaves a longer file that shows what its blocks held before.",
         (OPERATIONS,),
     ),
     Mutant(
         "an old tail appears after a write",
         DATA,
-        "        if offset > node.size:\n            zero_tail(volume, tx, inode, node.size)\n",
+        "            if begin == offset > node.size:\n                zero_tail(volume, tx, inode, node.size)\n",
         "",
         "What a cut left behind the end becomes part of the file.",
         (GROWTH,),
