@@ -262,14 +262,18 @@ def stats_command(
 def top_command(
     mountpoint: MountpointArgument,
     interval: Annotated[float, typer.Option("--interval", metavar="SECONDS", help="How often to refresh.")] = 1.0,
+    count: Annotated[
+        int | None, typer.Option("--count", metavar="N", help="End after N refreshes (without a terminal: 1).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each refresh.")] = False,
 ) -> None:
     """Show what MOUNTPOINT is doing now: requests by kind and by process, the longest stall, leases, the journal.
 
-    Without a terminal one interval is printed.
+    The longest times are those since counting began, with the process that sent the request.
     """
     from daxfs.tools import top
 
-    top.run(mountpoint, interval)
+    top.run(mountpoint, interval, count, as_json=as_json)
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})

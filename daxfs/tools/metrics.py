@@ -7,7 +7,7 @@ journal.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -39,6 +39,8 @@ class Metric(NamedTuple):
 
 
 METRICS = (
+    Metric("session", "cpu", True, "daxfs_cpu_seconds", "Processor time of the daemon since counting began."),
+    Metric("session", "spun", True, "daxfs_spinning_seconds", "Time that the session has waited without sleeping."),
     Metric("files", "open_files", False, "daxfs_open_files", "Open files."),
     Metric("files", "refused_opens", True, "daxfs_refused_opens", "Opens of users who had too many files open."),
     Metric("files", "remembered", False, "daxfs_remembered_inodes", "Inodes that the kernel remembers."),
@@ -94,7 +96,11 @@ class Mount(Collector):
             if Opcode[name] in TRANSFERRED:
                 transferred.add_metric((place, name), operation.bytes)
         yield from (durations, longest, errors, transferred)
-        sections = {"files": found.files, "journal": found.journal or {}}
+        sections: dict[str, dict[str, Any]] = {
+            "session": found.session,
+            "files": found.files,
+            "journal": found.journal or {},
+        }
         for metric in METRICS:
             value = sections[metric.section].get(metric.key)
             if value is not None:

@@ -15,7 +15,18 @@ JOURNAL_COUNTERS = ("commits", "blocks", "blocks_home", "blocks_logged", "blocks
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The totals of one kind of request, in nanoseconds; ``histogram[n]`` counts those from 2**(n-1) to below 2**n."""
+    """The totals of one kind of request, in nanoseconds.
+
+    Attributes:
+        count: requests.
+        errors: requests that were refused.
+        bytes: bytes of files read, written or copied.
+        nanoseconds: the time that they took.
+        longest: the time of the one that took longest.
+        histogram: ``histogram[n]`` counts those that took 2**(n-1) to below 2**n.
+        stall: the time of the one that took longest since counting began.
+        longest_by: the process that sent it.
+    """
 
     count: int
     errors: int
@@ -23,6 +34,8 @@ class Operation:
     nanoseconds: int
     longest: int
     histogram: list[int]
+    stall: int = 0
+    longest_by: int = 0
 
     def after(self, earlier: Operation) -> Operation:
         """Return the totals since an earlier count."""
@@ -34,6 +47,8 @@ class Operation:
             self.nanoseconds - earlier.nanoseconds,
             largest_after(histogram, self.longest, earlier.longest),
             histogram,
+            self.stall,
+            self.longest_by,
         )
 
 
@@ -45,12 +60,20 @@ class Process:
     nanoseconds: int
     longest: int
     longest_is: str
+    bytes: int = 0
+    histogram: list[int] = field(default_factory=list)
 
     def after(self, earlier: Process | None) -> Process:
         """Return the totals since an earlier count; those of a process that is new, or counted anew, stay."""
         if earlier is None or self.count < earlier.count:
             return self
-        return replace(self, count=self.count - earlier.count, nanoseconds=self.nanoseconds - earlier.nanoseconds)
+        return replace(
+            self,
+            count=self.count - earlier.count,
+            bytes=self.bytes - earlier.bytes,
+            nanoseconds=self.nanoseconds - earlier.nanoseconds,
+            histogram=differences(self.histogram, earlier.histogram),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +91,8 @@ class Snapshot:
         journal: the journal's counts since the mount, by name; None on a read-only mount.
         bad: the ranges of the pool that are known to be bad: first byte, byte after the last.
         processes: totals by the number of the process.
+        session: seconds since counting began: ``spun``, the session waited for requests without sleeping; ``cpu``, the
+            daemon's processor time.
     """
 
     since: float
@@ -80,12 +105,15 @@ class Snapshot:
     journal: dict[str, Any] | None
     bad: list[list[int]]
     processes: dict[str, Process] = field(default_factory=dict)
+    session: dict[str, float] = field(default_factory=lambda: {"spun": 0.0, "cpu": 0.0})
 
     @classmethod
     def of(cls, text: bytes) -> Snapshot:
         """Parse the daemon's JSON."""
         facts = json.loads(text)
-        facts["operations"] = {name: Operation(**values) for name, values in facts["operations"].items()}
+        facts["operations"] = {
+            name: Operation(**values, stall=values["longest"]) for name, values in facts["operations"].items()
+        }
         facts["processes"] = {pid: Process(**values) for pid, values in facts.get("processes", {}).items()}
         return cls(**facts)
 
@@ -114,6 +142,7 @@ class Snapshot:
             operations={name: operation for name, operation in operations.items() if operation.count},
             journal=journal,
             processes={pid: each.after(earlier.processes.get(pid)) for pid, each in self.processes.items()},
+            session={name: value - earlier.session[name] for name, value in self.session.items()},
         )
 
 

@@ -20,6 +20,7 @@ from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE, PIECE_HEADER, QUESTION, STATISTICS
+from daxfs.tools import asking
 from daxfs.tools.sizes import format_size
 from daxfs.tools.snapshot import Snapshot, percentile
 
@@ -43,17 +44,33 @@ def opened(mountpoint: str) -> Iterator[tuple[int, str]]:
     """Open the root directory of a mount; yield its descriptor and its real path.
 
     Raises:
-        UserError: no daxfs is mounted there.
+        UserError: no daxfs is mounted there, its daemon has ended, or it belongs to another user.
     """
     place = mounts.real_mountpoint(mountpoint)
     found = mounts.top_mount(place)
     if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
         raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        raise UserError(f"{mountpoint} {_refusal(place)}", NO_PERMISSION) from None
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        raise UserError(f"{mountpoint}: its daemon has ended; run: daxfs umount {mountpoint}", UNAVAILABLE) from None
     try:
         yield descriptor, place
     finally:
         os.close(descriptor)
+
+
+def _refusal(place: str) -> str:
+    """Say why a mount can't be opened: the kernel shows nothing at all of a mount that is another user's alone."""
+    try:
+        os.stat(place)
+    except PermissionError:
+        return "belongs to another user, who has not mounted it with allow_other; run this as that user"
+    return "has a root directory that you may not read; run this as its owner"
 
 
 def ask(descriptor: int, mountpoint: str) -> Snapshot:
@@ -62,9 +79,14 @@ def ask(descriptor: int, mountpoint: str) -> Snapshot:
     Raises:
         UserError: the session has no statistics, or the caller may not start the counting.
     """
+    return Snapshot.of(_text(descriptor, mountpoint))
+
+
+def _text(descriptor: int, mountpoint: str) -> bytes:
+    """Query the text of a snapshot. Raises as `ask`."""
     for _ in range(ATTEMPTS):
         try:
-            return Snapshot.of(_fetch(descriptor))
+            return _fetch(descriptor)
         except OSError as error:
             if error.errno in (errno.ENOTTY, errno.ENOSYS):
                 text = f"{mountpoint}: its session keeps no statistics; mount it with session=kernel"
@@ -119,14 +141,13 @@ def show(
             raise UserError("--listen takes no other option", USAGE)
         from daxfs.tools import listening
 
-        scrape(mountpoint)  # what the user may not ask is an error now
+        look(mountpoint)  # what the user may not ask is an error now
         listening.serve(mounts.real_mountpoint(mountpoint), listen, lambda: scrape(mountpoint))
         return
-    with opened(mountpoint) as (descriptor, place):
-        found = ask(descriptor, place)
-        if not (total or prometheus or (found.lasting and interval is None)):
-            time.sleep(interval or INTERVAL_SECONDS)
-            found = ask(descriptor, place).after(found)
+    place, found = mounts.real_mountpoint(mountpoint), look(mountpoint)
+    if not (total or prometheus or (found.lasting and interval is None)):
+        time.sleep(interval or INTERVAL_SECONDS)
+        found = look(mountpoint).after(found)
     if prometheus:
         print(exposition(place, found), end="")
     elif as_json:
@@ -141,10 +162,36 @@ def check_interval(seconds: float) -> None:
         raise UserError(f"--interval takes up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
 
 
+class NoAnswer(UserError):
+    """A daemon does not answer."""
+
+
 def look(mountpoint: str) -> Snapshot:
-    """Return all since counting began. Raises as `opened` and `ask`."""
-    with opened(mountpoint) as (descriptor, place):
-        return ask(descriptor, place)
+    """Return all since counting began. Between two looks nothing of the mount is open.
+
+    Raises:
+        NoAnswer: within `asking.ANSWER_SECONDS`.
+        UserError: as `opened` and `ask`.
+    """
+    try:
+        found = asking.ask(lambda: _look(mountpoint))
+    except TimeoutError:
+        text = f"{mountpoint}: its daemon does not answer: it is stopped (SIGSTOP), or busy with a single long step"
+        raise NoAnswer(text, UNAVAILABLE) from None
+    if found is None:
+        raise UserError(f"{mountpoint}: its statistics can't be read", UNAVAILABLE)
+    if "error" in found:
+        raise UserError(found["error"], found["code"])
+    return Snapshot.of(found["text"].encode())
+
+
+def _look(mountpoint: str) -> dict[str, Any]:
+    """Return the text of a snapshot, or the error and the exit code of a `UserError`."""
+    try:
+        with opened(mountpoint) as (descriptor, place):
+            return {"text": _text(descriptor, place).decode()}
+    except UserError as error:
+        return {"error": str(error), "code": error.code}
 
 
 def scrape(mountpoint: str) -> str:
@@ -171,15 +218,20 @@ def _print(mountpoint: str, found: Snapshot) -> None:
         console.print(table(found))
     else:
         print("no requests")
-    for name, text in (
-        ("journal", journal(found.journal)),
-        ("log", _log(found.journal)),
-        ("files", files(found)),
-        ("freed", _freed(found)),
-        ("memory", _memory(found)),
-    ):
-        if text:
-            print(f"{name + ':':<9} {text}")
+    for line in summary(found):
+        print(line)
+
+
+def summary(found: Snapshot) -> list[str]:
+    """Describe the journal, and what is open, remembered, leased and bad, a line each."""
+    lines = {
+        "journal": journal(found.journal),
+        "log": _log(found.journal),
+        "files": files(found),
+        "freed": _freed(found),
+        "memory": _memory(found),
+    }
+    return [f"{name + ':':<9} {text}" for name, text in lines.items() if text]
 
 
 def table(found: Snapshot) -> Table:

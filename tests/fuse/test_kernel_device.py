@@ -19,7 +19,7 @@ from message_rig import ALL, ROOT, Rig, check, pack, unpack
 from trio.testing import wait_all_tasks_blocked
 
 from daxfs.errors import FsError
-from daxfs.fuse.kernel import cpu_latency, dispatch
+from daxfs.fuse.kernel import cpu_latency, dispatch, statistics
 from daxfs.fuse.kernel import session as session_module
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.connection import Connection
@@ -452,6 +452,24 @@ def test_requests_that_come_now_and_then_are_not_spun_for(monkeypatch: pytest.Mo
         assert kernel.session.turn() is False
     assert waits.spun == 1, "it spins after the first request only"
     assert waits.looked == 1, "a sleep in poll(2) needs no look before it"
+    kernel.close()
+
+
+def test_the_time_of_spinning_is_counted_while_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.005)
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    kernel.session._near = True
+    counting = statistics.Counting(kernel.connection)
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert counting.spun >= 0.005
+    before = counting.spun
+    counting.stop()
+    kernel.session._near = True
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert counting.spun == before
     kernel.close()
 
 

@@ -40,6 +40,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(statistics, "_clock", made)
+    monkeypatch.setattr(statistics, "_cpu_clock", lambda: 5.0)
     return made
 
 
@@ -58,11 +59,14 @@ def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
 def test_the_busiest_processes_are_kept() -> None:
     found = Processes()
     for pid in range(MOST_PROCESSES):
-        found.count(pid, Opcode.READ, 100 - (pid == 30))
-    found.count(1000, Opcode.WRITE, 1)
+        found.count(pid, Opcode.READ, 100 - (pid == 30), 0)
+    found.count(1000, Opcode.WRITE, 1, 20)
+    found.count(1000, Opcode.READ, 0, 3)
     assert len(found) == MOST_PROCESSES
     assert 30 not in found
-    assert found[1000].as_json() == {"count": 1, "nanoseconds": 1, "longest": 1, "longest_is": "WRITE"}
+    assert found[1000].as_json() == {
+        "count": 2, "bytes": 23, "nanoseconds": 1, "longest": 1, "longest_is": "WRITE", "histogram": [1, 1]
+    }  # fmt: skip
 
 
 def query(connection: Any, snapshot: int = 0, offset: int = 0, *, uid: int = 0, node: int = abi.ROOT_ID) -> bytes:
@@ -106,7 +110,7 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
     read_histogram = found["operations"]["READ"].pop("histogram")
     assert {n: number for n, number in enumerate(read_histogram) if number} == {10: 2, 11: 1, 20: 1}
     assert found["operations"]["READ"] == {
-        "count": 4, "errors": 0, "bytes": 35, "nanoseconds": 1_003_047, "longest": 1_000_000
+        "count": 4, "errors": 0, "bytes": 35, "nanoseconds": 1_003_047, "longest": 1_000_000, "longest_by": 5
     }  # fmt: skip
     assert found["operations"]["WRITE"]["bytes"] == 100
     assert found["operations"]["FORGET"]["histogram"] == [1]
@@ -125,9 +129,17 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
     assert found["holding"] == [{"ino": 7, "uid": 8, "pid": 9, "size": 6}]
     assert found["journal"] is None
     assert found["processes"] == {
-        "5": {"count": 4, "nanoseconds": 1_003_047, "longest": 1_000_000, "longest_is": "READ"},
-        "77": {"count": 2, "nanoseconds": 0, "longest": 0, "longest_is": "FORGET"},
+        "5": {
+            "count": 4,
+            "bytes": 35,
+            "nanoseconds": 1_003_047,
+            "longest": 1_000_000,
+            "longest_is": "READ",
+            "histogram": read_histogram,
+        },
+        "77": {"count": 2, "bytes": 100, "nanoseconds": 0, "longest": 0, "longest_is": "FORGET", "histogram": [2]},
     }
+    assert found["session"] == {"spun": 0.0, "cpu": 0.0}
 
 
 @pytest.mark.parametrize("error", [FsError(errno.ENOSPC), RuntimeError("unknown")])

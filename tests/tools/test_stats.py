@@ -9,6 +9,7 @@ import math
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -306,3 +307,21 @@ def test_a_directory_and_a_file_are_no_mounts(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no daxfs is mounted on") as caught:
             stats.show(str(place))
         assert caught.value.code == 66
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "text"), [(errno.EACCES, 77, "belongs to another user"), (errno.ENOTCONN, 69, "umount")]
+)
+def test_a_mount_that_can_not_be_opened(monkeypatch: pytest.MonkeyPatch, number: int, code: int, text: str) -> None:
+    """The error of the process that asks reaches the caller."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, "for a test")
+
+    mount = SimpleNamespace(filesystem="fuse.daxfs")
+    monkeypatch.setattr(stats.mounts, "top_mount", lambda _: mount)
+    monkeypatch.setattr(stats.os, "open", refuse)
+    monkeypatch.setattr(stats.os, "stat", refuse)
+    with pytest.raises(UserError, match=text) as caught:
+        stats.look("/mnt")
+    assert caught.value.code == code

@@ -52,6 +52,8 @@ def unknown_handle(handle: int) -> FsError:
 class RequestCounting(Protocol):
     """The interface of `statistics.Counting`, which counts and times the requests of a connection."""
 
+    spun: float
+
     def keep(self) -> None:
         """Postpone the end of counting."""
 

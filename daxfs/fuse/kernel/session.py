@@ -101,7 +101,8 @@ class Session:
     def turn(self) -> bool:
         """Serve for `TURN_SECONDS`; return False earlier if no request has come for `LINGER_MILLISECONDS`."""
         device, connection, request = self._device, self._connection, self._request
-        descriptor, buffers, poll, spin = device.descriptor, device.buffers, device.poll, device.spin
+        descriptor, buffers, poll = device.descriptor, device.buffers, device.poll
+        spin = device.spin if connection.counting is None else self._timed_spin
         answer, table = dispatch.answer, connection.table
         waiting = connection.scheduler.waiting
         spinning = self._polling.spinning and not self._contention.present
@@ -150,6 +151,14 @@ class Session:
         self._near = near or not spinning
         self._learn(served, now - begin, spinning=spinning)
         return True
+
+    def _timed_spin(self) -> bool:
+        """Spin, and count the time."""
+        begin = perf_counter()
+        found = self._device.spin()
+        if (counting := self._connection.counting) is not None:
+            counting.spun += perf_counter() - begin
+        return found
 
     def _learn(self, served: int, seconds: float, *, spinning: bool) -> None:
         """Learn from a turn that has ended how to wait in the next one."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from daxfs.errors import FsError
 from daxfs.fuse.kernel import abi
 from daxfs.fuse.kernel.abi import WITHOUT_ANSWER, Opcode
-from daxfs.fuse.kernel.processes import Processes
+from daxfs.fuse.kernel.processes import CLASSES, Processes, trimmed
 
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection, Handler
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.work import Answer, Work
 
 KEEP_SECONDS = 300
-CLASSES = 64
-"""The number of classes of durations: class n holds durations from 2**(n-1) ns to less than 2**n ns."""
 BILLION = 10**9
 
 PIECE = 8192
@@ -46,26 +44,28 @@ PIECE_HEADER = Struct("=I4xQ")  # snapshot length; the text from the offset on f
 ROOM = PIECE - PIECE_HEADER.size
 
 _clock = time.perf_counter_ns
+_cpu_clock = time.process_time
 
 
 class Counter:
-    """The totals of one opcode's requests; times in nanoseconds."""
+    """The totals of one opcode's requests; times in nanoseconds. ``longest_by``: the process of the longest."""
 
-    __slots__ = ("bytes", "errors", "histogram", "longest", "nanoseconds")
+    __slots__ = ("bytes", "errors", "histogram", "longest", "longest_by", "nanoseconds")
 
     def __init__(self) -> None:
-        self.bytes = self.errors = self.longest = self.nanoseconds = 0
+        self.bytes = self.errors = self.longest = self.longest_by = self.nanoseconds = 0
         self.histogram = [0] * CLASSES
 
     def as_json(self) -> dict[str, Any]:
         """Return the values for JSON; the histogram ends with the last class that is not empty."""
-        histogram = self.histogram[: max(n + 1 for n, number in enumerate(self.histogram) if number)]
+        histogram = trimmed(self.histogram)
         return {
             "count": sum(histogram),
             "errors": self.errors,
             "bytes": self.bytes,
             "nanoseconds": self.nanoseconds,
             "longest": self.longest,
+            "longest_by": self.longest_by,
             "histogram": histogram,
         }
 
@@ -97,17 +97,25 @@ TRANSFERRED: dict[int, Callable[[Answer], int]] = {
 
 
 class Counting:
-    """The counters of one connection. Counting begins with the object; a postponed request (ENOSPC) counts twice."""
+    """The counters of one connection. Counting begins with the object; a postponed request (ENOSPC) counts twice.
+
+    Attributes:
+        lasting: counting does not end.
+        deadline: when it ends.
+        spun: seconds that the session has spent on waiting for a request without sleeping.
+    """
 
     def __init__(self, connection: Connection, *, lasting: bool = False) -> None:
         """Begin to count; if ``lasting``, for as long as the connection lives."""
         self.lasting = lasting
         self.deadline: float = math.inf
+        self.spun = 0.0
         self._connection = connection
         self._plain = dict(connection.table)
         self._counters = {opcode: Counter() for opcode in self._plain}
         self._processes = Processes()
         self._began = _clock()
+        self._cpu_began = _cpu_clock()
         self._since = time.time()
         self._snapshot = 0
         self._text = b""
@@ -136,10 +144,12 @@ class Counting:
             pid = request.pid  # the handler may replace the message
             begin = clock()
             counts = 1
+            moved = 0
             try:
                 body = handler(connection, request)
                 if transferred is not None:
-                    counter.bytes += transferred(body)
+                    moved = transferred(body)
+                    counter.bytes += moved
                 if body is None:
                     counts -= ended  # `work_ended` counts it
                 return body
@@ -152,9 +162,9 @@ class Counting:
                     taken = end - begin
                     histogram[taken.bit_length()] += 1
                     counter.nanoseconds += taken
-                    if taken > counter.longest:  # noqa: PLR1730 (max() takes three times as long)
-                        counter.longest = taken
-                    process(pid, opcode, taken)
+                    if taken > counter.longest:
+                        counter.longest, counter.longest_by = taken, pid
+                    process(pid, opcode, taken, moved)
                 if end > self.deadline:
                     self.stop()
 
@@ -166,12 +176,13 @@ class Counting:
         taken = int(work.seconds * BILLION)
         counter.histogram[taken.bit_length()] += 1
         counter.nanoseconds += taken
-        counter.longest = max(counter.longest, taken)
-        if work.message:
-            self._processes.count(abi.IN_HEADER.read(work.message, 0).pid, work.opcode, taken)
+        moved = transferred(body) if transferred is not None else 0
+        pid = abi.IN_HEADER.read(work.message, 0).pid
+        if taken > counter.longest:
+            counter.longest, counter.longest_by = taken, pid
+        self._processes.count(pid, work.opcode, taken, moved)
         counter.errors += body is None
-        if transferred is not None:
-            counter.bytes += transferred(body)
+        counter.bytes += moved
 
     def piece(self, snapshot: int, offset: int, *, fresh: bool) -> bytes:
         """Return a piece of a snapshot; ESTALE if another query has made a new snapshot since."""
@@ -189,6 +200,7 @@ class Counting:
             "seconds": (_clock() - self._began) / BILLION,
             "lasting": self.lasting,
             "fresh": fresh,
+            "session": {"spun": self.spun, "cpu": _cpu_clock() - self._cpu_began},
             "operations": {
                 Opcode(opcode).name: counter.as_json()
                 for opcode, counter in sorted(self._counters.items())
