@@ -85,7 +85,7 @@ class FileSystem:
         self.volume = volume
         self.tree = Tree(self)
         self.steps = Stepwise(volume)
-        self.add_reclaimer(self._free_rest)
+        volume.reclaimers.add(self._free_some, self._has_more_to_free)
         self.add_reclaimer(self._reclaim_grants)
 
     @classmethod
@@ -115,8 +115,14 @@ class FileSystem:
     def _reclaim_grants(self) -> bool:
         return self.grants.reclaim()
 
-    def _free_rest(self) -> bool:
-        return removal.free_rest(self.volume)
+    def _free_some(self) -> bool:
+        return removal.free_some(self.volume)
+
+    def _has_more_to_free(self) -> bool:
+        return removal.unfinished(self.volume)
+
+    def _free_rest(self) -> None:
+        removal.free_rest(self.volume)
 
     def __enter__(self) -> FileSystem:
         return self

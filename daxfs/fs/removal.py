@@ -4,7 +4,7 @@
 between them the tree is valid, and the orphan list names the inode. So the operation that took the last name, or closed
 the file, need not wait for the end: `begin` does the first step, which is the whole for a small file, and `freeing` the
 others. What they will free counts as free already (`attributes.statfs`), and an operation that finds the pool full has
-them done before it fails (`free_rest`).
+them done, one after the other, before it fails (`free_some`).
 """
 
 from __future__ import annotations
@@ -73,10 +73,16 @@ def freeing(volume: Volume) -> Steps[None]:
         yield
 
 
-def free_rest(volume: Volume) -> bool:
-    """Finish all that has begun at once; return whether there was anything (a reclaimer)."""
-    begun = unfinished(volume)
+def free_rest(volume: Volume) -> None:
+    """Finish all that has begun at once."""
     finish(freeing(volume))
+
+
+def free_some(volume: Volume) -> bool:
+    """Do the next step of what has begun; return whether there was anything (a reclaimer)."""
+    begun = unfinished(volume)
+    if begun:
+        step(volume, next(iter(volume.lives.ending)))
     return begun
 
 

@@ -151,7 +151,7 @@ def test_a_forgotten_file_is_freed_afterwards(fs: FileSystem) -> None:
 
 
 def test_a_full_pool_waits_for_what_is_being_freed(fs: FileSystem) -> None:
-    """An operation that finds no room has all of it freed before it is refused."""
+    """An operation that finds no room has some of it freed, until there is room, or all of it before it is refused."""
     file = comb(fs)
     fs.unlink(ROOT_INO, b"f")
     rest, _ = fs.create(ROOT_INO, b"rest", 0o600)
@@ -160,8 +160,32 @@ def test_a_full_pool_waits_for_what_is_being_freed(fs: FileSystem) -> None:
     fs.steps.release(file)
     assert fs.steps.unfinished
     assert fs.write(rest, 1 << 41, b"x" * BLOCK) == BLOCK
+    assert fs.steps.unfinished
+    with pytest.raises(FsError):
+        fs.fallocate(rest, 0, 0, 1 << 40)
     assert not fs.steps.unfinished
     fs.release(rest)
+
+
+def test_others_have_their_turn_while_an_operation_waits_for_room(fs: FileSystem) -> None:
+    """An operation in steps that can be repeated has what it needs freed in steps."""
+    file = comb(fs)
+    fs.unlink(ROOT_INO, b"f")
+    fs.steps.release(file)
+    assert fs.steps.unfinished
+    tried = 0
+
+    def full() -> Steps[None]:
+        nonlocal tried
+        tried += 1
+        yield from ()
+        raise FsError(errno.ENOSPC)
+
+    turns: list[int] = []
+    with pytest.raises(FsError):
+        count(fs.volume.reclaimers.retrying_steps(full), lambda: turns.append(tried))
+    assert len(turns) == tried - 1 > 3
+    assert not fs.steps.unfinished
 
 
 @pytest.mark.parametrize(("mode", "least"), [(0, COMB), (ZERO_RANGE, 3 * COMB), (PUNCH_HOLE | KEEP_SIZE, COMB)])

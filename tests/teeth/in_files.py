@@ -492,7 +492,7 @@ MUTANTS = [
     Mutant(
         "a full pool does not wait for what is being freed",
         "daxfs/fs/filesystem.py",
-        "        self.add_reclaimer(self._free_rest)\n",
+        "        volume.reclaimers.add(self._free_some, self._has_more_to_free)\n",
         "",
         "A write fails with ENOSPC although a removed file's blocks are about to be free.",
         (STEPS,),
