@@ -217,6 +217,7 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
     end = offset + size
     if not node.plain:
         datalog.settle(volume, file.ino, offset, end)
+        node.settled()
         prepare(volume, file, offset, kill)
     if end <= node.size and not volume.read_only:
         mapped = node.map or load_map(volume, node)

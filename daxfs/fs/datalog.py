@@ -132,13 +132,14 @@ def settle(volume: Volume, ino: int, begin: int = 0, end: int = END) -> None:
     What the running transaction has of them is committed. Their copies in the log are revoked by the next commit, which
     comes before any promise that later stores are durable: until then a replay may bring back what was durable before.
     """
-    if ino in volume.nodes.in_log.owners:
-        blocks = _logged_within(volume, ino, begin, end)
-        if blocks and volume.journal.holds(blocks):
-            volume.commit()
-        with volume.handle(CREDITS_REVOKE) as tx:
-            for number in blocks:
-                tx.unlog_data(number, 1)
+    if ino not in volume.nodes.in_log.owners:
+        return
+    blocks = _logged_within(volume, ino, begin, end)
+    if blocks and volume.journal.holds(blocks):
+        volume.commit()
+    with volume.handle(CREDITS_REVOKE) as tx:
+        for number in blocks:
+            tx.unlog_data(number, 1)
     node = volume.nodes.open.get(ino)
     if node is not None:
         node.settled()

@@ -414,6 +414,8 @@ class Nodes:
 
     def stored_home(self) -> None:
         """A commit has stored all blocks home."""
+        if not self.logging:
+            return
         logging, self.logging = self.logging, {}
         for node in logging.values():
             node.stored_home()

@@ -200,6 +200,12 @@ def test_the_list_ends_with_the_lap_of_the_log(fs: FileSystem) -> None:
         fs.sync()
     fs.write(file, 2 * size, b"x", atomic=True)
     assert in_log(fs, file.ino) == 2
+    fs.sync()
+    fs.volume.journal.logged.keep(())
+    assert not file.node.plain
+    fs.write(file, 0, b"y")
+    assert file.node.plain
+    fs.write(file, 2 * size, b"x", atomic=True)
     fs.release(file)
     fs.unlink(ROOT_INO, b"file")
     fs.sync()

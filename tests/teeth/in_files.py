@@ -191,15 +191,15 @@ MUTANTS = [
     Mutant(
         "a plain write does not revoke",
         DATALOG_SOURCE,
-        "            for number in blocks:\n                tx.unlog_data(number, 1)\n",
-        "            pass\n",
+        "        for number in blocks:\n            tx.unlog_data(number, 1)\n",
+        "        pass\n",
         "A replay stores older data over a write that fsync has made durable.",
         (DATALOG,),
     ),
     Mutant(
         "a plain write to a block of the running transaction",
         DATALOG_SOURCE,
-        "        if blocks and volume.journal.holds(blocks):\n            volume.commit()\n",
+        "    if blocks and volume.journal.holds(blocks):\n        volume.commit()\n",
         "",
         "The atomic write before it is lost, or torn by it.",
         (DATALOG,),
@@ -255,7 +255,7 @@ MUTANTS = [
     Mutant(
         "a client may store to blocks of the log",
         f"{GRANTS}requests.py",
-        "        datalog.settle(volume, node.ino)\n        if not",
+        "        datalog.settle(volume, node.ino)\n        node.settled()\n        if not",
         "        volume.nodes.in_log.keep(())\n        node.settled()\n        if not",
         "A replay undoes what a client has stored and flushed.",
         (DATALOG,),

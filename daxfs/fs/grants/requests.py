@@ -149,6 +149,7 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
     volume.writable()
     if not node.plain:
         datalog.settle(volume, node.ino)
+        node.settled()
         if not node.unprivileged:
             data.drop_privileges(volume, node, file.caller)
     if not node.plain:
