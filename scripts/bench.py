@@ -7,6 +7,7 @@ one directory of /dev/shm, which is removed at the end.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,12 +46,21 @@ def main() -> int:
     parser.add_argument(
         "--plots", default="", metavar="DIR", help="draw what was measured: SVG files in DIR (needs the extra 'plots')"
     )
+    parser.add_argument(
+        "--from", dest="source", default="", metavar="FILE", help="draw an earlier run, whose --out was FILE (JSON)"
+    )
     parser.add_argument("--place", default="/dev/shm", help="the directory for the pools")
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):
         parser.error(f"unknown: {' '.join(sorted(unknown))}; there are: {' '.join(SECTIONS)}")
     if given.plots and (lacking := plots.missing()):
         parser.error(lacking)
+    if given.source:
+        if not given.plots or given.sections:
+            parser.error("--from draws all of an earlier run: name --plots, and no section")
+        for path in plots.draw(json.loads(Path(given.source).read_text())["sections"], Path(given.plots)):
+            print(f"drawn: {path}")
+        return 0
     report = Report(QUICK if given.quick else FULL)
     report.say(", ".join(f"{name} {value}" for name, value in machine().items()))
     if load() > IDLE:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -248,13 +249,47 @@ def lay_out(directory: Path, size: str, processes: int = 1) -> None:
 
 @contextlib.contextmanager
 def workplace(place: str = "/dev/shm") -> Iterator[Path]:
-    """Make a directory for pools and mountpoints, and remove it after the body."""
+    """Make a directory for pools and mountpoints; after the body nothing is mounted there, and it is removed.
+
+    SIGTERM and SIGHUP end the body as SystemExit does, so that it unmounts what it has mounted.
+    """
     base = Path(place) / f"daxfs-{os.getpid()}"
     base.mkdir()
+    with ended_by_signals():
+        try:
+            yield base
+        finally:
+            for mountpoint in mounted_below(base):
+                detach(mountpoint)
+            shutil.rmtree(base, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have the first SIGTERM or SIGHUP raise SystemExit in the body, and further ones do nothing."""
+    owner = os.getpid()
+    ending = False
+
+    def end(number: int, _frame: object) -> None:
+        nonlocal ending
+        if os.getpid() != owner:
+            os._exit(128 + number)  # a fork of this process has nothing to clean up
+        if not ending:
+            ending = True
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield base
+        yield
     finally:
-        shutil.rmtree(base, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def mounted_below(base: Path) -> list[Path]:
+    """Return the mountpoints in a directory, those inside others first."""
+    points = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
+    return [point for point in reversed(points) if base in point.parents]
 
 
 def mountpoints(base: Path, names: Sequence[str]) -> list[Path]:
