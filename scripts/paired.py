@@ -33,6 +33,8 @@ COUNT = 200
 WARMING = 10
 """Samples before the first round: Python adapts code to its use when it has run some times."""
 ROUNDS = 40
+COLD_BYTES = 4 << 20
+"""What is copied before each request to displace everything from the processor's own caches, with ``--cold``."""
 HEADER = struct.Struct("<IIQQIIIHH")
 OPEN = os.O_RDWR
 
@@ -40,7 +42,7 @@ OPEN = os.O_RDWR
 class Served:
     """A file system and the messages that its session would get."""
 
-    def __init__(self, pool: Path) -> None:
+    def __init__(self, pool: Path, *, cold: bool = False) -> None:
         from daxfs.fs.filesystem import FileSystem
         from daxfs.fuse.kernel import dispatch
         from daxfs.fuse.kernel.abi import Opcode
@@ -48,6 +50,8 @@ class Served:
         from daxfs.fuse.kernel.request import Request
         from daxfs.fuse.mountoptions import MountOptions
 
+        self.cold = cold
+        self.here, self.there = bytearray(COLD_BYTES if cold else 0), bytes(COLD_BYTES if cold else 0)
         self.core = FileSystem.open(pool)
         self.connection = Connection(self.core, dispatch.TABLE, lambda *_: None, MountOptions())
         self.buffer = bytearray(BUFFER)
@@ -78,6 +82,8 @@ class Served:
         spent = []
         for message in messages:
             length = len(message)
+            if self.cold:
+                self.here[:] = self.there
             buffer[:length] = message
             begin = time.thread_time_ns()
             answer(connection, request, length, table)
@@ -245,9 +251,9 @@ NAMES = (
 )  # fmt: skip
 
 
-def work(pool: Path) -> None:
+def work(pool: Path, *, cold: bool) -> None:
     """Measure what each line asks for, until the input ends."""
-    requests = Requests(Served(pool))
+    requests = Requests(Served(pool, cold=cold))
     for line in sys.stdin:
         measure: Callable[[], float] = getattr(requests, line.strip())
         print(measure(), flush=True)
@@ -256,13 +262,13 @@ def work(pool: Path) -> None:
 class Worker:
     """A process that measures requests in one checkout."""
 
-    def __init__(self, checkout: Path, folder: Path) -> None:
+    def __init__(self, checkout: Path, folder: Path, *options: str) -> None:
         python = checkout / ".venv/bin/python"
         pool = folder / f"{checkout.name}.pool"
         making = [python.with_name("daxfs"), "mkfs", pool, "--size", POOL_SIZE]
         subprocess.run(making, check=True, capture_output=True)
         # One processor for both, since processors differ in what else they do.
-        command = ["taskset", "-c", "0", python, HERE, "--worker", pool]
+        command = ["taskset", "-c", "0", python, HERE, "--worker", pool, *options]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdin
         assert process.stdout
@@ -279,13 +285,13 @@ class Worker:
         self.process.wait()
 
 
-def compare(other: Path, names: list[str], rounds: int) -> None:
+def compare(other: Path, names: list[str], rounds: int, *options: str) -> None:
     """Measure all requests in both checkouts, and print a table."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         place = Path(folder)
         for part in ("other", "this"):
             (place / part).mkdir()
-        workers = [Worker(other, place / "other"), Worker(HERE.parents[1], place / "this")]
+        workers = [Worker(other, place / "other", *options), Worker(HERE.parents[1], place / "this", *options)]
         try:
             print(f"{'request':<12}{'other us':>10}{'this us':>10}{'ratio':>8}{'quartiles':>16}")
             for name in names:
@@ -311,12 +317,14 @@ def main() -> None:
     parser.add_argument("other", type=Path, help="the other checkout, with its .venv")
     parser.add_argument("requests", nargs="*", metavar="REQUEST", help=", ".join(NAMES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--cold", action="store_true", help="as after a pause: other data fills the caches before each")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        work(given.other)
+        work(given.other, cold=given.cold)
     else:
-        compare(given.other.resolve(), given.requests or list(NAMES), given.rounds)
+        options = ["--cold"] if given.cold else []
+        compare(given.other.resolve(), given.requests or list(NAMES), given.rounds, *options)
 
 
 if __name__ == "__main__":

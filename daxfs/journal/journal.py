@@ -29,7 +29,7 @@ from daxfs.journal.area import LogArea
 from daxfs.journal.log import Log, unchanged
 from daxfs.journal.logged import LoggedData
 from daxfs.journal.transaction import Handle, Transaction
-from daxfs.journal.view import SUPERBLOCK_KEY, View
+from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
 from daxfs.runs import ByteRange
 
 if TYPE_CHECKING:
@@ -184,13 +184,13 @@ class Journal:
         self._commit_hooks: list[tuple[Callable[[], object], Callable[[Handle], None]]] = []
         self._writer = writer
         self._transaction = Transaction()
-        checked: set[int] = set()
-        self.view = View(pool, geometry, self._transaction.overlay, checked, caches)
+        verified = Verified()
+        self.view = View(pool, geometry, self._transaction.overlay, verified, caches)
         self._handle = Handle(
             pool,
             geometry,
             self._transaction,
-            checked,
+            verified,
             self.view.caches,
             self.logged,
             revokes_per_block=writer.revokes_per_block,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
-from daxfs.journal.view import SUPERBLOCK_KEY, View
+from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -165,7 +165,7 @@ class Handle(View):
         pool: Pool,
         geometry: Geometry,
         transaction: Transaction,
-        checked: set[int],
+        verified: Verified,
         caches: Caches,
         logged: LoggedData,
         *,
@@ -178,13 +178,13 @@ class Handle(View):
             pool: the pool from which blocks are read.
             geometry: of the file system.
             transaction: the running transaction.
-            checked: the verified blocks, shared with the journal's view.
+            verified: the verified blocks, shared with the journal's view.
             caches: the caches of the journal's view.
             logged: the journal's list of logged data blocks.
             revokes_per_block: block numbers in one revoke block of the log.
             strict: check that every handle stays within its credits (for tests).
         """
-        super().__init__(pool, geometry, transaction.overlay, checked, caches)
+        super().__init__(pool, geometry, transaction.overlay, verified, caches)
         self._tx = transaction
         self._copies = transaction.copies
         self._seals = transaction.seals
@@ -330,7 +330,7 @@ class Handle(View):
         self._assert_active()
         if number in self._copies:
             self._drop(number)
-        self._checked.discard(number)
+        self._verified.discard(number)
         revokes = self._tx.revokes
         if number not in revokes:
             if len(revokes) % self._revokes_per_block == 0:

@@ -11,6 +11,7 @@ ends or the next commit; don't keep them. A view keeps the mapping alive: call `
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,31 @@ if TYPE_CHECKING:
 Check = Callable[[memoryview], None]
 
 SUPERBLOCK_KEY = 1 << 80  # the superblock's key among the copies; no block number in a damaged structure is so large
-CHECKED_LIMIT = 1 << 16  # the most verified blocks in the set, which is then cleared
+MOST_VERIFIED = 1 << 16
+"""The most blocks of which a view remembers that they were verified."""
+
+
+class Verified:
+    """Blocks whose content in the pool was verified: 512 KiB for ever so many, where a set would take 6 MiB.
+
+    Attributes:
+        numbers: the block numbers, each at the index ``number % MOST_VERIFIED``; 0: none. A block takes another one's
+            place, which is then verified once more.
+    """
+
+    __slots__ = ("numbers",)
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all blocks."""
+        self.numbers = array("Q", bytes(8 * MOST_VERIFIED))
+
+    def discard(self, number: int) -> None:
+        """Forget a block."""
+        if self.numbers[number % MOST_VERIFIED] == number:
+            self.numbers[number % MOST_VERIFIED] = 0
 
 
 class View:
@@ -40,10 +65,10 @@ class View:
 
     __slots__ = (
         "_bits",
-        "_checked",
         "_limit",
         "_memory",
         "_overlay",
+        "_verified",
         "block_size",
         "caches",
         "geometry",
@@ -55,7 +80,7 @@ class View:
         pool: Pool,
         geometry: Geometry,
         overlay: dict[int, memoryview] | None = None,
-        checked: set[int] | None = None,
+        verified: Verified | None = None,
         caches: Caches | None = None,
     ) -> None:
         """Make a view of ``pool``, over which the read-only copies of ``overlay`` take precedence.
@@ -64,7 +89,7 @@ class View:
             pool: the pool that holds the blocks.
             geometry: of the file system.
             overlay: block number -> its newest content, where it differs from the pool's. Its owner keeps changing it.
-            checked: the blocks whose content in the pool was verified; pass a set to share it with another view.
+            verified: the blocks whose content in the pool was verified, to share them with another view; None: none.
             caches: the caches of an earlier or another view of the same mount; None: begin with empty ones.
         """
         self.pool = pool
@@ -74,7 +99,7 @@ class View:
         self._limit = min(geometry.blocks_count, pool.size >> self._bits)
         self._memory = pool.memory.toreadonly()
         self._overlay: dict[int, memoryview] = {} if overlay is None else overlay
-        self._checked: set[int] = set() if checked is None else checked
+        self._verified = Verified() if verified is None else verified
         self.caches = Caches() if caches is None else caches
 
     def block(self, number: int) -> memoryview:
@@ -106,12 +131,10 @@ class View:
         if 0 < number < self._limit:
             start = number << self._bits
             content = self._memory[start : start + self.block_size]
-            checked = self._checked
-            if number not in checked:
+            verified = self._verified.numbers
+            if verified[number % MOST_VERIFIED] != number:
                 check(content)
-                if len(checked) >= CHECKED_LIMIT:
-                    checked.clear()
-                checked.add(number)
+                verified[number % MOST_VERIFIED] = number
             return content
         raise self._bad_number(number)
 
@@ -124,7 +147,7 @@ class View:
 
     def forget_checks(self) -> None:
         """Check every block once more before it is believed."""
-        self._checked.clear()
+        self._verified.clear()
 
     def release(self) -> None:
         """Release the pool's memory; the view can't be used afterwards. A second call does nothing."""

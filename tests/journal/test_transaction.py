@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,7 @@ from journal_rig import JournalRig
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.journal import recovery
+from daxfs.journal import view as view_module
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
 from daxfs.journal.view import PoolView
@@ -253,6 +255,21 @@ def test_checks_run_once_and_again_after_forget(rig: JournalRig, journal: Journa
     for _ in range(2):
         with pytest.raises(Corrupt):
             journal.view.verified(block, check)
+
+
+def test_a_block_is_verified_once_until_another_takes_its_place(
+    rig: JournalRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_module, "MOST_VERIFIED", 4)
+    view = PoolView(MemoryPool(rig.content), rig.geometry)
+    first = rig.free[0]
+    seen: list[int] = []
+    for number in (first, first, first + 1, first, first + 4, first + 4, first):
+        view.verified(number, partial(lambda number, _: seen.append(number), number))
+    assert seen == [first, first + 1, first + 4, first]
+    view.forget_checks()
+    view.verified(first, lambda _: seen.append(first))
+    assert seen[4:] == [first]
 
 
 def test_block_numbers_are_checked(rig: JournalRig, journal: Journal) -> None:

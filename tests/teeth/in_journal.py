@@ -237,8 +237,8 @@ MUTANTS = [
     Mutant(
         "a forgotten block keeps its copy",
         TRANSACTION,
-        "        if number in self._copies:\n            self._drop(number)\n        self._checked.discard",
-        "        self._checked.discard",
+        "        if number in self._copies:\n            self._drop(number)\n        self._verified.discard",
+        "        self._verified.discard",
         "The copy of a freed block goes home over the data that lies there next.",
         (HANDLES,),
     ),
