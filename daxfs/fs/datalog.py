@@ -121,7 +121,7 @@ def overlay(volume: Volume, logged: dict[int, int], offset: int, content: bytear
 
 
 def store_home(volume: Volume, node: Node) -> None:
-    """Make the pool hold the newest content of the file, for who reads it from there. Called outside handles."""
+    """Have the pool hold the newest content of the file: it is read from there, or its blocks move. Outside handles."""
     if node.logged is not None:
         volume.commit()
 

@@ -153,6 +153,7 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
         raise FsError(errno.EINVAL)
     first, stop = whole_blocks(volume, offset, offset + length)
     volume.notifier.end_preallocation(node.ino)
+    datalog.store_home(volume, node)
     try:
         if fits(volume, node, first, stop):
             volume.retrying(collapse_at_once, node, first, stop)
@@ -208,6 +209,7 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
         raise FsError(errno.EINVAL)
     if node.size + length > volume.large_file_from:
         volume.allow_large_files()
+    datalog.store_home(volume, node)
     at_once = fits(volume, node, first, first)
     try:
         volume.retrying(begin_insert, node, first, stop, at_once)

@@ -14,40 +14,33 @@ from __future__ import annotations
 from collections.abc import Collection
 
 
-class LoggedData:
-    """The logged data blocks, each with its owner.
+class LoggedData(dict[int, int]):
+    """The logged data blocks: block -> owner. Change it by its own methods.
 
     Attributes:
         owners: owner -> its blocks, at least one. An owner is a number that the fs layer chooses: the inode's.
     """
 
-    __slots__ = ("_owner_of", "owners")
+    __slots__ = ("owners",)
 
     def __init__(self) -> None:
-        self._owner_of: dict[int, int] = {}
+        super().__init__()
         self.owners: dict[int, set[int]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._owner_of)
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._owner_of
 
     def within(self, start: int, count: int) -> list[int]:
         """Return the blocks of a run that are logged."""
-        held = self._owner_of
-        if count < len(held):
-            return [number for number in range(start, start + count) if number in held]
-        return [number for number in held if start <= number < start + count]
+        if count < len(self):
+            return [number for number in range(start, start + count) if number in self]
+        return [number for number in self if start <= number < start + count]
 
     def add(self, number: int, owner: int) -> None:
         """Add a block that is not on the list."""
-        self._owner_of[number] = owner
+        self[number] = owner
         self.owners.setdefault(owner, set()).add(number)
 
     def remove(self, number: int) -> int:
         """Remove a block from the list; return its owner."""
-        owner = self._owner_of.pop(number)
+        owner = self.pop(number)
         blocks = self.owners[owner]
         blocks.remove(number)
         if not blocks:
@@ -56,5 +49,5 @@ class LoggedData:
 
     def keep(self, numbers: Collection[int]) -> None:
         """Remove all other blocks: the log has begun anew."""
-        for number in [number for number in self._owner_of if number not in numbers]:
+        for number in [number for number in self if number not in numbers]:
             self.remove(number)
