@@ -1,13 +1,13 @@
 """Batches: writes through one open file that become the file's all at once, durably, or never.
 
-The writes are staged in DRAM (`staging.py`), and nobody but their writer can read them. `Batch.commit` writes
-them as one atomic write of several pieces (`atomic.write_pieces`) and makes it durable. So a batch needs nothing
-in the pool before its commit, and one that ends otherwise has changed nothing, however it ends: `Batch.abort`,
-the close of the file, the end of the daemon, a power cut.
+The writes are staged in DRAM (`staging.py`), and nobody but their writer can read them. `Batch.commit` writes them as
+one atomic write of several pieces (`atomic.write_pieces`) and makes it durable. So a batch needs nothing in the pool
+before its commit, and one that ends otherwise has changed nothing, however it ends: `Batch.abort`, the close of the
+file, the end of the daemon, a power cut.
 
-While a file has a batch, clients of direct access may not store to it, and may not read it through the
-batch's own open file (`daxfs.fs.grants.requests`). Other writers are not excluded: what they write to bytes that
-are staged is replaced by the commit, as if they had written before it.
+While a file has a batch, clients of direct access may not store to it, and may not read it through the batch's own open
+file (`daxfs.fs.grants.requests`). Other writers are not excluded: what they write to bytes that are staged is replaced
+by the commit, as if they had written before it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import mmap
 import os
 import random
@@ -25,6 +26,7 @@ from pathlib import Path
 import pytest
 from mount_rig import SESSIONS, Mounted, as_user, daxfs, mounted, mountpoint
 
+from daxfs import direct
 from daxfs.fs.filesystem import FileSystem
 from support import HANG_SECONDS, fsck, mke2fs, wait_a_tick
 
@@ -315,6 +317,44 @@ def test_the_memory_of_a_user_is_bounded(mount: Mounted) -> None:
 
     assert as_user(stage) == errno.ENOMEM
     assert as_user(commit_one) == 0, "what the first process had staged was given back"
+
+
+def test_python_clients_write_atomically(mount: Mounted) -> None:
+    """Other clients that read directly see it at once, in the old bytes and past EOF; a refusal changes nothing."""
+    path = mount.place / "db"
+    path.write_bytes(b"o" * 100_000)
+    with direct.open(path, "r+b") as file, direct.open(path, "rb") as reader:
+        assert file.pwrite(99_990, b"w" * 20) == 20
+        assert reader.pread(0, 5) == b"ooooo"
+        assert file.write_atomic(100, b"n" * 50_000) == 50_000
+        for each in (file, reader):
+            assert each.pread(99, 50_002) == b"o" + b"n" * 50_000 + b"o"
+            assert each.direct
+        assert file.write_atomic(200_000, b"end") == 3
+        assert reader.size == 200_003
+        assert reader.pread(99_990, 30) == b"w" * 20 + bytes(10)
+        with refused(errno.EFBIG):
+            file.write_atomic(0, bytes(16 * MIB + 1))
+        with opened(path) as other:
+            fcntl.ioctl(other, START)
+            with refused(errno.EBUSY):
+                file.write_atomic(0, b"x")
+        assert reader.pread(0, 1) == b"o"
+        with pytest.raises(io.UnsupportedOperation):
+            reader.write_atomic(0, b"x")
+        with pytest.raises(ValueError, match="offset"):
+            file.write_atomic(-1, b"x")
+        file.pwrite(0, b"later")
+        assert reader.pread(0, 5) == b"later"
+
+
+@pytest.mark.usefixtures("session")
+def test_python_clients_of_another_file_system(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    path.write_bytes(b"old")
+    with direct.open(path, "r+b") as file, pytest.raises(OSError, match=r"ioctl|not supported"):
+        file.write_atomic(0, b"new")
+    assert path.read_bytes() == b"old"
 
 
 def versions(path: Path) -> tuple[int, bytearray]:
