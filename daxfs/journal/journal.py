@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("daxfs.journal")
 
 UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: bounds the DRAM
+USUAL_BLOCKS = 1024  # credits included; a commit of so many takes 15 to 30 ms
 SIZE_CLASSES = 33  # powers of two up to the largest log, whose block numbers have 32 bits
 
 
@@ -198,7 +199,7 @@ class Journal:
         )
         self._limit = writer.limit
         self._before_handle: list[Callable[[], None]] = []
-        self._room = writer.limit  # -1 once there are no more handles, and while a call waits for the next one
+        self._room = self._usual  # -1 once there are no more handles, and while a call waits for the next one
         self._superblock_home = SUPERBLOCK_OFFSET // geometry.block_size
         self._closed = False
         self._aborted = False
@@ -235,7 +236,8 @@ class Journal:
     def handle(self, credits: int, *, privileged: bool = True) -> Handle:
         """Begin a handle: the right to change up to ``credits`` blocks, as a context manager.
 
-        If the running transaction has no room for that many blocks, it is committed first.
+        If the running transaction has no room for that many blocks, it is committed first. So is one that would have
+        more than `USUAL_BLOCKS`: a commit takes the longer, the more blocks it has, and others wait for it.
 
         Args:
             credits: the most blocks that the handle will edit or create.
@@ -287,7 +289,12 @@ class Journal:
         limit = self._writer.limit
         self._limit = limit if blocks is None else min(blocks, limit)
         if self._room != -1:
-            self._room = self._limit
+            self._room = self._usual
+
+    @property
+    def _usual(self) -> int:
+        """Blocks that a transaction has at most, unless one handle needs more."""
+        return min(self._limit, USUAL_BLOCKS)
 
     def checkpoint(self) -> None:
         """Commit, bring everything home and leave the log empty; handles may follow.
@@ -439,13 +446,14 @@ class Journal:
         self._assert_usable()
         if self._before_handle:
             hooks, self._before_handle = self._before_handle, []
-            self._room = self._limit
+            self._room = self._usual
             for hook in hooks:
                 hook()
         tx = self._transaction
-        if len(tx.copies) + tx.reserved_credits + credits <= self._room:
+        used = len(tx.copies) + tx.reserved_credits
+        if used + credits <= self._room or (not used and credits <= self._limit):
             return
-        if credits > self._room:
+        if credits > self._limit:
             raise FsError(
                 errno.ENOSPC,
                 f"{self.pool.path}: one operation needs {credits} blocks, a transaction of this journal holds "

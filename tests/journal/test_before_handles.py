@@ -9,6 +9,7 @@ import pytest
 from journal_rig import JournalRig
 
 from daxfs.errors import FsError
+from daxfs.journal import journal as journal_module
 from daxfs.journal import recovery
 from daxfs.journal.journal import Journal
 from daxfs.journal.log import load_superblock
@@ -83,6 +84,23 @@ def test_transactions_can_be_kept_small(rig: JournalRig, journal: Journal) -> No
     assert journal.capacity == whole
     journal.limit_transactions(whole + 1)
     assert journal.capacity == whole
+
+
+def test_a_transaction_is_large_only_for_one_handle(
+    rig: JournalRig, pool: MemoryPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit of many blocks takes long, and others wait for it."""
+    monkeypatch.setattr(journal_module, "USUAL_BLOCKS", 4)
+    journal = Journal.open(pool, rig.geometry, rig.area, check_credits=True)
+    change(rig, journal, 1, 3)
+    change(rig, journal, 2, 1)
+    assert journal.stats.commits == 0
+    change(rig, journal, 3, 3)
+    assert journal.stats.commits == 1
+    change(rig, journal, 4, 6)
+    assert (journal.stats.commits, journal.pending) == (2, 6)
+    change(rig, journal, 5, 1)
+    assert (journal.stats.commits, journal.stats.largest, journal.pending) == (3, 6, 1)
 
 
 def test_a_checkpoint_leaves_everything_at_home_and_an_empty_log(
