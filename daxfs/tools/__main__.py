@@ -1,6 +1,6 @@
 """``python -m daxfs.tools``: the ``daxfs`` command without its script."""
 
-from daxfs.tools.cli import main
+from daxfs.tools.start import main
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,8 @@ PANEL = (3.0, 1.6)
 ACROSS = 3
 LAST_PERCENTILE = 99.99
 """Where the largest sample is drawn: the axis of percentiles has no end."""
+FEW_POINTS = 8
+"""So many points of a logarithmic axis are its marks."""
 SHOWN_PERCENTILES = (50, 90, 99, 99.9, LAST_PERCENTILE)
 
 
@@ -87,6 +89,9 @@ def line(axes: Any, series: Mapping[str, Any], points: list[tuple[float, float]]
     axes.plot(across, up, marker=".", markersize=3, linewidth=1, label=name)
     for axis in series["log"]:
         getattr(axes, f"set_{axis}scale")("log")
+    if "x" in series["log"] and len(across) <= FEW_POINTS:
+        axes.set_xticks(across, [f"{value:,g}" for value in across])
+        axes.tick_params(axis="x", which="minor", bottom=False)
     axes.set_xlabel(series["x"])
     axes.set_ylabel(series["y"])
 

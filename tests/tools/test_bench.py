@@ -40,7 +40,7 @@ SERIES = {
 }
 FILES = {
     "curves-latency-of-a-4-kib-random-read.svg": ("daxfs", "99.9", "us"),
-    "curves-random-read-by-block-size.svg": ("daxfs, 1 job", "KiB", "MB/s"),
+    "curves-random-read-by-block-size.svg": ("daxfs, 1 job", "4", "16", "KiB", "MB/s"),
     "curves-cost-by-age-as-a-library.svg": ("create", "2000", "files made or removed"),
     "fairness-the-longest-call-by-time.svg": tuple(f"disturbance {n}" for n in range(4)),
 }
