@@ -92,6 +92,9 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     node = file.node
     if not node.unprivileged:
         data.drop_privileges(volume, node, file.caller)
+    if mode & (PUNCH_HOLE | ZERO_RANGE):
+        # Before the first handle: a commit between it and the zeroing would make new times durable without the zeros.
+        datalog.settle(volume, node.ino, offset, offset + length)
     yield from run(volume, file, offset, length)
 
 

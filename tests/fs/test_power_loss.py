@@ -99,6 +99,8 @@ STORIES: list[list[Step]] = [
     [("atomic overwrite", "fsync"), ("overwrite atomic", "fsync")],
     [("atomic overwrite", ""), ("overwrite atomic", "fsync"), ("atomic overwrite", "")],
     [("atomic overwrite", "fsync"), ("zero", ""), ("overwrite atomic", "fsync")],
+    [("atomic overwrite of a word", ""), ("punch to the end", "")],
+    [("atomic overwrite of a word", ""), ("zero unaligned", "")],
     [("journal", "sync"), ("atomic journaled overwrite", "fsync"), ("punch", "sync"), ("fill", "sync")],
     [("journal", ""), ("atomic journaled overwrite", "sync"), ("journal no longer", ""), ("overwrite atomic", "fsync")],
 ]

@@ -269,6 +269,14 @@ MUTANTS = [
         ("tests/journal/test_logged.py",),
     ),
     Mutant(
+        "a punch commits before it zeroes",
+        RANGES,
+        "        datalog.settle(volume, node.ino, offset, offset + length)\n",
+        "        pass\n",
+        "A power cut leaves the new times of a file, and its edges as they were.",
+        (STORIES,),
+    ),
+    Mutant(
         "chattr +j is only a flag",
         "daxfs/fs/filesystem.py",
         "            if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):\n",
