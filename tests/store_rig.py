@@ -59,7 +59,7 @@ class Watched:
             store,
             needed_by(store),
             reserve,
-            make_room=lambda count: self.calls.append(f"room for {count}"),
+            make_room=lambda count, _certain: self.calls.append(f"room for {count}"),
             running_low=lambda: self.calls.append("low"),
             lost=self._lost,
         )

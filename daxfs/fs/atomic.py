@@ -112,6 +112,8 @@ def _replace(volume: Volume, file: OpenFile, pieces: Sequence[Piece]) -> None:
     """Give the file new blocks with the new content, in one handle."""
     node = file.node
     spans = [_span(volume, file, together) for together in _touching(pieces, volume.block_bits)]
+    if volume.pool.hook is not None:
+        volume.pool.hook.expect(sum(span.last - span.first + 1 for span in spans) << volume.block_bits)
     with (
         volume.handle(_credits(volume, node, spans), file.caller) as tx,
         Change(volume, tx, node.ino) as change,

@@ -256,7 +256,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
     if offset + size > volume.large_file_from:
         volume.allow_large_files()
     content = memoryview(data)
-    bad = volume.pool.bad
+    bad, hook = volume.pool.bad, volume.pool.hook
     done = written = 0
     while done < size and written != most:
         written += 1
@@ -268,6 +268,8 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
             elif overwritten := overwrite(volume, node, offset + done, content[done:size]):
                 done += overwritten
                 continue
+            if hook is not None:
+                upto = min(upto, done + hook.room())
             done += volume.retrying(write_pieces, file, offset + done, content[done:upto])
         except FsError as error:
             if done and shortens(error):

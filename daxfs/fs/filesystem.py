@@ -56,11 +56,13 @@ from daxfs.fs.types import (
     Options,
     PoolIdentity,
     SetAttributes,
+    Snapshot,
     StatFs,
     Statistics,
     WriteNotification,
 )
 from daxfs.pmem.pool import Pool
+from daxfs.snapshots.reading import Chain
 from daxfs.structures import inodes
 from daxfs.structures.mapping import Extent
 
@@ -531,6 +533,45 @@ class FileSystem:
         """Close an open directory."""
         self.volume.nodes.closed(directory.node)
         removal.collect(self.volume, directory.ino)
+
+    # Snapshots
+
+    @changing
+    def create_snapshot(self, name: bytes) -> Snapshot:
+        """Make a snapshot of the file system as it is now.
+
+        What clients store through direct mappings during the call may be in the snapshot in part.
+
+        Raises:
+            FsError: EEXIST; EINVAL, ENAMETOOLONG: the name; EROFS; EBUSY: a snapshot is being deleted, or programs of
+                an earlier mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC.
+        """
+        return mounting.snapshots_of(self.volume).create(name)
+
+    @reading
+    def list_snapshots(self) -> list[Snapshot]:
+        """Return the snapshots, those that have lost content included, the oldest first."""
+        return mounting.snapshots_of(self.volume).listing()
+
+    @maintaining
+    def delete_snapshot(self, name: bytes) -> None:
+        """Delete a snapshot, also one that has lost content.
+
+        Raises:
+            FsError: ENOENT; EROFS; EBUSY: another one is being deleted; ENOSPC: there is no room for what the next
+                older snapshot needs of it.
+        """
+        finish(self.steps.delete_snapshot(name))
+        self._free_rest()
+
+    @reading
+    def open_snapshot(self, name: bytes) -> Chain:
+        """Return the pool as it was, for reading (`daxfs.fs.imaging`); valid until a snapshot is deleted.
+
+        Raises:
+            FsError: ENOENT; EINVAL: it has lost content; EROFS: the volume is read-only.
+        """
+        return mounting.snapshots_of(self.volume).chain(name)
 
     # References by number
 

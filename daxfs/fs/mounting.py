@@ -21,6 +21,7 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import badmemory, damage, outside, recovery_flag, removal
 from daxfs.fs.grants.table import Grants
+from daxfs.fs.snapshots.keeper import CREDITS_RECORD, Keeper
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
@@ -129,6 +130,7 @@ def mount(pool: Pool, options: Options) -> Volume:
     if read_only:
         volume = Volume(pool, geometry, PoolView(pool, geometry), None, options)
         volume.notifier = Grants(volume)
+        volume.snapshots = Keeper(volume)
         return volume
     if area is not None:
         mend_log(pool, geometry, area)
@@ -136,6 +138,7 @@ def mount(pool: Pool, options: Options) -> Volume:
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)
     damage.note_panic(pool.path, sb, options)
     protect_log(volume, area)
+    snapshots_of(volume).attach()
     mark_in_use(volume, recount=not was_clean)
     if report is not None and report.errno:
         note_abort(volume, report.errno)
@@ -255,6 +258,7 @@ def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) ->
     """Return a volume on an open journal, with the hooks of this layer and of the structures."""
     volume = Volume(pool, geometry, journal.view, journal, options)
     volume.notifier = Grants(volume)
+    volume.snapshots = Keeper(volume)
     add_hooks(volume)
     return volume
 
@@ -263,6 +267,12 @@ def grants_of(volume: Volume) -> Grants:
     """Return the grants of a volume: its notifier, with the type that the layers above know."""
     assert isinstance(volume.notifier, Grants)
     return volume.notifier
+
+
+def snapshots_of(volume: Volume) -> Keeper:
+    """Return the keeper of a volume's snapshots, with the type that the layers above know."""
+    assert isinstance(volume.snapshots, Keeper)
+    return volume.snapshots
 
 
 def add_hooks(volume: Volume) -> None:
@@ -285,7 +295,7 @@ def mark_in_use(volume: Volume, *, recount: bool) -> None:
     geometry = volume.geometry
     if geometry.has_journal:
         recovery_flag.store(volume.pool, raised=True)
-    with volume.handle(1) as tx:
+    with volume.handle(1 + CREDITS_RECORD) as tx:
         if recount:
             blocks.correct_free_counts(tx)
         sb = tx.edit_superblock()
@@ -297,6 +307,7 @@ def mark_in_use(volume: Volume, *, recount: bool) -> None:
             sb.s_state &= ~EXT4_VALID_FS
         if geometry.has_orphan_file:
             sb.s_feature_ro_compat |= RoCompat.orphan_present
+        volume.snapshots.pool_marked(tx)
     volume.commit()
 
 
@@ -339,11 +350,12 @@ def retire_bad_blocks(volume: Volume) -> None:
 def mark_clean(volume: Volume) -> None:
     """Clear the recovery flag in the superblock, empty the log and close it. Everything is committed before."""
     journal = volume.journal
-    with journal.handle(1) as tx:
+    with journal.handle(1 + CREDITS_RECORD) as tx:
         sb = tx.edit_superblock()
         sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
         # Another mount does not make a pool clean that has no journal and was not unmounted.
         sb.s_state |= volume.mounted_state & EXT4_VALID_FS
         sb.s_wtime = int(time.time()) & 0xFFFFFFFF
+        volume.snapshots.pool_marked(tx)
     journal.close()
     recovery_flag.store(volume.pool, raised=False)

@@ -59,5 +59,12 @@ class BlockNotifier(Protocol):
         """The pool has another owner: clients must see that no answer holds, and nothing is stored after that."""
 
 
+class MountNotifier(Protocol):
+    """Receives that the pool is marked as in use or as clean (`daxfs.fs.snapshots` implements it)."""
+
+    def pool_marked(self, tx: Handle) -> None:
+        """The handle has changed the superblock's record of mounts."""
+
+
 CREDITS_QUARANTINE = 24
 """What keeping freed blocks adds to a handle: a new inode, its map's last leaf and what splits above it."""

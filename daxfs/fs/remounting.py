@@ -79,6 +79,7 @@ def start_writing(volume: Volume) -> None:
     volume.notifier = grants
     mounting.add_hooks(volume)
     mounting.protect_log(volume, area)
+    mounting.snapshots_of(volume).attach()
     mounting.mark_in_use(volume, recount=False)
 
 

@@ -51,6 +51,11 @@ class Stepwise:
         finally:
             removal.begin(volume, ino)
 
+    @in_steps
+    def delete_snapshot(self, name: bytes) -> Steps[None]:
+        """Delete a snapshot: the next older one gets the copies that it needs in steps."""
+        yield from mounting.snapshots_of(self.volume).delete(name)
+
     @changing_in_steps
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.volume import Volume
+from daxfs.runs import ByteRange
 from daxfs.structures import blocks
 
 BYTES_PER_STEP = 8 << 20
@@ -65,6 +66,12 @@ def trim(volume: Volume, start: int, length: int, minimum: int) -> Steps[int]:
     return trimmed << bits
 
 
+def discardable(volume: Volume, begin: int, end: int) -> Iterable[ByteRange]:
+    """Return the parts of free bytes [begin, end) that no snapshot needs."""
+    hook = volume.pool.hook
+    return (ByteRange(begin, end),) if hook is None else hook.unneeded(begin, end)
+
+
 def trim_step(volume: Volume, runs: Iterable[tuple[int, int]], unit: int, stop: int) -> tuple[int, int]:
     """Discard the first of the runs [begin, end), in blocks, as many as one step can.
 
@@ -76,7 +83,8 @@ def trim_step(volume: Volume, runs: Iterable[tuple[int, int]], unit: int, stop: 
     for begin, end in runs:
         # A run that is too long ends on a boundary of the memory's pages, so that no page is in two steps.
         upto = end if end - begin <= room else (begin + room) // unit * unit
-        volume.pool.discard(begin << bits, upto - begin << bits)
+        for first, last in discardable(volume, begin << bits, upto << bits):
+            volume.pool.discard(first, last - first)
         trimmed += upto - begin
         room -= max(upto - begin, CALL_BYTES >> bits)
         if room < unit or upto < end:

@@ -144,6 +144,22 @@ class Statistics(NamedTuple):
     bad: tuple[ByteRange, ...]
 
 
+class Snapshot(NamedTuple):
+    """A snapshot of the pool.
+
+    ``created_ns``: when it was made, in nanoseconds since 1970. ``size``: bytes of its store. ``copied``: bytes of old
+    content in it. ``uuid``: of the snapshot; zeros if its store is damaged. ``lost``: why it has lost content, so that
+    it can only be deleted; "" for a valid one.
+    """
+
+    name: bytes
+    created_ns: int
+    size: int
+    copied: int
+    uuid: bytes
+    lost: str
+
+
 class LeaseRequest(NamedTuple):
     """A client's request for the bytes [offset, offset + length).
 

@@ -27,7 +27,7 @@ from daxfs.structures import inodes, overhead
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
-    from daxfs.fs.notifiers import BlockNotifier
+    from daxfs.fs.notifiers import BlockNotifier, MountNotifier
     from daxfs.journal.area import LogArea
     from daxfs.journal.journal import Journal
     from daxfs.journal.transaction import Handle
@@ -79,6 +79,7 @@ class Volume:
         self.lives = Lifetimes()
         self.staging = Staging()
         self.notifier: BlockNotifier  # set at once by the maker of the volume
+        self.snapshots: MountNotifier  # as well
         self.reclaimers = Reclaimers()
         self.reclaimers.add(self.commit_frees)
         self.large_file_from = (

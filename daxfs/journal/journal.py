@@ -203,6 +203,7 @@ class Journal:
         self._superblock_home = SUPERBLOCK_OFFSET // geometry.block_size
         self._closed = False
         self._aborted = False
+        self._committing = False
         self._storing_home = False  # the log holds a transaction that is not at home
         self._blocks_home = self._blocks_logged = self._blocks_revoked = 0
         self._sizes: dict[int, int] = {}  # blocks of metadata -> the number of commits of that size
@@ -303,11 +304,14 @@ class Journal:
             FsError: as `commit`.
         """
         self.commit()
+        self._committing = True
         try:
             self._writer.empty()
         except BaseException as error:
             self.abort(error)
             raise
+        finally:
+            self._committing = False
 
     def commit(self) -> None:
         """Make the changes of all finished handles durable, and all earlier stores to the pool.
@@ -317,6 +321,7 @@ class Journal:
         """
         self._assert_usable()
         self.pool.faults.check()  # A fault before this commit, which has changed nothing, must not end in an abort.
+        self._committing = True
         try:
             self._complete()
             self._commit()
@@ -324,6 +329,8 @@ class Journal:
             self._handle.interrupted = self._handle.interrupted or not isinstance(error, FsError)
             self.abort(error)
             raise
+        finally:
+            self._committing = False
 
     def fence(self) -> None:
         """Make all stores to the pool durable (file data written in place); the running transaction continues."""
@@ -339,6 +346,7 @@ class Journal:
             return
         if not self._aborted:
             self.commit()
+            self._committing = True
             self._writer.close()
         self._closed = True
         self._room = -1
@@ -387,6 +395,11 @@ class Journal:
     def interrupted(self) -> bool:
         """Whether a handle or a commit has ever raised an exception other than a refusal (`FsError`)."""
         return self._handle.interrupted
+
+    @property
+    def idle(self) -> bool:
+        """Whether a handle may begin: none is in use, no commit runs, and the journal is open."""
+        return not (self._handle.active or self._committing or self._aborted or self._closed)
 
     @property
     def dirty(self) -> bool:

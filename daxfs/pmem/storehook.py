@@ -21,5 +21,13 @@ class StoreHook(Protocol):
     def before_all(self, ranges: Iterable[ByteRange]) -> None:
         """Prepare stores to many ranges at once, which costs as many fences as one."""
 
+    def room(self) -> int:
+        """Return how many bytes one handle may store without a call of `expect`; at least some KiB."""
+
+    def expect(self, length: int) -> None:
+        """Have room for the copies of ``length`` bytes. A caller that is about to store so much in one handle calls
+        this before the handle begins.
+        """
+
     def unneeded(self, begin: int, end: int) -> Iterator[ByteRange]:
         """Yield the parts of the pool's bytes [begin, end) that nobody needs the content of, in order."""

@@ -40,8 +40,8 @@ class Copier:
         store: as above.
         needed: as above; it has a bit for each chunk of the pool.
         reserve: as above.
-        make_room: ``make_room(count)`` is called before ``count`` chunks are copied that the store has no room for. It
-            makes the store larger if it can.
+        make_room: ``make_room(count, certain)`` is called before ``count`` chunks are copied that the store has no room
+            for, or before so many may have to be copied (not ``certain``). It makes the store larger if it can.
         running_low: called when less than the reserve is left, once until `grown`.
         lost: ``lost(full)`` is called when a chunk can't be copied, because the store is full or because its memory is
             missing. It takes the hook off the pool.
@@ -54,7 +54,7 @@ class Copier:
         needed: bytearray,
         reserve: int,
         *,
-        make_room: Callable[[int], None],
+        make_room: Callable[[int, bool], None],
         running_low: Callable[[], None],
         lost: Callable[[bool], None],
     ) -> None:
@@ -93,6 +93,16 @@ class Copier:
             found.update(self._needed(begin >> self._bits, (end - 1 >> self._bits) + 1))
         if found:
             self._copy(sorted(found))
+
+    def room(self) -> int:
+        """As `StoreHook.room`."""
+        return max(self.store.room - 2, 1) << self._bits
+
+    def expect(self, length: int) -> None:
+        """As `StoreHook.expect`."""
+        chunks = (length >> self._bits) + 2
+        if chunks > self.store.room:
+            self._make_room(chunks, False)
 
     def unneeded(self, begin: int, end: int) -> Iterator[ByteRange]:
         """As `StoreHook.unneeded`."""
@@ -134,7 +144,7 @@ class Copier:
         if pool.faults.pending[0]:
             return  # the operation has failed, and the store that it is about to make raises
         if len(chunks) > self.store.room:
-            self._make_room(len(chunks))
+            self._make_room(len(chunks), True)
             # Making room may have copied some of them.
             chunks = [chunk for chunk in chunks if needed[chunk >> 3] >> (chunk & 7) & 1]
         if len(chunks) > self.store.room:

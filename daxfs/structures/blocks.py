@@ -133,6 +133,15 @@ def is_free(view: View, number: int) -> bool:
     return _readable(view, desc) and not bitmaps.test(_stored_bitmap(view, group, desc), bit)
 
 
+def bitmap(view: View, group: int) -> memoryview:
+    """Return the checked block bitmap of a group, as the format has it: bad memory is free or in use as any other.
+
+    Raises:
+        Corrupt: the bitmap or the descriptor is damaged.
+    """
+    return _stored_bitmap(view, group, groups.descriptor(view, group))
+
+
 # Counters
 
 
@@ -269,6 +278,13 @@ def take(tx: Handle, number: int) -> bool:
     group, bit = divmod(number - geometry.first_data_block, geometry.blocks_per_group)
     _take(tx, tx.edit_superblock(), [BitRun(group, bit, 1)])
     return True
+
+
+def take_runs(tx: Handle, runs: list[BlockRun]) -> None:
+    """Allocate blocks that `free_runs` has shown to be free in this handle: two credits for each of their groups."""
+    sb = tx.edit_superblock()
+    for group, pieces in _by_group(tx.geometry, sorted(runs)):
+        _take(tx, sb, [BitRun(group, bit, length) for bit, length in pieces])
 
 
 def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:

@@ -52,6 +52,8 @@ READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
     "fiemap": lambda fs, ino, _file: fs.fiemap(ino, 0, 1 << 20, 100),
     "opendir": lambda fs, _ino, _file: fs.opendir(ROOT_INO),
     "by_number": lambda fs, ino, _file: fs.by_number(ino),
+    "list_snapshots": lambda fs, _ino, _file: fs.list_snapshots(),
+    "open_snapshot": lambda fs, _ino, _file: fs.open_snapshot(b"s"),
     "generation": lambda fs, ino, _file: fs.generation(ino),
 }
 
@@ -63,6 +65,7 @@ def test_every_reading_operation_is_here() -> None:
 def test_a_reading_operation_changes_nothing(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes wait for the commit meanwhile, and freed blocks too."""
     fs.tree.write_bytes("/gone", b"x" * 100_000)
+    fs.tree.write_bytes("/other", b"x" * 100_000)
     fs.tree.write_bytes("/file", b"x" * 100_000)
     fs.tree.symlink("file", "/link")
     fs.tree.unlink("/gone")
@@ -70,6 +73,9 @@ def test_a_reading_operation_changes_nothing(fs: FileSystem, monkeypatch: pytest
     fs.setxattr(ino, b"user.x", b"1")
     file = fs.open_file(ino, os.O_RDWR)
     fs.write(file, 0, b"y")
+    fs.create_snapshot(b"s")
+    fs.write(file, 0, b"y")
+    fs.tree.unlink("/other")
     changed: list[str] = []
     for name, read in READS.items():
         with monkeypatch.context() as watched:

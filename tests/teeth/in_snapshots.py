@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from teeth.mutant import Mutant
 
+KEEPER = "daxfs/fs/snapshots/keeper.py"
+PAST = "daxfs/fs/snapshots/past.py"
+FILES = "daxfs/fs/snapshots/files.py"
+GRANTS = "daxfs/fs/grants/inode_grants.py"
 STORE = "daxfs/snapshots/store.py"
 COPIER = "daxfs/snapshots/copier.py"
 JOURNAL = "daxfs/journal/journal.py"
@@ -11,6 +15,8 @@ PERSIST = "daxfs/pmem/persist.py"
 
 COPIES = ("tests/snapshots/test_copier.py",)
 STORES = ("tests/snapshots/test_store.py",)
+KEEPERS = ("tests/fs/snapshots/test_keeper.py",)
+IMAGES = ("tests/fs/test_imaging.py",)
 HANDLES = ("tests/journal/test_before_handles.py",)
 
 MUTANTS = [
@@ -85,5 +91,85 @@ MUTANTS = [
         "        hook = None\n",
         "Recovery by another program overwrites blocks of which the snapshot has no copy.",
         HANDLES,
+    ),
+    Mutant(
+        "snapshot: an older one does not need what a newer one copies",
+        KEEPER,
+        "                needed = past.union(needed, self.copier.needed)\n",
+        "                pass\n",
+        "An older snapshot loses the blocks that were freed before the newer one.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: a deletion merges nothing",
+        KEEPER,
+        "            if at:\n                yield from self._merge(at)\n",
+        "            if at:\n                yield\n",
+        "The next older snapshot loses what only the deleted one had.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: another program's changes are not noticed",
+        KEEPER,
+        "        if stores and self._recorded(directory.number) != _record(view.superblock()):\n",
+        "        if stores and not self._recorded(directory.number):\n",
+        "A snapshot shows blocks that the kernel has overwritten.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: the superblock waits for recovery",
+        KEEPER,
+        "        sb.s_feature_incompat &= ~int(Incompat.needs_recovery)\n",
+        "",
+        "An image says that its log must be replayed.",
+        (*IMAGES, *KEEPERS),
+    ),
+    Mutant(
+        "snapshot: clients are forgotten",
+        KEEPER,
+        "        copier.before_all(mapped)\n",
+        "",
+        "A client that was granted memory before changes the snapshot.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: a new grant copies nothing",
+        GRANTS,
+        "            if hook is not None:\n                hook.before(begin, end - begin)\n",
+        "            if hook is not None:\n                hook.expect(end - begin)\n",
+        "A client that is granted memory later changes the snapshot.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: FITRIM takes what is needed",
+        "daxfs/fs/trim.py",
+        "    return (ByteRange(begin, end),) if hook is None else hook.unneeded(begin, end)\n",
+        "    return (ByteRange(begin, end),)\n",
+        "Trimming copies every freed block into the store, and so fills the pool.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: a store takes blocks that are needed",
+        FILES,
+        "            length = bitmaps.free_run(bitmap, first, end - first)\n",
+        "            length = end - first\n",
+        "A store overwrites what an older snapshot needs.",
+        ("tests/fs/snapshots/test_files.py", *KEEPERS),
+    ),
+    Mutant(
+        "snapshot: the log is not emptied",
+        KEEPER,
+        "                volume.journal.checkpoint()\n",
+        "                volume.journal.commit()\n",
+        "The image's journal names transactions that are not in it, and its superblock is old.",
+        (*IMAGES, *KEEPERS),
+    ),
+    Mutant(
+        "snapshot: an older one outlives a lost one",
+        KEEPER,
+        "            self._invalidate(kept, OLDER)\n            stores.remove(kept)\n",
+        "            pass\n",
+        "An older snapshot is read through a store that has lost content.",
+        KEEPERS,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Every module of fs, its grants and the Python client has a test file of its own, in the folder of the same name."""
+"""Every module of fs, its packages and the Python client has a test file of its own, in the folder of the same name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("fs", "fs/grants", "direct")
+FOLDERS = ("fs", "fs/grants", "fs/snapshots", "direct")
 WITHOUT = {
     "fs/notifiers": "protocols: each listener is tested as what it is (table, inode_grants), each caller as what calls",
     "fs/types": "plain values that cross the border of the layer, without a line that could be wrong",

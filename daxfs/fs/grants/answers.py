@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
 
-EXTEND, MAP, PAGES = int(Flag.EXTEND), int(Flag.MAP), int(Flag.PAGES)
+WRITE, EXTEND, MAP, PAGES = int(Flag.WRITE), int(Flag.EXTEND), int(Flag.MAP), int(Flag.PAGES)
 HOLE, MEMORY, KERNEL = Kind
 
 
@@ -33,8 +33,9 @@ def compose(
         if not volume.read_only:
             record_kernel_mapped(grants, file, request.holder, pages)
         return pages, upto
+    storing = bool(request.flags & WRITE)
     if (whole := single_piece(volume, file.node, grants, request, upto)) is not None:
-        grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole))
+        grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole), for_storing=storing)
         return [whole], upto
     pieces: list[GrantedExtent] = []
     position = request.offset
@@ -50,7 +51,7 @@ def compose(
         position = piece.offset + piece.length
         if piece.kind == MEMORY:
             # Whole blocks, since deferred frees are compared by blocks.
-            grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece))
+            grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece), for_storing=storing)
     if request.flags & MAP and not volume.read_only:
         record_kernel_mapped(grants, file, request.holder, pieces)
     return pieces, position

@@ -58,6 +58,7 @@ class InodeGrants:
         changes: goes up with each change of the inode or its content through this daemon. A client whose stores were
             made durable thus knows whether all that the file holds is durable.
         holders: open file -> holder number -> the epoch in which the holder has renewed.
+        for_storing: whether any holder was ever granted bytes for storing; then all of ``granted`` counts so.
         granted: bytes of the pool that are the file's and that some holder may touch.
         preallocated: bytes of the file past EOF that were zeroed and granted to the extender, and that nothing else has
             changed since. A write notification makes these bytes readable, and no others.
@@ -76,6 +77,7 @@ class InodeGrants:
         "entry",
         "epoch",
         "extender",
+        "for_storing",
         "granted",
         "holders",
         "kernel_mapped",
@@ -92,6 +94,7 @@ class InodeGrants:
         self.changes = 0
         self.holders: dict[OpenFile, dict[int, int]] = {}
         self.granted = FileMap()
+        self.for_storing = False
         self.preallocated = FileMap()
         self.extender: tuple[OpenFile, int] | None = None
         self.through_kernel: dict[tuple[OpenFile, int], FileMap] = {}
@@ -198,8 +201,16 @@ class InodeGrants:
 
     # What they were granted
 
-    def grant(self, begin: int, end: int) -> None:
-        """Record that holders may touch the bytes [begin, end) of the pool, before an answer names them."""
+    def grant(self, begin: int, end: int, *, for_storing: bool) -> None:
+        """Record that holders may touch the bytes [begin, end) of the pool, before an answer names them.
+
+        What a snapshot needs of bytes that a holder may store to is copied now: nobody sees the stores.
+        """
+        if for_storing:
+            self.for_storing = True
+            hook = self._volume.pool.hook
+            if hook is not None:
+                hook.before(begin, end - begin)
         granted = self.granted
         granted.put(begin, end, 0, False)
         if len(granted.runs) > MAX_GRANTED:

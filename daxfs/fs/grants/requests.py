@@ -266,6 +266,8 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
     looks = made = 0
     stop = min(stop, lblk + (ranges.BYTES_PER_STEP >> bits))
     preallocated: list[ByteRange] = []
+    if volume.pool.hook is not None:
+        volume.pool.hook.expect(stop - lblk << bits)
     with volume.handle(ranges.CREDITS_STEP, file.caller) as tx, Change(volume, tx, node.ino) as change:
         inode = change.inode
         while lblk < stop and made < ranges.RUNS_PER_STEP and looks < LOOKS_PER_STEP:

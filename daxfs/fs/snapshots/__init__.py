@@ -1,0 +1,1 @@
+"""Snapshots of a mounted pool: making, finding, deleting and reading them."""

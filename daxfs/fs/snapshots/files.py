@@ -1,0 +1,225 @@
+"""The stores of snapshots as files: ``/.daxfs/snapshots/NAME``.
+
+A store is a regular file of root's, immutable and not dumped, whose extents are written although most of its blocks
+hold what they held before: nobody but root reads it, and the table says which chunks have content. Its blocks are whole
+snapshot chunks of the pool that no snapshot needs, so that storing to them needs no copy. Callers: the modules of this
+package.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.ext4.extent import Extent
+from daxfs.ext4.inode import EXT4_IMMUTABLE_FL, EXT4_NODUMP_FL, file_type_of_mode
+from daxfs.fs import clock, names
+from daxfs.fs.types import ROOT_INO, Caller
+from daxfs.runs import BlockRun
+from daxfs.snapshots.format import SMALLEST_CHUNK, NotAStore
+from daxfs.snapshots.store import ChunkRun
+from daxfs.structures import bitmaps, blocks, directories, inodes, mapping
+
+if TYPE_CHECKING:
+    from daxfs.fs.volume import Volume
+    from daxfs.journal.transaction import Handle
+    from daxfs.journal.view import View
+    from daxfs.structures.inodes import Inode
+
+FOLDERS = (b".daxfs", b"snapshots")
+MOST_RUNS = 64
+"""The most runs by which a store grows at once."""
+MOST_GROUPS = 8
+MOST_BLOCKS = 1 << 15
+"""The most blocks by which a store grows at once."""
+CREDITS_RUNS = 2 * MOST_GROUPS + 24
+"""Bitmaps and descriptors of the groups, and nodes of the map."""
+CREDITS_NEW = (1 + len(FOLDERS)) * names.CREDITS_CREATE + CREDITS_RUNS
+FAST_EXTENT = 1 << 15
+"""Blocks of the longest extent."""
+
+
+def chunk_bits(view: View) -> int:
+    """Return the size of snapshot chunks: a block, at least 4 KiB, as the number of bits of an offset in it."""
+    return max(view.geometry.block_bits, SMALLEST_CHUNK.bit_length() - 1)
+
+
+def folder(view: View) -> Inode | None:
+    """Return the directory of the stores; None if there is none."""
+    inode = inodes.read(view, ROOT_INO)
+    for name in FOLDERS:
+        place = directories.find(view, inode, name)
+        if not place.ino or not inodes.nameable(view, place.ino):
+            return None
+        inode = inodes.read(view, place.ino)
+        if not stat.S_ISDIR(inode.mode):
+            return None
+    return inode
+
+
+def make_folder(volume: Volume, tx: Handle) -> int:
+    """Return the inode number of the directory of the stores, which the handle makes if there is none.
+
+    Raises:
+        FsError: ENOTDIR, a file is in its place; ENOSPC.
+    """
+    number = ROOT_INO
+    for name in FOLDERS:
+        parent = inodes.edit(tx, number)
+        place = directories.find(tx, parent, name)
+        if not place.ino:
+            number = _make_directory(volume, tx, parent, place)
+        elif stat.S_ISDIR(inodes.read(tx, place.ino).mode):
+            number = place.ino
+        else:
+            raise FsError(errno.ENOTDIR, f"{name.decode()} is in the place of the directory of snapshots")
+    return number
+
+
+def _make_directory(volume: Volume, tx: Handle, parent: Inode, place: directories.Place) -> int:
+    now = clock.now()
+    made, _ = names.new_inode(volume, tx, parent, stat.S_IFDIR | 0o700, Caller(), now)
+    made.mode = stat.S_IFDIR | 0o700
+    mapping.new_inode_map(tx, made)
+    directories.create(tx, made, parent.number)
+    made.links_count = 2
+    names.add_link_for_subdirectory(volume, parent)
+    directories.insert(tx, place, made.number, file_type_of_mode(made.mode))
+    parent.mtime_ns = parent.ctime_ns = now
+    return made.number
+
+
+def found(view: View) -> Iterator[tuple[bytes, Inode]]:
+    """Yield the names and inodes of what may be stores; valid until the next change."""
+    directory = folder(view)
+    if directory is None:
+        return
+    for entry in list(directories.entries(view, directory)):
+        if entry.name not in (b".", b"..") and inodes.nameable(view, entry.ino):
+            inode = inodes.read(view, entry.ino)
+            if stat.S_ISREG(inode.mode):
+                yield bytes(entry.name), inode
+
+
+def runs_of(view: View, inode: Inode) -> list[ChunkRun]:
+    """Return where the chunks of a store lie.
+
+    Raises:
+        NotAStore: the file has holes, or blocks that are no whole chunks.
+    """
+    ratio = 1 << chunk_bits(view) - view.geometry.block_bits
+    made: list[ChunkRun] = []
+    expected = 0
+    for extent in _merged(mapping.walk(view, inode)):
+        if extent.lblk != expected or extent.unwritten or extent.pblk % ratio or extent.length % ratio:
+            raise NotAStore("the store of a snapshot has holes, or blocks that are no whole chunks")
+        made.append(ChunkRun(extent.pblk // ratio, extent.length // ratio))
+        expected += extent.length
+    return made
+
+
+def _merged(extents: Iterator[Extent]) -> Iterator[Extent]:
+    """Join extents that follow each other in the file and in the pool."""
+    last: Extent | None = None
+    for extent in extents:
+        if (
+            last is not None
+            and extent.pblk == last.pblk + last.length
+            and extent.lblk == last.lblk + last.length
+            and extent.unwritten == last.unwritten
+        ):
+            last = last._replace(length=last.length + extent.length)
+            continue
+        if last is not None:
+            yield last
+        last = extent
+    if last is not None:
+        yield last
+
+
+def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, needed: bytearray) -> Inode:
+    """Make a store of ``chunks`` chunks, in a handle with `CREDITS_NEW` credits.
+
+    Args:
+        volume: the volume.
+        tx: the handle.
+        parent: the directory of the stores.
+        name: of the snapshot.
+        chunks: how many it gets.
+        needed: the chunks of the pool that it must not take.
+
+    Raises:
+        FsError: EEXIST; ENOSPC, there are not so many chunks that nobody needs.
+    """
+    now = clock.now()
+    directory = inodes.edit(tx, parent)
+    place = directories.find(tx, directory, name)
+    if place.ino:
+        raise FsError(errno.EEXIST, f"there is a snapshot {name.decode(errors='replace')} already")
+    inode, _ = names.new_inode(volume, tx, directory, stat.S_IFREG | 0o600, Caller(), now)
+    inode.mode = stat.S_IFREG | 0o600
+    mapping.new_inode_map(tx, inode)
+    if extend(volume, tx, inode, chunks, needed) < chunks:
+        raise FsError(errno.ENOSPC, "the pool has no room for the store of a snapshot")
+    inode.flags |= EXT4_IMMUTABLE_FL | EXT4_NODUMP_FL
+    inode.links_count = 1
+    directories.insert(tx, place, inode.number, file_type_of_mode(inode.mode))
+    directory.mtime_ns = directory.ctime_ns = now
+    return inode
+
+
+def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytearray) -> int:
+    """Give a store up to ``chunks`` more chunks that nobody needs; return how many. It costs `CREDITS_RUNS`."""
+    ratio = 1 << chunk_bits(tx) - tx.geometry.block_bits
+    spare = blocks.free_blocks(tx) - blocks.must_stay_free(tx.geometry, tx.superblock(), privileged=True)
+    most = min(chunks, MOST_BLOCKS // ratio, max(spare, 0) // ratio)
+    chosen = _choose(tx, most, ratio, needed)
+    taken = [BlockRun(start * ratio, length * ratio) for start, length in chosen]
+    if not taken:
+        return 0
+    blocks.take_runs(tx, taken)
+    lblk = inode.size >> tx.geometry.block_bits
+    for start, length in taken:
+        for at in range(0, length, FAST_EXTENT):
+            part = min(FAST_EXTENT, length - at)
+            mapping.insert(tx, inode, Extent(lblk, start + at, part, False))
+            lblk += part
+        inodes.add_blocks(inode, length, tx.geometry)
+        if volume.pool.reserve is not None:
+            volume.pool.reserve(start << tx.geometry.block_bits, length << tx.geometry.block_bits)
+    inode.size = lblk << tx.geometry.block_bits
+    return sum(length for _, length in chosen)
+
+
+def _choose(tx: Handle, most: int, ratio: int, needed: bytearray) -> list[ChunkRun]:
+    """Find free chunks that nobody needs, from the end of the pool on: long runs first in each group."""
+    chosen: list[ChunkRun] = []
+    groups = 0
+    for group in range(tx.geometry.groups_count - 1, -1, -1):
+        if most <= 0 or len(chosen) == MOST_RUNS or groups == MOST_GROUPS:
+            break
+        runs = list(_unneeded(tx, group, ratio, needed))
+        groups += bool(runs)
+        for start, length in sorted(runs, key=lambda run: -run.length)[: MOST_RUNS - len(chosen)]:
+            length = min(length, most)
+            most -= length
+            chosen.append(ChunkRun(start, length))
+            if not most:
+                break
+    return sorted(chosen)
+
+
+def _unneeded(tx: Handle, group: int, ratio: int, needed: bytearray) -> Iterator[ChunkRun]:
+    bitmap = memoryview(needed)
+    for start, count in blocks.free_runs(tx, group, ratio):
+        first, end = -(-start // ratio), (start + count) // ratio
+        while first < end:
+            length = bitmaps.free_run(bitmap, first, end - first)
+            if length:
+                yield ChunkRun(first, length)
+                first += length
+            else:
+                first += bitmaps.used_run(bitmap, first, end - first)

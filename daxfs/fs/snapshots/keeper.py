@@ -1,0 +1,496 @@
+"""The snapshots of a volume: which there are, the copier of the newest one, and room for its copies.
+
+A snapshot is the state right before the commit that makes its store a file. When that commit begins, the log is empty,
+everything is at home, and the store has two exceptions already: the superblocks of the file system and of the journal,
+as those of a file system that was unmounted. The commit copies all other blocks that it changes, as every later one
+does. So before its commit record there is no snapshot, and after it there is a whole one.
+
+A deletion copies what the next older snapshot still needs into that one's store, and then removes the name, in one
+commit. Everything that DRAM holds (`Copier.needed`) follows from the pool and is made anew at each mount.
+
+What another program has written to the pool was not copied. So the directory of the stores has an attribute with the
+superblock's record of mounts as daxfs has left it (`RECORD`); if a mount finds another one, the snapshots are lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.features import Incompat
+from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
+from daxfs.ext4.superblock import EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
+from daxfs.fs import clock, names, removal
+from daxfs.fs.grants import requests
+from daxfs.fs.grants.table import Grants
+from daxfs.fs.snapshots import files, past
+from daxfs.fs.steps import Steps
+from daxfs.fs.types import Snapshot
+from daxfs.runs import ByteRange
+from daxfs.snapshots import format as layout
+from daxfs.snapshots.copier import Copier
+from daxfs.snapshots.format import Header, NotAStore
+from daxfs.snapshots.reading import Chain
+from daxfs.snapshots.store import Store
+from daxfs.structures import blocks, directories, inodes, xattrs
+
+if TYPE_CHECKING:
+    from daxfs.fs.volume import Volume
+    from daxfs.journal.transaction import Handle
+
+log = logging.getLogger("daxfs.snapshots")
+
+RECORD = b"trusted.daxfs.mounts"
+RECORD_FIELDS = (
+    *("s_mnt_count", "s_mtime", "s_mtime_hi", "s_wtime", "s_wtime_hi"),
+    "s_kbytes_written",
+)
+_RECORD = struct.Struct(f"<{len(RECORD_FIELDS)}Q")
+
+FULL, MISSING, FOREIGN, DAMAGED, OLDER = 1, 2, 3, 4, 5
+REASONS = {
+    0: "",
+    FULL: "the pool had no room for the copy of a block",
+    MISSING: "a block could not be copied: its memory was missing",
+    FOREIGN: "another program has changed the pool",
+    DAMAGED: "its store is damaged",
+    OLDER: "a newer snapshot, which has lost content, was read for it",
+}
+
+LEAST_RESERVE, MOST_RESERVE = 24, 4096
+"""Chunks that a store should always have room for."""
+RESERVE_SHARE = 32
+"""The reserve is one chunk of the pool in so many."""
+SPARE_SHARE = 8
+"""A reserve takes at most one free chunk in so many."""
+SMALLEST_LIMIT = 256
+"""A transaction may always have so many blocks, if the log can take them."""
+CREDITS_RECORD = 8
+"""What the record of mounts adds to a handle: the directory's inode, and a block of attributes."""
+MERGED_AT_ONCE = 256
+"""Copies that one step of a deletion moves."""
+
+
+class Kept(NamedTuple):
+    """A valid snapshot of the mounted pool."""
+
+    name: bytes
+    ino: int
+    store: Store
+    header: Header
+
+
+class Keeper:
+    """The snapshots of one volume.
+
+    Attributes:
+        kept: the valid ones, in the order of their making; empty on a volume that is read-only from the start.
+        copier: of the newest of them.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.kept: list[Kept] = []
+        self.copier: Copier | None = None
+        self._changing = False
+        self._growing = False
+
+    # The mount
+
+    def attach(self) -> None:
+        """Find the snapshots of a pool that was just opened for writing, whose log is empty, and go on copying.
+
+        Nothing was stored since the log was replayed, except for what no snapshot needs.
+        """
+        pool, view = self.volume.pool, self.volume.view
+        self._stop()
+        directory = files.folder(view)
+        if directory is None:
+            return
+        stores = sorted(self._valid(), key=lambda each: each.header.serial)
+        lost_serial, lost_ns = self._newest_lost()
+        for kept in [each for each in stores if each.header.serial < lost_serial or each.header.created_ns <= lost_ns]:
+            self._invalidate(kept, OLDER)
+            stores.remove(kept)
+        if stores and self._recorded(directory.number) != _record(view.superblock()):
+            for kept in reversed(stores):
+                self._invalidate(kept, FOREIGN)
+            return
+        if stores:
+            try:
+                needed = past.needed_by(pool, [each.store for each in stores])
+            except (Corrupt, NotAStore) as error:
+                log.error("%s: the newest snapshot can't be read: %s", pool.path, error.strerror)
+                for kept in reversed(stores):
+                    self._invalidate(kept, DAMAGED)
+                return
+            for kept in stores:
+                kept.store.clear_stale()
+            self.kept = stores
+            self._copy_into(stores[-1], needed)
+
+    def pool_marked(self, tx: Handle) -> None:
+        """As `MountNotifier.pool_marked`."""
+        if self.kept:
+            directory = files.folder(tx)
+            if directory is not None:
+                xattrs.set(tx, inodes.edit(tx, directory.number), RECORD, _record(tx.superblock()))
+
+    def _recorded(self, directory: int) -> bytes:
+        inode = inodes.read(self.volume.view, directory)
+        view = self.volume.view
+        return xattrs.get(view, inode, RECORD) if xattrs.holds(view, inode, RECORD) else b""
+
+    def _valid(self) -> Iterator[Kept]:
+        for name, ino, store, header in self._readable():
+            if header.valid:
+                yield Kept(name, ino, store, header)
+
+    def _newest_lost(self) -> tuple[int, int]:
+        """Return the serial number of the newest snapshot that is not valid, and when the newest store was made whose
+        header or table can't be read. Snapshots older than that would be read through it.
+        """
+        readable = {name: header for name, _, _, header in self._readable()}
+        serial = max((header.serial for header in readable.values() if not header.valid), default=-1)
+        made = [
+            inode.crtime_ns or inode.ctime_ns
+            for name, inode in files.found(self.volume.view)
+            if name not in readable and inode.flags & EXT4_IMMUTABLE_FL
+        ]
+        return serial, max(made, default=-1)
+
+    def _readable(self) -> Iterator[tuple[bytes, int, Store, Header]]:
+        """Yield the stores whose header and table can be read: name, inode number, store, header."""
+        view = self.volume.view
+        for name, inode in files.found(view):
+            try:
+                store = Store(self.volume.pool, files.chunk_bits(view), files.runs_of(view, inode))
+                header = store.header()
+                if header.valid:
+                    store.open()
+            except NotAStore:
+                continue
+            yield name, inode.number, store, header
+
+    # What the facade offers
+
+    def listing(self) -> list[Snapshot]:
+        """Return all snapshots, those that are not valid included, the oldest first."""
+        readable = {name: (store, header) for name, _, store, header in self._readable()}
+        newer = {each.name: number for number, each in enumerate(self.kept)}
+        made: list[tuple[int, Snapshot]] = []  # with serial numbers
+        for name, inode in files.found(self.volume.view):
+            if name not in readable:
+                made.append((0, Snapshot(name, inode.crtime_ns, inode.size, 0, bytes(16), REASONS[DAMAGED])))
+                continue
+            store, header = readable[name]
+            if name in newer:
+                store = self.kept[newer[name]].store
+            reason = "" if header.valid else REASONS.get(header.reason, REASONS[DAMAGED])
+            copied = store.count << store.bits
+            size = store.chunks << store.bits
+            made.append((header.serial, Snapshot(name, header.created_ns, size, copied, header.uuid, reason)))
+        return [each for _, each in sorted(made, key=lambda pair: (pair[1].created_ns, pair[0]))]
+
+    def create(self, name: bytes) -> Snapshot:
+        """Make a snapshot of the file system as it is now.
+
+        Raises:
+            FsError: EEXIST; EINVAL, ENAMETOOLONG: the name; EROFS; EBUSY: a deletion runs, or programs of an earlier
+                mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC.
+        """
+        volume = self.volume
+        names.check_name(name)
+        volume.writable()
+        if name in (b".", b".."):
+            raise FsError(errno.EINVAL, "a snapshot needs a name of its own")
+        if volume.log_area is None:
+            raise FsError(errno.EOPNOTSUPP, "snapshots need a pool with a journal")
+        if volume.notifier.stale:
+            raise FsError(errno.EBUSY, "programs of an earlier mount still map the pool, and may store to it")
+        with self._alone():
+            requests.flush_stores(volume)
+            self._growing = True  # no other commit may come between the checkpoint and the snapshot's
+            try:
+                volume.journal.checkpoint()
+                return self._create(name)
+            finally:
+                self._growing = False
+                if self.copier is not None:
+                    self.copier.grown()
+                    self.copier.check_room()
+
+    def _create(self, name: bytes) -> Snapshot:
+        volume, pool = self.volume, self.volume.pool
+        bits = files.chunk_bits(volume.view)
+        origin = pool.size + (1 << bits) - 1 >> bits
+        mapped = self._granted_for_storing()
+        reserve = self._reserve(origin)
+        with volume.handle(files.CREDITS_NEW + CREDITS_RECORD) as tx:
+            needed = past.needed_at(tx)
+            if self.copier is not None:
+                needed = past.union(needed, self.copier.needed)
+            needed += bytes(max((origin + 7 >> 3) - len(needed), 0))
+            chunks = layout.chunks_for(2 * reserve + _count(needed, mapped, bits), layout.entries_per_area(1 << bits))
+            parent = files.make_folder(volume, tx)
+            inode = files.create(volume, tx, parent, name, chunks, needed)
+            xattrs.set(tx, inodes.edit(tx, parent), RECORD, _record(tx.superblock()))
+            runs = files.runs_of(tx, inode)
+            ino = inode.number
+        serial = self.kept[-1].header.serial + 1 if self.kept else 1 + self._last_serial()
+        header = Header(True, 0, bits, serial, clock.now(), origin, secrets.token_bytes(16))
+        store = Store(pool, bits, runs)
+        store.create(header)
+        contents = self._superblocks(bits)
+        store.append(sorted(contents), contents)
+        past.without(needed, contents)
+        kept = Kept(name, ino, store, header)
+        self.kept.append(kept)
+        copier = self._copy_into(kept, needed)
+        copier.before_all(mapped)
+        volume.commit()
+        return Snapshot(name, header.created_ns, store.chunks << bits, store.count << bits, header.uuid, "")
+
+    def delete(self, name: bytes) -> Steps[None]:
+        """Delete a snapshot; the next older one gets the copies that it needs.
+
+        Raises:
+            FsError: ENOENT; EROFS; EBUSY: another deletion runs; ENOSPC: there is no room for those copies.
+        """
+        volume = self.volume
+        volume.writable()
+        with self._alone():
+            directory = files.folder(volume.view)
+            if directory is None or not directories.find(volume.view, directory, name).ino:
+                raise FsError(errno.ENOENT, f"there is no snapshot {name.decode(errors='replace')}")
+            at = next((at for at, each in enumerate(self.kept) if each.name == name), None)
+            if at:
+                yield from self._merge(at)
+                at = next((at for at, each in enumerate(self.kept) if each.name == name), None)
+            self._remove(directory.number, name, at)
+
+    # Making and deleting
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._changing:
+            raise FsError(errno.EBUSY, "another snapshot is being deleted")
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
+
+    def _superblocks(self, bits: int) -> dict[int, bytes]:
+        """Return the chunks of the two superblocks as a clean unmount would leave them; the log is empty."""
+        volume = self.volume
+        area = volume.log_area
+        assert area is not None
+        first = SUPERBLOCK_OFFSET >> bits
+        made: dict[int, bytearray] = {}
+        for number in (first, area.physical(0) << volume.block_bits >> bits):
+            made[number] = bytearray(volume.memory[number << bits : (number + 1) << bits])
+        at = SUPERBLOCK_OFFSET - (first << bits)
+        sb = Superblock(memoryview(made[first])[at : at + Superblock.SIZE])
+        sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
+        sb.s_state |= volume.mounted_state & EXT4_VALID_FS
+        sb.seal()
+        return {number: bytes(content) for number, content in made.items()}
+
+    def _granted_for_storing(self) -> list[ByteRange]:
+        """Return what clients may store to at any time, without a copy: it must be copied at once."""
+        notifier = self.volume.notifier
+        assert isinstance(notifier, Grants)
+        return [
+            ByteRange(begin, end)
+            for grants in notifier.by_ino.values()
+            if grants.for_storing
+            for begin, end, _, _ in grants.granted.runs
+        ]
+
+    def _last_serial(self) -> int:
+        return max((header.serial for _, _, _, header in self._readable()), default=0)
+
+    def _reserve(self, origin: int) -> int:
+        return min(max(origin // RESERVE_SHARE, LEAST_RESERVE), MOST_RESERVE)
+
+    def _merge(self, at: int) -> Steps[None]:
+        """Copy into the store of the next older snapshot what it needs of the one at ``at``.
+
+        After the last step nothing is left: the newest snapshot may get more copies between two steps. If the snapshots
+        are lost meanwhile, there is nothing to do.
+        """
+        older, gone = self.kept[at - 1], self.kept[at]
+        wanted = past.needed_by(self.volume.pool, [each.store for each in self.kept], at)
+        while gone in self.kept:
+            old, new = gone.store.table()
+            moved = [
+                (chunk, place)
+                for chunk, place in zip(old.tolist(), new.tolist(), strict=True)
+                if wanted[chunk >> 3] >> (chunk & 7) & 1
+            ]
+            part = moved[:MERGED_AT_ONCE]
+            if older.store.room < len(part) and not self._grow(older, len(moved)):
+                raise FsError(errno.ENOSPC, "the pool has no room for what the next older snapshot needs")
+            contents = {chunk: bytes(gone.store.content(place)) for chunk, place in part}
+            older.store.append(sorted(contents), contents)
+            past.without(wanted, contents)
+            if len(part) == len(moved):
+                return
+            yield
+
+    def _remove(self, parent: int, name: bytes, at: int | None) -> None:
+        """Remove the name in one commit; from then on the next older snapshot takes the copies."""
+        volume = self.volume
+        before = list(self.kept)
+        copier = self.copier
+        if at is not None:
+            del self.kept[at]
+            if not self.kept:
+                self._stop()
+            else:
+                # With the snapshot that is removed, its superblocks' exceptions are gone as well: they are in all.
+                needed = past.needed_by(volume.pool, [each.store for each in self.kept])
+                self._copy_into(self.kept[-1], needed)
+        now = clock.now()
+        try:
+            with volume.handle(names.CREDITS_NAME) as tx:
+                directory = inodes.edit(tx, parent)
+                place = directories.find(tx, directory, name)
+                victim = inodes.edit(tx, place.ino)
+                victim.flags &= ~EXT4_IMMUTABLE_FL
+                directories.remove(tx, place)
+                directory.mtime_ns = directory.ctime_ns = now
+                names.drop_name(volume, tx, victim, now)
+                ino = victim.number
+        except BaseException:
+            self.kept = before
+            self.copier = copier
+            volume.pool.hook_stores(copier)
+            raise
+        volume.commit()
+        removal.begin(volume, ino)
+
+    # Copying
+
+    def _copy_into(self, kept: Kept, needed: bytearray) -> Copier:
+        """Have a snapshot's store take the copies from now on."""
+        origin = kept.header.origin_chunks
+        needed += bytes(max((origin + 7 >> 3) - len(needed), 0))
+        reserve = self._reserve(origin)
+        self.copier = Copier(
+            self.volume.pool,
+            kept.store,
+            needed,
+            reserve,
+            make_room=self._make_room,
+            running_low=lambda: self.volume.journal.call_before_next_handle(self._grow_newest),
+            lost=self._lost,
+        )
+        self.volume.pool.hook_stores(self.copier)
+        ratio = kept.store.bits - self.volume.block_bits
+        self.volume.journal.limit_transactions(max(SMALLEST_LIMIT, reserve << ratio >> 1))
+        self.copier.check_room()
+        return self.copier
+
+    def _stop(self) -> None:
+        self.kept = []
+        self.copier = None
+        self.volume.pool.hook_stores(None)
+        if self.volume.was_writable:
+            self.volume.journal.limit_transactions(None)
+
+    def _make_room(self, count: int, certain: bool) -> None:
+        """Have room for ``count`` copies, unless an operation is in the middle of a change."""
+        if self.volume.journal.idle and not self.volume.read_only:
+            self._grow_newest(count, count if certain else 0)
+
+    def _grow_newest(self, useful: int = 0, needed: int = 0) -> None:
+        """Make the newest snapshot's store larger: it must have room for ``needed`` copies and should for ``useful``.
+
+        What need not be takes only a part of the free blocks: a pool must not be full because of a reserve.
+        """
+        copier = self.copier
+        if copier is None or self._growing or self.volume.read_only:
+            return
+        store, view = copier.store, self.volume.view
+        spare = blocks.free_blocks(view) >> store.bits - view.geometry.block_bits
+        goal = max(2 * copier.reserve, min(store.chunks // 2, files.MOST_BLOCKS), useful)
+        goal = max(min(goal, store.room + spare // SPARE_SHARE), needed)
+        if goal > store.room:
+            self._grow(self.kept[-1], goal)
+        copier.grown()
+
+    def _grow(self, kept: Kept, exceptions: int) -> bool:
+        """Give a store more chunks, durably, before it uses them; return whether it has room for that many now."""
+        volume, store = self.volume, kept.store
+        goal = store.count + exceptions
+        if self._growing:
+            return False
+        self._growing = True
+        try:
+            while store.room < goal - store.count:
+                missing = layout.chunks_for(goal, layout.entries_per_area(1 << store.bits)) - store.chunks
+                needed = self.copier.needed if self.copier is not None else bytearray()
+                with volume.handle(files.CREDITS_RUNS + names.CREDITS_INODE) as tx:
+                    inode = inodes.edit(tx, kept.ino)
+                    made = files.extend(volume, tx, inode, max(missing, 1), needed)
+                    runs = files.runs_of(tx, inode)
+                if not made:
+                    return False
+                volume.commit()
+                store.set_runs(runs)
+        except FsError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return False
+        finally:
+            self._growing = False
+        return True
+
+    def _lost(self, full: bool) -> None:
+        """Give all snapshots up: the oldest content that some of them need is about to be overwritten."""
+        self.volume.pool.hook_stores(None)
+        gone, self.kept, self.copier = self.kept, [], None
+        for kept in reversed(gone):  # the newest first: older ones are not valid without it (`attach`)
+            self._invalidate(kept, FULL if full else MISSING)
+
+    def _invalidate(self, kept: Kept, reason: int) -> None:
+        kept.store.invalidate(reason)
+        log.warning(
+            "%s: the snapshot %s is lost: %s",
+            self.volume.pool.path,
+            kept.name.decode(errors="replace"),
+            REASONS[reason],
+        )
+
+    def chain(self, name: bytes) -> Chain:
+        """Return what a valid snapshot shows.
+
+        Raises:
+            FsError: ENOENT; EINVAL: it is not valid; EROFS.
+        """
+        self.volume.writable()
+        at = next((at for at, each in enumerate(self.kept) if each.name == name), None)
+        if at is None:
+            for each in self.listing():
+                if each.name == name:
+                    raise FsError(errno.EINVAL, f"the snapshot is not valid: {each.lost}")
+            raise FsError(errno.ENOENT, f"there is no snapshot {name.decode(errors='replace')}")
+        return Chain(self.volume.pool, [each.store for each in self.kept[at:]])
+
+
+def _record(sb: Superblock) -> bytes:
+    return _RECORD.pack(*(int(getattr(sb, name)) for name in RECORD_FIELDS))
+
+
+def _count(needed: bytearray, ranges: list[ByteRange], bits: int) -> int:
+    """Return how many needed chunks the ranges touch, at most."""
+    chunks = {chunk for begin, end in ranges for chunk in range(begin >> bits, (end - 1 >> bits) + 1)}
+    return sum(needed[chunk >> 3] >> (chunk & 7) & 1 for chunk in chunks)

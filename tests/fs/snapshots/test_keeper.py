@@ -1,0 +1,349 @@
+"""Snapshots of a mounted pool: each image is the tree at its making, whatever happens later."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crash_rig import FORMATS, OPERATIONS, PLAIN, Workbench, image
+from lease_rig import Client
+from range_rig import refused
+from snapshot_rig import after_power_loss, differences, keeper, remounted, tree, unmounted
+from tree_rig import QUIET
+
+from daxfs.fs import mounting
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.snapshots import keeper as keepers
+from daxfs.fs.types import Options
+from daxfs.pmem.memory import MemoryPool
+from daxfs.protocol import Flag
+from support import fsck, run, wait_a_tick
+
+
+@pytest.fixture(params=FORMATS)
+def fs(request: pytest.FixtureRequest) -> FileSystem:
+    return mounted(request.param)
+
+
+def mounted(name: str) -> FileSystem:
+    return FileSystem.open(MemoryPool(bytearray(image(name))), QUIET)
+
+
+def busy(fs: FileSystem, *names: str) -> None:
+    bench = Workbench(fs)
+    for name in names:
+        OPERATIONS[name](bench)
+
+
+def test_each_snapshot_of_a_chain_shows_its_own_tree(fs: FileSystem, tmp_path: Path) -> None:
+    seen = {}
+    for number, names in enumerate(
+        (("overwrite", "unlink"), ("write new", "punch", "rename"), ("truncate at hole", "mkdir"), ("write new in d",))
+    ):
+        name = b"%d" % number
+        seen[name] = tree(fs)
+        fs.create_snapshot(name)
+        busy(fs, *names)
+        fs.sync()
+    for name, expected in seen.items():
+        assert not differences(fs, name, expected, tmp_path), name
+    fs.check()
+    again = remounted(fs)
+    assert [snapshot.name for snapshot in again.list_snapshots()] == list(seen)
+    busy(again, "split leaf", "set dir xattr")
+    for name, expected in seen.items():
+        assert not differences(again, name, expected, tmp_path), name
+    path = tmp_path / "pool"
+    path.write_bytes(unmounted(again))
+    fsck(path)
+
+
+@pytest.mark.parametrize("gone", range(3))
+def test_a_deletion_leaves_the_other_snapshots_whole(fs: FileSystem, gone: int, tmp_path: Path) -> None:
+    seen = {}
+    for number in range(3):
+        name = b"%d" % number
+        seen[name] = tree(fs)
+        fs.create_snapshot(name)
+        busy(fs, ("overwrite", "unlink", "write new")[number])
+    del seen[b"%d" % gone]
+    fs.delete_snapshot(b"%d" % gone)
+    assert [snapshot.name for snapshot in fs.list_snapshots()] == list(seen)
+    busy(fs, "overwrite and append", "unlink big", "write new in d")
+    fs = after_power_loss(fs)
+    busy(fs, "append", "truncate up a hole")
+    for name, expected in seen.items():
+        assert not differences(fs, name, expected, tmp_path), name
+    fs.check()
+
+
+def test_without_snapshots_nothing_is_left(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    free = fs.statfs().free
+    fs.create_snapshot(b"first")
+    assert fs.statfs().free < free - 100
+    fs.delete_snapshot(b"first")
+    assert fs.volume.pool.hook is None
+    assert fs.list_snapshots() == []
+    fs.sync()
+    assert fs.statfs().free >= free - 2, "two directories stay"
+    assert keeper(fs).copier is None
+    path = tmp_path / "pool"
+    path.write_bytes(unmounted(fs))
+    fsck(path)
+
+
+def test_what_is_open_without_a_name_is_not_in_the_image(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    bench = Workbench(fs)
+    bench.hold("big")
+    bench.nameless(9000)
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    assert not differences(fs, b"s", expected, tmp_path)
+    bench.let_go()
+
+
+def test_a_store_is_protected() -> None:
+    fs = mounted("4k")
+    fs.create_snapshot(b"s")
+    ino = fs.tree.resolve(".daxfs/snapshots/s")
+    facts = fs.getattr(ino)
+    assert (facts.mode, facts.uid) == (0o100600, 0)
+    assert fs.getattr(fs.tree.resolve(".daxfs")).mode == 0o40700
+    with refused(errno.EPERM):
+        fs.open_file(ino, os.O_RDWR)
+    with refused(errno.EPERM):
+        fs.unlink(*fs.tree.parent(".daxfs/snapshots/s"))
+    assert not any(extent.unwritten for extent in fs.describe(ino))
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *((name, errno.EINVAL) for name in (b"a/b", b"", b".", b"..")),
+        (b"n" * 256, errno.ENAMETOOLONG),
+        (b"taken", errno.EEXIST),
+    ],
+)
+def test_bad_names_are_refused(name: bytes, number: int) -> None:
+    fs = mounted("4k")
+    fs.create_snapshot(b"taken")
+    before = fs.list_snapshots()
+    with refused(number):
+        fs.create_snapshot(name)
+    assert fs.list_snapshots() == before
+    fs.check()
+
+
+def test_what_is_not_there_is_refused() -> None:
+    fs = mounted("4k")
+    for call in (fs.delete_snapshot, fs.open_snapshot):
+        with refused(errno.ENOENT):
+            call(b"none")
+    fs.create_snapshot(b"one")
+    for call in (fs.delete_snapshot, fs.open_snapshot):
+        with refused(errno.ENOENT):
+            call(b"none")
+
+
+def test_a_pool_that_can_not_have_snapshots_is_refused() -> None:
+    with refused(errno.EOPNOTSUPP):
+        mounted(next(iter(PLAIN))).create_snapshot(b"s")
+    read_only = FileSystem.open(MemoryPool(image("4k")), Options(read_only=True))
+    with refused(errno.EROFS):
+        read_only.create_snapshot(b"s")
+    with refused(errno.EROFS):
+        read_only.delete_snapshot(b"s")
+    assert read_only.list_snapshots() == []
+
+
+def test_a_full_pool_is_refused_whole(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    busy(fs, "fill")
+    before = tree(fs)
+    with refused(errno.ENOSPC):
+        fs.create_snapshot(b"s")
+    assert fs.list_snapshots() == []
+    assert fs.volume.pool.hook is None
+    assert tree(fs) == before
+    fs.check()
+    path = tmp_path / "pool"
+    path.write_bytes(unmounted(fs))
+    fsck(path)
+
+
+def test_a_store_grows_with_what_is_overwritten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(keepers, "LEAST_RESERVE", 20)
+    monkeypatch.setattr(keepers, "RESERVE_SHARE", 1 << 20)
+    fs = mounted("4k")
+    fs.tree.write_bytes("data", os.urandom(1 << 20))
+    expected = tree(fs)
+    size = fs.create_snapshot(b"s").size
+    file = fs.open_file(fs.tree.resolve("data"), os.O_RDWR)
+    for at in range(0, 1 << 20, 16384):
+        fs.write(file, at, os.urandom(16384))
+    busy(fs, "write new", "mkdir", "unlink big")
+    fs.release(file)
+    (found,) = fs.list_snapshots()
+    assert found.lost == ""
+    assert found.size > size + (1 << 19)
+    assert found.copied >= 1 << 20
+    fs = after_power_loss(fs)
+    assert not differences(fs, b"s", expected, tmp_path)
+
+
+def test_a_write_larger_than_the_store_makes_room_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(keepers, "LEAST_RESERVE", 20)
+    monkeypatch.setattr(keepers, "RESERVE_SHARE", 1 << 20)
+    fs = mounted("4k")
+    fs.tree.write_bytes("data", os.urandom(1 << 20))
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    file = fs.open_file(fs.tree.resolve("data"), os.O_RDWR)
+    assert fs.write(file, 0, os.urandom(1 << 20)) == 1 << 20
+    fs.release(file)
+    assert not differences(fs, b"s", expected, tmp_path)
+
+
+@pytest.mark.parametrize("again", [remounted, after_power_loss])
+def test_in_a_full_pool_the_snapshots_are_lost_and_not_the_write(again: Callable[[FileSystem], FileSystem]) -> None:
+    fs = mounted("4k")
+    fs.create_snapshot(b"older")
+    fs.tree.write_bytes("data", bytes(2 << 20))
+    fs.create_snapshot(b"newer")
+    busy(fs, "fill")
+    content = os.urandom(2 << 20)
+    file = fs.open_file(fs.tree.resolve("data"), os.O_RDWR)
+    assert fs.write(file, 0, content) == len(content)
+    assert bytes(fs.read(file, 0, len(content))) == content
+    fs.release(file)
+    fs.sync()
+    for at in range(2):
+        mount = again(fs) if at else fs
+        assert [found.lost for found in mount.list_snapshots()] == [keepers.REASONS[keepers.FULL]] * 2
+        assert mount.volume.pool.hook is None
+        with refused(errno.EINVAL):
+            mount.open_snapshot(b"older")
+    for name in (b"older", b"newer"):
+        mount.delete_snapshot(name)
+    assert mount.list_snapshots() == []
+    mount.check()
+
+
+def test_a_new_snapshot_after_a_lost_one_is_whole(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    fs.create_snapshot(b"lost")
+    keeper(fs)._lost(True)
+    expected = tree(fs)
+    fs.create_snapshot(b"kept")
+    busy(fs, "overwrite")
+    fs = remounted(fs)
+    assert [(found.name, bool(found.lost)) for found in fs.list_snapshots()] == [(b"lost", True), (b"kept", False)]
+    assert not differences(fs, b"kept", expected, tmp_path)
+
+
+def test_older_snapshots_are_lost_with_a_newer_one_that_is() -> None:
+    fs = mounted("4k")
+    for name in (b"1", b"2", b"3"):
+        fs.create_snapshot(name)
+    keeper(fs).kept[1].store.invalidate(keepers.MISSING)
+    fs = after_power_loss(fs)
+    assert [bool(found.lost) for found in fs.list_snapshots()] == [True, True, False]
+
+
+def test_older_snapshots_are_lost_with_a_newer_one_whose_store_is_damaged() -> None:
+    fs = mounted("4k")
+    for name in (b"1", b"2", b"3"):
+        fs.create_snapshot(name)
+        wait_a_tick()
+    place = keeper(fs).kept[1].store.runs[0].start << 12
+    fs.volume.pool.unhooked.zero(place, 4096)
+    fs = after_power_loss(fs)
+    assert [bool(found.lost) for found in fs.list_snapshots()] == [True, True, False]
+    fs.delete_snapshot(b"2")
+    fs.check()
+
+
+@pytest.mark.parametrize("command", [("debugfs", "-w", "-R", "rm /g"), ("e2fsck", "-fy"), ("tune2fs", "-L", "x")])
+def test_snapshots_are_lost_when_another_program_changes_the_pool(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The superblock counts seconds: a program that comes within the same one, and counts no mount, is not noticed."""
+    monkeypatch.setattr(mounting.time, "time", lambda: 1_600_000_000.0)
+    fs = mounted("4k")
+    fs.create_snapshot(b"s")
+    path = tmp_path / "pool"
+    path.write_bytes(unmounted(fs))
+    run("dumpe2fs", "-h", path)
+    unchanged = FileSystem.open(MemoryPool(path.read_bytes()), QUIET)
+    assert unchanged.list_snapshots()[0].lost == ""
+    run(*command, path)
+    fs = FileSystem.open(MemoryPool(path.read_bytes()), QUIET)
+    assert fs.list_snapshots()[0].lost == keepers.REASONS[keepers.FOREIGN]
+    assert fs.volume.pool.hook is None
+    fs.delete_snapshot(b"s")
+    fs.check()
+
+
+def test_a_remount_goes_on(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    fs.remount(Options(read_only=True, atime="noatime"))
+    fs.remount(QUIET)
+    busy(fs, "overwrite", "unlink")
+    assert not differences(fs, b"s", expected, tmp_path)
+
+
+def test_trimming_leaves_what_a_snapshot_needs(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    busy(fs, "unlink big", "unlink")
+    fs.sync()
+    copied = fs.list_snapshots()[0].copied
+    assert fs.trim() > 0
+    assert fs.list_snapshots()[0].copied <= copied + (64 << 12)
+    assert not differences(fs, b"s", expected, tmp_path)
+
+
+def test_what_a_client_may_store_to_is_copied_before_it_may(tmp_path: Path) -> None:
+    """Stores of clients reach the pool without the daemon: here they go around the hook."""
+    fs = mounted("4k")
+    early, late, reader = (Client(fs, fs.open_file(fs.tree.resolve(name), os.O_RDWR)) for name in ("big", "f", "d/x"))
+    early.ask(0, 4096, Flag.WRITE)
+    reader.ask(0, 2048)
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    late.ask(0, 3000, Flag.WRITE)
+    for client in (early, late):
+        place = client.place(0)
+        assert place is not None
+        fs.volume.pool.unhooked.write(place, os.urandom(3000))
+    assert not differences(fs, b"s", expected, tmp_path)
+    copied = fs.list_snapshots()[0].copied
+    reader.ask(0, 2048, Flag.WRITE)
+    assert fs.list_snapshots()[0].copied == copied + 4096, "what was granted for reading only is copied later"
+
+
+def test_while_a_deletion_is_in_steps_nothing_else_changes_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keepers, "MERGED_AT_ONCE", 1)
+    fs = mounted("4k")
+    fs.create_snapshot(b"1")
+    fs.create_snapshot(b"2")
+    busy(fs, "overwrite", "overwrite moved", "overwrite and append", "unlink")
+    fs.sync()
+    steps = fs.steps.delete_snapshot(b"2")
+    next(steps)
+    for call in (fs.create_snapshot, fs.delete_snapshot):
+        with refused(errno.EBUSY):
+            call(b"3")
+    busy(fs, "truncate to nothing")
+    for _ in steps:
+        pass
+    assert [found.name for found in fs.list_snapshots()] == [b"1"]
+    fs.check()

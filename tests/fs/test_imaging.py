@@ -1,0 +1,51 @@
+"""Images of snapshots: what they hold, and that other programs accept them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from crash_rig import FORMATS, image
+from kernel_rig import kernel_mount
+from snapshot_rig import image_of, tree, tree_in
+from tree_rig import QUIET
+
+from daxfs.fs import imaging
+from daxfs.fs.filesystem import FileSystem
+from daxfs.pmem.memory import MemoryPool
+from support import fsck
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_kernel_mounts_an_image(name: str, tmp_path: Path) -> None:
+    fs = FileSystem.open(MemoryPool(bytearray(image(name))), QUIET)
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    fs.tree.write_bytes("f", b"later")
+    made = image_of(fs, b"s")
+    path = tmp_path / "image"
+    path.write_bytes(made)
+    with kernel_mount(path) as place:
+        assert (place / "big").stat().st_size == len(fs.tree.read_bytes("big"))
+    fsck(path)
+    assert tree_in(bytearray(path.read_bytes())) == expected
+
+
+def test_an_image_has_no_free_blocks_and_no_log() -> None:
+    fs = FileSystem.open(MemoryPool(bytearray(image("4k"))), QUIET)
+    fs.create_snapshot(b"s")
+    found = dict(imaging.pieces(fs.volume.pool, fs.open_snapshot(b"s")))
+    used = fs.volume.geometry.blocks_count - fs.statfs().free
+    log = sum(length for _, length in fs.volume.log_area.runs)  # type: ignore[union-attr]
+    assert len(found) <= used - log
+    assert 0 in found
+    assert all(len(content) == 4096 for content in found.values())
+
+
+def test_an_image_has_no_snapshots_of_its_own() -> None:
+    fs = FileSystem.open(MemoryPool(bytearray(image("4k"))), QUIET)
+    fs.create_snapshot(b"older")
+    fs.create_snapshot(b"newer")
+    with FileSystem.open(MemoryPool(image_of(fs, b"newer")), QUIET) as found:
+        assert found.list_snapshots() == []
+        assert found.volume.pool.hook is None
