@@ -32,7 +32,7 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.hash import dirhash
 from daxfs.ext4.inode import EXT4_JOURNAL_DATA_FL
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import clock
+from daxfs.fs import clock, imaging
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.mounting import read_superblock
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
@@ -259,6 +259,14 @@ class Workbench:
     def xattr(self, path: str, name: bytes, size: int) -> None:
         self.fs.setxattr(self.ino(path), name, self.bytes(size))
 
+    def snapshot(self) -> None:
+        """One more snapshot."""
+        self.fs.create_snapshot(b"s%d" % len(self.fs.list_snapshots()))
+
+    def delete_snapshot(self, at: int) -> None:
+        """Delete one of the snapshots, in the order of their making."""
+        self.fs.delete_snapshot(self.fs.list_snapshots()[at].name)
+
     def crowd(self) -> None:
         """The next name in the directory with an index."""
         names = len(self.fs.tree.listdir("i"))
@@ -390,6 +398,11 @@ OPERATIONS: dict[str, Operation] = {
     "rename g to h": lambda w: w.rename("g", "h"),
     "truncate f unaligned": lambda w: w.truncate("f", 10_250),
     "append far": lambda w: w.write("f", 12_000, 900),
+    "snapshot": lambda w: w.snapshot(),
+    "second snapshot": lambda w: w.snapshot(),
+    "delete snapshot": lambda w: w.delete_snapshot(0),
+    "delete older snapshot": lambda w: w.delete_snapshot(-2),
+    "delete newer snapshot": lambda w: w.delete_snapshot(-1),
     "chmod": lambda w: w.fs.setattr(w.ino("f"), SetAttributes(mode=0o4711)),
     "chown": lambda w: w.fs.setattr(w.ino("d"), SetAttributes(uid=70_000, gid=80_000)),
 }
@@ -422,6 +435,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "link new": ("create",),
     "unlink symlink long": ("symlink long",),
     "rmdir new": ("mkdir",),
+    "delete snapshot": ("snapshot",),
+    "second snapshot": ("snapshot", "overwrite moved"),
+    "delete older snapshot": ("snapshot", "overwrite moved", "second snapshot", "overwrite and append"),
+    "delete newer snapshot": ("snapshot", "unlink", "second snapshot", "overwrite moved", "write new"),
 }
 """The operations that an operation needs: without them it finds nothing to do. A `Run` does them first."""
 
@@ -448,13 +465,19 @@ def prelude(steps: Iterable[Step]) -> list[Step]:
 
 # Pictures
 
+FOLDER = b".daxfs/"
+STORES = b".daxfs/snapshots/"
+
 
 class Picture(NamedTuple):
-    """A tree: ``facts`` by path without times and contents, times by inode, file contents by inode."""
+    """A tree: ``facts`` by path without times and contents, times by inode, file contents by inode, and the trees in
+    the images of snapshots by name (None: it has lost content).
+    """
 
     facts: dict[bytes, Facts]
     times: dict[int, tuple[int, int]]
     contents: dict[int, bytes]
+    snapshots: dict[bytes, Picture | None] = {}
 
 
 def take_picture(fs: FileSystem, opened: Iterable[OpenFile] = ()) -> Picture:
@@ -463,11 +486,55 @@ def take_picture(fs: FileSystem, opened: Iterable[OpenFile] = ()) -> Picture:
     times, contents = {}, {}
     for path, found in walk(fs, contents=False).items():
         times[found.ino] = found.mtime_ns, found.ctime_ns
+        if path.startswith(STORES):  # its content and size are those of its own snapshot
+            facts[path] = found._replace(mtime_ns=0, ctime_ns=0, atime_ns=0, size=0, blocks=0)
+            continue
         if stat.S_ISREG(found.mode) and found.ino not in contents:
             contents[found.ino] = content_of(fs, found.ino, found.size)
         facts[path] = found._replace(mtime_ns=0, ctime_ns=0, atime_ns=0)
+    if (stores := STORES.rstrip(b"/")) in facts:
+        facts[stores] = facts[stores]._replace(xattrs=())  # a record of mounts
     contents.update((file.ino, bytes(fs.read(file, 0, 1 << 20))) for file in opened)
-    return Picture(facts, times, contents)
+    return Picture(facts, times, contents, past_trees(fs))
+
+
+def past_trees(fs: FileSystem) -> dict[bytes, Picture | None]:
+    """Return the trees in the images of all snapshots, in each of which e2fsck must find nothing."""
+    made: dict[bytes, Picture | None] = {}
+    for found in fs.list_snapshots():
+        made[found.name] = None if found.lost or fs.read_only else past_tree(fs, found.name)
+    return made
+
+
+def past_tree(fs: FileSystem, name: bytes) -> Picture:
+    """Return the tree in the image of a snapshot, in which e2fsck must find nothing."""
+    made = image_of(fs, name)
+    with tempfile.NamedTemporaryFile(prefix="daxfs-image-") as file:
+        file.write(made)
+        file.flush()
+        fsck(Path(file.name))
+    with FileSystem.open(MemoryPool(made), QUIET) as past:
+        return without_stores(take_picture(past))
+
+
+def image_of(fs: FileSystem, name: bytes) -> bytearray:
+    """Return the image of a snapshot, clean."""
+    pool = fs.volume.pool
+    made = bytearray(pool.size)
+    for offset, content in imaging.pieces(pool, fs.open_snapshot(name)):
+        made[offset : offset + len(content)] = content
+    imaging.clean(MemoryPool(made))
+    return made
+
+
+def without_stores(picture: Picture) -> Picture:
+    """Return a tree without times, without the directory of the stores, and without what has no name."""
+    facts = {path: found for path, found in picture.facts.items() if not (path + b"/").startswith(FOLDER)}
+    root = facts[b""]
+    assert isinstance(root.content, tuple)
+    facts[b""] = root._replace(content=tuple(entry for entry in root.content if entry[0] + b"/" != FOLDER), nlink=0)
+    named = {found.ino for found in facts.values()}
+    return Picture(facts, {}, {ino: content for ino, content in picture.contents.items() if ino in named})
 
 
 def content_of(fs: FileSystem, ino: int, size: int) -> bytes:
@@ -552,9 +619,11 @@ class Run:
             OPERATIONS[name](self.bench)
         except (FsError, IndexError):
             name += " (refused)"
-        self.moments.append(Moment(name, begun, len(self.pool.events), take_picture(self.fs, self.bench.opened)))
+        picture = take_picture(self.fs, self.bench.opened)
+        picture = picture._replace(snapshots=self._expected(picture.snapshots))
+        self.moments.append(Moment(name, begun, len(self.pool.events), picture))
         index = len(self.moments) - 1
-        if name in DURABLE:
+        if name in DURABLE or name.endswith("snapshot"):
             self._promise(Promise(len(self.pool.events), index))
         if after == "sync":
             self.fs.sync()
@@ -569,6 +638,12 @@ class Run:
                 self._promise(Promise(len(self.pool.events), index, ino, after == "fdatasync"))
         if self.fs.volume.journal.stats.tail_moves != laps:
             self.laps.append(begun)
+
+    def _expected(self, found: dict[bytes, Picture | None]) -> dict[bytes, Picture | None]:
+        """Return what the snapshots must show, of which ``found`` has the names: the tree before each was made."""
+        before = self.moments[-1].picture
+        made = {name: before.snapshots.get(name, without_stores(before)) for name in found}
+        return {name: None if found[name] is None else tree for name, tree in made.items()}
 
     def _promise(self, promise: Promise) -> None:
         self.promises.append(promise)
@@ -619,6 +694,8 @@ class Run:
 
     def _compare(self, found: Picture, index: int, last: int, floor: int, kept: list[Promise]) -> list[str]:
         expected = self.moments[index].picture
+        if found.snapshots != expected.snapshots:
+            return differing_snapshots(found.snapshots, expected.snapshots)
         if found.facts != expected.facts:
             return differing(found.facts, expected.facts)
         wrong = []
@@ -725,6 +802,20 @@ def differing(found: dict[bytes, Facts], expected: dict[bytes, Facts]) -> list[s
     ]
 
 
+def differing_snapshots(found: dict[bytes, Picture | None], expected: dict[bytes, Picture | None]) -> list[str]:
+    """Return the differences of the snapshots of two trees, in words."""
+    if found.keys() != expected.keys():
+        return [f"snapshots {sorted(found)}, expected {sorted(expected)}"]
+    wrong = []
+    for name, tree in expected.items():
+        past = found[name]
+        if past is None or tree is None:
+            wrong += [f"snapshot {name!r} is lost"] if past is not tree else []
+        else:
+            wrong += [f"snapshot {name!r}: {difference}" for difference in unlike(past, tree)]
+    return wrong
+
+
 def words_agree(content: bytes, versions: list[bytes]) -> bool:
     """Return whether each aligned word is that of one of the versions (the first has the right length).
 
@@ -780,7 +871,10 @@ def grow_everything(content: bytearray) -> list[str]:
     """Make every file of a recovered image longer: what appears must be zeros. Returns the files where it is not."""
     wrong = []
     with FileSystem.open(MemoryPool(content), QUIET) as fs:
-        files = {facts.ino: facts.size for facts in walk(fs, contents=False).values() if stat.S_ISREG(facts.mode)}
+        tree = walk(fs, contents=False).items()
+        files = {
+            facts.ino: facts.size for path, facts in tree if stat.S_ISREG(facts.mode) and not path.startswith(STORES)
+        }
         for ino, size in files.items():
             fs.setattr(ino, SetAttributes(size=size + 5000))
             if content_of(fs, ino, size + 5000)[size:].strip(b"\0"):

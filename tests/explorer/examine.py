@@ -229,7 +229,8 @@ class Examiner:
         picture = take_picture(fs)
         runs = {ino: fs.describe(ino) for ino in picture.contents}
         layout = Layout(picture, runs, fs.volume.block_size)
-        self._layouts.setdefault(layout.blocks, {})[disk.digest(self._journal | layout.blocks)] = layout
+        if not picture.snapshots:  # what they show depends on file data, too
+            self._layouts.setdefault(layout.blocks, {})[disk.digest(self._journal | layout.blocks)] = layout
         fs.close()
         self._file.write_bytes(disk.content)
         fsck(self._file)

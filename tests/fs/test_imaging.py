@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crash_rig import FORMATS, image
+from crash_rig import FORMATS, image, image_of
 from kernel_rig import kernel_mount
-from snapshot_rig import image_of, tree, tree_in
+from snapshot_rig import tree, tree_in
 from tree_rig import QUIET
 
-from daxfs.fs import imaging
+from daxfs.fs import imaging, mounting
 from daxfs.fs.filesystem import FileSystem
+from daxfs.journal.log import load_superblock
+from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from support import fsck
 
@@ -40,6 +42,20 @@ def test_an_image_has_no_free_blocks_and_no_log() -> None:
     assert len(found) <= used - log
     assert 0 in found
     assert all(len(content) == 4096 for content in found.values())
+
+
+def test_the_superblocks_of_an_image_are_those_of_a_clean_file_system() -> None:
+    fs = FileSystem.open(MemoryPool(bytearray(image("4k"))), QUIET)
+    fs.tree.write_bytes("new", b"x")
+    fs.create_snapshot(b"s")
+    found = MemoryPool(bytearray(fs.volume.pool.size))
+    for offset, content in imaging.pieces(fs.volume.pool, fs.open_snapshot(b"s")):
+        found.write(offset, content)
+    sb = mounting.read_superblock(found)
+    sb.verify()
+    assert not mounting.needs_recovery(sb)
+    area = mounting.log_area(PoolView(found, fs.volume.geometry), sb)
+    assert not load_superblock(found, fs.volume.geometry, area).s_start
 
 
 def test_an_image_has_no_snapshots_of_its_own() -> None:

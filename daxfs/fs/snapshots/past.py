@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class PastView(View):
     """The metadata of a snapshot, read only. Its blocks are copies, and nothing is cached but what was verified."""
 
-    __slots__ = ("chain",)
+    __slots__ = ("_accepted", "chain")
 
     def __init__(self, pool: Pool, chain: Chain) -> None:
         """Make a view of what ``chain`` shows."""
@@ -36,6 +36,7 @@ class PastView(View):
         superblock.verify()
         super().__init__(pool, Geometry.of(superblock))
         self.chain = chain
+        self._accepted: set[int] = set()
 
     def block(self, number: int) -> memoryview:
         """As `View.block`."""
@@ -46,9 +47,9 @@ class PastView(View):
     def verified(self, number: int, check: Check) -> memoryview:
         """As `View.verified`."""
         content = self.block(number)
-        if number not in self._checked:
+        if number not in self._accepted:
             check(content)
-            self._checked.add(number)
+            self._accepted.add(number)
         return content
 
     def superblock(self) -> Superblock:

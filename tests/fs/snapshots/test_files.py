@@ -15,7 +15,7 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.snapshots import files
 from daxfs.pmem.memory import MemoryPool
 from daxfs.snapshots.format import NotAStore
-from daxfs.structures import inodes
+from daxfs.structures import blocks, inodes
 
 
 @pytest.fixture(params=FORMATS)
@@ -34,6 +34,25 @@ def test_a_store_has_whole_chunks_that_no_snapshot_needs(fs: FileSystem) -> None
         assert not any(needed[chunk >> 3] >> (chunk & 7) & 1 for chunk in range(start, start + length))
     found = [name for name, _ in files.found(fs.volume.view)]
     assert sorted(found) == [b"newer", b"older"]
+
+
+def test_a_store_gets_nothing_but_free_chunks_that_no_snapshot_needs(fs: FileSystem) -> None:
+    fs.create_snapshot(b"s")
+    view, ratio = fs.volume.view, 4096 // min(fs.volume.block_size, 4096)
+    free = next(run for run in blocks.free_runs(view, 0, 8 * ratio) if run.length >= 8 * ratio)
+    allowed = {-(-free.start // ratio) + at for at in (0, 2, 3, 5)}
+    needed = bytearray(b"\xff" * (fs.volume.pool.size // 4096 // 8 + 1))
+    for chunk in allowed:
+        needed[chunk >> 3] &= ~(1 << (chunk & 7))
+    with fs.volume.handle(files.CREDITS_RUNS + 4) as tx:
+        inode = inodes.edit(tx, keeper(fs).kept[0].ino)
+        assert files.extend(fs.volume, tx, inode, 10, needed) == 4
+        runs = files.runs_of(tx, inode)
+    taken = {chunk for start, length in runs for chunk in range(start, start + length)}
+    assert allowed <= taken
+    assert taken - allowed == {
+        chunk for start, length in keeper(fs).kept[0].store.runs for chunk in range(start, start + length)
+    }
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(fs: FileSystem) -> None:
