@@ -92,9 +92,6 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     node = file.node
     if not node.unprivileged:
         data.drop_privileges(volume, node, file.caller)
-    if mode & (PUNCH_HOLE | ZERO_RANGE):
-        # Before the first handle: a commit between it and the zeroing would make new times durable without the zeros.
-        datalog.settle(volume, node.ino, offset, offset + length)
     yield from run(volume, file, offset, length)
 
 
@@ -116,12 +113,14 @@ def allocate_past_eof(volume: Volume, file: OpenFile, offset: int, length: int) 
 
 def zero(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
     """Make the range read as zeros and have blocks; the file reaches at least its end."""
+    datalog.settle(volume, file.ino, offset, offset + length)  # as in `punch`
     yield from provide(volume, file, offset, length, offset + length)
     yield from blank(volume, file, offset, offset + length)
 
 
 def zero_within(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[None]:
     """Zero as `zero` does, but keep the size."""
+    datalog.settle(volume, file.ino, offset, offset + length)
     yield from provide(volume, file, offset, length, 0)
     yield from blank(volume, file, offset, offset + length)
 
@@ -137,6 +136,8 @@ def punch(volume: Volume, file: OpenFile, offset: int, length: int) -> Steps[Non
     if end > size:
         end = size + -size % PAGE if offset < size else offset
     first, stop = whole_blocks(volume, offset, end)
+    # Before the first handle: a commit between it and the zeroing would make new times durable without the zeros.
+    datalog.settle(volume, file.ino, offset, end)
     try:
         while not volume.retrying(punch_step, file.node, first, stop):
             yield

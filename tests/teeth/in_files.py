@@ -271,8 +271,8 @@ MUTANTS = [
     Mutant(
         "a punch commits before it zeroes",
         RANGES,
-        "        datalog.settle(volume, node.ino, offset, offset + length)\n",
-        "        pass\n",
+        "    datalog.settle(volume, file.ino, offset, end)\n",
+        "",
         "A power cut leaves the new times of a file, and its edges as they were.",
         (STORIES,),
     ),
