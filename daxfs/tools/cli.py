@@ -187,6 +187,25 @@ def import_command(
     importing.run(file, pool, options)
 
 
+@app.command("snapshot")
+def snapshot_command(
+    action: Annotated[str, typer.Argument(metavar="create|list|delete|export")],
+    mountpoint: MountpointArgument,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Of the snapshot; list needs none.")] = "",
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Of export: the image.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="List in JSON.")] = False,
+) -> None:
+    """Snapshots of a mount: create one, list them, delete one, or export one to an ext4 image, while it is in use.
+
+    The whole file system is kept as it is when create begins. Blocks are copied when they are first overwritten. If the
+    pool has no room for a copy, the snapshots are lost, which list shows, and not the write.
+    """
+    from daxfs.tools import snapshots
+
+    snapshots.run(action, mountpoint, name, file, force=force, as_json=as_json)
+
+
 @app.command("dump")
 def dump_command(
     pool: PoolArgument,

@@ -82,14 +82,14 @@ def export(
     """
     if _is_stream(file):
         name = "standard output" if file == STREAM else file
-        with _naming(name), _stream(file) as descriptor, _opened(path, lost, progress) as (_, found):
+        with naming(name), _stream(file) as descriptor, _opened(path, lost, progress) as (_, found):
             try:
                 pieces.into_stream(descriptor, found)
             except BrokenPipeError:
                 raise UserError("the reader of the export has ended before the end of the pool", _FAILED) from None
         return None
-    _refuse_existing(path, file, force=force)
-    with _naming(file), _opened(path, lost, progress) as (pool, found), _appearing(file, replace=force) as descriptor:
+    refuse_existing(path, file, force=force)
+    with naming(file), _opened(path, lost, progress) as (pool, found), appearing(file, replace=force) as descriptor:
         pieces.into_file(descriptor, found)
         os.ftruncate(descriptor, pool.size)
         os.fsync(descriptor)
@@ -136,7 +136,7 @@ def _stream(file: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _refuse_existing(path: str, file: str, *, force: bool) -> None:
+def refuse_existing(path: str, file: str, *, force: bool) -> None:
     try:
         status = os.stat(file)
     except FileNotFoundError:
@@ -152,7 +152,7 @@ def _refuse_existing(path: str, file: str, *, force: bool) -> None:
 
 
 @contextmanager
-def _naming(file: str) -> Iterator[None]:
+def naming(file: str) -> Iterator[None]:
     """Have the error of a system call name the file that the user gave."""
     try:
         yield
@@ -164,7 +164,7 @@ def _naming(file: str) -> Iterator[None]:
 
 
 @contextmanager
-def _appearing(file: str, *, replace: bool) -> Iterator[int]:
+def appearing(file: str, *, replace: bool) -> Iterator[int]:
     """Provide an open file that gets its name when the body has ended, and is removed if that fails."""
     place = os.path.realpath(file)
     folder, name = os.path.split(place)

@@ -181,7 +181,7 @@ class Keeper:
     # What the facade offers
 
     def listing(self) -> list[Snapshot]:
-        """Return all snapshots, those that are not valid included, the oldest first."""
+        """Return all snapshots, those that are not valid included, the oldest first; damaged ones before them."""
         readable = {name: (store, header) for name, _, store, header in self._readable()}
         newer = {each.name: number for number, each in enumerate(self.kept)}
         made: list[tuple[int, Snapshot]] = []  # with serial numbers
@@ -196,7 +196,7 @@ class Keeper:
             copied = store.count << store.bits
             size = store.chunks << store.bits
             made.append((header.serial, Snapshot(name, header.created_ns, size, copied, header.uuid, reason)))
-        return [each for _, each in sorted(made, key=lambda pair: (pair[1].created_ns, pair[0]))]
+        return [each for _, each in sorted(made, key=lambda pair: (pair[0], pair[1].created_ns))]
 
     def create(self, name: bytes) -> Snapshot:
         """Make a snapshot of the file system as it is now.

@@ -16,7 +16,7 @@ from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi, batches, leases, remount, statistics, status
+from daxfs.fuse.kernel import abi, batches, leases, remount, snapshots, statistics, status
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.request import fixed
 from daxfs.fuse.kernel.scheduling import FITRIM
@@ -120,6 +120,7 @@ COMMANDS: dict[int, Command] = {
 
 IN_STEPS: dict[int, CommandInSteps] = {
     FITRIM: trim,
+    snapshots.SNAPSHOTS: snapshots.command,
     protocol.IOC_LEASE: leases.lease,
     protocol.IOC_SHORT_LEASE: leases.lease,
 }
