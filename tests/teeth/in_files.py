@@ -8,6 +8,8 @@ ATTRIBUTES = "daxfs/structures/xattrs.py"
 BLOCKS = "daxfs/structures/blocks.py"
 CHANGE = "daxfs/fs/change.py"
 COPYING = "daxfs/fs/copying.py"
+DAMAGE = "daxfs/fs/damage.py"
+DAMAGE_TESTS = "tests/fs/test_damage.py"
 DATA = "daxfs/fs/data.py"
 DATALOG_SOURCE = "daxfs/fs/datalog.py"
 DIRECTORY = "daxfs/structures/dirblocks.py"
@@ -774,6 +776,39 @@ MUTANTS = [
         "",
         "The bitmap and the counter contradict each other.",
         (HANDLES,),
+    ),
+    # Metadata that can't be used
+    Mutant(
+        "bad metadata stops the volume without a commit",
+        DAMAGE,
+        "        if not goes_on:\n            volume.journal.commit()\n",
+        "",
+        "What was complete before is lost, and so is the record for e2fsck.",
+        (DAMAGE_TESTS,),
+    ),
+    Mutant(
+        "a reader stops the volume",
+        DAMAGE,
+        "    error.in_change = error.in_change or change\n",
+        "    error.in_change = True\n",
+        "Whoever can list a directory on bad memory stops everybody.",
+        (DAMAGE_TESTS,),
+    ),
+    Mutant(
+        "missing data counts as metadata when it is stored to",
+        "daxfs/pmem/persist.py",
+        "        error.of_data = True\n",
+        "",
+        "A bad block of one file makes the volume read-only.",
+        (DAMAGE_TESTS,),
+    ),
+    Mutant(
+        "missing data counts as metadata when it is copied out",
+        "daxfs/fs/volume.py",
+        "            error.of_data = True\n",
+        "",
+        "A bad block of one file makes the volume read-only.",
+        (DAMAGE_TESTS,),
     ),
     # Blocks that are freed without a revoke
     Mutant(
