@@ -55,6 +55,13 @@ class Durability(IntFlag):
     DATA_ONLY = 2  # with DURABLE: as fdatasync(2)
 
 
+class Announcement(IntFlag):
+    """Flags of ATOMIC: what a client says about an atomic write (``enum daxfs_announcement``)."""
+
+    ANNOUNCE = 1  # the next write(2) of these bytes through this open file is atomic
+    WITHDRAW = 2  # that write has failed, or will not come
+
+
 # Plain numbers: combining members of an IntFlag costs more than the rest of a short request.
 DURABLE, DATA_ONLY = (int(flag) for flag in Durability)
 
@@ -142,6 +149,13 @@ LAYOUTS = {
         "reserved": "4x",
         "changes": "Q",
     },
+    "daxfs_atomic": {
+        "offset": "Q",
+        "length": "I",
+        "flags": "I",
+        "least": "I",
+        "most": "I",
+    },
     "daxfs_slot": {
         "epoch": "Q",
         "size": "Q",
@@ -168,6 +182,7 @@ EXTENT = _struct("daxfs_extent")
 LEASE = _struct("daxfs_lease")
 STORED = _struct("daxfs_stored")
 APPENDED = _struct("daxfs_appended")
+ATOMIC = _struct("daxfs_atomic")
 ENTRY = _struct("daxfs_slot")
 
 LEASE_SIZE = LEASE.size + EXTENTS * EXTENT.size
@@ -192,6 +207,7 @@ IOC_SHORT_LEASE = _request(3, 3, SHORT_LEASE_SIZE)
 IOC_STORED = _request(1, 4, STORED.size)
 IOC_APPENDED = _request(3, 5, APPENDED.size)
 IOC_SYNC = _request(0, 6, 0)
+IOC_ATOMIC = _request(3, 9, ATOMIC.size)
 
 
 class Pool(NamedTuple):
@@ -323,6 +339,25 @@ class Appended(NamedTuple):
     def unpack(cls, buffer: Buffer) -> Appended:
         """Read a record."""
         return cls._make(APPENDED.unpack_from(buffer))
+
+
+class Atomic(NamedTuple):
+    """``struct daxfs_atomic``: an atomic write that will come, and the sizes that such writes can have, in bytes."""
+
+    offset: int = 0
+    length: int = 0
+    flags: int = 0  # Announcement
+    least: int = 0  # answer
+    most: int = 0  # answer
+
+    def pack(self) -> bytes:
+        """Return the record's bytes."""
+        return ATOMIC.pack(*self)
+
+    @classmethod
+    def unpack(cls, buffer: Buffer) -> Atomic:
+        """Read a record."""
+        return cls._make(ATOMIC.unpack_from(buffer))
 
 
 class StatusEntry(NamedTuple):

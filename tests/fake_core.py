@@ -271,8 +271,10 @@ class FakeCore:
     def has_no_room_for_holes(self) -> bool:
         return False
 
-    def write(self, file: FakeFile, offset: int, content: bytes, *how: bool | Caller | None) -> int:
-        self._enter("write", file.ino, offset, bytes(content), *how)
+    def write(
+        self, file: FakeFile, offset: int, content: bytes, *how: bool | Caller | None, atomic: bool = False
+    ) -> int:
+        self._enter("write", file.ino, offset, bytes(content), *how, *(["atomic"] if atomic else []))
         data = self._inode(file.ino).content
         data.extend(bytes(max(0, offset - len(data))))
         data[offset : offset + len(content)] = content

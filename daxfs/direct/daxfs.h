@@ -149,6 +149,24 @@ enum daxfs_durability {
     DAXFS_DATA_ONLY = 2, /* with DAXFS_DURABLE: as fdatasync(2) */
 };
 
+/* An atomic write to an open file: a power of two of bytes, at a multiple of that. EOPNOTSUPP: the file has none, because
+ * the kernel caches it, or the pool has no journal. */
+struct daxfs_atomic {
+    uint64_t offset; /* in: first byte of the write; 0 without DAXFS_ANNOUNCE and DAXFS_WITHDRAW */
+    uint32_t length; /* in: bytes; likewise */
+    uint32_t flags;  /* in: enum daxfs_announcement; 0: only report `least` and `most` */
+    uint32_t least;  /* out: bytes of the shortest atomic write */
+    uint32_t most;   /* out: bytes of the longest one */
+};
+
+/* What a client says about an atomic write. */
+enum daxfs_announcement {
+    DAXFS_ANNOUNCE = 1, /* the next write(2) of these bytes through this open file is atomic. EINVAL: its length or its
+                         * offset can't be that of an atomic write. EBUSY: the open file has a batch (docs/ATOMIC.md),
+                         * or too many announced writes are still to come */
+    DAXFS_WITHDRAW = 2, /* that write has failed, or will not come */
+};
+
 /* A status entry: the state of a leased file, in the pool itself, one cache line for each file. Only the daemon writes
  * it. */
 struct daxfs_slot {
@@ -167,5 +185,6 @@ struct daxfs_slot {
 #define DAXFS_IOC_STORED _IOW(0xda, 4, struct daxfs_stored)
 #define DAXFS_IOC_APPENDED _IOWR(0xda, 5, struct daxfs_appended)
 #define DAXFS_IOC_SYNC _IO(0xda, 6) /* as syncfs(2), through any open file or directory of the mount */
+#define DAXFS_IOC_ATOMIC _IOWR(0xda, 9, struct daxfs_atomic)
 
 #endif

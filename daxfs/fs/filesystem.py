@@ -421,6 +421,11 @@ class FileSystem:
             data.make_durable(self.volume, file)
         return written
 
+    @property
+    def has_atomic_writes(self) -> bool:
+        """Whether writes can be atomic: the pool has a journal."""
+        return self.volume.log_area is not None
+
     @reading
     def batch(self, file: OpenFile, uid: int | None = None) -> Batch:
         """Begin a batch: writes through ``file`` that become the file's all at once, or never.

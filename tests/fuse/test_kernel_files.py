@@ -148,6 +148,22 @@ def test_a_write_says_whether_set_id_bits_go(fake: Rig, flags: int, kill: bool) 
     assert fake.core.calls[-1] == ("write", (node, 0, b"x", None, None))
 
 
+def test_an_announced_write_is_atomic_once(fake: Rig) -> None:
+    found, fh = fake.create(b"f")
+    node = found.nodeid
+    fake.connection.announced = {fh: [(0, 2)], fh + 1: [(0, 1)]}
+    fake.write(node, fh, b"x")
+    assert fake.core.calls[-1] == ("write", (node, 0, b"x"))
+    fake.write(node, fh, b"xy", flags=WRITE_KILL_SUIDGID)
+    assert fake.core.calls[-1] == ("write", (node, 0, b"xy", True, None, "atomic"))
+    fake.write(node, fh, b"xy")
+    assert fake.core.calls[-1] == ("write", (node, 0, b"xy"))
+    assert fake.connection.announced == {fh + 1: [(0, 1)]}
+    fake.connection.announced[fh] = [(0, 2)]
+    fake.done(Opcode.RELEASE, node, pack("release_in", fh=fh))
+    assert fh not in fake.connection.announced
+
+
 def test_set_id_bits_go_with_a_write(agreed: Rig) -> None:
     found, fh = agreed.create(b"f", mode=0o106755)
     agreed.write(found.nodeid, fh, b"x")

@@ -1,11 +1,12 @@
 /* prctl(2), and syscall(2) for calls that the library must notice: libseccomp sets filters by syscall(2), libcap sets
- * capabilities by it, and the C library has no other way to Landlock.
+ * capabilities by it, and the C library has no other way to Landlock. Some programs call statx(2) and pwritev2(2) by it.
  */
 #include "calls.h"
 
 #include <linux/seccomp.h>
 #include <stdarg.h>
 
+#include "atomic.h"
 #include "filter.h"
 #include "limit.h"
 #include "process.h"
@@ -75,6 +76,11 @@ PUBLIC long syscall(long number, ...) {
     if (unlikely(number == SYS_prctl))
         return pl_prctl((int)given[0], (unsigned long)given[1], (unsigned long)given[2], (unsigned long)given[3],
                         (unsigned long)given[4]);
+    if (unlikely(number == SYS_pwritev2 && given[5] & RWF_ATOMIC))
+        return pl_write_atomic((int)given[0], (const struct iovec *)given[1], (int)given[2], given[3], (int)given[5]);
+    if (unlikely(number == SYS_statx))
+        return pl_statx((int)given[0], (const char *)given[1], (int)given[2], (unsigned)given[3],
+                        (struct statx *)given[4]);
     if (unlikely(number == SYS_sync))
         return pl_sync_mounts(), 0;
     if (unlikely(number == SYS_syncfs))

@@ -2,6 +2,7 @@
 #include "calls.h"
 
 #include "access.h"
+#include "atomic.h"
 #include "memory.h"
 
 PUBLIC ssize_t pread(int fd, void *buffer, size_t length, off_t offset) {
@@ -100,7 +101,7 @@ PUBLIC ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offs
     return REAL(pwritev)(fd, vector, count, offset);
 }
 
-/* A call with flags (RWF_APPEND, RWF_DSYNC, ...) goes to the kernel. */
+/* A call with other flags (RWF_APPEND, RWF_DSYNC, ...) goes to the kernel. */
 PUBLIC ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offset, int flags) {
     if (!flags && pl_file_of(fd))
         return offset == -1 ? readv(fd, vector, count) : preadv(fd, vector, count, offset);
@@ -110,6 +111,8 @@ PUBLIC ssize_t preadv2(int fd, const struct iovec *vector, int count, off_t offs
 PUBLIC ssize_t pwritev2(int fd, const struct iovec *vector, int count, off_t offset, int flags) {
     if (!flags && pl_file_of(fd))
         return offset == -1 ? writev(fd, vector, count) : pwritev(fd, vector, count, offset);
+    if (unlikely(flags & RWF_ATOMIC))
+        return pl_write_atomic(fd, vector, count, offset, flags);
     return REAL(pwritev2)(fd, vector, count, offset, flags);
 }
 

@@ -41,6 +41,10 @@ static bool sound_lease(const struct daxfs_lease *lease, uint64_t offset, uint64
     return place == lease->next;
 }
 
+static bool power_of_two(uint32_t number) {
+    return number && !(number & (number - 1));
+}
+
 int pl_ioctl_pool(int fd, struct daxfs_pool *pool) {
     if (pl_call(SYS_ioctl, fd, DAXFS_IOC_POOL, pool))
         return errno;
@@ -67,6 +71,12 @@ int pl_ioctl_stored(int fd, uint32_t flags) {
 int pl_ioctl_appended(int fd, struct daxfs_appended *appended) {
     appended->holder = pl_holder();
     return pl_call(SYS_ioctl, fd, DAXFS_IOC_APPENDED, appended) ? errno : 0;
+}
+
+int pl_ioctl_atomic(int fd, struct daxfs_atomic *write) {
+    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_ATOMIC, write))
+        return errno;
+    return power_of_two(write->least) && power_of_two(write->most) && write->least <= write->most ? 0 : EPROTO;
 }
 
 /* A session without the ioctl knows fsync(2). On the root directory it makes everything durable, on another file

@@ -77,6 +77,7 @@ class Connection:
         core: the file system.
         files: open files by handle.
         batches: the batches of open files, by handle.
+        announced: (offset, length) of atomic writes that will come, by handle (`atomicwrites.py`).
         agreement: the result of INIT.
         notify: sends a notification (code, body), which answers no request.
         options: in force.
@@ -107,6 +108,7 @@ class Connection:
         self.counting: RequestCounting | None = None
         self.files: dict[int, OpenFile] = {}
         self.batches: dict[int, OpenBatch] = {}
+        self.announced: dict[int, list[tuple[int, int]]] = {}
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
         self.options = options or MountOptions()
@@ -151,6 +153,7 @@ class Connection:
         file = self.file(handle)
         del self.files[handle]
         self.batches.pop(handle, None)
+        self.announced.pop(handle, None)
         self.open_limit.closed(handle)
         try:
             self.core.steps.release(file)

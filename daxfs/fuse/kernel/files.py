@@ -18,7 +18,7 @@ from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller
 from daxfs.fuse.groups import with_groups_that_matter
-from daxfs.fuse.kernel import abi, negotiation, staged
+from daxfs.fuse.kernel import abi, atomicwrites, negotiation, staged
 from daxfs.fuse.kernel.abi import BODY, Init, Opcode
 from daxfs.fuse.kernel.connection import unknown_handle
 from daxfs.fuse.kernel.names import remembered
@@ -140,6 +140,8 @@ def write(connection: Connection, request: Request) -> bytes:
         return _write_out(written_back(connection, file, offset, content))
     if longs[WRITE_FH] in connection.batches:
         return _write_out(staged.write(connection, request, offset, content, kill_given(connection, request)))
+    if connection.announced and atomicwrites.take(connection, longs[WRITE_FH], offset, words[WRITE_SIZE]):
+        return _write_out(written_with_care(connection, request, file, offset, content, atomic=True))
     if words[WRITE_OPEN_FLAGS] & APPENDING_OR_DURABLE or not file.keeps_privileges:
         return _write_out(written_with_care(connection, request, file, offset, content))
     return _write_out(connection.core.write(file, offset, content))
@@ -156,9 +158,9 @@ def written_back(connection: Connection, file: OpenFile, offset: int, content: m
 
 
 def written_with_care(
-    connection: Connection, request: Request, file: OpenFile, offset: int, content: memoryview
+    connection: Connection, request: Request, file: OpenFile, offset: int, content: memoryview, *, atomic: bool = False
 ) -> int:
-    """Write with O_APPEND, with O_DSYNC, or to a file whose privileges the write may clear."""
+    """Write with O_APPEND, with O_DSYNC, atomically, or to a file whose privileges the write may clear."""
     open_flags = request.words[WRITE_OPEN_FLAGS]
     kill = kill_given(connection, request)
     if open_flags & os.O_APPEND and offset != file.size:
@@ -167,7 +169,7 @@ def written_with_care(
         offset = file.size
         connection.invalidate_attributes(file.ino)
     with change_of_content(connection, request, file) as caller:
-        written = connection.core.write(file, offset, content, kill, caller)
+        written = connection.core.write(file, offset, content, kill, caller, atomic=atomic)
     if open_flags & os.O_DSYNC and not file.durable:
         connection.core.fsync(file.ino, datasync=True)
     return written

@@ -16,7 +16,7 @@ from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi, batches, leases, remount, snapshots, statistics, status
+from daxfs.fuse.kernel import abi, atomicwrites, batches, leases, remount, snapshots, statistics, status
 from daxfs.fuse.kernel.abi import BODY, Opcode
 from daxfs.fuse.kernel.request import fixed
 from daxfs.fuse.kernel.scheduling import FITRIM
@@ -116,6 +116,7 @@ COMMANDS: dict[int, Command] = {
     protocol.IOC_STORED: leases.stored,
     protocol.IOC_APPENDED: leases.appended,
     protocol.IOC_SYNC: leases.sync,
+    protocol.IOC_ATOMIC: atomicwrites.announce,
 }
 
 IN_STEPS: dict[int, CommandInSteps] = {
