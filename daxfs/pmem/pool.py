@@ -458,13 +458,11 @@ def _map(
     target: kinds.Target, descriptors: tuple[int, ...], read_only: bool, persistence: str | None, bad: BadRanges
 ) -> Pool:
     protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
-    kind = target.kind
-    addresses = _reserve(target)
-    if kind == kinds.FILE and _map_sync(addresses, target, descriptors[0], protection):
-        kind = kinds.FSDAX
+    kind = mapped_kind(target, descriptors[0])
     way = persist.choose(target.path, kind, persistence, read_only=read_only)
-    if not addresses.regions:
-        addresses.map(target.size, descriptors[0], protection=protection, flags=mmap.MAP_SHARED)
+    addresses = _reserve(target)
+    flags = MAP_SYNC if kind == kinds.FSDAX else mmap.MAP_SHARED
+    addresses.map(target.size, descriptors[0], protection=protection, flags=flags)
     if kind == kinds.TMPFS:
         with suppress(OSError):  # a kernel without huge pages
             # Matters where the tmpfs is mounted with huge=advise: the first process that touches memory decides.
@@ -500,15 +498,6 @@ def _reserve(target: kinds.Target) -> AddressRange:
     except OSError as error:
         text = f"{target.path}: no addresses for {target.size} bytes ({error.strerror}); raise the limit (ulimit -v)"
         raise PoolError(text, kinds.MOUNT_FAILED) from None
-
-
-def _map_sync(addresses: AddressRange, target: kinds.Target, descriptor: int, protection: int) -> bool:
-    """Map with MAP_SYNC; False where it is not granted."""
-    try:
-        addresses.map(target.size, descriptor, protection=protection, flags=MAP_SYNC)
-    except OSError:  # EOPNOTSUPP except on fsdax mounts; EINVAL from kernels without the flag
-        return False
-    return True
 
 
 def _map_privately(target: kinds.Target, descriptors: tuple[int, ...], bad: BadRanges) -> Pool:

@@ -97,7 +97,7 @@ class AddressRange:
         """Map a file or device after the last region, and return the region.
 
         Raises:
-            OSError: mmap(2) failed, and nothing is mapped there. ENOMEM also if the range has no room.
+            OSError: mmap(2) failed, and the addresses stay reserved. ENOMEM also if the range has no room.
         """
         region = Region(self.length, length, descriptor, file_offset, protection, flags)
         if region.end > self.room - mmap.PAGESIZE:
@@ -110,7 +110,7 @@ class AddressRange:
         """Map the files again at [offset, offset + length), whatever lies there now. Views stay valid.
 
         Raises:
-            OSError: mmap(2) failed.
+            OSError: mmap(2) failed; an access to what could not be mapped ends in SIGSEGV.
         """
         for region in self.regions:
             low, high = max(offset, region.offset), min(offset + length, region.end)
@@ -138,8 +138,13 @@ class AddressRange:
     def _map(self, region: Region, offset: int, length: int) -> None:
         place = region.file_offset + offset - region.offset
         flags = region.flags | _MAP_FIXED
-        if _libc.mmap(self.begin + offset, length, region.protection, flags, region.descriptor, place) == _FAILED:
-            raise last_error()
+        address = self.begin + offset
+        if _libc.mmap(address, length, region.protection, flags, region.descriptor, place) == _FAILED:
+            error = last_error()
+            # The file system may have refused after the kernel took away what lay there. Whatever is mapped next, a
+            # library for example, must not come to lie in the range.
+            _libc.mmap(address, length, _PROT_NONE, _NOTHING | _MAP_FIXED, -1, 0)
+            raise error
 
     def view(self) -> memoryview:
         """Return the regions' bytes, format "B"; read-only unless all regions may be stored to."""

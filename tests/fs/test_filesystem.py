@@ -49,6 +49,7 @@ READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
     "get_label": lambda fs, _ino, _file: fs.get_label(),
     "seek": lambda fs, _ino, file: fs.seek(file, 0, os.SEEK_HOLE),
     "describe": lambda fs, ino, _file: fs.describe(ino),
+    "batch": lambda fs, _ino, file: fs.batch(file).abort(),
     "fiemap": lambda fs, ino, _file: fs.fiemap(ino, 0, 1 << 20, 100),
     "opendir": lambda fs, _ino, _file: fs.opendir(ROOT_INO),
     "by_number": lambda fs, ino, _file: fs.by_number(ino),

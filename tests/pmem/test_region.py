@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from daxfs.pmem import pool as pool_module
 from daxfs.pmem.address import address_of
-from daxfs.pmem.pool import open_pool
-from daxfs.pmem.region import HUGE, ROOM, AddressRange
+from daxfs.pmem.pool import MAP_SYNC, open_pool
+from daxfs.pmem.region import HUGE, ROOM, AddressRange, Region
 
 PAGE = mmap.PAGESIZE
 RW = mmap.PROT_READ | mmap.PROT_WRITE
@@ -92,6 +93,31 @@ def test_a_region_without_room_changes_nothing(opened: list[int]) -> None:
         addresses.map(addresses.room, opened[1], protection=RW, flags=mmap.MAP_SHARED)
     assert caught.value.errno == errno.ENOMEM
     assert (addresses.length, bytes(addresses.view()[-1:])) == (4 * PAGE, b"a")
+
+
+def test_a_refused_mapping_leaves_the_addresses_reserved(opened: list[int]) -> None:
+    """A file system that has no MAP_SYNC refuses after the kernel has unmapped what was there (ext4_file_mmap)."""
+    addresses = AddressRange(4 * PAGE)
+    with pytest.raises(OSError, match=r"\[Errno 95\]"):
+        addresses.map(4 * PAGE, opened[0], protection=RW, flags=MAP_SYNC)
+    assert is_mapped(addresses.begin)
+    assert is_mapped(addresses.begin + 4 * PAGE - 1)
+
+
+def test_an_open_pool_has_its_addresses_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that was opened while its addresses had a hole took away a library that was loaded there meanwhile."""
+    tried: list[int] = []
+
+    class Watched(AddressRange):
+        def map(self, length: int, descriptor: int, *, protection: int, flags: int, file_offset: int = 0) -> Region:
+            tried.append(flags)
+            return super().map(length, descriptor, protection=protection, flags=flags, file_offset=file_offset)
+
+    monkeypatch.setattr(pool_module, "AddressRange", Watched)
+    path = tmp_path / "pool"
+    path.write_bytes(bytes(1 << 20))
+    with open_pool(path) as pool:
+        assert tried == [MAP_SYNC if pool.kind == "fsdax" else mmap.MAP_SHARED]
 
 
 def test_read_only(opened: list[int]) -> None:
