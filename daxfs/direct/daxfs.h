@@ -163,7 +163,7 @@ struct daxfs_atomic {
 enum daxfs_announcement {
     DAXFS_ANNOUNCE = 1, /* the next write(2) of these bytes through this open file is atomic. EINVAL: its length or its
                          * offset can't be that of an atomic write. EBUSY: the open file has a batch (docs/ATOMIC.md),
-                         * or too many announced writes are still to come */
+                         * or too many announced writes of the user are to come */
     DAXFS_WITHDRAW = 2, /* that write has failed, or will not come */
 };
 

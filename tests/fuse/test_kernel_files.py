@@ -26,10 +26,11 @@ from message_rig import (
     unpack,
 )
 
-from daxfs.errors import Corrupt, CorruptKind
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.types import ROOT_INO, Caller, FsXattr, Options
 from daxfs.fuse.kernel import dispatch
 from daxfs.fuse.kernel.abi import Init, Opcode
+from daxfs.fuse.kernel.announced import MOST_AHEAD
 from daxfs.fuse.kernel.directories import PLUS_AT_ONCE
 from daxfs.structures import dirlist
 
@@ -151,17 +152,24 @@ def test_a_write_says_whether_set_id_bits_go(fake: Rig, flags: int, kill: bool) 
 def test_an_announced_write_is_atomic_once(fake: Rig) -> None:
     found, fh = fake.create(b"f")
     node = found.nodeid
-    fake.connection.announced = {fh: [(0, 2)], fh + 1: [(0, 1)]}
+    announced = fake.connection.announced
+    announced.add(fh, 0, 2, 5)
+    announced.add(fh + 1, 0, 1, 5)
     fake.write(node, fh, b"x")
     assert fake.core.calls[-1] == ("write", (node, 0, b"x"))
     fake.write(node, fh, b"xy", flags=WRITE_KILL_SUIDGID)
     assert fake.core.calls[-1] == ("write", (node, 0, b"xy", True, None, "atomic"))
     fake.write(node, fh, b"xy")
     assert fake.core.calls[-1] == ("write", (node, 0, b"xy"))
-    assert fake.connection.announced == {fh + 1: [(0, 1)]}
-    fake.connection.announced[fh] = [(0, 2)]
+    assert list(announced.by_handle) == [fh + 1]
+    announced.add(fh, 0, 2, 5)
     fake.done(Opcode.RELEASE, node, pack("release_in", fh=fh))
-    assert fh not in fake.connection.announced
+    assert list(announced.by_handle) == [fh + 1]
+    for _ in range(MOST_AHEAD - 1):
+        announced.add(fh + 1, 0, 1, 5)
+    with pytest.raises(FsError, match="user 5"):
+        announced.add(fh + 2, 0, 1, 5)
+    announced.add(fh + 2, 0, 1, 6)
 
 
 def test_set_id_bits_go_with_a_write(agreed: Rig) -> None:

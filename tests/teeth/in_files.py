@@ -97,6 +97,14 @@ MUTANTS = [
         (OPERATIONS,),
     ),
     Mutant(
+        "an announced write goes in place",
+        "daxfs/fuse/kernel/files.py",
+        "offset, content, atomic=True))",
+        "offset, content))",
+        "RWF_ATOMIC below daxfs exec promises nothing.",
+        ("tests/direct/test_atomic.py", "tests/fuse/test_kernel_files.py"),
+    ),
+    Mutant(
         "an atomic write gives up the old blocks first",
         ATOMIC,
         "    try:\n        volume.retrying(_replace,",

@@ -1,4 +1,4 @@
-"""Atomic writes that a client announces: the ioctl DAXFS_IOC_ATOMIC, and which WRITE is such a write.
+"""Atomic writes that a client announces: the ioctl DAXFS_IOC_ATOMIC.
 
 The client below ``daxfs exec`` announces a pwritev2(2) with RWF_ATOMIC, which the kernel passes to no FUSE daemon, and
 then makes an ordinary write. Only the write of exactly these bytes through the same open file is atomic: other ones of
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 LEAST = 512
 """Bytes of the shortest write that is promised: a sector, as of a BTT."""
-MOST_AHEAD = 1024
-"""The most writes that are announced for one open file and still to come: one for each of many threads."""
 ANNOUNCE, WITHDRAW = (int(flag) for flag in protocol.Announcement)
 
 
@@ -39,7 +37,7 @@ def announce(connection: Connection, request: Request, given: memoryview) -> byt
     Raises:
         FsError: EOPNOTSUPP, the kernel caches the file's data and cuts writes as it likes, or the pool has no journal.
             EBADF, the file is not open for writing. EINVAL, no atomic write can be like this. EBUSY, the open file has
-            a batch, or too many announced writes are still to come.
+            a batch, or too many announced writes of the user are still to come.
     """
     offset, length, flags, _, _ = fixed(protocol.ATOMIC, given)
     handle = request.arguments(abi.IOCTL_IN).fh
@@ -55,21 +53,7 @@ def announce(connection: Connection, request: Request, given: memoryview) -> byt
         if not LEAST <= length <= largest or length & length - 1 or offset % length:
             raise FsError(errno.EINVAL, f"{length} bytes at {offset}")
         staged.refuse(connection, handle)
-        ahead = connection.announced.setdefault(handle, [])
-        if len(ahead) >= MOST_AHEAD:
-            raise FsError(errno.EBUSY, f"file handle {handle}: {len(ahead)} atomic writes are still to come")
-        ahead.append((offset, length))
+        connection.announced.add(handle, offset, length, request.uid)
     elif flags == WITHDRAW:
-        take(connection, handle, offset, length)
+        connection.announced.take(handle, offset, length)
     return protocol.Atomic(offset, length, flags, LEAST, largest).pack()
-
-
-def take(connection: Connection, handle: int, offset: int, length: int) -> bool:
-    """Return whether a write was announced, which is forgotten: the next one like it is an ordinary one."""
-    ahead = connection.announced.get(handle)
-    if ahead is None or (offset, length) not in ahead:
-        return False
-    ahead.remove((offset, length))
-    if not ahead:
-        del connection.announced[handle]
-    return True

@@ -21,6 +21,7 @@ from daxfs.fs.types import ROOT_INO, Attributes
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, encoding, nodeid
 from daxfs.fuse.kernel.abi import Init
+from daxfs.fuse.kernel.announced import Announced
 from daxfs.fuse.kernel.negotiation import Agreement
 from daxfs.fuse.kernel.openbatch import OpenBatch
 from daxfs.fuse.kernel.openlimit import OpenLimit
@@ -77,7 +78,7 @@ class Connection:
         core: the file system.
         files: open files by handle.
         batches: the batches of open files, by handle.
-        announced: (offset, length) of atomic writes that will come, by handle (`atomicwrites.py`).
+        announced: atomic writes that will come (`atomicwrites.py`).
         agreement: the result of INIT.
         notify: sends a notification (code, body), which answers no request.
         options: in force.
@@ -108,7 +109,7 @@ class Connection:
         self.counting: RequestCounting | None = None
         self.files: dict[int, OpenFile] = {}
         self.batches: dict[int, OpenBatch] = {}
-        self.announced: dict[int, list[tuple[int, int]]] = {}
+        self.announced = Announced()
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
         self.options = options or MountOptions()
@@ -153,7 +154,7 @@ class Connection:
         file = self.file(handle)
         del self.files[handle]
         self.batches.pop(handle, None)
-        self.announced.pop(handle, None)
+        self.announced.closed(handle)
         self.open_limit.closed(handle)
         try:
             self.core.steps.release(file)

@@ -18,7 +18,7 @@ from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller
 from daxfs.fuse.groups import with_groups_that_matter
-from daxfs.fuse.kernel import abi, atomicwrites, negotiation, staged
+from daxfs.fuse.kernel import abi, negotiation, staged
 from daxfs.fuse.kernel.abi import BODY, Init, Opcode
 from daxfs.fuse.kernel.connection import unknown_handle
 from daxfs.fuse.kernel.names import remembered
@@ -140,7 +140,8 @@ def write(connection: Connection, request: Request) -> bytes:
         return _write_out(written_back(connection, file, offset, content))
     if longs[WRITE_FH] in connection.batches:
         return _write_out(staged.write(connection, request, offset, content, kill_given(connection, request)))
-    if connection.announced and atomicwrites.take(connection, longs[WRITE_FH], offset, words[WRITE_SIZE]):
+    announced = connection.announced
+    if announced.by_handle and announced.take(longs[WRITE_FH], offset, words[WRITE_SIZE]):
         return _write_out(written_with_care(connection, request, file, offset, content, atomic=True))
     if words[WRITE_OPEN_FLAGS] & APPENDING_OR_DURABLE or not file.keeps_privileges:
         return _write_out(written_with_care(connection, request, file, offset, content))
