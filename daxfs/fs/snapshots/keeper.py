@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.ext4.features import Incompat
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
 from daxfs.ext4.superblock import EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
@@ -106,10 +106,21 @@ class Keeper:
     def attach(self) -> None:
         """Find the snapshots of a pool that was just opened for writing, whose log is empty, and go on copying.
 
-        Nothing was stored since the log was replayed, except for what no snapshot needs.
+        Nothing was stored since the log was replayed, except for what no snapshot needs. Where the way to the stores is
+        damaged or missing, the mount goes on without snapshots; the next one that finds them knows that they are lost.
         """
-        pool, view = self.volume.pool, self.volume.view
         self._stop()
+        try:
+            with self.volume.pool.faults.checked():
+                self._find()
+        except (Corrupt, MissingMemory) as error:
+            if isinstance(error, MissingMemory):
+                self.volume.forget_content()
+            self._stop()
+            log.error("%s: snapshots, if there are any, are lost now: %s", self.volume.pool.path, error.strerror)
+
+    def _find(self) -> None:
+        pool, view = self.volume.pool, self.volume.view
         directory = files.folder(view)
         if directory is None:
             return

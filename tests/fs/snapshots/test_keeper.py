@@ -17,9 +17,10 @@ from tree_rig import QUIET
 from daxfs.fs import mounting
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.snapshots import keeper as keepers
-from daxfs.fs.types import Options
+from daxfs.fs.types import ROOT_INO, Options
 from daxfs.pmem.memory import MemoryPool
 from daxfs.protocol import Flag
+from daxfs.structures import inodes, mapping
 from support import fsck, run, wait_a_tick
 
 
@@ -347,3 +348,18 @@ def test_while_a_deletion_is_in_steps_nothing_else_changes_snapshots(monkeypatch
         pass
     assert [found.name for found in fs.list_snapshots()] == [b"1"]
     fs.check()
+
+
+def test_a_damaged_root_directory_costs_the_snapshots_and_not_the_mount() -> None:
+    fs = mounted("1k")
+    fs.create_snapshot(b"one")
+    block = mapping.lookup(fs.volume.view, inodes.read(fs.volume.view, ROOT_INO), 0).pblk
+    place = (block + 1 << fs.volume.block_bits) - 1
+    content = unmounted(fs)
+    content[place] ^= 1
+    damaged = FileSystem.open(MemoryPool(content), QUIET)
+    assert not keeper(damaged).kept
+    content = unmounted(damaged)
+    content[place] ^= 1
+    mended = FileSystem.open(MemoryPool(content), QUIET)
+    assert [snapshot.lost for snapshot in mended.list_snapshots()] == [keepers.REASONS[keepers.FOREIGN]]
