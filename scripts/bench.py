@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rig
-from benchmarks import alone, curves, data, direct, fairness, metadata, persistence, plots, postgres, waiting
+from benchmarks import alone, atomic, curves, data, direct, fairness, metadata, persistence, plots, postgres, waiting
 from benchmarks.report import FULL, QUICK, Report, load, machine
 
 SECTIONS: dict[str, Callable[[Path, Report], None]] = {
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "sync": alone.sync,
     "direct": direct.direct,
     "persistence": persistence.persistence,
+    "atomic": atomic.atomic,
     "curves": curves.curves,
     "fairness": fairness.fairness,
     "waiting": waiting.waiting,

@@ -256,7 +256,11 @@ class Rig:
         return check(message, self.raw(message))
 
     def whole_answer(self, message: bytes) -> Answer | None:
-        """The answer, also if it takes more than the one slice that there is for it on an idle machine."""
+        """The answer, checked, also if it takes more than one slice."""
+        return check(message, self.whole(message))
+
+    def whole(self, message: bytes) -> bytes | None:
+        """The answer to these bytes, also if it takes more than one slice: on an idle machine it has one."""
         reply = self.raw(message)
         scheduler = self.connection.scheduler
         while reply is None and (turn := scheduler.next()):
@@ -265,7 +269,7 @@ class Rig:
             parts = dispatch.proceed(self.connection, self.request, work, 1.0, lambda _: False)
             scheduler.had_turn(user, work, 0.0)
             reply = None if parts is None else b"".join(bytes(part) for part in parts)
-        return check(message, reply)
+        return reply
 
     def done(self, opcode: int, node: int = ROOT, body: bytes = b"", ext: bytes = b"", **who: int) -> bytes:
         """The body of an answer that must not be an error."""

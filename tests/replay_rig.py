@@ -115,7 +115,7 @@ def replay(recording: Path, rig: Rig) -> set[int]:
             seen.add(opcode)
             rig.notifications.clear()
             expected = []
-            found = rig.raw(content)
+            found = rig.whole(content)
         elif kind == "!":
             expected.append(content)
         elif kind == ".":
