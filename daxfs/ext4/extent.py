@@ -22,6 +22,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
@@ -39,6 +40,8 @@ MAX_DEPTH = 5
 MAX_PBLK = (1 << 48) - 1
 MANY = 64
 """Entries from which on it is faster to look at all of them together, by numpy."""
+
+Column = NDArray[np.int64]
 
 _LEAF = struct.Struct("<IHHI")
 _INDEX = struct.Struct("<IIHH")
@@ -155,6 +158,15 @@ def leaves(w: memoryview, begin: int = 0, end: int | None = None) -> list[Extent
     ]
 
 
+def columns(w: memoryview, begin: int = 0) -> tuple[Column, Column, Column, NDArray[np.bool_]]:
+    """Return the entries of a leaf from ``begin`` on in columns: lblk, pblk, length, whether unwritten."""
+    words = np.frombuffer(w, "<u4")[3 + 3 * begin : 3 + 3 * (w[0] >> 16)].reshape(-1, 3)
+    lblks, middles, lows = words.T.astype(np.int64)
+    lengths = middles & 0xFFFF
+    unwritten = lengths > EXT_INIT_MAX_LEN
+    return lblks, lows | middles >> 16 << 32, lengths - EXT_INIT_MAX_LEN * unwritten, unwritten
+
+
 # Index entries
 
 
@@ -229,7 +241,7 @@ def check(w: memoryview, levels: int | None, blocks_count: int, where: str) -> N
 
 def _check_leaf(w: memoryview, blocks_count: int, where: str) -> None:
     used = w[0] >> 16
-    if used >= MANY and _is_good_leaf(w, used, blocks_count):
+    if used >= MANY and _is_good_leaf(w, blocks_count):
         return
     free = 0  # the first logical block after the entries checked so far
     data = w.cast("B")[HEADER_SIZE : HEADER_SIZE + ENTRY_SIZE * used]
@@ -244,13 +256,10 @@ def _check_leaf(w: memoryview, blocks_count: int, where: str) -> None:
         free = lblk + length
 
 
-def _is_good_leaf(w: memoryview, used: int, blocks_count: int) -> bool:
+def _is_good_leaf(w: memoryview, blocks_count: int) -> bool:
     """Whether `_check_leaf` would find nothing wrong; all entries are looked at together."""
-    entries = np.frombuffer(w, "<u4", 3 * used, HEADER_SIZE).reshape(used, 3).T.astype(np.int64)
-    lblks, middles, lows = entries
-    lengths = middles & 0xFFFF
-    lengths = np.where(lengths > EXT_INIT_MAX_LEN, lengths - EXT_INIT_MAX_LEN, lengths)
-    pblks, ends = lows | middles >> 16 << 32, lblks + lengths
+    lblks, pblks, lengths, _ = columns(w)
+    ends = lblks + lengths
     good = (lengths > 0) & (ends <= 0xFFFFFFFF) & (pblks > 0) & (pblks + lengths <= blocks_count)
     return bool(good.all() and (lblks[1:] >= ends[:-1]).all())
 

@@ -147,8 +147,8 @@ def search(view: View, inode: Inode, lblk: int, *, written: bool, leaves: int) -
         if lblk >= MAX_BLOCKS:
             break
         path, bound = descend(view, inode, lblk)
-        begins, _, lengths, unwritten = _columns(path[-1].words, max(path[-1].at, 0))
-        states, ends = unwritten == 0, begins + lengths
+        begins, _, lengths, unwritten = format_.columns(path[-1].words, max(path[-1].at, 0))
+        states, ends = ~unwritten, begins + lengths
         if written:
             found = np.flatnonzero(states & (ends > lblk))
             if found.size:
@@ -173,7 +173,7 @@ def columns(view: View, inode: Inode) -> Columns:
     position = 0
     while position < MAX_BLOCKS:
         path, bound = descend(view, inode, position)
-        leaf = _columns(path[-1].words, 0)
+        leaf = format_.columns(path[-1].words)
         begins, pblks, lengths, _ = leaf
         if begins.size:
             if (pblks == 0).any() or (pblks + lengths > view.geometry.blocks_count).any():
@@ -183,20 +183,9 @@ def columns(view: View, inode: Inode) -> Columns:
                 raise Corrupt(
                     CorruptKind.EXTENT_ENTRIES, f"inode {inode.number}: a leaf from {begins[0]} on reaches past {bound}"
                 )
-        leaves.append(leaf)
+        leaves.append(np.stack(leaf))
         position = bound
     return np.concatenate(leaves, axis=1)
-
-
-def _columns(w: memoryview, at: int) -> Columns:
-    """Return the columns of the leaf's entries from ``at`` on."""
-    words = np.frombuffer(w, "<u4")[3 + 3 * at : 3 + 3 * (w[0] >> 16)].reshape(-1, 3).T.astype(np.int64)
-    lengths = words[1] & 0xFFFF
-    unwritten = lengths > EXT_INIT_MAX_LEN
-    found: Columns = np.stack(
-        (words[0], words[2] | words[1] >> 16 << 32, lengths - EXT_INIT_MAX_LEN * unwritten, unwritten)
-    )
-    return found
 
 
 def runs(view: View, inode: Inode, first: int = 0, last: int | None = None, limit: int = 1024) -> list[Extent]:
