@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from daxfs import f2fs
 from daxfs.direct.lease_cache import HOLE, NO_EXTENT, LeaseCache, RangeList
 from daxfs.direct.pool import Pool, attach
 from daxfs.direct.trust import Refused
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 _BASES = {"r": os.O_RDONLY, "w": os.O_CREAT | os.O_TRUNC, "x": os.O_CREAT | os.O_EXCL, "a": os.O_CREAT | os.O_APPEND}
-F2FS_IOC_START_ATOMIC_WRITE = 0xF501
-F2FS_IOC_COMMIT_ATOMIC_WRITE = 0xF502
 _ZEROS = bytes(64 << 10)
 _TRIES = 4
 _CLOSED = "I/O operation on closed file"
@@ -392,11 +391,11 @@ class DirectFile(io.RawIOBase):
         view = memoryview(_as_bytes(data))
         descriptor = os.open(f"/proc/self/fd/{self.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            fcntl.ioctl(descriptor, F2FS_IOC_START_ATOMIC_WRITE)
+            fcntl.ioctl(descriptor, f2fs.F2FS_IOC_START_ATOMIC_WRITE)
             done = 0
             while done < len(view):
                 done += os.pwrite(descriptor, view[done:], offset + done)
-            fcntl.ioctl(descriptor, F2FS_IOC_COMMIT_ATOMIC_WRITE)
+            fcntl.ioctl(descriptor, f2fs.F2FS_IOC_COMMIT_ATOMIC_WRITE)
         finally:
             os.close(descriptor)
         return len(view)

@@ -23,12 +23,11 @@ from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.data import Buffer, OpenFile
+    from daxfs.fs.datalog import Piece
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
     from daxfs.structures.mapping import Extent
-
-    Piece = tuple[int, Buffer]
 
 MOST_BYTES = 16 << 20
 """The longest atomic write."""

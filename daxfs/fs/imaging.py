@@ -34,11 +34,10 @@ def pieces(pool: Pool, chain: Chain) -> Iterator[tuple[int, bytes]]:
     view = PastView(pool, chain)
     bits = chain.chunk_bits
     flags = np.unpackbits(np.frombuffer(needed_at(view), np.uint8), bitorder="little")
-    wanted = set(np.flatnonzero(flags).tolist())
-    wanted.add(SUPERBLOCK_OFFSET >> bits)
+    flags[SUPERBLOCK_OFFSET >> bits] = 1
     log = inodes.read(view, view.superblock().s_journal_inum)
-    wanted.add(mapping.lookup(view, log, 0).pblk << view.geometry.block_bits >> bits)
-    for number in sorted(wanted):
+    flags[mapping.lookup(view, log, 0).pblk << view.geometry.block_bits >> bits] = 1
+    for number in np.flatnonzero(flags).tolist():
         yield number << bits, chain.chunk(number)
 
 

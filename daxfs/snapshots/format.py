@@ -30,7 +30,7 @@ VALID_AT = 4
 """Of the word that says whether the snapshot is valid (1) or has lost content (0)."""
 OWN_AT = 512
 REASON_AT = 1024
-"""Of the word that says why a snapshot is not valid (`Reason`)."""
+"""Of the word that says why a snapshot is not valid, a number of the caller's."""
 
 _SECTOR_BITS = 9
 _HEADER = struct.Struct("<4I")  # magic, valid, version, chunk size in sectors
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
     Attributes:
         valid: False: some old content is lost.
-        reason: why, a `Reason`; 0 if it is valid.
+        reason: why, a number of the caller's; 0 if it is valid.
         chunk_bits: the snapshot chunk is ``1 << chunk_bits`` bytes.
         serial: the later snapshot of two has the larger number.
         created_ns: when the snapshot was made, in nanoseconds since 1970.
@@ -123,11 +123,6 @@ def entries_per_area(chunk_size: int) -> int:
 def area_chunk(area: int, entries: int) -> int:
     """Return the chunk of the store that is the metadata area number ``area``."""
     return 1 + area * (entries + 1)
-
-
-def is_data_chunk(chunk: int, entries: int) -> bool:
-    """Return whether a chunk of a store may hold old content: it is neither the header nor a metadata area."""
-    return chunk > 1 and chunk % (entries + 1) != 1
 
 
 def data_chunk(index: int, entries: int) -> int:

@@ -2,7 +2,8 @@
 
 `Store` adds to a store so that each store to the pool may be the last one before a power cut, and reads one of any
 state. It stores with the pool's operations below the hook (`Pool.unhooked`): nobody needs a copy of a store's blocks.
-It knows the places of its chunks in the pool, not which file they belong to. Callers: `copier`, `view`, the fs layer.
+It knows the places of its chunks in the pool, not which file they belong to. Callers: `copier`, `reading`, and the fs
+layer.
 
 How exceptions are added (`append`), and what a power cut leaves:
 

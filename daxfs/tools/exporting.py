@@ -137,6 +137,7 @@ def _stream(file: str) -> Iterator[int]:
 
 
 def refuse_existing(path: str, file: str, *, force: bool) -> None:
+    """Refuse (UserError) what can't be replaced by a copy of the pool ``path``, or not without ``force``."""
     try:
         status = os.stat(file)
     except FileNotFoundError:

@@ -14,9 +14,9 @@ from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
 from daxfs.fs.defaults import in_force
 from daxfs.fs.types import Options
-from daxfs.fuse import mounts
 from daxfs.pmem import persist
 from daxfs.pmem.kinds import read_mounts
+from daxfs.tools import mountpoints
 from daxfs.tools.asking import ask
 from daxfs.tools.reading import NO_INPUT, Reading, reading
 from daxfs.tools.sizes import format_size
@@ -79,8 +79,8 @@ def pool_of(place: str) -> tuple[str, str]:
     Raises:
         UserError: ``place`` is a directory on which no daxfs is mounted.
     """
-    top = mounts.top_mount(mounts.real_mountpoint(place))
-    if top is not None and top.filesystem == protocol.FILESYSTEM_TYPE:
+    top = mountpoints.find(place)
+    if top is not None:
         return top.source, top.mountpoint
     if os.path.isdir(place):
         raise UserError(f"no daxfs is mounted on {place}; name a pool or a mountpoint", NO_INPUT)

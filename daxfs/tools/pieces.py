@@ -52,7 +52,7 @@ def of_ranges(descriptor: int, ranges: Iterable[ByteRange]) -> Iterator[Piece]:
 def of_stream(read: Callable[[int], bytes], offset: int) -> Iterator[Piece]:
     """Yield the rest of a stream from ``offset`` on, its runs of zeros as zeros."""
     while content := read(_CHUNK - offset % _CHUNK):
-        yield from _split(memoryview(content), offset)
+        yield from split(memoryview(content), offset)
         offset += len(content)
 
 
@@ -154,7 +154,7 @@ def _loaded(pool: Pool, first: int, end: int) -> list[Piece]:
         MissingMemory: some of it is missing.
     """
     _refuse_bad(pool, first, end)
-    found = list(_split(pool.memory[first:end], first))
+    found = list(split(pool.memory[first:end], first))
     pool.faults.check()
     return found
 
@@ -181,7 +181,7 @@ def _refuse_bad(pool: Pool, first: int, end: int) -> None:
         raise BadMemory(f"{pool.path}: bad memory at offset {bad.begin}; see: daxfs badblocks {pool.path}")
 
 
-def _split(content: memoryview, offset: int) -> Iterator[Piece]:
+def split(content: memoryview, offset: int) -> Iterator[Piece]:
     """Yield the bytes at ``offset`` as few pieces of content and of zeros."""
     begin, empty = 0, False
     at = 0

@@ -13,11 +13,11 @@ import os
 import time
 from collections.abc import Sequence
 
-from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts, options
 from daxfs.fuse.kernel.remount import REMOUNT, SIZE
 from daxfs.fuse.mountoptions import MountOptions
+from daxfs.tools import mountpoints
 from daxfs.tools.status import status
 
 PATIENCE_SECONDS = 1.0
@@ -37,10 +37,7 @@ def remount(mountpoint: str, given: Sequence[str]) -> None:
     Raises:
         UserError: no daxfs is mounted there, an option can't be changed, the mount is busy, or the caller is not root.
     """
-    place = mounts.real_mountpoint(mountpoint)
-    found = mounts.top_mount(place)
-    if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
-        raise UserError(f"no daxfs is mounted on {mountpoint}; remount needs a mountpoint", mounts.MOUNT_FAILED)
+    place = mountpoints.require(mountpoint, "remount needs a mountpoint", mounts.MOUNT_FAILED).mountpoint
     current_status = status(place)
     if "options" not in current_status:
         raise _refusal(place, errno.ENOTTY)
@@ -75,8 +72,7 @@ def _remount_daemon(place: str, wanted: MountOptions) -> None:
     if len(text) >= SIZE:
         raise UserError("the options of the mount are too long to be changed", mounts.USAGE)
     argument = bytearray(text.ljust(SIZE, b"\0"))  # the module passes on long arguments only if it may change them
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with mountpoints.root(place) as descriptor:
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
@@ -87,8 +83,6 @@ def _remount_daemon(place: str, wanted: MountOptions) -> None:
                 time.sleep(PAUSE_SECONDS)
             else:
                 return
-    finally:
-        os.close(descriptor)
 
 
 def _refusal(place: str, number: int | None) -> UserError:

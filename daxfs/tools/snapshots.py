@@ -11,28 +11,25 @@ import errno
 import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from itertools import chain as joined
 from typing import Any, TypeVar
 
-from daxfs import protocol
 from daxfs.errors import Corrupt, FsError, UserError
 from daxfs.ext4.geometry import Geometry
 from daxfs.fs import imaging
 from daxfs.fs.mounting import read_superblock
 from daxfs.fs.snapshots import files
-from daxfs.fuse import mounts
 from daxfs.fuse.kernel.snapshots import CREATE, DELETE, LIST, QUESTION, SIZE, SNAPSHOTS
 from daxfs.journal.view import PoolView
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.snapshots.format import NotAStore
 from daxfs.snapshots.reading import Chain
 from daxfs.snapshots.store import Store
-from daxfs.tools import exporting, sync
+from daxfs.tools import exporting, mountpoints, pieces, sync
 from daxfs.tools.ending import unwinding
-from daxfs.tools.reading import NO_INPUT
 from daxfs.tools.sizes import format_size
 
 USAGE = 64  # EX_USAGE, sysexits.h
@@ -66,9 +63,7 @@ def run(action: str, mountpoint: str, name: str, file: str, *, force: bool = Fal
         raise UserError(f"{action} is no command of snapshot; use {', '.join(ACTIONS)}", USAGE)
     if (action == "list") == bool(name) or (action == "export") != bool(file):
         raise UserError(f"snapshot {action} needs {_arguments(action)}", USAGE)
-    top = mounts.top_mount(mounts.real_mountpoint(mountpoint))
-    if top is None or top.filesystem != protocol.FILESYSTEM_TYPE:
-        raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
+    top = mountpoints.require(mountpoint)
     if action == "create":
         sync.sync(mountpoint)  # what the kernel's page cache holds belongs to the snapshot
         _ask(top.mountpoint, CREATE, name)
@@ -115,11 +110,8 @@ def _ask(mountpoint: str, what: int, name: str, first: int = 0) -> bytes:
         raise _refusal(mountpoint, name, errno.ENAMETOOLONG)
     argument = bytearray(QUESTION.pack(what, first, given).ljust(SIZE, b"\0"))
     try:
-        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with mountpoints.root(mountpoint) as descriptor:
             fcntl.ioctl(descriptor, SNAPSHOTS, argument)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise _refusal(mountpoint, name, error.errno or errno.EIO) from None
     return bytes(argument).rstrip(b"\0")
@@ -152,8 +144,8 @@ def export(mountpoint: str, path: str, name: str, file: str, *, force: bool = Fa
         os.ftruncate(descriptor, pool.size)
         try:
             chain = _chain(pool, [os.fsencode(row["name"]) for row in before])
-            for offset, content in imaging.pieces(pool, chain):
-                _write(descriptor, offset, content)
+            found = (pieces.split(memoryview(content), offset) for offset, content in imaging.pieces(pool, chain))
+            pieces.into_file(descriptor, joined.from_iterable(found))
         except (Corrupt, NotAStore):
             if _identities(_newer(mountpoint, name)) == _identities(before):
                 raise
@@ -163,15 +155,7 @@ def export(mountpoint: str, path: str, name: str, file: str, *, force: bool = Fa
         os.fsync(descriptor)
         stored = os.fstat(descriptor).st_blocks * 512
         size = pool.size
-    print(f"{file}: {format_size(size)}, {format_size(stored)} of them stored", file=sys.stdout)
-
-
-def _write(descriptor: int, offset: int, content: bytes) -> None:
-    if content.count(0) == len(content):
-        return
-    while content:
-        done = os.pwrite(descriptor, content, offset)
-        content, offset = content[done:], offset + done
+    print(f"{file}: {format_size(size)}, {format_size(stored)} of them stored")
 
 
 def _newer(mountpoint: str, name: str) -> list[dict[str, Any]]:

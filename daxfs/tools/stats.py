@@ -16,19 +16,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE, PIECE_HEADER, QUESTION, STATISTICS
-from daxfs.tools import asking
+from daxfs.tools import asking, mountpoints
 from daxfs.tools.sizes import format_size
 from daxfs.tools.snapshot import Snapshot, percentile
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-NO_INPUT = 66  # EX_NOINPUT, sysexits.h
-UNAVAILABLE = 69  # EX_UNAVAILABLE
+UNAVAILABLE = 69  # EX_UNAVAILABLE, sysexits.h
 NO_PERMISSION = 77  # EX_NOPERM
 USAGE = 64
 INTERVAL_SECONDS = 1.0
@@ -46,12 +44,9 @@ def opened(mountpoint: str) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: no daxfs is mounted there, its daemon has ended, or it belongs to another user.
     """
-    place = mounts.real_mountpoint(mountpoint)
-    found = mounts.top_mount(place)
-    if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
-        raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
+    place = mountpoints.require(mountpoint).mountpoint
     try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = mountpoints.open_root(place)
     except PermissionError:
         raise UserError(f"{mountpoint} {_refusal(place)}", NO_PERMISSION) from None
     except OSError as error:

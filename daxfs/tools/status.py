@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from typing import Any
 
 from daxfs.fuse.kernel.status import SIZE, STATUS
+from daxfs.tools import mountpoints
 
 
 def status(mountpoint: str) -> dict[str, Any]:
@@ -18,11 +18,8 @@ def status(mountpoint: str) -> dict[str, Any]:
     """
     answer = bytearray(SIZE)
     try:
-        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with mountpoints.root(mountpoint) as descriptor:
             fcntl.ioctl(descriptor, STATUS, answer)
-        finally:
-            os.close(descriptor)
         found = json.loads(answer.rstrip(b"\0"))
     except (OSError, ValueError):
         return {}

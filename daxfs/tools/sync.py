@@ -12,9 +12,8 @@ import os
 
 from daxfs import protocol
 from daxfs.errors import UserError
-from daxfs.fuse import mounts
 from daxfs.pmem.libc import last_error
-from daxfs.tools.reading import NO_INPUT
+from daxfs.tools import mountpoints
 
 FAILED = 74
 """EX_IOERR of sysexits.h."""
@@ -28,16 +27,11 @@ def sync(mountpoint: str) -> None:
     Raises:
         UserError: no daxfs is mounted there (66), or the changes could not be made durable (74).
     """
-    top = mounts.top_mount(mounts.real_mountpoint(mountpoint))
-    if top is None or top.filesystem != protocol.FILESYSTEM_TYPE:
-        raise UserError(f"no daxfs is mounted on {mountpoint}; name a mountpoint", NO_INPUT)
+    top = mountpoints.require(mountpoint)
     try:
-        descriptor = os.open(top.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with mountpoints.root(top.mountpoint) as descriptor:
             _syncfs(descriptor)
             _sync_daemon(descriptor)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise UserError(f"{mountpoint} could not be made durable: {error.strerror}", FAILED) from None
 

@@ -45,8 +45,8 @@ MUTANTS = [
     Mutant(
         "export: missing memory is copied as zeros",
         PIECES,
-        "    found = list(_split(pool.memory[first:end], first))\n    pool.faults.check()\n",
-        "    found = list(_split(pool.memory[first:end], first))\n",
+        "    found = list(split(pool.memory[first:end], first))\n    pool.faults.check()\n",
+        "    found = list(split(pool.memory[first:end], first))\n",
         "The copy has zeros in the place of content, and the export says that all is well.",
         COPYING,
     ),

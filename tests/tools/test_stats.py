@@ -318,7 +318,7 @@ def test_a_mount_that_can_not_be_opened(monkeypatch: pytest.MonkeyPatch, number:
     def refuse(*_: object) -> None:
         raise OSError(number, "for a test")
 
-    mount = SimpleNamespace(filesystem="fuse.daxfs")
+    mount = SimpleNamespace(filesystem="fuse.daxfs", mountpoint="/mnt")
     monkeypatch.setattr(stats.mounts, "top_mount", lambda _: mount)
     monkeypatch.setattr(stats.os, "open", refuse)
     monkeypatch.setattr(stats.os, "stat", refuse)

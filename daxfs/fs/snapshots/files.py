@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.ext4.extent import Extent
+from daxfs.ext4.extent import EXT_INIT_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL, EXT4_NODUMP_FL, file_type_of_mode
 from daxfs.fs import clock, names
 from daxfs.fs.types import ROOT_INO, Caller
@@ -38,8 +38,6 @@ MOST_BLOCKS = 1 << 15
 CREDITS_RUNS = 2 * MOST_GROUPS + 24
 """Bitmaps and descriptors of the groups, and nodes of the map."""
 CREDITS_NEW = (1 + len(FOLDERS)) * names.CREDITS_CREATE + CREDITS_RUNS
-FAST_EXTENT = 1 << 15
-"""Blocks of the longest extent."""
 
 
 def chunk_bits(view: View) -> int:
@@ -183,8 +181,8 @@ def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytear
     blocks.take_runs(tx, taken)
     lblk = inode.size >> tx.geometry.block_bits
     for start, length in taken:
-        for at in range(0, length, FAST_EXTENT):
-            part = min(FAST_EXTENT, length - at)
+        for at in range(0, length, EXT_INIT_MAX_LEN):
+            part = min(EXT_INIT_MAX_LEN, length - at)
             mapping.insert(tx, inode, Extent(lblk, start + at, part, False))
             lblk += part
         inodes.add_blocks(inode, length, tx.geometry)

@@ -38,7 +38,7 @@ from daxfs.snapshots.copier import Copier
 from daxfs.snapshots.format import Header, NotAStore
 from daxfs.snapshots.reading import Chain
 from daxfs.snapshots.store import Store
-from daxfs.structures import blocks, directories, inodes, xattrs
+from daxfs.structures import bitmaps, blocks, directories, inodes, xattrs
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
@@ -78,7 +78,7 @@ MERGED_AT_ONCE = 256
 
 
 class Kept(NamedTuple):
-    """A valid snapshot of the mounted pool."""
+    """A snapshot of the mounted pool whose store can be read."""
 
     name: bytes
     ino: int
@@ -124,8 +124,9 @@ class Keeper:
         directory = files.folder(view)
         if directory is None:
             return
-        stores = sorted(self._valid(), key=lambda each: each.header.serial)
-        lost_serial, lost_ns = self._newest_lost()
+        readable = list(self._readable())
+        stores = sorted((each for each in readable if each.header.valid), key=lambda each: each.header.serial)
+        lost_serial, lost_ns = self._newest_lost(readable)
         for kept in [each for each in stores if each.header.serial < lost_serial or each.header.created_ns <= lost_ns]:
             self._invalidate(kept, OLDER)
             stores.remove(kept)
@@ -158,26 +159,21 @@ class Keeper:
         view = self.volume.view
         return xattrs.get(view, inode, RECORD) if xattrs.holds(view, inode, RECORD) else b""
 
-    def _valid(self) -> Iterator[Kept]:
-        for name, ino, store, header in self._readable():
-            if header.valid:
-                yield Kept(name, ino, store, header)
-
-    def _newest_lost(self) -> tuple[int, int]:
+    def _newest_lost(self, readable: list[Kept]) -> tuple[int, int]:
         """Return the serial number of the newest snapshot that is not valid, and when the newest store was made whose
         header or table can't be read. Snapshots older than that would be read through it.
         """
-        readable = {name: header for name, _, _, header in self._readable()}
-        serial = max((header.serial for header in readable.values() if not header.valid), default=-1)
+        serial = max((each.header.serial for each in readable if not each.header.valid), default=-1)
+        known = {each.name for each in readable}
         made = [
             inode.crtime_ns or inode.ctime_ns
             for name, inode in files.found(self.volume.view)
-            if name not in readable and inode.flags & EXT4_IMMUTABLE_FL
+            if name not in known and inode.flags & EXT4_IMMUTABLE_FL
         ]
         return serial, max(made, default=-1)
 
-    def _readable(self) -> Iterator[tuple[bytes, int, Store, Header]]:
-        """Yield the stores whose header and table can be read: name, inode number, store, header."""
+    def _readable(self) -> Iterator[Kept]:
+        """Yield the snapshots whose header and table can be read, also those that are not valid."""
         view = self.volume.view
         for name, inode in files.found(view):
             try:
@@ -187,22 +183,20 @@ class Keeper:
                     store.open()
             except NotAStore:
                 continue
-            yield name, inode.number, store, header
+            yield Kept(name, inode.number, store, header)
 
     # What the facade offers
 
     def listing(self) -> list[Snapshot]:
         """Return all snapshots, those that are not valid included, the oldest first; damaged ones before them."""
-        readable = {name: (store, header) for name, _, store, header in self._readable()}
-        newer = {each.name: number for number, each in enumerate(self.kept)}
+        readable = {each.name: each for each in self._readable()}
+        stores = {each.name: each.store for each in self.kept}
         made: list[tuple[int, Snapshot]] = []  # with serial numbers
         for name, inode in files.found(self.volume.view):
             if name not in readable:
                 made.append((0, Snapshot(name, inode.crtime_ns, inode.size, 0, bytes(16), REASONS[DAMAGED])))
                 continue
-            store, header = readable[name]
-            if name in newer:
-                store = self.kept[newer[name]].store
+            header, store = readable[name].header, stores.get(name, readable[name].store)
             reason = "" if header.valid else REASONS.get(header.reason, REASONS[DAMAGED])
             copied = store.count << store.bits
             size = store.chunks << store.bits
@@ -280,10 +274,10 @@ class Keeper:
             directory = files.folder(volume.view)
             if directory is None or not directories.find(volume.view, directory, name).ino:
                 raise FsError(errno.ENOENT, f"there is no snapshot {name.decode(errors='replace')}")
-            at = next((at for at, each in enumerate(self.kept) if each.name == name), None)
+            at = self._position(name)
             if at:
                 yield from self._merge(at)
-                at = next((at for at, each in enumerate(self.kept) if each.name == name), None)
+                at = self._position(name)
             self._remove(directory.number, name, at)
 
     # Making and deleting
@@ -325,8 +319,12 @@ class Keeper:
             for begin, end, _, _ in grants.granted.runs
         ]
 
+    def _position(self, name: bytes) -> int | None:
+        """Return the index of a valid snapshot in `kept`."""
+        return next((at for at, each in enumerate(self.kept) if each.name == name), None)
+
     def _last_serial(self) -> int:
-        return max((header.serial for _, _, _, header in self._readable()), default=0)
+        return max((each.header.serial for each in self._readable()), default=0)
 
     def _reserve(self, origin: int) -> int:
         return min(max(origin // RESERVE_SHARE, LEAST_RESERVE), MOST_RESERVE)
@@ -339,12 +337,13 @@ class Keeper:
         """
         older, gone = self.kept[at - 1], self.kept[at]
         wanted = past.needed_by(self.volume.pool, [each.store for each in self.kept], at)
+        bits = memoryview(wanted)
         while gone in self.kept:
             old, new = gone.store.table()
             moved = [
                 (chunk, place)
                 for chunk, place in zip(old.tolist(), new.tolist(), strict=True)
-                if wanted[chunk >> 3] >> (chunk & 7) & 1
+                if bitmaps.test(bits, chunk)
             ]
             part = moved[:MERGED_AT_ONCE]
             if older.store.room < len(part) and not self._grow(older, len(moved)):
@@ -488,7 +487,7 @@ class Keeper:
             FsError: ENOENT; EINVAL: it is not valid; EROFS.
         """
         self.volume.writable()
-        at = next((at for at, each in enumerate(self.kept) if each.name == name), None)
+        at = self._position(name)
         if at is None:
             for each in self.listing():
                 if each.name == name:
@@ -504,4 +503,5 @@ def _record(sb: Superblock) -> bytes:
 def _count(needed: bytearray, ranges: list[ByteRange], bits: int) -> int:
     """Return how many needed chunks the ranges touch, at most."""
     chunks = {chunk for begin, end in ranges for chunk in range(begin >> bits, (end - 1 >> bits) + 1)}
-    return sum(needed[chunk >> 3] >> (chunk & 7) & 1 for chunk in chunks)
+    bitmap = memoryview(needed)
+    return sum(bitmaps.test(bitmap, chunk) for chunk in chunks)

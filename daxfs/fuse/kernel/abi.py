@@ -440,6 +440,8 @@ GETXATTR_IN = Layout(GetxattrIn, BODY)
 ACCESS_IN = Layout(AccessIn, BODY)
 INTERRUPT_IN = Layout(InterruptIn, BODY)
 IOCTL_IN = Layout(IoctlIn, BODY)
+IOCTL_ARGUMENT = BODY + IOCTL_IN.size
+"""The offset of an ioctl's argument."""
 FALLOCATE_IN = Layout(FallocateIn, BODY)
 LSEEK_IN = Layout(LseekIn, BODY)
 COPY_FILE_RANGE_IN = Layout(CopyFileRangeIn, BODY)

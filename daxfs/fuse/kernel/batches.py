@@ -4,7 +4,7 @@ START begins a batch on an open file, COMMIT makes its writes durable, all or no
 close of the open file, and COMMIT itself if it fails. Unlike on F2FS nobody else sees the writes before COMMIT, other
 open files of the same inode are not affected, and only the process that has begun a batch may end it.
 
-Source: f2fs_ioc_start_atomic_write and others in fs/f2fs/file.c; the numbers in include/uapi/linux/f2fs.h.
+Source: f2fs_ioc_start_atomic_write and others in fs/f2fs/file.c; the numbers are in `daxfs.f2fs`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,6 @@ from daxfs.fuse.kernel.openbatch import OpenBatch
 if TYPE_CHECKING:
     from daxfs.fuse.kernel.connection import Connection
     from daxfs.fuse.kernel.request import Request
-
-F2FS_IOC_START_ATOMIC_WRITE = 0xF501
-F2FS_IOC_COMMIT_ATOMIC_WRITE = 0xF502
-F2FS_IOC_ABORT_ATOMIC_WRITE = 0xF505
-F2FS_IOC_GET_FEATURES = 0x8004F50C
 
 FEATURES = Struct("=I")
 FEATURE_ATOMIC_WRITE = 0x0004

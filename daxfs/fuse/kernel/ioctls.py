@@ -12,12 +12,12 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from daxfs import protocol
+from daxfs import f2fs, protocol
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FsXattr
 from daxfs.fuse.kernel import abi, atomicwrites, batches, leases, remount, snapshots, statistics, status
-from daxfs.fuse.kernel.abi import BODY, Opcode
+from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import fixed
 from daxfs.fuse.kernel.scheduling import FITRIM
 
@@ -105,10 +105,10 @@ COMMANDS: dict[int, Command] = {
     FS_IOC_FSSETXATTR: set_fsxattr,
     FS_IOC_GETFSLABEL: get_label,
     FS_IOC_SETFSLABEL: set_label,
-    batches.F2FS_IOC_GET_FEATURES: batches.features,
-    batches.F2FS_IOC_START_ATOMIC_WRITE: batches.start,
-    batches.F2FS_IOC_COMMIT_ATOMIC_WRITE: batches.commit,
-    batches.F2FS_IOC_ABORT_ATOMIC_WRITE: batches.abort,
+    f2fs.F2FS_IOC_GET_FEATURES: batches.features,
+    f2fs.F2FS_IOC_START_ATOMIC_WRITE: batches.start,
+    f2fs.F2FS_IOC_COMMIT_ATOMIC_WRITE: batches.commit,
+    f2fs.F2FS_IOC_ABORT_ATOMIC_WRITE: batches.abort,
     statistics.STATISTICS: statistics.query,
     status.STATUS: status.query,
     remount.REMOUNT: remount.change,
@@ -141,7 +141,7 @@ def ioctl(connection: Connection, request: Request) -> Answer:
         raise FsError(errno.ENOTTY)
     if given.out_size > LARGEST_ARGUMENT:
         raise FsError(errno.EINVAL)
-    argument = request.data(BODY + abi.IOCTL_IN.size, given.in_size)
+    argument = request.data(abi.IOCTL_ARGUMENT, given.in_size)
 
     def framed(answer: bytes) -> bytes:
         return abi.IOCTL_OUT.pack(0, 0, 0, 0) + answer[: given.out_size].ljust(given.out_size, b"\0")

@@ -52,8 +52,6 @@ _OPCODE, _NODE, _UID = _HEADER.opcode, _HEADER.nodeid, _HEADER.uid
 _OPEN_FLAGS = abi.OPEN_IN.index.flags
 _WRITE_FLAGS = abi.WRITE_IN.index.write_flags
 _COPY_TARGET = abi.COPY_FILE_RANGE_IN.index.nodeid_out
-ARGUMENT = BODY + abi.IOCTL_IN.size
-"""Where the argument of an ioctl begins in its message."""
 
 OF_NOBODY = frozenset({Opcode.RELEASE, Opcode.RELEASEDIR})
 CHANGING = frozenset({Opcode.WRITE, Opcode.SETATTR, Opcode.FALLOCATE, Opcode.IOCTL})
@@ -82,11 +80,11 @@ def may_be_short(message: bytes) -> bool:
     signals end no truncate and no stat: many programs, and whole languages, do not expect EINTR from these.
     """
     opcode = opcode_of(message)
-    if opcode != Opcode.IOCTL or len(message) < ARGUMENT:
+    if opcode != Opcode.IOCTL or len(message) < abi.IOCTL_ARGUMENT:
         return opcode in SHORTENED
     command = abi.IOCTL_IN.read(message, BODY).cmd
-    if command in LEASES and len(message) >= ARGUMENT + protocol.LEASE.size:
-        return bool(protocol.LEASE.unpack_from(message, ARGUMENT)[3] & protocol.Flag.FILL)
+    if command in LEASES and len(message) >= abi.IOCTL_ARGUMENT + protocol.LEASE.size:
+        return bool(protocol.LEASE.unpack_from(message, abi.IOCTL_ARGUMENT)[3] & protocol.Flag.FILL)
     return command == FITRIM
 
 
