@@ -5,10 +5,17 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import Options
 from daxfs.pmem.address import address_of
 from daxfs.pmem.faults import MappedFaults
-from daxfs.pmem.pool import Pool
+from daxfs.pmem.pool import Pool, open_pool
+from support import run
 
 PAGE = mmap.PAGESIZE
 _SHARED_FIXED = mmap.MAP_SHARED | 0x10
@@ -59,3 +66,45 @@ class Poison:
         self._remap(offset, length)
         for page in self._pages:
             self._cover(page)
+
+
+class PoisonRig:
+    """A pool with some files, open, and its poison."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self.path = path
+        self.pool = open_pool(path)
+        self.fs = FileSystem.open(self.pool, options)
+        self.poison = Poison(self.pool)
+
+    def inode(self, name: str) -> int:
+        """The pool's offset of a file's inode."""
+        said = run("debugfs", "-R", f"imap <{self.fs.tree.stat(name).ino}>", self.path)
+        found = re.search(r"at block (\d+), offset (0x[0-9a-f]+)", said)
+        assert found
+        return (int(found[1]) << self.fs.volume.block_bits) + int(found[2], 16)
+
+    def data(self, name: str, block: int = 0) -> int:
+        """The pool's offset of a block of a file."""
+        bits = self.fs.volume.block_bits
+        run = next(each for each in self.fs.describe(self.fs.tree.stat(name).ino) if each.lblk + each.length > block)
+        return run.pblk + block - run.lblk << bits
+
+    @contextmanager
+    def overwritten_without_its_inode(self, name: str, content: bytes) -> Iterator[None]:
+        """An open file is overwritten, and "/meanwhile" made and committed, while the file's inode is missing.
+
+        The inode is missing until the end of the body.
+        """
+        place = self.inode(name)
+        with self.fs.tree.open(name, "r+b") as file:
+            file.write(b"x")
+            self.fs.sync()
+            self.poison.add(place)
+            file.seek(0)
+            file.write(b"new")
+            self.fs.tree.write_bytes("/meanwhile", content)
+            self.fs.sync()
+            assert not self.fs.read_only
+            yield
+            self.poison.mend()

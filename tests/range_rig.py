@@ -32,6 +32,16 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
+def make(fs: FileSystem, name: bytes = b"f", flags: int = os.O_RDWR) -> OpenFile:
+    """Create a file in the root directory, and open it."""
+    return fs.create(ROOT_INO, name, 0o644, flags)[0]
+
+
+def content(fs: FileSystem, file: OpenFile) -> bytes:
+    """The whole content of an open file."""
+    return bytes(fs.read(file, 0, file.size))
+
+
 class Model:
     """One file: its bytes, and its blocks as {logical block: unwritten}, those past EOF included."""
 

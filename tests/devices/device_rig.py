@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mount_rig
-from mount_rig import Mounted, mountpoint
+from mount_rig import mountpoint
 from tree_rig import KernelSide
 
 from daxfs.pmem import kinds
@@ -31,6 +31,8 @@ with contextlib.redirect_stdout(None):
 
 mount_rig.LIMIT = 500.0
 """Seconds that one mount may live: the guest is some 16 times slower than the machine."""
+mounted = mount_rig.mounted_unchecked
+"""e2fsck can't read every device; `checked` has it checked."""
 
 KINDS = ("fsdax", "devdax-2M", "devdax-4K", "sector", "ext4-dax", "xfs-dax")
 """What a pool can lie on: the namespaces of scripts/guest/inside.py, and files on a host file system with dax."""
@@ -89,18 +91,6 @@ def mkfs(pool: Path, *options: str) -> Path:
 
 def _mode(path: Path) -> int:
     return path.stat().st_mode if path.exists() else 0
-
-
-@contextlib.contextmanager
-def mounted(pool: Path, *options: str) -> Iterator[Mounted]:
-    """Mount a pool with daxfs; unmount it at the end."""
-    with mountpoint() as place:
-        mount = Mounted(pool, place, options)
-        try:
-            yield mount
-            mount.unmount()
-        finally:
-            mount.down()
 
 
 @contextlib.contextmanager

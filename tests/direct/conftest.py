@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 from direct_rig import daemon
 from mount_rig import SESSIONS, Mounted, mounted
+from preload_rig import compile_library
 
 __all__ = ["daemon"]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The preload library, compiled from the sources."""
+    return compile_library(tmp_path_factory.mktemp("library") / "preload.so")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from direct_rig import DATA, FakeDaemon
 from mount_rig import SESSIONS, Mounted, mounted
-from preload_rig import Agent, agent, compile_library
+from preload_rig import Agent, agent
 
 from daxfs import direct, protocol
 from daxfs.protocol import EXTENT
@@ -148,12 +148,6 @@ def test_a_path_without_end_is_refused(daemon: FakeDaemon, monkeypatch: pytest.M
 
 
 # The same below the preload library: the daemon is a real one, whose answers are spoiled before they leave.
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("answers") / "preload.so")
 
 
 @pytest.fixture

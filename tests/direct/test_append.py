@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from mount_rig import SESSIONS, Mounted, mounted, mountpoint
-from preload_rig import PROGRAMS, Agent, agent, below, compile_library
+from preload_rig import PROGRAMS, Agent, agent, below
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
@@ -26,12 +26,6 @@ from support import fsck
 BLOCK = 4096
 PAIRS = 8
 """Appends that are synchronised at once, until the next one is made durable by itself."""
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("append") / "preload.so")
 
 
 @pytest.fixture

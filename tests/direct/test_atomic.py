@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pytest
 from mount_rig import SESSIONS, Mounted, mounted, mountpoint
-from preload_rig import Agent, agent, compile_library
+from preload_rig import Agent, agent
 
 from daxfs import protocol
 from daxfs.fs.filesystem import FileSystem
@@ -58,12 +58,6 @@ def sizes(directory, path=b"", flags=0x1000, mask=0x107ff, number=0):
     bits = bool(got & 0x10000), bool(attributes & 0x400000), bool(known & 0x400000)
     return *bits, *struct.unpack_from("=III", answer, 0xa8), struct.unpack_from("=Q", answer, 0x28)[0]
 """
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("atomic") / "preload.so")
 
 
 @pytest.fixture

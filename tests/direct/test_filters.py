@@ -12,13 +12,7 @@ from pathlib import Path
 
 import pytest
 from mount_rig import SESSIONS, mounted
-from preload_rig import LIMIT, below, compile_library, compile_program, said
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("filters") / "preload.so")
+from preload_rig import LIMIT, below, compile_program, said
 
 
 @pytest.fixture(scope="module")

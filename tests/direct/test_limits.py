@@ -13,18 +13,12 @@ from pathlib import Path
 
 import pytest
 from mount_rig import SESSIONS, mounted
-from preload_rig import agent, compile_library
+from preload_rig import agent
 
 from daxfs import direct
 
 PART = 4096
 LIMIT = 5 * PART + 100
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("limits") / "preload.so")
 
 
 @pytest.fixture

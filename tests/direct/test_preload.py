@@ -14,19 +14,13 @@ from pathlib import Path
 
 import pytest
 from mount_rig import NOBODY, SESSIONS, Mounted, mounted, mountpoint
-from preload_rig import PROGRAMS, Agent, agent, below, compile_library, compile_program, said
+from preload_rig import PROGRAMS, Agent, agent, below, compile_program, said
 
 from support import fsck, mke2fs
 
 STEPS = 1500
 SECONDS = "3"
 PART = 4096
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("preload") / "preload.so")
 
 
 @pytest.fixture(scope="session")

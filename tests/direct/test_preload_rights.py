@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lease_actor import holders
 from mount_rig import NOBODY, Mounted, mounted_by_root
-from preload_rig import Agent, agent, compile_library
+from preload_rig import Agent, agent
 
 PART = 4096
 SIZE = 16 * PART
@@ -37,12 +37,6 @@ DROPS = {
     "syscall setresuid": "libc.syscall(117, {user}, {user}, {user})",
     "syscall setfsuid": "libc.syscall(122, {user})",
 }
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("rights") / "preload.so")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mount_rig import SESSIONS, Mounted, mountpoint
-from preload_rig import Agent, agent, compile_library
+from preload_rig import Agent, agent
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
@@ -34,12 +34,6 @@ for _ in range(20):
 os.pwrite(fd, b'written', 4096)
 os.mkdir({place} + '/late')
 """
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled from the sources."""
-    return compile_library(tmp_path_factory.mktemp("sync") / "preload.so")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from direct_rig import FakeDaemon
 from mount_rig import NOBODY, SESSIONS, mounted
-from preload_rig import agent, compile_library, compile_program, said
+from preload_rig import agent, compile_program, said
 
 from daxfs import direct
 from daxfs.direct import trust
@@ -18,12 +18,6 @@ from daxfs.fs.grants import epochs
 LINE = "{id} 1 {device} / /mnt/a\\040b rw,nosuid shared:7 - {kind} {source} rw,{options},default_permissions\n"
 OWN = os.getuid()
 ATTEMPTS = 10
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The preload library."""
-    return compile_library(tmp_path_factory.mktemp("preload") / "preload.so")
 
 
 @pytest.fixture(scope="session")

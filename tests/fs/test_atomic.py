@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from range_rig import refused
+from range_rig import content, make, refused
 
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import atomic
@@ -18,14 +18,6 @@ from daxfs.structures import inodes
 
 OpenFs = Callable[..., FileSystem]
 MIB = 1 << 20
-
-
-def make(fs: FileSystem, name: bytes = b"f", flags: int = os.O_RDWR) -> OpenFile:
-    return fs.create(ROOT_INO, name, 0o644, flags)[0]
-
-
-def content(fs: FileSystem, file: OpenFile) -> bytes:
-    return bytes(fs.read(file, 0, file.size))
 
 
 def places(fs: FileSystem, file: OpenFile) -> set[int]:

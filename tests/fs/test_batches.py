@@ -9,23 +9,15 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from lease_rig import STORE, Client
-from range_rig import refused, set_flag
+from range_rig import content, make, refused, set_flag
 
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
 from daxfs.protocol import Flag
 
 OpenFs = Callable[..., FileSystem]
 MIB = 1 << 20
-
-
-def make(fs: FileSystem, name: bytes = b"f", flags: int = os.O_RDWR) -> OpenFile:
-    return fs.create(ROOT_INO, name, 0o644, flags)[0]
-
-
-def content(fs: FileSystem, file: OpenFile) -> bytes:
-    return bytes(fs.read(file, 0, file.size))
 
 
 def test_random_batches_equal_a_bytearray(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from damage_rig import flip, place_of, superblock
-from poison_rig import Poison
+from poison_rig import Poison, PoisonRig
 
 from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory
 from daxfs.ext4.superblock import EXT4_ERROR_FS, EXT4_VALID_FS
@@ -27,28 +27,12 @@ STOPS = Options(commit_interval=1e9, errors="remount-ro")
 GOES_ON = replace(STOPS, errors="continue")
 
 
-class Rig:
-    """A pool with some files, open, and its poison."""
+class Rig(PoisonRig):
+    """A poisoned pool that a test may close before its end."""
 
     def __init__(self, path: Path, options: Options) -> None:
-        self.path = path
-        self.pool = open_pool(path)
-        self.fs = FileSystem.open(self.pool, options)
-        self.poison = Poison(self.pool)
+        super().__init__(path, options)
         self.open = True
-
-    def inode(self, name: str) -> int:
-        """The pool's offset of a file's inode."""
-        said = run("debugfs", "-R", f"imap <{self.fs.tree.stat(name).ino}>", self.path)
-        found = re.search(r"at block (\d+), offset (0x[0-9a-f]+)", said)
-        assert found
-        return (int(found[1]) << self.fs.volume.block_bits) + int(found[2], 16)
-
-    def data(self, name: str, block: int = 0) -> int:
-        """The pool's offset of a block of a file."""
-        bits = self.fs.volume.block_bits
-        run = next(each for each in self.fs.describe(self.fs.tree.stat(name).ino) if each.lblk + each.length > block)
-        return run.pblk + block - run.lblk << bits
 
     def spoil(self, place: int) -> None:
         """The memory there is missing from now on; everything is read from the pool once more."""
@@ -293,19 +277,9 @@ def test_a_mount_whose_orphans_need_missing_metadata(path: Path, node: int, opti
 def test_what_a_commit_does_without_is_reported(path: Path) -> None:
     """The times of an open file whose inode is gone are lost; the tick says so."""
     rig = Rig(path, STOPS)
-    place = rig.inode("/folder/20")
-    with rig.fs.tree.open("/folder/20", "r+b") as file:
-        file.write(b"x")
-        rig.fs.sync()
-        rig.poison.add(place)
-        file.seek(0)
-        file.write(b"new")
-        rig.fs.tree.write_bytes("/meanwhile", CONTENT)
-        rig.fs.sync()
-        assert not rig.fs.read_only
+    with rig.overwritten_without_its_inode("/folder/20", CONTENT):
         rig.fs.tick()
         assert rig.fs.read_only
-        rig.poison.mend()
     rig.close()
     with FileSystem.open(path) as fs:
         assert fs.tree.read_bytes("/meanwhile") == CONTENT

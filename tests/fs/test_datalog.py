@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from crash_rig import FORMATS, QUIET, image, noise
 from lease_rig import STORE, client, fill_up
-from range_rig import COLLAPSE, KEEP_SIZE, PUNCH, ZERO, refused
+from range_rig import COLLAPSE, KEEP_SIZE, PUNCH, ZERO, content, refused
 from recorder import RecordingPool
 
 from daxfs.ext4 import jbd2
@@ -31,10 +31,6 @@ def make(fs: FileSystem, size: int = 0, name: bytes = b"file") -> OpenFile:
     if size:
         fs.write(file, 0, noise(size, size))
     return file
-
-
-def content(fs: FileSystem, file: OpenFile) -> bytes:
-    return bytes(fs.read(file, 0, file.size))
 
 
 def home(fs: FileSystem, file: OpenFile, lblk: int) -> bytes:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import random
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from damage_rig import place_of
-from poison_rig import Poison
+from poison_rig import Poison, PoisonRig
 
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
@@ -20,31 +19,17 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.pmem.pool import open_pool
-from support import fsck, mke2fs, run, tmpfs
+from support import fsck, mke2fs, tmpfs
 
 CONTENT = random.Random(1).randbytes(300_000)
 FORMATS = {"default": (), "no-csum": ("-O", "^metadata_csum,^metadata_csum_seed"), "no-journal": ("-O", "^has_journal")}
 
 
-class Rig:
-    """A pool with some files, open, and its poison."""
+class Rig(PoisonRig):
+    """A poisoned pool without periodic commits."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.pool = open_pool(path)
-        self.fs = FileSystem.open(self.pool, Options(commit_interval=1e9))
-        self.poison = Poison(self.pool)
-
-    def data(self, path: str) -> int:
-        """The pool's offset of a file's first block."""
-        return self.fs.describe(self.fs.tree.stat(path).ino)[0].pblk << self.fs.volume.block_bits
-
-    def inode(self, path: str) -> int:
-        """The pool's offset of a file's inode."""
-        said = run("debugfs", "-R", f"imap <{self.fs.tree.stat(path).ino}>", self.path)
-        found = re.search(r"at block (\d+), offset (0x[0-9a-f]+)", said)
-        assert found
-        return (int(found[1]) << self.fs.volume.block_bits) + int(found[2], 16)
+        super().__init__(path, Options(commit_interval=1e9))
 
     def fresh(self) -> None:
         """Have everything read from the pool once more."""
@@ -265,17 +250,8 @@ def test_an_interrupted_operation(rig: Rig, monkeypatch: pytest.MonkeyPatch, wit
 
 def test_the_inode_of_an_open_file_that_is_overwritten(rig: Rig) -> None:
     """The commit can't write its times. Nobody else's changes are lost because of that."""
-    place = rig.inode("/folder/20")
-    with rig.fs.tree.open("/folder/20", "r+b") as file:
-        file.write(b"x")
-        rig.fs.sync()
-        rig.poison.add(place)
-        file.seek(0)
-        file.write(b"new")
-        rig.fs.tree.write_bytes("/meanwhile", CONTENT)
-        rig.fs.sync()
-        assert not rig.fs.read_only
-        rig.poison.mend()
+    with rig.overwritten_without_its_inode("/folder/20", CONTENT):
+        pass
     assert rig.fs.tree.read_bytes("/meanwhile") == CONTENT
     assert rig.fs.tree.read_bytes("/folder/20")[:3] == b"new"
 

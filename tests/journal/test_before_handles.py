@@ -17,21 +17,6 @@ from daxfs.pmem.memory import MemoryPool
 from daxfs.runs import ByteRange
 
 
-@pytest.fixture
-def rig() -> JournalRig:
-    return JournalRig()
-
-
-@pytest.fixture
-def pool(rig: JournalRig) -> MemoryPool:
-    return MemoryPool(rig.content)
-
-
-@pytest.fixture
-def journal(rig: JournalRig, pool: MemoryPool) -> Journal:
-    return Journal.open(pool, rig.geometry, rig.area, check_credits=True)
-
-
 def change(rig: JournalRig, journal: Journal, number: int, blocks: int = 1) -> None:
     with journal.handle(blocks) as tx:
         for block in rig.free[:blocks]:

@@ -22,16 +22,6 @@ def rig() -> JournalRig:
     return JournalRig(log_blocks=64)
 
 
-@pytest.fixture
-def pool(rig: JournalRig) -> MemoryPool:
-    return MemoryPool(rig.content)
-
-
-@pytest.fixture
-def journal(rig: JournalRig, pool: MemoryPool) -> Journal:
-    return Journal.open(pool, rig.geometry, rig.area, check_credits=True)
-
-
 def owned(logged: LoggedData) -> dict[int, list[int]]:
     return {owner: sorted(blocks) for owner, blocks in logged.owners.items()}
 

@@ -42,21 +42,6 @@ def undone(journal: Journal, credits: int) -> Iterator[Handle]:
         next(steps)
 
 
-@pytest.fixture
-def rig() -> JournalRig:
-    return JournalRig()
-
-
-@pytest.fixture
-def pool(rig: JournalRig) -> MemoryPool:
-    return MemoryPool(rig.content)
-
-
-@pytest.fixture
-def journal(rig: JournalRig, pool: MemoryPool) -> Journal:
-    return Journal.open(pool, rig.geometry, rig.area, check_credits=True)
-
-
 def nothing(content: memoryview) -> None:
     """Do nothing: as a seal, or as a check that accepts."""
 

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, Mounted, daxfs, mounted, mountpoint
+from mount_rig import SESSIONS, daxfs, mounted, mounted_unchecked
 
 from support import fsck, run
-
-
-@contextlib.contextmanager
-def mounted_damaged(pool: Path, *options: str) -> Iterator[Mounted]:
-    """A mount whose pool is not checked afterwards."""
-    with mountpoint() as place:
-        mount = Mounted(pool, place, options)
-        try:
-            yield mount
-            mount.unmount()
-        finally:
-            mount.down()
 
 
 def error_of_mkdir(place: Path) -> int:
@@ -55,7 +41,7 @@ def damaged(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("session", SESSIONS)
 def test_a_pool_of_mkfs_becomes_read_only(damaged: Path, session: str) -> None:
-    with mounted_damaged(damaged, *SESSIONS[session]) as mount:
+    with mounted_unchecked(damaged, *SESSIONS[session]) as mount:
         assert error_of_mkdir(mount.place / "new") == errno.EUCLEAN
         assert error_of_mkdir(mount.place / "new") == errno.EROFS
         assert (mount.place / "file").read_bytes() == b"content"
@@ -74,7 +60,7 @@ def test_a_pool_of_mkfs_becomes_read_only(damaged: Path, session: str) -> None:
 
 
 def test_a_mount_that_goes_on(damaged: Path) -> None:
-    with mounted_damaged(damaged, "errors=continue") as mount:
+    with mounted_unchecked(damaged, "errors=continue") as mount:
         for _ in range(2):
             assert error_of_mkdir(mount.place / "new") == errno.EUCLEAN
         (mount.place / "file").write_bytes(b"changed")
