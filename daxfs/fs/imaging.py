@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.fs.filesystem import FileSystem
@@ -21,24 +22,44 @@ from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
-    from daxfs.snapshots.reading import Chain
+    from daxfs.snapshots.reading import Past
 
 
-def pieces(pool: Pool, chain: Chain) -> Iterator[tuple[int, bytes]]:
-    """Yield the offsets and contents of an image's chunks that are no holes, in order.
+Chunks = npt.NDArray[np.intp]
+AT_ONCE = 64
+"""Chunks that are read at once."""
+
+
+def pieces(pool: Pool, past: Past) -> Iterator[tuple[int, bytes]]:
+    """Yield the offsets and contents of the parts of an image that are no holes, whole chunks each, in order.
 
     Raises:
         Corrupt: the snapshot's metadata is damaged.
         NotAStore: a store is.
     """
-    view = PastView(pool, chain)
-    bits = chain.chunk_bits
+    bits = past.chunk_bits
+    held = chunks(pool, past)
+    for part in np.split(held, np.flatnonzero(np.diff(held) != 1) + 1):
+        for at in range(0, len(part), AT_ONCE):
+            first, count = int(part[at]), min(AT_ONCE, len(part) - at)
+            offset = first << bits
+            yield offset, past.read(offset, min(count << bits, pool.size - offset))
+
+
+def chunks(pool: Pool, past: Past) -> Chunks:
+    """Return the numbers of the chunks that an image holds, in order.
+
+    Raises:
+        Corrupt: the snapshot's metadata is damaged.
+        NotAStore: a store is.
+    """
+    view = PastView(pool, past)
+    bits = past.chunk_bits
     flags = np.unpackbits(np.frombuffer(needed_at(view), np.uint8), bitorder="little")
     flags[SUPERBLOCK_OFFSET >> bits] = 1
     log = inodes.read(view, view.superblock().s_journal_inum)
     flags[mapping.lookup(view, log, 0).pblk << view.geometry.block_bits >> bits] = 1
-    for number in np.flatnonzero(flags).tolist():
-        yield number << bits, chain.chunk(number)
+    return np.flatnonzero(flags)
 
 
 def clean(image: str | os.PathLike[str] | Pool) -> None:

@@ -31,6 +31,10 @@ VALID_AT = 4
 OWN_AT = 512
 REASON_AT = 1024
 """Of the word that says why a snapshot is not valid, a number of the caller's."""
+ROLE_AT = 1032
+"""Of the word that tells other processes, which read a mounted pool, what a store is at the moment."""
+NEWEST, FOLLOWED, LEAVING = 0, 1, 2
+"""Roles: it takes the copies; a newer one does; it is being deleted, and its blocks may get other content soon."""
 
 _SECTOR_BITS = 9
 _HEADER = struct.Struct("<4I")  # magic, valid, version, chunk size in sectors

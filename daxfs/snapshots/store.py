@@ -110,6 +110,17 @@ class Store:
         raw.store_word(start + layout.VALID_AT, 0)
         raw.fence()
 
+    def set_role(self, role: int) -> None:
+        """Tell other processes what the store is from now on (`format.ROLE_AT`), before anything is stored for it."""
+        raw = self._pool.unhooked
+        raw.store_word(self._place(0) + layout.ROLE_AT, role, 8)
+        raw.fence()
+
+    def head(self) -> bytes:
+        """Return the header's bytes as they are: another process can see in them whether a store is what it was."""
+        start = self._place(0)
+        return bytes(self._memory[start : start + layout.ROLE_AT + 8])
+
     # The table
 
     def open(self) -> None:

@@ -35,6 +35,7 @@ FAILURE_CODES = {
     "exec": EXEC_FAILED,
     "export": COPY_FAILED,
     "import": COPY_FAILED,
+    "snapshot": COPY_FAILED,
 }
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": True}
@@ -187,23 +188,55 @@ def import_command(
     importing.run(file, pool, options)
 
 
-@app.command("snapshot")
-def snapshot_command(
-    action: Annotated[str, typer.Argument(metavar="create|list|delete|export")],
-    mountpoint: MountpointArgument,
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Of the snapshot; list needs none.")] = "",
-    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Of export: the image.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="List in JSON.")] = False,
-) -> None:
-    """Snapshots of a mount: create one, list them, delete one, or export one to an ext4 image, while it is in use.
+snapshots_app = typer.Typer(help="Snapshots: the whole file system as it was at a moment.", rich_markup_mode=None)
+app.add_typer(snapshots_app, name="snapshot")
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the snapshot.")]
+PlaceArgument = Annotated[
+    str, typer.Argument(metavar="MOUNTPOINT|POOL", help="Where daxfs is mounted, or a pool that is not in use.")
+]
 
-    The whole file system is kept as it is when create begins. Blocks are copied when they are first overwritten. If the
-    pool has no room for a copy, the snapshots are lost, which list shows, and not the write.
+
+@snapshots_app.command("create")
+def snapshot_create_command(mountpoint: MountpointArgument, name: NameArgument) -> None:
+    """Keep the whole file system as it is now, while it goes on.
+
+    Blocks are copied when they are first overwritten. If the pool has no room for a copy, the snapshots are lost, which
+    list shows, and not the write.
     """
     from daxfs.tools import snapshots
 
-    snapshots.run(action, mountpoint, name, file, force=force, as_json=as_json)
+    snapshots.create(mountpoint, name)
+
+
+@snapshots_app.command("list")
+def snapshot_list_command(
+    place: PlaceArgument, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """List the snapshots of a mount or pool, the oldest first."""
+    from daxfs.tools import snapshots
+
+    snapshots.show(place, as_json=as_json)
+
+
+@snapshots_app.command("delete")
+def snapshot_delete_command(mountpoint: MountpointArgument, name: NameArgument) -> None:
+    """Delete a snapshot, also one that is lost."""
+    from daxfs.tools import snapshots
+
+    snapshots.delete(mountpoint, name)
+
+
+@snapshots_app.command("export")
+def snapshot_export_command(
+    place: PlaceArgument,
+    name: NameArgument,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The image, a new file.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a snapshot to FILE as a sparse and clean ext4 image, while a mount is in use."""
+    from daxfs.tools import snapshots
+
+    snapshots.export(place, name, file, force=force)
 
 
 @app.command("dump")

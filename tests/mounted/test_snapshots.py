@@ -13,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import as_user, daxfs, mounted
+from mount_rig import Mounted, as_user, daxfs, mounted, mountpoint
 from tree_rig import QUIET
 
+from daxfs.errors import FsError
+from daxfs.fs import imaging
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import Snapshot
 from daxfs.fuse.kernel.snapshots import CREATE, LIST, QUESTION, SIZE, SNAPSHOTS
-from daxfs.tools import snapshots
-from support import fsck
+from daxfs.tools import snapshotsource
+from support import HANG_SECONDS, fsck, run
 
 Pool = Callable[..., Path]
 FILES = 40
@@ -35,6 +38,19 @@ def written(place: Path, seed: int) -> dict[str, bytes]:
     for name, content in found.items():
         (place / name).write_bytes(content)
     return found
+
+
+def listed(place: Path) -> list[Snapshot]:
+    """The snapshots of a mount."""
+    with snapshotsource.opened(str(place)) as source:
+        return source.listing()
+
+
+def killed(mount: Mounted) -> None:
+    """End the daemon without its knowledge."""
+    mount.daemon.kill()
+    mount.daemon.wait(HANG_SECONDS)
+    mount.down()
 
 
 def held(image: Path) -> dict[str, bytes]:
@@ -83,6 +99,74 @@ def test_an_export_is_the_tree_at_its_making_while_files_change(pool: Pool, opti
         assert held(image) == first
 
 
+def test_an_export_goes_on_while_snapshots_come_and_go(pool: Pool) -> None:
+    path = pool()
+    image = path.with_name("image")
+    with mounted(path) as mount:
+        first = written(mount.place, 1)
+        daxfs("snapshot", "create", mount.place, "one")
+        with snapshotsource.opened(str(mount.place)) as source:
+            past = source.past(snapshotsource.valid(source, "one"))
+            found = bytearray(past.read(0, 4096).ljust(source.pool.size, b"\0"))
+            for step, (offset, content) in enumerate(imaging.pieces(source.pool, past)):
+                found[offset : offset + len(content)] = content
+                if step < 4:
+                    written(mount.place, 2 + step)
+                    daxfs(
+                        "snapshot",
+                        *(("create", mount.place, "two") if step % 2 == 0 else ("delete", mount.place, "two")),
+                    )
+                    written(mount.place, 12 + step)
+            assert step >= 4
+            image.write_bytes(found)
+            imaging.clean(image)
+            assert held(image) == first
+            daxfs("snapshot", "delete", mount.place, "one")
+            with pytest.raises(FsError, match="the snapshot is deleted"):
+                past.read(0, 4096)
+
+
+def test_a_mount_that_is_read_can_not_be_unmounted_and_a_killed_one_is_no_longer_believed(pool: Pool) -> None:
+    path = pool()
+    with mountpoint() as place:
+        mount = Mounted(path, place)
+        written(mount.place, 1)
+        daxfs("snapshot", "create", mount.place, "one")
+        with snapshotsource.opened(str(mount.place)) as source:
+            past = source.past(snapshotsource.valid(source, "one"))
+            past.read(0, 4096)
+            assert "is busy" in daxfs("umount", mount.place, code=32)
+            killed(mount)
+            with pytest.raises(FsError, match="its daemon has ended"):
+                past.read(0, 4096)
+    run("e2fsck", "-fp", path)
+
+
+def test_a_pool_that_is_not_mounted_is_listed_and_exported_as_it_is(pool: Pool) -> None:
+    path = pool()
+    image = path.with_name("image")
+    with mounted(path) as mount:
+        first = written(mount.place, 1)
+        daxfs("snapshot", "create", mount.place, "one")
+        written(mount.place, 2)
+    with mountpoint() as place:
+        mount = Mounted(path, place)
+        written(place, 3)
+        killed(mount)
+    before = path.read_bytes()
+    assert " one " in daxfs("snapshot", "list", path)
+    daxfs("snapshot", "export", path, "one", image)
+    assert held(image) == first
+    assert "there is no snapshot of this name" in daxfs("snapshot", "export", path, "two", image, "--force", code=1)
+    assert path.read_bytes() == before
+    run("e2fsck", "-fy", path)
+    assert "lost: another program has changed the pool" in daxfs("snapshot", "list", path)
+    assert "is lost" in daxfs("snapshot", "export", path, "one", image, "--force", code=1)
+    assert held(image) == first
+    image.write_bytes(bytes(1 << 20))
+    assert "not an ext4 pool" in daxfs("snapshot", "list", image, code=1)
+
+
 def test_what_a_mapping_holds_in_the_page_cache_is_in_the_snapshot(pool: Pool) -> None:
     path = pool()
     with mounted(path) as mount:
@@ -101,7 +185,7 @@ def test_bad_input_changes_nothing(pool: Pool) -> None:
     path = pool()
     with mounted(path) as mount:
         daxfs("snapshot", "create", mount.place, "s")
-        before = [row["uuid"] for row in snapshots.listing(str(mount.place))]
+        before = [each.uuid for each in listed(mount.place)]
         (mount.place / "taken").touch()
         for code, arguments, words in (
             (1, ("create", mount.place, "s"), "there is a snapshot of this name"),
@@ -111,14 +195,18 @@ def test_bad_input_changes_nothing(pool: Pool) -> None:
             (1, ("export", mount.place, "none", path.with_name("image")), "there is no snapshot of this name"),
             (1, ("export", mount.place, "s", path), "is the pool itself"),
             (1, ("export", mount.place, "s", mount.place / "taken"), "exists; to replace it add --force"),
-            (64, ("create", mount.place), "needs a mountpoint and a name"),
-            (64, ("list", mount.place, "s"), "needs a mountpoint"),
-            (64, ("export", mount.place, "s"), "needs a mountpoint, a name and a file"),
-            (64, ("rename", mount.place, "s"), "is no command of snapshot"),
+            (1, ("delete", mount.place, "n" * 256), "longer than 255 bytes"),
+            (64, ("create", mount.place), "Missing argument 'NAME'"),
+            (64, ("list", mount.place, "s"), "unexpected extra argument"),
+            (64, ("export", mount.place, "s"), "Missing argument 'FILE'"),
+            (64, ("rename", mount.place, "s"), "No such command 'rename'"),
             (66, ("list", path.parent), "no daxfs is mounted"),
+            (66, ("create", path, "t"), "no daxfs is mounted"),
+            (32, ("list", path), f"has it mounted on {mount.place}"),
+            (32, ("export", path, "s", path.with_name("image")), f"has it mounted on {mount.place}"),
         ):
             assert words in daxfs("snapshot", *arguments, code=code)
-        assert [row["uuid"] for row in snapshots.listing(str(mount.place))] == before
+        assert [each.uuid for each in listed(mount.place)] == before
         assert not path.with_name("image").exists()
 
 
@@ -149,7 +237,7 @@ def test_only_root_may_ask_and_only_the_root_directory_answers(pool: Pool) -> No
                 ask(place, what)
         assert as_user(lambda: ask(mount.place, LIST)) == errno.EPERM
         assert as_user(lambda: ask(mount.place, CREATE)) == errno.EPERM
-        assert snapshots.listing(str(mount.place)) == []
+        assert listed(mount.place) == []
 
 
 def test_a_long_list_comes_whole(pool: Pool) -> None:
@@ -157,4 +245,4 @@ def test_a_long_list_comes_whole(pool: Pool) -> None:
         for number in range(30):
             (mount.place / ".daxfs/snapshots").mkdir(parents=True, exist_ok=True)
             (mount.place / ".daxfs/snapshots" / (f"{number:02}" + "n" * 240)).touch()
-        assert len(snapshots.listing(str(mount.place))) == 30
+        assert len(listed(mount.place)) == 30

@@ -5,6 +5,8 @@ from __future__ import annotations
 from teeth.mutant import Mutant
 
 KEEPER = "daxfs/fs/snapshots/keeper.py"
+CATALOGUE = "daxfs/fs/snapshots/catalogue.py"
+READING = "daxfs/snapshots/reading.py"
 PAST = "daxfs/fs/snapshots/past.py"
 FILES = "daxfs/fs/snapshots/files.py"
 GRANTS = "daxfs/fs/grants/inode_grants.py"
@@ -15,6 +17,7 @@ PERSIST = "daxfs/pmem/persist.py"
 
 COPIES = ("tests/snapshots/test_copier.py",)
 STORES = ("tests/snapshots/test_store.py",)
+READERS = ("tests/snapshots/test_reading.py",)
 KEEPERS = ("tests/fs/snapshots/test_keeper.py",)
 IMAGES = ("tests/fs/test_imaging.py",)
 HANDLES = ("tests/journal/test_before_handles.py",)
@@ -110,9 +113,9 @@ MUTANTS = [
     ),
     Mutant(
         "snapshot: another program's changes are not noticed",
-        KEEPER,
-        "        if stores and self._recorded(directory.number) != _record(view.superblock()):\n",
-        "        if stores and not self._recorded(directory.number):\n",
+        CATALOGUE,
+        "    foreign = _recorded(view, directory.number) != record(view.superblock())\n",
+        "    foreign = not _recorded(view, directory.number)\n",
         "A snapshot shows blocks that the kernel has overwritten.",
         KEEPERS,
     ),
@@ -166,10 +169,34 @@ MUTANTS = [
     ),
     Mutant(
         "snapshot: an older one outlives a lost one",
-        KEEPER,
-        "            self._invalidate(kept, OLDER)\n            stores.remove(kept)\n",
-        "            pass\n",
+        CATALOGUE,
+        "        if header.serial < lost_serial or header.created_ns <= lost_ns:\n            return OLDER\n",
+        "",
         "An older snapshot is read through a store that has lost content.",
         KEEPERS,
+    ),
+    Mutant(
+        "snapshot: a reader beside the mount does not see that it is lost",
+        READING,
+        "        valid = all(head[VALID_AT] == 1 for head in self._heads)\n",
+        "        valid = True\n",
+        "What was overwritten without a copy is read as if it were of the snapshot.",
+        READERS,
+    ),
+    Mutant(
+        "snapshot: a reader beside the mount does not look again",
+        READING,
+        "                if self._chain.unchanged:\n                    self._confirm()\n",
+        "                if True:\n                    self._confirm()\n",
+        "A snapshot that was made or deleted meanwhile changes what an older one shows.",
+        READERS,
+    ),
+    Mutant(
+        "snapshot: a reader does not look at the table again",
+        READING,
+        "            if live:\n                self._refresh(-1)\n",
+        "            if not live:\n                self._refresh(-1)\n",
+        "A block that was overwritten while it was copied is taken for old.",
+        READERS,
     ),
 ]

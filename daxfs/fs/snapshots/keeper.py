@@ -8,8 +8,7 @@ does. So before its commit record there is no snapshot, and after it there is a 
 A deletion copies what the next older snapshot still needs into that one's store, and then removes the name, in one
 commit. Everything that DRAM holds (`Copier.needed`) follows from the pool and is made anew at each mount.
 
-What another program has written to the pool was not copied. So the directory of the stores has an attribute with the
-superblock's record of mounts as daxfs has left it (`RECORD`); if a mount finds another one, the snapshots are lost.
+What the pool has at its opening, and what of that can be believed, `daxfs.fs.snapshots.catalogue` says.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.ext4.features import Incompat
@@ -29,7 +27,8 @@ from daxfs.ext4.superblock import EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import clock, names, removal
 from daxfs.fs.grants import requests
 from daxfs.fs.grants.table import Grants
-from daxfs.fs.snapshots import files, past
+from daxfs.fs.snapshots import catalogue, files, past
+from daxfs.fs.snapshots.catalogue import DAMAGED, FULL, MISSING, REASONS, RECORD, Kept, Verdict
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Snapshot
 from daxfs.runs import ByteRange
@@ -46,23 +45,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daxfs.snapshots")
 
-RECORD = b"trusted.daxfs.mounts"
-RECORD_FIELDS = (
-    *("s_mnt_count", "s_mtime", "s_mtime_hi", "s_wtime", "s_wtime_hi"),
-    "s_kbytes_written",
-)
-_RECORD = struct.Struct(f"<{len(RECORD_FIELDS)}Q")
-
-FULL, MISSING, FOREIGN, DAMAGED, OLDER = 1, 2, 3, 4, 5
-REASONS = {
-    0: "",
-    FULL: "the pool had no room for the copy of a block",
-    MISSING: "a block could not be copied: its memory was missing",
-    FOREIGN: "another program has changed the pool",
-    DAMAGED: "its store is damaged",
-    OLDER: "a newer snapshot, which has lost content, was read for it",
-}
-
 LEAST_RESERVE, MOST_RESERVE = 24, 4096
 """Chunks that a store should always have room for."""
 RESERVE_SHARE = 32
@@ -75,15 +57,6 @@ CREDITS_RECORD = 8
 """What the record of mounts adds to a handle: the directory's inode, and a block of attributes."""
 MERGED_AT_ONCE = 256
 """Copies that one step of a deletion moves."""
-
-
-class Kept(NamedTuple):
-    """A snapshot of the mounted pool whose store can be read."""
-
-    name: bytes
-    ino: int
-    store: Store
-    header: Header
 
 
 class Keeper:
@@ -121,19 +94,11 @@ class Keeper:
 
     def _find(self) -> None:
         pool, view = self.volume.pool, self.volume.view
-        directory = files.folder(view)
-        if directory is None:
-            return
-        readable = list(self._readable())
-        stores = sorted((each for each in readable if each.header.valid), key=lambda each: each.header.serial)
-        lost_serial, lost_ns = self._newest_lost(readable)
-        for kept in [each for each in stores if each.header.serial < lost_serial or each.header.created_ns <= lost_ns]:
-            self._invalidate(kept, OLDER)
-            stores.remove(kept)
-        if stores and self._recorded(directory.number) != _record(view.superblock()):
-            for kept in reversed(stores):
-                self._invalidate(kept, FOREIGN)
-            return
+        verdicts = catalogue.judged(pool, view)
+        for kept, reason in reversed(verdicts):
+            if reason and kept.header.valid:
+                self._invalidate(kept, reason)
+        stores = [kept for kept, reason in verdicts if not reason]
         if stores:
             try:
                 needed = past.needed_by(pool, [each.store for each in stores])
@@ -145,6 +110,7 @@ class Keeper:
             for kept in stores:
                 kept.store.clear_stale()
             self.kept = stores
+            self._set_roles()
             self._copy_into(stores[-1], needed)
 
     def pool_marked(self, tx: Handle) -> None:
@@ -152,56 +118,24 @@ class Keeper:
         if self.kept:
             directory = files.folder(tx)
             if directory is not None:
-                xattrs.set(tx, inodes.edit(tx, directory.number), RECORD, _record(tx.superblock()))
-
-    def _recorded(self, directory: int) -> bytes:
-        inode = inodes.read(self.volume.view, directory)
-        view = self.volume.view
-        return xattrs.get(view, inode, RECORD) if xattrs.holds(view, inode, RECORD) else b""
-
-    def _newest_lost(self, readable: list[Kept]) -> tuple[int, int]:
-        """Return the serial number of the newest snapshot that is not valid, and when the newest store was made whose
-        header or table can't be read. Snapshots older than that would be read through it.
-        """
-        serial = max((each.header.serial for each in readable if not each.header.valid), default=-1)
-        known = {each.name for each in readable}
-        made = [
-            inode.crtime_ns or inode.ctime_ns
-            for name, inode in files.found(self.volume.view)
-            if name not in known and inode.flags & EXT4_IMMUTABLE_FL
-        ]
-        return serial, max(made, default=-1)
-
-    def _readable(self) -> Iterator[Kept]:
-        """Yield the snapshots whose header and table can be read, also those that are not valid."""
-        view = self.volume.view
-        for name, inode in files.found(view):
-            try:
-                store = Store(self.volume.pool, files.chunk_bits(view), files.runs_of(view, inode))
-                header = store.header()
-                if header.valid:
-                    store.open()
-            except NotAStore:
-                continue
-            yield Kept(name, inode.number, store, header)
+                xattrs.set(tx, inodes.edit(tx, directory.number), RECORD, catalogue.record(tx.superblock()))
 
     # What the facade offers
 
     def listing(self) -> list[Snapshot]:
         """Return all snapshots, those that are not valid included, the oldest first; damaged ones before them."""
-        readable = {each.name: each for each in self._readable()}
+        volume = self.volume
+        if not volume.was_writable and volume.options.replay:
+            return catalogue.listing(volume.view, catalogue.judged(volume.pool, volume.view))
         stores = {each.name: each.store for each in self.kept}
-        made: list[tuple[int, Snapshot]] = []  # with serial numbers
-        for name, inode in files.found(self.volume.view):
-            if name not in readable:
-                made.append((0, Snapshot(name, inode.crtime_ns, inode.size, 0, bytes(16), REASONS[DAMAGED])))
-                continue
-            header, store = readable[name].header, stores.get(name, readable[name].store)
-            reason = "" if header.valid else REASONS.get(header.reason, REASONS[DAMAGED])
-            copied = store.count << store.bits
-            size = store.chunks << store.bits
-            made.append((header.serial, Snapshot(name, header.created_ns, size, copied, header.uuid, reason)))
-        return [each for _, each in sorted(made, key=lambda pair: (pair[0], pair[1].created_ns))]
+        verdicts = [
+            Verdict(
+                each._replace(store=stores.get(each.name, each.store)),
+                0 if each.header.valid else each.header.reason or DAMAGED,
+            )
+            for each in self._readable()
+        ]
+        return catalogue.listing(volume.view, verdicts)
 
     def create(self, name: bytes) -> Snapshot:
         """Make a snapshot of the file system as it is now.
@@ -245,7 +179,7 @@ class Keeper:
             chunks = layout.chunks_for(2 * reserve + _count(needed, mapped, bits), layout.entries_per_area(1 << bits))
             parent = files.make_folder(volume, tx)
             inode = files.create(volume, tx, parent, name, chunks, needed)
-            xattrs.set(tx, inodes.edit(tx, parent), RECORD, _record(tx.superblock()))
+            xattrs.set(tx, inodes.edit(tx, parent), RECORD, catalogue.record(tx.superblock()))
             runs = files.runs_of(tx, inode)
             ino = inode.number
         serial = self.kept[-1].header.serial + 1 if self.kept else 1 + self._last_serial()
@@ -257,6 +191,7 @@ class Keeper:
         past.without(needed, contents)
         kept = Kept(name, ino, store, header)
         self.kept.append(kept)
+        self._set_roles()
         copier = self._copy_into(kept, needed)
         copier.before_all(mapped)
         volume.commit()
@@ -326,6 +261,9 @@ class Keeper:
     def _last_serial(self) -> int:
         return max((each.header.serial for each in self._readable()), default=0)
 
+    def _readable(self) -> Iterator[Kept]:
+        return catalogue.readable(self.volume.pool, self.volume.view)
+
     def _reserve(self, origin: int) -> int:
         return min(max(origin // RESERVE_SHARE, LEAST_RESERVE), MOST_RESERVE)
 
@@ -361,7 +299,9 @@ class Keeper:
         before = list(self.kept)
         copier = self.copier
         if at is not None:
+            before[at].store.set_role(layout.LEAVING)
             del self.kept[at]
+            self._set_roles()
             if not self.kept:
                 self._stop()
             else:
@@ -381,6 +321,7 @@ class Keeper:
                 ino = victim.number
         except BaseException:
             self.kept = before
+            self._set_roles()
             self.copier = copier
             volume.pool.hook_stores(copier)
             raise
@@ -388,6 +329,11 @@ class Keeper:
         removal.begin(volume, ino)
 
     # Copying
+
+    def _set_roles(self) -> None:
+        """Tell readers in other processes which store takes the copies from now on."""
+        for kept in self.kept:
+            kept.store.set_role(layout.NEWEST if kept is self.kept[-1] else layout.FOLLOWED)
 
     def _copy_into(self, kept: Kept, needed: bytearray) -> Copier:
         """Have a snapshot's store take the copies from now on."""
@@ -494,10 +440,6 @@ class Keeper:
                     raise FsError(errno.EINVAL, f"the snapshot is not valid: {each.lost}")
             raise FsError(errno.ENOENT, f"there is no snapshot {name.decode(errors='replace')}")
         return Chain(self.volume.pool, [each.store for each in self.kept[at:]])
-
-
-def _record(sb: Superblock) -> bytes:
-    return _RECORD.pack(*(int(getattr(sb, name)) for name in RECORD_FIELDS))
 
 
 def _count(needed: bytearray, ranges: list[ByteRange], bits: int) -> int:

@@ -16,7 +16,7 @@ from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs.snapshots import files
 from daxfs.journal.view import Check, View
 from daxfs.snapshots.format import NotAStore
-from daxfs.snapshots.reading import Chain
+from daxfs.snapshots.reading import Chain, Past
 from daxfs.structures import bitmaps, inodes, mapping
 from daxfs.structures.usage import used_blocks
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 class PastView(View):
     """The metadata of a snapshot, read only. Its blocks are copies, and nothing is cached but what was verified."""
 
-    __slots__ = ("_accepted", "chain")
+    __slots__ = ("_accepted", "past")
 
-    def __init__(self, pool: Pool, chain: Chain) -> None:
-        """Make a view of what ``chain`` shows."""
-        superblock = Superblock(memoryview(chain.read(SUPERBLOCK_OFFSET, Superblock.SIZE)))
+    def __init__(self, pool: Pool, past: Past) -> None:
+        """Make a view of what ``past`` shows."""
+        superblock = Superblock(memoryview(past.read(SUPERBLOCK_OFFSET, Superblock.SIZE)))
         superblock.verify()
         super().__init__(pool, Geometry.of(superblock))
-        self.chain = chain
+        self.past = past
         self._accepted: set[int] = set()
 
     def block(self, number: int) -> memoryview:
         """As `View.block`."""
         if 0 < number < self._limit:
-            return memoryview(self.chain.read(number << self._bits, self.block_size))
+            return memoryview(self.past.read(number << self._bits, self.block_size))
         raise self._bad_number(number)
 
     def verified(self, number: int, check: Check) -> memoryview:
@@ -54,7 +54,7 @@ class PastView(View):
 
     def superblock(self) -> Superblock:
         """As `View.superblock`."""
-        return Superblock(memoryview(self.chain.read(SUPERBLOCK_OFFSET, Superblock.SIZE)))
+        return Superblock(memoryview(self.past.read(SUPERBLOCK_OFFSET, Superblock.SIZE)))
 
 
 def needed_at(view: View) -> bytearray:

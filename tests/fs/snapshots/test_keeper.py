@@ -16,6 +16,7 @@ from tree_rig import QUIET
 
 from daxfs.fs import mounting
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.snapshots import catalogue
 from daxfs.fs.snapshots import keeper as keepers
 from daxfs.fs.types import ROOT_INO, Options
 from daxfs.pmem.memory import MemoryPool
@@ -225,7 +226,7 @@ def test_in_a_full_pool_the_snapshots_are_lost_and_not_the_write(again: Callable
     fs.sync()
     for at in range(2):
         mount = again(fs) if at else fs
-        assert [found.lost for found in mount.list_snapshots()] == [keepers.REASONS[keepers.FULL]] * 2
+        assert [found.lost for found in mount.list_snapshots()] == [catalogue.REASONS[catalogue.FULL]] * 2
         assert mount.volume.pool.hook is None
         with refused(errno.EINVAL):
             mount.open_snapshot(b"older")
@@ -251,7 +252,7 @@ def test_older_snapshots_are_lost_with_a_newer_one_that_is() -> None:
     fs = mounted("4k")
     for name in (b"1", b"2", b"3"):
         fs.create_snapshot(name)
-    keeper(fs).kept[1].store.invalidate(keepers.MISSING)
+    keeper(fs).kept[1].store.invalidate(catalogue.MISSING)
     fs = after_power_loss(fs)
     assert [bool(found.lost) for found in fs.list_snapshots()] == [True, True, False]
 
@@ -284,7 +285,7 @@ def test_snapshots_are_lost_when_another_program_changes_the_pool(
     assert unchanged.list_snapshots()[0].lost == ""
     run(*command, path)
     fs = FileSystem.open(MemoryPool(path.read_bytes()), QUIET)
-    assert fs.list_snapshots()[0].lost == keepers.REASONS[keepers.FOREIGN]
+    assert fs.list_snapshots()[0].lost == catalogue.REASONS[catalogue.FOREIGN]
     assert fs.volume.pool.hook is None
     fs.delete_snapshot(b"s")
     fs.check()
@@ -362,4 +363,4 @@ def test_a_damaged_root_directory_costs_the_snapshots_and_not_the_mount() -> Non
     content = unmounted(damaged)
     content[place] ^= 1
     mended = FileSystem.open(MemoryPool(content), QUIET)
-    assert [snapshot.lost for snapshot in mended.list_snapshots()] == [keepers.REASONS[keepers.FOREIGN]]
+    assert [snapshot.lost for snapshot in mended.list_snapshots()] == [catalogue.REASONS[catalogue.FOREIGN]]
