@@ -19,15 +19,13 @@ from daxfs.errors import FsError
 from daxfs.fs import badmemory, data, datalog
 from daxfs.fs.change import Change
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
-from daxfs.structures import inodes, mapping
+from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.data import Buffer, OpenFile
     from daxfs.fs.datalog import Piece
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
-    from daxfs.structures.mapping import Extent
 
 MOST_BYTES = 16 << 20
 """The longest atomic write."""
@@ -119,31 +117,23 @@ def _replace(volume: Volume, file: OpenFile, pieces: Sequence[Piece]) -> None:
     ):
         if pieces[-1][0] > node.size:
             data.zero_tail(volume, tx, change.inode, node.size)
-        change.unmap_ranges((span.first, span.last) for span in spans)
-        groups: set[int] = set()
+        groups = blocks.GroupBound(MOST_GROUPS)
         for span in spans:
-            for run in _fill(volume, tx, change, span):
-                groups.add(volume.geometry.group_of_block(run.pblk))
-                if len(groups) > MOST_GROUPS:
-                    raise FsError(errno.ENOSPC, f"{volume.pool.path}: the free blocks lie in too many groups")
+            _fill(volume, change, span, groups)
         change.inode.size = max(change.inode.size, _end(pieces))
 
 
-def _fill(volume: Volume, tx: Handle, change: Change, span: Span) -> Iterator[Extent]:
-    """Map new blocks to a span, fill and flush them; yield each run of them."""
+def _fill(volume: Volume, change: Change, span: Span, groups: blocks.GroupBound) -> None:
+    """Give a span new blocks, fill and flush them."""
     bits, store = volume.block_bits, volume.pool.write
-    parts, rest, lblk = iter(span.parts), memoryview(b""), span.first
-    while lblk <= span.last:
-        want = span.last - lblk + 1
-        run = mapping.allocate(tx, change.inode, lblk, want, align=volume.alignment(lblk, want))
-        change.maps(run)
+    align = volume.alignment(span.first, span.last - span.first + 1)
+    parts, rest = iter(span.parts), memoryview(b"")
+    for run in change.replace(span.first, span.last, groups, align=align):
         place, end = run.pblk << bits, run.pblk + run.length << bits
         while place < end:
             rest = rest or memoryview(next(parts))
             store(place, rest[: end - place])
             place, rest = min(place + len(rest), end), rest[end - place :]
-        lblk += run.length
-        yield run
 
 
 def _end(pieces: Sequence[Piece]) -> int:

@@ -24,6 +24,7 @@ from daxfs.structures.extent_tree import MAX_BLOCKS
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
+    from daxfs.structures.blocks import GroupBound
     from daxfs.structures.mapping import Extent
 
 RUNS_DEFERRED = 32
@@ -88,14 +89,16 @@ class Change:
             self._remapped = True
         return finished
 
-    def unmap_ranges(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Free the blocks [first, last] of each range."""
+    def replace(self, first: int, last: int, groups: GroupBound, *, align: int) -> list[Extent]:
+        """Give the file new blocks, which the caller fills, in the place of [first, last] (`mapping.reallocate`)."""
         volume, tx, bits = self._volume, self._tx, self._volume.block_bits
         mark = len(tx.frees)
-        for first, last in ranges:
-            mapping.remove(tx, self.inode, first, last)
-            self._unmapped.append(ByteRange(first << bits, last + 1 << bits))
+        found = mapping.reallocate(tx, self.inode, first, last, groups, align=align)
         volume.notifier.defer_frees(tx, self.inode.number, mark)
+        self._unmapped.append(ByteRange(first << bits, last + 1 << bits))
+        self._runs += found
+        self._lowest = min(self._lowest, first)
+        return found
 
     def remaps(self) -> None:
         """Report that blocks have moved within the file."""

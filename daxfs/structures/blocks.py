@@ -103,6 +103,22 @@ class _Hints(Cache):
         tx.on_rollback(partial(self.longest.pop, group, None))
 
 
+class GroupBound:
+    """The groups that a handle takes blocks from, at most ``most``: each costs it two credits."""
+
+    __slots__ = ("_groups", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._groups: set[int] = set()
+        self._most = most
+
+    def add(self, tx: Handle, number: int) -> None:
+        """Note that the handle has taken block ``number``; ENOSPC: from one group too many."""
+        self._groups.add(tx.geometry.group_of_block(number))
+        if len(self._groups) > self._most:
+            raise FsError(errno.ENOSPC, f"{tx.pool.path}: the free blocks lie in too many groups")
+
+
 # Looking
 
 
@@ -487,13 +503,17 @@ def _roomy_groups(tx: Handle, hints: _Hints, group: int, least: int) -> Iterator
         yield group
     if geometry.groups_count == 1:
         return
-    index, slot = divmod(hints.recent.get(group, group), geometry.desc_per_block)
+    recent = hints.recent.get(group, group)
+    # As a rule this one has room, and the arrays are not made.
+    if recent != group and groups.descriptor(tx, recent).free_blocks_count >= least:
+        yield recent
+    index, slot = divmod(recent, geometry.desc_per_block)
     for step in range(geometry.desc_blocks + 1):
         found = groups.counts(tx, (index + step) % geometry.desc_blocks)
         roomy = np.flatnonzero(found.free_blocks >= least)
-        # The first block of descriptors comes twice: at first from the slot on, at last up to the slot.
+        # The first block of descriptors comes twice: at first after the slot, at last up to the slot.
         if not step:
-            roomy = roomy[roomy >= slot]
+            roomy = roomy[roomy > slot]
         elif step == geometry.desc_blocks:
             roomy = roomy[roomy < slot]
         for at in roomy.tolist():

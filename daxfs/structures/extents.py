@@ -446,7 +446,7 @@ def _hole(
     left = format_.leaf(w, at) if at >= 0 else None
     if left is not None and lblk < left.lblk + left.length:
         raise FsError(errno.EEXIST, f"inode {inode.number}: block {lblk} is mapped")
-    near = _near(tx, w, left, lblk) or goal or geometry.first_block(geometry.group_of_inode(inode.number))
+    near = near_block(tx, w, left, lblk) or goal or geometry.first_block(geometry.group_of_inode(inode.number))
     want = min(want, following - lblk, EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN)
     huge = HUGE_PAGE >> geometry.block_bits
     if align == 1 and want >= huge and not lblk % huge:
@@ -454,7 +454,7 @@ def _hole(
     return path, bound, left, want, near, align
 
 
-def _near(tx: Handle, w: memoryview, left: Extent | None, lblk: int) -> int:
+def near_block(tx: Handle, w: memoryview, left: Extent | None, lblk: int) -> int:
     """Return the physical block that suits ``lblk`` best by its neighbours in the leaf; 0 if there are none."""
     if left is not None:
         near = left.pblk + lblk - left.lblk
@@ -612,21 +612,21 @@ def remove(
             extent_edit.drop_node(tx, inode, path, len(path) - 1)
             work += 1
             continue
-        cut = _within(w, at, first, None if limit is None else limit - work)
+        cut = entries_within(w, at, first, None if limit is None else limit - work)
         if limit is not None and len(cut) > 1:
             cut = _few_groups(tx, cut, reserved - tx.reserved_credits)
         if not cut:
             done = True
             break
         begin = at + 1 - len(cut)
-        new = _remains(cut, first, last)
+        new = remains(cut, first, last)
         if not extent_edit.fits(w, begin, at + 1, new):
             extent_edit.make_room(tx, inode, path)
             attempts += 1
             if attempts > MAX_ATTEMPTS:
                 raise _no_room_made(inode, last)
             continue
-        _free_parts(tx, inode, cut, first, last, metadata)
+        free_parts(tx, inode, cut, first, last, metadata)
         near = cut[-1].lblk
         done = near <= first
         work += len(cut) + (not new and len(cut) == w[0] >> 16)
@@ -636,7 +636,7 @@ def remove(
     return done
 
 
-def _within(w: memoryview, at: int, first: int, limit: int | None) -> list[Extent]:
+def entries_within(w: memoryview, at: int, first: int, limit: int | None) -> list[Extent]:
     """Return the leaf's entries from ``at`` down that have blocks from ``first`` on: up to ``limit``, at least one."""
     if at < 0:
         return []
@@ -668,7 +668,7 @@ def _few_groups(tx: Handle, cut: list[Extent], credits: int) -> list[Extent]:
     return cut
 
 
-def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
+def remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
     """Return what remains of extents (in descending order) without the blocks ``first`` to ``last``."""
     remains = []
     lblk, pblk, length, unwritten = cut[-1]
@@ -680,7 +680,7 @@ def _remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
     return remains
 
 
-def _free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: int, metadata: bool) -> None:
+def free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: int, metadata: bool) -> None:
     """Free the blocks of extents (in descending order) that lie in ``first`` to ``last``."""
     if len(cut) == 1:
         lblk, pblk, length, _ = check_bounds(tx, inode, cut[0])

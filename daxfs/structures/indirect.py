@@ -29,6 +29,7 @@ from daxfs.structures.validated_roots import ValidatedRoots
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
+    from daxfs.structures.blocks import GroupBound
     from daxfs.structures.inodes import Inode
 
     Pointers = np.ndarray[tuple[int], np.dtype[np.uint32]]
@@ -354,6 +355,18 @@ def allocate(
     if not number:
         tx.caches[_Roots].put(inode.number, w)
     return Extent(lblk, start, count, False)
+
+
+def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBound, *, align: int = 1) -> list[Extent]:
+    """Put new blocks in the place of ``first`` to ``last``, and free what is mapped there; see `mapping.reallocate`."""
+    remove(tx, inode, first, last)
+    found: list[Extent] = []
+    while first <= last:
+        found.append(allocate(tx, inode, first, last + 1 - first, align=align))
+        groups.add(tx, found[-1].pblk)
+        first += found[-1].length
+        align = 1
+    return found
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:

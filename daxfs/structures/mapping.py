@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.structures import extent_tail, extents, indirect
+from daxfs.structures import extent_swap, extent_tail, extents, indirect
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
+    from daxfs.structures.blocks import GroupBound
     from daxfs.structures.inodes import Inode
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "next_mapped",
     "nodes_within",
     "normalize_tail",
+    "reallocate",
     "remove",
     "runs",
     "search",
@@ -168,6 +170,28 @@ def allocate_runs(
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.allocate_runs(tx, inode, lblk, want, most, unwritten=unwritten, align=align)
     return [indirect.allocate(tx, inode, lblk, want, unwritten=unwritten, align=align)]
+
+
+def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBound, *, align: int = 1) -> list[Extent]:
+    """Put new written blocks in the place of ``first`` to ``last``, and free what is mapped there.
+
+    Args:
+        tx: the handle.
+        inode: from ``inodes.edit``.
+        first: the first logical block.
+        last: the last logical block.
+        groups: bounds the groups that the handle takes blocks from.
+        align: as in `allocate`, for the first of them.
+
+    Returns:
+        The new extents, which the caller fills before the commit.
+
+    Raises:
+        FsError: ENOSPC, EFBIG: the handle must be undone. ENOSPC also if the free blocks lie in too many groups.
+    """
+    if inode.flags & EXT4_EXTENTS_FL:
+        return extent_swap.reallocate(tx, inode, first, last, groups, align=align)
+    return indirect.reallocate(tx, inode, first, last, groups, align=align)
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:

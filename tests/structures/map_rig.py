@@ -107,6 +107,16 @@ class MapRig:
             del self.model[lblk]
         return handles
 
+    def reallocate(self, first: int, last: int) -> None:
+        """Put new blocks in the place of a range."""
+        with self.change() as (tx, inode):
+            before = {pblk for pblk, _ in self.model.values()}
+            new = mapping.reallocate(tx, inode, first, last, blocks.GroupBound(2))
+        replaced = spread(iter(new))
+        assert sorted(replaced) == list(range(first, last + 1))
+        assert not before & {pblk for pblk, _ in replaced.values()}
+        self.model.update(replaced)
+
     def mark_written(self, lblk: int, length: int) -> None:
         with self.change() as (tx, inode):
             mapping.mark_written(tx, inode, lblk, length)

@@ -47,6 +47,11 @@ class Machine(RuleBasedStateMachine):
         first = self.place(data)
         self.rig.remove(first, first + length - 1, limit)
 
+    @rule(data=st.data(), length=st.integers(1, 90))
+    def reallocate(self, data: st.DataObject, length: int) -> None:
+        first = self.place(data)
+        self.rig.reallocate(first, first + length - 1)
+
     @rule(data=st.data(), limit=st.integers(1, 200))
     def cut(self, data: st.DataObject, limit: int) -> None:
         self.rig.remove(self.place(data), None, limit)

@@ -1,0 +1,74 @@
+"""Put new blocks in the place of a range of a file, whatever is mapped there: one change of one leaf as a rule.
+
+Source: ``fs/ext4/extents.c`` (``ext4_swap_extents``), which swaps the extents of two files; here the new blocks belong
+to no file before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daxfs.ext4 import extent as format_
+from daxfs.ext4.extent import EXT_INIT_MAX_LEN, Extent
+from daxfs.structures import blocks, extent_edit, extents, inodes
+from daxfs.structures.extent_tree import Node, descend
+
+if TYPE_CHECKING:
+    from daxfs.journal.transaction import Handle
+    from daxfs.structures.blocks import GroupBound
+    from daxfs.structures.inodes import Inode
+
+RUNS_PER_SEARCH = 64
+
+
+def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBound, *, align: int = 1) -> list[Extent]:
+    """Put new written blocks in the place of ``first`` to ``last``, and free what is mapped there.
+
+    The search for them begins after the block before ``first``. Arguments and errors: `mapping.reallocate`.
+    """
+    path, _ = descend(tx, inode, last)
+    _, w, at = path[-1]
+    alone = _reaches(path, first)
+    cut = extents.entries_within(w, at, first, None) if alone else []
+    begin = at + 1 - len(cut)
+    before = begin if cut and cut[-1].lblk < first else begin - 1
+    left = format_.leaf(w, before) if before >= 0 else None
+    goal = extents.near_block(tx, w, left, first) or tx.geometry.first_block(tx.geometry.group_of_inode(inode.number))
+    new = _allocate(tx, inode, goal, first, last, groups, align)
+    if alone:
+        kept = extents.remains(cut, first, last) if cut else []
+        entries = [*(part for part in kept if part.lblk < first), *new, *(part for part in kept if part.lblk > last)]
+        begin, end, entries = extent_edit.coalesce(w, begin, at + 1, entries)
+        if extent_edit.fits(w, begin, end, entries):
+            if cut:
+                extents.free_parts(tx, inode, cut, first, last, False)
+            extent_edit.splice(tx, inode, path, begin, end, entries)
+            if len(entries) < end - begin:
+                extent_edit.shrink(tx, inode, first)
+            return new
+    extents.remove(tx, inode, first, last)
+    for extent in new:
+        extents.insert(tx, inode, extent)
+    return new
+
+
+def _reaches(path: list[Node], first: int) -> bool:
+    """Return whether the path's leaf is the one for ``first`` too, which is not after the block that it leads to."""
+    _, w, at = path[-1]
+    return (at >= 0 and w[3] <= first) or all(step.at == 0 for step in path[:-1])
+
+
+def _allocate(
+    tx: Handle, inode: Inode, goal: int, first: int, last: int, groups: GroupBound, align: int
+) -> list[Extent]:
+    """Allocate blocks for ``first`` to ``last``, counted in ``i_blocks``, as few extents as one search finds."""
+    found: list[Extent] = []
+    while first <= last:
+        want = min(last + 1 - first, EXT_INIT_MAX_LEN)
+        for start, count in blocks.allocate_runs(tx, goal, want, RUNS_PER_SEARCH, align=align):
+            found.append(Extent(first, start, count, False))
+            first, goal = first + count, start + count
+        groups.add(tx, found[-1].pblk)
+        align = 1
+    inodes.add_blocks(inode, sum(extent.length for extent in found), tx.geometry)
+    return found
