@@ -55,9 +55,17 @@ GROUPS_EXAMINED = 16
 """The most bitmaps that one pass of a search opens."""
 
 Blocks = npt.NDArray[np.int64]
+Request = tuple[int, int]
+"""What is searched: the length of a run, and a number of blocks of which its first bit is a multiple."""
 
 MAX_HINTS = 4096
 """The most groups for which hints are cached."""
+
+MAX_PLACES = 8
+"""The most kinds of requests for which a group's places are cached, and the most such groups: together 256 KiB."""
+
+PLACES_EXAMINED = 16
+"""The most cached places that one search looks at."""
 
 RESERVED_PER_CALL = 32
 """The credits for the commit after which a bounded removal of a file's blocks stops. A fragmented file's runs may each
@@ -78,22 +86,27 @@ class _Hints(Cache):
             again; the other hints need no undo (invariant B4).
         longest: group -> a length that no free run of the group exceeds. Blocks that become free remove the group, and
             so does undoing the handle that measured it.
+        places: group -> request -> where the next requests of this kind may find room: a mask, and the bit that its
+            lowest one stands for. A search finds all places of a bitmap at once, and takes one. Blocks that become free
+            remove the group, since they may be better places.
         metadata: group -> `groups.metadata_runs`; the places of metadata don't change while a pool is mounted.
     """
 
-    __slots__ = ("longest", "metadata", "no_chunk", "packing", "recent")
+    __slots__ = ("longest", "metadata", "no_chunk", "packing", "places", "recent")
 
     def __init__(self) -> None:
         self.packing: dict[int, int] = {}
         self.recent: dict[int, int] = {}
         self.no_chunk: set[int] = set()
         self.longest: dict[int, int] = {}
+        self.places: dict[int, dict[Request, tuple[int, int]]] = {}
         self.metadata: dict[int, list[BlockRun]] = {}
 
     def drop(self) -> None:
         """Forget which groups have no free chunk or no long run: blocks that were in use may be free again."""
         self.no_chunk.clear()
         self.longest.clear()
+        self.places.clear()
 
     def no_run_exceeds(self, tx: Handle, group: int, length: int) -> None:
         """Note that no free run of the group is longer than ``length``, at least 1."""
@@ -101,6 +114,35 @@ class _Hints(Cache):
             self.longest.clear()
         self.longest[group] = length
         tx.on_rollback(partial(self.longest.pop, group, None))
+
+    def keep_places(self, group: int, request: Request, mask: int, end: int) -> None:
+        """Keep the places of ``mask`` that do not begin before bit ``end`` for further requests of this kind."""
+        if len(self.places) >= MAX_PLACES and group not in self.places:
+            self.places.clear()
+        places = self.places.setdefault(group, {})
+        if len(places) >= MAX_PLACES and request not in places:
+            places.clear()
+        places[request] = mask >> end, end
+
+    def place(self, content: memoryview, group: int, request: Request) -> int:
+        """Take the next of the kept places that is still free; -1: there is none."""
+        places = self.places.get(group)
+        kept = places.get(request) if places else None
+        if not places or kept is None:
+            return -1
+        mask, low = kept
+        length = request[0]
+        for _ in range(PLACES_EXAMINED):
+            if not mask:
+                break
+            start = low + bitmaps.lowest(mask)
+            mask >>= start + length - low
+            low = start + length
+            if bitmaps.free_run(content, start, length) == length:
+                places[request] = mask, low
+                return start
+        del places[request]
+        return -1
 
 
 class GroupBound:
@@ -371,10 +413,14 @@ def _aligned(tx: Handle, hints: _Hints, group: int, bit: int, want: int, unit: i
     for other in islice(near, GROUPS_EXAMINED):
         content = _bitmap(tx, other, groups.descriptor(tx, other))
         bits = geometry.blocks_in_group(other)
-        phase = -geometry.first_block(other) % unit
-        starts = bitmaps.run_starts(bitmaps.free_mask(content, bits), unit) & _multiples(bits, unit, phase)
-        if starts:
-            start = _longest_units(starts, -(-want // unit), unit, bit if other == group else 0)
+        start = hints.place(content, other, (unit, unit)) if want <= unit else -1
+        if start < 0:
+            phase = -geometry.first_block(other) % unit
+            starts = bitmaps.run_starts(bitmaps.free_mask(content, bits), unit) & _multiples(bits, unit, phase)
+            if starts:
+                start = _longest_units(starts, -(-want // unit), unit, bit if other == group else 0)
+                hints.keep_places(other, (unit, unit), starts, start + unit)
+        if start >= 0:
             return BitRun(other, start, bitmaps.free_run(content, start, min(want, bits - start)))
         if by_chunk:
             if len(hints.no_chunk) >= MAX_HINTS:
@@ -410,7 +456,12 @@ def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> BitRu
         rest = (phase - start) % chunk
         # If the cursor is at the start of a chunk, the chunk may be entirely free.
         if not (want <= rest and start + want <= bits and bitmaps.free_run(content, start, want) == want):
-            start = _first_fit(content, bits, want, bit if other == group else 0, phase, chunk)
+            start = hints.place(content, other, (want, 1))
+            if start < 0:
+                places = _places(content, bits, want, phase, chunk)
+                start = bitmaps.lowest(places, bit if other == group else 0)
+                if start >= 0:
+                    hints.keep_places(other, (want, 1), places, start + want)
         if start >= 0:
             if len(hints.packing) >= MAX_HINTS:
                 hints.packing.clear()
@@ -421,19 +472,16 @@ def _packed(tx: Handle, hints: _Hints, group: int, bit: int, want: int) -> BitRu
     return None
 
 
-def _first_fit(content: memoryview, bits: int, want: int, bit: int, phase: int, chunk: int) -> int:
-    """Return the first run of ``want`` free bits in partly used chunks, else in any chunk; -1 if there is none.
-
-    Bits from ``bit`` on are preferred to those below it.
-    """
+def _places(content: memoryview, bits: int, want: int, phase: int, chunk: int) -> int:
+    """Return the starts of runs of ``want`` free bits in partly used chunks, else in any chunk, as a mask."""
     free = bitmaps.free_mask(content, bits)
     starts = bitmaps.run_starts(free, chunk) & _multiples(bits, chunk, phase)
     # Whole chunks don't overlap, so the sum of their masks is the union.
     partly = free & ~((starts << chunk) - starts)
-    found = bitmaps.lowest(bitmaps.run_starts(partly, want), bit)
-    if found < 0:
-        found = bitmaps.lowest(starts if starts and want <= chunk else bitmaps.run_starts(free, want), bit)
-    return found
+    found = bitmaps.run_starts(partly, want)
+    if found:
+        return found
+    return starts if starts and want <= chunk else bitmaps.run_starts(free, want)
 
 
 def _largest(tx: Handle, hints: _Hints, group: int, want: int, most: int) -> list[BitRun]:
@@ -706,6 +754,7 @@ def apply_frees(tx: Handle) -> None:
         total += count
         hints.no_chunk.discard(group)
         hints.longest.pop(group, None)
+        hints.places.pop(group, None)
     sb = tx.edit_superblock()
     sb.free_blocks_count = min(sb.free_blocks_count + total, geometry.blocks_count)
 

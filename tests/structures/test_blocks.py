@@ -135,6 +135,36 @@ def test_small_requests_leave_huge_pages_whole(rigs: Rigs) -> None:
     assert all(count > 0 for _, count in small)
 
 
+def test_one_search_finds_the_places_of_many_requests(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = rigs("4k")
+    searches = []
+    run_starts = bitmaps.run_starts
+    monkeypatch.setattr(bitmaps, "run_starts", lambda *args: searches.append(1) or run_starts(*args))
+    rig.allocate(0, 200)
+    before = len(searches)
+    taken = [rig.allocate(0, 255) for _ in range(30)] + [rig.allocate(0, 100, align=512) for _ in range(10)]
+    assert len(blocks_of(taken)) == 30 * 255 + 10 * 100
+    assert all(start % 512 == 0 for start, _ in taken[30:])
+    assert len(searches) - before <= 4
+
+
+def test_kept_places_that_others_took_are_passed_over(rigs: Rigs) -> None:
+    rig = rigs("4k")
+    first, _ = rig.allocate(0, 255)
+    goals = [(first & -512) + 512 * chunk for chunk in range(1, 40)]
+    taken = [(first, 255), *(rig.allocate(0, 255) for _ in range(2)), *(rig.allocate(goal, 3) for goal in goals)]
+    taken += [rig.allocate(0, 255) for _ in range(20)]
+    assert len(blocks_of(taken)) == sum(count for _, count in taken)
+
+
+def test_freed_blocks_of_partly_used_huge_pages_are_taken_before_kept_places(rigs: Rigs) -> None:
+    rig = rigs("4k")
+    small = [rig.allocate(0, 255) for _ in range(6)]
+    rig.free(*small[0])
+    rig.journal.commit()
+    assert rig.allocate(0, 255)[0] < small[1][0]
+
+
 def test_huge_pages_remain_on_a_pool_that_is_eighty_percent_full(rigs: Rigs) -> None:
     rig = rigs("4k")
     chance = random.Random(2)
