@@ -29,6 +29,7 @@ from daxfs.pmem.address import address_of
 if TYPE_CHECKING:
     from daxfs.errors import MissingMemory
     from daxfs.pmem.faults import Faults
+    from daxfs.pmem.storehook import StoreHook
 
 Buffer: TypeAlias = bytes | bytearray | memoryview  # of bytes: contiguous, format "B"
 
@@ -291,12 +292,22 @@ def guarded(operations: Operations, faults: Faults) -> Operations:
     return Operations(operations.name, write, zero, store_word, flush, fence, operations.retire)
 
 
-def hooked(operations: Operations, before: Callable[[int, int], None]) -> Operations:
-    """The same operations, with a call of ``before(offset, length)`` ahead of each store (`StoreHook.before`)."""
+def hooked(operations: Operations, hook: StoreHook) -> Operations:
+    """The same operations, with a call of ``hook.before(offset, length)`` ahead of each store that may need it.
+
+    A store to one chunk looks at the chunk's bit itself, which costs less than the call. Outside of the pool there may
+    be no bit; then the store itself refuses.
+    """
     store, clear, set_word = operations.write, operations.zero, operations.store_word
+    before, needed, bits = hook.before, hook.needed, hook.bits
 
     def write(offset: int, data: Buffer) -> None:
-        before(offset, len(data))
+        chunk = offset >> bits
+        try:
+            if offset + len(data) - 1 >> bits != chunk or needed[chunk >> 3] >> (chunk & 7) & 1:
+                before(offset, len(data))
+        except IndexError:
+            pass
         store(offset, data)
 
     def zero(offset: int, length: int) -> None:
@@ -304,7 +315,12 @@ def hooked(operations: Operations, before: Callable[[int, int], None]) -> Operat
         clear(offset, length)
 
     def store_word(offset: int, value: int, size: int = 4) -> None:
-        before(offset, size)
+        chunk = offset >> bits
+        try:
+            if needed[chunk >> 3] >> (chunk & 7) & 1:
+                before(offset, size)
+        except IndexError:
+            pass
         set_word(offset, value, size)
 
     return operations._replace(write=write, zero=zero, store_word=store_word)

@@ -117,7 +117,7 @@ class Pool:
 
         Bound operations that a caller keeps from before do not call the hook.
         """
-        operations = self.unhooked if hook is None else persist.hooked(self.unhooked, hook.before)
+        operations = self.unhooked if hook is None else persist.hooked(self.unhooked, hook)
         self.hook = hook
         self.write = operations.write
         self.zero = operations.zero
@@ -133,6 +133,11 @@ class Pool:
         """
         self._check_range(offset, length)
         raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't give memory back")
+
+    def prefault(self, offset: int, length: int) -> None:
+        """Have the pages of a range mapped that is about to be stored to for the first time: one call costs a quarter
+        of what their page faults cost. Where that is not possible, it does nothing.
+        """
 
     def has_no_room_for_holes(self) -> bool:
         """Return whether the pool's file has holes, and its file system has (almost) no room to fill them."""
@@ -255,6 +260,12 @@ class MappedPool(Pool):
         """Have holes of the pool's file filled before they are needed, if it has any."""
         if self._has_holes():
             self.reserve = self._reservation.reserve
+
+    def prefault(self, offset: int, length: int) -> None:
+        """As `Pool.prefault`. A file's holes are left alone: a load of one maps no page that can be stored to."""
+        first = offset & -mmap.PAGESIZE
+        with suppress(OSError):
+            self._addresses.populate(first, (offset + length + mmap.PAGESIZE - 1 & -mmap.PAGESIZE) - first)
 
     def has_no_room_for_holes(self) -> bool:
         """As `Pool.has_no_room_for_holes`."""

@@ -13,7 +13,16 @@ from daxfs.runs import ByteRange
 
 
 class StoreHook(Protocol):
-    """What a pool calls before its stores. A call may fence, and returns when the range may be overwritten."""
+    """What a pool calls before its stores. A call may fence, and returns when the range may be overwritten.
+
+    Attributes:
+        needed: one bit for each chunk of the pool: 0 means that a store to this chunk alone needs no call. The object
+            stays the same; its bits change.
+        bits: a chunk is ``1 << bits`` bytes.
+    """
+
+    needed: bytearray
+    bits: int
 
     def before(self, offset: int, length: int) -> None:
         """Prepare a store of ``length`` bytes at ``offset``. For a range outside the pool nothing is done."""

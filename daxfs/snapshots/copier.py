@@ -11,7 +11,7 @@ never the store that was about to be made. This module knows no files; the fs la
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +32,7 @@ class Copier:
     Attributes:
         store: of the newest snapshot.
         needed: one bit for each snapshot chunk of the pool, in the order of ext4's bitmaps. The owner may clear bits.
+        bits: a snapshot chunk is ``1 << bits`` bytes.
         reserve: exceptions that the store should always have room for.
         copied: chunks copied since this object was made.
 
@@ -63,7 +64,8 @@ class Copier:
         self.reserve = reserve
         self.copied = 0
         self._pool = pool
-        self._bits = store.bits
+        self.bits = store.bits
+        self._pending = pool.faults.pending
         self._make_room = make_room
         self._running_low = running_low
         self._lost = lost
@@ -73,12 +75,13 @@ class Copier:
 
     def before(self, offset: int, length: int) -> None:
         """As `StoreHook.before`."""
-        first, last = offset >> self._bits, offset + length - 1 >> self._bits
-        needed = self.needed
+        bits = self.bits
+        first, last = offset >> bits, offset + length - 1 >> bits
         if first == last:
+            needed = self.needed
             try:
                 if needed[first >> 3] >> (first & 7) & 1:
-                    self._copy([first])
+                    self._copy_one(first)
             except IndexError:  # outside of the pool, which the store itself refuses
                 return
         elif length > 0:
@@ -90,23 +93,23 @@ class Copier:
         """As `StoreHook.before_all`."""
         found: set[int] = set()
         for begin, end in ranges:
-            found.update(self._needed(begin >> self._bits, (end - 1 >> self._bits) + 1))
+            found.update(self._needed(begin >> self.bits, (end - 1 >> self.bits) + 1))
         if found:
             self._copy(sorted(found))
 
     def room(self) -> int:
         """As `StoreHook.room`."""
-        return max(self.store.room - 2, 1) << self._bits
+        return max(self.store.room - 2, 1) << self.bits
 
     def expect(self, length: int) -> None:
         """As `StoreHook.expect`."""
-        chunks = (length >> self._bits) + 2
+        chunks = (length >> self.bits) + 2
         if chunks > self.store.room:
             self._make_room(chunks, False)
 
     def unneeded(self, begin: int, end: int) -> Iterator[ByteRange]:
         """As `StoreHook.unneeded`."""
-        bits = self._bits
+        bits = self.bits
         position = begin
         for chunk in self._needed(begin >> bits, (end - 1 >> bits) + 1) if begin < end else ():
             low, high = chunk << bits, chunk + 1 << bits
@@ -128,20 +131,40 @@ class Copier:
             self._asked = True
             self._running_low()
 
-    def _needed(self, first: int, end: int) -> list[int]:
+    def _needed(self, first: int, end: int) -> Sequence[int]:
         """Return the chunks from ``first`` to before ``end`` that must be copied before they are overwritten."""
-        low, high = first >> 3, (end + 7) >> 3
-        part = self.needed[low:high]
-        if part.count(0) == len(part):
-            return []
-        flags = np.unpackbits(np.frombuffer(part, np.uint8), bitorder="little")[first - 8 * low : end - 8 * low]
+        word = int.from_bytes(self.needed[first >> 3 : (end + 7) >> 3], "little") >> (first & 7)
+        every = (1 << end - first) - 1
+        word &= every
+        if not word:
+            return ()
+        if word == every:
+            return range(first, end)
+        flags = np.unpackbits(np.frombuffer(word.to_bytes(end - first + 7 >> 3, "little"), np.uint8), bitorder="little")
         found: list[int] = (np.flatnonzero(flags) + first).tolist()
         return found
 
-    def _copy(self, chunks: list[int]) -> None:
+    def _copy_one(self, chunk: int) -> None:
+        """As `_copy`, of one chunk."""
+        store = self.store
+        left = store.capacity - store.count
+        if self._pending[0] or not left:
+            self._copy((chunk,))
+            return
+        try:
+            store.append_one(chunk)
+        except MissingMemory as error:
+            self._fail(error)
+            return
+        self.needed[chunk >> 3] ^= 1 << (chunk & 7)
+        self.copied += 1
+        if left <= self.reserve and not self._asked:
+            self.check_room()
+
+    def _copy(self, chunks: Sequence[int]) -> None:
         """Copy chunks into the store; when it returns, they may be overwritten."""
-        pool, needed = self._pool, self.needed
-        if pool.faults.pending[0]:
+        needed = self.needed
+        if self._pending[0]:
             return  # the operation has failed, and the store that it is about to make raises
         if len(chunks) > self.store.room:
             self._make_room(len(chunks), True)
@@ -153,11 +176,19 @@ class Copier:
         try:
             self.store.append(chunks)
         except MissingMemory as error:
-            log.error("%s: what a snapshot needs could not be copied: %s", pool.path, error.strerror)
-            self._lost(False)
+            self._fail(error)
             return
-        for chunk in chunks:
-            needed[chunk >> 3] &= ~(1 << (chunk & 7))
+        if isinstance(chunks, range):
+            low, high = chunks.start >> 3, chunks.stop + 7 >> 3
+            word = int.from_bytes(needed[low:high], "little")
+            word &= ~((1 << len(chunks)) - 1 << (chunks.start & 7))
+            needed[low:high] = word.to_bytes(high - low, "little")
+        else:
+            for chunk in chunks:
+                needed[chunk >> 3] &= ~(1 << (chunk & 7))
         self.copied += len(chunks)
-        if self.store.room < self.reserve:
-            self.check_room()
+        self.check_room()
+
+    def _fail(self, error: MissingMemory) -> None:
+        log.error("%s: what a snapshot needs could not be copied: %s", self._pool.path, error.strerror)
+        self._lost(False)

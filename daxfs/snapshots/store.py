@@ -7,11 +7,12 @@ layer.
 
 How exceptions are added (`append`), and what a power cut leaves:
 
-1. The old contents go to the next chunks, and the first words of the entries to the table, whose second words are 0.
-   If the last entry of an area is taken, the next area is cleared. Fence. A cut before it leaves the table as it was.
-2. The second words are stored, each an aligned word. Fence. A cut before it leaves any of them. The table ends at the
-   first that is missing; those after it are *stale* and cleared before anything is added (`clear_stale`). The caller
-   overwrites the chunks only after this fence, so nothing that was not copied is lost.
+1. The old contents go to the next chunks, and the entries to the table, all but the second word of the first one. That
+   word is 0, so that the table ends there. If the last entry of an area is taken, the next area is cleared. Fence. A
+   cut before the next step leaves the table as it was, and *stale* entries after its end. They are cleared before
+   anything is added (`clear_stale`).
+2. The second word of the first entry is stored, an aligned word: all entries are in the table at once. Fence. The
+   caller overwrites the chunks only after this fence, so nothing that was not copied is lost.
 
 Invariants:
 
@@ -22,6 +23,7 @@ X3. Beyond the end of the table, the area in which it ends holds no second word 
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
 
 Chunks = npt.NDArray[np.uint64]
+FEW = 16
+"""Up to so many entries are cheaper without numpy."""
 
 
 class ChunkRun(NamedTuple):
@@ -52,7 +56,8 @@ class Store:
     Attributes:
         runs: where its chunks lie in the pool, in order.
         chunks: how many it has.
-        count: exceptions in its table.
+        capacity: exceptions that it can hold.
+        count: exceptions in its table, no more than that.
         bits: a snapshot chunk is ``1 << bits`` bytes.
     """
 
@@ -62,7 +67,11 @@ class Store:
         self.count = 0
         self._pool = pool
         self._memory = pool.memory.toreadonly()
+        self._size = 1 << bits
         self._entries = layout.entries_per_area(1 << bits)
+        self._straight = 0  # how many of the next exceptions lie together, from the places below on
+        self._entry = self._content = self._new = 0
+        self._mapped = 0  # chunks of the store whose pages were mapped
         self.set_runs(runs)
 
     def set_runs(self, runs: Sequence[ChunkRun]) -> None:
@@ -71,11 +80,13 @@ class Store:
         ends = list(accumulate(length for _, length in self.runs))
         self.chunks = ends[-1] if ends else 0
         self._starts = [0, *ends[:-1]]
+        self.capacity = layout.capacity(self.chunks, self._entries)
+        self._straight = 0
 
     @property
     def room(self) -> int:
         """How many exceptions can be added."""
-        return max(layout.capacity(self.chunks, self._entries) - self.count, 0)
+        return self.capacity - self.count
 
     # Headers
 
@@ -86,7 +97,7 @@ class Store:
         raw.zero(self._place(0), size)
         raw.write(self._place(0), header.pack())
         raw.zero(self._place(1), size)
-        self.count = 0
+        self.count = self._straight = 0
 
     def header(self) -> Header:
         """Return what the header says.
@@ -131,6 +142,8 @@ class Store:
         """
         self.header()
         self.count = sum(len(old) for old, _ in self._tables(0))
+        self._mapped = layout.data_chunk(self.count, self._entries)
+        self._straight = 0
 
     def table(self, first: int = 0) -> tuple[Chunks, Chunks]:
         """Return the exceptions from number ``first`` on, as the medium has them now: chunks of the pool, and chunks of
@@ -174,23 +187,72 @@ class Store:
         """
         if len(old) > self.room:
             raise ValueError(f"{len(old)} exceptions in a store that has room for {self.room}")
+        if isinstance(old, range) and not contents and self._is_straight(len(old)):
+            self._append_straight(old.start, len(old))
+        elif old:
+            self._append_anywhere(old, contents or {})
+
+    def append_one(self, old: int) -> None:
+        """Add an exception for one chunk with its present content, as `append` does; there must be room for it."""
+        if self._straight or self._is_straight(1):
+            self._append_straight(old, 1)
+        else:
+            self._append_anywhere((old,), {})
+
+    def _is_straight(self, count: int) -> bool:
+        """Return whether the next ``count`` exceptions lie together, and none is the last of its area."""
+        if not self._straight:
+            area, at = divmod(self.count, self._entries)
+            self._new = layout.data_chunk(self.count, self._entries)
+            self._entry = self._place(layout.area_chunk(area, self._entries)) + at * ENTRY_SIZE
+            self._content = self._place(self._new)
+            self._straight = min(self._entries - 1 - at, self._contiguous(self._new))
+            self._prefault(self._new + self._straight)
+        return count <= self._straight
+
+    def _append_straight(self, old: int, count: int) -> None:
+        """Add exceptions for neighbours, which are all `_is_straight`."""
+        raw, entry, content, new, start = self._pool.unhooked, self._entry, self._content, self._new, old << self.bits
+        size = count << self.bits
+        raw.write(content, self._memory[start : start + size])  # cut at the end of the pool
+        if count == 1:
+            raw.store_word(entry, old, 8)
+        else:
+            raw.write(entry, _entries(range(old, old + count), new, whole=False))
+        raw.fence()
+        raw.store_word(entry + NEW_AT, new, 8)
+        raw.fence()
+        self.count += count
+        self._straight -= count
+        self._entry = entry + count * ENTRY_SIZE
+        self._content = content + size
+        self._new = new + count
+
+    def _append_anywhere(self, old: Sequence[int], contents: Mapping[int, bytes]) -> None:
         raw = self._pool.unhooked
-        self._store_contents(old, contents or {})
+        self._prefault(layout.data_chunk(self.count + len(old) - 1, self._entries) + 1)
+        self._store_contents(old, contents)
+        place_of_first = new_of_first = 0
         for area, at, first, end in self._segments(len(old)):
             place = self._place(layout.area_chunk(area, self._entries)) + at * ENTRY_SIZE
-            entries = np.zeros((end - first, 2), "<u8")
-            entries[:, 0] = old[first:end]
-            raw.write(place, entries.tobytes())
+            new = layout.area_chunk(area, self._entries) + 1 + at
+            raw.write(place, _entries(old[first:end], new, whole=first > 0))
+            if not first:
+                place_of_first, new_of_first = place + NEW_AT, new
             if at + end - first == self._entries:
                 raw.zero(self._place(layout.area_chunk(area + 1, self._entries)), 1 << self.bits)
         raw.fence()
-        for area, at, first, end in self._segments(len(old)):
-            place = self._place(layout.area_chunk(area, self._entries)) + NEW_AT
-            new = layout.area_chunk(area, self._entries) + 1
-            for index in range(at, at + end - first):
-                raw.store_word(place + index * ENTRY_SIZE, new + index, 8)
+        raw.store_word(place_of_first, new_of_first, 8)
         raw.fence()
         self.count += len(old)
+        self._straight = 0
+
+    def _prefault(self, end: int) -> None:
+        """Have the chunks of the store before ``end`` mapped, some more of them than needed now."""
+        while self._mapped < end:
+            count = min(self._contiguous(self._mapped), self._entries)
+            self._pool.prefault(self._place(self._mapped), count << self.bits)
+            self._mapped += count
 
     def _segments(self, count: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield where the next ``count`` entries lie: the area, the entry in it, the first and the end of ``count``."""
@@ -205,6 +267,7 @@ class Store:
         """Store the old contents, neighbours together."""
         write, bits, memory = self._pool.unhooked.write, self.bits, self._memory
         at = 0
+        contiguous = isinstance(old, range)
         while at < len(old):
             new = layout.data_chunk(self.count + at, self._entries)
             place = self._place(new)
@@ -214,7 +277,7 @@ class Store:
                 at += 1
                 continue
             most = min(len(old) - at, self._entries - (self.count + at) % self._entries, self._contiguous(new))
-            length = 1
+            length = most if contiguous and not contents else 1
             while length < most and old[at + length] == old[at] + length and old[at + length] not in contents:
                 length += 1
             start = old[at] << bits
@@ -223,7 +286,6 @@ class Store:
 
     def _tables(self, first: int) -> Iterator[tuple[Chunks, Chunks]]:
         area, at = divmod(first, self._entries)
-        limit = layout.capacity(self.chunks, self._entries)
         found = first
         while True:
             words = self._words(area)[at:]
@@ -232,7 +294,7 @@ class Store:
             used = words if whole else words[: int(ends[0])]
             old, new = used[:, 0].copy(), used[:, 1].copy()
             found += len(old)
-            if found > limit or not self._plausible(old, new):
+            if found > self.capacity or not self._plausible(old, new):
                 raise NotAStore(f"the table of a snapshot is damaged in its area {area}")
             yield old, new
             if not whole:
@@ -271,3 +333,21 @@ class Store:
         """Return how many chunks of the store lie together in the pool from ``chunk`` on."""
         index = self._run_at(chunk)
         return self._starts[index] + self.runs[index].length - chunk
+
+
+def _entries(old: Sequence[int], new: int, *, whole: bool) -> bytes:
+    """Return the entries of chunks that are copied to ``new`` and after it; not ``whole``: without the first's word."""
+    count = len(old)
+    if count <= FEW:
+        words = [0] * (2 * count)
+        words[::2] = old
+        words[1::2] = range(new, new + count)
+        if not whole:
+            words[1] = 0
+        return struct.pack(f"<{2 * count}Q", *words)
+    entries = np.empty((count, 2), "<u8")
+    entries[:, 0] = np.arange(old.start, old.stop) if isinstance(old, range) else old
+    entries[:, 1] = np.arange(new, new + count)
+    if not whole:
+        entries[0, 1] = 0
+    return entries.tobytes()

@@ -116,6 +116,8 @@ class Hook:
         self._pool = pool
         self.transactions: list[int] = []
         self.blocks: list[int] = []
+        self.needed = bytearray()
+        self.bits = 12
 
     def before(self, offset: int, length: int) -> None:
         """Accept single stores."""

@@ -6,13 +6,16 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 import timeit
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_memory import SHARED_MEMORY
 
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
@@ -260,6 +263,19 @@ def test_views_outlive_the_pool(plain: Path) -> None:
     assert array[3] == ord("t")
     with open_pool(plain) as again:  # close() has released the claim, but not the mapping
         assert again.memory[0] == ord("k")
+
+
+def test_prefaulted_pages_cost_no_page_fault() -> None:
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:
+        path = Path(folder, "pool")
+        path.write_bytes(bytes(1 << 20))
+        with open_pool(path) as pool:
+            pool.prefault(4096 + 100, 200 << 12)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for at in range(1, 201):
+                pool.write(at << 12, b"x")
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
+    MemoryPool(4096).prefault(0, 4096)
 
 
 def test_discard(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from store_rig import (
 from daxfs.errors import MissingMemory
 from daxfs.pmem.memory import MemoryPool
 from daxfs.runs import ByteRange
+from daxfs.snapshots.copier import Copier
 from daxfs.snapshots.store import ChunkRun
 
 FIRST = noise()[: ORIGIN * SIZE]
@@ -90,6 +91,46 @@ def test_what_was_copied_is_not_copied_again() -> None:
     pool.write((ORIGIN + 350) * SIZE, b"not needed")
     pool.store_word(RUNS[1].start * SIZE, 1)
     assert watch.copier.copied == 2
+
+
+def test_a_store_to_a_chunk_that_was_copied_does_not_call_the_copier(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = MemoryPool(noise())
+    calls = []
+    before = Copier.before
+
+    def counted(self: Copier, offset: int, length: int) -> None:
+        calls.append(offset)
+        before(self, offset, length)
+
+    monkeypatch.setattr(Copier, "before", counted)
+    Watched(pool, new_store(pool))
+    for _ in range(2):
+        pool.write(5 * SIZE + 10, b"new")
+        pool.store_word(6 * SIZE, 1)
+        pool.write((ORIGIN + 350) * SIZE, bytes(SIZE))
+    assert calls == [5 * SIZE + 10, 6 * SIZE]
+
+
+@pytest.mark.parametrize("length", [3, 40])
+@pytest.mark.parametrize("filled", [0, 254])
+def test_a_batch_is_in_the_table_as_a_whole_or_not_at_all(filled: int, length: int) -> None:
+    pool, _ = watched(filled=filled)
+    pool.write(20 * SIZE, bytes(length * SIZE))
+    counts = {opened(MemoryPool(left.image)).count for left in pool.crash_images(random.Random(1), subsets=9)}
+    assert counts == {filled, filled + length}
+
+
+def test_pages_of_a_store_are_mapped_before_they_are_stored_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, _ = watched()
+    mapped: set[int] = set()
+    monkeypatch.setattr(pool, "prefault", lambda offset, size: mapped.update(range(offset, offset + size, SIZE)))
+    own = {at * SIZE for start, length in RUNS for at in range(start, start + length)}
+    tables = {RUNS[0].start * SIZE + SIZE}  # mapped when it was cleared
+    for at in range(0, 300, 15):
+        pool.write(at * SIZE, bytes(SIZE))
+        pool.write((at + 1) * SIZE, bytes(14 * SIZE))
+    stored = {event.offset & -SIZE for event in pool.events if isinstance(event, Stored)}
+    assert stored & own - tables <= mapped
 
 
 def test_a_batch_takes_two_fences() -> None:

@@ -346,7 +346,7 @@ class Keeper:
             needed,
             reserve,
             make_room=self._make_room,
-            running_low=lambda: self.volume.journal.call_before_next_handle(self._grow_newest),
+            running_low=self._running_low,
             lost=self._lost,
         )
         self.volume.pool.hook_stores(self.copier)
@@ -361,6 +361,14 @@ class Keeper:
         self.volume.pool.hook_stores(None)
         if self.volume.was_writable:
             self.volume.journal.limit_transactions(None)
+
+    def _running_low(self) -> None:
+        """Have the reserve again: at once, unless an operation is in the middle of a change; then after it."""
+        journal = self.volume.journal
+        if journal.idle and not self._growing and not self.volume.read_only:
+            self._grow_newest()
+        else:
+            journal.call_before_next_handle(self._grow_newest)
 
     def _make_room(self, count: int, certain: bool) -> None:
         """Have room for ``count`` copies, unless an operation is in the middle of a change."""

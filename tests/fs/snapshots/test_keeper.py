@@ -34,6 +34,14 @@ def mounted(name: str) -> FileSystem:
     return FileSystem.open(MemoryPool(bytearray(image(name))), QUIET)
 
 
+def new_image(folder: Path, megabytes: int) -> bytearray:
+    """A new file system."""
+    path = folder / "new"
+    path.write_bytes(bytes(megabytes << 20))
+    run("mke2fs", "-q", "-t", "ext4", "-b", "4096", str(path))
+    return bytearray(path.read_bytes())
+
+
 def busy(fs: FileSystem, *names: str) -> None:
     bench = Workbench(fs)
     for name in names:
@@ -80,6 +88,23 @@ def test_a_deletion_leaves_the_other_snapshots_whole(fs: FileSystem, gone: int, 
     for name, expected in seen.items():
         assert not differences(fs, name, expected, tmp_path), name
     fs.check()
+
+
+def test_a_store_grows_while_programs_only_overwrite(tmp_path: Path) -> None:
+    fs = FileSystem.open(MemoryPool(new_image(tmp_path, 48)), QUIET)
+    fs.tree.write_bytes("/file", os.urandom(12 << 20))
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    room = keeper(fs).kept[0].store.capacity
+    assert room < 12 << 20 >> 12, "the store must grow"
+    with fs.tree.open("/file", "r+b") as file:
+        for _ in range(12 << 8):
+            file.write(bytes(4096))
+            copier = keeper(fs).copier
+            assert copier is not None
+            assert copier.store.room >= copier.reserve
+    assert [snapshot.lost for snapshot in fs.list_snapshots()] == [""]
+    assert not differences(fs, b"s", expected, tmp_path)
 
 
 def test_without_snapshots_nothing_is_left(tmp_path: Path) -> None:
