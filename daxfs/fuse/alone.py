@@ -87,7 +87,7 @@ def _become(command: Sequence[str], place: str, parent: socket.socket, interrupt
     """Mount, send the descriptor, and be the program; or send what failed."""
     doing = "a mount namespace needs root, or user namespaces that are allowed"
     try:
-        _unshare()
+        unshare_mounts()
         doing = "mount"
         descriptor = mounts.mount_device(SOURCE, place, mounts.MS_NOSUID | mounts.MS_NODEV, [], stat.S_IFREG)
         socket.send_fds(parent, [b"mounted"], [descriptor])
@@ -100,7 +100,7 @@ def _become(command: Sequence[str], place: str, parent: socket.socket, interrupt
         os._exit(1)
 
 
-def _unshare() -> None:
+def unshare_mounts() -> None:
     """Enter a mount namespace; in a user namespace too, with the same user and group, if that is needed for it."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.geteuid(), os.getegid()

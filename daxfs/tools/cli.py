@@ -239,6 +239,26 @@ def snapshot_export_command(
     snapshots.export(place, name, file, force=force)
 
 
+@snapshots_app.command("mount")
+def snapshot_mount_command(
+    place: PlaceArgument,
+    name: NameArgument,
+    directory: Annotated[str, typer.Argument(metavar="DIRECTORY", help="Where the snapshot is mounted.")],
+    given: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="OPTIONS", help="Mount options separated by commas, as of daxfs mount."),
+    ] = None,
+    foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Serve in this process.")] = False,
+) -> None:
+    """Mount a snapshot read-only, beside the mount that goes on; daxfs umount DIRECTORY unmounts it.
+
+    A mount that has such a view can't be unmounted. If the snapshot is lost or deleted, what was not read yet is EIO.
+    """
+    from daxfs.tools import snapshotmount
+
+    snapshotmount.run(place, name, directory, given or (), foreground=foreground)
+
+
 @app.command("dump")
 def dump_command(
     pool: PoolArgument,

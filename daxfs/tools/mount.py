@@ -10,9 +10,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs import protocol
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem
 
 DONE = b"ok\n"
+_MOST_ANSWER = 1 << 16
 RELEASE_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.001
 LONGEST_PAUSE_SECONDS = 0.05
@@ -66,7 +69,7 @@ def mount(pool: str, mountpoint: str, given: Sequence[str] = (), *, foreground: 
         logs.start(wanted.log, foreground=True)
         serve(place, directory, wanted, lambda: None)
     else:
-        start_daemon(place, directory, wanted)
+        start_daemon(place, directory, wanted, partial(serve, place, directory, wanted))
         if sys.stderr.isatty():
             _warn(directory)
 
@@ -95,18 +98,23 @@ def check_path(pool: str) -> None:
 
 def serve(pool: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:
     """Open the pool, serve it until it is unmounted, close it. ``pool`` is an absolute path."""
-    from daxfs.fuse import groups
-    from daxfs.fuse.serving import SessionFailed
-
-    session_of = load_session(wanted.session)
+    load_session(wanted.session)
     if wanted.debug:
         log.setLevel(logging.DEBUG)
     for note in wanted.notes:
         log.info("%s", note)
     source = os.path.realpath(pool)
-    core = open_core(pool, source, mountpoint, wanted)
-    core.find_groups_by(groups.groups_of)
+    serve_core(open_core(pool, source, mountpoint, wanted), source, mountpoint, wanted, ready)
+
+
+def serve_core(core: FileSystem, source: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:
+    """Serve an open file system until it is unmounted, and close it; ``source`` is what the mount table shows."""
+    from daxfs.fuse import groups
+    from daxfs.fuse.serving import SessionFailed
+
     try:
+        session_of = load_session(wanted.session)
+        core.find_groups_by(groups.groups_of)
         session_of(core, source, mountpoint, wanted, ready)
     except SessionFailed as error:
         raise UserError(
@@ -143,8 +151,14 @@ def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Cal
     return serve_libfuse
 
 
-def start_daemon(pool: str, mountpoint: str, wanted: MountOptions) -> None:
+def start_daemon(pool: str, mountpoint: str, wanted: MountOptions, run: Callable[[Callable[[], None]], None]) -> None:
     """Fork the daemon and wait until it serves.
+
+    Args:
+        pool: for messages.
+        mountpoint: what answers when the daemon serves.
+        wanted: the options of the mount.
+        run: what the daemon does; it calls its argument when it serves, and returns when the mount is gone.
 
     Raises:
         UserError: the daemon failed, with its own message and exit code, or the mount does not answer.
@@ -154,12 +168,12 @@ def start_daemon(pool: str, mountpoint: str, wanted: MountOptions) -> None:
         code = 1
         try:
             os.close(reader)
-            code = _daemon(pool, mountpoint, wanted, writer)
+            code = _daemon(pool, wanted, run, writer)
         finally:
             os._exit(code)
     os.close(writer)
-    with os.fdopen(reader, "rb") as answer:
-        outcome = answer.read()
+    outcome = os.read(reader, _MOST_ANSWER)  # not to its end: what the daemon starts may keep it open
+    os.close(reader)
     if outcome != DONE:
         number, _, message = outcome.decode(errors="replace").partition(" ")
         if not message:
@@ -171,7 +185,7 @@ def start_daemon(pool: str, mountpoint: str, wanted: MountOptions) -> None:
         raise UserError(f"{mountpoint} does not answer: {error.strerror}", mounts.MOUNT_FAILED) from None
 
 
-def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> int:
+def _daemon(pool: str, wanted: MountOptions, run: Callable[[Callable[[], None]], None], writer: int) -> int:
     """Run the daemon in the child; return its exit code."""
     os.setsid()
     os.chdir("/")
@@ -188,7 +202,7 @@ def _daemon(pool: str, mountpoint: str, wanted: MountOptions, writer: int) -> in
 
     try:
         logs.start(wanted.log)
-        serve(pool, mountpoint, wanted, lambda: report(DONE))
+        run(lambda: report(DONE))
     except UserError as error:
         if not reported:  # else the session has logged it
             log.error("%s", error)
@@ -231,9 +245,24 @@ def umount(mountpoint: str, *, lazy: bool = False) -> None:
         raise UserError(f"{mountpoint} is not mounted", mounts.MOUNT_FAILED)
     if found.filesystem != protocol.FILESYSTEM_TYPE:
         raise UserError(f"{mountpoint} is a mount of {found.filesystem}; use: umount {mountpoint}", mounts.MOUNT_FAILED)
-    mounts.unmount(place, lazy=lazy)
-    if not lazy:
-        wait_released(found.source)
+    daemon = None if lazy or os.path.exists(found.source) else _daemon_of(place)
+    try:
+        mounts.unmount(place, lazy=lazy)
+        if daemon is not None:
+            select.select([daemon], [], [], RELEASE_SECONDS)
+        elif not lazy:
+            wait_released(found.source)
+    finally:
+        if daemon is not None:
+            os.close(daemon)
+
+
+def _daemon_of(mountpoint: str) -> int | None:
+    """Return a pidfd of the daemon of a mount that has no pool of its own (`snapshotmount`), to wait for its end."""
+    try:
+        return os.pidfd_open(status(mountpoint).get("process", 0))
+    except (OSError, ValueError):
+        return None
 
 
 def wait_released(pool: str, limit: float = RELEASE_SECONDS) -> None:

@@ -132,6 +132,8 @@ def opened(place: str) -> Iterator[Source]:
     """
     if os.path.isdir(place) or mountpoints.find(place) is not None:
         top = mountpoints.require(place)
+        if not os.path.exists(top.source):
+            raise UserError(f"{place} shows the snapshot {top.source}; name the mount or pool that has it", FAILED)
         with (
             mountpoints.root(top.mountpoint) as descriptor,
             open_pool(top.source, read_only=True, exclusively=False) as pool,
@@ -167,7 +169,10 @@ class _Mounted:
 
     def _chain(self, uuid: bytes) -> Chain:
         """Return a chain of the stores of a snapshot and of all newer ones, as the mount has them now."""
-        found = self.listing()
+        try:
+            found = self.listing()
+        except UserError as error:
+            raise FsError(errno.EIO, str(error)) from None
         at = next((at for at, each in enumerate(found) if each.uuid == uuid), None)
         if at is None or found[at].lost:
             what = "is deleted" if at is None else f"is lost: {found[at].lost}"

@@ -45,6 +45,7 @@ class PoolFile:
         self._table: dict[int, Callable[[Request], bytes | memoryview | None]] = {
             Opcode.INIT: self._init,
             Opcode.GETATTR: self._getattr,
+            Opcode.STATFS: self._statfs,
             Opcode.OPEN: self._open,
             Opcode.READ: self._read,
             Opcode.WRITE: self._write,
@@ -83,10 +84,14 @@ class PoolFile:
             CACHE_SECONDS, 0, abi.ROOT_ID, size, size // SECTOR, *times, mode, 1, *owner, 0, mmap.PAGESIZE, 0
         )
 
+    def _statfs(self, _request: Request) -> bytes:
+        """Say that there is no limit: no holes are waiting for room."""
+        return abi.STATFS_OUT.pack(0, 0, 0, 0, 0, mmap.PAGESIZE, 0, mmap.PAGESIZE)
+
     def _open(self, _request: Request) -> bytes:
         return abi.OPEN_OUT.pack(HANDLE, abi.FOPEN_DIRECT_IO, 0)
 
-    def _read(self, request: Request) -> memoryview:
+    def _read(self, request: Request) -> bytes | memoryview:
         given = request.arguments(abi.READ_IN)
         pool, end = self._pool, given.offset + given.size
         if pool.bad and pool.bad.first(given.offset, end):
@@ -126,9 +131,16 @@ def serve(pool: Pool, descriptor: int) -> int:
     """
     device = Device(descriptor, negotiation.buffer_size(), 0.0)
     file = PoolFile(pool, device.buffer)
+    answer_all(file, device)
+    pool.fence()
+    return file.missing
+
+
+def answer_all(file: PoolFile, device: Device) -> None:
+    """Answer requests until the mount is gone."""
     while not device.ended:
         try:
-            length = readv(descriptor, device.buffers)
+            length = readv(device.descriptor, device.buffers)
         except OSError as error:
             device.not_received(error)
             device.poll(None)
@@ -137,11 +149,9 @@ def serve(pool: Pool, descriptor: int) -> int:
         if reply is None:
             continue
         try:
-            writev(descriptor, reply)
+            writev(device.descriptor, reply)
         except OSError as error:
             if error.errno == MISSING:
                 file.missing += 1
             else:
                 device.not_sent(error)
-    pool.fence()
-    return file.missing

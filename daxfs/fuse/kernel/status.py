@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import mmap
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,18 @@ def atomic_write(connection: Connection) -> int:
     return min(connection.agreement.max_write, atomic.MOST_BYTES) - mmap.PAGESIZE
 
 
+def process(_connection: Connection) -> int:
+    """Return the daemon's process id."""
+    return os.getpid()
+
+
 FACTS: dict[str, Callable[[Connection], object]] = {
     "options": options,
     "atomic_write": atomic_write,
     "durability": durability.table,
     "warning": durability.warning,
     "errors": errors,
+    "process": process,
 }
 """The function that returns a fact of a connection (any value of JSON), by the name in the JSON object."""
 
