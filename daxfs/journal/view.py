@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 Check = Callable[[memoryview], None]
 
 SUPERBLOCK_KEY = 1 << 80  # the superblock's key among the copies; no block number in a damaged structure is so large
-MOST_VERIFIED = 1 << 16
-"""The most blocks of which a view remembers that they were verified."""
+MOST_VERIFIED = 65_521
+"""The most blocks of which a view remembers that they were verified; a prime number, since the descriptors and the
+bitmaps of a large pool lie at multiples of powers of two."""
 
 
 class Verified:

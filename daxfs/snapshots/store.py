@@ -248,10 +248,19 @@ class Store:
         self._straight = 0
 
     def _prefault(self, end: int) -> None:
-        """Have the chunks of the store before ``end`` mapped, some more of them than needed now."""
+        """Have the chunks of the store before ``end`` mapped, some more of them than needed now.
+
+        Holes of the pool's file get blocks first.
+
+        Raises:
+            MissingMemory: the file system below the pool has no room for them.
+        """
         while self._mapped < end:
             count = min(self._contiguous(self._mapped), self._entries)
-            self._pool.prefault(self._place(self._mapped), count << self.bits)
+            place = self._place(self._mapped)
+            if self._pool.reserve is not None:
+                self._pool.reserve(place, count << self.bits)
+            self._pool.prefault(place, count << self.bits)
             self._mapped += count
 
     def _segments(self, count: int) -> Iterator[tuple[int, int, int, int]]:

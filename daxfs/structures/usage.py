@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daxfs.structures import bitmaps, blocks
+import numpy as np
+
+from daxfs.structures import bitmaps, blocks, groups
 
 if TYPE_CHECKING:
     from daxfs.journal.view import View
@@ -13,13 +15,22 @@ if TYPE_CHECKING:
 def used_blocks(view: View) -> bytearray:
     """Return one bit for each block of the file system, in the order of ext4's bitmaps; a set bit means in use.
 
+    The bitmap of a group that counts all its blocks as free is not read: most groups of a large pool are such.
+
     Raises:
         Corrupt: a bitmap or a descriptor is damaged.
     """
     geometry = view.geometry
-    made = bytearray()
-    for group in range(geometry.groups_count):
-        made += blocks.bitmap(view, group)[: (geometry.blocks_in_group(group) + 7) >> 3]
+    stride = geometry.blocks_per_group >> 3
+    last = geometry.groups_count - 1
+    made = bytearray(last * stride + (geometry.blocks_in_group(last) + 7 >> 3))
+    # All descriptors first: a check of a block is remembered until another block takes its place.
+    free = np.concatenate([groups.counts(view, index).free_blocks for index in range(geometry.desc_blocks)])
+    sizes = np.full(last + 1, geometry.blocks_per_group)
+    sizes[last] = geometry.blocks_in_group(last)
+    for group in np.flatnonzero(free < sizes).tolist():
+        size = geometry.blocks_in_group(group) + 7 >> 3
+        made[group * stride : group * stride + size] = blocks.bitmap(view, group)[:size]
     before = geometry.first_data_block
     if before:
         shifted = int.from_bytes(made, "little") << before | (1 << before) - 1

@@ -202,6 +202,19 @@ def test_memory_that_is_missing_gives_the_snapshot_up() -> None:
     assert pool.memory[:1] == b"x"
 
 
+def test_a_file_system_below_the_pool_without_room_gives_the_snapshot_up() -> None:
+    pool = MemoryPool(noise())
+    watch = Watched(pool, new_store(pool))
+
+    def fail(*_: object) -> None:
+        raise MissingMemory(errno.ENOSPC)
+
+    pool.reserve = fail
+    pool.write(0, b"x")
+    assert watch.calls == ["missing"]
+    assert pool.memory[:1] == b"x"
+
+
 def test_only_what_nobody_needs_may_be_given_back_to_the_system() -> None:
     pool, watch = watched()
     watch.copier.before(3 * SIZE, 2 * SIZE)

@@ -35,6 +35,8 @@ MOST_RUNS = 64
 MOST_GROUPS = 8
 MOST_BLOCKS = 1 << 15
 """The most blocks by which a store grows at once."""
+RESERVED_AT_ONCE = 1 << 20
+"""Bytes at the beginning of new runs for which a pool's file gets blocks at once; `Store` sees to the others."""
 CREDITS_RUNS = 2 * MOST_GROUPS + 24
 """Bitmaps and descriptors of the groups, and nodes of the map."""
 CREDITS_NEW = (1 + len(FOLDERS)) * names.CREDITS_CREATE + CREDITS_RUNS
@@ -179,6 +181,10 @@ def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytear
     if not taken:
         return 0
     blocks.take_runs(tx, taken)
+    if volume.pool.reserve is not None:
+        start, length = taken[0]
+        bits = tx.geometry.block_bits
+        volume.pool.reserve(start << bits, min(length << bits, RESERVED_AT_ONCE))
     lblk = inode.size >> tx.geometry.block_bits
     for start, length in taken:
         for at in range(0, length, EXT_INIT_MAX_LEN):
@@ -186,8 +192,6 @@ def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytear
             mapping.insert(tx, inode, Extent(lblk, start + at, part, False))
             lblk += part
         inodes.add_blocks(inode, length, tx.geometry)
-        if volume.pool.reserve is not None:
-            volume.pool.reserve(start << tx.geometry.block_bits, length << tx.geometry.block_bits)
     inode.size = lblk << tx.geometry.block_bits
     return sum(length for _, length in chosen)
 

@@ -91,9 +91,11 @@ def _by_chunks(used: bytearray, shift: int) -> bytearray:
 
 def union(first: bytearray, second: bytearray) -> bytearray:
     """Return the union of two bitmaps."""
-    size = max(len(first), len(second))
-    whole = int.from_bytes(first, "little") | int.from_bytes(second, "little")
-    return bytearray(whole.to_bytes(size, "little"))
+    longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
+    made = bytearray(longer)
+    part = np.frombuffer(made, np.uint8)[: len(shorter)]
+    part |= np.frombuffer(shorter, np.uint8)
+    return made
 
 
 def without(bitmap: bytearray, chunks: Iterable[int]) -> bytearray:
