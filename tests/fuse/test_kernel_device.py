@@ -197,7 +197,7 @@ def test_a_turn_ends_in_time_however_many_requests_there_are(kernel: Kernel, mon
     clock = [100.0]
 
     def later() -> float:
-        clock[0] += TURN_SECONDS / 8
+        clock[0] += TURN_SECONDS / 24
         return clock[0]
 
     monkeypatch.setattr(session_module, "perf_counter", later)
@@ -483,6 +483,48 @@ def test_a_session_whose_processor_others_want_does_not_spin(monkeypatch: pytest
     kernel.close()
 
 
+def test_time_asleep_is_not_lost_and_time_of_others_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=1e-9)
+    waits = Waits(kernel, monkeypatch)
+    seen = []
+    watch = kernel.session._contention.watch
+    monkeypatch.setattr(
+        kernel.session._contention,
+        "watch",
+        lambda awake, had, *, spun: (seen.append((awake, had)), watch(awake, had, spun=spun)),
+    )
+    waits.coming = [0.0, 2 * TURN_SECONDS]
+    kernel.ask(Opcode.STATFS)
+    kernel.session._near = False
+    assert kernel.session.turn() is True
+    waits.coming = [0.0] * 10_000
+    monkeypatch.setattr(kernel.device, "spin", lambda: bool(time.sleep(2 * TURN_SECONDS)))
+    for _ in range(2):
+        kernel.ask(Opcode.STATFS)
+    kernel.session._near = True
+    assert kernel.session.turn() is True
+    (slept, _), (lost, had) = seen[0], seen[-1]
+    assert slept < TURN_SECONDS, "poll(2) gives the processor away"
+    assert lost - had > TURN_SECONDS, "spinning wants it"
+    kernel.close()
+
+
+def test_while_requests_wait_a_session_that_does_not_spin_looks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.005)
+    sleeps = []
+    poll = kernel.device.poll
+    monkeypatch.setattr(session_module, "TURN_SECONDS", 60)
+    monkeypatch.setattr(session_module, "SHORTEST_SLEEP", 60)
+    monkeypatch.setattr(kernel.device, "poll", lambda milliseconds: sleeps.append(milliseconds) or poll(milliseconds))
+    kernel.session._contention.present = True
+    for _ in range(20):
+        kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert len(kernel.answers()) == 20
+    assert len(sleeps) == 2, "after the first request, and after the last one"
+    kernel.close()
+
+
 def test_it_spins_again_after_a_short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch, spin_seconds=0.5)
     waits = Waits(kernel, monkeypatch)
@@ -513,7 +555,7 @@ def test_dense_requests_ask_for_quick_wake_ups(kernel: Kernel, monkeypatch: pyte
     clock = [100.0]
 
     def later() -> float:
-        clock[0] += TURN_SECONDS / (DENSE + 20)
+        clock[0] += TURN_SECONDS / (4 * DENSE)
         return clock[0]
 
     monkeypatch.setattr(session_module, "perf_counter", later)

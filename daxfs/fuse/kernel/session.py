@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable
 from os import readv, writev
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
 import trio
@@ -55,6 +55,8 @@ DENSE = 20
 """The number of requests in one turn from which on they count as dense."""
 SPARSE = 4
 """The number of requests in one turn up to which they count as sparse: processors may sleep deeply again."""
+SHORTEST_SLEEP = 2e-6
+"""poll(2) that took fewer seconds has not slept: a request was waiting."""
 
 
 class Session:
@@ -103,13 +105,13 @@ class Session:
         device, connection, request = self._device, self._connection, self._request
         descriptor, buffers, poll = device.descriptor, device.buffers, device.poll
         spin = device.spin if connection.counting is None else self._timed_spin
-        answer, table = dispatch.answer, connection.table
-        waiting = connection.scheduler.waiting
+        answer, table, waiting = dispatch.answer, connection.table, connection.scheduler.waiting
         spinning = self._polling.spinning and not self._contention.present
         near = spinning and self._near
         crowded = False  # a request was waiting when the last one was answered: readv may find the next without a poll
-        served = 0
+        served, slept = 0, 0.0
         now = begin = perf_counter()
+        had = thread_time()
         end = begin + TURN_SECONDS
         if WORKS in waiting:
             self._share(end)
@@ -144,12 +146,15 @@ class Session:
                     if not poll(LINGER_MILLISECONDS) and not waiting:
                         self._near = False
                         return False
-                    near = spinning and perf_counter() - begun < device.spin_seconds
+                    now = perf_counter()
+                    slept += (pause := now - begun)
+                    near = spinning and pause < device.spin_seconds
+                    crowded = pause < SHORTEST_SLEEP
             now = perf_counter()
         if connection.scheduler.due:
             self._answer_postponed()
         self._near = near or not spinning
-        self._learn(served, now - begin, spinning=spinning)
+        self._learn(served, now - begin, slept, thread_time() - had, spinning=spinning)
         return True
 
     def _timed_spin(self) -> bool:
@@ -160,8 +165,8 @@ class Session:
             counting.spun += perf_counter() - begin
         return found
 
-    def _learn(self, served: int, seconds: float, *, spinning: bool) -> None:
-        """Learn from a turn that has ended how to wait in the next one."""
+    def _learn(self, served: int, seconds: float, slept: float, had: float, *, spinning: bool) -> None:
+        """Learn how to wait from a turn that has ended; the session had ``had`` seconds of it on a processor."""
         if served >= DENSE:
             self._cpu_latency.hold()
             if not self._contention.present:
@@ -169,7 +174,7 @@ class Session:
         elif served <= SPARSE:
             self._cpu_latency.release()
         if served > 1:
-            self._contention.watch(spun=spinning)
+            self._contention.watch(seconds - slept, had, spun=spinning)
 
     def _attend(self, end: float) -> None:
         """Attend to what waits: share the time until ``end`` if a work is in progress, else catch up."""
