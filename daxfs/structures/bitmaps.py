@@ -8,14 +8,15 @@ allocators of this layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 FEW_RUNS = 16
-"""Up to so many runs, a mask is made with one shift of an integer for each."""
+"""Fewer runs are a list; an array costs more than it saves."""
+Runs = list[tuple[int, int]] | npt.NDArray[np.int64]
+"""Runs of bits (bit, length): a list of a few, or an array with a row for each."""
 
 
 def test(bitmap: memoryview, bit: int) -> bool:
@@ -87,19 +88,27 @@ def free_mask(bitmap: memoryview, bits: int) -> int:
     return (word & ones) ^ ones
 
 
-def mask_of(runs: Sequence[tuple[int, int]], bits: int) -> int:
-    """Return a mask of the bits of all ``runs`` (bit, length), which lie within ``bits`` and don't overlap."""
+def gathered(runs: list[tuple[int, int]]) -> Runs:
+    """Return runs as an array if they are many."""
     if len(runs) < FEW_RUNS:
+        return runs
+    return np.fromiter(chain.from_iterable(runs), np.int64, 2 * len(runs)).reshape(-1, 2)
+
+
+def mask_of(runs: Runs) -> int:
+    """Return a mask of the bits of all ``runs``, which don't overlap."""
+    if isinstance(runs, list):
         mask = 0
         for bit, length in runs:
             mask |= ((1 << length) - 1) << bit
         return mask
-    edges = np.zeros(bits + 1, np.int8)
-    pairs = np.fromiter(chain.from_iterable(runs), np.int64, 2 * len(runs))
-    firsts, lengths = pairs[::2], pairs[1::2]
-    edges[firsts] += 1
-    edges[firsts + lengths] -= 1
-    return int.from_bytes(np.packbits(np.cumsum(edges[:-1], dtype=np.int8), bitorder="little").tobytes(), "little")
+    firsts, ends = runs[:, 0], runs[:, 0] + runs[:, 1]
+    low = int(firsts.min())  # as a rule the runs lie in a small part of the bitmap
+    edges = np.zeros(int(ends.max()) - low + 1, np.int8)
+    edges[firsts - low] += 1
+    edges[ends - low] -= 1
+    covered = np.packbits(np.cumsum(edges[:-1], dtype=np.int8), bitorder="little")
+    return int.from_bytes(covered.tobytes(), "little") << low
 
 
 def invert(bitmap: memoryview, mask: int) -> None:
@@ -107,21 +116,12 @@ def invert(bitmap: memoryview, mask: int) -> None:
     bitmap[:] = (int.from_bytes(bitmap, "little") ^ mask).to_bytes(len(bitmap), "little")
 
 
-def holds(bitmap: memoryview, runs: Sequence[tuple[int, int]], bits: int) -> bool:
-    """Return whether all bits of the runs (bit, length) are set; a few are looked at one by one."""
-    if len(runs) < FEW_RUNS:
+def holds(bitmap: memoryview, runs: Runs) -> bool:
+    """Return whether all bits of the runs are set; a few runs are looked at one by one."""
+    if isinstance(runs, list):
         return all(used_run(bitmap, bit, length) == length for bit, length in runs)
-    mask = mask_of(runs, bits)
+    mask = mask_of(runs)
     return int.from_bytes(bitmap, "little") & mask == mask
-
-
-def clear_runs(bitmap: memoryview, runs: Sequence[tuple[int, int]], bits: int) -> None:
-    """Clear the bits of the runs (bit, length), which are all set."""
-    if len(runs) < FEW_RUNS:
-        for bit, length in runs:
-            clear_run(bitmap, bit, length)
-    else:
-        invert(bitmap, mask_of(runs, bits))
 
 
 def run_starts(free: int, length: int) -> int:

@@ -342,7 +342,8 @@ def take_runs(tx: Handle, runs: list[BlockRun]) -> None:
     """Allocate blocks that `free_runs` has shown to be free in this handle: two credits for each of their groups."""
     sb = tx.edit_superblock()
     for group, pieces in _by_group(tx.geometry, sorted(runs)):
-        _take(tx, sb, [BitRun(group, bit, length) for bit, length in pieces])
+        listed = pieces if isinstance(pieces, list) else pieces.tolist()
+        _take(tx, sb, [BitRun(group, bit, length) for bit, length in listed])
 
 
 def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
@@ -371,7 +372,7 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
         bitmaps.set_run(content, first, count)
         return [BlockRun(low + first, count)]
     runs = [(bit, length) for _, bit, length in found]
-    bitmaps.invert(content, bitmaps.mask_of(runs, geometry.blocks_in_group(group)))
+    bitmaps.invert(content, bitmaps.mask_of(bitmaps.gathered(runs)))
     return [BlockRun(low + bit, length) for bit, length in runs]
 
 
@@ -715,7 +716,7 @@ def free_all(tx: Handle, runs: list[BlockRun], *, metadata: bool = False) -> Non
         return
     for group, pieces in _by_group(geometry, runs):
         bitmap = _bitmap(tx, group, groups.descriptor(tx, group))
-        if not bitmaps.holds(bitmap, pieces, geometry.blocks_in_group(group)):
+        if not bitmaps.holds(bitmap, pieces):
             raise _free_already(group, pieces)
         tx.reserve(("block bitmap", group))
         tx.reserve(("descriptors", group // geometry.desc_per_block))
@@ -744,12 +745,12 @@ def apply_frees(tx: Handle) -> None:
     for group, pieces in _by_group(geometry, tx.frees):
         if tx.pool.bad and not _readable(tx, groups.descriptor(tx, group)):
             continue
-        bits = geometry.blocks_in_group(group)
-        if not bitmaps.holds(_bitmap(tx, group, groups.descriptor(tx, group)), pieces, bits):
+        mask = bitmaps.mask_of(pieces)
+        if int.from_bytes(_bitmap(tx, group, groups.descriptor(tx, group)), "little") & mask != mask:
             raise _free_already(group, pieces)
         desc = groups.edit_descriptor(tx, group)
-        bitmaps.clear_runs(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), pieces, bits)
-        count = sum(length for _, length in pieces)
+        bitmaps.invert(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), mask)
+        count = mask.bit_count()
         desc.free_blocks_count += count
         total += count
         hints.no_chunk.discard(group)
@@ -786,22 +787,32 @@ def _freed_twice(number: int) -> Corrupt:
     return Corrupt(CorruptKind.BLOCK_NUMBER, f"block {number} was freed twice")
 
 
-def _by_group(geometry: Geometry, runs: list[BlockRun]) -> Iterable[tuple[int, list[tuple[int, int]]]]:
-    """Return the pieces (bit, length) of runs of blocks in each group that they touch."""
+def _by_group(geometry: Geometry, runs: list[BlockRun]) -> Iterable[tuple[int, bitmaps.Runs]]:
+    """Return the pieces of runs of blocks in each group that they touch, in the runs' order."""
+    if len(runs) >= bitmaps.FEW_RUNS:
+        return _many_by_group(geometry, runs)
     found: dict[int, list[tuple[int, int]]] = {}
-    origin, size = geometry.first_data_block, geometry.blocks_per_group
     for start, count in runs:
-        group, bit = divmod(start - origin, size)
-        if bit + count <= size:
-            pieces = found.get(group)
-            if pieces is None:
-                found[group] = [(bit, count)]
-            else:
-                pieces.append((bit, count))
-        else:
-            for piece in _pieces(geometry, start, count):
-                found.setdefault(piece.group, []).append((piece.bit, piece.length))
+        for group, bit, length in _pieces(geometry, start, count):
+            found.setdefault(group, []).append((bit, length))
     return found.items()
+
+
+def _many_by_group(geometry: Geometry, runs: list[BlockRun]) -> Iterator[tuple[int, bitmaps.Runs]]:
+    starts, lengths = _columns(runs)
+    size = geometry.blocks_per_group
+    numbers, bits = np.divmod(starts - geometry.first_data_block, size)
+    pieces = np.stack((bits, lengths), axis=1)
+    cut = bits + lengths > size
+    if cut.any():
+        more = [piece for at in np.flatnonzero(cut).tolist() for piece in _pieces(geometry, *runs[at])]
+        rows = np.array(more, np.int64)
+        numbers = np.concatenate((numbers[~cut], rows[:, 0]))
+        pieces = np.concatenate((pieces[~cut], rows[:, 1:]))
+    order = np.argsort(numbers, kind="stable")
+    groups_found, begins = np.unique(numbers[order], return_index=True)
+    for group, rows in zip(groups_found.tolist(), np.split(pieces[order], begins[1:]), strict=True):
+        yield group, rows if len(rows) >= bitmaps.FEW_RUNS else [tuple(row) for row in rows.tolist()]
 
 
 def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[BitRun]:
@@ -814,7 +825,7 @@ def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[BitRun]:
         count -= length
 
 
-def _free_already(group: int, pieces: list[tuple[int, int]]) -> Corrupt:
+def _free_already(group: int, pieces: bitmaps.Runs) -> Corrupt:
     count = sum(length for _, length in pieces)
     return Corrupt(
         CorruptKind.BLOCK_BITMAP,

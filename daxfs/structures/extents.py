@@ -690,11 +690,12 @@ def free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: in
         return
     limit = tx.geometry.blocks_count
     runs = []
+    new = tuple.__new__  # as in `extent.leaves`
     for extent in cut:
         _, pblk, length, _ = extent
         if not pblk or not length or pblk + length > limit:
             check_bounds(tx, inode, extent)
-        runs.append(BlockRun(pblk, length))
+        runs.append(new(BlockRun, (pblk, length)))
     # Only the outermost extents can reach out of the range.
     end = cut[0].lblk + cut[0].length
     if end > last + 1:
@@ -703,7 +704,7 @@ def free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: in
         skipped = first - cut[-1].lblk
         runs[-1] = BlockRun(runs[-1].start + skipped, runs[-1].length - skipped)
     blocks.free_all(tx, runs, metadata=metadata)
-    inodes.add_blocks(inode, -sum(run.length for run in runs), tx.geometry)
+    inodes.add_blocks(inode, -sum([length for _, length in runs]), tx.geometry)
 
 
 def _no_room_made(inode: Inode, lblk: int) -> Corrupt:

@@ -116,7 +116,10 @@ def test_zeroing_costs_little_for_each_extent(scattered: tuple[FileSystem, OpenF
 
 
 def test_freeing_costs_little_for_each_extent(scattered: tuple[FileSystem, OpenFile, int]) -> None:
-    """One by one, each extent cost two looks at its bitmap, at the removal and at the commit: 54 calls."""
+    """One by one, each extent cost two looks at its bitmap, at the removal and at the commit: 54 calls.
+
+    With an object for each run and each piece of it there were still 4.4.
+    """
     fs, file, size = scattered
     count, free = len(fs.describe(file.ino)), fs.statfs().free
     half = size // 2 // BLOCK * BLOCK
@@ -126,7 +129,7 @@ def test_freeing_costs_little_for_each_extent(scattered: tuple[FileSystem, OpenF
         fs.setattr(file.ino, SetAttributes(size=0))
         fs.fsync(ROOT_INO)
 
-    assert calls(all_of_it) < 10 * count
+    assert calls(all_of_it) < 2.5 * count
     assert fs.describe(file.ino) == []
     assert fs.statfs().free >= free + size // BLOCK
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT
 from daxfs.ext4.group import descriptor as bind
+from daxfs.runs import BlockRun
 from daxfs.structures import bitmaps, blocks, groups
 from support import fsck
 
@@ -417,3 +418,28 @@ def test_a_group_that_was_never_used_gets_its_bitmap(rigs: Rigs) -> None:
         assert not any(groups.descriptor(rig.view, group).bg_flags & EXT4_BG_BLOCK_UNINIT for group in fresh)
         rig.check_counts()
         rig.check_unattached(blocks_of(taken))
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_many_runs_are_freed_across_the_borders_of_groups(rigs: Rigs, few: bool) -> None:
+    """Many runs are handled as arrays; some of them lie in two groups, and some groups have few of them."""
+    rig = rigs("default")
+    before = rig.used()
+    with rig.handle(256) as tx:
+        while blocks.free_blocks(tx):
+            blocks.allocate(tx, 0, 3000, tree=True)
+    rig.journal.commit()
+    size, chance = rig.geometry.blocks_per_group, random.Random(3)
+    borders = [rig.geometry.first_block(group) - 1 for group in (2, 4)]
+    inside = [number for number in range(3, 5 * size, 3) if all(abs(number - border) > 2 for border in borders)]
+    starts = borders + chance.sample(inside, 10 if few else 300)
+    runs = [BlockRun(number, 2) for number in starts if not before[[number, number + 1]].any()]
+    assert {BlockRun(border, 2) for border in borders} <= set(runs)
+    full = rig.used()
+    chance.shuffle(runs)
+    with rig.handle(256) as tx:
+        blocks.free_all(tx, runs)
+    rig.journal.commit()
+    assert set(np.flatnonzero(full & ~rig.used()).tolist()) == blocks_of(runs)
+    with pytest.raises(Corrupt), rig.handle(256) as tx:
+        blocks.free_all(tx, runs)

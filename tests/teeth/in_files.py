@@ -754,8 +754,8 @@ MUTANTS = [
     Mutant(
         "a bitmap keeps its old checksum",
         BLOCKS,
-        "bitmaps.clear_runs(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), pieces, bits)",
-        "bitmaps.clear_runs(tx.edit(desc.block_bitmap), pieces, bits)",
+        "bitmaps.invert(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), mask)",
+        "bitmaps.invert(tx.edit(desc.block_bitmap), mask)",
         "The next mount refuses the group.",
         (HANDLES,),
     ),
