@@ -37,9 +37,13 @@ def pieces(pool: Pool, past: Past) -> Iterator[tuple[int, bytes]]:
         Corrupt: the snapshot's metadata is damaged.
         NotAStore: a store is.
     """
+    yield from parts(pool, past, chunks(pool, past))
+
+
+def parts(pool: Pool, past: Past, numbers: Chunks) -> Iterator[tuple[int, bytes]]:
+    """Yield the offsets and contents of some chunks of an image, given in order, neighbours together."""
     bits = past.chunk_bits
-    held = chunks(pool, past)
-    for part in np.split(held, np.flatnonzero(np.diff(held) != 1) + 1):
+    for part in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
         for at in range(0, len(part), AT_ONCE):
             first, count = int(part[at]), min(AT_ONCE, len(part) - at)
             offset = first << bits

@@ -99,6 +99,12 @@ class Chain:
         """Whether all stores are what they were when this object was made."""
         return all(store.head() == head for store, head in zip(self.stores, self._heads, strict=True))
 
+    def overwritten(self, later: int) -> set[int]:
+        """Return the chunks that were overwritten between the snapshot and the one that is ``later`` in the chain, of
+        those that the snapshot needs; and perhaps others.
+        """
+        return {number for table in self._tables[:later] for number in table}
+
     def _copied(self, number: int, found: bytearray, offset: int) -> bool:
         """Put the content of a chunk into its place in what is found from ``offset`` on, if a store has the chunk."""
         for store, table in zip(self.stores, self._tables, strict=True):

@@ -259,6 +259,38 @@ def snapshot_mount_command(
     snapshotmount.run(place, name, directory, given or (), foreground=foreground)
 
 
+@snapshots_app.command("send")
+def snapshot_send_command(
+    place: PlaceArgument,
+    name: NameArgument,
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="A new file; standard output without it.")] = "-",
+    since: Annotated[str, typer.Option("--since", metavar="OTHER", help="Only what has changed since OTHER.")] = "",
+    start: Annotated[
+        int, typer.Option("--from", metavar="OFFSET", min=0, help="Go on where receive says that it has stopped.")
+    ] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a snapshot as a stream with checksums, for receive; with --since the changed blocks only."""
+    from daxfs.tools import snapshotsend
+
+    snapshotsend.send(place, name, file, since=since, start=start, force=force)
+
+
+@snapshots_app.command("receive")
+def snapshot_receive_command(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A new file, or a pool that is not in use.")],
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="The stream; standard input without it.")] = "-",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what TARGET holds.")] = False,
+) -> None:
+    """Store a stream of send in TARGET. With --since it must hold that snapshot, unchanged, from an earlier receive.
+
+    A stream that ends early leaves no file system, and a message where to go on.
+    """
+    from daxfs.tools import snapshotsend
+
+    snapshotsend.receive(target, file, force=force)
+
+
 @app.command("dump")
 def dump_command(
     pool: PoolArgument,

@@ -69,6 +69,9 @@ class Source(Protocol):
     def past(self, snapshot: Snapshot) -> Past:
         """Return what a valid snapshot shows."""
 
+    def overwritten(self, older: Snapshot, newer: Snapshot) -> set[int]:
+        """Return the chunks that the older snapshot needs and that were overwritten before the newer one was made."""
+
 
 def ask(descriptor: int, place: str, what: int, name: bytes = b"", first: int = 0) -> bytes:
     """Ask the daemon of a mount, through a descriptor of its root directory.
@@ -160,6 +163,17 @@ class _Mounted:
     def past(self, snapshot: Snapshot) -> Past:
         return Follower(lambda: self._chain(snapshot.uuid), self._confirm)
 
+    def overwritten(self, older: Snapshot, newer: Snapshot) -> set[int]:
+        for _ in range(TRIES):
+            later = _later(self.listing(), older, newer)
+            chain = self._chain(older.uuid)
+            found = chain.overwritten(later)
+            if chain.settled and chain.unchanged and _later(self.listing(), older, newer) == later:
+                self._confirm()
+                return found
+            time.sleep(PAUSE_SECONDS)
+        raise NotAStore("snapshots are made and deleted all the time")
+
     def _confirm(self) -> None:
         """Raise if the daemon has ended: nobody has made copies since then. statfs(2) always asks the daemon."""
         try:
@@ -218,10 +232,13 @@ class _Unmounted:
     def listing(self) -> list[Snapshot]:
         return catalogue.listing(self._view, self._verdicts)
 
-    def past(self, snapshot: Snapshot) -> Past:
+    def past(self, snapshot: Snapshot) -> Chain:
         stores = [kept for kept, reason in self._verdicts if not reason]
         at = next(at for at, kept in enumerate(stores) if kept.header.uuid == snapshot.uuid)
         return Chain(self.pool, [kept.store for kept in stores[at:]])
+
+    def overwritten(self, older: Snapshot, newer: Snapshot) -> set[int]:
+        return self.past(older).overwritten(_later(self.listing(), older, newer))
 
 
 @contextmanager
@@ -240,6 +257,18 @@ def _claimed(path: str) -> Iterator[Pool]:
         yield pool
     finally:
         pool.close()
+
+
+def _later(found: list[Snapshot], older: Snapshot, newer: Snapshot) -> int:
+    """Return how many snapshots later ``newer`` was made.
+
+    Raises:
+        FsError: EIO, one of them is deleted.
+    """
+    order = {each.uuid: at for at, each in enumerate(found)}
+    if older.uuid not in order or newer.uuid not in order:
+        raise FsError(errno.EIO, "the snapshot is deleted")
+    return order[newer.uuid] - order[older.uuid]
 
 
 def _patiently(read: Callable[[], T]) -> T:

@@ -30,6 +30,7 @@ TOOLS = {
     "udevadm": "udev",
     "mke2fs": "e2fsprogs",
     "modprobe": "kmod",
+    "dmsetup": "dmsetup",
     "busybox": "busybox-static",
     "cpio": "cpio",
     "xz": "xz-utils",

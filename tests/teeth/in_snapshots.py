@@ -17,6 +17,11 @@ PERSIST = "daxfs/pmem/persist.py"
 
 COPIES = ("tests/snapshots/test_copier.py",)
 STORES = ("tests/snapshots/test_store.py",)
+STREAM = "daxfs/snapshots/stream.py"
+SEND = "daxfs/tools/snapshotsend.py"
+
+STREAMS = ("tests/snapshots/test_stream.py",)
+SENDS = ("tests/tools/test_snapshotsend.py",)
 READERS = ("tests/snapshots/test_reading.py",)
 KEEPERS = ("tests/fs/snapshots/test_keeper.py",)
 IMAGES = ("tests/fs/test_imaging.py",)
@@ -238,5 +243,45 @@ MUTANTS = [
         "            if not live:\n                self._refresh(-1)\n",
         "A block that was overwritten while it was copied is taken for old.",
         READERS,
+    ),
+    Mutant(
+        "snapshot: a stream's records have checksums of their own only",
+        STREAM,
+        "    checksum = crc32c(crc32c(before.checksum, header), payload)\n",
+        "    checksum = crc32c(crc32c(_M, header), payload)\n",
+        "Records of two streams can be mixed.",
+        STREAMS,
+    ),
+    Mutant(
+        "snapshot: a base that was changed is taken",
+        SEND,
+        "    if held.superblock != received.superblock_of(pool):\n",
+        "    if held.superblock < 0:\n",
+        "An image that was mounted for writing gets the changes of another one.",
+        SENDS,
+    ),
+    Mutant(
+        "snapshot: an image has its superblock while it is received",
+        SEND,
+        "    pool.zero(SUPERBLOCK_OFFSET, Superblock.SIZE)\n",
+        "",
+        "An interrupted receive leaves a mixture of two snapshots that passes for a file system.",
+        SENDS,
+    ),
+    Mutant(
+        "snapshot: an increment lacks what was free before",
+        SEND,
+        "        numbers = np.union1d(np.setdiff1d(numbers, before), np.intersect1d(numbers, overwritten))\n",
+        "        numbers = np.intersect1d(numbers, overwritten)\n",
+        "New files of the later snapshot are not in the image.",
+        SENDS,
+    ),
+    Mutant(
+        "snapshot: an increment lacks what was overwritten",
+        SEND,
+        "        numbers = np.union1d(np.setdiff1d(numbers, before), np.intersect1d(numbers, overwritten))\n",
+        "        numbers = np.setdiff1d(numbers, before)\n",
+        "Changed blocks of the later snapshot are not in the image.",
+        SENDS,
     ),
 ]
