@@ -13,6 +13,7 @@ by the commit, as if they had written before it.
 from __future__ import annotations
 
 import errno
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ class Batch:
         """Begin; `FileSystem.batch` calls this.
 
         Raises:
-            FsError: EBADF, the file is not open for writing; EBUSY, there is a batch already; EROFS.
+            FsError: EBADF, the file is not open for writing; EBUSY, there is a batch already; ENOMEM, the user has too
+                many; EROFS.
         """
         if not file.writable:
             raise FsError(errno.EBADF)
@@ -108,19 +110,29 @@ class Batch:
             caller: as in `FileSystem.write`.
 
         Raises:
+            FsError: as `try_commit`.
+        """
+        try:
+            self.try_commit(caller)
+        finally:
+            self.abort()
+
+    def try_commit(self, caller: Caller | None = None) -> None:
+        """Commit as `commit` does, but go on with the batch after an error.
+
+        Raises:
             FsError: EINVAL: the batch has ended. Others as `atomic.write_pieces`: nothing has changed. EIO: the
                 journal has failed, and the next mount finds all or nothing.
         """
         self._running()
-        try:
-            self._commit(caller)
-        finally:
-            self.abort()
+        self._commit(caller)
+        self.abort()
 
     @changing
     def _commit(self, caller: Caller | None) -> None:
         file, staged = self._file.used_by(caller), self._staged
-        atomic.write_pieces(self.volume, file, staged.pieces(), staged.kill)
+        pieces = staged.pieces(partial(atomic.kept, self.volume, file))
+        atomic.write_pieces(self.volume, file, pieces, staged.kill)
         data.fsync(self.volume, file.ino)
 
     def abort(self) -> None:

@@ -8,17 +8,21 @@ bound what the daemon spends on many small writes.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable
+
+import numpy as np
 
 from daxfs.errors import FsError
+
+Buffer = bytearray | memoryview
 
 PAGE = 4096
 MOST_PAGES = (16 << 20) // PAGE
 """The most pages of one batch: as many bytes as the longest atomic write."""
 MOST_PAGES_OF_USER = (64 << 20) // PAGE
 """The most pages of all batches of one user."""
-WHOLE = (1 << PAGE) - 1
-"""`Page.staged` of a page that is staged from the first byte to the last."""
+MOST_BATCHES_OF_USER = 256
+"""The most batches of one user: what the daemon keeps of each does not depend on its pages alone."""
 
 
 class Page:
@@ -30,17 +34,30 @@ class Page:
         self.content = bytearray(PAGE)
         self.staged = 0
 
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Yield the staged ranges [begin, end), in order."""
-        rest, position = self.staged, 0
-        while rest:
-            skipped = (rest & -rest).bit_length() - 1
-            rest >>= skipped
-            length = (~rest & rest + 1).bit_length() - 1
-            rest >>= length
-            position += skipped
-            yield position, position + length
-            position += length
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where the first staged byte begins and the last one ends."""
+        return (self.staged & -self.staged).bit_length() - 1, self.staged.bit_length()
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether bytes between the first and the last staged one are not staged."""
+        begin, end = self.span
+        return self.staged.bit_count() < end - begin
+
+    def overlay(self, begin: int, target: memoryview) -> None:
+        """Put what is staged over ``target``, which are the bytes of the page from ``begin`` on, at most to its end."""
+        end = begin + len(target)
+        if self.has_gaps:
+            # At once, however many gaps there are: nobody else is answered meanwhile.
+            bits = np.frombuffer(self.staged.to_bytes(PAGE // 8, "little"), np.uint8)
+            mask = np.unpackbits(bits, bitorder="little")[begin:end].view(np.bool_)
+            np.frombuffer(target, np.uint8)[mask] = np.frombuffer(self.content, np.uint8)[begin:end][mask]
+        else:
+            low, high = self.span
+            low, high = max(low, begin), min(high, end)
+            if low < high:
+                target[low - begin : high - begin] = self.content[low:high]
 
 
 class Staged:
@@ -65,24 +82,30 @@ class Staged:
 
     def overlay(self, offset: int, content: bytearray) -> None:
         """Put what is staged over the bytes ``content`` of the file, which begin at ``offset``."""
-        stop = offset + len(content)
+        stop, target = offset + len(content), memoryview(content)
         for number in range(offset // PAGE, -(-stop // PAGE)):
             page = self.pages.get(number)
-            if page is None:
-                continue
-            base = number * PAGE
-            for begin, end in page.ranges():
-                low, high = max(base + begin, offset), min(base + end, stop)
-                if low < high:
-                    content[low - offset : high - offset] = page.content[low - base : high - base]
+            if page is not None:
+                base = number * PAGE
+                low, high = max(base, offset), min(base + PAGE, stop)
+                page.overlay(low - base, target[low - offset : high - offset])
 
-    def pieces(self) -> list[tuple[int, memoryview]]:
-        """Return what is staged, in order: (offset, content)."""
-        return [
-            (number * PAGE + begin, memoryview(page.content)[begin:end])
-            for number, page in sorted(self.pages.items())
-            for begin, end in page.ranges()
-        ]
+    def pieces(self, read: Callable[[int, int], bytes]) -> list[tuple[int, Buffer]]:
+        """Return what is to be written, in order: (offset, content), one piece for each page.
+
+        Args:
+            read: returns the bytes [begin, end) of the file, which fill the gaps of a page.
+        """
+        found: list[tuple[int, Buffer]] = []
+        for number, page in sorted(self.pages.items()):
+            base, (begin, end) = number * PAGE, page.span
+            if page.has_gaps:
+                content = bytearray(read(base + begin, base + end))
+                page.overlay(begin, memoryview(content))
+                found.append((base + begin, content))
+            else:
+                found.append((base + begin, memoryview(page.content)[begin:end]))
+        return found
 
 
 class Staging:
@@ -91,16 +114,22 @@ class Staging:
     Attributes:
         by_ino: inode number -> staged content, of the files with a batch.
         pages: user -> the pages that are staged for that user.
+        counts: user -> the batches of that user.
     """
 
     def __init__(self) -> None:
         self.by_ino: dict[int, Staged] = {}
         self.pages: dict[int, int] = {}
+        self.counts: dict[int, int] = {}
 
     def begin(self, ino: int, opened: object, uid: int) -> Staged:
-        """Begin to stage content of a file; EBUSY: a batch does already."""
+        """Begin to stage content of a file; EBUSY: a batch does already; ENOMEM: the user has too many batches."""
         if ino in self.by_ino:
             raise FsError(errno.EBUSY, f"inode {ino}: there is a batch already")
+        count = self.counts.get(uid, 0)
+        if count >= MOST_BATCHES_OF_USER:
+            raise FsError(errno.ENOMEM, f"user {uid} has {count} batches")
+        self.counts[uid] = count + 1
         staged = self.by_ino[ino] = Staged(opened, uid)
         return staged
 
@@ -136,6 +165,9 @@ class Staging:
             self.pages[staged.uid] = left
         else:
             self.pages.pop(staged.uid, None)
+        self.counts[staged.uid] -= 1
+        if not self.counts[staged.uid]:
+            del self.counts[staged.uid]
 
     def check(self) -> None:
         """Compare the counts with what is staged; for tests, between two operations.
@@ -144,8 +176,11 @@ class Staging:
             AssertionError: they do not agree.
         """
         counted: dict[int, int] = {}
+        batches: dict[int, int] = {}
         for staged in self.by_ino.values():
             assert len(staged.pages) <= MOST_PAGES
+            batches[staged.uid] = batches.get(staged.uid, 0) + 1
             if staged.pages:
                 counted[staged.uid] = counted.get(staged.uid, 0) + len(staged.pages)
         assert counted == self.pages
+        assert batches == self.counts

@@ -9,7 +9,7 @@ import pytest
 from range_rig import refused
 
 from daxfs.fs import atomic, staging
-from daxfs.fs.staging import MOST_PAGES, MOST_PAGES_OF_USER, PAGE, Staging
+from daxfs.fs.staging import MOST_BATCHES_OF_USER, MOST_PAGES, MOST_PAGES_OF_USER, PAGE, Staging
 
 INO, OTHER = 12, 13
 
@@ -31,25 +31,56 @@ def test_random_content_equals_a_bytearray() -> None:
             assert found == model[20_000:70_000]
     rebuilt, covered = bytearray(100_000), bytearray(100_000)
     end = 0
-    for offset, content in staged.pieces():
+    file = chance.randbytes(100_000)
+    for offset, content in staged.pieces(lambda begin, end: file[begin:end]):
         assert offset >= end, "in order, without overlap"
         end = offset + len(content)
         rebuilt[offset:end] = content
         covered[offset:end] = b"\1" * len(content)
-    assert (rebuilt, covered) == (model, known)
+    assert all(covered[at] for at in range(100_000) if known[at])
+    for at in range(100_000):
+        assert rebuilt[at] == (model[at] if known[at] else file[at] if covered[at] else 0)
     assert staged.end == end
     kept.check()
 
 
-def test_ranges_of_a_page() -> None:
+def test_the_span_of_a_page() -> None:
     page = staging.Page()
-    assert list(page.ranges()) == []
     page.staged = 0b1101
-    assert list(page.ranges()) == [(0, 1), (2, 4)]
-    page.staged = staging.WHOLE
-    assert list(page.ranges()) == [(0, PAGE)]
+    assert (page.span, page.has_gaps) == ((0, 4), True)
+    page.staged = 0b1100
+    assert (page.span, page.has_gaps) == ((2, 4), False)
+    page.staged = (1 << PAGE) - 1
+    assert (page.span, page.has_gaps) == ((0, PAGE), False)
     page.staged = 1 << PAGE - 1
-    assert list(page.ranges()) == [(PAGE - 1, PAGE)]
+    assert (page.span, page.has_gaps) == ((PAGE - 1, PAGE), False)
+
+
+def test_a_page_is_one_piece_however_many_gaps_it_has() -> None:
+    kept = Staging()
+    staged = kept.begin(INO, object(), 0)
+    for at in range(1, PAGE, 2):
+        kept.put(staged, PAGE + at, memoryview(b"n"))
+    read: list[tuple[int, int]] = []
+
+    def old(begin: int, end: int) -> bytes:
+        read.append((begin, end))
+        return b"o" * (end - begin)
+
+    assert staged.pieces(old) == [(PAGE + 1, b"no" * (PAGE // 2 - 1) + b"n")]
+    assert read == [(PAGE + 1, 2 * PAGE)]
+
+
+def test_the_batches_of_a_user_are_bounded() -> None:
+    kept = Staging()
+    for ino in range(MOST_BATCHES_OF_USER):
+        kept.begin(ino, object(), 1000)
+    with refused(errno.ENOMEM):
+        kept.begin(MOST_BATCHES_OF_USER, object(), 1000)
+    kept.begin(MOST_BATCHES_OF_USER, object(), 0)
+    kept.end(0)
+    kept.begin(0, object(), 1000)
+    kept.check()
 
 
 def test_one_batch_of_a_file() -> None:
@@ -73,7 +104,7 @@ def test_the_pages_of_a_batch_are_bounded() -> None:
     with refused(errno.EFBIG):
         kept.put(staged, PAGE - 1, memoryview(b"xx"))
     kept.put(staged, 5, memoryview(b"y"))
-    assert len(staged.pieces()) == MOST_PAGES + 1
+    assert len(staged.pages) == MOST_PAGES
     kept.check()
     kept.end(INO)
     assert not kept.pages

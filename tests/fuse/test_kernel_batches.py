@@ -5,11 +5,20 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from message_rig import Rig, pack
 
+from daxfs.errors import FsError
+from daxfs.fs import atomic
+from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse.kernel import openbatch
 from daxfs.fuse.kernel.abi import Opcode
 
@@ -110,6 +119,95 @@ def test_the_release_ends_a_batch(agreed: Rig) -> None:
     node, fh, other = begun(agreed)
     agreed.write(node, fh, b"n" * 10_000, 0)
     agreed.release(fh, node)
-    assert not agreed.connection.batches
+    assert not agreed.connection.batches.by_handle
     agreed.done(Opcode.IOCTL, node, ioctl(other, START), pid=77)
     assert read_call(agreed, node, other, 0, 2) == b"oo"
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_commit_that_waits_for_room_keeps_its_batch(agreed: Rig, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    """It is made a second time when the kernel has forgotten a file; only then it has failed."""
+    node, fh, other = begun(agreed)
+    agreed.write(node, fh, b"n" * 10, 0)
+    write_pieces = atomic.write_pieces
+
+    def full(*_: object) -> None:
+        raise FsError(errno.ENOSPC)
+
+    monkeypatch.setattr(FileSystem, "holds_forgettable", True)
+    monkeypatch.setattr(atomic, "write_pieces", full)
+    assert agreed.answer(agreed.message(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77)) is None
+    assert read_call(agreed, node, fh, 0, 2) == b"nn"
+    if room:
+        monkeypatch.setattr(atomic, "write_pieces", write_pieces)
+    for message in agreed.connection.scheduler.last_chances():
+        answer = agreed.answer(message)
+        assert answer is not None
+        assert answer.error == (0 if room else errno.ENOSPC)
+    assert read_call(agreed, node, other, 0, 2) == (b"nn" if room else b"oo")
+    assert agreed.refused(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77) == errno.EINVAL, "it has ended"
+
+
+@contextmanager
+def dead_process() -> Iterator[int]:
+    """A process that was killed and whose parent has not asked for its status."""
+    owner = subprocess.Popen(["sleep", "infinity"])
+    yield owner.pid
+    owner.kill()
+    owner.wait()
+
+
+def killed(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize("request_of_the_child", [Opcode.WRITE, Opcode.READ, Opcode.FALLOCATE, START, COMMIT, ABORT])
+def test_a_batch_ends_with_its_process(agreed: Rig, request_of_the_child: int) -> None:
+    """A child has the open file too: it neither goes on with the batch nor is refused because of it."""
+    found, fh = agreed.create(b"f")
+    node = found.nodeid
+    agreed.write(node, fh, b"o" * PAGE)
+    with dead_process() as owner:
+        agreed.done(Opcode.IOCTL, node, ioctl(fh, START), pid=owner)
+        for pid in (owner, os.getpid()):
+            body = pack("write_in", fh=fh, size=4) + b"lost"
+            agreed.done(Opcode.WRITE, node, body, pid=pid)
+        assert agreed.refused(Opcode.IOCTL, node, ioctl(fh, ABORT), pid=os.getpid()) == errno.EPERM
+        killed(owner)
+        body = {
+            Opcode.WRITE: pack("write_in", fh=fh, size=4, offset=4) + b"kept",
+            Opcode.READ: pack("read_in", fh=fh, size=8, read_flags=LOCKOWNER, lock_owner=9),
+            Opcode.FALLOCATE: pack("fallocate_in", fh=fh, length=PAGE),
+        }.get(Opcode(request_of_the_child) if request_of_the_child < START else Opcode.IOCTL)
+        opcode = request_of_the_child if body else Opcode.IOCTL
+        answer = agreed.ask(opcode, node, body or ioctl(fh, request_of_the_child), pid=os.getpid())
+        assert answer.error == (errno.EINVAL if request_of_the_child == COMMIT else 0)
+        kept = b"kept" if request_of_the_child == Opcode.WRITE else b"oooo"
+        assert agreed.read(node, fh, 0, 8) == b"oooo" + kept
+        agreed.release(fh, node)
+    assert not agreed.connection.batches.by_handle
+    assert not agreed.connection.batches.by_ino
+
+
+def test_another_open_file_begins_a_batch_when_the_owner_of_the_first_is_dead(agreed: Rig) -> None:
+    found, fh = agreed.create(b"f")
+    node = found.nodeid
+    other = agreed.open(node)
+    with dead_process() as owner:
+        agreed.done(Opcode.IOCTL, node, ioctl(fh, START), pid=owner)
+        assert agreed.refused(Opcode.IOCTL, node, ioctl(other, START), pid=os.getpid()) == errno.EBUSY
+        killed(owner)
+        agreed.done(Opcode.IOCTL, node, ioctl(other, START), pid=os.getpid())
+
+
+def test_another_thread_ends_the_batch_of_one_that_has_ended(agreed: Rig) -> None:
+    found, fh = agreed.create(b"f")
+    node = found.nodeid
+    begin = partial(agreed.done, Opcode.IOCTL, node, ioctl(fh, START))
+    thread = threading.Thread(target=lambda: begin(pid=threading.get_native_id()))
+    thread.start()
+    thread.join()
+    agreed.done(Opcode.WRITE, node, pack("write_in", fh=fh, size=4) + b"done", pid=os.getpid())
+    agreed.done(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=os.getpid())
+    assert agreed.read(node, fh, 0, 8) == b"done"

@@ -104,6 +104,19 @@ def test_the_last_chance_is_one(full: Rig) -> None:
     put_off(full)
 
 
+def test_an_announced_write_is_still_atomic_at_its_last_chance(full: Rig) -> None:
+    node, fh = full.create(b"file")
+    full.connection.announced.add(fh, 0, 512, 0)
+    body = pack("write_in", fh=fh, size=512) + bytes(512)
+    assert full.answer(full.message(Opcode.WRITE, node.nodeid, body)) is None
+    for message in full.connection.scheduler.last_chances():
+        answer = full.answer(message)
+        assert answer is not None
+        assert answer.error == errno.ENOSPC
+    assert [given[-1] for call, given in full.core.calls if call == "write"] == ["atomic", "atomic"]
+    assert not full.connection.announced.by_handle
+
+
 def test_a_last_chance_that_is_taken_leaves_hope(full: Rig) -> None:
     scheduler = put_off(full)
     refused, full.core.refuse = full.core.refuse, {}

@@ -34,6 +34,10 @@ class Announced:
         self._counts[uid] = count + 1
         self.by_handle.setdefault(handle, []).append((offset, length, uid))
 
+    def has(self, handle: int, offset: int, length: int) -> bool:
+        """Return whether a write was announced."""
+        return any(ahead[:2] == (offset, length) for ahead in self.by_handle.get(handle, ()))
+
     def take(self, handle: int, offset: int, length: int) -> bool:
         """Return whether a write was announced, which is forgotten: the next one like it is an ordinary one."""
         ahead = self.by_handle.get(handle, [])

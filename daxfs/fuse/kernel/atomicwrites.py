@@ -52,7 +52,7 @@ def announce(connection: Connection, request: Request, given: memoryview) -> byt
             raise FsError(errno.EBADF)
         if not LEAST <= length <= largest or length & length - 1 or offset % length:
             raise FsError(errno.EINVAL, f"{length} bytes at {offset}")
-        staged.refuse(connection, handle)
+        staged.refuse(connection, handle, request.pid)
         connection.announced.add(handle, offset, length, request.uid)
     elif flags == WITHDRAW:
         connection.announced.take(handle, offset, length)

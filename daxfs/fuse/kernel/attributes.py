@@ -42,7 +42,7 @@ def setattr_(connection: Connection, request: Request) -> Answer:
     given = request.arguments(abi.SETATTR_IN)
     valid = given.valid
     if valid & SIZE and valid & FH:
-        staged.refuse(connection, given.fh)
+        staged.refuse(connection, given.fh, request.pid)
     if max(given.atimensec, given.mtimensec, given.ctimensec) >= BILLION:
         raise FsError(errno.EINVAL)
     kill: bool | None = None

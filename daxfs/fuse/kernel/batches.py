@@ -10,12 +10,12 @@ Source: f2fs_ioc_start_atomic_write and others in fs/f2fs/file.c; the numbers ar
 from __future__ import annotations
 
 import errno
-import os
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel import abi, staged
 from daxfs.fuse.kernel.files import change_of_content
 from daxfs.fuse.kernel.openbatch import OpenBatch
 
@@ -46,8 +46,11 @@ def start(connection: Connection, request: Request, _given: memoryview) -> bytes
     file = connection.file(handle)
     if connection.has_cache(file.ino):
         raise FsError(errno.EOPNOTSUPP, f"inode {file.ino}: the kernel caches its data")
+    other = connection.batches.by_ino.get(file.ino)
+    if other is not None:
+        staged.running(connection, other.handle, request.pid)
     batch = connection.core.batch(file, request.uid)
-    connection.batches[handle] = OpenBatch(batch, file.ino, request.pid)
+    connection.batches.add(OpenBatch(batch, handle, file.ino, request.pid))
     return b""
 
 
@@ -59,38 +62,32 @@ def commit(connection: Connection, request: Request, _given: memoryview) -> byte
             pages into its cache, for somebody's mapping. Others as `Batch.commit`.
     """
     handle = request.arguments(abi.IOCTL_IN).fh
-    file, staged = connection.file(handle), connection.batches.get(handle)
-    if staged is None:
+    file, begun = connection.file(handle), staged.running(connection, handle, request.pid)
+    if begun is None:
         raise FsError(errno.EINVAL, f"file handle {handle} has no batch")
-    check_process(request, staged)
-    del connection.batches[handle]
-    try:
-        if staged.outdates:
-            raise FsError(errno.EBUSY, f"inode {file.ino}: a mapping has read pages that the batch writes")
-        with change_of_content(connection, request, file) as caller:
-            staged.batch.commit(caller)
-    finally:
-        staged.batch.abort()
-        connection.invalidate_attributes(file.ino)  # the kernel knows of the writes, but not whether they remain
+    check_process(request, begun)
+    request.refused = partial(staged.drop, connection, begun)
+    if begun.outdates:
+        raise FsError(errno.EBUSY, f"inode {file.ino}: a mapping has read pages that the batch writes")
+    with change_of_content(connection, request, file) as caller:
+        begun.batch.try_commit(caller)
+    request.refused = None
+    staged.drop(connection, begun)
     return b""
 
 
 def abort(connection: Connection, request: Request, _given: memoryview) -> bytes:
     """Answer F2FS_IOC_ABORT_ATOMIC_WRITE: drop what was written; without a batch there is nothing to drop."""
     handle = request.arguments(abi.IOCTL_IN).fh
-    file, staged = connection.file(handle), connection.batches.get(handle)
-    if staged is not None:
-        check_process(request, staged)
-        del connection.batches[handle]
-        staged.batch.abort()
-        connection.invalidate_attributes(file.ino)
+    connection.file(handle)
+    begun = staged.running(connection, handle, request.pid)
+    if begun is not None:
+        check_process(request, begun)
+        staged.drop(connection, begun)
     return b""
 
 
-def check_process(request: Request, staged: OpenBatch) -> None:
-    """Refuse (EPERM) a process that shares the open file and has not begun the batch.
-
-    The kernel names threads. Another thread of the process may end the batch as long as the first one lives.
-    """
-    if request.pid != staged.pid and not os.path.exists(f"/proc/{request.pid}/task/{staged.pid}"):
-        raise FsError(errno.EPERM, f"thread {request.pid} is of another process than {staged.pid}, which has begun")
+def check_process(request: Request, begun: OpenBatch) -> None:
+    """Refuse (EPERM) a process that shares the open file and has not begun the batch. The kernel names threads."""
+    if not begun.is_of(request.pid):
+        raise FsError(errno.EPERM, f"thread {request.pid} is not of process {begun.process}, which has begun")

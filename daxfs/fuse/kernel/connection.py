@@ -23,7 +23,7 @@ from daxfs.fuse.kernel import abi, encoding, nodeid
 from daxfs.fuse.kernel.abi import Init
 from daxfs.fuse.kernel.announced import Announced
 from daxfs.fuse.kernel.negotiation import Agreement
-from daxfs.fuse.kernel.openbatch import OpenBatch
+from daxfs.fuse.kernel.openbatch import OpenBatches
 from daxfs.fuse.kernel.openlimit import OpenLimit
 from daxfs.fuse.kernel.request import Request
 from daxfs.fuse.kernel.scheduling import FORGETS, Scheduler
@@ -77,7 +77,7 @@ class Connection:
     Attributes:
         core: the file system.
         files: open files by handle.
-        batches: the batches of open files, by handle.
+        batches: the batches of open files.
         announced: atomic writes that will come (`atomicwrites.py`).
         agreement: the result of INIT.
         notify: sends a notification (code, body), which answers no request.
@@ -108,7 +108,7 @@ class Connection:
         self.table = dict(table)
         self.counting: RequestCounting | None = None
         self.files: dict[int, OpenFile] = {}
-        self.batches: dict[int, OpenBatch] = {}
+        self.batches = OpenBatches()
         self.announced = Announced()
         self.agreement = Agreement(0, Init(0), 0)
         self.notify = notify
@@ -153,7 +153,7 @@ class Connection:
         """Release the open file of a handle that the kernel has closed. What that frees may take more steps."""
         file = self.file(handle)
         del self.files[handle]
-        self.batches.pop(handle, None)
+        self.batches.closed(handle)
         self.announced.closed(handle)
         self.open_limit.closed(handle)
         try:

@@ -71,9 +71,12 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
         body = handler(connection, request)
     except FsError as error:
         if is_full(error) and connection.scheduler.postpone(bytes(request.buffer[:length])):
+            request.refused = None
             return None
+        request.refuse()
         return refusal(error, opcode, unique)
     except Exception as error:
+        request.refuse()
         request.take_back()
         return refusal(unexpected.refusal(connection.core, error, f"opcode {opcode}"), opcode, unique)
     if body is None:

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from daxfs.errors import FsError
@@ -113,7 +114,7 @@ def read(connection: Connection, request: Request) -> memoryview | bytes:
     except KeyError:
         raise unknown_handle(longs[READ_FH]) from None
     size = size if size < LARGEST_READ else LARGEST_READ
-    if connection.batches:
+    if connection.batches.by_handle:
         found = staged.read(connection, request, file, longs[READ_OFFSET], size)
         if found is not None:
             return found
@@ -138,11 +139,12 @@ def write(connection: Connection, request: Request) -> bytes:
     offset, content = longs[WRITE_OFFSET], request.buffer[WRITE_DATA:end]
     if words[WRITE_FLAGS] & WRITE_CACHE:
         return _write_out(written_back(connection, file, offset, content))
-    if longs[WRITE_FH] in connection.batches:
-        return _write_out(staged.write(connection, request, offset, content, kill_given(connection, request)))
-    announced = connection.announced
-    if announced.by_handle and announced.take(longs[WRITE_FH], offset, words[WRITE_SIZE]):
-        return _write_out(written_with_care(connection, request, file, offset, content, atomic=True))
+    if longs[WRITE_FH] in connection.batches.by_handle:
+        written = staged.write(connection, request, offset, content, kill_given(connection, request))
+        if written is not None:
+            return _write_out(written)
+    if connection.announced.by_handle and connection.announced.has(longs[WRITE_FH], offset, words[WRITE_SIZE]):
+        return _write_out(written_as_announced(connection, request, file, offset, content))
     if words[WRITE_OPEN_FLAGS] & APPENDING_OR_DURABLE or not file.keeps_privileges:
         return _write_out(written_with_care(connection, request, file, offset, content))
     return _write_out(connection.core.write(file, offset, content))
@@ -173,6 +175,18 @@ def written_with_care(
         written = connection.core.write(file, offset, content, kill, caller, atomic=atomic)
     if open_flags & os.O_DSYNC and not file.durable:
         connection.core.fsync(file.ino, datasync=True)
+    return written
+
+
+def written_as_announced(
+    connection: Connection, request: Request, file: OpenFile, offset: int, content: memoryview
+) -> int:
+    """Make an announced write, which is forgotten once it is answered: a postponed one is made again."""
+    forget = partial(connection.announced.take, request.longs[WRITE_FH], offset, len(content))
+    request.refused = forget
+    written = written_with_care(connection, request, file, offset, content, atomic=True)
+    request.refused = None
+    forget()
     return written
 
 
@@ -237,7 +251,7 @@ def fallocate(connection: Connection, request: Request) -> Answer:
     """Answer FALLOCATE: fallocate(2). The kernel itself refuses to collapse and insert ranges through FUSE."""
     given = request.arguments(abi.FALLOCATE_IN)
     file = connection.file(given.fh)
-    staged.refuse(connection, given.fh)
+    staged.refuse(connection, given.fh, request.pid)
 
     def operation(caller: Caller | None) -> Steps[None]:
         return connection.core.steps.fallocate(file, given.mode, given.offset, given.length, caller)
@@ -263,7 +277,7 @@ def copy_file_range(connection: Connection, request: Request) -> Answer:
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
     length = min(given.len, LARGEST_COPY)
     source, target = connection.file(given.fh_in), connection.file(given.fh_out)
-    staged.refuse(connection, given.fh_out)
+    staged.refuse(connection, given.fh_out, request.pid)
 
     def operation(caller: Caller | None) -> Steps[int]:
         return connection.core.steps.copy_range(source, given.off_in, target, given.off_out, length, caller)

@@ -51,13 +51,14 @@ class Request:
         buffer: the message, its header first.
         end: the offset where the arguments end; extensions follow, up to the message's length.
         undo: reverts the operation if the kernel does not accept the answer because the caller was killed; or None.
+        refused: called once if the request is refused for good, not if it is postponed (`scheduling`); or None.
         known: the inodes that the kernel has looked up and not forgotten.
         longs: the header and the first arguments in words of 8 bytes, indexed by `Layout.index`.
         words: the header and the first arguments in words of 4 bytes.
         halves: the header and the first arguments in words of 2 bytes.
     """
 
-    __slots__ = ("buffer", "end", "halves", "known", "longs", "undo", "words")
+    __slots__ = ("buffer", "end", "halves", "known", "longs", "refused", "undo", "words")
 
     def __init__(self, buffer: memoryview, known: Pins) -> None:
         self.buffer = buffer
@@ -66,12 +67,19 @@ class Request:
         self.longs, self.words, self.halves = begin.cast("Q"), begin.cast("I"), begin.cast("H")
         self.end = 0
         self.undo: Callable[[], None] | None = None
+        self.refused: Callable[[], object] | None = None
 
     def leave_out_extensions(self) -> None:
         """Set `end` to the offset where the extensions begin."""
         self.end = self.length - EXTENSION_UNIT * self.halves[_EXTENSIONS]
         if self.end < BODY:
             raise cut_short()
+
+    def refuse(self) -> None:
+        """Do what the request has left for the case that it is refused for good."""
+        after, self.refused = self.refused, None
+        if after is not None:
+            after()
 
     def take_back(self) -> None:
         """Revert the operation, since its answer could not be delivered. A refusal is only logged."""
