@@ -88,9 +88,8 @@ def by_number(volume: Volume, ino: int) -> Attributes:
 
 
 def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
-    """Yield the names strictly after ``cookie`` (0: from the start); valid until the next change of the volume."""
-    for entry in directories.entries(volume.view, read_directory_inode(volume, ino), cookie):
-        yield DirEntry(*entry)
+    """Return the names strictly after ``cookie`` (0: from the start); valid until the next change of the volume."""
+    return directories.entries(volume.view, read_directory_inode(volume, ino), cookie)
 
 
 def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> Steps[list[DirEntry]]:
@@ -102,7 +101,7 @@ def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> S
     while following is not None:
         found, following = directories.portion(volume.view, read_directory_inode(volume, ino), following)
         if found:
-            return list(map(DirEntry._make, found[:most]))
+            return found[:most]
         if following is not None:
             yield
     return []

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.protocol import GrantedExtent
 from daxfs.runs import ByteRange
+from daxfs.structures.directories import Entry
 
 if TYPE_CHECKING:
     from daxfs.ext4.superblock import RecordedError
     from daxfs.journal.journal import Statistics as JournalStatistics
 
 ROOT_INO = 2
+
+DirEntry = Entry
+"""One name of a directory; a listing from its ``cookie`` continues strictly after it."""
 
 
 class Attributes(NamedTuple):
@@ -67,15 +71,6 @@ class Caller(NamedTuple):
     pid: int = 0
     umask: int = 0
     groups: frozenset[int] = frozenset()
-
-
-class DirEntry(NamedTuple):
-    """One name of a directory; a listing from ``cookie`` continues strictly after this entry."""
-
-    name: bytes
-    ino: int
-    file_type: int
-    cookie: int
 
 
 class FileExtent(NamedTuple):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -242,9 +243,8 @@ def _chunk(
     if key in hints.pins or bool((cookies[1:] == cookies[:-1]).any()):
         ranked, chosen = _separate_cookies(directory, hints, ranked, chosen, names)
     chunk.cookies = ranked
-    chunk.entries = list(
-        map(Entry, [names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked)
-    )
+    fields = zip([names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked, strict=True)
+    chunk.entries = list(map(partial(tuple.__new__, Entry), fields))
     return chunk
 
 

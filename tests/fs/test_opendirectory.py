@@ -11,6 +11,7 @@ import pytest
 from directory_rig import weaken_hashes
 
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.steps import finish
 from daxfs.fs.types import ROOT_INO
 
 
@@ -42,6 +43,16 @@ def test_a_listing_goes_on_while_names_come_and_go(fs: FileSystem) -> None:
     kept = [name for name in seen if name.startswith(b"stay")]
     assert len(kept) == len(set(kept)) == 800
     assert len(seen) == len(set(seen))
+
+
+def test_listings_share_the_entries_of_the_cached_portion(fs: FileSystem) -> None:
+    """A name is decoded once, and not made again for each reader or for each layer that it passes."""
+    fs.mknod(ROOT_INO, b"name", 0o644)
+    directory = fs.opendir(ROOT_INO)
+    first, second = list(fs.readdir(directory)), finish(fs.steps.readdir(directory))
+    fs.releasedir(directory)
+    assert {entry.name for entry in first} == {b".", b"..", b"lost+found", b"name"}
+    assert all(one is other for one, other in zip(first[2:], second[2:], strict=True))
 
 
 OpenFs = Callable[..., FileSystem]
