@@ -215,7 +215,7 @@ class FileSystem:
     @changing
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
-        names.rmdir(self.volume, parent, name)
+        finish(names.rmdir(self.volume, parent, name))
 
     @changing
     def rename(

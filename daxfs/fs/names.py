@@ -1,14 +1,17 @@
 """Names: looking up, making, linking, removing and renaming.
 
-Each function is one operation on the volume, done in one handle, so that it happens whole or not at all. Callers check
-rights (the kernel does it for a mount); the rules of the format and of POSIX for names are here.
+Each function is one operation on the volume, done in one handle, so that it happens whole or not at all. A search that
+takes several steps comes before that handle (`Searches`). Callers check rights (the kernel does it for a mount); the
+rules of the format and of POSIX for names are here.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import acl
@@ -29,7 +32,7 @@ from daxfs.fs.types import Attributes, Caller, DirEntry, RenameFlags
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
 from daxfs.structures import directories, inodes, mapping, xattrs
-from daxfs.structures.directories import Place
+from daxfs.structures.directories import Place, Watched
 from daxfs.structures.inodes import Inode
 
 ALL_RENAME_FLAGS = int(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE | RenameFlags.WHITEOUT)
@@ -40,9 +43,14 @@ CREDITS_INODE = 12
 """A new inode, its first block and its attribute block."""
 CREDITS_CREATE = CREDITS_NAME + CREDITS_INODE
 LEVELS_PER_STEP = 256
+BLOCKS_PER_STEP = 64
+"""Blocks of a directory that one step searches for names."""
 LINKS_WITHOUT_SUBDIRECTORIES = 2
 WHITEOUT = stat.S_IFCHR
 """The mode of a whiteout, a device 0/0 without any permission (WHITEOUT_MODE in include/linux/fs.h)."""
+
+
+R = TypeVar("R")
 
 
 def check_name(name: bytes) -> None:
@@ -361,13 +369,59 @@ def drop_name(volume: Volume, tx: Handle, victim: Inode, now: int) -> None:
         volume.lives.unnamed(tx, victim.number)
 
 
-def rmdir(volume: Volume, parent: int, name: bytes) -> None:
+@dataclass
+class Searches:
+    """What searches in steps have found, for the operation that needs it.
+
+    Attributes:
+        apart: pairs (directory, destination) of which `climb` has found that the second is not below the first.
+        empty: the watches (`directories.Watched`) of directories in which `look_through` has found no name.
+    """
+
+    apart: set[tuple[int, int]] = field(default_factory=set)
+    empty: dict[int, object] = field(default_factory=dict)
+
+
+class NeedsSearch(FsError):
+    """An operation needs a search that takes several steps; nothing has changed.
+
+    Attributes:
+        search: makes the search, and adds what it has found to the `Searches`; or fails as the operation does.
+    """
+
+    def __init__(self, search: Callable[[], Steps[None]]) -> None:
+        super().__init__(errno.EAGAIN, "a search takes several steps")
+        self.search = search
+
+
+def searching(volume: Volume, operation: Callable[[Searches], R]) -> Steps[R]:
+    """Run an operation in one handle, after the searches that it needs."""
+    searches = Searches()
+    try:
+        while True:
+            try:
+                return operation(searches)
+            except NeedsSearch as needed:
+                search = needed.search
+            yield from search()
+    finally:
+        for ino, watch in searches.empty.items():
+            volume.view.caches[Watched].end(ino, watch)
+
+
+def rmdir(volume: Volume, parent: int, name: bytes) -> Steps[None]:
     """Remove an empty directory (ENOTEMPTY, ENOTDIR)."""
     if name == b".":
         raise FsError(errno.EINVAL)
     if name == b"..":
         raise FsError(errno.ENOTEMPTY)
     check_name(name)
+    removed = yield from searching(volume, lambda searches: rmdir_at_once(volume, parent, name, searches))
+    removal.collect(volume, removed)
+
+
+def rmdir_at_once(volume: Volume, parent: int, name: bytes, searches: Searches) -> int:
+    """Remove an empty directory in one handle; return its inode number."""
     now = clock.now()
     with volume.handle(CREDITS_NAME) as tx:
         directory = edit_parent(volume, tx, parent)
@@ -376,13 +430,42 @@ def rmdir(volume: Volume, parent: int, name: bytes) -> None:
         refuse_protected(directory, victim)
         if not stat.S_ISDIR(victim.mode):
             raise FsError(errno.ENOTDIR)
-        if not directories.is_empty(tx, victim):
-            raise FsError(errno.ENOTEMPTY)
+        refuse_names_in(volume, victim, searches)
         directories.remove(tx, entry)
         drop_link_of_subdirectory(directory)
         directory.mtime_ns = directory.ctime_ns = now
         drop_name(volume, tx, victim, now)
-    removal.collect(volume, entry.ino)
+    return entry.ino
+
+
+def refuse_names_in(volume: Volume, victim: Inode, searches: Searches) -> None:
+    """Refuse to remove a directory that has names (ENOTEMPTY).
+
+    Raises:
+        NeedsSearch: the directory has more than `BLOCKS_PER_STEP` blocks.
+    """
+    number, watched = victim.number, volume.view.caches[Watched]
+    if number in searches.empty and watched.lasts(number, searches.empty[number]):
+        return
+
+    def search() -> Steps[None]:
+        searches.empty[number] = watched.begin(number)
+        return look_through(volume, number)
+
+    for _ in look_through(volume, number):
+        raise NeedsSearch(search)
+
+
+def look_through(volume: Volume, ino: int) -> Steps[None]:
+    """Search a directory for names (ENOTEMPTY)."""
+    first, directory = 0, read_directory_inode(volume, ino)
+    while directories.is_empty(volume.view, directory, first, first + BLOCKS_PER_STEP):
+        first += BLOCKS_PER_STEP
+        if first << volume.geometry.block_bits >= directory.size:
+            return
+        yield
+        directory = read_directory_inode(volume, ino)
+    raise FsError(errno.ENOTEMPTY)
 
 
 def rename(
@@ -398,15 +481,9 @@ def rename(
         raise FsError(errno.EINVAL)
     if name in (b".", b"..") or new_name in (b".", b".."):
         raise FsError(errno.EBUSY)
-    apart: set[tuple[int, int]] = set()
-    while True:
-        try:
-            replaced = rename_at_once(volume, parent, name, new_parent, new_name, flags, caller, apart)
-        except DeepDestination as error:
-            yield from climb(volume, error.moved, error.destination)
-            apart.add((error.moved, error.destination))
-        else:
-            break
+    replaced = yield from searching(
+        volume, lambda searches: rename_at_once(volume, parent, name, new_parent, new_name, flags, caller, searches)
+    )
     if replaced:
         removal.begin(volume, replaced)
 
@@ -419,22 +496,22 @@ def rename_at_once(
     new_name: bytes,
     flags: int,
     caller: Caller,
-    apart: set[tuple[int, int]],
+    searches: Searches,
 ) -> int:
     """Rename in one handle. Return the number of the inode that lost the new name, or 0.
 
     Args:
-        volume: as for `rename`, like all but ``apart``.
+        volume: as for `rename`, like all but ``searches``.
         parent: the old name's directory.
         name: the old name.
         new_parent: the new name's directory.
         new_name: the new name.
         flags: `RenameFlags`.
         caller: owns a whiteout.
-        apart: pairs (directory, destination) of which `climb` has found that the second is not below the first.
+        searches: what earlier searches have found.
 
     Raises:
-        DeepDestination: `climb` must search first; nothing has changed.
+        NeedsSearch: for a destination that is very deep, or a directory to be replaced that is very large.
     """
     replaced = 0
     with volume.handle(2 * CREDITS_NAME + CREDITS_INODE, caller) as tx:
@@ -445,40 +522,31 @@ def rename_at_once(
         if flags & RenameFlags.NOREPLACE and new.ino:
             raise FsError(errno.EEXIST)
         if flags & RenameFlags.EXCHANGE:
-            exchange(volume, tx, old, present(new), apart)
+            exchange(volume, tx, old, present(new), searches)
         elif new.ino != old.ino:
             whiteout_of = caller if flags & RenameFlags.WHITEOUT else None
-            replaced = move(volume, tx, old, new, whiteout_of, apart)
+            replaced = move(volume, tx, old, new, whiteout_of, searches)
     return replaced
 
 
-class DeepDestination(FsError):
-    """A directory moves so deep that the search for a loop takes several steps."""
-
-    def __init__(self, moved: int, destination: int) -> None:
-        super().__init__(errno.ELOOP, f"inode {destination} is more than {LEVELS_PER_STEP} levels deep")
-        self.moved = moved
-        self.destination = destination
-
-
-def refuse_loop(volume: Volume, moved: Inode, destination: int, apart: set[tuple[int, int]]) -> None:
+def refuse_loop(volume: Volume, moved: Inode, destination: int, searches: Searches) -> None:
     """Refuse to move a directory below itself (EINVAL), by a walk of up to `LEVELS_PER_STEP` up from the destination.
 
     Nothing is below a directory that has no subdirectories, which its link count shows.
 
     Raises:
-        DeepDestination: the walk takes more levels, and the pair is not in ``apart``.
+        NeedsSearch: the walk takes more levels.
     """
     number = moved.number
     if number == destination:
         raise FsError(errno.EINVAL)
-    if moved.links_count == LINKS_WITHOUT_SUBDIRECTORIES or (number, destination) in apart:
+    if moved.links_count == LINKS_WITHOUT_SUBDIRECTORIES or (number, destination) in searches.apart:
         return
-    for _ in climb(volume, number, destination):
-        raise DeepDestination(number, destination)
+    for _ in climb(volume, number, destination, searches):
+        raise NeedsSearch(lambda: climb(volume, number, destination, searches))
 
 
-def climb(volume: Volume, moved: int, destination: int) -> Steps[None]:
+def climb(volume: Volume, moved: int, destination: int, searches: Searches) -> Steps[None]:
     """Walk up from ``destination`` to the root; EINVAL if ``moved`` is on the way."""
     current = destination
     seen = set()
@@ -488,6 +556,7 @@ def climb(volume: Volume, moved: int, destination: int) -> Steps[None]:
         seen.add(current)
         above = directories.parent(volume.view, read_directory_inode(volume, current))
         if above == current:
+            searches.apart.add((moved, destination))
             return
         current = above
         if len(seen) % LEVELS_PER_STEP == 0:
@@ -495,9 +564,7 @@ def climb(volume: Volume, moved: int, destination: int) -> Steps[None]:
     raise Corrupt(CorruptKind.DIRECTORIES_FORM_A_LOOP, f"inode {destination}")
 
 
-def move(
-    volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None, apart: set[tuple[int, int]]
-) -> int:
+def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None, searches: Searches) -> int:
     """Move the entry ``old`` to its new place; the inode there loses the name. Return that inode's number, or 0.
 
     With ``whiteout_of`` a whiteout of this owner takes the old place (ext4_rename in fs/ext4/namei.c).
@@ -512,10 +579,10 @@ def move(
     if not new.ino:
         refuse_addition(destination)
     if is_directory and crosses:
-        refuse_loop(volume, inode, destination.number, apart)
+        refuse_loop(volume, inode, destination.number, searches)
     if new.ino:
         victim = inodes.edit(tx, new.ino)
-        replace_checks(tx, is_directory, destination, victim)
+        replace_checks(volume, is_directory, destination, victim, searches)
         directories.replace(tx, new, old.ino, old.file_type)
         if is_directory:
             drop_link_of_subdirectory(destination)
@@ -541,19 +608,18 @@ def move(
     return new.ino
 
 
-def replace_checks(tx: Handle, is_directory: bool, destination: Inode, victim: Inode) -> None:
+def replace_checks(volume: Volume, is_directory: bool, destination: Inode, victim: Inode, searches: Searches) -> None:
     """Refuse to rename over ``victim`` (EISDIR, ENOTDIR, ENOTEMPTY, EPERM)."""
     refuse_protected(destination, victim)
     if stat.S_ISDIR(victim.mode):
         if not is_directory:
             raise FsError(errno.EISDIR)
-        if not directories.is_empty(tx, victim):
-            raise FsError(errno.ENOTEMPTY)
+        refuse_names_in(volume, victim, searches)
     elif is_directory:
         raise FsError(errno.ENOTDIR)
 
 
-def exchange(volume: Volume, tx: Handle, old: Place, new: Place, apart: set[tuple[int, int]]) -> None:
+def exchange(volume: Volume, tx: Handle, old: Place, new: Place, searches: Searches) -> None:
     """Exchange two names (RENAME_EXCHANGE): each then refers to the other's inode."""
     now = clock.now()
     source, destination = old.directory, new.directory
@@ -564,7 +630,7 @@ def exchange(volume: Volume, tx: Handle, old: Place, new: Place, apart: set[tupl
     refuse_other_project(source, second)
     for inode, joined in ((first, destination), (second, source)):
         if stat.S_ISDIR(inode.mode):
-            refuse_loop(volume, inode, joined.number, apart)
+            refuse_loop(volume, inode, joined.number, searches)
     directories.replace(tx, old, new.ino, file_type_of_mode(second.mode))
     directories.replace(tx, new, old.ino, file_type_of_mode(first.mode))
     if source.number != destination.number:

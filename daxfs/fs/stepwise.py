@@ -57,10 +57,15 @@ class Stepwise:
         yield from mounting.snapshots_of(self.volume).delete(name)
 
     @changing_in_steps
+    def rmdir(self, parent: int, name: bytes) -> Steps[None]:
+        """Remove an empty directory: the search for names in a large one is in steps."""
+        yield from self.volume.reclaimers.retrying_steps(names.rmdir, self.volume, parent, name)
+
+    @changing_in_steps
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, caller: Caller
     ) -> Steps[None]:
-        """Rename: the search for a loop, upwards from a deep directory, is in steps."""
+        """Rename: searches are in steps: for a loop, upwards from a deep directory; for names in a replaced one."""
         volume = self.volume
         yield from volume.reclaimers.retrying_steps(
             names.rename, volume, parent, name, new_parent, new_name, flags, caller

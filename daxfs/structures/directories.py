@@ -24,6 +24,7 @@ from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.ext4.limits import EXT4_NAME_LEN
+from daxfs.journal.caches import Cache
 from daxfs.structures import dirblocks, dirlist, htree, linear
 from daxfs.structures.dirhints import Entry, Hints
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Entry",
     "Place",
+    "Watched",
     "create",
     "entries",
     "find",
@@ -73,6 +75,34 @@ class Place:
     block: int
     offset: int
     moves: int
+
+
+class Watched(Cache):
+    """Directories in which somebody searches for names in several steps, and in which no name was made meanwhile."""
+
+    __slots__ = ("_watches",)
+
+    def __init__(self) -> None:
+        self._watches: dict[int, object] = {}
+
+    def begin(self, ino: int) -> object:
+        """Begin to watch a directory; return the watch. It ends an earlier one."""
+        watch = self._watches[ino] = object()
+        return watch
+
+    def lasts(self, ino: int, watch: object) -> bool:
+        """Whether no name was made in the directory since the watch began."""
+        return self._watches.get(ino) is watch
+
+    def end(self, ino: int, watch: object) -> None:
+        """End a watch."""
+        if self.lasts(ino, watch):
+            del self._watches[ino]
+
+    def name_made(self, ino: int) -> None:
+        """End the watch of a directory that gets a name."""
+        if self._watches:
+            self._watches.pop(ino, None)
 
 
 # Reading
@@ -139,8 +169,10 @@ def portion(view: View, directory: Inode, cookie: int = 0) -> tuple[list[Entry],
     return dirlist.portion(view, directory, cookie)
 
 
-def is_empty(view: View, directory: Inode) -> bool:
-    """Whether the directory has only "." and ".." (``ext4_empty_dir``); the function reads every block.
+def is_empty(view: View, directory: Inode, first: int = 0, end: int | None = None) -> bool:
+    """Whether the directory has only "." and ".." (``ext4_empty_dir``) in its blocks from ``first`` up to ``end``.
+
+    By default these are all blocks. The function reads each of them.
 
     Raises:
         Corrupt: a block is damaged.
@@ -149,11 +181,12 @@ def is_empty(view: View, directory: Inode) -> bool:
     if not blocks:
         return True
     limit = dirblocks.limit_of(view.geometry)
-    number, content, dotdot = dirblocks.dots(view, directory)
-    start = dotdot + (content.cast("I")[dotdot // 4 + 1] & 0xFFFF)
-    if start < limit and dirblocks.live(directory, number, bytes(content), start, limit)[0]:
-        return False
-    for lblk in range(1, blocks):
+    if not first:
+        number, content, dotdot = dirblocks.dots(view, directory)
+        start = dotdot + (content.cast("I")[dotdot // 4 + 1] & 0xFFFF)
+        if start < limit and dirblocks.live(directory, number, bytes(content), start, limit)[0]:
+            return False
+    for lblk in range(max(first, 1), blocks if end is None else min(end, blocks)):
         number = dirblocks.number_of(view, directory, lblk)
         content = dirblocks.any_block(view, directory, number)
         # Without checksums the kinds look alike: an index block is a block with one unused entry.
@@ -206,6 +239,7 @@ def insert(tx: Handle, place: Place, ino: int, file_type: int) -> None:
     if directory.words[8] & EXT4_INDEX_FL and not tx.geometry.has_dir_index:
         # Without the feature the index is not updated, so it must not be used when the feature is on again.
         directory.flags &= ~EXT4_INDEX_FL
+    tx.caches[Watched].name_made(directory.number)
     leaf = place.block if place.moves == tx.caches[Hints].moves else 0
     if not leaf or not dirblocks.place(tx, directory, leaf, name, ino, file_type):
         if dirblocks.is_indexed(tx, directory):

@@ -719,6 +719,14 @@ MUTANTS = [
         ("tests/structures/test_caches.py", "tests/structures/test_htree.py"),
     ),
     Mutant(
+        "a name is made in a directory that is searched for names",
+        "daxfs/structures/directories.py",
+        "    tx.caches[Watched].name_made(directory.number)\n",
+        "",
+        "A directory with a name is removed, if its search takes several steps.",
+        ("tests/fs/test_stepwise.py",),
+    ),
+    Mutant(
         "the place of a name is believed after entries have moved",
         "daxfs/structures/directories.py",
         "    if place.offset >= 0 and place.moves == tx.caches[Hints].moves:\n",

@@ -111,11 +111,10 @@ def unlink(connection: Connection, request: Request) -> bytes:
     return b""
 
 
-def rmdir(connection: Connection, request: Request) -> bytes:
-    """Answer RMDIR: remove a directory."""
+def rmdir(connection: Connection, request: Request) -> Answer:
+    """Answer RMDIR: remove a directory, in steps if it is large. The kernel has locked it, so that no name is made."""
     connection.scheduler.name_removed()
-    connection.core.rmdir(request.ino, request.name())
-    return b""
+    return connection.scheduler.begin(request, connection.core.steps.rmdir(request.ino, request.name()), lambda _: b"")
 
 
 def rename(connection: Connection, request: Request) -> Answer:
