@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 Chunks = npt.NDArray[np.intp]
-AT_ONCE = 64
+AT_ONCE = 256
 """Chunks that are read at once."""
 
 

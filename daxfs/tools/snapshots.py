@@ -18,8 +18,6 @@ from daxfs.tools import exporting, mountpoints, pieces, snapshotsource, sync
 from daxfs.tools.ending import unwinding
 from daxfs.tools.sizes import format_size
 
-USAGE = 64  # EX_USAGE, sysexits.h
-
 
 def create(mountpoint: str, name: str) -> None:
     """Make a snapshot of a mount.
