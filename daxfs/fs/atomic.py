@@ -56,14 +56,22 @@ def write(volume: Volume, file: OpenFile, offset: int, content: Buffer, kill: bo
         kill: whether the write drops set-id bits (`data.takes_set_id`).
 
     Raises:
-        FsError: EINVAL: longer than `MOST_BYTES`. Others as `write_pieces`.
+        FsError: EINVAL: longer than `MOST_BYTES`. EOPNOTSUPP: the pool has no journal. Others as `write_pieces`.
     """
+    refuse_without_journal(volume)
+    content = memoryview(content).cast("B")
     if offset < 0 or len(content) > MOST_BYTES:
         raise FsError(errno.EINVAL)
     if file.append:
         offset = file.node.size
     write_pieces(volume, file, [(offset, content)] if len(content) else [], kill)
     return len(content)
+
+
+def refuse_without_journal(volume: Volume) -> None:
+    """Refuse (EOPNOTSUPP) atomic writes to a pool whose commits are not atomic themselves."""
+    if volume.log_area is None:
+        raise FsError(errno.EOPNOTSUPP, f"{volume.pool.path}: the pool has no journal, so no write is atomic")
 
 
 def write_pieces(volume: Volume, file: OpenFile, pieces: Sequence[Piece], kill: bool | None = None) -> None:

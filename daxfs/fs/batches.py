@@ -44,10 +44,11 @@ class Batch:
 
         Raises:
             FsError: EBADF, the file is not open for writing; EBUSY, there is a batch already; ENOMEM, the user has too
-                many; EROFS.
+                many; EOPNOTSUPP, the pool has no journal; EROFS.
         """
         if not file.writable:
             raise FsError(errno.EBADF)
+        atomic.refuse_without_journal(volume)
         volume.writable()
         self.volume = volume
         self._file = file
@@ -73,6 +74,7 @@ class Batch:
                 ENOMEM: the user's batches have too many pages. EPERM, EROFS as for a write.
         """
         volume, file, staged = self.volume, self._file, self._running()
+        content = memoryview(content).cast("B")
         volume.writable()
         if file.append:
             offset = self.size
@@ -85,7 +87,7 @@ class Batch:
             if inodes.read(volume.view, file.ino).flags & EXT4_IMMUTABLE_FL:
                 raise FsError(errno.EPERM)
         if len(content):
-            volume.staging.put(staged, offset, memoryview(content))
+            volume.staging.put(staged, offset, content)
             if kill_privileges is not None:
                 staged.kill = staged.kill or kill_privileges
         return len(content)

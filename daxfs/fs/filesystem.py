@@ -409,7 +409,7 @@ class FileSystem:
         if caller is not None:
             file = file.used_by(caller)
         try:
-            if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):
+            if atomic or (file.node.journaled and self._writes_atomically(content)):
                 written = atomic_writes.write(self.volume, file, offset, content, kill_privileges)
             else:
                 written = data.write(self.volume, file, offset, content, kill_privileges)
@@ -420,6 +420,10 @@ class FileSystem:
         elif file.durable:
             data.make_durable(self.volume, file)
         return written
+
+    def _writes_atomically(self, content: bytes | bytearray | memoryview) -> bool:
+        """Whether a write to a file with chattr +j is atomic: a driver may set the flag without a journal, too."""
+        return self.has_atomic_writes and len(content) <= atomic_writes.MOST_BYTES
 
     @property
     def has_atomic_writes(self) -> bool:

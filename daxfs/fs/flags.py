@@ -33,7 +33,7 @@ from daxfs.ext4.inode import (
     EXT4_SYNC_FL,
     EXT4_VERITY_FL,
 )
-from daxfs.fs import clock, datalog
+from daxfs.fs import atomic, clock, datalog
 from daxfs.fs.names import suited_flags
 from daxfs.fs.types import Caller, FsXattr
 from daxfs.fs.volume import Volume
@@ -206,8 +206,7 @@ def check_journaling(volume: Volume, inode: Inode) -> None:
 
     That is a pool without a journal (EOPNOTSUPP), and a file that clients may store to (EBUSY).
     """
-    if volume.log_area is None:
-        raise FsError(errno.EOPNOTSUPP, "the pool has no journal, so no write is atomic")
+    atomic.refuse_without_journal(volume)
     node = volume.nodes.open.get(inode.number)
     if inode.is_regular and (volume.notifier.stale or (node is not None and node.grants is not None)):
         raise FsError(errno.EBUSY, f"inode {inode.number}: programs map it or hold leases of it")

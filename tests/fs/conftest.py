@@ -42,6 +42,12 @@ def any_format(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return FORMATS[request.param]
 
 
+@pytest.fixture(params=[name for name in FORMATS if name != "no-journal"])
+def journaled_format(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Return the mke2fs options of each format with a journal in turn: the others have no atomic writes."""
+    return FORMATS[request.param]
+
+
 CHECKED = [
     *(
         "create",

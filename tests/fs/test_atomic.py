@@ -25,8 +25,8 @@ def places(fs: FileSystem, file: OpenFile) -> set[int]:
     return {block for run in fs.describe(file.ino) for block in range(run.pblk, run.pblk + run.length)}
 
 
-def test_random_atomic_writes_equal_a_bytearray(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
-    fs = open_fs(*any_format)
+def test_random_atomic_writes_equal_a_bytearray(open_fs: OpenFs, journaled_format: tuple[str, ...]) -> None:
+    fs = open_fs(*journaled_format)
     chance = random.Random(7)
     file, model = make(fs), bytearray()
     for _ in range(150):
@@ -46,9 +46,9 @@ def test_random_atomic_writes_equal_a_bytearray(open_fs: OpenFs, any_format: tup
     fs.release(file)
 
 
-def test_random_pieces_at_once_equal_a_bytearray(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
+def test_random_pieces_at_once_equal_a_bytearray(open_fs: OpenFs, journaled_format: tuple[str, ...]) -> None:
     """Pieces share blocks, touch, lie in holes and past EOF."""
-    fs = open_fs(*any_format)
+    fs = open_fs(*journaled_format)
     chance = random.Random(8)
     file, model = make(fs), bytearray()
     for _ in range(60):

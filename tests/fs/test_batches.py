@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -20,8 +21,8 @@ OpenFs = Callable[..., FileSystem]
 MIB = 1 << 20
 
 
-def test_random_batches_equal_a_bytearray(open_fs: OpenFs, any_format: tuple[str, ...]) -> None:
-    fs = open_fs(*any_format)
+def test_random_batches_equal_a_bytearray(open_fs: OpenFs, journaled_format: tuple[str, ...]) -> None:
+    fs = open_fs(*journaled_format)
     chance = random.Random(5)
     file, model = make(fs), bytearray()
     other = fs.open_file(file.ino, os.O_RDWR)
@@ -45,6 +46,19 @@ def test_random_batches_equal_a_bytearray(open_fs: OpenFs, any_format: tuple[str
     fs.check()
     for opened in (file, other):
         fs.release(opened)
+
+
+def test_items_of_several_bytes(open_fs: OpenFs) -> None:
+    """All bytes of a view are written, whatever its items are."""
+    fs = open_fs()
+    file = make(fs)
+    numbers = memoryview(array("I", range(1000)))
+    with fs.batch(file) as batch:
+        assert batch.write(0, numbers) == 4000
+    assert content(fs, file) == numbers.tobytes()
+    assert fs.write(file, 0, memoryview(array("I", [7] * 1000)), atomic=True) == 4000
+    assert content(fs, file) == memoryview(array("I", [7] * 1000)).tobytes()
+    fs.release(file)
 
 
 def test_a_commit_is_one_handle_and_durable(open_fs: OpenFs) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from daxfs.fuse.kernel import openbatch
 from daxfs.fuse.kernel.abi import Opcode
 
 START, COMMIT, ABORT = 0xF501, 0xF502, 0xF505
+GET_FEATURES = 0x8004F50C
 LOCKOWNER = 2
 WRITE_CACHE = 1
 PAGE = mmap.PAGESIZE
@@ -146,6 +147,24 @@ def test_a_commit_that_waits_for_room_keeps_its_batch(agreed: Rig, monkeypatch: 
         assert answer.error == (0 if room else errno.ENOSPC)
     assert read_call(agreed, node, other, 0, 2) == (b"nn" if room else b"oo")
     assert agreed.refused(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77) == errno.EINVAL, "it has ended"
+
+
+def test_a_pool_without_a_journal_has_no_batches(rig_of: Callable[..., Rig]) -> None:
+    rig = rig_of("-O", "^has_journal")
+    rig.init()
+    found, fh = rig.create(b"f")
+    query = pack("ioctl_in", fh=fh, cmd=GET_FEATURES, out_size=4)
+    assert rig.done(Opcode.IOCTL, found.nodeid, query)[-4:] == bytes(4)
+    assert rig.refused(Opcode.IOCTL, found.nodeid, ioctl(fh, START)) == errno.EOPNOTSUPP
+
+
+def test_a_batch_is_no_source_of_a_copy(agreed: Rig) -> None:
+    """It would give the bytes from before the batch."""
+    node, fh, other = begun(agreed)
+    for source, error in ((fh, errno.EBUSY), (other, 0)):
+        target = agreed.open(node)
+        body = pack("copy_file_range_in", fh_in=source, fh_out=target, nodeid_out=node, off_out=9 * PAGE, len=PAGE)
+        assert agreed.ask(Opcode.COPY_FILE_RANGE, node, body).error == error
 
 
 @contextmanager

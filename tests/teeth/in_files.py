@@ -313,7 +313,7 @@ MUTANTS = [
     Mutant(
         "chattr +j is only a flag",
         "daxfs/fs/filesystem.py",
-        "            if atomic or (file.node.journaled and len(content) <= atomic_writes.MOST_BYTES):\n",
+        "            if atomic or (file.node.journaled and self._writes_atomically(content)):\n",
         "            if atomic:\n",
         "A power cut leaves a part of a write to such a file.",
         (DATALOG, OPERATIONS),

@@ -42,9 +42,9 @@ def announce(connection: Connection, request: Request, given: memoryview) -> byt
     offset, length, flags, _, _ = fixed(protocol.ATOMIC, given)
     handle = request.arguments(abi.IOCTL_IN).fh
     file = connection.file(handle)
-    largest = most(connection)
     if connection.has_cache(file.ino) or not connection.core.has_atomic_writes:
         raise FsError(errno.EOPNOTSUPP, f"inode {file.ino}: writes can't be atomic")
+    largest = most(connection)
     if flags not in (0, ANNOUNCE, WITHDRAW):
         raise FsError(errno.EINVAL, f"flags {flags:#x}")
     if flags == ANNOUNCE:

@@ -30,8 +30,9 @@ FEATURE_ATOMIC_WRITE = 0x0004
 def features(connection: Connection, request: Request, _given: memoryview) -> bytes:
     """Answer F2FS_IOC_GET_FEATURES: whether this file can have batches."""
     handle = request.arguments(abi.IOCTL_IN).fh
-    file = connection.files.get(handle)
-    able = file is not None and not connection.core.read_only and not connection.has_cache(file.ino)
+    file, core = connection.files.get(handle), connection.core
+    able = core.has_atomic_writes and not core.read_only
+    able = able and file is not None and not connection.has_cache(file.ino)
     return FEATURES.pack(FEATURE_ATOMIC_WRITE if able else 0)
 
 

@@ -277,6 +277,7 @@ def copy_file_range(connection: Connection, request: Request) -> Answer:
     wide = request.opcode == Opcode.COPY_FILE_RANGE_64
     length = min(given.len, LARGEST_COPY)
     source, target = connection.file(given.fh_in), connection.file(given.fh_out)
+    staged.refuse(connection, given.fh_in, request.pid)
     staged.refuse(connection, given.fh_out, request.pid)
 
     def operation(caller: Caller | None) -> Steps[int]:

@@ -47,8 +47,10 @@ def errors(connection: Connection) -> dict[str, object]:
 def atomic_write(connection: Connection) -> int:
     """Return the longest write(2), in bytes, that arrives as one request: a buffer may begin within a page.
 
-    To a file with chattr +j such a write is atomic.
+    To a file with chattr +j such a write is atomic. 0: no write is.
     """
+    if not connection.core.has_atomic_writes:
+        return 0
     return min(connection.agreement.max_write, atomic.MOST_BYTES) - mmap.PAGESIZE
 
 
