@@ -15,6 +15,7 @@ from typing import Any
 
 from daxfs.errors import FsError
 from daxfs.fs.pins import Pins
+from daxfs.fs.reclaim import Reclaimers
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs
 
@@ -115,20 +116,20 @@ class FakeCore:
         self.options = Options()
         self.interrupted = False
         self.holds_forgettable = False
-        self._reclaimers: list[Callable[[], bool]] = []
+        self.reclaimers = Reclaimers()
         self._next = 12
 
-    def add_reclaimer(self, reclaim: Callable[[], bool]) -> None:
-        self._reclaimers.append(reclaim)
+    def add_reclaimer(self, reclaim: Callable[[], bool], unfinished: Callable[[], bool]) -> None:
+        self.reclaimers.add(reclaim, unfinished)
 
     def _enter(self, name: str, *args: object) -> None:
-        self.calls.append((name, args))
-        error = self.refuse.get(name)
-        if isinstance(error, FsError) and error.errno == errno.ENOSPC and any([each() for each in self._reclaimers]):
+        def once() -> None:
             self.calls.append((name, args))
             error = self.refuse.get(name)
-        if error is not None:
-            raise error
+            if error is not None:
+                raise error
+
+        self.reclaimers.retrying(once)
 
     def _inode(self, ino: int) -> FakeInode:
         try:

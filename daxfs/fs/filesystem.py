@@ -617,14 +617,16 @@ class FileSystem:
 
     # Housekeeping
 
-    def add_reclaimer(self, reclaim: Callable[[], bool]) -> None:
+    def add_reclaimer(self, reclaim: Callable[[], bool], unfinished: Callable[[], bool] | None = None) -> None:
         """Have ``reclaim`` called when an operation finds the pool full, before the operation runs once more.
 
         Args:
             reclaim: frees space that it keeps, such as files that only pins keep (`unpin`), and returns whether it
                 freed any. It may call this file system.
+            unfinished: returns whether ``reclaim`` has freed only a part, and is to be called again if that was not
+                enough.
         """
-        self.volume.reclaimers.add(reclaim)
+        self.volume.reclaimers.add(reclaim, unfinished)
 
     @property
     def options(self) -> Options:

@@ -10,11 +10,13 @@ from message_rig import ROOT, Rig, pack, unpack
 from daxfs import protocol
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs.steps import interruption
+from daxfs.fuse.kernel import connection as connection_module
 from daxfs.fuse.kernel import dispatch, remount
 from daxfs.fuse.kernel import files as files_module
 from daxfs.fuse.kernel import scheduling as scheduling_module
 from daxfs.fuse.kernel import turns as turns_module
 from daxfs.fuse.kernel.abi import Opcode
+from daxfs.fuse.kernel.connection import FORGETS_AT_ONCE
 from daxfs.fuse.kernel.scheduling import FITRIM, PATIENCE_SECONDS, WORKS, Scheduler
 from daxfs.fuse.kernel.statistics import Counting
 
@@ -69,6 +71,32 @@ def test_only_the_core_tries_again(full: Rig, forgets: int) -> None:
     assert times(full, "write") == (2 if forgets else 1)
     assert times(full, "unpin") == forgets
     assert not full.connection.forgets
+
+
+def test_a_request_that_finds_the_pool_full_waits_for_some_of_many_forgets(
+    full: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them may free large files. So the request is tried again after each part, while it finds no room."""
+    monkeypatch.setattr(connection_module, "RECLAIM_SECONDS", -1.0)
+    full.core.holds_forgettable = False
+    node, fh = full.create(b"file")
+    for _ in range(3 * FORGETS_AT_ONCE):
+        full.forget(ROOT)
+    body = pack("write_in", fh=fh, size=4) + b"data"
+    assert full.refused(Opcode.WRITE, node.nodeid, body) == errno.ENOSPC
+    assert times(full, "write") == 4
+    assert times(full, "unpin") == 3 * FORGETS_AT_ONCE
+    unpin = full.core.unpin
+
+    def frees(ino: int, lookups: int) -> None:
+        full.core.refuse.pop("write", None)
+        unpin(ino, lookups)
+
+    monkeypatch.setattr(full.core, "unpin", frees)
+    for _ in range(3 * FORGETS_AT_ONCE):
+        full.forget(ROOT)
+    full.done(Opcode.WRITE, node.nodeid, body)
+    assert len(full.connection.forgets) == 2 * FORGETS_AT_ONCE
 
 
 def test_a_request_waits_until_nothing_is_left_to_forget(full: Rig) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError, MissingMemory
@@ -43,6 +44,8 @@ MOST_FORGETS = 4096
 """The number of waiting forgets from which on some are processed even while requests wait."""
 FORGETS_AT_ONCE = 16
 """Forgets, each of which may free a file, that are processed before the next check for a waiting request."""
+RECLAIM_SECONDS = 0.002
+"""How long forgets are processed before the request that found the pool full is tried again."""
 
 
 def unknown_handle(handle: int) -> FsError:
@@ -104,7 +107,7 @@ class Connection:
         options: MountOptions | None = None,
     ) -> None:
         self.core = core
-        core.add_reclaimer(self.reclaim)
+        core.add_reclaimer(self.reclaim, lambda: bool(self.forgets))
         self.table = dict(table)
         self.counting: RequestCounting | None = None
         self.files: dict[int, OpenFile] = {}
@@ -187,10 +190,15 @@ class Connection:
         self.scheduler.waiting.add(FORGETS)
 
     def reclaim(self) -> bool:
-        """Process all waiting forgets, since the pool is full; return whether there were any."""
-        waiting = bool(self.forgets)
-        self.process_forgets()
-        return waiting
+        """Process waiting forgets for `RECLAIM_SECONDS`, since the pool is full; return whether there were any."""
+        if not self.forgets:
+            return False
+        end = perf_counter() + RECLAIM_SECONDS
+        while self.forgets:
+            self.process_forgets(FORGETS_AT_ONCE)
+            if perf_counter() > end:
+                break
+        return True
 
     def forgetting(self) -> Steps[None]:
         """Process all waiting forgets, in steps."""
