@@ -31,6 +31,8 @@ from daxfs.fs.pins import Pins
 from daxfs.structures import inodes, orphans
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
 
@@ -49,6 +51,7 @@ class Lifetimes:
         quarantine: see the module.
         ending: the inodes on the orphan list whose end, or whose cut, has begun and takes more steps (`removal`): a
             set in the order of their beginning.
+        unread: whether the disk's list has more inodes than could be read at the mount.
     """
 
     def __init__(self) -> None:
@@ -58,6 +61,7 @@ class Lifetimes:
         self.linkable: set[int] = set()
         self.quarantine: set[int] = set()
         self.ending: dict[int, None] = {}
+        self.unread = False
 
     # Names
 
@@ -101,11 +105,19 @@ class Lifetimes:
         if ino in self.listed and ino not in self.nameless:
             self._unlist(tx, ino)
 
-    def found_listed(self, ino: int, *, nameless: bool) -> None:
-        """Recovery found the inode on the disk's list."""
-        self.listed.add(ino)
-        if nameless:
-            self.nameless.add(ino)
+    def found_listed(self, found: Iterable[int], *, whole: bool) -> None:
+        """Recovery found the inodes on the disk's list, which perhaps it could not read to its end."""
+        self.listed.update(found)
+        self.unread = not whole
+
+    def found_nameless(self, ino: int) -> None:
+        """Recovery found that an inode of the disk's list has no name."""
+        self.nameless.add(ino)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether inodes without a name are left, or the disk's list has others that recovery must see again."""
+        return bool(self.nameless or self.listed or self.unread)
 
     # Quarantine and the end
 

@@ -329,7 +329,7 @@ def unmount(volume: Volume) -> None:
     outside.take_over(volume)
     journal.commit()
     damage.report_commits(volume)
-    if grants.stale or (volume.lives.nameless and not volume.read_only):
+    if grants.stale or (volume.lives.unfinished and not volume.read_only):
         # Not clean: the next mount or check must look for stale clients, and for orphans as after a crash.
         return
     mark_clean(volume)

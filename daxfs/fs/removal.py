@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from daxfs.errors import MissingMemory
+from daxfs.errors import Corrupt, MissingMemory
 from daxfs.fs import damage, data
 from daxfs.fs.steps import Steps, finish
 from daxfs.fs.volume import Volume
@@ -59,7 +59,7 @@ def step(volume: Volume, ino: int) -> None:
     lives.ending[ino] = None
     finished = True  # also with an error: the inode stays on the orphan list
     try:
-        with unless_missing(volume, ino):
+        with unless_damaged(volume, ino):
             finished = free_step(volume, ino) if ino in lives.nameless else data.cut_step(volume, ino)
     finally:
         if finished:
@@ -132,18 +132,22 @@ def note_cleaned(count: int) -> None:
 
 def recover(volume: Volume) -> None:
     """Free the orphans without names and cut the others to their size, after a crash."""
-    found = list(orphans.listing(volume.view))
     lives = volume.lives
+    found: list[int] = []
+    whole = False
+    with unless_damaged(volume, None):
+        found.extend(orphans.listing(volume.view))
+        whole = True
+    lives.found_listed(found, whole=whole)
     for ino in found:
-        with unless_missing(volume, ino):
-            nameless = inodes.read(volume.view, ino).links_count == 0
-            lives.found_listed(ino, nameless=nameless)
-            if nameless:
+        with unless_damaged(volume, ino):
+            if not inodes.read(volume.view, ino).links_count:
+                lives.found_nameless(ino)
                 collect(volume, ino)
             elif not volume.read_only:
                 while not data.cut_step(volume, ino):
                     pass
-    note_cleaned(sum(ino not in lives.nameless for ino in found))
+    note_cleaned(sum(ino not in lives.listed for ino in found))
 
 
 def free_nameless(volume: Volume) -> None:
@@ -152,17 +156,28 @@ def free_nameless(volume: Volume) -> None:
     for ino in tuple(volume.lives.nameless):
         if volume.read_only:
             break
-        with unless_missing(volume, ino):
+        with unless_damaged(volume, ino):
             free(volume, ino)
 
 
 @contextmanager
-def unless_missing(volume: Volume, ino: int) -> Iterator[None]:
-    """Leave an inode on the orphan list whose end needs memory that is missing: a mount must not fail because of it."""
+def unless_damaged(volume: Volume, ino: int | None) -> Iterator[None]:
+    """Leave an inode on the orphan list whose end needs metadata that is damaged or missing, and report that.
+
+    The operation that took its last name has succeeded, and neither a mount nor its end may fail because of it.
+
+    Args:
+        volume: of the inode.
+        ino: the inode; None: the list itself is read.
+    """
     try:
         with volume.pool.faults.checked():
             yield
-    except MissingMemory as error:
-        volume.forget_content()
-        log.error("inode %d stays on the orphan list: %s", ino, error.strerror)
-        damage.report_missing(volume, error, change=True)
+    except (Corrupt, MissingMemory) as error:
+        what = "the orphan list ends early" if ino is None else f"inode {ino} stays on the orphan list"
+        log.error("%s: %s", what, error.strerror)
+        if isinstance(error, Corrupt):
+            damage.report(volume, error)
+        else:
+            volume.forget_content()
+            damage.report_missing(volume, error, change=True)

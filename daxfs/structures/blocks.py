@@ -18,7 +18,8 @@ Invariants:
 B1. A freed block keeps its bit until `apply_frees` clears it at the commit. So no block is allocated twice in one
     transaction, and after a crash before the commit the block is still its old owner's, unchanged.
 B2. A bitmap is used only after checks of its checksum, its number of free blocks and the bits of the groups' own
-    metadata. So a block that it shows as free is not metadata.
+    metadata. It may become damaged later, so each run is compared with the metadata when it is taken. So nobody gets
+    blocks that hold metadata.
 B3. Bitmap, descriptor and superblock change in the same handle. They are sealed at the commit, in that order.
 B4. A hint only says where to search first. The bitmap is read before a block is taken.
 B5. The last free blocks of the pool are allocated as tree blocks only (`tree_reserve`). So a store into blocks that a
@@ -89,7 +90,7 @@ class _Hints(Cache):
         places: group -> request -> where the next requests of this kind may find room: a mask, and the bit that its
             lowest one stands for. A search finds all places of a bitmap at once, and takes one. Blocks that become free
             remove the group, since they may be better places.
-        metadata: group -> `groups.metadata_runs`; the places of metadata don't change while a pool is mounted.
+        metadata: group -> `metadata_zone.in_group`; the places of metadata don't change while a pool is mounted.
     """
 
     __slots__ = ("longest", "metadata", "no_chunk", "packing", "places", "recent")
@@ -347,11 +348,20 @@ def take_runs(tx: Handle, runs: list[BlockRun]) -> None:
 
 
 def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
-    """Set the bits of free runs of one group, in ascending order, and correct the counters (invariant B3)."""
+    """Set the bits of free runs of one group, in ascending order, and correct the counters (invariants B2, B3).
+
+    Raises:
+        Corrupt: the bitmap or the counter of the group has become damaged; nothing has changed.
+    """
     geometry = tx.geometry
     group, first, count = found[0]
     if len(found) > 1:
         count = sum(run.length for run in found)
+    low = geometry.first_data_block + group * geometry.blocks_per_group
+    for begin, width in _metadata(tx, group):
+        for _, bit, length in found:
+            if low + bit < begin + width and begin < low + bit + length:
+                raise _metadata_free(group, begin)
     desc = groups.edit_descriptor(tx, group)
     free = desc.free_blocks_count - count
     if free < 0:
@@ -367,7 +377,6 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
         content = tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc))
     desc.free_blocks_count = free
     sb.free_blocks_count = max(sb.free_blocks_count - count, 0)
-    low = geometry.first_data_block + group * geometry.blocks_per_group
     if len(found) == 1:
         bitmaps.set_run(content, first, count)
         return [BlockRun(low + first, count)]
@@ -620,9 +629,11 @@ def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memory
         raise Corrupt(CorruptKind.BLOCK_BITMAP, f"group {group}: {free} blocks free, {desc.free_blocks_count} counted")
     for start, count in groups.metadata_runs(view, group):
         if bitmaps.used_run(content, start - low, count) < count:
-            raise Corrupt(
-                CorruptKind.BLOCK_BITMAP, f"group {group}: metadata in the blocks from {start} on is marked free"
-            )
+            raise _metadata_free(group, start)
+
+
+def _metadata_free(group: int, start: int) -> Corrupt:
+    return Corrupt(CorruptKind.BLOCK_BITMAP, f"group {group}: metadata in the blocks from {start} on is marked free")
 
 
 def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
@@ -644,13 +655,13 @@ def _implied_bitmap(view: View, group: int, desc: GroupDescriptor) -> bytearray:
 
 
 def _metadata(view: View, group: int) -> list[BlockRun]:
-    """Return `groups.metadata_runs` of a group, from the cache if it is there."""
+    """Return `metadata_zone.in_group` of a group, from the cache if it is there."""
     known = view.caches[_Hints].metadata
     runs = known.get(group)
     if runs is None:
         if len(known) >= MAX_HINTS:
             known.clear()
-        runs = known[group] = groups.metadata_runs(view, group)
+        runs = known[group] = metadata_zone.in_group(view, group)
     return runs
 
 

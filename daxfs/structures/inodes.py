@@ -12,6 +12,8 @@ I1. A slot is used without a check only if its checksum in the pool was found ri
 I2. In a group, the lowest free inode is allocated. So every slot below ``inodes_per_group - itable_unused`` was zeroed
     by mke2fs or written by an allocation. Slots above may hold anything.
 I3. Reserved inodes are neither allocated nor freed.
+I4. An inode that is not in use has no links, as e2fsck demands. So no file's slot is given away because the bitmap has
+    become damaged since its check.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from daxfs.journal.view import View
 
 _GENERATION = 25
+_LINKS_OFFSET = 0x1A
 SECTOR_BITS = 9
 """``i_blocks`` counts units of 512 bytes."""
 
@@ -351,6 +354,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
             raise BadMemory(f"group {group}: what is free of its inode table lies in bad memory")
         if bit < 0 or not desc.free_inodes_count:
             raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: free inodes are counted, but none is free")
+        _refuse_slot_in_use(tx, desc, group, bit)
         desc = groups.edit_descriptor(tx, group)
         content = tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
     untouched = False
@@ -368,6 +372,24 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
     sb = tx.edit_superblock()
     sb.s_free_inodes_count = max(sb.s_free_inodes_count - 1, 0)
     return bit, untouched
+
+
+def _refuse_slot_in_use(tx: Handle, desc: GroupDescriptor, group: int, bit: int) -> None:
+    """Compare a bitmap that may have become damaged since its check with the slot: a free one has no links (I3, I4).
+
+    Raises:
+        Corrupt: the inode is reserved or has links; nothing has changed.
+    """
+    geometry = tx.geometry
+    ino = group * geometry.inodes_per_group + bit + 1
+    if ino < geometry.first_ino:
+        raise Corrupt(CorruptKind.INODE_BITMAP, "a reserved inode is marked free")
+    if bit < geometry.inodes_per_group - desc.itable_unused:
+        block, slot = divmod(bit, geometry.inodes_per_block)
+        links = slot * geometry.inode_size + _LINKS_OFFSET
+        content = tx.block(desc.inode_table + block)
+        if content[links] or content[links + 1]:
+            raise Corrupt(CorruptKind.INODE_BITMAP, f"inode {ino} is marked free, but has links")
 
 
 def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouched: bool) -> Inode:

@@ -53,6 +53,21 @@ def protect(view: View, owner: int, runs: Iterable[BlockRun]) -> None:
     zones.log_owner = owner
 
 
+def in_group(view: View, group: int) -> list[BlockRun]:
+    """Return the runs of one group's blocks that hold metadata, the journal's among them: sorted and not touching."""
+    geometry = view.geometry
+    low = geometry.first_block(group)
+    high = low + geometry.blocks_in_group(group)
+    found = groups.metadata_runs(view, group)
+    log = view.caches[_Zones].log
+    if log is not None:
+        for begin, end in zip(log[0].tolist(), log[1].tolist(), strict=True):
+            if begin < high and end > low:
+                found.append(BlockRun(max(begin, low), min(end, high) - max(begin, low)))
+    begins, ends = _zone(found)
+    return [BlockRun(begin, end - begin) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+
+
 def first_overlap(view: View, ino: int, starts: Blocks, ends: Blocks) -> int | None:
     """Return the index of the first block range [start, end) that overlaps metadata; None if there is none.
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from daxfs import protocol
 from daxfs.errors import FsError, UserError
+from daxfs.ext4.features import Incompat
+from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fuse import logs, mounts, options
 from daxfs.fuse.mountoptions import MountOptions
 from daxfs.pmem import kinds, ownership
@@ -252,6 +254,7 @@ def umount(mountpoint: str, *, lazy: bool = False) -> None:
             select.select([daemon], [], [], RELEASE_SECONDS)
         elif not lazy:
             wait_released(found.source)
+            _tell_unclean(found.source)
     finally:
         if daemon is not None:
             os.close(daemon)
@@ -263,6 +266,17 @@ def _daemon_of(mountpoint: str) -> int | None:
         return os.pidfd_open(status(mountpoint).get("process", 0))
     except (OSError, ValueError):
         return None
+
+
+def _tell_unclean(pool: str) -> None:
+    """Say that the mount could not leave its pool clean; the unmount itself has succeeded, so that is no error."""
+    try:
+        with open(pool, "rb", buffering=0) as file:
+            sb = Superblock(memoryview(bytearray(os.pread(file.fileno(), Superblock.SIZE, SUPERBLOCK_OFFSET))))
+    except OSError:
+        return  # A user who may not open the pool can't see its state, and a character device can only be mapped.
+    if sb.s_feature_incompat & Incompat.needs_recovery:
+        print(f"{pool} was not left clean: the daemon's log says why, and the next mount recovers it", file=sys.stderr)
 
 
 def wait_released(pool: str, limit: float = RELEASE_SECONDS) -> None:

@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damage_rig import flip, place_of, superblock
+from damage_rig import flip, place_of, poke, superblock
 from poison_rig import Poison, PoisonRig
 
 from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory
+from daxfs.ext4.features import Incompat
 from daxfs.ext4.superblock import EXT4_ERROR_FS, EXT4_VALID_FS
-from daxfs.fs import damage
+from daxfs.fs import damage, mounting
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
 from daxfs.pmem.pool import open_pool
+from daxfs.structures import blocks, inodes
 from support import fsck, mke2fs, run
 
 CONTENT = random.Random(1).randbytes(300_000)
@@ -370,4 +372,118 @@ def test_an_error_that_can_not_be_recorded(path: Path, caplog: pytest.LogCapture
     rig.close()
     with FileSystem.open(path) as fs:
         assert "lost" not in fs.tree.listdir("/")
+    fsck(path)
+
+
+# Damage that begins while the pool is mounted
+
+
+def checked(rig: Rig) -> Rig:
+    """Have the mount check the bitmaps of the first group, which it does once."""
+    rig.fs.sync()
+    assert blocks.is_free(rig.fs.volume.view, 1) is inodes.in_use(rig.fs.volume.view, 999) is False
+    return rig
+
+
+def test_no_file_gets_blocks_of_metadata(rig: Rig) -> None:
+    """The kernel compares each allocation with the metadata too (``ext4_mb_mark_diskspace_used``)."""
+    poke(checked(rig).path, place_of(rig.path, "Block bitmap"), bytes(4096))
+    with pytest.raises(Corrupt, match="metadata in the blocks from 0 on is marked free"):
+        rig.fs.tree.write_bytes("/new", bytes([0xA5]) * (8 << 20))
+    assert rig.fs.read_only == stops(rig)
+    assert bytes([0xA5]) * 4096 not in rig.path.read_bytes()
+
+
+def test_no_file_gets_the_journals_blocks(rig: Rig) -> None:
+    area = rig.fs.volume.log_area
+    assert area is not None
+    log = range(area.physical(0), area.physical(0) + 64)
+    place = place_of(rig.path, "Block bitmap")
+    bitmap = bytearray(b"\xff" * 4096)
+    for block in log:
+        bitmap[block >> 3] &= ~(1 << (block & 7))
+    poke(checked(rig).path, place, bytes(bitmap))
+    with pytest.raises(Corrupt, match="is marked free"):
+        rig.fs.tree.write_bytes("/new", CONTENT)
+
+
+@pytest.mark.parametrize("kept", [0, 10], ids=["reserved", "named"])
+def test_no_file_gets_an_inode_in_use(rig: Rig, kept: int) -> None:
+    """``kept``: how many inodes are still marked as in use."""
+    poke(checked(rig).path, place_of(rig.path, "Inode bitmap"), ((1 << kept) - 1).to_bytes(4096, "little"))
+    with pytest.raises(Corrupt, match="has links" if kept else "a reserved inode is marked free"):
+        rig.fs.tree.write_bytes("/new", CONTENT)
+    assert rig.fs.read_only == stops(rig)
+    assert rig.fs.tree.read_bytes("/other") == CONTENT
+    assert rig.fs.tree.listdir("/")
+
+
+def freed_twice(rig: Rig, name: str) -> None:
+    """Mark a block of a file free, behind the mount's back."""
+    block = rig.data(name) >> 12
+    byte = place_of(rig.path, "Block bitmap") + (block >> 3)
+    poke(rig.path, byte, bytes([rig.path.read_bytes()[byte] & ~(1 << (block & 7))]))
+
+
+def test_the_last_name_of_a_file_whose_blocks_are_damaged(rig: Rig) -> None:
+    """Unlink succeeds, and so does the end of the mount: what was complete is committed, and the file stays listed."""
+    freed_twice(checked(rig), "/other")
+    rig.fs.tree.unlink("/other")
+    assert rig.fs.metadata_errors().count == 1
+    assert rig.fs.read_only == stops(rig)
+    if not stops(rig):
+        rig.fs.tree.write_bytes("/late", CONTENT)
+    rig.close()
+    run("e2fsck", "-fy", rig.path, code=1)
+    with FileSystem.open(rig.path) as fs:
+        assert b"other" not in fs.tree.listdir("/")
+        assert stops(rig) or fs.tree.read_bytes("/late") == CONTENT
+    fsck(rig.path)
+
+
+def test_damage_that_the_end_of_the_mount_meets_first(rig: Rig) -> None:
+    freed_twice(checked(rig), "/other")
+    lent = rig.fs.tree.open("/other")
+    rig.fs.tree.unlink("/other")
+    rig.fs.tree.write_bytes("/late", CONTENT)
+    rig.close()
+    del lent
+    with open_pool(rig.path) as pool:
+        mounting.recover_in_place(pool)
+    assert superblock(rig.path).s_error_count == 1
+    assert superblock(rig.path).s_state & EXT4_ERROR_FS
+    run("e2fsck", "-fy", rig.path, code=1)
+    with FileSystem.open(rig.path) as fs:
+        assert fs.tree.read_bytes("/late") == CONTENT
+
+
+@pytest.mark.parametrize("options", [STOPS, GOES_ON], ids=["remount-ro", "continue"])
+@pytest.mark.parametrize("damaged", [0, 2], ids=["first", "last"])
+def test_a_mount_with_a_damaged_orphan(path: Path, options: Options, damaged: int) -> None:
+    """The list ends there, and its rest stays on it. The mount succeeds; its end leaves the pool to recovery."""
+    names = [f"/folder/{number}" for number in range(3)]
+    with FileSystem.open(path) as fs:
+        found = sorted((fs.tree.stat(name).ino for name in names), reverse=True)
+        opened = [fs.tree.open(name) for name in names]
+        for name in names:
+            fs.tree.unlink(name)
+        fs.sync()
+        crashed = path.read_bytes()
+        for file in opened:
+            file.close()
+    path.write_bytes(crashed)
+    with open_pool(path) as pool:
+        mounting.recover_in_place(pool)
+    place = re.search(r"block (\d+), offset 0x([0-9a-f]+)", run("debugfs", "-R", f"imap <{found[damaged]}>", path))
+    assert place
+    flip(path, (int(place[1]) << 12) + int(place[2], 16) + 0x10)
+    with FileSystem.open(path, options) as fs:
+        assert fs.metadata_errors().count == 1
+        assert fs.read_only == (options is STOPS)
+        assert fs.tree.read_bytes("/other") == CONTENT
+        assert [not inodes.in_use(fs.volume.view, ino) for ino in found] == [
+            not fs.read_only and number < damaged for number in range(3)
+        ]
+    assert superblock(path).s_feature_incompat & Incompat.needs_recovery or options is STOPS
+    run("e2fsck", "-fy", path, code=1)
     fsck(path)
