@@ -50,6 +50,10 @@ class Incompat(IntFlag):
     casefold = 0x20000
 
 
+RESTORING = 1 << 31
+"""A bit of s_feature_incompat that no ext4 has: a restore of a snapshot is under way (`daxfs.fs.restoring`)."""
+
+
 class RoCompat(IntFlag):
     """s_feature_ro_compat; e2fsprogs prints ``read_only`` as read-only."""
 

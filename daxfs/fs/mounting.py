@@ -70,6 +70,8 @@ def read_superblock(pool: Pool) -> Superblock:
 
 def check_features(sb: Superblock, *, read_only: bool) -> bool:
     """Refuse unknown incompatible features; return whether unknown ro_compat features force a read-only mount."""
+    if sb.s_feature_incompat & features.RESTORING:
+        raise FsError(errno.EBUSY, "the restore of a snapshot was interrupted; run again: daxfs snapshot restore")
     refused = features.unsupported_incompat(sb.s_feature_incompat)
     if refused:
         raise Unsupported(refused)

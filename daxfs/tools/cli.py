@@ -239,6 +239,21 @@ def snapshot_export_command(
     snapshots.export(place, name, file, force=force)
 
 
+@snapshots_app.command("restore")
+def snapshot_restore_command(
+    pool: PoolArgument,
+    name: NameArgument,
+    force: Annotated[bool, typer.Option("--force", help="Delete newer snapshots too.")] = False,
+) -> None:
+    """Make POOL, which must not be mounted, again what a snapshot shows. What was changed since is lost.
+
+    If it is interrupted, the pool can't be mounted until the same command has finished. The snapshot is deleted then.
+    """
+    from daxfs.tools import restoring
+
+    restoring.run(pool, name, force=force)
+
+
 @snapshots_app.command("mount")
 def snapshot_mount_command(
     place: PlaceArgument,

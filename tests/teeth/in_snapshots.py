@@ -27,7 +27,67 @@ KEEPERS = ("tests/fs/snapshots/test_keeper.py",)
 IMAGES = ("tests/fs/test_imaging.py",)
 HANDLES = ("tests/journal/test_before_handles.py",)
 
+RESTORES = ("tests/fs/test_restoring.py",)
+RESTORING = "daxfs/fs/restoring.py"
+
 MUTANTS = [
+    Mutant(
+        "restore: the newest copy of a block wins",
+        RESTORING,
+        "        wanted = ~done[old]\n",
+        "        wanted = np.ones(len(old), bool)\n",
+        "The tree is a mixture of the snapshot and of newer ones.",
+        RESTORES,
+    ),
+    Mutant(
+        "restore: the bit is taken away before the copies are durable",
+        RESTORING,
+        "    pool.fence()\n    store_block(special << plan.bits, _restored_superblock(pool, plan, superblock))\n"
+        "    pool.fence()\n",
+        "    store_block(special << plan.bits, _restored_superblock(pool, plan, superblock))\n",
+        "A power cut leaves a part of the copies, and says that all are made.",
+        RESTORES,
+    ),
+    Mutant(
+        "restore: the superblock is stored without the bit",
+        RESTORING,
+        "    sb.s_feature_incompat |= RESTORING\n    sb.buffer[PLAN_AT : PLAN_AT + 8] = mounting",
+        "    sb.buffer[PLAN_AT : PLAN_AT + 8] = mounting",
+        "A power cut before the log is cleared leaves a pool that seems to be whole.",
+        RESTORES,
+    ),
+    Mutant(
+        "restore: the bit is not durable before the place of the plan",
+        RESTORING,
+        "    pool.fence()\n    sb.buffer[PLAN_AT : PLAN_AT + 8] = head",
+        "    sb.buffer[PLAN_AT : PLAN_AT + 8] = head",
+        "A power cut leaves a superblock whose checksum is wrong, without the bit that explains it.",
+        RESTORES,
+    ),
+    Mutant(
+        "restore: old transactions stay in the log",
+        RESTORING,
+        "        _clear_log(pool, plan, bits, _blocks_of_plan(pool, head))\n",
+        "",
+        "A later recovery replays transactions from after the snapshot.",
+        RESTORES,
+    ),
+    Mutant(
+        "restore: a deleted snapshot comes back",
+        RESTORING,
+        "            _mark_gone(pool, plan, chunk)\n",
+        "            pass\n",
+        "A snapshot whose blocks were used again is listed as valid.",
+        RESTORES,
+    ),
+    Mutant(
+        "restore: newer snapshots are deleted without being asked for",
+        RESTORING,
+        "    if lost and not force:\n",
+        "    if False:\n",
+        "A restore deletes snapshots that nobody named.",
+        RESTORES,
+    ),
     Mutant(
         "snapshot: no fence before the second word",
         STORE,

@@ -32,7 +32,7 @@ RECORD_FIELDS = (
 )
 _RECORD = struct.Struct(f"<{len(RECORD_FIELDS)}Q")
 
-FULL, MISSING, FOREIGN, DAMAGED, OLDER = 1, 2, 3, 4, 5
+FULL, MISSING, FOREIGN, DAMAGED, OLDER, GONE = 1, 2, 3, 4, 5, 6
 REASONS = {
     0: "",
     FULL: "the pool had no room for the copy of a block",
@@ -40,6 +40,7 @@ REASONS = {
     FOREIGN: "another program has changed the pool",
     DAMAGED: "its store is damaged",
     OLDER: "a newer snapshot, which has lost content, was read for it",
+    GONE: "its store was changed or deleted after the snapshot that was restored",
 }
 
 

@@ -1,0 +1,183 @@
+"""Restoring a snapshot: the tree of its making is back, after power cuts too, and nothing else has changed."""
+
+from __future__ import annotations
+
+import errno
+import random
+from pathlib import Path
+
+import pytest
+from crash_rig import FORMATS, OPERATIONS, Picture, Workbench, image
+from range_rig import refused
+from recorder import RecordingPool
+from snapshot_rig import differences, tree, tree_in, unmounted
+from tree_rig import QUIET
+
+from daxfs.errors import FsError
+from daxfs.fs import mounting, restoring
+from daxfs.fs.filesystem import FileSystem
+from daxfs.pmem.memory import MemoryPool
+from support import fsck, run
+
+LATER = ("overwrite", "unlink", "write new in d", "rename", "truncate at hole", "mkdir")
+
+
+def mounted(name: str) -> FileSystem:
+    return FileSystem.open(MemoryPool(bytearray(image(name))), QUIET)
+
+
+def busy(fs: FileSystem, *names: str) -> None:
+    bench = Workbench(fs)
+    for name in names:
+        OPERATIONS[name](bench)
+
+
+def clean_tree(pool: MemoryPool, folder: Path) -> Picture:
+    """The tree of an unmounted pool in which e2fsck finds nothing."""
+    path = folder / "pool"
+    path.write_bytes(pool.image())
+    fsck(path)
+    return tree_in(bytearray(pool.image()))
+
+
+def snapshots(pool: MemoryPool) -> dict[bytes, str]:
+    with FileSystem.open(MemoryPool(bytearray(pool.image())), QUIET) as fs:
+        return {each.name: each.lost for each in fs.list_snapshots()}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_tree_is_that_of_the_snapshot(name: str, tmp_path: Path) -> None:
+    fs = mounted(name)
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    busy(fs, *LATER)
+    pool = MemoryPool(unmounted(fs))
+    assert restoring.restore(pool, b"s") == [b"s"]
+    assert clean_tree(pool, tmp_path) == expected
+    assert snapshots(pool) == {}
+    assert restoring.interrupted(pool) is None
+
+
+def test_newer_snapshots_are_deleted_only_by_force_and_older_ones_stay(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    trees = {}
+    for number, what in enumerate(LATER[:4]):
+        trees[b"%d" % number] = tree(fs)
+        fs.create_snapshot(b"%d" % number)
+        busy(fs, what)
+    pool = MemoryPool(unmounted(fs))
+    before = tree_in(bytearray(pool.image()))
+    with pytest.raises(FsError, match=r"would be deleted: 3$") as caught:
+        restoring.restore(pool, b"2")
+    assert caught.value.errno == errno.EEXIST
+    assert clean_tree(pool, tmp_path) == before
+    assert restoring.restore(pool, b"2", force=True) == [b"2", b"3"]
+    assert clean_tree(pool, tmp_path) == trees[b"2"]
+    assert snapshots(pool) == {b"0": "", b"1": ""}
+    with FileSystem.open(MemoryPool(bytearray(pool.image())), QUIET) as again:
+        busy(again, "write new", "append")
+        for name in (b"0", b"1"):
+            assert not differences(again, name, trees[name], tmp_path), name
+
+
+def test_an_older_snapshot_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    trees = {}
+    for number, what in enumerate(LATER[:3]):
+        trees[b"%d" % number] = tree(fs)
+        fs.create_snapshot(b"%d" % number)
+        busy(fs, what)
+    fs.delete_snapshot(b"1")
+    busy(fs, "write new", "append")
+    pool = MemoryPool(unmounted(fs))
+    restoring.restore(pool, b"2", force=True)
+    assert clean_tree(pool, tmp_path) == trees[b"2"]
+    left = snapshots(pool)
+    assert left == {b"0": ""}
+    with FileSystem.open(MemoryPool(bytearray(pool.image())), QUIET) as again:
+        for name, lost in left.items():
+            assert lost or not differences(again, name, trees[name], tmp_path)
+
+
+def test_a_restore_that_is_refused_changes_nothing() -> None:
+    fs = mounted("4k")
+    fs.create_snapshot(b"s")
+    pool = MemoryPool(unmounted(fs))
+    before = tree_in(bytearray(pool.image()))
+    with refused(errno.ENOENT):
+        restoring.restore(pool, b"other")
+    assert tree_in(bytearray(pool.image())) == before
+    assert list(snapshots(pool)) == [b"s"]
+
+
+def begun(name: str) -> tuple[RecordingPool, Picture, Picture]:
+    """A recording pool with a snapshot and an older one; the tree, and that of the snapshot."""
+    fs = mounted(name)
+    fs.create_snapshot(b"older")
+    busy(fs, "write new")
+    shown = tree(fs)
+    fs.create_snapshot(b"s")
+    busy(fs, "overwrite", "unlink", "rename")
+    now = tree(fs)
+    return RecordingPool(unmounted(fs)), now, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "cuts"), [("4k", 1), ("1k", 1), *(pytest.param(name, 20, marks=pytest.mark.full) for name in FORMATS)]
+)
+def test_power_cuts(name: str, cuts: int, tmp_path: Path) -> None:
+    pool, now, shown = begun(name)
+    restoring.begin(pool, b"s")
+    restoring.finish(pool)
+    rng = random.Random(3)
+    seen = {"before": 0, "between": 0, "after": 0}
+    for number, left in enumerate(pool.crash_images(rng, prefixes=cuts, subsets=3 if cuts > 1 else 1)):
+        crashed = MemoryPool(bytearray(left.image))
+        what = f"cut at {left.position}: {left.choice}"
+        found = restoring.interrupted(crashed)
+        busy_bit = bool(mounting.read_superblock(crashed).s_feature_incompat >> 31)
+        if busy_bit:
+            seen["between"] += 1
+            with refused(errno.EBUSY):
+                FileSystem.open(MemoryPool(bytearray(left.image)), QUIET)
+            if found is not None and number % 3 == 0:  # cut once more
+                second = RecordingPool(left.image)
+                restoring.finish(second)
+                again = next(iter(second.crash_images(random.Random(number), start=len(second.events) // 2)))
+                crashed = MemoryPool(bytearray(again.image))
+            restoring.finish(crashed)
+        restored = tree_in(bytearray(crashed.image()))
+        if found is None and restored == now:
+            seen["before"] += 1
+            restoring.restore(crashed, b"s")
+            restored = tree_in(bytearray(crashed.image()))
+        elif not busy_bit:
+            seen["after"] += 1
+        assert restored == shown, what
+        restoring.clean(crashed)
+        if number % 8 == 0:
+            assert clean_tree(crashed, tmp_path) == shown, what
+    assert all(seen.values()), seen
+
+
+def test_other_programs_refuse_a_pool_whose_restore_was_interrupted(tmp_path: Path) -> None:
+    pool, _, _ = begun("4k")
+    restoring.begin(pool, b"s")
+    path = tmp_path / "pool"
+    path.write_bytes(pool.image())
+    assert "unsupported feature" in run("e2fsck", "-fn", path, code=8)
+    with refused(errno.EBUSY):
+        restoring.restore(MemoryPool(pool.image()), b"older")
+
+
+def test_old_transactions_of_the_log_are_cleared() -> None:
+    pool, _, _ = begun("4k")
+    magic = b"\xc0\x3b\x39\x98"
+    with FileSystem.open(MemoryPool(pool.image()), QUIET) as fs:
+        area, size = fs.volume.log_area, fs.volume.block_size
+    assert area is not None
+    blocks = [area.physical(at) * size for at in range(area.blocks)]
+    pool.write(blocks[9], magic)  # of a block that a transaction has logged
+    restoring.begin(pool, b"s")
+    restoring.finish(pool)
+    assert [at for at in blocks if pool.memory[at : at + 4] == magic] == blocks[:1]
