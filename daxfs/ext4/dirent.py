@@ -25,9 +25,9 @@ MIN_REC_LEN = 12  # an entry with a name of one byte
 TAIL_SIZE = 12
 EXT4_FT_DIR_CSUM = 0xDE
 
-_ENTRY = struct.Struct("<IHBB")
+ENTRY = struct.Struct("<IHBB")
 _ZERO4 = bytes(4)
-_TAIL_HEAD = _ENTRY.pack(0, TAIL_SIZE, 0, EXT4_FT_DIR_CSUM)
+_TAIL_HEAD = ENTRY.pack(0, TAIL_SIZE, 0, EXT4_FT_DIR_CSUM)
 
 
 def space_needed(name_len: int) -> int:
@@ -37,7 +37,7 @@ def space_needed(name_len: int) -> int:
 
 def pack_entry(ino: int, rec_len: int, name: bytes, file_type: int) -> bytes:
     """The bytes of an entry up to the end of its name (``rec_len`` may reach further)."""
-    return _ENTRY.pack(ino, rec_len, len(name), file_type) + name
+    return ENTRY.pack(ino, rec_len, len(name), file_type) + name
 
 
 def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tuple[int, int, int, int, int]]:
@@ -51,7 +51,7 @@ def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tu
     Raises:
         Corrupt: a ``rec_len`` is too small for the name, is no multiple of 4, or leads past ``limit``.
     """
-    unpack = _ENTRY.unpack_from
+    unpack = ENTRY.unpack_from
     offset = 0
     while offset < limit:
         if limit - offset < HEADER_SIZE:

@@ -14,7 +14,7 @@ Sources: ``fs/ext4/namei.c`` (``ext4_bread_dirblock``, ``ext4_find_dest_de``, ``
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import dirent
@@ -224,34 +224,47 @@ def find(view: View, directory: Inode, number: int, name: bytes) -> int:
     return dirent.find(content, limit, name)
 
 
-def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> tuple[list[int], list[bytes]]:
-    """Return the offsets and the names of the used entries of a block from byte ``start`` on.
+class UsedEntries(NamedTuple):
+    """The used entries of a block, in the order of their offsets."""
+
+    offsets: list[int]
+    names: list[bytes]
+    inos: list[int]
+    file_types: list[int]
+
+
+def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> UsedEntries:
+    """Return the used entries of a block from byte ``start`` on. Inode numbers and file types are not checked.
 
     Raises:
         Corrupt: a length is impossible, or a name contains a byte that names can't contain.
     """
-    w = memoryview(data).cast("I")
+    unpack = dirent.ENTRY.unpack_from
     offsets: list[int] = []
     names: list[bytes] = []
+    inos: list[int] = []
+    file_types: list[int] = []
     offset = start
     last = limit - dirent.MIN_REC_LEN
     while offset <= last:
-        at = offset >> 2
-        head = w[at + 1]
-        rec_len = head & 0xFFFF
-        length = head >> 16 & 0xFF if w[at] else 4
-        if not length or rec_len < length + 8 or rec_len & 3 or offset + rec_len > limit:
+        ino, rec_len, length, file_type = unpack(data, offset)
+        if not ino:
+            length = 4
+        begin, end = offset + 8, offset + rec_len
+        if not length or begin + length > end or rec_len & 3 or end > limit:
             raise bad_entry(directory, number, offset)
-        if w[at]:
+        if ino:
             offsets.append(offset)
-            names.append(data[offset + 8 : offset + 8 + length])
-        offset += rec_len
+            names.append(data[begin : begin + length])
+            inos.append(ino)
+            file_types.append(file_type)
+        offset = end
     if offset != limit:
         raise bad_entry(directory, number, offset)
     joined = b"".join(names)
     if b"/" in joined or b"\0" in joined:
         raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{where(directory, number)}: a name holds a slash or a zero byte")
-    return offsets, names
+    return UsedEntries(offsets, names, inos, file_types)
 
 
 def find_room(directory: Inode, number: int, content: memoryview, limit: int, need: int) -> tuple[int, int, int]:

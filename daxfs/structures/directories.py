@@ -184,7 +184,7 @@ def is_empty(view: View, directory: Inode, first: int = 0, end: int | None = Non
     if not first:
         number, content, dotdot = dirblocks.dots(view, directory)
         start = dotdot + (content.cast("I")[dotdot // 4 + 1] & 0xFFFF)
-        if start < limit and dirblocks.live(directory, number, bytes(content), start, limit)[0]:
+        if start < limit and dirblocks.live(directory, number, bytes(content), start, limit).offsets:
             return False
     for lblk in range(max(first, 1), blocks if end is None else min(end, blocks)):
         number = dirblocks.number_of(view, directory, lblk)
@@ -192,7 +192,7 @@ def is_empty(view: View, directory: Inode, first: int = 0, end: int | None = Non
         # Without checksums the kinds look alike: an index block is a block with one unused entry.
         if format_.is_node(content.cast("I")):
             continue
-        if dirblocks.live(directory, number, bytes(content), 0, limit)[0]:
+        if dirblocks.live(directory, number, bytes(content), 0, limit).offsets:
             return False
     return True
 

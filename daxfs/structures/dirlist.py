@@ -108,29 +108,27 @@ def _by_offset(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], 
             return found, (lblk << bits) - 1
         number = dirblocks.number_of(view, directory, lblk)
         data = bytes(dirblocks.entries_block(view, directory, number))
-        offsets, names = dirblocks.live(directory, number, data, 0, limit)
-        inos, types = _fields(view, directory, number, data, offsets)
+        used = dirblocks.live(directory, number, data, 0, limit)
+        types = _checked_types(view, directory, number, used)
         start = lblk << bits
         found += (
             Entry(name, ino, file_type, start + offset)
-            for offset, name, ino, file_type in zip(offsets, names, inos, types, strict=True)
+            for offset, name, ino, file_type in zip(used.offsets, used.names, used.inos, types, strict=True)
             if start + offset > cookie
         )
     return found, None
 
 
-def _fields(view: View, directory: Inode, number: int, data: bytes, offsets: list[int]) -> tuple[list[int], list[int]]:
-    """Return the inode numbers and file types of entries."""
-    w = memoryview(data).cast("I")
-    inos = [w[offset >> 2] for offset in offsets]
-    if inos:
-        checked_ino(view, directory, number, max(inos))
+def _checked_types(view: View, directory: Inode, number: int, used: dirblocks.UsedEntries) -> list[int]:
+    """Return the known file types of a block's entries, after a check that their inode numbers are in range."""
+    if not used.inos:
+        return []
+    checked_ino(view, directory, number, max(used.inos))
     if not view.geometry.has_filetype:
-        return inos, [FT_UNKNOWN] * len(inos)
-    types = [data[offset + 7] for offset in offsets]
-    if types and max(types) >= FT_MAX:
-        types = [file_type if file_type < FT_MAX else FT_UNKNOWN for file_type in types]
-    return inos, types
+        return [FT_UNKNOWN] * len(used.inos)
+    if max(used.file_types) < FT_MAX:
+        return used.file_types
+    return [file_type if file_type < FT_MAX else FT_UNKNOWN for file_type in used.file_types]
 
 
 # In the order of hashes
@@ -155,11 +153,11 @@ def _read_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
     number, content, dotdot = dirblocks.dots(view, directory)
     data = bytes(content)
     start = dotdot + int.from_bytes(data[dotdot + 4 : dotdot + 6], "little")
-    offsets, names = dirblocks.live(directory, number, data, start, dirblocks.limit_of(view.geometry))
-    inos, types = _fields(view, directory, number, data, offsets)
+    used = dirblocks.live(directory, number, data, start, dirblocks.limit_of(view.geometry))
+    types = _checked_types(view, directory, number, used)
     version = effective_version(view.geometry.hash_version, view.geometry.hash_unsigned)
-    cookies = _cookies(view, version, names)[1]
-    return _chunk(view, directory, Chunk(0, None, version), cookies, names, inos, types)
+    cookies = _cookies(view, version, used.names)[1]
+    return _chunk(view, directory, Chunk(0, None, version), cookies, used.names, used.inos, types)
 
 
 def _read_leaves(view: View, directory: Inode, cookie: int) -> Chunk:
@@ -178,14 +176,13 @@ def _read_leaves(view: View, directory: Inode, cookie: int) -> Chunk:
     leaves: list[tuple[int, int, int, int]] = []
     for visited in range(1, dirblocks.count(view, directory)):
         data = bytes(dirblocks.entries_block(view, directory, number))
-        offsets, found = dirblocks.live(directory, number, data, 0, limit)
-        more_inos, more_types = _fields(view, directory, number, data, offsets)
+        used = dirblocks.live(directory, number, data, 0, limit)
         bound = htree.following(path)
-        if found:
+        if used.names:
             leaves.append((number, len(names), htree.first_hash(path) & ~1, 1 << 32 if bound is None else bound))
-            names += found
-            inos += more_inos
-            types += more_types
+            names += used.names
+            inos += used.inos
+            types += _checked_types(view, directory, number, used)
         end = None if bound is None else bound >> 1 << 32
         if end is None or (end > cookie and (len(names) >= CHUNK_NAMES or visited >= CHUNK_LEAVES)):
             majors, cookies = _cookies(view, version, names)

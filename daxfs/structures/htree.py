@@ -252,7 +252,7 @@ def _split_leaf(tx: Handle, directory: Inode, path: list[Step], number: int, ver
     """
     geometry = tx.geometry
     data = bytes(dirblocks.entries_block(tx, directory, number))
-    offsets, names = dirblocks.live(directory, number, data, 0, dirblocks.limit_of(geometry))
+    offsets, names, _, _ = dirblocks.live(directory, number, data, 0, dirblocks.limit_of(geometry))
     majors, _ = dirhash_many(names, version, geometry.hash_seed)
     order = np.argsort(majors, kind="stable").tolist()
     hashes: list[int] = majors[order].tolist()
@@ -315,7 +315,7 @@ def convert(tx: Handle, directory: Inode) -> None:
     data = bytes(content)
     w = memoryview(data).cast("I")
     start = dotdot + (w[dotdot // 4 + 1] & 0xFFFF)
-    offsets, names = dirblocks.live(directory, number, data, start, dirblocks.limit_of(geometry))
+    offsets, names, _, _ = dirblocks.live(directory, number, data, start, dirblocks.limit_of(geometry))
     lblk, leaf, block = dirblocks.append(tx, directory)
     pieces = [_piece(data, offset, len(name)) for offset, name in zip(offsets, names, strict=True)]
     dirblocks.fill(tx, leaf, block, pieces)

@@ -10,6 +10,7 @@ import pytest
 from directory_rig import ROOT, DirectoryRig, make_image, weaken_hashes
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.ext4 import dirent
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_REG_FILE, FT_SYMLINK
 from daxfs.structures import dirblocks, directories, dirhints, inodes
 from daxfs.structures.dirhints import Hints
@@ -113,6 +114,24 @@ def test_nothing_is_left_of_a_removed_name(rig: DirectoryRig) -> None:
     rig.insert(b"longer than the gap that was left")
     assert rig.inode.size == rig.geometry.block_size
     rig.close()
+
+
+def test_used_entries_of_a_block(small: DirectoryRig) -> None:
+    """Unused entries are passed over; a type that ext4 does not know is handed on, since it decides nothing here."""
+    entries = [
+        (11, 12, b"a", FT_REG_FILE),
+        (0, 24, b"gone", FT_REG_FILE),
+        (12, 16, b"b" * 8, 200),
+        (13, 12, b"c", FT_DIR),
+    ]
+    block = b"".join(dirent.pack_entry(ino, size, name, kind).ljust(size, b"\0") for ino, size, name, kind in entries)
+    directory = small.inode
+    found = dirblocks.live(directory, 1, block, 0, len(block))
+    assert found == ([0, 36, 52], [b"a", b"b" * 8, b"c"], [11, 12, 13], [FT_REG_FILE, 200, FT_DIR])
+    for size in (8, 10, 14, 80):  # shorter than its name, not aligned, after the block's end
+        damaged = block[:40] + size.to_bytes(2, "little") + block[42:]
+        with pytest.raises(Corrupt, match="byte 36 "):
+            dirblocks.live(directory, 1, damaged, 0, len(block))
 
 
 def test_a_removed_name_is_gone_for_others(rig: DirectoryRig) -> None:
