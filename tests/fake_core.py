@@ -117,6 +117,7 @@ class FakeCore:
         self.interrupted = False
         self.holds_forgettable = False
         self.reclaimers = Reclaimers()
+        self.has_atomic_writes = True
         self._next = 12
 
     def add_reclaimer(self, reclaim: Callable[[], bool], unfinished: Callable[[], bool]) -> None:

@@ -20,8 +20,8 @@ from daxfs.fuse.options import parse
 ERRORS = MetadataErrors(3, RecordedError(1, 2, "missing memory", 0, 0, 33), None, "remount-ro", True)
 
 
-def query(text: str, node: int = abi.ROOT_ID, agreed: int = 0) -> dict[str, Any]:
-    core = SimpleNamespace(metadata_errors=lambda: ERRORS)
+def query(text: str, node: int = abi.ROOT_ID, agreed: int = 0, *, journal: bool = True) -> dict[str, Any]:
+    core = SimpleNamespace(metadata_errors=lambda: ERRORS, has_atomic_writes=journal)
     connection: Any = SimpleNamespace(options=parse([text]), agreement=Agreement(45, Init(agreed), 1 << 20), core=core)
     request: Any = SimpleNamespace(uid=1000, node=node)
     found: dict[str, Any] = json.loads(ioctls.COMMANDS[status.STATUS](connection, request, memoryview(b"")))
@@ -51,6 +51,7 @@ def test_errors_of_metadata() -> None:
 def test_the_longest_write_that_is_one_request() -> None:
     """The kernel sends 256 pages at most, and a buffer that does not begin with a page takes one more."""
     assert query("")["atomic_write"] == (1 << 20) - 4096
+    assert query("", journal=False)["atomic_write"] == 0
 
 
 def test_only_the_root_directory_tells() -> None:
