@@ -1,13 +1,15 @@
-"""The kernel's dm-snapshot reads a store of daxfs: the newest snapshot, with the pool as its origin."""
+"""Snapshots on devices: the kernel reads a store by dm-snapshot, and daxfs mounts, sends and receives."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from device_rig import kernel_mounted, mkfs, mounted, plant
+from device_rig import checked, daxfs, kernel_mounted, mkfs, mounted, plant
+from mount_rig import mountpoint
 from tree_rig import kernel_tree, same
 
 from daxfs.ext4.geometry import Geometry
@@ -73,3 +75,22 @@ def test_dmsetup_shows_the_tree_of_the_newest_snapshot(
         for tree in (found, expected):
             del tree[b".daxfs/snapshots/older"]  # a store, whose blocks the newer snapshot does not keep
         same(found, expected)
+
+
+def test_a_snapshot_of_a_devdax_is_mounted_beside_it_and_received_on_another(devices: dict[str, Path]) -> None:
+    pool = mkfs(devices["devdax-4K"])
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as stream, mountpoint() as place:
+        with mounted(pool, "noatime") as mount:
+            plant(mount.place)
+            expected = kernel_tree(mount.place)
+            daxfs("snapshot", "create", mount.place, "s")
+            (mount.place / "files" / "5000").write_bytes(b"later")
+            daxfs("snapshot", "mount", mount.place, "s", place, "-o", "noatime")
+            same(kernel_tree(place), expected)
+            daxfs("umount", place)
+            daxfs("snapshot", "send", mount.place, "s", stream.name, "--force")
+        target = devices["devdax-2M"]
+        daxfs("snapshot", "receive", target, stream.name, "--force")
+    with mounted(target, "ro", "noatime") as mount:
+        same(kernel_tree(mount.place), expected)
+    checked(target)

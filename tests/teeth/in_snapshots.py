@@ -344,4 +344,20 @@ MUTANTS = [
         "Changed blocks of the later snapshot are not in the image.",
         SENDS,
     ),
+    Mutant(
+        "snapshot: a deletion is not told to readers",
+        KEEPER,
+        "            before[at].store.set_role(layout.LEAVING)\n",
+        "",
+        "A reader beside the mount takes new content of freed blocks for that of the deleted store.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: a mount leaves the roles of stores as they are",
+        KEEPER,
+        "            self.kept = stores\n            self._set_roles()\n",
+        "            self.kept = stores\n",
+        "After a power cut in a deletion nobody can read the snapshots beside the mount.",
+        KEEPERS,
+    ),
 ]

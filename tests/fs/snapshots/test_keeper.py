@@ -21,6 +21,7 @@ from daxfs.fs.snapshots import keeper as keepers
 from daxfs.fs.types import ROOT_INO, Options
 from daxfs.pmem.memory import MemoryPool
 from daxfs.protocol import Flag
+from daxfs.snapshots import format as layout
 from daxfs.structures import inodes, mapping
 from support import fsck, run, wait_a_tick
 
@@ -389,3 +390,24 @@ def test_a_damaged_root_directory_costs_the_snapshots_and_not_the_mount() -> Non
     content[place] ^= 1
     mended = FileSystem.open(MemoryPool(content), QUIET)
     assert [snapshot.lost for snapshot in mended.list_snapshots()] == [catalogue.REASONS[catalogue.FOREIGN]]
+
+
+def test_a_mount_tells_readers_which_store_takes_the_copies() -> None:
+    """A power cut in the middle of a deletion leaves a store that seems about to go."""
+    fs = mounted("4k")
+    for name in (b"a", b"b", b"c"):
+        fs.create_snapshot(name)
+        assert fs.open_snapshot(b"a").settled
+    newest = fs.open_snapshot(b"a")
+    fs.delete_snapshot(b"b")
+    assert not newest.unchanged
+    assert fs.open_snapshot(b"a").settled
+    middle = fs.open_snapshot(b"a")
+    fs.delete_snapshot(b"c")
+    assert not middle.unchanged
+    assert fs.open_snapshot(b"a").settled
+    fs.create_snapshot(b"d")
+    keeper(fs).kept[1].store.set_role(layout.LEAVING)
+    assert not fs.open_snapshot(b"a").settled
+    fs = after_power_loss(fs)
+    assert fs.open_snapshot(b"a").settled
