@@ -41,7 +41,7 @@ BEFORE_SECONDS, AFTER_SECONDS = 0.3, 0.5
 """How long the probe runs before the disturbance, and how long it watches what the disturbance leaves to do."""
 STRANGER = 65534
 P99_MS, WORST_MS = 10.0, 50.0
-TIMELINE_POINTS = 200
+TIMELINE_POINTS = 100
 READ_BYTES = 4096
 AT_FDCWD, AT_STATX_FORCE_SYNC = -100, 0x2000
 STATX_BASIC_STATS, STATX_BYTES = 0x7FF, 256

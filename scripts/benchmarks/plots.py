@@ -20,6 +20,8 @@ LAST_PERCENTILE = 99.99
 """Where the largest sample is drawn: the axis of percentiles has no end."""
 FEW_POINTS = 8
 """So many points of a logarithmic axis are its marks."""
+MOST_MARKED = 60
+"""Lines of more points have no marks, each of which would be an element of the file."""
 SHOWN_PERCENTILES = (50, 90, 99, 99.9, LAST_PERCENTILE)
 
 
@@ -71,6 +73,8 @@ def panels(series: Mapping[str, Any]) -> Any:
     grid = figure.subplots(down, ACROSS, sharey=True, squeeze=False).flat
     for axes, (name, points) in zip(grid, series["lines"].items(), strict=False):
         line(axes, series, points, name)
+        axes.minorticks_off()
+        axes.locator_params(axis="x", nbins=3)
         axes.set_title(name, fontsize=7)
     for axes in list(grid)[len(series["lines"]) :]:
         axes.set_visible(False)
@@ -86,7 +90,7 @@ def line(axes: Any, series: Mapping[str, Any], points: list[tuple[float, float]]
         axes.set_xscale("log")
         axes.set_xticks([rarity(part) for part in SHOWN_PERCENTILES], [f"{part:g}" for part in SHOWN_PERCENTILES])
         axes.minorticks_off()
-    axes.plot(across, up, marker=".", markersize=3, linewidth=1, label=name)
+    axes.plot(across, up, marker="." if len(across) <= MOST_MARKED else "", markersize=3, linewidth=1, label=name)
     for axis in series["log"]:
         getattr(axes, f"set_{axis}scale")("log")
     if "x" in series["log"] and len(across) <= FEW_POINTS:

@@ -32,7 +32,7 @@ SERIES = {
             "the longest call by time",
             "seconds",
             "ms",
-            {f"disturbance {n}": [(0, 0.1), (0.5, 3 + n)] for n in range(4)},
+            {f"disturbance {n}": [(at / 1000, 3 + n + at % 2) for at in range(1000)] for n in range(4)},
             log="y",
             apart=True,
         )
@@ -68,6 +68,7 @@ def test_recorded_results_are_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == sorted(FILES)
     for name, wanted in FILES.items():
         assert f"drawn: {tmp_path / 'plots' / name}\n" in said
+        assert (tmp_path / "plots" / name).stat().st_size < 150_000, "small enough for the repository"
         figure = ET.parse(tmp_path / "plots" / name)
         shown = ["".join(text.itertext()).strip() for text in figure.iter("{http://www.w3.org/2000/svg}text")]
         for word in wanted:
