@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import mount_rig
 import pytest
-from mount_rig import Mounted, as_user, daxfs, mounted, mountpoint
+from cli_rig import daxfs
+from mount_rig import Mounted, as_user, mounted, mountpoint
 from tree_rig import QUIET
 
 from daxfs.errors import FsError
@@ -72,7 +74,7 @@ def test_an_export_is_the_tree_at_its_making_while_files_change(pool: Pool, opti
 
         def change() -> None:
             seed = 3
-            while not stop.is_set():
+            while not stop.wait(0.02):
                 written(mount.place, seed)
                 seed += 1
 
@@ -80,7 +82,7 @@ def test_an_export_is_the_tree_at_its_making_while_files_change(pool: Pool, opti
         busy.start()
         try:
             for name, expected in (("one", first), ("two", second)):
-                daxfs("snapshot", "export", mount.place, name, image, "--force")
+                mount_rig.daxfs("snapshot", "export", mount.place, name, image, "--force")
                 assert held(image) == expected, name
         finally:
             stop.set()
