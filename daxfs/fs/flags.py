@@ -204,12 +204,14 @@ def check_mapping(inode: Inode, flags: int) -> None:
 def check_journaling(volume: Volume, inode: Inode) -> None:
     """Refuse JOURNAL_DATA where writes can't be atomic.
 
-    That is a pool without a journal (EOPNOTSUPP), and a file that clients may store to (EBUSY).
+    That is a pool without a journal (EOPNOTSUPP), and a file that clients may store to (EBUSY). Clients that only read
+    it go on: writes go to new blocks then, and none is granted for storing.
     """
     atomic.refuse_without_journal(volume)
     node = volume.nodes.open.get(inode.number)
-    if inode.is_regular and (volume.notifier.stale or (node is not None and node.grants is not None)):
-        raise FsError(errno.EBUSY, f"inode {inode.number}: programs map it or hold leases of it")
+    stored_to = node is not None and node.grants is not None and node.grants.for_storing
+    if inode.is_regular and (volume.notifier.stale or stored_to):
+        raise FsError(errno.EBUSY, f"inode {inode.number}: programs hold leases of it for storing")
 
 
 def set_project(inode: Inode, number: int) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class InodeNotifier(Protocol):
     """Receives what happens to one open inode. No call changes metadata or raises."""
 
+    for_storing: bool
+    """Whether a client was ever granted bytes of it for storing."""
+
     def bump_version(self) -> None:
         """The inode or its content has changed."""
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from message_rig import Rig, pack
+from message_rig import Rig, pack, unpack
 
 from daxfs.errors import FsError
 from daxfs.fs import atomic
@@ -125,18 +125,18 @@ def test_the_release_ends_a_batch(agreed: Rig) -> None:
     assert read_call(agreed, node, other, 0, 2) == b"oo"
 
 
+def refuse_for_room(*_: object) -> None:
+    raise FsError(errno.ENOSPC)
+
+
 @pytest.mark.parametrize("room", [False, True])
 def test_a_commit_that_waits_for_room_keeps_its_batch(agreed: Rig, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
     """It is made a second time when the kernel has forgotten a file; only then it has failed."""
     node, fh, other = begun(agreed)
     agreed.write(node, fh, b"n" * 10, 0)
     write_pieces = atomic.write_pieces
-
-    def full(*_: object) -> None:
-        raise FsError(errno.ENOSPC)
-
     monkeypatch.setattr(FileSystem, "holds_forgettable", True)
-    monkeypatch.setattr(atomic, "write_pieces", full)
+    monkeypatch.setattr(atomic, "write_pieces", refuse_for_room)
     assert agreed.answer(agreed.message(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77)) is None
     assert read_call(agreed, node, fh, 0, 2) == b"nn"
     if room:
@@ -230,3 +230,29 @@ def test_another_thread_ends_the_batch_of_one_that_has_ended(agreed: Rig) -> Non
     agreed.done(Opcode.WRITE, node, pack("write_in", fh=fh, size=4) + b"done", pid=os.getpid())
     agreed.done(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=os.getpid())
     assert agreed.read(node, fh, 0, 8) == b"done"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_commit_whose_caller_is_interrupted_is_whole(
+    agreed: Rig, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """A COMMIT is done when INTERRUPT comes, or is made at its last chance. Then the next batch begins."""
+    node, fh, other = begun(agreed)
+    agreed.write(node, fh, b"n" * 3 * PAGE, 0)
+    message = agreed.message(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77)
+    interrupt = agreed.message(Opcode.INTERRUPT, 0, pack("interrupt_in", unique=unpack("in_header", message).unique))
+    with monkeypatch.context() as patch:
+        if waits:
+            patch.setattr(FileSystem, "holds_forgettable", True)
+            patch.setattr(atomic, "write_pieces", refuse_for_room)
+        answer = agreed.answer(message)
+        assert (answer is None) == waits
+        assert agreed.answer(interrupt) is None
+    for late in agreed.connection.scheduler.last_chances():
+        answer = agreed.answer(late)
+    assert answer is not None
+    assert answer.error == 0
+    assert read_call(agreed, node, other, 0, 3 * PAGE) == b"n" * 3 * PAGE
+    assert not agreed.connection.batches.by_handle
+    agreed.core.volume.staging.check()
+    agreed.done(Opcode.IOCTL, node, ioctl(other, START), pid=77)
