@@ -13,7 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rig
-from benchmarks import alone, atomic, curves, data, direct, fairness, metadata, persistence, plots, postgres, waiting
+from benchmarks import (
+    alone,
+    atomic,
+    curves,
+    data,
+    direct,
+    fairness,
+    metadata,
+    persistence,
+    plots,
+    postgres,
+    snapshot,
+    waiting,
+)
 from benchmarks.report import FULL, QUICK, Report, load, machine
 
 SECTIONS: dict[str, Callable[[Path, Report], None]] = {
@@ -32,6 +45,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "fairness": fairness.fairness,
     "waiting": waiting.waiting,
     "postgres": postgres.postgres,
+    "snapshot": snapshot.snapshot,
 }
 IDLE = 0.5
 

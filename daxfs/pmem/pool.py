@@ -222,6 +222,10 @@ class Pool:
         return f"<{type(self).__name__} {self.path} {self.kind} {self.size} bytes, {self.persistence}>"
 
 
+MOST_PREFAULTED = 1 << 14
+"""Ranges of which a pool remembers that it has mapped their pages."""
+
+
 class MappedPool(Pool):
     """A pool in a mapped file or device; made by ``open_pool``."""
 
@@ -254,6 +258,7 @@ class MappedPool(Pool):
         self._addresses = addresses
         self._descriptors = descriptors
         self._loops = LoopGuard(target)
+        self._prefaulted: set[ByteRange] = set()
         self._reservation = Reservation(target.path, descriptors[0], target.size)
 
     def reserve_holes(self) -> None:
@@ -264,8 +269,13 @@ class MappedPool(Pool):
     def prefault(self, offset: int, length: int) -> None:
         """As `Pool.prefault`. A file's holes are left alone: a load of one maps no page that can be stored to."""
         first = offset & -mmap.PAGESIZE
-        with suppress(OSError):
-            self._addresses.populate(first, (offset + length + mmap.PAGESIZE - 1 & -mmap.PAGESIZE) - first)
+        pages = ByteRange(first, offset + length + mmap.PAGESIZE - 1 & -mmap.PAGESIZE)
+        if pages not in self._prefaulted:
+            if len(self._prefaulted) >= MOST_PREFAULTED:
+                self._prefaulted.clear()
+            self._prefaulted.add(pages)
+            with suppress(OSError):
+                self._addresses.populate(first, pages.end - first)
 
     def has_no_room_for_holes(self) -> bool:
         """As `Pool.has_no_room_for_holes`."""
