@@ -24,6 +24,11 @@ WORKLOADS = (
     "4k/work: delete older snapshot",
     "no-extents/work: delete newer snapshot",
     "4k/work: delete snapshot",
+    "4k/last: snapshot, atomic overwrite of many blocks",
+    "1k/last: snapshot, batch to holes",
+    "4k/last: snapshot, atomic journaled overwrite of many blocks",
+    "4k/last: atomic overwrite, snapshot, overwrite atomic",
+    pytest.param("4k/life: atomic journaled overwrite, snapshot, batch>sync, second snapshot", marks=pytest.mark.full),
     "4k/life: snapshot, overwrite moved>sync, second snapshot, unlink big",
 )
 
