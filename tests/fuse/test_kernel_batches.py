@@ -19,7 +19,7 @@ from message_rig import Rig, pack, unpack
 from daxfs.errors import FsError
 from daxfs.fs import atomic
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fuse.kernel import openbatch
+from daxfs.fuse.kernel import abi, openbatch
 from daxfs.fuse.kernel.abi import Opcode
 
 START, COMMIT, ABORT = 0xF501, 0xF502, 0xF505
@@ -256,3 +256,12 @@ def test_a_commit_whose_caller_is_interrupted_is_whole(
     assert not agreed.connection.batches.by_handle
     agreed.core.volume.staging.check()
     agreed.done(Opcode.IOCTL, node, ioctl(other, START), pid=77)
+
+
+def test_a_commit_that_extends_the_file_invalidates_its_size(agreed: Rig) -> None:
+    """The kernel knows the writes, and neither that they were staged nor that they are the file's now."""
+    node, fh, _ = begun(agreed)
+    agreed.write(node, fh, b"n" * PAGE, 5 * PAGE)
+    agreed.notifications.clear()
+    agreed.done(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77)
+    assert (abi.NOTIFY_INVAL_INODE, pack("notify_inval_inode_out", ino=node, off=-1)) in agreed.notifications
