@@ -254,7 +254,7 @@ def test_a_commit_whose_caller_is_interrupted_is_whole(
     assert answer.error == 0
     assert read_call(agreed, node, other, 0, 3 * PAGE) == b"n" * 3 * PAGE
     assert not agreed.connection.batches.by_handle
-    agreed.core.volume.staging.check()
+    agreed.core.check()
     agreed.done(Opcode.IOCTL, node, ioctl(other, START), pid=77)
 
 
