@@ -14,6 +14,7 @@ import random
 import struct
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -287,6 +288,9 @@ def together(action: Callable[[int], object], count: int = 3) -> None:
             try:
                 action(number)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 os._exit(code)
         children.append(child)
@@ -344,11 +348,12 @@ def test_a_full_pool_and_several_writers(session: str, pool: Callable[..., Path]
     """Files hold what was written, and in the end all space is back."""
     with mounted(pool(*options, size="12M"), *SESSIONS[session]) as mount:
         before = os.statvfs(mount.place)
+        for who in range(3):
+            (mount.place / str(who)).mkdir()  # before the others have filled the pool
 
         def fill(who: int) -> None:
             chance = random.Random(who)
             place = mount.place / str(who)
-            place.mkdir()
             held: dict[str, bytes] = {}
             refused = 0
             end = time.monotonic() + 20
