@@ -258,6 +258,26 @@ def test_a_commit_whose_caller_is_interrupted_is_whole(
     agreed.done(Opcode.IOCTL, node, ioctl(other, START), pid=77)
 
 
+@pytest.mark.parametrize("request_of_another_thread", [START, COMMIT, ABORT])
+def test_a_batch_belongs_to_the_commit_that_waits(
+    agreed: Rig, monkeypatch: pytest.MonkeyPatch, request_of_another_thread: int
+) -> None:
+    """Another thread can't end it and have the waiting COMMIT take the next batch, which is half written."""
+    node, fh, other = begun(agreed)
+    agreed.write(node, fh, b"n" * 3 * PAGE, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSystem, "holds_forgettable", True)
+        patch.setattr(atomic, "write_pieces", refuse_for_room)
+        assert agreed.answer(agreed.message(Opcode.IOCTL, node, ioctl(fh, COMMIT), pid=77)) is None
+        body = ioctl(fh, request_of_another_thread)
+        assert agreed.refused(Opcode.IOCTL, node, body, pid=77) == errno.EBUSY
+    (late,) = agreed.connection.scheduler.last_chances()
+    answer = agreed.answer(late)
+    assert answer is not None
+    assert answer.error == 0
+    assert read_call(agreed, node, other, 0, 3 * PAGE) == b"n" * 3 * PAGE
+
+
 def test_a_commit_that_extends_the_file_invalidates_its_size(agreed: Rig) -> None:
     """The kernel knows the writes, and neither that they were staged nor that they are the file's now."""
     node, fh, _ = begun(agreed)

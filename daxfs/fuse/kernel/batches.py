@@ -59,14 +59,16 @@ def commit(connection: Connection, request: Request, _given: memoryview) -> byte
     """Answer F2FS_IOC_COMMIT_ATOMIC_WRITE: the batch ends, durable or without a trace.
 
     Raises:
-        FsError: EINVAL, there is no batch; EPERM, another process has begun it; EBUSY, the kernel has read staged
-            pages into its cache, for somebody's mapping. Others as `Batch.commit`.
+        FsError: EINVAL, there is no batch; EPERM, another process has begun it; EBUSY, another thread's COMMIT of it
+            waits for room, or the kernel has read staged pages into its cache, for somebody's mapping. Others as
+            `Batch.commit`.
     """
     handle = request.arguments(abi.IOCTL_IN).fh
     file, begun = connection.file(handle), staged.running(connection, handle, request.pid)
     if begun is None:
         raise FsError(errno.EINVAL, f"file handle {handle} has no batch")
-    check_process(request, begun)
+    check_may_end(request, begun)
+    begun.committer = request.unique
     request.refused = partial(staged.drop, connection, begun)
     if begun.outdates:
         raise FsError(errno.EBUSY, f"inode {file.ino}: a mapping has read pages that the batch writes")
@@ -83,12 +85,19 @@ def abort(connection: Connection, request: Request, _given: memoryview) -> bytes
     connection.file(handle)
     begun = staged.running(connection, handle, request.pid)
     if begun is not None:
-        check_process(request, begun)
+        check_may_end(request, begun)
         staged.drop(connection, begun)
     return b""
 
 
-def check_process(request: Request, begun: OpenBatch) -> None:
-    """Refuse (EPERM) a process that shares the open file and has not begun the batch. The kernel names threads."""
+def check_may_end(request: Request, begun: OpenBatch) -> None:
+    """Refuse whoever may not end a batch. The kernel names threads.
+
+    Raises:
+        FsError: EPERM, a process that shares the open file and has not begun the batch; EBUSY, another thread of its
+            process while a COMMIT waits for room. It would drop the batch, begin the next one, and have that committed.
+    """
     if not begun.is_of(request.pid):
         raise FsError(errno.EPERM, f"thread {request.pid} is not of process {begun.process}, which has begun")
+    if begun.committer not in (0, request.unique):
+        raise FsError(errno.EBUSY, f"file handle {begun.handle}: the COMMIT of its batch waits for room")

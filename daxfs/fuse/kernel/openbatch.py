@@ -32,9 +32,10 @@ class OpenBatch:
         ino: the file.
         thread: that has begun it, as the kernel numbers it for the daemon.
         process: of this thread; 0: it has no number here.
+        committer: the COMMIT that has found no room and waits for it, by its number; 0: there is none.
     """
 
-    __slots__ = ("_cached", "_written", "batch", "handle", "ino", "process", "thread")
+    __slots__ = ("_cached", "_written", "batch", "committer", "handle", "ino", "process", "thread")
 
     def __init__(self, batch: Batch, handle: int, ino: int, thread: int) -> None:
         self.batch = batch
@@ -42,6 +43,7 @@ class OpenBatch:
         self.ino = ino
         self.thread = thread
         self.process = process_of(thread)
+        self.committer = 0
         self._written: set[int] = set()
         self._cached: set[int] = set()
 
