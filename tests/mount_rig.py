@@ -161,28 +161,31 @@ class Mounted:
 
 
 @contextlib.contextmanager
-def mounted_unchecked(pool: Path, *options: str) -> Iterator[Mounted]:
-    """Mount a pool and unmount it at the end; nothing checks it afterwards."""
+def served(pool: Path, *options: str) -> Iterator[Mounted]:
+    """Mount a pool; at the end no daemon is left, whatever the body has done with it."""
     with mountpoint() as place:
         mount = Mounted(pool, place, options)
         try:
             yield mount
-            mount.unmount()
         finally:
             mount.down()
 
 
 @contextlib.contextmanager
+def mounted_unchecked(pool: Path, *options: str) -> Iterator[Mounted]:
+    """Mount a pool and unmount it at the end; nothing checks it afterwards."""
+    with served(pool, *options) as mount:
+        yield mount
+        mount.unmount()
+
+
+@contextlib.contextmanager
 def mounted(pool: Path, *options: str) -> Iterator[Mounted]:
     """Mount a pool; at the end it is unmounted cleanly and e2fsck finds nothing."""
-    with mountpoint() as place:
-        mount = Mounted(pool, place, options)
-        try:
-            yield mount
-            if mount.daemon.poll() is None and mounts.top_mount(str(place)) is not None:
-                mount.unmount()
-        finally:
-            mount.down()
+    with served(pool, *options) as mount:
+        yield mount
+        if mount.daemon.poll() is None and mounts.top_mount(str(mount.place)) is not None:
+            mount.unmount()
     fsck(pool)
 
 

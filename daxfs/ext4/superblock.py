@@ -75,7 +75,9 @@ EXT4_GOOD_OLD_FIRST_INO = 11
 EXT4_CRC32C_CHKSUM = 1
 
 _MAX_LOG_BLOCK_SIZE = 6
-_CHECKSUM_OFFSET = 0x3FC
+INCOMPAT_AT = 0x60
+CHECKSUM_AT = 0x3FC
+"""The offsets of two words that are stored one by one, ``s_feature_incompat`` and ``s_checksum``."""
 _64BIT = int(Incompat.bit64)
 _METADATA_CSUM = int(RoCompat.metadata_csum)
 
@@ -135,7 +137,7 @@ class Superblock(Record):
     s_inode_size = u16(0x058)
     s_block_group_nr = u16(0x05A)
     s_feature_compat = u32(0x05C)
-    s_feature_incompat = u32(0x060)
+    s_feature_incompat = u32(INCOMPAT_AT)
     s_feature_ro_compat = u32(0x064)
     s_uuid = raw(0x068, 16)
     s_volume_name = raw(0x078, 16)
@@ -209,7 +211,7 @@ class Superblock(Record):
     s_encoding_flags = u16(0x27E)
     s_orphan_file_inum = u32(0x280)
     s_reserved = raw(0x284, 376)
-    s_checksum = u32(0x3FC)
+    s_checksum = u32(CHECKSUM_AT)
 
     # Seconds since the epoch, 40 bits.
     first_error_time = joined("s_first_error_time", "s_first_error_time_hi")
@@ -311,7 +313,7 @@ class Superblock(Record):
 
     def computed_checksum(self) -> int:
         """Return the right value of ``s_checksum`` (``ext4_superblock_csum``)."""
-        return crc32c(0xFFFFFFFF, self.buffer[:_CHECKSUM_OFFSET])
+        return crc32c(0xFFFFFFFF, self.buffer[:CHECKSUM_AT])
 
     def verify(self) -> None:
         """Check the magic number and, under metadata_csum, the checksum.

@@ -12,13 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daxfs.ext4.features import Incompat
-from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.ext4.superblock import CHECKSUM_AT, INCOMPAT_AT, SUPERBLOCK_OFFSET, Superblock
 
 if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
-
-_INCOMPAT = 0x60
-_CHECKSUM = 0x3FC
 
 
 def store(pool: Pool, *, raised: bool) -> None:
@@ -29,8 +26,8 @@ def store(pool: Pool, *, raised: bool) -> None:
         return
     sb.s_feature_incompat = flags
     sb.seal()
-    pool.store_word(SUPERBLOCK_OFFSET + _INCOMPAT, flags)
-    pool.store_word(SUPERBLOCK_OFFSET + _CHECKSUM, sb.s_checksum)
+    pool.store_word(SUPERBLOCK_OFFSET + INCOMPAT_AT, flags)
+    pool.store_word(SUPERBLOCK_OFFSET + CHECKSUM_AT, sb.s_checksum)
     pool.fence()
 
 
@@ -42,7 +39,7 @@ def mend(pool: Pool) -> bool:
     sb.s_feature_incompat ^= Incompat.needs_recovery
     if sb.is_torn():
         return False
-    pool.store_word(SUPERBLOCK_OFFSET + _INCOMPAT, sb.s_feature_incompat)
+    pool.store_word(SUPERBLOCK_OFFSET + INCOMPAT_AT, sb.s_feature_incompat)
     pool.fence()
     return True
 

@@ -34,17 +34,16 @@ from daxfs.errors import FsError
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.features import RESTORING
 from daxfs.ext4.geometry import Geometry
-from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.ext4.superblock import CHECKSUM_AT, INCOMPAT_AT, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import mounting
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.snapshots import catalogue, files, past
 from daxfs.fs.types import Options
 from daxfs.journal.view import PoolView
 from daxfs.runs import BlockRun
-from daxfs.snapshots.format import Header, NotAStore
+from daxfs.snapshots.format import Header, NotAStore, chunks_of
 from daxfs.snapshots.reading import Chain
 from daxfs.snapshots.store import ChunkRun, Store
-from daxfs.structures import inodes, xattrs
 
 if TYPE_CHECKING:
     from daxfs.fs.snapshots.catalogue import Kept
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
 
 PLAN_AT = 0x3F0
 """Where the superblock, in words that ext4 reserves, has the number of the plan's first block while a restore runs."""
-INCOMPAT_AT = 0x60
-CHECKSUM_AT = 0x3FC
 _HEAD = struct.Struct("<8sIIII")  # magic, copies are made, checksum, length of the text, blocks that hold it
 _MAGIC = b"daxfsRST"
 _MADE_AT = 8
@@ -216,12 +213,7 @@ def _older(shown: past.PastView, kept: list[Kept]) -> tuple[set[bytes], list[int
 def _mounts(shown: past.PastView) -> list[int]:
     """Return the record of mounts that older snapshots compare with the superblock."""
     directory = files.folder(shown)
-    if directory is None:
-        return []
-    inode = inodes.read(shown, directory.number)
-    if not xattrs.holds(shown, inode, catalogue.RECORD):
-        return []
-    return list(struct.unpack(f"<{len(catalogue.RECORD_FIELDS)}Q", xattrs.get(shown, inode, catalogue.RECORD)))
+    return catalogue.fields_of(catalogue.recorded(shown, directory.number)) if directory is not None else []
 
 
 # The plan
@@ -332,7 +324,7 @@ def _stores(pool: Pool, plan: Plan) -> list[Store]:
 
 def _copy_back(pool: Pool, plan: Plan) -> None:
     """Store every copy in its place, durably: of each chunk that of the oldest store which has one."""
-    store_block, done = pool.block_store, np.zeros(pool.size + (1 << plan.bits) - 1 >> plan.bits, bool)
+    store_block, done = pool.block_store, np.zeros(chunks_of(pool.size, plan.bits), bool)
     special = SUPERBLOCK_OFFSET >> plan.bits
     superblock = b""
     for store in _stores(pool, plan):
@@ -345,8 +337,7 @@ def _copy_back(pool: Pool, plan: Plan) -> None:
             if chunk == special:
                 superblock = content
                 continue
-            if pool.reserve is not None:
-                pool.reserve(start, len(content))
+            pool.make_room(start, len(content))
             store_block(start, content)
     pool.fence()
     store_block(special << plan.bits, _restored_superblock(pool, plan, superblock))
@@ -355,7 +346,7 @@ def _copy_back(pool: Pool, plan: Plan) -> None:
 
 def _mark_gone(pool: Pool, plan: Plan, chunk: int) -> None:
     """Give a store that is no longer whole a header that says so."""
-    origin = pool.size + (1 << plan.bits) - 1 >> plan.bits
+    origin = chunks_of(pool.size, plan.bits)
     pool.write(chunk << plan.bits, Header(False, catalogue.GONE, plan.bits, 0, 0, origin, bytes(16)).pack())
 
 
@@ -366,7 +357,6 @@ def _clear_log(pool: Pool, plan: Plan, bits: int, but: list[int]) -> None:
         first = start
         for number in (*(each for each in kept if start <= each < start + length), start + length):
             if first < number:
-                if pool.reserve is not None:
-                    pool.reserve(first << bits, number - first << bits)
+                pool.make_room(first << bits, number - first << bits)
                 pool.zero(first << bits, number - first << bits)
             first = number + 1

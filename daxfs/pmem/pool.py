@@ -134,6 +134,11 @@ class Pool:
         self._check_range(offset, length)
         raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't give memory back")
 
+    def make_room(self, offset: int, length: int) -> None:
+        """Make sure that a range has memory, where the pool's file may have holes; as `Reservation.reserve`."""
+        if self.reserve is not None:
+            self.reserve(offset, length)
+
     def prefault(self, offset: int, length: int) -> None:
         """Have the pages of a range mapped that is about to be stored to for the first time: one call costs a quarter
         of what their page faults cost. Where that is not possible, it does nothing.

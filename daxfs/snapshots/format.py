@@ -129,6 +129,11 @@ def area_chunk(area: int, entries: int) -> int:
     return 1 + area * (entries + 1)
 
 
+def chunks_of(size: int, bits: int) -> int:
+    """Return how many chunks a pool of so many bytes has; the last one may be cut."""
+    return size + (1 << bits) - 1 >> bits
+
+
 def data_chunk(index: int, entries: int) -> int:
     """Return the chunk of the store that holds the content of exception number ``index``, if daxfs made it."""
     area, at = divmod(index, entries)

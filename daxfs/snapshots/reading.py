@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TRIES = 50
 PAUSE_SECONDS = 0.02
+"""How often, and how long apart, what a mount is just changing is read."""
 
 
 class Past(Protocol):

@@ -258,8 +258,7 @@ class Store:
         while self._mapped < end:
             count = min(self._contiguous(self._mapped), self._entries)
             place = self._place(self._mapped)
-            if self._pool.reserve is not None:
-                self._pool.reserve(place, count << self.bits)
+            self._pool.make_room(place, count << self.bits)
             self._pool.prefault(place, count << self.bits)
             self._mapped += count
 
@@ -324,7 +323,7 @@ class Store:
 
     @property
     def _origin_chunks(self) -> int:
-        return self._pool.size + (1 << self.bits) - 1 >> self.bits
+        return layout.chunks_of(self._pool.size, self.bits)
 
     # Places
 

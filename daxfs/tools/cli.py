@@ -18,12 +18,10 @@ from typer.core import TyperCommand
 from daxfs.errors import FsError, UserError
 from daxfs.pmem.descriptors import fill_standard
 
-USAGE = 64  # EX_USAGE, sysexits.h
 MOUNT_USAGE = 1  # mount(8)
 CHECK_USAGE = 16  # fsck(8)
 CHECK_FAILED = 8  # fsck(8): operational error
 EXEC_FAILED = 125  # env(1)
-DATA_ERROR = 65  # EX_DATAERR
 INTERRUPTED = 130
 COPY_FAILED = 1  # dd(1)
 
@@ -435,14 +433,16 @@ def main() -> None:
     prepare()
     arguments = sys.argv[1:] or ["--help"]
     name = next((word for word in arguments if not word.startswith("-")), "")
-    ended = _guarded(lambda: _run_command(arguments), USAGE_CODES.get(name, USAGE), FAILURE_CODES.get(name, DATA_ERROR))
-    sys.exit(ended if sys.argv[1:] else USAGE)
+    ended = _guarded(
+        lambda: _run_command(arguments), USAGE_CODES.get(name, os.EX_USAGE), FAILURE_CODES.get(name, os.EX_DATAERR)
+    )
+    sys.exit(ended if sys.argv[1:] else os.EX_USAGE)
 
 
 def mkfs_main() -> None:
     """Run the ``mkfs.daxfs`` command."""
     prepare()
-    sys.exit(_guarded(lambda: mkfs_arguments(sys.argv[1:]), USAGE, DATA_ERROR))
+    sys.exit(_guarded(lambda: mkfs_arguments(sys.argv[1:]), os.EX_USAGE, os.EX_DATAERR))
 
 
 def mount_main() -> None:

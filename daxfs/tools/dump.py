@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
@@ -15,7 +16,6 @@ from daxfs.tools.reading import Reading, reading
 if TYPE_CHECKING:
     from daxfs.ext4.record import Record
 
-USAGE = 64
 SHOWN_BYTES = 32
 MAX_LOG_BLOCKS = 1 << 22
 
@@ -28,10 +28,12 @@ def show(pool: str, what: Sequence[str]) -> None:
     """
     kind, *rest = what
     if kind not in _DUMPS:
-        raise UserError(f"{kind} can't be dumped; write one of: {', '.join(_DUMPS)}", USAGE)
+        raise UserError(f"{kind} can't be dumped; write one of: {', '.join(_DUMPS)}", os.EX_USAGE)
     words, dump = _DUMPS[kind]
     if len(rest) != words:
-        raise UserError(f"dump {kind} takes {'one more word: a number or path' if words else 'no more words'}", USAGE)
+        raise UserError(
+            f"dump {kind} takes {'one more word: a number or path' if words else 'no more words'}", os.EX_USAGE
+        )
     with reading(pool) as found:
         for line in dump(found, *rest):
             found.pool.faults.check()  # a line made of zeros that the pool does not hold is not printed
@@ -56,7 +58,7 @@ def _superblock(found: Reading) -> Iterator[str]:
 def _group(found: Reading, which: str) -> Iterator[str]:
     geometry = found.geometry
     if not which.isascii() or not which.isdigit() or int(which) >= geometry.groups_count:
-        raise UserError(f"{which} is not a group; write a number from 0 to {geometry.groups_count - 1}", USAGE)
+        raise UserError(f"{which} is not a group; write a number from 0 to {geometry.groups_count - 1}", os.EX_USAGE)
     number = int(which)
     first = geometry.first_block(number)
     yield f"group {number}: blocks {first} to {first + geometry.blocks_in_group(number) - 1}"
@@ -81,14 +83,14 @@ def _extents(found: Reading, which: str) -> Iterator[str]:
 def _directory(found: Reading, which: str) -> Iterator[str]:
     inode = found.inode(which)
     if not stat.S_ISDIR(inode.mode):
-        raise UserError(f"{which} is not a directory", USAGE)
+        raise UserError(f"{which} is not a directory", os.EX_USAGE)
     for entry in directories.entries(found.view, inode):
         yield f"{entry.ino:>10}  {entry.file_type}  {entry.name.decode(errors='backslashreplace')}"
 
 
 def _journal(found: Reading) -> Iterator[str]:
     if not found.geometry.has_journal or not found.superblock.s_journal_inum:
-        raise UserError(f"{found.pool.path} has no journal inside the pool", USAGE)
+        raise UserError(f"{found.pool.path} has no journal inside the pool", os.EX_USAGE)
     inode = found.inode(str(found.superblock.s_journal_inum))
     pieces = (range(extent.pblk, extent.pblk + extent.length) for extent in mapping.walk(found.view, inode))
     blocks = list(islice(chain.from_iterable(pieces), MAX_LOG_BLOCKS))

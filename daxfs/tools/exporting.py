@@ -27,7 +27,6 @@ from daxfs.tools.sizes import format_size
 
 STREAM = "-"
 _FAILED = 1
-_USAGE = 64  # EX_USAGE, sysexits.h
 _SECTOR = 512
 
 
@@ -124,9 +123,11 @@ def _stream(file: str) -> Iterator[int]:
     """Provide the descriptor to write a stream to."""
     if file == STREAM:
         if sys.__stdout__ is None:  # `cli.prepare` has put /dev/null in its place
-            raise UserError("standard output is closed; give a file, or redirect standard output", _USAGE)
+            raise UserError("standard output is closed; give a file, or redirect standard output", os.EX_USAGE)
         if os.isatty(sys.stdout.fileno()):
-            raise UserError("a pool can't be written to a terminal; give a file, or redirect standard output", _USAGE)
+            raise UserError(
+                "a pool can't be written to a terminal; give a file, or redirect standard output", os.EX_USAGE
+            )
         yield sys.stdout.fileno()
         return
     descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)

@@ -27,8 +27,6 @@ from daxfs.tools.sizes import format_size
 
 STREAM = "-"
 _FAILED = 1
-_USAGE = 64  # EX_USAGE, sysexits.h
-_NO_INPUT = 66  # EX_NOINPUT, sysexits.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +170,17 @@ def _fill(pool: Pool, source: Source, progress: Progress | None) -> int:
     return copied
 
 
+def standard_input() -> Callable[[int], bytes]:
+    """Return what reads standard input.
+
+    Raises:
+        UserError: it is a terminal.
+    """
+    if sys.stdin.isatty():
+        raise UserError("standard input is a terminal; give a file, or redirect standard input", os.EX_USAGE)
+    return sys.stdin.buffer.read
+
+
 @contextmanager
 def _opened(file: str) -> Iterator[Source]:
     """Open the source of an import.
@@ -180,14 +189,12 @@ def _opened(file: str) -> Iterator[Source]:
         UserError: there is no such file, or standard input is a terminal.
     """
     if file == STREAM:
-        if sys.stdin.isatty():
-            raise UserError("standard input is a terminal; give a file, or redirect standard input", _USAGE)
-        yield _of_stream("standard input", sys.stdin.buffer.read)
+        yield _of_stream("standard input", standard_input())
         return
     try:
         status = os.stat(file)
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}", _NO_INPUT) from None
+        raise UserError(f"{file}: {error.strerror}", os.EX_NOINPUT) from None
     if stat.S_ISFIFO(status.st_mode):
         with open(file, "rb") as stream:
             yield _of_stream(file, stream.read)

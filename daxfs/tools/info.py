@@ -18,7 +18,7 @@ from daxfs.pmem import persist
 from daxfs.pmem.kinds import read_mounts
 from daxfs.tools import mountpoints
 from daxfs.tools.asking import ask
-from daxfs.tools.reading import NO_INPUT, Reading, reading
+from daxfs.tools.reading import Reading, reading
 from daxfs.tools.sizes import format_size
 from daxfs.tools.status import status
 
@@ -83,7 +83,7 @@ def pool_of(place: str) -> tuple[str, str]:
     if top is not None:
         return top.source, top.mountpoint
     if os.path.isdir(place):
-        raise UserError(f"no daxfs is mounted on {place}; name a pool or a mountpoint", NO_INPUT)
+        raise UserError(f"no daxfs is mounted on {place}; name a pool or a mountpoint", os.EX_NOINPUT)
     real = os.path.realpath(place)
     for mount in read_mounts():
         if mount.filesystem == protocol.FILESYSTEM_TYPE and mount.source == real:

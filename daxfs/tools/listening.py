@@ -7,6 +7,7 @@ is served at a time; a client that is slow is cut off after `CLIENT_SECONDS`.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
@@ -19,7 +20,6 @@ from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.tools import asking
 
-USAGE = 64  # EX_USAGE, sysexits.h
 UNAVAILABLE = 69  # EX_UNAVAILABLE
 LOOPBACK = "127.0.0.1"
 CLIENT_SECONDS = 5.0
@@ -37,7 +37,7 @@ def place_of(text: str) -> tuple[str, int]:
     address, _, port = text.rpartition(":")
     address = address.removeprefix("[").removesuffix("]") or LOOPBACK
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise UserError(f"--listen {text}: give ADDRESS:PORT, such as {LOOPBACK}:9909", USAGE)
+        raise UserError(f"--listen {text}: give ADDRESS:PORT, such as {LOOPBACK}:9909", os.EX_USAGE)
     return address, int(port)
 
 

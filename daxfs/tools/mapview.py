@@ -17,12 +17,11 @@ from daxfs.fs.ranges import FIEMAP_EXTENT_UNWRITTEN
 from daxfs.fs.types import ROOT_INO, FileExtent
 from daxfs.pmem.kinds import HUGE_PAGE, read_mounts
 from daxfs.structures import mapping
-from daxfs.tools.reading import NO_INPUT, Reading, reading
+from daxfs.tools.reading import Reading, reading
 from daxfs.tools.sizes import format_size
 
 REGULAR = 0o100000
 MAX_RUNS = 1 << 20
-USAGE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,13 @@ def locate(file: str, pool: str = "") -> tuple[str, str]:
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; name a file on a mount, or POOL:/PATH", NO_INPUT) from None
+        raise UserError(f"{file}: {error.strerror}; name a file on a mount, or POOL:/PATH", os.EX_NOINPUT) from None
     try:
         status = os.fstat(descriptor)
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
         found = next((mount for mount in read_mounts() if mount.device == device), None)
         if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
-            raise UserError(f"{file} is not on a mount of daxfs; name one that is, or POOL:/PATH", NO_INPUT)
+            raise UserError(f"{file} is not on a mount of daxfs; name one that is, or POOL:/PATH", os.EX_NOINPUT)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -75,7 +74,7 @@ def examine(file: str, pool: str = "") -> FileMap:
 def _gather(found: Reading, which: str, file: str) -> FileMap:
     inode = found.inode(which)
     if inode.mode & 0xF000 not in (REGULAR, 0o040000):
-        raise UserError(f"{file} is neither a regular file nor a directory, and has no blocks to map", USAGE)
+        raise UserError(f"{file} is neither a regular file nor a directory, and has no blocks to map", os.EX_USAGE)
     bits = found.geometry.block_bits
     runs: list[FileExtent] = []
     for extent in mapping.walk(found.view, inode):
@@ -86,7 +85,7 @@ def _gather(found: Reading, which: str, file: str) -> FileMap:
         elif len(runs) < MAX_RUNS:
             runs.append(run)
         else:
-            raise UserError(f"{file} is in more than {MAX_RUNS} pieces", USAGE)
+            raise UserError(f"{file} is in more than {MAX_RUNS} pieces", os.EX_USAGE)
     allocated = sum(run.length for run in runs)
     return FileMap(found.pool.path, inode.number, inode.size, allocated, huge_bytes(runs), runs)
 

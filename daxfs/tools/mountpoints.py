@@ -11,9 +11,6 @@ from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.pmem.kinds import Mount
 
-NO_INPUT = 66
-"""EX_NOINPUT of sysexits.h."""
-
 
 def find(mountpoint: str) -> Mount | None:
     """Return the mount of daxfs on a directory; None: another file system is mounted there, or nothing."""
@@ -21,7 +18,7 @@ def find(mountpoint: str) -> Mount | None:
     return top if top is not None and top.filesystem == protocol.FILESYSTEM_TYPE else None
 
 
-def require(mountpoint: str, advice: str = "name a mountpoint", code: int = NO_INPUT) -> Mount:
+def require(mountpoint: str, advice: str = "name a mountpoint", code: int = os.EX_NOINPUT) -> Mount:
     """Return the mount of daxfs on a directory.
 
     Raises:

@@ -98,8 +98,7 @@ def into_pool(pool: Pool, head: bytes, pieces: Iterable[Piece]) -> None:
     Raises:
         MissingMemory: memory of the pool is missing (EIO), or its file has holes and there is no room (ENOSPC).
     """
-    reserve = pool.reserve or _nothing
-    reserve(0, HEAD)
+    pool.make_room(0, HEAD)
     pool.zero(0, HEAD)
     pool.fence()
     filled = list(pool.data_ranges())
@@ -111,7 +110,7 @@ def into_pool(pool: Pool, head: bytes, pieces: Iterable[Piece]) -> None:
             for first, end in overlap(filled, offset + skipped, offset + length):
                 pool.zero(first, end - first)
         else:
-            reserve(offset, length)
+            pool.make_room(offset, length)
             pool.write(offset + skipped, memoryview(content)[skipped:])
     pool.fence()
     pool.write(0, head)
@@ -211,7 +210,3 @@ def _read(descriptor: int, offset: int, length: int) -> bytes:
 def _write(descriptor: int, view: memoryview) -> None:
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _nothing(_offset: int, _length: int) -> None:
-    return

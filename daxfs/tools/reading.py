@@ -10,6 +10,7 @@ fsync, and `info` asks the mount for free space. If the pool changes meanwhile, 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
     from daxfs.structures.inodes import Inode
 
-NO_INPUT = 66  # EX_NOINPUT, sysexits.h
 ATTEMPTS = 5
 """The most attempts to read the log of a pool in use while the log does not change."""
 
@@ -69,7 +69,7 @@ class Reading:
                     raise
                 found = None
             if found is None or not found.ino:
-                raise UserError(f"{which} is not in {self.pool.path}", NO_INPUT)
+                raise UserError(f"{which} is not in {self.pool.path}", os.EX_NOINPUT)
             ino = found.ino
         return inodes.read(self.view, ino)
 

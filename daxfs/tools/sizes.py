@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from fractions import Fraction
 
 from daxfs.errors import UserError
 
 _UNITS = "KMGTPE"
-_USAGE = 64  # EX_USAGE, sysexits.h
 _LARGEST = 1 << 63
 
 
@@ -22,12 +22,14 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) *(?:([KMGTPE])(I?B)?|B)?", text.strip().upper(), re.ASCII)
     if match is None:
-        raise UserError(f"{text!r} is not a size; write it as 512M, 1G or 1.5TiB", _USAGE)
+        raise UserError(f"{text!r} is not a size; write it as 512M, 1G or 1.5TiB", os.EX_USAGE)
     number, unit, suffix = match.groups()
     factor = (1000 if suffix == "B" else 1024) ** (_UNITS.index(unit) + 1) if unit else 1
     size = Fraction(number) * factor
     if size.denominator != 1 or not 0 < size < _LARGEST:
-        raise UserError(f"{text!r} is not a whole number of bytes that a file can have; write it as 512M or 1G", _USAGE)
+        raise UserError(
+            f"{text!r} is not a whole number of bytes that a file can have; write it as 512M or 1G", os.EX_USAGE
+        )
     return int(size)
 
 

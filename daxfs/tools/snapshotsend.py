@@ -35,15 +35,12 @@ from daxfs.snapshots.stream import (
     records,
     written,
 )
-from daxfs.tools import exporting, snapshotsource, targets
+from daxfs.tools import exporting, importing, snapshotsource, targets
 from daxfs.tools.ending import unwinding
 from daxfs.tools.sizes import format_size
 from daxfs.tools.snapshotsource import FAILED, Source
 
 STREAM = "-"
-USAGE = 64  # EX_USAGE, sysexits.h
-DATA_ERROR = 65  # EX_DATAERR
-NO_INPUT = 66  # EX_NOINPUT
 NOTED_BYTES = 64 << 20
 """How many bytes of a stream an interruption may cost."""
 
@@ -64,7 +61,9 @@ def send(place: str, name: str, file: str = STREAM, *, since: str = "", start: i
         FsError: EIO, a snapshot is lost or deleted meanwhile, or the mount is gone.
     """
     if file == STREAM and sys.stdout.isatty():
-        raise UserError("a stream can't be written to a terminal; give a file, or redirect standard output", USAGE)
+        raise UserError(
+            "a stream can't be written to a terminal; give a file, or redirect standard output", os.EX_USAGE
+        )
     with snapshotsource.opened(place) as source, unwinding():
         made = _stream(source, name, since)
         if file == STREAM:
@@ -114,7 +113,7 @@ def _write(descriptor: int, made: Iterator[bytes], start: int) -> None:
         while view:
             view = view[os.write(descriptor, view) :]
     if start > at:
-        raise UserError(f"the stream has {at} bytes, fewer than the {start} that are left out", USAGE)
+        raise UserError(f"the stream has {at} bytes, fewer than the {start} that are left out", os.EX_USAGE)
 
 
 def receive(path: str, file: str = STREAM, *, force: bool = False) -> None:
@@ -135,7 +134,7 @@ def receive(path: str, file: str = STREAM, *, force: bool = False) -> None:
         try:
             whole = first_number(head) == 0
         except DamagedStream as error:
-            raise UserError(error.strerror or "", DATA_ERROR) from None
+            raise UserError(error.strerror or "", os.EX_DATAERR) from None
         given = _again(head, read)
         if whole:
             _receive_whole(path, given, force=force)
@@ -150,7 +149,7 @@ def _receive_whole(path: str, read: Callable[[int], bytes], *, force: bool) -> N
         opening = next(found)
         begin = begin_of(opening)
     except DamagedStream as error:
-        raise UserError(f"{error.strerror}; {path} is unchanged", DATA_ERROR) from None
+        raise UserError(f"{error.strerror}; {path} is unchanged", os.EX_DATAERR) from None
     if not os.path.lexists(path):
         if begin.base != NO_BASE:
             raise UserError(f"{path} does not exist, and the stream needs a base", FAILED)
@@ -196,7 +195,6 @@ def _store(pool: Pool, note: Received, found: Iterator[Record]) -> None:
     begin, path = note.begin, pool.path
     received.store(pool, note)
     pool.zero(SUPERBLOCK_OFFSET, Superblock.SIZE)
-    reserve = pool.reserve
     superblock: bytes | None = None
 
     def noted(position: Position, state: int = INCOMPLETE, checksum: int = 0) -> Received:
@@ -209,8 +207,7 @@ def _store(pool: Pool, note: Received, found: Iterator[Record]) -> None:
         for kind, offset, payload, after in found:
             if kind == DATA:
                 _check_place(begin, offset, len(payload), last=superblock is not None)
-                if reserve is not None:
-                    reserve(offset, len(payload))
+                pool.make_room(offset, len(payload))
                 if offset == 0:
                     superblock = payload
                     continue  # it is stored at the end, and asked for again by whoever goes on before that
@@ -234,7 +231,7 @@ def _store(pool: Pool, note: Received, found: Iterator[Record]) -> None:
             raise
         raise UserError(
             f"{error.strerror}; {path} is incomplete; go on with: daxfs snapshot send ... --from {good.offset}",
-            DATA_ERROR,
+            os.EX_DATAERR,
         ) from None
 
 
@@ -266,14 +263,12 @@ def _create(path: str, size: int) -> None:
 def _input(file: str) -> Iterator[Callable[[int], bytes]]:
     """Open a stream for reading."""
     if file == STREAM:
-        if sys.stdin.isatty():
-            raise UserError("standard input is a terminal; give a file, or redirect standard input", USAGE)
-        yield sys.stdin.buffer.read
+        yield importing.standard_input()
         return
     try:
         opened = open(file, "rb")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}", NO_INPUT) from None
+        raise UserError(f"{file}: {error.strerror}", os.EX_NOINPUT) from None
     with opened:
         yield opened.read
 

@@ -26,14 +26,11 @@ from daxfs.fuse.kernel.snapshots import LIST, QUESTION, SIZE, SNAPSHOTS
 from daxfs.journal.view import PoolView
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.snapshots.format import NotAStore
-from daxfs.snapshots.reading import Chain, Follower, Past
+from daxfs.snapshots.reading import PAUSE_SECONDS, TRIES, Chain, Follower, Past
 from daxfs.snapshots.store import Store
 from daxfs.tools import mountpoints
 
 FAILED = 1
-TRIES = 50
-"""How often metadata is read that a commit is just storing."""
-PAUSE_SECONDS = 0.02
 LONGEST_NAME = 255
 REASONS = {
     errno.EEXIST: "there is a snapshot of this name",

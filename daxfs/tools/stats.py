@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 UNAVAILABLE = 69  # EX_UNAVAILABLE, sysexits.h
 NO_PERMISSION = 77  # EX_NOPERM
-USAGE = 64
 INTERVAL_SECONDS = 1.0
 LONGEST_INTERVAL_SECONDS = KEEP_SECONDS - 10.0
 """The longest interval: counting must not end before the second query."""
@@ -128,12 +127,12 @@ def show(
         UserError: as `opened` and `ask`; or contradicting options.
     """
     if interval is not None and (total or prometheus):
-        raise UserError("--interval shows an interval, --total and --prometheus show all: choose one", USAGE)
+        raise UserError("--interval shows an interval, --total and --prometheus show all: choose one", os.EX_USAGE)
     if interval is not None:
         check_interval(interval)
     if listen is not None:
         if total or as_json or prometheus or interval is not None:
-            raise UserError("--listen takes no other option", USAGE)
+            raise UserError("--listen takes no other option", os.EX_USAGE)
         from daxfs.tools import listening
 
         look(mountpoint)  # what the user may not ask is an error now
@@ -154,7 +153,7 @@ def show(
 def check_interval(seconds: float) -> None:
     """Refuse an interval in which counting might end (UserError)."""
     if not 0 < seconds <= LONGEST_INTERVAL_SECONDS:
-        raise UserError(f"--interval takes up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", USAGE)
+        raise UserError(f"--interval takes up to {LONGEST_INTERVAL_SECONDS:.0f} seconds", os.EX_USAGE)
 
 
 class NoAnswer(UserError):

@@ -159,7 +159,7 @@ def run(mountpoint: str, interval: float, count: int | None = None, *, as_json: 
     """
     stats.check_interval(interval)
     if count is not None and count < 1:
-        raise UserError("--count takes 1 or more", stats.USAGE)
+        raise UserError("--count takes 1 or more", os.EX_USAGE)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else stats.WIDTH)
     live = console.is_terminal and not as_json
     rounds = range(count) if count is not None else count_from() if live or as_json else range(1)

@@ -58,13 +58,19 @@ def test_the_tree_is_that_of_the_snapshot(name: str, tmp_path: Path) -> None:
     assert restoring.interrupted(pool) is None
 
 
-def test_newer_snapshots_are_deleted_only_by_force_and_older_ones_stay(tmp_path: Path) -> None:
+def with_chain(count: int) -> tuple[FileSystem, dict[bytes, Picture]]:
+    """A mount with the snapshots 0, 1, ..., each followed by changes, and the tree at each."""
     fs = mounted("4k")
     trees = {}
-    for number, what in enumerate(LATER[:4]):
+    for number, what in enumerate(LATER[:count]):
         trees[b"%d" % number] = tree(fs)
         fs.create_snapshot(b"%d" % number)
         busy(fs, what)
+    return fs, trees
+
+
+def test_newer_snapshots_are_deleted_only_by_force_and_older_ones_stay(tmp_path: Path) -> None:
+    fs, trees = with_chain(4)
     pool = MemoryPool(unmounted(fs))
     before = tree_in(bytearray(pool.image()))
     with pytest.raises(FsError, match=r"would be deleted: 3$") as caught:
@@ -81,12 +87,7 @@ def test_newer_snapshots_are_deleted_only_by_force_and_older_ones_stay(tmp_path:
 
 
 def test_an_older_snapshot_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
-    fs = mounted("4k")
-    trees = {}
-    for number, what in enumerate(LATER[:3]):
-        trees[b"%d" % number] = tree(fs)
-        fs.create_snapshot(b"%d" % number)
-        busy(fs, what)
+    fs, trees = with_chain(3)
     fs.delete_snapshot(b"1")
     busy(fs, "write new", "append")
     pool = MemoryPool(unmounted(fs))

@@ -362,15 +362,15 @@ MUTANTS = [
     Mutant(
         "the recovery flag is not fenced",
         FLAG,
-        "    pool.store_word(SUPERBLOCK_OFFSET + _CHECKSUM, sb.s_checksum)\n    pool.fence()\n",
-        "    pool.store_word(SUPERBLOCK_OFFSET + _CHECKSUM, sb.s_checksum)\n",
+        "    pool.store_word(SUPERBLOCK_OFFSET + CHECKSUM_AT, sb.s_checksum)\n    pool.fence()\n",
+        "    pool.store_word(SUPERBLOCK_OFFSET + CHECKSUM_AT, sb.s_checksum)\n",
         "The flag may be lost when the first transactions of the log are not.",
         (ORDER,),
     ),
     Mutant(
         "the recovery flag keeps its old checksum",
         FLAG,
-        "    pool.store_word(SUPERBLOCK_OFFSET + _CHECKSUM, sb.s_checksum)\n",
+        "    pool.store_word(SUPERBLOCK_OFFSET + CHECKSUM_AT, sb.s_checksum)\n",
         "",
         "Every mounted pool has a torn superblock.",
         (ORDER,),

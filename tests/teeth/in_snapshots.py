@@ -219,8 +219,8 @@ MUTANTS = [
     Mutant(
         "snapshot: another program's changes are not noticed",
         CATALOGUE,
-        "    foreign = _recorded(view, directory.number) != record(view.superblock())\n",
-        "    foreign = not _recorded(view, directory.number)\n",
+        "    foreign = recorded(view, directory.number) != record(view.superblock())\n",
+        "    foreign = not recorded(view, directory.number)\n",
         "A snapshot shows blocks that the kernel has overwritten.",
         KEEPERS,
     ),

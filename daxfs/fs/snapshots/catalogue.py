@@ -65,6 +65,11 @@ def record(sb: Superblock) -> bytes:
     return _RECORD.pack(*(int(getattr(sb, name)) for name in RECORD_FIELDS))
 
 
+def fields_of(kept: bytes) -> list[int]:
+    """Return the values of `RECORD_FIELDS` in a record, of which an empty one has none."""
+    return list(_RECORD.unpack(kept)) if kept else []
+
+
 def readable(pool: Pool, view: View) -> Iterator[Kept]:
     """Yield the snapshots whose header and table can be read, also those that are not valid."""
     for name, inode in files.found(view):
@@ -91,7 +96,7 @@ def judged(pool: Pool, view: View) -> list[Verdict]:
         return []
     found = sorted(readable(pool, view), key=lambda each: each.header.serial)
     lost_serial, lost_ns = _newest_lost(view, found)
-    foreign = _recorded(view, directory.number) != record(view.superblock())
+    foreign = recorded(view, directory.number) != record(view.superblock())
 
     def reason(kept: Kept) -> int:
         header = kept.header
@@ -126,7 +131,8 @@ def listing(view: View, verdicts: list[Verdict]) -> list[Snapshot]:
     return sorted(damaged, key=lambda each: each.created_ns) + made
 
 
-def _recorded(view: View, directory: int) -> bytes:
+def recorded(view: View, directory: int) -> bytes:
+    """Return the record of mounts that the directory of the stores has; empty: it has none."""
     inode = inodes.read(view, directory)
     return xattrs.get(view, inode, RECORD) if xattrs.holds(view, inode, RECORD) else b""
 

@@ -181,10 +181,8 @@ def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytear
     if not taken:
         return 0
     blocks.take_runs(tx, taken)
-    if volume.pool.reserve is not None:
-        start, length = taken[0]
-        bits = tx.geometry.block_bits
-        volume.pool.reserve(start << bits, min(length << bits, RESERVED_AT_ONCE))
+    bits = tx.geometry.block_bits
+    volume.pool.make_room(taken[0].start << bits, min(taken[0].length << bits, RESERVED_AT_ONCE))
     lblk = inode.size >> tx.geometry.block_bits
     for start, length in taken:
         for at in range(0, length, EXT_INIT_MAX_LEN):

@@ -168,7 +168,7 @@ class Keeper:
     def _create(self, name: bytes) -> Snapshot:
         volume, pool = self.volume, self.volume.pool
         bits = files.chunk_bits(volume.view)
-        origin = pool.size + (1 << bits) - 1 >> bits
+        origin = layout.chunks_of(pool.size, bits)
         mapped = self._granted_for_storing()
         reserve = self._reserve(origin)
         with volume.handle(files.CREDITS_NEW + CREDITS_RECORD) as tx:
