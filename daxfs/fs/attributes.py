@@ -20,7 +20,7 @@ from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
-from daxfs.structures import blocks, inodes, xattrs
+from daxfs.structures import inodes, reserves, xattrs
 from daxfs.structures.inodes import Inode
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def statfs(volume: Volume) -> StatFs:
         volume.block_size,
         geometry.blocks_count - volume.overhead,
         free,
-        max(free - blocks.must_stay_free(geometry, sb, privileged=False), 0),
+        max(free - reserves.must_stay_free(geometry, sb, privileged=False), 0),
         geometry.inodes_count,
         sb.s_free_inodes_count,
         EXT4_NAME_LEN,

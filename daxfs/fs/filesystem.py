@@ -63,7 +63,7 @@ from daxfs.fs.types import (
 )
 from daxfs.pmem.pool import Pool
 from daxfs.snapshots.reading import Chain
-from daxfs.structures import inodes
+from daxfs.structures import directories, inodes
 from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
@@ -523,7 +523,7 @@ class FileSystem:
     @reading
     def opendir(self, ino: int) -> OpenDirectory:
         """Open a directory; `releasedir` it when done."""
-        return OpenDirectory(self.volume.nodes.opened(names.read_directory_inode(self.volume, ino)))
+        return OpenDirectory(self.volume.nodes.opened(directories.read_inode(self.volume.view, ino)))
 
     def readdir(self, directory: OpenDirectory, cookie: int = 0) -> Iterator[DirEntry]:
         """Yield the names strictly after ``cookie``; the iterator is valid until the next change of the file system."""

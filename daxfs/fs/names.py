@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Iterator
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import acl
@@ -27,12 +25,13 @@ from daxfs.ext4.inode import (
 from daxfs.ext4.limits import EXT4_LINK_MAX, EXT4_NAME_LEN, FAST_SYMLINK_MAX, symlink_max
 from daxfs.fs import clock, removal
 from daxfs.fs.attributes import attributes_of, read_attributes
+from daxfs.fs.searches import Searches, refuse_loop, refuse_names_in, searching
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, DirEntry, RenameFlags
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
 from daxfs.structures import directories, inodes, mapping, xattrs
-from daxfs.structures.directories import Place, Watched
+from daxfs.structures.directories import Place
 from daxfs.structures.inodes import Inode
 
 ALL_RENAME_FLAGS = int(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE | RenameFlags.WHITEOUT)
@@ -42,15 +41,8 @@ CREDITS_NAME = 16
 CREDITS_INODE = 12
 """A new inode, its first block and its attribute block."""
 CREDITS_CREATE = CREDITS_NAME + CREDITS_INODE
-LEVELS_PER_STEP = 256
-BLOCKS_PER_STEP = 64
-"""Blocks of a directory that one step searches for names."""
-LINKS_WITHOUT_SUBDIRECTORIES = 2
 WHITEOUT = stat.S_IFCHR
 """The mode of a whiteout, a device 0/0 without any permission (WHITEOUT_MODE in include/linux/fs.h)."""
-
-
-R = TypeVar("R")
 
 
 def check_name(name: bytes) -> None:
@@ -61,19 +53,11 @@ def check_name(name: bytes) -> None:
         raise FsError(errno.EINVAL, "a name must not be empty and must not contain a slash or a zero byte")
 
 
-def read_directory_inode(volume: Volume, ino: int) -> Inode:
-    """Return the directory's inode (ENOTDIR)."""
-    directory = inodes.read(volume.view, ino)
-    if not stat.S_ISDIR(directory.mode):
-        raise FsError(errno.ENOTDIR)
-    return directory
-
-
 def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
     """Return the attributes of the inode that ``name`` refers to (ENOENT, ENOTDIR, ENAMETOOLONG)."""
     if len(name) > EXT4_NAME_LEN:
         raise FsError(errno.ENAMETOOLONG)
-    entry = directories.find(volume.view, read_directory_inode(volume, parent), name)
+    entry = directories.find(volume.view, directories.read_inode(volume.view, parent), name)
     if not entry.ino:
         raise FsError(errno.ENOENT)
     if not inodes.nameable(volume.view, entry.ino):
@@ -97,7 +81,7 @@ def by_number(volume: Volume, ino: int) -> Attributes:
 
 def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
     """Return the names strictly after ``cookie`` (0: from the start); valid until the next change of the volume."""
-    return directories.entries(volume.view, read_directory_inode(volume, ino), cookie)
+    return directories.entries(volume.view, directories.read_inode(volume.view, ino), cookie)
 
 
 def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> Steps[list[DirEntry]]:
@@ -107,7 +91,7 @@ def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> S
     """
     following: int | None = cookie
     while following is not None:
-        found, following = directories.portion(volume.view, read_directory_inode(volume, ino), following)
+        found, following = directories.portion(volume.view, directories.read_inode(volume.view, ino), following)
         if found:
             return found[:most]
         if following is not None:
@@ -369,46 +353,6 @@ def drop_name(volume: Volume, tx: Handle, victim: Inode, now: int) -> None:
         volume.lives.unnamed(tx, victim.number)
 
 
-@dataclass
-class Searches:
-    """What searches in steps have found, for the operation that needs it.
-
-    Attributes:
-        apart: pairs (directory, destination) of which `climb` has found that the second is not below the first.
-        empty: the watches (`directories.Watched`) of directories in which `look_through` has found no name.
-    """
-
-    apart: set[tuple[int, int]] = field(default_factory=set)
-    empty: dict[int, object] = field(default_factory=dict)
-
-
-class NeedsSearch(FsError):
-    """An operation needs a search that takes several steps; nothing has changed.
-
-    Attributes:
-        search: makes the search, and adds what it has found to the `Searches`; or fails as the operation does.
-    """
-
-    def __init__(self, search: Callable[[], Steps[None]]) -> None:
-        super().__init__(errno.EAGAIN, "a search takes several steps")
-        self.search = search
-
-
-def searching(volume: Volume, operation: Callable[[Searches], R]) -> Steps[R]:
-    """Run an operation in one handle, after the searches that it needs."""
-    searches = Searches()
-    try:
-        while True:
-            try:
-                return operation(searches)
-            except NeedsSearch as needed:
-                search = needed.search
-            yield from search()
-    finally:
-        for ino, watch in searches.empty.items():
-            volume.view.caches[Watched].end(ino, watch)
-
-
 def rmdir(volume: Volume, parent: int, name: bytes) -> Steps[None]:
     """Remove an empty directory (ENOTEMPTY, ENOTDIR)."""
     if name == b".":
@@ -436,36 +380,6 @@ def rmdir_at_once(volume: Volume, parent: int, name: bytes, searches: Searches) 
         directory.mtime_ns = directory.ctime_ns = now
         drop_name(volume, tx, victim, now)
     return entry.ino
-
-
-def refuse_names_in(volume: Volume, victim: Inode, searches: Searches) -> None:
-    """Refuse to remove a directory that has names (ENOTEMPTY).
-
-    Raises:
-        NeedsSearch: the directory has more than `BLOCKS_PER_STEP` blocks.
-    """
-    number, watched = victim.number, volume.view.caches[Watched]
-    if number in searches.empty and watched.lasts(number, searches.empty[number]):
-        return
-
-    def search() -> Steps[None]:
-        searches.empty[number] = watched.begin(number)
-        return look_through(volume, number)
-
-    for _ in look_through(volume, number):
-        raise NeedsSearch(search)
-
-
-def look_through(volume: Volume, ino: int) -> Steps[None]:
-    """Search a directory for names (ENOTEMPTY)."""
-    first, directory = 0, read_directory_inode(volume, ino)
-    while directories.is_empty(volume.view, directory, first, first + BLOCKS_PER_STEP):
-        first += BLOCKS_PER_STEP
-        if first << volume.geometry.block_bits >= directory.size:
-            return
-        yield
-        directory = read_directory_inode(volume, ino)
-    raise FsError(errno.ENOTEMPTY)
 
 
 def rename(
@@ -527,41 +441,6 @@ def rename_at_once(
             whiteout_of = caller if flags & RenameFlags.WHITEOUT else None
             replaced = move(volume, tx, old, new, whiteout_of, searches)
     return replaced
-
-
-def refuse_loop(volume: Volume, moved: Inode, destination: int, searches: Searches) -> None:
-    """Refuse to move a directory below itself (EINVAL), by a walk of up to `LEVELS_PER_STEP` up from the destination.
-
-    Nothing is below a directory that has no subdirectories, which its link count shows.
-
-    Raises:
-        NeedsSearch: the walk takes more levels.
-    """
-    number = moved.number
-    if number == destination:
-        raise FsError(errno.EINVAL)
-    if moved.links_count == LINKS_WITHOUT_SUBDIRECTORIES or (number, destination) in searches.apart:
-        return
-    for _ in climb(volume, number, destination, searches):
-        raise NeedsSearch(lambda: climb(volume, number, destination, searches))
-
-
-def climb(volume: Volume, moved: int, destination: int, searches: Searches) -> Steps[None]:
-    """Walk up from ``destination`` to the root; EINVAL if ``moved`` is on the way."""
-    current = destination
-    seen = set()
-    while current not in seen:
-        if current == moved:
-            raise FsError(errno.EINVAL)
-        seen.add(current)
-        above = directories.parent(volume.view, read_directory_inode(volume, current))
-        if above == current:
-            searches.apart.add((moved, destination))
-            return
-        current = above
-        if len(seen) % LEVELS_PER_STEP == 0:
-            yield
-    raise Corrupt(CorruptKind.DIRECTORIES_FORM_A_LOOP, f"inode {destination}")
 
 
 def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller | None, searches: Searches) -> int:

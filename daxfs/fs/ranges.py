@@ -22,8 +22,9 @@ from daxfs.fs.nodes import END, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FileExtent
-from daxfs.fs.volume import CHUNK_BYTES, Volume
+from daxfs.fs.volume import Volume
 from daxfs.structures import extent_shift, extents, inodes, mapping
+from daxfs.structures.blocksearch import CHUNK_BYTES
 from daxfs.structures.extent_tree import MAX_BLOCKS
 from daxfs.structures.inodes import Inode
 

@@ -24,6 +24,7 @@ from daxfs.fs.staging import Staging
 from daxfs.fs.types import Caller, Options
 from daxfs.journal.logged import LoggedData
 from daxfs.structures import inodes, overhead
+from daxfs.structures.blocksearch import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -44,8 +45,6 @@ LARGE_FILE = 0x7FFFFFFF
 """A larger file needs the feature ``large_file`` (ext4_update_inode in fs/ext4/inode.c)."""
 MOST_PENDING = 512
 """The size (`Journal.pending`) from which on a long operation commits, so that no commit takes long: some 5 ms."""
-CHUNK_BYTES = 2 << 20
-"""What a huge page maps: large files begin on such a boundary."""
 SUPERUSER = Caller()
 
 

@@ -15,6 +15,7 @@ Sources: ``fs/ext4/namei.c``, ``fs/ext4/dir.c``.
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.ext4.limits import EXT4_NAME_LEN
 from daxfs.journal.caches import Cache
-from daxfs.structures import dirblocks, dirlist, htree, linear
+from daxfs.structures import dirblocks, dirlist, htree, inodes, linear
 from daxfs.structures.dirhints import Entry, Hints
 
 if TYPE_CHECKING:
@@ -106,6 +107,14 @@ class Watched(Cache):
 
 
 # Reading
+
+
+def read_inode(view: View, ino: int) -> Inode:
+    """Return a directory's inode (ENOTDIR)."""
+    directory = inodes.read(view, ino)
+    if not stat.S_ISDIR(directory.mode):
+        raise FsError(errno.ENOTDIR)
+    return directory
 
 
 def find(view: View, directory: Inode, name: bytes) -> Place:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 
 import pytest
+from steps_rig import count
 from tree_rig import QUIET
 
 from daxfs.errors import FsError, MissingMemory
-from daxfs.fs import data, names, ranges, removal, trim
+from daxfs.fs import data, ranges, removal, trim
 from daxfs.fs import volume as volume_module
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.steps import Steps, finish, interruption
@@ -34,8 +34,6 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "LEAVES_PER_SEARCH", 1)
     monkeypatch.setattr(ranges, "BYTES_PER_STEP", 2 * BLOCK)
     monkeypatch.setattr(trim, "BYTES_PER_STEP", 4 * BLOCK)
-    monkeypatch.setattr(names, "LEVELS_PER_STEP", 4)
-    monkeypatch.setattr(names, "BLOCKS_PER_STEP", 1)
 
 
 @pytest.fixture
@@ -49,15 +47,6 @@ def comb(fs: FileSystem, name: bytes = b"f", first: int = 0) -> OpenFile:
     for number in range(COMB):
         fs.write(file, (2 * number + first) * BLOCK, b"%02d" % number * (BLOCK // 2))
     return file
-
-
-def count(steps: Steps[object], between: Callable[[], object]) -> int:
-    """Run all steps, with something between each two; return their number."""
-    number = 0
-    for _ in steps:
-        between()
-        number += 1
-    return number
 
 
 def test_a_truncate_shows_its_new_size_and_frees_in_steps(fs: FileSystem) -> None:
@@ -304,68 +293,6 @@ def test_a_trim_sees_what_was_taken_meanwhile(small_image: bytes) -> None:
             begin, end = run.pblk * BLOCK, (run.pblk + run.length) * BLOCK
             assert not any(offset < end and offset + length > begin for offset, length in later)
         fs.release(file)
-
-
-def test_a_deep_rename_is_in_steps(fs: FileSystem) -> None:
-    """The search for a loop takes steps if the destination is deep and the directory has subdirectories."""
-    deep = ROOT_INO
-    for _ in range(20):
-        deep = fs.mkdir(deep, b"d", 0o700).ino
-    fs.mkdir(ROOT_INO, b"leaf", 0o700)
-    moved = fs.mkdir(ROOT_INO, b"moved", 0o700).ino
-    fs.mkdir(moved, b"sub", 0o700)
-    assert count(fs.steps.rename(ROOT_INO, b"leaf", deep, b"leaf", 0, ROOT), lambda: None) == 0
-    assert count(fs.steps.rename(ROOT_INO, b"moved", deep, b"moved", 0, ROOT), lambda: None) >= 5
-    assert fs.lookup(deep, b"moved").ino == moved
-    top = fs.lookup(ROOT_INO, b"d").ino
-    with pytest.raises(FsError) as caught:
-        finish(fs.steps.rename(ROOT_INO, b"d", moved, b"d", 0, ROOT))
-    assert caught.value.errno == errno.EINVAL
-    assert fs.lookup(ROOT_INO, b"d").ino == top
-
-
-def emptied(fs: FileSystem, name: bytes) -> int:
-    """Make a directory of several blocks, all of whose names are removed again."""
-    ino = fs.mkdir(ROOT_INO, name, 0o700).ino
-    file = fs.mknod(ROOT_INO, b"file of " + name, 0o600).ino
-    for number in range(300):
-        fs.link(file, ino, b"%0100d" % number)
-    for number in range(300):
-        fs.unlink(ino, b"%0100d" % number)
-    return ino
-
-
-@pytest.mark.parametrize("by", ["rmdir", "rename"])
-def test_the_removal_of_a_large_directory_is_in_steps(fs: FileSystem, by: str) -> None:
-    """Its blocks are searched for names; a name that is made between two steps is found, wherever it lies."""
-
-    def remove() -> Steps[None]:
-        if by == "rmdir":
-            return fs.steps.rmdir(ROOT_INO, b"large")
-        return fs.steps.rename(ROOT_INO, b"other", ROOT_INO, b"large", 0, ROOT)
-
-    fs.mkdir(ROOT_INO, b"other", 0o700)
-    ino = emptied(fs, b"large")
-    fs.pin(fs.getattr(ino))
-    blocks = fs.getattr(ino).size // BLOCK
-    assert blocks >= 8
-    for stop in range(1, blocks - 1):
-        steps = remove()
-        for _ in range(stop):
-            next(steps)
-        fs.mknod(ino, b"late", 0o600)
-        with pytest.raises(FsError) as caught:
-            finish(steps)
-        assert caught.value.errno == errno.ENOTEMPTY
-        fs.unlink(ino, b"late")
-    assert count(remove(), lambda: fs.getattr(ino)) >= blocks - 1
-    assert fs.getattr(ino).nlink == 0
-    fs.unpin(ino, 1)
-
-
-def test_a_small_directory_is_removed_at_once(fs: FileSystem) -> None:
-    fs.mkdir(ROOT_INO, b"small", 0o700)
-    assert count(fs.steps.rmdir(ROOT_INO, b"small"), lambda: None) == 0
 
 
 def test_missing_memory_at_a_step_is_the_error(fs: FileSystem) -> None:

@@ -18,7 +18,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT
 from daxfs.ext4.group import descriptor as bind
 from daxfs.runs import BlockRun
-from daxfs.structures import bitmaps, blocks, groups
+from daxfs.structures import bitmaps, blocks, groups, reserves
 from support import fsck
 
 Rigs = Callable[..., AllocRig]
@@ -54,7 +54,7 @@ def test_every_block_can_be_taken_and_given_back(rigs: Rigs, layout: str) -> Non
     with rig.corrupting() as sb:
         sb.reserved_blocks_count = 100
         sb.seal()
-    free, kept = blocks.free_blocks(rig.view), blocks.tree_reserve(rig.geometry)
+    free, kept = blocks.free_blocks(rig.view), reserves.tree_reserve(rig.geometry)
     assert kept == rig.geometry.blocks_count // 50
     taken: list[tuple[int, int]] = []
     goal = 0

@@ -11,7 +11,7 @@ from alloc_rig import AllocRig
 from directory_rig import DirectoryRig, make_image, weaken_hashes
 
 from daxfs.ext4.inode import FT_REG_FILE
-from daxfs.structures import blocks, directories
+from daxfs.structures import blocks, blocksearch, directories
 from daxfs.structures.dirhints import Hints
 
 
@@ -88,8 +88,8 @@ def pools(tmp_path: Path) -> Iterator[tuple[AllocRig, AllocRig]]:
 
 def test_chunks_that_are_whole_again_are_found_again(pools: tuple[AllocRig, AllocRig]) -> None:
     rig, other = pools
-    chunk = blocks.CHUNK_BYTES >> rig.geometry.block_bits
-    hints, others = rig.view.caches[blocks._Hints], other.view.caches[blocks._Hints]
+    chunk = blocksearch.CHUNK_BYTES >> rig.geometry.block_bits
+    hints, others = rig.view.caches[blocksearch.Hints], other.view.caches[blocksearch.Hints]
     others.no_chunk.add(7)
     with suppress(Undo), rig.handle() as tx:
         for start in range(chunk, rig.geometry.blocks_count, chunk):

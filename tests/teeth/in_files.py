@@ -49,7 +49,7 @@ MUTANTS = [
     # Bad memory
     Mutant(
         "bad blocks are given out",
-        BLOCKS,
+        "daxfs/structures/groupmaps.py",
         "    return _without_bad(view, group, content) if view.pool.bad else content",
         "    return content",
         "A file gets blocks that the kernel lists as bad: its writer gets EIO, again and again.",
@@ -786,7 +786,7 @@ MUTANTS = [
     Mutant(
         "a bitmap keeps its old checksum",
         BLOCKS,
-        "bitmaps.invert(tx.edit(desc.block_bitmap, partial(_seal_bitmap, geometry, desc)), mask)",
+        "bitmaps.invert(tx.edit(desc.block_bitmap, partial(groupmaps.seal, geometry, desc)), mask)",
         "bitmaps.invert(tx.edit(desc.block_bitmap), mask)",
         "The next mount refuses the group.",
         (HANDLES,),

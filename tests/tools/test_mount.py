@@ -264,12 +264,15 @@ def test_an_idle_mount_costs_nothing(pool: Pool) -> None:
     with mounted(pool()) as mount:
         (mount.place / "file").write_bytes(b"x" * 10_000)
         assert (mount.place / "file").read_bytes() == b"x" * 10_000
-        time.sleep(0.2)
-        before, woken = processor_seconds(mount.daemon.pid), wake_ups(mount.daemon.pid)
-        time.sleep(2)
-        # The daemon ticks once a second. The cost of a tick depends on how fast the machine reloads idle memory.
-        assert wake_ups(mount.daemon.pid) - woken <= 8
-        assert processor_seconds(mount.daemon.pid) - before <= 0.2
+        # The daemon ticks once a second. Programs that look at all mounts, such as another test's df, wake it too.
+        for _ in range(30):
+            before = wake_ups(mount.daemon.pid), processor_seconds(mount.daemon.pid)
+            time.sleep(1)
+            woken = wake_ups(mount.daemon.pid) - before[0]
+            spent = processor_seconds(mount.daemon.pid) - before[1]
+            if woken <= 4 and spent <= 0.1:
+                return
+        pytest.fail(f"woken {woken} times in a second, for {spent:.2f} s")
 
 
 def processor_seconds(pid: int) -> float:

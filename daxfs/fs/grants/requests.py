@@ -24,7 +24,7 @@ from daxfs.fs.types import Grant, LeaseRequest, PoolIdentity
 from daxfs.pmem.persist import MSYNC
 from daxfs.protocol import FURTHEST, MOST_FILLED, Flag
 from daxfs.runs import ByteRange
-from daxfs.structures import blocks, inodes, mapping
+from daxfs.structures import blocks, inodes, mapping, reserves
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
@@ -238,7 +238,7 @@ def fill(table: Grants, file: OpenFile, grants: InodeGrants, begin: int, end: in
 
 def refuse_without_room(volume: Volume, file: OpenFile, missing: int) -> None:
     """Raise ENOSPC unless ``missing`` blocks are free for the file's opener: a part of the range is of no use."""
-    kept = blocks.must_stay_free(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
+    kept = reserves.must_stay_free(volume.geometry, volume.view.superblock(), privileged=volume.privileged(file.caller))
     if missing > blocks.free_blocks(volume.view) - kept:
         raise FsError(errno.ENOSPC, "no room for all of the range, so it stays as it is")
 

@@ -21,7 +21,7 @@ from daxfs.fs.types import ROOT_INO, Caller
 from daxfs.runs import BlockRun
 from daxfs.snapshots.format import SMALLEST_CHUNK, NotAStore
 from daxfs.snapshots.store import ChunkRun
-from daxfs.structures import bitmaps, blocks, directories, inodes, mapping
+from daxfs.structures import bitmaps, blocks, directories, inodes, mapping, reserves
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
@@ -174,7 +174,7 @@ def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, ne
 def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytearray) -> int:
     """Give a store up to ``chunks`` more chunks that nobody needs; return how many. It costs `CREDITS_RUNS`."""
     ratio = 1 << chunk_bits(tx) - tx.geometry.block_bits
-    spare = blocks.free_blocks(tx) - blocks.must_stay_free(tx.geometry, tx.superblock(), privileged=True)
+    spare = blocks.free_blocks(tx) - reserves.must_stay_free(tx.geometry, tx.superblock(), privileged=True)
     most = min(chunks, MOST_BLOCKS // ratio, max(spare, 0) // ratio)
     chosen = _choose(tx, most, ratio, needed)
     taken = [BlockRun(start * ratio, length * ratio) for start, length in chosen]

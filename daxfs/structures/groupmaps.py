@@ -1,0 +1,121 @@
+"""The groups' block bitmaps: read them after their checks, compute those that were never written, seal them.
+
+A bitmap is used only after checks of its checksum, its number of free blocks and the bits of the groups' own metadata
+(invariant B2 of `blocks`). Bad memory (`daxfs.pmem.badblocks`) counts as in use for the allocator, and a bitmap may lie
+in it. The functions change nothing. Callers: the allocator and its search. Source: fs/ext4/balloc.c.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt, CorruptKind
+from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
+from daxfs.journal.caches import Cache
+from daxfs.structures import bitmaps, groups, metadata_zone
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.view import View
+    from daxfs.runs import BlockRun
+
+MAX_GROUPS = 4096
+"""The most groups for which the places of metadata are cached."""
+
+
+class _Places(Cache):
+    """group -> `metadata_zone.in_group`; the places of metadata don't change while a pool is mounted."""
+
+    __slots__ = ("metadata",)
+
+    def __init__(self) -> None:
+        self.metadata: dict[int, list[BlockRun]] = {}
+
+
+def usable(view: View, group: int, desc: GroupDescriptor) -> memoryview:
+    """Return the checked block bitmap of a group, for reading; computed if the group's bitmap was never written.
+
+    Blocks over bad memory count as in use.
+    """
+    content = stored(view, group, desc)
+    return _without_bad(view, group, content) if view.pool.bad else content
+
+
+def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
+    """Return the checked block bitmap of a group, as the format has it: bad memory is free or in use as any other."""
+    if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
+        return memoryview(implied(view, group, desc))
+    return view.verified(desc.block_bitmap, partial(_check_bitmap, view, group, desc))
+
+
+def _without_bad(view: View, group: int, content: memoryview) -> memoryview:
+    geometry = view.geometry
+    shift, first = geometry.block_bits, geometry.first_block(group)
+    end = first + geometry.blocks_in_group(group)
+    copy = memoryview(bytearray(content))
+    for low, high in view.pool.bad.within(first << shift, end << shift):
+        start = low >> shift
+        bitmaps.set_run(copy, start - first, (high - 1 >> shift) + 1 - start)
+    return copy
+
+
+def readable(view: View, desc: GroupDescriptor) -> bool:
+    """Return whether the group's bitmap is not known to lie in bad memory."""
+    begin = desc.block_bitmap << view.geometry.block_bits
+    return view.pool.bad.first(begin, begin + view.geometry.block_size) is None
+
+
+def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memoryview) -> None:
+    """Check a bitmap's checksum, its number of free blocks and the bits of metadata (invariant B2)."""
+    geometry = view.geometry
+    desc.verify_block_bitmap(content, group, geometry)
+    low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
+    free = bitmaps.count_free(content, bits)
+    if free != desc.free_blocks_count:
+        raise Corrupt(CorruptKind.BLOCK_BITMAP, f"group {group}: {free} blocks free, {desc.free_blocks_count} counted")
+    for start, count in groups.metadata_runs(view, group):
+        if bitmaps.used_run(content, start - low, count) < count:
+            raise metadata_free(group, start)
+
+
+def metadata_free(group: int, start: int) -> Corrupt:
+    """Make the error of a bitmap that shows metadata as free."""
+    return Corrupt(CorruptKind.BLOCK_BITMAP, f"group {group}: metadata in the blocks from {start} on is marked free")
+
+
+def implied(view: View, group: int, desc: GroupDescriptor) -> bytearray:
+    """Make the bitmap of a group whose blocks were never used: metadata and padding (``ext4_init_block_bitmap``)."""
+    geometry = view.geometry
+    low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
+    content = bytearray(geometry.block_size)
+    bitmap = memoryview(content)
+    for start, count in groups.metadata_runs(view, group):
+        bitmaps.set_run(bitmap, start - low, count)
+    free = bitmaps.count_free(bitmap, bits)
+    if free != desc.free_blocks_count:
+        raise Corrupt(
+            CorruptKind.GROUP_DESCRIPTOR_COUNTER,
+            f"group {group} was never used: {free} free, the descriptor says {desc.free_blocks_count}",
+        )
+    bitmaps.set_run(bitmap, bits, 8 * geometry.block_size - bits)
+    return content
+
+
+def seal(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
+    """Set the checksum of a bitmap in its descriptor; a seal of `Handle.edit`.
+
+    The code that registers it has edited the descriptor, a copy of the transaction, whose own seal runs later.
+    """
+    desc.seal_block_bitmap(content, geometry)
+
+
+def metadata_in(view: View, group: int) -> list[BlockRun]:
+    """Return `metadata_zone.in_group` of a group, from the cache if it is there."""
+    known = view.caches[_Places].metadata
+    runs = known.get(group)
+    if runs is None:
+        if len(known) >= MAX_GROUPS:
+            known.clear()
+        runs = known[group] = metadata_zone.in_group(view, group)
+    return runs
