@@ -125,6 +125,7 @@ class CorruptKind(StrEnum):
     JOURNAL_DESCRIPTOR_CHECKSUM = "journal descriptor checksum"
     JOURNAL_COMMIT_CHECKSUM = "journal commit checksum"
     JOURNAL_REVOKE_BLOCK = "journal revoke block"
+    FAST_COMMIT = "fast commit"
 
 
 class Corrupt(FsError):

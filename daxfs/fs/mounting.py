@@ -19,7 +19,7 @@ from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import badmemory, damage, outside, recovery_flag, removal
+from daxfs.fs import badmemory, damage, fast_replay, outside, recovery_flag, removal
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.snapshots.keeper import CREDITS_RECORD, Keeper
 from daxfs.fs.types import Options
@@ -177,6 +177,10 @@ def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
     try:
         with pool.faults.checked():
             report = recovery.replay(pool, geometry, area)
+            if report.fast is not None:
+                log.info("%s: %d fast commits are replayed", pool.path, report.fast.count)
+                fast_replay.store(pool, Geometry.of(read_superblock(pool)), area, report.fast)
+                report = recovery.replay(pool, geometry, area)
     except MissingMemory as error:
         place = bad_log_block(pool, geometry, area)
         if place is None:

@@ -115,18 +115,24 @@ class Log:
             raise Unsupported(["journal superblock version 1"])
         if superblock.s_start:
             raise Corrupt(CorruptKind.JOURNAL_NOT_EMPTY, f"transaction {superblock.s_sequence} waits for recovery")
+        usable = usable_features(superblock, geometry)
+        tail = JournalSuperblockWriter(pool, area.physical(0) * geometry.block_size, superblock)
+        if usable != superblock:
+            tail.rewrite(usable)
+        self._begin(pool, area, tail)
+
+    def _begin(self, pool: Pool, area: LogArea, tail: JournalSuperblockWriter) -> None:
+        """Set the attributes, as for an empty log."""
+        superblock = tail.superblock
         self._pool = pool
         self._words = pool.memory.toreadonly().cast("I")
         self._area = area
-        self._size = geometry.block_size
-        self._tail = JournalSuperblockWriter(pool, area.physical(0) * self._size, superblock)
-        usable = usable_features(superblock, geometry)
-        if usable != superblock:
-            self._tail.rewrite(usable)
-        self._form = Format.of(self._tail.superblock)
+        self._size = superblock.s_blocksize
+        self._tail = tail
+        self._form = Format.of(superblock)
         self._tags_per_descriptor = self._form.tags_per_descriptor
-        self._first = usable.s_first
-        self._end = usable.log_end
+        self._first = superblock.s_first
+        self._end = superblock.log_end
         self._sequence = superblock.s_sequence + 1 & _M  # the next transaction's
         self._head = self._first
         self._free = 0  # nothing is logged before s_start is set

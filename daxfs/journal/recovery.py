@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, CorruptKind, Unsupported
+from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import jbd2
 from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
+from daxfs.journal import fast_scan
 from daxfs.journal.area import LogArea
+from daxfs.journal.fast_scan import FastCommits
 from daxfs.journal.log import load_superblock
 from daxfs.journal.tail import JournalSuperblockWriter
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 _M = 0xFFFFFFFF
 _HALF = 0x80000000
 _MAGIC_WORD = jbd2.MAGIC_BYTES
-_FC_TAG_HEAD = 9
-_FC_HEAD = slice(8, 12)  # fc_tid: after the tag, its length and fc_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class RecoveryReport:
         replayed: blocks copied home.
         revoked: copies that were not replayed because of a revoke record.
         errno: ``s_errno``, which an aborted journal has set (0: none). It stays set until `Journal.clear_error`.
+        fast: the fast commits that follow the last transaction; None: there are none.
     """
 
     clean: bool
@@ -53,6 +54,7 @@ class RecoveryReport:
     replayed: int
     revoked: int
     errno: int
+    fast: FastCommits | None = None
 
 
 @dataclass(slots=True)
@@ -76,6 +78,10 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
 
     A replay after a power cut during a replay gives the same pool, because the log changes last, after a fence.
 
+    If fast commits follow the last transaction (`RecoveryReport.fast`), the log is not marked empty. Its transactions
+    are at home, and the caller makes one more of the fast commits, which are changes of structures
+    (`daxfs.journal.continued`). Then it calls this function again.
+
     Args:
         pool: writable.
         geometry: of the file system.
@@ -85,14 +91,15 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
         Corrupt: the journal's superblock is damaged, or a transaction is one that jbd2 would refuse: a bad checksum in
             a committed transaction, a revoke list or a block number out of bounds. The pool is unchanged; e2fsck can
             save what is left.
-        Unsupported: fast commits wait to be replayed, or the journal uses unknown features. The pool is unchanged.
+        Unsupported: the journal or a fast commit uses unknown features. The pool is unchanged.
     """
     superblock = load_superblock(pool, geometry, area)
     if not superblock.s_start:
         return _report(superblock, superblock.s_sequence + 1 & _M, 0, 0)
     reader = _Reader(pool, geometry, area, superblock)
-    end = _Scan(reader).run()
-    _refuse_fast_commits(reader, end)
+    found = _Scan(reader)
+    end = found.run()
+    fast = _fast_commits(reader, end, found.behind, geometry.inode_size)
     copies = list(reader.committed(end))
     revokes = reader.revokes(end)
     final: dict[int, _Copy] = {}
@@ -109,8 +116,9 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
         content = reader.block(copy.position)
         pool.replace(home * size, _MAGIC_WORD + content[4:] if copy.flags & jbd2.FLAG_ESCAPE else content)
     pool.fence()
-    _empty(pool, geometry, area, superblock, end + 1 & _M)
-    return _report(superblock, end, len(final), revoked)
+    if fast is None:
+        _empty(pool, geometry, area, superblock, end + 1 & _M)
+    return _report(superblock, end, len(final), revoked, fast)
 
 
 def newest_copy(pool: Pool, geometry: Geometry, area: LogArea, block: int) -> bytearray | None:
@@ -166,7 +174,9 @@ def _empty(pool: Pool, geometry: Geometry, area: LogArea, superblock: JournalSup
     pool.fence()
 
 
-def _report(superblock: JournalSuperblock, end: int, replayed: int, revoked: int) -> RecoveryReport:
+def _report(
+    superblock: JournalSuperblock, end: int, replayed: int, revoked: int, fast: FastCommits | None = None
+) -> RecoveryReport:
     clean = not superblock.s_start
     return RecoveryReport(
         clean=clean,
@@ -176,19 +186,14 @@ def _report(superblock: JournalSuperblock, end: int, replayed: int, revoked: int
         replayed=replayed,
         revoked=revoked,
         errno=superblock.s_errno,
+        fast=fast,
     )
 
 
-def _refuse_fast_commits(reader: _Reader, end: int) -> None:
-    """Raise Unsupported if fast commits follow the last transaction: without them the pool loses data of fsync(2)."""
-    superblock = reader.superblock
-    if not superblock.incompat & Incompat.FAST_COMMIT:
-        return
-    position = superblock.log_end + 1  # j_fc_first
-    if position < superblock.s_maxlen:
-        start = bytes(reader.block(position)[:12])
-        if int.from_bytes(start[:2], "little") == _FC_TAG_HEAD and int.from_bytes(start[_FC_HEAD], "little") == end:
-            raise Unsupported(["fast_commit"])
+def _fast_commits(reader: _Reader, end: int, position: int, inode_size: int) -> FastCommits | None:
+    """Return the fast commits of the transaction ``end``, which would have begun at ``position``."""
+    changes, count = fast_scan.scan(reader.fast_blocks(), end, inode_size)
+    return FastCommits(tuple(changes), count, end, position) if count else None
 
 
 class _Reader:
@@ -206,6 +211,12 @@ class _Reader:
         """Return the block at a position of the log."""
         start = self._area.physical(position) * self._size
         return self._memory[start : start + self._size]
+
+    def fast_blocks(self) -> Iterator[memoryview]:
+        """Yield the blocks for fast commits, if the journal has any."""
+        if self.superblock.incompat & Incompat.FAST_COMMIT:
+            for position in range(self.superblock.log_end + 1, self.superblock.s_maxlen):
+                yield self.block(position)
 
     def after(self, position: int, count: int = 1) -> int:
         """Return the position ``count`` blocks after ``position``, around the log's end (less than one lap)."""
@@ -279,10 +290,15 @@ class _Reader:
 
 
 class _Scan:
-    """The first pass, which finds the end of the log; it follows jbd2's rules for blocks with a wrong checksum."""
+    """The first pass, which finds the end of the log; it follows jbd2's rules for blocks with a wrong checksum.
+
+    Attributes:
+        behind: where the log ends: the block after the last transaction that was committed.
+    """
 
     def __init__(self, reader: _Reader) -> None:
         self._reader = reader
+        self.behind = reader.superblock.s_start
         self._form = reader.form
         self._async = bool(reader.superblock.incompat & Incompat.ASYNC_COMMIT)
         self._v1 = bool(reader.superblock.compat & Compat.CHECKSUM)
@@ -310,6 +326,8 @@ class _Scan:
                 if not self._accepts(header.h_sequence, content):
                     break
                 end = header.h_sequence + 1 & _M
+                if self._failed is None:
+                    self.behind = self._reader.after(position)
             else:
                 break
         return end if self._failed is None else self._failed

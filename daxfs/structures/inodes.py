@@ -9,8 +9,9 @@ Invariants:
 
 I1. A slot is used without a check only if its checksum in the pool was found right before, or if this mount has changed
     the slot and the change was not undone.
-I2. In a group, the lowest free inode is allocated. So every slot below ``inodes_per_group - itable_unused`` was zeroed
-    by mke2fs or written by an allocation. Slots above may hold anything.
+I2. In a group, the lowest free inode is allocated, or one that the caller names (`take`), and then the unused slots
+    before it are zeroed. So every slot below ``inodes_per_group - itable_unused`` was zeroed or written by an
+    allocation. Slots above may hold anything.
 I3. Reserved inodes are neither allocated nor freed.
 I4. An inode that is not in use has no links, as e2fsck demands. So no file's slot is given away because the bitmap has
     become damaged since its check.
@@ -264,6 +265,35 @@ def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
     return inode
 
 
+def take(tx: Handle, ino: int, mode: int) -> Inode:
+    """Allocate the free inode ``ino``, whichever it is, as `allocate` does.
+
+    Slots below it that were never used are zeroed (invariant I2): up to a credit for each block of the inode table.
+
+    Raises:
+        Corrupt: a bitmap or descriptor contradicts the others, or the inode is in use.
+    """
+    geometry = tx.geometry
+    group, bit = divmod(ino - 1, geometry.inodes_per_group)
+    desc = groups.descriptor(tx, group)
+    _clear_unused_slots(tx, desc, bit)
+    bit, untouched = _claim(tx, group, desc, stat.S_ISDIR(mode), bit)
+    inode = _empty_slot(tx, desc, group, bit, untouched)
+    inode.i_mode = mode
+    return inode
+
+
+def _clear_unused_slots(tx: Handle, desc: GroupDescriptor, end: int) -> None:
+    """Zero the slots before ``end`` that were never used: with an inode after them, they count as used."""
+    geometry = tx.geometry
+    if not (geometry.metadata_csum or geometry.gdt_csum):
+        return
+    size = geometry.inode_size
+    for bit in range(geometry.inodes_per_group - desc.itable_unused, end):
+        block, slot = divmod(bit, geometry.inodes_per_block)
+        tx.edit(desc.inode_table + block)[slot * size : (slot + 1) * size] = bytes(size)
+
+
 def free(tx: Handle, inode: Inode) -> None:
     """Free an inode that has no blocks left: two credits, apart from the inode's block, which the caller edits anyway.
 
@@ -329,8 +359,8 @@ def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview)
     desc.seal_inode_bitmap(content, geometry)
 
 
-def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tuple[int, bool]:
-    """Take the lowest free inode of the group, and update all counters.
+def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool, wanted: int = -1) -> tuple[int, bool]:
+    """Take the lowest free inode of the group, or the one with the bit ``wanted``, and update all counters.
 
     Returns:
         The inode's bit, and whether its block of the inode table was never used at all.
@@ -338,7 +368,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
     geometry = tx.geometry
     size = geometry.inodes_per_group
     if groups.inodes_uninit(geometry, desc):
-        bit = 0
+        bit = max(wanted, 0)
         if group == 0 or desc.free_inodes_count != size:
             raise Corrupt(
                 CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no inode bitmap, yet inodes are in use"
@@ -349,7 +379,11 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool) -> tu
         desc.bg_flags &= ~EXT4_BG_INODE_UNINIT
     else:
         content = _bitmap(tx, group, desc)
-        bit = bitmaps.first_free(_without_bad(tx, desc, content) if tx.pool.bad else content, size)
+        bit = wanted
+        if wanted < 0:
+            bit = bitmaps.first_free(_without_bad(tx, desc, content) if tx.pool.bad else content, size)
+        elif bitmaps.test(content, wanted):
+            raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: inode {wanted} of it is in use already")
         if bit < 0 and tx.pool.bad:
             raise BadMemory(f"group {group}: what is free of its inode table lies in bad memory")
         if bit < 0 or not desc.free_inodes_count:

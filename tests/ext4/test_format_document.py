@@ -16,7 +16,21 @@ import log_blocks
 import pytest
 
 from daxfs.errors import CorruptKind
-from daxfs.ext4 import acl, dirent, extent, features, group, htree, inode, jbd2, limits, orphan, superblock, xattr
+from daxfs.ext4 import (
+    acl,
+    dirent,
+    extent,
+    fast_commit,
+    features,
+    group,
+    htree,
+    inode,
+    jbd2,
+    limits,
+    orphan,
+    superblock,
+    xattr,
+)
 from daxfs.ext4.record import Record
 from daxfs.tools import mkfs
 from daxfs.tools.sizes import parse_size
@@ -148,9 +162,35 @@ def journal_samples() -> Iterator[tuple[str, Sample]]:
     yield "`jbd2.commit`", (log_blocks.commit(form, 77, 0x100000002, 3, 99), "big", commit)
 
 
+def fast_commit_samples() -> Iterator[tuple[str, Sample]]:
+    yield "`fast_commit.HEADER`", (fast_commit.HEADER.pack(7, 300), "little", {"fc_tag": 7, "fc_len": 300})
+    yield "`fast_commit.HEAD`", (fast_commit.HEAD.pack(1, 77), "little", {"fc_features": 1, "fc_tid": 77})
+    yield "`fast_commit.TAIL`", (fast_commit.TAIL.pack(77, 99), "little", {"fc_tid": 77, "fc_crc": 99})
+    leaf = {"ee_block": 0x11121314, "ee_len": 0x8077, "ee_start_hi": 0x2122, "ee_start_lo": 0x23242526}
+    added = fast_commit.ADD_RANGE.pack(12, *leaf.values())
+    yield "`fast_commit.ADD_RANGE`", (added, "little", {"fc_ino": 12, **leaf})
+    hole = {"fc_ino": 12, "fc_lblk": 5, "fc_len": 9}
+    yield "`fast_commit.DEL_RANGE`", (fast_commit.DEL_RANGE.pack(*hole.values()), "little", hole)
+    yield "`fast_commit.NAME`", (fast_commit.NAME.pack(2, 12), "little", {"fc_parent_ino": 2, "fc_ino": 12})
+    yield "`fast_commit.INODE`", (fast_commit.INODE.pack(12), "little", {"fc_ino": 12})
+
+
+def test_tags_of_fast_commits() -> None:
+    described = re.search(r"\| fc_tag \| (.*?) \|", SECTIONS["`fast_commit.HEADER`"])
+    assert described
+    assert described[1] == ", ".join(f"{tag.value} {tag.name}" for tag in fast_commit.Tag)
+
+
 SAMPLES: dict[str, Sample] = {
     name: sample
-    for make in (extent_samples, directory_samples, attribute_samples, orphan_samples, journal_samples)
+    for make in (
+        extent_samples,
+        directory_samples,
+        attribute_samples,
+        orphan_samples,
+        journal_samples,
+        fast_commit_samples,
+    )
     for name, sample in make()
 }
 

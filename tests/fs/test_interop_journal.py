@@ -186,20 +186,6 @@ def directories_become_data(side: KernelSide | PoolSide, durable: Callable[[], N
     return bytes(content)
 
 
-def test_fast_commits_are_refused_by_name_or_replayed(pool: MakePool) -> None:
-    path = pool("-b", "4096", "-O", "fast_commit")
-    with kernel_mount(path) as root:
-        for number in range(10):
-            with (root / f"f{number}").open("wb") as file:
-                file.write(b"x" * 5000)
-                os.fsync(file.fileno())
-        shut_down(root, NO_LOG_FLUSH)
-    before = path.read_bytes()
-    with pytest.raises(OSError, match="fast_commit"):
-        FileSystem.open(path)
-    assert path.read_bytes() == before
-
-
 # Journals of daxfs
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import log_blocks
 import pytest
+from fast_commit_rig import FastCommits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_rig import FORMATS, JournalRig
 
 from daxfs.errors import Corrupt, FsError, Unsupported
 from daxfs.ext4 import jbd2
-from daxfs.ext4.jbd2 import Compat, Format, Incompat, Tag
-from daxfs.journal import recovery
+from daxfs.ext4.fast_commit import NameChange, Tag
+from daxfs.ext4.jbd2 import Compat, Format, Incompat
+from daxfs.journal import fast_scan, recovery
 from daxfs.pmem.memory import MemoryPool
 from support import run
 
@@ -76,7 +78,7 @@ class Writer:
             escaped = jbd2.escapes(content)
             logged = bytes(4) + content[4:] if escaped else content
             checksum = jbd2.block_checksum(self.form, self.sequence, logged)
-            tags.append(Tag(changed.get("home", number), jbd2.FLAG_ESCAPE * escaped, checksum))
+            tags.append(jbd2.Tag(changed.get("home", number), jbd2.FLAG_ESCAPE * escaped, checksum))
             copies.append(logged)
         descriptor = log_blocks.descriptor(self.form, self.sequence, tags)
         for name, block in (("descriptor", descriptor), *((f"copy {i}", copy) for i, copy in enumerate(copies))):
@@ -322,8 +324,9 @@ def test_a_bad_checksum_of_the_superblock() -> None:
     writer.refused(Corrupt, "journal superblock checksum")
 
 
-@pytest.mark.parametrize("tid", [100, 101, 102])
-def test_fast_commits(tid: int) -> None:
+@pytest.mark.parametrize("sequence", [100, 101, 102])
+def test_fast_commits(sequence: int) -> None:
+    """Those of the transaction behind the last one are returned, with its place; the log waits for them."""
     incompat = Incompat.CSUM_V3 | Incompat.BIT64 | Incompat.FAST_COMMIT
     writer = Writer(log_blocks=1024, s_num_fc_blks=300, start=721)
     writer.rig.change_superblock(writer.pool, s_feature_incompat=int(incompat), s_num_fc_blks=300)
@@ -332,11 +335,27 @@ def test_fast_commits(tid: int) -> None:
     rig = writer.rig
     writer.blocks({rig.free[0]: rig.filled(1), rig.free[1]: rig.filled(2)}).commit()  # wraps at the log's end
     assert writer.at == 2
-    writer.pool.write(rig.place(725), struct.pack("<HHII", 9, 8, 0, tid))
-    if tid == 101:
-        writer.refused(Unsupported, "fast_commit")
+    area = FastCommits(rig.block_size, sequence).link(2, 12, b"name").tail()
+    writer.pool.write(rig.place(725), area.content)
+    report = writer.replay()
+    assert report.replayed == 2
+    if sequence == 101:
+        assert report.fast == fast_scan.FastCommits((NameChange(Tag.LINK, 2, 12, b"name"),), 1, 101, 2)
+        assert rig.superblock(writer.pool).s_start == 721
+        assert writer.replay() == report
     else:
-        assert writer.replay().replayed == 2
+        assert report.fast is None
+        assert rig.superblock(writer.pool).s_start == 0
+
+
+def test_a_torn_first_fast_commit_is_refused() -> None:
+    writer = Writer(log_blocks=1024, s_num_fc_blks=300)
+    incompat = Incompat.CSUM_V3 | Incompat.BIT64 | Incompat.FAST_COMMIT
+    writer.rig.change_superblock(writer.pool, s_feature_incompat=int(incompat))
+    writer.blocks({writer.rig.free[0]: writer.rig.filled(1)}).commit()
+    area = FastCommits(writer.rig.block_size, 101).link(2, 12, b"name").tail()
+    writer.pool.write(writer.rig.place(725), area.content[:20])
+    writer.refused(Corrupt, "fast commit: the first one has a record without sense; e2fsck -fy goes on without it")
 
 
 def test_wiping_discards_what_is_there() -> None:

@@ -148,11 +148,9 @@ def test_every_inode_can_be_taken_and_given_back(rigs: Rigs, layout: str) -> Non
     fsck(rig.path)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_taken_is_what_e2fsck_finds(rigs: Rigs, layout: str) -> None:
-    rig = rigs(layout, "-N", "2048")
+def fill_unused_slots(rig: AllocRig) -> None:
+    """The unused part of the inode tables may hold anything."""
     geometry = rig.geometry
-    # The unused part of the tables may hold anything.
     if geometry.metadata_csum or geometry.gdt_csum:
         for group in range(geometry.groups_count):
             desc = groups.descriptor(rig.view, group)
@@ -160,6 +158,13 @@ def test_what_is_taken_is_what_e2fsck_finds(rigs: Rigs, layout: str) -> None:
             start = (desc.inode_table << geometry.block_bits) + first * geometry.inode_size
             length = desc.itable_unused * geometry.inode_size
             rig.pool.write(start, random.Random(group).randbytes(length))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_taken_is_what_e2fsck_finds(rigs: Rigs, layout: str) -> None:
+    rig = rigs(layout, "-N", "2048")
+    geometry = rig.geometry
+    fill_unused_slots(rig)
     chance = random.Random(layout)
     taken: list[int] = []
     for _ in range(200):
@@ -411,3 +416,24 @@ def test_a_group_that_was_never_used_gets_its_bitmap(rigs: Rigs) -> None:
         rig.journal.commit()
         check_counts(rig)
         check_unattached(rig, set(taken))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_inode_can_be_taken_by_its_number(rigs: Rigs, layout: str) -> None:
+    """The slots before it that were never used are zeroed; they are given away later as others are."""
+    rig = rigs(layout, "-N", "2048")
+    fill_unused_slots(rig)
+    per_group = rig.geometry.inodes_per_group
+    wanted = [rig.geometry.first_ino + 5, per_group + 20, per_group + 18, per_group + 23]
+    for ino in wanted:
+        with rig.handle(8) as tx:
+            inode = inodes.take(tx, ino, FILE)
+            assert (inode.number, inode.mode, inode.size) == (ino, FILE, 0)
+            inode.links_count = 1
+    with pytest.raises(Corrupt, match="in use already"), rig.handle(8) as tx:
+        inodes.take(tx, wanted[0], FILE)
+    first = allocate(rig, parent=per_group + 20)
+    assert first == per_group + 1
+    rig.journal.commit()
+    check_counts(rig)
+    check_unattached(rig, {*wanted, first})

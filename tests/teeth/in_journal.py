@@ -8,11 +8,16 @@ LOG = "daxfs/journal/log.py"
 JOURNAL = "daxfs/journal/journal.py"
 TRANSACTION = "daxfs/journal/transaction.py"
 RECOVERY = "daxfs/journal/recovery.py"
+FAST_SCAN = "daxfs/journal/fast_scan.py"
+CONTINUED = "daxfs/journal/continued.py"
+FAST_REPLAY = "daxfs/fs/fast_replay.py"
 
 CUTS = "tests/journal/test_crash.py"
 LOGS = "tests/journal/test_log.py"
 NUMBERS = "tests/journal/test_numbers.py"
 REPLAYS = "tests/journal/test_recovery.py"
+SCANS = "tests/journal/test_fast_scan.py"
+FAST = "tests/fs/test_fast_replay.py"
 HANDLES = "tests/journal/test_transaction.py"
 ORDER = "tests/crash/test_order.py"
 REUSE = "tests/crash/test_reuse.py"
@@ -302,8 +307,8 @@ MUTANTS = [
     Mutant(
         "the log is emptied in the epoch of the replay",
         RECOVERY,
-        "    pool.fence()\n    _empty(pool, geometry, area, superblock, end + 1 & _M)\n    return _report",
-        "    _empty(pool, geometry, area, superblock, end + 1 & _M)\n    return _report",
+        "    pool.fence()\n    if fast is None:\n        _empty",
+        "    if fast is None:\n        _empty",
         "A cut in the replay leaves an empty log and a part of the home copies.",
         (CUTS,),
     ),
@@ -364,5 +369,94 @@ MUTANTS = [
         "position if position <= superblock.log_end else position - (superblock.log_end - superblock.s_first)",
         "A transaction that goes around the log's end is read one block too far.",
         (LOGS, CUTS),
+    ),
+    # Fast commits
+    Mutant(
+        "the log is emptied with its fast commits",
+        RECOVERY,
+        "    if fast is None:\n        _empty",
+        "    if True:\n        _empty",
+        "A cut in the recovery loses the fast commits.",
+        (REPLAYS, FAST),
+    ),
+    Mutant(
+        "fast commits of any transaction",
+        FAST_SCAN,
+        "            if number != sequence:\n                break\n",
+        "",
+        "What was done before the last commit is done once more.",
+        (SCANS, REPLAYS),
+    ),
+    Mutant(
+        "a torn fast commit counts",
+        FAST_SCAN,
+        "found[:complete]",
+        "found",
+        "Records are believed that no checksum covers.",
+        (SCANS, FAST),
+    ),
+    Mutant(
+        "fast commits become a transaction of another number",
+        CONTINUED,
+        "fast.sequence, fast.position\n",
+        "fast.sequence + 1, fast.position\n",
+        "The transaction does not follow the last one, and is never found.",
+        (FAST,),
+    ),
+    Mutant(
+        "fast commits become a transaction elsewhere",
+        RECOVERY,
+        "self.behind = self._reader.after(position)",
+        "self.behind = position",
+        "The last commit record is overwritten.",
+        (REPLAYS, FAST),
+    ),
+    Mutant(
+        "a transaction over the tail",
+        CONTINUED,
+        "        if self._blocks_needed(len(copies), len(revokes)) >= self._free:\n",
+        "        if False:\n",
+        "A transaction that does not fit begins the log anew, and the fast commits are lost before it is durable.",
+        (FAST,),
+    ),
+    Mutant(
+        "blocks that changed hands are freed",
+        FAST_REPLAY,
+        "subtract(freed, list(used))",
+        "subtract(freed, [])",
+        "Blocks that one file has given to another are free.",
+        (FAST,),
+    ),
+    Mutant(
+        "blocks of others are mapped",
+        FAST_REPLAY,
+        "in subtract(joined(self._mapped), freed):\n",
+        "in ():\n",
+        "Two files have the same block.",
+        (FAST,),
+    ),
+    Mutant(
+        "a nameless file of a fast commit stays",
+        FAST_REPLAY,
+        "0 if ino in self._fresh else links",
+        "links",
+        "An inode without a name is never freed.",
+        (FAST,),
+    ),
+    Mutant(
+        "a number that is used again keeps the old file's blocks",
+        FAST_REPLAY,
+        "        if used and self._is_another(image):\n",
+        "        if False:\n",
+        "A new file shows what a removed one held.",
+        (FAST,),
+    ),
+    Mutant(
+        "slots between are left as they were",
+        "daxfs/structures/inodes.py",
+        "    _clear_unused_slots(tx, desc, bit)\n",
+        "",
+        "Slots of the inode table that were never used count as used.",
+        ("tests/structures/test_inodes.py",),
     ),
 ]
