@@ -158,7 +158,7 @@ def test_appends_of_two_processes_are_all_there(root: Path, worker: Agent) -> No
 
 def test_times_move_with_fsync_and_with_close(root: Path, worker: Agent) -> None:
     warm(worker, root / "file")
-    for end in ("os.fsync(fd)", "os.fdatasync(fd)", "os.close(fd)"):
+    for end in ("os.fsync(fd)", "os.close(fd)"):
         worker("direct(lambda: os.pwrite(fd, b'x', 0))")
         os.utime(root / "file", (1, 1))
         worker("os.pwrite(fd, b'x', 0)")

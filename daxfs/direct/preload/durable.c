@@ -1,4 +1,10 @@
-/* A file that has only mappings left is flushed. Without a descriptor the library can't notify the daemon of stores. */
+/* fdatasync(2) of a file that the daemon has not changed since the last one makes no request: without msync(2) stores
+ * are durable when they are made, and the times of a file need not be. To move the times is a change by the daemon: if
+ * each fdatasync(2) did it, processes that store to one file would find it changed by each other all the time. So a
+ * process moves them once a second.
+ *
+ * A file that has only mappings left is flushed. Without a descriptor the library can't notify the daemon of stores.
+ */
 #include "durable.h"
 
 #include <errno.h>
@@ -21,14 +27,42 @@ static int flush(struct pl_file *file) {
     return failed;
 }
 
+/* Return the state of a file: it is another one after each change by the daemon. The epoch is the high half, and the
+ * number of changes the low one. 0: not known, or stores must be flushed first. */
+static uint64_t state_of(int fd, struct pl_file *file) {
+    uint64_t state = 0;
+
+    if (file->mount->pool.persistence == DAXFS_MSYNC || !pl_pin(fd, file))
+        return 0;
+    if (file->leased && !file->fixed && pl_holds(file))
+        state = file->epoch << 32 | (uint32_t)__atomic_load_n(&file->entry->changes, __ATOMIC_ACQUIRE);
+    pl_unpin(file);
+    return state;
+}
+
+/* Make all content of a file in this state, and whatever leads to it, durable. Return 0 or an errno. */
+static int sync_content(int fd, struct pl_file *file, uint64_t state) {
+    if (atomic_load(&file->durable) == state)
+        return 0;
+    if (pl_call(SYS_fdatasync, fd))
+        return errno;
+    atomic_store(&file->durable, state);
+    return 0;
+}
+
 int pl_sync(int fd, bool data_only, bool *done) {
     struct pl_file *file = pl_hold(fd);
     int failed = 0, saved = errno;
+    uint64_t state;
 
     *done = false;
     if (!file)
         return 0;
-    if (atomic_load(&file->stored) || atomic_load(&file->appends.unsynced)) {
+    state = data_only && !pl_times_lag(file) ? state_of(fd, file) : 0;
+    if (state) {
+        failed = sync_content(fd, file, state);
+        *done = !failed;
+    } else if (atomic_load(&file->stored) || atomic_load(&file->appends.unsynced)) {
         failed = flush(file);
         *done = !failed && pl_notify_with(fd, file, data_only ? DAXFS_DURABLE | DAXFS_DATA_ONLY : DAXFS_DURABLE);
     }

@@ -9,8 +9,8 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Make all direct stores to a file durable: flush them, then send DAXFS_IOC_STORED. Return 0, or -1 with errno. `done`
- * becomes true if the daemon has done all that fsync(2) does. */
+/* Make all direct stores to a file durable: flush them, then send DAXFS_IOC_STORED, or for fdatasync(2) what is needed.
+ * Return 0, or -1 with errno. `done` becomes true if nothing of what fsync(2) or fdatasync(2) does is left to do. */
 int pl_sync(int fd, bool data_only, bool *done);
 /* Flush this process's stores to files of the mount with this st_dev (0: of all mounts), and notify the daemon. Return
  * 0, or the errno of a flush that failed. */

@@ -49,6 +49,8 @@ static void set_up(struct pl_file *file, struct pl_mount *mount, uint64_t inode,
     pl_set_status_flags(file, flags);
     atomic_store(&file->unstorable, false);
     atomic_store(&file->stored, false);
+    atomic_store(&file->reported, 0);
+    atomic_store(&file->durable, 0);
     atomic_store(&file->shared, false);
     atomic_store(&file->announced, false);
     atomic_store(&file->refused, false);

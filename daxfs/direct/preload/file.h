@@ -58,6 +58,8 @@ struct pl_file {
     _Atomic bool at_end;                    /* O_APPEND: only pl_append does them */
     _Atomic bool unstorable;                /* the daemon grants no lease for writing */
     _Atomic bool stored;                    /* memory was stored to since the last DAXFS_IOC_STORED */
+    _Atomic uint64_t reported;              /* when DAXFS_IOC_STORED was sent last, in ms (stores.c) */
+    _Atomic uint64_t durable;               /* the state (durable.c) of which all content is durable; 0: none */
     _Atomic bool shared;                    /* a child has mappings of this lease: never renew */
     _Atomic bool announced;                 /* the daemon keeps others from what is memory, but mapped by the kernel */
     _Atomic bool refused;                   /* the daemon grants no lease */

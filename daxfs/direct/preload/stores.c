@@ -2,9 +2,24 @@
 #include "stores.h"
 
 #include <errno.h>
+#include <time.h>
 
 #include "ioctls.h"
 #include "process.h"
+
+#define LAG 1000 /* ms by which a file's times may lag behind stores that are only made durable by fdatasync(2) */
+
+/* Return the time in ms. The C library reads it without a system call. */
+static uint64_t now(void) {
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
+    return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
+}
+
+bool pl_times_lag(struct pl_file *file) {
+    return atomic_load(&file->stored) && now() - atomic_load(&file->reported) >= LAG;
+}
 
 void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length) {
     if (!atomic_load_explicit(&file->stored, memory_order_relaxed))
@@ -36,8 +51,10 @@ bool pl_notify_with(int fd, struct pl_file *file, uint32_t flags) {
         return false;
     if (flags & DAXFS_DURABLE)
         unsynced = atomic_exchange(&file->appends.unsynced, false);
-    if (!pl_ioctl_stored(fd, flags))
+    if (!pl_ioctl_stored(fd, flags)) {
+        atomic_store(&file->reported, now());
         return true;
+    }
     if (before)
         atomic_store(&file->stored, true);
     if (unsynced)

@@ -16,6 +16,8 @@ void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length);
 void pl_dirtied(struct pl_file *file, uint64_t pool_offset, uint64_t length);
 /* Flush the marked range by msync(2), if the pool needs it. Return 0 or an errno. */
 int pl_flush_stores(struct pl_file *file);
+/* Whether there are marked stores and the daemon was not notified of any for a second: the file's times lag behind. */
+bool pl_times_lag(struct pl_file *file);
 /* Notify the daemon if there are marked stores. */
 void pl_notify(int fd, struct pl_file *file);
 /* Notify the daemon in any case, with flags of enum daxfs_durability. False: it refused, and all stays marked. */
