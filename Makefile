@@ -7,6 +7,9 @@ STAMP := $(VENV)/.ready
 # more mounted tests at once would wait for each other.
 WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6 --dist=worksteal
 
+# Tests start thousands of interpreters. Each would compile all modules anew if it could not keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-pmem test-crash test-teeth container lint types layers circles c-layers check bench clean
 

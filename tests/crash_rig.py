@@ -6,6 +6,7 @@ whether what a cut left is one of these pictures, not older than the last sync; 
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import stat
@@ -508,7 +509,13 @@ def past_trees(fs: FileSystem) -> dict[bytes, Picture | None]:
 
 def past_tree(fs: FileSystem, name: bytes) -> Picture:
     """Return the tree in the image of a snapshot, in which e2fsck must find nothing."""
-    made = image_of(fs, name)
+    return tree_of(bytes(content_of_snapshot(fs, name)))
+
+
+@functools.lru_cache(maxsize=16)
+def tree_of(content: bytes) -> Picture:
+    """Return the tree in what a snapshot has; cached, since that is to be the same at each later moment."""
+    made = cleaned(content)
     with tempfile.NamedTemporaryFile(prefix="daxfs-image-") as file:
         file.write(made)
         file.flush()
@@ -518,12 +525,23 @@ def past_tree(fs: FileSystem, name: bytes) -> Picture:
 
 
 def image_of(fs: FileSystem, name: bytes) -> bytearray:
-    """Return the image of a snapshot, clean."""
+    """Return the image of a snapshot."""
+    return cleaned(content_of_snapshot(fs, name))
+
+
+def cleaned(content: bytes | bytearray) -> bytearray:
+    """Return what a snapshot has as a cleanly unmounted pool."""
+    made = bytearray(content)
+    imaging.clean(MemoryPool(made))
+    return made
+
+
+def content_of_snapshot(fs: FileSystem, name: bytes) -> bytearray:
+    """Return the blocks of a snapshot, as they are in a pool of the same size."""
     pool = fs.volume.pool
     made = bytearray(pool.size)
     for offset, content in imaging.pieces(pool, fs.open_snapshot(name)):
         made[offset : offset + len(content)] = content
-    imaging.clean(MemoryPool(made))
     return made
 
 
