@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daxfs.ext4 import dirent
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.hash import dirhash
 from daxfs.ext4.inode import FT_DIR, FT_REG_FILE
@@ -18,8 +19,9 @@ from daxfs.ext4.superblock import Superblock
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
 from daxfs.pmem.pool import open_pool
-from daxfs.structures import blocks, directories, dirlist, inodes, mapping
+from daxfs.structures import blocks, dirblocks, directories, dirlist, inodes, mapping
 from daxfs.structures.directories import Entry, Place
+from daxfs.structures.dirhints import Hints
 from daxfs.structures.inodes import Inode
 from support import fsck, mke2fs, run
 
@@ -142,6 +144,14 @@ class DirectoryRig:
         cookies = [entry.cookie for entry in listed]
         assert cookies == sorted(set(cookies))
         assert directories.is_empty(self.view, self.inode) == (not self.model)
+        self.check_starts()
+
+    def check_starts(self) -> None:
+        """What is known of the entries of each block are the first entries of its chain."""
+        limit = dirblocks.limit_of(self.view.geometry)
+        for number, starts in self.view.caches[Hints].starts.items():
+            chain = [offset for offset, *_ in dirent.walk(self.view.block(number), limit)]
+            assert starts.tolist() == chain[: len(starts)]
 
     def commit_consistent(self) -> None:
         """Make the link counts fit, so that e2fsck has nothing to say, and commit."""

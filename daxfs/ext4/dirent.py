@@ -15,7 +15,10 @@ Documentation/filesystems/ext4/directory.rst.
 from __future__ import annotations
 
 import struct
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
@@ -63,34 +66,68 @@ def walk(buf: Buffer, limit: int, where: str = "directory block") -> Iterator[tu
         offset += rec_len
 
 
-def find(buf: Buffer, limit: int, name: bytes, where: str = "directory block") -> int:
+Starts: TypeAlias = "array[int]"
+"""The offsets of the first entries of a block, in order, beginning with 0: as many as anybody has asked for."""
+
+
+def new_starts() -> Starts:
+    """Return what is known of a block in which no entry was searched yet."""
+    return array("H", (0,))
+
+
+def index_of(buf: Buffer, limit: int, starts: Starts, offset: int, where: str = "directory block") -> int:
+    """Return the index of ``offset`` in ``starts``; -1: no entry begins there.
+
+    The chain is followed from the last known start up to the offset, and what is passed is added to ``starts``.
+
+    Raises:
+        Corrupt: a ``rec_len`` on the way is too small, is no multiple of 4, or leads past ``limit``.
+    """
+    at = starts[-1]
+    if at < offset:
+        halves = memoryview(buf).cast("B").cast("H")
+        while at < offset:
+            rec_len = halves[(at >> 1) + 2]
+            if rec_len < MIN_REC_LEN or rec_len & 3 or rec_len > limit - at:
+                raise _bad_entry(where, at, rec_len, halves[(at >> 1) + 3] & 0xFF)
+            at += rec_len
+            if at == limit:
+                return -1
+            starts.append(at)
+    index = bisect_left(starts, offset)
+    return index if starts[index] == offset else -1
+
+
+def find(buf: Buffer, limit: int, name: bytes, starts: Starts | None = None, where: str = "directory block") -> int:
     """Return the offset of the used entry called ``name``, or -1.
 
-    A memory search finds the name's bytes. Then the chain is followed up to that offset, because the bytes may also be
-    in slack space or inside another name. If the block does not contain the bytes, no entry is read.
+    A memory search finds the name's bytes. They may also be in slack space or inside another name, so the offset must
+    be one of the entries' (`index_of`). If the block does not contain the bytes, no entry is read.
+
+    Args:
+        buf: the block.
+        limit: where the entries end.
+        name: of 1 to 255 bytes.
+        starts: what is known of the block's entries; None: nothing.
+        where: names the block in the error.
 
     Raises:
         Corrupt: a ``rec_len`` up to the found entry is too small, is no multiple of 4, or leads past ``limit``.
     """
     data = bytes(buf)
-    candidate = data.find(name, HEADER_SIZE, limit) - HEADER_SIZE
-    if candidate < 0:
-        return -1
-    halves = memoryview(data).cast("H")
     length = len(name)
-    offset = 0
-    while candidate >= 0:
-        while offset < candidate:
-            rec_len = halves[(offset >> 1) + 2]
-            if rec_len < 12 or rec_len & 3 or rec_len > limit - offset:
-                raise _bad_entry(where, offset, rec_len, data[offset + 6])
-            offset += rec_len
-        if offset == candidate and data[offset + 6] == length and data[offset : offset + 4] != _ZERO4:
-            rec_len = halves[(offset >> 1) + 2]
-            if rec_len & 3 or not length + 8 <= rec_len <= limit - offset:
-                raise _bad_entry(where, offset, rec_len, length)
-            return offset
-        candidate = data.find(name, max(candidate + 1, offset) + HEADER_SIZE, limit) - HEADER_SIZE
+    at = data.find(name, HEADER_SIZE, limit)
+    while at >= 0:
+        offset = at - HEADER_SIZE
+        if data[offset + 6] == length and not offset & 3 and data[offset : offset + 4] != _ZERO4:
+            if starts is None:
+                starts = new_starts()
+            if index_of(data, limit, starts, offset, where) >= 0:
+                rec_len = data[offset + 4] | data[offset + 5] << 8
+                if rec_len & 3 or not length + HEADER_SIZE <= rec_len <= limit - offset:
+                    raise _bad_entry(where, offset, rec_len, length)
+                return offset
+        at = data.find(name, at + 1, limit)
     return -1
 
 

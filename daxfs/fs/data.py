@@ -88,10 +88,25 @@ class OpenFile:
 
 
 def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> Steps[OpenFile]:
-    """Open an inode by number. O_TRUNC truncates a regular file to 0 bytes (EISDIR, EROFS, EPERM as open(2)).
+    """Open an inode by number, as `open_whole`; O_TRUNC truncates it to 0 bytes.
 
-    A symbolic link (ELOOP), a device, a FIFO or a socket (ENXIO) has no block map to read or write. ``kill`` says
-    whether O_TRUNC drops set-id bits (`truncate`).
+    ``kill`` says whether O_TRUNC drops set-id bits (`truncate`).
+    """
+    file = open_whole(volume, ino, flags, caller)
+    if flags & os.O_TRUNC:
+        try:
+            yield from truncate(volume, ino, 0, caller, kill)
+            volume.finish()
+        except BaseException:
+            volume.nodes.closed(file.node)
+            raise
+    return file
+
+
+def open_whole(volume: Volume, ino: int, flags: int, caller: Caller) -> OpenFile:
+    """Open an inode by number, without truncating it; EISDIR, EROFS, EPERM as open(2), O_TRUNC included.
+
+    A symbolic link (ELOOP), a device, a FIFO or a socket (ENXIO) has no block map to read or write.
     """
     inode = inodes.read(volume.view, ino)
     if not (inode.is_regular or inode.is_dir):
@@ -105,16 +120,7 @@ def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool |
             raise FsError(errno.EPERM)
         if inode.flags & EXT4_APPEND_FL and (flags & os.O_TRUNC or not flags & os.O_APPEND):
             raise FsError(errno.EPERM)
-    node = volume.nodes.opened(inode)
-    file = OpenFile(node, flags, caller)
-    if flags & os.O_TRUNC and stat.S_ISREG(inode.mode):
-        try:
-            yield from truncate(volume, ino, 0, caller, kill)
-            volume.finish()
-        except BaseException:
-            volume.nodes.closed(node)
-            raise
-    return file
+    return OpenFile(volume.nodes.opened(inode), flags, caller)
 
 
 def load_map(volume: Volume, node: Node) -> FileMap | None:

@@ -349,7 +349,10 @@ class FileSystem:
     def _open(
         self, ino: int, flags: int, caller: Caller, kill_privileges: bool | None = None, *, positioned: bool
     ) -> OpenFile:
-        file = finish(data.open_file(self.volume, ino, flags, caller, kill_privileges))
+        if flags & os.O_TRUNC:
+            file = finish(data.open_file(self.volume, ino, flags, caller, kill_privileges))
+        else:
+            file = data.open_whole(self.volume, ino, flags, caller)
         if positioned:
             file.append = False
         return file

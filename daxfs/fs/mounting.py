@@ -50,7 +50,7 @@ class TornView(PoolView):
 
     __slots__ = ()
 
-    def verified(self, number: int, check: Check) -> memoryview:  # noqa: ARG002
+    def verified(self, number: int, check: Check, *context: object) -> memoryview:  # noqa: ARG002
         """Return the block without a check."""
         return self.block(number)
 

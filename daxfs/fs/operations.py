@@ -1,8 +1,9 @@
 """What the operations of `FileSystem` have in common: how they fail, try again and become durable.
 
 Each operation of the facade has one of four decorators, which says what the operation may do: `reading`, `maintaining`,
-`changing`, `piecewise`. All of them end with `failure` if an error or missing memory met the operation. An operation in
-steps (`daxfs.fs.steps`) has the decorator `in_steps`, which does the same at each of its steps.
+`changing`, `piecewise`. All of them end with `failure` if an error or missing memory met the operation. A change does
+not begin while a copy of data has met missing memory that is not settled: that is not its error. An operation in steps
+(`daxfs.fs.steps`) has the decorator `in_steps`, which does the same at each of its steps.
 """
 
 from __future__ import annotations
@@ -67,45 +68,20 @@ def lost(volume: Volume, *, change: bool) -> MissingMemory:
     return error
 
 
-def guarded(
-    method: Callable[Concatenate[S, P], R], *, explained: bool = False, change: bool = False
-) -> Callable[Concatenate[S, P], R]:
-    """Wrap an operation so that it ends with `failure` if it met an error or missing memory.
-
-    A change does not begin while a copy of data has met missing memory that is not settled: that is not its error.
-    """
+def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation that changes nothing on the pool: it opens no handle and commits nothing."""
 
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        volume = self.volume
-        if change:
-            volume.finish_copy()
         try:
             result = method(self, *args, **kwargs)
         except BaseException as error:
-            raise failure(volume, error, explained=explained, change=change)  # noqa: B904 (the same error as a rule)
-        if volume.faults[0]:
-            raise lost(volume, change=change)
+            raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
+        if self.volume.faults[0]:
+            raise lost(self.volume, change=False)
         return result
 
     return cast("Callable[Concatenate[S, P], R]", operation)
-
-
-def finished(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Wrap an operation so that its changes are durable when it returns, if the mount or the inode asks for that."""
-
-    @wraps(method)
-    def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        result = method(self, *args, **kwargs)
-        self.volume.finish()
-        return result
-
-    return cast("Callable[Concatenate[S, P], R]", operation)
-
-
-def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Wrap an operation that changes nothing on the pool: it opens no handle and commits nothing."""
-    return guarded(method)
 
 
 def maintaining(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -113,22 +89,47 @@ def maintaining(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[
 
     Such an operation itself makes durable what must be durable when it returns.
     """
-    return guarded(method)
+    return reading(method)
 
 
 def changing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wrap an operation that changes the pool whole or not at all: in a full pool it runs once more (`reclaim.py`)."""
 
     @wraps(method)
-    def retried(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.volume.reclaimers.retrying(method, self, *args, **kwargs)
+    def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        volume = self.volume
+        volume.finish_copy()
+        try:
+            result = volume.reclaimers.retrying(method, self, *args, **kwargs)
+        except BaseException as error:
+            raise failure(volume, error, explained=True, change=True)  # noqa: B904 (it is the same error as a rule)
+        return finished(volume, result)
 
-    return finished(guarded(cast("Callable[Concatenate[S, P], R]", retried), explained=True, change=True))
+    return cast("Callable[Concatenate[S, P], R]", operation)
 
 
 def piecewise(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
-    return finished(guarded(method, explained=True, change=True))
+
+    @wraps(method)
+    def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        volume = self.volume
+        volume.finish_copy()
+        try:
+            result = method(self, *args, **kwargs)
+        except BaseException as error:
+            raise failure(volume, error, explained=True, change=True)  # noqa: B904 (it is the same error as a rule)
+        return finished(volume, result)
+
+    return cast("Callable[Concatenate[S, P], R]", operation)
+
+
+def finished(volume: Volume, result: R) -> R:
+    """Return the result of a change, which is durable by then if the mount or the inode asks for that."""
+    if volume.faults[0]:
+        raise lost(volume, change=True)
+    volume.finish()
+    return result
 
 
 def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concatenate[S, P], Steps[R]]:

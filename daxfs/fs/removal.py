@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from daxfs.errors import Corrupt, MissingMemory
 from daxfs.fs import damage, data
-from daxfs.fs.steps import Steps, finish
+from daxfs.fs.steps import Steps
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
@@ -59,8 +59,9 @@ def step(volume: Volume, ino: int) -> None:
     lives.ending[ino] = None
     finished = True  # also with an error: the inode stays on the orphan list
     try:
-        with unless_damaged(volume, ino):
-            finished = free_step(volume, ino) if ino in lives.nameless else data.cut_step(volume, ino)
+        finished = free_step(volume, ino) if ino in lives.nameless else data.cut_step(volume, ino)
+    except (Corrupt, MissingMemory) as error:
+        leave_listed(volume, ino, error)
     finally:
         if finished:
             lives.ending.pop(ino, None)
@@ -68,18 +69,18 @@ def step(volume: Volume, ino: int) -> None:
 
 def freeing(volume: Volume) -> Steps[None]:
     """Finish all that `begin` has begun, the oldest first, and whatever begins meanwhile."""
-    while unfinished(volume):
-        step(volume, next(iter(volume.lives.ending)))
+    while free_some(volume):
         yield
 
 
 def free_rest(volume: Volume) -> None:
     """Finish all that has begun at once."""
-    finish(freeing(volume))
+    while free_some(volume):
+        pass
 
 
 def free_some(volume: Volume) -> bool:
-    """Do the next step of what has begun; return whether there was anything (a reclaimer)."""
+    """Do the next step of what has begun, the oldest first; return whether there was anything (a reclaimer)."""
     begun = unfinished(volume)
     if begun:
         step(volume, next(iter(volume.lives.ending)))
@@ -162,9 +163,7 @@ def free_nameless(volume: Volume) -> None:
 
 @contextmanager
 def unless_damaged(volume: Volume, ino: int | None) -> Iterator[None]:
-    """Leave an inode on the orphan list whose end needs metadata that is damaged or missing, and report that.
-
-    The operation that took its last name has succeeded, and neither a mount nor its end may fail because of it.
+    """Leave an inode on the orphan list, as `leave_listed`, if what is done inside meets damaged or missing metadata.
 
     Args:
         volume: of the inode.
@@ -174,10 +173,23 @@ def unless_damaged(volume: Volume, ino: int | None) -> Iterator[None]:
         with volume.pool.faults.checked():
             yield
     except (Corrupt, MissingMemory) as error:
-        what = "the orphan list ends early" if ino is None else f"inode {ino} stays on the orphan list"
-        log.error("%s: %s", what, error.strerror)
-        if isinstance(error, Corrupt):
-            damage.report(volume, error)
-        else:
-            volume.forget_content()
-            damage.report_missing(volume, error, change=True)
+        leave_listed(volume, ino, error)
+
+
+def leave_listed(volume: Volume, ino: int | None, error: Corrupt | MissingMemory) -> None:
+    """Report that an inode stays on the orphan list, since its end needs metadata that is damaged or missing.
+
+    The operation that took its last name has succeeded, and neither a mount nor its end may fail because of it.
+
+    Args:
+        volume: of the inode.
+        ino: the inode; None: the list itself was read.
+        error: what the end met.
+    """
+    what = "the orphan list ends early" if ino is None else f"inode {ino} stays on the orphan list"
+    log.error("%s: %s", what, error.strerror)
+    if isinstance(error, Corrupt):
+        damage.report(volume, error)
+    else:
+        volume.forget_content()
+        damage.report_missing(volume, error, change=True)

@@ -16,15 +16,17 @@ T2. Within a handle, a block is in ``_touched`` exactly when its present copy ma
     entry.
 T3. Applying ``_undo`` backwards restores the transaction to its state at the beginning of the handle.
 T4. A block is never in ``copies`` and in ``revokes`` at once: a revoke record would suppress the block's own copy.
+T5. A kept record is bound to a present copy, and its seal is registered. So all are dropped when a copy or a seal goes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from daxfs.errors import FsError, MissingMemory
+from daxfs.ext4.record import Record
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
 
@@ -35,8 +37,14 @@ if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
     from daxfs.runs import BlockRun
 
-Seal = Callable[[memoryview], None]
-SealTable = dict[int, dict[Hashable, Seal]]
+Seal = Callable[..., None]
+"""``seal(*context, content)`` makes the checksum of a block or of one of its records."""
+SealTable = dict[int, dict[Hashable, tuple[Seal, tuple[object, ...]]]]
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+MOST_RECORDS = 256
+"""The most records of one kind that a transaction keeps; each takes some 700 bytes."""
 
 # The kinds of undo entries. An entry is a tuple of a kind and the fields in parentheses.
 _ADDED = 0  # (number): the block joined the transaction
@@ -57,8 +65,9 @@ class Transaction:
     Attributes:
         copies: block number -> writable copy.
         overlay: block number -> read-only view of the copy.
-        seals: block number -> key -> seal.
-        late: block number -> key -> seal; these run after all of ``seals``.
+        seals: block number -> key -> (seal, its context).
+        late: as ``seals``; these run after all of ``seals``.
+        records: class -> key -> (block number, record on the copy of that block); see `Handle.edited`.
         revokes: freed metadata blocks, whose older copies in the log must not be replayed.
         frees: runs to clear in the bitmaps at commit.
         reserved: key -> credits reserved for the commit hooks.
@@ -73,6 +82,7 @@ class Transaction:
         "frees",
         "late",
         "overlay",
+        "records",
         "reserved",
         "reserved_credits",
         "revokes",
@@ -86,6 +96,7 @@ class Transaction:
         self.overlay: dict[int, memoryview] = {}
         self.seals: SealTable = {}
         self.late: SealTable = {}
+        self.records: dict[type[Record], dict[int, tuple[int, Any]]] = {}
         self.revokes: set[int] = set()
         self.frees: list[BlockRun] = []
         self.reserved: dict[Hashable, int] = {}
@@ -101,6 +112,7 @@ class Transaction:
             self.overlay[SUPERBLOCK_KEY] = self.waiting
         self.seals.clear()
         self.late.clear()
+        self.records.clear()
         self.revokes.clear()
         self.frees.clear()
         self.reserved.clear()
@@ -119,8 +131,8 @@ class Transaction:
         for table in (self.seals, self.late):
             for number, seals in table.items():
                 content = copies[number]
-                for seal in seals.values():
-                    seal(content)
+                for seal, context in seals.values():
+                    seal(*context, content)
         if self.superblock is not None:
             self.superblock.seal()
 
@@ -146,6 +158,7 @@ class Handle(View):
         "_credits",
         "_faults",
         "_frees_mark",
+        "_records",
         "_revokes_per_block",
         "_seals",
         "_strict",
@@ -188,6 +201,7 @@ class Handle(View):
         self._tx = transaction
         self._copies = transaction.copies
         self._seals = transaction.seals
+        self._records = transaction.records
         self._touched: set[int] = set()
         self._undo: list[tuple[Any, ...]] = []
         self._revokes_per_block = revokes_per_block
@@ -248,7 +262,7 @@ class Handle(View):
 
     # Blocks
 
-    def edit(self, number: int, seal: Seal | None = None) -> memoryview:
+    def edit(self, number: int, seal: Seal | None = None, *context: object) -> memoryview:
         """Return the writable copy of a block; the block joins the running transaction.
 
         A caller that relies on the block's content verifies it first (`verified`).
@@ -256,6 +270,7 @@ class Handle(View):
         Args:
             number: the block.
             seal: makes the block's checksum; it runs once, at commit. The first seal passed for a block is used.
+            context: arguments for the seal, before the content.
 
         Returns:
             ``block_size`` bytes, valid until the handle ends.
@@ -269,10 +284,10 @@ class Handle(View):
         if seal is not None:
             seals = self._seals.get(number)
             if seals is None or None not in seals:
-                self._add_seal(self._seals, number, None, seal)
+                self._add_seal(self._seals, number, None, seal, context)
         return self._copies[number]
 
-    def create(self, number: int, seal: Seal | None = None) -> memoryview:
+    def create(self, number: int, seal: Seal | None = None, *context: object) -> memoryview:
         """Return a writable copy of a block that was just allocated, filled with zeros.
 
         The block joins the running transaction. A seal from an earlier use of the block is dropped.
@@ -280,6 +295,7 @@ class Handle(View):
         Args:
             number: the block.
             seal: as in `edit`.
+            context: as in `edit`.
 
         Raises:
             Corrupt: the number is 0 or past the end of the file system.
@@ -290,23 +306,58 @@ class Handle(View):
             raise self._bad_number(number)
         self._add(number, bytearray(self.block_size))
         if seal is not None:
-            self._add_seal(self._seals, number, None, seal)
+            self._add_seal(self._seals, number, None, seal, context)
         return self._copies[number]
 
-    def seal_record(self, number: int, key: Hashable, seal: Seal, *, late: bool = False) -> None:
+    def seal_record(self, number: int, key: Hashable, seal: Seal, *context: object, late: bool = False) -> None:
         """Register the seal of one record inside a block that this transaction has a copy of.
 
         Args:
             number: the block.
             key: identifies the seal among those of the block; a second seal with the same key is ignored. The seal that
                 `edit` takes has the key None.
-            seal: is called with the whole block.
+            seal: is called with the context and the whole block.
+            context: arguments for the seal, before the content.
             late: run the seal after all that are not late (for records that hold other blocks' checksums).
         """
         table = self._tx.late if late else self._seals
         seals = table.get(number)
         if seals is None or key not in seals:
-            self._add_seal(table, number, key, seal)
+            self._add_seal(table, number, key, seal, context)
+
+    def keep(self, kind: type[RecordT], key: int, number: int, record: RecordT) -> None:
+        """Keep a record on the copy of a block, for `edited`. Its seal must be registered already.
+
+        Args:
+            kind: the class under which it is kept.
+            key: identifies the record among those.
+            number: the block.
+            record: the record.
+        """
+        kept = self._records.get(kind)
+        if kept is None or len(kept) >= MOST_RECORDS:
+            kept = self._records[kind] = {}
+        kept[key] = number, record
+
+    def edited(self, kind: type[RecordT], key: int) -> RecordT | None:
+        """Return a record that this transaction keeps, ready to be changed by this handle; None: there is none.
+
+        Most operations change records that were changed before: the directory, the group's descriptor. They need not be
+        found, checked, bound and sealed once more.
+        """
+        kept = self._records.get(kind)
+        if kept is None or key not in kept:
+            return None
+        number, record = kept[key]
+        if number not in self._touched:
+            self._touch(number)
+        found: RecordT = record
+        return found
+
+    def kept(self, kind: type[RecordT], key: int) -> RecordT | None:
+        """Return a record as `edited` does, only for reading."""
+        kept = self._records.get(kind)
+        return kept[key][1] if kept is not None and key in kept else None
 
     def edit_superblock(self) -> Superblock:
         """Return the writable copy of the superblock; it is sealed at commit.
@@ -327,7 +378,8 @@ class Handle(View):
         """
         if not 0 < number < self._limit:
             raise self._bad_number(number)
-        self._assert_active()
+        if not self.active:
+            raise _ended()
         if number in self._copies:
             self._drop(number)
         self._verified.discard(number)
@@ -373,7 +425,8 @@ class Handle(View):
         Args:
             undo: undoes the change; it must change nothing through a handle and must not raise.
         """
-        self._assert_active()
+        if not self.active:
+            raise _ended()
         self._undo.append((_CALLBACK, undo))
 
     # Credits
@@ -382,7 +435,8 @@ class Handle(View):
         """Reserve credits for changes that the commit hooks will make because of this handle; once for each key."""
         tx = self._tx
         if key not in tx.reserved:
-            self._assert_active()
+            if not self.active:
+                raise _ended()
             tx.reserved[key] = credits
             tx.reserved_credits += credits
             self._undo.append((_RESERVED, key, credits))
@@ -394,10 +448,6 @@ class Handle(View):
 
     # Undo entries and copies
 
-    def _assert_active(self) -> None:
-        if not self.active:
-            raise RuntimeError("this handle has ended; use it inside: with journal.handle(credits) as tx")
-
     def _touch(self, number: int) -> None:
         """Prepare the first edit of a block by this handle: record its old content, or that it had no copy."""
         copy = self._copies.get(number)
@@ -407,7 +457,8 @@ class Handle(View):
             start = number << self._bits
             self._add(number, bytearray(self._memory[start : start + self.block_size]))
             return
-        self._assert_active()
+        if not self.active:
+            raise _ended()
         self._undo.append((_CHANGED, number, bytes(copy)))
         self._touched.add(number)
         if self._strict:
@@ -415,7 +466,8 @@ class Handle(View):
 
     def _touch_superblock(self) -> None:
         copy = self._copies.get(SUPERBLOCK_KEY)
-        self._assert_active()
+        if not self.active:
+            raise _ended()
         if copy is None:
             start = SUPERBLOCK_OFFSET >> self._bits << self._bits
             waiting = self._tx.waiting
@@ -431,7 +483,8 @@ class Handle(View):
         self._credits += 1
 
     def _add(self, number: int, buffer: bytearray) -> None:
-        self._assert_active()
+        if not self.active:
+            raise _ended()
         reserve = self.pool.reserve
         if reserve is not None:
             reserve(number << self._bits, self.block_size)
@@ -452,22 +505,25 @@ class Handle(View):
 
         Nothing changes the copy afterwards, so the undo entry needs no copy of its own.
         """
-        self._assert_active()
+        if not self.active:
+            raise _ended()
         tx = self._tx
+        tx.records.clear()
         copy = tx.copies.pop(number)
         del tx.overlay[number]
         self._undo.append((_DROPPED, number, copy, tx.seals.pop(number, None), tx.late.pop(number, None)))
         self._touched.discard(number)
 
-    def _add_seal(self, table: SealTable, number: int, key: Hashable, seal: Seal) -> None:
-        self._assert_active()
+    def _add_seal(self, table: SealTable, number: int, key: Hashable, seal: Seal, context: tuple[object, ...]) -> None:
+        if not self.active:
+            raise _ended()
         if number not in self._copies:
             raise ValueError(f"block {number} has no copy in the transaction: edit it before its records are sealed")
         seals = table.get(number)
         if seals is None:
-            table[number] = {key: seal}
+            table[number] = {key: (seal, context)}
         else:
-            seals[key] = seal
+            seals[key] = seal, context
         self._undo.append((_SEALED, table, number, key))
 
     def _check_credits(self) -> None:
@@ -477,6 +533,7 @@ class Handle(View):
     def _roll_back(self) -> None:
         """Undo everything since the handle began (invariant T3): blocks, and by callbacks state of higher layers."""
         tx = self._tx
+        tx.records.clear()
         for entry in reversed(self._undo):
             if entry[0] == _LOGGED:
                 self.logged.remove(entry[1])
@@ -519,3 +576,7 @@ class Handle(View):
         else:
             del tx.reserved[what]
             tx.reserved_credits -= rest[0]
+
+
+def _ended() -> RuntimeError:
+    return RuntimeError("this handle has ended; use it inside: with journal.handle(credits) as tx")

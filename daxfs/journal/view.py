@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.pmem.pool import Pool
 
-Check = Callable[[memoryview], None]
+Check = Callable[..., None]
+"""``check(*context, content)`` raises Corrupt if the content of a block is damaged."""
 
 SUPERBLOCK_KEY = 1 << 80  # the superblock's key among the copies; no block number in a damaged structure is so large
 MOST_VERIFIED = 65_521
@@ -117,11 +118,12 @@ class View:
             return self._memory[start : start + self.block_size]
         raise self._bad_number(number)
 
-    def verified(self, number: int, check: Check) -> memoryview:
-        """Return the newest content of a block after ``check`` has accepted it.
+    def verified(self, number: int, check: Check, *context: object) -> memoryview:
+        """Return the newest content of a block after ``check(*context, content)`` has accepted it.
 
         ``check`` runs if the content comes from the pool and was not accepted before. A transaction's copy is not
-        checked: it was made from accepted content, and it is sealed at commit.
+        checked: it was made from accepted content, and it is sealed at commit. The context is apart from the function
+        because most calls need neither: a function that holds the context would be made for each.
 
         Raises:
             Corrupt: as `block`, or raised by ``check``.
@@ -134,7 +136,7 @@ class View:
             content = self._memory[start : start + self.block_size]
             verified = self._verified.numbers
             if verified[number % MOST_VERIFIED] != number:
-                check(content)
+                check(*context, content)
                 verified[number % MOST_VERIFIED] = number
             return content
         raise self._bad_number(number)

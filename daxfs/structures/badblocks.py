@@ -9,7 +9,6 @@ in e2fsck/pass1.c.
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.ext4.inode import seal_slot
@@ -45,7 +44,7 @@ def add(tx: Handle, number: int) -> bool:
     inode = Inode(tx.edit(block), offset, geometry)
     inode.number = EXT4_BAD_INO
     if geometry.metadata_csum:
-        tx.seal_record(block, EXT4_BAD_INO, partial(seal_slot, geometry, EXT4_BAD_INO, offset))
+        tx.seal_record(block, EXT4_BAD_INO, seal_slot, geometry, EXT4_BAD_INO, offset)
     count = inode.size >> geometry.block_bits
     indirect.insert(tx, inode, Extent(count, number, 1, False))
     inodes.add_blocks(inode, 1, geometry)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 FEW_RUNS = 16
 """Fewer runs are a list; an array costs more than it saves."""
+WINDOW = 128
+"""Bytes of a bitmap that a search for one bit looks at together: as a rule they have one."""
 Runs = list[tuple[int, int]] | npt.NDArray[np.int64]
 """Runs of bits (bit, length): a list of a few, or an array with a row for each."""
 
@@ -38,11 +40,14 @@ def used_run(bitmap: memoryview, bit: int, limit: int) -> int:
     return min((~word & (word + 1)).bit_length() - 1, limit)
 
 
-def first_free(bitmap: memoryview, bits: int) -> int:
-    """Return the lowest clear bit of the first ``bits``, or -1."""
-    word = int.from_bytes(bitmap[: (bits + 7) >> 3], "little")
-    bit = (~word & (word + 1)).bit_length() - 1
-    return bit if bit < bits else -1
+def first_free(bitmap: memoryview, bits: int, start: int = 0) -> int:
+    """Return the lowest clear bit of the first ``bits``, or -1; below ``start`` all are known to be set."""
+    for at in range(start >> 3, (bits + 7) >> 3, WINDOW):
+        word = int.from_bytes(bitmap[at : at + WINDOW], "little")
+        bit = 8 * at + (~word & (word + 1)).bit_length() - 1
+        if bit < min(8 * (at + WINDOW), bits):
+            return bit
+    return -1
 
 
 def count_free(bitmap: memoryview, bits: int) -> int:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -219,11 +218,11 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
         )
     if groups.blocks_uninit(geometry, desc):
         implied = groupmaps.implied(tx, group, desc)
-        content = tx.create(desc.block_bitmap, partial(groupmaps.seal, geometry, desc))
+        content = tx.create(desc.block_bitmap, groupmaps.seal, geometry, desc)
         content[:] = implied
         desc.bg_flags &= ~EXT4_BG_BLOCK_UNINIT
     else:
-        content = tx.edit(desc.block_bitmap, partial(groupmaps.seal, geometry, desc))
+        content = tx.edit(desc.block_bitmap, groupmaps.seal, geometry, desc)
     desc.free_blocks_count = free
     sb.free_blocks_count = max(sb.free_blocks_count - count, 0)
     if len(found) == 1:
@@ -256,7 +255,7 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     if count <= 0 or start <= geometry.first_data_block or start + count > geometry.blocks_count:
         raise Corrupt(CorruptKind.BLOCK_NUMBER, f"freeing {count} blocks from {start}, of {geometry.blocks_count}")
     for group, bit, length in _pieces(geometry, start, count):
-        desc = groups.descriptor(tx, group)
+        desc = groups.newest(tx, group)
         if tx.pool.bad and not groupmaps.readable(tx, desc):
             continue
         if bitmaps.used_run(groupmaps.usable(tx, group, desc), bit, length) < length:
@@ -324,7 +323,7 @@ def apply_frees(tx: Handle) -> None:
         if int.from_bytes(groupmaps.usable(tx, group, groups.descriptor(tx, group)), "little") & mask != mask:
             raise _free_already(group, pieces)
         desc = groups.edit_descriptor(tx, group)
-        bitmaps.invert(tx.edit(desc.block_bitmap, partial(groupmaps.seal, geometry, desc)), mask)
+        bitmaps.invert(tx.edit(desc.block_bitmap, groupmaps.seal, geometry, desc), mask)
         count = mask.bit_count()
         desc.free_blocks_count += count
         total += count

@@ -142,7 +142,7 @@ def search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: i
     if not origin <= goal < geometry.blocks_count:
         goal = origin
     group, bit = divmod(goal - origin, geometry.blocks_per_group)
-    desc = groups.descriptor(tx, group)
+    desc = groups.newest(tx, group)
     if tx.pool.bad and not groupmaps.readable(tx, desc):
         return _elsewhere(tx, group, bit, want, align, most)
     content = groupmaps.usable(tx, group, desc)

@@ -13,7 +13,7 @@ Sources: ``fs/ext4/namei.c`` (``ext4_bread_dirblock``, ``ext4_find_dest_de``, ``
 
 from __future__ import annotations
 
-from functools import partial
+from bisect import insort
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import Corrupt, CorruptKind
@@ -93,7 +93,7 @@ def limit_of(geometry: Geometry) -> int:
 def entries_block(view: View, directory: Inode, number: int) -> memoryview:
     """Return a block that holds entries, after a check of its checksum; code that follows the entries checks them."""
     if view.geometry.metadata_csum:
-        return view.verified(number, partial(_check_entries, view.geometry, directory, number))
+        return view.verified(number, _check_entries, view.geometry, directory, number)
     return view.block(number)
 
 
@@ -103,13 +103,13 @@ def index_block(view: View, directory: Inode, number: int, base: int) -> memoryv
 
 
 def _verified_index(view: View, directory: Inode, number: int, base: int) -> memoryview:
-    return view.verified(number, partial(_check_index, view.geometry, directory, number, base))
+    return view.verified(number, _check_index, view.geometry, directory, number, base)
 
 
 def any_block(view: View, directory: Inode, number: int) -> memoryview:
     """Return a block, checked as the kind that its content shows; without checksums the kinds can be confused."""
     if view.geometry.metadata_csum:
-        return view.verified(number, partial(_check_any, view.geometry, directory, number))
+        return view.verified(number, _check_any, view.geometry, directory, number)
     return view.block(number)
 
 
@@ -158,7 +158,7 @@ def writable(tx: Handle, directory: Inode, number: int) -> memoryview:
     tx.caches[Hints].changing(tx)
     geometry = tx.geometry
     if geometry.metadata_csum:
-        return tx.edit(number, partial(_seal, geometry, directory.number, directory.words[25]))
+        return tx.edit(number, _seal, geometry, directory.number, directory.words[25])
     return tx.edit(number)
 
 
@@ -177,12 +177,11 @@ def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
     number = mapping.allocate(tx, directory, lblk, 1).pblk
     directory.size = (lblk + 1) << geometry.block_bits
     if geometry.metadata_csum:
-        block = tx.create(number, partial(_seal, geometry, directory.number, directory.words[25]))
+        block = tx.create(number, _seal, geometry, directory.number, directory.words[25])
     else:
         block = tx.create(number)
     hints.put_map((directory.number, directory.words[25]), lblk, number)
-    hints.rooms.pop(number, None)
-    hints.tails.pop(number, None)
+    hints.forget_entries(number)
     return lblk, number, block
 
 
@@ -198,8 +197,8 @@ def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> Non
     block[last + 4 : last + 6] = (limit - last).to_bytes(2, "little")
     if limit < len(block):
         dirent.put_tail(block)
+    hints.forget_entries(number)
     hints.put_tail(number, last)
-    hints.rooms.pop(number, None)
 
 
 # The entries of one block
@@ -216,12 +215,12 @@ def find(view: View, directory: Inode, number: int, name: bytes) -> int:
     """Return the offset of the entry called ``name`` in a block, or -1."""
     geometry = view.geometry
     if geometry.metadata_csum:
-        content = view.verified(number, partial(_check_entries, geometry, directory, number))
+        content = view.verified(number, _check_entries, geometry, directory, number)
         limit = geometry.block_size - dirent.TAIL_SIZE
     else:
         content = view.block(number)
         limit = geometry.block_size
-    return dirent.find(content, limit, name)
+    return dirent.find(content, limit, name, view.caches[Hints].starts_of(number))
 
 
 class UsedEntries(NamedTuple):
@@ -338,6 +337,9 @@ def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file
         block[offset + 4 : offset + 6] = used.to_bytes(2, "little")
         offset += used
         rec_len -= used
+        starts = hints.starts.get(number)
+        if starts is not None and offset < starts[-1]:
+            insort(starts, offset)
     entry = dirent.pack_entry(ino, rec_len, name, file_type if geometry.has_filetype else 0)
     block[offset : offset + len(entry)] = entry
     if offset + rec_len == limit:
@@ -347,25 +349,23 @@ def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file
 
 def take(tx: Handle, directory: Inode, number: int, offset: int) -> None:
     """Remove the entry at ``offset`` (from `find`): zero its bytes, and give its space to the entry before it."""
-    w = entries_block(tx, directory, number).cast("I")
-    before = -1
-    at = 0
-    while at < offset:
-        before = at
-        at += w[(at >> 2) + 1] & 0xFFFF
-        if at == before:
-            raise bad_entry(directory, number, at)
-    rec_len = w[(offset >> 2) + 1] & 0xFFFF
-    if at != offset or not 12 <= rec_len <= limit_of(tx.geometry) - offset:
+    hints = tx.caches[Hints]
+    limit = limit_of(tx.geometry)
+    content = entries_block(tx, directory, number)
+    starts = hints.starts_of(number)
+    index = dirent.index_of(content, limit, starts, offset)
+    rec_len = content[offset + 4] | content[offset + 5] << 8
+    if index < 0 or not dirent.MIN_REC_LEN <= rec_len <= limit - offset:
         raise bad_entry(directory, number, offset)
     block = writable(tx, directory, number)
-    hints = tx.caches[Hints]
     hints.moves += 1
     hints.rooms.pop(number, None)
-    if before < 0:
+    if not index:
         block[:4] = bytes(4)
         block[6:rec_len] = bytes(rec_len - 6)
         return
+    before = starts[index - 1]
+    del starts[index]
     block[offset : offset + rec_len] = bytes(rec_len)
     block[before + 4 : before + 6] = (offset + rec_len - before).to_bytes(2, "little")
     if hints.tails.get(number) == offset:

@@ -6,8 +6,8 @@ directories, keep:
 
 1. A directory's blocks stay where they are as long as its inode number and generation stay. Code that moves them (say,
    a tool that shrinks a pool) calls `drop`.
-2. Code that changes a block's entries updates ``tails`` and ``rooms``, increments ``moves`` when entries move or go,
-   and updates the listing in ``chunks`` (`dirlist.amend`) or removes it.
+2. Code that changes a block's entries updates ``tails``, ``rooms`` and ``starts``, increments ``moves`` when entries
+   move or go, and updates the listing in ``chunks`` (`dirlist.amend`) or removes it.
 3. Code that is about to change a block calls `changing` in the same handle first: a rollback then drops all hints.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from daxfs.ext4 import dirent
 from daxfs.journal.caches import Cache
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ MAX_MAPPED = 1 << 16
 """The most blocks whose place is cached, over all directories."""
 MAX_TAILS = 1 << 14
 """The most blocks whose last entry is cached."""
+MAX_STARTS = 1 << 11
+"""The most blocks whose entries' offsets are cached; each takes some 400 bytes."""
 MAX_CHUNKS = 16
 """The most directories that have a piece of a listing cached."""
 MAX_PINS = 1 << 13
@@ -71,6 +74,7 @@ class Hints(Cache):
         mapped: the number of blocks in ``maps``.
         tails: physical block -> offset of its last entry.
         rooms: physical block -> the size of its largest gap, or more.
+        starts: physical block -> the offsets of its first entries, as far as they were followed (`dirent.Starts`).
         moves: how often entries of any directory have moved or gone. A place that was found at a lower count may hold
             another entry now.
         chunks: directory -> the piece of the directory that was listed last.
@@ -78,13 +82,14 @@ class Hints(Cache):
         pinned: the number of names in ``pins``.
     """
 
-    __slots__ = ("chunks", "mapped", "maps", "moves", "pinned", "pins", "rooms", "tails")
+    __slots__ = ("chunks", "mapped", "maps", "moves", "pinned", "pins", "rooms", "starts", "tails")
 
     def __init__(self) -> None:
         self.maps: dict[Key, dict[int, int]] = {}
         self.mapped = 0
         self.tails: dict[int, int] = {}
         self.rooms: dict[int, int] = {}
+        self.starts: dict[int, dirent.Starts] = {}
         self.moves = 0
         self.chunks: dict[Key, Chunk] = {}
         self.pins: dict[Key, dict[bytes, int]] = {}
@@ -96,6 +101,7 @@ class Hints(Cache):
         self.mapped = 0
         self.tails.clear()
         self.rooms.clear()
+        self.starts.clear()
         self.moves += 1
         self.chunks.clear()
 
@@ -124,6 +130,21 @@ class Hints(Cache):
         if len(rooms) >= MAX_TAILS:
             rooms.clear()
         rooms[number] = largest
+
+    def starts_of(self, number: int) -> dirent.Starts:
+        """Return what is known of the offsets of a block's entries; whoever follows them adds what is passed."""
+        starts = self.starts.get(number)
+        if starts is None:
+            if len(self.starts) >= MAX_STARTS:
+                self.starts.clear()
+            starts = self.starts[number] = dirent.new_starts()
+        return starts
+
+    def forget_entries(self, number: int) -> None:
+        """Forget what is known of a block's entries: all of them are new."""
+        self.tails.pop(number, None)
+        self.rooms.pop(number, None)
+        self.starts.pop(number, None)
 
     def put_chunk(self, key: Key, chunk: Chunk) -> None:
         """Remember a piece of a listing."""

@@ -12,7 +12,6 @@ Invariants, which e2fsck checks:
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -22,24 +21,22 @@ from daxfs.structures import blocks, inodes
 from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, Node, add_validated_root, descend, node, root
 
 if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
     from daxfs.journal.transaction import Handle
     from daxfs.structures.inodes import Inode
 
-Seal = Callable[[memoryview], None]
 
-
-def sealer(tx: Handle, inode: Inode) -> Seal | None:
-    """Return the seal of the inode's extent blocks, which makes a block's checksum at commit; None: no checksums."""
-    geometry = tx.geometry
-    if not geometry.metadata_csum:
-        return None
-    number, generation = inode.number, inode.generation
-    return lambda buf: format_.seal_block(buf, geometry.inode_seed(number, generation))
+def seal(geometry: Geometry, ino: int, generation: int, content: memoryview) -> None:
+    """Make the checksum of an extent block of an inode."""
+    if geometry.metadata_csum:
+        format_.seal_block(content, geometry.inode_seed(ino, generation))
 
 
 def writable(tx: Handle, inode: Inode, number: int) -> memoryview:
     """Return the words of a node for changing; ``number`` 0 is the root."""
-    return tx.edit(number, sealer(tx, inode)).cast("I") if number else inode.words[ROOT_WORDS]
+    if not number:
+        return inode.words[ROOT_WORDS]
+    return tx.edit(number, seal, tx.geometry, inode.number, inode.generation).cast("I")
 
 
 def fits(w: memoryview, begin: int, end: int, new: list[Extent]) -> bool:
@@ -155,7 +152,7 @@ def _new_node(tx: Handle, inode: Inode, goal: int, depth: int) -> tuple[int, mem
     """Allocate an empty tree block near ``goal``, and return its number and words."""
     number, _ = blocks.allocate(tx, goal, 1, tree=True)
     inodes.add_blocks(inode, 1, tx.geometry)
-    w = tx.create(number, sealer(tx, inode)).cast("I")
+    w = tx.create(number, seal, tx.geometry, inode.number, inode.generation).cast("I")
     format_.initialize(w, depth)
     return number, w
 

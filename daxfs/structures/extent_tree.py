@@ -71,15 +71,7 @@ def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memory
     Raises:
         Corrupt: checksum, header or entries are wrong; the message names the inode and the block.
     """
-
-    def check(buf: memoryview) -> None:
-        where = f"inode {inode.number}, extent block {number}"
-        if view.geometry.metadata_csum:
-            seed = view.geometry.inode_seed(inode.number, inode.generation)
-            format_.verify_block(buf, seed, where)
-        _check(view, inode, buf.cast("I"), levels, where)
-
-    w: memoryview = view.verified(number, check).cast("I")
+    w: memoryview = view.verified(number, _check_block, view, inode, number, levels).cast("I")
     head, second = w[0], w[1]
     used = head >> 16
     # A block may have been checked as something else or for another inode. So check again what keeps indexes in bounds.
@@ -95,6 +87,14 @@ def node(view: View, inode: Inode, number: int, levels: int, key: int) -> memory
             f"the first at {w[3]}, expected {key}",
         )
     return w
+
+
+def _check_block(view: View, inode: Inode, number: int, levels: int, content: memoryview) -> None:
+    """Check a tree block: its checksum, and as `_check`."""
+    where = f"inode {inode.number}, extent block {number}"
+    if view.geometry.metadata_csum:
+        format_.verify_block(content, view.geometry.inode_seed(inode.number, inode.generation), where)
+    _check(view, inode, content.cast("I"), levels, where)
 
 
 def _check(view: View, inode: Inode, w: memoryview, levels: int | None, where: str) -> None:

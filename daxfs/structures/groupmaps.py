@@ -7,7 +7,6 @@ in it. The functions change nothing. Callers: the allocator and its search. Sour
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, CorruptKind
@@ -46,7 +45,7 @@ def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
     """Return the checked block bitmap of a group, as the format has it: bad memory is free or in use as any other."""
     if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
         return memoryview(implied(view, group, desc))
-    return view.verified(desc.block_bitmap, partial(_check_bitmap, view, group, desc))
+    return view.verified(desc.block_bitmap, _check_bitmap, view, group, desc)
 
 
 def _without_bad(view: View, group: int, content: memoryview) -> memoryview:

@@ -11,7 +11,6 @@ bitmaps.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -46,7 +45,7 @@ def locate(view: View, group: int) -> tuple[memoryview, int]:
     """
     geometry = view.geometry
     number, offset = geometry.descriptor_position(group)
-    return view.verified(number, partial(_check, geometry, group - offset // geometry.desc_size)), offset
+    return view.verified(number, _check, geometry, group - offset // geometry.desc_size), offset
 
 
 def descriptor(view: View, group: int) -> GroupDescriptor:
@@ -55,18 +54,28 @@ def descriptor(view: View, group: int) -> GroupDescriptor:
     return bind(content, offset, view.geometry)
 
 
+def newest(tx: Handle, group: int) -> GroupDescriptor:
+    """Return the descriptor of ``group`` as `descriptor` does: the transaction's own record, if it keeps one."""
+    return tx.kept(GroupDescriptor, group) or descriptor(tx, group)
+
+
 def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
     """Return the descriptor of ``group``, for changing: one credit.
 
     The descriptor is sealed at commit, after the bitmaps. Raises as `locate`.
     """
+    kept = tx.edited(GroupDescriptor, group)
+    if kept is not None:
+        return kept
     geometry = tx.geometry
     number, offset = geometry.descriptor_position(group)
-    tx.verified(number, partial(_check, geometry, group - offset // geometry.desc_size))
+    tx.verified(number, _check, geometry, group - offset // geometry.desc_size)
     content = tx.edit(number)
     if geometry.metadata_csum or geometry.gdt_csum:
-        tx.seal_record(number, group, partial(_seal, geometry, group, offset), late=True)
-    return bind(content, offset, geometry)
+        tx.seal_record(number, group, _seal, geometry, group, offset, late=True)
+    desc = bind(content, offset, geometry)
+    tx.keep(GroupDescriptor, group, number, desc)
+    return desc
 
 
 def blocks_uninit(geometry: Geometry, desc: GroupDescriptor) -> bool:

@@ -31,6 +31,7 @@ from daxfs.ext4.htree import BLOCK_MASK, NODE_BASE, ROOT_BASE, ROOT_INFO_SIZE
 from daxfs.ext4.inode import EXT4_INDEX_FL
 from daxfs.ext4.limits import EXT4_HTREE_LEVEL, EXT4_HTREE_LEVEL_COMPAT
 from daxfs.structures import dirblocks
+from daxfs.structures.dirhints import Hints
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -158,17 +159,20 @@ def locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
     """Return the block and offset of the entry called ``name``; or the leaf to which the name belongs, and -1."""
     number, w, version = root(view, directory)
     major, _ = dirhash(name, version, view.geometry.hash_seed)
-    path, number = descend(view, directory, number, w, major)
-    first = number
-    for _ in range(dirblocks.count(view, directory)):
+    path, leaf = descend(view, directory, number, w, major)
+    number = leaf
+    visited = 0
+    while True:
         offset = dirblocks.find(view, directory, number, name)
         if offset >= 0:
             return number, offset
         bound = following(path)
         if bound is None or bound & ~1 != major:
-            return first, -1
+            return leaf, -1
+        visited += 1
+        if visited >= dirblocks.count(view, directory):
+            raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: more leaves than blocks")
         number = advance(view, directory, path)
-    raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: more leaves than blocks")
 
 
 # Changing
@@ -320,6 +324,7 @@ def convert(tx: Handle, directory: Inode) -> None:
     pieces = [_piece(data, offset, len(name)) for offset, name in zip(offsets, names, strict=True)]
     dirblocks.fill(tx, leaf, block, pieces)
     first = dirblocks.writable(tx, directory, number)
+    tx.caches[Hints].forget_entries(number)
     first[:] = bytes(len(first))
     first[:9] = dirent.pack_entry(w[0], 12, b".", data[7])
     first[12:22] = dirent.pack_entry(w[dotdot // 4], geometry.block_size - 12, b"..", data[dotdot + 7])

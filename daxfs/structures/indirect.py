@@ -103,11 +103,11 @@ def _top(view: View, inode: Inode) -> memoryview:
 
 def _index(view: View, inode: Inode, number: int) -> memoryview:
     """Return the pointers in an index block; they are checked if the block's content is new."""
+    return view.verified(number, _check_index, view, inode, number).cast("I")
 
-    def check(buf: memoryview) -> None:
-        _check_pointers(view, inode, np.frombuffer(buf, "<u4"), f"index block {number}")
 
-    return view.verified(number, check).cast("I")
+def _check_index(view: View, inode: Inode, number: int, content: memoryview) -> None:
+    _check_pointers(view, inode, np.frombuffer(content, "<u4"), f"index block {number}")
 
 
 def _run_length(w: memoryview, slot: int, end: int) -> int:

@@ -70,18 +70,21 @@ class _Known(Cache):
     Attributes:
         tables: group -> first block of its inode table. The place is fixed by the format, so it needs no undo.
         checked: inodes whose slot needs no check (invariant I1), each at the index ``number % MAX_CHECKED``; 0: none.
+        lowest: group -> a bit below which no inode is free.
     """
 
-    __slots__ = ("_internal", "checked", "tables")
+    __slots__ = ("_internal", "checked", "lowest", "tables")
 
     def __init__(self) -> None:
         self.tables: dict[int, int] = {}
+        self.lowest: dict[int, int] = {}
         self._internal: frozenset[int] | None = None
         self.drop()
 
     def drop(self) -> None:
-        """Forget which slots are checked: those of new inodes hold their old content again."""
+        """Forget which slots are checked, and which are in use: those of new inodes hold their old content again."""
         self.checked = array("I", bytes(4 * MAX_CHECKED))
+        self.lowest.clear()
 
     def internal(self, view: View) -> frozenset[int]:
         """Return the inodes for internal use that are not reserved. They don't change while a pool is mounted."""
@@ -96,10 +99,22 @@ class _Known(Cache):
         """Record that the slot of ``ino`` needs no check, in place of another inode's."""
         self.checked[ino % MAX_CHECKED] = ino
 
-    def remove(self, ino: int) -> None:
-        """Have the slot of ``ino`` checked again."""
+    def in_use_up_to(self, group: int, bit: int) -> None:
+        """Record that no inode of the group below this bit is free."""
+        if len(self.lowest) >= MAX_TABLES:
+            self.lowest.clear()
+        self.lowest[group] = bit
+
+    def freed(self, group: int, bit: int) -> None:
+        """Record that an inode of the group is free, or will be if a handle is undone."""
+        if bit < self.lowest.get(group, 0):
+            self.lowest[group] = bit
+
+    def unmade(self, ino: int, group: int, bit: int) -> None:
+        """The handle that made ``ino`` was undone: the inode is free, and its slot holds its old content."""
         if self.checked[ino % MAX_CHECKED] == ino:
             self.checked[ino % MAX_CHECKED] = 0
+        self.freed(group, bit)
 
 
 # Finding
@@ -175,15 +190,24 @@ def slot(view: View, ino: int) -> tuple[memoryview, int]:
 
 def edit(tx: Handle, ino: int) -> Inode:
     """Return the inode ``ino``, for changing: one credit. The inode is sealed at commit. Raises as `read`."""
-    geometry = tx.geometry
+    kept = tx.edited(Inode, ino)
+    if kept is not None:
+        return kept
     known = tx.caches[_Known]
     number, offset = _position(tx, known, ino)
     if known.checked[ino % MAX_CHECKED] != ino:
         slot(tx, ino)
-    inode = Inode(tx.edit(number), offset, geometry)
+    return _bound(tx, tx.edit(number), number, offset, ino)
+
+
+def _bound(tx: Handle, content: memoryview, number: int, offset: int, ino: int) -> Inode:
+    """Bind an inode to the transaction's copy of its block, have it sealed, and keep the record."""
+    geometry = tx.geometry
+    inode = Inode(content, offset, geometry)
     inode.number = ino
     if geometry.metadata_csum:
-        tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))
+        tx.seal_record(number, ino, seal_slot, geometry, ino, offset)
+    tx.keep(Inode, ino, number, inode)
     return inode
 
 
@@ -255,10 +279,10 @@ def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
     directory = stat.S_ISDIR(mode)
     home = (parent.number - 1) // geometry.inodes_per_group
     group = _directory_group(tx, parent, home) if directory else home
-    desc = groups.descriptor(tx, group)
+    desc = groups.newest(tx, group)
     if not desc.free_inodes_count or not (directory or desc.free_blocks_count):
         group = _other_group(tx, group)
-        desc = groups.descriptor(tx, group)
+        desc = groups.newest(tx, group)
     bit, untouched = _claim(tx, group, desc, directory)
     inode = _empty_slot(tx, desc, group, bit, untouched)
     inode.i_mode = mode
@@ -275,7 +299,7 @@ def take(tx: Handle, ino: int, mode: int) -> Inode:
     """
     geometry = tx.geometry
     group, bit = divmod(ino - 1, geometry.inodes_per_group)
-    desc = groups.descriptor(tx, group)
+    desc = groups.newest(tx, group)
     _clear_unused_slots(tx, desc, bit)
     bit, untouched = _claim(tx, group, desc, stat.S_ISDIR(mode), bit)
     inode = _empty_slot(tx, desc, group, bit, untouched)
@@ -310,7 +334,8 @@ def free(tx: Handle, inode: Inode) -> None:
         raise Corrupt(CorruptKind.INODE_BITMAP, f"inode {ino} is being freed, but is free already")
     if desc.free_inodes_count >= geometry.inodes_per_group:
         raise Corrupt(CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: {desc.free_inodes_count} inodes free")
-    bitmaps.clear_run(tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc)), bit, 1)
+    bitmaps.clear_run(tx.edit(desc.inode_bitmap, _seal_bitmap, geometry, desc), bit, 1)
+    tx.caches[_Known].freed(group, bit)
     desc.free_inodes_count += 1
     if inode.is_dir:
         if not desc.used_dirs_count:
@@ -328,7 +353,7 @@ def free(tx: Handle, inode: Inode) -> None:
 
 def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
     """Return the checked inode bitmap of a group that has one."""
-    return view.verified(desc.inode_bitmap, partial(_check_bitmap, view.geometry, group, desc))
+    return view.verified(desc.inode_bitmap, _check_bitmap, view.geometry, group, desc)
 
 
 def _check_bitmap(geometry: Geometry, group: int, desc: GroupDescriptor, content: memoryview) -> None:
@@ -374,23 +399,19 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool, wante
                 CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no inode bitmap, yet inodes are in use"
             )
         desc = groups.edit_descriptor(tx, group)
-        content = tx.create(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
+        content = tx.create(desc.inode_bitmap, _seal_bitmap, geometry, desc)
         bitmaps.set_run(content, size, 8 * geometry.block_size - size)
         desc.bg_flags &= ~EXT4_BG_INODE_UNINIT
     else:
         content = _bitmap(tx, group, desc)
-        bit = wanted
-        if wanted < 0:
-            bit = bitmaps.first_free(_without_bad(tx, desc, content) if tx.pool.bad else content, size)
-        elif bitmaps.test(content, wanted):
+        bit = wanted if wanted >= 0 else _lowest_free(tx, group, desc, content)
+        if wanted >= 0 and bitmaps.test(content, wanted):
             raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: inode {wanted} of it is in use already")
-        if bit < 0 and tx.pool.bad:
-            raise BadMemory(f"group {group}: what is free of its inode table lies in bad memory")
         if bit < 0 or not desc.free_inodes_count:
             raise Corrupt(CorruptKind.INODE_BITMAP, f"group {group}: free inodes are counted, but none is free")
         _refuse_slot_in_use(tx, desc, group, bit)
         desc = groups.edit_descriptor(tx, group)
-        content = tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc))
+        content = tx.edit(desc.inode_bitmap, _seal_bitmap, geometry, desc)
     untouched = False
     if geometry.metadata_csum or geometry.gdt_csum:
         used = size - desc.itable_unused
@@ -406,6 +427,25 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool, wante
     sb = tx.edit_superblock()
     sb.s_free_inodes_count = max(sb.s_free_inodes_count - 1, 0)
     return bit, untouched
+
+
+def _lowest_free(tx: Handle, group: int, desc: GroupDescriptor, content: memoryview) -> int:
+    """Return the lowest free inode of a group by its bitmap; -1: there is none.
+
+    Raises:
+        BadMemory: what is free lies in bad memory.
+    """
+    size = tx.geometry.inodes_per_group
+    if tx.pool.bad:
+        bit = bitmaps.first_free(_without_bad(tx, desc, content), size)
+        if bit < 0:
+            raise BadMemory(f"group {group}: what is free of its inode table lies in bad memory")
+        return bit
+    known = tx.caches[_Known]
+    bit = bitmaps.first_free(content, size, known.lowest.get(group, 0))
+    if bit >= 0:
+        known.in_use_up_to(group, bit)
+    return bit
 
 
 def _refuse_slot_in_use(tx: Handle, desc: GroupDescriptor, group: int, bit: int) -> None:
@@ -437,17 +477,14 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
     content = tx.create(number) if untouched else tx.edit(number)
     old = content[offset : offset + size].cast("I")[_GENERATION]
     content[offset : offset + size] = bytes(size)
-    inode = Inode(content, offset, geometry)
-    inode.number = ino
+    inode = _bound(tx, content, number, offset, ino)
     inode.set_extra_isize(geometry.want_extra_isize)
     generation = getrandbits(32)
     # A file handle of the slot's last inode must not name this one.
     inode.i_generation = generation ^ 1 if generation == old else generation
     known = tx.caches[_Known]
     known.put(ino)
-    tx.on_rollback(partial(known.remove, ino))
-    if geometry.metadata_csum:
-        tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))
+    tx.on_rollback(partial(known.unmade, ino, group, bit))
     return inode
 
 

@@ -8,7 +8,6 @@ processes the orphans. Sources: fs/ext4/orphan.c, Documentation/filesystems/ext4
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -213,14 +212,14 @@ def _seal(seed: int, number: int, content: memoryview) -> None:
 def _slots(view: View, file: _File, index: int) -> npt.NDArray[np.uint32]:
     """Return the inode numbers of one block; 0 marks a free slot."""
     geometry, number = view.geometry, file.blocks[index]
-    content = view.verified(number, partial(_check, geometry, file.seed, number))
+    content = view.verified(number, _check, geometry, file.seed, number)
     return np.frombuffer(content, "<u4", orphan.inodes_per_block(geometry.block_size))
 
 
 def _store(tx: Handle, file: _File, index: int, slot: int, ino: int) -> None:
     number = file.blocks[index]
-    seal = partial(_seal, file.seed, number) if tx.geometry.metadata_csum else None
-    orphan.words(tx.edit(number, seal))[slot] = ino
+    seal = _seal if tx.geometry.metadata_csum else None
+    orphan.words(tx.edit(number, seal, file.seed, number))[slot] = ino
 
 
 def _remember(file: _File, ino: int, index: int, slot: int) -> None:

@@ -77,9 +77,9 @@ class _View(PoolView):
         self._refuse_bad(number)
         return super().block(number)
 
-    def verified(self, number: int, check: Check) -> memoryview:
+    def verified(self, number: int, check: Check, *context: object) -> memoryview:
         self._refuse_bad(number)
-        return super().verified(number, check)
+        return super().verified(number, check, *context)
 
     def _refuse_bad(self, number: int) -> None:
         start = number * self.block_size

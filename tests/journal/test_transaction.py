@@ -14,10 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from journal_rig import JournalRig
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
+from daxfs.ext4.superblock import Superblock
 from daxfs.journal import recovery
 from daxfs.journal import view as view_module
 from daxfs.journal.journal import Journal
-from daxfs.journal.transaction import Handle
+from daxfs.journal.transaction import MOST_RECORDS, Handle
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.runs import BlockRun
@@ -125,6 +126,57 @@ def test_what_is_kept_beside_blocks_is_undone_with_them(rig: JournalRig, journal
     assert seen == [rig.filled(2)] * 2
     with pytest.raises(RuntimeError, match="ended"):
         tx.on_rollback(undo)
+
+
+def test_a_record_is_kept_as_long_as_its_block(rig: JournalRig, journal: Journal) -> None:
+    """Each handle that changes it gets an undo entry of its own; what undoes a seal or a copy drops the record."""
+    block, other = rig.free[:2]
+
+    def make(tx: Handle) -> Superblock:
+        record = Superblock(tx.edit(block)[:1024])
+        tx.seal_record(block, 7, nothing)
+        tx.keep(Superblock, 7, block, record)
+        return record
+
+    with journal.handle(1) as tx:
+        assert tx.edited(Superblock, 7) is None
+        record = make(tx)
+        assert tx.edited(Superblock, 7) is tx.kept(Superblock, 7) is record
+        record.s_mnt_count = 1
+    with undone(journal, 1) as tx:
+        assert tx.edited(Superblock, 7) is record
+        record.s_mnt_count = 2
+    assert bytes(journal.view.block(block))[0x34] == 1
+    with undone(journal, 1) as tx:
+        assert tx.edited(Superblock, 7) is None, "its seal may be undone"
+        make(tx)
+    with journal.handle(2) as tx:
+        make(tx)
+        tx.create(other)
+        tx.forget(other)
+        assert tx.kept(Superblock, 7) is None, "its block may be another one now"
+        make(tx)
+    journal.commit()
+    with journal.handle(1) as tx:
+        assert tx.kept(Superblock, 7) is tx.edited(Superblock, 7) is None
+    with pytest.raises(RuntimeError, match="ended"):
+        make(tx)
+
+
+def test_a_kept_record_is_no_copy_after_its_handle(rig: JournalRig, journal: Journal) -> None:
+    with journal.handle(1) as tx:
+        tx.keep(Superblock, 7, rig.free[0], Superblock(tx.edit(rig.free[0])[:1024]))
+    with pytest.raises(RuntimeError, match="ended"):
+        tx.edited(Superblock, 7)
+
+
+def test_few_records_are_kept(rig: JournalRig, journal: Journal) -> None:
+    with journal.handle(1) as tx:
+        record = Superblock(tx.edit(rig.free[0])[:1024])
+        for key in range(MOST_RECORDS + 1):
+            tx.keep(Superblock, key, rig.free[0], record)
+        assert tx.kept(Superblock, 0) is None
+        assert tx.kept(Superblock, MOST_RECORDS) is record
 
 
 def test_the_undone_superblock_is_not_stored(pool: MemoryPool, rig: JournalRig, journal: Journal) -> None:

@@ -358,8 +358,29 @@ def test_pinned_names_are_bounded(small: DirectoryRig, monkeypatch: pytest.Monke
     small.close()
 
 
+def test_the_entries_of_a_block_are_followed_once(small: DirectoryRig) -> None:
+    """Searches and removals begin where an earlier one ended, and a name in the middle is removed without a search."""
+    names = [b"name %02d" % i for i in range(40)]
+    small.insert(*names)
+    number = block_of(small, 0)
+    hints = small.view.caches[Hints]
+    hints.drop()
+    assert small.find(names[20])
+    starts = hints.starts[number]
+    assert starts.tolist() == [0, 12, *range(24, 24 + 21 * 16, 16)]
+    assert small.find(names[5])
+    assert len(starts) == 23
+    assert small.find(names[30])
+    assert len(starts) == 33
+    small.remove(names[7])
+    assert len(starts) == 32
+    small.insert(b"name 07")
+    assert len(starts) == 33
+    small.close()
+
+
 def test_hints_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MAX_MAPPED", "MAX_TAILS", "MAX_CHUNKS"):
+    for name in ("MAX_MAPPED", "MAX_TAILS", "MAX_STARTS", "MAX_CHUNKS"):
         monkeypatch.setattr(dirhints, name, 3)
     small.insert_many([b"name %d" % i for i in range(300)])
     for i in range(6):
@@ -367,7 +388,8 @@ def test_hints_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch)
         assert len(list(directories.entries(small.view, inodes.read(small.view, ino)))) == 2
     small.check()
     hints = small.view.caches[Hints]
-    assert max(len(hints.tails), len(hints.rooms), len(hints.chunks), sum(map(len, hints.maps.values()))) <= 3
+    found = (hints.tails, hints.rooms, hints.starts, hints.chunks)
+    assert max(*map(len, found), sum(map(len, hints.maps.values()))) <= 3
     small.close()
 
 

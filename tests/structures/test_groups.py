@@ -115,6 +115,15 @@ def test_runs(bits: list[bool], start: int, data: st.DataObject) -> None:
     assert bitmap == packed(bits[:start] + [value] * limit + bits[size:])
 
 
+@pytest.mark.parametrize("bit", [0, 5, 1023, 1024, 1025, 4000])
+def test_the_first_free_bit_of_a_large_bitmap(bit: int) -> None:
+    size = 4008
+    bitmap = packed([at != bit for at in range(size)])
+    for start in range(0, bit + 1, 25):
+        assert bitmaps.first_free(bitmap, size, start) == bitmaps.first_free(bitmap, bit + 1, start) == bit
+        assert bitmaps.first_free(bitmap, bit, start) == -1
+
+
 @given(bits=BITS, length=st.integers(1, 20), align=st.integers(1, 20), data=st.data())
 def test_searches(bits: list[bool], length: int, align: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 64))

@@ -265,6 +265,25 @@ def undone(rig: AllocRig, parent: int, kept: int) -> None:
         raise Undo
 
 
+def test_the_lowest_free_inode_is_found_again(rigs: Rigs) -> None:
+    """It is known where the search begins, also after a free, an undone handle, and an abort."""
+    rig = rigs()
+    made = [allocate(rig) for _ in range(8)]
+    assert made == list(range(made[0], made[0] + 8))
+    free(rig, made[5])
+    free(rig, made[2])
+    assert [allocate(rig), allocate(rig), allocate(rig)] == [made[2], made[5], made[7] + 1]
+    with suppress(Undo), rig.handle() as tx:
+        taken = [inodes.allocate(tx, inodes.read(tx, ROOT), FILE).number for _ in range(3)]
+        raise Undo
+    assert allocate(rig) == taken[0]
+    with suppress(Undo), rig.handle() as tx:
+        inodes.free(tx, inodes.edit(tx, made[1]))
+        raise Undo
+    assert [allocate(rig), allocate(rig)] == taken[1:]
+    check_unattached(rig, {*made, made[7] + 1, *taken})
+
+
 def test_numbers_out_of_range(rigs: Rigs) -> None:
     rig = rigs()
     count = rig.geometry.inodes_count

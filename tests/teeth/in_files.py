@@ -689,7 +689,7 @@ MUTANTS = [
     Mutant(
         "a directory block keeps its old checksum",
         DIRECTORY,
-        "        return tx.edit(number, partial(_seal, geometry, directory.number, directory.words[25]))\n",
+        "        return tx.edit(number, _seal, geometry, directory.number, directory.words[25])\n",
         "        return tx.edit(number)\n",
         "The next mount refuses the directory.",
         (HANDLES,),
@@ -697,7 +697,7 @@ MUTANTS = [
     Mutant(
         "a new directory block has no checksum",
         DIRECTORY,
-        "        block = tx.create(number, partial(_seal, geometry, directory.number, directory.words[25]))\n",
+        "        block = tx.create(number, _seal, geometry, directory.number, directory.words[25])\n",
         "        block = tx.create(number)\n",
         "The next mount refuses the directory.",
         (HANDLES,),
@@ -745,10 +745,42 @@ MUTANTS = [
     Mutant(
         "an inode whose making was undone is believed",
         "daxfs/structures/inodes.py",
-        "    tx.on_rollback(partial(known.remove, ino))\n",
+        "    tx.on_rollback(partial(known.unmade, ino, group, bit))\n",
         "",
         "What lies in a slot that was never used is taken for an inode.",
         ("tests/structures/test_inodes.py",),
+    ),
+    Mutant(
+        "an inode whose making was undone is taken for one in use",
+        "daxfs/structures/inodes.py",
+        "            self.checked[ino % MAX_CHECKED] = 0\n        self.freed(group, bit)\n",
+        "            self.checked[ino % MAX_CHECKED] = 0\n",
+        "A slot below one in use stays as it was before it was ever used.",
+        ("tests/structures/test_inodes.py",),
+    ),
+    Mutant(
+        "a freed inode is taken for one in use",
+        "daxfs/structures/inodes.py",
+        "    tx.caches[_Known].freed(group, bit)\n",
+        "",
+        "Inodes are not used again, until a group has no others.",
+        ("tests/structures/test_inodes.py",),
+    ),
+    Mutant(
+        "a removed entry is taken for the start of one",
+        DIRECTORY,
+        "    del starts[index]\n",
+        "",
+        "The next removal before it leaves a chain that leads into the middle of nowhere.",
+        ("tests/structures/test_directories.py", "tests/structures/test_htree.py"),
+    ),
+    Mutant(
+        "what is known of a block's entries outlives them",
+        "daxfs/structures/dirhints.py",
+        "        self.starts.pop(number, None)\n",
+        "",
+        "Names in a leaf that was split are not found.",
+        ("tests/structures/test_directories.py", "tests/structures/test_htree.py"),
     ),
     # Allocation
     Mutant(
@@ -786,7 +818,7 @@ MUTANTS = [
     Mutant(
         "a bitmap keeps its old checksum",
         BLOCKS,
-        "bitmaps.invert(tx.edit(desc.block_bitmap, partial(groupmaps.seal, geometry, desc)), mask)",
+        "bitmaps.invert(tx.edit(desc.block_bitmap, groupmaps.seal, geometry, desc), mask)",
         "bitmaps.invert(tx.edit(desc.block_bitmap), mask)",
         "The next mount refuses the group.",
         (HANDLES,),
@@ -794,7 +826,7 @@ MUTANTS = [
     Mutant(
         "a descriptor keeps its old checksum",
         "daxfs/structures/groups.py",
-        "        tx.seal_record(number, group, partial(_seal, geometry, group, offset), late=True)\n",
+        "        tx.seal_record(number, group, _seal, geometry, group, offset, late=True)\n",
         "        pass\n",
         "The next mount refuses the group.",
         (HANDLES,),
@@ -802,17 +834,15 @@ MUTANTS = [
     Mutant(
         "an inode keeps its old checksum",
         "daxfs/structures/inodes.py",
-        "    if geometry.metadata_csum:\n"
-        "        tx.seal_record(number, ino, partial(seal_slot, geometry, ino, offset))\n"
-        "    return inode\n\n\ndef nameable",
-        "    return inode\n\n\ndef nameable",
+        "        tx.seal_record(number, ino, seal_slot, geometry, ino, offset)\n",
+        "        pass\n",
         "The next mount refuses the inode.",
         (HANDLES,),
     ),
     Mutant(
         "a freed inode stays in use",
         "daxfs/structures/inodes.py",
-        "    bitmaps.clear_run(tx.edit(desc.inode_bitmap, partial(_seal_bitmap, geometry, desc)), bit, 1)\n",
+        "    bitmaps.clear_run(tx.edit(desc.inode_bitmap, _seal_bitmap, geometry, desc), bit, 1)\n",
         "",
         "The bitmap and the counter contradict each other.",
         (HANDLES,),
@@ -1051,8 +1081,8 @@ MUTANTS = [
     Mutant(
         "an extent tree block has no checksum",
         TREE,
-        "    return lambda buf: format_.seal_block(buf, geometry.inode_seed(number, generation))\n",
-        "    return None\n",
+        "        format_.seal_block(content, geometry.inode_seed(ino, generation))\n",
+        "        pass\n",
         "The next mount refuses the file.",
         ("tests/structures/test_extents.py", REUSE),
     ),

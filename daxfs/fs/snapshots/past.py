@@ -44,11 +44,11 @@ class PastView(View):
             return memoryview(self.past.read(number << self._bits, self.block_size))
         raise self._bad_number(number)
 
-    def verified(self, number: int, check: Check) -> memoryview:
+    def verified(self, number: int, check: Check, *context: object) -> memoryview:
         """As `View.verified`."""
         content = self.block(number)
         if number not in self._accepted:
-            check(content)
+            check(*context, content)
             self._accepted.add(number)
         return content
 
