@@ -177,6 +177,7 @@ class _Region:
         self._filled = False
         self._status = NO_EXTENT[4]
         self._epoch = 0
+        self._moved = False
         self.forked = False
         _regions.add(self)
 
@@ -310,7 +311,7 @@ class _Region:
         last = layout.pieces[-1]
         align = max(HUGE_PAGE, self._pool.unit)
         self._status = requests.status_words(self._pool, layout.entry, 0)
-        self._epoch = layout.epoch
+        self._epoch, self._moved = layout.epoch, False
         largest = max(layout.pieces, key=lambda piece: piece.length if piece.place is not None else 0)
         wanted = ((largest.place or 0) - largest.start - self._lead) % align
         room = self._lead + last.start + last.length
@@ -340,8 +341,25 @@ class _Region:
 
     @property
     def stale(self) -> bool:
-        """Whether the layout no longer holds."""
-        return self._status[0] != self._epoch
+        """Whether the layout no longer holds. An epoch also ends when nothing has moved, for example for a snapshot."""
+        if self._status[0] != self._epoch and not self._moved:
+            self._moved = not self._confirmed()
+        return self._moved
+
+    def _confirmed(self) -> bool:
+        """Ask where the range lies, and take over the epoch if it lies where it is mapped from."""
+        if self._pool.unit > mmap.PAGESIZE:
+            return False
+        last = self._pieces[-1]
+        first, end = self._pieces[0].start, last.start + last.length
+        try:
+            layout = self._request_layout(self._offset + first, end - first, Flag.WRITE if self._writable else Flag(0))
+        except (OSError, Refused):
+            return False
+        if layout is None or [piece._replace(start=piece.start + first) for piece in layout.pieces] != self._pieces:
+            return False
+        self._status, self._epoch = requests.status_words(self._pool, layout.entry, 0), layout.epoch
+        return True
 
     def memory(self) -> memoryview:
         """Return the bytes; the region is released when the last view of them is gone."""

@@ -53,6 +53,7 @@ from daxfs.fs.types import (
     Grant,
     LeaseRequest,
     MetadataErrors,
+    NewSnapshot,
     Options,
     PoolIdentity,
     SetAttributes,
@@ -548,17 +549,23 @@ class FileSystem:
 
     # Snapshots
 
-    @changing
-    def create_snapshot(self, name: bytes) -> Snapshot:
-        """Make a snapshot of the file system as it is now.
+    @piecewise
+    def create_snapshot(self, name: bytes, *, skip_mapped: bool = False) -> NewSnapshot:
+        """Make a snapshot of the file system as it is now, or change nothing.
 
-        What clients store through direct mappings during the call may be in the snapshot in part.
+        What clients may store to is copied at once, so what they store later is not in the snapshot. What they store
+        during the call may be in it in part.
+
+        Args:
+            name: of the snapshot.
+            skip_mapped: do not copy what clients may store to: the snapshot shows it as it is when it is read, or
+                copied later.
 
         Raises:
-            FsError: EEXIST; EINVAL, ENAMETOOLONG: the name; EROFS; EBUSY: a snapshot is being deleted, or programs of
-                an earlier mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC.
+            FsError: EEXIST; EINVAL, ENAMETOOLONG: the name; EROFS; EBUSY: a snapshot is being made or deleted, or
+                programs of an earlier mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC.
         """
-        return mounting.snapshots_of(self.volume).create(name)
+        return finish(self.steps.create_snapshot(name, skip_mapped=skip_mapped))
 
     @reading
     def list_snapshots(self) -> list[Snapshot]:
@@ -677,7 +684,7 @@ class FileSystem:
     def statistics(self) -> Statistics:
         """Return what the volume keeps in DRAM and what its journal did. It costs nothing until it is called."""
         volume = self.volume
-        grants = self.grants
+        grants, snapshots = self.grants, mounting.snapshots_of(volume)
         return Statistics(
             open_files=sum(node.opens for node in volume.nodes.open.values()),
             remembered=len(volume.lives.pins),
@@ -687,6 +694,9 @@ class FileSystem:
             deferred=grants.epochs.deferred,
             memory_errors=volume.pool.faults.total,
             bad_bytes=volume.pool.bad.bytes,
+            snapshots=len(snapshots.kept),
+            snapshot_copied=snapshots.copied,
+            snapshot_mapped=snapshots.mapped,
             holding=waiting.largest_deferrals(grants),
             journal=volume.journal.stats if volume.was_writable else None,
             bad=tuple(volume.pool.bad),

@@ -18,6 +18,7 @@ from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.snapshots.past import PastView, needed_at
 from daxfs.fs.types import Options
+from daxfs.runs import ByteRange
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 
 Chunks = npt.NDArray[np.intp]
-AT_ONCE = 256
-"""Chunks that are read at once."""
+IN_PIECE, AT_ONCE = 256, 1024
+"""Chunks of a piece, and of the pieces that are read at once: the daemon of a mount is asked after each reading."""
 
 
 def pieces(pool: Pool, past: Past) -> Iterator[tuple[int, bytes]]:
@@ -43,11 +44,21 @@ def pieces(pool: Pool, past: Past) -> Iterator[tuple[int, bytes]]:
 def parts(pool: Pool, past: Past, numbers: Chunks) -> Iterator[tuple[int, bytes]]:
     """Yield the offsets and contents of some chunks of an image, given in order, neighbours together."""
     bits = past.chunk_bits
+    wanted: list[ByteRange] = []
+    chunks = 0
     for part in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
-        for at in range(0, len(part), AT_ONCE):
-            first, count = int(part[at]), min(AT_ONCE, len(part) - at)
-            offset = first << bits
-            yield offset, past.read(offset, min(count << bits, pool.size - offset))
+        for at in range(0, len(part), IN_PIECE):
+            first, count = int(part[at]), min(IN_PIECE, len(part) - at)
+            if chunks + count > AT_ONCE:
+                yield from _read(past, wanted)
+                wanted, chunks = [], 0
+            wanted.append(ByteRange(first << bits, min(first + count << bits, pool.size)))
+            chunks += count
+    yield from _read(past, wanted)
+
+
+def _read(past: Past, wanted: list[ByteRange]) -> Iterator[tuple[int, bytes]]:
+    yield from zip((begin for begin, _ in wanted), past.read_all(wanted), strict=True)
 
 
 def chunks(pool: Pool, past: Past) -> Chunks:

@@ -20,7 +20,7 @@ from daxfs.fs.steps import Steps
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
     from daxfs.fs.opendirectory import OpenDirectory
-    from daxfs.fs.types import Attributes, Caller, DirEntry, Grant, LeaseRequest, SetAttributes
+    from daxfs.fs.types import Attributes, Caller, DirEntry, Grant, LeaseRequest, NewSnapshot, SetAttributes
     from daxfs.fs.volume import Volume
 
 
@@ -50,6 +50,11 @@ class Stepwise:
             )
         finally:
             removal.begin(volume, ino)
+
+    @changing_in_steps
+    def create_snapshot(self, name: bytes, *, skip_mapped: bool = False) -> Steps[NewSnapshot]:
+        """Make a snapshot: clients have a moment to renew before. It can be shortened in that moment: EINTR."""
+        return mounting.snapshots_of(self.volume).create(name, skip_mapped=skip_mapped)
 
     @in_steps
     def delete_snapshot(self, name: bytes) -> Steps[None]:

@@ -123,7 +123,9 @@ class Statistics(NamedTuple):
     times wait for the next commit. ``nameless``: inodes in use without a name. ``leases``: holders of leases.
     ``deferred``: bytes that files gave up and that holders may still touch; ``holding``: the open files for which most
     is deferred. ``journal``: None on a read-only mount. ``memory_errors``: loads and stores that met missing memory.
-    ``bad_bytes``: of memory that is known to be bad; ``bad``: where in the pool.
+    ``bad_bytes``: of memory that is known to be bad; ``bad``: where in the pool. ``snapshots``: those that are valid;
+    ``snapshot_copied``: bytes that were copied for them since the mount, ``snapshot_mapped``: those of them that were
+    copied at once when a snapshot was made, since clients might store there.
     """
 
     open_files: int
@@ -134,6 +136,9 @@ class Statistics(NamedTuple):
     deferred: int
     memory_errors: int
     bad_bytes: int
+    snapshots: int
+    snapshot_copied: int
+    snapshot_mapped: int
     holding: tuple[Deferral, ...]
     journal: JournalStatistics | None
     bad: tuple[ByteRange, ...]
@@ -144,7 +149,8 @@ class Snapshot(NamedTuple):
 
     ``created_ns``: when it was made, in nanoseconds since 1970. ``size``: bytes of its store. ``copied``: bytes of old
     content in it. ``uuid``: of the snapshot; zeros if its store is damaged. ``lost``: why it has lost content, so that
-    it can only be deleted; "" for a valid one.
+    it can only be deleted; "" for a valid one. ``mapped``: bytes that were copied when it was made, since clients might
+    store there. ``skipped``: bytes that clients might store to then, and that were not copied.
     """
 
     name: bytes
@@ -153,6 +159,26 @@ class Snapshot(NamedTuple):
     copied: int
     uuid: bytes
     lost: str
+    mapped: int = 0
+    skipped: int = 0
+
+
+class MappedFile(NamedTuple):
+    """A file that a process may have stored to, without the daemon, while a snapshot was made.
+
+    ``pid``: the process that opened it, as in `Deferral`. ``size``: bytes that it was granted for storing.
+    """
+
+    ino: int
+    pid: int
+    size: int
+
+
+class NewSnapshot(NamedTuple):
+    """A snapshot that was just made, and the files that clients might store to meanwhile."""
+
+    snapshot: Snapshot
+    files: tuple[MappedFile, ...]
 
 
 class LeaseRequest(NamedTuple):

@@ -33,6 +33,10 @@ REASON_AT = 1024
 """Of the word that says why a snapshot is not valid, a number of the caller's."""
 ROLE_AT = 1032
 """Of the word that tells other processes, which read a mounted pool, what a store is at the moment."""
+MAPPED_AT, SKIPPED_AT = 1040, 1048
+"""Of the words that say how many chunks clients might store to when the snapshot was made: those that were copied, and
+those that were not.
+"""
 NEWEST, FOLLOWED, LEAVING = 0, 1, 2
 """Roles: it takes the copies; a newer one does; it is being deleted, and its blocks may get other content soon."""
 
@@ -65,6 +69,8 @@ class Header(NamedTuple):
         created_ns: when the snapshot was made, in nanoseconds since 1970.
         origin_chunks: snapshot chunks in the pool, the last of which may be incomplete.
         uuid: of the snapshot.
+        mapped: chunks that were copied when it was made, since clients might store there.
+        skipped: chunks that clients might store to then, and that were not copied.
     """
 
     valid: bool
@@ -74,6 +80,8 @@ class Header(NamedTuple):
     created_ns: int
     origin_chunks: int
     uuid: bytes
+    mapped: int = 0
+    skipped: int = 0
 
     def pack(self) -> bytes:
         """Return the first bytes of a store."""
@@ -82,7 +90,8 @@ class Header(NamedTuple):
         header = bytearray(SMALLEST_CHUNK)
         _HEADER.pack_into(header, 0, MAGIC, self.valid, VERSION, 1 << self.chunk_bits - _SECTOR_BITS)
         header[OWN_AT : OWN_AT + len(own)] = own
-        header[REASON_AT : REASON_AT + 8] = self.reason.to_bytes(8, "little")
+        for place, word in ((REASON_AT, self.reason), (MAPPED_AT, self.mapped), (SKIPPED_AT, self.skipped)):
+            header[place : place + 8] = word.to_bytes(8, "little")
         return bytes(header)
 
     def _own(self, checksum: int) -> bytes:
@@ -107,16 +116,22 @@ class Header(NamedTuple):
         size = sectors << _SECTOR_BITS
         header = cls(
             valid=valid == 1,
-            reason=int.from_bytes(content[REASON_AT : REASON_AT + 8], "little"),
+            reason=_word(content, REASON_AT),
             chunk_bits=size.bit_length() - 1,
             serial=serial,
             created_ns=created_ns,
             origin_chunks=origin_chunks,
             uuid=uuid,
+            mapped=_word(content, MAPPED_AT),
+            skipped=_word(content, SKIPPED_AT),
         )
         if crc32c(_M, header._own(0)) != checksum or size < SMALLEST_CHUNK or size & size - 1:
             raise NotAStore("the header of a snapshot has a wrong checksum or chunk size")
         return header
+
+
+def _word(content: memoryview | bytes, place: int) -> int:
+    return int.from_bytes(content[place : place + 8], "little")
 
 
 def entries_per_area(chunk_size: int) -> int:

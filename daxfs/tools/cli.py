@@ -195,15 +195,22 @@ PlaceArgument = Annotated[
 
 
 @snapshots_app.command("create")
-def snapshot_create_command(mountpoint: MountpointArgument, name: NameArgument) -> None:
+def snapshot_create_command(
+    mountpoint: MountpointArgument,
+    name: NameArgument,
+    skip_mapped: Annotated[
+        bool, typer.Option("--skip-mapped", help="Do not copy what programs may store to; name those files.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Keep the whole file system as it is now, while it goes on.
 
-    Blocks are copied when they are first overwritten. If the pool has no room for a copy, the snapshots are lost, which
-    list shows, and not the write.
+    Blocks are copied when they are first overwritten; what programs have mapped for storing is copied at once. If the
+    pool has no room for a copy, the snapshots are lost, which list shows, and not the write.
     """
     from daxfs.tools import snapshots
 
-    snapshots.create(mountpoint, name)
+    snapshots.create(mountpoint, name, skip_mapped=skip_mapped, as_json=as_json)
 
 
 @snapshots_app.command("list")

@@ -10,17 +10,24 @@ import json
 import os
 from datetime import datetime
 from itertools import chain as joined
+from typing import Any
 
 from daxfs.fs import imaging
-from daxfs.fs.types import Snapshot
-from daxfs.fuse.kernel.snapshots import CREATE, DELETE
+from daxfs.fs.types import MappedFile, Snapshot
+from daxfs.fuse.kernel.snapshots import CREATE, DELETE, SKIP_MAPPED
 from daxfs.tools import exporting, mountpoints, pieces, snapshotsource, sync
 from daxfs.tools.ending import unwinding
 from daxfs.tools.sizes import format_size
 
 
-def create(mountpoint: str, name: str) -> None:
-    """Make a snapshot of a mount.
+def create(mountpoint: str, name: str, *, skip_mapped: bool = False, as_json: bool = False) -> None:
+    """Make a snapshot of a mount. Say what was copied at once, or left out, since programs might store there.
+
+    Args:
+        mountpoint: of the mount.
+        name: of the snapshot.
+        skip_mapped: leave it out.
+        as_json: print all about it as JSON.
 
     Raises:
         UserError: no daxfs is mounted there, or the daemon refuses.
@@ -29,7 +36,22 @@ def create(mountpoint: str, name: str) -> None:
     with mountpoints.root(top.mountpoint) as descriptor:
         snapshotsource.listed(descriptor, mountpoint)  # before anything is written back for it
         sync.sync(mountpoint)  # what the kernel's page cache holds belongs to the snapshot
-        snapshotsource.ask(descriptor, mountpoint, CREATE, os.fsencode(name))
+        flags = SKIP_MAPPED if skip_mapped else 0
+        answer = json.loads(snapshotsource.ask(descriptor, mountpoint, CREATE, os.fsencode(name), flags))
+    made, files = snapshotsource.of_row(answer["snapshot"]), [MappedFile(*each) for each in answer["files"]]
+    if as_json:
+        print(json.dumps(_row(made) | {"files": [each._asdict() for each in files]}, indent=2))
+        return
+    if not (made.mapped or made.skipped):
+        return
+    if made.skipped:
+        print(f"not in the snapshot, since programs may store there at any time: {format_size(made.skipped)}")
+    else:
+        print(f"copied at once, since programs may store there at any time: {format_size(made.mapped)}")
+    for each in files:
+        print(f"  inode {each.ino}: {format_size(each.size)}, opened by process {each.pid}")
+    if answer["count"] > len(files):
+        print(f"  and {answer['count'] - len(files)} more")
 
 
 def delete(mountpoint: str, name: str) -> None:
@@ -52,16 +74,23 @@ def show(place: str, *, as_json: bool = False) -> None:
     with snapshotsource.opened(place) as source:
         found = source.listing()
     if as_json:
-        rows = [each._asdict() | {"name": os.fsdecode(each.name), "uuid": each.uuid.hex()} for each in found]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([_row(each) for each in found], indent=2))
         return
     for each in found:
         print(_line(each))
 
 
+def _row(snapshot: Snapshot) -> dict[str, Any]:
+    return snapshot._asdict() | {"name": os.fsdecode(snapshot.name), "uuid": snapshot.uuid.hex()}
+
+
 def _line(snapshot: Snapshot) -> str:
     made = datetime.fromtimestamp(snapshot.created_ns / 1e9).astimezone().isoformat(" ", "seconds")
     state = f"lost: {snapshot.lost}" if snapshot.lost else f"{format_size(snapshot.copied)} copied"
+    if snapshot.mapped:
+        state += f", {format_size(snapshot.mapped)} of them at its making"
+    if snapshot.skipped:
+        state += f", without {format_size(snapshot.skipped)} of mapped files"
     return f"{made}  {format_size(snapshot.size):>10}  {os.fsdecode(snapshot.name)}  {state}"
 
 

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from daxfs.errors import FsError, UserError
 from daxfs.ext4.geometry import Geometry
@@ -70,7 +70,7 @@ class Source(Protocol):
         """Return the chunks that the older snapshot needs and that were overwritten before the newer one was made."""
 
 
-def ask(descriptor: int, place: str, what: int, name: bytes = b"", first: int = 0) -> bytes:
+def ask(descriptor: int, place: str, what: int, name: bytes = b"", number: int = 0) -> bytes:
     """Ask the daemon of a mount, through a descriptor of its root directory.
 
     Raises:
@@ -78,7 +78,7 @@ def ask(descriptor: int, place: str, what: int, name: bytes = b"", first: int = 
     """
     if len(name) > LONGEST_NAME:
         raise refusal(place, name, errno.ENAMETOOLONG)
-    argument = bytearray(QUESTION.pack(what, first, name).ljust(SIZE, b"\0"))
+    argument = bytearray(QUESTION.pack(what, number, name).ljust(SIZE, b"\0"))
     try:
         fcntl.ioctl(descriptor, SNAPSHOTS, argument)
     except OSError as error:
@@ -99,11 +99,14 @@ def listed(descriptor: int, place: str) -> list[Snapshot]:
         UserError: the daemon refuses.
     """
     found: list[Snapshot] = []
-    while more := json.loads(ask(descriptor, place, LIST, first=len(found))):
-        found += [
-            Snapshot(**row)._replace(name=os.fsencode(row["name"]), uuid=bytes.fromhex(row["uuid"])) for row in more
-        ]
+    while more := json.loads(ask(descriptor, place, LIST, number=len(found))):
+        found += [of_row(row) for row in more]
     return found
+
+
+def of_row(row: dict[str, Any]) -> Snapshot:
+    """Return a snapshot as the daemon's JSON describes it."""
+    return Snapshot(**row)._replace(name=os.fsencode(row["name"]), uuid=bytes.fromhex(row["uuid"]))
 
 
 def valid(source: Source, name: str) -> Snapshot:

@@ -222,6 +222,7 @@ def summary(found: Snapshot) -> list[str]:
         "journal": journal(found.journal),
         "log": _log(found.journal),
         "files": files(found),
+        "snapshots": _snapshots(found),
         "freed": _freed(found),
         "memory": _memory(found),
     }
@@ -294,6 +295,15 @@ def _memory(found: Snapshot) -> str:
     if not errors and not bad:
         return ""
     return f"{errors} loads and stores met missing memory, {format_size(bad)} are known to be bad (daxfs badblocks)"
+
+
+def _snapshots(found: Snapshot) -> str:
+    """Describe what snapshots have cost since the mount; "" if there were none."""
+    count, copied, mapped = (found.files[key] for key in ("snapshots", "snapshot_copied", "snapshot_mapped"))
+    if not count and not copied and not mapped:
+        return ""
+    at_once = f", and {format_size(mapped)} of mapped files when one was made" if mapped else ""
+    return f"{count} valid, {format_size(copied)} copied for them{at_once}"
 
 
 def files(found: Snapshot) -> str:

@@ -32,8 +32,25 @@ def test_what_a_client_flushes(way: str) -> None:
 def test_what_clients_do() -> None:
     """Each operation in one of the two ways, followed by a sync of the daemon, which flushes nothing of a client's."""
     chance = random.Random(1)
-    left = [name for name in OPERATIONS if name not in FLUSHED]
+    left = [name for name in OPERATIONS if name not in (*FLUSHED, "snapshot")]
     explored([Workload("1k", ((name, "sync"),), clients=chance.choice(list(POOLS))) for name in left], SHALLOW)
+
+
+AFTER_SNAPSHOTS = ("store, snapshot, store>sync", "append, snapshot, overwrite and flush")
+MORE_AFTER_SNAPSHOTS = (
+    "fill a hole, snapshot, store, snapshot, store and flush a range",
+    "overwrite>sync, snapshot, fill a hole, snapshot, close>sync",
+    "append large, snapshot, truncate below>sync, store",
+)
+
+
+@pytest.mark.parametrize("way", POOLS)
+@pytest.mark.parametrize(
+    ("part", "lines"), [("last", AFTER_SNAPSHOTS), pytest.param("work", MORE_AFTER_SNAPSHOTS, marks=pytest.mark.full)]
+)
+def test_what_clients_store_after_a_snapshot(part: str, lines: tuple[str, ...], way: str) -> None:
+    """Their stores before their next request, and after it, are not in the snapshot; those before are."""
+    explored([Workload.read(f"1k/{part}/{way}: {line}") for line in lines], SHALLOW)
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_rig import daxfs
 from direct_rig import KIB, MIB, FakeDaemon, noise
 from mount_rig import in_child
 
@@ -195,3 +196,22 @@ def test_a_mapping_knows_that_the_file_changed_below_it(root: Path) -> None:
         assert not mapping.stale
         in_child(lambda: os.truncate(root / "a", 0))
         assert mapping.stale
+
+
+@pytest.mark.parametrize("access", ["r", "rw"])
+def test_a_mapping_whose_epoch_ended_and_nothing_else_is_not_stale(root: Path, access: direct.Access) -> None:
+    """A snapshot ends the epochs of what is mapped for storing."""
+    (root / "a").write_bytes(b"x" * MIB)
+    with direct.map(root / "a", access=access) as mapping, direct.map(root / "a", access="rw"):
+        for name in ("one", "two"):
+            epoch = mapping._region._epoch
+            daxfs("snapshot", "create", root, name)
+            assert mapping._region._status[0] != epoch
+            assert not mapping.stale
+            assert mapping._region._status[0] == mapping._region._epoch
+        in_child(lambda: os.truncate(root / "a", 4096))
+        assert mapping.stale
+        in_child(lambda: os.truncate(root / "a", MIB))
+        assert mapping.stale
+    for name in ("one", "two"):
+        daxfs("snapshot", "delete", root, name)

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from crash_rig import Moment, Picture, Promise, Run, noise, take_picture, words_agree
+from crash_rig import Moment, Picture, Promise, Run, noise, take_picture, without_stores, words_agree
 from lease_rig import token
 from recorder import Fence, Flush, RecordingPool, Store
 from tree_rig import QUIET
@@ -270,6 +270,13 @@ class Client:
         del self.model[ino][size:]
         self.fs.setattr(ino, SetAttributes(size=size))
 
+    def snapshot(self) -> None:
+        """Make a snapshot: it shows what was stored by now, and nothing that is stored later."""
+        name = b"s%d" % len(self.run.past)
+        self.run.past[name] = without_stores(take_picture(self.fs))
+        self.fs.create_snapshot(name)
+        self.run.durable("snapshot")
+
     def agree(self, picture: Picture) -> None:
         """Files hold what was stored, and zeros where nothing was."""
         for ino, content in picture.contents.items():
@@ -300,12 +307,17 @@ OPERATIONS: dict[str, Callable[[Client], object]] = {
     "store and flush a range": lambda c: (c.store("big", 5000, 900), c.flush_range("big", 5000, 900)),
     "truncate below": lambda c: c.truncate("f", 1000),
     "close": lambda c: c.close(),
+    "snapshot": lambda c: c.snapshot(),
 }
 """What a client does, and what is done to its files."""
 
 
 class ClientRun(Run):
-    """A client's workload; ``persistence`` is one of `POOLS`."""
+    """A client's workload; ``persistence`` is one of `POOLS`.
+
+    Attributes:
+        past: what each snapshot must show.
+    """
 
     pool: LinesPool
 
@@ -313,6 +325,7 @@ class ClientRun(Run):
         self.recorder = POOLS[persistence]
         self._flushed: dict[int, list[int]] = {}
         self._ranges: list[Range] = []
+        self.past: dict[bytes, Picture] = {}
         super().__init__(content, steps)
 
     def _work(self, *, close: bool) -> None:
@@ -336,8 +349,14 @@ class ClientRun(Run):
     def moment(self, name: str) -> None:
         """Whatever has changed since the last moment may be there from that one on."""
         picture = take_picture(self.fs)
+        picture = picture._replace(snapshots={name: self.past[name] for name in picture.snapshots})
         self.client.agree(picture)
         self.moments.append(Moment(name, self.moments[-1].ended, len(self.pool.events), picture))
+
+    def durable(self, name: str) -> None:
+        """All that the daemon has changed is durable."""
+        self.moment(name)
+        self._promise(Promise(len(self.pool.events), len(self.moments) - 1))
 
     def flushed(self, ino: int) -> None:
         """A request has said that all stores to the inode are durable, and has made the inode so."""

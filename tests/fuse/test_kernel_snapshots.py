@@ -13,10 +13,10 @@ from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fs.steps import finish
-from daxfs.fs.types import Snapshot
+from daxfs.fs.steps import Steps, finish
+from daxfs.fs.types import MappedFile, NewSnapshot, Snapshot
 from daxfs.fuse.kernel import abi, snapshots
-from daxfs.fuse.kernel.snapshots import CREATE, DELETE, LIST, QUESTION, SIZE
+from daxfs.fuse.kernel.snapshots import CREATE, DELETE, LIST, QUESTION, SIZE, SKIP_MAPPED
 from daxfs.pmem.memory import MemoryPool
 
 
@@ -42,8 +42,10 @@ def names(core: Any) -> list[bytes]:
 
 def test_snapshots_are_made_listed_and_deleted(fs: FileSystem) -> None:
     odd = "näme \udcff\n".encode(errors="surrogateescape")
-    assert ask(fs, CREATE, b"a") == b""
-    assert ask(fs, CREATE, odd) == b""
+    assert json.loads(ask(fs, CREATE, b"a"))["snapshot"]["name"] == "a"
+    made = json.loads(ask(fs, CREATE, odd))
+    assert made["snapshot"]["name"].encode(errors="surrogateescape") == odd
+    assert (made["count"], made["files"]) == (0, [])
     assert names(fs) == [b"a", odd]
     rows = json.loads(ask(fs, LIST))
     assert [row["name"].encode(errors="surrogateescape") for row in rows] == [b"a", odd]
@@ -60,6 +62,7 @@ def test_snapshots_are_made_listed_and_deleted(fs: FileSystem) -> None:
         (errno.EPERM, (LIST,), {"uid": 1000}),
         (errno.EPERM, (CREATE, b"x"), {"uid": 1000}),
         (errno.EINVAL, (99, b"x"), {}),
+        (errno.EINVAL, (CREATE, b"x", 2), {}),
         (errno.EINVAL, (CREATE, b""), {}),
         (errno.EINVAL, (CREATE, b"a/b"), {}),
         (errno.EEXIST, (CREATE, b"a"), {}),
@@ -82,6 +85,27 @@ def test_a_short_question_is_refused(fs: FileSystem) -> None:
         given(fs, QUESTION.pack(CREATE, 0, b"x")[:-1])
     assert caught.value.errno == errno.EINVAL
     assert names(fs) == []
+
+
+def test_a_new_snapshot_comes_with_files_that_fit() -> None:
+    asked = []
+    files = tuple(MappedFile(number, 1 << 20, 1 << 40) for number in range(1000))
+
+    def create(name: bytes, *, skip_mapped: bool) -> Steps[NewSnapshot]:
+        asked.append((name, skip_mapped))
+        yield
+        return NewSnapshot(Snapshot(name, 1, 2, 3, bytes(16), "", 4, 5), files)
+
+    core = SimpleNamespace(steps=SimpleNamespace(create_snapshot=create))
+    for flags in (0, SKIP_MAPPED):
+        answer = ask(core, CREATE, b"x", flags)
+        assert len(answer) <= SIZE
+        made = json.loads(answer)
+        assert (made["snapshot"]["mapped"], made["snapshot"]["skipped"], made["count"]) == (4, 5, 1000)
+        count = len(made["files"])
+        assert count > 100
+        assert made["files"] == [list(each) for each in files[:count]]
+    assert asked == [(b"x", False), (b"x", True)]
 
 
 @pytest.mark.parametrize("name", [b"n" * 255, b"\xff" * 255])

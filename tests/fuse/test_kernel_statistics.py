@@ -46,7 +46,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
     """Return the part of a connection that the module uses."""
-    core = SimpleNamespace(statistics=lambda: Statistics(1, 2, 3, 4, 5, 6, 7, 8192, (Deferral(7, 8, 9, 6),), None, ()))
+    counts = Statistics(1, 2, 3, 4, 5, 6, 7, 8192, 2, 4096, 16384, (Deferral(7, 8, 9, 6),), None, ())
+    core = SimpleNamespace(statistics=lambda: counts)
     return SimpleNamespace(
         core=core,
         table=table,
@@ -123,6 +124,9 @@ def test_requests_are_counted_and_timed(clock: Clock) -> None:
         "deferred": 6,
         "memory_errors": 7,
         "bad_bytes": 8192,
+        "snapshots": 2,
+        "snapshot_copied": 4096,
+        "snapshot_mapped": 16384,
         "w": 1,
         "refused_opens": 2,
     }

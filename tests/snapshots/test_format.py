@@ -20,7 +20,7 @@ def test_the_first_bytes_are_what_the_kernel_reads() -> None:
 
 def test_a_header_is_read_as_it_was_written() -> None:
     assert Header.unpack(HEADER.pack()) == HEADER
-    large = HEADER._replace(chunk_bits=16, valid=False, reason=2)
+    large = HEADER._replace(chunk_bits=16, valid=False, reason=2, mapped=3, skipped=1 << 40)
     assert Header.unpack(large.pack()) == large
 
 

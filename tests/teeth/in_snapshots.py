@@ -24,6 +24,7 @@ STREAMS = ("tests/snapshots/test_stream.py",)
 SENDS = ("tests/tools/test_snapshotsend.py",)
 READERS = ("tests/snapshots/test_reading.py",)
 KEEPERS = ("tests/fs/snapshots/test_keeper.py",)
+STORING = ("tests/fs/grants/test_storing.py",)
 IMAGES = ("tests/fs/test_imaging.py",)
 HANDLES = ("tests/journal/test_before_handles.py",)
 
@@ -203,8 +204,8 @@ MUTANTS = [
     Mutant(
         "snapshot: an older one does not need what a newer one copies",
         KEEPER,
-        "                needed = past.union(needed, self.copier.needed)\n",
-        "                pass\n",
+        "            needed = past.union(needed, self.copier.needed)\n",
+        "            pass\n",
         "An older snapshot loses the blocks that were freed before the newer one.",
         KEEPERS,
     ),
@@ -235,9 +236,33 @@ MUTANTS = [
     Mutant(
         "snapshot: clients are forgotten",
         KEEPER,
-        "        copier.before_all(mapped)\n",
+        "            store.append(copied)\n",
         "",
         "A client that was granted memory before changes the snapshot.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: what clients have renewed counts as theirs",
+        GRANTS,
+        "                del self.storable[gone]\n",
+        "                pass\n",
+        "Each snapshot copies all that was ever granted for storing.",
+        (*STORING, *KEEPERS),
+    ),
+    Mutant(
+        "snapshot: clients are not asked to renew",
+        "daxfs/fs/grants/storing.py",
+        "        grants.bump_epoch()\n",
+        "        pass\n",
+        "A busy client stays granted all it ever stored to, and each snapshot copies it.",
+        (*STORING, *KEEPERS),
+    ),
+    Mutant(
+        "snapshot: a large mapping does not fit into a new store",
+        FILES,
+        "    if extend(volume, tx, inode, chunks, needed, Reach.of(tx, chunks)) < chunks:\n",
+        "    if extend(volume, tx, inode, chunks, needed) < chunks:\n",
+        "While a program maps more than 128 MiB for storing, no snapshot can be made.",
         KEEPERS,
     ),
     Mutant(
@@ -267,8 +292,8 @@ MUTANTS = [
     Mutant(
         "snapshot: the log is not emptied",
         KEEPER,
-        "                volume.journal.checkpoint()\n",
-        "                volume.journal.commit()\n",
+        "            volume.journal.checkpoint()\n",
+        "            volume.journal.commit()\n",
         "The image's journal names transactions that are not in it, and its superblock is old.",
         (*IMAGES, *KEEPERS),
     ),

@@ -51,6 +51,7 @@ def test_the_list(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert first["created_ns"] <= second["created_ns"]
     assert len(bytes.fromhex(first["uuid"])) == 16
     assert first["uuid"] != second["uuid"]
+    assert (first["mapped"], first["skipped"]) == (0, 0)
     lose(pool, newest=True)
     snapshots.show(str(pool))
     first_line, second_line = capsys.readouterr().out.splitlines()

@@ -38,6 +38,9 @@ FILES = {
     "deferred": 0,
     "memory_errors": 0,
     "bad_bytes": 0,
+    "snapshots": 0,
+    "snapshot_copied": 0,
+    "snapshot_mapped": 0,
 }
 
 
@@ -240,6 +243,13 @@ def test_missing_memory_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     stats._print("/mnt", Snapshot(1000.0, 1.0, False, True, {}, files, [], None, [[4096, 12288]]))
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == ("memory:   3 loads and stores met missing memory, 8 KiB are known to be bad (daxfs badblocks)")
+
+
+def test_what_snapshots_have_cost_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    files = {**FILES, "snapshots": 2, "snapshot_copied": 12288, "snapshot_mapped": 8192}
+    stats._print("/mnt", Snapshot(1000.0, 1.0, False, True, {}, files, [], None, []))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "snapshots: 2 valid, 12 KiB copied for them, and 8 KiB of mapped files when one was made"
 
 
 @pytest.mark.parametrize("refusals", [(), (errno.ESTALE,), (errno.ESTALE, errno.ESTALE)])

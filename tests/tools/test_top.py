@@ -26,6 +26,9 @@ FILES = {
     "deferred": 4096,
     "memory_errors": 0,
     "bad_bytes": 0,
+    "snapshots": 0,
+    "snapshot_copied": 0,
+    "snapshot_mapped": 0,
 }
 READS = Operation(2, 0, 8192, 10_000, 5000, [0] * 12 + [1, 1], 5_000_000, 4194304)
 HOLDING = [{"ino": 12, "uid": 1000, "pid": 77, "size": 4096}]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.fs import data, ranges
+from daxfs.fs.grants.inode_grants import Holder
 from daxfs.fs.types import LeaseRequest
 from daxfs.protocol import Flag, GrantedExtent, Kind
 
@@ -33,9 +34,9 @@ def compose(
         if not volume.read_only:
             record_kernel_mapped(grants, file, request.holder, pages)
         return pages, upto
-    storing = bool(request.flags & WRITE)
+    storing = Holder(file, request.holder) if request.flags & WRITE else None
     if (whole := single_piece(volume, file.node, grants, request, upto)) is not None:
-        grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole), for_storing=storing)
+        grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole), storing)
         return [whole], upto
     pieces: list[GrantedExtent] = []
     position = request.offset
@@ -51,7 +52,7 @@ def compose(
         position = piece.offset + piece.length
         if piece.kind == MEMORY:
             # Whole blocks, since deferred frees are compared by blocks.
-            grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece), for_storing=storing)
+            grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece), storing)
     if request.flags & MAP and not volume.read_only:
         record_kernel_mapped(grants, file, request.holder, pieces)
     return pieces, position

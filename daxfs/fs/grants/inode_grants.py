@@ -63,6 +63,7 @@ class InodeGrants:
         preallocated: bytes of the file past EOF that were zeroed and granted to the extender, and that nothing else has
             changed since. A write notification makes these bytes readable, and no others.
         extender: the open file and holder that may extend the file by their own stores; one at a time.
+        storable: bytes of the pool that were granted for storing, by open file and holder number; until it renews.
         through_kernel: bytes of the file that are mapped through the kernel, by open file and holder number.
         kernel_mapped: the union of ``through_kernel``.
         unrenewed: holders that a recall no longer waits for, with the byte ranges of those recalls.
@@ -83,6 +84,7 @@ class InodeGrants:
         "kernel_mapped",
         "node",
         "preallocated",
+        "storable",
         "through_kernel",
         "unrenewed",
     )
@@ -97,6 +99,7 @@ class InodeGrants:
         self.for_storing = False
         self.preallocated = FileMap()
         self.extender: tuple[OpenFile, int] | None = None
+        self.storable: dict[Holder, FileMap] = {}
         self.through_kernel: dict[tuple[OpenFile, int], FileMap] = {}
         self.kernel_mapped = FileMap()
         self.unrenewed: dict[Holder, list[ByteRange]] = {}
@@ -175,6 +178,9 @@ class InodeGrants:
         if self.unrenewed:
             for late in [late for late in self.unrenewed if late.file is file and holder in (None, late.number)]:
                 del self.unrenewed[late]
+        if self.storable:
+            for gone in [held for held in self.storable if held.file is file and holder in (None, held.number)]:
+                del self.storable[gone]
         if self.through_kernel:
             self._unmap_through_kernel(file, holder)
         return gone_holders
@@ -201,20 +207,23 @@ class InodeGrants:
 
     # What they were granted
 
-    def grant(self, begin: int, end: int, *, for_storing: bool) -> None:
+    def grant(self, begin: int, end: int, storing: Holder | None = None) -> None:
         """Record that holders may touch the bytes [begin, end) of the pool, before an answer names them.
 
         What a snapshot needs of bytes that a holder may store to is copied now: nobody sees the stores.
+
+        Args:
+            begin: first byte.
+            end: the byte after the last.
+            storing: the holder that may store there; None: the answer is for loading only.
         """
-        if for_storing:
+        if storing is not None:
             self.for_storing = True
             hook = self._volume.pool.hook
             if hook is not None:
                 hook.before(begin, end - begin)
-        granted = self.granted
-        granted.put(begin, end, 0, False)
-        if len(granted.runs) > MAX_GRANTED:
-            granted.put(granted.runs[0][0], granted.runs[-1][1], 0, False)
+            _record(self.storable.setdefault(storing, FileMap()), begin, end)
+        _record(self.granted, begin, end)
 
     def map_through_kernel(self, file: OpenFile, holder: int, begin: int, end: int) -> None:
         """Record that a holder maps bytes through the kernel, and begin a new epoch.
@@ -252,6 +261,14 @@ class InodeGrants:
         )
         assert all(since <= self.epoch for _, since in self.each_holder())
         assert self.unrenewed.keys() <= {holder for holder, _ in self.each_holder()}
+        assert self.storable.keys() <= {holder for holder, _ in self.each_holder()}
         epochs = [each.epoch for each in self.deferred]
         assert epochs == sorted(epochs), epochs
         assert not self.deferred or self.held_since() <= self.deferred[0].epoch, "a deferred free that nobody waits for"
+
+
+def _record(ranges: FileMap, begin: int, end: int) -> None:
+    """Add a range to granted ones; if there are too many, all from the first to the last counts as granted."""
+    ranges.put(begin, end, 0, False)
+    if len(ranges.runs) > MAX_GRANTED:
+        ranges.put(ranges.runs[0][0], ranges.runs[-1][1], 0, False)

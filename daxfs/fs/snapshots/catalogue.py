@@ -125,6 +125,8 @@ def listing(view: View, verdicts: list[Verdict]) -> list[Snapshot]:
             kept.store.count << kept.store.bits,
             kept.header.uuid,
             REASONS[reason],
+            kept.header.mapped << kept.store.bits,
+            kept.header.skipped << kept.store.bits,
         )
         for kept, reason in sorted(verdicts, key=lambda each: each.kept.header.serial)
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, Extent
@@ -30,16 +30,36 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 FOLDERS = (b".daxfs", b"snapshots")
-MOST_RUNS = 64
-"""The most runs by which a store grows at once."""
-MOST_GROUPS = 8
-MOST_BLOCKS = 1 << 15
-"""The most blocks by which a store grows at once."""
+MOST_RUNS, MOST_GROUPS, MOST_BLOCKS = 64, 8, 1 << 15
+"""The most runs, groups of the runs, and blocks by which a store grows at once; see `Reach`."""
 RESERVED_AT_ONCE = 1 << 20
 """Bytes at the beginning of new runs for which a pool's file gets blocks at once; `Store` sees to the others."""
+RUNS_PER_NODE = 40
+"""Runs that a node of a map has at least when many were inserted in order; a node and its bitmap are two blocks."""
 CREDITS_RUNS = 2 * MOST_GROUPS + 24
 """Bitmaps and descriptors of the groups, and nodes of the map."""
 CREDITS_NEW = (1 + len(FOLDERS)) * names.CREDITS_CREATE + CREDITS_RUNS
+
+
+class Reach(NamedTuple):
+    """How much one handle may give to a store: blocks, the runs they lie in, and the groups of the runs."""
+
+    blocks: int
+    runs: int
+    groups: int
+
+    @classmethod
+    def of(cls, view: View, chunks: int = 0) -> Reach:
+        """Return the usual reach, or that for a store that must have more chunks than this at once."""
+        geometry = view.geometry
+        beyond = max((chunks << chunk_bits(view) - geometry.block_bits) - MOST_BLOCKS, 0)
+        groups = -(-beyond // geometry.blocks_per_group)
+        return cls(MOST_BLOCKS + beyond, MOST_RUNS + 8 * groups, MOST_GROUPS + 2 * groups)
+
+    @property
+    def credits(self) -> int:
+        """What this reach costs beyond the usual `CREDITS_RUNS`: bitmaps, descriptors, and nodes of the map."""
+        return 2 * (self.groups - MOST_GROUPS) + (self.runs - MOST_RUNS) // RUNS_PER_NODE
 
 
 def chunk_bits(view: View) -> int:
@@ -141,7 +161,7 @@ def _merged(extents: Iterator[Extent]) -> Iterator[Extent]:
 
 
 def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, needed: bytearray) -> Inode:
-    """Make a store of ``chunks`` chunks, in a handle with `CREDITS_NEW` credits.
+    """Make a store of ``chunks`` chunks, in a handle with `CREDITS_NEW` and the credits of its `Reach`.
 
     Args:
         volume: the volume.
@@ -162,7 +182,7 @@ def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, ne
     inode, _ = names.new_inode(volume, tx, directory, stat.S_IFREG | 0o600, Caller(), now)
     inode.mode = stat.S_IFREG | 0o600
     mapping.new_inode_map(tx, inode)
-    if extend(volume, tx, inode, chunks, needed) < chunks:
+    if extend(volume, tx, inode, chunks, needed, Reach.of(tx, chunks)) < chunks:
         raise FsError(errno.ENOSPC, "the pool has no room for the store of a snapshot")
     inode.flags |= EXT4_IMMUTABLE_FL | EXT4_NODUMP_FL
     inode.links_count = 1
@@ -171,12 +191,16 @@ def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, ne
     return inode
 
 
-def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytearray) -> int:
-    """Give a store up to ``chunks`` more chunks that nobody needs; return how many. It costs `CREDITS_RUNS`."""
+def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytearray, reach: Reach | None = None) -> int:
+    """Give a store up to ``chunks`` more chunks that nobody needs; return how many.
+
+    It costs `CREDITS_RUNS`, and the credits of ``reach``.
+    """
+    reach = reach or Reach.of(tx)
     ratio = 1 << chunk_bits(tx) - tx.geometry.block_bits
     spare = blocks.free_blocks(tx) - reserves.must_stay_free(tx.geometry, tx.superblock(), privileged=True)
-    most = min(chunks, MOST_BLOCKS // ratio, max(spare, 0) // ratio)
-    chosen = _choose(tx, most, ratio, needed)
+    most = min(chunks, reach.blocks // ratio, max(spare, 0) // ratio)
+    chosen = _choose(tx, most, ratio, needed, reach)
     taken = [BlockRun(start * ratio, length * ratio) for start, length in chosen]
     if not taken:
         return 0
@@ -194,16 +218,16 @@ def extend(volume: Volume, tx: Handle, inode: Inode, chunks: int, needed: bytear
     return sum(length for _, length in chosen)
 
 
-def _choose(tx: Handle, most: int, ratio: int, needed: bytearray) -> list[ChunkRun]:
+def _choose(tx: Handle, most: int, ratio: int, needed: bytearray, reach: Reach) -> list[ChunkRun]:
     """Find free chunks that nobody needs, from the end of the pool on: long runs first in each group."""
     chosen: list[ChunkRun] = []
     groups = 0
     for group in range(tx.geometry.groups_count - 1, -1, -1):
-        if most <= 0 or len(chosen) == MOST_RUNS or groups == MOST_GROUPS:
+        if most <= 0 or len(chosen) == reach.runs or groups == reach.groups:
             break
         runs = list(_unneeded(tx, group, ratio, needed))
         groups += bool(runs)
-        for start, length in sorted(runs, key=lambda run: -run.length)[: MOST_RUNS - len(chosen)]:
+        for start, length in sorted(runs, key=lambda run: -run.length)[: reach.runs - len(chosen)]:
             length = min(length, most)
             most -= length
             chosen.append(ChunkRun(start, length))

@@ -25,13 +25,12 @@ from daxfs.ext4.features import Incompat
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
 from daxfs.ext4.superblock import EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import clock, names, removal
-from daxfs.fs.grants import requests
+from daxfs.fs.grants import requests, storing
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.snapshots import catalogue, files, past
 from daxfs.fs.snapshots.catalogue import DAMAGED, FULL, MISSING, REASONS, RECORD, Kept, Verdict
 from daxfs.fs.steps import Steps
-from daxfs.fs.types import Snapshot
-from daxfs.runs import ByteRange
+from daxfs.fs.types import MappedFile, NewSnapshot, Snapshot
 from daxfs.snapshots import format as layout
 from daxfs.snapshots.copier import Copier
 from daxfs.snapshots.format import Header, NotAStore
@@ -40,6 +39,7 @@ from daxfs.snapshots.store import Store
 from daxfs.structures import bitmaps, blocks, directories, inodes, xattrs
 
 if TYPE_CHECKING:
+    from daxfs.fs.grants.storing import Storable
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
 
@@ -65,12 +65,15 @@ class Keeper:
     Attributes:
         kept: the valid ones, in the order of their making; empty on a volume that is read-only from the start.
         copier: of the newest of them.
+        mapped: bytes copied at once, when snapshots were made, since clients might store there.
     """
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.kept: list[Kept] = []
         self.copier: Copier | None = None
+        self.mapped = 0
+        self._copied_before = 0  # by earlier copiers
         self._changing = False
         self._growing = False
 
@@ -137,12 +140,17 @@ class Keeper:
         ]
         return catalogue.listing(volume.view, verdicts)
 
-    def create(self, name: bytes) -> Snapshot:
-        """Make a snapshot of the file system as it is now.
+    def create(self, name: bytes, *, skip_mapped: bool = False) -> Steps[NewSnapshot]:
+        """Make a snapshot of the file system as it is in the last step; the steps before wait for clients.
+
+        Args:
+            name: of the snapshot.
+            skip_mapped: leave out what clients may store to at any time. Else it is copied at once.
 
         Raises:
             FsError: EEXIST; EINVAL, ENAMETOOLONG: the name; EROFS; EBUSY: a deletion runs, or programs of an earlier
                 mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC.
+            MissingMemory: memory of the pool is missing for it. Nothing has changed.
         """
         volume = self.volume
         names.check_name(name)
@@ -151,51 +159,74 @@ class Keeper:
             raise FsError(errno.EINVAL, "a snapshot needs a name of its own")
         if volume.log_area is None:
             raise FsError(errno.EOPNOTSUPP, "snapshots need a pool with a journal")
+        with self._alone():
+            if self._named(name):
+                raise FsError(errno.EEXIST, f"there is a snapshot {name.decode(errors='replace')} already")
+            yield from storing.renewing(self._grants)
+            return volume.reclaimers.retrying(self._create_at_once, name, skip_mapped)
+
+    def _create_at_once(self, name: bytes, skip_mapped: bool) -> NewSnapshot:
+        volume = self.volume
+        volume.writable()
         if volume.notifier.stale:
             raise FsError(errno.EBUSY, "programs of an earlier mount still map the pool, and may store to it")
-        with self._alone():
-            requests.flush_stores(volume)
-            self._growing = True  # no other commit may come between the checkpoint and the snapshot's
-            try:
-                volume.journal.checkpoint()
-                return self._create(name)
-            finally:
-                self._growing = False
-                if self.copier is not None:
-                    self.copier.grown()
-                    self.copier.check_room()
+        requests.flush_stores(volume)
+        self._growing = True  # no other commit may come between the checkpoint and the snapshot's
+        try:
+            volume.journal.checkpoint()
+            return self._create(name, skip_mapped)
+        finally:
+            self._growing = False
+            if self.copier is not None:
+                self.copier.grown()
+                self.copier.check_room()
 
-    def _create(self, name: bytes) -> Snapshot:
+    def _create(self, name: bytes, skip_mapped: bool) -> NewSnapshot:
         volume, pool = self.volume, self.volume.pool
         bits = files.chunk_bits(volume.view)
         origin = layout.chunks_of(pool.size, bits)
-        mapped = self._granted_for_storing()
-        reserve = self._reserve(origin)
-        with volume.handle(files.CREDITS_NEW + CREDITS_RECORD) as tx:
-            needed = past.needed_at(tx)
-            if self.copier is not None:
-                needed = past.union(needed, self.copier.needed)
-            needed += bytes(max((origin + 7 >> 3) - len(needed), 0))
-            chunks = layout.chunks_for(2 * reserve + _count(needed, mapped, bits), layout.entries_per_area(1 << bits))
+        entries = layout.entries_per_area(1 << bits)
+        mapped = storing.mapped(self._grants)
+        ranges = [each for found in mapped for each in found.ranges]
+        contents = self._superblocks(bits)
+        needed = past.needed_at(volume.view)
+        if self.copier is not None:
+            needed = past.union(needed, self.copier.needed)
+        needed += bytes(max((origin + 7 >> 3) - len(needed), 0))
+        stored_to = [chunk for chunk in past.within(needed, ranges, bits) if chunk not in contents]
+        copied, skipped = ([], len(stored_to)) if skip_mapped else (stored_to, 0)
+        chunks = layout.chunks_for(2 * self._reserve(origin) + len(copied), entries)
+        serial = self.kept[-1].header.serial + 1 if self.kept else 1 + self._last_serial()
+        uuid = secrets.token_bytes(16)
+        header = Header(True, 0, bits, serial, clock.now(), origin, uuid, len(copied), skipped)
+        credits = files.CREDITS_NEW + CREDITS_RECORD + files.Reach.of(volume.view, chunks).credits
+        with volume.handle(credits) as tx:
             parent = files.make_folder(volume, tx)
             inode = files.create(volume, tx, parent, name, chunks, needed)
             xattrs.set(tx, inodes.edit(tx, parent), RECORD, catalogue.record(tx.superblock()))
-            runs = files.runs_of(tx, inode)
-            ino = inode.number
-        serial = self.kept[-1].header.serial + 1 if self.kept else 1 + self._last_serial()
-        header = Header(True, 0, bits, serial, clock.now(), origin, secrets.token_bytes(16))
-        store = Store(pool, bits, runs)
-        store.create(header)
-        contents = self._superblocks(bits)
-        store.append(sorted(contents), contents)
-        past.without(needed, contents)
-        kept = Kept(name, ino, store, header)
+            # If memory of the store is missing, the handle is undone: nothing names its blocks, and they are free.
+            store = Store(pool, bits, files.runs_of(tx, inode))
+            store.create(header)
+            store.append(sorted(contents), contents)
+            store.append(copied)
+            kept = Kept(name, inode.number, store, header)
+        past.without(needed, (*contents, *copied))
         self.kept.append(kept)
         self._set_roles()
-        copier = self._copy_into(kept, needed)
-        copier.before_all(mapped)
+        self._copy_into(kept, needed)
+        self.mapped += len(copied) << bits
         volume.commit()
-        return Snapshot(name, header.created_ns, store.chunks << bits, store.count << bits, header.uuid, "")
+        made = Snapshot(
+            name,
+            header.created_ns,
+            store.chunks << bits,
+            store.count << bits,
+            uuid,
+            "",
+            len(copied) << bits,
+            skipped << bits,
+        )
+        return NewSnapshot(made, _files(mapped))
 
     def delete(self, name: bytes) -> Steps[None]:
         """Delete a snapshot; the next older one gets the copies that it needs.
@@ -243,16 +274,22 @@ class Keeper:
         sb.seal()
         return {number: bytes(content) for number, content in made.items()}
 
-    def _granted_for_storing(self) -> list[ByteRange]:
-        """Return what clients may store to at any time, without a copy: it must be copied at once."""
+    @property
+    def _grants(self) -> Grants:
         notifier = self.volume.notifier
         assert isinstance(notifier, Grants)
-        return [
-            ByteRange(begin, end)
-            for grants in notifier.by_ino.values()
-            if grants.for_storing
-            for begin, end, _, _ in grants.granted.runs
-        ]
+        return notifier
+
+    def _named(self, name: bytes) -> bool:
+        """Return whether there is something of this name where a new store would be."""
+        directory = files.folder(self.volume.view)
+        return directory is not None and bool(directories.find(self.volume.view, directory, name).ino)
+
+    @property
+    def copied(self) -> int:
+        """Bytes that were copied for snapshots since the mount, without those of their making."""
+        now = self.copier.copied if self.copier is not None else 0
+        return self._copied_before + now << files.chunk_bits(self.volume.view)
 
     def _position(self, name: bytes) -> int | None:
         """Return the index of a valid snapshot in `kept`."""
@@ -340,6 +377,7 @@ class Keeper:
         origin = kept.header.origin_chunks
         needed += bytes(max((origin + 7 >> 3) - len(needed), 0))
         reserve = self._reserve(origin)
+        self._count_copies()
         self.copier = Copier(
             self.volume.pool,
             kept.store,
@@ -355,7 +393,14 @@ class Keeper:
         self.copier.check_room()
         return self.copier
 
+    def _count_copies(self) -> None:
+        """Keep the count of a copier that will make no more copies."""
+        if self.copier is not None:
+            self._copied_before += self.copier.copied
+            self.copier.copied = 0
+
     def _stop(self) -> None:
+        self._count_copies()
         self.kept = []
         self.copier = None
         self.volume.pool.hook_stores(None)
@@ -421,6 +466,7 @@ class Keeper:
     def _lost(self, full: bool) -> None:
         """Give all snapshots up: the oldest content that some of them need is about to be overwritten."""
         self.volume.pool.hook_stores(None)
+        self._count_copies()
         gone, self.kept, self.copier = self.kept, [], None
         for kept in reversed(gone):  # the newest first: older ones are not valid without it (`attach`)
             self._invalidate(kept, FULL if full else MISSING)
@@ -450,8 +496,7 @@ class Keeper:
         return Chain(self.volume.pool, [each.store for each in self.kept[at:]])
 
 
-def _count(needed: bytearray, ranges: list[ByteRange], bits: int) -> int:
-    """Return how many needed chunks the ranges touch, at most."""
-    chunks = {chunk for begin, end in ranges for chunk in range(begin >> bits, (end - 1 >> bits) + 1)}
-    bitmap = memoryview(needed)
-    return sum(bitmaps.test(bitmap, chunk) for chunk in chunks)
+def _files(mapped: list[Storable]) -> tuple[MappedFile, ...]:
+    """Return how much each process may store to, the most first."""
+    sized = [MappedFile(ino, pid, sum(end - begin for begin, end in ranges)) for ino, pid, ranges in mapped]
+    return tuple(sorted(sized, key=lambda each: -each.size))

@@ -22,6 +22,7 @@ from daxfs.structures.usage import used_blocks
 
 if TYPE_CHECKING:
     from daxfs.pmem.pool import Pool
+    from daxfs.runs import ByteRange
     from daxfs.snapshots.store import Store
 
 
@@ -87,6 +88,22 @@ def _by_chunks(used: bytearray, shift: int) -> bytearray:
     flags = np.unpackbits(np.frombuffer(used, np.uint8), bitorder="little")
     chunks = np.pad(flags, (0, -len(flags) % (8 << shift))).reshape(-1, 1 << shift).max(axis=1)
     return bytearray(np.packbits(chunks, bitorder="little").tobytes())
+
+
+def within(bitmap: bytearray, ranges: Sequence[ByteRange], bits: int) -> list[int]:
+    """Return the chunks with a set bit that some ranges of the pool touch, in order."""
+    if not ranges:
+        return []
+    first = min(begin for begin, _ in ranges) >> bits + 3
+    last = max(end - 1 for _, end in ranges) >> bits + 3
+    touched = bytearray(last + 1 - first)
+    view = memoryview(touched)
+    for begin, end in ranges:
+        low, high = (begin >> bits) - (first << 3), (end - 1 >> bits) + 1 - (first << 3)
+        bitmaps.set_run(view, low, high - low)
+    wanted = np.frombuffer(touched, np.uint8) & np.frombuffer(bitmap, np.uint8)[first : last + 1]
+    found: list[int] = (np.flatnonzero(np.unpackbits(wanted, bitorder="little")) + (first << 3)).tolist()
+    return found
 
 
 def union(first: bytearray, second: bytearray) -> bytearray:

@@ -1,36 +1,40 @@
 """Snapshots through a mount: one ioctl on the root directory (`SNAPSHOTS`) makes, deletes and lists them.
 
-Only root may call it. `daxfs.tools.snapshots` is its client. A list is returned as JSON, as many snapshots from an
-index on as fit.
+Only root may call it. `daxfs.tools.snapshots` is its client. Answers are JSON: a list has as many snapshots from an
+index on as fit; a new snapshot comes with the files that clients might store to while it was made, as many as fit.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Sequence
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fuse.kernel import abi
 
 if TYPE_CHECKING:
+    from daxfs.fs.types import Snapshot
     from daxfs.fuse.kernel.connection import Connection
     from daxfs.fuse.kernel.request import Request
 
 SIZE = 8192
 SNAPSHOTS = 0xC000DA08 | SIZE << 16
 """_IOWR(0xda, 8, char[SIZE])."""
-QUESTION = Struct("=II256s")  # what to do, the index to list from, a name padded with zeros
+QUESTION = Struct("=II256s")  # what to do, a number, a name padded with zeros
 CREATE, DELETE, LIST = 1, 2, 3
+"""What to do; the number is flags for CREATE, and the index to begin with for LIST."""
+SKIP_MAPPED = 1
 
 
 def command(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
     """Answer the ioctl `SNAPSHOTS`.
 
     Raises:
-        FsError: ENOTTY, not the root directory; EPERM, not root; EINVAL, an unknown command; and as
+        FsError: ENOTTY, not the root directory; EPERM, not root; EINVAL, an unknown command or flag; and as
             `FileSystem.create_snapshot` and `FileSystem.delete_snapshot`.
     """
     if request.node != abi.ROOT_ID:
@@ -39,28 +43,30 @@ def command(connection: Connection, request: Request, given: memoryview) -> Step
         raise FsError(errno.EPERM)
     if len(given) < QUESTION.size:
         raise FsError(errno.EINVAL)
-    what, first, padded = QUESTION.unpack_from(given)
+    what, number, padded = QUESTION.unpack_from(given)
     name = bytes(padded).partition(b"\0")[0]
     core = connection.core
-    if what == CREATE:
-        core.create_snapshot(name)
-    elif what == DELETE:
+    if what == CREATE and not number & ~SKIP_MAPPED:
+        made = yield from core.steps.create_snapshot(name, skip_mapped=bool(number & SKIP_MAPPED))
+        return _text(made.files, {"snapshot": _row(made.snapshot), "count": len(made.files)})
+    if what == DELETE:
         yield from core.steps.delete_snapshot(name)
-    elif what == LIST:
-        return _listed(connection, first)
-    else:
-        raise FsError(errno.EINVAL)
-    return b""
+        return b""
+    if what == LIST:
+        return _text([_row(found) for found in core.list_snapshots()[number:]])
+    raise FsError(errno.EINVAL)
 
 
-def _listed(connection: Connection, first: int) -> bytes:
-    text = b"[]"
-    rows = []
-    for found in connection.core.list_snapshots()[first:]:
-        row = found._asdict() | {"name": found.name.decode(errors="surrogateescape"), "uuid": found.uuid.hex()}
-        rows.append(row)
-        longer = json.dumps(rows, separators=(",", ":")).encode()
-        if len(longer) > SIZE:
-            break
-        text = longer
-    return text
+def _row(found: Snapshot) -> dict[str, Any]:
+    return found._asdict() | {"name": found.name.decode(errors="surrogateescape"), "uuid": found.uuid.hex()}
+
+
+def _text(rows: Sequence[Any], facts: dict[str, Any] | None = None) -> bytes:
+    """Return as many rows as fit, beside some facts if there are any."""
+    count = len(rows)
+    while True:
+        part = rows[:count]
+        text = json.dumps(part if facts is None else facts | {"files": part}, separators=(",", ":")).encode()
+        if len(text) <= SIZE or not count:
+            return text
+        count = count * SIZE // len(text) if count > 1 else 0

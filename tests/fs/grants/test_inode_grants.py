@@ -161,9 +161,9 @@ def test_of_too_many_pieces_all_between_them_counts_as_granted(
     monkeypatch.setattr(inode_grants, "MAX_GRANTED", 3)
     grants, _, _ = held(memory_fs)
     for number in range(3):
-        grants.grant(2 * number * BLOCK, (2 * number + 1) * BLOCK, for_storing=False)
+        grants.grant(2 * number * BLOCK, (2 * number + 1) * BLOCK)
     assert len(grants.granted.runs) == 3
-    grants.grant(8 * BLOCK, 9 * BLOCK, for_storing=False)
+    grants.grant(8 * BLOCK, 9 * BLOCK)
     assert grants.granted.covers(0, 9 * BLOCK)
 
 

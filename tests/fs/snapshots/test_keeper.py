@@ -14,16 +14,20 @@ from range_rig import refused
 from snapshot_rig import after_power_loss, differences, keeper, remounted, tree, unmounted
 from tree_rig import QUIET
 
+from daxfs.errors import MissingMemory
 from daxfs.fs import mounting
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fs.snapshots import catalogue
+from daxfs.fs.grants import storing
+from daxfs.fs.snapshots import catalogue, files
 from daxfs.fs.snapshots import keeper as keepers
-from daxfs.fs.types import ROOT_INO, Options
+from daxfs.fs.steps import finish, interruption
+from daxfs.fs.types import ROOT_INO, MappedFile, Options
 from daxfs.pmem.memory import MemoryPool
 from daxfs.protocol import Flag
 from daxfs.snapshots import format as layout
+from daxfs.snapshots.store import Store
 from daxfs.structures import inodes, mapping
-from support import fsck, run, wait_a_tick
+from support import HANG_SECONDS, fsck, run, wait_a_tick
 
 
 @pytest.fixture(params=FORMATS)
@@ -210,7 +214,7 @@ def test_a_store_grows_with_what_is_overwritten(monkeypatch: pytest.MonkeyPatch,
     fs = mounted("4k")
     fs.tree.write_bytes("data", os.urandom(1 << 20))
     expected = tree(fs)
-    size = fs.create_snapshot(b"s").size
+    size = fs.create_snapshot(b"s").snapshot.size
     file = fs.open_file(fs.tree.resolve("data"), os.O_RDWR)
     for at in range(0, 1 << 20, 16384):
         fs.write(file, at, os.urandom(16384))
@@ -342,20 +346,130 @@ def test_trimming_leaves_what_a_snapshot_needs(tmp_path: Path) -> None:
 def test_what_a_client_may_store_to_is_copied_before_it_may(tmp_path: Path) -> None:
     """Stores of clients reach the pool without the daemon: here they go around the hook."""
     fs = mounted("4k")
-    early, late, reader = (Client(fs, fs.open_file(fs.tree.resolve(name), os.O_RDWR)) for name in ("big", "f", "d/x"))
-    early.ask(0, 4096, Flag.WRITE)
+    early, late, reader = clients_of(fs, "big", "f", "d/x")
+    places = [early.ask(0, 4096, Flag.WRITE).pieces[0].pool_offset]
     reader.ask(0, 2048)
     expected = tree(fs)
-    fs.create_snapshot(b"s")
-    late.ask(0, 3000, Flag.WRITE)
-    for client in (early, late):
-        place = client.place(0)
-        assert place is not None
+    made = fs.create_snapshot(b"s")
+    assert (made.snapshot.mapped, made.snapshot.skipped) == (4096, 0)
+    assert made.files == (MappedFile(early.file.ino, 0, 4096),)
+    assert not early.current, "its epoch has ended: it renews in its next operation"
+    places.append(late.ask(0, 3000, Flag.WRITE).pieces[0].pool_offset)
+    for place in places:
         fs.volume.pool.unhooked.write(place, os.urandom(3000))
     assert not differences(fs, b"s", expected, tmp_path)
     copied = fs.list_snapshots()[0].copied
     reader.ask(0, 2048, Flag.WRITE)
     assert fs.list_snapshots()[0].copied == copied + 4096, "what was granted for reading only is copied later"
+
+
+def clients_of(fs: FileSystem, *names: str) -> list[Client]:
+    return [Client(fs, fs.open_file(fs.tree.resolve(name), os.O_RDWR)) for name in names]
+
+
+def test_what_clients_have_renewed_is_not_copied_at_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing, "WAIT_SECONDS", HANG_SECONDS)
+    fs = mounted("4k")
+    busy, sleeper = clients_of(fs, "big", "f")
+    busy.ask(0, 20_000, Flag.WRITE)
+    sleeper.ask(0, 3000, Flag.WRITE)
+    expected = tree(fs)
+    steps = fs.steps.create_snapshot(b"s")
+    next(steps)
+    busy.renew()
+    monkeypatch.setattr(storing, "WAIT_SECONDS", 0.0)
+    sleeper.renew()
+    sleeper.ask(0, 3000, Flag.WRITE)
+    made = finish(steps)
+    assert made.snapshot.mapped == 4096
+    assert [each.ino for each in made.files] == [sleeper.file.ino]
+    for piece in busy.ask(0, 20_000, Flag.WRITE).pieces:
+        fs.volume.pool.unhooked.write(piece.pool_offset, os.urandom(piece.length))
+    assert not differences(fs, b"s", expected, tmp_path)
+    statistics = fs.statistics()
+    assert (statistics.snapshots, statistics.snapshot_mapped) == (1, 4096)
+    assert statistics.snapshot_copied >= 4096
+    again = remounted(fs)
+    assert [(found.mapped, found.skipped) for found in again.list_snapshots()] == [(4096, 0)]
+
+
+def test_mapped_files_can_be_left_out(tmp_path: Path) -> None:
+    fs = mounted("4k")
+    one, other = clients_of(fs, "big", "f")
+    place = one.ask(0, 8192, Flag.WRITE).pieces[0].pool_offset
+    other.ask(0, 3000, Flag.WRITE)
+    expected = tree(fs)
+    made = fs.create_snapshot(b"s", skip_mapped=True)
+    assert (made.snapshot.mapped, made.snapshot.skipped) == (0, 8192 + 4096)
+    assert [(each.ino, each.size) for each in made.files] == [(one.file.ino, 8192), (other.file.ino, 4096)]
+    fs.volume.pool.unhooked.write(place, b"later")
+    busy(fs, "unlink", "write new")
+    assert differences(fs, b"s", expected, tmp_path) == [f"content of inode {one.file.ino}"]
+    again = after_power_loss(fs)
+    assert [(found.mapped, found.skipped) for found in again.list_snapshots()] == [(0, 8192 + 4096)]
+
+
+def test_a_wait_for_clients_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing, "WAIT_SECONDS", HANG_SECONDS)
+    fs = mounted("4k")
+    (one,) = clients_of(fs, "big")
+    one.ask(0, 8192, Flag.WRITE)
+    steps = fs.steps.create_snapshot(b"s")
+    next(steps)
+    with refused(errno.EBUSY):
+        fs.create_snapshot(b"t")
+    with refused(errno.EINTR):
+        steps.throw(interruption())
+    assert fs.list_snapshots() == []
+    one.renew()
+    fs.create_snapshot(b"s")
+    fs.check()
+
+
+def test_more_can_be_mapped_than_a_store_grows_by_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(files, "MOST_BLOCKS", 100)
+    monkeypatch.setattr(
+        files.Reach, "__new__", lambda cls, blocks=100, runs=64, groups=8: tuple.__new__(cls, (blocks, runs, groups))
+    )
+    fs = mounted("4k")
+    fs.tree.write_bytes("data", os.urandom(1 << 20))
+    (one,) = clients_of(fs, "data")
+    place = one.ask(0, 1 << 20, Flag.WRITE).pieces[0].pool_offset
+    expected = tree(fs)
+    assert fs.create_snapshot(b"s").snapshot.mapped == 1 << 20
+    fs.volume.pool.unhooked.write(place, os.urandom(4096))
+    assert not differences(fs, b"s", expected, tmp_path)
+
+
+@pytest.mark.parametrize("what", ["create", "append"])
+def test_missing_memory_of_a_new_store_leaves_nothing_behind(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fs = mounted("4k")
+    expected = tree(fs)
+    fs.create_snapshot(b"older")
+    busy(fs, "overwrite", "mkdir")
+    (one,) = clients_of(fs, "big")
+    one.ask(0, 8192, Flag.WRITE)
+    before = tree(fs), fs.statfs().free
+
+    def missing(*_: object) -> None:
+        raise MissingMemory(errno.EIO)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Store, what, missing)
+        with pytest.raises(MissingMemory):
+            fs.create_snapshot(b"s")
+    assert [(found.name, found.lost) for found in fs.list_snapshots()] == [(b"older", "")]
+    assert (tree(fs), fs.statfs().free) == before
+    one.close()
+    busy(fs, "unlink")
+    assert not differences(fs, b"older", expected, tmp_path)
+    fs.create_snapshot(b"s")
+    fs.check()
+    path = tmp_path / "pool"
+    path.write_bytes(unmounted(fs))
+    fsck(path)
 
 
 def test_while_a_deletion_is_in_steps_nothing_else_changes_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:

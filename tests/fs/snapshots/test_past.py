@@ -11,6 +11,7 @@ from daxfs.errors import Corrupt
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.snapshots import files, past
 from daxfs.pmem.memory import MemoryPool
+from daxfs.runs import ByteRange
 from daxfs.structures import directories, inodes, mapping
 
 
@@ -74,3 +75,19 @@ def test_a_mount_knows_again_what_is_needed(fs: FileSystem) -> None:
 def test_unions_and_differences_of_bitmaps() -> None:
     assert past.union(bytearray(b"\x01"), bytearray(b"\x02\x80")) == bytearray(b"\x03\x80")
     assert past.without(bytearray(b"\xff\xff"), [0, 9, 15]) == bytearray(b"\xfe\x7d")
+
+
+def test_the_needed_chunks_that_ranges_touch() -> None:
+    bitmap = bytearray(64)
+    for chunk in (7, 8, 9, 63, 64, 500, 511):
+        bitmap[chunk >> 3] |= 1 << (chunk & 7)
+
+    def within(*ranges: tuple[int, int]) -> list[int]:
+        return past.within(bitmap, [ByteRange(*each) for each in ranges], 12)
+
+    assert within() == []
+    assert within((0, 7 << 12)) == []
+    assert within((8 << 12, (8 << 12) + 1)) == [8]
+    assert within(((8 << 12) - 1, 9 << 12)) == [7, 8]
+    assert within((60 << 12, 65 << 12), (7 << 12, 9 << 12), (8 << 12, 9 << 12)) == [7, 8, 63, 64]
+    assert within((0, 512 << 12)) == [7, 8, 9, 63, 64, 500, 511]
