@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import crc16, crc32c
+from daxfs.ext4.field import joined, u16, u32
 from daxfs.ext4.geometry import Geometry
-from daxfs.ext4.record import Record, joined, u16, u32
+from daxfs.ext4.record import Record
 
 EXT4_BG_INODE_UNINIT = 0x0001
 EXT4_BG_BLOCK_UNINIT = 0x0002

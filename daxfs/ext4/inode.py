@@ -15,8 +15,9 @@ from struct import Struct
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.checksum import crc32c
+from daxfs.ext4.field import joined, u16, u32
 from daxfs.ext4.geometry import Geometry
-from daxfs.ext4.record import Record, joined, u16, u32
+from daxfs.ext4.record import Record
 
 # Inode numbers with a fixed meaning
 EXT4_ROOT_INO = 2

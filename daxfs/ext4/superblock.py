@@ -12,7 +12,8 @@ from typing import NamedTuple
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.features import Compat, Incompat, RoCompat, names
-from daxfs.ext4.record import Record, i16, joined, raw, u8, u16, u32, u64
+from daxfs.ext4.field import i16, joined, raw, u8, u16, u32, u64
+from daxfs.ext4.record import Record
 
 SUPERBLOCK_OFFSET = 1024
 EXT4_SUPER_MAGIC = 0xEF53

@@ -40,7 +40,7 @@ CREDITS_NAME = 16
 """Blocks that adding or removing a name may change: leaf, its split, two index levels, inodes, bitmap, descriptor."""
 CREDITS_INODE = 12
 """A new inode, its first block and its attribute block."""
-CREDITS_CREATE = CREDITS_NAME + CREDITS_INODE
+CREDITS_CREATE: int = CREDITS_NAME + CREDITS_INODE
 WHITEOUT = stat.S_IFCHR
 """The mode of a whiteout, a device 0/0 without any permission (WHITEOUT_MODE in include/linux/fs.h)."""
 

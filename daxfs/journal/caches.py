@@ -14,15 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-
-class Cache:
-    """The cache of one module: made without arguments at its first use, and bounded in size."""
-
-    __slots__ = ()
-
-    def drop(self) -> None:
-        """Drop the entries that undone changes may have made; called after an abort. The default drops nothing."""
-
+from daxfs.journal.cache import Cache
 
 CacheT = TypeVar("CacheT", bound=Cache)
 

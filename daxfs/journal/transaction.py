@@ -532,9 +532,10 @@ class Handle(View):
 
     def _roll_back(self) -> None:
         """Undo everything since the handle began (invariant T3): blocks, and by callbacks state of higher layers."""
-        tx = self._tx
+        tx, undo = self._tx, self._undo
         tx.records.clear()
-        for entry in reversed(self._undo):
+        while undo:
+            entry = undo.pop()
             if entry[0] == _LOGGED:
                 self.logged.remove(entry[1])
             elif entry[0] == _UNLOGGED:

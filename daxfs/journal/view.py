@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from daxfs.compiled import mypyc_attr
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.journal.caches import Caches
@@ -55,6 +56,7 @@ class Verified:
             self.numbers[number % MOST_VERIFIED] = 0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class View:
     """The newest state of the metadata, read only.
 
@@ -160,6 +162,7 @@ class View:
         return Corrupt(CorruptKind.BLOCK_NUMBER, f"{number} is not in 1..{self._limit - 1}")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PoolView(View):
     """A view of the pool without a transaction: before the journal is loaded, on read-only mounts, and for tools."""
 

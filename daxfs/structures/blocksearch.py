@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daxfs.errors import BadMemory, FsError
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 from daxfs.runs import BitRun
 from daxfs.structures import bitmaps, groupmaps, groups, reserves
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
@@ -25,7 +24,7 @@ from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.ext4.limits import EXT4_NAME_LEN
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 from daxfs.structures import dirblocks, dirlist, htree, inodes, linear
 from daxfs.structures.dirhints import Entry, Hints
 
@@ -51,7 +50,6 @@ __all__ = [
 ]
 
 
-@dataclass(slots=True, eq=False)
 class Place:
     """The place of a name in a directory, or the place where the name would be.
 
@@ -69,13 +67,18 @@ class Place:
         moves: ``Hints.moves`` at the time of the search.
     """
 
-    directory: Inode
-    name: bytes
-    ino: int
-    file_type: int
-    block: int
-    offset: int
-    moves: int
+    __slots__ = ("block", "directory", "file_type", "ino", "moves", "name", "offset")
+
+    def __init__(
+        self, directory: Inode, name: bytes, ino: int, file_type: int, block: int, offset: int, moves: int
+    ) -> None:
+        self.directory = directory
+        self.name = name
+        self.ino = ino
+        self.file_type = file_type
+        self.block = block
+        self.offset = offset
+        self.moves = moves
 
 
 class Watched(Cache):

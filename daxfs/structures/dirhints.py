@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.ext4 import dirent
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle

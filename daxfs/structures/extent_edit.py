@@ -18,7 +18,8 @@ from daxfs.errors import FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, MAX_DEPTH, Extent
 from daxfs.structures import blocks, inodes
-from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, Node, add_validated_root, descend, node, root
+from daxfs.structures.extent_path import Node
+from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, add_validated_root, descend, node, root
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry

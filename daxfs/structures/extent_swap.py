@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, Extent
 from daxfs.structures import blocks, extent_edit, extents, inodes
-from daxfs.structures.extent_tree import Node, descend
+from daxfs.structures.extent_path import Node
+from daxfs.structures.extent_tree import descend
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import extent as format_
 from daxfs.structures import extent_edit
-from daxfs.structures.extent_tree import MAX_BLOCKS, ROOT_WORDS, Node, descend
+from daxfs.structures.extent_path import Node
+from daxfs.structures.extent_tree import MAX_BLOCKS, ROOT_WORDS, descend
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle

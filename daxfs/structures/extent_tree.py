@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT4_EXT_MAGIC, EXT_INIT_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_RESIZE_INO
 from daxfs.structures import metadata_zone
+from daxfs.structures.extent_path import Node
 from daxfs.structures.validated_roots import ValidatedRoots
 
 if TYPE_CHECKING:
@@ -40,14 +41,6 @@ class _Roots(ValidatedRoots):
     """The validated roots of extent trees."""
 
     __slots__ = ()
-
-
-class Node(NamedTuple):
-    """One step of a path: block ``number`` (0: the root), its words, and the entry chosen (-1: before the first)."""
-
-    number: int
-    words: memoryview
-    at: int
 
 
 def root(view: View, inode: Inode) -> memoryview:

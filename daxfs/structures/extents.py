@@ -26,10 +26,10 @@ from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import BLOCK_AREA_SIZE, EXT4_EXTENTS_FL
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, extent_edit, inodes
+from daxfs.structures.extent_path import Node
 from daxfs.structures.extent_tree import (
     MAX_BLOCKS,
     ROOT_WORDS,
-    Node,
     add_validated_root,
     check_bounds,
     descend,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 from daxfs.structures import bitmaps, groups, metadata_zone
 
 if TYPE_CHECKING:

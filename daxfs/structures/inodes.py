@@ -33,7 +33,7 @@ from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord, seal_slot
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 from daxfs.structures import bitmaps, groups
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 from daxfs.runs import BlockRun
 from daxfs.structures import groups
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import orphan
 from daxfs.ext4.limits import EXT4_MAX_ORPHAN_FILE_BLOCKS
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ module; each has a cache of its own.
 
 from __future__ import annotations
 
-from daxfs.journal.caches import Cache
+from daxfs.journal.cache import Cache
 
 LIMIT = 4096
 """The most roots in one cache; each takes about 200 bytes."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from daxfs.ext4.record import Record, i16, joined, raw, u8, u16, u32, u64
+from daxfs.ext4.field import i16, joined, raw, u8, u16, u32, u64
+from daxfs.ext4.record import Record
 
 
 class Sample(Record):
