@@ -59,7 +59,7 @@ def mountpoint() -> Iterator[Path]:
         yield place
     finally:
         while mounts.top_mount(str(place)) is not None:
-            subprocess.run([tool("umount"), "-l", place], timeout=10, check=True)
+            subprocess.run([tool("umount"), "-l", place], timeout=HANG_SECONDS, check=True)
         shutil.rmtree(place)
 
 

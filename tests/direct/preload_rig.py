@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from support import tool
+from support import HANG_SECONDS, tool
 
 SOURCES = Path(__file__).parents[2] / "daxfs" / "direct" / "preload"
 PROGRAMS = Path(__file__).parent / "programs"
@@ -117,7 +117,7 @@ class Agent:
         self._pipe(self.process.stdin).write(repr(text) + "\n")
         self._pipe(self.process.stdin).flush()
         line = self._pipe(self.process.stdout).readline()
-        assert line, f"the agent is gone after {text!r}: {self.process.wait(10)}"
+        assert line, f"the agent is gone after {text!r}: {self.process.wait(HANG_SECONDS)}"
         kind, answer = ast.literal_eval(line)
         if kind == "errno":
             raise OSError(answer, os.strerror(answer))
@@ -134,7 +134,7 @@ class Agent:
         """Close the agent's input, and kill the agent if it does not end."""
         self._pipe(self.process.stdin).close()
         try:
-            assert self.process.wait(10) == 0
+            assert self.process.wait(HANG_SECONDS) == 0
         finally:
             self.process.kill()
             self.process.wait()

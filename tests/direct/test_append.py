@@ -21,7 +21,7 @@ from preload_rig import PROGRAMS, Agent, agent, below
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
-from support import fsck
+from support import HANG_SECONDS, fsck
 
 BLOCK = 4096
 PAIRS = 8
@@ -230,7 +230,7 @@ def test_what_was_synchronised_survives_the_daemon(
                 assert program.poll() is None
                 time.sleep(0.001)
             mount.daemon.kill()
-            mount.daemon.wait(10)
+            mount.daemon.wait(HANG_SECONDS)
             assert program.wait(30) != 0
         finally:
             mount.down()
@@ -264,9 +264,9 @@ def after_a_crash(image: Path, worker: Agent, place: Path, change: Callable[[Pat
             mount.daemon.kill()
         else:
             mount.daemon.kill()
-            mount.daemon.wait(10)
+            mount.daemon.wait(HANG_SECONDS)
             worker("os.fsync(fd)")  # it would fail if it needed the daemon
-        mount.daemon.wait(10)
+        mount.daemon.wait(HANG_SECONDS)
         with contextlib.suppress(OSError):
             worker("os.close(fd)")
     finally:

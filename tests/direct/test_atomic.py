@@ -21,7 +21,7 @@ from daxfs import protocol
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
 from daxfs.fuse.kernel import announced
-from support import fsck, run
+from support import HANG_SECONDS, fsck, run
 
 ATOMIC, APPEND, DSYNC = 0x40, 0x10, 0x02
 WRITE_ATOMIC, ATTR_WRITE_ATOMIC = 0x10000, 0x400000
@@ -330,7 +330,7 @@ def test_a_killed_daemon_leaves_all_or_nothing(
                 for call in calls:
                     each(call, length=length)
                 mount.daemon.kill()
-                mount.daemon.wait(10)
+                mount.daemon.wait(HANG_SECONDS)
         finally:
             mount.down()
             if mounts.top_mount(str(place)) is not None:

@@ -17,7 +17,7 @@ from preload_rig import Agent, agent
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
 from daxfs.tools.stats import look
-from support import fsck
+from support import HANG_SECONDS, fsck
 
 BLOCK = 4096
 SIZE = 16 * BLOCK
@@ -68,7 +68,7 @@ def requests(mount: Mounted) -> int:
 
 def test_unchanged_by_the_daemon_it_asks_nobody(mount: Mounted, worker: Agent) -> None:
     mount.daemon.kill()
-    mount.daemon.wait(10)
+    mount.daemon.wait(HANG_SECONDS)
     worker("os.fdatasync(fd)")
     with pytest.raises(OSError, match="not connected"):
         worker("os.fsync(fd)")
@@ -118,7 +118,7 @@ def test_changes_by_others_become_durable_too(mount: Mounted, worker: Agent, wha
     worker("os.pwrite(fd, b'z' * 100, 0)")
     worker("os.fdatasync(fd)")
     mount.daemon.kill()
-    mount.daemon.wait(10)
+    mount.daemon.wait(HANG_SECONDS)
     with contextlib.suppress(OSError):
         worker("os.close(fd)")
     mount.down()

@@ -23,6 +23,7 @@ from daxfs import direct, protocol
 from daxfs.direct import pool as pools
 from daxfs.pmem import persist
 from daxfs.protocol import Flag, GrantedExtent, Kind
+from support import HANG_SECONDS
 
 
 @pytest.mark.parametrize("number", REFUSALS)
@@ -405,7 +406,7 @@ def test_flush_outlives_the_daemon(pool: Callable[..., Path]) -> None:
             file.flush()
             assert file.direct
             mount.daemon.kill()
-            mount.daemon.wait(10)
+            mount.daemon.wait(HANG_SECONDS)
             file.write(b"lost")
             with pytest.raises(OSError, match="not connected"):
                 file.close()

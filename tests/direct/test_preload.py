@@ -16,7 +16,7 @@ import pytest
 from mount_rig import NOBODY, SESSIONS, Mounted, mounted, mountpoint
 from preload_rig import PROGRAMS, Agent, agent, below, compile_program, said
 
-from support import fsck, mke2fs
+from support import HANG_SECONDS, fsck, mke2fs
 
 STEPS = 1500
 SECONDS = "3"
@@ -252,7 +252,7 @@ def test_the_daemon_may_die(pool: Callable[..., Path], library: Path) -> None:
         with agent(library) as worker:
             warm(worker, place / "file")
             mount.daemon.kill()
-            mount.daemon.wait(10)
+            mount.daemon.wait(HANG_SECONDS)
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
                 worker("os.ftruncate(fd, 0)")
             worker("os.pread(fd, 100, 0)")

@@ -14,7 +14,7 @@ from preload_rig import Agent, agent
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts
 from daxfs.tools.sync import sync as make_durable
-from support import fsck, run
+from support import HANG_SECONDS, fsck, run
 
 SIZE = 64 << 10
 OLD = 10**9
@@ -55,7 +55,7 @@ class Killed:
     def die(self) -> None:
         """Kill the daemon."""
         self.mount.daemon.kill()
-        self.mount.daemon.wait(10)
+        self.mount.daemon.wait(HANG_SECONDS)
         self.mount.down()
         run("umount", "-l", self.place)
 

@@ -29,7 +29,7 @@ def killed_after(pool: Path, options: tuple[str, ...], work: Callable[[Path], No
             place.chmod(0o777)
             work(place)
             mount.daemon.kill()
-            mount.daemon.wait(10)
+            mount.daemon.wait(HANG_SECONDS)
         finally:
             mount.down()
             if mounts.top_mount(str(place)) is not None:

@@ -66,7 +66,7 @@ def running(program: Path) -> Iterator[Callable[[bytes], bytes]]:
         echo(b"it runs")
         yield echo
         target.close()
-        assert child.wait(10) == 0
+        assert child.wait(HANG_SECONDS) == 0
 
 
 def test_programs_run(root: Path) -> None:
@@ -138,7 +138,7 @@ def running_python(library: Path) -> Iterator[Callable[[], str]]:
 
         yield cosine
         target.close()
-        assert child.wait(10) == 0
+        assert child.wait(HANG_SECONDS) == 0
 
 
 def test_a_running_program_is_protected(sides: tuple[Path, Path]) -> None:

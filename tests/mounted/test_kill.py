@@ -104,7 +104,7 @@ def killed_amid_work(pool: Path, options: tuple[str, ...], seed: int) -> list[Wo
                 worker.start()
             time.sleep(0.1 + chance.random() * 0.5)
             mount.daemon.kill()
-            mount.daemon.wait(10)
+            mount.daemon.wait(HANG_SECONDS)
             for worker in workers:
                 worker.join(20)
                 assert not worker.is_alive(), "a request was never answered"

@@ -69,6 +69,6 @@ def test_a_gather_that_memory_is_too_little_for(pool: Pool, session: str, spare:
                 assert errno.ENOMEM in found or spare
         finally:
             daemon.kill()
-            daemon.wait(10)
+            daemon.wait(HANG_SECONDS)
     if code == 0:
         fsck(path)

@@ -38,6 +38,8 @@ from actor_rig import (
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, Mounted, mounted
 
+from support import HANG_SECONDS
+
 pytestmark = pytest.mark.parametrize("session", ["kernel"], indirect=True)
 
 RDWR, CREATE, DIRECT = os.O_RDWR, os.O_RDWR | os.O_CREAT, os.O_RDWR | os.O_DIRECT
@@ -397,7 +399,7 @@ def test_msync_survives_the_daemon(session: str, pool: Callable[..., Path]) -> N
         memory[5 * PAGE : 5 * PAGE + 7] = b"durable"
         memory.flush()
         mount.daemon.kill()
-        mount.daemon.wait(10)
+        mount.daemon.wait(HANG_SECONDS)
         memory.close()
         with contextlib.suppress(OSError):
             file.close()

@@ -17,7 +17,7 @@ from mount_rig import COMMAND, Mounted, as_user, daxfs, mounted, mountpoint
 
 from daxfs import direct
 from daxfs.tools.remount import remount
-from support import fsck, run
+from support import HANG_SECONDS, fsck, run
 
 Pool = Callable[..., Path]
 READER = """
@@ -87,7 +87,7 @@ def test_a_mount_that_is_read_only_is_not_recovered(pool: Pool) -> None:
         (mount.place / "file").write_bytes(b"data")
         daxfs("mount", "-o", "remount,ro", mount.place)
         mount.daemon.kill()
-        mount.daemon.wait(10)
+        mount.daemon.wait(HANG_SECONDS)
     assert json.loads(daxfs("info", path, "--json"))["state"] == "clean"
     assert run("debugfs", "-R", "cat file", path).startswith("data")
 
@@ -104,7 +104,7 @@ def test_a_crash_after_the_way_back_is_recovered(pool: Pool) -> None:
         with open(mount.place / "file", "rb") as file:
             os.fsync(file.fileno())
         mount.daemon.kill()
-        mount.daemon.wait(10)
+        mount.daemon.wait(HANG_SECONDS)
         os.close(held)
         mount.down()
         assert "needs_recovery" in run("dumpe2fs", "-h", path)
@@ -150,7 +150,7 @@ def test_clients_with_leases_are_in_the_way(pool: Pool) -> None:
             assert reader.stdout.readline() == "x\n"
             assert "map files" in daxfs("mount", "-o", "remount,rw", place, code=32)
             assert is_read_only(place)
-            reader.communicate("", timeout=10)
+            reader.communicate("", timeout=HANG_SECONDS)
         daxfs("mount", "-o", "remount,rw", place)
         with direct.map(str(place / "file"), access="rw") as mapping:
             mapping.view[:1] = b"y"
@@ -203,7 +203,7 @@ def test_other_options(pool: Pool) -> None:
         (place / "file").read_bytes()
         assert (place / "file").stat().st_atime > 1
         (place / "late").touch()
-        end = time.monotonic() + 5
+        end = time.monotonic() + HANG_SECONDS
         while "late" not in run("debugfs", "-R", "ls /", mount.pool):
             assert time.monotonic() < end
             time.sleep(0.1)

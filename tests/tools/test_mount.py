@@ -77,7 +77,7 @@ def test_a_signal_unmounts(pool: Pool, number: signal.Signals) -> None:
                 held = os.open(place / "unlinked", os.O_RDONLY)
                 (place / "unlinked").unlink()
                 mount.daemon.send_signal(number)
-                assert mount.daemon.wait(10) == 0, mount.said()
+                assert mount.daemon.wait(HANG_SECONDS) == 0, mount.said()
                 os.close(held)
             assert mounts.top_mount(str(place)) is None
         finally:
@@ -113,7 +113,7 @@ def test_a_killed_daemon_leaves_the_mountpoint(pool: Pool) -> None:
             with open(place / "file", "rb") as file:
                 os.fsync(file.fileno())
             mount.daemon.kill()
-            mount.daemon.wait(10)
+            mount.daemon.wait(HANG_SECONDS)
         finally:
             mount.down()
         with pytest.raises(OSError, match="not connected"):
@@ -149,12 +149,12 @@ def test_an_unknown_exception_is_one_requests_error(session: str) -> None:
             (place / "file").write_bytes(b"data")
             assert (place / "file").read_bytes() == b"data"
             daemon.send_signal(signal.SIGTERM)
-            _, said = daemon.communicate(timeout=10)
+            _, said = daemon.communicate(timeout=HANG_SECONDS)
             assert daemon.returncode == 0
             assert "a bug" in said
         finally:
             daemon.kill()
-            daemon.wait(10)
+            daemon.wait(HANG_SECONDS)
         assert mounts.top_mount(str(place)) is None
 
 
@@ -169,12 +169,12 @@ def test_an_interrupted_change_aborts_and_leaves_the_mountpoint(session: str) ->
             with pytest.raises(OSError, match=r"not connected|abort") as caught:
                 os.mkdir(place / "d")
             assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-            _, said = daemon.communicate(timeout=10)
+            _, said = daemon.communicate(timeout=HANG_SECONDS)
             assert daemon.returncode == 7
             assert "a bug" in said
         finally:
             daemon.kill()
-            daemon.wait(10)
+            daemon.wait(HANG_SECONDS)
         assert mounts.top_mount(str(place)) is not None
 
 
