@@ -202,6 +202,12 @@ class InodeRecord(Record):
         extra = halves[64] if size > GOOD_OLD_SIZE else 0
         self.extra_end = GOOD_OLD_SIZE + extra if extra <= size - GOOD_OLD_SIZE else GOOD_OLD_SIZE
 
+    def fill(self, raw: bytes | bytearray) -> None:
+        """Store the first bytes of the slot, up to all of them; ``extra_end`` follows."""
+        self.buffer[: len(raw)] = raw
+        extra = self.i_extra_isize
+        self.extra_end = GOOD_OLD_SIZE + extra if extra <= self.slot_size - GOOD_OLD_SIZE else GOOD_OLD_SIZE
+
     def set_extra_isize(self, size: int) -> None:
         """Set ``i_extra_isize``; does nothing in slots of 128 bytes.
 
@@ -328,6 +334,16 @@ class InodeRecord(Record):
         words = self.words
         words[_MTIME] = words[_CTIME] = words[_CRTIME] = words[_ATIME]
         words[_MTIME_EXTRA] = words[_CTIME_EXTRA] = words[_CRTIME_EXTRA] = words[_ATIME_EXTRA]
+
+    def set_changed(self, value: int) -> None:
+        """Set the times of change of the content and of the inode, as every change of the content does."""
+        self._set_time(_MTIME, _MTIME_EXTRA, value)
+        if self.extra_end <= _MTIME_EXTRA << 2:
+            self._set_time(_CTIME, _CTIME_EXTRA, value)
+            return
+        words = self.words
+        words[_CTIME] = words[_MTIME]
+        words[_CTIME_EXTRA] = words[_MTIME_EXTRA]
 
     def _time(self, index: int, extra_index: int) -> int:
         """Join a time: 32 signed bits of seconds, and, if the slot has them, 2 bits of epoch and 30 of nanoseconds."""

@@ -41,7 +41,11 @@ SMALL_INODE = 128
 
 def attributes_of(inode: Inode) -> Attributes:
     """Return the attributes that are stored in the inode."""
-    return Attributes(inode.number, *decode(inode.buffer, 0, inode.geometry))
+    return _attributes(inode.number, decode(inode.buffer, 0, inode.geometry))
+
+
+def _attributes(ino: int, stored: Stat) -> Attributes:
+    return tuple.__new__(Attributes, (ino, *stored))  # half the time of calling the class
 
 
 def read_attributes(volume: Volume, ino: int) -> Attributes:
@@ -59,7 +63,7 @@ def with_waiting_times(volume: Volume, ino: int, stored: Stat) -> Attributes:
     """Return the attributes of an inode for which ``stored`` is stored."""
     node = volume.nodes.lazy.get(ino)
     if node is None:
-        return Attributes(ino, *stored)
+        return _attributes(ino, stored)
     mode, nlink, uid, gid, rdev, size, units, atime, mtime, ctime, crtime, generation, flags = stored
     atime, mtime, ctime = node.atime or atime, node.mtime or mtime, node.ctime or ctime
     if volume.geometry.inode_size == SMALL_INODE:

@@ -127,7 +127,7 @@ class Change:
             return
         inode = self.inode
         if self.dated:
-            inode.mtime_ns = inode.ctime_ns = clock.now()
+            inode.set_changed(clock.now())
         mapping.normalize_tail(self._tx, inode)
         node = self._volume.nodes.open.get(inode.number)
         if node is None:

@@ -164,8 +164,7 @@ class _Replay:
     def _make(self, inode: Inode, raw: bytes) -> None:
         """Fill a slot of zeros."""
         tx, ino = self._tx, inode.number
-        inode.buffer[: len(raw)] = raw
-        inode = inodes.edit(tx, ino)
+        inode.fill(raw)
         if removal.holds_blocks(inode):
             inode.block_area[:] = bytes(len(inode.block_area))
             if inode.flags & EXT4_EXTENTS_FL:
@@ -181,12 +180,11 @@ class _Replay:
         self._fresh.add(ino)
 
     def _change(self, inode: Inode, raw: bytes) -> None:
-        tx, ino = self._tx, inode.number
+        ino = inode.number
         old = bytes(inode.buffer)
         size, count, acl, flags = inode.size, inode.blocks, inode.file_acl, inode.flags
         mapped = removal.holds_blocks(inode)
-        inode.buffer[: len(raw)] = raw
-        inode = inodes.edit(tx, ino)
+        inode.fill(raw)
         if inode.mode >> 12 != old[1] >> 4 or removal.holds_blocks(inode) != mapped:
             raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} has another type")
         if inode.file_acl != acl or (mapped and (inode.flags ^ flags) & EXT4_EXTENTS_FL):

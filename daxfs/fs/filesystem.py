@@ -159,17 +159,21 @@ class FileSystem:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind not in NODE_KINDS:
             raise FsError(errno.EINVAL)
-        return names.make(self.volume, parent, name, kind | (mode & 0o7777), caller, rdev=rdev)
+        return attributes.attributes_of(
+            names.make(self.volume, parent, name, kind | (mode & 0o7777), caller, rdev=rdev)
+        )
 
     @changing
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller = SUPERUSER) -> Attributes:
         """Make a directory."""
-        return names.make(self.volume, parent, name, stat.S_IFDIR | (mode & 0o7777), caller)
+        return attributes.attributes_of(names.make(self.volume, parent, name, stat.S_IFDIR | (mode & 0o7777), caller))
 
     @changing
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller = SUPERUSER) -> Attributes:
         """Make a symbolic link to ``target``."""
-        return names.make(self.volume, parent, name, stat.S_IFLNK | 0o777, caller, target=target)
+        return attributes.attributes_of(
+            names.make(self.volume, parent, name, stat.S_IFLNK | 0o777, caller, target=target)
+        )
 
     @changing
     def create(
@@ -184,7 +188,10 @@ class FileSystem:
     ) -> tuple[OpenFile, Attributes]:
         """Make a regular file and open it (`open_file`); the open never fails on the mode that was just given."""
         made = names.make(self.volume, parent, name, stat.S_IFREG | (mode & 0o7777), caller)
-        return self._open(made.ino, flags & ~os.O_TRUNC, caller, positioned=positioned), made
+        file = OpenFile(self.volume.nodes.opened(made), flags & ~os.O_TRUNC, caller)
+        if positioned:
+            file.append = False
+        return file, attributes.attributes_of(made)
 
     @changing
     def tmpfile(

@@ -232,10 +232,11 @@ class Node:
     def reloaded(self, inode: Inode) -> None:
         """The attributes have changed; read all that is kept of them again."""
         nodes = self._nodes
+        mode, flags = inode.mode, inode.flags
         self.size = inode.size
         # Of the extended attributes only a capability matters; a write looks for it, since this must stay cheap.
-        self.unprivileged = not (inode.mode & SET_ID or inode.flags & NOT_PLAIN or xattrs.present(inode))
-        self.journaled = bool(inode.flags & EXT4_JOURNAL_DATA_FL) and inode.is_regular
+        self.unprivileged = not (mode & SET_ID or flags & NOT_PLAIN or xattrs.present(inode))
+        self.journaled = bool(flags & EXT4_JOURNAL_DATA_FL) and stat.S_ISREG(mode)
         self.settled()
         if self.grants is not None:
             self.grants.set_size(inode.size)
@@ -245,15 +246,18 @@ class Node:
             self.dax = nodes.dax_of(inode)
         options = nodes.options
         policy = options.atime
-        self.noatime = policy == "noatime" or bool(inode.flags & EXT4_NOATIME_FL)
-        if not options.directory_atime and inode.is_dir:
+        self.noatime = policy == "noatime" or bool(flags & EXT4_NOATIME_FL)
+        if not options.directory_atime and stat.S_ISDIR(mode):
             self.noatime = True
         if self.noatime:
             self.atime_due = False
         elif policy == "relatime":
             atime = self.atime or inode.atime_ns
-            modified = max(self.mtime or inode.mtime_ns, self.ctime or inode.ctime_ns)
-            self.atime_due = atime <= modified or clock.now() - atime > DAY_NS
+            self.atime_due = (
+                atime <= (self.ctime or inode.ctime_ns)  # the later one, as a rule
+                or atime <= (self.mtime or inode.mtime_ns)
+                or clock.now() - atime > DAY_NS
+            )
         else:
             self.atime_due = True
 

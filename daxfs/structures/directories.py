@@ -40,6 +40,7 @@ __all__ = [
     "create",
     "entries",
     "find",
+    "ino_of",
     "insert",
     "is_empty",
     "parent",
@@ -130,12 +131,22 @@ def find(view: View, directory: Inode, name: bytes) -> Place:
     number, offset = _locate(view, directory, name)
     if offset < 0:
         return Place(directory, name, 0, FT_UNKNOWN, number, offset, moves)
-    start = view.block(number)[offset : offset + dirent.HEADER_SIZE]
-    ino = int.from_bytes(start[:4], "little")
+    ino, file_type = _refers_to(view, directory, number, offset)
+    return Place(directory, name, ino, file_type, number, offset, moves)
+
+
+def ino_of(view: View, directory: Inode, name: bytes) -> int:
+    """Return the inode that a name refers to, or 0: `find` for readers, who need no place. Raises as `find`."""
+    number, offset = _locate(view, directory, name)
+    return 0 if offset < 0 else _refers_to(view, directory, number, offset)[0]
+
+
+def _refers_to(view: View, directory: Inode, number: int, offset: int) -> tuple[int, int]:
+    """Return the inode number and the file type of an entry."""
+    ino, _, _, file_type = dirent.ENTRY.unpack_from(view.block(number), offset)
     if not 0 < ino <= view.geometry.inodes_count:
         raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{dirblocks.where(directory, number)}: inode {ino}")
-    file_type = start[7] if view.geometry.has_filetype else FT_UNKNOWN
-    return Place(directory, name, ino, file_type if file_type < FT_MAX else FT_UNKNOWN, number, offset, moves)
+    return ino, file_type if view.geometry.has_filetype and file_type < FT_MAX else FT_UNKNOWN
 
 
 def _locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:

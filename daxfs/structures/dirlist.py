@@ -8,8 +8,10 @@ A cookie is (major >> 1) << 32 | minor: 63 bits. The legacy hash has no minor; a
 The cookie of "." is 1, that of ".." is 2. Names whose 63 bits are equal get consecutive cookies, which stay cached
 (pinned) as long as the pool is open, so that a reader who stops between two such names finds the rest at its place.
 
-Entries are read in chunks of a few leaves, which are hashed together. The last chunk of each directory is cached, so
-that a caller who takes entries in small portions does not pay for each of them. Only `directories` calls this module.
+Entries are read in chunks of a few leaves, which are hashed together: the more, the less each costs. The last chunk of
+each directory is cached, so that a caller who takes entries in small portions does not pay for each of them. A reader
+who goes on where a chunk ended gets a larger one next; one who begins anywhere else (seekdir(3)) gets one leaf. Only
+`directories` calls this module.
 
 Sources: ``fs/ext4/dir.c`` (``ext4_readdir``, ``ext4_dx_readdir``, ``is_dx_dir``, ``hash2pos``), ``fs/ext4/namei.c``
 (``ext4_htree_fill_tree``).
@@ -53,8 +55,12 @@ COOKIE_FIRST = 3
 COOKIE_EOF = (HTREE_EOF << 32) | 0xFFFFFFFF
 """The end of every listing: all cookies are below it."""
 
-CHUNK_NAMES = 400
-CHUNK_LEAVES = 8
+FIRST_NAMES = 400
+"""About how many names the first chunk of a directory has."""
+MOST_NAMES = 800
+"""About how many names a chunk has at most; reading them takes about a millisecond."""
+NAMES_PER_LEAF = 50
+"""A chunk of so many names ends after this number of leaves, also if they have fewer."""
 MINOR_MAX = 0xFFFEFFFF
 """The highest minor in a cookie; the values above it leave room for the cookies of colliding names."""
 
@@ -104,7 +110,7 @@ def _by_offset(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], 
     first, stop = cookie + 1 >> bits, dirblocks.count(view, directory)
     found: list[Entry] = []
     for lblk in range(first, stop):
-        if len(found) >= CHUNK_NAMES or lblk - first >= CHUNK_LEAVES:
+        if len(found) >= FIRST_NAMES or lblk - first >= FIRST_NAMES // NAMES_PER_LEAF:
             return found, (lblk << bits) - 1
         number = dirblocks.number_of(view, directory, lblk)
         data = bytes(dirblocks.entries_block(view, directory, number))
@@ -141,15 +147,22 @@ def _by_hash(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], in
     hints = view.caches[Hints]
     chunk = hints.chunks.get(key)
     if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
-        chunk = _read_chunk(view, directory, cookie + 1)
+        chunk = _read_chunk(view, directory, cookie + 1, _names_wanted(chunk, cookie))
         hints.put_chunk(key, chunk)
     return chunk.entries[bisect_right(chunk.cookies, cookie) :], None if chunk.end is None else chunk.end - 1
 
 
-def _read_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
+def _names_wanted(before: Chunk | None, cookie: int) -> int:
+    """Return how many names the chunk after ``cookie`` shall have; ``before``: the one that was read last."""
+    if cookie < COOKIE_FIRST:
+        return FIRST_NAMES
+    return MOST_NAMES if before is not None and before.end == cookie + 1 else 1
+
+
+def _read_chunk(view: View, directory: Inode, cookie: int, wanted: int) -> Chunk:
     """Return the entries around ``cookie``: those of the only block, or of its leaf and some leaves after it."""
     if dirblocks.is_indexed(view, directory):
-        return _read_leaves(view, directory, cookie)
+        return _read_leaves(view, directory, cookie, wanted)
     number, content, dotdot = dirblocks.dots(view, directory)
     data = bytes(content)
     start = dotdot + int.from_bytes(data[dotdot + 4 : dotdot + 6], "little")
@@ -160,8 +173,8 @@ def _read_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
     return _chunk(view, directory, Chunk(0, None, version), cookies, used.names, used.inos, types)
 
 
-def _read_leaves(view: View, directory: Inode, cookie: int) -> Chunk:
-    """Return the entries of the leaf for ``cookie`` and of some leaves after it.
+def _read_leaves(view: View, directory: Inode, cookie: int, wanted: int) -> Chunk:
+    """Return the entries of the leaf for ``cookie`` and of some leaves after it, ``wanted`` entries or a few more.
 
     A chunk holds all names in its range. So if names with one hash fill several leaves, they are read completely if
     ``cookie`` has that hash; otherwise they are left to the next chunk.
@@ -184,7 +197,7 @@ def _read_leaves(view: View, directory: Inode, cookie: int) -> Chunk:
             inos += used.inos
             types += _checked_types(view, directory, number, used)
         end = None if bound is None else bound >> 1 << 32
-        if end is None or (end > cookie and (len(names) >= CHUNK_NAMES or visited >= CHUNK_LEAVES)):
+        if end is None or (end > cookie and (len(names) >= wanted or visited * NAMES_PER_LEAF >= wanted)):
             majors, cookies = _cookies(view, version, names)
             _check_ranges(directory, majors, leaves)
             return _chunk(view, directory, Chunk(low, end, version), cookies, names, inos, types)

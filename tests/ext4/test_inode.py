@@ -317,6 +317,31 @@ def test_all_times_are_set_as_one_by_one(blank: Callable[..., InodeRecord], extr
     assert together.buffer == apart.buffer
 
 
+@pytest.mark.parametrize(("size", "extra"), [("128", 0), ("256", 0), ("256", 4), ("256", 8), ("256", 12), ("256", 32)])
+def test_the_times_of_a_change_are_set_together(blank: Callable[..., InodeRecord], size: str, extra: int) -> None:
+    together, apart = blank("-I", size), blank("-I", size)
+    for record in (together, apart):
+        record.set_extra_isize(extra)
+    moment = 0x123456789 * 1_000_000_000 + 123_456_789
+    together.set_changed(moment)
+    apart.mtime_ns = apart.ctime_ns = moment
+    assert together.buffer == apart.buffer
+
+
+@pytest.mark.parametrize("extra", [0, 4, 32, 0xFFFC])
+def test_a_slot_that_is_filled_has_as_many_extra_fields_as_it_says(
+    blank: Callable[..., InodeRecord], extra: int
+) -> None:
+    record, raw = blank(), bytearray(range(160))
+    raw[128:130] = extra.to_bytes(2, "little")
+    record.fill(raw)
+    assert record.buffer[:160] == raw
+    assert record.extra_end == InodeRecord(record.buffer, 0, record.geometry).extra_end
+    short = blank("-I", "128")
+    short.fill(bytes(range(128)))
+    assert short.extra_end == 128
+
+
 @pytest.mark.parametrize("extra", [1, 2, 132, 0xFFFC])
 def test_a_wrong_extra_size_is_corrupt_and_covers_nothing_outside(
     blank: Callable[..., InodeRecord], extra: int

@@ -12,7 +12,7 @@ from directory_rig import ROOT, DirectoryRig, make_image, weaken_hashes
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4 import dirent
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_REG_FILE, FT_SYMLINK
-from daxfs.structures import dirblocks, directories, dirhints, inodes
+from daxfs.structures import dirblocks, directories, dirhints, dirlist, inodes
 from daxfs.structures.dirhints import Hints
 from support import fsck, mke2fs, run
 
@@ -355,6 +355,30 @@ def test_pinned_names_are_bounded(small: DirectoryRig, monkeypatch: pytest.Monke
     small.insert(*[b"name %d" % i for i in range(40)])
     small.check()
     assert small.view.caches[Hints].pinned <= 10
+    small.close()
+
+
+def test_a_chunk_of_a_listing_is_as_large_as_its_reader_needs(small: DirectoryRig) -> None:
+    """A reader from the start gets some hundred names, more if it goes on, and one leaf if it begins in the middle."""
+    small.insert_many([b"name %04d" % i for i in range(2500)], 100)
+
+    def lengths(cookie: int | None) -> list[int]:
+        made = []
+        while cookie is not None and len(made) < 3:
+            found, cookie = directories.portion(small.view, small.inode, cookie)
+            made.append(len(found))
+        return made
+
+    leaf = small.geometry.block_size // 20
+    first, second, third = lengths(0)
+    assert leaf < first < second
+    assert first <= dirlist.FIRST_NAMES + leaf
+    assert max(second, third) <= dirlist.MOST_NAMES + leaf
+    middle = small.listing()[1300].cookie
+    small.view.caches[Hints].chunks.clear()
+    sought, following, _ = lengths(middle)
+    assert sought <= leaf
+    assert following > first
     small.close()
 
 

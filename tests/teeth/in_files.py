@@ -623,8 +623,8 @@ MUTANTS = [
     Mutant(
         "link does not count",
         NAMES,
-        "        inode.links_count = inode.links_count + 1\n        inode.ctime_ns = directory.mtime_ns",
-        "        inode.ctime_ns = directory.mtime_ns",
+        "        inode.links_count = inode.links_count + 1\n        inode.ctime_ns = now\n        directory",
+        "        inode.ctime_ns = now\n        directory",
         "A file is freed while it has a name.",
         (HANDLES,),
     ),

@@ -108,7 +108,7 @@ def _make_directory(volume: Volume, tx: Handle, parent: Inode, place: directorie
     made.links_count = 2
     names.add_link_for_subdirectory(volume, parent)
     directories.insert(tx, place, made.number, file_type_of_mode(made.mode))
-    parent.mtime_ns = parent.ctime_ns = now
+    parent.set_changed(now)
     return made.number
 
 
@@ -187,7 +187,7 @@ def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, ne
     inode.flags |= EXT4_IMMUTABLE_FL | EXT4_NODUMP_FL
     inode.links_count = 1
     directories.insert(tx, place, inode.number, file_type_of_mode(inode.mode))
-    directory.mtime_ns = directory.ctime_ns = now
+    directory.set_changed(now)
     return inode
 
 

@@ -353,7 +353,7 @@ class Keeper:
                 victim = inodes.edit(tx, place.ino)
                 victim.flags &= ~EXT4_IMMUTABLE_FL
                 directories.remove(tx, place)
-                directory.mtime_ns = directory.ctime_ns = now
+                directory.set_changed(now)
                 names.drop_name(volume, tx, victim, now)
                 ino = victim.number
         except BaseException:
