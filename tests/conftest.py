@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of ours."""
+    parser.addoption("--histories", type=int, default=1000, help="random histories with snapshots in the full sweep")
     parser.addoption(
         "--crash-images", type=int, default=crash_marker.IMAGES, help="crash images of a test with the marker crash"
     )

@@ -292,6 +292,15 @@ def add_hooks(volume: Volume) -> None:
     journal.home_hooks.append(nodes.stored_home)
 
 
+def written_at() -> int:
+    """Return the time of a write for the superblock: a second ago.
+
+    Every other program that changes the pool stores its own second there. So the field tells that it came after daxfs,
+    within the same second too (`daxfs.fs.snapshots.catalogue`).
+    """
+    return int(time.time()) - 1 & 0xFFFFFFFF
+
+
 def mark_in_use(volume: Volume, *, recount: bool) -> None:
     """Count a mount in the superblock (ext4_setup_super in fs/ext4/super.c).
 
@@ -306,7 +315,8 @@ def mark_in_use(volume: Volume, *, recount: bool) -> None:
             blocks.correct_free_counts(tx)
         sb = tx.edit_superblock()
         sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
-        sb.s_mtime = sb.s_wtime = int(time.time()) & 0xFFFFFFFF
+        sb.s_mtime = int(time.time()) & 0xFFFFFFFF
+        sb.s_wtime = written_at()
         if volume.options.mountpoint:
             sb.s_last_mounted = os.fsencode(volume.options.mountpoint)[:63].ljust(64, b"\0")
         if not geometry.has_journal:
@@ -361,7 +371,7 @@ def mark_clean(volume: Volume) -> None:
         sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
         # Another mount does not make a pool clean that has no journal and was not unmounted.
         sb.s_state |= volume.mounted_state & EXT4_VALID_FS
-        sb.s_wtime = int(time.time()) & 0xFFFFFFFF
+        sb.s_wtime = written_at()
         volume.snapshots.pool_marked(tx)
     journal.close()
     recovery_flag.store(volume.pool, raised=False)

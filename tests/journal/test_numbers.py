@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import log_blocks
+import numpy as np
 import pytest
 from journal_rig import JournalRig
 from recorder import RecordingPool
@@ -175,3 +176,24 @@ def test_numbers_that_come_again_in_the_same_places(longer: int) -> None:
         assert rig.contents(after) in [{}, *states][promised : promised + 2], left[1:]
         images += 1
     assert images > 100
+
+
+@pytest.mark.parametrize("count", [1, 5, 1000, 70_000])
+def test_the_nearest_numbers_come_first(count: int) -> None:
+    values = np.random.default_rng(count).integers(0, 1 << 32, count, np.uint32)
+    values[count // 2 :: 7] = values[0]  # equal ones stay in order
+    assert list(tail._ascending(values)) == np.argsort(values, kind="stable").tolist()
+
+
+def test_each_place_of_the_log_has_a_number_that_leaves_the_checksum_as_it_is() -> None:
+    rig = JournalRig("v3", log_blocks=LOG)
+    pool = numbered(rig, 12345)
+    writer = tail.JournalSuperblockWriter(pool, rig.place(0), rig.superblock(pool))
+    expected = writer._checksum()
+    starts = np.arange(1, LOG, dtype=np.uint32)
+    for _ in range(2):  # from an empty log, and from one that begins somewhere
+        for place, number in zip(starts.tolist(), writer._balanced(starts).tolist(), strict=True):
+            writer._put(tail._S_START, place)
+            writer._put(tail._S_SEQUENCE, number)
+            assert writer._checksum() == expected
+        writer._move(number, place)

@@ -226,6 +226,14 @@ MUTANTS = [
         KEEPERS,
     ),
     Mutant(
+        "snapshot: another program's changes within the second of the unmount are not noticed",
+        "daxfs/fs/mounting.py",
+        "    return int(time.time()) - 1 & 0xFFFFFFFF\n",
+        "    return int(time.time()) & 0xFFFFFFFF\n",
+        "A snapshot shows blocks that e2fsck has changed.",
+        KEEPERS,
+    ),
+    Mutant(
         "snapshot: the superblock waits for recovery",
         KEEPER,
         "        sb.s_feature_incompat &= ~int(Incompat.needs_recovery)\n",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from crash_rig import FORMATS, OPERATIONS, PLAIN, Workbench, image
+from kernel_rig import kernel_mount
 from lease_rig import Client
 from range_rig import refused
 from snapshot_rig import after_power_loss, differences, keeper, remounted, tree, unmounted
@@ -304,8 +305,9 @@ def test_older_snapshots_are_lost_with_a_newer_one_whose_store_is_damaged() -> N
 def test_snapshots_are_lost_when_another_program_changes_the_pool(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The superblock counts seconds: a program that comes within the same one, and counts no mount, is not noticed."""
-    monkeypatch.setattr(mounting.time, "time", lambda: 1_600_000_000.0)
+    """The superblock has seconds: the other program comes within the same one, and counts no mount."""
+    monkeypatch.setattr(mounting.time, "time", lambda: 1_600_000_000.5)
+    monkeypatch.setenv("E2FSPROGS_FAKE_TIME", "1600000000")
     fs = mounted("4k")
     fs.create_snapshot(b"s")
     path = tmp_path / "pool"
@@ -319,6 +321,21 @@ def test_snapshots_are_lost_when_another_program_changes_the_pool(
     assert fs.volume.pool.hook is None
     fs.delete_snapshot(b"s")
     fs.check()
+
+
+def test_snapshots_are_lost_when_the_kernel_has_mounted_the_pool(tmp_path: Path) -> None:
+    path = tmp_path / "pool"
+    path.write_bytes(image("4k"))
+    for options, lost in (((), ""), (("ro",), ""), (("rw",), catalogue.REASONS[catalogue.FOREIGN])):
+        with FileSystem.open(path, QUIET) as fs:
+            if not fs.list_snapshots():
+                fs.create_snapshot(b"s")
+        if options:
+            with kernel_mount(path, *options) as place:
+                if options == ("rw",):
+                    (place / "g").write_bytes(b"kernel")
+        with FileSystem.open(path, QUIET) as fs:
+            assert fs.list_snapshots()[0].lost == lost, options
 
 
 def test_a_remount_goes_on(tmp_path: Path) -> None:
