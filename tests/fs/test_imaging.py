@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from crash_rig import FORMATS, image, image_of
 from kernel_rig import kernel_mount
@@ -15,6 +18,7 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.journal.log import load_superblock
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
+from daxfs.runs import ByteRange
 from support import fsck
 
 
@@ -65,3 +69,34 @@ def test_an_image_has_no_snapshots_of_its_own() -> None:
     with FileSystem.open(MemoryPool(image_of(fs, b"newer")), QUIET) as found:
         assert found.list_snapshots() == []
         assert found.volume.pool.hook is None
+
+
+class Counted:
+    """What a snapshot shows, read from bytes; how much was read at once is noted."""
+
+    chunk_bits = 12
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.at_once: list[int] = []
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.read_all([ByteRange(offset, offset + length)])[0]
+
+    def read_all(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        self.at_once.append(sum(end - begin for begin, end in ranges))
+        return [self.content[begin:end] for begin, end in ranges]
+
+
+@pytest.mark.parametrize("numbers", [range(0, 3000, 2), range(3000), [0, 1, 2999], [7], []])
+def test_scattered_chunks_are_read_together(numbers: Sequence[int]) -> None:
+    """The daemon of a mount is asked after each reading."""
+    past = Counted(random.Random(1).randbytes((3000 << 12) - 1024))
+    pool = MemoryPool(bytearray(past.content))
+    found = list(imaging.parts(pool, past, np.array(numbers, np.intp)))
+    assert b"".join(content for _, content in found) == b"".join(
+        past.content[number << 12 : number + 1 << 12] for number in numbers
+    )
+    assert all(past.content[offset : offset + len(content)] == content for offset, content in found)
+    assert max(past.at_once) <= 4 << 20
+    assert len(past.at_once) <= 1 + len(numbers) // 768

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from pathlib import Path
 
 import pytest
-from crash_rig import FORMATS, OPERATIONS, Picture, Workbench, image
+from crash_rig import FORMATS, OPERATIONS, Picture, Workbench, image, image_of
 from range_rig import refused
-from recorder import RecordingPool
+from recorder import Fence, RecordingPool
 from snapshot_rig import differences, tree, tree_in, unmounted
 from tree_rig import QUIET
 
@@ -159,6 +160,98 @@ def test_power_cuts(name: str, cuts: int, tmp_path: Path) -> None:
         if number % 8 == 0:
             assert clean_tree(crashed, tmp_path) == shown, what
     assert all(seen.values()), seen
+
+
+def one_snapshot(fs: FileSystem) -> dict[bytes, Picture]:
+    fs.create_snapshot(b"s")
+    busy(fs, "overwrite", "unlink", "truncate at hole", "write new in d")
+    return {}
+
+
+def in_a_chain(fs: FileSystem) -> dict[bytes, Picture]:
+    """An older and a newer snapshot, and one between that was deleted since."""
+    older = tree(fs)
+    fs.create_snapshot(b"older")
+    busy(fs, "write new")
+    fs.create_snapshot(b"gone")
+    busy(fs, "overwrite and append")
+    fs.create_snapshot(b"s")
+    busy(fs, "overwrite", "unlink")
+    fs.create_snapshot(b"newer")
+    busy(fs, "mkdir")
+    fs.delete_snapshot(b"gone")
+    busy(fs, "overwrite moved")
+    return {b"older": older}
+
+
+def with_a_store_that_has_grown(fs: FileSystem) -> dict[bytes, Picture]:
+    fs.tree.write_bytes("data", os.urandom(400_000))
+    size = fs.create_snapshot(b"s").snapshot.size
+    with fs.tree.open("data", "r+b") as file:
+        file.write(os.urandom(400_000))
+    busy(fs, "unlink big")
+    assert fs.list_snapshots()[0].size > size
+    return {}
+
+
+SHAPES = {each.__name__: each for each in (one_snapshot, in_a_chain, with_a_store_that_has_grown)}
+
+
+def cut_again(content: bytearray, rng: random.Random, times: int) -> MemoryPool:
+    """Begin a restore again as often, each time with another power cut, and then to its end."""
+    for _ in range(times):
+        pool = RecordingPool(content)
+        if not restored_or_done(pool):
+            break
+        cuts = [position for position, event in enumerate(pool.events) if isinstance(event, Fence)]
+        left = next(pool.crash_images(rng, start=rng.choice(cuts), prefixes=0, subsets=1))
+        content = bytearray(left.image)
+    last = MemoryPool(content)
+    restored_or_done(last)
+    return last
+
+
+def restored_or_done(pool: MemoryPool) -> bool:
+    """Restore the snapshot; False: that was done before, and the pool has it no longer."""
+    try:
+        restoring.restore(pool, b"s", force=True)
+    except FsError as error:
+        assert error.errno == errno.ENOENT
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "step"),
+    [
+        ("1k", "in_a_chain", 60),
+        *(pytest.param(name, shape, 1, marks=pytest.mark.full) for name in FORMATS for shape in SHAPES),
+    ],
+)
+def test_a_restore_that_is_cut_anywhere_and_begun_again(name: str, shape: str, step: int, tmp_path: Path) -> None:
+    fs = mounted(name)
+    older = SHAPES[shape](fs)
+    shown = tree_in(image_of(fs, b"s"))
+    pool = RecordingPool(unmounted(fs))
+    restoring.restore(pool, b"s", force=True)
+    assert tree_in(bytearray(pool.image())) == shown
+    rng = random.Random(f"{name} {shape}")
+    seen = 0
+    for number, left in enumerate(pool.crash_images(rng, prefixes=6, subsets=6)):
+        if number % step:
+            continue
+        last = cut_again(bytearray(left.image), rng, number % 3)
+        seen += 1
+        what = f"cut at {left.position}: {left.choice}, then {number % 3} more"
+        assert tree_in(bytearray(last.image())) == shown, what
+        if number % 4 == 0:
+            assert clean_tree(last, tmp_path) == shown, what
+            with FileSystem.open(MemoryPool(last.image()), QUIET) as again:
+                assert {each.name for each in again.list_snapshots() if not each.lost} == older.keys(), what
+                again.tree.write_bytes("later", os.urandom(1 << 18))
+                for each, expected in older.items():
+                    assert not differences(again, each, expected, tmp_path), what
+    assert seen
 
 
 def test_other_programs_refuse_a_pool_whose_restore_was_interrupted(tmp_path: Path) -> None:

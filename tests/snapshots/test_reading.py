@@ -9,6 +9,7 @@ from store_rig import HEADER, RUNS, SIZE, new_store, noise
 
 from daxfs.errors import FsError
 from daxfs.pmem.memory import MemoryPool
+from daxfs.runs import ByteRange
 from daxfs.snapshots import format as layout
 from daxfs.snapshots.format import NotAStore
 from daxfs.snapshots.reading import Chain, Follower
@@ -80,6 +81,23 @@ def test_a_lost_snapshot_is_an_error() -> None:
     with pytest.raises(NotAStore):
         past.read(0, SIZE)
     assert asked
+
+
+def test_many_ranges_are_confirmed_once_and_read_again_together() -> None:
+    base = noise()
+    pool = MemoryPool(base)
+    store = new_store(pool)
+    confirmed = []
+    past = follower(pool, lambda: [store], lambda: confirmed.append(1))
+    ranges = [ByteRange(at * SIZE, (at + 1) * SIZE - at) for at in range(0, 12, 2)]
+    expected = [base[begin:end] for begin, end in ranges]
+    assert past.read_all(ranges) == expected
+    overwrite(pool, store, 4)
+    store.set_role(layout.FOLLOWED)
+    store.set_role(layout.NEWEST)
+    assert past.read_all(ranges) == expected
+    assert len(confirmed) == 2
+    assert past.read_all([]) == []
 
 
 def test_what_nobody_confirms_is_an_error() -> None:
