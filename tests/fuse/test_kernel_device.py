@@ -26,7 +26,7 @@ from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import Device
-from daxfs.fuse.kernel.session import DENSE, TURN_SECONDS, Session
+from daxfs.fuse.kernel.session import CROWDED, DENSE, TURN_SECONDS, Session
 from support import HANG_SECONDS
 
 GETATTR = pack("getattr_in")
@@ -491,7 +491,7 @@ def test_time_asleep_is_not_lost_and_time_of_others_is(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         kernel.session._contention,
         "watch",
-        lambda awake, had, *, spun: (seen.append((awake, had)), watch(awake, had, spun=spun)),
+        lambda awake, had, switches, *, spun: (seen.append((awake, had)), watch(awake, had, switches, spun=spun)),
     )
     waits.coming = [0.0, 2 * TURN_SECONDS]
     kernel.ask(Opcode.STATFS)
@@ -521,7 +521,26 @@ def test_while_requests_wait_a_session_that_does_not_spin_looks_for_none(monkeyp
         kernel.ask(Opcode.STATFS)
     assert kernel.session.turn() is False
     assert len(kernel.answers()) == 20
-    assert len(sleeps) == 2, "after the first request, and after the last one"
+    assert len(sleeps) == CROWDED + 1, "after the first requests, and after the last one"
+    kernel.close()
+
+
+@pytest.mark.parametrize("spinning", [False, True])
+def test_a_read_is_not_tried_before_requests_wait_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, spinning: bool
+) -> None:
+    kernel = Kernel(monkeypatch, spin_seconds=0.005)
+    waits = Waits(kernel, monkeypatch)
+    monkeypatch.setattr(session_module, "TURN_SECONDS", 60)
+    monkeypatch.setattr(session_module, "SHORTEST_SLEEP", 60)
+    kernel.session._contention.present = not spinning
+    waits.coming = [None] * 10
+    for number in range(CROWDED - 1):
+        for _ in range(2):
+            kernel.ask(Opcode.STATFS)
+        kernel.unreadable = [0, 0, errno.EIO]  # another read would fail
+        assert kernel.session.turn() is False
+        assert len(kernel.answers()) == 2, number
     kernel.close()
 
 

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable
 from os import readv, writev
-from time import perf_counter, thread_time
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -57,6 +57,9 @@ SPARSE = 4
 """The number of requests in one turn up to which they count as sparse: processors may sleep deeply again."""
 SHORTEST_SLEEP = 2e-6
 """poll(2) that took fewer seconds has not slept: a request was waiting."""
+CROWDED = 4
+"""After so many polls in a row that found a request waiting, readv(2) is tried without one. A readv(2) that finds none
+is an exception, which costs as much as four polls."""
 
 
 class Session:
@@ -106,12 +109,10 @@ class Session:
         descriptor, buffers, poll = device.descriptor, device.buffers, device.poll
         spin = device.spin if connection.counting is None else self._timed_spin
         answer, table, waiting = dispatch.answer, connection.table, connection.scheduler.waiting
-        spinning = self._polling.spinning and not self._contention.present
+        spinning = self._contention.begin_turn(self._polling.spinning)
         near = spinning and self._near
-        crowded = False  # a request was waiting when the last one was answered: readv may find the next without a poll
-        served, slept = 0, 0.0
+        at_once, served, slept = 0, 0, 0.0  # at_once: the polls in a row that found a request waiting
         now = begin = perf_counter()
-        had = thread_time()
         end = begin + TURN_SECONDS
         if WORKS in waiting:
             self._share(end)
@@ -125,7 +126,7 @@ class Session:
                 device.not_received(error)
                 if device.ended:
                     return True
-                crowded = False
+                at_once = 0
             else:
                 reply = answer(connection, request, length, table)
                 if reply is not None:
@@ -138,10 +139,12 @@ class Session:
                 self._attend(end)
                 if WORKS in waiting:
                     return True
-            if not crowded:
+            if at_once < CROWDED:
                 if near and poll(0):
-                    crowded = True
-                elif not (near and spin()):
+                    at_once += 1
+                elif near and spin():
+                    at_once = 0
+                else:
                     begun = perf_counter()
                     if not poll(LINGER_MILLISECONDS) and not waiting:
                         self._near = False
@@ -149,12 +152,12 @@ class Session:
                     now = perf_counter()
                     slept += (pause := now - begun)
                     near = spinning and pause < device.spin_seconds
-                    crowded = pause < SHORTEST_SLEEP
+                    at_once = at_once + 1 if pause < SHORTEST_SLEEP else 0
             now = perf_counter()
         if connection.scheduler.due:
             self._answer_postponed()
         self._near = near or not spinning
-        self._learn(served, now - begin, slept, thread_time() - had, spinning=spinning)
+        self._learn(served, now - begin, slept, spinning=spinning)
         return True
 
     def _timed_spin(self) -> bool:
@@ -165,8 +168,8 @@ class Session:
             counting.spun += perf_counter() - begin
         return found
 
-    def _learn(self, served: int, seconds: float, slept: float, had: float, *, spinning: bool) -> None:
-        """Learn how to wait from a turn that has ended; the session had ``had`` seconds of it on a processor."""
+    def _learn(self, served: int, seconds: float, slept: float, *, spinning: bool) -> None:
+        """Learn how to wait from a turn that has ended."""
         if served >= DENSE:
             self._cpu_latency.hold()
             if not self._contention.present:
@@ -174,7 +177,7 @@ class Session:
         elif served <= SPARSE:
             self._cpu_latency.release()
         if served > 1:
-            self._contention.watch(seconds - slept, had, spun=spinning)
+            self._contention.end_turn(seconds - slept, spun=spinning)
 
     def _attend(self, end: float) -> None:
         """Attend to what waits: share the time until ``end`` if a work is in progress, else catch up."""
