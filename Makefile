@@ -11,7 +11,7 @@ WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-pmem test-crash test-teeth container lint types layers circles c-layers check bench clean
+.PHONY: help setup compiled demo test test-pure test-full test-pmem test-crash test-teeth container lint types layers circles c-layers check bench clean
 
 help: ## list all targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +22,17 @@ $(STAMP): pyproject.toml setup.py scripts/setup daxfs/direct/daxfs.h $(wildcard 
 	@scripts/setup $(PYTHON) $(VENV)
 	@touch $@
 
+compiled: setup ## compile the core with mypyc, some 90 seconds; without it the same modules run interpreted
+	@$(BIN)/python scripts/compile_core.py
+
 demo: setup ## run the demo: a pool in /dev/shm, mounted, fio on it and on fuse2fs, e2fsck
 	@$(BIN)/python scripts/demo.py
 
 test: setup ## run all tests except the long sweeps
 	@$(BIN)/python -m pytest -m "not full" $(WORKERS) $(PYTEST)
+
+test-pure: setup ## run the tests of formats, journal and structures on the interpreted core
+	@DAXFS_PURE=1 $(BIN)/python -m pytest -m "not full" $(WORKERS) tests/ext4 tests/journal tests/structures $(PYTEST)
 
 test-full: setup ## run all tests, including the long sweeps
 	@$(BIN)/python -m pytest --timeout=3600 --crash-images=400 $(WORKERS) $(PYTEST)

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from daxfs.compiled import install
+
+install()
+
 if TYPE_CHECKING:
     from daxfs.fs.filesystem import FileSystem as FileSystem
     from daxfs.fs.types import Options as Options

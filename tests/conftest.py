@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import crash_marker
+import interpreted
 import pytest
 
 from daxfs.fuse import unexpected
@@ -16,6 +17,22 @@ from support import mke2fs
 # A run below nohup(1), or in the background of a script, ignores these, and so would all programs that tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+interpreted.refuse_patches_of_compiled_code()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave the fixtures of a test with the marker interpreted to the process in which it runs."""
+    if interpreted.runs_elsewhere(item):
+        item.fixturenames.clear()  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test with the marker interpreted in a process of its own, if the core is compiled."""
+    return interpreted.run(pyfuncitem)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

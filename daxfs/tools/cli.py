@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from daxfs import compiled
 from daxfs.errors import FsError, UserError
 from daxfs.pmem.descriptors import fill_standard
 
@@ -48,11 +49,11 @@ app = typer.Typer(
 
 
 def show_version(wanted: bool) -> None:
-    """Print the name and version, and exit."""
+    """Print the name and version and whether the core is compiled, and exit."""
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"daxfs {version('daxfs')}")
+        typer.echo(f"daxfs {version('daxfs')}, {compiled.state()}")
         raise typer.Exit
 
 

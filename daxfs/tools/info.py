@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from daxfs import protocol
+from daxfs import compiled, protocol
 from daxfs.errors import UserError
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
@@ -226,6 +226,7 @@ def show(place: str, *, as_json: bool = False) -> None:
         "mounted on": info.mountpoint,
         "options": ",".join(info.mount.get("options", ())),
         "atomic writes": f"up to {format_size(atomic)} to files with chattr +j" if atomic else "",
+        "core": info.mount.get("core", compiled.state()),
         "state": info.state,
         "on errors": info.on_errors,
         "errors": str(info.errors) if info.errors else "",

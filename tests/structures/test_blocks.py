@@ -136,6 +136,7 @@ def test_small_requests_leave_huge_pages_whole(rigs: Rigs) -> None:
     assert all(count > 0 for _, count in small)
 
 
+@pytest.mark.interpreted
 def test_one_search_finds_the_places_of_many_requests(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = rigs("4k")
     searches = []

@@ -60,6 +60,7 @@ def test_an_operation_that_changed_no_name_costs_no_hint(two: tuple[DirectoryRig
     assert remembered(rig) == before
 
 
+@pytest.mark.interpreted
 def test_an_abort_costs_its_own_pool_the_hints(
     two: tuple[DirectoryRig, DirectoryRig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,7 @@ def colliding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("colliding")
 @pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.interpreted
 def test_names_with_the_same_hash_keep_their_places(small: DirectoryRig, forget: bool) -> None:
     """A listing stops between two colliding names, of which one is removed and one added, and yields the rest once."""
     names = [b"stays %d" % i for i in range(20)] + [b"goes%d" % i for i in range(10)]
@@ -350,6 +351,7 @@ def test_names_with_the_same_hash_keep_their_places(small: DirectoryRig, forget:
 
 
 @pytest.mark.usefixtures("colliding")
+@pytest.mark.interpreted
 def test_pinned_names_are_bounded(small: DirectoryRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dirhints, "MAX_PINS", 10)
     small.insert(*[b"name %d" % i for i in range(40)])

@@ -40,6 +40,7 @@ def rig(tmp_path: Path) -> TailRig:
     return TailRig(make_image(tmp_path / "pool", "-b", "1024", size="100M"))
 
 
+@pytest.mark.interpreted
 def test_e2fsck_refuses_index_entries_past_eof(rig: TailRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `normalize`, e2fsck reports an error. If this test fails, e2fsck is mended and the module may go."""
     monkeypatch.setattr(extent_tail, "normalize", lambda *_: None)

@@ -237,6 +237,7 @@ def test_a_full_pool_changes_nothing(rigs: Rigs) -> None:
     rig.allocate(151)
 
 
+@pytest.mark.interpreted
 def test_failed_tree_growth_gives_the_data_block_back(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = rigs()
     fragmented(rig, 4)

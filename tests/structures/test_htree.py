@@ -95,6 +95,7 @@ def test_two_levels(rig: DirectoryRig) -> None:
     rig.close()
 
 
+@pytest.mark.interpreted
 def test_three_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With large_dir an index may have three levels; the limit of nodes is faked, or it would take 30,000 names."""
     rig = make(tmp_path / "pool", "-O", "large_dir,^metadata_csum")
@@ -104,6 +105,7 @@ def test_three_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.close()
 
 
+@pytest.mark.interpreted
 def test_a_full_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = make(tmp_path / "pool")
     monkeypatch.setattr(htree.Step, "full", property(lambda step: step.words[step.base] >> 16 >= 5))

@@ -218,6 +218,7 @@ def test_an_orphan_file_that_is_none(rigs: Rigs) -> None:
             listed(rig)
 
 
+@pytest.mark.interpreted
 def test_the_list_is_not_searched_for_what_was_just_put_in(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Removing an orphan searches nothing, for any number and order of orphans, and also after undone changes."""
     rig = rigs("list")

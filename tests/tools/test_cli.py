@@ -13,6 +13,7 @@ import pytest
 from cli_rig import daxfs
 from mount_rig import COMMAND, mountpoint
 
+from daxfs import compiled
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.tools import cli
@@ -52,7 +53,7 @@ def test_an_error_is_one_line_and_a_code(arguments: list[str], code: int) -> Non
 
 
 def test_version() -> None:
-    assert daxfs("--version") == daxfs("-V") == f"daxfs {importlib.metadata.version('daxfs')}\n"
+    assert daxfs("--version") == daxfs("-V") == f"daxfs {importlib.metadata.version('daxfs')}, {compiled.state()}\n"
 
 
 def test_help_and_nothing() -> None:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from daxfs import compiled
 from daxfs.errors import FsError
 from daxfs.fs import atomic
 from daxfs.fuse.kernel import abi, durability
@@ -54,6 +55,11 @@ def atomic_write(connection: Connection) -> int:
     return min(connection.agreement.max_write, atomic.MOST_BYTES) - mmap.PAGESIZE
 
 
+def core(_connection: Connection) -> str:
+    """Return whether the daemon's core is compiled, and if not, why."""
+    return compiled.state()
+
+
 def process(_connection: Connection) -> int:
     """Return the daemon's process id."""
     return os.getpid()
@@ -65,6 +71,7 @@ FACTS: dict[str, Callable[[Connection], object]] = {
     "durability": durability.table,
     "warning": durability.warning,
     "errors": errors,
+    "core": core,
     "process": process,
 }
 """The function that returns a fact of a connection (any value of JSON), by the name in the JSON object."""

@@ -1,0 +1,282 @@
+"""Compile the core with mypyc: ``compile_core.py [FOLDER]``. ``make compiled``, ``make setup`` and pip run it.
+
+The modules of `MODULES` become C, and the C a shared library in ``daxfs/_compiled``, with a small one for each module
+and the manifest that `daxfs.compiled` compares with the sources. There is no second source: mypyc gets a copy of the
+sources in which the fields of records are written out as properties (`expanded`), since it does not see those that
+`daxfs.ext4.field` makes at run time. Tracebacks name the lines of the sources nevertheless.
+
+Without mypyc or a C compiler it says so in one line and ends with 0: daxfs runs interpreted then.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "daxfs" / "_compiled"
+WORK = ROOT / "build" / "core"
+MODULES = (
+    *("runs", "ext4.dirent", "ext4.extent", "ext4.group", "ext4.hash", "ext4.htree", "ext4.inode", "ext4.inodestat"),
+    *("ext4.record", "ext4.superblock", "ext4.xattr"),
+    *("journal.area", "journal.cache", "journal.journal", "journal.tail", "journal.transaction", "journal.view"),
+    *("structures.bitmaps", "structures.blocks", "structures.blocksearch", "structures.dirblocks"),
+    *("structures.directories", "structures.dirhints", "structures.dirlist", "structures.extent_edit"),
+    *("structures.extent_shift", "structures.extent_swap", "structures.extent_tail", "structures.extent_tree"),
+    *("structures.extents", "structures.groupmaps", "structures.groups", "structures.htree", "structures.indirect"),
+    *("structures.inodes", "structures.linear", "structures.mapping", "structures.metadata_zone"),
+    *("structures.orphans", "structures.reserves", "structures.validated_roots", "structures.xattrs"),
+    *("fs.attributes", "fs.change", "fs.clock", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
+    *("fs.pins", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps", "fs.volume"),
+)
+"""What is compiled, below ``daxfs``: what every operation runs through."""
+NAMES = tuple(f"daxfs.{module}" for module in MODULES)
+GROUP = "daxfs_core"
+OPTIMIZATION = "2"
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "_compiled", "preload", "*.so", "*.c", "*.h")
+
+
+class Unavailable(Exception):
+    """Nothing can be compiled here; the message says why."""
+
+
+def loaded(path: Path) -> ModuleType:
+    """Load a module that imports nothing of daxfs, without the package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Records
+
+
+class Record:
+    """A class of a source that declares fields.
+
+    Attributes:
+        items: line -> name and declaration.
+        fields: all fields, those of base classes included.
+        last: the last line that declares a field.
+        size: ``SIZE``.
+        binds: whether it needs an ``__init__``.
+    """
+
+    def __init__(self, node: ast.ClassDef, field: ModuleType, constants: dict[str, Any], bases: dict[str, Record]):
+        self.name = node.name
+        self.items: dict[int, tuple[str, Any]] = {}
+        self.size = 0
+        self.binds = not any(isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body)
+        for item in node.body:
+            if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+                name = item.targets[0].id
+                value = eval(ast.unparse(item.value), {**vars(field), **constants}) if name != "__slots__" else None
+                if name == "SIZE":
+                    self.size = value
+                elif isinstance(value, field.Declared | field.JoinedField):
+                    self.items[item.lineno] = name, value
+        own = [field.describe(name, item) for name, item in self.items.values() if isinstance(item, field.Declared)]
+        above = [bases[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in bases]
+        inherited = [info for base in above for info in base.fields]
+        self.fields = sorted((*inherited, *own), key=lambda info: info.offset)
+        self.last = max(self.items, default=0)
+
+
+def expanded(text: str, field: ModuleType) -> tuple[str, list[int]]:
+    """Return a module's source in which the declared fields of records are properties.
+
+    Args:
+        text: the source.
+        field: `daxfs.ext4.field`.
+
+    Returns:
+        The text, and for each of its lines the line of the source.
+    """
+    made: list[str] = []
+    origins: list[int] = []
+    constants: dict[str, Any] = {}
+    records: dict[str, Record] = {}
+    for node in ast.parse(text).body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.targets[0], ast.Name)
+        ):
+            constants[node.targets[0].id] = node.value.value
+        elif isinstance(node, ast.ClassDef) and node.bases and not node.decorator_list:
+            records[node.name] = Record(node, field, constants, records)
+    items = {line: (record, *item) for record in records.values() for line, item in record.items.items()}
+    for number, line in enumerate(text.splitlines(), 1):
+        if number not in items:
+            block = [line]
+            if line == "from daxfs.ext4.record import Record":
+                block = ["from daxfs.ext4.field import FieldInfo", line]
+        else:
+            record, name, item = items[number]
+            joined = isinstance(item, field.JoinedField)
+            source = field.joined_source(name, item, record.fields) if joined else field.field_source(name, item)
+            if number == record.last:
+                source += f"FIELDS = tuple(map(FieldInfo._make, {[tuple(info) for info in record.fields]!r}))\n"
+                if record.binds:
+                    source += field.binding_source(record.name, record.size, record.fields)
+            block = ["    " + part for part in source.splitlines()]
+        made += block
+        origins += [number] * len(block)
+    return "\n".join(made) + "\n", origins
+
+
+def with_old_lines(code: str, origins: list[int], path: str) -> str:
+    """Return C in which the tracebacks of the expanded source ``path`` name the lines of the source."""
+
+    def line(match: re.Match[str]) -> str:
+        return f"{match[1]}{origins[int(match[2]) - 1]}"
+
+    return re.sub(rf'(CPy_\w+\("{re.escape(path)}", [^;\n]*?, )(\d+)(?=[,)])', line, code)
+
+
+# Building
+
+
+def copied(work: Path) -> dict[str, list[int]]:
+    """Copy the sources, with expanded records; return the lines of those that were expanded."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(ROOT / "daxfs", work / "daxfs", ignore=LEFT_OUT)
+    field = loaded(ROOT / "daxfs" / "ext4" / "field.py")
+    lines: dict[str, list[int]] = {}
+    for module in MODULES:
+        path = work / "daxfs" / (module.replace(".", "/") + ".py")
+        text = path.read_text()
+        if "from daxfs.ext4.field import" in text and module != "ext4.record":
+            text, lines[str(path.relative_to(work))] = expanded(text, field)
+            path.write_text(text)
+    return lines
+
+
+def translated(work: Path) -> list[Any]:
+    """Run mypyc on the copy; return the extensions that its C makes."""
+    try:
+        from mypyc.build import mypycify
+    except ImportError as error:
+        raise Unavailable(f"mypyc is not installed ({error})") from error
+    paths = [f"daxfs/{module.replace('.', '/')}.py" for module in MODULES]
+    said = io.StringIO()
+    options = ["--config-file=", "--ignore-missing-imports", "--no-error-summary"]
+    with contextlib.chdir(work), contextlib.redirect_stdout(said):
+        try:
+            return mypycify(
+                [*options, *paths],
+                multi_file=True,
+                opt_level=OPTIMIZATION,
+                debug_level="0",
+                target_dir="c",
+                group_name=GROUP,
+            )
+        except SystemExit as error:
+            raise Unavailable(f"mypyc refuses the sources:\n{said.getvalue()}") from error
+
+
+def compiled(work: Path, extensions: list[Any], into: Path, say: Callable[[str], None]) -> None:
+    """Compile the C on all processors, and link the libraries."""
+    from setuptools._distutils import ccompiler, errors, sysconfig
+
+    compiler = ccompiler.new_compiler()
+    sysconfig.customize_compiler(compiler)
+    if os.environ.get("XCC"):
+        compiler.set_executable("compiler_so", ["ccache", *compiler.compiler_so])  # XCC
+    include = sysconfig.get_python_inc()
+    jobs = [(extension, source) for extension in extensions for source in extension.sources]
+    jobs.sort(key=lambda job: -(work / job[1]).stat().st_size)
+    done = 0
+
+    def one(job: tuple[Any, str]) -> tuple[str, str]:
+        nonlocal done
+        extension, source = job
+        arguments = ["-g0", *extension.extra_compile_args]
+        places = [*extension.include_dirs, include]
+        (made,) = compiler.compile([source], output_dir="o", include_dirs=places, extra_postargs=arguments)
+        done += 1
+        say(f"{done} of {len(jobs)}")
+        return extension.name, made
+
+    objects: dict[str, list[str]] = {}
+    try:
+        with contextlib.chdir(work), ThreadPoolExecutor(os.cpu_count()) as pool:
+            for name, made in pool.map(one, jobs):
+                objects.setdefault(name, []).append(made)
+            for name, parts in objects.items():
+                compiler.link_shared_object(parts, str(into / f"{name}.so"))
+    except (errors.CompileError, errors.LinkError, errors.ExecError) as error:
+        raise Unavailable(f"the C compiler failed ({error})") from error
+
+
+def is_current(into: Path) -> bool:
+    """Whether the folder has what the sources make now, and with this Python."""
+    ours = loaded(ROOT / "daxfs" / "compiled.py")
+    manifest = ours.read_manifest(str(into))
+    current: bool = manifest is not None and not ours.difference(manifest, str(ROOT / "daxfs"))
+    return current and set(manifest.modules) == set(NAMES)
+
+
+def build(into: Path, say: Callable[[str], None]) -> None:
+    """Compile the core into the folder ``into``, which is replaced.
+
+    Raises:
+        Unavailable: it can't be compiled here; the folder is gone.
+    """
+    ours = loaded(ROOT / "daxfs" / "compiled.py")
+    shutil.rmtree(into, ignore_errors=True)
+    say("translating to C")
+    lines = copied(WORK)
+    extensions = translated(WORK)
+    for path, origins in lines.items():
+        code = WORK / "c" / f"__native_{path.removesuffix('.py').replace('/', '___')}.c"
+        code.write_text(with_old_lines(code.read_text(), origins, path))
+    made = WORK / "made"
+    made.mkdir()
+    compiled(WORK, extensions, made, say)
+    hashes = {name: ours.hash_of(ours.source_of(name, str(ROOT / "daxfs"))) for name in NAMES}
+    ours.write_manifest(str(made), ours.Manifest(ours.this_python(), hashes))
+    into.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(made, into)
+    shutil.rmtree(WORK)
+
+
+def progress(text: str) -> None:
+    """Show how far it is: in one line of a terminal, or now and then in a log."""
+    done = text.partition(" ")[0]
+    if sys.stdout.isatty():
+        print(f"\rsetup: compiling the core: {text} \033[K", end="", flush=True)
+    elif not done.isdigit() or int(done) % 20 == 0:
+        print(f"setup: compiling the core: {text}", flush=True)
+
+
+def attempt(into: Path) -> None:
+    """Compile the core if that is possible and not done yet; say in one line what became of it."""
+    if is_current(into):
+        print("setup: the core is compiled already")
+        return
+    try:
+        build(into, progress)
+    except Unavailable as error:
+        print(f"setup: the core stays interpreted: {error}")
+    else:
+        progress("done")
+        print(end="\n" if sys.stdout.isatty() else "")
+
+
+if __name__ == "__main__":
+    attempt(Path(sys.argv[1]).absolute() if sys.argv[1:] else FOLDER)
