@@ -165,6 +165,8 @@ def kernel_content(full: bytes, size: int) -> tuple[object, ...]:
                 begin = os.lseek(descriptor, position, os.SEEK_DATA)
             except OSError:  # ENXIO: no data from here on
                 break
+            if begin >= size:  # the kernel finds reserved blocks behind EOF whose page is dirty
+                break
             position = os.lseek(descriptor, begin, os.SEEK_HOLE)
             ranges.append((begin, position))
         return digest(lambda offset, length: os.pread(descriptor, length, offset), size, ranges)

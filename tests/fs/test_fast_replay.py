@@ -20,9 +20,12 @@ from tree_rig import QUIET, Tree, kernel_tree, pool_tree, portable, same, timele
 
 from daxfs.errors import Corrupt
 from daxfs.ext4.extent import Extent
+from daxfs.ext4.geometry import Geometry
 from daxfs.fs import mounting
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.journal import recovery
 from daxfs.pmem.memory import MemoryPool
+from daxfs.pmem.pool import open_pool
 from support import fsck, mke2fs, run, tool
 
 MakePool = Callable[..., Path]
@@ -123,6 +126,97 @@ def test_what_the_kernel_left(pool: MakePool, change: Callable[[Path], None], ca
     if change is sound_changes:
         with kernel_mount(kernels) as root:
             same(timeless(kernel_tree(root)), shown)
+
+
+class History:
+    """Random changes of files and names by the kernel, many of them followed by an fsync."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root = root
+        self.chance = random.Random(seed)
+        self.made = 0
+
+    def all(self, *, directories: bool) -> list[Path]:
+        found = [path for path in self.root.rglob("*") if path.name != "lost+found" and not path.is_symlink()]
+        return sorted(path for path in found if path.is_dir() == directories)
+
+    def new(self) -> Path:
+        self.made += 1
+        above = self.chance.choice([self.root, *self.all(directories=True)])
+        return above / (f"{self.made}-" + "n" * self.chance.randrange(100))
+
+    def step(self, *, fast: bool) -> None:
+        """Change something; with ``fast`` what the kernel expresses in fast commits."""
+        chance, files = self.chance, self.all(directories=False)
+        what = chance.randrange(12)
+        if what == 0:
+            self.new().mkdir()
+        elif what == 1:
+            empty = [path for path in self.all(directories=True) if not any(path.iterdir())]
+            if empty:
+                chance.choice(empty).rmdir()
+        elif what < 5 or not files:
+            write(self.new(), chance.randbytes(chance.randrange(20_000)))
+        elif what == 5:
+            os.link(chance.choice(files), self.new())
+        elif what == 6:
+            chance.choice(files).unlink()
+        elif what == 7:
+            os.rename(chance.choice(files), self.new() if chance.random() < 0.7 else chance.choice(files))
+        elif what == 8:
+            os.truncate(chance.choice(files), chance.randrange(60_000))
+        elif what == 9:
+            start, length = chance.randrange(100_000), chance.randrange(1, 50_000)
+            how = chance.choice(([], ["-p", "-n"], ["-n"]) if fast else (["-z"], ["-z", "-n"]))
+            run("fallocate", *how, "-o", str(start), "-l", str(length), chance.choice(files))
+        else:
+            write(chance.choice(files), chance.randbytes(chance.randrange(1, 9000)), chance.randrange(150_000))
+
+    def settle(self) -> None:
+        """Make everything durable without a full commit, as far as the kernel can."""
+        for path in self.all(directories=False):
+            write(path, b"")
+
+
+HISTORIES = ["default", "block1k", "inode128", "no-csum", "no-64bit", "orphan-file"]
+
+
+def check_history(path: Path, seed: int, steps: int) -> int:
+    """Cut the power after a history; return how many fast commits were recovered to what the kernel had shown."""
+    with kernel_mount(path, "commit=600") as root:
+        history = History(root, seed)
+        for number in range(2 * steps):
+            history.step(fast=number >= steps)
+        history.settle()
+        write(root / "last", b"l")
+        write(root / "last", b"L")
+        shown = timeless(kernel_tree(root))
+        shut_down(root, NO_LOG_FLUSH)
+    with open_pool(path) as pool:
+        sb = mounting.read_superblock(pool)
+        geometry = Geometry.of(sb)
+        view = mounting.TornView(pool, geometry)
+        report = recovery.replay(pool, geometry, mounting.log_area(view, sb))
+        view.release()
+    FileSystem.open(path, QUIET).close()
+    fsck(path)
+    with kernel_mount(path, "ro") as root:
+        same(timeless(kernel_tree(root)), shown)
+    return report.fast.count if report.fast else 0
+
+
+@pytest.mark.parametrize("any_format", ["default", "block1k", "inode128"], indirect=True)
+def test_a_random_history_of_the_kernel(pool: MakePool, any_format: tuple[str, ...]) -> None:
+    options = any_format if "-b" in any_format else ("-b", "4096", *any_format)
+    assert check_history(pool(*options, "-O", "fast_commit"), 1, 15)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("any_format", HISTORIES, indirect=True)
+def test_random_histories_of_the_kernel(pool: MakePool, any_format: tuple[str, ...]) -> None:
+    options = any_format if "-b" in any_format else ("-b", "4096", *any_format)
+    found = [check_history(pool(*options, "-O", "fast_commit"), seed, 40) for seed in range(2, 12)]
+    assert sum(found) > 30
 
 
 # Areas made by hand
