@@ -402,13 +402,14 @@ def write_pieces(volume: Volume, file: OpenFile, offset: int, data: memoryview) 
             if begin == offset > node.size:
                 zero_tail(volume, tx, inode, node.size)
             made += len(runs)
-            for first, pblk, length, unwritten in runs:
+            for run in runs:
+                first, pblk, length, unwritten = run
                 length = min(length, last - first + 1)
                 stop = min(first + length << bits, end)
                 delta = pblk - first << bits
                 if fresh or unwritten:
                     zero_edges(volume, delta, first << bits, first + length << bits, offset, stop)
-                    change.maps(Extent(first, pblk, length, False))
+                    change.maps(run if fresh else Extent(first, pblk, length, False))
                 volume.pool.write(offset + delta, data[offset - begin : stop - begin])
                 offset = stop
         inode.size = max(inode.size, offset)
@@ -471,7 +472,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
             whole = change.unmap(first, None, limit=BLOCKS_PER_CUT)
             if not whole:
                 volume.lives.being_cut(tx, ino)
-    volume.refresh(ino)
+    volume.nodes.reloaded(inode)
     if shrinks:
         yield from finish_cut(volume, ino, size, whole=whole)
 

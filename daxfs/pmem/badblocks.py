@@ -25,45 +25,46 @@ _LINE = re.compile(r"([0-9]{1,19})\s+([0-9]{1,19})")
 _PARENTS = 8  # folders between a devdax device and its region: four
 
 
-class BadRanges:
-    """Disjoint ranges of whole pages of a pool, in order."""
+class BadRanges(list[ByteRange]):
+    """Disjoint ranges of whole pages of a pool, in order. Change the list by `add` and `take_out`.
+
+    It is a list because every operation asks some times whether there are any.
+    """
+
+    __slots__ = ("_size",)
 
     def __init__(self, size: int, ranges: Iterable[ByteRange] = ()) -> None:
+        super().__init__(joined(_pages(begin, end, size) for begin, end in ranges))
         self._size = size
-        self._ranges = list(joined(self._pages(begin, end) for begin, end in ranges))
-
-    def __bool__(self) -> bool:
-        return bool(self._ranges)
-
-    def __iter__(self) -> Iterator[ByteRange]:
-        return iter(self._ranges)
 
     @property
     def bytes(self) -> int:
         """The bytes in all ranges."""
-        return sum(end - begin for begin, end in self._ranges)
+        return sum(end - begin for begin, end in self)
 
     def first(self, begin: int, end: int) -> ByteRange | None:
         """Return the first bad range that overlaps [begin, end), not cut to it; None: all of it is good."""
-        at = bisect_right(self._ranges, (begin, self._size))
-        if at and self._ranges[at - 1].end > begin:
+        at = bisect_right(self, (begin, self._size))
+        if at and self[at - 1].end > begin:
             at -= 1
-        return self._ranges[at] if at < len(self._ranges) and self._ranges[at].begin < end else None
+        return self[at] if at < len(self) and self[at].begin < end else None
 
     def within(self, begin: int, end: int) -> Iterator[ByteRange]:
         """Return the bad parts of [begin, end), in order."""
-        return overlap(self._ranges, begin, end)
+        return overlap(self, begin, end)
 
     def add(self, begin: int, end: int) -> None:
         """Add the pages that a range touches; what is past the end of the pool is left out."""
-        self._ranges = list(joined([*self._ranges, self._pages(begin, end)]))
+        self[:] = joined([*self, _pages(begin, end, self._size)])
 
-    def _pages(self, begin: int, end: int) -> ByteRange:
-        return ByteRange(begin - begin % mmap.PAGESIZE, min(end + -end % mmap.PAGESIZE, self._size))
-
-    def remove(self, begin: int, end: int) -> None:
+    def take_out(self, begin: int, end: int) -> None:
         """Take the range out of the bad ones."""
-        self._ranges = list(subtract(self._ranges, [ByteRange(begin, end)]))
+        self[:] = list(subtract(self, [ByteRange(begin, end)]))
+
+
+def _pages(begin: int, end: int, size: int) -> ByteRange:
+    """Return the pages that a range of bytes touches, up to ``size``."""
+    return ByteRange(begin - begin % mmap.PAGESIZE, min(end + -end % mmap.PAGESIZE, size))
 
 
 def listed(target: kinds.Target, sysfs: str = "/sys") -> list[ByteRange]:

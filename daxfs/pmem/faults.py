@@ -147,7 +147,7 @@ class MappedFaults(Faults):
 
     def forgive(self, begin: int, end: int) -> None:
         """As `Faults.forgive`."""
-        self._bad.remove(begin, end)
+        self._bad.take_out(begin, end)
         if self._unit <= mmap.PAGESIZE and self._addresses.shared:
             self._addresses.remap(begin, end - begin)
 

@@ -23,7 +23,7 @@ import numpy as np
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
-from daxfs.ext4.inode import BLOCK_AREA_SIZE, EXT4_EXTENTS_FL
+from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, extent_edit, inodes
 from daxfs.structures.extent_path import Node
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 HUGE_PAGE = 2 << 20
-NO_BLOCKS = bytes(BLOCK_AREA_SIZE)
 MAX_ATTEMPTS = 16
 """The most splits until there is room: one for each level and one of the root are enough. If more are needed, the tree
 contradicts itself."""
@@ -256,8 +255,7 @@ def mapped_end(view: View, inode: Inode) -> int:
 
 
 def new_inode_map(tx: Handle, inode: Inode) -> None:
-    """Give a new inode an empty extent tree."""
-    inode.block_area[:] = NO_BLOCKS
+    """Give a new inode, whose slot is zeros but for a few fields, an empty extent tree."""
     w = inode.words[ROOT_WORDS]
     format_.initialize(w, 0)
     inode.flags |= EXT4_EXTENTS_FL

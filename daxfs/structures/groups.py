@@ -70,10 +70,9 @@ def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
     geometry = tx.geometry
     number, offset = geometry.descriptor_position(group)
     tx.verified(number, _check, geometry, group - offset // geometry.desc_size)
-    content = tx.edit(number)
+    desc = bind(tx.edit(number), offset, geometry)
     if geometry.metadata_csum or geometry.gdt_csum:
-        tx.seal_record(number, group, _seal, geometry, group, offset, late=True)
-    desc = bind(content, offset, geometry)
+        tx.seal_record(number, group, _seal, geometry, group, desc, late=True)
     tx.keep(GroupDescriptor, group, number, desc)
     return desc
 
@@ -152,5 +151,5 @@ def _check(geometry: Geometry, first: int, content: memoryview) -> None:
         bind(content, slot * size, geometry).verify(first + slot, geometry)
 
 
-def _seal(geometry: Geometry, group: int, offset: int, content: memoryview) -> None:
-    bind(content, offset, geometry).seal(group, geometry)
+def _seal(geometry: Geometry, group: int, desc: GroupDescriptor, content: memoryview) -> None:  # noqa: ARG001
+    desc.seal(group, geometry)

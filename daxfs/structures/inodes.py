@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
 
-_GENERATION = 25
 _LINKS_OFFSET = 0x1A
 SECTOR_BITS = 9
 """``i_blocks`` counts units of 512 bytes."""
@@ -475,9 +474,9 @@ def _empty_slot(tx: Handle, desc: GroupDescriptor, group: int, bit: int, untouch
     offset = slot * size
     number = desc.inode_table + block
     content = tx.create(number) if untouched else tx.edit(number)
-    old = content[offset : offset + size].cast("I")[_GENERATION]
-    content[offset : offset + size] = bytes(size)
     inode = _bound(tx, content, number, offset, ino)
+    old = inode.i_generation
+    inode.buffer[:] = bytes(size)
     inode.set_extra_isize(geometry.want_extra_isize)
     generation = getrandbits(32)
     # A file handle of the slot's last inode must not name this one.

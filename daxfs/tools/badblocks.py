@@ -139,7 +139,7 @@ class _Search:
         for begin, end in list(self._left.within(first, first + (count << bits))):
             offset = (lblk << bits) + begin - first if lblk >= 0 else -1
             self._found.append(Place(begin, end - begin, kind, ino, "", offset))
-            self._left.remove(begin, end)
+            self._left.take_out(begin, end)
 
     def _layout(self) -> None:
         """Look at what belongs to the groups. The superblock itself is good, or the pool can't be read."""

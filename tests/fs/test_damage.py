@@ -183,7 +183,7 @@ def test_missing_data_is_no_error_of_metadata(rig: Rig) -> None:
         for change in changes:
             for once in (True, False):  # the first time the pool does not know of the bad memory
                 fs.sync()
-                rig.pool.bad.remove(place, place + 4096)
+                rig.pool.bad.take_out(place, place + 4096)
                 rig.poison.add(place)
                 fs.volume.forget_content()
                 if not once:
@@ -193,7 +193,7 @@ def test_missing_data_is_no_error_of_metadata(rig: Rig) -> None:
                 assert not fs.read_only
                 assert fs.metadata_errors().count == 0
                 assert fs.volume.faults[0] == 0
-                rig.pool.bad.remove(place, place + 4096)
+                rig.pool.bad.take_out(place, place + 4096)
                 rig.poison.mend()
 
 

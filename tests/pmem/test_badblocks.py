@@ -40,7 +40,7 @@ def test_ranges_are_whole_pages_in_order_and_within_the_pool() -> None:
     assert bad.bytes == 4 * PAGE
     bad.add(4 * PAGE, 4 * PAGE + 1)
     assert [(begin // PAGE, end // PAGE) for begin, end in bad] == [(1, 2), (3, 6), (9, 10)]
-    bad.remove(4 * PAGE, 5 * PAGE)
+    bad.take_out(4 * PAGE, 5 * PAGE)
     assert [(begin // PAGE, end // PAGE) for begin, end in bad] == [(1, 2), (3, 4), (5, 6), (9, 10)]
     bad.add(20 * PAGE, 21 * PAGE)
     assert bad.bytes == 4 * PAGE

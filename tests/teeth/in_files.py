@@ -826,7 +826,7 @@ MUTANTS = [
     Mutant(
         "a descriptor keeps its old checksum",
         "daxfs/structures/groups.py",
-        "        tx.seal_record(number, group, _seal, geometry, group, offset, late=True)\n",
+        "        tx.seal_record(number, group, _seal, geometry, group, desc, late=True)\n",
         "        pass\n",
         "The next mount refuses the group.",
         (HANDLES,),
