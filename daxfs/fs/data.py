@@ -48,6 +48,8 @@ CREDITS_CUT = 64 + CREDITS_QUARANTINE
 BLOCKS_PER_CUT = 256
 """Runs that one step of cutting a file frees: 32 of the credits are for the commit (`blocks.RESERVED_PER_CALL`), and
 the leaves between the first and the last are freed, not changed."""
+BYTES_PER_READ = 256 << 10
+"""Bytes that one step of a long read gathers."""
 CREDITS_XATTR = 12
 CAPABILITY = b"security.capability"
 
@@ -166,6 +168,42 @@ def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview |
             start = offset + run[2]
             return volume.memory[start : start + size]
     return gather(volume, node, offset, size)
+
+
+def read_in_steps(volume: Volume, file: OpenFile, offset: int, size: int) -> Steps[memoryview | bytes]:
+    """Read as `read`; bytes that do not lie together are gathered in steps of `BYTES_PER_READ`.
+
+    What changes between two steps is read or not, as if there were several reads.
+    """
+    node = file.node
+    size = min(size, max(node.size - offset, 0))
+    if size <= BYTES_PER_READ or lie_together(volume, node, offset, size):
+        return read(volume, file, offset, size)
+    content = bytearray(size)
+    at = 0
+    while at < size:
+        if at:
+            yield
+        wanted = min(BYTES_PER_READ, size - at)
+        try:
+            part = read(volume, file, offset + at, wanted)
+        except FsError:
+            if not at or not node.dax:  # to the page cache fewer bytes would be the end of the file
+                raise
+            break
+        content[at : at + len(part)] = part
+        volume.finish_copy()
+        at += len(part)
+        if len(part) < wanted:
+            break
+    return memoryview(content)[:at].toreadonly()
+
+
+def lie_together(volume: Volume, node: Node, offset: int, size: int) -> bool:
+    """Return whether bytes within the file are one piece of the pool, as far as the map tells."""
+    mapped = node.map or load_map(volume, node)
+    run = None if mapped is None else mapped.find(offset)
+    return run is not None and offset + size <= run[1] and not run[3]
 
 
 def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:

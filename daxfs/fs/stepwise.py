@@ -103,6 +103,11 @@ class Stepwise:
         return copied
 
     @in_steps
+    def read(self, file: OpenFile, offset: int, size: int) -> Steps[memoryview | bytes]:
+        """Read: bytes that do not lie together are gathered in steps."""
+        return data.read_in_steps(self.volume, file, offset, size)
+
+    @in_steps
     def seek(self, file: OpenFile, offset: int, whence: int) -> Steps[int]:
         """Search for data or a hole."""
         return ranges.seek(self.volume, file, offset, whence)

@@ -15,6 +15,7 @@ from daxfs.fs import volume as volume_module
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.steps import Steps, finish, interruption
 from daxfs.fs.types import ROOT_INO, Caller, SetAttributes
+from daxfs.fs.volume import Volume
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import dirlist, inodes
 
@@ -28,6 +29,7 @@ KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE = 0x01, 0x02, 0x08, 0x10
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each step do the least that it can."""
     monkeypatch.setattr(data, "BLOCKS_PER_CUT", 1)
+    monkeypatch.setattr(data, "BYTES_PER_READ", 2 * BLOCK)
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "RUNS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "EXTENTS_PER_STEP", 1)
@@ -75,6 +77,70 @@ def test_an_open_with_o_trunc_is_in_steps(fs: FileSystem) -> None:
     assert count(fs.steps.open_file(ino, os.O_RDWR | os.O_TRUNC, ROOT), lambda: None) > COMB - 4
     assert fs.getattr(ino).size == 0
     fs.volume.nodes.closed(fs.volume.nodes.open[ino])
+
+
+def test_a_long_read_of_fragments_is_in_steps(fs: FileSystem) -> None:
+    """A change between two steps is in what is read later."""
+    file = comb(fs)
+    size = 2 * COMB * BLOCK
+    expected = bytearray(fs.read(file, 0, size))
+    steps = fs.steps.read(file, 100, size)
+    next(steps)
+    fs.write(file, BLOCK, b"too late")
+    fs.write(file, size - 3 * BLOCK, b"seen")
+    expected[size - 3 * BLOCK : size - 3 * BLOCK + 4] = b"seen"
+    number, found = 1, None
+    while found is None:
+        try:
+            next(steps)
+            number += 1
+        except StopIteration as end:
+            found = end.value
+    assert bytes(found) == expected[100 : len(expected)]
+    assert number == COMB - 1
+    fs.release(file)
+
+
+def test_a_long_read_of_one_piece_is_a_view(fs: FileSystem) -> None:
+    file, _ = fs.create(ROOT_INO, b"f", 0o600)
+    fs.write(file, 0, b"x" * COMB * BLOCK)
+    found = finish(fs.steps.read(file, BLOCK, COMB * BLOCK))
+    assert isinstance(found, memoryview)
+    assert found.obj is fs.volume.memory.obj
+    assert len(found) == (COMB - 1) * BLOCK
+    assert finish(fs.steps.read(file, COMB * BLOCK, 10 * BLOCK)) == b""
+    fs.release(file)
+
+
+def test_a_file_that_is_cut_meanwhile_is_read_to_its_end(fs: FileSystem) -> None:
+    file = comb(fs)
+    steps = fs.steps.read(file, 0, 2 * COMB * BLOCK)
+    next(steps)
+    fs.setattr(file.ino, SetAttributes(size=5 * BLOCK), ROOT)
+    assert bytes(finish(steps)) == bytes(fs.read(file, 0, 10 * BLOCK))
+    fs.release(file)
+
+
+@pytest.mark.parametrize("dax", [True, False])
+def test_memory_that_fails_ends_a_long_read(fs: FileSystem, monkeypatch: pytest.MonkeyPatch, dax: bool) -> None:
+    """What was read before is returned, unless the page cache would take it for the whole file."""
+    file = comb(fs)
+    file.node.dax = dax
+    read = data.read
+
+    def failing(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
+        if offset >= 4 * BLOCK:
+            raise FsError(errno.EIO)
+        return read(volume, file, offset, size)
+
+    monkeypatch.setattr(data, "read", failing)
+    if dax:
+        assert len(finish(fs.steps.read(file, 0, 10 * BLOCK))) == 4 * BLOCK
+    for begin in (0, 4 * BLOCK)[dax:]:
+        with pytest.raises(FsError) as refusal:
+            finish(fs.steps.read(file, begin, 10 * BLOCK))
+        assert refusal.value.errno == errno.EIO
+    fs.release(file)
 
 
 @pytest.mark.parametrize("unlinked", [False, True])

@@ -17,6 +17,7 @@ from daxfs.fuse.kernel import scheduling as scheduling_module
 from daxfs.fuse.kernel import turns as turns_module
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.connection import FORGETS_AT_ONCE
+from daxfs.fuse.kernel.files import LARGEST_AT_ONCE
 from daxfs.fuse.kernel.scheduling import FITRIM, PATIENCE_SECONDS, WORKS, Scheduler
 from daxfs.fuse.kernel.statistics import Counting
 
@@ -244,6 +245,16 @@ def test_a_long_request_is_answered_in_the_end(slow: Rig) -> None:
     assert slow.connection.scheduler.waiting == {WORKS}
     assert turns(slow) == [(unique, 0)]
     assert slow.core.steps.yielded == 4
+
+
+def test_a_long_read_is_answered_in_the_end(slow: Rig) -> None:
+    node, fh = slow.create(b"f")
+    slow.write(node.nodeid, fh, b"content")
+    assert slow.read(node.nodeid, fh, 0, LARGEST_AT_ONCE) == b"content"
+    unique = begin(slow, Opcode.READ, node.nodeid, pack("read_in", fh=fh, offset=3, size=LARGEST_AT_ONCE + 1))
+    assert slow.connection.scheduler.waiting == {WORKS}
+    assert slow.read(node.nodeid, fh) == b"content", "in between"
+    assert turns(slow) == [(unique, 0)]
 
 
 def test_a_short_request_is_answered_at_once(fake: Rig) -> None:

@@ -125,7 +125,7 @@ def proceed(
             scheduler.ended(work)
             if work.message and connection.counting is not None:
                 connection.counting.work_ended(work, body)
-    return None if body is None else (_out_header(OUT + len(body), 0, work.unique) + body,)
+    return None if body is None else (_out_header(OUT + len(body), 0, work.unique), body)
 
 
 def is_full(error: FsError) -> bool:

@@ -43,6 +43,8 @@ APPENDING_OR_DURABLE = os.O_APPEND | os.O_DSYNC
 _write_out = abi.WRITE_OUT.pack
 LARGEST_READ = negotiation.MOST_PAGES * mmap.PAGESIZE
 """The most bytes that a READ asks for: a bound for the zeros that holes need."""
+LARGEST_AT_ONCE = 1 << 20
+"""The most bytes that are read in one step, even if they lie in single blocks."""
 LARGEST_COPY = 64 << 20
 """The most bytes that one request copies."""
 COPY_SECONDS = 0.005
@@ -104,7 +106,7 @@ def made_and_opened(connection: Connection, request: Request, file: OpenFile, ma
     return entry + answer
 
 
-def read(connection: Connection, request: Request) -> memoryview | bytes:
+def read(connection: Connection, request: Request) -> Answer:
     """Answer READ: return data, as a view of the pool if it lies in one piece."""
     if request.end < READ_END:
         raise cut_short()
@@ -113,12 +115,21 @@ def read(connection: Connection, request: Request) -> memoryview | bytes:
         file = connection.files[longs[READ_FH]]
     except KeyError:
         raise unknown_handle(longs[READ_FH]) from None
-    size = size if size < LARGEST_READ else LARGEST_READ
     if connection.batches.by_handle:
-        found = staged.read(connection, request, file, longs[READ_OFFSET], size)
+        found = staged.read(connection, request, file, longs[READ_OFFSET], min(size, LARGEST_READ))
         if found is not None:
             return found
-    content = connection.core.read(file, longs[READ_OFFSET], size)
+    offset = longs[READ_OFFSET]
+    if size > LARGEST_AT_ONCE:
+        steps = connection.core.steps.read(file, offset, min(size, LARGEST_READ))
+        return connection.scheduler.begin(request, steps, partial(as_view_or_copy, connection))
+    content = connection.core.read(file, offset, size)
+    # This condition is that of `as_view_or_copy`, whose call would be a fiftieth of a small request.
+    return content if len(content) >= connection.shortest_view else as_view_or_copy(connection, content)
+
+
+def as_view_or_copy(connection: Connection, content: memoryview | bytes) -> memoryview | bytes:
+    """Return what was read as the kernel can take it: as it is, or as a copy."""
     if len(content) >= connection.shortest_view:
         return content
     copy = bytes(content)
