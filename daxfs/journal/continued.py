@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, Unsupported
 from daxfs.ext4.jbd2 import Compat
-from daxfs.journal.log import Log, load_superblock
+from daxfs.journal.log import Log, erase_fast_commits, load_superblock
 from daxfs.journal.tail import JournalSuperblockWriter
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class ContinuedLog(Log):
                 errno.ENOSPC,
                 f"{self._pool.path}: the log has no room for what its fast commits say; run: daxfs check -y",
             )
-        return super().commit(copies, revokes)
+        taken = super().commit(copies, revokes)
+        erase_fast_commits(self._pool, self._area, self._tail.superblock)
+        return taken
 
     def record_error(self, number: int) -> None:
         """Do nothing: a pool that can't be recovered stays as it is."""

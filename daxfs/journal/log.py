@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.pmem.pool import Buffer, Pool
 
-__all__ = ["Log", "LogArea", "load_superblock", "usable_features"]
+__all__ = ["Log", "LogArea", "erase_fast_commits", "load_superblock", "usable_features"]
 
 _M = 0xFFFFFFFF
 _MAGIC_FIRST = jbd2.MAGIC_BYTES[0]
 _MAGIC_WORD = int.from_bytes(jbd2.MAGIC_BYTES, "little")  # as the pool's words are read
 _ESCAPED = bytes(4)
+_WORD = 8
 _INVALIDATE_AHEAD = 16  # blocks
 _INVALIDATE_STOCK = 64  # blocks invalidated at once when fewer are left: checking many at once costs less for each
 _SEQUENCE = slice(jbd2.SEQUENCE_OFFSET, jbd2.SEQUENCE_OFFSET + 4)
@@ -66,11 +67,11 @@ def usable_features(superblock: JournalSuperblock, geometry: Geometry) -> Journa
     """Return the superblock of an empty log with the features that the kernel sets when it mounts such a file system.
 
     The journal gets csum v3 if the file system has metadata_csum, else no checksums. It gets 64bit if the file system
-    has 64bit, and always revoke. It loses async_commit and fast_commit (``ext4_load_journal``,
-    ``set_journal_csum_feature_set`` in fs/ext4/super.c).
+    has 64bit, and always revoke. It loses async_commit (``ext4_load_journal``, ``set_journal_csum_feature_set`` in
+    fs/ext4/super.c). It keeps fast_commit, since features can't be stored at once with their checksum.
     """
     incompat = superblock.s_feature_incompat | Incompat.REVOKE
-    incompat &= ~int(Incompat.CSUM_V2 | Incompat.CSUM_V3 | Incompat.ASYNC_COMMIT | Incompat.FAST_COMMIT)
+    incompat &= ~int(Incompat.CSUM_V2 | Incompat.CSUM_V3 | Incompat.ASYNC_COMMIT)
     checksum_type = superblock.s_checksum_type
     if geometry.metadata_csum:
         incompat |= Incompat.CSUM_V3
@@ -82,6 +83,20 @@ def usable_features(superblock: JournalSuperblock, geometry: Geometry) -> Journa
         s_feature_incompat=int(incompat),
         s_checksum_type=checksum_type,
     )
+
+
+def erase_fast_commits(pool: Pool, area: LogArea, superblock: JournalSuperblock) -> None:
+    """Make the area for fast commits empty, durably, by the first word of its HEAD.
+
+    It must be empty whenever the log holds transactions that they do not follow: e2fsck 1.47 takes a HEAD of
+    another transaction for an error, and does not replay the log.
+    """
+    first = superblock.log_end + 1
+    if superblock.incompat & Incompat.FAST_COMMIT and first < superblock.s_maxlen:
+        place = area.physical(first) * superblock.s_blocksize
+        if any(pool.memory[place : place + _WORD]):
+            pool.store_word(place, 0, _WORD)
+            pool.fence()
 
 
 def unchanged(content: memoryview) -> None:
@@ -117,6 +132,7 @@ class Log:
             raise Corrupt(CorruptKind.JOURNAL_NOT_EMPTY, f"transaction {superblock.s_sequence} waits for recovery")
         usable = usable_features(superblock, geometry)
         tail = JournalSuperblockWriter(pool, area.physical(0) * geometry.block_size, superblock)
+        erase_fast_commits(pool, area, superblock)
         if usable != superblock:
             tail.rewrite(usable)
         self._begin(pool, area, tail)

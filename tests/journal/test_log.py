@@ -170,15 +170,19 @@ def test_features_are_those_that_the_kernel_sets(name: str) -> None:
     assert (sb.s_feature_compat, sb.s_sequence, sb.s_start) == (0, 5, 0)
 
 
-def test_an_empty_fast_commit_area_becomes_log() -> None:
+def test_old_fast_commits_are_erased() -> None:
+    """Their area stays one: the feature can't be taken away at once with the superblock's checksum."""
     rig = JournalRig()
     pool = MemoryPool(rig.content)
     rig.change_superblock(
         pool, s_feature_incompat=int(Incompat.FAST_COMMIT | Incompat.CSUM_V3), s_checksum_type=4, s_num_fc_blks=256
     )
     assert rig.superblock(pool).log_end == 1024 - 256
-    assert Journal.open(pool, rig.geometry, rig.area)._writer.limit == 1023 // 4
-    assert rig.superblock(pool).log_end == 1024
+    pool.write(rig.place(1024 - 255), b"a HEAD of a fast commit")
+    assert Journal.open(pool, rig.geometry, rig.area)._writer.limit == (1023 - 256) // 4
+    assert rig.superblock(pool).log_end == 1024 - 256
+    assert rig.superblock(pool).s_feature_incompat & Incompat.FAST_COMMIT
+    assert bytes(pool.memory[rig.place(1024 - 255) :][:8]) == bytes(8)
 
 
 def test_nothing_is_stored_before_the_first_commit(rig_of_30: JournalRig) -> None:

@@ -459,4 +459,20 @@ MUTANTS = [
         "Slots of the inode table that were never used count as used.",
         ("tests/structures/test_inodes.py",),
     ),
+    Mutant(
+        "fast commits stay behind their transaction",
+        CONTINUED,
+        "        erase_fast_commits(self._pool, self._area, self._tail.superblock)\n",
+        "",
+        "e2fsck does not replay the log.",
+        (FAST,),
+    ),
+    Mutant(
+        "a log is opened beside old fast commits",
+        LOG,
+        "        erase_fast_commits(pool, area, superblock)\n",
+        "",
+        "e2fsck does not replay the log.",
+        (LOGS,),
+    ),
 ]
