@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError, MissingMemory, Unsupported
-from daxfs.ext4 import features
+from daxfs.ext4 import features, jbd2
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
@@ -27,6 +27,7 @@ from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
 from daxfs.journal.area import LogArea
 from daxfs.journal.journal import Journal
+from daxfs.journal.log import load_superblock
 from daxfs.journal.view import Check, PoolView, View
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, inodes, mapping, metadata_zone
@@ -235,6 +236,26 @@ def mend_superblock(pool: Pool) -> bool:
         return False
     recover_in_place(pool)
     return not read_superblock(pool).is_torn()
+
+
+def may_have_fast_commits(pool: Pool) -> bool:
+    """Return whether the pool needs recovery and its journal has an area for fast commits.
+
+    e2fsck 1.47 replays them, and logs beside old ones, in part or not at all.
+
+    Raises:
+        FsError, Corrupt, Unsupported: the journal can't be found.
+    """
+    sb = read_superblock(pool)
+    if not sb.s_feature_compat & features.Compat.has_journal or not needs_recovery(sb):
+        return False
+    geometry = Geometry.of(sb)
+    view = TornView(pool, geometry)
+    try:
+        journal = load_superblock(pool, geometry, log_area(view, sb))
+    finally:
+        view.release()
+    return bool(journal.s_start and journal.incompat & jbd2.Incompat.FAST_COMMIT)
 
 
 def recover_in_place(pool: Pool) -> None:

@@ -55,16 +55,24 @@ def _run(program: str, options: Sequence[str], path: str) -> int:
 
 
 def _mend(path: str) -> bool:
-    """Repair a superblock torn by a power cut, at which ``e2fsck -p`` stops; return whether it was (docs/CRASH.md)."""
+    """Recover what e2fsck can't; return whether a superblock torn by a power cut was repaired (docs/CRASH.md).
+
+    ``e2fsck -p`` stops at such a superblock. Fast commits it replays in part.
+    """
     try:
         with open_pool(path, read_only=True, exclusively=False) as pool, pool.faults.checked():
-            if not mounting.read_superblock(pool).is_torn():
+            fast = mounting.may_have_fast_commits(pool)
+            if not fast and not mounting.read_superblock(pool).is_torn():
                 return False
         with open_pool(path) as pool:
             pool.refuse_clients()
             mended = mounting.mend_superblock(pool)
+            if fast and not mended:
+                mounting.recover_in_place(pool)
     except FsError:
         return False  # e2fsck reports the fault
+    if fast:
+        print(f"{path}: recovered from the journal, which may have fast commits")
     if mended:
         print(f"{path}: the superblock was torn by a power cut; recovered from the journal")
     return mended
