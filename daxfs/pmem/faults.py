@@ -43,11 +43,14 @@ class Faults:
     Attributes:
         pending: ``pending[0]`` is the number of faults that were not settled.
         total: faults that were settled.
+        lasting: a page that failed is bad from then on. False: the pages come from a program, which may have more luck
+            the next time (a mounted snapshot).
     """
 
     def __init__(self) -> None:
         self.pending = memoryview(bytes(8)).cast("Q")
         self.total = 0
+        self.lasting = True
 
     def settle(self) -> MissingMemory:
         """Map the missing pages again; returns the error that the operation ends with.
@@ -163,7 +166,8 @@ class MappedFaults(Faults):
             return MissingMemory(errno.EIO, f"{self._path} was cut to {size} bytes while it was in use", low)
         pages = [page - watch.begin for page in watch.pages[: watch.faults]]
         poisoned = [page for page in pages if not (self._has_hole(page) or self._lacks_room(page))]
-        if self._unit <= mmap.PAGESIZE or not size:  # else hugetlbfs, where the system has run out of huge pages
+        exhausted = self._unit > mmap.PAGESIZE and size  # hugetlbfs, where the system has run out of huge pages
+        if self.lasting and not exhausted:
             for page in poisoned:
                 self._bad.add(page, page + 1)
         if not poisoned and (watch.faults <= guard.PAGES or self._has_hole(low) or self._lacks_room(low)):

@@ -95,6 +95,7 @@ def _serve_image(image: int, label: str, mountpoint: str, wanted: MountOptions, 
     finally:
         os.close(image)
     pool.path = label
+    pool.faults.lasting = False
     pool.status = None  # clients can't open it
     mounting.serve_core(FileSystem.open(pool, wanted.of_volume(mountpoint)), label, mountpoint, wanted, ready)
 

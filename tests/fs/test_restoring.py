@@ -185,11 +185,11 @@ def in_a_chain(fs: FileSystem) -> dict[bytes, Picture]:
 
 
 def with_a_store_that_has_grown(fs: FileSystem) -> dict[bytes, Picture]:
+    busy(fs, "unlink big")
     fs.tree.write_bytes("data", os.urandom(400_000))
     size = fs.create_snapshot(b"s").snapshot.size
     with fs.tree.open("data", "r+b") as file:
         file.write(os.urandom(400_000))
-    busy(fs, "unlink big")
     assert fs.list_snapshots()[0].size > size
     return {}
 

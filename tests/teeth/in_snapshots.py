@@ -146,6 +146,14 @@ MUTANTS = [
         KEEPERS,
     ),
     Mutant(
+        "snapshot: a growth counts what it has used as room",
+        KEEPER,
+        "            while store.room < exceptions:\n",
+        "            goal = store.count + exceptions\n            while store.room < goal - store.count:\n",
+        "A write that needs all of the new room loses the snapshot in a pool that has room.",
+        KEEPERS,
+    ),
+    Mutant(
         "snapshot: the next area is not cleared",
         STORE,
         "            if at + end - first == self._entries:\n",

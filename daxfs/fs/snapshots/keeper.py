@@ -437,15 +437,19 @@ class Keeper:
         copier.grown()
 
     def _grow(self, kept: Kept, exceptions: int) -> bool:
-        """Give a store more chunks, durably, before it uses them; return whether it has room for that many now."""
+        """Give a store more chunks, durably, before it uses them; return whether it has room for that many now.
+
+        The commit that gives them may itself have to copy some blocks into the store.
+        """
         volume, store = self.volume, kept.store
-        goal = store.count + exceptions
         if self._growing:
             return False
         self._growing = True
         try:
-            while store.room < goal - store.count:
-                missing = layout.chunks_for(goal, layout.entries_per_area(1 << store.bits)) - store.chunks
+            while store.room < exceptions:
+                missing = (
+                    layout.chunks_for(store.count + exceptions, layout.entries_per_area(1 << store.bits)) - store.chunks
+                )
                 needed = self.copier.needed if self.copier is not None else bytearray()
                 with volume.handle(files.CREDITS_RUNS + names.CREDITS_INODE) as tx:
                     inode = inodes.edit(tx, kept.ino)

@@ -242,6 +242,18 @@ def test_a_write_larger_than_the_store_makes_room_first(monkeypatch: pytest.Monk
     assert not differences(fs, b"s", expected, tmp_path)
 
 
+def test_a_store_that_grows_for_a_write_has_room_for_all_of_it(fs: FileSystem, tmp_path: Path) -> None:
+    """The growth copies blocks itself: bitmaps, for example."""
+    busy(fs, "unlink big")
+    fs.tree.write_bytes("data", os.urandom(400_000))
+    expected = tree(fs)
+    fs.create_snapshot(b"s")
+    with fs.tree.open("data", "r+b") as file:
+        file.write(os.urandom(400_000))
+    assert [found.lost for found in fs.list_snapshots()] == [""]
+    assert not differences(fs, b"s", expected, tmp_path)
+
+
 @pytest.mark.parametrize("again", [remounted, after_power_loss])
 def test_in_a_full_pool_the_snapshots_are_lost_and_not_the_write(again: Callable[[FileSystem], FileSystem]) -> None:
     fs = mounted("4k")
