@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from daxfs import compiled, protocol
@@ -95,7 +95,7 @@ def examine(place: str) -> Info:
     """Collect all information about a pool, by its path or its mountpoint."""
     path, mountpoint = pool_of(place)
     with reading(path) as found:
-        return _gather(found, mountpoint)
+        return replace(_gather(found, mountpoint), pool=path)
 
 
 def _gather(found: Reading, mountpoint: str) -> Info:

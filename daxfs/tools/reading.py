@@ -2,7 +2,8 @@
 
 A pool that was not unmounted is shown as recovery will leave it: its log is replayed on a private mapping. On a pool in
 use by a daemon the home locations have the state of the last commit, because a commit ends with the home copies. Only
-the superblock may be older at home, so its newest copy is read from the log. `map` makes the daemon commit first, by
+the superblock may be older at home, so its newest copy is read from the log. Of a mounted snapshot, the metadata of its
+moment is shown. `map` makes the daemon commit first, by
 fsync, and `info` asks the mount for free space. If the pool changes meanwhile, a half-changed state may raise a
 `Corrupt` without any damage; repeat the command.
 """
@@ -22,10 +23,12 @@ from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import mounting
 from daxfs.fs.mounting import read_superblock
+from daxfs.fs.snapshots.past import PastView
 from daxfs.journal import recovery
 from daxfs.journal.view import PoolView
 from daxfs.pmem.pool import open_pool
 from daxfs.structures import directories, inodes
+from daxfs.tools import snapshotsource
 
 if TYPE_CHECKING:
     from daxfs.journal.view import View
@@ -128,13 +131,20 @@ def _logged_superblock(pool: Pool, superblock: Superblock) -> memoryview | None:
 
 @contextmanager
 def reading(path: str) -> Iterator[Reading]:
-    """Open a pool for reading.
+    """Open a pool for reading; or a snapshot, by the source of its mount.
 
     Raises:
+        UserError: the snapshot is lost or deleted.
         PoolError: the pool can't be opened.
         FsError, Corrupt: the pool has no readable ext4.
         MissingMemory: EIO, the body has read memory that is missing, as zeros.
     """
+    shown = snapshotsource.shown_by(path)
+    if shown is not None:
+        with snapshotsource.opened(shown.place) as source:
+            past = PastView(source.pool, source.past(snapshotsource.valid(source, shown.name)))
+            yield Reading(source.pool, past.superblock(), past.geometry, past)
+        return
     pool = _open(path)
     try:
         with pool.faults.checked():

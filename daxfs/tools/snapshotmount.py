@@ -57,12 +57,13 @@ def run(place: str, name: str, directory: str, given: Sequence[str] = (), *, for
         pool = os.path.realpath(source.pool.path)
     if not wanted.trust_owner:
         ownership.refuse(pool, os.stat(pool), "mount it nosuid,nodev with -o trust_owner")
-    serving = partial(serve, place, name, f"{pool}@{name}", target, wanted)
+    label = snapshotsource.label(pool, name)
+    serving = partial(serve, place, name, label, target, wanted)
     if foreground:
         logs.start(wanted.log, foreground=True)
         serving(lambda: None)
     else:
-        mounting.start_daemon(f"{pool}@{name}", target, wanted, serving)
+        mounting.start_daemon(label, target, wanted, serving)
 
 
 def serve(place: str, name: str, label: str, mountpoint: str, wanted: MountOptions, ready: Callable[[], None]) -> None:

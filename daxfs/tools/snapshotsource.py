@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from daxfs.errors import FsError, UserError
 from daxfs.ext4.geometry import Geometry
@@ -24,7 +24,9 @@ from daxfs.fs.snapshots import catalogue, files
 from daxfs.fs.types import Snapshot
 from daxfs.fuse.kernel.snapshots import LIST, QUESTION, SIZE, SNAPSHOTS
 from daxfs.journal.view import PoolView
+from daxfs.pmem.kinds import read_mounts
 from daxfs.pmem.pool import Pool, open_pool
+from daxfs.protocol import FILESYSTEM_TYPE
 from daxfs.snapshots.format import NotAStore
 from daxfs.snapshots.reading import PAUSE_SECONDS, TRIES, Chain, Follower, Past
 from daxfs.snapshots.store import Store
@@ -146,6 +148,32 @@ def opened(place: str) -> Iterator[Source]:
         return
     with _claimed(place) as pool:
         yield _Unmounted(place, pool)
+
+
+class Shown(NamedTuple):
+    """What the mount of a snapshot shows: where the snapshot is, a mountpoint or pool, and its name."""
+
+    place: str
+    name: str
+
+
+def shown_by(source: str) -> Shown | None:
+    """Return what a mount shows whose source is this (`label`); None: a pool, or nothing."""
+    parts = source.split("@")
+    if os.path.exists(source):
+        return None
+    for count in range(len(parts) - 1, 0, -1):
+        pool, name = "@".join(parts[:count]), "@".join(parts[count:])
+        if os.path.exists(pool) and "/" not in name:
+            mounted = (each for each in read_mounts() if each.filesystem == FILESYSTEM_TYPE and each.source == pool)
+            found = next(mounted, None)
+            return Shown(found.mountpoint if found is not None else pool, name)
+    return None
+
+
+def label(pool: str, name: str) -> str:
+    """Return the source of the mount of a snapshot."""
+    return f"{pool}@{name}"
 
 
 class _Mounted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import threading
@@ -83,6 +84,27 @@ def test_a_view_is_the_tree_at_its_making_while_files_and_snapshots_change(pool:
     fsck(path)
 
 
+def test_the_tools_show_what_a_view_shows(pool: Pool) -> None:
+    path = pool("-L", "before")
+    path = path.rename(path.with_name("pool@home"))
+    with mounted(path, "noatime") as mount:
+        (mount.place / "f").write_bytes(b"x" * 8192)
+        cli_rig.daxfs("snapshot", "create", mount.place, "one@noon")
+        (mount.place / "f").unlink()
+        (mount.place / "g").write_bytes(b"y" * (1 << 20))
+        with view(mount.place, "one@noon") as seen:
+            facts = json.loads(cli_rig.daxfs("info", seen, "--json"))
+            assert facts["pool"] == f"{path}@one@noon"
+            assert facts["mountpoint"] == str(seen)
+            assert facts["state"] == "mounted"
+            assert facts["label"] == "before"
+            found = os.statvfs(seen)
+            assert (facts["free_blocks"], facts["free_inodes"]) == (found.f_bfree, found.f_ffree)
+            assert json.loads(cli_rig.daxfs("map", seen / "f", "--json"))["size"] == 8192
+            cli_rig.daxfs("snapshot", "delete", mount.place, "one@noon")
+            assert "there is no snapshot of this name" in cli_rig.daxfs("info", seen, code=1)
+
+
 def test_a_deleted_snapshot_is_an_error(pool: Pool) -> None:
     path = pool()
     with mounted(path) as mount:
@@ -106,6 +128,7 @@ def test_a_pool_that_is_not_mounted_is_claimed(pool: Pool) -> None:
     with view(path, "one", "-o", "noatime") as seen, mountpoint() as other:
         same(kernel_tree(seen), expected)
         assert "is in use" in daxfs("mount", path, other, code=32)
+        assert json.loads(cli_rig.daxfs("info", seen, "--json"))["pool"] == f"{path}@one"
     assert path.read_bytes() == before
     with mounted(path):
         pass
