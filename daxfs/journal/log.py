@@ -47,7 +47,7 @@ _ESCAPED = bytes(4)
 _WORD = 8
 _INVALIDATE_AHEAD = 16  # blocks
 _INVALIDATE_STOCK = 64  # blocks invalidated at once when fewer are left: checking many at once costs less for each
-_SEQUENCE = slice(jbd2.SEQUENCE_OFFSET, jbd2.SEQUENCE_OFFSET + 4)
+_SEQUENCE_END = jbd2.SEQUENCE_OFFSET + 4
 
 
 def load_superblock(pool: Pool, geometry: Geometry, area: LogArea) -> JournalSuperblock:
@@ -283,7 +283,9 @@ class Log:
         """Whether recovery would take the old block at this position for a block of the transaction ``sequence``."""
         at = self._place(position) >> 2
         header = self._words[at : at + jbd2.HEADER_SIZE // 4].tobytes()
-        return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] == sequence.to_bytes(4, "big")
+        return header[:4] == jbd2.MAGIC_BYTES and header[jbd2.SEQUENCE_OFFSET : _SEQUENCE_END] == sequence.to_bytes(
+            4, "big"
+        )
 
     def _invalidate(self, count: int) -> bool:
         """Clear the magic of old blocks among the ``count`` blocks from ``head`` on; return whether any had it."""

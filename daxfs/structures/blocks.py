@@ -220,6 +220,7 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
         implied = groupmaps.implied(tx, group, desc)
         content = tx.create(desc.block_bitmap, groupmaps.seal, geometry, desc)
         content[:] = implied
+        groupmaps.first_written(tx, group)
         desc.bg_flags &= ~EXT4_BG_BLOCK_UNINIT
     else:
         content = tx.edit(desc.block_bitmap, groupmaps.seal, geometry, desc)

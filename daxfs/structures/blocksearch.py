@@ -142,10 +142,9 @@ def search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: i
     if not origin <= goal < geometry.blocks_count:
         goal = origin
     group, bit = divmod(goal - origin, geometry.blocks_per_group)
-    desc = groups.newest(tx, group)
-    if tx.pool.bad and not groupmaps.readable(tx, desc):
+    if tx.pool.bad and not groupmaps.readable(tx, groups.newest(tx, group)):
         return _elsewhere(tx, group, bit, want, align, most)
-    content = groupmaps.usable(tx, group, desc)
+    content = groupmaps.newest(tx, group)
     if not content[bit >> 3] >> (bit & 7) & 1:
         limit = geometry.blocks_in_group(group) - bit
         if align > 1 or want >= CHUNK_BYTES >> geometry.block_bits:

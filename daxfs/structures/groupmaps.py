@@ -7,6 +7,7 @@ in it. The functions change nothing. Callers: the allocator and its search. Sour
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, CorruptKind
@@ -16,6 +17,7 @@ from daxfs.structures import bitmaps, groups, metadata_zone
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
     from daxfs.runs import BlockRun
 
@@ -24,12 +26,22 @@ MAX_GROUPS = 4096
 
 
 class _Places(Cache):
-    """group -> `metadata_zone.in_group`; the places of metadata don't change while a pool is mounted."""
+    """What is known of the groups.
 
-    __slots__ = ("metadata",)
+    Attributes:
+        metadata: group -> `metadata_zone.in_group`; the places of metadata don't change while a pool is mounted.
+        written: group -> the block of its bitmap, of groups whose bitmap was written before.
+    """
+
+    __slots__ = ("metadata", "written")
 
     def __init__(self) -> None:
         self.metadata: dict[int, list[BlockRun]] = {}
+        self.written: dict[int, int] = {}
+
+    def drop(self) -> None:
+        """Forget which bitmaps were written: handles that wrote the first content of one may be undone."""
+        self.written.clear()
 
 
 def usable(view: View, group: int, desc: GroupDescriptor) -> memoryview:
@@ -39,6 +51,27 @@ def usable(view: View, group: int, desc: GroupDescriptor) -> memoryview:
     """
     content = stored(view, group, desc)
     return _without_bad(view, group, content) if view.pool.bad else content
+
+
+def newest(tx: Handle, group: int) -> memoryview:
+    """Return the bitmap of a group as `usable` does; the descriptor is bound only if it must be read."""
+    written = tx.caches[_Places].written
+    number = written.get(group)
+    if number is None:
+        desc = groups.newest(tx, group)
+        content = usable(tx, group, desc)
+        if not groups.blocks_uninit(tx.geometry, desc):
+            if len(written) >= MAX_GROUPS:
+                written.clear()
+            written[group] = desc.block_bitmap
+        return content
+    content = tx.verified(number, _check_group, tx, group)
+    return _without_bad(tx, group, content) if tx.pool.bad else content
+
+
+def first_written(tx: Handle, group: int) -> None:
+    """Note that the handle writes the first bitmap of a group: if it is undone, none was written."""
+    tx.on_rollback(partial(tx.caches[_Places].written.pop, group, None))
 
 
 def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
@@ -63,6 +96,10 @@ def readable(view: View, desc: GroupDescriptor) -> bool:
     """Return whether the group's bitmap is not known to lie in bad memory."""
     begin = desc.block_bitmap << view.geometry.block_bits
     return view.pool.bad.first(begin, begin + view.geometry.block_size) is None
+
+
+def _check_group(view: View, group: int, content: memoryview) -> None:
+    _check_bitmap(view, group, groups.descriptor(view, group), content)
 
 
 def _check_bitmap(view: View, group: int, desc: GroupDescriptor, content: memoryview) -> None:

@@ -18,7 +18,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT
 from daxfs.ext4.group import descriptor as bind
 from daxfs.runs import BlockRun
-from daxfs.structures import bitmaps, blocks, groups, reserves
+from daxfs.structures import bitmaps, blocks, groupmaps, groups, reserves
 from support import fsck
 
 Rigs = Callable[..., AllocRig]
@@ -212,6 +212,30 @@ def test_freed_blocks_wait_for_the_commit(rigs: Rigs) -> None:
     assert not again & set(range(start, start + count))
     rig.journal.commit()
     assert rig.allocate(start, 10) == (start, 10)
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_a_group_whose_first_bitmap_was_undone_has_none(rigs: Rigs, aborted: bool) -> None:
+    """What lies in the place of a bitmap that was never written is not read."""
+    rig = rigs()
+    place = groups.descriptor(rig.view, 3).block_bitmap
+    with rig.corrupting():
+        begin = place * rig.geometry.block_size
+        rig.pool.memory[begin : begin + rig.geometry.block_size] = b"\xaa" * rig.geometry.block_size
+    with suppress(Undo), rig.handle() as tx:
+        assert groups.blocks_uninit(rig.geometry, groups.descriptor(tx, 3))
+        for _ in range(2):
+            assert blocks.allocate(tx, 30000, 1)[0] >= 30000
+        if not aborted:
+            raise Undo
+    if aborted:
+        rig.journal.abort()
+        assert not rig.view.caches[groupmaps._Places].written
+    else:
+        assert rig.allocate(30000, 1) == (30000, 1)
+        rig.free(30000, 1)
+        rig.journal.commit()
+        rig.check_unattached(set())
 
 
 def test_an_undone_handle_leaves_no_trace(rigs: Rigs) -> None:

@@ -824,6 +824,14 @@ MUTANTS = [
         (HANDLES,),
     ),
     Mutant(
+        "a bitmap whose first content was undone is read",
+        BLOCKS,
+        "        groupmaps.first_written(tx, group)\n",
+        "",
+        "What lies in the place of a bitmap that was never written says which blocks are free.",
+        ("tests/structures/test_blocks.py",),
+    ),
+    Mutant(
         "a descriptor keeps its old checksum",
         "daxfs/structures/groups.py",
         "        tx.seal_record(number, group, _seal, geometry, group, desc, late=True)\n",

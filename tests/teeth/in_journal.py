@@ -170,8 +170,8 @@ MUTANTS = [
     Mutant(
         "no block is stale",
         LOG,
-        "        return header[:4] == jbd2.MAGIC_BYTES and header[_SEQUENCE] ==",
-        "        return False and header[_SEQUENCE] ==",
+        "        return header[:4] == jbd2.MAGIC_BYTES and header[jbd2.SEQUENCE_OFFSET : _SEQUENCE_END] ==",
+        "        return False and header[jbd2.SEQUENCE_OFFSET : _SEQUENCE_END] ==",
         "The log begins anew at an old block that passes for the next transaction.",
         (NUMBERS,),
     ),
