@@ -16,6 +16,7 @@ import rig
 from benchmarks import (
     alone,
     atomic,
+    core,
     curves,
     data,
     direct,
@@ -39,6 +40,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "mount": alone.mount,
     "memory": memory.memory,
     "commit": alone.commit,
+    "core": core.core,
     "sync": alone.sync,
     "direct": direct.direct,
     "persistence": persistence.persistence,

@@ -38,7 +38,7 @@ MODULES = (
     *("structures.extents", "structures.groupmaps", "structures.groups", "structures.htree", "structures.indirect"),
     *("structures.inodes", "structures.linear", "structures.mapping", "structures.metadata_zone"),
     *("structures.orphans", "structures.reserves", "structures.validated_roots", "structures.xattrs"),
-    *("fs.attributes", "fs.change", "fs.clock", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
+    *("fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
     *("fs.pins", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps", "fs.volume"),
 )
 """What is compiled, below ``daxfs``: what every operation runs through."""

@@ -63,6 +63,7 @@ def test_every_reading_operation_is_here() -> None:
     assert marked("reading") | {"seek"} == set(READS)  # `seek` is in steps
 
 
+@pytest.mark.interpreted
 def test_a_reading_operation_changes_nothing(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes wait for the commit meanwhile, and freed blocks too."""
     fs.tree.write_bytes("/gone", b"x" * 100_000)

@@ -325,6 +325,7 @@ def test_orphans_of_daxfs(pool: MakePool, any_format: tuple[str, ...]) -> None:
 
 
 @journalled_formats
+@pytest.mark.interpreted
 def test_a_cut_truncate_is_finished(
     pool: MakePool, any_format: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def failing(_: object) -> object:
     raise FsError(errno.EIO)
 
 
+@pytest.mark.interpreted
 def test_a_name_that_is_not_given(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     file, _ = fs.tmpfile(ROOT_INO, 0o600)
     fs.sync()
@@ -45,6 +46,7 @@ def test_a_name_that_is_not_given(fs: FileSystem, monkeypatch: pytest.MonkeyPatc
     fs.release(file)
 
 
+@pytest.mark.interpreted
 def test_a_name_that_is_not_taken(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     file, _ = fs.create(ROOT_INO, b"name", 0o600)
     replaced, _ = fs.create(ROOT_INO, b"other", 0o600)
@@ -60,6 +62,7 @@ def test_a_name_that_is_not_taken(fs: FileSystem, monkeypatch: pytest.MonkeyPatc
     fs.release(replaced)
 
 
+@pytest.mark.interpreted
 def test_a_nameless_file_that_is_not_made(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daxfs.fs.lifetimes.Lifetimes.made_nameless", made_and_failed(fs))
     with pytest.raises(FsError):

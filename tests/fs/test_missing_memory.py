@@ -224,6 +224,7 @@ def test_the_superblock_while_it_is_mounted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("within_handle", [False, True])
+@pytest.mark.interpreted
 def test_an_interrupted_operation(rig: Rig, monkeypatch: pytest.MonkeyPatch, within_handle: bool) -> None:
     """KeyboardInterrupt after a fault stays what it is, and no later operation fails because of that fault."""
     place = rig.data("/file")

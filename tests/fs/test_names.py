@@ -196,6 +196,7 @@ def test_many_thousands_of_names(open_fs: OpenFs) -> None:
 
 @pytest.mark.parametrize("replaces", [False, True])
 @pytest.mark.parametrize("flags", [RenameFlags(0), RenameFlags.WHITEOUT, RenameFlags.EXCHANGE])
+@pytest.mark.interpreted
 def test_a_rename_looks_for_each_name_once(
     fs: FileSystem, monkeypatch: pytest.MonkeyPatch, flags: RenameFlags, replaces: bool
 ) -> None:

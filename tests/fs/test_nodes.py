@@ -71,6 +71,7 @@ def test_two_operations(open_fs: OpenFs, first: str, second: str) -> None:
 
 @pytest.mark.parametrize("step", range(1, 4))
 @pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.interpreted
 def test_an_operation_that_fails_half_way(
     open_fs: OpenFs, name: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_an_operation_that_fails_half_way(
     fs.release(file)
 
 
+@pytest.mark.interpreted
 def test_a_refused_operation_keeps_the_times_that_wait(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
     fs = open_fs(size="16M")
     file = made(fs)

@@ -58,6 +58,7 @@ def test_listings_share_the_entries_of_the_cached_portion(fs: FileSystem) -> Non
 OpenFs = Callable[..., FileSystem]
 
 
+@pytest.mark.interpreted
 def test_a_listing_goes_on_across_remounts(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names with the same hash keep the places that the reader got, although the first of them were removed."""
     weaken_hashes(monkeypatch)

@@ -87,6 +87,7 @@ def test_recovery_ends_what_is_on_the_orphan_list(
     assert "1 orphaned inodes cleaned" in caplog.messages
 
 
+@pytest.mark.interpreted
 def test_a_large_file_is_freed_in_steps(memory_fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each handle the tree is valid, and the orphan list has the inode until the last one."""
     fs = memory_fs
@@ -140,6 +141,7 @@ def test_a_pinned_inode_without_a_name_lives_until_forgotten(fs: FileSystem) -> 
     assert fs.statfs().files_free == free + 1
 
 
+@pytest.mark.interpreted
 def test_files_cut_in_steps_leave_the_list(open_fs: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch) -> None:
     """A truncate that failed between its handles stays listed, once, until the inode is freed."""
     monkeypatch.setattr("daxfs.fs.data.BLOCKS_PER_CUT", 1)

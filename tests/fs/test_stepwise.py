@@ -361,6 +361,7 @@ def test_a_trim_sees_what_was_taken_meanwhile(small_image: bytes) -> None:
         fs.release(file)
 
 
+@pytest.mark.interpreted
 def test_missing_memory_at_a_step_is_the_error(fs: FileSystem) -> None:
     """The step that met it ends the operation; the next operation is not affected."""
     file = comb(fs)

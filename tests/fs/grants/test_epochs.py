@@ -301,6 +301,7 @@ def test_no_inode_is_free(folder: Path, tmp_path: Path, operation: str) -> None:
     bench.close(tmp_path / "pool")
 
 
+@pytest.mark.interpreted
 def test_a_change_that_is_undone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the handle that has deferred blocks fails, no record of it is left."""
     bench = Bench(image(folder, "4k"))

@@ -289,6 +289,7 @@ def test_a_full_pool(open_fs: OpenFs) -> None:
     check(fs, [held, reader])
 
 
+@pytest.mark.interpreted
 def test_a_fill_that_fails_midway(open_fs: OpenFs, monkeypatch: pytest.MonkeyPatch) -> None:
     fs = open_fs(size="16M")
     held = client(fs)
