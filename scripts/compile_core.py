@@ -196,8 +196,6 @@ def compiled(work: Path, extensions: list[Any], into: Path, say: Callable[[str],
 
     compiler = ccompiler.new_compiler()
     sysconfig.customize_compiler(compiler)
-    if os.environ.get("XCC"):
-        compiler.set_executable("compiler_so", ["ccache", *compiler.compiler_so])  # XCC
     include = sysconfig.get_python_inc()
     jobs = [(extension, source) for extension in extensions for source in extension.sources]
     jobs.sort(key=lambda job: -(work / job[1]).stat().st_size)

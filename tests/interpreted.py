@@ -73,7 +73,7 @@ def is_compiled(owner: object, name: str) -> bool:
     """Whether ``owner.name`` is code that compiled callers reach without looking it up."""
     modules = compiled.modules()
     if isinstance(owner, ModuleType):
-        return owner.__name__ in modules and callable(getattr(owner, name, None))
+        return owner.__name__ in modules and getattr(getattr(owner, name, None), "__module__", None) in modules
     kind = owner if isinstance(owner, type) else type(owner)
     return kind.__module__ in modules and isinstance(owner, type)
 

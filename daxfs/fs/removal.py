@@ -137,7 +137,8 @@ def recover(volume: Volume) -> None:
     found: list[int] = []
     whole = False
     with unless_damaged(volume, None):
-        found.extend(orphans.listing(volume.view))
+        for ino in orphans.listing(volume.view):
+            found.append(ino)  # not extend, which compiled keeps nothing of a list that ends early
         whole = True
     lives.found_listed(found, whole=whole)
     for ino in found:

@@ -53,6 +53,7 @@ def commits(name: str, operation: str, path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_commits_everywhere")
+@pytest.mark.interpreted
 def test_an_operation_on_names_is_one_handle(tmp_path: Path) -> None:
     for operation in WHOLE:
         commits("1k", operation, tmp_path / "pool")
@@ -62,6 +63,7 @@ def test_an_operation_on_names_is_one_handle(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("_commits_everywhere")
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.interpreted
 def test_an_operation_on_names_is_one_handle_in_full(tmp_path: Path, name: str) -> None:
     for operation in WHOLE:
         commits(name, operation, tmp_path / "pool")

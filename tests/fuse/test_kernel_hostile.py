@@ -450,6 +450,7 @@ def test_extended_attributes(target: Target, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("aborted", [False, True])
+@pytest.mark.interpreted
 def test_a_volume_that_has_turned_read_only_goes_on_answering(
     content: bytes, aborted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

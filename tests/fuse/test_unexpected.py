@@ -40,6 +40,7 @@ def raising(error: BaseException) -> Bug:
 @pytest.mark.parametrize(
     ("error", "number"), [(KeyError("bug"), errno.EIO), (MemoryError(), errno.ENOMEM), (OverflowError(), errno.EIO)]
 )
+@pytest.mark.interpreted
 def test_outside_of_a_change(
     rig: Rig, error: Exception, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,6 +57,7 @@ def test_outside_of_a_change(
     assert not rig.core.read_only
 
 
+@pytest.mark.interpreted
 def test_inside_a_change(rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
     rig = rig_of()
     rig.init()
@@ -84,6 +86,7 @@ def test_inside_a_commit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.errno == errno.EIO, "the journal was aborted"
 
 
+@pytest.mark.interpreted
 def test_a_refusal_interrupts_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.init()
     with monkeypatch.context() as broken:
