@@ -19,7 +19,9 @@ from typing import NamedTuple
 from teeth.mutant import Mutant, Stale
 
 ROOT = Path(__file__).parents[2]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "build", "_compiled", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"
+)
 FAILED = re.compile(r"^(?:FAILED|ERROR) (?:tests/)?(\S+(?: \S+)*?)(?: - .*)?$", re.MULTILINE)
 TESTS_FAILED, ALL_PASSED = 1, 0
 """Exit codes of pytest; all others mean that it could not run the tests."""
@@ -58,12 +60,12 @@ def copied() -> Iterator[Path]:
 
 
 def pytest(copy: Path, tests: tuple[str, ...], limit: float, *, full: bool) -> tuple[int | None, str]:
-    """Run tests with the copy's sources, in child processes too; exit code (None: too slow) and output."""
+    """Run tests with the copy's sources, interpreted, in child processes too; exit code (None: too slow) and output."""
     selection = () if full else ("-m", "not full")
     plugins = ("-p", "no:cacheprovider", "-p", "teeth.first_failure")
     command = [sys.executable, "-m", "pytest", "-x", "-q", *plugins, *selection, *tests]
     places = os.pathsep.join((str(copy), str(copy / "tests")))
-    environment = {**os.environ, "PYTHONPATH": places, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": places, "PYTHONDONTWRITEBYTECODE": "1", "DAXFS_PURE": "1"}
     with tempfile.TemporaryFile() as output:
         with subprocess.Popen(
             command,

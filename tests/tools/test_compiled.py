@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -228,5 +229,6 @@ def test_modules_come_from_where_the_state_says() -> None:
     assert bool(native) == (compiled.state() == compiled.COMPILED)
 
 
-def test_users_are_told() -> None:
+def test_users_are_told(pool: Callable[..., Path]) -> None:
     assert daxfs("--version").endswith(f", {compiled.state()}\n")
+    assert f"core:          {compiled.state()}\n" in daxfs("info", pool(size="8M"))
