@@ -74,6 +74,7 @@ def test_inside_a_change(rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyP
     rig.may_turn_read_only = True
 
 
+@pytest.mark.interpreted
 def test_inside_a_commit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.init()
     made, handle = rig.create(b"file")
