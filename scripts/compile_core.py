@@ -44,6 +44,9 @@ MODULES = (
 """What is compiled, below ``daxfs``: what every operation runs through."""
 NAMES = tuple(f"daxfs.{module}" for module in MODULES)
 GROUP = "daxfs_core"
+FUTURE = "from __future__ import annotations"
+NUMBER = re.compile(r"^([A-Z_][A-Z0-9_]*) = (?=(0x)?[0-9A-F]+( << [0-9]+)?( - 1)?( +#|$))", re.MULTILINE)
+"""A constant of a module that is a number."""
 OPTIMIZATION = "2"
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "_compiled", "preload", "*.so", "*.c", "*.h")
 
@@ -163,8 +166,19 @@ def copied(work: Path) -> dict[str, list[int]]:
         text = path.read_text()
         if "from daxfs.ext4.field import" in text and module != "ext4.record":
             text, lines[str(path.relative_to(work))] = expanded(text, field)
-            path.write_text(text)
+        if module.startswith("ext4."):
+            text = with_final_numbers(text)
+        path.write_text(text)
     return lines
+
+
+def with_final_numbers(text: str) -> str:
+    """Return a module's source in which the numbers of the format are final: mypyc then looks none of them up.
+
+    No test replaces one, as tests do with the limits of the other layers. The lines stay where they are.
+    """
+    made = NUMBER.sub(r"\1: Final = ", text)
+    return made.replace(FUTURE, FUTURE + "; from typing import Final", 1)
 
 
 def translated(work: Path) -> list[Any]:

@@ -133,6 +133,19 @@ def test_an_error_names_the_line_of_the_source() -> None:
     assert "raise ValueError" in source[last.lineno - 1]
 
 
+def test_numbers_of_the_format_are_final(build: ModuleType) -> None:
+    """Others are left as they are, and no line moves."""
+    text = (
+        "from __future__ import annotations\nMASK = 0xFF  # a comment\nMOST = 1 << 15\nLIMIT = (1 << 48) - 1\n"
+        "NAME = b'x'\nTWICE = 2 * MOST\ndef f():\n    X = 3\n"
+    )
+    made = build.with_final_numbers(text)
+    assert made == (
+        "from __future__ import annotations; from typing import Final\nMASK: Final = 0xFF  # a comment\n"
+        "MOST: Final = 1 << 15\nLIMIT = (1 << 48) - 1\nNAME = b'x'\nTWICE = 2 * MOST\ndef f():\n    X = 3\n"
+    )
+
+
 def test_what_is_compiled_exists(build: ModuleType) -> None:
     assert all(Path(compiled.source_of(name)).is_file() for name in build.NAMES)
     assert len(set(build.NAMES)) == len(build.NAMES)
