@@ -183,18 +183,23 @@ class _Replay:
         ino = inode.number
         old = bytes(inode.buffer)
         size, count, acl, flags = inode.size, inode.blocks, inode.file_acl, inode.flags
+        links, generation = inode.links_count, inode.generation
         mapped = removal.holds_blocks(inode)
         inode.fill(raw)
         if inode.mode >> 12 != old[1] >> 4 or removal.holds_blocks(inode) != mapped:
             raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} has another type")
         if inode.file_acl != acl or (mapped and (inode.flags ^ flags) & EXT4_EXTENTS_FL):
             raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} has other attributes, or another kind of map")
+        if inode.generation != generation and self._tx.geometry.metadata_csum:
+            # The checksums of its blocks are made with the generation, so the kernel does not change it either.
+            raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} is another one, but has names")
         if mapped:
             inode.block_area[:] = old[BLOCK_AREA]
         inode.blocks = count
         inode.i_dtime = int.from_bytes(old[0x14:0x18], "little")
         if inode.is_dir:
             inode.size = size
+            inode.links_count = links
             inode.flags = inode.flags & ~EXT4_INDEX_FL | flags & EXT4_INDEX_FL
         self._verify(inode)
 
@@ -215,6 +220,8 @@ class _Replay:
     def _link(self, change: NameChange) -> None:
         """Make a name, and with CREAT the directory that it names."""
         tx, ino = self._tx, change.ino
+        if change.name in (b".", b"..") or b"/" in change.name or b"\0" in change.name:
+            raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} gets the name {change.name!r}")
         directory, inode = self._directory(change.parent), self._find(ino)
         if inode is None:
             raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} gets a name and is not in use")
@@ -223,7 +230,9 @@ class _Replay:
             if place.ino != ino:
                 raise Corrupt(CorruptKind.FAST_COMMIT, f"{change.name!r} in {change.parent} is inode {place.ino}")
             return
-        if inode.is_dir and not inode.size:
+        if inode.is_dir:
+            if inode.size:
+                raise Corrupt(CorruptKind.FAST_COMMIT, f"directory {ino} gets a second name")
             inode.links_count = 0  # as long as it has no block
             directories.create(tx, inode, directory.number)
         directories.insert(tx, place, ino, file_type_of_mode(inode.mode))

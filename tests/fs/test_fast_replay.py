@@ -410,6 +410,10 @@ CONTRADICTIONS: dict[str, Callable[[Made, FastCommits], object]] = {
         made.file, 9, fast_commit_rig.extents_of(made.path, made.other)[0].pblk, 1
     ),
     "are not in the file system": lambda made, log: log.add_range(made.file, 9, 1 << 40, 1),
+    "is another one, but has names": lambda made, log: log.inode(made.file, made.slot(made.file, generation=9)),
+    "gets a second name": lambda made, log: log.link(ROOT_INO, made.directory, b"second"),
+    "gets the name b'..'": lambda made, log: log.link(ROOT_INO, made.file, b".."),
+    "gets the name b'a/b'": lambda made, log: log.link(ROOT_INO, made.file, b"a/b"),
     "is removed and has names": lambda made, log: log.unlink(ROOT_INO, made.directory, b"directory"),
     "an extent without blocks": lambda made, log: log.add_range(made.file, 9, made.free, 0),
     "a range without blocks": lambda made, log: log.del_range(made.file, 9, 0),
@@ -426,6 +430,16 @@ def test_what_contradicts_the_pool_is_refused(made: Made, message: str) -> None:
     with pytest.raises(Corrupt, match=message):
         FileSystem.open(made.path, QUIET)
     assert made.path.read_bytes() == before
+
+
+def test_links_of_a_directory_follow_from_the_names(made: Made) -> None:
+    """What its record says of them is not believed: in the kernel's replay, too, they may differ from the names."""
+    log = FastCommits(BLOCK).inode(made.directory, made.slot(made.directory, links=7, uid=77))
+    fast_commit_rig.store(made.path, log.tail().content)
+    with FileSystem.open(made.path, QUIET) as fs:
+        found = fs.getattr(made.directory)
+        assert (found.nlink, found.uid) == (2, 77)
+    fsck(made.path)
 
 
 def test_blocks_of_other_files_may_come_with_their_end(made: Made) -> None:
