@@ -79,13 +79,13 @@ def write_manifest(folder: str, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: str = FOLDER) -> Manifest | None:
-    """Read the manifest; None: nothing was compiled."""
+    """Read the manifest; None: nothing was compiled, or the manifest is damaged."""
     try:
         with open(os.path.join(folder, MANIFEST)) as file:
             python, *lines = file.read().splitlines()
-    except FileNotFoundError:
+        return Manifest(python, {name: digest for digest, name in map(str.split, lines)})
+    except (FileNotFoundError, ValueError):
         return None
-    return Manifest(python, {name: digest for digest, name in map(str.split, lines)})
 
 
 def obstacle(manifest: Manifest | None, package: str = PACKAGE) -> str:
@@ -106,6 +106,14 @@ def difference(manifest: Manifest, package: str = PACKAGE) -> str:
     return ""
 
 
+def missing(manifest: Manifest, folder: str = FOLDER) -> str:
+    """Return which library of the manifest is not there; empty: all are."""
+    for name in (LIBRARY, *manifest.modules):
+        if not os.path.exists(library_of(name, folder)):
+            return f"the library of {name} is missing"
+    return ""
+
+
 class Finder:
     """Finds the compiled modules, for ``sys.meta_path``. At the first one it decides whether any is used."""
 
@@ -117,7 +125,7 @@ class Finder:
     def obstacle(self) -> str:
         """Return why the compiled modules are not used, or an empty string; decided at the first call."""
         if self._obstacle is None:
-            self._obstacle = obstacle(self._manifest)
+            self._obstacle = obstacle(self._manifest) or (missing(self._manifest) if self._manifest else "")
         return self._obstacle
 
     def find_spec(

@@ -245,3 +245,18 @@ def test_modules_come_from_where_the_state_says() -> None:
 def test_users_are_told(pool: Callable[..., Path]) -> None:
     assert daxfs("--version").endswith(f", {compiled.state()}\n")
     assert f"core:          {compiled.state()}\n" in daxfs("info", pool(size="8M"))
+
+
+@pytest.mark.parametrize("content", ["", "python\nodd\n"])
+def test_a_damaged_manifest_counts_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / compiled.MANIFEST).write_text(content)
+    assert compiled.read_manifest(str(tmp_path)) is None
+
+
+def test_a_missing_library_is_an_obstacle(tmp_path: Path) -> None:
+    manifest = compiled.Manifest(compiled.this_python(), {"daxfs.one": "0"})
+    names = (compiled.LIBRARY, "daxfs.one")
+    for name in names:
+        assert compiled.missing(manifest, str(tmp_path)) == f"the library of {name} is missing"
+        Path(compiled.library_of(name, str(tmp_path))).touch()
+    assert not compiled.missing(manifest, str(tmp_path))
