@@ -22,13 +22,13 @@ $(STAMP): pyproject.toml setup.py scripts/setup daxfs/direct/daxfs.h $(wildcard 
 	@scripts/setup $(PYTHON) $(VENV)
 	@touch $@
 
-compiled: setup ## compile the core with mypyc, some 90 seconds; without it the same modules run interpreted
+compiled: setup ## compile the core again where its sources have changed; until then they run interpreted
 	@$(BIN)/python scripts/compile_core.py
 
 demo: setup ## run the demo: a pool in /dev/shm, mounted, fio on it and on fuse2fs, e2fsck
 	@$(BIN)/python scripts/demo.py
 
-test: setup ## run all tests except the long sweeps
+test: compiled ## run all tests except the long sweeps
 	@$(BIN)/python -m pytest -m "not full" $(WORKERS) $(PYTEST)
 
 test-pure: setup ## run the tests of formats, journal and structures on the interpreted core
