@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -128,4 +129,23 @@ def test_changes_by_others_become_durable_too(mount: Mounted, worker: Agent, wha
         file = fs.open_file(ino, os.O_RDONLY)
         assert bytes(fs.read(file, 0, 100)) == b"z" * 100
         fs.release(file)
+    fsck(mount.pool)
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+def test_stores_through_mappings_of_others_become_durable_too(mount: Mounted, worker: Agent, call: str) -> None:
+    """Of a program without the library, whose dirty pages only the kernel knows: this one."""
+    with open(mount.place / "file", "r+b") as file, mmap.mmap(file.fileno(), SIZE) as memory:
+        for content in (b"first", b"later"):
+            worker(f"for _ in range(3): os.{call}(fd)")  # from now on the daemon has not changed the file
+            memory[40_000:40_005] = content
+            worker("os.pwrite(fd, b'1', 0)")
+            worker(f"os.{call}(fd)")
+        mount.daemon.kill()
+        mount.daemon.wait(HANG_SECONDS)
+        with contextlib.suppress(OSError):
+            worker("os.close(fd)")
+        with FileSystem.open(mount.pool) as fs:
+            assert fs.tree.read_bytes("/file")[40_000:40_005] == b"later"
+    mount.down()
     fsck(mount.pool)

@@ -12,6 +12,7 @@ static int synchronise(int fd, bool data_only, int (*real)(int)) {
     struct pl_file *file = pl_file_of(fd);
     bool done = false, kernel = file && pl_mark_file(file);
 
+    kernel = kernel || (file && pl_has_dirty_pages(fd));
     if (file && !kernel && pl_append_durable(fd, file, data_only))
         return 0;
     if (file && pl_sync(fd, data_only, &done))

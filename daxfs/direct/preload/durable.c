@@ -16,6 +16,10 @@
 #include "process.h"
 #include "stores.h"
 
+#ifndef SYS_cachestat
+#define SYS_cachestat 451 /* Linux 6.5; the number is the same on all machines */
+#endif
+
 /* Flush a file that is held. Only a change of rights can unmap its pool; it waits for this pin, and then flushes. */
 static int flush(struct pl_file *file) {
     int failed = 0;
@@ -25,6 +29,20 @@ static int flush(struct pl_file *file) {
         failed = pl_flush_stores(file);
     pl_unpin(file);
     return failed;
+}
+
+bool pl_has_dirty_pages(int fd) {
+    struct {
+        uint64_t offset, length; /* 0: to the end of the file */
+    } range = {0, 0};
+    struct {
+        uint64_t cached, dirty, written_back, evicted, recently_evicted;
+    } found = {0, 0, 0, 0, 0};
+    int saved = errno;
+    bool failed = pl_call(SYS_cachestat, fd, &range, &found, 0) != 0, unknown = failed && errno != ENOSYS;
+
+    errno = saved;
+    return unknown || found.dirty || found.written_back;
 }
 
 /* Return the state of a file: it is another one after each change by the daemon. The epoch is the high half, and the

@@ -12,6 +12,9 @@
 /* Make all direct stores to a file durable: flush them, then send DAXFS_IOC_STORED, or for fdatasync(2) what is needed.
  * Return 0, or -1 with errno. `done` becomes true if nothing of what fsync(2) or fdatasync(2) does is left to do. */
 int pl_sync(int fd, bool data_only, bool *done);
+/* Whether pages of a file wait to be written back, since a program without the library has stored through a mapping. A
+ * kernel without cachestat(2) has no such mappings of files of daxfs; one that refuses to tell may have. */
+bool pl_has_dirty_pages(int fd);
 /* Flush this process's stores to files of the mount with this st_dev (0: of all mounts), and notify the daemon. Return
  * 0, or the errno of a flush that failed. */
 int pl_flush_mount(dev_t device);
