@@ -121,6 +121,7 @@ def test_a_file_that_is_cut_meanwhile_is_read_to_its_end(fs: FileSystem) -> None
     fs.release(file)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dax", [True, False])
 def test_memory_that_fails_ends_a_long_read(fs: FileSystem, monkeypatch: pytest.MonkeyPatch, dax: bool) -> None:
     """What was read before is returned, unless the page cache would take it for the whole file."""

@@ -376,6 +376,7 @@ def test_a_daemon_that_is_stopped_does_not_stop_info(pool: Pool) -> None:
             mount.daemon.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.interpreted
 def test_looks_beside_a_user_see_the_last_commit(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that uses the pool can't be asked, so the newest superblock is read from the log."""
 
