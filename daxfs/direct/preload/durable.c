@@ -39,7 +39,7 @@ bool pl_has_dirty_pages(int fd) {
         uint64_t cached, dirty, written_back, evicted, recently_evicted;
     } found = {0, 0, 0, 0, 0};
     int saved = errno;
-    bool failed = pl_call(SYS_cachestat, fd, &range, &found, 0) != 0, unknown = failed && errno != ENOSYS;
+    bool unknown = pl_filtered || (pl_call(SYS_cachestat, fd, &range, &found, 0) && errno != ENOSYS);
 
     errno = saved;
     return unknown || found.dirty || found.written_back;

@@ -13,7 +13,8 @@
  * Return 0, or -1 with errno. `done` becomes true if nothing of what fsync(2) or fdatasync(2) does is left to do. */
 int pl_sync(int fd, bool data_only, bool *done);
 /* Whether pages of a file wait to be written back, since a program without the library has stored through a mapping. A
- * kernel without cachestat(2) has no such mappings of files of daxfs; one that refuses to tell may have. */
+ * kernel without cachestat(2) has no such mappings of files of daxfs. One that refuses to tell may have, and so may one
+ * that a filter of system calls keeps from being asked. */
 bool pl_has_dirty_pages(int fd);
 /* Flush this process's stores to files of the mount with this st_dev (0: of all mounts), and notify the daemon. Return
  * 0, or the errno of a flush that failed. */
