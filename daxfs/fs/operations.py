@@ -94,42 +94,34 @@ def maintaining(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[
 
 def changing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wrap an operation that changes the pool whole or not at all: in a full pool it runs once more (`reclaim.py`)."""
-
-    @wraps(method)
-    def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
-        volume = self.volume
-        volume.finish_copy()
-        try:
-            result = volume.reclaimers.retrying(method, self, *args, **kwargs)
-        except BaseException as error:
-            raise failure(volume, error, explained=True, change=True)  # noqa: B904 (it is the same error as a rule)
-        return finished(volume, result)
-
-    return cast("Callable[Concatenate[S, P], R]", operation)
+    return _change(method, retried=True)
 
 
 def piecewise(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wrap an operation that may have done a part when it fails, and that itself retries when the pool was full."""
+    return _change(method, retried=False)
+
+
+def _change(method: Callable[Concatenate[S, P], R], *, retried: bool) -> Callable[Concatenate[S, P], R]:
+    """Wrap a change of the pool, which is durable when it returns if the mount or the inode asks for that."""
 
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         volume = self.volume
         volume.finish_copy()
         try:
-            result = method(self, *args, **kwargs)
+            if retried:
+                result = volume.reclaimers.retrying(method, self, *args, **kwargs)
+            else:
+                result = method(self, *args, **kwargs)
         except BaseException as error:
             raise failure(volume, error, explained=True, change=True)  # noqa: B904 (it is the same error as a rule)
-        return finished(volume, result)
+        if volume.faults[0]:
+            raise lost(volume, change=True)
+        volume.finish()
+        return result
 
     return cast("Callable[Concatenate[S, P], R]", operation)
-
-
-def finished(volume: Volume, result: R) -> R:
-    """Return the result of a change, which is durable by then if the mount or the inode asks for that."""
-    if volume.faults[0]:
-        raise lost(volume, change=True)
-    volume.finish()
-    return result
 
 
 def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concatenate[S, P], Steps[R]]:

@@ -141,7 +141,7 @@ class Volume:
         """Open a handle that may change up to ``credits`` blocks; reserved blocks are for privileged callers."""
         if self.read_only or self._journal is None:
             raise FsError(errno.EROFS)
-        return self._journal.handle(credits, privileged=not caller.uid or self.privileged(caller))
+        return self._journal.handle(credits, privileged=self.privileged(caller))
 
     def privileged(self, caller: Caller) -> bool:
         """Return whether the caller may take reserved blocks (``ext4_has_free_clusters`` in fs/ext4/balloc.c)."""

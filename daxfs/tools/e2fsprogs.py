@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 from daxfs.errors import UserError
 
-_UNAVAILABLE = 69  # EX_UNAVAILABLE, sysexits.h
-
 
 def find_tool(name: str) -> str:
     """Return the path of a tool, searching PATH and the directories of administrators' tools.
@@ -21,7 +19,7 @@ def find_tool(name: str) -> str:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/sbin", "/usr/sbin", "/usr/local/sbin"))
     found = shutil.which(name, path=path)
     if found is None:
-        raise UserError(f"{name} is not installed; apt install e2fsprogs", _UNAVAILABLE)
+        raise UserError(f"{name} is not installed; apt install e2fsprogs", os.EX_UNAVAILABLE)
     return found
 
 

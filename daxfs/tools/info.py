@@ -8,14 +8,13 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from daxfs import compiled, protocol
+from daxfs import compiled
 from daxfs.errors import UserError
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
 from daxfs.fs.defaults import in_force
 from daxfs.fs.types import Options
 from daxfs.pmem import persist
-from daxfs.pmem.kinds import read_mounts
 from daxfs.tools import mountpoints
 from daxfs.tools.asking import ask
 from daxfs.tools.reading import Reading, reading
@@ -84,11 +83,8 @@ def pool_of(place: str) -> tuple[str, str]:
         return top.source, top.mountpoint
     if os.path.isdir(place):
         raise UserError(f"no daxfs is mounted on {place}; name a pool or a mountpoint", os.EX_NOINPUT)
-    real = os.path.realpath(place)
-    for mount in read_mounts():
-        if mount.filesystem == protocol.FILESYSTEM_TYPE and mount.source == real:
-            return place, mount.mountpoint
-    return place, ""
+    found = mountpoints.of_pool(os.path.realpath(place))
+    return place, found.mountpoint if found is not None else ""
 
 
 def examine(place: str) -> Info:

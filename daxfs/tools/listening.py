@@ -20,7 +20,6 @@ from daxfs.errors import UserError
 from daxfs.fuse import mounts
 from daxfs.tools import asking
 
-UNAVAILABLE = 69  # EX_UNAVAILABLE
 LOOPBACK = "127.0.0.1"
 CLIENT_SECONDS = 5.0
 LOOK_SECONDS = 1.0
@@ -62,7 +61,7 @@ class Listener(HTTPServer):
             self.address_family = found[0][0]
             super().__init__((address, port), Answering)
         except OSError as error:
-            raise UserError(f"--listen {place}: {error.strerror or error}", UNAVAILABLE) from None
+            raise UserError(f"--listen {place}: {error.strerror or error}", os.EX_UNAVAILABLE) from None
         shown = f"[{address}]" if ":" in address else address
         self.url = f"http://{shown}:{self.server_port}{PATHS[0]}"
 
@@ -120,4 +119,4 @@ def serve(mountpoint: str, place: str, text: Callable[[], str]) -> None:
         print(f"{mountpoint}: {listener.url}", flush=True)
         while mounts.top_mount(mountpoint) == mounted:
             listener.handle_request()
-    raise UserError(f"{mountpoint} is no longer mounted", UNAVAILABLE)
+    raise UserError(f"{mountpoint} is no longer mounted", os.EX_UNAVAILABLE)

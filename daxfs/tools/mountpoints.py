@@ -9,13 +9,19 @@ from contextlib import contextmanager
 from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
-from daxfs.pmem.kinds import Mount
+from daxfs.pmem.kinds import Mount, read_mounts
 
 
 def find(mountpoint: str) -> Mount | None:
     """Return the mount of daxfs on a directory; None: another file system is mounted there, or nothing."""
     top = mounts.top_mount(mounts.real_mountpoint(mountpoint))
     return top if top is not None and top.filesystem == protocol.FILESYSTEM_TYPE else None
+
+
+def of_pool(pool: str) -> Mount | None:
+    """Return a mount of a pool, given by its real path; None: there is none."""
+    mounted = (each for each in read_mounts() if each.filesystem == protocol.FILESYSTEM_TYPE and each.source == pool)
+    return next(mounted, None)
 
 
 def require(mountpoint: str, advice: str = "name a mountpoint", code: int = os.EX_NOINPUT) -> Mount:

@@ -3,9 +3,8 @@
 A pool that was not unmounted is shown as recovery will leave it: its log is replayed on a private mapping. On a pool in
 use by a daemon the home locations have the state of the last commit, because a commit ends with the home copies. Only
 the superblock may be older at home, so its newest copy is read from the log. Of a mounted snapshot, the metadata of its
-moment is shown. `map` makes the daemon commit first, by
-fsync, and `info` asks the mount for free space. If the pool changes meanwhile, a half-changed state may raise a
-`Corrupt` without any damage; repeat the command.
+moment is shown. `map` makes the daemon commit first, by fsync, and `info` asks the mount for free space. If the pool
+changes meanwhile, a half-changed state may raise a `Corrupt` without any damage; repeat the command.
 """
 
 from __future__ import annotations

@@ -10,11 +10,10 @@ import json
 import os
 from datetime import datetime
 from itertools import chain as joined
-from typing import Any
 
 from daxfs.fs import imaging
 from daxfs.fs.types import MappedFile, Snapshot
-from daxfs.fuse.kernel.snapshots import CREATE, DELETE, SKIP_MAPPED
+from daxfs.fuse.kernel.snapshots import CREATE, DELETE, SKIP_MAPPED, row
 from daxfs.tools import exporting, mountpoints, pieces, snapshotsource, sync
 from daxfs.tools.ending import unwinding
 from daxfs.tools.sizes import format_size
@@ -40,7 +39,7 @@ def create(mountpoint: str, name: str, *, skip_mapped: bool = False, as_json: bo
         answer = json.loads(snapshotsource.ask(descriptor, mountpoint, CREATE, os.fsencode(name), flags))
     made, files = snapshotsource.of_row(answer["snapshot"]), [MappedFile(*each) for each in answer["files"]]
     if as_json:
-        print(json.dumps(_row(made) | {"files": [each._asdict() for each in files]}, indent=2))
+        print(json.dumps(row(made) | {"files": [each._asdict() for each in files]}, indent=2))
         return
     if not (made.mapped or made.skipped):
         return
@@ -74,14 +73,10 @@ def show(place: str, *, as_json: bool = False) -> None:
     with snapshotsource.opened(place) as source:
         found = source.listing()
     if as_json:
-        print(json.dumps([_row(each) for each in found], indent=2))
+        print(json.dumps([row(each) for each in found], indent=2))
         return
     for each in found:
         print(_line(each))
-
-
-def _row(snapshot: Snapshot) -> dict[str, Any]:
-    return snapshot._asdict() | {"name": os.fsdecode(snapshot.name), "uuid": snapshot.uuid.hex()}
 
 
 def _line(snapshot: Snapshot) -> str:

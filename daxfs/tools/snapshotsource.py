@@ -24,9 +24,7 @@ from daxfs.fs.snapshots import catalogue, files
 from daxfs.fs.types import Snapshot
 from daxfs.fuse.kernel.snapshots import LIST, QUESTION, SIZE, SNAPSHOTS
 from daxfs.journal.view import PoolView
-from daxfs.pmem.kinds import read_mounts
 from daxfs.pmem.pool import Pool, open_pool
-from daxfs.protocol import FILESYSTEM_TYPE
 from daxfs.snapshots.format import NotAStore
 from daxfs.snapshots.reading import PAUSE_SECONDS, TRIES, Chain, Follower, Past
 from daxfs.snapshots.store import Store
@@ -165,8 +163,7 @@ def shown_by(source: str) -> Shown | None:
     for count in range(len(parts) - 1, 0, -1):
         pool, name = "@".join(parts[:count]), "@".join(parts[count:])
         if os.path.exists(pool) and "/" not in name:
-            mounted = (each for each in read_mounts() if each.filesystem == FILESYSTEM_TYPE and each.source == pool)
-            found = next(mounted, None)
+            found = mountpoints.of_pool(pool)
             return Shown(found.mountpoint if found is not None else pool, name)
     return None
 

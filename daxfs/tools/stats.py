@@ -26,8 +26,6 @@ from daxfs.tools.snapshot import Snapshot, percentile
 if TYPE_CHECKING:
     from rich.table import Table
 
-UNAVAILABLE = 69  # EX_UNAVAILABLE, sysexits.h
-NO_PERMISSION = 77  # EX_NOPERM
 INTERVAL_SECONDS = 1.0
 LONGEST_INTERVAL_SECONDS = KEEP_SECONDS - 10.0
 """The longest interval: counting must not end before the second query."""
@@ -47,11 +45,13 @@ def opened(mountpoint: str) -> Iterator[tuple[int, str]]:
     try:
         descriptor = mountpoints.open_root(place)
     except PermissionError:
-        raise UserError(f"{mountpoint} {_refusal(place)}", NO_PERMISSION) from None
+        raise UserError(f"{mountpoint} {_refusal(place)}", os.EX_NOPERM) from None
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise
-        raise UserError(f"{mountpoint}: its daemon has ended; run: daxfs umount {mountpoint}", UNAVAILABLE) from None
+        raise UserError(
+            f"{mountpoint}: its daemon has ended; run: daxfs umount {mountpoint}", os.EX_UNAVAILABLE
+        ) from None
     try:
         yield descriptor, place
     finally:
@@ -84,13 +84,13 @@ def _text(descriptor: int, mountpoint: str) -> bytes:
         except OSError as error:
             if error.errno in (errno.ENOTTY, errno.ENOSYS):
                 text = f"{mountpoint}: its session keeps no statistics; mount it with session=kernel"
-                raise UserError(text, UNAVAILABLE) from None
+                raise UserError(text, os.EX_UNAVAILABLE) from None
             if error.errno == errno.EPERM:
                 text = f"{mountpoint}: counting has not begun, and only root and the daemon's user may begin it"
-                raise UserError(text, NO_PERMISSION) from None
+                raise UserError(text, os.EX_NOPERM) from None
             if error.errno != errno.ESTALE:
                 raise
-    raise UserError(f"{mountpoint}: other queries come all the time; try again", UNAVAILABLE)
+    raise UserError(f"{mountpoint}: other queries come all the time; try again", os.EX_UNAVAILABLE)
 
 
 def _fetch(descriptor: int) -> bytes:
@@ -171,9 +171,9 @@ def look(mountpoint: str) -> Snapshot:
         found = asking.ask(lambda: _look(mountpoint))
     except TimeoutError:
         text = f"{mountpoint}: its daemon does not answer: it is stopped (SIGSTOP), or busy with a single long step"
-        raise NoAnswer(text, UNAVAILABLE) from None
+        raise NoAnswer(text, os.EX_UNAVAILABLE) from None
     if found is None:
-        raise UserError(f"{mountpoint}: its statistics can't be read", UNAVAILABLE)
+        raise UserError(f"{mountpoint}: its statistics can't be read", os.EX_UNAVAILABLE)
     if "error" in found:
         raise UserError(found["error"], found["code"])
     return Snapshot.of(found["text"].encode())

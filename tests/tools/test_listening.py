@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -120,7 +121,7 @@ def test_it_ends_with_the_mount(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     begin = time.thread_time()
     with pytest.raises(UserError, match="/mnt is no longer mounted") as ended:
         listening.serve("/mnt", "0", lambda: "")
-    assert ended.value.code == listening.UNAVAILABLE
+    assert ended.value.code == os.EX_UNAVAILABLE
     assert time.thread_time() - begin < 1
     assert capsys.readouterr().out.startswith("/mnt: http://127.0.0.1:")
 

@@ -48,16 +48,17 @@ def command(connection: Connection, request: Request, given: memoryview) -> Step
     core = connection.core
     if what == CREATE and not number & ~SKIP_MAPPED:
         made = yield from core.steps.create_snapshot(name, skip_mapped=bool(number & SKIP_MAPPED))
-        return _text(made.files, {"snapshot": _row(made.snapshot), "count": len(made.files)})
+        return _text(made.files, {"snapshot": row(made.snapshot), "count": len(made.files)})
     if what == DELETE:
         yield from core.steps.delete_snapshot(name)
         return b""
     if what == LIST:
-        return _text([_row(found) for found in core.list_snapshots()[number:]])
+        return _text([row(found) for found in core.list_snapshots()[number:]])
     raise FsError(errno.EINVAL)
 
 
-def _row(found: Snapshot) -> dict[str, Any]:
+def row(found: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as JSON has it, also for users (`daxfs snapshot list --json`)."""
     return found._asdict() | {"name": found.name.decode(errors="surrogateescape"), "uuid": found.uuid.hex()}
 
 
