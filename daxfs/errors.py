@@ -98,6 +98,9 @@ class CorruptKind(StrEnum):
     DIRECTORY_LEAF = "directory leaf"
     DIRECTORIES_FORM_A_LOOP = "directories form a loop"
 
+    # Growth
+    RESIZE_INODE = "resize inode"
+
     # Extended attributes
     EXTENDED_ATTRIBUTES = "extended attributes"
     ATTRIBUTE_BLOCK = "attribute block"

@@ -1,14 +1,17 @@
-"""Layer 3: the geometry of a file system: all figures that do not change while it is mounted, checked once.
+"""Layer 3: the geometry of a file system: all figures that change only when it grows, checked before they are used.
 
 ``Geometry.of`` validates an untrusted superblock: arithmetic may use its result without further checks. It reads no
-block but the superblock, and holds no counter that changes. Every layer above may use it.
+block but the superblock, and holds no counter that changes. Every layer above may use it. One object belongs to one
+mount: growth changes it in place (`Geometry.grow`), so that everybody who holds it follows.
 Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c, lib/ext2fs/openfs.c.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
+from typing import Any
 
 from daxfs.errors import Corrupt, CorruptKind, Unsupported
 from daxfs.ext4 import features
@@ -33,11 +36,16 @@ _MAX_DESC_SIZE = 1024
 _MAX_HASH_VERSION = 5
 _EXTRA_ISIZE = 32
 _PAIR = Struct("<II")
+_GROWING = (
+    *("blocks_count", "inodes_count", "groups_count", "desc_blocks", "first_meta_bg", "reserved_gdt_blocks"),
+    *("compat", "incompat", "has_meta_bg"),
+)
+"""The figures that growth changes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Geometry:
-    """The figures of one file system.
+    """The figures of one file system. Only `grow` changes them.
 
     ``*_size`` is in bytes, ``*_blocks`` in blocks; ``*_count`` and ``*_per_*`` are plain numbers.
     """
@@ -165,6 +173,24 @@ class Geometry:
             read_only_features=features.unsupported_ro_compat(sb.s_feature_ro_compat),
         )
 
+    def grow(self, sb: Superblock) -> Callable[[], None]:
+        """Follow the superblock of this file system, which has become larger.
+
+        Returns:
+            A function that undoes it.
+
+        Raises:
+            Corrupt: as `of`; nothing has changed.
+        """
+        new = Geometry.of(sb)
+        before = [getattr(self, name) for name in _GROWING]
+        self._set([getattr(new, name) for name in _GROWING])
+        return lambda: self._set(before)
+
+    def _set(self, values: list[Any]) -> None:
+        for name, value in zip(_GROWING, values, strict=True):
+            setattr(self, name, value)
+
     def inode_seed(self, ino: int, generation: int) -> int:
         """Return the crc32c seed of everything that belongs to one inode: its slot, extent blocks and directory blocks.
 
@@ -208,6 +234,20 @@ class Geometry:
         if group == 1 or not self.has_sparse_super:
             return True
         return group % 2 == 1 and (_is_power(group, 3) or _is_power(group, 5) or _is_power(group, 7))
+
+    def backups(self, end: int) -> list[int]:
+        """Return the groups before ``end`` that start with a backup of the superblock, in order."""
+        if self.has_sparse_super2:
+            return sorted({group for group in self.backup_groups if 0 < group < end})
+        if not self.has_sparse_super:
+            return list(range(1, end))
+        found = {1} if end > 1 else set()
+        for base in (3, 5, 7):
+            power = base
+            while power < end:
+                found.add(power)
+                power *= base
+        return sorted(found)
 
     def descriptor_position(self, group: int) -> tuple[int, int]:
         """Return the block that holds the primary descriptor of ``group``, and the byte in the block (meta_bg too)."""

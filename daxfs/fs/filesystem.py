@@ -33,6 +33,7 @@ from daxfs.fs import (
     ranges,
     remounting,
     removal,
+    resizing,
 )
 from daxfs.fs.batches import Batch
 from daxfs.fs.data import OpenFile
@@ -56,6 +57,7 @@ from daxfs.fs.types import (
     NewSnapshot,
     Options,
     PoolIdentity,
+    Resized,
     SetAttributes,
     Snapshot,
     StatFs,
@@ -316,6 +318,17 @@ class FileSystem:
     def statfs(self) -> StatFs:
         """Return sizes and free space."""
         return attributes.statfs(self.volume)
+
+    @piecewise
+    def resize(self, blocks: int = 0) -> Resized:
+        """Make the file system larger, to ``blocks`` blocks; 0: as large as the file or device under the pool.
+
+        A pool's file is made longer if need be.
+
+        Raises:
+            FsError: as `daxfs.fs.resizing.resize`.
+        """
+        return finish(resizing.resize(self.volume, blocks))
 
     @reading
     def get_label(self) -> bytes:

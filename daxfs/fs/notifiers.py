@@ -58,15 +58,21 @@ class BlockNotifier(Protocol):
     def bump_all_epochs(self) -> None:
         """The volume became read-only: what clients may do has changed for all files."""
 
+    def follow_size(self) -> None:
+        """The pool has become larger: clients that ask for it map all of it."""
+
     def end_all_epochs(self) -> None:
         """The pool has another owner: clients must see that no answer holds, and nothing is stored after that."""
 
 
 class MountNotifier(Protocol):
-    """Receives that the pool is marked as in use or as clean (`daxfs.fs.snapshots` implements it)."""
+    """Receives that the pool is marked as in use or as clean, and knows its snapshots (`daxfs.fs.snapshots`)."""
 
     def pool_marked(self, tx: Handle) -> None:
         """The handle has changed the superblock's record of mounts."""
+
+    def names(self) -> list[bytes]:
+        """Return the names of all snapshots, those that are not valid included."""
 
 
 CREDITS_QUARANTINE = 24

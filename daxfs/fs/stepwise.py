@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daxfs.fs import attributes, batches, copying, data, mounting, names, ranges, removal, trim
+from daxfs.fs import attributes, batches, copying, data, mounting, names, ranges, removal, resizing, trim
 from daxfs.fs.grants import requests
 from daxfs.fs.operations import changing_in_steps, in_steps, maintaining
 from daxfs.fs.steps import Steps
@@ -20,7 +20,7 @@ from daxfs.fs.steps import Steps
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
     from daxfs.fs.opendirectory import OpenDirectory
-    from daxfs.fs.types import Attributes, Caller, DirEntry, Grant, LeaseRequest, NewSnapshot, SetAttributes
+    from daxfs.fs.types import Attributes, Caller, DirEntry, Grant, LeaseRequest, NewSnapshot, Resized, SetAttributes
     from daxfs.fs.volume import Volume
 
 
@@ -124,6 +124,11 @@ class Stepwise:
     def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> Steps[int]:
         """Give free memory back to the system. It can be shortened: EINTR."""
         return trim.trim(self.volume, start, length, minimum)
+
+    @changing_in_steps
+    def resize(self, blocks: int = 0) -> Steps[Resized]:
+        """Make the file system larger: some groups a step. It can be shortened: EINTR, and what is done stays."""
+        return resizing.resize(self.volume, blocks)
 
     @in_steps
     def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Steps[Grant]:

@@ -94,6 +94,13 @@ class StatFs(NamedTuple):
     name_max: int
 
 
+class Resized(NamedTuple):
+    """The sizes of a file system in blocks, before and after it was resized."""
+
+    before: int
+    blocks: int
+
+
 class FsXattr(NamedTuple):
     """Extended flags of an inode (struct fsxattr, include/uapi/linux/fs.h): ``xflags`` are FS_XFLAG_* bits."""
 

@@ -55,6 +55,7 @@ class Volume:
     the running operation has changed must be durable when it returns (`finish`). ``groups_of``: finds the supplementary
     groups of a caller. ``label_was_set``: through this mount, so that a label from outside the mount is older
     (`outside`).
+    ``resizing``: it is being made larger (`resizing`).
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
@@ -86,6 +87,7 @@ class Volume:
         )
         self.mounted_state = view.superblock().s_state
         self.label_was_set = False
+        self.resizing = False
         self._every_map = min(geometry.max_extent_file_size, geometry.max_indirect_file_size)
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
         self._overhead: int | None = None
@@ -171,9 +173,17 @@ class Volume:
             tx.edit_superblock().s_feature_ro_compat |= RoCompat.large_file
         self.large_file_from = self.geometry.max_extent_file_size
 
+    def follow_size(self) -> None:
+        """Use all of a pool or a file system that has become larger."""
+        self.memory = self.pool.memory.toreadonly()
+        self._overhead = None
+        if self._journal is not None:
+            self._journal.follow_size()
+        self.notifier.follow_size()
+
     @property
     def overhead(self) -> int:
-        """The number of blocks that are never data; counted once, since it never changes."""
+        """The number of blocks that are never data; counted once, since it changes only when the file system grows."""
         if self._overhead is None:
             sb = self.view.superblock()
             log_blocks = 0

@@ -332,6 +332,11 @@ class Journal:
         finally:
             self._committing = False
 
+    def follow_size(self) -> None:
+        """Read and change all of a file system or a pool that has become larger."""
+        self.view.follow_size()
+        self._handle.follow_size()
+
     def fence(self) -> None:
         """Make all stores to the pool durable (file data written in place); the running transaction continues."""
         self.pool.fence()

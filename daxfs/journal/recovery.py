@@ -205,7 +205,8 @@ class _Reader:
         self._memory = pool.memory.toreadonly()
         self._area = area
         self._size = geometry.block_size
-        self._limit = min(geometry.blocks_count, pool.size // geometry.block_size)
+        # The superblock at home may be older than the log, which then has blocks of groups that were added since.
+        self._limit = pool.size // geometry.block_size
 
     def block(self, position: int) -> memoryview:
         """Return the block at a position of the log."""

@@ -150,6 +150,11 @@ class View:
             return Superblock(copy, SUPERBLOCK_OFFSET & (self.block_size - 1))
         return Superblock(self._memory[SUPERBLOCK_OFFSET : 2 * SUPERBLOCK_OFFSET])
 
+    def follow_size(self) -> None:
+        """Read all of a file system or a pool that has become larger."""
+        self._limit = min(self.geometry.blocks_count, self.pool.size >> self._bits)
+        self._memory = self.pool.memory.toreadonly()
+
     def forget_checks(self) -> None:
         """Check every block once more before it is believed."""
         self._verified.clear()

@@ -37,6 +37,10 @@ class BadRanges(list[ByteRange]):
         super().__init__(joined(_pages(begin, end, size) for begin, end in ranges))
         self._size = size
 
+    def follow_size(self, size: int) -> None:
+        """The pool has become larger."""
+        self._size = size
+
     @property
     def bytes(self) -> int:
         """The bytes in all ranges."""

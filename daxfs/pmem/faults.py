@@ -86,6 +86,9 @@ class Faults:
     def forgive(self, begin: int, end: int) -> None:
         """Map a range of the pool again that is no longer bad."""
 
+    def follow_size(self) -> None:
+        """Watch all of a mapping that has become longer."""
+
     def install(self) -> None:
         """Put the handler of faults over those that other code has installed since it was installed."""
 
@@ -115,7 +118,18 @@ class MappedFaults(Faults):
         if number:
             raise PoolError(f"{path}: faults of its memory can't be handled: {os.strerror(number)}", MOUNT_FAILED)
         self.pending = memoryview(watch).cast("B")[:8].cast("Q")
-        addresses.at_end(self._guard.unwatch, watch)
+        self._at_end = addresses.at_end(self._guard.unwatch, watch)
+
+    def follow_size(self) -> None:
+        """As `Faults.follow_size`. Where the mapping has moved, the old place, which views may still show, is not
+        watched.
+        """
+        watch, addresses = self._watch, self._addresses
+        if watch.begin != addresses.begin:
+            self._at_end.detach()
+            self._at_end = addresses.at_end(self._guard.unwatch, watch)
+        watch.begin, watch.end = addresses.begin, addresses.begin + addresses.length
+        self.avoid()
 
     def install(self) -> None:
         """As `Faults.install`."""

@@ -42,7 +42,11 @@ _PAGE_MASK = ~(mmap.PAGESIZE - 1)
 
 
 class Operations(NamedTuple):
-    """The six operations of one mapping; ``daxfs info`` shows ``name``."""
+    """The operations of one mapping; ``daxfs info`` shows ``name``.
+
+    ``retire`` and ``extend`` are the pool's: after ``extend(memory)`` all of them, also those that callers keep, work
+    on a longer view of the same bytes.
+    """
 
     name: str
     write: Callable[[int, Buffer], None]
@@ -51,6 +55,7 @@ class Operations(NamedTuple):
     flush: Callable[[int, int], None]
     fence: Callable[[], None]
     retire: Callable[[], None]
+    extend: Callable[[memoryview], None]
 
 
 class Library(NamedTuple):
@@ -123,13 +128,13 @@ def refusing(name: str) -> Operations:
     def refuse(*_: object) -> None:
         raise FsError(errno.EROFS, "the pool is open read-only")
 
-    return Operations(name, refuse, refuse, refuse, _nothing, _nothing, _nothing)
+    return Operations(name, refuse, refuse, refuse, _nothing, _nothing, _nothing, _nothing)
 
 
 def volatile(memory: memoryview) -> Operations:
     """Make the operations of memory without a medium: a store is a plain copy."""
     size = len(memory)
-    store_word, release = _word_store(memory)
+    store_word, release, extend_words = _word_store(memory)
 
     def write(offset: int, data: Buffer) -> None:
         # Python cuts the slice at the end of the memory; assigning data of another length then raises ValueError.
@@ -142,7 +147,12 @@ def volatile(memory: memoryview) -> Operations:
             raise _outside(offset, length, size)
         _clear(memory, offset, length)
 
-    return Operations(VOLATILE, write, zero, store_word, _nothing, _nothing, release)
+    def extend(longer: memoryview) -> None:
+        nonlocal memory, size
+        memory, size = longer, len(longer)
+        extend_words(longer)
+
+    return Operations(VOLATILE, write, zero, store_word, _nothing, _nothing, release, extend)
 
 
 def msync(memory: memoryview, synchronise: Callable[[int, int], None]) -> Operations:
@@ -154,7 +164,7 @@ def msync(memory: memoryview, synchronise: Callable[[int, int], None]) -> Operat
     size = len(memory)
     low, high = size, 0
     failed: OSError | None = None
-    set_word, release = _word_store(memory)
+    set_word, release, extend_words = _word_store(memory)
 
     def write(offset: int, data: Buffer) -> None:
         nonlocal low, high
@@ -191,7 +201,13 @@ def msync(memory: memoryview, synchronise: Callable[[int, int], None]) -> Operat
                 raise FsError(errno.EIO, f"write-back of the pool failed ({error})") from error
             low, high = size, 0
 
-    return Operations(MSYNC, write, zero, store_word, flush, fence, release)
+    def extend(longer: memoryview) -> None:
+        nonlocal memory, size, low
+        low = low if low < high else len(longer)
+        memory, size = longer, len(longer)
+        extend_words(longer)
+
+    return Operations(MSYNC, write, zero, store_word, flush, fence, release, extend)
 
 
 def libpmem(memory: memoryview, library: Library) -> Operations:
@@ -199,7 +215,7 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
     base = address_of(memory)
     limit = len(memory)
     write_back, drain, copy, fill = library
-    set_word, release = _word_store(memory)
+    set_word, release, extend_words = _word_store(memory)
     first_byte = ctypes.c_char.from_buffer
 
     def write(offset: int, data: Buffer) -> None:
@@ -238,7 +254,12 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
         limit = -1
         release()
 
-    return Operations(LIBPMEM, write, zero, store_word, flush, drain, retire)
+    def extend(longer: memoryview) -> None:
+        nonlocal memory, base, limit
+        memory, base, limit = longer, address_of(longer), len(longer)
+        extend_words(longer)
+
+    return Operations(LIBPMEM, write, zero, store_word, flush, drain, retire, extend)
 
 
 def guarded(operations: Operations, faults: Faults) -> Operations:
@@ -289,7 +310,7 @@ def guarded(operations: Operations, faults: Faults) -> Operations:
             raise settle()
         drain()
 
-    return Operations(operations.name, write, zero, store_word, flush, fence, operations.retire)
+    return operations._replace(write=write, zero=zero, store_word=store_word, flush=flush, fence=fence)
 
 
 def hooked(operations: Operations, hook: StoreHook) -> Operations:
@@ -326,8 +347,12 @@ def hooked(operations: Operations, hook: StoreHook) -> Operations:
     return operations._replace(write=write, zero=zero, store_word=store_word)
 
 
-def _word_store(memory: memoryview) -> tuple[Callable[[int, int, int], None], Callable[[], None]]:
-    """Return a function that stores one aligned word with a single machine store, and one that releases its views."""
+def _word_store(
+    memory: memoryview,
+) -> tuple[Callable[[int, int, int], None], Callable[[], None], Callable[[memoryview], None]]:
+    """Return a function that stores one aligned word with a single machine store, one that releases its views, and one
+    that has it store to a longer view.
+    """
     words = {4: memory.cast("I"), 8: memory.cast("Q")}
     total = len(memory)
 
@@ -340,7 +365,13 @@ def _word_store(memory: memoryview) -> tuple[Callable[[int, int, int], None], Ca
         for view in words.values():
             view.release()
 
-    return store_word, release
+    def extend(longer: memoryview) -> None:
+        nonlocal words, total
+        release()
+        words = {4: longer.cast("I"), 8: longer.cast("Q")}
+        total = len(longer)
+
+    return store_word, release, extend
 
 
 def _clear(memory: memoryview, offset: int, length: int) -> None:

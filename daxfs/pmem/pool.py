@@ -171,6 +171,27 @@ class Pool:
         """
         return False
 
+    def available(self) -> int:
+        """Return how many bytes the pool could have: those of the file or device as it is now."""
+        return self.size
+
+    @property
+    def extensible(self) -> bool:
+        """Whether `extend` can make the pool's file longer; what lies under other pools has the length that it has."""
+        return False
+
+    def extend(self, length: int) -> None:
+        """Make the pool larger: to at least ``length`` bytes, and to all that the file or device has.
+
+        ``memory`` is then another view of the same bytes and more; older views stay valid. Bound operations work on the
+        larger pool.
+
+        Raises:
+            FsError: EOPNOTSUPP, this kind of pool stays as large as it is; ENOSPC, the device is smaller; or the
+                system's. Nothing has changed.
+        """
+        raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't have {length} bytes")
+
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
         """Return whether clients still map this pool, those of the mount with lock number ``but`` excepted."""
         return False
@@ -331,6 +352,64 @@ class MappedPool(Pool):
             return False
         return good
 
+    def available(self) -> int:
+        """As `Pool.available`."""
+        if self.private or self.kind == kinds.DEVDAX:
+            return self.size
+        if self.kind == kinds.BLOCK:
+            length = os.lseek(self._descriptors[0], 0, os.SEEK_END)
+        else:
+            length = os.fstat(self._descriptors[0]).st_size
+        return max(length - length % self._unit, self.size)
+
+    @property
+    def extensible(self) -> bool:
+        """As `Pool.extensible`."""
+        return not self.private and self.kind not in (kinds.BLOCK, kinds.DEVDAX)
+
+    @property
+    def _unit(self) -> int:
+        """The unit of the pool's size: as `kinds.identify` has it."""
+        return self.align if self.align > mmap.PAGESIZE else kinds.SMALLEST
+
+    def extend(self, length: int) -> None:
+        """As `Pool.extend`: a file is made longer with a hole at its end."""
+        if self.read_only or self.private:
+            raise FsError(errno.EROFS, f"{self.path}: the pool is open for reading only")
+        length += -length % self._unit
+        descriptor, before = self._descriptors[0], self.available()
+        longer = length > before
+        if longer and not self.extensible:
+            raise FsError(errno.ENOSPC, f"{self.path} has {before} bytes, {length} are wanted")
+        try:
+            if longer:
+                os.ftruncate(descriptor, length)
+            try:
+                self._addresses.lengthen(max(length, before), self.align)
+            except OSError:
+                if longer:
+                    os.ftruncate(descriptor, before)
+                raise
+        except OSError as error:
+            raise FsError(error.errno or errno.EIO, f"{self.path} can't be extended: {error.strerror}") from None
+        self.memory = self._addresses.view()
+        self.size = len(self.memory)
+        self.file_size = max(self.file_size, self.size)
+        self.bad.follow_size(self.size)
+        self._reservation.follow_size(self.size)
+        self.unhooked.extend(self.memory)
+        self.faults.follow_size()
+        self.advise()
+        self.reserve_holes()
+
+    def advise(self) -> None:
+        """Ask for huge pages, which matters where a tmpfs is mounted with huge=advise: whoever touches memory first
+        decides.
+        """
+        if self.kind == kinds.TMPFS:
+            with suppress(OSError):  # a kernel without huge pages
+                self._addresses.advise(mmap.MADV_HUGEPAGE)
+
     def _has_holes(self) -> bool:
         status = os.fstat(self._descriptors[0])
         return stat.S_ISREG(status.st_mode) and status.st_blocks * SECTOR < self.size
@@ -489,10 +568,6 @@ def _map(
     addresses = _reserve(target)
     flags = MAP_SYNC if kind == kinds.FSDAX else mmap.MAP_SHARED
     addresses.map(target.size, descriptors[0], protection=protection, flags=flags)
-    if kind == kinds.TMPFS:
-        with suppress(OSError):  # a kernel without huge pages
-            # Matters where the tmpfs is mounted with huge=advise: the first process that touches memory decides.
-            addresses.advise(mmap.MADV_HUGEPAGE)
     memory = addresses.view()
     if read_only:
         operations = persist.refusing(way)
@@ -513,6 +588,7 @@ def _map(
         faults=MappedFaults(target.path, addresses, target.align, bad),
         bad=bad,
     )
+    pool.advise()
     if not read_only:
         pool.reserve_holes()
     return pool

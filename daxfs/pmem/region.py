@@ -106,6 +106,41 @@ class AddressRange:
         self.regions.append(region)
         return region
 
+    def lengthen(self, length: int, unit: int) -> None:
+        """Map more of the last region's file or device, so that all regions have ``length`` bytes.
+
+        Views made before stay valid, and see what later ones see. Where the reserved addresses don't suffice, the
+        range moves: the regions are mapped at other addresses too, and the old ones end with the last view of them.
+
+        Args:
+            length: bytes of all regions, more than before.
+            unit: what mmap(2) can map, in bytes.
+
+        Raises:
+            OSError: mmap(2) failed, or no range has so many addresses; the regions stay as they were.
+        """
+        last = self.regions[-1]
+        grown = last._replace(length=length - last.offset)
+        if grown.end > self.room - mmap.PAGESIZE:
+            self._move(grown, unit)
+        else:
+            begin = last.end & -unit
+            self._map(grown, begin, grown.end - begin)
+        self.regions[-1] = grown
+
+    def _move(self, grown: Region, unit: int) -> None:
+        """Map all regions at other addresses, the last one as ``grown``."""
+        old = self.begin, self.room
+        align = max(unit, HUGE)
+        self.begin, self.room, token = _reserve(2 * (grown.end + -grown.end % align + align), align)
+        try:
+            for region in (*self.regions[:-1], grown):
+                self._map(region, region.offset, region.length)
+        except OSError:
+            self.begin, self.room = old
+            raise
+        self._token = token
+
     def remap(self, offset: int, length: int) -> None:
         """Map the files again at [offset, offset + length), whatever lies there now. Views stay valid.
 
@@ -184,9 +219,15 @@ class AddressRange:
         """Return the region that contains the byte ``offset``."""
         return next(region for region in self.regions if region.offset <= offset < region.end)
 
-    def at_end(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call a function when the range is about to be unmapped: after `close`, and after the last view has gone."""
-        weakref.finalize(self._held(), function, *arguments).atexit = False
+    def at_end(self, function: Callable[..., object], *arguments: object) -> weakref.finalize[..., Any]:
+        """Call a function when the range is about to be unmapped: after `close`, and after the last view has gone.
+
+        Returns:
+            What can take the call back, for a range that moves: it is about the addresses of now.
+        """
+        call = weakref.finalize(self._held(), function, *arguments)
+        call.atexit = False
+        return call
 
     @property
     def shared(self) -> bool:

@@ -115,6 +115,11 @@ class Reservation:
             self._done.clear()
         self._done.update(missing)
 
+    def follow_size(self, size: int) -> None:
+        """The pool's file has become longer; its last chunk may end with a hole now."""
+        self._done.discard(self._size >> _CHUNK_BITS)
+        self._size = size
+
     def is_full(self) -> bool:
         """As the function `is_full`."""
         return is_full(self._descriptor)

@@ -29,7 +29,7 @@ class _Places(Cache):
     """What is known of the groups.
 
     Attributes:
-        metadata: group -> `metadata_zone.in_group`; the places of metadata don't change while a pool is mounted.
+        metadata: group -> `metadata_zone.in_group`; the places of metadata change only when the pool grows.
         written: group -> the block of its bitmap, of groups whose bitmap was written before.
     """
 
@@ -79,6 +79,11 @@ def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
     if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
         return memoryview(implied(view, group, desc))
     return view.verified(desc.block_bitmap, _check_bitmap, view, group, desc)
+
+
+def forget(view: View) -> None:
+    """Forget where the groups have their metadata: there are more groups, or a group is longer."""
+    view.caches[_Places].metadata.clear()
 
 
 def _without_bad(view: View, group: int, content: memoryview) -> memoryview:

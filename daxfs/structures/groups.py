@@ -70,6 +70,21 @@ def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
     geometry = tx.geometry
     number, offset = geometry.descriptor_position(group)
     tx.verified(number, _check, geometry, group - offset // geometry.desc_size)
+    return _bound(tx, group, number, offset)
+
+
+def make_descriptor(tx: Handle, group: int) -> GroupDescriptor:
+    """Return a descriptor of zeros for a group that is being added, for changing: one credit. Sealed at commit."""
+    geometry = tx.geometry
+    number, offset = geometry.descriptor_position(group)
+    content = tx.edit(number)
+    content[offset : offset + geometry.desc_size] = bytes(geometry.desc_size)
+    return _bound(tx, group, number, offset)
+
+
+def _bound(tx: Handle, group: int, number: int, offset: int) -> GroupDescriptor:
+    """Bind a descriptor to the transaction's copy of its block, have it sealed, and keep the record."""
+    geometry = tx.geometry
     desc = bind(tx.edit(number), offset, geometry)
     if geometry.metadata_csum or geometry.gdt_csum:
         tx.seal_record(number, group, _seal, geometry, group, desc, late=True)

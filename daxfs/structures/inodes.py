@@ -378,6 +378,13 @@ def _without_bad(view: View, desc: GroupDescriptor, content: memoryview) -> memo
     return copy
 
 
+def make_bitmap(tx: Handle, desc: GroupDescriptor) -> None:
+    """Make the inode bitmap of a group that is being added, in which all inodes are free: one credit."""
+    geometry = tx.geometry
+    content = tx.create(desc.inode_bitmap, _seal_bitmap, geometry, desc)
+    bitmaps.set_run(content, geometry.inodes_per_group, 8 * geometry.block_size - geometry.inodes_per_group)
+
+
 def _seal_bitmap(geometry: Geometry, desc: GroupDescriptor, content: memoryview) -> None:
     # The code that registered this seal has edited the descriptor, a copy of the transaction. Its own seal runs later.
     desc.seal_inode_bitmap(content, geometry)

@@ -30,7 +30,7 @@ Zone = tuple[Blocks, Blocks]
 
 
 class _Zones(Cache):
-    """The zones of one pool. They follow from the geometry, which does not change while the pool is mounted.
+    """The zones of one pool. They follow from the geometry, which changes only when the pool grows.
 
     Attributes:
         by_group: the zones by flexible group.
@@ -51,6 +51,11 @@ def protect(view: View, owner: int, runs: Iterable[BlockRun]) -> None:
     zones = view.caches[_Zones]
     zones.log = _zone(runs)
     zones.log_owner = owner
+
+
+def forget(view: View) -> None:
+    """Forget the zones of groups, since there are more groups; the log's stays."""
+    view.caches[_Zones].by_group.clear()
 
 
 def in_group(view: View, group: int) -> list[BlockRun]:

@@ -35,6 +35,7 @@ FAILURE_CODES = {
     "export": COPY_FAILED,
     "import": COPY_FAILED,
     "snapshot": COPY_FAILED,
+    "resize": COPY_FAILED,
 }
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": True}
@@ -353,6 +354,19 @@ def badblocks_command(
     from daxfs.tools import badblocks
 
     raise typer.Exit(badblocks.show(place, as_json=as_json))
+
+
+@app.command("resize")
+def resize_command(
+    place: Annotated[str, typer.Argument(metavar="POOL|MOUNTPOINT")],
+    size: Annotated[
+        str, typer.Argument(metavar="[SIZE]", help="As 64G or 1.5T; without it all that the file or device has.")
+    ] = "",
+) -> None:
+    """Make a file system larger, mounted or not, and the pool's file if need be. resize2fs POOL SIZE does the same."""
+    from daxfs.tools import resize
+
+    resize.run(place, size)
 
 
 @app.command("sync")

@@ -23,6 +23,8 @@ from daxfs.tools.status import status
 
 VALID_FS = 1
 ERROR_FS = 2
+_WORTHWHILE = 1 << 20
+"""Bytes after the file system that are shown: a group can be as small."""
 WITH_ERRORS = "with errors: run daxfs check"
 
 
@@ -212,11 +214,13 @@ def show(place: str, *, as_json: bool = False) -> None:
         print(json.dumps(asdict(info), indent=2))
         return
     atomic = info.mount.get("atomic_write", 0)
+    unused = info.size - info.blocks * info.block_size
     used = 100 - 100 * info.free_blocks // max(info.blocks, 1)
     rows = {
         "pool": info.pool,
         "kind": info.kind,
         "size": f"{format_size(info.size)} ({info.size} bytes)",
+        "unused": f"{format_size(unused)} after the file system; daxfs resize uses it" if unused >= _WORTHWHILE else "",
         "alignment": f"{format_size(info.alignment)} (mappings)",
         "persistence": info.persistence,
         "mounted on": info.mountpoint,

@@ -109,8 +109,8 @@ MUTANTS = [
     Mutant(
         "libpmem: the fence does nothing",
         PERSIST,
-        "Operations(LIBPMEM, write, zero, store_word, flush, drain, retire)",
-        "Operations(LIBPMEM, write, zero, store_word, flush, _nothing, retire)",
+        "Operations(LIBPMEM, write, zero, store_word, flush, drain, retire, extend)",
+        "Operations(LIBPMEM, write, zero, store_word, flush, _nothing, retire, extend)",
         "Nobody waits for lines that are on their way.",
         BACKENDS,
     ),

@@ -74,6 +74,10 @@ class Grants:
         for grants in self.by_ino.values():
             grants.bump_epoch()
 
+    def follow_size(self) -> None:
+        """Tell clients that ask for the pool its new size."""
+        self.identity = None
+
     def end_all_epochs(self) -> None:
         """Show the last epoch in every status entry, and store to no entry after that: the pool has another owner."""
         for grants in self.by_ino.values():

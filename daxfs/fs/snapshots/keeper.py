@@ -123,6 +123,10 @@ class Keeper:
             if directory is not None:
                 xattrs.set(tx, inodes.edit(tx, directory.number), RECORD, catalogue.record(tx.superblock()))
 
+    def names(self) -> list[bytes]:
+        """As `MountNotifier.names`."""
+        return [each.name for each in self.listing()]
+
     # What the facade offers
 
     def listing(self) -> list[Snapshot]:

@@ -16,7 +16,7 @@ from daxfs import f2fs, protocol
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi, atomicwrites, batches, leases, remount, snapshots, statistics, status
+from daxfs.fuse.kernel import abi, atomicwrites, batches, leases, remount, resizing, snapshots, statistics, status
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import fixed
 from daxfs.fuse.kernel.scheduling import FITRIM
@@ -122,6 +122,8 @@ COMMANDS: dict[int, Command] = {
 IN_STEPS: dict[int, CommandInSteps] = {
     FITRIM: trim,
     snapshots.SNAPSHOTS: snapshots.command,
+    resizing.EXT4_IOC_RESIZE_FS: resizing.resize_fs,
+    resizing.RESIZE: resizing.resize,
     protocol.IOC_LEASE: leases.lease,
     protocol.IOC_SHORT_LEASE: leases.lease,
 }

@@ -1,0 +1,72 @@
+"""Resizing through a mount: ext4's own ioctl, which resize2fs(8) sends to the mountpoint, and one that explains itself.
+
+EXT4_IOC_RESIZE_FS takes a number of blocks and answers with an errno only. `RESIZE` does the same for `daxfs resize`:
+its answer is JSON, the size in blocks or one line that says why not. The kernel asks for CAP_SYS_RESOURCE; here root
+may resize, and the user who runs the daemon, since the pool is theirs. EXT4_IOC_GROUP_EXTEND and EXT4_IOC_GROUP_ADD
+stay unknown (ENOTTY): resize2fs sends them to kernels before Linux 3.3 only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fuse.kernel import abi
+from daxfs.fuse.kernel.request import fixed
+
+if TYPE_CHECKING:
+    from daxfs.fs.steps import Steps
+    from daxfs.fs.types import Resized
+    from daxfs.fuse.kernel.connection import Connection
+    from daxfs.fuse.kernel.request import Request
+
+EXT4_IOC_RESIZE_FS = 0x40086610
+"""_IOW('f', 16, __u64)."""
+SIZE = 1024
+RESIZE = 0xC000DA09 | SIZE << 16
+"""_IOWR(0xda, 9, char[SIZE])."""
+BLOCKS = Struct("=Q")
+"""A size in blocks; in `RESIZE`, 0 is all of the file or device."""
+
+
+def resize_fs(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
+    """Answer EXT4_IOC_RESIZE_FS.
+
+    Raises:
+        FsError: EPERM, neither root nor the owner of the daemon; EINVAL, 0 blocks; and as `FileSystem.resize`.
+    """
+    (blocks,) = fixed(BLOCKS, given)
+    if not blocks:
+        raise FsError(errno.EINVAL)
+    yield from _resize(connection, request, blocks)
+    return b""
+
+
+def resize(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
+    """Answer `RESIZE`: ``{"before": N, "blocks": N}``, or ``{"errno": N, "reason": TEXT}``.
+
+    Raises:
+        FsError: ENOTTY, not the root directory; EINVAL, the argument is too short.
+    """
+    if request.node != abi.ROOT_ID:
+        raise FsError(errno.ENOTTY)
+    if len(given) < BLOCKS.size:
+        raise FsError(errno.EINVAL)
+    (blocks,) = BLOCKS.unpack_from(given)
+    try:
+        before, now = yield from _resize(connection, request, blocks)
+    except FsError as error:
+        answer: dict[str, object] = {"errno": error.errno, "reason": error.strerror}
+    else:
+        answer = {"before": before, "blocks": now}
+    return json.dumps(answer).encode()[:SIZE]
+
+
+def _resize(connection: Connection, request: Request, blocks: int) -> Steps[Resized]:
+    if request.uid not in (0, os.geteuid()):
+        raise FsError(errno.EPERM, "only root and the user who has mounted the pool resize it")
+    return (yield from connection.core.steps.resize(blocks))

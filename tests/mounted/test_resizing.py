@@ -1,0 +1,154 @@
+"""Growth of a mount: by resize2fs and by daxfs resize, beside programs that use it; what is refused, in one line."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from kernel_rig import kernel_mount
+from mount_rig import as_user, daxfs, mounted
+
+from daxfs import direct
+from daxfs.errors import UserError
+from daxfs.fuse.kernel.resizing import EXT4_IOC_RESIZE_FS
+from daxfs.tools import info, resize, snapshots
+from support import fsck, run
+
+Pool = Callable[..., Path]
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@contextmanager
+def busy(place: Path) -> Iterator[None]:
+    """Programs that make, read and remove files until the block ends."""
+    ended, failed = threading.Event(), list[BaseException]()
+
+    def work(number: int) -> None:
+        path, turn = place / f"of {number}", 0
+        try:
+            while not ended.is_set():
+                content = bytes([turn % 251]) * (100_000 + turn)
+                path.write_bytes(content)
+                assert path.read_bytes() == content
+                path.unlink()
+                turn += 1
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert not failed, failed
+
+
+def test_resize2fs(pool: Pool) -> None:
+    """The stock tool finds the mount, makes the file longer and asks the daemon; the kernel mounts the result."""
+    path = pool("-b", "4096", size="256M")
+    with mounted(path) as mount:
+        (mount.place / "first").write_bytes(b"1" * MIB)
+        before = os.statvfs(mount.place).f_blocks
+        with busy(mount.place):
+            said = run("resize2fs", path, "20G")
+        assert "is now 5242880 (4k) blocks long" in said
+        assert os.statvfs(mount.place).f_blocks > before * 70
+        assert path.stat().st_size == 20 * GIB
+        assert "Nothing to do" in run("resize2fs", path)
+        assert "shrinking not supported" in run("resize2fs", path, "10G", code=1)
+        (mount.place / "second").write_bytes(b"2" * (300 * MIB))
+    with kernel_mount(path) as place:
+        assert (place / "first").read_bytes() == b"1" * MIB
+        assert (place / "second").stat().st_size == 300 * MIB
+        (place / "second").unlink()
+    fsck(path)
+
+
+def test_daxfs_resize(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
+    """By mountpoint and by pool; without a size all of the file; and the same of a pool that is not mounted."""
+
+    def said(place: Path, size: str = "") -> str:
+        resize.run(str(place), size)
+        return capsys.readouterr().out
+
+    path = pool("-b", "4096", size="64M")
+    with mounted(path) as mount:
+        assert "has 128 MiB (32768 blocks) now" in said(mount.place, "128M")
+        assert "has 300 MiB (76800 blocks) now" in said(path, "300M")
+        os.truncate(path, 400 * MIB)
+        info.show(str(mount.place))
+        assert "100 MiB after the file system" in capsys.readouterr().out
+        assert "has 400 MiB (102400 blocks) now" in said(mount.place)
+        assert "already" in said(mount.place)
+    assert "has 500 MiB (128000 blocks) now" in said(path, "500M")
+    fsck(path)
+
+
+def resize_fs(place: Path, blocks: int) -> None:
+    """Send what resize2fs sends."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
+    finally:
+        os.close(descriptor)
+
+
+def refused(place: Path, size: str) -> str:
+    with pytest.raises(UserError) as caught:
+        resize.run(str(place), size)
+    return str(caught.value)
+
+
+def test_what_is_refused(pool: Pool) -> None:
+    """In one line, with an exit code, and nothing has changed."""
+    path = pool("-b", "4096", size="64M")
+    with mounted(path) as mount:
+        before = os.statvfs(mount.place).f_blocks
+        said = daxfs("resize", mount.place, "10M", code=1)
+        assert "fewer than the 16384 in use" in said
+        assert said.count("\n") == 1
+        assert "is not a size" in refused(mount.place, "a lot")
+        assert "is not a whole number of bytes" in refused(mount.place, "0")
+        mount.place.chmod(0o755)
+        assert as_user(lambda: resize_fs(mount.place, 32768)) == 1  # EPERM
+        with pytest.raises(OSError, match="Invalid argument"):
+            resize_fs(mount.place, 100)
+        snapshots.create(str(mount.place), "monday")
+        assert "monday" in refused(mount.place, "128M")
+        assert os.statvfs(mount.place).f_blocks == before
+    with mounted(path, "ro") as mount:
+        assert "Read-only" in refused(mount.place, "128M")
+    with mounted(path, "session=pyfuse3") as mount:
+        assert "its session" in refused(mount.place, "128M")
+    assert path.stat().st_size == 64 * MIB
+
+
+def test_clients(pool: Pool) -> None:
+    """A mapping made before stays valid; a client that opens a file later maps all of the pool."""
+    path = pool("-b", "4096", size="64M")
+    with mounted(path) as mount:
+        first, second = mount.place / "first", mount.place / "second"
+        first.write_bytes(b"1" * MIB)
+        with direct.map(first, access="rw") as old:
+            assert old.direct, old.why
+            daxfs("resize", mount.place, "1G")
+            second.write_bytes(b"2" * (200 * MIB))
+            old.view[:5] = b"still"
+            with direct.open(second) as early:
+                assert early.pread(150 * MIB, 3) == b"222"
+            with direct.map(second) as new:
+                assert new.direct, new.why
+                assert bytes(new.view[-3:]) == b"222"
+        with direct.map(second) as new:
+            assert new.direct, new.why
+        assert first.read_bytes()[:6] == b"still1"
