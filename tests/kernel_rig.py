@@ -42,6 +42,17 @@ def kernel_mount(pool: Path, *options: str) -> Iterator[Path]:
             wait_for_loop(pool)
 
 
+@contextlib.contextmanager
+def loop_device(pool: Path) -> Iterator[str]:
+    """A loop device of a pool that can be written to, also by a mount for reading; at the end it is gone."""
+    device = run("losetup", "--find", "--show", pool).strip()
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+        wait_for_loop(pool)
+
+
 def wait_for_loop(pool: Path, limit: float = HANG_SECONDS) -> None:
     """An unmounted loop device lets go of its file a moment later."""
     end = time.monotonic() + limit

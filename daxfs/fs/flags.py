@@ -152,6 +152,8 @@ def change(volume: Volume, ino: int, flags: int, wanted: FsXattr | None, caller:
         number = project(inode) if wanted is None else wanted.projid
         if inode.flags & flags & EXT4_IMMUTABLE_FL:
             refuse_change_of_immutable(inode, flags, number)
+        if inode.flags & ~flags & EXT4_IMMUTABLE_FL:
+            volume.snapshots.refuse_change(ino)
         check_mapping(inode, flags)
         if flags & ~inode.flags & EXT4_JOURNAL_DATA_FL:
             check_journaling(volume, inode)

@@ -21,6 +21,7 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import badmemory, damage, fast_replay, outside, recovery_flag, removal
 from daxfs.fs.grants.table import Grants
+from daxfs.fs.snapshots import catalogue
 from daxfs.fs.snapshots.keeper import CREDITS_RECORD, Keeper
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
@@ -172,9 +173,13 @@ def needs_recovery(sb: Superblock) -> bool:
 
 
 def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
-    """Replay the log; if the log is empty, clear a torn recovery flag."""
+    """Replay the log; if the log is empty, clear a torn recovery flag.
+
+    What another program has written since the pool was in use is noted before its superblock is overwritten.
+    """
     if pool.read_only:
         raise FsError(errno.EROFS, "the journal needs replay and the pool is open for reading only")
+    found = read_superblock(pool)
     try:
         with pool.faults.checked():
             report = recovery.replay(pool, geometry, area)
@@ -194,6 +199,9 @@ def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
         log.info("%s: %d transactions replayed, %d blocks", pool.path, report.transactions, report.replayed)
     elif recovery_flag.mend(pool):
         log.info("%s: the superblock was cut while its recovery flag was stored; mended", pool.path)
+    sb = read_superblock(pool)
+    if catalogue.was_written_after(found, sb):
+        catalogue.disbelieve(pool, PoolView(pool, Geometry.of(sb)))
     return report
 
 

@@ -464,6 +464,8 @@ def move(volume: Volume, tx: Handle, old: Place, new: Place, whiteout_of: Caller
     inode = inodes.edit(tx, old.ino)
     is_directory = stat.S_ISDIR(inode.mode)
     refuse_protected(source, inode)
+    if is_directory:
+        volume.snapshots.refuse_change(old.ino)
     refuse_other_project(destination, inode)
     if not new.ino:
         refuse_addition(destination)
@@ -519,6 +521,7 @@ def exchange(volume: Volume, tx: Handle, old: Place, new: Place, searches: Searc
     refuse_other_project(source, second)
     for inode, joined in ((first, destination), (second, source)):
         if stat.S_ISDIR(inode.mode):
+            volume.snapshots.refuse_change(inode.number)
             refuse_loop(volume, inode, joined.number, searches)
     directories.replace(tx, old, new.ino, file_type_of_mode(second.mode))
     directories.replace(tx, new, old.ino, file_type_of_mode(first.mode))

@@ -74,6 +74,13 @@ class MountNotifier(Protocol):
     def names(self) -> list[bytes]:
         """Return the names of all snapshots, those that are not valid included."""
 
+    def refuse_change(self, ino: int) -> None:
+        """Refuse to lift the protection of an inode, or to give a directory another name.
+
+        Raises:
+            FsError: EBUSY, it is the store of a snapshot, or a directory on the way to the stores.
+        """
+
 
 CREDITS_QUARANTINE = 24
 """What keeping freed blocks adds to a handle: a new inode, its map's last leaf and what splits above it."""

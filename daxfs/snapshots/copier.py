@@ -10,13 +10,14 @@ never the store that was about to be made. This module knows no files; the fs la
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import MissingMemory
+from daxfs.errors import FsError, MissingMemory
 from daxfs.runs import ByteRange
 
 if TYPE_CHECKING:
@@ -121,6 +122,18 @@ class Copier:
 
     # The owner's side
 
+    def copy(self, chunks: Sequence[int]) -> None:
+        """Copy those of some chunks that are needed still, though nobody is about to overwrite them.
+
+        Raises:
+            FsError: ENOSPC, there is no room for them. Nothing is lost.
+            MissingMemory: memory is missing. Nothing is lost.
+        """
+        found = self._still_needed(chunks)
+        if found and self._append(found) is None:
+            raise FsError(errno.ENOSPC, f"{self._pool.path}: no room for what programs may store to")
+        self.check_room()
+
     def grown(self) -> None:
         """Accept that the store was made larger, or could not be: ask again when it is time."""
         self._asked = False
@@ -163,21 +176,32 @@ class Copier:
 
     def _copy(self, chunks: Sequence[int]) -> None:
         """Copy chunks into the store; when it returns, they may be overwritten."""
-        needed = self.needed
         if self._pending[0]:
             return  # the operation has failed, and the store that it is about to make raises
-        if len(chunks) > self.store.room:
-            self._make_room(len(chunks), True)
-            # Making room may have copied some of them.
-            chunks = [chunk for chunk in chunks if needed[chunk >> 3] >> (chunk & 7) & 1]
-        if len(chunks) > self.store.room:
-            self._lost(True)
-            return
         try:
-            self.store.append(chunks)
+            copied = self._append(chunks)
         except MissingMemory as error:
             self._fail(error)
             return
+        if copied is None:
+            self._lost(True)
+            return
+        self.copied += copied
+        self.check_room()
+
+    def _still_needed(self, chunks: Iterable[int]) -> list[int]:
+        needed = self.needed
+        return [chunk for chunk in chunks if needed[chunk >> 3] >> (chunk & 7) & 1]
+
+    def _append(self, chunks: Sequence[int]) -> int | None:
+        """Add chunks to the store, which is made larger if need be; return how many; None: there is no room."""
+        needed = self.needed
+        if len(chunks) > self.store.room:
+            self._make_room(len(chunks), True)
+            chunks = self._still_needed(chunks)  # making room may have copied some of them
+        if len(chunks) > self.store.room:
+            return None
+        self.store.append(chunks)
         if isinstance(chunks, range):
             low, high = chunks.start >> 3, chunks.stop + 7 >> 3
             word = int.from_bytes(needed[low:high], "little")
@@ -186,8 +210,7 @@ class Copier:
         else:
             for chunk in chunks:
                 needed[chunk >> 3] &= ~(1 << (chunk & 7))
-        self.copied += len(chunks)
-        self.check_room()
+        return len(chunks)
 
     def _fail(self, error: MissingMemory) -> None:
         log.error("%s: what a snapshot needs could not be copied: %s", self._pool.path, error.strerror)

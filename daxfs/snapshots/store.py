@@ -127,6 +127,13 @@ class Store:
         raw.store_word(self._place(0) + layout.ROLE_AT, role, 8)
         raw.fence()
 
+    def set_mapped(self, copied: int, skipped: int) -> None:
+        """Say how many chunks that clients might store to were copied at the making, or left out (`Header`)."""
+        raw, start = self._pool.unhooked, self._place(0)
+        raw.store_word(start + layout.MAPPED_AT, copied, 8)
+        raw.store_word(start + layout.SKIPPED_AT, skipped, 8)
+        raw.fence()
+
     def head(self) -> bytes:
         """Return the header's bytes as they are: another process can see in them whether a store is what it was."""
         start = self._place(0)
@@ -145,18 +152,23 @@ class Store:
         self._mapped = layout.data_chunk(self.count, self._entries)
         self._straight = 0
 
-    def table(self, first: int = 0) -> tuple[Chunks, Chunks]:
+    def table(self, first: int = 0, most: int | None = None) -> tuple[Chunks, Chunks]:
         """Return the exceptions from number ``first`` on, as the medium has them now: chunks of the pool, and chunks of
-        the store that hold their old content.
+        the store that hold their old content. ``most`` is how many at most (None: all).
 
         Another process may read the table of a mounted pool: what it finds stays so.
 
         Raises:
             NotAStore: the table is damaged.
         """
-        parts = list(self._tables(first))
         none = np.zeros(0, np.uint64)
-        return np.concatenate([none, *(old for old, _ in parts)]), np.concatenate([none, *(new for _, new in parts)])
+        parts, found = [(none, none)], 0
+        for part in self._tables(first):
+            parts.append(part)
+            found += len(part[0])
+            if most is not None and found >= most:
+                break
+        return np.concatenate([old for old, _ in parts])[:most], np.concatenate([new for _, new in parts])[:most]
 
     def content(self, new: int) -> memoryview:
         """Return the content of a chunk of the store."""

@@ -26,6 +26,7 @@ READERS = ("tests/snapshots/test_reading.py",)
 KEEPERS = ("tests/fs/snapshots/test_keeper.py",)
 STORING = ("tests/fs/grants/test_storing.py",)
 IMAGES = ("tests/fs/test_imaging.py",)
+PROTECTION = ("tests/fs/snapshots/test_protection.py",)
 HANDLES = ("tests/journal/test_before_handles.py",)
 
 RESTORES = ("tests/fs/test_restoring.py",)
@@ -196,8 +197,8 @@ MUTANTS = [
     Mutant(
         "snapshot: a full store goes on",
         COPIER,
-        "        if len(chunks) > self.store.room:\n            self._lost(True)\n            return\n",
-        "        if len(chunks) > self.store.room:\n            return\n",
+        "        if copied is None:\n            self._lost(True)\n            return\n",
+        "        if copied is None:\n            return\n",
         "A snapshot that has lost content counts as valid.",
         COPIES,
     ),
@@ -220,8 +221,8 @@ MUTANTS = [
     Mutant(
         "snapshot: a deletion merges nothing",
         KEEPER,
-        "            if at:\n                yield from self._merge(at)\n",
-        "            if at:\n                yield\n",
+        "        if at:\n            yield from self._merge(at)\n",
+        "        if at:\n            yield\n",
         "The next older snapshot loses what only the deleted one had.",
         KEEPERS,
     ),
@@ -252,8 +253,8 @@ MUTANTS = [
     Mutant(
         "snapshot: clients are forgotten",
         KEEPER,
-        "            store.append(copied)\n",
-        "",
+        "                    self.copier.copy(chunks[at : at + MAPPED_AT_ONCE])\n",
+        "                    pass\n",
         "A client that was granted memory before changes the snapshot.",
         KEEPERS,
     ),
@@ -264,6 +265,65 @@ MUTANTS = [
         "                pass\n",
         "Each snapshot copies all that was ever granted for storing.",
         (*STORING, *KEEPERS),
+    ),
+    Mutant(
+        "snapshot: a deletion merges what its table had before the older store grew",
+        KEEPER,
+        "        self._grow(older, total + reserve)  # the reserve need not be had\n        first = 0\n"
+        "        while gone in self.kept:\n            old, new = gone.store.table(first, MERGED_AT_ONCE)\n",
+        "        most = gone.store.count\n        self._grow(older, total + reserve)\n        first = 0\n"
+        "        while gone in self.kept:\n"
+        "            old, new = gone.store.table(first, min(MERGED_AT_ONCE, most - first))\n",
+        "The older snapshot lacks what the growth itself has overwritten, and can no longer be read.",
+        KEEPERS,
+    ),
+    Mutant(
+        "snapshot: any file where the stores are is one",
+        FILES,
+        "bool(inode.flags & EXT4_IMMUTABLE_FL) and inode.uid == 0 and inode.links_count == 1",
+        "True",
+        "A copy of a store, or one that a user has forged, is believed.",
+        PROTECTION,
+    ),
+    Mutant(
+        "snapshot: a deletion takes directories for files",
+        FILES,
+        "    return stat.S_ISREG(inodes.read(view, place.ino).mode)\n",
+        "    return True\n",
+        "A directory loses its name with all that is in it.",
+        PROTECTION,
+    ),
+    Mutant(
+        "snapshot: the protection of a store can be lifted",
+        "daxfs/fs/flags.py",
+        "        if inode.flags & ~flags & EXT4_IMMUTABLE_FL:\n            volume.snapshots.refuse_change(ino)\n",
+        "",
+        "Copies go into blocks that belong to another file by then.",
+        PROTECTION,
+    ),
+    Mutant(
+        "snapshot: a new one makes foreign stores valid",
+        KEEPER,
+        "                    if kept.header.valid:\n                        catalogue.invalidate(",
+        "                    if False:\n                        catalogue.invalidate(",
+        "A snapshot shows blocks that were overwritten while its store was somewhere else.",
+        PROTECTION,
+    ),
+    Mutant(
+        "snapshot: stores have the times of a clock that was set back",
+        KEEPER,
+        "        created_ns = max(clock.now(), self._disown() + 1)",
+        "        created_ns = min(clock.now(), self._disown() + clock.now())",
+        "An older snapshot is read through a newer one whose store is damaged.",
+        PROTECTION,
+    ),
+    Mutant(
+        "snapshot: another program's changes before a replay are not noticed",
+        "daxfs/fs/mounting.py",
+        "    if catalogue.was_written_after(found, sb):\n",
+        "    if catalogue.was_written_after(sb, sb):\n",
+        "The log's superblock hides that debugfs has changed the pool.",
+        KEEPERS,
     ),
     Mutant(
         "snapshot: clients are not asked to renew",

@@ -1,7 +1,7 @@
 """Which snapshots a pool has, and which of them can be believed: what its stores, and the record of mounts, say.
 
-This holds for a mounted pool as for one that is not in use. Nothing is stored here. Callers: the keeper of a mount, and
-tools that read a pool which nobody has mounted.
+This holds for a mounted pool as for one that is not in use. All that is stored here is that a snapshot is lost.
+Callers: the keeper of a mount, recovery, and tools that read a pool which nobody has mounted.
 
 What another program has written to the pool was not copied. So the directory of the stores has an attribute with the
 superblock's record of mounts as daxfs has left it (`RECORD`); if another one is found, the snapshots are lost.
@@ -9,11 +9,13 @@ superblock's record of mounts as daxfs has left it (`RECORD`); if another one is
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
+from daxfs.errors import Corrupt
 from daxfs.fs.snapshots import files
 from daxfs.fs.types import Snapshot
 from daxfs.snapshots.format import Header, NotAStore
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     from daxfs.ext4.superblock import Superblock
     from daxfs.journal.view import View
     from daxfs.pmem.pool import Pool
+    from daxfs.structures.inodes import Inode
 
+log = logging.getLogger("daxfs.snapshots")
+
+SECOND_NS = 10**9
 RECORD = b"trusted.daxfs.mounts"
 RECORD_FIELDS = (
     *("s_mnt_count", "s_mtime", "s_mtime_hi", "s_wtime", "s_wtime_hi"),
@@ -68,6 +74,39 @@ def record(sb: Superblock) -> bytes:
 def fields_of(kept: bytes) -> list[int]:
     """Return the values of `RECORD_FIELDS` in a record, of which an empty one has none."""
     return list(_RECORD.unpack(kept)) if kept else []
+
+
+def was_written_after(found: Superblock, replayed: Superblock) -> bool:
+    """Whether a superblock that was found at home was written later than the one that the log has put there.
+
+    Then another program has changed a pool whose log is not empty, as debugfs does, and that did not replay it.
+    """
+    return (
+        _seconds(found.s_mtime, found.s_mtime_hi) > _seconds(replayed.s_mtime, replayed.s_mtime_hi)
+        or _seconds(found.s_wtime, found.s_wtime_hi) > _seconds(replayed.s_wtime, replayed.s_wtime_hi)
+        or found.s_kbytes_written > replayed.s_kbytes_written
+    )
+
+
+def _seconds(low: int, high: int) -> int:
+    return high << 32 | low
+
+
+def disbelieve(pool: Pool, view: View) -> None:
+    """Invalidate all snapshots, since another program has changed the pool. Where the stores can't be found, nobody
+    else finds them either.
+    """
+    with suppress(Corrupt):
+        for kept in list(readable(pool, view)):
+            if kept.header.valid:
+                invalidate(pool, kept, FOREIGN)
+
+
+def invalidate(pool: Pool, kept: Kept, reason: int) -> None:
+    """Mark a snapshot as lost, durably, with a line in the log."""
+    kept.store.invalidate(reason)
+    name = kept.name.decode(errors="replace")
+    log.warning("%s: the snapshot %s is lost: %s", pool.path, name, REASONS[reason])
 
 
 def readable(pool: Pool, view: View) -> Iterator[Kept]:
@@ -114,23 +153,26 @@ def listing(view: View, verdicts: list[Verdict]) -> list[Snapshot]:
     known = {kept.name for kept, _ in verdicts}
     damaged = [
         Snapshot(name, inode.crtime_ns, inode.size, 0, bytes(16), REASONS[DAMAGED])
-        for name, inode in files.found(view)
+        for name, inode in files.named(view)
         if name not in known
     ]
-    made = [
-        Snapshot(
-            kept.name,
-            kept.header.created_ns,
-            kept.store.chunks << kept.store.bits,
-            kept.store.count << kept.store.bits,
-            kept.header.uuid,
-            REASONS[reason],
-            kept.header.mapped << kept.store.bits,
-            kept.header.skipped << kept.store.bits,
-        )
-        for kept, reason in sorted(verdicts, key=lambda each: each.kept.header.serial)
-    ]
+    made = [described(*each) for each in sorted(verdicts, key=lambda each: each.kept.header.serial)]
     return sorted(damaged, key=lambda each: each.created_ns) + made
+
+
+def described(kept: Kept, reason: int) -> Snapshot:
+    """Return what users see of a snapshot."""
+    bits = kept.store.bits
+    return Snapshot(
+        kept.name,
+        kept.header.created_ns,
+        kept.store.chunks << bits,
+        kept.store.count << bits,
+        kept.header.uuid,
+        REASONS[reason],
+        kept.header.mapped << bits,
+        kept.header.skipped << bits,
+    )
 
 
 def recorded(view: View, directory: int) -> bytes:
@@ -145,9 +187,10 @@ def _newest_lost(view: View, found: list[Kept]) -> tuple[int, int]:
     """
     serial = max((each.header.serial for each in found if not each.header.valid), default=-1)
     known = {each.name for each in found}
-    made = [
-        inode.crtime_ns or inode.ctime_ns
-        for name, inode in files.found(view)
-        if name not in known and inode.flags & EXT4_IMMUTABLE_FL
-    ]
+    made = [made_ns(inode) for name, inode in files.found(view) if name not in known]
     return serial, max(made, default=-1)
+
+
+def made_ns(inode: Inode) -> int:
+    """Return a time that is not before the making of a store, and that no later store was made before."""
+    return inode.crtime_ns or inode.ctime_ns + SECOND_NS - 1  # a small inode has seconds only

@@ -69,22 +69,30 @@ def chunk_bits(view: View) -> int:
 
 def folder(view: View) -> Inode | None:
     """Return the directory of the stores; None if there is none."""
+    path = folders(view)
+    return path[-1] if len(path) == len(FOLDERS) else None
+
+
+def folders(view: View) -> list[Inode]:
+    """Return the directories on the way to the stores below the root, as many as there are."""
+    path: list[Inode] = []
     inode = inodes.read(view, ROOT_INO)
     for name in FOLDERS:
         place = directories.find(view, inode, name)
         if not place.ino or not inodes.nameable(view, place.ino):
-            return None
+            break
         inode = inodes.read(view, place.ino)
         if not stat.S_ISDIR(inode.mode):
-            return None
-    return inode
+            break
+        path.append(inode)
+    return path
 
 
 def make_folder(volume: Volume, tx: Handle) -> int:
     """Return the inode number of the directory of the stores, which the handle makes if there is none.
 
     Raises:
-        FsError: ENOTDIR, a file is in its place; ENOSPC.
+        FsError: ENOTDIR, a file is in its place; EACCES, it is not root's, so its owner could move it; ENOSPC.
     """
     number = ROOT_INO
     for name in FOLDERS:
@@ -92,10 +100,13 @@ def make_folder(volume: Volume, tx: Handle) -> int:
         place = directories.find(tx, parent, name)
         if not place.ino:
             number = _make_directory(volume, tx, parent, place)
-        elif stat.S_ISDIR(inodes.read(tx, place.ino).mode):
-            number = place.ino
         else:
-            raise FsError(errno.ENOTDIR, f"{name.decode()} is in the place of the directory of snapshots")
+            number = place.ino
+            inode = inodes.read(tx, number)
+            if not stat.S_ISDIR(inode.mode):
+                raise FsError(errno.ENOTDIR, f"{name.decode()} is in the place of the directory of snapshots")
+            if inode.uid:
+                raise FsError(errno.EACCES, f"{name.decode()}, the directory of snapshots, is not root's")
     return number
 
 
@@ -112,8 +123,28 @@ def _make_directory(volume: Volume, tx: Handle, parent: Inode, place: directorie
     return made.number
 
 
+def is_store(inode: Inode) -> bool:
+    """Whether an inode may be a store: immutable, root's, and with one name. No user can make such a file."""
+    return (
+        stat.S_ISREG(inode.mode) and bool(inode.flags & EXT4_IMMUTABLE_FL) and inode.uid == 0 and inode.links_count == 1
+    )
+
+
 def found(view: View) -> Iterator[tuple[bytes, Inode]]:
     """Yield the names and inodes of what may be stores; valid until the next change."""
+    return (each for each in named(view) if is_store(each[1]))
+
+
+def is_named(view: View, directory: Inode, name: bytes) -> bool:
+    """Whether a file in the directory of the stores has this name, be it a store or not."""
+    place = directories.find(view, directory, name)
+    if not place.ino or name in (b".", b"..") or not inodes.nameable(view, place.ino):
+        return False
+    return stat.S_ISREG(inodes.read(view, place.ino).mode)
+
+
+def named(view: View) -> Iterator[tuple[bytes, Inode]]:
+    """Yield the names and inodes of all files where stores are; valid until the next change."""
     directory = folder(view)
     if directory is None:
         return
@@ -160,7 +191,9 @@ def _merged(extents: Iterator[Extent]) -> Iterator[Extent]:
         yield last
 
 
-def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, needed: bytearray) -> Inode:
+def create(
+    volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, needed: bytearray, created_ns: int
+) -> Inode:
     """Make a store of ``chunks`` chunks, in a handle with `CREDITS_NEW` and the credits of its `Reach`.
 
     Args:
@@ -170,16 +203,16 @@ def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, ne
         name: of the snapshot.
         chunks: how many it gets.
         needed: the chunks of the pool that it must not take.
+        created_ns: when it is made, not before any other store.
 
     Raises:
         FsError: EEXIST; ENOSPC, there are not so many chunks that nobody needs.
     """
-    now = clock.now()
     directory = inodes.edit(tx, parent)
     place = directories.find(tx, directory, name)
     if place.ino:
         raise FsError(errno.EEXIST, f"there is a snapshot {name.decode(errors='replace')} already")
-    inode, _ = names.new_inode(volume, tx, directory, stat.S_IFREG | 0o600, Caller(), now)
+    inode, _ = names.new_inode(volume, tx, directory, stat.S_IFREG | 0o600, Caller(), created_ns)
     inode.mode = stat.S_IFREG | 0o600
     mapping.new_inode_map(tx, inode)
     if extend(volume, tx, inode, chunks, needed, Reach.of(tx, chunks)) < chunks:
@@ -187,7 +220,7 @@ def create(volume: Volume, tx: Handle, parent: int, name: bytes, chunks: int, ne
     inode.flags |= EXT4_IMMUTABLE_FL | EXT4_NODUMP_FL
     inode.links_count = 1
     directories.insert(tx, place, inode.number, file_type_of_mode(inode.mode))
-    directory.set_changed(now)
+    directory.set_changed(clock.now())
     return inode
 
 

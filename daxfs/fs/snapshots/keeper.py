@@ -17,7 +17,7 @@ import errno
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError, MissingMemory
@@ -28,7 +28,7 @@ from daxfs.fs import clock, names, removal
 from daxfs.fs.grants import requests, storing
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.snapshots import catalogue, files, past
-from daxfs.fs.snapshots.catalogue import DAMAGED, FULL, MISSING, REASONS, RECORD, Kept, Verdict
+from daxfs.fs.snapshots.catalogue import DAMAGED, FOREIGN, FULL, MISSING, RECORD, Kept, Verdict
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import MappedFile, NewSnapshot, Snapshot
 from daxfs.snapshots import format as layout
@@ -36,7 +36,7 @@ from daxfs.snapshots.copier import Copier
 from daxfs.snapshots.format import Header, NotAStore
 from daxfs.snapshots.reading import Chain
 from daxfs.snapshots.store import Store
-from daxfs.structures import bitmaps, blocks, directories, inodes, xattrs
+from daxfs.structures import blocks, directories, inodes, xattrs
 
 if TYPE_CHECKING:
     from daxfs.fs.grants.storing import Storable
@@ -57,6 +57,8 @@ CREDITS_RECORD = 8
 """What the record of mounts adds to a handle: the directory's inode, and a block of attributes."""
 MERGED_AT_ONCE = 256
 """Copies that one step of a deletion moves."""
+MAPPED_AT_ONCE = 1024
+"""Chunks that one step of a making copies, of those that clients may store to."""
 
 
 class Keeper:
@@ -100,7 +102,7 @@ class Keeper:
         verdicts = catalogue.judged(pool, view)
         for kept, reason in reversed(verdicts):
             if reason and kept.header.valid:
-                self._invalidate(kept, reason)
+                catalogue.invalidate(self.volume.pool, kept, reason)
         stores = [kept for kept, reason in verdicts if not reason]
         if stores:
             try:
@@ -108,13 +110,13 @@ class Keeper:
             except (Corrupt, NotAStore) as error:
                 log.error("%s: the newest snapshot can't be read: %s", pool.path, error.strerror)
                 for kept in reversed(stores):
-                    self._invalidate(kept, DAMAGED)
+                    catalogue.invalidate(self.volume.pool, kept, DAMAGED)
                 return
             for kept in stores:
                 kept.store.clear_stale()
             self.kept = stores
             self._set_roles()
-            self._copy_into(stores[-1], needed)
+            self._copy_into(stores[-1], needed).check_room()
 
     def pool_marked(self, tx: Handle) -> None:
         """As `MountNotifier.pool_marked`."""
@@ -127,6 +129,13 @@ class Keeper:
         """As `MountNotifier.names`."""
         return [each.name for each in self.listing()]
 
+    def refuse_change(self, ino: int) -> None:
+        """As `MountNotifier.refuse_change`."""
+        if self.kept:
+            held = {each.ino for each in self.kept} | {each.number for each in files.folders(self.volume.view)}
+            if ino in held:
+                raise FsError(errno.EBUSY, f"inode {ino} belongs to the snapshots of the pool; delete them first")
+
     # What the facade offers
 
     def listing(self) -> list[Snapshot]:
@@ -138,22 +147,29 @@ class Keeper:
         verdicts = [
             Verdict(
                 each._replace(store=stores.get(each.name, each.store)),
-                0 if each.header.valid else each.header.reason or DAMAGED,
+                self._why_lost(each),
             )
             for each in self._readable()
         ]
         return catalogue.listing(volume.view, verdicts)
 
+    def _why_lost(self, found: Kept) -> int:
+        """Return why a snapshot of this mount is lost (0: it is not)."""
+        if not found.header.valid:
+            return found.header.reason or DAMAGED
+        return FOREIGN if self.volume.was_writable and self._position(found.name) is None else 0
+
     def create(self, name: bytes, *, skip_mapped: bool = False) -> Steps[NewSnapshot]:
-        """Make a snapshot of the file system as it is in the last step; the steps before wait for clients.
+        """Make a snapshot. The first steps wait for clients; one step makes it; the others copy what clients may store
+        to at any time, which the snapshot shows as it is at some moment of the call.
 
         Args:
             name: of the snapshot.
-            skip_mapped: leave out what clients may store to at any time. Else it is copied at once.
+            skip_mapped: leave out what clients may store to at any time.
 
         Raises:
             FsError: EEXIST; EINVAL, ENAMETOOLONG: the name; EROFS; EBUSY: a deletion runs, or programs of an earlier
-                mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC.
+                mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC; EINTR: it was shortened.
             MissingMemory: memory of the pool is missing for it. Nothing has changed.
         """
         volume = self.volume
@@ -167,9 +183,13 @@ class Keeper:
             if self._named(name):
                 raise FsError(errno.EEXIST, f"there is a snapshot {name.decode(errors='replace')} already")
             yield from storing.renewing(self._grants)
-            return volume.reclaimers.retrying(self._create_at_once, name, skip_mapped)
+            kept, mapped, chunks = volume.reclaimers.retrying(self._create_at_once, name)
+            if not skip_mapped:
+                yield from self._copy_mapped(kept, chunks)
+            made = catalogue.described(kept._replace(header=kept.store.header()), 0)
+            return NewSnapshot(made, _files(mapped))
 
-    def _create_at_once(self, name: bytes, skip_mapped: bool) -> NewSnapshot:
+    def _create_at_once(self, name: bytes) -> tuple[Kept, list[Storable], list[int]]:
         volume = self.volume
         volume.writable()
         if volume.notifier.stale:
@@ -178,14 +198,18 @@ class Keeper:
         self._growing = True  # no other commit may come between the checkpoint and the snapshot's
         try:
             volume.journal.checkpoint()
-            return self._create(name, skip_mapped)
+            return self._create(name)
         finally:
             self._growing = False
             if self.copier is not None:
                 self.copier.grown()
                 self.copier.check_room()
 
-    def _create(self, name: bytes, skip_mapped: bool) -> NewSnapshot:
+    def _create(self, name: bytes) -> tuple[Kept, list[Storable], list[int]]:
+        """Make a snapshot without what clients may store to; return it, that, and its chunks, which are to be copied.
+
+        Its store has room for them. Until they are copied its header says that they are left out.
+        """
         volume, pool = self.volume, self.volume.pool
         bits = files.chunk_bits(volume.view)
         origin = layout.chunks_of(pool.size, bits)
@@ -198,39 +222,47 @@ class Keeper:
             needed = past.union(needed, self.copier.needed)
         needed += bytes(max((origin + 7 >> 3) - len(needed), 0))
         stored_to = [chunk for chunk in past.within(needed, ranges, bits) if chunk not in contents]
-        copied, skipped = ([], len(stored_to)) if skip_mapped else (stored_to, 0)
-        chunks = layout.chunks_for(2 * self._reserve(origin) + len(copied), entries)
+        chunks = layout.chunks_for(2 * self._reserve(origin) + len(stored_to), entries)
         serial = self.kept[-1].header.serial + 1 if self.kept else 1 + self._last_serial()
         uuid = secrets.token_bytes(16)
-        header = Header(True, 0, bits, serial, clock.now(), origin, uuid, len(copied), skipped)
+        created_ns = max(clock.now(), self._disown() + 1)  # a clock that was set back does not change the order
+        header = Header(True, 0, bits, serial, created_ns, origin, uuid, 0, len(stored_to))
         credits = files.CREDITS_NEW + CREDITS_RECORD + files.Reach.of(volume.view, chunks).credits
         with volume.handle(credits) as tx:
             parent = files.make_folder(volume, tx)
-            inode = files.create(volume, tx, parent, name, chunks, needed)
+            inode = files.create(volume, tx, parent, name, chunks, needed, created_ns)
             xattrs.set(tx, inodes.edit(tx, parent), RECORD, catalogue.record(tx.superblock()))
             # If memory of the store is missing, the handle is undone: nothing names its blocks, and they are free.
             store = Store(pool, bits, files.runs_of(tx, inode))
             store.create(header)
             store.append(sorted(contents), contents)
-            store.append(copied)
             kept = Kept(name, inode.number, store, header)
-        past.without(needed, (*contents, *copied))
+        past.without(needed, contents)
         self.kept.append(kept)
         self._set_roles()
         self._copy_into(kept, needed)
-        self.mapped += len(copied) << bits
         volume.commit()
-        made = Snapshot(
-            name,
-            header.created_ns,
-            store.chunks << bits,
-            store.count << bits,
-            uuid,
-            "",
-            len(copied) << bits,
-            skipped << bits,
-        )
-        return NewSnapshot(made, _files(mapped))
+        return kept, mapped, stored_to
+
+    def _copy_mapped(self, kept: Kept, chunks: list[int]) -> Steps[None]:
+        """Copy what clients may store to into the store of a new snapshot; if that fails, delete the snapshot."""
+        volume = self.volume
+        try:
+            for at in range(0, len(chunks), MAPPED_AT_ONCE):
+                if at:
+                    yield
+                volume.writable()
+                if self.copier is None or kept not in self.kept:
+                    raise FsError(errno.ENOSPC, "the new snapshot is lost already")
+                with volume.pool.faults.checked():
+                    self.copier.copy(chunks[at : at + MAPPED_AT_ONCE])
+        except FsError:
+            directory = files.folder(volume.view)
+            assert directory is not None
+            yield from self._delete(directory.number, kept.name)
+            raise
+        kept.store.set_mapped(len(chunks), 0)
+        self.mapped += len(chunks) << kept.store.bits
 
     def delete(self, name: bytes) -> Steps[None]:
         """Delete a snapshot; the next older one gets the copies that it needs.
@@ -242,15 +274,18 @@ class Keeper:
         volume.writable()
         with self._alone():
             directory = files.folder(volume.view)
-            if directory is None or not directories.find(volume.view, directory, name).ino:
+            if directory is None or not files.is_named(volume.view, directory, name):
                 raise FsError(errno.ENOENT, f"there is no snapshot {name.decode(errors='replace')}")
-            at = self._position(name)
-            if at:
-                yield from self._merge(at)
-                at = self._position(name)
-            self._remove(directory.number, name, at)
+            yield from self._delete(directory.number, name)
 
     # Making and deleting
+
+    def _delete(self, directory: int, name: bytes) -> Steps[None]:
+        at = self._position(name)
+        if at:
+            yield from self._merge(at)
+            at = self._position(name)
+        self._remove(directory, name, at)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -261,6 +296,25 @@ class Keeper:
             yield
         finally:
             self._changing = False
+
+    def _disown(self) -> int:
+        """Invalidate the stores that this mount does not keep: soon the record of mounts will hold for them too. Return
+        when the newest store was made.
+        """
+        view = self.volume.view
+        own = {each.ino: each for each in self.kept}
+        newest = 0
+        for name, inode in files.found(view):
+            kept = own.get(inode.number)
+            made_ns = catalogue.made_ns(inode)
+            if kept is None:
+                with suppress(NotAStore):
+                    store = Store(self.volume.pool, files.chunk_bits(view), files.runs_of(view, inode))
+                    kept = Kept(name, inode.number, store, store.header())
+                    if kept.header.valid:
+                        catalogue.invalidate(self.volume.pool, kept, FOREIGN)
+            newest = max(newest, made_ns if kept is None else kept.header.created_ns)
+        return newest
 
     def _superblocks(self, bits: int) -> dict[int, bytes]:
         """Return the chunks of the two superblocks as a clean unmount would leave them; the log is empty."""
@@ -311,27 +365,32 @@ class Keeper:
     def _merge(self, at: int) -> Steps[None]:
         """Copy into the store of the next older snapshot what it needs of the one at ``at``.
 
-        After the last step nothing is left: the newest snapshot may get more copies between two steps. If the snapshots
-        are lost meanwhile, there is nothing to do.
+        The newest snapshot may get more copies between two steps, and also because a store grows, so the last look at
+        its table comes after all of that. If the snapshots are lost meanwhile, there is nothing to do.
+
+        Raises:
+            FsError: ENOSPC.
         """
         older, gone = self.kept[at - 1], self.kept[at]
         wanted = past.needed_by(self.volume.pool, [each.store for each in self.kept], at)
-        bits = memoryview(wanted)
+        total = past.count(wanted, gone.store.table()[0])
+        reserve = self._reserve(older.header.origin_chunks) if gone is self.kept[-1] else 0
+        self._grow(older, total + reserve)  # the reserve need not be had
+        first = 0
         while gone in self.kept:
-            old, new = gone.store.table()
-            moved = [
-                (chunk, place)
+            old, new = gone.store.table(first, MERGED_AT_ONCE)
+            if not len(old):
+                return
+            contents = {
+                chunk: bytes(gone.store.content(place))
                 for chunk, place in zip(old.tolist(), new.tolist(), strict=True)
-                if bitmaps.test(bits, chunk)
-            ]
-            part = moved[:MERGED_AT_ONCE]
-            if older.store.room < len(part) and not self._grow(older, len(moved)):
+                if wanted[chunk >> 3] >> (chunk & 7) & 1
+            }
+            if not self._grow(older, max(len(contents), total if not first else 0)):
                 raise FsError(errno.ENOSPC, "the pool has no room for what the next older snapshot needs")
-            contents = {chunk: bytes(gone.store.content(place)) for chunk, place in part}
             older.store.append(sorted(contents), contents)
             past.without(wanted, contents)
-            if len(part) == len(moved):
-                return
+            first += len(old)
             yield
 
     def _remove(self, parent: int, name: bytes, at: int | None) -> None:
@@ -347,6 +406,7 @@ class Keeper:
                 self._stop()
             else:
                 # With the snapshot that is removed, its superblocks' exceptions are gone as well: they are in all.
+                # The store must not grow before the name is gone: what that copies would be in this one only.
                 needed = past.needed_by(volume.pool, [each.store for each in self.kept])
                 self._copy_into(self.kept[-1], needed)
         now = clock.now()
@@ -368,6 +428,8 @@ class Keeper:
             raise
         volume.commit()
         removal.begin(volume, ino)
+        if self.copier is not None:
+            self.copier.check_room()
 
     # Copying
 
@@ -394,7 +456,6 @@ class Keeper:
         self.volume.pool.hook_stores(self.copier)
         ratio = kept.store.bits - self.volume.block_bits
         self.volume.journal.limit_transactions(max(SMALLEST_LIMIT, reserve << ratio >> 1))
-        self.copier.check_room()
         return self.copier
 
     def _count_copies(self) -> None:
@@ -477,16 +538,7 @@ class Keeper:
         self._count_copies()
         gone, self.kept, self.copier = self.kept, [], None
         for kept in reversed(gone):  # the newest first: older ones are not valid without it (`attach`)
-            self._invalidate(kept, FULL if full else MISSING)
-
-    def _invalidate(self, kept: Kept, reason: int) -> None:
-        kept.store.invalidate(reason)
-        log.warning(
-            "%s: the snapshot %s is lost: %s",
-            self.volume.pool.path,
-            kept.name.decode(errors="replace"),
-            REASONS[reason],
-        )
+            catalogue.invalidate(self.volume.pool, kept, FULL if full else MISSING)
 
     def chain(self, name: bytes) -> Chain:
         """Return what a valid snapshot shows.

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs.snapshots import files
 from daxfs.journal.view import Check, View
-from daxfs.snapshots.format import NotAStore
+from daxfs.snapshots.format import NotAStore, chunks_of
 from daxfs.snapshots.reading import Chain, Past
 from daxfs.structures import bitmaps, inodes, mapping
 from daxfs.structures.usage import used_blocks
@@ -115,6 +116,12 @@ def union(first: bytearray, second: bytearray) -> bytearray:
     return made
 
 
+def count(bitmap: bytearray, chunks: npt.NDArray[np.uint64]) -> int:
+    """Return how many of some chunks have a set bit in a bitmap."""
+    found = np.frombuffer(bitmap, np.uint8)[(chunks >> 3).astype(np.intp)] >> (chunks & 7).astype(np.uint8)
+    return int((found & 1).sum())
+
+
 def without(bitmap: bytearray, chunks: Iterable[int]) -> bytearray:
     """Clear the bits of chunks in a bitmap, and return it."""
     for chunk in chunks:
@@ -128,7 +135,7 @@ def needed_by(pool: Pool, stores: Sequence[Store], count: int | None = None) -> 
     ``stores`` are those of all valid snapshots, in the order of their making. An older
     snapshot needs what it had in use until that is copied into its own store or into a newer one.
     """
-    needed = bytearray()
+    needed = bytearray(chunks_of(pool.size, stores[0].bits) + 7 >> 3 if stores else 0)
     for at, store in enumerate(stores[:count]):
         needed = union(needed, needed_at(PastView(pool, Chain(pool, stores[at:]))))
         without(needed, store.table()[0].tolist())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from crash_rig import FORMATS, OPERATIONS, PLAIN, Workbench, image
-from kernel_rig import kernel_mount
+from kernel_rig import kernel_mount, loop_device
 from lease_rig import Client
 from range_rig import refused
 from snapshot_rig import after_power_loss, differences, keeper, remounted, tree, unmounted
@@ -21,14 +21,14 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.grants import storing
 from daxfs.fs.snapshots import catalogue, files
 from daxfs.fs.snapshots import keeper as keepers
-from daxfs.fs.steps import finish, interruption
-from daxfs.fs.types import ROOT_INO, MappedFile, Options
+from daxfs.fs.steps import Steps, finish, interruption
+from daxfs.fs.types import ROOT_INO, MappedFile, NewSnapshot, Options
 from daxfs.pmem.memory import MemoryPool
 from daxfs.protocol import Flag
 from daxfs.snapshots import format as layout
 from daxfs.snapshots.store import Store
 from daxfs.structures import inodes, mapping
-from support import HANG_SECONDS, fsck, run, wait_a_tick
+from support import HANG_SECONDS, fsck, mke2fs, run, wait_a_tick
 
 
 @pytest.fixture(params=FORMATS)
@@ -313,6 +313,62 @@ def test_older_snapshots_are_lost_with_a_newer_one_whose_store_is_damaged() -> N
     fs.check()
 
 
+def test_a_deletion_keeps_what_it_overwrites_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The older store grows into a group whose bitmap was not overwritten before: the deleted one has it then."""
+    monkeypatch.setattr(keepers, "LEAST_RESERVE", 40)
+    monkeypatch.setattr(keepers, "MERGED_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(keepers, "RESERVE_SHARE", 1 << 20)
+    path = tmp_path / "new"
+    options = ("-b", "1024", "-g", "4096", "-N", "64", "-O", "^flex_bg,^resize_inode", "-J", "size=1")
+    fs = FileSystem.open(MemoryPool(bytearray(mke2fs(path, *options, size="16M").read_bytes())), QUIET)
+    fs.tree.write_bytes("data", os.urandom(3 << 20))
+    expected = tree(fs)
+    fs.create_snapshot(b"older")
+    fs.create_snapshot(b"newer")
+    for at in range(0, 3 << 20, 1 << 19):
+        with fs.tree.open("data", "r+b") as file:
+            file.seek(at)
+            file.write(os.urandom(1 << 19))
+    fs.sync()
+    fs.delete_snapshot(b"newer")
+    assert [(found.name, found.lost) for found in fs.list_snapshots()] == [(b"older", "")]
+    assert not differences(fs, b"older", expected, tmp_path)
+
+
+def test_what_another_program_stores_before_a_replay_is_noticed(tmp_path: Path) -> None:
+    """The log has a superblock too: its replay overwrites the one that the other program has written."""
+    fs = mounted("4k")
+    fs.create_snapshot(b"s")
+    busy(fs, "unlink")
+    fs.volume.commit()
+    path = tmp_path / "pool"
+    path.write_bytes(fs.volume.pool.memory)
+    fs = FileSystem.open(MemoryPool(path.read_bytes()), QUIET)
+    assert fs.list_snapshots()[0].lost == ""
+    run("debugfs", "-w", "-R", "write /proc/version new", path)
+    for options in (Options(read_only=True, atime="noatime"), QUIET):
+        with FileSystem.open(path, options) as again:
+            assert again.list_snapshots()[0].lost == catalogue.REASONS[catalogue.FOREIGN]
+
+
+def test_a_replay_by_a_read_only_mount_of_the_kernel_is_noticed(tmp_path: Path) -> None:
+    """It frees what had no name, too, and does not note the time."""
+    fs = mounted("4k")
+    fs.create_snapshot(b"s")
+    bench = Workbench(fs)
+    bench.hold("big")
+    fs.volume.commit()
+    path = tmp_path / "pool"
+    path.write_bytes(fs.volume.pool.memory)
+    with loop_device(path) as device:
+        place = tmp_path / "place"
+        place.mkdir()
+        run("mount", "-t", "ext4", "-o", "ro", device, place, limit=HANG_SECONDS)
+        run("umount", place, limit=HANG_SECONDS)
+    with FileSystem.open(path, QUIET) as again:
+        assert again.list_snapshots()[0].lost == catalogue.REASONS[catalogue.FOREIGN]
+
+
 @pytest.mark.parametrize("command", [("debugfs", "-w", "-R", "rm /g"), ("e2fsck", "-fy"), ("tune2fs", "-L", "x")])
 def test_snapshots_are_lost_when_another_program_changes_the_pool(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -453,6 +509,38 @@ def test_a_wait_for_clients_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) 
     one.renew()
     fs.create_snapshot(b"s")
     fs.check()
+
+
+def test_what_clients_may_store_to_is_copied_in_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Others go on between two steps. A making that ends early leaves nothing behind, and older snapshots whole."""
+    monkeypatch.setattr(keepers, "MAPPED_AT_ONCE", 1)
+    monkeypatch.setattr(storing, "WAIT_SECONDS", 0)
+    fs = mounted("4k")
+    first = tree(fs)
+    fs.create_snapshot(b"older")
+    (one,) = clients_of(fs, "big")
+    place = one.ask(0, 8192, Flag.WRITE).pieces[0].pool_offset
+
+    def begun() -> Steps[NewSnapshot]:
+        steps = fs.steps.create_snapshot(b"s")
+        while [found.skipped for found in fs.list_snapshots()] != [0, 8192]:
+            next(steps)
+        return steps
+
+    steps = begun()
+    busy(fs, "write new", "overwrite", "overwrite moved")
+    with refused(errno.EINTR):
+        steps.throw(interruption())
+        finish(steps)
+    assert [found.name for found in fs.list_snapshots()] == [b"older"]
+    assert not differences(fs, b"older", first, tmp_path)
+    expected = tree(fs)
+    steps = begun()
+    busy(fs, "unlink", "append")
+    assert finish(steps).snapshot.mapped == 8192
+    fs.volume.pool.unhooked.write(place, os.urandom(4096))
+    assert [(found.mapped, found.skipped) for found in fs.list_snapshots()] == [(0, 0), (8192, 0)]
+    assert not differences(fs, b"s", expected, tmp_path)
 
 
 def test_more_can_be_mapped_than_a_store_grows_by_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
