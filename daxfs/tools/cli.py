@@ -332,14 +332,29 @@ def dump_command(
 
 @app.command("map")
 def map_command(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file on a mount, or POOL:/PATH.")],
+    place: Annotated[
+        str, typer.Argument(metavar="FILE|POOL|MOUNTPOINT", help="A file on a mount, POOL:/PATH, or a whole pool.")
+    ],
     pool: Annotated[str, typer.Option("--pool", metavar="POOL", help="FILE is a path in this pool.")] = "",
+    image: Annotated[
+        str, typer.Option("--image", metavar="FILE", help="Draw the whole pool into FILE too, a PNG or SVG.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the extents of FILE in its pool, and how much of it can be mapped with 2 MiB pages."""
+    """Show the extents of FILE in its pool, and how much of it can be mapped with 2 MiB pages; or draw a whole pool.
+
+    The drawing shows what each chunk of 2 MiB holds: free space, data, metadata, the journal, snapshots, bad memory.
+    """
     from daxfs.tools import mapview
 
-    mapview.show(file, pool=pool, as_json=as_json)
+    if not pool and mapview.is_whole_pool(place):
+        from daxfs.tools import pooldrawing
+
+        pooldrawing.show(place, as_json=as_json, image=image)
+    elif image:
+        raise UserError(f"{place} is a file; only a whole pool is drawn as an image", os.EX_USAGE)
+    else:
+        mapview.show(place, pool=pool, as_json=as_json)
 
 
 @app.command("badblocks")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass
 
 from daxfs import protocol
@@ -17,6 +18,7 @@ from daxfs.fs.ranges import FIEMAP_EXTENT_UNWRITTEN
 from daxfs.fs.types import ROOT_INO, FileExtent
 from daxfs.pmem.kinds import HUGE_PAGE, read_mounts
 from daxfs.structures import mapping
+from daxfs.tools import mountpoints
 from daxfs.tools.reading import Reading, reading
 from daxfs.tools.sizes import format_size
 
@@ -62,6 +64,19 @@ def locate(file: str, pool: str = "") -> tuple[str, str]:
     finally:
         os.close(descriptor)
     return found.source, str(ROOT_INO if status.st_ino == 1 else status.st_ino)
+
+
+def is_whole_pool(place: str) -> bool:
+    """Return whether a mountpoint or a pool is named, and not a file in one."""
+    if os.path.isdir(place):
+        return mountpoints.find(place) is not None
+    try:
+        status = os.stat(place)
+    except OSError:
+        return False
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    inside = any(mount.device == device and mount.filesystem == protocol.FILESYSTEM_TYPE for mount in read_mounts())
+    return not inside and not stat.S_ISFIFO(status.st_mode) and not stat.S_ISSOCK(status.st_mode)
 
 
 def examine(file: str, pool: str = "") -> FileMap:
