@@ -34,6 +34,8 @@ BEGIN, DATA, END = 1, 2, 3
 NO_BASE = bytes(16)
 MOST_PAYLOAD = 1 << 24
 SMALLEST_CHUNK_BITS, LARGEST_CHUNK_BITS = 12, 16
+LARGEST_SIZE = 1 << 63
+"""No file can have this size."""
 
 _RECORD = struct.Struct("<4sHxxIIQI4x")
 _SUM_AT = 0x18
@@ -166,6 +168,6 @@ def begin_of(record: Record) -> Begin:
     version, chunk_bits, size, data, uuid, base = _BEGIN.unpack(record.payload)
     if version != VERSION:
         raise DamagedStream(f"the stream has version {version}; this program reads {VERSION}")
-    if not SMALLEST_CHUNK_BITS <= chunk_bits <= LARGEST_CHUNK_BITS or size <= 1 << chunk_bits:
+    if not SMALLEST_CHUNK_BITS <= chunk_bits <= LARGEST_CHUNK_BITS or not 1 << chunk_bits < size < LARGEST_SIZE:
         raise DamagedStream("the stream has an impossible size of the image or of its chunks")
     return Begin(chunk_bits, size, data, uuid, base)

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from daxfs.errors import UserError
+from daxfs.errors import FsError, UserError
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import imaging
+from daxfs.pmem import kinds
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.snapshots import received
 from daxfs.snapshots.received import INCOMPLETE, WHOLE, Received
@@ -150,11 +151,18 @@ def _receive_whole(path: str, read: Callable[[int], bytes], *, force: bool) -> N
         begin = begin_of(opening)
     except DamagedStream as error:
         raise UserError(f"{error.strerror}; {path} is unchanged", os.EX_DATAERR) from None
-    if not os.path.lexists(path):
+    made = not os.path.lexists(path)
+    if made:
         if begin.base != NO_BASE:
             raise UserError(f"{path} does not exist, and the stream needs a base", FAILED)
         _create(path, begin.size)
-    with open_pool(path) as pool:
+    try:
+        opened_pool = open_pool(path)
+    except BaseException:
+        if made:  # a size that no pool can have
+            os.unlink(path)
+        raise
+    with opened_pool as pool:
         pool.refuse_clients()
         held = received.found(pool)
         _refuse(pool, held, begin, force=force)
@@ -218,6 +226,7 @@ def _store(pool: Pool, note: Received, found: Iterator[Record]) -> None:
             elif kind == END:
                 if superblock is None or after.data != begin.data:
                     raise DamagedStream("the stream lacks what it says it holds")
+                _clear_unused(pool, begin, superblock)
                 pool.fence()
                 pool.write(0, superblock[: received.PLACES[0]])
                 pool.write(received.END, superblock[received.END :])
@@ -233,6 +242,23 @@ def _store(pool: Pool, note: Received, found: Iterator[Record]) -> None:
             f"{error.strerror}; {path} is incomplete; go on with: daxfs snapshot send ... --from {good.offset}",
             os.EX_DATAERR,
         ) from None
+
+
+def _clear_unused(pool: Pool, begin: Begin, superblock: bytes) -> None:
+    """Give back the memory of a file that the image does not use. Of a device only the log is cleared.
+
+    What the target held before must not be in the log: transactions of an earlier life have numbers that come again.
+    """
+    past = imaging.Unfinished(pool, begin.chunk_bits, superblock)
+    try:
+        if pool.kind in (kinds.FILE, kinds.TMPFS, kinds.FSDAX):
+            for begin_at, end in list(imaging.unused(pool, past, begin.size)):
+                pool.discard(begin_at, end - begin_at)
+        else:
+            for begin_at, end in list(imaging.log_of(pool, past)):
+                pool.zero(begin_at, end - begin_at)
+    except FsError as error:
+        print(f"{pool.path}: what the image does not use is kept: {error.strerror}", file=sys.stderr)
 
 
 def _check_place(begin: Begin, offset: int, length: int, *, last: bool) -> None:

@@ -430,6 +430,14 @@ MUTANTS = [
         SENDS,
     ),
     Mutant(
+        "snapshot: an image keeps the log that the target had",
+        SEND,
+        "                _clear_unused(pool, begin, superblock)\n",
+        "",
+        "After a crash of the received file system a replay takes old transactions for new ones.",
+        SENDS,
+    ),
+    Mutant(
         "snapshot: an increment lacks what was free before",
         SEND,
         "        numbers = np.union1d(np.setdiff1d(numbers, before), np.intersect1d(numbers, overwritten))\n",

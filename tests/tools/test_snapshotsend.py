@@ -18,8 +18,9 @@ from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.fs import imaging
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
+from daxfs.pmem import kinds
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.pool import Pool, open_pool
 from daxfs.snapshots import received, stream
 from daxfs.tools import snapshotsend, snapshotsource
 from support import fsck, run
@@ -133,6 +134,60 @@ def rest(pool: Path, target: Path, _offset: int, content: bytes) -> None:
     at = content.index(stream.MAGIC)
     cut.write_bytes(content[at:])
     get(target, cut)
+
+
+def test_what_the_image_no_longer_uses_is_given_back(tmp_path: Path) -> None:
+    one, target = tmp_path / "pool", tmp_path / "image"
+    one.write_bytes(image("4k"))
+    with FileSystem.open(one, QUIET) as fs:
+        fs.tree.write_bytes("large", b"\xee" * (1 << 20))
+        fs.create_snapshot(b"d")
+        fs.tree.unlink("large")
+        fs.create_snapshot(b"e")
+    get(target, sent(one, "d"))
+    before = target.stat().st_blocks
+    get(target, sent(one, "e", "d"))
+    assert before - target.stat().st_blocks >= (1 << 19) // 512
+    assert b"\xee" * 4096 not in target.read_bytes()
+    holds(target, one, "e")
+
+
+@pytest.mark.parametrize("kind", [kinds.TMPFS, kinds.DEVDAX])
+def test_nothing_of_an_earlier_log_is_in_the_image(kind: str, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its transactions have numbers that come again: a replay would take them for new ones."""
+    target = one.with_name("image")
+    get(target, sent(one, "a"))
+    with FileSystem.open(target, QUIET) as fs:
+        for number in range(20):
+            fs.tree.write_bytes("mine", b"%d" % number)
+            fs.sync()
+        area = fs.volume.log_area
+        assert area is not None
+        places = [area.physical(at) << fs.volume.block_bits for at in range(4, area.blocks)]
+        size = fs.volume.block_size
+    kept = target.read_bytes()
+    assert any(kept[place : place + size].strip(b"\0") for place in places)
+
+    def opened(path: str) -> Pool:
+        pool = open_pool(path)
+        pool.kind = kind
+        return pool
+
+    monkeypatch.setattr(snapshotsend, "open_pool", opened)
+    snapshotsend.receive(str(target), str(sent(one, "b")), force=True)
+    kept = target.read_bytes()
+    assert not any(kept[place : place + size].strip(b"\0") for place in places)
+    holds(target, one, "b")
+
+
+def test_a_size_that_no_image_can_have_leaves_no_file(one: Path) -> None:
+    target, file = one.with_name("image"), one.with_name("hostile")
+    for size, code in ((1 << 64) - 4096, 65), ((1 << 63) - 4096, 1), (1 << 62, 1):
+        begin = stream.Begin(12, size, 4096, bytes(range(16)), stream.NO_BASE)
+        file.write_bytes(b"".join(stream.written(begin, [(0, bytes(4096))])))
+        said = daxfs("snapshot", "receive", target, file, code=code)
+        assert said.count("\n") == 1
+        assert not target.exists()
 
 
 def test_an_interrupted_increment_is_neither_base_nor_result(one: Path) -> None:

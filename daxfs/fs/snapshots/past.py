@@ -36,7 +36,9 @@ class PastView(View):
         """Make a view of what ``past`` shows."""
         superblock = Superblock(memoryview(past.read(SUPERBLOCK_OFFSET, Superblock.SIZE)))
         superblock.verify()
-        super().__init__(pool, Geometry.of(superblock))
+        geometry = Geometry.of(superblock)
+        geometry.check_pool_size(pool.size)
+        super().__init__(pool, geometry)
         self.past = past
         self._accepted: set[int] = set()
 
