@@ -36,6 +36,7 @@ _MAX_DESC_SIZE = 1024
 _MAX_HASH_VERSION = 5
 _EXTRA_ISIZE = 32
 _PAIR = Struct("<II")
+_MAX_INODES = _MAX_NARROW = 0xFFFFFFFF
 _GROWING = (
     *("blocks_count", "inodes_count", "groups_count", "desc_blocks", "first_meta_bg", "reserved_gdt_blocks"),
     *("compat", "incompat", "has_meta_bg"),
@@ -172,6 +173,27 @@ class Geometry:
             max_indirect_file_size=_max_indirect_file_size(sizes.block_bits, huge_file),
             read_only_features=features.unsupported_ro_compat(sb.s_feature_ro_compat),
         )
+
+    @classmethod
+    def of_torn(cls, sb: Superblock, size: int) -> Geometry:
+        """Return a geometry that finds the log of a pool of ``size`` bytes whose superblock a power cut may have torn.
+
+        What growth changes may be old in one word and new in another. So the geometry takes the whole pool for the file
+        system, whose group 0 and what it leads to are where they are in each of its sizes.
+
+        Raises:
+            Corrupt, Unsupported: as `of`.
+        """
+        content = memoryview(bytearray(sb.buffer[: Superblock.SIZE]))
+        whole, per_group, inodes = Superblock(content), sb.s_blocks_per_group, sb.s_inodes_per_group
+        if per_group and inodes:
+            most = _MAX_INODES // inodes * per_group
+            if not sb.s_feature_incompat & Incompat.bit64:
+                most = min(most, _MAX_NARROW)
+            whole.blocks_count = min(size // sb.block_size, most)
+            whole.s_inodes_count = -(-(whole.blocks_count - sb.s_first_data_block) // per_group) * inodes
+        whole.s_feature_incompat &= ~int(Incompat.meta_bg)
+        return cls.of(whole)
 
     def grow(self, sb: Superblock) -> Callable[[], None]:
         """Follow the superblock of this file system, which has become larger.

@@ -116,11 +116,11 @@ def mount(pool: Pool, options: Options) -> Volume:
         raise FsError(errno.EINVAL, "noload leaves the log as it is, and is for read-only mounts only; add ro")
     sb = read_superblock(pool)
     read_only = check_features(sb, read_only=options.read_only or pool.read_only)
-    geometry = Geometry.of(sb)
-    geometry.check_pool_size(pool.size)
     was_clean = not needs_recovery(sb) and bool(sb.s_state & EXT4_VALID_FS)
     try:
-        view = PoolView(pool, geometry) if was_clean else TornView(pool, geometry)
+        geometry, view = before_replay(pool, sb)
+        if was_clean:
+            view = PoolView(pool, geometry)
         area = log_area(view, sb) if geometry.has_journal else None
     except Corrupt:
         sb.verify()  # a damaged superblock explains all damage that it leads to
@@ -130,6 +130,7 @@ def mount(pool: Pool, options: Options) -> Volume:
         report = recover(pool, geometry, area)
         sb = read_superblock(pool)
         geometry = Geometry.of(sb)
+        geometry.check_pool_size(pool.size)
     sb.verify()
     if read_only:
         volume = Volume(pool, geometry, PoolView(pool, geometry), None, options)
@@ -155,6 +156,31 @@ def mount(pool: Pool, options: Options) -> Volume:
     volume.commit()
     retire_bad_blocks(volume)
     return volume
+
+
+def before_replay(pool: Pool, sb: Superblock) -> tuple[Geometry, PoolView]:
+    """Return the geometry of a pool, and the view in which its log is found before it is replayed.
+
+    The superblock may be torn, in the middle of growth too, and only its checksum can show that it is not. Otherwise
+    the geometry of a pool that needs recovery is good for nothing but the log.
+
+    Raises:
+        Corrupt, Unsupported: as `Geometry.of` and `Geometry.check_pool_size`.
+    """
+    recovers = needs_recovery(sb)
+    try:
+        geometry = Geometry.of(sb)
+        geometry.check_pool_size(pool.size)
+    except Corrupt as error:
+        if not recovers or error.kind is CorruptKind.POOL_SIZE:
+            raise
+    else:
+        if not recovers or (geometry.metadata_csum and not sb.is_torn()):
+            return geometry, TornView(pool, geometry)
+    geometry = Geometry.of_torn(sb, pool.size)
+    view = TornView(pool, geometry)
+    metadata_zone.disregard(view)
+    return geometry, view
 
 
 def protect_log(volume: Volume, area: LogArea | None) -> None:
@@ -257,8 +283,7 @@ def may_have_fast_commits(pool: Pool) -> bool:
     sb = read_superblock(pool)
     if not sb.s_feature_compat & features.Compat.has_journal or not needs_recovery(sb):
         return False
-    geometry = Geometry.of(sb)
-    view = TornView(pool, geometry)
+    geometry, view = before_replay(pool, sb)
     try:
         journal = load_superblock(pool, geometry, log_area(view, sb))
     finally:
@@ -274,10 +299,9 @@ def recover_in_place(pool: Pool) -> None:
     """
     sb = read_superblock(pool)
     check_features(sb, read_only=True)
-    geometry = Geometry.of(sb)
-    geometry.check_pool_size(pool.size)
+    geometry, view = before_replay(pool, sb)
     if geometry.has_journal:
-        recover(pool, geometry, log_area(TornView(pool, geometry), sb))
+        recover(pool, geometry, log_area(view, sb))
 
 
 def note_abort(volume: Volume, number: int) -> None:

@@ -36,14 +36,16 @@ class _Zones(Cache):
         by_group: the zones by flexible group.
         log: the journal's blocks, after `protect` was called.
         log_owner: the inode that the journal's blocks belong to.
+        unknown: nothing is known of the groups' metadata (`disregard`).
     """
 
-    __slots__ = ("by_group", "log", "log_owner")
+    __slots__ = ("by_group", "log", "log_owner", "unknown")
 
     def __init__(self) -> None:
         self.by_group: dict[int, Zone] = {}
         self.log: Zone | None = None
         self.log_owner = 0
+        self.unknown = False
 
 
 def protect(view: View, owner: int, runs: Iterable[BlockRun]) -> None:
@@ -51,6 +53,11 @@ def protect(view: View, owner: int, runs: Iterable[BlockRun]) -> None:
     zones = view.caches[_Zones]
     zones.log = _zone(runs)
     zones.log_owner = owner
+
+
+def disregard(view: View) -> None:
+    """Take no block for metadata in this view: its geometry only finds the log (`Geometry.of_torn`)."""
+    view.caches[_Zones].unknown = True
 
 
 def forget(view: View) -> None:
@@ -85,6 +92,8 @@ def first_overlap(view: View, ino: int, starts: Blocks, ends: Blocks) -> int | N
     if not starts.size:
         return None
     zones = view.caches[_Zones]
+    if zones.unknown:
+        return None
     known = zones.by_group
     geometry = view.geometry
     width = geometry.flex_bg_size * geometry.blocks_per_group
