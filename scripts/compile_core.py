@@ -45,8 +45,11 @@ MODULES = (
 NAMES = tuple(f"daxfs.{module}" for module in MODULES)
 GROUP = "daxfs_core"
 FUTURE = "from __future__ import annotations"
-NUMBER = re.compile(r"^([A-Z_][A-Z0-9_]*) = (?=(0x)?[0-9A-F]+( << [0-9]+)?( - 1)?( +#|$))", re.MULTILINE)
+VALUE = r" = (?=(0x)?[0-9A-F]+( << [0-9]+)?( - 1)?( +#|$))"
+NUMBER = re.compile(rf"^([A-Z_][A-Z0-9_]*){VALUE}", re.MULTILINE)
 """A constant of a module that is a number."""
+PRIVATE_NUMBER = re.compile(rf"^(_[A-Z0-9_]*){VALUE}", re.MULTILINE)
+"""One whose name begins with an underscore."""
 OPTIMIZATION = "2"
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "_compiled", "preload", "*.so", "*.c", "*.h")
 
@@ -166,19 +169,21 @@ def copied(work: Path) -> dict[str, list[int]]:
         text = path.read_text()
         if "from daxfs.ext4.field import" in text and module != "ext4.record":
             text, lines[str(path.relative_to(work))] = expanded(text, field)
-        if module.startswith("ext4."):
-            text = with_final_numbers(text)
-        path.write_text(text)
+        path.write_text(with_final_numbers(text, private=not module.startswith("ext4.")))
     return lines
 
 
-def with_final_numbers(text: str) -> str:
-    """Return a module's source in which the numbers of the format are final: mypyc then looks none of them up.
+def with_final_numbers(text: str, *, private: bool = False) -> str:
+    """Return a module's source in which constant numbers are final: mypyc then looks none of them up.
 
-    No test replaces one, as tests do with the limits of the other layers. The lines stay where they are.
+    No test replaces one, as tests do with the limits of the layers above the format. The lines stay where they are.
+
+    Args:
+        text: the source.
+        private: only those whose names begin with an underscore.
     """
-    made = NUMBER.sub(r"\1: Final = ", text)
-    return made.replace(FUTURE, FUTURE + "; from typing import Final", 1)
+    made = (PRIVATE_NUMBER if private else NUMBER).sub(r"\1: Final = ", text)
+    return text if made == text else made.replace(FUTURE, FUTURE + "; from typing import Final", 1)
 
 
 def translated(work: Path) -> list[Any]:
@@ -253,6 +258,7 @@ def build(into: Path, say: Callable[[str], None]) -> None:
     ours = loaded(ROOT / "daxfs" / "compiled.py")
     shutil.rmtree(into, ignore_errors=True)
     say("translating to C")
+    hashes = {name: ours.hash_of(ours.source_of(name, str(ROOT / "daxfs"))) for name in NAMES}
     lines = copied(WORK)
     extensions = translated(WORK)
     for path, origins in lines.items():
@@ -261,7 +267,6 @@ def build(into: Path, say: Callable[[str], None]) -> None:
     made = WORK / "made"
     made.mkdir()
     compiled(WORK, extensions, made, say)
-    hashes = {name: ours.hash_of(ours.source_of(name, str(ROOT / "daxfs"))) for name in NAMES}
     ours.write_manifest(str(made), ours.Manifest(ours.this_python(), hashes))
     into.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(made, into)

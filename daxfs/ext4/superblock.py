@@ -362,9 +362,9 @@ class Superblock(Record):
         when = getattr(self, f"{which}_error_time")
         if not when:
             return None
-        errcode, function, line, ino, block = (
+        errcode, function, line, ino, block = [
             getattr(self, f"s_{which}_error_{name}") for name in ("errcode", "func", "line", "ino", "block")
-        )
+        ]
         where = bytes(function).split(b"\0", 1)[0].decode(errors="replace")
         return RecordedError(when, errcode, where, line, ino, block)
 

@@ -307,7 +307,7 @@ class Log:
 
     def _revoke_blocks(self, sequence: int, revokes: Collection[int]) -> bytes:
         numbers, most = sorted(revokes), self.revokes_per_block
-        groups = (numbers[at : at + most] for at in range(0, len(numbers), most))
+        groups = [numbers[at : at + most] for at in range(0, len(numbers), most)]
         return b"".join(jbd2.pack_revoke(self._form, sequence, group) for group in groups)
 
     def _write(self, sequence: int, copies: Mapping[int, memoryview], revokes: Collection[int]) -> None:

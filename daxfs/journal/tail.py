@@ -140,10 +140,12 @@ class JournalSuperblockWriter:
         starts = np.arange(self.superblock.s_first, end, dtype=np.uint32)
         sequences = self._balanced(starts)
         skipped = sequences - np.uint32(sequence)  # modulo 2**32
-        pairs = ((int(sequences[at]), int(starts[at])) for at in _ascending(skipped))
-        usable = (pair for pair in pairs if pair[0] and not is_stale(pair[1], pair[0]))
+        for at in _ascending(skipped):
+            found, start = int(sequences[at]), int(starts[at])
+            if found and not is_stale(start, found):
+                return found, start
         nearest = int(np.argmin(skipped))
-        return next(usable, (int(sequences[nearest]), int(starts[nearest])))
+        return int(sequences[nearest]), int(starts[nearest])
 
     def _balanced(self, starts: Words) -> Words:
         """Return, for each value of ``s_start``, the ``s_sequence`` that leaves the checksum unchanged."""

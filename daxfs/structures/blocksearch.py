@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -40,6 +41,9 @@ GROUPS_EXAMINED = 16
 
 Request = tuple[int, int]
 """What is searched: the length of a run, and a number of blocks of which its first bit is a multiple."""
+
+NONE: frozenset[int] = frozenset()
+"""No groups."""
 
 MAX_HINTS = 4096
 """The most groups for which hints are cached."""
@@ -186,10 +190,8 @@ def _aligned(tx: Handle, hints: Hints, group: int, bit: int, want: int, unit: in
     """
     geometry = tx.geometry
     by_chunk = unit == CHUNK_BYTES >> geometry.block_bits
-    near = _groups_with_run(tx, hints, group, unit)
-    if by_chunk:
-        near = (other for other in near if other not in hints.no_chunk)
-    for other in islice(near, GROUPS_EXAMINED):
+    passed = hints.no_chunk if by_chunk else NONE
+    for other in islice(_groups_with_run(tx, hints, group, unit, passed), GROUPS_EXAMINED):
         content = groupmaps.usable(tx, other, groups.descriptor(tx, other))
         bits = geometry.blocks_in_group(other)
         start = hints.place(content, other, (unit, unit)) if want <= unit else -1
@@ -306,18 +308,22 @@ def _measure(tx: Handle, hints: Hints, group: int) -> int:
     return length
 
 
-def _groups_with_run(tx: Handle, hints: Hints, group: int, length: int) -> Iterator[int]:
-    """Yield the groups of `_groups_with` that may have a free run of ``length`` blocks."""
+def _groups_with_run(
+    tx: Handle, hints: Hints, group: int, length: int, passed: AbstractSet[int] = NONE
+) -> Iterator[int]:
+    """Yield the groups of `_groups_with` that may have a free run of ``length`` blocks, without those of ``passed``."""
     longest = hints.longest
-    return (other for other in _groups_with(tx, hints, group, length) if longest.get(other, length) >= length)
+    for other in _groups_with(tx, hints, group, length):
+        if longest.get(other, length) >= length and other not in passed:
+            yield other
 
 
 def _groups_with(tx: Handle, hints: Hints, group: int, least: int) -> Iterator[int]:
     """Yield the groups with ``least`` free blocks or more whose bitmap can be read, as `_roomy_groups`."""
-    found = _roomy_groups(tx, hints, group, least)
-    if not tx.pool.bad:
-        return found
-    return (other for other in found if groupmaps.readable(tx, groups.descriptor(tx, other)))
+    bad = tx.pool.bad
+    for other in _roomy_groups(tx, hints, group, least):
+        if not bad or groupmaps.readable(tx, groups.descriptor(tx, other)):
+            yield other
 
 
 def _roomy_groups(tx: Handle, hints: Hints, group: int, least: int) -> Iterator[int]:

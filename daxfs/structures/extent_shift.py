@@ -66,7 +66,7 @@ def _nodes_from(view: View, inode: Inode, w: memoryview, first: int) -> int:
     begin = max(bisect_right(w[3 : 3 + 3 * used : 3], first) - 1, 0)
     if levels == 1:
         return 1 + used - begin
-    below = (format_.index(w, at) for at in range(begin, used))
+    below = [format_.index(w, at) for at in range(begin, used)]
     return 1 + sum(
         _nodes_from(view, inode, node(view, inode, number, levels - 1, lblk), first) for lblk, number in below
     )
