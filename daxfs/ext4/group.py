@@ -115,7 +115,10 @@ class GroupDescriptor(Record):
 
     def seal(self, group: int, geometry: Geometry) -> None:
         """Store the descriptor's checksum. It covers the checksums of the bitmaps, so store those first."""
-        if geometry.metadata_csum or geometry.gdt_csum:
+        if geometry.metadata_csum:
+            self.bg_checksum = 0
+            self.bg_checksum = crc32c(crc32c(geometry.csum_seed, group.to_bytes(4, "little")), self.buffer) & 0xFFFF
+        elif geometry.gdt_csum:
             self.bg_checksum = self.computed_checksum(group, geometry)
 
     def verify_block_bitmap(self, bitmap: memoryview, group: int, geometry: Geometry) -> None:

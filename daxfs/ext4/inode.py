@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from struct import Struct
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.checksum import crc32c
@@ -122,10 +121,6 @@ _MAX_SIZE = (1 << 63) - 1
 _NEEDS_FEATURE = EXT4_INLINE_DATA_FL | EXT4_ENCRYPT_FL | EXT4_CASEFOLD_FL
 _ATIME, _CTIME, _MTIME = 2, 3, 4
 _CTIME_EXTRA, _MTIME_EXTRA, _ATIME_EXTRA, _CRTIME, _CRTIME_EXTRA = 33, 34, 35, 36, 37
-_GENERATION, _CHECKSUM_LO = 0x64, 0x7C
-_CHECKSUMS = Struct("<HHHH")  # i_checksum_lo, i_reserved, i_extra_isize, i_checksum_hi
-_U16 = Struct("<H")
-_U32 = Struct("<I")
 
 
 def file_type_of_mode(mode: int) -> int:
@@ -466,25 +461,17 @@ class InodeRecord(Record):
     def seal(self, ino: int, geometry: Geometry) -> None:
         """Store the checksum, if the file system has metadata_csum."""
         if geometry.metadata_csum:
-            seal_slot(geometry, ino, 0, self.buffer)
+            halves, room = self.halves, self.slot_size - GOOD_OLD_SIZE
+            wide = room > 0 and 4 <= halves[64] <= room
+            halves[62] = 0
+            if wide:
+                halves[65] = 0
+            csum = crc32c(geometry.inode_seed(ino, self.words[25]), self.buffer)
+            halves[62] = csum & 0xFFFF
+            if wide:
+                halves[65] = csum >> 16
 
 
 def seal_slot(geometry: Geometry, ino: int, offset: int, block: memoryview) -> None:
-    """Store the checksum of the slot at ``offset`` of ``block``; the file system must have metadata_csum.
-
-    The result is that of `InodeRecord.seal`. No record is bound, because every commit calls this for each inode that it
-    changes.
-    """
-    size = geometry.inode_size
-    generation: int = _U32.unpack_from(block, offset + _GENERATION)[0]
-    seed = geometry.inode_seed(ino, generation)
-    at = offset + _CHECKSUM_LO
-    if size == GOOD_OLD_SIZE:
-        _U16.pack_into(block, at, 0)
-        _U16.pack_into(block, at, crc32c(seed, block[offset : offset + size]) & 0xFFFF)
-        return
-    _, reserved, extra, high = _CHECKSUMS.unpack_from(block, at)
-    wide = 4 <= extra <= size - GOOD_OLD_SIZE
-    _CHECKSUMS.pack_into(block, at, 0, reserved, extra, 0 if wide else high)
-    csum = crc32c(seed, block[offset : offset + size])
-    _CHECKSUMS.pack_into(block, at, csum & 0xFFFF, reserved, extra, csum >> 16 if wide else high)
+    """Store the checksum of the slot at ``offset`` of ``block``, as `InodeRecord.seal` does."""
+    InodeRecord(block, offset, geometry).seal(ino, geometry)

@@ -525,7 +525,8 @@ class Journal:
         self._sizes[metadata_blocks] = self._sizes.get(metadata_blocks, 0) + 1
         self._blocks_home += len(copies)
         self._blocks_revoked += len(tx.revokes)
-        tx.clear()
+        copies.pop(self._superblock_home, None)
+        tx.renew(keep=not self.logged)
         for at_home in self.home_hooks:
             at_home()
 

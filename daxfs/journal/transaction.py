@@ -16,7 +16,10 @@ T2. Within a handle, a block is in ``_touched`` exactly when its present copy ma
     entry.
 T3. Applying ``_undo`` backwards restores the transaction to its state at the beginning of the handle.
 T4. A block is never in ``copies`` and in ``revokes`` at once: a revoke record would suppress the block's own copy.
-T5. A kept record is bound to a present copy, and its seal is registered. So all are dropped when a copy or a seal goes.
+T5. A kept record is bound to a copy of the transaction or of the last commits (`Transaction.recent`). So all records
+    are dropped when such a copy goes other than by a commit, and when a handle is undone.
+T6. A copy in ``recent`` equals the block's home, and no copy of the transaction is there. A block that is freed, made
+    anew or logged as data loses its copy.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 MOST_RECORDS = 256
 """The most records of one kind that a transaction keeps; each takes some 700 bytes."""
+MOST_RECENT = 32
+"""The most copies of committed blocks that are kept for the next transactions."""
 
 # The kinds of undo entries. An entry is a tuple of a kind and the fields in parentheses.
 _ADDED = 0  # (number): the block joined the transaction
@@ -67,7 +72,11 @@ class Transaction:
         overlay: block number -> read-only view of the copy.
         seals: block number -> key -> (seal, its context).
         late: as ``seals``; these run after all of ``seals``.
-        records: class -> key -> (block number, record on the copy of that block); see `Handle.edited`.
+        recent: block number -> (writable copy, read-only view of it), of blocks of the last commits. Whoever makes each
+            change durable changes the same few blocks again: these need not be copied, and their records not be bound,
+            for each commit.
+        records: class -> key -> (block number, record on the copy of that block, its seal or None, the seal's context,
+            whether the seal is late); see `Handle.edited`.
         revokes: freed metadata blocks, whose older copies in the log must not be replayed.
         frees: runs to clear in the bitmaps at commit.
         reserved: key -> credits reserved for the commit hooks.
@@ -78,10 +87,12 @@ class Transaction:
     """
 
     __slots__ = (
+        "_pair",
         "copies",
         "frees",
         "late",
         "overlay",
+        "recent",
         "records",
         "reserved",
         "reserved_credits",
@@ -96,23 +107,48 @@ class Transaction:
         self.overlay: dict[int, memoryview] = {}
         self.seals: SealTable = {}
         self.late: SealTable = {}
-        self.records: dict[type[Record], dict[int, tuple[int, Any]]] = {}
+        self.recent: dict[int, tuple[memoryview, memoryview]] = {}
+        self.records: dict[type[Record], dict[int, tuple[int, Any, Seal | None, tuple[object, ...], bool]]] = {}
         self.revokes: set[int] = set()
         self.frees: list[BlockRun] = []
         self.reserved: dict[Hashable, int] = {}
         self.reserved_credits = 0
         self.superblock: Superblock | None = None
         self.waiting: memoryview | None = None
+        self._pair: list[tuple[memoryview, Superblock]] = []
+
+    def renew(self, *, keep: bool) -> None:
+        """Begin the next transaction after a commit, whose blocks are at home.
+
+        Args:
+            keep: keep their copies; False if some are of file data, which is stored to without the journal.
+        """
+        recent, copies = self.recent, self.copies
+        if not keep or len(recent) + len(copies) > MOST_RECENT:
+            recent.clear()
+            self.records.clear()
+        if keep and len(copies) <= MOST_RECENT:
+            overlay = self.overlay
+            for number, copy in copies.items():
+                recent[number] = copy, overlay[number]
+        if self.superblock is not None:
+            self._pair.reverse()
+        self._begin()
 
     def clear(self) -> None:
-        """Begin the next transaction; the containers stay the same objects, because views share them."""
+        """Begin the next transaction without anything of this one."""
+        self.recent.clear()
+        self.records.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Empty all that belongs to one transaction; the containers stay the same objects, because views share them."""
         self.copies.clear()
         self.overlay.clear()
         if self.waiting is not None:
             self.overlay[SUPERBLOCK_KEY] = self.waiting
         self.seals.clear()
         self.late.clear()
-        self.records.clear()
         self.revokes.clear()
         self.frees.clear()
         self.reserved.clear()
@@ -124,6 +160,21 @@ class Transaction:
         seen = dict(self.overlay)
         self.clear()
         self.overlay.update(seen)
+
+    def copied_superblock(self, newest: memoryview, offset: int) -> tuple[memoryview, Superblock]:
+        """Return a copy of the superblock's block, and the record on it, in one of two buffers that are used by turns.
+
+        Args:
+            newest: the content of the block. It may be the other buffer, whose store at home waits (``waiting``).
+            offset: the byte of the block at which the superblock begins.
+        """
+        if not self._pair:
+            for _ in range(2):
+                copy = memoryview(bytearray(len(newest)))
+                self._pair.append((copy, Superblock(copy, offset)))
+        made = self._pair[0]
+        made[0][:] = newest
+        return made
 
     def run_seals(self) -> None:
         """Run the seals, which make checksums: ``seals`` in order of registration, ``late``, then the superblock."""
@@ -158,6 +209,7 @@ class Handle(View):
         "_credits",
         "_faults",
         "_frees_mark",
+        "_recent",
         "_records",
         "_revokes_per_block",
         "_seals",
@@ -201,6 +253,7 @@ class Handle(View):
         self._tx = transaction
         self._copies = transaction.copies
         self._seals = transaction.seals
+        self._recent = transaction.recent
         self._records = transaction.records
         self._touched: set[int] = set()
         self._undo: list[tuple[Any, ...]] = []
@@ -304,6 +357,8 @@ class Handle(View):
             self._drop(number)
         elif not 0 < number < self._limit:
             raise self._bad_number(number)
+        elif number in self._recent:
+            self._drop_recent(number)
         self._add(number, bytearray(self.block_size))
         if seal is not None:
             self._add_seal(self._seals, number, None, seal, context)
@@ -325,32 +380,51 @@ class Handle(View):
         if seals is None or key not in seals:
             self._add_seal(table, number, key, seal, context)
 
-    def keep(self, kind: type[RecordT], key: int, number: int, record: RecordT) -> None:
-        """Keep a record on the copy of a block, for `edited`. Its seal must be registered already.
+    def keep(
+        self,
+        kind: type[RecordT],
+        key: int,
+        number: int,
+        record: RecordT,
+        seal: Seal | None,
+        *context: object,
+        late: bool = False,
+    ) -> None:
+        """Register a record's seal, as `seal_record` does, and keep the record on the copy of a block, for `edited`.
 
         Args:
             kind: the class under which it is kept.
             key: identifies the record among those.
             number: the block.
             record: the record.
+            seal: as in `seal_record`; None: the record has no checksum.
+            context: as in `seal_record`.
+            late: as in `seal_record`.
         """
+        if seal is not None:
+            self.seal_record(number, key, seal, *context, late=late)
         kept = self._records.get(kind)
         if kept is None or len(kept) >= MOST_RECORDS:
             kept = self._records[kind] = {}
-        kept[key] = number, record
+        kept[key] = number, record, seal, context, late
 
     def edited(self, kind: type[RecordT], key: int) -> RecordT | None:
-        """Return a record that this transaction keeps, ready to be changed by this handle; None: there is none.
+        """Return a record that is kept, ready to be changed by this handle and sealed at commit; None: there is none.
 
         Most operations change records that were changed before: the directory, the group's descriptor. They need not be
-        found, checked, bound and sealed once more.
+        found, checked and bound once more.
         """
         kept = self._records.get(kind)
         if kept is None or key not in kept:
             return None
-        number, record = kept[key]
+        number, record, seal, context, late = kept[key]
         if number not in self._touched:
             self._touch(number)
+        if seal is not None:
+            table = self._tx.late if late else self._seals
+            seals = table.get(number)
+            if seals is None or key not in seals:
+                self._add_seal(table, number, key, seal, context)
         found: RecordT = record
         return found
 
@@ -382,6 +456,8 @@ class Handle(View):
             raise _ended()
         if number in self._copies:
             self._drop(number)
+        elif number in self._recent:
+            self._drop_recent(number)
         self._verified.discard(number)
         revokes = self._tx.revokes
         if number not in revokes:
@@ -455,7 +531,13 @@ class Handle(View):
             if not 0 < number < self._limit:
                 raise self._bad_number(number)
             start = number << self._bits
-            self._add(number, bytearray(self._memory[start : start + self.block_size]))
+            if number in self._recent:
+                _ = self._memory[start]  # a fault if the memory is missing, as for any other block
+                copy, seen = self._recent[number]
+                self._join(number, copy, seen)
+                del self._recent[number]
+            else:
+                self._add(number, bytearray(self._memory[start : start + self.block_size]))
             return
         if not self.active:
             raise _ended()
@@ -472,10 +554,10 @@ class Handle(View):
             start = SUPERBLOCK_OFFSET >> self._bits << self._bits
             waiting = self._tx.waiting
             newest = self._memory[start : start + self.block_size] if waiting is None else waiting
-            copy = memoryview(bytearray(newest))
+            copy, superblock = self._tx.copied_superblock(newest, SUPERBLOCK_OFFSET & (self.block_size - 1))
             self._copies[SUPERBLOCK_KEY] = copy
             self._tx.overlay[SUPERBLOCK_KEY] = copy.toreadonly()
-            self._tx.superblock = Superblock(copy, SUPERBLOCK_OFFSET & (self.block_size - 1))
+            self._tx.superblock = superblock
             self._undo.append((_ADDED, SUPERBLOCK_KEY))
         else:
             self._undo.append((_CHANGED, SUPERBLOCK_KEY, bytes(copy)))
@@ -483,14 +565,18 @@ class Handle(View):
         self._credits += 1
 
     def _add(self, number: int, buffer: bytearray) -> None:
+        copy = memoryview(buffer)
+        self._join(number, copy, copy.toreadonly())
+
+    def _join(self, number: int, copy: memoryview, seen: memoryview) -> None:
+        """Have a block join the transaction, with its copy and the read-only view of it."""
         if not self.active:
             raise _ended()
         reserve = self.pool.reserve
         if reserve is not None:
             reserve(number << self._bits, self.block_size)
-        copy = memoryview(buffer)
         self._copies[number] = copy
-        self._overlay[number] = copy.toreadonly()
+        self._overlay[number] = seen
         self._undo.append((_ADDED, number))
         self._touched.add(number)
         revokes = self._tx.revokes
@@ -513,6 +599,13 @@ class Handle(View):
         del tx.overlay[number]
         self._undo.append((_DROPPED, number, copy, tx.seals.pop(number, None), tx.late.pop(number, None)))
         self._touched.discard(number)
+
+    def _drop_recent(self, number: int) -> None:
+        """Remove the copy of a committed block, which is something else from now on."""
+        if not self.active:
+            raise _ended()
+        self._tx.records.clear()
+        del self._recent[number]
 
     def _add_seal(self, table: SealTable, number: int, key: Hashable, seal: Seal, context: tuple[object, ...]) -> None:
         if not self.active:

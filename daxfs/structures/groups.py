@@ -86,9 +86,8 @@ def _bound(tx: Handle, group: int, number: int, offset: int) -> GroupDescriptor:
     """Bind a descriptor to the transaction's copy of its block, have it sealed, and keep the record."""
     geometry = tx.geometry
     desc = bind(tx.edit(number), offset, geometry)
-    if geometry.metadata_csum or geometry.gdt_csum:
-        tx.seal_record(number, group, _seal, geometry, group, desc, late=True)
-    tx.keep(GroupDescriptor, group, number, desc)
+    seal = _seal if geometry.metadata_csum or geometry.gdt_csum else None
+    tx.keep(GroupDescriptor, group, number, desc, seal, geometry, group, desc, late=True)
     return desc
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
-from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord, seal_slot
+from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord
 from daxfs.journal.cache import Cache
 from daxfs.structures import bitmaps, groups
 
@@ -204,10 +204,13 @@ def _bound(tx: Handle, content: memoryview, number: int, offset: int, ino: int) 
     geometry = tx.geometry
     inode = Inode(content, offset, geometry)
     inode.number = ino
-    if geometry.metadata_csum:
-        tx.seal_record(number, ino, seal_slot, geometry, ino, offset)
-    tx.keep(Inode, ino, number, inode)
+    tx.keep(Inode, ino, number, inode, _seal if geometry.metadata_csum else None, inode)
     return inode
+
+
+def _seal(inode: Inode, content: memoryview) -> None:  # noqa: ARG001
+    """Make the checksum of an inode that is bound to the copy of its block."""
+    inode.seal(inode.number, inode.geometry)
 
 
 def nameable(view: View, ino: int) -> bool:

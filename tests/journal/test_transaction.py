@@ -18,7 +18,7 @@ from daxfs.ext4.superblock import Superblock
 from daxfs.journal import recovery
 from daxfs.journal import view as view_module
 from daxfs.journal.journal import Journal
-from daxfs.journal.transaction import MOST_RECORDS, Handle
+from daxfs.journal.transaction import MOST_RECENT, MOST_RECORDS, Handle, Seal
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.runs import BlockRun
@@ -134,8 +134,7 @@ def test_a_record_is_kept_as_long_as_its_block(rig: JournalRig, journal: Journal
 
     def make(tx: Handle) -> Superblock:
         record = Superblock(tx.edit(block)[:1024])
-        tx.seal_record(block, 7, nothing)
-        tx.keep(Superblock, 7, block, record)
+        tx.keep(Superblock, 7, block, record, nothing)
         return record
 
     with journal.handle(1) as tx:
@@ -148,24 +147,20 @@ def test_a_record_is_kept_as_long_as_its_block(rig: JournalRig, journal: Journal
         record.s_mnt_count = 2
     assert bytes(journal.view.block(block))[0x34] == 1
     with undone(journal, 1) as tx:
-        assert tx.edited(Superblock, 7) is None, "its seal may be undone"
+        assert tx.edited(Superblock, 7) is None, "an undone handle may have made it"
         make(tx)
     with journal.handle(2) as tx:
         make(tx)
         tx.create(other)
         tx.forget(other)
         assert tx.kept(Superblock, 7) is None, "its block may be another one now"
-        make(tx)
-    journal.commit()
-    with journal.handle(1) as tx:
-        assert tx.kept(Superblock, 7) is tx.edited(Superblock, 7) is None
     with pytest.raises(RuntimeError, match="ended"):
         make(tx)
 
 
 def test_a_kept_record_is_no_copy_after_its_handle(rig: JournalRig, journal: Journal) -> None:
     with journal.handle(1) as tx:
-        tx.keep(Superblock, 7, rig.free[0], Superblock(tx.edit(rig.free[0])[:1024]))
+        tx.keep(Superblock, 7, rig.free[0], Superblock(tx.edit(rig.free[0])[:1024]), None)
     with pytest.raises(RuntimeError, match="ended"):
         tx.edited(Superblock, 7)
 
@@ -174,9 +169,106 @@ def test_few_records_are_kept(rig: JournalRig, journal: Journal) -> None:
     with journal.handle(1) as tx:
         record = Superblock(tx.edit(rig.free[0])[:1024])
         for key in range(MOST_RECORDS + 1):
-            tx.keep(Superblock, key, rig.free[0], record)
+            tx.keep(Superblock, key, rig.free[0], record, None)
         assert tx.kept(Superblock, 0) is None
         assert tx.kept(Superblock, MOST_RECORDS) is record
+
+
+def committed(journal: Journal, block: int, seal: Seal = nothing) -> Superblock:
+    """Change a block through a record, and commit."""
+    with journal.handle(1) as tx:
+        record = Superblock(tx.edit(block)[:1024])
+        tx.keep(Superblock, 7, block, record, seal)
+        record.s_mnt_count = 1
+    journal.commit()
+    return record
+
+
+def test_the_next_transaction_has_the_copies_and_records_of_the_last(
+    rig: JournalRig, pool: MemoryPool, journal: Journal
+) -> None:
+    sealed: list[int] = []
+    block = rig.free[0]
+    record = committed(journal, block, lambda content: sealed.append(content[0x34]))
+    with journal.handle(1):
+        pass
+    assert not journal.dirty
+    assert sealed == [1]
+    for count in (2, 3):
+        with journal.handle(1) as tx:
+            assert tx.kept(Superblock, 7) is tx.edited(Superblock, 7) is record
+            record.s_mnt_count = count
+            assert tx.block(block)[0x34] == tx.edit(block)[0x34] == count
+        journal.commit()
+        assert rig.block(pool, block)[0x34] == count
+    assert sealed == [1, 2, 3]
+
+
+def test_an_undone_change_of_a_committed_block_leaves_nothing(
+    rig: JournalRig, pool: MemoryPool, journal: Journal
+) -> None:
+    block = rig.free[0]
+    committed(journal, block)
+    with undone(journal, 1) as tx:
+        record = tx.edited(Superblock, 7)
+        assert record is not None
+        record.s_mnt_count = 9
+    assert not journal.dirty
+    with journal.handle(1) as tx:
+        assert tx.edited(Superblock, 7) is None
+        assert tx.edit(block)[0x34] == 1
+        tx.edit(block)[0x35] = 5
+    journal.commit()
+    assert rig.block(pool, block)[0x34:0x36] == b"\x01\x05"
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_committed_block_that_becomes_another_one_loses_its_copy(
+    rig: JournalRig, pool: MemoryPool, journal: Journal, freed: bool
+) -> None:
+    block = rig.free[0]
+    committed(journal, block)
+    with journal.handle(1) as tx:
+        if freed:
+            tx.forget(block)
+        else:
+            assert not any(tx.create(block))
+        assert tx.kept(Superblock, 7) is None
+    journal.commit()
+    if freed:
+        pool.write(block * rig.block_size, rig.filled(6))  # it is a file's now, which is stored to in place
+        with journal.handle(1) as tx:
+            assert bytes(tx.edit(block)) == rig.filled(6)
+    with pytest.raises(RuntimeError, match="ended"):
+        tx.create(block)
+
+
+def test_logged_data_is_not_kept(rig: JournalRig, pool: MemoryPool, journal: Journal) -> None:
+    """It is stored to in place as soon as the log no longer has it."""
+    block, other = rig.free[:2]
+    committed(journal, other)
+    with journal.handle(1) as tx:
+        tx.log_data(block, 12)[:] = rig.filled(1)
+    journal.commit()
+    pool.write(block * rig.block_size, rig.filled(2))
+    with journal.handle(1) as tx:
+        assert tx.kept(Superblock, 7) is None
+        assert bytes(tx.edit(block)) == rig.filled(2)
+
+
+def test_few_copies_are_kept(rig: JournalRig, journal: Journal) -> None:
+    committed(journal, rig.free[0])
+    with journal.handle(MOST_RECENT) as tx:
+        for block in rig.free[1 : 1 + MOST_RECENT]:
+            tx.edit(block)[0] = 1
+    journal.commit()
+    assert journal._transaction.recent.keys() == set(rig.free[1 : 1 + MOST_RECENT])
+    with journal.handle(MOST_RECENT + 1) as tx:
+        assert tx.kept(Superblock, 7) is None
+        for block in rig.free[: 1 + MOST_RECENT]:
+            tx.edit(block)[0] = 2
+    journal.commit()
+    assert not journal._transaction.recent
 
 
 def test_the_undone_superblock_is_not_stored(pool: MemoryPool, rig: JournalRig, journal: Journal) -> None:
@@ -560,6 +652,9 @@ class HandlesAgainstAModel(RuleBasedStateMachine):
         assert not transaction.revokes & transaction.copies.keys()
         assert transaction.copies.keys() == transaction.overlay.keys()
         assert transaction.seals.keys() <= transaction.copies.keys()
+        assert not transaction.recent.keys() & transaction.copies.keys()
+        for block, (copy, _) in transaction.recent.items():
+            assert bytes(copy) == self.rig.block(self.pool, block)
 
 
 HandlesAgainstAModel.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
