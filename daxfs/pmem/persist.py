@@ -316,17 +316,24 @@ def guarded(operations: Operations, faults: Faults) -> Operations:
 def hooked(operations: Operations, hook: StoreHook) -> Operations:
     """The same operations, with a call of ``hook.before(offset, length)`` ahead of each store that may need it.
 
-    A store to one chunk looks at the chunk's bit itself, which costs less than the call. Outside of the pool there may
-    be no bit; then the store itself refuses.
+    A store looks at the chunks' bits itself, which costs less than the call: at the bytes that hold them if it goes to
+    more than one chunk. Outside of the pool there may be no bit; then the store itself refuses.
     """
     store, clear, set_word = operations.write, operations.zero, operations.store_word
     before, needed, bits = hook.before, hook.needed, hook.bits
+    count = needed.count
 
     def write(offset: int, data: Buffer) -> None:
-        chunk = offset >> bits
+        size = len(data)
+        chunk, last = offset >> bits, offset + size - 1 >> bits
         try:
-            if offset + len(data) - 1 >> bits != chunk or needed[chunk >> 3] >> (chunk & 7) & 1:
-                before(offset, len(data))
+            if last == chunk:
+                if needed[chunk >> 3] >> (chunk & 7) & 1:
+                    before(offset, size)
+            else:
+                low, high = chunk >> 3, (last >> 3) + 1
+                if count(0, low, high) != high - low:
+                    before(offset, size)
         except IndexError:
             pass
         store(offset, data)

@@ -108,7 +108,9 @@ def test_a_store_to_a_chunk_that_was_copied_does_not_call_the_copier(monkeypatch
         pool.write(5 * SIZE + 10, b"new")
         pool.store_word(6 * SIZE, 1)
         pool.write((ORIGIN + 350) * SIZE, bytes(SIZE))
-    assert calls == [5 * SIZE + 10, 6 * SIZE]
+        pool.write(16 * SIZE + 10, bytes(20 * SIZE))
+        pool.write(24 * SIZE, bytes(16 * SIZE))  # the bytes of their bits have no others
+    assert calls == [5 * SIZE + 10, 6 * SIZE, 16 * SIZE + 10, 24 * SIZE]
 
 
 @pytest.mark.parametrize("length", [3, 40])

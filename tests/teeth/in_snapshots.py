@@ -173,9 +173,17 @@ MUTANTS = [
     Mutant(
         "snapshot: a write is not copied first",
         PERSIST,
-        "                before(offset, len(data))\n        except IndexError:\n",
-        "                pass\n        except IndexError:\n",
+        "                    before(offset, size)\n            else:\n",
+        "                    pass\n            else:\n",
         "The snapshot holds the new content.",
+        COPIES,
+    ),
+    Mutant(
+        "snapshot: a write of several chunks looks at the first byte of their bits only",
+        PERSIST,
+        "                low, high = chunk >> 3, (last >> 3) + 1\n",
+        "                low, high = chunk >> 3, (chunk >> 3) + 1\n",
+        "The snapshot holds a part of the new content.",
         COPIES,
     ),
     Mutant(
@@ -189,8 +197,8 @@ MUTANTS = [
     Mutant(
         "snapshot: a word is not copied first",
         PERSIST,
-        "                before(offset, size)\n        except IndexError:\n",
-        "                pass\n        except IndexError:\n",
+        "            if needed[chunk >> 3] >> (chunk & 7) & 1:\n                before(offset, size)\n        except",
+        "            if needed[chunk >> 3] >> (chunk & 7) & 1:\n                pass\n        except",
         "The snapshot holds the new word.",
         COPIES,
     ),
