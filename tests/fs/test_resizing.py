@@ -13,10 +13,12 @@ from in_memory import tmp_path
 from kernel_rig import kernel_mount
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.ext4.group import descriptor
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import finish
 from daxfs.fs.types import Options
 from daxfs.pmem import region
+from daxfs.structures import growth
 from support import fsck, mke2fs, run
 
 __all__ = ["tmp_path"]
@@ -149,6 +151,11 @@ def test_backups_are_whole(tmp_path: Path) -> None:
         geometry = fs.volume.geometry
         backups = geometry.backups(geometry.groups_count)
     assert 49 in backups
+    content = memoryview(path.read_bytes())
+    for group in backups:
+        descriptors = content[(group * 256 + 1) * 4096 : (group * 256 + 1 + geometry.desc_blocks) * 4096]
+        for number in range(geometry.groups_count):
+            descriptor(descriptors, number * geometry.desc_size, geometry).verify(number, geometry)
     for group in backups:
         copy = Path(shutil.copy(path, tmp_path / "copy"))
         with copy.open("r+b") as file:
@@ -233,6 +240,26 @@ def test_a_damaged_resize_inode(tmp_path: Path) -> None:
         assert fs.volume.geometry.groups_count == 16
         fill(fs)
         assert is_filled(fs)
+
+
+def test_a_failure_in_the_middle_of_a_handle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new size is undone in DRAM too."""
+    path = made(tmp_path / "pool")
+
+    def fail(*_: object) -> None:
+        raise FsError(errno.ENOSPC)
+
+    with FileSystem.open(path) as fs:
+        fill(fs)
+        before = fs.statfs()
+        with monkeypatch.context() as patches:
+            patches.setattr(growth, "_make_group", fail)
+            assert refused(fs, LARGE // 4096) == "ENOSPC"
+        assert fs.statfs() == before
+        assert fs.volume.geometry.blocks_count == SMALL // 4096
+        fs.tree.mkdir("/more")
+        assert fs.resize(LARGE // 4096).blocks == LARGE // 4096
+    fsck(path)
 
 
 def test_reserved_addresses_that_do_not_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

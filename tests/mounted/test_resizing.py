@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from kernel_rig import kernel_mount
-from mount_rig import as_user, daxfs, mounted
+from mount_rig import COMMAND, as_user, daxfs, mounted
 
 from daxfs import direct
 from daxfs.errors import UserError
 from daxfs.fuse.kernel.resizing import EXT4_IOC_RESIZE_FS
 from daxfs.tools import info, resize, snapshots
-from support import fsck, run
+from support import HANG_SECONDS, fsck, run
 
 Pool = Callable[..., Path]
 MIB, GIB = 1 << 20, 1 << 30
@@ -152,3 +155,50 @@ def test_clients(pool: Pool) -> None:
         with direct.map(second) as new:
             assert new.direct, new.why
         assert first.read_bytes()[:6] == b"still1"
+
+
+PRELOADED = """
+import ctypes, os, signal, sys
+first = os.open(sys.argv[1], os.O_RDWR)
+assert os.pread(first, 1, 0) == b"1"
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_long]
+past = libc.mmap(None, 1 << 20, 1, 1, first, 0)
+print("ready", flush=True)
+sys.stdin.readline()
+second = os.open(sys.argv[2], os.O_RDWR)
+for place in range(0, 150 << 20, 1 << 20):
+    assert os.pread(second, 1, place) == b"2"
+    assert os.pwrite(second, b"3", place) == 1
+child = os.fork()
+if not child:
+    ctypes.string_at(past + (1 << 19), 1)
+    os._exit(0)
+assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGBUS
+"""
+
+
+def test_a_program_below_daxfs_exec(pool: Pool) -> None:
+    """It has mapped the pool before growth; it has direct access to what is new, and past EOF is still SIGBUS."""
+    path = pool("-b", "4096", size="64M")
+    with mounted(path) as mount:
+        first, second = mount.place / "first", mount.place / "second"
+        first.write_bytes(b"1" * 5000)
+        command = [*COMMAND, "exec", "--verbose", sys.executable, "-c", PRELOADED, first, second]
+        program = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+            resize.run(str(mount.place), "1G")
+            second.write_bytes(b"2" * (150 * MIB))
+            _, said = program.communicate("go on\n", timeout=HANG_SECONDS)
+        finally:
+            program.kill()
+        assert program.returncode == 0, said
+        reads, writes = re.search(r"direct: (\d+) reads, (\d+) writes", said).groups()  # type: ignore[union-attr]
+        assert int(reads) > 140, said
+        assert int(writes) > 140, said
+        assert second.read_bytes()[:2] == b"32"

@@ -30,9 +30,7 @@ MUTANTS = [
     Mutant(
         "growth: the resize inode keeps a block that descriptors use",
         GROWTH,
-        '        tx.edit(double).cast("I")[geometry.desc_blocks % (geometry.block_size // 4)] = 0\n'.replace(
-            "        tx", "    tx"
-        ),
+        '    tx.edit(double).cast("I")[geometry.desc_blocks % (geometry.block_size // 4)] = 0\n',
         "",
         "Two owners claim the block.",
         GROWS,

@@ -81,7 +81,7 @@ static bool cut(struct pl_extents *extents, uint64_t start, uint64_t end) {
     return true;
 }
 
-bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease, uint64_t pool_size) {
+bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease, uint64_t mapped) {
     if (!cut(extents, lease->offset, lease->next))
         return false;
     for (uint32_t i = 0; i < lease->count; i++) {
@@ -89,7 +89,7 @@ bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease
         struct pl_extent extent = {from->offset, from->offset + from->length, from->pool_offset, from->kind, 0};
 
         if (from->kind == DAXFS_MEMORY &&
-            (from->pool_offset > pool_size || from->length > pool_size - from->pool_offset))
+            (from->pool_offset > mapped || from->length > mapped - from->pool_offset))
             extent.kind = DAXFS_KERNEL;
         if (!put(extents, pl_first_after(extents, extent.start), &extent))
             return false;

@@ -49,9 +49,9 @@ static inline const struct pl_extent *pl_find(const struct pl_extents *extents, 
 
 /* Empty the list and give its memory back; `few` has room for PL_FEW extents. */
 void pl_extents_reset(struct pl_extents *extents, struct pl_extent *few);
-/* Replace the range of a lease by its extents. Memory past `pool_size` is not mapped in this process (the pool has
+/* Replace the range of a lease by its extents. Memory past `mapped` is not mapped in this process (the pool has
  * grown) and becomes DAXFS_KERNEL. False: no memory for the list, whose content is then wrong. */
-bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease, uint64_t pool_size);
+bool pl_extents_take(struct pl_extents *extents, const struct daxfs_lease *lease, uint64_t mapped);
 
 #pragma GCC visibility pop
 

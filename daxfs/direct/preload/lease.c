@@ -106,7 +106,7 @@ static int ask_all(int fd, struct pl_file *file, uint64_t offset, uint64_t end, 
             return failed;
         }
         flags &= ~(uint32_t)DAXFS_RENEW;
-        if (!take_lease(file, &lease, store) || !pl_extents_take(&file->extents, &lease, file->mount->pool.size)) {
+        if (!take_lease(file, &lease, store) || !pl_extents_take(&file->extents, &lease, file->mount->mapped)) {
             pl_forget_extents(file);
             return EAGAIN;
         }

@@ -56,7 +56,7 @@ static bool take(struct pl_question *question, const struct daxfs_lease *lease, 
 
         if (extent->offset >= end)
             break;
-        if (memory && (pool > mount->pool.size || extent->length > mount->pool.size - pool))
+        if (memory && (pool > mount->mapped || extent->length > mount->mapped - pool))
             return false;
         if (!memory && extent->offset < lease->size)
             question->holes += (until < lease->size ? until : lease->size) - extent->offset;
@@ -289,6 +289,20 @@ bool pl_plan_make(struct pl_question *question, bool fill) {
 
 /* ---- mapping */
 
+enum { FAR_BITS = 40 }; /* 1 TiB */
+
+/* Map a piece that ends each access with SIGBUS: from beyond the pool's end, and so far that growth does not reach it where
+ * the pool's file system knows such offsets. */
+static void *lay_past_eof(const struct pl_piece *piece, size_t length, int pool) {
+    const struct pl_mount *mount = piece->group->file->mount;
+    uint64_t end = pl_page_up(mount->mapped), far = mount->pool.rdevice ? end : end + ((uint64_t)1 << FAR_BITS);
+    void *made = pl_raw_mmap(piece->start, length, piece->protection, MAP_FIXED | MAP_PRIVATE, pool, (off_t)far);
+
+    if (made == MAP_FAILED)
+        made = pl_raw_mmap(piece->start, length, piece->protection, MAP_FIXED | MAP_PRIVATE, pool, (off_t)end);
+    return made;
+}
+
 /* Map one piece at its address. */
 static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
     const struct pl_group *group = piece->group;
@@ -301,8 +315,7 @@ static bool lay_piece(const struct pl_piece *piece, int fd, int pool) {
     if (piece->kind == DAXFS_KERNEL)
         made = pl_raw_mmap(piece->start, length, piece->protection, flags, fd, (off_t)piece->offset);
     else if (piece->kind == PL_PAST_EOF)
-        made = pl_raw_mmap(piece->start, length, piece->protection, MAP_FIXED | MAP_PRIVATE, pool,
-                        (off_t)pl_page_up(mount->pool.size));
+        made = lay_past_eof(piece, length, pool);
     else if (pool >= 0)
         made = pl_raw_mmap(piece->start, length, piece->protection, pool_flags, pool, (off_t)piece->pool);
     else

@@ -32,6 +32,16 @@ uintptr_t pl_page_size(void) {
     return size;
 }
 
+enum { ROOM_BITS = 36 }; /* 64 GiB */
+
+/* How many bytes to map: of a file more than it has, so that what is granted after it has grown is mapped already. A page
+ * past the end is SIGBUS until the file has it. With large pages (hugetlbfs) mmap(2) would make the file longer itself. */
+static size_t with_room(const struct daxfs_pool *pool) {
+    if (pool->rdevice || pool->align > PL_PAGE || pool->size > DAXFS_FURTHEST / 4)
+        return pool->size;
+    return 2 * pool->size + ((size_t)1 << ROOM_BITS);
+}
+
 /* Map the whole pool. Without MAP_SYNC a line that was written back may lie in a block of the pool's file that its file
  * system has not committed yet. */
 static char *map_whole(struct pl_mount *mount, int fd) {
@@ -39,8 +49,16 @@ static char *map_whole(struct pl_mount *mount, int fd) {
     int protection = mount->writable ? PROT_READ | PROT_WRITE : PROT_READ;
     bool file = !pool->rdevice;
 
+    char *base = MAP_FAILED;
+
     mount->map_flags = pool->persistence == DAXFS_LINES && file ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED;
-    return (void *)pl_call(SYS_mmap, NULL, pool->size, protection, mount->map_flags, fd, 0L);
+    mount->mapped = with_room(pool);
+    if (mount->mapped > pool->size)
+        base = (void *)pl_call(SYS_mmap, NULL, mount->mapped, protection, mount->map_flags, fd, 0L);
+    if (base != MAP_FAILED)
+        return base;
+    mount->mapped = pool->size; /* the process may have few addresses (RLIMIT_AS) */
+    return (void *)pl_call(SYS_mmap, NULL, mount->mapped, protection, mount->map_flags, fd, 0L);
 }
 
 /* Lock the opened pool and map it. The mapping keeps the file open, and so the lock. */
@@ -58,14 +76,14 @@ static bool map_pool(struct pl_mount *mount, int fd) {
     if (base == MAP_FAILED)
         return false;
     atomic_store(&mount->missing, false);
-    pl_guard(base, pool->size, &mount->missing);
+    pl_guard(base, mount->mapped, &mount->missing);
     memset(mount->token, 0, sizeof(mount->token));
     sound = pl_has_superblock(pool, base);
     if (sound && pool->token)
         memcpy(mount->token, base + pool->token, sizeof(mount->token));
     if (!sound || atomic_load(&mount->missing)) {
         pl_unguard(base);
-        pl_call(SYS_munmap, base, pool->size);
+        pl_call(SYS_munmap, base, mount->mapped);
         return false;
     }
     if (mount->anchor)
@@ -181,7 +199,7 @@ static void release(struct pl_mount *mount) {
 
 void pl_unmap_pool(struct pl_mount *mount) {
     pl_unguard(mount->base);
-    pl_call(SYS_munmap, mount->base, mount->pool.size);
+    pl_call(SYS_munmap, mount->base, mount->mapped);
     mount->base = NULL;
     release(mount);
 }
@@ -225,7 +243,7 @@ bool pl_same_pool(struct pl_mount *mount, const struct daxfs_lease *lease) {
         atomic_store(&mount->stays, false); /* a new mount: the pool is requested again after the last close */
         return false;
     }
-    return !lease->slot || lease->slot <= mount->pool.size - sizeof(struct daxfs_slot);
+    return !lease->slot || lease->slot <= mount->mapped - sizeof(struct daxfs_slot);
 }
 
 void *pl_map(const struct pl_mount *mount, uint64_t pool_offset, size_t length, int protection, void *address) {

@@ -36,6 +36,7 @@ struct pl_mount {
     bool denied;                /* PL_NOT_DAXFS: with the rights of that time not trusted, or not opened */
     unsigned mappings;          /* of files, by the program; changed with the book locked */
     char *anchor;               /* NULL, or a unit that keeps the lock while only mappings of files are left */
+    size_t mapped;              /* PL_READY: bytes at `base`, more than a pool in a file has now, since it may grow */
     char *base;                 /* PL_READY: the whole pool, mapped shared; no descriptor of it stays open */
     _Atomic bool missing;       /* memory of the pool was missing: `base` has zeros, and files go through the kernel */
     int map_flags;              /* PL_READY: of mmap(2) for a shared mapping of the pool */
