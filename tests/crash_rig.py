@@ -75,11 +75,15 @@ def noise(size: int, seed: int) -> bytes:
 @cache
 def image(name: str) -> bytes:
     """A pool with a small tree that every operation finds something in; it was unmounted cleanly."""
-    given = {**FORMATS, **PLAIN}[name]
+    return made({**FORMATS, **PLAIN}[name], journal=name not in PLAIN)
+
+
+def made(given: tuple[str, ...], *, journal: bool = True) -> bytes:
+    """As `image`, of a format with these options of mke2fs."""
     large = "4096" in given
     with tempfile.TemporaryDirectory() as folder:
         options = (*given, "-N", "64", "-m", "0")
-        if name not in PLAIN:
+        if journal:
             options = (*options, "-J", f"size={4 if large else 1}")
         path = mke2fs(Path(folder) / "pool", *options, size="10M" if large else "2500K")
         with FileSystem.open(path, QUIET) as fs:

@@ -86,8 +86,8 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
             if changes.mode is not None:
                 set_mode(tx, inode, changes.mode)
             set_times(volume, tx, inode, changes)
-            volume.nodes.reloaded(inode)
-            return newest(volume, inode)
+        volume.nodes.reloaded(inode)
+        return newest(volume, inode)
     return read_attributes(volume, ino)
 
 

@@ -129,6 +129,8 @@ class Change:
         if self.dated:
             inode.set_changed(clock.now())
         mapping.normalize_tail(self._tx, inode)
+        if self._volume.faults[0]:
+            return  # the handle is about to be undone
         node = self._volume.nodes.open.get(inode.number)
         if node is None:
             return

@@ -36,9 +36,6 @@ def set_label(volume: Volume, label: bytes, caller: Caller) -> None:
     if len(label) > LABEL_MAX or b"\0" in label:
         raise FsError(errno.EINVAL)
     field = label.ljust(LABEL_MAX, b"\0")
-    with volume.handle(1) as tx:
-        tx.edit_superblock().s_volume_name = field
-    volume.label_was_set = True
     geometry = volume.geometry
     for group in filter(geometry.has_super, range(1, geometry.groups_count)):
         block = geometry.first_block(group)
@@ -48,4 +45,7 @@ def set_label(volume: Volume, label: bytes, caller: Caller) -> None:
             backup = Superblock(tx.edit(block)[: Superblock.SIZE])
             backup.s_volume_name = field
             backup.seal()
+    with volume.handle(1) as tx:  # the last one: it decides which label the file system has
+        tx.edit_superblock().s_volume_name = field
+    volume.label_was_set = True
     volume.commit()

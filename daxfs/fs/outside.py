@@ -61,7 +61,8 @@ def take_over(volume: Volume) -> None:
 
 def _home(volume: Volume) -> Superblock | None:
     """Return a copy of the superblock at home; None if its memory is missing."""
-    content = bytearray(volume.memory[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + Superblock.SIZE])
+    content = volume.superblock_buffer
+    content[:] = volume.memory[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + Superblock.SIZE]
     if volume.faults[0]:
         volume.lost_memory()
         return None

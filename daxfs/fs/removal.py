@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from daxfs.errors import Corrupt, MissingMemory
+from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.fs import damage, data
 from daxfs.fs.steps import Steps
 from daxfs.fs.volume import Volume
@@ -60,7 +60,7 @@ def step(volume: Volume, ino: int) -> None:
     finished = True  # also with an error: the inode stays on the orphan list
     try:
         finished = free_step(volume, ino) if ino in lives.nameless else data.cut_step(volume, ino)
-    except (Corrupt, MissingMemory) as error:
+    except (Corrupt, MissingMemory, MemoryError) as error:
         leave_listed(volume, ino, error)
     finally:
         if finished:
@@ -177,8 +177,10 @@ def unless_damaged(volume: Volume, ino: int | None) -> Iterator[None]:
         leave_listed(volume, ino, error)
 
 
-def leave_listed(volume: Volume, ino: int | None, error: Corrupt | MissingMemory) -> None:
+def leave_listed(volume: Volume, ino: int | None, error: Corrupt | MissingMemory | MemoryError) -> None:
     """Report that an inode stays on the orphan list, since its end needs metadata that is damaged or missing.
+
+    Or the daemon has no memory for it.
 
     The operation that took its last name has succeeded, and neither a mount nor its end may fail because of it.
 
@@ -188,9 +190,9 @@ def leave_listed(volume: Volume, ino: int | None, error: Corrupt | MissingMemory
         error: what the end met.
     """
     what = "the orphan list ends early" if ino is None else f"inode {ino} stays on the orphan list"
-    log.error("%s: %s", what, error.strerror)
+    log.error("%s: %s", what, error.strerror if isinstance(error, FsError) else "out of memory")
     if isinstance(error, Corrupt):
         damage.report(volume, error)
-    else:
+    elif isinstance(error, MissingMemory):
         volume.forget_content()
         damage.report_missing(volume, error, change=True)

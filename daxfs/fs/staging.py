@@ -147,9 +147,10 @@ class Staging:
         used = self.pages.get(staged.uid, 0) + len(new)
         if used > MOST_PAGES_OF_USER:
             raise FsError(errno.ENOMEM, f"user {staged.uid}: the batches have more than {MOST_PAGES_OF_USER} pages")
+        made = {number: Page() for number in new}
         if used:
             self.pages[staged.uid] = used
-        pages.update((number, Page()) for number in new)
+        pages.update(made)
         for number in numbers:
             page, base = pages[number], number * PAGE
             low, high = max(offset, base), min(stop, base + PAGE)

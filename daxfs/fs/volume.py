@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.features import RoCompat
 from daxfs.ext4.inode import EXT4_DIRSYNC_FL, EXT4_EXTENTS_FL, EXT4_SYNC_FL
+from daxfs.ext4.superblock import Superblock
 from daxfs.fs import defaults
 from daxfs.fs.lifetimes import Lifetimes
 from daxfs.fs.nodes import MAX_LAZY, Nodes
@@ -56,6 +57,7 @@ class Volume:
     groups of a caller. ``label_was_set``: through this mount, so that a label from outside the mount is older
     (`outside`).
     ``resizing``: it is being made larger (`resizing`).
+    ``superblock_buffer``: for a copy of the superblock at home (`outside`): in the middle of a commit none can be made.
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
@@ -88,6 +90,7 @@ class Volume:
         self.mounted_state = view.superblock().s_state
         self.label_was_set = False
         self.resizing = False
+        self.superblock_buffer = bytearray(Superblock.SIZE)
         self._every_map = min(geometry.max_extent_file_size, geometry.max_indirect_file_size)
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
         self._overhead: int | None = None

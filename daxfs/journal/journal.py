@@ -28,7 +28,7 @@ from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
 from daxfs.journal.log import Log, unchanged
 from daxfs.journal.logged import LoggedData
-from daxfs.journal.transaction import Handle, Transaction
+from daxfs.journal.transaction import REFUSALS, Handle, Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
 from daxfs.runs import ByteRange
 
@@ -58,6 +58,9 @@ class CommitWriter(Protocol):
     revokes_per_block: int
     tail_moves: int
     before_home: Callable[[memoryview], None]
+
+    def prepare(self, blocks: int) -> None:
+        """Make the buffers that a transaction of up to so many blocks needs, before it can't be undone any longer."""
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
         """Make the transaction durable, together with all stores flushed before; return the log blocks it took.
@@ -95,6 +98,9 @@ class NoLog:
         self.tail_moves = 0
         self.before_home: Callable[[memoryview], None] = unchanged
         self._pool = pool
+
+    def prepare(self, blocks: int) -> None:
+        """Do nothing: home copies need no buffer."""
 
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:  # noqa: ARG002
         """Make file data durable first: metadata must not name blocks that are not filled yet."""
@@ -318,15 +324,22 @@ class Journal:
 
         Raises:
             FsError: EROFS after an abort. An error of a hook, a seal or the pool aborts the journal and is raised.
+            MemoryError: there is no memory for a buffer; the running transaction goes on, unless this is an abort too.
         """
         self._assert_usable()
         self.pool.faults.check()  # A fault before this commit, which has changed nothing, must not end in an abort.
+        tx = self._transaction
         self._committing = True
+        complete = False
         try:
+            self._writer.prepare(len(tx.copies) + tx.reserved_credits + 1)
             self._complete()
+            complete = True
             self._commit()
         except BaseException as error:
-            self._handle.interrupted = self._handle.interrupted or not isinstance(error, FsError)
+            if isinstance(error, MemoryError) and not complete:
+                raise  # what the hooks have changed is undone
+            self._handle.interrupted = self._handle.interrupted or not isinstance(error, REFUSALS)
             self.abort(error)
             raise
         finally:
@@ -480,7 +493,7 @@ class Journal:
         self.commit()
 
     def _complete(self) -> None:
-        """Have the hooks make the changes that the transaction still lacks.
+        """Have the hooks make the changes that the transaction still lacks, and the seals its checksums.
 
         Memory that they find missing is known to be bad from then on, and nothing is stored yet: they run once more,
         without it. If they can't do without it, the volume can't either.
@@ -500,7 +513,6 @@ class Journal:
             tx.frees.clear()
             self.pool.fence()
             return
-        tx.run_seals()
         writer, size = self._writer, self.view.block_size
         store = self.pool.block_store
         superblock = copies.pop(SUPERBLOCK_KEY, None)
@@ -534,10 +546,12 @@ class Journal:
         for at, (due, _) in enumerate(self._commit_hooks):
             if due():
                 self._run_hooks(at)
-                break
+                return
+        self._transaction.run_seals()
 
     def _run_hooks(self, first: int) -> None:
         with self._handle.begin(self._transaction.reserved_credits, True) as last:
             last.unlimited()
             for _, hook in self._commit_hooks[first:]:
                 hook(last)
+            self._transaction.run_seals()  # in the handle, which undoes what the hooks did if a seal fails

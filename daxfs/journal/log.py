@@ -168,6 +168,10 @@ class Log:
         """Blocks that hold transactions; the log begins anew when the next transaction has no room after them."""
         return self.blocks - self._free if self._tail.superblock.s_start else 0
 
+    def prepare(self, blocks: int) -> None:
+        """As `CommitWriter.prepare`."""
+        self._reserve_image(min(blocks, self._tags_per_descriptor) + 2)
+
     def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:
         """Make the transaction durable; return the log blocks it took.
 
@@ -321,14 +325,19 @@ class Log:
             del entries[:most]
         self._store(position, self._assemble(sequence, entries, last=True))
 
+    def _reserve_image(self, blocks: int) -> memoryview:
+        """Return the buffer in which blocks are assembled, which has room for so many."""
+        if len(self._image) < blocks * self._size:
+            self._image = memoryview(bytearray(blocks * self._size))
+        return self._image
+
     def _assemble(self, sequence: int, entries: list[tuple[int, memoryview]], *, last: bool) -> memoryview:
         """Assemble a descriptor and the blocks that it describes, followed, if these are the ``last``, by the commit
         record.
         """
-        form, size, image = self._form, self._size, self._image
-        length = (len(entries) + bool(entries) + last) * size
-        if len(image) < length:
-            image = self._image = memoryview(bytearray(length))
+        form, size = self._form, self._size
+        blocks = len(entries) + bool(entries) + last
+        image, length = self._reserve_image(blocks), blocks * size
         at = 0
         if entries:
             seed = jbd2.sequence_seed(form, sequence)

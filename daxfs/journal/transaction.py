@@ -46,6 +46,8 @@ SealTable = dict[int, dict[Hashable, tuple[Seal, tuple[object, ...]]]]
 
 RecordT = TypeVar("RecordT", bound=Record)
 
+REFUSALS = (FsError, MemoryError)
+"""What may end a handle anywhere: all layers undo what they have done. Memory can run out where a buffer is made."""
 MOST_RECORDS = 256
 """The most records of one kind that a transaction keeps; each takes some 700 bytes."""
 MOST_RECENT = 32
@@ -200,7 +202,7 @@ class Handle(View):
         logged: the blocks of file data that the transaction or the log holds.
         active: the ``with`` block is running.
         rollbacks: the number of operations that were undone.
-        interrupted: an exception that is no refusal (`FsError`) has ended a ``with`` block. The changes of that handle
+        interrupted: an exception that is no refusal (`REFUSALS`) has ended a ``with`` block. The changes of that handle
             are undone, but the state of the layers above may not be.
     """
 
@@ -301,8 +303,10 @@ class Handle(View):
         self.active = False
         lost = self._faults[0]
         if kind is not None or lost:
-            self.interrupted = self.interrupted or not (kind is None or lost or issubclass(kind, FsError))
+            refused = kind is None or lost or issubclass(kind, REFUSALS)
+            interrupted, self.interrupted = self.interrupted or not refused, True  # should the rollback itself fail
             self._roll_back()
+            self.interrupted = interrupted
         self._undo.clear()
         self._touched.clear()
         # What is no error but ends the program, such as KeyboardInterrupt, stays what it is; the fault stays pending.

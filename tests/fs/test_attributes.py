@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from explorer.disk import Disk
+from failing.seams import FailingPool, Trigger
 from kernel_rig import kernel_mount
 from tree_rig import (
     NAMED_ACL,
@@ -29,7 +31,7 @@ from tree_rig import (
     wire,
 )
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.fs import clock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Caller, SetAttributes
@@ -468,3 +470,22 @@ def test_access_is_granted_as_by_the_kernel(pool: MakePool) -> None:
         assert not wrong, f"{caller}: {wrong[:5]}"
     assert any(map(any, expected))
     assert not all(map(all, expected))
+
+
+def test_a_change_of_mode_that_met_missing_memory(small_image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is undone, and writes need not look for the bits that it would have set."""
+    pool = FailingPool(Disk(small_image, 4096), "", Trigger())
+    with FileSystem.open(pool, QUIET) as fs:
+        file, made = fs.create(ROOT_INO, b"f", 0o600)
+        now = clock.now
+
+        def lose() -> int:
+            pool.faults.pending[0] += 1  # type: ignore[index]
+            return now()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(clock, "now", lose)
+            with pytest.raises(MissingMemory):
+                fs.setattr(made.ino, SetAttributes(mode=0o4700))
+        assert fs.getattr(made.ino).mode & 0o7777 == 0o600
+        assert file.node.unprivileged

@@ -7,8 +7,11 @@ import os
 from collections.abc import Callable
 
 import pytest
+from explorer.disk import Disk
+from failing.seams import FailingPool, Trigger
+from tree_rig import QUIET
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.fs.change import Change
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.types import ROOT_INO
@@ -187,3 +190,21 @@ def test_a_file_that_nobody_has_open_has_no_node(memory_fs: FileSystem, file: Op
     with volume.handle(CREDITS) as tx, Change(volume, tx, file.ino) as change:
         change.unmap(8, 11)
     assert memory_fs.getattr(file.ino).blocks < 16 * 8
+
+
+def test_a_change_that_met_missing_memory_is_not_heard_of(small_image: bytes) -> None:
+    """The handle is undone at its end, after the change has ended without an error."""
+    pool = FailingPool(Disk(small_image, BLOCK), "", Trigger())
+    with FileSystem.open(pool, QUIET) as fs:
+        file, _ = fs.create(ROOT_INO, b"f", 0o600, os.O_RDWR)
+        fs.write(file, 0, b"." * 4 * BLOCK)
+
+        def lose(change: Change) -> None:
+            change.unmap(0, None)
+            change.inode.size = 0
+            pool.faults.pending[0] += 1  # type: ignore[index]
+
+        with pytest.raises(MissingMemory):
+            changed(fs, file, lose)
+        assert file.node.size == 4 * BLOCK
+        fs.check()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import Superblock
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Caller, Options
@@ -68,3 +68,22 @@ def test_a_read_only_mount_keeps_its_label(pool: Callable[..., Path]) -> None:
     refused = pytest.RaisesExc(FsError, check=lambda error: error.errno == errno.EROFS)
     with FileSystem.open(pool("-b", "4096", size="16M"), Options(read_only=True)) as fs, refused:
         fs.set_label(b"x")
+
+
+def test_a_label_that_some_superblock_has_no_room_for(
+    pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system keeps the label that it has."""
+    path = pool("-b", "1024", size="64M")
+    with FileSystem.open(path) as fs:
+        backup = fs.volume.geometry.first_block(3) * 1024
+
+        def reserve(offset: int, _length: int) -> None:
+            if offset == backup:
+                raise MissingMemory(errno.ENOSPC)
+
+        monkeypatch.setattr(fs.volume.pool, "reserve", reserve)
+        with pytest.raises(MissingMemory):
+            fs.set_label(NEW)
+        assert fs.get_label() == b""
+    fsck(path)

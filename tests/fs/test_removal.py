@@ -171,3 +171,22 @@ def test_files_cut_in_steps_leave_the_list(open_fs: Callable[..., FileSystem], m
     with pytest.raises(FsError) as caught:
         fs.by_number(file.ino)
     assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.interpreted
+def test_a_removal_for_which_memory_runs_out_has_succeeded(
+    memory_fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inode is freed later, at the latest by the unmount."""
+    fs = memory_fs
+    ino = fs.mknod(ROOT_INO, b"file", stat.S_IFREG | 0o600).ino
+
+    def exhausted(*_: object) -> bool:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(removal, "free_step", exhausted)
+        fs.unlink(ROOT_INO, b"file")
+    assert ino in fs.volume.lives.nameless
+    removal.free_nameless(fs.volume)
+    assert ino not in fs.volume.lives.nameless

@@ -124,3 +124,25 @@ def test_the_pages_of_a_user_are_bounded(uid: int) -> None:
     kept.end(0)
     kept.put(last, 0, memoryview(b"x"))
     kept.check()
+
+
+@pytest.mark.interpreted
+def test_pages_that_no_memory_is_left_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the content is staged, and nothing is counted."""
+    kept = Staging()
+    staged = kept.begin(INO, object(), 1000)
+    kept.put(staged, 0, memoryview(b"x"))
+
+    def page() -> staging.Page:
+        made.append(None)
+        if len(made) == 2:
+            raise MemoryError
+        return original()
+
+    made: list[None] = []
+    original = staging.Page
+    monkeypatch.setattr(staging, "Page", page)
+    with pytest.raises(MemoryError):
+        kept.put(staged, PAGE, memoryview(bytes(3 * PAGE)))
+    assert staged.pages.keys() == {0}
+    kept.check()

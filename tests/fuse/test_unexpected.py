@@ -13,6 +13,7 @@ from message_rig import ROOT, Rig, pack
 from daxfs import protocol
 from daxfs.errors import FsError
 from daxfs.fs import names
+from daxfs.fs.types import ROOT_INO
 from daxfs.fuse import serving, unexpected
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.unexpected import refusal
@@ -79,12 +80,30 @@ def test_inside_a_commit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.init()
     made, handle = rig.create(b"file")
     with monkeypatch.context() as broken:
-        broken.setattr(Log, "commit", raising(MemoryError()))
-        with pytest.raises(MemoryError):
+        broken.setattr(Log, "commit", raising(KeyError("bug")))
+        with pytest.raises(KeyError):
             rig.ask(Opcode.FSYNC, made.nodeid, pack("fsync_in", fh=handle))
     with pytest.raises(FsError) as caught:
         rig.core.sync()
     assert caught.value.errno == errno.EIO, "the journal was aborted"
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("place", ["handle", "buffers", "log"])
+def test_memory_that_runs_out_ends_no_session(rig: Rig, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Before a commit is stored nothing is half done. In the middle of it the journal stops, as at any error there."""
+    rig.init()
+    made, handle = rig.create(b"file")
+    owner, name = {"handle": (inodes, "allocate"), "buffers": (Log, "prepare"), "log": (Log, "_write")}[place]
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, raising(MemoryError()))
+        if place == "handle":
+            assert rig.refused(Opcode.MKDIR, body=pack("mkdir_in", mode=0o755) + b"d\0") == errno.ENOMEM
+        else:
+            assert rig.refused(Opcode.FSYNC, made.nodeid, pack("fsync_in", fh=handle)) == errno.ENOMEM
+    assert not rig.core.interrupted
+    assert rig.core.getattr(ROOT_INO).nlink
+    rig.may_turn_read_only = place == "log"
 
 
 @pytest.mark.interpreted

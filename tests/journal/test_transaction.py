@@ -659,3 +659,73 @@ class HandlesAgainstAModel(RuleBasedStateMachine):
 
 HandlesAgainstAModel.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 TestHandlesAgainstAModel = HandlesAgainstAModel.TestCase
+
+
+def test_memory_that_runs_out_interrupts_no_change(rig: JournalRig, pool: MemoryPool, journal: Journal) -> None:
+    """The handle is undone as by any refusal, and others follow."""
+    block = rig.free[0]
+
+    def operation() -> None:
+        with journal.handle(1) as tx:
+            tx.edit(block)[:] = rig.filled(1)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        operation()
+    assert not journal.interrupted
+    assert bytes(journal.view.block(block)) == bytes(rig.block_size)
+    with journal.handle(1) as tx:
+        tx.edit(block)[:] = rig.filled(2)
+    journal.commit()
+    assert rig.block(pool, block) == rig.filled(2)
+
+
+def test_a_rollback_that_fails_interrupts_a_change(rig: JournalRig, journal: Journal) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    def operation() -> None:
+        with journal.handle(1) as tx:
+            tx.on_rollback(fail)
+            tx.edit(rig.free[0])[:] = rig.filled(1)
+            raise FsError(errno.ENOSPC)
+
+    with pytest.raises(MemoryError):
+        operation()
+    assert journal.interrupted
+
+
+@pytest.mark.parametrize("place", ["hook", "seal"])
+def test_a_commit_without_memory_can_be_tried_again(
+    rig: JournalRig, pool: MemoryPool, journal: Journal, place: str
+) -> None:
+    """What the hooks have changed is undone, so the next commit's hooks do it once."""
+    block, counted, freed = rig.free[:3]
+    fails = {place}
+
+    def meet(here: str) -> None:
+        if here in fails:
+            fails.clear()
+            raise MemoryError
+
+    def hook(tx: Handle) -> None:
+        tx.edit(counted)[0] += 1
+        meet("hook")
+
+    def seal(content: memoryview) -> None:
+        content[-1] = 7
+        meet("seal")
+
+    journal.add_commit_hook(hook, lambda: True)
+    with journal.handle(1) as tx:
+        tx.edit(block, seal)[:] = rig.filled(1)
+        tx.frees.append(BlockRun(freed, 1))
+    with pytest.raises(MemoryError):
+        journal.commit()
+    assert not journal.aborted
+    assert not journal.interrupted
+    assert rig.block(pool, block) == bytes(rig.block_size)
+    assert journal.has_frees()
+    journal.commit()
+    assert rig.block(pool, block) == rig.filled(1)[:-1] + b"\7"
+    assert rig.block(pool, counted)[0] == 1

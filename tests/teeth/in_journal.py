@@ -104,9 +104,9 @@ MUTANTS = [
     ),
     Mutant(
         "checksums are not made",
-        JOURNAL,
-        "        tx.run_seals()\n",
-        "",
+        TRANSACTION,
+        "                    seal(*context, content)\n",
+        "                    pass\n",
         "Metadata is stored with the checksums of its old content.",
         (HANDLES, OPERATIONS),
     ),

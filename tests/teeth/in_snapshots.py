@@ -472,7 +472,7 @@ MUTANTS = [
     Mutant(
         "snapshot: a mount leaves the roles of stores as they are",
         KEEPER,
-        "            self.kept = stores\n            self._set_roles()\n",
+        "            self.kept = stores\n            self._set_roles(stores)\n",
         "            self.kept = stores\n",
         "After a power cut in a deletion nobody can read the snapshots beside the mount.",
         KEEPERS,

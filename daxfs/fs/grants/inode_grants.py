@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from daxfs.errors import MissingMemory
 from daxfs.fs import data
 from daxfs.fs.data import OpenFile
 from daxfs.fs.filemap import FileMap
@@ -55,6 +56,8 @@ class InodeGrants:
         node: the inode's.
         entry: pool offset of the status entry; 0: there is none (read-only).
         epoch: the running one.
+        shown: whether the status entry shows what it should. Its memory may turn out to be missing; then clients meet
+            that too, and ask.
         changes: goes up with each change of the inode or its content through this daemon. A client whose stores were
             made durable thus knows whether all that the file holds is durable.
         holders: open file -> holder number -> the epoch in which the holder has renewed.
@@ -84,6 +87,7 @@ class InodeGrants:
         "kernel_mapped",
         "node",
         "preallocated",
+        "shown",
         "storable",
         "through_kernel",
         "unrenewed",
@@ -93,6 +97,7 @@ class InodeGrants:
         self.node = node
         self.entry = entry
         self.epoch = 0
+        self.shown = True
         self.changes = 0
         self.holders: dict[OpenFile, dict[int, int]] = {}
         self.granted = FileMap()
@@ -116,13 +121,13 @@ class InodeGrants:
         """Count a change of the inode or its content."""
         if self.entry:
             self.changes += 1
-            self._volume.pool.store_word(self.entry + CHANGES_AT, self.changes, 8)
+            self._show(CHANGES_AT, self.changes)
 
     def set_size(self, size: int) -> None:
         """Show clients the new file size in bytes."""
         if self.entry:
             self.bump_version()
-            self._volume.pool.store_word(self.entry + SIZE_AT, size, 8)
+            self._show(SIZE_AT, size)
 
     def bump_epoch(self) -> None:
         """Begin a new epoch: the answers that holders have no longer hold."""
@@ -149,7 +154,22 @@ class InodeGrants:
         if self.entry:
             self.epoch = epoch
             self.bump_version()
-            self._volume.pool.store_word(self.entry + EPOCH_AT, epoch, 8)
+            self._show(EPOCH_AT, epoch)
+
+    def _show(self, at: int, word: int) -> None:
+        """Store a word of the status entry.
+
+        What happens to the inode has happened, so no error of the entry's own memory may end it. A fault that was
+        pending before is another one's.
+        """
+        volume = self._volume
+        fault_before = volume.faults[0]
+        try:
+            volume.pool.store_word(self.entry + at, word, 8)
+        except MissingMemory:
+            if fault_before:
+                raise
+            self.shown = False
 
     # Holders
 
@@ -249,7 +269,7 @@ class InodeGrants:
         assert node.grants is self
         assert all(self.holders.values()), "an open file without a holder"
         assert self.holders, f"inode {node.ino}: grants that nobody holds"
-        if self.entry:
+        if self.entry and self.shown:
             stored = ENTRY.unpack(pool.memory[self.entry : self.entry + ENTRY.size])
             assert stored == (self.epoch, node.size, node.ino, self.changes), stored
         assert all(begin >= node.size for begin in self.preallocated.begins), "preallocated bytes inside the file"

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import secrets
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from daxfs.errors import MissingMemory
 from daxfs.fs import clock
 from daxfs.fs.types import ROOT_INO
 from daxfs.protocol import ENDED, ENTRY, EPOCH_AT, TOKEN_SIZE
@@ -86,13 +88,18 @@ class StatusPage:
         return self._free.pop()
 
     def free(self, entry: int) -> None:
-        """Free an entry for another inode. It shows `ENDED`, so that a client that still reads it asks again."""
-        self._volume.pool.store_word(entry + EPOCH_AT, ENDED, 8)
-        self._free.append(entry)
+        """Free an entry for another inode. It shows `ENDED`, so that a client that still reads it asks again.
+
+        An entry whose memory is missing is not used again; clients meet that too.
+        """
+        with suppress(MissingMemory):
+            self._volume.pool.store_word(entry + EPOCH_AT, ENDED, 8)
+            self._free.append(entry)
 
     def _add_block(self) -> None:
         volume = self._volume
         bits = volume.block_bits
+        secret = b"" if self.token else secrets.token_bytes(TOKEN_SIZE)
         with volume.handle(CREDITS_PAGE) as tx:
             inode = inodes.edit(tx, self.ino) if self.ino else new_quarantine_inode(tx)
             # Far from blocks of files, which should stay contiguous.
@@ -100,11 +107,12 @@ class StatusPage:
             inode.size += 1 << bits
             begin = run.pblk << bits
             volume.pool.zero(begin, 1 << bits)
+            if secret:
+                volume.pool.write(begin, secret)
             volume.lives.quarantined(tx, inode.number)
         self.ino = inode.number
         self._free.extend(range(begin, begin + (1 << bits), ENTRY.size))
         if not self.token:
             self._free.remove(begin)
-            self._secret = secrets.token_bytes(TOKEN_SIZE)
-            volume.pool.write(begin, self._secret)
+            self._secret = secret
             self.token = begin

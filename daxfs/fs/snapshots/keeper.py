@@ -17,7 +17,7 @@ import errno
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError, MissingMemory
@@ -115,7 +115,7 @@ class Keeper:
             for kept in stores:
                 kept.store.clear_stale()
             self.kept = stores
-            self._set_roles()
+            self._set_roles(stores)
             self._copy_into(stores[-1], needed).check_room()
 
     def pool_marked(self, tx: Handle) -> None:
@@ -228,18 +228,22 @@ class Keeper:
         created_ns = max(clock.now(), self._disown() + 1)  # a clock that was set back does not change the order
         header = Header(True, 0, bits, serial, created_ns, origin, uuid, 0, len(stored_to))
         credits = files.CREDITS_NEW + CREDITS_RECORD + files.Reach.of(volume.view, chunks).credits
-        with volume.handle(credits) as tx:
-            parent = files.make_folder(volume, tx)
-            inode = files.create(volume, tx, parent, name, chunks, needed, created_ns)
-            xattrs.set(tx, inodes.edit(tx, parent), RECORD, catalogue.record(tx.superblock()))
-            # If memory of the store is missing, the handle is undone: nothing names its blocks, and they are free.
-            store = Store(pool, bits, files.runs_of(tx, inode))
-            store.create(header)
-            store.append(sorted(contents), contents)
-            kept = Kept(name, inode.number, store, header)
+        try:
+            with volume.handle(credits) as tx:
+                parent = files.make_folder(volume, tx)
+                inode = files.create(volume, tx, parent, name, chunks, needed, created_ns)
+                xattrs.set(tx, inodes.edit(tx, parent), RECORD, catalogue.record(tx.superblock()))
+                # If memory of the store is missing, the handle is undone: nothing names its blocks, and they are free.
+                store = Store(pool, bits, files.runs_of(tx, inode))
+                store.create(header)
+                store.append(sorted(contents), contents)
+                kept = Kept(name, inode.number, store, header)
+                self._set_roles([*self.kept, kept])
+        except BaseException:
+            self._restore_roles()
+            raise
         past.without(needed, contents)
         self.kept.append(kept)
-        self._set_roles()
         self._copy_into(kept, needed)
         volume.commit()
         return kept, mapped, stored_to
@@ -398,19 +402,20 @@ class Keeper:
         volume = self.volume
         before = list(self.kept)
         copier = self.copier
-        if at is not None:
-            before[at].store.set_role(layout.LEAVING)
-            del self.kept[at]
-            self._set_roles()
-            if not self.kept:
-                self._stop()
-            else:
-                # With the snapshot that is removed, its superblocks' exceptions are gone as well: they are in all.
-                # The store must not grow before the name is gone: what that copies would be in this one only.
-                needed = past.needed_by(volume.pool, [each.store for each in self.kept])
-                self._copy_into(self.kept[-1], needed)
         now = clock.now()
+        volume.commit()  # No other one comes before the name is gone: what it copies would be in the older store only.
         try:
+            if at is not None:
+                before[at].store.set_role(layout.LEAVING)
+                del self.kept[at]
+                self._set_roles(self.kept)
+                if not self.kept:
+                    self._stop()
+                else:
+                    # With the snapshot that is removed, its superblocks' exceptions are gone as well: they are in all.
+                    # The store must not grow before the name is gone: what that copies would be in this one only.
+                    needed = past.needed_by(volume.pool, [each.store for each in self.kept])
+                    self._copy_into(self.kept[-1], needed)
             with volume.handle(names.CREDITS_NAME) as tx:
                 directory = inodes.edit(tx, parent)
                 place = directories.find(tx, directory, name)
@@ -422,9 +427,9 @@ class Keeper:
                 ino = victim.number
         except BaseException:
             self.kept = before
-            self._set_roles()
-            self.copier = copier
-            volume.pool.hook_stores(copier)
+            if copier is not None:
+                self._use(copier)
+            self._restore_roles()
             raise
         volume.commit()
         removal.begin(volume, ino)
@@ -433,30 +438,40 @@ class Keeper:
 
     # Copying
 
-    def _set_roles(self) -> None:
-        """Tell readers in other processes which store takes the copies from now on."""
-        for kept in self.kept:
-            kept.store.set_role(layout.NEWEST if kept is self.kept[-1] else layout.FOLLOWED)
+    @staticmethod
+    def _set_roles(snapshots: list[Kept]) -> None:
+        """Tell readers in other processes which store takes the copies from now on: that of the last snapshot."""
+        for kept in snapshots:
+            kept.store.set_role(layout.NEWEST if kept is snapshots[-1] else layout.FOLLOWED)
+
+    def _restore_roles(self) -> None:
+        """Set the roles again after a change has failed; as long as one can't be set, readers refuse to read."""
+        with suppress(MissingMemory):
+            self._set_roles(self.kept)
 
     def _copy_into(self, kept: Kept, needed: bytearray) -> Copier:
         """Have a snapshot's store take the copies from now on."""
         origin = kept.header.origin_chunks
         needed += bytes(max((origin + 7 >> 3) - len(needed), 0))
-        reserve = self._reserve(origin)
-        self._count_copies()
-        self.copier = Copier(
+        copier = Copier(
             self.volume.pool,
             kept.store,
             needed,
-            reserve,
+            self._reserve(origin),
             make_room=self._make_room,
             running_low=self._running_low,
             lost=self._lost,
         )
-        self.volume.pool.hook_stores(self.copier)
-        ratio = kept.store.bits - self.volume.block_bits
-        self.volume.journal.limit_transactions(max(SMALLEST_LIMIT, reserve << ratio >> 1))
-        return self.copier
+        self._count_copies()
+        self._use(copier)
+        return copier
+
+    def _use(self, copier: Copier) -> None:
+        """Have the pool and the journal respect a copier."""
+        self.copier = copier
+        self.volume.pool.hook_stores(copier)
+        ratio = copier.bits - self.volume.block_bits
+        self.volume.journal.limit_transactions(max(SMALLEST_LIMIT, copier.reserve << ratio >> 1))
 
     def _count_copies(self) -> None:
         """Keep the count of a copier that will make no more copies."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from itertools import count
 
@@ -17,6 +18,7 @@ from lease_rig import (
 )
 from range_rig import COLLAPSE, PUNCH, ZERO
 
+from daxfs.errors import MissingMemory
 from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.grants import inode_grants
@@ -173,3 +175,23 @@ def test_moved_bytes_are_not_preallocated(memory_fs: FileSystem) -> None:
     grants.invalidate_range(BLOCK, 2 * BLOCK)
     assert list(grants.preallocated.gaps(0, 4 * BLOCK)) == [(BLOCK, 2 * BLOCK)]
     assert grants.epoch == 6
+
+
+def test_a_change_succeeds_although_its_entry_has_no_memory(
+    memory_fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that look at the entry meet the missing memory, too. The entry is not used again."""
+    fs, pool = memory_fs, memory_fs.volume.pool
+    held = client(fs, content=b"x" * BLOCK)
+    answer = held.ask(0, BLOCK, STORE)
+
+    def missing(*_: object) -> None:
+        raise MissingMemory(errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "store_word", missing)
+        truncate(fs, held.file.ino, 0)
+        assert fs.getattr(held.file.ino).size == held.file.node.size == 0
+        fs.check()
+        held.close()
+    assert client(fs, b"g", b"x").ask().entry != answer.entry

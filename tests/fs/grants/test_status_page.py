@@ -30,7 +30,7 @@ from lease_rig import (
 from range_rig import refused
 from tree_rig import QUIET
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MissingMemory
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Caller, LeaseRequest, Options
 from daxfs.pmem.memory import MemoryPool
@@ -233,3 +233,17 @@ def test_a_full_pool_has_no_room_for_the_page(open_fs: OpenFs) -> None:
         held.ask()
     assert held.file.node.grants is None
     assert bytes(fs.read(held.file, 0, 5)) == b"x"
+
+
+def test_a_token_that_could_not_be_stored_is_made_again(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = client(fs, content=b"x" * 5000)
+
+    def missing(*_: object) -> None:
+        raise MissingMemory(errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs.volume.pool, "write", missing)
+        with refused(errno.EIO):
+            fs.grants.page.ensure()
+    assert not fs.grants.page.ino
+    assert held.ask().entry

@@ -642,3 +642,35 @@ def test_a_mount_tells_readers_which_store_takes_the_copies() -> None:
     assert not fs.open_snapshot(b"a").settled
     fs = after_power_loss(fs)
     assert fs.open_snapshot(b"a").settled
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+@pytest.mark.parametrize("gone", [b"0", b"1"])
+def test_a_deletion_for_which_memory_is_missing(fails_at: int, gone: bytes, tmp_path: Path) -> None:
+    """A store's header can't be changed: both snapshots stay as they were, and go on copying."""
+    fs = mounted("4k")
+    seen = {}
+    for name, operation in ((b"0", "overwrite"), (b"1", "write new")):
+        seen[name] = tree(fs)
+        fs.create_snapshot(name)
+        busy(fs, operation)
+    pool = fs.volume.pool
+    plain, calls = pool.unhooked, 0
+
+    def store_word(offset: int, value: int, size: int = 4) -> None:
+        nonlocal calls
+        calls += pool.unhooked is not plain
+        if calls == fails_at:
+            raise MissingMemory(errno.EIO)
+        plain.store_word(offset, value, size)
+
+    fs.sync()
+    pool.unhooked = plain._replace(store_word=store_word)
+    with pytest.raises(MissingMemory):
+        fs.delete_snapshot(gone)
+    pool.unhooked = plain
+    assert [snapshot.name for snapshot in fs.list_snapshots()] == list(seen)
+    busy(fs, "overwrite and append", "unlink big")
+    for name, expected in seen.items():
+        assert not differences(fs, name, expected, tmp_path), name
+    fs.check()

@@ -1,0 +1,149 @@
+"""The operations in which errors are injected: those of `crash_rig`, and more that leave nothing to cut."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from crash_rig import NEEDS, OPERATIONS, Operation, Workbench
+from lease_rig import token
+from range_rig import PUNCH
+
+from daxfs.ext4.inode import EXT4_NODUMP_FL
+from daxfs.fs.data import OpenFile
+from daxfs.fs.filesystem import ROOT_INO
+from daxfs.fs.types import Caller, FsXattr, LeaseRequest, SetAttributes
+from daxfs.protocol import Flag
+
+ACL = b"\2\0\0\0" + b"".join(
+    tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + who.to_bytes(4, "little")
+    for tag, rights, who in (
+        (1, 7, 0xFFFFFFFF),
+        (2, 6, 1000),
+        (4, 5, 0xFFFFFFFF),
+        (0x10, 7, 0xFFFFFFFF),
+        (0x20, 0, 0xFFFFFFFF),
+    )
+)
+"""u::rwx, u:1000:rw-, g::r-x, m::rwx, o::--- as setxattr(2) takes it (include/linux/posix_acl_xattr.h)."""
+MAKER = Caller(uid=1000, gid=1000)
+
+
+class Bench(Workbench):
+    """A workbench on which a write may end early, as write(2) may."""
+
+    def write_to(self, file: OpenFile, offset: int, size: int, *, release: bool = False) -> None:
+        try:
+            self.fs.write(file, offset, self.bytes(size))
+        finally:
+            if release:
+                self.fs.release(file)
+
+    def write_atomically(self, path: str, offset: int, size: int, start: bytes = b"") -> None:
+        file = self.fs.open_file(self.ino(path), os.O_RDWR)
+        try:
+            self.fs.write(file, offset, (start + self.bytes(size))[:size], atomic=True)
+        finally:
+            self.fs.release(file)
+
+    def fill(self) -> None:
+        file, _ = self.fs.create(ROOT_INO, b"full", 0o644)
+        try:
+            self.fs.write(file, 0, self.bytes(16 << 20))
+        finally:
+            self.fs.release(file)
+
+    def lease(self, path: str, flags: int, offset: int, length: int) -> None:
+        """A client holds a lease of the file, which stays open."""
+        self.fs.grants.page.ensure()
+        file = self.fs.open_file(self.ino(path), os.O_RDWR)
+        self.opened.append(file)
+        self.fs.lease(file, LeaseRequest(1, offset, length, flags, 64, token(self.fs)))
+
+    def acl(self, path: str, kind: str) -> None:
+        self.fs.setxattr(self.ino(path), b"system.posix_acl_" + kind.encode(), ACL)
+
+    def read(self, path: str) -> None:
+        file = self.fs.open_file(self.ino(path))
+        try:
+            bytes(self.fs.read(file, 0, 1 << 20))
+            self.fs.finish_copy()
+        finally:
+            self.fs.release(file)
+
+    def list(self, path: str) -> None:
+        directory = self.fs.opendir(self.ino(path))
+        try:
+            list(self.fs.readdir(directory))
+        finally:
+            self.fs.releasedir(directory)
+
+    def create(self, path: str) -> None:
+        file, _ = self.fs.create(*self.fs.tree.parent(path), 0o666, caller=MAKER)
+        self.fs.release(file)
+
+
+MORE: dict[str, Operation] = {
+    "create and open": lambda w: w.create("d/opened"),
+    "default acl": lambda w: w.acl("d", "default"),
+    "acl": lambda w: w.acl("f", "access"),
+    "create below default acl": lambda w: w.create("d/inherits"),
+    "mkdir below default acl": lambda w: w.fs.mkdir(w.ino("d"), b"inherits too", 0o777, MAKER),
+    "chmod with acl": lambda w: w.fs.setattr(w.ino("f"), SetAttributes(mode=0o640)),
+    "many xattrs": lambda w: [w.xattr("f", b"user.%02d" % n, 40) for n in range(9)],
+    "capability": lambda w: w.xattr("f", b"security.capability", 20),
+    "write drops capability": lambda w: w.write("f", 10, 10),
+    "flags": lambda w: w.fs.set_flags(w.ino("f"), w.fs.get_flags(w.ino("f")) | EXT4_NODUMP_FL),
+    "project": lambda w: w.fs.set_fsxattr(w.ino("f"), FsXattr(0, 0, 0, 77, 0)),
+    "label": lambda w: w.fs.set_label(b"new label"),
+    "utimes": lambda w: w.fs.setattr(w.ino("f"), SetAttributes(atime_ns=5, mtime_ns=6)),
+    "open truncating": lambda w: w.fs.release(w.fs.open_file(w.ino("big"), os.O_RDWR | os.O_TRUNC)),
+    "sync": lambda w: w.fs.sync(),
+    "change and sync": lambda w: [w.fs.mkdir(ROOT_INO, b"synced", 0o755), w.fs.sync()],
+    "change and fsync": lambda w: [w.write("big", 12_345, 3000), w.fs.fsync(w.ino("big"))],
+    "read": lambda w: w.read("big"),
+    "list": lambda w: w.list("i"),
+    "lease": lambda w: w.lease("big", int(Flag.WRITE | Flag.FILL), 0, 23_000),
+    "lease extending": lambda w: w.lease("f", int(Flag.WRITE | Flag.FILL | Flag.EXTEND), 0, 20_000),
+    "truncate leased": lambda w: w.truncate("big", 0),
+    "punch leased": lambda w: w.fallocate("big", PUNCH, 1024, 8192),
+    "unlink leased": lambda w: w.unlink("big"),
+    "overwrite after snapshot": lambda w: w.write("big", 5000, 2000),
+    "unlink after snapshot": lambda w: w.unlink("g"),
+    "mkdir after snapshot": lambda w: w.fs.mkdir(ROOT_INO, b"later", 0o755),
+    "sync after snapshot": lambda w: [w.fs.mkdir(ROOT_INO, b"later", 0o755), w.fs.sync()],
+}
+ALL = OPERATIONS | MORE
+NEEDED = NEEDS | {
+    "create below default acl": ("default acl",),
+    "mkdir below default acl": ("default acl",),
+    "chmod with acl": ("acl",),
+    "write drops capability": ("capability",),
+    "truncate leased": ("lease",),
+    "punch leased": ("lease",),
+    "unlink leased": ("lease",),
+    "overwrite after snapshot": ("snapshot",),
+    "unlink after snapshot": ("snapshot",),
+    "mkdir after snapshot": ("snapshot",),
+    "sync after snapshot": ("snapshot",),
+}
+
+PIECEWISE = (
+    *("write", "append", "overwrite", "fill", "allocate", "punch", "zero", "copy", "truncate", "collapse", "insert"),
+    *("scatter", "open", "change", "tmpfile"),
+)
+"""How the names of operations begin that may have done a part when they fail."""
+
+
+MORE_FORMATS = {"project": ("-b", "1024", "-O", "project,^resize_inode", "-I", "256")}
+"""Formats besides those of `crash_rig`."""
+
+
+class Case(NamedTuple):
+    """One operation on a pool of a format, with the event that fails."""
+
+    format: str
+    operation: str
+    seam: str
+    at: int
+    lasting: bool

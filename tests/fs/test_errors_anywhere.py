@@ -1,0 +1,67 @@
+"""Errors at every place where one can happen, in every operation (`failing`): a sample, and all in the full run.
+
+An operation is tried with its first event failing, then with its second, until it no longer meets the error. After each
+the tree, the state in DRAM, the next operations and e2fsck are judged.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from crash_rig import LARGE
+from failing import lives
+from failing.seams import SEAMS
+from failing.sweep import EVERY_FORMAT, Lab, Tally, swept
+from failing.work import ALL
+
+SAMPLED = 6
+"""Operations of each seam in the sample."""
+STRIDES = {"allocation": 1, "room": 4, "store": 3, "load": 9, "buffer": 5}
+"""Every which event of an operation fails in the sample: as many as leave two or three of each."""
+
+
+@pytest.mark.interpreted
+def test_some_operations(tmp_path: Path) -> None:
+    """Each seam in operations of its own, on the format with the most structures."""
+    lab = Lab("4k", tmp_path)
+    chance = random.Random(1)
+    for seam in SEAMS:
+        chosen = chance.sample([name for name in ALL if name not in LARGE], SAMPLED)
+        tally = swept(lab, chosen, seam, stride=STRIDES[seam], lasting=chance.random() < 0.5)
+        assert not tally.wrong, tally.wrong[0]
+        assert tally.tried > 1
+
+
+@pytest.mark.full
+@pytest.mark.interpreted
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
+@pytest.mark.parametrize("seam", SEAMS)
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_every_operation(name: str, seam: str, lasting: bool, tmp_path: Path) -> None:
+    tally = swept(Lab(name, tmp_path), list(ALL), seam, lasting=lasting)
+    assert not tally.wrong, f"{len(tally.wrong)} of {tally.tried}: {tally.wrong[:5]}"
+    assert tally.tried > 20
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("seam", ["store", "load", "buffer"])
+def test_some_mounts_and_unmounts(seam: str, tmp_path: Path) -> None:
+    """The pool has a log to replay and orphans."""
+    tally = Tally()
+    lives.swept(Lab("4k", tmp_path), seam, tally, stride=7)
+    assert not tally.wrong, tally.wrong[0]
+    assert tally.tried > 2
+
+
+@pytest.mark.full
+@pytest.mark.interpreted
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seam", ["allocation", "room", "store", "load", "buffer"])
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_every_mount_and_unmount(name: str, seam: str, tmp_path: Path) -> None:
+    tally = Tally()
+    lives.swept(Lab(name, tmp_path), seam, tally)
+    assert not tally.wrong, f"{len(tally.wrong)} of {tally.tried}: {tally.wrong[:5]}"
