@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import crash_marker
 import interpreted
+import part_times
 import pytest
 
 from daxfs.fuse import unexpected
@@ -33,6 +34,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a test with the marker interpreted in a process of its own, if the core is compiled."""
     return interpreted.run(pyfuncitem)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how long each part of the run took."""
+    reports = (each for found in terminalreporter.stats.values() for each in found if hasattr(each, "duration"))
+    told = list(part_times.lines(reports))
+    if told:
+        terminalreporter.section("time of each part, of all workers together")
+        for line in told:
+            terminalreporter.write_line(line)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,7 +17,7 @@ import errno
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError, MissingMemory
