@@ -38,9 +38,10 @@ def resize(volume: Volume, wanted: int) -> Steps[Resized]:
 
     Raises:
         FsError: EROFS; EBUSY, it is being resized; EUCLEAN, damage was met before; EOPNOTSUPP, there are snapshots, or
-            the pool has no file or device; EINVAL, a smaller size; ENOSPC, larger than the device; EFBIG, numbers would
-            not fit; or the system's, the pool's file can't be made longer or mapped. Nothing has changed then. ENOSPC,
-            EINTR and errors of the medium in the middle of growth leave what was added.
+            the pool has no file or device; EINVAL, a smaller size; ENOSPC, larger than the device, or the journal is
+            too small; EFBIG, numbers would not fit; or the system's, the pool's file can't be made longer or mapped.
+            Nothing has changed then. ENOSPC, EINTR and errors of the medium in the middle of growth leave what was
+            added.
     """
     volume.writable()
     if volume.resizing:
@@ -76,7 +77,14 @@ def _target(volume: Volume, wanted: int) -> int:
         )
     if wanted << bits > available and not pool.extensible:
         raise FsError(errno.ENOSPC, f"{pool.path} has {available} bytes, {wanted << bits} are wanted")
-    return growth.fitting(geometry, wanted)
+    target, most = growth.fitting(geometry, wanted), volume.journal.capacity
+    if (needed := growth.credits_of(geometry, target)) > most:
+        raise FsError(
+            errno.ENOSPC,
+            f"{pool.path}: one step needs {needed} blocks, a transaction of this journal holds {most} (make a larger "
+            f"journal: tune2fs -O ^has_journal, tune2fs -J size=)",
+        )
+    return target
 
 
 def _refuse_snapshots(volume: Volume) -> None:

@@ -93,9 +93,11 @@ def lacks_descriptors(geometry: Geometry) -> bool:
 
 
 def credits_of(geometry: Geometry, blocks_count: int) -> int:
-    """Return the blocks that `extend` changes at most, beyond the superblock."""
-    count = _groups_in(geometry, blocks_count) - geometry.groups_count
-    return SMALL_CREDITS + 2 * count + (geometry.reserved_gdt_blocks if count else 0)
+    """Return the blocks that one `extend` on the way to ``blocks_count`` changes at most, beyond the superblock."""
+    end = _groups_in(geometry, blocks_count)
+    reserves = geometry.backups(geometry.groups_count) != geometry.backups(end)
+    count = min(end - geometry.groups_count, BATCH)
+    return SMALL_CREDITS + 2 * count + (geometry.reserved_gdt_blocks if reserves else 0)
 
 
 def extend(tx: Handle, blocks_count: int) -> None:

@@ -216,6 +216,18 @@ def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
         assert refused(fs, LARGE // 4096) == "EROFS"
 
 
+def test_a_journal_that_is_too_small(tmp_path: Path) -> None:
+    """A group with backups reserves as many blocks as each has, in one transaction: the tool is told before."""
+    path = mke2fs(tmp_path / "pool", "-b", "1024", "-g", "512", "-J", "size=1", "-N", "512", size="6M")
+    assert counts(path)["Reserved GDT blocks"] == 256
+    with FileSystem.open(path) as fs:
+        with pytest.raises(FsError, match="a transaction of this journal holds 255"):
+            fs.resize(20_000)
+        assert path.stat().st_size == 6 * MIB
+        assert fs.resize(7000).blocks == 7000
+    fsck(path)
+
+
 def test_a_snapshot_in_the_middle_ends_it(tmp_path: Path) -> None:
     path = made(tmp_path / "pool")
     with FileSystem.open(path) as fs:

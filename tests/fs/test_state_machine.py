@@ -40,9 +40,9 @@ from support import mke2fs
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "block4k": ("-b", "4096", "-J", "size=4"),
-    "block1k": ("-b", "1024", "-J", "size=1"),
+    "block1k": ("-b", "1024", "-J", "size=1", "-g", "512", "-E", "resize=20000"),
     "orphan-file": ("-b", "1024", "-J", "size=1", "-O", "orphan_file"),
-    "no-csum": ("-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit", "-I", "128"),
+    "no-csum": ("-b", "1024", "-J", "size=1", "-O", "^metadata_csum,^64bit", "-I", "128", "-E", "resize=20000"),
     "no-extents": ("-b", "1024", "-J", "size=1", "-O", "^extent,^64bit"),
     "no-journal": ("-b", "1024", "-O", "^has_journal"),
 }
@@ -50,6 +50,8 @@ NAMES = [bytes([letter]) for letter in b"abcdef"] + [b"%d" % number + b"long" * 
 XATTRS = [b"user.a", b"user.bb", b"trusted.c", b"security.d"]
 SIZES = (0, 1, 1000, 1024, 4096, 5000, 20_000, 70_000)
 MAX_OPEN = 4
+ROOM = bytes(2 << 20)
+"""What a pool has beyond its file system, which can grow."""
 
 picks = st.integers(0, 999)
 names = st.sampled_from(NAMES)
@@ -66,7 +68,7 @@ def image(name: str) -> bytes:
     """Return a fresh pool of the format."""
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
         size = "12M" if name == "block4k" else "6M"
-        return mke2fs(Path(place) / "pool", *FORMATS[name], size=size).read_bytes()
+        return mke2fs(Path(place) / "pool", *FORMATS[name], size=size).read_bytes() + ROOM
 
 
 class Machine(RuleBasedStateMachine):
@@ -564,6 +566,14 @@ class Machine(RuleBasedStateMachine):
     def sync(self) -> None:
         self.fs.sync()
         self.durable(self.state)
+
+    @rule(blocks=st.sampled_from((1, 100, 500, 700)))
+    def grow(self, blocks: int) -> None:
+        """Make the file system larger; all earlier changes are durable then."""
+        most = self.pool.size // self.fs.statfs().block_size
+        before, now = self.fs.resize(min(self.fs.volume.geometry.blocks_count + blocks, most))
+        if now > before:
+            self.durable(self.state)
 
     @rule(pick=picks)
     def fsync(self, pick: int) -> None:
