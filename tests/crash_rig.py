@@ -39,6 +39,7 @@ from daxfs.fs.mounting import read_superblock
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
+from daxfs.runs import ByteRange
 from daxfs.structures import blocks, dirblocks, groups, htree, inodes
 from support import fsck, mke2fs, run, tool
 
@@ -261,6 +262,14 @@ class Workbench:
             for file in files:
                 self.fs.release(file)
 
+    def relocate(self, path: str) -> None:
+        """Every block of a file gets another place."""
+        ino, bits = self.ino(path), self.fs.volume.block_bits
+        runs = self.fs.describe(ino)
+        place = ByteRange(min(run.pblk for run in runs) << bits, max(run.pblk + run.length for run in runs) << bits)
+        self.fs.vacate(ino, place)
+        assert not {run.pblk for run in runs} & {run.pblk for run in self.fs.describe(ino)}
+
     def xattr(self, path: str, name: bytes, size: int) -> None:
         self.fs.setxattr(self.ino(path), name, self.bytes(size))
 
@@ -359,6 +368,9 @@ OPERATIONS: dict[str, Operation] = {
     "copy blocks": lambda w: w.copy("big", 4096, "g", 0, 8192),
     "copy within": lambda w: w.copy("big", 20_000, "big", 3000, 2500),
     "copy holes": lambda w: w.copy("unwritten", 0, "big", 2048, 6000),
+    "relocate": lambda w: w.relocate("big"),
+    "relocate unwritten": lambda w: w.relocate("unwritten"),
+    "relocate journaled": lambda w: w.relocate("big"),
     "unlink one name": lambda w: w.unlink("f"),
     "unlink": lambda w: w.unlink("g"),
     "unlink big": lambda w: w.unlink("big"),
@@ -433,6 +445,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "atomic journaled overwrite of many blocks": ("journal",),
     "atomic journaled append": ("journal",),
     "atomic journaled append within block": ("journal",),
+    "relocate journaled": ("journal", "atomic journaled overwrite"),
     "write to unlinked": ("unlink open",),
     "release": ("unlink open",),
     "name tmpfile": ("tmpfile",),

@@ -100,6 +100,15 @@ class Change:
         self._lowest = min(self._lowest, first)
         return found
 
+    def move(self, first: int, last: int, new: list[Extent]) -> None:
+        """Put blocks with the same content in the place of [first, last] (`mapping.replace`)."""
+        volume, tx, bits = self._volume, self._tx, self._volume.block_bits
+        mark = len(tx.frees)
+        mapping.replace(tx, self.inode, first, last, new)
+        volume.notifier.defer_frees(tx, self.inode.number, mark)
+        self._unmapped.append(ByteRange(first << bits, last + 1 << bits))
+        self._runs += new
+
     def remaps(self) -> None:
         """Report that blocks have moved within the file."""
         self._remapped = True

@@ -39,6 +39,7 @@ from daxfs.fs.batches import Batch
 from daxfs.fs.data import OpenFile
 from daxfs.fs.grants import requests, waiting, write_notifications
 from daxfs.fs.grants.table import Grants
+from daxfs.fs.nodes import END
 from daxfs.fs.opendirectory import OpenDirectory
 from daxfs.fs.operations import changing, failure, maintaining, piecewise, reading
 from daxfs.fs.paths import Tree
@@ -57,6 +58,7 @@ from daxfs.fs.types import (
     NewSnapshot,
     Options,
     PoolIdentity,
+    Relocation,
     Resized,
     SetAttributes,
     Snapshot,
@@ -65,6 +67,7 @@ from daxfs.fs.types import (
     WriteNotification,
 )
 from daxfs.pmem.pool import Pool
+from daxfs.runs import ByteRange
 from daxfs.snapshots.reading import Chain
 from daxfs.structures import directories, inodes
 from daxfs.structures.mapping import Extent
@@ -514,6 +517,33 @@ class FileSystem:
     def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> int:
         """Give free memory of the pool back to the system (FITRIM); return the number of bytes."""
         return finish(self.steps.trim(start, length, minimum))
+
+    # Relocation
+
+    def defragment(self, ino: int, offset: int = 0, length: int = END, caller: Caller = SUPERUSER) -> Relocation:
+        """Move blocks of a regular file to where 2 MiB pages map them (`daxfs.fs.relocation`).
+
+        Each 2 MiB of the file that have blocks throughout get 2 MiB of the pool; what is less becomes one run.
+
+        Args:
+            ino: the file.
+            offset: first byte of the part of the file to work on.
+            length: its length in bytes.
+            caller: reserved blocks are for privileged ones.
+
+        Returns:
+            How many bytes were moved, and which parts of the file stay in worse places, and why.
+
+        Raises:
+            FsError: EINVAL: not a regular file of the tree, or the store of a snapshot; EROFS.
+        """
+        return finish(self.steps.defragment(ino, offset, length, caller))
+
+    def vacate(
+        self, ino: int, place: ByteRange, offset: int = 0, length: int = END, caller: Caller = SUPERUSER
+    ) -> Relocation:
+        """Move what a regular file has in the bytes ``place`` of the pool out of there; as `defragment`."""
+        return finish(self.steps.vacate(ino, place, offset, length, caller))
 
     # Leases of memory
 

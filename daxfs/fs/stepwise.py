@@ -10,18 +10,48 @@ free in further steps is left to `freeing`.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
-from daxfs.fs import attributes, batches, copying, data, mounting, names, ranges, removal, resizing, trim
+from daxfs.errors import FsError
+from daxfs.fs import (
+    attributes,
+    batches,
+    copying,
+    data,
+    mounting,
+    names,
+    ranges,
+    relocation,
+    removal,
+    resizing,
+    trim,
+)
 from daxfs.fs.grants import requests
+from daxfs.fs.nodes import END
 from daxfs.fs.operations import changing_in_steps, in_steps, maintaining
+from daxfs.fs.relocation import Gathering, Leaving
 from daxfs.fs.steps import Steps
+from daxfs.fs.types import Caller
+from daxfs.runs import BlockRun, ByteRange
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
     from daxfs.fs.opendirectory import OpenDirectory
-    from daxfs.fs.types import Attributes, Caller, DirEntry, Grant, LeaseRequest, NewSnapshot, Resized, SetAttributes
+    from daxfs.fs.types import (
+        Attributes,
+        DirEntry,
+        Grant,
+        LeaseRequest,
+        NewSnapshot,
+        Relocation,
+        Resized,
+        SetAttributes,
+    )
     from daxfs.fs.volume import Volume
+
+
+SUPERUSER = Caller()
 
 
 class Stepwise:
@@ -134,6 +164,28 @@ class Stepwise:
     def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Steps[Grant]:
         """Grant a lease: memory that has to be filled is filled in steps. It can be shortened: EINTR."""
         return requests.grant(mounting.grants_of(self.volume), file, request, file.used_by(caller))
+
+    @changing_in_steps
+    def defragment(self, ino: int, offset: int = 0, length: int = END, caller: Caller = SUPERUSER) -> Steps[Relocation]:
+        """Move the blocks of a file to where 2 MiB pages map them. It can be shortened: EINTR, what has moved stays."""
+        return self._relocate(ino, offset, length, Gathering(), caller)
+
+    @changing_in_steps
+    def vacate(
+        self, ino: int, place: ByteRange, offset: int = 0, length: int = END, caller: Caller = SUPERUSER
+    ) -> Steps[Relocation]:
+        """Move what a file has in a part of the pool, bytes [begin, end), out of there. It can be shortened: EINTR."""
+        bits = self.volume.block_bits
+        first = place.begin >> bits
+        avoid = BlockRun(first, (place.end - 1 >> bits) + 1 - first)
+        return self._relocate(ino, offset, length, Leaving(avoid), caller)
+
+    def _relocate(self, ino: int, offset: int, length: int, plan: relocation.Plan, caller: Caller) -> Steps[Relocation]:
+        volume = self.volume
+        if offset < 0 or length < 0 or mounting.snapshots_of(volume).keeps_store(ino):
+            raise FsError(errno.EINVAL)
+        grants = mounting.grants_of(volume)
+        return (yield from relocation.relocate(volume, grants, ino, offset, offset + length, plan, caller))
 
     # What has no answer that waits for it
 

@@ -188,6 +188,35 @@ class NewSnapshot(NamedTuple):
     files: tuple[MappedFile, ...]
 
 
+class Stayed(NamedTuple):
+    """A part of a file that a relocation has left where it lies.
+
+    ``why``: one of `REASONS_TO_STAY`. ``pids``: the processes that opened the file and keep it there, as in `Deferral`.
+    """
+
+    offset: int
+    length: int
+    why: str
+    pids: tuple[int, ...] = ()
+
+
+MAPPED, BAD, FULL, FRAGMENTED = "mapped", "bad", "full", "fragmented"
+REASONS_TO_STAY = {
+    MAPPED: "programs map it, or may store to it and do not answer",
+    BAD: "its memory is bad",
+    FULL: "there is no free run that is long enough",
+    FRAGMENTED: "one transaction of the log can't hold its pieces",
+}
+"""Why a part of a file stays where it is."""
+
+
+class Relocation(NamedTuple):
+    """What a relocation did: bytes that lie elsewhere now, and parts that stayed."""
+
+    moved: int
+    stayed: tuple[Stayed, ...]
+
+
 class LeaseRequest(NamedTuple):
     """A client's request for the bytes [offset, offset + length).
 

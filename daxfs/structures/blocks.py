@@ -30,7 +30,7 @@ import numpy.typing as npt
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT
 from daxfs.runs import BitRun, BlockRun
-from daxfs.structures import bitmaps, blocksearch, groupmaps, groups, metadata_zone
+from daxfs.structures import bitmaps, blocksearch, groupmaps, groups, metadata_zone, reserves
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -184,6 +184,28 @@ def take(tx: Handle, number: int) -> bool:
     geometry = tx.geometry
     group, bit = divmod(number - geometry.first_data_block, geometry.blocks_per_group)
     _take(tx, tx.edit_superblock(), [BitRun(group, bit, 1)])
+    return True
+
+
+def take_run(tx: Handle, run: BlockRun) -> bool:
+    """Take a run of blocks, which lies in one group, for a file's data: two credits.
+
+    Returns:
+        False: a block of it is in use.
+
+    Raises:
+        FsError: ENOSPC: not so many blocks may be taken (`reserves`).
+    """
+    geometry, sb = tx.geometry, tx.edit_superblock()
+    if sb.free_blocks_count - run.length < reserves.must_stay_free(geometry, sb, privileged=tx.privileged):
+        raise FsError(errno.ENOSPC, "no block is free")
+    group, bit = divmod(run.start - geometry.first_data_block, geometry.blocks_per_group)
+    desc = groups.descriptor(tx, group)
+    if tx.pool.bad and not groupmaps.readable(tx, desc):
+        return False
+    if bitmaps.free_run(groupmaps.usable(tx, group, desc), bit, run.length) < run.length:
+        return False
+    _take(tx, sb, [BitRun(group, bit, run.length)])
     return True
 
 

@@ -1,7 +1,8 @@
-"""Put new blocks in the place of a range of a file, whatever is mapped there: one change of one leaf as a rule.
+"""Put other blocks in the place of a range of a file, whatever is mapped there: one change of one leaf as a rule.
 
-Source: ``fs/ext4/extents.c`` (``ext4_swap_extents``), which swaps the extents of two files; here the new blocks belong
-to no file before.
+`reallocate` allocates them itself, for new content; `replace` takes blocks that its caller has allocated, for content
+that moves. Source: ``fs/ext4/extents.c`` (``ext4_swap_extents``), which swaps the extents of two files; here the new
+blocks belong to no file before.
 """
 
 from __future__ import annotations
@@ -29,28 +30,40 @@ def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBou
     """
     path, _ = descend(tx, inode, last)
     _, w, at = path[-1]
-    alone = _reaches(path, first)
-    cut = extents.entries_within(w, at, first, None) if alone else []
+    cut = extents.entries_within(w, at, first, None) if _reaches(path, first) else []
     begin = at + 1 - len(cut)
     before = begin if cut and cut[-1].lblk < first else begin - 1
     left = format_.leaf(w, before) if before >= 0 else None
     goal = extents.near_block(tx, w, left, first) or tx.geometry.first_block(tx.geometry.group_of_inode(inode.number))
     new = _allocate(tx, inode, goal, first, last, groups, align)
-    if alone:
+    _put(tx, inode, path, first, last, new)
+    return new
+
+
+def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent]) -> None:
+    """Put ``new`` in the place of ``first`` to ``last``, and free what is mapped there; see `mapping.replace`."""
+    path, _ = descend(tx, inode, last)
+    _put(tx, inode, path, first, last, new)
+
+
+def _put(tx: Handle, inode: Inode, path: list[Node], first: int, last: int, new: list[Extent]) -> None:
+    """Put ``new`` in the place of ``first`` to ``last``; ``path`` leads to the entry of ``last``."""
+    _, w, at = path[-1]
+    if _reaches(path, first):
+        cut = extents.entries_within(w, at, first, None)
         kept = extents.remains(cut, first, last) if cut else []
         entries = [*(part for part in kept if part.lblk < first), *new, *(part for part in kept if part.lblk > last)]
-        begin, end, entries = extent_edit.coalesce(w, begin, at + 1, entries)
+        begin, end, entries = extent_edit.coalesce(w, at + 1 - len(cut), at + 1, entries)
         if extent_edit.fits(w, begin, end, entries):
             if cut:
                 extents.free_parts(tx, inode, cut, first, last, False)
             extent_edit.splice(tx, inode, path, begin, end, entries)
             if len(entries) < end - begin:
                 extent_edit.shrink(tx, inode, first)
-            return new
+            return
     extents.remove(tx, inode, first, last)
     for extent in new:
         extents.insert(tx, inode, extent)
-    return new
 
 
 def _reaches(path: list[Node], first: int) -> bool:

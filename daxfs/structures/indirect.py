@@ -369,6 +369,13 @@ def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBou
     return found
 
 
+def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent]) -> None:
+    """Put ``new`` in the place of ``first`` to ``last``, and free what is mapped there; see `mapping.replace`."""
+    remove(tx, inode, first, last)
+    for run in new:
+        insert(tx, inode, run)
+
+
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     """Do nothing: block-mapped files have no unwritten blocks."""
 

@@ -39,6 +39,7 @@ __all__ = [
     "normalize_tail",
     "reallocate",
     "remove",
+    "replace",
     "runs",
     "search",
     "walk",
@@ -192,6 +193,29 @@ def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBou
     if inode.flags & EXT4_EXTENTS_FL:
         return extent_swap.reallocate(tx, inode, first, last, groups, align=align)
     return indirect.reallocate(tx, inode, first, last, groups, align=align)
+
+
+def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent]) -> None:
+    """Put blocks that the caller owns in the place of ``first`` to ``last``, and free what is mapped there.
+
+    The function adds new blocks of the map to ``i_blocks``, and subtracts what it frees; the caller adds the blocks of
+    ``new``.
+
+    Args:
+        tx: the handle.
+        inode: from ``inodes.edit``.
+        first: the first logical block.
+        last: the last logical block.
+        new: not empty, within the range, in order.
+
+    Raises:
+        FsError: ENOSPC: the map needs room; EFBIG: a block-mapped file can't have blocks of such numbers. The handle
+            must be undone.
+    """
+    if inode.flags & EXT4_EXTENTS_FL:
+        extent_swap.replace(tx, inode, first, last, new)
+    else:
+        indirect.replace(tx, inode, first, last, new)
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:

@@ -45,7 +45,52 @@ SLOW_ENDS = "tests/fs/test_power_loss.py::test_files_that_end_slowly"
 STORIES = "tests/fs/test_power_loss.py::test_stories"
 SYNC = "tests/crash/test_sync_mount.py"
 
+RELOCATION_SOURCE = "daxfs/fs/relocation.py"
+RELOCATION = "tests/fs/test_relocation.py"
+
 MUTANTS = [
+    # Relocation
+    Mutant(
+        "relocation: the new place is not filled",
+        RELOCATION_SOURCE,
+        "                        pool.write(at << bits, pool.memory[source : source + (run.length << bits)])\n",
+        "                        pass\n",
+        "A file that was moved shows what an earlier owner of its new blocks has left there.",
+        (f"{RELOCATION}::test_files_in_pieces_get_2_mib_each",),
+    ),
+    Mutant(
+        "relocation: clients that store are not asked first",
+        RELOCATION_SOURCE,
+        "        if not staying:\n",
+        "        if grants is not None:\n",
+        "What a client stores to the old place, as it was granted, is in no file.",
+        (f"{RELOCATION}::test_a_writer_is_asked_first",),
+    ),
+    Mutant(
+        "relocation: who maps a file for loading is not asked",
+        f"{GRANTS}inode_grants.py",
+        "            for granted in (self.storable, self.mapped)\n",
+        "            for granted in (self.storable,)\n",
+        "A program's mapping shows the old content for good, whatever others write to the file.",
+        (f"{RELOCATION}::test_what_is_mapped_stays_also_for_loading",),
+    ),
+    Mutant(
+        "relocation: the old place is free while clients load from it",
+        CHANGE,
+        "        mapping.replace(tx, self.inode, first, last, new)\n"
+        "        volume.notifier.defer_frees(tx, self.inode.number, mark)\n",
+        "        mapping.replace(tx, self.inode, first, last, new)\n",
+        "A client loads what another file has stored to blocks that were its file's.",
+        (f"{RELOCATION}::test_a_reader_keeps_the_old_blocks_until_it_renews",),
+    ),
+    Mutant(
+        "relocation: what the transaction has logged is not stored home first",
+        RELOCATION_SOURCE,
+        "        datalog.settle(volume, node.ino, begin, end)\n",
+        "",
+        "An atomic write is lost when its blocks move before the commit.",
+        (f"{RELOCATION}::test_logged_blocks_and_protected_files_move",),
+    ),
     # Bad memory
     Mutant(
         "bad blocks are given out",

@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "snapshot: what clients have renewed counts as theirs",
         GRANTS,
-        "                del self.storable[gone]\n",
-        "                pass\n",
+        "            _forget(self.storable, file, holder)\n",
+        "            pass\n",
         "Each snapshot copies all that was ever granted for storing.",
         (*STORING, *KEEPERS),
     ),

@@ -35,8 +35,9 @@ def compose(
             record_kernel_mapped(grants, file, request.holder, pages)
         return pages, upto
     storing = Holder(file, request.holder) if request.flags & WRITE else None
+    mapping = Holder(file, request.holder) if request.flags & MAP else None
     if (whole := single_piece(volume, file.node, grants, request, upto)) is not None:
-        grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole), storing)
+        grants.grant(whole.pool_offset & -volume.block_size, pool_end(volume, whole), storing, mapping)
         return [whole], upto
     pieces: list[GrantedExtent] = []
     position = request.offset
@@ -52,7 +53,7 @@ def compose(
         position = piece.offset + piece.length
         if piece.kind == MEMORY:
             # Whole blocks, since deferred frees are compared by blocks.
-            grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece), storing)
+            grants.grant(piece.pool_offset & -volume.block_size, pool_end(volume, piece), storing, mapping)
     if request.flags & MAP and not volume.read_only:
         record_kernel_mapped(grants, file, request.holder, pieces)
     return pieces, position

@@ -67,6 +67,8 @@ class InodeGrants:
             changed since. A write notification makes these bytes readable, and no others.
         extender: the open file and holder that may extend the file by their own stores; one at a time.
         storable: bytes of the pool that were granted for storing, by open file and holder number; until it renews.
+        mapped: bytes of the pool that were granted for a mapping, be it for loading only, likewise. Such a holder never
+            renews.
         through_kernel: bytes of the file that are mapped through the kernel, by open file and holder number.
         kernel_mapped: the union of ``through_kernel``.
         unrenewed: holders that a recall no longer waits for, with the byte ranges of those recalls.
@@ -85,6 +87,7 @@ class InodeGrants:
         "granted",
         "holders",
         "kernel_mapped",
+        "mapped",
         "node",
         "preallocated",
         "shown",
@@ -105,6 +108,7 @@ class InodeGrants:
         self.preallocated = FileMap()
         self.extender: tuple[OpenFile, int] | None = None
         self.storable: dict[Holder, FileMap] = {}
+        self.mapped: dict[Holder, FileMap] = {}
         self.through_kernel: dict[tuple[OpenFile, int], FileMap] = {}
         self.kernel_mapped = FileMap()
         self.unrenewed: dict[Holder, list[ByteRange]] = {}
@@ -199,8 +203,9 @@ class InodeGrants:
             for late in [late for late in self.unrenewed if late.file is file and holder in (None, late.number)]:
                 del self.unrenewed[late]
         if self.storable:
-            for gone in [held for held in self.storable if held.file is file and holder in (None, held.number)]:
-                del self.storable[gone]
+            _forget(self.storable, file, holder)
+        if self.mapped:
+            _forget(self.mapped, file, holder)
         if self.through_kernel:
             self._unmap_through_kernel(file, holder)
         return gone_holders
@@ -227,7 +232,7 @@ class InodeGrants:
 
     # What they were granted
 
-    def grant(self, begin: int, end: int, storing: Holder | None = None) -> None:
+    def grant(self, begin: int, end: int, storing: Holder | None = None, mapping: Holder | None = None) -> None:
         """Record that holders may touch the bytes [begin, end) of the pool, before an answer names them.
 
         What a snapshot needs of bytes that a holder may store to is copied now: nobody sees the stores.
@@ -236,6 +241,7 @@ class InodeGrants:
             begin: first byte.
             end: the byte after the last.
             storing: the holder that may store there; None: the answer is for loading only.
+            mapping: the holder that maps the bytes; None: the answer is not for a mapping.
         """
         if storing is not None:
             self.for_storing = True
@@ -243,7 +249,21 @@ class InodeGrants:
             if hook is not None:
                 hook.before(begin, end - begin)
             _record(self.storable.setdefault(storing, FileMap()), begin, end)
+        if mapping is not None:
+            _record(self.mapped.setdefault(mapping, FileMap()), begin, end)
         _record(self.granted, begin, end)
+
+    def staying(self, ranges: list[ByteRange]) -> list[Holder]:
+        """Return who would go on with bytes of these ranges of the pool in their old place if the blocks were moved.
+
+        They map the bytes, or may store to them. Other holders only load: they see that the epoch ends after a load.
+        """
+        return [
+            holder
+            for granted in (self.storable, self.mapped)
+            for holder, held in granted.items()
+            if any(next(held.within(begin, end), None) is not None for begin, end in ranges)
+        ]
 
     def map_through_kernel(self, file: OpenFile, holder: int, begin: int, end: int) -> None:
         """Record that a holder maps bytes through the kernel, and begin a new epoch.
@@ -281,7 +301,7 @@ class InodeGrants:
         )
         assert all(since <= self.epoch for _, since in self.each_holder())
         assert self.unrenewed.keys() <= {holder for holder, _ in self.each_holder()}
-        assert self.storable.keys() <= {holder for holder, _ in self.each_holder()}
+        assert self.storable.keys() | self.mapped.keys() <= {holder for holder, _ in self.each_holder()}
         epochs = [each.epoch for each in self.deferred]
         assert epochs == sorted(epochs), epochs
         assert not self.deferred or self.held_since() <= self.deferred[0].epoch, "a deferred free that nobody waits for"
@@ -292,3 +312,9 @@ def _record(ranges: FileMap, begin: int, end: int) -> None:
     ranges.put(begin, end, 0, False)
     if len(ranges.runs) > MAX_GRANTED:
         ranges.put(ranges.runs[0][0], ranges.runs[-1][1], 0, False)
+
+
+def _forget(ranges: dict[Holder, FileMap], file: OpenFile, number: int | None) -> None:
+    """Remove what a holder, or all holders of an open file (None), were granted."""
+    for gone in [held for held in ranges if held.file is file and number in (None, held.number)]:
+        del ranges[gone]

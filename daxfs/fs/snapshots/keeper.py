@@ -353,6 +353,10 @@ class Keeper:
         now = self.copier.copied if self.copier is not None else 0
         return self._copied_before + now << files.chunk_bits(self.volume.view)
 
+    def keeps_store(self, ino: int) -> bool:
+        """Return whether the inode is the store of a valid snapshot."""
+        return any(each.ino == ino for each in self.kept)
+
     def _position(self, name: bytes) -> int | None:
         """Return the index of a valid snapshot in `kept`."""
         return next((at for at, each in enumerate(self.kept) if each.name == name), None)
