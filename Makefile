@@ -11,7 +11,7 @@ WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled demo test test-pure test-full test-pmem test-crash test-teeth container lint types layers circles c-layers check bench clean
+.PHONY: help setup compiled demo test test-pure test-full test-pmem test-crash test-teeth compare-damaged container lint types layers circles c-layers check bench clean
 
 help: ## list all targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ test-pmem: setup ## run tests/devices on emulated NVDIMMs in a QEMU guest, withi
 
 test-crash: setup ## explore power cuts of all single operations and pairs, on all processors; some 40 minutes
 	@cd tests && ../$(BIN)/python -m explorer.explore $(EXPLORE)
+
+compare-damaged: setup ## compare what daxfs and the kernel read of damaged images, as root; IMAGES=directory of NAME/image.gz
+	@test -d "$(IMAGES)" || { echo "give IMAGES=DIRECTORY, for example the tests of e2fsprogs' sources"; exit 2; }
+	@cd tests && ../$(BIN)/python -m damaged $(IMAGES)
 
 test-teeth: setup ## apply known faults one by one, which the tests must catch; TEETH="part of a name" selects
 	@cd tests && ../$(BIN)/python -m teeth $(TEETH)

@@ -36,8 +36,9 @@ MODULES = (
     *("structures.directories", "structures.dirhints", "structures.dirlist", "structures.extent_edit"),
     *("structures.extent_shift", "structures.extent_swap", "structures.extent_tail", "structures.extent_tree"),
     *("structures.extents", "structures.groupmaps", "structures.groups", "structures.htree", "structures.indirect"),
-    *("structures.inodes", "structures.linear", "structures.mapping", "structures.metadata_zone"),
-    *("structures.orphans", "structures.reserves", "structures.validated_roots", "structures.xattrs"),
+    *("structures.inodes", "structures.linear", "structures.mapping", "structures.metadata_zone", "structures.noted"),
+    *("structures.orphans", "structures.reserves", "structures.salvage", "structures.validated_roots"),
+    *("structures.xattrs",),
     *("fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
     *("fs.pins", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps", "fs.volume"),
 )

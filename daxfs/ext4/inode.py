@@ -401,7 +401,11 @@ class InodeRecord(Record):
     def is_fast_symlink(self) -> bool:
         """Whether the inode is a symbolic link whose target lies in ``block_area``."""
         words = self.words
-        return words[0] & 0xF000 == stat.S_IFLNK and words[1] < BLOCK_AREA_SIZE and not words[8] & EXT4_EXTENTS_FL
+        if words[0] & 0xF000 != stat.S_IFLNK or words[1] >= BLOCK_AREA_SIZE:
+            return False
+        # A wrong flag does not make a tree of a target: a link without blocks has none (ext4_inode_is_fast_symlink).
+        attribute_block = 1 << self.geometry.block_bits - 9 if self.file_acl else 0
+        return not words[8] & EXT4_EXTENTS_FL or self.blocks == attribute_block
 
     @property
     def has_extents(self) -> bool:

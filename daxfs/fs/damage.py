@@ -6,6 +6,8 @@ mount options or else from the superblock: the volume goes on, or it commits wha
 more. As in ext4, damage counts whoever meets it. Missing memory counts only if a change needs it: whoever reads it gets
 the error, and nothing was misunderstood. Memory of files' data never counts.
 
+A reader that goes on without what is damaged has noted it (`daxfs.structures.noted`); a note counts as any damage.
+
 Only `operations` and `removal` report errors, between two operations. Source: ``ext4_handle_error`` in
 fs/ext4/super.c, which aborts the journal where daxfs commits.
 """
@@ -59,6 +61,14 @@ def report_commits(volume: Volume) -> None:
     if error is not None:
         volume.journal.lacked = None
         report_missing(volume, error, change=True)
+
+
+def report_noted(volume: Volume) -> None:
+    """Report the damage that operations have done without since the last call."""
+    found = volume.noted[:]
+    volume.noted.clear()
+    for error in found:
+        report(volume, error)
 
 
 def report(volume: Volume, error: Corrupt | MissingMemory) -> None:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from daxfs.errors import BadMemory, FsError, MissingMemory
+from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import badmemory, datalog
 from daxfs.fs.change import Change
@@ -126,10 +126,20 @@ def open_whole(volume: Volume, ino: int, flags: int, caller: Caller) -> OpenFile
 
 
 def load_map(volume: Volume, node: Node) -> FileMap | None:
-    """Read the node's map from the extent tree; return None if it can't be kept: too many runs, or bad memory."""
+    """Read the node's map from the extent tree; return None if it can't be kept: many runs, bad memory, or damage."""
     if node.scattered:
         return None
     inode = inodes.read(volume.view, node.ino)
+    try:
+        return _whole_map(volume, node, inode)
+    except Corrupt:
+        if volume.faults[0]:
+            raise
+        node.scattered = True  # an access meets the damage only where it lies
+        return None
+
+
+def _whole_map(volume: Volume, node: Node, inode: Inode) -> FileMap | None:
     # A file that alternates between punching and reading comes here each time: to give up must not cost a whole map.
     if mapping.has_more_than(volume.view, inode, MAX_RUNS):
         node.scattered = True

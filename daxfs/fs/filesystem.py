@@ -590,6 +590,8 @@ class FileSystem:
                 raise self.volume.lost_memory()
         except BaseException as error:
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
+        if self.volume.noted:
+            damage.report_noted(self.volume)
 
     @maintaining
     def releasedir(self, directory: OpenDirectory) -> None:

@@ -18,6 +18,7 @@ from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError, MissingMemory
 from daxfs.ext4 import features, jbd2
 from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import badmemory, damage, fast_replay, outside, recovery_flag, removal
 from daxfs.fs.grants.table import Grants
@@ -121,17 +122,19 @@ def mount(pool: Pool, options: Options) -> Volume:
         geometry, view = before_replay(pool, sb)
         if was_clean:
             view = PoolView(pool, geometry)
-        area = log_area(view, sb) if geometry.has_journal else None
+        uses_log = geometry.has_journal and (not read_only or (options.replay and needs_recovery(sb)))
+        area = log_area(view, sb) if uses_log else None
     except Corrupt:
         sb.verify()  # a damaged superblock explains all damage that it leads to
         raise
     report = None
-    if area is not None and options.replay and needs_recovery(sb):
+    if area is not None and needs_recovery(sb):
         report = recover(pool, geometry, area)
         sb = read_superblock(pool)
         geometry = Geometry.of(sb)
         geometry.check_pool_size(pool.size)
     sb.verify()
+    check_root(pool, geometry)
     if read_only:
         volume = Volume(pool, geometry, PoolView(pool, geometry), None, options)
         volume.notifier = Grants(volume)
@@ -181,6 +184,25 @@ def before_replay(pool: Pool, sb: Superblock) -> tuple[Geometry, PoolView]:
     view = TornView(pool, geometry)
     metadata_zone.disregard(view)
     return geometry, view
+
+
+def check_root(pool: Pool, geometry: Geometry) -> None:
+    """Refuse a pool whose root can't be read: a mount of it would answer every request with an error.
+
+    Raises:
+        Corrupt: the root's inode is damaged, or is no directory.
+    """
+    view = PoolView(pool, geometry)
+    try:
+        inode = inodes.read(view, EXT4_ROOT_INO)
+        if not inode.is_dir or not inode.links_count:
+            raise Corrupt(CorruptKind.INODE_MODE, f"the root is no directory: mode {inode.mode:#o}")
+    except (Corrupt, MissingMemory):
+        raise
+    except FsError as error:
+        raise Corrupt(CorruptKind.INODE_MODE, f"the root: {error.strerror}") from None
+    finally:
+        view.release()
 
 
 def protect_log(volume: Volume, area: LogArea | None) -> None:

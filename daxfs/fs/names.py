@@ -74,7 +74,7 @@ def by_number(volume: Volume, ino: int) -> Attributes:
     The inode bitmap is read first: an entry of the inode table that was never used may hold anything, which is no
     damage.
     """
-    if not (inodes.nameable(volume.view, ino) and inodes.in_use(volume.view, ino)):
+    if not (inodes.nameable(volume.view, ino) and inodes.may_be_in_use(volume.view, ino)):
         raise FsError(errno.ESTALE)
     found = read_attributes(volume, ino)
     if not found.nlink:
@@ -117,9 +117,10 @@ def readlink(volume: Volume, ino: int) -> bytes:
     if inode.is_fast_symlink:
         return bytes(inode.block_area[: min(size, FAST_SYMLINK_MAX)])
     run = mapping.lookup(volume.view, inode, 0)
-    if size > volume.block_size or not run.pblk:
+    if not run.pblk:
         raise Corrupt(CorruptKind.SYMBOLIC_LINK_WITHOUT_ITS_BLOCK, f"inode {ino}")
-    return bytes(volume.view.block(run.pblk)[:size])
+    # A damaged size may claim more than the target, which ends with a zero byte or with the block (ext4_get_link).
+    return bytes(volume.view.block(run.pblk)[: min(size, volume.block_size - 1)]).partition(b"\0")[0]
 
 
 def new_inode(

@@ -55,9 +55,13 @@ def failure(volume: Volume, error: BaseException, *, explained: bool = False, ch
     if isinstance(error, MissingMemory):
         damage.report_missing(volume, error, change=change)
     elif isinstance(error, Corrupt):
+        if error in volume.noted:
+            volume.noted.remove(error)
         damage.report(volume, error)
     elif explained and isinstance(error, FsError) and error.errno == errno.ENOSPC:
         waiting.explain_full(mounting.grants_of(volume))
+    if volume.noted:
+        damage.report_noted(volume)
     return error
 
 
@@ -79,6 +83,8 @@ def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
         if self.volume.faults[0]:
             raise lost(self.volume, change=False)
+        if self.volume.noted:
+            damage.report_noted(self.volume)
         return result
 
     return cast("Callable[Concatenate[S, P], R]", operation)
@@ -118,6 +124,8 @@ def _change(method: Callable[Concatenate[S, P], R], *, retried: bool) -> Callabl
             raise failure(volume, error, explained=True, change=True)  # noqa: B904 (it is the same error as a rule)
         if volume.faults[0]:
             raise lost(volume, change=True)
+        if volume.noted:
+            damage.report_noted(volume)
         volume.finish()
         return result
 
@@ -177,6 +185,8 @@ def _guarded_steps(
         except BaseException as error:
             steps.close()
             raise failure(volume, error, explained=True, change=change)  # noqa: B904 (it is the same error as a rule)
+        if volume.noted:
+            damage.report_noted(volume)
         volume.finish()
         return result
 

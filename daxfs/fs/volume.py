@@ -11,6 +11,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from daxfs.errors import FsError, MissingMemory
@@ -26,6 +27,7 @@ from daxfs.fs.types import Caller, Options
 from daxfs.journal.logged import LoggedData
 from daxfs.structures import inodes, overhead
 from daxfs.structures.blocksearch import CHUNK_BYTES
+from daxfs.structures.noted import Noted
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -59,6 +61,7 @@ class Volume:
     ``resizing``: it is being made larger (`resizing`).
     ``superblock_buffer``: for a copy of the superblock at home (`outside`): in the middle of a commit none can be made.
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
+    ``noted``: the damage that operations have done without, and that is to be reported.
     ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
 
@@ -66,6 +69,7 @@ class Volume:
         self.pool = pool
         self.memory = pool.memory.toreadonly()  # what reads return
         self.faults = pool.faults.pending
+        self.noted = view.caches[Noted].waiting
         self.geometry = geometry
         self.block_size = geometry.block_size
         self.block_bits = geometry.block_bits
@@ -191,7 +195,8 @@ class Volume:
             sb = self.view.superblock()
             log_blocks = 0
             if self.geometry.has_journal and sb.s_journal_inum:
-                log_blocks = inodes.read(self.view, sb.s_journal_inum).size >> self.block_bits
+                with suppress(FsError):  # statfs need not fail because the journal's inode is damaged
+                    log_blocks = inodes.read(self.view, sb.s_journal_inum).size >> self.block_bits
             self._overhead = overhead.blocks(self.view, log_blocks)
         return self._overhead
 

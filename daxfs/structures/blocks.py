@@ -69,14 +69,18 @@ def free_runs(view: View, group: int, least: int, first: int = 0) -> Iterator[Bl
 
     Blocks freed in the running transaction are not included. The runs are valid until the next change.
 
-    Raises:
-        Corrupt: the bitmap or the descriptor is damaged.
+    An unusable group has none.
     """
+    if not groups.usable(view, group):
+        return
     desc = groups.descriptor(view, group)
     if desc.free_blocks_count < least:
         return
+    content = groupmaps.for_freeing(view, group)
+    if content is None:
+        return
     low, bits = view.geometry.first_block(group), view.geometry.blocks_in_group(group)
-    starts, lengths = bitmaps.free_runs(groupmaps.usable(view, group, desc), bits)
+    starts, lengths = bitmaps.free_runs(content, bits)
     passed = int((starts + lengths <= first - low).sum())
     for start, count in zip(starts[passed:].tolist(), lengths[passed:].tolist(), strict=True):
         if count >= least:
@@ -87,8 +91,9 @@ def is_free(view: View, number: int) -> bool:
     """Return whether the bitmap shows a block as free, be it bad or not; False if the bitmap lies in bad memory."""
     geometry = view.geometry
     group, bit = divmod(number - geometry.first_data_block, geometry.blocks_per_group)
-    desc = groups.descriptor(view, group)
-    return groupmaps.readable(view, desc) and not bitmaps.test(groupmaps.stored(view, group, desc), bit)
+    if not groupmaps.allows_search(view, group):
+        return False
+    return not bitmaps.test(groupmaps.stored(view, group, groups.descriptor(view, group)), bit)
 
 
 def bitmap(view: View, group: int) -> memoryview:
@@ -150,7 +155,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
         Corrupt: a bitmap or descriptor contradicts the others.
     """
     sb = tx.edit_superblock()
-    return _take(tx, sb, blocksearch.search(tx, sb, goal, want, 1, align, tree))[0]
+    return _take(tx, sb, _search(tx, sb, goal, want, 1, align, tree))[0]
 
 
 def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1) -> list[BlockRun]:
@@ -174,7 +179,25 @@ def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1
         Corrupt: a bitmap or descriptor contradicts the others.
     """
     sb = tx.edit_superblock()
-    return _take(tx, sb, blocksearch.search(tx, sb, goal, want, most, align, False))
+    return _take(tx, sb, _search(tx, sb, goal, want, most, align, False))
+
+
+def _search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: int, tree: bool) -> list[BitRun]:
+    """Search as `blocksearch.search`, once more after each group that proves to be unusable.
+
+    If the others have no room, the damage is the error: somebody must repair it.
+    """
+    met: Corrupt | None = None
+    while True:
+        unusable = groups.given_up(tx)
+        try:
+            return blocksearch.search(tx, sb, goal, want, most, align, tree)
+        except Corrupt as error:
+            if groups.given_up(tx) == unusable:
+                raise
+            met = met or error
+        except FsError as error:
+            raise met or error  # noqa: B904 (it is the same error as a rule)
 
 
 def take(tx: Handle, number: int) -> bool:
@@ -262,8 +285,8 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
 def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     """Free a run of blocks at the commit (invariant B1).
 
-    The call needs no credits; it reserves those that the commit will need. Where the bitmap is known to lie in bad
-    memory, the blocks stay in use: nobody would ever see them free, until e2fsck makes the bitmap anew.
+    The call needs no credits; it reserves those that the commit will need. Where the bitmap is damaged, or known to lie
+    in bad memory, the blocks stay in use (`groupmaps.for_freeing`).
 
     Args:
         tx: the handle.
@@ -278,10 +301,10 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     if count <= 0 or start <= geometry.first_data_block or start + count > geometry.blocks_count:
         raise Corrupt(CorruptKind.BLOCK_NUMBER, f"freeing {count} blocks from {start}, of {geometry.blocks_count}")
     for group, bit, length in _pieces(geometry, start, count):
-        desc = groups.newest(tx, group)
-        if tx.pool.bad and not groupmaps.readable(tx, desc):
+        content = groupmaps.for_freeing(tx, group)
+        if content is None:
             continue
-        if bitmaps.used_run(groupmaps.usable(tx, group, desc), bit, length) < length:
+        if bitmaps.used_run(content, bit, length) < length:
             raise _free_already(group, [(bit, length)])
         for begin, width in groupmaps.metadata_in(tx, group):
             if begin < start + count and start < begin + width:
@@ -312,8 +335,10 @@ def free_all(tx: Handle, runs: list[BlockRun], *, metadata: bool = False) -> Non
             free(tx, start, count)
         return
     for group, pieces in _by_group(geometry, runs):
-        bitmap = groupmaps.usable(tx, group, groups.descriptor(tx, group))
-        if not bitmaps.holds(bitmap, pieces):
+        content = groupmaps.for_freeing(tx, group)
+        if content is None:
+            continue
+        if not bitmaps.holds(content, pieces):
             raise _free_already(group, pieces)
         tx.reserve(("block bitmap", group))
         tx.reserve(("descriptors", group // geometry.desc_per_block))
@@ -340,10 +365,11 @@ def apply_frees(tx: Handle) -> None:
     total = 0
     _refuse_overlaps(tx.frees)
     for group, pieces in _by_group(geometry, tx.frees):
-        if tx.pool.bad and not groupmaps.readable(tx, groups.descriptor(tx, group)):
+        content = groupmaps.for_freeing(tx, group)
+        if content is None:
             continue
         mask = bitmaps.mask_of(pieces)
-        if int.from_bytes(groupmaps.usable(tx, group, groups.descriptor(tx, group)), "little") & mask != mask:
+        if int.from_bytes(content, "little") & mask != mask:
             raise _free_already(group, pieces)
         desc = groups.edit_descriptor(tx, group)
         bitmaps.invert(tx.edit(desc.block_bitmap, groupmaps.seal, geometry, desc), mask)

@@ -146,7 +146,7 @@ def search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: i
     if not origin <= goal < geometry.blocks_count:
         goal = origin
     group, bit = divmod(goal - origin, geometry.blocks_per_group)
-    if tx.pool.bad and not groupmaps.readable(tx, groups.newest(tx, group)):
+    if not groupmaps.allows_search(tx, group):
         return _elsewhere(tx, group, bit, want, align, most)
     content = groupmaps.newest(tx, group)
     if not content[bit >> 3] >> (bit & 7) & 1:
@@ -173,7 +173,7 @@ def _elsewhere(tx: Handle, group: int, bit: int, want: int, align: int, most: in
     one = one or _packed(tx, hints, group, bit, want)
     found = [one] if one else _largest(tx, hints, group, want, most)
     if not found:
-        if tx.pool.bad and not groupmaps.readable(tx, groups.descriptor(tx, group)):
+        if groups.usable(tx, group) and not groupmaps.allows_search(tx, group):
             raise BadMemory(f"group {group}: its block bitmap lies in bad memory, and no other has room")
         raise FsError(errno.ENOSPC, "no block is free")
     if found[0].group != group:
@@ -322,7 +322,7 @@ def _groups_with(tx: Handle, hints: Hints, group: int, least: int) -> Iterator[i
     """Yield the groups with ``least`` free blocks or more whose bitmap can be read, as `_roomy_groups`."""
     bad = tx.pool.bad
     for other in _roomy_groups(tx, hints, group, least):
-        if not bad or groupmaps.readable(tx, groups.descriptor(tx, other)):
+        if not bad or groupmaps.allows_search(tx, other):
             yield other
 
 
@@ -332,13 +332,13 @@ def _roomy_groups(tx: Handle, hints: Hints, group: int, least: int) -> Iterator[
     ``group`` comes first, then the others in order from the one that was used last in its place, around to the start.
     """
     geometry = tx.geometry
-    if groups.descriptor(tx, group).free_blocks_count >= least:
+    if groups.usable(tx, group) and groups.descriptor(tx, group).free_blocks_count >= least:
         yield group
     if geometry.groups_count == 1:
         return
     recent = hints.recent.get(group, group)
     # As a rule this one has room, and the arrays are not made.
-    if recent != group and groups.descriptor(tx, recent).free_blocks_count >= least:
+    if recent != group and groups.usable(tx, recent) and groups.descriptor(tx, recent).free_blocks_count >= least:
         yield recent
     index, slot = divmod(recent, geometry.desc_per_block)
     for step in range(geometry.desc_blocks + 1):

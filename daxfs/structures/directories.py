@@ -25,7 +25,7 @@ from daxfs.ext4 import htree as format_
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.ext4.limits import EXT4_NAME_LEN
 from daxfs.journal.cache import Cache
-from daxfs.structures import dirblocks, dirlist, htree, inodes, linear
+from daxfs.structures import dirblocks, dirlist, htree, inodes, linear, salvage
 from daxfs.structures.dirhints import Entry, Hints
 
 if TYPE_CHECKING:
@@ -124,8 +124,10 @@ def read_inode(view: View, ino: int) -> Inode:
 def find(view: View, directory: Inode, name: bytes) -> Place:
     """Search a name, "." and ".." included.
 
+    A damaged block does not hide the names in others.
+
     Raises:
-        Corrupt: a block that the search reads is damaged, or the entry's inode number is out of range.
+        Corrupt: the name was not found, but a damaged block may have it; or the entry's inode number is out of range.
     """
     moves = view.caches[Hints].moves
     number, offset = _locate(view, directory, name)
@@ -156,9 +158,12 @@ def _locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
     if name in (b".", b".."):
         number, _, offset = dirblocks.dots(view, directory)
         return number, (0 if name == b"." else offset)
-    if dirblocks.is_indexed(view, directory):
-        return htree.locate(view, directory, name)
-    return linear.locate(view, directory, name)
+    try:
+        if dirblocks.is_indexed(view, directory):
+            return htree.locate(view, directory, name)
+        return linear.locate(view, directory, name)
+    except Corrupt as error:
+        return salvage.locate(view, directory, name, error)
 
 
 def entries(view: View, directory: Inode, cookie: int = 0) -> Iterator[Entry]:
@@ -173,8 +178,7 @@ def entries(view: View, directory: Inode, cookie: int = 0) -> Iterator[Entry]:
         directory: the directory.
         cookie: 0 for all entries, or the cookie of a listed entry. Any other number up to 2^64 does no harm.
 
-    Raises:
-        Corrupt: when the listing reaches a damaged block.
+    What is damaged is left out and noted.
     """
     return dirlist.entries(view, directory, cookie)
 
@@ -185,9 +189,6 @@ def portion(view: View, directory: Inode, cookie: int = 0) -> tuple[list[Entry],
     Returns:
         Some hundred entries, or fewer; none at all if these blocks have none. And the cookie after which the next
         portion begins; None: this was the last one.
-
-    Raises:
-        Corrupt: as `entries`.
     """
     return dirlist.portion(view, directory, cookie)
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,9 @@ from daxfs.ext4.hash import (
     effective_version,
 )
 from daxfs.ext4.inode import FT_DIR, FT_MAX, FT_UNKNOWN
-from daxfs.structures import dirblocks, htree
+from daxfs.structures import dirblocks, htree, salvage
 from daxfs.structures.dirhints import Chunk, Entry, Hints
+from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,6 +63,8 @@ MOST_NAMES = 800
 """About how many names a chunk has at most; reading them takes about a millisecond."""
 NAMES_PER_LEAF = 50
 """A chunk of so many names ends after this number of leaves, also if they have fewer."""
+MOST_SALVAGED = 50_000
+"""About how many names of a damaged directory a chunk has."""
 MINOR_MAX = 0xFFFEFFFF
 """The highest minor in a cookie; the values above it leave room for the cookies of colliding names."""
 
@@ -75,20 +79,29 @@ def entries(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
 
 def portion(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int | None]:
     """Return the first entries after ``cookie``, as `daxfs.structures.directories.portion` describes."""
-    blocks = dirblocks.count(view, directory)
+    try:
+        blocks = dirblocks.count(view, directory)
+    except Corrupt as error:
+        note(view, error)
+        blocks = salvage.count(view, directory)
     if not blocks:
         return [], None
-    number, content, dotdot = dirblocks.dots(view, directory)
+    whole = True
+    try:
+        number, content, dotdot = dirblocks.dots(view, directory)
+        ino = checked_ino(view, directory, number, content.cast("I")[dotdot // 4])
+    except Corrupt as error:
+        note(view, error)
+        whole, dotdot, ino = False, COOKIE_DOTDOT, directory.number
     found: list[Entry] = []
     if cookie < COOKIE_DOTDOT:
-        ino = checked_ino(view, directory, number, content.cast("I")[dotdot // 4])
         if cookie < COOKIE_DOT:
             found.append(Entry(b".", directory.number, FT_DIR, COOKIE_DOT))
         found.append(Entry(b"..", ino, FT_DIR, COOKIE_DOTDOT))
     if is_hashed(view, directory, blocks):
         more, following = _by_hash(view, directory, max(cookie, COOKIE_DOTDOT))
     else:
-        more, following = _by_offset(view, directory, max(cookie, dotdot))
+        more, following = _by_offset(view, directory, max(cookie, dotdot), blocks, whole)
     return found + more, following
 
 
@@ -104,25 +117,40 @@ def checked_ino(view: View, directory: Inode, number: int, ino: int) -> int:
     raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{dirblocks.where(directory, number)}: inode {ino}")
 
 
-def _by_offset(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int | None]:
+def _by_offset(view: View, directory: Inode, cookie: int, stop: int, whole: bool) -> tuple[list[Entry], int | None]:
+    """Return entries by their offsets, as `portion`: of ``stop`` blocks, the first of which may be damaged (``whole``).
+
+    An entry in the place of "." has the cookie after that of "..".
+    """
     bits = view.geometry.block_bits
-    limit = dirblocks.limit_of(view.geometry)
-    first, stop = cookie + 1 >> bits, dirblocks.count(view, directory)
+    first = cookie + 1 >> bits
     found: list[Entry] = []
     for lblk in range(first, stop):
         if len(found) >= FIRST_NAMES or lblk - first >= FIRST_NAMES // NAMES_PER_LEAF:
             return found, (lblk << bits) - 1
-        number = dirblocks.number_of(view, directory, lblk)
-        data = bytes(dirblocks.entries_block(view, directory, number))
-        used = dirblocks.live(directory, number, data, 0, limit)
-        types = _checked_types(view, directory, number, used)
+        used = _entries_of(view, directory, lblk, whole or lblk > 0)
         start = lblk << bits
+        places = [max(start + offset, COOKIE_FIRST) for offset in used.offsets]
         found += (
-            Entry(name, ino, file_type, start + offset)
-            for offset, name, ino, file_type in zip(used.offsets, used.names, used.inos, types, strict=True)
-            if start + offset > cookie
+            Entry(name, ino, file_type, place)
+            for place, name, ino, file_type in zip(places, used.names, used.inos, used.file_types, strict=True)
+            if place > cookie
         )
     return found, None
+
+
+def _entries_of(view: View, directory: Inode, lblk: int, whole: bool) -> dirblocks.UsedEntries:
+    """Return the entries of a logical block, with known file types; those that are sound if it is damaged."""
+    if whole:
+        try:
+            number = dirblocks.number_of(view, directory, lblk)
+            data = bytes(dirblocks.entries_block(view, directory, number))
+            used = dirblocks.live(directory, number, data, 0, dirblocks.limit_of(view.geometry))
+            return used._replace(file_types=_checked_types(view, directory, number, used))
+        except Corrupt as error:
+            note(view, error)
+    used = salvage.block(view, directory, lblk)
+    return used._replace(file_types=_checked_types(view, directory, lblk, used))
 
 
 def _checked_types(view: View, directory: Inode, number: int, used: dirblocks.UsedEntries) -> list[int]:
@@ -147,7 +175,11 @@ def _by_hash(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], in
     hints = view.caches[Hints]
     chunk = hints.chunks.get(key)
     if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
-        chunk = _read_chunk(view, directory, cookie + 1, _names_wanted(chunk, cookie))
+        try:
+            chunk = _read_chunk(view, directory, cookie + 1, _names_wanted(chunk, cookie))
+        except Corrupt as error:
+            note(view, error)
+            chunk = _salvaged_chunk(view, directory, cookie + 1)
         hints.put_chunk(key, chunk)
     return chunk.entries[bisect_right(chunk.cookies, cookie) :], None if chunk.end is None else chunk.end - 1
 
@@ -205,6 +237,34 @@ def _read_leaves(view: View, directory: Inode, cookie: int, wanted: int) -> Chun
     raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: more leaves than blocks")
 
 
+def _salvaged_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
+    """Return the sound entries of a damaged directory in the order of hashes: from ``cookie`` on, the first ones.
+
+    All blocks are read for each chunk, since the index does not say where a hash is.
+    """
+    version = effective_version(view.geometry.hash_version, view.geometry.hash_unsigned)
+    if dirblocks.is_indexed(view, directory):
+        with suppress(Corrupt):
+            version = htree.root(view, directory)[2]
+    names: list[bytes] = []
+    inos: list[int] = []
+    types: list[int] = []
+    end: int | None = None
+    for number in salvage.blocks_of(view, directory):
+        used = salvage.entries(view, directory, number)
+        names += used.names
+        inos += used.inos
+        types += _checked_types(view, directory, number, used)
+        if len(names) >= 2 * MOST_SALVAGED:
+            cookies = _cookies(view, version, names)[1]
+            wanted = np.sort(cookies[cookies >= cookie])
+            if len(wanted) > MOST_SALVAGED and wanted[0] < wanted[MOST_SALVAGED]:
+                end = int(wanted[MOST_SALVAGED])
+            kept = np.flatnonzero((cookies >= cookie) & (cookies < (COOKIE_EOF if end is None else end))).tolist()
+            names, inos, types = [names[i] for i in kept], [inos[i] for i in kept], [types[i] for i in kept]
+    return _chunk(view, directory, Chunk(cookie, end, version), _cookies(view, version, names)[1], names, inos, types)
+
+
 def _check_ranges(directory: Inode, majors: Majors, leaves: list[tuple[int, int, int, int]]) -> None:
     """Check that the names of each leaf (block, index of its first name, range of hashes) belong to it."""
     if leaves:
@@ -251,7 +311,7 @@ def _chunk(
     key = (directory.number, directory.words[25])
     ranked: list[int] = cookies.tolist()
     if key in hints.pins or bool((cookies[1:] == cookies[:-1]).any()):
-        ranked, chosen = _separate_cookies(directory, hints, ranked, chosen, names)
+        ranked, chosen = _separate_cookies(view, directory, hints, ranked, chosen, names)
     chunk.cookies = ranked
     fields = zip([names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked, strict=True)
     chunk.entries = list(map(partial(tuple.__new__, Entry), fields))
@@ -259,25 +319,34 @@ def _chunk(
 
 
 def _separate_cookies(
-    directory: Inode, hints: Hints, ranked: list[int], chosen: list[int], names: list[bytes]
+    view: View, directory: Inode, hints: Hints, ranked: list[int], chosen: list[int], names: list[bytes]
 ) -> tuple[list[int], list[int]]:
-    """Give names that share a cookie different ones, and return (cookies, order); pinned names keep their cookie."""
+    """Give names that share a cookie different ones, and return (cookies, order); pinned names keep their cookie.
+
+    The second entry of a name is left out and noted.
+    """
     key = (directory.number, directory.words[25])
     pins = hints.pins.get(key, {})
     taken: dict[int, int] = {}
     unplaced: list[tuple[int, int]] = []
+    known: set[bytes] = set()
     for cookie, i in zip(ranked, chosen, strict=True):
         pinned = pins.get(names[i])
         if pinned is None:
             unplaced.append((cookie, i))
-        elif taken.setdefault(pinned, i) != i:
-            raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} has two entries")
+        elif names[i] in known:
+            note(view, _named_twice(directory, names[i]))
+        else:
+            known.add(names[i])
+            taken[pinned] = i
     after: dict[int, int] = {}
     for cookie, i in sorted(unplaced, key=lambda row: (row[0], names[row[1]])):
+        if names[i] in known:
+            note(view, _named_twice(directory, names[i]))
+            continue
+        known.add(names[i])
         place = cookie
         if cookie in taken:
-            if names[taken[cookie]] == names[i]:
-                raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {names[i]!r} has two entries")
             hints.pin(key, names[taken[cookie]], cookie)
             place = after.get(cookie, cookie) + 1
             while place in taken:
@@ -287,6 +356,10 @@ def _separate_cookies(
         taken[place] = i
     cookies = sorted(taken)
     return cookies, [taken[cookie] for cookie in cookies]
+
+
+def _named_twice(directory: Inode, name: bytes) -> Corrupt:
+    return Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {directory.number}: {name!r} has two entries")
 
 
 # Updates of the cached chunk

@@ -1,8 +1,9 @@
 """The groups' block bitmaps: read them after their checks, compute those that were never written, seal them.
 
 A bitmap is used only after checks of its checksum, its number of free blocks and the bits of the groups' own metadata
-(invariant B2 of `blocks`). Bad memory (`daxfs.pmem.badblocks`) counts as in use for the allocator, and a bitmap may lie
-in it. The functions change nothing. Callers: the allocator and its search. Source: fs/ext4/balloc.c.
+(invariant B2 of `blocks`). One that fails them makes its group unusable (`groups.give_up`). Bad memory
+(`daxfs.pmem.badblocks`) counts as in use for the allocator, and a bitmap may lie in it. The functions change nothing.
+Callers: the allocator and its search. Source: fs/ext4/balloc.c.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, GroupDescriptor
 from daxfs.journal.cache import Cache
 from daxfs.structures import bitmaps, groups, metadata_zone
+from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -65,7 +67,11 @@ def newest(tx: Handle, group: int) -> memoryview:
                 written.clear()
             written[group] = desc.block_bitmap
         return content
-    content = tx.verified(number, _check_group, tx, group)
+    try:
+        content = tx.verified(number, _check_group, tx, group)
+    except Corrupt as error:
+        groups.give_up(tx, group, error)
+        raise
     return _without_bad(tx, group, content) if tx.pool.bad else content
 
 
@@ -75,10 +81,36 @@ def first_written(tx: Handle, group: int) -> None:
 
 
 def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
-    """Return the checked block bitmap of a group, as the format has it: bad memory is free or in use as any other."""
-    if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
-        return memoryview(implied(view, group, desc))
-    return view.verified(desc.block_bitmap, _check_bitmap, view, group, desc)
+    """Return the checked block bitmap of a group, as the format has it: bad memory is free or in use as any other.
+
+    Raises:
+        Corrupt: the group is unusable, now if it was not before.
+    """
+    groups.refuse_unusable(view, group)
+    try:
+        if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
+            return memoryview(implied(view, group, desc))
+        return view.verified(desc.block_bitmap, _check_bitmap, view, group, desc)
+    except Corrupt as error:
+        groups.give_up(view, group, error)
+        raise
+
+
+def for_freeing(view: View, group: int) -> memoryview | None:
+    """Return the bitmap of a group as `usable`; None if it is damaged or lies in bad memory.
+
+    Then the group's blocks stay in use: nobody would see them free, until e2fsck makes the bitmap anew.
+    """
+    if not groups.usable(view, group):
+        return None
+    desc = groups.descriptor(view, group)
+    if view.pool.bad and not readable(view, desc):
+        return None
+    try:
+        return usable(view, group, desc)
+    except Corrupt as error:
+        note(view, error)
+        return None
 
 
 def forget(view: View) -> None:
@@ -95,6 +127,11 @@ def _without_bad(view: View, group: int, content: memoryview) -> memoryview:
         start = low >> shift
         bitmaps.set_run(copy, start - first, (high - 1 >> shift) + 1 - start)
     return copy
+
+
+def allows_search(view: View, group: int) -> bool:
+    """Whether the allocator may look for room in a group: nothing is known to be wrong with its bitmap."""
+    return groups.usable(view, group) and (not view.pool.bad or readable(view, groups.descriptor(view, group)))
 
 
 def readable(view: View, desc: GroupDescriptor) -> bool:

@@ -5,8 +5,10 @@ counters of many groups at once. It does not read the bitmaps. Callers: the modu
 Source: ``ext4_get_group_desc`` in fs/ext4/balloc.c, ``ext4_check_descriptors`` in super.c.
 
 A block of descriptors is checked as a whole when it is first read (checksums and every field); after that a lookup
-costs one probe of a set. Late seals make the checksums at commit, because a descriptor holds the checksums of its
-bitmaps.
+costs one probe of a set. A damaged descriptor makes its group unusable: readers still find the inode table if it lies
+in the file system, but nothing is taken from the group and nothing is freed into it, until e2fsck has repaired it. So
+does a damaged bitmap (`give_up`). Late seals make the checksums at commit, because a descriptor holds the checksums of
+its bitmaps.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from daxfs.errors import Corrupt
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.group import descriptor as bind
+from daxfs.journal.cache import Cache
 from daxfs.runs import BlockRun
+from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -37,21 +42,62 @@ class GroupCounts(NamedTuple):
     used_dirs: Counts
 
 
+class Unusable(Cache):
+    """The groups of one pool that are unusable, and why. They stay so until the pool is mounted again."""
+
+    __slots__ = ("errors",)
+
+    def __init__(self) -> None:
+        self.errors: dict[int, Corrupt] = {}
+
+
+def usable(view: View, group: int) -> bool:
+    """Whether blocks and inodes may be taken from the group and freed into it, as far as is known."""
+    return group not in view.caches[Unusable].errors
+
+
+def given_up(view: View) -> int:
+    """Return how many groups are unusable: a search that has met one more begins anew."""
+    return len(view.caches[Unusable].errors)
+
+
+def give_up(view: View, group: int, error: Corrupt) -> None:
+    """Make a group unusable, because of its descriptor or a bitmap, and note the damage. Raises as `note`."""
+    note(view, error)
+    view.caches[Unusable].errors.setdefault(group, error)
+
+
+def refuse_unusable(view: View, group: int) -> None:
+    """Raise the error that has made the group unusable, if it is."""
+    error = view.caches[Unusable].errors.get(group)
+    if error is not None:
+        raise error
+
+
 def locate(view: View, group: int) -> tuple[memoryview, int]:
-    """Return the checked block that holds the descriptor of ``group``, and the byte at which the descriptor starts.
+    """Return the block that holds the descriptor of ``group``, and the byte at which the descriptor starts.
+
+    Damaged descriptors of the block make their groups unusable.
 
     Raises:
-        Corrupt: there is no such group, or a descriptor in the block is damaged.
+        Corrupt: there is no such group.
     """
     geometry = view.geometry
     number, offset = geometry.descriptor_position(group)
-    return view.verified(number, _check, geometry, group - offset // geometry.desc_size), offset
+    return view.verified(number, _check, view, group - offset // geometry.desc_size), offset
 
 
 def descriptor(view: View, group: int) -> GroupDescriptor:
-    """Return the descriptor of ``group``, for reading. Raises as `locate`."""
+    """Return the descriptor of ``group``, for reading. Only its places are known to be right if the group is unusable.
+
+    Raises:
+        Corrupt: there is no such group, or its bitmaps or inode table lie outside the file system.
+    """
     content, offset = locate(view, group)
-    return bind(content, offset, view.geometry)
+    desc = bind(content, offset, view.geometry)
+    if not usable(view, group):
+        desc.check_places(group, view.geometry)
+    return desc
 
 
 def newest(tx: Handle, group: int) -> GroupDescriptor:
@@ -62,14 +108,18 @@ def newest(tx: Handle, group: int) -> GroupDescriptor:
 def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
     """Return the descriptor of ``group``, for changing: one credit.
 
-    The descriptor is sealed at commit, after the bitmaps. Raises as `locate`.
+    The descriptor is sealed at commit, after the bitmaps.
+
+    Raises:
+        Corrupt: as `locate`, or the group is unusable.
     """
     kept = tx.edited(GroupDescriptor, group)
     if kept is not None:
         return kept
     geometry = tx.geometry
     number, offset = geometry.descriptor_position(group)
-    tx.verified(number, _check, geometry, group - offset // geometry.desc_size)
+    tx.verified(number, _check, tx, group - offset // geometry.desc_size)
+    refuse_unusable(tx, group)
     return _bound(tx, group, number, offset)
 
 
@@ -104,7 +154,7 @@ def inodes_uninit(geometry: Geometry, desc: GroupDescriptor) -> bool:
 def counts(view: View, index: int) -> GroupCounts:
     """Return the counters of all groups whose descriptors lie in descriptor block ``index`` (group // desc_per_block).
 
-    The arrays are copies and include changes of the running transaction.
+    The arrays are copies and include changes of the running transaction. Nothing is free in unusable groups.
     """
     geometry = view.geometry
     first = index * geometry.desc_per_block
@@ -114,6 +164,9 @@ def counts(view: View, index: int) -> GroupCounts:
     columns = halves[:, (0x0C // 2, 0x0E // 2, 0x10 // 2)].astype(np.int64)
     if geometry.desc_size >= 64:
         columns += halves[:, (0x2C // 2, 0x2E // 2, 0x30 // 2)].astype(np.int64) << 16
+    for group in view.caches[Unusable].errors:
+        if first <= group < first + length:
+            columns[group - first] = 0
     return GroupCounts(first, columns[:, 0], columns[:, 1], columns[:, 2])
 
 
@@ -147,22 +200,41 @@ def metadata_runs(view: View, group: int) -> list[BlockRun]:
     for index in range(first // per_block, -(-end // per_block)):
         content, _ = locate(view, index * per_block)
         words = np.frombuffer(content, dtype="<u4").reshape(per_block, -1)
-        words = words[max(first - index * per_block, 0) : end - index * per_block]
+        begin = max(first - index * per_block, 0)
+        words = words[begin : end - index * per_block]
         starts = words[:, :3].astype(np.int64)
         if geometry.desc_size >= 64:
             starts += words[:, 8:11].astype(np.int64) << 32
         ends = starts + np.array((1, 1, geometry.inode_blocks_per_group))
         inside = (starts < high) & (ends > low)
+        for other in view.caches[Unusable].errors:
+            slot = other - index * per_block - begin
+            if 0 <= slot < len(inside) and not places_are_right(view, other):
+                inside[slot] = False
         for start, stop in zip(starts[inside].tolist(), ends[inside].tolist(), strict=True):
             runs.append(BlockRun(max(start, low), min(stop, high) - max(start, low)))
     return runs
 
 
-def _check(geometry: Geometry, first: int, content: memoryview) -> None:
-    """Check all descriptors of a block whose first descriptor is that of group ``first``."""
+def places_are_right(view: View, group: int) -> bool:
+    """Whether the group's bitmaps and inode table lie in the file system, be it usable or not."""
+    content, offset = locate(view, group)
+    try:
+        bind(content, offset, view.geometry).check_places(group, view.geometry)
+    except Corrupt:
+        return False
+    return True
+
+
+def _check(view: View, first: int, content: memoryview) -> None:
+    """Check all descriptors of a block whose first descriptor is that of group ``first``, and give up damaged ones."""
+    geometry = view.geometry
     size = geometry.desc_size
     for slot in range(min(geometry.desc_per_block, geometry.groups_count - first)):
-        bind(content, slot * size, geometry).verify(first + slot, geometry)
+        try:
+            bind(content, slot * size, geometry).verify(first + slot, geometry)
+        except Corrupt as error:
+            give_up(view, first + slot, error)
 
 
 def _seal(geometry: Geometry, group: int, desc: GroupDescriptor, content: memoryview) -> None:  # noqa: ARG001

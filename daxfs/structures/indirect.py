@@ -38,6 +38,9 @@ DIRECT = 12
 LEVELS = 4
 """The pointer areas of an inode: direct, single, double and triple indirect."""
 MAX_PBLK = 0xFFFFFFFF
+UNREADABLE = 0xFFFFFFFF
+"""What a reader finds in the place of a wrong pointer: it lies in no pool, so whoever follows it meets the damage. The
+pointers beside it can be read."""
 
 
 class _Roots(ValidatedRoots):
@@ -110,6 +113,33 @@ def _check_index(view: View, inode: Inode, number: int, content: memoryview) -> 
     _check_pointers(view, inode, np.frombuffer(content, "<u4"), f"index block {number}")
 
 
+def _readable_top(view: View, inode: Inode) -> memoryview:
+    """Return the 15 pointers in the inode for a reader: `_top`, with `UNREADABLE` in the place of wrong pointers."""
+    try:
+        return _top(view, inode)
+    except Corrupt:
+        return _marked(view, inode, inode.words[ROOT_WORDS])
+
+
+def _readable_index(view: View, inode: Inode, number: int) -> memoryview:
+    """Return the pointers in an index block as `_readable_top` does."""
+    try:
+        return _index(view, inode, number)
+    except Corrupt:
+        return _marked(view, inode, view.block(number).cast("I"))
+
+
+def _marked(view: View, inode: Inode, w: memoryview) -> memoryview:
+    """Return a copy of pointers with `UNREADABLE` in the place of those that lie outside the pool or over metadata."""
+    pointers = np.frombuffer(w, "<u4").astype(np.uint32)
+    pointers[pointers >= view.geometry.blocks_count] = UNREADABLE
+    for slot in np.flatnonzero((pointers != 0) & (pointers != UNREADABLE)).tolist():
+        start = pointers[slot : slot + 1].astype(np.int64)
+        if metadata_zone.first_overlap(view, inode.number, start, start + 1) is not None:
+            pointers[slot] = UNREADABLE
+    return memoryview(pointers.tobytes()).cast("I")
+
+
 def _run_length(w: memoryview, slot: int, end: int) -> int:
     """Return how many slots from ``slot`` on, before ``end``, hold consecutive blocks; or zeros, if the first does."""
     first = w[slot]
@@ -145,12 +175,12 @@ def _follow(view: View, inode: Inode, route: tuple[int, ...]) -> tuple[memoryvie
 
     If an index block is missing: return the pointers where the route breaks off, and how many index blocks are missing.
     """
-    w = _top(view, inode)
+    w = _readable_top(view, inode)
     for level, slot in enumerate(route[:-1]):
         number = w[slot]
         if not number:
             return w, len(route) - 1 - level
-        w = _index(view, inode, number)
+        w = _readable_index(view, inode, number)
     return w, 0
 
 
@@ -172,7 +202,7 @@ class _Walk:
         self.budget = view.geometry.blocks_count  # no file has more; so a walk through blocks used twice ends
 
     def runs(self) -> Iterator[Extent]:
-        w = _top(self.view, self.inode)
+        w = _readable_top(self.view, self.inode)
         yield from self._slots(w, 0, DIRECT, 0, 0)
         for depth in range(1, LEVELS):
             slot = DIRECT - 1 + depth
@@ -195,7 +225,7 @@ class _Walk:
             if number:
                 self._count(number, length, lblk)
                 if depth:
-                    below = _index(self.view, self.inode, number)
+                    below = _readable_index(self.view, self.inode, number)
                     yield from self._slots(below, 0, len(below), depth - 1, lblk)
                 else:
                     yield Extent(lblk, number, length, False)

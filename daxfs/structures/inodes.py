@@ -35,6 +35,7 @@ from daxfs.ext4.group import EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL, InodeRecord
 from daxfs.journal.cache import Cache
 from daxfs.structures import bitmaps, groups
+from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -233,6 +234,12 @@ def in_use(view: View, ino: int) -> bool:
     return bitmaps.test(_bitmap(view, group, desc), (ino - 1) % geometry.inodes_per_group)
 
 
+def may_be_in_use(view: View, ino: int) -> bool:
+    """Whether ``ino`` is allocated as far as is known: the bitmap of an unusable group is not believed."""
+    group = view.geometry.group_of_inode(ino)
+    return not _bitmap_is_sound(view, group) or in_use(view, ino)
+
+
 def _check(view: View, known: _Known, inode: Inode, number: int, offset: int) -> None:
     """Check an inode once, as invariant I1 requires.
 
@@ -277,18 +284,35 @@ def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
         FsError: ENOSPC: no inode is free.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
-    geometry = tx.geometry
     directory = stat.S_ISDIR(mode)
-    home = (parent.number - 1) // geometry.inodes_per_group
-    group = _directory_group(tx, parent, home) if directory else home
-    desc = groups.newest(tx, group)
-    if not desc.free_inodes_count or not (directory or desc.free_blocks_count):
-        group = _other_group(tx, group)
-        desc = groups.newest(tx, group)
-    bit, untouched = _claim(tx, group, desc, directory)
+    home = (parent.number - 1) // tx.geometry.inodes_per_group
+    met: Corrupt | None = None
+    while True:
+        unusable = groups.given_up(tx)
+        group = _directory_group(tx, parent, home) if directory else home
+        try:
+            if not _has_room(tx, group, directory):
+                group = _other_group(tx, group)
+            desc = groups.newest(tx, group)
+            bit, untouched = _claim(tx, group, desc, directory)
+            break
+        except Corrupt as error:
+            if groups.given_up(tx) == unusable:
+                raise
+            met = met or error
+        except FsError as error:
+            raise met or error  # noqa: B904 (it is the same error as a rule)
     inode = _empty_slot(tx, desc, group, bit, untouched)
     inode.i_mode = mode
     return inode
+
+
+def _has_room(tx: Handle, group: int, directory: bool) -> bool:
+    """Whether a group has a free inode, and a free block if the inode is no directory."""
+    if not groups.usable(tx, group):
+        return False
+    desc = groups.newest(tx, group)
+    return bool(desc.free_inodes_count) and (directory or bool(desc.free_blocks_count))
 
 
 def take(tx: Handle, ino: int, mode: int) -> Inode:
@@ -323,6 +347,8 @@ def _clear_unused_slots(tx: Handle, desc: GroupDescriptor, end: int) -> None:
 def free(tx: Handle, inode: Inode) -> None:
     """Free an inode that has no blocks left: two credits, apart from the inode's block, which the caller edits anyway.
 
+    If the group is unusable, its bitmap and counters stay as they are, until e2fsck makes them anew.
+
     Raises:
         Corrupt: the inode is reserved, or is free already.
     """
@@ -331,6 +357,32 @@ def free(tx: Handle, inode: Inode) -> None:
     if ino < geometry.first_ino:
         raise Corrupt(CorruptKind.INODE_NUMBER, f"{ino} is reserved and can't be freed")
     group, bit = divmod(ino - 1, geometry.inodes_per_group)
+    if _bitmap_is_sound(tx, group):
+        _give_back(tx, inode, group, bit)
+    inode.i_links_count = 0
+    if not inode.i_dtime:
+        # e2fsck regards a slot without links and without this time as damaged.
+        inode.i_dtime = int(time.time()) & 0xFFFFFFFF
+
+
+def _bitmap_is_sound(view: View, group: int) -> bool:
+    """Whether the group is usable after a check of its inode bitmap, if it has one."""
+    if groups.usable(view, group):
+        desc = groups.descriptor(view, group)
+        if groups.inodes_uninit(view.geometry, desc):
+            return True
+        try:
+            _bitmap(view, group, desc)
+        except Corrupt as error:
+            note(view, error)
+            return False
+        return True
+    return False
+
+
+def _give_back(tx: Handle, inode: Inode, group: int, bit: int) -> None:
+    """Show an inode as free in its group's bitmap and in all counters."""
+    geometry, ino = tx.geometry, inode.number
     desc = groups.edit_descriptor(tx, group)
     if groups.inodes_uninit(geometry, desc) or not bitmaps.test(_bitmap(tx, group, desc), bit):
         raise Corrupt(CorruptKind.INODE_BITMAP, f"inode {ino} is being freed, but is free already")
@@ -347,15 +399,16 @@ def free(tx: Handle, inode: Inode) -> None:
         desc.used_dirs_count -= 1
     sb = tx.edit_superblock()
     sb.s_free_inodes_count = min(sb.s_free_inodes_count + 1, geometry.inodes_count)
-    inode.i_links_count = 0
-    if not inode.i_dtime:
-        # e2fsck regards a slot without links and without this time as damaged.
-        inode.i_dtime = int(time.time()) & 0xFFFFFFFF
 
 
 def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
-    """Return the checked inode bitmap of a group that has one."""
-    return view.verified(desc.inode_bitmap, _check_bitmap, view.geometry, group, desc)
+    """Return the checked inode bitmap of a group that has one; Corrupt: the group is unusable, or becomes so."""
+    groups.refuse_unusable(view, group)
+    try:
+        return view.verified(desc.inode_bitmap, _check_bitmap, view.geometry, group, desc)
+    except Corrupt as error:
+        groups.give_up(view, group, error)
+        raise
 
 
 def _check_bitmap(geometry: Geometry, group: int, desc: GroupDescriptor, content: memoryview) -> None:
@@ -404,9 +457,11 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool, wante
     if groups.inodes_uninit(geometry, desc):
         bit = max(wanted, 0)
         if group == 0 or desc.free_inodes_count != size:
-            raise Corrupt(
+            error = Corrupt(
                 CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no inode bitmap, yet inodes are in use"
             )
+            groups.give_up(tx, group, error)
+            raise error
         desc = groups.edit_descriptor(tx, group)
         content = tx.create(desc.inode_bitmap, _seal_bitmap, geometry, desc)
         bitmaps.set_run(content, size, 8 * geometry.block_size - size)
@@ -520,9 +575,10 @@ def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
         return _roomy_group(tx, getrandbits(32) % geometry.groups_count, free_inodes, free_blocks, home)
     free_inodes -= geometry.inodes_per_group // 4
     free_blocks -= geometry.blocks_per_group // 4
-    desc = groups.descriptor(tx, home)
-    if desc.free_inodes_count > max(free_inodes, 0) and desc.free_blocks_count > max(free_blocks, 0):
-        return home
+    if groups.usable(tx, home):
+        desc = groups.descriptor(tx, home)
+        if desc.free_inodes_count > max(free_inodes, 0) and desc.free_blocks_count > max(free_blocks, 0):
+            return home
     return _roomy_group(tx, home, free_inodes, free_blocks, home)
 
 
@@ -559,9 +615,10 @@ def _other_group(tx: Handle, group: int) -> int:
     step, probe = 1, group
     while step < count:
         probe = (probe + step) % count
-        desc = groups.descriptor(tx, probe)
-        if desc.free_inodes_count and desc.free_blocks_count:
-            return probe
+        if groups.usable(tx, probe):
+            desc = groups.descriptor(tx, probe)
+            if desc.free_inodes_count and desc.free_blocks_count:
+                return probe
         step <<= 1
     first = group // geometry.desc_per_block
     for distance in range(geometry.desc_blocks):

@@ -121,21 +121,18 @@ def _touches(zone: Zone, starts: Blocks, lasts: Blocks) -> np.ndarray[tuple[int]
 
 
 def _build(view: View, number: int) -> Zone:
-    """Return the zone of one flexible group, from the descriptors of its groups.
-
-    Raises:
-        Corrupt: a descriptor names blocks outside the file system.
-    """
+    """Return the zone of one flexible group, from the descriptors of its groups."""
     geometry = view.geometry
     runs: list[BlockRun] = []
     table = -(-geometry.inodes_per_group * geometry.inode_size // geometry.block_size)
     first = number * geometry.flex_bg_size
     for group in range(max(first, 0), min(first + geometry.flex_bg_size, geometry.groups_count)):
-        descriptor = groups.descriptor(view, group)
-        descriptor.check_places(group, geometry)  # a view of a pool before its recovery has not checked them
-        runs.append(BlockRun(descriptor.block_bitmap, 1))
-        runs.append(BlockRun(descriptor.inode_bitmap, 1))
-        runs.append(BlockRun(descriptor.inode_table, table))
+        # A damaged descriptor protects nothing; a view of a pool before its recovery has not checked it.
+        if groups.places_are_right(view, group):
+            descriptor = groups.descriptor(view, group)
+            runs.append(BlockRun(descriptor.block_bitmap, 1))
+            runs.append(BlockRun(descriptor.inode_bitmap, 1))
+            runs.append(BlockRun(descriptor.inode_table, table))
         own = geometry.base_blocks(group)
         if own:
             runs.append(BlockRun(geometry.first_block(group), own))

@@ -47,8 +47,9 @@ def _clusters(view: View) -> int:
     bits, table = geometry.cluster_bits, geometry.inode_blocks_per_group
     used: set[int] = set()
     for group in range(geometry.groups_count):
+        if not groups.places_are_right(view, group):
+            continue
         descriptor = groups.descriptor(view, group)
-        descriptor.check_places(group, geometry)
         first = geometry.first_block(group)
         kept = geometry.reserved_gdt_blocks if geometry.has_super(group) and not geometry.has_meta_bg else 0
         ranges = (

@@ -18,7 +18,7 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import inodes
-from support import run
+from support import fsck, run
 
 MakePool = Callable[..., Path]
 
@@ -101,11 +101,47 @@ def test_a_superblock_with_a_bad_checksum(pool: MakePool, offset: int) -> None:
 
 
 def test_a_descriptor_with_a_bad_checksum(pool: MakePool) -> None:
+    """Readers get all; nothing is taken from the group, and with errors=remount-ro nothing is changed any more."""
     path = pool("-b", "4096")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/file", b"content")
     flip(path, 4096 + 0x0C)
+    with FileSystem.open(path, Options(errors="continue")) as fs:
+        assert fs.tree.read_bytes("/file") == b"content"
+        assert fs.metadata_errors().count == 1
+        with pytest.raises(FsError) as refused:
+            fs.tree.write_bytes("/new", b"content")
+        assert refused.value.errno == errno.ENOSPC, "it is the only group"
+        fs.tree.unlink("/file")
+        assert fs.metadata_errors().count == 1
+    with FileSystem.open(path, Options(errors="remount-ro")) as fs:
+        assert fs.tree.listdir("/")
+        assert fs.read_only
+    run("e2fsck", "-fy", path, code=1)
+    fsck(path)
+
+
+def test_a_root_that_can_not_be_read(pool: MakePool) -> None:
+    path = pool("-b", "4096")
+    with FileSystem.open(path) as fs:
+        number, offset = inodes.position(fs.volume.view, ROOT_INO)
+    flip(path, number * 4096 + offset + 4)
     error = refusal(path)
     assert isinstance(error, Corrupt)
-    assert error.kind == "group descriptor checksum"
+    assert error.kind == "inode checksum"
+    assert isinstance(refusal(path, Options(read_only=True)), Corrupt)
+
+
+def test_a_read_only_mount_needs_no_journal(pool: MakePool) -> None:
+    path = pool("-b", "4096")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/file", b"content")
+        number, offset = inodes.position(fs.volume.view, 8)
+    flip(path, number * 4096 + offset + 4)
+    assert isinstance(refusal(path), Corrupt)
+    with FileSystem.open(path, Options(read_only=True)) as fs:
+        assert fs.tree.read_bytes("/file") == b"content"
+        assert fs.statfs().blocks
 
 
 def journal_block(path: Path, lblk: int) -> int:

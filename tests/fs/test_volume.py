@@ -75,8 +75,6 @@ Damage = tuple[Callable[[FileSystem], int], Callable[[FileSystem], object], str]
 DAMAGE: dict[str, Damage] = {
     "inode": (lambda fs: inode_place(fs, "/f"), lambda fs: fs.tree.stat("/f"), "inode checksum"),
     "directory": (lambda fs: block_place(fs, "/"), lambda fs: fs.tree.stat("/f"), "directory"),
-    "index root": (lambda fs: block_place(fs, "/d", 0, 0x24), lambda fs: fs.tree.listdir("/d"), "directory"),
-    "leaf": (lambda fs: block_place(fs, "/d", 1), lambda fs: fs.tree.listdir("/d"), "directory"),
     "extents": (lambda fs: extent_place(fs, "/pieces"), lambda fs: fs.tree.read_bytes("/pieces"), "extent"),
     "attributes": (
         lambda fs: attribute_place(fs, "/attributes"),
@@ -136,6 +134,25 @@ def test_damage_is_named_recorded_and_stops_changes(pool: MakePool, damage: Dama
         ["e2fsck", "-fn", path], capture_output=True, timeout=60, check=False, env={"PATH": "/usr/sbin:/sbin"}
     )
     assert done.returncode == 4, "e2fsck finds no damage"
+
+
+@pytest.mark.parametrize(("lblk", "offset"), [(0, 0x24), (1, 24)], ids=["index root", "leaf"])
+def test_a_listing_goes_on_and_counts_what_it_left_out(pool: MakePool, lblk: int, offset: int) -> None:
+    path = pool("-b", "4096", size="16M")
+    with FileSystem.open(path) as fs:
+        furnish(fs)
+        whole = fs.tree.listdir("/d")
+        place = block_place(fs, "/d", lblk, offset)
+    flip(path, place)
+    with FileSystem.open(path, replace(QUIET, errors="remount-ro")) as fs:
+        for _ in range(2):
+            listed = fs.tree.listdir("/d")
+            assert set(listed) <= set(whole)
+            assert len(listed) == len(whole) if not lblk else 0 < len(listed) < len(whole)
+            assert all(fs.tree.stat(b"/d/" + name) for name in listed)
+            assert fs.metadata_errors().count == 1
+            assert fs.read_only
+    assert superblock(path).s_state & EXT4_ERROR_FS
 
 
 def test_damage_of_a_read_only_mount_changes_nothing(pool: MakePool) -> None:

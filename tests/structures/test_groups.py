@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from daxfs.errors import Corrupt
 from daxfs.structures import bitmaps, groups
+from daxfs.structures.noted import Noted
 from support import fsck, run
 
 
@@ -79,9 +80,26 @@ def test_one_damaged_descriptor_is_named(tmp_path: Path) -> None:
         number, offset = rig.geometry.descriptor_position(2)
         with rig.corrupting():
             rig.pool.memory[(number << rig.geometry.block_bits) + offset + 18] ^= 4
-        with pytest.raises(Corrupt, match="group descriptor checksum: group 2"):
-            groups.descriptor(rig.view, 2)
+        assert groups.descriptor(rig.view, 2).inode_table, "readers find the inode table"
+        assert [groups.usable(rig.view, group) for group in (1, 2)] == [True, False]
+        (noted,) = rig.view.caches[Noted].waiting
+        assert "group descriptor checksum: group 2" in str(noted)
+        assert not groups.counts(rig.view, 0).free_blocks[2]
         rig.close()
+
+
+def test_a_descriptor_with_wrong_places_leads_nowhere(tmp_path: Path) -> None:
+    options, size = LAYOUTS["default"]
+    rig = AllocRig(tmp_path / "pool", *options, size=size)
+    number, offset = rig.geometry.descriptor_position(2)
+    with rig.corrupting():
+        rig.pool.memory[(number << rig.geometry.block_bits) + offset + 10] = 0xFF
+    with pytest.raises(Corrupt, match="group descriptor block number: group 2"):
+        groups.descriptor(rig.view, 2)
+    assert groups.descriptor(rig.view, 1).inode_table
+    assert not groups.places_are_right(rig.view, 2)
+    assert all(run.start < rig.geometry.blocks_count for run in groups.metadata_runs(rig.view, 0))
+    rig.close()
 
 
 # Bits

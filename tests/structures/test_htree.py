@@ -21,6 +21,7 @@ from daxfs.ext4.dirent import space_needed
 from daxfs.ext4.hash import LEGACY, dirhash
 from daxfs.ext4.inode import EXT4_INDEX_FL, FT_REG_FILE
 from daxfs.structures import dirblocks, directories, htree
+from daxfs.structures.noted import Noted
 from support import run
 
 LONG = b"x" * 247
@@ -208,9 +209,18 @@ def put(offset: int, layout: str, *values: int) -> Callable[[memoryview], None]:
 
 
 def all_refused(rig: DirectoryRig, *, insert: bool = True) -> set[str]:
-    kinds = set()
-    actions: list[Callable[[], object]] = [rig.listing]
+    """A damaged index hides no name from readers; whoever makes a name is refused."""
+    entries = rig.listing()
+    assert [entry.name for entry in entries[:2]] == [b".", b".."]
+    assert sorted(entry.name for entry in entries[2:]) == sorted(rig.model)
+    assert [entry.cookie for entry in entries] == sorted({entry.cookie for entry in entries})
+    for entry in entries[2:]:
+        assert rig.listing(entry.cookie) == entries[entries.index(entry) + 1 :]
+    kinds = {error.kind for error in rig.view.caches[Noted].waiting}
+    assert kinds
+    actions: list[Callable[[], object]] = []
     if insert:
+        assert all(rig.find(name) for name in rig.model)
         actions += [lambda: rig.insert(b"new"), lambda: rig.find(b"new")]
     for action in actions:
         with pytest.raises(Corrupt) as caught:
@@ -300,8 +310,18 @@ def test_wrong_checksums(rig: DirectoryRig, lblk: int) -> None:
     at = start + (32 + 8 * 2 if not lblk else 10)
     rig.pool.write(at, bytes((rig.pool.memory[at] ^ 1,)))
     rig.remount()
-    kinds = all_refused(rig, insert=not lblk)
-    assert kinds == {"directory index checksum" if not lblk else "directory block checksum"}
+    if not lblk:
+        assert all_refused(rig) == {"directory index checksum"}
+        return
+    listed = {entry.name for entry in rig.listing()} - {b".", b".."}
+    assert listed < set(rig.model)
+    assert len(listed) > len(rig.model) // 2
+    assert all(rig.find(name) for name in listed)
+    assert {error.kind for error in rig.view.caches[Noted].waiting} == {"directory block checksum"}
+    for name in set(rig.model) - listed:
+        with pytest.raises(Corrupt):
+            rig.find(name)
+    rig.pool.close()
 
 
 # A random walk
