@@ -14,6 +14,7 @@ from pathlib import Path
 
 import rig
 from benchmarks import (
+    ageing,
     alone,
     atomic,
     core,
@@ -50,6 +51,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "waiting": waiting.waiting,
     "postgres": postgres.postgres,
     "snapshot": snapshot.snapshot,
+    "ageing": ageing.ageing,
 }
 IDLE = 0.5
 

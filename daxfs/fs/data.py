@@ -436,7 +436,10 @@ def write_pieces(volume: Volume, file: OpenFile, offset: int, data: memoryview) 
             fresh = not run.pblk
             try:
                 if fresh:
-                    align = volume.alignment(lblk, room)
+                    if inode.size <= offset:
+                        room, align = volume.grown(lblk, room)
+                    else:
+                        align = volume.alignment(lblk, room)
                     runs = mapping.allocate_runs(tx, inode, lblk, room, PIECES_PER_HANDLE - made, align=align)
                 else:
                     runs = [run]

@@ -48,6 +48,8 @@ LARGE_FILE = 0x7FFFFFFF
 """A larger file needs the feature ``large_file`` (ext4_update_inode in fs/ext4/inode.c)."""
 MOST_PENDING = 512
 """The size (`Journal.pending`) from which on a long operation commits, so that no commit takes long: some 5 ms."""
+LARGE_CHUNKS = 2
+"""Chunks of 2 MiB that a file has when it counts as large (`Volume.grown`)."""
 SUPERUSER = Caller()
 
 
@@ -204,6 +206,25 @@ class Volume:
         """Return the alignment in blocks for a new run at logical block ``lblk``: 2 MiB at the start of large files."""
         chunk = self._chunk
         return chunk if 4 * want >= chunk and lblk % chunk == 0 else 1
+
+    def grown(self, lblk: int, want: int) -> tuple[int, int]:
+        """Return how many blocks to allocate at the end of a file, and with which alignment.
+
+        A file that has grown to `LARGE_CHUNKS`, in whatever pieces, is likely to grow further. So the next page of
+        2 MiB begins in a chunk of its own, and no run reaches past its beginning. Smaller files would leave many chunks
+        that they fill in part.
+
+        Args:
+            lblk: the file's first new block.
+            want: blocks that are wanted at once.
+        """
+        chunk = self._chunk
+        if lblk < LARGE_CHUNKS * chunk - chunk:
+            return want, self.alignment(lblk, want)
+        rest = lblk % chunk
+        if rest:
+            return min(want, chunk - rest), 1
+        return want, chunk if lblk >= LARGE_CHUNKS * chunk else self.alignment(lblk, want)
 
     def max_size(self, ino: int) -> int:
         """Return the largest size in bytes that the inode's map can express."""

@@ -14,8 +14,9 @@ import pytest
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
-from daxfs.fs.types import Caller, SetAttributes
-from support import wait_a_tick
+from daxfs.fs.types import Caller, FileExtent, SetAttributes
+from daxfs.tools.mapview import huge_bytes
+from support import fsck, mke2fs, wait_a_tick
 
 OpenFs = Callable[..., FileSystem]
 
@@ -310,3 +311,29 @@ def test_views_of_the_pool_can_t_be_written_through(fs: FileSystem) -> None:
             view[0] = 0
         view.release()
     found.release()
+
+
+@pytest.mark.parametrize("piece", [4 << 10, 100 << 10, 128 << 10, 1 << 20])
+def test_a_file_that_grows_in_pieces_lies_in_large_pages_from_4_mib_on(piece: int, tmp_path: Path) -> None:
+    pool = mke2fs(tmp_path / "pool", "-b", "4096", size="64M")
+    with FileSystem.open(pool) as fs:
+        fs.tree.write_bytes("/small", b"small")  # its chunk is in use
+        with fs.tree.open("/file", "w+b") as file:
+            while file.tell() < 16 << 20:
+                file.write(bytes(piece))
+        inode = fs.tree.stat("/file").ino
+        runs = [FileExtent(run.lblk << 12, run.pblk << 12, run.length << 12, 0) for run in fs.describe(inode)]
+        assert huge_bytes(runs) >= 12 << 20
+    fsck(pool)
+
+
+def test_a_file_that_is_written_in_a_hole_takes_no_chunk_of_its_own(tmp_path: Path) -> None:
+    pool = mke2fs(tmp_path / "pool", "-b", "4096", size="64M")
+    with FileSystem.open(pool) as fs:
+        fs.tree.write_bytes("/small", b"small")
+        with fs.tree.open("/file", "w+b") as file:
+            file.truncate(32 << 20)
+            file.seek(8 << 20)
+            file.write(b"x")
+        (run,) = fs.describe(fs.tree.stat("/file").ino)
+        assert run.pblk % 512
