@@ -40,7 +40,7 @@ MODULES = (
     *("structures.orphans", "structures.reserves", "structures.salvage", "structures.validated_roots"),
     *("structures.xattrs",),
     *("fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
-    *("fs.pins", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps", "fs.volume"),
+    *("fs.pins", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps", "fs.volume", "fuse.kernel.dirents"),
 )
 """What is compiled, below ``daxfs``: what every operation runs through."""
 NAMES = tuple(f"daxfs.{module}" for module in MODULES)
@@ -156,6 +156,44 @@ def with_old_lines(code: str, origins: list[int], path: str) -> str:
     return re.sub(rf'(CPy_\w+\("{re.escape(path)}", [^;\n]*?, )(\d+)(?=[,)])', line, code)
 
 
+SOURCE_PATH = """
+#include <dlfcn.h>
+
+/* Return the path of a source whose path below the package's folder is given: this library is in daxfs/_compiled. */
+static const char *source_path(const char *name) {
+    static char path[4096];
+    static size_t root; /* where the name begins in the path; 0: not known yet, 1: it can't be known */
+    if (!root) {
+        Dl_info found;
+        root = 1;
+        if (dladdr((void *)source_path, &found) && found.dli_fname && strlen(found.dli_fname) < sizeof path) {
+            char *end = strcpy(path, found.dli_fname);
+            for (int level = 0; end && level < 3; level++) {
+                end = strrchr(path, '/');
+                if (end) *end = 0;
+            }
+            if (end) root = strlen(path) + 1;
+        }
+    }
+    if (root == 1 || root + strlen(name) >= sizeof path) return name;
+    path[root - 1] = '/';
+    return strcpy(path + root, name) - root;
+}
+
+"""
+"""C that is put before the function of mypyc's library which makes the tracebacks."""
+ADDS_TRACEBACK = "void CPy_AddTraceback("
+MAKES_CODE = "PyCode_NewEmpty(filename,"
+
+
+def with_paths(code: str) -> str:
+    """Return mypyc's ``exc_ops.c`` so that tracebacks name the sources by paths that can be opened."""
+    if ADDS_TRACEBACK not in code or MAKES_CODE not in code:  # of another version: the paths stay relative
+        return code
+    made = code.replace(MAKES_CODE, "PyCode_NewEmpty(source_path(filename),")
+    return made.replace(ADDS_TRACEBACK, SOURCE_PATH + ADDS_TRACEBACK, 1)
+
+
 # Building
 
 
@@ -265,6 +303,8 @@ def build(into: Path, say: Callable[[str], None]) -> None:
     for path, origins in lines.items():
         code = WORK / "c" / f"__native_{path.removesuffix('.py').replace('/', '___')}.c"
         code.write_text(with_old_lines(code.read_text(), origins, path))
+    tracebacks = WORK / "c" / "exc_ops.c"
+    tracebacks.write_text(with_paths(tracebacks.read_text()))
     made = WORK / "made"
     made.mkdir()
     compiled(WORK, extensions, made, say)

@@ -128,9 +128,9 @@ def test_an_error_names_the_line_of_the_source() -> None:
     with pytest.raises(ValueError, match="i_extra_isize") as caught:
         record.set_extra_isize(3)
     last = traceback.extract_tb(caught.value.__traceback__)[-1]
-    assert last.filename.endswith("daxfs/ext4/inode.py")
+    assert last.filename == compiled.source_of(inode.__name__)
     assert last.lineno is not None
-    source = Path(compiled.source_of(inode.__name__)).read_text().splitlines()
+    source = Path(last.filename).read_text().splitlines()
     assert "raise ValueError" in source[last.lineno - 1]
 
 

@@ -6,17 +6,18 @@ The kernel caches listings (FOPEN_CACHE_DIR) until it changes the directory; nob
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
+from daxfs.fs.types import DirEntry
 from daxfs.fuse import logs
-from daxfs.fuse.kernel import abi, encoding
+from daxfs.fuse.kernel import abi, dirents, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode
 
 if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
-    from daxfs.fs.types import Attributes, DirEntry
+    from daxfs.fs.types import Attributes
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
     from daxfs.fuse.kernel.work import Answer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PLUS_AT_ONCE = 100
 """The most names with attributes in one answer: reading an inode takes longer than reading a name."""
 
-SMALLEST = len(encoding.dirent(0, 0, 0, b"."))
+SMALLEST = len(dirents.encoded([DirEntry(b".", 0, 0, 0)], 64))
 DOTS = (b".", b"..")
 
 
@@ -69,23 +70,9 @@ def listing(
     return connection.scheduler.begin(request, steps(), lambda found: encode(found, given.size))
 
 
-def fitting(found: list[DirEntry], room: int, head: int) -> Iterator[tuple[DirEntry, bytes]]:
-    """Yield the names with their fuse_dirent, as many as fit with ``head`` bytes before each."""
-    for name in found:
-        entry = encoding.dirent(name.ino, name.cookie, encoding.d_type(name.file_type), name.name)
-        room -= head + len(entry)
-        if room < 0:
-            return
-        yield name, entry
-
-
 def readdir(connection: Connection, request: Request) -> Answer:
     """Answer READDIR: the names of a directory."""
-
-    def encode(found: list[DirEntry], room: int) -> bytes:
-        return b"".join(entry for _, entry in fitting(found, room, 0))
-
-    return listing(connection, request, 0, encode)
+    return listing(connection, request, 0, dirents.encoded)
 
 
 def readdirplus(connection: Connection, request: Request) -> Answer:
@@ -100,7 +87,8 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
     def encode(found: list[DirEntry], room: int) -> bytes:
         parts: list[bytes] = []
         pinned: list[Attributes] = []
-        for name, entry in fitting(found[:PLUS_AT_ONCE], room, abi.ENTRY_OUT.size):
+        entries = dirents.split(found[:PLUS_AT_ONCE], room, abi.ENTRY_OUT.size)
+        for name, entry in zip(found, entries, strict=False):
             known = generation(name.ino) is not None or name.name in DOTS
             parts += (without_node(name) if known else entry_of(connection, name, pinned), entry)
         for inode in pinned:
@@ -118,7 +106,7 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
 
 def without_node(found: DirEntry) -> bytes:
     """Return fuse_entry_out of a name without its node."""
-    return encoding.nameless_entry(found.ino, encoding.d_type(found.file_type))
+    return encoding.nameless_entry(found.ino, dirents.d_type(found.file_type))
 
 
 def entry_of(connection: Connection, found: DirEntry, pinned: list[Attributes]) -> bytes:

@@ -31,9 +31,6 @@ ATTR_VALID = abi.ATTR_OUT.pack(CACHE_SECONDS, *[0] * 17)[: -abi.ATTR.size]
 ABSENT = abi.ENTRY_OUT.pack(0, 0, CACHE_SECONDS, 0, *[0] * 18)
 """The answer that lets the kernel cache the absence of a name."""
 _nameless = Struct(f"={abi.ENTRY_HEAD.size}xQ52xI24x").pack  # ino mode
-ALIGN = 8
-DT_OF_FILE_TYPE = (0, 8, 4, 2, 6, 1, 12, 10)
-"""d_type by ext4's file type: unknown, regular, directory, character, block, FIFO, socket, symbolic link."""
 
 
 def kernel_device(rdev: int) -> int:
@@ -99,13 +96,3 @@ def statfs_out(found: StatFs) -> bytes:
         found.blocks, found.free, found.available, found.files, found.files_free,
         found.block_size, found.name_max, found.block_size,
     )  # fmt: skip
-
-
-def dirent(ino: int, cookie: int, d_type: int, name: bytes) -> bytes:
-    """Encode fuse_dirent, padded to 8 bytes."""
-    return abi.DIRENT.pack(ino, cookie, len(name), d_type) + name + bytes(-len(name) % ALIGN)
-
-
-def d_type(file_type: int) -> int:
-    """Convert ext4's file type to the d_type of getdents(2); 0 (DT_UNKNOWN) for an unknown one."""
-    return DT_OF_FILE_TYPE[file_type] if file_type < len(DT_OF_FILE_TYPE) else 0
