@@ -35,7 +35,7 @@ def table(mutants: list[Mutant], verdicts: dict[str, Verdict]) -> Table:
     return made
 
 
-def run(mutants: list[Mutant], jobs: int, limit: float) -> dict[str, Verdict]:
+def run(mutants: list[Mutant], jobs: int, limit: float, *, compiled: bool) -> dict[str, Verdict]:
     """Try them all, some at a time."""
     verdicts: dict[str, Verdict] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -43,7 +43,7 @@ def run(mutants: list[Mutant], jobs: int, limit: float) -> dict[str, Verdict]:
     with Progress(*columns, transient=True, disable=not watched, console=Console(stderr=True)) as progress:
         task = progress.add_task("mutants", total=len(mutants))
         with ThreadPoolExecutor(jobs) as pool:
-            waiting = {pool.submit(try_mutant, mutant, limit): mutant for mutant in mutants}
+            waiting = {pool.submit(try_mutant, mutant, limit, compiled=compiled): mutant for mutant in mutants}
             for done in as_completed(waiting):
                 name = waiting[done].name
                 verdicts[name] = done.result()
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one mutant; a hang counts as caught")
     parser.add_argument("--list", action="store_true", help="names and reasons, nothing is run")
     parser.add_argument("--no-sanity", action="store_true", help="leave out the run on the sources as they are")
+    parser.add_argument("--compiled", action="store_true", help="compile the core for each mutant: some minutes more")
     given = parser.parse_args()
     mutants, console = chosen(given.names), Console(width=None if sys.stdout.isatty() else 160)
     if not mutants:
@@ -75,11 +76,11 @@ def main() -> int:
     begin = time.monotonic()
     if not given.no_sanity:
         with console.status("The same tests on the sources as they are"):
-            said = try_unchanged(mutants, given.limit)
+            said = try_unchanged(mutants, given.limit, compiled=given.compiled)
         if said:
             console.print(f"The tests fail on the sources as they are:\n{said}", markup=False)
             return 1
-    verdicts = run(mutants, given.jobs, given.limit)
+    verdicts = run(mutants, given.jobs, given.limit, compiled=given.compiled)
     console.print(table(mutants, verdicts))
     caught = sum(verdict.outcome.good for verdict in verdicts.values())
     console.print(f"{caught} of {len(mutants)} caught in {time.monotonic() - begin:,.0f} s")

@@ -59,13 +59,17 @@ def copied() -> Iterator[Path]:
         yield target
 
 
-def pytest(copy: Path, tests: tuple[str, ...], limit: float, *, full: bool) -> tuple[int | None, str]:
-    """Run tests with the copy's sources, interpreted, in child processes too; exit code (None: too slow) and output."""
+def pytest(copy: Path, tests: tuple[str, ...], limit: float, *, full: bool, compiled: bool) -> tuple[int | None, str]:
+    """Run tests with the copy's sources, in child processes too; exit code (None: too slow) and output.
+
+    They run interpreted, or with the copy's core ``compiled``.
+    """
     selection = () if full else ("-m", "not full")
     plugins = ("-p", "no:cacheprovider", "-p", "teeth.first_failure")
     command = [sys.executable, "-m", "pytest", "-x", "-q", *plugins, *selection, *tests]
     places = os.pathsep.join((str(copy), str(copy / "tests")))
-    environment = {**os.environ, "PYTHONPATH": places, "PYTHONDONTWRITEBYTECODE": "1", "DAXFS_PURE": "1"}
+    environment = {**os.environ, "PYTHONPATH": places, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["DAXFS_PURE"] = "" if compiled else "1"
     with tempfile.TemporaryFile() as output:
         with subprocess.Popen(
             command,
@@ -92,8 +96,19 @@ def build(copy: Path) -> None:
     subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=300)
 
 
-def try_mutant(mutant: Mutant, limit: float) -> Verdict:
-    """Apply a mutant to a copy and run its tests there."""
+def compile_core(copy: Path) -> None:
+    """Compile the core of a copy, which takes some minutes.
+
+    Raises:
+        CalledProcessError: it can't be compiled.
+    """
+    subprocess.run([sys.executable, "scripts/compile_core.py"], cwd=copy, check=True, capture_output=True, timeout=3600)
+    if not (copy / "daxfs" / "_compiled" / "MANIFEST").exists():
+        raise subprocess.CalledProcessError(1, "compile_core.py")
+
+
+def try_mutant(mutant: Mutant, limit: float, *, compiled: bool) -> Verdict:
+    """Apply a mutant to a copy and run its tests there, with the core interpreted or compiled."""
     begin = time.monotonic()
     with copied() as copy:
         try:
@@ -102,7 +117,9 @@ def try_mutant(mutant: Mutant, limit: float) -> Verdict:
             return Verdict(Outcome.STALE, str(error), 0.0)
         if mutant.path.endswith((".c", ".h")):
             build(copy)
-        code, output = pytest(copy, mutant.tests, limit, full=mutant.full)
+        if compiled:
+            compile_core(copy)
+        code, output = pytest(copy, mutant.tests, limit, full=mutant.full, compiled=compiled)
     return _verdict(code, output, time.monotonic() - begin)
 
 
@@ -117,13 +134,15 @@ def _verdict(code: int | None, output: str, seconds: float) -> Verdict:
     return Verdict(Outcome.BROKEN, output.strip()[-500:], seconds)
 
 
-def try_unchanged(mutants: list[Mutant], limit: float) -> str:
+def try_unchanged(mutants: list[Mutant], limit: float, *, compiled: bool) -> str:
     """The same tests on the sources as they are: empty if they pass, else what pytest said."""
     for full in (False, True):
         tests = tuple(sorted({test for mutant in mutants if mutant.full == full for test in mutant.tests}))
         if tests:
             with copied() as copy:
-                code, output = pytest(copy, tests, limit * len(tests), full=full)
+                if compiled:
+                    compile_core(copy)
+                code, output = pytest(copy, tests, limit * len(tests), full=full, compiled=compiled)
             if code != ALL_PASSED:
                 return output[-3000:] or "too slow"
     return ""
