@@ -171,9 +171,8 @@ class Transaction:
             offset: the byte of the block at which the superblock begins.
         """
         if not self._pair:
-            for _ in range(2):
-                copy = memoryview(bytearray(len(newest)))
-                self._pair.append((copy, Superblock(copy, offset)))
+            buffers = [memoryview(bytearray(len(newest))) for _ in range(2)]  # both of them, or an error and none
+            self._pair += [(buffer, Superblock(buffer, offset)) for buffer in buffers]
         made = self._pair[0]
         made[0][:] = newest
         return made

@@ -16,6 +16,7 @@ from journal_rig import JournalRig
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.superblock import Superblock
 from daxfs.journal import recovery
+from daxfs.journal import transaction as transaction_module
 from daxfs.journal import view as view_module
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import MOST_RECENT, MOST_RECORDS, Handle, Seal
@@ -304,6 +305,28 @@ def test_the_superblock_is_sealed_and_stored(name: str) -> None:
     with undone(journal, 0) as tx:
         tx.edit_superblock().s_mnt_count = 99
     assert journal.view.superblock().s_mnt_count == 78
+
+
+@pytest.mark.interpreted
+def test_the_superblock_has_two_buffers_or_none(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, the next transaction would store into the superblock that waits for the tail."""
+    made: list[int] = []
+
+    def fails_once(size: int) -> bytearray:
+        made.append(size)
+        if len(made) == 2:
+            raise MemoryError
+        return bytearray(size)
+
+    monkeypatch.setattr(transaction_module, "bytearray", fails_once, raising=False)
+    with pytest.raises(MemoryError), journal.handle(0) as tx:
+        tx.edit_superblock()
+    for count in (5, 6):
+        with journal.handle(0) as tx:
+            tx.edit_superblock().s_mnt_count = count
+        waiting = journal._transaction.waiting
+        assert waiting is None or Superblock(waiting[:1024]).s_mnt_count == count - 1
+        journal.commit()
 
 
 def test_seals_run_once_at_commit_in_order(rig: JournalRig, journal: Journal) -> None:
