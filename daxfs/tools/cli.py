@@ -357,6 +357,23 @@ def map_command(
         mapview.show(place, pool=pool, as_json=as_json)
 
 
+@app.command("defrag")
+def defrag_command(
+    place: Annotated[str, typer.Argument(metavar="PATH|MOUNTPOINT", help="A file or directory on a mount.")],
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="All files below a directory.")] = False,
+    rate: Annotated[
+        str, typer.Option("--rate", metavar="SIZE", help="Move at most so many bytes a second, as 500M.")
+    ] = "",
+) -> None:
+    """Move the blocks of files to where 2 MiB pages map them, while programs use the files.
+
+    What programs map stays where it is, and is named with their process ids. MOUNTPOINT means all files of the mount.
+    """
+    from daxfs.tools import defrag
+
+    defrag.run(place, recursive=recursive, rate=rate)
+
+
 @app.command("badblocks")
 def badblocks_command(
     place: Annotated[str, typer.Argument(metavar="POOL|MOUNTPOINT")],

@@ -20,7 +20,9 @@ import mount_rig
 from daxfs.tools import cli
 from support import HANG_SECONDS
 
-FORKED = frozenset({"check", "dump", "export", "import", "info", "map", "mkfs", "snapshot", "stats", "umount"})
+FORKED = frozenset(
+    {"check", "defrag", "dump", "export", "import", "info", "map", "mkfs", "snapshot", "stats", "umount"}
+)
 
 
 def daxfs(*arguments: str | Path, code: int = 0, limit: float = HANG_SECONDS) -> str:

@@ -16,7 +16,18 @@ from daxfs import f2fs, protocol
 from daxfs.errors import FsError
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FsXattr
-from daxfs.fuse.kernel import abi, atomicwrites, batches, leases, remount, resizing, snapshots, statistics, status
+from daxfs.fuse.kernel import (
+    abi,
+    atomicwrites,
+    batches,
+    defragmenting,
+    leases,
+    remount,
+    resizing,
+    snapshots,
+    statistics,
+    status,
+)
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import fixed
 from daxfs.fuse.kernel.scheduling import FITRIM
@@ -122,12 +133,16 @@ COMMANDS: dict[int, Command] = {
 IN_STEPS: dict[int, CommandInSteps] = {
     FITRIM: trim,
     snapshots.SNAPSHOTS: snapshots.command,
+    defragmenting.DEFRAGMENT: defragmenting.command,
     resizing.EXT4_IOC_RESIZE_FS: resizing.resize_fs,
     resizing.RESIZE: resizing.resize,
     protocol.IOC_LEASE: leases.lease,
     protocol.IOC_SHORT_LEASE: leases.lease,
 }
 """Commands that take several steps. INTERRUPT shortens them."""
+
+ALONGSIDE = frozenset({defragmenting.DEFRAGMENT})
+"""Those of them between whose steps the same file may change."""
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}
 """Commands of 32-bit programs whose numbers differ because their arguments are shorter."""
@@ -150,7 +165,8 @@ def ioctl(connection: Connection, request: Request) -> Answer:
 
     if in_steps is not None:
         steps = in_steps(connection, request, argument)
-        return connection.scheduler.begin(request, steps, framed, frozenset({request.node}), shortens=True)
+        changes = frozenset({request.node}) if given.cmd not in ALONGSIDE else frozenset()
+        return connection.scheduler.begin(request, steps, framed, changes, shortens=True)
     assert command is not None
     return framed(command(connection, request, argument))
 
