@@ -369,29 +369,31 @@ class _Move:
             if not blocks.take_run(tx, BlockRun(place.start, piece.length)):
                 return False
             with Change(volume, tx, self.node.ino, dated=False) as change:
-                new: list[Extent] = []
-                at = place.start
-                for run in piece.runs:
-                    if not run.unwritten:
-                        source = run.pblk << bits
-                        pool.write(at << bits, pool.memory[source : source + (run.length << bits)])
-                    _join(new, Extent(run.lblk, at, run.length, run.unwritten))
-                    at += run.length
+                memory, target = pool.memory, place.start << bits
+                for _, pblk, length, unwritten in piece.runs:
+                    size = length << bits
+                    if not unwritten:
+                        pool.write(target, memory[pblk << bits : (pblk << bits) + size])
+                    target += size
                 volume.finish_copy()
                 inodes.add_blocks(change.inode, piece.length, tx.geometry)
-                change.move(piece.first, piece.end - 1, new)
+                change.move(piece.first, piece.end - 1, _placed(piece.runs, place.start))
         return True
 
 
-def _join(runs: list[Extent], run: Extent) -> None:
-    """Append a run that lies right after the last one in the pool, joined with it where the format can express that."""
-    if runs:
-        last = runs[-1]
-        most = EXT_UNWRITTEN_MAX_LEN if run.unwritten else EXT_INIT_MAX_LEN
-        if last.lblk + last.length == run.lblk and last.unwritten == run.unwritten and last.length + run.length <= most:
-            runs[-1] = last._replace(length=last.length + run.length)
-            return
-    runs.append(run)
+def _placed(runs: list[Extent], at: int) -> list[Extent]:
+    """Return runs as they lie from block ``at`` of the pool on, joined where the format can express that."""
+    new: list[Extent] = []
+    first, begin, length, state = -1, at, 0, False
+    for lblk, _, count, unwritten in runs:
+        most = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
+        if lblk != first + length or unwritten != state or length + count > most:
+            if length:
+                new.append(Extent(first, begin, length, state))
+            first, begin, length, state = lblk, begin + length, 0, unwritten
+        length += count
+    new.append(Extent(first, begin, length, state))
+    return new
 
 
 def _head(piece: Piece, length: int) -> Piece:

@@ -53,7 +53,7 @@ MUTANTS = [
     Mutant(
         "relocation: the new place is not filled",
         RELOCATION_SOURCE,
-        "                        pool.write(at << bits, pool.memory[source : source + (run.length << bits)])\n",
+        "                        pool.write(target, memory[pblk << bits : (pblk << bits) + size])\n",
         "                        pass\n",
         "A file that was moved shows what an earlier owner of its new blocks has left there.",
         (f"{RELOCATION}::test_files_in_pieces_get_2_mib_each",),
