@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, MissingMemory
 from daxfs.fs.snapshots import files
 from daxfs.fs.types import Snapshot
 from daxfs.snapshots.format import Header, NotAStore
@@ -112,14 +112,25 @@ def invalidate(pool: Pool, kept: Kept, reason: int) -> None:
 def readable(pool: Pool, view: View) -> Iterator[Kept]:
     """Yield the snapshots whose header and table can be read, also those that are not valid."""
     for name, inode in files.found(view):
-        try:
-            store = Store(pool, files.chunk_bits(view), files.runs_of(view, inode))
-            header = store.header()
-            if header.valid:
-                store.open()
-        except NotAStore:
-            continue
-        yield Kept(name, inode.number, store, header)
+        kept = with_header(pool, view, name, inode)
+        if kept is not None and kept.header.valid:
+            try:
+                with pool.faults.checked():
+                    kept.store.open()
+            except (NotAStore, MissingMemory):
+                continue
+        if kept is not None:
+            yield kept
+
+
+def with_header(pool: Pool, view: View, name: bytes, inode: Inode) -> Kept | None:
+    """Return a snapshot whose header can be read; None: it is damaged, or its memory is bad."""
+    try:
+        store = Store(pool, files.chunk_bits(view), files.runs_of(view, inode))
+        with pool.faults.checked():
+            return Kept(name, inode.number, store, store.header())
+    except (NotAStore, MissingMemory):
+        return None
 
 
 def judged(pool: Pool, view: View) -> list[Verdict]:

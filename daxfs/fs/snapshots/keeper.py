@@ -312,11 +312,9 @@ class Keeper:
             kept = own.get(inode.number)
             made_ns = catalogue.made_ns(inode)
             if kept is None:
-                with suppress(NotAStore):
-                    store = Store(self.volume.pool, files.chunk_bits(view), files.runs_of(view, inode))
-                    kept = Kept(name, inode.number, store, store.header())
-                    if kept.header.valid:
-                        catalogue.invalidate(self.volume.pool, kept, FOREIGN)
+                kept = catalogue.with_header(self.volume.pool, view, name, inode)
+                if kept is not None and kept.header.valid:
+                    catalogue.invalidate(self.volume.pool, kept, FOREIGN)
             newest = max(newest, made_ns if kept is None else kept.header.created_ns)
         return newest
 

@@ -18,8 +18,9 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.snapshots import catalogue
 from daxfs.fs.types import ROOT_INO, Caller, RenameFlags, SetAttributes
 from daxfs.pmem.memory import MemoryPool
+from daxfs.pmem.pool import open_pool
 from daxfs.snapshots.format import Header
-from support import fsck
+from support import fsck, mke2fs
 
 STORES = ".daxfs/snapshots"
 USER = Caller(uid=1000, gid=1000)
@@ -164,3 +165,22 @@ def test_a_clock_that_is_set_back_does_not_make_a_damaged_store_an_older_one(
     assert found[b"0"] == catalogue.REASONS[catalogue.OLDER]
     if name == "4k":  # small inodes have seconds: what was made in the same one counts as older
         assert found[b"2"] == ""
+
+
+def test_bad_memory_of_a_store_costs_its_snapshot_and_the_older_ones(tmp_path: Path) -> None:
+    """The mount, the list and new snapshots go on."""
+    path = mke2fs(tmp_path / "pool", "-b", "4096", size="16M")
+    with FileSystem.open(path, QUIET) as fs:
+        for name in (b"1", b"2", b"3"):
+            fs.create_snapshot(name)
+            place = keeper(fs).kept[min(1, len(keeper(fs).kept) - 1)].store.runs[0].start << 12
+    pool = open_pool(path)
+    pool.bad.add(place, place + 4096)
+    pool.faults.avoid()
+    with FileSystem.open(pool, QUIET) as fs:
+        damaged = {b"1": catalogue.REASONS[catalogue.OLDER], b"2": catalogue.REASONS[catalogue.DAMAGED], b"3": ""}
+        assert lost(fs) == damaged
+        fs.create_snapshot(b"4")
+        assert lost(fs) == damaged | {b"4": ""}
+        fs.delete_snapshot(b"2")
+        fs.check()
