@@ -11,7 +11,7 @@ WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 3 / 2))) --maxprocesses=6
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled demo test test-pure test-full test-pmem test-crash test-teeth compare-damaged container lint types layers circles c-layers check bench clean
+.PHONY: help setup compiled demo test test-pure test-full test-pmem test-crash test-teeth compare-damaged fuzz container lint types layers circles c-layers check bench clean
 
 help: ## list all targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test-crash: setup ## explore power cuts of all single operations and pairs, on a
 compare-damaged: setup ## compare what daxfs and the kernel read of damaged images, as root; IMAGES=directory of NAME/image.gz
 	@test -d "$(IMAGES)" || { echo "give IMAGES=DIRECTORY, for example the tests of e2fsprogs' sources"; exit 2; }
 	@cd tests && ../$(BIN)/python -m damaged $(IMAGES)
+
+fuzz: setup ## damage images behind right checksums and use them, 10,000 trials of each format; FUZZ="arguments of python -m fuzz"
+	@cd tests && ../$(BIN)/python -m fuzz $(FUZZ)
 
 test-teeth: setup ## apply known faults one by one, which the tests must catch; TEETH="part of a name" selects
 	@cd tests && ../$(BIN)/python -m teeth $(TEETH)

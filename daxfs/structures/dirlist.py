@@ -175,13 +175,22 @@ def _by_hash(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], in
     hints = view.caches[Hints]
     chunk = hints.chunks.get(key)
     if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
-        try:
-            chunk = _read_chunk(view, directory, cookie + 1, _names_wanted(chunk, cookie))
-        except Corrupt as error:
-            note(view, error)
-            chunk = _salvaged_chunk(view, directory, cookie + 1)
+        chunk = _sound_chunk(view, directory, cookie, chunk)
         hints.put_chunk(key, chunk)
     return chunk.entries[bisect_right(chunk.cookies, cookie) :], None if chunk.end is None else chunk.end - 1
+
+
+def _sound_chunk(view: View, directory: Inode, cookie: int, before: Chunk | None) -> Chunk:
+    """Return the entries after ``cookie``: those that are sound if the directory is damaged."""
+    damaged = view.caches[salvage.Damaged]
+    key = (directory.number, directory.words[25])
+    if not damaged.holds(key):
+        try:
+            return _read_chunk(view, directory, cookie + 1, _names_wanted(before, cookie))
+        except Corrupt as error:
+            note(view, error)
+            damaged.add(key)
+    return _salvaged_chunk(view, directory, cookie + 1)
 
 
 def _names_wanted(before: Chunk | None, cookie: int) -> int:

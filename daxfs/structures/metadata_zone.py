@@ -115,6 +115,8 @@ def first_overlap(view: View, ino: int, starts: Blocks, ends: Blocks) -> int | N
 
 def _touches(zone: Zone, starts: Blocks, lasts: Blocks) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     begins, stops = zone
+    if not begins.size:
+        return np.zeros(starts.size, dtype=bool)
     at = np.searchsorted(begins, lasts, "right") - 1
     touched: np.ndarray[tuple[int], np.dtype[np.bool_]] = (at >= 0) & (stops[at] > starts)
     return touched

@@ -29,8 +29,32 @@ if TYPE_CHECKING:
 
 MOST_NAMES = 100_000
 """The most names that are found in a damaged directory; they take 20 MiB of memory."""
+MOST_DAMAGED = 1024
+"""The most directories of which it is remembered that they are damaged."""
 MOST_GAPS = 1024
 """The most holes and damaged parts of a map that a reader passes: a damaged size claims any number of them."""
+
+
+class Damaged(Cache):
+    """Directories of which a listing has met damage: from then on all listings read what is sound of them.
+
+    So a reader who goes on with a listing finds the names that its first part was made of.
+    """
+
+    __slots__ = ("_keys",)
+
+    def __init__(self) -> None:
+        self._keys: set[tuple[int, int]] = set()
+
+    def holds(self, key: tuple[int, int]) -> bool:
+        """Whether this directory (inode number and generation) is damaged."""
+        return key in self._keys
+
+    def add(self, key: tuple[int, int]) -> None:
+        """Remember a damaged directory."""
+        if len(self._keys) >= MOST_DAMAGED:
+            self._keys.clear()
+        self._keys.add(key)
 
 
 def count(view: View, directory: Inode) -> int:

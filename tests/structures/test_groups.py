@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alloc_rig import LAYOUTS, AllocRig
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daxfs.errors import Corrupt
-from daxfs.structures import bitmaps, groups
+from daxfs.structures import bitmaps, groups, metadata_zone
 from daxfs.structures.noted import Noted
 from support import fsck, run
 
@@ -86,6 +87,19 @@ def test_one_damaged_descriptor_is_named(tmp_path: Path) -> None:
         assert "group descriptor checksum: group 2" in str(noted)
         assert not groups.counts(rig.view, 0).free_blocks[2]
         rig.close()
+
+
+def test_groups_without_right_places_protect_nothing(tmp_path: Path) -> None:
+    """A group that has neither a copy of the superblock nor a descriptor that can be believed has an empty zone."""
+    options, size = LAYOUTS["no flex"]
+    rig = AllocRig(tmp_path / "pool", *options, size=size)
+    group = next(group for group in range(rig.geometry.groups_count) if not rig.geometry.base_blocks(group))
+    number, offset = rig.geometry.descriptor_position(group)
+    with rig.corrupting():
+        rig.pool.memory[(number << rig.geometry.block_bits) + offset + 10] = 0xFF
+    start = np.array([rig.geometry.first_block(group) + 5])
+    assert metadata_zone.first_overlap(rig.view, 12, start, start + 1) is None
+    rig.close()
 
 
 def test_a_descriptor_with_wrong_places_leads_nowhere(tmp_path: Path) -> None:

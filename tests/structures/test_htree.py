@@ -284,6 +284,23 @@ def test_names_in_the_wrong_leaf(rig: DirectoryRig) -> None:
     assert all_refused(rig, insert=False) == {"directory leaf"}
 
 
+def test_a_listing_of_a_damaged_directory_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """A name that only a search of all blocks finds is found there in each listing, from wherever it begins."""
+    rig = make(tmp_path / "pool", "-O", "^metadata_csum")
+    rig.insert_many(names(600))
+
+    def cut(block: memoryview) -> None:
+        w = block.cast("I")
+        w[9 + 2 * ((w[8] >> 16) - 1)] = 5000  # the last leaf can't be reached
+
+    damage(rig, 0, cut)
+    whole = rig.listing()
+    assert {entry.name for entry in whole} == {b".", b"..", *rig.model}
+    for at in range(2, len(whole), 37):
+        assert rig.listing(whole[at].cookie) == whole[at + 1 :]
+    rig.pool.close()
+
+
 def test_a_leaf_listed_over_and_over(tmp_path: Path) -> None:
     """A search ends even in an index whose pairs all lead to one empty leaf."""
     rig = make(tmp_path / "pool", "-O", "^metadata_csum")
