@@ -49,6 +49,23 @@ RELOCATION_SOURCE = "daxfs/fs/relocation.py"
 RELOCATION = "tests/fs/test_relocation.py"
 
 MUTANTS = [
+    # Errors
+    Mutant(
+        "a change is told that its handle will undo",
+        CHANGE,
+        "        if self._volume.faults[0]:\n            return  # the handle is about to be undone\n",
+        "",
+        "Missing memory that a truncate meets leaves the file empty for readers, and a later write loses the rest.",
+        ("tests/fs/test_change.py",),
+    ),
+    Mutant(
+        "missing memory of a status entry fails the change",
+        f"{GRANTS}inode_grants.py",
+        "            if fault_before:\n                raise\n",
+        "            raise\n",
+        "A bad page that clients look at makes truncates of a file fail halfway.",
+        ("tests/fs/grants/test_inode_grants.py",),
+    ),
     # Relocation
     Mutant(
         "relocation: the new place is not filled",

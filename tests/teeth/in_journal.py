@@ -111,6 +111,22 @@ MUTANTS = [
         (HANDLES, OPERATIONS),
     ),
     Mutant(
+        "memory that runs out before a commit stops the journal",
+        JOURNAL,
+        "            if isinstance(error, MemoryError) and not complete:\n",
+        "            if False:\n",
+        "A daemon that lacks memory for a moment loses what was not committed.",
+        (HANDLES,),
+    ),
+    Mutant(
+        "what hooks have done stays when a seal fails",
+        JOURNAL,
+        "            self._transaction.run_seals()  # in the handle, which undoes what the hooks did if a seal fails\n",
+        "        self._transaction.run_seals()\n",
+        "The next commit's hooks free blocks a second time.",
+        (HANDLES,),
+    ),
+    Mutant(
         "descriptors are sealed before bitmaps",
         TRANSACTION,
         "for table in (self.seals, self.late):",
