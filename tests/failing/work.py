@@ -14,6 +14,7 @@ from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import ROOT_INO
 from daxfs.fs.types import Caller, FsXattr, LeaseRequest, SetAttributes
 from daxfs.protocol import Flag
+from daxfs.runs import ByteRange
 
 ACL = b"\2\0\0\0" + b"".join(
     tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + who.to_bytes(4, "little")
@@ -52,6 +53,12 @@ class Bench(Workbench):
             self.fs.write(file, 0, self.bytes(16 << 20))
         finally:
             self.fs.release(file)
+
+    def relocate(self, path: str) -> None:
+        ino, bits = self.ino(path), self.fs.volume.block_bits
+        runs = self.fs.describe(ino)
+        begin, end = min(run.pblk for run in runs), max(run.pblk + run.length for run in runs)
+        self.fs.vacate(ino, ByteRange(begin << bits, end << bits))
 
     def lease(self, path: str, flags: int, offset: int, length: int) -> None:
         """A client holds a lease of the file, which stays open."""
@@ -130,7 +137,7 @@ NEEDED = NEEDS | {
 
 PIECEWISE = (
     *("write", "append", "overwrite", "fill", "allocate", "punch", "zero", "copy", "truncate", "collapse", "insert"),
-    *("scatter", "open", "change", "tmpfile"),
+    *("scatter", "open", "change", "tmpfile", "relocate"),
 )
 """How the names of operations begin that may have done a part when they fail."""
 
