@@ -15,11 +15,12 @@ Source: fs/ext4/fast_commit.c.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, CorruptKind
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.fast_commit import AddRange, Change, DelRange, InodeImage, NameChange, Tag
 from daxfs.ext4.inode import BLOCK_AREA, EXT4_EXTENTS_FL, EXT4_INDEX_FL, file_type_of_mode
@@ -56,7 +57,7 @@ def store(pool: Pool, geometry: Geometry, area: LogArea, fast: FastCommits) -> N
     journal.add_commit_hook(blocks.apply_frees, journal.has_frees)
     try:
         with journal.handle(journal.capacity) as tx:
-            _Replay(tx, fast.changes).run()
+            _replay(tx, fast.changes)
         journal.commit()
     except BaseException:
         journal.abort(record=False)
@@ -64,6 +65,16 @@ def store(pool: Pool, geometry: Geometry, area: LogArea, fast: FastCommits) -> N
     finally:
         journal.close()
         writer.close()
+
+
+def _replay(tx: Handle, changes: tuple[Change, ...]) -> None:
+    """Make all changes; what no file of the pool can be, such as a range past the last block, is damage too."""
+    try:
+        _Replay(tx, changes).run()
+    except FsError as error:
+        if error.errno in (errno.EFBIG, errno.EOPNOTSUPP):
+            raise Corrupt(CorruptKind.FAST_COMMIT, str(error.strerror)) from None
+        raise
 
 
 class _Replay:

@@ -415,6 +415,7 @@ CONTRADICTIONS: dict[str, Callable[[Made, FastCommits], object]] = {
     "gets the name b'..'": lambda made, log: log.link(ROOT_INO, made.file, b".."),
     "gets the name b'a/b'": lambda made, log: log.link(ROOT_INO, made.file, b"a/b"),
     "is removed and has names": lambda made, log: log.unlink(ROOT_INO, made.directory, b"directory"),
+    "is past the last block that a file can have": lambda made, log: log.add_range(made.file, 0xFFFFFFFE, made.free, 5),
     "an extent without blocks": lambda made, log: log.add_range(made.file, 9, made.free, 0),
     "a range without blocks": lambda made, log: log.del_range(made.file, 9, 0),
 }
