@@ -277,9 +277,11 @@ MUTANTS = [
     Mutant(
         "snapshot: a deletion merges what its table had before the older store grew",
         KEEPER,
-        "        self._grow(older, total + reserve)  # the reserve need not be had\n        first = 0\n"
+        "        self._grow(older, total + reserve)  # the reserve need not be had\n"
+        "        first, committed = 0, False\n"
         "        while gone in self.kept:\n            old, new = gone.store.table(first, MERGED_AT_ONCE)\n",
-        "        most = gone.store.count\n        self._grow(older, total + reserve)\n        first = 0\n"
+        "        most = gone.store.count\n        self._grow(older, total + reserve)\n"
+        "        first, committed = 0, False\n"
         "        while gone in self.kept:\n"
         "            old, new = gone.store.table(first, min(MERGED_AT_ONCE, most - first))\n",
         "The older snapshot lacks what the growth itself has overwritten, and can no longer be read.",

@@ -382,11 +382,16 @@ class Keeper:
         total = past.count(wanted, gone.store.table()[0])
         reserve = self._reserve(older.header.origin_chunks) if gone is self.kept[-1] else 0
         self._grow(older, total + reserve)  # the reserve need not be had
-        first = 0
+        first, committed = 0, False
         while gone in self.kept:
             old, new = gone.store.table(first, MERGED_AT_ONCE)
             if not len(old):
-                return
+                if committed:
+                    return
+                self.volume.commit()  # what it copies is in this table, so that must be looked at once more
+                committed = True
+                continue
+            committed = False
             contents = {
                 chunk: bytes(gone.store.content(place))
                 for chunk, place in zip(old.tolist(), new.tolist(), strict=True)
