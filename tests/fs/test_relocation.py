@@ -30,6 +30,8 @@ CHUNK = 2 * MIB
 def interleaved(fs: FileSystem, size: int, unit: int = 8192) -> OpenFile:
     """A file of random bytes that lies in pieces of ``unit`` bytes, since another one was written beside it."""
     file, beside = make(fs), make(fs, b"beside")
+    for each in (file, beside):  # a file that grows at its end gets 2 MiB pages by itself
+        fs.setattr(each.ino, SetAttributes(size=size))
     chance = random.Random(size)
     for offset in range(0, size, unit):
         fs.write(file, offset, chance.randbytes(min(unit, size - offset)))
