@@ -191,7 +191,8 @@ class Geometry:
             if not sb.s_feature_incompat & Incompat.bit64:
                 most = min(most, _MAX_NARROW)
             whole.blocks_count = min(size // sb.block_size, most)
-            whole.s_inodes_count = -(-(whole.blocks_count - sb.s_first_data_block) // per_group) * inodes
+            in_groups = max(whole.blocks_count - sb.s_first_data_block, 0)
+            whole.s_inodes_count = -(-in_groups // per_group) * inodes
         whole.s_feature_incompat &= ~int(Incompat.meta_bg)
         return cls.of(whole)
 

@@ -25,6 +25,7 @@ class Volume:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.faults = [0]
+        self.noted: list[Corrupt] = []
         self.unsettled_copy = False
         self.reclaimers = Reclaimers()
         self.reclaimers.add(lambda: self.calls.append("reclaim") is None)

@@ -344,7 +344,8 @@ def test_map_of_a_mounted_file_and_of_a_path_in_a_pool(pool: Pool) -> None:
         assert "can be mapped with 2 MiB pages" in daxfs("map", file)
     assert json.loads(daxfs("map", f"{path}:/file", "--json")) == facts
     assert json.loads(daxfs("map", "/file", "--pool", path, "--json")) == facts
-    assert "not on a mount" in daxfs("map", path, code=66)
+    (path.parent / "folder").mkdir()
+    assert "not on a mount" in daxfs("map", path.parent / "folder", code=66)
 
 
 @pytest.mark.parametrize("session", SESSIONS.values(), ids=list(SESSIONS))
