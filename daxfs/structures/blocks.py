@@ -183,21 +183,14 @@ def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1
 
 
 def _search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: int, tree: bool) -> list[BitRun]:
-    """Search as `blocksearch.search`, once more after each group that proves to be unusable.
-
-    If the others have no room, the damage is the error: somebody must repair it.
-    """
+    """Search as `blocksearch.search`, once more after each group that proves to be unusable."""
     met: Corrupt | None = None
     while True:
         unusable = groups.given_up(tx)
         try:
             return blocksearch.search(tx, sb, goal, want, most, align, tree)
-        except Corrupt as error:
-            if groups.given_up(tx) == unusable:
-                raise
-            met = met or error
         except FsError as error:
-            raise met or error  # noqa: B904 (it is the same error as a rule)
+            met = groups.attempt_again(tx, unusable, error, met)
 
 
 def take(tx: Handle, number: int) -> bool:

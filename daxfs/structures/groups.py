@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, EXT4_BG_INODE_UNINIT, GroupDescriptor
 from daxfs.ext4.group import descriptor as bind
 from daxfs.journal.cache import Cache
@@ -57,7 +57,7 @@ def usable(view: View, group: int) -> bool:
 
 
 def given_up(view: View) -> int:
-    """Return how many groups are unusable: a search that has met one more begins anew."""
+    """Return how many groups are unusable, for `attempt_again`."""
     return len(view.caches[Unusable].errors)
 
 
@@ -65,6 +65,28 @@ def give_up(view: View, group: int, error: Corrupt) -> None:
     """Make a group unusable, because of its descriptor or a bitmap, and note the damage. Raises as `note`."""
     note(view, error)
     view.caches[Unusable].errors.setdefault(group, error)
+
+
+def attempt_again(view: View, unusable: int, error: FsError, met: Corrupt | None) -> Corrupt:
+    """Decide what an allocation does that has failed: it is attempted again if it has met one more unusable group.
+
+    Args:
+        view: of the pool.
+        unusable: `given_up` before the attempt.
+        error: of the attempt.
+        met: the damage that earlier attempts have met first.
+
+    Returns:
+        The damage that was met first; the caller attempts the allocation again.
+
+    Raises:
+        FsError: ``error``; or ``met`` if the other groups have no room: somebody must repair the damage.
+    """
+    if not isinstance(error, Corrupt):
+        raise met or error
+    if given_up(view) == unusable:
+        raise error
+    return met or error
 
 
 def refuse_unusable(view: View, group: int) -> None:

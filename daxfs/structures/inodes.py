@@ -296,12 +296,8 @@ def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
             desc = groups.newest(tx, group)
             bit, untouched = _claim(tx, group, desc, directory)
             break
-        except Corrupt as error:
-            if groups.given_up(tx) == unusable:
-                raise
-            met = met or error
         except FsError as error:
-            raise met or error  # noqa: B904 (it is the same error as a rule)
+            met = groups.attempt_again(tx, unusable, error, met)
     inode = _empty_slot(tx, desc, group, bit, untouched)
     inode.i_mode = mode
     return inode

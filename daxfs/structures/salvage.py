@@ -4,8 +4,8 @@ The other modules of directories raise Corrupt where a directory contradicts the
 block that is mapped, and whose checksum is right, is followed entry by entry up to the first length that is impossible,
 as the kernel does. Entries with an impossible name or inode number are left out. The index is not used at all. Nobody
 changes what is found here without the checks of `dirblocks`. Callers: `directories` for names, `dirlist` for listings;
-they note the damage. Blocks in unwritten
-extents are read: nobody allocates them for directories, so the flag is the damage.
+they note the damage. Blocks in unwritten extents are read: nobody allocates them for directories, so the flag is the
+damage.
 
 Sources: ``fs/ext4/dir.c`` (``ext4_readdir``), ``fs/ext4/namei.c`` (``__ext4_find_entry``).
 """

@@ -11,22 +11,17 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
 from daxfs.errors import BadMemory, FsError
 from daxfs.ext4.inode import EXT4_ROOT_INO, FT_DIR, FT_UNKNOWN
 from daxfs.fs import removal
-from daxfs.journal.view import Check, PoolView
 from daxfs.pmem.badblocks import BadRanges
 from daxfs.structures import badblocks, blocks, directories, groups, inodes, mapping
 from daxfs.tools import stats
 from daxfs.tools.info import pool_of
 from daxfs.tools.reading import Reading, reading
 from daxfs.tools.sizes import format_size
-
-if TYPE_CHECKING:
-    from daxfs.ext4.geometry import Geometry
-    from daxfs.pmem.pool import Pool
+from daxfs.tools.watchedview import WatchedView
 
 FOUND = 1
 """The exit code if there is bad memory."""
@@ -64,27 +59,16 @@ class Report:
     places: list[Place]
 
 
-class _View(PoolView):
+class _View(WatchedView):
     """A view that touches no bad block, and notes which ones it was asked for."""
 
-    __slots__ = ("asked",)
+    __slots__ = ()
 
-    def __init__(self, pool: Pool, geometry: Geometry) -> None:
-        super().__init__(pool, geometry)
-        self.asked: set[int] = set()
-
-    def block(self, number: int) -> memoryview:
-        self._refuse_bad(number)
-        return super().block(number)
-
-    def verified(self, number: int, check: Check, *context: object) -> memoryview:
-        self._refuse_bad(number)
-        return super().verified(number, check, *context)
-
-    def _refuse_bad(self, number: int) -> None:
+    def note(self, number: int) -> None:
+        """Note a bad block, and refuse to read it."""
         start = number * self.block_size
         if self.pool.bad.first(start, start + self.block_size) is not None:
-            self.asked.add(number)
+            super().note(number)
             raise BadMemory(f"block {number} lies in bad memory")
 
 

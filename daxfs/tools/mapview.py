@@ -16,7 +16,7 @@ from daxfs import protocol
 from daxfs.errors import UserError
 from daxfs.fs.ranges import FIEMAP_EXTENT_UNWRITTEN
 from daxfs.fs.types import ROOT_INO, FileExtent
-from daxfs.pmem.kinds import HUGE_PAGE, read_mounts
+from daxfs.pmem.kinds import HUGE_PAGE, Mount, read_mounts
 from daxfs.structures import mapping
 from daxfs.tools import mountpoints
 from daxfs.tools.reading import Reading, reading
@@ -56,9 +56,8 @@ def locate(file: str, pool: str = "") -> tuple[str, str]:
         raise UserError(f"{file}: {error.strerror}; name a file on a mount, or POOL:/PATH", os.EX_NOINPUT) from None
     try:
         status = os.fstat(descriptor)
-        device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        found = next((mount for mount in read_mounts() if mount.device == device), None)
-        if found is None or found.filesystem != protocol.FILESYSTEM_TYPE:
+        found = _mount_of(status)
+        if found is None:
             raise UserError(f"{file} is not on a mount of daxfs; name one that is, or POOL:/PATH", os.EX_NOINPUT)
         os.fsync(descriptor)
     finally:
@@ -74,9 +73,14 @@ def is_whole_pool(place: str) -> bool:
         status = os.stat(place)
     except OSError:
         return False
+    return _mount_of(status) is None and not stat.S_ISFIFO(status.st_mode) and not stat.S_ISSOCK(status.st_mode)
+
+
+def _mount_of(status: os.stat_result) -> Mount | None:
+    """Return the mount of daxfs that a file is on; None: it is on another file system."""
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    inside = any(mount.device == device and mount.filesystem == protocol.FILESYSTEM_TYPE for mount in read_mounts())
-    return not inside and not stat.S_ISFIFO(status.st_mode) and not stat.S_ISSOCK(status.st_mode)
+    found = next((mount for mount in read_mounts() if mount.device == device), None)
+    return found if found is not None and found.filesystem == protocol.FILESYSTEM_TYPE else None
 
 
 def examine(file: str, pool: str = "") -> FileMap:

@@ -21,14 +21,13 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.fs import removal
 from daxfs.fs.snapshots import files
-from daxfs.journal.view import Check, PoolView
 from daxfs.pmem.kinds import HUGE_PAGE
-from daxfs.pmem.pool import Pool
 from daxfs.structures import badblocks, blocks, groups, inodes, mapping
 from daxfs.tools import mountpoints, snapshotsource
 from daxfs.tools.imagecopy import Progress
 from daxfs.tools.info import pool_of
 from daxfs.tools.reading import Reading, reading
+from daxfs.tools.watchedview import WatchedView
 
 SLICE = 1 << 20
 """Blocks that are looked at together: a bound for the memory that a large pool takes."""
@@ -78,24 +77,6 @@ class PoolMap:
         return int(((free > 0) & (free < self.chunks.sum(axis=1))).sum())
 
 
-class _View(PoolView):
-    """A view that notes which blocks it was asked for: those of a file's map, while the map is read."""
-
-    __slots__ = ("asked",)
-
-    def __init__(self, pool: Pool, geometry: Geometry) -> None:
-        super().__init__(pool, geometry)
-        self.asked: set[int] = set()
-
-    def block(self, number: int) -> memoryview:
-        self.asked.add(number)
-        return super().block(number)
-
-    def verified(self, number: int, check: Check, *context: object) -> memoryview:
-        self.asked.add(number)
-        return super().verified(number, check, *context)
-
-
 Run = tuple[int, int, Kind]
 """First block, number of blocks, what they hold."""
 
@@ -118,7 +99,7 @@ def examine(place: str, progress: Progress | None = None) -> PoolMap:
         with suppress(OSError), mountpoints.root(mountpoint) as descriptor:
             os.fsync(descriptor)  # commits: the pool is read beside the daemon
     with reading(path) as found:
-        view = _View(found.pool, found.geometry)
+        view = WatchedView(found.pool, found.geometry)
         try:
             found.pool.faults.avoid()
             runs = sorted(_runs(found, view, progress), key=lambda run: run[2])
@@ -130,7 +111,7 @@ def examine(place: str, progress: Progress | None = None) -> PoolMap:
             view.release()
 
 
-def _runs(found: Reading, view: _View, progress: Progress | None) -> Iterator[Run]:
+def _runs(found: Reading, view: WatchedView, progress: Progress | None) -> Iterator[Run]:
     """Yield what is not free and not data."""
     geometry, bits = found.geometry, found.geometry.block_bits
     if geometry.first_data_block:
@@ -156,7 +137,7 @@ def _runs(found: Reading, view: _View, progress: Progress | None) -> Iterator[Ru
                 yield from _blocks_of(view, ino, Kind.SNAPSHOT if ino in stores else Kind.DATA)
 
 
-def _used_inodes(view: _View, group: int) -> Iterator[int]:
+def _used_inodes(view: WatchedView, group: int) -> Iterator[int]:
     """Yield the numbers of the inodes in use of a group, from the root's on."""
     geometry = view.geometry
     with suppress(FsError):
@@ -169,7 +150,7 @@ def _used_inodes(view: _View, group: int) -> Iterator[int]:
         yield from (ino for ino in (used + first).tolist() if ino >= EXT4_ROOT_INO)
 
 
-def _blocks_of(view: _View, ino: int, kind: Kind) -> Iterator[Run]:
+def _blocks_of(view: WatchedView, ino: int, kind: Kind) -> Iterator[Run]:
     """Yield the blocks of an inode that are not data, as far as they can be read."""
     view.asked.clear()
     with suppress(FsError):
@@ -185,7 +166,7 @@ def _blocks_of(view: _View, ino: int, kind: Kind) -> Iterator[Run]:
     yield from ((number, 1, Kind.METADATA) for number in sorted(view.asked))
 
 
-def _counted(geometry: Geometry, view: _View, runs: list[Run]) -> npt.NDArray[np.int64]:
+def _counted(geometry: Geometry, view: WatchedView, runs: list[Run]) -> npt.NDArray[np.int64]:
     """Return the row of each chunk."""
     per_chunk = HUGE_PAGE >> geometry.block_bits
     chunks = np.zeros((-(-geometry.blocks_count // per_chunk), len(Kind)), np.int64)
@@ -206,7 +187,7 @@ def _counted(geometry: Geometry, view: _View, runs: list[Run]) -> npt.NDArray[np
     return chunks
 
 
-def _used(geometry: Geometry, view: _View, first: int, end: int) -> npt.NDArray[np.uint8]:
+def _used(geometry: Geometry, view: WatchedView, first: int, end: int) -> npt.NDArray[np.uint8]:
     """Return of each block from ``first`` to ``end`` what its group's bitmap says: free, data or unknown."""
     kinds = np.full(end - first, Kind.FREE, np.uint8)
     for group in range(geometry.group_of_block(max(first, geometry.first_data_block)), geometry.groups_count):

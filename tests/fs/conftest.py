@@ -10,13 +10,14 @@ from pathlib import Path
 import crash_marker
 import pytest
 from in_memory import tmp_path
+from recall_clock import clock
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.pmem.memory import MemoryPool
 from support import fsck, mke2fs, run
 
-__all__ = ["tmp_path"]
+__all__ = ["clock", "tmp_path"]
 
 # Every axis of the format that the runtime must serve, one option set each.
 FORMATS = {

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from lease_rig import MAP, RENEW, STORE, Client, another, check
 from range_rig import KEEP_SIZE, content, make, refused, set_flag
+from recall_clock import Clock
 from snapshot_rig import differences, tree
 from tree_rig import QUIET
 
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL, EXT4_JOURNAL_DATA_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
-from daxfs.fs.grants import recall
 from daxfs.fs.steps import finish
 from daxfs.fs.types import BAD, FRAGMENTED, FULL, MAPPED, Attributes, FileExtent, Relocation, SetAttributes, Stayed
 from daxfs.runs import ByteRange
@@ -295,23 +295,6 @@ def test_a_reader_keeps_the_old_blocks_until_it_renews(open_fs: OpenFs) -> None:
     assert fs.grants.epochs.deferred == 0
     check(fs, [reader])
     reader.close()
-
-
-class Clock:
-    """The time of a recall, which the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(recall, "time", made)
-    return made
 
 
 @pytest.mark.usefixtures("clock")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from damage_rig import stopped_by_damage
 from lease_rig import EXTEND, FILL, RENEW, WRITE, Client, another, check, client, entry_of, make
+from recall_clock import Clock
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
@@ -21,23 +22,6 @@ from support import fsck
 OpenFs = Callable[..., FileSystem]
 BLOCK = 4096
 STORE = WRITE | FILL
-
-
-class Clock:
-    """The time of a recall, which the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(recall, "time", made)
-    return made
 
 
 @pytest.fixture
