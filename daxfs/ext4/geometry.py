@@ -39,7 +39,7 @@ _PAIR = Struct("<II")
 _MAX_INODES = _MAX_NARROW = 0xFFFFFFFF
 _GROWING = (
     *("blocks_count", "inodes_count", "groups_count", "desc_blocks", "first_meta_bg", "reserved_gdt_blocks"),
-    *("compat", "incompat", "has_meta_bg"),
+    *("compat", "incompat", "has_meta_bg", "memory_blocks"),
 )
 """The figures that growth changes."""
 
@@ -48,12 +48,14 @@ _GROWING = (
 class Geometry:
     """The figures of one file system. Only `grow` changes them.
 
-    ``*_size`` is in bytes, ``*_blocks`` in blocks; ``*_count`` and ``*_per_*`` are plain numbers.
+    ``*_size`` is in bytes, ``*_blocks`` in blocks; ``*_count`` and ``*_per_*`` are plain numbers. ``memory_blocks`` is
+    how many blocks the allocators may take from: those of the memory of a tiered pool, else all (`bound`).
     """
 
     block_size: int
     block_bits: int
     blocks_count: int
+    memory_blocks: int
     first_data_block: int
     blocks_per_group: int
     clusters_per_group: int
@@ -127,6 +129,7 @@ class Geometry:
             block_size=sizes.block_size,
             block_bits=sizes.block_bits,
             blocks_count=sb.blocks_count,
+            memory_blocks=sb.blocks_count,
             first_data_block=sb.s_first_data_block,
             blocks_per_group=groups.blocks_per_group,
             clusters_per_group=sb.s_clusters_per_group if sizes.cluster_bits else groups.blocks_per_group,
@@ -226,6 +229,15 @@ class Geometry:
         needed = self.blocks_count << self.block_bits
         if size < needed:
             raise Corrupt(CorruptKind.POOL_SIZE, f"the file system needs {needed} bytes, the pool has {size}")
+
+    def bound(self, memory: int) -> None:
+        """Have the allocators take no block past the first ``memory`` bytes of the pool: whole groups, or all of it."""
+        self.memory_blocks = min(self.blocks_count, memory >> self.block_bits)
+
+    @property
+    def memory_groups(self) -> int:
+        """The number of groups that the allocators may take blocks from."""
+        return -(-(self.memory_blocks - self.first_data_block) // self.blocks_per_group)
 
     def group_of_inode(self, ino: int) -> int:
         """Return the group whose table holds inode ``ino``; Corrupt when the number is out of range."""

@@ -20,7 +20,7 @@ from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
-from daxfs.structures import inodes, reserves, xattrs
+from daxfs.structures import groups, inodes, reserves, xattrs
 from daxfs.structures.inodes import Inode
 
 if TYPE_CHECKING:
@@ -252,16 +252,19 @@ def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
 def statfs(volume: Volume) -> StatFs:
     """Return sizes and free space. Blocks that the running transaction has freed count as free.
 
+    What is free on storage does not count at all: nothing is put there unless somebody asks for it.
+
     So do those of inodes whose end has begun (`removal`).
     """
     geometry = volume.geometry
     sb = volume.view.superblock()
-    free = sb.free_blocks_count + volume.pending_frees()
+    unused = groups.free_on_storage(volume.view)
+    free = sb.free_blocks_count - unused + volume.pending_frees()
     for ino in volume.lives.ending.keys() & volume.lives.nameless:
         free += inodes.read(volume.view, ino).blocks >> volume.block_bits - SECTOR_BITS
     return StatFs(
         volume.block_size,
-        geometry.blocks_count - volume.overhead,
+        geometry.blocks_count - unused - volume.overhead,
         free,
         max(free - reserves.must_stay_free(geometry, sb, privileged=False), 0),
         geometry.inodes_count,

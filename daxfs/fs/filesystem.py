@@ -116,6 +116,12 @@ class FileSystem:
             raise
 
     @property
+    def storage(self) -> str:
+        """The path of the pool's storage; "": it has none."""
+        found = self.volume.pool.storage
+        return "" if found is None else found.path
+
+    @property
     def grants(self) -> Grants:
         """The grants of clients, of the current mount."""
         return mounting.grants_of(self.volume)

@@ -71,6 +71,18 @@ def read_superblock(pool: Pool) -> Superblock:
     return sb
 
 
+def geometry_of(pool: Pool, sb: Superblock) -> Geometry:
+    """Return the geometry of a file system in a pool.
+
+    Raises:
+        Corrupt, Unsupported: as `Geometry.of`; or the pool is too small for it.
+    """
+    geometry = Geometry.of(sb)
+    geometry.check_pool_size(pool.size)
+    geometry.bound(pool.memory_size)
+    return geometry
+
+
 def check_features(sb: Superblock, *, read_only: bool) -> bool:
     """Refuse unknown incompatible features; return whether unknown ro_compat features force a read-only mount."""
     if sb.s_feature_incompat & features.RESTORING:
@@ -131,8 +143,7 @@ def mount(pool: Pool, options: Options) -> Volume:
     if area is not None and needs_recovery(sb):
         report = recover(pool, geometry, area)
         sb = read_superblock(pool)
-        geometry = Geometry.of(sb)
-        geometry.check_pool_size(pool.size)
+        geometry = geometry_of(pool, sb)
     sb.verify()
     check_root(pool, geometry)
     if read_only:
@@ -172,8 +183,7 @@ def before_replay(pool: Pool, sb: Superblock) -> tuple[Geometry, PoolView]:
     """
     recovers = needs_recovery(sb)
     try:
-        geometry = Geometry.of(sb)
-        geometry.check_pool_size(pool.size)
+        geometry = geometry_of(pool, sb)
     except Corrupt as error:
         if not recovers or error.kind is CorruptKind.POOL_SIZE:
             raise
@@ -233,7 +243,7 @@ def recover(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
             report = recovery.replay(pool, geometry, area)
             if report.fast is not None:
                 log.info("%s: %d fast commits are replayed", pool.path, report.fast.count)
-                fast_replay.store(pool, Geometry.of(read_superblock(pool)), area, report.fast)
+                fast_replay.store(pool, geometry_of(pool, read_superblock(pool)), area, report.fast)
                 report = recovery.replay(pool, geometry, area)
     except MissingMemory as error:
         place = bad_log_block(pool, geometry, area)

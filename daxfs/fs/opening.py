@@ -13,13 +13,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from daxfs.errors import PoolError
-from daxfs.fs import mounting
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.fs import members, mounting
+from daxfs.pmem.pool import Pool
+from daxfs.pmem.pool import open_pool as open_memory
 
 if TYPE_CHECKING:
     from daxfs.fs.types import Options
 
 log = logging.getLogger("daxfs.fs")
+
+
+def open_pool(path: str, *, read_only: bool = False, private: bool = False) -> Pool:
+    """Open a pool, with its storage if it has some.
+
+    Raises:
+        PoolError: as `daxfs.pmem.pool.open_pool` and `members.attach`.
+    """
+    pool = open_memory(path, read_only=read_only, private=private)
+    try:
+        with pool.faults.checked():
+            members.attach(pool)
+    except BaseException:
+        pool.close()
+        raise
+    return pool
 
 
 def open_for(path: str, options: Options) -> Pool:

@@ -68,6 +68,8 @@ def _target(volume: Volume, wanted: int) -> int:
     if volume.view.superblock().s_state & EXT4_ERROR_FS:
         raise FsError(errno.EUCLEAN, f"{pool.path}: damage was met; unmount it and run: daxfs check -f {pool.path}")
     _refuse_snapshots(volume)
+    if pool.memory_size < pool.size:
+        raise FsError(errno.EOPNOTSUPP, f"{pool.path} has storage; pools with storage can't be resized")
     available = pool.available()
     if not wanted:
         wanted = max(available & -mmap.PAGESIZE, geometry.blocks_count << bits) >> bits

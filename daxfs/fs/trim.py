@@ -40,7 +40,7 @@ def trim(volume: Volume, start: int, length: int, minimum: int) -> Steps[int]:
     """
     volume.writable()
     geometry, bits = volume.geometry, volume.block_bits
-    first, stop = start >> bits, min((start >> bits) + (length >> bits), geometry.blocks_count)
+    first, stop = start >> bits, min((start >> bits) + (length >> bits), geometry.memory_blocks)
     least = minimum >> bits
     if length < volume.block_size or first >= geometry.blocks_count or least > geometry.blocks_per_group:
         raise FsError(errno.EINVAL)

@@ -173,6 +173,8 @@ class MappedFaults(Faults):
         watch = self._watch
         low, high = watch.low - watch.begin, watch.high - watch.begin
         region = self._addresses.region_at(low)
+        if region.descriptor == self._addresses.empty:
+            return MissingMemory(errno.EIO, f"{self._path}: offset {low} lies on storage", low)
         status = os.fstat(region.descriptor)
         size = status.st_size
         past = region.file_offset + high - region.offset > size + -size % self._unit

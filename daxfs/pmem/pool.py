@@ -33,6 +33,7 @@ from daxfs.pmem.loopguard import LoopGuard
 from daxfs.pmem.persist import Buffer, Operations
 from daxfs.pmem.region import AddressRange
 from daxfs.pmem.reservation import SECTOR, Reservation
+from daxfs.pmem.storage import Storage
 from daxfs.pmem.storehook import StoreHook
 from daxfs.protocol import LOCK_NUMBERS, READER_LOCKS
 from daxfs.runs import ByteRange
@@ -51,6 +52,8 @@ class Pool:
         path: the path that was opened; messages name it.
         kind: ``file``, ``tmpfs``, ``fsdax``, ``block``, ``devdax`` or ``memory``.
         size: bytes in ``memory``: a multiple of 1 KiB, so that the incomplete last block of a file is left out.
+        memory_size: bytes of ``memory`` that are memory, all of them unless `attach` has put storage after it.
+        storage: the member that has what is not memory; None as a rule.
         file_size: bytes of the file or device as the system reports it.
         align: alignment of the medium's own mapping in bytes (2 MiB on most devdax devices, else a page).
         read_only: whether stores raise EROFS.
@@ -93,7 +96,8 @@ class Pool:
         self.path = path
         self.kind = kind
         self.memory = memory
-        self.size = len(memory)
+        self.size = self.memory_size = len(memory)
+        self.storage: Storage | None = None
         self.file_size = self.size if file_size is None else file_size
         self.align = align
         self.read_only = read_only
@@ -192,6 +196,17 @@ class Pool:
         """
         raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't have {length} bytes")
 
+    def attach(self, memory: int, length: int, storage: Storage | None = None) -> None:  # noqa: ARG002
+        """Let ``length`` bytes of storage follow the first ``memory`` bytes of the pool, which are then all of it.
+
+        Storage has addresses and no memory: each load and store there is a fault, as where memory is missing. So code
+        that does not know about storage gets EIO. The pool closes ``storage``; None: nobody reads what lies there.
+
+        Raises:
+            PoolError: this kind of pool can't have storage, or there are not so many addresses. Nothing has changed.
+        """
+        raise PoolError(f"{self.path}: a pool of kind {self.kind} can't have storage", kinds.MOUNT_FAILED)
+
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
         """Return whether clients still map this pool, those of the mount with lock number ``but`` excepted."""
         return False
@@ -229,6 +244,8 @@ class Pool:
         """
         if self._open:
             self._open = False
+            if self.storage is not None:
+                self.storage.close()
             self.unhooked.retire()
             _release(self.memory)
             self._unmap()
@@ -283,6 +300,7 @@ class MappedPool(Pool):
         self.status = target.status
         self._addresses = addresses
         self._descriptors = descriptors
+        self._empty = -1
         self._loops = LoopGuard(target)
         self._prefaulted: set[ByteRange] = set()
         self._reservation = Reservation(target.path, descriptors[0], target.size)
@@ -392,15 +410,32 @@ class MappedPool(Pool):
                 raise
         except OSError as error:
             raise FsError(error.errno or errno.EIO, f"{self.path} can't be extended: {error.strerror}") from None
-        self.memory = self._addresses.view()
-        self.size = len(self.memory)
-        self.file_size = max(self.file_size, self.size)
-        self.bad.follow_size(self.size)
-        self._reservation.follow_size(self.size)
-        self.unhooked.extend(self.memory)
-        self.faults.follow_size()
+        self.memory_size = self._addresses.length
+        self.file_size = max(self.file_size, self.memory_size)
+        self._reservation.follow_size(self.memory_size)
+        self._follow_addresses()
         self.advise()
         self.reserve_holes()
+
+    def attach(self, memory: int, length: int, storage: Storage | None = None) -> None:
+        """As `Pool.attach`."""
+        empty = os.memfd_create("storage", os.MFD_CLOEXEC)  # mapped past its end
+        try:
+            self._addresses.end_in_nothing(memory, length, empty, self.align)
+        except OSError as error:
+            os.close(empty)
+            text = f"{self.path}: no addresses for {memory + length} bytes ({error.strerror})"
+            raise PoolError(text, kinds.MOUNT_FAILED) from None
+        self._empty, self.memory_size, self.storage = empty, memory, storage
+        self._follow_addresses()
+
+    def _follow_addresses(self) -> None:
+        """Use all that is mapped now."""
+        self.memory = self._addresses.view()
+        self.size = len(self.memory)
+        self.bad.follow_size(self.memory_size)
+        self.unhooked.extend(self.memory)
+        self.faults.follow_size()
 
     def advise(self) -> None:
         """Ask for huge pages, which matters where a tmpfs is mounted with huge=advise: whoever touches memory first
@@ -412,7 +447,7 @@ class MappedPool(Pool):
 
     def _has_holes(self) -> bool:
         status = os.fstat(self._descriptors[0])
-        return stat.S_ISREG(status.st_mode) and status.st_blocks * SECTOR < self.size
+        return stat.S_ISREG(status.st_mode) and status.st_blocks * SECTOR < self.memory_size
 
     def discard(self, offset: int, length: int) -> None:
         """Punch a hole (fallocate(2)) into the file, or discard the range of the block device (BLKDISCARD)."""
@@ -480,6 +515,8 @@ class MappedPool(Pool):
         self._loops.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
+        if self._empty >= 0:
+            os.close(self._empty)
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> bool:

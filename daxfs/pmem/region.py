@@ -67,6 +67,7 @@ class AddressRange:
         begin: the address of the first byte; a multiple of ``unit`` and of 2 MiB.
         room: bytes that are reserved.
         regions: what is mapped.
+        empty: the descriptor of `end_in_nothing`; -1: nothing follows.
     """
 
     def __init__(self, length: int, unit: int = mmap.PAGESIZE) -> None:
@@ -86,6 +87,7 @@ class AddressRange:
         except OSError:
             self.begin, self.room, token = _reserve(least, align)
         self.regions: list[Region] = []
+        self.empty = -1
         self._token: ctypes.Array[Any] | None = token
 
     @property
@@ -140,6 +142,33 @@ class AddressRange:
             self.begin, self.room = old
             raise
         self._token = token
+
+    def end_in_nothing(self, offset: int, length: int, empty: int, unit: int) -> None:
+        """Let the regions end at ``offset``, and ``length`` bytes follow where every load and store is SIGBUS.
+
+        Args:
+            offset: at most the bytes of all regions, a multiple of ``unit``.
+            length: bytes of addresses that follow.
+            empty: the descriptor of an empty file, which must stay open.
+            unit: what mmap(2) can map, in bytes.
+
+        Raises:
+            OSError: mmap(2) failed, or no range has so many addresses; the regions stay as they were.
+        """
+        last = self.regions[-1]
+        kind = mmap.MAP_SHARED if last.flags & mmap.MAP_SHARED else mmap.MAP_PRIVATE
+        nothing = Region(offset, length, empty, 0, last.protection, kind)
+        before = self.regions[:]
+        self.regions[-1:] = [last._replace(length=offset - last.offset), nothing]
+        try:
+            if nothing.end > self.room - mmap.PAGESIZE:
+                self._move(nothing, unit)
+            else:
+                self._map(nothing, offset, length)
+        except OSError:
+            self.regions = before
+            raise
+        self.empty = empty
 
     def remap(self, offset: int, length: int) -> None:
         """Map the files again at [offset, offset + length), whatever lies there now. Views stay valid.

@@ -213,7 +213,8 @@ def take_run(tx: Handle, run: BlockRun) -> bool:
         FsError: ENOSPC: not so many blocks may be taken (`reserves`).
     """
     geometry, sb = tx.geometry, tx.edit_superblock()
-    if sb.free_blocks_count - run.length < reserves.must_stay_free(geometry, sb, privileged=tx.privileged):
+    room = sb.free_blocks_count - groups.free_on_storage(tx)
+    if room - run.length < reserves.must_stay_free(geometry, sb, privileged=tx.privileged):
         raise FsError(errno.ENOSPC, "no block is free")
     group, bit = divmod(run.start - geometry.first_data_block, geometry.blocks_per_group)
     desc = groups.descriptor(tx, group)
@@ -370,6 +371,7 @@ def apply_frees(tx: Handle) -> None:
         desc.free_blocks_count += count
         total += count
         hints.freed(group)
+    tx.caches[groups.OnStorage].drop()
     sb = tx.edit_superblock()
     sb.free_blocks_count = min(sb.free_blocks_count + total, geometry.blocks_count)
 

@@ -135,7 +135,7 @@ def search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: i
         FsError: ENOSPC.
     """
     geometry = tx.geometry
-    room = sb.free_blocks_count
+    room = sb.free_blocks_count - groups.free_on_storage(tx)
     if not tree:
         room -= reserves.must_stay_free(geometry, sb, privileged=tx.privileged)
     if room < want:
@@ -143,7 +143,7 @@ def search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: i
             raise FsError(errno.ENOSPC, "no block is free")
         want = room
     origin = geometry.first_data_block
-    if not origin <= goal < geometry.blocks_count:
+    if not origin <= goal < geometry.memory_blocks:
         goal = origin
     group, bit = divmod(goal - origin, geometry.blocks_per_group)
     if not groupmaps.allows_search(tx, group):
@@ -341,9 +341,10 @@ def _roomy_groups(tx: Handle, hints: Hints, group: int, least: int) -> Iterator[
     if recent != group and groups.usable(tx, recent) and groups.descriptor(tx, recent).free_blocks_count >= least:
         yield recent
     index, slot = divmod(recent, geometry.desc_per_block)
+    count = geometry.memory_groups
     for step in range(geometry.desc_blocks + 1):
         found = groups.counts(tx, (index + step) % geometry.desc_blocks)
-        roomy = np.flatnonzero(found.free_blocks >= least)
+        roomy = np.flatnonzero(found.free_blocks[: max(count - found.first, 0)] >= least)
         # The first block of descriptors comes twice: at first after the slot, at last up to the slot.
         if not step:
             roomy = roomy[roomy > slot]

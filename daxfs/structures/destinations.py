@@ -45,10 +45,11 @@ class Search:
         """Begin a search for ``length`` blocks that begin at a multiple of ``align``."""
         geometry = view.geometry
         if self._group < 0:
-            self._group = geometry.group_of_block(self._goal) if self._goal > geometry.first_data_block else 0
+            near = geometry.first_data_block < self._goal < geometry.memory_blocks
+            self._group = geometry.group_of_block(self._goal) if near else 0
         self._length = length
         self._align = align
-        self._left = geometry.groups_count
+        self._left = geometry.memory_groups
         self.ended = False
 
     def look(self, view: View) -> BlockRun | None:
@@ -70,7 +71,7 @@ class Search:
                 skipped = 1
             skipped = min(skipped, self._left)
             self._left -= skipped
-            self._group = (group + skipped) % view.geometry.groups_count
+            self._group = (group + skipped) % view.geometry.memory_groups
         self.ended = not self._left
         return None
 
@@ -78,13 +79,15 @@ class Search:
         """Return how many groups from ``group`` on have fewer free blocks than are searched, or none to look at."""
         geometry = view.geometry
         low, length = self.avoid
-        if length and low <= geometry.first_block(group) and group < geometry.groups_count - 1:
-            after = geometry.group_of_block(min(low + length, geometry.blocks_count - 1))
+        count = geometry.memory_groups
+        if length and low <= geometry.first_block(group) and group < count - 1:
+            after = geometry.group_of_block(min(low + length, geometry.memory_blocks - 1))
             if after > group:
                 return after - group
         found = groups.counts(view, group // geometry.desc_per_block)
-        roomy = np.flatnonzero(found.free_blocks[group - found.first :] >= self._length)
-        return int(roomy[0]) if roomy.size else len(found.free_blocks) - (group - found.first)
+        free = found.free_blocks[group - found.first : count - found.first]
+        roomy = np.flatnonzero(free >= self._length)
+        return int(roomy[0]) if roomy.size else len(free)
 
     def _in_group(self, view: View, group: int) -> BlockRun | None:
         """Return a place in a group: the next one after the last for aligned runs, else the one that fits best."""

@@ -51,6 +51,35 @@ class Unusable(Cache):
         self.errors: dict[int, Corrupt] = {}
 
 
+class OnStorage(Cache):
+    """How many blocks of a tiered pool's storage are free; -1: they must be counted."""
+
+    __slots__ = ("free",)
+
+    def __init__(self) -> None:
+        self.free = -1
+
+    def drop(self) -> None:
+        """Count anew: blocks were taken or freed there, or that was undone."""
+        self.free = -1
+
+
+def free_on_storage(view: View) -> int:
+    """Return how many free blocks lie on the storage of a tiered pool, where the allocators take none."""
+    geometry = view.geometry
+    if geometry.memory_blocks == geometry.blocks_count:
+        return 0
+    known = view.caches[OnStorage]
+    if known.free < 0:
+        total = 0
+        first = geometry.memory_groups
+        for index in range(first // geometry.desc_per_block, geometry.desc_blocks):
+            found = counts(view, index)
+            total += int(found.free_blocks[max(first - found.first, 0) :].sum())
+        known.free = total
+    return known.free
+
+
 def usable(view: View, group: int) -> bool:
     """Whether blocks and inodes may be taken from the group and freed into it, as far as is known."""
     return group not in view.caches[Unusable].errors

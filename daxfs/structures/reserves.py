@@ -25,7 +25,7 @@ def tree_reserve(geometry: Geometry) -> int:
     """
     if not geometry.has_extents:
         return 0
-    clusters = geometry.blocks_count >> geometry.cluster_bits
+    clusters = geometry.memory_blocks >> geometry.cluster_bits
     return min(clusters // TREE_RESERVE_SHARE, MAX_TREE_RESERVE) << geometry.cluster_bits
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
 from daxfs.errors import FsError, UserError
-from daxfs.fs import mounting
+from daxfs.fs import members, mounting, opening
 from daxfs.pmem import exclusive, kinds
 from daxfs.pmem.pool import open_pool
 from daxfs.tools.e2fsprogs import find_tool
@@ -33,19 +33,24 @@ def check(path: str, options: Sequence[str]) -> int:
     try:
         target = kinds.identify(path)
         mended = bool(UNASKED.intersection(options)) and _mend(path)
-        code = _runner(target)(program, options, path)
+        code = _runner(target, path)(program, options, path)
     except UserError as error:
         raise UserError(str(error), OPERATIONAL_ERROR) from None
     return code | mended if code >= 0 else OPERATIONAL_ERROR
 
 
-def _runner(target: kinds.Target) -> Callable[[str, Sequence[str], str], int]:
-    """Return the function that runs e2fsck on this kind of pool."""
-    if not target.only_mapped:
+def _runner(target: kinds.Target, path: str) -> Callable[[str, Sequence[str], str], int]:
+    """Return the function that runs e2fsck on this pool."""
+    if not target.only_mapped and not _has_storage(path):
         return _run
     from daxfs.tools import mappedcheck
 
     return mappedcheck.run
+
+
+def _has_storage(path: str) -> bool:
+    with open_pool(path, read_only=True, exclusively=False) as pool:
+        return members.has_storage(pool)
 
 
 def _run(program: str, options: Sequence[str], path: str) -> int:
@@ -64,7 +69,7 @@ def _mend(path: str) -> bool:
             fast = mounting.may_have_fast_commits(pool)
             if not fast and not mounting.read_superblock(pool).is_torn():
                 return False
-        with open_pool(path) as pool:
+        with opening.open_pool(path) as pool:
             pool.refuse_clients()
             mended = mounting.mend_superblock(pool)
             if fast and not mended:

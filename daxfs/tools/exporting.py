@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from daxfs.errors import FsError, UserError
+from daxfs.fs import members
 from daxfs.pmem.pool import Pool, open_pool
 from daxfs.runs import ByteRange
 from daxfs.tools import pieces, targets
@@ -102,6 +103,8 @@ def _opened(
     """Claim and map the pool; provide it and its pieces."""
     with open_pool(path, read_only=True) as pool:
         pool.refuse_clients()
+        if members.has_storage(pool):
+            raise UserError(f"{path} has storage (docs/TIERS.md); pools with storage can't be exported", _FAILED)
 
         def report(_piece: Piece, done: int) -> None:
             if progress is not None:

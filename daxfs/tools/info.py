@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from daxfs import compiled
-from daxfs.errors import UserError
+from daxfs.errors import PoolError, UserError
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
+from daxfs.fs import members
 from daxfs.fs.defaults import in_force
 from daxfs.fs.types import Options
 from daxfs.pmem import persist
+from daxfs.structures import groups
 from daxfs.tools import mountpoints
 from daxfs.tools.asking import ask
 from daxfs.tools.reading import Reading, reading
@@ -37,6 +39,7 @@ class Info:
         persistence: what a mount chooses by itself.
         errors: errors of metadata since the last check; `first_error` and `last_error` are the fields of
             `daxfs.ext4.superblock.RecordedError`.
+        storage: the pool's storage: its ``path``, its ``size``, how much of it is ``free``, its ``state``; empty: none.
         on_errors: what such an error does to a mount: ``continue`` or ``remount-ro``.
         mount: the status of the mount, from its daemon (`daxfs.fuse.kernel.status`); empty without a mount.
     """
@@ -71,6 +74,7 @@ class Info:
     last_written: str
     features: list[str]
     unsupported: list[str]
+    storage: dict[str, Any]
     mount: dict[str, Any]
 
 
@@ -107,7 +111,9 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         except TimeoutError:
             state += ", but its daemon does not answer"
     # The pool has the numbers of the last commit; the mount's are newer.
-    facts, free_blocks, free_inodes = answer or ({}, sb.free_blocks_count, sb.s_free_inodes_count)
+    storage = _storage(found)
+    unused = storage.get("free", 0) >> geometry.block_bits
+    facts, free_blocks, free_inodes = answer or ({}, sb.free_blocks_count - unused, sb.s_free_inodes_count)
     errors: dict[str, Any] = facts.get("errors") or {
         "count": sb.s_error_count,
         "first": sb.first_error and sb.first_error._asdict(),
@@ -153,8 +159,37 @@ def _gather(found: Reading, mountpoint: str) -> Info:
             *features.unsupported_incompat(sb.s_feature_incompat),
             *features.unsupported_ro_compat(sb.s_feature_ro_compat),
         ],
+        storage=storage,
         mount=facts,
     )
+
+
+def _storage(found: Reading) -> dict[str, Any]:
+    """Describe the pool's storage; empty if it has none."""
+    pool = found.pool
+    record = members.record_of(found.view) if pool.memory_size < pool.size else None
+    if record is None:
+        return {}
+    path, state = record.place(pool.path), "present"
+    try:
+        members.opened(pool, record, exclusively=False).close()
+    except PoolError as error:
+        state = str(error)
+    bits = found.geometry.block_bits
+    found.geometry.bound(pool.memory_size)
+    return {
+        "path": path,
+        "size": record.label.size,
+        "free": groups.free_on_storage(found.view) << bits,
+        "state": state,
+    }
+
+
+def _storage_line(storage: dict[str, Any]) -> str:
+    if not storage:
+        return ""
+    state = "" if storage["state"] == "present" else f"; {storage['state']}"
+    return f"{storage['path']}, {format_size(storage['size'])}, {format_size(storage['free'])} free{state}"
 
 
 def _facts(mountpoint: str) -> tuple[dict[str, Any], int, int]:
@@ -215,10 +250,11 @@ def show(place: str, *, as_json: bool = False) -> None:
         return
     atomic = info.mount.get("atomic_write", 0)
     unused = info.size - info.blocks * info.block_size
-    used = 100 - 100 * info.free_blocks // max(info.blocks, 1)
+    used = 100 - 100 * info.free_blocks // max(info.blocks - info.storage.get("free", 0) // info.block_size, 1)
     rows = {
         "pool": info.pool,
         "kind": info.kind,
+        "storage": _storage_line(info.storage),
         "size": f"{format_size(info.size)} ({info.size} bytes)",
         "unused": f"{format_size(unused)} after the file system; daxfs resize uses it" if unused >= _WORTHWHILE else "",
         "alignment": f"{format_size(info.alignment)} (mappings)",

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from daxfs.errors import UserError
-from daxfs.tools import mkfs
+from daxfs.tools import mkfs, tiermaking
 from daxfs.tools.progress import progress_bar
 from daxfs.tools.sizes import format_size, parse_size
+from daxfs.tools.tiermaking import Tier
 
-_USAGE_TEXT = "usage: daxfs mkfs POOL [--size SIZE] [--sparse] [--keep-mode] [--trust-owner] [mke2fs options]"
-_LONG_OPTIONS = ["size=", "sparse", "keep-mode", "trust-owner"]
+_USAGE_TEXT = (
+    "usage: daxfs mkfs POOL [--size SIZE] [--sparse] [--tier FILE[:SIZE]] [--keep-mode] [--trust-owner] "
+    "[mke2fs options]"
+)
+_LONG_OPTIONS = ["size=", "sparse", "tier=", "keep-mode", "trust-owner"]
 _USAGE = 1  # mke2fs
 
 
@@ -46,6 +50,7 @@ class Asked(NamedTuple):
     keep_mode: bool
     trust_owner: bool
     sparse: bool
+    tier: Tier | None
 
 
 def split(arguments: Sequence[str]) -> Asked:
@@ -69,7 +74,8 @@ def split(arguments: Sequence[str]) -> Asked:
     if len(places) == 2:
         size = parse_size(places[1])
     given = {name for name, _ in pairs}
-    return Asked(places[0], size, extra, "--keep-mode" in given, "--trust-owner" in given, "--sparse" in given)
+    tier = tiermaking.parse([value for name, value in pairs if name == "--tier"])
+    return Asked(places[0], size, extra, "--keep-mode" in given, "--trust-owner" in given, "--sparse" in given, tier)
 
 
 def _make(asked: Asked) -> mkfs.Report:
@@ -82,4 +88,5 @@ def _make(asked: Asked) -> mkfs.Report:
             keep_mode=asked.keep_mode,
             trust_owner=asked.trust_owner,
             sparse=asked.sparse,
+            tier=asked.tier,
         )

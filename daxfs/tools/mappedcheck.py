@@ -1,4 +1,5 @@
-"""Run e2fsck on a pool that only a mapping can read and write (``/dev/dax``, hugetlbfs).
+"""Run e2fsck on a pool that no file shows whole: ``/dev/dax`` and hugetlbfs, which only a mapping can read and write,
+and pools with storage (docs/TIERS.md).
 
 e2fsck sees the pool as a regular file under the pool's own path (`daxfs.fuse.alone`), served from the mapping
 (`daxfs.fuse.kernel.poolfile`): no copy is made, whatever the size of the device, and repairs go to the pool itself, in
@@ -10,9 +11,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from daxfs.fs import opening
 from daxfs.fuse import alone
 from daxfs.fuse.kernel import poolfile
-from daxfs.pmem.pool import open_pool
 
 READ_AHEAD_OFF = ("-E", "readahead_kb=0")
 """e2fsck would have the page cache filled (posix_fadvise(2)), which its reads then bypass."""
@@ -34,7 +35,7 @@ def run(program: str, options: Sequence[str], path: str) -> int:
         nonlocal missing
         missing = poolfile.serve(pool, descriptor)
 
-    with open_pool(path, read_only="-n" in options) as pool:
+    with opening.open_pool(path, read_only="-n" in options) as pool:
         if not pool.read_only:
             # e2fsck could give blocks to other files that stale clients may still store to.
             pool.refuse_clients()

@@ -18,14 +18,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 from daxfs.errors import UserError
 from daxfs.pmem import exclusive, kinds
 from daxfs.pmem.pool import mapped_kind, open_pool, punch_hole
-from daxfs.tools import room, targets
+from daxfs.pmem.storage import Storage
+from daxfs.tools import room, targets, tiermaking
 from daxfs.tools.e2fsprogs import find_tool, run_tool
 from daxfs.tools.imagecopy import Progress, copy_image
 from daxfs.tools.sizes import format_size
+from daxfs.tools.tiermaking import Tier
 
 _FAILED = 1  # the exit code of mke2fs
 MKE2FS_OPTIONS = "b:ce:g:i:jl:m:no:qr:s:t:d:vC:DE:FG:I:J:KL:M:N:O:R:ST:U:Vz:"
@@ -85,6 +88,16 @@ class _Options:
     journal_words: tuple[str, ...]  # words of -J
 
     @property
+    def features(self) -> str:
+        """The words of -O."""
+        return next((value for name, value in pairwise(self.passed) if name == "-O"), "")
+
+    def passed_without(self, name: str) -> list[str]:
+        """Return the options in order, without one and its value."""
+        at = [place for place, word in enumerate(self.passed) if word == name]
+        return [word for place, word in enumerate(self.passed) if place not in at and place - 1 not in at]
+
+    @property
     def discards(self) -> bool:
         return "-K" not in self.given and "nodiscard" not in self.extended
 
@@ -98,6 +111,7 @@ def make_pool(
     keep_mode: bool = False,
     trust_owner: bool = False,
     sparse: bool = False,
+    tier: Tier | None = None,
 ) -> Report:
     """Make an ext4 file system in a file or on a device.
 
@@ -111,6 +125,7 @@ def make_pool(
         trust_owner: accept a pool that users besides root and this user can change (`daxfs.pmem.ownership`).
         sparse: leave holes in a file; otherwise the whole file is allocated, so that no store into the pool can meet a
             full file system.
+        tier: storage that follows the memory (`daxfs.tools.tiermaking`).
 
     Raises:
         UserError: mke2fs is missing or refused; the pool is in use, has content, can be changed by others or can't be
@@ -122,6 +137,8 @@ def make_pool(
     options = _parse(extra)
     mke2fs = find_tool("mke2fs")
     if "-n" in options.given:
+        if tier is not None:
+            raise UserError("-n shows pools without --tier only", _FAILED)
         kind, length, command, output = _rehearse(mke2fs, name, size, options)
         return Report(name, kind, length, options.block_size, command, output, 0, 0, time.monotonic() - started, 0)
     with targets.file_of_size(name, size, trust_owner=trust_owner) as descriptor:
@@ -132,7 +149,15 @@ def make_pool(
             )
         regular = stat.S_ISREG(target.status.st_mode)
         restrict = partial(targets.restrict, name, descriptor) if regular and not keep_mode else _leave
-        if target.only_mapped:
+        if tier is not None:
+            if regular and not sparse:
+                room.require(name, descriptor, target.exact_size)
+            given = {"sparse": sparse, "keep_mode": keep_mode, "trust_owner": trust_owner}
+            with tiermaking.opened(tier, name, force="-F" in options.given, **given) as storage:
+                made = _make_tiered(mke2fs, target, size, options, restrict, progress, storage)
+            if regular and not sparse:
+                room.fill(name, descriptor, target.exact_size, target.kind)
+        elif target.only_mapped:
             made = _make_mapped(mke2fs, target, size, options, restrict, progress)
         else:
             whole = target.exact_size if size is None else size
@@ -209,6 +234,38 @@ def _make_mapped(
             targets.resize(image, file.fileno(), length)
         command, output = _run(mke2fs, options, length, True, [image], name=target.path)
         copied, zeroed = copy_image(image, pool, progress)
+    return length, command, output, copied, zeroed
+
+
+def _make_tiered(
+    mke2fs: str,
+    target: kinds.Target,
+    size: int | None,
+    options: _Options,
+    restrict: Callable[[], None],
+    progress: Progress | None,
+    storage: Storage,
+) -> _Made:
+    """Make an image of memory and storage, copy it to the memory, where all of it lies, and join both."""
+    group = tiermaking.group_bytes(options.passed, options.block_size)
+    if target.kind not in (kinds.BLOCK, kinds.DEVDAX) and size is not None and size != target.exact_size:
+        raise UserError(f"{target.path} has {format_size(target.exact_size)}; leave --size out, or remove it", _FAILED)
+    memory = tiermaking.memory_of(target.path, target.size if size is None else size, group)
+    length = memory + storage.room - storage.room % options.block_size
+    words, extended = tiermaking.options(options.features, memory, length, group, reserved="-m" in options.given)
+    passed = (*words, *options.passed_without("-O"))
+    options = replace(options, passed=passed, extended=(*extended, *options.extended))
+    with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
+        pool.refuse_clients()
+        _refuse_content(target.path, options, lambda offset, count: bytes(pool.memory[offset : offset + count]))
+        restrict()
+        image = os.path.join(folder, "image")
+        with open(image, "xb", buffering=0) as file:
+            targets.resize(image, file.fileno(), length)
+        command, output = _run(mke2fs, options, memory, True, [image], name=target.path)
+        tiermaking.refuse_metadata_on_storage(target.path, image, memory)
+        copied, zeroed = copy_image(image, pool, progress)
+        tiermaking.join(pool, storage, memory)
     return length, command, output, copied, zeroed
 
 

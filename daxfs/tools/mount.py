@@ -35,6 +35,8 @@ RELEASE_SECONDS = 60.0
 FIRST_PAUSE_SECONDS = 0.001
 LONGEST_PAUSE_SECONDS = 0.05
 
+_TRUST = "mount it nosuid,nodev with --trust-owner (-o trust_owner)"
+
 log = logging.getLogger("daxfs")
 
 
@@ -134,8 +136,15 @@ def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> 
     from daxfs.fs.filesystem import FileSystem
 
     if not wanted.trust_owner:
-        ownership.refuse(pool, os.stat(source), "mount it nosuid,nodev with --trust-owner (-o trust_owner)")
-    return FileSystem.open(source, wanted.of_volume(mountpoint))
+        ownership.refuse(pool, os.stat(source), _TRUST)
+    core = FileSystem.open(source, wanted.of_volume(mountpoint))
+    if core.storage and not wanted.trust_owner:
+        try:
+            ownership.refuse(core.storage, os.stat(core.storage), _TRUST)
+        except BaseException:
+            core.close()
+            raise
+    return core
 
 
 def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Callable[[], None]], None]:

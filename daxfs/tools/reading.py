@@ -20,7 +20,7 @@ from daxfs.errors import FsError, MissingMemory, PoolError, UserError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import mounting
+from daxfs.fs import members, mounting
 from daxfs.fs.mounting import read_superblock
 from daxfs.fs.snapshots.past import PastView
 from daxfs.journal import recovery
@@ -78,11 +78,11 @@ class Reading:
 
 def _open(path: str) -> Pool:
     """Map the pool; if it needs recovery and is not in use, map it privately and recover the mapping."""
-    pool = open_pool(path, read_only=True, exclusively=False)
+    pool = _with_addresses(open_pool(path, read_only=True, exclusively=False))
     try:
         if not mounting.needs_recovery(read_superblock(pool)):
             return pool
-        private = open_pool(path, private=True)
+        private = _with_addresses(open_pool(path, private=True))
     except (PoolError, FsError):
         return pool  # in use, or not recoverable
     try:
@@ -96,6 +96,20 @@ def _open(path: str) -> Pool:
         return pool
     pool.close()
     return private
+
+
+def _with_addresses(pool: Pool) -> Pool:
+    """Give the storage of a tiered pool addresses, so that its blocks have numbers; nothing reads their content."""
+    try:
+        found = members.record(pool)
+        if found is not None:
+            pool.attach(found.label.memory, found.label.size)
+    except FsError:
+        pass  # who reads the superblock says what is wrong with it
+    except BaseException:
+        pool.close()
+        raise
+    return pool
 
 
 def _newest_superblock(pool: Pool) -> Superblock:

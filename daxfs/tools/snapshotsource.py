@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from daxfs.errors import FsError, UserError
 from daxfs.ext4.geometry import Geometry
-from daxfs.fs import mounting
+from daxfs.fs import mounting, opening
 from daxfs.fs.snapshots import catalogue, files
 from daxfs.fs.types import Snapshot
 from daxfs.fuse.kernel.snapshots import LIST, QUESTION, SIZE, SNAPSHOTS
@@ -270,12 +270,12 @@ class _Unmounted:
 @contextmanager
 def _claimed(path: str) -> Iterator[Pool]:
     """Claim a pool for reading, with its log replayed."""
-    pool = open_pool(path, read_only=True)
+    pool = opening.open_pool(path, read_only=True)
     try:
         pool.refuse_clients()
         if mounting.needs_recovery(mounting.read_superblock(pool)):
             pool.close()
-            pool = open_pool(path, private=True)
+            pool = opening.open_pool(path, private=True)
             mounting.recover_in_place(pool)
         superblock = mounting.read_superblock(pool)
         superblock.verify()

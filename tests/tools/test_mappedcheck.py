@@ -18,6 +18,7 @@ from mount_rig import NOBODY, mountpoint
 from poison_rig import Poison
 
 from daxfs.errors import UserError
+from daxfs.fs import opening
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.fuse import alone, mounts
@@ -159,7 +160,7 @@ def test_missing_memory_is_said(
             yield pool
             poison.close()
 
-    monkeypatch.setattr(mappedcheck, "open_pool", poisoned)
+    monkeypatch.setattr(opening, "open_pool", poisoned)
     code = check.check(str(device), ["-f", "-n"])
     assert code & 8
     assert "memory of the pool is missing" in capfd.readouterr().err

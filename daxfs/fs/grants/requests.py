@@ -64,7 +64,7 @@ def identity(table: Grants) -> PoolIdentity:
         device=pool.status.st_dev,
         inode=pool.status.st_ino,
         rdevice=pool.status.st_rdev,
-        size=pool.size,
+        size=pool.memory_size,
         persistence=pool.persistence,
         block_size=volume.block_size,
         lock=table.epochs.lock,
@@ -320,4 +320,4 @@ def flush_stores(volume: Volume) -> None:
     clients flush their cache lines themselves.
     """
     if volume.was_writable and volume.pool.persistence == MSYNC:
-        volume.pool.flush(0, volume.pool.size)
+        volume.pool.flush(0, volume.pool.memory_size)

@@ -103,7 +103,7 @@ class StatusPage:
         with volume.handle(CREDITS_PAGE) as tx:
             inode = inodes.edit(tx, self.ino) if self.ino else new_quarantine_inode(tx)
             # Far from blocks of files, which should stay contiguous.
-            run = mapping.allocate(tx, inode, inode.size >> bits, 1, goal=volume.geometry.blocks_count - FAR)
+            run = mapping.allocate(tx, inode, inode.size >> bits, 1, goal=volume.geometry.memory_blocks - FAR)
             inode.size += 1 << bits
             begin = run.pblk << bits
             volume.pool.zero(begin, 1 << bits)

@@ -33,7 +33,7 @@ QUIET_SECONDS = 60.0
 
 def limit(table: Grants) -> int:
     """Return how many bytes may be deferred for one user."""
-    return table.volume.pool.size // SHARE
+    return table.volume.pool.memory_size // SHARE
 
 
 def by_open_file(grants: InodeGrants) -> Iterator[Deferral]:

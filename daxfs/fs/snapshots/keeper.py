@@ -179,6 +179,8 @@ class Keeper:
             raise FsError(errno.EINVAL, "a snapshot needs a name of its own")
         if volume.log_area is None:
             raise FsError(errno.EOPNOTSUPP, "snapshots need a pool with a journal")
+        if volume.pool.memory_size < volume.pool.size:
+            raise FsError(errno.EOPNOTSUPP, "a pool with storage can't have snapshots")
         with self._alone():
             if self._named(name):
                 raise FsError(errno.EEXIST, f"there is a snapshot {name.decode(errors='replace')} already")

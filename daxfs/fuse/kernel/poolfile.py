@@ -1,4 +1,6 @@
-"""Serve a pool's memory as one regular file, for programs that only read and write files: e2fsck on ``/dev/dax``.
+"""Serve a pool as one regular file, for programs that only read and write files: e2fsck on ``/dev/dax``.
+
+The file is the pool's memory, and its storage after that, if it has some.
 
 The file is the root of its mount: there is no directory, and no name is looked up. It bypasses the page cache
 (FOPEN_DIRECT_IO), so that each read sees the pool and each write is in the pool when it returns. fsync(2) is a fence of
@@ -23,6 +25,7 @@ from daxfs.fuse.kernel.device import MISSING, Device
 from daxfs.fuse.kernel.encoding import CACHE_SECONDS
 from daxfs.fuse.kernel.request import Request
 from daxfs.pmem.pool import Pool
+from daxfs.pmem.storage import Storage
 
 WANTED = Init.ASYNC_READ | Init.BIG_WRITES | Init.MAX_PAGES | Init.INIT_EXT | Init.ABORT_ERROR
 HANDLE = 1
@@ -96,18 +99,38 @@ class PoolFile:
         pool, end = self._pool, given.offset + given.size
         if pool.bad and pool.bad.first(given.offset, end):
             raise BadMemory(f"{given.size} bytes at offset {given.offset} lie in bad memory")
-        return pool.memory[given.offset : end]
+        border = pool.memory_size
+        if end <= border or given.offset >= pool.size:
+            return pool.memory[given.offset : end]
+        low = max(given.offset, border)
+        content = self._storage.read(low - border, min(end, pool.size) - low)
+        return content if low == given.offset else bytes(pool.memory[given.offset : low]) + content
 
     def _write(self, request: Request) -> bytes:
         given = request.arguments(abi.WRITE_IN)
         if given.offset + given.size > self._pool.size:
             raise FsError(errno.ENOSPC, "a write past the end of the pool")
-        self._pool.write(given.offset, request.data(BODY + abi.WRITE_IN.size, given.size))
+        content = request.data(BODY + abi.WRITE_IN.size, given.size)
+        inside = min(max(self._pool.memory_size - given.offset, 0), given.size)
+        if inside:
+            self._pool.write(given.offset, content[:inside])
+        if inside < given.size:
+            self._storage.write(given.offset + inside - self._pool.memory_size, content[inside:])
         return abi.WRITE_OUT.pack(given.size)
 
     def _fsync(self, _request: Request) -> bytes:
         self._pool.fence()
+        if self._pool.storage is not None:
+            self._pool.storage.sync()
         return b""
+
+    @property
+    def _storage(self) -> Storage:
+        """What follows the pool's memory."""
+        storage = self._pool.storage
+        if storage is None:
+            raise FsError(errno.EIO, f"{self._pool.path}: its storage is not open")
+        return storage
 
     def _release(self, _request: Request) -> bytes:
         return b""
@@ -133,6 +156,8 @@ def serve(pool: Pool, descriptor: int) -> int:
     file = PoolFile(pool, device.buffer)
     answer_all(file, device)
     pool.fence()
+    if pool.storage is not None and not pool.storage.read_only:
+        pool.storage.sync()
     return file.missing
 
 

@@ -1,0 +1,157 @@
+"""What `mkfs` does for a pool with storage (docs/TIERS.md): the storage's file, mke2fs's options, label and record.
+
+The pool's file or device becomes the memory. mke2fs makes an image of memory and storage together, all of whose
+metadata must lie in the memory; the image is then copied there, and the storage gets nothing but its label.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import NamedTuple
+
+from daxfs.errors import UserError
+from daxfs.fs import members, mounting
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import ROOT_INO
+from daxfs.pmem import kinds, storage
+from daxfs.pmem.pool import Pool
+from daxfs.pmem.storage import CONTENT, Label, Storage
+from daxfs.tools import room, targets
+from daxfs.tools.imagecopy import used_ranges
+from daxfs.tools.sizes import format_size, parse_size
+
+BLOCK_SIZE = 4096
+_FAILED = 1  # the exit code of mke2fs
+_FEATURES = "sparse_super2,^resize_inode,^meta_bg"
+
+
+class Tier(NamedTuple):
+    """What the user says of the storage: its path, and the size of a new file."""
+
+    path: str
+    size: int | None
+
+
+def parse(given: Sequence[str]) -> Tier | None:
+    """Parse the values of ``--tier``, each ``SLOWFILE`` or ``SLOWFILE:SIZE``.
+
+    Raises:
+        UserError: there are several, or the size is none.
+    """
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UserError("one --tier is possible: a pool has its memory and one storage", _FAILED)
+    path, _, size = given[0].rpartition(":")
+    if not path or os.path.exists(given[0]):
+        return Tier(given[0], None)
+    return Tier(path, parse_size(size))
+
+
+def options(features: str, memory: int, size: int, group: int, *, reserved: bool) -> tuple[list[str], list[str]]:
+    """Return mke2fs's options, and its extended options, that keep metadata in the memory.
+
+    Args:
+        features: the user's ``-O``, or "".
+        memory: bytes of it.
+        size: bytes of memory and storage.
+        group: bytes of a group.
+        reserved: whether the user says how many blocks are reserved.
+    """
+    groups = -(-size // group)
+    # One flexible group, whose tables and bitmaps lie together at its beginning; a backup in group 1 if that is memory.
+    together = 1 << max(groups - 1, 1).bit_length()
+    backups = 1 if memory >= 2 * group else 0
+    words = ["-O", ",".join(filter(None, (_FEATURES, features))), "-G", str(together)]
+    if not reserved:
+        words += ["-m", f"{5 * memory / size:.2f}"]  # mke2fs takes five percent, here of the memory
+    return words, ["packed_meta_blocks=1", f"num_backup_sb={backups}"]
+
+
+def group_bytes(passed: Sequence[str], block_size: int) -> int:
+    """Return the bytes of a group, of a file system with these options for mke2fs.
+
+    Raises:
+        UserError: the blocks do not have 4 KiB.
+    """
+    if block_size != BLOCK_SIZE:
+        raise UserError("a pool with --tier has blocks of 4096 bytes; leave -b out", _FAILED)
+    given = dict(pairwise(passed)).get("-g", "")
+    return (int(given) if re.fullmatch(r"[1-9][0-9]{0,4}", given) else 8 * BLOCK_SIZE) * BLOCK_SIZE
+
+
+def memory_of(name: str, size: int, group: int) -> int:
+    """Return how many bytes of a pool of ``size`` bytes are memory: those of whole groups.
+
+    Raises:
+        UserError: there is not one.
+    """
+    if size < group:
+        text = f"{name} has {format_size(size)}; a pool with --tier needs {format_size(group)} of memory at least"
+        raise UserError(f"{text} (-g makes groups smaller)", _FAILED)
+    return size - size % group
+
+
+@contextmanager
+def opened(
+    tier: Tier, pool: str, *, force: bool, sparse: bool, keep_mode: bool, trust_owner: bool
+) -> Iterator[Storage]:
+    """Open and claim the storage; a file that does not exist is made, and removed again if the body fails.
+
+    Raises:
+        UserError: as `targets.file_of_size`; it is the pool, or has content that is not to be overwritten.
+    """
+    if os.path.exists(tier.path) and os.path.exists(pool) and os.path.samefile(tier.path, pool):
+        raise UserError(f"{tier.path} is given twice: as memory and as storage", _FAILED)
+    if not os.path.exists(tier.path) and tier.size is None:
+        raise UserError(f"{tier.path} does not exist; give its size to create it: --tier {tier.path}:10G", _FAILED)
+    with targets.file_of_size(tier.path, tier.size, trust_owner=trust_owner) as descriptor:
+        found = Storage(tier.path)
+        try:
+            if not force:
+                if found.label() is not None:
+                    raise UserError(f"{tier.path} holds the storage of a pool; to overwrite it add -F", _FAILED)
+                targets.refuse_content(tier.path, found.head, "add -F")
+            whole = found.room + CONTENT
+            if tier.size is not None and tier.size != whole:
+                raise UserError(f"{tier.path} has {format_size(whole)}; leave its size out", _FAILED)
+            if stat.S_ISREG(found.status.st_mode):
+                if not keep_mode:
+                    targets.restrict(tier.path, descriptor)
+                if not sparse:
+                    room.require(tier.path, descriptor, whole)
+                    room.fill(tier.path, descriptor, whole, kinds.FILE)
+            yield found
+        finally:
+            found.close()
+        if stat.S_ISREG(found.status.st_mode):
+            targets.sync_folder(tier.path)
+
+
+def refuse_metadata_on_storage(name: str, image: str, memory: int) -> None:
+    """Refuse an image in which a block past the memory is in use.
+
+    Raises:
+        UserError: there is one.
+    """
+    last = max(end for _, end in used_ranges(image))
+    if last > memory:
+        text = f"the metadata needs {format_size(last)}, and {name} has {format_size(memory)} of memory"
+        raise UserError(f"{text}; give it more, the storage less, or fewer inodes (-i)", _FAILED)
+
+
+def join(pool: Pool, found: Storage, memory: int) -> None:
+    """Label the storage, attach it to the new pool, and have the pool record where it is."""
+    superblock = mounting.read_superblock(pool)
+    size = superblock.blocks_count * superblock.block_size - memory
+    label = Label(storage.new_id(), memory, size)
+    found.set_label(label)
+    record = members.Record(label, kinds.lasting_path(found.path))
+    pool.attach(memory, size)
+    with FileSystem.open(pool) as fs:
+        fs.setxattr(ROOT_INO, members.ATTRIBUTE, record.value())

@@ -1,0 +1,53 @@
+"""Tiered pools for tests: small ones, and e2fsck's word on both members together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from daxfs.fs import members
+from daxfs.pmem.pool import open_pool
+from daxfs.pmem.storage import CONTENT
+from daxfs.tools.mkfs import make_pool
+from daxfs.tools.tiermaking import Tier
+from support import fsck
+
+MIB = 1 << 20
+GROUP = 8 * MIB
+MEMORY = 4 * GROUP
+STORAGE = 8 * GROUP
+OPTIONS = ("-g", str(GROUP >> 12), "-N", "1024", "-J", "size=4")
+
+
+class Members(NamedTuple):
+    """The files of a tiered pool."""
+
+    pool: Path
+    storage: Path
+
+    def join(self) -> Path:
+        """Return a file with the content of both, one after the other."""
+        with open_pool(self.pool, read_only=True, exclusively=False) as pool:
+            found = members.record(pool)
+        assert found is not None
+        whole = self.pool.with_name("whole")
+        with self.pool.open("rb") as memory, self.storage.open("rb") as storage, whole.open("wb") as file:
+            file.write(memory.read(found.label.memory))
+            storage.seek(CONTENT)
+            file.write(storage.read(found.label.size))
+            file.truncate(found.label.memory + found.label.size)
+        return whole
+
+    def check(self) -> None:
+        """The oracle: e2fsck finds nothing."""
+        whole = self.join()
+        fsck(whole)
+        os.unlink(whole)
+
+
+def make(folder: Path, memory: int = MEMORY, storage: int = STORAGE, options: tuple[str, ...] = OPTIONS) -> Members:
+    """Make a tiered pool."""
+    made = Members(folder / "pool", folder / "slow")
+    make_pool(made.pool, memory, options, sparse=True, tier=Tier(str(made.storage), storage + CONTENT))
+    return made
