@@ -187,7 +187,7 @@ class RecordingPool(MemoryPool):
         def fence() -> None:
             record(Fence())
 
-        return Operations(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire, plain.extend)
+        return Operations(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire, plain.follow_size)
 
     def _visible(self, memory: memoryview, read_only: bool) -> memoryview:  # noqa: ARG002
         return memory.toreadonly()

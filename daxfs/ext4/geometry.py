@@ -1,8 +1,8 @@
-"""Layer 3: the geometry of a file system: all figures that change only when it grows, checked before they are used.
+"""Layer 3: the geometry of a file system: all figures that change only with its size, checked before they are used.
 
 ``Geometry.of`` validates an untrusted superblock: arithmetic may use its result without further checks. It reads no
 block but the superblock, and holds no counter that changes. Every layer above may use it. One object belongs to one
-mount: growth changes it in place (`Geometry.grow`), so that everybody who holds it follows.
+mount: a new size changes it in place (`Geometry.follow`), so that everybody who holds it follows.
 Source: ``ext4_fill_super`` and its helpers in fs/ext4/super.c, lib/ext2fs/openfs.c.
 """
 
@@ -37,16 +37,16 @@ _MAX_HASH_VERSION = 5
 _EXTRA_ISIZE = 32
 _PAIR = Struct("<II")
 _MAX_INODES = _MAX_NARROW = 0xFFFFFFFF
-_GROWING = (
+_CHANGING = (
     *("blocks_count", "inodes_count", "groups_count", "desc_blocks", "first_meta_bg", "reserved_gdt_blocks"),
-    *("compat", "incompat", "has_meta_bg", "memory_blocks"),
+    *("compat", "incompat", "has_meta_bg", "backup_groups", "memory_blocks"),
 )
-"""The figures that growth changes."""
+"""The figures that a new size changes."""
 
 
 @dataclass(slots=True, eq=False)
 class Geometry:
-    """The figures of one file system. Only `grow` changes them.
+    """The figures of one file system. Only `follow` changes them.
 
     ``*_size`` is in bytes, ``*_blocks`` in blocks; ``*_count`` and ``*_per_*`` are plain numbers. ``memory_blocks`` is
     how many blocks the allocators may take from: those of the memory of a tiered pool, else all (`bound`).
@@ -199,8 +199,8 @@ class Geometry:
         whole.s_feature_incompat &= ~int(Incompat.meta_bg)
         return cls.of(whole)
 
-    def grow(self, sb: Superblock) -> Callable[[], None]:
-        """Follow the superblock of this file system, which has become larger.
+    def follow(self, sb: Superblock) -> Callable[[], None]:
+        """Follow the superblock of this file system, which has become larger or smaller.
 
         Returns:
             A function that undoes it.
@@ -209,12 +209,12 @@ class Geometry:
             Corrupt: as `of`; nothing has changed.
         """
         new = Geometry.of(sb)
-        before = [getattr(self, name) for name in _GROWING]
-        self._set([getattr(new, name) for name in _GROWING])
+        before = [getattr(self, name) for name in _CHANGING]
+        self._set([getattr(new, name) for name in _CHANGING])
         return lambda: self._set(before)
 
     def _set(self, values: list[Any]) -> None:
-        for name, value in zip(_GROWING, values, strict=True):
+        for name, value in zip(_CHANGING, values, strict=True):
             setattr(self, name, value)
 
     def inode_seed(self, ino: int, generation: int) -> int:

@@ -33,7 +33,7 @@ from daxfs.fs import (
     ranges,
     remounting,
     removal,
-    resizing,
+    shrinking,
 )
 from daxfs.fs.batches import Batch
 from daxfs.fs.data import OpenFile
@@ -328,16 +328,34 @@ class FileSystem:
         """Return sizes and free space."""
         return attributes.statfs(self.volume)
 
-    @piecewise
     def resize(self, blocks: int = 0) -> Resized:
-        """Make the file system larger, to ``blocks`` blocks; 0: as large as the file or device under the pool.
+        """Make the file system larger or smaller, to ``blocks`` blocks; 0: as large as the file or device under it.
 
-        A pool's file is made longer if need be.
+        A pool's file is made as long as the file system; a device keeps its length.
 
         Raises:
-            FsError: as `daxfs.fs.resizing.resize`.
+            FsError: as `daxfs.fs.resizing.resize` and `daxfs.fs.shrinking.shrink`.
         """
-        return finish(resizing.resize(self.volume, blocks))
+        return finish(self.steps.resize(blocks))
+
+    @property
+    def size(self) -> int:
+        """The size in blocks."""
+        return self.volume.geometry.blocks_count
+
+    @property
+    def left_to_move(self) -> int:
+        """The blocks that a `resize` that runs has still to move out of what it removes; 0 if none runs."""
+        return self.volume.left_to_move
+
+    @maintaining
+    def minimum_size(self) -> int:
+        """Return the smallest size in blocks that `resize` may accept; what can't move may need more.
+
+        Raises:
+            FsError: EUCLEAN: damage was met before.
+        """
+        return shrinking.minimum(self.volume)
 
     @reading
     def get_label(self) -> bytes:

@@ -59,7 +59,7 @@ class BlockNotifier(Protocol):
         """The volume became read-only: what clients may do has changed for all files."""
 
     def follow_size(self) -> None:
-        """The pool has become larger: clients that ask for it map all of it."""
+        """The size of the pool has changed: clients that ask for it map all of it."""
 
     def end_all_epochs(self) -> None:
         """The pool has another owner: clients must see that no answer holds, and nothing is stored after that."""

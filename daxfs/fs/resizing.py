@@ -53,7 +53,7 @@ def resize(volume: Volume, wanted: int) -> Steps[Resized]:
         if target > geometry.blocks_count:
             _extend_pool(volume, target)
             while geometry.blocks_count < target:
-                _refuse_snapshots(volume)
+                refuse_snapshots(volume)
                 yield from _one_batch(volume, target)
                 yield
             volume.journal.checkpoint()  # tools read the superblock where it is at home
@@ -65,11 +65,9 @@ def resize(volume: Volume, wanted: int) -> Steps[Resized]:
 def _target(volume: Volume, wanted: int) -> int:
     """Return the size in blocks that can be had, or say why there is none."""
     geometry, pool, bits = volume.geometry, volume.pool, volume.block_bits
-    if volume.view.superblock().s_state & EXT4_ERROR_FS:
-        raise FsError(errno.EUCLEAN, f"{pool.path}: damage was met; unmount it and run: daxfs check -f {pool.path}")
-    _refuse_snapshots(volume)
-    if pool.memory_size < pool.size:
-        raise FsError(errno.EOPNOTSUPP, f"{pool.path} has storage; pools with storage can't be resized")
+    refuse_damage(volume)
+    refuse_snapshots(volume)
+    refuse_storage(volume)
     available = pool.available()
     if not wanted:
         wanted = max(available & -mmap.PAGESIZE, geometry.blocks_count << bits) >> bits
@@ -79,17 +77,37 @@ def _target(volume: Volume, wanted: int) -> int:
         )
     if wanted << bits > available and not pool.extensible:
         raise FsError(errno.ENOSPC, f"{pool.path} has {available} bytes, {wanted << bits} are wanted")
-    target, most = growth.fitting(geometry, wanted), volume.journal.capacity
-    if (needed := growth.credits_of(geometry, target)) > most:
-        raise FsError(
-            errno.ENOSPC,
-            f"{pool.path}: one step needs {needed} blocks, a transaction of this journal holds {most} (make a larger "
-            f"journal: tune2fs -O ^has_journal, tune2fs -J size=)",
-        )
+    target = growth.fitting(geometry, wanted)
+    if (needed := growth.credits_of(geometry, target)) > volume.journal.capacity:
+        raise journal_too_small(volume, needed)
     return target
 
 
-def _refuse_snapshots(volume: Volume) -> None:
+def journal_too_small(volume: Volume, needed: int) -> FsError:
+    """Return the error of a change that needs ``needed`` blocks in one transaction."""
+    return FsError(
+        errno.ENOSPC,
+        f"{volume.pool.path}: one step needs {needed} blocks, a transaction of this journal holds "
+        f"{volume.journal.capacity} (make a larger journal: tune2fs -O ^has_journal, tune2fs -J size=)",
+    )
+
+
+def refuse_damage(volume: Volume) -> None:
+    """Refuse to change the size of a file system in which damage was met (EUCLEAN)."""
+    path = volume.pool.path
+    if volume.view.superblock().s_state & EXT4_ERROR_FS:
+        raise FsError(errno.EUCLEAN, f"{path}: damage was met; unmount it and run: daxfs check -f {path}")
+
+
+def refuse_storage(volume: Volume) -> None:
+    """Refuse to change the size of a pool that has storage (EOPNOTSUPP)."""
+    pool = volume.pool
+    if pool.memory_size < pool.size:
+        raise FsError(errno.EOPNOTSUPP, f"{pool.path} has storage; pools with storage can't be resized")
+
+
+def refuse_snapshots(volume: Volume) -> None:
+    """Refuse to change the size of a file system that has snapshots (EOPNOTSUPP)."""
     names = volume.snapshots.names()
     if names:
         listed = ", ".join(name.decode(errors="replace") for name in names)
@@ -114,13 +132,19 @@ def _one_batch(volume: Volume, target: int) -> Steps[None]:
         yield from _zero_tables(volume, end)
     with volume.handle(growth.credits_of(geometry, end)) as tx:
         growth.extend(tx, end)
+    commit_size(volume)
+    store_backups(volume, first)
+
+
+def commit_size(volume: Volume) -> None:
+    """Make a new size durable, which the last handle has stored."""
     volume.follow_size()
     try:
         volume.commit()
     except BaseException:
-        geometry.grow(volume.view.superblock())  # the journal has stopped; readers see what was committed
+        volume.geometry.follow(volume.view.superblock())  # the journal has stopped; readers see what was committed
+        volume.follow_size()
         raise
-    _store_backups(volume, first)
 
 
 def _zero_tables(volume: Volume, end: int) -> Steps[None]:
@@ -134,8 +158,13 @@ def _zero_tables(volume: Volume, end: int) -> Steps[None]:
             yield
 
 
-def _store_backups(volume: Volume, first: int) -> None:
-    """Store the backups, a part in each handle: what a cut leaves of them, e2fsck accepts."""
+def store_backups(volume: Volume, first: int) -> None:
+    """Store the backups, a part in each handle: what a cut leaves of them, e2fsck accepts.
+
+    Args:
+        volume: the mounted pool.
+        first: groups before this one have the descriptors that their backups show.
+    """
     copies = list(growth.backup_copies(volume.view, first))
     for at in range(0, len(copies), BACKUPS_PER_HANDLE):
         part = copies[at : at + BACKUPS_PER_HANDLE]

@@ -25,6 +25,7 @@ from daxfs.fs import (
     relocation,
     removal,
     resizing,
+    shrinking,
     trim,
 )
 from daxfs.fs.grants import requests
@@ -157,8 +158,14 @@ class Stepwise:
 
     @changing_in_steps
     def resize(self, blocks: int = 0) -> Steps[Resized]:
-        """Make the file system larger: some groups a step. It can be shortened: EINTR, and what is done stays."""
-        return resizing.resize(self.volume, blocks)
+        """Make the file system larger: some groups a step. It can be shortened: EINTR, and what is done stays.
+
+        Or make it smaller: a piece of a file moves in a step. Shortened, it is as large as before.
+        """
+        volume = self.volume
+        if 0 < blocks <= volume.geometry.blocks_count:
+            return shrinking.shrink(volume, mounting.grants_of(volume), blocks)
+        return resizing.resize(volume, blocks)
 
     @in_steps
     def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Steps[Grant]:

@@ -346,7 +346,7 @@ class Journal:
             self._committing = False
 
     def follow_size(self) -> None:
-        """Read and change all of a file system or a pool that has become larger."""
+        """Read and change all of a file system or a pool whose size has changed."""
         self.view.follow_size()
         self._handle.follow_size()
 

@@ -610,6 +610,11 @@ class Handle(View):
         self._tx.records.clear()
         del self._recent[number]
 
+    def drop_recent(self) -> None:
+        """Drop all copies of committed blocks: some are not the file system's any longer."""
+        for number in tuple(self._recent):
+            self._drop_recent(number)
+
     def _add_seal(self, table: SealTable, number: int, key: Hashable, seal: Seal, context: tuple[object, ...]) -> None:
         if not self.active:
             raise _ended()

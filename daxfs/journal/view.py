@@ -151,7 +151,7 @@ class View:
         return Superblock(self._memory[SUPERBLOCK_OFFSET : 2 * SUPERBLOCK_OFFSET])
 
     def follow_size(self) -> None:
-        """Read all of a file system or a pool that has become larger."""
+        """Read all of a file system or a pool whose size has changed."""
         self._limit = min(self.geometry.blocks_count, self.pool.size >> self._bits)
         self._memory = self.pool.memory.toreadonly()
 

@@ -38,7 +38,7 @@ class BadRanges(list[ByteRange]):
         self._size = size
 
     def follow_size(self, size: int) -> None:
-        """The pool has become larger."""
+        """The size of the pool has changed."""
         self._size = size
 
     @property

@@ -44,8 +44,8 @@ _PAGE_MASK = ~(mmap.PAGESIZE - 1)
 class Operations(NamedTuple):
     """The operations of one mapping; ``daxfs info`` shows ``name``.
 
-    ``retire`` and ``extend`` are the pool's: after ``extend(memory)`` all of them, also those that callers keep, work
-    on a longer view of the same bytes.
+    ``retire`` and ``follow_size`` are the pool's: after ``follow_size(memory)`` all of them, also those that callers
+    keep, work on a longer or shorter view of the same bytes.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Operations(NamedTuple):
     flush: Callable[[int, int], None]
     fence: Callable[[], None]
     retire: Callable[[], None]
-    extend: Callable[[memoryview], None]
+    follow_size: Callable[[memoryview], None]
 
 
 class Library(NamedTuple):
@@ -134,7 +134,7 @@ def refusing(name: str) -> Operations:
 def volatile(memory: memoryview) -> Operations:
     """Make the operations of memory without a medium: a store is a plain copy."""
     size = len(memory)
-    store_word, release, extend_words = _word_store(memory)
+    store_word, release, use_words = _word_store(memory)
 
     def write(offset: int, data: Buffer) -> None:
         # Python cuts the slice at the end of the memory; assigning data of another length then raises ValueError.
@@ -147,12 +147,12 @@ def volatile(memory: memoryview) -> Operations:
             raise _outside(offset, length, size)
         _clear(memory, offset, length)
 
-    def extend(longer: memoryview) -> None:
+    def follow_size(view: memoryview) -> None:
         nonlocal memory, size
-        memory, size = longer, len(longer)
-        extend_words(longer)
+        memory, size = view, len(view)
+        use_words(view)
 
-    return Operations(VOLATILE, write, zero, store_word, _nothing, _nothing, release, extend)
+    return Operations(VOLATILE, write, zero, store_word, _nothing, _nothing, release, follow_size)
 
 
 def msync(memory: memoryview, synchronise: Callable[[int, int], None]) -> Operations:
@@ -164,7 +164,7 @@ def msync(memory: memoryview, synchronise: Callable[[int, int], None]) -> Operat
     size = len(memory)
     low, high = size, 0
     failed: OSError | None = None
-    set_word, release, extend_words = _word_store(memory)
+    set_word, release, use_words = _word_store(memory)
 
     def write(offset: int, data: Buffer) -> None:
         nonlocal low, high
@@ -201,13 +201,13 @@ def msync(memory: memoryview, synchronise: Callable[[int, int], None]) -> Operat
                 raise FsError(errno.EIO, f"write-back of the pool failed ({error})") from error
             low, high = size, 0
 
-    def extend(longer: memoryview) -> None:
+    def follow_size(view: memoryview) -> None:
         nonlocal memory, size, low
-        low = low if low < high else len(longer)
-        memory, size = longer, len(longer)
-        extend_words(longer)
+        low = low if low < high else len(view)
+        memory, size = view, len(view)
+        use_words(view)
 
-    return Operations(MSYNC, write, zero, store_word, flush, fence, release, extend)
+    return Operations(MSYNC, write, zero, store_word, flush, fence, release, follow_size)
 
 
 def libpmem(memory: memoryview, library: Library) -> Operations:
@@ -215,7 +215,7 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
     base = address_of(memory)
     limit = len(memory)
     write_back, drain, copy, fill = library
-    set_word, release, extend_words = _word_store(memory)
+    set_word, release, use_words = _word_store(memory)
     first_byte = ctypes.c_char.from_buffer
 
     def write(offset: int, data: Buffer) -> None:
@@ -254,12 +254,12 @@ def libpmem(memory: memoryview, library: Library) -> Operations:
         limit = -1
         release()
 
-    def extend(longer: memoryview) -> None:
+    def follow_size(view: memoryview) -> None:
         nonlocal memory, base, limit
-        memory, base, limit = longer, address_of(longer), len(longer)
-        extend_words(longer)
+        memory, base, limit = view, address_of(view), len(view)
+        use_words(view)
 
-    return Operations(LIBPMEM, write, zero, store_word, flush, drain, retire, extend)
+    return Operations(LIBPMEM, write, zero, store_word, flush, drain, retire, follow_size)
 
 
 def guarded(operations: Operations, faults: Faults) -> Operations:
@@ -358,7 +358,7 @@ def _word_store(
     memory: memoryview,
 ) -> tuple[Callable[[int, int, int], None], Callable[[], None], Callable[[memoryview], None]]:
     """Return a function that stores one aligned word with a single machine store, one that releases its views, and one
-    that has it store to a longer view.
+    that has it store to another view.
     """
     words = {4: memory.cast("I"), 8: memory.cast("Q")}
     total = len(memory)
@@ -369,16 +369,16 @@ def _word_store(
         words[size][offset // size] = value
 
     def release() -> None:
-        for view in words.values():
-            view.release()
+        for each in words.values():
+            each.release()
 
-    def extend(longer: memoryview) -> None:
+    def follow_size(view: memoryview) -> None:
         nonlocal words, total
         release()
-        words = {4: longer.cast("I"), 8: longer.cast("Q")}
-        total = len(longer)
+        words = {4: view.cast("I"), 8: view.cast("Q")}
+        total = len(view)
 
-    return store_word, release, extend
+    return store_word, release, follow_size
 
 
 def _clear(memory: memoryview, offset: int, length: int) -> None:

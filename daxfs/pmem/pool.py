@@ -207,6 +207,15 @@ class Pool:
         """
         raise PoolError(f"{self.path}: a pool of kind {self.kind} can't have storage", kinds.MOUNT_FAILED)
 
+    def shorten(self, length: int) -> None:
+        """Make the pool and its file ``length`` bytes long, whose end is not used any more; a device stays as it is.
+
+        ``memory`` is then a shorter view. Older views stay valid up to that length; nobody may look past it.
+
+        Raises:
+            FsError: EROFS; or the system's, the file can't be cut: it stays longer.
+        """
+
     def mapped_elsewhere(self, but: int | None = None) -> bool:  # noqa: ARG002
         """Return whether clients still map this pool, those of the mount with lock number ``but`` excepted."""
         return False
@@ -434,8 +443,31 @@ class MappedPool(Pool):
         self.memory = self._addresses.view()
         self.size = len(self.memory)
         self.bad.follow_size(self.memory_size)
-        self.unhooked.extend(self.memory)
+        self.unhooked.follow_size(self.memory)
         self.faults.follow_size()
+
+    def shorten(self, length: int) -> None:
+        """As `Pool.shorten`."""
+        length += -length % self._unit
+        if not self.extensible or length >= self.available():
+            return
+        if self.read_only:
+            raise FsError(errno.EROFS, f"{self.path}: the pool is open for reading only")
+        if length < self.size:
+            self.fence()
+            self.bad.take_out(length, self.size)
+            self._addresses.shorten(length)
+            self.memory = self._addresses.view()
+            self.size = self.memory_size = self.file_size = length
+            self.bad.follow_size(length)
+            self._reservation.follow_size(length)
+            self._reservation.forget()
+            self._prefaulted.clear()
+            self.unhooked.follow_size(self.memory)
+        try:
+            os.ftruncate(self._descriptors[0], length)
+        except OSError as error:
+            raise FsError(error.errno or errno.EIO, f"{self.path} can't be cut: {error.strerror}") from None
 
     def advise(self) -> None:
         """Ask for huge pages, which matters where a tmpfs is mounted with huge=advise: whoever touches memory first

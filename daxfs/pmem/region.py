@@ -2,7 +2,8 @@
 
 The range is larger than the pool. So a region can be added after the last one, and a part of a region can be mapped
 again in place (`Faults.settle`), without moving memory that views refer to. Everything outside the regions is
-PROT_NONE: a store past the end of the pool ends in SIGSEGV, and never in memory of something else.
+PROT_NONE, but for what a file has lost that was cut: a store past the end of the pool ends in SIGSEGV or SIGBUS, and
+never in memory of something else.
 
 Python's `mmap` can do neither, since it chooses the address and owns one mapping. What it gives is kept: the memory
 stays mapped as long as a view of it lives. `AddressRange.close` lets go of the range; the last view unmaps it.
@@ -129,6 +130,15 @@ class AddressRange:
             begin = last.end & -unit
             self._map(grown, begin, grown.end - begin)
         self.regions[-1] = grown
+
+    def shorten(self, length: int) -> None:
+        """Count only ``length`` bytes from now on: the file is about to be cut, or was.
+
+        What lies after them stays mapped, so that a load or store there is SIGBUS, as past the end of any file, and
+        never memory of something else.
+        """
+        last = self.regions[-1]
+        self.regions[-1] = last._replace(length=length - last.offset)
 
     def _move(self, grown: Region, unit: int) -> None:
         """Map all regions at other addresses, the last one as ``grown``."""

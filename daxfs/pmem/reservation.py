@@ -116,7 +116,7 @@ class Reservation:
         self._done.update(missing)
 
     def follow_size(self, size: int) -> None:
-        """The pool's file has become longer; its last chunk may end with a hole now."""
+        """The length of the pool's file has changed; its last chunk may end with a hole now."""
         self._done.discard(self._size >> _CHUNK_BITS)
         self._size = size
 

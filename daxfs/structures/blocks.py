@@ -65,18 +65,19 @@ class GroupBound:
 
 
 def free_runs(view: View, group: int, least: int, first: int = 0) -> Iterator[BlockRun]:
-    """Yield the free runs of ``least`` blocks or more in a group that do not end before block ``first``, in order.
+    """Yield the free runs of ``least`` blocks or more in a group that do not end before block ``first``, in order, as
+    far as they may be taken (`confine`).
 
     Blocks freed in the running transaction are not included. The runs are valid until the next change.
 
     An unusable group has none.
     """
-    if not groups.usable(view, group):
+    if group >= view.geometry.groups_count or not groups.gives(view, group):
         return
     desc = groups.descriptor(view, group)
     if desc.free_blocks_count < least:
         return
-    content = groupmaps.for_freeing(view, group)
+    content = groupmaps.for_taking(view, group)
     if content is None:
         return
     low, bits = view.geometry.first_block(group), view.geometry.blocks_in_group(group)
@@ -134,6 +135,19 @@ def correct_free_counts(tx: Handle) -> bool:
 
 
 # Taking
+
+
+def confine(view: View, end: int) -> None:
+    """Have no block and no inode of a group taken from block ``end`` on, since the file system is to end there; 0: have
+    all taken again. What lies there is freed as before.
+    """
+    groups.set_end(view, end)
+    forget(view)
+
+
+def forget(view: View) -> None:
+    """Forget all hints: other blocks may be taken from now on, or there are other groups."""
+    view.caches[blocksearch.Hints].forget()
 
 
 def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = False) -> BlockRun:
@@ -207,7 +221,7 @@ def take_run(tx: Handle, run: BlockRun) -> bool:
     """Take a run of blocks, which lies in one group, for a file's data: two credits.
 
     Returns:
-        False: a block of it is in use.
+        False: a block of it is in use, or no longer there.
 
     Raises:
         FsError: ENOSPC: not so many blocks may be taken (`reserves`).
@@ -217,6 +231,8 @@ def take_run(tx: Handle, run: BlockRun) -> bool:
     if room - run.length < reserves.must_stay_free(geometry, sb, privileged=tx.privileged):
         raise FsError(errno.ENOSPC, "no block is free")
     group, bit = divmod(run.start - geometry.first_data_block, geometry.blocks_per_group)
+    if run.start + run.length > geometry.blocks_count:  # the file system has become smaller since it was found
+        return False
     desc = groups.descriptor(tx, group)
     if tx.pool.bad and not groupmaps.readable(tx, desc):
         return False
@@ -294,7 +310,7 @@ def free(tx: Handle, start: int, count: int, *, metadata: bool = False) -> None:
     geometry = tx.geometry
     if count <= 0 or start <= geometry.first_data_block or start + count > geometry.blocks_count:
         raise Corrupt(CorruptKind.BLOCK_NUMBER, f"freeing {count} blocks from {start}, of {geometry.blocks_count}")
-    for group, bit, length in _pieces(geometry, start, count):
+    for group, bit, length in pieces_of(geometry, start, count):
         content = groupmaps.for_freeing(tx, group)
         if content is None:
             continue
@@ -409,7 +425,7 @@ def _by_group(geometry: Geometry, runs: list[BlockRun]) -> Iterable[tuple[int, b
         return _many_by_group(geometry, runs)
     found: dict[int, list[tuple[int, int]]] = {}
     for start, count in runs:
-        for group, bit, length in _pieces(geometry, start, count):
+        for group, bit, length in pieces_of(geometry, start, count):
             found.setdefault(group, []).append((bit, length))
     return found.items()
 
@@ -421,7 +437,7 @@ def _many_by_group(geometry: Geometry, runs: list[BlockRun]) -> Iterator[tuple[i
     pieces = np.stack((bits, lengths), axis=1)
     cut = bits + lengths > size
     if cut.any():
-        more = [piece for at in np.flatnonzero(cut).tolist() for piece in _pieces(geometry, *runs[at])]
+        more = [piece for at in np.flatnonzero(cut).tolist() for piece in pieces_of(geometry, *runs[at])]
         rows = np.array(more, np.int64)
         numbers = np.concatenate((numbers[~cut], rows[:, 0]))
         pieces = np.concatenate((pieces[~cut], rows[:, 1:]))
@@ -431,7 +447,7 @@ def _many_by_group(geometry: Geometry, runs: list[BlockRun]) -> Iterator[tuple[i
         yield group, rows if len(rows) >= bitmaps.FEW_RUNS else [tuple(row) for row in rows.tolist()]
 
 
-def _pieces(geometry: Geometry, start: int, count: int) -> Iterator[BitRun]:
+def pieces_of(geometry: Geometry, start: int, count: int) -> Iterator[BitRun]:
     """Yield the pieces of a run of blocks, cut at the borders of groups."""
     while count > 0:
         group, bit = divmod(start - geometry.first_data_block, geometry.blocks_per_group)

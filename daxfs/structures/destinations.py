@@ -58,7 +58,9 @@ class Search:
         Raises:
             Corrupt: a bitmap or a descriptor is damaged.
         """
-        opened = 0
+        opened, count = 0, view.geometry.memory_groups
+        if self._group >= count:  # the file system has become smaller
+            self._group, self._left = 0, count
         while self._left and opened < GROUPS_PER_LOOK:
             group = self._group
             skipped = self._roomless(view, group)

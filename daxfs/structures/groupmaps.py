@@ -31,7 +31,7 @@ class _Places(Cache):
     """What is known of the groups.
 
     Attributes:
-        metadata: group -> `metadata_zone.in_group`; the places of metadata change only when the pool grows.
+        metadata: group -> `metadata_zone.in_group`; the places of metadata change only with the size.
         written: group -> the block of its bitmap, of groups whose bitmap was written before.
     """
 
@@ -49,10 +49,9 @@ class _Places(Cache):
 def usable(view: View, group: int, desc: GroupDescriptor) -> memoryview:
     """Return the checked block bitmap of a group, for reading; computed if the group's bitmap was never written.
 
-    Blocks over bad memory count as in use.
+    Blocks over bad memory, and those that are not to be taken (`groups.set_end`), count as in use.
     """
-    content = stored(view, group, desc)
-    return _without_bad(view, group, content) if view.pool.bad else content
+    return _takeable(view, group, stored(view, group, desc))
 
 
 def newest(tx: Handle, group: int) -> memoryview:
@@ -72,7 +71,7 @@ def newest(tx: Handle, group: int) -> memoryview:
     except Corrupt as error:
         groups.give_up(tx, group, error)
         raise
-    return _without_bad(tx, group, content) if tx.pool.bad else content
+    return _takeable(tx, group, content)
 
 
 def first_written(tx: Handle, group: int) -> None:
@@ -97,7 +96,7 @@ def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
 
 
 def for_freeing(view: View, group: int) -> memoryview | None:
-    """Return the bitmap of a group as `usable`; None if it is damaged or lies in bad memory.
+    """Return the bitmap of a group with blocks over bad memory in use; None if it is damaged or lies in bad memory.
 
     Then the group's blocks stay in use: nobody would see them free, until e2fsck makes the bitmap anew.
     """
@@ -107,15 +106,50 @@ def for_freeing(view: View, group: int) -> memoryview | None:
     if view.pool.bad and not readable(view, desc):
         return None
     try:
-        return usable(view, group, desc)
+        content = stored(view, group, desc)
     except Corrupt as error:
         note(view, error)
         return None
+    return _without_bad(view, group, content) if view.pool.bad else content
+
+
+def for_taking(view: View, group: int) -> memoryview | None:
+    """Return the bitmap of a group as `usable`; None: nothing can be taken from the group."""
+    content = for_freeing(view, group) if groups.gives(view, group) else None
+    return None if content is None else _before_end(view, group, content)
 
 
 def forget(view: View) -> None:
     """Forget where the groups have their metadata: there are more groups, or a group is longer."""
     view.caches[_Places].metadata.clear()
+
+
+def forget_all(view: View) -> None:
+    """Forget all that is known of groups: some are no longer there."""
+    forget(view)
+    view.caches[_Places].drop()
+
+
+def _takeable(view: View, group: int, content: memoryview) -> memoryview:
+    """Return a bitmap in which what is not to be taken counts as in use."""
+    if view.pool.bad:
+        content = _without_bad(view, group, content)
+    return _before_end(view, group, content)
+
+
+def _before_end(view: View, group: int, content: memoryview) -> memoryview:
+    """Return a bitmap in which blocks past the end of what may be taken count as in use."""
+    end = groups.end_of_taking(view)
+    if not end:
+        return content
+    geometry = view.geometry
+    bits = geometry.blocks_in_group(group)
+    past = min(geometry.first_block(group) + bits - end, bits)
+    if past <= 0:
+        return content
+    copy = memoryview(bytearray(content))
+    bitmaps.set_run(copy, bits - past, past)
+    return copy
 
 
 def _without_bad(view: View, group: int, content: memoryview) -> memoryview:
@@ -130,8 +164,8 @@ def _without_bad(view: View, group: int, content: memoryview) -> memoryview:
 
 
 def allows_search(view: View, group: int) -> bool:
-    """Whether the allocator may look for room in a group: nothing is known to be wrong with its bitmap."""
-    return groups.usable(view, group) and (not view.pool.bad or readable(view, groups.descriptor(view, group)))
+    """Whether the allocator may look for room in a group: it stays, and its bitmap is good, as far as is known."""
+    return groups.gives(view, group) and (not view.pool.bad or readable(view, groups.descriptor(view, group)))
 
 
 def readable(view: View, desc: GroupDescriptor) -> bool:

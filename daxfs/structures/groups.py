@@ -80,6 +80,36 @@ def free_on_storage(view: View) -> int:
     return known.free
 
 
+class _End(Cache):
+    """Where the file system is about to end: nothing is taken past block ``block``, if it is not 0."""
+
+    __slots__ = ("block",)
+
+    def __init__(self) -> None:
+        self.block = 0
+
+
+def set_end(view: View, block: int) -> None:
+    """Have nothing taken from ``block`` on; 0: from everywhere. What lies there stays, and can be freed."""
+    view.caches[_End].block = block
+
+
+def end_of_taking(view: View) -> int:
+    """Return the block from which on nothing is taken (`set_end`), or 0."""
+    return view.caches[_End].block
+
+
+def gives(view: View, group: int) -> bool:
+    """Whether blocks and inodes may be taken from the group; of the last such group perhaps not all (`set_end`)."""
+    end = view.caches[_End].block
+    return usable(view, group) and (not end or view.geometry.first_block(group) < end)
+
+
+def forget(view: View) -> None:
+    """Forget which groups are unusable: some are no longer there."""
+    view.caches[Unusable].errors.clear()
+
+
 def usable(view: View, group: int) -> bool:
     """Whether blocks and inodes may be taken from the group and freed into it, as far as is known."""
     return group not in view.caches[Unusable].errors
@@ -205,7 +235,8 @@ def inodes_uninit(geometry: Geometry, desc: GroupDescriptor) -> bool:
 def counts(view: View, index: int) -> GroupCounts:
     """Return the counters of all groups whose descriptors lie in descriptor block ``index`` (group // desc_per_block).
 
-    The arrays are copies and include changes of the running transaction. Nothing is free in unusable groups.
+    The arrays are copies and include changes of the running transaction. Nothing is free in unusable groups, and in
+    those past the end of what may be taken (`set_end`).
     """
     geometry = view.geometry
     first = index * geometry.desc_per_block
@@ -218,6 +249,10 @@ def counts(view: View, index: int) -> GroupCounts:
     for group in view.caches[Unusable].errors:
         if first <= group < first + length:
             columns[group - first] = 0
+    end = view.caches[_End].block
+    if end:
+        stay = -(-(end - geometry.first_data_block) // geometry.blocks_per_group) - first
+        columns[max(stay, 0) :, :2] = 0
     return GroupCounts(first, columns[:, 0], columns[:, 1], columns[:, 2])
 
 
@@ -249,13 +284,8 @@ def metadata_runs(view: View, group: int) -> list[BlockRun]:
     first = group - group % geometry.flex_bg_size
     end = min(first + geometry.flex_bg_size, geometry.groups_count)
     for index in range(first // per_block, -(-end // per_block)):
-        content, _ = locate(view, index * per_block)
-        words = np.frombuffer(content, dtype="<u4").reshape(per_block, -1)
         begin = max(first - index * per_block, 0)
-        words = words[begin : end - index * per_block]
-        starts = words[:, :3].astype(np.int64)
-        if geometry.desc_size >= 64:
-            starts += words[:, 8:11].astype(np.int64) << 32
+        starts = places(view, index)[begin : end - index * per_block]
         ends = starts + np.array((1, 1, geometry.inode_blocks_per_group))
         inside = (starts < high) & (ends > low)
         for other in view.caches[Unusable].errors:
@@ -265,6 +295,21 @@ def metadata_runs(view: View, group: int) -> list[BlockRun]:
         for start, stop in zip(starts[inside].tolist(), ends[inside].tolist(), strict=True):
             runs.append(BlockRun(max(start, low), min(stop, high) - max(start, low)))
     return runs
+
+
+def places(view: View, index: int) -> Counts:
+    """Return where the groups of descriptor block ``index`` have their block bitmap, inode bitmap and inode table.
+
+    Each group is a row. What unusable groups say may be wrong (`places_are_right`).
+    """
+    geometry = view.geometry
+    per_block = geometry.desc_per_block
+    content, _ = locate(view, index * per_block)
+    words = np.frombuffer(content, dtype="<u4").reshape(per_block, -1)[: geometry.groups_count - index * per_block]
+    starts = words[:, :3].astype(np.int64)
+    if geometry.desc_size >= 64:
+        starts += words[:, 8:11].astype(np.int64) << 32
+    return starts
 
 
 def places_are_right(view: View, group: int) -> bool:

@@ -94,7 +94,7 @@ def lacks_descriptors(geometry: Geometry) -> bool:
 
 def credits_of(geometry: Geometry, blocks_count: int) -> int:
     """Return the blocks that one `extend` on the way to ``blocks_count`` changes at most, beyond the superblock."""
-    end = _groups_in(geometry, blocks_count)
+    end = groups_in(geometry, blocks_count)
     reserves = geometry.backups(geometry.groups_count) != geometry.backups(end)
     count = min(end - geometry.groups_count, BATCH)
     return SMALL_CREDITS + 2 * count + (geometry.reserved_gdt_blocks if reserves else 0)
@@ -128,7 +128,7 @@ def use_meta_bg(tx: Handle) -> None:
     sb.s_feature_compat &= ~int(Compat.resize_inode)
     sb.s_feature_incompat |= Incompat.meta_bg
     sb.s_first_meta_bg = geometry.desc_blocks
-    _follow(tx, sb)
+    follow(tx, sb)
 
 
 def tables(geometry: Geometry, blocks_count: int) -> list[Tables]:
@@ -153,7 +153,7 @@ def _lengthen_last_group(tx: Handle, blocks_count: int) -> None:
     groupmaps.stored(tx, group, desc)  # checked while it has its old length
     sb = tx.edit_superblock()
     _count(sb, geometry, added, 0, added, 0)
-    _follow(tx, sb)
+    follow(tx, sb)
     if not uninit:
         bitmaps.clear_run(tx.edit(desc.block_bitmap, groupmaps.seal, geometry, desc), before, added)
     desc.free_blocks_count += added
@@ -166,7 +166,7 @@ def _lengthen_last_group(tx: Handle, blocks_count: int) -> None:
 def _add_groups(tx: Handle, blocks_count: int) -> None:
     geometry = tx.geometry
     first, size = geometry.groups_count, geometry.blocks_count
-    end = _groups_in(geometry, blocks_count)
+    end = groups_in(geometry, blocks_count)
     places = tables(geometry, blocks_count)
     sb = tx.edit_superblock()
     if first % geometry.desc_per_block:
@@ -179,7 +179,7 @@ def _add_groups(tx: Handle, blocks_count: int) -> None:
             _reserve_backups(tx, sb, group, geometry.desc_blocks + taken)
     overhead = sum(geometry.base_blocks(group) + 2 + geometry.inode_blocks_per_group for group in range(first, end))
     _count(sb, geometry, blocks_count - size, end - first, blocks_count - size - overhead, overhead)
-    _follow(tx, sb)
+    follow(tx, sb)
     if not first % geometry.desc_per_block:
         tx.create(geometry.descriptor_position(first)[0])
     used = _used(geometry, first, places)
@@ -216,7 +216,7 @@ def _make_group(tx: Handle, group: int, place: Tables, used: list[BlockRun]) -> 
 
 def _placed(geometry: Geometry, first: int, blocks_count: int) -> list[Tables]:
     """Place the tables of groups: those of a flexible group, or of its part that is new, lie together at its start."""
-    end = _groups_in(geometry, blocks_count)
+    end = groups_in(geometry, blocks_count)
     found: list[Tables] = []
     while first < end:
         stop = min(first - first % geometry.flex_bg_size + geometry.flex_bg_size, end)
@@ -267,7 +267,8 @@ def _used(geometry: Geometry, first: int, places: list[Tables]) -> list[list[Blo
     return found
 
 
-def _groups_in(geometry: Geometry, blocks_count: int) -> int:
+def groups_in(geometry: Geometry, blocks_count: int) -> int:
+    """Return how many groups a file system of ``blocks_count`` blocks has."""
     return -(-(blocks_count - geometry.first_data_block) // geometry.blocks_per_group)
 
 
@@ -285,9 +286,9 @@ def _count(sb: Superblock, geometry: Geometry, added: int, new_groups: int, free
         sb.s_overhead_clusters += overhead
 
 
-def _follow(tx: Handle, sb: Superblock) -> None:
+def follow(tx: Handle, sb: Superblock) -> None:
     """Have the geometry follow the superblock, and what was derived from it; undone with the handle."""
-    tx.on_rollback(partial(_forget, tx, tx.geometry.grow(sb)))
+    tx.on_rollback(partial(_forget, tx, tx.geometry.follow(sb)))
     _forget(tx)
 
 
@@ -353,6 +354,38 @@ def _reserve_backups(tx: Handle, sb: Superblock, group: int, desc_blocks: int) -
         _check_backups(tx, block, backups)
         tx.edit(block).cast("I")[len(backups)] = group * geometry.blocks_per_group + block
     inodes.add_blocks(inode, sb.s_reserved_gdt_blocks, geometry)
+
+
+def renew_resize_inode(tx: Handle, before: range) -> None:
+    """Have the resize inode name what is reserved at the present size: two credits, and one for each reserved block.
+
+    Args:
+        tx: the handle, which has made the file system smaller.
+        before: the indices of the descriptor blocks for which blocks were reserved until now.
+    """
+    geometry = tx.geometry
+    inode, double = _resize_inode(tx)
+    reserved = range(geometry.desc_blocks, geometry.desc_blocks + geometry.reserved_gdt_blocks)
+    backups = geometry.backups(geometry.groups_count)
+    entries = geometry.block_size // 4
+    for index in before:
+        _reserved_block(tx, double, index)
+    pointers = tx.edit(double).cast("I")
+    for index in before:
+        pointers[index % entries] = 0
+    for index in reserved:
+        block = pointers[index % entries] = geometry.first_data_block + 1 + index
+        named = [group * geometry.blocks_per_group + block for group in backups]
+        if index not in before:
+            tx.create(block)
+        elif tx.block(block).cast("I")[: len(named) + 1].tolist() == [*named, 0]:
+            continue
+        names = tx.edit(block)
+        names[:] = bytes(geometry.block_size)
+        for at, number in enumerate(named):
+            names.cast("I")[at] = number
+    inode.blocks = 0
+    inodes.add_blocks(inode, 1 + len(reserved) * (1 + len(backups)), geometry)
 
 
 def _damaged(what: str) -> Corrupt:

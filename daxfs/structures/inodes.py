@@ -234,6 +234,31 @@ def in_use(view: View, ino: int) -> bool:
     return bitmaps.test(_bitmap(view, group, desc), (ino - 1) % geometry.inodes_per_group)
 
 
+def in_use_of(view: View, group: int) -> list[int]:
+    """Return the inodes in use of a group, in order.
+
+    Raises:
+        Corrupt: the bitmap or the descriptor is damaged.
+    """
+    geometry = view.geometry
+    desc = groups.descriptor(view, group)
+    if groups.inodes_uninit(geometry, desc) or desc.free_inodes_count == geometry.inodes_per_group:
+        return []
+    used = np.unpackbits(
+        np.frombuffer(_bitmap(view, group, desc), np.uint8), count=geometry.inodes_per_group, bitorder="little"
+    )
+    first = group * geometry.inodes_per_group + 1
+    found: list[int] = (np.flatnonzero(used) + first).tolist()
+    return found
+
+
+def forget(view: View) -> None:
+    """Forget where inode tables lie and what is known of inodes: there are fewer groups."""
+    known = view.caches[_Known]
+    known.tables.clear()
+    known.drop()
+
+
 def may_be_in_use(view: View, ino: int) -> bool:
     """Whether ``ino`` is allocated as far as is known: the bitmap of an unusable group is not believed."""
     group = view.geometry.group_of_inode(ino)
@@ -305,7 +330,7 @@ def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
 
 def _has_room(tx: Handle, group: int, directory: bool) -> bool:
     """Whether a group has a free inode, and a free block if the inode is no directory."""
-    if not groups.usable(tx, group):
+    if not groups.gives(tx, group):
         return False
     desc = groups.newest(tx, group)
     return bool(desc.free_inodes_count) and (directory or bool(desc.free_blocks_count))
@@ -571,7 +596,7 @@ def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
         return _roomy_group(tx, getrandbits(32) % geometry.groups_count, free_inodes, free_blocks, home)
     free_inodes -= geometry.inodes_per_group // 4
     free_blocks -= geometry.blocks_per_group // 4
-    if groups.usable(tx, home):
+    if groups.gives(tx, home):
         desc = groups.descriptor(tx, home)
         if desc.free_inodes_count > max(free_inodes, 0) and desc.free_blocks_count > max(free_blocks, 0):
             return home
@@ -611,7 +636,7 @@ def _other_group(tx: Handle, group: int) -> int:
     step, probe = 1, group
     while step < count:
         probe = (probe + step) % count
-        if groups.usable(tx, probe):
+        if groups.gives(tx, probe):
             desc = groups.descriptor(tx, probe)
             if desc.free_inodes_count and desc.free_blocks_count:
                 return probe

@@ -396,11 +396,18 @@ def resize_command(
     size: Annotated[
         str, typer.Argument(metavar="[SIZE]", help="As 64G or 1.5T; without it all that the file or device has.")
     ] = "",
+    minimum: Annotated[bool, typer.Option("--minimum", help="Print the smallest size, in bytes.")] = False,
 ) -> None:
-    """Make a file system larger, mounted or not, and the pool's file if need be. resize2fs POOL SIZE does the same."""
+    """Make a file system larger or smaller, mounted or not, together with the pool's file.
+
+    Programs go on meanwhile. What can't move out of the part that goes is named, and nothing has changed then.
+    """
     from daxfs.tools import resize
 
-    resize.run(place, size)
+    if minimum:
+        resize.show_minimum(place)
+    else:
+        resize.run(place, size)
 
 
 @app.command("sync")

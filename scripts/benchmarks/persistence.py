@@ -71,7 +71,7 @@ class CountingPool(MemoryPool):
         def fence() -> None:
             self.fences += 1
 
-        return Operations("counting", write, zero, store_word, count, fence, plain.retire, plain.extend)
+        return Operations("counting", write, zero, store_word, count, fence, plain.retire, plain.follow_size)
 
 
 def persistence(base: Path, report: Report) -> None:

@@ -95,7 +95,7 @@ class MsyncPool(LinesPool):
             dirty.clear()
             record(Fence())
 
-        return Operations(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire, plain.extend)
+        return Operations(persist.VOLATILE, write, zero, store_word, flush, fence, plain.retire, plain.follow_size)
 
 
 POOLS = {"lines": LinesPool, "msync": MsyncPool}

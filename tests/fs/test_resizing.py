@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 from in_memory import tmp_path
 from kernel_rig import kernel_mount
+from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, fill, is_filled, made, refused
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import descriptor
@@ -22,51 +22,6 @@ from daxfs.structures import growth
 from support import fsck, mke2fs, run
 
 __all__ = ["tmp_path"]
-
-KIB, MIB = 1 << 10, 1 << 20
-SMALL, LARGE = 16 * MIB, 80 * MIB
-SPECIAL = {
-    "sparse-super2": ("-O", "sparse_super2,^resize_inode"),
-    "no-sparse": ("-O", "^sparse_super,^resize_inode"),
-    "flex4": ("-G", "4"),
-    "flex64": ("-G", "64"),
-    "no-resize-inode": ("-O", "^resize_inode"),
-}
-
-
-def made(path: Path, *options: str, size: str = "16M") -> Path:
-    """A small pool with many small groups."""
-    small = "1024" in options or "2048" in options
-    given = (*(() if small else ("-b", "4096")), "-g", "512" if small else "256", "-N", "512")
-    journal = () if any("^has_journal" in each for each in options) else ("-J", "size=4")
-    text = " ".join(options)
-    reserved = () if "resize" in text else ("-E", f"resize={300_000 if small else 65536}")
-    return mke2fs(path, *given, *journal, *reserved, *options, size=size)
-
-
-def counts(path: Path) -> dict[str, int]:
-    """The counters of the superblock, as dumpe2fs shows them."""
-    text = run("dumpe2fs", "-h", path)
-    names = (
-        "Block count",
-        "Free blocks",
-        "Inode count",
-        "Free inodes",
-        "Reserved GDT blocks",
-        "First meta block group",
-    )
-    found = {name: re.search(rf"^{name}: +(\d+)", text, re.M) for name in names}
-    return {name: int(match[1]) for name, match in found.items() if match}
-
-
-def fill(fs: FileSystem) -> None:
-    fs.tree.mkdir("/d")
-    for number in range(20):
-        fs.tree.write_bytes(f"/d/{number}", bytes([number + 1]) * (number * 3000))
-
-
-def is_filled(fs: FileSystem) -> bool:
-    return all(fs.tree.read_bytes(f"/d/{number}") == bytes([number + 1]) * (number * 3000) for number in range(20))
 
 
 def check_growth(path: Path, *options: str) -> None:
@@ -181,12 +136,6 @@ def test_a_last_group_without_room_is_left_out(tmp_path: Path) -> None:
     with FileSystem.open(path) as fs:
         assert fs.resize(SMALL // 4096 + 1).blocks == SMALL // 4096
         assert fs.resize(SMALL // 4096 + 256 + 5).blocks == SMALL // 4096 + 256
-
-
-def refused(fs: FileSystem, blocks: int) -> str:
-    with pytest.raises(FsError) as caught:
-        fs.resize(blocks)
-    return errno.errorcode[caught.value.errno or 0]
 
 
 def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:

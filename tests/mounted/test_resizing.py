@@ -1,10 +1,11 @@
-"""Growth of a mount: by resize2fs and by daxfs resize, beside programs that use it; what is refused, in one line."""
+"""A mount becomes larger, by resize2fs or daxfs resize, or smaller, beside programs that use it; what is refused."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from mount_rig import COMMAND, as_user, daxfs, mounted
 
 from daxfs import direct
 from daxfs.errors import UserError
-from daxfs.fuse.kernel.resizing import EXT4_IOC_RESIZE_FS
-from daxfs.tools import info, resize, snapshots
+from daxfs.fuse.kernel.resizing import EXT4_IOC_RESIZE_FS, LEFT
+from daxfs.tools import info, mountpoints, resize, snapshots
 from support import HANG_SECONDS, fsck, run
 
 Pool = Callable[..., Path]
@@ -116,9 +117,10 @@ def test_what_is_refused(pool: Pool) -> None:
     """In one line, with an exit code, and nothing has changed."""
     path = pool("-b", "4096", size="64M")
     with mounted(path) as mount:
+        (mount.place / "data").write_bytes(bytes(20 * MIB))
         before = os.statvfs(mount.place).f_blocks
         said = daxfs("resize", mount.place, "10M", code=1)
-        assert "fewer than the 16384 in use" in said
+        assert "that are needed for what is in use" in said
         assert said.count("\n") == 1
         assert "is not a size" in refused(mount.place, "a lot")
         assert "is not a whole number of bytes" in refused(mount.place, "0")
@@ -155,6 +157,83 @@ def test_clients(pool: Pool) -> None:
         with direct.map(second) as new:
             assert new.direct, new.why
         assert first.read_bytes()[:6] == b"still1"
+
+
+def test_shrinking(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside programs, which see the new size; the pool's file is cut, and the kernel mounts the result."""
+    path = pool("-b", "4096", size="64M")
+    run("truncate", "-s", GIB, path)
+    run("resize2fs", "-f", path)
+    with mounted(path) as mount:
+        first, last = mount.place / "first", mount.place / "last"
+        first.write_bytes(bytes(700 * MIB))
+        last.write_bytes(os.urandom(20 * MIB))
+        content = last.read_bytes()
+        os.truncate(first, 0)  # which has freed all of it when it returns
+        resize.show_minimum(str(mount.place))
+        least = int(capsys.readouterr().out)
+        assert least < 200 * MIB
+        assert str(least // 4096) in refused(mount.place, str(least - MIB))
+        with busy(mount.place):
+            resize.run(str(mount.place), "256M")
+        assert "has 256 MiB (65536 blocks) now" in capsys.readouterr().out
+        assert path.stat().st_size == 256 * MIB
+        assert os.statvfs(mount.place).f_blocks < 65536
+        assert last.read_bytes() == content
+        last.unlink()
+        (mount.place / "second").write_bytes(b"2" * (150 * MIB))
+    with kernel_mount(path) as place:
+        assert (place / "second").stat().st_size == 150 * MIB
+    resize.show_minimum(str(path))
+    resize.run(str(path), capsys.readouterr().out.strip())
+    assert path.stat().st_size < 200 * MIB
+    fsck(path)
+
+
+def test_a_shrink_that_is_interrupted(pool: Pool) -> None:
+    """Ctrl-C ends it; the mount is as large as before, and uses all of that again."""
+    path = pool("-b", "4096", size="64M")
+    run("truncate", "-s", GIB, path)
+    run("resize2fs", "-f", path)
+    with mounted(path) as mount:
+        (mount.place / "first").write_bytes(bytes(500 * MIB))
+        (mount.place / "last").write_bytes(bytes(400 * MIB))
+        (mount.place / "first").unlink()
+        before = os.statvfs(mount.place).f_blocks
+        program = subprocess.Popen([*COMMAND, "resize", mount.place, "512M"], stderr=subprocess.PIPE)
+        with mountpoints.root(str(mount.place)) as descriptor:
+            while program.poll() is None and not resize.ask(descriptor, "", LEFT)["left"]:
+                pass
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=HANG_SECONDS)
+        assert os.statvfs(mount.place).f_blocks == before or program.returncode == 0
+        (mount.place / "more").write_bytes(bytes(50 * MIB))
+    fsck(path)
+
+
+def test_clients_and_shrinking(pool: Pool) -> None:
+    """What a program maps stays, and is named; when it has ended, the rest moves, and clients learn the new size."""
+    path = pool("-b", "4096", size="64M")
+    run("truncate", "-s", GIB, path)
+    run("resize2fs", "-f", path)
+    with mounted(path) as mount:
+        first, last = mount.place / "first", mount.place / "last"
+        first.write_bytes(bytes(700 * MIB))
+        last.write_bytes(b"l" * (20 * MIB))
+        first.unlink()
+        with direct.map(last, access="rw") as old:
+            assert old.direct, old.why
+            assert str(os.getpid()) in refused(mount.place, "256M")
+            old.view[:5] = b"still"
+            assert path.stat().st_size == GIB
+        resize.run(str(mount.place), "256M")
+        assert path.stat().st_size == 256 * MIB
+        with direct.map(last, access="rw") as new:
+            assert new.direct, new.why
+            assert bytes(new.view[:6]) == b"stilll"
+            new.view[-1:] = b"e"
+        assert last.read_bytes()[-2:] == b"le"
+    fsck(path)
 
 
 PRELOADED = """

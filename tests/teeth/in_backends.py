@@ -109,8 +109,8 @@ MUTANTS = [
     Mutant(
         "libpmem: the fence does nothing",
         PERSIST,
-        "Operations(LIBPMEM, write, zero, store_word, flush, drain, retire, extend)",
-        "Operations(LIBPMEM, write, zero, store_word, flush, _nothing, retire, extend)",
+        "Operations(LIBPMEM, write, zero, store_word, flush, drain, retire, follow_size)",
+        "Operations(LIBPMEM, write, zero, store_word, flush, _nothing, retire, follow_size)",
         "Nobody waits for lines that are on their way.",
         BACKENDS,
     ),

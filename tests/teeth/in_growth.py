@@ -22,8 +22,8 @@ MUTANTS = [
     Mutant(
         "growth: the geometry stays when the handle is undone",
         GROWTH,
-        "    tx.on_rollback(partial(_forget, tx, tx.geometry.grow(sb)))\n",
-        "    tx.geometry.grow(sb)\n",
+        "    tx.on_rollback(partial(_forget, tx, tx.geometry.follow(sb)))\n",
+        "    tx.geometry.follow(sb)\n",
         "The volume uses groups that are not there.",
         GROWS,
     ),
@@ -103,8 +103,8 @@ MUTANTS = [
     Mutant(
         "growth: bound operations keep the old end",
         "daxfs/pmem/pool.py",
-        "        self.unhooked.extend(self.memory)\n",
-        "",
+        "        self.unhooked.follow_size(self.memory)\n        self.faults",
+        "        self.faults",
         "Stores to the new part are refused.",
         GROWS,
     ),

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from daxfs.errors import MissingMemory
-from daxfs.fs import clock
+from daxfs.fs import clock, removal
 from daxfs.fs.types import ROOT_INO
 from daxfs.protocol import ENDED, ENTRY, EPOCH_AT, TOKEN_SIZE
 from daxfs.structures import inodes, mapping
@@ -65,6 +65,24 @@ class StatusPage:
         if not self.ino and not self._volume.read_only:
             self._volume.retrying(lambda _: self._add_block())
 
+    def renew(self) -> None:
+        """Make a new page with the same token, and free the old one, which may lie where nothing may stay.
+
+        No entry is in use.
+
+        Raises:
+            FsError: ENOSPC: the page stays.
+        """
+        old = self.ino, self.token, self._free
+        self.ino, self.token, self._free = 0, 0, []
+        try:
+            self._add_block()
+        except BaseException:
+            self.ino, self.token, self._free = old
+            raise
+        self._volume.lives.released(old[0])
+        removal.begin(self._volume, old[0])
+
     def token_matches(self, quoted: bytes) -> bool:
         """Return whether a request quotes the token. A volume that was always read-only has none and needs none."""
         if not self.token:
@@ -99,7 +117,7 @@ class StatusPage:
     def _add_block(self) -> None:
         volume = self._volume
         bits = volume.block_bits
-        secret = b"" if self.token else secrets.token_bytes(TOKEN_SIZE)
+        secret = b"" if self.token else self._secret or secrets.token_bytes(TOKEN_SIZE)
         with volume.handle(CREDITS_PAGE) as tx:
             inode = inodes.edit(tx, self.ino) if self.ino else new_quarantine_inode(tx)
             # Far from blocks of files, which should stay contiguous.

@@ -75,8 +75,14 @@ class Grants:
             grants.bump_epoch()
 
     def follow_size(self) -> None:
-        """Tell clients that ask for the pool its new size."""
+        """Tell clients that ask for the pool its new size, and where its token lies."""
         self.identity = None
+
+    def renew_page(self) -> None:
+        """Have no entry past the end of what may be taken, unless clients read entries."""
+        if self.page.ino and not self.by_ino:
+            self.page.renew()
+            self.follow_size()
 
     def end_all_epochs(self) -> None:
         """Show the last epoch in every status entry, and store to no entry after that: the pool has another owner."""

@@ -141,8 +141,8 @@ IN_STEPS: dict[int, CommandInSteps] = {
 }
 """Commands that take several steps. INTERRUPT shortens them."""
 
-ALONGSIDE = frozenset({defragmenting.DEFRAGMENT})
-"""Those of them between whose steps the same file may change."""
+ALONGSIDE = frozenset({defragmenting.DEFRAGMENT, resizing.EXT4_IOC_RESIZE_FS, resizing.RESIZE})
+"""Those of them between whose steps the same file or directory may change."""
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}
 """Commands of 32-bit programs whose numbers differ because their arguments are shorter."""

@@ -1,9 +1,10 @@
 """Resizing through a mount: ext4's own ioctl, which resize2fs(8) sends to the mountpoint, and one that explains itself.
 
-EXT4_IOC_RESIZE_FS takes a number of blocks and answers with an errno only. `RESIZE` does the same for `daxfs resize`:
-its answer is JSON, the size in blocks or one line that says why not. The kernel asks for CAP_SYS_RESOURCE; here root
-may resize, and the user who runs the daemon, since the pool is theirs. EXT4_IOC_GROUP_EXTEND and EXT4_IOC_GROUP_ADD
-stay unknown (ENOTTY): resize2fs sends them to kernels before Linux 3.3 only.
+EXT4_IOC_RESIZE_FS takes a number of blocks, makes the file system larger and answers with an errno only. `RESIZE` does
+the same for `daxfs resize`, and makes it smaller too: its answer is JSON, the size in blocks or one line that says why
+not. It also tells how small the file system can become, and how much is left to move. The kernel asks for
+CAP_SYS_RESOURCE; here root may resize, and the user who runs the daemon, since the pool is theirs.
+EXT4_IOC_GROUP_EXTEND and EXT4_IOC_GROUP_ADD stay unknown (ENOTTY): resize2fs sends them to kernels before Linux 3.3.
 """
 
 from __future__ import annotations
@@ -30,17 +31,23 @@ SIZE = 1024
 RESIZE = 0xC000DA09 | SIZE << 16
 """_IOWR(0xda, 9, char[SIZE])."""
 BLOCKS = Struct("=Q")
-"""A size in blocks; in `RESIZE`, 0 is all of the file or device."""
+"""A size in blocks."""
+QUESTION = Struct("=QQ")
+"""The argument of `RESIZE`: one of the numbers below, and for `CHANGE` a size in blocks: 0 is all of the file."""
+CHANGE, LEAST, LEFT = range(3)
+LONGEST_REASON = 700
+"""Characters of a reason: as many as the answer has room for, whatever they are in JSON."""
 
 
 def resize_fs(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
     """Answer EXT4_IOC_RESIZE_FS.
 
     Raises:
-        FsError: EPERM, neither root nor the owner of the daemon; EINVAL, 0 blocks; and as `FileSystem.resize`.
+        FsError: EPERM, neither root nor the owner of the daemon; EINVAL, fewer blocks than there are, which this ioctl
+            does not do; and as `FileSystem.resize`.
     """
     (blocks,) = fixed(BLOCKS, given)
-    if not blocks:
+    if not blocks or blocks < connection.core.size:
         raise FsError(errno.EINVAL)
     yield from _resize(connection, request, blocks)
     return b""
@@ -49,21 +56,28 @@ def resize_fs(connection: Connection, request: Request, given: memoryview) -> St
 def resize(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
     """Answer `RESIZE`: ``{"before": N, "blocks": N}``, or ``{"errno": N, "reason": TEXT}``.
 
+    `LEAST` is answered with ``{"least": N}``, `LEFT` with ``{"left": N}``, both in blocks.
+
     Raises:
         FsError: ENOTTY, not the root directory; EINVAL, the argument is too short.
     """
     if request.node != abi.ROOT_ID:
         raise FsError(errno.ENOTTY)
-    if len(given) < BLOCKS.size:
+    if len(given) < QUESTION.size:
         raise FsError(errno.EINVAL)
-    (blocks,) = BLOCKS.unpack_from(given)
+    what, blocks = QUESTION.unpack_from(given)
     try:
-        before, now = yield from _resize(connection, request, blocks)
+        if what == LEFT:
+            answer: dict[str, object] = {"left": connection.core.left_to_move}
+        elif what == LEAST:
+            answer = {"least": connection.core.minimum_size()}
+        else:
+            before, now = yield from _resize(connection, request, blocks)
+            answer = {"before": before, "blocks": now}
     except FsError as error:
-        answer: dict[str, object] = {"errno": error.errno, "reason": error.strerror}
-    else:
-        answer = {"before": before, "blocks": now}
-    return json.dumps(answer).encode()[:SIZE]
+        reason = (error.strerror or "")[:LONGEST_REASON]
+        answer = {"errno": error.errno, "reason": reason}
+    return json.dumps(answer, ensure_ascii=False).encode()[:SIZE]
 
 
 def _resize(connection: Connection, request: Request, blocks: int) -> Steps[Resized]:

@@ -1,0 +1,214 @@
+"""Shrinking of a file system that is in use: what lies past the new end moves, then the end does.
+
+`shrink` makes it smaller. From its beginning nothing is taken past the new end (`blocks.confine`), and the files that
+have blocks there move theirs (`daxfs.fs.relocation`) while programs use them. When nothing is left there, one handle
+changes the figures (`daxfs.structures.shrinkage`), the backups follow, and the pool's file is cut. So a power cut
+leaves the old size, or the new one with a file that may still be longer; a shrink that ends early, by an error or an
+interruption, leaves the old size and files that lie elsewhere.
+
+What can't move is named in the error: memory that programs map, bad memory, what the format keeps for itself, inodes.
+Snapshots must not exist, as for growth (`daxfs.fs.resizing`). Callers: the facade.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from daxfs.errors import FsError
+from daxfs.fs import relocation, removal, resizing
+from daxfs.fs.nodes import END
+from daxfs.fs.types import REASONS_TO_STAY, Caller, Resized, Stayed
+from daxfs.runs import BlockRun
+from daxfs.structures import blocks, inodes, mapping, shrinkage
+
+if TYPE_CHECKING:
+    from daxfs.fs.grants.table import Grants
+    from daxfs.fs.steps import Steps
+    from daxfs.fs.volume import Volume
+
+ROUNDS = 3
+"""How often all files are looked at: programs may make files, and free blocks, meanwhile."""
+MOST_NAMED = 4
+"""Things in the way that an error names."""
+INODES_PER_STEP = 64
+"""Inodes of which one step looks whether they have blocks past the new end."""
+SUPERUSER = Caller()
+
+
+def shrink(volume: Volume, grants: Grants, wanted: int) -> Steps[Resized]:
+    """Make the file system smaller, and the pool's file with it. It can be shortened: EINTR, and nothing has changed.
+
+    Args:
+        volume: the mounted pool.
+        grants: those of the volume.
+        wanted: the size in blocks, at most the present one. With the present one, only the file is cut.
+
+    Returns:
+        The sizes in blocks. A last group that would have hardly more than its own metadata is left out.
+
+    Raises:
+        FsError: EROFS; EBUSY, it is being resized, or something can't move, which is named; EUCLEAN, damage was met
+            before; EOPNOTSUPP, there are snapshots; EINVAL, what is in use has no room; ENOSPC, there is no room left,
+            or the journal is too small. The size has not changed then.
+    """
+    volume.writable()
+    if volume.resizing:
+        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
+    resizing.refuse_damage(volume)
+    resizing.refuse_storage(volume)
+    geometry = volume.geometry
+    before = geometry.blocks_count
+    target = before if wanted == before else shrinkage.fitting(geometry, wanted)
+    volume.resizing = True
+    try:
+        if target < before:
+            resizing.refuse_snapshots(volume)
+            volume.commit()  # what was freed is free
+            _refuse_too_small(volume, target)
+            with _confined(volume, target):
+                yield from _vacate(volume, grants, target)
+                resizing.refuse_snapshots(volume)
+                _cut(volume, target)
+        volume.journal.checkpoint()  # no block past the end is in the log, and tools see the superblock
+        volume.pool.shorten(geometry.blocks_count << volume.block_bits)
+        volume.follow_size()
+    finally:
+        volume.resizing = False
+        volume.left_to_move = 0
+    return Resized(before, geometry.blocks_count)
+
+
+def minimum(volume: Volume) -> int:
+    """Return the smallest size in blocks that `shrink` accepts; it may still meet something that can't move.
+
+    Raises:
+        FsError: EBUSY, EUCLEAN as `shrink`.
+    """
+    if volume.resizing:
+        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
+    resizing.refuse_damage(volume)
+    if not volume.read_only:
+        volume.commit()
+    return shrinkage.minimum(volume.view)
+
+
+def _refuse_too_small(volume: Volume, target: int) -> None:
+    least = shrinkage.minimum(volume.view)
+    if target < least:
+        raise FsError(errno.EINVAL, f"{target} blocks are fewer than the {least} that are needed for what is in use")
+    needed = shrinkage.credits_of(volume.view, target)
+    if needed > volume.journal.capacity:
+        raise resizing.journal_too_small(volume, needed)
+
+
+@contextmanager
+def _confined(volume: Volume, target: int) -> Iterator[None]:
+    """Have no block and no inode past a new end taken."""
+    blocks.confine(volume.view, target)
+    try:
+        yield
+    finally:
+        blocks.confine(volume.view, 0)
+
+
+def _vacate(volume: Volume, grants: Grants, target: int) -> Steps[None]:
+    """Have the files that have blocks past the new end move them.
+
+    Raises:
+        FsError: EBUSY: something is left there.
+    """
+    geometry = volume.geometry
+    place = BlockRun(target, geometry.blocks_count - target)
+    stayed: dict[int, tuple[Stayed, ...]] = {}
+    grants.renew_page()
+    for _ in range(ROUNDS):
+        yield from removal.freeing(volume)
+        volume.commit()
+        if not any(shrinkage.used_past(volume.view, target)):
+            break
+        stayed.clear()
+        volume.left_to_move = sum(run.length for run in shrinkage.used_past(volume.view, target))
+        for ino in _owners(volume, target):
+            if ino is not None:
+                done = yield from relocation.relocate(volume, grants, ino, 0, END, relocation.Leaving(place), SUPERUSER)
+                volume.left_to_move = max(volume.left_to_move - (done.moved >> volume.block_bits), 0)
+                if done.stayed:
+                    stayed[ino] = done.stayed
+            yield
+    yield from removal.freeing(volume)
+    volume.commit()
+    _refuse_left(volume, grants, target, stayed)
+
+
+def _owners(volume: Volume, target: int) -> Iterator[int | None]:
+    """Yield the inodes that may have blocks past a new end and can be asked to move them; None now and then: a step."""
+    view, looked = volume.view, 0
+    for group in range(volume.geometry.groups_count):
+        for ino in inodes.in_use_of(view, group):
+            looked += 1
+            if looked % INODES_PER_STEP == 0:
+                yield None
+            if inodes.nameable(view, ino) and ino not in volume.lives.quarantine and _reaches(volume, ino, target):
+                yield ino
+
+
+def _reaches(volume: Volume, ino: int, target: int) -> bool:
+    """Return whether a regular file has data past a new end."""
+    inode = inodes.read(volume.view, ino)
+    if not inode.is_regular or not removal.holds_blocks(inode):
+        return False
+    return any(run.pblk + run.length > target for run in mapping.walk(volume.view, inode))
+
+
+def _refuse_left(volume: Volume, grants: Grants, target: int, stayed: dict[int, tuple[Stayed, ...]]) -> None:
+    """Refuse to cut if something is left past the new end, and name it.
+
+    Raises:
+        FsError: EBUSY.
+    """
+    bits, view = volume.block_bits, volume.view
+    left = sum(run.length for run in shrinkage.used_past(view, target)) << bits
+    numbers = list(islice(shrinkage.inodes_past(view, target), MOST_NAMED + 1))
+    if not left and not numbers:
+        return
+    things: list[str] = []
+    area = volume.log_area
+    if area is not None and any(start + length > target for start, length in area.runs):
+        things.append("the journal")
+    for ino, parts in stayed.items():
+        things += [_named(ino, part) for part in parts]
+    if grants.by_ino:
+        pids = {holder.pid for each in grants.by_ino.values() for holder, _ in each.each_holder()}
+        things.append(f"what programs with direct access may look at (process {' '.join(map(str, sorted(pids)))})")
+    if numbers:
+        things.append(f"inodes {_listed([str(ino) for ino in numbers])} of the groups that go")
+    if not things:
+        things.append(f"{left} bytes of what does not move")
+    raise FsError(errno.EBUSY, f"past the new end stay {_listed(things)}")
+
+
+def _named(ino: int, part: Stayed) -> str:
+    whose = f", process {' '.join(map(str, part.pids))}" if part.pids else ""
+    return f"{part.length} bytes of inode {ino} at {part.offset} ({REASONS_TO_STAY[part.why]}{whose})"
+
+
+def _listed(things: list[str]) -> str:
+    """Return some of the things as one text."""
+    return ", ".join(things[:MOST_NAMED]) + (" and others" if len(things) > MOST_NAMED else "")
+
+
+def _cut(volume: Volume, target: int) -> None:
+    """Change the size, durably; nothing else happens meanwhile."""
+    view = volume.view
+    volume.journal.checkpoint()
+    backups = volume.geometry.backup_groups
+    with volume.handle(shrinkage.credits_of(view, target)) as tx:
+        shrinkage.cut(tx, target)
+    resizing.commit_size(volume)
+    volume.next_bad_block = 0
+    moved = volume.geometry.backup_groups != backups
+    resizing.store_backups(volume, 0 if moved else volume.geometry.groups_count)

@@ -1,0 +1,133 @@
+"""Power cuts while a file system shrinks: each leaves the old size or the new one, and all files; recoveries agree."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import pytest
+from crash_rig import (
+    noise,
+    recover_by_e2fsck,
+    recover_by_kernel,
+    steady_clock,
+    take_picture,
+    torn_descriptor,
+    torn_superblock,
+    unlike,
+)
+from explorer.disk import Disk, UndoPool
+from explorer.sweep import sweep
+from recorder import Event, Fence, RecordingPool
+from tree_rig import QUIET
+
+from daxfs.errors import Corrupt
+from daxfs.fs.filesystem import FileSystem
+from support import fsck, mke2fs, run
+
+FORMATS = {
+    "default": ("-E", "resize=40000"),
+    "meta_bg": ("-O", "^resize_inode"),
+    "no checksums": ("-O", "^metadata_csum,^64bit", "-E", "resize=40000"),
+    "no flexible groups": ("-O", "^flex_bg", "-E", "resize=40000"),
+}
+SMALL, BEFORE, AFTER = 2700, 8960, 5000
+"""Blocks of 1 KiB. A group has 256 of them: the shrink ends in the middle of one, and gives a descriptor block up."""
+FILES = 8
+
+
+class Shrink(NamedTuple):
+    """What was recorded. ``cut``: after how many events the pool's file may be cut."""
+
+    base: bytes
+    events: list[Event]
+    cut: int
+
+
+class Recorded(RecordingPool):
+    """A recording pool that notes when its file would be cut."""
+
+    cut = 0
+
+    def shorten(self, length: int) -> None:
+        assert length == AFTER << 10
+        self.cut = len(self.events)
+
+
+@cache
+def image(name: str) -> bytes:
+    """A file system that was small once, with files in its second half."""
+    with TemporaryDirectory() as folder:
+        options = ("-b", "1024", "-g", "256", "-N", "128", "-J", "size=1", *FORMATS[name])
+        path = mke2fs(Path(folder) / "pool", *options, size=f"{SMALL}K")
+        run("truncate", "-s", f"{BEFORE}K", path)
+        run("resize2fs", "-f", path)
+        with FileSystem.open(path, QUIET) as fs:
+            fs.tree.write_bytes("before", noise(4_500_000, 0))
+            for number in range(FILES):
+                fs.tree.write_bytes(f"{number}", noise(9000 * number, number))
+            fs.tree.unlink("before")
+        return path.read_bytes()
+
+
+def shrunk(name: str) -> Shrink:
+    """Shrink it, and make files where groups had their metadata before the power fails."""
+    pool = Recorded(bytearray(image(name)))
+    with steady_clock():
+        fs = FileSystem.open(pool, QUIET)
+        pool.restart()
+        fs.resize(AFTER)
+        assert fs.size == AFTER
+        for number in range(30):
+            fs.tree.write_bytes(f"new {number}", noise(30_000, number))
+        fs.sync()
+    return Shrink(pool.base, list(pool.events), pool.cut)
+
+
+def check_cuts(name: str, folder: Path, *, cuts: int, depth: int, every: int) -> set[int]:
+    """Look at what some cuts leave, one image in ``every`` by three recoveries; return the sizes that were found."""
+    shrink, rng = shrunk(name), random.Random(name)
+    disk, file = Disk(shrink.base, 1024), folder / "cut"
+    fences = [at for at, event in enumerate(shrink.events) if isinstance(event, Fence)]
+    chosen = set(rng.sample(fences, min(cuts, len(fences))))
+    looked, found = 0, set[int]()
+    for shown in sweep(shrink.events, disk, rng, alone=depth, subsets=depth):
+        if shown.position not in chosen:
+            continue
+        looked += 1
+        where = f"cut at {shown.position} of {len(shrink.events)}, {shown.label}"
+        crashed = bytes(disk.content)
+        if shown.position >= shrink.cut:
+            crashed = crashed[: AFTER << 10]
+        try:
+            with FileSystem.open(UndoPool(disk), QUIET) as fs:
+                picture = take_picture(fs)
+                assert fs.size in (BEFORE, AFTER), where
+                found.add(fs.size)
+                assert fs.size == AFTER or shown.position < shrink.cut, where
+                assert all(fs.tree.read_bytes(f"{each}") == noise(9000 * each, each) for each in range(FILES)), where
+                fs.check()
+        except Corrupt as error:
+            raise AssertionError(f"{where}: {error}") from error
+        file.write_bytes(crashed)
+        with FileSystem.open(file, QUIET):
+            pass
+        fsck(file)
+        if looked % every == 0 and not torn_superblock(crashed):
+            assert not unlike(recover_by_e2fsck(crashed, file), picture), f"{where}: e2fsck"
+            if not torn_descriptor(crashed):
+                assert not unlike(recover_by_kernel(crashed, file), picture), f"{where}: the kernel"
+    return found
+
+
+def test_a_power_cut_leaves_one_of_two_sizes(tmp_path: Path) -> None:
+    assert check_cuts("default", tmp_path, cuts=14, depth=1, every=12) == {BEFORE, AFTER}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FORMATS)
+def test_more_power_cuts(name: str, tmp_path: Path) -> None:
+    assert check_cuts(name, tmp_path, cuts=1000, depth=4, every=20) == {BEFORE, AFTER}

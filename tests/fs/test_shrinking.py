@@ -1,0 +1,252 @@
+"""Shrinking of file systems in use, in every format: what e2fsck, resize2fs and the kernel say of the result."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from in_memory import tmp_path
+from kernel_rig import kernel_mount
+from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, made, refused
+
+from daxfs.errors import FsError
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.steps import finish
+from daxfs.fs.types import Options
+from daxfs.structures import shrinkage
+from support import fsck, run
+
+__all__ = ["tmp_path"]
+
+PASSED = re.compile(r"Last |Mount|Lifetime|Filesystem state|Checksum:|Journal ")
+"""Lines of dumpe2fs that differ by the time, and by mounts."""
+
+
+def layout(path: Path) -> list[str]:
+    """What dumpe2fs shows of the superblock and of all groups."""
+    return [line for line in run("dumpe2fs", path).splitlines() if not PASSED.match(line)]
+
+
+def grown(path: Path, *options: str) -> Path:
+    """A pool of many groups, whose journal and inodes lie in the first: it was small once."""
+    made(path, *options)
+    run("truncate", "-s", LARGE, path)
+    run("resize2fs", "-f", path)
+    return path
+
+
+def check_shrinking(path: Path, *options: str) -> None:
+    """Shrink an empty pool in some calls; each leaves what resize2fs makes of an unmounted copy."""
+    grown(path, *options)
+    twin = Path(shutil.copy(path, path.with_name("twin")))
+    for size in (72 * MIB, 40 * MIB + 300 * KIB, 20 * MIB + 12 * KIB):
+        with FileSystem.open(path) as fs:
+            block_size = fs.statfs().block_size
+            expected = shrinkage.fitting(fs.volume.geometry, size // block_size)
+            assert fs.resize(size // block_size).blocks == expected
+            fs.check()
+        assert path.stat().st_size == expected * block_size
+        fsck(path)
+        run("resize2fs", "-f", twin, f"{size // KIB}K")
+        assert layout(path) == layout(twin)
+    with FileSystem.open(path) as fs:  # what is known of groups holds of the new ones
+        fs.tree.write_bytes("/large", b"x" * (5 * MIB))
+        for number in range(100):
+            fs.tree.mkdir(f"/{number}")
+        fs.check()
+        fs.resize(LARGE // block_size)
+        fs.tree.write_bytes("/larger", b"y" * (30 * MIB))
+        for number in range(100):
+            fs.tree.rmdir(f"/{number}")
+        fs.check()
+        assert fs.tree.read_bytes("/large") == b"x" * (5 * MIB)
+    fsck(path)
+
+
+def test_every_format_shrinks(any_format: tuple[str, ...], tmp_path: Path) -> None:
+    check_shrinking(tmp_path / "pool", *any_format)
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_every_layout_of_groups_shrinks(name: str, tmp_path: Path) -> None:
+    check_shrinking(tmp_path / "pool", *SPECIAL[name])
+
+
+def test_what_growth_made(tmp_path: Path) -> None:
+    """In place or past the blocks that were reserved for descriptors (meta_bg)."""
+    path = made(tmp_path / "pool", "-E", f"resize={70 * MIB // 4096}")
+    with FileSystem.open(path) as fs:
+        fs.resize(256 * 150)
+    assert "meta_bg" in run("dumpe2fs", "-h", path)
+    for groups in (140, 129, 60):
+        with FileSystem.open(path) as fs:
+            assert fs.resize(256 * groups).blocks == 256 * groups
+            fs.check()
+        fsck(path)
+    assert "meta_bg" not in run("dumpe2fs", "-h", path)
+
+
+@contextmanager
+def used(path: Path) -> Iterator[FileSystem]:
+    """A pool with files in its last three quarters, of which the first quarter is free."""
+    grown(path)
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/first", b"f" * (20 * MIB))
+        chance = random.Random(1)
+        for number in range(30):
+            fs.tree.write_bytes(f"/{number}", chance.randbytes(number * 30_000))
+        fs.tree.write_bytes("/last", chance.randbytes(12 * MIB))
+        fs.tree.unlink("/first")
+        yield fs
+
+
+def contents(fs: FileSystem) -> dict[str, bytes]:
+    return {name: fs.tree.read_bytes(f"/{name}") for name in (*map(str, range(30)), "last")}
+
+
+def test_files_move(tmp_path: Path) -> None:
+    """While programs make and remove others; the kernel mounts the result."""
+    path = tmp_path / "pool"
+    with used(path) as fs:
+        before = contents(fs)
+        target = 40 * MIB // 4096
+        assert any(shrinkage.used_past(fs.volume.view, target))
+        made_meanwhile = 0
+        steps = fs.steps.resize(target)
+        while next(steps, "ended") is None:
+            assert fs.left_to_move >= 0
+            fs.tree.write_bytes(f"/new {made_meanwhile % 7}", bytes(100_000))
+            runs = fs.describe(fs.tree.stat(f"/new {made_meanwhile % 7}").ino)
+            assert all(run.pblk + run.length <= target for run in runs), "nothing is taken past the new end"
+            made_meanwhile += 1
+        assert made_meanwhile > 10
+        fs.check()
+        assert contents(fs) == before
+        assert fs.statfs().free > 0
+    assert path.stat().st_size == 40 * MIB
+    fsck(path)
+    with kernel_mount(path) as place:
+        assert (place / "last").read_bytes() == before["last"]
+    fsck(path)
+
+
+def test_an_interrupted_shrink_changes_no_size(tmp_path: Path) -> None:
+    """Everything can be taken again, and the same shrink succeeds later."""
+    path = tmp_path / "pool"
+    with used(path) as fs:
+        before, size = contents(fs), fs.size
+        steps = fs.steps.resize(40 * MIB // 4096)
+        for _ in range(5):
+            next(steps)
+        assert refused(fs, 40 * MIB // 4096) == "EBUSY"
+        steps.close()
+        assert (fs.size, fs.left_to_move) == (size, 0)
+        fs.tree.write_bytes("/all of it", b"a" * (45 * MIB))
+        fs.tree.unlink("/all of it")
+        fs.check()
+        assert fs.resize(40 * MIB // 4096).blocks == 40 * MIB // 4096
+        assert contents(fs) == before
+    fsck(path)
+
+
+def test_the_file_of_a_shrink_that_was_cut_off(tmp_path: Path) -> None:
+    """The size was changed and the file was not: the same call cuts it."""
+    path = grown(tmp_path / "pool")
+    run("truncate", "-s", LARGE + MIB, path)
+    with FileSystem.open(path) as fs:
+        assert fs.resize(LARGE // 4096) == (LARGE // 4096, LARGE // 4096)
+    assert path.stat().st_size == LARGE
+    fsck(path)
+
+
+def test_the_minimum(tmp_path: Path) -> None:
+    """Less is refused with it, and it is enough."""
+    path = tmp_path / "pool"
+    with used(path) as fs:
+        before, least = contents(fs), fs.minimum_size()
+        with pytest.raises(FsError, match=f"fewer than the {least} that are needed"):
+            fs.resize(least - 1)
+        assert refused(fs, 10) == "EINVAL"
+        assert fs.resize(least).blocks == least
+        assert fs.minimum_size() <= least
+        fs.check()
+        assert contents(fs) == before
+    fsck(path)
+
+
+def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
+    path = grown(tmp_path / "pool")
+    target = 40 * MIB // 4096
+    with FileSystem.open(path) as fs:
+        fs.create_snapshot(b"monday")
+        with pytest.raises(FsError, match="monday"):
+            fs.resize(target)
+        fs.delete_snapshot(b"monday")
+        with fs.volume.handle(1) as tx:
+            tx.edit_superblock().s_state |= 2
+        assert refused(fs, target) == "EUCLEAN"
+        with fs.volume.handle(1) as tx:
+            tx.edit_superblock().s_state &= ~2
+        assert fs.size == LARGE // 4096
+    assert path.stat().st_size == LARGE
+    with FileSystem.open(path, Options(read_only=True)) as fs:
+        assert refused(fs, target) == "EROFS"
+    fsck(path)
+
+
+def test_what_can_not_move_is_named(tmp_path: Path) -> None:
+    """An inode of a group that goes, the journal; and the pool stays as it is."""
+    path = grown(tmp_path / "pool")
+    target = 40 * MIB // 4096
+    with FileSystem.open(path) as fs:
+        for number in range(60):
+            fs.tree.mkdir(f"/{number}")
+        with pytest.raises(FsError, match="of the groups that go"):
+            fs.resize(target)
+        fs.tree.write_bytes("/more", b"m" * (60 * MIB))
+        fs.check()
+        assert fs.size == LARGE // 4096
+    fsck(path)
+    path = made(tmp_path / "journal", size="80M")  # in the middle
+    with FileSystem.open(path) as fs:
+        with pytest.raises(FsError, match="past the new end stay the journal"):
+            fs.resize(6000)
+        fs.check()
+    fsck(path)
+
+
+def test_a_size_between_two_groups(tmp_path: Path) -> None:
+    """A last group that would have hardly more than its metadata is left out, as resize2fs does."""
+    path = grown(tmp_path / "pool")
+    with FileSystem.open(path) as fs:
+        assert fs.resize(256 * 40 + 20).blocks == 256 * 40
+        assert fs.resize(256 * 30 + 100).blocks == 256 * 30 + 100
+    fsck(path)
+    assert counts(path)["Block count"] == 256 * 30 + 100
+
+
+def test_a_damaged_resize_inode(tmp_path: Path) -> None:
+    """A handle that fails is undone, and so is what follows the superblock in DRAM."""
+    path = grown(tmp_path / "pool")
+    run("debugfs", "-w", "-R", "set_inode_field <7> block[DIND] 8", path)
+    with FileSystem.open(path) as fs:
+        before = fs.statfs()
+        with pytest.raises(FsError, match="resize inode"):
+            fs.resize(SMALL // 4096)
+        assert fs.statfs() == before
+        assert fs.size == LARGE // 4096
+        fs.tree.write_bytes("/more", b"m" * (60 * MIB))
+        fs.check()
+
+
+def test_steps_are_those_of_one_piece(tmp_path: Path) -> None:
+    """Others are answered while files move."""
+    with used(tmp_path / "pool") as fs:
+        steps = fs.steps.resize(40 * MIB // 4096)
+        assert sum(1 for _ in iter(lambda: next(steps, 1), 1)) > 15
+        assert finish(fs.steps.resize(fs.size)).blocks == 40 * MIB // 4096
