@@ -25,6 +25,7 @@ import pytest
 from kernel_rig import kernel_mount
 from range_rig import COLLAPSE, INSERT, KEEP_SIZE, PUNCH, ZERO
 from recorder import CrashImage, RecordingPool
+from relocation_rig import owned, place_of, used_places
 from tree_rig import QUIET, Facts, walk
 
 from daxfs.errors import FsError
@@ -39,7 +40,6 @@ from daxfs.fs.mounting import read_superblock
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
-from daxfs.runs import ByteRange
 from daxfs.structures import blocks, dirblocks, groups, htree, inodes
 from support import fsck, mke2fs, run, tool
 
@@ -263,14 +263,26 @@ class Workbench:
                 self.fs.release(file)
 
     def relocate(self, path: str) -> None:
-        """Every block of a file gets another place, unless some must stay: clients use them, or there is no room."""
-        ino, bits = self.ino(path), self.fs.volume.block_bits
-        runs = self.fs.describe(ino)
-        if not runs:
-            raise LookupError(path)
-        place = ByteRange(min(run.pblk for run in runs) << bits, max(run.pblk + run.length for run in runs) << bits)
-        moved = self.fs.vacate(ino, place)
-        assert moved.stayed or not {run.pblk for run in runs} & {run.pblk for run in self.fs.describe(ino)}
+        """Every block of an inode gets another place, unless some must stay: clients use them, or there is no room."""
+        self.leave(path, owned(self.fs, self.ino(path)))
+
+    def relocate_map(self, path: str) -> None:
+        """As `relocate`, of the blocks of the map itself: each in a step of its own."""
+        for number in sorted(owned(self.fs, self.ino(path)) - used_places(self.fs, self.ino(path))):
+            self.leave(path, {number})
+
+    def leave(self, path: str, before: set[int]) -> None:
+        if not before:
+            raise IndexError(path)
+        ino = self.ino(path)
+        moved = self.fs.vacate(ino, place_of(self.fs, before))
+        assert moved.stayed or not before & owned(self.fs, ino)
+
+    def fragment(self, path: str) -> None:
+        """The file gets blocks with holes between them, and its map blocks of its own."""
+        size = self.fs.volume.block_size
+        for block in (8, 10, 12, 14, 16, 18):
+            self.write(path, block * size, size)
 
     def xattr(self, path: str, name: bytes, size: int) -> None:
         self.fs.setxattr(self.ino(path), name, self.bytes(size))
@@ -373,6 +385,11 @@ OPERATIONS: dict[str, Operation] = {
     "relocate": lambda w: w.relocate("big"),
     "relocate unwritten": lambda w: w.relocate("unwritten"),
     "relocate journaled": lambda w: w.relocate("big"),
+    "relocate directory": lambda w: w.relocate("d"),
+    "relocate index": lambda w: w.relocate("i"),
+    "relocate map": lambda w: w.relocate_map("f"),
+    "relocate symlink": lambda w: w.relocate("long"),
+    "relocate attributes": lambda w: w.relocate("g"),
     "unlink one name": lambda w: w.unlink("f"),
     "unlink": lambda w: w.unlink("g"),
     "unlink big": lambda w: w.unlink("big"),
@@ -411,6 +428,7 @@ OPERATIONS: dict[str, Operation] = {
     "remove large xattr": lambda w: w.fs.removexattr(w.ino("g"), b"user.large"),
     "rmdir": lambda w: w.fs.rmdir(ROOT_INO, b"e"),
     "rmdir new": lambda w: w.fs.rmdir(ROOT_INO, b"newdir"),
+    "fragment": lambda w: w.fragment("f"),
     "scatter": lambda w: [w.write("f", block * 2048, 1024) for block in range(2, 130)],
     "unlink h": lambda w: w.unlink("h"),
     "unlink open h": lambda w: w.hold("h"),
@@ -435,8 +453,8 @@ DURABLE = [name for name in OPERATIONS if name.startswith("batch")]
 ATOMIC = [*DURABLE, *(name for name in OPERATIONS if name.startswith("atomic "))]
 """The operations whose content is there whole or not at all."""
 
-LARGE = ("scatter", "fill")
-"""Operations that take much longer than others."""
+LARGE = ("scatter", "fill", "fragment")
+"""Operations that take much longer than others, or prepare one that follows."""
 
 SINGLE = [name for name in OPERATIONS if name not in LARGE]
 """The operations that are one handle, or have one that can be seen."""
@@ -454,6 +472,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "unlink named": ("tmpfile", "name tmpfile"),
     "link new": ("create",),
     "unlink symlink long": ("symlink long",),
+    "relocate symlink": ("symlink long",),
+    "relocate map": ("fragment",),
     "rmdir new": ("mkdir",),
     "delete snapshot": ("snapshot",),
     "second snapshot": ("snapshot", "overwrite moved"),

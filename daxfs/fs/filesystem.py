@@ -50,6 +50,7 @@ from daxfs.fs.types import (
     Attributes,
     Caller,
     DirEntry,
+    Evacuation,
     FileExtent,
     FsXattr,
     Grant,
@@ -566,8 +567,24 @@ class FileSystem:
     def vacate(
         self, ino: int, place: ByteRange, offset: int = 0, length: int = END, caller: Caller = SUPERUSER
     ) -> Relocation:
-        """Move what a regular file has in the bytes ``place`` of the pool out of there; as `defragment`."""
+        """Move what an inode has in the bytes ``place`` of the pool out of there (`daxfs.fs.vacating`).
+
+        That is a file's data, the blocks of a directory or of a long symbolic link, those of the map itself, and the
+        block of extended attributes. Arguments, results and errors: as `defragment`; EINVAL: the inode is not one of
+        the tree, or holds a snapshot.
+        """
         return finish(self.steps.vacate(ino, place, offset, length, caller))
+
+    def evacuate(self, place: ByteRange, caller: Caller = SUPERUSER) -> Evacuation:
+        """Move what all inodes have in the bytes ``place`` of the pool out of there (`daxfs.fs.evacuation`).
+
+        Returns:
+            What has moved, and what stays of which inodes, and why.
+
+        Raises:
+            FsError: EROFS, or errors of the medium; what has moved then stays moved.
+        """
+        return finish(self.steps.evacuate(place, caller))
 
     # Leases of memory
 

@@ -181,6 +181,25 @@ def relocate(
         removal.begin(volume, ino)
 
 
+def find(volume: Volume, search: Search, length: int, align: int, *, shortens: bool) -> Steps[BlockRun | None]:
+    """Find a place for some blocks, or for a part of them if it `shortens`; None: there is none."""
+    wanted, first, more = length, align, True
+    while True:
+        search.begin(volume.view, length, align)
+        while not search.ended:
+            found = search.look(volume.view)
+            if found is not None:
+                return found
+            yield
+        if shortens and (align > 1 or length > 1):
+            length, align = (length, 1) if align > 1 else (length // 2, 1)
+        elif more and volume.reclaimers.reclaim():
+            length, align, more = wanted, first, False
+            yield
+        else:
+            return None
+
+
 class _Move:
     """One relocation of one file."""
 
@@ -218,19 +237,19 @@ class _Move:
                 end = piece.first + self._bad(piece) if piece.shortens else piece.end
                 self._stay(piece.first, end, BAD)
                 return max(end, after) if not piece.shortens else end
-            piece = _head(piece, good)
+            piece = head(piece, good)
         few = self._runs_in_a_handle(piece)
         if few < len(piece.runs):
             if few < 2 or _follow(piece.runs[:few]):
                 self._stay(whole.first, whole.end, FRAGMENTED)
                 return after
             piece = Piece(piece.runs[:few], 1, piece.shortens)
-        place = yield from self._find(piece)
+        place = yield from find(volume, self.search, piece.length, piece.align, shortens=piece.shortens)
         if place is None:
             self._stay(whole.first, whole.end, FULL)
             return after
         if place.length < piece.length:
-            piece = _head(piece, place.length)
+            piece = head(piece, place.length)
         outcome = yield from self._replace_when_left(piece, place)
         if outcome is Outcome.CHANGED:
             return whole.first
@@ -288,25 +307,6 @@ class _Move:
         deferred = new if self.node.grants is not None else 0
         groups = min(len(runs), volume.geometry.groups_count)
         return CREDITS + 2 * (nodes + new) + deferred + 2 * groups
-
-    def _find(self, piece: Piece) -> Steps[BlockRun | None]:
-        """Find a place for a piece, or for a part of it if it `shortens`; None: there is none."""
-        volume, search = self.volume, self.search
-        length, align, more = piece.length, piece.align, True
-        while True:
-            search.begin(volume.view, length, align)
-            while not search.ended:
-                found = search.look(volume.view)
-                if found is not None:
-                    return found
-                yield
-            if piece.shortens and (align > 1 or length > 1):
-                length, align = (length, 1) if align > 1 else (length // 2, 1)
-            elif more and volume.reclaimers.reclaim():
-                length, align, more = piece.length, piece.align, False
-                yield
-            else:
-                return None
 
     def _replace_when_left(self, piece: Piece, place: BlockRun) -> Steps[Outcome]:
         """Move a piece when no client would go on with its old place; if one would, the piece stays."""
@@ -377,11 +377,11 @@ class _Move:
                     target += size
                 volume.finish_copy()
                 inodes.add_blocks(change.inode, piece.length, tx.geometry)
-                change.move(piece.first, piece.end - 1, _placed(piece.runs, place.start))
+                change.move(piece.first, piece.end - 1, placed(piece.runs, place.start))
         return True
 
 
-def _placed(runs: list[Extent], at: int) -> list[Extent]:
+def placed(runs: list[Extent], at: int) -> list[Extent]:
     """Return runs as they lie from block ``at`` of the pool on, joined where the format can express that."""
     new: list[Extent] = []
     first, begin, length, state = -1, at, 0, False
@@ -396,7 +396,7 @@ def _placed(runs: list[Extent], at: int) -> list[Extent]:
     return new
 
 
-def _head(piece: Piece, length: int) -> Piece:
+def head(piece: Piece, length: int) -> Piece:
     """Return the first ``length`` blocks of a piece."""
     runs: list[Extent] = []
     for run in piece.runs:

@@ -19,6 +19,7 @@ from daxfs.fs import (
     batches,
     copying,
     data,
+    evacuation,
     mounting,
     names,
     ranges,
@@ -27,11 +28,12 @@ from daxfs.fs import (
     resizing,
     shrinking,
     trim,
+    vacating,
 )
 from daxfs.fs.grants import requests
 from daxfs.fs.nodes import END
 from daxfs.fs.operations import changing_in_steps, in_steps, maintaining
-from daxfs.fs.relocation import Gathering, Leaving
+from daxfs.fs.relocation import Gathering
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Caller
 from daxfs.runs import BlockRun, ByteRange
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from daxfs.fs.types import (
         Attributes,
         DirEntry,
+        Evacuation,
         Grant,
         LeaseRequest,
         NewSnapshot,
@@ -175,24 +178,38 @@ class Stepwise:
     @changing_in_steps
     def defragment(self, ino: int, offset: int = 0, length: int = END, caller: Caller = SUPERUSER) -> Steps[Relocation]:
         """Move the blocks of a file to where 2 MiB pages map them. It can be shortened: EINTR, what has moved stays."""
-        return self._relocate(ino, offset, length, Gathering(), caller)
+        volume = self.volume
+        self._refuse_relocation(ino, offset, length)
+        grants = mounting.grants_of(volume)
+        return (yield from relocation.relocate(volume, grants, ino, offset, offset + length, Gathering(), caller))
 
     @changing_in_steps
     def vacate(
         self, ino: int, place: ByteRange, offset: int = 0, length: int = END, caller: Caller = SUPERUSER
     ) -> Steps[Relocation]:
-        """Move what a file has in a part of the pool, bytes [begin, end), out of there. It can be shortened: EINTR."""
+        """Move what an inode has in the bytes [begin, end) of the pool out of there. It can be shortened: EINTR."""
+        volume = self.volume
+        self._refuse_relocation(ino, offset, length)
+        grants, avoid = mounting.grants_of(volume), self._blocks_of(place)
+        return (yield from vacating.vacate(volume, grants, ino, offset, offset + length, avoid, caller))
+
+    @changing_in_steps
+    def evacuate(self, place: ByteRange, caller: Caller = SUPERUSER) -> Steps[Evacuation]:
+        """Move what all inodes have in a part of the pool out of there. It can be shortened: EINTR."""
+        volume = self.volume
+        keeps_store = mounting.snapshots_of(volume).keeps_store
+        avoid = self._blocks_of(place)
+        return (yield from evacuation.evacuate(volume, mounting.grants_of(volume), keeps_store, avoid, caller))
+
+    def _refuse_relocation(self, ino: int, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or mounting.snapshots_of(self.volume).keeps_store(ino):
+            raise FsError(errno.EINVAL)
+
+    def _blocks_of(self, place: ByteRange) -> BlockRun:
+        """Return the blocks that have bytes of a part of the pool."""
         bits = self.volume.block_bits
         first = place.begin >> bits
-        avoid = BlockRun(first, (place.end - 1 >> bits) + 1 - first)
-        return self._relocate(ino, offset, length, Leaving(avoid), caller)
-
-    def _relocate(self, ino: int, offset: int, length: int, plan: relocation.Plan, caller: Caller) -> Steps[Relocation]:
-        volume = self.volume
-        if offset < 0 or length < 0 or mounting.snapshots_of(volume).keeps_store(ino):
-            raise FsError(errno.EINVAL)
-        grants = mounting.grants_of(volume)
-        return (yield from relocation.relocate(volume, grants, ino, offset, offset + length, plan, caller))
+        return BlockRun(first, (place.end - 1 >> bits) + 1 - first)
 
     # What has no answer that waits for it
 

@@ -188,33 +188,60 @@ class NewSnapshot(NamedTuple):
     files: tuple[MappedFile, ...]
 
 
+CONTENT, MAP, ATTRIBUTES = "content", "map", "attributes"
+
+
 class Stayed(NamedTuple):
     """A part of a file that a relocation has left where it lies.
 
     ``why``: one of `REASONS_TO_STAY`. ``pids``: the processes that opened the file and keep it there, as in `Deferral`.
+    ``part``: bytes of the content lie there, or a block of the map that these bytes need (``map``), or the inode's
+    block of extended attributes (``attributes``).
     """
 
     offset: int
     length: int
     why: str
     pids: tuple[int, ...] = ()
+    part: str = CONTENT
 
 
 MAPPED, BAD, FULL, FRAGMENTED = "mapped", "bad", "full", "fragmented"
+DAMAGED, FIXED, SNAPSHOT = "damaged", "fixed", "snapshot"
 REASONS_TO_STAY = {
     MAPPED: "programs map it, or may store to it and do not answer",
     BAD: "its memory is bad",
     FULL: "there is no free run that is long enough",
     FRAGMENTED: "one transaction of the log can't hold its pieces",
+    DAMAGED: "it is damaged",
+    FIXED: "the file system keeps it for itself: its journal, reserved descriptors, a quota or a list of orphans",
+    SNAPSHOT: "it holds a snapshot",
 }
 """Why a part of a file stays where it is."""
 
 
 class Relocation(NamedTuple):
-    """What a relocation did: bytes that lie elsewhere now, and parts that stayed."""
+    """What a relocation did: bytes of the content that lie elsewhere now, parts that stayed, and bytes of metadata.
+
+    The metadata are blocks of the map itself and of extended attributes; the blocks of a directory are its content.
+    """
 
     moved: int
     stayed: tuple[Stayed, ...]
+    metadata: int = 0
+
+
+class Evacuation(NamedTuple):
+    """What became of a part of the pool that was to be emptied.
+
+    ``moved``, ``metadata``: bytes, as in `Relocation`. ``stayed``: inode -> what it still has there. ``left``: blocks
+    of the part that are in use, beside the groups' own metadata: what stayed, and what was allocated there meanwhile.
+    """
+
+    moved: int
+    metadata: int
+    stayed: dict[int, tuple[Stayed, ...]]
+    left: int
 
 
 class LeaseRequest(NamedTuple):

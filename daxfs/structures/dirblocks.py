@@ -185,6 +185,28 @@ def append(tx: Handle, directory: Inode) -> tuple[int, int, memoryview]:
     return lblk, number, block
 
 
+def move(tx: Handle, directory: Inode, lblk: int, number: int, target: int) -> None:
+    """Copy the block ``number``, logical block ``lblk``, to ``target``, which takes its place in the map afterwards.
+
+    The checksum's seed does not depend on the place. The caller changes the map, which frees the old block.
+
+    Raises:
+        Corrupt: the block is damaged.
+    """
+    geometry = tx.geometry
+    content = any_block(tx, directory, number)
+    hints = tx.caches[Hints]
+    hints.changing(tx)
+    if geometry.metadata_csum:
+        block = tx.create(target, _seal, geometry, directory.number, directory.words[25])
+    else:
+        block = tx.create(target)
+    block[:] = content
+    hints.forget_place((directory.number, directory.words[25]), lblk)
+    hints.forget_entries(number)
+    hints.forget_entries(target)
+
+
 def fill(tx: Handle, number: int, block: memoryview, pieces: list[bytes]) -> None:
     """Fill a block with ``pieces``: one or more entries without slack. The last one takes the rest of the block."""
     hints = tx.caches[Hints]

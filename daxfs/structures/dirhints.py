@@ -4,8 +4,8 @@ Only ``pins`` is needed for correctness (see `dirlist`). Nothing survives an unm
 hints of a pool are ``view.caches[Hints]``. They are valid under these rules, which the callers, the modules of
 directories, keep:
 
-1. A directory's blocks stay where they are as long as its inode number and generation stay. Code that moves them (say,
-   a tool that shrinks a pool) calls `drop`.
+1. A directory's blocks stay where they are as long as its inode number and generation stay. Code that moves one of them
+   (`dirblocks.move`) calls `forget_place`, and `forget_entries` for both places.
 2. Code that changes a block's entries updates ``tails``, ``rooms`` and ``starts``, increments ``moves`` when entries
    move or go, and updates the listing in ``chunks`` (`dirlist.amend`) or removes it.
 3. Code that is about to change a block calls `changing` in the same handle first: a rollback then drops all hints.
@@ -116,6 +116,13 @@ class Hints(Cache):
             self.mapped = 0
         self.maps.setdefault(key, {})[lblk] = pblk
         self.mapped += 1
+
+    def forget_place(self, key: Key, lblk: int) -> None:
+        """Forget where a block is, because it moves; places of entries in it no longer hold."""
+        known = self.maps.get(key)
+        if known is not None and known.pop(lblk, 0):
+            self.mapped -= 1
+        self.moves += 1
 
     def put_tail(self, number: int, offset: int) -> None:
         """Remember where the last entry of a block begins."""

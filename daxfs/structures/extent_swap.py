@@ -36,17 +36,17 @@ def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBou
     left = format_.leaf(w, before) if before >= 0 else None
     goal = extents.near_block(tx, w, left, first) or tx.geometry.first_block(tx.geometry.group_of_inode(inode.number))
     new = _allocate(tx, inode, goal, first, last, groups, align)
-    _put(tx, inode, path, first, last, new)
+    _put(tx, inode, path, first, last, new, False)
     return new
 
 
-def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent]) -> None:
+def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent], *, metadata: bool = False) -> None:
     """Put ``new`` in the place of ``first`` to ``last``, and free what is mapped there; see `mapping.replace`."""
     path, _ = descend(tx, inode, last)
-    _put(tx, inode, path, first, last, new)
+    _put(tx, inode, path, first, last, new, metadata)
 
 
-def _put(tx: Handle, inode: Inode, path: list[Node], first: int, last: int, new: list[Extent]) -> None:
+def _put(tx: Handle, inode: Inode, path: list[Node], first: int, last: int, new: list[Extent], metadata: bool) -> None:
     """Put ``new`` in the place of ``first`` to ``last``; ``path`` leads to the entry of ``last``."""
     _, w, at = path[-1]
     if _reaches(path, first):
@@ -56,12 +56,12 @@ def _put(tx: Handle, inode: Inode, path: list[Node], first: int, last: int, new:
         begin, end, entries = extent_edit.coalesce(w, at + 1 - len(cut), at + 1, entries)
         if extent_edit.fits(w, begin, end, entries):
             if cut:
-                extents.free_parts(tx, inode, cut, first, last, False)
+                extents.free_parts(tx, inode, cut, first, last, metadata)
             extent_edit.splice(tx, inode, path, begin, end, entries)
             if len(entries) < end - begin:
                 extent_edit.shrink(tx, inode, first)
             return
-    extents.remove(tx, inode, first, last)
+    extents.remove(tx, inode, first, last, metadata=metadata)
     for extent in new:
         extents.insert(tx, inode, extent)
 

@@ -399,11 +399,52 @@ def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBou
     return found
 
 
-def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent]) -> None:
-    """Put ``new`` in the place of ``first`` to ``last``, and free what is mapped there; see `mapping.replace`."""
-    remove(tx, inode, first, last)
-    for run in new:
-        insert(tx, inode, run)
+def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent], *, metadata: bool = False) -> None:
+    """Put ``new`` in the place of ``first`` to ``last``, and free what is mapped there; see `mapping.replace`.
+
+    If just the blocks of ``new`` are mapped there, their pointers change in place, and no index block comes or goes.
+    """
+    old = runs(tx, inode, first, last, last + 1 - first)
+    if _positions(old) != _positions(new):
+        remove(tx, inode, first, last, metadata=metadata)
+        for run in new:
+            insert(tx, inode, run)
+        return
+    for lblk, pblk, length, _ in new:
+        if pblk + length - 1 > MAX_PBLK:
+            raise FsError(errno.EFBIG, f"inode {inode.number} is block-mapped: {pblk} does not fit in its pointers")
+        _overwrite(tx, inode, lblk, pblk, length)
+    for _, pblk, length, _ in old:
+        blocks.free(tx, pblk, length, metadata=metadata)
+        inodes.add_blocks(inode, -length, tx.geometry)
+
+
+def _positions(found: list[Extent]) -> list[tuple[int, int]]:
+    """Return the logical blocks of runs as few ranges [first, end)."""
+    ranges: list[tuple[int, int]] = []
+    for lblk, _, length, _ in found:
+        if ranges and ranges[-1][1] == lblk:
+            ranges[-1] = ranges[-1][0], lblk + length
+        else:
+            ranges.append((lblk, lblk + length))
+    return ranges
+
+
+def _overwrite(tx: Handle, inode: Inode, lblk: int, pblk: int, length: int) -> None:
+    """Have the mapped blocks from ``lblk`` on lie at ``pblk``."""
+    while length:
+        route = _route(tx, lblk)
+        number = 0
+        w = _top(tx, inode)
+        for slot in route[:-1]:
+            number = w[slot]
+            w = _index(tx, inode, number)
+        w = _writable(tx, inode, number)
+        slot = route[-1]
+        count = min(length, (len(w) if number else DIRECT) - slot)
+        for at in range(count):
+            w[slot + at] = pblk + at
+        lblk, pblk, length = lblk + count, pblk + count, length - count
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
@@ -505,3 +546,53 @@ class _Cut:
         self.left -= 1
         if self.tx.reserved_credits >= self.reserved:
             self.left = 0
+
+
+# The index blocks
+
+
+def own_blocks(view: View, inode: Inode, lblk: int, area: BlockRun, most: int) -> tuple[list[tuple[int, int]], int]:
+    """Find the index blocks that lie in ``area``, on the way to ``most`` of the lowest; see `mapping.own_blocks`."""
+    low, high = area.start, area.start + area.length
+    bits = view.geometry.block_bits - 2
+    found: dict[int, int] = {}
+    lblk = max(lblk, DIRECT)
+    end = _area(view, LEVELS)
+    for _ in range(most):
+        if lblk >= end:
+            return [(where, number) for number, where in found.items()], MAX_BLOCKS
+        route = _route(view, lblk)
+        missing = len(route) - 1
+        w = _top(view, inode)
+        for slot in route[:-1]:
+            number = w[slot]
+            if not number:
+                break
+            if low <= number < high:
+                found.setdefault(number, lblk)
+            missing -= 1
+            w = _index(view, inode, number)
+        first = _area(view, len(route) - 1)
+        shift = bits * max(missing, 1)
+        lblk = first + ((lblk - first >> shift) + 1 << shift)
+    return [(where, number) for number, where in found.items()], min(lblk, MAX_BLOCKS)
+
+
+def move_own(tx: Handle, inode: Inode, lblk: int, number: int, target: int) -> bool:
+    """Move the index block ``number``, on the way to ``lblk``, to the block ``target``; see `mapping.move_own`."""
+    if target > MAX_PBLK:
+        raise FsError(errno.ENOSPC, f"inode {inode.number} is block-mapped: no free block has a number of 32 bits")
+    parent = 0
+    w = _top(tx, inode)
+    for slot in _route(tx, lblk)[:-1]:
+        below = w[slot]
+        if not below:
+            return False
+        content = _index(tx, inode, below)
+        if below == number:
+            tx.create(target).cast("I")[:] = content
+            _writable(tx, inode, parent)[slot] = target
+            blocks.free(tx, number, 1, metadata=True)
+            return True
+        parent, w = below, content
+    return False

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.structures import extent_swap, extent_tail, extents, indirect
+from daxfs.structures import extent_nodes, extent_swap, extent_tail, extents, indirect
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
+    from daxfs.runs import BlockRun
     from daxfs.structures.blocks import GroupBound
     from daxfs.structures.inodes import Inode
 
@@ -33,10 +34,12 @@ __all__ = [
     "mark_unwritten",
     "mark_written",
     "move_border",
+    "move_own",
     "new_inode_map",
     "next_mapped",
     "nodes_within",
     "normalize_tail",
+    "own_blocks",
     "reallocate",
     "remove",
     "replace",
@@ -195,7 +198,7 @@ def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBou
     return indirect.reallocate(tx, inode, first, last, groups, align=align)
 
 
-def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent]) -> None:
+def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent], *, metadata: bool = False) -> None:
     """Put blocks that the caller owns in the place of ``first`` to ``last``, and free what is mapped there.
 
     The function adds new blocks of the map to ``i_blocks``, and subtracts what it frees; the caller adds the blocks of
@@ -207,15 +210,16 @@ def replace(tx: Handle, inode: Inode, first: int, last: int, new: list[Extent]) 
         first: the first logical block.
         last: the last logical block.
         new: not empty, within the range, in order.
+        metadata: what is freed holds metadata (a directory's): the journal revokes it.
 
     Raises:
         FsError: ENOSPC: the map needs room; EFBIG: a block-mapped file can't have blocks of such numbers. The handle
             must be undone.
     """
     if inode.flags & EXT4_EXTENTS_FL:
-        extent_swap.replace(tx, inode, first, last, new)
+        extent_swap.replace(tx, inode, first, last, new, metadata=metadata)
     else:
-        indirect.replace(tx, inode, first, last, new)
+        indirect.replace(tx, inode, first, last, new, metadata=metadata)
 
 
 def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
@@ -283,3 +287,46 @@ def remove(
     if inode.flags & EXT4_EXTENTS_FL:
         return extents.remove(tx, inode, first, last, metadata=metadata, limit=limit)
     return indirect.remove(tx, inode, first, last, metadata=metadata, limit=limit)
+
+
+# The blocks that a map itself consists of
+
+
+def own_blocks(view: View, inode: Inode, lblk: int, area: BlockRun, most: int) -> tuple[list[tuple[int, int]], int]:
+    """Find the blocks of the map itself that lie in a part of the pool.
+
+    Args:
+        view: what to read.
+        inode: of the file.
+        lblk: the logical block to begin at.
+        area: the part of the pool.
+        most: how many of the blocks that hold entries of the file's own blocks to look at.
+
+    Returns:
+        For each block that was found, the logical block that leads to it and its number; and where to go on, which may
+        be the end of all files (2^32 - 1).
+    """
+    if inode.flags & EXT4_EXTENTS_FL:
+        return extent_nodes.within(view, inode, lblk, area, most)
+    return indirect.own_blocks(view, inode, lblk, area, most)
+
+
+def move_own(tx: Handle, inode: Inode, lblk: int, number: int, target: int) -> bool:
+    """Move a block of the map to a block that the caller owns, and free the old one.
+
+    Args:
+        tx: the handle: four credits.
+        inode: from ``inodes.edit``.
+        lblk: the logical block that leads to it, from `own_blocks`.
+        number: the block that moves.
+        target: the new one.
+
+    Returns:
+        False: it is not the map's, or no longer; nothing has changed.
+
+    Raises:
+        FsError: ENOSPC: a block-mapped file can't name ``target``.
+    """
+    if inode.flags & EXT4_EXTENTS_FL:
+        return extent_nodes.move(tx, inode, lblk, number, target)
+    return indirect.move_own(tx, inode, lblk, number, target)

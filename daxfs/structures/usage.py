@@ -1,4 +1,7 @@
-"""Which blocks are in use: the block bitmaps of all groups as one. Snapshots use it; nothing here changes anything."""
+"""Which blocks are in use, by the bitmaps of all groups. Nothing here changes anything.
+
+Snapshots use it, and what moves everything out of a part of the pool.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from daxfs.structures import bitmaps, blocks, groups
 
 if TYPE_CHECKING:
     from daxfs.journal.view import View
+    from daxfs.runs import BlockRun
 
 
 def used_blocks(view: View) -> bytearray:
@@ -39,3 +43,23 @@ def used_blocks(view: View) -> bytearray:
     if padding > 0:  # the last bitmap pads with ones
         bitmaps.clear_run(memoryview(made), geometry.blocks_count, padding)
     return made
+
+
+def used_within(view: View, part: BlockRun) -> int:
+    """Return how many blocks of a part of the pool are in use, beside the groups' own metadata.
+
+    Raises:
+        Corrupt: a bitmap or a descriptor is damaged.
+    """
+    geometry = view.geometry
+    low, end = max(part.start, geometry.first_data_block), min(part.start + part.length, geometry.blocks_count)
+    if low >= end:
+        return 0
+    used = 0
+    for group in range(geometry.group_of_block(low), geometry.group_of_block(end - 1) + 1):
+        first, size = geometry.first_block(group), geometry.blocks_in_group(group)
+        bits = np.unpackbits(np.frombuffer(blocks.bitmap(view, group), np.uint8), count=size, bitorder="little")
+        for start, count in groups.metadata_runs(view, group):
+            bits[max(start - first, 0) : max(start + count - first, 0)] = 0
+        used += int(bits[max(low - first, 0) : end - first].sum())
+    return used

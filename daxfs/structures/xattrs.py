@@ -24,7 +24,9 @@ from daxfs.ext4 import acl as acl_format
 from daxfs.ext4 import xattr as format_
 from daxfs.ext4.features import Compat
 from daxfs.ext4.inode import GOOD_OLD_SIZE
+from daxfs.ext4.limits import EXT4_XATTR_REFCOUNT_MAX
 from daxfs.ext4.xattr import (
+    BLOCK_HEADER_SIZE,
     EXT4_XATTR_MAGIC,
     INDEX_POSIX_ACL_ACCESS,
     INDEX_POSIX_ACL_DEFAULT,
@@ -209,6 +211,56 @@ def drop(tx: Handle, inode: Inode) -> None:
     """Free the attribute block of an inode that is being freed, or its reference to a shared one. Raises Corrupt."""
     if inode.file_acl:
         _release(tx, inode, inode.file_acl)
+
+
+def move(tx: Handle, inode: Inode, target: int) -> bool:
+    """Have the inode refer to the block ``target``, which the caller owns, with a copy of its block's attributes.
+
+    The old block loses a reference, and is freed with the last one.
+
+    Returns:
+        Whether other inodes still refer to the old block.
+
+    Raises:
+        Corrupt: the block is damaged.
+    """
+    number = inode.file_acl
+    content = _block(tx, inode, number)
+    shared = format_.block_header(content, _where(inode, number)).h_refcount > 1
+    block = tx.create(target, _sealer(tx.geometry, target))
+    block[:] = content
+    format_.set_refcount(block, 1)
+    _refer(tx, inode, target)
+    return shared
+
+
+def share(tx: Handle, inode: Inode, other: Inode) -> bool:
+    """Have the inode refer to the block of another inode, if that block holds the same attributes and can be shared.
+
+    Returns:
+        False: nothing has changed.
+
+    Raises:
+        Corrupt: a block is damaged.
+    """
+    number, target = inode.file_acl, other.file_acl
+    if not target or target == number:
+        return False
+    mine, theirs = _block(tx, inode, number), _block(tx, other, target)
+    count = format_.block_header(theirs, _where(other, target)).h_refcount
+    format_.block_header(mine, _where(inode, number))
+    if count >= EXT4_XATTR_REFCOUNT_MAX or mine[BLOCK_HEADER_SIZE:] != theirs[BLOCK_HEADER_SIZE:]:
+        return False
+    format_.set_refcount(tx.edit(target, _sealer(tx.geometry, target)), count + 1)
+    _refer(tx, inode, target)
+    return True
+
+
+def _refer(tx: Handle, inode: Inode, target: int) -> None:
+    """Have the inode refer to the block ``target``, which counts it already, and no longer to its old one."""
+    _release(tx, inode, inode.file_acl)
+    inode.file_acl = target
+    inodes.add_blocks(inode, 1, tx.geometry)
 
 
 def _put(tx: Handle, inode: Inode, new: Attribute, flags: int, *, absent: bool) -> None:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from crash_rig import NEEDS, OPERATIONS, Operation, Workbench
 from lease_rig import token
 from range_rig import PUNCH
+from relocation_rig import place_of
 
 from daxfs.ext4.inode import EXT4_NODUMP_FL
 from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import ROOT_INO
 from daxfs.fs.types import Caller, FsXattr, LeaseRequest, SetAttributes
 from daxfs.protocol import Flag
-from daxfs.runs import ByteRange
 
 ACL = b"\2\0\0\0" + b"".join(
     tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + who.to_bytes(4, "little")
@@ -54,11 +54,8 @@ class Bench(Workbench):
         finally:
             self.fs.release(file)
 
-    def relocate(self, path: str) -> None:
-        ino, bits = self.ino(path), self.fs.volume.block_bits
-        runs = self.fs.describe(ino)
-        begin, end = min(run.pblk for run in runs), max(run.pblk + run.length for run in runs)
-        self.fs.vacate(ino, ByteRange(begin << bits, end << bits))
+    def leave(self, path: str, before: set[int]) -> None:
+        self.fs.vacate(self.ino(path), place_of(self.fs, before))
 
     def lease(self, path: str, flags: int, offset: int, length: int) -> None:
         """A client holds a lease of the file, which stays open."""
