@@ -19,6 +19,7 @@ from daxfs.pmem.badblocks import BadRanges
 from daxfs.structures import badblocks, blocks, directories, groups, inodes, mapping
 from daxfs.tools import stats
 from daxfs.tools.info import pool_of
+from daxfs.tools.printing import printable
 from daxfs.tools.reading import Reading, reading
 from daxfs.tools.sizes import format_size
 from daxfs.tools.watchedview import WatchedView
@@ -215,7 +216,7 @@ def _print(report: Report) -> None:
     for place in report.places:
         text = place.kind
         if place.ino:
-            text += f" of {place.path or 'a file without a path'} (inode {place.ino})"
+            text += f" of {printable(place.path) or 'a file without a path'} (inode {place.ino})"
         if place.file_offset >= 0:
             text += f", at offset {place.file_offset}"
         print(f"{place.offset:>16} {place.length:>10}  {text}")

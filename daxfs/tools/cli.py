@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that the command line starts
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -370,10 +371,11 @@ def defrag_command(
     """Move the blocks of files to where 2 MiB pages map them, while programs use the files.
 
     What programs map stays where it is, and is named with their process ids. MOUNTPOINT means all files of the mount.
+    The exit code is 1 if some files below a directory failed, which are named.
     """
     from daxfs.tools import defrag
 
-    defrag.run(place, recursive=recursive, rate=rate)
+    raise typer.Exit(defrag.run(place, recursive=recursive, rate=rate))
 
 
 @app.command("badblocks")
@@ -489,6 +491,8 @@ def prepare() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may have any bytes
 
 
 def main() -> None:

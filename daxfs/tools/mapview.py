@@ -19,6 +19,7 @@ from daxfs.fs.types import ROOT_INO, FileExtent
 from daxfs.pmem.kinds import HUGE_PAGE, Mount, read_mounts
 from daxfs.structures import mapping
 from daxfs.tools import mountpoints
+from daxfs.tools.printing import printable
 from daxfs.tools.reading import Reading, reading
 from daxfs.tools.sizes import format_size
 
@@ -74,6 +75,11 @@ def is_whole_pool(place: str) -> bool:
     except OSError:
         return False
     return _mount_of(status) is None and not stat.S_ISFIFO(status.st_mode) and not stat.S_ISSOCK(status.st_mode)
+
+
+def is_on_mount(path: str) -> bool:
+    """Return whether a path that exists is on a mount of daxfs."""
+    return _mount_of(os.lstat(path)) is not None
 
 
 def _mount_of(status: os.stat_result) -> Mount | None:
@@ -147,7 +153,8 @@ def show(file: str, *, pool: str = "", as_json: bool = False) -> None:
         runs = [_as_json(run) for run in found.runs]
         print(json.dumps({**asdict(found), "runs": runs}, indent=2))
         return
-    print(f"{file}: inode {found.ino} of {found.pool}, {found.size} bytes, {format_size(found.allocated)} allocated")
+    allocated = format_size(found.allocated)
+    print(f"{printable(file)}: inode {found.ino} of {found.pool}, {found.size} bytes, {allocated} allocated")
     print(f"{'offset':>16} {'length':>14} {'pool offset':>16}  {'of 2 MiB':<9}")
     for run in found.runs:
         past = run.physical % HUGE_PAGE

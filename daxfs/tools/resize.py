@@ -88,16 +88,23 @@ def _mounted(mountpoint: str, wanted: int) -> tuple[int, int, int]:
 
 
 def ask(descriptor: int, mountpoint: str, what: int, blocks: int = 0) -> dict[str, Any]:
-    """Send `RESIZE` to the root of a mount, and return its answer; UserError if it is refused."""
+    """Send `RESIZE` to the root of a mount, and return its answer; UserError if it is refused.
+
+    A signal that stops this process for a while ends the request early, which is sent once more then.
+    """
     argument = bytearray(QUESTION.pack(what, blocks).ljust(SIZE, b"\0"))
     try:
         fcntl.ioctl(descriptor, RESIZE, argument)
+    except InterruptedError:
+        return ask(descriptor, mountpoint, what, blocks)
     except OSError as error:
         reason = error.strerror
         if error.errno == errno.ENOTTY:
             reason = "its session can't be asked to; unmount it and run: daxfs resize POOL"
         raise UserError(f"{mountpoint} can't be resized: {reason}", FAILED) from None
     answer: dict[str, Any] = json.loads(argument.rstrip(b"\0"))
+    if answer.get("errno") == errno.EINTR:
+        return ask(descriptor, mountpoint, what, blocks)
     if "errno" in answer:
         raise UserError(f"{mountpoint} can't be resized: {answer['reason'] or os.strerror(answer['errno'])}", FAILED)
     return answer

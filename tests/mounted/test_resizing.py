@@ -130,6 +130,9 @@ def test_what_is_refused(pool: Pool) -> None:
             resize_fs(mount.place, 100)
         snapshots.create(str(mount.place), "monday")
         assert "monday" in refused(mount.place, "128M")
+        for number in range(6):
+            snapshots.create(str(mount.place), f"{number}{'n' * 200}")
+        assert refused(mount.place, "128M").endswith("nnn..."), "as many names as the answer has room for"
         assert os.statvfs(mount.place).f_blocks == before
     with mounted(path, "ro") as mount:
         assert "Read-only" in refused(mount.place, "128M")

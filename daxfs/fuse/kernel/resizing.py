@@ -35,8 +35,6 @@ BLOCKS = Struct("=Q")
 QUESTION = Struct("=QQ")
 """The argument of `RESIZE`: one of the numbers below, and for `CHANGE` a size in blocks: 0 is all of the file."""
 CHANGE, LEAST, LEFT = range(3)
-LONGEST_REASON = 700
-"""Characters of a reason: as many as the answer has room for, whatever they are in JSON."""
 
 
 def resize_fs(connection: Connection, request: Request, given: memoryview) -> Steps[bytes]:
@@ -75,9 +73,15 @@ def resize(connection: Connection, request: Request, given: memoryview) -> Steps
             before, now = yield from _resize(connection, request, blocks)
             answer = {"before": before, "blocks": now}
     except FsError as error:
-        reason = (error.strerror or "")[:LONGEST_REASON]
-        answer = {"errno": error.errno, "reason": reason}
-    return json.dumps(answer, ensure_ascii=False).encode()[:SIZE]
+        return _refusal(error.errno or errno.EIO, error.strerror or "")
+    return json.dumps(answer).encode()
+
+
+def _refusal(number: int, reason: str) -> bytes:
+    """Return the answer of a request that failed, with as much of the reason as fits: it may name many snapshots."""
+    while len(text := json.dumps({"errno": number, "reason": reason}).encode()) > SIZE:
+        reason = reason[: len(reason) * 3 // 4].rstrip(".") + "..."
+    return text
 
 
 def _resize(connection: Connection, request: Request, blocks: int) -> Steps[Resized]:
