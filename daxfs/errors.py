@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from enum import StrEnum
+from typing import Any
 
 
 class FsError(OSError):
@@ -20,6 +21,18 @@ class FsError(OSError):
 
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(number, message or os.strerror(number))
+
+
+class OnStorage(FsError):
+    """An operation needs data that lies on storage, and has changed nothing (EAGAIN).
+
+    It is not for callers of `FileSystem`, unless they have asked for it (`FileSystem.leave_storage_to`): they run the
+    steps that ``bring`` returns, then the operation again.
+    """
+
+    def __init__(self, bring: Callable[[], Generator[Any, None, None]]) -> None:
+        super().__init__(errno.EAGAIN, "the data lies on storage")
+        self.bring = bring
 
 
 class CorruptKind(StrEnum):

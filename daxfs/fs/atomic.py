@@ -96,6 +96,8 @@ def write_pieces(volume: Volume, file: OpenFile, pieces: Sequence[Piece], kill: 
     if volume.exceeds_map(node.ino, end):
         raise FsError(errno.EFBIG)
     volume.writable()
+    if volume.tiers is not None:
+        volume.tiers.require_memory(volume.view, node.ino, min(begin, node.size), end)
     data.prepare(volume, file, begin, kill)
     blocks = datalog.blocks_to_log(volume, node, pieces)
     if blocks is not None:

@@ -67,6 +67,8 @@ def copy(
     volume: Volume, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
 ) -> Steps[int]:
     """Copy as `copy_range`, which has made the checks. A part is done at each step, so it can be shortened."""
+    if volume.tiers is not None:
+        volume.tiers.require_memory(volume.view, target.ino, target_offset, target_offset + length)
     for node in (source.node, target.node):
         if node.map is None:
             data.load_map(volume, node)
@@ -122,6 +124,11 @@ def find_data(volume: Volume, node: Node, begin: int, length: int) -> tuple[list
             continue
         if first > reached:
             return parts, first - begin
+        if volume.tiers is not None and volume.tiers.holds(first + delta):
+            if parts:
+                break
+            parts.append(memoryview(data.gather(volume, node, first, min(end - first, room, GATHERED))))
+            break
         stop = badmemory.good_end(volume, first, min(end, first + room), delta)
         if stop == first:
             if parts:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory
+from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory, OnStorage
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import badmemory, datalog
 from daxfs.fs.change import Change
@@ -144,13 +144,14 @@ def _whole_map(volume: Volume, node: Node, inode: Inode) -> FileMap | None:
     if mapping.has_more_than(volume.view, inode, MAX_RUNS):
         node.scattered = True
         return None
-    bad = volume.pool.bad
-    if not bad and mapping.has_more_than(volume.view, inode, MANY_RUNS):
+    bad, tiers = volume.pool.bad, volume.tiers
+    if not bad and tiers is None and mapping.has_more_than(volume.view, inode, MANY_RUNS):
         mapped = FileMap.of_columns(extents.columns(volume.view, inode), volume.block_bits)
     else:
         mapped = FileMap()
         for count, run in enumerate(mapping.walk(volume.view, inode)):
-            if count >= MAX_RUNS or (bad and badmemory.overlaps(volume, run)):
+            apart = tiers is not None and tiers.holds(run.pblk << volume.block_bits)
+            if count >= MAX_RUNS or apart or (bad and badmemory.overlaps(volume, run)):
                 node.scattered = True
                 return None
             mapped.put_blocks(run, volume.block_bits)
@@ -197,8 +198,10 @@ def read_in_steps(volume: Volume, file: OpenFile, offset: int, size: int) -> Ste
         wanted = min(BYTES_PER_READ, size - at)
         try:
             part = read(volume, file, offset + at, wanted)
-        except FsError:
-            if not at or not node.dax:  # to the page cache fewer bytes would be the end of the file
+        except FsError as error:
+            if (
+                not at or not node.dax or isinstance(error, OnStorage)
+            ):  # to the page cache fewer bytes would be the end of the file
                 raise
             break
         content[at : at + len(part)] = part
@@ -220,9 +223,12 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
     """Return the bytes [offset, offset + size), with zeros for holes and unwritten blocks; fewer before bad memory."""
     content = bytearray(size)
     memory = volume.memory
-    bad = volume.pool.bad
+    bad, tiers = volume.pool.bad, volume.tiers
     for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
         if unwritten:
+            continue
+        if tiers is not None and tiers.holds(begin + delta):
+            content[begin - offset : end - offset] = tiers.content(begin + delta, end + delta)
             continue
         stop = badmemory.good_end(volume, begin, end, delta) if bad else end
         content[begin - offset : stop - offset] = memory[begin + delta : stop + delta]
@@ -235,6 +241,8 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
     if node.logged is not None:
         datalog.overlay(volume, node.logged, offset, content)
     volume.finish_copy()
+    if tiers is not None:
+        tiers.finish_read()
     return bytes(content)
 
 
@@ -298,6 +306,9 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
     """Write some pieces after the other, most with a change of metadata: ``most`` times at most (None: all)."""
     node = file.node
     size = len(data)
+    if volume.tiers is not None:
+        begin = node.size if offset > node.size else offset  # the rest of the block that EOF is in is zeroed
+        volume.tiers.require_memory(volume.view, node.ino, begin, offset + size)
     datalog.settle(volume, node.ino, offset, offset + size)
     if offset + size > node.size:
         volume.notifier.end_preallocation(node.ino)
@@ -334,7 +345,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
 
 def shortens(error: FsError) -> bool:
     """Return whether an operation that met this error, after a part was done, ends with that part as its result."""
-    return error.errno in (errno.ENOSPC, errno.EINTR) or isinstance(error, BadMemory)
+    return error.errno in (errno.ENOSPC, errno.EINTR) or isinstance(error, (BadMemory, OnStorage))
 
 
 def prepare(volume: Volume, file: OpenFile, offset: int, kill: bool | None = None) -> None:
@@ -506,6 +517,9 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
         raise FsError(errno.EFBIG)
     if size > volume.large_file_from:
         volume.allow_large_files()
+    if volume.tiers is not None:
+        last = min(size, inode.size)
+        volume.tiers.require_memory(volume.view, ino, last & -volume.block_size, last)
     volume.note_sync(inode)
     shrinks = size <= inode.size
     drop_capability(volume, inode)

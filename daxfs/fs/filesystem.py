@@ -34,6 +34,7 @@ from daxfs.fs import (
     remounting,
     removal,
     shrinking,
+    tiers,
 )
 from daxfs.fs.batches import Batch
 from daxfs.fs.data import OpenFile
@@ -41,10 +42,11 @@ from daxfs.fs.grants import requests, waiting, write_notifications
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.nodes import END
 from daxfs.fs.opendirectory import OpenDirectory
-from daxfs.fs.operations import changing, failure, maintaining, piecewise, reading
+from daxfs.fs.operations import brought, changing, failure, maintaining, piecewise, reading
 from daxfs.fs.paths import Tree
 from daxfs.fs.steps import finish
 from daxfs.fs.stepwise import Stepwise
+from daxfs.fs.tiers import Moved
 from daxfs.fs.types import (
     ROOT_INO,
     Attributes,
@@ -65,6 +67,7 @@ from daxfs.fs.types import (
     Snapshot,
     StatFs,
     Statistics,
+    TierUse,
     WriteNotification,
 )
 from daxfs.pmem.pool import Pool
@@ -150,6 +153,8 @@ class FileSystem:
         try:
             mounting.unmount(self.volume)
         finally:
+            if self.volume.tiers is not None:
+                self.volume.tiers.close()
             self.volume.memory = memoryview(b"")
             self.volume.pool.close()
 
@@ -419,6 +424,8 @@ class FileSystem:
         try:
             return data.read(self.volume, file, offset, size)
         except BaseException as error:
+            if brought(self.volume, error):
+                return self.read(file, offset, size)
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
 
     def finish_copy(self) -> None:
@@ -466,6 +473,8 @@ class FileSystem:
             else:
                 written = data.write(self.volume, file, offset, content, kill_privileges)
         except BaseException as error:
+            if brought(self.volume, error):
+                return self.write(file, offset, content, kill_privileges, caller, atomic=atomic)
             raise failure(self.volume, error, explained=True, change=True)  # noqa: B904 (the same error as a rule)
         if self.volume.sync_due:
             self.volume.finish()
@@ -585,6 +594,51 @@ class FileSystem:
             FsError: EROFS, or errors of the medium; what has moved then stays moved.
         """
         return finish(self.steps.evacuate(place, caller))
+
+    # Storage
+
+    def demote(self, ino: int, offset: int = 0, length: int = END) -> Moved:
+        """Move what a regular file has in memory to the pool's storage (`daxfs.fs.tiers`), whole blocks.
+
+        Args:
+            ino: the file.
+            offset: first byte of the part of the file to work on.
+            length: its length in bytes.
+
+        Returns:
+            How many bytes were moved, and how many stay: unwritten blocks, what clients of direct access use, and
+            what storage has no room for.
+
+        Raises:
+            FsError: EOPNOTSUPP: the pool has no storage; EINVAL: not a regular file of the tree; EIO: the storage has
+                failed; EROFS.
+        """
+        return finish(self.steps.demote(ino, offset, length))
+
+    def promote(self, ino: int, offset: int = 0, length: int = END) -> Moved:
+        """Move what a regular file has on storage to memory; as `demote`."""
+        return finish(self.steps.promote(ino, offset, length))
+
+    @reading
+    def tier_use(self) -> TierUse:
+        """Return how much of memory and storage is in use, and what was moved.
+
+        Raises:
+            FsError: EOPNOTSUPP: the pool has no storage.
+        """
+        return tiers.use(self.volume)
+
+    def leave_storage_to(self, notify: Callable[[], object]) -> None:
+        """From now on, have `read` and `write` and the other operations end with `OnStorage` instead of waiting.
+
+        The caller runs the steps of this error, and may do something else while they wait (`daxfs.fs.steps.Wait`).
+
+        Args:
+            notify: called in a thread when a wait has ended.
+        """
+        if self.volume.tiers is not None:
+            self.volume.tiers.parks = True
+            self.volume.tiers.queue.notify = notify
 
     # Leases of memory
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory
+from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory, OnStorage
 from daxfs.fs import damage, mounting
 from daxfs.fs.grants import waiting
-from daxfs.fs.steps import Steps
+from daxfs.fs.steps import Steps, Wait, finish
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
@@ -65,6 +65,17 @@ def failure(volume: Volume, error: BaseException, *, explained: bool = False, ch
     return error
 
 
+def brought(volume: Volume, error: BaseException) -> bool:
+    """Bring the data on storage that an operation has ended for, if it has; then the operation runs again.
+
+    False, too: whoever uses the volume brings it between other requests.
+    """
+    if not isinstance(error, OnStorage) or volume.tiers is None or volume.tiers.parks:
+        return False
+    finish(error.bring())
+    return True
+
+
 def lost(volume: Volume, *, change: bool) -> MissingMemory:
     """Return the error of an operation that seemed to succeed and met missing memory, as `failure`."""
     error = volume.lost_memory()
@@ -80,6 +91,8 @@ def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
         try:
             result = method(self, *args, **kwargs)
         except BaseException as error:
+            if brought(self.volume, error):
+                return operation(self, *args, **kwargs)
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
         if self.volume.faults[0]:
             raise lost(self.volume, change=False)
@@ -121,6 +134,8 @@ def _change(method: Callable[Concatenate[S, P], R], *, retried: bool) -> Callabl
             else:
                 result = method(self, *args, **kwargs)
         except BaseException as error:
+            if brought(volume, error):
+                return operation(self, *args, **kwargs)
             raise failure(volume, error, explained=True, change=True)  # noqa: B904 (it is the same error as a rule)
         if volume.faults[0]:
             raise lost(volume, change=True)
@@ -138,6 +153,8 @@ def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concaten
     The whole operation is durable when it returns, if the mount or the inode asks for that. ``volume.sync_due`` belongs
     to the operation that runs, so between steps it is put aside. Steps also commit in time, so that no commit is so
     large that others wait for it.
+
+    An operation that meets data on storage begins again when the data is there.
     """
     return _guarded_steps(method, change=False)
 
@@ -157,23 +174,25 @@ def _guarded_steps(
             volume.finish_copy()
         steps = method(self, *args, **kwargs)
         thrown: BaseException | None = None
+        waiting: Wait | None = None
         try:
             while True:
                 try:
-                    if thrown is None:
-                        next(steps)
-                    else:
-                        steps.throw(thrown)
+                    waiting = next(steps) if thrown is None else steps.throw(thrown)
                 except StopIteration as end:
                     result: R = end.value
                     break
+                except OnStorage as error:
+                    yield from error.bring()
+                    steps, thrown = method(self, *args, **kwargs), None
+                    continue
                 if volume.faults[0]:
                     raise lost(volume, change=change)
                 volume.bound_commit()
                 due, volume.sync_due = volume.sync_due, volume.options.sync
                 thrown = None
                 try:
-                    yield
+                    yield waiting
                 except Exception as error:
                     thrown = error
                 volume.sync_due = due or volume.options.sync

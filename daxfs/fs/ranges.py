@@ -91,9 +91,27 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     if not inode.flags & EXT4_EXTENTS_FL and not mode & PUNCH_HOLE:
         raise FsError(errno.EOPNOTSUPP)
     node = file.node
+    if volume.tiers is not None:
+        _bring_edges(volume, node, offset, offset + length)
     if not node.unprivileged:
         data.drop_privileges(volume, node, file.caller)
     yield from run(volume, file, offset, length)
+
+
+def _bring_edges(volume: Volume, node: Node, begin: int, end: int) -> None:
+    """Require the memory of all bytes that may be zeroed in place: of the blocks at the edges, and that EOF is in.
+
+    Clients store to a leased file meanwhile, so all of its range is zeroed in place.
+
+    Raises:
+        OnStorage: some lie on storage.
+    """
+    tiers, view, ino = volume.tiers, volume.view, node.ino
+    assert tiers is not None
+    if node.grants is not None:
+        tiers.require_memory(view, ino, begin, end)
+    for offset in (begin, end - 1, node.size):
+        tiers.require_memory(view, ino, offset & -volume.block_size, offset + 1)
 
 
 def require_regular(inode: Inode) -> None:

@@ -11,27 +11,44 @@ An operation in steps can end in four ways:
   count end with the count so far, the others fail with EINTR, and what is done stays.
 - ``close()`` abandons it. A truncate is then finished as the blocks of a removed file are (`removal.freeing`).
 - The process dies: recovery does what close() does.
+
+A step may end with something to wait for (`Wait`), a system call on storage. The driver need not wait before the next
+step, but nothing happens earlier.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Generator
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from daxfs.errors import FsError
 
 R = TypeVar("R")
 
-Steps = Generator[None, None, R]
-"""An operation in steps; its result is the generator's return value."""
+
+class Wait(Protocol):
+    """Something that other threads do."""
+
+    @property
+    def due(self) -> bool:
+        """Whether there is nothing to wait for any longer."""
+
+    def wait(self) -> None:
+        """Wait until it is `due`."""
+
+
+Steps = Generator[Any, None, R]
+"""An operation in steps; its result is the generator's return value. It yields None, or a `Wait`."""
 
 
 def finish(steps: Steps[R]) -> R:
     """Run the rest of an operation as a whole; return its result."""
     while True:
         try:
-            next(steps)
+            waiting: Wait | None = next(steps)
+            if waiting is not None:
+                waiting.wait()
         except StopIteration as end:
             result: R = end.value
             return result

@@ -11,6 +11,7 @@ free in further steps is left to `freeing`.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -27,6 +28,7 @@ from daxfs.fs import (
     removal,
     resizing,
     shrinking,
+    tiers,
     trim,
     vacating,
 )
@@ -41,6 +43,7 @@ from daxfs.runs import BlockRun, ByteRange
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
     from daxfs.fs.opendirectory import OpenDirectory
+    from daxfs.fs.tiers import Moved
     from daxfs.fs.types import (
         Attributes,
         DirEntry,
@@ -210,6 +213,23 @@ class Stepwise:
         bits = self.volume.block_bits
         first = place.begin >> bits
         return BlockRun(first, (place.end - 1 >> bits) + 1 - first)
+
+    @changing_in_steps
+    def demote(self, ino: int, offset: int = 0, length: int = END) -> Steps[Moved]:
+        """Move what a file has in memory to storage. It can be shortened: EINTR, what has moved stays."""
+        return self._between_tiers(tiers.demote, ino, offset, length)
+
+    @changing_in_steps
+    def promote(self, ino: int, offset: int = 0, length: int = END) -> Steps[Moved]:
+        """Move what a file has on storage to memory; as `demote`."""
+        return self._between_tiers(tiers.promote, ino, offset, length)
+
+    def _between_tiers(
+        self, move: Callable[[Volume, int, int, int], Steps[Moved]], ino: int, offset: int, length: int
+    ) -> Steps[Moved]:
+        if offset < 0 or length < 0:
+            raise FsError(errno.EINVAL)
+        return (yield from move(self.volume, ino, offset, offset + length))
 
     # What has no answer that waits for it
 

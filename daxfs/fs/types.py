@@ -274,6 +274,32 @@ class Grant(NamedTuple):
     made: bool
 
 
+class TierUse(NamedTuple):
+    """Memory and storage of a tiered pool, in bytes.
+
+    Attributes:
+        path: of the storage.
+        memory: what the file system has in memory; ``memory_free`` of it is free.
+        memory_free: see above.
+        storage: what it has on storage; ``storage_free`` of it is free.
+        storage_free: see above.
+        read: read from storage for readers since the mount.
+        promoted: moved to memory since the mount.
+        demoted: moved to storage since the mount.
+        failed: why nothing on storage can be used any longer; "": it can.
+    """
+
+    path: str
+    memory: int
+    memory_free: int
+    storage: int
+    storage_free: int
+    read: int
+    promoted: int
+    demoted: int
+    failed: str
+
+
 class WriteNotification(NamedTuple):
     """A client's report of its own stores.
 

@@ -32,6 +32,7 @@ from daxfs.structures.noted import Noted
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.fs.notifiers import BlockNotifier, MountNotifier
+    from daxfs.fs.storagecache import StorageCache
     from daxfs.journal.area import LogArea
     from daxfs.journal.journal import Journal
     from daxfs.journal.transaction import Handle
@@ -65,6 +66,7 @@ class Volume:
     ``superblock_buffer``: for a copy of the superblock at home (`outside`): in the middle of a commit none can be made.
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``noted``: the damage that operations have done without, and that is to be reported.
+    ``tiers``: what lies on the pool's storage; None: it has none.
     ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
 
@@ -87,6 +89,7 @@ class Volume:
         self._allow_changes(journal is not None)
         self.lives = Lifetimes()
         self.staging = Staging()
+        self.tiers: StorageCache | None = None
         self.notifier: BlockNotifier  # set at once by the maker of the volume
         self.snapshots: MountNotifier  # as well
         self.reclaimers = Reclaimers()

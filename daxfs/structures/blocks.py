@@ -230,6 +230,19 @@ def take_run(tx: Handle, run: BlockRun) -> bool:
     room = sb.free_blocks_count - groups.free_on_storage(tx)
     if room - run.length < reserves.must_stay_free(geometry, sb, privileged=tx.privileged):
         raise FsError(errno.ENOSPC, "no block is free")
+    return _take_free(tx, sb, run)
+
+
+def take_on_storage(tx: Handle, run: BlockRun) -> bool:
+    """Take a run of blocks of one group, on storage, for a file's data: two credits. False: a block of it is in use."""
+    room = tx.caches[groups.OnStorage]
+    room.drop()
+    tx.on_rollback(room.drop)
+    return _take_free(tx, tx.edit_superblock(), run)
+
+
+def _take_free(tx: Handle, sb: Superblock, run: BlockRun) -> bool:
+    geometry = tx.geometry
     group, bit = divmod(run.start - geometry.first_data_block, geometry.blocks_per_group)
     if run.start + run.length > geometry.blocks_count:  # the file system has become smaller since it was found
         return False

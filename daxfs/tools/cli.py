@@ -378,6 +378,28 @@ def defrag_command(
     raise typer.Exit(defrag.run(place, recursive=recursive, rate=rate))
 
 
+@app.command("tier")
+def tier_command(
+    mountpoint: Annotated[str, typer.Argument(metavar="[MOUNTPOINT]", help="Show its memory and storage.")] = "",
+    demoted: Annotated[str, typer.Option("--demote", metavar="PATH", help="Move a file to storage.")] = "",
+    promoted: Annotated[str, typer.Option("--promote", metavar="PATH", help="Move a file to memory.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a mount uses memory and storage (daxfs mkfs --tier), or move a file between them.
+
+    Programs use the file meanwhile. A change of what lies on storage moves the changed blocks to memory by itself.
+    """
+    from daxfs.fuse.kernel.tiering import Action
+    from daxfs.tools import tier
+
+    if sum(map(bool, (mountpoint, demoted, promoted))) != 1:
+        raise UserError("name a mountpoint, or a file with --demote or --promote", os.EX_USAGE)
+    if mountpoint:
+        tier.show(mountpoint, as_json=as_json)
+    else:
+        tier.move(demoted or promoted, Action.DEMOTE if demoted else Action.PROMOTE)
+
+
 @app.command("badblocks")
 def badblocks_command(
     place: Annotated[str, typer.Argument(metavar="POOL|MOUNTPOINT")],

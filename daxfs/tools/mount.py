@@ -138,13 +138,22 @@ def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> 
     if not wanted.trust_owner:
         ownership.refuse(pool, os.stat(source), _TRUST)
     core = FileSystem.open(source, wanted.of_volume(mountpoint))
-    if core.storage and not wanted.trust_owner:
-        try:
-            ownership.refuse(core.storage, os.stat(core.storage), _TRUST)
-        except BaseException:
-            core.close()
-            raise
+    try:
+        if core.storage:
+            _check_storage(core.storage, wanted)
+    except BaseException:
+        core.close()
+        raise
     return core
+
+
+def _check_storage(path: str, wanted: MountOptions) -> None:
+    """Refuse a session that would wait for storage, and storage that others can change."""
+    if wanted.session != "kernel":
+        text = f"the pool has storage ({path}), which session={wanted.session} would wait for; use session=kernel"
+        raise UserError(text, mounts.USAGE)
+    if not wanted.trust_owner:
+        ownership.refuse(path, os.stat(path), _TRUST)
 
 
 def load_session(name: str) -> Callable[[FileSystem, str, str, MountOptions, Callable[[], None]], None]:

@@ -159,6 +159,10 @@ def test_a_mount_serves_it_and_refuses_a_wrong_member(tiered: Members) -> None:
         assert os.statvfs(mounted.place).f_blocks << 12 < MEMORY
         assert "mounted" in json.loads(daxfs("info", mounted.place, "--json"))["state"]
     tiered.check()
+    with mountpoint() as place:
+        assert "session=kernel" in mount_rig.daxfs("mount", tiered.pool, place, "-o", "session=pyfuse3", code=1)
+        tiered.storage.chmod(0o666)
+        assert "--trust-owner" in mount_rig.daxfs("mount", tiered.pool, place, code=32)
     os.truncate(tiered.storage, GROUP)
     with mountpoint() as place:
         line = mount_rig.daxfs("mount", tiered.pool, place, code=32)

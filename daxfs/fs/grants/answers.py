@@ -2,7 +2,7 @@
 
 Blocks that are mapped in the file's tree are memory, all else is a hole. Bytes that a holder maps through the kernel
 are withheld from all other holders, since the kernel's pages and the pool's memory would not agree. Bad memory is never
-granted: the daemon answers for it. Nothing here changes the pool.
+granted: the daemon answers for it, and for what lies on storage. Nothing here changes the pool.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
     from daxfs.fs.grants.inode_grants import InodeGrants
     from daxfs.fs.nodes import Node
+    from daxfs.fs.storagecache import StorageCache
     from daxfs.fs.volume import Volume
 
 WRITE, EXTEND, MAP, PAGES = int(Flag.WRITE), int(Flag.EXTEND), int(Flag.MAP), int(Flag.PAGES)
@@ -42,6 +43,8 @@ def compose(
     pieces: list[GrantedExtent] = []
     position = request.offset
     answer = overlay_kernel_mapped(grants, mapped_pieces(volume, file, grants, request, upto))
+    if volume.tiers is not None:
+        answer = withhold_storage(volume.tiers, answer)
     if volume.pool.bad:
         answer = withhold_bad(volume, answer)
     if request.flags & MAP and volume.block_size < ranges.PAGE:
@@ -118,6 +121,15 @@ def overlay_kernel_mapped(grants: InodeGrants, pieces: Iterator[GrantedExtent]) 
             at = end
         if at < stop:
             yield part_of(piece, at, stop)
+
+
+def withhold_storage(tiers: StorageCache, pieces: Iterator[GrantedExtent]) -> Iterator[GrantedExtent]:
+    """Yield the pieces, of which those on storage go through the kernel."""
+    for piece in pieces:
+        if piece.kind == MEMORY and tiers.holds(piece.pool_offset):
+            yield GrantedExtent(piece.offset, 0, piece.length, KERNEL)
+        else:
+            yield piece
 
 
 def withhold_bad(volume: Volume, pieces: Iterator[GrantedExtent]) -> Iterator[GrantedExtent]:

@@ -11,6 +11,9 @@ import errno
 import mmap
 import os
 import select
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from time import perf_counter
 
 from daxfs.fuse.kernel import abi
@@ -56,6 +59,8 @@ class Device:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
         self.poll = poller.poll
+        self._poller = poller
+        self._awaited = -1
 
     def not_received(self, error: OSError) -> None:
         """Handle a failed readv(2): there is no request now, or (``ended``) there never will be one."""
@@ -76,6 +81,20 @@ class Device:
             os.writev(self.descriptor, (abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), code, 0), body))
         except OSError as error:
             self.not_sent(error)
+
+    def wakened(self) -> Callable[[], object]:
+        """Return a function that makes `poll` return: what a work waits for has ended.
+
+        Its descriptor stays open as long as the process: threads may call it at any time.
+        """
+        self._awaited = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller.register(self._awaited, select.POLLIN)
+        return partial(os.eventfd_write, self._awaited, 1)
+
+    def awaited(self) -> None:
+        """Take note of all calls of `wakened` so far."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._awaited)
 
     def spin(self) -> bool:
         """Poll without sleeping for `spin_seconds` at most; return whether there is a request."""

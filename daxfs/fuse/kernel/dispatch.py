@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError, MissingMemory
+from daxfs.errors import FsError, MissingMemory, OnStorage
 from daxfs.fuse import logs, unexpected
 from daxfs.fuse.kernel import abi, attributes, control, directories, files, ioctls, names
 from daxfs.fuse.kernel.abi import BODY
@@ -73,6 +73,10 @@ def answer(connection: Connection, request: Request, length: int, table: dict[in
         if is_full(error) and connection.scheduler.postpone(bytes(request.buffer[:length])):
             request.refused = None
             return None
+        if isinstance(error, OnStorage):
+            connection.scheduler.bring(request, error.bring())
+            request.refused = None
+            return None
         request.refuse()
         return refusal(error, opcode, unique)
     except Exception as error:
@@ -115,7 +119,7 @@ def proceed(
         if not work.message:
             logs.unanswered("freeing files", error)
             return None
-        if is_full(error) and scheduler.postpone(work.message):
+        if is_full(error) and not work.again and scheduler.postpone(work.message):
             return None
         return refusal(error, work.opcode, work.unique)
     except Exception as error:
@@ -125,6 +129,9 @@ def proceed(
             scheduler.ended(work)
             if work.message and connection.counting is not None:
                 connection.counting.work_ended(work, body)
+    if work.again:
+        request.buffer[: len(work.message)] = work.message
+        return answer(connection, request, len(work.message), connection.table)
     return None if body is None else (_out_header(OUT + len(body), 0, work.unique), body)
 
 

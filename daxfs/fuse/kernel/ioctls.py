@@ -27,6 +27,7 @@ from daxfs.fuse.kernel import (
     snapshots,
     statistics,
     status,
+    tiering,
 )
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.request import fixed
@@ -134,6 +135,7 @@ IN_STEPS: dict[int, CommandInSteps] = {
     FITRIM: trim,
     snapshots.SNAPSHOTS: snapshots.command,
     defragmenting.DEFRAGMENT: defragmenting.command,
+    tiering.TIER: tiering.command,
     resizing.EXT4_IOC_RESIZE_FS: resizing.resize_fs,
     resizing.RESIZE: resizing.resize,
     protocol.IOC_LEASE: leases.lease,
@@ -141,7 +143,7 @@ IN_STEPS: dict[int, CommandInSteps] = {
 }
 """Commands that take several steps. INTERRUPT shortens them."""
 
-ALONGSIDE = frozenset({defragmenting.DEFRAGMENT, resizing.EXT4_IOC_RESIZE_FS, resizing.RESIZE})
+ALONGSIDE = frozenset({defragmenting.DEFRAGMENT, resizing.EXT4_IOC_RESIZE_FS, resizing.RESIZE, tiering.TIER})
 """Those of them between whose steps the same file or directory may change."""
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}

@@ -2,6 +2,8 @@
 
 - *Works* are requests that take several steps. A handler gives its operation to `Scheduler.begin`, which runs it for a
   slice. If that is not enough, the session continues it between other requests, and answers it in the end.
+- *Parked* works wait for a system call on storage (`daxfs.fs.tiers`), in a thread. They have no turns until it has
+  returned or taken too long.
 - *Queued* requests exist only while a work is unfinished. The session then reads ahead what the kernel has, and takes
   it turn by turn between users (`turns.py`).
 - *Blocked* requests would change a file, or with a rename the tree, that a work changes. They follow it, in order.
@@ -43,7 +45,7 @@ PATIENCE_SECONDS = 0.05
 MOST_POSTPONED = 4096
 """The most requests that wait for the kernel to forget files."""
 
-FORGETS, POSTPONED, WORKS = "forgets", "postponed", "works"
+FORGETS, POSTPONED, WORKS, PARKED = "forgets", "postponed", "works", "parked"
 TREE = frozenset({0})
 """Stands for the tree of directories where nodes are expected: no node has the number 0."""
 
@@ -110,8 +112,8 @@ class Scheduler:
     """What waits in one session.
 
     Attributes:
-        waiting: of `FORGETS`, `POSTPONED` and `WORKS` those of which there are any; always the same set, so that the
-            session has one thing to test. `WORKS` stands for queued requests too.
+        waiting: of `FORGETS`, `POSTPONED`, `WORKS` and `PARKED` those of which there are any; always the same set, so
+            that the session has one thing to test. `WORKS` stands for queued requests too, and not for parked works.
         works: the unfinished works.
         postponed: the postponed messages, oldest first.
         refused: the number of requests that were refused because too many of their user waited.
@@ -131,6 +133,7 @@ class Scheduler:
         self._core = core
         self._background = background
         self._in_background: Work | None = None
+        self._parked: list[tuple[int, Work]] = []
         self._turns = Turns()
         self._blocked: list[tuple[User, frozenset[int], bytes]] = []
         self._interrupted: set[int] = set()
@@ -162,18 +165,40 @@ class Scheduler:
         """
         begun = perf_counter()
         try:
-            next(steps)
+            waiting = next(steps)
         except StopIteration as end:  # as most do; they need no `Work`
             return answer(end.value)
         taken = perf_counter() - begun
         work = Work(steps, answer, changes, shortens=shortens, patience=patience, seconds=taken)
-        if taken < SLICE_SECONDS and work.run(SLICE_SECONDS - taken):
+        if waiting is None and taken < SLICE_SECONDS and work.run(SLICE_SECONDS - taken):
             return work.answer()
         work.message = bytes(request.buffer[: request.length])
         work.opcode = request.opcode
         work.unique = request.unique
         self._add(work, user_of(request))
         return None
+
+    def bring(self, request: Request, steps: Steps[None]) -> None:
+        """Have what a request needs brought from storage, and the request answered anew afterwards."""
+        work = Work(steps, lambda _: None)
+        work.again = True
+        work.message = bytes(request.buffer[: request.length])
+        work.opcode = request.opcode
+        work.unique = request.unique
+        self._add(work, user_of(request))
+
+    def wake(self) -> None:
+        """Give turns to parked works that have nothing to wait for any longer."""
+        still = []
+        for number, work in self._parked:
+            if work.waits is not None and not work.waits.due:
+                still.append((number, work))
+            else:
+                self.waiting.add(WORKS)
+                self._turns.user(number).works.append(work)
+        self._parked = still
+        if not still:
+            self.waiting.discard(PARKED)
 
     def begin_background(self) -> None:
         """Have the session do what nobody waits for: free what closed and forgotten files have left."""
@@ -221,8 +246,13 @@ class Scheduler:
             user.answering += seconds
         else:
             user.working += seconds
-            if what in self.works:
+            if what not in self.works:
+                return
+            if what.waits is None:
                 user.works.append(what)
+            else:
+                self._parked.append((user.number, what))
+                self.waiting.add(PARKED)
 
     def blocks(self, request: Request, user: User, message: bytes) -> bool:
         """Keep a request back that would change what a work, or a blocked request before it, changes."""

@@ -29,7 +29,7 @@ from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, MISSING, Device
 from daxfs.fuse.kernel.polling import AdaptivePolling
 from daxfs.fuse.kernel.request import Request
-from daxfs.fuse.kernel.scheduling import WORKS
+from daxfs.fuse.kernel.scheduling import PARKED, WORKS
 from daxfs.fuse.kernel.statistics import Counting
 
 if TYPE_CHECKING:
@@ -182,12 +182,19 @@ class Session:
     def _attend(self, end: float) -> None:
         """Attend to what waits: share the time until ``end`` if a work is in progress, else catch up."""
         connection = self._connection
+        if PARKED in connection.scheduler.waiting:
+            self._wake()
         if WORKS in connection.scheduler.waiting:
             self._share(end)
         elif not self._device.poll(0):
             self._catch_up()
         elif len(connection.forgets) > MOST_FORGETS:
             connection.process_forgets(FORGETS_UNDER_LOAD)
+
+    def _wake(self) -> None:
+        """Go on with works that have waited for storage, if there are any."""
+        self._device.awaited()
+        self._connection.scheduler.wake()
 
     def _catch_up(self) -> None:
         """Process waiting forgets and postponed requests until a new request comes, or one of them takes more steps."""
@@ -205,6 +212,8 @@ class Session:
         scheduler = connection.scheduler
         begin = perf_counter()
         while begin < end and not connection.ended:
+            if PARKED in scheduler.waiting:
+                self._wake()
             if scheduler.works:
                 if connection.forgets:
                     scheduler.begin_background()
@@ -265,6 +274,8 @@ class Session:
         while scheduler.works:
             work = scheduler.works[0]
             work.interrupt()
+            if work.waits is not None:
+                work.waits.wait()
             self._send(dispatch.proceed(connection, self._request, work, math.inf, lambda _: False))
 
     def _send(self, reply: dispatch.Reply | None) -> None:
@@ -309,6 +320,8 @@ def serve(
     connection = Connection(core, dispatch.TABLE, device.notify, options)
     if options.stats:
         Counting(connection, lasting=True)
+    if core.storage:
+        core.leave_storage_to(device.wakened())
     session = Session(device, connection, CpuLatencyRequest(options.wake_microseconds))
     try:
         serving.run(core, mountpoint, session.serve, session.stop, ready)

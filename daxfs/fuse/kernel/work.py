@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from daxfs.fs.steps import Steps, interruption
+from daxfs.fs.steps import Steps, Wait, interruption
 
 Answer = bytes | memoryview | None
 """The body of an answer; None: the request wants none."""
@@ -23,6 +23,8 @@ class Work:
         changes: the FUSE nodes that no other request may change meanwhile.
         shortens: whether INTERRUPT shortens the operation.
         seconds: how long its slices have taken.
+        again: the request, in ``message``, is answered anew when the operation has ended.
+        waits: what the operation waits for (`daxfs.fs.steps.Wait`); None: it can go on.
         result: of the operation, once `run` has returned True.
     """
 
@@ -52,6 +54,8 @@ class Work:
         self.changes = changes
         self.shortens = shortens
         self.seconds = seconds
+        self.again = False
+        self.waits: Wait | None = None
         self.result: Any = None
         self._steps = steps
         self._answer = answer
@@ -59,7 +63,7 @@ class Work:
         self._shortened = seconds >= patience
 
     def run(self, seconds: float, disturbed: Callable[[], object] = bool) -> bool:
-        """Run steps for about ``seconds``, one at least; return whether the operation has ended.
+        """Run steps for about ``seconds``, one at least, or until it `waits`; return whether the operation has ended.
 
         Args:
             seconds: the length of the slice.
@@ -70,19 +74,23 @@ class Work:
         """
         begin = perf_counter()
         before = self.seconds
+        self.waits = None
         while True:
             try:
                 if self._shortened:
                     self._shortened, self._patience = False, math.inf
-                    self._steps.throw(interruption())
+                    waiting = self._steps.throw(interruption())
                 else:
-                    next(self._steps)
+                    waiting = next(self._steps)
             except StopIteration as end:
                 self.result = end.value
                 return True
             finally:
                 taken = perf_counter() - begin
                 self.seconds = before + taken
+            if waiting is not None and not waiting.due:
+                self.waits = waiting
+                return False
             if self.seconds >= self._patience:
                 self._shortened = True
             elif taken >= seconds or disturbed():

@@ -1,0 +1,158 @@
+"""What lies on storage, for those who read it or need it in memory (docs/TIERS.md).
+
+What lies on storage does not change there. A read gets it through copies in DRAM, which are bounded. Whoever stores to
+it, or works on its blocks in another way, has it moved to memory first. An operation that meets data on storage changes
+nothing and ends with `OnStorage`, whose steps bring what it needs; then it runs again from its beginning. Nothing here
+changes the volume.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from daxfs.errors import OnStorage
+from daxfs.pmem.storagequeue import StorageQueue, Ticket
+from daxfs.structures import inodes, mapping
+
+if TYPE_CHECKING:
+    from daxfs.fs.steps import Steps
+    from daxfs.journal.view import View
+    from daxfs.pmem.pool import Pool
+    from daxfs.runs import BlockRun
+
+UNIT = 64 << 10
+"""Bytes that are read at a time, at multiples of it."""
+MOST_UNITS = 512
+"""Units that are kept in DRAM: 32 MiB."""
+
+
+class StorageCache:
+    """The storage of one volume, as its readers see it.
+
+    Attributes:
+        begin: the offset in the pool at which storage begins.
+        queue: calls on the storage.
+        busy: blocks on storage that are being read or written to move what they hold: no demotion takes them.
+        group: the group in which a demotion has found room last.
+        promote: returns the steps that move bytes [begin, end) of a file to memory (`daxfs.fs.tiers`).
+        read: bytes that were read for readers.
+        promoted: bytes that were moved to memory.
+        demoted: bytes that were moved to storage.
+        parks: who uses the volume runs the steps of `OnStorage` itself, between other requests.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        assert pool.storage is not None
+        self.begin = pool.memory_size
+        self.end = pool.size
+        self.queue = StorageQueue(pool.storage)
+        self.busy: list[BlockRun] = []
+        self.group = 0
+        self.promote: Callable[[int, int, int], Steps[None]] = _nothing
+        self.parks = False
+        self.read = self.promoted = self.demoted = 0
+        self._units: OrderedDict[int, bytes] = OrderedDict()
+        self._asked: dict[int, Ticket] = {}
+        self._missing: list[int] = []
+
+    # Reading
+
+    def content(self, begin: int, end: int) -> bytearray:
+        """Return the bytes [begin, end) of the pool, on storage; zeros for those that must be brought first.
+
+        `finish_read` ends the operation then.
+        """
+        found = bytearray(end - begin)
+        for unit in range(begin - begin % UNIT, end, UNIT):
+            held = self._units.get(unit)
+            if held is None:
+                self._missing.append(unit)
+                continue
+            self._units.move_to_end(unit)
+            low, high = max(begin, unit), min(end, unit + UNIT)
+            found[low - begin : high - begin] = held[low - unit : high - unit]
+        return found
+
+    def finish_read(self) -> None:
+        """End a read of several parts.
+
+        Raises:
+            OnStorage: some of it must be brought first.
+            FsError: EIO, the storage has failed.
+        """
+        if self._missing:
+            missing, self._missing = self._missing, []
+            if self.queue.failed:
+                raise self.queue.failure()
+            raise OnStorage(lambda: self._bring(missing))
+
+    def _bring(self, units: list[int]) -> Steps[None]:
+        """Read units into DRAM."""
+        wanted = [(unit, self._ask(unit)) for unit in units]
+        for unit, ticket in wanted:
+            content: bytes = yield from result(ticket)
+            if self._asked.get(unit) is ticket:
+                del self._asked[unit]
+                self._units[unit] = content
+                self.read += len(content)
+                if len(self._units) > MOST_UNITS:
+                    self._units.popitem(last=False)
+
+    def _ask(self, unit: int) -> Ticket:
+        ticket = self._asked.get(unit)
+        if ticket is None or ticket.failed:
+            ticket = self._asked[unit] = self.queue.read(unit - self.begin, min(UNIT, self.end - unit))
+        return ticket
+
+    def occupying(self, place: BlockRun, ticket: Ticket) -> Steps[Any]:
+        """Wait for a call on some blocks as `result`; until it has returned, no demotion takes these blocks.
+
+        They stay occupied if the call is abandoned, since it may still read or write them.
+        """
+        self.busy.append(place)
+        try:
+            return (yield from result(ticket))
+        finally:
+            if ticket.done:
+                self.busy.remove(place)
+
+    def forget(self, begin: int, end: int) -> None:
+        """Keep nothing of bytes [begin, end) of the pool, and nothing of what is being read there."""
+        for unit in range(begin - begin % UNIT, end, UNIT):
+            self._units.pop(unit, None)
+            self._asked.pop(unit, None)
+
+    def holds(self, offset: int) -> bool:
+        """Return whether a byte of the pool lies on storage."""
+        return offset >= self.begin
+
+    def require_memory(self, view: View, ino: int, begin: int, end: int) -> None:
+        """See to it that no block of the bytes [begin, end) of a file lies on storage.
+
+        Raises:
+            OnStorage: some do, and must be brought first.
+        """
+        if end <= begin:
+            return
+        bits = view.geometry.block_bits
+        for run in mapping.walk(view, inodes.read(view, ino), begin >> bits, end - 1 >> bits):
+            if self.holds(run.pblk << bits):
+                raise OnStorage(lambda: self.promote(ino, begin, end))
+
+    def close(self) -> None:
+        """End the calls."""
+        self.queue.close()
+
+
+def _nothing(_ino: int, _begin: int, _end: int) -> Steps[None]:
+    """Move nothing."""
+    yield from ()
+
+
+def result(ticket: Ticket) -> Steps[Any]:
+    """Wait for a call on storage; return its result."""
+    while not ticket.due:
+        yield ticket
+    return ticket.result()

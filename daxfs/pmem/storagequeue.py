@@ -1,0 +1,144 @@
+"""System calls on storage, each in a thread, so that nobody else waits for a slow one.
+
+A call is described by a `Ticket`. Threads make the call and complete the ticket; they touch nothing else, so the rest
+of the program stays as it is without threads (docs/DESIGN.md, decision 10). A call that has not returned after
+`LIMIT_SECONDS` counts as failed, and so does the storage from then on: every later call fails at once. The thread may
+stay in the system call for good; it has buffers of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+from daxfs.errors import FsError
+from daxfs.pmem.storage import Storage
+
+THREADS = 4
+"""Calls that are made at a time."""
+LIMIT_SECONDS = 30.0
+"""How long a call may take, from its request on."""
+
+
+class Ticket:
+    """One call, made or not.
+
+    Attributes:
+        done: it has returned.
+    """
+
+    __slots__ = ("_call", "_error", "_event", "_limit", "_queue", "_result", "done")
+
+    def __init__(self, calls: StorageQueue, call: Callable[[], Any]) -> None:
+        self.done = False
+        self._queue = calls
+        self._call = call
+        self._limit = monotonic() + calls.limit_seconds
+        self._event = threading.Event()
+        self._error: BaseException | None = None
+        self._result: Any = None
+
+    @property
+    def due(self) -> bool:
+        """Whether `result` returns or raises at once: the call has returned, or taken too long."""
+        return self.done or bool(self._queue.failed) or monotonic() >= self._limit
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has returned with an error."""
+        return self.done and self._error is not None
+
+    def wait(self) -> None:
+        """Wait until it is `due`."""
+        while not self.due:
+            self._event.wait(min(max(self._limit - monotonic(), 0.0), 1.0))
+
+    def result(self) -> Any:
+        """Return what the call has returned.
+
+        Raises:
+            FsError: what it has raised; EIO: it took too long, or the storage has failed before.
+        """
+        if not self.done:
+            self._queue.fail("it did not answer")
+            raise self._queue.failure()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def make(self) -> None:
+        """Make the call; in a thread."""
+        try:
+            self._result = self._call()
+        except BaseException as error:
+            self._error = error
+        self.done = True
+        self._event.set()
+
+
+class StorageQueue:
+    """The calls on one storage.
+
+    Attributes:
+        storage: that the calls are made on.
+        limit_seconds: how long a call may take.
+        failed: why every call fails now; "": it does not.
+        notify: called in a thread when a call has returned.
+    """
+
+    limit_seconds: float = LIMIT_SECONDS
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.failed = ""
+        self.notify: Callable[[], object] = bool
+        self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def read(self, offset: int, length: int) -> Ticket:
+        """Ask for bytes of the content."""
+        return self._ask(lambda: self.storage.read(offset, length))
+
+    def write(self, offset: int, content: bytes) -> Ticket:
+        """Ask that bytes be written and made durable."""
+
+        def call() -> None:
+            self.storage.write(offset, content)
+            self.storage.sync()
+
+        return self._ask(call)
+
+    def fail(self, why: str) -> None:
+        """Have every call fail from now on."""
+        self.failed = self.failed or why
+
+    def failure(self) -> FsError:
+        """Return the error of calls on storage that has failed."""
+        return FsError(errno.EIO, f"{self.storage.path} has failed: {self.failed}")
+
+    def close(self) -> None:
+        """End the threads, those that are in a call when it returns."""
+        for _ in self._threads:
+            self._waiting.put(None)
+
+    def _ask(self, call: Callable[[], Any]) -> Ticket:
+        if self.failed:
+            raise self.failure()
+        if len(self._threads) < THREADS:
+            thread = threading.Thread(target=self._serve, name="daxfs storage", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        ticket = Ticket(self, call)
+        self._waiting.put(ticket)
+        return ticket
+
+    def _serve(self) -> None:
+        while (ticket := self._waiting.get()) is not None:
+            ticket.make()
+            with suppress(OSError):
+                self.notify()

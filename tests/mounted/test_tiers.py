@@ -1,0 +1,111 @@
+"""A mount with storage: reads and writes of what lies there, and others while the storage does not answer."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import mount_rig
+import pytest
+import tier_rig
+from in_memory import tmp_path
+from tier_rig import MIB, Members
+
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.types import ROOT_INO
+from daxfs.pmem.storage import Storage
+from daxfs.pmem.storagequeue import StorageQueue
+from support import HANG_SECONDS
+
+__all__ = ["tmp_path"]
+
+CONTENT = os.urandom(5 * MIB + 321)
+
+
+@pytest.fixture
+def tiered(tmp_path: Path) -> Iterator[Members]:
+    """Return a pool with a cold file and a warm one."""
+    made = tier_rig.make(tmp_path)
+    with FileSystem.open(made.pool) as fs:
+        fs.tree.write_bytes("/cold", CONTENT)
+        fs.tree.write_bytes("/warm", CONTENT)
+        assert not fs.demote(fs.lookup(ROOT_INO, b"cold").ino).stayed
+    yield made
+    made.check()
+
+
+def test_what_lies_on_storage_is_read_and_written(tiered: Members) -> None:
+    content = bytearray(CONTENT)
+    with mount_rig.mounted_unchecked(tiered.pool) as mounted:
+        cold = mounted.place / "cold"
+        with cold.open("r+b", buffering=0) as file:
+            assert os.pread(file.fileno(), 5000, 70_001) == content[70_001:75_001]
+            os.pwrite(file.fileno(), b"new" * 1000, MIB - 17)
+            content[MIB - 17 : MIB - 17 + 3000] = b"new" * 1000
+            os.fsync(file.fileno())
+        assert cold.read_bytes() == content
+        os.truncate(cold, 3 * MIB + 5)
+        del content[3 * MIB + 5 :]
+        (mounted.place / "copy").write_bytes(cold.read_bytes())
+        assert (mounted.place / "copy").read_bytes() == content
+    with FileSystem.open(tiered.pool) as fs:
+        assert fs.tree.read_bytes("/cold") == content
+
+
+@contextmanager
+def stalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have storage answer no read until the body has ended; the daemon is a fork of this process."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    read = Storage.read
+
+    def waiting(storage: Storage, offset: int, length: int) -> bytes:
+        with gate.open("rb") as opened:
+            opened.read()
+        return read(storage, offset, length)
+
+    monkeypatch.setattr(Storage, "read", waiting)
+    monkeypatch.setattr(StorageQueue, "limit_seconds", 10 * HANG_SECONDS)
+    yield
+
+
+def open_gate(gate: Path, done: threading.Event) -> None:
+    """Let all reads go on, until all is done."""
+    while not done.wait(0.001):
+        try:
+            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            continue  # nobody reads at the moment
+
+
+def test_others_are_served_while_storage_does_not_answer(
+    tiered: Members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stalled(tmp_path, monkeypatch), mount_rig.mounted_unchecked(tiered.pool) as mounted:
+        cold, warm, done = mounted.place / "cold", mounted.place / "warm", threading.Event()
+        with ThreadPoolExecutor() as threads:
+            reads = threads.submit(cold.read_bytes)
+            writes = threads.submit(_write, cold)
+            for number in range(100):
+                assert warm.stat().st_size == len(CONTENT)
+                with warm.open("rb") as file:
+                    assert os.pread(file.fileno(), 4096, number * 4096) == CONTENT[number * 4096 : (number + 1) * 4096]
+                (mounted.place / str(number)).write_bytes(b"new")
+                assert cold.stat().st_size == len(CONTENT)
+            assert not reads.done()
+            assert not writes.done()
+            opener = threads.submit(open_gate, tmp_path / "gate", done)
+            assert writes.result(HANG_SECONDS) == 4
+            assert len(reads.result(HANG_SECONDS)) == len(CONTENT)
+            done.set()
+            opener.result(HANG_SECONDS)
+        assert warm.read_bytes() == CONTENT
+
+
+def _write(path: Path) -> int:
+    with path.open("r+b", buffering=0) as file:
+        return os.pwrite(file.fileno(), b"abcd", 2 * MIB + 1)
