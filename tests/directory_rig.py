@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from daxfs.ext4 import dirent
@@ -35,13 +34,7 @@ def weaken_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     def weak(name: bytes, version: int, seed: tuple[int, int, int, int]) -> tuple[int, int]:
         return dirhash(name, version, seed)[0] & 6, 7 if len(name) % 2 else 0xFFFFFFFF
 
-    def weak_many(names: list[bytes], version: int, seed: tuple[int, int, int, int]) -> tuple[object, object]:
-        pairs = [weak(name, version, seed) for name in names]
-        table = np.array(pairs, dtype=np.uint32).reshape(len(pairs), 2)
-        return table[:, 0].copy(), table[:, 1].copy()
-
     monkeypatch.setattr(dirlist, "dirhash", weak)
-    monkeypatch.setattr(dirlist, "dirhash_many", weak_many)
 
 
 def make_image(path: Path, *options: str, size: str = "16M") -> Path:

@@ -17,7 +17,7 @@ from daxfs.errors import FsError
 from daxfs.fs.pins import Pins
 from daxfs.fs.reclaim import Reclaimers
 from daxfs.fs.steps import Steps
-from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, FsXattr, Options, SetAttributes, StatFs
+from daxfs.fs.types import ROOT_INO, Attributes, Caller, DirEntry, DirListing, FsXattr, Options, SetAttributes, StatFs
 
 FILE_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFLNK: 7}
 
@@ -80,9 +80,10 @@ class FakeSteps:
 
         return in_steps
 
-    def readdir(self, directory: SimpleNamespace, cookie: int, most: int | None = None) -> Steps[list[DirEntry]]:
-        found = yield from self.__getattr__("readdir")(directory, cookie)
-        return list(found)[:most]
+    def readdir(self, directory: SimpleNamespace, cookie: int, most: int | None = None) -> Steps[DirListing]:
+        found = list((yield from self.__getattr__("readdir")(directory, cookie)))[:most]
+        columns = zip(*found, strict=True) if found else ([], [], [], [])
+        return DirListing(*map(list, columns))
 
     def release(self, file: FakeFile) -> None:
         self._core.release(file)

@@ -27,7 +27,7 @@ from daxfs.fs import clock, removal
 from daxfs.fs.attributes import attributes_of, read_attributes
 from daxfs.fs.searches import Searches, refuse_loop, refuse_names_in, searching
 from daxfs.fs.steps import Steps
-from daxfs.fs.types import Attributes, Caller, DirEntry, RenameFlags
+from daxfs.fs.types import Attributes, Caller, DirEntry, DirListing, RenameFlags
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
 from daxfs.structures import directories, inodes, mapping, xattrs
@@ -87,7 +87,7 @@ def readdir(volume: Volume, ino: int, cookie: int) -> Iterator[DirEntry]:
     return directories.entries(volume.view, directories.read_inode(volume.view, ino), cookie)
 
 
-def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> Steps[list[DirEntry]]:
+def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> Steps[DirListing]:
     """Return the first names strictly after ``cookie``: ``most``, or some hundred; none only if there are none.
 
     Other steps than the last one found only blocks of the directory from which all names were removed.
@@ -95,11 +95,11 @@ def listing(volume: Volume, ino: int, cookie: int, most: int | None = None) -> S
     following: int | None = cookie
     while following is not None:
         found, following = directories.portion(volume.view, directories.read_inode(volume.view, ino), following)
-        if found:
-            return found[:most]
+        if len(found):
+            return found if most is None else found.part(0, most)
         if following is not None:
             yield
-    return []
+    return DirListing([], [], [], [])
 
 
 def readlink(volume: Volume, ino: int) -> bytes:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from daxfs.fs.tiers import Moved
     from daxfs.fs.types import (
         Attributes,
-        DirEntry,
+        DirListing,
         Evacuation,
         Grant,
         LeaseRequest,
@@ -150,7 +150,7 @@ class Stepwise:
         return ranges.seek(self.volume, file, offset, whence)
 
     @in_steps
-    def readdir(self, directory: OpenDirectory, cookie: int = 0, most: int | None = None) -> Steps[list[DirEntry]]:
+    def readdir(self, directory: OpenDirectory, cookie: int = 0, most: int | None = None) -> Steps[DirListing]:
         """Return the first names strictly after ``cookie``: ``most``, or some hundred; none only if there are none."""
         node = directory.node
         if node.atime_due:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.protocol import GrantedExtent
 from daxfs.runs import ByteRange
-from daxfs.structures.directories import Entry
+from daxfs.structures.directories import Entry, Listing
 
 if TYPE_CHECKING:
     from daxfs.ext4.superblock import RecordedError
@@ -22,6 +22,8 @@ ROOT_INO = 2
 
 DirEntry = Entry
 """One name of a directory; a listing from its ``cookie`` continues strictly after it."""
+DirListing = Listing
+"""Names of a directory, in columns."""
 
 
 class Attributes(NamedTuple):

@@ -16,6 +16,9 @@ from __future__ import annotations
 from bisect import insort
 from typing import TYPE_CHECKING, NamedTuple
 
+from librt.strings import read_i32_le
+from mypy_extensions import i64
+
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
@@ -260,25 +263,24 @@ def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> 
     Raises:
         Corrupt: a length is impossible, or a name contains a byte that names can't contain.
     """
-    unpack = dirent.ENTRY.unpack_from
     offsets: list[int] = []
     names: list[bytes] = []
     inos: list[int] = []
     file_types: list[int] = []
-    offset = start
-    last = limit - dirent.MIN_REC_LEN
-    while offset <= last:
-        ino, rec_len, length, file_type = unpack(data, offset)
-        if not ino:
-            length = 4
+    offset: i64 = start
+    stop: i64 = limit
+    while offset <= stop - dirent.MIN_REC_LEN:
+        ino: int = read_i32_le(data, offset)
+        rec_len: i64 = data[offset + 4] | data[offset + 5] << 8
+        length: i64 = data[offset + 6] if ino else 4
         begin, end = offset + 8, offset + rec_len
-        if not length or begin + length > end or rec_len & 3 or end > limit:
+        if not length or begin + length > end or rec_len & 3 or end > stop:
             raise bad_entry(directory, number, offset)
         if ino:
             offsets.append(offset)
             names.append(data[begin : begin + length])
-            inos.append(ino)
-            file_types.append(file_type)
+            inos.append(ino & 0xFFFFFFFF)
+            file_types.append(data[offset + 7])
         offset = end
     if offset != limit:
         raise bad_entry(directory, number, offset)

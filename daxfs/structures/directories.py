@@ -26,7 +26,7 @@ from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.ext4.limits import EXT4_NAME_LEN
 from daxfs.journal.cache import Cache
 from daxfs.structures import dirblocks, dirlist, htree, inodes, linear, salvage
-from daxfs.structures.dirhints import Entry, Hints
+from daxfs.structures.dirhints import Entry, Hints, Listing
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Entry",
+    "Listing",
     "Place",
     "Watched",
     "create",
@@ -183,7 +184,7 @@ def entries(view: View, directory: Inode, cookie: int = 0) -> Iterator[Entry]:
     return dirlist.entries(view, directory, cookie)
 
 
-def portion(view: View, directory: Inode, cookie: int = 0) -> tuple[list[Entry], int | None]:
+def portion(view: View, directory: Inode, cookie: int = 0) -> tuple[Listing, int | None]:
     """Return the first entries after ``cookie``, as `entries` does, out of a few blocks of the directory.
 
     Returns:

@@ -45,6 +45,50 @@ class Entry(NamedTuple):
     cookie: int
 
 
+class Listing:
+    """Names of a directory in the order of a listing, in columns: a name costs no object but its bytes.
+
+    Attributes:
+        names: the names.
+        inos: the inode number of each.
+        file_types: the file type of each.
+        cookies: the cookie of each.
+    """
+
+    __slots__ = ("cookies", "file_types", "inos", "names")
+
+    def __init__(self, names: list[bytes], inos: list[int], file_types: list[int], cookies: list[int]) -> None:
+        self.names = names
+        self.inos = inos
+        self.file_types = file_types
+        self.cookies = cookies
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def entries(self) -> list[Entry]:
+        """Return the names as entries."""
+        rows = zip(self.names, self.inos, self.file_types, self.cookies, strict=True)
+        return [Entry(name, ino, file_type, cookie) for name, ino, file_type, cookie in rows]
+
+    def part(self, first: int, stop: int) -> Listing:
+        """Return the names from the index ``first`` up to ``stop``."""
+        return Listing(
+            self.names[first:stop], self.inos[first:stop], self.file_types[first:stop], self.cookies[first:stop]
+        )
+
+    def put(self, index: int, entry: Entry) -> None:
+        """Insert an entry."""
+        self.names.insert(index, entry.name)
+        self.inos.insert(index, entry.ino)
+        self.file_types.insert(index, entry.file_type)
+        self.cookies.insert(index, entry.cookie)
+
+    def remove(self, index: int) -> None:
+        """Remove an entry."""
+        del self.names[index], self.inos[index], self.file_types[index], self.cookies[index]
+
+
 class Chunk:
     """All entries of one directory with a cookie in [``low``, ``end``), in order.
 
@@ -52,18 +96,16 @@ class Chunk:
         low: the lowest cookie of the range.
         end: the cookie after the range; None: the range extends to the end of the directory.
         version: the version of the hash from which the cookies are made.
-        cookies: the cookies of ``entries``.
-        entries: the entries.
+        listing: the entries.
     """
 
-    __slots__ = ("cookies", "end", "entries", "low", "version")
+    __slots__ = ("end", "listing", "low", "version")
 
-    def __init__(self, low: int, end: int | None, version: int) -> None:
+    def __init__(self, low: int, end: int | None, version: int, listing: Listing) -> None:
         self.low = low
         self.end = end
         self.version = version
-        self.cookies: list[int] = []
-        self.entries: list[Entry] = []
+        self.listing = listing
 
 
 class Hints(Cache):

@@ -22,10 +22,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
+from mypy_extensions import i64
 
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.hash import (
@@ -33,27 +32,22 @@ from daxfs.ext4.hash import (
     HTREE_EOF,
     LEGACY,
     LEGACY_UNSIGNED,
+    Seed,
     dirhash,
-    dirhash_many,
     effective_version,
 )
 from daxfs.ext4.inode import FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.structures import dirblocks, htree, salvage
-from daxfs.structures.dirhints import Chunk, Entry, Hints
+from daxfs.structures.dirhints import Chunk, Entry, Hints, Listing
 from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Majors = NDArray[np.uint32]
-    Cookies = NDArray[np.int64]
-
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 
 COOKIE_DOT = 1
 COOKIE_DOTDOT = 2
-COOKIE_FIRST = 3
+_COOKIE_FIRST = 3
 COOKIE_EOF = (HTREE_EOF << 32) | 0xFFFFFFFF
 """The end of every listing: all cookies are below it."""
 
@@ -65,7 +59,7 @@ NAMES_PER_LEAF = 50
 """A chunk of so many names ends after this number of leaves, also if they have fewer."""
 MOST_SALVAGED = 50_000
 """About how many names of a damaged directory a chunk has."""
-MINOR_MAX = 0xFFFEFFFF
+_MINOR_MAX = 0xFFFEFFFF
 """The highest minor in a cookie; the values above it leave room for the cookies of colliding names."""
 
 
@@ -74,10 +68,10 @@ def entries(view: View, directory: Inode, cookie: int) -> Iterator[Entry]:
     following: int | None = cookie
     while following is not None:
         found, following = portion(view, directory, following)
-        yield from found
+        yield from found.entries()
 
 
-def portion(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int | None]:
+def portion(view: View, directory: Inode, cookie: int) -> tuple[Listing, int | None]:
     """Return the first entries after ``cookie``, as `daxfs.structures.directories.portion` describes."""
     try:
         blocks = dirblocks.count(view, directory)
@@ -85,7 +79,7 @@ def portion(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int
         note(view, error)
         blocks = salvage.count(view, directory)
     if not blocks:
-        return [], None
+        return Listing([], [], [], []), None
     whole = True
     try:
         number, content, dotdot = dirblocks.dots(view, directory)
@@ -93,16 +87,15 @@ def portion(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int
     except Corrupt as error:
         note(view, error)
         whole, dotdot, ino = False, COOKIE_DOTDOT, directory.number
-    found: list[Entry] = []
-    if cookie < COOKIE_DOTDOT:
-        if cookie < COOKIE_DOT:
-            found.append(Entry(b".", directory.number, FT_DIR, COOKIE_DOT))
-        found.append(Entry(b"..", ino, FT_DIR, COOKIE_DOTDOT))
     if is_hashed(view, directory, blocks):
-        more, following = _by_hash(view, directory, max(cookie, COOKIE_DOTDOT))
+        found, following = _by_hash(view, directory, max(cookie, COOKIE_DOTDOT))
     else:
-        more, following = _by_offset(view, directory, max(cookie, dotdot), blocks, whole)
-    return found + more, following
+        found, following = _by_offset(view, directory, max(cookie, dotdot), blocks, whole)
+    if cookie < COOKIE_DOTDOT:
+        found.put(0, Entry(b"..", ino, FT_DIR, COOKIE_DOTDOT))
+        if cookie < COOKIE_DOT:
+            found.put(0, Entry(b".", directory.number, FT_DIR, COOKIE_DOT))
+    return found, following
 
 
 def is_hashed(view: View, directory: Inode, blocks: int) -> bool:
@@ -117,26 +110,30 @@ def checked_ino(view: View, directory: Inode, number: int, ino: int) -> int:
     raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{dirblocks.where(directory, number)}: inode {ino}")
 
 
-def _by_offset(view: View, directory: Inode, cookie: int, stop: int, whole: bool) -> tuple[list[Entry], int | None]:
+def _by_offset(view: View, directory: Inode, cookie: int, stop: int, whole: bool) -> tuple[Listing, int | None]:
     """Return entries by their offsets, as `portion`: of ``stop`` blocks, the first of which may be damaged (``whole``).
 
     An entry in the place of "." has the cookie after that of "..".
     """
     bits = view.geometry.block_bits
     first = cookie + 1 >> bits
-    found: list[Entry] = []
+    names: list[bytes] = []
+    inos: list[int] = []
+    types: list[int] = []
+    places: list[int] = []
+    following: int | None = None
     for lblk in range(first, stop):
-        if len(found) >= FIRST_NAMES or lblk - first >= FIRST_NAMES // NAMES_PER_LEAF:
-            return found, (lblk << bits) - 1
-        used = _entries_of(view, directory, lblk, whole or lblk > 0)
         start = lblk << bits
-        places = [max(start + offset, COOKIE_FIRST) for offset in used.offsets]
-        found += (
-            Entry(name, ino, file_type, place)
-            for place, name, ino, file_type in zip(places, used.names, used.inos, used.file_types, strict=True)
-            if place > cookie
-        )
-    return found, None
+        if len(names) >= FIRST_NAMES or lblk - first >= FIRST_NAMES // NAMES_PER_LEAF:
+            following = start - 1
+            break
+        used = _entries_of(view, directory, lblk, whole or lblk > 0)
+        names += used.names
+        inos += used.inos
+        types += used.file_types
+        places += [max(start + offset, _COOKIE_FIRST) for offset in used.offsets]
+    found = Listing(names, inos, types, places)
+    return found.part(bisect_right(places, cookie), len(names)), following
 
 
 def _entries_of(view: View, directory: Inode, lblk: int, whole: bool) -> dirblocks.UsedEntries:
@@ -168,16 +165,18 @@ def _checked_types(view: View, directory: Inode, number: int, used: dirblocks.Us
 # In the order of hashes
 
 
-def _by_hash(view: View, directory: Inode, cookie: int) -> tuple[list[Entry], int | None]:
+def _by_hash(view: View, directory: Inode, cookie: int) -> tuple[Listing, int | None]:
     if cookie >= COOKIE_EOF:
-        return [], None
+        return Listing([], [], [], []), None
     key = (directory.number, directory.words[25])
     hints = view.caches[Hints]
     chunk = hints.chunks.get(key)
     if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
         chunk = _sound_chunk(view, directory, cookie, chunk)
         hints.put_chunk(key, chunk)
-    return chunk.entries[bisect_right(chunk.cookies, cookie) :], None if chunk.end is None else chunk.end - 1
+    found = chunk.listing
+    part = found.part(bisect_right(found.cookies, cookie), len(found))
+    return part, None if chunk.end is None else chunk.end - 1
 
 
 def _sound_chunk(view: View, directory: Inode, cookie: int, before: Chunk | None) -> Chunk:
@@ -195,7 +194,7 @@ def _sound_chunk(view: View, directory: Inode, cookie: int, before: Chunk | None
 
 def _names_wanted(before: Chunk | None, cookie: int) -> int:
     """Return how many names the chunk after ``cookie`` shall have; ``before``: the one that was read last."""
-    if cookie < COOKIE_FIRST:
+    if cookie < _COOKIE_FIRST:
         return FIRST_NAMES
     return MOST_NAMES if before is not None and before.end == cookie + 1 else 1
 
@@ -210,8 +209,8 @@ def _read_chunk(view: View, directory: Inode, cookie: int, wanted: int) -> Chunk
     used = dirblocks.live(directory, number, data, start, dirblocks.limit_of(view.geometry))
     types = _checked_types(view, directory, number, used)
     version = effective_version(view.geometry.hash_version, view.geometry.hash_unsigned)
-    cookies = _cookies(view, version, used.names)[1]
-    return _chunk(view, directory, Chunk(0, None, version), cookies, used.names, used.inos, types)
+    cookies = _cookies(view, version, used.names)
+    return _chunk(view, directory, (0, None), version, cookies, used.names, used.inos, types)
 
 
 def _read_leaves(view: View, directory: Inode, cookie: int, wanted: int) -> Chunk:
@@ -227,21 +226,21 @@ def _read_leaves(view: View, directory: Inode, cookie: int, wanted: int) -> Chun
     names: list[bytes] = []
     inos: list[int] = []
     types: list[int] = []
-    leaves: list[tuple[int, int, int, int]] = []
+    cookies: list[int] = []
     for visited in range(1, dirblocks.count(view, directory)):
         data = bytes(dirblocks.entries_block(view, directory, number))
         used = dirblocks.live(directory, number, data, 0, limit)
         bound = htree.following(path)
         if used.names:
-            leaves.append((number, len(names), htree.first_hash(path) & ~1, 1 << 32 if bound is None else bound))
+            hashed = _cookies(view, version, used.names)
+            _check_range(directory, number, hashed, htree.first_hash(path) & ~1, 1 << 32 if bound is None else bound)
+            cookies += hashed
             names += used.names
             inos += used.inos
             types += _checked_types(view, directory, number, used)
         end = None if bound is None else bound >> 1 << 32
         if end is None or (end > cookie and (len(names) >= wanted or visited * NAMES_PER_LEAF >= wanted)):
-            majors, cookies = _cookies(view, version, names)
-            _check_ranges(directory, majors, leaves)
-            return _chunk(view, directory, Chunk(low, end, version), cookies, names, inos, types)
+            return _chunk(view, directory, (low, end), version, cookies, names, inos, types)
         number = htree.advance(view, directory, path)
     raise Corrupt(CorruptKind.DIRECTORY_INDEX, f"inode {directory.number}: more leaves than blocks")
 
@@ -265,66 +264,66 @@ def _salvaged_chunk(view: View, directory: Inode, cookie: int) -> Chunk:
         inos += used.inos
         types += _checked_types(view, directory, number, used)
         if len(names) >= 2 * MOST_SALVAGED:
-            cookies = _cookies(view, version, names)[1]
-            wanted = np.sort(cookies[cookies >= cookie])
+            cookies = _cookies(view, version, names)
+            wanted = sorted([place for place in cookies if place >= cookie])
             if len(wanted) > MOST_SALVAGED and wanted[0] < wanted[MOST_SALVAGED]:
-                end = int(wanted[MOST_SALVAGED])
-            kept = np.flatnonzero((cookies >= cookie) & (cookies < (COOKIE_EOF if end is None else end))).tolist()
+                end = wanted[MOST_SALVAGED]
+            bound = COOKIE_EOF if end is None else end
+            kept = [i for i, place in enumerate(cookies) if cookie <= place < bound]
             names, inos, types = [names[i] for i in kept], [inos[i] for i in kept], [types[i] for i in kept]
-    return _chunk(view, directory, Chunk(cookie, end, version), _cookies(view, version, names)[1], names, inos, types)
+    return _chunk(view, directory, (cookie, end), version, _cookies(view, version, names), names, inos, types)
 
 
-def _check_ranges(directory: Inode, majors: Majors, leaves: list[tuple[int, int, int, int]]) -> None:
-    """Check that the names of each leaf (block, index of its first name, range of hashes) belong to it."""
-    if leaves:
-        starts = [start for _, start, _, _ in leaves]
-        lowest = np.minimum.reduceat(majors, starts).tolist()
-        highest = np.maximum.reduceat(majors, starts).tolist()
-        for (number, _, low, bound), least, most in zip(leaves, lowest, highest, strict=True):
-            if least < low or most >= bound:
-                where = dirblocks.where(directory, number)
-                raise Corrupt(
-                    CorruptKind.DIRECTORY_LEAF, f"{where}: hashes {least:#x}..{most:#x}, expected {low:#x}..{bound:#x}"
-                )
+def _check_range(directory: Inode, number: int, cookies: list[int], low: int, bound: int) -> None:
+    """Check that the names of a leaf, whose cookies are given, have hashes that belong to the leaf."""
+    least, most = min(cookies) >> 32 << 1, max(cookies) >> 32 << 1
+    if least < low or most >= bound:
+        where = dirblocks.where(directory, number)
+        raise Corrupt(
+            CorruptKind.DIRECTORY_LEAF, f"{where}: hashes {least:#x}..{most:#x}, expected {low:#x}..{bound:#x}"
+        )
 
 
-def _cookies(view: View, version: int, names: list[bytes]) -> tuple[Majors, Cookies]:
-    """Return the major hashes of names, and their cookies."""
+def _cookies(view: View, version: int, names: list[bytes]) -> list[int]:
+    """Return the cookie of each name."""
     seed = view.geometry.hash_seed
-    majors, minors = dirhash_many(names, version, seed)
-    if version in (LEGACY, LEGACY_UNSIGNED):
-        _, minors = dirhash_many(names, HALF_MD4_UNSIGNED, seed)
-    places = (majors.astype(np.int64) << 31) + np.minimum(minors, MINOR_MAX)
-    return majors, np.maximum(places, COOKIE_FIRST)
+    return [_cookie(version, seed, name) for name in names]
 
 
-def _cookie(view: View, version: int, name: bytes) -> int:
-    """Return the cookie of one name, as `_cookies` makes it."""
-    seed = view.geometry.hash_seed
+def _cookie(version: int, seed: Seed, name: bytes) -> i64:
+    """Return the cookie of one name."""
     major, minor = dirhash(name, version, seed)
     if version in (LEGACY, LEGACY_UNSIGNED):
         _, minor = dirhash(name, HALF_MD4_UNSIGNED, seed)
-    return max((major << 31) + min(minor, MINOR_MAX), COOKIE_FIRST)
+    high: i64 = major
+    low: i64 = min(minor, _MINOR_MAX)
+    place = (high << 31) + low
+    return place if place >= _COOKIE_FIRST else _COOKIE_FIRST
 
 
 def _chunk(
-    view: View, directory: Inode, chunk: Chunk, cookies: Cookies, names: list[bytes], inos: list[int], types: list[int]
+    view: View,
+    directory: Inode,
+    bounds: tuple[int, int | None],
+    version: int,
+    cookies: list[int],
+    names: list[bytes],
+    inos: list[int],
+    types: list[int],
 ) -> Chunk:
-    """Fill ``chunk`` with the entries that are in its range, in order."""
-    order = np.argsort(cookies, kind="stable")
-    cookies = cookies[order]
-    first = int(np.searchsorted(cookies, chunk.low))
-    stop = len(names) if chunk.end is None else int(np.searchsorted(cookies, chunk.end))
-    cookies, chosen = cookies[first:stop], order[first:stop].tolist()
+    """Return a chunk of the entries whose cookies are in ``bounds``."""
+    low, end = bounds
+    chosen = sorted(range(len(cookies)), key=cookies.__getitem__)
+    ranked = [cookies[i] for i in chosen]
+    first = bisect_left(ranked, low)
+    stop = len(ranked) if end is None else bisect_left(ranked, end)
+    if first or stop < len(ranked):
+        ranked, chosen = ranked[first:stop], chosen[first:stop]
     hints = view.caches[Hints]
-    key = (directory.number, directory.words[25])
-    ranked: list[int] = cookies.tolist()
-    if key in hints.pins or bool((cookies[1:] == cookies[:-1]).any()):
+    if (directory.number, directory.words[25]) in hints.pins or len(set(ranked)) < len(ranked):
         ranked, chosen = _separate_cookies(view, directory, hints, ranked, chosen, names)
-    chunk.cookies = ranked
-    fields = zip([names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked, strict=True)
-    chunk.entries = list(map(partial(tuple.__new__, Entry), fields))
-    return chunk
+    listing = Listing([names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked)
+    return Chunk(low, end, version, listing)
 
 
 def _separate_cookies(
@@ -381,22 +380,20 @@ def amend(view: View, directory: Inode, name: bytes, entry: Entry | None) -> Non
     chunk = hints.chunks.get(key)
     if chunk is None:
         return
-    cookie = _cookie(view, chunk.version, name)
+    cookie = _cookie(chunk.version, view.geometry.hash_seed, name)
     if cookie < chunk.low or (chunk.end is not None and cookie >= chunk.end):
         return
-    at = bisect_left(chunk.cookies, cookie)
-    there = at < len(chunk.cookies) and chunk.cookies[at] == cookie
-    known = there and chunk.entries[at].name == name
+    listing = chunk.listing
+    at = bisect_left(listing.cookies, cookie)
+    there = at < len(listing) and listing.cookies[at] == cookie
+    known = there and listing.names[at] == name
     if key in hints.pins or (there and not known):
         if there:
             # A reader who has read up to here must not get that name again after the new one.
-            hints.pin(key, chunk.entries[at].name, cookie)
+            hints.pin(key, listing.names[at], cookie)
         del hints.chunks[key]
-    elif entry is None:
-        if known:
-            del chunk.cookies[at], chunk.entries[at]
-    elif known:
-        chunk.entries[at] = entry._replace(cookie=cookie)
-    else:
-        chunk.cookies.insert(at, cookie)
-        chunk.entries.insert(at, entry._replace(cookie=cookie))
+        return
+    if known:
+        listing.remove(at)
+    if entry is not None:
+        listing.put(at, entry._replace(cookie=cookie))

@@ -21,12 +21,10 @@ import errno
 from bisect import bisect_right
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
-from daxfs.ext4.hash import TEA, dirhash, dirhash_many, effective_version
+from daxfs.ext4.hash import TEA, dirhash, effective_version
 from daxfs.ext4.htree import BLOCK_MASK, NODE_BASE, ROOT_BASE, ROOT_INFO_SIZE
 from daxfs.ext4.inode import EXT4_INDEX_FL
 from daxfs.ext4.limits import EXT4_HTREE_LEVEL, EXT4_HTREE_LEVEL_COMPAT
@@ -257,9 +255,10 @@ def _split_leaf(tx: Handle, directory: Inode, path: list[Step], number: int, ver
     geometry = tx.geometry
     data = bytes(dirblocks.entries_block(tx, directory, number))
     offsets, names, _, _ = dirblocks.live(directory, number, data, 0, dirblocks.limit_of(geometry))
-    majors, _ = dirhash_many(names, version, geometry.hash_seed)
-    order = np.argsort(majors, kind="stable").tolist()
-    hashes: list[int] = majors[order].tolist()
+    seed = geometry.hash_seed
+    majors = [dirhash(name, version, seed)[0] for name in names]
+    order = sorted(range(len(majors)), key=majors.__getitem__)
+    hashes = [majors[i] for i in order]
     check_range(directory, number, path, hashes)
     split = _split_point([len(names[i]) + 11 & ~3 for i in order], geometry.block_size)
     if not split:

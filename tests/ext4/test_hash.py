@@ -1,4 +1,4 @@
-"""Name hashes: both implementations against each other and against debugfs."""
+"""Name hashes against debugfs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,6 @@ from daxfs.errors import Corrupt
 from daxfs.ext4 import hash as dxhash
 
 SEED = (0xC0FFEE, 0, 0x12345678, 0xFFFFFFFF)
-NAMES = st.lists(st.binary(min_size=0, max_size=255), max_size=12)
-MANY = [b"name %d" % number for number in range(dxhash.FEW_NAMES)]
-"""Names that make a list long enough for hashing in arrays."""
-
-
-@settings(max_examples=60, deadline=None)
-@given(names=NAMES, version=st.integers(0, 5), seed=st.sampled_from([SEED, (0, 0, 0, 0)]))
-def test_many_names_at_once_hash_like_each_alone(
-    names: list[bytes], version: int, seed: tuple[int, int, int, int]
-) -> None:
-    alone = [dxhash.dirhash(name, version, seed) for name in (*MANY, *names)]
-    major, minor = dxhash.dirhash_many([*MANY, *names], version, seed)
-    assert list(zip(major.tolist(), minor.tolist(), strict=True)) == alone
-    major, minor = dxhash.dirhash_many(names, version, seed)
-    assert list(zip(major.tolist(), minor.tolist(), strict=True)) == alone[len(MANY) :]
 
 
 @settings(max_examples=30, deadline=None)
@@ -77,5 +62,3 @@ def test_a_directorys_version_follows_the_superblocks_char() -> None:
 def test_an_unknown_version_is_corruption(version: int) -> None:
     with pytest.raises(Corrupt, match="hash version"):
         dxhash.dirhash(b"name", version, SEED)
-    with pytest.raises(Corrupt, match="hash version"):
-        dxhash.dirhash_many([b"name"], version, SEED)

@@ -326,10 +326,10 @@ def test_a_listing_is_in_portions_and_steps(fs: FileSystem) -> None:
     directory = fs.opendir(ino)
     found: list[bytes] = []
     cookie = 0
-    while portion := finish(fs.steps.readdir(directory, cookie)):
-        assert len(portion) <= dirlist.MOST_NAMES + 100
-        found += [entry.name for entry in portion]
-        cookie = portion[-1].cookie
+    while names := (portion := finish(fs.steps.readdir(directory, cookie))).names:
+        assert len(names) <= dirlist.MOST_NAMES + 100
+        found += names
+        cookie = portion.cookies[-1]
     assert sorted(found) == sorted([b".", b"..", *wanted])
     for name in found[2:-1]:
         fs.unlink(ino, name)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from daxfs.ext4.inode import FT_DIR, FT_REG_FILE, FT_SYMLINK
-from daxfs.fs.types import DirEntry
+from daxfs.fs.types import DirListing
 from daxfs.fuse.kernel import dirents
 from daxfs.fuse.kernel.abi import DIRENT
 
-FOUND = [
-    DirEntry(b"a", 12, FT_DIR, 3),
-    DirEntry(b"eightnam", 13, FT_REG_FILE, (1 << 63) - 1),
-    DirEntry(b"\xff" * 255, (1 << 32) - 1, FT_SYMLINK, 5),
-    DirEntry(b"of an unknown type", 14, 200, 6),
-]
+FOUND = DirListing(
+    [b"a", b"eightnam", b"\xff" * 255, b"of an unknown type"],
+    [12, 13, (1 << 32) - 1, 14],
+    [FT_DIR, FT_REG_FILE, FT_SYMLINK, 200],
+    [3, (1 << 63) - 1, 5, 6],
+)
 TYPES = [4, 8, 10, 0]
 
 
@@ -34,14 +34,20 @@ def parsed(encoded: bytes) -> list[tuple[bytes, int, int, int]]:
 
 
 def test_each_name_is_encoded_as_the_kernel_reads_it() -> None:
-    expected = [(name, ino, kind, cookie) for (name, ino, _, cookie), kind in zip(FOUND, TYPES, strict=True)]
-    assert parsed(dirents.encoded(FOUND, 4096)) == expected
-    assert b"".join(dirents.split(FOUND, 4096, 128)) == dirents.encoded(FOUND, 4096)
-    assert [dirents.d_type(entry.file_type) for entry in FOUND] == TYPES
-    assert dirents.encoded([], 4096) == b""
+    assert parsed(dirents.encoded(FOUND, 4)) == list(zip(FOUND.names, FOUND.inos, TYPES, FOUND.cookies, strict=True))
+    assert [dirents.d_type(file_type) for file_type in FOUND.file_types] == TYPES
+    assert dirents.encoded(FOUND, 0) == b""
+
+
+def test_what_readdirplus_puts_before_a_name_stands_before_it() -> None:
+    alone = [dirents.encoded(FOUND.part(at, at + 1), 1) for at in range(3)]
+    heads = [bytes((at,)) * 128 for at in range(3)]
+    made = dirents.encoded(FOUND, 3, heads)
+    assert made == b"".join(head + entry for head, entry in zip(heads, alone, strict=True))
 
 
 @pytest.mark.parametrize(("room", "count"), [(0, 0), (31, 0), (32, 1), (63, 1), (64, 2), (64 + 279, 2), (64 + 280, 3)])
 def test_no_name_is_cut(room: int, count: int) -> None:
-    assert len(parsed(dirents.encoded(FOUND, room))) == count
-    assert len(dirents.split(FOUND, room + 100 * count, 100)) == count
+    assert dirents.fitting(FOUND, room) == count
+    assert dirents.fitting(FOUND, room + 100 * count, 100) == count
+    assert len(dirents.encoded(FOUND, count)) <= room

@@ -10,22 +10,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs.types import DirEntry
 from daxfs.fuse import logs
 from daxfs.fuse.kernel import abi, dirents, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode
 
 if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
-    from daxfs.fs.types import Attributes
+    from daxfs.fs.types import Attributes, DirListing
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
     from daxfs.fuse.kernel.work import Answer
 
+FIRST_PLUS = 32
+"""The most names with attributes in the first answer. The kernel asks for attributes at the start of every listing, and
+goes on with them only if somebody has used some."""
 PLUS_AT_ONCE = 100
-"""The most names with attributes in one answer: reading an inode takes longer than reading a name."""
+"""The most names with attributes in a later answer: reading an inode takes longer than reading a name."""
 
-SMALLEST = len(dirents.encoded([DirEntry(b".", 0, 0, 0)], 64))
+SMALLEST = dirents.HEAD + 8
+"""Bytes of the shortest fuse_dirent."""
 DOTS = (b".", b"..")
 
 
@@ -48,9 +51,7 @@ def fsyncdir(connection: Connection, request: Request) -> bytes:
     return b""
 
 
-def listing(
-    connection: Connection, request: Request, head: int, encode: Callable[[list[DirEntry], int], bytes]
-) -> Answer:
+def listing(connection: Connection, request: Request, head: int, encode: Callable[[DirListing, int], bytes]) -> Answer:
     """Answer with the names after a cookie, as ``encode`` puts them into as many bytes as the kernel has room for.
 
     Each takes ``head`` bytes beside its fuse_dirent. One answer has some hundred names at most, whatever room there is:
@@ -60,7 +61,7 @@ def listing(
     core, ino = connection.core, request.ino
     most = given.size // (head + SMALLEST) + 1
 
-    def steps() -> Steps[list[DirEntry]]:
+    def steps() -> Steps[DirListing]:
         directory = core.opendir(ino)
         try:
             return (yield from core.steps.readdir(directory, given.offset, most))
@@ -72,7 +73,7 @@ def listing(
 
 def readdir(connection: Connection, request: Request) -> Answer:
     """Answer READDIR: the names of a directory."""
-    return listing(connection, request, 0, dirents.encoded)
+    return listing(connection, request, 0, lambda found, room: dirents.encoded(found, dirents.fitting(found, room)))
 
 
 def readdirplus(connection: Connection, request: Request) -> Answer:
@@ -83,14 +84,15 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
     """
     core = connection.core
     generation = core.pins.generation
+    most = PLUS_AT_ONCE if request.arguments(abi.READ_IN).offset else FIRST_PLUS
 
-    def encode(found: list[DirEntry], room: int) -> bytes:
-        parts: list[bytes] = []
+    def encode(found: DirListing, room: int) -> bytes:
+        count = dirents.fitting(found.part(0, most), room, abi.ENTRY_OUT.size)
+        heads: list[bytes] = []
         pinned: list[Attributes] = []
-        entries = dirents.split(found[:PLUS_AT_ONCE], room, abi.ENTRY_OUT.size)
-        for name, entry in zip(found, entries, strict=False):
-            known = generation(name.ino) is not None or name.name in DOTS
-            parts += (without_node(name) if known else entry_of(connection, name, pinned), entry)
+        for name, ino, file_type in zip(found.names[:count], found.inos, found.file_types, strict=False):
+            known = generation(ino) is not None or name in DOTS
+            heads.append((None if known else entry_of(connection, ino, pinned)) or without_node(ino, file_type))
         for inode in pinned:
             core.pin(inode)
 
@@ -99,26 +101,26 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
                 core.unpin(inode.ino)
 
         request.undo = undo
-        return b"".join(parts)
+        return dirents.encoded(found, count, heads)
 
     return listing(connection, request, abi.ENTRY_OUT.size, encode)
 
 
-def without_node(found: DirEntry) -> bytes:
+def without_node(ino: int, file_type: int) -> bytes:
     """Return fuse_entry_out of a name without its node."""
-    return encoding.nameless_entry(found.ino, dirents.d_type(found.file_type))
+    return encoding.nameless_entry(ino, dirents.d_type(file_type))
 
 
-def entry_of(connection: Connection, found: DirEntry, pinned: list[Attributes]) -> bytes:
+def entry_of(connection: Connection, ino: int, pinned: list[Attributes]) -> bytes | None:
     """Return fuse_entry_out of a name whose node the kernel does not know, and add its inode to ``pinned``.
 
-    The inode may be damaged. Then the entry is one without a node, and not added.
+    The inode may be damaged: None, and nothing is added.
     """
     try:
-        inode = connection.core.getattr(found.ino)
+        inode = connection.core.getattr(ino)
     except FsError as error:
-        logs.unanswered(f"inode {found.ino}", error)
-        return without_node(found)
+        logs.unanswered(f"inode {ino}", error)
+        return None
     pinned.append(inode)
     return connection.entry(inode)
 

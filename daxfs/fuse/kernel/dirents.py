@@ -1,16 +1,21 @@
-"""Encode the names of a directory as READDIR returns them, as many as there is room for.
+"""Encode the names of a directory as READDIR and READDIRPLUS return them, as many as there is room for.
 
-A listing of a large directory is little else. So the module is compiled, and it has one loop over plain values, which
-makes no object for a name but its bytes. It knows neither nodes nor attributes (`daxfs.fuse.kernel.directories`).
+A listing of a large directory is little else. So the module is compiled, and it has one loop over columns, which writes
+machine words and makes no object for a name. It knows neither nodes nor attributes (`daxfs.fuse.kernel.directories`).
+
+Source: ``include/uapi/linux/fuse.h`` (struct fuse_dirent: u64 ino, u64 off, u32 namelen, u32 type, the name, padding to
+8 bytes).
 """
 
 from __future__ import annotations
 
-from daxfs.fs.types import DirEntry
-from daxfs.fuse.kernel.abi import DIRENT
+from librt.strings import BytesWriter, write_i32_le, write_i64_le
+from mypy_extensions import i64
 
-_HEAD = 24
-_head = DIRENT.pack
+from daxfs.fs.types import DirListing
+
+HEAD = 24
+"""Bytes of a fuse_dirent before the name."""
 PADDING = tuple(bytes(length) for length in range(8))
 DT_OF_FILE_TYPE = (0, 8, 4, 2, 6, 1, 12, 10)
 """d_type by ext4's file type: unknown, regular, directory, character, block, FIFO, socket, symbolic link."""
@@ -21,30 +26,34 @@ def d_type(file_type: int) -> int:
     return DT_OF_FILE_TYPE[file_type] if file_type < len(DT_OF_FILE_TYPE) else 0
 
 
-def encoded(found: list[DirEntry], room: int) -> bytes:
-    """Return the fuse_dirent of the first names that fit into ``room`` bytes."""
-    parts: list[bytes] = []
-    known = len(DT_OF_FILE_TYPE)
-    for name, ino, file_type, cookie in found:
-        length = len(name)
-        rest = -length & 7
-        room -= _HEAD + length + rest
-        if room < 0:
+def fitting(found: DirListing, room: int, head: int = 0) -> int:
+    """Return how many of the first names fit into ``room`` bytes, with ``head`` bytes before each fuse_dirent."""
+    left: i64 = room
+    each: i64 = head + HEAD
+    count = 0
+    for name in found.names:
+        length: i64 = len(name)
+        left -= each + (length + 7 & ~7)
+        if left < 0:
             break
-        parts.append(_head(ino, cookie, length, DT_OF_FILE_TYPE[file_type] if file_type < known else 0))
-        parts.append(name)
+        count += 1
+    return count
+
+
+def encoded(found: DirListing, count: int, before: list[bytes] | None = None) -> bytes:
+    """Return the fuse_dirent of the first ``count`` names, each after what READDIRPLUS has ``before`` it."""
+    made = BytesWriter()
+    names, inos, file_types, cookies = found.names, found.inos, found.file_types, found.cookies
+    for at in range(count):
+        if before is not None:
+            made.write(before[at])
+        name = names[at]
+        write_i64_le(made, inos[at])
+        write_i64_le(made, cookies[at])
+        write_i32_le(made, len(name))
+        write_i32_le(made, d_type(file_types[at]))
+        made.write(name)
+        rest = -len(name) & 7
         if rest:
-            parts.append(PADDING[rest])
-    return b"".join(parts)
-
-
-def split(found: list[DirEntry], room: int, head: int) -> list[bytes]:
-    """Return the fuse_dirent of each of the first names that fit into ``room`` bytes, ``head`` bytes before each."""
-    parts: list[bytes] = []
-    for entry in found:
-        made = encoded([entry], _HEAD + 256)
-        room -= head + len(made)
-        if room < 0:
-            break
-        parts.append(made)
-    return parts
+            made.write(PADDING[rest])
+    return made.getvalue()
