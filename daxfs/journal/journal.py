@@ -82,6 +82,9 @@ class CommitWriter(Protocol):
     def empty(self) -> None:
         """Make everything durable at home, and leave the log empty."""
 
+    def follow_size(self) -> None:
+        """Use the pool's memory as it is now: the pool has another size."""
+
     def close(self) -> None:
         """Empty the log for good."""
 
@@ -118,6 +121,9 @@ class NoLog:
 
     def empty(self) -> None:
         """Do nothing: there is no log to empty."""
+
+    def follow_size(self) -> None:
+        """Do nothing: it keeps no view of the pool."""
 
     def close(self) -> None:
         """Do nothing, as `empty`."""
@@ -349,6 +355,7 @@ class Journal:
         """Read and change all of a file system or a pool whose size has changed."""
         self.view.follow_size()
         self._handle.follow_size()
+        self._writer.follow_size()
 
     def fence(self) -> None:
         """Make all stores to the pool durable (file data written in place); the running transaction continues."""

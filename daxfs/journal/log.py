@@ -242,6 +242,11 @@ class Log:
             self._invalidate(used)  # sequence numbers come again, and the kernel does not check old blocks for them
         self._pool.fence()
 
+    def follow_size(self) -> None:
+        """Read the log where the pool's memory is now: a pool that has changed its size may lie at other addresses."""
+        self._words.release()
+        self._words = self._pool.memory.toreadonly().cast("I")
+
     def close(self) -> None:
         """Empty the log for good."""
         self.empty()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -224,11 +226,12 @@ def test_a_failure_in_the_middle_of_a_handle(tmp_path: Path, monkeypatch: pytest
 
 
 def test_reserved_addresses_that_do_not_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool moves to other addresses; views of the old ones stay valid."""
+    """The pool moves to other addresses; views of the old ones stay valid, and the daemon keeps none."""
     monkeypatch.setattr(region, "ROOM", 0)
     path = made(tmp_path / "pool")
     with FileSystem.open(path) as fs:
         fill(fs)
+        old = weakref.ref(fs.volume.pool._addresses._token)  # type: ignore[attr-defined]
         with fs.tree.open("/d/9") as file:
             view = file.view(0, 100)
             fs.resize(LARGE // 4096)
@@ -241,3 +244,5 @@ def test_reserved_addresses_that_do_not_suffice(tmp_path: Path, monkeypatch: pyt
                 fs.tree.read_bytes("/large")
             os.truncate(path, LARGE)
             view.release()
+        gc.collect()
+        assert old() is None, "a fault there would end the process"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -20,7 +21,7 @@ from mount_rig import COMMAND, as_user, daxfs, mounted
 
 from daxfs import direct
 from daxfs.errors import UserError
-from daxfs.fuse.kernel.resizing import EXT4_IOC_RESIZE_FS, LEFT
+from daxfs.fuse.kernel.resizing import EXT4_IOC_RESIZE_FS, LEAST, LEFT
 from daxfs.tools import info, mountpoints, resize, snapshots
 from support import HANG_SECONDS, fsck, run
 
@@ -107,6 +108,16 @@ def resize_fs(place: Path, blocks: int) -> None:
         os.close(descriptor)
 
 
+def minimum_for(place: Path) -> None:
+    """Ask how small the file system may be made."""
+    with mountpoints.root(str(place)) as descriptor:
+        try:
+            resize.ask(descriptor, str(place), LEAST)
+        except UserError as error:
+            assert "only root" in str(error), error
+            raise PermissionError(errno.EPERM, "refused") from None
+
+
 def refused(place: Path, size: str) -> str:
     with pytest.raises(UserError) as caught:
         resize.run(str(place), size)
@@ -126,6 +137,8 @@ def test_what_is_refused(pool: Pool) -> None:
         assert "is not a whole number of bytes" in refused(mount.place, "0")
         mount.place.chmod(0o755)
         assert as_user(lambda: resize_fs(mount.place, 32768)) == 1  # EPERM
+        assert as_user(lambda: resize_fs(mount.place, 1)) == 1
+        assert as_user(lambda: minimum_for(mount.place)) == 1
         with pytest.raises(OSError, match="Invalid argument"):
             resize_fs(mount.place, 100)
         snapshots.create(str(mount.place), "monday")

@@ -21,7 +21,6 @@ from daxfs.fuse.kernel.request import fixed
 
 if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
-    from daxfs.fs.types import Resized
     from daxfs.fuse.kernel.connection import Connection
     from daxfs.fuse.kernel.request import Request
 
@@ -45,9 +44,10 @@ def resize_fs(connection: Connection, request: Request, given: memoryview) -> St
             does not do; and as `FileSystem.resize`.
     """
     (blocks,) = fixed(BLOCKS, given)
+    _refuse_others(request)
     if not blocks or blocks < connection.core.size:
         raise FsError(errno.EINVAL)
-    yield from _resize(connection, request, blocks)
+    yield from connection.core.steps.resize(blocks)
     return b""
 
 
@@ -65,12 +65,13 @@ def resize(connection: Connection, request: Request, given: memoryview) -> Steps
         raise FsError(errno.EINVAL)
     what, blocks = QUESTION.unpack_from(given)
     try:
+        _refuse_others(request)
         if what == LEFT:
             answer: dict[str, object] = {"left": connection.core.left_to_move}
         elif what == LEAST:
             answer = {"least": connection.core.minimum_size()}
         else:
-            before, now = yield from _resize(connection, request, blocks)
+            before, now = yield from connection.core.steps.resize(blocks)
             answer = {"before": before, "blocks": now}
     except FsError as error:
         return _refusal(error.errno or errno.EIO, error.strerror or "")
@@ -84,7 +85,7 @@ def _refusal(number: int, reason: str) -> bytes:
     return text
 
 
-def _resize(connection: Connection, request: Request, blocks: int) -> Steps[Resized]:
+def _refuse_others(request: Request) -> None:
+    """Refuse everybody but root and the user who runs the daemon (EPERM), questions too: an answer takes a commit."""
     if request.uid not in (0, os.geteuid()):
         raise FsError(errno.EPERM, "only root and the user who has mounted the pool resize it")
-    return (yield from connection.core.steps.resize(blocks))
