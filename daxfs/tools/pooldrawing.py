@@ -19,6 +19,7 @@ from rich.text import Text
 from daxfs.errors import UserError
 from daxfs.pmem.kinds import HUGE_PAGE
 from daxfs.tools.poolmap import Kind, PoolMap, examine
+from daxfs.tools.printing import printable
 from daxfs.tools.progress import progress_bar
 from daxfs.tools.sizes import format_size
 
@@ -34,6 +35,8 @@ LOOKS: dict[Kind, tuple[str, str, str]] = {
 """Of each kind: its character, its colour in a terminal, its colour in an image."""
 PARTLY = "▒"
 """The character of data in a cell that has free blocks too."""
+IN_ASCII = str.maketrans("·█▒", ".#+")
+"""What is shown instead where the encoding of the output has no such characters."""
 ROWS = 24
 COLUMNS = 64
 IMAGE_COLUMNS, IMAGE_ROWS = 128, 64
@@ -64,9 +67,21 @@ def show(place: str, *, as_json: bool = False, image: str = "") -> None:
     console = Console(highlight=False)
     columns = min(console.width, COLUMNS)
     cells = cells_of(found, columns * ROWS)
-    console.print(Text(title(found, cells)), soft_wrap=True)
-    for line in (*lines(cells, columns), *legend(found)):
+    shown = [Text(title(found, cells)), *lines(cells, columns), *legend(found)]
+    if not _can_be_encoded(console.encoding):
+        for line in shown:
+            line.plain = line.plain.translate(IN_ASCII)
+    for line in shown:
         console.print(line, soft_wrap=True)
+
+
+def _can_be_encoded(encoding: str) -> bool:
+    """Return whether an encoding has all characters of a drawing."""
+    try:
+        "·█▒".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def totals(found: PoolMap) -> dict[str, int | str]:
@@ -96,7 +111,7 @@ def kinds_of(cells: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def title(found: PoolMap, cells: npt.NDArray[np.int64]) -> str:
     """Return the line above the drawing: it says what a cell is."""
     each = -(-len(found.chunks) // len(cells))
-    return f"{found.pool}: {format_size(found.size)}; a cell is {format_size(each * HUGE_PAGE)}"
+    return f"{printable(found.pool)}: {format_size(found.size)}; a cell is {format_size(each * HUGE_PAGE)}"
 
 
 def lines(cells: npt.NDArray[np.int64], columns: int) -> list[Text]:
@@ -156,7 +171,7 @@ def draw(found: PoolMap, file: str) -> None:
     axes = figure.add_subplot()
     axes.imshow(picture.reshape(-1, columns, 3), interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    axes.set_title(title(found, cells), fontsize=10)
+    axes.set_title(title(found, cells), fontsize=10, parse_math=False)
     figure.legend(
         handles=[
             Patch(color=look[2], label=f"{kind.name.lower()} {format_size(found.bytes_of(kind))}")

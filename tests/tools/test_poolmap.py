@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,26 @@ def test_a_drawing_has_whole_lines() -> None:
 def test_an_image(name: str, begin: bytes, tmp_path: Path) -> None:
     pooldrawing.draw(pool_map({Kind.DATA: 100}, {Kind.BAD: 1}, {}), str(tmp_path / name))
     assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_any_path_is_a_title(tmp_path: Path) -> None:
+    """A path is neither a formula nor several lines, and a surrogate has a glyph."""
+    pool = replace(pool_map({}), pool="/$m^{_$\n\udcff\x1b")
+    pooldrawing.draw(pool, str(tmp_path / "map.png"))
+    assert pooldrawing.title(pool, pool.chunks).startswith("/$m^{_$\\n\\udcff\\x1b: 2 MiB")
+
+
+def test_a_terminal_without_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = mke2fs(tmp_path / "pool", "-b", "4096", size="16M")
+    with FileSystem.open(pool) as fs:
+        fs.tree.write_bytes("/file", bytes(5 * M))
+    output = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", output)
+    pooldrawing.show(str(pool))
+    output.flush()
+    said = output.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"# data" in said
+    assert b". free" in said
 
 
 def test_images_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
