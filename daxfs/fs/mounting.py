@@ -20,7 +20,7 @@ from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import badmemory, damage, fast_replay, outside, recovery_flag, removal, tiers
+from daxfs.fs import badmemory, damage, fast_replay, logmoving, outside, recovery_flag, removal, tiers
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.snapshots import catalogue
 from daxfs.fs.snapshots.keeper import CREDITS_RECORD, Keeper
@@ -32,7 +32,7 @@ from daxfs.journal.journal import Journal
 from daxfs.journal.log import load_superblock
 from daxfs.journal.view import Check, PoolView, View
 from daxfs.runs import BlockRun
-from daxfs.structures import blocks, inodes, mapping, metadata_zone
+from daxfs.structures import blocks, inodes, journalmap, mapping, metadata_zone
 
 if TYPE_CHECKING:
     from daxfs.journal.recovery import RecoveryReport
@@ -102,7 +102,13 @@ def log_area(view: View, sb: Superblock) -> LogArea:
         raise Unsupported(["journal on another device"])
     try:
         inode = inodes.read(view, sb.s_journal_inum)
-    except (Corrupt, MissingMemory):
+    except Corrupt as error:
+        # A power cut tears the inode while the log moves (`logmoving`), or while an inode beside it is copied home.
+        copied = journalmap.copied(sb) if error.kind is CorruptKind.INODE_CHECKSUM else None
+        if copied is None:
+            raise
+        return LogArea(copied)
+    except MissingMemory:
         raise
     except FsError as error:
         raise Corrupt(CorruptKind.JOURNAL_INODE, f"inode {sb.s_journal_inum}: {error.strerror}") from None
@@ -153,6 +159,7 @@ def mount(pool: Pool, options: Options) -> Volume:
         tiers.attach(volume)
         return volume
     if area is not None:
+        logmoving.mend(pool, geometry)
         mend_log(pool, geometry, area)
         recovery.wipe(pool, geometry, area)
     volume = start(pool, geometry, Journal.open(pool, geometry, area), options)

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import relocation, removal, resizing
+from daxfs.fs import logmoving, relocation, removal, resizing
 from daxfs.fs.nodes import END
 from daxfs.fs.types import REASONS_TO_STAY, Caller, Resized, Stayed
 from daxfs.runs import BlockRun
@@ -125,6 +125,7 @@ def _vacate(volume: Volume, grants: Grants, target: int) -> Steps[None]:
     place = BlockRun(target, geometry.blocks_count - target)
     stayed: dict[int, tuple[Stayed, ...]] = {}
     grants.renew_page()
+    logmoving.moves(volume, target)
     for _ in range(ROUNDS):
         yield from removal.freeing(volume)
         volume.commit()

@@ -325,6 +325,28 @@ class Journal:
         finally:
             self._committing = False
 
+    def make_empty_log(self, area: LogArea) -> None:
+        """Make an empty log at other blocks, as many as the log has, durably; the log is empty (`checkpoint`)."""
+        assert isinstance(self._writer, Log)
+        self._writer.make_empty(area)
+
+    def use_log(self, area: LogArea) -> None:
+        """Log at other blocks from now on, where `make_empty_log` has made a log; nothing has changed since.
+
+        Raises:
+            FsError: as `commit`; the journal is aborted.
+        """
+        old = self._writer
+        assert isinstance(old, Log)
+        try:
+            new = Log(self.pool, self.view.geometry, area)
+        except BaseException as error:
+            self.abort(error, record=False)
+            raise
+        new.before_home, new.tail_moves = old.before_home, old.tail_moves
+        self._writer = new
+        old.end()
+
     def commit(self) -> None:
         """Make the changes of all finished handles durable, and all earlier stores to the pool.
 

@@ -247,6 +247,28 @@ class Log:
         self._words.release()
         self._words = self._pool.memory.toreadonly().cast("I")
 
+    def make_empty(self, area: LogArea) -> None:
+        """Make an empty log like this one at another place, durably; this one is empty too.
+
+        Args:
+            area: as many blocks as the log has, which nobody else uses.
+        """
+        pool, size = self._pool, self._size
+        for start, count in area.runs:
+            place = start * size
+            words = self._words[place >> 2 : place + count * size >> 2 : size >> 2]
+            for at, word in enumerate(words.tolist()):
+                if word == _MAGIC_WORD:
+                    pool.store_word(place + at * size, 0)
+        erase_fast_commits(pool, area, self._tail.superblock)
+        place = self._area.physical(0) * size
+        pool.block_store(area.physical(0) * size, pool.memory[place : place + size])
+        pool.fence()
+
+    def end(self) -> None:
+        """Use this log no longer: it is empty, and another one is in use."""
+        self._words.release()
+
     def close(self) -> None:
         """Empty the log for good."""
         self.empty()

@@ -1,0 +1,154 @@
+"""The move of the journal to other blocks of the pool, while the pool is in use.
+
+Recovery finds the log by the map of the journal's inode, so this map must not be in the log itself: the kernel would go
+on logging at the old place after its replay. So it changes when the log is empty, at home, and both places have an
+empty log then. Whichever map a power cut leaves, it leads to one of them; a map whose inode has a wrong checksum is
+mended from the superblock's copy, by a mount (`mend`) or by e2fsck. Each piece of the log gets a piece of the same
+length: so a map of old and new pieces, where no checksum shows it, is a good one too.
+
+The blocks of both places are in use meanwhile, and those of one belong to nobody. A power cut leaves them so, and the
+file system marked as one with errors, as a power cut during resize2fs does: the next e2fsck -p frees them.
+
+A log whose map does not fit into its inode, or is no extent map, stays. Callers: `daxfs.fs.shrinking`, and the mount.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daxfs.errors import Corrupt, CorruptKind, FsError
+from daxfs.ext4.superblock import EXT4_ERROR_FS
+from daxfs.journal.area import LogArea
+from daxfs.journal.view import PoolView
+from daxfs.runs import BlockRun
+from daxfs.structures import blocks, groupmaps, inodes, journalmap, metadata_zone
+
+if TYPE_CHECKING:
+    from daxfs.ext4.geometry import Geometry
+    from daxfs.fs.volume import Volume
+    from daxfs.journal.view import View
+    from daxfs.pmem.pool import Pool
+    from daxfs.structures.inodes import Inode
+
+CREDITS = 32
+"""Blocks that the move changes beside the bitmaps and descriptors of the groups that the log lies in."""
+
+
+def moves(volume: Volume, target: int) -> bool:
+    """Move the journal if it has blocks from ``target`` on; return whether it has none now.
+
+    Nothing is taken from there on (`blocks.confine`), so that it lies before it. The running transaction is committed,
+    and the log begins anew.
+
+    Raises:
+        FsError: as a commit.
+    """
+    area = volume.log_area
+    if area is None or all(start + length <= target for start, length in area.runs):
+        return True
+    ino = volume.view.superblock().s_journal_inum
+    inode = inodes.read(volume.view, ino)
+    if not journalmap.fits(inode, len(area.runs)):
+        return False
+    places = _places(volume, area)
+    if places is None:
+        return False
+    _move(volume, ino, area, LogArea(places))
+    return True
+
+
+def _places(volume: Volume, area: LogArea) -> list[BlockRun] | None:
+    """Return free runs, one as long as each piece of the log; None: there are none."""
+    free: list[BlockRun] = []
+    for group in range(volume.geometry.groups_count):
+        for run in blocks.free_runs(volume.view, group, 1):
+            if free and sum(free[-1]) == run.start:
+                run = BlockRun(free[-1].start, free.pop().length + run.length)
+            free.append(run)
+    found: list[BlockRun] = []
+    for _, length in area.runs:
+        fitting = [at for at, run in enumerate(free) if run.length >= length]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda at: free[at].length)
+        start, room = free[best]
+        found.append(BlockRun(start, length))
+        free[best] = BlockRun(start + length, room - length)
+    return found
+
+
+def _move(volume: Volume, ino: int, old: LogArea, new: LogArea) -> None:
+    bits, journal = volume.block_bits, volume.journal
+    for start, length in new.runs:
+        volume.pool.make_room(start << bits, length << bits)
+    credits = CREDITS + 2 * _groups(volume, (*old.runs, *new.runs))
+    with volume.handle(credits) as tx:
+        blocks.take_runs(tx, list(new.runs))
+        tx.edit_superblock().s_state |= EXT4_ERROR_FS
+    try:
+        journal.checkpoint()
+        journal.make_empty_log(new)
+        _store_map(volume, ino, new)
+    except FsError:
+        if not journal.aborted:
+            with volume.handle(credits) as tx:
+                blocks.free_all(tx, list(new.runs))
+                tx.edit_superblock().s_state &= ~EXT4_ERROR_FS
+        raise
+    journal.use_log(new)
+    volume.log_area = new
+    metadata_zone.protect(volume.view, ino, new.runs)
+    groupmaps.forget(volume.view)
+    with volume.handle(credits) as tx:
+        tx.drop_recent()
+        sb = tx.edit_superblock()
+        sb.s_state &= ~EXT4_ERROR_FS
+        journalmap.copy(sb, inodes.read(tx, ino))
+        blocks.free_all(tx, list(old.runs))
+    volume.commit()
+
+
+def _groups(volume: Volume, runs: tuple[BlockRun, ...]) -> int:
+    return len({group for run in runs for group, _, _ in blocks.pieces_of(volume.geometry, *run)})
+
+
+def _store_map(volume: Volume, ino: int, area: LogArea) -> None:
+    """Store the new map at home; the log is empty, so nobody stores another there."""
+    inode = _slot(volume.view, ino)
+    journalmap.move(inode, [start for start, _ in area.runs])
+    _store(volume.pool, volume.view, inode)
+
+
+def mend(pool: Pool, geometry: Geometry) -> None:
+    """Mend the journal's inode if its checksum is wrong, from the superblock's copy; the log is empty or replayed."""
+    view = PoolView(pool, geometry)
+    try:
+        sb = view.superblock()
+        ino = sb.s_journal_inum
+        try:
+            inodes.read(view, ino)
+        except Corrupt as error:
+            if error.kind is not CorruptKind.INODE_CHECKSUM or journalmap.copied(sb) is None:
+                raise
+            inode = _slot(view, ino)
+            journalmap.restore(sb, inode)
+            _store(pool, view, inode)
+    finally:
+        view.release()
+
+
+def _slot(view: View, ino: int) -> Inode:
+    """Return a copy of an inode's slot, whatever its checksum is."""
+    number, offset = inodes.position(view, ino)
+    size = view.geometry.inode_size
+    inode = inodes.Inode(memoryview(bytearray(view.block(number)[offset : offset + size])), 0, view.geometry)
+    inode.number = ino
+    return inode
+
+
+def _store(pool: Pool, view: View, inode: Inode) -> None:
+    number, offset = inodes.position(view, inode.number)
+    if view.geometry.metadata_csum:
+        inode.seal(inode.number, view.geometry)
+    pool.write((number << view.geometry.block_bits) + offset, inode.buffer)
+    pool.fence()

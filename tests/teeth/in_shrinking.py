@@ -1,0 +1,110 @@
+"""Faults of shrinking: what must not be taken any longer, what must move before, and what follows the smaller size."""
+
+from __future__ import annotations
+
+from teeth.mutant import Mutant
+
+SHRINKAGE = "daxfs/structures/shrinkage.py"
+SHRINKING = "daxfs/fs/shrinking.py"
+LOG_MOVE = "daxfs/fs/logmoving.py"
+SHRINKS = ("tests/fs/test_shrinking.py",)
+CUTS = ("tests/crash/test_shrinking.py",)
+
+MUTANTS = [
+    Mutant(
+        "shrinking: blocks past the new end are taken meanwhile",
+        "daxfs/structures/groupmaps.py",
+        "    past = min(geometry.first_block(group) + bits - end, bits)\n",
+        "    past = 0\n",
+        "What was emptied is filled again.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: whole groups past the new end give blocks",
+        "daxfs/structures/groups.py",
+        "usable(view, group) and (not end or view.geometry.first_block(group) < end)",
+        "usable(view, group)",
+        "What was emptied is filled again.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: nothing is taken past the end for good",
+        SHRINKING,
+        "        blocks.confine(volume.view, 0)\n",
+        "        pass\n",
+        "A shrink that was interrupted leaves a pool that is full too early.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: blocks in use are cut off",
+        SHRINKING,
+        "    _refuse_left(volume, grants, target, stayed)\n",
+        "    pass\n",
+        "The handle refuses, without a word of what is in the way.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: the tables of removed groups stay in use",
+        SHRINKAGE,
+        "    freed += _left_by_removed(view, end, blocks_count)\n",
+        "",
+        "Blocks of groups that are gone are in use and nobody's.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: the last group's bitmap has no padding",
+        SHRINKAGE,
+        "    bitmaps.set_run(found[last], kept, 8 * geometry.block_size - kept)\n",
+        "",
+        "Bits past the end show blocks as free.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: the resize inode keeps the backups of removed groups",
+        SHRINKAGE,
+        "        growth.renew_resize_inode(tx, before)\n",
+        "        pass\n",
+        "It names blocks past the end.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: inode tables are remembered where they were",
+        SHRINKAGE,
+        "    inodes.forget(tx)\n",
+        "",
+        "Groups that come later have theirs elsewhere.",
+        SHRINKS,
+    ),
+    Mutant(
+        "shrinking: the file is cut while the log needs its end",
+        SHRINKING,
+        "        volume.journal.checkpoint()  # no block past the end is in the log, and tools see the superblock\n",
+        "",
+        "Tools see the old superblock in a file that is too short.",
+        CUTS,
+    ),
+    Mutant(
+        "the journal moves: its new place has no log yet",
+        LOG_MOVE,
+        "        journal.make_empty_log(new)\n",
+        "",
+        "The inode leads to blocks that are no log.",
+        SHRINKS,
+    ),
+    Mutant(
+        "the journal moves: a torn inode is not mended",
+        LOG_MOVE,
+        "            if error.kind is not CorruptKind.INODE_CHECKSUM or journalmap.copied(sb) is None:\n",
+        "            if error:\n",
+        "A power cut leaves a pool that can't be mounted.",
+        CUTS,
+    ),
+    Mutant(
+        "the journal moves: blocks that are nobody's, and no mark",
+        LOG_MOVE,
+        "        tx.edit_superblock().s_state |= EXT4_ERROR_FS\n",
+        "        pass\n",
+        "After a power cut e2fsck -p does not look for them.",
+        CUTS,
+    ),
+]
