@@ -352,7 +352,7 @@ class FileSystem:
     @property
     def left_to_move(self) -> int:
         """The blocks that a `resize` that runs has still to move out of what it removes; 0 if none runs."""
-        return self.volume.left_to_move
+        return shrinking.left_to_move(self.volume)
 
     @maintaining
     def minimum_size(self) -> int:

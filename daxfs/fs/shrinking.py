@@ -1,7 +1,7 @@
 """Shrinking of a file system that is in use: what lies past the new end moves, then the end does.
 
 `shrink` makes it smaller. From its beginning nothing is taken past the new end (`blocks.confine`), and the files that
-have blocks there move theirs (`daxfs.fs.relocation`) while programs use them. When nothing is left there, one handle
+have blocks there move theirs (`daxfs.fs.evacuation`) while programs use them. When nothing is left there, one handle
 changes the figures (`daxfs.structures.shrinkage`), the backups follow, and the pool's file is cut. So a power cut
 leaves the old size, or the new one with a file that may still be longer; a shrink that ends early, by an error or an
 interruption, leaves the old size and files that lie elsewhere.
@@ -13,17 +13,16 @@ Snapshots must not exist, as for growth (`daxfs.fs.resizing`). Callers: the faca
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import logmoving, relocation, removal, resizing
-from daxfs.fs.nodes import END
+from daxfs.fs import evacuation, logmoving, removal, resizing
 from daxfs.fs.types import REASONS_TO_STAY, Caller, Resized, Stayed
 from daxfs.runs import BlockRun
-from daxfs.structures import blocks, inodes, mapping, shrinkage
+from daxfs.structures import blocks, shrinkage
 
 if TYPE_CHECKING:
     from daxfs.fs.grants.table import Grants
@@ -34,17 +33,16 @@ ROUNDS = 3
 """How often all files are looked at: programs may make files, and free blocks, meanwhile."""
 MOST_NAMED = 4
 """Things in the way that an error names."""
-INODES_PER_STEP = 64
-"""Inodes of which one step looks whether they have blocks past the new end."""
 SUPERUSER = Caller()
 
 
-def shrink(volume: Volume, grants: Grants, wanted: int) -> Steps[Resized]:
+def shrink(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], wanted: int) -> Steps[Resized]:
     """Make the file system smaller, and the pool's file with it. It can be shortened: EINTR, and nothing has changed.
 
     Args:
         volume: the mounted pool.
         grants: those of the volume.
+        keeps_store: whether an inode is the store of a snapshot.
         wanted: the size in blocks, at most the present one. With the present one, only the file is cut.
 
     Returns:
@@ -64,13 +62,14 @@ def shrink(volume: Volume, grants: Grants, wanted: int) -> Steps[Resized]:
     before = geometry.blocks_count
     target = before if wanted == before else shrinkage.fitting(geometry, wanted)
     volume.resizing = True
+    volume.new_end = target
     try:
         if target < before:
             resizing.refuse_snapshots(volume)
             volume.commit()  # what was freed is free
             _refuse_too_small(volume, target)
             with _confined(volume, target):
-                yield from _vacate(volume, grants, target)
+                yield from _vacate(volume, grants, keeps_store, target)
                 resizing.refuse_snapshots(volume)
                 _cut(volume, target)
         volume.journal.checkpoint()  # no block past the end is in the log, and tools see the superblock
@@ -78,7 +77,7 @@ def shrink(volume: Volume, grants: Grants, wanted: int) -> Steps[Resized]:
         volume.follow_size()
     finally:
         volume.resizing = False
-        volume.left_to_move = 0
+        volume.new_end = 0
     return Resized(before, geometry.blocks_count)
 
 
@@ -94,6 +93,13 @@ def minimum(volume: Volume) -> int:
     if not volume.read_only:
         volume.commit()
     return shrinkage.minimum(volume.view)
+
+
+def left_to_move(volume: Volume) -> int:
+    """Return the blocks that a shrink that runs has still to move; 0 if none runs."""
+    if not volume.new_end:
+        return 0
+    return sum(run.length for run in shrinkage.used_past(volume.view, volume.new_end))
 
 
 def _refuse_too_small(volume: Volume, target: int) -> None:
@@ -115,54 +121,23 @@ def _confined(volume: Volume, target: int) -> Iterator[None]:
         blocks.confine(volume.view, 0)
 
 
-def _vacate(volume: Volume, grants: Grants, target: int) -> Steps[None]:
-    """Have the files that have blocks past the new end move them.
+def _vacate(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], target: int) -> Steps[None]:
+    """Have all that lies past the new end move.
 
     Raises:
         FsError: EBUSY: something is left there.
     """
-    geometry = volume.geometry
-    place = BlockRun(target, geometry.blocks_count - target)
-    stayed: dict[int, tuple[Stayed, ...]] = {}
     grants.renew_page()
     logmoving.moves(volume, target)
+    place = BlockRun(target, volume.geometry.blocks_count - target)
+    stayed: dict[int, tuple[Stayed, ...]] = {}
     for _ in range(ROUNDS):
         yield from removal.freeing(volume)
         volume.commit()
         if not any(shrinkage.used_past(volume.view, target)):
             break
-        stayed.clear()
-        volume.left_to_move = sum(run.length for run in shrinkage.used_past(volume.view, target))
-        for ino in _owners(volume, target):
-            if ino is not None:
-                done = yield from relocation.relocate(volume, grants, ino, 0, END, relocation.Leaving(place), SUPERUSER)
-                volume.left_to_move = max(volume.left_to_move - (done.moved >> volume.block_bits), 0)
-                if done.stayed:
-                    stayed[ino] = done.stayed
-            yield
-    yield from removal.freeing(volume)
-    volume.commit()
+        stayed = (yield from evacuation.evacuate(volume, grants, keeps_store, place, SUPERUSER)).stayed
     _refuse_left(volume, grants, target, stayed)
-
-
-def _owners(volume: Volume, target: int) -> Iterator[int | None]:
-    """Yield the inodes that may have blocks past a new end and can be asked to move them; None now and then: a step."""
-    view, looked = volume.view, 0
-    for group in range(volume.geometry.groups_count):
-        for ino in inodes.in_use_of(view, group):
-            looked += 1
-            if looked % INODES_PER_STEP == 0:
-                yield None
-            if inodes.nameable(view, ino) and ino not in volume.lives.quarantine and _reaches(volume, ino, target):
-                yield ino
-
-
-def _reaches(volume: Volume, ino: int, target: int) -> bool:
-    """Return whether a regular file has data past a new end."""
-    inode = inodes.read(volume.view, ino)
-    if not inode.is_regular or not removal.holds_blocks(inode):
-        return False
-    return any(run.pblk + run.length > target for run in mapping.walk(volume.view, inode))
 
 
 def _refuse_left(volume: Volume, grants: Grants, target: int, stayed: dict[int, tuple[Stayed, ...]]) -> None:
@@ -179,6 +154,7 @@ def _refuse_left(volume: Volume, grants: Grants, target: int, stayed: dict[int, 
     things: list[str] = []
     area = volume.log_area
     if area is not None and any(start + length > target for start, length in area.runs):
+        stayed.pop(view.superblock().s_journal_inum, None)
         things.append("the journal")
     for ino, parts in stayed.items():
         things += [_named(ino, part) for part in parts]

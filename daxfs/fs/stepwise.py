@@ -170,7 +170,8 @@ class Stepwise:
         """
         volume = self.volume
         if 0 < blocks <= volume.geometry.blocks_count:
-            return shrinking.shrink(volume, mounting.grants_of(volume), blocks)
+            keeps_store = mounting.snapshots_of(volume).keeps_store
+            return shrinking.shrink(volume, mounting.grants_of(volume), keeps_store, blocks)
         return resizing.resize(volume, blocks)
 
     @in_steps

@@ -61,8 +61,8 @@ class Volume:
     the running operation has changed must be durable when it returns (`finish`). ``groups_of``: finds the supplementary
     groups of a caller. ``label_was_set``: through this mount, so that a label from outside the mount is older
     (`outside`).
-    ``resizing``: it is being made larger or smaller (`resizing`, `shrinking`). ``left_to_move``: the blocks that are
-    still to move out of what goes.
+    ``resizing``: it is being made larger or smaller (`resizing`, `shrinking`). ``new_end``: the size in
+    blocks that a shrink makes; 0: none runs.
     ``superblock_buffer``: for a copy of the superblock at home (`outside`): in the middle of a commit none can be made.
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``noted``: the damage that operations have done without, and that is to be reported.
@@ -100,7 +100,7 @@ class Volume:
         self.mounted_state = view.superblock().s_state
         self.label_was_set = False
         self.resizing = False
-        self.left_to_move = 0
+        self.new_end = 0
         self.superblock_buffer = bytearray(Superblock.SIZE)
         self._every_map = min(geometry.max_extent_file_size, geometry.max_indirect_file_size)
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)

@@ -102,6 +102,7 @@ def used(path: Path) -> Iterator[FileSystem]:
             fs.tree.write_bytes(f"/{number}", chance.randbytes(number * 30_000))
         fs.tree.write_bytes("/last", chance.randbytes(12 * MIB))
         fs.tree.unlink("/first")
+        fs.setxattr(fs.tree.stat("/last").ino, b"user.long", b"v" * 3000)
         yield fs
 
 
