@@ -93,7 +93,8 @@ def journal_too_small(volume: Volume, needed: int) -> FsError:
 
 
 def refuse_damage(volume: Volume) -> None:
-    """Refuse to change the size of a file system in which damage was met (EUCLEAN)."""
+    """Refuse to change the size of a file system in which damage was met (EUCLEAN), or that has lost memory (EIO)."""
+    volume.pool.refuse_cut_file()
     path = volume.pool.path
     if volume.view.superblock().s_state & EXT4_ERROR_FS:
         raise FsError(errno.EUCLEAN, f"{path}: damage was met; unmount it and run: daxfs check -f {path}")

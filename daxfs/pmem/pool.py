@@ -184,6 +184,12 @@ class Pool:
         """Whether `extend` can make the pool's file longer; what lies under other pools has the length that it has."""
         return False
 
+    def refuse_cut_file(self) -> None:
+        """Refuse to change the size (EIO) of a pool whose file was cut while it was in use.
+
+        What is missing would become a hole, and read as zeros.
+        """
+
     def extend(self, length: int) -> None:
         """Make the pool larger: to at least ``length`` bytes, and to all that the file or device has.
 
@@ -399,10 +405,18 @@ class MappedPool(Pool):
         """The unit of the pool's size: as `kinds.identify` has it."""
         return self.align if self.align > mmap.PAGESIZE else kinds.SMALLEST
 
+    def refuse_cut_file(self) -> None:
+        """As `Pool.refuse_cut_file`."""
+        if self.extensible:
+            size = os.fstat(self._descriptors[0]).st_size
+            if size < self.memory_size:
+                raise FsError(errno.EIO, f"{self.path} was cut to {size} bytes while it was in use")
+
     def extend(self, length: int) -> None:
         """As `Pool.extend`: a file is made longer with a hole at its end."""
         if self.read_only or self.private:
             raise FsError(errno.EROFS, f"{self.path}: the pool is open for reading only")
+        self.refuse_cut_file()
         length += -length % self._unit
         descriptor, before = self._descriptors[0], self.available()
         longer = length > before
@@ -453,6 +467,7 @@ class MappedPool(Pool):
             return
         if self.read_only:
             raise FsError(errno.EROFS, f"{self.path}: the pool is open for reading only")
+        self.refuse_cut_file()
         if length < self.size:
             self.fence()
             self.bad.take_out(length, self.size)

@@ -167,6 +167,24 @@ def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
         assert refused(fs, LARGE // 4096) == "EROFS"
 
 
+def test_a_file_that_was_cut(tmp_path: Path) -> None:
+    """What is missing must not become a hole that reads as zeros."""
+    path = made(tmp_path / "pool")
+    with FileSystem.open(path) as fs:
+        fs.tree.write_bytes("/large", b"x" * (10 * MIB))
+        size = fs.size
+        os.truncate(path, 8 * MIB)
+        for blocks in (size * 2, size - 100, size):
+            with pytest.raises(FsError, match="was cut to") as caught:
+                fs.resize(blocks)
+            assert caught.value.errno == errno.EIO
+        for change in (fs.volume.pool.extend, fs.volume.pool.shorten):
+            with pytest.raises(FsError, match="was cut to"):
+                change((size - 100) * 4096)
+        assert path.stat().st_size == 8 * MIB
+        os.truncate(path, SMALL)
+
+
 def test_a_journal_that_is_too_small(tmp_path: Path) -> None:
     """A group with backups reserves as many blocks as each has, in one transaction: the tool is told before."""
     path = mke2fs(tmp_path / "pool", "-b", "1024", "-g", "512", "-J", "size=1", "-N", "512", size="6M")
