@@ -416,7 +416,7 @@ def _superblock_for(view: View, group: int) -> bytes:
     content = bytearray(view.block_size)
     content[: Superblock.SIZE] = view.superblock().buffer
     sb = Superblock(memoryview(content)[: Superblock.SIZE])
-    sb.s_block_group_nr = group
+    sb.s_block_group_nr = group & 0xFFFF  # as the kernel and e2fsprogs do; from 9.5 TiB on it can't tell the group
     sb.s_feature_incompat &= ~int(Incompat.needs_recovery)
     sb.s_feature_ro_compat &= ~int(RoCompat.orphan_present)
     sb.seal()

@@ -16,6 +16,7 @@ from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, fill, is_fille
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import descriptor
+from daxfs.ext4.superblock import Superblock
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import finish
 from daxfs.fs.types import Options
@@ -122,6 +123,14 @@ def test_backups_are_whole(tmp_path: Path) -> None:
         assert counts(copy)["Block count"] == LARGE // 4096
         with FileSystem.open(copy) as fs:
             assert is_filled(fs)
+
+
+def test_a_backup_in_a_group_whose_number_does_not_fit(tmp_path: Path) -> None:
+    """The field has 16 bits; groups 5**7 = 78125 and later have backups nevertheless."""
+    with FileSystem.open(made(tmp_path / "pool")) as fs:
+        sb = Superblock(memoryview(growth._superblock_for(fs.volume.view, 5**7))[: Superblock.SIZE])
+        assert sb.s_block_group_nr == 5**7 - (1 << 16)
+        assert not sb.is_torn()
 
 
 def test_all_of_a_longer_file(tmp_path: Path) -> None:
