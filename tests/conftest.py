@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 interpreted.refuse_patches_of_compiled_code()
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage the million objects of the loaded tests.
+
+    Each daemon is a fork of this process and collects before it serves (`daxfs.fuse.serving.run`). It would visit all
+    of those objects, and have a copy of each page that they lie in: most of what a mount costs here.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
