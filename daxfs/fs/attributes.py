@@ -252,13 +252,14 @@ def access(volume: Volume, ino: int, mask: int, caller: Caller) -> bool:
 def statfs(volume: Volume) -> StatFs:
     """Return sizes and free space. Blocks that the running transaction has freed count as free.
 
-    What is free on storage does not count at all: nothing is put there unless somebody asks for it.
+    What is free on storage counts, unless the storage can't be used.
 
     So do those of inodes whose end has begun (`removal`).
     """
     geometry = volume.geometry
     sb = volume.view.superblock()
-    unused = groups.free_on_storage(volume.view)
+    usable = volume.tiers is not None and not volume.tiers.queue.failed
+    unused = 0 if usable else groups.free_on_storage(volume.view)
     free = sb.free_blocks_count - unused + volume.pending_frees()
     for ino in volume.lives.ending.keys() & volume.lives.nameless:
         free += inodes.read(volume.view, ino).blocks >> volume.block_bits - SECTOR_BITS

@@ -14,7 +14,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory, OnStorage
-from daxfs.fs import damage, mounting
+from daxfs.fs import damage, mounting, tierpolicy
 from daxfs.fs.grants import waiting
 from daxfs.fs.steps import Steps, Wait, finish
 
@@ -59,6 +59,9 @@ def failure(volume: Volume, error: BaseException, *, explained: bool = False, ch
             volume.noted.remove(error)
         damage.report(volume, error)
     elif explained and isinstance(error, FsError) and error.errno == errno.ENOSPC:
+        needed = on_storage(volume, error)
+        if needed is not error:
+            return needed
         waiting.explain_full(mounting.grants_of(volume))
     if volume.noted:
         damage.report_noted(volume)
@@ -70,10 +73,20 @@ def brought(volume: Volume, error: BaseException) -> bool:
 
     False, too: whoever uses the volume brings it between other requests.
     """
-    if not isinstance(error, OnStorage) or volume.tiers is None or volume.tiers.parks:
+    if volume.tiers is None or volume.tiers.parks or not isinstance(error, FsError):
         return False
-    finish(error.bring())
+    needed = on_storage(volume, error)
+    if not isinstance(needed, OnStorage):
+        return False
+    finish(needed.bring())
     return True
+
+
+def on_storage(volume: Volume, error: FsError) -> FsError:
+    """Return the error of an operation; if data must go to storage before it finds room, `OnStorage`."""
+    if volume.tiers is not None and tierpolicy.waits_for_room(volume, error):
+        return OnStorage(lambda: tierpolicy.make_room(volume))
+    return error
 
 
 def lost(volume: Volume, *, change: bool) -> MissingMemory:
@@ -182,8 +195,11 @@ def _guarded_steps(
                 except StopIteration as end:
                     result: R = end.value
                     break
-                except OnStorage as error:
-                    yield from error.bring()
+                except FsError as error:
+                    needed = on_storage(volume, error)
+                    if not isinstance(needed, OnStorage):
+                        raise
+                    yield from needed.bring()
                     steps, thrown = method(self, *args, **kwargs), None
                     continue
                 if volume.faults[0]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -28,6 +29,7 @@ from daxfs.fs import (
     removal,
     resizing,
     shrinking,
+    tierpolicy,
     tiers,
     trim,
     vacating,
@@ -224,6 +226,17 @@ class Stepwise:
     def promote(self, ino: int, offset: int = 0, length: int = END) -> Steps[Moved]:
         """Move what a file has on storage to memory; as `demote`."""
         return self._between_tiers(tiers.promote, ino, offset, length)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `making_room` has something to do."""
+        return tierpolicy.crowded(self.volume)
+
+    @changing_in_steps
+    def making_room(self) -> Steps[None]:
+        """Move to storage what was used longest ago, until the memory has room or nothing more can be moved."""
+        with suppress(tierpolicy.NoRoom):
+            yield from tierpolicy.make_room(self.volume)
 
     def _between_tiers(
         self, move: Callable[[Volume, int, int, int], Steps[Moved]], ino: int, offset: int, length: int

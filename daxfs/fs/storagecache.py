@@ -36,6 +36,7 @@ class StorageCache:
         queue: calls on the storage.
         busy: blocks on storage that are being read or written to move what they hold: no demotion takes them.
         group: the group in which a demotion has found room last.
+        hand: the group whose files are looked at next for some that can go to storage (`daxfs.fs.tierpolicy`).
         promote: returns the steps that move bytes [begin, end) of a file to memory (`daxfs.fs.tiers`).
         read: bytes that were read for readers.
         promoted: bytes that were moved to memory.
@@ -49,7 +50,7 @@ class StorageCache:
         self.end = pool.size
         self.queue = StorageQueue(pool.storage)
         self.busy: list[BlockRun] = []
-        self.group = 0
+        self.group = self.hand = 0
         self.promote: Callable[[int, int, int], Steps[None]] = _nothing
         self.parks = False
         self.read = self.promoted = self.demoted = 0

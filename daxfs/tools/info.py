@@ -111,9 +111,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
         except TimeoutError:
             state += ", but its daemon does not answer"
     # The pool has the numbers of the last commit; the mount's are newer.
-    storage = _storage(found)
-    unused = storage.get("free", 0) >> geometry.block_bits
-    facts, free_blocks, free_inodes = answer or ({}, sb.free_blocks_count - unused, sb.s_free_inodes_count)
+    facts, free_blocks, free_inodes = answer or ({}, sb.free_blocks_count, sb.s_free_inodes_count)
     errors: dict[str, Any] = facts.get("errors") or {
         "count": sb.s_error_count,
         "first": sb.first_error and sb.first_error._asdict(),
@@ -159,7 +157,7 @@ def _gather(found: Reading, mountpoint: str) -> Info:
             *features.unsupported_incompat(sb.s_feature_incompat),
             *features.unsupported_ro_compat(sb.s_feature_ro_compat),
         ],
-        storage=storage,
+        storage=_storage(found),
         mount=facts,
     )
 
@@ -250,7 +248,7 @@ def show(place: str, *, as_json: bool = False) -> None:
         return
     atomic = info.mount.get("atomic_write", 0)
     unused = info.size - info.blocks * info.block_size
-    used = 100 - 100 * info.free_blocks // max(info.blocks - info.storage.get("free", 0) // info.block_size, 1)
+    used = 100 - 100 * info.free_blocks // max(info.blocks, 1)
     rows = {
         "pool": info.pool,
         "kind": info.kind,

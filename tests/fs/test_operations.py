@@ -27,6 +27,7 @@ class Volume:
         self.faults = [0]
         self.noted: list[Corrupt] = []
         self.unsettled_copy = False
+        self.tiers = None
         self.reclaimers = Reclaimers()
         self.reclaimers.add(lambda: self.calls.append("reclaim") is None)
 

@@ -109,3 +109,14 @@ def test_others_are_served_while_storage_does_not_answer(
 def _write(path: Path) -> int:
     with path.open("r+b", buffering=0) as file:
         return os.pwrite(file.fileno(), b"abcd", 2 * MIB + 1)
+
+
+def test_more_is_written_than_the_memory_has(tmp_path: Path) -> None:
+    made = tier_rig.make(tmp_path)
+    with mount_rig.mounted_unchecked(made.pool) as mounted:
+        contents = [os.urandom(2 * MIB) for _ in range(30)]
+        for number, content in enumerate(contents):
+            (mounted.place / str(number)).write_bytes(content)
+        for number, content in enumerate(contents):
+            assert (mounted.place / str(number)).read_bytes() == content
+    made.check()

@@ -169,6 +169,11 @@ class Connection:
         if self.core.steps.unfinished:
             self.scheduler.begin_background()
 
+    def make_room(self) -> None:
+        """Have the session move files to storage if the memory is almost full."""
+        if self.core.steps.crowded:
+            self.scheduler.begin_making_room(self.core.steps.making_room)
+
     def _background(self) -> Steps[None]:
         """Process forgets, and free what files that were closed or forgotten have left, until nothing is left."""
         while self.forgets or self.core.steps.unfinished:

@@ -45,6 +45,9 @@ PATIENCE_SECONDS = 0.05
 MOST_POSTPONED = 4096
 """The most requests that wait for the kernel to forget files."""
 
+ROOM_SECONDS = 1.0
+"""The least time from one attempt to make room in memory to the next."""
+
 FORGETS, POSTPONED, WORKS, PARKED = "forgets", "postponed", "works", "parked"
 TREE = frozenset({0})
 """Stands for the tree of directories where nodes are expected: no node has the number 0."""
@@ -133,6 +136,8 @@ class Scheduler:
         self._core = core
         self._background = background
         self._in_background: Work | None = None
+        self._making_room: Work | None = None
+        self._room_at = 0.0
         self._parked: list[tuple[int, Work]] = []
         self._turns = Turns()
         self._blocked: list[tuple[User, frozenset[int], bytes]] = []
@@ -205,6 +210,13 @@ class Scheduler:
         if self._in_background is None:
             self._in_background = Work(self._background(), lambda _: None)
             self._add(self._in_background, NOBODY)
+
+    def begin_making_room(self, steps: Callable[[], Steps[None]]) -> None:
+        """Have the session move files to storage, unless it does, or has found nothing to move a moment ago."""
+        if self._making_room not in self.works and perf_counter() >= self._room_at:
+            self._room_at = perf_counter() + ROOM_SECONDS
+            self._making_room = Work(steps(), lambda _: None)
+            self._add(self._making_room, NOBODY)
 
     def _add(self, work: Work, number: int) -> None:
         self.works.append(work)

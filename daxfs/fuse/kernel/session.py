@@ -86,6 +86,7 @@ class Session:
                     if perf_counter() > due or WORKS in waiting:
                         await trio.lowlevel.checkpoint()
                         self._connection.free_rest()
+                        self._connection.make_room()
                         due = perf_counter() + OTHERS_SECONDS
                 else:
                     self._cpu_latency.release()

@@ -1,0 +1,115 @@
+"""When data goes to storage by itself: the memory is almost full, or an operation has found no room (docs/TIERS.md).
+
+`make_room` demotes whole files, those first that were used longest ago, until the memory has room again. It looks at
+some thousand inodes at a time, from where it has ended before, since the oldest of many files is old enough. What
+`daxfs.fs.tiers` does not move stays. A session calls it in the background while the memory is `crowded`, so that few
+requests ever meet a full memory; those that do wait for it (`waits_for_room`) as for data on storage.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+from daxfs.errors import FsError, MissingMemory
+from daxfs.fs import removal, tiers
+from daxfs.fs.nodes import END
+from daxfs.structures import groups, inodes, reserves
+
+if TYPE_CHECKING:
+    from daxfs.fs.steps import Steps
+    from daxfs.fs.volume import Volume
+
+HIGH, LOW = 90, 80
+"""Percent of the memory in use: above the first it is crowded, and from there on files go down until the second."""
+LOOK = 4096
+"""Inodes that are compared at a time."""
+
+
+class NoRoom(FsError):
+    """The memory is full (ENOSPC), and nothing can be done about it."""
+
+
+class _Candidate(NamedTuple):
+    """A file that may go down; they sort by the time of their last use, then the largest first."""
+
+    used: int
+    less: int
+    ino: int
+
+
+def crowded(volume: Volume) -> bool:
+    """Return whether more of the memory is in use than `HIGH` percent, and something can be done about it."""
+    cache = volume.tiers
+    if cache is None or cache.queue.failed or volume.read_only or not groups.free_on_storage(volume.view):
+        return False
+    return _free(volume) * 100 < volume.geometry.memory_blocks * (100 - HIGH)
+
+
+def waits_for_room(volume: Volume, error: FsError) -> bool:
+    """Return whether an operation that has ended with ``error`` may find room after `make_room`."""
+    return error.errno == errno.ENOSPC and not isinstance(error, (MissingMemory, NoRoom)) and crowded(volume)
+
+
+def _free(volume: Volume) -> int:
+    """Return how many blocks of memory ordinary users may take, those included that the next commit frees."""
+    superblock = volume.view.superblock()
+    free = superblock.free_blocks_count - groups.free_on_storage(volume.view) + volume.pending_frees()
+    return free - reserves.must_stay_free(volume.geometry, superblock, privileged=False)
+
+
+def make_room(volume: Volume) -> Steps[None]:
+    """Demote files until less than `LOW` percent of the memory are in use.
+
+    Raises:
+        NoRoom: nothing can be demoted.
+        FsError: EIO, the storage has failed.
+    """
+    goal = volume.geometry.memory_blocks * (100 - LOW) // 100
+    moved = 0
+    looked, count = 0, volume.geometry.groups_count
+    while looked < count and _free(volume) < goal:
+        found: list[_Candidate] = []
+        seen = 0
+        while looked < count and seen < LOOK:
+            seen += _look(volume, found)
+            looked += 1
+            yield
+        for candidate in sorted(found):
+            if _free(volume) >= goal:
+                break
+            if _may_go(volume, candidate.ino):
+                moved += (yield from tiers.demote(volume, candidate.ino, 0, END)).moved
+            yield
+    if volume.pending_frees():
+        volume.commit()
+    if not moved and _free(volume) < goal:
+        raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory is full, and nothing in it can go to storage")
+
+
+def _look(volume: Volume, found: list[_Candidate]) -> int:
+    """Add the files of the next group; return how many inodes were looked at."""
+    cache, view = volume.tiers, volume.view
+    assert cache is not None
+    group = cache.hand % volume.geometry.groups_count
+    cache.hand = group + 1
+    numbers = inodes.in_use_of(view, group)
+    for ino in numbers:
+        if _may_go(volume, ino):
+            inode = inodes.read(view, ino)
+            node = volume.nodes.open.get(ino)
+            waiting = 0 if node is None else max(node.atime, node.mtime)
+            found.append(_Candidate(max(inode.atime_ns, inode.mtime_ns, waiting), -inode.size, ino))
+    return len(numbers)
+
+
+def _may_go(volume: Volume, ino: int) -> bool:
+    """Return whether an inode is a file with data that no client uses."""
+    if not inodes.nameable(volume.view, ino) or ino in volume.lives.quarantine or not inodes.in_use(volume.view, ino):
+        return False
+    try:
+        inode = inodes.read(volume.view, ino)
+    except FsError:
+        return False
+    node = volume.nodes.open.get(ino)
+    return inode.is_regular and removal.holds_blocks(inode) and (node is None or node.grants is None)

@@ -1,0 +1,128 @@
+"""A full memory: the files that were used longest ago go to storage, and operations go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tier_rig
+from in_memory import tmp_path
+from tier_rig import MIB, Members
+
+from daxfs.errors import FsError, OnStorage
+from daxfs.fs import tierpolicy
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.steps import finish
+from daxfs.fs.types import ROOT_INO, SetAttributes
+from daxfs.structures import inodes, mapping
+
+__all__ = ["tmp_path"]
+
+
+@pytest.fixture
+def tiered(tmp_path: Path) -> Members:
+    return tier_rig.make(tmp_path)
+
+
+@pytest.fixture
+def fs(tiered: Members) -> Iterator[FileSystem]:
+    with FileSystem.open(tiered.pool) as fs:
+        yield fs
+        fs.volume.check()
+    tiered.check()
+
+
+def in_memory(fs: FileSystem, name: bytes) -> bool:
+    """Whether all of a file lies in memory."""
+    view = fs.volume.view
+    runs = mapping.walk(view, inodes.read(view, fs.lookup(ROOT_INO, name).ino))
+    return all(run.pblk < view.geometry.memory_blocks for run in runs)
+
+
+def fill(fs: FileSystem, count: int) -> dict[bytes, bytes]:
+    """Make files of 1 MiB, each used later than the one before."""
+    made = {b"%d" % number: os.urandom(MIB) for number in range(count)}
+    for number, (name, content) in enumerate(made.items()):
+        fs.tree.write_bytes(b"/" + name, content)
+        ino = fs.lookup(ROOT_INO, name).ino
+        fs.setattr(ino, SetAttributes(atime_ns=number * 10**9, mtime_ns=number * 10**9))
+    return made
+
+
+def fill_up(fs: FileSystem) -> None:
+    """Make files until there is an error."""
+    for number in range((tier_rig.STORAGE + tier_rig.MEMORY) // MIB):
+        fs.tree.write_bytes(b"/%d" % number, bytes(MIB))
+
+
+def test_more_is_written_than_memory_has(fs: FileSystem) -> None:
+    made = fill(fs, 60)
+    assert sum(not in_memory(fs, name) for name in made) > 30
+    for name, content in made.items():
+        assert fs.tree.read_bytes(b"/" + name) == content
+    assert fs.tier_use().demoted >= 32 * MIB
+
+
+def test_one_file_is_larger_than_the_memory(fs: FileSystem) -> None:
+    content = os.urandom(50 * MIB)
+    file, _ = fs.create(ROOT_INO, b"large", 0o600)
+    done = 0
+    while done < len(content):
+        done += fs.write(file, done, content[done : done + MIB])
+    fs.release(file)
+    assert fs.tree.read_bytes("/large") == content
+
+
+def test_the_oldest_go_first_and_no_more_than_needed(fs: FileSystem) -> None:
+    made = fill(fs, 22)
+    assert not tierpolicy.crowded(fs.volume)
+    last = len(made)
+    while not tierpolicy.crowded(fs.volume):
+        made |= {b"%d" % last: b"x" * MIB}
+        fs.tree.write_bytes(b"/%d" % last, b"x" * MIB)
+        last += 1
+    finish(fs.steps.making_room())
+    assert not tierpolicy.crowded(fs.volume)
+    gone = [name for name in made if not in_memory(fs, name)]
+    assert gone == list(made)[: len(gone)]
+    assert 0 < len(gone) < 6
+
+
+def test_a_session_waits_for_room(fs: FileSystem) -> None:
+    fs.leave_storage_to(lambda: None)
+    with pytest.raises(OnStorage) as full:
+        fill_up(fs)
+    finish(full.value.bring())
+    fs.tree.write_bytes("/again", bytes(MIB))
+    assert not in_memory(fs, b"1")
+
+
+def test_both_are_full(fs: FileSystem) -> None:
+    with pytest.raises(FsError) as full:
+        fill_up(fs)
+    assert full.value.errno == errno.ENOSPC
+    found = len(fs.tree.listdir("/"))
+    assert (tier_rig.STORAGE + 20 * MIB) // MIB < found < (tier_rig.STORAGE + tier_rig.MEMORY) // MIB
+    fs.tree.unlink("/1")
+    fs.sync()
+    fs.tree.write_bytes("/again", b"x")
+
+
+def test_an_error_that_room_does_not_help_stays(fs: FileSystem) -> None:
+    """An attribute that is too large is ENOSPC too."""
+    fill(fs, 20)
+    fs.tree.write_bytes("/f", b"")
+    with pytest.raises(FsError) as large:
+        fs.setxattr(fs.lookup(ROOT_INO, b"f").ino, b"user.x", bytes(10_000))
+    assert large.value.errno == errno.ENOSPC
+    assert not fs.tier_use().demoted
+
+
+def test_a_pool_without_storage_has_no_policy(tmp_path: Path) -> None:
+    made = tier_rig.make(tmp_path)
+    with FileSystem.open(made.pool) as fs:
+        fs.volume.tiers = None
+        assert not fs.steps.crowded
