@@ -114,6 +114,17 @@ def test_changes_are_those_of_a_file_in_memory(fs: FileSystem, name: str) -> Non
     assert fs.tree.read_bytes("/cold") == fs.tree.read_bytes("/warm")
 
 
+def test_blocks_that_another_file_had(fs: FileSystem) -> None:
+    ino = cold(fs, b"a" * MIB)
+    before = mapping.runs(fs.volume.view, inodes.read(fs.volume.view, ino))
+    assert fs.tree.read_bytes("/cold") == b"a" * MIB
+    fs.promote(ino)
+    fs.sync()
+    other = cold(fs, b"b" * MIB, b"other")
+    assert mapping.runs(fs.volume.view, inodes.read(fs.volume.view, other)) == before
+    assert fs.tree.read_bytes("/other") == b"b" * MIB
+
+
 def test_a_write_brings_up_what_it_changes(fs: FileSystem) -> None:
     ino = cold(fs, bytes(4 * MIB))
     file = fs.open_file(ino, os.O_RDWR)

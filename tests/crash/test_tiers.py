@@ -1,0 +1,101 @@
+"""Power cuts of pools with storage: the memory as it is, and the storage as it was last synchronised.
+
+That is the worst that a cut can leave of the order between both: nothing of the storage is durable by chance.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tier_rig
+from in_memory import tmp_path
+from tier_rig import GROUP, MIB, Members
+
+from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.steps import Steps
+from daxfs.fs.tiers import Moved
+from daxfs.fs.types import ROOT_INO
+
+__all__ = ["tmp_path"]
+
+CONTENT = os.urandom(2 * MIB + 100)
+
+
+class Cuts:
+    """A pool in use, and copies of what a cut would leave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.members = tier_rig.make(folder, 2 * GROUP, GROUP)
+        self.fs = FileSystem.open(self.members.pool)
+        self.stable = self.members.storage.read_bytes()
+        self.count = 0
+        self._folder = folder / "cut"
+        self._folder.mkdir()
+        tiers = self.fs.volume.tiers
+        assert tiers is not None
+        sync = tiers.queue.storage.sync
+
+        def synchronised() -> None:
+            sync()
+            self.stable = self.members.storage.read_bytes()
+
+        tiers.queue.storage.sync = synchronised  # type: ignore[method-assign]
+
+    def cut(self) -> None:
+        """Cut the power, recover, and compare."""
+        left = Members(self._folder / "pool", self._folder / "slow")
+        left.pool.write_bytes(self.members.pool.read_bytes())
+        left.storage.write_bytes(self.stable)
+        self.members.storage.rename(self.members.storage.with_name("away"))  # so that the copy beside the pool is used
+        try:
+            with FileSystem.open(left.pool) as fs:
+                assert fs.tree.read_bytes("/f") == CONTENT
+            left.check()
+        finally:
+            self.members.storage.with_name("away").rename(self.members.storage)
+        self.count += 1
+
+    def drive(self, steps: Steps[Moved]) -> Moved:
+        """Run an operation, and cut at each of its steps."""
+        while True:
+            try:
+                waiting = next(steps)
+            except StopIteration as end:
+                done: Moved = end.value
+                return done
+            self.cut()
+            if waiting is not None:
+                waiting.wait()
+                self.cut()
+
+
+def demote(fs: FileSystem, ino: int) -> Steps[Moved]:
+    return fs.steps.demote(ino)
+
+
+def promote(fs: FileSystem, ino: int) -> Steps[Moved]:
+    fs.demote(ino)
+    fs.sync()
+    return fs.steps.promote(ino)
+
+
+@pytest.mark.parametrize("begin", [demote, promote])
+def test_a_file_is_whole_at_each_step(tmp_path: Path, begin: Callable[[FileSystem, int], Steps[Moved]]) -> None:
+    cuts = Cuts(tmp_path)
+    with cuts.fs as fs:
+        fs.tree.write_bytes("/f", CONTENT)
+        ino = fs.lookup(ROOT_INO, b"f").ino
+        fs.sync()
+        assert cuts.drive(begin(fs, ino)).moved == 2 * MIB + 4096
+        cuts.cut()
+        fs.sync()
+        cuts.cut()
+        fs.tree.write_bytes("/g", b"x" * 3 * MIB)
+        fs.demote(fs.lookup(ROOT_INO, b"g").ino)
+        fs.sync()
+        cuts.cut()
+    assert cuts.count >= 5
+    cuts.members.check()
