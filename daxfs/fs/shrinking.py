@@ -6,7 +6,8 @@ changes the figures (`daxfs.structures.shrinkage`), the backups follow, and the 
 leaves the old size, or the new one with a file that may still be longer; a shrink that ends early, by an error or an
 interruption, leaves the old size and files that lie elsewhere.
 
-What can't move is named in the error: memory that programs map, bad memory, what the format keeps for itself, inodes.
+Inodes of groups that go get other numbers (`daxfs.fs.renumbering`), and the journal moves (`daxfs.fs.logmoving`). What
+can't move is named in the error: memory that programs map, bad memory, inodes in use.
 Snapshots must not exist, as for growth (`daxfs.fs.resizing`). Callers: the facade.
 """
 
@@ -19,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import evacuation, logmoving, removal, resizing
+from daxfs.fs import evacuation, logmoving, removal, renumbering, resizing
 from daxfs.fs.types import REASONS_TO_STAY, Caller, Resized, Stayed
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, shrinkage
@@ -131,16 +132,21 @@ def _vacate(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], 
     logmoving.moves(volume, target)
     place = BlockRun(target, volume.geometry.blocks_count - target)
     stayed: dict[int, tuple[Stayed, ...]] = {}
+    kept: dict[int, str] = {}
     for _ in range(ROUNDS):
         yield from removal.freeing(volume)
         volume.commit()
-        if not any(shrinkage.used_past(volume.view, target)):
+        kept = yield from renumbering.renumber(volume, target)
+        volume.commit()
+        if not kept and not any(shrinkage.used_past(volume.view, target)):
             break
         stayed = (yield from evacuation.evacuate(volume, grants, keeps_store, place, SUPERUSER)).stayed
-    _refuse_left(volume, grants, target, stayed)
+    _refuse_left(volume, grants, target, stayed, kept)
 
 
-def _refuse_left(volume: Volume, grants: Grants, target: int, stayed: dict[int, tuple[Stayed, ...]]) -> None:
+def _refuse_left(
+    volume: Volume, grants: Grants, target: int, stayed: dict[int, tuple[Stayed, ...]], kept: dict[int, str]
+) -> None:
     """Refuse to cut if something is left past the new end, and name it.
 
     Raises:
@@ -161,8 +167,7 @@ def _refuse_left(volume: Volume, grants: Grants, target: int, stayed: dict[int, 
     if grants.by_ino:
         pids = {holder.pid for each in grants.by_ino.values() for holder, _ in each.each_holder()}
         things.append(f"what programs with direct access may look at (process {' '.join(map(str, sorted(pids)))})")
-    if numbers:
-        things.append(f"inodes {_listed([str(ino) for ino in numbers])} of the groups that go")
+    things += [f"inode {ino} of the groups that go ({kept.get(ino, 'it is new')})" for ino in numbers]
     if not things:
         things.append(f"{left} bytes of what does not move")
     raise FsError(errno.EBUSY, f"past the new end stay {_listed(things)}")

@@ -8,6 +8,7 @@ SHRINKAGE = "daxfs/structures/shrinkage.py"
 SHRINKING = "daxfs/fs/shrinking.py"
 LOG_MOVE = "daxfs/fs/logmoving.py"
 SHRINKS = ("tests/fs/test_shrinking.py",)
+RENUMBERS = ("tests/fs/test_renumbering.py",)
 CUTS = ("tests/crash/test_shrinking.py",)
 
 MUTANTS = [
@@ -38,7 +39,7 @@ MUTANTS = [
     Mutant(
         "shrinking: blocks in use are cut off",
         SHRINKING,
-        "    _refuse_left(volume, grants, target, stayed)\n",
+        "    _refuse_left(volume, grants, target, stayed, kept)\n",
         "    pass\n",
         "The handle refuses, without a word of what is in the way.",
         SHRINKS,
@@ -106,5 +107,29 @@ MUTANTS = [
         "        pass\n",
         "After a power cut e2fsck -p does not look for them.",
         CUTS,
+    ),
+    Mutant(
+        "renumbering: the generation stays",
+        "daxfs/fs/renumbering.py",
+        "    return generation ^ _state(geometry, old) ^ _state(geometry, new)\n",
+        "    return generation\n",
+        "The checksums of all blocks of the inode are wrong.",
+        RENUMBERS,
+    ),
+    Mutant(
+        "renumbering: subdirectories keep their parent",
+        "daxfs/fs/renumbering.py",
+        "            directories.set_parent(tx, inodes.edit(tx, child), made.number)\n",
+        "            pass\n",
+        "Their .. names an inode that is gone.",
+        RENUMBERS,
+    ),
+    Mutant(
+        "renumbering: what is in use gets another number",
+        "daxfs/fs/renumbering.py",
+        "    if volume.is_busy(ino) or ino in volume.nodes.open or ino in lives.nameless or ino in lives.listed:\n",
+        "    if False:\n",
+        "The kernel's number for it is another file's, or none's.",
+        RENUMBERS,
     ),
 ]
