@@ -27,7 +27,7 @@ import errno
 from collections.abc import Iterable
 from enum import Enum
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN
@@ -56,16 +56,30 @@ ENTRIES_PER_NODE = 80
 """Entries in a node of a map, at least: the node has 1 KiB, and a split leaves it half full."""
 RUNS_PER_LOOK = 512
 """Runs of the file that a plan looks at in one step."""
+MOST_RUNS = 128
+"""Runs that one step moves: some 3 ms of processor time. What has more is put into runs of so many blocks first: that
+copies it twice, but whoever waits for an answer waits for one step."""
 MOST_NAMED = 8
 """Processes that are named for one part that stayed."""
 
 
-class Piece(NamedTuple):
-    """Runs of a file that move together; ``align``: of their new place, in blocks; ``shortens``: a part is welcome."""
+class Piece:
+    """Runs of a file that move together.
 
-    runs: list[Extent]
-    align: int
-    shortens: bool
+    Attributes:
+        runs: in order, not empty.
+        align: of their new place, in blocks.
+        shortens: a part is welcome.
+        length: mapped blocks.
+    """
+
+    __slots__ = ("align", "length", "runs", "shortens")
+
+    def __init__(self, runs: list[Extent], align: int, shortens: bool) -> None:
+        self.runs = runs
+        self.align = align
+        self.shortens = shortens
+        self.length = sum([run.length for run in runs])
 
     @property
     def first(self) -> int:
@@ -76,11 +90,6 @@ class Piece(NamedTuple):
     def end(self) -> int:
         """The logical block after the last."""
         return self.runs[-1].lblk + self.runs[-1].length
-
-    @property
-    def length(self) -> int:
-        """Mapped blocks."""
-        return sum(run.length for run in self.runs)
 
 
 class Outcome(Enum):
@@ -242,23 +251,27 @@ class _Move:
             piece = head(piece, good)
         few = self._runs_in_a_handle(piece)
         if few < len(piece.runs):
-            if few < 2 or _follow(piece.runs[:few]):
+            runs = piece.runs[:few] if piece.shortens else _first_in_pieces(piece, few)
+            if not runs:
                 self._stay(whole.first, whole.end, FRAGMENTED)
                 return after
-            piece = Piece(piece.runs[:few], 1, piece.shortens)
+            piece = Piece(runs, 1, piece.shortens)
         place = yield from find(volume, self.search, piece.length, piece.align, shortens=piece.shortens)
         if place is None:
             self._stay(whole.first, whole.end, FULL)
             return after
         if place.length < piece.length:
             piece = head(piece, place.length)
-        outcome = yield from self._replace_when_left(piece, place)
+        moved = self.moved
+        outcome = yield from self._replace_when_left(piece, place, piece if piece.shortens else whole)
+        if few < len(whole.runs) and not piece.shortens:
+            self.moved = moved  # it moves once more
         if outcome is Outcome.CHANGED:
             return whole.first
         if piece.shortens:
             return piece.end
-        # What one transaction can't hold was put into fewer runs first.
-        return whole.first if outcome is Outcome.MOVED and piece.end < whole.end else after
+        # What one step can't move was put into fewer runs first.
+        return whole.first if outcome is Outcome.MOVED and few < len(whole.runs) else after
 
     def _stay(self, first: int, end: int, why: str, holders: Iterable[Holder] = ()) -> None:
         """Note that the blocks [first, end) of the file stay; parts that touch, for one reason, are one."""
@@ -291,8 +304,8 @@ class _Move:
         return min((found[1] - 1 >> bits) + 1 - run.pblk, run.length)
 
     def _runs_in_a_handle(self, piece: Piece) -> int:
-        """Return how many runs of a piece one transaction of the log can free."""
-        few = len(piece.runs)
+        """Return how many runs of a piece one step moves, and one transaction of the log can free."""
+        few = min(len(piece.runs), MOST_RUNS)
         while few > 1 and self._credits(piece.runs[:few]) > self.volume.journal.capacity:
             few //= 2
         return few
@@ -310,34 +323,34 @@ class _Move:
         groups = min(len(runs), volume.geometry.groups_count)
         return CREDITS + 2 * (nodes + new) + deferred + 2 * groups
 
-    def _replace_when_left(self, piece: Piece, place: BlockRun) -> Steps[Outcome]:
-        """Move a piece when no client would go on with its old place; if one would, the piece stays."""
+    def _replace_when_left(self, piece: Piece, place: BlockRun, told: Piece) -> Steps[Outcome]:
+        """Move a piece when no client would go on with its old place; if one would, ``told`` is reported to stay."""
         table, ino, bits = self.table, self.node.ino, self.volume.block_bits
         grants = table.by_ino.get(ino)
         if table.stale:
-            return self._stays_with(piece, ())
+            return self._stays_with(told, ())
         if grants is None:
-            return self._replace(piece, place)
+            return self._replace(piece, place, told)
         if table.epochs.deferred >= waiting.limit(table):
-            return self._stays_with(piece, [holder for holder, _ in grants.each_holder()])
+            return self._stays_with(told, [holder for holder, _ in grants.each_holder()])
         old = [ByteRange(run.pblk << bits, run.pblk + run.length << bits) for run in piece.runs]
         staying = grants.staying(old)
         if not staying:
-            return self._replace(piece, place)
+            return self._replace(piece, place, told)
         never = [holder for holder in staying if holder in grants.mapped or holder in grants.unrenewed]
         if never:
-            return self._stays_with(piece, never)
+            return self._stays_with(told, never)
         with table.recalls.begin(ino, piece.first << bits, piece.end << bits) as recall:
             while staying and recall.state() is State.WAITING:
                 yield
                 staying = grants.staying(old) if table.by_ino.get(ino) is grants else []
-            return self._stays_with(piece, staying) if staying else self._replace(piece, place)
+            return self._stays_with(told, staying) if staying else self._replace(piece, place, told)
 
     def _stays_with(self, piece: Piece, holders: Iterable[Holder]) -> Outcome:
         self._stay(piece.first, piece.end, MAPPED, holders)
         return Outcome.STAYED
 
-    def _replace(self, piece: Piece, place: BlockRun) -> Outcome:
+    def _replace(self, piece: Piece, place: BlockRun, told: Piece) -> Outcome:
         """Copy a piece to its place and give the file the new blocks, in one handle."""
         volume, node, bits = self.volume, self.node, self.volume.block_bits
         begin, end = piece.first << bits, piece.end << bits
@@ -352,11 +365,11 @@ class _Move:
         except MissingMemory as error:
             if not error.of_data:
                 raise
-            self._stay(piece.first, piece.end, BAD)
+            self._stay(told.first, told.end, BAD)
         except FsError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            self._stay(piece.first, piece.end, FULL)
+            self._stay(told.first, told.end, FULL)
         else:
             self.moved += piece.length << bits if moved else 0
             return Outcome.MOVED if moved else Outcome.CHANGED
@@ -407,3 +420,20 @@ def head(piece: Piece, length: int) -> Piece:
         runs.append(run._replace(length=min(run.length, length)))
         length -= run.length
     return Piece(runs, 1, piece.shortens)
+
+
+def _first_in_pieces(piece: Piece, blocks_together: int) -> list[Extent]:
+    """Return the first so many logical blocks of a piece that do not lie together, as runs; empty: all of them do."""
+    runs: list[Extent] = []
+    for run in piece.runs:
+        begin, end = run.lblk, run.lblk + run.length
+        while begin < end:
+            border = begin - (begin - piece.first) % blocks_together + blocks_together
+            if runs and runs[0].lblk < border - blocks_together:
+                if not _follow(runs):
+                    return runs
+                runs = []
+            stop = min(end, border)
+            runs.append(Extent(begin, run.pblk + begin - run.lblk, stop - begin, run.unwritten))
+            begin = stop
+    return [] if _follow(runs) else runs

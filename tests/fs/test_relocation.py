@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tree_rig import QUIET
 
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL, EXT4_JOURNAL_DATA_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from daxfs.fs.relocation import MOST_RUNS
 from daxfs.fs.steps import finish
 from daxfs.fs.types import BAD, FRAGMENTED, FULL, MAPPED, Attributes, FileExtent, Relocation, SetAttributes, Stayed
 from daxfs.runs import ByteRange
@@ -88,6 +90,25 @@ def test_files_in_pieces_get_2_mib_each(open_fs: OpenFs, any_format: tuple[str, 
     fs.sync()
     assert content(fs, file) == before
     assert fs.defragment(file.ino) == Relocation(0, ())
+    fs.release(file)
+
+
+def test_no_step_moves_many_runs(open_fs: OpenFs) -> None:
+    """However many pieces 2 MiB lie in: they get into fewer ones first."""
+    fs = open_fs()
+    file = interleaved(fs, CHUNK, 4096)
+    before = content(fs, file)
+    runs = fs.describe(file.ino)
+    assert len(runs) > 2 * MOST_RUNS
+    steps = fs.steps.defragment(file.ino)
+    while not whole(fs, file):
+        with suppress(StopIteration):
+            next(steps)
+        now = fs.describe(file.ino)
+        assert len(set(runs) - set(now)) <= MOST_RUNS + 2
+        runs = now
+    assert content(fs, file) == before
+    fs.check()
     fs.release(file)
 
 

@@ -39,6 +39,14 @@ MUTANTS = [
         ("tests/fs/test_vacating.py::test_the_old_places_become_free_with_the_commit",),
     ),
     Mutant(
+        "relocation: a step moves any number of runs",
+        RELOCATION,
+        "        few = min(len(piece.runs), MOST_RUNS)\n",
+        "        few = len(piece.runs)\n",
+        "Everybody waits 25 ms for a step of a file in pieces of 4 KiB.",
+        ("tests/fs/test_relocation.py::test_no_step_moves_many_runs",),
+    ),
+    Mutant(
         "relocation: a directory's block arrives empty",
         DIRBLOCKS,
         "    block[:] = content\n    hints.forget_place",
