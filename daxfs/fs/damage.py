@@ -1,12 +1,14 @@
 """Metadata that can't be used: the error is recorded for e2fsck, and the volume goes on or becomes read-only.
 
 Metadata is damaged (`Corrupt`), or its memory is missing (`MissingMemory`). Whatever met it has failed and was undone.
-The superblock gets ext4's error fields, so that the next e2fsck checks everything. Then ``errors=`` decides, from the
-mount options or else from the superblock: the volume goes on, or it commits what was complete before and changes no
-more. As in ext4, damage counts whoever meets it. Missing memory counts only if a change needs it: whoever reads it gets
-the error, and nothing was misunderstood. Memory of files' data never counts.
+The superblock gets ext4's error fields, so that the next e2fsck checks everything. If a change has failed, ``errors=``
+then decides, from the mount options or else from the superblock: the volume goes on, or it commits what was complete
+before and changes no more.
 
-A reader that goes on without what is damaged has noted it (`daxfs.structures.noted`); a note counts as any damage.
+Damage that stops no change is recorded and logged, once for each mount, and the volume goes on: a reader got the error,
+or an operation did without what is damaged and noted that (`daxfs.structures.noted`). ext4 stops the volume there too;
+but whoever may read a damaged file could stop everybody, and a group with a damaged bitmap is not used in any case.
+Missing memory that a reader meets is not even recorded. Memory of files' data never counts.
 
 Only `operations` and `removal` report errors, between two operations. Source: ``ext4_handle_error`` in
 fs/ext4/super.c, which aborts the journal where daxfs commits.
@@ -27,6 +29,7 @@ from daxfs.ext4.superblock import (
 )
 from daxfs.fs.defaults import CONTINUE
 from daxfs.fs.types import MetadataErrors
+from daxfs.structures.noted import Noted
 
 if TYPE_CHECKING:
     from daxfs.fs.types import Options
@@ -63,25 +66,39 @@ def report_commits(volume: Volume) -> None:
         report_missing(volume, error, change=True)
 
 
+def report_read(volume: Volume, error: Corrupt) -> None:
+    """Report the damage that has failed a reader."""
+    volume.view.caches[Noted].add(error)
+    report_noted(volume)
+
+
 def report_noted(volume: Volume) -> None:
     """Report the damage that operations have done without since the last call."""
     found = volume.noted[:]
     volume.noted.clear()
     for error in found:
-        report(volume, error)
+        report(volume, error, stops_change=False)
 
 
-def report(volume: Volume, error: Corrupt | MissingMemory) -> None:
-    """Record an error of metadata, log it, and have the volume go on or become read-only."""
+def report(volume: Volume, error: Corrupt | MissingMemory, *, stops_change: bool = True) -> None:
+    """Record an error of metadata, log it, and have the volume go on or become read-only.
+
+    Args:
+        volume: of the metadata.
+        error: what was met.
+        stops_change: a change has failed for it, so that ``errors=`` decides; False: the volume goes on.
+    """
     path = volume.pool.path
     if volume.read_only or not volume.was_writable:
         log.error("%s; run: daxfs check -y %s", error.strerror, path)
         return
-    goes_on = volume.defaults.errors == CONTINUE
+    goes_on = not stops_change or volume.defaults.errors == CONTINUE
     cause = str(error.strerror)
     if isinstance(error, MissingMemory):
         cause += ", and a change that needs it was undone"
-    if goes_on:
+    if not stops_change:
+        log.error("%s; the volume goes on without it, unmount it soon and run: daxfs check -y %s", cause, path)
+    elif goes_on:
         log.error("%s; the volume goes on (errors=continue), unmount it soon and run: daxfs check -y %s", cause, path)
     else:
         log.error("%s; the volume is read-only from now on, run: daxfs check -y %s", cause, path)

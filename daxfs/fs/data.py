@@ -581,8 +581,25 @@ def cut_rest(volume: Volume, ino: int) -> Steps[None]:
     except GeneratorExit:
         volume.lives.ending[ino] = None
         raise
+    except Corrupt:
+        give_up_cut(volume, ino)
+        raise
     finally:
         volume.nodes.closed(node)
+
+
+def give_up_cut(volume: Volume, ino: int) -> bool:
+    """Take an inode whose cut met damage off the orphan list; False: that meets damage as well.
+
+    Each mount would meet the damage again. The file keeps the blocks past EOF that are left, until e2fsck has run
+    (``ext4_truncate`` does the same).
+    """
+    try:
+        with volume.pool.faults.checked(), volume.handle(CREDITS_CUT) as tx:
+            volume.lives.cut(tx, ino)
+    except FsError:
+        return False
+    return True
 
 
 def cut_step(volume: Volume, ino: int) -> bool:

@@ -426,7 +426,7 @@ class FileSystem:
         except BaseException as error:
             if brought(self.volume, error):
                 return self.read(file, offset, size)
-            raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
+            raise failure(self.volume, error, reads=True)  # noqa: B904 (it is the same error as a rule)
 
     def finish_copy(self) -> None:
         """End a copy out of the memory that `read` returned. A hole of the pool's file was read as zeros.
@@ -684,7 +684,7 @@ class FileSystem:
             if self.volume.faults[0]:
                 raise self.volume.lost_memory()
         except BaseException as error:
-            raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
+            raise failure(self.volume, error, reads=True)  # noqa: B904 (it is the same error as a rule)
         if self.volume.noted:
             damage.report_noted(self.volume)
 

@@ -7,7 +7,7 @@
        |                         |   |   ^                                 begins nameless, perhaps linkable
        | being_cut(tx)           |   |   | quarantined(tx): a new inode that holds blocks of no file
        v             list_orphans|   |
-    [listed] --cut(tx)-->        |   | no longer held: freed(tx)
+    [listed] --cut(tx)-->        |   | no longer held: freed(tx), or given_up(tx)
                                  v   v
                             [listed] [freed]
 
@@ -16,6 +16,7 @@
 - *Listed*: the disk's orphan list names it, because it is nameless or because it is being cut to its size.
 - *Linkable*: nameless from the start and may get its first name (the kernel's I_LINKABLE).
 - *Quarantined*: nameless for good, and holds blocks that belong to no file as long as clients may touch them.
+- *Given up*: nameless, in use and on no list, because its end met damage. e2fsck frees it.
 - *Pinned*: somebody knows its number (a FUSE lookup count), or has it open (`daxfs.fs.nodes`).
 
 This module keeps the books and the disk's list. Each transition belongs to a handle and is undone with it. `removal.py`
@@ -136,6 +137,10 @@ class Lifetimes:
             self._unlist(tx, ino)
         for members in (self.nameless, self.linkable, self.quarantine):
             _take(tx, members, ino)
+
+    def given_up(self, tx: Handle, ino: int) -> None:
+        """The nameless inode stays in use until e2fsck frees it: its end meets damage each time. Costs two credits."""
+        self.freed(tx, ino)
 
     def check(self, view: View, *, readable: bool) -> None:
         """Compare the sets with the pool; for tests, between two operations.

@@ -33,7 +33,9 @@ R = TypeVar("R")
 S = TypeVar("S", bound=HasVolume)
 
 
-def failure(volume: Volume, error: BaseException, *, explained: bool = False, change: bool = False) -> BaseException:
+def failure(
+    volume: Volume, error: BaseException, *, explained: bool = False, change: bool = False, reads: bool = False
+) -> BaseException:
     """Return the error that an operation ends with when it met ``error``, and report bad metadata (`damage`).
 
     An operation that met missing memory has read zeros. It ends with that error, whatever it made of the zeros, unless
@@ -44,6 +46,7 @@ def failure(volume: Volume, error: BaseException, *, explained: bool = False, ch
         error: what it met.
         explained: the log explains a full pool.
         change: the operation changes the volume.
+        reads: the operation only reads: damage fails it, and nothing else.
     """
     if volume.faults[0]:
         missing = volume.lost_memory()
@@ -57,7 +60,10 @@ def failure(volume: Volume, error: BaseException, *, explained: bool = False, ch
     elif isinstance(error, Corrupt):
         if error in volume.noted:
             volume.noted.remove(error)
-        damage.report(volume, error)
+        if reads:
+            damage.report_read(volume, error)
+        else:
+            damage.report(volume, error)
     elif explained and isinstance(error, FsError) and error.errno == errno.ENOSPC:
         needed = on_storage(volume, error)
         if needed is not error:
@@ -98,6 +104,19 @@ def lost(volume: Volume, *, change: bool) -> MissingMemory:
 
 def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Wrap an operation that changes nothing on the pool: it opens no handle and commits nothing."""
+    return _unchanging(method, reads=True)
+
+
+def maintaining(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation that may change the pool but takes no space: it frees, cuts, commits, trims, or remounts.
+
+    Such an operation itself makes durable what must be durable when it returns.
+    """
+    return _unchanging(method, reads=False)
+
+
+def _unchanging(method: Callable[Concatenate[S, P], R], *, reads: bool) -> Callable[Concatenate[S, P], R]:
+    """Wrap an operation that takes no space; ``reads``: nor does it change anything."""
 
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -106,7 +125,7 @@ def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
         except BaseException as error:
             if brought(self.volume, error):
                 return operation(self, *args, **kwargs)
-            raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
+            raise failure(self.volume, error, reads=reads)  # noqa: B904 (it is the same error as a rule)
         if self.volume.faults[0]:
             raise lost(self.volume, change=False)
         if self.volume.noted:
@@ -114,14 +133,6 @@ def reading(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
         return result
 
     return cast("Callable[Concatenate[S, P], R]", operation)
-
-
-def maintaining(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Wrap an operation that may change the pool but takes no space: it frees, cuts, commits, trims, or remounts.
-
-    Such an operation itself makes durable what must be durable when it returns.
-    """
-    return reading(method)
 
 
 def changing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -160,6 +171,11 @@ def _change(method: Callable[Concatenate[S, P], R], *, retried: bool) -> Callabl
     return cast("Callable[Concatenate[S, P], R]", operation)
 
 
+def reading_in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concatenate[S, P], Steps[R]]:
+    """Wrap an operation as `in_steps` does that changes nothing on the pool."""
+    return _guarded_steps(method, change=False, reads=True)
+
+
 def in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable[Concatenate[S, P], Steps[R]]:
     """Wrap an operation in steps, so that each step ends as an operation does: with `failure`, or without a fault.
 
@@ -178,7 +194,7 @@ def changing_in_steps(method: Callable[Concatenate[S, P], Steps[R]]) -> Callable
 
 
 def _guarded_steps(
-    method: Callable[Concatenate[S, P], Steps[R]], *, change: bool
+    method: Callable[Concatenate[S, P], Steps[R]], *, change: bool, reads: bool = False
 ) -> Callable[Concatenate[S, P], Steps[R]]:
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> Steps[R]:
@@ -219,7 +235,7 @@ def _guarded_steps(
             raise
         except BaseException as error:
             steps.close()
-            raise failure(volume, error, explained=True, change=change)  # noqa: B904 (it is the same error as a rule)
+            raise failure(volume, error, explained=True, change=change, reads=reads)  # noqa: B904 (as above)
         if volume.noted:
             damage.report_noted(volume)
         volume.finish()

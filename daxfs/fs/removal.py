@@ -5,6 +5,12 @@ between them the tree is valid, and the orphan list names the inode. So the oper
 the file, need not wait for the end: `begin` does the first step, which is the whole for a small file, and `freeing` the
 others. What they will free counts as free already (`attributes.statfs`), and an operation that finds the pool full has
 them done, one after the other, before it fails (`free_some`).
+
+An inode whose end meets damage is given up: it leaves the orphan list, which would lead each mount to the damage again,
+and stays in use with what was not freed, so that nobody gets these blocks. The error is recorded, so that the next
+e2fsck checks everything, and frees it. (The kernel forgets such an inode in memory, and the whole list at its next
+mount: ``ext4_evict_inode`` in fs/ext4/inode.c, ``ext4_orphan_cleanup`` in orphan.c.) If memory is missing, the inode
+stays on the list, since the memory may be there again.
 """
 
 from __future__ import annotations
@@ -26,6 +32,8 @@ log = logging.getLogger("daxfs.fs")
 
 CREDITS_FREE = 64
 """Blocks one step of freeing may change: index blocks, inode, descriptors, attribute block, orphan block."""
+CREDITS_GIVEN_UP = 4
+"""Blocks that giving up an inode may change: the inode's, that of its neighbour in the list, superblock or file."""
 BLOCKS_PER_STEP = 256
 """Runs that one step frees (`daxfs.fs.data.BLOCKS_PER_CUT`)."""
 
@@ -57,11 +65,11 @@ def step(volume: Volume, ino: int) -> None:
     """Do the next step of the end of an inode, or of a cut that was abandoned."""
     lives = volume.lives
     lives.ending[ino] = None
-    finished = True  # also with an error: the inode stays on the orphan list
+    finished = True  # also with an error
     try:
         finished = free_step(volume, ino) if ino in lives.nameless else data.cut_step(volume, ino)
     except (Corrupt, MissingMemory, MemoryError) as error:
-        leave_listed(volume, ino, error)
+        failed(volume, ino, error)
     finally:
         if finished:
             lives.ending.pop(ino, None)
@@ -132,67 +140,111 @@ def note_cleaned(count: int) -> None:
 
 
 def recover(volume: Volume) -> None:
-    """Free the orphans without names and cut the others to their size, after a crash."""
+    """Free the orphans without names and cut the others to their size, after a crash.
+
+    Damage is reported when all are done, since it may make the volume read-only.
+    """
     lives = volume.lives
     found: list[int] = []
+    met: list[Corrupt | MissingMemory] = []
     whole = False
-    with unless_damaged(volume, None):
+    with unless_damaged(volume, None, met):
         for ino in orphans.listing(volume.view):
             found.append(ino)  # not extend, which compiled keeps nothing of a list that ends early
         whole = True
     lives.found_listed(found, whole=whole)
+    given_up = 0
     for ino in found:
-        with unless_damaged(volume, ino):
-            if not inodes.read(volume.view, ino).links_count:
-                lives.found_nameless(ino)
-                collect(volume, ino)
-            elif not volume.read_only:
+        before = len(met)
+        with unless_damaged(volume, ino, met):
+            if inodes.read(volume.view, ino).links_count:
                 while not data.cut_step(volume, ino):
                     pass
-    note_cleaned(sum(ino not in lives.listed for ino in found))
+            else:
+                lives.found_nameless(ino)
+                if not volume.notifier.stale:
+                    free(volume, ino)
+        given_up += len(met) > before and ino not in lives.listed
+    note_cleaned(sum(ino not in lives.listed for ino in found) - given_up)
+    for error in met:
+        report(volume, error)
 
 
 def free_nameless(volume: Volume) -> None:
     """Free all inodes without a name, and finish abandoned cuts: the mount ends, and nobody has them open."""
     free_rest(volume)
+    met: list[Corrupt | MissingMemory] = []
     for ino in tuple(volume.lives.nameless):
         if volume.read_only:
             break
-        with unless_damaged(volume, ino):
+        with unless_damaged(volume, ino, met):
             free(volume, ino)
+    for error in met:
+        report(volume, error)
 
 
 @contextmanager
-def unless_damaged(volume: Volume, ino: int | None) -> Iterator[None]:
-    """Leave an inode on the orphan list, as `leave_listed`, if what is done inside meets damaged or missing metadata.
+def unless_damaged(volume: Volume, ino: int | None, met: list[Corrupt | MissingMemory]) -> Iterator[None]:
+    """Go on, as `leave`, if what is done inside meets damaged or missing metadata.
 
     Args:
         volume: of the inode.
         ino: the inode; None: the list itself is read.
+        met: gets the error, which the caller reports.
     """
     try:
         with volume.pool.faults.checked():
             yield
     except (Corrupt, MissingMemory) as error:
-        leave_listed(volume, ino, error)
+        leave(volume, ino, error)
+        met.append(error)
 
 
-def leave_listed(volume: Volume, ino: int | None, error: Corrupt | MissingMemory | MemoryError) -> None:
-    """Report that an inode stays on the orphan list, since its end needs metadata that is damaged or missing.
-
-    Or the daemon has no memory for it.
+def failed(volume: Volume, ino: int, error: Corrupt | MissingMemory | MemoryError) -> None:
+    """Leave the inode, whose end needs metadata that is damaged or missing, or memory of the daemon, and report that.
 
     The operation that took its last name has succeeded, and neither a mount nor its end may fail because of it.
+    """
+    leave(volume, ino, error)
+    if not isinstance(error, MemoryError):
+        report(volume, error)
+
+
+def report(volume: Volume, error: Corrupt | MissingMemory) -> None:
+    """Report what the end of an inode has met."""
+    if isinstance(error, Corrupt):
+        damage.report(volume, error)
+    else:
+        damage.report_missing(volume, error, change=True)
+
+
+def leave(volume: Volume, ino: int | None, error: Corrupt | MissingMemory | MemoryError) -> None:
+    """Leave an inode whose end has failed: on the orphan list, or, if damage was met, to e2fsck (see the module).
 
     Args:
         volume: of the inode.
         ino: the inode; None: the list itself was read.
         error: what the end met.
     """
-    what = "the orphan list ends early" if ino is None else f"inode {ino} stays on the orphan list"
-    log.error("%s: %s", what, error.strerror if isinstance(error, FsError) else "out of memory")
-    if isinstance(error, Corrupt):
-        damage.report(volume, error)
-    elif isinstance(error, MissingMemory):
+    if isinstance(error, MissingMemory):
         volume.forget_content()
-        damage.report_missing(volume, error, change=True)
+    if ino is None:
+        what = "the orphan list ends early"
+    elif isinstance(error, Corrupt) and give_up(volume, ino):
+        what = f"inode {ino} is left to e2fsck"
+    else:
+        what = f"inode {ino} stays on the orphan list"
+    log.error("%s: %s", what, error.strerror if isinstance(error, FsError) else "out of memory")
+
+
+def give_up(volume: Volume, ino: int) -> bool:
+    """Take an inode off the orphan list, and keep it in use; False: that meets damage as well."""
+    if ino not in volume.lives.nameless:
+        return data.give_up_cut(volume, ino)
+    try:
+        with volume.pool.faults.checked(), volume.handle(CREDITS_GIVEN_UP) as tx:
+            volume.lives.given_up(tx, ino)
+            inodes.edit(tx, ino).i_dtime = int(time.time()) & 0xFFFFFFFF  # e2fsck would have to ask about 0
+    except FsError:
+        return False
+    return True

@@ -36,7 +36,7 @@ from daxfs.fs import (
 )
 from daxfs.fs.grants import requests
 from daxfs.fs.nodes import END
-from daxfs.fs.operations import changing_in_steps, in_steps, maintaining
+from daxfs.fs.operations import changing_in_steps, in_steps, maintaining, reading_in_steps
 from daxfs.fs.relocation import Gathering
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Caller
@@ -141,17 +141,17 @@ class Stepwise:
             data.make_durable(self.volume, target)
         return copied
 
-    @in_steps
+    @reading_in_steps
     def read(self, file: OpenFile, offset: int, size: int) -> Steps[memoryview | bytes]:
         """Read: bytes that do not lie together are gathered in steps."""
         return data.read_in_steps(self.volume, file, offset, size)
 
-    @in_steps
+    @reading_in_steps
     def seek(self, file: OpenFile, offset: int, whence: int) -> Steps[int]:
         """Search for data or a hole."""
         return ranges.seek(self.volume, file, offset, whence)
 
-    @in_steps
+    @reading_in_steps
     def readdir(self, directory: OpenDirectory, cookie: int = 0, most: int | None = None) -> Steps[DirListing]:
         """Return the first names strictly after ``cookie``: ``most``, or some hundred; none only if there are none."""
         node = directory.node

@@ -203,7 +203,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _served(
         "errors=continue|remount-ro",
-        "damaged metadata, or bad memory below metadata that a change needs: go on, or become read-only (tune2fs -e)",
+        "a change fails on damaged metadata, or on bad memory below it: go on, or become read-only (tune2fs -e)",
         lambda found, value: replace(found, errors=value),
         live=True,
     ),

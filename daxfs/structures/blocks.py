@@ -70,9 +70,9 @@ def free_runs(view: View, group: int, least: int, first: int = 0) -> Iterator[Bl
 
     Blocks freed in the running transaction are not included. The runs are valid until the next change.
 
-    An unusable group has none.
+    A group whose blocks are unusable has none.
     """
-    if group >= view.geometry.groups_count or not groups.gives(view, group):
+    if group >= view.geometry.groups_count or not groups.gives_blocks(view, group):
         return
     desc = groups.descriptor(view, group)
     if desc.free_blocks_count < least:
@@ -168,8 +168,7 @@ def allocate(tx: Handle, goal: int, want: int, *, align: int = 1, tree: bool = F
         FsError: ENOSPC: nothing has changed.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
-    sb = tx.edit_superblock()
-    return _take(tx, sb, _search(tx, sb, goal, want, 1, align, tree))[0]
+    return _allocate(tx, goal, want, 1, align, tree)[0]
 
 
 def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1) -> list[BlockRun]:
@@ -192,17 +191,17 @@ def allocate_runs(tx: Handle, goal: int, want: int, most: int, *, align: int = 1
         FsError: ENOSPC: nothing has changed.
         Corrupt: a bitmap or descriptor contradicts the others.
     """
+    return _allocate(tx, goal, want, most, align, False)
+
+
+def _allocate(tx: Handle, goal: int, want: int, most: int, align: int, tree: bool) -> list[BlockRun]:
+    """Take what `blocksearch.search` finds; search once more after each group that proves to be unusable."""
     sb = tx.edit_superblock()
-    return _take(tx, sb, _search(tx, sb, goal, want, most, align, False))
-
-
-def _search(tx: Handle, sb: Superblock, goal: int, want: int, most: int, align: int, tree: bool) -> list[BitRun]:
-    """Search as `blocksearch.search`, once more after each group that proves to be unusable."""
     met: Corrupt | None = None
     while True:
         unusable = groups.given_up(tx)
         try:
-            return blocksearch.search(tx, sb, goal, want, most, align, tree)
+            return _take(tx, sb, blocksearch.search(tx, sb, goal, want, most, align, tree))
         except FsError as error:
             met = groups.attempt_again(tx, unusable, error, met)
 
@@ -267,7 +266,7 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
     """Set the bits of free runs of one group, in ascending order, and correct the counters (invariants B2, B3).
 
     Raises:
-        Corrupt: the bitmap or the counter of the group has become damaged; nothing has changed.
+        Corrupt: the bitmap or the counter of the group has become damaged: it is given up, and nothing has changed.
     """
     geometry = tx.geometry
     group, first, count = found[0]
@@ -277,13 +276,12 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
     for begin, width in groupmaps.metadata_in(tx, group):
         for _, bit, length in found:
             if low + bit < begin + width and begin < low + bit + length:
-                raise groupmaps.metadata_free(group, begin)
+                raise _given_up(tx, group, groupmaps.metadata_free(group, begin))
     desc = groups.edit_descriptor(tx, group)
     free = desc.free_blocks_count - count
     if free < 0:
-        raise Corrupt(
-            CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: {count} free blocks found, {free + count} counted"
-        )
+        counted = f"group {group}: {count} free blocks found, {free + count} counted"
+        raise _given_up(tx, group, Corrupt(CorruptKind.GROUP_DESCRIPTOR_COUNTER, counted))
     if groups.blocks_uninit(geometry, desc):
         implied = groupmaps.implied(tx, group, desc)
         content = tx.create(desc.block_bitmap, groupmaps.seal, geometry, desc)
@@ -300,6 +298,11 @@ def _take(tx: Handle, sb: Superblock, found: list[BitRun]) -> list[BlockRun]:
     runs = [(bit, length) for _, bit, length in found]
     bitmaps.invert(content, bitmaps.mask_of(bitmaps.gathered(runs)))
     return [BlockRun(low + bit, length) for bit, length in runs]
+
+
+def _given_up(tx: Handle, group: int, error: Corrupt) -> Corrupt:
+    groups.give_up_blocks(tx, group, error)
+    return error
 
 
 # Freeing

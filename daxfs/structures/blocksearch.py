@@ -179,7 +179,7 @@ def _elsewhere(tx: Handle, group: int, bit: int, want: int, align: int, most: in
     one = one or _packed(tx, hints, group, bit, want)
     found = [one] if one else _largest(tx, hints, group, want, most)
     if not found:
-        if groups.gives(tx, group) and not groupmaps.allows_search(tx, group):
+        if groups.gives_blocks(tx, group) and not groupmaps.allows_search(tx, group):
             raise BadMemory(f"group {group}: its block bitmap lies in bad memory, and no other has room")
         raise FsError(errno.ENOSPC, "no block is free")
     if found[0].group != group:
@@ -338,13 +338,13 @@ def _roomy_groups(tx: Handle, hints: Hints, group: int, least: int) -> Iterator[
     ``group`` comes first, then the others in order from the one that was used last in its place, around to the start.
     """
     geometry = tx.geometry
-    if groups.gives(tx, group) and groups.descriptor(tx, group).free_blocks_count >= least:
+    if groups.gives_blocks(tx, group) and groups.descriptor(tx, group).free_blocks_count >= least:
         yield group
     if geometry.groups_count == 1:
         return
     recent = hints.recent.get(group, group)
     # As a rule this one has room, and the arrays are not made.
-    if recent != group and groups.gives(tx, recent) and groups.descriptor(tx, recent).free_blocks_count >= least:
+    if recent != group and groups.gives_blocks(tx, recent) and groups.descriptor(tx, recent).free_blocks_count >= least:
         yield recent
     index, slot = divmod(recent, geometry.desc_per_block)
     count = geometry.memory_groups

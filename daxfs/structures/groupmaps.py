@@ -1,7 +1,7 @@
 """The groups' block bitmaps: read them after their checks, compute those that were never written, seal them.
 
 A bitmap is used only after checks of its checksum, its number of free blocks and the bits of the groups' own metadata
-(invariant B2 of `blocks`). One that fails them makes its group unusable (`groups.give_up`). Bad memory
+(invariant B2 of `blocks`). One that fails them makes the group's blocks unusable. Bad memory
 (`daxfs.pmem.badblocks`) counts as in use for the allocator, and a bitmap may lie in it. The functions change nothing.
 Callers: the allocator and its search. Source: fs/ext4/balloc.c.
 """
@@ -69,7 +69,7 @@ def newest(tx: Handle, group: int) -> memoryview:
     try:
         content = tx.verified(number, _check_group, tx, group)
     except Corrupt as error:
-        groups.give_up(tx, group, error)
+        groups.give_up_blocks(tx, group, error)
         raise
     return _takeable(tx, group, content)
 
@@ -83,15 +83,15 @@ def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
     """Return the checked block bitmap of a group, as the format has it: bad memory is free or in use as any other.
 
     Raises:
-        Corrupt: the group is unusable, now if it was not before.
+        Corrupt: the group's blocks are unusable, now if they were not before.
     """
-    groups.refuse_unusable(view, group)
+    groups.refuse_blocks(view, group)
     try:
         if desc.bg_flags & EXT4_BG_BLOCK_UNINIT and groups.blocks_uninit(view.geometry, desc):
             return memoryview(implied(view, group, desc))
         return view.verified(desc.block_bitmap, _check_bitmap, view, group, desc)
     except Corrupt as error:
-        groups.give_up(view, group, error)
+        groups.give_up_blocks(view, group, error)
         raise
 
 
@@ -100,7 +100,7 @@ def for_freeing(view: View, group: int) -> memoryview | None:
 
     Then the group's blocks stay in use: nobody would see them free, until e2fsck makes the bitmap anew.
     """
-    if not groups.usable(view, group):
+    if not groups.has_blocks(view, group):
         return None
     desc = groups.descriptor(view, group)
     if view.pool.bad and not readable(view, desc):
@@ -115,7 +115,7 @@ def for_freeing(view: View, group: int) -> memoryview | None:
 
 def for_taking(view: View, group: int) -> memoryview | None:
     """Return the bitmap of a group as `usable`; None: nothing can be taken from the group."""
-    content = for_freeing(view, group) if groups.gives(view, group) else None
+    content = for_freeing(view, group) if groups.gives_blocks(view, group) else None
     return None if content is None else _before_end(view, group, content)
 
 
@@ -165,7 +165,7 @@ def _without_bad(view: View, group: int, content: memoryview) -> memoryview:
 
 def allows_search(view: View, group: int) -> bool:
     """Whether the allocator may look for room in a group: it stays, and its bitmap is good, as far as is known."""
-    return groups.gives(view, group) and (not view.pool.bad or readable(view, groups.descriptor(view, group)))
+    return groups.gives_blocks(view, group) and (not view.pool.bad or readable(view, groups.descriptor(view, group)))
 
 
 def readable(view: View, desc: GroupDescriptor) -> bool:

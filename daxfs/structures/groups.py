@@ -6,9 +6,9 @@ Source: ``ext4_get_group_desc`` in fs/ext4/balloc.c, ``ext4_check_descriptors`` 
 
 A block of descriptors is checked as a whole when it is first read (checksums and every field); after that a lookup
 costs one probe of a set. A damaged descriptor makes its group unusable: readers still find the inode table if it lies
-in the file system, but nothing is taken from the group and nothing is freed into it, until e2fsck has repaired it. So
-does a damaged bitmap (`give_up`). Late seals make the checksums at commit, because a descriptor holds the checksums of
-its bitmaps.
+in the file system, but nothing is taken from the group and nothing is freed into it, until e2fsck has repaired it. A
+damaged block bitmap does that to the group's blocks alone, a damaged inode bitmap to its inodes. Late seals make the
+checksums at commit, because a descriptor holds the checksums of its bitmaps.
 """
 
 from __future__ import annotations
@@ -43,12 +43,20 @@ class GroupCounts(NamedTuple):
 
 
 class Unusable(Cache):
-    """The groups of one pool that are unusable, and why. They stay so until the pool is mounted again."""
+    """What of the groups of one pool is unusable, and why. It stays so until the pool is mounted again.
 
-    __slots__ = ("errors",)
+    Attributes:
+        descriptors: the groups with a damaged descriptor; they are among the others too.
+        blocks: the groups whose blocks are neither taken nor freed.
+        inodes: the groups whose inodes are neither taken nor freed.
+    """
+
+    __slots__ = ("blocks", "descriptors", "inodes")
 
     def __init__(self) -> None:
-        self.errors: dict[int, Corrupt] = {}
+        self.descriptors: dict[int, Corrupt] = {}
+        self.blocks: dict[int, Corrupt] = {}
+        self.inodes: dict[int, Corrupt] = {}
 
 
 class OnStorage(Cache):
@@ -99,35 +107,66 @@ def end_of_taking(view: View) -> int:
     return view.caches[_End].block
 
 
-def gives(view: View, group: int) -> bool:
-    """Whether blocks and inodes may be taken from the group; of the last such group perhaps not all (`set_end`)."""
+def gives_blocks(view: View, group: int) -> bool:
+    """Whether blocks may be taken from the group; of the last such group perhaps not all (`set_end`)."""
+    return has_blocks(view, group) and _stays(view, group)
+
+
+def gives_inodes(view: View, group: int) -> bool:
+    """Whether inodes may be taken from the group."""
+    return has_inodes(view, group) and _stays(view, group)
+
+
+def _stays(view: View, group: int) -> bool:
     end = view.caches[_End].block
-    return usable(view, group) and (not end or view.geometry.first_block(group) < end)
+    return not end or view.geometry.first_block(group) < end
 
 
 def forget(view: View) -> None:
-    """Forget which groups are unusable: some are no longer there."""
-    view.caches[Unusable].errors.clear()
+    """Forget what is unusable: some groups are no longer there."""
+    unusable = view.caches[Unusable]
+    for damaged in (unusable.descriptors, unusable.blocks, unusable.inodes):
+        damaged.clear()
 
 
-def usable(view: View, group: int) -> bool:
-    """Whether blocks and inodes may be taken from the group and freed into it, as far as is known."""
-    return group not in view.caches[Unusable].errors
+def has_blocks(view: View, group: int) -> bool:
+    """Whether blocks may be taken from the group and freed into it, as far as is known."""
+    return group not in view.caches[Unusable].blocks
+
+
+def has_inodes(view: View, group: int) -> bool:
+    """Whether inodes may be taken from the group and freed into it, as far as is known."""
+    return group not in view.caches[Unusable].inodes
 
 
 def given_up(view: View) -> int:
-    """Return how many groups are unusable, for `attempt_again`."""
-    return len(view.caches[Unusable].errors)
+    """Return how much is unusable, for `attempt_again`: groups' blocks and groups' inodes."""
+    unusable = view.caches[Unusable]
+    return len(unusable.blocks) + len(unusable.inodes)
 
 
-def give_up(view: View, group: int, error: Corrupt) -> None:
-    """Make a group unusable, because of its descriptor or a bitmap, and note the damage. Raises as `note`."""
+def give_up_blocks(view: View, group: int, error: Corrupt) -> None:
+    """Make the blocks of a group unusable, because of its block bitmap, and note the damage. Raises as `note`."""
     note(view, error)
-    view.caches[Unusable].errors.setdefault(group, error)
+    view.caches[Unusable].blocks.setdefault(group, error)
+
+
+def give_up_inodes(view: View, group: int, error: Corrupt) -> None:
+    """Make the inodes of a group unusable, because of its inode bitmap, and note the damage. Raises as `note`."""
+    note(view, error)
+    view.caches[Unusable].inodes.setdefault(group, error)
+
+
+def _give_up(view: View, group: int, error: Corrupt) -> None:
+    """Make a group unusable, because of its descriptor, and note the damage. Raises as `note`."""
+    note(view, error)
+    unusable = view.caches[Unusable]
+    for damaged in (unusable.descriptors, unusable.blocks, unusable.inodes):
+        damaged.setdefault(group, error)
 
 
 def attempt_again(view: View, unusable: int, error: FsError, met: Corrupt | None) -> Corrupt:
-    """Decide what an allocation does that has failed: it is attempted again if it has met one more unusable group.
+    """Decide what an allocation does that has failed: it is attempted again if it has given up one more group.
 
     Args:
         view: of the pool.
@@ -148,9 +187,16 @@ def attempt_again(view: View, unusable: int, error: FsError, met: Corrupt | None
     return met or error
 
 
-def refuse_unusable(view: View, group: int) -> None:
-    """Raise the error that has made the group unusable, if it is."""
-    error = view.caches[Unusable].errors.get(group)
+def refuse_blocks(view: View, group: int) -> None:
+    """Raise the error that has made the blocks of the group unusable, if they are."""
+    error = view.caches[Unusable].blocks.get(group)
+    if error is not None:
+        raise error
+
+
+def refuse_inodes(view: View, group: int) -> None:
+    """Raise the error that has made the inodes of the group unusable, if they are."""
+    error = view.caches[Unusable].inodes.get(group)
     if error is not None:
         raise error
 
@@ -169,14 +215,14 @@ def locate(view: View, group: int) -> tuple[memoryview, int]:
 
 
 def descriptor(view: View, group: int) -> GroupDescriptor:
-    """Return the descriptor of ``group``, for reading. Only its places are known to be right if the group is unusable.
+    """Return the descriptor of ``group``, for reading. Only its places are known to be right if it is damaged.
 
     Raises:
         Corrupt: there is no such group, or its bitmaps or inode table lie outside the file system.
     """
     content, offset = locate(view, group)
     desc = bind(content, offset, view.geometry)
-    if not usable(view, group):
+    if group in view.caches[Unusable].descriptors:
         desc.check_places(group, view.geometry)
     return desc
 
@@ -192,7 +238,7 @@ def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
     The descriptor is sealed at commit, after the bitmaps.
 
     Raises:
-        Corrupt: as `locate`, or the group is unusable.
+        Corrupt: as `locate`, or the descriptor is damaged.
     """
     kept = tx.edited(GroupDescriptor, group)
     if kept is not None:
@@ -200,7 +246,9 @@ def edit_descriptor(tx: Handle, group: int) -> GroupDescriptor:
     geometry = tx.geometry
     number, offset = geometry.descriptor_position(group)
     tx.verified(number, _check, tx, group - offset // geometry.desc_size)
-    refuse_unusable(tx, group)
+    error = tx.caches[Unusable].descriptors.get(group)
+    if error is not None:
+        raise error
     return _bound(tx, group, number, offset)
 
 
@@ -235,8 +283,8 @@ def inodes_uninit(geometry: Geometry, desc: GroupDescriptor) -> bool:
 def counts(view: View, index: int) -> GroupCounts:
     """Return the counters of all groups whose descriptors lie in descriptor block ``index`` (group // desc_per_block).
 
-    The arrays are copies and include changes of the running transaction. Nothing is free in unusable groups, and in
-    those past the end of what may be taken (`set_end`).
+    The arrays are copies and include changes of the running transaction. What is unusable is not free, nor is what
+    lies past the end of what may be taken (`set_end`).
     """
     geometry = view.geometry
     first = index * geometry.desc_per_block
@@ -246,9 +294,13 @@ def counts(view: View, index: int) -> GroupCounts:
     columns = halves[:, (0x0C // 2, 0x0E // 2, 0x10 // 2)].astype(np.int64)
     if geometry.desc_size >= 64:
         columns += halves[:, (0x2C // 2, 0x2E // 2, 0x30 // 2)].astype(np.int64) << 16
-    for group in view.caches[Unusable].errors:
+    unusable = view.caches[Unusable]
+    for group in unusable.blocks:
         if first <= group < first + length:
-            columns[group - first] = 0
+            columns[group - first, 0] = 0
+    for group in unusable.inodes:
+        if first <= group < first + length:
+            columns[group - first, 1:] = 0
     end = view.caches[_End].block
     if end:
         stay = -(-(end - geometry.first_data_block) // geometry.blocks_per_group) - first
@@ -288,7 +340,7 @@ def metadata_runs(view: View, group: int) -> list[BlockRun]:
         starts = places(view, index)[begin : end - index * per_block]
         ends = starts + np.array((1, 1, geometry.inode_blocks_per_group))
         inside = (starts < high) & (ends > low)
-        for other in view.caches[Unusable].errors:
+        for other in view.caches[Unusable].descriptors:
             slot = other - index * per_block - begin
             if 0 <= slot < len(inside) and not places_are_right(view, other):
                 inside[slot] = False
@@ -313,7 +365,7 @@ def places(view: View, index: int) -> Counts:
 
 
 def places_are_right(view: View, group: int) -> bool:
-    """Whether the group's bitmaps and inode table lie in the file system, be it usable or not."""
+    """Whether the group's bitmaps and inode table lie in the file system, be its descriptor damaged or not."""
     content, offset = locate(view, group)
     try:
         bind(content, offset, view.geometry).check_places(group, view.geometry)
@@ -330,7 +382,7 @@ def _check(view: View, first: int, content: memoryview) -> None:
         try:
             bind(content, slot * size, geometry).verify(first + slot, geometry)
         except Corrupt as error:
-            give_up(view, first + slot, error)
+            _give_up(view, first + slot, error)
 
 
 def _seal(geometry: Geometry, group: int, desc: GroupDescriptor, content: memoryview) -> None:  # noqa: ARG001

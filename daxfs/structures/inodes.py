@@ -260,7 +260,7 @@ def forget(view: View) -> None:
 
 
 def may_be_in_use(view: View, ino: int) -> bool:
-    """Whether ``ino`` is allocated as far as is known: the bitmap of an unusable group is not believed."""
+    """Whether ``ino`` is allocated as far as is known: a damaged bitmap is not believed."""
     group = view.geometry.group_of_inode(ino)
     return not _bitmap_is_sound(view, group) or in_use(view, ino)
 
@@ -330,10 +330,11 @@ def allocate(tx: Handle, parent: Inode, mode: int) -> Inode:
 
 def _has_room(tx: Handle, group: int, directory: bool) -> bool:
     """Whether a group has a free inode, and a free block if the inode is no directory."""
-    if not groups.gives(tx, group):
+    if not groups.gives_inodes(tx, group):
         return False
     desc = groups.newest(tx, group)
-    return bool(desc.free_inodes_count) and (directory or bool(desc.free_blocks_count))
+    with_blocks = bool(desc.free_blocks_count) and groups.gives_blocks(tx, group)
+    return bool(desc.free_inodes_count) and (directory or with_blocks)
 
 
 def take(tx: Handle, ino: int, mode: int) -> Inode:
@@ -368,7 +369,7 @@ def _clear_unused_slots(tx: Handle, desc: GroupDescriptor, end: int) -> None:
 def free(tx: Handle, inode: Inode) -> None:
     """Free an inode that has no blocks left: two credits, apart from the inode's block, which the caller edits anyway.
 
-    If the group is unusable, its bitmap and counters stay as they are, until e2fsck makes them anew.
+    If the group's inodes are unusable, its bitmap and counters stay as they are, until e2fsck makes them anew.
 
     Raises:
         Corrupt: the inode is reserved, or is free already.
@@ -387,8 +388,8 @@ def free(tx: Handle, inode: Inode) -> None:
 
 
 def _bitmap_is_sound(view: View, group: int) -> bool:
-    """Whether the group is usable after a check of its inode bitmap, if it has one."""
-    if groups.usable(view, group):
+    """Whether the group's inodes are usable after a check of its inode bitmap, if it has one."""
+    if groups.has_inodes(view, group):
         desc = groups.descriptor(view, group)
         if groups.inodes_uninit(view.geometry, desc):
             return True
@@ -423,12 +424,12 @@ def _give_back(tx: Handle, inode: Inode, group: int, bit: int) -> None:
 
 
 def _bitmap(view: View, group: int, desc: GroupDescriptor) -> memoryview:
-    """Return the checked inode bitmap of a group that has one; Corrupt: the group is unusable, or becomes so."""
-    groups.refuse_unusable(view, group)
+    """Return the checked inode bitmap of a group that has one; Corrupt: its inodes are unusable, or become so."""
+    groups.refuse_inodes(view, group)
     try:
         return view.verified(desc.inode_bitmap, _check_bitmap, view.geometry, group, desc)
     except Corrupt as error:
-        groups.give_up(view, group, error)
+        groups.give_up_inodes(view, group, error)
         raise
 
 
@@ -481,7 +482,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool, wante
             error = Corrupt(
                 CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no inode bitmap, yet inodes are in use"
             )
-            groups.give_up(tx, group, error)
+            groups.give_up_inodes(tx, group, error)
             raise error
         desc = groups.edit_descriptor(tx, group)
         content = tx.create(desc.inode_bitmap, _seal_bitmap, geometry, desc)
@@ -596,7 +597,7 @@ def _directory_group(tx: Handle, parent: Inode, home: int) -> int:
         return _roomy_group(tx, getrandbits(32) % geometry.groups_count, free_inodes, free_blocks, home)
     free_inodes -= geometry.inodes_per_group // 4
     free_blocks -= geometry.blocks_per_group // 4
-    if groups.gives(tx, home):
+    if groups.gives_inodes(tx, home):
         desc = groups.descriptor(tx, home)
         if desc.free_inodes_count > max(free_inodes, 0) and desc.free_blocks_count > max(free_blocks, 0):
             return home
@@ -636,9 +637,9 @@ def _other_group(tx: Handle, group: int) -> int:
     step, probe = 1, group
     while step < count:
         probe = (probe + step) % count
-        if groups.gives(tx, probe):
+        if groups.gives_inodes(tx, probe):
             desc = groups.descriptor(tx, probe)
-            if desc.free_inodes_count and desc.free_blocks_count:
+            if desc.free_inodes_count and desc.free_blocks_count and groups.gives_blocks(tx, probe):
                 return probe
         step <<= 1
     first = group // geometry.desc_per_block

@@ -289,19 +289,6 @@ def test_what_a_commit_does_without_is_reported(path: Path) -> None:
         assert fs.metadata_errors().count == 1
 
 
-def test_damage_counts_whoever_meets_it(rig: Rig) -> None:
-    place = rig.inode("/folder/20")
-    rig.fs.sync()
-    flip(rig.path, place + 0x10)
-    rig.fs.volume.forget_content()
-    for _ in range(3):
-        with pytest.raises(Corrupt):
-            rig.fs.tree.stat("/folder/20")
-    assert rig.fs.read_only == stops(rig)
-    assert refused(rig) == (errno.EROFS if stops(rig) else 0)
-    assert rig.fs.metadata_errors().count == (1 if stops(rig) else 3)
-
-
 def test_errors_are_counted_over_mounts(path: Path) -> None:
     for mounts in (1, 2):
         with FileSystem.open(path, GOES_ON) as fs:
@@ -481,9 +468,74 @@ def test_a_mount_with_a_damaged_orphan(path: Path, options: Options, damaged: in
         assert fs.metadata_errors().count == 1
         assert fs.read_only == (options is STOPS)
         assert fs.tree.read_bytes("/other") == CONTENT
-        assert [not inodes.in_use(fs.volume.view, ino) for ino in found] == [
-            not fs.read_only and number < damaged for number in range(3)
-        ]
+        assert [not inodes.in_use(fs.volume.view, ino) for ino in found] == [number < damaged for number in range(3)]
     assert superblock(path).s_feature_incompat & Incompat.needs_recovery or options is STOPS
     run("e2fsck", "-fy", path, code=1)
     fsck(path)
+
+
+# What stops no change
+
+
+def spoiled(path: Path, place: int) -> Path:
+    flip(path, place)
+    return path
+
+
+def test_a_damaged_inode_bitmap_is_no_matter_for_blocks(path: Path) -> None:
+    spoiled(path, place_of(path, "Inode bitmap") + 100)
+    with FileSystem.open(path, STOPS) as fs:
+        with pytest.raises(Corrupt, match="inode bitmap checksum"):
+            inodes.in_use(fs.volume.view, 12)
+        free = fs.statfs().free
+        with fs.tree.open("/other", "r+b") as file:
+            file.seek(0, 2)
+            file.write(b"x" * 100_000)
+        fs.sync()
+        assert fs.statfs().free < free
+        fs.tree.unlink("/file")
+        fs.sync()
+        assert fs.statfs().free > free, "its blocks are free, its number stays in use"
+        assert not fs.read_only
+        with pytest.raises(FsError) as full:
+            fs.tree.mkdir("/new")
+        assert full.value.errno == errno.ENOSPC
+    run("e2fsck", "-fy", path, code=1)
+    fsck(path)
+
+
+def test_a_damaged_block_bitmap_is_no_matter_for_inodes(path: Path) -> None:
+    spoiled(path, place_of(path, "Block bitmap") + 500)
+    with FileSystem.open(path, STOPS) as fs:
+        with pytest.raises(Corrupt, match="block bitmap checksum"):
+            blocks.bitmap(fs.volume.view, 0)
+        fs.mknod(ROOT_INO, b"empty", 0o100600)
+        fs.tree.unlink("/folder/20")
+        assert not fs.read_only
+        with pytest.raises(FsError) as full:
+            fs.tree.mkdir("/new")
+        assert full.value.errno == errno.ENOSPC
+    run("e2fsck", "-fy", path, code=1)
+    fsck(path)
+
+
+def test_what_a_reader_meets_stops_nobody(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """One bad inode is one error, recorded and logged once, whatever ``errors=`` says. A change counts."""
+    place = rig.inode("/folder/20")
+    folder = rig.fs.tree.stat("/folder").ino
+    rig.fs.sync()
+    flip(rig.path, place + 0x10)
+    rig.fs.volume.forget_content()
+    for _ in range(3):
+        with pytest.raises(Corrupt):
+            rig.fs.tree.stat("/folder/20")
+        with pytest.raises(Corrupt):
+            rig.fs.tree.read_bytes("/folder/20")
+    assert not rig.fs.read_only
+    assert refused(rig) == 0
+    assert rig.fs.metadata_errors().count == 1
+    assert sum("the volume goes on without it" in text for text in caplog.messages) == 1
+    with pytest.raises(Corrupt):
+        rig.fs.unlink(folder, b"20")
+    assert rig.fs.read_only == stops(rig)
+    assert rig.fs.metadata_errors().count == 2

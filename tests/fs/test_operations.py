@@ -57,9 +57,13 @@ def facade(monkeypatch: pytest.MonkeyPatch) -> Facade:
     made = Facade()
     monkeypatch.setattr(operations.mounting, "grants_of", lambda volume: volume)
     monkeypatch.setattr(operations.waiting, "explain_full", lambda volume: volume.calls.append("explain"))
-    monkeypatch.setattr(
-        operations.damage, "report", lambda volume, error: volume.calls.append(f"report {error.strerror}")
-    )
+    for name in ("report", "report_read"):
+        said = name.replace("_", " ")
+        monkeypatch.setattr(
+            operations.damage,
+            name,
+            lambda volume, error, said=said: volume.calls.append(f"{said} {error.strerror}"),
+        )
     return made
 
 
@@ -93,7 +97,8 @@ def test_an_operation_that_succeeds(facade: Facade, name: str) -> None:
 
 def test_damage_is_recorded(facade: Facade, name: str) -> None:
     damage = Corrupt(CorruptKind.JOURNAL, "here")
-    assert fails(facade, name, damage) == (damage, ["try", "report journal: here"])
+    said = "report read" if name == "reading" else "report"
+    assert fails(facade, name, damage) == (damage, ["try", f"{said} journal: here"])
 
 
 def test_a_refusal_is_passed_on(facade: Facade, name: str) -> None:

@@ -7,17 +7,24 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from damage_rig import flip, superblock
 from tree_rig import QUIET
 
-from daxfs.errors import FsError
-from daxfs.fs import removal
+from daxfs.errors import Corrupt, FsError
+from daxfs.ext4 import extent
+from daxfs.ext4.features import Incompat
+from daxfs.fs import mounting, removal
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, SetAttributes
 from daxfs.journal.transaction import Handle
 from daxfs.pmem.memory import MemoryPool
+from daxfs.pmem.pool import open_pool
 from daxfs.structures import inodes, mapping, orphans
+from support import fsck, mke2fs, run
 
 
 def test_what_frees_an_inode_frees_all_of_it(memory_fs: FileSystem) -> None:
@@ -190,3 +197,149 @@ def test_a_removal_for_which_memory_runs_out_has_succeeded(
     assert ino in fs.volume.lives.nameless
     removal.free_nameless(fs.volume)
     assert ino not in fs.volume.lives.nameless
+
+
+# The end of an inode that meets damage
+
+FORMATS = {
+    "list": ("-b", "1024"),
+    "orphan file": ("-b", "1024", "-O", "orphan_file"),
+    "no journal": ("-b", "1024", "-O", "^has_journal"),
+}
+PIECES = 600
+"""More than one step frees, in several leaves of the tree."""
+
+
+class Damaged:
+    """A pool with a file in pieces, the first leaf of whose tree is damaged, and others without damage."""
+
+    def __init__(self, path: Path, *options: str) -> None:
+        self.path = mke2fs(path, *options, size="16M")
+        with FileSystem.open(self.path, QUIET) as fs:
+            file, made = fs.create(ROOT_INO, b"pieces", 0o600)
+            for number in range(PIECES):
+                fs.write(file, number * 2048, b"x")
+            fs.release(file)
+            for name in ("/one", "/two"):
+                fs.tree.write_bytes(name, b"x" * 50_000)
+            self.ino = made.ino
+            view, number = fs.volume.view, 0
+            words = inodes.read(view, made.ino).block_area.cast("I")
+            while extent.depth(words):
+                _, number = extent.indexes(words)[0]
+                words = view.block(number).cast("I")
+            self.leaf = number * view.block_size
+
+    def orphaned(self) -> None:
+        """Leave the pool as a kill does: all three files are open and have no names."""
+        with FileSystem.open(self.path, QUIET) as fs:
+            opened = [fs.tree.open(name) for name in ("/one", "/pieces", "/two")]
+            for name in (b"one", b"pieces", b"two"):
+                fs.unlink(ROOT_INO, name)
+            fs.sync()
+            killed = self.path.read_bytes()
+            for file in opened:
+                file.close()
+        self.path.write_bytes(killed)
+        with open_pool(self.path) as pool:
+            mounting.recover_in_place(pool)
+
+    def damage(self) -> None:
+        flip(self.path, self.leaf + 8)
+
+    def repair(self) -> None:
+        """``e2fsck -fy`` mends everything: what was given up is free then."""
+        run("e2fsck", "-fy", self.path, code=1)
+        fsck(self.path)
+        assert f"Inode: {self.ino}" not in run("debugfs", "-R", f"testi <{self.ino}>", self.path)
+        assert "not in use" in run("debugfs", "-R", f"testi <{self.ino}>", self.path)
+
+
+@pytest.fixture(params=FORMATS)
+def broken(tmp_path: Path, request: pytest.FixtureRequest) -> Damaged:
+    return Damaged(tmp_path / "pool", *FORMATS[request.param])
+
+
+def said_of(caplog: pytest.LogCaptureFixture, ino: int) -> list[str]:
+    return [text for text in caplog.messages if text.startswith(f"inode {ino} ")]
+
+
+@pytest.mark.parametrize("errors", ["continue", "remount-ro"])
+def test_what_meets_damage_is_left_to_e2fsck(broken: Damaged, errors: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Unlink succeeds, what earlier steps have freed is free, and nobody meets the damage again."""
+    broken.damage()
+    with FileSystem.open(broken.path, replace(QUIET, errors=errors)) as fs:
+        before = fs.statfs().free
+        fs.unlink(ROOT_INO, b"pieces")
+        fs.check()
+        assert fs.read_only == (errors == "remount-ro")
+        assert not fs.volume.lives.unfinished
+        if not fs.read_only:
+            fs.sync()
+            assert fs.statfs().free > before + PIECES // 3, "what the first step has freed"
+            fs.tree.write_bytes("/later", b"x")
+    assert len(said_of(caplog, broken.ino)) == 1
+    assert "is left to e2fsck" in said_of(caplog, broken.ino)[0]
+    caplog.clear()
+    sb = superblock(broken.path)
+    assert (sb.s_last_orphan, sb.s_error_count) == (0, 1)
+    assert not sb.s_feature_incompat & Incompat.needs_recovery
+    with FileSystem.open(broken.path, QUIET) as fs:
+        assert not fs.read_only
+        assert fs.metadata_errors().count == 1
+    assert not caplog.messages
+    broken.repair()
+
+
+@pytest.mark.parametrize("errors", ["continue", "remount-ro"])
+def test_a_mount_ends_the_other_orphans(broken: Damaged, errors: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether they come before or behind the one whose end meets damage."""
+    broken.orphaned()
+    broken.damage()
+    with caplog.at_level(logging.INFO), FileSystem.open(broken.path, replace(QUIET, errors=errors)) as fs:
+        fs.check()
+        assert not list(orphans.listing(fs.volume.view))
+        assert fs.read_only == (errors == "remount-ro")
+    assert "2 orphaned inodes cleaned" in caplog.messages
+    assert len(said_of(caplog, broken.ino)) == 1
+    with FileSystem.open(broken.path, QUIET) as fs:
+        assert not fs.read_only
+        assert fs.metadata_errors().count == 1
+    broken.repair()
+
+
+@pytest.mark.parametrize("errors", ["continue", "remount-ro"])
+def test_a_cut_that_meets_damage_leaves_no_orphan(broken: Damaged, errors: str) -> None:
+    """The caller gets the error. The size is the new one, as in ext4, and blocks before the damage are left past it."""
+    broken.damage()
+    with FileSystem.open(broken.path, replace(QUIET, errors=errors)) as fs:
+        with pytest.raises(Corrupt):
+            fs.setattr(broken.ino, SetAttributes(size=0))
+        fs.check()
+        assert not fs.volume.lives.unfinished
+        assert fs.getattr(broken.ino).size == 0
+    with FileSystem.open(broken.path, QUIET) as fs:
+        assert not fs.read_only
+        assert not list(orphans.listing(fs.volume.view))
+    run("e2fsck", "-fy", broken.path, code=1)
+    fsck(broken.path)
+
+
+def test_a_cut_that_a_mount_goes_on_with_meets_damage(broken: Damaged, caplog: pytest.LogCaptureFixture) -> None:
+    with FileSystem.open(broken.path, QUIET) as fs:
+        with fs.volume.handle(8) as tx:
+            inodes.edit(tx, broken.ino).size = 0
+            fs.volume.lives.being_cut(tx, broken.ino)
+        fs.sync()
+        killed = broken.path.read_bytes()
+    broken.path.write_bytes(killed)
+    with open_pool(broken.path) as opened:
+        mounting.recover_in_place(opened)
+    broken.damage()
+    for times in (1, 0):
+        caplog.clear()
+        with FileSystem.open(broken.path, replace(QUIET, errors="continue")) as fs:
+            assert not list(orphans.listing(fs.volume.view))
+        assert len(said_of(caplog, broken.ino)) == times
+    run("e2fsck", "-fy", broken.path, code=1)
+    fsck(broken.path)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
 
-from fuzz.images import FORMATS, image
+from fuzz.images import FOCUS, FORMATS, image
 from fuzz.mutations import Places
-from fuzz.trial import trial
+from fuzz.trial import Finding, trial
+from fuzz.watchdog import watched
 
 
 def main() -> int:
@@ -20,19 +22,23 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=10_000, help="trials of each format")
     parser.add_argument("--check", type=int, default=10, help="e2fsck judges each trial whose seed is a multiple")
+    parser.add_argument("--nice", type=int, default=0, help="so much nicer than others")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    os.nice(options.nice)
     found = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         folder = Path(name)
         for each in [options.format] if options.format else FORMATS:
             content = image(folder, each)
-            places = Places(content)
-            for seed in range(options.first, options.first + options.count):
-                finding = trial(seed, content, places, None if seed % options.check else folder)
-                if finding is not None:
-                    found += 1
-                    print(f"{each}, seed {seed}, {', '.join(finding.kinds)}:\n{finding.what}", flush=True)
+            places = Places(content, FOCUS.get(each, ""))
+
+            def run(seed: int, content: bytes = content, places: Places = places) -> Finding | None:
+                return trial(seed, content, places, None if seed % options.check else folder)
+
+            for finding in watched(run, range(options.first, options.first + options.count)):
+                found += 1
+                print(f"{each}, seed {finding.seed}, {', '.join(finding.kinds)}:\n{finding.what}", flush=True)
             print(f"{each}: {options.count} trials", flush=True)
     return 1 if found else 0
 

@@ -4,37 +4,55 @@ from __future__ import annotations
 
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from daxfs.errors import FsError
-from daxfs.ext4 import extent, orphan
+from daxfs.ext4 import extent, fast_commit, htree, orphan
 from daxfs.ext4 import xattr as xattr_format
+from daxfs.ext4.checksum import crc32c
+from daxfs.ext4.fast_commit import Tag
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import descriptor
 from daxfs.ext4.inode import seal_slot
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
+from daxfs.fs import mounting
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
+from daxfs.journal.log import load_superblock
 from daxfs.journal.view import View
 from daxfs.pmem.memory import MemoryPool
+from daxfs.snapshots import format as store_format
 from daxfs.structures import dirblocks, inodes, mapping
 
 VALUES = (0, 1, 2, 3, 7, 8, 11, 12, 0x7F, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000)
 LARGEST = 0xFFFFFFFF
+STORES = "/.daxfs/snapshots"
 
 
 class Places:
-    """Where the structures of an image lie: every kind is found before it is damaged."""
+    """Where the structures of an image lie: every kind is found before it is damaged.
 
-    def __init__(self, image: bytes) -> None:
+    Args:
+        image: the image.
+        focus: the structure that is damaged in every second mutation.
+    """
+
+    def __init__(self, image: bytes, focus: str = "") -> None:
+        self.focus = focus
         self.inodes: list[int] = []
+        self.data: dict[int, list[int]] = {}
+        """The blocks of files."""
         self.directories: list[tuple[int, int, int]] = []
         """Inode, generation, block."""
+        self.indexes: list[tuple[int, int, int]] = []
         self.extents: list[tuple[int, int, int]] = []
         self.attributes: list[int] = []
         self.orphans: list[tuple[int, int, int]] = []
         self.log: list[int] = []
+        self.fast: list[int] = []
+        self.stores: list[list[int]] = []
+        """The blocks of each snapshot's store, in order."""
         with FileSystem.open(MemoryPool(bytearray(image)), Options(read_only=True, replay=False)) as fs:
             view = fs.volume.view
             self.geometry = view.geometry
@@ -44,6 +62,13 @@ class Places:
                 for number, offset in (view.geometry.descriptor_position(group),)
             }
             self._find(view)
+            if any(name == b".daxfs" for name in fs.tree.listdir("/")):
+                inos = [fs.tree.stat(f"{STORES}/{name.decode()}").ino for name in fs.tree.listdir(STORES)]
+                self.stores = [_blocks(view, inodes.read(view, ino)) for ino in inos]
+                for ino in inos:
+                    self.data.pop(ino, None)
+            if self.log:
+                self.fast = _fast_commits(view)
 
     def _find(self, view: View) -> None:
         geometry = view.geometry
@@ -60,15 +85,36 @@ class Places:
             key = ino, inode.generation
             if inode.has_extents and inode.block_area.cast("I")[1] >> 16:
                 self.extents += [(*key, block) for _, block in extent.indexes(inode.block_area.cast("I"))]
-            if not (stat.S_ISDIR(inode.mode) or ino == 8 or ino == view.superblock().s_orphan_file_inum):
+            if not (stat.S_ISDIR(inode.mode) or stat.S_ISREG(inode.mode)):
                 continue
-            blocks = [run.pblk + at for run in mapping.walk(view, inode) for at in range(run.length)]
+            blocks = _blocks(view, inode)
             if stat.S_ISDIR(inode.mode):
                 self.directories += [(*key, block) for block in blocks]
+                self.indexes += [(*key, block) for block in blocks if _is_index(view.block(block).cast("I"))]
             elif ino == 8:
                 self.log += blocks[:64]
-            else:
+            elif ino == view.superblock().s_orphan_file_inum:
                 self.orphans += [(*key, block) for block in blocks]
+            elif ino >= geometry.first_ino:
+                end = -(-inode.size // geometry.block_size)
+                runs = [run for run in mapping.walk(view, inode, 0, max(end - 1, 0)) if not run.unwritten]
+                self.data[ino] = [run.pblk + at for run in runs for at in range(run.length)]
+
+
+def _blocks(view: View, inode: inodes.Inode) -> list[int]:
+    return [run.pblk + at for run in mapping.walk(view, inode) for at in range(run.length)]
+
+
+def _is_index(w: memoryview) -> bool:
+    return htree.is_root(w) or htree.is_node(w)
+
+
+def _fast_commits(view: View) -> list[int]:
+    """Return the blocks of the journal that hold fast commits."""
+    area = mounting.log_area(view, view.superblock())
+    log = load_superblock(view.pool, view.geometry, area)
+    found = [area.physical(at) for at in range(log.log_end + 1, area.blocks)]
+    return [number for number in found if any(view.block(number)[:8])]
 
 
 class Mutator:
@@ -92,13 +138,17 @@ class Mutator:
         }
         for name, found, change in (
             ("directory", self._places.directories, self._directory),
+            ("directory index", self._places.indexes, self._index),
+            ("fast commit", self._places.fast, self._fast_commit),
+            ("snapshot", self._places.stores, self._store),
             ("extent block", self._places.extents, self._extent_block),
             ("attributes", self._places.attributes, self._attributes),
             ("orphan file", self._places.orphans, self._orphan),
         ):
             if found:
                 kinds[name] = change
-        kind = self._chance.choice(list(kinds))
+        focus = self._places.focus
+        kind = focus if focus and self._chance.random() < 0.5 else self._chance.choice(list(kinds))
         kinds[kind]()
         return kind
 
@@ -189,6 +239,50 @@ class Mutator:
             with suppress(OSError):
                 dirblocks._seal(self._geometry, ino, generation, block)
 
+    def _index(self) -> None:
+        """Damage the parameters of an index block, its first pairs, or one anywhere."""
+        ino, generation, number = self._chance.choice(self._places.indexes)
+        block = self._block(number)
+        for _ in range(self._chance.choice((1, 1, 2, 5))):
+            self._poke(block, *self._chance.choice(((8, 24), (24, 32), (32, 64), (8, len(block)))))
+        if self._geometry.metadata_csum:
+            with suppress(OSError, IndexError, ValueError):
+                htree.seal_block(block, self._geometry.inode_seed(ino, generation))
+
+    def _fast_commit(self) -> None:
+        """Damage a record of a fast commit."""
+        area = self._gathered(self._places.fast)
+        records = list(_records(area))
+        for _ in range(self._chance.choice((1, 1, 2, 5))):
+            begin, end = self._chance.choice(records)
+            self._poke(memoryview(area), begin + self._chance.choice((0, 4, 4, 4)), end)
+        _seal_fast_commits(area)
+        self._scattered(self._places.fast, area)
+
+    def _store(self) -> None:
+        """Damage the header of a snapshot's store, or an entry of its first area."""
+        numbers = self._chance.choice(self._places.stores)
+        size, own = store_format.SMALLEST_CHUNK, store_format.OWN_AT
+        taken = numbers[: 2 * size // self._geometry.block_size]
+        content = self._gathered(taken)
+        for _ in range(self._chance.choice((1, 1, 2, 5))):
+            self._poke(
+                memoryview(content),
+                *self._chance.choice(((0, 16), (own, own + 64), (1024, 1064), (size, size + 64), (size, 2 * size))),
+            )
+        end = own + store_format._OWN.size
+        content[own + 12 : own + 16] = bytes(4)
+        content[own + 12 : own + 16] = crc32c(LARGEST, content[own:end]).to_bytes(4, "little")
+        self._scattered(taken, content)
+
+    def _gathered(self, numbers: list[int]) -> bytearray:
+        return bytearray(b"".join([self._block(number) for number in numbers]))
+
+    def _scattered(self, numbers: list[int], content: bytearray) -> None:
+        size = self._geometry.block_size
+        for at, number in enumerate(numbers):
+            self._block(number)[:] = content[at * size : (at + 1) * size]
+
     def _extent_block(self) -> None:
         ino, generation, number = self._chance.choice(self._places.extents)
         block = self._block(number)
@@ -214,3 +308,27 @@ class Mutator:
     def _log(self) -> None:
         if self._places.log:
             self._poke(self._block(self._chance.choice(self._places.log)), 0, self._chance.choice((64, 1024)))
+
+
+def _records(area: bytearray) -> Iterator[tuple[int, int]]:
+    """Yield where the records of fast commits begin and end."""
+    at = 0
+    while at + fast_commit.HEADER.size <= len(area):
+        tag, length = fast_commit.HEADER.unpack_from(area, at)
+        end = at + fast_commit.HEADER.size + length
+        if not tag or end > len(area):
+            break
+        yield at, end
+        at = end
+
+
+def _seal_fast_commits(area: bytearray) -> None:
+    """Make the checksums in the TAIL records, as far as the records can be followed."""
+    crc = 0
+    for begin, end in _records(area):
+        tag, length = fast_commit.HEADER.unpack_from(area, begin)
+        if tag != Tag.TAIL:
+            crc = crc32c(crc, area[begin:end])
+        elif length >= fast_commit.TAIL.size:
+            area[begin + 8 : begin + 12] = crc32c(crc, area[begin : begin + 8]).to_bytes(4, "little")
+            crc = 0

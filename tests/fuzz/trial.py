@@ -14,17 +14,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daxfs.errors import FsError
+from daxfs.fs import imaging
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
 from daxfs.pmem.memory import MemoryPool
 from fuzz.mutations import Mutator, Places
 from support import HANG_SECONDS, tool
 
-CPU_SECONDS = 10
-"""Processor time after which a trial counts as a hang; one takes a tenth of a second, interpreted."""
+CPU_SECONDS = 2.0
+"""Processor time after which a trial counts as a hang; one takes a fifth of a second, interpreted."""
 MEMORY = 300 << 20
+KEEPS_DATA = frozenset(("directory", "directory index", "attributes", "orphan file", "snapshot"))
+"""Damage that does not touch maps of files: what no operation was about keeps its content."""
 MOST_INODES = 400
-EVERY = (Options(errors="continue"), Options(errors="remount-ro"), Options(read_only=True))
+EVERY = (
+    *(Options(errors="continue"), Options(errors="remount-ro")),
+    *(Options(read_only=True), Options(read_only=True, replay=False)),
+)
 REPAIRED = (0, 1, 2, 3)
 """Exit codes of e2fsck after which the file system is sound."""
 
@@ -47,21 +53,52 @@ def trial(seed: int, image: bytes, places: Places, folder: Path | None = None) -
     mutator = Mutator(image, places, chance)
     kinds = tuple(mutator.mutate() for _ in range(chance.choice((1, 1, 1, 2, 4))))
     content = mutator.content
+    damaged = bytes(content)
+    options = EVERY[chance.randrange(len(EVERY))]
+    touched: set[int] = set()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     try:
         with deadline():
-            mounted = use(content, EVERY[chance.randrange(len(EVERY))], chance)
+            mounted = use(content, options, chance, touched)
     except Hang:
         return Finding(seed, kinds, "no end: " + traceback.format_exc(limit=-6))
     except Exception:
         return Finding(seed, kinds, traceback.format_exc(limit=-8))
     if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before > MEMORY:
         return Finding(seed, kinds, "too much memory")
+    what = misplaced(damaged, content, options, mounted, places, kinds, touched)
+    if what:
+        return Finding(seed, kinds, what)
     if mounted and folder is not None:  # e2fsck, too, refuses what is no ext4 any more
-        what = judged(folder / f"fuzzed-{seed}", bytes(content))
-        if what:
+        path = folder / f"fuzzed-{seed}"
+        what = judged(path, bytes(content))
+        if what and not judged(path, damaged):  # what e2fsck can't repair without daxfs is not daxfs's
             return Finding(seed, kinds, what)
     return None
+
+
+def misplaced(
+    damaged: bytes,
+    content: bytearray,
+    options: Options,
+    mounted: bool,
+    places: Places,
+    kinds: tuple[str, ...],
+    touched: set[int],
+) -> str:
+    """Return where something was stored that should not be; the empty string: nowhere."""
+    if not mounted and not places.fast and damaged != content:
+        return "a pool that was refused was changed"
+    if options.replay or not options.read_only:
+        size = places.geometry.block_size
+        if KEEPS_DATA.issuperset(kinds):
+            for ino, blocks in places.data.items():
+                for number in blocks if ino not in touched else ():
+                    if damaged[number * size : number * size + size] != content[number * size : number * size + size]:
+                        return f"block {number} of inode {ino} was changed, which no operation was about"
+    elif damaged != content:
+        return "a read-only mount without replay changed the pool"
+    return ""
 
 
 @contextmanager
@@ -80,17 +117,22 @@ def deadline() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def use(content: bytearray, options: Options, chance: random.Random) -> bool:
-    """Mount, read, change, read, unmount; errors that daxfs raises on purpose are right. False: nothing was mounted."""
+def use(content: bytearray, options: Options, chance: random.Random, touched: set[int]) -> bool:
+    """Mount, read, change, read, unmount; errors that daxfs raises on purpose are right. False: nothing was mounted.
+
+    ``touched`` gets the inodes that operations were about.
+    """
     try:
         fs = FileSystem.open(MemoryPool(content), options)
     except FsError:
         return False
     try:
         found = read_all(fs)
+        tolerate(lambda: read_snapshots(fs))
         if not fs.read_only:
-            change(fs, found, chance)
+            change(fs, found, chance, touched)
             read_all(fs)
+            tolerate(lambda: change_snapshots(fs, chance))
     finally:
         tolerate(fs.close)
     return True
@@ -158,13 +200,37 @@ def listing(fs: FileSystem, ino: int) -> list[tuple[bytes, int]]:
         tolerate(lambda: fs.releasedir(directory))
 
 
-def change(fs: FileSystem, found: list[tuple[int, bytes, int]], chance: random.Random) -> None:
+def read_snapshots(fs: FileSystem) -> None:
+    """Read what snapshots hold, as far as they can be read."""
+    for each in fs.list_snapshots():
+        tolerate(lambda name=each.name: read_snapshot(fs, name))
+
+
+def read_snapshot(fs: FileSystem, name: bytes) -> None:
+    """Read a snapshot."""
+    for _ in imaging.pieces(fs.volume.pool, fs.open_snapshot(name)):
+        pass
+
+
+def change_snapshots(fs: FileSystem, chance: random.Random) -> None:
+    """Delete some snapshots, and make one where there were some."""
+    listed = fs.list_snapshots()
+    for each in listed:
+        if chance.random() < 0.5:
+            tolerate(lambda name=each.name: fs.delete_snapshot(name))
+    if listed:
+        tolerate(lambda: fs.create_snapshot(b"another"))
+        tolerate(lambda: read_snapshots(fs))
+
+
+def change(fs: FileSystem, found: list[tuple[int, bytes, int]], chance: random.Random, touched: set[int]) -> None:
     """Make some of every kind of change."""
     chance.shuffle(found)
     for number in range(4):
         tolerate(lambda number=number: fs.mkdir(ROOT_INO, b"dir%d" % number, 0o755))
         tolerate(lambda number=number: fs.tree.write_bytes(f"/new{number}", b"x" * 20_000))
     for parent, name, ino in found[:40]:
+        touched.add(ino)
         change_one(fs, parent, name, ino, chance)
     tolerate(fs.sync)
 
@@ -201,7 +267,7 @@ def judged(path: Path, content: bytes) -> str:
     """Return what e2fsck leaves unrepaired; the empty string: nothing."""
     path.write_bytes(content)
     try:
-        for options, codes in (("-fy", REPAIRED), ("-fn", (0,))):
+        for options, codes in (("-fy", range(8)), ("-fy", REPAIRED), ("-fn", (0,))):
             done = subprocess.run(
                 [tool("e2fsck"), options, path],
                 capture_output=True,

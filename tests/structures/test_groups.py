@@ -82,7 +82,8 @@ def test_one_damaged_descriptor_is_named(tmp_path: Path) -> None:
         with rig.corrupting():
             rig.pool.memory[(number << rig.geometry.block_bits) + offset + 18] ^= 4
         assert groups.descriptor(rig.view, 2).inode_table, "readers find the inode table"
-        assert [groups.usable(rig.view, group) for group in (1, 2)] == [True, False]
+        assert [groups.has_blocks(rig.view, group) for group in (1, 2)] == [True, False]
+        assert [groups.has_inodes(rig.view, group) for group in (1, 2)] == [True, False]
         (noted,) = rig.view.caches[Noted].waiting
         assert "group descriptor checksum: group 2" in str(noted)
         assert not groups.counts(rig.view, 0).free_blocks[2]
