@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
 from pathlib import Path
 
 import pytest
-from fuzz.images import FORMATS, image
-from fuzz.mutations import Mutator, Places
-from fuzz.trial import judged, trial
+from fuzz.images import FOCUS, FORMATS, image
+from fuzz.mutations import Mutator, Places, _records, _seal_fast_commits
+from fuzz.trial import Finding, judged, trial
+from fuzz.watchdog import watched
 
 
 def run(tmp_path: Path, name: str, seeds: range, check: int) -> None:
     content = image(tmp_path, name)
-    places = Places(content)
+    places = Places(content, FOCUS.get(name, ""))
     for seed in seeds:
         finding = trial(seed, content, places, None if seed % check else tmp_path)
         assert finding is None, f"{name}, seed {seed}, {finding.kinds}:\n{finding.what}"
@@ -42,7 +45,41 @@ def test_mutations_are_told_by_their_seed_and_every_kind_is_made(tmp_path: Path)
         assert first.content == second.content
         assert len(first.content) == len(content)
     assert kinds >= {"superblock", "descriptor", "bitmap", "inode", "extent root", "directory", "attributes", "log"}
-    assert "orphan file" in kinds
+    assert kinds >= {"orphan file", "directory index"}
+
+
+@pytest.mark.parametrize("name", FOCUS)
+def test_every_second_mutation_is_of_the_structure_that_the_format_is_for(tmp_path: Path, name: str) -> None:
+    content = image(tmp_path, name)
+    places = Places(content, FOCUS[name])
+    made = [Mutator(content, places, random.Random(seed)).mutate() for seed in range(40)]
+    assert 10 < made.count(FOCUS[name]) < 40
+    if places.fast:
+        area = Mutator(content, places, random.Random())._gathered(places.fast)
+        sealed = bytearray(area)
+        _seal_fast_commits(sealed)
+        assert sealed == area
+        assert len(list(_records(area))) > 10
+
+
+def test_the_watchdog_ends_what_no_alarm_ends() -> None:
+    def run(seed: int) -> Finding | None:
+        if seed == 1:
+            sum(itertools.repeat(0))  # one call, in which no signal handler runs
+        if seed == 2:
+            held = b"x" * (64 << 20)
+            while held:
+                time.sleep(0.01)
+        if seed == 3:
+            raise ValueError
+        return Finding(seed, (), "found") if seed == 4 else None
+
+    found = {each.seed: each.what for each in watched(run, range(6), cpu_seconds=0.3, memory=32 << 20)}
+    assert found.keys() == {1, 2, 3, 4}
+    assert "no end" in found[1]
+    assert "more than 32 MiB" in found[2]
+    assert "ValueError" in found[3]
+    assert found[4] == "found"
 
 
 def test_the_judge_sees_what_e2fsck_can_not_repair(tmp_path: Path) -> None:

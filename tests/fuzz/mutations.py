@@ -253,6 +253,8 @@ class Mutator:
         """Damage a record of a fast commit."""
         area = self._gathered(self._places.fast)
         records = list(_records(area))
+        if not records:
+            return  # the damage before has taken the first one away
         for _ in range(self._chance.choice((1, 1, 2, 5))):
             begin, end = self._chance.choice(records)
             self._poke(memoryview(area), begin + self._chance.choice((0, 4, 4, 4)), end)

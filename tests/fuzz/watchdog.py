@@ -6,10 +6,12 @@ watchdog looks at the process from outside. It counts processor time, since othe
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -60,7 +62,12 @@ def _start(run: Callable[[int], Finding | None], seeds: list[int]) -> tuple[int,
     try:
         with os.fdopen(theirs, "wb", buffering=0) as reports:
             for seed in reversed(seeds):
-                reports.write(_packed(run(seed)))
+                try:
+                    found = run(seed)
+                except Exception:
+                    found = Finding(seed, (), "the fuzzer itself: " + traceback.format_exc(limit=-4))
+                gc.collect()  # or pools of earlier trials would count
+                reports.write(_packed(found))
         code = 0
     finally:
         os._exit(code)
@@ -85,7 +92,7 @@ def _watch(child: int, reports: BinaryIO, left: list[int], cpu_seconds: float, m
             left.pop()
             if found is not None:
                 yield found
-            spent = _cpu(child)
+            spent, most = _cpu(child), _resident(child) + memory
         elif _cpu(child) - spent > cpu_seconds:
             yield Finding(left.pop(), (), f"no end after {cpu_seconds} s of processor time")
             return

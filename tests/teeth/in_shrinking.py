@@ -23,8 +23,8 @@ MUTANTS = [
     Mutant(
         "shrinking: whole groups past the new end give blocks",
         "daxfs/structures/groups.py",
-        "usable(view, group) and (not end or view.geometry.first_block(group) < end)",
-        "usable(view, group)",
+        "    return not end or view.geometry.first_block(group) < end\n",
+        "    return True\n",
         "What was emptied is filled again.",
         SHRINKS,
     ),
