@@ -86,11 +86,12 @@ def minimum(volume: Volume) -> int:
     """Return the smallest size in blocks that `shrink` accepts; it may still meet something that can't move.
 
     Raises:
-        FsError: EBUSY, EUCLEAN as `shrink`.
+        FsError: EBUSY, EUCLEAN, EOPNOTSUPP (the pool has storage) as `shrink`.
     """
     if volume.resizing:
         raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
     resizing.refuse_damage(volume)
+    resizing.refuse_storage(volume)
     if not volume.read_only:
         volume.commit()
     return shrinkage.minimum(volume.view)

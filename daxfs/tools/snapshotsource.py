@@ -41,7 +41,7 @@ REASONS = {
     errno.ENOSPC: "the pool has no room for it",
     errno.EBUSY: "another snapshot is being deleted, or programs of an earlier mount still map the pool",
     errno.EACCES: "its directory /.daxfs/snapshots is not root's",
-    errno.EOPNOTSUPP: "the pool has no journal",
+    errno.EOPNOTSUPP: "the pool has no journal, or it has storage",
     errno.EPERM: "only root may do this",
     errno.ENOTTY: "its session has no snapshots; mount it with session=kernel",
     errno.ENOTCONN: "its daemon has ended",

@@ -183,7 +183,7 @@ def _set_record(tiered: Members, value: bytes) -> None:
 
 def test_what_does_not_exist_yet_is_refused(tiered: Members) -> None:
     with FileSystem.open(tiered.pool) as fs:
-        for refused in (fs.resize, lambda: fs.create_snapshot(b"s")):
+        for refused in (fs.resize, fs.minimum_size, lambda: fs.create_snapshot(b"s")):
             with pytest.raises(FsError) as error:
                 refused()
             assert error.value.errno == errno.EOPNOTSUPP
