@@ -20,6 +20,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from mypy_extensions import i64
+
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4.checksum import Buffer, crc32c
 
@@ -83,13 +85,13 @@ def index_of(buf: Buffer, limit: int, starts: Starts, offset: int, where: str = 
     Raises:
         Corrupt: a ``rec_len`` on the way is too small, is no multiple of 4, or leads past ``limit``.
     """
-    at = starts[-1]
+    at: i64 = starts[-1]
     if at < offset:
-        halves = memoryview(buf).cast("B").cast("H")
+        data = bytes(buf)
         while at < offset:
-            rec_len = halves[(at >> 1) + 2]
+            rec_len: i64 = data[at + 4] | data[at + 5] << 8
             if rec_len < MIN_REC_LEN or rec_len & 3 or rec_len > limit - at:
-                raise _bad_entry(where, at, rec_len, halves[(at >> 1) + 3] & 0xFF)
+                raise _bad_entry(where, at, rec_len, data[at + 6])
             at += rec_len
             if at == limit:
                 return -1

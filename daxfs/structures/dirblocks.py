@@ -295,24 +295,21 @@ def find_room(directory: Inode, number: int, content: memoryview, limit: int, ne
 
     An offset of -1 means that there is no such entry; then the second number is the largest gap.
     """
-    w = content.cast("I")
-    largest = 0
-    offset = 0
-    last = limit - dirent.MIN_REC_LEN
-    while offset <= last:
-        at = offset >> 2
-        head = w[at + 1]
-        rec_len = head & 0xFFFF
-        used = (head >> 16 & 0xFF) + 11 & 0x1FC if w[at] else 0
+    data = bytes(content)
+    largest: i64 = 0
+    offset: i64 = 0
+    stop: i64 = limit
+    while offset <= stop - dirent.MIN_REC_LEN:
+        rec_len: i64 = data[offset + 4] | data[offset + 5] << 8
+        used: i64 = data[offset + 6] + 11 & 0x1FC if read_i32_le(data, offset) else 0
         gap = rec_len - used
-        if gap < 0 or rec_len < 12 or rec_len & 3 or offset + rec_len > limit:
+        if gap < 0 or rec_len < 12 or rec_len & 3 or offset + rec_len > stop:
             raise bad_entry(directory, number, offset)
         if gap >= need:
             return offset, used, rec_len
-        if gap > largest:  # noqa: PLR1730 (max() takes three times as long)
-            largest = gap
+        largest = max(largest, gap)
         offset += rec_len
-    if offset != limit:
+    if offset != stop:
         raise bad_entry(directory, number, offset)
     return -1, largest, 0
 
