@@ -1,9 +1,10 @@
 """System calls on storage, each in a thread, so that nobody else waits for a slow one.
 
 A call is described by a `Ticket`. Threads make the call and complete the ticket; they touch nothing else, so the rest
-of the program stays as it is without threads (docs/DESIGN.md, decision 10). A call that has not returned after
-`LIMIT_SECONDS` counts as failed, and so does the storage from then on: every later call fails at once. The thread may
-stay in the system call for good; it has buffers of its own.
+of the program stays as it is without threads (docs/DESIGN.md, decision 10). A call that has not returned
+`LIMIT_SECONDS` after a thread has begun it counts as failed; so does one that no thread begins, if no other has
+returned for so long. Then so does the storage: every later call fails at once. The thread may stay in the system call
+for good; it has buffers of its own.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ class Ticket:
         done: it has returned.
     """
 
-    __slots__ = ("_call", "_error", "_event", "_limit", "_queue", "_result", "done")
+    __slots__ = ("_asked", "_begun", "_call", "_error", "_event", "_queue", "_result", "done")
 
     def __init__(self, calls: StorageQueue, call: Callable[[], Any]) -> None:
         self.done = False
         self._queue = calls
         self._call = call
-        self._limit = monotonic() + calls.limit_seconds
+        self._asked = monotonic()
+        self._begun: float | None = None
         self._event = threading.Event()
         self._error: BaseException | None = None
         self._result: Any = None
@@ -46,7 +48,12 @@ class Ticket:
     @property
     def due(self) -> bool:
         """Whether `result` returns or raises at once: the call has returned, or taken too long."""
-        return self.done or bool(self._queue.failed) or monotonic() >= self._limit
+        return self.done or bool(self._queue.failed) or self._left() <= 0
+
+    def _left(self) -> float:
+        """Return how many seconds it may still take."""
+        since = max(self._asked, self._queue.returned) if self._begun is None else self._begun
+        return since + self._queue.limit_seconds - monotonic()
 
     @property
     def failed(self) -> bool:
@@ -56,7 +63,7 @@ class Ticket:
     def wait(self) -> None:
         """Wait until it is `due`."""
         while not self.due:
-            self._event.wait(min(max(self._limit - monotonic(), 0.0), 1.0))
+            self._event.wait(min(max(self._left(), 0.0), 1.0))
 
     def result(self) -> Any:
         """Return what the call has returned.
@@ -73,10 +80,12 @@ class Ticket:
 
     def make(self) -> None:
         """Make the call; in a thread."""
+        self._begun = monotonic()
         try:
             self._result = self._call()
         except BaseException as error:
             self._error = error
+        self._queue.returned = monotonic()
         self.done = True
         self._event.set()
 
@@ -88,6 +97,7 @@ class StorageQueue:
         storage: that the calls are made on.
         limit_seconds: how long a call may take.
         failed: why every call fails now; "": it does not.
+        returned: when a call has returned last.
         notify: called in a thread when a call has returned.
     """
 
@@ -96,6 +106,7 @@ class StorageQueue:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.failed = ""
+        self.returned = 0.0
         self.notify: Callable[[], object] = bool
         self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []

@@ -11,8 +11,10 @@ from daxfs.errors import FsError, OnStorage
 from daxfs.fs import storagecache
 from daxfs.fs.steps import finish
 from daxfs.fs.storagecache import UNIT, StorageCache
+from daxfs.pmem import storagequeue
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.storage import CONTENT, Storage
+from daxfs.pmem.storagequeue import Ticket
 from daxfs.runs import BlockRun
 
 BEGIN = 4 * UNIT
@@ -82,7 +84,7 @@ def test_blocks_of_an_abandoned_call_stay_occupied(cache: StorageCache) -> None:
     finish(cache.occupying(held, ticket))
     assert not cache.busy
     cache.queue.limit_seconds = float("inf")
-    pending = storagecache.Ticket(cache.queue, lambda: None)
+    pending = Ticket(cache.queue, lambda: None)
     steps = cache.occupying(held, pending)
     assert next(steps) is pending
     steps.close()
@@ -94,3 +96,19 @@ def test_after_a_failure_nothing_is_asked(cache: StorageCache) -> None:
     cache.content(BEGIN, BEGIN + 1)
     with pytest.raises(FsError, match="did not answer"):
         cache.finish_read()
+
+
+def test_a_call_that_waits_for_others_has_time_as_long_as_they_return(
+    cache: StorageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(storagequeue, "monotonic", lambda: now)
+    waiting = Ticket(cache.queue, lambda: None)
+    now += cache.queue.limit_seconds - 1
+    Ticket(cache.queue, lambda: None).make()
+    now += cache.queue.limit_seconds - 1
+    assert not waiting.due
+    now += 1
+    assert waiting.due
+    waiting.make()
+    assert waiting.result() is None
