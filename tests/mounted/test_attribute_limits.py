@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from in_memory import tmp_path
 from kernel_rig import kernel_mount
 from mount_rig import Mounted
+
+__all__ = ["tmp_path"]
 
 BLOCK = 4096
 HEADER, ENTRY = 32, 16

@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from in_memory import tmp_path
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, Mounted, mounted
 from side_by_side import ACLS, UTIME_NOW, UTIME_OMIT, Operation, Side, random_operation
 
 from support import tool
+
+__all__ = ["tmp_path"]
 
 READ, WRITE, CREATE = os.O_RDONLY, os.O_RDWR, os.O_CREAT | os.O_RDWR
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"

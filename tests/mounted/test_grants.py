@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from actor_rig import KEEP_SIZE, checked, libc
+from in_memory import tmp_path
 from lease_actor import TO_STORE, ask, becomes, clients, free_blocks, holders, identity, token
 from mount_rig import NOBODY, SESSIONS, Mounted, as_user, daxfs, mounted
 
@@ -24,6 +25,8 @@ from daxfs.fs.grants.waiting import SHARE
 from daxfs.pmem.pool import open_pool
 from daxfs.protocol import Flag
 from daxfs.structures import blocks
+
+__all__ = ["tmp_path"]
 
 MIB = 1 << 20
 NO_TOKEN = bytes(protocol.TOKEN_SIZE)

@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 from actor_rig import KEEP_SIZE, PUNCH_HOLE, checked, libc
+from in_memory import tmp_path
 from lease_actor import TO_STORE, Client, Clients, ask, becomes, clients, free_blocks, holders
 from mount_rig import NOBODY, SESSIONS, Mounted, daxfs, mounted
 
 from daxfs import protocol
 from daxfs.protocol import Flag, Kind
+
+__all__ = ["tmp_path"]
 
 BLOCK = 4096
 BLOCKS = 64

@@ -35,10 +35,13 @@ from actor_rig import (
     play,
     stages,
 )
+from in_memory import tmp_path
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, Mounted, mounted
 
 from support import HANG_SECONDS
+
+__all__ = ["tmp_path"]
 
 pytestmark = pytest.mark.parametrize("session", ["kernel"], indirect=True)
 

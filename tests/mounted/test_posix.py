@@ -15,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from in_memory import tmp_path
 from mount_rig import NOBODY, SESSIONS, Mounted, as_user, mounted
 
 from support import HANG_SECONDS, tool
+
+__all__ = ["tmp_path"]
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100

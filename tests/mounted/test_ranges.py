@@ -28,10 +28,13 @@ from actor_rig import (
     play,
     stages,
 )
+from in_memory import tmp_path
 from kernel_rig import kernel_mount
 from mount_rig import SESSIONS, Mounted, as_user, mounted
 
 from support import HANG_SECONDS
+
+__all__ = ["tmp_path"]
 
 whole = pytest.mark.parametrize("session", ["kernel"], indirect=True)
 """What only daxfs's own session offers."""
