@@ -65,7 +65,11 @@ def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
         raise FsError(errno.ENOENT)
     if not inodes.nameable(view, ino):
         raise Corrupt(CorruptKind.DIRECTORY_ENTRY_OF_A_RESERVED_INODE, f"inode {ino} in {parent}")
-    return read_attributes(volume, ino)
+    found = read_attributes(volume, ino)
+    if not found.nlink and not volume.read_only:
+        # It is free, or will be: what is stored there would be lost (``ext4_lookup`` refuses it too).
+        raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"inode {ino} in {parent} has no links")
+    return found
 
 
 def by_number(volume: Volume, ino: int) -> Attributes:

@@ -539,3 +539,20 @@ def test_what_a_reader_meets_stops_nobody(rig: Rig, caplog: pytest.LogCaptureFix
         rig.fs.unlink(folder, b"20")
     assert rig.fs.read_only == stops(rig)
     assert rig.fs.metadata_errors().count == 2
+
+
+def test_a_name_of_a_file_without_links(path: Path) -> None:
+    """As after a link count that was too small. What is stored there would be lost; a read-only mount shows it."""
+    with FileSystem.open(path, GOES_ON) as fs:
+        ino = fs.tree.stat("/file").ino
+        fs.link(ino, ROOT_INO, b"second")
+        with fs.volume.handle(1) as tx:
+            inodes.edit(tx, ino).links_count = 1
+        fs.unlink(ROOT_INO, b"file")
+        with pytest.raises(Corrupt, match="has no links"):
+            fs.tree.stat("/second")
+        assert not fs.read_only
+    with FileSystem.open(path, Options(read_only=True)) as fs:
+        assert fs.tree.stat("/second").nlink == 0
+    run("e2fsck", "-fy", path, code=1)
+    fsck(path)
