@@ -180,7 +180,7 @@ def described(kept: Kept, reason: int) -> Snapshot:
         kept.store.chunks << bits,
         kept.store.count << bits,
         kept.header.uuid,
-        REASONS[reason],
+        REASONS.get(reason, REASONS[DAMAGED]),
         kept.header.mapped << bits,
         kept.header.skipped << bits,
     )

@@ -78,3 +78,12 @@ def test_a_snapshot_is_believed_or_there_is_a_reason(
     pool, places = with_snapshots()
     change(pool, places)
     assert reasons(pool) == [(name, catalogue.REASONS[reason]) for name, reason in expected.items()]
+
+
+def test_a_reason_that_nobody_gives_counts_as_damage() -> None:
+    pool, stores = with_snapshots()
+    pool[stores[0] + VALID_AT : stores[0] + VALID_AT + 4] = bytes(4)
+    pool[stores[0] + REASON_AT : stores[0] + REASON_AT + 8] = (1 << 28).to_bytes(8, "little")
+    with FileSystem.open(MemoryPool(pool), QUIET) as fs:
+        lost = [each.lost for each in fs.list_snapshots()]
+    assert catalogue.REASONS[catalogue.DAMAGED] in lost
