@@ -424,6 +424,14 @@ def test_readdirplus_lists_an_inode_that_is_damaged(fake: Rig) -> None:
     assert fake.core.pins == {}
 
 
+def test_readdirplus_pins_no_inode_without_links(fake: Rig) -> None:
+    fake.mkdir(b"d")
+    fake.core.pins.clear()
+    fake.core.inodes[12].links = 0
+    assert fake.names(plus=True)[2].entry.nodeid == 0
+    assert fake.core.pins == {}
+
+
 # ioctl(2)
 
 GETFLAGS, SETFLAGS, GETFLAGS32, SETFLAGS32 = 0x80086601, 0x40086602, 0x80046601, 0x40046602

@@ -114,12 +114,14 @@ def without_node(ino: int, file_type: int) -> bytes:
 def entry_of(connection: Connection, ino: int, pinned: list[Attributes]) -> bytes | None:
     """Return fuse_entry_out of a name whose node the kernel does not know, and add its inode to ``pinned``.
 
-    The inode may be damaged: None, and nothing is added.
+    The inode may be damaged, or have no links, and a LOOKUP of the name says so: None, and nothing is added.
     """
     try:
         inode = connection.core.getattr(ino)
     except FsError as error:
         logs.unanswered(f"inode {ino}", error)
+        return None
+    if not inode.nlink:
         return None
     pinned.append(inode)
     return connection.entry(inode)
