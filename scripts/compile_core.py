@@ -277,7 +277,7 @@ def compiled(work: Path, extensions: list[Any], into: Path, say: Callable[[str],
                 objects.setdefault(name, []).append(made)
             for name, parts in objects.items():
                 compiler.link_shared_object(parts, str(into / f"{name}.so"))
-    except (errors.CompileError, errors.LinkError, errors.ExecError) as error:
+    except (errors.CompileError, errors.LinkError, errors.DistutilsExecError) as error:
         raise Unavailable(f"the C compiler failed ({error})") from error
 
 

@@ -202,6 +202,17 @@ def test_without_mypyc_a_build_says_so(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_without_a_compiler_that_works_a_build_says_so(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    (tmp_path / "module.c").write_text("int one;\n")
+    extension = SimpleNamespace(name="module", sources=["module.c"], extra_compile_args=[], include_dirs=[])
+    with pytest.raises(build.Unavailable, match="the C compiler failed"):
+        build.compiled(tmp_path, [extension], tmp_path, print)
+
+
 # What is loaded
 
 
