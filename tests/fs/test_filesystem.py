@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from daxfs.errors import FsError
 from daxfs.fs import filesystem
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options, Statistics
@@ -32,6 +34,12 @@ def marked(decorator: str) -> set[str]:
         if isinstance(node, ast.FunctionDef)
         and any(isinstance(mark, ast.Name) and mark.id == decorator for mark in node.decorator_list)
     }
+
+
+def without_storage(fs: FileSystem) -> None:
+    with pytest.raises(FsError) as refused:
+        fs.tier_use()
+    assert refused.value.errno == errno.EOPNOTSUPP
 
 
 READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
@@ -56,6 +64,7 @@ READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
     "list_snapshots": lambda fs, _ino, _file: fs.list_snapshots(),
     "open_snapshot": lambda fs, _ino, _file: fs.open_snapshot(b"s"),
     "generation": lambda fs, ino, _file: fs.generation(ino),
+    "tier_use": lambda fs, _ino, _file: without_storage(fs),
 }
 
 

@@ -74,7 +74,7 @@ def test_the_watchdog_ends_what_no_alarm_ends() -> None:
             raise ValueError
         return Finding(seed, (), "found") if seed == 4 else None
 
-    found = {each.seed: each.what for each in watched(run, range(6), cpu_seconds=0.3, memory=32 << 20)}
+    found = {each.seed: each.what for each in watched(run, range(6), cpu_seconds=2, memory=32 << 20)}
     assert found.keys() == {1, 2, 3, 4}
     assert "no end" in found[1]
     assert "more than 32 MiB" in found[2]

@@ -466,8 +466,9 @@ def test_a_volume_that_has_turned_read_only_goes_on_answering(
             target.core.abort(FsError(errno.EIO))
         else:
             with monkeypatch.context() as damaged:
-                damaged.setattr(names, "lookup", damage)
-                assert target.rig.refused(Opcode.LOOKUP, body=b"d\0") == errno.EUCLEAN
+                damaged.setattr(names, "make", damage)
+                body = pack("mkdir_in", mode=0o755) + b"new\0"
+                assert target.rig.refused(Opcode.MKDIR, body=body) == errno.EUCLEAN
         assert target.core.read_only
         for opcode in OPCODES:
             message = target.valid(opcode)

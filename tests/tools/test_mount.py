@@ -391,9 +391,9 @@ def test_looks_beside_a_user_see_the_last_commit(pool: Pool, monkeypatch: pytest
         space = fs.statfs()
         facts = info.examine(str(path))
         assert (facts.free_blocks, facts.free_inodes) == (space.free, space.files_free)
-        monkeypatch.setattr(names, "lookup", damage)
+        monkeypatch.setattr(names, "make", damage)
         with pytest.raises(Corrupt):
-            fs.lookup(ROOT_INO, b"file")
+            fs.mkdir(ROOT_INO, b"new", 0o755)
         facts = info.examine(str(path))
         assert (facts.state, facts.errors) == ("with errors: run daxfs check", 1)
     run("e2fsck", "-fy", path)

@@ -42,6 +42,8 @@ def test_a_file_goes_down_and_comes_up(tiered: Members) -> None:
         assert f"path:      {tiered.storage}\n" in shown
         assert "storage:   64 MiB, " in shown
         assert "promoted" in daxfs("--promote", path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # blocks become free with the commit
         assert json.loads(daxfs(top, "--json"))["storage_free"] == STORAGE
         assert path.read_bytes() == content
         assert "name a mountpoint" in daxfs(code=64)
