@@ -33,7 +33,7 @@ UNUSED = (
 )
 """Parts of the standard library that tests don't import."""
 
-DEVELOPMENT = ("pip*", "mypy*", "*mypyc*", "ruff*", "grimp*", "setuptools*", "importlinter*", "tests", "*.a")
+DEVELOPMENT = ("pip*", "mypy", "mypy-*", "*mypyc*", "ruff*", "grimp*", "setuptools*", "importlinter*", "tests", "*.a")
 """Parts of the virtual environment that tests don't import."""
 
 
