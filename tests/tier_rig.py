@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from daxfs.fs import members
+from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.pool import open_pool
 from daxfs.pmem.storage import CONTENT
 from daxfs.tools.mkfs import make_pool
@@ -44,6 +48,20 @@ class Members(NamedTuple):
         whole = self.join()
         fsck(whole)
         os.unlink(whole)
+
+
+@pytest.fixture
+def tiered(tmp_path: Path) -> Members:
+    return make(tmp_path)
+
+
+@pytest.fixture
+def fs(tiered: Members) -> Iterator[FileSystem]:
+    """The file system of `tiered`, which is checked afterwards."""
+    with FileSystem.open(tiered.pool) as fs:
+        yield fs
+        fs.volume.check()
+    tiered.check()
 
 
 def make(folder: Path, memory: int = MEMORY, storage: int = STORAGE, options: tuple[str, ...] = OPTIONS) -> Members:

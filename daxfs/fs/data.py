@@ -199,9 +199,8 @@ def read_in_steps(volume: Volume, file: OpenFile, offset: int, size: int) -> Ste
         try:
             part = read(volume, file, offset + at, wanted)
         except FsError as error:
-            if (
-                not at or not node.dax or isinstance(error, OnStorage)
-            ):  # to the page cache fewer bytes would be the end of the file
+            # To the page cache fewer bytes would be the end of the file.
+            if not at or not node.dax or isinstance(error, OnStorage):
                 raise
             break
         content[at : at + len(part)] = part

@@ -15,14 +15,15 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
 from daxfs.errors import UserError
 from daxfs.pmem import exclusive, kinds
-from daxfs.pmem.pool import mapped_kind, open_pool, punch_hole
+from daxfs.pmem.pool import Pool, mapped_kind, open_pool, punch_hole
 from daxfs.pmem.storage import Storage
 from daxfs.tools import room, targets, tiermaking
 from daxfs.tools.e2fsprogs import find_tool, run_tool
@@ -215,6 +216,21 @@ def _make_direct(
     return length, command, output, 0, 0
 
 
+@contextmanager
+def _image_for(
+    target: kinds.Target, options: _Options, restrict: Callable[[], None], length: int
+) -> Iterator[tuple[Pool, str]]:
+    """Open a pool whose content may be replaced, and make an empty sparse image of ``length`` bytes for the body."""
+    with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
+        pool.refuse_clients()
+        _refuse_content(target.path, options, lambda offset, count: bytes(pool.memory[offset : offset + count]))
+        restrict()
+        image = os.path.join(folder, "image")
+        with open(image, "xb", buffering=0) as file:
+            targets.resize(image, file.fileno(), length)
+        yield pool, image
+
+
 def _make_mapped(
     mke2fs: str,
     target: kinds.Target,
@@ -225,13 +241,7 @@ def _make_mapped(
 ) -> _Made:
     """Make a sparse image and copy it into a mapping of the pool, the only way to write such a pool."""
     length = target.size if size is None else size
-    with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
-        pool.refuse_clients()
-        _refuse_content(target.path, options, lambda offset, count: bytes(pool.memory[offset : offset + count]))
-        restrict()
-        image = os.path.join(folder, "image")
-        with open(image, "xb", buffering=0) as file:
-            targets.resize(image, file.fileno(), length)
+    with _image_for(target, options, restrict, length) as (pool, image):
         command, output = _run(mke2fs, options, length, True, [image], name=target.path)
         copied, zeroed = copy_image(image, pool, progress)
     return length, command, output, copied, zeroed
@@ -255,13 +265,7 @@ def _make_tiered(
     words, extended = tiermaking.options(options.features, memory, length, group, reserved="-m" in options.given)
     passed = (*words, *options.passed_without("-O"))
     options = replace(options, passed=passed, extended=(*extended, *options.extended))
-    with open_pool(target.path) as pool, tempfile.TemporaryDirectory(prefix="daxfs-mkfs-") as folder:
-        pool.refuse_clients()
-        _refuse_content(target.path, options, lambda offset, count: bytes(pool.memory[offset : offset + count]))
-        restrict()
-        image = os.path.join(folder, "image")
-        with open(image, "xb", buffering=0) as file:
-            targets.resize(image, file.fileno(), length)
+    with _image_for(target, options, restrict, length) as (pool, image):
         command, output = _run(mke2fs, options, memory, True, [image], name=target.path)
         tiermaking.refuse_metadata_on_storage(target.path, image, memory)
         copied, zeroed = copy_image(image, pool, progress)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tier_rig
 from in_memory import tmp_path
-from tier_rig import MIB, Members
+from tier_rig import MIB, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
 from daxfs.fs import tierpolicy
@@ -19,20 +18,7 @@ from daxfs.fs.steps import finish
 from daxfs.fs.types import ROOT_INO, SetAttributes
 from daxfs.structures import inodes, mapping
 
-__all__ = ["tmp_path"]
-
-
-@pytest.fixture
-def tiered(tmp_path: Path) -> Members:
-    return tier_rig.make(tmp_path)
-
-
-@pytest.fixture
-def fs(tiered: Members) -> Iterator[FileSystem]:
-    with FileSystem.open(tiered.pool) as fs:
-        yield fs
-        fs.volume.check()
-    tiered.check()
+__all__ = ["fs", "tiered", "tmp_path"]
 
 
 def in_memory(fs: FileSystem, name: bytes) -> bool:

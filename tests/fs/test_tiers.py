@@ -6,13 +6,11 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import tier_rig
 from in_memory import tmp_path
-from tier_rig import MIB, Members
+from tier_rig import MIB, Members, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
 from daxfs.fs.data import OpenFile
@@ -22,20 +20,7 @@ from daxfs.fs.types import ROOT_INO, LeaseRequest, SetAttributes
 from daxfs.protocol import TOKEN_SIZE, GrantedExtent, Kind
 from daxfs.structures import inodes, mapping
 
-__all__ = ["tmp_path"]
-
-
-@pytest.fixture
-def tiered(tmp_path: Path) -> Members:
-    return tier_rig.make(tmp_path)
-
-
-@pytest.fixture
-def fs(tiered: Members) -> Iterator[FileSystem]:
-    with FileSystem.open(tiered.pool) as fs:
-        yield fs
-        fs.volume.check()
-    tiered.check()
+__all__ = ["fs", "tiered", "tmp_path"]
 
 
 def on_storage(fs: FileSystem, ino: int) -> int:

@@ -175,11 +175,17 @@ def test_clients(pool: Pool) -> None:
         assert first.read_bytes()[:6] == b"still1"
 
 
-def test_shrinking(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside programs, which see the new size; the pool's file is cut, and the kernel mounts the result."""
+def grown(pool: Pool) -> Path:
+    """A pool of 1 GiB whose journal and metadata are those of a small one."""
     path = pool("-b", "4096", size="64M")
     run("truncate", "-s", GIB, path)
     run("resize2fs", "-f", path)
+    return path
+
+
+def test_shrinking(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside programs, which see the new size; the pool's file is cut, and the kernel mounts the result."""
+    path = grown(pool)
     with mounted(path) as mount:
         first, last = mount.place / "first", mount.place / "last"
         first.write_bytes(bytes(700 * MIB))
@@ -208,9 +214,7 @@ def test_shrinking(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_shrink_that_is_interrupted(pool: Pool) -> None:
     """Ctrl-C ends it; the mount is as large as before, and uses all of that again."""
-    path = pool("-b", "4096", size="64M")
-    run("truncate", "-s", GIB, path)
-    run("resize2fs", "-f", path)
+    path = grown(pool)
     with mounted(path) as mount:
         (mount.place / "first").write_bytes(bytes(500 * MIB))
         (mount.place / "last").write_bytes(bytes(400 * MIB))
@@ -229,9 +233,7 @@ def test_a_shrink_that_is_interrupted(pool: Pool) -> None:
 
 def test_clients_and_shrinking(pool: Pool) -> None:
     """What a program maps stays, and is named; when it has ended, the rest moves, and clients learn the new size."""
-    path = pool("-b", "4096", size="64M")
-    run("truncate", "-s", GIB, path)
-    run("resize2fs", "-f", path)
+    path = grown(pool)
     with mounted(path) as mount:
         first, last = mount.place / "first", mount.place / "last"
         first.write_bytes(bytes(700 * MIB))

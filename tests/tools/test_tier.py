@@ -7,23 +7,16 @@ import os
 from pathlib import Path
 
 import mount_rig
-import pytest
-import tier_rig
 from in_memory import tmp_path
-from tier_rig import MEMORY, MIB, STORAGE, Members
+from tier_rig import MEMORY, MIB, STORAGE, Members, tiered
 
 from support import mke2fs
 
-__all__ = ["tmp_path"]
+__all__ = ["tiered", "tmp_path"]
 
 
 def daxfs(*arguments: str | Path, code: int = 0) -> str:
     return mount_rig.daxfs("tier", *arguments, code=code)
-
-
-@pytest.fixture
-def tiered(tmp_path: Path) -> Members:
-    return tier_rig.make(tmp_path)
 
 
 def test_a_file_goes_down_and_comes_up(tiered: Members) -> None:
