@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Members:
     """Make a pool, and move it: nothing is left where its record says that the storage is."""
     folder = tmp_path_factory.mktemp("tiered")
     made = tier_rig.make(folder)
-    moved = folder.rename(folder.with_name("moved"))
+    moved = folder.rename(tmp_path_factory.mktemp("moved") / "tiered")
     return Members(moved / made.pool.name, moved / made.storage.name)
 
 

@@ -59,6 +59,7 @@ def _start(run: Callable[[int], Finding | None], seeds: list[int]) -> tuple[int,
         os.close(theirs)
         return child, os.fdopen(ours, "rb", buffering=0)
     code = 1
+    gc.freeze()  # a collection looks only at what trials made, and does not copy the parent's memory page by page
     try:
         with os.fdopen(theirs, "wb", buffering=0) as reports:
             for seed in reversed(seeds):
@@ -115,5 +116,6 @@ def _cpu(process: int) -> float:
 
 
 def _resident(process: int) -> int:
-    """Return the bytes of memory that a process has."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE
+    """Return the bytes of memory that a process has, without pages of files: those of libraries come one by one."""
+    _, resident, shared, *_ = Path(f"/proc/{process}/statm").read_text().split()
+    return (int(resident) - int(shared)) * PAGE
