@@ -2,9 +2,11 @@
 
 `FileSystem` works on inode numbers and names in bytes, synchronously; each call is one whole operation. The FUSE
 sessions call it, and any program may (`paths.py` adds paths and file objects; `stepwise.py` offers long operations in
-steps). The decorators of `operations.py` add
-what all operations share: bad metadata is recorded and may make the volume read-only, an operation that finds the pool
-full runs once more after space was reclaimed, and with ``sync`` every change is durable when the call returns.
+steps). Here are the operations on names and files; `administration.py` has those on the file system as a whole.
+
+The decorators of `operations.py` add what all operations share: bad metadata is recorded and may make the volume
+read-only, an operation that finds the pool full runs once more after space was reclaimed, and with ``sync`` every
+change is durable when the call returns.
 """
 
 from __future__ import annotations
@@ -12,67 +14,40 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs import (
     atomic as atomic_writes,
 )
-from daxfs.fs import (
-    attributes,
-    badmemory,
-    damage,
-    data,
-    flags,
-    label,
-    mounting,
-    names,
-    opening,
-    outside,
-    ranges,
-    remounting,
-    removal,
-    shrinking,
-    tiers,
-)
+from daxfs.fs import attributes, damage, data, flags, mounting, names, opening, ranges, removal
+from daxfs.fs.administration import Administration
 from daxfs.fs.batches import Batch
 from daxfs.fs.data import OpenFile
-from daxfs.fs.grants import requests, waiting, write_notifications
+from daxfs.fs.grants import requests, write_notifications
 from daxfs.fs.grants.table import Grants
-from daxfs.fs.nodes import END
 from daxfs.fs.opendirectory import OpenDirectory
 from daxfs.fs.operations import brought, changing, failure, maintaining, piecewise, reading
 from daxfs.fs.paths import Tree
 from daxfs.fs.steps import finish
-from daxfs.fs.stepwise import Stepwise
-from daxfs.fs.tiers import Moved
+from daxfs.fs.stepwise import SUPERUSER
 from daxfs.fs.types import (
     ROOT_INO,
     Attributes,
     Caller,
     DirEntry,
-    Evacuation,
     FileExtent,
     FsXattr,
     Grant,
     LeaseRequest,
-    MetadataErrors,
-    NewSnapshot,
     Options,
     PoolIdentity,
-    Relocation,
-    Resized,
     SetAttributes,
-    Snapshot,
     StatFs,
-    Statistics,
-    TierUse,
     WriteNotification,
 )
 from daxfs.pmem.pool import Pool
-from daxfs.runs import ByteRange
-from daxfs.snapshots.reading import Chain
 from daxfs.structures import directories, inodes
 from daxfs.structures.mapping import Extent
 
@@ -80,12 +55,11 @@ if TYPE_CHECKING:
     from daxfs.fs.pins import Pins
     from daxfs.fs.volume import Volume
 
-SUPERUSER = Caller()
 NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 """What mknod(2) makes."""
 
 
-class FileSystem:
+class FileSystem(Administration):
     """An ext4 file system in a pool of persistent memory.
 
     Example:
@@ -94,9 +68,8 @@ class FileSystem:
     """
 
     def __init__(self, volume: Volume) -> None:
-        self.volume = volume
+        super().__init__(volume)
         self.tree = Tree(self)
-        self.steps = Stepwise(volume)
         volume.reclaimers.add(self._free_some, self._has_more_to_free)
         self.add_reclaimer(self._reclaim_grants)
 
@@ -120,12 +93,6 @@ class FileSystem:
             raise
 
     @property
-    def storage(self) -> str:
-        """The path of the pool's storage; "": it has none."""
-        found = self.volume.pool.storage
-        return "" if found is None else found.path
-
-    @property
     def grants(self) -> Grants:
         """The grants of clients, of the current mount."""
         return mounting.grants_of(self.volume)
@@ -138,9 +105,6 @@ class FileSystem:
 
     def _has_more_to_free(self) -> bool:
         return removal.unfinished(self.volume)
-
-    def _free_rest(self) -> None:
-        removal.free_rest(self.volume)
 
     def __enter__(self) -> FileSystem:
         return self
@@ -254,7 +218,7 @@ class FileSystem:
     ) -> None:
         """Rename as renameat2(2), with all its flags (`RenameFlags`); a whiteout that is left belongs to ``caller``."""
         finish(names.rename(self.volume, parent, name, new_parent, new_name, flags, caller))
-        self._free_rest()
+        removal.free_rest(self.volume)
 
     # Attributes
 
@@ -334,49 +298,6 @@ class FileSystem:
         """Return sizes and free space."""
         return attributes.statfs(self.volume)
 
-    def resize(self, blocks: int = 0) -> Resized:
-        """Make the file system larger or smaller, to ``blocks`` blocks; 0: as large as the file or device under it.
-
-        A pool's file is made as long as the file system; a device keeps its length.
-
-        Raises:
-            FsError: as `daxfs.fs.resizing.resize` and `daxfs.fs.shrinking.shrink`.
-        """
-        return finish(self.steps.resize(blocks))
-
-    @property
-    def size(self) -> int:
-        """The size in blocks."""
-        return self.volume.geometry.blocks_count
-
-    @property
-    def left_to_move(self) -> int:
-        """The blocks that a `resize` that runs has still to move out of what it removes; 0 if none runs."""
-        return shrinking.left_to_move(self.volume)
-
-    @maintaining
-    def minimum_size(self) -> int:
-        """Return the smallest size in blocks that `resize` may accept; what can't move may need more.
-
-        Raises:
-            FsError: EUCLEAN: damage was met before.
-        """
-        return shrinking.minimum(self.volume)
-
-    @reading
-    def get_label(self) -> bytes:
-        """Return the label of the file system."""
-        return label.get_label(self.volume)
-
-    @changing
-    def set_label(self, new: bytes, caller: Caller = SUPERUSER) -> None:
-        """Change the label, durably.
-
-        Raises:
-            FsError: EPERM, not the superuser; EINVAL, more than 16 bytes.
-        """
-        label.set_label(self.volume, new, caller)
-
     # Files
 
     @maintaining
@@ -417,7 +338,7 @@ class FileSystem:
         try:
             self.steps.release(file)
         finally:
-            self._free_rest()
+            removal.free_rest(self.volume)
 
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
         """Return up to ``size`` bytes from ``offset``: a view of the pool's memory if they lie together, else bytes."""
@@ -548,98 +469,6 @@ class FileSystem:
         requests.flush_stores(self.volume)
         self.volume.commit()
 
-    def trim(self, start: int = 0, length: int = 1 << 63, minimum: int = 0) -> int:
-        """Give free memory of the pool back to the system (FITRIM); return the number of bytes."""
-        return finish(self.steps.trim(start, length, minimum))
-
-    # Relocation
-
-    def defragment(self, ino: int, offset: int = 0, length: int = END, caller: Caller = SUPERUSER) -> Relocation:
-        """Move blocks of a regular file to where 2 MiB pages map them (`daxfs.fs.relocation`).
-
-        Each 2 MiB of the file that have blocks throughout get 2 MiB of the pool; what is less becomes one run.
-
-        Args:
-            ino: the file.
-            offset: first byte of the part of the file to work on.
-            length: its length in bytes.
-            caller: reserved blocks are for privileged ones.
-
-        Returns:
-            How many bytes were moved, and which parts of the file stay in worse places, and why.
-
-        Raises:
-            FsError: EINVAL: not a regular file of the tree, or the store of a snapshot; EROFS.
-        """
-        return finish(self.steps.defragment(ino, offset, length, caller))
-
-    def vacate(
-        self, ino: int, place: ByteRange, offset: int = 0, length: int = END, caller: Caller = SUPERUSER
-    ) -> Relocation:
-        """Move what an inode has in the bytes ``place`` of the pool out of there (`daxfs.fs.vacating`).
-
-        That is a file's data, the blocks of a directory or of a long symbolic link, those of the map itself, and the
-        block of extended attributes. Arguments, results and errors: as `defragment`; EINVAL: the inode is not one of
-        the tree, or holds a snapshot.
-        """
-        return finish(self.steps.vacate(ino, place, offset, length, caller))
-
-    def evacuate(self, place: ByteRange, caller: Caller = SUPERUSER) -> Evacuation:
-        """Move what all inodes have in the bytes ``place`` of the pool out of there (`daxfs.fs.evacuation`).
-
-        Returns:
-            What has moved, and what stays of which inodes, and why.
-
-        Raises:
-            FsError: EROFS, or errors of the medium; what has moved then stays moved.
-        """
-        return finish(self.steps.evacuate(place, caller))
-
-    # Storage
-
-    def demote(self, ino: int, offset: int = 0, length: int = END) -> Moved:
-        """Move what a regular file has in memory to the pool's storage (`daxfs.fs.tiers`), whole blocks.
-
-        Args:
-            ino: the file.
-            offset: first byte of the part of the file to work on.
-            length: its length in bytes.
-
-        Returns:
-            How many bytes were moved, and how many stay: unwritten blocks, what clients of direct access use, and
-            what storage has no room for.
-
-        Raises:
-            FsError: EOPNOTSUPP: the pool has no storage; EINVAL: not a regular file of the tree; EIO: the storage has
-                failed; EROFS.
-        """
-        return finish(self.steps.demote(ino, offset, length))
-
-    def promote(self, ino: int, offset: int = 0, length: int = END) -> Moved:
-        """Move what a regular file has on storage to memory; as `demote`."""
-        return finish(self.steps.promote(ino, offset, length))
-
-    @reading
-    def tier_use(self) -> TierUse:
-        """Return how much of memory and storage is in use, and what was moved.
-
-        Raises:
-            FsError: EOPNOTSUPP: the pool has no storage.
-        """
-        return tiers.use(self.volume)
-
-    def leave_storage_to(self, notify: Callable[[], object]) -> None:
-        """From now on, have `read` and `write` and the other operations end with `OnStorage` instead of waiting.
-
-        The caller runs the steps of this error, and may do something else while they wait (`daxfs.fs.steps.Wait`).
-
-        Args:
-            notify: called in a thread when a wait has ended.
-        """
-        if self.volume.tiers is not None:
-            self.volume.tiers.parks = True
-            self.volume.tiers.queue.notify = notify
-
     # Leases of memory
 
     @piecewise
@@ -655,7 +484,7 @@ class FileSystem:
         try:
             return finish(self.steps.lease(file, request, caller))
         finally:
-            self._free_rest()
+            removal.free_rest(self.volume)
 
     @piecewise
     def notify_stored(self, file: OpenFile, claim: WriteNotification) -> int:
@@ -694,51 +523,6 @@ class FileSystem:
         self.volume.nodes.closed(directory.node)
         removal.collect(self.volume, directory.ino)
 
-    # Snapshots
-
-    @piecewise
-    def create_snapshot(self, name: bytes, *, skip_mapped: bool = False) -> NewSnapshot:
-        """Make a snapshot of the file system as it is now, or change nothing.
-
-        What clients may store to is copied at once, so what they store later is not in the snapshot. What they store
-        during the call may be in it in part.
-
-        Args:
-            name: of the snapshot.
-            skip_mapped: do not copy what clients may store to: the snapshot shows it as it is when it is read, or
-                copied later.
-
-        Raises:
-            FsError: EEXIST; EINVAL, ENAMETOOLONG: the name; EROFS; EBUSY: a snapshot is being made or deleted, or
-                programs of an earlier mount still map the pool; EOPNOTSUPP: the pool has no journal; ENOSPC.
-        """
-        return finish(self.steps.create_snapshot(name, skip_mapped=skip_mapped))
-
-    @reading
-    def list_snapshots(self) -> list[Snapshot]:
-        """Return the snapshots, those that have lost content included, the oldest first."""
-        return mounting.snapshots_of(self.volume).listing()
-
-    @maintaining
-    def delete_snapshot(self, name: bytes) -> None:
-        """Delete a snapshot, also one that has lost content.
-
-        Raises:
-            FsError: ENOENT; EROFS; EBUSY: another one is being deleted; ENOSPC: there is no room for what the next
-                older snapshot needs of it.
-        """
-        finish(self.steps.delete_snapshot(name))
-        self._free_rest()
-
-    @reading
-    def open_snapshot(self, name: bytes) -> Chain:
-        """Return the pool as it was, for reading (`daxfs.fs.imaging`); valid until a snapshot is deleted.
-
-        Raises:
-            FsError: ENOENT; EINVAL: it has lost content; EROFS: the volume is read-only.
-        """
-        return mounting.snapshots_of(self.volume).chain(name)
-
     # References by number
 
     @reading
@@ -765,111 +549,12 @@ class FileSystem:
     def unpin(self, ino: int, count: int = 1) -> None:
         """Remove ``count`` pins (a FUSE forget)."""
         self.steps.unpin(ino, count)
-        self._free_rest()
+        removal.free_rest(self.volume)
 
     @reading
     def generation(self, ino: int) -> int:
         """Return the inode's generation number; inode number and generation name a file for good."""
         return inodes.read(self.volume.view, ino).generation
-
-    # Housekeeping
-
-    def add_reclaimer(self, reclaim: Callable[[], bool], unfinished: Callable[[], bool] | None = None) -> None:
-        """Have ``reclaim`` called when an operation finds the pool full, before the operation runs once more.
-
-        Args:
-            reclaim: frees space that it keeps, such as files that only pins keep (`unpin`), and returns whether it
-                freed any. It may call this file system.
-            unfinished: returns whether ``reclaim`` has freed only a part, and is to be called again if that was not
-                enough.
-        """
-        self.volume.reclaimers.add(reclaim, unfinished)
-
-    @property
-    def options(self) -> Options:
-        """The current mount options."""
-        return self.volume.options
-
-    @property
-    def read_only(self) -> bool:
-        """Whether nothing can be changed: mounted read-only, damaged, aborted, or owned by another program."""
-        return self.volume.read_only
-
-    @reading
-    def metadata_errors(self) -> MetadataErrors:
-        """Return the errors of metadata that the superblock records, and what this mount does about one."""
-        return damage.recorded(self.volume)
-
-    def find_groups_by(self, groups_of: Callable[[Caller], frozenset[int]]) -> None:
-        """Set the function that finds a caller's supplementary groups, called if they decide about reserved blocks."""
-        self.volume.groups_of = groups_of
-
-    @maintaining
-    def remount(self, options: Options) -> None:
-        """Change the mount options, to read-only or back too (`remounting.remount`). Files stay open."""
-        remounting.remount(self.volume, options)
-
-    @maintaining
-    def tick(self) -> None:
-        """Commit when the commit interval has passed."""
-        volume = self.volume
-        volume.pool.faults.install()
-        if not volume.read_only:
-            outside.take_over(volume)
-            if volume.pool.bad:
-                badmemory.retire(volume)
-            volume.tick()
-            damage.report_commits(volume)
-        self.grants.reclaim()
-
-    def look_for_owners(self) -> None:
-        """Stop storing if another program has taken the pool over through a loop device; called periodically."""
-        owner = self.volume.pool.other_owner()
-        if owner and not self.volume.read_only:
-            self.volume.disown(owner)
-
-    def statistics(self) -> Statistics:
-        """Return what the volume keeps in DRAM and what its journal did. It costs nothing until it is called."""
-        volume = self.volume
-        grants, snapshots = self.grants, mounting.snapshots_of(volume)
-        return Statistics(
-            open_files=sum(node.opens for node in volume.nodes.open.values()),
-            remembered=len(volume.lives.pins),
-            lazy_times=len(volume.nodes.lazy),
-            nameless=len(volume.lives.nameless),
-            leases=grants.holders,
-            deferred=grants.epochs.deferred,
-            memory_errors=volume.pool.faults.total,
-            bad_bytes=volume.pool.bad.bytes,
-            snapshots=len(snapshots.kept),
-            snapshot_copied=snapshots.copied,
-            snapshot_mapped=snapshots.mapped,
-            holding=waiting.largest_deferrals(grants),
-            journal=volume.journal.stats if volume.was_writable else None,
-            bad=tuple(volume.pool.bad),
-        )
-
-    def check(self) -> None:
-        """Compare all that DRAM holds of open inodes and grants with the pool; for tests, between two operations.
-
-        Raises:
-            AssertionError: they do not agree.
-        """
-        self.volume.check()
-        if not self.volume.read_only:
-            self.grants.check()
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether an unexpected exception (no `FsError`) has interrupted a change of metadata.
-
-        The change was undone, but state in DRAM beside it can't be trusted: `abort`, or close without more changes.
-        """
-        return self.volume.interrupted
-
-    def abort(self, error: BaseException) -> None:
-        """Stop the journal after an unexpected error; nothing is changed from then on."""
-        self.volume.abort(error)
 
 
 __all__ = ["ROOT_INO", "FileSystem", "OpenDirectory", "OpenFile"]
