@@ -15,7 +15,7 @@ from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.inodestat import Stat, decode
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
-from daxfs.fs import clock, data
+from daxfs.fs import clock, data, placement
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
@@ -160,6 +160,8 @@ def set_xattr(
     """
     if len(value) > XATTR_SIZE_MAX:
         raise FsError(errno.E2BIG)
+    if name == placement.ATTRIBUTE:
+        placement.check(value)
     with volume.handle(data.CREDITS_XATTR, caller) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)

@@ -23,7 +23,7 @@ from daxfs.ext4.inode import (
     file_type_of_mode,
 )
 from daxfs.ext4.limits import EXT4_LINK_MAX, EXT4_NAME_LEN, FAST_SYMLINK_MAX, symlink_max
-from daxfs.fs import clock, removal
+from daxfs.fs import clock, placement, removal
 from daxfs.fs.attributes import attributes_of, read_attributes
 from daxfs.fs.searches import Searches, refuse_loop, refuse_names_in, searching
 from daxfs.fs.steps import Steps
@@ -132,6 +132,8 @@ def new_inode(
 ) -> tuple[Inode, acl.Inherited | None]:
     """Allocate an inode below ``parent`` with owner, group, mode and default ACL as POSIX and ext4 give them.
 
+    Files and directories belong to the memory or storage that ``parent`` names (`placement`).
+
     With the mount option ``grpid`` a directory hands its group down, but no set-group-ID bit (__ext4_new_inode in
     fs/ext4/ialloc.c).
     """
@@ -158,6 +160,8 @@ def new_inode(
     inode.uid = caller.uid
     inode.gid = gid
     inode.set_times(now)
+    if xattrs.present(parent) and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        placement.inherit(tx, parent, inode)
     return inode, inherited
 
 

@@ -1,9 +1,10 @@
 """When data goes to storage by itself: the memory is almost full, or an operation has found no room (docs/TIERS.md).
 
-`make_room` demotes whole files, those first that were used longest ago, until the memory has room again. It looks at
-some thousand inodes at a time, from where it has ended before, since the oldest of many files is old enough. What
-`daxfs.fs.tiers` does not move stays. A session calls it in the background while the memory is `crowded`, so that few
-requests ever meet a full memory; those that do wait for it (`waits_for_room`) as for data on storage.
+`make_room` demotes whole files, those first that belong on storage (`placement`), then those that were used longest
+ago, until the memory has room again. Files that belong in memory stay. It looks at some thousand inodes at a time, from
+where it has ended before, since the oldest of many files is old enough. What `daxfs.fs.tiers` does not move stays. A
+session calls it in the background while the memory is `crowded`, so that few requests ever meet a full memory; those
+that do wait for it (`waits_for_room`) as for data on storage.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, MissingMemory
-from daxfs.fs import removal, tiers
+from daxfs.fs import placement, removal, tiers
 from daxfs.fs.nodes import END
 from daxfs.structures import groups, inodes, reserves
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
     from daxfs.fs.volume import Volume
 
-HIGH, LOW = 90, 80
-"""Percent of the memory in use: above the first it is crowded, and from there on files go down until the second."""
 LOOK = 4096
 """Inodes that are compared at a time."""
 
@@ -31,19 +30,20 @@ class NoRoom(FsError):
 
 
 class _Candidate(NamedTuple):
-    """A file that may go down; they sort by the time of their last use, then the largest first."""
+    """A file that may go down; they sort by where they belong, the time of their last use, then the largest first."""
 
+    anywhere: bool
     used: int
     less: int
     ino: int
 
 
 def crowded(volume: Volume) -> bool:
-    """Return whether more of the memory is in use than `HIGH` percent, and something can be done about it."""
+    """Return whether more of the memory is in use than the high watermark, and something can be done about it."""
     cache = volume.tiers
     if cache is None or cache.queue.failed or volume.read_only or not groups.free_on_storage(volume.view):
         return False
-    return _free(volume) * 100 < volume.geometry.memory_blocks * (100 - HIGH)
+    return _free(volume) * 100 < volume.geometry.memory_blocks * (100 - volume.options.tier_high)
 
 
 def waits_for_room(volume: Volume, error: FsError) -> bool:
@@ -59,13 +59,13 @@ def _free(volume: Volume) -> int:
 
 
 def make_room(volume: Volume) -> Steps[None]:
-    """Demote files until less than `LOW` percent of the memory are in use.
+    """Demote files until less of the memory is in use than the low watermark.
 
     Raises:
         NoRoom: nothing can be demoted.
         FsError: EIO, the storage has failed.
     """
-    goal = volume.geometry.memory_blocks * (100 - LOW) // 100
+    goal = volume.geometry.memory_blocks * (100 - volume.options.tier_low) // 100
     moved = 0
     looked, count = 0, volume.geometry.groups_count
     while looked < count and _free(volume) < goal:
@@ -97,9 +97,13 @@ def _look(volume: Volume, found: list[_Candidate]) -> int:
     for ino in numbers:
         if _may_go(volume, ino):
             inode = inodes.read(view, ino)
+            place = placement.of(view, inode)
+            if place == placement.MEMORY:
+                continue
             node = volume.nodes.open.get(ino)
             waiting = 0 if node is None else max(node.atime, node.mtime)
-            found.append(_Candidate(max(inode.atime_ns, inode.mtime_ns, waiting), -inode.size, ino))
+            used = max(inode.atime_ns, inode.mtime_ns, waiting)
+            found.append(_Candidate(place != placement.STORAGE, used, -inode.size, ino))
     return len(numbers)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from daxfs.journal.journal import Statistics as JournalStatistics
 
 ROOT_INO = 2
+DEFAULT_TIER_HIGH, DEFAULT_TIER_LOW = 90, 80
+"""Percent of the memory of a tiered pool (`Options.tier_high`)."""
 
 DirEntry = Entry
 """One name of a directory; a listing from its ``cookie`` continues strictly after it."""
@@ -383,6 +385,8 @@ class Options:
         resgid: the group that may take reserved blocks; 0: no group; None: as the superblock says.
         errors: ``continue`` or ``remount-ro``, what an error of metadata does to the volume (`daxfs.fs.damage`); None:
             as the superblock says.
+        tier_high: percent of the memory of a pool with storage; while more is in use, files go to storage.
+        tier_low: until less than so many percent are in use.
     """
 
     read_only: bool = False
@@ -397,3 +401,5 @@ class Options:
     resuid: int | None = None
     resgid: int | None = None
     errors: str | None = None
+    tier_high: int = DEFAULT_TIER_HIGH
+    tier_low: int = DEFAULT_TIER_LOW

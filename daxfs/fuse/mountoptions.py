@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from daxfs.fs.types import Options
+from daxfs.fs.types import DEFAULT_TIER_HIGH, DEFAULT_TIER_LOW, Options
 from daxfs.fuse import mounts
 
 DEFAULT_COMMIT_SECONDS = 5
@@ -64,6 +64,8 @@ class MountOptions:
         resgid: the group that may take reserved blocks; None: as the superblock says.
         errors: what an error of metadata does to the volume, ``continue`` or ``remount-ro``; None: as the superblock
             says.
+        tier_high: percent of the memory of a pool with storage; while more is in use, files go to storage.
+        tier_low: until less than so many percent are in use.
         flags: MS_* of mount(2) that the kernel alone acts on.
         kernel: further options for the kernel (SELinux contexts).
         session: ``kernel`` (our own) or ``pyfuse3``.
@@ -88,6 +90,8 @@ class MountOptions:
     resuid: int | None = None
     resgid: int | None = None
     errors: str | None = None
+    tier_high: int = DEFAULT_TIER_HIGH
+    tier_low: int = DEFAULT_TIER_LOW
     allow_other: bool = field(default_factory=lambda: os.geteuid() == 0)
     flags: int = 0
     kernel: tuple[str, ...] = ()
@@ -130,6 +134,8 @@ class MountOptions:
             mountpoint=mountpoint,
             dax=self.dax,
             errors=self.errors,
+            tier_high=self.tier_high,
+            tier_low=self.tier_low,
         )
 
     def listed(self) -> list[str]:
@@ -144,6 +150,8 @@ class MountOptions:
             self.atime,
             *([] if self.directory_atime else ["nodiratime"]),
             *([] if self.errors is None else [f"errors={self.errors}"]),
+            f"tier_high={self.tier_high}",
+            f"tier_low={self.tier_low}",
             *([] if self.grpid is None else ["grpid" if self.grpid else "nogrpid"]),
             *([] if self.resuid is None else [f"resuid={self.resuid}"]),
             *([] if self.resgid is None else [f"resgid={self.resgid}"]),

@@ -37,6 +37,7 @@ def parse(given: Iterable[str]) -> MountOptions:
     found = MountOptions()
     for text in split(given):
         found = _apply(found, optiontable.find(text), text)
+    _check(found)
     if found.stats and found.session != "kernel":
         raise UserError("bad mount option: stats; only session=kernel counts", mounts.USAGE)
     return found
@@ -57,7 +58,15 @@ def remounted(current: MountOptions, given: Iterable[str]) -> MountOptions:
         if changed != found and not option.live:
             raise UserError(f"bad mount option: {text}; it can't be changed by remount, unmount first", mounts.USAGE)
         found = changed
+    _check(found)
     return found
+
+
+def _check(found: MountOptions) -> None:
+    """Refuse options that contradict each other (UserError)."""
+    if found.tier_low >= found.tier_high:
+        text = f"tier_low={found.tier_low},tier_high={found.tier_high}; the first must be less than the second"
+        raise UserError(f"bad mount option: {text}", mounts.USAGE)
 
 
 def _apply(found: MountOptions, option: Option, text: str) -> MountOptions:

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from daxfs.errors import UserError
+from daxfs.fs.types import DEFAULT_TIER_HIGH, DEFAULT_TIER_LOW
 from daxfs.fuse import mounts
 from daxfs.fuse.mountoptions import DEFAULT_COMMIT_SECONDS, DEFAULT_MAX_OPEN_FILES, MountOptions
 
@@ -29,6 +30,7 @@ Action = Callable[[MountOptions, str], MountOptions]
 MAX_POLL_MICROSECONDS = 100_000
 MAX_COMMIT_SECONDS = 3600
 MAX_WAKE_MICROSECONDS = 10_000
+MAX_PERCENT = 100
 MAX_NUMBER = (1 << 32) - 1
 _USER_MOUNT = mounts.MS_NOSUID | mounts.MS_NODEV
 
@@ -107,6 +109,10 @@ def _wake(found: MountOptions, value: str) -> MountOptions:
 
 def _number(name: str) -> Action:
     return lambda found, value: _set(**{name: number(name, value, MAX_NUMBER)})(found, value)
+
+
+def _percent(name: str) -> Action:
+    return lambda found, value: _set(**{name: number(name, value, MAX_PERCENT)})(found, value)
 
 
 def _log(found: MountOptions, value: str) -> MountOptions:
@@ -205,6 +211,18 @@ OPTIONS: tuple[Option, ...] = (
         "errors=continue|remount-ro",
         "a change fails on damaged metadata, or on bad memory below it: go on, or become read-only (tune2fs -e)",
         lambda found, value: replace(found, errors=value),
+        live=True,
+    ),
+    _served(
+        "tier_high=PERCENT",
+        f"while more of the memory of a pool with storage is in use, files go to storage (default {DEFAULT_TIER_HIGH})",
+        _percent("tier_high"),
+        live=True,
+    ),
+    _served(
+        "tier_low=PERCENT",
+        f"they go until less is in use; up to there what is read often comes back (default {DEFAULT_TIER_LOW})",
+        _percent("tier_low"),
         live=True,
     ),
     _served("nosuid", "ignore set-id bits and capabilities of files", _raise_flags(mounts.MS_NOSUID), live=True),

@@ -12,10 +12,10 @@ from in_memory import tmp_path
 from tier_rig import MIB, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
-from daxfs.fs import tierpolicy
+from daxfs.fs import placement, tierpolicy
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import finish
-from daxfs.fs.types import ROOT_INO, SetAttributes
+from daxfs.fs.types import ROOT_INO, Options, SetAttributes
 from daxfs.structures import inodes, mapping
 
 __all__ = ["fs", "tiered", "tmp_path"]
@@ -112,3 +112,47 @@ def test_a_pool_without_storage_has_no_policy(tmp_path: Path) -> None:
     with FileSystem.open(made.pool) as fs:
         fs.volume.tiers = None
         assert not fs.steps.crowded
+
+
+@pytest.mark.parametrize("low", [0, 60])
+def test_watermarks_are_options_of_the_mount(tmp_path: Path, low: int) -> None:
+    made = tier_rig.make(tmp_path)
+    with FileSystem.open(made.pool, Options(tier_high=65, tier_low=low)) as fs:
+        names = list(fill(fs, 16))
+        assert tierpolicy.crowded(fs.volume)
+        fs.remount(Options(tier_high=90, tier_low=80))
+        assert not tierpolicy.crowded(fs.volume)
+        fs.remount(Options(tier_high=65, tier_low=low))
+        finish(fs.steps.making_room())
+        gone = [name for name in names if not in_memory(fs, name)]
+        assert gone == (names if not low else names[: len(gone)])
+        assert 0 < len(gone) <= (4 if low else 16)
+    made.check()
+
+
+def place(fs: FileSystem, name: bytes, where: bytes) -> None:
+    """Say where a file or directory belongs."""
+    fs.setxattr(fs.lookup(ROOT_INO, name).ino, placement.ATTRIBUTE, where)
+
+
+def test_what_belongs_in_memory_stays_and_what_belongs_on_storage_goes_first(fs: FileSystem) -> None:
+    names = list(fill(fs, 20))
+    place(fs, names[0], placement.MEMORY)
+    place(fs, names[1], placement.AUTO)
+    place(fs, names[-1], placement.STORAGE)
+    while not tierpolicy.crowded(fs.volume):
+        fs.tree.write_bytes(b"/%d" % len(names), bytes(MIB))
+        names.append(b"%d" % len(names))
+    finish(fs.steps.making_room())
+    gone = [name for name in names if not in_memory(fs, name)]
+    assert gone[:2] == names[1:3]
+    assert names[0] not in gone
+    assert names[19] in gone
+
+
+def test_only_what_belongs_in_memory_is_left(fs: FileSystem) -> None:
+    fs.setxattr(ROOT_INO, placement.ATTRIBUTE, placement.MEMORY)
+    with pytest.raises(FsError) as full:
+        fill_up(fs)
+    assert full.value.errno == errno.ENOSPC
+    assert not fs.tier_use().demoted

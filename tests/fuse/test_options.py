@@ -41,6 +41,8 @@ def test_defaults() -> None:
         ('ro,context="a_u:b_r:c_t:s0:c1,c2",sync', "kernel", ('context="a_u:b_r:c_t:s0:c1,c2"',)),
         ("log=/var/log/x", "log", "/var/log/x"),
         ("stats", "stats", True),
+        ("tier_high=70,tier_low=0", "tier_low", 0),
+        ("tier_low=95,tier_high=100", "tier_high", 100),
         ("stats,nostats", "stats", False),
     ],
 )
@@ -70,6 +72,11 @@ def test_what_fstab_holds_is_accepted() -> None:
         "poll=1000000",
         "commit=99999",
         "remount",
+        "tier_high=101",
+        "tier_low=-1",
+        "tier_low=90",
+        "tier_high=80",
+        "tier_low=50,tier_high=50",
         "log=",
     ],
 )

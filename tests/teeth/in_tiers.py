@@ -8,6 +8,9 @@ CACHE = "daxfs/fs/storagecache.py"
 QUEUE = "daxfs/pmem/storagequeue.py"
 TIERS = "daxfs/fs/tiers.py"
 
+POLICY = "daxfs/fs/tierpolicy.py"
+PLACEMENT = "daxfs/fs/placement.py"
+
 TESTS = ("tests/fs/test_tiers.py",)
 CUTS = ("tests/crash/test_tiers.py",)
 
@@ -59,6 +62,54 @@ MUTANTS = [
         "            self.busy.remove(place)\n",
         "A write that is still under way overwrites another file.",
         ("tests/fs/test_storagecache.py",),
+    ),
+    Mutant(
+        "tiers: what belongs in memory goes to storage",
+        POLICY,
+        "            if place == placement.MEMORY:\n                continue\n",
+        "",
+        "A file that has the attribute for memory is demoted.",
+        ("tests/fs/test_tierpolicy.py",),
+    ),
+    Mutant(
+        "tiers: what belongs on storage waits its turn",
+        POLICY,
+        "_Candidate(place != placement.STORAGE, used,",
+        "_Candidate(True, used,",
+        "A file that is used later, and belongs on storage, stays in memory.",
+        ("tests/fs/test_tierpolicy.py",),
+    ),
+    Mutant(
+        "tiers: any value says where a file belongs",
+        PLACEMENT,
+        "    if value not in PLACES:\n",
+        "    if not value:\n",
+        "A value with a slip of the pen is accepted and does nothing.",
+        ("tests/fs/test_placement.py",),
+    ),
+    Mutant(
+        "tiers: new files do not belong where their directory does",
+        "daxfs/fs/names.py",
+        "        placement.inherit(tx, parent, inode)\n",
+        "        pass\n",
+        "What is made in a directory of memory goes to storage.",
+        ("tests/fs/test_placement.py",),
+    ),
+    Mutant(
+        "tiers: the high watermark is fixed",
+        POLICY,
+        "(100 - volume.options.tier_high)",
+        "(100 - 90)",
+        "The mount option does nothing.",
+        ("tests/fs/test_tierpolicy.py",),
+    ),
+    Mutant(
+        "tiers: the low watermark is fixed",
+        POLICY,
+        "(100 - volume.options.tier_low)",
+        "(100 - 80)",
+        "The mount option does nothing.",
+        ("tests/fs/test_tierpolicy.py",),
     ),
     Mutant(
         "tiers: files are allocated on storage",
