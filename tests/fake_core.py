@@ -108,7 +108,7 @@ class FakeCore:
         self.inodes = {ROOT_INO: FakeInode(ROOT_INO, stat.S_IFDIR | 0o755, links=2)}
         self.pins = Pins()
         self.steps = FakeSteps(self)
-        self.storage = ""
+        self.storages: list[str] = []
         self.refuse: dict[str, BaseException] = {}
         self.calls: list[tuple[str, tuple[object, ...]]] = []
         self.cached: set[int] = set()

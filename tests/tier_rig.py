@@ -25,22 +25,24 @@ OPTIONS = ("-g", str(GROUP >> 12), "-N", "1024", "-J", "size=4")
 
 
 class Members(NamedTuple):
-    """The files of a tiered pool."""
+    """The files of a tiered pool: the memory, and the first member of the storage."""
 
     pool: Path
     storage: Path
 
     def join(self) -> Path:
-        """Return a file with the content of both, one after the other."""
+        """Return a file with the content of all members, one after the other."""
         with open_pool(self.pool, read_only=True, exclusively=False) as pool:
-            found = members.record(pool)
-        assert found is not None
+            found = members.records(pool)
+            length = found[0].label.begin if found else pool.size
         whole = self.pool.with_name("whole")
-        with self.pool.open("rb") as memory, self.storage.open("rb") as storage, whole.open("wb") as file:
-            file.write(memory.read(found.label.memory))
-            storage.seek(CONTENT)
-            file.write(storage.read(found.label.size))
-            file.truncate(found.label.memory + found.label.size)
+        with self.pool.open("rb") as memory, whole.open("wb") as file:
+            file.write(memory.read(length))
+            for record in found:
+                with open(record.find(str(self.pool)), "rb") as storage:
+                    storage.seek(CONTENT)
+                    file.write(storage.read(record.label.size))
+                file.truncate(record.place.end)
         return whole
 
     def check(self) -> None:
@@ -66,6 +68,13 @@ def fs(tiered: Members) -> Iterator[FileSystem]:
 
 def make(folder: Path, memory: int = MEMORY, storage: int = STORAGE, options: tuple[str, ...] = OPTIONS) -> Members:
     """Make a tiered pool."""
-    made = Members(folder / "pool", folder / "slow")
-    make_pool(made.pool, memory, options, sparse=True, tier=Tier(str(made.storage), storage + CONTENT))
+    return make_several(folder, memory, [storage], options)
+
+
+def make_several(folder: Path, memory: int, sizes: list[int], options: tuple[str, ...] = OPTIONS) -> Members:
+    """Make a tiered pool with several members of storage: ``slow``, ``slow2``, ..."""
+    paths = [folder / ("slow" if number == 1 else f"slow{number}") for number in range(1, len(sizes) + 1)]
+    tiers = [Tier(str(path), size + CONTENT) for path, size in zip(paths, sizes, strict=True)]
+    made = Members(folder / "pool", paths[0])
+    make_pool(made.pool, memory, options, sparse=True, tier=tiers)
     return made

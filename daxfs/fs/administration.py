@@ -137,10 +137,9 @@ class Administration:
     # Storage
 
     @property
-    def storage(self) -> str:
-        """The path of the pool's storage; "": it has none."""
-        found = self.volume.pool.storage
-        return "" if found is None else found.path
+    def storages(self) -> list[str]:
+        """The paths of the pool's members of storage; most pools have none."""
+        return [storage.path for storage in self.volume.pool.storages]
 
     def demote(self, ino: int, offset: int = 0, length: int = END) -> Moved:
         """Move what a regular file has in memory to the pool's storage (`daxfs.fs.tiers`), whole blocks.
@@ -183,7 +182,8 @@ class Administration:
         """
         if self.volume.tiers is not None:
             self.volume.tiers.parks = True
-            self.volume.tiers.queue.notify = notify
+            for queue in self.volume.tiers.queues:
+                queue.notify = notify
 
     # Snapshots
 

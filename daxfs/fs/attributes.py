@@ -260,7 +260,7 @@ def statfs(volume: Volume) -> StatFs:
     """
     geometry = volume.geometry
     sb = volume.view.superblock()
-    usable = volume.tiers is not None and not volume.tiers.queue.failed
+    usable = volume.tiers is not None and volume.tiers.usable
     unused = 0 if usable else groups.free_on_storage(volume.view)
     free = sb.free_blocks_count - unused + volume.pending_frees()
     for ino in volume.lives.ending.keys() & volume.lives.nameless:

@@ -124,7 +124,7 @@ def find_data(volume: Volume, node: Node, begin: int, length: int) -> tuple[list
             continue
         if first > reached:
             return parts, first - begin
-        if volume.tiers is not None and volume.tiers.holds(first + delta):
+        if volume.tiers is not None and volume.tiers.holds(end + delta - 1):
             if parts:
                 break
             parts.append(memoryview(data.gather(volume, node, first, min(end - first, room, GATHERED))))

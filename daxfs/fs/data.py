@@ -150,7 +150,7 @@ def _whole_map(volume: Volume, node: Node, inode: Inode) -> FileMap | None:
     else:
         mapped = FileMap()
         for count, run in enumerate(mapping.walk(volume.view, inode)):
-            apart = tiers is not None and tiers.holds(run.pblk << volume.block_bits)
+            apart = tiers is not None and tiers.holds((run.pblk + run.length << volume.block_bits) - 1)
             if count >= MAX_RUNS or apart or (bad and badmemory.overlaps(volume, run)):
                 node.scattered = True
                 return None
@@ -226,9 +226,12 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
     for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
         if unwritten:
             continue
-        if tiers is not None and tiers.holds(begin + delta):
-            content[begin - offset : end - offset] = tiers.content(begin + delta, end + delta)
-            continue
+        if tiers is not None and tiers.holds(end + delta - 1):
+            border = max(tiers.begin - delta, begin)
+            content[border - offset : end - offset] = tiers.content(border + delta, end + delta)
+            end = border  # a run that another program has made may have blocks of both kinds
+            if begin == end:
+                continue
         stop = badmemory.good_end(volume, begin, end, delta) if bad else end
         content[begin - offset : stop - offset] = memory[begin + delta : stop + delta]
         if stop < end:

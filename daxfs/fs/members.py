@@ -1,14 +1,16 @@
 """The members of a tiered pool: memory, then storage, under one file system (docs/TIERS.md).
 
-The pool is the memory. Where its storage is, an attribute of the root says (`Record`), and the storage's own label says
-that it is the right one. This module finds, verifies and attaches the storage of a pool that is being opened. Only a
-pool that is smaller than its file system can be tiered, so nothing else is looked at, and other pools pay nothing. What
-lies on storage has addresses in the pool, but no memory: every load and store there fails with EIO, in whichever layer.
+The pool is the memory. Where its storage is, an attribute of the root says (`Record`, one for each member), and a
+member's own label says that it is the right one. This module finds, verifies and attaches the storage of a pool that is
+being opened. Only a pool that is smaller than its file system can be tiered, so nothing else is looked at, and other
+pools pay nothing. What lies on storage has addresses in the pool, but no memory: every load and store there fails with
+EIO, in whichever layer.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, PoolError
@@ -19,6 +21,7 @@ from daxfs.journal.view import PoolView, View
 from daxfs.pmem.kinds import MOUNT_FAILED
 from daxfs.pmem.pool import open_pool
 from daxfs.pmem.storage import Label, Storage
+from daxfs.runs import ByteRange
 from daxfs.structures import inodes, xattrs
 
 if TYPE_CHECKING:
@@ -30,35 +33,51 @@ ATTRIBUTE = b"trusted.daxfs.storage"
 
 
 class Record(NamedTuple):
-    """What the pool says of its storage.
+    """What the pool says of one member of its storage.
 
     Attributes:
-        label: that of the storage.
-        path: where it was when the pool was made.
+        label: the member's, with its present size.
+        path: where it was when it was added.
     """
 
     label: Label
     path: str
 
-    def value(self) -> bytes:
-        """Return the attribute's value, a line that people can read."""
-        label = self.label
-        return f"{label.id.hex()} {label.memory} {label.size} ".encode() + os.fsencode(self.path)
+    @property
+    def place(self) -> ByteRange:
+        """The bytes of the pool that the member holds."""
+        return ByteRange(self.label.begin, self.label.begin + self.label.size)
 
-    @classmethod
-    def of(cls, value: bytes) -> Record | None:
-        """Return what a value says; None: it is not one."""
-        parts = value.split(b" ", 3)
-        try:
-            member, memory, size = bytes.fromhex(parts[0].decode()), int(parts[1]), int(parts[2])
-            return cls(Label(member, memory, size), os.fsdecode(parts[3]))
-        except (ValueError, IndexError):
-            return None
-
-    def place(self, pool: str) -> str:
-        """Return where the storage is: where it was, or under the same name beside the pool."""
+    def find(self, pool: str) -> str:
+        """Return where the member is: where it was, or under the same name beside the pool."""
         beside = os.path.join(os.path.dirname(os.path.realpath(pool)), os.path.basename(self.path))
         return beside if os.path.exists(beside) and not os.path.exists(self.path) else self.path
+
+
+Records = tuple[Record, ...]
+"""What the pool says of its storage: members in order; none, it has no storage."""
+
+
+def value_of(records: Records) -> bytes:
+    """Return the attribute's value: for each member a line that people can read, with a NUL between two lines."""
+    lines = [f"{label.id.hex()} {label.begin} {label.size} ".encode() + os.fsencode(path) for label, path in records]
+    return b"\0".join(lines)
+
+
+def records_in(value: bytes) -> Records:
+    """Return what a value says; empty: it is none, or its members do not follow each other."""
+    found: list[Record] = []
+    for line in value.split(b"\0"):
+        parts = line.split(b" ", 3)
+        try:
+            member, begin, size = bytes.fromhex(parts[0].decode()), int(parts[1]), int(parts[2])
+            record = Record(Label(member, begin, size), os.fsdecode(parts[3]))
+        except (ValueError, IndexError):
+            return ()
+        if begin <= 0 or size <= 0 or (found and found[-1].place.end != begin):
+            return ()
+        found.append(record)
+    return tuple(found)
 
 
 def memory_of(geometry: Geometry, size: int) -> int:
@@ -66,8 +85,8 @@ def memory_of(geometry: Geometry, size: int) -> int:
     return size - size % (geometry.blocks_per_group << geometry.block_bits)
 
 
-def record(pool: Pool) -> Record | None:
-    """Return what a pool says of its storage; None: it has none, or nothing that can be believed.
+def records(pool: Pool) -> Records:
+    """Return what a pool says of its storage; empty: it has none, or says nothing that can be believed.
 
     Raises:
         FsError, BadMemory: it has no ext4, or its superblock can't be read.
@@ -76,48 +95,51 @@ def record(pool: Pool) -> Record | None:
     try:
         geometry = Geometry.of(superblock)
     except FsError:
-        return None
-    size = geometry.blocks_count << geometry.block_bits
-    if size <= pool.memory_size:
-        return None
+        return ()
+    if geometry.blocks_count << geometry.block_bits <= pool.memory_size:
+        return ()
     try:
         found = _read(pool, geometry)
     except FsError:
         # A power cut may have torn the root's inode while it was copied home from the log.
-        found = _recovered(pool, superblock) if mounting.needs_recovery(superblock) else None
-    if found is None or found.label.memory + found.label.size != size or found.label.memory <= 0:
-        return None
-    return found if memory_of(geometry, found.label.memory) == found.label.memory else None
+        return _recovered(pool, superblock) if mounting.needs_recovery(superblock) else ()
+    if not found and mounting.needs_recovery(superblock):
+        return _recovered(pool, superblock)
+    return found
 
 
 def has_storage(pool: Pool) -> bool:
     """Return whether a pool has storage, as far as it can be read."""
     try:
-        return record(pool) is not None
+        return bool(records(pool))
     except FsError:
         return False
 
 
-def record_of(view: View) -> Record | None:
-    """Return the record that the root has; None: it is none.
+def records_of(view: View) -> Records:
+    """Return what the root says of the storage; empty: nothing that fits the file system.
 
     Raises:
-        FsError: ENODATA, there is none; or the root is damaged.
+        FsError: ENODATA, there is no such attribute; or the root is damaged.
     """
-    return Record.of(xattrs.get(view, inodes.read(view, EXT4_ROOT_INO), ATTRIBUTE))
+    geometry = view.geometry
+    found = records_in(xattrs.get(view, inodes.read(view, EXT4_ROOT_INO), ATTRIBUTE))
+    if not found or found[-1].place.end != geometry.blocks_count << geometry.block_bits:
+        return ()
+    return found if memory_of(geometry, found[0].label.begin) == found[0].label.begin else ()
 
 
-def _read(pool: Pool, geometry: Geometry) -> Record | None:
+def _read(pool: Pool, geometry: Geometry) -> Records:
     view = PoolView(pool, geometry)
     try:
         with pool.faults.checked():
-            return record_of(view)
+            return records_of(view)
     finally:
         view.release()
 
 
-def _recovered(pool: Pool, superblock: Superblock) -> Record | None:
-    """Read the record as recovery will leave it, in memory of this process."""
+def _recovered(pool: Pool, superblock: Superblock) -> Records:
+    """Read the records as recovery will leave them, in memory of this process."""
     try:
         geometry = Geometry.of(superblock)
         with open_pool(pool.path, private=True, exclusively=False) as private:
@@ -126,7 +148,7 @@ def _recovered(pool: Pool, superblock: Superblock) -> Record | None:
             mounting.recover_in_place(private)
             return _read(private, Geometry.of(mounting.read_superblock(private)))
     except (FsError, PoolError):
-        return None
+        return ()
 
 
 def attach(pool: Pool, *, exclusively: bool = True) -> None:
@@ -137,39 +159,60 @@ def attach(pool: Pool, *, exclusively: bool = True) -> None:
         exclusively: claim the storage; False, for reading only: use it beside others.
 
     Raises:
-        PoolError: the storage is missing, of another pool, too short, in use or can't be opened; or the memory is too
+        PoolError: a member is missing, of another pool, too short, in use or can't be opened; or the memory is too
             short. Nothing has changed.
     """
-    found = record(pool)
-    if found is None:
+    found = records(pool)
+    if not found:
         return
-    storage = opened(pool, found, exclusively=exclusively)
+    if pool.memory_size < (memory := found[0].label.begin):
+        text = f"{pool.path} has {pool.memory_size} bytes, and had {memory} of memory: it was cut"
+        raise PoolError(text, MOUNT_FAILED)
+    storages: list[Storage] = []
     try:
-        pool.attach(found.label.memory, found.label.size, storage)
+        for record in found:
+            storages.append(opened(pool, record, storages, exclusively=exclusively))
+        attach_all(pool, found, storages)
     except BaseException:
-        storage.close()
+        for storage in storages:
+            storage.close()
         raise
 
 
-def opened(pool: Pool, found: Record, *, exclusively: bool = True) -> Storage:
-    """Open and verify the storage that a pool's record names.
+def attach_all(pool: Pool, found: Records, storages: Sequence[Storage] = ()) -> None:
+    """Let the storage that records name follow the memory of a pool.
+
+    Raises:
+        PoolError: as `Pool.attach`.
+    """
+    begin = found[0].label.begin
+    pool.attach(begin, found[-1].place.end - begin, storages)
+
+
+def opened(pool: Pool, record: Record, others: Sequence[Storage] = (), *, exclusively: bool = True) -> Storage:
+    """Open and verify the member that a pool's record names.
+
+    Args:
+        pool: whose member it is.
+        record: of the member.
+        others: members before it, which are open.
+        exclusively: as `attach`.
 
     Raises:
         PoolError: as `attach`.
     """
-    label, path = found.label, found.place(pool.path)
-    if pool.memory_size < label.memory:
-        text = f"{pool.path} has {pool.memory_size} bytes, and had {label.memory} of memory: it was cut"
-        raise PoolError(text, MOUNT_FAILED)
+    label, path = record.label, record.find(pool.path)
     if os.path.exists(path) and os.path.samefile(path, pool.path):
         raise PoolError(f"{path} is the memory of {pool.path}, not its storage", MOUNT_FAILED)
+    if os.path.exists(path) and any(os.path.samestat(os.stat(path), other.status) for other in others):
+        raise PoolError(f"the storage of {pool.path}: {path} is there twice", MOUNT_FAILED)
     try:
         storage = Storage(path, read_only=pool.read_only or pool.private, exclusively=exclusively)
     except PoolError as error:
         raise PoolError(f"the storage of {pool.path}: {error}", MOUNT_FAILED) from None
     try:
         own = storage.label()
-        if own != label:
+        if own is None or own[:2] != label[:2]:
             what = "is that of another pool" if own else "has no label"
             raise PoolError(f"the storage of {pool.path}: {path} {what}", MOUNT_FAILED)
         if storage.room < label.size:
@@ -178,4 +221,5 @@ def opened(pool: Pool, found: Record, *, exclusively: bool = True) -> Storage:
     except BaseException:
         storage.close()
         raise
+    storage.place = record.place
     return storage

@@ -240,7 +240,9 @@ class _Move:
     def _move(self, piece: Piece, after: int) -> Steps[int]:
         """Move a piece, or a part of it, or keep it where it is; return the block of the file at which to go on."""
         volume, whole = self.volume, piece
-        if volume.tiers is not None and any(volume.tiers.holds(run.pblk << volume.block_bits) for run in piece.runs):
+        if volume.tiers is not None and any(
+            volume.tiers.holds((run.pblk + run.length << volume.block_bits) - 1) for run in piece.runs
+        ):
             return after
         if volume.pool.bad and any(badmemory.overlaps(volume, run) for run in piece.runs):
             good = self._good(piece) if piece.shortens else 0

@@ -29,11 +29,11 @@ MOST_UNITS = 512
 
 
 class StorageCache:
-    """The storage of one volume, as its readers see it.
+    """The storage of one volume, all members together, as its readers see it.
 
     Attributes:
-        begin: the offset in the pool at which storage begins.
-        queue: calls on the storage.
+        begin: the offset in the pool at which storage begins; ``end``: where it ends.
+        queues: calls on each member.
         busy: blocks on storage that are being read or written to move what they hold: no demotion takes them.
         group: the group in which a demotion has found room last.
         hand: the group whose files are looked at next for some that can go to storage (`daxfs.fs.tierpolicy`).
@@ -45,10 +45,8 @@ class StorageCache:
     """
 
     def __init__(self, pool: Pool) -> None:
-        assert pool.storage is not None
-        self.begin = pool.memory_size
-        self.end = pool.size
-        self.queue = StorageQueue(pool.storage)
+        self._pool = pool
+        self.queues = [StorageQueue(storage) for storage in pool.storages]
         self.busy: list[BlockRun] = []
         self.group = self.hand = 0
         self.promote: Callable[[int, int, int], Steps[None]] = _nothing
@@ -57,6 +55,39 @@ class StorageCache:
         self._units: OrderedDict[int, bytes] = OrderedDict()
         self._asked: dict[int, Ticket] = {}
         self._missing: list[int] = []
+
+    @property
+    def begin(self) -> int:
+        return self._pool.memory_size
+
+    @property
+    def end(self) -> int:
+        return self._pool.size
+
+    # Members
+
+    def queue_of(self, offset: int) -> StorageQueue:
+        """Return the calls on the member that holds a byte of the pool."""
+        return next(queue for queue in self.queues if offset < queue.storage.place.end)
+
+    def border_after(self, offset: int) -> int:
+        """Return where the memory or the member ends that holds a byte of the pool."""
+        return self.queue_of(offset).storage.place.end if self.holds(offset) else self.begin
+
+    @property
+    def usable(self) -> bool:
+        """Whether some member has not failed."""
+        return not all(queue.failed for queue in self.queues)
+
+    def load(self, begin: int, length: int) -> Ticket:
+        """Ask for bytes of the pool, all on one member."""
+        queue = self.queue_of(begin)
+        return queue.read(begin - queue.storage.place.begin, length)
+
+    def store(self, begin: int, content: bytes) -> Ticket:
+        """Ask that bytes of the pool, all on one member, be written and made durable."""
+        queue = self.queue_of(begin)
+        return queue.write(begin - queue.storage.place.begin, content)
 
     # Reading
 
@@ -81,12 +112,13 @@ class StorageCache:
 
         Raises:
             OnStorage: some of it must be brought first.
-            FsError: EIO, the storage has failed.
+            FsError: EIO, a member that has some of it has failed.
         """
         if self._missing:
             missing, self._missing = self._missing, []
-            if self.queue.failed:
-                raise self.queue.failure()
+            for queue in map(self.queue_of, missing):
+                if queue.failed:
+                    raise queue.failure()
             raise OnStorage(lambda: self._bring(missing))
 
     def _bring(self, units: list[int]) -> Steps[None]:
@@ -104,7 +136,7 @@ class StorageCache:
     def _ask(self, unit: int) -> Ticket:
         ticket = self._asked.get(unit)
         if ticket is None or ticket.failed:
-            ticket = self._asked[unit] = self.queue.read(unit - self.begin, min(UNIT, self.end - unit))
+            ticket = self._asked[unit] = self.load(unit, min(UNIT, self.border_after(unit) - unit))
         return ticket
 
     def occupying(self, place: BlockRun, ticket: Ticket) -> Steps[Any]:
@@ -139,12 +171,13 @@ class StorageCache:
             return
         bits = view.geometry.block_bits
         for run in mapping.walk(view, inodes.read(view, ino), begin >> bits, end - 1 >> bits):
-            if self.holds(run.pblk << bits):
+            if self.holds((run.pblk + run.length << bits) - 1):
                 raise OnStorage(lambda: self.promote(ino, begin, end))
 
     def close(self) -> None:
         """End the calls."""
-        self.queue.close()
+        for queue in self.queues:
+            queue.close()
 
 
 def _nothing(_ino: int, _begin: int, _end: int) -> Steps[None]:

@@ -41,7 +41,7 @@ class _Candidate(NamedTuple):
 def crowded(volume: Volume) -> bool:
     """Return whether more of the memory is in use than the high watermark, and something can be done about it."""
     cache = volume.tiers
-    if cache is None or cache.queue.failed or volume.read_only or not groups.free_on_storage(volume.view):
+    if cache is None or not cache.usable or volume.read_only or not groups.free_on_storage(volume.view):
         return False
     return _free(volume) * 100 < volume.geometry.memory_blocks * (100 - volume.options.tier_high)
 

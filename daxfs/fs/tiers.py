@@ -22,7 +22,7 @@ from daxfs.fs.change import Change
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.steps import Steps
 from daxfs.fs.storagecache import StorageCache
-from daxfs.fs.types import Caller, TierUse
+from daxfs.fs.types import Caller, MemberUse, TierUse
 from daxfs.runs import BlockRun, ByteRange, subtract
 from daxfs.structures import blocks, groups, inodes, mapping
 from daxfs.structures.mapping import Extent
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
+    from daxfs.pmem.storagequeue import StorageQueue
 
 AT_ONCE = 2 << 20
 """The most bytes that one handle moves."""
@@ -52,7 +53,7 @@ Mover = Callable[["Volume", "Node", Extent], Steps[Moved | None]]
 
 def attach(volume: Volume) -> None:
     """Let a volume read and write the storage of its pool, if it has some."""
-    if volume.pool.storage is not None:
+    if volume.pool.storages:
         volume.tiers = StorageCache(volume.pool)
         volume.tiers.promote = partial(_promote_for, volume)
 
@@ -66,7 +67,6 @@ def use(volume: Volume) -> TierUse:
     tiers, bits = _tiers(volume), volume.block_bits
     free = groups.free_on_storage(volume.view)
     return TierUse(
-        path=tiers.queue.storage.path,
         memory=tiers.begin,
         memory_free=volume.view.superblock().free_blocks_count - free << bits,
         storage=tiers.end - tiers.begin,
@@ -74,8 +74,14 @@ def use(volume: Volume) -> TierUse:
         read=tiers.read,
         promoted=tiers.promoted,
         demoted=tiers.demoted,
-        failed=tiers.queue.failed,
+        members=tuple(_use_of(volume, queue) for queue in tiers.queues),
     )
+
+
+def _use_of(volume: Volume, queue: StorageQueue) -> MemberUse:
+    bits, (begin, end), group = volume.block_bits, queue.storage.place, volume.geometry.group_of_block
+    free = groups.free_in(volume.view, range(group(begin >> bits), group((end >> bits) - 1) + 1))
+    return MemberUse(queue.storage.path, end - begin, free << bits, queue.failed)
 
 
 def _tiers(volume: Volume) -> StorageCache:
@@ -127,7 +133,8 @@ def _each_run(volume: Volume, ino: int, begin: int, end: int, move: Mover) -> St
             if found is None:
                 break
             lblk = max(lblk, found.lblk)
-            run = _part(found, lblk, min(stop, lblk + (AT_ONCE >> bits)))
+            border = _tiers(volume).border_after(found.pblk + lblk - found.lblk << bits) >> bits
+            run = _part(found, lblk, min(stop, lblk + (AT_ONCE >> bits), found.lblk + border - found.pblk))
             done = yield from move(volume, node, run)
             if done is not None:
                 moved, stayed = moved + done.moved, stayed + done.stayed
@@ -162,7 +169,7 @@ def _promote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]
     content = b""
     if not run.unwritten:
         place = BlockRun(run.pblk, run.length)
-        ticket = tiers.queue.read((run.pblk << bits) - tiers.begin, run.length << bits)
+        ticket = tiers.load(run.pblk << bits, run.length << bits)
         content = yield from tiers.occupying(place, ticket)
         if not _is_still(volume, node, run):
             return None
@@ -203,6 +210,8 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
     tiers, bits = _tiers(volume), volume.block_bits
     if tiers.holds(run.pblk << bits):
         return Moved(0, 0)
+    if not tiers.usable:
+        raise tiers.queues[0].failure()
     place = None if run.unwritten or node.grants is not None else _find(volume, tiers, run.length)
     if place is None or (volume.pool.bad and badmemory.overlaps(volume, run)):
         return Moved(0, run.length)
@@ -213,7 +222,7 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
     volume.finish_copy()
     target = ByteRange(place.start << bits, place.start + place.length << bits)
     tiers.forget(*target)
-    yield from tiers.occupying(place, tiers.queue.write(target.begin - tiers.begin, content))
+    yield from tiers.occupying(place, tiers.store(target.begin, content))
     tiers.forget(*target)
     datalog.settle(volume, node.ino, run.lblk << bits, run.lblk + run.length << bits)
     # A store in place leaves the map as it is.
@@ -232,6 +241,8 @@ def _find(volume: Volume, tiers: StorageCache, most: int) -> BlockRun | None:
     busy = sorted(ByteRange(start, start + length) for start, length in tiers.busy)
     for step in range(count):
         group = first + (tiers.group - first + step) % count
+        if tiers.queue_of(geometry.first_block(group) << volume.block_bits).failed:
+            continue
         best: BlockRun | None = None
         for start, length in blocks.free_runs(view, group, 1):
             for low, high in subtract([ByteRange(start, start + length)], busy):

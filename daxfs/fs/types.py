@@ -278,11 +278,26 @@ class Grant(NamedTuple):
     made: bool
 
 
+class MemberUse(NamedTuple):
+    """One member of a pool's storage, in bytes.
+
+    Attributes:
+        path: where it is.
+        size: what the file system has there; ``free`` of it is free.
+        free: see above.
+        failed: why nothing on it can be used any longer; "": it can.
+    """
+
+    path: str
+    size: int
+    free: int
+    failed: str
+
+
 class TierUse(NamedTuple):
     """Memory and storage of a tiered pool, in bytes.
 
     Attributes:
-        path: of the storage.
         memory: what the file system has in memory; ``memory_free`` of it is free.
         memory_free: see above.
         storage: what it has on storage; ``storage_free`` of it is free.
@@ -290,10 +305,9 @@ class TierUse(NamedTuple):
         read: read from storage for readers since the mount.
         promoted: moved to memory since the mount.
         demoted: moved to storage since the mount.
-        failed: why nothing on storage can be used any longer; "": it can.
+        members: those of the storage, in order.
     """
 
-    path: str
     memory: int
     memory_free: int
     storage: int
@@ -301,7 +315,7 @@ class TierUse(NamedTuple):
     read: int
     promoted: int
     demoted: int
-    failed: str
+    members: tuple[MemberUse, ...]
 
 
 class WriteNotification(NamedTuple):

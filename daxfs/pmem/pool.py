@@ -17,7 +17,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -53,7 +53,7 @@ class Pool:
         kind: ``file``, ``tmpfs``, ``fsdax``, ``block``, ``devdax`` or ``memory``.
         size: bytes in ``memory``: a multiple of 1 KiB, so that the incomplete last block of a file is left out.
         memory_size: bytes of ``memory`` that are memory, all of them unless `attach` has put storage after it.
-        storage: the member that has what is not memory; None as a rule.
+        storages: the members that have what is not memory, in order; none as a rule.
         file_size: bytes of the file or device as the system reports it.
         align: alignment of the medium's own mapping in bytes (2 MiB on most devdax devices, else a page).
         read_only: whether stores raise EROFS.
@@ -97,7 +97,7 @@ class Pool:
         self.kind = kind
         self.memory = memory
         self.size = self.memory_size = len(memory)
-        self.storage: Storage | None = None
+        self.storages: tuple[Storage, ...] = ()
         self.file_size = self.size if file_size is None else file_size
         self.align = align
         self.read_only = read_only
@@ -202,11 +202,12 @@ class Pool:
         """
         raise FsError(errno.EOPNOTSUPP, f"{self.path}: a pool of kind {self.kind} can't have {length} bytes")
 
-    def attach(self, memory: int, length: int, storage: Storage | None = None) -> None:  # noqa: ARG002
+    def attach(self, memory: int, length: int, storages: Sequence[Storage] = ()) -> None:  # noqa: ARG002
         """Let ``length`` bytes of storage follow the first ``memory`` bytes of the pool, which are then all of it.
 
         Storage has addresses and no memory: each load and store there is a fault, as where memory is missing. So code
-        that does not know about storage gets EIO. The pool closes ``storage``; None: nobody reads what lies there.
+        that does not know about storage gets EIO. The pool closes ``storages``; none: nobody reads what lies there. A
+        later call with the same memory makes the storage longer or shorter; of members that go the caller disposes.
 
         Raises:
             PoolError: this kind of pool can't have storage, or there are not so many addresses. Nothing has changed.
@@ -259,8 +260,8 @@ class Pool:
         """
         if self._open:
             self._open = False
-            if self.storage is not None:
-                self.storage.close()
+            for storage in self.storages:
+                storage.close()
             self.unhooked.retire()
             _release(self.memory)
             self._unmap()
@@ -440,16 +441,16 @@ class MappedPool(Pool):
         self.advise()
         self.reserve_holes()
 
-    def attach(self, memory: int, length: int, storage: Storage | None = None) -> None:
+    def attach(self, memory: int, length: int, storages: Sequence[Storage] = ()) -> None:
         """As `Pool.attach`."""
-        empty = os.memfd_create("storage", os.MFD_CLOEXEC)  # mapped past its end
+        if self._empty < 0:
+            self._empty = os.memfd_create("storage", os.MFD_CLOEXEC)  # mapped past its end
         try:
-            self._addresses.end_in_nothing(memory, length, empty, self.align)
+            self._addresses.end_in_nothing(memory, length, self._empty, self.align)
         except OSError as error:
-            os.close(empty)
             text = f"{self.path}: no addresses for {memory + length} bytes ({error.strerror})"
             raise PoolError(text, kinds.MOUNT_FAILED) from None
-        self._empty, self.memory_size, self.storage = empty, memory, storage
+        self.memory_size, self.storages = memory, tuple(storages)
         self._follow_addresses()
 
     def _follow_addresses(self) -> None:

@@ -156,22 +156,28 @@ class AddressRange:
     def end_in_nothing(self, offset: int, length: int, empty: int, unit: int) -> None:
         """Let the regions end at ``offset``, and ``length`` bytes follow where every load and store is SIGBUS.
 
+        A later call with the same ``offset`` makes what follows longer or shorter. Views made before stay valid.
+
         Args:
             offset: at most the bytes of all regions, a multiple of ``unit``.
-            length: bytes of addresses that follow.
+            length: bytes of addresses that follow; 0: none.
             empty: the descriptor of an empty file, which must stay open.
             unit: what mmap(2) can map, in bytes.
 
         Raises:
             OSError: mmap(2) failed, or no range has so many addresses; the regions stay as they were.
         """
+        before = self.regions[:]
+        if self.regions[-1].descriptor == self.empty:
+            self.regions.pop()
         last = self.regions[-1]
         kind = mmap.MAP_SHARED if last.flags & mmap.MAP_SHARED else mmap.MAP_PRIVATE
         nothing = Region(offset, length, empty, 0, last.protection, kind)
-        before = self.regions[:]
         self.regions[-1:] = [last._replace(length=offset - last.offset), nothing]
         try:
-            if nothing.end > self.room - mmap.PAGESIZE:
+            if not length:
+                self.regions.pop()
+            elif nothing.end > self.room - mmap.PAGESIZE:
                 self._move(nothing, unit)
             else:
                 self._map(nothing, offset, length)

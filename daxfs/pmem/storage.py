@@ -1,7 +1,7 @@
 """The storage member of a tiered pool: a file or a block device that is read and written, and never mapped.
 
-A tiered pool is memory followed by storage, under one file system (docs/TIERS.md). A member of storage begins with a
-`Label`, which says to which pool it belongs; its content begins at `CONTENT`. This module opens, claims and verifies
+A tiered pool is memory followed by members of storage, under one file system (docs/TIERS.md). Each of these begins with
+a `Label`, which says to which pool it belongs; its content begins at `CONTENT`. This module opens, claims and verifies
 one, and reads and writes its content by offset. Each call returns when the system call does, however long that takes.
 It knows nothing of what the content means, nor how a pool finds its member (`daxfs.fs.members`).
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds
 from daxfs.pmem.descriptors import above_standard
+from daxfs.runs import ByteRange
 
 CONTENT = 2 << 20
 """Where the content begins, in bytes: a multiple of every unit that devices and file systems have."""
@@ -30,12 +31,12 @@ class Label(NamedTuple):
 
     Attributes:
         id: random bytes; the pool's record of its storage has the same.
-        memory: bytes of memory that come before the storage.
-        size: bytes of content.
+        begin: bytes of the pool before it, memory and other members.
+        size: bytes of content when the label was stored; the pool's record has those of today.
     """
 
     id: bytes
-    memory: int
+    begin: int
     size: int
 
 
@@ -51,6 +52,7 @@ class Storage:
         path: for messages.
         room: bytes that it has for content.
         read_only: whether it is open for reading only.
+        place: the bytes of the pool that it holds.
     """
 
     def __init__(self, path: str, *, read_only: bool = False, exclusively: bool = True) -> None:
@@ -62,6 +64,7 @@ class Storage:
         """
         self.path = path
         self.read_only = read_only
+        self.place = ByteRange(0, 0)
         if not os.path.exists(path):
             raise PoolError(f"{path} does not exist", kinds.MOUNT_FAILED)
         target = kinds.identify(path)
@@ -85,8 +88,8 @@ class Storage:
     def label(self) -> Label | None:
         """Return its label; None: it has none."""
         found = self._pread(_LABEL.size, 0)
-        magic, member, memory, size = _LABEL.unpack(found.ljust(_LABEL.size, b"\0"))
-        return Label(member, memory, size) if magic == _MAGIC else None
+        magic, member, begin, size = _LABEL.unpack(found.ljust(_LABEL.size, b"\0"))
+        return Label(member, begin, size) if magic == _MAGIC else None
 
     def set_label(self, label: Label) -> None:
         """Store its label, durably."""

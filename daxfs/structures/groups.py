@@ -79,13 +79,17 @@ def free_on_storage(view: View) -> int:
         return 0
     known = view.caches[OnStorage]
     if known.free < 0:
-        total = 0
-        first = geometry.memory_groups
-        for index in range(first // geometry.desc_per_block, geometry.desc_blocks):
-            found = counts(view, index)
-            total += int(found.free_blocks[max(first - found.first, 0) :].sum())
-        known.free = total
+        known.free = free_in(view, range(geometry.memory_groups, geometry.groups_count))
     return known.free
+
+
+def free_in(view: View, some: range) -> int:
+    """Return how many blocks of some groups, one after the other, are free."""
+    total, per_block = 0, view.geometry.desc_per_block
+    for index in range(some.start // per_block, -(-some.stop // per_block)):
+        found = counts(view, index)
+        total += int(found.free_blocks[max(some.start - found.first, 0) : some.stop - found.first].sum())
+    return total
 
 
 class _End(Cache):

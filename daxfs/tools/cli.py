@@ -71,7 +71,7 @@ def common_options(
 @app.command(
     "mkfs",
     context_settings={**PASS_THROUGH, "help_option_names": ["--help"]},
-    options_metavar="POOL [--size S] [--sparse] [--tier FILE[:SIZE]] [--keep-mode] [--trust-owner] [MKE2FS OPTIONS]",
+    options_metavar="POOL [--size S] [--sparse] [--tier FILE[:SIZE]]... [--keep-mode] [--trust-owner] [MKE2FS OPTIONS]",
 )
 def mkfs_command(context: typer.Context) -> None:
     """Make an ext4 file system in POOL with mke2fs; --size creates the file. Other options go to mke2fs.
@@ -79,7 +79,8 @@ def mkfs_command(context: typer.Context) -> None:
     A file is fully allocated, unless --sparse is given. It gets mode 0600, because a user who may read it can read
     every file in it, unless --keep-mode is given. A pool that others can change is refused without --trust-owner.
 
-    --tier puts storage after the memory: a file or block device, made with SIZE if it does not exist (docs/TIERS.md).
+    --tier puts storage after the memory, once for each file or block device; a file that does not exist is made with
+    SIZE (docs/TIERS.md).
     """
     mkfs_arguments(context.args)
 

@@ -39,7 +39,8 @@ class Info:
         persistence: what a mount chooses by itself.
         errors: errors of metadata since the last check; `first_error` and `last_error` are the fields of
             `daxfs.ext4.superblock.RecordedError`.
-        storage: the pool's storage: its ``path``, its ``size``, how much of it is ``free``, its ``state``; empty: none.
+        storage: the members of the pool's storage: each one's ``path``, its ``size``, how much of it is ``free``, and
+            its ``state``; empty: none.
         on_errors: what such an error does to a mount: ``continue`` or ``remount-ro``.
         mount: the status of the mount, from its daemon (`daxfs.fuse.kernel.status`); empty without a mount.
     """
@@ -74,7 +75,7 @@ class Info:
     last_written: str
     features: list[str]
     unsupported: list[str]
-    storage: dict[str, Any]
+    storage: list[dict[str, Any]]
     mount: dict[str, Any]
 
 
@@ -162,32 +163,34 @@ def _gather(found: Reading, mountpoint: str) -> Info:
     )
 
 
-def _storage(found: Reading) -> dict[str, Any]:
-    """Describe the pool's storage; empty if it has none."""
+def _storage(found: Reading) -> list[dict[str, Any]]:
+    """Describe the members of the pool's storage; empty if it has none."""
     pool = found.pool
-    record = members.record_of(found.view) if pool.memory_size < pool.size else None
-    if record is None:
-        return {}
-    path, state = record.place(pool.path), "present"
+    records = members.records_of(found.view) if pool.memory_size < pool.size else ()
+    return [_member(found, record) for record in records]
+
+
+def _member(found: Reading, record: members.Record) -> dict[str, Any]:
+    state, bits = "present", found.geometry.block_bits
     try:
-        members.opened(pool, record, exclusively=False).close()
+        members.opened(found.pool, record, exclusively=False).close()
     except PoolError as error:
         state = str(error)
-    bits = found.geometry.block_bits
-    found.geometry.bound(pool.memory_size)
+    first, last = (found.geometry.group_of_block(byte >> bits) for byte in (record.place.begin, record.place.end - 1))
     return {
-        "path": path,
+        "path": record.find(found.pool.path),
         "size": record.label.size,
-        "free": groups.free_on_storage(found.view) << bits,
+        "free": groups.free_in(found.view, range(first, last + 1)) << bits,
         "state": state,
     }
 
 
-def _storage_line(storage: dict[str, Any]) -> str:
-    if not storage:
-        return ""
-    state = "" if storage["state"] == "present" else f"; {storage['state']}"
-    return f"{storage['path']}, {format_size(storage['size'])}, {format_size(storage['free'])} free{state}"
+def _storage_line(storage: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{each['path']}, {format_size(each['size'])}, {format_size(each['free'])} free"
+        + ("" if each["state"] == "present" else f"; {each['state']}")
+        for each in storage
+    )
 
 
 def _facts(mountpoint: str) -> tuple[dict[str, Any], int, int]:

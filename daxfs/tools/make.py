@@ -13,7 +13,7 @@ from daxfs.tools.sizes import format_size, parse_size
 from daxfs.tools.tiermaking import Tier
 
 _USAGE_TEXT = (
-    "usage: daxfs mkfs POOL [--size SIZE] [--sparse] [--tier FILE[:SIZE]] [--keep-mode] [--trust-owner] "
+    "usage: daxfs mkfs POOL [--size SIZE] [--sparse] [--tier FILE[:SIZE]]... [--keep-mode] [--trust-owner] "
     "[mke2fs options]"
 )
 _LONG_OPTIONS = ["size=", "sparse", "tier=", "keep-mode", "trust-owner"]
@@ -50,7 +50,7 @@ class Asked(NamedTuple):
     keep_mode: bool
     trust_owner: bool
     sparse: bool
-    tier: Tier | None
+    tier: list[Tier]
 
 
 def split(arguments: Sequence[str]) -> Asked:
@@ -74,7 +74,7 @@ def split(arguments: Sequence[str]) -> Asked:
     if len(places) == 2:
         size = parse_size(places[1])
     given = {name for name, _ in pairs}
-    tier = tiermaking.parse([value for name, value in pairs if name == "--tier"])
+    tier = [tiermaking.parse(value) for name, value in pairs if name == "--tier"]
     return Asked(places[0], size, extra, "--keep-mode" in given, "--trust-owner" in given, "--sparse" in given, tier)
 
 

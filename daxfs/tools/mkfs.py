@@ -112,7 +112,7 @@ def make_pool(
     keep_mode: bool = False,
     trust_owner: bool = False,
     sparse: bool = False,
-    tier: Tier | None = None,
+    tier: Sequence[Tier] = (),
 ) -> Report:
     """Make an ext4 file system in a file or on a device.
 
@@ -126,7 +126,7 @@ def make_pool(
         trust_owner: accept a pool that users besides root and this user can change (`daxfs.pmem.ownership`).
         sparse: leave holes in a file; otherwise the whole file is allocated, so that no store into the pool can meet a
             full file system.
-        tier: storage that follows the memory (`daxfs.tools.tiermaking`).
+        tier: the members of storage that follow the memory (`daxfs.tools.tiermaking`).
 
     Raises:
         UserError: mke2fs is missing or refused; the pool is in use, has content, can be changed by others or can't be
@@ -138,7 +138,7 @@ def make_pool(
     options = _parse(extra)
     mke2fs = find_tool("mke2fs")
     if "-n" in options.given:
-        if tier is not None:
+        if tier:
             raise UserError("-n shows pools without --tier only", _FAILED)
         kind, length, command, output = _rehearse(mke2fs, name, size, options)
         return Report(name, kind, length, options.block_size, command, output, 0, 0, time.monotonic() - started, 0)
@@ -150,12 +150,12 @@ def make_pool(
             )
         regular = stat.S_ISREG(target.status.st_mode)
         restrict = partial(targets.restrict, name, descriptor) if regular and not keep_mode else _leave
-        if tier is not None:
+        if tier:
             if regular and not sparse:
                 room.require(name, descriptor, target.exact_size)
             given = {"sparse": sparse, "keep_mode": keep_mode, "trust_owner": trust_owner}
-            with tiermaking.opened(tier, name, force="-F" in options.given, **given) as storage:
-                made = _make_tiered(mke2fs, target, size, options, restrict, progress, storage)
+            with tiermaking.all_opened(tier, name, force="-F" in options.given, **given) as storages:
+                made = _make_tiered(mke2fs, target, size, options, restrict, progress, storages)
             if regular and not sparse:
                 room.fill(name, descriptor, target.exact_size, target.kind)
         elif target.only_mapped:
@@ -254,14 +254,14 @@ def _make_tiered(
     options: _Options,
     restrict: Callable[[], None],
     progress: Progress | None,
-    storage: Storage,
+    storages: Sequence[Storage],
 ) -> _Made:
     """Make an image of memory and storage, copy it to the memory, where all of it lies, and join both."""
     group = tiermaking.group_bytes(options.passed, options.block_size)
     if target.kind not in (kinds.BLOCK, kinds.DEVDAX) and size is not None and size != target.exact_size:
         raise UserError(f"{target.path} has {format_size(target.exact_size)}; leave --size out, or remove it", _FAILED)
     memory = tiermaking.memory_of(target.path, target.size if size is None else size, group)
-    length = memory + storage.room - storage.room % options.block_size
+    length = tiermaking.place(storages, memory, group)
     words, extended = tiermaking.options(options.features, memory, length, group, reserved="-m" in options.given)
     passed = (*words, *options.passed_without("-O"))
     options = replace(options, passed=passed, extended=(*extended, *options.extended))
@@ -269,7 +269,7 @@ def _make_tiered(
         command, output = _run(mke2fs, options, memory, True, [image], name=target.path)
         tiermaking.refuse_metadata_on_storage(target.path, image, memory)
         copied, zeroed = copy_image(image, pool, progress)
-        tiermaking.join(pool, storage, memory)
+        tiermaking.join(pool, storages)
     return length, command, output, copied, zeroed
 
 

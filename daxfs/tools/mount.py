@@ -139,8 +139,8 @@ def open_core(pool: str, source: str, mountpoint: str, wanted: MountOptions) -> 
         ownership.refuse(pool, os.stat(source), _TRUST)
     core = FileSystem.open(source, wanted.of_volume(mountpoint))
     try:
-        if core.storage:
-            _check_storage(core.storage, wanted)
+        for storage in core.storages:
+            _check_storage(storage, wanted)
     except BaseException:
         core.close()
         raise

@@ -101,9 +101,9 @@ def _open(path: str) -> Pool:
 def _with_addresses(pool: Pool) -> Pool:
     """Give the storage of a tiered pool addresses, so that its blocks have numbers; nothing reads their content."""
     try:
-        found = members.record(pool)
-        if found is not None:
-            pool.attach(found.label.memory, found.label.size)
+        found = members.records(pool)
+        if found:
+            members.attach_all(pool, found)
     except FsError:
         pass  # who reads the superblock says what is wrong with it
     except BaseException:

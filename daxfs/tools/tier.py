@@ -37,7 +37,10 @@ def show(mountpoint: str, *, as_json: bool = False) -> None:
         size, free = found[name], found[f"{name}_free"]
         used = 100 - 100 * free // size
         print(f"{name + ':':<10} {format_size(size)}, {format_size(free)} free ({used} % used)")
-    print(f"{'path:':<10} {found['path']}" + (f", failed: {found['failed']}" if found["failed"] else ""))
+    for each in found["members"]:
+        path, size, free, failed = each
+        line = f"{'member:':<10} {path}, {format_size(size)}, {format_size(free)} free"
+        print(line + (f", failed: {failed}" if failed else ""))
     moved = ", ".join(f"{format_size(found[name])} {name}" for name in ("read", "promoted", "demoted"))
     print(f"{'since:':<10} {moved}")
 

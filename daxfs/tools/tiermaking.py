@@ -1,7 +1,8 @@
 """What `mkfs` does for a pool with storage (docs/TIERS.md): the storage's file, mke2fs's options, label and record.
 
 The pool's file or device becomes the memory. mke2fs makes an image of memory and storage together, all of whose
-metadata must lie in the memory; the image is then copied there, and the storage gets nothing but its label.
+metadata must lie in the memory; the image is then copied there, and each member of the storage gets nothing but its
+label.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
 from daxfs.errors import UserError
-from daxfs.fs import members, mounting
+from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
 from daxfs.pmem import kinds, storage
 from daxfs.pmem.pool import Pool
 from daxfs.pmem.storage import CONTENT, Label, Storage
+from daxfs.runs import ByteRange
 from daxfs.tools import room, targets
 from daxfs.tools.imagecopy import used_ranges
 from daxfs.tools.sizes import format_size, parse_size
@@ -31,25 +33,21 @@ _FEATURES = "sparse_super2,^resize_inode,^meta_bg"
 
 
 class Tier(NamedTuple):
-    """What the user says of the storage: its path, and the size of a new file."""
+    """What the user says of a member of the storage: its path, and the size of a new file."""
 
     path: str
     size: int | None
 
 
-def parse(given: Sequence[str]) -> Tier | None:
-    """Parse the values of ``--tier``, each ``SLOWFILE`` or ``SLOWFILE:SIZE``.
+def parse(given: str) -> Tier:
+    """Parse a value of ``--tier``: ``SLOWFILE`` or ``SLOWFILE:SIZE``.
 
     Raises:
-        UserError: there are several, or the size is none.
+        UserError: the size is none.
     """
-    if not given:
-        return None
-    if len(given) > 1:
-        raise UserError("one --tier is possible: a pool has its memory and one storage", _FAILED)
-    path, _, size = given[0].rpartition(":")
-    if not path or os.path.exists(given[0]):
-        return Tier(given[0], None)
+    path, _, size = given.rpartition(":")
+    if not path or os.path.exists(given):
+        return Tier(given, None)
     return Tier(path, parse_size(size))
 
 
@@ -133,6 +131,42 @@ def opened(
             targets.sync_folder(tier.path)
 
 
+@contextmanager
+def all_opened(
+    given: Sequence[Tier], pool: str, *, force: bool, sparse: bool, keep_mode: bool, trust_owner: bool
+) -> Iterator[list[Storage]]:
+    """Open and claim all members of the storage, as `opened`.
+
+    Raises:
+        UserError: as `opened`, or one is given twice.
+    """
+    with ExitStack() as stack:
+        found: list[Storage] = []
+        for tier in given:
+            if os.path.exists(tier.path) and any(os.path.samestat(os.stat(tier.path), one.status) for one in found):
+                raise UserError(f"{tier.path} is given twice", _FAILED)
+            options = {"force": force, "sparse": sparse, "keep_mode": keep_mode, "trust_owner": trust_owner}
+            found.append(stack.enter_context(opened(tier, pool, **options)))
+        yield found
+
+
+def place(storages: Sequence[Storage], memory: int, group: int) -> int:
+    """Place members one after the other behind the memory, each with whole groups; return where the last one ends.
+
+    Raises:
+        UserError: a member has no room for one group.
+    """
+    end = memory
+    for member in storages:
+        size = member.room - member.room % group
+        if not size:
+            text = f"{member.path} has room for {format_size(member.room)}; storage needs {format_size(group)}"
+            raise UserError(f"{text} at least (-g makes groups smaller)", _FAILED)
+        member.place = ByteRange(end, end + size)
+        end += size
+    return end
+
+
 def refuse_metadata_on_storage(name: str, image: str, memory: int) -> None:
     """Refuse an image in which a block past the memory is in use.
 
@@ -145,13 +179,14 @@ def refuse_metadata_on_storage(name: str, image: str, memory: int) -> None:
         raise UserError(f"{text}; give it more, the storage less, or fewer inodes (-i)", _FAILED)
 
 
-def join(pool: Pool, found: Storage, memory: int) -> None:
-    """Label the storage, attach it to the new pool, and have the pool record where it is."""
-    superblock = mounting.read_superblock(pool)
-    size = superblock.blocks_count * superblock.block_size - memory
-    label = Label(storage.new_id(), memory, size)
-    found.set_label(label)
-    record = members.Record(label, kinds.lasting_path(found.path))
-    pool.attach(memory, size)
+def join(pool: Pool, storages: Sequence[Storage]) -> None:
+    """Label the members of the storage, attach them to the new pool, and have the pool record where they are."""
+    records: list[members.Record] = []
+    for each in storages:
+        begin, end = each.place
+        label = Label(storage.new_id(), begin, end - begin)
+        each.set_label(label)
+        records.append(members.Record(label, kinds.lasting_path(each.path)))
+    members.attach_all(pool, tuple(records))
     with FileSystem.open(pool) as fs:
-        fs.setxattr(ROOT_INO, members.ATTRIBUTE, record.value())
+        fs.setxattr(ROOT_INO, members.ATTRIBUTE, members.value_of(tuple(records)))

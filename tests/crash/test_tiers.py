@@ -36,13 +36,13 @@ class Cuts:
         self._folder.mkdir()
         tiers = self.fs.volume.tiers
         assert tiers is not None
-        sync = tiers.queue.storage.sync
+        sync = tiers.queues[0].storage.sync
 
         def synchronised() -> None:
             sync()
             self.stable = self.members.storage.read_bytes()
 
-        tiers.queue.storage.sync = synchronised  # type: ignore[method-assign]
+        tiers.queues[0].storage.sync = synchronised  # type: ignore[method-assign]
 
     def cut(self) -> None:
         """Cut the power, recover, and compare."""

@@ -41,7 +41,7 @@ def tiered(made: Members, tmp_path: Path) -> Members:
 
 def test_metadata_stays_in_memory(tiered: Members) -> None:
     with FileSystem.open(tiered.pool) as fs:
-        assert fs.storage == str(tiered.storage)
+        assert fs.storages == [str(tiered.storage)]
         before = fs.statfs()
         assert before.blocks << 12 > tier_rig.STORAGE, "what is free on storage counts"
         fs.tree.mkdir("/d")
@@ -101,7 +101,7 @@ def test_a_power_cut_in_the_middle_of_a_commit(tiered: Members) -> None:
     torn[(block << 12) + offset + 0x18] ^= 0xFF
     tiered.pool.write_bytes(torn)
     with FileSystem.open(tiered.pool) as fs:
-        assert fs.storage
+        assert fs.storages
         assert fs.tree.listdir("/d") == []
     tiered.check()
 
@@ -109,9 +109,8 @@ def test_a_power_cut_in_the_middle_of_a_commit(tiered: Members) -> None:
 def test_readers_share_the_storage_and_a_writer_does_not(tiered: Members) -> None:
     options = Options(read_only=True)
     with FileSystem.open(tiered.pool, options) as fs, FileSystem.open(tiered.pool, options) as other:
-        assert fs.storage == other.storage != ""
-        assert fs.volume.pool.storage is not None
-        assert fs.volume.pool.storage.read_only
+        assert fs.storages == other.storages != []
+        assert fs.volume.pool.storages[0].read_only
 
 
 def replaced(tiered: Members, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_storage_in_use_or_read_only(tiered: Members, tmp_path: Path) -> None:
         with pytest.raises(PoolError, match="no permission"):
             FileSystem.open(tiered.pool)
         with FileSystem.open(tiered.pool, Options(read_only=True)) as fs:
-            assert fs.storage
+            assert fs.storages
     finally:
         run("chattr", "-i", tiered.storage)
 
@@ -164,14 +163,15 @@ def test_storage_in_use_or_read_only(tiered: Members, tmp_path: Path) -> None:
 def test_a_record_that_cant_be_right_is_none(tiered: Members) -> None:
     """The pool is then too small for its file system, as one that was cut."""
     with open_pool(tiered.pool) as pool:
-        found = members.record(pool)
-    assert found is not None
-    for label in (found.label._replace(size=found.label.size + 4096), found.label._replace(memory=-1)):
-        _set_record(tiered, found._replace(label=label).value())
+        (found,) = members.records(pool)
+    for label in (found.label._replace(size=found.label.size + 4096), found.label._replace(begin=-1)):
+        _set_record(tiered, members.value_of((found._replace(label=label),)))
         with open_pool(tiered.pool) as pool:
-            assert members.record(pool) is None
-    for value in (b"", b"x y z /slow", b"00 1 2"):
-        assert members.Record.of(value) is None
+            assert members.records(pool) == ()
+    second = b"00 8192 4096 /b"
+    assert len(members.records_in(b"00 4096 4096 /a\0" + second)) == 2
+    for value in (b"", b"x y z /slow", b"00 1 2", b"00 4096 0 /a", b"00 4096 8192 /a\0" + second, second + b"\0"):
+        assert members.records_in(value) == ()
 
 
 def _set_record(tiered: Members, value: bytes) -> None:

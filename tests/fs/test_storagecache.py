@@ -15,7 +15,7 @@ from daxfs.pmem import storagequeue
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.storage import CONTENT, Storage
 from daxfs.pmem.storagequeue import Ticket
-from daxfs.runs import BlockRun
+from daxfs.runs import BlockRun, ByteRange
 
 BEGIN = 4 * UNIT
 
@@ -26,7 +26,9 @@ def cache(tmp_path: Path) -> Iterator[StorageCache]:
     (tmp_path / "slow").write_bytes(bytes(CONTENT) + b"".join(bytes([number]) * UNIT for number in range(8)))
     pool = MemoryPool(12 * UNIT)
     pool.memory_size = BEGIN
-    pool.storage = Storage(str(tmp_path / "slow"))
+    storage = Storage(str(tmp_path / "slow"))
+    storage.place = ByteRange(BEGIN, 12 * UNIT)
+    pool.storages = (storage,)
     cache = StorageCache(pool)
     yield cache
     cache.close()
@@ -54,9 +56,9 @@ def test_parts_of_units(cache: StorageCache) -> None:
 def test_what_was_read_is_kept_and_the_oldest_is_dropped(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storagecache, "MOST_UNITS", 2)
     calls: list[int] = []
-    read_storage = cache.queue.storage.read
+    read_storage = cache.queues[0].storage.read
     monkeypatch.setattr(
-        cache.queue.storage, "read", lambda offset, length: calls.append(offset) or read_storage(offset, length)
+        cache.queues[0].storage, "read", lambda offset, length: calls.append(offset) or read_storage(offset, length)
     )
     for unit in (0, 1, 0, 2, 0, 1):
         assert read(cache, unit * UNIT, unit * UNIT + 1) == bytes([unit])
@@ -73,18 +75,18 @@ def test_a_call_that_is_under_way_when_its_blocks_change_is_not_kept(cache: Stor
     if waiting is not None:
         waiting.wait()
     finish(steps)
-    cache.queue.storage.write(0, b"new")
+    cache.queues[0].storage.write(0, b"new")
     assert read(cache, 0, 3) == b"new"
 
 
 def test_blocks_of_an_abandoned_call_stay_occupied(cache: StorageCache) -> None:
     held = BlockRun(100, 1)
-    ticket = cache.queue.read(0, 1)
+    ticket = cache.queues[0].read(0, 1)
     ticket.wait()
     finish(cache.occupying(held, ticket))
     assert not cache.busy
-    cache.queue.limit_seconds = float("inf")
-    pending = Ticket(cache.queue, lambda: None)
+    cache.queues[0].limit_seconds = float("inf")
+    pending = Ticket(cache.queues[0], lambda: None)
     steps = cache.occupying(held, pending)
     assert next(steps) is pending
     steps.close()
@@ -92,7 +94,7 @@ def test_blocks_of_an_abandoned_call_stay_occupied(cache: StorageCache) -> None:
 
 
 def test_after_a_failure_nothing_is_asked(cache: StorageCache) -> None:
-    cache.queue.fail("it did not answer")
+    cache.queues[0].fail("it did not answer")
     cache.content(BEGIN, BEGIN + 1)
     with pytest.raises(FsError, match="did not answer"):
         cache.finish_read()
@@ -103,10 +105,10 @@ def test_a_call_that_waits_for_others_has_time_as_long_as_they_return(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(storagequeue, "monotonic", lambda: now)
-    waiting = Ticket(cache.queue, lambda: None)
-    now += cache.queue.limit_seconds - 1
-    Ticket(cache.queue, lambda: None).make()
-    now += cache.queue.limit_seconds - 1
+    waiting = Ticket(cache.queues[0], lambda: None)
+    now += cache.queues[0].limit_seconds - 1
+    Ticket(cache.queues[0], lambda: None).make()
+    now += cache.queues[0].limit_seconds - 1
     assert not waiting.due
     now += 1
     assert waiting.due

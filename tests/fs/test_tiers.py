@@ -187,14 +187,14 @@ def test_storage_that_does_not_answer(fs: FileSystem, monkeypatch: pytest.Monkey
     tiers = fs.volume.tiers
     assert tiers is not None
     answer = threading.Event()
-    read = tiers.queue.storage.read
+    read = tiers.queues[0].storage.read
 
     def stalled(offset: int, length: int) -> bytes:
         answer.wait()
         return read(offset, length)
 
-    monkeypatch.setattr(tiers.queue.storage, "read", stalled)
-    tiers.queue.limit_seconds = 0.0
+    monkeypatch.setattr(tiers.queues[0].storage, "read", stalled)
+    tiers.queues[0].limit_seconds = 0.0
     try:
         for _ in range(2):
             with pytest.raises(FsError) as error:

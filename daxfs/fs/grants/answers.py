@@ -126,7 +126,7 @@ def overlay_kernel_mapped(grants: InodeGrants, pieces: Iterator[GrantedExtent]) 
 def withhold_storage(tiers: StorageCache, pieces: Iterator[GrantedExtent]) -> Iterator[GrantedExtent]:
     """Yield the pieces, of which those on storage go through the kernel."""
     for piece in pieces:
-        if piece.kind == MEMORY and tiers.holds(piece.pool_offset):
+        if piece.kind == MEMORY and tiers.holds(piece.pool_offset + piece.length - 1):
             yield GrantedExtent(piece.offset, 0, piece.length, KERNEL)
         else:
             yield piece

@@ -14,7 +14,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import readv, writev
 
 from daxfs.errors import BadMemory, FsError, MissingMemory
@@ -103,34 +103,36 @@ class PoolFile:
         if end <= border or given.offset >= pool.size:
             return pool.memory[given.offset : end]
         low = max(given.offset, border)
-        content = self._storage.read(low - border, min(end, pool.size) - low)
-        return content if low == given.offset else bytes(pool.memory[given.offset : low]) + content
+        content = bytearray(pool.memory[given.offset : low])
+        for storage, begin, length in self._on_storage(low, min(end, pool.size)):
+            content += storage.read(begin, length)
+        return bytes(content)
 
     def _write(self, request: Request) -> bytes:
         given = request.arguments(abi.WRITE_IN)
         if given.offset + given.size > self._pool.size:
             raise FsError(errno.ENOSPC, "a write past the end of the pool")
         content = request.data(BODY + abi.WRITE_IN.size, given.size)
-        inside = min(max(self._pool.memory_size - given.offset, 0), given.size)
-        if inside:
-            self._pool.write(given.offset, content[:inside])
-        if inside < given.size:
-            self._storage.write(given.offset + inside - self._pool.memory_size, content[inside:])
+        at = min(max(self._pool.memory_size - given.offset, 0), given.size)
+        if at:
+            self._pool.write(given.offset, content[:at])
+        for storage, begin, length in self._on_storage(given.offset + at, given.offset + given.size):
+            storage.write(begin, content[at : at + length])
+            at += length
         return abi.WRITE_OUT.pack(given.size)
 
     def _fsync(self, _request: Request) -> bytes:
         self._pool.fence()
-        if self._pool.storage is not None:
-            self._pool.storage.sync()
+        for storage in self._pool.storages:
+            storage.sync()
         return b""
 
-    @property
-    def _storage(self) -> Storage:
-        """What follows the pool's memory."""
-        storage = self._pool.storage
-        if storage is None:
-            raise FsError(errno.EIO, f"{self._pool.path}: its storage is not open")
-        return storage
+    def _on_storage(self, begin: int, end: int) -> Iterator[tuple[Storage, int, int]]:
+        """Yield the members that hold bytes [begin, end) of the pool, each with offset and length of its part."""
+        for storage in self._pool.storages:
+            low, high = max(begin, storage.place.begin), min(end, storage.place.end)
+            if low < high:
+                yield storage, low - storage.place.begin, high - low
 
     def _release(self, _request: Request) -> bytes:
         return b""
@@ -156,8 +158,9 @@ def serve(pool: Pool, descriptor: int) -> int:
     file = PoolFile(pool, device.buffer)
     answer_all(file, device)
     pool.fence()
-    if pool.storage is not None and not pool.storage.read_only:
-        pool.storage.sync()
+    for storage in pool.storages:
+        if not storage.read_only:
+            storage.sync()
     return file.missing
 
 

@@ -321,7 +321,7 @@ def serve(
     connection = Connection(core, dispatch.TABLE, device.notify, options)
     if options.stats:
         Counting(connection, lasting=True)
-    if core.storage:
+    if core.storages:
         core.leave_storage_to(device.wakened())
     session = Session(device, connection, CpuLatencyRequest(options.wake_microseconds))
     try:
