@@ -188,7 +188,7 @@ ENTRY = _struct("daxfs_slot")
 LEASE_SIZE = LEASE.size + EXTENTS * EXTENT.size
 SHORT_LEASE_SIZE = LEASE.size + SHORT_EXTENTS * EXTENT.size
 
-EPOCH_AT, SIZE_AT, CHANGES_AT = (_place("daxfs_slot", field) for field in ("epoch", "size", "changes"))
+EPOCH_AT, SIZE_AT, INO_AT, CHANGES_AT = (_place("daxfs_slot", field) for field in ("epoch", "size", "ino", "changes"))
 """Offsets, in a status entry, of the words that the daemon changes one by one, in bytes."""
 ENDED = (1 << 64) - 1
 """The epoch of a status entry whose daemon has ended, or that belongs to another file now: no grant holds."""

@@ -57,12 +57,11 @@ CAPABILITY = b"security.capability"
 class OpenFile:
     """An open file: its node, how it was opened and by whom; ``durable``: with O_SYNC or O_DSYNC."""
 
-    __slots__ = ("append", "caller", "durable", "flags", "ino", "node", "readable", "writable")
+    __slots__ = ("append", "caller", "durable", "flags", "node", "readable", "writable")
 
     def __init__(self, node: Node, flags: int, caller: Caller) -> None:
         access = flags & os.O_ACCMODE
         self.node = node
-        self.ino = node.ino
         self.flags = flags
         self.caller = caller
         self.append = bool(flags & os.O_APPEND)
@@ -77,6 +76,11 @@ class OpenFile:
         used = OpenFile(self.node, self.flags, caller)
         used.append = self.append
         return used
+
+    @property
+    def ino(self) -> int:
+        """The inode number, which may change while the file is open (`daxfs.fs.renumbering`)."""
+        return self.node.ino
 
     @property
     def size(self) -> int:

@@ -120,6 +120,16 @@ class Lifetimes:
         """Whether inodes without a name are left, or the disk's list has others that recovery must see again."""
         return bool(self.nameless or self.listed or self.unread)
 
+    # Another number
+
+    def renumbered(self, ino: int, new: int, generation: int) -> None:
+        """A handle has given an inode that is not quarantined another number, also in the disk's list."""
+        for members in (self.nameless, self.listed, self.linkable):
+            if ino in members:
+                members.discard(ino)
+                members.add(new)
+        self.pins.renumbered(ino, new, generation)
+
     # Quarantine and the end
 
     def quarantined(self, tx: Handle, ino: int) -> None:

@@ -355,6 +355,16 @@ class Nodes:
         self.open.pop(ino, None)
         self._mapped.pop(ino, None)
 
+    def renumbered(self, ino: int, new: int) -> None:
+        """An inode has another number; its node, if there is one, stays."""
+        node = self.open.get(ino)
+        if node is not None:
+            node.ino = new
+        for table in (self.open, self.lazy, self.logging, self._mapped):
+            if ino in table:
+                table[new] = table.pop(ino)
+        self.in_log.renumbered(ino, new)
+
     def dax_of(self, inode: Inode) -> bool:
         """Return whether a file that is opened now is served straight from memory (ext4_should_enable_dax).
 

@@ -55,6 +55,9 @@ class BlockNotifier(Protocol):
             FsError: as an operation on blocks.
         """
 
+    def renumbered(self, ino: int, new: int) -> None:
+        """An inode has another number."""
+
     def bump_all_epochs(self) -> None:
         """The volume became read-only: what clients may do has changed for all files."""
 

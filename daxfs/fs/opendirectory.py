@@ -11,8 +11,12 @@ if TYPE_CHECKING:
 class OpenDirectory:
     """An open directory: listings may go on after any cookie as long as it is open."""
 
-    __slots__ = ("ino", "node")
+    __slots__ = ("node",)
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.ino = node.ino
+
+    @property
+    def ino(self) -> int:
+        """The inode number, which may change while the directory is open (`daxfs.fs.renumbering`)."""
+        return self.node.ino

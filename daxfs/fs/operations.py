@@ -198,6 +198,13 @@ def _guarded_steps(
 ) -> Callable[Concatenate[S, P], Steps[R]]:
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> Steps[R]:
+        self.volume.under_way += 1
+        try:
+            return (yield from guarded(self, *args, **kwargs))
+        finally:
+            self.volume.under_way -= 1
+
+    def guarded(self: S, *args: P.args, **kwargs: P.kwargs) -> Steps[R]:
         volume = self.volume
         if change:
             volume.finish_copy()

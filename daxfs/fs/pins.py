@@ -19,6 +19,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 
+from daxfs.fs.aliases import Aliases, Known
+
 MOST_ENTRIES = 1024
 """The most entries of a segment."""
 FEWEST_ENTRIES = MOST_ENTRIES // 2
@@ -28,11 +30,16 @@ STUCK = 0xFFFFFFFF
 
 
 class Pins(Mapping[int, int]):
-    """The lookup counts by inode number; an inode without references has no entry."""
+    """The lookup counts by inode number; an inode without references has no entry.
 
-    __slots__ = ("_firsts", "_numbers", "_size", "_values")
+    Attributes:
+        aliases: how pinned inodes are known that were renumbered; always the same object.
+    """
+
+    __slots__ = ("_firsts", "_numbers", "_size", "_values", "aliases")
 
     def __init__(self) -> None:
+        self.aliases = Aliases()
         self.clear()
 
     def clear(self) -> None:
@@ -41,6 +48,7 @@ class Pins(Mapping[int, int]):
         self._numbers = [array("I")]
         self._values = [array("Q")]  # generation << 32 | count
         self._size = 0
+        self.aliases.clear()
 
     def pin(self, ino: int, generation: int) -> None:
         """Add one reference to an inode; its generation stays the same as long as it has any."""
@@ -51,11 +59,7 @@ class Pins(Mapping[int, int]):
             if values[at] & STUCK != STUCK:
                 values[at] += 1
             return
-        numbers.insert(at, ino)
-        values.insert(at, generation << 32 | 1)
-        self._size += 1
-        if len(numbers) > MOST_ENTRIES:
-            self._split(place, at)
+        self._insert(place, at, ino, generation << 32 | 1)
 
     def unpin(self, ino: int, count: int = 1) -> None:
         """Remove up to ``count`` references of an inode, if it has any."""
@@ -70,10 +74,24 @@ class Pins(Mapping[int, int]):
         if count < held:
             values[at] -= count
             return
-        del numbers[at], values[at]
-        self._size -= 1
-        if len(numbers) < FEWEST_ENTRIES:
-            self._join(place)
+        self._remove(place, at)
+        if self.aliases:
+            self.aliases.drop(ino)
+
+    def renumbered(self, ino: int, new: int, generation: int) -> None:
+        """The inode has the number and generation given last from now on; if it is pinned, it is known as before."""
+        place = bisect_right(self._firsts, ino) - 1
+        numbers, values = self._numbers[place], self._values[place]
+        at = bisect_left(numbers, ino)
+        if at == len(numbers) or numbers[at] != ino:
+            return
+        value = values[at]
+        known = self.aliases.outside(ino) or Known(ino, value >> 32)
+        self._remove(place, at)
+        self.aliases.drop(ino)
+        place = bisect_right(self._firsts, new) - 1
+        self._insert(place, bisect_left(self._numbers[place], new), new, generation << 32 | value & STUCK)
+        self.aliases.put(known, new)
 
     def generation(self, ino: int) -> int | None:
         """Return the generation with which the inode was pinned; None: it is not pinned."""
@@ -114,10 +132,27 @@ class Pins(Mapping[int, int]):
         assert len(self._firsts) == len(self._numbers) == len(self._values)
         assert list(self) == sorted(set(self))
         assert all(self.values())
+        self.aliases.check()
+        assert len(self.aliases) == sum(self.aliases.outside(ino) is not None for ino in self), "an alias without a pin"
         ends = [*self._firsts[1:], 1 << 32]
         for first, end, numbers, values in zip(self._firsts, ends, self._numbers, self._values, strict=True):
             assert len(numbers) == len(values) <= MOST_ENTRIES
             assert not numbers or first <= numbers[0] <= numbers[-1] < end
+
+    def _insert(self, place: int, at: int, ino: int, value: int) -> None:
+        numbers, values = self._numbers[place], self._values[place]
+        numbers.insert(at, ino)
+        values.insert(at, value)
+        self._size += 1
+        if len(numbers) > MOST_ENTRIES:
+            self._split(place, at)
+
+    def _remove(self, place: int, at: int) -> None:
+        numbers = self._numbers[place]
+        del numbers[at], self._values[place][at]
+        self._size -= 1
+        if len(numbers) < FEWEST_ENTRIES:
+            self._join(place)
 
     def _split(self, place: int, at: int) -> None:
         """Split a segment that got one entry too many, at index ``at``.

@@ -1,34 +1,51 @@
 """Inodes of groups that go get numbers in groups that stay, one inode in each handle.
 
-The number of an inode is in its directory entries, in ``.`` of a directory and in ``..`` of its subdirectories, and it
-is part of the seed of all checksums of what belongs to the inode. The new generation is chosen so that the seed stays
-(`same_seed`), so no other block changes: the slot is copied, the entries and dots name the new number, and the old slot
-is free. A file handle with the old number is stale (ESTALE), as one of a removed file.
+The number of an inode is in its directory entries, in ``.`` of a directory and in ``..`` of its subdirectories, in the
+list of orphans, and it is part of the seed of all checksums of what belongs to the inode. The new generation is chosen
+so that the seed stays (`same_seed`), so no other block changes: the slot is copied, the entries and dots name the new
+number, and the old slot is free. What DRAM holds by number follows when the handle has succeeded
+(`Volume.renumbered`): open files, locks, grants and waiting times stay what they are, and what the kernel knows stays
+known by its old number (`daxfs.fs.aliases`). When that is forgotten, a file handle with the old number is stale
+(ESTALE), as one of a removed file.
 
-Only inodes that nobody uses are renumbered: no program has them open, and the kernel does not remember them. Others are
-named with the reason, as those whose names do not fit into one transaction. A scan of all directories finds the names;
-what has changed since is seen in the handle, and left to the next round. Caller: `daxfs.fs.shrinking`.
+Operations in steps hold numbers between two steps. So an inode is renumbered while no other operation is under way; who
+waits for that longer than `PATIENCE_SECONDS` goes on to the next inode. What keeps its number is named with the reason,
+as a directory whose subdirectories do not fit into one transaction. A scan of all directories finds the names; what has
+changed since is seen in the handle, and left to the next round. Caller: `daxfs.fs.shrinking`.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt
 from daxfs.ext4.checksum import crc32c
-from daxfs.structures import dirblocks, directories, inodes, shrinkage
+from daxfs.fs.types import ROOT_INO
+from daxfs.structures import dirblocks, directories, inodes, orphans, shrinkage
 from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.fs.grants.table import Grants
     from daxfs.fs.steps import Steps
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
+    from daxfs.structures.inodes import Inode
 
 CREDITS = 16
 """Blocks that a new number changes beside names and subdirectories, of which each takes two."""
 DOTS = (b".", b"..")
-IN_USE = "programs or the kernel use it; the kernel forgets what nobody has open: sysctl vm.drop_caches=2"
+ENTRIES_PER_STEP = 256
+"""Entries of a directory that a step looks at for subdirectories."""
+PATIENCE_SECONDS = 1.0
+"""How long an inode waits for a moment in which no other operation is under way."""
+FIXED = "the format has its number elsewhere"
+HELD = "it holds blocks that programs with direct access may look at"
+ENDING = "it is being cut or freed"
+STAGED = "a batch of writes to it has begun"
+RECALLED = "its memory is being taken back from programs"
+BUSY = "other operations are under way all the time"
 CHANGED = "its names have changed meanwhile"
 LARGE = "its names and subdirectories do not fit into one transaction"
 
@@ -36,10 +53,15 @@ Names = dict[int, list[tuple[int, bytes]]]
 """Inode -> its names, each with the directory."""
 
 
-def renumber(volume: Volume, target: int) -> Steps[dict[int, str]]:
+def renumber(volume: Volume, grants: Grants, target: int) -> Steps[dict[int, str]]:
     """Renumber the inodes that lie past the new end ``target``, in blocks.
 
     Nothing is taken past it (`blocks.confine`).
+
+    Args:
+        volume: the mounted pool.
+        grants: those of the volume.
+        target: the new end.
 
     Returns:
         The inodes that keep their numbers, and why.
@@ -54,8 +76,14 @@ def renumber(volume: Volume, target: int) -> Steps[dict[int, str]]:
     names = yield from _names(volume, set(numbers))
     new: dict[int, int] = {}
     for ino in numbers:
+        children = yield from _subdirectories(volume, ino)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while volume.under_way > 1 and time.monotonic() < deadline:  # this operation is one
+            yield
         if inodes.in_use(volume.view, ino):
-            why = _one(volume, ino, [(new.get(parent, parent), name) for parent, name in names.get(ino, [])], new)
+            mine = [(new.get(parent, parent), name) for parent, name in names.get(ino, [])]
+            children = [new.get(child, child) for child in children]
+            why = _why_not(volume, grants, ino) or _one(volume, ino, mine, children, new)
             if why:
                 stayed[ino] = why
         yield
@@ -96,40 +124,85 @@ def _names(volume: Volume, wanted: set[int]) -> Steps[Names]:
     return found
 
 
-def _one(volume: Volume, ino: int, names: list[tuple[int, bytes]], new: dict[int, int]) -> str:
+def _subdirectories(volume: Volume, ino: int) -> Steps[list[int]]:
+    """Find the subdirectories of an inode, some entries in each step; it need not be a directory, or be in use."""
+    view = volume.view
+    found: list[int] = []
+    if not (inodes.nameable(view, ino) and inodes.in_use(view, ino) and inodes.read(view, ino).is_dir):
+        return found
+    cookie = 0
+    while True:
+        looked = 0
+        for entry in directories.entries(view, inodes.read(view, ino), cookie):
+            cookie = entry.cookie
+            looked += 1
+            if entry.name not in DOTS and inodes.read(view, entry.ino).is_dir:
+                found.append(entry.ino)
+            if looked == ENTRIES_PER_STEP:
+                break
+        if looked < ENTRIES_PER_STEP:
+            return found
+        yield
+        if not (inodes.in_use(view, ino) and inodes.read(view, ino).is_dir):
+            return found
+
+
+def _why_not(volume: Volume, grants: Grants, ino: int) -> str:
+    """Return why an inode's number can't change now, or an empty string."""
+    lives = volume.lives
+    if not inodes.nameable(volume.view, ino):
+        return FIXED
+    if ino in lives.quarantine:
+        return HELD
+    if ino in lives.ending or (ino in lives.listed and ino not in lives.nameless):
+        return ENDING
+    if ino in volume.staging.by_ino:
+        return STAGED
+    if grants.recalls.runs(ino):
+        return RECALLED
+    return BUSY if volume.under_way > 1 else ""
+
+
+def _one(volume: Volume, ino: int, names: list[tuple[int, bytes]], children: list[int], new: dict[int, int]) -> str:
     """Renumber an inode; return why not, or an empty string."""
-    view, lives = volume.view, volume.lives
-    if volume.is_busy(ino) or ino in volume.nodes.open or ino in lives.nameless or ino in lives.listed:
-        return IN_USE
-    if ino in volume.nodes.in_log.owners or not inodes.nameable(view, ino):
-        return IN_USE
-    inode = inodes.read(view, ino)
-    children: list[int] = []
-    if inode.is_dir:
-        children = [
-            entry.ino
-            for entry in directories.entries(view, inode)
-            if entry.name not in DOTS and inodes.read(view, entry.ino).is_dir
-        ]
-    if len(names) != (1 if inode.is_dir else inode.links_count):
+    inode = inodes.read(volume.view, ino)
+    if len(names) != (min(inode.links_count, 1) if inode.is_dir else inode.links_count):
         return CHANGED
     credits = CREDITS + 2 * (len(names) + len(children))
-    if credits > volume.journal.capacity:
+    if credits > volume.journal.capacity or (inode.is_dir and inode.links_count == 1):
         return LARGE
     with volume.handle(credits) as tx:
-        for parent, name in names:
-            if directories.ino_of(tx, directories.read_inode(tx, parent), name) != ino:
-                return CHANGED
-        new[ino] = _move(tx, ino, names, children)
+        if not _still(tx, ino, names, children):
+            return CHANGED
+        made = _move(tx, ino, names, children, listed=ino in volume.lives.listed)
+    new[ino] = made.number
+    volume.renumbered(ino, made.number, made.i_generation)
     volume.bound_commit()
     return ""
 
 
-def _move(tx: Handle, ino: int, names: list[tuple[int, bytes]], children: list[int]) -> int:
-    """Give an inode a new number; return it."""
+def _still(tx: Handle, ino: int, names: list[tuple[int, bytes]], children: list[int]) -> bool:
+    """Whether these are the names of an inode, and all its subdirectories, as many as its links say."""
+    inode = inodes.read(tx, ino)
+    for parent, name in names:
+        if directories.ino_of(tx, directories.read_inode(tx, parent), name) != ino:
+            return False
+    for child in children:
+        if not inodes.in_use(tx, child):
+            return False
+        found = inodes.read(tx, child)
+        if not found.is_dir or not found.links_count or directories.parent(tx, found) != ino:
+            return False
+    return not inode.is_dir or not inode.links_count or inode.links_count == 2 + len(set(children))
+
+
+def _move(tx: Handle, ino: int, names: list[tuple[int, bytes]], children: list[int], *, listed: bool) -> Inode:
+    """Give an inode a new number; return the inode that it is now."""
     geometry = tx.geometry
+    if listed:
+        orphans.remove(tx, ino)
     old = inodes.edit(tx, ino)
-    made = inodes.allocate(tx, inodes.read(tx, names[0][0]), old.i_mode)
+    made = inodes.allocate(tx, inodes.read(tx, names[0][0] if names else ROOT_INO), old.i_mode)
     generation = old.i_generation
     made.buffer[:] = old.buffer
     if geometry.metadata_csum:
@@ -146,4 +219,6 @@ def _move(tx: Handle, ino: int, names: list[tuple[int, bytes]], children: list[i
     freed_at = old.i_dtime
     old.buffer[:] = bytes(geometry.inode_size)
     old.i_generation, old.i_dtime = generation, freed_at
-    return made.number
+    if listed:
+        orphans.add(tx, made.number)
+    return made

@@ -6,8 +6,9 @@ changes the figures (`daxfs.structures.shrinkage`), the backups follow, and the 
 leaves the old size, or the new one with a file that may still be longer; a shrink that ends early, by an error or an
 interruption, leaves the old size and files that lie elsewhere.
 
-Inodes of groups that go get other numbers (`daxfs.fs.renumbering`), and the journal moves (`daxfs.fs.logmoving`). What
-can't move is named in the error: memory that programs map, bad memory, inodes in use.
+Inodes of groups that go get other numbers (`daxfs.fs.renumbering`), whoever uses them, and the journal moves
+(`daxfs.fs.logmoving`). What can't move is named in the error: memory that programs map, bad memory, directories with
+very many subdirectories.
 Snapshots must not exist, as for growth (`daxfs.fs.resizing`). Callers: the facade.
 """
 
@@ -137,7 +138,7 @@ def _vacate(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], 
     for _ in range(ROUNDS):
         yield from removal.freeing(volume)
         volume.commit()
-        kept = yield from renumbering.renumber(volume, target)
+        kept = yield from renumbering.renumber(volume, grants, target)
         volume.commit()
         if not kept and not any(shrinkage.used_past(volume.view, target)):
             break

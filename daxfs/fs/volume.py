@@ -63,6 +63,7 @@ class Volume:
     (`outside`).
     ``resizing``: it is being made larger or smaller (`resizing`, `shrinking`). ``new_end``: the size in
     blocks that a shrink makes; 0: none runs.
+    ``under_way``: the operations in steps that have begun and not ended (`operations`): they hold inode numbers.
     ``superblock_buffer``: for a copy of the superblock at home (`outside`): in the middle of a commit none can be made.
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``noted``: the damage that operations have done without, and that is to be reported.
@@ -88,6 +89,7 @@ class Volume:
             self.nodes.in_log = journal.logged
         self._allow_changes(journal is not None)
         self.lives = Lifetimes()
+        inodes.keep_free(view, self.lives.pins.aliases.numbers)
         self.staging = Staging()
         self.tiers: StorageCache | None = None
         self.notifier: BlockNotifier  # set at once by the maker of the volume
@@ -101,6 +103,7 @@ class Volume:
         self.label_was_set = False
         self.resizing = False
         self.new_end = 0
+        self.under_way = 0
         self.superblock_buffer = bytearray(Superblock.SIZE)
         self._every_map = min(geometry.max_extent_file_size, geometry.max_indirect_file_size)
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
@@ -246,6 +249,12 @@ class Volume:
         node = self.nodes.open.get(ino)
         if node is not None:
             node.reloaded(inodes.read(self.view, ino))
+
+    def renumbered(self, ino: int, new: int, generation: int) -> None:
+        """A handle has given an inode another number and generation; what DRAM holds by number follows."""
+        self.nodes.renumbered(ino, new)
+        self.lives.renumbered(ino, new, generation)
+        self.notifier.renumbered(ino, new)
 
     def write_times(self) -> None:
         """Write waiting times into their inodes before the commit does it, because too many wait."""

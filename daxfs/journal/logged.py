@@ -47,6 +47,13 @@ class LoggedData(dict[int, int]):
             del self.owners[owner]
         return owner
 
+    def renumbered(self, owner: int, new: int) -> None:
+        """An owner has another number."""
+        if owner in self.owners:
+            self.owners[new] = self.owners.pop(owner)
+            for number in self.owners[new]:
+                self[number] = new
+
     def keep(self, numbers: Collection[int]) -> None:
         """Remove all other blocks: the log has begun anew."""
         for number in [number for number in self if number not in numbers]:

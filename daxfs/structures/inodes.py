@@ -23,6 +23,7 @@ import errno
 import stat
 import time
 from array import array
+from collections.abc import Set as AbstractSet
 from functools import partial
 from random import getrandbits
 from typing import TYPE_CHECKING
@@ -71,14 +72,16 @@ class _Known(Cache):
         tables: group -> first block of its inode table. The place is fixed by the format, so it needs no undo.
         checked: inodes whose slot needs no check (invariant I1), each at the index ``number % MAX_CHECKED``; 0: none.
         lowest: group -> a bit below which no inode is free.
+        kept_free: numbers that a new inode gets last (`keep_free`).
     """
 
-    __slots__ = ("_internal", "checked", "lowest", "tables")
+    __slots__ = ("_internal", "checked", "kept_free", "lowest", "tables")
 
     def __init__(self) -> None:
         self.tables: dict[int, int] = {}
         self.lowest: dict[int, int] = {}
         self._internal: frozenset[int] | None = None
+        self.kept_free: AbstractSet[int] = frozenset()
         self.drop()
 
     def drop(self) -> None:
@@ -257,6 +260,11 @@ def forget(view: View) -> None:
     known = view.caches[_Known]
     known.tables.clear()
     known.drop()
+
+
+def keep_free(view: View, numbers: AbstractSet[int]) -> None:
+    """Have a new inode get one of these numbers only if its group has no other; the set may change at any time."""
+    view.caches[_Known].kept_free = numbers
 
 
 def may_be_in_use(view: View, ino: int) -> bool:
@@ -477,7 +485,6 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool, wante
     geometry = tx.geometry
     size = geometry.inodes_per_group
     if groups.inodes_uninit(geometry, desc):
-        bit = max(wanted, 0)
         if group == 0 or desc.free_inodes_count != size:
             error = Corrupt(
                 CorruptKind.GROUP_DESCRIPTOR_COUNTER, f"group {group}: no inode bitmap, yet inodes are in use"
@@ -487,6 +494,7 @@ def _claim(tx: Handle, group: int, desc: GroupDescriptor, directory: bool, wante
         desc = groups.edit_descriptor(tx, group)
         content = tx.create(desc.inode_bitmap, _seal_bitmap, geometry, desc)
         bitmaps.set_run(content, size, 8 * geometry.block_size - size)
+        bit = wanted if wanted >= 0 else _other_than_kept(tx, group, content, 0)
         desc.bg_flags &= ~EXT4_BG_INODE_UNINIT
     else:
         content = _bitmap(tx, group, desc)
@@ -531,7 +539,20 @@ def _lowest_free(tx: Handle, group: int, desc: GroupDescriptor, content: memoryv
     bit = bitmaps.first_free(content, size, known.lowest.get(group, 0))
     if bit >= 0:
         known.in_use_up_to(group, bit)
+        bit = _other_than_kept(tx, group, content, bit)
     return bit
+
+
+def _other_than_kept(view: View, group: int, content: memoryview, lowest: int) -> int:
+    """Return the lowest free bit of an inode bitmap that is not kept free; the lowest of all if there is no other."""
+    size = view.geometry.inodes_per_group
+    first, kept = group * size + 1, view.caches[_Known].kept_free
+    if first + lowest not in kept:
+        return lowest
+    for bit in range(lowest, size):
+        if first + bit not in kept and not bitmaps.test(content, bit):
+            return bit
+    return lowest
 
 
 def _refuse_slot_in_use(tx: Handle, desc: GroupDescriptor, group: int, bit: int) -> None:

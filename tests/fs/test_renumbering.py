@@ -1,7 +1,9 @@
-"""Inodes get other numbers: the tree stays what it is, old file handles are stale, and what is in use stays."""
+"""Inodes get other numbers: the tree stays what it is, whoever uses it, and old file handles are stale."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from daxfs.errors import FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.fs import renumbering
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.steps import finish
 from daxfs.fs.types import SetAttributes
 from daxfs.structures import shrinkage
 from support import fsck
@@ -86,21 +89,104 @@ def test_the_tree_stays(any_format: tuple[str, ...], tmp_path: Path) -> None:
     fsck(path)
 
 
-def test_what_is_in_use_keeps_its_number(tmp_path: Path) -> None:
-    """An open file, and one that the kernel remembers; nothing has changed then but other numbers."""
+@pytest.mark.parametrize("options", [(), ("-O", "orphan_file"), ("-O", "^metadata_csum,^64bit,^extent")])
+def test_what_is_in_use(options: tuple[str, ...], tmp_path: Path) -> None:
+    """Open files with and without names, a removed directory that is open, times that wait; and a power cut after."""
+    path = made(tmp_path / "pool", *options, size="80M")
+    target = (TARGET if "extent" not in " ".join(options) else 60 * MIB) // 4096
+    with FileSystem.open(path, QUIET) as fs:
+        filled(fs)
+        inos = set(shrinkage.inodes_past(fs.volume.view, target))
+        places = [number for number in range(20) if fs.tree.stat(f"/d{number}").ino in inos]
+        place = places[0]
+        directory = fs.opendir(fs.tree.stat(f"/d{place}/sub").ino)
+        fs.tree.rmdir(f"/d{place}/sub")
+        files = {name: fs.open_file(fs.tree.stat(name).ino, os.O_RDWR) for name in (f"/d{n}/file" for n in places)}
+        for name, file in files.items():
+            fs.write(file, 1, b"before" + name.encode())
+        nameless, _ = fs.tmpfile(fs.tree.stat(f"/d{place}").ino, 0o600)
+        gone = files.pop(f"/d{place}/file")
+        for parent, name in ((f"/d{place}", b"file"), (f"/d{place // 2}", b"hard %d" % place)):
+            fs.unlink(fs.tree.stat(parent).ino, name)
+        fs.sync()
+        fs.write(gone, 0, b"lasts")  # its times wait for the commit
+        before = tree(fs)
+        assert fs.resize(target).blocks == target
+        fs.check()
+        assert tree(fs) == before
+        assert not {each.ino for each in (directory, gone, nameless, *files.values())} & inos
+        assert bytes(fs.read(gone, 0, 5)) == b"lasts"
+        for name, file in files.items():
+            assert file.ino == fs.tree.stat(name).ino
+            assert bytes(fs.read(file, 1, 6)) == b"before"
+            fs.write(file, 1, b"after!")
+            assert fs.tree.read_bytes(name)[1:7] == b"after!"
+        fs.sync()
+        shutil.copy(path, path.with_name("cut"))
+        for file in (gone, nameless, *files.values()):
+            fs.release(file)
+        fs.releasedir(directory)
+        fs.check()
+        assert fs.statistics().nameless == 0
+    fsck(path)
+    with FileSystem.open(path.with_name("cut"), QUIET) as fs:
+        assert fs.statistics().nameless == 0
+        fs.check()
+    fsck(path.with_name("cut"))
+
+
+def test_what_is_known_outside(tmp_path: Path) -> None:
+    """It has its old number until it is forgotten, through a second shrink too, and nothing new gets that number."""
     path = made(tmp_path / "pool", size="80M")
     with FileSystem.open(path, QUIET) as fs:
         filled(fs)
-        first, second = past(fs)[:2]
-        fs.pin(fs.getattr(first))
-        fs.pin(fs.getattr(second))
-        with pytest.raises(FsError, match=f"inode {first} of the groups that go .*vm.drop_caches"):
-            fs.resize(TARGET // 4096)
-        assert past(fs) == [first, second]
-        assert fs.size == 80 * MIB // 4096
-        fs.unpin(first)
-        fs.unpin(second)
-        assert fs.resize(TARGET // 4096).blocks == TARGET // 4096
+        found = {ino: fs.getattr(ino) for ino in list(shrinkage.inodes_past(fs.volume.view, 64 * MIB // 4096))[::2]}
+        for each in (*found.values(), *found.values()):
+            fs.pin(each)
+        fs.resize(64 * MIB // 4096)
+        known = fs.pins.aliases
+        assert known.numbers == found.keys()
+        fs.resize(80 * MIB // 4096)
+        for number in range(60):
+            fs.tree.mkdir(f"/new{number}")
+            assert fs.tree.stat(f"/new{number}").ino not in found, "programs know another file by this number"
+        target = TARGET // 4096
+        again = set(shrinkage.inodes_past(fs.volume.view, target))
+        assert any(known.inside(ino, before.generation) in again for ino, before in found.items())
+        fs.resize(target)
+        fs.check()
+        for ino, before in found.items():
+            inside = known.inside(ino, before.generation)
+            assert inside is not None
+            now = fs.getattr(inside)
+            assert (now.mode, now.size, now.crtime_ns) == (before.mode, before.size, before.crtime_ns)
+            with pytest.raises(FsError):
+                fs.by_number(ino)
+            fs.unpin(inside)
+            assert known.shown(inside) == ino
+            fs.unpin(inside)
+            assert known.shown(inside) == inside
+        assert not fs.pins
+        assert not known
+        fs.check()
+    fsck(path)
+
+
+def test_operations_under_way(tmp_path: Path) -> None:
+    """They hold numbers between two steps; who waits too long names them."""
+    path = made(tmp_path / "pool", size="80M")
+    with FileSystem.open(path, QUIET) as fs:
+        filled(fs)
+        first = past(fs)[0]
+        other = fs.steps.fallocate(fs.open_file(fs.tree.stat("/d1/file").ino, os.O_RDWR), 0, 0, 12 * MIB)
+        next(other)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(renumbering, "PATIENCE_SECONDS", 0.0)
+            with pytest.raises(FsError, match=f"inode {first} of the groups that go .other operations"):
+                fs.resize(TARGET // 4096)
+        assert past(fs)
+        finish(other)
+        fs.resize(TARGET // 4096)
         fs.check()
     fsck(path)
 

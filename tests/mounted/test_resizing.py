@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -27,6 +28,7 @@ from support import HANG_SECONDS, fsck, run
 
 Pool = Callable[..., Path]
 MIB, GIB = 1 << 20, 1 << 30
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
@@ -209,6 +211,87 @@ def test_shrinking(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
     resize.show_minimum(str(path))
     resize.run(str(path), capsys.readouterr().out.strip())
     assert path.stat().st_size < 200 * MIB
+    fsck(path)
+
+
+WORKER = """
+import os, sys
+os.chdir(sys.argv[1])
+file = os.open("sub/file", os.O_RDWR)
+temporary = os.open(".", os.O_TMPFILE | os.O_RDWR)
+os.write(temporary, b"nameless")
+before = os.stat("."), os.fstat(file), os.fstat(temporary)
+print(*(each.st_ino for each in before), flush=True)
+sys.stdin.readline()
+assert [each.st_ino for each in before] == [os.stat(".").st_ino, os.fstat(file).st_ino, os.fstat(temporary).st_ino]
+assert os.stat("sub/file").st_ino == before[1].st_ino == os.stat("link").st_ino
+assert {each.name: each.inode() for each in os.scandir(".")}["link"] == before[1].st_ino
+assert os.pread(temporary, 8, 0) == b"nameless" and os.pread(file, 4, 0) == b"file"
+os.pwrite(file, b"more", 0)
+os.mkdir("new")
+open("new/file", "w").write("new")
+os.rename("sub", "new/sub")
+os.stat("new/sub/../sub/file")
+print(os.getcwd(), flush=True)
+"""
+
+
+def handle_of(path: Path) -> bytes:
+    """The file handle of a file (name_to_handle_at(2))."""
+    room = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0) + bytes(128))
+    mount = ctypes.c_int()
+    assert LIBC.name_to_handle_at(-100, os.fsencode(path), room, ctypes.byref(mount), 0) == 0, ctypes.get_errno()
+    return room.raw
+
+
+def opened_by(place: Path, handle: bytes) -> int:
+    """Open a file by its handle; return 0 or the errno."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        file = LIBC.open_by_handle_at(descriptor, ctypes.create_string_buffer(handle), os.O_RDONLY)
+        if file < 0:
+            return ctypes.get_errno()
+        os.close(file)
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+def test_programs_and_other_numbers(pool: Pool) -> None:
+    """Who has a renumbered directory as its own, and open files in it, notices nothing; then old handles are stale."""
+    path = grown(pool)
+    with mounted(path) as mount:
+        last = 0
+        while last < 7 << 13:  # a directory in a group that goes
+            folder = mount.place / f"{last}"
+            folder.mkdir()
+            last = folder.stat().st_ino
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_bytes(b"file")
+        os.link(folder / "sub" / "file", folder / "link")
+        handle = handle_of(folder / "link")
+        number = (folder / "link").stat().st_ino
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline()
+            resize.run(str(mount.place), "256M")
+            assert path.stat().st_size == 256 * MIB
+            assert opened_by(mount.place, handle) == 0
+            said, _ = worker.communicate("go on\n", timeout=HANG_SECONDS)
+        finally:
+            worker.kill()
+        assert worker.returncode == 0
+        assert said.strip() == str(folder)
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        assert (folder / "link").stat().st_ino != number
+        assert opened_by(mount.place, handle) == errno.ESTALE
+        assert opened_by(mount.place, handle_of(folder / "link")) == 0
+    with kernel_mount(path) as place:
+        assert (place / folder.name / "new" / "sub" / "file").read_bytes() == b"more"
+        assert (place / folder.name / "link").samefile(place / folder.name / "new" / "sub" / "file")
     fsck(path)
 
 

@@ -105,6 +105,12 @@ class Epochs:
         self._detached.add(ino)
         return True
 
+    def renumbered(self, ino: int, new: int) -> None:
+        """A file has another number."""
+        if ino in self._detached:
+            self._detached.discard(ino)
+            self._detached.add(new)
+
     def free_past_eof(self, ino: int, first: int, last: int | None) -> None:
         """Free the blocks [first, last] past EOF of a file, in as many handles as it takes."""
         volume, finished = self._volume, False

@@ -16,7 +16,7 @@ from daxfs.errors import MissingMemory
 from daxfs.fs import data
 from daxfs.fs.data import OpenFile
 from daxfs.fs.filemap import FileMap
-from daxfs.protocol import CHANGES_AT, ENDED, ENTRY, EPOCH_AT, SIZE_AT
+from daxfs.protocol import CHANGES_AT, ENDED, ENTRY, EPOCH_AT, INO_AT, SIZE_AT
 
 if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
@@ -132,6 +132,11 @@ class InodeGrants:
         if self.entry:
             self.bump_version()
             self._show(SIZE_AT, size)
+
+    def renumbered(self) -> None:
+        """Show the number that the inode has now."""
+        if self.entry:
+            self._show(INO_AT, self.node.ino)
 
     def bump_epoch(self) -> None:
         """Begin a new epoch: the answers that holders have no longer hold."""

@@ -137,6 +137,10 @@ class Recalls:
         running = self._running.get(ino)
         return running is not None and any(each.refuses(begin, end) for each in tuple(running))
 
+    def runs(self, ino: int) -> bool:
+        """Return whether some bytes of a file are being recalled."""
+        return ino in self._running
+
     def mapped_by(self, ino: int, begin: int, end: int) -> list[Holder]:
         """Return the holders that may still store into bytes of [begin, end), because they did not renew in time."""
         grants = self.by_ino.get(ino)

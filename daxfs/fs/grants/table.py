@@ -69,6 +69,14 @@ class Grants:
         if grants is not None and grants.preallocated.runs:
             self._free_preallocated(grants)
 
+    def renumbered(self, ino: int, new: int) -> None:
+        """Have the grants of an inode follow its new number. Nobody recalls any of them."""
+        self.epochs.renumbered(ino, new)
+        grants = self.by_ino.pop(ino, None)
+        if grants is not None:
+            self.by_ino[new] = grants
+            grants.renumbered()
+
     def bump_all_epochs(self) -> None:
         """Begin a new epoch for all files: the volume became read-only, and clients that may store must ask again."""
         for grants in self.by_ino.values():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.fs.types import SetAttributes
 from daxfs.fuse.groups import with_groups_that_matter
-from daxfs.fuse.kernel import abi, encoding, staged
+from daxfs.fuse.kernel import abi, encoding, nodeid, staged
 from daxfs.fuse.kernel.abi import BODY, Init, Opcode, SetAttr
 from daxfs.fuse.kernel.encoding import BILLION
 
@@ -33,6 +33,7 @@ def statx(connection: Connection, request: Request) -> bytes:
     request.arguments(abi.STATX_IN)
     found = connection.core.getattr(request.ino)
     dax = stat.S_ISREG(found.mode) and connection.core.uses_dax(found.ino)
+    found = nodeid.known_as(found, connection.core.pins)
     connection.outdated.discard(found.ino)
     return encoding.statx_out(found, connection.block_size, dax=dax)
 

@@ -88,7 +88,8 @@ class Connection:
         caches_data: files without DAX are opened for the kernel's page cache; fixed for the lifetime of the mount.
         block_size: of the pool; stat(2) shows it.
         ended: DESTROY was received.
-        outdated: inodes whose attributes were invalidated because clients stored, and were not sent since.
+        outdated: inodes, as the kernel knows them, whose attributes were invalidated because clients stored, and were
+            not sent since.
         forgets: (node, lookups) of the forgets that wait; always the same list.
         scheduler: everything else that waits.
         table: the handlers by opcode; the connection's own dict, since counting changes it.
@@ -232,26 +233,30 @@ class Connection:
 
     def invalidate_attributes(self, ino: int) -> None:
         """Invalidate the attributes of an inode in the kernel, which then requests them when it needs them."""
-        generation = self.core.pins.generation(ino)
+        pins = self.core.pins
+        generation = pins.generation(ino)
         if generation is not None or ino == ROOT_INO:  # else the kernel has forgotten it
-            node = nodeid.encode(ino, generation or 0)
+            node = nodeid.encode(*(pins.aliases.outside(ino) or (ino, generation or 0)))
             self.notify(abi.NOTIFY_INVAL_INODE, abi.INVAL_INODE_OUT.pack(node, -1, 0))
 
     def invalidate_attributes_once(self, ino: int) -> None:
         """Invalidate the attributes of an inode that clients have changed, unless they are invalid already."""
-        if ino not in self.outdated:
+        shown = self.core.pins.aliases.shown(ino)
+        if shown not in self.outdated:
             self.invalidate_attributes(ino)
             if len(self.outdated) >= MOST_OUTDATED:
                 self.outdated.clear()
-            self.outdated.add(ino)
+            self.outdated.add(shown)
 
     def attributes(self, found: Attributes) -> bytes:
         """Return fuse_attr_out; the inode's attributes in the kernel are valid from now on."""
+        found = nodeid.known_as(found, self.core.pins)
         self.outdated.discard(found.ino)
         return encoding.attr_out(found, self.block_size)
 
     def entry(self, found: Attributes) -> bytes:
         """Return fuse_entry_out; the inode's attributes in the kernel are valid from now on."""
+        found = nodeid.known_as(found, self.core.pins)
         self.outdated.discard(found.ino)
         return encoding.entry_out(found, self.block_size)
 

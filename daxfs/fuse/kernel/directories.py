@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
+from daxfs.fs.types import DirListing
 from daxfs.fuse import logs
 from daxfs.fuse.kernel import abi, dirents, encoding
 from daxfs.fuse.kernel.abi import Init, Opcode
 
 if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
-    from daxfs.fs.types import Attributes, DirListing
+    from daxfs.fs.types import Attributes
     from daxfs.fuse.kernel.connection import Connection, Handler
     from daxfs.fuse.kernel.request import Request
     from daxfs.fuse.kernel.work import Answer
@@ -73,7 +74,19 @@ def listing(connection: Connection, request: Request, head: int, encode: Callabl
 
 def readdir(connection: Connection, request: Request) -> Answer:
     """Answer READDIR: the names of a directory."""
-    return listing(connection, request, 0, lambda found, room: dirents.encoded(found, dirents.fitting(found, room)))
+
+    def encode(found: DirListing, room: int) -> bytes:
+        return dirents.encoded(as_known(connection, found), dirents.fitting(found, room))
+
+    return listing(connection, request, 0, encode)
+
+
+def as_known(connection: Connection, found: DirListing) -> DirListing:
+    """Return names with the inode numbers that stat(2) shows (`daxfs.fs.aliases`)."""
+    aliases = connection.core.pins.aliases
+    if not aliases:
+        return found
+    return DirListing(found.names, [aliases.shown(ino) for ino in found.inos], found.file_types, found.cookies)
 
 
 def readdirplus(connection: Connection, request: Request) -> Answer:
@@ -83,7 +96,7 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
     when it needs them.
     """
     core = connection.core
-    generation = core.pins.generation
+    generation, shown = core.pins.generation, core.pins.aliases.shown
     most = PLUS_AT_ONCE if request.arguments(abi.READ_IN).offset else FIRST_PLUS
 
     def encode(found: DirListing, room: int) -> bytes:
@@ -92,7 +105,7 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
         pinned: list[Attributes] = []
         for name, ino, file_type in zip(found.names[:count], found.inos, found.file_types, strict=False):
             known = generation(ino) is not None or name in DOTS
-            heads.append((None if known else entry_of(connection, ino, pinned)) or without_node(ino, file_type))
+            heads.append((None if known else entry_of(connection, ino, pinned)) or without_node(shown(ino), file_type))
         for inode in pinned:
             core.pin(inode)
 
@@ -101,7 +114,7 @@ def readdirplus(connection: Connection, request: Request) -> Answer:
                 core.unpin(inode.ino)
 
         request.undo = undo
-        return dirents.encoded(found, count, heads)
+        return dirents.encoded(as_known(connection, found), count, heads)
 
     return listing(connection, request, abi.ENTRY_OUT.size, encode)
 

@@ -48,8 +48,11 @@ def lookup(connection: Connection, request: Request) -> bytes:
 
 def by_handle(connection: Connection, node: int) -> Attributes:
     """Return the inode of an NFS file handle; ESTALE if it is old or forged (fs/ext4/super.c: ext4_nfs_get_inode)."""
-    found = connection.core.by_number(nodeid.decode(node))
-    if nodeid.encode(found.ino, found.generation) != node:
+    pins = connection.core.pins
+    ino = nodeid.resolve(node, pins)
+    found = connection.core.by_number(nodeid.decode(node) if ino is None else ino)
+    known = nodeid.known_as(found, pins)
+    if nodeid.encode(known.ino, known.generation) != node:
         raise FsError(errno.ESTALE, f"node {node:#x}")
     return found
 
