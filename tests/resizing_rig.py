@@ -33,6 +33,14 @@ def made(path: Path, *options: str, size: str = "16M") -> Path:
     return mke2fs(path, *given, *journal, *reserved, *options, size=size)
 
 
+def grown(path: Path, *options: str) -> Path:
+    """A pool of many groups, whose journal and inodes lie in the first: it was small once."""
+    made(path, *options)
+    run("truncate", "-s", LARGE, path)
+    run("resize2fs", "-f", path)
+    return path
+
+
 def counts(path: Path) -> dict[str, int]:
     """The counters of the superblock, as dumpe2fs shows them."""
     text = run("dumpe2fs", "-h", path)

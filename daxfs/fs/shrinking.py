@@ -130,12 +130,13 @@ def _vacate(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], 
     Raises:
         FsError: EBUSY: something is left there.
     """
-    grants.renew_page()
+    yield from grants.vacate_page(target)
     logmoving.moves(volume, target)
     place = BlockRun(target, volume.geometry.blocks_count - target)
     stayed: dict[int, tuple[Stayed, ...]] = {}
     kept: dict[int, str] = {}
     for _ in range(ROUNDS):
+        grants.free_retired()
         yield from removal.freeing(volume)
         volume.commit()
         kept = yield from renumbering.renumber(volume, grants, target)

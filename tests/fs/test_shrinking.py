@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from in_memory import tmp_path
 from kernel_rig import kernel_mount
-from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, made, refused
+from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, grown, made, refused
 
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
@@ -31,14 +31,6 @@ PASSED = re.compile(r"Last |Mount|Lifetime|Filesystem state|Checksum:|Journal ")
 def layout(path: Path) -> list[str]:
     """What dumpe2fs shows of the superblock and of all groups."""
     return [line for line in run("dumpe2fs", path).splitlines() if not PASSED.match(line)]
-
-
-def grown(path: Path, *options: str) -> Path:
-    """A pool of many groups, whose journal and inodes lie in the first: it was small once."""
-    made(path, *options)
-    run("truncate", "-s", LARGE, path)
-    run("resize2fs", "-f", path)
-    return path
 
 
 def check_shrinking(path: Path, *options: str) -> None:

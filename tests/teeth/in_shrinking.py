@@ -9,6 +9,7 @@ SHRINKING = "daxfs/fs/shrinking.py"
 LOG_MOVE = "daxfs/fs/logmoving.py"
 SHRINKS = ("tests/fs/test_shrinking.py",)
 RENUMBERS = ("tests/fs/test_renumbering.py",)
+PAGES = ("tests/fs/grants/test_status_page.py",)
 CUTS = ("tests/crash/test_shrinking.py",)
 
 MUTANTS = [
@@ -107,6 +108,22 @@ MUTANTS = [
         "        pass\n",
         "After a power cut e2fsck -p does not look for them.",
         CUTS,
+    ),
+    Mutant(
+        "shrinking: a client's entry moves, and the old one says nothing",
+        "daxfs/fs/grants/inode_grants.py",
+        "            self.bump_epoch()\n            self.entry = entry\n",
+        "            self.epoch = next(self._epochs)\n            self.entry = entry\n",
+        "It goes on with what it was granted, wherever the file lies.",
+        PAGES,
+    ),
+    Mutant(
+        "shrinking: an old status page is free before clients have looked",
+        "daxfs/fs/grants/table.py",
+        "            if all(grants.held_since() > epoch for grants in self.by_ino.values()):\n",
+        "            if epoch:\n",
+        "They read another file's content as their entry.",
+        PAGES,
     ),
     Mutant(
         "renumbering: the generation stays",

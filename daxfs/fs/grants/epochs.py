@@ -118,12 +118,12 @@ class Epochs:
             with volume.handle(data.CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
                 finished = change.unmap(first, last, limit=data.BLOCKS_PER_CUT)
 
-    def reclaim(self, all_grants: Iterable[InodeGrants], page: int) -> bool:
+    def reclaim(self, all_grants: Iterable[InodeGrants], pages: set[int]) -> bool:
         """Free what is deferred for stale clients if the last of them is gone; return whether it is (a reclaimer).
 
         Args:
             all_grants: those of the volume.
-            page: the inode of the status page.
+            pages: the inodes of the status page and of old ones.
         """
         volume = self._volume
         if not self.stale or volume.pool.mapped_elsewhere(self.lock):
@@ -131,7 +131,7 @@ class Epochs:
         self.stale = False
         self._stale_inode = 0
         self._detached.clear()
-        held = {each.ino for grants in all_grants for each in grants.deferred} | {page}
+        held = {each.ino for grants in all_grants for each in grants.deferred} | pages
         for ino in tuple(volume.lives.quarantine - held):
             volume.lives.released(ino)
         removal.collect_all(volume)

@@ -133,6 +133,13 @@ class InodeGrants:
             self.bump_version()
             self._show(SIZE_AT, size)
 
+    def move_entry(self, entry: int) -> None:
+        """Begin a new epoch, and have another status entry; the old one shows that epoch for good."""
+        if self.entry:
+            self.bump_epoch()
+            self.entry = entry
+            self._volume.pool.write(entry, ENTRY.pack(self.epoch, self.node.size, self.node.ino, self.changes))
+
     def renumbered(self) -> None:
         """Show the number that the inode has now."""
         if self.entry:

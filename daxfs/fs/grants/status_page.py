@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import MissingMemory
 from daxfs.fs import clock, removal
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 CREDITS_PAGE = 24
-FAR = 64
-"""Distance from the end of the pool, in blocks, where the search for the first block of entries begins."""
 
 
 def new_quarantine_inode(tx: Handle) -> Inode:
@@ -39,6 +37,13 @@ def new_quarantine_inode(tx: Handle) -> Inode:
     mapping.new_inode_map(tx, inode)
     inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = clock.now()
     return inode
+
+
+class Retired(NamedTuple):
+    """An old page: its inode, and the pool offset of the token."""
+
+    ino: int
+    token: int
 
 
 class StatusPage:
@@ -65,10 +70,19 @@ class StatusPage:
         if not self.ino and not self._volume.read_only:
             self._volume.retrying(lambda _: self._add_block())
 
-    def renew(self) -> None:
-        """Make a new page with the same token, and free the old one, which may lie where nothing may stay.
+    def reaches(self, end: int) -> bool:
+        """Return whether blocks or the inode of the page lie from block ``end`` on."""
+        if not self.ino:
+            return False
+        view = self._volume.view
+        geometry, inode = view.geometry, inodes.read(view, self.ino)
+        in_table = geometry.first_block(geometry.group_of_inode(self.ino)) >= end
+        return in_table or any(run.pblk + run.length > end for run in mapping.walk(view, inode))
 
-        No entry is in use.
+    def renew(self, entries: int) -> Retired:
+        """Make a new page with the same token and room for some entries; return the old one, with what clients read.
+
+        The caller has the entries in use replaced, and frees the old page (`free_retired`) when nobody reads them.
 
         Raises:
             FsError: ENOSPC: the page stays.
@@ -77,11 +91,24 @@ class StatusPage:
         self.ino, self.token, self._free = 0, 0, []
         try:
             self._add_block()
+            while len(self._free) < entries:
+                self._add_block()
         except BaseException:
+            if self.ino:
+                self._give_up(self.ino)
             self.ino, self.token, self._free = old
             raise
-        self._volume.lives.released(old[0])
-        removal.begin(self._volume, old[0])
+        return Retired(*old[:2])
+
+    def free_retired(self, old: Retired) -> None:
+        """Erase the token of an old page, and free the page."""
+        with suppress(MissingMemory):
+            self._volume.pool.zero(old.token, TOKEN_SIZE)
+        self._give_up(old.ino)
+
+    def _give_up(self, ino: int) -> None:
+        self._volume.lives.released(ino)
+        removal.begin(self._volume, ino)
 
     def token_matches(self, quoted: bytes) -> bool:
         """Return whether a request quotes the token. A volume that was always read-only has none and needs none."""
@@ -120,8 +147,8 @@ class StatusPage:
         secret = b"" if self.token else self._secret or secrets.token_bytes(TOKEN_SIZE)
         with volume.handle(CREDITS_PAGE) as tx:
             inode = inodes.edit(tx, self.ino) if self.ino else new_quarantine_inode(tx)
-            # Far from blocks of files, which should stay contiguous.
-            run = mapping.allocate(tx, inode, inode.size >> bits, 1, goal=volume.geometry.memory_blocks - FAR)
+            # Beside the metadata of the first groups: no large file loses a page, and no shrink has to move it.
+            run = mapping.allocate(tx, inode, inode.size >> bits, 1, goal=volume.geometry.first_data_block)
             inode.size += 1 << bits
             begin = run.pblk << bits
             volume.pool.zero(begin, 1 << bits)

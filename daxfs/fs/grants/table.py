@@ -6,18 +6,20 @@ reach the grants from wherever they are made.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from daxfs.fs import data
 from daxfs.fs.filemap import FileMap
 from daxfs.fs.grants.epochs import Epochs
 from daxfs.fs.grants.inode_grants import InodeGrants
-from daxfs.fs.grants.recall import Recalls
-from daxfs.fs.grants.status_page import StatusPage
+from daxfs.fs.grants.recall import PATIENCE_SECONDS, Recalls
+from daxfs.fs.grants.status_page import Retired, StatusPage
 
 if TYPE_CHECKING:
     from daxfs.fs.data import OpenFile
     from daxfs.fs.nodes import Node
+    from daxfs.fs.steps import Steps
     from daxfs.fs.types import PoolIdentity
     from daxfs.fs.volume import Volume
     from daxfs.journal.transaction import Handle
@@ -29,6 +31,7 @@ class Grants:
     Attributes:
         volume: the volume.
         page: its status page.
+        retired: old status pages, each with the epoch in which it was replaced.
         epochs: its deferred frees.
         by_ino: inode number -> grants, of all granted files.
         holders: the number of holders, of all files.
@@ -40,6 +43,7 @@ class Grants:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.page = StatusPage(volume)
+        self.retired: dict[Retired, int] = {}
         self.epochs = Epochs(volume)
         self.by_ino: dict[int, InodeGrants] = {}
         self.holders = 0
@@ -86,11 +90,35 @@ class Grants:
         """Tell clients that ask for the pool its new size, and where its token lies."""
         self.identity = None
 
-    def renew_page(self) -> None:
-        """Have no entry past the end of what may be taken, unless clients read entries."""
-        if self.page.ino and not self.by_ino:
-            self.page.renew()
-            self.follow_size()
+    def vacate_page(self, end: int) -> Steps[None]:
+        """Have no status entry from the block ``end`` of the pool on, where nothing is taken.
+
+        Files get other entries, and clients learn of them when they look. One that has not looked for
+        `PATIENCE_SECONDS` may read its old entry at any time: the old page stays until it has looked, or has closed the
+        file (`free_retired`).
+
+        Raises:
+            FsError: ENOSPC: the entries stay.
+        """
+        if not self.page.reaches(end):
+            return
+        old = self.page.renew(len(self.by_ino))
+        self.retired[old] = next(self.epochs.numbers)
+        for grants in self.by_ino.values():
+            if grants.entry:
+                grants.move_entry(self.page.allocate())
+        self.follow_size()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.free_retired() and time.monotonic() < deadline:
+            yield
+
+    def free_retired(self) -> bool:
+        """Free the old pages that no client reads any longer; return whether that is all of them."""
+        for old, epoch in tuple(self.retired.items()):
+            if all(grants.held_since() > epoch for grants in self.by_ino.values()):
+                del self.retired[old]
+                self.page.free_retired(old)
+        return not self.retired
 
     def end_all_epochs(self) -> None:
         """Show the last epoch in every status entry, and store to no entry after that: the pool has another owner."""
@@ -170,8 +198,18 @@ class Grants:
         self.epochs.stale = self.epochs.stale or (bool(self.by_ino) and self.volume.pool.mapped_elsewhere())
 
     def reclaim(self) -> bool:
-        """Free what is deferred for stale clients if the last of them is gone; return whether it is (a reclaimer)."""
-        return self.epochs.reclaim(self.by_ino.values(), self.page.ino)
+        """Free old status pages, and what is deferred for stale clients if the last of them is gone (a reclaimer).
+
+        Returns:
+            Whether the last stale client is gone since the last call.
+        """
+        self.free_retired()
+        return self.epochs.reclaim(self.by_ino.values(), self._pages)
+
+    @property
+    def _pages(self) -> set[int]:
+        """The inodes of the status page and of old ones."""
+        return {self.page.ino, *(old.ino for old in self.retired)} - {0}
 
     def check(self) -> None:
         """Compare all grants with each other, the inodes and the status page; for tests, between two operations.
@@ -192,7 +230,7 @@ class Grants:
         assert len(held) == len(set(held)), held
         assert set(held) <= lives.quarantine
         if not self.stale:
-            assert lives.quarantine == {*held, *([self.page.ino] if self.page.ino else [])}
+            assert lives.quarantine == {*held, *self._pages}
 
     def _remove_holder(self, grants: InodeGrants, file: OpenFile, holder: int | None) -> bool:
         """Remove a holder, or all of an open file; return whether the extender left, whose preallocation must end."""

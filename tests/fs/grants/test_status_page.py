@@ -28,12 +28,16 @@ from lease_rig import (
     truncate,
 )
 from range_rig import refused
+from resizing_rig import MIB, grown
 from tree_rig import QUIET
 
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.grants.status_page import StatusPage
+from daxfs.fs.steps import finish
 from daxfs.fs.types import Caller, LeaseRequest, Options
 from daxfs.pmem.memory import MemoryPool
+from daxfs.structures import blocks
 from support import fsck, mke2fs
 
 OpenFs = Callable[..., FileSystem]
@@ -247,3 +251,71 @@ def test_a_token_that_could_not_be_stored_is_made_again(fs: FileSystem, monkeypa
             fs.grants.page.ensure()
     assert not fs.grants.page.ino
     assert held.ask().entry
+
+
+def in_the_tail(path: Path) -> tuple[FileSystem, list[Client]]:
+    """A pool whose status page lies past its middle, with two clients that read entries."""
+    fs = FileSystem.open(grown(path), QUIET)
+    clients = [client(fs, name, b"x" * 5000) for name in (b"one", b"two")]
+    with fs.volume.handle(200) as tx:  # somebody has all that is free in the first groups
+        taken = [run for group in range(45) for run in blocks.free_runs(tx, group, 1)]
+        blocks.take_runs(tx, taken)
+    for each in clients:
+        each.ask()
+    with fs.volume.handle(200) as tx:
+        blocks.free_all(tx, taken)
+    fs.sync()
+    assert fs.grants.page.token > 40 * MIB
+    return fs, clients
+
+
+def test_entries_in_the_tail_of_a_shrink(tmp_path: Path) -> None:
+    """Clients that look get new entries; who does not is named, and the shrink succeeds when it has looked or ended."""
+    path = tmp_path / "pool"
+    fs, clients = in_the_tail(path)
+    one, two = clients
+    secret, old = token(fs), [each.ask() for each in clients]
+    steps = fs.steps.resize(40 * MIB // 4096)
+    next(steps)
+    assert all(entry_of(fs, before.entry).epoch != before.epoch for before in old), "clients see that they must ask"
+    one.renew()
+    now = one.ask()
+    assert now.entry < 40 * MIB
+    assert entry_of(fs, now.entry).epoch == now.epoch
+    with pytest.raises(FsError, match=r"past the new end stay"):
+        finish(steps)
+    assert token(fs) == secret
+    fs.check()
+    two.renew()
+    two.ask()
+    one.renew()
+    one.ask()
+    assert fs.resize(40 * MIB // 4096).blocks == 40 * MIB // 4096
+    fs.check()
+    assert token(fs) == secret
+    for each in clients:
+        each.close()
+    fs.check()
+    fs.close()
+    fsck(path)
+
+
+def test_a_page_that_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays as it is, and so do the entries."""
+    path = tmp_path / "pool"
+    fs, clients = in_the_tail(path)
+    before = clients[0].ask()
+
+    def full(_: StatusPage) -> None:
+        raise FsError(errno.ENOSPC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StatusPage, "_add_block", full)
+        with refused(errno.ENOSPC):
+            fs.resize(40 * MIB // 4096)
+    fs.check()
+    assert entry_of(fs, before.entry).epoch == before.epoch
+    for each in clients:
+        each.close()
+    fs.close()
+    fsck(path)
