@@ -28,6 +28,7 @@ from tree_rig import QUIET
 from daxfs.errors import Corrupt
 from daxfs.ext4.superblock import EXT4_ERROR_FS
 from daxfs.fs.filesystem import FileSystem
+from daxfs.structures import shrinkage
 from support import fsck, mke2fs, run
 
 FORMATS = {
@@ -38,9 +39,17 @@ FORMATS = {
 }
 JOURNAL = {"journal": (), "journal, no checksums": ("-O", "^metadata_csum,^64bit")}
 """Formats of pools that were never small, so that the journal lies in the middle and moves."""
+NUMBERS = {
+    "numbers": ("-E", "resize=40000"),
+    "numbers, orphan file": ("-O", "orphan_file", "-E", "resize=40000"),
+    "numbers, no checksums": ("-O", "^metadata_csum,^64bit", "-E", "resize=40000"),
+    "numbers, no extents": ("-O", "^metadata_csum,^64bit,^extent", "-E", "resize=40000"),
+}
+"""Formats of pools with directories in the groups that go, whose inodes get other numbers, in use or not."""
 SMALL, BEFORE, AFTER = 2700, 8960, 5000
 """Blocks of 1 KiB. A group has 256 of them: the shrink ends in the middle of one, and gives a descriptor block up."""
 FILES = 8
+FOLDERS = 24
 
 
 class Shrink(NamedTuple):
@@ -65,7 +74,7 @@ class Recorded(RecordingPool):
 def image(name: str) -> bytes:
     """A file system that was small once, with files in its second half."""
     with TemporaryDirectory() as folder:
-        options = ("-b", "1024", "-g", "256", "-N", "128", "-J", "size=1", *(FORMATS | JOURNAL)[name])
+        options = ("-b", "1024", "-g", "256", "-N", "128", "-J", "size=1", *(FORMATS | JOURNAL | NUMBERS)[name])
         path = mke2fs(Path(folder) / "pool", *options, size=f"{BEFORE if name in JOURNAL else SMALL}K")
         if name not in JOURNAL:
             run("truncate", "-s", f"{BEFORE}K", path)
@@ -74,8 +83,49 @@ def image(name: str) -> bytes:
             fs.tree.write_bytes("before", noise(4_500_000, 0))
             for number in range(FILES):
                 fs.tree.write_bytes(f"{number}", noise(9000 * number, number))
+            if name in NUMBERS:
+                make_folders(fs)
             fs.tree.unlink("before")
         return path.read_bytes()
+
+
+def make_folders(fs: FileSystem) -> None:
+    """Directories in all groups, each with a subdirectory, a file, and a second name of the file in another one."""
+    for number in range(FOLDERS):
+        fs.tree.mkdir(f"d{number}")
+        fs.tree.mkdir(f"d{number}/sub")
+        fs.tree.write_bytes(f"d{number}/file", noise(100 * number, number))
+        ino, other = fs.tree.stat(f"d{number}/file").ino, fs.tree.stat(f"d{number // 2}").ino
+        fs.link(ino, other, b"link %d" % number)
+
+
+def expect_folders(fs: FileSystem, where: str) -> None:
+    """They are all there, but for the names that were removed, and nothing else has the old numbers."""
+    for number in range(FOLDERS):
+        inside = {name for name in fs.tree.listdir(f"d{number}") if not name.startswith(b"link")}
+        assert inside == ({b"file"} if number == 0 else {b"file", b"sub"}), where
+        assert fs.tree.read_bytes(f"d{number}/file") == noise(100 * number, number), where
+        assert fs.tree.stat(f"d{number}/file").ino == fs.tree.stat(f"d{number // 2}/link {number}").ino, where
+        if number:
+            parent = fs.lookup(fs.tree.stat(f"d{number}/sub").ino, b"..").ino
+            assert parent == fs.tree.stat(f"d{number}").ino, where
+    assert fs.statistics().nameless == 0, f"{where}: orphans are left"
+
+
+def in_use(fs: FileSystem) -> list[int]:
+    """Open a file that has lost its names, one that never had any, and a directory that was removed; the rest is known
+    to the kernel. Return what the kernel knows of what will get other numbers.
+    """
+    past = list(shrinkage.inodes_past(fs.volume.view, AFTER))
+    assert len(past) > 20
+    for ino in [ino for ino in past if fs.getattr(ino).mode >> 12 == 4][:6]:
+        fs.write(fs.tmpfile(ino, 0o600)[0], 0, noise(3000, 1))
+    fs.opendir(fs.tree.stat("d0/sub").ino)
+    fs.tree.rmdir("d0/sub")
+    for ino in past:
+        fs.pin(fs.getattr(ino))
+    fs.sync()
+    return past
 
 
 def shrunk(name: str) -> Shrink:
@@ -83,9 +133,11 @@ def shrunk(name: str) -> Shrink:
     pool = Recorded(bytearray(image(name)))
     with steady_clock():
         fs = FileSystem.open(pool, QUIET)
+        past = in_use(fs) if name in NUMBERS else []
         pool.restart()
         fs.resize(AFTER)
         assert fs.size == AFTER
+        assert fs.pins.aliases.numbers == set(past)
         for number in range(30):
             fs.tree.write_bytes(f"new {number}", noise(30_000, number))
         fs.sync()
@@ -119,6 +171,8 @@ def check_cuts(name: str, folder: Path, *, cuts: int, depth: int, every: int) ->
                 marked = bool(fs.volume.view.superblock().s_state & EXT4_ERROR_FS)
                 assert not marked or name in JOURNAL, where
                 assert fs.size == AFTER or shown.position < shrink.cut, where
+                if name in NUMBERS:
+                    expect_folders(fs, where)
                 assert all(fs.tree.read_bytes(f"{each}") == noise(9000 * each, each) for each in range(FILES)), where
                 fs.check()
         except Corrupt as error:
@@ -136,12 +190,12 @@ def check_cuts(name: str, folder: Path, *, cuts: int, depth: int, every: int) ->
     return found
 
 
-@pytest.mark.parametrize("name", ["default", "journal"])
+@pytest.mark.parametrize("name", ["default", "journal", "numbers, orphan file", "numbers, no extents"])
 def test_a_power_cut_leaves_one_of_two_sizes(name: str, tmp_path: Path) -> None:
     assert check_cuts(name, tmp_path, cuts=14, depth=1, every=12) == {BEFORE, AFTER}
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", FORMATS | JOURNAL)
+@pytest.mark.parametrize("name", FORMATS | JOURNAL | NUMBERS)
 def test_more_power_cuts(name: str, tmp_path: Path) -> None:
     assert check_cuts(name, tmp_path, cuts=1000, depth=4, every=20) == {BEFORE, AFTER}

@@ -19,7 +19,7 @@ from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import finish
 from daxfs.fs.types import Options
-from daxfs.structures import shrinkage
+from daxfs.structures import blocks, shrinkage
 from support import fsck, run
 
 __all__ = ["tmp_path"]
@@ -209,6 +209,23 @@ def test_what_can_not_move_is_named(tmp_path: Path) -> None:
         fs.tree.write_bytes("/more", b"m" * (60 * MIB))
         fs.check()
         assert fs.size == LARGE // 4096
+    fsck(path)
+
+
+@pytest.mark.parametrize("wanted", [40 * 256, 40 * 256 + 130, 41 * 256 - 1])
+def test_nothing_is_taken_past_the_new_end(wanted: int, tmp_path: Path) -> None:
+    """A full pool has nothing there, wherever in a group the end is, and all of it can be taken afterwards."""
+    path = grown(tmp_path / "pool")
+    with FileSystem.open(path) as fs:
+        end = shrinkage.fitting(fs.volume.geometry, wanted)
+        blocks.confine(fs.volume.view, end)
+        with pytest.raises(FsError, match="no block is free"):
+            fs.tree.write_bytes("/full", bytes(LARGE))
+        assert not list(shrinkage.used_past(fs.volume.view, end))
+        assert fs.tree.stat("/full").size > 25 * MIB
+        blocks.confine(fs.volume.view, 0)
+        fs.tree.write_bytes("/full", bytes(60 * MIB))
+        fs.check()
     fsck(path)
 
 
