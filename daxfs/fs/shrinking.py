@@ -9,6 +9,12 @@ interruption, leaves the old size and files that lie elsewhere.
 Inodes of groups that go get other numbers (`daxfs.fs.renumbering`), whoever uses them, and the journal moves
 (`daxfs.fs.logmoving`). What can't move is named in the error: memory that programs map, bad memory, directories with
 very many subdirectories.
+
+Bitmaps and inode tables of groups that stay keep their places. mke2fs puts those of a flexible group into its first
+group, before the `shrinkage.SPARE` blocks of a last group; only larger flexible groups than the usual 16 (-G 64) reach
+past an end. Moving a table would take a transaction of all its blocks, for a size next to which there are others: such
+a size is refused with the next one.
+
 Snapshots must not exist, as for growth (`daxfs.fs.resizing`). Callers: the facade.
 """
 
@@ -106,10 +112,18 @@ def left_to_move(volume: Volume) -> int:
 
 
 def _refuse_too_small(volume: Volume, target: int) -> None:
-    least = shrinkage.minimum(volume.view)
+    view = volume.view
+    group = shrinkage.displaced(view, target)
+    if group is not None:
+        raise FsError(
+            errno.EINVAL,
+            f"group {group} stays and has bitmaps or inodes from block {target} on, which do not move; "
+            f"{shrinkage.undisplaced(view, target)} blocks have room for them",
+        )
+    least = shrinkage.minimum(view)
     if target < least:
         raise FsError(errno.EINVAL, f"{target} blocks are fewer than the {least} that are needed for what is in use")
-    needed = shrinkage.credits_of(volume.view, target)
+    needed = shrinkage.credits_of(view, target)
     if needed > volume.journal.capacity:
         raise resizing.journal_too_small(volume, needed)
 

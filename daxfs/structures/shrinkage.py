@@ -131,6 +131,20 @@ def displaced(view: View, blocks_count: int) -> int | None:
     return None
 
 
+def undisplaced(view: View, blocks_count: int) -> int:
+    """Return the smallest size from ``blocks_count`` on at which no group that stays is `displaced`.
+
+    Raises:
+        FsError: as `fitting`.
+    """
+    geometry = view.geometry
+    while (group := displaced(view, fitting(geometry, blocks_count))) is not None:
+        desc = groups.descriptor(view, group)
+        end = max(desc.block_bitmap + 1, desc.inode_bitmap + 1, desc.inode_table + geometry.inode_blocks_per_group)
+        blocks_count = max(blocks_count + 1, end)
+    return blocks_count
+
+
 # The new size
 
 
@@ -312,7 +326,7 @@ def minimum(view: View) -> int:
             high = middle
         else:
             low = middle + 1
-    return low
+    return undisplaced(view, low)
 
 
 class _Occupancy:
@@ -343,7 +357,7 @@ class _Occupancy:
             return False
         end = growth.groups_in(geometry, blocks_count)
         last = end - 1
-        if self._inodes > end * geometry.inodes_per_group or displaced(view, blocks_count) is not None:
+        if self._inodes > end * geometry.inodes_per_group:
             return False
         low = geometry.first_block(last)
         desc = groups.descriptor(view, last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -225,6 +226,24 @@ def test_nothing_is_taken_past_the_new_end(wanted: int, tmp_path: Path) -> None:
         assert fs.tree.stat("/full").size > 25 * MIB
         blocks.confine(fs.volume.view, 0)
         fs.tree.write_bytes("/full", bytes(60 * MIB))
+        fs.check()
+    fsck(path)
+
+
+def test_metadata_of_a_group_that_stays(tmp_path: Path) -> None:
+    """An end among the bitmaps and tables of flexible groups is refused by name, with a size that works."""
+    path = made(tmp_path / "pool", "-G", "64", size="160M")
+    with FileSystem.open(path) as fs:
+        view = fs.volume.view
+        ends = {end: shrinkage.displaced(view, end) for end in range(256 * 64 + 60, 256 * 67, 10)}
+        end, group = next((end, group) for end, group in ends.items() if group is not None)
+        with pytest.raises(FsError, match=f"group {group} stays and has .* from block {end} on") as caught:
+            fs.resize(end)
+        assert caught.value.errno == errno.EINVAL
+        least = int(re.search(r"(\d+) blocks have room", str(caught.value))[1])  # type: ignore[index]
+        assert end < least < end + 256
+        assert shrinkage.displaced(view, least - 1) is not None or shrinkage.fitting(view.geometry, least - 1) < end
+        assert fs.resize(least).blocks <= least
         fs.check()
     fsck(path)
 
