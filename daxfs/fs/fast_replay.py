@@ -88,7 +88,7 @@ class _Replay:
         for change in changes:
             if isinstance(change, InodeImage):
                 self._images[change.ino].append(change)
-        self._orphans = set(orphans.listing(tx))
+        self._orphans = set(orphans.survey(tx).found)
         self._nameless = {ino for ino in self._orphans if not inodes.read(tx, ino).links_count}
         self._named: list[tuple[int, int]] = []  # directories whose names were changed, and the names' inodes
         self._files: set[int] = set()  # whose maps were changed

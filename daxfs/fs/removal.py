@@ -8,9 +8,9 @@ them done, one after the other, before it fails (`free_some`).
 
 An inode whose end meets damage is given up: it leaves the orphan list, which would lead each mount to the damage again,
 and stays in use with what was not freed, so that nobody gets these blocks. The error is recorded, so that the next
-e2fsck checks everything, and frees it. (The kernel forgets such an inode in memory, and the whole list at its next
-mount: ``ext4_evict_inode`` in fs/ext4/inode.c, ``ext4_orphan_cleanup`` in orphan.c.) If memory is missing, the inode
-stays on the list, since the memory may be there again.
+e2fsck checks everything, and frees it. So is an inode of the list whose slot is damaged. (The kernel forgets such an
+inode in memory, and the whole list at its next mount: ``ext4_evict_inode`` in fs/ext4/inode.c, ``ext4_orphan_cleanup``
+in orphan.c.) If memory is missing, the inode stays on the list, since the memory may be there again.
 """
 
 from __future__ import annotations
@@ -145,14 +145,18 @@ def recover(volume: Volume) -> None:
     Damage is reported when all are done, since it may make the volume read-only.
     """
     lives = volume.lives
-    found: list[int] = []
-    met: list[Corrupt | MissingMemory] = []
-    whole = False
-    with unless_damaged(volume, None, met):
-        for ino in orphans.listing(volume.view):
-            found.append(ino)  # not extend, which compiled keeps nothing of a list that ends early
-        whole = True
-    lives.found_listed(found, whole=whole)
+    survey = orphans.survey(volume.view)
+    met = survey.met[:]
+    for error in met:
+        leave(volume, None, error)
+    for before, following in survey.relinked.items():
+        with unless_damaged(volume, None, met), volume.handle(CREDITS_GIVEN_UP) as tx:
+            orphans.relink(tx, before, following)
+    for index, slot in survey.cleared:
+        with unless_damaged(volume, None, met), volume.handle(CREDITS_GIVEN_UP) as tx:
+            orphans.clear(tx, index, slot)
+    found = list(survey.found)
+    lives.found_listed(found, whole=survey.whole)
     given_up = 0
     for ino in found:
         before = len(met)
@@ -229,7 +233,7 @@ def leave(volume: Volume, ino: int | None, error: Corrupt | MissingMemory | Memo
     if isinstance(error, MissingMemory):
         volume.forget_content()
     if ino is None:
-        what = "the orphan list ends early"
+        what = "the orphan list is read as far as it can be"
     elif isinstance(error, Corrupt) and give_up(volume, ino):
         what = f"inode {ino} is left to e2fsck"
     else:

@@ -3,21 +3,27 @@
 ext4 has two forms: a list through ``i_dtime`` that begins in the superblock (``s_last_orphan``), and the orphan file
 (feature orphan_file), which is used first, as long as it has room. Only the fs layer calls this module, and it
 processes the orphans. Sources: fs/ext4/orphan.c, Documentation/filesystems/ext4/orphan.rst.
+
+A mount takes a `survey`, which goes on past damage. Where an inode of the list is damaged, its pointer to the next one
+is believed if that one can only be an orphan. (``ext4_orphan_cleanup`` ends there, and the next mount empties the list;
+``release_orphan_inodes`` of e2fsck empties it, and the other passes find the inodes without links.)
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from daxfs.errors import Corrupt, CorruptKind
+from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory
 from daxfs.ext4 import orphan
 from daxfs.ext4.limits import EXT4_MAX_ORPHAN_FILE_BLOCKS
 from daxfs.journal.cache import Cache
 from daxfs.structures import inodes, mapping
+from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -52,15 +58,17 @@ class _Known(Cache):
 
     Attributes:
         file: the orphan file, once it was read.
+        unusable: the orphan file is damaged: the list is used instead.
         before: listed inode -> the inode before it, a hint. The list is linked in one direction, and open files without
             names are closed in any order. The hints are bounded by the number of such files, of which the layers above
             keep a record in any case.
     """
 
-    __slots__ = ("before", "file")
+    __slots__ = ("before", "file", "unusable")
 
     def __init__(self) -> None:
         self.file: _File | None = None
+        self.unusable = False
         self.before: dict[int, int] = {}
 
 
@@ -116,10 +124,24 @@ def listing(view: View) -> Iterator[int]:
             raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} is in the list twice")
         listed.add(ino)
         # Read the next one first: the caller may remove each inode when it is yielded.
-        following = inodes.read(view, _checked_orphan(view, ino)).i_dtime
+        following = _orphan(view, ino).i_dtime
         if ino not in seen:
             yield ino
         ino = following
+
+
+def _orphan(view: View, ino: int) -> inodes.Inode:
+    """Return an orphan, for reading.
+
+    Raises:
+        Corrupt: it is reserved or free, or its slot is damaged.
+    """
+    try:
+        return inodes.read(view, _checked_orphan(view, ino))
+    except FsError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        raise Corrupt(CorruptKind.ORPHAN_INODE, f"{ino} was never used") from None
 
 
 def _checked_orphan(view: View, ino: int) -> int:
@@ -129,6 +151,128 @@ def _checked_orphan(view: View, ino: int) -> int:
     if not inodes.in_use(view, ino):
         raise Corrupt(CorruptKind.ORPHAN_INODE, f"{ino} is free")
     return ino
+
+
+# The survey of a mount
+
+
+class Survey:
+    """The orphans of a pool, as far as they can be read.
+
+    Attributes:
+        found: the orphans: those of the file, then those of the list, the youngest first.
+        relinked: inode of the list (0: the superblock) -> the inode that is to follow it, past damaged ones.
+        cleared: places of the file (logical block, slot) that name inodes which are no orphans, or are damaged.
+        met: the damage.
+        whole: every entry was read. False: memory is missing, or a block of the file is damaged.
+    """
+
+    __slots__ = ("cleared", "found", "met", "relinked", "whole")
+
+    def __init__(self) -> None:
+        self.found: dict[int, None] = {}
+        self.relinked: dict[int, int] = {}
+        self.cleared: list[tuple[int, int]] = []
+        self.met: list[Corrupt | MissingMemory] = []
+        self.whole = True
+
+
+def survey(view: View) -> Survey:
+    """Read what can be read of the list and the file. `relink` and `clear` then remove from them what is damaged."""
+    result = Survey()
+    file: _File | None = None
+    try:
+        with view.pool.faults.checked():
+            file = _file(view)
+    except MissingMemory as error:
+        result.met.append(error)
+    if file is not None:
+        for index in range(len(file.blocks)):
+            _survey_block(view, result, file, index)
+    elif view.geometry.has_orphan_file:
+        result.whole = False
+    _survey_list(view, result)
+    return result
+
+
+def _survey_block(view: View, result: Survey, file: _File, index: int) -> None:
+    try:
+        with view.pool.faults.checked():
+            entries: list[int] = _slots(view, file, index).tolist()
+    except (Corrupt, MissingMemory) as error:
+        result.met.append(error)
+        result.whole = False
+        return
+    for slot, ino in enumerate(entries):
+        if not ino or ino in result.found:
+            continue
+        try:
+            with view.pool.faults.checked():
+                _orphan(view, ino)
+        except Corrupt as error:
+            result.met.append(error)
+            result.cleared.append((index, slot))
+            continue
+        except MissingMemory as error:
+            result.met.append(error)  # the entry stays: the memory may be there again
+        _remember(file, ino, index, slot)
+        result.found[ino] = None
+
+
+def _survey_list(view: View, result: Survey) -> None:
+    listed: set[int] = set()
+    before, ino = 0, view.superblock().s_last_orphan
+    while ino:
+        try:
+            with view.pool.faults.checked():
+                if ino in listed:
+                    raise Corrupt(CorruptKind.ORPHAN_LIST, f"inode {ino} is in the list twice")
+                following = _orphan(view, ino).i_dtime
+        except Corrupt as error:
+            result.met.append(error)
+            following = 0 if ino in listed else _presumed_next(view, ino)
+            result.relinked[before] = following
+        except MissingMemory as error:
+            result.met.append(error)
+            result.whole = False
+            return
+        else:
+            before = ino
+            result.found[ino] = None
+        listed.add(ino)
+        ino = following
+
+
+def _presumed_next(view: View, ino: int) -> int:
+    """Return the inode that follows a damaged one of the list; 0: it is not known.
+
+    Only an inode without links, or a named one whose ``i_dtime`` is a pointer too, is on the list: no file that is in
+    use is freed or cut because of a damaged pointer.
+    """
+    try:
+        with view.pool.faults.checked():
+            number, offset = inodes.position(view, ino)
+            following = inodes.Inode(view.block(number), offset, view.geometry).i_dtime
+            found = _orphan(view, following)
+    except (Corrupt, MissingMemory):
+        return 0
+    return 0 if found.links_count and not found.i_dtime else following
+
+
+def relink(tx: Handle, before: int, following: int) -> None:
+    """Have the list go on with ``following`` behind ``before`` (0: begin with it), as `Survey.relinked`: one credit."""
+    if before:
+        inodes.edit(tx, before).i_dtime = following
+    else:
+        tx.edit_superblock().s_last_orphan = following
+    tx.caches[_Known].before.clear()
+
+
+def clear(tx: Handle, index: int, slot: int) -> None:
+    """Remove an entry of the file, as `Survey.cleared`: one credit."""
+    file = _file(tx)
+    assert file is not None
+    _store(tx, file, index, slot, 0)
 
 
 # The list
@@ -160,7 +304,7 @@ def _before(view: View, ino: int) -> int:
     at = view.superblock().s_last_orphan
     while at and at not in seen:
         seen.add(at)
-        following = inodes.read(view, _checked_orphan(view, at)).i_dtime
+        following = _orphan(view, at).i_dtime
         if following == ino:
             return at
         at = following
@@ -171,12 +315,16 @@ def _before(view: View, ino: int) -> int:
 
 
 def _file(view: View) -> _File | None:
-    """Return the orphan file, or None without the feature."""
+    """Return the orphan file, or None: without the feature, or if it is damaged."""
     if not view.geometry.has_orphan_file:
         return None
     known = view.caches[_Known]
-    if known.file is None:
-        known.file = _read_file(view)
+    if known.file is None and not known.unusable:
+        try:
+            known.file = _read_file(view)
+        except Corrupt as error:
+            note(view, error)
+            known.unusable = True
     return known.file
 
 
@@ -216,6 +364,15 @@ def _slots(view: View, file: _File, index: int) -> npt.NDArray[np.uint32]:
     return np.frombuffer(content, "<u4", orphan.inodes_per_block(geometry.block_size))
 
 
+def _usable_slots(view: View, file: _File, index: int) -> npt.NDArray[np.uint32] | None:
+    """As `_slots`; None: the block is damaged, and the others are used."""
+    try:
+        return _slots(view, file, index)
+    except Corrupt as error:
+        note(view, error)
+        return None
+
+
 def _store(tx: Handle, file: _File, index: int, slot: int, ino: int) -> None:
     number = file.blocks[index]
     seal = _seal if tx.geometry.metadata_csum else None
@@ -233,7 +390,10 @@ def _add_to_file(tx: Handle, file: _File, ino: int) -> bool:
     count = len(file.blocks)
     for step in range(count):
         index = (file.roomy + step) % count
-        empty = _slots(tx, file, index) == 0
+        slots = _usable_slots(tx, file, index)
+        if slots is None:
+            continue
+        empty = slots == 0
         slot = int(empty.argmax())
         if empty[slot]:
             file.roomy = index
@@ -250,8 +410,9 @@ def _remove_from_file(tx: Handle, file: _File, ino: int) -> bool:
         _store(tx, file, *place, 0)
         return True
     for index in range(len(file.blocks)):
-        found = np.flatnonzero(_slots(tx, file, index) == ino)
-        if len(found):
-            _store(tx, file, index, int(found[0]), 0)
+        slots = _usable_slots(tx, file, index)
+        found = [] if slots is None else np.flatnonzero(slots == ino).tolist()
+        if found:
+            _store(tx, file, index, found[0], 0)
             return True
     return False

@@ -21,7 +21,7 @@ from daxfs.fs import damage, mounting
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
 from daxfs.pmem.pool import open_pool
-from daxfs.structures import blocks, inodes
+from daxfs.structures import blocks, inodes, orphans
 from support import fsck, mke2fs, run
 
 CONTENT = random.Random(1).randbytes(300_000)
@@ -445,9 +445,43 @@ def test_damage_that_the_end_of_the_mount_meets_first(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("options", [STOPS, GOES_ON], ids=["remount-ro", "continue"])
-@pytest.mark.parametrize("damaged", [0, 2], ids=["first", "last"])
+@pytest.mark.parametrize("damaged", [0, 1, 2], ids=["first", "middle", "last"])
 def test_a_mount_with_a_damaged_orphan(path: Path, options: Options, damaged: int) -> None:
-    """The list ends there, and its rest stays on it. The mount succeeds; its end leaves the pool to recovery."""
+    """It leaves the list, and stays in use until e2fsck has run; the others are freed, and no later mount meets it."""
+    found = crashed_with_orphans(path)
+    flip(path, slot_place(path, found[damaged]) + 0x10)
+    with FileSystem.open(path, options) as fs:
+        assert fs.metadata_errors().count == 1
+        assert fs.read_only == (options is STOPS)
+        assert fs.tree.read_bytes("/other") == CONTENT
+        assert [inodes.in_use(fs.volume.view, ino) for ino in found] == [number == damaged for number in range(3)]
+        assert not list(orphans.listing(fs.volume.view))
+        assert not fs.volume.lives.unfinished
+    assert not superblock(path).s_feature_incompat & Incompat.needs_recovery
+    with FileSystem.open(path, STOPS) as fs:
+        assert not fs.read_only
+        assert fs.metadata_errors().count == 1
+    run("e2fsck", "-fy", path, code=1)
+    fsck(path)
+
+
+def test_a_mount_with_an_orphan_that_was_never_used(path: Path) -> None:
+    """Its slot is blank, so nobody knows what follows: the list ends there, and the rest is left to e2fsck."""
+    found = crashed_with_orphans(path)
+    poke(path, slot_place(path, found[1]), bytes(256))
+    with FileSystem.open(path, GOES_ON) as fs:
+        assert fs.metadata_errors().count == 1
+        assert [inodes.in_use(fs.volume.view, ino) for ino in found] == [False, True, True]
+        assert not list(orphans.listing(fs.volume.view))
+        file, _ = fs.tmpfile(ROOT_INO, 0o600)
+        fs.sync()
+        fs.release(file)
+    run("e2fsck", "-fy", path, code=1)
+    fsck(path)
+
+
+def crashed_with_orphans(path: Path) -> list[int]:
+    """Leave the pool as a kill does with three open files without names; return them in the order of the list."""
     names = [f"/folder/{number}" for number in range(3)]
     with FileSystem.open(path) as fs:
         found = sorted((fs.tree.stat(name).ino for name in names), reverse=True)
@@ -461,17 +495,14 @@ def test_a_mount_with_a_damaged_orphan(path: Path, options: Options, damaged: in
     path.write_bytes(crashed)
     with open_pool(path) as pool:
         mounting.recover_in_place(pool)
-    place = re.search(r"block (\d+), offset 0x([0-9a-f]+)", run("debugfs", "-R", f"imap <{found[damaged]}>", path))
+    return found
+
+
+def slot_place(path: Path, ino: int) -> int:
+    """Return the pool's offset of an inode's slot."""
+    place = re.search(r"block (\d+), offset 0x([0-9a-f]+)", run("debugfs", "-R", f"imap <{ino}>", path))
     assert place
-    flip(path, (int(place[1]) << 12) + int(place[2], 16) + 0x10)
-    with FileSystem.open(path, options) as fs:
-        assert fs.metadata_errors().count == 1
-        assert fs.read_only == (options is STOPS)
-        assert fs.tree.read_bytes("/other") == CONTENT
-        assert [not inodes.in_use(fs.volume.view, ino) for ino in found] == [number < damaged for number in range(3)]
-    assert superblock(path).s_feature_incompat & Incompat.needs_recovery or options is STOPS
-    run("e2fsck", "-fy", path, code=1)
-    fsck(path)
+    return (int(place[1]) << 12) + int(place[2], 16)
 
 
 # What stops no change
