@@ -20,7 +20,7 @@ from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import badmemory, damage, fast_replay, logmoving, outside, recovery_flag, removal, tiers
+from daxfs.fs import badmemory, damage, fast_replay, logmoving, outside, recovery_flag, removal, tierpolicy
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.snapshots import catalogue
 from daxfs.fs.snapshots.keeper import CREDITS_RECORD, Keeper
@@ -156,7 +156,7 @@ def mount(pool: Pool, options: Options) -> Volume:
         volume = Volume(pool, geometry, PoolView(pool, geometry), None, options)
         volume.notifier = Grants(volume)
         volume.snapshots = Keeper(volume)
-        tiers.attach(volume)
+        tierpolicy.attach(volume)
         return volume
     if area is not None:
         logmoving.mend(pool, geometry)
@@ -359,7 +359,7 @@ def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) ->
     volume.notifier = Grants(volume)
     volume.snapshots = Keeper(volume)
     add_hooks(volume)
-    tiers.attach(volume)
+    tierpolicy.attach(volume)
     return volume
 
 

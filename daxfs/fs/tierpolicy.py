@@ -1,4 +1,4 @@
-"""When data goes to storage by itself: the memory is almost full, or an operation has found no room (docs/TIERS.md).
+"""When data moves by itself: the memory is almost full, or an operation needs room, or data of storage (docs/TIERS.md).
 
 `make_room` demotes whole files, those first that belong on storage (`placement`), then those that were used longest
 ago, until the memory has room again. Files that belong in memory stay. It looks at some thousand inodes at a time, from
@@ -10,6 +10,7 @@ that do wait for it (`waits_for_room`) as for data on storage.
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, MissingMemory
@@ -58,8 +59,30 @@ def _free(volume: Volume) -> int:
     return free - reserves.must_stay_free(volume.geometry, superblock, privileged=False)
 
 
-def make_room(volume: Volume) -> Steps[None]:
-    """Demote files until less of the memory is in use than the low watermark.
+def attach(volume: Volume) -> None:
+    """Let a volume read and write the storage of its pool, if it has some, and operations have its data brought."""
+    tiers.attach(volume)
+    if volume.tiers is not None:
+        volume.tiers.promote = partial(_bring, volume)
+
+
+def _bring(volume: Volume, ino: int, begin: int, end: int) -> Steps[None]:
+    """Promote what an operation needs of a file; where the memory is full, other files go down first.
+
+    Raises:
+        NoRoom: it does not fit into the memory.
+        FsError: as `tiers.promote`.
+    """
+    done = yield from tiers.promote(volume, ino, begin, end)
+    if done.stayed and crowded(volume):
+        yield from make_room(volume, ino)
+        done = yield from tiers.promote(volume, ino, begin, end)
+    if done.stayed:
+        raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory has no room for what lies on storage")
+
+
+def make_room(volume: Volume, needed: int = 0) -> Steps[None]:
+    """Demote files until less of the memory is in use than the low watermark, but for the file ``needed``.
 
     Raises:
         NoRoom: nothing can be demoted.
@@ -78,7 +101,7 @@ def make_room(volume: Volume) -> Steps[None]:
         for candidate in sorted(found):
             if _free(volume) >= goal:
                 break
-            if _may_go(volume, candidate.ino):
+            if candidate.ino != needed and _may_go(volume, candidate.ino):
                 moved += (yield from tiers.demote(volume, candidate.ino, 0, END)).moved
             yield
     if volume.pending_frees():

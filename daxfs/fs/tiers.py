@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, MissingMemory
@@ -55,7 +54,6 @@ def attach(volume: Volume) -> None:
     """Let a volume read and write the storage of its pool, if it has some."""
     if volume.pool.storages:
         volume.tiers = StorageCache(volume.pool)
-        volume.tiers.promote = partial(_promote_for, volume)
 
 
 def use(volume: Volume) -> TierUse:
@@ -88,13 +86,6 @@ def _tiers(volume: Volume) -> StorageCache:
     if volume.tiers is None:
         raise FsError(errno.EOPNOTSUPP, f"{volume.pool.path} has no storage; make one with: daxfs mkfs --tier")
     return volume.tiers
-
-
-def _promote_for(volume: Volume, ino: int, begin: int, end: int) -> Steps[None]:
-    """Promote what an operation needs; what does not fit into memory is ENOSPC."""
-    done = yield from promote(volume, ino, begin, end)
-    if done.stayed:
-        raise FsError(errno.ENOSPC, f"{volume.pool.path}: the memory has no room for what lies on storage")
 
 
 def promote(volume: Volume, ino: int, begin: int, end: int) -> Steps[Moved]:

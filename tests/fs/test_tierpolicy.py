@@ -13,10 +13,11 @@ from tier_rig import MIB, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
 from daxfs.fs import placement, tierpolicy
-from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.steps import finish
-from daxfs.fs.types import ROOT_INO, Options, SetAttributes
-from daxfs.structures import inodes, mapping
+from daxfs.fs.types import ROOT_INO, LeaseRequest, Options, SetAttributes
+from daxfs.protocol import TOKEN_SIZE
+from daxfs.structures import inodes, mapping, reserves
 
 __all__ = ["fs", "tiered", "tmp_path"]
 
@@ -105,6 +106,45 @@ def test_an_error_that_room_does_not_help_stays(fs: FileSystem) -> None:
         fs.setxattr(fs.lookup(ROOT_INO, b"f").ino, b"user.x", bytes(10_000))
     assert large.value.errno == errno.ENOSPC
     assert not fs.tier_use().demoted
+
+
+def full(fs: FileSystem) -> tuple[OpenFile, OpenFile, bytes]:
+    """Make a file on storage, which it returns with its content, and one that fills the memory."""
+    content = os.urandom(MIB)
+    cold, _ = fs.create(ROOT_INO, b"cold", 0o600)
+    fs.write(cold, 0, content)
+    fs.demote(cold.ino)
+    hot, _ = fs.create(ROOT_INO, b"hot", 0o600)
+    done, view = 0, fs.volume.view
+    kept = reserves.must_stay_free(fs.volume.geometry, view.superblock(), privileged=True) * 4096
+    while fs.tier_use().memory_free > kept + (128 << 10):
+        done += fs.write(hot, done, bytes(64 << 10))
+    fs.sync()
+    return cold, hot, content
+
+
+def test_others_go_down_for_what_an_operation_needs(fs: FileSystem) -> None:
+    cold, hot, content = full(fs)
+    assert fs.write(cold, 4000, b"x" * 100_000) == 100_000
+    fs.fallocate(cold, 3, 5000, 300_000)
+    assert bytes(fs.read(cold, 0, MIB)) == content[:4000] + b"x" * 1000 + bytes(300_000) + content[305_000:]
+    assert not in_memory(fs, b"hot")
+    for file in (cold, hot):
+        fs.release(file)
+
+
+def test_nothing_can_go_down_for_what_an_operation_needs(fs: FileSystem) -> None:
+    """That is its error: no room. Nothing has changed, and it does not ask for storage again and again."""
+    cold, hot, content = full(fs)
+    place = fs.pool_identity().token
+    fs.lease(hot, LeaseRequest(1, 0, MIB, 0, 64, bytes(fs.volume.memory[place : place + TOKEN_SIZE])))
+    for change in (lambda: fs.fallocate(cold, 3, 5000, 300_000), lambda: fs.write(cold, 4000, b"x")):
+        with pytest.raises(FsError) as error:
+            change()
+        assert error.value.errno == errno.ENOSPC
+    assert bytes(fs.read(cold, 0, MIB)) == content
+    for file in (cold, hot):
+        fs.release(file)
 
 
 def test_a_pool_without_storage_has_no_policy(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import finish
 from daxfs.fs.types import ROOT_INO, LeaseRequest, SetAttributes
-from daxfs.protocol import TOKEN_SIZE, GrantedExtent, Kind
+from daxfs.protocol import TOKEN_SIZE, Flag, GrantedExtent, Kind
 from daxfs.structures import inodes, mapping
 
 __all__ = ["fs", "tiered", "tmp_path"]
@@ -163,9 +163,21 @@ def test_clients_keep_their_memory(fs: FileSystem) -> None:
     fs.release(file)
 
 
-def lease(fs: FileSystem, file: OpenFile) -> list[GrantedExtent]:
+def test_a_client_asks_for_all_of_a_file_that_ends_within_a_block_on_storage(fs: FileSystem) -> None:
+    """What lies past EOF in that block is not granted, and so not zeroed."""
+    content = os.urandom(MIB - 1000)
+    ino = cold(fs, content)
+    file = fs.open_file(ino, os.O_RDWR)
+    assert [piece.kind for piece in lease(fs, file, Flag.WRITE | Flag.FILL)] == [Kind.KERNEL]
+    lease(fs, file, Flag.WRITE | Flag.FILL | Flag.EXTEND)
+    assert fs.statistics().memory_errors == 0
+    fs.release(file)
+    assert fs.tree.read_bytes("/cold") == content
+
+
+def lease(fs: FileSystem, file: OpenFile, flags: int = 0) -> list[GrantedExtent]:
     token = fs.pool_identity().token
-    found = fs.lease(file, LeaseRequest(1, 0, MIB, 0, 64, bytes(fs.volume.memory[token : token + TOKEN_SIZE])))
+    found = fs.lease(file, LeaseRequest(1, 0, MIB, flags, 64, bytes(fs.volume.memory[token : token + TOKEN_SIZE])))
     return list(found.pieces)
 
 

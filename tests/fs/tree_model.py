@@ -2,14 +2,14 @@
 
 A state maps inode numbers to `Thing`s, which are replaced and never changed, so that a copy of the dictionary is a
 snapshot. `differences` compares a file system with one state. After a crash a file's bytes may be those of any state
-since the last sync, because overwrites are made in place.
+since the last sync, because overwrites are made in place. The directory of snapshots is no part of the model.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,8 @@ class Thing(NamedTuple):
 
 
 State = dict[int, Thing]
+SNAPSHOTS = b".daxfs"
+"""What the root has and the model has not."""
 
 
 class Partial(NamedTuple):
@@ -60,14 +62,20 @@ class Partial(NamedTuple):
 NONE = Partial(0, 0, 0)
 
 
-def first_state(fs: FileSystem) -> State:
-    """Return the state that mke2fs makes."""
-    lost = fs.lookup(ROOT_INO, b"lost+found")
-    root = fs.getattr(ROOT_INO)
-    return {
-        ROOT_INO: Thing(root.mode, 3, names={b"lost+found": lost.ino}),
-        lost.ino: Thing(lost.mode, 2),
-    }
+def state_in(fs: FileSystem) -> State:
+    """Return the state that a file system is in, without times."""
+    state: State = {}
+    todo = [ROOT_INO]
+    while todo:
+        ino = todo.pop()
+        real = fs.getattr(ino)
+        kind = stat.S_IFMT(real.mode)
+        names = {name: child for name, (child, _) in listing(fs, ino).items()} if kind == stat.S_IFDIR else {}
+        content = read_whole(fs, ino) if kind == stat.S_IFREG else fs.readlink(ino) if kind == stat.S_IFLNK else b""
+        owner = real.uid, real.gid, real.rdev
+        state[ino] = Thing(real.mode, real.nlink, *owner, content, names, xattrs_of(fs, ino))
+        todo += names.values() - state.keys()
+    return state
 
 
 def descendants(state: State, ino: int) -> set[int]:
@@ -81,8 +89,36 @@ def descendants(state: State, ino: int) -> set[int]:
     return found
 
 
+def renumbered(state: State, numbers: Mapping[int, int]) -> State:
+    """Return the state with other inode numbers; what ``numbers`` does not have is left out."""
+    return {
+        numbers[ino]: thing._replace(names={name: numbers[child] for name, child in thing.names.items()})
+        for ino, thing in state.items()
+        if ino in numbers
+    }
+
+
+def numbers_in(fs: FileSystem, state: State) -> dict[int, int]:
+    """Return the number that each inode of the model with a name has in ``fs``, which has the same names."""
+    numbers = {ROOT_INO: ROOT_INO}
+    todo = [ROOT_INO]
+    while todo:
+        ino = todo.pop()
+        for name, child in state[ino].names.items():
+            if child not in numbers:
+                numbers[child] = fs.lookup(numbers[ino], name).ino
+                todo.append(child)
+    return numbers
+
+
 def differences(
-    fs: FileSystem, state: State, window: Sequence[State] = (), partial: Partial = NONE, *, times: bool = True
+    fs: FileSystem,
+    state: State,
+    window: Sequence[State] = (),
+    partial: Partial = NONE,
+    *,
+    times: bool = True,
+    numbers: dict[int, int] | None = None,
 ) -> list[str]:
     """Return what in ``fs``, reached from the root, differs from ``state``; empty if nothing does.
 
@@ -92,8 +128,11 @@ def differences(
         window: the states from which a file's bytes may come, beside ``state``.
         partial: a write that may have been cut.
         times: whether to compare times.
+        numbers: takes the number of each inode of the model; None: it must be that of the model.
     """
     found: list[str] = []
+    known = {ROOT_INO: ROOT_INO} if numbers is None else numbers
+    known[ROOT_INO] = ROOT_INO
     seen: set[int] = set()
     todo = [ROOT_INO]
     while todo:
@@ -101,33 +140,47 @@ def differences(
         if ino in seen:
             continue
         seen.add(ino)
-        thing = state[ino]
-        found += attribute_differences(fs, ino, thing, partial, times=times)
+        thing, real = state[ino], known[ino]
+        names = listing(fs, real) if thing.is_dir else {}
+        hidden = int(ino == ROOT_INO and names.pop(SNAPSHOTS, None) is not None)
+        found += attribute_differences(fs, real, thing, partial._replace(ino=known.get(partial.ino, 0)), hidden, times)
         if thing.is_dir:
-            names = listing(fs, ino)
-            expected = {name: (child, file_type_of_mode(state[child].mode)) for name, child in thing.names.items()}
+            for name, child in thing.names.items():
+                known.setdefault(child, child if numbers is None else names.get(name, (0, 0))[0])
+            expected = {
+                name: (known[child], file_type_of_mode(state[child].mode)) for name, child in thing.names.items()
+            }
             if names != expected:
                 found.append(f"directory {ino}: {sorted(names.items() ^ expected.items())[:6]}")
             else:
-                todo += [child for child, _ in names.values()]
+                todo += thing.names.values()
         elif thing.is_file:
             older = [moment[ino].content for moment in window if ino in moment]
-            if not contents_agree(read_whole(fs, ino), thing.content, older, cut=partial.ino == ino):
+            if not contents_agree(read_whole(fs, real), thing.content, older, cut=partial.ino == ino):
                 found.append(f"content of file {ino}")
         if len(found) > 5:
             break
+    if len(set(known.values())) < len(known):
+        found.append(f"one number of two files: {known}")
     return found
 
 
-def attribute_differences(fs: FileSystem, ino: int, thing: Thing, partial: Partial, *, times: bool) -> list[str]:
-    """Return how stat, the attributes and a link's target differ from the model."""
+def xattrs_of(fs: FileSystem, ino: int) -> dict[bytes, bytes]:
+    """Return the extended attributes."""
+    return {name: fs.getxattr(ino, name) for name in fs.listxattr(ino)}
+
+
+def attribute_differences(
+    fs: FileSystem, ino: int, thing: Thing, partial: Partial, hidden: int, times: bool
+) -> list[str]:
+    """Return how stat, the attributes and a link's target differ from the model. ``hidden``: directories it lacks."""
     real = fs.getattr(ino)
     pairs: list[tuple[str, object, object]] = [
         ("mode", real.mode, thing.mode),
-        ("nlink", real.nlink, thing.nlink),
+        ("nlink", real.nlink - hidden, thing.nlink),
         ("owner", (real.uid, real.gid), (thing.uid, thing.gid)),
         ("rdev", real.rdev, thing.rdev),
-        ("xattrs", {name: fs.getxattr(ino, name) for name in fs.listxattr(ino)}, thing.xattrs),
+        ("xattrs", xattrs_of(fs, ino), thing.xattrs),
     ]
     if not thing.is_dir and not (ino == partial.ino and partial.low <= real.size <= partial.high):
         pairs.append(("size", real.size, len(thing.content)))

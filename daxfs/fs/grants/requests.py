@@ -304,10 +304,12 @@ def fill_step(volume: Volume, file: OpenFile, grants: InodeGrants, lblk: int, st
 def zero_granted_tail(volume: Volume, grants: InodeGrants, node: Node) -> None:
     """Zero the bytes past EOF in the file's last block before they are granted, once.
 
-    If that block is unwritten, `fill_step` zeroes it.
+    If that block is unwritten, `fill_step` zeroes it. On storage, it is not granted.
     """
     end = node.size + -node.size % volume.block_size
     for begin, stop, delta, unwritten in data.pieces(volume, node, node.size, end) if end > node.size else ():
+        if volume.tiers is not None and volume.tiers.holds(begin + delta):
+            continue
         for low, high in () if unwritten else tuple(grants.preallocated.gaps(begin, stop)):
             volume.pool.zero(low + delta, high - low)
             grants.preallocated.put(low, high, 0, False)
