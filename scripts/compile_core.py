@@ -41,8 +41,8 @@ MODULES = (
     *("structures.orphans", "structures.reserves", "structures.salvage", "structures.validated_roots"),
     *("structures.xattrs",),
     *("fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
-    *("fs.pins", "fs.placement", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps", "fs.volume"),
-    "fuse.kernel.dirents",
+    *("fs.openfile", "fs.pins", "fs.placement", "fs.privileges", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps"),
+    *("fs.truncating", "fs.volume", "fuse.kernel.dirents"),
 )
 """What is compiled, below ``daxfs``: what every operation runs through."""
 NAMES = tuple(f"daxfs.{module}" for module in MODULES)

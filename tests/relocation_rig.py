@@ -7,8 +7,8 @@ import random
 from range_rig import make
 
 from daxfs.fs import removal
-from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.openfile import OpenFile
 from daxfs.fs.types import SetAttributes
 from daxfs.runs import BlockRun, ByteRange
 from daxfs.structures import inodes, mapping

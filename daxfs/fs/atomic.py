@@ -22,9 +22,10 @@ from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.structures import blocks, inodes, mapping
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import Buffer, OpenFile
+    from daxfs.fs.data import Buffer
     from daxfs.fs.datalog import Piece
     from daxfs.fs.nodes import Node
+    from daxfs.fs.openfile import OpenFile
     from daxfs.fs.volume import Volume
 
 MOST_BYTES = 16 << 20
@@ -53,7 +54,7 @@ def write(volume: Volume, file: OpenFile, offset: int, content: Buffer, kill: bo
         file: open for writing.
         offset: in bytes.
         content: at most `MOST_BYTES`.
-        kill: whether the write drops set-id bits (`data.takes_set_id`).
+        kill: whether the write drops set-id bits (`privileges.takes_set_id`).
 
     Raises:
         FsError: EINVAL: longer than `MOST_BYTES`. EOPNOTSUPP: the pool has no journal. Others as `write_pieces`.
@@ -81,7 +82,7 @@ def write_pieces(volume: Volume, file: OpenFile, pieces: Sequence[Piece], kill: 
         volume: of the file.
         file: open for writing.
         pieces: not empty, in order, without overlap.
-        kill: whether the write drops set-id bits (`data.takes_set_id`).
+        kill: whether the write drops set-id bits (`privileges.takes_set_id`).
 
     Raises:
         FsError: EFBIG. ENOSPC: there is no room for a second copy of the blocks, or the old or the new ones lie in more

@@ -15,7 +15,7 @@ from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.inodestat import Stat, decode
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
-from daxfs.fs import clock, data, placement
+from daxfs.fs import clock, placement, privileges, truncating
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
@@ -75,9 +75,9 @@ def set_attributes(volume: Volume, ino: int, changes: SetAttributes, caller: Cal
     """Apply the changes that are not None; all but the size in one handle."""
     size, kill = changes.size, changes.kill_privileges
     if size is not None:
-        yield from data.truncate(volume, ino, size, caller, kill)
+        yield from truncating.truncate(volume, ino, size, caller, kill)
     if changes != SetAttributes(size=size, kill_privileges=kill):
-        with volume.handle(data.CREDITS_XATTR, caller) as tx:
+        with volume.handle(privileges.CREDITS_XATTR, caller) as tx:
             inode = inodes.edit(tx, ino)
             volume.note_sync(inode)
             if changes != TOUCH or inode.flags & EXT4_IMMUTABLE_FL:
@@ -97,9 +97,9 @@ def set_owner(tx: Handle, inode: Inode, changes: SetAttributes, caller: Caller) 
         return
     if not stat.S_ISDIR(inode.mode):
         if changes.mode is None:
-            inode.mode = data.without_set_id(inode, caller)
-        if xattrs.holds(tx, inode, data.CAPABILITY):
-            xattrs.remove(tx, inode, data.CAPABILITY)
+            inode.mode = privileges.without_set_id(inode, caller)
+        if xattrs.holds(tx, inode, privileges.CAPABILITY):
+            xattrs.remove(tx, inode, privileges.CAPABILITY)
     if changes.uid is not None:
         inode.uid = changes.uid & ID_MAX
     if changes.gid is not None:
@@ -162,14 +162,14 @@ def set_xattr(
         raise FsError(errno.E2BIG)
     if name == placement.ATTRIBUTE:
         placement.check(value)
-    with volume.handle(data.CREDITS_XATTR, caller) as tx:
+    with volume.handle(privileges.CREDITS_XATTR, caller) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)
         volume.note_sync(inode)
         before = inode.mode, stored(tx, inode, name)
         if name in (ACL_ACCESS, ACL_DEFAULT):
-            kill = not data.in_group(inode, caller) if kill_set_gid is None else kill_set_gid
+            kill = not privileges.in_group(inode, caller) if kill_set_gid is None else kill_set_gid
             set_acl(tx, inode, name, value, kill_set_gid=kill)
         else:
             xattrs.set(tx, inode, name, value, flags)
@@ -221,7 +221,7 @@ def set_acl(tx: Handle, inode: Inode, name: bytes, value: bytes, *, kill_set_gid
 
 def remove_xattr(volume: Volume, ino: int, name: bytes) -> None:
     """Remove an extended attribute (ENODATA; a missing ACL is no error, see vfs_remove_acl)."""
-    with volume.handle(data.CREDITS_XATTR) as tx:
+    with volume.handle(privileges.CREDITS_XATTR) as tx:
         inode = inodes.edit(tx, ino)
         check_xattr(inode, name)
         refuse_protected(inode)

@@ -24,7 +24,8 @@ from daxfs.fs.operations import changing, reading
 from daxfs.structures import inodes
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import Buffer, OpenFile
+    from daxfs.fs.data import Buffer
+    from daxfs.fs.openfile import OpenFile
     from daxfs.fs.staging import Staged
     from daxfs.fs.types import Caller
     from daxfs.fs.volume import Volume

@@ -13,10 +13,10 @@ from itertools import islice
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
-from daxfs.fs import badmemory, data, datalog, ranges
+from daxfs.fs import badmemory, data, datalog, ranges, truncating
 from daxfs.fs.change import Change
-from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import Node
+from daxfs.fs.openfile import OpenFile
 from daxfs.fs.steps import Steps, finish
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes
@@ -150,8 +150,8 @@ def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> int:
     end = offset + length
     inside = min(end, node.size)
     if offset < inside:
-        found = list(islice(data.pieces(volume, node, offset, inside), data.BLOCKS_PER_CUT))
-        if len(found) == data.BLOCKS_PER_CUT:
+        found = list(islice(data.pieces(volume, node, offset, inside), truncating.BLOCKS_PER_CUT))
+        if len(found) == truncating.BLOCKS_PER_CUT:
             end = inside = found[-1][1]
         if not all(unwritten for _, _, _, unwritten in found):
             finish(ranges.punch(volume, file, offset, inside - offset))

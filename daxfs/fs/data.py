@@ -1,4 +1,4 @@
-"""File data: opening, reading, writing, truncating, fsync.
+"""File data: reading, writing, fsync.
 
 A read returns a view of the pool. A write is one copy into the pool, flushed, and durable at the next fence. An
 overwrite of written blocks changes no metadata but the times, which wait for the commit. Every other write (into holes
@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory, OnStorage
-from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.ext4.inode import EXT4_APPEND_FL
 from daxfs.fs import badmemory, datalog
 from daxfs.fs.change import Change
 from daxfs.fs.filemap import LOGGED, MAX_RUNS, FileMap, Run
-from daxfs.fs.nodes import END, SET_ID, Node
-from daxfs.fs.notifiers import CREDITS_QUARANTINE
+from daxfs.fs.nodes import Node
+from daxfs.fs.openfile import OpenFile
+from daxfs.fs.privileges import drop_privileges
 from daxfs.fs.steps import Steps
-from daxfs.fs.types import ROOT_INO, Caller
+from daxfs.fs.types import ROOT_INO
 from daxfs.fs.volume import Volume
-from daxfs.structures import extents, inodes, mapping, xattrs
+from daxfs.structures import extents, inodes, mapping
 from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
@@ -44,89 +44,8 @@ LOOKS_PER_HANDLE = 16
 """Holes, or runs of blocks, that a write fills or overwrites in one handle."""
 PIECES_PER_HANDLE = 64
 """Pieces that it writes in one handle; the blocks for one hole, however many, lie in one group."""
-CREDITS_CUT = 64 + CREDITS_QUARANTINE
-BLOCKS_PER_CUT = 256
-"""Runs that one step of cutting a file frees: 32 of the credits are for the commit (`blocks.RESERVED_PER_CALL`), and
-the leaves between the first and the last are freed, not changed."""
 BYTES_PER_READ = 256 << 10
 """Bytes that one step of a long read gathers."""
-CREDITS_XATTR = 12
-CAPABILITY = b"security.capability"
-
-
-class OpenFile:
-    """An open file: its node, how it was opened and by whom; ``durable``: with O_SYNC or O_DSYNC."""
-
-    __slots__ = ("append", "caller", "durable", "flags", "node", "readable", "writable")
-
-    def __init__(self, node: Node, flags: int, caller: Caller) -> None:
-        access = flags & os.O_ACCMODE
-        self.node = node
-        self.flags = flags
-        self.caller = caller
-        self.append = bool(flags & os.O_APPEND)
-        self.durable = bool(flags & os.O_DSYNC)
-        self.readable = access != os.O_WRONLY
-        self.writable = access != os.O_RDONLY
-
-    def used_by(self, caller: Caller | None) -> OpenFile:
-        """Return the same open file as ``caller`` uses it, who need not have opened it; None: the opener."""
-        if caller is None:
-            return self
-        used = OpenFile(self.node, self.flags, caller)
-        used.append = self.append
-        return used
-
-    @property
-    def ino(self) -> int:
-        """The inode number, which may change while the file is open (`daxfs.fs.renumbering`)."""
-        return self.node.ino
-
-    @property
-    def size(self) -> int:
-        """The file size in bytes."""
-        return self.node.size
-
-    @property
-    def keeps_privileges(self) -> bool:
-        """Whether a change of content is known to drop no set-id bit and no capability, whoever makes it."""
-        return self.node.unprivileged
-
-
-def open_file(volume: Volume, ino: int, flags: int, caller: Caller, kill: bool | None = None) -> Steps[OpenFile]:
-    """Open an inode by number, as `open_whole`; O_TRUNC truncates it to 0 bytes.
-
-    ``kill`` says whether O_TRUNC drops set-id bits (`truncate`).
-    """
-    file = open_whole(volume, ino, flags, caller)
-    if flags & os.O_TRUNC:
-        try:
-            yield from truncate(volume, ino, 0, caller, kill)
-            volume.finish()
-        except BaseException:
-            volume.nodes.closed(file.node)
-            raise
-    return file
-
-
-def open_whole(volume: Volume, ino: int, flags: int, caller: Caller) -> OpenFile:
-    """Open an inode by number, without truncating it; EISDIR, EROFS, EPERM as open(2), O_TRUNC included.
-
-    A symbolic link (ELOOP), a device, a FIFO or a socket (ENXIO) has no block map to read or write.
-    """
-    inode = inodes.read(volume.view, ino)
-    if not (inode.is_regular or inode.is_dir):
-        raise FsError(errno.ELOOP if inode.is_symlink else errno.ENXIO)
-    wants_write = flags & os.O_ACCMODE != os.O_RDONLY
-    if wants_write or flags & os.O_TRUNC:
-        if stat.S_ISDIR(inode.mode):
-            raise FsError(errno.EISDIR)
-        volume.writable()
-        if inode.flags & EXT4_IMMUTABLE_FL:
-            raise FsError(errno.EPERM)
-        if inode.flags & EXT4_APPEND_FL and (flags & os.O_TRUNC or not flags & os.O_APPEND):
-            raise FsError(errno.EPERM)
-    return OpenFile(volume.nodes.opened(inode), flags, caller)
 
 
 def load_map(volume: Volume, node: Node) -> FileMap | None:
@@ -372,51 +291,6 @@ def refuse_overwrite(volume: Volume, file: OpenFile, offset: int) -> None:
         raise FsError(errno.EPERM)
 
 
-def drop_privileges(volume: Volume, node: Node, caller: Caller, kill: bool | None = None) -> None:
-    """Drop set-id bits and file capabilities before the content changes (file_remove_privs in fs/inode.c).
-
-    Set-id bits stay if the caller may keep them (`takes_set_id`); capabilities are always dropped. EPERM: the file is
-    immutable, even if it was opened before it became so (ext4_generic_write_checks in fs/ext4/file.c).
-    """
-    volume.writable()
-    inode = inodes.read(volume.view, node.ino)
-    if inode.flags & EXT4_IMMUTABLE_FL:
-        raise FsError(errno.EPERM)
-    volume.note_sync(inode)
-    kept = inode.mode
-    if kept & SET_ID and takes_set_id(caller, kill):
-        kept = without_set_id(inode, caller)
-    capable = xattrs.holds(volume.view, inode, CAPABILITY)
-    if capable or kept != inode.mode:
-        with volume.handle(CREDITS_XATTR) as tx:
-            inode = inodes.edit(tx, node.ino)
-            inode.mode = kept
-            if capable:
-                xattrs.remove(tx, inode, CAPABILITY)
-    node.privileges_dropped(kept, inode.flags)
-
-
-def takes_set_id(caller: Caller, kill: bool | None) -> bool:
-    """Return whether a change of content drops set-id bits: as ``kill`` says; None: unless the superuser makes it."""
-    return caller.uid != 0 if kill is None else kill
-
-
-def without_set_id(inode: Inode, caller: Caller) -> int:
-    """Return the mode without S_ISUID and S_ISGID (setattr_should_drop_sgid in fs/attr.c).
-
-    If the group may not execute, S_ISGID means mandatory locking: it stays for members of the group and the superuser.
-    """
-    mode = inode.mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP or not in_group(inode, caller):
-        mode &= ~stat.S_ISGID
-    return mode
-
-
-def in_group(inode: Inode, caller: Caller) -> bool:
-    """Return whether the caller is in the inode's group or the superuser (in_group_or_capable in fs/inode.c)."""
-    return caller.uid == 0 or inode.gid == caller.gid or inode.gid in caller.groups
-
-
 def overwrite(volume: Volume, node: Node, offset: int, data: memoryview) -> int:
     """Write into the written runs that follow each other from ``offset`` on, within EOF; return the length in bytes.
 
@@ -505,117 +379,6 @@ def zero_tail(volume: Volume, tx: Handle, inode: Inode, size: int) -> None:
     else:
         tx.unlog_data(run.pblk, 1)
         volume.pool.zero((run.pblk << volume.block_bits) + volume.block_size - rest, rest)
-
-
-def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | None = None) -> Steps[None]:
-    """Set the file size in bytes (EFBIG, EINVAL, EISDIR, EPERM). Blocks past it are freed; an extension is a hole.
-
-    Set-id bits are dropped as `takes_set_id` says, file capabilities always.
-    """
-    if size < 0:
-        raise FsError(errno.EINVAL)
-    inode = inodes.read(volume.view, ino)
-    if not stat.S_ISREG(inode.mode):
-        raise FsError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL)
-    if inode.flags & (EXT4_IMMUTABLE_FL | EXT4_APPEND_FL):
-        raise FsError(errno.EPERM)
-    if volume.exceeds_map(ino, size):
-        raise FsError(errno.EFBIG)
-    if size > volume.large_file_from:
-        volume.allow_large_files()
-    if volume.tiers is not None:
-        last = min(size, inode.size)
-        volume.tiers.require_memory(volume.view, ino, last & -volume.block_size, last)
-    volume.note_sync(inode)
-    shrinks = size <= inode.size
-    drop_capability(volume, inode)
-    whole = True
-    volume.notifier.end_preallocation(ino)
-    with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino) as change:
-        inode = change.inode
-        if takes_set_id(caller, kill):
-            inode.mode = without_set_id(inode, caller)
-        if size > inode.size:
-            zero_tail(volume, tx, inode, inode.size)
-        inode.size = size
-        if shrinks:
-            first = (size + volume.block_size - 1) >> volume.block_bits
-            whole = change.unmap(first, None, limit=BLOCKS_PER_CUT)
-            if not whole:
-                volume.lives.being_cut(tx, ino)
-    volume.nodes.reloaded(inode)
-    if shrinks:
-        yield from finish_cut(volume, ino, size, whole=whole)
-
-
-def finish_cut(volume: Volume, ino: int, size: int, *, whole: bool) -> Steps[None]:
-    """Finish a `truncate` that made the file shorter: free the rest of its blocks, zero the last block past EOF."""
-    try:
-        if not whole:
-            yield from cut_rest(volume, ino)
-    finally:
-        node = volume.nodes.open.get(ino)
-        if node is not None:
-            node.moved(size, END)
-    if size & (volume.block_size - 1):
-        # The old bytes past the new EOF are zeroed only when the new size is durable: a crash before that needs them.
-        volume.journal.commit()
-        inode = inodes.read(volume.view, ino)
-        if inode.size == size:
-            with volume.handle(1) as tx:
-                zero_tail(volume, tx, inode, size)
-
-
-def drop_capability(volume: Volume, inode: Inode) -> None:
-    """Remove a file capability in a handle of its own, since the cut that follows may need a whole transaction."""
-    if xattrs.holds(volume.view, inode, CAPABILITY):
-        with volume.handle(CREDITS_XATTR) as tx:
-            xattrs.remove(tx, inodes.edit(tx, inode.number), CAPABILITY)
-
-
-def cut_rest(volume: Volume, ino: int) -> Steps[None]:
-    """Free the rest of the blocks past EOF, of an inode that `Lifetimes.being_cut` has noted.
-
-    The inode stays open meanwhile, so that it outlives its last name. A caller that abandons these steps leaves the
-    rest to `removal.freeing`.
-    """
-    node = volume.nodes.opened(inodes.read(volume.view, ino))
-    try:
-        yield
-        while not cut_step(volume, ino):
-            yield
-    except GeneratorExit:
-        volume.lives.ending[ino] = None
-        raise
-    except Corrupt:
-        give_up_cut(volume, ino)
-        raise
-    finally:
-        volume.nodes.closed(node)
-
-
-def give_up_cut(volume: Volume, ino: int) -> bool:
-    """Take an inode whose cut met damage off the orphan list; False: that meets damage as well.
-
-    Each mount would meet the damage again. The file keeps the blocks past EOF that are left, until e2fsck has run
-    (``ext4_truncate`` does the same).
-    """
-    try:
-        with volume.pool.faults.checked(), volume.handle(CREDITS_CUT) as tx:
-            volume.lives.cut(tx, ino)
-    except FsError:
-        return False
-    return True
-
-
-def cut_step(volume: Volume, ino: int) -> bool:
-    """Free some of the blocks past EOF in one handle; return whether none is left. Then recovery has nothing to do."""
-    with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
-        first = (change.inode.size + volume.block_size - 1) >> volume.block_bits
-        finished = change.unmap(first, None, limit=BLOCKS_PER_CUT)
-        if finished:
-            volume.lives.cut(tx, ino)
-    return finished
 
 
 def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:

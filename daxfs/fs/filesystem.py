@@ -21,13 +21,13 @@ from daxfs.errors import FsError
 from daxfs.fs import (
     atomic as atomic_writes,
 )
-from daxfs.fs import attributes, damage, data, flags, mounting, names, opening, ranges, removal
+from daxfs.fs import attributes, damage, data, flags, mounting, names, openfile, opening, ranges, removal, truncating
 from daxfs.fs.administration import Administration
 from daxfs.fs.batches import Batch
-from daxfs.fs.data import OpenFile
 from daxfs.fs.grants import requests, write_notifications
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.opendirectory import OpenDirectory
+from daxfs.fs.openfile import OpenFile
 from daxfs.fs.operations import brought, changing, failure, maintaining, piecewise, reading
 from daxfs.fs.paths import Tree
 from daxfs.fs.steps import finish
@@ -325,9 +325,9 @@ class FileSystem(Administration):
         self, ino: int, flags: int, caller: Caller, kill_privileges: bool | None = None, *, positioned: bool
     ) -> OpenFile:
         if flags & os.O_TRUNC:
-            file = finish(data.open_file(self.volume, ino, flags, caller, kill_privileges))
+            file = finish(truncating.open_file(self.volume, ino, flags, caller, kill_privileges))
         else:
-            file = data.open_whole(self.volume, ino, flags, caller)
+            file = openfile.open_whole(self.volume, ino, flags, caller)
         if positioned:
             file.append = False
         return file

@@ -18,8 +18,8 @@ from daxfs.errors import FsError
 from daxfs.fs.types import ROOT_INO, Attributes, DirEntry, SetAttributes
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import OpenFile
     from daxfs.fs.opendirectory import OpenDirectory
+    from daxfs.fs.openfile import OpenFile
 
 MAX_LINKS = 40
 """Symbolic links followed in one path before ELOOP, as in the kernel."""

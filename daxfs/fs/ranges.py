@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import data, datalog
+from daxfs.fs import data, datalog, privileges, truncating
 from daxfs.fs.change import Change
-from daxfs.fs.data import OpenFile
 from daxfs.fs.nodes import END, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
+from daxfs.fs.openfile import OpenFile
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import FileExtent
 from daxfs.fs.volume import Volume
@@ -94,7 +94,7 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     if volume.tiers is not None:
         _bring_edges(volume, node, offset, offset + length)
     if not node.unprivileged:
-        data.drop_privileges(volume, node, file.caller)
+        privileges.drop_privileges(volume, node, file.caller)
     yield from run(volume, file, offset, length)
 
 
@@ -364,8 +364,8 @@ def blank_step(volume: Volume, file: OpenFile, lblk: int, stop: int) -> int:
 
 def punch_step(volume: Volume, node: Node, first: int, stop: int) -> bool:
     """Free some of the blocks [first, stop), the last ones first; return whether none is left. Times always change."""
-    with volume.handle(data.CREDITS_CUT) as tx, Change(volume, tx, node.ino) as change:
-        return first == stop or change.unmap(first, stop - 1, limit=data.BLOCKS_PER_CUT)
+    with volume.handle(truncating.CREDITS_CUT) as tx, Change(volume, tx, node.ino) as change:
+        return first == stop or change.unmap(first, stop - 1, limit=truncating.BLOCKS_PER_CUT)
 
 
 def fits(volume: Volume, node: Node, first: int, stop: int) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from daxfs.errors import Corrupt, FsError, MissingMemory
-from daxfs.fs import damage, data
+from daxfs.fs import damage, truncating
 from daxfs.fs.steps import Steps
 from daxfs.fs.volume import Volume
 from daxfs.structures import inodes, mapping, orphans, xattrs
@@ -67,7 +67,7 @@ def step(volume: Volume, ino: int) -> None:
     lives.ending[ino] = None
     finished = True  # also with an error
     try:
-        finished = free_step(volume, ino) if ino in lives.nameless else data.cut_step(volume, ino)
+        finished = free_step(volume, ino) if ino in lives.nameless else truncating.cut_step(volume, ino)
     except (Corrupt, MissingMemory, MemoryError) as error:
         failed(volume, ino, error)
     finally:
@@ -162,7 +162,7 @@ def recover(volume: Volume) -> None:
         before = len(met)
         with unless_damaged(volume, ino, met):
             if inodes.read(volume.view, ino).links_count:
-                while not data.cut_step(volume, ino):
+                while not truncating.cut_step(volume, ino):
                     pass
             else:
                 lives.found_nameless(ino)
@@ -244,7 +244,7 @@ def leave(volume: Volume, ino: int | None, error: Corrupt | MissingMemory | Memo
 def give_up(volume: Volume, ino: int) -> bool:
     """Take an inode off the orphan list, and keep it in use; False: that meets damage as well."""
     if ino not in volume.lives.nameless:
-        return data.give_up_cut(volume, ino)
+        return truncating.give_up_cut(volume, ino)
     try:
         with volume.pool.faults.checked(), volume.handle(CREDITS_GIVEN_UP) as tx:
             volume.lives.given_up(tx, ino)

@@ -32,6 +32,7 @@ from daxfs.fs import (
     tierpolicy,
     tiers,
     trim,
+    truncating,
     vacating,
 )
 from daxfs.fs.grants import requests
@@ -43,8 +44,8 @@ from daxfs.fs.types import Caller
 from daxfs.runs import BlockRun, ByteRange
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import OpenFile
     from daxfs.fs.opendirectory import OpenDirectory
+    from daxfs.fs.openfile import OpenFile
     from daxfs.fs.tiers import Moved
     from daxfs.fs.types import (
         Attributes,
@@ -74,7 +75,7 @@ class Stepwise:
         self, ino: int, flags: int, caller: Caller, kill_privileges: bool | None = None, *, positioned: bool = False
     ) -> Steps[OpenFile]:
         """Open a file: with O_TRUNC the truncate is in steps."""
-        file = yield from data.open_file(self.volume, ino, flags, caller, kill_privileges)
+        file = yield from truncating.open_file(self.volume, ino, flags, caller, kill_privileges)
         if positioned:
             file.append = False
         return file

@@ -11,8 +11,8 @@ from range_rig import PUNCH
 from relocation_rig import place_of
 
 from daxfs.ext4.inode import EXT4_NODUMP_FL
-from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import ROOT_INO
+from daxfs.fs.openfile import OpenFile
 from daxfs.fs.types import Caller, FsXattr, LeaseRequest, SetAttributes
 from daxfs.protocol import Flag
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from daxfs.errors import FsError
-from daxfs.ext4.inode import EXT4_APPEND_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import Caller, FileExtent, SetAttributes
 from daxfs.tools.mapview import huge_bytes
@@ -89,46 +87,6 @@ def test_sparse_files_of_many_terabytes(fs: FileSystem) -> None:
     fs.release(file)
 
 
-@pytest.mark.crash
-def test_growing_shows_zeros_where_the_old_end_was(fs: FileSystem) -> None:
-    ino, file = make(fs)
-    fs.write(file, 0, b"\xff" * 8192)
-    fs.setattr(ino, SetAttributes(size=100))
-    fs.setattr(ino, SetAttributes(size=8192))
-    assert bytes(fs.read(file, 0, 8192)) == b"\xff" * 100 + bytes(8092)
-    fs.write(file, 0, b"\xee" * 5000)
-    fs.setattr(ino, SetAttributes(size=4500))
-    fs.write(file, 6000, b"z")
-    assert bytes(fs.read(file, 4400, 1601)) == b"\xee" * 100 + bytes(1500) + b"z"
-    fs.release(file)
-
-
-@pytest.mark.crash
-def test_append_goes_to_the_end(fs: FileSystem) -> None:
-    ino, file = make(fs, flags=os.O_WRONLY | os.O_APPEND)
-    for number in range(10):
-        fs.write(file, 0, b"%04d" % number)
-    fs.release(file)
-    reader = fs.open_file(ino)
-    assert bytes(fs.read(reader, 0, 100)) == b"".join(b"%04d" % number for number in range(10))
-    with pytest.raises(FsError) as refused:
-        fs.write(reader, 0, b"x")
-    assert refused.value.errno == errno.EBADF
-    fs.release(reader)
-
-
-@pytest.mark.crash
-def test_truncating_open_frees_the_blocks(fs: FileSystem) -> None:
-    free = fs.statfs().free
-    ino, file = make(fs)
-    fs.write(file, 0, b"x" * (1 << 20))
-    fs.release(file)
-    assert fs.statfs().free == free - 256
-    fs.release(fs.open_file(ino, os.O_RDWR | os.O_TRUNC))
-    assert fs.getattr(ino).size == 0
-    assert fs.statfs().free == free
-
-
 def test_a_full_pool_leaves_a_short_write_and_a_clean_pool(open_fs: OpenFs) -> None:
     fs = open_fs("-m", "0", size="16M")
     ino, file = make(fs)
@@ -181,39 +139,6 @@ def test_no_change_of_a_users_takes_reserved_blocks(open_fs: OpenFs) -> None:
     assert fs.statfs().free < left
 
 
-@pytest.mark.crash
-def test_writing_takes_set_id_bits_from_other_users_files(fs: FileSystem) -> None:
-    user = Caller(uid=1000, gid=1000)
-    ino = fs.mknod(ROOT_INO, b"f", 0o6777).ino
-    root = fs.open_file(ino, os.O_RDWR)
-    fs.write(root, 0, b"by root")
-    assert fs.getattr(ino).mode & 0o7777 == 0o6777
-    file = fs.open_file(ino, os.O_RDWR, user)
-    fs.write(file, 0, b"by a user")
-    assert fs.getattr(ino).mode & 0o7777 == 0o777
-    fs.setattr(ino, SetAttributes(mode=0o6777))
-    fs.setattr(ino, SetAttributes(size=1), user)
-    assert fs.getattr(ino).mode & 0o7777 == 0o777
-    fs.release(file)
-    fs.release(root)
-
-
-@pytest.mark.crash
-def test_set_gid_without_group_execute_is_locking_and_stays_for_members(fs: FileSystem) -> None:
-    ino = fs.mknod(ROOT_INO, b"f", 0o2767, caller=Caller(uid=1, gid=1000)).ino
-    for user, stays in (
-        (Caller(uid=1000, gid=1000), True),
-        (Caller(uid=1000, gid=7, groups=frozenset({1000})), True),
-        (Caller(uid=0, gid=0), True),
-        (Caller(uid=1000, gid=7), False),
-    ):
-        file = fs.open_file(ino, os.O_RDWR, user)
-        fs.write(file, 0, b"x")
-        fs.setattr(ino, SetAttributes(size=1), user)
-        assert bool(fs.getattr(ino).mode & stat.S_ISGID) == stays
-        fs.release(file)
-
-
 def test_times_follow_reads_and_writes(fs: FileSystem) -> None:
     ino, file = make(fs)
     fs.write(file, 0, b"x" * 4096)
@@ -249,48 +174,6 @@ def test_a_file_in_very_many_pieces(open_fs: OpenFs, monkeypatch: pytest.MonkeyP
     assert len(fs.describe(ino)) == 300
     fs.release(file)
     fs.unlink(ROOT_INO, b"f")
-
-
-@pytest.mark.parametrize("flag", [0, os.O_DSYNC, os.O_SYNC])
-@pytest.mark.crash
-def test_what_is_changed_with_o_sync_is_durable(fs: FileSystem, tmp_path: Path, flag: int) -> None:
-    """Without O_SYNC nothing is left of the same changes after a power cut."""
-    fs.tree.write_bytes("/source", b"s" * 4096)
-    _, file = make(fs, flags=os.O_RDWR | flag)
-    source = fs.open_file(fs.tree.resolve("/source"))
-    fs.sync()
-    changes: list[tuple[Callable[[], object], int]] = [
-        (lambda: fs.write(file, 0, b"w" * 5000), 5000),
-        (lambda: fs.copy_range(source, 0, file, 8192, 4096), 12288),
-        (lambda: fs.fallocate(file, 0, 0, 20_000), 20_000),
-    ]
-    for change, size in changes:
-        change()
-        cut = tmp_path / "cut"
-        cut.write_bytes(fs.volume.pool.memory)
-        with FileSystem.open(cut) as after:
-            assert after.getattr(after.tree.resolve("/f")).size == (size if flag else 0)
-    fs.release(file)
-    fs.release(source)
-
-
-@pytest.mark.crash
-def test_append_only_files_keep_what_they_hold(fs: FileSystem) -> None:
-    """This holds also after O_APPEND was cleared on an open file, as a mount's session always does."""
-    ino, before = make(fs)
-    fs.write(before, 0, b"kept")
-    fs.set_flags(ino, fs.get_flags(ino) | EXT4_APPEND_FL)
-    file = fs.open_file(ino, os.O_RDWR | os.O_APPEND)
-    file.append = False
-    for change in (lambda: fs.write(file, 3, b"x"), lambda: fs.copy_range(before, 0, file, 2, 1)):
-        with pytest.raises(FsError) as raised:
-            change()
-        assert raised.value.errno == errno.EPERM
-    fs.write(file, 4, b" more")
-    assert fs.read(file, 0, 100) == b"kept more"
-    fs.write(before, 0, b"K")
-    fs.release(file)
-    fs.release(before)
 
 
 @pytest.mark.crash

@@ -17,7 +17,7 @@ from kernel_rig import LOG_FLUSH, NO_LOG_FLUSH, copy, kernel_mount, needs_recove
 from recorder import RecordingPool
 from tree_rig import QUIET, KernelSide, PoolSide, Tree, kernel_tree, mingle, plant, pool_tree, portable, same, timeless
 
-from daxfs.fs import data
+from daxfs.fs import truncating
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import SetAttributes
 from daxfs.pmem.memory import MemoryPool
@@ -340,7 +340,7 @@ def test_a_cut_truncate_is_finished(
             fs.sync()
             raise Crash
 
-        monkeypatch.setattr(data, "cut_step", cut)
+        monkeypatch.setattr(truncating, "cut_step", cut)
         with pytest.raises(Crash):
             fs.setattr(made.ino, SetAttributes(size=10_000))
         monkeypatch.undo()

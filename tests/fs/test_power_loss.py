@@ -31,7 +31,7 @@ from crash_rig import (
 )
 from recorder import CrashImage, RecordingPool
 
-from daxfs.fs import data, removal
+from daxfs.fs import removal, truncating
 from daxfs.fs.filesystem import FileSystem
 from support import fsck
 
@@ -253,8 +253,8 @@ SLOW_ENDS: list[list[Step]] = [
 
 def end_slowly(name: str, path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> int:
     """Free a file with many extents in many transactions; a cut between them leaves the rest to the orphan list."""
-    monkeypatch.setattr(data, "CREDITS_CUT", 254)
-    monkeypatch.setattr(data, "BLOCKS_PER_CUT", 8)
+    monkeypatch.setattr(truncating, "CREDITS_CUT", 254)
+    monkeypatch.setattr(truncating, "BLOCKS_PER_CUT", 8)
     monkeypatch.setattr(removal, "CREDITS_FREE", 254)
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 8)
     count = 0

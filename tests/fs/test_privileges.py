@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -224,3 +225,36 @@ def test_the_kernel_drops_the_same(pool: MakePool) -> None:
     with FileSystem.open(path) as fs:
         assert [ours(fs, mode) for mode in SET_ID_MODES] == expected
     fsck(path)
+
+
+@pytest.mark.crash
+def test_writing_takes_set_id_bits_from_other_users_files(fs: FileSystem) -> None:
+    user = Caller(uid=1000, gid=1000)
+    ino = fs.mknod(ROOT_INO, b"f", 0o6777).ino
+    root = fs.open_file(ino, os.O_RDWR)
+    fs.write(root, 0, b"by root")
+    assert fs.getattr(ino).mode & 0o7777 == 0o6777
+    file = fs.open_file(ino, os.O_RDWR, user)
+    fs.write(file, 0, b"by a user")
+    assert fs.getattr(ino).mode & 0o7777 == 0o777
+    fs.setattr(ino, SetAttributes(mode=0o6777))
+    fs.setattr(ino, SetAttributes(size=1), user)
+    assert fs.getattr(ino).mode & 0o7777 == 0o777
+    fs.release(file)
+    fs.release(root)
+
+
+@pytest.mark.crash
+def test_set_gid_without_group_execute_is_locking_and_stays_for_members(fs: FileSystem) -> None:
+    ino = fs.mknod(ROOT_INO, b"f", 0o2767, caller=Caller(uid=1, gid=1000)).ino
+    for user, stays in (
+        (Caller(uid=1000, gid=1000), True),
+        (Caller(uid=1000, gid=7, groups=frozenset({1000})), True),
+        (Caller(uid=0, gid=0), True),
+        (Caller(uid=1000, gid=7), False),
+    ):
+        file = fs.open_file(ino, os.O_RDWR, user)
+        fs.write(file, 0, b"x")
+        fs.setattr(ino, SetAttributes(size=1), user)
+        assert bool(fs.getattr(ino).mode & stat.S_ISGID) == stays
+        fs.release(file)

@@ -151,7 +151,7 @@ def test_a_pinned_inode_without_a_name_lives_until_forgotten(fs: FileSystem) -> 
 @pytest.mark.interpreted
 def test_files_cut_in_steps_leave_the_list(open_fs: Callable[..., FileSystem], monkeypatch: pytest.MonkeyPatch) -> None:
     """A truncate that failed between its handles stays listed, once, until the inode is freed."""
-    monkeypatch.setattr("daxfs.fs.data.BLOCKS_PER_CUT", 1)
+    monkeypatch.setattr("daxfs.fs.truncating.BLOCKS_PER_CUT", 1)
     fs = open_fs(size="16M")
     file, _ = fs.create(ROOT_INO, b"f", 0o600)
     for begin in range(0, 12, 4):

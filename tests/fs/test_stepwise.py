@@ -10,7 +10,7 @@ from steps_rig import count
 from tree_rig import QUIET
 
 from daxfs.errors import FsError, MissingMemory
-from daxfs.fs import data, ranges, removal, trim
+from daxfs.fs import data, ranges, removal, trim, truncating
 from daxfs.fs import volume as volume_module
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.steps import Steps, finish, interruption
@@ -28,7 +28,7 @@ KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE = 0x01, 0x02, 0x08, 0x10
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each step do the least that it can."""
-    monkeypatch.setattr(data, "BLOCKS_PER_CUT", 1)
+    monkeypatch.setattr(truncating, "BLOCKS_PER_CUT", 1)
     monkeypatch.setattr(data, "BYTES_PER_READ", 2 * BLOCK)
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "RUNS_PER_STEP", 1)

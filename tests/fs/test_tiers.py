@@ -13,8 +13,8 @@ from in_memory import tmp_path
 from tier_rig import MIB, Members, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
-from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.openfile import OpenFile
 from daxfs.fs.steps import finish
 from daxfs.fs.types import ROOT_INO, LeaseRequest, SetAttributes
 from daxfs.protocol import TOKEN_SIZE, Flag, GrantedExtent, Kind

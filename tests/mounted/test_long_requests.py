@@ -20,7 +20,7 @@ import pytest
 from actor_rig import KEEP_SIZE, PUNCH_HOLE, libc
 from mount_rig import Mounted, mounted, mountpoint
 
-from daxfs.fs import copying, data, ranges, removal
+from daxfs.fs import copying, ranges, removal, truncating
 from daxfs.fuse.kernel import files as files_module
 from daxfs.fuse.kernel import remount
 from support import HANG_SECONDS
@@ -35,7 +35,7 @@ BEFORE_AND_AFTER = 2
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a step do the least that it can, so that there are many."""
-    monkeypatch.setattr(data, "BLOCKS_PER_CUT", 1)
+    monkeypatch.setattr(truncating, "BLOCKS_PER_CUT", 1)
     monkeypatch.setattr(removal, "BLOCKS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "RUNS_PER_STEP", 1)
     monkeypatch.setattr(ranges, "BYTES_PER_STEP", BLOCK)

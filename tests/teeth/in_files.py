@@ -11,6 +11,7 @@ COPYING = "daxfs/fs/copying.py"
 DAMAGE = "daxfs/fs/damage.py"
 DAMAGE_TESTS = "tests/fs/test_damage.py"
 DATA = "daxfs/fs/data.py"
+TRUNCATING = "daxfs/fs/truncating.py"
 DATALOG_SOURCE = "daxfs/fs/datalog.py"
 DIRECTORY = "daxfs/structures/dirblocks.py"
 FLAG = "daxfs/fs/recovery_flag.py"
@@ -578,7 +579,7 @@ MUTANTS = [
     ),
     Mutant(
         "a truncate in several transactions is not listed",
-        DATA,
+        TRUNCATING,
         "                volume.lives.being_cut(tx, ino)\n",
         "                pass\n",
         "A cut between two steps leaves blocks behind the end.",
@@ -603,7 +604,7 @@ MUTANTS = [
     ),
     Mutant(
         "an abandoned truncate is forgotten",
-        DATA,
+        TRUNCATING,
         "        volume.lives.ending[ino] = None\n        raise\n",
         "        raise\n",
         "The blocks past EOF belong to the file until somebody truncates it again.",
@@ -1065,7 +1066,7 @@ MUTANTS = [
     ),
     Mutant(
         "an old tail appears after a truncate",
-        DATA,
+        TRUNCATING,
         "        if size > inode.size:\n            zero_tail(volume, tx, inode, inode.size)\n",
         "",
         "What a cut left behind the end becomes part of the file.",
@@ -1098,7 +1099,7 @@ MUTANTS = [
     ),
     Mutant(
         "a truncate zeroes before it commits",
-        DATA,
+        TRUNCATING,
         "        volume.journal.commit()\n"
         "        inode = inodes.read(volume.view, ino)\n        if inode.size == size:",
         "        inode = inodes.read(volume.view, ino)\n        if inode.size == size:",
@@ -1107,7 +1108,7 @@ MUTANTS = [
     ),
     Mutant(
         "a truncate keeps the blocks",
-        DATA,
+        TRUNCATING,
         "            whole = change.unmap(first, None, limit=BLOCKS_PER_CUT)\n",
         "",
         "Blocks behind the end belong to the file for ever.",

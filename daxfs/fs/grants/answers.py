@@ -16,9 +16,9 @@ from daxfs.fs.types import LeaseRequest
 from daxfs.protocol import Flag, GrantedExtent, Kind
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import OpenFile
     from daxfs.fs.grants.inode_grants import InodeGrants
     from daxfs.fs.nodes import Node
+    from daxfs.fs.openfile import OpenFile
     from daxfs.fs.storagecache import StorageCache
     from daxfs.fs.volume import Volume
 

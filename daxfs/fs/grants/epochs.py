@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from daxfs.fs import data, removal
+from daxfs.fs import removal, truncating
 from daxfs.fs.change import Change
 from daxfs.fs.grants.inode_grants import DeferredFree, InodeGrants
 from daxfs.fs.grants.status_page import new_quarantine_inode
@@ -115,8 +115,8 @@ class Epochs:
         """Free the blocks [first, last] past EOF of a file, in as many handles as it takes."""
         volume, finished = self._volume, False
         while not finished:
-            with volume.handle(data.CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
-                finished = change.unmap(first, last, limit=data.BLOCKS_PER_CUT)
+            with volume.handle(truncating.CREDITS_CUT) as tx, Change(volume, tx, ino, dated=False) as change:
+                finished = change.unmap(first, last, limit=truncating.BLOCKS_PER_CUT)
 
     def reclaim(self, all_grants: Iterable[InodeGrants], pages: set[int]) -> bool:
         """Free what is deferred for stale clients if the last of them is gone; return whether it is (a reclaimer).

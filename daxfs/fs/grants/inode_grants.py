@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import MissingMemory
 from daxfs.fs import data
-from daxfs.fs.data import OpenFile
 from daxfs.fs.filemap import FileMap
+from daxfs.fs.openfile import OpenFile
 from daxfs.protocol import CHANGES_AT, ENDED, ENTRY, EPOCH_AT, INO_AT, SIZE_AT
 
 if TYPE_CHECKING:

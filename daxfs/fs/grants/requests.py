@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.fs import data, datalog, ranges
+from daxfs.fs import data, datalog, privileges, ranges
 from daxfs.fs.change import Change
 from daxfs.fs.grants import answers, waiting
 from daxfs.fs.grants.inode_grants import InodeGrants
@@ -27,9 +27,9 @@ from daxfs.runs import ByteRange
 from daxfs.structures import blocks, inodes, mapping, reserves
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import OpenFile
     from daxfs.fs.grants.table import Grants
     from daxfs.fs.nodes import Node
+    from daxfs.fs.openfile import OpenFile
     from daxfs.fs.volume import Volume
 
 LOOKS_PER_STEP = 128
@@ -151,7 +151,7 @@ def check(table: Grants, file: OpenFile, request: LeaseRequest) -> None:
         datalog.settle(volume, node.ino)
         node.settled()
         if not node.unprivileged:
-            data.drop_privileges(volume, node, file.caller)
+            privileges.drop_privileges(volume, node, file.caller)
     if not node.plain:
         # A write to this file is more than a store.
         raise FsError(errno.EOPNOTSUPP)

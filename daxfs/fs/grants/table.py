@@ -17,8 +17,8 @@ from daxfs.fs.grants.recall import PATIENCE_SECONDS, Recalls
 from daxfs.fs.grants.status_page import Retired, StatusPage
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import OpenFile
     from daxfs.fs.nodes import Node
+    from daxfs.fs.openfile import OpenFile
     from daxfs.fs.steps import Steps
     from daxfs.fs.types import PoolIdentity
     from daxfs.fs.volume import Volume

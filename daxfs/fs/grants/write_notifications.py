@@ -15,15 +15,15 @@ import errno
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import data, ranges
+from daxfs.fs import data, privileges, ranges
 from daxfs.fs.change import Change
 from daxfs.structures import mapping
 
 if TYPE_CHECKING:
-    from daxfs.fs.data import OpenFile
     from daxfs.fs.grants.inode_grants import InodeGrants
     from daxfs.fs.grants.table import Grants
     from daxfs.fs.nodes import Node
+    from daxfs.fs.openfile import OpenFile
     from daxfs.fs.types import WriteNotification
     from daxfs.fs.volume import Volume
 
@@ -57,7 +57,7 @@ def apply(table: Grants, file: OpenFile, claim: WriteNotification) -> int:
             number = errno.EINVAL if size <= volume.max_size(node.ino) else errno.EFBIG
             raise FsError(number, f"inode {node.ino}: bytes {node.size} to {size} were not granted")
         if not node.unprivileged:
-            data.drop_privileges(volume, node, file.caller)
+            privileges.drop_privileges(volume, node, file.caller)
         if size > volume.large_file_from:
             volume.allow_large_files()
     if size <= node.size:

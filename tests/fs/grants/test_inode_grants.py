@@ -19,10 +19,10 @@ from lease_rig import (
 from range_rig import COLLAPSE, PUNCH, ZERO
 
 from daxfs.errors import MissingMemory
-from daxfs.fs.data import OpenFile
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.grants import inode_grants
 from daxfs.fs.grants.inode_grants import Holder, InodeGrants
+from daxfs.fs.openfile import OpenFile
 from daxfs.fs.types import SetAttributes
 from daxfs.protocol import ENDED, ENTRY
 
