@@ -17,7 +17,7 @@ from daxfs.ext4.inode import FT_DIR, FT_REG_FILE
 from daxfs.ext4.superblock import Superblock
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.structures import blocks, dirblocks, directories, dirlist, inodes, mapping
 from daxfs.structures.directories import Entry, Place
 from daxfs.structures.dirhints import Hints

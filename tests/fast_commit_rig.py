@@ -15,7 +15,8 @@ from daxfs.fs import mounting, recovery_flag
 from daxfs.journal.log import load_superblock
 from daxfs.journal.tail import JournalSuperblockWriter
 from daxfs.journal.view import PoolView
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.structures import inodes, mapping
 
 SEQUENCE = 1000

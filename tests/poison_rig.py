@@ -14,7 +14,8 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.pmem.address import address_of
 from daxfs.pmem.faults import MappedFaults
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from support import run
 
 PAGE = mmap.PAGESIZE

@@ -11,7 +11,7 @@ import pytest
 
 from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT
 from daxfs.tools.mkfs import make_pool
 from daxfs.tools.tiermaking import Tier

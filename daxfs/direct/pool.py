@@ -34,7 +34,7 @@ from daxfs.errors import FsError
 from daxfs.pmem import exclusive, persist
 from daxfs.pmem.address import address_of
 from daxfs.pmem.libc import last_error
-from daxfs.pmem.pool import MAP_SYNC
+from daxfs.pmem.opening import MAP_SYNC
 
 CHUNK = 21  # bits of a pool offset inside a chunk: 2 MiB are marked dirty together
 

@@ -19,7 +19,7 @@ from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.fs import mounting
 from daxfs.journal.view import PoolView, View
 from daxfs.pmem.kinds import MOUNT_FAILED
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import Label, Storage
 from daxfs.runs import ByteRange
 from daxfs.structures import inodes, xattrs

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import PoolError
 from daxfs.fs import members, mounting
+from daxfs.pmem.opening import open_pool as open_memory
 from daxfs.pmem.pool import Pool
-from daxfs.pmem.pool import open_pool as open_memory
 
 if TYPE_CHECKING:
     from daxfs.fs.types import Options
@@ -27,7 +27,7 @@ def open_pool(path: str, *, read_only: bool = False, private: bool = False) -> P
     """Open a pool, with its storage if it has some.
 
     Raises:
-        PoolError: as `daxfs.pmem.pool.open_pool` and `members.attach`.
+        PoolError: as `daxfs.pmem.opening.open_pool` and `members.attach`.
     """
     pool = open_memory(path, read_only=read_only, private=private)
     try:

@@ -36,7 +36,8 @@ from daxfs.journal.tail import JournalSuperblockWriter
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
-    from daxfs.pmem.pool import Buffer, Pool
+    from daxfs.pmem.persist import Buffer
+    from daxfs.pmem.pool import Pool
 
 __all__ = ["Log", "LogArea", "erase_fast_commits", "load_superblock", "usable_features"]
 

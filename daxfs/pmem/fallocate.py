@@ -25,3 +25,16 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     """
     if _fallocate(descriptor, mode, offset, length) != 0:
         raise last_error()
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> bool:
+    """Punch a hole into an open file or block device: free the range's memory, so that it reads as zeros.
+
+    Returns:
+        False if the file or device does not support it.
+    """
+    try:
+        fallocate(descriptor, PUNCH_HOLE, offset, length)
+    except OSError:
+        return False
+    return True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from daxfs.errors import FsError, UserError
 from daxfs.fs import members, mounting, opening
 from daxfs.pmem import exclusive, kinds
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.tools.e2fsprogs import find_tool
 
 OPERATIONAL_ERROR = 8  # fsck(8)

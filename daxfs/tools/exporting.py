@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 
 from daxfs.errors import FsError, UserError
 from daxfs.fs import members
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.runs import ByteRange
 from daxfs.tools import pieces, targets
 from daxfs.tools.ending import unwinding

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from daxfs.errors import UserError
 from daxfs.ext4.superblock import EXT4_SUPER_MAGIC, SUPERBLOCK_OFFSET, Superblock
 from daxfs.pmem import kinds
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.tools import pieces, room, targets
 from daxfs.tools.ending import unwinding
 from daxfs.tools.imagecopy import Progress

@@ -23,7 +23,9 @@ from itertools import pairwise
 
 from daxfs.errors import UserError
 from daxfs.pmem import exclusive, kinds
-from daxfs.pmem.pool import Pool, mapped_kind, open_pool, punch_hole
+from daxfs.pmem.fallocate import punch_hole
+from daxfs.pmem.opening import mapped_kind, open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.pmem.storage import Storage
 from daxfs.tools import room, targets, tiermaking
 from daxfs.tools.e2fsprogs import find_tool, run_tool

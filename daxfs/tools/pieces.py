@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from daxfs.errors import BadMemory, MissingMemory, UserError
-from daxfs.pmem.pool import Buffer, Pool
+from daxfs.pmem.persist import Buffer
+from daxfs.pmem.pool import Pool
 from daxfs.runs import ByteRange, overlap
 
 HEAD = 4096

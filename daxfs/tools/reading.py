@@ -25,7 +25,7 @@ from daxfs.fs.mounting import read_superblock
 from daxfs.fs.snapshots.past import PastView
 from daxfs.journal import recovery
 from daxfs.journal.view import PoolView
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.structures import directories, inodes
 from daxfs.tools import snapshotsource
 

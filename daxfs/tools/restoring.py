@@ -7,7 +7,7 @@ import os
 
 from daxfs.errors import FsError, UserError
 from daxfs.fs import restoring
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 
 FAILED = 1
 

@@ -21,7 +21,7 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import logs, mounts, options, unnamed
 from daxfs.fuse.kernel import imagefile
 from daxfs.pmem import kinds, ownership
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.tools import mount as mounting
 from daxfs.tools import snapshotsource
 

@@ -19,7 +19,8 @@ from daxfs.errors import FsError, UserError
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import imaging
 from daxfs.pmem import kinds
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.snapshots import received
 from daxfs.snapshots.received import INCOMPLETE, WHOLE, Received
 from daxfs.snapshots.stream import (

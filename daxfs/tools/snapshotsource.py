@@ -24,7 +24,8 @@ from daxfs.fs.snapshots import catalogue, files
 from daxfs.fs.types import Snapshot
 from daxfs.fuse.kernel.snapshots import LIST, QUESTION, SIZE, SNAPSHOTS
 from daxfs.journal.view import PoolView
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.snapshots.format import NotAStore
 from daxfs.snapshots.reading import PAUSE_SECONDS, TRIES, Chain, Follower, Past
 from daxfs.snapshots.store import Store

@@ -16,7 +16,7 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.fs import mounting
 from daxfs.fs.snapshots import catalogue
 from daxfs.journal.view import PoolView
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.tools import snapshots
 from support import run
 

@@ -12,7 +12,7 @@ import pytest
 from device_rig import DEVDAX, KINDS, MIB, POOL_MIB, checked, daxfs, mkfs, mounted
 from mount_rig import Mounted, mountpoint
 
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.tools import exporting as _loaded_before_the_fork  # noqa: F401
 from daxfs.tools import importing as _importing  # noqa: F401
 from daxfs.tools import mappedcheck as _mappedcheck  # noqa: F401

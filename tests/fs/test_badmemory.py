@@ -17,8 +17,10 @@ from daxfs.fs import badmemory
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.journal.log import Log
-from daxfs.pmem import pool as pool_module
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem import opening
+from daxfs.pmem.mapped import MappedPool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.structures import badblocks
 from support import fsck, mke2fs, run
 
@@ -240,8 +242,8 @@ def test_they_are_listed_at_the_ends_of_a_mount_too(tmp_path: Path, monkeypatch:
     with FileSystem.open(path) as fs:
         fs.tree.write_bytes("/file", CONTENT)
         used = fs.describe(fs.tree.stat("/file").ino)[0].pblk
-    monkeypatch.setattr(pool_module, "listed", lambda *_: [(6000 * PAGE, 6001 * PAGE), (used * PAGE, used * PAGE + 1)])
-    monkeypatch.setattr(pool_module.MappedPool, "rewrite", lambda *_: False)
+    monkeypatch.setattr(opening, "listed", lambda *_: [(6000 * PAGE, 6001 * PAGE), (used * PAGE, used * PAGE + 1)])
+    monkeypatch.setattr(MappedPool, "rewrite", lambda *_: False)
     with FileSystem.open(path) as fs:
         assert [each.pblk for each in badblocks.listed(fs.volume.view)] == [6000]
         fs.tree.write_bytes("/file", NEW)
@@ -324,9 +326,9 @@ def test_a_mount_names_what_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert area is not None
         log = area.physical(3) * PAGE
     before = path.read_bytes()
-    monkeypatch.setattr(pool_module, "listed", lambda *_: [(0 if where == "superblock" else log, PAGE + log)])
+    monkeypatch.setattr(opening, "listed", lambda *_: [(0 if where == "superblock" else log, PAGE + log)])
     wanted = "the superblock lies in bad memory" if where == "superblock" else "in its journal, lies in bad memory"
-    monkeypatch.setattr(pool_module.MappedPool, "rewrite", lambda *_: False)
+    monkeypatch.setattr(MappedPool, "rewrite", lambda *_: False)
     with pytest.raises(BadMemory, match=wanted):
         FileSystem.open(path)
     assert path.read_bytes() == before
@@ -334,7 +336,7 @@ def test_a_mount_names_what_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with FileSystem.open(path, Options(read_only=True)) as fs:
             assert fs.tree.read_bytes("/other") == CONTENT
         monkeypatch.undo()
-        monkeypatch.setattr(pool_module, "listed", lambda *_: [(log, PAGE + log)])
+        monkeypatch.setattr(opening, "listed", lambda *_: [(log, PAGE + log)])
         with FileSystem.open(path) as fs:
             assert not fs.volume.pool.bad, "an empty log has no content that could be lost"
     fsck(path)
@@ -353,7 +355,7 @@ def test_a_journal_that_needs_replay_and_is_bad(tmp_path: Path, monkeypatch: pyt
         log = area.physical(writer._tail.superblock.s_start) * PAGE
         crashed.write_bytes(path.read_bytes())
     before = crashed.read_bytes()
-    monkeypatch.setattr(pool_module, "listed", lambda *_: [(log, PAGE + log)])
+    monkeypatch.setattr(opening, "listed", lambda *_: [(log, PAGE + log)])
     for _ in range(2):
         with pytest.raises(BadMemory, match=f"needs replay, but its block {log // PAGE} lies in bad memory"):
             FileSystem.open(crashed)

@@ -20,7 +20,7 @@ from daxfs.ext4.superblock import EXT4_ERROR_FS, EXT4_VALID_FS
 from daxfs.fs import damage, mounting
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.structures import blocks, inodes, orphans
 from support import fsck, mke2fs, run
 

@@ -25,7 +25,7 @@ from daxfs.fs import fast_replay, mounting
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.journal import recovery
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from support import fsck, mke2fs, run, tool
 
 MakePool = Callable[..., Path]

@@ -16,7 +16,7 @@ from daxfs.errors import FsError, MissingMemory, PoolError
 from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT
 from daxfs.structures import inodes, mapping
 from support import run

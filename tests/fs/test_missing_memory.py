@@ -18,7 +18,7 @@ from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from support import fsck, mke2fs, tmpfs
 
 CONTENT = random.Random(1).randbytes(300_000)

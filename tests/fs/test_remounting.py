@@ -13,7 +13,7 @@ from damage_rig import stopped_by_damage
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from support import fsck, wait_a_tick
 
 OpenFs = Callable[..., FileSystem]

@@ -22,7 +22,7 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, SetAttributes
 from daxfs.journal.transaction import Handle
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.structures import inodes, mapping, orphans
 from support import fsck, mke2fs, run
 

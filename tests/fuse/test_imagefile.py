@@ -15,7 +15,8 @@ from in_memory import tmp_path
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fuse import unnamed
 from daxfs.fuse.kernel import imagefile
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.runs import ByteRange
 
 __all__ = ["tmp_path"]

@@ -22,7 +22,7 @@ from mount_rig import NOBODY, SESSIONS, Mounted, as_user, daxfs, mounted
 from daxfs import protocol
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.grants.waiting import SHARE
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.protocol import Flag
 from daxfs.structures import blocks
 

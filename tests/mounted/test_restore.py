@@ -15,7 +15,7 @@ from mount_rig import daxfs, mounted
 
 from daxfs.fs import restoring
 from daxfs.fs.filesystem import FileSystem
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from support import HANG_SECONDS, fsck
 
 Pool = Callable[..., Path]

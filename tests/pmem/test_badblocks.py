@@ -14,10 +14,10 @@ import pytest
 from poison_rig import PAGE, Poison
 
 from daxfs.errors import MissingMemory
-from daxfs.pmem import kinds
-from daxfs.pmem import pool as pool_module
+from daxfs.pmem import kinds, opening
 from daxfs.pmem.badblocks import BadRanges, listed
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 
 SIZE = 1 << 20
 HALF = SIZE // 2
@@ -160,7 +160,7 @@ def test_what_is_listed_is_never_touched(tmp_path: Path, monkeypatch: pytest.Mon
     """Python's loads and stores fail; so does the kernel's copy for writev(2); the neighbours are as ever."""
     path = tmp_path / "pool"
     path.write_bytes(b"x" * SIZE)
-    monkeypatch.setattr(pool_module, "listed", lambda _target, _sysfs: [(HALF + 512, HALF + 1024)])
+    monkeypatch.setattr(opening, "listed", lambda _target, _sysfs: [(HALF + 512, HALF + 1024)])
     with open_pool(path) as pool:
         assert list(pool.bad) == [(HALF, HALF + PAGE)]
         for _ in range(2):

@@ -17,7 +17,8 @@ from poison_rig import PAGE, Poison
 
 from daxfs.errors import MissingMemory
 from daxfs.pmem import guard, reservation
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from support import mke2fs, tmpfs
 
 WITHOUT_COMPILER = "from daxfs.pmem import guard\nguard.LIBRARY = guard.LIBRARY.with_name('none')\n"
@@ -268,7 +269,7 @@ def test_handlers_that_were_installed_later(tmp_path: Path, name: str) -> None:
     """Faults of the pool are handled; others reach the handlers below, and end the process at last."""
     script = f"""{AS_HERE}
 import faulthandler, mmap, os, signal
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 path = {str(tmp_path / "pool")!r}
 open(path, "wb").write(bytes({SIZE}))
 pool = open_pool(path)
@@ -290,7 +291,7 @@ memory[0]
 def test_faults_outside_of_pools_end_the_process(tmp_path: Path) -> None:
     script = f"""{AS_HERE}
 import mmap, os
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 open({str(tmp_path / "pool")!r}, "wb").write(bytes({SIZE}))
 pool = open_pool({str(tmp_path / "pool")!r})
 other = os.memfd_create("other"); os.truncate(other, mmap.PAGESIZE)
@@ -308,7 +309,7 @@ memory[0]
 def test_a_signal_that_was_sent_ends_the_process(tmp_path: Path) -> None:
     script = f"""{AS_HERE}
 import os, signal
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 open({str(tmp_path / "pool")!r}, "wb").write(bytes({SIZE}))
 pool = open_pool({str(tmp_path / "pool")!r})
 os.kill(os.getpid(), signal.SIGBUS)

@@ -9,7 +9,7 @@ import pytest
 
 from daxfs.errors import PoolError
 from daxfs.pmem import exclusive, kinds
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from support import mke2fs, run
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from daxfs.errors import PoolError
 from daxfs.pmem import kinds, ownership
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 
 ALICE = 12345
 MEND = "trust it"

@@ -19,8 +19,10 @@ from in_memory import SHARED_MEMORY
 
 from daxfs.errors import FsError, PoolError
 from daxfs.pmem import exclusive, kinds, persist
+from daxfs.pmem.fallocate import punch_hole
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import Pool, open_pool, punch_hole
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from support import run
 
 F_SEAL_FUTURE_WRITE = 0x10  # include/uapi/linux/fcntl.h
@@ -198,7 +200,8 @@ def test_read_only(plain: Path) -> None:
 
 def test_second_user_is_refused_by_name(plain: Path) -> None:
     code = (
-        "import sys; from daxfs.pmem.pool import open_pool; p = open_pool(sys.argv[1]); print(1, flush=True); input()"
+        "import sys; from daxfs.pmem.opening import open_pool\n"
+        "pool = open_pool(sys.argv[1]); print(1, flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(plain)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

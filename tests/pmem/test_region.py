@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from daxfs.pmem import pool as pool_module
+from daxfs.pmem import opening
 from daxfs.pmem.address import address_of
-from daxfs.pmem.pool import MAP_SYNC, open_pool
+from daxfs.pmem.opening import MAP_SYNC, open_pool
 from daxfs.pmem.region import HUGE, ROOM, AddressRange, Region
 
 PAGE = mmap.PAGESIZE
@@ -113,7 +113,7 @@ def test_an_open_pool_has_its_addresses_from_the_beginning(tmp_path: Path, monke
             tried.append(flags)
             return super().map(length, descriptor, protection=protection, flags=flags, file_offset=file_offset)
 
-    monkeypatch.setattr(pool_module, "AddressRange", Watched)
+    monkeypatch.setattr(opening, "AddressRange", Watched)
     path = tmp_path / "pool"
     path.write_bytes(bytes(1 << 20))
     with open_pool(path) as pool:
@@ -174,7 +174,7 @@ def in_child(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 STORE_AFTER_THE_END = """
 import ctypes, sys
 from daxfs.pmem.address import address_of
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 pool = open_pool(sys.argv[1])
 ctypes.memset(address_of(pool.memory) + pool.size - 1, 1, 1)
 print("inside", flush=True)
@@ -192,7 +192,7 @@ def test_a_store_past_the_end_of_the_pool_meets_the_guard(tmp_path: Path) -> Non
 OPEN_WITH_LIMIT = """
 import resource, sys
 from daxfs.errors import PoolError
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 room = used + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (room, room))

@@ -12,7 +12,8 @@ import pytest
 
 from daxfs.errors import MissingMemory
 from daxfs.pmem import reservation
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from support import run, tmpfs
 
 SIZE = 4 << 20

@@ -17,7 +17,7 @@ from daxfs.ext4.superblock import Superblock
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
 from daxfs.journal.view import View
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.structures import blocks, extents, indirect, inodes, mapping
 from daxfs.structures.extent_tree import MAX_BLOCKS, descend
 from daxfs.structures.inodes import Inode

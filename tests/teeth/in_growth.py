@@ -102,7 +102,7 @@ MUTANTS = [
     ),
     Mutant(
         "growth: bound operations keep the old end",
-        "daxfs/pmem/pool.py",
+        "daxfs/pmem/mapped.py",
         "        self.unhooked.follow_size(self.memory)\n        self.faults",
         "        self.faults",
         "Stores to the new part are refused.",

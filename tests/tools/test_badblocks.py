@@ -14,7 +14,7 @@ from mount_rig import mounted
 from daxfs.errors import UserError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
-from daxfs.pmem import pool as pool_module
+from daxfs.pmem import opening
 from daxfs.tools import badblocks
 from support import mke2fs, run
 
@@ -34,7 +34,7 @@ def pool(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def places(pool: Path, *begins: int, monkeypatch: pytest.MonkeyPatch) -> list[badblocks.Place]:
-    monkeypatch.setattr(pool_module, "listed", lambda *_: [(begin, begin + 512) for begin in begins])
+    monkeypatch.setattr(opening, "listed", lambda *_: [(begin, begin + 512) for begin in begins])
     return badblocks.examine(str(pool)).places
 
 

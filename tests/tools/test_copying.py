@@ -20,7 +20,8 @@ from poison_rig import Poison
 from daxfs.errors import BadMemory, MissingMemory, UserError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.runs import ByteRange
 from daxfs.tools import exporting, importing, pieces
 from daxfs.tools.exporting import export

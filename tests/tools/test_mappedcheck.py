@@ -24,7 +24,8 @@ from daxfs.fs.types import Options
 from daxfs.fuse import alone, mounts
 from daxfs.fuse.kernel import poolfile
 from daxfs.pmem import kinds
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.tools import check, mappedcheck
 from support import fsck, mke2fs, run
 

@@ -12,7 +12,8 @@ from cli_rig import daxfs
 from daxfs.errors import MissingMemory
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.tools import dump, info, reading
 from support import mke2fs
 

@@ -15,7 +15,7 @@ import pytest
 from daxfs.errors import PoolError, UserError
 from daxfs.pmem import kinds
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.runs import ByteRange, subtract
 from daxfs.tools import mkfs
 from daxfs.tools.imagecopy import copy_image, used_ranges
@@ -145,7 +145,8 @@ def test_pool_in_use_is_refused_even_by_force(tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, 16 * MIB)
     code = (
-        "import sys; from daxfs.pmem.pool import open_pool; p = open_pool(sys.argv[1]); print(1, flush=True); input()"
+        "import sys; from daxfs.pmem.opening import open_pool\n"
+        "pool = open_pool(sys.argv[1]); print(1, flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(pool)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -20,7 +20,8 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import Options
 from daxfs.pmem import kinds
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import Pool, open_pool
+from daxfs.pmem.opening import open_pool
+from daxfs.pmem.pool import Pool
 from daxfs.snapshots import received, stream
 from daxfs.tools import snapshotsend, snapshotsource
 from support import fsck, run

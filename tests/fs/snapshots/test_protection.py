@@ -18,7 +18,7 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.snapshots import catalogue
 from daxfs.fs.types import ROOT_INO, Caller, RenameFlags, SetAttributes
 from daxfs.pmem.memory import MemoryPool
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.snapshots.format import Header
 from support import fsck, mke2fs
 
