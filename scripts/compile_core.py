@@ -34,7 +34,7 @@ MODULES = (
     *("journal.tail", "journal.transaction", "journal.view"),
     *("structures.bitmaps", "structures.blocks", "structures.blocksearch", "structures.dirblocks"),
     *("structures.directories", "structures.dirhints", "structures.dirlist", "structures.extent_edit"),
-    "structures.extent_nodes",
+    *("structures.extent_mark", "structures.extent_nodes", "structures.extent_removal"),
     *("structures.extent_shift", "structures.extent_swap", "structures.extent_tail", "structures.extent_tree"),
     *("structures.extents", "structures.groupmaps", "structures.groups", "structures.htree", "structures.indirect"),
     *("structures.inodes", "structures.linear", "structures.mapping", "structures.metadata_zone", "structures.noted"),

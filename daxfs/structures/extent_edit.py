@@ -1,7 +1,7 @@
 """Change the shape of an extent tree: replace entries of a leaf; split, join and free nodes; add levels.
 
-`extents` decides what a leaf shall hold; it, `extent_shift` and `extent_tail` call this module. A path
-(`extent_tree.descend`) is valid until the first change, except that `splice` and `drop_node` use their path to the end.
+The other modules of the extent tree decide what a leaf shall hold, and call this one. A path (`extent_tree.descend`) is
+valid until the first change, except that `splice` and `drop_node` use their path to the end.
 Invariants, which e2fsck checks:
 
 - the key of an index entry is the first logical block of the node below;
@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, MAX_DEPTH, Extent
 from daxfs.structures import blocks, inodes
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.journal.transaction import Handle
     from daxfs.structures.inodes import Inode
+
+MAX_ATTEMPTS = 16
+"""The most splits until there is room: one for each level and one of the root are enough. If more are needed, the tree
+contradicts itself."""
 
 
 def seal(geometry: Geometry, ino: int, generation: int, content: memoryview) -> None:
@@ -174,6 +178,11 @@ def make_room(tx: Handle, inode: Inode, path: list[Node]) -> None:
         split(tx, inode, path, level)
     else:
         add_level(tx, inode)
+
+
+def no_room_made(inode: Inode, lblk: int) -> Corrupt:
+    """Return the error of a tree in which `MAX_ATTEMPTS` calls of `make_room` made no room at ``lblk``."""
+    return Corrupt(CorruptKind.EXTENT_TREE, f"inode {inode.number}: splitting makes no room at block {lblk}")
 
 
 def full(w: memoryview) -> bool:

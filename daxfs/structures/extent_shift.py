@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import Extent
 from daxfs.structures import extent_edit
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
-
-MAX_ATTEMPTS = 16
 
 
 def shift(tx: Handle, inode: Inode, first: int, last: int, by: int) -> None:
@@ -100,7 +97,7 @@ def split_at(tx: Handle, inode: Inode, lblk: int) -> None:
     Raises:
         FsError: ENOSPC: the tree has no room and can get none.
     """
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(extent_edit.MAX_ATTEMPTS):
         path, _ = descend(tx, inode, lblk)
         _, w, at = path[-1]
         if at < 0:
@@ -114,7 +111,7 @@ def split_at(tx: Handle, inode: Inode, lblk: int) -> None:
             extent_edit.splice(tx, inode, path, at, at + 1, pieces)
             return
         extent_edit.make_room(tx, inode, path)
-    raise Corrupt(CorruptKind.EXTENT_TREE, f"inode {inode.number}: splitting makes no room at block {lblk}")
+    raise extent_edit.no_room_made(inode, lblk)
 
 
 def join_at(tx: Handle, inode: Inode, lblk: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, Extent
-from daxfs.structures import blocks, extent_edit, extents, inodes
+from daxfs.structures import blocks, extent_edit, extent_removal, extents, inodes
 from daxfs.structures.extent_path import Node
 from daxfs.structures.extent_tree import descend
 
@@ -30,7 +30,7 @@ def reallocate(tx: Handle, inode: Inode, first: int, last: int, groups: GroupBou
     """
     path, _ = descend(tx, inode, last)
     _, w, at = path[-1]
-    cut = extents.entries_within(w, at, first, None) if _reaches(path, first) else []
+    cut = extent_removal.entries_within(w, at, first, None) if _reaches(path, first) else []
     begin = at + 1 - len(cut)
     before = begin if cut and cut[-1].lblk < first else begin - 1
     left = format_.leaf(w, before) if before >= 0 else None
@@ -50,18 +50,18 @@ def _put(tx: Handle, inode: Inode, path: list[Node], first: int, last: int, new:
     """Put ``new`` in the place of ``first`` to ``last``; ``path`` leads to the entry of ``last``."""
     _, w, at = path[-1]
     if _reaches(path, first):
-        cut = extents.entries_within(w, at, first, None)
-        kept = extents.remains(cut, first, last) if cut else []
+        cut = extent_removal.entries_within(w, at, first, None)
+        kept = extent_removal.remains(cut, first, last) if cut else []
         entries = [*(part for part in kept if part.lblk < first), *new, *(part for part in kept if part.lblk > last)]
         begin, end, entries = extent_edit.coalesce(w, at + 1 - len(cut), at + 1, entries)
         if extent_edit.fits(w, begin, end, entries):
             if cut:
-                extents.free_parts(tx, inode, cut, first, last, metadata)
+                extent_removal.free_parts(tx, inode, cut, first, last, metadata)
             extent_edit.splice(tx, inode, path, begin, end, entries)
             if len(entries) < end - begin:
                 extent_edit.shrink(tx, inode, first)
             return
-    extents.remove(tx, inode, first, last, metadata=metadata)
+    extent_removal.remove(tx, inode, first, last, metadata=metadata)
     for extent in new:
         extents.insert(tx, inode, extent)
 

@@ -1,19 +1,18 @@
-"""Extent-mapped files: find, list, allocate, insert, convert and remove extents.
+"""Extent-mapped files: find, list, allocate and insert extents.
 
-This is the public interface of the extent tree; `mapping` calls it for inodes with ``EXT4_EXTENTS_FL``. ``ext4.extent``
-has the layout of nodes, `extent_tree` finds nodes, and `extent_edit` splits, joins and frees them. Functions that take
-a ``tx`` change the tree; their ``inode`` must come from ``inodes.edit`` of the same handle. All lengths and positions
-are in blocks. Every extent is checked to lie in the pool and outside the groups' metadata; otherwise ``Corrupt`` is
-raised.
+With `extent_mark` (written or unwritten) and `extent_removal`, this is the public interface of the extent tree;
+`mapping` calls it for inodes with ``EXT4_EXTENTS_FL``. ``ext4.extent`` has the layout of nodes, `extent_tree` finds
+nodes, and `extent_edit` splits, joins and frees them. Functions that take a ``tx`` change the tree; their ``inode``
+must come from ``inodes.edit`` of the same handle. All lengths and positions are in blocks. Every extent is checked to
+lie in the pool and outside the groups' metadata; otherwise ``Corrupt`` is raised.
 
-Sources: ``fs/ext4/extents.c`` (``ext4_ext_map_blocks``, ``ext4_ext_convert_to_initialized``,
-``ext4_ext_remove_space``).
+Source: ``fs/ext4/extents.c`` (``ext4_ext_map_blocks``).
 """
 
 from __future__ import annotations
 
 import errno
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.runs import BlockRun
 from daxfs.structures import blocks, extent_edit, inodes
 from daxfs.structures.extent_path import Node
 from daxfs.structures.extent_tree import (
@@ -48,9 +46,6 @@ if TYPE_CHECKING:
     from daxfs.structures.inodes import Inode
 
 HUGE_PAGE = 2 << 20
-MAX_ATTEMPTS = 16
-"""The most splits until there is room: one for each level and one of the root are enough. If more are needed, the tree
-contradicts itself."""
 
 
 # Reading
@@ -290,7 +285,7 @@ def insert(tx: Handle, inode: Inode, extent: Extent) -> None:
 
 def _insert_at(tx: Handle, inode: Inode, path: list[Node], extent: Extent) -> None:
     """Insert an extent, as `insert` does, into a hole that was examined; ``path`` leads to its leaf."""
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(extent_edit.MAX_ATTEMPTS):
         _, w, at = path[-1]
         begin, end, new = extent_edit.coalesce(w, at + 1, at + 1, [extent])
         if extent_edit.fits(w, begin, end, new):
@@ -298,7 +293,7 @@ def _insert_at(tx: Handle, inode: Inode, path: list[Node], extent: Extent) -> No
             return
         extent_edit.make_room(tx, inode, path)
         path, _ = descend(tx, inode, extent.lblk)
-    raise _no_room_made(inode, extent.lblk)
+    raise extent_edit.no_room_made(inode, extent.lblk)
 
 
 def allocate(
@@ -410,7 +405,7 @@ def _insert_all(tx: Handle, inode: Inode, path: list[Node], extents: list[Extent
             attempts = 0
             if done >= len(extents):
                 return len(extents)
-        elif attempts < MAX_ATTEMPTS:
+        elif attempts < extent_edit.MAX_ATTEMPTS:
             attempts += 1
             try:
                 extent_edit.make_room(tx, inode, path)
@@ -419,7 +414,7 @@ def _insert_all(tx: Handle, inode: Inode, path: list[Node], extents: list[Extent
                     return done
                 raise
         else:
-            raise _no_room_made(inode, extents[done].lblk)
+            raise extent_edit.no_room_made(inode, extents[done].lblk)
         path, _ = descend(tx, inode, extents[done].lblk)
 
 
@@ -461,249 +456,3 @@ def near_block(tx: Handle, w: memoryview, left: Extent | None, lblk: int) -> int
         return 0
     right = format_.leaf(w, 0)
     return max(right.pblk - (right.lblk - lblk), 0)
-
-
-def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
-    """Turn the unwritten blocks of the range into written ones; holes and written blocks in it stay as they are."""
-    _mark(tx, inode, lblk, length, False)
-
-
-def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
-    """Move the first blocks of an unwritten extent to the written one before it; see `mapping.move_border`."""
-    path, _ = descend(tx, inode, lblk)
-    number, w, at = path[-1]
-    if at < 1:
-        return False
-    begin, pblk, have, unwritten = format_.leaf(w, at)
-    before = format_.leaf(w, at - 1)
-    if begin != lblk or not unwritten or have <= length or before.unwritten:
-        return False
-    if before.lblk + before.length != lblk or before.pblk + before.length != pblk:
-        return False
-    if before.length + length > EXT_INIT_MAX_LEN:
-        return False
-    w = extent_edit.writable(tx, inode, number)
-    format_.put_leaf(w, at - 1, before.lblk, before.pblk, before.length + length, False)
-    format_.put_leaf(w, at, lblk + length, pblk + length, have - length, True)
-    if not number:
-        add_validated_root(tx, inode, w)
-    return True
-
-
-def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
-    """Turn the written blocks of the range into unwritten ones, which read as zeros."""
-    _mark(tx, inode, lblk, length, True)
-
-
-def _mark(tx: Handle, inode: Inode, lblk: int, length: int, unwritten: bool) -> None:
-    """Mark all mapped blocks of the range as unwritten, or as written."""
-    position, end = lblk, lblk + length
-    attempts = 0
-    shrunk = False
-    while position < end:
-        path, bound = descend(tx, inode, position)
-        _, w, at = path[-1]
-        extent = format_.leaf(w, at) if at >= 0 else None
-        if extent is None or extent.lblk + extent.length <= position:
-            position = w[3 * at + 6] if at + 1 < w[0] >> 16 else bound
-            continue
-        stop = extent.lblk + extent.length
-        if extent.unwritten == unwritten:
-            position = _next_unlike(w, at, bound)
-            continue
-        if stop < end:
-            after = bisect_left(w[3 : 3 + 3 * (w[0] >> 16) : 3], end)
-            pieces, stop = _converted(w, at, after, position, end, unwritten)
-        else:
-            after, pieces, stop = at + 1, _pieces(extent, position, end), end
-        begin, last, new = extent_edit.coalesce(w, at, after, pieces)
-        if extent_edit.fits(w, begin, last, new):
-            shrunk |= len(new) < last - begin
-            extent_edit.splice(tx, inode, path, begin, last, new)
-            position = stop
-            attempts = 0
-            continue
-        extent_edit.make_room(tx, inode, path)
-        attempts += 1
-        if attempts > MAX_ATTEMPTS:
-            raise _no_room_made(inode, position)
-    if shrunk:
-        extent_edit.shrink(tx, inode, lblk)
-
-
-def _next_unlike(w: memoryview, at: int, bound: int) -> int:
-    """Return where the first entry after ``at`` begins that is written if ``at`` is unwritten, or the other way.
-
-    If the leaf has none, the result is ``bound``, where the next leaf begins.
-    """
-    used = w[0] >> 16
-    state = w[3 * at + 4] & 0xFFFF > EXT_INIT_MAX_LEN
-    at += 1
-    while at < used and (w[3 * at + 4] & 0xFFFF > EXT_INIT_MAX_LEN) == state:
-        at += 1
-    return w[3 * at + 3] if at < used else bound
-
-
-def _converted(w: memoryview, at: int, after: int, first: int, end: int, unwritten: bool) -> tuple[list[Extent], int]:
-    """Return the leaf's entries [at, after) with the blocks [first, end) in the other state, and where that ends."""
-    limit = EXT_UNWRITTEN_MAX_LEN if unwritten else EXT_INIT_MAX_LEN
-    new: list[Extent] = []
-    for i in range(at, after):
-        extent = format_.leaf(w, i)
-        lblk, pblk, length, state = extent
-        stop = lblk + length
-        if state == unwritten:
-            parts = [extent]
-        elif first <= lblk and stop <= end and length <= limit:
-            parts = [Extent(lblk, pblk, length, unwritten)]
-        else:
-            parts = _pieces(extent, max(lblk, first), min(stop, end))
-        for part in parts:
-            joined = extent_edit.join(new[-1], part) if new else None
-            if joined:
-                new[-1] = joined
-            else:
-                new.append(part)
-    return new, min(stop, end)
-
-
-def _pieces(extent: Extent, begin: int, end: int) -> list[Extent]:
-    """Split an extent so that the blocks [begin, end) become written if it is unwritten, unwritten if it is written."""
-    lblk, pblk, length, unwritten = extent
-    limit = EXT_INIT_MAX_LEN if unwritten else EXT_UNWRITTEN_MAX_LEN
-    pieces = []
-    if lblk < begin:
-        pieces.append(Extent(lblk, pblk, begin - lblk, unwritten))
-    for at in range(begin, end, limit):
-        pieces.append(Extent(at, pblk + at - lblk, min(end - at, limit), not unwritten))
-    if end < lblk + length:
-        pieces.append(Extent(end, pblk + end - lblk, lblk + length - end, unwritten))
-    return pieces
-
-
-def remove(
-    tx: Handle, inode: Inode, first: int, last: int | None, *, metadata: bool = False, limit: int | None = None
-) -> bool:
-    """Unmap the blocks ``first`` to ``last`` (included; None: to the end) and free them, from the end to the front.
-
-    Args:
-        tx: the handle.
-        inode: from ``inodes.edit``.
-        first: the first logical block.
-        last: the last logical block.
-        metadata: the blocks hold metadata (a directory's): the journal revokes them.
-        limit: stop after about this many freed runs of blocks, blocks of the tree included, or when
-            `blocks.RESERVED_PER_CALL` credits are reserved; at least one is freed. None: no bound.
-
-    Returns:
-        True: nothing is left to unmap. False: call again in another handle; the tree is valid in between.
-    """
-    last = MAX_BLOCKS - 1 if last is None else last
-    near = last
-    work = attempts = 0
-    done = last < first
-    reserved = tx.reserved_credits + blocks.RESERVED_PER_CALL
-    while not done and (limit is None or (work < limit and tx.reserved_credits < reserved)):
-        path, _ = descend(tx, inode, last)
-        number, w, at = path[-1]
-        if number and not w[0] >> 16:  # other drivers may leave an empty leaf; daxfs frees one at once
-            extent_edit.drop_node(tx, inode, path, len(path) - 1)
-            work += 1
-            continue
-        cut = entries_within(w, at, first, None if limit is None else limit - work)
-        if limit is not None and len(cut) > 1:
-            cut = _few_groups(tx, cut, reserved - tx.reserved_credits)
-        if not cut:
-            done = True
-            break
-        begin = at + 1 - len(cut)
-        new = remains(cut, first, last)
-        if not extent_edit.fits(w, begin, at + 1, new):
-            extent_edit.make_room(tx, inode, path)
-            attempts += 1
-            if attempts > MAX_ATTEMPTS:
-                raise _no_room_made(inode, last)
-            continue
-        free_parts(tx, inode, cut, first, last, metadata)
-        near = cut[-1].lblk
-        done = near <= first
-        work += len(cut) + (not new and len(cut) == w[0] >> 16)
-        extent_edit.splice(tx, inode, path, begin, at + 1, new)
-    if work:
-        extent_edit.shrink(tx, inode, near)
-    return done
-
-
-def entries_within(w: memoryview, at: int, first: int, limit: int | None) -> list[Extent]:
-    """Return the leaf's entries from ``at`` down that have blocks from ``first`` on: up to ``limit``, at least one."""
-    if at < 0:
-        return []
-    if w[3 * at + 3] <= first:
-        only = format_.leaf(w, at)
-        return [only] if only.lblk + only.length > first else []
-    end = at + 1
-    begin = max(bisect_right(w[3 : 3 + 3 * end : 3], first) - 1, 0)
-    if limit is not None:
-        begin = max(begin, end - max(limit, 1))
-    found = format_.leaves(w, begin, end)
-    found.reverse()
-    if found and found[-1].lblk + found[-1].length <= first:
-        found.pop()
-    return found
-
-
-def _few_groups(tx: Handle, cut: list[Extent], credits: int) -> list[Extent]:
-    """Return the first of the extents, whose freeing reserves about ``credits``: two for each group."""
-    geometry = tx.geometry
-    numbers = {extent.pblk // geometry.blocks_per_group for extent in cut}
-    if 2 * len(numbers) <= credits:
-        return cut
-    numbers.clear()
-    for at, extent in enumerate(cut):
-        numbers.add(extent.pblk // geometry.blocks_per_group)
-        if 2 * len(numbers) >= credits:
-            return cut[: at + 1]
-    return cut
-
-
-def remains(cut: list[Extent], first: int, last: int) -> list[Extent]:
-    """Return what remains of extents (in descending order) without the blocks ``first`` to ``last``."""
-    remains = []
-    lblk, pblk, length, unwritten = cut[-1]
-    if lblk < first:
-        remains.append(Extent(lblk, pblk, first - lblk, unwritten))
-    lblk, pblk, length, unwritten = cut[0]
-    if lblk + length > last + 1:
-        remains.append(Extent(last + 1, pblk + last + 1 - lblk, lblk + length - last - 1, unwritten))
-    return remains
-
-
-def free_parts(tx: Handle, inode: Inode, cut: list[Extent], first: int, last: int, metadata: bool) -> None:
-    """Free the blocks of extents (in descending order) that lie in ``first`` to ``last``."""
-    if len(cut) == 1:
-        lblk, pblk, length, _ = check_bounds(tx, inode, cut[0])
-        begin, end = max(lblk, first), min(lblk + length, last + 1)
-        blocks.free(tx, pblk + begin - lblk, end - begin, metadata=metadata)
-        inodes.add_blocks(inode, begin - end, tx.geometry)
-        return
-    limit = tx.geometry.blocks_count
-    runs = []
-    new = tuple.__new__  # as in `extent.leaves`
-    for extent in cut:
-        _, pblk, length, _ = extent
-        if not pblk or not length or pblk + length > limit:
-            check_bounds(tx, inode, extent)
-        runs.append(new(BlockRun, (pblk, length)))
-    # Only the outermost extents can reach out of the range.
-    end = cut[0].lblk + cut[0].length
-    if end > last + 1:
-        runs[0] = BlockRun(runs[0].start, runs[0].length - (end - last - 1))
-    if cut[-1].lblk < first:
-        skipped = first - cut[-1].lblk
-        runs[-1] = BlockRun(runs[-1].start + skipped, runs[-1].length - skipped)
-    blocks.free_all(tx, runs, metadata=metadata)
-    inodes.add_blocks(inode, -sum([length for _, length in runs]), tx.geometry)
-
-
-def _no_room_made(inode: Inode, lblk: int) -> Corrupt:
-    return Corrupt(CorruptKind.EXTENT_TREE, f"inode {inode.number}: splitting makes no room at block {lblk}")

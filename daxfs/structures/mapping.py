@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
-from daxfs.structures import extent_nodes, extent_swap, extent_tail, extents, indirect
+from daxfs.structures import extent_mark, extent_nodes, extent_removal, extent_swap, extent_tail, extents, indirect
 
 if TYPE_CHECKING:
     from daxfs.journal.transaction import Handle
@@ -231,7 +231,7 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
         FsError: ENOSPC: an extent must be split, and the tree has no room and can get none.
     """
     if inode.flags & EXT4_EXTENTS_FL:
-        extents.mark_written(tx, inode, lblk, length)
+        extent_mark.mark_written(tx, inode, lblk, length)
     else:
         indirect.mark_written(tx, inode, lblk, length)
 
@@ -245,7 +245,7 @@ def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
     Returns:
         False: the extents are not of this kind, and nothing has changed. Use `mark_written`.
     """
-    return bool(inode.flags & EXT4_EXTENTS_FL) and extents.move_border(tx, inode, lblk, length)
+    return bool(inode.flags & EXT4_EXTENTS_FL) and extent_mark.move_border(tx, inode, lblk, length)
 
 
 def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
@@ -258,7 +258,7 @@ def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     """
     if not inode.flags & EXT4_EXTENTS_FL:
         raise FsError(errno.EOPNOTSUPP, f"inode {inode.number} is block-mapped: it can't have unwritten blocks")
-    extents.mark_unwritten(tx, inode, lblk, length)
+    extent_mark.mark_unwritten(tx, inode, lblk, length)
 
 
 def normalize_tail(tx: Handle, inode: Inode) -> None:
@@ -285,7 +285,7 @@ def remove(
         True: nothing is left to unmap. False: call again in another handle; the map is valid in between.
     """
     if inode.flags & EXT4_EXTENTS_FL:
-        return extents.remove(tx, inode, first, last, metadata=metadata, limit=limit)
+        return extent_removal.remove(tx, inode, first, last, metadata=metadata, limit=limit)
     return indirect.remove(tx, inode, first, last, metadata=metadata, limit=limit)
 
 
