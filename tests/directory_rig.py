@@ -18,7 +18,7 @@ from daxfs.ext4.superblock import Superblock
 from daxfs.journal.journal import Journal
 from daxfs.journal.transaction import Handle
 from daxfs.pmem.opening import open_pool
-from daxfs.structures import blocks, dirblocks, directories, dirlist, inodes, mapping
+from daxfs.structures import blocks, dirblocks, directories, dirlist, inode_allocation, inodes, mapping
 from daxfs.structures.directories import Entry, Place
 from daxfs.structures.dirhints import Hints
 from daxfs.structures.inodes import Inode
@@ -80,7 +80,7 @@ class DirectoryRig:
 
     def make_directory(self, name: bytes, parent: int = ROOT) -> int:
         with self.change(parent) as (tx, above):
-            inode = inodes.allocate(tx, above, stat.S_IFDIR | 0o755)
+            inode = inode_allocation.allocate(tx, above, stat.S_IFDIR | 0o755)
             mapping.new_inode_map(tx, inode)
             directories.create(tx, inode, parent)
             inode.links_count = 2
@@ -90,7 +90,7 @@ class DirectoryRig:
 
     def make_file(self, name: bytes, parent: int = ROOT) -> int:
         with self.change(parent) as (tx, above):
-            inode = inodes.allocate(tx, above, stat.S_IFREG | 0o644)
+            inode = inode_allocation.allocate(tx, above, stat.S_IFREG | 0o644)
             mapping.new_inode_map(tx, inode)
             inode.links_count = 1
             directories.insert(tx, directories.find(tx, above, name), inode.number, FT_REG_FILE)

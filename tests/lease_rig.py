@@ -26,7 +26,7 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.removal import holds_blocks
 from daxfs.fs.types import Grant, LeaseRequest, SetAttributes, WriteNotification
 from daxfs.protocol import EXTENTS, Flag, GrantedExtent, Kind
-from daxfs.structures import blocks, extent_tree, inodes, mapping
+from daxfs.structures import blocks, extent_tree, inode_bitmaps, inodes, mapping
 from support import mke2fs
 
 WRITE, FILL, EXTEND, MAP, RENEW, PAGES = Flag.WRITE, Flag.FILL, Flag.EXTEND, Flag.MAP, Flag.RENEW, Flag.PAGES
@@ -226,7 +226,7 @@ def owners(fs: FileSystem) -> Owners:
     data: dict[int, int] = {}
     metadata: dict[int, int] = {}
     for ino in (ROOT_INO, *range(geometry.first_ino, geometry.inodes_count + 1)):
-        if not inodes.in_use(view, ino):
+        if not inode_bitmaps.in_use(view, ino):
             continue
         inode = inodes.read(view, ino)
         if inode.file_acl:

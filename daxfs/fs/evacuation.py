@@ -19,7 +19,7 @@ from daxfs.fs import removal, vacating
 from daxfs.fs.nodes import END
 from daxfs.fs.types import BAD, DAMAGED, FIXED, MAP, MAPPED, SNAPSHOT, Caller, Evacuation, Relocation, Stayed
 from daxfs.runs import BlockRun
-from daxfs.structures import badblocks, inodes, mapping, usage
+from daxfs.structures import badblocks, inode_bitmaps, inodes, mapping, usage
 from daxfs.structures.badblocks import EXT4_BAD_INO
 from daxfs.structures.extent_tree import MAX_BLOCKS, ROOT_WORDS
 from daxfs.structures.indirect import DIRECT
@@ -90,7 +90,7 @@ class _Pass:
         volume = self.volume
         yield from removal.freeing(volume)
         for group in range(volume.geometry.groups_count):
-            numbers = inodes.in_use_of(volume.view, group)
+            numbers = inode_bitmaps.in_use_of(volume.view, group)
             for at, ino in enumerate(numbers):
                 if at % INODES_PER_STEP == 0:
                     yield
@@ -108,7 +108,7 @@ class _Pass:
         volume = self.volume
         if ino == EXT4_BAD_INO:
             return Relocation(0, self._within(badblocks.listed(volume.view), BAD))
-        if not inodes.in_use(volume.view, ino):
+        if not inode_bitmaps.in_use(volume.view, ino):
             return Relocation(0, ())
         try:
             inode = inodes.read(volume.view, ino)

@@ -29,7 +29,7 @@ from daxfs.fs import removal
 from daxfs.journal.continued import ContinuedLog
 from daxfs.journal.journal import Journal
 from daxfs.runs import BlockRun, ByteRange, joined, subtract
-from daxfs.structures import blocks, directories, inodes, mapping, orphans, xattrs
+from daxfs.structures import blocks, directories, inode_allocation, inode_bitmaps, inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ class _Replay:
         if not inodes.nameable(tx, ino):
             raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} is reserved")
         images = self._images[ino]
-        if images and (not inodes.in_use(tx, ino) or self._is_another(images[0])):
+        if images and (not inode_bitmaps.in_use(tx, ino) or self._is_another(images[0])):
             self._apply_image(images[0])
-        if not inodes.in_use(tx, ino):
+        if not inode_bitmaps.in_use(tx, ino):
             return None
         inode = inodes.edit(tx, ino)
         self._links.setdefault(ino, inode.links_count)
@@ -148,14 +148,14 @@ class _Replay:
         mode, links, _ = _facts(image)
         if not inodes.nameable(tx, ino):
             raise Corrupt(CorruptKind.FAST_COMMIT, f"inode {ino} is reserved")
-        used = inodes.in_use(tx, ino)
+        used = inode_bitmaps.in_use(tx, ino)
         if used and self._is_another(image):
             self._free(inodes.edit(tx, ino))
             used = False
         if used:
             self._change(inodes.edit(tx, ino), raw)
         elif links:
-            self._make(inodes.take(tx, ino, mode), raw)
+            self._make(inode_allocation.take(tx, ino, mode), raw)
         else:
             return
         if not used or not stat.S_ISDIR(mode):
@@ -170,7 +170,7 @@ class _Replay:
         if removal.holds_blocks(inode):
             mapping.remove(tx, inode, 0, None, metadata=not inode.is_regular)
         xattrs.drop(tx, inode)
-        inodes.free(tx, inode)
+        inode_allocation.free(tx, inode)
 
     def _make(self, inode: Inode, raw: bytes) -> None:
         """Fill a slot of zeros."""
@@ -258,7 +258,7 @@ class _Replay:
     def _unlink(self, change: NameChange) -> None:
         """Remove a name. An inode that was made and freed within one fast commit was never in use."""
         tx, ino = self._tx, change.ino
-        if not inodes.in_use(tx, ino):
+        if not inode_bitmaps.in_use(tx, ino):
             return
         directory, inode = self._directory(change.parent), self._find(ino)
         place = directories.find(tx, directory, change.name)
@@ -368,7 +368,7 @@ class _Replay:
         used = joined(
             self._bytes(extent.pblk, extent.length)
             for ino in self._files
-            if inodes.in_use(tx, ino)
+            if inode_bitmaps.in_use(tx, ino)
             for extent in mapping.walk(tx, inodes.read(tx, ino))
         )
         freed = list(joined([*(self._bytes(*run) for run in tx.frees), *self._taken]))

@@ -29,7 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.fs.pins import Pins
-from daxfs.structures import inodes, orphans
+from daxfs.structures import inode_bitmaps, inodes, orphans
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -167,7 +167,7 @@ class Lifetimes:
         assert self.quarantine <= self.nameless, (self.quarantine, self.nameless)
         assert not self.linkable & self.quarantine
         for ino in self.nameless | self.pins.keys():
-            assert inodes.in_use(view, ino), f"inode {ino} was freed"
+            assert inode_bitmaps.in_use(view, ino), f"inode {ino} was freed"
         for ino in self.nameless:
             assert not inodes.read(view, ino).links_count, f"inode {ino} has a name"
         if readable:

@@ -30,7 +30,7 @@ from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, DirEntry, DirListing, RenameFlags
 from daxfs.fs.volume import Volume
 from daxfs.journal.transaction import Handle
-from daxfs.structures import directories, inodes, mapping, xattrs
+from daxfs.structures import directories, inode_allocation, inode_bitmaps, inodes, mapping, xattrs
 from daxfs.structures.directories import Place
 from daxfs.structures.inodes import Inode
 
@@ -78,7 +78,7 @@ def by_number(volume: Volume, ino: int) -> Attributes:
     The inode bitmap is read first: an entry of the inode table that was never used may hold anything, which is no
     damage.
     """
-    if not (inodes.nameable(volume.view, ino) and inodes.may_be_in_use(volume.view, ino)):
+    if not (inodes.nameable(volume.view, ino) and inode_bitmaps.may_be_in_use(volume.view, ino)):
         raise FsError(errno.ESTALE)
     found = read_attributes(volume, ino)
     if not found.nlink:
@@ -152,7 +152,7 @@ def new_inode(
         gid = parent.gid
         if stat.S_ISDIR(mode):
             mode |= stat.S_ISGID
-    inode = inodes.allocate(tx, parent, mode)
+    inode = inode_allocation.allocate(tx, parent, mode)
     flags = parent.flags
     inode.flags = inherited_flags(flags, mode)
     if flags & EXT4_PROJINHERIT_FL:

@@ -25,7 +25,7 @@ from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.fs import damage, truncating
 from daxfs.fs.steps import Steps
 from daxfs.fs.volume import Volume
-from daxfs.structures import inodes, mapping, orphans, xattrs
+from daxfs.structures import inode_allocation, inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
 
 log = logging.getLogger("daxfs.fs")
@@ -121,7 +121,7 @@ def free_step(volume: Volume, ino: int) -> bool:
         volume.lives.freed(tx, ino)
         inode.i_dtime = int(time.time()) & 0xFFFFFFFF
         inode.size = 0
-        inodes.free(tx, inode)
+        inode_allocation.free(tx, inode)
     return True
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import Corrupt
 from daxfs.ext4.checksum import crc32c
 from daxfs.fs.types import ROOT_INO
-from daxfs.structures import dirblocks, directories, inodes, orphans, shrinkage
+from daxfs.structures import dirblocks, directories, inode_allocation, inode_bitmaps, inodes, orphans, shrinkage
 from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def renumber(volume: Volume, grants: Grants, target: int) -> Steps[dict[int, str
         deadline = time.monotonic() + PATIENCE_SECONDS
         while volume.under_way > 1 and time.monotonic() < deadline:  # this operation is one
             yield
-        if inodes.in_use(volume.view, ino):
+        if inode_bitmaps.in_use(volume.view, ino):
             mine = [(new.get(parent, parent), name) for parent, name in names.get(ino, [])]
             children = [new.get(child, child) for child in children]
             why = _why_not(volume, grants, ino) or _one(volume, ino, mine, children, new)
@@ -108,8 +108,8 @@ def _names(volume: Volume, wanted: set[int]) -> Steps[Names]:
     found: Names = {}
     view = volume.view
     for group in range(volume.geometry.groups_count):
-        for number in inodes.in_use_of(view, group):
-            if not inodes.nameable(view, number) or not inodes.in_use(view, number):
+        for number in inode_bitmaps.in_use_of(view, group):
+            if not inodes.nameable(view, number) or not inode_bitmaps.in_use(view, number):
                 continue
             inode = inodes.read(view, number)
             if not inode.is_dir or not inode.links_count:
@@ -128,7 +128,7 @@ def _subdirectories(volume: Volume, ino: int) -> Steps[list[int]]:
     """Find the subdirectories of an inode, some entries in each step; it need not be a directory, or be in use."""
     view = volume.view
     found: list[int] = []
-    if not (inodes.nameable(view, ino) and inodes.in_use(view, ino) and inodes.read(view, ino).is_dir):
+    if not (inodes.nameable(view, ino) and inode_bitmaps.in_use(view, ino) and inodes.read(view, ino).is_dir):
         return found
     cookie = 0
     while True:
@@ -143,7 +143,7 @@ def _subdirectories(volume: Volume, ino: int) -> Steps[list[int]]:
         if looked < ENTRIES_PER_STEP:
             return found
         yield
-        if not (inodes.in_use(view, ino) and inodes.read(view, ino).is_dir):
+        if not (inode_bitmaps.in_use(view, ino) and inodes.read(view, ino).is_dir):
             return found
 
 
@@ -188,7 +188,7 @@ def _still(tx: Handle, ino: int, names: list[tuple[int, bytes]], children: list[
         if directories.ino_of(tx, directories.read_inode(tx, parent), name) != ino:
             return False
     for child in children:
-        if not inodes.in_use(tx, child):
+        if not inode_bitmaps.in_use(tx, child):
             return False
         found = inodes.read(tx, child)
         if not found.is_dir or not found.links_count or directories.parent(tx, found) != ino:
@@ -202,7 +202,7 @@ def _move(tx: Handle, ino: int, names: list[tuple[int, bytes]], children: list[i
     if listed:
         orphans.remove(tx, ino)
     old = inodes.edit(tx, ino)
-    made = inodes.allocate(tx, inodes.read(tx, names[0][0] if names else ROOT_INO), old.i_mode)
+    made = inode_allocation.allocate(tx, inodes.read(tx, names[0][0] if names else ROOT_INO), old.i_mode)
     generation = old.i_generation
     made.buffer[:] = old.buffer
     if geometry.metadata_csum:
@@ -215,7 +215,7 @@ def _move(tx: Handle, ino: int, names: list[tuple[int, bytes]], children: list[i
     for parent, name in names:
         place = directories.find(tx, inodes.edit(tx, parent), name)
         directories.replace(tx, place, made.number, place.file_type)
-    inodes.free(tx, old)
+    inode_allocation.free(tx, old)
     freed_at = old.i_dtime
     old.buffer[:] = bytes(geometry.inode_size)
     old.i_generation, old.i_dtime = generation, freed_at

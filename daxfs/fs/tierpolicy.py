@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs import placement, removal, tiers
 from daxfs.fs.nodes import END
-from daxfs.structures import groups, inodes, reserves
+from daxfs.structures import groups, inode_bitmaps, inodes, reserves
 
 if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
@@ -116,7 +116,7 @@ def _look(volume: Volume, found: list[_Candidate]) -> int:
     assert cache is not None
     group = cache.hand % volume.geometry.groups_count
     cache.hand = group + 1
-    numbers = inodes.in_use_of(view, group)
+    numbers = inode_bitmaps.in_use_of(view, group)
     for ino in numbers:
         if _may_go(volume, ino):
             inode = inodes.read(view, ino)
@@ -132,7 +132,11 @@ def _look(volume: Volume, found: list[_Candidate]) -> int:
 
 def _may_go(volume: Volume, ino: int) -> bool:
     """Return whether an inode is a file with data that no client uses."""
-    if not inodes.nameable(volume.view, ino) or ino in volume.lives.quarantine or not inodes.in_use(volume.view, ino):
+    if (
+        not inodes.nameable(volume.view, ino)
+        or ino in volume.lives.quarantine
+        or not inode_bitmaps.in_use(volume.view, ino)
+    ):
         return False
     try:
         inode = inodes.read(volume.view, ino)

@@ -27,7 +27,7 @@ from daxfs.fs import badmemory, relocation, removal
 from daxfs.fs.relocation import Leaving, Piece, head, placed
 from daxfs.fs.types import ATTRIBUTES, BAD, CONTENT, DAMAGED, FULL, MAP, Caller, Relocation, Stayed
 from daxfs.runs import BlockRun
-from daxfs.structures import blocks, dirblocks, inodes, mapping, xattrs
+from daxfs.structures import blocks, dirblocks, inode_bitmaps, inodes, mapping, xattrs
 from daxfs.structures.destinations import Search
 from daxfs.structures.extent_tree import MAX_BLOCKS
 from daxfs.structures.mapping import Extent
@@ -67,7 +67,7 @@ class Shared:
     def follow(self, tx: Handle, inode: Inode) -> bool:
         """Have the inode refer to the block that its own has moved to, if that holds the same attributes still."""
         first = self._first.get(inode.file_acl)
-        if first is None or not inodes.in_use(tx, first):
+        if first is None or not inode_bitmaps.in_use(tx, first):
             return False
         return xattrs.share(tx, inode, inodes.read(tx, first))
 

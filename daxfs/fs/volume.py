@@ -25,7 +25,7 @@ from daxfs.fs.reclaim import Reclaimers
 from daxfs.fs.staging import Staging
 from daxfs.fs.types import Caller, Options
 from daxfs.journal.logged import LoggedData
-from daxfs.structures import inodes, overhead
+from daxfs.structures import inode_allocation, inodes, overhead
 from daxfs.structures.blocksearch import CHUNK_BYTES
 from daxfs.structures.noted import Noted
 
@@ -89,7 +89,7 @@ class Volume:
             self.nodes.in_log = journal.logged
         self._allow_changes(journal is not None)
         self.lives = Lifetimes()
-        inodes.keep_free(view, self.lives.pins.aliases.numbers)
+        inode_allocation.keep_free(view, self.lives.pins.aliases.numbers)
         self.staging = Staging()
         self.tiers: StorageCache | None = None
         self.notifier: BlockNotifier  # set at once by the maker of the volume

@@ -23,7 +23,7 @@ from daxfs.ext4.features import Compat, Incompat, RoCompat
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT, EXT4_BG_INODE_UNINIT
 from daxfs.ext4.superblock import Superblock
 from daxfs.runs import BlockRun
-from daxfs.structures import bitmaps, blocks, groupmaps, groups, inodes, metadata_zone
+from daxfs.structures import bitmaps, blocks, groupmaps, groups, inode_bitmaps, inodes, metadata_zone
 from daxfs.structures.blocksearch import Hints
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _make_group(tx: Handle, group: int, place: Tables, used: list[BlockRun]) -> 
         desc.bg_flags |= EXT4_BG_INODE_UNINIT
         desc.itable_unused = geometry.inodes_per_group
     else:
-        inodes.make_bitmap(tx, desc)
+        inode_bitmaps.make(tx, desc)
 
 
 def _placed(geometry: Geometry, first: int, blocks_count: int) -> list[Tables]:

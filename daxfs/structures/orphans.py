@@ -148,7 +148,7 @@ def _checked_orphan(view: View, ino: int) -> int:
     geometry = view.geometry
     if not geometry.first_ino <= ino <= geometry.inodes_count:
         raise Corrupt(CorruptKind.ORPHAN_INODE, f"{ino} is not in {geometry.first_ino}..{geometry.inodes_count}")
-    if not inodes.in_use(view, ino):
+    if not inode_bitmaps.in_use(view, ino):
         raise Corrupt(CorruptKind.ORPHAN_INODE, f"{ino} is free")
     return ino
 
@@ -298,7 +298,7 @@ def _remove_from_list(tx: Handle, ino: int) -> None:
 def _before(view: View, ino: int) -> int:
     """Return the listed inode whose successor is ``ino``."""
     hint = view.caches[_Known].before.get(ino, 0)
-    if hint and inodes.in_use(view, hint) and inodes.read(view, hint).i_dtime == ino:
+    if hint and inode_bitmaps.in_use(view, hint) and inodes.read(view, hint).i_dtime == ino:
         return hint
     seen: set[int] = set()
     at = view.superblock().s_last_orphan

@@ -26,7 +26,7 @@ from daxfs.errors import FsError
 from daxfs.ext4.features import Compat, Incompat
 from daxfs.ext4.group import EXT4_BG_BLOCK_UNINIT
 from daxfs.runs import BlockRun
-from daxfs.structures import bitmaps, blocks, groupmaps, groups, growth, inodes, reserves
+from daxfs.structures import bitmaps, blocks, groupmaps, groups, growth, inode_bitmaps, inodes, reserves
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -115,7 +115,7 @@ def inodes_past(view: View, blocks_count: int) -> Iterator[int]:
         Corrupt: a bitmap or a descriptor is damaged.
     """
     for group in groups_past(view.geometry, blocks_count):
-        yield from inodes.in_use_of(view, group)
+        yield from inode_bitmaps.in_use_of(view, group)
 
 
 def displaced(view: View, blocks_count: int) -> int | None:

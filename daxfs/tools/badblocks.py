@@ -16,7 +16,7 @@ from daxfs.errors import BadMemory, FsError
 from daxfs.ext4.inode import EXT4_ROOT_INO, FT_DIR, FT_UNKNOWN
 from daxfs.fs import removal
 from daxfs.pmem.badblocks import BadRanges
-from daxfs.structures import badblocks, blocks, directories, groups, inodes, mapping
+from daxfs.structures import badblocks, blocks, directories, groups, inode_bitmaps, inodes, mapping
 from daxfs.tools import stats
 from daxfs.tools.info import pool_of
 from daxfs.tools.printing import printable
@@ -148,7 +148,7 @@ class _Search:
             if not self._left:
                 return
             with suppress(FsError):
-                if ino == journal or inodes.in_use(self._view, ino):
+                if ino == journal or inode_bitmaps.in_use(self._view, ino):
                     self._inode(ino, "journal" if ino == journal else "data")
 
     def _inode(self, ino: int, kind: str) -> None:

@@ -22,7 +22,7 @@ from daxfs.journal.view import SUPERBLOCK_KEY, View
 from daxfs.pmem import persist
 from daxfs.pmem.faults import Faults
 from daxfs.pmem.persist import Operations
-from daxfs.structures import blocksearch, inodes
+from daxfs.structures import blocksearch, inode_allocation
 
 LAYERS = ("daxfs.fs.", "daxfs.journal.", "daxfs.structures.", "daxfs.snapshots.", "daxfs.ext4.")
 """The packages in which a buffer that is made can fail."""
@@ -121,7 +121,7 @@ def failing_allocations(patches: pytest.MonkeyPatch, trigger: Trigger) -> None:
         return run
 
     patches.setattr(blocksearch, "search", failing(blocksearch.search))
-    patches.setattr(inodes, "allocate", failing(inodes.allocate))
+    patches.setattr(inode_allocation, "allocate", failing(inode_allocation.allocate))
 
 
 def failing_loads(patches: pytest.MonkeyPatch, trigger: Trigger) -> None:

@@ -21,7 +21,7 @@ from daxfs.fs import damage, mounting
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
 from daxfs.pmem.opening import open_pool
-from daxfs.structures import blocks, inodes, orphans
+from daxfs.structures import blocks, inode_bitmaps, inodes, orphans
 from support import fsck, mke2fs, run
 
 CONTENT = random.Random(1).randbytes(300_000)
@@ -368,7 +368,7 @@ def test_an_error_that_can_not_be_recorded(path: Path, caplog: pytest.LogCapture
 def checked(rig: Rig) -> Rig:
     """Have the mount check the bitmaps of the first group, which it does once."""
     rig.fs.sync()
-    assert blocks.is_free(rig.fs.volume.view, 1) is inodes.in_use(rig.fs.volume.view, 999) is False
+    assert blocks.is_free(rig.fs.volume.view, 1) is inode_bitmaps.in_use(rig.fs.volume.view, 999) is False
     return rig
 
 
@@ -454,7 +454,9 @@ def test_a_mount_with_a_damaged_orphan(path: Path, options: Options, damaged: in
         assert fs.metadata_errors().count == 1
         assert fs.read_only == (options is STOPS)
         assert fs.tree.read_bytes("/other") == CONTENT
-        assert [inodes.in_use(fs.volume.view, ino) for ino in found] == [number == damaged for number in range(3)]
+        assert [inode_bitmaps.in_use(fs.volume.view, ino) for ino in found] == [
+            number == damaged for number in range(3)
+        ]
         assert not list(orphans.listing(fs.volume.view))
         assert not fs.volume.lives.unfinished
     assert not superblock(path).s_feature_incompat & Incompat.needs_recovery
@@ -471,7 +473,7 @@ def test_a_mount_with_an_orphan_that_was_never_used(path: Path) -> None:
     poke(path, slot_place(path, found[1]), bytes(256))
     with FileSystem.open(path, GOES_ON) as fs:
         assert fs.metadata_errors().count == 1
-        assert [inodes.in_use(fs.volume.view, ino) for ino in found] == [False, True, True]
+        assert [inode_bitmaps.in_use(fs.volume.view, ino) for ino in found] == [False, True, True]
         assert not list(orphans.listing(fs.volume.view))
         file, _ = fs.tmpfile(ROOT_INO, 0o600)
         fs.sync()
@@ -517,7 +519,7 @@ def test_a_damaged_inode_bitmap_is_no_matter_for_blocks(path: Path) -> None:
     spoiled(path, place_of(path, "Inode bitmap") + 100)
     with FileSystem.open(path, STOPS) as fs:
         with pytest.raises(Corrupt, match="inode bitmap checksum"):
-            inodes.in_use(fs.volume.view, 12)
+            inode_bitmaps.in_use(fs.volume.view, 12)
         free = fs.statfs().free
         with fs.tree.open("/other", "r+b") as file:
             file.seek(0, 2)

@@ -15,7 +15,7 @@ from tree_rig import QUIET
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import BAD, FIXED, MAPPED, SNAPSHOT, Evacuation
 from daxfs.runs import BlockRun, ByteRange
-from daxfs.structures import badblocks, inodes, usage
+from daxfs.structures import badblocks, inode_bitmaps, inodes, usage
 
 OpenFs = Callable[..., FileSystem]
 MIB = 1 << 20
@@ -52,7 +52,7 @@ def within(fs: FileSystem, place: ByteRange) -> set[int]:
     low, high = place.begin >> bits, place.end >> bits
     found = set()
     for group in range(fs.volume.geometry.groups_count):
-        for ino in inodes.in_use_of(fs.volume.view, group):
+        for ino in inode_bitmaps.in_use_of(fs.volume.view, group):
             if inodes.nameable(fs.volume.view, ino) and any(low <= number < high for number in owned(fs, ino)):
                 found.add(ino)
     return found

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.types import ROOT_INO
-from daxfs.structures import inodes
+from daxfs.structures import inode_bitmaps
 
 OpenFs = Callable[..., FileSystem]
 NAMES = [b"a", b"b", b"c"]
@@ -138,7 +138,7 @@ class Lives(RuleBasedStateMachine):
     def the_books_agree(self) -> None:
         self.fs.check()
         held = {file.ino for file in self.opened} | set(self.pinned)
-        assert all(inodes.in_use(self.fs.volume.view, ino) for ino in held)
+        assert all(inode_bitmaps.in_use(self.fs.volume.view, ino) for ino in held)
         assert self.fs.volume.lives.nameless <= held
 
     def teardown(self) -> None:

@@ -15,7 +15,7 @@ from tree_rig import PoolSide, furnish, mingle
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
 from daxfs.pmem.memory import MemoryPool
-from daxfs.structures import inodes, mapping
+from daxfs.structures import inode_bitmaps, inodes, mapping
 
 MakePool = Callable[..., Path]
 
@@ -32,7 +32,7 @@ def metadata_blocks(fs: FileSystem) -> list[int]:
     data: set[int] = set()
     log = [8] if geometry.has_journal else []
     for ino in (*log, *range(geometry.first_ino, geometry.inodes_count + 1)):
-        if not inodes.in_use(view, ino):
+        if not inode_bitmaps.in_use(view, ino):
             continue
         inode = inodes.read(view, ino)
         if stat.S_ISREG(inode.mode):

@@ -43,7 +43,7 @@ from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.statistics import Counting
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
-from daxfs.structures import inodes
+from daxfs.structures import inode_bitmaps, inodes
 
 OPCODES = sorted(VALID)
 EVERY = pytest.mark.parametrize("opcode", OPCODES, ids=lambda opcode: opcode.name)
@@ -215,7 +215,7 @@ def test_file_handles_of_inodes_that_were_never_used(tmp_path: Path) -> None:
     store = bytearray(image(tmp_path, "-E", "lazy_itable_init=1", size="32M"))
     geometry = Geometry.of(Superblock(memoryview(store)[1024:2048]))
     view = PoolView(MemoryPool(store), geometry)
-    unused = [ino for ino in range(13, geometry.inodes_count + 1) if not inodes.in_use(view, ino)]
+    unused = [ino for ino in range(13, geometry.inodes_count + 1) if not inode_bitmaps.in_use(view, ino)]
     places = [divmod_of(inodes.position(view, ino), geometry.block_size) for ino in unused]
     garbage = random.Random(5)
     for place in places[64:]:

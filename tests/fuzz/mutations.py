@@ -23,7 +23,7 @@ from daxfs.journal.log import load_superblock
 from daxfs.journal.view import View
 from daxfs.pmem.memory import MemoryPool
 from daxfs.snapshots import format as store_format
-from daxfs.structures import dirblocks, inodes, mapping
+from daxfs.structures import dirblocks, inode_bitmaps, inodes, mapping
 
 VALUES = (0, 1, 2, 3, 7, 8, 11, 12, 0x7F, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000)
 LARGEST = 0xFFFFFFFF
@@ -73,7 +73,7 @@ class Places:
     def _find(self, view: View) -> None:
         geometry = view.geometry
         for ino in (2, 7, 8, *range(geometry.first_ino, geometry.inodes_count + 1)):
-            if not inodes.in_use(view, ino):
+            if not inode_bitmaps.in_use(view, ino):
                 continue
             try:
                 inode = inodes.read(view, ino)

@@ -20,7 +20,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.group import EXT4_BG_INODE_UNINIT
 from daxfs.ext4.group import descriptor as bind
 from daxfs.ext4.inode import EXT4_EXTENTS_FL, EXT4_TOPDIR_FL
-from daxfs.structures import groups, inodes
+from daxfs.structures import groups, inode_allocation, inode_bitmaps, inodes
 from daxfs.structures.noted import Noted
 from support import fsck, run, tool
 
@@ -51,14 +51,14 @@ def rigs(tmp_path: Path) -> Iterator[Rigs]:
 def allocate(rig: AllocRig, mode: int = FILE, parent: int = ROOT, links: int = 1) -> int:
     """Make an inode, as ``mknod`` leaves it."""
     with rig.handle(4) as tx:
-        inode = inodes.allocate(tx, inodes.read(tx, parent), mode)
+        inode = inode_allocation.allocate(tx, inodes.read(tx, parent), mode)
         inode.links_count = links
         return inode.number
 
 
 def free(rig: AllocRig, ino: int) -> None:
     with rig.handle(4) as tx:
-        inodes.free(tx, inodes.edit(tx, ino))
+        inode_allocation.free(tx, inodes.edit(tx, ino))
 
 
 def check_counts(rig: AllocRig) -> None:
@@ -176,7 +176,7 @@ def test_what_is_taken_is_what_e2fsck_finds(rigs: Rigs, layout: str) -> None:
             with rig.handle(4) as tx:
                 parent = inodes.read(tx, ROOT)
                 parent.number = chance.randrange(1, geometry.inodes_count + 1)
-                inode = inodes.allocate(tx, parent, FILE)
+                inode = inode_allocation.allocate(tx, parent, FILE)
                 inode.links_count = 1
                 taken.append(inode.number)
         if chance.random() < 0.1:
@@ -200,7 +200,7 @@ def test_a_new_inode_is_blank(rigs: Rigs) -> None:
     free(rig, ino)
     assert inodes.read(rig.view, ino).i_dtime
     with rig.handle() as tx:
-        inode = inodes.allocate(tx, inodes.read(tx, ROOT), stat.S_IFIFO | 0o600)
+        inode = inode_allocation.allocate(tx, inodes.read(tx, ROOT), stat.S_IFIFO | 0o600)
         assert inode.number == ino
         assert inode.mode == stat.S_IFIFO | 0o600
         assert inode.i_extra_isize == rig.geometry.want_extra_isize == 32
@@ -221,7 +221,7 @@ def test_files_stay_near_their_directory(rigs: Rigs) -> None:
     with rig.handle(64) as tx:
         directory = inodes.read(tx, ROOT)
         directory.number = parent
-        made = [inodes.allocate(tx, directory, FILE).number for _ in range(size + 1)]
+        made = [inode_allocation.allocate(tx, directory, FILE).number for _ in range(size + 1)]
     assert {(ino - 1) // size for ino in made[:size]} == {3}
     assert (made[size] - 1) // size == 4
 
@@ -232,13 +232,13 @@ def test_directories_spread_from_the_top_and_gather_below(rigs: Rigs) -> None:
     size = geometry.inodes_per_group
     with rig.handle(64) as tx:
         root = inodes.read(tx, ROOT)
-        top = [inodes.allocate(tx, root, DIRECTORY).number for _ in range(geometry.groups_count)]
+        top = [inode_allocation.allocate(tx, root, DIRECTORY).number for _ in range(geometry.groups_count)]
         spread = [(ino - 1) // size for ino in top]
         parent = inodes.read(tx, top[0])
-        below = [inodes.allocate(tx, parent, DIRECTORY).number for _ in range(20)]
+        below = [inode_allocation.allocate(tx, parent, DIRECTORY).number for _ in range(20)]
         assert {(ino - 1) // size for ino in below} == {(top[0] - 1) // size}
         inodes.edit(tx, top[0]).i_flags |= EXT4_TOPDIR_FL
-        apart = [inodes.allocate(tx, parent, DIRECTORY).number for _ in range(3)]
+        apart = [inode_allocation.allocate(tx, parent, DIRECTORY).number for _ in range(3)]
         assert {(ino - 1) // size for ino in apart}.isdisjoint({(top[0] - 1) // size})
         assert groups.descriptor(tx, spread[0]).used_dirs_count >= 21
     assert len(set(spread)) >= geometry.groups_count // 2
@@ -261,8 +261,8 @@ def undone(rig: AllocRig, parent: int, kept: int) -> None:
     with rig.handle(8) as tx:
         directory = inodes.read(tx, ROOT)
         directory.number = parent
-        inodes.allocate(tx, directory, FILE)
-        inodes.free(tx, inodes.edit(tx, kept))
+        inode_allocation.allocate(tx, directory, FILE)
+        inode_allocation.free(tx, inodes.edit(tx, kept))
         raise Undo
 
 
@@ -275,11 +275,11 @@ def test_the_lowest_free_inode_is_found_again(rigs: Rigs) -> None:
     free(rig, made[2])
     assert [allocate(rig), allocate(rig), allocate(rig)] == [made[2], made[5], made[7] + 1]
     with suppress(Undo), rig.handle() as tx:
-        taken = [inodes.allocate(tx, inodes.read(tx, ROOT), FILE).number for _ in range(3)]
+        taken = [inode_allocation.allocate(tx, inodes.read(tx, ROOT), FILE).number for _ in range(3)]
         raise Undo
     assert allocate(rig) == taken[0]
     with suppress(Undo), rig.handle() as tx:
-        inodes.free(tx, inodes.edit(tx, made[1]))
+        inode_allocation.free(tx, inodes.edit(tx, made[1]))
         raise Undo
     assert [allocate(rig), allocate(rig)] == taken[1:]
     check_unattached(rig, {*made, made[7] + 1, *taken})
@@ -296,8 +296,8 @@ def test_numbers_out_of_range(rigs: Rigs) -> None:
         inodes.read(rig.view, count)
     assert stale.value.errno == errno.ESTALE
     assert [ino for ino in range(14) if inodes.nameable(rig.view, ino)] in ([2, 11, 12, 13], [2, 11, 13])
-    assert inodes.in_use(rig.view, 11)
-    assert not inodes.in_use(rig.view, count)
+    assert inode_bitmaps.in_use(rig.view, 11)
+    assert not inode_bitmaps.in_use(rig.view, count)
 
 
 def test_free_refuses_what_it_must(rigs: Rigs) -> None:
@@ -306,7 +306,7 @@ def test_free_refuses_what_it_must(rigs: Rigs) -> None:
         reserved = inodes.read(rig.view, ROOT)
         reserved.number = ino
         with pytest.raises(Corrupt, match="is reserved"), rig.handle() as tx:
-            inodes.free(tx, reserved)
+            inode_allocation.free(tx, reserved)
     ino = allocate(rig)
     free(rig, ino)
     with pytest.raises(Corrupt, match="free already"):
@@ -366,11 +366,11 @@ def test_an_edited_inode_needs_no_check_after_the_cache_of_checks_is_cleared(rig
     rig.journal.commit()
     with rig.handle() as tx:
         inodes.edit(tx, old).i_size_lo = 99
-        new = inodes.allocate(tx, inodes.read(tx, ROOT), FILE).number
-        tx.caches[inodes._Known].drop()
+        new = inode_allocation.allocate(tx, inodes.read(tx, ROOT), FILE).number
+        tx.caches[inodes.Known].drop()
         assert inodes.read(tx, old).size == 99
         assert inodes.read(tx, new).mode == FILE
-        tx.caches[inodes._Known].drop()
+        tx.caches[inodes.Known].drop()
         inodes.edit(tx, old).i_size_lo = 0
         inodes.edit(tx, new).links_count = 1
     check_unattached(rig, {old, new})
@@ -381,7 +381,7 @@ def test_an_inode_of_an_undone_handle_is_checked_again(rigs: Rigs, aborted: bool
     """A slot that was checked within an undone handle is checked again: it holds its old content."""
     rig = rigs()
     with suppress(Undo), rig.handle() as tx:
-        ino = inodes.allocate(tx, inodes.read(tx, ROOT), FILE).number
+        ino = inode_allocation.allocate(tx, inodes.read(tx, ROOT), FILE).number
         assert inodes.edit(tx, ino).mode == FILE
         if not aborted:
             raise Undo
@@ -411,12 +411,12 @@ def test_a_group_with_a_wrong_inode_bitmap_is_left_alone(rigs: Rigs, counted: bo
     (noted,) = rig.view.caches[Noted].waiting
     assert noted.kind.startswith("inode bitmap")
     with pytest.raises(Corrupt, match="inode bitmap"):
-        inodes.in_use(rig.view, 11)
-    assert inodes.may_be_in_use(rig.view, 11), "the bitmap is not believed"
-    assert inodes.may_be_in_use(rig.view, geometry.inodes_per_group - 1)
+        inode_bitmaps.in_use(rig.view, 11)
+    assert inode_bitmaps.may_be_in_use(rig.view, 11), "the bitmap is not believed"
+    assert inode_bitmaps.may_be_in_use(rig.view, geometry.inodes_per_group - 1)
     before = bytes(rig.view.block(groups.descriptor(rig.view, 0).inode_bitmap))
     with rig.handle(4) as tx:
-        inodes.free(tx, inodes.edit(tx, 11))
+        inode_allocation.free(tx, inodes.edit(tx, 11))
     assert bytes(rig.view.block(groups.descriptor(rig.view, 0).inode_bitmap)) == before, "until e2fsck makes it anew"
     assert not inodes.read(rig.view, 11).links_count
 
@@ -436,7 +436,7 @@ def test_a_group_that_was_never_used_gets_its_bitmap(rigs: Rigs) -> None:
             with rig.handle(8) as tx:
                 parent = inodes.read(tx, ROOT)
                 parent.number = group * geometry.inodes_per_group + 1
-                inode = inodes.allocate(tx, parent, FILE)
+                inode = inode_allocation.allocate(tx, parent, FILE)
                 inode.links_count = 1
                 taken.append(inode.number)
             desc = groups.descriptor(rig.view, group)
@@ -456,11 +456,11 @@ def test_an_inode_can_be_taken_by_its_number(rigs: Rigs, layout: str) -> None:
     wanted = [rig.geometry.first_ino + 5, per_group + 20, per_group + 18, per_group + 23]
     for ino in wanted:
         with rig.handle(8) as tx:
-            inode = inodes.take(tx, ino, FILE)
+            inode = inode_allocation.take(tx, ino, FILE)
             assert (inode.number, inode.mode, inode.size) == (ino, FILE, 0)
             inode.links_count = 1
     with pytest.raises(Corrupt, match="in use already"), rig.handle(8) as tx:
-        inodes.take(tx, wanted[0], FILE)
+        inode_allocation.take(tx, wanted[0], FILE)
     first = allocate(rig, parent=per_group + 20)
     assert first == per_group + 1
     rig.journal.commit()

@@ -14,7 +14,7 @@ from alloc_rig import AllocRig
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import orphan
 from daxfs.ext4.features import RoCompat
-from daxfs.structures import inodes, mapping, orphans
+from daxfs.structures import inode_allocation, inodes, mapping, orphans
 from daxfs.structures.noted import Noted
 from support import fsck, run
 
@@ -51,7 +51,7 @@ def make_files(rig: AllocRig, count: int, *, links: int = 0, blocks: int = 0) ->
     made = []
     for _ in range(count):
         with rig.handle(16) as tx:
-            inode = inodes.allocate(tx, inodes.read(tx, 2), stat.S_IFREG | 0o600)
+            inode = inode_allocation.allocate(tx, inodes.read(tx, 2), stat.S_IFREG | 0o600)
             inode.links_count = links
             mapping.new_inode_map(tx, inode)
             if blocks:
@@ -101,7 +101,7 @@ def test_model(rigs: Rigs, form: str) -> None:
         remove(rig, ino)
     for ino in files:
         with rig.handle(4) as tx:
-            inodes.free(tx, inodes.edit(tx, ino))
+            inode_allocation.free(tx, inodes.edit(tx, ino))
     rig.close()
     fsck(rig.path)
 
@@ -114,7 +114,7 @@ def test_an_orphan_that_was_never_made(rigs: Rigs) -> None:
     add(rig, second)
     with suppress(Undo), rig.handle(16) as tx:
         orphans.remove(tx, second)
-        orphans.add(tx, inodes.allocate(tx, inodes.read(tx, 2), stat.S_IFREG | 0o600).number)
+        orphans.add(tx, inode_allocation.allocate(tx, inodes.read(tx, 2), stat.S_IFREG | 0o600).number)
         raise Undo
     remove(rig, first)
     assert listed(rig) == [second]
@@ -297,7 +297,7 @@ def test_a_survey_believes_no_pointer_to_what_may_be_no_orphan(rigs: Rigs, what:
     for ino in reversed(files):
         add(rig, ino)
     with rig.handle(4) as tx:
-        inodes.free(tx, inodes.edit(tx, free))
+        inode_allocation.free(tx, inodes.edit(tx, free))
     if what == "a damaged one":
         spoil(rig, files[2])
     other = {"a file": named, "a free inode": free, "no inode": 1 << 30, "a damaged one": files[2], "itself": files[1]}

@@ -807,7 +807,7 @@ MUTANTS = [
     ),
     Mutant(
         "an inode whose making was undone is believed",
-        "daxfs/structures/inodes.py",
+        "daxfs/structures/inode_allocation.py",
         "    tx.on_rollback(partial(known.unmade, ino, group, bit))\n",
         "",
         "What lies in a slot that was never used is taken for an inode.",
@@ -823,8 +823,8 @@ MUTANTS = [
     ),
     Mutant(
         "a freed inode is taken for one in use",
-        "daxfs/structures/inodes.py",
-        "    tx.caches[_Known].freed(group, bit)\n",
+        "daxfs/structures/inode_allocation.py",
+        "    tx.caches[Known].freed(group, bit)\n",
         "",
         "Inodes are not used again, until a group has no others.",
         ("tests/structures/test_inodes.py",),
@@ -912,8 +912,8 @@ MUTANTS = [
     ),
     Mutant(
         "a freed inode stays in use",
-        "daxfs/structures/inodes.py",
-        "    bitmaps.clear_run(tx.edit(desc.inode_bitmap, _seal_bitmap, geometry, desc), bit, 1)\n",
+        "daxfs/structures/inode_allocation.py",
+        "    bitmaps.clear_run(tx.edit(desc.inode_bitmap, inode_bitmaps.seal, geometry, desc), bit, 1)\n",
         "",
         "The bitmap and the counter contradict each other.",
         (HANDLES,),

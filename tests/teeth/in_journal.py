@@ -501,7 +501,7 @@ MUTANTS = [
     ),
     Mutant(
         "slots between are left as they were",
-        "daxfs/structures/inodes.py",
+        "daxfs/structures/inode_allocation.py",
         "    _clear_unused_slots(tx, desc, bit)\n",
         "",
         "Slots of the inode table that were never used count as used.",

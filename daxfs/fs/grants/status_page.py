@@ -21,7 +21,7 @@ from daxfs.errors import MissingMemory
 from daxfs.fs import clock, removal
 from daxfs.fs.types import ROOT_INO
 from daxfs.protocol import ENDED, ENTRY, EPOCH_AT, TOKEN_SIZE
-from daxfs.structures import inodes, mapping
+from daxfs.structures import inode_allocation, inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
@@ -33,7 +33,7 @@ CREDITS_PAGE = 24
 
 def new_quarantine_inode(tx: Handle) -> Inode:
     """Return a new inode for blocks that belong to no file. The caller registers it with `Lifetimes.quarantined`."""
-    inode = inodes.allocate(tx, inodes.read(tx, ROOT_INO), stat.S_IFREG)
+    inode = inode_allocation.allocate(tx, inodes.read(tx, ROOT_INO), stat.S_IFREG)
     mapping.new_inode_map(tx, inode)
     inode.atime_ns = inode.mtime_ns = inode.ctime_ns = inode.crtime_ns = clock.now()
     return inode
