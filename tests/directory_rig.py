@@ -15,8 +15,8 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.hash import dirhash
 from daxfs.ext4.inode import FT_DIR, FT_REG_FILE
 from daxfs.ext4.superblock import Superblock
+from daxfs.journal.handle import Handle
 from daxfs.journal.journal import Journal
-from daxfs.journal.transaction import Handle
 from daxfs.pmem.opening import open_pool
 from daxfs.structures import blocks, dirblocks, directories, dirlist, inode_allocation, inodes, mapping
 from daxfs.structures.directories import Entry, Place

@@ -19,7 +19,7 @@ from daxfs.fs import clock, placement, privileges, truncating
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
-from daxfs.journal.transaction import Handle
+from daxfs.journal.handle import Handle
 from daxfs.structures import groups, inodes, reserves, xattrs
 from daxfs.structures.inodes import Inode
 

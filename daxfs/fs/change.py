@@ -23,7 +23,7 @@ from daxfs.structures.extent_tree import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.blocks import GroupBound
     from daxfs.structures.mapping import Extent
 

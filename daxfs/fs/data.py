@@ -30,7 +30,7 @@ from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
     Buffer = bytes | bytearray | memoryview
 

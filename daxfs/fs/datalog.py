@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.types import Caller
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
     Piece = tuple[int, bytes | bytearray | memoryview]
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.journal.area import LogArea
     from daxfs.journal.fast_scan import FastCommits
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.pmem.pool import Pool
 
 

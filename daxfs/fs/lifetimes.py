@@ -34,7 +34,7 @@ from daxfs.structures import inode_bitmaps, inodes, orphans
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 CREDITS_LISTED = 8

@@ -29,7 +29,7 @@ from daxfs.fs.searches import Searches, refuse_loop, refuse_names_in, searching
 from daxfs.fs.steps import Steps
 from daxfs.fs.types import Attributes, Caller, DirEntry, DirListing, RenameFlags
 from daxfs.fs.volume import Volume
-from daxfs.journal.transaction import Handle
+from daxfs.journal.handle import Handle
 from daxfs.structures import directories, inode_allocation, inode_bitmaps, inodes, mapping, xattrs
 from daxfs.structures.directories import Place
 from daxfs.structures.inodes import Inode

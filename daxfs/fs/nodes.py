@@ -31,7 +31,7 @@ from daxfs.structures import inodes, mapping, xattrs
 if TYPE_CHECKING:
     from daxfs.fs.notifiers import InodeNotifier
     from daxfs.fs.types import Options
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
     from daxfs.structures.mapping import Extent

@@ -13,7 +13,7 @@ from daxfs.errors import FsError
 from daxfs.structures import xattrs
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

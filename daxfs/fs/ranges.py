@@ -29,7 +29,7 @@ from daxfs.structures.extent_tree import MAX_BLOCKS
 from daxfs.structures.inodes import Inode
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
 # include/uapi/linux/falloc.h
 KEEP_SIZE = 0x01

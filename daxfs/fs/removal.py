@@ -35,7 +35,7 @@ CREDITS_FREE = 64
 CREDITS_GIVEN_UP = 4
 """Blocks that giving up an inode may change: the inode's, that of its neighbour in the list, superblock or file."""
 BLOCKS_PER_STEP = 256
-"""Runs that one step frees (`daxfs.fs.data.BLOCKS_PER_CUT`)."""
+"""Runs that one step frees (`daxfs.fs.truncating.BLOCKS_PER_CUT`)."""
 
 
 def begin(volume: Volume, ino: int) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from daxfs.fs.grants.table import Grants
     from daxfs.fs.steps import Steps
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.inodes import Inode
 
 CREDITS = 16

@@ -29,7 +29,7 @@ from daxfs.structures.mapping import Extent
 if TYPE_CHECKING:
     from daxfs.fs.nodes import Node
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.pmem.storagequeue import StorageQueue
 
 AT_ONCE = 2 << 20

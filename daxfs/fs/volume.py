@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from daxfs.fs.notifiers import BlockNotifier, MountNotifier
     from daxfs.fs.storagecache import StorageCache
     from daxfs.journal.area import LogArea
+    from daxfs.journal.handle import Handle
     from daxfs.journal.journal import Journal
-    from daxfs.journal.transaction import Handle
     from daxfs.journal.view import View
     from daxfs.pmem.pool import Pool
     from daxfs.structures.inodes import Inode

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Protocol
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
+from daxfs.journal.handle import REFUSALS, Handle
 from daxfs.journal.log import Log, unchanged
 from daxfs.journal.logged import LoggedData
-from daxfs.journal.transaction import REFUSALS, Handle, Transaction
+from daxfs.journal.transaction import Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
 from daxfs.runs import ByteRange
 

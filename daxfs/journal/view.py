@@ -1,7 +1,7 @@
 """Layer 4: the newest state of the pool's metadata, for reading.
 
 A `View` returns the running transaction's copy of a block or, if there is none, the pool's own memory. Structures read
-through a view and never access the pool. A view changes nothing; `daxfs.journal.transaction.Handle` is a view that can.
+through a view and never access the pool. A view changes nothing; `daxfs.journal.handle.Handle` is a view that can.
 `PoolView` is for the time before a journal is loaded, and for mounts and tools that write nothing. Callers: every layer
 above, and the tools.
 

@@ -17,7 +17,7 @@ from daxfs.structures.inodes import Inode
 from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 EXT4_BAD_INO = 1

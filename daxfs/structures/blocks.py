@@ -35,7 +35,7 @@ from daxfs.structures import bitmaps, blocksearch, groupmaps, groups, metadata_z
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.ext4.superblock import Superblock
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 Blocks = npt.NDArray[np.int64]

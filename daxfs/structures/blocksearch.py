@@ -31,7 +31,7 @@ from daxfs.structures import bitmaps, groupmaps, groups, reserves
 
 if TYPE_CHECKING:
     from daxfs.ext4.superblock import Superblock
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
 CHUNK_BYTES = 2 << 20
 """The bytes that a huge page maps; requests of this size start on a multiple of it."""

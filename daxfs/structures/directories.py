@@ -29,7 +29,7 @@ from daxfs.structures import dirblocks, dirlist, htree, inodes, linear, salvage
 from daxfs.structures.dirhints import Entry, Hints, Listing
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

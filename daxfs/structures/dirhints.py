@@ -19,7 +19,7 @@ from daxfs.ext4 import dirent
 from daxfs.journal.cache import Cache
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
 MAX_MAPPED = 1 << 16
 """The most blocks whose place is cached, over all directories."""

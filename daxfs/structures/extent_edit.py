@@ -23,7 +23,7 @@ from daxfs.structures.extent_tree import ROOT_ENTRIES, ROOT_WORDS, add_validated
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.inodes import Inode
 
 MAX_ATTEMPTS = 16

@@ -15,7 +15,7 @@ from daxfs.structures import extent_edit
 from daxfs.structures.extent_tree import add_validated_root, descend
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.inodes import Inode
 
 

@@ -14,7 +14,7 @@ from daxfs.structures import blocks, extent_edit
 from daxfs.structures.extent_tree import MAX_BLOCKS, add_validated_root, descend
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.runs import BlockRun
     from daxfs.structures.inodes import Inode

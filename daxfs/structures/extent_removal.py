@@ -15,7 +15,7 @@ from daxfs.structures import blocks, extent_edit, inodes
 from daxfs.structures.extent_tree import MAX_BLOCKS, check_bounds, descend
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.inodes import Inode
 
 

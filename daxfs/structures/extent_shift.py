@@ -21,7 +21,7 @@ from daxfs.structures import extent_edit
 from daxfs.structures.extent_tree import MAX_BLOCKS, add_validated_root, descend, node, root
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

@@ -16,7 +16,7 @@ from daxfs.structures.extent_path import Node
 from daxfs.structures.extent_tree import descend
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.blocks import GroupBound
     from daxfs.structures.inodes import Inode
 

@@ -25,7 +25,7 @@ from daxfs.structures.extent_path import Node
 from daxfs.structures.extent_tree import MAX_BLOCKS, ROOT_WORDS, descend
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.inodes import Inode
 
 MAX_STEPS = 32

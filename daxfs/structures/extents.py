@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Columns = NDArray[np.int64]
 
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

@@ -19,7 +19,7 @@ from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.runs import BlockRun
 

@@ -28,7 +28,7 @@ from daxfs.structures.blocksearch import Hints
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

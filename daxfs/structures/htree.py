@@ -32,7 +32,7 @@ from daxfs.structures import dirblocks
 from daxfs.structures.dirhints import Hints
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

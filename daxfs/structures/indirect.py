@@ -27,7 +27,7 @@ from daxfs.structures.extent_tree import MAX_BLOCKS, ROOT_WORDS
 from daxfs.structures.validated_roots import ValidatedRoots
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.blocks import GroupBound
     from daxfs.structures.inodes import Inode

@@ -20,7 +20,7 @@ from daxfs.structures.inodes import Inode, Known, bound
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 _LINKS_OFFSET = 0x1A

@@ -13,7 +13,7 @@ from daxfs.structures import bitmaps, groups
 from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 

@@ -16,7 +16,7 @@ from daxfs.ext4.inode import EXT4_ROOT_INO, EXT4_TOPDIR_FL
 from daxfs.structures import groups
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.inodes import Inode
 
 GROUPS_EXAMINED = 1024

@@ -31,7 +31,7 @@ from daxfs.journal.cache import Cache
 from daxfs.structures import groups
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 SECTOR_BITS = 9

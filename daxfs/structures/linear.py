@@ -15,7 +15,7 @@ from daxfs.ext4 import dirent
 from daxfs.structures import dirblocks
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

@@ -18,7 +18,7 @@ from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.structures import extent_mark, extent_nodes, extent_removal, extent_swap, extent_tail, extents, indirect
 
 if TYPE_CHECKING:
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.runs import BlockRun
     from daxfs.structures.blocks import GroupBound

@@ -22,12 +22,12 @@ from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory
 from daxfs.ext4 import orphan
 from daxfs.ext4.limits import EXT4_MAX_ORPHAN_FILE_BLOCKS
 from daxfs.journal.cache import Cache
-from daxfs.structures import inodes, mapping
+from daxfs.structures import inode_bitmaps, inodes, mapping
 from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 MAX_PLACES = 4096

@@ -31,7 +31,7 @@ from daxfs.structures import bitmaps, blocks, groupmaps, groups, growth, inode_b
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
     from daxfs.ext4.superblock import Superblock
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
 
 SPARE = 50

@@ -14,7 +14,7 @@ from crash_rig import FORMATS, SINGLE, Run, image, recover
 
 from daxfs.fs.types import Caller
 from daxfs.fs.volume import SUPERUSER, Volume
-from daxfs.journal.transaction import Handle
+from daxfs.journal.handle import Handle
 from support import fsck
 
 IN_PARTS = (

@@ -17,7 +17,7 @@ import pytest
 from explorer.disk import Disk, UndoPool
 
 from daxfs.errors import FsError, MissingMemory
-from daxfs.journal.transaction import Handle
+from daxfs.journal.handle import Handle
 from daxfs.journal.view import SUPERBLOCK_KEY, View
 from daxfs.pmem import persist
 from daxfs.pmem.faults import Faults

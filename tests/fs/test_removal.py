@@ -20,7 +20,7 @@ from daxfs.ext4.features import Incompat
 from daxfs.fs import mounting, removal
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, SetAttributes
-from daxfs.journal.transaction import Handle
+from daxfs.journal.handle import Handle
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.opening import open_pool
 from daxfs.structures import inodes, mapping, orphans

@@ -18,8 +18,9 @@ from daxfs.ext4.superblock import Superblock
 from daxfs.journal import recovery
 from daxfs.journal import transaction as transaction_module
 from daxfs.journal import view as view_module
+from daxfs.journal.handle import MOST_RECORDS, Handle
 from daxfs.journal.journal import Journal
-from daxfs.journal.transaction import MOST_RECENT, MOST_RECORDS, Handle, Seal
+from daxfs.journal.transaction import MOST_RECENT, Seal
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.runs import BlockRun

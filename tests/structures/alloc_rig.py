@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.superblock import Superblock
+from daxfs.journal.handle import Handle
 from daxfs.journal.journal import Journal
-from daxfs.journal.transaction import Handle
 from daxfs.pmem.opening import open_pool
 from daxfs.structures import blocks, groups
 from support import mke2fs, tool

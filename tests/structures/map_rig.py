@@ -14,8 +14,8 @@ from daxfs.ext4.extent import leaves
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.ext4.superblock import Superblock
+from daxfs.journal.handle import Handle
 from daxfs.journal.journal import Journal
-from daxfs.journal.transaction import Handle
 from daxfs.journal.view import View
 from daxfs.pmem.opening import open_pool
 from daxfs.structures import blocks, extents, indirect, inodes, mapping

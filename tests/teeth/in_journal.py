@@ -7,6 +7,7 @@ from teeth.mutant import Mutant
 LOG = "daxfs/journal/log.py"
 JOURNAL = "daxfs/journal/journal.py"
 TRANSACTION = "daxfs/journal/transaction.py"
+HANDLE = "daxfs/journal/handle.py"
 RECOVERY = "daxfs/journal/recovery.py"
 FAST_SCAN = "daxfs/journal/fast_scan.py"
 CONTINUED = "daxfs/journal/continued.py"
@@ -257,7 +258,7 @@ MUTANTS = [
     # Transactions
     Mutant(
         "a forgotten block keeps its copy",
-        TRANSACTION,
+        HANDLE,
         "        if number in self._copies:\n            self._drop(number)\n        elif number in self._recent:\n",
         "        if number in self._recent:\n",
         "The copy of a freed block goes home over the data that lies there next.",
@@ -265,7 +266,7 @@ MUTANTS = [
     ),
     Mutant(
         "a block that is used again stays revoked",
-        TRANSACTION,
+        HANDLE,
         "            revokes.discard(number)\n            self._undo.append((_UNREVOKED, number))\n",
         "            pass\n",
         "The revoke keeps the block's own new copy from being replayed.",
@@ -273,7 +274,7 @@ MUTANTS = [
     ),
     Mutant(
         "an undone handle leaves its changes",
-        TRANSACTION,
+        HANDLE,
         "            tx.copies[what][:] = rest[0]\n",
         "            pass\n",
         "An operation that failed is committed in part.",
@@ -281,7 +282,7 @@ MUTANTS = [
     ),
     Mutant(
         "an undone handle leaves its frees",
-        TRANSACTION,
+        HANDLE,
         "        del tx.frees[self._frees_mark :]\n",
         "",
         "Blocks of a file become free though the operation that freed them was undone.",
@@ -289,7 +290,7 @@ MUTANTS = [
     ),
     Mutant(
         "a freed block keeps its copy",
-        TRANSACTION,
+        HANDLE,
         "        elif number in self._recent:\n            self._drop_recent(number)\n        self._verified",
         "        self._verified",
         "What a block was before it was freed goes home over what lies there now.",
@@ -297,7 +298,7 @@ MUTANTS = [
     ),
     Mutant(
         "an undone change stays in a kept copy",
-        TRANSACTION,
+        HANDLE,
         "                del self._recent[number]\n            else:",
         "            else:",
         "An operation that failed is committed with the next change of the block.",
@@ -313,7 +314,7 @@ MUTANTS = [
     ),
     Mutant(
         "a kept record is sealed once",
-        TRANSACTION,
+        HANDLE,
         "                self._add_seal(table, number, key, seal, context)\n        found",
         "                pass\n        found",
         "An inode that one transaction after the other changes has the checksum of the first.",

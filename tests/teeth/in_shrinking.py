@@ -183,7 +183,7 @@ MUTANTS = [
     ),
     Mutant(
         "renumbering: a new inode gets a number that programs know",
-        "daxfs/structures/inodes.py",
+        "daxfs/structures/inode_allocation.py",
         "    if first + lowest not in kept:\n",
         "    if True:\n",
         "Programs take it for a link to another file.",

@@ -27,7 +27,7 @@ from daxfs.structures.mapping import Extent
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
 FEW_BLOCKS = 64
 """Fewer free blocks than this count as none: deferring a free must not fail because the pool is full."""

@@ -25,7 +25,7 @@ from daxfs.structures import inode_allocation, inodes, mapping
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.structures.inodes import Inode
 
 CREDITS_PAGE = 24

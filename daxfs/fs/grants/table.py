@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
     from daxfs.fs.types import PoolIdentity
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
 
 class Grants:

@@ -25,7 +25,7 @@ from daxfs.structures import bitmaps, blocks, directories, inodes, mapping, rese
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
     from daxfs.structures.inodes import Inode
 

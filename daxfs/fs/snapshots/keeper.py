@@ -41,7 +41,7 @@ from daxfs.structures import blocks, directories, inodes, xattrs
 if TYPE_CHECKING:
     from daxfs.fs.grants.storing import Storable
     from daxfs.fs.volume import Volume
-    from daxfs.journal.transaction import Handle
+    from daxfs.journal.handle import Handle
 
 log = logging.getLogger("daxfs.snapshots")
 
