@@ -26,7 +26,7 @@ from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.connection import Connection
 from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import Device
-from daxfs.fuse.kernel.session import CROWDED, DENSE, TURN_SECONDS, Session
+from daxfs.fuse.kernel.session import CROWDED, DENSE, SPARSE, SPARSE_SECONDS, TURN_SECONDS, Session
 from support import HANG_SECONDS
 
 GETATTR = pack("getattr_in")
@@ -316,7 +316,8 @@ def test_waiting_in_vain_is_not_repeated(kernel: Kernel) -> None:
     kernel.core.refuse["unlink"] = FsError(errno.ENOENT)
     kernel.ask(Opcode.UNLINK, ROOT, b"f\0")
     kernel.ask(Opcode.MKDIR, ROOT, MKDIR)
-    assert kernel.session.turn() is True
+    while len(names(kernel)) < 3:
+        assert kernel.session.turn() is True
     assert names(kernel) == ["mkdir", "unlink", "mkdir"]
 
 
@@ -378,6 +379,31 @@ async def test_others_run_while_requests_keep_coming(kernel: Kernel) -> None:
                 await trio.lowlevel.checkpoint()
                 ran += 1
             kernel.session.stop()
+
+
+@pytest.mark.trio
+async def test_a_task_that_waits_for_a_time_runs_then_while_requests_keep_coming(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "OTHERS_SECONDS", 10 * HANG_SECONDS)
+    end = time.monotonic() + HANG_SECONDS
+    poll = kernel.device.poll
+
+    def coming(milliseconds: int) -> list[tuple[int, int]]:
+        assert time.monotonic() < end, "no other task runs"
+        kernel.answers()
+        kernel.ask(Opcode.STATFS)
+        return poll(milliseconds)
+
+    async def task() -> None:
+        for _ in range(3):
+            await trio.sleep(2 * TURN_SECONDS)
+        kernel.session.stop()
+
+    monkeypatch.setattr(kernel.device, "poll", coming)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(task)
+        nursery.start_soon(kernel.session.serve)
 
 
 @pytest.mark.trio
@@ -493,18 +519,19 @@ def test_time_asleep_is_not_lost_and_time_of_others_is(monkeypatch: pytest.Monke
         "watch",
         lambda awake, had, switches, *, spun: (seen.append((awake, had)), watch(awake, had, switches, spun=spun)),
     )
-    waits.coming = [0.0, 2 * TURN_SECONDS]
+    pause = 50 * TURN_SECONDS  # much longer than a busy machine keeps the processor from the test
+    waits.coming = [0.0, pause]
     kernel.ask(Opcode.STATFS)
     kernel.session._near = False
     assert kernel.session.turn() is True
     waits.coming = [0.0] * 10_000
     monkeypatch.setattr(kernel.device, "spin", lambda: bool(time.sleep(2 * TURN_SECONDS)))
-    for _ in range(2):
+    for _ in range(SPARSE + 1):
         kernel.ask(Opcode.STATFS)
     kernel.session._near = True
     assert kernel.session.turn() is True
     (slept, _), (lost, had) = seen[0], seen[-1]
-    assert slept < TURN_SECONDS, "poll(2) gives the processor away"
+    assert slept < pause / 2, "poll(2) gives the processor away"
     assert lost - had > TURN_SECONDS, "spinning wants it"
     kernel.close()
 
@@ -565,6 +592,81 @@ def test_a_long_wait_ends_the_spinning_within_a_turn(monkeypatch: pytest.MonkeyP
     assert kernel.session.turn() is False
     assert waits.spun == 1, "before the long wait"
     kernel.close()
+
+
+# Sparse requests
+
+
+class Sparse:
+    """A session that has served a turn of sparse requests. Only pauses take time.
+
+    Attributes:
+        now: the time in seconds.
+        pause: before each request that comes, in seconds.
+        coming: how many requests come.
+    """
+
+    def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.pause = 2 * TURN_SECONDS
+        self.coming = 1
+        poll = kernel.device.poll
+
+        def sleep(milliseconds: int) -> list[tuple[int, int]]:
+            if milliseconds and self.coming and not poll(0):
+                self.coming -= 1
+                self.now += self.pause
+                kernel.ask(Opcode.STATFS)
+            return poll(milliseconds)
+
+        monkeypatch.setattr(kernel.device, "poll", sleep)
+        monkeypatch.setattr(session_module, "perf_counter", lambda: self.now)
+        kernel.ask(Opcode.STATFS)
+        assert kernel.session.turn() is True, "the turns before are not known to be sparse"
+        kernel.finish()
+        kernel.answers()
+        kernel.wakeful.clear()
+
+
+def test_a_turn_of_sparse_requests_goes_on_after_each_pause(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = Sparse(kernel, monkeypatch)
+    sparse.coming = 3
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is False
+    assert len(kernel.answers()) == 4
+
+
+def test_a_short_pause_ends_a_turn_of_sparse_requests(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = Sparse(kernel, monkeypatch)
+    sparse.coming = 1
+    sparse.pause = 0.9 * SPARSE_SECONDS
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is True
+    assert len(kernel.answers()) == 1
+    assert kernel.wakeful == [], "nothing is learned from it"
+    assert kernel.session.turn() is False, "the next turn has the whole time"
+    assert len(kernel.answers()) == 1
+
+
+def test_a_turn_of_sparse_requests_ends_when_others_are_due(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = Sparse(kernel, monkeypatch)
+    sparse.coming = 3
+    kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn(sparse.now) is True
+    assert len(kernel.answers()) == 1
+    assert sparse.coming == 3, "the next request belongs to the next turn"
+
+
+def test_a_pause_ends_a_turn_that_had_many_requests(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = Sparse(kernel, monkeypatch)
+    sparse.coming = 3
+    for _ in range(SPARSE + 1):
+        kernel.ask(Opcode.STATFS)
+    assert kernel.session.turn() is True
+    assert kernel.wakeful == []
+    assert kernel.session.turn() is True, "the turn before was not sparse"
+    assert kernel.wakeful == ["release"]
+    assert kernel.session.turn() is False
 
 
 # The CPU latency request
