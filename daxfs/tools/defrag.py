@@ -7,20 +7,19 @@ be bounded here and Ctrl-C ends it. What it was worth is counted as `daxfs map` 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from daxfs.errors import FsError, UserError
 from daxfs.fs.types import REASONS_TO_STAY, Stayed
 from daxfs.fuse.kernel.defragmenting import DEFRAGMENT, QUESTION
 from daxfs.pmem.kinds import HUGE_PAGE
-from daxfs.tools import mapview, mountpoints
+from daxfs.tools import command, mapview, mountpoints
 from daxfs.tools.printing import printable
 from daxfs.tools.sizes import format_size, parse_size
 
@@ -181,10 +180,6 @@ def _ask(descriptor: int, offset: int) -> dict[str, Any]:
         OSError: the daemon refuses.
     """
     while True:
-        argument = bytearray(QUESTION.pack(offset, AT_ONCE))
-        try:
-            fcntl.ioctl(descriptor, DEFRAGMENT, argument)
-        except InterruptedError:
-            continue
-        answer: dict[str, Any] = json.loads(bytes(argument).rstrip(b"\0"))
-        return answer
+        with suppress(InterruptedError):
+            answer: dict[str, Any] = command.ask(descriptor, DEFRAGMENT, QUESTION.pack(offset, AT_ONCE))
+            return answer

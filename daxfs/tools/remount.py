@@ -8,7 +8,6 @@ times. The kernel ignores all other options of a remount, and does not inform th
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from daxfs.errors import UserError
 from daxfs.fuse import mounts, options
 from daxfs.fuse.kernel.remount import REMOUNT, SIZE
 from daxfs.fuse.mountoptions import MountOptions
-from daxfs.tools import mountpoints
+from daxfs.tools import command, mountpoints
 from daxfs.tools.status import status
 
 PATIENCE_SECONDS = 1.0
@@ -71,12 +70,11 @@ def _remount_daemon(place: str, wanted: MountOptions) -> None:
     text = ",".join(wanted.listed()).encode()
     if len(text) >= SIZE:
         raise UserError("the options of the mount are too long to be changed", mounts.USAGE)
-    argument = bytearray(text.ljust(SIZE, b"\0"))  # the module passes on long arguments only if it may change them
     with mountpoints.root(place) as descriptor:
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                fcntl.ioctl(descriptor, REMOUNT, argument)
+                command.send(descriptor, REMOUNT, text)
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > end:
                     raise _refusal(place, error.errno) from None

@@ -8,8 +8,6 @@ refuses to ask for less.
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -18,8 +16,8 @@ from typing import Any
 
 from daxfs.errors import UserError
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fuse.kernel.resizing import CHANGE, LEAST, LEFT, QUESTION, RESIZE, SIZE
-from daxfs.tools import mountpoints
+from daxfs.fuse.kernel.resizing import CHANGE, LEAST, LEFT, QUESTION, RESIZE
+from daxfs.tools import command, mountpoints
 from daxfs.tools.progress import progress_bar
 from daxfs.tools.sizes import format_size, parse_size
 
@@ -92,9 +90,8 @@ def ask(descriptor: int, mountpoint: str, what: int, blocks: int = 0) -> dict[st
 
     A signal that stops this process for a while ends the request early, which is sent once more then.
     """
-    argument = bytearray(QUESTION.pack(what, blocks).ljust(SIZE, b"\0"))
     try:
-        fcntl.ioctl(descriptor, RESIZE, argument)
+        answer: dict[str, Any] = command.ask(descriptor, RESIZE, QUESTION.pack(what, blocks))
     except InterruptedError:
         return ask(descriptor, mountpoint, what, blocks)
     except OSError as error:
@@ -102,7 +99,6 @@ def ask(descriptor: int, mountpoint: str, what: int, blocks: int = 0) -> dict[st
         if error.errno == errno.ENOTTY:
             reason = "its session can't be asked to; unmount it and run: daxfs resize POOL"
         raise UserError(f"{mountpoint} can't be resized: {reason}", FAILED) from None
-    answer: dict[str, Any] = json.loads(argument.rstrip(b"\0"))
     if answer.get("errno") == errno.EINTR:
         return ask(descriptor, mountpoint, what, blocks)
     if "errno" in answer:

@@ -9,7 +9,6 @@ meanwhile; nothing is stored in it, and a log that must be replayed is replayed 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -22,14 +21,14 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.fs import mounting, opening
 from daxfs.fs.snapshots import catalogue, files
 from daxfs.fs.types import Snapshot
-from daxfs.fuse.kernel.snapshots import LIST, QUESTION, SIZE, SNAPSHOTS
+from daxfs.fuse.kernel.snapshots import LIST, QUESTION, SNAPSHOTS
 from daxfs.journal.view import PoolView
 from daxfs.pmem.opening import open_pool
 from daxfs.pmem.pool import Pool
 from daxfs.snapshots.format import NotAStore
 from daxfs.snapshots.reading import PAUSE_SECONDS, TRIES, Chain, Follower, Past
 from daxfs.snapshots.store import Store
-from daxfs.tools import mountpoints
+from daxfs.tools import command, mountpoints
 
 FAILED = 1
 LONGEST_NAME = 255
@@ -80,12 +79,10 @@ def ask(descriptor: int, place: str, what: int, name: bytes = b"", number: int =
     """
     if len(name) > LONGEST_NAME:
         raise refusal(place, name, errno.ENAMETOOLONG)
-    argument = bytearray(QUESTION.pack(what, number, name).ljust(SIZE, b"\0"))
     try:
-        fcntl.ioctl(descriptor, SNAPSHOTS, argument)
+        return command.send(descriptor, SNAPSHOTS, QUESTION.pack(what, number, name)).rstrip(b"\0")
     except OSError as error:
         raise refusal(place, name, error.errno or errno.EIO) from None
-    return bytes(argument).rstrip(b"\0")
 
 
 def refusal(place: str, name: bytes, number: int) -> UserError:

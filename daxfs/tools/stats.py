@@ -7,7 +7,6 @@ the output covers an interval after it; with the mount option ``stats`` it cover
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from daxfs.errors import UserError
 from daxfs.fuse import mounts
-from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE, PIECE_HEADER, QUESTION, STATISTICS
-from daxfs.tools import asking, mountpoints
+from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE_HEADER, QUESTION, STATISTICS
+from daxfs.tools import asking, command, mountpoints
 from daxfs.tools.sizes import format_size
 from daxfs.tools.snapshot import Snapshot, percentile
 
@@ -96,9 +95,7 @@ def _text(descriptor: int, mountpoint: str) -> bytes:
 def _fetch(descriptor: int) -> bytes:
     text, snapshot, length = b"", 0, 1
     while len(text) < length:
-        piece = bytearray(PIECE)
-        QUESTION.pack_into(piece, 0, snapshot, len(text))
-        fcntl.ioctl(descriptor, STATISTICS, piece)
+        piece = command.send(descriptor, STATISTICS, QUESTION.pack(snapshot, len(text)))
         snapshot, length = PIECE_HEADER.unpack_from(piece)
         text += piece[PIECE_HEADER.size :][: length - len(text)]
     return text

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 from typing import Any
 
-from daxfs.fuse.kernel.status import SIZE, STATUS
-from daxfs.tools import mountpoints
+from daxfs.fuse.kernel.status import STATUS
+from daxfs.tools import command, mountpoints
 
 
 def status(mountpoint: str) -> dict[str, Any]:
@@ -16,11 +14,9 @@ def status(mountpoint: str) -> dict[str, Any]:
     It can't be had from a daemon that has ended, from a session without ioctls (session=pyfuse3), and by a caller who
     may not open the root directory. No error is raised, because the pool can be shown without it.
     """
-    answer = bytearray(SIZE)
     try:
         with mountpoints.root(mountpoint) as descriptor:
-            fcntl.ioctl(descriptor, STATUS, answer)
-        found = json.loads(answer.rstrip(b"\0"))
+            found = command.ask(descriptor, STATUS)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

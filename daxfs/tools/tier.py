@@ -6,7 +6,6 @@ The daemon moves the data (`daxfs.fuse.kernel.tiering`), a part of a file at eac
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -15,7 +14,7 @@ from typing import Any
 from daxfs.errors import UserError
 from daxfs.fuse.kernel.tiering import QUESTION, TIER, Action
 from daxfs.pmem.kinds import HUGE_PAGE
-from daxfs.tools import mountpoints
+from daxfs.tools import command, mountpoints
 from daxfs.tools.sizes import format_size
 
 AT_ONCE = 8 * HUGE_PAGE
@@ -70,12 +69,10 @@ def move(path: str, action: Action) -> None:
 
 
 def _ask(descriptor: int, place: str, action: Action, offset: int = 0) -> dict[str, Any]:
-    argument = bytearray(QUESTION.pack(action, offset, AT_ONCE))
     try:
-        fcntl.ioctl(descriptor, TIER, argument)
+        answer: dict[str, Any] = command.ask(descriptor, TIER, QUESTION.pack(action, offset, AT_ONCE))
     except OSError as error:
         number = error.errno or errno.EIO
         what = {errno.EOPNOTSUPP: "its pool has no storage", errno.ENOTTY: "it is not on a mount of daxfs"}
         raise UserError(f"{place}: {what.get(number, os.strerror(number))}", os.EX_UNAVAILABLE) from None
-    answer: dict[str, Any] = json.loads(bytes(argument).rstrip(b"\0"))
     return answer

@@ -13,7 +13,7 @@ from cli_rig import daxfs
 from mount_rig import mounted
 
 from daxfs import direct
-from daxfs.tools import defrag, mapview, snapshots
+from daxfs.tools import command, defrag, mapview, snapshots
 
 Pool = Callable[..., Path]
 CHUNK = 2 << 20
@@ -131,7 +131,7 @@ def test_a_signal_between_two_steps_ends_nothing(monkeypatch: pytest.MonkeyPatch
             raise answer
         argument[:] = answer
 
-    monkeypatch.setattr(defrag.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(command.fcntl, "ioctl", ioctl)
     assert defrag._ask(0, 0)["moved"] == 0
     assert not answers
 
