@@ -41,7 +41,7 @@ MODULES = (
     *("structures.linear", "structures.mapping", "structures.metadata_zone", "structures.noted"),
     *("structures.orphans", "structures.reserves", "structures.salvage", "structures.validated_roots"),
     *("structures.xattrs",),
-    *("fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
+    *("fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.heat", "fs.lifetimes", "fs.names", "fs.nodes"),
     *("fs.openfile", "fs.pins", "fs.placement", "fs.privileges", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps"),
     *("fs.truncating", "fs.volume", "fuse.kernel.dirents"),
 )

@@ -63,7 +63,7 @@ class FakeSteps:
         self._core = core
         self.yields = self.yielded = 0
         self.interrupted: list[Exception] = []
-        self.unfinished = self.crowded = False
+        self.unfinished = self.misplaced = False
 
     def __getattr__(self, name: str) -> Callable[..., Steps[Any]]:
         operation = getattr(self._core, name)

@@ -177,6 +177,8 @@ def set_xattr(
             return
         inode.ctime_ns = clock.now()
         volume.nodes.stamped(tx, ino, ctime=True)
+    if name == placement.ATTRIBUTE and volume.tiers is not None:
+        volume.tiers.misplace(ino)
     volume.refresh(ino)  # a file capability changes what a write does
 
 

@@ -18,7 +18,7 @@ from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory, OnStorage
 from daxfs.ext4.inode import EXT4_APPEND_FL
 from daxfs.fs import badmemory, datalog
 from daxfs.fs.change import Change
-from daxfs.fs.filemap import LOGGED, MAX_RUNS, FileMap, Run
+from daxfs.fs.filemap import MAX_RUNS, UNWRITTEN, FileMap, Run
 from daxfs.fs.nodes import Node
 from daxfs.fs.openfile import OpenFile
 from daxfs.fs.privileges import drop_privileges
@@ -46,6 +46,8 @@ PIECES_PER_HANDLE = 64
 """Pieces that it writes in one handle; the blocks for one hole, however many, lie in one group."""
 BYTES_PER_READ = 256 << 10
 """Bytes that one step of a long read gathers."""
+BYTES_AHEAD = 1 << 20
+"""Bytes of a long read that are brought from storage at once."""
 
 
 def load_map(volume: Volume, node: Node) -> FileMap | None:
@@ -68,16 +70,16 @@ def _whole_map(volume: Volume, node: Node, inode: Inode) -> FileMap | None:
         node.scattered = True
         return None
     bad, tiers = volume.pool.bad, volume.tiers
+    memory_end = volume.nodes.memory_end
     if not bad and tiers is None and mapping.has_more_than(volume.view, inode, MANY_RUNS):
         mapped = FileMap.of_columns(extents.columns(volume.view, inode), volume.block_bits)
     else:
         mapped = FileMap()
         for count, run in enumerate(mapping.walk(volume.view, inode)):
-            apart = tiers is not None and tiers.holds((run.pblk + run.length << volume.block_bits) - 1)
-            if count >= MAX_RUNS or apart or (bad and badmemory.overlaps(volume, run)):
+            if count >= MAX_RUNS or (bad and badmemory.overlaps(volume, run)):
                 node.scattered = True
                 return None
-            mapped.put_blocks(run, volume.block_bits)
+            mapped.put_blocks(run, volume.block_bits, memory_end)
     if volume.faults[0]:
         raise volume.lost_memory()
     volume.nodes.remember_map(node, mapped)
@@ -100,6 +102,8 @@ def read(volume: Volume, file: OpenFile, offset: int, size: int) -> memoryview |
         run = mapped.find(offset)
         if run is not None and offset + size <= run[1] and not run[3]:
             start = offset + run[2]
+            if volume.heat is not None:
+                volume.heat.was_read(node.ino, offset, offset + size)
             return volume.memory[start : start + size]
     return gather(volume, node, offset, size)
 
@@ -118,6 +122,8 @@ def read_in_steps(volume: Volume, file: OpenFile, offset: int, size: int) -> Ste
     while at < size:
         if at:
             yield
+        if volume.tiers is not None and not at % BYTES_AHEAD:
+            yield from bring_ahead(volume, node, offset + at, min(BYTES_AHEAD, size - at))
         wanted = min(BYTES_PER_READ, size - at)
         try:
             part = read(volume, file, offset + at, wanted)
@@ -134,6 +140,16 @@ def read_in_steps(volume: Volume, file: OpenFile, offset: int, size: int) -> Ste
     return memoryview(content)[:at].toreadonly()
 
 
+def bring_ahead(volume: Volume, node: Node, offset: int, size: int) -> Steps[None]:
+    """Bring what the bytes [offset, offset + size) have on storage, all of it at once."""
+    tiers = volume.tiers
+    assert tiers is not None
+    for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
+        if not unwritten and tiers.holds(begin + delta):
+            tiers.want(begin + delta, end + delta)
+    yield from tiers.bringing()
+
+
 def lie_together(volume: Volume, node: Node, offset: int, size: int) -> bool:
     """Return whether bytes within the file are one piece of the pool, as far as the map tells."""
     mapped = node.map or load_map(volume, node)
@@ -146,12 +162,14 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
     content = bytearray(size)
     memory = volume.memory
     bad, tiers = volume.pool.bad, volume.tiers
+    on_storage = False
     for begin, end, delta, unwritten in pieces(volume, node, offset, offset + size):
         if unwritten:
             continue
         if tiers is not None and tiers.holds(end + delta - 1):
             border = max(tiers.begin - delta, begin)
             content[border - offset : end - offset] = tiers.content(border + delta, end + delta)
+            on_storage = True
             end = border  # a run that another program has made may have blocks of both kinds
             if begin == end:
                 continue
@@ -168,11 +186,16 @@ def gather(volume: Volume, node: Node, offset: int, size: int) -> bytes:
     volume.finish_copy()
     if tiers is not None:
         tiers.finish_read()
+        heat = volume.heat
+        assert heat is not None
+        heat.was_read(node.ino, offset, offset + size)
+        if on_storage:
+            tiers.met(node.ino, offset, offset + size, heat)
     return bytes(content)
 
 
 def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[Run]:
-    """Yield the mapped runs of the byte range, trimmed to it, in order: as they lie in the pool (never `LOGGED`)."""
+    """Yield the mapped runs of the byte range, trimmed to it, in order; the state is whether they are unwritten."""
     mapped = node.map
     if mapped is None:
         inode = inodes.read(volume.view, node.ino)
@@ -181,11 +204,11 @@ def pieces(volume: Volume, node: Node, begin: int, end: int) -> Iterator[Run]:
             first = run.lblk << bits
             last = first + (run.length << bits)
             yield max(first, begin), min(last, end), (run.pblk << bits) - first, run.unwritten
-    elif node.logged is None:
+    elif node.logged is None and volume.tiers is None:
         yield from mapped.within(begin, end)
     else:
         for low, high, delta, state in mapped.within(begin, end):
-            yield low, high, delta, state != LOGGED and state
+            yield low, high, delta, state == UNWRITTEN
 
 
 def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool | None = None) -> int:
@@ -216,6 +239,8 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
                 error.of_data = True  # the map was at hand, so no metadata was read
                 raise
             node.overwritten()
+            if volume.heat is not None:
+                volume.heat.was_used(node.ino, offset, end)
             return size
     volume.finish_copy()
     return write_slowly(volume, file, offset, data)
@@ -234,6 +259,8 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
     if volume.tiers is not None:
         begin = node.size if offset > node.size else offset  # the rest of the block that EOF is in is zeroed
         volume.tiers.require_memory(volume.view, node.ino, begin, offset + size)
+        if volume.heat is not None:
+            volume.heat.was_used(node.ino, offset, offset + size)
     datalog.settle(volume, node.ino, offset, offset + size)
     if offset + size > node.size:
         volume.notifier.end_preallocation(node.ino)

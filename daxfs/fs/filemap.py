@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 MAX_RUNS = 8192
 """A file with more runs has no map in DRAM (a run takes about 150 bytes)."""
 
+UNWRITTEN = 1
+"""The state of a run of unwritten blocks."""
 LOGGED = 2
 """The state of a run of which the running transaction has a newer copy (`daxfs.fs.datalog`)."""
+ON_STORAGE = 3
+"""The state of a run that has no memory (docs/TIERS.md)."""
 
 Run = tuple[int, int, int, int]
 """``(begin, end, delta, state)``: file bytes [begin, end) lie in the pool at the same offset plus delta.
 
-The state is 0 if the pool has the newest content, else 1 (True) for unwritten blocks or `LOGGED`.
+The state is 0 if the pool has the newest content in memory, else `UNWRITTEN` (or True), `LOGGED` or `ON_STORAGE`.
 
 A plain tuple, since CPython indexes and unpacks one faster than a named one, and each read and overwrite does so.
 """
@@ -141,10 +145,16 @@ class FileMap:
             self.runs[index - 1] = low, end, delta, state
             del self.runs[index], self.begins[index]
 
-    def put_blocks(self, run: Extent, bits: int) -> None:
-        """Map a run of blocks of ``1 << bits`` bytes."""
+    def put_blocks(self, run: Extent, bits: int, memory_end: int) -> None:
+        """Map a run of blocks of ``1 << bits`` bytes; at ``memory_end`` of the pool its memory ends."""
         lblk, pblk, length, unwritten = run
-        self.put(lblk << bits, lblk + length << bits, pblk - lblk << bits, unwritten)
+        begin, end, delta = lblk << bits, lblk + length << bits, pblk - lblk << bits
+        border = max(memory_end - delta, begin)
+        if border < end and not unwritten:
+            self.put(border, end, delta, ON_STORAGE)
+            end = border  # a run that another program has made may have blocks of both kinds
+        if begin < end:
+            self.put(begin, end, delta, unwritten)
 
     def copy(self) -> FileMap:
         """Return an equal map."""

@@ -162,7 +162,7 @@ class Node:
         if held is None:
             return
         for run in runs:
-            held.put_blocks(run, bits)
+            held.put_blocks(run, bits, self._nodes.memory_end)
         if len(held.runs) > MAX_RUNS:
             self.map = None
             self.scattered = True
@@ -283,7 +283,7 @@ class Node:
         if self.map is not None:
             stored = FileMap()
             for run in mapping.walk(view, inode):
-                stored.put_blocks(run, self._nodes.block_bits)
+                stored.put_blocks(run, self._nodes.block_bits, self._nodes.memory_end)
             unmarked, self.map = self.map, stored
             self._mark(self.logged or {}, LOGGED)
             stored, self.map = self.map, unmarked
@@ -295,6 +295,7 @@ class Nodes:
 
     Attributes:
         block_bits: log2 of the block size in bytes.
+        memory_end: where in the pool its memory ends and its storage begins.
         options: the mount options.
         writable: whether times may wait for a commit; False as long as the volume is read-only.
         open: inode number -> node.
@@ -306,6 +307,7 @@ class Nodes:
 
     def __init__(self, options: Options, block_bits: int, write_soon: Callable[[], None]) -> None:
         self.block_bits = block_bits
+        self.memory_end = END
         self.options = options
         self.writable = False
         self.open: dict[int, Node] = {}

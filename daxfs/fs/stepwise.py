@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -29,7 +28,7 @@ from daxfs.fs import (
     removal,
     resizing,
     shrinking,
-    tierpolicy,
+    tierkeeping,
     tiers,
     trim,
     truncating,
@@ -229,15 +228,14 @@ class Stepwise:
         return self._between_tiers(tiers.promote, ino, offset, length)
 
     @property
-    def crowded(self) -> bool:
-        """Whether `making_room` has something to do."""
-        return tierpolicy.crowded(self.volume)
+    def misplaced(self) -> bool:
+        """Whether `keeping_tiers` has something to do."""
+        return tierkeeping.due(self.volume)
 
     @changing_in_steps
-    def making_room(self) -> Steps[None]:
-        """Move to storage what was used longest ago, until the memory has room or nothing more can be moved."""
-        with suppress(tierpolicy.NoRoom):
-            yield from tierpolicy.make_room(self.volume)
+    def keeping_tiers(self) -> Steps[None]:
+        """Move to storage what was used longest ago if the memory is almost full, and what is read often to memory."""
+        yield from tierkeeping.keep(self.volume)
 
     def _between_tiers(
         self, move: Callable[[Volume, int, int, int], Steps[Moved]], ino: int, offset: int, length: int
@@ -258,6 +256,8 @@ class Stepwise:
                 mounting.grants_of(volume).leave(file)
         finally:
             volume.nodes.closed(file.node)
+            if volume.tiers is not None and file.writable:
+                volume.tiers.misplace(file.ino)
             removal.begin(volume, file.ino)
 
     @maintaining

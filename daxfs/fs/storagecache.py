@@ -10,22 +10,40 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daxfs.errors import OnStorage
+from daxfs.fs.heat import pieces_of
 from daxfs.pmem.storagequeue import StorageQueue, Ticket
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
+    from daxfs.fs.heat import Heat
     from daxfs.fs.steps import Steps
     from daxfs.journal.view import View
     from daxfs.pmem.pool import Pool
     from daxfs.runs import BlockRun
 
 UNIT = 64 << 10
-"""Bytes that are read at a time, at multiples of it."""
+"""Bytes that are kept together, at multiples of it."""
+MOST_AT_ONCE = 1 << 20
+"""Bytes that one call reads for readers at most: units that are needed and follow each other; if a call goes on from
+where another has ended, also units that are not needed yet."""
+MOST_SEQUENCES = 16
+"""Places where calls have ended that are remembered."""
+MOST_NOTED = 4096
+"""Files, and pieces of files, that wait for `daxfs.fs.tierkeeping`; further ones are noted when they are used again."""
 MOST_UNITS = 512
 """Units that are kept in DRAM: 32 MiB."""
+LEAST_USES = 2
+"""The uses of a piece in the last minute or two from which on it should lie in memory."""
+
+
+class _Call(NamedTuple):
+    """A call that reads units from ``begin`` on."""
+
+    begin: int
+    ticket: Ticket
 
 
 class StorageCache:
@@ -38,6 +56,11 @@ class StorageCache:
         group: the group in which a demotion has found room last.
         hand: the group whose files are looked at next for some that can go to storage (`daxfs.fs.tierpolicy`).
         promote: returns the steps that move bytes [begin, end) of a file to memory (`daxfs.fs.tiers`).
+        misplaced: files that may lie elsewhere than their attribute says; the order of keys is that of their notes.
+        rising: (inode number, piece) of what was read from storage, and more than once of late (`Heat`).
+        allowance: bytes that may come up for reads now, as of ``allowed_at`` (monotonic).
+        allowed_at: see above.
+        waits: reads that have waited for the storage.
         read: bytes that were read for readers.
         promoted: bytes that were moved to memory.
         demoted: bytes that were moved to storage.
@@ -51,10 +74,16 @@ class StorageCache:
         self.group = self.hand = 0
         self.promote: Callable[[int, int, int], Steps[None]] = _nothing
         self.parks = False
+        self.misplaced: dict[int, None] = {}
+        self.rising: dict[tuple[int, int], None] = {}
+        self.allowance = 0
+        self.allowed_at = 0.0
+        self.waits = 0
         self.read = self.promoted = self.demoted = 0
         self._units: OrderedDict[int, bytes] = OrderedDict()
-        self._asked: dict[int, Ticket] = {}
+        self._asked: dict[int, _Call] = {}
         self._missing: list[int] = []
+        self._ends: OrderedDict[int, None] = OrderedDict()
 
     @property
     def begin(self) -> int:
@@ -97,15 +126,32 @@ class StorageCache:
         `finish_read` ends the operation then.
         """
         found = bytearray(end - begin)
+        self.want(begin, end)
         for unit in range(begin - begin % UNIT, end, UNIT):
             held = self._units.get(unit)
-            if held is None:
-                self._missing.append(unit)
-                continue
-            self._units.move_to_end(unit)
-            low, high = max(begin, unit), min(end, unit + UNIT)
-            found[low - begin : high - begin] = held[low - unit : high - unit]
+            if held is not None:
+                low, high = max(begin, unit), min(end, unit + UNIT)
+                found[low - begin : high - begin] = held[low - unit : high - unit]
         return found
+
+    def want(self, begin: int, end: int) -> None:
+        """Take note that a read needs the bytes [begin, end) of the pool, on storage."""
+        for unit in range(begin - begin % UNIT, end, UNIT):
+            if unit in self._units:
+                self._units.move_to_end(unit)
+            elif unit not in self._missing:
+                self._missing.append(unit)
+
+    def bringing(self) -> Steps[None]:
+        """Bring what is noted by `want`.
+
+        Raises:
+            FsError: EIO, the storage has failed.
+        """
+        try:
+            self.finish_read()
+        except OnStorage as needed:
+            yield from needed.bring()
 
     def finish_read(self) -> None:
         """End a read of several parts.
@@ -119,25 +165,53 @@ class StorageCache:
             for queue in map(self.queue_of, missing):
                 if queue.failed:
                     raise queue.failure()
+            self.waits += 1
             raise OnStorage(lambda: self._bring(missing))
 
     def _bring(self, units: list[int]) -> Steps[None]:
         """Read units into DRAM."""
-        wanted = [(unit, self._ask(unit)) for unit in units]
-        for unit, ticket in wanted:
-            content: bytes = yield from result(ticket)
-            if self._asked.get(unit) is ticket:
-                del self._asked[unit]
-                self._units[unit] = content
-                self.read += len(content)
-                if len(self._units) > MOST_UNITS:
-                    self._units.popitem(last=False)
+        for call in self._ask(units):
+            content: bytes = yield from result(call.ticket)
+            # The last ones first: what is needed first stays longest.
+            for unit in reversed(range(call.begin, call.begin + len(content), UNIT)):
+                if self._asked.get(unit) is call:
+                    del self._asked[unit]
+                    self._keep(unit, content[unit - call.begin : unit - call.begin + UNIT])
 
-    def _ask(self, unit: int) -> Ticket:
-        ticket = self._asked.get(unit)
-        if ticket is None or ticket.failed:
-            ticket = self._asked[unit] = self.load(unit, min(UNIT, self.border_after(unit) - unit))
-        return ticket
+    def _keep(self, unit: int, content: bytes) -> None:
+        self._units[unit] = content
+        self.read += len(content)
+        if len(self._units) > MOST_UNITS:
+            self._units.popitem(last=False)
+
+    def _ask(self, units: list[int]) -> list[_Call]:
+        """Return the calls that read the units, each once; those are made that nobody has made."""
+        wanted: list[_Call] = []
+        for unit in units:
+            call = self._asked.get(unit)
+            if call is None or call.ticket.failed:
+                call = self._read(unit, units)
+            if call not in wanted:
+                wanted.append(call)
+        return wanted
+
+    def _read(self, begin: int, units: list[int]) -> _Call:
+        """Read from a unit on what follows of ``units``, or ahead of them, with one call."""
+        ahead, border = begin in self._ends, self.border_after(begin)
+        end = begin + UNIT
+        while end - begin < MOST_AT_ONCE and end < border and (end in units or ahead):
+            if end in self._units or end in self._asked:
+                break
+            end += UNIT
+        end = min(end, border)
+        self._ends.pop(begin, None)
+        self._ends[end] = None
+        if len(self._ends) > MOST_SEQUENCES:
+            self._ends.popitem(last=False)
+        call = _Call(begin, self.load(begin, end - begin))
+        for unit in range(begin, end, UNIT):
+            self._asked[unit] = call
+        return call
 
     def occupying(self, place: BlockRun, ticket: Ticket) -> Steps[Any]:
         """Wait for a call on some blocks as `result`; until it has returned, no demotion takes these blocks.
@@ -151,6 +225,22 @@ class StorageCache:
             if ticket.done:
                 self.busy.remove(place)
 
+    # What the policy should look at
+
+    def misplace(self, ino: int) -> None:
+        """Note a file whose data may lie elsewhere than its attribute says."""
+        if len(self.misplaced) < MOST_NOTED:
+            self.misplaced[ino] = None
+
+    def met(self, ino: int, begin: int, end: int, heat: Heat) -> None:
+        """Note that a read of the bytes [begin, end) of a file has met some on storage."""
+        self.misplace(ino)
+        for piece in pieces_of(begin, end):
+            if heat.uses(ino, piece) >= LEAST_USES and len(self.rising) < MOST_NOTED:
+                self.rising[ino, piece] = None
+
+    # Changing
+
     def forget(self, begin: int, end: int) -> None:
         """Keep nothing of bytes [begin, end) of the pool, and nothing of what is being read there."""
         for unit in range(begin - begin % UNIT, end, UNIT):
@@ -162,13 +252,14 @@ class StorageCache:
         return offset >= self.begin
 
     def require_memory(self, view: View, ino: int, begin: int, end: int) -> None:
-        """See to it that no block of the bytes [begin, end) of a file lies on storage.
+        """See to it that no block of the bytes [begin, end) of a file, which changes, lies on storage.
 
         Raises:
             OnStorage: some do, and must be brought first.
         """
         if end <= begin:
             return
+        self.misplace(ino)
         bits = view.geometry.block_bits
         for run in mapping.walk(view, inodes.read(view, ino), begin >> bits, end - 1 >> bits):
             if self.holds((run.pblk + run.length << bits) - 1):

@@ -1,10 +1,10 @@
 """When data moves by itself: the memory is almost full, or an operation needs room, or data of storage (docs/TIERS.md).
 
-`make_room` demotes whole files, those first that belong on storage (`placement`), then those that were used longest
-ago, until the memory has room again. Files that belong in memory stay. It looks at some thousand inodes at a time, from
-where it has ended before, since the oldest of many files is old enough. What `daxfs.fs.tiers` does not move stays. A
-session calls it in the background while the memory is `crowded`, so that few requests ever meet a full memory; those
-that do wait for it (`waits_for_room`) as for data on storage.
+`make_room` demotes files and pieces of files, the coldest first (`Candidate`), until the memory has room again. It
+looks at some thousand inodes at a time, from where it has ended before, since the oldest of many files is old enough.
+What `daxfs.fs.tiers` does not move stays, and so do files that belong in memory (`placement`). A session calls it in
+the background while the memory is `crowded`, so that few requests ever meet a full memory; those that do wait for it
+(`waits_for_room`) as for data on storage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs import placement, removal, tiers
+from daxfs.fs.heat import bytes_of
 from daxfs.fs.nodes import END
+from daxfs.runs import ByteRange, joined, subtract
 from daxfs.structures import groups, inode_bitmaps, inodes, reserves
 
 if TYPE_CHECKING:
@@ -24,19 +26,46 @@ if TYPE_CHECKING:
 
 LOOK = 4096
 """Inodes that are compared at a time."""
+COLD = 0
+"""The uses of what was not used for a minute at least."""
+ANY = 1 << 62
 
 
 class NoRoom(FsError):
     """The memory is full (ENOSPC), and nothing can be done about it."""
 
 
-class _Candidate(NamedTuple):
-    """A file that may go down; they sort by where they belong, the time of their last use, then the largest first."""
+class Part(NamedTuple):
+    """The bytes [begin, end) of a file."""
+
+    ino: int
+    begin: int
+    end: int
+
+
+NOTHING = Part(0, 0, 0)
+
+
+class Candidate(NamedTuple):
+    """A piece of a file that may go down, or what was not used for a minute of a file; they sort, the coldest first.
+
+    Attributes:
+        anywhere: it does not belong on storage.
+        uses: of the piece, in the last minute or two.
+        used: when the file was used last, in nanoseconds since 1970.
+        less: the size of the file, negative: of equals the largest goes first.
+        ino: the file.
+        piece: its number; -1: all pieces of the file without uses.
+        warm: the pieces of the file with uses.
+    """
 
     anywhere: bool
+    uses: int
     used: int
     less: int
     ino: int
+    piece: int
+    warm: tuple[int, ...]
 
 
 def crowded(volume: Volume) -> bool:
@@ -44,7 +73,7 @@ def crowded(volume: Volume) -> bool:
     cache = volume.tiers
     if cache is None or not cache.usable or volume.read_only or not groups.free_on_storage(volume.view):
         return False
-    return _free(volume) * 100 < volume.geometry.memory_blocks * (100 - volume.options.tier_high)
+    return free_memory(volume) * 100 < volume.geometry.memory_blocks * (100 - volume.options.tier_high)
 
 
 def waits_for_room(volume: Volume, error: FsError) -> bool:
@@ -52,11 +81,16 @@ def waits_for_room(volume: Volume, error: FsError) -> bool:
     return error.errno == errno.ENOSPC and not isinstance(error, (MissingMemory, NoRoom)) and crowded(volume)
 
 
-def _free(volume: Volume) -> int:
+def free_memory(volume: Volume) -> int:
     """Return how many blocks of memory ordinary users may take, those included that the next commit frees."""
     superblock = volume.view.superblock()
-    free = superblock.free_blocks_count - groups.free_on_storage(volume.view) + volume.pending_frees()
+    free = superblock.free_blocks_count - groups.free_on_storage(volume.view) + volume.pending_frees_in_memory()
     return free - reserves.must_stay_free(volume.geometry, superblock, privileged=False)
+
+
+def free_when_low(volume: Volume) -> int:
+    """Return how many blocks of memory are free while as much is in use as the low watermark says."""
+    return volume.geometry.memory_blocks * (100 - volume.options.tier_low) // 100
 
 
 def attach(volume: Volume) -> None:
@@ -75,63 +109,115 @@ def _bring(volume: Volume, ino: int, begin: int, end: int) -> Steps[None]:
     """
     done = yield from tiers.promote(volume, ino, begin, end)
     if done.stayed and crowded(volume):
-        yield from make_room(volume, ino)
+        yield from make_room(volume, Part(ino, begin, end))
         done = yield from tiers.promote(volume, ino, begin, end)
     if done.stayed:
         raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory has no room for what lies on storage")
 
 
-def make_room(volume: Volume, needed: int = 0) -> Steps[None]:
-    """Demote files until less of the memory is in use than the low watermark, but for the file ``needed``.
+def make_room(volume: Volume, needed: Part = NOTHING) -> Steps[None]:
+    """Demote the coldest until less of the memory is in use than the low watermark, but not what is ``needed``.
+
+    What was used in the last minute goes only if nothing else is left.
 
     Raises:
         NoRoom: nothing can be demoted.
         FsError: EIO, the storage has failed.
     """
-    goal = volume.geometry.memory_blocks * (100 - volume.options.tier_low) // 100
+    goal = free_when_low(volume)
     moved = 0
-    looked, count = 0, volume.geometry.groups_count
-    while looked < count and _free(volume) < goal:
-        found: list[_Candidate] = []
-        seen = 0
-        while looked < count and seen < LOOK:
-            seen += _look(volume, found)
-            looked += 1
-            yield
-        for candidate in sorted(found):
-            if _free(volume) >= goal:
-                break
-            if candidate.ino != needed and _may_go(volume, candidate.ino):
-                moved += (yield from tiers.demote(volume, candidate.ino, 0, END)).moved
-            yield
+    for most in (COLD, ANY):
+        looked, count = 0, volume.geometry.groups_count
+        while looked < count and free_memory(volume) < goal:
+            found, seen = yield from candidates(volume, count - looked)
+            looked += seen
+            for candidate in found:
+                if candidate.uses > most or free_memory(volume) >= goal:
+                    break
+                moved += yield from demote(volume, candidate, goal, needed)
     if volume.pending_frees():
         volume.commit()
-    if not moved and _free(volume) < goal:
+    if not moved and free_memory(volume) < goal:
         raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory is full, and nothing in it can go to storage")
 
 
-def _look(volume: Volume, found: list[_Candidate]) -> int:
-    """Add the files of the next group; return how many inodes were looked at."""
-    cache, view = volume.tiers, volume.view
+def candidates(volume: Volume, most: int) -> Steps[tuple[list[Candidate], int]]:
+    """Return what may go down of the files of the next groups, up to ``most``, the coldest first, and how many."""
+    heat = volume.heat
+    assert heat is not None
+    warm = heat.warm()
+    found: list[Candidate] = []
+    seen = looked = 0
+    while looked < most and seen < LOOK:
+        seen += _look(volume, warm, found)
+        looked += 1
+        yield
+    found.sort()
+    return found, looked
+
+
+def demote(volume: Volume, candidate: Candidate, goal: int, needed: Part = NOTHING) -> Steps[int]:
+    """Demote a candidate, but not what is ``needed``, until ``goal`` blocks of memory are free.
+
+    Returns:
+        How many bytes have moved.
+    """
+    moved = 0
+    if may_go(volume, candidate.ino):
+        whole, stay = bytes_of(candidate.piece), []
+        if candidate.piece < 0:
+            whole, stay = ByteRange(0, END), [bytes_of(piece) for piece in candidate.warm]
+        if candidate.ino == needed.ino:
+            stay.append(ByteRange(needed.begin, needed.end))
+        for begin, end in subtract([whole], list(joined(stay))):
+            if free_memory(volume) < goal:
+                done = yield from tiers.demote(volume, candidate.ino, begin, end, lambda: free_memory(volume) >= goal)
+                moved += done.moved
+    yield
+    return moved
+
+
+def _look(volume: Volume, warm: dict[int, dict[int, int]], found: list[Candidate]) -> int:
+    """Add the candidates of the next group; return how many inodes were looked at."""
+    cache, view, heat = volume.tiers, volume.view, volume.heat
     assert cache is not None
+    assert heat is not None
     group = cache.hand % volume.geometry.groups_count
     cache.hand = group + 1
     numbers = inode_bitmaps.in_use_of(view, group)
     for ino in numbers:
-        if _may_go(volume, ino):
-            inode = inodes.read(view, ino)
-            place = placement.of(view, inode)
-            if place == placement.MEMORY:
-                continue
-            node = volume.nodes.open.get(ino)
-            waiting = 0 if node is None else max(node.atime, node.mtime)
-            used = max(inode.atime_ns, inode.mtime_ns, waiting)
-            found.append(_Candidate(place != placement.STORAGE, used, -inode.size, ino))
+        if not may_go(volume, ino):
+            continue
+        inode, place = inodes.read(view, ino), place_of(volume, ino)
+        if place in (placement.MEMORY, None):
+            continue
+        node = volume.nodes.open.get(ino)
+        waiting = 0 if node is None else max(node.atime, node.mtime)
+        used = max(inode.atime_ns, inode.mtime_ns, waiting, heat.last_use(ino))
+        anywhere, pieces = place != placement.STORAGE, warm.get(ino, {})
+        whole = Candidate(anywhere, COLD, used, -inode.size, ino, -1, tuple(sorted(pieces)))
+        found.append(whole)
+        for piece, uses in pieces.items():
+            found.append(whole._replace(uses=uses if anywhere else COLD, piece=piece))
     return len(numbers)
 
 
-def _may_go(volume: Volume, ino: int) -> bool:
+def may_go(volume: Volume, ino: int) -> bool:
     """Return whether an inode is a file with data that no client uses."""
+    node = volume.nodes.open.get(ino)
+    return has_data(volume, ino) and (node is None or node.grants is None)
+
+
+def place_of(volume: Volume, ino: int) -> bytes | None:
+    """Return where the data of a file belongs; None: its attributes are damaged, and it stays where it is."""
+    try:
+        return placement.of(volume.view, inodes.read(volume.view, ino))
+    except FsError:
+        return None
+
+
+def has_data(volume: Volume, ino: int) -> bool:
+    """Return whether an inode is a file of the tree with data."""
     if (
         not inodes.nameable(volume.view, ino)
         or ino in volume.lives.quarantine
@@ -142,5 +228,4 @@ def _may_go(volume: Volume, ino: int) -> bool:
         inode = inodes.read(volume.view, ino)
     except FsError:
         return False
-    node = volume.nodes.open.get(ino)
-    return inode.is_regular and removal.holds_blocks(inode) and (node is None or node.grants is None)
+    return inode.is_regular and removal.holds_blocks(inode)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs import badmemory, datalog, removal
 from daxfs.fs.change import Change
+from daxfs.fs.heat import Heat
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.steps import Steps
 from daxfs.fs.storagecache import StorageCache
@@ -54,6 +55,8 @@ def attach(volume: Volume) -> None:
     """Let a volume read and write the storage of its pool, if it has some."""
     if volume.pool.storages:
         volume.tiers = StorageCache(volume.pool)
+        volume.heat = Heat()
+        volume.nodes.memory_end = volume.tiers.begin
 
 
 def use(volume: Volume) -> TierUse:
@@ -62,13 +65,16 @@ def use(volume: Volume) -> TierUse:
     Raises:
         FsError: EOPNOTSUPP: the pool has no storage.
     """
-    tiers, bits = _tiers(volume), volume.block_bits
+    tiers, heat, bits = _tiers(volume), volume.heat, volume.block_bits
+    assert heat is not None
     free = groups.free_on_storage(volume.view)
     return TierUse(
         memory=tiers.begin,
         memory_free=volume.view.superblock().free_blocks_count - free << bits,
         storage=tiers.end - tiers.begin,
         storage_free=free << bits,
+        reads=heat.reads,
+        hits=heat.reads - tiers.waits,
         read=tiers.read,
         promoted=tiers.promoted,
         demoted=tiers.demoted,
@@ -88,27 +94,34 @@ def _tiers(volume: Volume) -> StorageCache:
     return volume.tiers
 
 
-def promote(volume: Volume, ino: int, begin: int, end: int) -> Steps[Moved]:
+def promote(volume: Volume, ino: int, begin: int, end: int, enough: Callable[[], bool] = bool) -> Steps[Moved]:
     """Move what the bytes [begin, end) of a regular file have on storage to memory, whole blocks, in steps.
+
+    Args:
+        volume: that has storage.
+        ino: the file.
+        begin: of the bytes.
+        end: of the bytes.
+        enough: whether the rest may stay where it is.
 
     Raises:
         FsError: EINVAL: not a file's data; EIO, the storage has failed; EROFS.
     """
-    return _each_run(volume, ino, begin, end, _promote_run)
+    return _each_run(volume, ino, begin, end, _promote_run, enough)
 
 
-def demote(volume: Volume, ino: int, begin: int, end: int) -> Steps[Moved]:
+def demote(volume: Volume, ino: int, begin: int, end: int, enough: Callable[[], bool] = bool) -> Steps[Moved]:
     """Move what the bytes [begin, end) of a regular file have in memory to storage, whole blocks, in steps.
 
-    Unwritten blocks stay, and so does all of a file that clients of direct access use.
+    Unwritten blocks stay, and so does all of a file that clients of direct access use. ``enough``: as `promote`.
 
     Raises:
         FsError: as `promote`.
     """
-    return _each_run(volume, ino, begin, end, _demote_run)
+    return _each_run(volume, ino, begin, end, _demote_run, enough)
 
 
-def _each_run(volume: Volume, ino: int, begin: int, end: int, move: Mover) -> Steps[Moved]:
+def _each_run(volume: Volume, ino: int, begin: int, end: int, move: Mover, enough: Callable[[], bool]) -> Steps[Moved]:
     _tiers(volume)
     volume.writable()
     inode = inodes.read(volume.view, ino)
@@ -119,7 +132,7 @@ def _each_run(volume: Volume, ino: int, begin: int, end: int, move: Mover) -> St
     node = volume.nodes.opened(inode)
     moved = stayed = 0
     try:
-        while lblk < stop:
+        while lblk < stop and not enough():
             found = next(mapping.walk(volume.view, inodes.read(volume.view, ino), lblk, stop - 1), None)
             if found is None:
                 break
@@ -221,6 +234,8 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
         return None
     if not _demote_at_once(volume, node, run, place):
         return None
+    if volume.heat is not None:
+        volume.heat.forget(node.ino, run.lblk << bits, run.lblk + run.length << bits)
     tiers.demoted += place.length << bits
     return Moved(place.length, 0)
 

@@ -302,6 +302,8 @@ class TierUse(NamedTuple):
         memory_free: see above.
         storage: what it has on storage; ``storage_free`` of it is free.
         storage_free: see above.
+        reads: reads of files since the mount, of up to 256 KiB each; ``hits`` of them did not wait for the storage.
+        hits: see above.
         read: read from storage for readers since the mount.
         promoted: moved to memory since the mount.
         demoted: moved to storage since the mount.
@@ -312,6 +314,8 @@ class TierUse(NamedTuple):
     memory_free: int
     storage: int
     storage_free: int
+    reads: int
+    hits: int
     read: int
     promoted: int
     demoted: int

@@ -31,6 +31,7 @@ from daxfs.structures.noted import Noted
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.fs.heat import Heat
     from daxfs.fs.notifiers import BlockNotifier, MountNotifier
     from daxfs.fs.storagecache import StorageCache
     from daxfs.journal.area import LogArea
@@ -67,7 +68,7 @@ class Volume:
     ``superblock_buffer``: for a copy of the superblock at home (`outside`): in the middle of a commit none can be made.
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``noted``: the damage that operations have done without, and that is to be reported.
-    ``tiers``: what lies on the pool's storage; None: it has none.
+    ``tiers``: what lies on the pool's storage; None: it has none. ``heat``: how often data is used then.
     ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
 
@@ -92,6 +93,7 @@ class Volume:
         inode_allocation.keep_free(view, self.lives.pins.aliases.numbers)
         self.staging = Staging()
         self.tiers: StorageCache | None = None
+        self.heat: Heat | None = None
         self.notifier: BlockNotifier  # set at once by the maker of the volume
         self.snapshots: MountNotifier  # as well
         self.reclaimers = Reclaimers()
@@ -183,6 +185,10 @@ class Volume:
     def pending_frees(self) -> int:
         """Return the number of blocks that the running transaction has freed: they become free with its commit."""
         return self._journal.pending_free_blocks if self._journal is not None else 0
+
+    def pending_frees_in_memory(self) -> int:
+        """Return how many of them are not on storage."""
+        return self._journal.pending_frees_below(self.geometry.memory_blocks) if self._journal is not None else 0
 
     def allow_large_files(self) -> None:
         """Set the feature ``large_file`` before the first file gets longer than 2 GiB."""
@@ -292,6 +298,8 @@ class Volume:
 
     def tick(self) -> None:
         """Commit if the commit interval has passed; the program that runs the volume calls this periodically."""
+        if self.heat is not None:
+            self.heat.tick()
         if self._journal is None or self.read_only:
             return
         waiting = self._journal.dirty or self.nodes.lazy

@@ -474,6 +474,10 @@ class Journal:
         """Blocks that become free with the next commit."""
         return sum(count for _, count in self._transaction.frees)
 
+    def pending_frees_below(self, end: int) -> int:
+        """Return how many of them lie below block ``end``; no run reaches past it."""
+        return sum([count for start, count in self._transaction.frees if start < end])
+
     @property
     def stats(self) -> Statistics:
         """The counters since the journal was opened."""

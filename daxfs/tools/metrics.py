@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.kernel.statistics import TRANSFERRED
+from daxfs.tools.snapshot import failures
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
@@ -57,6 +58,16 @@ METRICS = (
     Metric("files", "snapshots", False, "daxfs_snapshots", "Snapshots that are valid."),
     Metric("files", "snapshot_copied", True, "daxfs_snapshot_copied_bytes", "Bytes copied for snapshots."),
     Metric("files", "snapshot_mapped", True, "daxfs_snapshot_mapped_bytes", "Those copied when one was made."),
+    Metric("tiers", "memory", False, "daxfs_memory_bytes", "Memory of a pool with storage."),
+    Metric("tiers", "memory_free", False, "daxfs_memory_free_bytes", "That is free."),
+    Metric("tiers", "storage", False, "daxfs_storage_bytes", "Storage of a pool."),
+    Metric("tiers", "storage_free", False, "daxfs_storage_free_bytes", "That is free."),
+    Metric("tiers", "reads", True, "daxfs_tier_reads", "Reads of files, of up to 256 KiB each."),
+    Metric("tiers", "hits", True, "daxfs_tier_hits", "Those that did not wait for storage."),
+    Metric("tiers", "read", True, "daxfs_storage_read_bytes", "Bytes read from storage for readers."),
+    Metric("tiers", "promoted", True, "daxfs_storage_promoted_bytes", "Bytes moved to memory."),
+    Metric("tiers", "demoted", True, "daxfs_storage_demoted_bytes", "Bytes moved to storage."),
+    Metric("tiers", "failed", False, "daxfs_storage_failed_members", "Members of the storage that have failed."),
     Metric("journal", "blocks_home", True, "daxfs_journal_home_blocks", "Blocks of metadata copied home."),
     Metric("journal", "blocks_logged", True, "daxfs_journal_logged_blocks", "Blocks stored in the log."),
     Metric("journal", "blocks_revoked", True, "daxfs_journal_revoked_blocks", "Blocks revoked."),
@@ -102,6 +113,7 @@ class Mount(Collector):
         sections: dict[str, dict[str, Any]] = {
             "session": found.session,
             "files": found.files,
+            "tiers": {**found.tiers, "failed": len(failures(found.tiers))} if found.tiers else {},
             "journal": found.journal or {},
         }
         for metric in METRICS:

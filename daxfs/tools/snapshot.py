@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 JOURNAL_COUNTERS = ("commits", "blocks", "blocks_home", "blocks_logged", "blocks_revoked", "tail_moves", "rollbacks")
+TIER_COUNTERS = ("reads", "hits", "read", "promoted", "demoted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class Snapshot:
         processes: totals by the number of the process.
         session: seconds since counting began: ``spun``, the session waited for requests without sleeping; ``cpu``, the
             daemon's processor time.
+        tiers: memory and storage of a tiered pool, and what was read and moved since the mount, by name
+            (`daxfs.fs.types.TierUse`); None: the pool has no storage.
     """
 
     since: float
@@ -106,6 +109,7 @@ class Snapshot:
     bad: list[list[int]]
     processes: dict[str, Process] = field(default_factory=dict)
     session: dict[str, float] = field(default_factory=lambda: {"spun": 0.0, "cpu": 0.0})
+    tiers: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, text: bytes) -> Snapshot:
@@ -134,6 +138,9 @@ class Snapshot:
                 "sizes": sizes,
                 "largest": largest_after(sizes, journal["largest"], earlier.journal["largest"]),
             }
+        tiers = self.tiers
+        if tiers is not None and earlier.tiers is not None:
+            tiers = {**tiers, **{name: tiers[name] - earlier.tiers[name] for name in TIER_COUNTERS}}
         return replace(
             self,
             since=earlier.since + earlier.seconds,
@@ -142,8 +149,14 @@ class Snapshot:
             operations={name: operation for name, operation in operations.items() if operation.count},
             journal=journal,
             processes={pid: each.after(earlier.processes.get(pid)) for pid, each in self.processes.items()},
+            tiers=tiers,
             session={name: value - earlier.session[name] for name, value in self.session.items()},
         )
+
+
+def failures(tiers: dict[str, Any]) -> list[str]:
+    """Name the members of a pool's storage that have failed, and why."""
+    return [f"{path} has failed: {failed}" for path, _size, _free, failed in tiers["members"] if failed]
 
 
 def differences(later: Sequence[int], earlier: Sequence[int]) -> list[int]:

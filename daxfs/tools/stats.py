@@ -20,7 +20,7 @@ from daxfs.fuse import mounts
 from daxfs.fuse.kernel.statistics import KEEP_SECONDS, PIECE_HEADER, QUESTION, STATISTICS
 from daxfs.tools import asking, command, mountpoints
 from daxfs.tools.sizes import format_size
-from daxfs.tools.snapshot import Snapshot, percentile
+from daxfs.tools.snapshot import Snapshot, failures, percentile
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -220,6 +220,7 @@ def summary(found: Snapshot) -> list[str]:
         "log": _log(found.journal),
         "files": files(found),
         "snapshots": _snapshots(found),
+        "storage": _storage(found.tiers),
         "freed": _freed(found),
         "memory": _memory(found),
     }
@@ -301,6 +302,21 @@ def _snapshots(found: Snapshot) -> str:
         return ""
     at_once = f", and {format_size(mapped)} of mapped files when one was made" if mapped else ""
     return f"{count} valid, {format_size(copied)} copied for them{at_once}"
+
+
+def _storage(tiers: dict[str, Any] | None) -> str:
+    """Describe reads and moves of a tiered pool; "" if the pool has no storage."""
+    if tiers is None:
+        return ""
+    moved = ", ".join(f"{format_size(tiers[name])} {name}" for name in ("read", "promoted", "demoted"))
+    free = f"{format_size(tiers['storage_free'])} of {format_size(tiers['storage'])} free"
+    return f"{free}, {hits(tiers)}, {moved}" + "".join(f"; {line}" for line in failures(tiers))
+
+
+def hits(tiers: dict[str, Any]) -> str:
+    """Describe how many of the reads of a tiered pool did not wait for its storage."""
+    share = f" ({100 * tiers['hits'] / tiers['reads']:.1f} %)" if tiers["reads"] else ""
+    return f"{tiers['hits']} of {tiers['reads']} reads did not wait for storage{share}"
 
 
 def files(found: Snapshot) -> str:

@@ -79,6 +79,7 @@ class Refresh:
         files: what is open, remembered by the kernel, leased and so on.
         journal: commits in the interval, and the state of the log; None on a read-only mount.
         holding: the open files that deferred frees wait for.
+        tiers: reads and moves of a tiered pool in the interval; None: the pool has no storage.
     """
 
     mountpoint: str
@@ -93,6 +94,7 @@ class Refresh:
     files: dict[str, int]
     journal: dict[str, Any] | None
     holding: list[dict[str, int]]
+    tiers: dict[str, Any] | None
 
     @classmethod
     def of(cls, mountpoint: str, found: Snapshot) -> Refresh:
@@ -141,6 +143,7 @@ class Refresh:
             found.files,
             found.journal,
             found.holding,
+            found.tiers,
         )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import tier_rig
 from in_memory import tmp_path
 from tier_rig import GROUP, MIB, Members
 
+from daxfs.fs import placement
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import Steps
 from daxfs.fs.tiers import Moved
@@ -21,6 +23,7 @@ from daxfs.fs.types import ROOT_INO
 
 __all__ = ["tmp_path"]
 
+R = TypeVar("R")
 CONTENT = os.urandom(2 * MIB + 100)
 
 
@@ -58,13 +61,13 @@ class Cuts:
             self.members.storage.with_name("away").rename(self.members.storage)
         self.count += 1
 
-    def drive(self, steps: Steps[Moved]) -> Moved:
+    def drive(self, steps: Steps[R]) -> R:
         """Run an operation, and cut at each of its steps."""
         while True:
             try:
                 waiting = next(steps)
             except StopIteration as end:
-                done: Moved = end.value
+                done: R = end.value
                 return done
             self.cut()
             if waiting is not None:
@@ -80,6 +83,38 @@ def promote(fs: FileSystem, ino: int) -> Steps[Moved]:
     fs.demote(ino)
     fs.sync()
     return fs.steps.promote(ino)
+
+
+def comes_up(fs: FileSystem, ino: int) -> Steps[None]:
+    """Return what a session does about a file on storage that is read often."""
+    fs.demote(ino)
+    fs.sync()
+    for _ in range(2):
+        fs.tree.read_bytes("/f")
+    return fs.steps.keeping_tiers()
+
+
+def is_placed(fs: FileSystem, ino: int) -> Steps[None]:
+    """Return what a session does about a file that belongs on storage."""
+    fs.setxattr(ino, placement.ATTRIBUTE, placement.STORAGE)
+    return fs.steps.keeping_tiers()
+
+
+@pytest.mark.parametrize(("begin", "way"), [(comes_up, "promoted"), (is_placed, "demoted")])
+def test_a_file_is_whole_while_a_session_moves_it(
+    tmp_path: Path, begin: Callable[[FileSystem, int], Steps[None]], way: str
+) -> None:
+    cuts = Cuts(tmp_path)
+    with cuts.fs as fs:
+        fs.tree.write_bytes("/f", CONTENT)
+        ino = fs.lookup(ROOT_INO, b"f").ino
+        fs.sync()
+        cuts.drive(begin(fs, ino))
+        assert getattr(fs.tier_use(), way) == 2 * MIB + 4096
+        fs.sync()
+        cuts.cut()
+    assert cuts.count >= 5
+    cuts.members.check()
 
 
 @pytest.mark.parametrize("begin", [demote, promote])

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from daxfs.fs.filemap import FileMap, Run
+from daxfs.fs.filemap import ON_STORAGE, FileMap, Run
 
 SIZE = 64
 Cell = tuple[int, bool]
@@ -91,8 +91,21 @@ def test_neighbours_join_where_they_go_on_in_the_pool() -> None:
 
 def test_blocks_become_bytes() -> None:
     held = FileMap()
-    held.put_blocks((3, 10, 2, True), 12)
+    held.put_blocks((3, 10, 2, True), 12, 1 << 62)
     assert held.runs == [(3 << 12, 5 << 12, 7 << 12, True)]
+
+
+def test_a_run_beyond_the_memory_is_marked() -> None:
+    held = FileMap()
+    held.put_blocks((3, 10, 4, False), 12, 12 << 12)
+    held.put_blocks((9, 30, 1, False), 12, 12 << 12)
+    held.put_blocks((11, 32, 1, True), 12, 12 << 12)
+    assert held.runs == [
+        (3 << 12, 5 << 12, 7 << 12, False),
+        (5 << 12, 7 << 12, 7 << 12, ON_STORAGE),
+        (9 << 12, 10 << 12, 21 << 12, ON_STORAGE),
+        (11 << 12, 12 << 12, 21 << 12, True),
+    ]
 
 
 def test_the_border_moves_only_where_written_bytes_end_and_unwritten_ones_go_on() -> None:

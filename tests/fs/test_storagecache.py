@@ -9,6 +9,7 @@ import pytest
 
 from daxfs.errors import FsError, OnStorage
 from daxfs.fs import storagecache
+from daxfs.fs.heat import Heat
 from daxfs.fs.steps import finish
 from daxfs.fs.storagecache import UNIT, StorageCache
 from daxfs.pmem import storagequeue
@@ -55,14 +56,78 @@ def test_parts_of_units(cache: StorageCache) -> None:
 
 def test_what_was_read_is_kept_and_the_oldest_is_dropped(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storagecache, "MOST_UNITS", 2)
-    calls: list[int] = []
-    read_storage = cache.queues[0].storage.read
-    monkeypatch.setattr(
-        cache.queues[0].storage, "read", lambda offset, length: calls.append(offset) or read_storage(offset, length)
-    )
-    for unit in (0, 1, 0, 2, 0, 1):
+    calls = watched(cache, monkeypatch)
+    for unit in (0, 2, 0, 4, 0, 2):
         assert read(cache, unit * UNIT, unit * UNIT + 1) == bytes([unit])
-    assert calls == [0, UNIT, 2 * UNIT, UNIT]
+    assert calls == [(0, 1), (2, 1), (4, 1), (2, 1)]
+
+
+def watched(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list to which each call adds its first unit and their number."""
+    calls: list[tuple[int, int]] = []
+    read_storage = cache.queues[0].storage.read
+
+    def noting(offset: int, length: int) -> bytes:
+        calls.append((offset // UNIT, length // UNIT))
+        return read_storage(offset, length)
+
+    monkeypatch.setattr(cache.queues[0].storage, "read", noting)
+    return calls
+
+
+def test_units_that_follow_each_other_are_one_call(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = watched(cache, monkeypatch)
+    assert read(cache, 3 * UNIT, 3 * UNIT + 1) == b"\3"
+    assert read(cache, 0, 7 * UNIT) == b"".join(bytes([unit]) * UNIT for unit in range(7))
+    assert calls == [(3, 1), (0, 3), (4, 4)], "the last one goes on from the first"
+    assert cache.waits == 2
+
+
+def test_a_call_is_bounded(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storagecache, "MOST_AT_ONCE", 3 * UNIT)
+    calls = watched(cache, monkeypatch)
+    read(cache, 0, 8 * UNIT)
+    assert sorted(calls) == [(0, 3), (3, 3), (6, 2)]
+
+
+def test_a_call_that_goes_on_from_another_reads_ahead(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = watched(cache, monkeypatch)
+    read(cache, UNIT, 2 * UNIT)
+    read(cache, 5 * UNIT, 6 * UNIT)
+    assert calls == [(1, 1), (5, 1)]
+    read(cache, 2 * UNIT, 3 * UNIT)
+    assert calls[2:] == [(2, 3)], "up to what is there"
+    read(cache, 6 * UNIT, 6 * UNIT + 1)
+    assert calls[3:] == [(6, 2)], "up to the end of the storage"
+    assert read(cache, UNIT, 8 * UNIT) == b"".join(bytes([unit]) * UNIT for unit in range(1, 8))
+    assert len(calls) == 4
+
+
+def test_readers_of_the_same_units_share_a_call(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = watched(cache, monkeypatch)
+    brought = []
+    for end in (3, 2):
+        cache.want(BEGIN, BEGIN + end * UNIT)
+        with pytest.raises(OnStorage) as needed:
+            cache.finish_read()
+        brought.append(needed.value.bring())
+    waiting = [next(steps) for steps in brought]
+    assert waiting[0] is waiting[1]
+    for steps in brought:
+        finish(steps)
+    assert calls == [(0, 3)]
+    assert cache.read == 3 * UNIT
+
+
+def test_what_waits_for_the_policy_is_bounded(cache: StorageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storagecache, "MOST_NOTED", 2)
+    heat = Heat()
+    for ino in (11, 12, 13):
+        for _ in range(2):
+            heat.was_read(ino, 5, 6)
+        cache.met(ino, 5, 6, heat)
+    assert list(cache.misplaced) == [11, 12]
+    assert list(cache.rising) == [(11, 0), (12, 0)]
 
 
 def test_a_call_that_is_under_way_when_its_blocks_change_is_not_kept(cache: StorageCache) -> None:

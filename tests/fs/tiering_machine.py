@@ -100,8 +100,9 @@ class TieringMachine(MovingMachine):
 
     @precondition(lambda self: self.moving is None)
     @rule()
-    def make_room(self) -> None:
-        self.begin(TIER, self.fs.steps.making_room())
+    def keep_tiers(self) -> None:
+        """What is read often comes up, and if the memory is almost full others go down."""
+        self.begin(TIER, self.fs.steps.keeping_tiers())
 
     def settled(self) -> None:
         super().settled()
@@ -138,7 +139,8 @@ class TieringMachine(MovingMachine):
         slow.failing = True
         self.excused = {errno.EIO}
         if dies:
-            self.tiers.queue.fail("the test says so")
+            for queue in self.tiers.queues:
+                queue.fail("the test says so")
         for other in others:
             if other[0] < 6:
                 self.do(other)

@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def connection_with(table: dict[int, Callable[..., Any]]) -> Any:
     """Return the part of a connection that the module uses."""
     counts = Statistics(1, 2, 3, 4, 5, 6, 7, 8192, 2, 4096, 16384, (Deferral(7, 8, 9, 6),), None, ())
-    core = SimpleNamespace(statistics=lambda: counts)
+    core = SimpleNamespace(statistics=lambda: counts, storages=())
     return SimpleNamespace(
         core=core,
         table=table,

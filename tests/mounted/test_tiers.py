@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mount_rig
 import pytest
@@ -54,6 +57,57 @@ def test_what_lies_on_storage_is_read_and_written(tiered: Members) -> None:
         assert (mounted.place / "copy").read_bytes() == content
     with FileSystem.open(tiered.pool) as fs:
         assert fs.tree.read_bytes("/cold") == content
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + HANG_SECONDS
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def shown(place: Path) -> dict[str, Any]:
+    """Return what ``daxfs tier`` shows, and ask nothing else of the mount."""
+    found: dict[str, Any] = json.loads(mount_rig.daxfs("tier", place, "--json"))
+    return found
+
+
+def test_what_is_read_twice_comes_up(tiered: Members) -> None:
+    with mount_rig.mounted_unchecked(tiered.pool) as mounted, (mounted.place / "cold").open("rb", buffering=0) as cold:
+        for offset in (100, 5000, MIB, 2 * MIB):
+            assert os.pread(cold.fileno(), 50, offset) == CONTENT[offset : offset + 50]
+        wait_for(lambda: shown(mounted.place)["promoted"] == 2 * MIB)
+        assert cold.read() == CONTENT
+        found = shown(mounted.place)
+        assert 0 < found["hits"] < found["reads"]
+        assert found["read"] > 0
+        text = mount_rig.daxfs("stats", mounted.place, "--total")
+        assert "reads did not wait for storage" in text
+        assert " MiB promoted" in text
+        assert "daxfs_storage_promoted_bytes" in mount_rig.daxfs("stats", mounted.place, "--prometheus")
+        assert json.loads(mount_rig.daxfs("top", mounted.place, "--count", "1", "--json"))["tiers"]["reads"] == 0
+        assert "hits:      " in mount_rig.daxfs("tier", mounted.place)
+
+
+def test_attributes_and_watermarks_move_files_of_a_mount_that_is_idle(tiered: Members) -> None:
+    with mount_rig.mounted_unchecked(tiered.pool, "tier_high=90,tier_low=80") as mounted:
+        cold, warm = mounted.place / "cold", mounted.place / "warm"
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.setxattr(warm, "user.daxfs.tier", b"disk")
+        os.setxattr(cold, "user.daxfs.tier", b"memory")
+        os.setxattr(mounted.place, "user.daxfs.tier", b"storage")
+        wait_for(lambda: shown(mounted.place)["promoted"] >= 5 * MIB)
+        (mounted.place / "new").write_bytes(CONTENT)
+        assert os.getxattr(mounted.place / "new", "user.daxfs.tier") == b"storage"
+        wait_for(lambda: shown(mounted.place)["demoted"] >= 5 * MIB)
+        assert (mounted.place / "new").read_bytes() == CONTENT
+        mount_rig.daxfs("mount", "-o", "remount,tier_high=1,tier_low=0", mounted.place)
+        wait_for(lambda: shown(mounted.place)["demoted"] >= 10 * MIB)
+        assert warm.read_bytes() == cold.read_bytes() == CONTENT
+        listed = mount_rig.daxfs("info", mounted.place)
+        assert "tier_high=1" in listed
+        assert "tier_low=0" in listed
 
 
 @contextmanager

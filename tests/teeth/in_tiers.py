@@ -8,10 +8,13 @@ CACHE = "daxfs/fs/storagecache.py"
 QUEUE = "daxfs/pmem/storagequeue.py"
 TIERS = "daxfs/fs/tiers.py"
 
+HEAT = "daxfs/fs/heat.py"
+KEEPING = "daxfs/fs/tierkeeping.py"
 POLICY = "daxfs/fs/tierpolicy.py"
 PLACEMENT = "daxfs/fs/placement.py"
 
 TESTS = ("tests/fs/test_tiers.py",)
+KEEPING_TESTS = ("tests/fs/test_tierkeeping.py",)
 CUTS = ("tests/crash/test_tiers.py",)
 
 MUTANTS = [
@@ -66,7 +69,7 @@ MUTANTS = [
     Mutant(
         "tiers: what belongs in memory goes to storage",
         POLICY,
-        "            if place == placement.MEMORY:\n                continue\n",
+        "        if place in (placement.MEMORY, None):\n            continue\n",
         "",
         "A file that has the attribute for memory is demoted.",
         ("tests/fs/test_tierpolicy.py",),
@@ -74,8 +77,8 @@ MUTANTS = [
     Mutant(
         "tiers: what belongs on storage waits its turn",
         POLICY,
-        "_Candidate(place != placement.STORAGE, used,",
-        "_Candidate(True, used,",
+        "anywhere, pieces = place != placement.STORAGE, warm.get(ino, {})",
+        "anywhere, pieces = True, warm.get(ino, {})",
         "A file that is used later, and belongs on storage, stays in memory.",
         ("tests/fs/test_tierpolicy.py",),
     ),
@@ -94,6 +97,150 @@ MUTANTS = [
         "        pass\n",
         "What is made in a directory of memory goes to storage.",
         ("tests/fs/test_placement.py",),
+    ),
+    Mutant(
+        "tiers: each request of a scan is a use",
+        HEAT,
+        "            if not reached or reached != first:\n                count += 1\n",
+        "            count += 1\n",
+        "One backup drives everything that programs use out of memory.",
+        ("tests/fs/test_heat.py",),
+    ),
+    Mutant(
+        "tiers: uses never become old",
+        HEAT,
+        "        self._earlier = self._running\n",
+        "",
+        "What was used often long ago stays in memory for good.",
+        ("tests/fs/test_heat.py",),
+    ),
+    Mutant(
+        "tiers: what goes down keeps its uses",
+        TIERS,
+        "        volume.heat.forget(node.ino, run.lblk << bits, run.lblk + run.length << bits)\n",
+        "        pass\n",
+        "What was just written and moved to storage comes up with the first read.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: what is used now goes down with what is not",
+        POLICY,
+        "                if candidate.uses > most or free_memory(volume) >= goal:\n",
+        "                if free_memory(volume) >= goal:\n",
+        "A file of which a part is hot goes down before cold files of other groups.",
+        ("tests/fs/test_tierpolicy.py",),
+    ),
+    Mutant(
+        "tiers: a file goes down with its warm pieces",
+        POLICY,
+        "whole, stay = ByteRange(0, END), [bytes_of(piece) for piece in candidate.warm]",
+        "whole, stay = ByteRange(0, END), []",
+        "What is used all the time has to be read from storage.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: blocks of storage count as memory that becomes free",
+        POLICY,
+        " + volume.pending_frees_in_memory()\n",
+        " + volume.pending_frees()\n",
+        "After promotions the memory fills beyond the watermark.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: a piece takes the place of any other",
+        KEEPING,
+        "    return not candidate.anywhere or candidate.uses * 5 < uses * 4\n",
+        "    return True\n",
+        "Two pieces that are used as often change places all the time.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: a piece comes up in nobody's place",
+        KEEPING,
+        "                colder.reverse()\n",
+        "                colder = []\n",
+        "Above the low watermark the hottest piece stays on storage.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: everything comes up at once",
+        KEEPING,
+        "    return cache.allowance > 0\n",
+        "    return True\n",
+        "A second scan has the daemon copy a whole storage.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: the coldest comes up first",
+        KEEPING,
+        "        uses, ino, piece = hot.pop()\n",
+        "        uses, ino, piece = hot.pop(0)\n",
+        "What is used most waits behind what is hardly used.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: one read is enough to come up",
+        CACHE,
+        "heat.uses(ino, piece) >= LEAST_USES and",
+        "heat.uses(ino, piece) and",
+        "A single scan drives everything that programs use out of memory.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: what belongs on storage comes up",
+        KEEPING,
+        "    places = (placement.AUTO, placement.MEMORY)\n",
+        "    places = placement.PLACES\n",
+        "The attribute for storage is forgotten at the second read.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: the piece that is being written goes down",
+        KEEPING,
+        "                end = inodes.read(volume.view, ino).size & -PIECE if volume.nodes.is_open(ino) else END\n",
+        "                end = END\n",
+        "Each append brings its block up again.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: a written file stays where it is when it is closed",
+        "daxfs/fs/stepwise.py",
+        "                volume.tiers.misplace(file.ino)\n",
+        "                pass\n",
+        "The end of a file that belongs on storage stays in memory.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: an attribute that is set moves nothing",
+        "daxfs/fs/attributes.py",
+        "        volume.tiers.misplace(ino)\n",
+        "        pass\n",
+        "A file that belongs in memory stays on storage until it is read.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
+        "tiers: each unit is a call",
+        CACHE,
+        " and (end in units or ahead):\n",
+        " and ahead:\n",
+        "A read of 1 MiB takes sixteen times the latency of the storage.",
+        ("tests/fs/test_storagecache.py",),
+    ),
+    Mutant(
+        "tiers: nothing is read ahead",
+        CACHE,
+        "        ahead, border = begin in self._ends, self.border_after(begin)\n",
+        "        ahead, border = False, self.border_after(begin)\n",
+        "A reader of small parts waits for each of them.",
+        ("tests/fs/test_storagecache.py",),
+    ),
+    Mutant(
+        "tiers: a map says that data on storage is unwritten",
+        "daxfs/fs/data.py",
+        "    elif node.logged is None and volume.tiers is None:\n",
+        "    elif node.logged is None:\n",
+        "What lies on storage is read as zeros.",
+        TESTS,
     ),
     Mutant(
         "tiers: the high watermark is fixed",

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,11 +198,34 @@ def test_prometheus() -> None:
     sizes = "daxfs_journal_commit_blocks"
     assert [samples[f"{sizes}_bucket", None, le] for le in ("1.0", "3.0", "65535.0", "+Inf")] == [1, 3, 3, 4]
     assert samples[f"{sizes}_sum", None, None] == 70_006
-    assert len(families) == 4 + len(METRICS) + 1
+    untiered = [metric for metric in METRICS if metric.section != "tiers"]
+    assert len(families) == 4 + len(untiered) + 1
+
+
+MEMBERS = (("/a", 3 << 30, 1 << 30, ""), ("/b", 1 << 30, 0, "it did not answer"))
+TIERS = {"memory": 1 << 30, "memory_free": 1 << 28, "storage": 4 << 30, "storage_free": 1 << 30, "members": MEMBERS[:1]}
+READS = {"reads": 1000, "hits": 750, "read": 5 << 20, "promoted": 4 << 20, "demoted": 6 << 20}
+
+
+def test_storage_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    later = replace(snapshot(30.0), tiers={**TIERS, **READS, "members": MEMBERS})
+    found = later.after(replace(snapshot(10.0), tiers={**TIERS, **READS, "reads": 600, "hits": 450, "read": 1 << 20}))
+    stats._print("/mnt", found)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "storage:  1 GiB of 4 GiB free, 300 of 400 reads did not wait for storage (75.0 %), "
+        "4 MiB read, 0 bytes promoted, 0 bytes demoted; /b has failed: it did not answer"
+    )
+    text = exposition("/mnt", later)
+    for name, value in (("tier_reads_total", 1000), ("tier_hits_total", 750), ("storage_failed_members", 1)):
+        assert f'daxfs_{name}{{mountpoint="/mnt"}} {value:.1f}' in text
+    assert 'daxfs_storage_demoted_bytes_total{mountpoint="/mnt"} 6.291456e+06' in text
+    text = exposition("/mnt", replace(later, tiers={**TIERS, **READS}))
+    assert 'daxfs_storage_failed_members{mountpoint="/mnt"} 0.0' in text
 
 
 def test_prometheus_on_a_read_only_mount() -> None:
     text = exposition("/mnt", snapshot(1.0))
+    assert "storage" not in text
     assert "journal" not in text
     assert "daxfs_remembered_inodes" in text
 

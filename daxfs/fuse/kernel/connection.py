@@ -170,10 +170,12 @@ class Connection:
         if self.core.steps.unfinished:
             self.scheduler.begin_background()
 
-    def make_room(self) -> None:
-        """Have the session move files to storage if the memory is almost full."""
-        if self.core.steps.crowded:
-            self.scheduler.begin_making_room(self.core.steps.making_room)
+    def keep_tiers(self) -> bool:
+        """Have the session move data between memory and storage where it should; return whether it should."""
+        if not self.core.steps.misplaced:
+            return False
+        self.scheduler.begin_keeping_tiers(self.core.steps.keeping_tiers)
+        return True
 
     def _background(self) -> Steps[None]:
         """Process forgets, and free what files that were closed or forgotten have left, until nothing is left."""

@@ -45,8 +45,8 @@ PATIENCE_SECONDS = 0.05
 MOST_POSTPONED = 4096
 """The most requests that wait for the kernel to forget files."""
 
-ROOM_SECONDS = 1.0
-"""The least time from one attempt to make room in memory to the next."""
+TIERS_SECONDS = 1.0
+"""The least time from one look at memory and storage to the next."""
 
 FORGETS, POSTPONED, WORKS, PARKED = "forgets", "postponed", "works", "parked"
 TREE = frozenset({0})
@@ -136,8 +136,8 @@ class Scheduler:
         self._core = core
         self._background = background
         self._in_background: Work | None = None
-        self._making_room: Work | None = None
-        self._room_at = 0.0
+        self._keeping_tiers: Work | None = None
+        self._tiers_at = 0.0
         self._parked: list[tuple[int, Work]] = []
         self._turns = Turns()
         self._blocked: list[tuple[User, frozenset[int], bytes]] = []
@@ -211,12 +211,12 @@ class Scheduler:
             self._in_background = Work(self._background(), lambda _: None)
             self._add(self._in_background, NOBODY)
 
-    def begin_making_room(self, steps: Callable[[], Steps[None]]) -> None:
-        """Have the session move files to storage, unless it does, or has found nothing to move a moment ago."""
-        if self._making_room not in self.works and perf_counter() >= self._room_at:
-            self._room_at = perf_counter() + ROOM_SECONDS
-            self._making_room = Work(steps(), lambda _: None)
-            self._add(self._making_room, NOBODY)
+    def begin_keeping_tiers(self, steps: Callable[[], Steps[None]]) -> None:
+        """Have the session move data between memory and storage, unless it does, or did a moment ago."""
+        if self._keeping_tiers not in self.works and perf_counter() >= self._tiers_at:
+            self._tiers_at = perf_counter() + TIERS_SECONDS
+            self._keeping_tiers = Work(steps(), lambda _: None)
+            self._add(self._keeping_tiers, NOBODY)
 
     def _add(self, work: Work, number: int) -> None:
         self.works.append(work)

@@ -29,7 +29,7 @@ from daxfs.fuse.kernel.cpu_latency import CpuLatencyRequest
 from daxfs.fuse.kernel.device import LINGER_MILLISECONDS, MISSING, Device
 from daxfs.fuse.kernel.polling import AdaptivePolling
 from daxfs.fuse.kernel.request import Request
-from daxfs.fuse.kernel.scheduling import PARKED, WORKS
+from daxfs.fuse.kernel.scheduling import PARKED, TIERS_SECONDS, WORKS
 from daxfs.fuse.kernel.statistics import Counting
 
 if TYPE_CHECKING:
@@ -92,13 +92,15 @@ class Session:
                         await trio.lowlevel.checkpoint()
                         await trio.lowlevel.checkpoint()
                         self._connection.free_rest()
-                        self._connection.make_room()
+                        self._connection.keep_tiers()
                         left = trio.lowlevel.current_statistics().seconds_to_next_deadline
                         due = perf_counter() + min(left, OTHERS_SECONDS)
                 else:
                     self._cpu_latency.release()
-                    if not self._connection.ended:
-                        await trio.lowlevel.wait_readable(device.descriptor)
+                    again = self._connection.keep_tiers()
+                    if not self._connection.ended and WORKS not in waiting:
+                        with trio.move_on_after(TIERS_SECONDS if again else math.inf):
+                            await trio.lowlevel.wait_readable(device.descriptor)
             self._finish()
         except trio.ClosedResourceError:
             log.debug("stopped by a signal")

@@ -194,7 +194,8 @@ class Counting:
         return PIECE_HEADER.pack(self._snapshot, len(self._text)) + self._text[offset : offset + ROOM]
 
     def _as_json(self, fresh: bool) -> dict[str, Any]:
-        files = self._connection.core.statistics()
+        core = self._connection.core
+        files = core.statistics()
         return {
             "since": self._since,
             "seconds": (_clock() - self._began) / BILLION,
@@ -215,6 +216,7 @@ class Counting:
             "holding": [each._asdict() for each in files.holding],
             "journal": asdict(files.journal) if files.journal is not None else None,
             "bad": files.bad,
+            "tiers": core.tier_use()._asdict() if core.storages else None,
         }
 
 
