@@ -28,6 +28,7 @@ from benchmarks import (
     plots,
     postgres,
     snapshot,
+    tiers,
     waiting,
 )
 from benchmarks.report import FULL, QUICK, Report, load, machine
@@ -52,6 +53,7 @@ SECTIONS: dict[str, Callable[[Path, Report], None]] = {
     "postgres": postgres.postgres,
     "snapshot": snapshot.snapshot,
     "ageing": ageing.ageing,
+    "tiers": tiers.tiers,
 }
 IDLE = 0.5
 
