@@ -28,11 +28,12 @@ def test_a_file_goes_down_and_comes_up(tiered: Members) -> None:
         os.sync()
         found = json.loads(daxfs(top, "--json"))
         assert found["storage"] - found["storage_free"] == found["demoted"] == 2 * MIB + 4096
-        assert (found["memory"], found["storage"], found["failed"]) == (MEMORY, STORAGE, "")
+        assert (found["memory"], found["storage"]) == (MEMORY, STORAGE)
+        assert [(path, failed) for path, _, _, failed in found["members"]] == [(str(tiered.storage), "")]
         assert path.read_bytes() == content
         assert json.loads(daxfs(top, "--json"))["read"] >= len(content)
         shown = daxfs(top)
-        assert f"path:      {tiered.storage}\n" in shown
+        assert f"member:    {tiered.storage}, 64 MiB, " in shown
         assert "storage:   64 MiB, " in shown
         assert "promoted" in daxfs("--promote", path)
         with path.open("rb") as file:
