@@ -20,7 +20,7 @@ from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import finish
 from daxfs.fs.types import Options
-from daxfs.structures import blocks, shrinkage
+from daxfs.structures import blocks, inodes, shrinkage
 from support import fsck, run
 
 __all__ = ["tmp_path"]
@@ -244,6 +244,26 @@ def test_metadata_of_a_group_that_stays(tmp_path: Path) -> None:
         assert end < least < end + 256
         assert shrinkage.displaced(view, least - 1) is not None or shrinkage.fitting(view.geometry, least - 1) < end
         assert fs.resize(least).blocks <= least
+        fs.check()
+    fsck(path)
+
+
+def test_inode_tables_lie_elsewhere_afterwards(tmp_path: Path) -> None:
+    """Groups that come again have theirs beside other metadata than before: what was known of places is forgotten."""
+    path = made(tmp_path / "pool", size="80M")
+    with FileSystem.open(path) as fs:
+        for number in range(300):
+            fs.tree.mkdir(f"/{number}")
+        view = fs.volume.view
+        ino = 62 * view.geometry.inodes_per_group + 1
+        before = inodes.position(view, ino)
+        for number in range(300):
+            fs.tree.rmdir(f"/{number}")
+        fs.resize(60 * 256)
+        fs.resize(80 * 256)
+        assert inodes.position(view, ino) != before
+        for number in range(300):
+            fs.tree.mkdir(f"/{number}")
         fs.check()
     fsck(path)
 
