@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from in_memory import tmp_path
 from kernel_rig import kernel_mount
+from lease_rig import STORE, Client
 from resizing_rig import MIB, made
 from tree_rig import QUIET, Tree, walk
 
 from daxfs.errors import FsError
 from daxfs.ext4.geometry import Geometry
+from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.fs import renumbering
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import finish
 from daxfs.fs.types import SetAttributes
+from daxfs.protocol import ENTRY, StatusEntry
 from daxfs.structures import shrinkage
 from support import fsck
 
@@ -169,6 +173,35 @@ def test_what_is_known_outside(tmp_path: Path) -> None:
         assert not fs.pins
         assert not known
         fs.check()
+    fsck(path)
+
+
+def test_clients_and_locked_files(tmp_path: Path) -> None:
+    """What a client was granted of a renumbered file stays its own; immutable and append-only files move as others."""
+    path = made(tmp_path / "pool", size="80M")
+    with FileSystem.open(path, QUIET) as fs:
+        filled(fs)
+        first, second, third = [ino for ino in past(fs) if fs.getattr(ino).mode >> 12 == 8 and fs.getattr(ino).size][:3]
+        fs.set_flags(second, fs.get_flags(second) | EXT4_IMMUTABLE_FL)
+        fs.set_flags(third, fs.get_flags(third) | EXT4_APPEND_FL)
+        before, holder = tree(fs), Client(fs, fs.open_file(first, os.O_RDWR))
+        answer = holder.ask(flags=STORE)
+        assert StatusEntry.unpack(fs.volume.pool.memory[answer.entry : answer.entry + ENTRY.size]).ino == first
+        for _ in fs.steps.resize(TARGET // 4096):
+            fs.grants.check()
+            if not holder.current:
+                holder.renew()
+                with suppress(FsError):  # it is being recalled
+                    holder.ask(flags=STORE)
+        fs.check()
+        assert holder.file.ino != first
+        assert tree(fs) == before
+        holder.renew()
+        holder.ask(flags=STORE)
+        holder.store(0, b"stored by itself")
+        assert bytes(fs.read(holder.file, 0, 16)) == b"stored by itself"
+        fs.check()
+        holder.close()
     fsck(path)
 
 

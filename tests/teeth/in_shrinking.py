@@ -91,7 +91,7 @@ MUTANTS = [
         "        journal.make_empty_log(new)\n",
         "",
         "The inode leads to blocks that are no log.",
-        SHRINKS,
+        CUTS,
     ),
     Mutant(
         "the journal moves: a torn inode is not mended",
