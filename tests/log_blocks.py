@@ -24,3 +24,10 @@ def commit(form: jbd2.Format, sequence: int, seconds: int, nanoseconds: int, che
     block = bytearray(form.block_size)
     jbd2.fill_commit(form, block, sequence, seconds, nanoseconds, checksum)
     return bytes(block)
+
+
+def revoke(form: jbd2.Format, sequence: int, numbers: Sequence[int]) -> bytes:
+    """A revoke block with its checksum."""
+    block = bytearray(form.block_size)
+    jbd2.fill_revoke(form, block, sequence, numbers)
+    return bytes(block)

@@ -427,17 +427,15 @@ def escapes(block: Buffer) -> bool:
 # Revoke blocks
 
 
-def pack_revoke(form: Format, sequence: int, blocks: Sequence[int]) -> bytes:
-    """Make a whole revoke block for 1 to ``form.revokes_per_block`` block numbers."""
+def fill_revoke(form: Format, block: bytearray | memoryview, sequence: int, blocks: Sequence[int]) -> None:
+    """Make ``block`` a revoke block for 1 to ``form.revokes_per_block`` numbers; all its bytes are overwritten."""
     if not 0 < len(blocks) <= form.revokes_per_block:
         raise ValueError(f"{len(blocks)} revoked blocks, the limit is {form.revokes_per_block}")
     width, code = (8, "Q") if form.is_64bit else (4, "I")
     used = REVOKE_HEADER_SIZE + width * len(blocks)
-    block = bytearray(form.block_size)
     _REVOKE_HEADER.pack_into(block, 0, MAGIC, REVOKE_BLOCK, sequence & _M, used)
-    struct.pack_into(f">{len(blocks)}{code}", block, REVOKE_HEADER_SIZE, *blocks)
+    struct.pack_into(f">{len(blocks)}{code}{form.block_size - used}x", block, REVOKE_HEADER_SIZE, *blocks)
     _seal_tail(form, block)
-    return bytes(block)
 
 
 def unpack_revoke(buf: Buffer, form: Format) -> list[int]:

@@ -337,16 +337,13 @@ class Log:
 
     # Blocks
 
-    def _revoke_blocks(self, sequence: int, revokes: Collection[int]) -> bytes:
-        numbers, most = sorted(revokes), self.revokes_per_block
-        groups = [numbers[at : at + most] for at in range(0, len(numbers), most)]
-        return b"".join(jbd2.pack_revoke(self._form, sequence, group) for group in groups)
-
     def _write(self, sequence: int, copies: Mapping[int, memoryview], revokes: Collection[int]) -> None:
         """Store the transaction from ``head`` on, with a wrong sequence number in its commit record."""
         position = self._head
-        if revokes:
-            position = self._store(position, self._revoke_blocks(sequence, revokes))
+        numbers, image = sorted(revokes), self._reserve_image(1)[: self._size]
+        for at in range(0, len(numbers), self.revokes_per_block):
+            jbd2.fill_revoke(self._form, image, sequence, numbers[at : at + self.revokes_per_block])
+            position = self._store(position, image)
         entries, most = list(copies.items()), self._tags_per_descriptor
         while len(entries) > most:
             position = self._store(position, self._assemble(sequence, entries[:most], last=False))

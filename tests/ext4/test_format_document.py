@@ -157,7 +157,7 @@ def journal_samples() -> Iterator[tuple[str, Sample]]:
         tag = {"t_blocknr": number & 0xFFFFFFFF, "t_flags": 9, "t_blocknr_high": number >> 32, "t_checksum": checksum}
         yield section, (data[12:], "big", tag)
     form = jbd2.Format.of(plain)
-    yield "`jbd2.revoke`", (jbd2.pack_revoke(form, 77, [1, 2, 3]), "big", {"r_count": 28})
+    yield "`jbd2.revoke`", (log_blocks.revoke(form, 77, [1, 2, 3]), "big", {"r_count": 28})
     commit = {"h_chksum_type": 1, "h_chksum_size": 4, "h_chksum": 99, "h_commit_sec": 0x100000002, "h_commit_nsec": 3}
     yield "`jbd2.commit`", (log_blocks.commit(form, 77, 0x100000002, 3, 99), "big", commit)
 

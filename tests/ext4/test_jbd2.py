@@ -134,7 +134,7 @@ def _write_log(image: Path, csum: int, blocks: dict[int, bytes], revoke: int) ->
         for (number, block), copy in zip(blocks.items(), logged, strict=True)
     ]
     parts = [log_blocks.descriptor(form, 77, tags), *logged, log_blocks.commit(form, 77, 1_700_000_000, 5)]
-    parts += [jbd2.pack_revoke(form, 78, [revoke]), log_blocks.commit(form, 78, 1_700_000_001, 0)]
+    parts += [log_blocks.revoke(form, 78, [revoke]), log_blocks.commit(form, 78, 1_700_000_001, 0)]
     log.write(0, new.pack())
     for i, part in enumerate(parts):
         assert len(part) == BLOCK
@@ -222,9 +222,9 @@ def test_full_blocks_fit_and_one_more_revoke_is_refused(incompat: int) -> None:
     full = [Tag(i + 1, 0) for i in range(form.tags_per_descriptor)]
     assert len(log_blocks.descriptor(form, 1, full)) == BLOCK
     revoked = list(range(1, form.revokes_per_block + 1))
-    assert jbd2.unpack_revoke(jbd2.pack_revoke(form, 1, revoked), form) == revoked
+    assert jbd2.unpack_revoke(log_blocks.revoke(form, 1, revoked), form) == revoked
     with pytest.raises(ValueError, match="limit"):
-        jbd2.pack_revoke(form, 1, [*revoked, 1])
+        log_blocks.revoke(form, 1, [*revoked, 1])
 
 
 def test_a_large_block_number_needs_a_64bit_journal() -> None:
@@ -245,7 +245,7 @@ def test_noise_never_leads_out_of_the_block(incompat: int, noise: bytes) -> None
 
 def test_a_revoke_block_that_claims_more_than_itself_is_corrupt() -> None:
     form = layout(Incompat.CSUM_V3)
-    block = bytearray(jbd2.pack_revoke(form, 1, [5]))
+    block = bytearray(log_blocks.revoke(form, 1, [5]))
     block[12:16] = (BLOCK - 3).to_bytes(4, "big")
     with pytest.raises(Corrupt, match="revoke"):
         jbd2.unpack_revoke(block, form)
@@ -258,7 +258,7 @@ def test_one_changed_bit_breaks_each_checksum(incompat: int) -> None:
     form = layout(incompat)
     for make, valid in (
         (log_blocks.descriptor(form, 1, [Tag(5, 0)]), jbd2.tail_is_valid),
-        (jbd2.pack_revoke(form, 1, [5]), jbd2.tail_is_valid),
+        (log_blocks.revoke(form, 1, [5]), jbd2.tail_is_valid),
         (log_blocks.commit(form, 1, 2, 3), jbd2.commit_is_valid),
     ):
         assert valid(form, make)

@@ -22,7 +22,7 @@ from daxfs.journal.view import SUPERBLOCK_KEY, View
 from daxfs.pmem import persist
 from daxfs.pmem.faults import Faults
 from daxfs.pmem.persist import Operations
-from daxfs.structures import blocksearch, inode_allocation
+from daxfs.structures import blocks, blocksearch, inode_allocation
 
 LAYERS = ("daxfs.fs.", "daxfs.journal.", "daxfs.structures.", "daxfs.snapshots.", "daxfs.ext4.")
 """The packages in which a buffer that is made can fail."""
@@ -110,7 +110,7 @@ class FailingPool(UndoPool):
 
 
 def failing_allocations(patches: pytest.MonkeyPatch, trigger: Trigger) -> None:
-    """A search for free blocks, or for an inode, finds none."""
+    """A search for free blocks, or for an inode, finds none; a run that a move has found is more than may be taken."""
 
     def failing(search: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -121,6 +121,7 @@ def failing_allocations(patches: pytest.MonkeyPatch, trigger: Trigger) -> None:
         return run
 
     patches.setattr(blocksearch, "search", failing(blocksearch.search))
+    patches.setattr(blocks, "take_run", failing(blocks.take_run))
     patches.setattr(inode_allocation, "allocate", failing(inode_allocation.allocate))
 
 

@@ -15,6 +15,7 @@ from daxfs.fs.filesystem import ROOT_INO
 from daxfs.fs.openfile import OpenFile
 from daxfs.fs.types import Caller, FsXattr, LeaseRequest, SetAttributes
 from daxfs.protocol import Flag
+from daxfs.runs import ByteRange
 
 ACL = b"\2\0\0\0" + b"".join(
     tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + who.to_bytes(4, "little")
@@ -82,6 +83,24 @@ class Bench(Workbench):
         finally:
             self.fs.releasedir(directory)
 
+    def spread(self, number: int) -> None:
+        """Make a directory in a group of its own, with a file."""
+        self.fs.mkdir(ROOT_INO, b"spread%d" % number, 0o755)
+        self.new(f"spread{number}/file", 6000)
+
+    def evacuate(self, first: int, last: int) -> None:
+        """Move what lies between two tenths of the file system elsewhere."""
+        tenth = self.fs.volume.geometry.blocks_count // 10 << self.fs.volume.block_bits
+        self.fs.evacuate(ByteRange(first * tenth, last * tenth))
+
+    def write_as_user(self, path: str, offset: int, size: int) -> None:
+        """Write as a user for whom root's blocks are reserved."""
+        file = self.fs.open_file(self.ino(path), os.O_RDWR)
+        try:
+            self.fs.write(file, offset, self.bytes(size), caller=MAKER)
+        finally:
+            self.fs.release(file)
+
     def create(self, path: str) -> None:
         file, _ = self.fs.create(*self.fs.tree.parent(path), 0o666, caller=MAKER)
         self.fs.release(file)
@@ -116,6 +135,12 @@ MORE: dict[str, Operation] = {
     "unlink after snapshot": lambda w: w.unlink("g"),
     "mkdir after snapshot": lambda w: w.fs.mkdir(ROOT_INO, b"later", 0o755),
     "sync after snapshot": lambda w: [w.fs.mkdir(ROOT_INO, b"later", 0o755), w.fs.sync()],
+    "spread": lambda w: [w.spread(number) for number in range(10)],
+    "grow": lambda w: w.fs.resize(),
+    "shrink": lambda w: w.fs.resize(w.fs.volume.geometry.blocks_count * 2 // 3),
+    "evacuate": lambda w: w.evacuate(6, 10),
+    "defragment": lambda w: w.fs.defragment(w.ino("f")),
+    "write of a user": lambda w: w.write_as_user("f", 3000, 9000),
 }
 ALL = OPERATIONS | MORE
 NEEDED = NEEDS | {
@@ -130,17 +155,28 @@ NEEDED = NEEDS | {
     "unlink after snapshot": ("snapshot",),
     "mkdir after snapshot": ("snapshot",),
     "sync after snapshot": ("snapshot",),
+    "shrink": ("grow", "spread"),
+    "evacuate": ("spread",),
+    "defragment": ("fragment",),
 }
 
 PIECEWISE = (
     *("write", "append", "overwrite", "fill", "allocate", "punch", "zero", "copy", "truncate", "collapse", "insert"),
-    *("scatter", "open", "change", "tmpfile", "relocate"),
+    *("scatter", "spread", "open", "change", "tmpfile", "relocate", "grow", "shrink", "evacuate", "defragment"),
 )
 """How the names of operations begin that may have done a part when they fail."""
 
 
-MORE_FORMATS = {"project": ("-b", "1024", "-O", "project,^resize_inode", "-I", "256")}
+MORE_FORMATS = {
+    "project": ("-b", "1024", "-O", "project,^resize_inode", "-I", "256"),
+    "groups": ("-b", "1024", "-g", "256", "-E", "resize=40000"),
+    "groups without reserve": ("-b", "1024", "-g", "256", "-O", "^resize_inode,^flex_bg"),
+}
 """Formats besides those of `crash_rig`."""
+RESIZED = ("grow", "shrink", "evacuate", "defragment")
+"""Operations that need many groups, or room behind the file system, to find something to do."""
+LONGER = {"groups": 3 << 20, "groups without reserve": 2 << 20}
+"""Bytes of the pool past the end of its file system."""
 
 
 class Case(NamedTuple):

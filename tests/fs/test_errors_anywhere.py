@@ -14,7 +14,7 @@ from crash_rig import LARGE
 from failing import lives
 from failing.seams import SEAMS
 from failing.sweep import EVERY_FORMAT, Lab, Tally, swept
-from failing.work import ALL
+from failing.work import ALL, RESIZED
 
 SAMPLED = 6
 """Operations of each seam in the sample."""
@@ -34,6 +34,17 @@ def test_some_operations(tmp_path: Path) -> None:
         assert not tally.wrong, tally.wrong[0]
         tried += tally.tried
     assert tried > 20
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("seam", SEAMS)
+def test_growth_and_moves(seam: str, tmp_path: Path) -> None:
+    """On a pool of many groups, with room past the end of its file system."""
+    lab = Lab("groups", tmp_path)
+    tally = swept(lab, RESIZED, seam, stride=4 * STRIDES[seam])
+    assert not tally.wrong, tally.wrong[0]
+    assert not any(lab.reference(operation).refused for operation in RESIZED)
+    assert tally.tried > 3 or seam == "room"
 
 
 @pytest.mark.full

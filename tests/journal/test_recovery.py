@@ -87,7 +87,7 @@ class Writer:
         return self
 
     def revoke(self, *numbers: int) -> Writer:
-        self.put(jbd2.pack_revoke(self.form, self.sequence, numbers), "revoke")
+        self.put(log_blocks.revoke(self.form, self.sequence, numbers), "revoke")
         return self
 
     def commit(self, *, seconds: int = 0) -> Writer:

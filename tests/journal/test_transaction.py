@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from journal_rig import JournalRig
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
+from daxfs.ext4 import jbd2
 from daxfs.ext4.superblock import Superblock
-from daxfs.journal import recovery
+from daxfs.journal import log, recovery
 from daxfs.journal import transaction as transaction_module
 from daxfs.journal import view as view_module
 from daxfs.journal.handle import MOST_RECORDS, Handle
@@ -753,3 +754,28 @@ def test_a_commit_without_memory_can_be_tried_again(
     journal.commit()
     assert rig.block(pool, block) == rig.filled(1)[:-1] + b"\7"
     assert rig.block(pool, counted)[0] == 1
+
+
+@pytest.mark.interpreted
+def test_the_log_makes_no_buffer_while_it_stores(
+    rig: JournalRig, pool: MemoryPool, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that runs out there would abort the journal: revoke blocks, too, are made in the buffer that it has."""
+    for number in (1, 2):
+        with journal.handle(2) as tx:
+            for block in rig.free[:2]:
+                tx.edit(block)[:] = rig.filled(number)
+        if number == 1:
+            journal.commit()
+    with journal.handle(0) as tx:
+        tx.forget(rig.free[0])
+
+    def refused(*_: object) -> bytes:
+        raise MemoryError
+
+    for module in (log, jbd2):
+        for kind in ("bytes", "bytearray"):
+            monkeypatch.setattr(module, kind, refused, raising=False)
+    journal.commit()
+    assert journal.stats.blocks_revoked == 1
+    assert rig.block(pool, rig.free[1]) == rig.filled(2)

@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         "revokes are not logged",
         LOG,
-        "        if revokes:\n            position = self._store(",
-        "        if False:\n            position = self._store(",
+        "numbers, image = sorted(revokes), ",
+        "numbers, image = list[int](), ",
         "Old copies of freed metadata blocks are replayed over what lies there now.",
         (CUTS, REUSE),
     ),
