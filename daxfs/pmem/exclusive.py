@@ -2,7 +2,7 @@
 
 Two owners of one ext4 destroy it without a message. `claim` takes an advisory lock (flock), which other daxfs processes
 and mkfs honour. It opens block devices with O_EXCL, which the kernel's own mounts honour. It searches the loop devices,
-which honour neither. It changes nothing in the pool. ``pool.open_pool`` and mkfs call it.
+which honour neither. It changes nothing in the pool. ``opening.open_pool`` and mkfs call it.
 
 Clients of a mount map the pool too, and may keep it mapped after the daemon has ended. `mapped_by_clients` reports
 whether any client does. A mount tolerates such clients (``daxfs.fs.leasing``); mkfs and e2fsck refuse them with

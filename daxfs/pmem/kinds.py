@@ -2,8 +2,9 @@
 
 This module determines how large the pool is, how a mapping of it must be aligned, and which file system holds it. It
 reads ``stat``, sysfs and mountinfo only. It opens nothing and maps nothing, so it cannot distinguish a file on an fsdax
-mount from a plain one: only a mapping with ``MAP_SYNC``, which ``pool.open_pool`` tries, can. ``pool``, ``exclusive``
-and mkfs call this module. The roots of sysfs and procfs are parameters, so that a test can supply a tree of its own.
+mount from a plain one: only a mapping with ``MAP_SYNC``, which ``opening.open_pool`` tries, can. ``opening``,
+``exclusive`` and mkfs call this module. The roots of sysfs and procfs are parameters, so that a test can supply a tree
+of its own.
 """
 
 from __future__ import annotations

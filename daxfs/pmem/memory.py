@@ -1,6 +1,6 @@
 """A pool without a file: anonymous memory or the caller's bytearray, for tests and tools.
 
-The pool ends with the process. Tests of any layer may use it in place of ``pool.open_pool``.
+The pool ends with the process. Tests of any layer may use it in place of ``opening.open_pool``.
 """
 
 from __future__ import annotations
