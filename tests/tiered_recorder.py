@@ -24,6 +24,7 @@ from daxfs.pmem import storagequeue
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.persist import Buffer, Operations
 from daxfs.pmem.storage import Label, Storage
+from daxfs.runs import ByteRange
 
 RUBBISH = b"\xe5"
 
@@ -42,6 +43,7 @@ class MemoryStorage:
     def __init__(self, content: bytes, begin: int, record: Callable[[Event], object]) -> None:
         self.content = bytearray(content)
         self.room = len(content)
+        self.place = ByteRange(begin, begin + len(content))
         self.failing = False
         self.status = os.stat_result(range(10))
         self._begin = begin
@@ -101,7 +103,7 @@ class _Tiered(MemoryPool):
     def split(self, content: bytes, memory: int, record: Callable[[Event], object]) -> None:
         """Let storage follow the memory."""
         self.slow = MemoryStorage(content[memory:], memory, record)
-        self.storage = cast(Storage, self.slow)
+        self.storages = (cast(Storage, self.slow),)
         self.memory_size = memory
 
 
@@ -143,5 +145,5 @@ def opened(pool: MemoryPool, options: Options) -> FileSystem:
     """Mount a pool; its calls on storage have no threads."""
     fs = FileSystem.open(pool, options)
     if fs.volume.tiers is not None:
-        fs.volume.tiers.queue = Queue(fs.volume.tiers.queue.storage)
+        fs.volume.tiers.queues = [Queue(queue.storage) for queue in fs.volume.tiers.queues]
     return fs
