@@ -34,7 +34,7 @@ from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.hash import dirhash
 from daxfs.ext4.inode import EXT4_JOURNAL_DATA_FL
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import clock, imaging
+from daxfs.fs import appends, clock, imaging
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.mounting import read_superblock
 from daxfs.fs.types import Options, RenameFlags, SetAttributes
@@ -234,6 +234,20 @@ class Workbench:
         self.opened.append(self.fs.open_file(self.ino(path), os.O_RDWR))
         self.unlink(path)
 
+    def begin_window(self) -> None:
+        """Have an open file that was appended and synchronised so often that it has blocks past EOF for this."""
+        file, _ = self.fs.create(ROOT_INO, b"log", 0o644)
+        self.opened.append(file)
+        for _ in range(appends.ENOUGH + 1):
+            self.append_block()
+            self.fs.fsync(file.ino)
+        assert file.node.window > file.size or not inodes.read(self.fs.volume.view, file.ino).has_extents
+
+    def append_block(self) -> None:
+        """Append a block to the file that was opened last."""
+        file = self.opened[-1]
+        self.write_to(file, file.size, self.fs.volume.block_size)
+
     def nameless(self, size: int) -> None:
         """Open a file without a name and write to it."""
         file, _ = self.fs.tmpfile(ROOT_INO, 0o640)
@@ -326,6 +340,8 @@ OPERATIONS: dict[str, Operation] = {
     "write new": lambda w: w.new("written", 2500),
     "write new in d": lambda w: w.new("d/written", 5000),
     "append": lambda w: w.write("f", 3000, 1700),
+    "begin window": lambda w: w.begin_window(),
+    "append in window": lambda w: w.append_block(),
     "append a byte": lambda w: w.write("g", 700, 1),
     "overwrite": lambda w: w.write("f", 100, 1403),
     "overwrite a word": lambda w: w.write("big", 1000, 8),
@@ -453,7 +469,7 @@ DURABLE = [name for name in OPERATIONS if name.startswith("batch")]
 ATOMIC = [*DURABLE, *(name for name in OPERATIONS if name.startswith("atomic "))]
 """The operations whose content is there whole or not at all."""
 
-LARGE = ("scatter", "fill", "fragment")
+LARGE = ("scatter", "fill", "fragment", "begin window")
 """Operations that take much longer than others, or prepare one that follows."""
 
 SINGLE = [name for name in OPERATIONS if name not in LARGE]
@@ -467,6 +483,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "atomic journaled append within block": ("journal",),
     "relocate journaled": ("journal", "atomic journaled overwrite"),
     "write to unlinked": ("unlink open",),
+    "append in window": ("begin window",),
     "release": ("unlink open",),
     "name tmpfile": ("tmpfile",),
     "unlink named": ("tmpfile", "name tmpfile"),

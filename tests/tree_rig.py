@@ -231,13 +231,21 @@ def pool_facts(fs: FileSystem, ino: int, content: object = None, *, contents: bo
         found.gid,
         found.rdev,
         found.size,
-        found.blocks,
+        found.blocks - sectors_of_window(fs, ino),
         found.atime_ns,
         found.mtime_ns,
         found.ctime_ns,
         tuple((name, fs.getxattr(ino, name)) for name in sorted(fs.listxattr(ino))),
         content,
     )
+
+
+def sectors_of_window(fs: FileSystem, ino: int) -> int:
+    """What ``st_blocks`` counts of blocks past EOF that are there for appends: nobody else has them after the mount."""
+    node = fs.volume.nodes.open.get(ino)
+    if node is None or not node.window:
+        return 0
+    return node.window - (node.size + -node.size % fs.volume.block_size) >> 9
 
 
 def pool_content(fs: FileSystem, ino: int, size: int) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError
-from daxfs.fs import badmemory, data, datalog
+from daxfs.fs import appends, badmemory, data, datalog
 from daxfs.fs.change import Change
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.structures import blocks, inodes, mapping
@@ -105,7 +105,7 @@ def write_pieces(volume: Volume, file: OpenFile, pieces: Sequence[Piece], kill: 
         datalog.write(volume, node, pieces, blocks, file.caller)
         return
     if end > node.size:
-        volume.notifier.end_preallocation(node.ino)
+        appends.end_preallocation(volume, node.ino)
     if end > volume.large_file_from:
         volume.allow_large_files()
     try:

@@ -13,7 +13,7 @@ from itertools import islice
 
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL
-from daxfs.fs import badmemory, data, datalog, ranges, truncating
+from daxfs.fs import appends, badmemory, data, datalog, ranges, truncating
 from daxfs.fs.change import Change
 from daxfs.fs.nodes import Node
 from daxfs.fs.openfile import OpenFile
@@ -162,7 +162,7 @@ def put_hole(volume: Volume, file: OpenFile, offset: int, length: int) -> int:
 
 def extend(volume: Volume, node: Node, size: int) -> None:
     """Extend the file by a hole."""
-    volume.notifier.end_preallocation(node.ino)
+    appends.end_preallocation(volume, node.ino)
     if size > volume.large_file_from:
         volume.allow_large_files()
     with volume.handle(data.CREDITS_PIECE) as tx, Change(volume, tx, node.ino) as change:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory, OnStorage
 from daxfs.ext4.inode import EXT4_APPEND_FL
-from daxfs.fs import badmemory, datalog
+from daxfs.fs import appends, badmemory, datalog
 from daxfs.fs.change import Change
 from daxfs.fs.filemap import MAX_RUNS, UNWRITTEN, FileMap, Run
 from daxfs.fs.nodes import Node
@@ -243,6 +243,10 @@ def write(volume: Volume, file: OpenFile, offset: int, data: Buffer, kill: bool 
                 volume.heat.was_used(node.ino, offset, end)
             return size
     volume.finish_copy()
+    if offset == node.size and node.appends >= appends.ENOUGH and not volume.read_only and node.plain:
+        done = appends.append(volume, node, offset, data, file.caller)
+        if done:
+            return done
     return write_slowly(volume, file, offset, data)
 
 
@@ -263,7 +267,7 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
             volume.heat.was_used(node.ino, offset, offset + size)
     datalog.settle(volume, node.ino, offset, offset + size)
     if offset + size > node.size:
-        volume.notifier.end_preallocation(node.ino)
+        appends.end_preallocation(volume, node.ino)
     if volume.exceeds_map(node.ino, offset + size):
         size = max(volume.max_size(node.ino) - offset, 0)
         if size == 0:
@@ -420,6 +424,9 @@ def fsync(volume: Volume, ino: int, *, data_only: bool = False) -> None:
         journal.commit()
     else:
         journal.fence()
+    node = volume.nodes.open.get(ino)
+    if node is not None:
+        node.synchronised()
 
 
 def make_durable(volume: Volume, file: OpenFile) -> None:

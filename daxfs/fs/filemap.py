@@ -71,6 +71,10 @@ class FileMap:
         run = self.runs[index]
         return run if offset < run[1] else None
 
+    def reaches_past(self, offset: int) -> bool:
+        """Return whether anything after the byte ``offset`` is mapped."""
+        return bool(self.runs) and self.runs[-1][1] > offset
+
     def next_begin(self, offset: int) -> int | None:
         """Return where the first run begins that lies after ``offset``."""
         index = bisect_right(self.begins, offset)

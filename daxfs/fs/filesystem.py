@@ -15,13 +15,27 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs import (
+    appends,
+    attributes,
+    damage,
+    data,
+    flags,
+    mounting,
+    names,
+    openfile,
+    opening,
+    ranges,
+    removal,
+    truncating,
+)
+from daxfs.fs import (
     atomic as atomic_writes,
 )
-from daxfs.fs import attributes, damage, data, flags, mounting, names, openfile, opening, ranges, removal, truncating
 from daxfs.fs.administration import Administration
 from daxfs.fs.batches import Batch
 from daxfs.fs.grants import requests, write_notifications
@@ -71,6 +85,7 @@ class FileSystem(Administration):
         super().__init__(volume)
         self.tree = Tree(self)
         volume.reclaimers.add(self._free_some, self._has_more_to_free)
+        volume.reclaimers.add(partial(appends.end_all, volume))
         self.add_reclaimer(self._reclaim_grants)
 
     @classmethod

@@ -69,6 +69,9 @@ class Node:
         plain: whether a write is only a copy: `unprivileged`, not `journaled`, and the log holds no block of the file.
         logged: logical -> physical block, of the blocks of which the running transaction has a newer copy than the
             pool; they are ``LOGGED`` in the map. None: there are none.
+        durable_size: the size that the last fsync has made durable, or that the node began with.
+        appends: how often fsync has found the file longer (`daxfs.fs.appends`).
+        window: the byte after the blocks past EOF that are there for appends; 0: there are none.
         dax: whether data goes straight to memory; decided by an open while the inode is not open otherwise.
         grants: the grants of the file's memory, which are notified of all that happens to the inode; None: there are
             none.
@@ -76,10 +79,12 @@ class Node:
 
     __slots__ = (
         "_nodes",
+        "appends",
         "atime",
         "atime_due",
         "ctime",
         "dax",
+        "durable_size",
         "grants",
         "ino",
         "journaled",
@@ -92,13 +97,16 @@ class Node:
         "scattered",
         "size",
         "unprivileged",
+        "window",
     )
 
     def __init__(self, nodes: Nodes, inode: Inode) -> None:
         self._nodes = nodes
         self.ino = inode.number
         self.opens = 0
-        self.size = inode.size
+        self.size = self.durable_size = inode.size
+        self.appends = 0
+        self.window = 0
         self.map: FileMap | None = None
         self.logged: dict[int, int] | None = None
         self.grants: InodeNotifier | None = None
@@ -153,6 +161,12 @@ class Node:
             self.grants.bump_version()
         else:
             self.grants.set_size(size)
+
+    def synchronised(self) -> None:
+        """The size is durable."""
+        if self.size > self.durable_size:
+            self.appends += 1
+        self.durable_size = self.size
 
     def mapped(self, runs: Iterable[Extent]) -> None:
         """A handle has allocated or converted the blocks of ``runs``; put them into the map."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.extent import EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_EXTENTS_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import data, datalog, privileges, truncating
+from daxfs.fs import appends, data, datalog, privileges, truncating
 from daxfs.fs.change import Change
 from daxfs.fs.nodes import END, Node
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
@@ -91,6 +91,8 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     if not inode.flags & EXT4_EXTENTS_FL and not mode & PUNCH_HOLE:
         raise FsError(errno.EOPNOTSUPP)
     node = file.node
+    if node.window:
+        appends.end(volume, node)
     if volume.tiers is not None:
         _bring_edges(volume, node, offset, offset + length)
     if not node.unprivileged:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from daxfs.errors import Corrupt, FsError, MissingMemory
-from daxfs.fs import damage, truncating
+from daxfs.fs import appends, damage, truncating
 from daxfs.fs.steps import Steps
 from daxfs.fs.volume import Volume
 from daxfs.structures import inode_allocation, inodes, mapping, orphans, xattrs
@@ -175,9 +175,12 @@ def recover(volume: Volume) -> None:
 
 
 def free_nameless(volume: Volume) -> None:
-    """Free all inodes without a name, and finish abandoned cuts: the mount ends, and nobody has them open."""
+    """Free all inodes without a name, end windows, and finish abandoned cuts: the mount ends, and nobody needs them."""
     free_rest(volume)
     met: list[Corrupt | MissingMemory] = []
+    for node in [node for node in volume.nodes.open.values() if node.window]:
+        with unless_damaged(volume, node.ino, met):
+            appends.end(volume, node)
     for ino in tuple(volume.lives.nameless):
         if volume.read_only:
             break

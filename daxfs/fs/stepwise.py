@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs import (
+    appends,
     attributes,
     batches,
     copying,
@@ -251,11 +252,14 @@ class Stepwise:
         """Close an open file; the last close of a file without a name begins to free it."""
         volume = self.volume
         batches.end(volume, file)
+        node = file.node
         try:
-            if file.node.grants is not None:
+            if node.grants is not None:
                 mounting.grants_of(volume).leave(file)
+            if node.window and node.opens == 1:
+                appends.end(volume, node)
         finally:
-            volume.nodes.closed(file.node)
+            volume.nodes.closed(node)
             if volume.tiers is not None and file.writable:
                 volume.tiers.misplace(file.ino)
             removal.begin(volume, file.ino)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
+from daxfs.fs import appends
 from daxfs.fs.change import Change
 from daxfs.fs.data import zero_tail
 from daxfs.fs.nodes import END
@@ -71,7 +72,7 @@ def truncate(volume: Volume, ino: int, size: int, caller: Caller, kill: bool | N
     shrinks = size <= inode.size
     drop_capability(volume, inode)
     whole = True
-    volume.notifier.end_preallocation(ino)
+    appends.end_preallocation(volume, ino)
     with volume.handle(CREDITS_CUT) as tx, Change(volume, tx, ino) as change:
         inode = change.inode
         if takes_set_id(caller, kill):

@@ -29,6 +29,7 @@ VOLUME = "daxfs/fs/volume.py"
 ATOMIC = "daxfs/fs/atomic.py"
 BATCHES = "daxfs/fs/batches.py"
 
+APPENDS = "tests/fs/test_appends.py"
 BAD = "tests/fs/test_badmemory.py"
 DATALOG = "tests/fs/test_datalog.py"
 GROWTH = "tests/crash/test_growth_after_recovery.py"
@@ -584,6 +585,47 @@ MUTANTS = [
         "                pass\n",
         "A cut between two steps leaves blocks behind the end.",
         (SLOW_ENDS,),
+    ),
+    # Windows
+    Mutant(
+        "appends: a window is on no list",
+        "daxfs/fs/appends.py",
+        "            volume.lives.being_cut(tx, node.ino)\n",
+        "",
+        "After a power cut the file keeps blocks past EOF.",
+        (APPENDS,),
+    ),
+    Mutant(
+        "appends: blocks become readable without data",
+        "daxfs/fs/appends.py",
+        "        pool.write(place, content)\n",
+        "    volume.journal.commit()\n    pool.write(place, content)\n",
+        "A cut shows what the blocks held before.",
+        (OPERATIONS,),
+    ),
+    Mutant(
+        "appends: the last close keeps the window",
+        "daxfs/fs/stepwise.py",
+        "            if node.window and node.opens == 1:\n",
+        "            if node.window and node.opens == 0:\n",
+        "Blocks past EOF stay with closed files.",
+        (APPENDS,),
+    ),
+    Mutant(
+        "appends: a window takes in what users have reserved",
+        "daxfs/fs/appends.py",
+        " or node.map.reaches_past(start):\n",
+        ":\n",
+        "The end of the window frees what fallocate has reserved past EOF.",
+        (APPENDS,),
+    ),
+    Mutant(
+        "appends: a full pool keeps its windows",
+        "daxfs/fs/filesystem.py",
+        "        volume.reclaimers.add(partial(appends.end_all, volume))\n",
+        "",
+        "An operation finds no room, although nobody uses it.",
+        (APPENDS,),
     ),
     # Steps
     Mutant(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from daxfs.fs import data
+from daxfs.fs import appends, data
 from daxfs.fs.filemap import FileMap
 from daxfs.fs.grants.epochs import Epochs
 from daxfs.fs.grants.inode_grants import InodeGrants
@@ -134,6 +134,8 @@ class Grants:
         Raises:
             FsError: ENOSPC, there is no room for a status entry.
         """
+        if node.window:
+            appends.end(self.volume, node)
         entry = self.page.allocate() if not self.volume.read_only else 0
         grants = self.by_ino[node.ino] = InodeGrants(self.volume, node, entry, self.epochs.numbers)
         node.grants = grants
