@@ -13,6 +13,7 @@ directories, keep:
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.ext4 import dirent
@@ -77,6 +78,13 @@ class Listing:
             self.names[first:stop], self.inos[first:stop], self.file_types[first:stop], self.cookies[first:stop]
         )
 
+    def append(self, more: Listing) -> None:
+        """Append the names of another listing."""
+        self.names += more.names
+        self.inos += more.inos
+        self.file_types += more.file_types
+        self.cookies += more.cookies
+
     def put(self, index: int, entry: Entry) -> None:
         """Insert an entry."""
         self.names.insert(index, entry.name)
@@ -106,6 +114,18 @@ class Chunk:
         self.end = end
         self.version = version
         self.listing = listing
+
+    def names_after(self, cookie: int) -> int:
+        """Return how many names there are after ``cookie``."""
+        return len(self.listing) - bisect_right(self.listing.cookies, cookie)
+
+    def follow(self, cookie: int, more: Chunk) -> None:
+        """Hold the names after ``cookie`` and those of ``more``, whose range begins at ``end`` or before."""
+        assert self.end is not None
+        kept, new = self.listing, more.listing
+        kept = kept.part(bisect_right(kept.cookies, cookie), len(kept))
+        kept.append(new.part(bisect_left(new.cookies, self.end), len(new)))
+        self.low, self.end, self.listing = cookie + 1, more.end, kept
 
 
 class Hints(Cache):

@@ -10,8 +10,8 @@ The cookie of "." is 1, that of ".." is 2. Names whose 63 bits are equal get con
 
 Entries are read in chunks of a few leaves, which are hashed together: the more, the less each costs. The last chunk of
 each directory is cached, so that a caller who takes entries in small portions does not pay for each of them. A reader
-who goes on where a chunk ended gets a larger one next; one who begins anywhere else (seekdir(3)) gets one leaf. Only
-`directories` calls this module.
+who comes near the end of a chunk gets a larger one next, after what is left of the old one: no portion is small. One
+who begins anywhere else (seekdir(3)) gets one leaf. Only `directories` calls this module.
 
 Sources: ``fs/ext4/dir.c`` (``ext4_readdir``, ``ext4_dx_readdir``, ``is_dx_dir``, ``hash2pos``), ``fs/ext4/namei.c``
 (``ext4_htree_fill_tree``).
@@ -55,6 +55,8 @@ FIRST_NAMES = 400
 """About how many names the first chunk of a directory has."""
 MOST_NAMES = 800
 """About how many names a chunk has at most; reading them takes about a millisecond."""
+FEW_LEFT = 400
+"""If fewer names are left of a chunk, the next one is read too."""
 NAMES_PER_LEAF = 50
 """A chunk of so many names ends after this number of leaves, also if they have fewer."""
 MOST_SALVAGED = 50_000
@@ -174,6 +176,8 @@ def _by_hash(view: View, directory: Inode, cookie: int) -> tuple[Listing, int | 
     if chunk is None or cookie + 1 < chunk.low or (chunk.end is not None and cookie + 1 >= chunk.end):
         chunk = _sound_chunk(view, directory, cookie, chunk)
         hints.put_chunk(key, chunk)
+    elif chunk.end is not None and chunk.names_after(cookie) < FEW_LEFT:
+        chunk.follow(cookie, _sound_chunk(view, directory, chunk.end - 1, chunk))
     found = chunk.listing
     part = found.part(bisect_right(found.cookies, cookie), len(found))
     return part, None if chunk.end is None else chunk.end - 1
