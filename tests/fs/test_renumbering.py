@@ -205,6 +205,32 @@ def test_clients_and_locked_files(tmp_path: Path) -> None:
     fsck(path)
 
 
+def test_more_subdirectories_than_a_transaction_has_room_for(tmp_path: Path) -> None:
+    """The directory is named, and the pool stays; with fewer it gets its number."""
+    path = made(tmp_path / "pool", "-b", "1024", "-N", "2048", "-J", "size=1", size="40M")
+    with FileSystem.open(path, QUIET) as fs:
+        target = 30 * MIB // 1024
+        parent = ""
+        while not parent or fs.tree.stat(parent).ino not in set(shrinkage.inodes_past(fs.volume.view, target)):
+            parent = f"{parent or '/'}n"
+            fs.tree.mkdir(parent)
+        count = fs.volume.journal.capacity // 2
+        for number in range(count):
+            fs.tree.mkdir(f"{parent}/{number}")
+        ino, before = fs.tree.stat(parent).ino, tree(fs)
+        with pytest.raises(
+            FsError, match=f"inode {ino} of the groups that go .its names and subdirectories"
+        ):
+            fs.resize(target)
+        assert tree(fs) == before
+        assert fs.size == 40 * MIB // 1024
+        for number in range(20, count):
+            fs.tree.rmdir(f"{parent}/{number}")
+        assert fs.resize(target).blocks == target
+        fs.check()
+    fsck(path)
+
+
 def test_operations_under_way(tmp_path: Path) -> None:
     """They hold numbers between two steps; who waits too long names them."""
     path = made(tmp_path / "pool", size="80M")
