@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 3
 """How often all files are looked at: programs may make files, and free blocks, meanwhile."""
+CUT_BYTES = 64 << 20
+"""Bytes of the pool's file that a step cuts: some 10 ms of a tmpfs."""
 MOST_NAMED = 4
 """Things in the way that an error names."""
 SUPERUSER = Caller()
@@ -81,8 +83,8 @@ def shrink(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], w
                 resizing.refuse_snapshots(volume)
                 _cut(volume, target)
         volume.journal.checkpoint()  # no block past the end is in the log, and tools see the superblock
-        volume.pool.shorten(geometry.blocks_count << volume.block_bits)
-        volume.follow_size()
+        volume.new_end = 0
+        yield from _cut_file(volume)
     finally:
         volume.resizing = False
         volume.new_end = 0
@@ -198,6 +200,27 @@ def _named(ino: int, part: Stayed) -> str:
 def _listed(things: list[str]) -> str:
     """Return some of the things as one text."""
     return ", ".join(things[:MOST_NAMED]) + (" and others" if len(things) > MOST_NAMED else "")
+
+
+def _cut_file(volume: Volume) -> Steps[None]:
+    """Cut the pool's file after its file system, a piece in each step; a device stays as it is.
+
+    The system frees the memory of a tmpfs page by page: 6 GiB take a second. The size has changed, so that nothing can
+    be shortened any more.
+    """
+    pool, end = volume.pool, volume.geometry.blocks_count << volume.block_bits
+    while True:
+        size = pool.size
+        length = max(size - CUT_BYTES, end)
+        pool.shorten(length)
+        volume.follow_size()
+        if length == end or pool.size == size:
+            return
+        try:
+            yield
+        except FsError as error:
+            if error.errno != errno.EINTR:
+                raise
 
 
 def _cut(volume: Volume, target: int) -> None:

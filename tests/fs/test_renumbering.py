@@ -218,9 +218,7 @@ def test_more_subdirectories_than_a_transaction_has_room_for(tmp_path: Path) -> 
         for number in range(count):
             fs.tree.mkdir(f"{parent}/{number}")
         ino, before = fs.tree.stat(parent).ino, tree(fs)
-        with pytest.raises(
-            FsError, match=f"inode {ino} of the groups that go .its names and subdirectories"
-        ):
+        with pytest.raises(FsError, match=f"inode {ino} of the groups that go .its names and subdirectories"):
             fs.resize(target)
         assert tree(fs) == before
         assert fs.size == 40 * MIB // 1024

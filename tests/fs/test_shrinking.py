@@ -17,8 +17,9 @@ from kernel_rig import kernel_mount
 from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, grown, made, refused
 
 from daxfs.errors import FsError
+from daxfs.fs import shrinking
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fs.steps import finish
+from daxfs.fs.steps import finish, interruption
 from daxfs.fs.types import Options
 from daxfs.structures import blocks, inodes, shrinkage
 from support import fsck, run
@@ -220,6 +221,9 @@ def test_nothing_is_taken_past_the_new_end(wanted: int, tmp_path: Path) -> None:
     with FileSystem.open(path) as fs:
         end = shrinkage.fitting(fs.volume.geometry, wanted)
         blocks.confine(fs.volume.view, end)
+        for number in range(100):
+            fs.tree.mkdir(f"/{number}")
+        assert not list(shrinkage.inodes_past(fs.volume.view, end))
         with pytest.raises(FsError, match="no block is free"):
             fs.tree.write_bytes("/full", bytes(LARGE))
         assert not list(shrinkage.used_past(fs.volume.view, end))
@@ -245,6 +249,33 @@ def test_metadata_of_a_group_that_stays(tmp_path: Path) -> None:
         assert shrinkage.displaced(view, least - 1) is not None or shrinkage.fitting(view.geometry, least - 1) < end
         assert fs.resize(least).blocks <= least
         fs.check()
+    fsck(path)
+
+
+def test_the_file_is_cut_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are served meanwhile, as the file system has its new size; an interruption comes too late."""
+    monkeypatch.setattr(shrinking, "CUT_BYTES", 3 * MIB)
+    path = grown(tmp_path / "pool")
+    with FileSystem.open(path) as fs:
+        steps, lengths = fs.steps.resize(40 * MIB // 4096), list[int]()
+        next(steps)
+        while True:
+            if fs.size == 40 * MIB // 4096:
+                assert fs.left_to_move == 0
+                assert refused(fs, 30 * MIB // 4096) == "EBUSY"
+                lengths.append(path.stat().st_size)
+                fs.tree.write_bytes(f"/{len(lengths)}", bytes(MIB))
+            try:
+                if len(lengths) == 2:
+                    steps.throw(interruption())
+                else:
+                    next(steps)
+            except StopIteration as end:
+                assert end.value.blocks == 40 * MIB // 4096
+                break
+        assert lengths == list(range(LARGE - 3 * MIB, 40 * MIB, -3 * MIB))
+        fs.check()
+    assert path.stat().st_size == 40 * MIB
     fsck(path)
 
 
