@@ -66,8 +66,13 @@ def fs(tiered: Members) -> Iterator[FileSystem]:
     tiered.check()
 
 
-def make(folder: Path, memory: int = MEMORY, storage: int = STORAGE, options: tuple[str, ...] = OPTIONS) -> Members:
+def make(
+    folder: Path, memory: int = MEMORY, storage: int = STORAGE, options: tuple[str, ...] = OPTIONS, name: str = ""
+) -> Members:
     """Make a tiered pool."""
+    if name:
+        folder = folder / name
+        folder.mkdir()
     return make_several(folder, memory, [storage], options)
 
 

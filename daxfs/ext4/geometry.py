@@ -39,7 +39,7 @@ _PAIR = Struct("<II")
 _MAX_INODES = _MAX_NARROW = 0xFFFFFFFF
 _CHANGING = (
     *("blocks_count", "inodes_count", "groups_count", "desc_blocks", "first_meta_bg", "reserved_gdt_blocks"),
-    *("compat", "incompat", "has_meta_bg", "backup_groups", "memory_blocks"),
+    *("compat", "incompat", "has_meta_bg", "backup_groups"),
 )
 """The figures that a new size changes."""
 
@@ -48,14 +48,16 @@ _CHANGING = (
 class Geometry:
     """The figures of one file system. Only `follow` changes them.
 
-    ``*_size`` is in bytes, ``*_blocks`` in blocks; ``*_count`` and ``*_per_*`` are plain numbers. ``memory_blocks`` is
-    how many blocks the allocators may take from: those of the memory of a tiered pool, else all (`bound`).
+    ``*_size`` is in bytes, ``*_blocks`` in blocks; ``*_count`` and ``*_per_*`` are plain numbers. ``border``: the block
+    at which the storage of a tiered pool begins, 0: all blocks are memory. ``inode_border``: the first group whose
+    inode table lies on storage, so that it has no inodes for daxfs; 0: there is none.
     """
 
     block_size: int
     block_bits: int
     blocks_count: int
-    memory_blocks: int
+    border: int
+    inode_border: int
     first_data_block: int
     blocks_per_group: int
     clusters_per_group: int
@@ -129,7 +131,8 @@ class Geometry:
             block_size=sizes.block_size,
             block_bits=sizes.block_bits,
             blocks_count=sb.blocks_count,
-            memory_blocks=sb.blocks_count,
+            border=0,
+            inode_border=0,
             first_data_block=sb.s_first_data_block,
             blocks_per_group=groups.blocks_per_group,
             clusters_per_group=sb.s_clusters_per_group if sizes.cluster_bits else groups.blocks_per_group,
@@ -231,8 +234,18 @@ class Geometry:
             raise Corrupt(CorruptKind.POOL_SIZE, f"the file system needs {needed} bytes, the pool has {size}")
 
     def bound(self, memory: int) -> None:
-        """Have the allocators take no block past the first ``memory`` bytes of the pool: whole groups, or all of it."""
-        self.memory_blocks = min(self.blocks_count, memory >> self.block_bits)
+        """Have the allocators take no block past the first ``memory`` bytes of the pool, whole groups; 0: take all."""
+        self.border = memory >> self.block_bits
+
+    @property
+    def memory_blocks(self) -> int:
+        """How many blocks the allocators may take from: those of the memory of a tiered pool, else all."""
+        return min(self.border or self.blocks_count, self.blocks_count)
+
+    @property
+    def inode_groups(self) -> int:
+        """The number of groups whose inodes can be used."""
+        return min(self.inode_border or self.groups_count, self.groups_count)
 
     @property
     def memory_groups(self) -> int:

@@ -6,6 +6,7 @@ itself: options, the periodic work, statistics, errors. `FileSystem` adds the op
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,28 @@ class Administration:
             FsError: as `daxfs.fs.resizing.resize` and `daxfs.fs.shrinking.shrink`.
         """
         return finish(self.steps.resize(blocks))
+
+    def add_storage(self, path: str, *, force: bool = False) -> Resized:
+        """Let a file or block device follow the pool's memory and storage: all of its room, in whole groups.
+
+        The first one makes a tiered pool of another (docs/TIERS.md).
+
+        Args:
+            path: of a file that has its size already.
+            force: overwrite the storage of another pool.
+
+        Raises:
+            FsError: as `daxfs.fs.membership.add`.
+        """
+        return finish(self.steps.add_storage(os.path.abspath(path), force=force))
+
+    def remove_storage(self, path: str) -> Resized:
+        """Let the last member of the storage leave, after what lies there has moved.
+
+        Raises:
+            FsError: as `daxfs.fs.membership.remove`.
+        """
+        return finish(self.steps.remove_storage(os.path.abspath(path)))
 
     @property
     def size(self) -> int:
@@ -180,10 +203,9 @@ class Administration:
         Args:
             notify: called in a thread when a wait has ended.
         """
+        self.volume.on_storage_answer = notify
         if self.volume.tiers is not None:
-            self.volume.tiers.parks = True
-            for queue in self.volume.tiers.queues:
-                queue.notify = notify
+            self.volume.tiers.leave_to(notify)
 
     # Snapshots
 

@@ -272,7 +272,7 @@ def statfs(volume: Volume) -> StatFs:
         geometry.blocks_count - unused - volume.overhead,
         free,
         max(free - reserves.must_stay_free(geometry, sb, privileged=False), 0),
-        geometry.inodes_count,
-        sb.s_free_inodes_count,
+        geometry.inodes_count - groups.inodes_on_storage(geometry),
+        sb.s_free_inodes_count - groups.inodes_on_storage(geometry),
         EXT4_NAME_LEN,
     )

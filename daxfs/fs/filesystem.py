@@ -25,6 +25,7 @@ from daxfs.fs import (
     damage,
     data,
     flags,
+    members,
     mounting,
     names,
     openfile,
@@ -100,7 +101,7 @@ class FileSystem(Administration):
         opened = pool if isinstance(pool, Pool) else opening.open_for(os.fspath(pool), options)
         try:
             with opened.faults.checked():
-                volume = mounting.mount(opened, options)
+                volume = mounting.mount(opened, options, members.follow)
             return cls(volume)
         except BaseException:
             if opened is not pool:

@@ -37,7 +37,7 @@ def set_label(volume: Volume, label: bytes, caller: Caller) -> None:
         raise FsError(errno.EINVAL)
     field = label.ljust(LABEL_MAX, b"\0")
     geometry = volume.geometry
-    for group in filter(geometry.has_super, range(1, geometry.groups_count)):
+    for group in filter(geometry.has_super, range(1, geometry.memory_groups)):
         block = geometry.first_block(group)
         with volume.handle(1) as tx:
             if Superblock(tx.block(block)[: Superblock.SIZE]).is_torn():

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, PoolError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
-from daxfs.fs import mounting
+from daxfs.fs import mounting, tierpolicy
+from daxfs.fs.nodes import END
 from daxfs.journal.view import PoolView, View
 from daxfs.pmem.kinds import MOUNT_FAILED
 from daxfs.pmem.opening import open_pool
@@ -26,8 +28,12 @@ from daxfs.structures import inodes, xattrs
 
 if TYPE_CHECKING:
     from daxfs.ext4.superblock import Superblock
+    from daxfs.fs.volume import Volume
+    from daxfs.journal.handle import Handle
     from daxfs.pmem.pool import Pool
 
+CREDITS = 16
+"""Blocks that `store` may change: the root's inode, and blocks of attributes, taken and freed."""
 ATTRIBUTE = b"trusted.daxfs.storage"
 """The attribute of the root that names the pool's storage."""
 
@@ -80,6 +86,36 @@ def records_in(value: bytes) -> Records:
     return tuple(found)
 
 
+def until(found: Records, end: int) -> Records:
+    """Return the records of a pool that ends at byte ``end``: what they say of bytes past it does not count."""
+    kept = [record for record in found if record.label.begin < end]
+    if kept and kept[-1].place.end > end:
+        last = kept[-1]
+        kept[-1] = last._replace(label=last.label._replace(size=end - last.label.begin))
+    return tuple(kept)
+
+
+def store(tx: Handle, found: Records) -> None:
+    """Have the root name these members: `CREDITS` credits.
+
+    The records are at home before a file system becomes larger, and after it has become smaller. So they always have
+    all of it, whichever blocks a power cut leaves at home, and `records_of` leaves out what is too much.
+    """
+    root = inodes.edit(tx, EXT4_ROOT_INO)
+    if found:
+        xattrs.set(tx, root, ATTRIBUTE, value_of(found))
+    elif xattrs.holds(tx, root, ATTRIBUTE):
+        xattrs.remove(tx, root, ATTRIBUTE)
+
+
+def name(volume: Volume, found: Records) -> None:
+    """Have the root name these members (`store`), durably and at home."""
+    with volume.handle(CREDITS) as tx:
+        store(tx, found)
+    volume.commit()
+    volume.journal.checkpoint()
+
+
 def memory_of(geometry: Geometry, size: int) -> int:
     """Return how many bytes of a pool of ``size`` bytes are the memory of a tiered pool: those of whole groups."""
     return size - size % (geometry.blocks_per_group << geometry.block_bits)
@@ -117,14 +153,15 @@ def has_storage(pool: Pool) -> bool:
 
 
 def records_of(view: View) -> Records:
-    """Return what the root says of the storage; empty: nothing that fits the file system.
+    """Return what the root says of the storage that the file system has; empty: nothing that fits it.
 
     Raises:
         FsError: ENODATA, there is no such attribute; or the root is damaged.
     """
     geometry = view.geometry
-    found = records_in(xattrs.get(view, inodes.read(view, EXT4_ROOT_INO), ATTRIBUTE))
-    if not found or found[-1].place.end != geometry.blocks_count << geometry.block_bits:
+    end = geometry.blocks_count << geometry.block_bits
+    found = until(records_in(xattrs.get(view, inodes.read(view, EXT4_ROOT_INO), ATTRIBUTE)), end)
+    if not found or found[-1].place.end != end:
         return ()
     return found if memory_of(geometry, found[0].label.begin) == found[0].label.begin else ()
 
@@ -177,6 +214,59 @@ def attach(pool: Pool, *, exclusively: bool = True) -> None:
         for storage in storages:
             storage.close()
         raise
+
+
+def follow(pool: Pool) -> None:
+    """Have a pool that was just recovered use the members that it has now.
+
+    Raises:
+        PoolError: as `attach`.
+    """
+    found, before = records(pool), pool.storages
+    if not found and not before:
+        return
+    storages: list[Storage] = []
+    try:
+        for record, open_one in zip_longest(found, before[: len(found)]):
+            storages.append(open_one or opened(pool, record, storages))
+            storages[-1].place = record.place
+        memory = found[0].label.begin if found else pool.memory_size
+        pool.attach(memory, found[-1].place.end - memory if found else 0, storages)
+    except BaseException:
+        for storage in storages[len(before) :]:
+            storage.close()
+        raise
+    for storage in before[len(found) :]:
+        storage.close()
+
+
+def change(volume: Volume, storages: Sequence[Storage], end: int) -> None:
+    """Have the pool of a volume end at byte ``end``, with these members of storage after its memory, in order.
+
+    The first ones join a volume that is its own memory. Those that are no longer among them the caller disposes of.
+
+    Args:
+        volume: the mounted pool.
+        storages: the members, whose places are right, but for the last one's end.
+        end: bytes of memory and storage.
+
+    Raises:
+        PoolError: there are not so many addresses. Nothing has changed.
+    """
+    pool = volume.pool
+    memory = storages[0].place.begin if storages else pool.memory_size
+    pool.attach(memory, end - memory, storages)
+    if storages:
+        storages[-1].place = ByteRange(storages[-1].place.begin, end)
+    volume.geometry.bound(memory if storages else 0)
+    volume.follow_size()
+    if volume.tiers is None:
+        tierpolicy.attach(volume)
+    else:
+        volume.tiers.follow_size()
+    if not storages:
+        volume.tiers = volume.heat = None
+        volume.nodes.memory_end = END
 
 
 def attach_all(pool: Pool, found: Records, storages: Sequence[Storage] = ()) -> None:

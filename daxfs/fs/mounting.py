@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import BadMemory, Corrupt, CorruptKind, FsError, MissingMemory, Unsupported
@@ -79,7 +80,7 @@ def geometry_of(pool: Pool, sb: Superblock) -> Geometry:
     """
     geometry = Geometry.of(sb)
     geometry.check_pool_size(pool.size)
-    geometry.bound(pool.memory_size)
+    geometry.bound(pool.memory_size if pool.memory_size < pool.size else 0)
     return geometry
 
 
@@ -125,8 +126,13 @@ def log_area(view: View, sb: Superblock) -> LogArea:
     return LogArea(runs)
 
 
-def mount(pool: Pool, options: Options) -> Volume:
+def mount(pool: Pool, options: Options, recovered: Callable[[Pool], None] = lambda _: None) -> Volume:
     """Mount the pool.
+
+    Args:
+        pool: with all of its members.
+        options: of the mount.
+        recovered: called after recovery, which may have changed the members (`members.follow`).
 
     Raises:
         FsError, Corrupt, Unsupported: it can't be mounted, and is unchanged.
@@ -148,6 +154,7 @@ def mount(pool: Pool, options: Options) -> Volume:
     report = None
     if area is not None and needs_recovery(sb):
         report = recover(pool, geometry, area)
+        recovered(pool)
         sb = read_superblock(pool)
         geometry = geometry_of(pool, sb)
     sb.verify()

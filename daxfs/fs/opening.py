@@ -76,4 +76,4 @@ def waits_for_recovery(pool: Pool, options: Options) -> bool:
 def _recover(path: str, options: Options) -> None:
     """Replay the log, free the orphans and leave the pool clean, as a mount and an unmount do."""
     with open_pool(path) as pool:
-        mounting.unmount(mounting.mount(pool, replace(options, read_only=False, mountpoint="")))
+        mounting.unmount(mounting.mount(pool, replace(options, read_only=False, mountpoint=""), members.follow))

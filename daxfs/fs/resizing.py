@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
@@ -44,12 +46,9 @@ def resize(volume: Volume, wanted: int) -> Steps[Resized]:
             added.
     """
     volume.writable()
-    if volume.resizing:
-        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
-    target, geometry = _target(volume, wanted), volume.geometry
-    before = geometry.blocks_count
-    volume.resizing = True
-    try:
+    with exclusively(volume):
+        target, geometry = _target(volume, wanted), volume.geometry
+        before = geometry.blocks_count
         if target > geometry.blocks_count:
             _extend_pool(volume, target)
             while geometry.blocks_count < target:
@@ -57,9 +56,23 @@ def resize(volume: Volume, wanted: int) -> Steps[Resized]:
                 yield from _one_batch(volume, target)
                 yield
             volume.journal.checkpoint()  # tools read the superblock where it is at home
+        return Resized(before, geometry.blocks_count)
+
+
+@contextmanager
+def exclusively(volume: Volume) -> Iterator[None]:
+    """Have nothing else change the size meanwhile.
+
+    Raises:
+        FsError: EBUSY, something does.
+    """
+    if volume.resizing:
+        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
+    volume.resizing = True
+    try:
+        yield
     finally:
         volume.resizing = False
-    return Resized(before, geometry.blocks_count)
 
 
 def _target(volume: Volume, wanted: int) -> int:
@@ -67,7 +80,6 @@ def _target(volume: Volume, wanted: int) -> int:
     geometry, pool, bits = volume.geometry, volume.pool, volume.block_bits
     refuse_damage(volume)
     refuse_snapshots(volume)
-    refuse_storage(volume)
     available = pool.available()
     if not wanted:
         wanted = max(available & -mmap.PAGESIZE, geometry.blocks_count << bits) >> bits
@@ -98,13 +110,6 @@ def refuse_damage(volume: Volume) -> None:
     path = volume.pool.path
     if volume.view.superblock().s_state & EXT4_ERROR_FS:
         raise FsError(errno.EUCLEAN, f"{path}: damage was met; unmount it and run: daxfs check -f {path}")
-
-
-def refuse_storage(volume: Volume) -> None:
-    """Refuse to change the size of a pool that has storage (EOPNOTSUPP)."""
-    pool = volume.pool
-    if pool.memory_size < pool.size:
-        raise FsError(errno.EOPNOTSUPP, f"{pool.path} has storage; pools with storage can't be resized")
 
 
 def refuse_snapshots(volume: Volume) -> None:

@@ -27,7 +27,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import evacuation, logmoving, removal, renumbering, resizing
+from daxfs.fs import evacuation, logmoving, members, removal, renumbering, resizing
 from daxfs.fs.types import REASONS_TO_STAY, Caller, Resized, Stayed
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, shrinkage
@@ -67,7 +67,6 @@ def shrink(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], w
     if volume.resizing:
         raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
     resizing.refuse_damage(volume)
-    resizing.refuse_storage(volume)
     geometry = volume.geometry
     before = geometry.blocks_count
     target = before if wanted == before else shrinkage.fitting(geometry, wanted)
@@ -84,7 +83,8 @@ def shrink(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], w
                 _cut(volume, target)
         volume.journal.checkpoint()  # no block past the end is in the log, and tools see the superblock
         volume.new_end = 0
-        yield from _cut_file(volume)
+        if not volume.pool.storages:
+            yield from _cut_file(volume)
     finally:
         volume.resizing = False
         volume.new_end = 0
@@ -95,15 +95,17 @@ def minimum(volume: Volume) -> int:
     """Return the smallest size in blocks that `shrink` accepts; it may still meet something that can't move.
 
     Raises:
-        FsError: EBUSY, EUCLEAN, EOPNOTSUPP (the pool has storage) as `shrink`.
+        FsError: EBUSY, EUCLEAN as `shrink`.
     """
     if volume.resizing:
         raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
     resizing.refuse_damage(volume)
-    resizing.refuse_storage(volume)
     if not volume.read_only:
         volume.commit()
-    return shrinkage.minimum(volume.view)
+    least, storages = shrinkage.minimum(volume.view), volume.pool.storages
+    if storages:
+        least = max(least, (storages[-1].place.begin >> volume.block_bits) + volume.geometry.blocks_per_group)
+    return least
 
 
 def left_to_move(volume: Volume) -> int:
@@ -228,9 +230,15 @@ def _cut(volume: Volume, target: int) -> None:
     view = volume.view
     volume.journal.checkpoint()
     backups = volume.geometry.backup_groups
+    storages = volume.pool.storages
+    kept = members.until(members.records_of(view), target << volume.block_bits) if storages else ()
     with volume.handle(shrinkage.credits_of(view, target)) as tx:
         shrinkage.cut(tx, target)
     resizing.commit_size(volume)
+    if storages:
+        volume.journal.checkpoint()
+        members.name(volume, kept)
+        members.change(volume, storages[: len(kept)], target << volume.block_bits)
     volume.next_bad_block = 0
     moved = volume.geometry.backup_groups != backups
     resizing.store_backups(volume, 0 if moved else volume.geometry.groups_count)

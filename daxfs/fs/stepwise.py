@@ -22,6 +22,7 @@ from daxfs.fs import (
     copying,
     data,
     evacuation,
+    membership,
     mounting,
     names,
     ranges,
@@ -172,10 +173,24 @@ class Stepwise:
         Or make it smaller: a piece of a file moves in a step. Shortened, it is as large as before.
         """
         volume = self.volume
+        keeps_store, grants = mounting.snapshots_of(volume).keeps_store, mounting.grants_of(volume)
+        if volume.pool.storages:
+            return membership.resize(volume, grants, keeps_store, blocks)
         if 0 < blocks <= volume.geometry.blocks_count:
-            keeps_store = mounting.snapshots_of(volume).keeps_store
-            return shrinking.shrink(volume, mounting.grants_of(volume), keeps_store, blocks)
+            return shrinking.shrink(volume, grants, keeps_store, blocks)
         return resizing.resize(volume, blocks)
+
+    @in_steps
+    def add_storage(self, path: str, *, force: bool = False) -> Steps[Resized]:
+        """Let a file or block device become the last member of the storage (`membership.add`)."""
+        return membership.add(self.volume, path, force=force)
+
+    @in_steps
+    def remove_storage(self, path: str) -> Steps[Resized]:
+        """Let the last member of the storage leave. It can be shortened: EINTR, and all members are there."""
+        volume = self.volume
+        keeps_store, grants = mounting.snapshots_of(volume).keeps_store, mounting.grants_of(volume)
+        return membership.remove(volume, grants, keeps_store, path)
 
     @in_steps
     def lease(self, file: OpenFile, request: LeaseRequest, caller: Caller | None = None) -> Steps[Grant]:

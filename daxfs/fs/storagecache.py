@@ -85,6 +85,12 @@ class StorageCache:
         self._missing: list[int] = []
         self._ends: OrderedDict[int, None] = OrderedDict()
 
+    def leave_to(self, notify: Callable[[], object]) -> None:
+        """Have who uses the volume run the steps of `OnStorage`; ``notify`` as in `StorageQueue`."""
+        self.parks = True
+        for queue in self.queues:
+            queue.notify = notify
+
     @property
     def begin(self) -> int:
         return self._pool.memory_size
@@ -246,6 +252,19 @@ class StorageCache:
         for unit in range(begin - begin % UNIT, end, UNIT):
             self._units.pop(unit, None)
             self._asked.pop(unit, None)
+
+    def follow_size(self) -> None:
+        """Follow members that have joined or left; keep nothing of what has no place any longer."""
+        before = {queue.storage: queue for queue in self.queues}
+        notify = self.queues[0].notify
+        self.queues = [before.pop(each) if each in before else StorageQueue(each) for each in self._pool.storages]
+        for queue in before.values():
+            queue.close()
+        for queue in self.queues:
+            queue.notify = notify
+        for units in (self._units, self._asked):
+            for unit in [each for each in units if each >= self.end]:
+                del units[unit]
 
     def holds(self, offset: int) -> bool:
         """Return whether a byte of the pool lies on storage."""

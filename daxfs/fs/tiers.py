@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, MissingMemory
@@ -57,6 +58,9 @@ def attach(volume: Volume) -> None:
         volume.tiers = StorageCache(volume.pool)
         volume.heat = Heat()
         volume.nodes.memory_end = volume.tiers.begin
+        if volume.on_storage_answer is not None:
+            volume.tiers.leave_to(volume.on_storage_answer)
+        volume.geometry.inode_border = groups.tables_on_storage(volume.view)
 
 
 def use(volume: Volume) -> TierUse:
@@ -163,6 +167,37 @@ def _is_still(volume: Volume, node: Node, run: Extent) -> bool:
     inode = inodes.read(volume.view, node.ino)
     found = next(mapping.walk(volume.view, inode, run.lblk, end - 1), None)
     return found is not None and _part(found, run.lblk, end) == run
+
+
+def leave(volume: Volume, ino: int, begin: int, end: int, avoid: BlockRun) -> Steps[Moved]:
+    """Move what a regular file has on storage within ``avoid`` to other storage, or else to memory, in steps.
+
+    Raises:
+        FsError: as `promote`.
+    """
+    return _each_run(volume, ino, begin, end, partial(_leave_run, avoid), bool)
+
+
+def _leave_run(avoid: BlockRun, volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
+    """Move a run, or a part of it, if it lies in ``avoid``. Returns blocks; None: it has changed meanwhile."""
+    tiers, bits = _tiers(volume), volume.block_bits
+    if run.pblk + run.length <= avoid.start or not tiers.holds(run.pblk << bits):
+        return Moved(0, 0)
+    if run.pblk < avoid.start:
+        return Moved(0, avoid.start - run.pblk)
+    place = None if run.unwritten else _find(volume, tiers, run.length)
+    if place is None:
+        return (yield from _promote_run(volume, node, run))
+    run = run._replace(length=place.length)
+    source = BlockRun(run.pblk, run.length)
+    content = yield from tiers.occupying(source, tiers.load(run.pblk << bits, run.length << bits))
+    target = ByteRange(place.start << bits, place.start + place.length << bits)
+    tiers.forget(*target)
+    yield from tiers.occupying(place, tiers.store(target.begin, content))
+    tiers.forget(*target)
+    if not _is_still(volume, node, run) or not _demote_at_once(volume, node, run, place):
+        return None
+    return Moved(place.length, 0)
 
 
 def _promote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:

@@ -23,7 +23,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import badmemory, relocation, removal
+from daxfs.fs import badmemory, relocation, removal, tiers
 from daxfs.fs.relocation import Leaving, Piece, head, placed
 from daxfs.fs.types import ATTRIBUTES, BAD, CONTENT, DAMAGED, FULL, MAP, Caller, Relocation, Stayed
 from daxfs.runs import BlockRun
@@ -105,7 +105,11 @@ def vacate(
     try:
         done = Relocation(0, ())
         if inode.is_regular:
-            done = yield from relocation.relocate(volume, table, ino, begin, end, Leaving(avoid), caller)
+            if volume.tiers is not None and volume.tiers.holds((avoid.start + avoid.length << volume.block_bits) - 1):
+                left = yield from tiers.leave(volume, ino, begin, end, avoid)
+                done = Relocation(left.moved, (Stayed(begin, left.stayed, FULL),) if left.stayed else ())
+            rest = yield from relocation.relocate(volume, table, ino, begin, end, Leaving(avoid), caller)
+            done = Relocation(done.moved + rest.moved, done.stayed + rest.stayed)
         rest = yield from _Move(volume, node, avoid, caller, shared or Shared()).run(begin, end)
         return Relocation(done.moved + rest.moved, done.stayed + rest.stayed, rest.metadata)
     finally:

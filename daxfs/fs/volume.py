@@ -69,6 +69,8 @@ class Volume:
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``noted``: the damage that operations have done without, and that is to be reported.
     ``tiers``: what lies on the pool's storage; None: it has none. ``heat``: how often data is used then.
+    ``on_storage_answer``: called in a thread when a call on storage has returned, which somebody waits for between two
+    steps; None: nobody but the call's own caller does.
     ``faults[0]``: how many loads and stores of the running operation met missing memory (`daxfs.pmem.faults`).
     """
 
@@ -94,6 +96,7 @@ class Volume:
         self.staging = Staging()
         self.tiers: StorageCache | None = None
         self.heat: Heat | None = None
+        self.on_storage_answer: Callable[[], object] | None = None
         self.notifier: BlockNotifier  # set at once by the maker of the volume
         self.snapshots: MountNotifier  # as well
         self.reclaimers = Reclaimers()

@@ -96,6 +96,19 @@ class Storage:
         self._pwrite(_LABEL.pack(_MAGIC, *label).ljust(_UNIT, b"\0"), 0)
         self.sync()
 
+    def clear_label(self) -> None:
+        """Remove its label, durably: it belongs to no pool."""
+        self._pwrite(bytes(_UNIT), 0)
+        self.sync()
+
+    def measure(self) -> None:
+        """Look again how much room it has.
+
+        Raises:
+            PoolError: as at its opening.
+        """
+        self.room = kinds.identify(self.path).exact_size - CONTENT
+
     def head(self, offset: int, length: int) -> bytes:
         """Return bytes from its beginning, whatever lies there."""
         return self._pread(length, offset)

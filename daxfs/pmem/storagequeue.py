@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from daxfs.errors import FsError
-from daxfs.pmem.storage import Storage
+from daxfs.pmem.storage import Label, Storage
 
 THREADS = 4
 """Calls that are made at a time."""
@@ -123,6 +123,14 @@ class StorageQueue:
             self.storage.sync()
 
         return self._ask(call)
+
+    def label(self, label: Label) -> Ticket:
+        """Ask that the member get a label, durably."""
+        return self._ask(lambda: self.storage.set_label(label))
+
+    def clear(self) -> Ticket:
+        """Ask that the member's label be removed, durably."""
+        return self._ask(self.storage.clear_label)
 
     def fail(self, why: str) -> None:
         """Have every call fail from now on."""

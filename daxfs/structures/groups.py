@@ -117,8 +117,8 @@ def gives_blocks(view: View, group: int) -> bool:
 
 
 def gives_inodes(view: View, group: int) -> bool:
-    """Whether inodes may be taken from the group."""
-    return has_inodes(view, group) and _stays(view, group)
+    """Whether inodes may be taken from the group: its table must be in memory."""
+    return group < view.geometry.inode_groups and has_inodes(view, group) and _stays(view, group)
 
 
 def _stays(view: View, group: int) -> bool:
@@ -323,6 +323,21 @@ def totals(view: View) -> tuple[int, int]:
         blocks += int(found.free_blocks.sum())
         inodes += int(found.free_inodes.sum())
     return blocks, inodes
+
+
+def tables_on_storage(view: View) -> int:
+    """Return the first group whose inode table lies on storage; 0: there is none."""
+    geometry = view.geometry
+    for index in range(geometry.desc_blocks):
+        apart = places(view, index)[:, 2] >= geometry.memory_blocks
+        if apart.any():
+            return index * geometry.desc_per_block + int(apart.argmax())
+    return 0
+
+
+def inodes_on_storage(geometry: Geometry) -> int:
+    """Return how many inodes have their slots on storage, where daxfs takes none."""
+    return (geometry.groups_count - geometry.inode_groups) * geometry.inodes_per_group
 
 
 def metadata_runs(view: View, group: int) -> list[BlockRun]:

@@ -37,6 +37,8 @@ BATCH = 16
 RESIZE_INO = 7
 _DOUBLE = slice(4 * 13, 4 * 14)
 """The only pointer of the resize inode, in ``i_block``: to its double indirect block."""
+MOST_RUNS = 64
+"""The most pieces in which the bitmaps of storage's groups may lie."""
 SMALL_CREDITS = 8
 """The blocks that a handle changes beside bitmaps and reserved descriptor blocks."""
 
@@ -110,7 +112,59 @@ def extend(tx: Handle, blocks_count: int) -> None:
     if geometry.blocks_count < geometry.first_block(geometry.groups_count):
         _lengthen_last_group(tx, blocks_count)
     else:
-        _add_groups(tx, blocks_count)
+        _add_groups(tx, blocks_count, tables(geometry, blocks_count))
+
+
+def credits_on_storage(geometry: Geometry, blocks_count: int) -> int:
+    """Return the blocks that one `extend_on_storage` to ``blocks_count`` changes at most, beyond the superblock."""
+    end = groups_in(geometry, blocks_count)
+    batches = end // geometry.desc_per_block - geometry.groups_count // geometry.desc_per_block + 1
+    reserves = geometry.backups(geometry.groups_count) != geometry.backups(end)
+    return SMALL_CREDITS + 2 * (MOST_RUNS + batches) + (geometry.reserved_gdt_blocks if reserves else 0)
+
+
+def room_for_descriptors(geometry: Geometry) -> int:
+    """Return the size in blocks up to which descriptors have room in the memory."""
+    blocks = geometry.desc_blocks if geometry.has_meta_bg else geometry.desc_blocks + geometry.reserved_gdt_blocks
+    return geometry.first_data_block + blocks * geometry.desc_per_block * geometry.blocks_per_group
+
+
+def extend_on_storage(tx: Handle, blocks_count: int) -> None:
+    """Make the file system larger by whole groups of storage: `credits_on_storage` credits.
+
+    The bitmaps of the new groups lie in memory. Their inode tables lie in the groups themselves, where nothing is ever
+    stored: the descriptors say that they were never used (`keeps_unused_tables`), and daxfs takes no inode there.
+
+    Args:
+        tx: a privileged handle.
+        blocks_count: up to `room_for_descriptors`; the present size and this one are whole groups.
+
+    Raises:
+        FsError: ENOSPC: the memory has no room for the bitmaps, or only in too many pieces; nothing has changed.
+        Corrupt: as `extend`.
+    """
+    geometry = tx.geometry
+    end = groups_in(geometry, blocks_count)
+    numbers = _blocks_in_memory(tx, 2 * (end - geometry.groups_count))
+    while (first := geometry.groups_count) < end:
+        stop = min(first - first % geometry.desc_per_block + geometry.desc_per_block, end)
+        places = [
+            Tables(numbers.pop(), numbers.pop(), geometry.first_block(group) + geometry.base_blocks(group))
+            for group in range(first, stop)
+        ]
+        _add_groups(tx, geometry.first_block(stop), places)
+
+
+def _blocks_in_memory(tx: Handle, count: int) -> list[int]:
+    """Take blocks for metadata, few runs of them."""
+    found: list[int] = []
+    for _ in range(MOST_RUNS):
+        if len(found) < count:
+            start, length = blocks.allocate(tx, 0, count - len(found))
+            found += range(start, start + length)
+    if len(found) < count:
+        raise FsError(errno.ENOSPC, f"the memory has {count} blocks for bitmaps only in more than {MOST_RUNS} pieces")
+    return found
 
 
 def use_meta_bg(tx: Handle) -> None:
@@ -163,11 +217,11 @@ def _lengthen_last_group(tx: Handle, blocks_count: int) -> None:
 # New groups
 
 
-def _add_groups(tx: Handle, blocks_count: int) -> None:
+def _add_groups(tx: Handle, blocks_count: int, places: list[Tables]) -> None:
     geometry = tx.geometry
     first, size = geometry.groups_count, geometry.blocks_count
     end = groups_in(geometry, blocks_count)
-    places = tables(geometry, blocks_count)
+    used = _used(geometry, first, places)
     sb = tx.edit_superblock()
     if first % geometry.desc_per_block:
         groups.edit_descriptor(tx, first - 1)  # the block of the new ones, checked while it has its old length
@@ -178,11 +232,11 @@ def _add_groups(tx: Handle, blocks_count: int) -> None:
         if geometry.has_super(group) and sb.s_reserved_gdt_blocks:
             _reserve_backups(tx, sb, group, geometry.desc_blocks + taken)
     overhead = sum(geometry.base_blocks(group) + 2 + geometry.inode_blocks_per_group for group in range(first, end))
-    _count(sb, geometry, blocks_count - size, end - first, blocks_count - size - overhead, overhead)
+    inside = sum(length for runs in used for _, length in runs) + sum(map(geometry.base_blocks, range(first, end)))
+    _count(sb, geometry, blocks_count - size, end - first, blocks_count - size - inside, overhead)
     follow(tx, sb)
     if not first % geometry.desc_per_block:
         tx.create(geometry.descriptor_position(first)[0])
-    used = _used(geometry, first, places)
     for group, place in enumerate(places, first):
         _make_group(tx, group, place, used[group - first])
 
@@ -199,7 +253,8 @@ def _make_group(tx: Handle, group: int, place: Tables, used: list[BlockRun]) -> 
     last = group == geometry.groups_count - 1
     checked = keeps_unused_tables(geometry)
     # The kernel computes an unwritten bitmap from the group's own tables alone (``ext4_init_block_bitmap``).
-    if checked and not last and (not used or geometry.flex_bg_size == 1):
+    own = sum(length for start, length in _runs_of(geometry, place) if geometry.group_of_block(start) == group)
+    if checked and not last and own == sum(length for _, length in used):
         desc.bg_flags |= EXT4_BG_BLOCK_UNINIT
     else:
         content = tx.create(place.block_bitmap, groupmaps.seal, geometry, desc)
@@ -255,16 +310,25 @@ class _Room:
 
 
 def _used(geometry: Geometry, first: int, places: list[Tables]) -> list[list[BlockRun]]:
-    """Return for each new group the runs of its blocks that hold bitmaps and tables, its own or its neighbours'."""
+    """Return for each new group the runs of its blocks that hold bitmaps and tables, its own or its neighbours'.
+
+    Those in groups before the first new one were taken there.
+    """
     found: list[list[BlockRun]] = [[] for _ in places]
     for place in places:
-        for start, count in ((place[0], 1), (place[1], 1), (place[2], geometry.inode_blocks_per_group)):
+        for start, count in _runs_of(geometry, place):
             while count:
                 group, bit = divmod(start - geometry.first_data_block, geometry.blocks_per_group)
                 length = min(count, geometry.blocks_per_group - bit)
-                found[group - first].append(BlockRun(start, length))
+                if group >= first:
+                    found[group - first].append(BlockRun(start, length))
                 start, count = start + length, count - length
     return found
+
+
+def _runs_of(geometry: Geometry, place: Tables) -> tuple[tuple[int, int], ...]:
+    """Return the first block and the length of a group's bitmaps and inode table."""
+    return (place[0], 1), (place[1], 1), (place[2], geometry.inode_blocks_per_group)
 
 
 def groups_in(geometry: Geometry, blocks_count: int) -> int:
@@ -296,6 +360,7 @@ def _forget(tx: Handle, *undo: Callable[[], None]) -> None:
     for function in undo:
         function()
     tx.follow_size()
+    tx.caches[groups.OnStorage].drop()
     metadata_zone.forget(tx)
     groupmaps.forget(tx)
 
@@ -398,11 +463,11 @@ def _damaged(what: str) -> Corrupt:
 def backup_copies(view: View, first: int) -> Iterator[tuple[int, bytes]]:
     """Yield the blocks of all backups, with what is to be stored there, after growth from ``first`` groups on.
 
-    These are all backups of the superblock, and those of the descriptor blocks that have descriptors of new groups. The
-    content is that of the pool: everything is committed, and so sealed.
+    These are all backups of the superblock, and those of the descriptor blocks that have descriptors of new groups.
+    None are kept on the storage of a tiered pool. The content is that of the pool: all is committed, and so sealed.
     """
     geometry = view.geometry
-    for group in geometry.backups(geometry.groups_count):
+    for group in geometry.backups(geometry.memory_groups):
         yield geometry.first_block(group), _superblock_for(view, group)
     for index in range(max(first - 1, 0) // geometry.desc_per_block, geometry.desc_blocks):
         source, _ = geometry.descriptor_position(index * geometry.desc_per_block)
@@ -426,7 +491,7 @@ def _superblock_for(view: View, group: int) -> bytes:
 def _descriptor_backups(geometry: Geometry, index: int) -> Iterator[int]:
     if not geometry.has_meta_bg or index < geometry.first_meta_bg:
         end = geometry.first_meta_bg * geometry.desc_per_block  # groups of meta_bg have no room for these
-        for group in geometry.backups(min(end, geometry.groups_count)):
+        for group in geometry.backups(min(end, geometry.memory_groups)):
             yield geometry.first_block(group) + 1 + index
         return
     first = index * geometry.desc_per_block

@@ -43,7 +43,7 @@ def directory_group(tx: Handle, parent: Inode, home: int) -> int:
     if geometry.groups_count == 1:
         return 0
     sb = tx.superblock()
-    free_inodes = sb.s_free_inodes_count // geometry.groups_count
+    free_inodes = (sb.s_free_inodes_count - groups.inodes_on_storage(geometry)) // geometry.inode_groups
     free_blocks = sb.free_blocks_count // geometry.groups_count
     if parent.number == EXT4_ROOT_INO or parent.i_flags & EXT4_TOPDIR_FL:
         # Accept groups a little below the average: on small pools, groups with superblock copies are always below it.
@@ -70,6 +70,7 @@ def _roomy_group(tx: Handle, start: int, free_inodes: int, free_blocks: int, hom
     for step in range(min(geometry.desc_blocks, -(-GROUPS_EXAMINED // geometry.desc_per_block))):
         found = groups.counts(tx, (index + step) % geometry.desc_blocks)
         roomy = (found.free_inodes >= max(free_inodes, 1)) & (found.free_blocks >= max(free_blocks, 1))
+        roomy[max(geometry.inode_groups - found.first, 0) :] = False
         dirs = np.where(roomy, found.used_dirs, geometry.inodes_per_group + 1)
         if not step:
             dirs = np.roll(dirs, -slot)
@@ -100,7 +101,7 @@ def other_group(tx: Handle, group: int) -> int:
     first = group // geometry.desc_per_block
     for distance in range(geometry.desc_blocks):
         found = groups.counts(tx, (first + distance) % geometry.desc_blocks)
-        with_room = np.flatnonzero(found.free_inodes)
+        with_room = np.flatnonzero(found.free_inodes[: max(geometry.inode_groups - found.first, 0)])
         if len(with_room):
             return found.first + int(with_room[0])
     raise FsError(errno.ENOSPC, "no inode is free")

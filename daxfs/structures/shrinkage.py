@@ -357,7 +357,7 @@ class _Occupancy:
             return False
         end = growth.groups_in(geometry, blocks_count)
         last = end - 1
-        if self._inodes > end * geometry.inodes_per_group:
+        if self._inodes > min(end, geometry.inode_groups) * geometry.inodes_per_group:
             return False
         low = geometry.first_block(last)
         desc = groups.descriptor(view, last)

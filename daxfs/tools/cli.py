@@ -382,17 +382,37 @@ def defrag_command(
 @app.command("tier")
 def tier_command(
     mountpoint: Annotated[str, typer.Argument(metavar="[MOUNTPOINT]", help="Show its memory and storage.")] = "",
+    added: Annotated[
+        str,
+        typer.Option("--add", metavar="FILE[:SIZE]", help="Let a file or block device follow MOUNTPOINT's members."),
+    ] = "",
+    removed: Annotated[str, typer.Option("--remove", metavar="FILE", help="Let the last member leave.")] = "",
     demoted: Annotated[str, typer.Option("--demote", metavar="PATH", help="Move a file to storage.")] = "",
     promoted: Annotated[str, typer.Option("--promote", metavar="PATH", help="Move a file to memory.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    force: Annotated[bool, typer.Option("-F", help="--add: overwrite what FILE holds.")] = False,
+    sparse: Annotated[bool, typer.Option("--sparse", help="--add: leave holes in FILE.")] = False,
+    trust_owner: Annotated[
+        bool, typer.Option("--trust-owner", help="--add: accept FILE though others own it.")
+    ] = False,
 ) -> None:
-    """Show how a mount uses memory and storage (daxfs mkfs --tier), or move a file between them.
+    """Show how a mount uses memory and storage (daxfs mkfs --tier), move a file between them, or change the storage.
 
     Programs use the file meanwhile. A change of what lies on storage moves the changed blocks to memory by itself.
+    --add makes a pool larger, and what was only memory a pool with storage; a file that does not exist is made with
+    SIZE. --remove moves what lies on the last member to others or into memory, and makes the pool smaller.
     """
     from daxfs.fuse.kernel.tiering import Action
-    from daxfs.tools import tier
+    from daxfs.tools import tier, tiermembers
 
+    if added or removed:
+        if not mountpoint or sum(map(bool, (added, removed, demoted, promoted))) != 1:
+            raise UserError("name a mountpoint, and one of --add and --remove", os.EX_USAGE)
+        if added:
+            tiermembers.add(mountpoint, added, force=force, sparse=sparse, trust_owner=trust_owner)
+        else:
+            tiermembers.remove(mountpoint, removed)
+        return
     if sum(map(bool, (mountpoint, demoted, promoted))) != 1:
         raise UserError("name a mountpoint, or a file with --demote or --promote", os.EX_USAGE)
     if mountpoint:

@@ -107,7 +107,7 @@ def opened(
     if os.path.exists(tier.path) and os.path.exists(pool) and os.path.samefile(tier.path, pool):
         raise UserError(f"{tier.path} is given twice: as memory and as storage", _FAILED)
     if not os.path.exists(tier.path) and tier.size is None:
-        raise UserError(f"{tier.path} does not exist; give its size to create it: --tier {tier.path}:10G", _FAILED)
+        raise UserError(f"{tier.path} does not exist; give its size to create it: {tier.path}:10G", _FAILED)
     with targets.file_of_size(tier.path, tier.size, trust_owner=trust_owner) as descriptor:
         found = Storage(tier.path)
         try:

@@ -22,7 +22,8 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
 from daxfs.pmem.storage import Storage
 from daxfs.pmem.storagequeue import StorageQueue
-from support import HANG_SECONDS
+from daxfs.tools.mkfs import make_pool
+from support import HANG_SECONDS, fsck
 
 __all__ = ["tmp_path"]
 
@@ -174,3 +175,54 @@ def test_more_is_written_than_the_memory_has(tmp_path: Path) -> None:
         for number, content in enumerate(contents):
             assert (mounted.place / str(number)).read_bytes() == content
     made.check()
+
+
+def test_storage_joins_and_leaves_a_mount(tmp_path: Path) -> None:
+    """An untiered pool gets storage by the command line, data goes there by itself, and comes back."""
+    pool, slow = tmp_path / "pool", tmp_path / "slow"
+    make_pool(pool, 4 * tier_rig.GROUP, tier_rig.OPTIONS, sparse=True)
+    contents = [os.urandom(2 * MIB) for _ in range(20)]
+    with mount_rig.mounted_unchecked(pool) as mounted:
+        for number, content in enumerate(contents[:8]):
+            (mounted.place / str(number)).write_bytes(content)
+        size = 8 * tier_rig.GROUP + tier_rig.CONTENT >> 20
+        said = mount_rig.daxfs("tier", "--add", f"{slow}:{size}M", mounted.place)
+        assert f"{mounted.place} has 96 MiB (24576 blocks) now" in said
+        assert slow.stat().st_mode & 0o777 == 0o600
+        for number, content in enumerate(contents[8:], 8):
+            (mounted.place / str(number)).write_bytes(content)
+        assert str(slow) in mount_rig.daxfs("tier", mounted.place)
+        for number, content in enumerate(contents):
+            assert (mounted.place / str(number)).read_bytes() == content
+        line = mount_rig.daxfs("tier", "--remove", slow, mounted.place, code=1)
+        assert "blocks are fewer than" in line or "past the new end stay" in line
+        assert line.count("\n") == 1
+        for number in range(10, 20):
+            (mounted.place / str(number)).unlink()
+        os.sync()
+        said = mount_rig.daxfs("tier", "--remove", slow, mounted.place)
+        assert "has 32 MiB (8192 blocks) now" in said
+        for number, content in enumerate(contents[:10]):
+            assert (mounted.place / str(number)).read_bytes() == content
+        assert "no storage" in mount_rig.daxfs("tier", mounted.place, code=69)
+    fsck(pool)
+
+
+def test_refusals_of_members_by_the_command_line(tmp_path: Path) -> None:
+    pool, slow = tmp_path / "pool", tmp_path / "slow"
+    make_pool(pool, 4 * tier_rig.GROUP, tier_rig.OPTIONS, sparse=True)
+    with mount_rig.mounted_unchecked(pool) as mounted:
+        for arguments, code, text in (
+            (("--add", slow), 1, "does not exist; give its size"),
+            (("--add", f"{slow}:1M"), 32, "too few"),
+            (("--add", f"{slow}:5M"), 1, "storage needs"),
+            (("--add", pool), 1, "given twice"),
+            (("--add", f"{slow}:much"), 64, "is not a size"),
+            (("--remove", slow), 1, "is no storage of"),
+        ):
+            line = mount_rig.daxfs("tier", *arguments, mounted.place, code=code)
+            assert text in line
+            assert line.count("\n") == 1
+            assert not slow.exists()
+        assert "name a mountpoint" in mount_rig.daxfs("tier", "--add", slow, code=64)
+    fsck(pool)

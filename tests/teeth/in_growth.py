@@ -14,8 +14,8 @@ MUTANTS = [
     Mutant(
         "growth: groups of meta_bg get backups of the old descriptors",
         GROWTH,
-        "geometry.backups(min(end, geometry.groups_count))",
-        "geometry.backups(geometry.groups_count)",
+        "geometry.backups(min(end, geometry.memory_groups))",
+        "geometry.backups(geometry.memory_groups)",
         "Backups are stored over the new groups' own descriptors.",
         GROWS,
     ),
@@ -46,8 +46,8 @@ MUTANTS = [
     Mutant(
         "growth: an unwritten bitmap over the neighbours' tables",
         GROWTH,
-        "(not used or geometry.flex_bg_size == 1)",
-        "True",
+        " and own == sum(length for _, length in used):",
+        ":",
         "The kernel computes a bitmap that shows the tables of other groups as free.",
         GROWS,
     ),

@@ -16,6 +16,7 @@ PLACEMENT = "daxfs/fs/placement.py"
 TESTS = ("tests/fs/test_tiers.py",)
 KEEPING_TESTS = ("tests/fs/test_tierkeeping.py",)
 CUTS = ("tests/crash/test_tiers.py",)
+JOINS = ("tests/fs/test_membership.py",)
 
 MUTANTS = [
     Mutant(
@@ -265,5 +266,37 @@ MUTANTS = [
         "[:] >= least)\n",
         "New blocks have no memory.",
         ("tests/fs/test_tierpolicy.py",),
+    ),
+    Mutant(
+        "membership: the root does not name a new member",
+        "daxfs/fs/membership.py",
+        "        members.name(volume, found)\n        with",
+        "        with",
+        "The next mount takes the pool for one that was cut.",
+        JOINS,
+    ),
+    Mutant(
+        "membership: inodes are taken where the table lies on storage",
+        "daxfs/structures/inode_placement.py",
+        "        roomy[max(geometry.inode_groups - found.first, 0) :] = False\n",
+        "",
+        "The new inode has no memory.",
+        JOINS,
+    ),
+    Mutant(
+        "membership: recovery leaves the members as the superblock had them",
+        "daxfs/fs/mounting.py",
+        "        recovered(pool)\n",
+        "",
+        "After a power cut the pool is too small for its file system.",
+        ("tests/crash/test_membership.py",),
+    ),
+    Mutant(
+        "membership: what lies on a member that leaves stays",
+        "daxfs/fs/vacating.py",
+        "                left = yield from tiers.leave(volume, ino, begin, end, avoid)\n",
+        "                left = tiers.Moved(0, 0)\n",
+        "No member that has data can leave.",
+        JOINS,
     ),
 ]

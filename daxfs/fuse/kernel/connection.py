@@ -85,6 +85,7 @@ class Connection:
         agreement: the result of INIT.
         notify: sends a notification (code, body), which answers no request.
         options: in force.
+        wakened: returns what ends a wait for storage (`Device.wakened`).
         caches_data: files without DAX are opened for the kernel's page cache; fixed for the lifetime of the mount.
         block_size: of the pool; stat(2) shows it.
         ended: DESTROY was received.
@@ -106,7 +107,9 @@ class Connection:
         table: dict[int, Handler],
         notify: Callable[[int, bytes], None] = lambda _code, _body: None,
         options: MountOptions | None = None,
+        wakened: Callable[[], Callable[[], object]] = lambda: bool,
     ) -> None:
+        self.wakened = wakened
         self.core = core
         core.add_reclaimer(self.reclaim, lambda: bool(self.forgets))
         self.table = dict(table)

@@ -87,8 +87,9 @@ class Device:
 
         Its descriptor stays open as long as the process: threads may call it at any time.
         """
-        self._awaited = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poller.register(self._awaited, select.POLLIN)
+        if self._awaited < 0:
+            self._awaited = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._poller.register(self._awaited, select.POLLIN)
         return partial(os.eventfd_write, self._awaited, 1)
 
     def awaited(self) -> None:

@@ -22,6 +22,7 @@ from daxfs.fuse.kernel import (
     batches,
     defragmenting,
     leases,
+    membership,
     remount,
     resizing,
     snapshots,
@@ -138,6 +139,7 @@ IN_STEPS: dict[int, CommandInSteps] = {
     snapshots.SNAPSHOTS: snapshots.command,
     defragmenting.DEFRAGMENT: defragmenting.command,
     tiering.TIER: tiering.command,
+    membership.MEMBER: membership.command,
     resizing.EXT4_IOC_RESIZE_FS: resizing.resize_fs,
     resizing.RESIZE: resizing.resize,
     protocol.IOC_LEASE: leases.lease,
@@ -145,7 +147,9 @@ IN_STEPS: dict[int, CommandInSteps] = {
 }
 """Commands that take several steps. INTERRUPT shortens them."""
 
-ALONGSIDE = frozenset({defragmenting.DEFRAGMENT, resizing.EXT4_IOC_RESIZE_FS, resizing.RESIZE, tiering.TIER})
+ALONGSIDE = frozenset(
+    {defragmenting.DEFRAGMENT, resizing.EXT4_IOC_RESIZE_FS, resizing.RESIZE, tiering.TIER, membership.MEMBER}
+)
 """Those of them between whose steps the same file or directory may change."""
 
 COMPAT_COMMANDS: dict[int, Command] = {FS_IOC32_GETFLAGS: get_flags, FS_IOC32_SETFLAGS: set_flags}

@@ -44,7 +44,7 @@ def resize_fs(connection: Connection, request: Request, given: memoryview) -> St
             does not do; and as `FileSystem.resize`.
     """
     (blocks,) = fixed(BLOCKS, given)
-    _refuse_others(request)
+    refuse_others(request)
     if not blocks or blocks < connection.core.size:
         raise FsError(errno.EINVAL)
     yield from connection.core.steps.resize(blocks)
@@ -65,7 +65,7 @@ def resize(connection: Connection, request: Request, given: memoryview) -> Steps
         raise FsError(errno.EINVAL)
     what, blocks = QUESTION.unpack_from(given)
     try:
-        _refuse_others(request)
+        refuse_others(request)
         if what == LEFT:
             answer: dict[str, object] = {"left": connection.core.left_to_move}
         elif what == LEAST:
@@ -74,18 +74,18 @@ def resize(connection: Connection, request: Request, given: memoryview) -> Steps
             before, now = yield from connection.core.steps.resize(blocks)
             answer = {"before": before, "blocks": now}
     except FsError as error:
-        return _refusal(error.errno or errno.EIO, error.strerror or "")
+        return refusal(error.errno or errno.EIO, error.strerror or "")
     return json.dumps(answer).encode()
 
 
-def _refusal(number: int, reason: str) -> bytes:
+def refusal(number: int, reason: str) -> bytes:
     """Return the answer of a request that failed, with as much of the reason as fits: it may name many snapshots."""
     while len(text := json.dumps({"errno": number, "reason": reason}).encode()) > SIZE:
         reason = reason[: len(reason) * 3 // 4].rstrip(".") + "..."
     return text
 
 
-def _refuse_others(request: Request) -> None:
+def refuse_others(request: Request) -> None:
     """Refuse everybody but root and the user who runs the daemon (EPERM), questions too: an answer takes a commit."""
     if request.uid not in (0, os.geteuid()):
         raise FsError(errno.EPERM, "only root and the user who has mounted the pool resize it")

@@ -361,7 +361,7 @@ def serve(
     """
     attachment = serving.Attachment(source, mountpoint, options)
     device = Device(attachment.descriptor, negotiation.buffer_size(), options.poll_seconds)
-    connection = Connection(core, dispatch.TABLE, device.notify, options)
+    connection = Connection(core, dispatch.TABLE, device.notify, options, device.wakened)
     if options.stats:
         Counting(connection, lasting=True)
     if core.storages:
