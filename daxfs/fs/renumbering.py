@@ -8,8 +8,8 @@ number, and the old slot is free. What DRAM holds by number follows when the han
 known by its old number (`daxfs.fs.aliases`). When that is forgotten, a file handle with the old number is stale
 (ESTALE), as one of a removed file.
 
-Operations in steps hold numbers between two steps. So an inode is renumbered while no other operation is under way; who
-waits for that longer than `PATIENCE_SECONDS` goes on to the next inode. What keeps its number is named with the reason,
+Operations in steps hold numbers between two steps. So an inode is renumbered while no other operation is under way, and
+keeps its number if there is no such moment within `PATIENCE_SECONDS`. What keeps its number is named with the reason,
 as a directory whose subdirectories do not fit into one transaction. A scan of all directories finds the names; what has
 changed since is seen in the handle, and left to the next round. Caller: `daxfs.fs.shrinking`.
 """
@@ -38,8 +38,8 @@ CREDITS = 16
 DOTS = (b".", b"..")
 ENTRIES_PER_STEP = 256
 """Entries of a directory that a step looks at for subdirectories."""
-PATIENCE_SECONDS = 1.0
-"""How long an inode waits for a moment in which no other operation is under way."""
+PATIENCE_SECONDS = 10.0
+"""How long the inodes wait for a moment in which no other operation is under way, since there was one."""
 FIXED = "the format has its number elsewhere"
 HELD = "it holds blocks that programs with direct access may look at"
 ENDING = "it is being cut or freed"
@@ -75,11 +75,13 @@ def renumber(volume: Volume, grants: Grants, target: int) -> Steps[dict[int, str
         return stayed
     names = yield from _names(volume, set(numbers))
     new: dict[int, int] = {}
+    deadline = time.monotonic() + PATIENCE_SECONDS
     for ino in numbers:
         children = yield from _subdirectories(volume, ino)
-        deadline = time.monotonic() + PATIENCE_SECONDS
         while volume.under_way > 1 and time.monotonic() < deadline:  # this operation is one
             yield
+        if volume.under_way == 1:
+            deadline = time.monotonic() + PATIENCE_SECONDS
         if inode_bitmaps.in_use(volume.view, ino):
             mine = [(new.get(parent, parent), name) for parent, name in names.get(ino, [])]
             children = [new.get(child, child) for child in children]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,22 @@ def test_a_seed_stays(tmp_path: Path) -> None:
         for old, new, generation in ((17, 400, 0), (2_000_000_000, 12, 0xFFFFFFFF), (5, 5, 77)):
             other = renumbering.same_seed(geometry, old, generation, new)
             assert geometry.inode_seed(new, other) == geometry.inode_seed(old, generation)
+
+
+def test_nobody_waits_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other operations that go on and on cost all inodes together one wait."""
+    path = made(tmp_path / "pool", size="80M")
+    with FileSystem.open(path, QUIET) as fs:
+        filled(fs)
+        assert len(past(fs)) > 20
+        other = fs.steps.fallocate(fs.open_file(fs.tree.stat("/d1/file").ino, os.O_RDWR), 0, 0, 12 * MIB)
+        next(other)
+        moments = count(0, 0.5)
+        monkeypatch.setattr(renumbering.time, "monotonic", lambda: next(moments))
+        monkeypatch.setattr(fs.volume, "under_way", 2)
+        assert finish(renumbering.renumber(fs.volume, fs.grants, TARGET // 4096)).keys() == set(past(fs))
+        assert next(moments) < renumbering.PATIENCE_SECONDS + len(past(fs))
+        monkeypatch.undo()
+        finish(other)
+        fs.check()
+    fsck(path)

@@ -126,6 +126,14 @@ MUTANTS = [
         PAGES,
     ),
     Mutant(
+        "shrinking: the file is cut at once",
+        SHRINKING,
+        "        length = max(size - CUT_BYTES, end)\n",
+        "        length = end\n",
+        "Everybody waits until the system has freed all of it.",
+        SHRINKS,
+    ),
+    Mutant(
         "renumbering: the generation stays",
         "daxfs/fs/renumbering.py",
         "    return generation ^ _state(geometry, old) ^ _state(geometry, new)\n",
@@ -163,6 +171,14 @@ MUTANTS = [
         "        orphans.add(tx, made.number)\n",
         "        pass\n",
         "After a power cut nobody frees it.",
+        RENUMBERS,
+    ),
+    Mutant(
+        "renumbering: each inode waits anew for other operations",
+        "daxfs/fs/renumbering.py",
+        "        if volume.under_way == 1:\n",
+        "        if True:\n",
+        "A shrink beside a long operation takes seconds for each inode.",
         RENUMBERS,
     ),
     Mutant(
