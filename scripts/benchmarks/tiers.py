@@ -32,7 +32,6 @@ from typing import Any
 
 import rig
 from benchmarks import disturbances
-from benchmarks.alone import cpu_seconds, daemon
 from benchmarks.fairness import AT_FDCWD, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, STATX_BYTES
 from benchmarks.report import Ratio, Report, Samples
 from benchmarks.slow_storage import delayed
@@ -46,6 +45,7 @@ CAPACITY, DATA = 10, 5
 """How many times the memory is written, for the capacity and for the reads."""
 PIECE = 2 * MIB
 EXPONENT = 0.99
+OPERATIONS = 10_000
 LATENCIES_US = (200, 1000)
 """Emulated: a disk of flash, and a slow one or one across a network. The goal is for the second: with the first a
 request to the daemon takes a good part of what the storage does."""
@@ -96,21 +96,41 @@ def hot_set(base: Path, report: Report) -> None:
     with made(base, 512 * MIB, 1024 * MIB) as pool:
         lay_out(pool)
         lay_out(plain)
-        rates, spent = Samples("operations/s"), Samples("us of the daemon's CPU for each operation")
+        library(pool, plain, report)
+        rates = Samples("operations/s")
         with rig.daxfs(pool, points[0]), rig.daxfs(plain, points[1]):
             for _ in range(report.scale.rounds):
                 for mode, what in itertools.product(("randread", "randwrite"), ("hot", "half")):
                     job = rig.Job(f"{what} {mode}", mode, "4k", HOT if what == "hot" else "32m")
                     for name, point in zip((TIERED, UNTIERED), points, strict=True):
-                        before = cpu_seconds(daemon(point))
                         found = rig.fio(job, point / what, report.scale.seconds)
-                        cpu = cpu_seconds(daemon(point)) - before
                         row = f"4 KiB {mode[:4]}om {mode[4:]}, {'a file in memory' if what == 'hot' else 'half a file'}"
                         rates.add(row, name, found.iops)
-                        spent.add(row, name, 1e6 * cpu / (found.iops * report.scale.seconds))
         report.compare("a hot set in memory", rates, (Ratio(TIERED, UNTIERED, dict.fromkeys(rates.rows, LEAST_HOT)),))
-        report.compare("what it costs", spent, (Ratio(UNTIERED, TIERED, {}),))
     plain.unlink()
+
+
+def library(pool: Path, plain: Path, report: Report) -> None:
+    """Compare the processor time of the core, as a library: other processes disturb that least."""
+    spent = Samples("us of processor time for each operation")
+    places, content = [random.Random(3).randrange(8192) * BLOCK for _ in range(OPERATIONS)], bytes(BLOCK)
+    with FileSystem.open(pool) as tiered, FileSystem.open(plain) as untiered:
+        for _, (name, fs), what in itertools.product(
+            range(3 * report.scale.rounds), ((TIERED, tiered), (UNTIERED, untiered)), ("hot", "half")
+        ):
+            file = fs.open_file(fs.tree.resolve(f"/{what}/fio.dat"), os.O_RDWR)
+            row = "a file in memory" if what == "hot" else "half a file"
+            begin = time.thread_time()
+            for place in places:
+                fs.read(file, place, BLOCK)
+            middle = time.thread_time()
+            for place in places:
+                fs.write(file, place, content)
+            end = time.thread_time()
+            spent.add(f"4 KiB random read, {row}", name, 1e6 * (middle - begin) / OPERATIONS)
+            spent.add(f"4 KiB random write, {row}", name, 1e6 * (end - middle) / OPERATIONS)
+            fs.release(file)
+    report.compare("a hot set in memory, as a library", spent, (Ratio(UNTIERED, TIERED, {}),))
 
 
 def lay_out(pool: Path) -> None:
