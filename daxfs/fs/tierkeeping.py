@@ -39,7 +39,7 @@ def keep(volume: Volume) -> Steps[None]:
     """Make room, move files to where they belong, bring up what is read.
 
     Raises:
-        FsError: EIO, the storage has failed.
+        FsError: EIO, the storage has failed; EOPNOTSUPP, it has left.
     """
     if tierpolicy.crowded(volume):
         with suppress(tierpolicy.NoRoom):
@@ -50,8 +50,7 @@ def keep(volume: Volume) -> Steps[None]:
 
 def _place(volume: Volume) -> Steps[None]:
     """Move those files to where their attribute says that were written to, read from storage, or given it."""
-    cache = volume.tiers
-    assert cache is not None
+    cache, _ = tiers.counted(volume)
     misplaced, cache.misplaced = cache.misplaced, {}
     for ino in misplaced:
         if tierpolicy.may_go(volume, ino):
@@ -67,9 +66,7 @@ def _place(volume: Volume) -> Steps[None]:
 
 def _raise(volume: Volume) -> Steps[None]:
     """Promote pieces that were read from storage, as the module says."""
-    cache, heat = volume.tiers, volume.heat
-    assert cache is not None
-    assert heat is not None
+    cache, heat = tiers.counted(volume)
     rising, cache.rising = cache.rising, {}
     hot = sorted((heat.uses(ino, piece), ino, piece) for ino, piece in rising)
     colder: list[Candidate] | None = None

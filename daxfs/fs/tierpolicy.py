@@ -143,8 +143,7 @@ def make_room(volume: Volume, needed: Part = NOTHING) -> Steps[None]:
 
 def candidates(volume: Volume, most: int) -> Steps[tuple[list[Candidate], int]]:
     """Return what may go down of the files of the next groups, up to ``most``, the coldest first, and how many."""
-    heat = volume.heat
-    assert heat is not None
+    _, heat = tiers.counted(volume)
     warm = heat.warm()
     found: list[Candidate] = []
     seen = looked = 0
@@ -179,9 +178,7 @@ def demote(volume: Volume, candidate: Candidate, goal: int, needed: Part = NOTHI
 
 def _look(volume: Volume, warm: dict[int, dict[int, int]], found: list[Candidate]) -> int:
     """Add the candidates of the next group; return how many inodes were looked at."""
-    cache, view, heat = volume.tiers, volume.view, volume.heat
-    assert cache is not None
-    assert heat is not None
+    (cache, heat), view = tiers.counted(volume), volume.view
     group = cache.hand % volume.geometry.groups_count
     cache.hand = group + 1
     numbers = inode_bitmaps.in_use_of(view, group)

@@ -69,8 +69,7 @@ def use(volume: Volume) -> TierUse:
     Raises:
         FsError: EOPNOTSUPP: the pool has no storage.
     """
-    tiers, heat, bits = _tiers(volume), volume.heat, volume.block_bits
-    assert heat is not None
+    (tiers, heat), bits = counted(volume), volume.block_bits
     free = groups.free_on_storage(volume.view)
     return TierUse(
         memory=tiers.begin,
@@ -96,6 +95,17 @@ def _tiers(volume: Volume) -> StorageCache:
     if volume.tiers is None:
         raise FsError(errno.EOPNOTSUPP, f"{volume.pool.path} has no storage; make one with: daxfs mkfs --tier")
     return volume.tiers
+
+
+def counted(volume: Volume) -> tuple[StorageCache, Heat]:
+    """Return the storage of a volume and the uses of its files.
+
+    Raises:
+        FsError: EOPNOTSUPP: the pool has no storage; between two steps it may have left.
+    """
+    tiers, heat = _tiers(volume), volume.heat
+    assert heat is not None
+    return tiers, heat
 
 
 def promote(volume: Volume, ino: int, begin: int, end: int, enough: Callable[[], bool] = bool) -> Steps[Moved]:

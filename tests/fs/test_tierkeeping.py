@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import tier_rig
 from in_memory import tmp_path
 from tier_rig import MIB, fs, tiered
 
+from daxfs.errors import FsError
 from daxfs.fs import tierkeeping, tierpolicy
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.heat import PIECE
@@ -238,3 +240,20 @@ def test_a_file_with_damaged_attributes_stays_and_keeps_nothing_from_moving(full
     assert on_storage(full, other)
     assert not on_storage(full, damaged)
     full.volume.pool.write(place, whole)
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+def test_storage_that_leaves_meanwhile_ends_it(fs: FileSystem, steps: int) -> None:
+    ino = make(fs, b"f")
+    fs.setxattr(ino, ATTRIBUTE, AUTO)
+    fs.remount(Options(tier_high=1, tier_low=0))
+    keeping = fs.steps.keeping_tiers()
+    for _ in range(steps):
+        if (waiting := next(keeping)) is not None:
+            waiting.wait()
+    left = fs.volume.tiers, fs.volume.heat
+    fs.volume.tiers = fs.volume.heat = None
+    with pytest.raises(FsError) as gone:
+        finish(keeping)
+    assert gone.value.errno == errno.EOPNOTSUPP
+    fs.volume.tiers, fs.volume.heat = left
