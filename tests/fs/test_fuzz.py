@@ -8,28 +8,37 @@ import time
 from pathlib import Path
 
 import pytest
-from fuzz.images import FOCUS, FORMATS, image
+from fuzz.images import ALL, FOCUS, TIERS, image, tiered
 from fuzz.mutations import Mutator, Places, _records, _seal_fast_commits
 from fuzz.trial import Finding, judged, trial
 from fuzz.watchdog import watched
 
+from daxfs.fs.filesystem import FileSystem
+from daxfs.pmem.memory import MemoryPool
+from daxfs.structures import htree, inodes
+
+
+def prepared(folder: Path, name: str) -> tuple[bytes, Places]:
+    """Make the image of a format, and find its structures."""
+    content, stage = tiered(folder) if name == TIERS else (image(folder, name), None)
+    return content, Places(content, FOCUS.get(name, ""), stage)
+
 
 def run(tmp_path: Path, name: str, seeds: range, check: int) -> None:
-    content = image(tmp_path, name)
-    places = Places(content, FOCUS.get(name, ""))
+    content, places = prepared(tmp_path, name)
     for seed in seeds:
         finding = trial(seed, content, places, None if seed % check else tmp_path)
         assert finding is None, f"{name}, seed {seed}, {finding.kinds}:\n{finding.what}"
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ALL)
 def test_damage_behind_right_checksums(tmp_path: Path, name: str) -> None:
     run(tmp_path, name, range(12), 6)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ALL)
 def test_much_damage_behind_right_checksums(tmp_path: Path, name: str) -> None:
     run(tmp_path, name, range(1000, 11_000), 20)
 
@@ -50,8 +59,7 @@ def test_mutations_are_told_by_their_seed_and_every_kind_is_made(tmp_path: Path)
 
 @pytest.mark.parametrize("name", FOCUS)
 def test_every_second_mutation_is_of_the_structure_that_the_format_is_for(tmp_path: Path, name: str) -> None:
-    content = image(tmp_path, name)
-    places = Places(content, FOCUS[name])
+    content, places = prepared(tmp_path, name)
     made = [Mutator(content, places, random.Random(seed)).mutate() for seed in range(40)]
     assert 10 < made.count(FOCUS[name]) < 40
     if places.fast:
@@ -60,6 +68,13 @@ def test_every_second_mutation_is_of_the_structure_that_the_format_is_for(tmp_pa
         _seal_fast_commits(sealed)
         assert sealed == area
         assert len(list(_records(area))) > 10
+
+
+def test_the_deep_index_has_two_levels(tmp_path: Path) -> None:
+    with FileSystem.open(MemoryPool(bytearray(image(tmp_path, "deep index")))) as fs:
+        view = fs.volume.view
+        _, words, _ = htree.root(view, inodes.read(view, fs.tree.resolve("/deep")))
+        assert words[7] >> 16 & 0xFF == 1
 
 
 def test_the_watchdog_ends_what_no_alarm_ends() -> None:

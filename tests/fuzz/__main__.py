@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz.images import FOCUS, FORMATS, image
+from fuzz.images import ALL, FOCUS, TIERS, image, tiered
 from fuzz.mutations import Places
 from fuzz.trial import Finding, trial
 from fuzz.watchdog import watched
@@ -18,7 +18,7 @@ from fuzz.watchdog import watched
 def main() -> int:
     """Run trials; 1: something was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("format", nargs="?", choices=FORMATS, help="by default all")
+    parser.add_argument("format", nargs="?", choices=ALL, help="by default all")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=10_000, help="trials of each format")
     parser.add_argument("--check", type=int, default=10, help="e2fsck judges each trial whose seed is a multiple")
@@ -29,9 +29,9 @@ def main() -> int:
     found = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         folder = Path(name)
-        for each in [options.format] if options.format else FORMATS:
-            content = image(folder, each)
-            places = Places(content, FOCUS.get(each, ""))
+        for each in [options.format] if options.format else ALL:
+            content, stage = tiered(folder) if each == TIERS else (image(folder, each), None)
+            places = Places(content, FOCUS.get(each, ""), stage)
 
             def run(seed: int, content: bytes = content, places: Places = places) -> Finding | None:
                 return trial(seed, content, places, None if seed % options.check else folder)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
+import tier_rig
 from fast_commit_rig import FastCommits, extents_of, slot_of, store
 from tree_rig import PoolSide, furnish, mingle
 
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.pmem.storage import CONTENT
 from support import mke2fs
 
 FORMATS = {
@@ -20,8 +23,17 @@ FORMATS = {
     "groups": ("-b", "1024", "-g", "1024", "-O", "^flex_bg"),
     "snapshots": ("-b", "1024", "-O", "orphan_file"),
     "fast commits": ("-b", "1024", "-O", "fast_commit", "-J", "size=4"),
+    "deep index": ("-b", "1024"),
 }
-FOCUS = {"snapshots": "snapshot", "fast commits": "fast commit"}
+TIERS = "tiers"
+"""A pool with storage, which is not made by mke2fs alone (`tiered`)."""
+ALL = (*FORMATS, TIERS)
+FOCUS = {
+    "snapshots": "snapshot",
+    "fast commits": "fast commit",
+    "deep index": "directory index",
+    TIERS: "storage label",
+}
 """The structure that is damaged in every second mutation of a format."""
 SIZES = {"fast commits": "16M"}
 """Others have 8 MiB."""
@@ -35,11 +47,57 @@ def image(folder: Path, name: str) -> bytes:
         mingle(PoolSide(fs), random.Random(1), {}, 60)
         if name == "snapshots":
             take_snapshots(fs)
+        if name == "deep index":
+            fill_index(fs)
     if name == "fast commits":
         add_fast_commits(path)
     content = path.read_bytes()
     path.unlink()
     return content
+
+
+class Stage(NamedTuple):
+    """The files of a tiered pool, which trials put down and damage.
+
+    Attributes:
+        members: the files.
+        storage: the content of the storage's file, with its label.
+        begin: bytes of memory that the file system has.
+    """
+
+    members: tier_rig.Members
+    storage: bytes
+    begin: int
+
+    def put(self, memory: bytes | bytearray, storage: bytes | bytearray) -> Path:
+        """Write both files; return the pool's."""
+        self.members.pool.write_bytes(memory)
+        self.members.storage.write_bytes(storage)
+        return self.members.pool
+
+    def joined(self, memory: bytes, storage: bytes) -> bytes:
+        """Return what e2fsck sees of both."""
+        return memory[: self.begin] + storage[CONTENT:]
+
+
+def tiered(folder: Path) -> tuple[bytes, Stage]:
+    """Make a tiered pool with files in memory and on storage; return the memory and the rest."""
+    members = tier_rig.make(folder, 2 * tier_rig.GROUP, tier_rig.GROUP)
+    with FileSystem.open(members.pool) as fs:
+        furnish(fs)
+        mingle(PoolSide(fs), random.Random(1), {}, 60)
+        for name in ("/f", "/pieces"):
+            fs.demote(fs.tree.stat(name).ino)
+        begin = fs.volume.geometry.memory_blocks << fs.volume.block_bits
+    return members.pool.read_bytes(), Stage(members, members.storage.read_bytes(), begin)
+
+
+def fill_index(fs: FileSystem) -> None:
+    """Make a directory whose index has two levels."""
+    fs.tree.mkdir("/deep")
+    deep, ino = fs.tree.resolve("/deep"), fs.tree.resolve("/f")
+    for number in range(300):
+        fs.link(ino, deep, b"%d" % number + b"i" * 245)
 
 
 def take_snapshots(fs: FileSystem) -> None:

@@ -14,7 +14,7 @@ from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.fast_commit import Tag
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.group import descriptor
-from daxfs.ext4.inode import seal_slot
+from daxfs.ext4.inode import EXT4_ROOT_INO, seal_slot
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs import mounting
 from daxfs.fs.filesystem import FileSystem
@@ -24,6 +24,7 @@ from daxfs.journal.view import View
 from daxfs.pmem.memory import MemoryPool
 from daxfs.snapshots import format as store_format
 from daxfs.structures import dirblocks, inode_bitmaps, inodes, mapping
+from fuzz.images import Stage
 
 VALUES = (0, 1, 2, 3, 7, 8, 11, 12, 0x7F, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000)
 LARGEST = 0xFFFFFFFF
@@ -36,10 +37,11 @@ class Places:
     Args:
         image: the image.
         focus: the structure that is damaged in every second mutation.
+        stage: the other member of a tiered pool, whose memory the image is.
     """
 
-    def __init__(self, image: bytes, focus: str = "") -> None:
-        self.focus = focus
+    def __init__(self, image: bytes, focus: str = "", stage: Stage | None = None) -> None:
+        self.focus, self.stage = focus, stage
         self.inodes: list[int] = []
         self.data: dict[int, list[int]] = {}
         """The blocks of files."""
@@ -53,7 +55,8 @@ class Places:
         self.fast: list[int] = []
         self.stores: list[list[int]] = []
         """The blocks of each snapshot's store, in order."""
-        with FileSystem.open(MemoryPool(bytearray(image)), Options(read_only=True, replay=False)) as fs:
+        pool = MemoryPool(bytearray(image)) if stage is None else stage.put(image, stage.storage)
+        with FileSystem.open(pool, Options(read_only=True, replay=False)) as fs:
             view = fs.volume.view
             self.geometry = view.geometry
             self.tables = {
@@ -98,7 +101,8 @@ class Places:
             elif ino >= geometry.first_ino:
                 end = -(-inode.size // geometry.block_size)
                 runs = [run for run in mapping.walk(view, inode, 0, max(end - 1, 0)) if not run.unwritten]
-                self.data[ino] = [run.pblk + at for run in runs for at in range(run.length)]
+                found = [run.pblk + at for run in runs for at in range(run.length)]
+                self.data[ino] = [number for number in found if number < geometry.memory_blocks]
 
 
 def _blocks(view: View, inode: inodes.Inode) -> list[int]:
@@ -122,6 +126,7 @@ class Mutator:
 
     def __init__(self, image: bytes, places: Places, chance: random.Random) -> None:
         self.content = bytearray(image)
+        self.storage = bytearray(places.stage.storage if places.stage else b"")
         self._places = places
         self._geometry: Geometry = places.geometry
         self._chance = chance
@@ -144,6 +149,7 @@ class Mutator:
             ("extent block", self._places.extents, self._extent_block),
             ("attributes", self._places.attributes, self._attributes),
             ("orphan file", self._places.orphans, self._orphan),
+            ("storage label", self.storage, self._label),
         ):
             if found:
                 kinds[name] = change
@@ -306,6 +312,20 @@ class Mutator:
         self._poke(block, 0, 64)
         if self._geometry.metadata_csum:
             orphan.seal_block(block, self._geometry.inode_seed(ino, generation), number)
+
+    def _label(self) -> None:
+        """Damage the label of a member of the storage, or the pool's record of it, or cut the member."""
+        how = self._chance.randrange(8)
+        if how == 0:
+            del self.storage[self._chance.randrange(len(self.storage)) :]
+        elif how < 4 or not self._places.attributes:
+            self._poke(memoryview(self.storage), 0, min(48, len(self.storage)))
+        else:
+            ino = EXT4_ROOT_INO
+            block = self._block(self._places.tables[0] + (ino - 1) // self._geometry.inodes_per_block)
+            offset = (ino - 1) % self._geometry.inodes_per_block * self._geometry.inode_size
+            self._poke(block, offset + 160, offset + self._geometry.inode_size)
+            seal_slot(self._geometry, ino, offset, block)
 
     def _log(self) -> None:
         if self._places.log:

@@ -1,4 +1,7 @@
-"""One trial of the fuzzer: mount a mutated image, read and change all that can be reached, and judge what happened."""
+"""One trial of the fuzzer: mount a mutated image, read and change all that can be reached, and judge what happened.
+
+A trial makes some 900 operations (200 on the pool with fast commits, where many mounts are refused).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, PoolError
 from daxfs.fs import imaging
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import Options, SetAttributes
@@ -56,22 +59,32 @@ def trial(seed: int, image: bytes, places: Places, folder: Path | None = None) -
     damaged = bytes(content)
     options = EVERY[chance.randrange(len(EVERY))]
     touched: set[int] = set()
+    stage, storage = places.stage, bytes(mutator.storage)
+    pool = MemoryPool(content) if stage is None else stage.put(content, storage)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     try:
         with deadline():
-            mounted = use(content, options, chance, touched)
+            mounted = use(pool, options, chance, touched)
     except Hang:
         return Finding(seed, kinds, "no end: " + traceback.format_exc(limit=-6))
     except Exception:
         return Finding(seed, kinds, traceback.format_exc(limit=-8))
     if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before > MEMORY:
         return Finding(seed, kinds, "too much memory")
+    left = storage
+    if stage is not None:
+        content[:], left = stage.members.pool.read_bytes(), stage.members.storage.read_bytes()
+        if left != storage and (not mounted or options.read_only):
+            return Finding(seed, kinds, "the storage was changed")
     what = misplaced(damaged, content, options, mounted, places, kinds, touched)
     if what:
         return Finding(seed, kinds, what)
     if mounted and folder is not None:  # e2fsck, too, refuses what is no ext4 any more
         path = folder / f"fuzzed-{seed}"
-        what = judged(path, bytes(content))
+        after = bytes(content)
+        if stage is not None:
+            after, damaged = stage.joined(after, left), stage.joined(damaged, storage)
+        what = judged(path, after)
         if what and not judged(path, damaged):  # what e2fsck can't repair without daxfs is not daxfs's
             return Finding(seed, kinds, what)
     return None
@@ -117,14 +130,14 @@ def deadline() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def use(content: bytearray, options: Options, chance: random.Random, touched: set[int]) -> bool:
+def use(pool: MemoryPool | Path, options: Options, chance: random.Random, touched: set[int]) -> bool:
     """Mount, read, change, read, unmount; errors that daxfs raises on purpose are right. False: nothing was mounted.
 
     ``touched`` gets the inodes that operations were about.
     """
     try:
-        fs = FileSystem.open(MemoryPool(content), options)
-    except FsError:
+        fs = FileSystem.open(pool, options)
+    except (FsError, PoolError):
         return False
     try:
         found = read_all(fs)
@@ -242,6 +255,7 @@ def change_one(fs: FileSystem, parent: int, name: bytes, ino: int, chance: rando
     for action in (
         lambda: fs.setxattr(ino, b"user.new", b"x" * 200),
         lambda: write_into(fs, ino, size),
+        *((lambda: fs.demote(ino), lambda: fs.promote(ino)) if fs.volume.tiers else ()),
         lambda: fs.setattr(ino, SetAttributes(size=size)),
         lambda: fs.mknod(ino, b"inside", 0o100644),
         lambda: fs.link(ino, ROOT_INO, b"link%d" % ino),
