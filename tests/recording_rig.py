@@ -29,7 +29,7 @@ from mount_rig import as_user, mounted
 from daxfs.fuse.kernel import session
 from daxfs.fuse.kernel.connection import MOST_FORGETS, Connection
 from daxfs.fuse.kernel.device import Device
-from daxfs.structures import inodes
+from daxfs.structures import inode_allocation, inode_placement
 from support import mke2fs, run
 
 LAYOUT = (
@@ -58,7 +58,9 @@ def pool_of_recordings(place: Path) -> Path:
 
 def repeat_generations(patches: pytest.MonkeyPatch) -> None:
     """New inodes get the same generations in each run: they are a part of the node ids in messages."""
-    patches.setattr(inodes, "getrandbits", random.Random(14).getrandbits)
+    getrandbits = random.Random(14).getrandbits
+    patches.setattr(inode_allocation, "getrandbits", getrandbits)
+    patches.setattr(inode_placement, "getrandbits", getrandbits)
 
 
 class Recorder:

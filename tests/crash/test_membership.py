@@ -18,7 +18,7 @@ from tier_rig import GROUP, MIB, OPTIONS, Members
 from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
-from daxfs.pmem.pool import open_pool
+from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT
 from daxfs.runs import ByteRange
 from daxfs.tools.mkfs import make_pool

@@ -18,7 +18,7 @@ from daxfs.fuse import serving, unexpected
 from daxfs.fuse.kernel.abi import Opcode
 from daxfs.fuse.unexpected import refusal
 from daxfs.journal.log import Log
-from daxfs.structures import blocks, inodes
+from daxfs.structures import blocks, inode_allocation
 
 Bug = Callable[..., None]
 
@@ -63,7 +63,7 @@ def test_inside_a_change(rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyP
     rig = rig_of()
     rig.init()
     with monkeypatch.context() as broken:
-        broken.setattr(inodes, "allocate", raising(KeyError("bug")))
+        broken.setattr(inode_allocation, "allocate", raising(KeyError("bug")))
         with pytest.raises(KeyError):
             rig.ask(Opcode.MKDIR, body=pack("mkdir_in", mode=0o755) + b"d\0")
     assert rig.core.interrupted
@@ -94,7 +94,7 @@ def test_memory_that_runs_out_ends_no_session(rig: Rig, monkeypatch: pytest.Monk
     """Before a commit is stored nothing is half done. In the middle of it the journal stops, as at any error there."""
     rig.init()
     made, handle = rig.create(b"file")
-    owner, name = {"handle": (inodes, "allocate"), "buffers": (Log, "prepare"), "log": (Log, "_write")}[place]
+    owner, name = {"handle": (inode_allocation, "allocate"), "buffers": (Log, "prepare"), "log": (Log, "_write")}[place]
     with monkeypatch.context() as broken:
         broken.setattr(owner, name, raising(MemoryError()))
         if place == "handle":
