@@ -60,6 +60,7 @@ class StorageCache:
         rising: (inode number, piece) of what was read from storage, and more than once of late (`Heat`).
         allowance: bytes that may come up for reads now, as of ``allowed_at`` (monotonic).
         allowed_at: see above.
+        stuck_until: when it makes sense to look again for what can go to storage (monotonic).
         waits: reads that have waited for the storage.
         read: bytes that were read for readers.
         promoted: bytes that were moved to memory.
@@ -78,6 +79,7 @@ class StorageCache:
         self.rising: dict[tuple[int, int], None] = {}
         self.allowance = 0
         self.allowed_at = 0.0
+        self.stuck_until = 0.0
         self.waits = 0
         self.read = self.promoted = self.demoted = 0
         self._units: OrderedDict[int, bytes] = OrderedDict()

@@ -8,7 +8,6 @@ that comes up for reads is bounded by `BYTES_PER_SECOND`.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_SECOND = 128 << 20
 """What comes up for reads; half of it may come up at once."""
+STUCK_SECONDS = 10.0
+"""How long nobody looks for room after none was found; requests that find none look themselves."""
 
 
 def due(volume: Volume) -> bool:
@@ -32,7 +33,9 @@ def due(volume: Volume) -> bool:
     cache = volume.tiers
     if cache is None or not cache.usable or volume.read_only:
         return False
-    return bool(cache.misplaced or cache.rising) or tierpolicy.crowded(volume)
+    if cache.misplaced or cache.rising:
+        return True
+    return tierpolicy.crowded(volume) and monotonic() >= cache.stuck_until
 
 
 def keep(volume: Volume) -> Steps[None]:
@@ -41,9 +44,12 @@ def keep(volume: Volume) -> Steps[None]:
     Raises:
         FsError: EIO, the storage has failed; EOPNOTSUPP, it has left.
     """
-    if tierpolicy.crowded(volume):
-        with suppress(tierpolicy.NoRoom):
+    cache, _ = tiers.counted(volume)
+    if tierpolicy.crowded(volume) and monotonic() >= cache.stuck_until:
+        try:
             yield from tierpolicy.make_room(volume)
+        except tierpolicy.NoRoom:
+            cache.stuck_until = monotonic() + STUCK_SECONDS
     yield from _place(volume)
     yield from _raise(volume)
 

@@ -257,3 +257,18 @@ def test_storage_that_leaves_meanwhile_ends_it(fs: FileSystem, steps: int) -> No
         finish(keeping)
     assert gone.value.errno == errno.EOPNOTSUPP
     fs.volume.tiers, fs.volume.heat = left
+
+
+def test_where_nothing_can_go_down_nobody_looks_all_the_time(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(tierkeeping, "monotonic", lambda: now)
+    fs.setxattr(ROOT_INO, ATTRIBUTE, MEMORY)
+    ino = make(fs, b"f")
+    fs.remount(Options(tier_high=1, tier_low=0))
+    keep(fs)
+    assert tierpolicy.crowded(fs.volume)
+    assert not fs.steps.misplaced
+    now += tierkeeping.STUCK_SECONDS
+    fs.setxattr(ino, ATTRIBUTE, AUTO)
+    keep(fs)
+    assert on_storage(fs, ino) == [0]

@@ -172,6 +172,14 @@ MUTANTS = [
         KEEPING_TESTS,
     ),
     Mutant(
+        "tiers: the search for room never rests",
+        KEEPING,
+        "            cache.stuck_until = monotonic() + STUCK_SECONDS\n",
+        "            pass\n",
+        "An idle mount whose memory holds only what stays there looks through all inodes every second.",
+        KEEPING_TESTS,
+    ),
+    Mutant(
         "tiers: the coldest comes up first",
         KEEPING,
         "        uses, ino, piece = hot.pop()\n",
