@@ -32,14 +32,17 @@ class Mutant(NamedTuple):
     full: bool = False
 
     def apply(self, root: Path) -> None:
-        """Change the source below ``root``.
+        """Change the source below ``root``. Raises as `applied`."""
+        path = root / self.path
+        path.write_text(self.applied(path.read_text()))
+
+    def applied(self, text: str) -> str:
+        """Return the source with the fault in it.
 
         Raises:
             Stale: the source has changed; the mutant must follow.
         """
-        path = root / self.path
-        text = path.read_text()
         found = text.count(self.before)
         if found != 1:
             raise Stale(f"{self.path}: the text to replace is there {found} times")
-        path.write_text(text.replace(self.before, self.after))
+        return text.replace(self.before, self.after)

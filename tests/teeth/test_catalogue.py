@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -19,11 +18,9 @@ def test_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-def test_it_can_be_applied(mutant: Mutant, tmp_path: Path) -> None:
-    (tmp_path / mutant.path).parent.mkdir(parents=True)
-    shutil.copy(TOP / mutant.path, tmp_path / mutant.path)
-    mutant.apply(tmp_path)
-    assert (tmp_path / mutant.path).read_text() != (TOP / mutant.path).read_text()
+def test_it_can_be_applied(mutant: Mutant) -> None:
+    text = (TOP / mutant.path).read_text()
+    assert mutant.applied(text) != text
 
 
 @pytest.mark.parametrize("test", sorted({test.partition("::")[0] for mutant in MUTANTS for test in mutant.tests}))
