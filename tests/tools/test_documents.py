@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,22 @@ DOCUMENTS = [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]
 FOREIGN = {"include/uapi/linux/fuse.h"}
 """Files of the kernel's source that the documents name."""
 PLACES = ("daxfs", "tests", "scripts", "docs", "man", ".github")
-FILES = [path.relative_to(TOP).as_posix() for place in PLACES for path in (TOP / place).rglob("*") if path.is_file()]
-FILES += [path.name for path in TOP.iterdir() if path.is_file()]
-CODE = "\n".join(
-    (TOP / name).read_text()
-    for name in FILES
-    if name.startswith(("daxfs/", "tests/")) and name.endswith((".py", ".c", ".h"))
-)
-WORDS = set(re.findall(r"\w+", CODE))
+
+
+@cache
+def files() -> list[str]:
+    """Return the paths of all files that the documents may name."""
+    below = (
+        path.relative_to(TOP).as_posix() for place in PLACES for path in (TOP / place).rglob("*") if path.is_file()
+    )
+    return [*below, *(path.name for path in TOP.iterdir() if path.is_file())]
+
+
+@cache
+def words() -> set[str]:
+    """Return all words of the code."""
+    code = [name for name in files() if name.startswith(("daxfs/", "tests/")) and name.endswith((".py", ".c", ".h"))]
+    return {word for name in code for word in re.findall(r"\w+", (TOP / name).read_text())}
 
 
 def prose(document: Path) -> str:
@@ -51,7 +60,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_named_files_exist(document: Path) -> None:
     for name in quoted(document):
         if re.fullmatch(r"[\w./-]+\.(py|c|h|md|yml)", name) and name not in FOREIGN:
-            assert any(f"/{path}".endswith(f"/{name}") for path in FILES), name
+            assert any(f"/{path}".endswith(f"/{name}") for path in files()), name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -59,4 +68,4 @@ def test_named_members_exist(document: Path) -> None:
     """Each word of a `Class.member` occurs in the code."""
     for name in quoted(document):
         if re.fullmatch(r"[A-Z]\w*(\.\w+)+(\(\))?", name):
-            assert set(re.findall(r"\w+", name)) <= WORDS, name
+            assert set(re.findall(r"\w+", name)) <= words(), name
