@@ -12,7 +12,7 @@ import random
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import count, pairwise
@@ -508,12 +508,12 @@ AGAIN = (
 Step = tuple[str, str]
 
 
-def prelude(steps: Iterable[Step]) -> list[Step]:
-    """Return the operations of `NEEDS` that these steps need and do not do themselves; they must be durable first."""
+def prelude(steps: Iterable[Step], needs: Mapping[str, tuple[str, ...]] = NEEDS) -> list[Step]:
+    """Return the operations that these steps need and do not do themselves; they must be durable first."""
     done: set[str] = set()
     missing: dict[str, None] = {}
     for name, _ in steps:
-        needed = NEEDS.get(name, ())
+        needed = needs.get(name, ())
         if needed and needed[-1] not in done:
             missing.update(dict.fromkeys(needed))
         done.add(name)
@@ -657,13 +657,17 @@ class Run:
         start: events before the workload began; what it needs (`NEEDS`) was done by then.
         last: the pool's bytes at the end.
         laps: events before the log began anew.
+        operations: what the steps may be.
+        needs: as `NEEDS`.
     """
 
-    recorder = RecordingPool
+    recorder: Callable[[bytearray], RecordingPool] = RecordingPool
+    operations: Mapping[str, Operation] = OPERATIONS
+    needs: Mapping[str, tuple[str, ...]] = NEEDS
 
     def __init__(self, content: bytes, steps: Iterable[Step], *, close: bool = False) -> None:
         self.steps = list(steps)
-        self.needed = prelude(self.steps)
+        self.needed = prelude(self.steps, self.needs)
         self.pool = self.recorder(bytearray(content))
         self._content = content
         self.promises: list[Promise] = [Promise(0, 0)]
@@ -671,8 +675,7 @@ class Run:
             self._work(close=close)
 
     def _work(self, *, close: bool) -> None:
-        fs = FileSystem.open(self.pool, QUIET)
-        self.fs = fs
+        fs = self.fs = self.mount()
         self.bench = Workbench(fs)
         self.block_size = fs.volume.block_size
         self.laps: list[int] = []
@@ -686,11 +689,15 @@ class Run:
         self._promise(Promise(len(self.pool.events), len(self.moments) - 1))
         self.last = bytes_after_close(fs, self.pool) if close else self.pool.image()
 
+    def mount(self) -> FileSystem:
+        """Mount the recording pool."""
+        return FileSystem.open(self.pool, QUIET)
+
     def _do(self, name: str, after: str) -> None:
         begun = len(self.pool.events)
         laps = self.fs.volume.journal.stats.tail_moves
         try:
-            OPERATIONS[name](self.bench)
+            self.operations[name](self.bench)
         except (FsError, IndexError):
             name += " (refused)"
         picture = take_picture(self.fs, self.bench.opened)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from recorder import Event, Flush, RecordingPool, Store
@@ -42,8 +42,8 @@ class MemoryStorage:
 
     def __init__(self, content: bytes, begin: int, record: Callable[[Event], object]) -> None:
         self.content = bytearray(content)
-        self.room = len(content)
         self.place = ByteRange(begin, begin + len(content))
+        self.room = len(content)
         self.failing = False
         self.status = os.stat_result(range(10))
         self._begin = begin
@@ -97,8 +97,8 @@ class Queue(storagequeue.StorageQueue):
         return Ticket(self, call)
 
 
-class _Tiered(MemoryPool):
-    """The parts of a pool with storage that recording and recovering have in common."""
+class SplitPool(MemoryPool):
+    """A pool with storage; a subclass says how its content is split."""
 
     def split(self, content: bytes, memory: int, record: Callable[[Event], object]) -> None:
         """Let storage follow the memory."""
@@ -106,8 +106,15 @@ class _Tiered(MemoryPool):
         self.storages = (cast(Storage, self.slow),)
         self.memory_size = memory
 
+    def attach(self, memory: int, length: int, storages: Sequence[Storage] = ()) -> None:
+        """Follow a file system that has become smaller, now or before the power failed: these pools get no other."""
+        assert (memory, tuple(storages)) == (self.memory_size, self.storages)
+        assert length <= self.size - memory
+        self.size = memory + length
+        self.memory = self.memory[: self.size]
 
-class TieredPool(_Tiered, RecordingPool):
+
+class TieredPool(SplitPool, RecordingPool):
     """A recording pool with storage; ``memory`` bytes of the content are memory."""
 
     def __init__(self, content: bytes | bytearray, memory: int) -> None:
@@ -144,6 +151,7 @@ class TieredPool(_Tiered, RecordingPool):
 def opened(pool: MemoryPool, options: Options) -> FileSystem:
     """Mount a pool; its calls on storage have no threads."""
     fs = FileSystem.open(pool, options)
-    if fs.volume.tiers is not None:
-        fs.volume.tiers.queues = [Queue(queue.storage) for queue in fs.volume.tiers.queues]
+    tiers = fs.volume.tiers
+    assert tiers is not None
+    tiers.queues = [Queue(queue.storage) for queue in tiers.queues]
     return fs

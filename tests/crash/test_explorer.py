@@ -14,8 +14,10 @@ from explorer import workloads
 from explorer.examine import Depth, Examiner, Tally, Wrong
 from explorer.explore import Task, explore, plan, share
 from explorer.lines import Line, choices, cuts
+from explorer.tiers import TIER_OPERATIONS
 from explorer.workloads import Workload
 from recorder import CACHE_LINE, Event, Fence, Flush, Store
+from tiered_recorder import MemoryStorage
 
 SAMPLE = Depth(alone=6, subsets=1, again=0.003)
 
@@ -75,6 +77,18 @@ def test_a_log_that_begins_anew() -> None:
 
 def test_without_a_journal() -> None:
     explored(workloads.sample(*PLAIN, 4, 1), Depth(alone=2, subsets=1))
+
+
+def test_files_move_between_tiers() -> None:
+    """Every operation on storage with one kind of sync after it, and some pairs."""
+    work = [Workload("tiered", ((name, after),)) for name, after in zip(TIER_OPERATIONS, cycle(AFTER))]
+    pairs = [each for each in workloads.twos("tiered") if all(name in TIER_OPERATIONS for name, _ in each.steps)]
+    explored([*work, *random.Random(1).sample(pairs, 6)], Depth(alone=2, subsets=1, others=0.02, again=0.003))
+
+
+@pytest.mark.full
+def test_files_move_between_tiers_among_all_operations() -> None:
+    explored([*workloads.ones("tiered"), *workloads.sample("tiered", 60, 1), *workloads.lives("tiered", 6, 1)])
 
 
 def record_is_complete(name: str, operation: str, after: str) -> bool:
@@ -201,3 +215,13 @@ def test_a_record_that_lacks_a_fence_or_a_flush_is_found_out(
             ]
         with pytest.raises(Wrong):
             examiner.explore()
+
+
+def test_a_demotion_that_does_not_synchronise_storage_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    monkeypatch.setattr(MemoryStorage, "sync", lambda _: None)
+    few = Depth(alone=1, subsets=1, others=0, grow=0, again=0)
+    with pytest.raises(Wrong):
+        Examiner(Workload("tiered", (("demote", "sync"),)), tmp_path, few).explore()

@@ -38,6 +38,7 @@ from daxfs.pmem.memory import MemoryPool
 from daxfs.structures.mapping import Extent
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
+from explorer.tiers import TIERED, TieredUndoPool, mounted, recording, tiered_image
 from explorer.workloads import Workload
 from support import fsck
 
@@ -143,7 +144,8 @@ class Examiner:
     """
 
     def __init__(self, workload: Workload, folder: Path, depth: Depth) -> None:
-        content = image(workload.format)
+        self._tiered = workload.format in TIERED
+        content = tiered_image(workload.format) if self._tiered else image(workload.format)
         self.run = workload.run(content)
         self.tally = Tally(workloads=1)
         self._workload = workload
@@ -207,13 +209,19 @@ class Examiner:
         picture = self._pictures.get(state)
         if picture is None:
             disk.rewind(mark)
-            picture = self._pictures[state] = self._look(FileSystem.open(UndoPool(disk), QUIET), disk)
+            picture = self._pictures[state] = self._look(self._mounted(disk), disk)
         judged = state, self.run.stage(position)
         if judged not in self._judged:
             faults = self.run.judge(picture, position)
             assert not faults, "\n".join(faults)
             self._judged.add(judged)
         return picture
+
+    def _mounted(self, disk: Disk) -> FileSystem:
+        """Mount what is on the disk."""
+        if self._tiered:
+            return mounted(TieredUndoPool(disk))
+        return FileSystem.open(UndoPool(disk), QUIET)
 
     def _look(self, fs: FileSystem, disk: Disk) -> Picture:
         """Read a state that was not seen before.
@@ -253,7 +261,8 @@ class Examiner:
 
     def _cut_recovery(self, crashed: Disk, position: int) -> None:
         """The power fails once more, between the mount that recovers the image and its unmount."""
-        recorder = RecordingPool(bytearray(crashed.content))
+        content = bytearray(crashed.content)
+        recorder = recording(content) if self._tiered else RecordingPool(content)
         FileSystem.open(recorder, QUIET).close()
         for shown in sweep(recorder.events, crashed, self._rng, **FEW):
             self.tally.again += 1

@@ -1,6 +1,7 @@
 """Run the explorer on every processor: ``python -m explorer.explore`` in the folder ``tests`` (`make test-crash`).
 
-    --formats 4k,1k     of `crash_rig.FORMATS` and `crash_rig.PLAIN`; all if not given. All pairs of the first are done
+    --formats 4k,1k     of `crash_rig.FORMATS`, `crash_rig.PLAIN` and `tiers.TIERED`; all if not given. All pairs of the
+                        first are done
     --twos N            pairs of operations of each other format, a seeded sample (default 400)
     --threes N          workloads of three operations for each format (default 60); half as many from mount to unmount,
                         and of clients
@@ -39,10 +40,11 @@ from rich.table import Table
 from explorer import workloads
 from explorer.examine import Depth, Examiner, Tally, freeze_clocks
 from explorer.plain import PlainExaminer
+from explorer.tiers import TIERED
 from explorer.workloads import Part, Workload
 
 SHARED_MEMORY = Path("/dev/shm")
-EVERY_FORMAT = ("4k", *(name for name in FORMATS if name != "4k"), *PLAIN)
+EVERY_FORMAT = ("4k", *(name for name in FORMATS if name != "4k"), *TIERED, *PLAIN)
 KINDS = ("ones", "twos", "threes", "lives", "laps", "clients")
 """Of `Workload.kind`."""
 MOST_WRONG = 20
@@ -117,7 +119,7 @@ def plan(formats: list[str], twos: int, threes: int, laps: int, seed: int) -> li
         rest += workloads.clients(name, threes // 2, seed)
         if name not in PLAIN:
             rest += workloads.lives(name, threes // 2, seed)
-            rest += workloads.laps(name, laps, seed) if "4k" not in name else ()
+            rest += workloads.laps(name, laps, seed) if "4k" not in name and name not in TIERED else ()
     rng = random.Random(seed)
     for part in (ones, pairs, rest):
         rng.shuffle(part)

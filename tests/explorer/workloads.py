@@ -1,7 +1,7 @@
 """What the explorer tries: all workloads of one and of two operations, and a sample of those of three (ACE's plan).
 
 The operations are those of `crash_rig.OPERATIONS`, the formats those of `crash_rig.FORMATS`: whatever is registered
-there is tried here, alone and after and before everything else.
+there is tried here, alone and after and before everything else. `tiers` adds a format with storage and its operations.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from crash_rig import AFTER, AGAIN, FORMATS, OPERATIONS, PLAIN, SINGLE, Run, Ste
 
 from explorer.clients import OPERATIONS as CLIENT_OPERATIONS
 from explorer.clients import POOLS, ClientRun
+from explorer.tiers import TIER_OPERATIONS, TIER_SINGLE, TIERED, TieredRun
 
 ROUND = 330
 """Operations, each followed by a sync, after which the log of the smallest journal has begun anew."""
@@ -57,7 +58,8 @@ class Workload(NamedTuple):
         """Do it on a recording pool that begins with these bytes."""
         if self.clients:
             return ClientRun(content, self.steps, self.clients)
-        return Run(content, self.steps, close=self.part is Part.LIFE)
+        run = TieredRun if self.format in TIERED else Run
+        return run(content, self.steps, close=self.part is Part.LIFE)
 
     @property
     def kind(self) -> str:
@@ -82,25 +84,33 @@ class Workload(NamedTuple):
         """
         head, _, steps = line.partition(":")
         name, part, clients, *_ = [*head.split("/"), "", ""]
-        operations = CLIENT_OPERATIONS if clients else OPERATIONS
+        tiers = TIER_OPERATIONS if name in TIERED else {}
+        operations = CLIENT_OPERATIONS if clients else {**OPERATIONS, **tiers}
         pairs = [step.strip().partition(">")[::2] for step in steps.split(",")]
-        known = (name in FORMATS or name in PLAIN) and part in {each.value for each in Part} and clients in {"", *POOLS}
+        known = (
+            name in {**FORMATS, **PLAIN, **TIERED} and part in {each.value for each in Part} and clients in {"", *POOLS}
+        )
         if not known or any(done not in operations or then not in AFTER for done, then in pairs):
             raise ValueError(f"{line!r} is no workload; one is '4k/last: append>sync, unlink'")
         return cls(name, tuple(pairs), Part(part), clients)
 
 
+def single(name: str) -> list[str]:
+    """The operations that are tried on a format."""
+    return TIER_SINGLE if name in TIERED else SINGLE
+
+
 def ones(name: str) -> Iterator[Workload]:
     """Every operation, followed by nothing and by each kind of sync."""
-    return (Workload(name, ((operation, after),)) for operation in SINGLE for after in AFTER)
+    return (Workload(name, ((operation, after),)) for operation in single(name) for after in AFTER)
 
 
 def twos(name: str) -> Iterator[Workload]:
     """Every two operations, in one transaction and with a sync between them."""
     return (
         Workload(name, ((first, between), (second, "")), Part.LAST)
-        for first in SINGLE
-        for second in SINGLE
+        for first in single(name)
+        for second in single(name)
         for between in ("", "sync")
     )
 
@@ -114,14 +124,14 @@ def threes(name: str, count: int, seed: int) -> Iterator[Workload]:
     """A seeded sample of three operations, each followed by something."""
     rng = random.Random(f"{name} {seed}")
     for _ in range(count):
-        yield Workload(name, tuple((rng.choice(SINGLE), rng.choice(AFTER)) for _ in range(3)))
+        yield Workload(name, tuple((rng.choice(single(name)), rng.choice(AFTER)) for _ in range(3)))
 
 
 def lives(name: str, count: int, seed: int) -> Iterator[Workload]:
     """Mount, a few operations, unmount: the power fails anywhere."""
     rng = random.Random(f"{name} {seed}")
     for _ in range(count):
-        yield Workload(name, tuple((rng.choice(SINGLE), rng.choice(AFTER)) for _ in range(4)), Part.LIFE)
+        yield Workload(name, tuple((rng.choice(single(name)), rng.choice(AFTER)) for _ in range(4)), Part.LIFE)
 
 
 def laps(name: str, count: int, seed: int) -> Iterator[Workload]:
@@ -134,9 +144,9 @@ def laps(name: str, count: int, seed: int) -> Iterator[Workload]:
 def clients(name: str, count: int, seed: int) -> Iterator[Workload]:
     """Everything that a client does, and a seeded sample of two such operations, for each way to be durable.
 
-    Files without extents are not made longer by clients.
+    Files without extents are not made longer by clients, and pools with storage have their clients elsewhere.
     """
-    if name in PLAIN or name == "no-extents":
+    if name in PLAIN or name in TIERED or name == "no-extents":
         return
     rng = random.Random(f"{name} {seed}")
     for way in POOLS:

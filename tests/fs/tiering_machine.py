@@ -33,6 +33,8 @@ GROUP = 1 << 20
 MEMORY, STORAGE = 9 * GROUP, 5 * GROUP
 OPTIONS = ("-b", "4096", "-g", str(GROUP >> 12), "-N", "256", "-J", "size=4")
 TIER = "tier"
+BLOCKS_COUNT = 1024 + 4
+"""Where the superblock has the size in blocks."""
 
 
 @cache
@@ -58,7 +60,8 @@ class TieringMachine(MovingMachine):
         return image()
 
     def pool_of(self, content: bytearray) -> TieredPool:
-        return TieredPool(content, MEMORY)
+        size = int.from_bytes(content[BLOCKS_COUNT : BLOCKS_COUNT + 4], "little") * 4096
+        return TieredPool(content[:size], MEMORY)  # storage is as long as the file system
 
     def mount(self, pool: RecordingPool) -> FileSystem:
         return opened(pool, QUIET)

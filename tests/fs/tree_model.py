@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from daxfs.ext4.inode import file_type_of_mode
+from daxfs.fs import members
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 
 
@@ -166,8 +167,8 @@ def differences(
 
 
 def xattrs_of(fs: FileSystem, ino: int) -> dict[bytes, bytes]:
-    """Return the extended attributes."""
-    return {name: fs.getxattr(ino, name) for name in fs.listxattr(ino)}
+    """Return the extended attributes, without the record of the pool's storage, which follows the size."""
+    return {name: fs.getxattr(ino, name) for name in fs.listxattr(ino) if name != members.ATTRIBUTE}
 
 
 def attribute_differences(
