@@ -147,6 +147,27 @@ def test_cold_pieces_of_a_file_go_before_its_warm_ones(full: FileSystem) -> None
     assert on_storage(full, ino) == list(range(8)), "if nothing else is left"
 
 
+def test_cold_files_of_other_groups_go_before_warm_ones(full: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which only a part is compared at a time."""
+    monkeypatch.setattr(tierpolicy, "LOOK", 1)
+    hot = make(full, b"hot", 2 * PIECE)
+    groups = (full.tree.mkdir(b"/%d" % number) or full.tree.resolve(b"/%d" % number) for number in range(20))
+    per_group = full.volume.geometry.inodes_per_group
+    directory = next(ino for ino in groups if (ino - 1) // per_group > (hot - 1) // per_group)
+    file, made = full.create(directory, b"cold", 0o600)
+    full.write(file, 0, bytes(2 * PIECE))
+    full.release(file)
+    assert full.volume.heat is not None
+    full.volume.heat.forget(made.ino, 0, 2 * PIECE)
+    read(full, hot, *range(0, 2 * PIECE, PIECE // 2))
+    memory = full.volume.geometry.memory_blocks
+    used = 100 - 100 * tierpolicy.free_memory(full.volume) // memory
+    full.remount(Options(tier_high=used - 2, tier_low=used - 4))
+    keep(full)
+    assert on_storage(full, made.ino)
+    assert not on_storage(full, hot)
+
+
 def test_what_comes_up_is_bounded_in_time(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tierkeeping, "BYTES_PER_SECOND", 2 * PIECE)
     now = 1000.0
@@ -195,8 +216,10 @@ def test_new_data_goes_to_where_its_attribute_says(fs: FileSystem) -> None:
     fs.write(file, 0, content)
     fs.write(file, PIECE, content[:MIB])
     keep(fs)
-    assert on_storage(fs, made.ino) == [0], "the piece that is being written stays"
     fs.write(file, PIECE + MIB, b"end")
+    keep(fs)
+    assert on_storage(fs, made.ino) == [0], "the piece that is being written stays"
+    assert not fs.steps.misplaced
     fs.release(file)
     keep(fs)
     assert on_storage(fs, made.ino) == [0, 1]

@@ -128,8 +128,8 @@ MUTANTS = [
         POLICY,
         "                if candidate.uses > most or free_memory(volume) >= goal:\n",
         "                if free_memory(volume) >= goal:\n",
-        "A file of which a part is hot goes down before cold files of other groups.",
-        ("tests/fs/test_tierpolicy.py",),
+        "A file that is used goes down before cold files that are compared later.",
+        KEEPING_TESTS,
     ),
     Mutant(
         "tiers: a file goes down with its warm pieces",
