@@ -220,13 +220,19 @@ def test_nothing_is_taken_past_the_new_end(wanted: int, tmp_path: Path) -> None:
     path = grown(tmp_path / "pool")
     with FileSystem.open(path) as fs:
         end = shrinkage.fitting(fs.volume.geometry, wanted)
-        blocks.confine(fs.volume.view, end)
         for number in range(100):
             fs.tree.mkdir(f"/{number}")
-        assert not list(shrinkage.inodes_past(fs.volume.view, end))
+        fs.sync()
+        before = list(shrinkage.used_past(fs.volume.view, end)), list(shrinkage.inodes_past(fs.volume.view, end))
+        assert all(before)
+        blocks.confine(fs.volume.view, end)
+        for number in range(100):
+            fs.tree.write_bytes(f"/{number}/file", b"f")
+            fs.tree.mkdir(f"/new {number}")
         with pytest.raises(FsError, match="no block is free"):
             fs.tree.write_bytes("/full", bytes(LARGE))
-        assert not list(shrinkage.used_past(fs.volume.view, end))
+        assert list(shrinkage.used_past(fs.volume.view, end)) == before[0]
+        assert list(shrinkage.inodes_past(fs.volume.view, end)) == before[1]
         assert fs.tree.stat("/full").size > 25 * MIB
         blocks.confine(fs.volume.view, 0)
         fs.tree.write_bytes("/full", bytes(60 * MIB))
