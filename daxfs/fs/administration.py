@@ -173,7 +173,7 @@ class Administration:
             length: its length in bytes.
 
         Returns:
-            How many bytes were moved, and how many stay: unwritten blocks, what clients of direct access use, and
+            How many bytes were moved, and how many stay: what clients of direct access use, and
             what storage has no room for.
 
         Raises:

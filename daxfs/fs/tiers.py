@@ -12,6 +12,7 @@ access use is not demoted.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from daxfs.journal.handle import Handle
     from daxfs.pmem.storagequeue import StorageQueue
 
+log = logging.getLogger("daxfs.fs")
 AT_ONCE = 2 << 20
 """The most bytes that one handle moves."""
 CREDITS = 64 + 2 * CREDITS_QUARANTINE
@@ -61,6 +63,10 @@ def attach(volume: Volume) -> None:
         if volume.on_storage_answer is not None:
             volume.tiers.leave_to(volume.on_storage_answer)
         volume.geometry.inode_border = groups.tables_on_storage(volume.view)
+        lost = groups.inodes_used(volume.view, range(volume.geometry.inode_groups, volume.geometry.groups_count))
+        if lost:
+            text = "%s: another program has put %d inodes on storage; they can't be used here, and are EIO"
+            log.warning(text, volume.pool.path, lost)
 
 
 def use(volume: Volume) -> TierUse:
@@ -127,7 +133,7 @@ def promote(volume: Volume, ino: int, begin: int, end: int, enough: Callable[[],
 def demote(volume: Volume, ino: int, begin: int, end: int, enough: Callable[[], bool] = bool) -> Steps[Moved]:
     """Move what the bytes [begin, end) of a regular file have in memory to storage, whole blocks, in steps.
 
-    Unwritten blocks stay, and so does all of a file that clients of direct access use. ``enough``: as `promote`.
+    All of a file that clients of direct access use stays. ``enough``: as `promote`.
 
     Raises:
         FsError: as `promote`.
@@ -261,10 +267,12 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
         return Moved(0, 0)
     if not tiers.usable:
         raise tiers.queues[0].failure()
-    place = None if run.unwritten or node.grants is not None else _find(volume, tiers, run.length)
+    place = None if node.grants is not None else _find(volume, tiers, run.length)
     if place is None or (volume.pool.bad and badmemory.overlaps(volume, run)):
         return Moved(0, run.length)
     run = run._replace(length=place.length)
+    if run.unwritten:  # there is nothing to copy
+        return Moved(place.length, 0) if _demote_at_once(volume, node, run, place) else None
     datalog.settle(volume, node.ino, run.lblk << bits, run.lblk + run.length << bits)
     source = slice(run.pblk << bits, run.pblk + run.length << bits)
     content = bytes(volume.pool.memory[source])

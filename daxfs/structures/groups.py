@@ -325,6 +325,15 @@ def totals(view: View) -> tuple[int, int]:
     return blocks, inodes
 
 
+def inodes_used(view: View, some: range) -> int:
+    """Return how many inodes of some groups, one after the other, are in use."""
+    total, per_block = len(some) * view.geometry.inodes_per_group, view.geometry.desc_per_block
+    for index in range(some.start // per_block, -(-some.stop // per_block) if some else 0):
+        found = counts(view, index)
+        total -= int(found.free_inodes[max(some.start - found.first, 0) : some.stop - found.first].sum())
+    return total
+
+
 def tables_on_storage(view: View) -> int:
     """Return the first group whose inode table lies on storage; 0: there is none."""
     geometry = view.geometry

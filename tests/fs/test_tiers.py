@@ -218,3 +218,18 @@ def test_storage_that_does_not_answer(fs: FileSystem, monkeypatch: pytest.Monkey
             fs.demote(fs.lookup(ROOT_INO, b"warm").ino)
     finally:
         answer.set()
+
+
+def test_unwritten_blocks_go_down_without_a_copy(fs: FileSystem) -> None:
+    fs.tree.write_bytes("/f", b"x" * 4096)
+    ino = fs.lookup(ROOT_INO, b"f").ino
+    file = fs.open_file(ino, os.O_RDWR)
+    fs.fallocate(file, 0, 0, 2 * MIB)
+    assert fs.demote(ino) == (2 * MIB, 0)
+    assert on_storage(fs, ino) == 512
+    assert bytes(fs.read(file, 0, 2 * MIB)) == b"x" * 4096 + bytes(2 * MIB - 4096)
+    fs.write(file, MIB, b"y")
+    assert on_storage(fs, ino) == 511
+    assert fs.promote(ino).moved == 2 * MIB - 4096
+    assert bytes(fs.read(file, 0, 2 * MIB)) == b"x" * 4096 + bytes(MIB - 4096) + b"y" + bytes(MIB - 1)
+    fs.release(file)

@@ -6,6 +6,7 @@ Storing into the middle of an unwritten extent splits it, which may need a tree 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -146,3 +147,24 @@ def test_reserved_space_past_the_end_on_a_full_pool(pool: Pool, block: str) -> N
     assert len(content) == PIECE + RESERVED
     for number in order:
         assert content[number * PIECE : number * PIECE + PIECE] == b"%08d" % number * (PIECE // 8), number
+
+
+def test_stores_through_a_mapping_that_find_no_room_are_not_lost_silently(pool: Pool) -> None:
+    """Write-back of a page that has no room fails, and so does the msync(2) or fsync(2) that waits for it."""
+    path = pool(size="16M")
+    size = 20 << 20
+    with mounted(path, *SESSIONS["kernel"]) as mount, open(mount.place / "f", "w+b") as file:
+        file.truncate(size)
+        content = b"".join(b"%4096d" % number for number in range(size >> 12))
+        failed = False
+        with mmap.mmap(file.fileno(), size) as memory:
+            memory[:] = content
+            try:
+                memory.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                failed = error.errno == errno.ENOSPC
+        assert failed
+        found = os.pread(file.fileno(), 4096, 0)
+        assert found == content[:4096]
+    fsck(path)

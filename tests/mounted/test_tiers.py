@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 import time
@@ -226,3 +227,37 @@ def test_refusals_of_members_by_the_command_line(tmp_path: Path) -> None:
             assert not slow.exists()
         assert "name a mountpoint" in mount_rig.daxfs("tier", "--add", slow, code=64)
     fsck(pool)
+
+
+def reserve(path: Path, content: bytes) -> None:
+    """Reserve blocks, and store into the last of them."""
+    with path.open("w+b", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, len(content))
+        assert os.fstat(file.fileno()).st_blocks * 512 >= len(content)
+        os.pwrite(file.fileno(), b"end", len(content) - 3)
+        assert os.pread(file.fileno(), MIB, len(content) - MIB) == bytes(MIB - 3) + b"end"
+
+
+def store_through_a_mapping(path: Path, content: bytes) -> None:
+    with path.open("w+b") as file:
+        file.truncate(len(content))
+        with mmap.mmap(file.fileno(), 0) as memory:
+            memory[:] = content
+            memory.flush()
+    assert path.read_bytes() == content
+
+
+def fill_what_a_truncate_has_made(path: Path, content: bytes) -> None:
+    with path.open("w+b", buffering=0) as file:
+        file.truncate(len(content))
+        for offset in range(0, len(content), MIB):
+            os.pwrite(file.fileno(), content[offset : offset + MIB], offset)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("way", [reserve, store_through_a_mapping, fill_what_a_truncate_has_made])
+def test_every_way_to_get_blocks_finds_room_on_storage(tmp_path: Path, way: Callable[[Path, bytes], None]) -> None:
+    made = tier_rig.make(tmp_path)
+    with mount_rig.mounted_unchecked(made.pool) as mounted:
+        way(mounted.place / "f", os.urandom(tier_rig.MEMORY + 4 * MIB))
+    made.check()

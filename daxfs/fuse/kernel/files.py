@@ -164,11 +164,15 @@ def write(connection: Connection, request: Request) -> bytes:
 def written_back(connection: Connection, file: OpenFile, offset: int, content: memoryview) -> int:
     """Write data from the kernel's page cache, which clears no set-id bits.
 
-    Data past EOF is dropped: pages never make a file longer, and write-back may overtake a truncate.
+    Data past EOF is dropped: pages never make a file longer, and write-back may overtake a truncate. All of the rest is
+    written, or the request fails: the kernel takes a page for written whatever the answer's size is
+    (``fuse_writepage_end`` in fs/fuse/file.c).
     """
     inside = content[: max(file.size - offset, 0)]
-    written = connection.core.write(file, offset, inside, False)
-    return len(content) if written == len(inside) else written
+    written = 0
+    while written < len(inside):
+        written += connection.core.write(file, offset + written, inside[written:], False)
+    return len(content)
 
 
 def written_with_care(
