@@ -354,6 +354,7 @@ class Journal:
         Raises:
             FsError: EROFS after an abort. An error of a hook, a seal or the pool aborts the journal and is raised.
             MemoryError: there is no memory for a buffer; the running transaction goes on, unless this is an abort too.
+            MissingMemory: ENOSPC: the pool's file has no room for what the hooks change; the transaction goes on too.
         """
         self._assert_usable()
         self.pool.faults.check()  # A fault before this commit, which has changed nothing, must not end in an abort.
@@ -366,7 +367,8 @@ class Journal:
             complete = True
             self._commit()
         except BaseException as error:
-            if isinstance(error, MemoryError) and not complete:
+            crowded = isinstance(error, MissingMemory) and error.errno == errno.ENOSPC
+            if (isinstance(error, MemoryError) or crowded) and not complete:
                 raise  # what the hooks have changed is undone
             self._handle.interrupted = self._handle.interrupted or not isinstance(error, REFUSALS)
             self.abort(error)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from journal_rig import JournalRig
 
-from daxfs.errors import Corrupt, CorruptKind, FsError
+from daxfs.errors import Corrupt, CorruptKind, FsError, MissingMemory
 from daxfs.ext4 import jbd2
 from daxfs.ext4.superblock import Superblock
 from daxfs.journal import log, recovery
@@ -754,6 +754,29 @@ def test_a_commit_without_memory_can_be_tried_again(
     journal.commit()
     assert rig.block(pool, block) == rig.filled(1)[:-1] + b"\7"
     assert rig.block(pool, counted)[0] == 1
+
+
+def test_a_commit_whose_hooks_find_no_room_can_be_tried_again(
+    rig: JournalRig, pool: MemoryPool, journal: Journal
+) -> None:
+    """The file system below the pool is full: it may have room later, and nothing was stored."""
+    full = [True]
+
+    def hook(tx: Handle) -> None:
+        tx.edit(rig.free[1])[0] += 1
+        if full:
+            raise MissingMemory(errno.ENOSPC, "no room")
+
+    journal.add_commit_hook(hook, lambda: True)
+    with journal.handle(1) as tx:
+        tx.edit(rig.free[0])[:] = rig.filled(1)
+    with pytest.raises(MissingMemory):
+        journal.commit()
+    assert not journal.aborted
+    full.clear()
+    journal.commit()
+    assert rig.block(pool, rig.free[0]) == rig.filled(1)
+    assert rig.block(pool, rig.free[1])[0] == 1
 
 
 @pytest.mark.interpreted

@@ -114,7 +114,7 @@ MUTANTS = [
     Mutant(
         "memory that runs out before a commit stops the journal",
         JOURNAL,
-        "            if isinstance(error, MemoryError) and not complete:\n",
+        "            if (isinstance(error, MemoryError) or crowded) and not complete:\n",
         "            if False:\n",
         "A daemon that lacks memory for a moment loses what was not committed.",
         (HANDLES,),
