@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ class Storage:
         self.place = ByteRange(0, 0)
         if not os.path.exists(path):
             raise PoolError(f"{path} does not exist", kinds.MOUNT_FAILED)
+        _refuse_others(path)
         target = kinds.identify(path)
         if target.kind == kinds.DEVDAX:
             raise PoolError(f"{path} is memory; the storage of a pool is a file or a block device", kinds.MOUNT_FAILED)
@@ -179,3 +181,17 @@ class Storage:
 
     def _failed(self, error: OSError) -> FsError:
         return FsError(error.errno or errno.EIO, f"{self.path}: {error.strerror}")
+
+
+def _refuse_others(path: str) -> None:
+    """Refuse what is no storage, before `kinds` advises to make a pool of it.
+
+    Raises:
+        PoolError: it is neither a file nor a device, or an empty file.
+    """
+    status = os.stat(path)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode)):
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "neither a file nor a device"
+        raise PoolError(f"{path} is {what}; the storage of a pool is a file or a block device", kinds.MOUNT_FAILED)
+    if stat.S_ISREG(status.st_mode) and not status.st_size:
+        raise PoolError(f"{path} has 0 bytes, too few for storage", kinds.MOUNT_FAILED)

@@ -124,8 +124,11 @@ WRONG: dict[str, tuple[Callable[[Members, Path], object], str]] = {
     "of another pool": (replaced, "is that of another pool"),
     "no label": (lambda tiered, _: tiered.storage.write_bytes(bytes(CONTENT + MIB)), "has no label"),
     "cut": (lambda tiered, _: os.truncate(tiered.storage, CONTENT + GROUP), "was cut"),
-    "cut to nothing": (lambda tiered, _: os.truncate(tiered.storage, 0), "empty"),
-    "a directory": (lambda tiered, _: (tiered.storage.unlink(), tiered.storage.mkdir()), "a directory"),
+    "cut to nothing": (lambda tiered, _: os.truncate(tiered.storage, 0), "has 0 bytes, too few for storage$"),
+    "a directory": (
+        lambda tiered, _: (tiered.storage.unlink(), tiered.storage.mkdir()),
+        "is a directory; the storage of a pool is a file or a block device$",
+    ),
     "the pool itself": (
         lambda tiered, _: (tiered.storage.unlink(), tiered.storage.symlink_to(tiered.pool)),
         "is the memory",
