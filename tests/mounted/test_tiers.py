@@ -250,8 +250,9 @@ def store_through_a_mapping(path: Path, content: bytes) -> None:
 def fill_what_a_truncate_has_made(path: Path, content: bytes) -> None:
     with path.open("w+b", buffering=0) as file:
         file.truncate(len(content))
-        for offset in range(0, len(content), MIB):
-            os.pwrite(file.fileno(), content[offset : offset + MIB], offset)
+        offset = 0
+        while offset < len(content):  # a write that meets a full memory may be short
+            offset += os.pwrite(file.fileno(), content[offset : offset + MIB], offset)
     assert path.read_bytes() == content
 
 
