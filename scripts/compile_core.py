@@ -41,9 +41,10 @@ MODULES = (
     *("structures.linear", "structures.mapping", "structures.metadata_zone", "structures.noted"),
     *("structures.orphans", "structures.reserves", "structures.salvage", "structures.validated_roots"),
     *("structures.xattrs",),
-    *("fs.appends", "fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.heat", "fs.lifetimes", "fs.names"),
-    *("fs.nodes", "fs.openfile", "fs.pins", "fs.placement", "fs.privileges", "fs.reclaim", "fs.removal", "fs.staging"),
-    *("fs.steps", "fs.truncating", "fs.volume", "fuse.kernel.dirents"),
+    *("fs.appends", "fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
+    *("fs.openfile", "fs.pins", "fs.privileges", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps"),
+    *("fs.truncating", "fs.volume"),
+    *("fs.tiers.heat", "fs.tiers.placement", "fuse.kernel.dirents"),
 )
 """What is compiled, below ``daxfs``: what every operation runs through."""
 NAMES = tuple(f"daxfs.{module}" for module in MODULES)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.tiers import members
 from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT
 from daxfs.tools.mkfs import make_pool

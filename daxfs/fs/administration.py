@@ -10,16 +10,18 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from daxfs.fs import badmemory, damage, label, mounting, outside, remounting, removal, shrinking, tiers
+from daxfs.fs import badmemory, damage, label, mounting, outside, remounting, removal
 from daxfs.fs.grants import waiting
+from daxfs.fs.moving import shrinking
 from daxfs.fs.nodes import END
 from daxfs.fs.operations import changing, maintaining, piecewise, reading
 from daxfs.fs.steps import finish
 from daxfs.fs.stepwise import SUPERUSER, Stepwise
+from daxfs.fs.tiers import moves
 from daxfs.fs.types import Statistics
 
 if TYPE_CHECKING:
-    from daxfs.fs.tiers import Moved
+    from daxfs.fs.tiers.moves import Moved
     from daxfs.fs.types import (
         Caller,
         Evacuation,
@@ -51,7 +53,7 @@ class Administration:
         A pool's file is made as long as the file system; a device keeps its length.
 
         Raises:
-            FsError: as `daxfs.fs.resizing.resize` and `daxfs.fs.shrinking.shrink`.
+            FsError: as `daxfs.fs.moving.resizing.resize` and `daxfs.fs.moving.shrinking.shrink`.
         """
         return finish(self.steps.resize(blocks))
 
@@ -65,7 +67,7 @@ class Administration:
             force: overwrite the storage of another pool.
 
         Raises:
-            FsError: as `daxfs.fs.membership.add`.
+            FsError: as `daxfs.fs.tiers.membership.add`.
         """
         return finish(self.steps.add_storage(os.path.abspath(path), force=force))
 
@@ -73,7 +75,7 @@ class Administration:
         """Let the last member of the storage leave, after what lies there has moved.
 
         Raises:
-            FsError: as `daxfs.fs.membership.remove`.
+            FsError: as `daxfs.fs.tiers.membership.remove`.
         """
         return finish(self.steps.remove_storage(os.path.abspath(path)))
 
@@ -117,7 +119,7 @@ class Administration:
     # Relocation
 
     def defragment(self, ino: int, offset: int = 0, length: int = END, caller: Caller = SUPERUSER) -> Relocation:
-        """Move blocks of a regular file to where 2 MiB pages map them (`daxfs.fs.relocation`).
+        """Move blocks of a regular file to where 2 MiB pages map them (`daxfs.fs.moving.relocation`).
 
         Each 2 MiB of the file that have blocks throughout get 2 MiB of the pool; what is less becomes one run.
 
@@ -138,7 +140,7 @@ class Administration:
     def vacate(
         self, ino: int, place: ByteRange, offset: int = 0, length: int = END, caller: Caller = SUPERUSER
     ) -> Relocation:
-        """Move what an inode has in the bytes ``place`` of the pool out of there (`daxfs.fs.vacating`).
+        """Move what an inode has in the bytes ``place`` of the pool out of there (`daxfs.fs.moving.vacating`).
 
         That is a file's data, the blocks of a directory or of a long symbolic link, those of the map itself, and the
         block of extended attributes. Arguments, results and errors: as `defragment`; EINVAL: the inode is not one of
@@ -147,7 +149,7 @@ class Administration:
         return finish(self.steps.vacate(ino, place, offset, length, caller))
 
     def evacuate(self, place: ByteRange, caller: Caller = SUPERUSER) -> Evacuation:
-        """Move what all inodes have in the bytes ``place`` of the pool out of there (`daxfs.fs.evacuation`).
+        """Move what all inodes have in the bytes ``place`` of the pool out of there (`daxfs.fs.moving.evacuation`).
 
         Returns:
             What has moved, and what stays of which inodes, and why.
@@ -165,7 +167,7 @@ class Administration:
         return [storage.path for storage in self.volume.pool.storages]
 
     def demote(self, ino: int, offset: int = 0, length: int = END) -> Moved:
-        """Move what a regular file has in memory to the pool's storage (`daxfs.fs.tiers`), whole blocks.
+        """Move what a regular file has in memory to the pool's storage (`daxfs.fs.tiers.moves`), whole blocks.
 
         Args:
             ino: the file.
@@ -193,7 +195,7 @@ class Administration:
         Raises:
             FsError: EOPNOTSUPP: the pool has no storage.
         """
-        return tiers.use(self.volume)
+        return moves.use(self.volume)
 
     def leave_storage_to(self, notify: Callable[[], object]) -> None:
         """From now on, have `read` and `write` and the other operations end with `OnStorage` instead of waiting.

@@ -15,8 +15,9 @@ from daxfs.ext4 import acl
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
 from daxfs.ext4.inodestat import Stat, decode
 from daxfs.ext4.limits import EXT4_NAME_LEN, XATTR_SIZE_MAX
-from daxfs.fs import clock, placement, privileges, truncating
+from daxfs.fs import clock, privileges, truncating
 from daxfs.fs.steps import Steps
+from daxfs.fs.tiers import placement
 from daxfs.fs.types import Attributes, Caller, SetAttributes, StatFs
 from daxfs.fs.volume import Volume
 from daxfs.journal.handle import Handle

@@ -25,7 +25,6 @@ from daxfs.fs import (
     damage,
     data,
     flags,
-    members,
     mounting,
     names,
     openfile,
@@ -47,6 +46,7 @@ from daxfs.fs.operations import brought, changing, failure, maintaining, piecewi
 from daxfs.fs.paths import Tree
 from daxfs.fs.steps import finish
 from daxfs.fs.stepwise import SUPERUSER
+from daxfs.fs.tiers import members
 from daxfs.fs.types import (
     ROOT_INO,
     Attributes,

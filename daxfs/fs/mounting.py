@@ -21,10 +21,12 @@ from daxfs.ext4.features import Incompat, RoCompat
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import EXT4_ERR_UNKNOWN, EXT4_SUPER_MAGIC, EXT4_VALID_FS, SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import badmemory, damage, fast_replay, logmoving, outside, recovery_flag, removal, tierpolicy
+from daxfs.fs import badmemory, damage, fast_replay, outside, recovery_flag, removal
 from daxfs.fs.grants.table import Grants
+from daxfs.fs.moving import logmoving
 from daxfs.fs.snapshots import catalogue
 from daxfs.fs.snapshots.keeper import CREDITS_RECORD, Keeper
+from daxfs.fs.tiers import policy
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
@@ -163,7 +165,7 @@ def mount(pool: Pool, options: Options, recovered: Callable[[Pool], None] = lamb
         volume = Volume(pool, geometry, PoolView(pool, geometry), None, options)
         volume.notifier = Grants(volume)
         volume.snapshots = Keeper(volume)
-        tierpolicy.attach(volume)
+        policy.attach(volume)
         return volume
     if area is not None:
         logmoving.mend(pool, geometry)
@@ -366,7 +368,7 @@ def start(pool: Pool, geometry: Geometry, journal: Journal, options: Options) ->
     volume.notifier = Grants(volume)
     volume.snapshots = Keeper(volume)
     add_hooks(volume)
-    tierpolicy.attach(volume)
+    policy.attach(volume)
     return volume
 
 

@@ -23,10 +23,11 @@ from daxfs.ext4.inode import (
     file_type_of_mode,
 )
 from daxfs.ext4.limits import EXT4_LINK_MAX, EXT4_NAME_LEN, FAST_SYMLINK_MAX, symlink_max
-from daxfs.fs import clock, placement, removal
+from daxfs.fs import clock, removal
 from daxfs.fs.attributes import attributes_of, read_attributes
 from daxfs.fs.searches import Searches, refuse_loop, refuse_names_in, searching
 from daxfs.fs.steps import Steps
+from daxfs.fs.tiers import placement
 from daxfs.fs.types import Attributes, Caller, DirEntry, DirListing, RenameFlags
 from daxfs.fs.volume import Volume
 from daxfs.journal.handle import Handle

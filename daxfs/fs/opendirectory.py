@@ -18,5 +18,5 @@ class OpenDirectory:
 
     @property
     def ino(self) -> int:
-        """The inode number, which may change while the directory is open (`daxfs.fs.renumbering`)."""
+        """The inode number, which may change while the directory is open (`daxfs.fs.moving.renumbering`)."""
         return self.node.ino

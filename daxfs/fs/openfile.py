@@ -42,7 +42,7 @@ class OpenFile:
 
     @property
     def ino(self) -> int:
-        """The inode number, which may change while the file is open (`daxfs.fs.renumbering`)."""
+        """The inode number, which may change while the file is open (`daxfs.fs.moving.renumbering`)."""
         return self.node.ino
 
     @property

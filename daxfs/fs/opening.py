@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from daxfs.errors import PoolError
-from daxfs.fs import members, mounting
+from daxfs.fs import mounting
+from daxfs.fs.tiers import members
 from daxfs.pmem.opening import open_pool as open_memory
 from daxfs.pmem.pool import Pool
 

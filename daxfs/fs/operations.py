@@ -14,9 +14,10 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from daxfs.errors import BadMemory, Corrupt, FsError, MissingMemory, OnStorage
-from daxfs.fs import damage, mounting, tierpolicy
+from daxfs.fs import damage, mounting
 from daxfs.fs.grants import waiting
 from daxfs.fs.steps import Steps, Wait, finish
+from daxfs.fs.tiers import policy
 
 if TYPE_CHECKING:
     from daxfs.fs.volume import Volume
@@ -90,8 +91,8 @@ def brought(volume: Volume, error: BaseException) -> bool:
 
 def on_storage(volume: Volume, error: FsError) -> FsError:
     """Return the error of an operation; if data must go to storage before it finds room, `OnStorage`."""
-    if volume.tiers is not None and tierpolicy.waits_for_room(volume, error):
-        return OnStorage(lambda: tierpolicy.make_room(volume))
+    if volume.tiers is not None and policy.waits_for_room(volume, error):
+        return OnStorage(lambda: policy.make_room(volume))
     return error
 
 

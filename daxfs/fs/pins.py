@@ -19,7 +19,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 
-from daxfs.fs.aliases import Aliases, Known
+from daxfs.fs.moving.aliases import Aliases, Known
 
 MOST_ENTRIES = 1024
 """The most entries of a segment."""

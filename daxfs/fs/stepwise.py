@@ -15,39 +15,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import (
-    appends,
-    attributes,
-    batches,
-    copying,
-    data,
-    evacuation,
-    membership,
-    mounting,
-    names,
-    ranges,
-    relocation,
-    removal,
-    resizing,
-    shrinking,
-    tierkeeping,
-    tiers,
-    trim,
-    truncating,
-    vacating,
-)
+from daxfs.fs import appends, attributes, batches, copying, data, mounting, names, ranges, removal, trim, truncating
 from daxfs.fs.grants import requests
+from daxfs.fs.moving import evacuation, relocation, resizing, shrinking, vacating
+from daxfs.fs.moving.relocation import Gathering
 from daxfs.fs.nodes import END
 from daxfs.fs.operations import changing_in_steps, in_steps, maintaining, reading_in_steps
-from daxfs.fs.relocation import Gathering
 from daxfs.fs.steps import Steps
+from daxfs.fs.tiers import keeping, membership, moves
 from daxfs.fs.types import Caller
 from daxfs.runs import BlockRun, ByteRange
 
 if TYPE_CHECKING:
     from daxfs.fs.opendirectory import OpenDirectory
     from daxfs.fs.openfile import OpenFile
-    from daxfs.fs.tiers import Moved
+    from daxfs.fs.tiers.moves import Moved
     from daxfs.fs.types import (
         Attributes,
         DirListing,
@@ -236,22 +218,22 @@ class Stepwise:
     @changing_in_steps
     def demote(self, ino: int, offset: int = 0, length: int = END) -> Steps[Moved]:
         """Move what a file has in memory to storage. It can be shortened: EINTR, what has moved stays."""
-        return self._between_tiers(tiers.demote, ino, offset, length)
+        return self._between_tiers(moves.demote, ino, offset, length)
 
     @changing_in_steps
     def promote(self, ino: int, offset: int = 0, length: int = END) -> Steps[Moved]:
         """Move what a file has on storage to memory; as `demote`."""
-        return self._between_tiers(tiers.promote, ino, offset, length)
+        return self._between_tiers(moves.promote, ino, offset, length)
 
     @property
     def misplaced(self) -> bool:
         """Whether `keeping_tiers` has something to do."""
-        return tierkeeping.due(self.volume)
+        return keeping.due(self.volume)
 
     @changing_in_steps
     def keeping_tiers(self) -> Steps[None]:
         """Move to storage what was used longest ago if the memory is almost full, and what is read often to memory."""
-        yield from tierkeeping.keep(self.volume)
+        yield from keeping.keep(self.volume)
 
     def _between_tiers(
         self, move: Callable[[Volume, int, int, int], Steps[Moved]], ino: int, offset: int, length: int

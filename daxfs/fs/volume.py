@@ -31,9 +31,9 @@ from daxfs.structures.noted import Noted
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
-    from daxfs.fs.heat import Heat
     from daxfs.fs.notifiers import BlockNotifier, MountNotifier
-    from daxfs.fs.storagecache import StorageCache
+    from daxfs.fs.tiers.heat import Heat
+    from daxfs.fs.tiers.storagecache import StorageCache
     from daxfs.journal.area import LogArea
     from daxfs.journal.handle import Handle
     from daxfs.journal.journal import Journal

@@ -3,7 +3,7 @@
 A tiered pool is memory followed by members of storage, under one file system (docs/TIERS.md). Each of these begins with
 a `Label`, which says to which pool it belongs; its content begins at `CONTENT`. This module opens, claims and verifies
 one, and reads and writes its content by offset. Each call returns when the system call does, however long that takes.
-It knows nothing of what the content means, nor how a pool finds its member (`daxfs.fs.members`).
+It knows nothing of what the content means, nor how a pool finds its member (`daxfs.fs.tiers.members`).
 """
 
 from __future__ import annotations

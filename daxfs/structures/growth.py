@@ -6,7 +6,7 @@ size or the new one. The new groups are laid out as the kernel does it online, e
 added at once also where no flexible group holds them together. What lies in the new blocks does not matter, except in
 the inode tables of a format without checksums of descriptors: the caller zeroes those (`tables`).
 
-Nothing here decides how far a file system may grow, maps memory, or commits. Caller: `daxfs.fs.resizing`.
+Nothing here decides how far a file system may grow, maps memory, or commits. Caller: `daxfs.fs.moving.resizing`.
 Source: fs/ext4/resize.c (``ext4_resize_fs``, ``ext4_alloc_group_tables``, ``add_new_gdb``, ``reserve_backup_gdb``,
 ``ext4_convert_meta_bg``).
 """

@@ -7,7 +7,8 @@ in other groups becomes free, unused descriptor blocks become reserved ones, and
 One thing differs: with sparse_super2 the last group gets a backup only if the blocks for it are free.
 
 Nothing here moves blocks, decides how small a file system may become, or commits. Before `cut` the log must be empty:
-it may hold blocks that become free. Caller: `daxfs.fs.shrinking`. The other direction is `daxfs.structures.growth`.
+it may hold blocks that become free. Caller: `daxfs.fs.moving.shrinking`. The other direction is
+`daxfs.structures.growth`.
 
 Source: resize/resize2fs.c (``adjust_new_size``, ``adjust_fs_info``, ``free_gdp_blocks``, ``blocks_to_move``,
 ``fix_resize_inode``).

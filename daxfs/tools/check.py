@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
 from daxfs.errors import FsError, UserError
-from daxfs.fs import members, mounting, opening
+from daxfs.fs import mounting, opening
+from daxfs.fs.tiers import members
 from daxfs.pmem import exclusive, kinds
 from daxfs.pmem.opening import open_pool
 from daxfs.tools.e2fsprogs import find_tool

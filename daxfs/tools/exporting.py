@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from daxfs.errors import FsError, UserError
-from daxfs.fs import members
+from daxfs.fs.tiers import members
 from daxfs.pmem.opening import open_pool
 from daxfs.pmem.pool import Pool
 from daxfs.runs import ByteRange

@@ -12,8 +12,8 @@ from daxfs import compiled
 from daxfs.errors import PoolError, UserError
 from daxfs.ext4 import features
 from daxfs.ext4.features import Incompat
-from daxfs.fs import members
 from daxfs.fs.defaults import in_force
+from daxfs.fs.tiers import members
 from daxfs.fs.types import Options
 from daxfs.pmem import persist
 from daxfs.structures import groups

@@ -20,9 +20,10 @@ from daxfs.errors import FsError, MissingMemory, PoolError, UserError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
-from daxfs.fs import members, mounting
+from daxfs.fs import mounting
 from daxfs.fs.mounting import read_superblock
 from daxfs.fs.snapshots.past import PastView
+from daxfs.fs.tiers import members
 from daxfs.journal import recovery
 from daxfs.journal.view import PoolView
 from daxfs.pmem.opening import open_pool

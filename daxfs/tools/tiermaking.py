@@ -16,8 +16,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from daxfs.errors import UserError
-from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.tiers import members
 from daxfs.fs.types import ROOT_INO
 from daxfs.pmem import kinds, storage
 from daxfs.pmem.pool import Pool

@@ -15,8 +15,8 @@ import pytest
 from in_memory import tmp_path
 from tier_rig import GROUP, MIB, OPTIONS, Members
 
-from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.tiers import members
 from daxfs.fs.types import ROOT_INO
 from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT

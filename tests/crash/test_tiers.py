@@ -15,10 +15,10 @@ import tier_rig
 from in_memory import tmp_path
 from tier_rig import GROUP, MIB, Members
 
-from daxfs.fs import placement
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import Steps
-from daxfs.fs.tiers import Moved
+from daxfs.fs.tiers import placement
+from daxfs.fs.tiers.moves import Moved
 from daxfs.fs.types import ROOT_INO
 
 __all__ = ["tmp_path"]

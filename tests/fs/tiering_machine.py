@@ -27,7 +27,7 @@ from tree_rig import QUIET
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import Steps, Wait
-from daxfs.fs.storagecache import StorageCache
+from daxfs.fs.tiers.storagecache import StorageCache
 
 GROUP = 1 << 20
 MEMORY, STORAGE = 9 * GROUP, 5 * GROUP

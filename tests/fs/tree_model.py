@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from daxfs.ext4.inode import file_type_of_mode
-from daxfs.fs import members
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.tiers import members
 
 
 class Thing(NamedTuple):

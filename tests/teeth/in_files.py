@@ -47,8 +47,8 @@ SLOW_ENDS = "tests/fs/test_power_loss.py::test_files_that_end_slowly"
 STORIES = "tests/fs/test_power_loss.py::test_stories"
 SYNC = "tests/crash/test_sync_mount.py"
 
-RELOCATION_SOURCE = "daxfs/fs/relocation.py"
-RELOCATION = "tests/fs/test_relocation.py"
+RELOCATION_SOURCE = "daxfs/fs/moving/relocation.py"
+RELOCATION = "tests/fs/moving/test_relocation.py"
 
 MUTANTS = [
     # Errors

@@ -5,8 +5,8 @@ from __future__ import annotations
 from teeth.mutant import Mutant
 
 GROWTH = "daxfs/structures/growth.py"
-RESIZING = "daxfs/fs/resizing.py"
-GROWS = ("tests/fs/test_resizing.py",)
+RESIZING = "daxfs/fs/moving/resizing.py"
+GROWS = ("tests/fs/moving/test_resizing.py",)
 CUTS = ("tests/crash/test_resizing.py",)
 MOUNTS = ("tests/mounted/test_resizing.py",)
 

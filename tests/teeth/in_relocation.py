@@ -8,13 +8,13 @@ CHANGE = "daxfs/fs/change.py"
 DIRBLOCKS = "daxfs/structures/dirblocks.py"
 INDIRECT = "daxfs/structures/indirect.py"
 NODES = "daxfs/structures/extent_nodes.py"
-RELOCATION = "daxfs/fs/relocation.py"
-VACATING = "daxfs/fs/vacating.py"
+RELOCATION = "daxfs/fs/moving/relocation.py"
+VACATING = "daxfs/fs/moving/vacating.py"
 XATTRS = "daxfs/structures/xattrs.py"
 
-MOVES = ("tests/fs/test_vacating.py",)
+MOVES = ("tests/fs/moving/test_vacating.py",)
 CUTS = ("tests/crash/test_relocation.py",)
-REPLAY = ("tests/fs/test_vacating.py::test_an_old_place_takes_data_and_replay_leaves_it_alone",)
+REPLAY = ("tests/fs/moving/test_vacating.py::test_an_old_place_takes_data_and_replay_leaves_it_alone",)
 
 MUTANTS = [
     Mutant(
@@ -36,7 +36,7 @@ MUTANTS = [
         "        __import__('daxfs.structures.blocks').structures.blocks.apply_frees(tx)\n"
         "        del tx.frees[mark:]\n",
         "A file that is written in the same transaction overwrites what the moved one still is after a cut.",
-        ("tests/fs/test_vacating.py::test_the_old_places_become_free_with_the_commit",),
+        ("tests/fs/moving/test_vacating.py::test_the_old_places_become_free_with_the_commit",),
     ),
     Mutant(
         "relocation: a step moves any number of runs",
@@ -44,7 +44,7 @@ MUTANTS = [
         "        few = min(len(piece.runs), MOST_RUNS)\n",
         "        few = len(piece.runs)\n",
         "Everybody waits 25 ms for a step of a file in pieces of 4 KiB.",
-        ("tests/fs/test_relocation.py::test_no_step_moves_many_runs",),
+        ("tests/fs/moving/test_relocation.py::test_no_step_moves_many_runs",),
     ),
     Mutant(
         "relocation: a directory's block arrives empty",

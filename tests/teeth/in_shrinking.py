@@ -5,10 +5,10 @@ from __future__ import annotations
 from teeth.mutant import Mutant
 
 SHRINKAGE = "daxfs/structures/shrinkage.py"
-SHRINKING = "daxfs/fs/shrinking.py"
-LOG_MOVE = "daxfs/fs/logmoving.py"
-SHRINKS = ("tests/fs/test_shrinking.py",)
-RENUMBERS = ("tests/fs/test_renumbering.py",)
+SHRINKING = "daxfs/fs/moving/shrinking.py"
+LOG_MOVE = "daxfs/fs/moving/logmoving.py"
+SHRINKS = ("tests/fs/moving/test_shrinking.py",)
+RENUMBERS = ("tests/fs/moving/test_renumbering.py",)
 PAGES = ("tests/fs/grants/test_status_page.py",)
 CUTS = ("tests/crash/test_shrinking.py",)
 
@@ -135,7 +135,7 @@ MUTANTS = [
     ),
     Mutant(
         "renumbering: the generation stays",
-        "daxfs/fs/renumbering.py",
+        "daxfs/fs/moving/renumbering.py",
         "    return generation ^ _state(geometry, old) ^ _state(geometry, new)\n",
         "    return generation\n",
         "The checksums of all blocks of the inode are wrong.",
@@ -143,7 +143,7 @@ MUTANTS = [
     ),
     Mutant(
         "renumbering: subdirectories keep their parent",
-        "daxfs/fs/renumbering.py",
+        "daxfs/fs/moving/renumbering.py",
         "            directories.set_parent(tx, inodes.edit(tx, child), made.number)\n",
         "            pass\n",
         "Their .. names an inode that is gone.",
@@ -167,7 +167,7 @@ MUTANTS = [
     ),
     Mutant(
         "renumbering: an orphan is listed by its old number",
-        "daxfs/fs/renumbering.py",
+        "daxfs/fs/moving/renumbering.py",
         "        orphans.add(tx, made.number)\n",
         "        pass\n",
         "After a power cut nobody frees it.",
@@ -175,7 +175,7 @@ MUTANTS = [
     ),
     Mutant(
         "renumbering: each inode waits anew for other operations",
-        "daxfs/fs/renumbering.py",
+        "daxfs/fs/moving/renumbering.py",
         "        if volume.under_way == 1:\n",
         "        if True:\n",
         "A shrink beside a long operation takes seconds for each inode.",
@@ -183,7 +183,7 @@ MUTANTS = [
     ),
     Mutant(
         "renumbering: other operations hold the old number",
-        "daxfs/fs/renumbering.py",
+        "daxfs/fs/moving/renumbering.py",
         '    return BUSY if volume.under_way > 1 else ""\n',
         '    return ""\n',
         "Their next step finds a free inode, or another one.",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from teeth.mutant import Mutant
 
-CACHE = "daxfs/fs/storagecache.py"
+CACHE = "daxfs/fs/tiers/storagecache.py"
 QUEUE = "daxfs/pmem/storagequeue.py"
-TIERS = "daxfs/fs/tiers.py"
+TIERS = "daxfs/fs/tiers/moves.py"
 
-HEAT = "daxfs/fs/heat.py"
-KEEPING = "daxfs/fs/tierkeeping.py"
-POLICY = "daxfs/fs/tierpolicy.py"
-PLACEMENT = "daxfs/fs/placement.py"
+HEAT = "daxfs/fs/tiers/heat.py"
+KEEPING = "daxfs/fs/tiers/keeping.py"
+POLICY = "daxfs/fs/tiers/policy.py"
+PLACEMENT = "daxfs/fs/tiers/placement.py"
 
-TESTS = ("tests/fs/test_tiers.py",)
-KEEPING_TESTS = ("tests/fs/test_tierkeeping.py",)
+TESTS = ("tests/fs/tiers/test_moves.py",)
+KEEPING_TESTS = ("tests/fs/tiers/test_keeping.py",)
 CUTS = ("tests/crash/test_tiers.py",)
-JOINS = ("tests/fs/test_membership.py",)
+JOINS = ("tests/fs/tiers/test_membership.py",)
 
 MUTANTS = [
     Mutant(
@@ -65,7 +65,7 @@ MUTANTS = [
         "            if ticket.done:\n                self.busy.remove(place)\n",
         "            self.busy.remove(place)\n",
         "A write that is still under way overwrites another file.",
-        ("tests/fs/test_storagecache.py",),
+        ("tests/fs/tiers/test_storagecache.py",),
     ),
     Mutant(
         "tiers: what belongs in memory goes to storage",
@@ -73,7 +73,7 @@ MUTANTS = [
         "        if place in (placement.MEMORY, None):\n            continue\n",
         "",
         "A file that has the attribute for memory is demoted.",
-        ("tests/fs/test_tierpolicy.py",),
+        ("tests/fs/tiers/test_policy.py",),
     ),
     Mutant(
         "tiers: what belongs on storage waits its turn",
@@ -81,7 +81,7 @@ MUTANTS = [
         "anywhere, pieces = place != placement.STORAGE, warm.get(ino, {})",
         "anywhere, pieces = True, warm.get(ino, {})",
         "A file that is used later, and belongs on storage, stays in memory.",
-        ("tests/fs/test_tierpolicy.py",),
+        ("tests/fs/tiers/test_policy.py",),
     ),
     Mutant(
         "tiers: any value says where a file belongs",
@@ -89,7 +89,7 @@ MUTANTS = [
         "    if value not in PLACES:\n",
         "    if not value:\n",
         "A value with a slip of the pen is accepted and does nothing.",
-        ("tests/fs/test_placement.py",),
+        ("tests/fs/tiers/test_placement.py",),
     ),
     Mutant(
         "tiers: new files do not belong where their directory does",
@@ -97,7 +97,7 @@ MUTANTS = [
         "        placement.inherit(tx, parent, inode)\n",
         "        pass\n",
         "What is made in a directory of memory goes to storage.",
-        ("tests/fs/test_placement.py",),
+        ("tests/fs/tiers/test_placement.py",),
     ),
     Mutant(
         "tiers: each request of a scan is a use",
@@ -105,7 +105,7 @@ MUTANTS = [
         "            if not reached or reached != first:\n                count += 1\n",
         "            count += 1\n",
         "One backup drives everything that programs use out of memory.",
-        ("tests/fs/test_heat.py",),
+        ("tests/fs/tiers/test_heat.py",),
     ),
     Mutant(
         "tiers: uses never become old",
@@ -113,7 +113,7 @@ MUTANTS = [
         "        self._earlier = self._running\n",
         "",
         "What was used often long ago stays in memory for good.",
-        ("tests/fs/test_heat.py",),
+        ("tests/fs/tiers/test_heat.py",),
     ),
     Mutant(
         "tiers: what goes down keeps its uses",
@@ -233,7 +233,7 @@ MUTANTS = [
         " and (end in units or ahead):\n",
         " and ahead:\n",
         "A read of 1 MiB takes sixteen times the latency of the storage.",
-        ("tests/fs/test_storagecache.py",),
+        ("tests/fs/tiers/test_storagecache.py",),
     ),
     Mutant(
         "tiers: nothing is read ahead",
@@ -241,7 +241,7 @@ MUTANTS = [
         "        ahead, border = begin in self._ends, self.border_after(begin)\n",
         "        ahead, border = False, self.border_after(begin)\n",
         "A reader of small parts waits for each of them.",
-        ("tests/fs/test_storagecache.py",),
+        ("tests/fs/tiers/test_storagecache.py",),
     ),
     Mutant(
         "tiers: a map says that data on storage is unwritten",
@@ -257,7 +257,7 @@ MUTANTS = [
         "(100 - volume.options.tier_high)",
         "(100 - 90)",
         "The mount option does nothing.",
-        ("tests/fs/test_tierpolicy.py",),
+        ("tests/fs/tiers/test_policy.py",),
     ),
     Mutant(
         "tiers: the low watermark is fixed",
@@ -265,7 +265,7 @@ MUTANTS = [
         "(100 - volume.options.tier_low)",
         "(100 - 80)",
         "The mount option does nothing.",
-        ("tests/fs/test_tierpolicy.py",),
+        ("tests/fs/tiers/test_policy.py",),
     ),
     Mutant(
         "tiers: files are allocated on storage",
@@ -273,11 +273,11 @@ MUTANTS = [
         "[: max(count - found.first, 0)] >= least)\n",
         "[:] >= least)\n",
         "New blocks have no memory.",
-        ("tests/fs/test_tierpolicy.py",),
+        ("tests/fs/tiers/test_policy.py",),
     ),
     Mutant(
         "membership: the root does not name a new member",
-        "daxfs/fs/membership.py",
+        "daxfs/fs/tiers/membership.py",
         "        members.name(volume, found)\n        with",
         "        with",
         "The next mount takes the pool for one that was cut.",
@@ -301,8 +301,8 @@ MUTANTS = [
     ),
     Mutant(
         "membership: what lies on a member that leaves stays",
-        "daxfs/fs/vacating.py",
-        "                left = yield from tiers.leave(volume, ino, begin, end, avoid)\n",
+        "daxfs/fs/moving/vacating.py",
+        "                left = yield from moves.leave(volume, ino, begin, end, avoid)\n",
         "                left = tiers.Moved(0, 0)\n",
         "No member that has data can leave.",
         JOINS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("fs", "fs/grants", "fs/snapshots", "direct")
+FOLDERS = ("fs", "fs/grants", "fs/moving", "fs/snapshots", "fs/tiers", "direct")
 WITHOUT = {
     "fs/notifiers": "protocols: each listener is tested as what it is (table, inode_grants), each caller as what calls",
     "fs/types": "plain values that cross the border of the layer, without a line that could be wrong",

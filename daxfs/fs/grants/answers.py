@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from daxfs.fs.grants.inode_grants import InodeGrants
     from daxfs.fs.nodes import Node
     from daxfs.fs.openfile import OpenFile
-    from daxfs.fs.storagecache import StorageCache
+    from daxfs.fs.tiers.storagecache import StorageCache
     from daxfs.fs.volume import Volume
 
 WRITE, EXTEND, MAP, PAGES = int(Flag.WRITE), int(Flag.EXTEND), int(Flag.MAP), int(Flag.PAGES)

@@ -82,7 +82,7 @@ def readdir(connection: Connection, request: Request) -> Answer:
 
 
 def as_known(connection: Connection, found: DirListing) -> DirListing:
-    """Return names with the inode numbers that stat(2) shows (`daxfs.fs.aliases`)."""
+    """Return names with the inode numbers that stat(2) shows (`daxfs.fs.moving.aliases`)."""
     aliases = connection.core.pins.aliases
     if not aliases:
         return found

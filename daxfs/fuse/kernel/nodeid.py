@@ -6,7 +6,7 @@ protocol. No other file has that one, because ext4's inode 1 holds the bad block
 
 An inode that gets another number while the kernel knows it keeps its node id until it is forgotten: an entry with
 another one would be another inode to the kernel, with a cache and locks of its own. `resolve` and `known_as` are the
-two directions of that; `daxfs.fs.aliases` has the table.
+two directions of that; `daxfs.fs.moving.aliases` has the table.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 - *Works* are requests that take several steps. A handler gives its operation to `Scheduler.begin`, which runs it for a
   slice. If that is not enough, the session continues it between other requests, and answers it in the end.
-- *Parked* works wait for a system call on storage (`daxfs.fs.tiers`), in a thread. They have no turns until it has
-  returned or taken too long.
+- *Parked* works wait for a system call on storage (`daxfs.fs.tiers.moves`), in a thread. They have no turns until it
+  has returned or taken too long.
 - *Queued* requests exist only while a work is unfinished. The session then reads ahead what the kernel has, and takes
   it turn by turn between users (`turns.py`).
 - *Blocked* requests would change a file, or with a rename the tree, that a work changes. They follow it, in order.

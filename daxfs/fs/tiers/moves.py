@@ -5,8 +5,8 @@ begins that gives it to the file. So there is no order between the members that 
 cut leaves the old place or the new one. Each system call on storage is waited for between two steps. There anything may
 happen to the file, so each step looks again.
 
-The same is moved as by relocation (`daxfs.fs.relocation`): the data of regular files. A file that clients of direct
-access use is not demoted.
+The same is moved as by relocation (`daxfs.fs.moving.relocation`): the data of regular files. A file that clients of
+direct access use is not demoted.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from daxfs.errors import FsError, MissingMemory
 from daxfs.fs import badmemory, datalog, removal
 from daxfs.fs.change import Change
-from daxfs.fs.heat import Heat
 from daxfs.fs.notifiers import CREDITS_QUARANTINE
 from daxfs.fs.steps import Steps
-from daxfs.fs.storagecache import StorageCache
+from daxfs.fs.tiers.heat import Heat
+from daxfs.fs.tiers.storagecache import StorageCache
 from daxfs.fs.types import Caller, MemberUse, TierUse
 from daxfs.runs import BlockRun, ByteRange, subtract
 from daxfs.structures import blocks, groups, inodes, mapping

@@ -18,8 +18,8 @@ from tree_rig import QUIET, Tree, walk
 from daxfs.errors import FsError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL
-from daxfs.fs import renumbering
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.moving import renumbering
 from daxfs.fs.steps import finish
 from daxfs.fs.types import SetAttributes
 from daxfs.protocol import ENTRY, StatusEntry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daxfs.fs.aliases import Aliases, Known
+from daxfs.fs.moving.aliases import Aliases, Known
 from daxfs.fs.pins import Pins
 from daxfs.fs.types import Attributes
 from daxfs.fuse.kernel import nodeid

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.ext4.inode import EXT4_RESIZE_INO
-from daxfs.fs import removal, vacating
+from daxfs.fs import removal
+from daxfs.fs.moving import vacating
 from daxfs.fs.nodes import END
 from daxfs.fs.types import BAD, DAMAGED, FIXED, MAP, MAPPED, SNAPSHOT, Caller, Evacuation, Relocation, Stayed
 from daxfs.runs import BlockRun

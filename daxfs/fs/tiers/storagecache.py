@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daxfs.errors import OnStorage
-from daxfs.fs.heat import pieces_of
+from daxfs.fs.tiers.heat import pieces_of
 from daxfs.pmem.storagequeue import StorageQueue, Ticket
 from daxfs.structures import inodes, mapping
 
 if TYPE_CHECKING:
-    from daxfs.fs.heat import Heat
     from daxfs.fs.steps import Steps
+    from daxfs.fs.tiers.heat import Heat
     from daxfs.journal.view import View
     from daxfs.pmem.pool import Pool
     from daxfs.runs import BlockRun
@@ -32,7 +32,7 @@ where another has ended, also units that are not needed yet."""
 MOST_SEQUENCES = 16
 """Places where calls have ended that are remembered."""
 MOST_NOTED = 4096
-"""Files, and pieces of files, that wait for `daxfs.fs.tierkeeping`; further ones are noted when they are used again."""
+"""Files, and pieces of files, that wait for `daxfs.fs.tiers.keeping`; further ones are noted when used again."""
 MOST_UNITS = 512
 """Units that are kept in DRAM: 32 MiB."""
 LEAST_USES = 2
@@ -54,8 +54,8 @@ class StorageCache:
         queues: calls on each member.
         busy: blocks on storage that are being read or written to move what they hold: no demotion takes them.
         group: the group in which a demotion has found room last.
-        hand: the group whose files are looked at next for some that can go to storage (`daxfs.fs.tierpolicy`).
-        promote: returns the steps that move bytes [begin, end) of a file to memory (`daxfs.fs.tiers`).
+        hand: the group whose files are looked at next for some that can go to storage (`daxfs.fs.tiers.policy`).
+        promote: returns the steps that move bytes [begin, end) of a file to memory (`daxfs.fs.tiers.moves`).
         misplaced: files that may lie elsewhere than their attribute says; the order of keys is that of their notes.
         rising: (inode number, piece) of what was read from storage, and more than once of late (`Heat`).
         allowance: bytes that may come up for reads now, as of ``allowed_at`` (monotonic).

@@ -17,8 +17,8 @@ from kernel_rig import kernel_mount
 from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, grown, made, refused
 
 from daxfs.errors import FsError
-from daxfs.fs import shrinking
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.moving import shrinking
 from daxfs.fs.steps import finish, interruption
 from daxfs.fs.types import Options
 from daxfs.structures import blocks, inodes, shrinkage

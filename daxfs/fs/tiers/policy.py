@@ -2,8 +2,8 @@
 
 `make_room` demotes files and pieces of files, the coldest first (`Candidate`), until the memory has room again. It
 looks at some thousand inodes at a time, from where it has ended before, since the oldest of many files is old enough.
-What `daxfs.fs.tiers` does not move stays, and so do files that belong in memory (`placement`). A session calls it in
-the background while the memory is `crowded`, so that few requests ever meet a full memory; those that do wait for it
+What `daxfs.fs.tiers.moves` does not move stays, and so do files that belong in memory (`placement`). A session calls it
+in the background while the memory is `crowded`, so that few requests ever meet a full memory; those that do wait for it
 (`waits_for_room`) as for data on storage.
 """
 
@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs.errors import FsError, MissingMemory
-from daxfs.fs import placement, removal, tiers
-from daxfs.fs.heat import bytes_of
+from daxfs.fs import removal
 from daxfs.fs.nodes import END
+from daxfs.fs.tiers import moves, placement
+from daxfs.fs.tiers.heat import bytes_of
 from daxfs.runs import ByteRange, joined, subtract
 from daxfs.structures import groups, inode_bitmaps, inodes, reserves
 
@@ -95,7 +96,7 @@ def free_when_low(volume: Volume) -> int:
 
 def attach(volume: Volume) -> None:
     """Let a volume read and write the storage of its pool, if it has some, and operations have its data brought."""
-    tiers.attach(volume)
+    moves.attach(volume)
     if volume.tiers is not None:
         volume.tiers.promote = partial(_bring, volume)
 
@@ -107,10 +108,10 @@ def _bring(volume: Volume, ino: int, begin: int, end: int) -> Steps[None]:
         NoRoom: it does not fit into the memory.
         FsError: as `tiers.promote`.
     """
-    done = yield from tiers.promote(volume, ino, begin, end)
+    done = yield from moves.promote(volume, ino, begin, end)
     if done.stayed and crowded(volume):
         yield from make_room(volume, Part(ino, begin, end))
-        done = yield from tiers.promote(volume, ino, begin, end)
+        done = yield from moves.promote(volume, ino, begin, end)
     if done.stayed:
         raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory has no room for what lies on storage")
 
@@ -143,7 +144,7 @@ def make_room(volume: Volume, needed: Part = NOTHING) -> Steps[None]:
 
 def candidates(volume: Volume, most: int) -> Steps[tuple[list[Candidate], int]]:
     """Return what may go down of the files of the next groups, up to ``most``, the coldest first, and how many."""
-    _, heat = tiers.counted(volume)
+    _, heat = moves.counted(volume)
     warm = heat.warm()
     found: list[Candidate] = []
     seen = looked = 0
@@ -170,7 +171,7 @@ def demote(volume: Volume, candidate: Candidate, goal: int, needed: Part = NOTHI
             stay.append(ByteRange(needed.begin, needed.end))
         for begin, end in subtract([whole], list(joined(stay))):
             if free_memory(volume) < goal:
-                done = yield from tiers.demote(volume, candidate.ino, begin, end, lambda: free_memory(volume) >= goal)
+                done = yield from moves.demote(volume, candidate.ino, begin, end, lambda: free_memory(volume) >= goal)
                 moved += done.moved
     yield
     return moved
@@ -178,7 +179,7 @@ def demote(volume: Volume, candidate: Candidate, goal: int, needed: Part = NOTHI
 
 def _look(volume: Volume, warm: dict[int, dict[int, int]], found: list[Candidate]) -> int:
     """Add the candidates of the next group; return how many inodes were looked at."""
-    (cache, heat), view = tiers.counted(volume), volume.view
+    (cache, heat), view = moves.counted(volume), volume.view
     group = cache.hand % volume.geometry.groups_count
     cache.hand = group + 1
     numbers = inode_bitmaps.in_use_of(view, group)

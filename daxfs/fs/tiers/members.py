@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from daxfs.errors import FsError, PoolError
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_ROOT_INO
-from daxfs.fs import mounting, tierpolicy
+from daxfs.fs import mounting
 from daxfs.fs.nodes import END
+from daxfs.fs.tiers import policy
 from daxfs.journal.view import PoolView, View
 from daxfs.pmem.kinds import MOUNT_FAILED
 from daxfs.pmem.opening import open_pool
@@ -261,7 +262,7 @@ def change(volume: Volume, storages: Sequence[Storage], end: int) -> None:
     volume.geometry.bound(memory if storages else 0)
     volume.follow_size()
     if volume.tiers is None:
-        tierpolicy.attach(volume)
+        policy.attach(volume)
     else:
         volume.tiers.follow_size()
     if not storages:

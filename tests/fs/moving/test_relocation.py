@@ -18,7 +18,7 @@ from tree_rig import QUIET
 
 from daxfs.ext4.inode import EXT4_IMMUTABLE_FL, EXT4_JOURNAL_DATA_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
-from daxfs.fs.relocation import MOST_RUNS
+from daxfs.fs.moving.relocation import MOST_RUNS
 from daxfs.fs.steps import finish
 from daxfs.fs.types import BAD, FRAGMENTED, FULL, MAPPED, Attributes, FileExtent, Relocation, SetAttributes, Stayed
 from daxfs.runs import ByteRange

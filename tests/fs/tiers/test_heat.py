@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from daxfs.fs import heat
-from daxfs.fs.heat import PIECE, Heat, bytes_of, pieces_of
+from daxfs.fs.tiers import heat
+from daxfs.fs.tiers.heat import PIECE, Heat, bytes_of, pieces_of
 
 INO, OTHER = 12, 13
 KIB = 1 << 10

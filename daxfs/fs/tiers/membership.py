@@ -3,8 +3,8 @@
 A new member makes the address space longer: it gets its label, then the root names it, and then one handle adds all of
 its groups (`daxfs.structures.growth.extend_on_storage`). So a power cut leaves the old pool or the new one, and beside
 the old one at most a label and a name that do not count. The last member leaves by a shrink
-(`daxfs.fs.shrinking`) to where it begins; then its label is removed. Members before it can't leave, since those after
-them have their addresses. Nothing here opens files for the user, or decides who may do this. Callers: the facade.
+(`daxfs.fs.moving.shrinking`) to where it begins; then its label is removed. Members before it can't leave, since those
+after them have their addresses. Nothing here opens files for the user, or decides who may do this. Callers: the facade.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, PoolError
 from daxfs.ext4.features import Incompat
-from daxfs.fs import members, resizing, shrinking, storagecache
+from daxfs.fs.moving import resizing, shrinking
+from daxfs.fs.tiers import members, storagecache
 from daxfs.fs.types import Resized
 from daxfs.pmem import kinds, storage
 from daxfs.pmem.storage import Label, Storage

@@ -1,10 +1,10 @@
 """Aliases: the numbers by which renumbered inodes are known outside, until they are forgotten there.
 
 The kernel knows an inode by the number and the generation with which it was looked up first, and programs have seen
-that number in stat(2). A shrink gives the inode another number (`daxfs.fs.renumbering`), which the kernel would take
-for another file. So what the kernel knows keeps its old number outside: whoever translates numbers for the kernel asks
-here, both ways. An entry lives as long as the inode is pinned (`Pins`, the owner of the only table). A new inode gets
-such a number last (`daxfs.structures.inodes.keep_free`), since programs take two names with one number for links.
+that number in stat(2). A shrink gives the inode another number (`daxfs.fs.moving.renumbering`), which the kernel would
+take for another file. So what the kernel knows keeps its old number outside: whoever translates numbers for the kernel
+asks here, both ways. An entry lives as long as the inode is pinned (`Pins`, the owner of the only table). A new inode
+gets such a number last (`daxfs.structures.inodes.keep_free`), since programs take two names with one number for links.
 
 *Outside* is what the kernel knows, *inside* what the pool has. An inode without an entry has one number.
 """

@@ -11,15 +11,15 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from daxfs.fs import placement, tierpolicy, tiers
-from daxfs.fs.heat import PIECE, bytes_of
 from daxfs.fs.nodes import END
-from daxfs.fs.tierpolicy import Candidate, free_memory, free_when_low
+from daxfs.fs.tiers import moves, placement, policy
+from daxfs.fs.tiers.heat import PIECE, bytes_of
+from daxfs.fs.tiers.policy import Candidate, free_memory, free_when_low
 from daxfs.structures import inodes
 
 if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
-    from daxfs.fs.storagecache import StorageCache
+    from daxfs.fs.tiers.storagecache import StorageCache
     from daxfs.fs.volume import Volume
 
 BYTES_PER_SECOND = 128 << 20
@@ -35,7 +35,7 @@ def due(volume: Volume) -> bool:
         return False
     if cache.misplaced or cache.rising:
         return True
-    return tierpolicy.crowded(volume) and monotonic() >= cache.stuck_until
+    return policy.crowded(volume) and monotonic() >= cache.stuck_until
 
 
 def keep(volume: Volume) -> Steps[None]:
@@ -44,11 +44,11 @@ def keep(volume: Volume) -> Steps[None]:
     Raises:
         FsError: EIO, the storage has failed; EOPNOTSUPP, it has left.
     """
-    cache, _ = tiers.counted(volume)
-    if tierpolicy.crowded(volume) and monotonic() >= cache.stuck_until:
+    cache, _ = moves.counted(volume)
+    if policy.crowded(volume) and monotonic() >= cache.stuck_until:
         try:
-            yield from tierpolicy.make_room(volume)
-        except tierpolicy.NoRoom:
+            yield from policy.make_room(volume)
+        except policy.NoRoom:
             cache.stuck_until = monotonic() + STUCK_SECONDS
     yield from _place(volume)
     yield from _raise(volume)
@@ -56,23 +56,23 @@ def keep(volume: Volume) -> Steps[None]:
 
 def _place(volume: Volume) -> Steps[None]:
     """Move those files to where their attribute says that were written to, read from storage, or given it."""
-    cache, _ = tiers.counted(volume)
+    cache, _ = moves.counted(volume)
     misplaced, cache.misplaced = cache.misplaced, {}
     for ino in misplaced:
-        if tierpolicy.may_go(volume, ino):
-            place = tierpolicy.place_of(volume, ino)
+        if policy.may_go(volume, ino):
+            place = policy.place_of(volume, ino)
             if place == placement.STORAGE:
                 # What is still being written would come back at once; closing the file brings it here again.
                 end = inodes.read(volume.view, ino).size & -PIECE if volume.nodes.is_open(ino) else END
-                yield from tiers.demote(volume, ino, 0, end)
+                yield from moves.demote(volume, ino, 0, end)
             elif place == placement.MEMORY:
-                yield from tiers.promote(volume, ino, 0, END, lambda: tierpolicy.crowded(volume))
+                yield from moves.promote(volume, ino, 0, END, lambda: policy.crowded(volume))
         yield
 
 
 def _raise(volume: Volume) -> Steps[None]:
     """Promote pieces that were read from storage, as the module says."""
-    cache, heat = tiers.counted(volume)
+    cache, heat = moves.counted(volume)
     rising, cache.rising = cache.rising, {}
     hot = sorted((heat.uses(ino, piece), ino, piece) for ino, piece in rising)
     colder: list[Candidate] | None = None
@@ -85,14 +85,14 @@ def _raise(volume: Volume) -> Steps[None]:
         if _may_rise(volume, ino):
             goal = min(free_memory(volume), free_when_low(volume)) + need
             if free_memory(volume) < goal and colder is None:
-                colder, _ = yield from tierpolicy.candidates(volume, volume.geometry.groups_count)
+                colder, _ = yield from policy.candidates(volume, volume.geometry.groups_count)
                 colder.reverse()
             while free_memory(volume) < goal and colder and _is_colder(colder[-1], uses):
-                if not (yield from tierpolicy.demote(volume, colder[-1], goal)):
+                if not (yield from policy.demote(volume, colder[-1], goal)):
                     colder.pop()
             if free_memory(volume) < goal:
                 break
-            done = yield from tiers.promote(volume, ino, *bytes_of(piece))
+            done = yield from moves.promote(volume, ino, *bytes_of(piece))
             cache.allowance -= done.moved
         yield
 
@@ -100,7 +100,7 @@ def _raise(volume: Volume) -> Steps[None]:
 def _may_rise(volume: Volume, ino: int) -> bool:
     """Return whether an inode is a file whose data may lie in memory."""
     places = (placement.AUTO, placement.MEMORY)
-    return tierpolicy.has_data(volume, ino) and tierpolicy.place_of(volume, ino) in places
+    return policy.has_data(volume, ino) and policy.place_of(volume, ino) in places
 
 
 def _is_colder(candidate: Candidate, uses: int) -> bool:

@@ -5,13 +5,13 @@ list of orphans, and it is part of the seed of all checksums of what belongs to 
 so that the seed stays (`same_seed`), so no other block changes: the slot is copied, the entries and dots name the new
 number, and the old slot is free. What DRAM holds by number follows when the handle has succeeded
 (`Volume.renumbered`): open files, locks, grants and waiting times stay what they are, and what the kernel knows stays
-known by its old number (`daxfs.fs.aliases`). When that is forgotten, a file handle with the old number is stale
+known by its old number (`daxfs.fs.moving.aliases`). When that is forgotten, a file handle with the old number is stale
 (ESTALE), as one of a removed file.
 
 Operations in steps hold numbers between two steps. So an inode is renumbered while no other operation is under way, and
 keeps its number if there is no such moment within `PATIENCE_SECONDS`. What keeps its number is named with the reason,
 as a directory whose subdirectories do not fit into one transaction. A scan of all directories finds the names; what has
-changed since is seen in the handle, and left to the next round. Caller: `daxfs.fs.shrinking`.
+changed since is seen in the handle, and left to the next round. Caller: `daxfs.fs.moving.shrinking`.
 """
 
 from __future__ import annotations

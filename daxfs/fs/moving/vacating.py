@@ -23,8 +23,10 @@ import errno
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError
-from daxfs.fs import badmemory, relocation, removal, tiers
-from daxfs.fs.relocation import Leaving, Piece, head, placed
+from daxfs.fs import badmemory, removal
+from daxfs.fs.moving import relocation
+from daxfs.fs.moving.relocation import Leaving, Piece, head, placed
+from daxfs.fs.tiers import moves
 from daxfs.fs.types import ATTRIBUTES, BAD, CONTENT, DAMAGED, FULL, MAP, Caller, Relocation, Stayed
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, dirblocks, inode_bitmaps, inodes, mapping, xattrs
@@ -106,7 +108,7 @@ def vacate(
         done = Relocation(0, ())
         if inode.is_regular:
             if volume.tiers is not None and volume.tiers.holds((avoid.start + avoid.length << volume.block_bits) - 1):
-                left = yield from tiers.leave(volume, ino, begin, end, avoid)
+                left = yield from moves.leave(volume, ino, begin, end, avoid)
                 done = Relocation(left.moved, (Stayed(begin, left.stayed, FULL),) if left.stayed else ())
             rest = yield from relocation.relocate(volume, table, ino, begin, end, Leaving(avoid), caller)
             done = Relocation(done.moved + rest.moved, done.stayed + rest.stayed)

@@ -9,7 +9,8 @@ length: so a map of old and new pieces, where no checksum shows it, is a good on
 The blocks of both places are in use meanwhile, and those of one belong to nobody. A power cut leaves them so, and the
 file system marked as one with errors, as a power cut during resize2fs does: the next e2fsck -p frees them.
 
-A log whose map does not fit into its inode, or is no extent map, stays. Callers: `daxfs.fs.shrinking`, and the mount.
+A log whose map does not fit into its inode, or is no extent map, stays. Callers: `daxfs.fs.moving.shrinking`, and the
+mount.
 """
 
 from __future__ import annotations

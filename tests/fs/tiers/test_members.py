@@ -13,8 +13,8 @@ import tier_rig
 from tier_rig import GROUP, MIB, Members
 
 from daxfs.errors import FsError, MissingMemory, PoolError
-from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.tiers import members
 from daxfs.fs.types import ROOT_INO, Options
 from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT

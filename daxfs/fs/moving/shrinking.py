@@ -1,21 +1,21 @@
 """Shrinking of a file system that is in use: what lies past the new end moves, then the end does.
 
 `shrink` makes it smaller. From its beginning nothing is taken past the new end (`blocks.confine`), and the files that
-have blocks there move theirs (`daxfs.fs.evacuation`) while programs use them. When nothing is left there, one handle
-changes the figures (`daxfs.structures.shrinkage`), the backups follow, and the pool's file is cut. So a power cut
-leaves the old size, or the new one with a file that may still be longer; a shrink that ends early, by an error or an
-interruption, leaves the old size and files that lie elsewhere.
+have blocks there move theirs (`daxfs.fs.moving.evacuation`) while programs use them. When nothing is left there, one
+handle changes the figures (`daxfs.structures.shrinkage`), the backups follow, and the pool's file is cut. So a power
+cut leaves the old size, or the new one with a file that may still be longer; a shrink that ends early, by an error or
+an interruption, leaves the old size and files that lie elsewhere.
 
-Inodes of groups that go get other numbers (`daxfs.fs.renumbering`), whoever uses them, and the journal moves
-(`daxfs.fs.logmoving`). What can't move is named in the error: memory that programs map, bad memory, directories with
-very many subdirectories.
+Inodes of groups that go get other numbers (`daxfs.fs.moving.renumbering`), whoever uses them, and the journal moves
+(`daxfs.fs.moving.logmoving`). What can't move is named in the error: memory that programs map, bad memory, directories
+with very many subdirectories.
 
 Bitmaps and inode tables of groups that stay keep their places. mke2fs puts those of a flexible group into its first
 group, before the `shrinkage.SPARE` blocks of a last group; only larger flexible groups than the usual 16 (-G 64) reach
 past an end. Moving a table would take a transaction of all its blocks, for a size next to which there are others: such
 a size is refused with the next one.
 
-Snapshots must not exist, as for growth (`daxfs.fs.resizing`). Callers: the facade.
+Snapshots must not exist, as for growth (`daxfs.fs.moving.resizing`). Callers: the facade.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
-from daxfs.fs import evacuation, logmoving, members, removal, renumbering, resizing
+from daxfs.fs import removal
+from daxfs.fs.moving import evacuation, logmoving, renumbering, resizing
+from daxfs.fs.tiers import members
 from daxfs.fs.types import REASONS_TO_STAY, Caller, Resized, Stayed
 from daxfs.runs import BlockRun
 from daxfs.structures import blocks, shrinkage

@@ -13,11 +13,11 @@ from in_memory import tmp_path
 from tier_rig import MIB, fs, tiered
 
 from daxfs.errors import FsError
-from daxfs.fs import tierkeeping, tierpolicy
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fs.heat import PIECE
-from daxfs.fs.placement import ATTRIBUTE, AUTO, MEMORY, STORAGE
 from daxfs.fs.steps import finish
+from daxfs.fs.tiers import keeping, policy
+from daxfs.fs.tiers.heat import PIECE
+from daxfs.fs.tiers.placement import ATTRIBUTE, AUTO, MEMORY, STORAGE
 from daxfs.fs.types import ROOT_INO, Options, SetAttributes
 from daxfs.structures import inodes, mapping
 
@@ -107,21 +107,21 @@ def test_above_the_low_watermark_it_takes_the_place_of_what_is_colder(full: File
     for ino in (*rest, warm):
         read(full, ino, *range(40))
     full.demote(hot)
-    assert tierpolicy.free_memory(full.volume) < tierpolicy.free_when_low(full.volume)
+    assert policy.free_memory(full.volume) < policy.free_when_low(full.volume)
     read(full, hot, *range(10))
-    free = tierpolicy.free_memory(full.volume)
+    free = policy.free_memory(full.volume)
     keep(full)
     assert not on_storage(full, hot)
     assert on_storage(full, cold) == [0]
     assert not any(on_storage(full, ino) for ino in (*rest, warm))
-    assert tierpolicy.free_memory(full.volume) == free
+    assert policy.free_memory(full.volume) == free
 
 
 def test_above_the_low_watermark_it_stays_if_all_else_is_as_warm(full: FileSystem) -> None:
     others = [make(full, b"%d" % number) for number in range(6)]
     hot = make(full, b"hot")
     full.demote(hot)
-    assert tierpolicy.free_memory(full.volume) < tierpolicy.free_when_low(full.volume)
+    assert policy.free_memory(full.volume) < policy.free_when_low(full.volume)
     for ino in (*others, hot):
         read(full, ino, *range(10))
     keep(full)
@@ -141,7 +141,7 @@ def test_cold_pieces_of_a_file_go_before_its_warm_ones(full: FileSystem) -> None
     gone = on_storage(full, ino)
     assert gone
     assert not {0, 3, 7} & set(gone)
-    assert not tierpolicy.crowded(full.volume)
+    assert not policy.crowded(full.volume)
     full.remount(Options(tier_high=1, tier_low=0))
     keep(full)
     assert on_storage(full, ino) == list(range(8)), "if nothing else is left"
@@ -149,7 +149,7 @@ def test_cold_pieces_of_a_file_go_before_its_warm_ones(full: FileSystem) -> None
 
 def test_cold_files_of_other_groups_go_before_warm_ones(full: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which only a part is compared at a time."""
-    monkeypatch.setattr(tierpolicy, "LOOK", 1)
+    monkeypatch.setattr(policy, "LOOK", 1)
     hot = make(full, b"hot", 2 * PIECE)
     groups = (full.tree.mkdir(b"/%d" % number) or full.tree.resolve(b"/%d" % number) for number in range(20))
     per_group = full.volume.geometry.inodes_per_group
@@ -161,7 +161,7 @@ def test_cold_files_of_other_groups_go_before_warm_ones(full: FileSystem, monkey
     full.volume.heat.forget(made.ino, 0, 2 * PIECE)
     read(full, hot, *range(0, 2 * PIECE, PIECE // 2))
     memory = full.volume.geometry.memory_blocks
-    used = 100 - 100 * tierpolicy.free_memory(full.volume) // memory
+    used = 100 - 100 * policy.free_memory(full.volume) // memory
     full.remount(Options(tier_high=used - 2, tier_low=used - 4))
     keep(full)
     assert on_storage(full, made.ino)
@@ -169,9 +169,9 @@ def test_cold_files_of_other_groups_go_before_warm_ones(full: FileSystem, monkey
 
 
 def test_what_comes_up_is_bounded_in_time(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tierkeeping, "BYTES_PER_SECOND", 2 * PIECE)
+    monkeypatch.setattr(keeping, "BYTES_PER_SECOND", 2 * PIECE)
     now = 1000.0
-    monkeypatch.setattr(tierkeeping, "monotonic", lambda: now)
+    monkeypatch.setattr(keeping, "monotonic", lambda: now)
     ino = make(fs, b"f", 4 * PIECE)
     fs.demote(ino)
     read(fs, ino, *(piece * PIECE + at for piece in range(4) for at in range(piece + 2)))
@@ -284,14 +284,14 @@ def test_storage_that_leaves_meanwhile_ends_it(fs: FileSystem, steps: int) -> No
 
 def test_where_nothing_can_go_down_nobody_looks_all_the_time(fs: FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(tierkeeping, "monotonic", lambda: now)
+    monkeypatch.setattr(keeping, "monotonic", lambda: now)
     fs.setxattr(ROOT_INO, ATTRIBUTE, MEMORY)
     ino = make(fs, b"f")
     fs.remount(Options(tier_high=1, tier_low=0))
     keep(fs)
-    assert tierpolicy.crowded(fs.volume)
+    assert policy.crowded(fs.volume)
     assert not fs.steps.misplaced
-    now += tierkeeping.STUCK_SECONDS
+    now += keeping.STUCK_SECONDS
     fs.setxattr(ino, ATTRIBUTE, AUTO)
     keep(fs)
     assert on_storage(fs, ino) == [0]

@@ -1,7 +1,7 @@
 """Where the data of a file belongs: the attribute ``user.daxfs.tier`` of files and directories (docs/TIERS.md).
 
 A new file or directory takes the attribute of its directory. What it means for moves between memory and storage is in
-`daxfs.fs.tierpolicy`. A value that another program has stored, and that means nothing, counts as `AUTO`.
+`daxfs.fs.tiers.policy`. A value that another program has stored, and that means nothing, counts as `AUTO`.
 """
 
 from __future__ import annotations

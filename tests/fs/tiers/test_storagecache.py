@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from daxfs.errors import FsError, OnStorage
-from daxfs.fs import storagecache
-from daxfs.fs.heat import Heat
 from daxfs.fs.steps import finish
-from daxfs.fs.storagecache import UNIT, StorageCache
+from daxfs.fs.tiers import storagecache
+from daxfs.fs.tiers.heat import Heat
+from daxfs.fs.tiers.storagecache import UNIT, StorageCache
 from daxfs.pmem import storagequeue
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.storage import CONTENT, Storage

@@ -14,8 +14,8 @@ from kernel_rig import kernel_mount
 from tier_rig import GROUP, MIB, OPTIONS, Members
 
 from daxfs.errors import FsError
-from daxfs.fs import members
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.tiers import members
 from daxfs.fs.types import ROOT_INO
 from daxfs.pmem.storage import CONTENT, Storage
 from daxfs.structures import groups, inodes

@@ -10,9 +10,9 @@ from in_memory import tmp_path
 from tier_rig import fs, tiered
 
 from daxfs.errors import FsError
-from daxfs.fs import placement
 from daxfs.fs.filesystem import FileSystem
-from daxfs.fs.placement import ATTRIBUTE, AUTO, MEMORY, STORAGE
+from daxfs.fs.tiers import placement
+from daxfs.fs.tiers.placement import ATTRIBUTE, AUTO, MEMORY, STORAGE
 from daxfs.fs.types import ROOT_INO
 from daxfs.structures import inodes, xattrs
 

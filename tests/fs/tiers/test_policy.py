@@ -12,9 +12,9 @@ from in_memory import tmp_path
 from tier_rig import MIB, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
-from daxfs.fs import placement, tierpolicy
 from daxfs.fs.filesystem import FileSystem, OpenFile
 from daxfs.fs.steps import finish
+from daxfs.fs.tiers import placement, policy
 from daxfs.fs.types import ROOT_INO, LeaseRequest, Options, SetAttributes
 from daxfs.protocol import TOKEN_SIZE
 from daxfs.structures import inodes, mapping, reserves
@@ -65,14 +65,14 @@ def test_one_file_is_larger_than_the_memory(fs: FileSystem) -> None:
 
 def test_the_oldest_go_first_and_no_more_than_needed(fs: FileSystem) -> None:
     made = fill(fs, 22)
-    assert not tierpolicy.crowded(fs.volume)
+    assert not policy.crowded(fs.volume)
     last = len(made)
-    while not tierpolicy.crowded(fs.volume):
+    while not policy.crowded(fs.volume):
         made |= {b"%d" % last: b"x" * MIB}
         fs.tree.write_bytes(b"/%d" % last, b"x" * MIB)
         last += 1
     finish(fs.steps.keeping_tiers())
-    assert not tierpolicy.crowded(fs.volume)
+    assert not policy.crowded(fs.volume)
     gone = [name for name in made if not in_memory(fs, name)]
     assert gone == list(made)[: len(gone)]
     assert 0 < len(gone) < 6
@@ -159,9 +159,9 @@ def test_watermarks_are_options_of_the_mount(tmp_path: Path, low: int) -> None:
     made = tier_rig.make(tmp_path)
     with FileSystem.open(made.pool, Options(tier_high=65, tier_low=low)) as fs:
         names = list(fill(fs, 16))
-        assert tierpolicy.crowded(fs.volume)
+        assert policy.crowded(fs.volume)
         fs.remount(Options(tier_high=90, tier_low=80))
-        assert not tierpolicy.crowded(fs.volume)
+        assert not policy.crowded(fs.volume)
         fs.remount(Options(tier_high=65, tier_low=low))
         finish(fs.steps.keeping_tiers())
         gone = [name for name in names if not in_memory(fs, name)]
@@ -180,7 +180,7 @@ def test_what_belongs_in_memory_stays_and_what_belongs_on_storage_goes_first(fs:
     place(fs, names[0], placement.MEMORY)
     place(fs, names[1], placement.AUTO)
     place(fs, names[-1], placement.STORAGE)
-    while not tierpolicy.crowded(fs.volume):
+    while not policy.crowded(fs.volume):
         fs.tree.write_bytes(b"/%d" % len(names), bytes(MIB))
         names.append(b"%d" % len(names))
     finish(fs.steps.keeping_tiers())
