@@ -31,7 +31,7 @@ MODULES = (
     *("runs", "ext4.dirent", "ext4.extent", "ext4.group", "ext4.hash", "ext4.htree", "ext4.inode", "ext4.inodestat"),
     *("ext4.checksum", "ext4.jbd2", "ext4.record", "ext4.superblock", "ext4.xattr"),
     *("journal.area", "journal.cache", "journal.continued", "journal.handle", "journal.journal", "journal.log"),
-    *("journal.logged", "journal.tail", "journal.transaction", "journal.view"),
+    *("journal.logged", "journal.nolog", "journal.tail", "journal.transaction", "journal.view"),
     *("structures.bitmaps", "structures.blocks", "structures.blocksearch", "structures.dirblocks"),
     *("structures.directories", "structures.dirhints", "structures.dirlist", "structures.extent_edit"),
     *("structures.extent_mark", "structures.extent_nodes", "structures.extent_removal"),

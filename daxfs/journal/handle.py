@@ -303,6 +303,14 @@ class Handle(View):
         assert superblock is not None
         return superblock
 
+    def store_superblock_first(self) -> None:
+        """Have the commit make the superblock durable at home before it stores other blocks there.
+
+        For a smaller file system: a reader that does not replay the log first must not see its descriptors beside the
+        superblock of the larger one. With the superblock alone it sees descriptors that are still good.
+        """
+        self._tx.superblock_first = True
+
     def forget(self, number: int) -> None:
         """Drop the copy of a metadata block that is being freed, and revoke its older copies in the log.
 

@@ -1,9 +1,9 @@
 """Layer 4: the journal's interface for the layers above: handles, commit, close.
 
 `Journal` owns the running transaction and decides when it ends. A `CommitWriter` writes each commit: the jbd2 log
-(`daxfs.journal.log.Log`), or for pools without a journal a writer that has home copies only (`NoLog`). Recovery comes
-first: a `Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. The module is single-threaded,
-and nothing in it waits. Callers: the fs layer, and tests of the structures.
+(`daxfs.journal.log.Log`), or for pools without a journal a writer that has home copies only (`daxfs.journal.nolog`).
+Recovery comes first: a `Journal` is opened on a log that `daxfs.journal.recovery.replay` has emptied. The module is
+single-threaded, and nothing in it waits. Callers: the fs layer, and tests of the structures.
 
 The states of a journal::
 
@@ -27,8 +27,9 @@ from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
 from daxfs.journal.handle import REFUSALS, Handle
-from daxfs.journal.log import Log, unchanged
+from daxfs.journal.log import Log
 from daxfs.journal.logged import LoggedData
+from daxfs.journal.nolog import NoLog
 from daxfs.journal.transaction import Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
 from daxfs.runs import ByteRange
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daxfs.journal")
 
-UNLOGGED_LIMIT = 8192  # blocks in one transaction of a pool without a journal: bounds the DRAM
+CACHE_LINE = 64
 USUAL_BLOCKS = 1024  # credits included; a commit of so many takes 15 to 30 ms
 SIZE_CLASSES = 33  # powers of two up to the largest log, whose block numbers have 32 bits
 
@@ -80,6 +81,9 @@ class CommitWriter(Protocol):
             ``before_home`` may change ``content``. False: the caller stores the block now.
         """
 
+    def store_waiting(self) -> None:
+        """Store at home what waits, without a fence."""
+
     def empty(self) -> None:
         """Make everything durable at home, and leave the log empty."""
 
@@ -91,46 +95,6 @@ class CommitWriter(Protocol):
 
     def record_error(self, number: int) -> None:
         """Store an errno (negative) in the journal for the next mount; 0 clears it."""
-
-
-class NoLog:
-    """The commit writer of a pool without a journal: a commit is the home copies and a fence, and is not atomic."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.limit = UNLOGGED_LIMIT
-        self.revokes_per_block = UNLOGGED_LIMIT
-        self.tail_moves = 0
-        self.before_home: Callable[[memoryview], None] = unchanged
-        self._pool = pool
-
-    def prepare(self, blocks: int) -> None:
-        """Do nothing: home copies need no buffer."""
-
-    def commit(self, copies: Mapping[int, memoryview], revokes: Collection[int]) -> int:  # noqa: ARG002
-        """Make file data durable first: metadata must not name blocks that are not filled yet."""
-        self._pool.fence()
-        return 0
-
-    def after_checkpoint(self) -> None:
-        """Make the home copies durable: without a log they are the commit."""
-        self._pool.fence()
-
-    def store_later(self, number: int, content: memoryview) -> bool:  # noqa: ARG002
-        """Call ``before_home`` and return False: no block may wait, so the caller stores it now."""
-        self.before_home(content)
-        return False
-
-    def empty(self) -> None:
-        """Do nothing: there is no log to empty."""
-
-    def follow_size(self) -> None:
-        """Do nothing: it keeps no view of the pool."""
-
-    def close(self) -> None:
-        """Do nothing, as `empty`."""
-
-    def record_error(self, number: int) -> None:
-        """Do nothing: without a journal there is no field for an errno."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -566,6 +530,8 @@ class Journal:
         if superblock is not None and writer.store_later(self._superblock_home, superblock):
             tx.waiting = superblock.toreadonly()
             del copies[self._superblock_home]
+            if tx.superblock_first:
+                self._store_superblock(superblock)
         for number, content in copies.items():
             store(number * size, content)
         writer.after_checkpoint()
@@ -577,6 +543,19 @@ class Journal:
         tx.renew(keep=not self.logged)
         for at_home in self.home_hooks:
             at_home()
+
+    def _store_superblock(self, content: memoryview) -> None:
+        """Make the superblock durable at home, its first line before the others: that line has all counts.
+
+        Without checksums a reader can't tell that the superblock is torn. With the new counts, and the rest old, it
+        finds nothing wrong before its replay.
+        """
+        begin = SUPERBLOCK_OFFSET % self.view.block_size
+        place = self._superblock_home * self.view.block_size
+        self.pool.write(place + begin, content[begin : begin + CACHE_LINE])
+        self.pool.fence()
+        self._writer.store_waiting()
+        self.pool.fence()
 
     def _run_due_hooks(self) -> None:
         for at, (due, _) in enumerate(self._commit_hooks):

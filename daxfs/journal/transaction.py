@@ -56,6 +56,7 @@ class Transaction:
         reserved: key -> credits reserved for the commit hooks.
         reserved_credits: the sum of ``reserved``, plus one credit for each revoke block.
         superblock: the record on the copy of the superblock's block, if there is a copy.
+        superblock_first: the superblock is durable at home before the other blocks are stored there.
         waiting: the committed content of the superblock's block, while the pool still has an older one. The commit
             writer may change it right before its store at home (``before_home``).
     """
@@ -73,6 +74,7 @@ class Transaction:
         "revokes",
         "seals",
         "superblock",
+        "superblock_first",
         "waiting",
     )
 
@@ -88,6 +90,7 @@ class Transaction:
         self.reserved: dict[Hashable, int] = {}
         self.reserved_credits = 0
         self.superblock: Superblock | None = None
+        self.superblock_first = False
         self.waiting: memoryview | None = None
         self._pair: list[tuple[memoryview, Superblock]] = []
 
@@ -128,6 +131,7 @@ class Transaction:
         self.reserved.clear()
         self.reserved_credits = 0
         self.superblock = None
+        self.superblock_first = False
 
     def freeze(self) -> None:
         """Keep what views read, and nothing that a commit would write: the transaction is committed and not at home."""

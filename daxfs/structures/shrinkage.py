@@ -241,6 +241,7 @@ def cut(tx: Handle, blocks_count: int) -> None:
     tx.drop_recent()
     before = range(geometry.desc_blocks, geometry.desc_blocks + geometry.reserved_gdt_blocks)
     sb = tx.edit_superblock()
+    tx.store_superblock_first()
     _set_figures(sb, geometry, plan, len(gone))
     growth.follow(tx, sb)
     tx.on_rollback(partial(_forget, tx))

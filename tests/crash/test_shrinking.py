@@ -23,7 +23,7 @@ from crash_rig import (
 )
 from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
-from recorder import Event, Fence, RecordingPool
+from recorder import Event, Fence, RecordingPool, Store
 from tree_rig import QUIET
 
 from daxfs.errors import Corrupt
@@ -49,6 +49,8 @@ NUMBERS = {
 """Formats of pools with directories in the groups that go, whose inodes get other numbers, in use or not."""
 SMALL, BEFORE, AFTER = 2700, 8960, 5000
 """Blocks of 1 KiB. A group has 256 of them: the shrink ends in the middle of one, and gives a descriptor block up."""
+DESCRIPTORS = range(2048, 4096)
+"""The bytes of the group descriptors of what is left."""
 FILES = 8
 FOLDERS = 24
 
@@ -199,6 +201,21 @@ def check_cuts(name: str, folder: Path, *, cuts: int, depth: int, every: int) ->
                     crashed = file.read_bytes()
                 assert not unlike(recover_by_kernel(crashed, file), picture), f"{where}: the kernel"
     return found
+
+
+@pytest.mark.parametrize("name", ["default", "no checksums"])
+def test_the_new_size_is_durable_before_descriptors_go_home(name: str) -> None:
+    """e2fsck looks at both before it replays the log: new descriptors in the larger file system look bad to it."""
+    shrink = shrunk(name)
+    events = shrink.events[: shrink.cut]
+    last = max(at for at, event in enumerate(events) if isinstance(event, Store) and event.offset in DESCRIPTORS)
+    content, durable = bytearray(shrink.base[: DESCRIPTORS.start]), BEFORE
+    for event in events[:last]:
+        if isinstance(event, Store) and event.offset + len(event.data) <= DESCRIPTORS.start:
+            content[event.offset : event.offset + len(event.data)] = event.data
+        elif isinstance(event, Fence):
+            durable = shown_size(bytes(content))
+    assert durable == AFTER
 
 
 @pytest.mark.parametrize("name", ["default", "journal", "numbers, orphan file", "numbers, no extents"])
