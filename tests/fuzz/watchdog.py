@@ -42,9 +42,10 @@ def watched(
     left = list(seeds)
     left.reverse()
     while left:
+        resident = _resident(os.getpid())  # what the child begins with
         child, reports = _start(run, left)
         try:
-            yield from _watch(child, reports, left, cpu_seconds, memory)
+            yield from _watch(child, reports, left, cpu_seconds, memory, resident)
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -52,7 +53,7 @@ def watched(
 
 
 def _start(run: Callable[[int], Finding | None], seeds: list[int]) -> tuple[int, BinaryIO]:
-    """Start a process for the seeds, the last one first; it reports each finding, or None."""
+    """Start a process for the seeds, the last one first; it reports each finding, or None, and its memory then."""
     ours, theirs = os.pipe()
     child = os.fork()
     if child:
@@ -68,20 +69,25 @@ def _start(run: Callable[[int], Finding | None], seeds: list[int]) -> tuple[int,
                 except Exception:
                     found = Finding(seed, (), "the fuzzer itself: " + traceback.format_exc(limit=-4))
                 gc.collect()  # or pools of earlier trials would count
-                reports.write(_packed(found))
+                reports.write(_packed(found, _resident(os.getpid())))
         code = 0
     finally:
         os._exit(code)
 
 
-def _packed(found: Finding | None) -> bytes:
-    content = pickle.dumps(found)
+def _packed(found: Finding | None, resident: int) -> bytes:
+    content = pickle.dumps((found, resident))
     return len(content).to_bytes(4, "little") + content
 
 
-def _watch(child: int, reports: BinaryIO, left: list[int], cpu_seconds: float, memory: int) -> Iterator[Finding]:
-    """Yield findings until all trials are done, or until one had to be ended; take the seeds that are done."""
-    spent, most = _cpu(child), _resident(child) + memory
+def _watch(
+    child: int, reports: BinaryIO, left: list[int], cpu_seconds: float, memory: int, resident: int
+) -> Iterator[Finding]:
+    """Yield findings until all trials are done, or until one had to be ended; take the seeds that are done.
+
+    What a trial begins with is told by the process before it, since the trial may be far by now (``resident``).
+    """
+    spent = _cpu(child)
     while left:
         ready, _, _ = select.select([reports], [], [], LOOK_EVERY)
         if ready:
@@ -89,15 +95,16 @@ def _watch(child: int, reports: BinaryIO, left: list[int], cpu_seconds: float, m
             if len(head) < 4:
                 yield Finding(left.pop(), (), "the process has ended")
                 return
-            found: Finding | None = pickle.loads(_exactly(reports, int.from_bytes(head, "little")))
+            found: Finding | None
+            found, resident = pickle.loads(_exactly(reports, int.from_bytes(head, "little")))
             left.pop()
             if found is not None:
                 yield found
-            spent, most = _cpu(child), _resident(child) + memory
+            spent = _cpu(child)
         elif _cpu(child) - spent > cpu_seconds:
             yield Finding(left.pop(), (), f"no end after {cpu_seconds} s of processor time")
             return
-        elif _resident(child) > most:
+        elif _resident(child) > resident + memory:
             yield Finding(left.pop(), (), f"more than {memory >> 20} MiB")
             return
 
