@@ -167,7 +167,7 @@ class MovingMachine(Machine):
         assert self.moving is not None
         if self.moving.kind == RESIZE:
             size = self.fs.size
-            assert not self.tried(lambda: self.fs.resize(size + 512), {errno.EBUSY})
+            assert not self.tried(lambda: self.fs.resize(size + 512), {errno.EBUSY, errno.ENOSPC})
             assert self.fs.size == size
 
     @precondition(lambda self: self.moving is None)
