@@ -213,7 +213,8 @@ def test_a_killed_program_leaves_whole_records(root: Path, library: Path, how: s
         found = records(path.read_bytes(), BLOCK)
         assert all(numbers == list(range(len(numbers))) for numbers in found.values())
         status = path.stat()
-        assert status.st_blocks * 512 == status.st_size, "what was granted past EOF was given back"
+        past = status.st_blocks * 512 - status.st_size
+        assert past in {0, BLOCK}, "what was granted past EOF was given back; many extents need a block too"
 
 
 @pytest.mark.parametrize("how", ["fsync", "fdatasync"])

@@ -30,6 +30,7 @@ DERIVED = {
     "SHORT_LEASE_SIZE": "sizeof(struct daxfs_short_lease)",
     "EPOCH_AT": "offsetof(struct daxfs_slot, epoch)",
     "SIZE_AT": "offsetof(struct daxfs_slot, size)",
+    "INO_AT": "offsetof(struct daxfs_slot, ino)",
     "CHANGES_AT": "offsetof(struct daxfs_slot, changes)",
 }
 TYPES = {"I": "uint32_t", "Q": "uint64_t", "4x": "uint32_t"}
