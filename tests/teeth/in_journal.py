@@ -6,6 +6,7 @@ from teeth.mutant import Mutant
 
 LOG = "daxfs/journal/log.py"
 JOURNAL = "daxfs/journal/journal.py"
+NO_LOG = "daxfs/journal/nolog.py"
 TRANSACTION = "daxfs/journal/transaction.py"
 HANDLE = "daxfs/journal/handle.py"
 RECOVERY = "daxfs/journal/recovery.py"
@@ -137,7 +138,7 @@ MUTANTS = [
     ),
     Mutant(
         "without a journal, metadata before data",
-        JOURNAL,
+        NO_LOG,
         "        self._pool.fence()\n        return 0\n",
         "        return 0\n",
         "A pool without a journal may name blocks that are not filled.",
@@ -145,11 +146,19 @@ MUTANTS = [
     ),
     Mutant(
         "without a journal, a commit is not durable",
-        JOURNAL,
+        NO_LOG,
         '        """Make the home copies durable: without a log they are the commit."""\n        self._pool.fence()\n',
         '        """Make the home copies durable: without a log they are the commit."""\n',
         "A sync of a pool without a journal returns before its metadata is durable.",
         (CUTS,),
+    ),
+    Mutant(
+        "the superblock of a shrink waits as others do",
+        JOURNAL,
+        "            if tx.superblock_first:\n                self._store_superblock(superblock)\n",
+        "",
+        "Without checksums, e2fsck mends a shrink that a cut has interrupted to the old size, at the cost of files.",
+        ("tests/crash/test_shrinking.py",),
     ),
     # The tail
     Mutant(
