@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import random
 import time
 from pathlib import Path
@@ -82,7 +83,8 @@ def test_the_watchdog_ends_what_no_alarm_ends() -> None:
         if seed == 1:
             sum(itertools.repeat(0))  # one call, in which no signal handler runs
         if seed == 2:
-            held = b"x" * (64 << 20)
+            held = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # the heap may have as much free
+            held.write(bytes(64 << 20))
             while held:
                 time.sleep(0.01)
         if seed == 3:
