@@ -545,15 +545,16 @@ class Journal:
             at_home()
 
     def _store_superblock(self, content: memoryview) -> None:
-        """Make the superblock durable at home, its first line before the others: that line has all counts.
+        """Make the superblock durable at home. One without a checksum goes there in two parts, its first line first.
 
-        Without checksums a reader can't tell that the superblock is torn. With the new counts, and the rest old, it
-        finds nothing wrong before its replay.
+        A reader can't tell that it is torn then. The first line has all counts: with these, and the rest old, the
+        reader finds nothing wrong before its replay.
         """
-        begin = SUPERBLOCK_OFFSET % self.view.block_size
-        place = self._superblock_home * self.view.block_size
-        self.pool.write(place + begin, content[begin : begin + CACHE_LINE])
-        self.pool.fence()
+        if not self.view.geometry.metadata_csum:
+            begin = SUPERBLOCK_OFFSET % self.view.block_size
+            place = self._superblock_home * self.view.block_size
+            self.pool.write(place + begin, content[begin : begin + CACHE_LINE])
+            self.pool.fence()
         self._writer.store_waiting()
         self.pool.fence()
 
