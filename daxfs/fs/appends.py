@@ -122,9 +122,14 @@ def end_preallocation(volume: Volume, ino: int) -> None:
         end(volume, node)
 
 
+def with_windows(volume: Volume) -> list[Node]:
+    """Return the nodes that have a window."""
+    return [node for node in volume.nodes.open.values() if node.window]
+
+
 def end_all(volume: Volume) -> bool:
-    """End all windows, since the pool is full or the mount ends; return whether there was one (a reclaimer)."""
-    found = [node for node in volume.nodes.open.values() if node.window]
+    """End all windows, since the pool is full; return whether there was one (a reclaimer)."""
+    found = with_windows(volume)
     for node in found:
         end(volume, node)
     return bool(found)

@@ -178,7 +178,7 @@ def free_nameless(volume: Volume) -> None:
     """Free all inodes without a name, end windows, and finish abandoned cuts: the mount ends, and nobody needs them."""
     free_rest(volume)
     met: list[Corrupt | MissingMemory] = []
-    for node in [node for node in volume.nodes.open.values() if node.window]:
+    for node in appends.with_windows(volume):
         with unless_damaged(volume, node.ino, met):
             appends.end(volume, node)
     for ino in tuple(volume.lives.nameless):

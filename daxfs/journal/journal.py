@@ -30,6 +30,7 @@ from daxfs.journal.handle import REFUSALS, Handle
 from daxfs.journal.log import Log
 from daxfs.journal.logged import LoggedData
 from daxfs.journal.nolog import NoLog
+from daxfs.journal.tail import CACHE_LINE
 from daxfs.journal.transaction import Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
 from daxfs.runs import ByteRange
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("daxfs.journal")
 
-CACHE_LINE = 64
 USUAL_BLOCKS = 1024  # credits included; a commit of so many takes 15 to 30 ms
 SIZE_CLASSES = 33  # powers of two up to the largest log, whose block numbers have 32 bits
 

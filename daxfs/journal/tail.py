@@ -36,7 +36,7 @@ _S_START = 0x1C
 _S_ERRNO = 0x20
 _S_FEATURE_INCOMPAT = 0x28
 _S_CHECKSUM = 0xFC
-_LINE = 64
+CACHE_LINE = 64
 _M = 0xFFFFFFFF
 _FEW = 64
 """Numbers that `_ascending` sorts first, about."""
@@ -117,7 +117,7 @@ class JournalSuperblockWriter:
             difference = self._checksum() ^ stored
             absorbed = int.from_bytes(self._image[_H_SEQUENCE : _H_SEQUENCE + 4], "big")
             self._put(_H_SEQUENCE, absorbed ^ _apply(_inverse(_H_SEQUENCE), difference))
-        self._pool.write(self._offset, memoryview(self._image)[:_LINE])
+        self._pool.write(self._offset, memoryview(self._image)[:CACHE_LINE])
         self.superblock = JournalSuperblock.unpack(self._image)
 
     def _move(self, sequence: int, start: int) -> None:

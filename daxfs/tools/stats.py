@@ -308,15 +308,19 @@ def _storage(tiers: dict[str, Any] | None) -> str:
     """Describe reads and moves of a tiered pool; "" if the pool has no storage."""
     if tiers is None:
         return ""
-    moved = ", ".join(f"{format_size(tiers[name])} {name}" for name in ("read", "promoted", "demoted"))
     free = f"{format_size(tiers['storage_free'])} of {format_size(tiers['storage'])} free"
-    return f"{free}, {hits(tiers)}, {moved}" + "".join(f"; {line}" for line in failures(tiers))
+    return f"{free}, {hits(tiers)}, {moves(tiers)}" + "".join(f"; {line}" for line in failures(tiers))
 
 
 def hits(tiers: dict[str, Any]) -> str:
     """Describe how many of the reads of a tiered pool did not wait for its storage."""
     share = f" ({100 * tiers['hits'] / tiers['reads']:.1f} %)" if tiers["reads"] else ""
     return f"{tiers['hits']} of {tiers['reads']} reads did not wait for storage{share}"
+
+
+def moves(tiers: dict[str, Any]) -> str:
+    """Describe how much of a tiered pool was read from its storage, and moved."""
+    return ", ".join(f"{format_size(tiers[name])} {name}" for name in ("read", "promoted", "demoted"))
 
 
 def files(found: Snapshot) -> str:

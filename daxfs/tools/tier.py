@@ -16,7 +16,7 @@ from daxfs.fuse.kernel.tiering import QUESTION, TIER, Action
 from daxfs.pmem.kinds import HUGE_PAGE
 from daxfs.tools import command, mountpoints
 from daxfs.tools.sizes import format_size
-from daxfs.tools.stats import hits
+from daxfs.tools.stats import hits, moves
 
 AT_ONCE = 8 * HUGE_PAGE
 """The bytes of a file that one request is about."""
@@ -42,8 +42,7 @@ def show(mountpoint: str, *, as_json: bool = False) -> None:
         line = f"{'member:':<10} {path}, {format_size(size)}, {format_size(free)} free"
         print(line + (f", failed: {failed}" if failed else ""))
     print(f"{'hits:':<10} {hits(found)}")
-    moved = ", ".join(f"{format_size(found[name])} {name}" for name in ("read", "promoted", "demoted"))
-    print(f"{'since:':<10} {moved}")
+    print(f"{'since:':<10} {moves(found)}")
 
 
 def move(path: str, action: Action) -> None:

@@ -7,14 +7,12 @@ The file is made and filled here, with the rights of the user; the daemon then o
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 from typing import Any
 
 from daxfs.errors import UserError
-from daxfs.fuse.kernel.membership import MEMBER, QUESTION, SIZE, Action
-from daxfs.tools import mountpoints, tiermaking
+from daxfs.fuse.kernel.membership import MEMBER, QUESTION, Action
+from daxfs.tools import command, mountpoints, tiermaking
 from daxfs.tools.sizes import format_size
 
 FAILED = 1
@@ -46,15 +44,14 @@ def remove(mountpoint: str, path: str) -> None:
 
 
 def _tell(mountpoint: str, action: Action, path: str) -> None:
-    argument = bytearray(QUESTION.pack(action, os.fsencode(os.path.abspath(path))))
+    question = QUESTION.pack(action, os.fsencode(os.path.abspath(path)))
     with mountpoints.root(mountpoint) as descriptor:
         block_size = os.fstatvfs(descriptor).f_frsize
         try:
-            fcntl.ioctl(descriptor, MEMBER, argument)
+            answer: dict[str, Any] = command.ask(descriptor, MEMBER, question)
         except OSError as error:
             what = "its session can't be asked to" if error.errno == errno.ENOTTY else error.strerror
             raise UserError(f"{mountpoint}: {what}", FAILED) from None
-    answer: dict[str, Any] = json.loads(bytes(argument[:SIZE]).rstrip(b"\0"))
     if "errno" in answer:
         raise UserError(answer["reason"] or f"{path}: {os.strerror(answer['errno'])}", FAILED)
     print(f"{mountpoint} has {format_size(answer['blocks'] * block_size)} ({answer['blocks']} blocks) now")

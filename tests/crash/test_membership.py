@@ -74,14 +74,20 @@ def shorter(fs: FileSystem, _: Path) -> None:
     fs.resize(MEMORY + GROUP >> 12)
 
 
-@pytest.mark.parametrize("change", [add, remove, shorter])
-def test_the_old_members_or_the_new_ones(tmp_path: Path, change: Callable[[FileSystem, Path], None]) -> None:
-    pool, slow = tmp_path / "pool", tmp_path / "slow"
+def prepared(folder: Path) -> tuple[Path, Path, Cuts]:
+    """Make a pool without storage, a file that becomes some, and what takes images of both."""
+    pool, slow = folder / "pool", folder / "slow"
     make_pool(pool, MEMORY, OPTIONS, sparse=True)
     with slow.open("wb") as file:
         file.truncate(STORAGE + CONTENT)
-    cuts = Cuts(pool, slow, tmp_path / "cuts")
+    cuts = Cuts(pool, slow, folder / "cuts")
     cuts.folder.mkdir()
+    return pool, slow, cuts
+
+
+@pytest.mark.parametrize("change", [add, remove, shorter])
+def test_the_old_members_or_the_new_ones(tmp_path: Path, change: Callable[[FileSystem, Path], None]) -> None:
+    pool, slow, cuts = prepared(tmp_path)
     with FileSystem.open(pool) as fs:
         if change is not add:
             fs.add_storage(str(slow))
@@ -128,12 +134,7 @@ def _examine_by_e2fsck(left: Members) -> None:
 
 def test_a_mount_that_recovers_a_new_member_uses_it(tmp_path: Path) -> None:
     """The log has the new size, and the superblock at home has the old one."""
-    pool, slow = tmp_path / "pool", tmp_path / "slow"
-    make_pool(pool, MEMORY, OPTIONS, sparse=True)
-    with slow.open("wb") as file:
-        file.truncate(STORAGE + CONTENT)
-    cuts = Cuts(pool, slow, tmp_path / "cuts")
-    cuts.folder.mkdir()
+    pool, slow, cuts = prepared(tmp_path)
     with FileSystem.open(pool) as fs:
         fs.volume.pool.hook_stores(cuts)
         fs.add_storage(str(slow))

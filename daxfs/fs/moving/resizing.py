@@ -66,13 +66,18 @@ def exclusively(volume: Volume) -> Iterator[None]:
     Raises:
         FsError: EBUSY, something does.
     """
-    if volume.resizing:
-        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
+    refuse_another(volume)
     volume.resizing = True
     try:
         yield
     finally:
         volume.resizing = False
+
+
+def refuse_another(volume: Volume) -> None:
+    """Refuse what a change of the size that is under way excludes (EBUSY)."""
+    if volume.resizing:
+        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
 
 
 def _target(volume: Volume, wanted: int) -> int:

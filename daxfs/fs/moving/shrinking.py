@@ -66,31 +66,32 @@ def shrink(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], w
             or the journal is too small. The size has not changed then.
     """
     volume.writable()
-    if volume.resizing:
-        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
-    resizing.refuse_damage(volume)
-    geometry = volume.geometry
-    before = geometry.blocks_count
-    target = before if wanted == before else shrinkage.fitting(geometry, wanted)
-    volume.resizing = True
-    volume.new_end = target
-    try:
-        if target < before:
-            resizing.refuse_snapshots(volume)
-            volume.commit()  # what was freed is free
-            _refuse_too_small(volume, target)
-            with _confined(volume, target):
-                yield from _vacate(volume, grants, keeps_store, target)
-                resizing.refuse_snapshots(volume)
-                _cut(volume, target)
-        volume.journal.checkpoint()  # no block past the end is in the log, and tools see the superblock
-        volume.new_end = 0
+    with resizing.exclusively(volume):
+        resizing.refuse_damage(volume)
+        geometry = volume.geometry
+        before = geometry.blocks_count
+        target = before if wanted == before else shrinkage.fitting(geometry, wanted)
+        volume.new_end = target
+        try:
+            if target < before:
+                yield from _shrink(volume, grants, keeps_store, target)
+            volume.journal.checkpoint()  # no block past the end is in the log, and tools see the superblock
+        finally:
+            volume.new_end = 0
         if not volume.pool.storages:
             yield from _cut_file(volume)
-    finally:
-        volume.resizing = False
-        volume.new_end = 0
-    return Resized(before, geometry.blocks_count)
+        return Resized(before, geometry.blocks_count)
+
+
+def _shrink(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], target: int) -> Steps[None]:
+    """Have all that is in the way move, and change the size."""
+    resizing.refuse_snapshots(volume)
+    volume.commit()  # what was freed is free
+    _refuse_too_small(volume, target)
+    with _confined(volume, target):
+        yield from _vacate(volume, grants, keeps_store, target)
+        resizing.refuse_snapshots(volume)
+        _cut(volume, target)
 
 
 def minimum(volume: Volume) -> int:
@@ -99,8 +100,7 @@ def minimum(volume: Volume) -> int:
     Raises:
         FsError: EBUSY, EUCLEAN as `shrink`.
     """
-    if volume.resizing:
-        raise FsError(errno.EBUSY, f"{volume.pool.path} is being resized")
+    resizing.refuse_another(volume)
     resizing.refuse_damage(volume)
     if not volume.read_only:
         volume.commit()

@@ -71,7 +71,7 @@ class Heat:
 
     def forget(self, ino: int, begin: int, end: int) -> None:
         """Forget the uses of the pieces that have some of the bytes [begin, end): what goes to storage begins anew."""
-        for piece in range(begin >> PIECE_BITS, end + PIECE - 1 >> PIECE_BITS):
+        for piece in pieces_of(begin, end):
             key = ino << _FILE_BITS | piece
             self._running.pop(key, None)
             self._earlier.pop(key, None)

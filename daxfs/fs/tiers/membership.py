@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError, PoolError
@@ -48,10 +49,7 @@ def add(volume: Volume, path: str, *, force: bool = False) -> Steps[Resized]:
     """
     volume.writable()
     begin = _end_of(volume)
-    with resizing.exclusively(volume):
-        resizing.refuse_damage(volume)
-        resizing.refuse_snapshots(volume)
-        _refuse_unfit(volume)
+    with _alone(volume):
         _refuse_unused_memory(volume, begin)
         new = _opened(volume, path, force=force)
         try:
@@ -102,10 +100,7 @@ def grow(volume: Volume, wanted: int) -> Steps[Resized]:
     """
     volume.writable()
     begin = _end_of(volume)
-    with resizing.exclusively(volume):
-        resizing.refuse_damage(volume)
-        resizing.refuse_snapshots(volume)
-        _refuse_unfit(volume)
+    with _alone(volume):
         bits, last, found = volume.block_bits, volume.pool.storages[-1], _records(volume)
         group = volume.geometry.blocks_per_group << bits
         try:
@@ -147,6 +142,16 @@ def remove(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], p
     finally:
         found.close()
     return done
+
+
+@contextmanager
+def _alone(volume: Volume) -> Iterator[None]:
+    """Have nothing else change the size meanwhile, of a pool that may have more storage. Raises FsError."""
+    with resizing.exclusively(volume):
+        resizing.refuse_damage(volume)
+        resizing.refuse_snapshots(volume)
+        _refuse_unfit(volume)
+        yield
 
 
 def _is_at(member: Storage, path: str) -> bool:
