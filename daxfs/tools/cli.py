@@ -20,6 +20,7 @@ from daxfs import compiled
 from daxfs.errors import FsError, UserError
 from daxfs.pmem.descriptors import fill_standard
 from daxfs.tools.arguments import MountpointArgument, PoolArgument
+from daxfs.tools.printing import printable
 from daxfs.tools.snapshotcommands import snapshots_app
 
 MOUNT_USAGE = 1  # mount(8)
@@ -326,6 +327,8 @@ def resize_command(
     """
     from daxfs.tools import resize
 
+    if minimum and size:
+        raise UserError("--minimum takes no size", os.EX_USAGE)
     if minimum:
         resize.show_minimum(place)
     else:
@@ -489,5 +492,5 @@ def _reader_left() -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print("daxfs:", " ".join(message.split()), file=sys.stderr)
+    print("daxfs:", printable(" ".join(message.split())), file=sys.stderr)
     return code

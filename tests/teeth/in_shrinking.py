@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant(
         "shrinking: blocks in use are cut off",
         SHRINKING,
-        "    _refuse_left(volume, grants, target, stayed, kept)\n",
+        "    yield from _refuse_left(volume, grants, target, stayed, kept)\n",
         "    pass\n",
         "The handle refuses, without a word of what is in the way.",
         SHRINKS,

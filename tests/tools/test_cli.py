@@ -44,12 +44,17 @@ Pool = Callable[..., Path]
         (["mount", "/dev/null", "/", "-o", "bogus"], 1),
         (["umount", "/nonexistent"], 32),
         (["umount", "/proc"], 32),
+        (["resize", "/nonexistent"], 32),
+        (["resize", "/nonexistent/a\x1b[31m\nb", "1G"], 32),
+        (["resize", "/dev/null", "-1G"], 64),
+        (["resize", "/dev/null", "1G", "--minimum"], 64),
     ],
 )
 def test_an_error_is_one_line_and_a_code(arguments: list[str], code: int) -> None:
     said = daxfs(*arguments, code=code)
     assert said.startswith("daxfs: ")
     assert said.count("\n") == 1
+    assert said.strip("\n").isprintable()
 
 
 def test_version() -> None:

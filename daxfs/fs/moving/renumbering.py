@@ -19,11 +19,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt
 from daxfs.ext4.checksum import crc32c
+from daxfs.fs.moving import naming
+from daxfs.fs.moving.naming import DOTS
 from daxfs.fs.types import ROOT_INO
 from daxfs.structures import dirblocks, directories, inode_allocation, inode_bitmaps, inodes, orphans, shrinkage
-from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 CREDITS = 16
 """Blocks that a new number changes beside names and subdirectories, of which each takes two."""
-DOTS = (b".", b"..")
 ENTRIES_PER_STEP = 256
 """Entries of a directory that a step looks at for subdirectories."""
 PATIENCE_SECONDS = 10.0
@@ -48,9 +47,6 @@ RECALLED = "its memory is being taken back from programs"
 BUSY = "other operations are under way all the time"
 CHANGED = "its names have changed meanwhile"
 LARGE = "its names and subdirectories do not fit into one transaction"
-
-Names = dict[int, list[tuple[int, bytes]]]
-"""Inode -> its names, each with the directory."""
 
 
 def renumber(volume: Volume, grants: Grants, target: int) -> Steps[dict[int, str]]:
@@ -73,7 +69,7 @@ def renumber(volume: Volume, grants: Grants, target: int) -> Steps[dict[int, str
     stayed: dict[int, str] = {}
     if not numbers:
         return stayed
-    names = yield from _names(volume, set(numbers))
+    names = yield from naming.names(volume, set(numbers))
     new: dict[int, int] = {}
     deadline = time.monotonic() + PATIENCE_SECONDS
     for ino in numbers:
@@ -103,27 +99,6 @@ def same_seed(geometry: Geometry, old: int, generation: int, new: int) -> int:
 
 def _state(geometry: Geometry, ino: int) -> int:
     return crc32c(geometry.csum_seed, ino.to_bytes(4, "little"))
-
-
-def _names(volume: Volume, wanted: set[int]) -> Steps[Names]:
-    """Find the names of inodes, a directory in each step."""
-    found: Names = {}
-    view = volume.view
-    for group in range(volume.geometry.groups_count):
-        for number in inode_bitmaps.in_use_of(view, group):
-            if not inodes.nameable(view, number) or not inode_bitmaps.in_use(view, number):
-                continue
-            inode = inodes.read(view, number)
-            if not inode.is_dir or not inode.links_count:
-                continue
-            try:
-                for entry in directories.entries(view, inode):
-                    if entry.ino in wanted and entry.name not in DOTS:
-                        found.setdefault(entry.ino, []).append((number, entry.name))
-            except Corrupt as error:
-                note(view, error)
-            yield
-    return found
 
 
 def _subdirectories(volume: Volume, ino: int) -> Steps[list[int]]:

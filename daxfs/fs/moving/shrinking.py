@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from daxfs.errors import FsError
 from daxfs.fs import removal
-from daxfs.fs.moving import evacuation, logmoving, renumbering, resizing
+from daxfs.fs.moving import evacuation, logmoving, naming, renumbering, resizing
 from daxfs.fs.tiers import members
 from daxfs.fs.types import REASONS_TO_STAY, Caller, Resized, Stayed
 from daxfs.runs import BlockRun
@@ -164,12 +164,12 @@ def _vacate(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], 
         if not kept and not any(shrinkage.used_past(volume.view, target)):
             break
         stayed = (yield from evacuation.evacuate(volume, grants, keeps_store, place, SUPERUSER)).stayed
-    _refuse_left(volume, grants, target, stayed, kept)
+    yield from _refuse_left(volume, grants, target, stayed, kept)
 
 
 def _refuse_left(
     volume: Volume, grants: Grants, target: int, stayed: dict[int, tuple[Stayed, ...]], kept: dict[int, str]
-) -> None:
+) -> Steps[None]:
     """Refuse to cut if something is left past the new end, and name it.
 
     Raises:
@@ -185,20 +185,22 @@ def _refuse_left(
     if area is not None and any(start + length > target for start, length in area.runs):
         stayed.pop(view.superblock().s_journal_inum, None)
         things.append("the journal")
-    for ino, parts in stayed.items():
-        things += [_named(ino, part) for part in parts]
+    some = dict(islice(stayed.items(), MOST_NAMED + 1))
+    names = yield from naming.shown(volume, {*some, *numbers})
+    for ino, parts in some.items():
+        things += [_named(names[ino], part) for part in parts]
     if grants.by_ino:
         pids = {holder.pid for each in grants.by_ino.values() for holder, _ in each.each_holder()}
         things.append(f"what programs with direct access may look at (process {' '.join(map(str, sorted(pids)))})")
-    things += [f"inode {ino} of the groups that go ({kept.get(ino, 'it is new')})" for ino in numbers]
+    things += [f"{names[ino]} of the groups that go ({kept.get(ino, 'it is new')})" for ino in numbers]
     if not things:
         things.append(f"{left} bytes of what does not move")
     raise FsError(errno.EBUSY, f"past the new end stay {_listed(things)}")
 
 
-def _named(ino: int, part: Stayed) -> str:
+def _named(name: str, part: Stayed) -> str:
     whose = f", process {' '.join(map(str, part.pids))}" if part.pids else ""
-    return f"{part.length} bytes of inode {ino} at {part.offset} ({REASONS_TO_STAY[part.why]}{whose})"
+    return f"{part.length} bytes of {name} at {part.offset} ({REASONS_TO_STAY[part.why]}{whose})"
 
 
 def _listed(things: list[str]) -> str:
