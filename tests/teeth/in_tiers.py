@@ -18,7 +18,25 @@ KEEPING_TESTS = ("tests/fs/tiers/test_keeping.py",)
 CUTS = ("tests/crash/test_tiers.py",)
 JOINS = ("tests/fs/tiers/test_membership.py",)
 
+ROOM = ("tests/fs/tiers/test_policy.py",)
+
 MUTANTS = [
+    Mutant(
+        "tiers: only what a search has moved itself is room",
+        POLICY,
+        "    if cache.lowered == lowered and free",
+        "    if free",
+        "A request is ENOSPC if others have taken what others have made for it.",
+        ROOM,
+    ),
+    Mutant(
+        "tiers: each request that finds no room searches by itself",
+        POLICY,
+        "    while cache.parks and cache.search is not None:\n        yield cache.search\n",
+        "",
+        "Several copies of the same data go to storage at a time, until it has no free blocks for more.",
+        ROOM,
+    ),
     Mutant(
         "tiers: a demotion is not synchronised",
         QUEUE,

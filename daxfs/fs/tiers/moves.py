@@ -272,7 +272,10 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
         return Moved(0, run.length)
     run = run._replace(length=place.length)
     if run.unwritten:  # there is nothing to copy
-        return Moved(place.length, 0) if _demote_at_once(volume, node, run, place) else None
+        if not _demote_at_once(volume, node, run, place):
+            return None
+        tiers.lowered += place.length
+        return Moved(place.length, 0)
     datalog.settle(volume, node.ino, run.lblk << bits, run.lblk + run.length << bits)
     source = slice(run.pblk << bits, run.pblk + run.length << bits)
     content = bytes(volume.pool.memory[source])
@@ -290,6 +293,7 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
     if volume.heat is not None:
         volume.heat.forget(node.ino, run.lblk << bits, run.lblk + run.length << bits)
     tiers.demoted += place.length << bits
+    tiers.lowered += place.length
     return Moved(place.length, 0)
 
 

@@ -13,13 +13,15 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from daxfs.errors import FsError, MissingMemory
+from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.fs import removal
 from daxfs.fs.nodes import END
 from daxfs.fs.tiers import moves, placement
 from daxfs.fs.tiers.heat import bytes_of
+from daxfs.fs.tiers.storagecache import Search
 from daxfs.runs import ByteRange, joined, subtract
 from daxfs.structures import groups, inode_bitmaps, inodes, reserves
+from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.fs.steps import Steps
@@ -104,29 +106,51 @@ def attach(volume: Volume) -> None:
 def _bring(volume: Volume, ino: int, begin: int, end: int) -> Steps[None]:
     """Promote what an operation needs of a file; where the memory is full, other files go down first.
 
+    Others may take the room that was made, so it is made again as long as something goes down.
+
     Raises:
         NoRoom: it does not fit into the memory.
         FsError: as `tiers.promote`.
     """
-    done = yield from moves.promote(volume, ino, begin, end)
-    if done.stayed and crowded(volume):
-        yield from make_room(volume, Part(ino, begin, end))
-        done = yield from moves.promote(volume, ino, begin, end)
-    if done.stayed:
-        raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory has no room for what lies on storage")
+    while True:
+        cache, _ = moves.counted(volume)
+        lowered = cache.lowered
+        if not (yield from moves.promote(volume, ino, begin, end)).stayed:
+            return
+        if crowded(volume):
+            yield from make_room(volume, Part(ino, begin, end))
+        elif cache.lowered == lowered:
+            raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory has no room for what lies on storage")
 
 
 def make_room(volume: Volume, needed: Part = NOTHING) -> Steps[None]:
     """Demote the coldest until less of the memory is in use than the low watermark, but not what is ``needed``.
 
-    What was used in the last minute goes only if nothing else is left.
+    What was used in the last minute goes only if nothing else is left. In a session that searches already, this waits
+    for the end of that search, and goes on with what is left to do.
 
     Raises:
-        NoRoom: nothing can be demoted.
+        NoRoom: nothing has gone down meanwhile, whoever tried, and nothing can be demoted.
         FsError: EIO, the storage has failed.
     """
+    cache, _ = moves.counted(volume)
+    lowered = cache.lowered
+    while cache.parks and cache.search is not None:
+        yield cache.search
+    search = cache.search = Search()
+    try:
+        yield from _demote_coldest(volume, needed)
+    finally:
+        search.due = True
+        if cache.search is search:
+            cache.search = None
+    if cache.lowered == lowered and free_memory(volume) < free_when_low(volume):
+        raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory is full, and nothing in it can go to storage")
+
+
+def _demote_coldest(volume: Volume, needed: Part) -> Steps[None]:
+    """Do what `make_room` says, if there is something to demote."""
     goal = free_when_low(volume)
-    moved = 0
     for most in (COLD, ANY):
         looked, count = 0, volume.geometry.groups_count
         while looked < count and free_memory(volume) < goal:
@@ -135,11 +159,9 @@ def make_room(volume: Volume, needed: Part = NOTHING) -> Steps[None]:
             for candidate in found:
                 if candidate.uses > most or free_memory(volume) >= goal:
                     break
-                moved += yield from demote(volume, candidate, goal, needed)
+                yield from demote(volume, candidate, goal, needed)
     if volume.pending_frees():
         volume.commit()
-    if not moved and free_memory(volume) < goal:
-        raise NoRoom(errno.ENOSPC, f"{volume.pool.path}: the memory is full, and nothing in it can go to storage")
 
 
 def candidates(volume: Volume, most: int) -> Steps[tuple[list[Candidate], int]]:
@@ -170,9 +192,14 @@ def demote(volume: Volume, candidate: Candidate, goal: int, needed: Part = NOTHI
         if candidate.ino == needed.ino:
             stay.append(ByteRange(needed.begin, needed.end))
         for begin, end in subtract([whole], list(joined(stay))):
-            if free_memory(volume) < goal:
+            if free_memory(volume) >= goal:
+                break
+            try:
                 done = yield from moves.demote(volume, candidate.ino, begin, end, lambda: free_memory(volume) >= goal)
-                moved += done.moved
+            except Corrupt as error:  # a damaged file stays, and keeps no other from going
+                note(volume.view, error)
+                break
+            moved += done.moved
     yield
     return moved
 

@@ -46,6 +46,18 @@ class _Call(NamedTuple):
     ticket: Ticket
 
 
+class Search:
+    """A search for room in memory, as a `daxfs.fs.steps.Wait` for its end."""
+
+    __slots__ = ("due",)
+
+    def __init__(self) -> None:
+        self.due = False
+
+    def wait(self) -> None:
+        """Return at once: whoever has the steps of the search goes on with them."""
+
+
 class StorageCache:
     """The storage of one volume, all members together, as its readers see it.
 
@@ -61,10 +73,12 @@ class StorageCache:
         allowance: bytes that may come up for reads now, as of ``allowed_at`` (monotonic).
         allowed_at: see above.
         stuck_until: when it makes sense to look again for what can go to storage (monotonic).
+        search: the search for room in memory that is under way; others wait for its end, and nothing is copied twice.
         waits: reads that have waited for the storage.
         read: bytes that were read for readers.
         promoted: bytes that were moved to memory.
         demoted: bytes that were moved to storage.
+        lowered: blocks that have gone to storage, whoever moved them, unwritten ones included.
         parks: who uses the volume runs the steps of `OnStorage` itself, between other requests.
     """
 
@@ -80,8 +94,9 @@ class StorageCache:
         self.allowance = 0
         self.allowed_at = 0.0
         self.stuck_until = 0.0
+        self.search: Search | None = None
         self.waits = 0
-        self.read = self.promoted = self.demoted = 0
+        self.read = self.promoted = self.demoted = self.lowered = 0
         self._units: OrderedDict[int, bytes] = OrderedDict()
         self._asked: dict[int, _Call] = {}
         self._missing: list[int] = []

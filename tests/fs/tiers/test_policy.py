@@ -13,9 +13,9 @@ from tier_rig import MIB, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
 from daxfs.fs.filesystem import FileSystem, OpenFile
-from daxfs.fs.steps import finish
+from daxfs.fs.steps import Steps, Wait, finish
 from daxfs.fs.tiers import placement, policy
-from daxfs.fs.types import ROOT_INO, LeaseRequest, Options, SetAttributes
+from daxfs.fs.types import ROOT_INO, Caller, LeaseRequest, Options, SetAttributes
 from daxfs.protocol import TOKEN_SIZE
 from daxfs.structures import inodes, mapping, reserves
 
@@ -85,6 +85,108 @@ def test_a_session_waits_for_room(fs: FileSystem) -> None:
     finish(full.value.bring())
     fs.tree.write_bytes("/again", bytes(MIB))
     assert not in_memory(fs, b"1")
+
+
+def search(fs: FileSystem) -> Steps[None]:
+    """Write as a user until the memory has no room; return the steps that make some."""
+    file = fs.open_file(fs.tree.resolve("/filler"), os.O_RDWR, Caller(uid=1, gid=1))
+    try:
+        while True:
+            fs.write(file, fs.getattr(file.ino).size, bytes(64 << 10))
+    except OnStorage as full:
+        return full.bring()
+    finally:
+        fs.release(file)
+
+
+def to_storage(steps: Steps[None]) -> Wait:
+    """Run steps until they wait for storage, or for another search."""
+    while (waiting := next(steps)) is None:
+        pass
+    return waiting
+
+
+@pytest.fixture
+def cold(fs: FileSystem) -> FileSystem:
+    """A file system as a session uses it, with 1 MiB that can go down and a file that belongs in memory."""
+    fs.tree.write_bytes("/cold", bytes(MIB))
+    fs.setxattr(ROOT_INO, placement.ATTRIBUTE, placement.MEMORY)
+    fs.tree.write_bytes("/filler", b"")
+    fs.leave_storage_to(lambda: None)
+    return fs
+
+
+def test_two_searches_for_room_copy_nothing_twice(cold: FileSystem) -> None:
+    tiers = cold.volume.tiers
+    assert tiers is not None
+    first, second = search(cold), search(cold)
+    storage, behind = to_storage(first), to_storage(second)
+    assert behind is tiers.search
+    assert not behind.due
+    storage.wait()
+    finish(first)
+    assert behind.due
+    finish(second)
+    assert cold.tier_use().demoted == MIB
+
+
+@pytest.mark.parametrize("parks", [True, False])
+def test_room_that_others_have_made_and_taken_is_looked_for_again(cold: FileSystem, parks: bool) -> None:
+    """The second search has nothing left to demote. But there was room meanwhile, so its request tries again."""
+    assert cold.volume.tiers is not None
+    first, second = search(cold), search(cold)
+    cold.volume.tiers.parks = parks
+    storage = to_storage(first), to_storage(second)
+    storage[0].wait()
+    finish(first)
+    cold.volume.tiers.parks = True
+    third = search(cold)
+    finish(second)
+    with pytest.raises(FsError) as full:
+        finish(third)
+    assert full.value.errno == errno.ENOSPC, "nothing has gone down since it began"
+
+
+def test_room_for_what_is_needed_is_made_again_if_others_have_taken_it(cold: FileSystem) -> None:
+    """A write needs data of storage. While that is read, other writes take the room that was made for it."""
+    warm, _ = cold.create(ROOT_INO, b"warm", 0o600)
+    cold.write(warm, 0, b"w" * MIB)
+    finish(cold.steps.demote(warm.ino))
+    cold.tree.write_bytes("/colder", bytes(MIB))
+    search(cold).close()
+    with pytest.raises(OnStorage) as needed:
+        cold.write(warm, 5, b"x")
+    steps = needed.value.bring()
+    read = to_storage(steps)
+    while in_memory(cold, b"cold"):
+        read.wait()
+        read = to_storage(steps)
+    search(cold).close()
+    cold.setxattr(cold.tree.resolve("/colder"), placement.ATTRIBUTE, placement.AUTO)
+    read.wait()
+    finish(steps)
+    assert cold.write(warm, 5, b"x") == 1
+    cold.release(warm)
+
+
+def test_a_damaged_file_stays_and_keeps_no_other_from_going(cold: FileSystem) -> None:
+    cold.setxattr(ROOT_INO, placement.ATTRIBUTE, placement.AUTO)
+    damaged, made = cold.create(ROOT_INO, b"damaged", 0o600)
+    for number in range(8):
+        cold.write(damaged, number << 14, bytes(4096))
+    cold.release(damaged)
+    cold.setattr(made.ino, SetAttributes(atime_ns=0, mtime_ns=0))
+    cold.sync()
+    view = cold.volume.view
+    leaf = int.from_bytes(inodes.read(view, made.ino).block_area[16:20], "little") << view.geometry.block_bits
+    whole = bytes(cold.volume.pool.memory[leaf : leaf + 2])
+    cold.volume.pool.write(leaf, bytes(2))
+    cold.volume.forget_content()
+    finish(search(cold))
+    assert not in_memory(cold, b"cold")
+    assert cold.metadata_errors().count == 1
+    cold.volume.pool.write(leaf, whole)
+    cold.volume.forget_content()
 
 
 def test_both_are_full(fs: FileSystem) -> None:
