@@ -35,6 +35,13 @@ class OnStorage(FsError):
         self.bring = bring
 
 
+class MetadataOnStorage(FsError):
+    """A change needs a block of metadata that another program has put on storage, and that found no place in memory."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EIO, message)
+
+
 class CorruptKind(StrEnum):
     """What contradicts the format: one member for each kind of check.
 

@@ -45,6 +45,18 @@ class Members(NamedTuple):
                 file.truncate(record.place.end)
         return whole
 
+    def split(self, whole: Path) -> None:
+        """Give the members what a file with the content of all of them has now; the file goes."""
+        with open_pool(self.pool, read_only=True, exclusively=False) as pool:
+            found = members.records(pool)
+        with whole.open("rb") as file, self.pool.open("r+b") as memory:
+            memory.write(file.read(found[0].label.begin))
+            for record in found:
+                with open(record.find(str(self.pool)), "r+b") as storage:
+                    storage.seek(CONTENT)
+                    storage.write(file.read(record.label.size))
+        os.unlink(whole)
+
     def check(self) -> None:
         """The oracle: e2fsck finds nothing."""
         whole = self.join()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from recorder import Event, Flush, RecordingPool, Store
@@ -67,6 +67,11 @@ class MemoryStorage:
         self._written.append(Flush(self._begin + offset, len(data)))
         self._refuse()
 
+    def write_all(self, parts: Mapping[int, bytes]) -> None:
+        for offset, content in parts.items():
+            self.write(offset, content)
+        self.sync()
+
     def sync(self) -> None:
         self._refuse()
         for flush in self._written:
@@ -94,7 +99,7 @@ class Ticket(storagequeue.Ticket):
 class Queue(storagequeue.StorageQueue):
     """Calls without threads."""
 
-    def _ask(self, call: Callable[[], Any]) -> storagequeue.Ticket:
+    def ask(self, call: Callable[[], Any]) -> storagequeue.Ticket:
         if self.failed:
             raise self.failure()
         return Ticket(self, call)

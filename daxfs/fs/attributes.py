@@ -274,6 +274,6 @@ def statfs(volume: Volume) -> StatFs:
         free,
         max(free - reserves.must_stay_free(geometry, sb, privileged=False), 0),
         geometry.inodes_count - groups.inodes_on_storage(geometry),
-        sb.s_free_inodes_count - groups.inodes_on_storage(geometry),
+        max(sb.s_free_inodes_count - groups.inodes_on_storage(geometry), 0),
         EXT4_NAME_LEN,
     )

@@ -260,6 +260,10 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
     """Write some pieces after the other, most with a change of metadata: ``most`` times at most (None: all)."""
     node = file.node
     size = len(data)
+    if volume.exceeds_map(node.ino, offset + size):
+        size = max(volume.max_size(node.ino) - offset, 0)
+        if size == 0:
+            raise FsError(errno.EFBIG)
     if volume.tiers is not None:
         begin = node.size if offset > node.size else offset  # the rest of the block that EOF is in is zeroed
         volume.tiers.require_memory(volume.view, node.ino, begin, offset + size)
@@ -268,10 +272,6 @@ def write_slowly(volume: Volume, file: OpenFile, offset: int, data: Buffer, most
     datalog.settle(volume, node.ino, offset, offset + size)
     if offset + size > node.size:
         appends.end_preallocation(volume, node.ino)
-    if volume.exceeds_map(node.ino, offset + size):
-        size = max(volume.max_size(node.ino) - offset, 0)
-        if size == 0:
-            raise FsError(errno.EFBIG)
     if node.map is None:
         load_map(volume, node)
     if offset + size > volume.large_file_from:

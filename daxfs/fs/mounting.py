@@ -26,7 +26,7 @@ from daxfs.fs.grants.table import Grants
 from daxfs.fs.moving import logmoving
 from daxfs.fs.snapshots import catalogue
 from daxfs.fs.snapshots.keeper import CREDITS_RECORD, Keeper
-from daxfs.fs.tiers import policy
+from daxfs.fs.tiers import homecoming, policy
 from daxfs.fs.types import Options
 from daxfs.fs.volume import Volume
 from daxfs.journal import recovery
@@ -141,7 +141,7 @@ def mount(pool: Pool, options: Options, recovered: Callable[[Pool], None] = lamb
     """
     if not options.replay and not options.read_only:
         raise FsError(errno.EINVAL, "noload leaves the log as it is, and is for read-only mounts only; add ro")
-    sb = read_superblock(pool)
+    sb = found = read_superblock(pool)
     read_only = check_features(sb, read_only=options.read_only or pool.read_only)
     was_clean = not needs_recovery(sb) and bool(sb.s_state & EXT4_VALID_FS)
     try:
@@ -175,7 +175,9 @@ def mount(pool: Pool, options: Options, recovered: Callable[[Pool], None] = lamb
     damage.note_panic(pool.path, sb, options)
     protect_log(volume, area)
     snapshots_of(volume).attach()
+    homecoming.doubt(volume, found)
     mark_in_use(volume, recount=not was_clean)
+    homecoming.settle(volume)
     if report is not None and report.errno:
         note_abort(volume, report.errno)
     # A clean end of a mount means that its clients had closed all files: they keep the pool mapped and touch nothing.
@@ -427,6 +429,7 @@ def mark_in_use(volume: Volume, *, recount: bool) -> None:
         if geometry.has_orphan_file:
             sb.s_feature_ro_compat |= RoCompat.orphan_present
         volume.snapshots.pool_marked(tx)
+    homecoming.mark(volume)
     volume.commit()
 
 
@@ -476,5 +479,6 @@ def mark_clean(volume: Volume) -> None:
         sb.s_state |= volume.mounted_state & EXT4_VALID_FS
         sb.s_wtime = written_at()
         volume.snapshots.pool_marked(tx)
+    homecoming.mark(volume)
     journal.close()
     recovery_flag.store(volume.pool, raised=False)

@@ -467,7 +467,7 @@ class Nodes:
             self.drop_idle(node)
 
     def write_times(self, tx: Handle) -> None:
-        """Write waiting times into their inodes (commit hook). Those of inodes in bad memory are lost."""
+        """Write waiting times into their inodes (commit hook). Those of inodes that can't change are lost."""
         waiting, self.lazy = self.lazy, {}
         before = [(node, node.atime, node.mtime, node.ctime) for node in waiting.values()]
 
@@ -478,9 +478,9 @@ class Nodes:
                 self.open[node.ino] = node
 
         tx.on_rollback(undo)
-        bad = tx.pool.bad
+        some_can_not = tx.pool.bad or tx.geometry.border
         for node in waiting.values():
-            if not (bad and inodes.lies_in_bad_memory(tx, node.ino)):
+            if not some_can_not or inodes.can_change(tx, node.ino):
                 inode = inodes.edit(tx, node.ino)
                 if node.atime:
                     inode.atime_ns = node.atime

@@ -91,6 +91,10 @@ def fallocate(volume: Volume, file: OpenFile, mode: int, offset: int, length: in
     if not inode.flags & EXT4_EXTENTS_FL and not mode & PUNCH_HOLE:
         raise FsError(errno.EOPNOTSUPP)
     node = file.node
+    if mode == COLLAPSE_RANGE:
+        refuse_collapse(volume, node, offset, length)
+    elif mode == INSERT_RANGE:
+        refuse_insert(volume, node, offset, length)
     if node.window:
         appends.end(volume, node)
     if volume.tiers is not None:
@@ -114,6 +118,22 @@ def _bring_edges(volume: Volume, node: Node, begin: int, end: int) -> None:
         tiers.require_memory(view, ino, begin, end)
     for offset in (begin, end - 1, node.size):
         tiers.require_memory(view, ino, offset & -volume.block_size, offset + 1)
+
+
+def refuse_collapse(volume: Volume, node: Node, offset: int, length: int) -> None:
+    """Refuse to collapse what is not of whole blocks, or reaches the end of the file (EINVAL)."""
+    if (offset | length) & (volume.block_size - 1) or offset + length >= node.size:
+        raise FsError(errno.EINVAL)
+
+
+def refuse_insert(volume: Volume, node: Node, offset: int, length: int) -> None:
+    """Refuse to insert what is not of whole blocks (EINVAL), makes the file too long (EFBIG) or comes past its end."""
+    if (offset | length) & (volume.block_size - 1):
+        raise FsError(errno.EINVAL)
+    if node.size + length > volume.geometry.max_extent_file_size:
+        raise FsError(errno.EFBIG)
+    if offset >= node.size:
+        raise FsError(errno.EINVAL)
 
 
 def require_regular(inode: Inode) -> None:
@@ -174,8 +194,6 @@ def collapse(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     between them leaves the file with its old size, the range punched, and a first part of what follows moved.
     """
     node = file.node
-    if (offset | length) & (volume.block_size - 1) or offset + length >= node.size:
-        raise FsError(errno.EINVAL)
     first, stop = whole_blocks(volume, offset, offset + length)
     volume.notifier.end_preallocation(node.ino)
     datalog.store_home(volume, node)
@@ -222,15 +240,9 @@ def insert(volume: Volume, file: OpenFile, offset: int, length: int) -> None:
     somewhere after ``offset``, and what follows it moved.
     """
     node = file.node
-    if (offset | length) & (volume.block_size - 1):
-        raise FsError(errno.EINVAL)
-    if node.size + length > volume.geometry.max_extent_file_size:
-        raise FsError(errno.EFBIG)
     first, stop = whole_blocks(volume, offset, offset + length)
-    if offset < node.size:
-        volume.notifier.end_preallocation(node.ino)
-    end = extents.mapped_end(volume.view, inodes.read(volume.view, node.ino))
-    if offset >= node.size or end + stop - first > MAX_BLOCKS:
+    volume.notifier.end_preallocation(node.ino)
+    if extents.mapped_end(volume.view, inodes.read(volume.view, node.ino)) + stop - first > MAX_BLOCKS:
         raise FsError(errno.EINVAL)
     if node.size + length > volume.large_file_from:
         volume.allow_large_files()

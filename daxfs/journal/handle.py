@@ -189,6 +189,7 @@ class Handle(View):
 
         Raises:
             Corrupt: the number is 0 or past the end of the file system.
+            MetadataOnStorage: the block lies on storage.
             MissingMemory: the block is a hole of the pool's file, and its file system has no room for it.
         """
         if number not in self._touched:
@@ -317,7 +318,7 @@ class Handle(View):
         Raises:
             Corrupt: the number is 0 or past the end of the file system.
         """
-        if not 0 < number < self._limit:
+        if not 0 < number < self._limit and not self.lies_on_storage(number):
             raise self._bad_number(number)
         if not self.active:
             raise _ended()

@@ -92,6 +92,7 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
             a committed transaction, a revoke list or a block number out of bounds. The pool is unchanged; e2fsck can
             save what is left.
         Unsupported: the journal or a fast commit uses unknown features. The pool is unchanged.
+        FsError: storage has failed. The log stays, for another replay.
     """
     superblock = load_superblock(pool, geometry, area)
     if not superblock.s_start:
@@ -111,10 +112,16 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
             continue
         reader.check_copy(copy)
         final[copy.home] = copy
+    there: dict[int, bytes] = {}
     size = geometry.block_size
     for home, copy in final.items():
         content = reader.block(copy.position)
-        pool.replace(home * size, _MAGIC_WORD + content[4:] if copy.flags & jbd2.FLAG_ESCAPE else content)
+        whole = _MAGIC_WORD + content[4:] if copy.flags & jbd2.FLAG_ESCAPE else content
+        if home * size < pool.memory_size:
+            pool.replace(home * size, whole)
+        else:  # the kernel's log of a pool with storage
+            there[home * size] = bytes(whole)
+    pool.store_there(there)
     pool.fence()
     if fast is None:
         _empty(pool, geometry, area, superblock, end + 1 & _M)

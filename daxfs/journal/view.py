@@ -5,6 +5,9 @@ through a view and never access the pool. A view changes nothing; `daxfs.journal
 `PoolView` is for the time before a journal is loaded, and for mounts and tools that write nothing. Callers: every layer
 above, and the tools.
 
+Blocks on the storage of a tiered pool have no memory. A view reads what another program has put there as a copy
+(`Pool.stored`); no handle changes it there.
+
 A view returns blocks as read-only memoryviews of ``block_size`` bytes (format "B"). They are valid until the handle
 ends or the next commit; don't keep them. A view keeps the mapping alive: call `View.release` before the pool is closed.
 """
@@ -16,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from daxfs.compiled import mypyc_attr
-from daxfs.errors import Corrupt, CorruptKind
+from daxfs.errors import Corrupt, CorruptKind, FsError, MetadataOnStorage
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET, Superblock
 from daxfs.journal.caches import Caches
 
@@ -100,7 +103,7 @@ class View:
         self.geometry = geometry
         self.block_size = geometry.block_size
         self._bits = geometry.block_size.bit_length() - 1
-        self._limit = min(geometry.blocks_count, pool.size >> self._bits)
+        self._limit = min(geometry.blocks_count, pool.memory_size >> self._bits)
         self._memory = pool.memory.toreadonly()
         self._overlay: dict[int, memoryview] = {} if overlay is None else overlay
         self._verified = Verified() if verified is None else verified
@@ -111,6 +114,7 @@ class View:
 
         Raises:
             Corrupt: the number is 0 or past the end of the file system, so it came from a damaged structure.
+            FsError: it lies on storage, as `Pool.stored`.
         """
         copy = self._overlay.get(number)
         if copy is not None:
@@ -118,7 +122,7 @@ class View:
         if 0 < number < self._limit:
             start = number << self._bits
             return self._memory[start : start + self.block_size]
-        raise self._bad_number(number)
+        return self._on_storage(number)
 
     def verified(self, number: int, check: Check, *context: object) -> memoryview:
         """Return the newest content of a block after ``check(*context, content)`` has accepted it.
@@ -129,6 +133,7 @@ class View:
 
         Raises:
             Corrupt: as `block`, or raised by ``check``.
+            FsError: as `block`.
         """
         copy = self._overlay.get(number)
         if copy is not None:
@@ -141,7 +146,21 @@ class View:
                 check(*context, content)
                 verified[number % MOST_VERIFIED] = number
             return content
-        raise self._bad_number(number)
+        content = self._on_storage(number)
+        check(*context, content)
+        return content
+
+    def at_home(self, number: int) -> memoryview:
+        """Return the content that a block has in the pool, whatever the running transaction has. Raises as `block`."""
+        if 0 < number < self._limit:
+            start = number << self._bits
+            return self._memory[start : start + self.block_size]
+        return self._on_storage(number)
+
+    def lies_on_storage(self, number: int) -> bool:
+        """Return whether a block of the file system has no memory, but an address (`Pool.attach`)."""
+        pool = self.pool
+        return pool.memory_size < pool.size and self._limit <= number < self.geometry.blocks_count
 
     def superblock(self) -> Superblock:
         """Return the newest superblock, bound to read-only memory."""
@@ -152,7 +171,7 @@ class View:
 
     def follow_size(self) -> None:
         """Read all of a file system or a pool whose size has changed."""
-        self._limit = min(self.geometry.blocks_count, self.pool.size >> self._bits)
+        self._limit = min(self.geometry.blocks_count, self.pool.memory_size >> self._bits)
         self._memory = self.pool.memory.toreadonly()
 
     def forget_checks(self) -> None:
@@ -163,7 +182,16 @@ class View:
         """Release the pool's memory; the view can't be used afterwards. A second call does nothing."""
         self._memory.release()
 
-    def _bad_number(self, number: int) -> Corrupt:
+    def _on_storage(self, number: int) -> memoryview:
+        """Return the copy of a block that another program has put on storage."""
+        if self.lies_on_storage(number):
+            return self.pool.stored(number << self._bits, self.block_size)
+        raise self._bad_number(number)
+
+    def _bad_number(self, number: int) -> FsError:
+        """Return the error of a block that can't be changed, or does not exist."""
+        if self.lies_on_storage(number):
+            return MetadataOnStorage(f"{self.pool.path}: block {number}, which is metadata, lies on storage")
         return Corrupt(CorruptKind.BLOCK_NUMBER, f"{number} is not in 1..{self._limit - 1}")
 
 

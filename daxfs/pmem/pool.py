@@ -17,12 +17,13 @@ import errno
 import gc
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 
 from daxfs.errors import FsError, PoolError
-from daxfs.pmem import kinds, persist
+from daxfs.pmem import kinds, persist, storagequeue
 from daxfs.pmem.badblocks import BadRanges
 from daxfs.pmem.faults import NEVER, Faults
 from daxfs.pmem.persist import Buffer, Operations
@@ -40,6 +41,7 @@ class Pool:
         size: bytes in ``memory``: a multiple of 1 KiB, so that the incomplete last block of a file is left out.
         memory_size: bytes of ``memory`` that are memory, all of them unless `attach` has put storage after it.
         storages: the members that have what is not memory, in order; none as a rule.
+        reader: how `stored` gets bytes; None: it reads them and waits.
         file_size: bytes of the file or device as the system reports it.
         align: alignment of the medium's own mapping in bytes (2 MiB on most devdax devices, else a page).
         read_only: whether stores raise EROFS.
@@ -84,6 +86,7 @@ class Pool:
         self.memory = memory
         self.size = self.memory_size = len(memory)
         self.storages: tuple[Storage, ...] = ()
+        self.reader: Callable[[int, int], memoryview] | None = None
         self.file_size = self.size if file_size is None else file_size
         self.align = align
         self.read_only = read_only
@@ -200,6 +203,37 @@ class Pool:
         """
         raise PoolError(f"{self.path}: a pool of kind {self.kind} can't have storage", kinds.MOUNT_FAILED)
 
+    def stored(self, offset: int, length: int) -> memoryview:
+        """Return a copy of bytes on storage, all on one member.
+
+        Raises:
+            FsError: EIO, or the member's own error.
+            OnStorage: `reader` has to get them first.
+        """
+        if self.reader is not None:
+            return self.reader(offset, length)
+        storage = self._member(offset)
+        begin = offset - storage.place.begin
+        return memoryview(storagequeue.at_once(storage, lambda: storage.read(begin, length)))
+
+    def store_there(self, blocks: Mapping[int, bytes]) -> None:
+        """Store blocks on storage, by their offsets, durably when the call returns. Without members they are lost.
+
+        Raises:
+            FsError: EIO, or the member's own error.
+        """
+        for storage in self.storages:
+            begin, end = storage.place
+            mine = {offset - begin: content for offset, content in blocks.items() if begin <= offset < end}
+            if mine:
+                storagequeue.at_once(storage, partial(storage.write_all, mine))
+
+    def _member(self, offset: int) -> Storage:
+        for storage in self.storages:
+            if offset < storage.place.end:
+                return storage
+        raise FsError(errno.EIO, f"{self.path}: the storage with byte {offset} is not in use here")
+
     def shorten(self, length: int) -> None:
         """Make the pool and its file ``length`` bytes long, whose end is not used any more; a device stays as it is.
 
@@ -246,6 +280,7 @@ class Pool:
         """
         if self._open:
             self._open = False
+            self.reader = None
             for storage in self.storages:
                 storage.close()
             self.unhooked.retire()

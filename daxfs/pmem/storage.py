@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from daxfs.errors import FsError, PoolError
@@ -133,6 +134,12 @@ class Storage:
             FsError: EIO, ENOSPC, or as pwrite(2).
         """
         self._pwrite(content, CONTENT + offset)
+
+    def write_all(self, parts: Mapping[int, bytes]) -> None:
+        """Store bytes of the content, by their offsets, durably. Raises FsError as `write` and `sync`."""
+        for offset, content in parts.items():
+            self.write(offset, content)
+        self.sync()
 
     def sync(self) -> None:
         """Make what was written durable.

@@ -113,7 +113,7 @@ class StorageQueue:
 
     def read(self, offset: int, length: int) -> Ticket:
         """Ask for bytes of the content."""
-        return self._ask(lambda: self.storage.read(offset, length))
+        return self.ask(lambda: self.storage.read(offset, length))
 
     def write(self, offset: int, content: bytes) -> Ticket:
         """Ask that bytes be written and made durable."""
@@ -122,15 +122,15 @@ class StorageQueue:
             self.storage.write(offset, content)
             self.storage.sync()
 
-        return self._ask(call)
+        return self.ask(call)
 
     def label(self, label: Label) -> Ticket:
         """Ask that the member get a label, durably."""
-        return self._ask(lambda: self.storage.set_label(label))
+        return self.ask(lambda: self.storage.set_label(label))
 
     def clear(self) -> Ticket:
         """Ask that the member's label be removed, durably."""
-        return self._ask(self.storage.clear_label)
+        return self.ask(self.storage.clear_label)
 
     def fail(self, why: str) -> None:
         """Have every call fail from now on."""
@@ -145,7 +145,8 @@ class StorageQueue:
         for _ in self._threads:
             self._waiting.put(None)
 
-    def _ask(self, call: Callable[[], Any]) -> Ticket:
+    def ask(self, call: Callable[[], Any]) -> Ticket:
+        """Have a thread make a call. Raises FsError EIO: the storage has failed before."""
         if self.failed:
             raise self.failure()
         if len(self._threads) < THREADS:
@@ -161,3 +162,18 @@ class StorageQueue:
             ticket.make()
             with suppress(OSError):
                 self.notify()
+
+
+def at_once(storage: Storage, call: Callable[[], Any]) -> Any:
+    """Make a call on storage and wait for it, where nobody else waits meanwhile: before a pool is in use, or in a tool.
+
+    Raises:
+        FsError: EIO: it took too long, or the call's own error.
+    """
+    queue = StorageQueue(storage)
+    try:
+        ticket = queue.ask(call)
+        ticket.wait()
+        return ticket.result()
+    finally:
+        queue.close()

@@ -142,11 +142,11 @@ def _find_table(view: View, tables: dict[int, int], group: int) -> int:
     return table
 
 
-def lies_in_bad_memory(view: View, ino: int) -> bool:
-    """Whether the inode can't be read or changed, because its block is known to lie in bad memory."""
+def can_change(view: View, ino: int) -> bool:
+    """Whether the inode can be changed: its block lies neither in bad memory, as far as is known, nor on storage."""
     number, _ = position(view, ino)
     begin = number << view.geometry.block_bits
-    return view.pool.bad.first(begin, begin + view.geometry.block_size) is not None
+    return view.pool.bad.first(begin, begin + view.geometry.block_size) is None and not view.lies_on_storage(number)
 
 
 def read(view: View, ino: int) -> Inode:
@@ -231,8 +231,7 @@ def _check(view: View, known: Known, inode: Inode, number: int, offset: int) -> 
     slot is checked.
     """
     geometry = view.geometry
-    start = (number << geometry.block_bits) + offset
-    if inode.buffer == view.pool.memory[start : start + geometry.inode_size]:
+    if inode.buffer == view.at_home(number)[offset : offset + geometry.inode_size]:
         if not inode.mode and not inode.links_count:
             raise FsError(errno.ESTALE, f"inode {inode.number} is not in use")
         inode.verify(inode.number, geometry)

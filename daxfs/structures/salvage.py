@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from daxfs.errors import Corrupt, FsError
+from daxfs.errors import Corrupt, FsError, OnStorage
 from daxfs.ext4 import dirent
 from daxfs.ext4 import htree as format_
 from daxfs.journal.cache import Cache
@@ -74,6 +74,8 @@ def blocks_of(view: View, directory: Inode) -> Iterator[int]:
             lblk += 1
             gaps += 1
             continue
+        except OnStorage:
+            raise
         except FsError:
             return  # past the last block that a map can express
         length = max(min(extent.length, end - lblk), 1)
@@ -89,6 +91,8 @@ def block(view: View, directory: Inode, lblk: int) -> dirblocks.UsedEntries:
     """Return the sound entries of logical block ``lblk``, which may be a hole or damaged."""
     try:
         extent = mapping.lookup(view, directory, lblk)
+    except OnStorage:
+        raise
     except FsError:
         return _nothing()
     if not extent.pblk:

@@ -234,6 +234,31 @@ def move(tx: Handle, inode: Inode, target: int) -> bool:
     return shared
 
 
+def references(view: View, inode: Inode) -> int:
+    """Return how many inodes refer to the inode's block. Raises Corrupt: it is damaged."""
+    number = inode.file_acl
+    return format_.block_header(_block(view, inode, number), _where(inode, number)).h_refcount
+
+
+def move_whole(tx: Handle, owners: list[Inode], target: int) -> None:
+    """Have all inodes that refer to a block refer to ``target``, which the caller owns; the old block is freed.
+
+    Args:
+        tx: the handle.
+        owners: from ``inodes.edit``, as many as `references` says.
+        target: becomes a copy of their block.
+
+    Raises:
+        Corrupt: the block is damaged.
+    """
+    number = owners[0].file_acl
+    content = _block(tx, owners[0], number)
+    tx.create(target, _sealer(tx.geometry, target))[:] = content
+    for inode in owners:
+        inode.file_acl = target
+    blocks.free(tx, number, 1, metadata=True)
+
+
 def share(tx: Handle, inode: Inode, other: Inode) -> bool:
     """Have the inode refer to the block of another inode, if that block holds the same attributes and can be shared.
 

@@ -16,8 +16,10 @@ from typing import Any
 import mount_rig
 import pytest
 import tier_rig
+from foreign_rig import FOLDERS, by_kernel, fill_memory, litter, unmarked
 from in_memory import tmp_path
 from tier_rig import MIB, Members
+from tree_rig import kernel_tree, same
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
@@ -261,4 +263,24 @@ def test_every_way_to_get_blocks_finds_room_on_storage(tmp_path: Path, way: Call
     made = tier_rig.make(tmp_path)
     with mount_rig.mounted_unchecked(made.pool) as mounted:
         way(mounted.place / "f", os.urandom(tier_rig.MEMORY + 4 * MIB))
+    made.check()
+
+
+def test_metadata_that_the_kernel_has_put_on_storage(tmp_path: Path) -> None:
+    """It is read where it lies, and in memory after a mount that may write."""
+    made = tier_rig.make(tmp_path)
+    fill_memory(made)
+    with by_kernel(made) as place:
+        tree = litter(place)
+    with mount_rig.mounted_unchecked(made.pool, "ro,noatime") as mounted:
+        same(unmarked(kernel_tree(mounted.place)), tree)
+        assert os.readlink(mounted.place / "d59" / "link") == "t" * 200
+    with mount_rig.mounted_unchecked(made.pool, "noatime") as mounted:
+        same(unmarked(kernel_tree(mounted.place)), tree)
+        for number in range(FOLDERS):
+            (mounted.place / f"d{number}" / "new").write_bytes(b"new")
+            (mounted.place / f"d{number}" / "link").unlink()
+    made.check()
+    with by_kernel(made) as place:
+        assert len(kernel_tree(place)) == len(tree)
     made.check()

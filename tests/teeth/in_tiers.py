@@ -19,6 +19,8 @@ CUTS = ("tests/crash/test_tiers.py",)
 JOINS = ("tests/fs/tiers/test_membership.py",)
 
 ROOM = ("tests/fs/tiers/test_policy.py",)
+HOME = "daxfs/fs/tiers/homecoming.py"
+HOME_TESTS = ("tests/fs/tiers/test_homecoming.py",)
 
 MUTANTS = [
     Mutant(
@@ -36,6 +38,38 @@ MUTANTS = [
         "",
         "Several copies of the same data go to storage at a time, until it has no free blocks for more.",
         ROOM,
+    ),
+    Mutant(
+        "tiers: the kernel's log is not replayed to storage",
+        "daxfs/journal/recovery.py",
+        "    pool.store_there(there)\n",
+        "",
+        "What the kernel had committed there is lost.",
+        HOME_TESTS,
+    ),
+    Mutant(
+        "tiers: a mount that left metadata on storage says that there is none",
+        HOME,
+        "    tiers.settled = not stayed\n",
+        "    tiers.settled = True\n",
+        "No later mount moves it into memory, and it can never be changed.",
+        HOME_TESTS,
+    ),
+    Mutant(
+        "tiers: of a block of attributes only one inode follows",
+        HOME,
+        "[inodes.edit(tx, ino) for ino in owners]",
+        "[inodes.edit(tx, ino) for ino in owners[:1]]",
+        "The others have attributes in a block that is free.",
+        HOME_TESTS,
+    ),
+    Mutant(
+        "tiers: the record of mounts does not end with another program's writes",
+        HOME,
+        "    return kept != catalogue.record(view.superblock())\n",
+        "    return not kept\n",
+        "Metadata that the kernel puts on storage later stays there.",
+        HOME_TESTS,
     ),
     Mutant(
         "tiers: a demotion is not synchronised",

@@ -2,7 +2,7 @@
 
 These are the blocks of a directory, the block of a long symbolic link, the blocks that a map itself consists of (nodes
 of an extent tree, indirect blocks), and the block of extended attributes. `vacate` moves a regular file's data first
-(`relocation`), then these.
+(`relocation`), then these; `vacate_structure` moves neither data nor attributes.
 
 A block of metadata moves in one handle: the new block gets the content as a copy of the transaction, what refers to it
 gets the new number, and the old block is freed and revoked. So the content is in the log before anything names its new
@@ -26,6 +26,7 @@ from daxfs.errors import Corrupt, FsError
 from daxfs.fs import badmemory, removal
 from daxfs.fs.moving import relocation
 from daxfs.fs.moving.relocation import Leaving, Piece, head, placed
+from daxfs.fs.nodes import END
 from daxfs.fs.tiers import moves
 from daxfs.fs.types import ATTRIBUTES, BAD, CONTENT, DAMAGED, FULL, MAP, Caller, Relocation, Stayed
 from daxfs.runs import BlockRun
@@ -37,7 +38,6 @@ from daxfs.structures.noted import note
 
 if TYPE_CHECKING:
     from daxfs.fs.grants.table import Grants
-    from daxfs.fs.nodes import Node
     from daxfs.fs.steps import Steps
     from daxfs.fs.volume import Volume
     from daxfs.journal.handle import Handle
@@ -112,19 +112,27 @@ def vacate(
                 done = Relocation(left.moved, (Stayed(begin, left.stayed, FULL),) if left.stayed else ())
             rest = yield from relocation.relocate(volume, table, ino, begin, end, Leaving(avoid), caller)
             done = Relocation(done.moved + rest.moved, done.stayed + rest.stayed)
-        rest = yield from _Move(volume, node, avoid, caller, shared or Shared()).run(begin, end)
+        rest = yield from _Move(volume, ino, avoid, caller, shared or Shared()).run(begin, end)
         return Relocation(done.moved + rest.moved, done.stayed + rest.stayed, rest.metadata)
     finally:
         volume.nodes.closed(node)
         removal.begin(volume, ino)
 
 
+def vacate_structure(volume: Volume, ino: int, avoid: BlockRun, caller: Caller) -> Steps[Relocation]:
+    """Move an inode's map, and the content of a directory or symbolic link, out of a part of the pool, in steps.
+
+    A regular file's data and attributes stay. Raises FsError as `vacate`.
+    """
+    return _Move(volume, ino, avoid, caller, Shared()).structure(0, END)
+
+
 class _Move:
     """The move of one inode's metadata."""
 
-    def __init__(self, volume: Volume, node: Node, avoid: BlockRun, caller: Caller, shared: Shared) -> None:
+    def __init__(self, volume: Volume, ino: int, avoid: BlockRun, caller: Caller, shared: Shared) -> None:
         self.volume = volume
-        self.ino = node.ino
+        self.ino = ino
         self.avoid = avoid
         self.caller = caller
         self.shared = shared
@@ -132,18 +140,23 @@ class _Move:
         self.metadata = 0
         self.stayed: list[Stayed] = []
         geometry = volume.geometry
-        self.search = Search(geometry.first_block(geometry.group_of_inode(node.ino)), avoid)
+        self.search = Search(geometry.first_block(geometry.group_of_inode(ino)), avoid)
 
     def run(self, begin: int, end: int) -> Steps[Relocation]:
         """Move all of it."""
+        yield from self.structure(begin, end)
+        yield from self._attributes()
+        return Relocation(self.moved, tuple(self.stayed), self.metadata)
+
+    def structure(self, begin: int, end: int) -> Steps[Relocation]:
+        """Move all but the attributes. The map goes first: on storage it can't change, when what it maps moves."""
         volume, bits = self.volume, self.volume.block_bits
         inode = inodes.read(volume.view, self.ino)
         lblk, stop = begin >> bits, min(end + volume.block_size - 1 >> bits, MAX_BLOCKS)
         if removal.holds_blocks(inode):
+            yield from self._map(lblk, stop)
             if not inode.is_regular:
                 yield from self._content(lblk, stop)
-            yield from self._map(lblk, stop)
-        yield from self._attributes()
         return Relocation(self.moved, tuple(self.stayed), self.metadata)
 
     def _stay(self, first: int, end: int, why: str, part: str) -> None:

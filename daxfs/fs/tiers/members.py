@@ -266,7 +266,7 @@ def change(volume: Volume, storages: Sequence[Storage], end: int) -> None:
     else:
         volume.tiers.follow_size()
     if not storages:
-        volume.tiers = volume.heat = None
+        volume.tiers = volume.heat = pool.reader = None
         volume.nodes.memory_end = END
 
 

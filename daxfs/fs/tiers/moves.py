@@ -12,7 +12,6 @@ direct access use is not demoted.
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from daxfs.journal.handle import Handle
     from daxfs.pmem.storagequeue import StorageQueue
 
-log = logging.getLogger("daxfs.fs")
 AT_ONCE = 2 << 20
 """The most bytes that one handle moves."""
 CREDITS = 64 + 2 * CREDITS_QUARANTINE
@@ -59,14 +57,11 @@ def attach(volume: Volume) -> None:
     if volume.pool.storages:
         volume.tiers = StorageCache(volume.pool)
         volume.heat = Heat()
+        volume.pool.reader = volume.tiers.metadata
         volume.nodes.memory_end = volume.tiers.begin
         if volume.on_storage_answer is not None:
             volume.tiers.leave_to(volume.on_storage_answer)
         volume.geometry.inode_border = groups.tables_on_storage(volume.view)
-        lost = groups.inodes_used(volume.view, range(volume.geometry.inode_groups, volume.geometry.groups_count))
-        if lost:
-            text = "%s: another program has put %d inodes on storage; they can't be used here, and are EIO"
-            log.warning(text, volume.pool.path, lost)
 
 
 def use(volume: Volume) -> TierUse:
@@ -211,7 +206,7 @@ def _leave_run(avoid: BlockRun, volume: Volume, node: Node, run: Extent) -> Step
     tiers.forget(*target)
     yield from tiers.occupying(place, tiers.store(target.begin, content))
     tiers.forget(*target)
-    if not _is_still(volume, node, run) or not _demote_at_once(volume, node, run, place):
+    if not _is_still(volume, node, run) or not volume.retrying(_demote_at_once, node, run, place):
         return None
     return Moved(place.length, 0)
 
@@ -272,7 +267,7 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
         return Moved(0, run.length)
     run = run._replace(length=place.length)
     if run.unwritten:  # there is nothing to copy
-        if not _demote_at_once(volume, node, run, place):
+        if not volume.retrying(_demote_at_once, node, run, place):
             return None
         tiers.lowered += place.length
         return Moved(place.length, 0)
@@ -288,7 +283,7 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
     # A store in place leaves the map as it is.
     if node.grants is not None or not _is_still(volume, node, run) or volume.pool.memory[source] != content:
         return None
-    if not _demote_at_once(volume, node, run, place):
+    if not volume.retrying(_demote_at_once, node, run, place):
         return None
     if volume.heat is not None:
         volume.heat.forget(node.ino, run.lblk << bits, run.lblk + run.length << bits)

@@ -13,7 +13,7 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from daxfs.errors import Corrupt, FsError, MissingMemory
+from daxfs.errors import Corrupt, FsError, MetadataOnStorage, MissingMemory
 from daxfs.fs import removal
 from daxfs.fs.nodes import END
 from daxfs.fs.tiers import moves, placement
@@ -195,13 +195,25 @@ def demote(volume: Volume, candidate: Candidate, goal: int, needed: Part = NOTHI
             if free_memory(volume) >= goal:
                 break
             try:
-                done = yield from moves.demote(volume, candidate.ino, begin, end, lambda: free_memory(volume) >= goal)
+                moved += yield from _demote(volume, Part(candidate.ino, begin, end), goal)
             except Corrupt as error:  # a damaged file stays, and keeps no other from going
                 note(volume.view, error)
                 break
-            moved += done.moved
     yield
     return moved
+
+
+def _demote(volume: Volume, part: Part, goal: int) -> Steps[int]:
+    """Demote a part of a file as `demote`; 0: its map can't change, or has no room for what it needs."""
+    try:
+        done = yield from moves.demote(volume, *part, lambda: free_memory(volume) >= goal)
+    except MetadataOnStorage:
+        return 0
+    except FsError as error:
+        if error.errno != errno.ENOSPC or isinstance(error, MissingMemory):
+            raise
+        return 0
+    return done.moved
 
 
 def _look(volume: Volume, warm: dict[int, dict[int, int]], found: list[Candidate]) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from daxfs.errors import OnStorage
+from daxfs.fs.steps import finish
 from daxfs.fs.tiers.heat import pieces_of
 from daxfs.pmem.storagequeue import StorageQueue, Ticket
 from daxfs.structures import inodes, mapping
@@ -74,6 +75,7 @@ class StorageCache:
         allowed_at: see above.
         stuck_until: when it makes sense to look again for what can go to storage (monotonic).
         search: the search for room in memory that is under way; others wait for its end, and nothing is copied twice.
+        settled: no metadata lies here, as far as is known (`daxfs.fs.tiers.homecoming`).
         waits: reads that have waited for the storage.
         read: bytes that were read for readers.
         promoted: bytes that were moved to memory.
@@ -89,6 +91,7 @@ class StorageCache:
         self.group = self.hand = 0
         self.promote: Callable[[int, int, int], Steps[None]] = _nothing
         self.parks = False
+        self.settled = True
         self.misplaced: dict[int, None] = {}
         self.rising: dict[tuple[int, int], None] = {}
         self.allowance = 0
@@ -156,6 +159,25 @@ class StorageCache:
                 low, high = max(begin, unit), min(end, unit + UNIT)
                 found[low - begin : high - begin] = held[low - unit : high - unit]
         return found
+
+    def metadata(self, offset: int, length: int) -> memoryview:
+        """Return a copy of a block of metadata, which another program has put here (`Pool.reader`).
+
+        Raises:
+            OnStorage: it must be brought first, and who uses the volume does that.
+            FsError: EIO, the member has failed.
+        """
+        unit = offset - offset % UNIT
+        if unit in self._units:
+            self._units.move_to_end(unit)
+        else:
+            queue = self.queue_of(unit)
+            if queue.failed:
+                raise queue.failure()
+            if self.parks:
+                raise OnStorage(lambda: self._bring([unit]))
+            finish(self._bring([unit]))
+        return memoryview(self._units[unit])[offset - unit : offset - unit + length]
 
     def want(self, begin: int, end: int) -> None:
         """Take note that a read needs the bytes [begin, end) of the pool, on storage."""

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, OnStorage
 from daxfs.fs.types import DirListing
 from daxfs.fuse import logs
 from daxfs.fuse.kernel import abi, dirents, encoding
@@ -131,6 +131,8 @@ def entry_of(connection: Connection, ino: int, pinned: list[Attributes]) -> byte
     """
     try:
         inode = connection.core.getattr(ino)
+    except OnStorage:
+        raise
     except FsError as error:
         logs.unanswered(f"inode {ino}", error)
         return None

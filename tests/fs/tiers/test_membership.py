@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import tier_rig
 from in_memory import tmp_path
-from kernel_rig import kernel_mount
 from tier_rig import GROUP, MIB, OPTIONS, Members
 
 from daxfs.errors import FsError
@@ -286,32 +285,3 @@ def test_descriptors_say_that_tables_were_never_used(fs: FileSystem, plain: Memb
         assert groups.inodes_uninit(fs.volume.geometry, desc)
         assert desc.block_bitmap < MEMORY >> 12
         assert desc.inode_bitmap < MEMORY >> 12
-
-
-def test_inodes_that_the_kernel_has_put_on_storage(plain: Members, caplog: pytest.LogCaptureFixture) -> None:
-    """The kernel knows no border. What it has put past it is named at the mount, and harms nothing else."""
-    with FileSystem.open(plain.pool) as fs:
-        fs.add_storage(str(new_file(plain.storage, 8 * GROUP)))
-        demoted(fs, "cold", b"x" * MIB)
-    whole = plain.join()
-    with kernel_mount(whole) as place:
-        assert (place / "cold").read_bytes() == b"x" * MIB
-        for number in range(300):
-            (place / str(number)).mkdir()
-    with whole.open("rb") as file, plain.pool.open("r+b") as pool, plain.storage.open("r+b") as storage:
-        pool.write(file.read(MEMORY))
-        storage.seek(CONTENT)
-        storage.write(file.read())
-    with FileSystem.open(plain.pool) as fs:
-        assert "inodes on storage" in caplog.text
-        assert fs.tree.read_bytes("/cold") == b"x" * MIB
-        failed = 0
-        for number in range(300):
-            try:
-                fs.tree.write_bytes(f"/{number}/f", b"new")
-            except FsError as error:
-                assert error.errno == errno.EIO
-                failed += 1
-        assert 0 < failed < 300
-        fs.tree.mkdir("/new")
-    plain.check()

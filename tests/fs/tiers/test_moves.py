@@ -10,6 +10,7 @@ import threading
 import pytest
 import tier_rig
 from in_memory import tmp_path
+from range_rig import COLLAPSE, INSERT
 from tier_rig import MIB, Members, fs, tiered
 
 from daxfs.errors import FsError, OnStorage
@@ -232,4 +233,29 @@ def test_unwritten_blocks_go_down_without_a_copy(fs: FileSystem) -> None:
     assert on_storage(fs, ino) == 511
     assert fs.promote(ino).moved == 2 * MIB - 4096
     assert bytes(fs.read(file, 0, 2 * MIB)) == b"x" * 4096 + bytes(MIB - 4096) + b"y" + bytes(MIB - 1)
+    fs.release(file)
+
+
+def test_wrong_arguments_are_refused_before_storage_is_needed(fs: FileSystem) -> None:
+    ino = cold(fs, os.urandom(MIB + 100))
+    file = fs.open_file(ino, os.O_RDWR)
+    tiers = fs.volume.tiers
+    assert tiers is not None
+    tiers.queues[0].fail("the test says so")
+    limit = fs.volume.geometry.max_extent_file_size
+    for mode, offset, length, expected in (
+        (COLLAPSE, 4096, 2 * MIB, errno.EINVAL),
+        (COLLAPSE, 5, 4096, errno.EINVAL),
+        (INSERT, 2 * MIB, 4096, errno.EINVAL),
+        (INSERT, 0, 5, errno.EINVAL),
+        (INSERT, 0, limit - 4096 & -4096, errno.EFBIG),
+        (COLLAPSE, 0, 4096, errno.EIO),
+        (INSERT, 0, 4096, errno.EIO),
+    ):
+        with pytest.raises(FsError) as refused:
+            fs.fallocate(file, mode, offset, length)
+        assert refused.value.errno == expected, (mode, offset, length)
+    with pytest.raises(FsError) as refused:
+        fs.write(file, limit, b"x")
+    assert refused.value.errno == errno.EFBIG
     fs.release(file)
