@@ -96,6 +96,7 @@ TOKEN_SIZE = 16
 PATH_SIZE = 944
 """Bytes of the field for a pool's path, the terminating NUL included."""
 EXTENTS, SHORT_EXTENTS = 124, 4
+COMMIT_WORDS = 64
 """Extents for which a lease record of the long and of the short form has room."""
 
 LAYOUTS = {
@@ -149,6 +150,19 @@ LAYOUTS = {
         "reserved": "4x",
         "changes": "Q",
     },
+    "daxfs_commit_word": {
+        "pool_offset": "Q",
+        "armed": "I",
+        "valid": "I",
+    },
+    "daxfs_armed": {  # words follow
+        "base": "Q",
+        "size": "Q",
+        "holder": "Q",
+        "flags": "I",
+        "count": "I",
+        "changes": "Q",
+    },
     "daxfs_atomic": {
         "offset": "Q",
         "length": "I",
@@ -182,11 +196,14 @@ EXTENT = _struct("daxfs_extent")
 LEASE = _struct("daxfs_lease")
 STORED = _struct("daxfs_stored")
 APPENDED = _struct("daxfs_appended")
+COMMIT_WORD = _struct("daxfs_commit_word")
+ARMED = _struct("daxfs_armed")
 ATOMIC = _struct("daxfs_atomic")
 ENTRY = _struct("daxfs_slot")
 
 LEASE_SIZE = LEASE.size + EXTENTS * EXTENT.size
 SHORT_LEASE_SIZE = LEASE.size + SHORT_EXTENTS * EXTENT.size
+ARMED_SIZE = ARMED.size + COMMIT_WORDS * COMMIT_WORD.size
 
 EPOCH_AT, SIZE_AT, INO_AT, CHANGES_AT = (_place("daxfs_slot", field) for field in ("epoch", "size", "ino", "changes"))
 """Offsets, in a status entry, of the words that the daemon changes one by one, in bytes."""
@@ -206,6 +223,7 @@ IOC_LEASE = _request(3, 3, LEASE_SIZE)
 IOC_SHORT_LEASE = _request(3, 3, SHORT_LEASE_SIZE)
 IOC_STORED = _request(1, 4, STORED.size)
 IOC_APPENDED = _request(3, 5, APPENDED.size)
+IOC_ARMED = _request(3, 5, ARMED_SIZE)
 IOC_SYNC = _request(0, 6, 0)
 IOC_ATOMIC = _request(3, 9, ATOMIC.size)
 

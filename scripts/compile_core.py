@@ -5,6 +5,9 @@ and the manifest that `daxfs.compiled` compares with the sources. There is no se
 sources in which the fields of records are written out as properties (`expanded`), since it does not see those that
 `daxfs.ext4.field` makes at run time. Tracebacks name the lines of the sources nevertheless.
 
+What the C compiler made is kept in `OBJECTS`, by the hash of all that it was made from. So after a change of one module
+most of it is there already, also for a copy of the project that names the same folder in ``DAXFS_OBJECTS``.
+
 Without mypyc or a C compiler it says so in one line and ends with 0: daxfs runs interpreted then.
 """
 
@@ -12,12 +15,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import importlib.util
 import io
 import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,10 +32,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "daxfs" / "_compiled"
 WORK = ROOT / "build" / "core"
+OBJECTS = Path(os.environ.get("DAXFS_OBJECTS") or ROOT / "build" / "objects")
+KEPT_SECONDS = 7 * 24 * 3600
+"""How long an object that no build uses is kept."""
 MODULES = (
     *("runs", "ext4.dirent", "ext4.extent", "ext4.group", "ext4.hash", "ext4.htree", "ext4.inode", "ext4.inodestat"),
     *("ext4.checksum", "ext4.jbd2", "ext4.record", "ext4.superblock", "ext4.xattr"),
-    *("journal.area", "journal.cache", "journal.continued", "journal.handle", "journal.journal", "journal.log"),
+    *(
+        "journal.area",
+        "journal.armed",
+        "journal.cache",
+        "journal.continued",
+        "journal.handle",
+        "journal.journal",
+        "journal.log",
+    ),
     *("journal.logged", "journal.nolog", "journal.tail", "journal.transaction", "journal.view"),
     *("structures.bitmaps", "structures.blocks", "structures.blocksearch", "structures.dirblocks"),
     *("structures.directories", "structures.dirhints", "structures.dirlist", "structures.extent_edit"),
@@ -252,8 +268,30 @@ def translated(work: Path) -> list[Any]:
             raise Unavailable(f"mypyc refuses the sources:\n{said.getvalue()}") from error
 
 
-def compiled(work: Path, extensions: list[Any], into: Path, say: Callable[[str], None]) -> None:
-    """Compile the C on all processors, and link the libraries."""
+def object_name(source: Path, headers: bytes, arguments: list[str]) -> str:
+    """Return the name under which the object of a C source is kept: a hash of what it is made from.
+
+    Args:
+        source: the file.
+        headers: a hash of all that it may include.
+        arguments: of the compiler.
+    """
+    return hashlib.sha256(b"\0".join((*map(str.encode, arguments), headers, source.read_bytes()))).hexdigest() + ".o"
+
+
+def remove_old(objects: Path) -> None:
+    """Remove objects that were not used for a long time."""
+    before = time.time() - KEPT_SECONDS
+    for path in objects.glob("*.o"):
+        with contextlib.suppress(FileNotFoundError):  # another build is faster
+            if path.stat().st_mtime < before:
+                path.unlink()
+
+
+def compiled(
+    work: Path, extensions: list[Any], into: Path, say: Callable[[str], None], objects: Path = OBJECTS
+) -> None:
+    """Compile the C on all processors, except for what is in the folder ``objects``, and link the libraries."""
     from setuptools._distutils import ccompiler, errors, sysconfig
 
     compiler = ccompiler.new_compiler()
@@ -262,24 +300,37 @@ def compiled(work: Path, extensions: list[Any], into: Path, say: Callable[[str],
     jobs = [(extension, source) for extension in extensions for source in extension.sources]
     jobs.sort(key=lambda job: -(work / job[1]).stat().st_size)
     done = 0
+    objects.mkdir(parents=True, exist_ok=True)
+    remove_old(objects)
+    folders = sorted({work / folder for extension in extensions for folder in extension.include_dirs})
+    headers = hashlib.sha256(sys.version.encode())
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.h"))):
+        headers.update(path.name.encode() + path.read_bytes())
 
     def one(job: tuple[Any, str]) -> tuple[str, str]:
         nonlocal done
         extension, source = job
         arguments = ["-g0", *extension.extra_compile_args]
         places = [*extension.include_dirs, include]
-        (made,) = compiler.compile([source], output_dir="o", include_dirs=places, extra_postargs=arguments)
+        kept = objects / object_name(work / source, headers.digest(), [*compiler.compiler_so, *arguments])
+        if kept.exists():
+            kept.touch()
+        else:
+            (made,) = compiler.compile([source], output_dir="o", include_dirs=places, extra_postargs=arguments)
+            part = kept.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(made, part)
+            part.replace(kept)
         done += 1
         say(f"{done} of {len(jobs)}")
-        return extension.name, made
+        return extension.name, str(kept)
 
-    objects: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     try:
         with contextlib.chdir(work), ThreadPoolExecutor(os.cpu_count()) as pool:
-            for name, made in pool.map(one, jobs):
-                objects.setdefault(name, []).append(made)
-            for name, parts in objects.items():
-                compiler.link_shared_object(parts, str(into / f"{name}.so"))
+            for name, kept in pool.map(one, jobs):
+                parts.setdefault(name, []).append(kept)
+            for name, made in parts.items():
+                compiler.link_shared_object(made, str(into / f"{name}.so"))
     except (errors.CompileError, errors.LinkError, errors.DistutilsExecError) as error:
         raise Unavailable(f"the C compiler failed ({error})") from error
 

@@ -192,6 +192,32 @@ class Requests:
         self.drop(node, fh, name)
         return spent
 
+    def ioctl(self, fh: int, command: int, argument: bytes, size: int) -> bytes:
+        """Return the body of an IOCTL whose answer has ``size`` bytes."""
+        return struct.pack("<QIIQII", fh, 0, command, 0, len(argument), size) + argument
+
+    def appended(self) -> float:
+        """DAXFS_IOC_APPENDED, made durable: what a client's append and fsync(2) of 4 KiB take together."""
+        from daxfs import protocol
+
+        node, fh, name = self.fresh()
+        found = protocol.Pool.unpack(self.ask(self.op.IOCTL, node, self.ioctl(fh, protocol.IOC_POOL, b"", 1024))[16:])
+        with Path(os.fsdecode(found.path)).open("rb") as pool:
+            pool.seek(found.token)
+            token = pool.read(16)
+        flags = protocol.Flag.WRITE | protocol.Flag.FILL | protocol.Flag.EXTEND
+        lease = protocol.Lease(7, 0, 2 * COUNT * BLOCK, flags, token=token).pack(protocol.LEASE_SIZE)
+        self.ask(self.op.IOCTL, node, self.ioctl(fh, protocol.IOC_LEASE, lease, len(lease)))
+        bodies = [
+            protocol.APPENDED.pack(number * BLOCK, (number + 1) * BLOCK, 7, protocol.DURABLE, 0)
+            for number in range(COUNT)
+        ]
+        spent = self.each(
+            self.op.IOCTL, node, [self.ioctl(fh, protocol.IOC_APPENDED, body, len(body)) for body in bodies]
+        )
+        self.drop(node, fh, name)
+        return spent
+
     def hole(self) -> float:
         """Writes of 4 KiB into holes."""
         node, fh, name = self.fresh()
@@ -246,8 +272,8 @@ class Requests:
 
 
 NAMES = (
-    "getattr", "lookup", "listing", "create", "read", "overwrite", "append", "hole", "fallocate", "truncate", "seek",
-    "fsync", "commit",
+    "getattr", "lookup", "listing", "create", "read", "overwrite", "append", "appended", "hole", "fallocate",
+    "truncate", "seek", "fsync", "commit",
 )  # fmt: skip
 
 

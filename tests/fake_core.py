@@ -170,6 +170,9 @@ class FakeCore:
         self._enter("getattr", ino)
         return self._attributes(self._inode(ino))
 
+    def size_of(self, file: FakeFile) -> int:
+        return file.size
+
     def setattr(self, ino: int, changes: SetAttributes, caller: Caller) -> Attributes:
         self._enter("setattr", ino, changes, caller)
         inode = self._inode(ino)

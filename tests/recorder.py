@@ -107,6 +107,19 @@ class RecordingPool(MemoryPool):
         self.events.clear()
         self.base = self.image()
 
+    def store_bit(self, offset: int, bit: int, value: bool) -> int:
+        """As the pool's, noted like any store of a word; nobody else changes the word meanwhile."""
+        now = int.from_bytes(self.memory[offset : offset + 4], "little")
+        after = now | 1 << bit if value else now & ~(1 << bit)
+        self.store_word(offset, after)
+        return after
+
+    def store_by_another(self, offset: int, value: int) -> None:
+        """Store a word as another process does, which has not written its cache line back."""
+        after = value.to_bytes(4, "little")
+        self.store_word(offset, value)
+        self.events[-2:] = [Store(offset, after)]
+
     def crash_images(
         self,
         rng: random.Random,

@@ -143,7 +143,30 @@ struct daxfs_appended {
     uint64_t changes; /* out: `changes` of the status entry after this; with DAXFS_DURABLE these changes are durable */
 };
 
-/* Flags of both notifications. */
+/* The place where a client makes an append durable: in one atomic instruction it compares the aligned word with `armed`
+ * and, if they are equal, replaces it by `valid`. */
+struct daxfs_commit_word {
+    uint64_t pool_offset; /* in the pool, bytes */
+    uint32_t armed;
+    uint32_t valid;
+};
+
+#define DAXFS_COMMIT_WORDS 64 /* the most in one answer */
+
+/* Notification of an extending write that is made durable, as struct daxfs_appended with DAXFS_DURABLE. It asks for the
+ * words of further appends of the same length: each makes the file longer by that length, and is durable at once. They
+ * count from the first on, as long as `changes` of the status entry is what the answer says. */
+struct daxfs_armed {
+    uint64_t base;    /* in: as in struct daxfs_appended */
+    uint64_t size;    /* in: likewise */
+    uint64_t holder;  /* in: likewise */
+    uint32_t flags;   /* in: enum daxfs_durability; it is durable in any case */
+    uint32_t count;   /* in: how many words are wanted; out: how many there are, perhaps none */
+    uint64_t changes; /* out: as in struct daxfs_appended */
+    struct daxfs_commit_word words[DAXFS_COMMIT_WORDS];
+};
+
+/* Flags of these notifications. */
 enum daxfs_durability {
     DAXFS_DURABLE = 1,   /* as fsync(2) */
     DAXFS_DATA_ONLY = 2, /* with DAXFS_DURABLE: as fdatasync(2) */
@@ -184,6 +207,7 @@ struct daxfs_slot {
 #define DAXFS_IOC_SHORT_LEASE _IOWR(0xda, 3, struct daxfs_short_lease)
 #define DAXFS_IOC_STORED _IOW(0xda, 4, struct daxfs_stored)
 #define DAXFS_IOC_APPENDED _IOWR(0xda, 5, struct daxfs_appended)
+#define DAXFS_IOC_ARMED _IOWR(0xda, 5, struct daxfs_armed)
 #define DAXFS_IOC_SYNC _IO(0xda, 6) /* as syncfs(2), through any open file or directory of the mount */
 #define DAXFS_IOC_ATOMIC _IOWR(0xda, 9, struct daxfs_atomic)
 

@@ -38,7 +38,7 @@ from daxfs.fs import (
 )
 from daxfs.fs.administration import Administration
 from daxfs.fs.batches import Batch
-from daxfs.fs.grants import requests, write_notifications
+from daxfs.fs.grants import arming, requests, write_notifications
 from daxfs.fs.grants.table import Grants
 from daxfs.fs.opendirectory import OpenDirectory
 from daxfs.fs.openfile import OpenFile
@@ -69,6 +69,7 @@ from daxfs.structures.mapping import Extent
 if TYPE_CHECKING:
     from daxfs.fs.pins import Pins
     from daxfs.fs.volume import Volume
+    from daxfs.journal.armed import CommitWord
 
 NODE_KINDS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 """What mknod(2) makes."""
@@ -243,6 +244,11 @@ class FileSystem(Administration):
         """Return the attributes of stat(2)."""
         return attributes.read_attributes(self.volume, ino)
 
+    @reading
+    def size_of(self, file: OpenFile) -> int:
+        """Return the size of an open file in bytes."""
+        return file.node.size
+
     @changing
     def setattr(self, ino: int, changes: SetAttributes, caller: Caller = SUPERUSER) -> Attributes:
         """Change mode, owner, group, size or times."""
@@ -359,6 +365,8 @@ class FileSystem(Administration):
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes:
         """Return up to ``size`` bytes from ``offset``: a view of the pool's memory if they lie together, else bytes."""
         try:
+            if self.volume.armed:
+                self.volume.settle()
             return data.read(self.volume, file, offset, size)
         except BaseException as error:
             if brought(self.volume, error):
@@ -405,6 +413,8 @@ class FileSystem(Administration):
         if caller is not None:
             file = file.used_by(caller)
         try:
+            if self.volume.armed:
+                self.volume.settle()
             if atomic or (file.node.journaled and self._writes_atomically(content)):
                 written = atomic_writes.write(self.volume, file, offset, content, kill_privileges)
             else:
@@ -475,6 +485,8 @@ class FileSystem(Administration):
     def fsync(self, ino: int, datasync: bool = False) -> None:
         """Make a file or directory durable."""
         try:
+            if self.volume.armed:
+                self.volume.settle()
             data.fsync(self.volume, ino, data_only=datasync)
         except BaseException as error:
             raise failure(self.volume, error)  # noqa: B904 (it is the same error as a rule)
@@ -506,6 +518,18 @@ class FileSystem(Administration):
     def notify_stored(self, file: OpenFile, claim: WriteNotification) -> int:
         """Apply a client's write notification (`write_notifications.apply`); return the file's count of changes."""
         return write_notifications.apply(self.grants, file, claim)
+
+    @piecewise
+    def append_stored(self, file: OpenFile, claim: WriteNotification, wanted: int) -> tuple[int, list[CommitWord]]:
+        """Apply the notification of an append, durably, and arm up to ``wanted`` more of the same length.
+
+        Returns:
+            The file's count of changes, and the words by which the client commits the next appends itself
+            (`daxfs.fs.grants.arming`).
+        """
+        before = file.node.size
+        changes = write_notifications.apply(self.grants, file, claim._replace(durable=True))
+        return changes, arming.arm(self.grants, file, file.node.size - before, wanted)
 
     @maintaining
     def end_mount(self) -> None:

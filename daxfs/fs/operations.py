@@ -3,7 +3,8 @@
 Each operation of the facade has one of four decorators, which says what the operation may do: `reading`, `maintaining`,
 `changing`, `piecewise`. All of them end with `failure` if an error or missing memory met the operation. A change does
 not begin while a copy of data has met missing memory that is not settled: that is not its error. An operation in steps
-(`daxfs.fs.steps`) has the decorator `in_steps`, which does the same at each of its steps.
+(`daxfs.fs.steps`) has the decorator `in_steps`, which does the same at each of its steps. All begin with what clients
+have appended by themselves (`Volume.settle`).
 """
 
 from __future__ import annotations
@@ -122,6 +123,8 @@ def _unchanging(method: Callable[Concatenate[S, P], R], *, reads: bool) -> Calla
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            if self.volume.armed:
+                self.volume.settle()
             result = method(self, *args, **kwargs)
         except BaseException as error:
             if brought(self.volume, error):
@@ -154,6 +157,8 @@ def _change(method: Callable[Concatenate[S, P], R], *, retried: bool) -> Callabl
         volume = self.volume
         volume.finish_copy()
         try:
+            if volume.armed:
+                volume.settle()
             if retried:
                 result = volume.reclaimers.retrying(method, self, *args, **kwargs)
             else:
@@ -199,7 +204,7 @@ def _guarded_steps(
 ) -> Callable[Concatenate[S, P], Steps[R]]:
     @wraps(method)
     def operation(self: S, *args: P.args, **kwargs: P.kwargs) -> Steps[R]:
-        self.volume.under_way += 1
+        self.volume.begin_steps()
         try:
             return (yield from guarded(self, *args, **kwargs))
         finally:
@@ -235,7 +240,7 @@ def _guarded_steps(
                     yield waiting
                 except Exception as error:
                     thrown = error
-                volume.sync_due = due or volume.options.sync
+                volume.resume_steps(due)
             if volume.faults[0]:
                 raise lost(volume, change=change)
         except GeneratorExit:

@@ -61,6 +61,8 @@ class Operations(Protocol):
 
     def release(self, file: OpenFile) -> None: ...
 
+    def size_of(self, file: OpenFile) -> int: ...
+
     def read(self, file: OpenFile, offset: int, size: int) -> memoryview | bytes: ...
     def finish_copy(self) -> None: ...
 
@@ -106,11 +108,11 @@ class PoolFile(io.RawIOBase):
 
     def write(self, content: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         written = self._fs.write(self._file, self._position, content)
-        self._position = self._file.size if self._file.append else self._position + written
+        self._position = self._fs.size_of(self._file) if self._file.append else self._position + written
         return written
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._fs.size_of(self._file)}[whence]
         if base + offset < 0:
             raise FsError(errno.EINVAL)
         self._position = base + offset

@@ -16,7 +16,7 @@ from daxfs.structures.directories import Entry, Listing
 
 if TYPE_CHECKING:
     from daxfs.ext4.superblock import RecordedError
-    from daxfs.journal.journal import Statistics as JournalStatistics
+    from daxfs.journal.statistics import Statistics as JournalStatistics
 
 ROOT_INO = 2
 DEFAULT_TIER_HIGH, DEFAULT_TIER_LOW = 90, 80

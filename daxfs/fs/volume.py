@@ -66,6 +66,7 @@ class Volume:
     blocks that a shrink makes; 0: none runs.
     ``under_way``: the operations in steps that have begun and not ended (`operations`): they hold inode numbers.
     ``superblock_buffer``: for a copy of the superblock at home (`outside`): in the middle of a commit none can be made.
+    ``armed``: a client may append by itself, until `settle`.
     ``next_bad_block``: the first one that `badmemory.retire` has not examined in this round.
     ``noted``: the damage that operations have done without, and that is to be reported.
     ``tiers``: what lies on the pool's storage; None: it has none. ``heat``: how often data is used then.
@@ -109,6 +110,7 @@ class Volume:
         self.resizing = False
         self.new_end = 0
         self.under_way = 0
+        self.armed = False
         self.superblock_buffer = bytearray(Superblock.SIZE)
         self._every_map = min(geometry.max_extent_file_size, geometry.max_indirect_file_size)
         self._chunk = max(CHUNK_BYTES >> geometry.block_bits, 1)
@@ -269,6 +271,21 @@ class Volume:
         """Write waiting times into their inodes before the commit does it, because too many wait."""
         with self.handle(MAX_LAZY) as tx:
             self.nodes.write_times(tx)
+
+    def settle(self) -> None:
+        """Take over the appends that a client has made itself, and let it make no more; each operation begins so."""
+        if self._journal is not None:
+            self._journal.settle()
+
+    def begin_steps(self) -> None:
+        """Begin an operation in steps, which may hold inode numbers until its end."""
+        self.settle()
+        self.under_way += 1
+
+    def resume_steps(self, due: bool) -> None:
+        """Go on with an operation in steps after others have run; ``due``: its `sync_due` before."""
+        self.sync_due = due or self.options.sync
+        self.settle()
 
     def commit(self) -> None:
         """Make everything that returned durable."""

@@ -48,7 +48,7 @@ class ContinuedLog(Log):
         Raises:
             FsError: ENOSPC: it does not fit behind the others. Nothing is stored.
         """
-        if self._blocks_needed(len(copies), len(revokes)) >= self._free:
+        if self.blocks_needed(len(copies), len(revokes)) >= self._free:
             raise FsError(
                 errno.ENOSPC,
                 f"{self._pool.path}: the log has no room for what its fast commits say; run: daxfs check -y",

@@ -20,16 +20,17 @@ import errno
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from daxfs.errors import FsError, MissingMemory
 from daxfs.ext4.superblock import SUPERBLOCK_OFFSET
 from daxfs.journal.area import LogArea
+from daxfs.journal.armed import Armed, CommitWord
 from daxfs.journal.handle import REFUSALS, Handle
 from daxfs.journal.log import Log
 from daxfs.journal.logged import LoggedData
 from daxfs.journal.nolog import NoLog
+from daxfs.journal.statistics import Statistics
 from daxfs.journal.tail import CACHE_LINE
 from daxfs.journal.transaction import Transaction
 from daxfs.journal.view import SUPERBLOCK_KEY, Verified, View
@@ -97,42 +98,6 @@ class CommitWriter(Protocol):
         """Store an errno (negative) in the journal for the next mount; 0 clears it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """The counters of a journal since it was opened.
-
-    Attributes:
-        commits: transactions made durable.
-        blocks: metadata blocks in those transactions.
-        blocks_home: metadata blocks copied home.
-        blocks_logged: blocks stored in the log, descriptors, revoke blocks and commit records included.
-        blocks_revoked: revoke records written.
-        tail_moves: how often the log was full, so that its tail moved.
-        rollbacks: handles that were undone.
-        sizes: commits by their number of metadata blocks: ``sizes[n]`` counts the commits whose number has ``n`` bits
-            (``2**(n - 1)`` to ``2**n - 1``).
-        largest: metadata blocks in the largest commit.
-        running_blocks: blocks changed by the running transaction.
-        pending_free_blocks: blocks that become free with the next commit.
-        log_blocks: blocks of the log that transactions may fill; 0 without a log.
-        log_blocks_used: blocks of the log that hold transactions.
-    """
-
-    commits: int
-    blocks: int
-    blocks_home: int
-    blocks_logged: int
-    blocks_revoked: int
-    tail_moves: int
-    rollbacks: int
-    sizes: tuple[int, ...]
-    largest: int
-    running_blocks: int
-    pending_free_blocks: int
-    log_blocks: int
-    log_blocks_used: int
-
-
 class Journal:
     """The running transaction and the log of one pool.
 
@@ -176,6 +141,7 @@ class Journal:
         )
         self._limit = writer.limit
         self._before_handle: list[Callable[[], None]] = []
+        self._armed: Armed | None = None
         self._room = self._usual  # -1 once there are no more handles, and while a call waits for the next one
         self._superblock_home = SUPERBLOCK_OFFSET // geometry.block_size
         self._closed = False
@@ -321,6 +287,7 @@ class Journal:
             MissingMemory: ENOSPC: the pool's file has no room for what the hooks change; the transaction goes on too.
         """
         self._assert_usable()
+        self.settle()
         self.pool.faults.check()  # A fault before this commit, which has changed nothing, must not end in an abort.
         tx = self._transaction
         self._committing = True
@@ -339,6 +306,57 @@ class Journal:
             raise
         finally:
             self._committing = False
+
+    def arm(self, number: int, images: list[bytes], settled: Callable[[int], None]) -> list[CommitWord]:
+        """Lay transactions ready in the log that a client commits by itself (`daxfs.journal.armed`).
+
+        Args:
+            number: the one block that they change.
+            images: what each makes of it, one after the other, sealed.
+            settled: called with the number of those that were fired, before anything else changes the pool.
+
+        Returns:
+            Their commit words: of the first of them, as many as the log has room for. None if anything waits for a
+            commit, if the log has file data, or if something looks on at stores.
+        """
+        writer, pool = self._writer, self.pool
+        if not isinstance(writer, Log) or self.dirty or self.logged or pool.hook is not None or pool.bad:
+            return []
+        words = writer.arm(number, images)
+        if words:
+            self._armed = Armed(number, images, settled)
+            self.call_before_next_handle(self.settle)
+        return words
+
+    def settle(self) -> None:
+        """Take over what clients have fired; from now on they can't fire what is left.
+
+        Raises:
+            FsError: as `commit`; the journal is aborted.
+        """
+        armed, writer = self._armed, self._writer
+        if armed is None:
+            return
+        self._armed = None
+        assert isinstance(writer, Log)
+        try:
+            fired = writer.settle()
+            if fired:
+                self._take_home(armed.number, armed.images[fired - 1])
+                self._sizes[1] = self._sizes.get(1, 0) + fired
+                self._blocks_logged += writer.blocks_needed(1) * fired
+        except BaseException as error:
+            self.abort(error)
+            raise
+        armed.settled(fired)
+
+    def _take_home(self, number: int, content: bytes) -> None:
+        """Store a committed block at home, and let its kept copy follow."""
+        kept = self._transaction.recent.get(number)
+        if kept is not None:
+            kept[0][:] = content
+        self.pool.block_store(number * self.view.block_size, content)
+        self._blocks_home += 1
 
     def follow_size(self) -> None:
         """Read and change all of a file system or a pool whose size has changed."""
@@ -379,6 +397,8 @@ class Journal:
         """
         if self._aborted or self._closed:
             return
+        with suppress(FsError):
+            self.settle()
         self._aborted = True
         self._room = -1
         self._handle.detach()

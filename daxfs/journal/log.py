@@ -18,20 +18,24 @@ L1. Between ``tail`` and ``head`` lie whole, committed transactions; every one o
 L2. At least one block of the log is free, and the block at ``head`` does not look like one of the next transaction:
     whoever scans the log stops there.
 L3. ``s_start`` is 0 exactly as long as nothing was logged since the log was last empty.
+L4. From `arm` to `settle` nothing else is logged, and the blocks at ``head`` are those of the armed transactions.
 """
 
 from __future__ import annotations
 
 import errno
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, CorruptKind, FsError, Unsupported
 from daxfs.ext4 import jbd2
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
+from daxfs.journal import armed
 from daxfs.journal.area import LogArea
+from daxfs.journal.armed import CommitWord
 from daxfs.journal.tail import JournalSuperblockWriter
 
 if TYPE_CHECKING:
@@ -158,6 +162,7 @@ class Log:
         self._run = (0, 0, 0)  # the run of the area that was looked up last
         self._image = memoryview(bytearray())  # a buffer, used again, in which blocks are assembled before their store
         self._waiting: dict[int, memoryview] = {}  # committed blocks that are not stored at home
+        self._armed: list[CommitWord] = []  # of the armed transactions, in order
         self.before_home: Callable[[memoryview], None] = unchanged
         self.blocks = self._end - self._first
         self.limit = self.blocks // 4
@@ -183,7 +188,7 @@ class Log:
         Raises:
             FsError: ENOSPC when the transaction is larger than the log.
         """
-        needed = self._blocks_needed(len(copies), len(revokes))
+        needed = self.blocks_needed(len(copies), len(revokes))
         if needed >= self._free:
             if needed >= self._end - self._first:
                 raise FsError(
@@ -214,6 +219,63 @@ class Log:
         self._invalidated -= needed
         self._sequence = sequence + 1 & _M
         return needed
+
+    def arm(self, number: int, images: Sequence[bytes]) -> list[CommitWord]:
+        """Store transactions that lack only their commit words; each gives block ``number`` the next of the contents.
+
+        Returns:
+            The words, fewer than contents if the log has no room. `settle` comes before anything else is logged.
+        """
+        pool, needed = self._pool, self.blocks_needed(1)
+        count = min(len(images), max(self._free - 1, 0) // needed)
+        if not count:
+            return []
+        whole = count * needed
+        if self._invalidated < whole + 1:
+            self._invalidate(min(whole + _INVALIDATE_AHEAD, self._free))
+            pool.fence()
+        position, words = self._head, []
+        for k in range(count):
+            sequence = self._sequence + k & _M
+            place = self._place(self._wrapped(position + needed - 1)) + jbd2.SEQUENCE_OFFSET
+            word = armed.word(place, int.from_bytes(sequence.to_bytes(4, "big"), sys.byteorder))
+            if self._words[place >> 2] == word.valid:  # as in `commit`
+                pool.store_word(place, word.valid ^ _M)
+                pool.fence()
+            image = self._assemble(sequence, [(number, memoryview(images[k]))], last=True)
+            at = len(image) - self._size + jbd2.SEQUENCE_OFFSET
+            image[at : at + 4] = word.armed.to_bytes(4, sys.byteorder)
+            position = self._store(position, image)
+            words.append(word)
+        pool.fence()
+        self._armed = words
+        return words[:]
+
+    def settle(self) -> int:
+        """Return how many armed transactions were fired; the others can't be any longer.
+
+        What was fired is durable then, also if its client has ended between the instruction and its write-back.
+        """
+        pool, words, fired = self._pool, self._armed, 0
+        self._armed = []
+        for word in words:
+            now = self._words[word.place >> 2]
+            if now != word.valid:
+                now = pool.store_bit(word.place, armed.DISARMING_BIT, word.disarming_value)
+            if now != word.valid:
+                break
+            pool.flush(word.place, 4)
+            fired += 1
+        needed = self.blocks_needed(1)
+        self._head = self._wrapped(self._head + fired * needed)
+        self._free -= fired * needed
+        self._invalidated -= fired * needed
+        self._sequence = self._sequence + fired & _M
+        if fired < len(words):
+            self._invalidated = 0  # L2: the first block looks like one of the next transaction
+            self._invalidate(min((len(words) - fired) * needed + _INVALIDATE_AHEAD, self._free))
+        pool.fence()
+        return fired
 
     def after_checkpoint(self) -> None:
         """Do nothing: the log has the blocks until the tail moves, and a fence comes before that."""
@@ -295,7 +357,8 @@ class Log:
             self._run = first, min(end, self._end), start
         return (start + position - first) * self._size
 
-    def _blocks_needed(self, blocks: int, revokes: int) -> int:
+    def blocks_needed(self, blocks: int, revokes: int = 0) -> int:
+        """Return the blocks of the log that a transaction takes."""
         descriptors = -(-blocks // self._tags_per_descriptor)
         return blocks + descriptors - (-revokes // self.revokes_per_block) + 1
 

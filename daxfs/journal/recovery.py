@@ -10,6 +10,7 @@ Sources: ``fs/jbd2/recovery.c``, ``fs/jbd2/revoke.c``; e2fsprogs ``e2fsck/recove
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING
 from daxfs.errors import Corrupt, CorruptKind
 from daxfs.ext4 import jbd2
 from daxfs.ext4.jbd2 import Compat, Format, Incompat, JournalSuperblock
-from daxfs.journal import fast_scan
+from daxfs.journal import armed, fast_scan
 from daxfs.journal.area import LogArea
 from daxfs.journal.fast_scan import FastCommits
 from daxfs.journal.log import load_superblock
 from daxfs.journal.tail import JournalSuperblockWriter
+from daxfs.pmem import atomics
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
@@ -100,6 +102,9 @@ def replay(pool: Pool, geometry: Geometry, area: LogArea) -> RecoveryReport:
     reader = _Reader(pool, geometry, area, superblock)
     found = _Scan(reader)
     end = found.run()
+    while _fired_late(pool, reader, end, found.behind):
+        found = _Scan(reader)
+        end = found.run()
     fast = _fast_commits(reader, end, found.behind, geometry.inode_size)
     copies = list(reader.committed(end))
     revokes = reader.revokes(end)
@@ -197,6 +202,23 @@ def _report(
     )
 
 
+def _fired_late(pool: Pool, reader: _Reader, end: int, position: int) -> bool:
+    """Disarm the transaction ``end``, if it begins at ``position``; return whether a client was faster.
+
+    A client of an earlier mount may outlive its daemon, and fire what that has armed (`daxfs.journal.armed`): it counts
+    as durable, so it is replayed, or it can't be fired.
+    """
+    header = jbd2.header(reader.block(position))
+    if header is None or header != (jbd2.MAGIC, jbd2.DESCRIPTOR_BLOCK, end):
+        return False
+    tags = jbd2.unpack_tags(reader.block(position), reader.form)
+    place = reader.place(reader.after(position, 1 + len(tags))) + jbd2.SEQUENCE_OFFSET
+    word = armed.word(place, int.from_bytes(end.to_bytes(4, "big"), sys.byteorder))
+    if not atomics.AVAILABLE or int.from_bytes(pool.memory[place : place + 4], sys.byteorder) != word.armed:
+        return False
+    return pool.store_bit(place, armed.DISARMING_BIT, word.disarming_value) == word.valid
+
+
 def _fast_commits(reader: _Reader, end: int, position: int, inode_size: int) -> FastCommits | None:
     """Return the fast commits of the transaction ``end``, which would have begun at ``position``."""
     changes, count = fast_scan.scan(reader.fast_blocks(), end, inode_size)
@@ -215,9 +237,13 @@ class _Reader:
         # The superblock at home may be older than the log, which then has blocks of groups that were added since.
         self._limit = pool.size // geometry.block_size
 
+    def place(self, position: int) -> int:
+        """Return where in the pool the block at a position of the log begins."""
+        return self._area.physical(position) * self._size
+
     def block(self, position: int) -> memoryview:
         """Return the block at a position of the log."""
-        start = self._area.physical(position) * self._size
+        start = self.place(position)
         return self._memory[start : start + self._size]
 
     def fast_blocks(self) -> Iterator[memoryview]:

@@ -17,13 +17,15 @@ import errno
 import gc
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 
 from daxfs.errors import FsError, PoolError
-from daxfs.pmem import kinds, persist, storagequeue
+from daxfs.pmem import atomics, kinds, persist, storagequeue
+from daxfs.pmem.address import address_of
 from daxfs.pmem.badblocks import BadRanges
 from daxfs.pmem.faults import NEVER, Faults
 from daxfs.pmem.persist import Buffer, Operations
@@ -267,6 +269,17 @@ class Pool:
         """Store whole blocks whose old content is no longer needed as `write` does, over bad memory by `rewrite`."""
         if not (self.bad and self.bad.first(offset, offset + len(data)) and self.rewrite(offset, data)):
             self.write(offset, data)
+
+    def store_bit(self, offset: int, bit: int, value: bool) -> int:
+        """Set or clear one bit of the aligned 32-bit word at ``offset``, which other processes may change meanwhile.
+
+        Returns:
+            The word as it is afterwards. It is durable with the next fence.
+        """
+        self._check_range(offset, 4)
+        atomics.store_bit(address_of(self.memory) + offset, bit, value)
+        self.flush(offset, 4)
+        return int.from_bytes(self.memory[offset : offset + 4], sys.byteorder)
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:

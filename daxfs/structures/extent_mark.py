@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from daxfs.ext4 import extent as format_
 from daxfs.ext4.extent import EXT_INIT_MAX_LEN, EXT_UNWRITTEN_MAX_LEN, Extent
 from daxfs.structures import extent_edit
-from daxfs.structures.extent_tree import add_validated_root, descend
+from daxfs.structures.extent_tree import ROOT_WORDS, add_validated_root, descend
 
 if TYPE_CHECKING:
     from daxfs.journal.handle import Handle
@@ -30,20 +30,54 @@ def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
     number, w, at = path[-1]
     if at < 1:
         return False
+    if not _is_border(w, at, lblk, length):
+        return False
+    w = extent_edit.writable(tx, inode, number)
+    _move(w, at, length)
+    if not number:
+        add_validated_root(tx, inode, w)
+    return True
+
+
+def move_border_of_copy(inode: Inode, lblk: int, length: int) -> bool:
+    """Do what `move_border` does, without a handle, to a copy of an inode; False also if its tree has more than a root.
+
+    Args:
+        inode: on a buffer that is no block of the pool.
+        lblk: where the unwritten extent begins.
+        length: blocks.
+    """
+    w = inode.words[ROOT_WORDS]
+    if w[1] >> 16:
+        return False
+    for at in range(1, w[0] >> 16):
+        if w[3 * at + 3] == lblk:
+            if not _is_border(w, at, lblk, length):
+                return False
+            _move(w, at, length)
+            return True
+    return False
+
+
+def _is_border(w: memoryview, at: int, lblk: int, length: int) -> bool:
+    """Return whether the entry ``at`` is an unwritten extent from ``lblk`` on, longer than ``length``, that continues
+    the written one before it, which has room for as many blocks.
+    """
     begin, pblk, have, unwritten = format_.leaf(w, at)
     before = format_.leaf(w, at - 1)
     if begin != lblk or not unwritten or have <= length or before.unwritten:
         return False
     if before.lblk + before.length != lblk or before.pblk + before.length != pblk:
         return False
-    if before.length + length > EXT_INIT_MAX_LEN:
-        return False
-    w = extent_edit.writable(tx, inode, number)
+    return before.length + length <= EXT_INIT_MAX_LEN
+
+
+def _move(w: memoryview, at: int, length: int) -> None:
+    """Give the first blocks of the entry ``at`` to the one before it."""
+    begin, pblk, have, _ = format_.leaf(w, at)
+    before = format_.leaf(w, at - 1)
     format_.put_leaf(w, at - 1, before.lblk, before.pblk, before.length + length, False)
-    format_.put_leaf(w, at, lblk + length, pblk + length, have - length, True)
-    if not number:
-        add_validated_root(tx, inode, w)
-    return True
+    format_.put_leaf(w, at, begin + length, pblk + length, have - length, True)
 
 
 def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:

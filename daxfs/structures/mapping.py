@@ -248,6 +248,11 @@ def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:
     return bool(inode.flags & EXT4_EXTENTS_FL) and extent_mark.move_border(tx, inode, lblk, length)
 
 
+def move_border_of_copy(inode: Inode, lblk: int, length: int) -> bool:
+    """Do what `move_border` does to a copy of an inode that is in no transaction; False also if its tree is deep."""
+    return bool(inode.flags & EXT4_EXTENTS_FL) and extent_mark.move_border_of_copy(inode, lblk, length)
+
+
 def mark_unwritten(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
     """Turn the written blocks of the range into unwritten ones, which read as zeros.
 

@@ -281,6 +281,55 @@ def test_an_expected_fsync_asks_nobody(memory: Path, worker: Agent) -> None:
     fsck(memory)
 
 
+def test_armed_appends_ask_nobody(memory: Path, worker: Agent) -> None:
+    """They are in the file without the daemon, and recovery finds them; then the appends fail, and leave no part."""
+    appended = 2
+    with mountpoint() as place:
+        mount = Mounted(memory, place, (*SESSIONS["kernel"], "commit=300"))
+        try:
+            number = appending(worker, place / "file")
+            assert worker("os.pread(fd, 1 << 20, 0)") == blocks(number)  # where it lies; that ends what is armed
+            for last in range(number, number + 4):
+                worker("os.write(fd, bytes([{last}]) * 4096)", last=last)
+                worker("os.fsync(fd)")
+            mount.daemon.kill()
+            mount.daemon.wait(HANG_SECONDS)
+            for more in range(last + 1, last + 1 + appended):
+                assert worker("os.write(fd, bytes([{more}]) * 4096)", more=more) == BLOCK
+                worker("os.fsync(fd)")
+                assert worker("os.pread(fd, 1 << 20, 0)") == blocks(more + 1)
+            with contextlib.suppress(OSError):
+                worker("os.close(fd)")
+        finally:
+            mount.down()
+    with FileSystem.open(memory) as fs:
+        assert fs.tree.read_bytes("/file") == blocks(last + 1 + appended)
+    fsck(memory)
+
+
+def blocks(count: int) -> bytes:
+    """What `appending` and further such appends have written."""
+    return b"".join(bytes([number]) * BLOCK for number in range(count))
+
+
+def test_appends_through_the_kernel_follow_armed_ones(memory: Path, worker: Agent) -> None:
+    """The kernel's size is older than they are, and it puts an append at the end that it knows."""
+    with mounted(memory, *SESSIONS["kernel"]) as mount:
+        path = mount.place / "file"
+        number = appending(worker, path)
+        plain = os.open(path, os.O_WRONLY | os.O_APPEND)
+        worker("os.write(fd, bytes([{number}]) * 4096)", number=number)
+        worker("os.fsync(fd)")
+        for more in (number + 1, number + 2):
+            worker("os.write(fd, bytes([{more}]) * 4096)", more=more)
+            worker("os.fsync(fd)")
+        os.write(plain, b"plain")
+        assert path.read_bytes() == blocks(number + 3) + b"plain"
+        os.close(plain)
+        worker("os.close(fd)")
+    fsck(memory)
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], Callable[[FileSystem, int], bool]]] = {
     "mode": (lambda path: path.chmod(0o600), lambda fs, ino: fs.getattr(ino).mode & 0o777 == 0o600),
     "times": (lambda path: os.utime(path, (7, 7)), lambda fs, ino: fs.getattr(ino).mtime_ns == 7 * 10**9),

@@ -28,6 +28,7 @@ SPELLED = {"DAXFS_TOKEN": "TOKEN_SIZE", "slot": "entry"}
 DERIVED = {
     "LEASE_SIZE": "sizeof(struct daxfs_lease)",
     "SHORT_LEASE_SIZE": "sizeof(struct daxfs_short_lease)",
+    "ARMED_SIZE": "sizeof(struct daxfs_armed)",
     "EPOCH_AT": "offsetof(struct daxfs_slot, epoch)",
     "SIZE_AT": "offsetof(struct daxfs_slot, size)",
     "INO_AT": "offsetof(struct daxfs_slot, ino)",
@@ -39,12 +40,16 @@ EXTENT_SIZE = protocol.EXTENT.size
 LAYOUTS = {
     **protocol.LAYOUTS,
     "daxfs_lease": {**protocol.LAYOUTS["daxfs_lease"], "extents": f"{protocol.EXTENTS * EXTENT_SIZE}s"},
+    "daxfs_armed": {
+        **protocol.LAYOUTS["daxfs_armed"],
+        "words": f"{protocol.COMMIT_WORDS * protocol.COMMIT_WORD.size}s",
+    },
     "daxfs_short_lease": {
         "head": f"{protocol.LEASE.size}s",
         "extents": f"{protocol.SHORT_EXTENTS * EXTENT_SIZE}s",
     },
 }
-"""All of a record: Python keeps a lease's extents apart from its head."""
+"""All of a record: Python keeps what comes in numbers (extents, words) apart from the head."""
 
 
 class Field(NamedTuple):

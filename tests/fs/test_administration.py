@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO, Options, Statistics
-from daxfs.journal.journal import Statistics as JournalStatistics
+from daxfs.journal.statistics import Statistics as JournalStatistics
 
 Pool = Callable[..., Path]
 

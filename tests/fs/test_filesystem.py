@@ -42,6 +42,7 @@ READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
     "lookup": lambda fs, _ino, _file: fs.lookup(ROOT_INO, b"file"),
     "readlink": lambda fs, _ino, _file: fs.readlink(fs.lookup(ROOT_INO, b"link").ino),
     "getattr": lambda fs, ino, _file: fs.getattr(ino),
+    "size_of": lambda fs, _ino, file: fs.size_of(file),
     "get_flags": lambda fs, ino, _file: fs.get_flags(ino),
     "get_fsxattr": lambda fs, ino, _file: fs.get_fsxattr(ino),
     "uses_dax": lambda fs, ino, _file: fs.uses_dax(ino),

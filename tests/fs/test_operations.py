@@ -27,12 +27,17 @@ class Volume:
         self.faults = [0]
         self.noted: list[Corrupt] = []
         self.unsettled_copy = False
+        self.armed = False
         self.tiers = None
         self.reclaimers = Reclaimers()
         self.reclaimers.add(lambda: self.calls.append("reclaim") is None)
 
     def finish(self) -> None:
         self.calls.append("finish")
+
+    def settle(self) -> None:
+        self.calls.append("settle")
+        self.armed = False
 
     def finish_copy(self) -> None:
         if self.unsettled_copy:
@@ -93,6 +98,17 @@ def test_an_operation_that_succeeds(facade: Facade, name: str) -> None:
     assert operation(facade, 1, more=2) == 3
     assert operation.__name__ == "operation"
     assert facade.volume.calls == (["finish"] if name in FINISHED else [])
+
+
+def test_an_operation_begins_with_what_clients_have_appended(facade: Facade, name: str) -> None:
+    @DECORATORS[name]
+    def operation(_: Facade) -> None:
+        facade.volume.calls.append("try")
+
+    facade.volume.armed = True
+    operation(facade)
+    operation(facade)
+    assert [call for call in facade.volume.calls if call != "finish"] == ["settle", "try", "try"]
 
 
 def test_damage_is_recorded(facade: Facade, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from teeth import (
+    in_armed,
     in_backends,
     in_files,
     in_growth,
@@ -17,7 +18,14 @@ from teeth import (
 )
 
 MUTANTS = [
-    *(*in_journal.MUTANTS, *in_files.MUTANTS, *in_growth.MUTANTS, *in_backends.MUTANTS, *in_snapshots.MUTANTS),
+    *(
+        *in_journal.MUTANTS,
+        *in_armed.MUTANTS,
+        *in_files.MUTANTS,
+        *in_growth.MUTANTS,
+        *in_backends.MUTANTS,
+        *in_snapshots.MUTANTS,
+    ),
     *(*in_relocation.MUTANTS, *in_shrinking.MUTANTS, *in_tiers.MUTANTS, *in_tools.MUTANTS),
 ]
 

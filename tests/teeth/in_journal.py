@@ -472,7 +472,7 @@ MUTANTS = [
     Mutant(
         "a transaction over the tail",
         CONTINUED,
-        "        if self._blocks_needed(len(copies), len(revokes)) >= self._free:\n",
+        "        if self.blocks_needed(len(copies), len(revokes)) >= self._free:\n",
         "        if False:\n",
         "A transaction that does not fit begins the log anew, and the fast commits are lost before it is durable.",
         (FAST,),

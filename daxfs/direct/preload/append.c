@@ -7,7 +7,9 @@
 #include "append.h"
 
 #include <errno.h>
+#include <string.h>
 
+#include "armed.h"
 #include "fork.h"
 #include "ioctls.h"
 #include "lease.h"
@@ -100,6 +102,40 @@ static ssize_t stage(struct pl_file *file, const struct iovec *vector, size_t to
     return !done && atomic_load(&file->mount->missing) ? PL_NO : done;
 }
 
+/* Count an append that is part of the file. */
+static void appended(struct pl_appends *appends, size_t total) {
+    appends->waiting = true;
+    appends->appended += total;
+    appends->used++;
+}
+
+/* Send the notification; if it is durable and appends of `step` bytes are worth it, have further ones armed. Return 0 or
+ * an errno. */
+static int notify(int fd, struct pl_file *file, struct daxfs_appended *notification, size_t step) {
+    struct pl_appends *appends = &file->appends;
+    bool whole = step && !((notification->base | step) % file->mount->pool.block_size);
+    struct daxfs_armed armed;
+    int failed;
+
+    if (!(notification->flags & DAXFS_DURABLE) || !whole || appends->unarmed)
+        return pl_ioctl_appended(fd, notification);
+    memset(&armed, 0, offsetof(struct daxfs_armed, words));
+    armed.count = pl_worth_arming(file);
+    if (!armed.count)
+        return pl_ioctl_appended(fd, notification);
+    armed.base = notification->base;
+    armed.size = notification->size;
+    armed.flags = notification->flags;
+    failed = pl_ioctl_armed(fd, &armed);
+    if (failed == ENOTTY || failed == EPROTO) {
+        appends->unarmed = true;
+        return failed == ENOTTY ? pl_ioctl_appended(fd, notification) : failed;
+    }
+    pl_take_armed(file, failed ? NULL : &armed, step);
+    notification->changes = armed.changes;
+    return failed;
+}
+
 /* Make the stored bytes part of the file (pinned). */
 static ssize_t publish(int fd, struct pl_file *file, uint64_t base, size_t total, uint64_t size) {
     struct pl_appends *appends = &file->appends;
@@ -108,9 +144,13 @@ static ssize_t publish(int fd, struct pl_file *file, uint64_t base, size_t total
     uint64_t now;
     int failed;
 
+    if (durable && base == size && pl_fire(file, size, total)) {
+        appended(appends, total);
+        return (ssize_t)total;
+    }
     if (durable)
         notification.flags = DAXFS_DURABLE | (appends->data_only ? DAXFS_DATA_ONLY : 0);
-    failed = pl_ioctl_appended(fd, &notification);
+    failed = notify(fd, file, &notification, base == size ? total : 0);
     if (failed) {
         if (failed == EAGAIN) {
             ended(appends);
@@ -127,9 +167,7 @@ static ssize_t publish(int fd, struct pl_file *file, uint64_t base, size_t total
     appends->changes = notification.changes;
     if (!durable)
         atomic_store(&appends->unsynced, true);
-    appends->waiting = true;
-    appends->appended += total;
-    appends->used++;
+    appended(appends, total);
     return (ssize_t)total;
 }
 

@@ -16,6 +16,21 @@
 
 enum { PL_UNKNOWN, PL_SPARSE, PL_ALLOCATED };
 
+/* Appends that the daemon has armed (armed.c), in order. */
+struct pl_armed {
+    uint64_t step;     /* bytes of each */
+    uint64_t size;     /* of the file before the next one */
+    uint64_t changes;  /* entry->changes as long as nobody has taken over */
+    uint64_t expires;  /* when no more are used (pl_now) */
+    uint32_t next;     /* the next one */
+    uint32_t count;    /* how many can be used */
+    uint32_t given;    /* how many there were */
+    uint32_t wanted;   /* how many were asked for */
+    uint32_t patience; /* appends by requests before more are asked for */
+    uint32_t penalty;  /* the patience after armed appends that were not used */
+    struct daxfs_commit_word words[DAXFS_COMMIT_WORDS];
+};
+
 /* The state of extending writes to a file. All but `unsynced` belongs to the thread that has set `busy`. */
 struct pl_appends {
     _Atomic int busy;
@@ -31,6 +46,8 @@ struct pl_appends {
     bool data_only;        /* the fsyncs are fdatasync(2) */
     bool durable;          /* all is durable while entry->changes is the same and nothing is stored */
     bool durable_data;     /* `durable` in the sense of fdatasync(2) */
+    bool unarmed;          /* this daemon arms no appends */
+    struct pl_armed armed;
 };
 
 /* A counter of threads at work in the memory of a file; several of them, so that threads rarely share a cache line. */
@@ -74,6 +91,8 @@ struct pl_file {
     _Atomic int spare;                      /* a descriptor to close when the last pin goes, or -1 */
     _Atomic int kept;                       /* a descriptor to map parts of mappings again through the kernel, or -1 */
     uint64_t inode;                         /* st_ino of the file */
+    _Atomic uint64_t fired;                 /* size of the file by armed appends (armed.c), or 0 */
+    uint64_t fired_changes;                 /* `fired` is the size as long as entry->changes is this */
     uint64_t granted;                       /* the end of the memory granted for extending writes, or 0 */
     struct pl_appends appends;
     struct pl_extent few[PL_FEW];           /* the list of extents until it needs more room */
@@ -102,9 +121,17 @@ static inline bool pl_holds(const struct pl_file *file) {
     return entry && __atomic_load_n(&entry->epoch, __ATOMIC_ACQUIRE) == file->epoch;
 }
 
-/* Return the size of a file that has a lease. The caller is pinned. */
+/* Return the size of a file that has a lease. The caller is pinned.
+ *
+ * The daemon learns of armed appends when it takes over: then it stores the size, and after that `changes`. */
 static inline uint64_t pl_size(const struct pl_file *file) {
-    return file->fixed ? file->size : __atomic_load_n(&file->entry->size, __ATOMIC_ACQUIRE);
+    uint64_t fired = atomic_load_explicit(&file->fired, memory_order_acquire), changes, size;
+
+    if (file->fixed)
+        return file->size;
+    changes = __atomic_load_n(&file->entry->changes, __ATOMIC_ACQUIRE);
+    size = __atomic_load_n(&file->entry->size, __ATOMIC_ACQUIRE);
+    return unlikely(fired) && changes == file->fired_changes && fired > size ? fired : size;
 }
 
 /* Set up an object with one reference and one descriptor, for a file opened with these flags. NULL: all are in use. */

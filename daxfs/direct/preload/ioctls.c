@@ -73,6 +73,20 @@ int pl_ioctl_appended(int fd, struct daxfs_appended *appended) {
     return pl_call(SYS_ioctl, fd, DAXFS_IOC_APPENDED, appended) ? errno : 0;
 }
 
+int pl_ioctl_armed(int fd, struct daxfs_armed *armed) {
+    uint32_t wanted = armed->count;
+
+    armed->holder = pl_holder();
+    if (pl_call(SYS_ioctl, fd, DAXFS_IOC_ARMED, armed))
+        return errno;
+    if (wanted > DAXFS_COMMIT_WORDS || armed->count > wanted)
+        return EPROTO;
+    for (uint32_t i = 0; i < armed->count; i++)
+        if (armed->words[i].pool_offset > DAXFS_FURTHEST || armed->words[i].pool_offset % sizeof(uint32_t))
+            return EPROTO;
+    return 0;
+}
+
 int pl_ioctl_atomic(int fd, struct daxfs_atomic *write) {
     if (pl_call(SYS_ioctl, fd, DAXFS_IOC_ATOMIC, write))
         return errno;

@@ -20,6 +20,8 @@ int pl_ioctl_lease(int fd, const uint8_t *token, struct daxfs_lease *lease);
 int pl_ioctl_stored(int fd, uint32_t flags);
 /* DAXFS_IOC_APPENDED of this process's holder. */
 int pl_ioctl_appended(int fd, struct daxfs_appended *appended);
+/* DAXFS_IOC_ARMED of this process's holder. */
+int pl_ioctl_armed(int fd, struct daxfs_armed *armed);
 /* DAXFS_IOC_ATOMIC. */
 int pl_ioctl_atomic(int fd, struct daxfs_atomic *write);
 /* DAXFS_IOC_SYNC, or fsync(2) if the session has no ioctls. */

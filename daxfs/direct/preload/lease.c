@@ -64,6 +64,7 @@ static bool take_lease(struct pl_file *file, const struct daxfs_lease *lease, bo
     file->entry = entry;
     file->epoch = lease->epoch;
     file->size = lease->size;
+    atomic_store(&file->fired, 0); /* the daemon has taken over */
     file->fixed = !entry;
     file->stores = store;
     file->leased = true;

@@ -9,8 +9,7 @@
 
 #define LAG 1000 /* ms by which a file's times may lag behind stores that are only made durable by fdatasync(2) */
 
-/* Return the time in ms. The C library reads it without a system call. */
-static uint64_t now(void) {
+uint64_t pl_now(void) {
     struct timespec time;
 
     clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
@@ -18,7 +17,7 @@ static uint64_t now(void) {
 }
 
 bool pl_times_lag(struct pl_file *file) {
-    return atomic_load(&file->stored) && now() - atomic_load(&file->reported) >= LAG;
+    return atomic_load(&file->stored) && pl_now() - atomic_load(&file->reported) >= LAG;
 }
 
 void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length) {
@@ -52,7 +51,7 @@ bool pl_notify_with(int fd, struct pl_file *file, uint32_t flags) {
     if (flags & DAXFS_DURABLE)
         unsynced = atomic_exchange(&file->appends.unsynced, false);
     if (!pl_ioctl_stored(fd, flags)) {
-        atomic_store(&file->reported, now());
+        atomic_store(&file->reported, pl_now());
         return true;
     }
     if (before)

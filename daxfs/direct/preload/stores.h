@@ -10,6 +10,8 @@
 
 #pragma GCC visibility push(hidden)
 
+/* Return the time in ms. The C library reads it without a system call. */
+uint64_t pl_now(void);
 /* Mark memory of the file as stored to: fsync(2) and close(2) notify the daemon. */
 void pl_stored(struct pl_file *file, uint64_t pool_offset, uint64_t length);
 /* Mark memory that is not part of the file yet as stored to: it is flushed, and the daemon is not notified. */

@@ -127,6 +127,14 @@ class InodeGrants:
             self.changes += 1
             self._show(CHANGES_AT, self.changes)
 
+    def show_size(self, size: int) -> None:
+        """Show the size before `set_size` counts a change: it is that of appends which the client has made itself.
+
+        The client goes by its own size as long as it sees no change, so there is no moment without these appends.
+        """
+        if self.entry:
+            self._show(SIZE_AT, size)
+
     def set_size(self, size: int) -> None:
         """Show clients the new file size in bytes."""
         if self.entry:

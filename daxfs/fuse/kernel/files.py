@@ -168,7 +168,7 @@ def written_back(connection: Connection, file: OpenFile, offset: int, content: m
     written, or the request fails: the kernel takes a page for written whatever the answer's size is
     (``fuse_writepage_end`` in fs/fuse/file.c).
     """
-    inside = content[: max(file.size - offset, 0)]
+    inside = content[: max(connection.core.size_of(file) - offset, 0)]
     written = 0
     while written < len(inside):
         written += connection.core.write(file, offset + written, inside[written:], False)
@@ -181,10 +181,11 @@ def written_with_care(
     """Write with O_APPEND, with O_DSYNC, atomically, or to a file whose privileges the write may clear."""
     open_flags = request.words[WRITE_OPEN_FLAGS]
     kill = kill_given(connection, request)
-    if open_flags & os.O_APPEND and offset != file.size:
+    size = connection.core.size_of(file)
+    if open_flags & os.O_APPEND and offset != size:
         # The kernel's size is out of date until it requests the attributes again: a client has extended the file, or a
         # batch has written past EOF and was not committed.
-        offset = file.size
+        offset = size
         connection.invalidate_attributes(file.ino)
     with change_of_content(connection, request, file) as caller:
         written = connection.core.write(file, offset, content, kill, caller, atomic=atomic)

@@ -130,6 +130,7 @@ COMMANDS: dict[int, Command] = {
     protocol.IOC_POOL: leases.pool,
     protocol.IOC_STORED: leases.stored,
     protocol.IOC_APPENDED: leases.appended,
+    protocol.IOC_ARMED: leases.armed,
     protocol.IOC_SYNC: leases.sync,
     protocol.IOC_ATOMIC: atomicwrites.announce,
 }

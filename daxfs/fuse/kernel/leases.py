@@ -103,6 +103,21 @@ def appended(connection: Connection, request: Request, given: memoryview) -> byt
     return protocol.APPENDED.pack(base, size, holder, flags, changes)
 
 
+def armed(connection: Connection, request: Request, given: memoryview) -> bytes:
+    """Answer DAXFS_IOC_ARMED: as DAXFS_IOC_APPENDED, durably, and the words of further appends."""
+    if len(given) != protocol.ARMED_SIZE:
+        raise FsError(errno.EINVAL)
+    base, size, holder, flags, wanted, _ = protocol.ARMED.unpack_from(given)
+    if flags & ~KNOWN:
+        raise FsError(errno.EINVAL, f"flags {flags:#x}")
+    file = opened(connection, request)
+    claim = WriteNotification(size, base, True, flags & protocol.DATA_ONLY != 0, holder)
+    changes, words = connection.core.append_stored(file, claim, min(wanted, protocol.COMMIT_WORDS))
+    connection.invalidate_attributes_once(file.ino)
+    head = protocol.ARMED.pack(base, size, holder, flags, len(words), changes)
+    return head + b"".join([protocol.COMMIT_WORD.pack(*word) for word in words])
+
+
 def sync(connection: Connection, _request: Request, _given: memoryview) -> bytes:
     """Answer DAXFS_IOC_SYNC: the same as SYNCFS, which many kernels never send."""
     connection.core.sync()
