@@ -210,7 +210,43 @@ def test_without_a_compiler_that_works_a_build_says_so(
     (tmp_path / "module.c").write_text("int one;\n")
     extension = SimpleNamespace(name="module", sources=["module.c"], extra_compile_args=[], include_dirs=[])
     with pytest.raises(build.Unavailable, match="the C compiler failed"):
-        build.compiled(tmp_path, [extension], tmp_path, print)
+        build.compiled(tmp_path, [extension], tmp_path, print, tmp_path / "objects")
+
+
+def test_what_was_compiled_is_not_compiled_again(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another source, another header or another argument is compiled; what nobody has used for long is removed."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho >>{tmp_path}/calls\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    folder, objects = tmp_path / "work", tmp_path / "objects"
+    folder.mkdir()
+    (folder / "module.h").write_text("#define ONE 1\n")
+    (folder / "module.c").write_text('#include "module.h"\nint one = ONE;\n')
+    extension = SimpleNamespace(name="module", sources=["module.c"], extra_compile_args=[], include_dirs=["."])
+
+    def calls() -> int:
+        before = len(made.read_text()) if (made := tmp_path / "calls").exists() else 0
+        build.compiled(folder, [extension], tmp_path, lambda _: None, objects)
+        assert (tmp_path / "module.so").exists()
+        return len(made.read_text()) - before
+
+    linking = 1
+    assert calls() == 1 + linking
+    assert calls() == linking
+    (folder / "module.h").write_text("#define ONE 2\n")
+    assert calls() == 1 + linking
+    (folder / "module.c").write_text('#include "module.h"\nint two = ONE;\n')
+    assert calls() == 1 + linking
+    extension.extra_compile_args = ["-O1"]
+    assert calls() == 1 + linking
+    assert len(list(objects.iterdir())) == 4
+    for path in objects.iterdir():
+        os.utime(path, (0, 0))
+    assert calls() == 1 + linking
+    assert len(list(objects.iterdir())) == 1
 
 
 # What is loaded
