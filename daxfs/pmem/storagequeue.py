@@ -24,6 +24,8 @@ THREADS = 4
 """Calls that are made at a time."""
 LIMIT_SECONDS = 30.0
 """How long a call may take, from its request on."""
+FULL_SECONDS = 60.0
+"""How long nothing is written to a member after there was no room."""
 
 
 class Ticket:
@@ -97,6 +99,8 @@ class StorageQueue:
         storage: that the calls are made on.
         limit_seconds: how long a call may take.
         failed: why every call fails now; "": it does not.
+        full_until: when it makes sense to write anew (monotonic), after a write has found the file system full that the
+            member's file, which has holes, lies on.
         returned: when a call has returned last.
         notify: called in a thread when a call has returned.
     """
@@ -106,6 +110,7 @@ class StorageQueue:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.failed = ""
+        self.full_until = 0.0
         self.returned = 0.0
         self.notify: Callable[[], object] = bool
         self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
@@ -131,6 +136,15 @@ class StorageQueue:
     def clear(self) -> Ticket:
         """Ask that the member's label be removed, durably."""
         return self.ask(self.storage.clear_label)
+
+    @property
+    def takes(self) -> bool:
+        """Whether something may be written to it now."""
+        return not self.failed and monotonic() >= self.full_until
+
+    def put_off(self) -> None:
+        """Have nothing written for a while: there is no room."""
+        self.full_until = monotonic() + FULL_SECONDS
 
     def fail(self, why: str) -> None:
         """Have every call fail from now on."""

@@ -29,7 +29,11 @@ from daxfs.tools.sizes import format_size, parse_size
 
 BLOCK_SIZE = 4096
 _FAILED = 1  # the exit code of mke2fs
-_FEATURES = "sparse_super2,^resize_inode,^meta_bg"
+_FEATURES = "sparse_super2,^meta_bg"
+GROWTH = 16
+"""How many times as large a pool may become by storage that joins later: blocks are reserved for descriptors."""
+_LARGEST = (1 << 32) - 1
+"""The most blocks that mke2fs knows for that."""
 
 
 class Tier(NamedTuple):
@@ -65,10 +69,13 @@ def options(features: str, memory: int, size: int, group: int, *, reserved: bool
     # One flexible group, whose tables and bitmaps lie together at its beginning; a backup in group 1 if that is memory.
     together = 1 << max(groups - 1, 1).bit_length()
     backups = 1 if memory >= 2 * group else 0
-    words = ["-O", ",".join(filter(None, (_FEATURES, features))), "-G", str(together)]
+    blocks = size // BLOCK_SIZE
+    grows = blocks < _LARGEST and "^resize_inode" not in features.split(",")
+    words = ["-O", ",".join(filter(None, (_FEATURES, "" if grows else "^resize_inode", features))), "-G", str(together)]
     if not reserved:
         words += ["-m", f"{5 * memory / size:.2f}"]  # mke2fs takes five percent, here of the memory
-    return words, ["packed_meta_blocks=1", f"num_backup_sb={backups}"]
+    extended = ["packed_meta_blocks=1", f"num_backup_sb={backups}"]
+    return words, [*extended, f"resize={min(GROWTH * blocks, _LARGEST)}"] if grows else extended
 
 
 def group_bytes(passed: Sequence[str], block_size: int) -> int:

@@ -15,7 +15,9 @@ from tier_rig import GROUP, MEMORY, MIB, Members
 from daxfs.errors import FsError, PoolError
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.types import ROOT_INO
+from daxfs.pmem.storage import CONTENT
 from daxfs.structures import inodes, mapping
+from support import run
 
 __all__ = ["tmp_path"]
 
@@ -166,3 +168,53 @@ def test_one_that_is_missing(tiered: Members) -> None:
     tiered.storage.with_name("slow3").unlink()
     with pytest.raises(PoolError, match="slow3 does not exist"):
         FileSystem.open(tiered.pool)
+
+
+def test_the_file_system_below_a_member_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A member's file has holes. What does not fit goes to others, or stays, and nothing is lost."""
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", small)
+    try:
+        made = tier_rig.make_several(tmp_path, MEMORY, SIZES[:1])
+        (small / "slow").write_bytes(b"")
+        os.truncate(small / "slow", GROUP + CONTENT)
+        with FileSystem.open(made.pool) as fs:
+            fs.add_storage(str(small / "slow"))
+            contents = {f"/{number}": os.urandom(MIB) for number in range(2 * GROUP // MIB)}
+            for path, content in contents.items():
+                fs.tree.write_bytes(path, content)
+                fs.demote(fs.tree.resolve(path))
+            assert 0 < used(fs)[1] < 6 * MIB
+            assert caplog.text.count("nothing goes to its storage for 60 s") == 1
+            assert not any(each.failed for each in fs.tier_use().members)
+            for path, content in contents.items():
+                assert fs.tree.read_bytes(path) == content
+            with pytest.raises(FsError) as full:
+                fs.tree.write_bytes("/more", bytes(MEMORY))
+            assert full.value.errno == errno.ENOSPC
+        with FileSystem.open(made.pool) as fs:
+            for path, content in contents.items():
+                assert fs.tree.read_bytes(path) == content
+        made.check()
+    finally:
+        run("umount", small)
+
+
+def test_a_member_that_is_cut_while_in_use(fs: FileSystem, tiered: Members) -> None:
+    """What it had is EIO, all else goes on; more can go down, to what is left of it too."""
+    contents = fill(fs)
+    for number, size in enumerate(SIZES):
+        os.truncate(tiered.storage.with_name("slow" if not number else f"slow{number + 1}"), CONTENT + size // 2)
+    found = 0
+    for path, content in contents.items():
+        try:
+            assert fs.tree.read_bytes(path) == content
+            found += 1
+        except FsError as error:
+            assert error.errno == errno.EIO
+            assert "has ended at byte" in str(error)
+    assert 0 < found < len(contents)
+    fs.tree.write_bytes("/new", contents[path])
+    fs.demote(fs.tree.resolve("/new"))
+    assert fs.tree.read_bytes("/new") == contents[path]

@@ -135,7 +135,8 @@ def remove(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], p
     if found is None:
         raise FsError(errno.ENOENT, f"{path} is no storage of {volume.pool.path}")
     if found is not storages[-1]:
-        raise FsError(errno.EBUSY, f"{storages[-1].path} comes after {path}; remove it before")
+        text = f"{path} is not the last member of the storage: only {storages[-1].path} can leave now"
+        raise FsError(errno.EBUSY, text)
     done = yield from shrinking.shrink(volume, grants, keeps_store, found.place.begin >> volume.block_bits)
     try:
         yield from _call(volume, found, lambda queue: queue.clear())

@@ -12,6 +12,7 @@ direct access use is not demoted.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,7 @@ from daxfs.fs.steps import Steps
 from daxfs.fs.tiers.heat import Heat
 from daxfs.fs.tiers.storagecache import StorageCache
 from daxfs.fs.types import Caller, MemberUse, TierUse
+from daxfs.pmem import storagequeue
 from daxfs.runs import BlockRun, ByteRange, subtract
 from daxfs.structures import blocks, groups, inodes, mapping
 from daxfs.structures.mapping import Extent
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from daxfs.journal.handle import Handle
     from daxfs.pmem.storagequeue import StorageQueue
 
+log = logging.getLogger("daxfs.fs")
 AT_ONCE = 2 << 20
 """The most bytes that one handle moves."""
 CREDITS = 64 + 2 * CREDITS_QUARANTINE
@@ -202,10 +205,8 @@ def _leave_run(avoid: BlockRun, volume: Volume, node: Node, run: Extent) -> Step
     run = run._replace(length=place.length)
     source = BlockRun(run.pblk, run.length)
     content = yield from tiers.occupying(source, tiers.load(run.pblk << bits, run.length << bits))
-    target = ByteRange(place.start << bits, place.start + place.length << bits)
-    tiers.forget(*target)
-    yield from tiers.occupying(place, tiers.store(target.begin, content))
-    tiers.forget(*target)
+    if not (yield from _store(volume, tiers, place, content)):
+        return None
     if not _is_still(volume, node, run) or not volume.retrying(_demote_at_once, node, run, place):
         return None
     return Moved(place.length, 0)
@@ -275,10 +276,8 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
     source = slice(run.pblk << bits, run.pblk + run.length << bits)
     content = bytes(volume.pool.memory[source])
     volume.finish_copy()
-    target = ByteRange(place.start << bits, place.start + place.length << bits)
-    tiers.forget(*target)
-    yield from tiers.occupying(place, tiers.store(target.begin, content))
-    tiers.forget(*target)
+    if not (yield from _store(volume, tiers, place, content)):
+        return None
     datalog.settle(volume, node.ino, run.lblk << bits, run.lblk + run.length << bits)
     # A store in place leaves the map as it is.
     if node.grants is not None or not _is_still(volume, node, run) or volume.pool.memory[source] != content:
@@ -292,6 +291,28 @@ def _demote_run(volume: Volume, node: Node, run: Extent) -> Steps[Moved | None]:
     return Moved(place.length, 0)
 
 
+def _store(volume: Volume, tiers: StorageCache, place: BlockRun, content: bytes) -> Steps[bool]:
+    """Write a copy to free blocks on storage; False: its file has holes, and its file system no room for them.
+
+    Then nothing is written to the member for a while. What lies on it stays readable.
+    """
+    target = ByteRange(place.start << volume.block_bits, place.start + place.length << volume.block_bits)
+    tiers.forget(*target)
+    try:
+        yield from tiers.occupying(place, tiers.store(target.begin, content))
+    except FsError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        queue = tiers.queue_of(target.begin)
+        if queue.takes:
+            text = "%s: nothing goes to its storage for %d s: %s"
+            log.warning(text, volume.pool.path, storagequeue.FULL_SECONDS, error.strerror)
+        queue.put_off()
+        return False
+    tiers.forget(*target)
+    return True
+
+
 def _find(volume: Volume, tiers: StorageCache, most: int) -> BlockRun | None:
     """Find up to ``most`` free blocks on storage that nobody reads or is about to use; None: there are none."""
     view, geometry = volume.view, volume.geometry
@@ -299,7 +320,7 @@ def _find(volume: Volume, tiers: StorageCache, most: int) -> BlockRun | None:
     busy = sorted(ByteRange(start, start + length) for start, length in tiers.busy)
     for step in range(count):
         group = first + (tiers.group - first + step) % count
-        if tiers.queue_of(geometry.first_block(group) << volume.block_bits).failed:
+        if not tiers.queue_of(geometry.first_block(group) << volume.block_bits).takes:
             continue
         best: BlockRun | None = None
         for start, length in blocks.free_runs(view, group, 1):

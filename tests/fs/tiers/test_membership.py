@@ -107,7 +107,7 @@ def test_it_is_there_at_the_next_mount(plain: Members) -> None:
         assert [each.size for each in fs.tier_use().members] == [2 * GROUP, 3 * GROUP]
     plain.check()
     with FileSystem.open(plain.pool) as fs:
-        with pytest.raises(FsError, match="slow2 comes after"):
+        with pytest.raises(FsError, match="slow2 can leave now"):
             fs.remove_storage(str(plain.storage))
         fs.remove_storage(str(plain.storage.with_name("slow2")))
         assert fs.storages == [str(plain.storage)]
@@ -161,6 +161,22 @@ def test_made_with_storage_and_grown_later(tmp_path: Path) -> None:
         fs.remove_storage(str(made.storage))
         assert fs.tree.read_bytes("/f") == content
         fs.tree.write_bytes("/h", content)
+    made.check()
+
+
+@pytest.mark.parametrize("memory", [GROUP, MEMORY])
+def test_made_with_storage_and_grown_ten_times(tmp_path: Path, memory: int) -> None:
+    """There is room for more blocks of descriptors, and for their backup where the memory has two groups."""
+    made = tier_rig.make(tmp_path, memory, 2 * GROUP)
+    with FileSystem.open(made.pool) as fs:
+        before = fs.volume.geometry.desc_blocks
+        fs.add_storage(str(new_file(tmp_path / "more", 70 * GROUP)))
+        assert fs.volume.geometry.desc_blocks == before + 1
+        demoted(fs, "f", b"x" * MIB)
+    made.check()
+    with FileSystem.open(made.pool) as fs:
+        fs.remove_storage(str(tmp_path / "more"))
+        assert fs.tree.read_bytes("/f") == b"x" * MIB
     made.check()
 
 
