@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cli_rig import daxfs
 from coarse_programs import PROGRAMS, SIZES, python_maps, python_maps_parts, shown_directly
-from mount_rig import SESSIONS, Mounted, daxfs, mounted
+from mount_rig import SESSIONS, Mounted, mounted
 from preloaded_actors import run_python
 from test_preload_maps import HELPERS
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli_rig import daxfs
 from message_rig import Rig
-from mount_rig import COMMAND, Mounted, daxfs, mounted, mountpoint
+from mount_rig import COMMAND, Mounted, mounted, mountpoint
 
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem

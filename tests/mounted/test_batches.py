@@ -23,7 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, Mounted, as_user, daxfs, mounted, mountpoint
+from cli_rig import daxfs
+from mount_rig import SESSIONS, Mounted, as_user, mounted, mountpoint
 
 from daxfs import direct
 from daxfs.fs.filesystem import FileSystem

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, daxfs, mounted, mounted_unchecked
+from cli_rig import daxfs
+from mount_rig import SESSIONS, mounted, mounted_unchecked
 
 from support import fsck, run
 

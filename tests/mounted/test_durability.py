@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import COMMAND, SESSIONS, Mounted, as_user, daxfs, mounted, mountpoint
+from cli_rig import daxfs
+from mount_rig import COMMAND, SESSIONS, Mounted, as_user, mounted, mountpoint
 
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fuse import mounts

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 from actor_rig import KEEP_SIZE, checked, libc
+from cli_rig import daxfs
 from in_memory import tmp_path
 from lease_actor import TO_STORE, ask, becomes, clients, free_blocks, holders, identity, token
-from mount_rig import NOBODY, SESSIONS, Mounted, as_user, daxfs, mounted
+from mount_rig import NOBODY, SESSIONS, Mounted, as_user, mounted
 
 from daxfs import protocol
 from daxfs.fs.filesystem import FileSystem

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mount_rig import NOBODY, Mounted, as_user, daxfs, mounted, mountpoint
+from cli_rig import daxfs
+from mount_rig import NOBODY, Mounted, as_user, mounted, mountpoint
 
 from daxfs.ext4.inode import EXT4_JOURNAL_DATA_FL
 from daxfs.fs.filesystem import FileSystem

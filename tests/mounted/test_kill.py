@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, Mounted, daxfs, mountpoint
+from cli_rig import daxfs
+from mount_rig import SESSIONS, Mounted, mountpoint
 from stress_rig import Client, Notes, WorkerThread
 
 from daxfs.fs.filesystem import FileSystem

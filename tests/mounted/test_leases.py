@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from actor_rig import KEEP_SIZE, PUNCH_HOLE, checked, libc
+from cli_rig import daxfs
 from in_memory import tmp_path
 from lease_actor import TO_STORE, Client, Clients, ask, becomes, clients, free_blocks, holders
-from mount_rig import NOBODY, SESSIONS, Mounted, daxfs, mounted
+from mount_rig import NOBODY, SESSIONS, Mounted, mounted
 
 from daxfs import protocol
 from daxfs.protocol import Flag, Kind

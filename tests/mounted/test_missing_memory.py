@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mount_rig import SESSIONS, Mounted, daxfs, mounted, mountpoint
+from cli_rig import daxfs
+from mount_rig import SESSIONS, Mounted, mounted, mountpoint
 
 from support import fsck, mke2fs, run, tmpfs
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import daxfs, mounted
+from cli_rig import daxfs
+from mount_rig import mounted
 
 Pool = Callable[..., Path]
 

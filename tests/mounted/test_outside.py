@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from mount_rig import SESSIONS, Mounted, daxfs, mounted
+from cli_rig import daxfs
+from mount_rig import SESSIONS, Mounted, mounted
 
 from support import fsck, run
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_rig import COMMAND, Mounted, as_user, daxfs, mounted, mountpoint
+from cli_rig import daxfs
+from mount_rig import COMMAND, Mounted, as_user, mounted, mountpoint
 
 from daxfs import direct
 from daxfs.tools.remount import remount

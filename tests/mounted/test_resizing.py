@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cli_rig import daxfs
 from kernel_rig import kernel_mount
-from mount_rig import COMMAND, as_user, daxfs, mounted
+from mount_rig import COMMAND, as_user, mounted
 
 from daxfs import direct
 from daxfs.errors import UserError

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from cli_rig import daxfs
 from in_memory import tmp_path
-from mount_rig import daxfs, mounted
+from mount_rig import mounted
 
 from daxfs.fs import restoring
 from daxfs.fs.filesystem import FileSystem

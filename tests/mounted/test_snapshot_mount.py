@@ -13,7 +13,8 @@ from pathlib import Path
 
 import cli_rig
 import pytest
-from mount_rig import daxfs, mounted, mountpoint
+from cli_rig import daxfs
+from mount_rig import mounted, mountpoint
 from tree_rig import KernelSide, kernel_tree, same
 
 from daxfs.fuse import mounts

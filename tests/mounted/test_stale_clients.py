@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cli_rig import daxfs
 from lease_actor import TO_STORE, Client, becomes, clients, free_blocks, holders
-from mount_rig import SESSIONS, Mounted, daxfs, mountpoint
+from mount_rig import SESSIONS, Mounted, mountpoint
 
 from daxfs.fuse import mounts
 from support import HANG_SECONDS, fsck, run, tool

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mount_rig import SESSIONS, as_user, daxfs, mounted
+from cli_rig import daxfs
+from mount_rig import SESSIONS, as_user, mounted
 from prometheus_client.parser import text_string_to_metric_families
 
 from daxfs.errors import UserError

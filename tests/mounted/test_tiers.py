@@ -16,6 +16,7 @@ from typing import Any
 import mount_rig
 import pytest
 import tier_rig
+from cli_rig import daxfs
 from foreign_rig import FOLDERS, by_kernel, fill_memory, litter, unmarked
 from in_memory import tmp_path
 from tier_rig import MIB, Members
@@ -73,7 +74,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 def shown(place: Path) -> dict[str, Any]:
     """Return what ``daxfs tier`` shows, and ask nothing else of the mount."""
-    found: dict[str, Any] = json.loads(mount_rig.daxfs("tier", place, "--json"))
+    found: dict[str, Any] = json.loads(daxfs("tier", place, "--json"))
     return found
 
 
@@ -86,12 +87,12 @@ def test_what_is_read_twice_comes_up(tiered: Members) -> None:
         found = shown(mounted.place)
         assert 0 < found["hits"] < found["reads"]
         assert found["read"] > 0
-        text = mount_rig.daxfs("stats", mounted.place, "--total")
+        text = daxfs("stats", mounted.place, "--total")
         assert "reads did not wait for storage" in text
         assert " MiB promoted" in text
-        assert "daxfs_storage_promoted_bytes" in mount_rig.daxfs("stats", mounted.place, "--prometheus")
-        assert json.loads(mount_rig.daxfs("top", mounted.place, "--count", "1", "--json"))["tiers"]["reads"] == 0
-        assert "hits:      " in mount_rig.daxfs("tier", mounted.place)
+        assert "daxfs_storage_promoted_bytes" in daxfs("stats", mounted.place, "--prometheus")
+        assert json.loads(daxfs("top", mounted.place, "--count", "1", "--json"))["tiers"]["reads"] == 0
+        assert "hits:      " in daxfs("tier", mounted.place)
 
 
 def test_attributes_and_watermarks_move_files_of_a_mount_that_is_idle(tiered: Members) -> None:
@@ -106,10 +107,10 @@ def test_attributes_and_watermarks_move_files_of_a_mount_that_is_idle(tiered: Me
         assert os.getxattr(mounted.place / "new", "user.daxfs.tier") == b"storage"
         wait_for(lambda: shown(mounted.place)["demoted"] >= 5 * MIB)
         assert (mounted.place / "new").read_bytes() == CONTENT
-        mount_rig.daxfs("mount", "-o", "remount,tier_high=1,tier_low=0", mounted.place)
+        daxfs("mount", "-o", "remount,tier_high=1,tier_low=0", mounted.place)
         wait_for(lambda: shown(mounted.place)["demoted"] >= 10 * MIB)
         assert warm.read_bytes() == cold.read_bytes() == CONTENT
-        listed = mount_rig.daxfs("info", mounted.place)
+        listed = daxfs("info", mounted.place)
         assert "tier_high=1" in listed
         assert "tier_low=0" in listed
 
@@ -189,25 +190,25 @@ def test_storage_joins_and_leaves_a_mount(tmp_path: Path) -> None:
         for number, content in enumerate(contents[:8]):
             (mounted.place / str(number)).write_bytes(content)
         size = 8 * tier_rig.GROUP + tier_rig.CONTENT >> 20
-        said = mount_rig.daxfs("tier", "--add", f"{slow}:{size}M", mounted.place)
+        said = daxfs("tier", "--add", f"{slow}:{size}M", mounted.place)
         assert f"{mounted.place} has 96 MiB (24576 blocks) now" in said
         assert slow.stat().st_mode & 0o777 == 0o600
         for number, content in enumerate(contents[8:], 8):
             (mounted.place / str(number)).write_bytes(content)
-        assert str(slow) in mount_rig.daxfs("tier", mounted.place)
+        assert str(slow) in daxfs("tier", mounted.place)
         for number, content in enumerate(contents):
             assert (mounted.place / str(number)).read_bytes() == content
-        line = mount_rig.daxfs("tier", "--remove", slow, mounted.place, code=1)
+        line = daxfs("tier", "--remove", slow, mounted.place, code=1)
         assert "blocks are fewer than" in line or "past the new end stay" in line
         assert line.count("\n") == 1
         for number in range(10, 20):
             (mounted.place / str(number)).unlink()
         os.sync()
-        said = mount_rig.daxfs("tier", "--remove", slow, mounted.place)
+        said = daxfs("tier", "--remove", slow, mounted.place)
         assert "has 32 MiB (8192 blocks) now" in said
         for number, content in enumerate(contents[:10]):
             assert (mounted.place / str(number)).read_bytes() == content
-        assert "no storage" in mount_rig.daxfs("tier", mounted.place, code=69)
+        assert "no storage" in daxfs("tier", mounted.place, code=69)
     fsck(pool)
 
 
@@ -223,11 +224,11 @@ def test_refusals_of_members_by_the_command_line(tmp_path: Path) -> None:
             (("--add", f"{slow}:much"), 64, "is not a size"),
             (("--remove", slow), 1, "is no storage of"),
         ):
-            line = mount_rig.daxfs("tier", *arguments, mounted.place, code=code)
+            line = daxfs("tier", *arguments, mounted.place, code=code)
             assert text in line
             assert line.count("\n") == 1
             assert not slow.exists()
-        assert "name a mountpoint" in mount_rig.daxfs("tier", "--add", slow, code=64)
+        assert "name a mountpoint" in daxfs("tier", "--add", slow, code=64)
     fsck(pool)
 
 

@@ -8,7 +8,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from mount_rig import daxfs, mounted
+from cli_rig import daxfs
+from mount_rig import mounted
 
 from daxfs.tools import stats
 

@@ -20,15 +20,14 @@ import mount_rig
 from daxfs.tools import cli
 from support import HANG_SECONDS
 
-FORKED = frozenset(
-    {"check", "defrag", "dump", "export", "import", "info", "map", "mkfs", "snapshot", "stats", "umount"}
-)
+STARTED = ("mount", "exec", "snapshot mount")
+"""Commands that leave a daemon or become another program; with ``remount`` the daemon is there."""
 
 
 def daxfs(*arguments: str | Path, code: int = 0, limit: float = HANG_SECONDS) -> str:
     """Run the command line, expect its exit code, return its standard error, or its output if that is empty."""
     words = [*map(str, arguments)]
-    if not words or words[0] not in FORKED:
+    if " ".join(words).startswith(STARTED) and not any(word.startswith("remount") for word in words):
         return mount_rig.daxfs(*words, code=code, limit=limit)
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = os.fork()

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import cli_rig
 import mount_rig
 from in_memory import tmp_path
 from tier_rig import MEMORY, MIB, STORAGE, Members, tiered
@@ -16,7 +17,7 @@ __all__ = ["tiered", "tmp_path"]
 
 
 def daxfs(*arguments: str | Path, code: int = 0) -> str:
-    return mount_rig.daxfs("tier", *arguments, code=code)
+    return cli_rig.daxfs("tier", *arguments, code=code)
 
 
 def test_a_file_goes_down_and_comes_up(tiered: Members) -> None:
