@@ -60,13 +60,16 @@ MODULES = (
     *("fs.appends", "fs.attributes", "fs.change", "fs.data", "fs.filemap", "fs.lifetimes", "fs.names", "fs.nodes"),
     *("fs.openfile", "fs.pins", "fs.privileges", "fs.reclaim", "fs.removal", "fs.staging", "fs.steps"),
     *("fs.truncating", "fs.volume"),
-    *("fs.tiers.heat", "fs.tiers.placement", "fuse.kernel.dirents"),
+    *("fs.tiers.heat", "fs.tiers.placement"),
+    *("fuse.kernel.attributes", "fuse.kernel.directories", "fuse.kernel.dirents", "fuse.kernel.dispatch"),
+    *("fuse.kernel.encoding", "fuse.kernel.names", "fuse.kernel.nodeid", "fuse.kernel.request"),
+    *("fuse.kernel.session",),
 )
 """What is compiled, below ``daxfs``: what every operation runs through."""
 NAMES = tuple(f"daxfs.{module}" for module in MODULES)
 GROUP = "daxfs_core"
 FUTURE = "from __future__ import annotations"
-VALUE = r" = (?=(0x)?[0-9A-F]+( << [0-9]+)?( - 1)?( +#|$))"
+VALUE = r" = (?=(0x[0-9A-F_]+|[0-9][0-9_]*)( << [0-9]+)?( - 1)?( +#|$))"
 NUMBER = re.compile(rf"^([A-Z_][A-Z0-9_]*){VALUE}", re.MULTILINE)
 """A constant of a module that is a number."""
 PRIVATE_NUMBER = re.compile(rf"^(_[A-Z0-9_]*){VALUE}", re.MULTILINE)

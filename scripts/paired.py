@@ -57,6 +57,7 @@ class Served:
         self.buffer = bytearray(BUFFER)
         self.request = Request(memoryview(self.buffer), self.core.pins)
         self.answer, self.op = dispatch.answer, Opcode
+        self.spent = 0
         offered = struct.pack("<IIIII44x", 7, 45, 1 << 17, 0xFFFFFFFF, 0xFFFFFFFF)
         self.ask(Opcode.INIT, 0, offered)
 
@@ -65,10 +66,12 @@ class Served:
         return HEADER.pack(HEADER.size + len(body), opcode, 2, node, 0, 0, os.getpid(), 0, 0) + body
 
     def ask(self, opcode: int, node: int, body: bytes = b"") -> bytes:
-        """Answer one message; return the body of the answer."""
+        """Answer one message, and add its CPU time to `spent`; return the body of the answer."""
         message = self.message(opcode, node, body)
         self.buffer[: len(message)] = message
+        begin = time.thread_time_ns()
         reply: Any = self.answer(self.connection, self.request, len(message), self.connection.table)
+        self.spent += time.thread_time_ns() - begin
         answer = b"".join(bytes(part) for part in reply)
         error = struct.unpack_from("<i", answer, 4)[0]
         if error:
@@ -88,9 +91,30 @@ class Served:
             begin = time.thread_time_ns()
             answer(connection, request, length, table)
             spent.append(time.thread_time_ns() - begin)
-        spent.sort()
-        kept = spent[: max(len(spent) * 9 // 10, 1)]
-        return sum(kept) / len(kept)
+        return without_slowest(spent)
+
+    def timed_together(self, groups: list[list[bytes]]) -> float:
+        """Answer each group of messages, and process the forgets in it; return the CPU time for each group."""
+        buffer, request, connection, answer = self.buffer, self.request, self.connection, self.answer
+        table = connection.table
+        spent = []
+        for group in groups:
+            begin = time.thread_time_ns()
+            for message in group:
+                length = len(message)
+                buffer[:length] = message
+                answer(connection, request, length, table)
+            if connection.forgets:
+                connection.process_forgets()
+            spent.append(time.thread_time_ns() - begin)
+        return without_slowest(spent)
+
+
+def without_slowest(spent: list[int]) -> float:
+    """Return the mean without the slowest tenth."""
+    spent.sort()
+    kept = spent[: max(len(spent) * 9 // 10, 1)]
+    return sum(kept) / len(kept)
 
 
 class Requests:
@@ -102,8 +126,8 @@ class Requests:
         self.serial = 0
         self.ask, self.op = ask, op
         self.folder = self.node_in(ask(op.MKDIR, 1, struct.pack("<II", 0o755, 0) + b"d\0"))
-        for number in range(COUNT):
-            self.made(b"f%04d" % number)
+        self.nodes = [self.made(b"f%04d" % number)[0] for number in range(COUNT)]
+        self.renamed = 0
         self.node, self.fh = self.made(b"file")
         self.ask(op.WRITE, self.node, self.write(0, bytes(BLOCK * 16)))
         for block in range(16, FILE_BLOCKS, 16):
@@ -270,10 +294,93 @@ class Requests:
             spent += self.served.timed([sync])
         return spent / (COUNT // 4)
 
+    # What the kernel sends for one system call, or for two
+
+    def directory_checked(self) -> bytes:
+        """Return the GETATTR that follows each change of a directory, for the kernel's check of permissions."""
+        return self.served.message(self.op.GETATTR, self.folder, struct.pack("<IIQ", 0, 0, 0))
+
+    def creation(self) -> float:
+        """open(2) with O_CREAT and close(2)."""
+        message, op, folder = self.served.message, self.op, self.folder
+        head = struct.pack("<IIII", OPEN, 0o100644, 0, 0)
+        first, fh, first_name = self.fresh()
+        names = [b"c%d" % number for number in range(COUNT)]
+        groups = [
+            [
+                self.directory_checked(),
+                message(op.LOOKUP, folder, name + b"\0"),
+                message(op.CREATE, folder, head + name + b"\0"),
+                message(op.RELEASE, 0, struct.pack("<QIIQ", fh + 1 + number, 0, 0, 0)),
+            ]
+            for number, name in enumerate(names)
+        ]
+        spent = self.served.timed_together(groups)
+        for name in names:
+            node = self.node_in(self.ask(op.LOOKUP, folder, name + b"\0"))
+            self.ask(op.UNLINK, folder, name + b"\0")
+            self.served.connection.forget(node, 2)
+        self.drop(first, fh, first_name)
+        return spent
+
+    def removal(self) -> float:
+        """unlink(2) of a file that the kernel remembers."""
+        message, op, folder = self.served.message, self.op, self.folder
+        names = [b"r%d" % number for number in range(COUNT)]
+        groups = []
+        for name in names:
+            node, fh = self.made(name)
+            self.ask(op.RELEASE, node, struct.pack("<QIIQ", fh, 0, 0, 0))
+            unlink, forget = message(op.UNLINK, folder, name + b"\0"), message(op.FORGET, node, struct.pack("<Q", 1))
+            groups.append([self.directory_checked(), unlink, forget])
+        spent = self.served.timed_together(groups)
+        self.served.core.sync()
+        return spent
+
+    def renaming(self) -> float:
+        """rename(2) within a directory."""
+        message, op, folder = self.served.message, self.op, self.folder
+        before, self.renamed = self.renamed, self.renamed + 1
+        groups = []
+        for number in range(COUNT):
+            old, new = (b"m%04d-%d\0" % (number, times) for times in (before, self.renamed))
+            if not before:
+                self.made(old[:-1])
+            lookup = message(op.LOOKUP, folder, new)
+            rename = message(op.RENAME, folder, struct.pack("<Q", folder) + old + new)
+            groups.append([self.directory_checked(), lookup, rename])
+        spent = self.served.timed_together(groups)
+        self.served.core.sync()
+        return spent
+
+    def durable(self) -> float:
+        """write(2) of 4 KiB past EOF and fsync(2)."""
+        node, fh, name = self.fresh()
+        data = bytes(BLOCK)
+        sync = self.served.message(self.op.FSYNC, node, struct.pack("<QII", fh, 0, 0))
+        groups = [
+            [self.served.message(self.op.WRITE, node, self.write(number, data, fh)), sync] for number in range(COUNT)
+        ]
+        spent = self.served.timed_together(groups)
+        self.drop(node, fh, name)
+        return spent
+
+    def whole(self) -> float:
+        """A cold listing of the directory in pages of 64 KiB, without attributes."""
+        folder, op = self.folder, self.op
+        self.served.core.volume.forget_content()
+        self.served.spent = cookie = 0
+        while page := self.ask(op.READDIR, folder, struct.pack("<QQIIQII", 0, cookie, 16 * BLOCK, 0, 0, 0, 0)):
+            at = 0
+            while at < len(page):
+                _, cookie, length, _ = struct.unpack_from("<QQII", page, at)
+                at += 24 + (length + 7 & ~7)
+        return self.served.spent
+
 
 NAMES = (
     "getattr", "lookup", "listing", "create", "read", "overwrite", "append", "appended", "hole", "fallocate",
-    "truncate", "seek", "fsync", "commit",
+    "truncate", "seek", "fsync", "commit", "creation", "removal", "renaming", "durable", "whole",
 )  # fmt: skip
 
 

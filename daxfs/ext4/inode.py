@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import stat
 
+from mypy_extensions import i64
+
 from daxfs.errors import Corrupt, CorruptKind, FsError
 from daxfs.ext4.checksum import crc32c
 from daxfs.ext4.field import joined, u16, u32
@@ -117,6 +119,8 @@ TIMESTAMP_MAX = (1 << 34) - 1 - (1 << 31)
 TIMESTAMP_MAX_SMALL = (1 << 31) - 1
 
 _SECOND = 1_000_000_000
+_LARGEST_WORD = 9_000_000_000_000_000_000
+"""Times up to this are taken apart in machine words."""
 _MAX_SIZE = (1 << 63) - 1
 _NEEDS_FEATURE = EXT4_INLINE_DATA_FL | EXT4_ENCRYPT_FL | EXT4_CASEFOLD_FL
 _ATIME, _CTIME, _MTIME = 2, 3, 4
@@ -350,7 +354,13 @@ class InodeRecord(Record):
         return (seconds + ((extra & 3) << 32)) * _SECOND + (extra >> 2)
 
     def _set_time(self, index: int, extra_index: int, value: int) -> None:
-        seconds, nanoseconds = divmod(value, _SECOND)
+        if 0 <= value <= _LARGEST_WORD:
+            whole: i64 = value
+            upper: i64 = whole // _SECOND
+            seconds: int = upper
+            nanoseconds: int = whole - upper * _SECOND
+        else:
+            seconds, nanoseconds = divmod(value, _SECOND)
         words = self.words
         covered = self.extra_end > extra_index << 2
         largest = TIMESTAMP_MAX if covered else TIMESTAMP_MAX_SMALL

@@ -1,14 +1,17 @@
 """Layer 3: what stat(2) shows of an inode, decoded from its slot at once.
 
-The kernel asks for attributes more often than for anything else but data. So this module reads all of them with one
-unpack and makes no object for the slot. `InodeRecord` has the same values one by one, and the rules by which they are
-joined; slots whose extra fields do not reach to the birth time are left to it. Callers: the attributes of the fs layer.
+The kernel asks for attributes more often than for anything else but data. So this module makes no object for the slot,
+and where it is compiled its arithmetic is that of machine words. `InodeRecord` has the same values one by one, and the
+rules by which they are joined; slots whose extra fields do not reach to the birth time are left to it. Callers: the
+attributes of the fs layer.
 """
 
 from __future__ import annotations
 
 import stat
-from struct import Struct
+
+from librt.strings import read_i32_le
+from mypy_extensions import i64
 
 from daxfs.ext4.geometry import Geometry
 from daxfs.ext4.inode import EXT4_HUGE_FILE_FL, GOOD_OLD_SIZE, InodeRecord
@@ -17,12 +20,12 @@ Stat = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]
 """mode, links, uid, gid, device, bytes, units of 512 bytes, times of access, change of content, change of inode and
 birth in nanoseconds, generation, flags. The device is 0 where there is none."""
 
-_SLOT = Struct("<HHIiii4xHHII4xII52xI4xI4xH2xHH4xH2xIIIiI")  # up to i_crtime_extra
-EXTRA_ISIZE = _SLOT.size - GOOD_OLD_SIZE
+_END = 0x98  # of i_crtime_extra
+EXTRA_ISIZE = _END - GOOD_OLD_SIZE
 """The ``i_extra_isize`` from which on a slot has everything that is decoded here."""
-_EPOCH = 3
-"""The bits of an extra field that extend the seconds; the others are nanoseconds."""
 _SECOND = 1_000_000_000
+_LAST_OF_WORDS = 9_000_000_000
+"""The seconds up to which a time in nanoseconds fits into a machine word; the field ends in the year 2446."""
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 
 
@@ -31,34 +34,51 @@ def decode(block: memoryview, offset: int, geometry: Geometry) -> Stat:
     size = geometry.inode_size
     if size == GOOD_OLD_SIZE:
         return _decode_short(InodeRecord(block, offset, geometry))
-    (
-        mode, uid_lo, size_lo, atime, ctime, mtime, gid_lo, links, blocks_lo, flags, old_device, device, generation,
-        size_high, blocks_high, uid_high, gid_high, extra, ctime_extra, mtime_extra, atime_extra, crtime, crtime_extra,
-    ) = _SLOT.unpack_from(block, offset)  # fmt: skip
-    if not EXTRA_ISIZE <= extra <= size - GOOD_OLD_SIZE:
+    slot = bytes(block[offset : offset + _END])
+    if not EXTRA_ISIZE <= _word(slot, 0x80) & 0xFFFF <= size - GOOD_OLD_SIZE:
         return _decode_short(InodeRecord(block, offset, geometry))
-    kind = mode & 0xF000
-    if size_high and (kind == stat.S_IFREG or geometry.has_large_dir):
-        size_lo |= size_high << 32
+    start, group, owners = _word(slot, 0x00), _word(slot, 0x18), _word(slot, 0x78)
+    flags, old_device = _word(slot, 0x20), _word(slot, 0x28)
+    kind: int = start & 0xF000
+    length: int = _word(slot, 0x04)
+    high: int = _word(slot, 0x6C)
+    if high and (kind == stat.S_IFREG or geometry.has_large_dir):
+        length |= high << 32
+    units = _word(slot, 0x1C)
     if geometry.has_huge_file:
-        blocks_lo |= blocks_high << 32
+        units |= (_word(slot, 0x74) & 0xFFFF) << 32
         if flags & EXT4_HUGE_FILE_FL:
-            blocks_lo <<= geometry.block_bits - 9
+            units <<= geometry.block_bits - 9
     return (
-        mode,
-        links,
-        uid_lo | uid_high << 16,
-        gid_lo | gid_high << 16,
-        old_device & 0xFFFF or device if kind in _DEVICES else 0,
-        size_lo,
-        blocks_lo,
-        (atime + ((atime_extra & _EPOCH) << 32)) * _SECOND + (atime_extra >> 2),
-        (mtime + ((mtime_extra & _EPOCH) << 32)) * _SECOND + (mtime_extra >> 2),
-        (ctime + ((ctime_extra & _EPOCH) << 32)) * _SECOND + (ctime_extra >> 2),
-        (crtime + ((crtime_extra & _EPOCH) << 32)) * _SECOND + (crtime_extra >> 2),
-        generation,
+        start & 0xFFFF,
+        group >> 16,
+        start >> 16 | (owners & 0xFFFF) << 16,
+        group & 0xFFFF | owners >> 16 << 16,
+        old_device & 0xFFFF or _word(slot, 0x2C) if kind in _DEVICES else 0,
+        length,
+        units,
+        _nanoseconds(_word(slot, 0x08), _word(slot, 0x8C)),
+        _nanoseconds(_word(slot, 0x10), _word(slot, 0x88)),
+        _nanoseconds(_word(slot, 0x0C), _word(slot, 0x84)),
+        _nanoseconds(_word(slot, 0x90), _word(slot, 0x94)),
+        _word(slot, 0x64),
         flags,
     )
+
+
+def _word(slot: bytes, at: i64) -> i64:
+    """Return the 32 bits at an offset."""
+    return i64(read_i32_le(slot, at)) & 0xFFFFFFFF
+
+
+def _nanoseconds(seconds: i64, extra: i64) -> int:
+    """Join a time: the field of its seconds, which are signed, and the epoch and the nanoseconds of its extra field."""
+    whole: i64 = (seconds ^ 0x80000000) - 0x80000000 + ((extra & 3) << 32)
+    if whole > _LAST_OF_WORDS:
+        late: int = whole
+        rest: int = extra >> 2
+        return late * _SECOND + rest
+    return whole * _SECOND + (extra >> 2)
 
 
 def _decode_short(inode: InodeRecord) -> Stat:

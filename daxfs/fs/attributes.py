@@ -46,7 +46,11 @@ def attributes_of(inode: Inode) -> Attributes:
 
 
 def _attributes(ino: int, stored: Stat) -> Attributes:
-    return tuple.__new__(Attributes, (ino, *stored))  # half the time of calling the class
+    mode, nlink, uid, gid, rdev, size, units, atime, mtime, ctime, crtime, generation, flags = stored
+    # Half the time of calling the class, and a third of putting the number before a tuple.
+    return tuple.__new__(
+        Attributes, (ino, mode, nlink, uid, gid, rdev, size, units, atime, mtime, ctime, crtime, generation, flags)
+    )
 
 
 def read_attributes(volume: Volume, ino: int) -> Attributes:

@@ -44,6 +44,7 @@ CREDITS_NAME = 16
 CREDITS_INODE = 12
 """A new inode, its first block and its attribute block."""
 CREDITS_CREATE: int = CREDITS_NAME + CREDITS_INODE
+_SLASH = 0x2F
 WHITEOUT = stat.S_IFCHR
 """The mode of a whiteout, a device 0/0 without any permission (WHITEOUT_MODE in include/linux/fs.h)."""
 
@@ -52,7 +53,7 @@ def check_name(name: bytes) -> None:
     """Refuse what can't be a directory entry's name. FUSE passes names of 256 bytes, so the length is checked here."""
     if len(name) > EXT4_NAME_LEN:
         raise FsError(errno.ENAMETOOLONG)
-    if not name or b"/" in name or b"\0" in name:
+    if not name or _SLASH in name or 0 in name:  # numbers: a search for bytes begins with an exception (in CPython)
         raise FsError(errno.EINVAL, "a name must not be empty and must not contain a slash or a zero byte")
 
 

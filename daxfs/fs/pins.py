@@ -52,7 +52,7 @@ class Pins(Mapping[int, int]):
 
     def pin(self, ino: int, generation: int) -> None:
         """Add one reference to an inode; its generation stays the same as long as it has any."""
-        place = bisect_right(self._firsts, ino) - 1
+        place = self._segment(ino)
         numbers, values = self._numbers[place], self._values[place]
         at = bisect_left(numbers, ino)
         if at < len(numbers) and numbers[at] == ino:
@@ -63,7 +63,7 @@ class Pins(Mapping[int, int]):
 
     def unpin(self, ino: int, count: int = 1) -> None:
         """Remove up to ``count`` references of an inode, if it has any."""
-        place = bisect_right(self._firsts, ino) - 1
+        place = self._segment(ino)
         numbers, values = self._numbers[place], self._values[place]
         at = bisect_left(numbers, ino)
         if at == len(numbers) or numbers[at] != ino:
@@ -80,7 +80,7 @@ class Pins(Mapping[int, int]):
 
     def renumbered(self, ino: int, new: int, generation: int) -> None:
         """The inode has the number and generation given last from now on; if it is pinned, it is known as before."""
-        place = bisect_right(self._firsts, ino) - 1
+        place = self._segment(ino)
         numbers, values = self._numbers[place], self._values[place]
         at = bisect_left(numbers, ino)
         if at == len(numbers) or numbers[at] != ino:
@@ -89,13 +89,13 @@ class Pins(Mapping[int, int]):
         known = self.aliases.outside(ino) or Known(ino, value >> 32)
         self._remove(place, at)
         self.aliases.drop(ino)
-        place = bisect_right(self._firsts, new) - 1
+        place = self._segment(new)
         self._insert(place, bisect_left(self._numbers[place], new), new, generation << 32 | value & STUCK)
         self.aliases.put(known, new)
 
     def generation(self, ino: int) -> int | None:
         """Return the generation with which the inode was pinned; None: it is not pinned."""
-        place = bisect_right(self._firsts, ino) - 1
+        place = self._segment(ino)
         numbers = self._numbers[place]
         at = bisect_left(numbers, ino)
         if at < len(numbers) and numbers[at] == ino:
@@ -107,7 +107,7 @@ class Pins(Mapping[int, int]):
 
     def __getitem__(self, ino: int) -> int:
         """Return the count of an inode that is pinned."""
-        place = bisect_right(self._firsts, ino) - 1
+        place = self._segment(ino)
         numbers = self._numbers[place]
         at = bisect_left(numbers, ino)
         if at == len(numbers) or numbers[at] != ino:
@@ -138,6 +138,11 @@ class Pins(Mapping[int, int]):
         for first, end, numbers, values in zip(self._firsts, ends, self._numbers, self._values, strict=True):
             assert len(numbers) == len(values) <= MOST_ENTRIES
             assert not numbers or first <= numbers[0] <= numbers[-1] < end
+
+    def _segment(self, ino: int) -> int:
+        """Return the index of the segment that an inode number belongs into."""
+        firsts = self._firsts
+        return bisect_right(firsts, ino) - 1 if len(firsts) > 1 else 0
 
     def _insert(self, place: int, at: int, ino: int, value: int) -> None:
         numbers, values = self._numbers[place], self._values[place]

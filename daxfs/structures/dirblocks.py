@@ -285,7 +285,7 @@ def live(directory: Inode, number: int, data: bytes, start: int, limit: int) -> 
     if offset != limit:
         raise bad_entry(directory, number, offset)
     joined = b"".join(names)
-    if b"/" in joined or b"\0" in joined:
+    if 0x2F in joined or 0 in joined:
         raise Corrupt(CorruptKind.DIRECTORY_ENTRY, f"{where(directory, number)}: a name holds a slash or a zero byte")
     return UsedEntries(offsets, names, inos, file_types)
 
@@ -353,6 +353,7 @@ def place(tx: Handle, directory: Inode, number: int, name: bytes, ino: int, file
             hints.put_room(number, found[1])
             return False
     offset, used, rec_len = found
+    hints.absence = None
     block = writable(tx, directory, number)
     if used:
         block[offset + 4 : offset + 6] = used.to_bytes(2, "little")

@@ -26,7 +26,7 @@ from daxfs.ext4.inode import EXT4_INDEX_FL, FT_DIR, FT_MAX, FT_UNKNOWN
 from daxfs.ext4.limits import EXT4_NAME_LEN
 from daxfs.journal.cache import Cache
 from daxfs.structures import dirblocks, dirlist, htree, inodes, linear, salvage
-from daxfs.structures.dirhints import Entry, Hints, Listing
+from daxfs.structures.dirhints import Absence, Entry, Hints, Listing
 
 if TYPE_CHECKING:
     from daxfs.journal.handle import Handle
@@ -159,12 +159,20 @@ def _locate(view: View, directory: Inode, name: bytes) -> tuple[int, int]:
     if name in (b".", b".."):
         number, _, offset = dirblocks.dots(view, directory)
         return number, (0 if name == b"." else offset)
+    hints, key = view.caches[Hints], (directory.number, directory.words[25])
+    absence = hints.absence
+    if absence is not None and absence.name == name and absence.moves == hints.moves and absence.key == key:
+        return absence.block, -1
     try:
         if dirblocks.is_indexed(view, directory):
-            return htree.locate(view, directory, name)
-        return linear.locate(view, directory, name)
+            number, offset = htree.locate(view, directory, name)
+        else:
+            number, offset = linear.locate(view, directory, name)
     except Corrupt as error:
         return salvage.locate(view, directory, name, error)
+    if offset < 0:
+        hints.absence = Absence(name, key, hints.moves, number)
+    return number, offset
 
 
 def entries(view: View, directory: Inode, cookie: int = 0) -> Iterator[Entry]:

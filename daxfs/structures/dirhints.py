@@ -7,7 +7,8 @@ directories, keep:
 1. A directory's blocks stay where they are as long as its inode number and generation stay. Code that moves one of them
    (`dirblocks.move`) calls `forget_place`, and `forget_entries` for both places.
 2. Code that changes a block's entries updates ``tails``, ``rooms`` and ``starts``, increments ``moves`` when entries
-   move or go, and updates the listing in ``chunks`` (`dirlist.amend`) or removes it.
+   move or go, drops ``absence`` when one is added, and updates the listing in ``chunks`` (`dirlist.amend`) or removes
+   it.
 3. Code that is about to change a block calls `changing` in the same handle first: a rollback then drops all hints.
 """
 
@@ -35,6 +36,22 @@ MAX_PINS = 1 << 13
 
 Key = tuple[int, int]
 """A directory: inode number and generation."""
+
+
+class Absence(NamedTuple):
+    """A name that was searched and is not in a directory: the kernel looks a name up before it makes it.
+
+    Attributes:
+        name: the name.
+        key: the directory.
+        moves: `Hints.moves` at the time of the search.
+        block: the block to which the name belongs (`directories.Place.block`).
+    """
+
+    name: bytes
+    key: Key
+    moves: int
+    block: int
 
 
 class Entry(NamedTuple):
@@ -139,12 +156,13 @@ class Hints(Cache):
         starts: physical block -> the offsets of its first entries, as far as they were followed (`dirent.Starts`).
         moves: how often entries of any directory have moved or gone. A place that was found at a lower count may hold
             another entry now.
+        absence: the name that was searched last without success; None: an entry was added since.
         chunks: directory -> the piece of the directory that was listed last.
         pins: directory -> name -> cookie, for names that share their hash with others.
         pinned: the number of names in ``pins``.
     """
 
-    __slots__ = ("chunks", "mapped", "maps", "moves", "pinned", "pins", "rooms", "starts", "tails")
+    __slots__ = ("absence", "chunks", "mapped", "maps", "moves", "pinned", "pins", "rooms", "starts", "tails")
 
     def __init__(self) -> None:
         self.maps: dict[Key, dict[int, int]] = {}
@@ -153,6 +171,7 @@ class Hints(Cache):
         self.rooms: dict[int, int] = {}
         self.starts: dict[int, dirent.Starts] = {}
         self.moves = 0
+        self.absence: Absence | None = None
         self.chunks: dict[Key, Chunk] = {}
         self.pins: dict[Key, dict[bytes, int]] = {}
         self.pinned = 0

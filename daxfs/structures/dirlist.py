@@ -317,17 +317,40 @@ def _chunk(
 ) -> Chunk:
     """Return a chunk of the entries whose cookies are in ``bounds``."""
     low, end = bounds
-    chosen = sorted(range(len(cookies)), key=cookies.__getitem__)
+    chosen = _order(cookies)
     ranked = [cookies[i] for i in chosen]
     first = bisect_left(ranked, low)
     stop = len(ranked) if end is None else bisect_left(ranked, end)
     if first or stop < len(ranked):
         ranked, chosen = ranked[first:stop], chosen[first:stop]
     hints = view.caches[Hints]
-    if (directory.number, directory.words[25]) in hints.pins or len(set(ranked)) < len(ranked):
+    if (directory.number, directory.words[25]) in hints.pins or not _rises(ranked):
         ranked, chosen = _separate_cookies(view, directory, hints, ranked, chosen, names)
     listing = Listing([names[i] for i in chosen], [inos[i] for i in chosen], [types[i] for i in chosen], ranked)
     return Chunk(low, end, version, listing)
+
+
+def _order(cookies: list[int]) -> list[int]:
+    """Return the indices of cookies in the order of the cookies.
+
+    Floating-point numbers are compared several times as fast as integers of 63 bits, of which they lack the last bits.
+    """
+    about = [float(cookie) for cookie in cookies]
+    chosen = sorted(range(len(cookies)), key=about.__getitem__)
+    if _rises([cookies[i] for i in chosen]):
+        return chosen
+    return sorted(range(len(cookies)), key=cookies.__getitem__)
+
+
+def _rises(cookies: list[int]) -> bool:
+    """Whether each cookie is larger than the one before it."""
+    before: i64 = -1
+    for cookie in cookies:
+        this: i64 = cookie
+        if this <= before:
+            return False
+        before = this
+    return True
 
 
 def _separate_cookies(

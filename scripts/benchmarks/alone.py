@@ -65,14 +65,14 @@ def directory(base: Path, report: Report) -> None:
     report.say(system.check())
 
 
-def daemon(point: Path) -> Path:
-    """Return the directory in /proc of the daxfs daemon that serves a mountpoint."""
+def daemon(point: Path, program: str = "daxfs") -> Path:
+    """Return the directory in /proc of the daemon that serves a mountpoint, a process of the program."""
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = command.read_bytes().split(b"\0")
         except OSError:
             continue
-        if os.fsencode(point) in words and any(b"daxfs" in word for word in words):
+        if os.fsencode(point) in words and any(program.encode() in word for word in words):
             return command.parent
     raise RuntimeError(f"no daemon serves {point}")
 

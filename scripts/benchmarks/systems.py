@@ -1,7 +1,8 @@
 """The systems that are compared, each on its own pool in the same directory.
 
 ``daxfs`` is mounted by ``daxfs mount``; ``pyfuse3`` is daxfs with its second session; ``fuse2fs`` has the option
-``rw``, as in its manual page, and needs no other as root. ``null`` has no pool (`null_server.py`).
+``rw``, as in its manual page, and needs no other as root. ``ext4`` is the kernel's, on a loop device over the pool.
+``null`` has no pool (`null_server.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class System:
             return rig.null_server(self.point)
         if self.name == "fuse2fs":
             return rig.fuse2fs(self.pool, self.point)
+        if self.name == "ext4":
+            return rig.kernel_ext4(self.pool, self.point)
         return rig.daxfs(self.pool, self.point, *(["session=pyfuse3"] if self.name == "pyfuse3" else []))
 
     def check(self) -> str:
@@ -40,7 +43,7 @@ def make(base: Path, name: str, size: str) -> System:
     pool, point = base / f"{name}.pool", base / f"{name}.mnt"
     pool.unlink(missing_ok=True)
     point.mkdir(exist_ok=True)
-    if name == "fuse2fs":
+    if name in ("fuse2fs", "ext4"):
         rig.make_peer_pool(pool, size)
     elif name != "null":
         rig.run(rig.tool("daxfs"), "mkfs", pool, "--size", size)

@@ -70,6 +70,33 @@ def test_find_tells_names_apart(rig: DirectoryRig) -> None:
     rig.close()
 
 
+def test_a_name_that_was_absent_is_found_once_it_is_there(rig: DirectoryRig) -> None:
+    other = rig.make_directory(b"other")
+    assert rig.find(b"target") is None
+    assert directories.ino_of(rig.view, inodes.read(rig.view, ROOT), b"target") == rig.target
+    assert rig.find(b"new") is None
+    rig.insert(b"new")
+    assert rig.find(b"new") is not None
+    assert not directories.ino_of(rig.view, inodes.read(rig.view, other), b"new"), "absent in another directory"
+    assert rig.find(b"new") is not None
+    rig.remove(b"new")
+    assert rig.find(b"new") is None
+
+    def fail_half_way() -> None:
+        with rig.change() as (tx, inode):
+            directories.insert(tx, directories.find(tx, inode, b"new"), rig.target, FT_REG_FILE)
+            assert directories.ino_of(tx, inode, b"new") == rig.target
+            raise FsError(errno.ENOSPC)
+
+    with pytest.raises(FsError):
+        fail_half_way()
+    assert rig.find(b"new") is None
+    rig.insert_many([b"%d-more" % number for number in range(200)])
+    rig.insert(b"new")
+    rig.check()
+    rig.close()
+
+
 def test_a_new_directory(rig: DirectoryRig) -> None:
     assert directories.is_empty(rig.view, rig.inode)
     assert directories.parent(rig.view, rig.inode) == ROOT

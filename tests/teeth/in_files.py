@@ -840,6 +840,22 @@ MUTANTS = [
         ("tests/structures/test_directories.py",),
     ),
     Mutant(
+        "a name stays absent when it is made",
+        DIRECTORY,
+        "    hints.absence = None\n",
+        "",
+        "A file that was looked up before it was made can't be opened.",
+        ("tests/structures/test_directories.py",),
+    ),
+    Mutant(
+        "a name that is absent in one directory is absent in all",
+        "daxfs/structures/directories.py",
+        " and absence.key == key:",
+        ":",
+        "A file can't be opened after a name like its own was looked up elsewhere.",
+        ("tests/structures/test_directories.py",),
+    ),
+    Mutant(
         "the leaf of a new name is believed after it was split",
         "daxfs/structures/directories.py",
         "    leaf = place.block if place.moves == tx.caches[Hints].moves else 0\n",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
     from daxfs.fuse.kernel.work import Answer
 
-(MODE, UID, GID, SIZE, ATIME, MTIME, FH, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = (int(flag) for flag in SetAttr)
+(MODE, UID, GID, SIZE, ATIME, MTIME, FH, ATIME_NOW, MTIME_NOW, _, CTIME, KILL_SUIDGID) = [int(flag) for flag in SetAttr]
 """Plain integers: ``&`` of an IntFlag takes half a microsecond, and every SETATTR tests all of them."""
 
 

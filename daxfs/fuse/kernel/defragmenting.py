@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
 
 SIZE = 8192
-DEFRAGMENT = 0xC000DA0A | SIZE << 16
+DEFRAGMENT: int = 0xC000DA0A | SIZE << 16
 """_IOWR(0xda, 10, char[SIZE])."""
 QUESTION = Struct(f"=QQ{SIZE - 16}x")  # offset and length in bytes
 MOST_STAYED = 64

@@ -12,6 +12,7 @@ from __future__ import annotations
 from librt.strings import BytesWriter, write_i32_le, write_i64_le
 from mypy_extensions import i64
 
+from daxfs.ext4.inode import FT_MAX
 from daxfs.fs.types import DirListing
 
 HEAD = 24
@@ -44,6 +45,7 @@ def encoded(found: DirListing, count: int, before: list[bytes] | None = None) ->
     """Return the fuse_dirent of the first ``count`` names, each after what READDIRPLUS has ``before`` it."""
     made = BytesWriter()
     names, inos, file_types, cookies = found.names, found.inos, found.file_types, found.cookies
+    kinds = [d_type(file_type) for file_type in range(FT_MAX)]
     for at in range(count):
         if before is not None:
             made.write(before[at])
@@ -51,7 +53,8 @@ def encoded(found: DirListing, count: int, before: list[bytes] | None = None) ->
         write_i64_le(made, inos[at])
         write_i64_le(made, cookies[at])
         write_i32_le(made, len(name))
-        write_i32_le(made, d_type(file_types[at]))
+        file_type = file_types[at]
+        write_i32_le(made, kinds[file_type] if file_type < FT_MAX else 0)
         made.write(name)
         rest = -len(name) & 7
         if rest:

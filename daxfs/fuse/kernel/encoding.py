@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 from struct import Struct
 
+from mypy_extensions import i64
+
 from daxfs.ext4.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, EXT4_NODUMP_FL
 from daxfs.fs.types import Attributes, StatFs
 from daxfs.fuse.kernel import abi, nodeid
 
 CACHE_SECONDS = 3600 * 24
 BILLION = 10**9
+_SECOND = 1_000_000_000
+_LARGEST_WORD = 9_000_000_000_000_000_000
+"""Times up to this are taken apart in machine words."""
 WORD = 0xFFFFFFFF
 
 STATX_BASIC_STATS = 0x7FF
@@ -44,12 +49,21 @@ def device_of_kernel(encoded: int) -> int:
     return os.makedev((encoded >> 8) & 0xFFF, (encoded & 0xFF) | (encoded >> 12) & 0xFFF00)
 
 
+def seconds(when: int) -> tuple[i64, i64]:
+    """Take a time in nanoseconds apart into seconds and the rest."""
+    if 0 <= when <= _LARGEST_WORD:
+        time: i64 = when
+        whole: i64 = time // _SECOND
+        return whole, time - whole * _SECOND
+    return when // BILLION, when % BILLION
+
+
 def attr(found: Attributes, block_size: int) -> bytes:
     """Encode fuse_attr."""
     ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, _, _, _ = found
-    asec, ansec = divmod(atime, BILLION)
-    msec, mnsec = divmod(mtime, BILLION)
-    csec, cnsec = divmod(ctime, BILLION)
+    asec, ansec = seconds(atime)
+    msec, mnsec = seconds(mtime)
+    csec, cnsec = seconds(ctime)
     return abi.ATTR.pack(
         ino, size, blocks, asec, msec, csec, ansec, mnsec, cnsec,
         mode, nlink, uid, gid, kernel_device(rdev) if rdev else 0, block_size, 0,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
 
 SIZE = 8192
-MEMBER = 0xC000DA0C | SIZE << 16
+MEMBER: int = 0xC000DA0C | SIZE << 16
 """_IOWR(0xda, 12, char[SIZE])."""
 QUESTION = Struct(f"=Q{SIZE - 8}s")
 """An `Action`, and the absolute path, which ends with NULs."""

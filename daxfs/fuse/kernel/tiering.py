@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from daxfs.fuse.kernel.request import Request
 
 SIZE = 8192
-TIER = 0xC000DA0B | SIZE << 16
+TIER: int = 0xC000DA0B | SIZE << 16
 """_IOWR(0xda, 11, char[SIZE])."""
 QUESTION = Struct(f"=QQQ{SIZE - 24}x")  # an `Action`, offset and length in bytes
 
