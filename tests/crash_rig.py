@@ -236,12 +236,17 @@ class Workbench:
 
     def begin_window(self) -> None:
         """Have an open file that was appended and synchronised so often that it has blocks past EOF for this."""
+        self.append_durably()
+        file, volume = self.opened[-1], self.fs.volume
+        assert file.node.window > file.size or volume.tiers or not inodes.read(volume.view, file.ino).has_extents
+
+    def append_durably(self) -> None:
+        """Append to a new file, which stays open, so often that it gets a window if it can have one."""
         file, _ = self.fs.create(ROOT_INO, b"log", 0o644)
         self.opened.append(file)
         for _ in range(appends.ENOUGH + 1):
             self.append_block()
             self.fs.fsync(file.ino)
-        assert file.node.window > file.size or not inodes.read(self.fs.volume.view, file.ino).has_extents
 
     def append_block(self) -> None:
         """Append a block to the file that was opened last."""

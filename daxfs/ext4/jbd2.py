@@ -421,7 +421,7 @@ def tail_is_valid(form: Format, block: Buffer) -> bool:
 
 def escapes(block: Buffer) -> bool:
     """Whether a block begins with the magic, so that it must be escaped in the log."""
-    return bytes(block[:4]) == MAGIC_BYTES
+    return block[:4] == MAGIC_BYTES
 
 
 # Revoke blocks

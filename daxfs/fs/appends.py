@@ -100,14 +100,28 @@ def _begin(volume: Volume, node: Node, end: int, caller: Caller) -> bool:
 
 
 def end(volume: Volume, node: Node) -> None:
-    """End the file's window: its blocks become free with the next commit."""
-    node.window, node.appends = 0, min(node.appends, 0)
+    """End the file's window: its blocks become free with the next commit.
+
+    Raises:
+        FsError, MemoryError: as an operation on blocks; the file has its window still.
+    """
+    window = node.window
+    forget(node)
     if volume.read_only:
         return
     first = node.size + volume.block_size - 1 >> volume.block_bits
-    with volume.handle(CREDITS_END) as tx, Change(volume, tx, node.ino, dated=False) as change:
-        change.unmap(first, None)
-        volume.lives.cut(tx, node.ino)
+    try:
+        with volume.handle(CREDITS_END) as tx, Change(volume, tx, node.ino, dated=False) as change:
+            change.unmap(first, None)
+            volume.lives.cut(tx, node.ino)
+    except BaseException:
+        node.window = window
+        raise
+
+
+def forget(node: Node) -> None:
+    """Append no longer inside the file's window, whose blocks somebody else frees: the orphan list names the file."""
+    node.window, node.appends = 0, min(node.appends, 0)
 
 
 def end_preallocation(volume: Volume, ino: int) -> None:

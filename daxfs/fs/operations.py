@@ -80,13 +80,21 @@ def brought(volume: Volume, error: BaseException) -> bool:
     """Bring the data on storage that an operation has ended for, if it has; then the operation runs again.
 
     False, too: whoever uses the volume brings it between other requests.
+
+    Raises:
+        FsError, MemoryError: as an operation (`failure`), if the data can't be brought.
     """
     if volume.tiers is None or volume.tiers.parks or not isinstance(error, FsError):
         return False
     needed = on_storage(volume, error)
     if not isinstance(needed, OnStorage):
         return False
-    finish(needed.bring())
+    try:
+        finish(needed.bring())
+    except BaseException as met:
+        raise failure(volume, met, change=True) from error
+    if volume.faults[0]:
+        raise lost(volume, change=True)
     return True
 
 

@@ -49,6 +49,15 @@ def begin(volume: Volume, ino: int) -> None:
         step(volume, ino)
 
 
+def cut(volume: Volume, ino: int) -> None:
+    """Free what a file that the orphan list names has past EOF, with the first step now: its last user has closed it.
+
+    That has succeeded, whatever memory this needs. What fails is done at the end of the mount, or by recovery.
+    """
+    if ino in volume.lives.listed and ino not in volume.lives.nameless and not volume.read_only:
+        step(volume, ino)
+
+
 def collect(volume: Volume, ino: int) -> None:
     """Free the inode if it has no name and is not busy, as `begin`, but to the end."""
     begin(volume, ino)
@@ -181,6 +190,12 @@ def free_nameless(volume: Volume) -> None:
     for node in appends.with_windows(volume):
         with unless_damaged(volume, node.ino, met):
             appends.end(volume, node)
+    for ino in tuple(volume.lives.listed - volume.lives.nameless):
+        if volume.read_only:
+            break
+        with unless_damaged(volume, ino, met):
+            while not truncating.cut_step(volume, ino):
+                pass
     for ino in tuple(volume.lives.nameless):
         if volume.read_only:
             break

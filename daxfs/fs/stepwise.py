@@ -250,15 +250,18 @@ class Stepwise:
         volume = self.volume
         batches.end(volume, file)
         node = file.node
+        ends_window = bool(node.window) and node.opens == 1
         try:
             if node.grants is not None:
                 mounting.grants_of(volume).leave(file)
-            if node.window and node.opens == 1:
-                appends.end(volume, node)
+            if ends_window:
+                appends.forget(node)
         finally:
             volume.nodes.closed(node)
             if volume.tiers is not None and file.writable:
                 volume.tiers.misplace(file.ino)
+            if ends_window:
+                removal.cut(volume, file.ino)
             removal.begin(volume, file.ino)
 
     @maintaining

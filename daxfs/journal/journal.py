@@ -256,24 +256,20 @@ class Journal:
         finally:
             self._committing = False
 
-    def make_empty_log(self, area: LogArea) -> None:
-        """Make an empty log at other blocks, as many as the log has, durably; the log is empty (`checkpoint`)."""
+    def make_empty_log(self, area: LogArea) -> Log:
+        """Make an empty log at other blocks, as many as the log has, durably; the log is empty (`checkpoint`).
+
+        Returns:
+            The new log, for `use_log`.
+        """
         assert isinstance(self._writer, Log)
         self._writer.make_empty(area)
+        return Log(self.pool, self.view.geometry, area)
 
-    def use_log(self, area: LogArea) -> None:
-        """Log at other blocks from now on, where `make_empty_log` has made a log; nothing has changed since.
-
-        Raises:
-            FsError: as `commit`; the journal is aborted.
-        """
+    def use_log(self, new: Log) -> None:
+        """Use a log that `make_empty_log` has made from now on; nothing has changed since."""
         old = self._writer
         assert isinstance(old, Log)
-        try:
-            new = Log(self.pool, self.view.geometry, area)
-        except BaseException as error:
-            self.abort(error, record=False)
-            raise
         new.before_home, new.tail_moves = old.before_home, old.tail_moves
         self._writer = new
         old.end()

@@ -41,6 +41,7 @@ MAX_TABLES = 4096
 """The most inode tables whose place is cached."""
 MAX_CHECKED = 1 << 16
 """The most inodes in the cache of checked slots, a power of two."""
+_NONE_CHECKED = array("I", bytes(4 * MAX_CHECKED))
 
 
 class Inode(InodeRecord):
@@ -71,11 +72,14 @@ class Known(Cache):
         self.lowest: dict[int, int] = {}
         self._internal: frozenset[int] | None = None
         self.kept_free: AbstractSet[int] = frozenset()
-        self.drop()
+        self.checked = array("I", _NONE_CHECKED)
 
     def drop(self) -> None:
-        """Forget which slots are checked, and which are in use: those of new inodes hold their old content again."""
-        self.checked = array("I", bytes(4 * MAX_CHECKED))
+        """Forget which slots are checked, and which are in use: those of new inodes hold their old content again.
+
+        It takes no memory: a handle that ran out of it is undone by this.
+        """
+        self.checked[:] = _NONE_CHECKED
         self.lowest.clear()
 
     def internal(self, view: View) -> frozenset[int]:

@@ -6,39 +6,44 @@ an unmount that fails, leave a pool of which the next mount makes the same tree.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from crash_rig import Picture, take_picture
 from explorer.disk import Disk
 from tree_rig import QUIET
 
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
-from failing.seams import FailingPool, Trigger, injected
+from failing.seams import FailingPool, Trigger, distinct, injected
 from failing.sweep import Lab, Tally, go_on, same_clock, timeless, unlike_all
 from failing.work import ALL, Bench
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SYNCED = ("mkdir", "unlink open", "tmpfile", "append", "symlink long", "set large xattr")
 LATER = ("chmod", "rename dir", "truncate up")
 
 
 def swept(lab: Lab, seam: str, tally: Tally, *, stride: int = 1) -> None:
-    """Let every ``stride``-th event of a seam fail in a mount and in an unmount, from the first on."""
+    """Let the events of a seam fail in a mount and in an unmount, one after the other: of those on one path, three.
+
+    Args:
+        lab: the pool.
+        seam: of `seams.SEAMS`.
+        tally: gets what was tried.
+        stride: every which of these events is tried.
+    """
     with same_clock():
-        for life, attempt in LIVES.items():
-            begin = worked(lab)
+        begin = Disk(worked(lab), lab.block_size)
+        for life, (prepare, attempt) in LIVES.items():
+            wanted = prepare(begin)
+            begin.rewind()
             with injected(seam) as trigger:
-                trigger.at = 1
-                while True:
-                    disk = Disk(begin, lab.block_size)
-                    trigger.count, trigger.armed = 0, False
-                    wrong = attempt(lab, disk, seam, trigger)
-                    if trigger.count < trigger.at:
-                        break
+                with trigger.watching() as paths:
+                    attempt(lab, begin, seam, trigger, wanted)
+                begin.rewind()
+                for trigger.at in distinct(paths)[::stride]:
+                    trigger.count = 0
+                    wrong = attempt(lab, begin, seam, trigger, wanted)
+                    begin.rewind()
                     tally.add(f"{life} {seam} {trigger.at}", wrong)
-                    trigger.at += stride
 
 
 def worked(lab: Lab) -> bytes:
@@ -63,18 +68,17 @@ def tree(disk: Disk) -> Picture:
     return found
 
 
-def expected(content: bytes, block_size: int) -> Picture:
-    """Return the tree that a mount makes of the pool."""
-    return tree(Disk(content, block_size))
-
-
 def met(seam: str, error: BaseException) -> list[str]:
     """Return what is wrong about an error that came out."""
     return [] if isinstance(error, MemoryError if seam == "buffer" else OSError) else [f"{error!r} came out"]
 
 
-def _mount(lab: Lab, disk: Disk, seam: str, trigger: Trigger) -> list[str]:
-    wanted = [expected(bytes(disk.content), lab.block_size)]
+def _mounted(disk: Disk) -> list[Picture]:
+    """Return the tree that a mount makes of the pool."""
+    return [tree(disk)]
+
+
+def _mount(lab: Lab, disk: Disk, seam: str, trigger: Trigger, wanted: list[Picture]) -> list[str]:
     pool = FailingPool(disk, seam, trigger)
     trigger.armed = True
     wrong: list[str] = []
@@ -94,13 +98,23 @@ def _mount(lab: Lab, disk: Disk, seam: str, trigger: Trigger) -> list[str]:
     return wrong + _end(lab, disk, wanted)
 
 
-def _unmount(lab: Lab, disk: Disk, seam: str, trigger: Trigger) -> list[str]:
-    fs = FileSystem.open(FailingPool(disk, seam, trigger), QUIET)
-    bench = Bench(fs)
+def _changed(disk: Disk) -> list[Picture]:
+    """Return the trees before and after each of the changes that an unmount makes durable."""
+    fs = FileSystem.open(FailingPool(disk, "", Trigger()), QUIET)
     wanted = [timeless(take_picture(fs))]
+    bench = Bench(fs)
     for name in LATER:
         ALL[name](bench)
         wanted.append(timeless(take_picture(fs)))
+    fs.close()
+    return wanted
+
+
+def _unmount(lab: Lab, disk: Disk, seam: str, trigger: Trigger, wanted: list[Picture]) -> list[str]:
+    fs = FileSystem.open(FailingPool(disk, seam, trigger), QUIET)
+    bench = Bench(fs)
+    for name in LATER:
+        ALL[name](bench)
     file, _ = fs.tmpfile(ROOT_INO, 0o600)
     fs.write(file, 0, bytes(5000))
     wrong: list[str] = []
@@ -124,4 +138,9 @@ def _end(lab: Lab, disk: Disk, wanted: list[Picture]) -> list[str]:
     return wrong
 
 
-LIVES: dict[str, Callable[[Lab, Disk, str, Trigger], list[str]]] = {"mount": _mount, "unmount": _unmount}
+Attempt = Callable[[Lab, Disk, str, Trigger, list[Picture]], list[str]]
+LIVES: dict[str, tuple[Callable[[Disk], list[Picture]], Attempt]] = {
+    "mount": (_mounted, _mount),
+    "unmount": (_changed, _unmount),
+}
+"""What the next mount may find, and the attempt with an error."""

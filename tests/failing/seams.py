@@ -36,6 +36,7 @@ class Trigger:
         lasting: all later ones fail too.
         armed: events count and fail.
         count: the events so far.
+        paths: which way through the program led to each event so far; None: nobody asks.
     """
 
     def __init__(self) -> None:
@@ -43,13 +44,47 @@ class Trigger:
         self.lasting = False
         self.armed = False
         self.count = 0
+        self.paths: list[int] | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[list[int]]:
+        """No event fails; the paths to all of them are noted."""
+        self.at, self.count, self.paths = 0, 0, []
+        try:
+            yield self.paths
+        finally:
+            self.paths = None
 
     def hit(self) -> bool:
         """Count an event; return whether it fails."""
         if not self.armed:
             return False
         self.count += 1
+        if self.paths is not None:
+            self.paths.append(_path())
         return self.count == self.at or (self.lasting and 0 < self.at < self.count)
+
+
+def _path() -> int:
+    """Return a number for the calls that the program is in, each with its line."""
+    calls = []
+    frame = sys._getframe(2)
+    while frame is not None:
+        calls.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return hash(tuple(calls))
+
+
+def distinct(paths: list[int]) -> list[int]:
+    """Return the numbers of the events to try, from 1 on: of each path the first two and the last.
+
+    A loop comes to the same place again and again. Its first turn begins with nothing done, its second with something,
+    and its last ends it.
+    """
+    found: dict[int, list[int]] = {}
+    for number, path in enumerate(paths, 1):
+        found.setdefault(path, []).append(number)
+    return sorted({number for numbers in found.values() for number in (*numbers[:2], numbers[-1])})
 
 
 class InjectedFaults(Faults):

@@ -9,44 +9,56 @@ A `Reference` does the operation without an error, and takes a picture of the tr
 * What the core holds in DRAM agrees with the pool (`FileSystem.check`).
 * The volume goes on: further operations and a commit succeed. An error in the middle of a commit aborts the journal
   instead; then a mount recovers a tree as above.
-* `e2fsck -fn` finds nothing after the unmount.
+* `e2fsck -fn` finds nothing after the unmount; ``-p`` mends what is marked for it (`work.MARKING`).
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import random
 import stat
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from crash_rig import EPOCH_NS, FORMATS, PLAIN, Picture, differing, image, made, mend, noise, steady_clock, take_picture
 from explorer.disk import Disk
+from explorer.tiers import TIERED, tiered_image
+from tiered_recorder import opened
 from tree_rig import QUIET
 
 from daxfs.errors import Corrupt, FsError
+from daxfs.ext4 import hash as hash_of_names
+from daxfs.ext4.superblock import EXT4_ERROR_FS, SUPERBLOCK_OFFSET, Superblock
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
-from failing.seams import FailingPool, Trigger, injected
-from failing.work import ALL, LONGER, MORE_FORMATS, NEEDED, PIECEWISE, Bench, Case
+from failing.judge import Judge
+from failing.seams import FailingPool, Trigger, distinct, injected
+from failing.tiered import FailingTieredPool
+from failing.work import ALL, LONGER, MARKING, MORE_FORMATS, NEEDED, PIECEWISE, Bench, Case
 from support import fsck
 
 CALLS = (
     *("create", "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename", "setattr", "set_flags", "tmpfile"),
     *("set_fsxattr", "setxattr", "removexattr", "set_label", "open_file", "release", "write", "fallocate"),
-    *("copy_range", "lease", "create_snapshot", "delete_snapshot"),
+    *("copy_range", "lease", "create_snapshot", "delete_snapshot", "demote", "promote"),
 )
 """The calls of the facade after which a reference takes a picture."""
 SEED = 7
 
 
-EVERY_FORMAT = (*FORMATS, *PLAIN, *MORE_FORMATS)
+EVERY_FORMAT = (*FORMATS, *PLAIN, *MORE_FORMATS, *TIERED)
 MOST_WRONG = 20
 """Wrong cases after which a sweep ends."""
+
+
+def content_of(name: str) -> bytes:
+    """Return a pool of a format."""
+    if name in TIERED:
+        return tiered_image(name)
+    return made(MORE_FORMATS[name]) if name in MORE_FORMATS else image(name)
 
 
 class Tally:
@@ -77,14 +89,13 @@ class Lab:
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        content = made(MORE_FORMATS[name]) if name in MORE_FORMATS else image(name)
-        content += noise(LONGER.get(name, 0), 1)
+        content = content_of(name) + noise(LONGER.get(name, 0), 1)
         self.name = name
-        self.block_size = 4096 if name == "4k" else 1024
+        self.block_size = 4096 if name == "4k" or name in TIERED else 1024
         self.disk = Disk(content, self.block_size)
-        self.file = folder / "judged"
+        self.file = folder / "mended"
+        self._judge = Judge(folder / "judged")
         self._references: dict[str, Reference] = {}
-        self._sound: set[bytes] = set()
 
     def reference(self, operation: str) -> Reference:
         """Return what an operation does when nothing fails."""
@@ -93,25 +104,40 @@ class Lab:
             found = self._references[operation] = Reference(self, operation)
         return found
 
+    def mounted(self, seam: str = "", trigger: Trigger | None = None) -> FileSystem:
+        """Mount the pool; a seam fails as the trigger says."""
+        trigger = trigger or Trigger()
+        if self.name in TIERED:
+            return opened(FailingTieredPool(self.disk, seam, trigger), QUIET)
+        return FileSystem.open(FailingPool(self.disk, seam, trigger), QUIET)
+
     def prepared(self, operation: str, seam: str, trigger: Trigger) -> Bench:
         """Return a workbench on the pool, mounted, on which everything that the operation needs was done."""
         random.seed(SEED)
-        fs = FileSystem.open(FailingPool(self.disk, seam, trigger), QUIET)
-        bench = Bench(fs)
+        bench = Bench(self.mounted(seam, trigger))
         for needed in NEEDED.get(operation, ()):
-            with suppress(FsError):  # what a format does not have
+            with suppress(FsError, IndexError):  # what a format does not have
                 ALL[needed](bench)
-        fs.sync()
+        bench.fs.sync()
         random.seed(SEED)
         return bench
 
     def fsck(self, disk: Disk) -> None:
-        """e2fsck finds nothing; the same bytes are looked at once."""
-        digest = hashlib.blake2b(disk.content, digest_size=16).digest()
-        if digest not in self._sound:
-            self.file.write_bytes(disk.content)
-            fsck(self.file)
-            self._sound.add(digest)
+        """e2fsck finds nothing."""
+        self._judge(disk, self.block_size)
+
+    def events(self, operation: str, seam: str, trigger: Trigger) -> list[int]:
+        """Return the numbers of the events of an operation that are worth a failure (`seams.distinct`)."""
+        with trigger.watching() as paths:
+            bench = self.prepared(operation, seam, trigger)
+            trigger.armed = True
+            try:
+                ALL[operation](bench)
+            finally:
+                trigger.armed = False
+                bench.fs.close()
+                self.disk.rewind()
+        return distinct(paths)
 
 
 class Reference:
@@ -121,7 +147,7 @@ class Reference:
         before: the tree.
         allowed: the tree before, and after each call.
         after: the tree at the end.
-        touched: inodes that it changes.
+        touched: inodes that it changes, or that are open.
         refused: whether the format refuses it anyway.
     """
 
@@ -131,6 +157,7 @@ class Reference:
         fs = bench.fs
         self.before = timeless(take_picture(fs, bench.opened))
         self.allowed = [self.before]
+        opened = frozenset(file.ino for file in bench.opened)
         self._watch(bench)
         try:
             ALL[operation](bench)
@@ -138,7 +165,7 @@ class Reference:
             self.refused = True
         self.after = timeless(take_picture(fs, bench.opened))
         self.allowed.append(self.after)
-        self.touched = changed(self.allowed)
+        self.touched = changed(self.allowed) | opened
         for name in CALLS:
             fs.__dict__.pop(name, None)
         fs.close()
@@ -239,12 +266,8 @@ def go_on(fs: FileSystem) -> None:
     fs.sync()
 
 
-def attempt(lab: Lab, case: Case, reference: Reference, trigger: Trigger) -> tuple[list[str], bool]:
-    """Do the operation with the error of a case.
-
-    Returns:
-        What is wrong, and whether the error was met at all.
-    """
+def attempt(lab: Lab, case: Case, reference: Reference, trigger: Trigger) -> list[str]:
+    """Do the operation with the error of a case; return what is wrong."""
     trigger.at, trigger.lasting, trigger.count = case.at, case.lasting, 0
     bench = lab.prepared(case.operation, case.seam, trigger)
     fs = bench.fs
@@ -257,7 +280,8 @@ def attempt(lab: Lab, case: Case, reference: Reference, trigger: Trigger) -> tup
         error = met
     finally:
         trigger.armed = False
-    hit = trigger.count >= trigger.at
+    if trigger.count < trigger.at:
+        wrong.append(f"it meets {trigger.count} events: it is not the same each time")
     try:
         if error is not None and not isinstance(error, MemoryError if case.seam == "buffer" else FsError):
             wrong.append(f"{error!r} came out")
@@ -278,9 +302,9 @@ def attempt(lab: Lab, case: Case, reference: Reference, trigger: Trigger) -> tup
                 wrong.append(f"the unmount ends with {met!r}")
         fs.volume.pool.close()
     if not wrong:
-        wrong += _after_unmount(lab, fs, reference)
+        wrong += _after_unmount(lab, case, fs, reference)
     lab.disk.rewind()
-    return wrong, hit
+    return wrong
 
 
 def _masked(reference: Reference, found: Picture, *, loosely: bool) -> tuple[Picture, list[Picture]]:
@@ -293,16 +317,16 @@ def _masked(reference: Reference, found: Picture, *, loosely: bool) -> tuple[Pic
 
 def _judge(fs: FileSystem, bench: Bench, case: Case, reference: Reference, error: BaseException | None) -> list[str]:
     if fs.volume.journal.aborted:
-        if case.seam != "store":
-            return ["the journal was aborted"]
-        return []
+        # Memory that stays missing under what a commit must change (`Journal._complete`) stops the volume, too.
+        stopped = case.seam == "store" or (case.seam == "load" and case.lasting)
+        return [] if stopped else ["the journal was aborted"]
     if fs.read_only:
         return ["the volume is read-only"] if case.seam not in ("store", "load") else []
     fs.check()
     found = timeless(take_picture(fs, bench.opened))
     loosely = case.operation.split()[0] in PIECEWISE
     found, allowed = _masked(reference, found, loosely=loosely)
-    if case.operation == "shrink":
+    if case.operation.startswith("shrink"):
         found, allowed = numberless(found), [numberless(each) for each in allowed]
     if error is None and not loosely:
         allowed = allowed[-1:]
@@ -319,7 +343,7 @@ def _judge(fs: FileSystem, bench: Bench, case: Case, reference: Reference, error
     return wrong
 
 
-def _after_unmount(lab: Lab, fs: FileSystem, reference: Reference) -> list[str]:
+def _after_unmount(lab: Lab, case: Case, fs: FileSystem, reference: Reference) -> list[str]:
     wrong: list[str] = []
     if fs.volume.journal.aborted and lab.name in PLAIN:
         lab.file.write_bytes(lab.disk.content)
@@ -328,7 +352,7 @@ def _after_unmount(lab: Lab, fs: FileSystem, reference: Reference) -> list[str]:
         return []
     if fs.volume.journal.aborted or fs.volume.read_only:
         try:
-            with FileSystem.open(FailingPool(lab.disk, "", Trigger()), QUIET) as again:
+            with lab.mounted() as again:
                 found, allowed = _masked(reference, timeless(take_picture(again)), loosely=True)
                 names = [sorted(each.facts) for each in allowed]
                 if sorted(found.facts) not in names:
@@ -337,28 +361,39 @@ def _after_unmount(lab: Lab, fs: FileSystem, reference: Reference) -> list[str]:
         except BaseException as met:
             return [f"the next mount: {met!r}"]
     try:
-        lab.fsck(lab.disk)
+        if case.operation in MARKING and marked(lab.disk):
+            lab.file.write_bytes(lab.disk.content)
+            mend(lab.file, "-p")
+            fsck(lab.file)
+        else:
+            lab.fsck(lab.disk)
     except AssertionError as met:
         wrong.append(f"e2fsck: {met}")
     return wrong
 
 
+def marked(disk: Disk) -> bool:
+    """Whether the file system is marked as one with errors, which ``e2fsck -p`` then mends."""
+    return bool(Superblock(memoryview(disk.content)[SUPERBLOCK_OFFSET:]).s_state & EXT4_ERROR_FS)
+
+
 @contextmanager
 def same_clock() -> Iterator[None]:
-    """Everything happens at the same times, so that the same operations make the same pool."""
+    """Everything happens at the same times, so that the same operations make the same pool; hashes are kept."""
     with steady_clock(), pytest.MonkeyPatch.context() as patches:
         patches.setattr("time.time", lambda: EPOCH_NS / 10**9)
+        patches.setattr(hash_of_names, "_half_md4", lru_cache(1 << 14)(hash_of_names._half_md4))
         yield
 
 
 def swept(lab: Lab, operations: Iterable[str], seam: str, *, stride: int = 1, lasting: bool = False) -> Tally:
-    """Let every ``stride``-th event of a seam fail in each operation, from the first on, until it is no longer met.
+    """Let the events of a seam fail in each operation, one after the other: of those on one path, three.
 
     Args:
         lab: the pool.
         operations: their names.
         seam: of `seams.SEAMS`.
-        stride: as above.
+        stride: every which of these events is tried.
         lasting: all events after the one that fails do, too.
     """
     tally = Tally()
@@ -366,12 +401,9 @@ def swept(lab: Lab, operations: Iterable[str], seam: str, *, stride: int = 1, la
         references = {operation: lab.reference(operation) for operation in operations}
         with injected(seam) as trigger:
             for operation, reference in references.items():
-                for at in count(1, stride) if not reference.refused else ():
+                for at in lab.events(operation, seam, trigger)[::stride] if not reference.refused else ():
                     case = Case(lab.name, operation, seam, at, lasting)
-                    wrong, met = attempt(lab, case, reference, trigger)
-                    if not met:
-                        break
-                    tally.add(case, wrong)
+                    tally.add(case, attempt(lab, case, reference, trigger))
                     if len(tally.wrong) == MOST_WRONG:
                         return tally
     return tally

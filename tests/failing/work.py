@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from crash_rig import NEEDS, OPERATIONS, Operation, Workbench
+from crash_rig import OPERATIONS, Operation, Workbench
+from explorer.tiers import TIER_NEEDS, TIER_OPERATIONS
 from lease_rig import token
 from range_rig import PUNCH
 from relocation_rig import place_of
 
 from daxfs.ext4.inode import EXT4_NODUMP_FL
+from daxfs.fs import appends
 from daxfs.fs.filesystem import ROOT_INO
 from daxfs.fs.openfile import OpenFile
 from daxfs.fs.types import Caller, FsXattr, LeaseRequest, SetAttributes
@@ -32,7 +34,7 @@ MAKER = Caller(uid=1000, gid=1000)
 
 
 class Bench(Workbench):
-    """A workbench on which a write may end early, as write(2) may."""
+    """A workbench on which an operation may do a part, as write(2) may."""
 
     def write_to(self, file: OpenFile, offset: int, size: int, *, release: bool = False) -> None:
         try:
@@ -88,6 +90,33 @@ class Bench(Workbench):
         self.fs.mkdir(ROOT_INO, b"spread%d" % number, 0o755)
         self.new(f"spread{number}/file", 6000)
 
+    def begin_window(self) -> None:
+        """As `Workbench.begin_window`; a pool that was full for a moment gives none."""
+        self.append_durably()
+
+    def append_past_window(self) -> None:
+        """Append as much as a window has."""
+        file = self.opened[-1]
+        self.write_to(file, file.size, appends.WINDOW_BYTES)
+
+    def pin(self) -> None:
+        """The kernel knows all inodes below the root."""
+        for name in self.fs.tree.listdir("/"):
+            self.fs.pin(self.fs.lookup(ROOT_INO, name))
+
+    def shrink(self, part: int, whole: int) -> None:
+        """Make the file system as many parts of the whole large."""
+        self.fs.resize(self.fs.volume.geometry.blocks_count * part // whole)
+
+    def shrink_below_log(self) -> None:
+        """Make the file system so small that its log must move."""
+        before = self.fs.volume.log_area
+        if before is None:
+            raise IndexError("there is no log")
+        last = max(before.runs)
+        self.fs.resize(last.start + last.length // 2)
+        assert self.fs.volume.log_area is not before
+
     def evacuate(self, first: int, last: int) -> None:
         """Move what lies between two tenths of the file system elsewhere."""
         tenth = self.fs.volume.geometry.blocks_count // 10 << self.fs.volume.block_bits
@@ -135,15 +164,32 @@ MORE: dict[str, Operation] = {
     "unlink after snapshot": lambda w: w.unlink("g"),
     "mkdir after snapshot": lambda w: w.fs.mkdir(ROOT_INO, b"later", 0o755),
     "sync after snapshot": lambda w: [w.fs.mkdir(ROOT_INO, b"later", 0o755), w.fs.sync()],
+    "snapshot of leased": lambda w: w.snapshot(),
+    "delete snapshot of leased": lambda w: w.delete_snapshot(0),
     "spread": lambda w: [w.spread(number) for number in range(10)],
     "grow": lambda w: w.fs.resize(),
-    "shrink": lambda w: w.fs.resize(w.fs.volume.geometry.blocks_count * 2 // 3),
+    "pin": lambda w: w.pin(),
+    "shrink": lambda w: w.shrink(2, 3),
     "evacuate": lambda w: w.evacuate(6, 10),
     "defragment": lambda w: w.fs.defragment(w.ino("f")),
     "write of a user": lambda w: w.write_as_user("f", 3000, 9000),
+    "append past window": lambda w: w.append_past_window(),
+    "end window": lambda w: w.let_go(),
+    "truncate in window": lambda w: w.truncate("log", 5000),
+    "begin lease in window": lambda w: w.lease("log", int(Flag.WRITE | Flag.FILL | Flag.EXTEND), 0, 20_000),
+    "fill beside window": lambda w: w.fill(),
+    "unlink in window": lambda w: w.unlink("log"),
+    "shrink with window": lambda w: w.shrink(2, 3),
+    "shrink moving log": lambda w: w.shrink_below_log(),
+    "shrink with pins": lambda w: w.shrink(2, 3),
+    "grow after shrink": lambda w: w.fs.resize(),
 }
-ALL = OPERATIONS | MORE
-NEEDED = NEEDS | {
+ALL = OPERATIONS | MORE | TIER_OPERATIONS
+NEEDED = TIER_NEEDS | {
+    **dict.fromkeys([name for name in MORE if name.endswith(" window")], ("begin window",)),
+    "shrink with window": ("grow", "spread", "begin window"),
+    "shrink with pins": ("grow", "spread", "pin"),
+    "grow after shrink": ("grow", "shrink"),
     "create below default acl": ("default acl",),
     "mkdir below default acl": ("default acl",),
     "chmod with acl": ("acl",),
@@ -151,6 +197,8 @@ NEEDED = NEEDS | {
     "truncate leased": ("lease",),
     "punch leased": ("lease",),
     "unlink leased": ("lease",),
+    "snapshot of leased": ("snapshot", "delete snapshot", "lease"),
+    "delete snapshot of leased": ("lease", "snapshot"),
     "overwrite after snapshot": ("snapshot",),
     "unlink after snapshot": ("snapshot",),
     "mkdir after snapshot": ("snapshot",),
@@ -163,17 +211,24 @@ NEEDED = NEEDS | {
 PIECEWISE = (
     *("write", "append", "overwrite", "fill", "allocate", "punch", "zero", "copy", "truncate", "collapse", "insert"),
     *("scatter", "spread", "open", "change", "tmpfile", "relocate", "grow", "shrink", "evacuate", "defragment"),
+    *("begin", "end"),
 )
 """How the names of operations begin that may have done a part when they fail."""
 
+MARKING = ("shrink moving log",)
+"""Operations that mark the file system while blocks belong to nobody."""
 
 MORE_FORMATS = {
     "project": ("-b", "1024", "-O", "project,^resize_inode", "-I", "256"),
     "groups": ("-b", "1024", "-g", "256", "-E", "resize=40000"),
     "groups without reserve": ("-b", "1024", "-g", "256", "-O", "^resize_inode,^flex_bg"),
+    "late log": ("-b", "1024", "-O", "^resize_inode", "-J", "location=1400"),
 }
 """Formats besides those of `crash_rig`."""
-RESIZED = ("grow", "shrink", "evacuate", "defragment")
+RESIZED = (
+    *("grow", "shrink", "evacuate", "defragment", "shrink with window", "shrink with pins"),
+    "grow after shrink",
+)
 """Operations that need many groups, or room behind the file system, to find something to do."""
 LONGER = {"groups": 3 << 20, "groups without reserve": 2 << 20}
 """Bytes of the pool past the end of its file system."""

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crash_rig import image
+from explorer.disk import Disk
+from failing.seams import FailingPool, Trigger
+from tree_rig import QUIET
 
 from daxfs.errors import FsError
 from daxfs.fs import appends
@@ -197,3 +201,23 @@ def test_recovery_cuts_a_window_off(open_fs: OpenFs, tmp_path: Path, features: s
             assert found.blocks == len(content) // 512
             assert recovered.tree.read_bytes("/log") == content
         fsck(path)
+
+
+@pytest.mark.parametrize("error", ["room", "reading"])
+def test_a_close_that_can_not_free_the_window(error: str, tmp_path: Path) -> None:
+    """It has succeeded nevertheless, and the unmount frees the blocks."""
+    disk = Disk(image("4k"), BLOCK)
+    trigger = Trigger()
+    fs = FileSystem.open(FailingPool(disk, "room", trigger), QUIET)
+    file, content = log_of(fs)
+    trigger.armed, trigger.at = error == "room", 1
+    fs.volume.pool.faults.pending[0] = error == "reading"  # type: ignore[index]
+    fs.release(file)
+    trigger.armed = False
+    fs.check()
+    assert blocks_past_eof(fs, file.ino)
+    assert file.ino in fs.volume.lives.listed
+    assert fs.tree.read_bytes("/log") == content
+    fs.close()
+    (tmp_path / "pool").write_bytes(disk.content)
+    fsck(tmp_path / "pool")

@@ -87,9 +87,9 @@ MUTANTS = [
     ),
     Mutant(
         "the journal moves: its new place has no log yet",
-        LOG_MOVE,
-        "        journal.make_empty_log(new)\n",
-        "",
+        "daxfs/journal/log.py",
+        "        pool.block_store(area.physical(0) * size, pool.memory[place : place + size])\n        pool.fence()\n",
+        "        pool.block_store(area.physical(0) * size, pool.memory[place : place + size])\n",
         "The inode leads to blocks that are no log.",
         CUTS,
     ),

@@ -124,8 +124,8 @@ class InodeGrants:
     def bump_version(self) -> None:
         """Count a change of the inode or its content."""
         if self.entry:
+            self._show(CHANGES_AT, self.changes + 1)
             self.changes += 1
-            self._show(CHANGES_AT, self.changes)
 
     def show_size(self, size: int) -> None:
         """Show the size before `set_size` counts a change: it is that of appends which the client has made itself.
@@ -176,15 +176,16 @@ class InodeGrants:
 
     def _begin(self, epoch: int) -> None:
         if self.entry:
-            self.epoch = epoch
             self.bump_version()
+            self.epoch = epoch
             self._show(EPOCH_AT, epoch)
 
     def _show(self, at: int, word: int) -> None:
         """Store a word of the status entry.
 
         What happens to the inode has happened, so no error of the entry's own memory may end it. A fault that was
-        pending before is another one's.
+        pending before is another one's, and ends what is about to happen before it is shown: the first word that is
+        stored is not yet in DRAM.
         """
         volume = self._volume
         fault_before = volume.faults[0]

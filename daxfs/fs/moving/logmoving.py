@@ -6,8 +6,9 @@ empty log then. Whichever map a power cut leaves, it leads to one of them; a map
 mended from the superblock's copy, by a mount (`mend`) or by e2fsck. Each piece of the log gets a piece of the same
 length: so a map of old and new pieces, where no checksum shows it, is a good one too.
 
-The blocks of both places are in use meanwhile, and those of one belong to nobody. A power cut leaves them so, and the
-file system marked as one with errors, as a power cut during resize2fs does: the next e2fsck -p frees them.
+The blocks of both places are in use meanwhile, and those of one belong to nobody. A power cut, or an error that has no
+memory left to undo it, leaves them so, and the file system marked as one with errors, as a power cut during resize2fs
+does: the next e2fsck -p frees them.
 
 A log whose map does not fit into its inode, or is no extent map, stays. Callers: `daxfs.fs.moving.shrinking`, and the
 mount.
@@ -88,15 +89,22 @@ def _move(volume: Volume, ino: int, old: LogArea, new: LogArea) -> None:
         tx.edit_superblock().s_state |= EXT4_ERROR_FS
     try:
         journal.checkpoint()
-        journal.make_empty_log(new)
-        _store_map(volume, ino, new)
-    except FsError:
+        log = journal.make_empty_log(new)
+        inode, place = _slot(volume.view, ino)
+        journalmap.move(inode, [start for start, _ in new.runs])
+        volume.pool.faults.check()
+    except (FsError, MemoryError):
         if not journal.aborted:
             with volume.handle(credits) as tx:
                 blocks.free_all(tx, list(new.runs))
                 tx.edit_superblock().s_state &= ~EXT4_ERROR_FS
         raise
-    journal.use_log(new)
+    try:
+        _store(volume.pool, inode, place)
+    except BaseException as error:  # nobody knows to which log the inode leads now
+        journal.abort(error)
+        raise
+    journal.use_log(log)
     volume.log_area = new
     metadata_zone.protect(volume.view, ino, new.runs)
     groupmaps.forget(volume.view)
@@ -113,13 +121,6 @@ def _groups(volume: Volume, runs: tuple[BlockRun, ...]) -> int:
     return len({group for run in runs for group, _, _ in blocks.pieces_of(volume.geometry, *run)})
 
 
-def _store_map(volume: Volume, ino: int, area: LogArea) -> None:
-    """Store the new map at home; the log is empty, so nobody stores another there."""
-    inode = _slot(volume.view, ino)
-    journalmap.move(inode, [start for start, _ in area.runs])
-    _store(volume.pool, volume.view, inode)
-
-
 def mend(pool: Pool, geometry: Geometry) -> None:
     """Mend the journal's inode if its checksum is wrong, from the superblock's copy; the log is empty or replayed."""
     view = PoolView(pool, geometry)
@@ -131,25 +132,24 @@ def mend(pool: Pool, geometry: Geometry) -> None:
         except Corrupt as error:
             if error.kind is not CorruptKind.INODE_CHECKSUM or journalmap.copied(sb) is None:
                 raise
-            inode = _slot(view, ino)
+            inode, place = _slot(view, ino)
             journalmap.restore(sb, inode)
-            _store(pool, view, inode)
+            _store(pool, inode, place)
     finally:
         view.release()
 
 
-def _slot(view: View, ino: int) -> Inode:
-    """Return a copy of an inode's slot, whatever its checksum is."""
+def _slot(view: View, ino: int) -> tuple[Inode, int]:
+    """Return a copy of an inode's slot, whatever its checksum is, and where in the pool the slot lies."""
     number, offset = inodes.position(view, ino)
     size = view.geometry.inode_size
     inode = inodes.Inode(memoryview(bytearray(view.block(number)[offset : offset + size])), 0, view.geometry)
     inode.number = ino
-    return inode
+    return inode, (number << view.geometry.block_bits) + offset
 
 
-def _store(pool: Pool, view: View, inode: Inode) -> None:
-    number, offset = inodes.position(view, inode.number)
-    if view.geometry.metadata_csum:
-        inode.seal(inode.number, view.geometry)
-    pool.write((number << view.geometry.block_bits) + offset, inode.buffer)
+def _store(pool: Pool, inode: Inode, place: int) -> None:
+    if inode.geometry.metadata_csum:
+        inode.seal(inode.number, inode.geometry)
+    pool.write(place, inode.buffer)
     pool.fence()

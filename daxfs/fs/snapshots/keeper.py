@@ -262,7 +262,7 @@ class Keeper:
                     raise FsError(errno.ENOSPC, "the new snapshot is lost already")
                 with volume.pool.faults.checked():
                     self.copier.copy(chunks[at : at + MAPPED_AT_ONCE])
-        except FsError:
+        except (FsError, MemoryError):
             directory = files.folder(volume.view)
             assert directory is not None
             yield from self._delete(directory.number, kept.name)

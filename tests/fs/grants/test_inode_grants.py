@@ -7,6 +7,9 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
+from crash_rig import image
+from explorer.disk import Disk
+from failing.seams import FailingPool, Trigger
 from lease_rig import (
     RENEW,
     STORE,
@@ -17,6 +20,7 @@ from lease_rig import (
     truncate,
 )
 from range_rig import COLLAPSE, PUNCH, ZERO
+from tree_rig import QUIET
 
 from daxfs.errors import MissingMemory
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
@@ -195,3 +199,18 @@ def test_a_change_succeeds_although_its_entry_has_no_memory(
         fs.check()
         held.close()
     assert client(fs, b"g", b"x").ask().entry != answer.entry
+
+
+def test_a_fault_that_is_pending_ends_no_epoch() -> None:
+    """Neither in the status entry nor in DRAM: if one of them ended, clients would take each answer for an old one."""
+    fs = FileSystem.open(FailingPool(Disk(image("4k"), BLOCK), "", Trigger()), QUIET)
+    held = client(fs, b"leased", b"x" * BLOCK)
+    held.ask(0, BLOCK, STORE)
+    grants = held.file.node.grants
+    assert grants is not None
+    fs.volume.faults[0] = 1
+    with pytest.raises(MissingMemory):
+        grants.bump_epoch()
+    fs.check()
+    check(fs, [held])
+    fs.close()
