@@ -606,8 +606,8 @@ MUTANTS = [
     Mutant(
         "appends: the last close keeps the window",
         "daxfs/fs/stepwise.py",
-        "            if node.window and node.opens == 1:\n",
-        "            if node.window and node.opens == 0:\n",
+        "        ends_window = bool(node.window) and node.opens == 1\n",
+        "        ends_window = bool(node.window) and node.opens == 0\n",
         "Blocks past EOF stay with closed files.",
         (APPENDS,),
     ),
