@@ -291,13 +291,8 @@ def counts(view: View, index: int) -> GroupCounts:
     lies past the end of what may be taken (`set_end`).
     """
     geometry = view.geometry
-    first = index * geometry.desc_per_block
-    content, _ = locate(view, first)
-    length = min(geometry.desc_per_block, geometry.groups_count - first)
-    halves = np.frombuffer(content, dtype="<u2").reshape(geometry.desc_per_block, -1)[:length]
-    columns = halves[:, (0x0C // 2, 0x0E // 2, 0x10 // 2)].astype(np.int64)
-    if geometry.desc_size >= 64:
-        columns += halves[:, (0x2C // 2, 0x2E // 2, 0x30 // 2)].astype(np.int64) << 16
+    first, columns = stored_counts(view, index)
+    length = len(columns)
     unusable = view.caches[Unusable]
     for group in unusable.blocks:
         if first <= group < first + length:
@@ -310,6 +305,21 @@ def counts(view: View, index: int) -> GroupCounts:
         stay = -(-(end - geometry.first_data_block) // geometry.blocks_per_group) - first
         columns[max(stay, 0) :, :2] = 0
     return GroupCounts(first, columns[:, 0], columns[:, 1], columns[:, 2])
+
+
+def stored_counts(view: View, index: int) -> tuple[int, Counts]:
+    """Return the first group of descriptor block ``index``, and a row for each of its groups as the descriptors say it:
+    free blocks, free inodes, directories.
+    """
+    geometry = view.geometry
+    first = index * geometry.desc_per_block
+    content, _ = locate(view, first)
+    length = min(geometry.desc_per_block, geometry.groups_count - first)
+    halves = np.frombuffer(content, dtype="<u2").reshape(geometry.desc_per_block, -1)[:length]
+    columns = halves[:, (0x0C // 2, 0x0E // 2, 0x10 // 2)].astype(np.int64)
+    if geometry.desc_size >= 64:
+        columns += halves[:, (0x2C // 2, 0x2E // 2, 0x30 // 2)].astype(np.int64) << 16
+    return first, columns
 
 
 def totals(view: View) -> tuple[int, int]:

@@ -58,8 +58,10 @@ def fitting(geometry: Geometry, blocks_count: int) -> int:
         FsError: EFBIG: block or inode numbers would not fit into their fields.
     """
     first, per_group = geometry.first_data_block, geometry.blocks_per_group
-    if blocks_count > 1 << 48 or (blocks_count >= 1 << 32 and not geometry.is_64bit):
-        raise FsError(errno.EFBIG, "more than 2^32 blocks need the feature 64bit: resize2fs -b")
+    if blocks_count > 1 << 48:
+        raise FsError(errno.EFBIG, "no ext4 has more than 2^48 blocks")
+    if blocks_count >= 1 << 32 and not geometry.is_64bit:
+        raise FsError(errno.EFBIG, "more than 2^32 blocks need the feature 64bit: unmount it and run: resize2fs -b")
     last = (blocks_count - 1 - first) // per_group
     if last >= geometry.groups_count:
         start = first + last * per_group

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from daxfs.ext4.superblock import Superblock
     from daxfs.journal.handle import Handle
     from daxfs.journal.view import View
+    from daxfs.structures.groups import Counts
 
 SPARE = 50
 """Blocks that a last group has at least beyond its metadata, if it is not whole."""
@@ -89,7 +90,9 @@ def used_past(view: View, blocks_count: int, end: int | None = None) -> Iterator
         Corrupt: a bitmap or a descriptor is damaged.
     """
     geometry = view.geometry
-    for group in range(geometry.group_of_block(blocks_count), geometry.groups_count if end is None else end):
+    some = range(geometry.group_of_block(blocks_count), geometry.groups_count if end is None else end)
+    first = list(some[:1])
+    for group in first + (_occupied(view, some[1:]) if len(some) > 1 else []):
         desc = groups.descriptor(view, group)
         low, bits = geometry.first_block(group), geometry.blocks_in_group(group)
         if desc.free_blocks_count == bits or groups.blocks_uninit(geometry, desc):
@@ -104,6 +107,42 @@ def used_past(view: View, blocks_count: int, end: int | None = None) -> Iterator
             yield BlockRun(low + bit, length)
 
 
+def _occupied(view: View, some: range) -> list[int]:
+    """Return those of some groups that hold blocks of files, by the counters: the bitmaps of others need no look."""
+    used = used_by_files(view)[some.start : some.stop]
+    found: list[int] = (np.flatnonzero(used) + some.start).tolist()
+    return found
+
+
+def used_by_files(view: View) -> Counts:
+    """Return how many blocks of each group hold something else than the groups' own metadata, by the counters.
+
+    Blocks that the running transaction has freed count as in use.
+    """
+    geometry, count = view.geometry, view.geometry.groups_count
+    used = np.full(count, geometry.blocks_per_group)
+    used[-1] = geometry.blocks_in_group(count - 1)
+    for index in range(geometry.desc_blocks):
+        first, stored = groups.stored_counts(view, index)
+        used[first : first + len(stored)] -= stored[:, 0]
+    for group in range(count) if geometry.has_meta_bg else (0, *geometry.backups(count)):
+        used[group] -= geometry.base_blocks(group)
+    places = np.concatenate([groups.places(view, index) for index in range(geometry.desc_blocks)])
+    where = (places - geometry.first_data_block) // geometry.blocks_per_group
+    lengths = np.broadcast_to(_lengths(geometry), where.shape)
+    into_next = np.maximum(places - geometry.first_data_block + lengths - (where + 1) * geometry.blocks_per_group, 0)
+    for at, length in ((where, lengths - into_next), (where + 1, into_next)):  # a table is shorter than a group
+        inside = (at >= 0) & (at < count)  # a damaged descriptor names any place
+        np.subtract.at(used, at[inside], length[inside])
+    used[used < 0] = 0
+    return used
+
+
+def _lengths(geometry: Geometry) -> Counts:
+    """Return the blocks of a group's block bitmap, inode bitmap and inode table."""
+    return np.array((1, 1, geometry.inode_blocks_per_group))
+
+
 def groups_past(geometry: Geometry, blocks_count: int) -> range:
     """Return the groups that a file system of ``blocks_count`` blocks does not have."""
     return range(growth.groups_in(geometry, blocks_count), geometry.groups_count)
@@ -115,15 +154,20 @@ def inodes_past(view: View, blocks_count: int) -> Iterator[int]:
     Raises:
         Corrupt: a bitmap or a descriptor is damaged.
     """
-    for group in groups_past(view.geometry, blocks_count):
-        yield from inode_bitmaps.in_use_of(view, group)
+    geometry = view.geometry
+    past = groups_past(geometry, blocks_count)
+    for index in range(past.start // geometry.desc_per_block, geometry.desc_blocks):
+        first, stored = groups.stored_counts(view, index)
+        for slot in np.flatnonzero(stored[:, 1] < geometry.inodes_per_group).tolist():
+            if first + slot in past:
+                yield from inode_bitmaps.in_use_of(view, first + slot)
 
 
 def displaced(view: View, blocks_count: int) -> int | None:
     """Return the first group that stays and has a bitmap or its inode table past a new end; None: there is none."""
     geometry = view.geometry
     end = growth.groups_in(geometry, blocks_count)
-    lengths = np.array((1, 1, geometry.inode_blocks_per_group))
+    lengths = _lengths(geometry)
     for index in range(-(-end // geometry.desc_per_block)):
         first = index * geometry.desc_per_block
         past = (groups.places(view, index)[: end - first] + lengths > blocks_count).any(axis=1)
@@ -341,14 +385,8 @@ class _Occupancy:
         self._free = np.concatenate([each.free_blocks for each in found])
         self._inodes = geometry.inodes_count - int(np.concatenate([each.free_inodes for each in found]).sum())
         self._places = np.concatenate([groups.places(view, index) for index in range(geometry.desc_blocks)])
-        self._lengths = np.array((1, 1, geometry.inode_blocks_per_group))
-        count = geometry.groups_count
-        metadata = np.array([geometry.base_blocks(group) for group in range(count)])
-        where = (self._places - geometry.first_data_block) // geometry.blocks_per_group
-        np.add.at(metadata, where, np.broadcast_to(self._lengths, where.shape))
-        sizes = np.full(count, geometry.blocks_per_group)
-        sizes[-1] = geometry.blocks_in_group(count - 1)
-        self._used = np.maximum(sizes - self._free - metadata, 0)
+        self._lengths = _lengths(geometry)
+        self._used = used_by_files(view)
 
     def fits(self, blocks_count: int) -> bool:
         """Return whether a file system of the size nearest below has room for all that is in use."""

@@ -45,21 +45,17 @@ def used_blocks(view: View) -> bytearray:
     return made
 
 
-def used_within(view: View, part: BlockRun) -> int:
-    """Return how many blocks of a part of the pool are in use, beside the groups' own metadata.
+def used_within(view: View, group: int, part: BlockRun) -> int:
+    """Return how many blocks of a group that lie in a part of the pool are in use, beside the groups' own metadata.
 
     Raises:
-        Corrupt: a bitmap or a descriptor is damaged.
+        Corrupt: the bitmap or the descriptor is damaged.
     """
     geometry = view.geometry
-    low, end = max(part.start, geometry.first_data_block), min(part.start + part.length, geometry.blocks_count)
-    if low >= end:
+    first, size = geometry.first_block(group), geometry.blocks_in_group(group)
+    if groups.descriptor(view, group).free_blocks_count == size:
         return 0
-    used = 0
-    for group in range(geometry.group_of_block(low), geometry.group_of_block(end - 1) + 1):
-        first, size = geometry.first_block(group), geometry.blocks_in_group(group)
-        bits = np.unpackbits(np.frombuffer(blocks.bitmap(view, group), np.uint8), count=size, bitorder="little")
-        for start, count in groups.metadata_runs(view, group):
-            bits[max(start - first, 0) : max(start + count - first, 0)] = 0
-        used += int(bits[max(low - first, 0) : end - first].sum())
-    return used
+    bits = np.unpackbits(np.frombuffer(blocks.bitmap(view, group), np.uint8), count=size, bitorder="little")
+    for start, count in groups.metadata_runs(view, group):
+        bits[max(start - first, 0) : max(start + count - first, 0)] = 0
+    return int(bits[max(part.start - first, 0) : max(part.start + part.length - first, 0)].sum())

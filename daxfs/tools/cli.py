@@ -317,8 +317,8 @@ def badblocks_command(
 def resize_command(
     place: Annotated[str, typer.Argument(metavar="POOL|MOUNTPOINT")],
     size: Annotated[
-        str, typer.Argument(metavar="[SIZE]", help="As 64G or 1.5T; without it all that the file or device has.")
-    ] = "",
+        str | None, typer.Argument(metavar="[SIZE]", help="As 64G or 1.5T; without it all that the file or device has.")
+    ] = None,
     minimum: Annotated[bool, typer.Option("--minimum", help="Print the smallest size, in bytes.")] = False,
 ) -> None:
     """Make a file system larger or smaller, mounted or not, together with the pool's file.
@@ -327,7 +327,7 @@ def resize_command(
     """
     from daxfs.tools import resize
 
-    if minimum and size:
+    if minimum and size is not None:
         raise UserError("--minimum takes no size", os.EX_USAGE)
     if minimum:
         resize.show_minimum(place)

@@ -27,18 +27,18 @@ SECONDS_PER_LOOK = 0.2
 """How often the progress bar asks what is left."""
 
 
-def run(place: str, size: str) -> None:
+def run(place: str, size: str | None) -> None:
     """Resize a mount or a pool, and say how large it is now.
 
     Args:
         place: a mountpoint, or a pool.
-        size: in bytes, as `parse_size` has it; "": as large as the file or device.
+        size: in bytes, as `parse_size` has it; None: as large as the file or device.
 
     Raises:
         UserError: the size is none, or the daemon refuses.
         PoolError, FsError, Corrupt, Unsupported: as `FileSystem.open` and `FileSystem.resize`.
     """
-    wanted = parse_size(size) if size else 0
+    wanted = 0 if size is None else parse_size(size)
     mountpoint = _mountpoint(place)
     if mountpoint is not None:
         before, now, block_size = _mounted(mountpoint, wanted)

@@ -85,7 +85,7 @@ def test_resize2fs(pool: Pool) -> None:
 def test_daxfs_resize(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
     """By mountpoint and by pool; without a size all of the file; and the same of a pool that is not mounted."""
 
-    def said(place: Path, size: str = "") -> str:
+    def said(place: Path, size: str | None = None) -> str:
         resize.run(str(place), size)
         return capsys.readouterr().out
 
@@ -137,6 +137,8 @@ def test_what_is_refused(pool: Pool) -> None:
         assert "that are needed for what is in use" in said
         assert said.count("\n") == 1
         assert "is not a size" in refused(mount.place, "a lot")
+        assert "is not a size" in refused(mount.place, "")
+        assert "2^48 blocks" in refused(mount.place, "7E")
         assert "is not a whole number of bytes" in refused(mount.place, "0")
         mount.place.chmod(0o755)
         assert as_user(lambda: resize_fs(mount.place, 32768)) == 1  # EPERM

@@ -66,7 +66,19 @@ def evacuate(
         metadata += one.metadata
         if not one.moved and not one.metadata:
             break
-    return Evacuation(moved, metadata, one.stayed, usage.used_within(volume.view, avoid))
+    left = yield from _left(volume, avoid)
+    return Evacuation(moved, metadata, one.stayed, left)
+
+
+def _left(volume: Volume, avoid: BlockRun) -> Steps[int]:
+    """Count the blocks of the part that are in use, beside the groups' own metadata; a group in each step."""
+    geometry, left = volume.geometry, 0
+    first, end = max(avoid.start, geometry.first_data_block), min(avoid.start + avoid.length, geometry.blocks_count)
+    for group in range(geometry.group_of_block(first), geometry.group_of_block(end - 1) + 1) if first < end else ():
+        if group < volume.geometry.groups_count:  # it may become smaller meanwhile
+            left += usage.used_within(volume.view, group, avoid)
+        yield
+    return left
 
 
 class _Pass:

@@ -111,10 +111,11 @@ def minimum(volume: Volume) -> int:
 
 
 def left_to_move(volume: Volume) -> int:
-    """Return the blocks that a shrink that runs has still to move; 0 if none runs."""
+    """Return about how many blocks a shrink that runs has still to move, by the counters; 0 if none runs."""
+    geometry = volume.geometry
     if not volume.new_end:
         return 0
-    return sum(run.length for run in shrinkage.used_past(volume.view, volume.new_end))
+    return int(shrinkage.used_by_files(volume.view)[shrinkage.groups_past(geometry, volume.new_end).start :].sum())
 
 
 def _refuse_too_small(volume: Volume, target: int) -> None:

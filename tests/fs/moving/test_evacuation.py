@@ -146,10 +146,16 @@ def test_other_operations_between_the_steps(open_fs: OpenFs) -> None:
 
 def test_used_blocks_of_a_part(open_fs: OpenFs) -> None:
     fs = open_fs()
-    view, size = fs.volume.view, fs.volume.geometry.blocks_count
-    base = usage.used_within(view, BlockRun(0, size))
+    view, size, bits = fs.volume.view, fs.volume.geometry.blocks_count, fs.volume.block_bits
+
+    def used(part: BlockRun) -> int:
+        return sum(usage.used_within(view, group, part) for group in range(fs.volume.geometry.groups_count))
+
+    base = used(BlockRun(0, size))
     fs.tree.write_bytes("f", bytes(10 * 4096))
     (run,) = fs.describe(fs.tree.resolve("f"))
-    assert usage.used_within(view, BlockRun(0, size)) == base + 10
-    assert usage.used_within(view, BlockRun(run.pblk, 4)) == 4
-    assert usage.used_within(view, BlockRun(size, 5)) == 0
+    assert used(BlockRun(0, size)) == base + 10
+    assert used(BlockRun(run.pblk, 4)) == 4
+    assert used(BlockRun(size, 5)) == 0
+    assert fs.evacuate(ByteRange(run.pblk << bits, run.pblk + 4 << bits)).left == 0
+    assert fs.evacuate(ByteRange(size << bits, size + 5 << bits)).left == 0

@@ -17,12 +17,15 @@ from kernel_rig import kernel_mount
 from resizing_rig import KIB, LARGE, MIB, SMALL, SPECIAL, counts, grown, made, refused
 
 from daxfs.errors import FsError
+from daxfs.ext4.group import GroupDescriptor
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.moving import shrinking
 from daxfs.fs.steps import finish, interruption
 from daxfs.fs.types import Options
-from daxfs.structures import blocks, inodes, shrinkage
-from support import fsck, run
+from daxfs.journal.view import View
+from daxfs.runs import ByteRange
+from daxfs.structures import blocks, groupmaps, inodes, shrinkage
+from support import fsck, mke2fs, run
 
 __all__ = ["tmp_path"]
 
@@ -335,3 +338,83 @@ def test_steps_are_those_of_one_piece(tmp_path: Path) -> None:
         steps = fs.steps.resize(40 * MIB // 4096)
         assert sum(1 for _ in iter(lambda: next(steps, 1), 1)) > 15
         assert finish(fs.steps.resize(fs.size)).blocks == 40 * MIB // 4096
+
+
+def expect_counters_of_files(fs: FileSystem) -> None:
+    """The counters show where files are, as the bitmaps do."""
+    geometry, view = fs.volume.geometry, fs.volume.view
+    expected = [
+        sum(run.length for run in shrinkage.used_past(view, geometry.first_block(group), group + 1))
+        for group in range(geometry.groups_count)
+    ]
+    assert shrinkage.used_by_files(view).tolist() == expected
+    assert sum(expected) > 100
+
+
+def test_counters_show_where_files_are(any_format: tuple[str, ...], tmp_path: Path) -> None:
+    """Whatever holds the groups' own metadata; and after growth and shrinking too."""
+    path = grown(tmp_path / "pool", *any_format)
+    with FileSystem.open(path) as fs:
+        for size in (0, 70 * MIB, 44 * MIB + 64 * KIB, 90 * MIB):
+            if size:
+                fs.resize(size // fs.volume.block_size)
+            for number in range(30):
+                fs.tree.write_bytes(f"/{number}", bytes(number * 40_000))
+                fs.tree.symlink("t" * 500, f"/link {size} {number}")
+            fs.sync()
+            expect_counters_of_files(fs)
+    fsck(path)
+
+
+@pytest.mark.parametrize("options", [(), ("-G", "64"), ("-O", "^flex_bg"), ("-O", "sparse_super2,^resize_inode")])
+def test_tables_that_reach_into_the_next_group(options: tuple[str, ...], tmp_path: Path) -> None:
+    path = mke2fs(tmp_path / "pool", "-b", "4096", "-g", "256", "-i", "3000", "-J", "size=4", *options, size="80M")
+    with FileSystem.open(path) as fs:
+        fs.resize(256 * 150)
+        fs.tree.write_bytes("/file", bytes(10 * MIB))
+        fs.sync()
+        expect_counters_of_files(fs)
+    fsck(path)
+
+
+def test_no_step_looks_at_many_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large file system that is nearly empty; the progress bar's question looks at no bitmap."""
+    path = made(tmp_path / "pool", "-E", "resize=2000000")
+    with FileSystem.open(path) as fs:
+        fs.resize(256 * 1000)
+        fs.tree.write_bytes("/f", bytes(8 * MIB))
+        looked = [0]
+        checked = groupmaps.stored
+
+        def stored(view: View, group: int, desc: GroupDescriptor) -> memoryview:
+            looked[-1] += 1
+            return checked(view, group, desc)
+
+        monkeypatch.setattr(groupmaps, "stored", stored)
+        for _ in fs.steps.resize(256 * 200):
+            before = looked[-1]
+            assert fs.left_to_move >= 0
+            assert looked[-1] == before
+            looked.append(0)
+        assert sum(looked)
+        assert max(looked) < 100
+        looked.append(0)
+        for _ in fs.steps.evacuate(ByteRange(4096, fs.size << 12)):
+            looked.append(0)
+        assert max(looked) < 100
+        monkeypatch.undo()
+        fs.check()
+    fsck(path)
+
+
+def test_a_descriptor_that_names_a_place_outside(tmp_path: Path) -> None:
+    """It is damage, and not counted anywhere."""
+    path = grown(tmp_path / "pool", "-O", "^metadata_csum,^64bit,^uninit_bg")
+    content = bytearray(path.read_bytes())
+    table = slice(4096 + 32 * 70 + 8, 4096 + 32 * 70 + 12)
+    content[table] = b"\xf0\xff\xff\xff"
+    path.write_bytes(content)
+    with FileSystem.open(path) as fs:
+        assert fs.minimum_size() < fs.size
+        assert refused(fs, 40 * MIB // 4096) == "EUCLEAN"
+        assert fs.size == LARGE // 4096
