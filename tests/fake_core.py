@@ -166,6 +166,14 @@ class FakeCore:
             raise FsError(errno.ENOENT)
         return self._attributes(self._inode(names[name]))
 
+    def find(self, parent: int, name: bytes) -> Attributes | None:
+        try:
+            return self.lookup(parent, name)
+        except FsError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
     def getattr(self, ino: int) -> Attributes:
         self._enter("getattr", ino)
         return self._attributes(self._inode(ino))

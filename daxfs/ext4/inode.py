@@ -351,7 +351,11 @@ class InodeRecord(Record):
         if self.extra_end <= extra_index << 2:
             return seconds * _SECOND
         extra = words[extra_index]
-        return (seconds + ((extra & 3) << 32)) * _SECOND + (extra >> 2)
+        seconds += (extra & 3) << 32
+        if seconds > _LARGEST_WORD // _SECOND:
+            return seconds * _SECOND + (extra >> 2)
+        whole: i64 = seconds
+        return whole * _SECOND + (extra >> 2)
 
     def _set_time(self, index: int, extra_index: int, value: int) -> None:
         if 0 <= value <= _LARGEST_WORD:

@@ -86,7 +86,7 @@ class FileSystem(Administration):
     def __init__(self, volume: Volume) -> None:
         super().__init__(volume)
         self.tree = Tree(self)
-        volume.reclaimers.add(self._free_some, self._has_more_to_free)
+        volume.reclaimers.add(partial(removal.free_some, volume), partial(removal.unfinished, volume))
         volume.reclaimers.add(partial(appends.end_all, volume))
         self.add_reclaimer(self._reclaim_grants)
 
@@ -117,12 +117,6 @@ class FileSystem(Administration):
     def _reclaim_grants(self) -> bool:
         return self.grants.reclaim()
 
-    def _free_some(self) -> bool:
-        return removal.free_some(self.volume)
-
-    def _has_more_to_free(self) -> bool:
-        return removal.unfinished(self.volume)
-
     def __enter__(self) -> FileSystem:
         return self
 
@@ -145,6 +139,11 @@ class FileSystem(Administration):
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """Return the attributes of ``name`` in the directory ``parent``."""
         return names.lookup(self.volume, parent, name)
+
+    @reading
+    def find(self, parent: int, name: bytes) -> Attributes | None:
+        """Return what `lookup` does; None: there is no such name. An exception would cost as much as the search."""
+        return names.find(self.volume, parent, name)
 
     @reading
     def readlink(self, ino: int) -> bytes:

@@ -59,12 +59,20 @@ def check_name(name: bytes) -> None:
 
 def lookup(volume: Volume, parent: int, name: bytes) -> Attributes:
     """Return the attributes of the inode that ``name`` refers to (ENOENT, ENOTDIR, ENAMETOOLONG)."""
+    found = find(volume, parent, name)
+    if found is None:
+        raise FsError(errno.ENOENT)
+    return found
+
+
+def find(volume: Volume, parent: int, name: bytes) -> Attributes | None:
+    """Return what `lookup` does; None: there is no such name."""
     if len(name) > EXT4_NAME_LEN:
         raise FsError(errno.ENAMETOOLONG)
     view = volume.view
     ino = directories.ino_of(view, directories.read_inode(view, parent), name)
     if not ino:
-        raise FsError(errno.ENOENT)
+        return None
     if not inodes.nameable(view, ino):
         raise Corrupt(CorruptKind.DIRECTORY_ENTRY_OF_A_RESERVED_INODE, f"inode {ino} in {parent}")
     found = read_attributes(volume, ino)

@@ -36,7 +36,7 @@ class Pins(Mapping[int, int]):
         aliases: how pinned inodes are known that were renumbered; always the same object.
     """
 
-    __slots__ = ("_firsts", "_numbers", "_size", "_values", "aliases")
+    __slots__ = ("_firsts", "_latest", "_latest_generation", "_numbers", "_size", "_values", "aliases")
 
     def __init__(self) -> None:
         self.aliases = Aliases()
@@ -48,6 +48,8 @@ class Pins(Mapping[int, int]):
         self._numbers = [array("I")]
         self._values = [array("Q")]  # generation << 32 | count
         self._size = 0
+        self._latest = -1  # the inode that was asked for last, often a directory; -1: none, or it is no longer pinned
+        self._latest_generation = 0
         self.aliases.clear()
 
     def pin(self, ino: int, generation: int) -> None:
@@ -95,11 +97,14 @@ class Pins(Mapping[int, int]):
 
     def generation(self, ino: int) -> int | None:
         """Return the generation with which the inode was pinned; None: it is not pinned."""
+        if ino == self._latest:
+            return self._latest_generation
         place = self._segment(ino)
         numbers = self._numbers[place]
         at = bisect_left(numbers, ino)
         if at < len(numbers) and numbers[at] == ino:
-            return self._values[place][at] >> 32
+            self._latest, self._latest_generation = ino, self._values[place][at] >> 32
+            return self._latest_generation
         return None
 
     def __contains__(self, ino: object) -> bool:
@@ -154,6 +159,8 @@ class Pins(Mapping[int, int]):
 
     def _remove(self, place: int, at: int) -> None:
         numbers = self._numbers[place]
+        if numbers[at] == self._latest:
+            self._latest = -1
         del numbers[at], self._values[place][at]
         self._size -= 1
         if len(numbers) < FEWEST_ENTRIES:

@@ -40,6 +40,7 @@ def without_storage(fs: FileSystem) -> None:
 
 READS: dict[str, Callable[[FileSystem, int, Any], object]] = {
     "lookup": lambda fs, _ino, _file: fs.lookup(ROOT_INO, b"file"),
+    "find": lambda fs, _ino, _file: fs.find(ROOT_INO, b"file"),
     "readlink": lambda fs, _ino, _file: fs.readlink(fs.lookup(ROOT_INO, b"link").ino),
     "getattr": lambda fs, ino, _file: fs.getattr(ino),
     "size_of": lambda fs, _ino, file: fs.size_of(file),

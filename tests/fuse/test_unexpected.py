@@ -48,7 +48,7 @@ def test_outside_of_a_change(
     rig.init()
     made, handle = rig.create(b"file")
     with monkeypatch.context() as broken:
-        broken.setattr(names, "lookup", raising(error))
+        broken.setattr(names, "find", raising(error))
         assert rig.refused(Opcode.LOOKUP, body=b"file\0") == number
     (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
     assert "opcode 1" in record.getMessage()

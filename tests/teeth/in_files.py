@@ -639,10 +639,18 @@ MUTANTS = [
     Mutant(
         "a full pool does not wait for what is being freed",
         "daxfs/fs/filesystem.py",
-        "        volume.reclaimers.add(self._free_some, self._has_more_to_free)\n",
+        "        volume.reclaimers.add(partial(removal.free_some, volume), partial(removal.unfinished, volume))\n",
         "",
         "A write fails with ENOSPC although a removed file's blocks are about to be free.",
         (STEPS,),
+    ),
+    Mutant(
+        "an inode stays known by the number that was asked for last",
+        "daxfs/fs/pins.py",
+        "        if numbers[at] == self._latest:\n            self._latest = -1\n",
+        "",
+        "A request for a file that the kernel has forgotten, and that was freed, is answered.",
+        ("tests/fs/test_pins.py",),
     ),
     Mutant(
         "an abandoned truncate is forgotten",

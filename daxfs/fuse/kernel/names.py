@@ -37,13 +37,8 @@ def lookup(connection: Connection, request: Request) -> bytes:
     name = request.name()
     if name == DOT:
         return remembered(connection, request, by_handle(connection, request.node))
-    try:
-        found = connection.core.lookup(request.ino, name)
-    except FsError as error:
-        if error.errno == errno.ENOENT:
-            return encoding.ABSENT
-        raise
-    return remembered(connection, request, found)
+    found = connection.core.find(request.ino, name)
+    return encoding.ABSENT if found is None else remembered(connection, request, found)
 
 
 def by_handle(connection: Connection, node: int) -> Attributes:
