@@ -27,36 +27,43 @@ from daxfs.structures import blocks, groupmaps, inodes, journalmap, metadata_zon
 
 if TYPE_CHECKING:
     from daxfs.ext4.geometry import Geometry
+    from daxfs.fs.steps import Steps
     from daxfs.fs.volume import Volume
     from daxfs.journal.view import View
     from daxfs.pmem.pool import Pool
     from daxfs.structures.inodes import Inode
 
+BYTES_PER_STEP = 4 << 20
+"""Bytes of the new place for which one step has memory allocated and mapped."""
 CREDITS = 32
 """Blocks that the move changes beside the bitmaps and descriptors of the groups that the log lies in."""
 
 
-def moves(volume: Volume, target: int) -> bool:
-    """Move the journal if it has blocks from ``target`` on; return whether it has none now.
+def move(volume: Volume, target: int) -> Steps[None]:
+    """Move the journal if it has blocks from ``target`` on and there is room for it elsewhere.
 
     Nothing is taken from there on (`blocks.confine`), so that it lies before it. The running transaction is committed,
-    and the log begins anew.
+    and the log begins anew. The memory of the new place is had before that, a part in each step.
 
     Raises:
-        FsError: as a commit.
+        FsError: as a commit; ENOSPC, the pool's file has no room for its holes.
     """
-    area = volume.log_area
+    area, bits = volume.log_area, volume.block_bits
     if area is None or all(start + length <= target for start, length in area.runs):
-        return True
+        return
     ino = volume.view.superblock().s_journal_inum
-    inode = inodes.read(volume.view, ino)
-    if not journalmap.fits(inode, len(area.runs)):
-        return False
-    places = _places(volume, area)
-    if places is None:
-        return False
-    _move(volume, ino, area, LogArea(places))
-    return True
+    if not journalmap.fits(inodes.read(volume.view, ino), len(area.runs)):
+        return
+    for start, length in _places(volume, area) or ():
+        begin, end = start << bits, start + length << bits
+        for offset in range(begin, end, BYTES_PER_STEP):
+            size = min(BYTES_PER_STEP, end - offset)
+            volume.pool.make_room(offset, size)
+            volume.pool.prefault(offset, size)
+            yield
+    places = _places(volume, area)  # others may have taken them meanwhile
+    if places is not None:
+        _move(volume, ino, area, LogArea(places))
 
 
 def _places(volume: Volume, area: LogArea) -> list[BlockRun] | None:

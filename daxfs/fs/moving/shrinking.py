@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 3
 """How often all files are looked at: programs may make files, and free blocks, meanwhile."""
-CUT_BYTES = 64 << 20
-"""Bytes of the pool's file that a step cuts: some 10 ms of a tmpfs."""
+CUT_BYTES = 32 << 20
+"""Bytes of the pool's file that a step cuts: some 5 ms of a tmpfs."""
 MOST_NAMED = 4
 """Things in the way that an error names."""
 SUPERUSER = Caller()
@@ -152,7 +152,7 @@ def _vacate(volume: Volume, grants: Grants, keeps_store: Callable[[int], bool], 
         FsError: EBUSY: something is left there.
     """
     yield from grants.vacate_page(target)
-    logmoving.moves(volume, target)
+    yield from logmoving.move(volume, target)
     place = BlockRun(target, volume.geometry.blocks_count - target)
     stayed: dict[int, tuple[Stayed, ...]] = {}
     kept: dict[int, str] = {}

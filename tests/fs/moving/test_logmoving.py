@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 from in_memory import tmp_path
 from kernel_rig import kernel_mount
-from resizing_rig import LARGE, made
+from resizing_rig import LARGE, MIB, made
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
+from daxfs.fs.moving import logmoving
+from daxfs.fs.steps import finish
+from daxfs.runs import BlockRun
+from daxfs.structures import blocks
 from support import fsck, run
 
 __all__ = ["tmp_path"]
@@ -43,6 +47,32 @@ def test_the_journal_moves(options: tuple[str, ...], tmp_path: Path) -> None:
     fsck(path)
     with FileSystem.open(path) as fs:
         assert fs.tree.read_bytes("/kernel") == b"k"
+
+
+def test_its_place_is_taken_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the new place is had in steps; the log goes to what is free after them."""
+    monkeypatch.setattr(logmoving, "BYTES_PER_STEP", MIB)
+    path = made(tmp_path / "pool", size="80M")
+    with FileSystem.open(path) as fs:
+        area, had = fs.volume.log_area, list[tuple[int, int]]()
+        assert area is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fs.volume.pool, "make_room", lambda offset, length: had.append((offset, length)))
+            steps = fs.steps.resize(sum(area.runs[-1]) - 100)
+            while not had:
+                next(steps)
+            assert had == [(had[0][0], MIB)]
+        taken = BlockRun(had[0][0] // 4096, 1)
+        with fs.volume.handle(8) as tx:
+            assert blocks.take_run(tx, taken)
+        finish(steps)
+        assert fs.volume.log_area is not None
+        assert fs.volume.log_area.runs != area.runs
+        assert not any(start <= taken.start < start + length for start, length in fs.volume.log_area.runs)
+        with fs.volume.handle(8) as tx:
+            blocks.free(tx, *taken)
+        fs.check()
+    fsck(path)
 
 
 def test_a_journal_that_can_not_move(tmp_path: Path) -> None:
