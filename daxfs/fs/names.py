@@ -351,8 +351,11 @@ def unlink(volume: Volume, parent: int, name: bytes) -> None:
             raise FsError(errno.EISDIR)
         directories.remove(tx, entry)
         directory.set_changed(now)
-        drop_name(volume, tx, victim, now)
-    removal.collect(volume, entry.ino)
+        freed = removal.free_with_name(volume, tx, victim)
+        if not freed:
+            drop_name(volume, tx, victim, now)
+    if not freed:
+        removal.collect(volume, entry.ino)
 
 
 def present(entry: Place) -> Place:

@@ -20,6 +20,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from daxfs.errors import Corrupt, FsError, MissingMemory
 from daxfs.fs import appends, damage, truncating
@@ -27,6 +28,9 @@ from daxfs.fs.steps import Steps
 from daxfs.fs.volume import Volume
 from daxfs.structures import inode_allocation, inodes, mapping, orphans, xattrs
 from daxfs.structures.inodes import Inode
+
+if TYPE_CHECKING:
+    from daxfs.journal.handle import Handle
 
 log = logging.getLogger("daxfs.fs")
 
@@ -131,6 +135,27 @@ def free_step(volume: Volume, ino: int) -> bool:
         inode.i_dtime = int(time.time()) & 0xFFFFFFFF
         inode.size = 0
         inode_allocation.free(tx, inode)
+    return True
+
+
+def free_with_name(volume: Volume, tx: Handle, inode: Inode) -> bool:
+    """Free an inode in the handle that takes its last name; return False if its end is more than that.
+
+    An inode without blocks, which nobody knows, takes no step of its own. Damage is left to `begin`, too: it fails no
+    operation.
+    """
+    ino, lives = inode.number, volume.lives
+    if inode.links_count != 1 or inode.blocks or inode.file_acl or not stat.S_ISREG(inode.mode):
+        return False
+    if ino in volume.nodes.open or volume.is_busy(ino) or volume.notifier.stale or volume.pool.bad:
+        return False
+    if ino in lives.listed or not mapping.is_empty(inode):
+        return False
+    try:
+        inode_allocation.free(tx, inode)  # it finds damage before it changes anything
+    except Corrupt:
+        return False
+    inode.size = 0
     return True
 
 

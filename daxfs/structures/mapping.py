@@ -16,6 +16,7 @@ from daxfs.errors import FsError
 from daxfs.ext4.extent import Extent
 from daxfs.ext4.inode import EXT4_EXTENTS_FL
 from daxfs.structures import extent_mark, extent_nodes, extent_removal, extent_swap, extent_tail, extents, indirect
+from daxfs.structures.extent_tree import ROOT_WORDS
 
 if TYPE_CHECKING:
     from daxfs.journal.handle import Handle
@@ -234,6 +235,11 @@ def mark_written(tx: Handle, inode: Inode, lblk: int, length: int) -> None:
         extent_mark.mark_written(tx, inode, lblk, length)
     else:
         indirect.mark_written(tx, inode, lblk, length)
+
+
+def is_empty(inode: Inode) -> bool:
+    """Return whether a file's extent tree is a root without entries; False for a file with another kind of map."""
+    return bool(inode.flags & EXT4_EXTENTS_FL) and not inode.words[ROOT_WORDS][0] >> 16
 
 
 def move_border(tx: Handle, inode: Inode, lblk: int, length: int) -> bool:

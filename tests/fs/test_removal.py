@@ -51,6 +51,38 @@ def test_what_frees_an_inode_frees_all_of_it(memory_fs: FileSystem) -> None:
         assert inodes.read(view, ino).i_dtime
 
 
+def test_an_inode_without_blocks_goes_in_the_handle_that_takes_its_name(memory_fs: FileSystem) -> None:
+    """Nothing is noted for the orphan list; a file with another name, or with blocks, goes as before."""
+    fs, volume = memory_fs, memory_fs.volume
+    handles = 0
+
+    def count() -> None:
+        nonlocal handles
+        handles += 1
+        volume.journal.call_before_next_handle(count)
+
+    fs.sync()
+    volume.journal.call_before_next_handle(count)
+    before = fs.statfs().files_free
+    for name, size, taken in ((b"empty", 0, 1), (b"full", 5000, 2)):
+        made = fs.mknod(ROOT_INO, name, 0o600)
+        if size:
+            fs.tree.write_bytes(b"/" + name, bytes(size))
+        handles = 0
+        fs.unlink(ROOT_INO, name)
+        assert handles == taken
+        assert inodes.read(volume.view, made.ino).i_dtime
+        assert fs.statfs().files_free == before
+        assert not volume.lives.nameless
+    made = fs.mknod(ROOT_INO, b"one", 0o600)
+    fs.link(made.ino, ROOT_INO, b"two")
+    fs.unlink(ROOT_INO, b"one")
+    assert fs.getattr(made.ino).nlink == 1
+    fs.unlink(ROOT_INO, b"two")
+    assert fs.statfs().files_free == before
+    fs.check()
+
+
 def test_an_inode_waits_while_it_is_busy(memory_fs: FileSystem) -> None:
     """`collect` leaves an inode that is open or pinned, or whose volume can't be changed; later it is freed."""
     fs = memory_fs
@@ -186,7 +218,8 @@ def test_a_removal_for_which_memory_runs_out_has_succeeded(
 ) -> None:
     """The inode is freed later, at the latest by the unmount."""
     fs = memory_fs
-    ino = fs.mknod(ROOT_INO, b"file", stat.S_IFREG | 0o600).ino
+    fs.tree.write_bytes("/file", b"content")
+    ino = fs.lookup(ROOT_INO, b"file").ino
 
     def exhausted(*_: object) -> bool:
         raise MemoryError

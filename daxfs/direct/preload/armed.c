@@ -10,6 +10,7 @@
 
 #define FIRST 8           /* appends that are armed the first time */
 #define KEEPS 1000        /* ms for which armed appends are used */
+#define REFUSALS 2        /* answers without any, one after the other, after which it does not try on */
 #define PENALTY_MOST 255U /* the most appends by requests until the next attempt */
 
 static bool usable(const struct pl_file *file, uint64_t size, size_t total) {
@@ -48,7 +49,7 @@ static void punish(struct pl_armed *armed) {
     if (armed->penalty > PENALTY_MOST)
         armed->penalty = PENALTY_MOST;
     armed->patience = armed->penalty;
-    armed->next = armed->count = armed->given = 0;
+    armed->next = armed->count = armed->given = armed->wanted = armed->refused = 0;
 }
 
 uint32_t pl_worth_arming(struct pl_file *file) {
@@ -66,7 +67,7 @@ uint32_t pl_worth_arming(struct pl_file *file) {
     }
     if (armed->given && armed->next == armed->given)
         armed->wanted = 2 * armed->wanted, armed->penalty = 0;
-    else
+    else if (armed->given || !armed->wanted)
         armed->wanted = armed->given ? armed->next : FIRST;
     if (armed->wanted > DAXFS_COMMIT_WORDS)
         armed->wanted = DAXFS_COMMIT_WORDS;
@@ -76,11 +77,14 @@ uint32_t pl_worth_arming(struct pl_file *file) {
 void pl_take_armed(struct pl_file *file, const struct daxfs_armed *answer, uint64_t step) {
     struct pl_armed *armed = &file->appends.armed;
 
+    armed->next = armed->count = armed->given = 0;
     if (!answer || !answer->count) {
-        punish(armed);
+        /* At the end of what was granted there is none, and none is used up. */
+        if (armed->refused++ >= REFUSALS)
+            punish(armed);
         return;
     }
-    armed->next = armed->count = armed->given = 0;
+    armed->refused = 0;
     for (uint32_t i = 0; i < answer->count; i++) {
         if (answer->words[i].pool_offset > file->mount->mapped - sizeof(uint32_t))
             break;

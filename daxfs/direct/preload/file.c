@@ -28,7 +28,7 @@ void pl_forget_appends(struct pl_file *file) {
     appends->seen = appends->pairs = 0;
     appends->waiting = appends->data_only = appends->durable = appends->durable_data = appends->unarmed = false;
     appends->armed.next = appends->armed.count = appends->armed.given = 0;
-    appends->armed.patience = appends->armed.penalty = 0;
+    appends->armed.wanted = appends->armed.refused = appends->armed.patience = appends->armed.penalty = 0;
     atomic_store(&file->fired, 0);
     atomic_store(&appends->unsynced, false);
     atomic_store(&appends->busy, 0);

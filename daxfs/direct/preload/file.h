@@ -26,6 +26,7 @@ struct pl_armed {
     uint32_t count;    /* how many can be used */
     uint32_t given;    /* how many there were */
     uint32_t wanted;   /* how many were asked for */
+    uint32_t refused;  /* the last answers that had none */
     uint32_t patience; /* appends by requests before more are asked for */
     uint32_t penalty;  /* the patience after armed appends that were not used */
     struct daxfs_commit_word words[DAXFS_COMMIT_WORDS];
