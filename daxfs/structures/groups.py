@@ -335,13 +335,15 @@ def totals(view: View) -> tuple[int, int]:
     return blocks, inodes
 
 
-def inodes_used(view: View, some: range) -> int:
-    """Return how many inodes of some groups, one after the other, are in use."""
-    total, per_block = len(some) * view.geometry.inodes_per_group, view.geometry.desc_per_block
+def with_inodes(view: View, some: range) -> list[int]:
+    """Return those of some groups, one after the other, that have inodes in use."""
+    found: list[int] = []
+    per_block, all_free = view.geometry.desc_per_block, view.geometry.inodes_per_group
     for index in range(some.start // per_block, -(-some.stop // per_block) if some else 0):
-        found = counts(view, index)
-        total -= int(found.free_inodes[max(some.start - found.first, 0) : some.stop - found.first].sum())
-    return total
+        counted = counts(view, index)
+        used: list[int] = (np.flatnonzero(counted.free_inodes < all_free) + counted.first).tolist()
+        found += [group for group in used if some.start <= group < some.stop]
+    return found
 
 
 def tables_on_storage(view: View) -> int:

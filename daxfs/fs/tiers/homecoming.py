@@ -130,10 +130,10 @@ class _Pass:
         if policy.crowded(volume):
             with suppress(FsError):  # what finds no place stays
                 yield from policy.make_room(volume)
-        for group in range(volume.geometry.inode_groups, volume.geometry.groups_count):
-            if groups.inodes_used(volume.view, range(group, group + 1)):
-                yield from self._guarded(self._table(group))
-        for group in range(volume.geometry.groups_count):
+        count = volume.geometry.groups_count
+        for group in groups.with_inodes(volume.view, range(volume.geometry.inode_groups, count)):
+            yield from self._guarded(self._table(group))
+        for group in groups.with_inodes(volume.view, range(count)):
             for ino in inode_bitmaps.in_use_of(volume.view, group):
                 yield from self._guarded(self._structure(ino))
             yield
