@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from daxfs.errors import FsError
 from daxfs.ext4.inode import file_type_of_mode
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.snapshots.catalogue import RECORD
 from daxfs.fs.types import Options, SetAttributes
 
 CHUNK = 1 << 16
@@ -96,6 +97,11 @@ def digest(read: Callable[[int, int], bytes], size: int, ranges: Iterable[tuple[
     return tuple(found)
 
 
+def lasting(names: Iterable[bytes]) -> list[bytes]:
+    """Return the names of attributes, in order, without the record that each mount of a pool with storage changes."""
+    return sorted(name for name in names if name != RECORD)
+
+
 # The kernel's view
 
 
@@ -136,7 +142,7 @@ def kernel_facts(full: bytes, content: object = None) -> Facts:
         content = os.readlink(full)
     elif stat.S_ISREG(status.st_mode):
         content = kernel_content(full, status.st_size)
-    names = sorted(map(os.fsencode, os.listxattr(full, follow_symlinks=False)))
+    names = lasting(map(os.fsencode, os.listxattr(full, follow_symlinks=False)))
     return Facts(
         status.st_ino,
         status.st_mode,
@@ -235,7 +241,7 @@ def pool_facts(fs: FileSystem, ino: int, content: object = None, *, contents: bo
         found.atime_ns,
         found.mtime_ns,
         found.ctime_ns,
-        tuple((name, fs.getxattr(ino, name)) for name in sorted(fs.listxattr(ino))),
+        tuple((name, fs.getxattr(ino, name)) for name in lasting(fs.listxattr(ino))),
         content,
     )
 
