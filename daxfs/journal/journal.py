@@ -393,8 +393,10 @@ class Journal:
         """
         if self._aborted or self._closed:
             return
-        with suppress(FsError):
+        with suppress(OSError, MemoryError):
             self.settle()
+        if self.aborted:
+            return  # that has failed, too
         self._aborted = True
         self._room = -1
         self._handle.detach()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from journal_rig import FORMATS, JournalRig
 from recorder import RecordingPool
 
+from daxfs.errors import FsError
 from daxfs.ext4.jbd2 import MAGIC_BYTES
 from daxfs.journal import recovery
 from daxfs.journal.armed import CommitWord
@@ -220,6 +223,30 @@ def test_whatever_the_journal_does_next_settles(story: Story, end: str) -> None:
     assert story.settled == [1]
     assert not story.client.fire()
     assert story.rig.block(story.pool, story.blocks[0]) == images[0]
+
+
+@pytest.mark.parametrize("end", ["commit", "abort"])
+def test_what_cannot_be_taken_home_is_left_to_recovery(story: Story, end: str) -> None:
+    """The journal is aborted, once; the log has what was fired."""
+    images = [bytes([number]) * story.rig.block_size for number in (1, 2)]
+    story.client.words = story.journal.arm(story.blocks[0], images, story.settled.append)
+    assert story.client.fire()
+    aborts: list[None] = []
+    story.journal.abort_hooks.append(lambda: aborts.append(None))
+
+    def fail(*_: object) -> None:
+        raise FsError(errno.EIO)
+
+    write, story.pool.write = story.pool.write, fail
+    with pytest.raises(FsError) if end == "commit" else nullcontext():
+        getattr(story.journal, end)()
+    story.pool.write = write
+    assert story.journal.aborted
+    assert len(aborts) == 1
+    assert not story.client.fire()
+    pool = MemoryPool(story.pool.image())
+    recovery.replay(pool, story.rig.geometry, story.rig.area)
+    assert story.rig.block(pool, story.blocks[0]) == images[0]
 
 
 def test_a_late_client_of_an_earlier_mount_fires_before_the_replay_or_not_at_all(story: Story) -> None:
