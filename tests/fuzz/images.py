@@ -1,4 +1,7 @@
-"""The images that the fuzzer damages: small, and with every structure that it knows."""
+"""The images that the fuzzer damages: small, and with every structure that it knows.
+
+All but one are of pools that were unmounted; ``windows`` is what a power cut leaves of one in use.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import tier_rig
 from fast_commit_rig import FastCommits, extents_of, slot_of, store
 from tree_rig import PoolSide, furnish, mingle
 
+from daxfs.fs import appends
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.pmem.storage import CONTENT
 from support import mke2fs
@@ -24,6 +28,7 @@ FORMATS = {
     "snapshots": ("-b", "1024", "-O", "orphan_file"),
     "fast commits": ("-b", "1024", "-O", "fast_commit", "-J", "size=4"),
     "deep index": ("-b", "1024"),
+    "windows": ("-b", "1024"),
 }
 TIERS = "tiers"
 """A pool with storage, which is not made by mke2fs alone (`tiered`)."""
@@ -32,6 +37,7 @@ FOCUS = {
     "snapshots": "snapshot",
     "fast commits": "fast commit",
     "deep index": "directory index",
+    "windows": "inode",
     TIERS: "storage label",
 }
 """The structure that is damaged in every second mutation of a format."""
@@ -49,9 +55,12 @@ def image(folder: Path, name: str) -> bytes:
             take_snapshots(fs)
         if name == "deep index":
             fill_index(fs)
+        if name == "windows":
+            begin_windows(fs)
+        in_use = path.read_bytes()
     if name == "fast commits":
         add_fast_commits(path)
-    content = path.read_bytes()
+    content = in_use if name == "windows" else path.read_bytes()
     path.unlink()
     return content
 
@@ -98,6 +107,18 @@ def fill_index(fs: FileSystem) -> None:
     deep, ino = fs.tree.resolve("/deep"), fs.tree.resolve("/f")
     for number in range(300):
         fs.link(ino, deep, b"%d" % number + b"i" * 245)
+
+
+def begin_windows(fs: FileSystem) -> None:
+    """Append to files so often that the list of orphans names them; others on it have no name."""
+    for number in range(3):
+        file, _ = fs.create(ROOT_INO, b"log%d" % number, 0o644)
+        for _ in range(appends.ENOUGH + 1):
+            fs.write(file, file.size, b"appended" * 128)
+            fs.fsync(file.ino)
+        assert file.node.window > file.size
+    fs.write(fs.tmpfile(ROOT_INO, 0o600)[0], 0, b"nameless" * 1000)
+    fs.sync()
 
 
 def take_snapshots(fs: FileSystem) -> None:

@@ -55,10 +55,13 @@ class Places:
         self.fast: list[int] = []
         self.stores: list[list[int]] = []
         """The blocks of each snapshot's store, in order."""
+        self.recovers = False
+        """Whether a mount begins with recovery, which stores before it may meet damage."""
         pool = MemoryPool(bytearray(image)) if stage is None else stage.put(image, stage.storage)
         with FileSystem.open(pool, Options(read_only=True, replay=False)) as fs:
             view = fs.volume.view
             self.geometry = view.geometry
+            self.recovers = mounting.needs_recovery(view.superblock())
             self.tables = {
                 group: descriptor(view.block(number), offset, view.geometry).inode_table
                 for group in range(view.geometry.groups_count)
@@ -98,7 +101,7 @@ class Places:
                 self.log += blocks[:64]
             elif ino == view.superblock().s_orphan_file_inum:
                 self.orphans += [(*key, block) for block in blocks]
-            elif ino >= geometry.first_ino:
+            elif ino >= geometry.first_ino and inode.links_count:  # recovery frees others, and gives their blocks away
                 end = -(-inode.size // geometry.block_size)
                 runs = [run for run in mapping.walk(view, inode, 0, max(end - 1, 0)) if not run.unwritten]
                 found = [run.pblk + at for run in runs for at in range(run.length)]

@@ -100,7 +100,7 @@ def misplaced(
     touched: set[int],
 ) -> str:
     """Return where something was stored that should not be; the empty string: nowhere."""
-    if not mounted and not places.fast and damaged != content:
+    if not mounted and not places.recovers and damaged != content:
         return "a pool that was refused was changed"
     if options.replay or not options.read_only:
         size = places.geometry.block_size

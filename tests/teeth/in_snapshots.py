@@ -296,6 +296,14 @@ MUTANTS = [
         PROTECTION,
     ),
     Mutant(
+        "snapshot: a deletion that fails leaves the older store in charge",
+        KEEPER,
+        "            if copier is not None:\n                self._use(copier)\n            self._restore_roles()\n",
+        "            self._restore_roles()\n",
+        "The newest snapshot shows what was written after the failure.",
+        ("tests/fs/snapshots/test_deleting.py",),
+    ),
+    Mutant(
         "snapshot: a deletion takes directories for files",
         FILES,
         "    return stat.S_ISREG(inodes.read(view, place.ino).mode)\n",
