@@ -16,6 +16,7 @@ import numpy as np
 
 from daxfs.ext4.inode import file_type_of_mode
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
+from daxfs.fs.snapshots import catalogue
 from daxfs.fs.tiers import members
 
 
@@ -50,6 +51,8 @@ class Thing(NamedTuple):
 State = dict[int, Thing]
 SNAPSHOTS = b".daxfs"
 """What the root has and the model has not."""
+OWN = (members.ATTRIBUTE, catalogue.RECORD)
+"""Attributes of the root that daxfs changes itself: with its storage, and with each mount."""
 
 
 class Partial(NamedTuple):
@@ -167,8 +170,8 @@ def differences(
 
 
 def xattrs_of(fs: FileSystem, ino: int) -> dict[bytes, bytes]:
-    """Return the extended attributes, without the record of the pool's storage, which follows the size."""
-    return {name: fs.getxattr(ino, name) for name in fs.listxattr(ino) if name != members.ATTRIBUTE}
+    """Return the extended attributes that users have set."""
+    return {name: fs.getxattr(ino, name) for name in fs.listxattr(ino) if name not in OWN}
 
 
 def attribute_differences(
