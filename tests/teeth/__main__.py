@@ -64,7 +64,9 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one mutant; a hang counts as caught")
     parser.add_argument("--list", action="store_true", help="names and reasons, nothing is run")
     parser.add_argument("--no-sanity", action="store_true", help="leave out the run on the sources as they are")
-    parser.add_argument("--compiled", action="store_true", help="compile the core for each mutant: some minutes more")
+    parser.add_argument(
+        "--compiled", action="store_true", help="compile the core for each mutant in it; run make compiled first"
+    )
     given = parser.parse_args()
     mutants, console = chosen(given.names), Console(width=None if sys.stdout.isatty() else 160)
     if not mutants:
