@@ -21,7 +21,7 @@ from tree_rig import QUIET
 
 from daxfs.errors import Corrupt, FsError
 from daxfs.fs.filesystem import FileSystem
-from support import fsck
+from support import fsck, write_image
 
 IMAGES = 12
 """Images of one test (``--crash-images``), and promises that are looked at, at most."""
@@ -98,7 +98,7 @@ class Recorded:
             if promise is not None:
                 lost = missing(promise, picture)
                 assert not lost, f"{where}: {lost}"
-            file.write_bytes(disk.content)
+            write_image(file, disk.content)
             fsck(file)
         return looked
 

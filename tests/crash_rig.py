@@ -41,7 +41,7 @@ from daxfs.fs.types import Options, RenameFlags, SetAttributes
 from daxfs.journal.view import PoolView
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import blocks, dirblocks, groups, htree, inodes
-from support import fsck, mke2fs, run, tool
+from support import fsck, mke2fs, run, tool, write_image
 
 WORD = 8
 EPOCH_NS = 1_700_000_000 * 10**9
@@ -996,7 +996,7 @@ def mend(path: Path, *options: str) -> bool:
 
 def recover_by_e2fsck(content: bytes, path: Path) -> Picture:
     """Return the tree that e2fsck recovers from the image; a second run of it must find nothing."""
-    path.write_bytes(content)
+    write_image(path, content)
     mend(path, "-fy", "-E", "no_optimize_extents")
     fsck(path)
     return read_quietly(path)
@@ -1007,7 +1007,7 @@ def preen(content: bytes, path: Path) -> None:
 
     After the replay it may end without a full check, which alone clears the feature orphan_present; ``-f`` makes one.
     """
-    path.write_bytes(content)
+    write_image(path, content)
     mend(path, "-p")
     mend(path, "-fp")
     fsck(path)
@@ -1015,7 +1015,7 @@ def preen(content: bytes, path: Path) -> None:
 
 def recover_by_kernel(content: bytes, path: Path) -> Picture:
     """Return the tree that the kernel recovers by mounting the image; e2fsck must find nothing then."""
-    path.write_bytes(content)
+    write_image(path, content)
     with kernel_mount(path):
         pass
     fsck(path)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from in_memory import SHARED_MEMORY
 
-from support import fsck
+from support import fsck, write_image
 
 _COMMON = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
 
@@ -31,5 +31,5 @@ def fsck_content(content: bytes | bytearray) -> None:
     """Have e2fsck look at the bytes of a pool."""
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
         path = Path(place) / "pool"
-        path.write_bytes(content)
+        write_image(path, content)
         fsck(path)

@@ -11,7 +11,7 @@ from daxfs.fs import mounting
 from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.snapshots.keeper import Keeper
 from daxfs.pmem.memory import MemoryPool
-from support import fsck
+from support import fsck, write_image
 
 
 def keeper(fs: FileSystem) -> Keeper:
@@ -33,7 +33,7 @@ def differences(fs: FileSystem, name: bytes, expected: Picture, folder: Path) ->
     """What is wrong with a snapshot: its image must have the tree that was expected, and e2fsck must find nothing."""
     image = image_of(fs, name)
     path = folder / "snapshot"
-    path.write_bytes(image)
+    write_image(path, image)
     fsck(path)
     return unlike(tree_in(image), expected)
 

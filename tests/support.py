@@ -6,6 +6,7 @@ A missing tool is an error, never a skip: a test that did not run proves nothing
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ from daxfs.fs import clock
 
 HANG_SECONDS = 60.0
 """A limit that only a hang exceeds: on a loaded machine what takes a second otherwise may take many."""
+ZEROS = bytes(1 << 16)
 PATHS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -50,6 +52,17 @@ def bytes_of(size: str) -> int:
     """Return the number of bytes that a size such as ``64M`` or ``2500K`` names."""
     unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(size[-1])
     return int(size) if unit is None else int(size[:-1]) * unit
+
+
+def write_image(path: Path, content: bytes | bytearray | memoryview) -> None:
+    """Store the bytes of a pool in a file, whose holes are what is zero: e2fsck reads it as any other, and sooner."""
+    view = memoryview(content)
+    with path.open("wb", buffering=0) as file:
+        for begin in range(0, len(view), len(ZEROS)):
+            piece = view[begin : begin + len(ZEROS)].tobytes()
+            if piece != ZEROS:
+                os.pwrite(file.fileno(), piece, begin)
+        file.truncate(len(view))
 
 
 def mke2fs(pool: Path, *options: str, size: str = "64M") -> Path:

@@ -15,7 +15,7 @@ from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT
 from daxfs.tools.mkfs import make_pool
 from daxfs.tools.tiermaking import Tier
-from support import fsck
+from support import fsck, write_image
 
 MIB = 1 << 20
 GROUP = 8 * MIB
@@ -35,14 +35,16 @@ class Members(NamedTuple):
         with open_pool(self.pool, read_only=True, exclusively=False) as pool:
             found = members.records(pool)
             length = found[0].label.begin if found else pool.size
+        content = bytearray()
+        with self.pool.open("rb") as memory:
+            content += memory.read(length)
+        for record in found:
+            with open(record.find(str(self.pool)), "rb") as storage:
+                storage.seek(CONTENT)
+                content += storage.read(record.label.size)
+            content += bytes(record.place.end - len(content))
         whole = self.pool.with_name("whole")
-        with self.pool.open("rb") as memory, whole.open("wb") as file:
-            file.write(memory.read(length))
-            for record in found:
-                with open(record.find(str(self.pool)), "rb") as storage:
-                    storage.seek(CONTENT)
-                    file.write(storage.read(record.label.size))
-                file.truncate(record.place.end)
+        write_image(whole, content)
         return whole
 
     def split(self, whole: Path) -> None:

@@ -15,7 +15,7 @@ from crash_rig import FORMATS, SINGLE, Run, image, recover
 from daxfs.fs.types import Caller
 from daxfs.fs.volume import SUPERUSER, Volume
 from daxfs.journal.handle import Handle
-from support import fsck
+from support import fsck, write_image
 
 IN_PARTS = (
     *("append", "write new", "write new in d", "overwrite and append", "write unwritten", "write unwritten whole"),
@@ -48,7 +48,7 @@ def commits(name: str, operation: str, path: Path) -> None:
         found = recover(left.image)
         faults = run.judge(found, left.position)
         assert not faults, run.describe(left) + "\n" + "\n".join(faults)
-        path.write_bytes(left.image)
+        write_image(path, left.image)
         fsck(path)
 
 

@@ -25,7 +25,7 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.fs.steps import Steps
 from daxfs.fs.tiers import homecoming
 from daxfs.pmem.memory import MemoryPool
-from support import fsck
+from support import fsck, write_image
 
 __all__ = ["tmp_path"]
 
@@ -66,7 +66,7 @@ def test_the_old_place_or_the_new_one(
     monkeypatch.undo()
     left = []
     for cut in sample(recording):
-        whole.write_bytes(cut.image)
+        write_image(whole, cut.image)
         if not mounting.read_superblock(MemoryPool(cut.image)).is_torn():  # `daxfs check` mends that first
             mended = shutil.copy(whole, tmp_path / "mended")
             subprocess.run(["e2fsck", "-fp", mended], check=False, capture_output=True)

@@ -22,6 +22,7 @@ from daxfs.pmem.opening import open_pool
 from daxfs.pmem.storage import CONTENT
 from daxfs.runs import ByteRange
 from daxfs.tools.mkfs import make_pool
+from support import write_image
 
 __all__ = ["tmp_path"]
 
@@ -45,7 +46,7 @@ class Cuts:
         """Keep the members as they are."""
         left = Members(self.folder / str(len(self.images)) / "pool", self.folder / str(len(self.images)) / "slow")
         left.pool.parent.mkdir()
-        left.pool.write_bytes(self.pool.read_bytes())
+        write_image(left.pool, self.pool.read_bytes())
         subprocess.run(["cp", "--sparse=always", self.storage, left.storage], check=True)
         self.images.append(left)
 
@@ -120,10 +121,9 @@ def test_the_old_members_or_the_new_ones(tmp_path: Path, change: Callable[[FileS
 def _examine_by_e2fsck(left: Members) -> None:
     """Recover a copy of all bytes that may belong to the pool."""
     whole = left.pool.with_name("both")
-    with whole.open("wb") as file, left.storage.open("rb") as storage:
-        file.write(left.pool.read_bytes()[:MEMORY])
+    with left.storage.open("rb") as storage:
         storage.seek(CONTENT)
-        file.write(storage.read())
+        write_image(whole, left.pool.read_bytes()[:MEMORY] + storage.read())
     subprocess.run(["e2fsck", "-fp", whole], check=False, capture_output=True)
     done = subprocess.run(["e2fsck", "-fn", whole], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

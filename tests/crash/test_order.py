@@ -19,7 +19,7 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import SetAttributes
 from daxfs.journal.area import LogArea
 from daxfs.journal.view import PoolView
-from support import fsck
+from support import fsck, write_image
 
 FLAGS, CHECKSUM = 0x60, 0x3FC
 """Where s_feature_incompat and s_checksum are in the superblock."""
@@ -123,7 +123,7 @@ def test_an_orphan_held_while_the_log_goes_round(tmp_path: Path, name: str) -> N
     for left in pool.crash_images(random.Random(1), start=start, prefixes=2, subsets=3):
         found = recover(left.image)
         assert b"big" not in found.facts
-        path.write_bytes(left.image)
+        write_image(path, left.image)
         fsck(path)
         seen += 1
     assert seen > 10

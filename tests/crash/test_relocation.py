@@ -22,7 +22,7 @@ from crash_rig import (
     unlike,
 )
 
-from support import fsck
+from support import fsck, write_image
 
 KINDS = ["relocate", "relocate directory", "relocate index", "relocate map", "relocate symlink", "relocate attributes"]
 SHARE = 0.4
@@ -46,7 +46,7 @@ def cut(name: str, steps: list[tuple[str, str]], path: Path) -> int:
         found = recover(left.image)
         wrong = run.judge(found, left.position)
         assert not wrong, run.describe(left) + "\n" + "\n".join(wrong)
-        path.write_bytes(left.image)
+        write_image(path, left.image)
         fsck(path)
         count += 1
         if compared < COMPARED and rng.random() < 0.5 and not torn(before):

@@ -29,7 +29,7 @@ from tree_rig import QUIET
 
 from daxfs.errors import Corrupt
 from daxfs.fs.filesystem import FileSystem
-from support import fsck, mke2fs
+from support import fsck, mke2fs, write_image
 
 FORMATS = {
     "reserved blocks": ("-E", "resize=40000"),
@@ -108,7 +108,7 @@ def check_cuts(name: str, folder: Path, *, cuts: int, depth: int, every: int) ->
                 fs.check()
         except Corrupt as error:
             raise AssertionError(f"{where}: {error}") from error
-        file.write_bytes(disk.content)
+        write_image(file, disk.content)
         fsck(file)
         if looked % every == 0 and not torn_superblock(crashed):
             assert not unlike(recover_by_e2fsck(crashed, file), picture), f"{where}: e2fsck"

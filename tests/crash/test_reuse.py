@@ -16,7 +16,7 @@ from crash_rig import FORMATS, QUIET, Workbench, image, noise
 from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.pmem.memory import MemoryPool
-from support import fsck
+from support import fsck, write_image
 
 
 def scattered(bench: Workbench) -> None:
@@ -84,5 +84,5 @@ def test_a_freed_metadata_block_that_holds_data(tmp_path: Path, kind: str, name:
         assert bytes(after.read(found, 0, done)) == content[:done]
         after.release(found)
     path = tmp_path / "pool"
-    path.write_bytes(left)
+    write_image(path, left)
     fsck(path)

@@ -30,7 +30,7 @@ from daxfs.errors import Corrupt
 from daxfs.ext4.superblock import EXT4_ERROR_FS
 from daxfs.fs.filesystem import FileSystem
 from daxfs.structures import shrinkage
-from support import fsck, mke2fs, run
+from support import fsck, mke2fs, run, write_image
 
 FORMATS = {
     "default": ("-E", "resize=40000"),
@@ -186,7 +186,7 @@ def check_cuts(name: str, folder: Path, *, cuts: int, depth: int, every: int) ->
                 fs.check()
         except Corrupt as error:
             raise AssertionError(f"{where}: {error}") from error
-        file.write_bytes(crashed)
+        write_image(file, crashed)
         with FileSystem.open(file, QUIET):
             pass
         if name in JOURNAL and run_code("e2fsck", "-p", file) == 1:  # blocks of one place of the log belonged to nobody

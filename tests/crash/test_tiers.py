@@ -20,6 +20,7 @@ from daxfs.fs.steps import Steps
 from daxfs.fs.tiers import placement
 from daxfs.fs.tiers.moves import Moved
 from daxfs.fs.types import ROOT_INO
+from support import write_image
 
 __all__ = ["tmp_path"]
 
@@ -50,8 +51,8 @@ class Cuts:
     def cut(self) -> None:
         """Cut the power, recover, and compare."""
         left = Members(self._folder / "pool", self._folder / "slow")
-        left.pool.write_bytes(self.members.pool.read_bytes())
-        left.storage.write_bytes(self.stable)
+        write_image(left.pool, self.members.pool.read_bytes())
+        write_image(left.storage, self.stable)
         self.members.storage.rename(self.members.storage.with_name("away"))  # so that the copy beside the pool is used
         try:
             with FileSystem.open(left.pool) as fs:

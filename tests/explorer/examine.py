@@ -40,7 +40,7 @@ from explorer.disk import Disk, UndoPool
 from explorer.sweep import sweep
 from explorer.tiers import TIERED, TieredUndoPool, mounted, recording, tiered_image
 from explorer.workloads import Workload
-from support import fsck
+from support import fsck, write_image
 
 FEW = {"alone": 2, "subsets": 1}
 """How much of a cut recovery is examined."""
@@ -240,7 +240,7 @@ class Examiner:
         if not picture.snapshots:  # what they show depends on file data, too
             self._layouts.setdefault(layout.blocks, {})[disk.digest(self._journal | layout.blocks)] = layout
         fs.close()
-        self._file.write_bytes(disk.content)
+        write_image(self._file, disk.content)
         fsck(self._file)
         if self._rng.random() < self._depth.grow:
             wrong = grow_everything(bytearray(disk.content))

@@ -18,7 +18,7 @@ from explorer.disk import Disk
 from explorer.examine import Depth, Tally, Wrong
 from explorer.sweep import sweep
 from explorer.workloads import Workload
-from support import fsck
+from support import fsck, write_image
 
 RUNS = 3
 """One run of e2fsck may leave a directory that the next one rebuilds."""
@@ -65,7 +65,7 @@ class PlainExaminer:
 
     def _image(self) -> None:
         """Have e2fsck mend what is on the disk, and look for what must be there."""
-        self._file.write_bytes(self._disk.content)
+        write_image(self._file, self._disk.content)
         for _ in range(RUNS):
             if not mend(self._file, "-fy", "-E", "no_optimize_extents"):
                 break

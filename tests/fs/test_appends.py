@@ -19,7 +19,7 @@ from daxfs.fs import appends
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.ranges import KEEP_SIZE
 from daxfs.fs.types import SetAttributes
-from support import fsck, run
+from support import fsck, run, write_image
 
 OpenFs = Callable[..., FileSystem]
 BLOCK = 4096
@@ -219,5 +219,5 @@ def test_a_close_that_can_not_free_the_window(error: str, tmp_path: Path) -> Non
     assert file.ino in fs.volume.lives.listed
     assert fs.tree.read_bytes("/log") == content
     fs.close()
-    (tmp_path / "pool").write_bytes(disk.content)
+    write_image(tmp_path / "pool", disk.content)
     fsck(tmp_path / "pool")

@@ -21,7 +21,7 @@ from daxfs.fs import truncating
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.types import SetAttributes
 from daxfs.pmem.memory import MemoryPool
-from support import fsck, tool
+from support import fsck, tool, write_image
 
 MakePool = Callable[..., Path]
 
@@ -222,7 +222,7 @@ def test_power_cuts_within_commits_of_daxfs(pool: MakePool, any_format: tuple[st
     images = list(recorder.crash_images(chance, start=begin, prefixes=1, subsets=1))
     for number, cut in enumerate(chance.sample(images, 8)):
         path = tmp_path / f"cut{number}"
-        path.write_bytes(cut.image)
+        write_image(path, cut.image)
         try:
             replayed(path)
         except AssertionError as error:

@@ -12,6 +12,7 @@ import pytest
 from daxfs.errors import FsError
 from daxfs.ext4.inode import EXT4_APPEND_FL
 from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
+from support import write_image
 
 
 def make(fs: FileSystem, name: bytes = b"f", flags: int = os.O_RDWR) -> tuple[int, OpenFile]:
@@ -68,7 +69,7 @@ def test_what_is_changed_with_o_sync_is_durable(fs: FileSystem, tmp_path: Path, 
     for change, size in changes:
         change()
         cut = tmp_path / "cut"
-        cut.write_bytes(fs.volume.pool.memory)
+        write_image(cut, fs.volume.pool.memory)
         with FileSystem.open(cut) as after:
             assert after.getattr(after.tree.resolve("/f")).size == (size if flag else 0)
     fs.release(file)

@@ -50,7 +50,7 @@ from daxfs.fs.types import Caller, SetAttributes
 from daxfs.fs.volume import Volume
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import inodes
-from support import fsck, mke2fs
+from support import fsck, mke2fs, write_image
 
 OpenFs = Callable[..., FileSystem]
 
@@ -420,7 +420,7 @@ def test_a_cut_between_two_parts_of_a_move(tmp_path: Path, mode: int, monkeypatc
             found = again.tree.read_bytes("f")
         assert {found[at : at + 1024] for at in range(0, len(found), 1024)} <= pieces | {bytes(1024)}
         between += found not in (old, new)
-        (tmp_path / "pool").write_bytes(left.image)
+        write_image(tmp_path / "pool", left.image)
         fsck(tmp_path / "pool")
     assert between
 

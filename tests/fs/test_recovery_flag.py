@@ -17,7 +17,7 @@ from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
 from daxfs.tools import check
-from support import HANG_SECONDS, fsck, tool
+from support import HANG_SECONDS, fsck, tool, write_image
 
 MENDED = (0, 1)
 
@@ -89,9 +89,9 @@ def test_a_torn_flag_is_mended_by_a_mount_and_by_check(tmp_path: Path, by_mount:
     content[1024 + 0x60] ^= 4
     assert torn_superblock(content)
     path = tmp_path / "pool"
-    path.write_bytes(content)
+    write_image(path, content)
     assert preen(path) not in MENDED
-    path.write_bytes(content)
+    write_image(path, content)
     if by_mount:
         with FileSystem.open(path):
             pass

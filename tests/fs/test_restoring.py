@@ -18,7 +18,7 @@ from daxfs.errors import FsError
 from daxfs.fs import mounting, restoring
 from daxfs.fs.filesystem import FileSystem
 from daxfs.pmem.memory import MemoryPool
-from support import fsck, run
+from support import fsck, run, write_image
 
 LATER = ("overwrite", "unlink", "write new in d", "rename", "truncate at hole", "mkdir")
 
@@ -36,7 +36,7 @@ def busy(fs: FileSystem, *names: str) -> None:
 def clean_tree(pool: MemoryPool, folder: Path) -> Picture:
     """The tree of an unmounted pool in which e2fsck finds nothing."""
     path = folder / "pool"
-    path.write_bytes(pool.image())
+    write_image(path, pool.image())
     fsck(path)
     return tree_in(bytearray(pool.image()))
 
@@ -258,7 +258,7 @@ def test_other_programs_refuse_a_pool_whose_restore_was_interrupted(tmp_path: Pa
     pool, _, _ = begun("4k")
     restoring.begin(pool, b"s")
     path = tmp_path / "pool"
-    path.write_bytes(pool.image())
+    write_image(path, pool.image())
     assert "unsupported feature" in run("e2fsck", "-fn", path, code=8)
     with refused(errno.EBUSY):
         restoring.restore(MemoryPool(pool.image()), b"older")

@@ -22,7 +22,7 @@ from daxfs.fs.types import Options
 from daxfs.pmem.memory import MemoryPool
 from daxfs.pmem.pool import Pool
 from daxfs.structures import blocks
-from support import fsck
+from support import fsck, write_image
 
 MakePool = Callable[..., Path]
 
@@ -218,7 +218,7 @@ def test_a_cut_during_a_trim(pool: MakePool, tmp_path: Path) -> None:
                 assert again.tree.read_bytes(f"/{number}") == noise(50_000, number)
             if b"0" in again.tree.listdir("/"):
                 assert again.tree.read_bytes("/0") == noise(50_000, 0)
-        (tmp_path / "left").write_bytes(left.image)
+        write_image(tmp_path / "left", left.image)
         fsck(tmp_path / "left")
         images += 1
     assert images > 20

@@ -42,7 +42,7 @@ from daxfs.fs.filesystem import ROOT_INO, FileSystem, OpenFile
 from daxfs.fs.types import WriteNotification
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import blocks
-from support import fsck, mke2fs
+from support import fsck, mke2fs, write_image
 
 MARKER = b"\xa5"
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -231,7 +231,7 @@ def test_a_client_without_honour(tmp_path: Path, name: str, seed: int) -> None:
         one.close()
     fs.close()
     path = tmp_path / "pool"
-    path.write_bytes(content)
+    write_image(path, content)
     fsck(path)
 
 

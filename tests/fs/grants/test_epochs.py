@@ -44,7 +44,7 @@ from daxfs.fs.change import Change
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.fs.grants import epochs, inode_grants
 from daxfs.structures import inodes, orphans
-from support import fsck
+from support import fsck, write_image
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "4k": ("-b", "4096", "-J", "size=4", "-N", "64", "-m", "0"),
@@ -71,7 +71,7 @@ class Bench:
     def close(self, path: Path) -> None:
         """Close the file system and check it with e2fsck."""
         self.fs.close()
-        path.write_bytes(self.content)
+        write_image(path, self.content)
         fsck(path)
 
 
@@ -391,7 +391,7 @@ def test_unmounted_with_nobody_left(folder: Path, tmp_path: Path, state: str) ->
         pair = STATES[state](bench.fs)
         OPERATIONS[operation](pair)
         leave(pair)
-        (tmp_path / "pool").write_bytes(bench.content)
+        write_image(tmp_path / "pool", bench.content)
         fsck(tmp_path / "pool")
 
 

@@ -22,7 +22,7 @@ from daxfs.errors import FsError
 from daxfs.fs.filesystem import ROOT_INO, FileSystem
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import orphans
-from support import fsck
+from support import fsck, write_image
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "1k": ("-b", "1024", "-J", "size=1", "-N", "64"),
@@ -126,7 +126,7 @@ def recover(story: Story, left: CrashImage, operation: str, path: Path) -> Files
         assert not list(orphans.listing(fs.volume.view))
         assert settled(fs) == story.total
     judge(story, operation, found, left.position)
-    path.write_bytes(left.image)
+    write_image(path, left.image)
     fsck(path)
     return found
 

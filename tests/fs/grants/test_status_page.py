@@ -38,7 +38,7 @@ from daxfs.fs.steps import finish
 from daxfs.fs.types import Caller, LeaseRequest, Options
 from daxfs.pmem.memory import MemoryPool
 from daxfs.structures import blocks
-from support import fsck, mke2fs
+from support import fsck, mke2fs, write_image
 
 OpenFs = Callable[..., FileSystem]
 
@@ -102,7 +102,7 @@ def test_an_orderly_unmount_erases_it(image: bytearray, tmp_path: Path) -> None:
     fs.release(held.file)
     fs.close()
     assert secret not in image
-    (tmp_path / "pool").write_bytes(image)
+    write_image(tmp_path / "pool", image)
     fsck(tmp_path / "pool")
 
 

@@ -25,7 +25,7 @@ from daxfs.fs.types import Options
 from daxfs.journal.view import View
 from daxfs.runs import ByteRange
 from daxfs.structures import blocks, groupmaps, inodes, shrinkage
-from support import fsck, mke2fs, run
+from support import fsck, mke2fs, run, write_image
 
 __all__ = ["tmp_path"]
 
@@ -413,7 +413,7 @@ def test_a_descriptor_that_names_a_place_outside(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     table = slice(4096 + 32 * 70 + 8, 4096 + 32 * 70 + 12)
     content[table] = b"\xf0\xff\xff\xff"
-    path.write_bytes(content)
+    write_image(path, content)
     with FileSystem.open(path) as fs:
         assert fs.minimum_size() < fs.size
         assert refused(fs, 40 * MIB // 4096) == "EUCLEAN"

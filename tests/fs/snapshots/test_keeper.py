@@ -28,7 +28,7 @@ from daxfs.protocol import Flag
 from daxfs.snapshots import format as layout
 from daxfs.snapshots.store import Store
 from daxfs.structures import inodes, mapping
-from support import HANG_SECONDS, fsck, mke2fs, run, wait_a_tick
+from support import HANG_SECONDS, fsck, mke2fs, run, wait_a_tick, write_image
 
 
 @pytest.fixture(params=FORMATS)
@@ -342,7 +342,7 @@ def test_what_another_program_stores_before_a_replay_is_noticed(tmp_path: Path) 
     busy(fs, "unlink")
     fs.volume.commit()
     path = tmp_path / "pool"
-    path.write_bytes(fs.volume.pool.memory)
+    write_image(path, fs.volume.pool.memory)
     fs = FileSystem.open(MemoryPool(path.read_bytes()), QUIET)
     assert fs.list_snapshots()[0].lost == ""
     run("debugfs", "-w", "-R", "write /proc/version new", path)
@@ -359,7 +359,7 @@ def test_a_replay_by_a_read_only_mount_of_the_kernel_is_noticed(tmp_path: Path) 
     bench.hold("big")
     fs.volume.commit()
     path = tmp_path / "pool"
-    path.write_bytes(fs.volume.pool.memory)
+    write_image(path, fs.volume.pool.memory)
     with loop_device(path) as device:
         place = tmp_path / "place"
         place.mkdir()
@@ -393,7 +393,7 @@ def test_snapshots_are_lost_when_another_program_changes_the_pool(
 
 def test_snapshots_are_lost_when_the_kernel_has_mounted_the_pool(tmp_path: Path) -> None:
     path = tmp_path / "pool"
-    path.write_bytes(image("4k"))
+    write_image(path, image("4k"))
     for options, lost in (((), ""), (("ro",), ""), (("rw",), catalogue.REASONS[catalogue.FOREIGN])):
         with FileSystem.open(path, QUIET) as fs:
             if not fs.list_snapshots():
