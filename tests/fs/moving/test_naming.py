@@ -60,6 +60,7 @@ def test_a_long_path_is_shown_without_its_beginning(tmp_path: Path) -> None:
         assert text.startswith("..." + "y" * naming.MOST_SHOWN)
 
 
+@pytest.mark.interpreted
 def test_no_step_looks_at_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large directory is looked at in parts, and one that is removed between two of them is passed over."""
     with FileSystem.open(made(tmp_path / "pool", size="80M"), QUIET) as fs:
