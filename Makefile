@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-# Tests run in 2.5 processes per processor, since half of their time they wait for clocks, disks and other processes; six
+# Tests run in two processes per processor, since some of their time they wait for clocks, disks and other processes; six
 # at most, since more mounted tests at once would wait for each other.
-WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 5 / 2))) --maxprocesses=6 --dist=worksteal
+WORKERS := --numprocesses=$(shell echo $$(($$(nproc) * 2))) --maxprocesses=6 --dist=worksteal
 
 # Tests start thousands of interpreters. Each would compile all modules anew if it could not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE

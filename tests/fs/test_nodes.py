@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from damage_rig import stopped_by_damage
@@ -114,11 +115,15 @@ def test_a_refused_operation_keeps_the_times_that_wait(open_fs: OpenFs, monkeypa
     written = fs.getattr(file.ino)
     assert file.ino in fs.volume.nodes.lazy
 
-    def fail(*_: object) -> None:
+    nodes = type(fs.volume.nodes)
+    stamped = nodes.stamped
+
+    def fail(*arguments: Any, **times: bool) -> None:
+        stamped(*arguments, **times)
         raise FsError(errno.EIO)
 
-    monkeypatch.setattr(type(fs.volume.lives), "named", fail)
-    monkeypatch.setattr(type(fs.volume.nodes), "reloaded", fail)
+    monkeypatch.setattr(nodes, "stamped", fail)
+    wait_a_tick()
     with pytest.raises(FsError):
         fs.setattr(file.ino, SetAttributes(mtime_now=True))
     monkeypatch.undo()

@@ -216,7 +216,7 @@ def test_a_fatal_signal_leaves_a_trace(pool: Pool, tmp_path: Path, number: signa
         if foreground:
             assert process.wait(HANG_SECONDS) == -number
         end = time.monotonic() + HANG_SECONDS
-        while "Fatal Python error" not in log.read_text() or "session.py" not in log.read_text():
+        while "Fatal Python error" not in log.read_text() or "serving.py" not in log.read_text():
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.02)
 

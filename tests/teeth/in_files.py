@@ -718,10 +718,9 @@ MUTANTS = [
     Mutant(
         "unlink changes the link count in another handle",
         NAMES,
-        "        drop_name(volume, tx, victim, now)\n    removal.collect(volume, entry.ino)\n\n\ndef present",
-        "    with volume.handle(CREDITS_NAME) as tx:\n"
-        "        drop_name(volume, tx, inodes.edit(tx, entry.ino), now)\n"
-        "    removal.collect(volume, entry.ino)\n\n\ndef present",
+        "        freed = removal.free_with_name(volume, tx, victim)\n        if not freed:\n            drop_name(",
+        "        freed = False\n    with volume.handle(CREDITS_NAME) as tx:\n"
+        "        victim = inodes.edit(tx, entry.ino)\n        if not freed:\n            drop_name(",
         "A cut in the middle leaves a file with one link more than names.",
         (HANDLES,),
     ),

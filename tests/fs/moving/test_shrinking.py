@@ -377,6 +377,7 @@ def test_tables_that_reach_into_the_next_group(options: tuple[str, ...], tmp_pat
     fsck(path)
 
 
+@pytest.mark.interpreted
 def test_no_step_looks_at_many_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large file system that is nearly empty; the progress bar's question looks at no bitmap."""
     path = made(tmp_path / "pool", "-E", "resize=2000000")
