@@ -83,12 +83,17 @@ def ended(child: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def asked_meanwhile(root: Path, child: int) -> tuple[int, list[int]]:
-    """Ask for the free blocks until the child has ended; return its exit code and the answers."""
+def asked_meanwhile(root: Path, child: int, number: int = 0) -> tuple[int, list[int]]:
+    """Ask for the free blocks until the child has ended; return its exit code and the answers.
+
+    As soon as the answers show that its request is in progress, the child gets the signal ``number`` after each.
+    """
     answers = []
     end = time.monotonic() + HANG_SECONDS
     while (code := ended(child)) is None:
         answers.append(os.statvfs(root).f_bfree)
+        if answers[-1] != answers[0]:
+            os.kill(child, number)
         assert time.monotonic() < end, "the child does not end"
     return code, answers
 
@@ -164,19 +169,22 @@ def test_a_signal_ends_an_fallocate(pool: Callable[..., Path]) -> None:
         descriptor = comb(mount.place / "f")
         before = os.fstat(descriptor).st_blocks
 
-        def with_signals(action: Callable[[], None]) -> Callable[[], None]:
+        def taking_signals(action: Callable[[], None]) -> Callable[[], None]:
             def run() -> None:
-                signal.signal(signal.SIGALRM, lambda *_: None)
-                signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+                signal.signal(signal.SIGUSR1, lambda *_: None)
                 action()
 
             return run
 
-        code, answers = asked_meanwhile(mount.place, begin(with_signals(lambda: fallocate(descriptor, 0))))
+        code, answers = asked_meanwhile(
+            mount.place, begin(taking_signals(lambda: fallocate(descriptor, 0))), signal.SIGUSR1
+        )
         assert code == errno.EINTR
         assert before < os.fstat(descriptor).st_blocks < 2 * before
         assert len(set(answers)) > 1
-        code, _ = asked_meanwhile(mount.place, begin(with_signals(lambda: os.ftruncate(descriptor, 0))))
+        code, _ = asked_meanwhile(
+            mount.place, begin(taking_signals(lambda: os.ftruncate(descriptor, 0))), signal.SIGUSR1
+        )
         assert code == 0
         assert os.fstat(descriptor).st_blocks == 0
         os.close(descriptor)
