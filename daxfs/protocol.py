@@ -96,8 +96,9 @@ TOKEN_SIZE = 16
 PATH_SIZE = 944
 """Bytes of the field for a pool's path, the terminating NUL included."""
 EXTENTS, SHORT_EXTENTS = 124, 4
-COMMIT_WORDS = 64
 """Extents for which a lease record of the long and of the short form has room."""
+COMMIT_WORDS = 64
+"""Commit words for which the answer to DAXFS_IOC_ARMED has room."""
 
 LAYOUTS = {
     "daxfs_pool": {

@@ -37,8 +37,9 @@ class CommitWord(NamedTuple):
         return bool(self.valid >> DISARMING_BIT & 1)
 
 
-def word(place: int, valid: int) -> CommitWord:
-    """Return the word at the byte ``place`` of the pool whose valid value this is."""
+def word(place: int, sequence: int) -> CommitWord:
+    """Return the word at the byte ``place`` of the pool that commits the transaction ``sequence``."""
+    valid = int.from_bytes(sequence.to_bytes(4, "big"), sys.byteorder)
     return CommitWord(place, valid ^ _FLIPPED, valid)
 
 

@@ -238,7 +238,7 @@ class Log:
         for k in range(count):
             sequence = self._sequence + k & _M
             place = self._place(self._wrapped(position + needed - 1)) + jbd2.SEQUENCE_OFFSET
-            word = armed.word(place, int.from_bytes(sequence.to_bytes(4, "big"), sys.byteorder))
+            word = armed.word(place, sequence)
             if self._words[place >> 2] == word.valid:  # as in `commit`
                 pool.store_word(place, word.valid ^ _M)
                 pool.fence()

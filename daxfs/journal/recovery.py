@@ -213,7 +213,7 @@ def _fired_late(pool: Pool, reader: _Reader, end: int, position: int) -> bool:
         return False
     tags = jbd2.unpack_tags(reader.block(position), reader.form)
     place = reader.place(reader.after(position, 1 + len(tags))) + jbd2.SEQUENCE_OFFSET
-    word = armed.word(place, int.from_bytes(end.to_bytes(4, "big"), sys.byteorder))
+    word = armed.word(place, end)
     if not atomics.AVAILABLE or int.from_bytes(pool.memory[place : place + 4], sys.byteorder) != word.armed:
         return False
     return pool.store_bit(place, armed.DISARMING_BIT, word.disarming_value) == word.valid

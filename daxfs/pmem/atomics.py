@@ -7,9 +7,11 @@ memory, and then wakes whoever sleeps on it, here nobody. Callers use `daxfs.pme
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 
+from daxfs.pmem.libc import last_error
+
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
 _FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}.get(platform.machine())
 _WAKE_OP, _PRIVATE = 5, 128
 _OR, _ANDN, _BIT_NUMBER = 2, 3, 8  # the operand is the number of a bit
@@ -32,8 +34,7 @@ def store_bit(address: int, bit: int, value: bool) -> None:
     assert _FUTEX is not None
     operation = (_OR if value else _ANDN) | _BIT_NUMBER
     idle = ctypes.c_uint32()
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    done = call(
+    done = _syscall(
         ctypes.c_long(_FUTEX),
         ctypes.byref(idle),
         ctypes.c_int(_WAKE_OP | _PRIVATE),
@@ -43,5 +44,4 @@ def store_bit(address: int, bit: int, value: bool) -> None:
         ctypes.c_int((operation << 28 | bit << 12) - (1 << 32 if operation & 8 else 0)),
     )
     if done < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()
